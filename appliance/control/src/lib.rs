@@ -1,0 +1,53 @@
+//! What the parts say to each other: typed requests over two Unix sockets in `STATE/run/`.
+//!
+//! - `control.sock`, served by the supervisor: [`Request`] → [`Reply`]. The gateway, the wizard
+//!   and the command line use it to see and change the box.
+//! - `gateway.sock`, served by the gateway: [`DoorRequest`] → [`DoorReply`]. The console uses it
+//!   for the few things that only the owner of the machine may do (open a claim, mint the key of
+//!   `polder up --yes`).
+//!
+//! Both carry one JSON document per line, one reply per request, except [`Request::Watch`], after
+//! which the connection carries [`Event`]s until either side closes it. The sockets are 0600:
+//! whoever can open them owns the state folder anyway.
+
+mod messages;
+mod plan;
+mod wire;
+
+pub use messages::{
+    Actor, AuditEntry, BoxStatus, Claim, DoorReply, DoorRequest, EngineStatus, Event, Gpu,
+    ImportSource, Machine, PartState, PartStatus, Reply, Request,
+};
+pub use plan::{Plan, Progress, Run, RunId, RunState, Step, StepState, Unit};
+pub use wire::{Client, ControlError, Handler, Outlet, serve};
+
+use std::path::{Path, PathBuf};
+
+/// Where the sockets of one state folder are.
+#[derive(Debug, Clone)]
+pub struct Sockets {
+    folder: PathBuf,
+}
+
+impl Sockets {
+    /// The sockets of this state folder.
+    pub fn of(state: &Path) -> Self {
+        Self { folder: state.join("run") }
+    }
+    /// `run/` itself: 0700.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+    /// The supervisor's socket.
+    pub fn control(&self) -> PathBuf {
+        self.folder.join("control.sock")
+    }
+    /// The gateway's private socket.
+    pub fn gateway(&self) -> PathBuf {
+        self.folder.join("gateway.sock")
+    }
+    /// An engine's HTTP socket.
+    pub fn engine(&self, name: &polder_site::EngineName) -> PathBuf {
+        self.folder.join(format!("engine-{name}.sock"))
+    }
+}

@@ -1,0 +1,310 @@
+use std::path::PathBuf;
+
+use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange};
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{Plan, Run, RunId};
+
+/// Who did something: for the audit trail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Actor {
+    /// Somebody with the claim code, before there is a member.
+    Claimer,
+    /// A member, by name.
+    Member(String),
+    /// Somebody at the machine itself.
+    Console,
+    /// The box by itself.
+    Itself,
+}
+
+impl std::fmt::Display for Actor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Claimer => f.write_str("the person claiming the box"),
+            Self::Member(name) => f.write_str(name),
+            Self::Console => f.write_str("somebody at the console"),
+            Self::Itself => f.write_str("the box"),
+        }
+    }
+}
+
+/// To the supervisor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// → [`Reply::Status`].
+    Status,
+    /// → [`Reply::Machine`].
+    Machine,
+    /// What would this change do? → [`Reply::Preview`].
+    Preview(SiteChange),
+    /// Do it. → [`Reply::Accepted`]; a change that needs nothing is done at once with an empty run.
+    Apply {
+        /// What should be different.
+        change: SiteChange,
+        /// Who says so.
+        by: Actor,
+    },
+    /// Bring a model into the store without serving it. → [`Reply::Accepted`].
+    Import {
+        /// Which.
+        recipe: RecipeName,
+        /// From where.
+        from: ImportSource,
+        /// Who says so.
+        by: Actor,
+    },
+    /// Stop a run between steps or inside an import. → [`Reply::Done`].
+    Cancel(RunId),
+    /// Runs, newest first: those running, and the last ones that ended. → [`Reply::Runs`].
+    Runs,
+    /// Recipes whose every file is in the store and was checked. → [`Reply::Imported`].
+    Imported,
+    /// Something a person did that the supervisor did not do itself. → [`Reply::Done`].
+    Record {
+        /// Who.
+        by: Actor,
+        /// What they did: `invited`, `revoked key`.
+        what: String,
+        /// To what: a member's or a key's name, never a secret.
+        on: String,
+    },
+    /// The audit trail, newest first, from before this entry number. → [`Reply::Audit`].
+    Audit {
+        /// Only entries with a smaller number.
+        before: Option<u64>,
+        /// At most this many (and at most 500).
+        limit: u32,
+    },
+    /// Turns the connection into a stream of [`Event`]s, beginning with the current status and
+    /// every run that is not over.
+    Watch,
+}
+
+/// Where an import takes its files from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImportSource {
+    /// Where the recipe says.
+    Recipe,
+    /// A folder or a mounted disk.
+    Folder(PathBuf),
+    /// A web server that has the recipe's files under this address.
+    Web(String),
+}
+
+/// From the supervisor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// The box now.
+    Status(BoxStatus),
+    /// The hardware.
+    Machine(Machine),
+    /// What a change would do.
+    Preview {
+        /// Lines of site.toml that would differ.
+        differences: Vec<Difference>,
+        /// Steps that would be taken.
+        plan: Plan,
+    },
+    /// A run has begun.
+    Accepted(RunId),
+    /// Runs, newest first.
+    Runs(Vec<Run>),
+    /// Recipes that are wholly there.
+    Imported(Vec<RecipeName>),
+    /// Audit entries, newest first.
+    Audit(Vec<AuditEntry>),
+    /// Done, nothing to say.
+    Done,
+    /// No; one sentence: what, where, what to do.
+    Refused(String),
+    /// Only after [`Request::Watch`].
+    Event(Event),
+}
+
+/// Something happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
+    /// The site or a part's state is different.
+    Status(BoxStatus),
+    /// A run is further, or over.
+    Run(Run),
+}
+
+/// The box at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BoxStatus {
+    /// What it is told to be.
+    pub site: Site,
+    /// The gateway.
+    pub gateway: PartStatus,
+    /// The engines.
+    pub engines: Vec<EngineStatus>,
+}
+
+/// An engine at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EngineStatus {
+    /// Its slot.
+    pub name: EngineName,
+    /// The pinned model it serves.
+    pub recipe: RecipeName,
+    /// Where it answers HTTP.
+    pub socket: PathBuf,
+    /// How it is.
+    pub part: PartStatus,
+}
+
+/// A long-running part at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PartStatus {
+    /// What it is doing.
+    pub state: PartState,
+    /// Starts since the supervisor began, the first one not counted.
+    pub restarts: u32,
+    /// Its process, while it has one.
+    pub pid: Option<u32>,
+}
+
+/// What a part is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PartState {
+    /// Not running, and should not.
+    Stopped,
+    /// Started, not yet answering.
+    Starting,
+    /// Answers.
+    Ready,
+    /// Told to finish what it has and end.
+    Draining,
+    /// Died; will be started again after a pause of this many milliseconds.
+    Waiting {
+        /// The pause.
+        retry_ms: u64,
+        /// What it died of.
+        why: String,
+    },
+    /// Died too often in too short a time; somebody must look. One sentence.
+    GaveUp(String),
+}
+
+/// The hardware, as far as the operating system tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The processor's own name for itself.
+    pub cpu: String,
+    /// Hardware threads that we may use.
+    pub threads: u32,
+    /// Bytes of main memory.
+    pub memory: u64,
+    /// Bytes free where the state folder is.
+    pub disk_free: u64,
+    /// Bytes there in all.
+    pub disk_total: u64,
+    /// Graphics processors; empty on a machine without one.
+    pub gpus: Vec<Gpu>,
+}
+
+/// A graphics processor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gpu {
+    /// The driver's name for it.
+    pub name: String,
+    /// Bytes of its own memory, where the driver tells.
+    pub memory: Option<u64>,
+}
+
+/// One line of the audit trail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// Counted from 1, without gaps.
+    pub number: u64,
+    /// When, RFC 3339, UTC.
+    pub at: String,
+    /// Who.
+    pub by: Actor,
+    /// What.
+    pub what: String,
+    /// To what.
+    pub on: String,
+    /// SHA-256 over the entry before and this one: a changed or missing line shows.
+    pub hash: String,
+}
+
+/// To the gateway, from the console only.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DoorRequest {
+    /// Is it up? → [`DoorReply::Ready`].
+    Ready,
+    /// Open the claim window anew; earlier codes die. → [`DoorReply::Claim`], or
+    /// [`DoorReply::Claimed`] on a box that has a steward.
+    OpenClaim,
+    /// Let the wizard be used again on a claimed box, after a sign-in with this code.
+    /// → [`DoorReply::Claim`].
+    ReopenSetup,
+    /// Make sure that there is a steward, revoke the key named `up`, mint a new one.
+    /// → [`DoorReply::Key`].
+    UpKey,
+}
+
+/// From the gateway.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DoorReply {
+    /// It is up; with what a member needs to reach it.
+    Ready {
+        /// The certificate of the local CA, to be trusted by clients.
+        ca_file: PathBuf,
+        /// SHA-256 of that certificate, for reading aloud.
+        fingerprint: String,
+        /// True once the box has a steward.
+        claimed: bool,
+    },
+    /// A claim code, said once.
+    Claim(Claim),
+    /// There is a steward already.
+    Claimed,
+    /// An API key, said once.
+    Key(String),
+    /// No; one sentence.
+    Refused(String),
+}
+
+/// A claim code and how long it is good for.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct Claim {
+    /// What to type.
+    pub code: String,
+    /// Seconds until the window closes.
+    pub seconds: u64,
+}
+
+// Codes and keys must not reach a log through a stray `{:?}`.
+impl std::fmt::Debug for Claim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Claim {{ code: (hidden), seconds: {} }}", self.seconds)
+    }
+}
+impl std::fmt::Debug for DoorReply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ready { ca_file, fingerprint, claimed } => f
+                .debug_struct("Ready")
+                .field("ca_file", ca_file)
+                .field("fingerprint", fingerprint)
+                .field("claimed", claimed)
+                .finish(),
+            Self::Claim(claim) => claim.fmt(f),
+            Self::Claimed => f.write_str("Claimed"),
+            Self::Key(_) => f.write_str("Key(hidden)"),
+            Self::Refused(why) => write!(f, "Refused({why:?})"),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+use serde::{Deserialize, Serialize};
+
+/// What will be done, in order: the same text in the wizard, the dashboard, the command line and
+/// the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// One line: what all of this is for.
+    pub title: String,
+    /// The steps, in order. Empty when the box already is as asked.
+    pub steps: Vec<Step>,
+}
+
+/// One step of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// Stable, machine-readable: `import-model`, `start-engine`.
+    pub id: String,
+    /// What a person reads: `Import SmolLM2 135M (94 MiB)`.
+    pub title: String,
+}
+
+/// Names one applied plan. Unique within the life of the state folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RunId(pub u64);
+
+/// A plan being applied, or one that was.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Its name.
+    pub id: RunId,
+    /// What is done.
+    pub plan: Plan,
+    /// One entry per step of the plan.
+    pub steps: Vec<StepState>,
+    /// The whole.
+    pub state: RunState,
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    /// Steps are being done.
+    Running,
+    /// Every step is done.
+    Done,
+    /// A step failed; the sentence says what, why and what to do next.
+    Failed(String),
+    /// A steward stopped it. What was fetched stays, so that doing it again resumes.
+    Cancelled,
+}
+
+/// How far a step is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepState {
+    /// Not begun.
+    Waiting,
+    /// Begun; with figures where there are any.
+    Running(Option<Progress>),
+    /// Done.
+    Done,
+    /// Failed; one sentence.
+    Failed(String),
+}
+
+/// Figures of a running step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// What is being done just now: `fetching`, `checking`, `loading`.
+    pub phase: String,
+    /// How much is done.
+    pub done: u64,
+    /// Of how much, where that is known.
+    pub total: Option<u64>,
+    /// Of what.
+    pub unit: Unit,
+    /// Per second, over the last few seconds.
+    pub rate: Option<f64>,
+    /// Seconds left at that rate.
+    pub eta_seconds: Option<u64>,
+}
+
+/// What [`Progress`] counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unit {
+    /// Bytes.
+    Bytes,
+    /// Things.
+    Items,
+}
+
+impl Progress {
+    /// Done as a fraction from 0 to 1, where the total is known.
+    pub fn fraction(&self) -> Option<f64> {
+        let total = self.total?;
+        (total > 0).then(|| (self.done as f64 / total as f64).clamp(0.0, 1.0))
+    }
+}

@@ -1,0 +1,1 @@
+//! The public door: TLS, sign-in, API keys, routing, metering, dashboard.

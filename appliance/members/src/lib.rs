@@ -1,0 +1,1 @@
+//! Who may use the box: members, invites, sessions, API keys, usage, in polder.db.

@@ -1,0 +1,1 @@
+//! What every page shares: the shell, the style, progress bars, small charts.

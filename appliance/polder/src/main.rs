@@ -1,0 +1,2 @@
+//! `polder`.
+fn main() {}

@@ -1,0 +1,143 @@
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::document::{EngineSlot, Metering, Site};
+use crate::names::{BoxName, EngineName};
+
+/// Everything a steward may ask to be different.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SiteChange {
+    /// Call the box something else.
+    Rename(BoxName),
+    /// Listen on these addresses, answer to these extra names.
+    Door {
+        /// Addresses to listen on.
+        listen: Vec<std::net::IpAddr>,
+        /// Extra host names.
+        names: Vec<String>,
+    },
+    /// Run this engine in this slot, importing its model first if need be.
+    Engine {
+        /// The slot.
+        name: EngineName,
+        /// What should run there.
+        slot: EngineSlot,
+    },
+    /// Stop an engine and forget its slot (its weights stay).
+    RemoveEngine(EngineName),
+    /// Count usage, or stop counting.
+    Usage(Metering),
+}
+
+impl SiteChange {
+    /// The site as it would be afterwards. Not yet checked: see [`Site::check`].
+    pub fn applied_to(&self, site: &Site) -> Site {
+        let mut next = site.clone();
+        match self {
+            Self::Rename(name) => next.name = name.clone(),
+            Self::Door { listen, names } => {
+                next.door.listen = listen.clone();
+                next.door.names = names.clone();
+            }
+            Self::Engine { name, slot } => {
+                next.engines.insert(name.clone(), slot.clone());
+            }
+            Self::RemoveEngine(name) => {
+                next.engines.remove(name);
+            }
+            Self::Usage(metering) => next.usage = metering.clone(),
+        }
+        next
+    }
+}
+
+/// One line of the difference between two sites.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// What differs, such as `door.port`.
+    pub what: String,
+    /// Before; empty where it was not there.
+    pub before: String,
+    /// After; empty where it is gone.
+    pub after: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.before.as_str(), self.after.as_str()) {
+            ("", after) => write!(f, "+ {} = {after}", self.what),
+            (before, "") => write!(f, "- {} = {before}", self.what),
+            (before, after) => write!(f, "~ {}: {before} -> {after}", self.what),
+        }
+    }
+}
+
+impl Site {
+    /// Every value that differs between `self` and `next`, by name.
+    pub fn differences(&self, next: &Site) -> Vec<Difference> {
+        let value = |site: &Site| toml::Value::try_from(site).expect("a Site is a TOML table");
+        let (mut before, mut after) = (Vec::new(), Vec::new());
+        flatten("", &value(self), &mut before);
+        flatten("", &value(next), &mut after);
+        let find = |list: &[(String, String)], key: &str| {
+            list.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone()).unwrap_or_default()
+        };
+        let mut keys: Vec<&String> = before.iter().chain(&after).map(|(k, _)| k).collect();
+        let mut seen = std::collections::HashSet::new();
+        keys.retain(|k| seen.insert(*k));
+        keys.into_iter()
+            .map(|key| Difference {
+                what: key.clone(),
+                before: find(&before, key),
+                after: find(&after, key),
+            })
+            .filter(|d| d.before != d.after)
+            .collect()
+    }
+}
+
+fn flatten(prefix: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                flatten(&path, value, out);
+            }
+        }
+        other => out.push((prefix.to_owned(), other.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_engine_shows_as_added_lines_and_its_removal_as_removed_ones() {
+        let site = Site::unclaimed(8443);
+        let slot = EngineSlot {
+            recipe: "smollm2-135m-instruct".parse().unwrap(),
+            kind: Default::default(),
+        };
+        let next = SiteChange::Engine { name: "fast".parse().unwrap(), slot }.applied_to(&site);
+        let lines: Vec<String> = site.differences(&next).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            lines,
+            [
+                "+ engines.fast.kind = \"polder\"",
+                "+ engines.fast.recipe = \"smollm2-135m-instruct\""
+            ]
+        );
+        let back = SiteChange::RemoveEngine("fast".parse().unwrap()).applied_to(&next);
+        assert_eq!(back, site);
+        assert!(next.differences(&back).iter().all(|d| d.after.is_empty()));
+    }
+
+    #[test]
+    fn an_unchanged_site_has_no_differences() {
+        let site = Site::unclaimed(1);
+        assert!(site.differences(&site.clone()).is_empty());
+    }
+}

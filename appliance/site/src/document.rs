@@ -1,0 +1,234 @@
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::{BoxName, EngineName, RecipeName};
+
+/// The document's layout; raised when an old binary could misread a new file.
+const FORMAT: u32 = 1;
+
+/// What the box is told to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Site {
+    /// Layout version of this file.
+    pub format: u32,
+    /// What the box is called.
+    pub name: BoxName,
+    /// Where it listens.
+    pub door: Door,
+    /// What is counted, and who may see it.
+    #[serde(default)]
+    pub usage: Metering,
+    /// The engines that should run, by slot. Empty until a model is chosen.
+    #[serde(default)]
+    pub engines: BTreeMap<EngineName, EngineSlot>,
+}
+
+/// The public door.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Door {
+    /// One port speaks TLS to everyone and plain HTTP to loopback.
+    pub port: u16,
+    /// Addresses to listen on. A trial box listens on loopback only.
+    pub listen: Vec<IpAddr>,
+    /// Other host names that the box answers to, besides `NAME.local` and `localhost`.
+    #[serde(default)]
+    pub names: Vec<String>,
+}
+
+/// Usage counting: off unless the collective wants it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metering {
+    /// Count tokens per member.
+    #[serde(default)]
+    pub per_member: bool,
+    /// Who may see the counts, besides each member their own.
+    #[serde(default)]
+    pub visible_to: UsageVisibility,
+}
+
+/// Who sees members' usage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UsageVisibility {
+    /// Each member sees only their own.
+    #[default]
+    Nobody,
+    /// Stewards see everyone's.
+    Stewards,
+    /// Everyone sees everyone's.
+    Everyone,
+}
+
+/// One engine that should run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineSlot {
+    /// Which pinned model it serves.
+    pub recipe: RecipeName,
+    /// What serves it.
+    #[serde(default)]
+    pub kind: EngineKind,
+}
+
+/// What serves a model. Containers and foreign URLs come with the OS image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineKind {
+    /// Our own engine.
+    #[default]
+    Polder,
+}
+
+/// `site.toml` does not say something that a box can be.
+#[derive(Debug, thiserror::Error)]
+pub enum SiteError {
+    /// Not TOML, an unknown field, or a value of the wrong kind.
+    #[error("site.toml cannot be read: {0}")]
+    Syntax(String),
+    /// From another time.
+    #[error(
+        "site.toml has format {found}, this version of polder reads format {FORMAT}; start the version that wrote it"
+    )]
+    Format {
+        /// What the file says.
+        found: u32,
+    },
+    /// The door has no address to listen on.
+    #[error(
+        "site.toml: door.listen is empty, so nobody could reach the box; name at least 127.0.0.1"
+    )]
+    NoListen,
+    /// Port 0 is not a port that members could be told.
+    #[error("site.toml: door.port is 0; choose a port from 1 to 65535")]
+    NoPort,
+    /// A host name that no certificate could carry.
+    #[error("site.toml: door.names has {0:?}, which is not a host name")]
+    HostName(String),
+}
+
+impl Site {
+    /// A box nobody has set up yet: it listens on loopback and serves no model.
+    pub fn unclaimed(port: u16) -> Self {
+        Self {
+            format: FORMAT,
+            name: "polder".parse().expect("the literal is a valid name"),
+            door: Door { port, listen: vec![IpAddr::from([127, 0, 0, 1])], names: Vec::new() },
+            usage: Metering::default(),
+            engines: BTreeMap::new(),
+        }
+    }
+
+    /// Reads and checks a document.
+    pub fn from_toml(text: &str) -> Result<Self, SiteError> {
+        // The format first: a newer file may have fields that this version would call unknown.
+        #[derive(Deserialize)]
+        struct Head {
+            format: u32,
+        }
+        let head: Head =
+            toml::from_str(text).map_err(|e| SiteError::Syntax(one_line(&e.to_string())))?;
+        if head.format != FORMAT {
+            return Err(SiteError::Format { found: head.format });
+        }
+        let site: Self =
+            toml::from_str(text).map_err(|e| SiteError::Syntax(one_line(&e.to_string())))?;
+        site.check()?;
+        Ok(site)
+    }
+
+    /// Writes the document.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a Site has only types that TOML can hold")
+    }
+
+    /// What types cannot say.
+    pub fn check(&self) -> Result<(), SiteError> {
+        if self.door.port == 0 {
+            return Err(SiteError::NoPort);
+        }
+        if self.door.listen.is_empty() {
+            return Err(SiteError::NoListen);
+        }
+        for name in &self.door.names {
+            let label = |l: &str| {
+                !l.is_empty()
+                    && l.len() <= 63
+                    && l.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+                    && !l.starts_with('-')
+                    && !l.ends_with('-')
+            };
+            if name.len() > 253 || !name.split('.').all(label) {
+                return Err(SiteError::HostName(name.chars().take(80).collect()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every host name the box answers to: `localhost`, its own, and the extra ones.
+    pub fn host_names(&self) -> Vec<String> {
+        let mut names =
+            vec!["localhost".to_owned(), self.name.to_string(), format!("{}.local", self.name)];
+        names.extend(self.door.names.iter().map(|n| n.to_ascii_lowercase()));
+        names.dedup();
+        names
+    }
+
+    /// True while only this machine can reach the box: a trial.
+    pub fn is_trial(&self) -> bool {
+        self.door.listen.iter().all(IpAddr::is_loopback)
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_site_reads_back_as_it_was_written() {
+        let mut site = Site::unclaimed(8443);
+        site.engines.insert(
+            "fast".parse().unwrap(),
+            EngineSlot {
+                recipe: "smollm2-135m-instruct".parse().unwrap(),
+                kind: EngineKind::Polder,
+            },
+        );
+        site.door.names.push("ai.example.org".into());
+        assert_eq!(Site::from_toml(&site.to_toml()).unwrap(), site);
+    }
+
+    #[test]
+    fn a_misspelt_field_is_refused_by_name() {
+        let text = Site::unclaimed(8443).to_toml().replace("port", "prot");
+        assert!(Site::from_toml(&text).unwrap_err().to_string().contains("prot"));
+    }
+
+    #[test]
+    fn a_file_from_a_newer_polder_says_so_instead_of_complaining_about_its_fields() {
+        let text = Site::unclaimed(8443).to_toml().replace("format = 1", "format = 2\nnew = true");
+        assert!(matches!(Site::from_toml(&text), Err(SiteError::Format { found: 2 })));
+    }
+
+    #[test]
+    fn doors_that_nobody_could_use_are_refused() {
+        let text = Site::unclaimed(8443).to_toml();
+        assert!(matches!(Site::from_toml(&text.replace("8443", "0")), Err(SiteError::NoPort)));
+        assert!(matches!(
+            Site::from_toml(&text.replace("\"127.0.0.1\"", "")),
+            Err(SiteError::NoListen)
+        ));
+        assert!(matches!(
+            Site::from_toml(&text.replace("names = []", "names = [\"a b\"]")),
+            Err(SiteError::HostName(_))
+        ));
+    }
+}

@@ -1,0 +1,15 @@
+//! What this box is told to be: one document, `site.toml`, validated on the way in, written
+//! atomically, every version kept.
+//!
+//! The supervisor alone writes it; everyone else reads. See [`Site`] for the document, [`Store`]
+//! for the file and its history, [`SiteChange`] for everything that may change.
+
+mod change;
+mod document;
+mod names;
+mod store;
+
+pub use change::{Difference, SiteChange};
+pub use document::{Door, EngineKind, EngineSlot, Metering, Site, SiteError, UsageVisibility};
+pub use names::{BoxName, EngineName, NameError, RecipeName};
+pub use store::{Store, StoreError, Version};

@@ -1,0 +1,180 @@
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use crate::document::{Site, SiteError};
+
+/// A version of the site, counted from 1.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(transparent)]
+pub struct Version(pub u64);
+
+/// The file or its history could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file could not be read.
+    #[error("could not read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file could not be written; what was there before is still there.
+    #[error("could not write {}; the site is unchanged", path.display())]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file's text is not a site.
+    #[error("{}: {source}", path.display())]
+    Content {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SiteError,
+    },
+    /// The new site is not one that a box can be.
+    #[error(transparent)]
+    Invalid(SiteError),
+    /// There is no such version.
+    #[error("the history has no version {0}")]
+    NoVersion(u64),
+}
+
+/// `site.toml` in the state folder, and every version before it in `HISTORY/`.
+#[derive(Debug)]
+pub struct Store {
+    folder: PathBuf,
+}
+
+impl Store {
+    /// Uses (and makes, if need be) the state folder.
+    pub fn open(state: &Path) -> Result<Self, StoreError> {
+        let history = state.join("HISTORY");
+        fs::create_dir_all(&history)
+            .map_err(|source| StoreError::Write { path: history, source })?;
+        Ok(Self { folder: state.to_owned() })
+    }
+
+    /// The site as it stands; `None` on a box that never had one.
+    pub fn current(&self) -> Result<Option<Site>, StoreError> {
+        read_site(&self.folder.join("site.toml"))
+    }
+
+    /// The site as it stands, or the given one written as the first version.
+    pub fn current_or_first(&self, first: impl FnOnce() -> Site) -> Result<Site, StoreError> {
+        match self.current()? {
+            Some(site) => Ok(site),
+            None => {
+                let site = first();
+                self.write(&site, "first start")?;
+                Ok(site)
+            }
+        }
+    }
+
+    /// Makes `site` the current one. The history entry is durable before the switch, and the
+    /// switch is one rename, so that a power cut leaves the old site or the new one whole.
+    pub fn write(&self, site: &Site, why: &str) -> Result<Version, StoreError> {
+        site.check().map_err(StoreError::Invalid)?;
+        let version = Version(self.versions()?.last().map_or(1, |v| v.0 + 1));
+        let why: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let text =
+            format!("# version {}, {}: {why}\n{}", version.0, Timestamp::now(), site.to_toml());
+        write_durably(&self.version_path(version), text.as_bytes())?;
+        write_durably(&self.folder.join("site.toml"), text.as_bytes())?;
+        Ok(version)
+    }
+
+    /// Every version there is, oldest first.
+    pub fn versions(&self) -> Result<Vec<Version>, StoreError> {
+        let path = self.folder.join("HISTORY");
+        let read = |source| StoreError::Read { path: path.clone(), source };
+        let mut versions = Vec::new();
+        for entry in fs::read_dir(&path).map_err(read)? {
+            let name = entry.map_err(read)?.file_name();
+            let number =
+                name.to_str().and_then(|n| n.strip_suffix(".toml")).and_then(|n| n.parse().ok());
+            versions.extend(number.map(Version));
+        }
+        versions.sort_unstable();
+        Ok(versions)
+    }
+
+    /// An older site.
+    pub fn version(&self, version: Version) -> Result<Site, StoreError> {
+        read_site(&self.version_path(version))?.ok_or(StoreError::NoVersion(version.0))
+    }
+
+    fn version_path(&self, version: Version) -> PathBuf {
+        self.folder.join("HISTORY").join(format!("{:06}.toml", version.0))
+    }
+}
+
+fn read_site(path: &Path) -> Result<Option<Site>, StoreError> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(StoreError::Read { path: path.to_owned(), source }),
+    };
+    Site::from_toml(&text)
+        .map(Some)
+        .map_err(|source| StoreError::Content { path: path.to_owned(), source })
+}
+
+/// Writes beside, syncs, renames over, syncs the folder.
+fn write_durably(path: &Path, content: &[u8]) -> Result<(), StoreError> {
+    let fail = |source| StoreError::Write { path: path.to_owned(), source };
+    let folder = path.parent().expect("both callers join a file name to a folder");
+    let beside = path.with_extension("new");
+    let mut file = File::create(&beside).map_err(fail)?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(fail)?;
+    fs::rename(&beside, path).map_err(fail)?;
+    File::open(folder).and_then(|f| f.sync_all()).map_err(fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_version_is_kept_and_the_last_one_is_current() {
+        let state = tempfile::tempdir().unwrap();
+        let store = Store::open(state.path()).unwrap();
+        assert!(store.current().unwrap().is_none());
+        let first = store.current_or_first(|| Site::unclaimed(1)).unwrap();
+        let second = Site::unclaimed(2);
+        assert_eq!(store.write(&second, "moved\nhouse").unwrap(), Version(2));
+        let again = Store::open(state.path()).unwrap();
+        assert_eq!(again.current().unwrap(), Some(second));
+        assert_eq!(again.version(Version(1)).unwrap(), first);
+        assert!(matches!(again.version(Version(3)), Err(StoreError::NoVersion(3))));
+    }
+
+    #[test]
+    fn a_site_that_fails_its_check_changes_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let store = Store::open(state.path()).unwrap();
+        store.write(&Site::unclaimed(5), "first").unwrap();
+        assert!(store.write(&Site::unclaimed(0), "bad").is_err());
+        assert_eq!(store.current().unwrap(), Some(Site::unclaimed(5)));
+    }
+
+    #[test]
+    fn a_leftover_of_a_cut_write_is_not_taken_for_a_version() {
+        let state = tempfile::tempdir().unwrap();
+        let store = Store::open(state.path()).unwrap();
+        store.write(&Site::unclaimed(5), "first").unwrap();
+        fs::write(state.path().join("HISTORY/000002.new"), "half").unwrap();
+        assert_eq!(store.versions().unwrap(), [Version(1)]);
+        store.write(&Site::unclaimed(6), "second").unwrap();
+        assert_eq!(store.current().unwrap(), Some(Site::unclaimed(6)));
+    }
+}

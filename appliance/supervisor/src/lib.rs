@@ -1,0 +1,1 @@
+//! Makes the site true: plans steps, applies them, keeps the parts running.

@@ -1,0 +1,249 @@
+//! The seam between the scheduler and the hardware.
+//!
+//! A scheduler describes one forward pass as a flat [`StepBatch`]; a back end runs it and answers
+//! with a [`StepOutput`]. [`Backend::submit`] and [`Backend::collect`] are the only hot calls:
+//! the host may submit step *n + 1* before it has read what step *n* sampled, because an input
+//! token can be [`Input::Sampled`], "whatever the slot's last output was".
+//!
+//! Shapes: a step holds `T` tokens of `S` sequences. `inputs`, `positions` have length `T`;
+//! `sequences` has length `S` and cuts `0..T` into consecutive runs. A token's KV goes to
+//! `block_table[position / block_tokens]` at row `position % block_tokens`.
+
+use std::ops::Range;
+
+/// An index into the model's vocabulary.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(transparent)]
+pub struct TokenId(pub u32);
+
+/// One block of the KV pool: `block_tokens` positions of every layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);
+
+/// A place for one running sequence inside the back end: its last sampled token and its token
+/// history (for penalties) live there between steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot(pub u16);
+
+/// A token to feed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// The host knows it.
+    Host(TokenId),
+    /// The token that the step before sampled (or will have sampled) into this slot.
+    Sampled(Slot),
+}
+
+/// One sequence's part of a step: `tokens` consecutive entries of the flat arrays.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SequenceStep {
+    /// Where the sequence's state lives.
+    pub slot: Slot,
+    /// Its entries in `inputs` and `positions`.
+    pub tokens: Range<u32>,
+    /// Its entries in `block_table`; they cover every position up to its last token.
+    pub blocks: Range<u32>,
+}
+
+/// A copy between blocks, done in order before the step's first layer (fork, restore, spill).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvCopy {
+    /// Read from here.
+    pub from: BlockId,
+    /// Write to here.
+    pub to: BlockId,
+}
+
+/// A new sequence takes a slot: the slot's history becomes `history` (the tokens that penalties
+/// count, usually the prompt).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotReset {
+    /// Which slot.
+    pub slot: Slot,
+    /// Its entries in [`StepBatch::histories`].
+    pub history: Range<u32>,
+}
+
+/// What to read out after one token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutputRow {
+    /// Index into `inputs`: the row whose final hidden state is used.
+    pub token: u32,
+    /// Whose row it is.
+    pub slot: Slot,
+    /// What to do with it.
+    pub want: Want,
+}
+
+/// What an output row asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Want {
+    /// Sample a token into the slot, under these parameters.
+    Sample(Sampling),
+    /// Every logit, in vocabulary order.
+    Logits,
+    /// The hidden state after the final norm (embeddings).
+    Hidden,
+}
+
+/// How to choose a token. Order: penalties and bias, then grammar mask, then temperature, then
+/// top-k, top-p and min-p, then the draw.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 0 means greedy.
+    pub temperature: f32,
+    /// Keep the k best; 0 keeps all.
+    pub top_k: u32,
+    /// Keep the smallest set of best tokens whose probability reaches this; 1 keeps all.
+    pub top_p: f32,
+    /// Drop tokens less likely than this fraction of the best one; 0 drops none.
+    pub min_p: f32,
+    /// With the output's position it fixes the draw: the same seed gives the same answer,
+    /// whatever else is in the batch.
+    pub seed: u64,
+    /// Subtracted once from every token already in the slot's history's sampled part (OpenAI).
+    pub presence_penalty: f32,
+    /// Subtracted once per occurrence (OpenAI).
+    pub frequency_penalty: f32,
+    /// Divides (positive) or multiplies (negative) logits of tokens in the history; 1 is off.
+    pub repetition_penalty: f32,
+    /// Added to single logits.
+    pub bias: Vec<(TokenId, f32)>,
+    /// Bit `i` of word `i / 32` allows token `i`. None allows all.
+    pub mask: Option<Vec<u32>>,
+    /// Return the logprobs of this many best tokens beside the chosen one; None returns none.
+    pub logprobs: Option<u8>,
+}
+
+impl Sampling {
+    /// The most likely token, nothing else.
+    pub fn greedy() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: 0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            bias: Vec::new(),
+            mask: None,
+            logprobs: None,
+        }
+    }
+}
+
+/// One forward pass. Cleared and refilled every step, so that steady state allocates nothing.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StepBatch {
+    /// `T` tokens to feed.
+    pub inputs: Vec<Input>,
+    /// `T` positions, each counted from the start of its sequence.
+    pub positions: Vec<u32>,
+    /// `S` sequences, in the order of their tokens.
+    pub sequences: Vec<SequenceStep>,
+    /// The sequences' block tables, end to end.
+    pub block_table: Vec<BlockId>,
+    /// Block copies to do first, in order.
+    pub copies: Vec<KvCopy>,
+    /// Slots that start anew with this step.
+    pub resets: Vec<SlotReset>,
+    /// The resets' histories, end to end.
+    pub histories: Vec<TokenId>,
+    /// What to read out.
+    pub outputs: Vec<OutputRow>,
+}
+
+impl StepBatch {
+    /// Empties every list and keeps their memory.
+    pub fn clear(&mut self) {
+        self.inputs.clear();
+        self.positions.clear();
+        self.sequences.clear();
+        self.block_table.clear();
+        self.copies.clear();
+        self.resets.clear();
+        self.histories.clear();
+        self.outputs.clear();
+    }
+}
+
+/// A step that was submitted and not yet collected. Tickets are collected in submission order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket(pub u64);
+
+/// The answer to a step: one entry per [`OutputRow`], in order.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct StepOutput {
+    /// The rows.
+    pub rows: Vec<Row>,
+}
+
+/// The answer to one output row.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Row {
+    /// For [`Want::Sample`].
+    Sampled(SampledToken),
+    /// For [`Want::Logits`]: `vocab` values.
+    Logits(Vec<f32>),
+    /// For [`Want::Hidden`]: `hidden` values.
+    Hidden(Vec<f32>),
+}
+
+/// A chosen token. Logprobs are natural logs of the softmax of the raw logits (before
+/// temperature and filters, after penalties, bias and mask).
+#[derive(Debug, Clone, PartialEq)]
+pub struct SampledToken {
+    /// The token.
+    pub token: TokenId,
+    /// Its logprob, where asked for.
+    pub logprob: Option<f32>,
+    /// The best tokens and their logprobs, best first.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// What a back end can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most tokens in one step.
+    pub step_tokens: u32,
+    /// Sequences that can run at once.
+    pub slots: u16,
+    /// Blocks in the KV pool.
+    pub blocks: u32,
+    /// Positions in one block.
+    pub block_tokens: u32,
+    /// Longest sequence the model was made for.
+    pub context: u32,
+    /// Vocabulary size.
+    pub vocab: u32,
+    /// KV bytes of one position, all layers.
+    pub kv_bytes_per_token: u64,
+}
+
+/// Why a step could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The batch contradicts itself or the limits; nothing was run.
+    #[error("step refused: {0}")]
+    BadBatch(String),
+    /// A ticket that was never given out, or was collected already.
+    #[error("ticket {0} is not in flight")]
+    UnknownTicket(u64),
+    /// The device failed; the engine must restart.
+    #[error("the device failed: {0}")]
+    Device(String),
+}
+
+/// Something that can run a model.
+pub trait Backend: Send {
+    /// What it can hold. Constant after load.
+    fn limits(&self) -> Limits;
+    /// Starts a step.
+    fn submit(&mut self, step: &StepBatch) -> Result<Ticket, BackendError>;
+    /// Waits for a step and takes its output.
+    fn collect(&mut self, ticket: Ticket) -> Result<StepOutput, BackendError>;
+}

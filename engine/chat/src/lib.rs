@@ -1,0 +1,1 @@
+//! Tokenizer, chat template and incremental text from a model's own files.

@@ -1,0 +1,1 @@
+//! Weight files to a model specification and mapped tensors.

@@ -1,0 +1,1 @@
+//! The wizard: a typed state machine from claim to first member, and its pages.

@@ -1,0 +1,1 @@
+//! What fits, how many people, how fast, what it costs.

@@ -1,0 +1,1 @@
+//! Pinned models and known machines.

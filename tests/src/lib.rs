@@ -1,0 +1,1 @@
+//! Stories: one file per thing a person does with a box.
