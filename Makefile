@@ -1,0 +1,54 @@
+# Two commands do everything: `make up` starts a box, `make test` proves it. The rest serves those
+# who build Polder. Recipes stay thin: what they do is in `polder` itself and in tests/.
+
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/polder
+STATE ?= .polder
+PORT  ?= 8443
+
+# sudo only where it must be, and only where it is there.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: up test lint bench fuzz deny clean tools-build tools-test tools-bench
+
+up: tools-build            ## Build, fetch the default model, start the box, print where to claim it.
+	cargo build --release --locked -p polder
+	target/release/polder weights fetch --default --state $(STATE)
+	exec target/release/polder up --state $(STATE) --port $(PORT)
+
+test: tools-test           ## Every test that needs no GPU.
+	tests/run
+
+lint:                      ## Formatting and lints, as `make test` checks them.
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+bench: tools-bench         ## Polder beside its rivals, one table with ratios.
+	tests/bench/run
+
+fuzz: tools-build          ## Fuzz every parser for SECONDS each (60 unless said); corpora grow in tests/fuzz/corpus.
+	tests/fuzz/run $(or $(SECONDS),60)
+
+deny: tools-build          ## Licences, sources and duplicate versions of everything we build on.
+	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	cargo deny check licenses bans sources
+
+clean:
+	cargo clean
+	rm -rf $(STATE)
+
+# --- what each command needs, by package name ---------------------------------------------------
+
+# A C compiler for SQLite and the cryptography; nothing else.
+tools-build:
+	@command -v cc >/dev/null || tests/tools/apt build-essential
+	@command -v cargo >/dev/null || { echo "Rust is missing: install it with rustup, then run make again"; exit 1; }
+	@python3 -m pip --version >/dev/null 2>&1 || tests/tools/apt python3-pip
+
+# A browser and its driver, the two rival front doors, openssl to check certificates with.
+tools-test: tools-build
+	@tests/tools/apt chromium chromium-driver nginx-light caddy openssl curl python3-venv
+	@tests/tools/venv tests/requirements.txt $(CACHE)/venv
+
+tools-bench: tools-test
+	@tests/tools/apt cmake g++ wrk
+	@tests/tools/venv tests/bench/requirements.txt $(CACHE)/venv-bench
