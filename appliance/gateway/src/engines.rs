@@ -1,0 +1,342 @@
+//! Finds the engine that serves a model, waits while it starts, and sends it requests over its
+//! Unix socket.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::client::legacy::{Client, Error as ClientError};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use polder_control::{BoxStatus, EngineStatus, PartState};
+use polder_site::{EngineName, RecipeName};
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+
+use crate::link::Link;
+
+/// How long a request waits for an engine that is starting.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often an engine that should answer, but does not take connections, is tried again.
+const TRY_AGAIN: Duration = Duration::from_millis(250);
+/// Unused connections to an engine are kept this long.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// What an engine said, and which one it was.
+#[derive(Debug)]
+pub struct EngineAnswer {
+    /// Its slot.
+    pub engine: EngineName,
+    /// What it serves.
+    pub recipe: RecipeName,
+    /// Its answer; the body arrives as the engine writes it, and dropping it stops the work.
+    pub response: http::Response<Incoming>,
+}
+
+/// Why no engine took a request. Each sentence is fit for a person.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineRefusal {
+    /// Nothing is served yet.
+    #[error("this box serves no model yet; a steward can choose one on the dashboard")]
+    NoEngine,
+    /// No engine serves the model asked for.
+    #[error("this box does not serve the model {asked:?}; it serves {have}")]
+    UnknownModel {
+        /// What was asked for, cut to a readable length.
+        asked: String,
+        /// What there is, joined by commas.
+        have: String,
+    },
+    /// Several engines, and the request names none.
+    #[error("the request names no model and this box serves several; add \"model\": one of {have}")]
+    ModelNeeded {
+        /// What there is, joined by commas.
+        have: String,
+    },
+    /// It is starting, and did not become ready in time.
+    #[error("the model {recipe} is still starting; try again in {retry_after} seconds")]
+    NotReady {
+        /// What it serves.
+        recipe: RecipeName,
+        /// When trying again makes sense.
+        retry_after: u64,
+    },
+    /// It stopped, and nothing will start it by itself.
+    #[error("the model {recipe} is not running ({why}); a steward must look at the dashboard")]
+    Down {
+        /// What it serves.
+        recipe: RecipeName,
+        /// One clause.
+        why: String,
+    },
+    /// It took the request and broke off before it answered.
+    #[error(
+        "the engine of {recipe} stopped before it answered; try again in {retry_after} seconds"
+    )]
+    Broke {
+        /// What it serves.
+        recipe: RecipeName,
+        /// When trying again makes sense.
+        retry_after: u64,
+    },
+}
+
+impl EngineRefusal {
+    /// Seconds after which the same request may well succeed, where that is so.
+    pub fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::NotReady { retry_after, .. } | Self::Broke { retry_after, .. } => {
+                Some(*retry_after)
+            }
+            Self::NoEngine | Self::Down { .. } => Some(60),
+            Self::UnknownModel { .. } | Self::ModelNeeded { .. } => None,
+        }
+    }
+}
+
+/// The engines of this box, with open connections kept for the next request.
+pub struct Engines {
+    link: Link,
+    patience: Duration,
+    clients: Mutex<HashMap<PathBuf, EngineClient>>,
+}
+
+type EngineClient = Client<UnixConnector, Full<Bytes>>;
+
+impl Engines {
+    pub(crate) fn new(link: Link) -> Self {
+        Self { link, patience: PATIENCE, clients: Mutex::default() }
+    }
+
+    /// The same, waiting less long.
+    pub(crate) fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// See [`crate::Gateway::engine_request`].
+    pub(crate) async fn ask(
+        &self,
+        model: Option<&str>,
+        request: http::Request<Bytes>,
+    ) -> Result<EngineAnswer, EngineRefusal> {
+        let deadline = Instant::now() + self.patience;
+        let mut status = self.link.watch();
+        loop {
+            let engine = choose(&status.borrow_and_update(), model)?.clone();
+            let wait = match readiness(&engine.part.state, self.link.is_up()) {
+                Readiness::Ready => match self.send(&engine, &request).await {
+                    Ok(response) => {
+                        return Ok(EngineAnswer {
+                            engine: engine.name,
+                            recipe: engine.recipe,
+                            response,
+                        });
+                    }
+                    // Not connected: the request has not been seen, so it may be sent again.
+                    Err(error) if error.is_connect() => TRY_AGAIN,
+                    // Seen, and perhaps the reason for the end: not sent twice.
+                    Err(error) => {
+                        log::warn!(engine:% = engine.name; "an engine broke off: {error}");
+                        return Err(EngineRefusal::Broke { recipe: engine.recipe, retry_after: 5 });
+                    }
+                },
+                Readiness::Wait => self.patience,
+                Readiness::Never(why) => {
+                    return Err(EngineRefusal::Down { recipe: engine.recipe, why });
+                }
+            };
+            if Instant::now() >= deadline {
+                return Err(EngineRefusal::NotReady { recipe: engine.recipe, retry_after: 10 });
+            }
+            let until = deadline.min(Instant::now() + wait);
+            if let Ok(Err(_)) = tokio::time::timeout_at(until, status.changed()).await {
+                // Nobody follows the supervisor any more: the door is closing.
+                return Err(EngineRefusal::NotReady { recipe: engine.recipe, retry_after: 10 });
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        engine: &EngineStatus,
+        request: &http::Request<Bytes>,
+    ) -> Result<http::Response<Incoming>, ClientError> {
+        let mut copy = http::Request::new(Full::new(request.body().clone()));
+        *copy.method_mut() = request.method().clone();
+        *copy.headers_mut() = request.headers().clone();
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        *copy.uri_mut() = format!("http://engine{path}").parse().expect("the path was parsed once");
+        self.client(&engine.socket).request(copy).await
+    }
+
+    fn client(&self, socket: &Path) -> EngineClient {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(socket) {
+            return client.clone();
+        }
+        // Slots come and go; a handful of stale entries is all there ever is.
+        if clients.len() >= 64 {
+            clients.clear();
+        }
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE)
+            .pool_timer(TokioTimer::new())
+            .build(UnixConnector(socket.into()));
+        clients.insert(socket.to_owned(), client.clone());
+        client
+    }
+}
+
+enum Readiness {
+    Ready,
+    Wait,
+    Never(String),
+}
+
+/// With the supervisor away its last word may be old, so the engine itself is asked.
+fn readiness(state: &PartState, supervisor_up: bool) -> Readiness {
+    match state {
+        PartState::Ready => Readiness::Ready,
+        _ if !supervisor_up => Readiness::Ready,
+        PartState::Starting | PartState::Draining | PartState::Waiting { .. } => Readiness::Wait,
+        PartState::Stopped => Readiness::Never("it was stopped".to_owned()),
+        PartState::GaveUp(why) => Readiness::Never(why.trim_end_matches('.').to_owned()),
+    }
+}
+
+/// The engine that serves `model`: by recipe first, then by slot; the only one if none is named.
+pub(crate) fn choose<'a>(
+    status: &'a BoxStatus,
+    model: Option<&str>,
+) -> Result<&'a EngineStatus, EngineRefusal> {
+    let engines = &status.engines;
+    let have = || engines.iter().map(|e| e.recipe.as_str()).collect::<Vec<_>>().join(", ");
+    match (model, engines.as_slice()) {
+        (_, []) => Err(EngineRefusal::NoEngine),
+        (None, [only]) => Ok(only),
+        (None, _) => Err(EngineRefusal::ModelNeeded { have: have() }),
+        (Some(model), _) => engines
+            .iter()
+            .find(|engine| engine.recipe.as_str() == model)
+            .or_else(|| engines.iter().find(|engine| engine.name.as_str() == model))
+            .ok_or_else(|| EngineRefusal::UnknownModel {
+                asked: model.chars().take(80).collect(),
+                have: have(),
+            }),
+    }
+}
+
+#[derive(Clone)]
+struct UnixConnector(Arc<Path>);
+
+impl tower::Service<http::Uri> for UnixConnector {
+    type Response = EngineStream;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<EngineStream>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: http::Uri) -> Self::Future {
+        let path = self.0.clone();
+        Box::pin(async move { Ok(EngineStream(TokioIo::new(UnixStream::connect(&path).await?))) })
+    }
+}
+
+struct EngineStream(TokioIo<UnixStream>);
+
+impl Connection for EngineStream {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl hyper::rt::Read for EngineStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: hyper::rt::ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl hyper::rt::Write for EngineStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_control::PartStatus;
+    use polder_site::Site;
+
+    use super::*;
+
+    fn status(engines: &[(&str, &str)]) -> BoxStatus {
+        let part = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
+        BoxStatus {
+            site: Site::unclaimed(8443),
+            gateway: part.clone(),
+            engines: engines
+                .iter()
+                .map(|(name, recipe)| EngineStatus {
+                    name: name.parse().unwrap(),
+                    recipe: recipe.parse().unwrap(),
+                    socket: PathBuf::from("/nowhere"),
+                    part: part.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn an_engine_is_found_by_recipe_or_by_slot() {
+        let two = status(&[("fast", "small"), ("slow", "large")]);
+        let name = |model| choose(&two, Some(model)).unwrap().name.to_string();
+        assert_eq!(name("small"), "fast");
+        assert_eq!(name("large"), "slow");
+        assert_eq!(name("slow"), "slow");
+    }
+
+    #[test]
+    fn a_request_without_a_model_goes_to_the_only_engine_or_is_told_the_names() {
+        assert_eq!(choose(&status(&[("fast", "small")]), None).unwrap().recipe.as_str(), "small");
+        let two = status(&[("fast", "small"), ("slow", "large")]);
+        assert_eq!(
+            choose(&two, None).unwrap_err(),
+            EngineRefusal::ModelNeeded { have: "small, large".into() }
+        );
+    }
+
+    #[test]
+    fn an_unknown_model_is_refused_with_the_names_there_are() {
+        let refusal = choose(&status(&[("fast", "small")]), Some("gpt-4o")).unwrap_err();
+        assert_eq!(
+            refusal.to_string(),
+            "this box does not serve the model \"gpt-4o\"; it serves small"
+        );
+        assert_eq!(choose(&status(&[]), Some("x")).unwrap_err(), EngineRefusal::NoEngine);
+    }
+}

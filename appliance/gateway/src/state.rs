@@ -1,0 +1,97 @@
+//! What every handler of the gateway shares.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use polder_control::{BoxStatus, Event, Reply, Request, Sockets};
+use polder_members::Members;
+use tokio::sync::{broadcast, watch};
+
+use crate::engines::{EngineAnswer, EngineRefusal, Engines};
+use crate::link::{AskError, Link};
+
+/// The box's own certificate authority, as members need to know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaInfo {
+    /// Where its certificate is on this machine.
+    pub file: PathBuf,
+    /// The certificate, PEM.
+    pub pem: String,
+    /// SHA-256 of the certificate, `AB:CD:…`, for reading aloud.
+    pub fingerprint: String,
+}
+
+/// What every handler shares: axum's state is `Arc<Gateway>`.
+pub struct Gateway {
+    /// Who may use the box: polder.db.
+    pub members: Arc<Members>,
+    pub(crate) state: PathBuf,
+    pub(crate) link: Link,
+    pub(crate) engines: Engines,
+    ca: watch::Receiver<CaInfo>,
+}
+
+impl Gateway {
+    pub(crate) fn new(
+        state: PathBuf,
+        members: Arc<Members>,
+        link: Link,
+        ca: watch::Receiver<CaInfo>,
+    ) -> Self {
+        let engines = Engines::new(link.clone());
+        Self { members, state, link, engines, ca }
+    }
+
+    /// The state folder.
+    pub fn state_folder(&self) -> &std::path::Path {
+        &self.state
+    }
+
+    /// The sockets in the state folder.
+    pub fn sockets(&self) -> Sockets {
+        Sockets::of(&self.state)
+    }
+
+    /// The box as last heard of from the supervisor.
+    pub fn status(&self) -> Arc<BoxStatus> {
+        self.link.status()
+    }
+
+    /// Changes of [`Gateway::status`].
+    pub fn watch_status(&self) -> watch::Receiver<Arc<BoxStatus>> {
+        self.link.watch()
+    }
+
+    /// False while the supervisor cannot be reached: the status may be stale and nothing can be
+    /// changed.
+    pub fn supervisor_answers(&self) -> bool {
+        self.link.is_up()
+    }
+
+    /// Everything the supervisor tells, as it comes: status changes and progress of runs.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.link.events()
+    }
+
+    /// Asks the supervisor. A refusal is an error; its sentence is fit for a person.
+    pub async fn ask(&self, question: Request) -> Result<Reply, AskError> {
+        self.link.ask(question).await
+    }
+
+    /// Sends a request to the engine that serves `model` (a recipe or a slot; with one engine, none
+    /// need be named), waiting up to 30 s while it starts. Only the path, the headers and the body
+    /// of `request` matter. The answer streams; dropping it stops the work.
+    pub async fn engine_request(
+        &self,
+        model: Option<&str>,
+        request: http::Request<Bytes>,
+    ) -> Result<EngineAnswer, EngineRefusal> {
+        self.engines.ask(model, request).await
+    }
+
+    /// The box's own certificate authority.
+    pub fn ca(&self) -> CaInfo {
+        self.ca.borrow().clone()
+    }
+}
