@@ -1,0 +1,188 @@
+//! A GGUF file's metadata to a [`ModelSpec`], and its tensor names.
+
+use std::sync::Arc;
+
+use crate::error::ModelError;
+use crate::family::{Names, Shelf};
+use crate::gguf::{Gguf, shown};
+use crate::quant::dequantize;
+use crate::spec::{
+    Activation, Attention, Ffn, Gqa, LayerSpec, MAX_LAYERS, ModelSpec, Rope, RopeLayout,
+    RopeScaling,
+};
+use crate::tensor::{Tensor, Weights};
+
+/// Reads what the file says it is. `bytes` is the whole file that `gguf` was parsed from.
+pub(crate) fn read(gguf: &Gguf, bytes: &[u8]) -> Result<(ModelSpec, Weights), ModelError> {
+    let mut shelf = Shelf::new(gguf.tensors().iter().map(|t| Tensor {
+        name: t.name.clone(),
+        format: t.format,
+        rows: t.dims[1..].iter().product(),
+        cols: t.dims[0],
+        file: 0,
+        offset: t.offset,
+        len: t.len,
+    }));
+    let spec = spec(gguf, &shelf, bytes)?;
+    shelf.drop_if_there(ROPE_FACTORS);
+    let weights = shelf.assemble(&spec, &NAMES)?;
+    Ok((spec, weights))
+}
+
+/// Divisors of RoPE's frequencies (llama 3.1 and later).
+const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+const NAMES: Names = Names {
+    embedding: "token_embd.weight",
+    output_norm: "output_norm.weight",
+    output: "output.weight",
+    layer: "blk",
+    attention_norm: "attn_norm",
+    qkv: ["attn_q", "attn_k", "attn_v"],
+    qk_norm: ["attn_q_norm", "attn_k_norm"],
+    o: "attn_output",
+    attention_post_norm: "post_attention_norm",
+    ffn_norm: "ffn_norm",
+    gate: "ffn_gate",
+    up: "ffn_up",
+    down: "ffn_down",
+    ffn_post_norm: "post_ffw_norm",
+};
+
+fn spec(gguf: &Gguf, shelf: &Shelf, bytes: &[u8]) -> Result<ModelSpec, ModelError> {
+    let family = gguf
+        .string("general.architecture")
+        .ok_or_else(|| ModelError::Metadata { key: "general.architecture".into() })?;
+    let (qk_norm, layout) = match family {
+        "llama" => (false, RopeLayout::Interleaved),
+        "qwen2" => (false, RopeLayout::Halves),
+        "qwen3" | "gemma3" => (true, RopeLayout::Halves),
+        other => {
+            return Err(ModelError::UnknownFamily {
+                family: shown(other),
+                known: "llama, qwen2, qwen3 or gemma3",
+            });
+        }
+    };
+    let gemma = family == "gemma3";
+    let key = |name: &str| format!("{family}.{name}");
+    let missing = |name: &str| ModelError::Metadata { key: key(name) };
+    let number = |name: &str| gguf.u32(&key(name)).ok_or_else(|| missing(name));
+    let optional = |name: &str, default: u32| match gguf.value(&key(name)) {
+        None => Ok(default),
+        Some(_) => number(name),
+    };
+    if optional("expert_count", 0)? > 0 {
+        return Err(ModelError::Unsupported("a mixture of experts".into()));
+    }
+
+    let hidden = number("embedding_length")?;
+    let heads = number("attention.head_count")?;
+    if hidden == 0 || heads == 0 {
+        return Err(ModelError::Config(format!("{hidden} hidden values, {heads} heads")));
+    }
+    let head_dim = optional("attention.key_length", hidden / heads)?;
+    if optional("attention.value_length", head_dim)? != head_dim {
+        return Err(ModelError::Unsupported("keys and values of different widths".into()));
+    }
+    let rope = Rope {
+        layout,
+        dims: optional("rope.dimension_count", head_dim)?,
+        theta: match gguf.value(&key("rope.freq_base")) {
+            None if gemma => 1_000_000.0,
+            None => 10_000.0,
+            Some(_) => gguf.f32(&key("rope.freq_base")).ok_or_else(|| missing("rope.freq_base"))?,
+        },
+        scaling: rope_scaling(gguf, family, shelf, bytes)?,
+    };
+    let local_rope = Rope {
+        theta: gguf.f32(&key("rope.freq_base_swa")).unwrap_or(10_000.0),
+        scaling: RopeScaling::None,
+        ..rope.clone()
+    };
+    let window = match gemma {
+        true => Some(number("attention.sliding_window")?),
+        false => None,
+    };
+    let layers = number("block_count")?;
+    if layers as usize > MAX_LAYERS {
+        return Err(ModelError::Config(format!("the model has {layers} layers")));
+    }
+    let kv_heads = optional("attention.head_count_kv", heads)?;
+    let inner = number("feed_forward_length")?;
+    let layer = |i: u32| {
+        // Gemma 3: five layers look back a little way, each sixth all the way.
+        let local = gemma && (i + 1) % 6 != 0;
+        LayerSpec {
+            attention: Attention::Gqa(Gqa {
+                heads,
+                kv_heads,
+                head_dim,
+                // Gemma 3 27B alone scales by the width per head, not by the head's width.
+                scale: match gemma && layers == 62 {
+                    true => ((hidden / heads) as f32).sqrt().recip(),
+                    false => (head_dim as f32).sqrt().recip(),
+                },
+                qkv_bias: shelf.has(&NAMES.part(i as usize, NAMES.qkv[0], "bias")),
+                qk_norm,
+                window: window.filter(|_| local),
+                rope: if local { local_rope.clone() } else { rope.clone() },
+            }),
+            ffn: Ffn::Dense {
+                inner,
+                activation: if gemma { Activation::GeluTanh } else { Activation::Silu },
+            },
+            post_norms: gemma,
+        }
+    };
+    let layers = (0..layers).map(layer).collect();
+
+    let embedding = shelf
+        .get(NAMES.embedding)
+        .ok_or_else(|| ModelError::MissingTensor(NAMES.embedding.into()))?;
+    let vocab = u32::try_from(embedding.rows)
+        .map_err(|_| ModelError::Config(format!("{} tokens", embedding.rows)))?;
+    let eps = key("attention.layer_norm_rms_epsilon");
+    let spec = ModelSpec {
+        family: family.to_owned(),
+        vocab,
+        hidden,
+        context: number("context_length")?,
+        layers,
+        norm_eps: gguf.f32(&eps).ok_or(ModelError::Metadata { key: eps })?,
+        tied_head: !shelf.has(NAMES.output),
+        embedding_scale: if gemma { (hidden as f32).sqrt() } else { 1.0 },
+    };
+    spec.check()?;
+    Ok(spec)
+}
+
+fn rope_scaling(
+    gguf: &Gguf,
+    family: &str,
+    shelf: &Shelf,
+    bytes: &[u8],
+) -> Result<RopeScaling, ModelError> {
+    if let Some(t) = shelf.get(ROPE_FACTORS) {
+        if t.rows != 1 || t.cols > 1 << 16 {
+            return Err(ModelError::Shape {
+                tensor: ROPE_FACTORS.into(),
+                found: format!("{} x {}", t.rows, t.cols),
+                expected: "one value per pair".into(),
+            });
+        }
+        let mut divisors = vec![0.0; t.cols];
+        dequantize(t.format, &bytes[t.offset..t.offset + t.len], &mut divisors);
+        return Ok(RopeScaling::Divisors(Arc::from(divisors)));
+    }
+    let factor = gguf
+        .f32(&format!("{family}.rope.scaling.factor"))
+        .or_else(|| gguf.f32(&format!("{family}.rope.scale_linear")));
+    match (gguf.string(&format!("{family}.rope.scaling.type")), factor) {
+        (Some("none"), _) | (None | Some("linear"), None) => Ok(RopeScaling::None),
+        (None | Some("linear"), Some(factor)) => Ok(RopeScaling::Linear { factor }),
+        (Some(other), _) => {
+            Err(ModelError::Unsupported(format!("{} scaling of RoPE", shown(other))))
+        }
+    }
+}

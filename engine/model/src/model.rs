@@ -1,0 +1,158 @@
+//! Opening a model from a path.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::error::ModelError;
+use crate::mapped::MappedFile;
+use crate::spec::ModelSpec;
+use crate::tensor::{Tensor, Weights};
+use crate::tokenizer::{GgufTokenizer, TokenizerSource};
+use crate::{gguf, huggingface, quant};
+
+/// A model: what it is, and where its weights lie.
+#[derive(Debug)]
+pub struct Model {
+    /// What each layer is.
+    pub spec: ModelSpec,
+    /// Every tensor by its role; shapes agree with `spec`.
+    pub weights: Weights,
+    /// Where its tokenizer is.
+    pub tokenizer: TokenizerSource,
+    /// Its Jinja chat template, if it has one.
+    pub chat_template: Option<String>,
+    files: Vec<MappedFile>,
+}
+
+impl Model {
+    /// Opens a GGUF file, a folder with exactly one GGUF file, or a folder with `config.json` and
+    /// safetensors files. Tensors are mapped, not read.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, ModelError> {
+        let path = path.as_ref();
+        let read = |source| ModelError::Read { path: path.to_owned(), source };
+        if !path.metadata().map_err(read)?.is_dir() {
+            return Self::open_gguf(path);
+        }
+        let mut ggufs = Vec::new();
+        for entry in path.read_dir().map_err(read)? {
+            let file = entry.map_err(read)?.path();
+            if file.extension() == Some(OsStr::new("gguf")) {
+                ggufs.push(file);
+            }
+        }
+        match ggufs.as_slice() {
+            [one] => Self::open_gguf(one),
+            [] if path.join("config.json").is_file() => Self::open_safetensors(path),
+            [] => Err(ModelError::NoModel { path: path.to_owned() }),
+            several => {
+                Err(ModelError::SeveralModels { path: path.to_owned(), count: several.len() })
+            }
+        }
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, ModelError> {
+        let file = MappedFile::open(path)?;
+        let header = gguf::parse(file.bytes())?;
+        let (spec, weights) = gguf::read(&header, file.bytes())?;
+        let tokenizer = GgufTokenizer::read(&header)?;
+        if tokenizer.as_ref().is_some_and(|t| t.tokens.len() > spec.vocab as usize) {
+            return Err(ModelError::Metadata { key: "tokenizer.ggml.tokens".into() });
+        }
+        Ok(Self {
+            spec,
+            weights,
+            tokenizer: tokenizer
+                .map_or(TokenizerSource::Missing, |t| TokenizerSource::Gguf(Box::new(t))),
+            chat_template: header.string("tokenizer.chat_template").map(str::to_owned),
+            files: vec![file],
+        })
+    }
+
+    fn open_safetensors(folder: &Path) -> Result<Self, ModelError> {
+        let config = read_small(&folder.join("config.json"))?;
+        let spec = huggingface::parse_config(&config)?;
+        let index = folder.join("model.safetensors.index.json");
+        let names = match index.is_file() {
+            true => huggingface::parse_index(&read_small(&index)?)?,
+            false => vec!["model.safetensors".to_owned()],
+        };
+        let mut files = Vec::with_capacity(names.len());
+        let mut tensors = Vec::new();
+        for (number, name) in names.iter().enumerate() {
+            let file = MappedFile::open(&folder.join(name))?;
+            for mut tensor in huggingface::parse_tensors(file.bytes())? {
+                tensor.file = number;
+                tensors.push(tensor);
+            }
+            files.push(file);
+        }
+        let weights = huggingface::assemble(&spec, tensors)?;
+        let there = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
+        let tokenizer_config = there("tokenizer_config.json");
+        let template = match there("chat_template.jinja") {
+            Some(path) => Some(read_text(&path)?),
+            None => match &tokenizer_config {
+                Some(path) => huggingface::parse_chat_template(&read_small(path)?)?,
+                None => None,
+            },
+        };
+        Ok(Self {
+            spec,
+            weights,
+            tokenizer: match there("tokenizer.json") {
+                None => TokenizerSource::Missing,
+                Some(tokenizer_json) => TokenizerSource::HuggingFace {
+                    tokenizer_json,
+                    tokenizer_config,
+                    generation_config: there("generation_config.json"),
+                },
+            },
+            chat_template: template,
+            files,
+        })
+    }
+
+    /// A tensor's bytes as they stand in the file: `tensor.rows` rows of whole blocks.
+    pub fn bytes(&self, tensor: &Tensor) -> &[u8] {
+        &self.files[tensor.file].bytes()[tensor.offset..tensor.offset + tensor.len]
+    }
+
+    /// One row of a tensor as values; `out` holds `tensor.cols`.
+    ///
+    /// # Panics
+    /// If the row is not there or `out` has another length.
+    pub fn row(&self, tensor: &Tensor, row: usize, out: &mut [f32]) {
+        assert!(row < tensor.rows && out.len() == tensor.cols, "row of the tensor");
+        let bytes = tensor.len / tensor.rows;
+        quant::dequantize(tensor.format, &self.bytes(tensor)[row * bytes..][..bytes], out);
+    }
+
+    /// A whole tensor as values, row after row.
+    pub fn values(&self, tensor: &Tensor) -> Vec<f32> {
+        let mut out = vec![0.0; tensor.rows * tensor.cols];
+        quant::dequantize(tensor.format, self.bytes(tensor), &mut out);
+        out
+    }
+}
+
+/// Largest text file beside a checkpoint that is read.
+const SMALL: u64 = 64 << 20;
+
+fn read_small(path: &Path) -> Result<Vec<u8>, ModelError> {
+    let read = |source| ModelError::Read { path: PathBuf::from(path), source };
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(read)?;
+    file.take(SMALL + 1).read_to_end(&mut bytes).map_err(read)?;
+    if bytes.len() as u64 > SMALL {
+        return Err(read(std::io::Error::other("it is larger than 64 MiB")));
+    }
+    Ok(bytes)
+}
+
+fn read_text(path: &Path) -> Result<String, ModelError> {
+    String::from_utf8(read_small(path)?).map_err(|_| ModelError::Read {
+        path: path.to_owned(),
+        source: std::io::Error::other("it is not UTF-8"),
+    })
+}

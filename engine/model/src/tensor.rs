@@ -1,0 +1,140 @@
+//! Where tensors lie and how they are stored.
+
+/// How a tensor's values are stored. Block formats are those of ggml.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(non_camel_case_types, missing_docs)] // The formats' own names, known under no other.
+pub enum Format {
+    F32,
+    F16,
+    BF16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+}
+
+impl Format {
+    /// Every format, for tests and tables.
+    pub const ALL: [Format; 11] = [
+        Format::F32,
+        Format::F16,
+        Format::BF16,
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q5_1,
+        Format::Q8_0,
+        Format::Q4_K,
+        Format::Q5_K,
+        Format::Q6_K,
+    ];
+
+    /// Values in one block.
+    pub fn block_values(self) -> usize {
+        match self {
+            Format::F32 | Format::F16 | Format::BF16 => 1,
+            Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0 => 32,
+            Format::Q4_K | Format::Q5_K | Format::Q6_K => 256,
+        }
+    }
+
+    /// Bytes of one block.
+    pub fn block_bytes(self) -> usize {
+        match self {
+            Format::F32 => 4,
+            Format::F16 | Format::BF16 => 2,
+            Format::Q4_0 => 2 + 16,
+            Format::Q4_1 => 2 + 2 + 16,
+            Format::Q5_0 => 2 + 4 + 16,
+            Format::Q5_1 => 2 + 2 + 4 + 16,
+            Format::Q8_0 => 2 + 32,
+            Format::Q4_K => 2 + 2 + 12 + 128,
+            Format::Q5_K => 2 + 2 + 12 + 32 + 128,
+            Format::Q6_K => 128 + 64 + 16 + 2,
+        }
+    }
+
+    /// Bytes of `values` values, a multiple of the block; None if it is not or does not fit.
+    pub fn bytes(self, values: usize) -> Option<usize> {
+        if !values.is_multiple_of(self.block_values()) {
+            return None;
+        }
+        (values / self.block_values()).checked_mul(self.block_bytes())
+    }
+}
+
+/// One tensor: a matrix of `rows` x `cols` in row order (a vector has one row), somewhere in a
+/// mapped file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tensor {
+    /// Its name in the file.
+    pub name: String,
+    /// How it is stored.
+    pub format: Format,
+    /// Rows: outputs of a projection.
+    pub rows: usize,
+    /// Columns: inputs of a projection.
+    pub cols: usize,
+    /// Which of the model's files.
+    pub(crate) file: usize,
+    /// First byte in that file.
+    pub(crate) offset: usize,
+    /// Bytes.
+    pub(crate) len: usize,
+}
+
+impl Tensor {
+    /// Bytes that it takes in its file.
+    pub fn byte_len(&self) -> usize {
+        self.len
+    }
+}
+
+/// Every tensor of a model, by its role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Weights {
+    /// `vocab` x `hidden`.
+    pub embedding: Tensor,
+    /// One entry per layer of the specification.
+    pub layers: Vec<LayerWeights>,
+    /// `hidden`: the last norm.
+    pub output_norm: Tensor,
+    /// `vocab` x `hidden`; None when tied.
+    pub output: Option<Tensor>,
+}
+
+/// One layer's tensors. `q` is `heads * head_dim` x `hidden`, `k` and `v` are
+/// `kv_heads * head_dim` x `hidden`, `o` is `hidden` x `heads * head_dim`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerWeights {
+    /// Norm before attention, `hidden`.
+    pub attention_norm: Tensor,
+    /// Query projection.
+    pub q: Tensor,
+    /// Key projection.
+    pub k: Tensor,
+    /// Value projection.
+    pub v: Tensor,
+    /// Biases of the three, when the specification says so.
+    pub qkv_bias: Option<[Tensor; 3]>,
+    /// Norms over one query and one key head (`head_dim`), when the specification says so.
+    pub qk_norm: Option<[Tensor; 2]>,
+    /// Output projection.
+    pub o: Tensor,
+    /// Norm after attention, when the specification says so.
+    pub attention_post_norm: Option<Tensor>,
+    /// Norm before the feed-forward part, `hidden`.
+    pub ffn_norm: Tensor,
+    /// Gate, `inner` x `hidden`.
+    pub gate: Tensor,
+    /// Up, `inner` x `hidden`.
+    pub up: Tensor,
+    /// Down, `hidden` x `inner`.
+    pub down: Tensor,
+    /// Norm after the feed-forward part, when the specification says so.
+    pub ffn_post_norm: Option<Tensor>,
+}
