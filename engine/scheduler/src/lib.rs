@@ -1,1 +1,20 @@
-//! Continuous batching over a back end.
+//! Continuous batching over a back end: many members' sequences, one forward pass at a time.
+//!
+//! [`Scheduler`] is the decision, without I/O: [`Scheduler::plan_step`] fills the next
+//! [`StepBatch`](polder_backend::StepBatch), [`Scheduler::take`] reads what came back and says
+//! what happened to whom. [`spawn`] is the thin thread that owns the back end, and
+//! [`EngineHandle`] is how the rest of a process talks to that thread.
+
+mod engine_loop;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
+mod pool;
+mod queue;
+mod request;
+mod scheduler;
+
+pub use engine_loop::{EngineHandle, EngineThread, Sink, spawn};
+pub use request::{
+    Event, FinishReason, MemberId, PromptLogprob, Refusal, Request, RequestId, SchedulerError,
+};
+pub use scheduler::{Config, Scheduler, Stats};

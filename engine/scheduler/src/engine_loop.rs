@@ -1,0 +1,255 @@
+//! The thread that owns the back end, and the handle through which others talk to it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use polder_backend::{Backend, StepBatch, Ticket};
+
+use crate::request::{Event, Refusal, Request, RequestId, SchedulerError};
+use crate::scheduler::{Config, Scheduler, Stats};
+
+/// Where a sequence's events go, in order. False says that nobody listens any more, which
+/// cancels the sequence. It is called on the engine's thread and must not wait.
+pub type Sink = Box<dyn FnMut(Event) -> bool + Send>;
+
+/// Starts the engine's thread.
+pub fn spawn(backend: Box<dyn Backend>, config: Config) -> Result<EngineThread, SchedulerError> {
+    let scheduler = Scheduler::new(backend.limits(), config)?;
+    let stats = Arc::new(Mutex::new(scheduler.stats()));
+    let (commands, inbox) = channel();
+    let handle = EngineHandle {
+        commands,
+        next_id: Arc::new(AtomicU64::new(0)),
+        stats: stats.clone(),
+        capacity: scheduler.capacity(),
+    };
+    let engine = EngineLoop {
+        steps_ahead: scheduler.config().steps_ahead.into(),
+        scheduler,
+        backend,
+        inbox,
+        sinks: HashMap::new(),
+        in_flight: VecDeque::new(),
+        batch: StepBatch::default(),
+        events: Vec::new(),
+        stats,
+    };
+    let thread = std::thread::Builder::new()
+        .name("polder-engine".into())
+        .spawn(move || engine.run())
+        .map_err(SchedulerError::Thread)?;
+    Ok(EngineThread { handle, thread })
+}
+
+/// A running engine. It ends when its last handle is gone, or when the device fails.
+#[derive(Debug)]
+pub struct EngineThread {
+    handle: EngineHandle,
+    thread: JoinHandle<Result<(), SchedulerError>>,
+}
+
+impl EngineThread {
+    /// A way to talk to it.
+    pub fn handle(&self) -> EngineHandle {
+        self.handle.clone()
+    }
+
+    /// Gives up this handle and waits for the thread's end.
+    pub fn join(self) -> Result<(), SchedulerError> {
+        drop(self.handle);
+        self.thread.join().unwrap_or_else(|panic| {
+            let what = panic
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned());
+            Err(SchedulerError::Panicked(what.unwrap_or_else(|| "no message".into())))
+        })
+    }
+}
+
+/// Talks to the engine's thread; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct EngineHandle {
+    commands: Sender<Command>,
+    next_id: Arc<AtomicU64>,
+    stats: Arc<Mutex<Stats>>,
+    capacity: u32,
+}
+
+enum Command {
+    Admit(Vec<(RequestId, Request, Sink)>),
+    Cancel(RequestId),
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Admit(list) => write!(f, "Admit({} sequences)", list.len()),
+            Self::Cancel(id) => write!(f, "Cancel({})", id.0),
+        }
+    }
+}
+
+impl EngineHandle {
+    /// Hands sequences in, all taken or none. Each sink hears [`Event::Queued`] or
+    /// [`Event::Refused`] first, within a step.
+    pub fn submit(&self, sequences: Vec<(Request, Sink)>) -> Vec<RequestId> {
+        let count = sequences.len() as u64;
+        let first = self.next_id.fetch_add(count, Ordering::Relaxed);
+        let ids: Vec<RequestId> = (first..first + count).map(RequestId).collect();
+        let sequences =
+            ids.iter().zip(sequences).map(|(id, (request, sink))| (*id, request, sink)).collect();
+        if let Err(unsent) = self.commands.send(Command::Admit(sequences))
+            && let Command::Admit(sequences) = unsent.0
+        {
+            for (_, _, mut sink) in sequences {
+                sink(Event::Refused(Refusal::Stopping));
+            }
+        }
+        ids
+    }
+
+    /// Ends a sequence; its blocks are free before the next step. Ids that are done are fine.
+    pub fn cancel(&self, id: RequestId) {
+        // Where the engine has ended there is nothing left to cancel.
+        let _ = self.commands.send(Command::Cancel(id));
+    }
+
+    /// How things stood after the last step.
+    pub fn stats(&self) -> Stats {
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Most tokens of one sequence, prompt and answer together.
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+}
+
+struct EngineLoop {
+    scheduler: Scheduler,
+    backend: Box<dyn Backend>,
+    steps_ahead: usize,
+    inbox: Receiver<Command>,
+    sinks: HashMap<RequestId, Sink>,
+    in_flight: VecDeque<Ticket>,
+    batch: StepBatch,
+    events: Vec<(RequestId, Event)>,
+    stats: Arc<Mutex<Stats>>,
+}
+
+impl EngineLoop {
+    fn run(mut self) -> Result<(), SchedulerError> {
+        let result = self.serve();
+        if let Err(error) = &result {
+            log::error!(error:% = error; "the engine stops: a step failed");
+        }
+        for (_, sink) in &mut self.sinks {
+            sink(Event::Failed);
+        }
+        result
+    }
+
+    fn serve(&mut self) -> Result<(), SchedulerError> {
+        while self.hear() {
+            if self.scheduler.is_idle() {
+                continue;
+            }
+            let submitted = self.in_flight.len() <= self.steps_ahead
+                && self.scheduler.plan_step(&mut self.batch);
+            if submitted {
+                let ticket =
+                    self.backend.submit(&self.batch).map_err(SchedulerError::Backend)?;
+                self.in_flight.push_back(ticket);
+                if self.in_flight.len() <= self.steps_ahead {
+                    continue;
+                }
+            }
+            let Some(ticket) = self.in_flight.pop_front() else {
+                return Err(SchedulerError::Stalled);
+            };
+            let output = self.backend.collect(ticket).map_err(SchedulerError::Backend)?;
+            self.scheduler.take(output, &mut self.events)?;
+            self.tell();
+        }
+        Ok(())
+    }
+
+    /// Takes what callers sent, and waits for them where there is nothing else to do. False
+    /// when all of them are gone.
+    fn hear(&mut self) -> bool {
+        self.publish();
+        loop {
+            let command = if self.scheduler.is_idle() {
+                match self.inbox.recv() {
+                    Ok(command) => command,
+                    Err(_) => return false,
+                }
+            } else {
+                match self.inbox.try_recv() {
+                    Ok(command) => command,
+                    Err(TryRecvError::Empty) => return true,
+                    Err(TryRecvError::Disconnected) => return false,
+                }
+            };
+            match command {
+                Command::Admit(sequences) => self.admit(sequences),
+                Command::Cancel(id) => self.cancel(id),
+            }
+            self.publish();
+        }
+    }
+
+    fn admit(&mut self, sequences: Vec<(RequestId, Request, Sink)>) {
+        let mut sinks = Vec::with_capacity(sequences.len());
+        let mut requests = Vec::with_capacity(sequences.len());
+        for (id, request, sink) in sequences {
+            requests.push((id, request));
+            sinks.push((id, sink));
+        }
+        match self.scheduler.admit(requests) {
+            Ok(()) => {
+                for (id, mut sink) in sinks {
+                    if sink(Event::Queued) {
+                        self.sinks.insert(id, sink);
+                    } else {
+                        self.scheduler.cancel(id);
+                    }
+                }
+            }
+            Err(refusal) => {
+                for (_, mut sink) in sinks {
+                    sink(Event::Refused(refusal));
+                }
+            }
+        }
+    }
+
+    fn cancel(&mut self, id: RequestId) {
+        self.scheduler.cancel(id);
+        self.sinks.remove(&id);
+    }
+
+    /// Hands out the events of a step.
+    fn tell(&mut self) {
+        let mut events = std::mem::take(&mut self.events);
+        for (id, event) in events.drain(..) {
+            let last = matches!(event, Event::Finished { .. });
+            let Some(sink) = self.sinks.get_mut(&id) else { continue };
+            let heard = sink(event);
+            if last {
+                self.sinks.remove(&id);
+            } else if !heard {
+                self.cancel(id);
+            }
+        }
+        self.events = events;
+    }
+
+    fn publish(&self) {
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.scheduler.stats();
+    }
+}

@@ -1,0 +1,220 @@
+//! A back end that computes nothing and believes nothing: for tests.
+//!
+//! Its "KV" is the tokens themselves, written to the blocks it is told to write and read back
+//! through the block tables it is given; its next token is a function of the sequence so far.
+//! A batch that mixes up two sequences, reuses a block too early or forgets a token therefore
+//! either is refused or answers with the wrong token.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use polder_backend::{
+    Backend, BackendError, BlockId, Input, Limits, Row, SampledToken, Sampling, StepBatch,
+    StepOutput, Ticket, TokenId, Want,
+};
+
+/// What comes after these tokens, sampled with this seed.
+pub type NextToken = Box<dyn Fn(&[TokenId], &Sampling) -> TokenId + Send>;
+
+/// See the module.
+pub struct FakeBackend {
+    limits: Limits,
+    next: NextToken,
+    delay: Duration,
+    kv: Vec<Option<TokenId>>,
+    slots: Vec<FakeSlot>,
+    done: Vec<(Ticket, StepOutput)>,
+    tickets: u64,
+}
+
+#[derive(Debug, Default, Clone)]
+struct FakeSlot {
+    last: Option<TokenId>,
+    history: Vec<TokenId>,
+}
+
+impl std::fmt::Debug for FakeBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FakeBackend").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// The fake's usual answer: a hash of all tokens and the seed.
+pub fn hashed(vocab: u32) -> impl Fn(&[TokenId], &Sampling) -> TokenId + Send {
+    move |tokens, sampling| {
+        let mut hash = 0xcbf2_9ce4_8422_2325u64 ^ sampling.seed;
+        for token in tokens {
+            hash = (hash ^ u64::from(token.0)).wrapping_mul(0x0100_0000_01b3);
+        }
+        TokenId(((hash ^ (hash >> 32)) % u64::from(vocab)) as u32)
+    }
+}
+
+impl FakeBackend {
+    /// Answers with [`hashed`].
+    pub fn new(limits: Limits) -> Self {
+        Self::with(limits, Box::new(hashed(limits.vocab)))
+    }
+
+    /// Answers with `next`.
+    pub fn with(limits: Limits, next: NextToken) -> Self {
+        Self {
+            next,
+            delay: Duration::ZERO,
+            kv: vec![None; (limits.blocks * limits.block_tokens) as usize],
+            slots: vec![FakeSlot::default(); limits.slots.into()],
+            done: Vec::new(),
+            tickets: 0,
+            limits,
+        }
+    }
+
+    /// Every step takes this long.
+    pub fn slowed(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
+    fn place(&self, table: &[BlockId], position: u32) -> Result<usize, BackendError> {
+        let block = table
+            .get((position / self.limits.block_tokens) as usize)
+            .ok_or_else(|| bad(format!("position {position} has no block")))?;
+        if block.0 >= self.limits.blocks {
+            return Err(bad(format!("block {} does not exist", block.0)));
+        }
+        Ok((block.0 * self.limits.block_tokens + position % self.limits.block_tokens) as usize)
+    }
+
+    fn run(&mut self, step: &StepBatch) -> Result<StepOutput, BackendError> {
+        check_ranges(step, &self.limits)?;
+        for reset in &step.resets {
+            self.slots[reset.slot.0 as usize] = FakeSlot {
+                last: None,
+                history: step.histories
+                    [reset.history.start as usize..reset.history.end as usize]
+                    .to_vec(),
+            };
+        }
+        let mut rows = Vec::new();
+        let mut outputs = step.outputs.iter().peekable();
+        for sequence in &step.sequences {
+            let table = &step.block_table
+                [sequence.blocks.start as usize..sequence.blocks.end as usize];
+            for index in sequence.tokens.clone() {
+                let position = step.positions[index as usize];
+                let token = match step.inputs[index as usize] {
+                    Input::Host(token) => token,
+                    Input::Sampled(slot) => self.slots[slot.0 as usize]
+                        .last
+                        .ok_or_else(|| bad("a slot that sampled nothing is read".into()))?,
+                };
+                let place = self.place(table, position)?;
+                self.kv[place] = Some(token);
+                while let Some(row) = outputs.next_if(|row| row.token == index) {
+                    let so_far = (0..=position)
+                        .map(|at| {
+                            self.kv[self.place(table, at)?]
+                                .ok_or_else(|| bad(format!("position {at} was never written")))
+                        })
+                        .collect::<Result<Vec<_>, _>>()?;
+                    rows.push(self.answer(row, so_far)?);
+                }
+            }
+        }
+        if outputs.next().is_some() {
+            return Err(bad("outputs are not in the order of their tokens".into()));
+        }
+        Ok(StepOutput { rows })
+    }
+
+    fn answer(
+        &mut self,
+        row: &polder_backend::OutputRow,
+        so_far: Vec<TokenId>,
+    ) -> Result<Row, BackendError> {
+        let sampling = match &row.want {
+            Want::Sample(sampling) => sampling,
+            _ => {
+                let mut logits = vec![0.0; self.limits.vocab as usize];
+                logits[(self.next)(&so_far, &Sampling::greedy()).0 as usize] = 4.0;
+                return Ok(Row::Logits(logits));
+            }
+        };
+        let slot = &mut self.slots[row.slot.0 as usize];
+        if slot.history != so_far {
+            return Err(bad(format!("slot {} holds another sequence's history", row.slot.0)));
+        }
+        let token = (self.next)(&so_far, sampling);
+        slot.last = Some(token);
+        slot.history.push(token);
+        let top = sampling.logprobs.map_or(0, u32::from);
+        Ok(Row::Sampled(SampledToken {
+            token,
+            logprob: sampling.logprobs.map(|_| -0.5),
+            top: (0..top)
+                .map(|rank| (TokenId((token.0 + rank) % self.limits.vocab), -0.5 - rank as f32))
+                .collect(),
+        }))
+    }
+}
+
+impl Backend for FakeBackend {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn submit(&mut self, step: &StepBatch) -> Result<Ticket, BackendError> {
+        std::thread::sleep(self.delay);
+        let output = self.run(step)?;
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.done.push((ticket, output));
+        Ok(ticket)
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<StepOutput, BackendError> {
+        match self.done.first() {
+            Some((first, _)) if *first == ticket => Ok(self.done.remove(0).1),
+            _ => Err(BackendError::UnknownTicket(ticket.0)),
+        }
+    }
+}
+
+fn bad(what: String) -> BackendError {
+    BackendError::BadBatch(what)
+}
+
+/// What must hold for every batch, whatever is in it.
+fn check_ranges(step: &StepBatch, limits: &Limits) -> Result<(), BackendError> {
+    let total = step.inputs.len() as u32;
+    if total == 0 || total > limits.step_tokens || step.positions.len() as u32 != total {
+        return Err(bad(format!("{total} tokens and {} positions", step.positions.len())));
+    }
+    let (mut tokens, mut blocks) = (0, 0);
+    let (mut slots, mut owned) = (HashSet::new(), HashSet::new());
+    for sequence in &step.sequences {
+        if sequence.tokens.start != tokens
+            || sequence.tokens.is_empty()
+            || sequence.blocks.start != blocks
+        {
+            return Err(bad("sequences are not consecutive".into()));
+        }
+        (tokens, blocks) = (sequence.tokens.end, sequence.blocks.end);
+        if sequence.slot.0 >= limits.slots || !slots.insert(sequence.slot) {
+            return Err(bad(format!("slot {} twice, or none such", sequence.slot.0)));
+        }
+        let range = sequence.blocks.start as usize..sequence.blocks.end as usize;
+        for block in step.block_table.get(range).into_iter().flatten() {
+            if !owned.insert(*block) {
+                return Err(bad(format!("block {} belongs to two sequences", block.0)));
+            }
+        }
+    }
+    if tokens != total || blocks as usize != step.block_table.len() {
+        return Err(bad("tokens or blocks belong to no sequence".into()));
+    }
+    if step.positions.iter().any(|position| *position >= limits.context) {
+        return Err(bad("a position is beyond the context".into()));
+    }
+    Ok(())
+}

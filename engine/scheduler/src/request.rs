@@ -1,0 +1,153 @@
+//! What callers ask of the scheduler, and what it tells them.
+
+use std::sync::Arc;
+
+use polder_backend::{BackendError, SampledToken, Sampling, TokenId};
+
+/// Whose request it is. Opaque here: equal ids share one place in the round robin.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MemberId(Arc<str>);
+
+impl MemberId {
+    /// A member by any stable name.
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self(name.into())
+    }
+}
+
+/// One sequence's number, unique for the life of the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// One sequence to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// For whom.
+    pub member: MemberId,
+    /// At least one token.
+    pub prompt: Vec<TokenId>,
+    /// Most tokens to sample. Where the context leaves less room, that is the limit.
+    pub max_tokens: u32,
+    /// Sampling one of these ends the sequence; the token itself is not delivered.
+    pub stop_tokens: Arc<[TokenId]>,
+    /// How to sample.
+    pub sampling: Sampling,
+    /// Deliver the logprob of every prompt token after the first, with this many best
+    /// alternatives.
+    pub prompt_logprobs: Option<u8>,
+}
+
+/// What happened to a sequence. Order: `Queued`, `Prompt` (if asked for), `Token`…, `Finished`.
+/// A sequence that is cancelled hears nothing more.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// It was taken and waits or runs; tokens follow.
+    Queued,
+    /// It was not taken; nothing follows.
+    Refused(Refusal),
+    /// The model's opinion of the next few prompt tokens, in order.
+    Prompt(Vec<PromptLogprob>),
+    /// One sampled token.
+    Token(SampledToken),
+    /// Nothing follows.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// Tokens sampled in all, a stop token included.
+        sampled: u32,
+    },
+    /// The engine is ending after a failure of the device; nothing follows.
+    Failed,
+}
+
+/// Why a sequence ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// It sampled a stop token.
+    Stop,
+    /// It reached `max_tokens` or the end of the context.
+    Length,
+}
+
+/// How likely the model found one prompt token, given those before it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptLogprob {
+    /// The prompt's token.
+    pub token: TokenId,
+    /// Natural log of its probability.
+    pub logprob: f32,
+    /// The best tokens at that place and their logprobs, best first.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// Why a request was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The queue is as long as it may be.
+    #[error("{waiting} requests are already waiting, as many as may wait; try again in a moment")]
+    QueueFull {
+        /// How many wait.
+        waiting: usize,
+    },
+    /// The prompt leaves no room for an answer.
+    #[error(
+        "the prompt has {prompt} tokens and a sequence may have {capacity}; send a shorter prompt"
+    )]
+    TooLong {
+        /// The prompt's tokens.
+        prompt: usize,
+        /// Most tokens of prompt and answer together.
+        capacity: u32,
+    },
+    /// There is nothing to continue.
+    #[error("the prompt is empty; send at least one token")]
+    EmptyPrompt,
+    /// No token to sample and no prompt token to judge.
+    #[error("nothing was asked for; ask for at least one token")]
+    NothingAsked,
+    /// A token that the model does not have.
+    #[error("token {token} is not in the vocabulary of {vocab} tokens; use smaller token ids")]
+    UnknownToken {
+        /// The token.
+        token: u32,
+        /// The vocabulary's size.
+        vocab: u32,
+    },
+    /// The engine is ending.
+    #[error("the engine is stopping; try again when it is back")]
+    Stopping,
+}
+
+/// Why scheduling cannot go on. All of them end the engine; its supervisor starts it anew.
+#[derive(Debug, thiserror::Error)]
+pub enum SchedulerError {
+    /// The back end refused or failed.
+    #[error("running a step failed")]
+    Backend(#[source] BackendError),
+    /// The answer does not fit the step it answers.
+    #[error("the back end answered a step of {expected} rows with {got} unfitting rows")]
+    WrongAnswer {
+        /// Rows asked for.
+        expected: usize,
+        /// Rows received.
+        got: usize,
+    },
+    /// An answer to no step.
+    #[error("the back end answered a step that was never planned")]
+    NothingInFlight,
+    /// There is work, and no step can be planned for it: a defect of the scheduler.
+    #[error("requests are waiting but none can be scheduled")]
+    Stalled,
+    /// The back end can hold nothing.
+    #[error("the back end offers no {what}; give it more memory")]
+    NoRoom {
+        /// What there is none of.
+        what: &'static str,
+    },
+    /// The engine's thread could not be started.
+    #[error("starting the engine's thread failed")]
+    Thread(#[source] std::io::Error),
+    /// The engine's thread panicked.
+    #[error("the engine's thread panicked: {0}")]
+    Panicked(String),
+}

@@ -1,0 +1,611 @@
+//! The decision: which tokens of which sequences make up the next step.
+//!
+//! Decode comes first, one token for every sequence that is past its prompt; what is left of the
+//! step's token budget is shared by the prompts that are still being read, short ones first to
+//! finish. Blocks are taken when they are needed. Where none is left, the sequence that came
+//! last gives its blocks up, keeps its slot (and with it its penalty history), and reads its
+//! tokens again once there is room: nothing that was sampled is lost.
+//!
+//! Steps run in the order in which they were submitted. That is why a sequence's blocks and
+//! slot are free again the moment it ends, although a step that still mentions it may be in
+//! flight: whoever gets them writes later.
+
+use std::collections::VecDeque;
+
+use polder_backend::{
+    BlockId, Input, Limits, OutputRow, Row, SequenceStep, Slot, SlotReset, StepBatch, StepOutput,
+    TokenId, Want,
+};
+
+use crate::pool::BlockPool;
+use crate::queue::WaitingQueue;
+use crate::request::{
+    Event, FinishReason, PromptLogprob, Refusal, Request, RequestId, SchedulerError,
+};
+
+/// Most prompt positions of one sequence whose logits are read back in one step: each is a row
+/// of `vocab` floats on the host.
+const LOGIT_ROWS: u32 = 32;
+
+/// What the scheduler may do; the back end's [`Limits`] cap all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// Most requests that wait for a slot.
+    pub max_waiting: usize,
+    /// Most tokens in one step. Smaller keeps running streams smooth while a long prompt is
+    /// read; larger reads prompts faster.
+    pub step_tokens: u32,
+    /// Steps submitted before the one before them was read: 1 hides the host's time behind a
+    /// device that runs by itself, 0 suits a back end that computes within `submit`.
+    pub steps_ahead: u8,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { max_waiting: 256, step_tokens: 512, steps_ahead: 0 }
+    }
+}
+
+/// Counts since the start, and how things stand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Sequences in a slot.
+    pub running: usize,
+    /// Requests without a slot.
+    pub waiting: usize,
+    /// KV blocks that sequences own.
+    pub blocks_used: usize,
+    /// KV blocks in all.
+    pub blocks_total: usize,
+    /// Steps planned.
+    pub steps: u64,
+    /// Prompt tokens fed (again, where a sequence had to give up its blocks).
+    pub prompt_tokens: u64,
+    /// Tokens sampled for sequences that were still wanted.
+    pub sampled_tokens: u64,
+    /// Times a sequence gave up its blocks for another.
+    pub preemptions: u64,
+}
+
+/// All sequences, waiting and running.
+#[derive(Debug)]
+pub struct Scheduler {
+    limits: Limits,
+    config: Config,
+    waiting: WaitingQueue,
+    /// In the order of admission, oldest first.
+    running: Vec<Sequence>,
+    free_slots: Vec<Slot>,
+    pool: BlockPool,
+    /// Who owns which output row, for each step in flight, oldest first.
+    in_flight: VecDeque<Vec<RowOwner>>,
+    spare_rows: Vec<Vec<RowOwner>>,
+    shares: Vec<Share>,
+    stats: Stats,
+}
+
+#[derive(Debug)]
+struct Sequence {
+    id: RequestId,
+    request: Request,
+    slot: Slot,
+    /// The slot still holds someone else's history.
+    fresh: bool,
+    /// The prompt, then what was sampled and read back.
+    tokens: Vec<TokenId>,
+    blocks: Vec<BlockId>,
+    /// Positions whose KV is written once every planned step has run.
+    fed: u32,
+    /// Tokens that planned steps sample, read back or not.
+    planned: u32,
+    /// Most tokens to sample.
+    limit: u32,
+    /// Prompt positions whose logits were asked for.
+    logits_planned: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct RowOwner {
+    id: RequestId,
+    /// The prompt position that the row judges; None for a sampled token.
+    judges: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    index: usize,
+    tokens: u32,
+}
+
+impl Sequence {
+    fn prompt_len(&self) -> u32 {
+        self.request.prompt.len() as u32
+    }
+
+    fn sampled(&self) -> u32 {
+        self.tokens.len() as u32 - self.prompt_len()
+    }
+
+    fn has_room(&self) -> bool {
+        !self.blocks.is_empty()
+    }
+
+    /// Its next input is the token that its slot sampled last.
+    fn decodes(&self) -> bool {
+        self.has_room() && self.planned > 0 && self.fed + 1 == self.prompt_len() + self.planned
+    }
+
+    /// Known tokens still to be read, for a sequence that is not decoding.
+    fn unread(&self) -> u32 {
+        self.tokens.len() as u32 - self.fed
+    }
+
+    fn awaits_its_tokens(&self) -> bool {
+        self.planned > self.sampled()
+    }
+}
+
+impl Scheduler {
+    /// Nothing waiting, nothing running.
+    pub fn new(mut limits: Limits, config: Config) -> Result<Self, SchedulerError> {
+        for (what, count) in [
+            ("step tokens", limits.step_tokens),
+            ("slots", u32::from(limits.slots)),
+            ("KV blocks", limits.blocks),
+            ("positions in a KV block", limits.block_tokens),
+        ] {
+            if count == 0 {
+                return Err(SchedulerError::NoRoom { what });
+            }
+        }
+        // Every running sequence must be able to decode in every step.
+        limits.slots = limits.slots.min(u16::try_from(limits.step_tokens).unwrap_or(u16::MAX));
+        let step_tokens =
+            config.step_tokens.clamp(u32::from(limits.slots), limits.step_tokens.max(1));
+        Ok(Self {
+            config: Config { step_tokens, ..config },
+            waiting: WaitingQueue::default(),
+            running: Vec::with_capacity(limits.slots.into()),
+            free_slots: (0..limits.slots).rev().map(Slot).collect(),
+            pool: BlockPool::new(limits.blocks),
+            in_flight: VecDeque::new(),
+            spare_rows: Vec::new(),
+            shares: Vec::new(),
+            stats: Stats::default(),
+            limits,
+        })
+    }
+
+    /// Most tokens of one sequence, prompt and answer together.
+    pub fn capacity(&self) -> u32 {
+        capacity(&self.limits)
+    }
+
+    /// What it was configured with, after the back end's limits.
+    pub fn config(&self) -> Config {
+        self.config
+    }
+
+    /// How things stand.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            blocks_used: self.pool.used(),
+            blocks_total: self.pool.total(),
+            ..self.stats
+        }
+    }
+
+    /// Nothing waits, runs or is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.len() == 0 && self.running.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// Whether a request could be taken, were there room in the queue.
+    pub fn check(&self, request: &Request) -> Result<(), Refusal> {
+        if request.prompt.is_empty() {
+            return Err(Refusal::EmptyPrompt);
+        }
+        if request.max_tokens == 0
+            && (request.prompt_logprobs.is_none() || request.prompt.len() == 1)
+        {
+            return Err(Refusal::NothingAsked);
+        }
+        let capacity = self.capacity();
+        let answer = usize::from(request.max_tokens > 0);
+        if request.prompt.len().saturating_add(answer) > capacity as usize {
+            return Err(Refusal::TooLong { prompt: request.prompt.len(), capacity });
+        }
+        match request.prompt.iter().find(|token| token.0 >= self.limits.vocab) {
+            Some(token) => {
+                Err(Refusal::UnknownToken { token: token.0, vocab: self.limits.vocab })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Takes requests into the queue, all of them or none.
+    pub fn admit(&mut self, requests: Vec<(RequestId, Request)>) -> Result<(), Refusal> {
+        if self.waiting.len().saturating_add(requests.len()) > self.config.max_waiting {
+            return Err(Refusal::QueueFull { waiting: self.waiting.len() });
+        }
+        for (_, request) in &requests {
+            self.check(request)?;
+        }
+        for (id, request) in requests {
+            self.waiting.push(id, request);
+        }
+        Ok(())
+    }
+
+    /// Forgets a sequence; its blocks and slot are free at once. False where it is unknown.
+    pub fn cancel(&mut self, id: RequestId) -> bool {
+        match self.running.iter().position(|sequence| sequence.id == id) {
+            Some(index) => {
+                self.release(index);
+                true
+            }
+            None => self.waiting.remove(id),
+        }
+    }
+
+    /// Fills `batch` with the next step; false, and an empty batch, where there is nothing to
+    /// run until a step in flight is taken or a request comes.
+    pub fn plan_step(&mut self, batch: &mut StepBatch) -> bool {
+        batch.clear();
+        let mut rows = self.spare_rows.pop().unwrap_or_default();
+        self.make_room_for_more();
+        self.plan_decodes(batch, &mut rows);
+        self.plan_prompts(batch, &mut rows);
+        if batch.inputs.is_empty() {
+            self.spare_rows.push(rows);
+            return false;
+        }
+        self.stats.steps += 1;
+        self.in_flight.push_back(rows);
+        true
+    }
+
+    /// Reads the answer to the oldest step in flight and appends what happened to `events`.
+    pub fn take(
+        &mut self,
+        output: StepOutput,
+        events: &mut Vec<(RequestId, Event)>,
+    ) -> Result<(), SchedulerError> {
+        let mut owners = self.in_flight.pop_front().ok_or(SchedulerError::NothingInFlight)?;
+        let wrong =
+            SchedulerError::WrongAnswer { expected: owners.len(), got: output.rows.len() };
+        if owners.len() != output.rows.len() {
+            return Err(wrong);
+        }
+        for (owner, row) in owners.iter().zip(output.rows) {
+            let index = self.running.iter().position(|sequence| sequence.id == owner.id);
+            match (row, owner.judges) {
+                (Row::Sampled(token), None) => {
+                    if let Some(index) = index {
+                        self.take_token(index, token, events);
+                    }
+                }
+                (Row::Logits(logits), Some(position)) => {
+                    if let Some(index) = index {
+                        self.take_logits(index, position, &logits, events)?;
+                    }
+                }
+                _ => return Err(wrong),
+            }
+        }
+        owners.clear();
+        self.spare_rows.push(owners);
+        Ok(())
+    }
+
+    fn take_token(
+        &mut self,
+        index: usize,
+        token: polder_backend::SampledToken,
+        events: &mut Vec<(RequestId, Event)>,
+    ) {
+        let sequence = &mut self.running[index];
+        let id = sequence.id;
+        sequence.tokens.push(token.token);
+        let sampled = sequence.sampled();
+        let full = sampled == sequence.limit;
+        self.stats.sampled_tokens += 1;
+        let reason = if sequence.request.stop_tokens.contains(&token.token) {
+            Some(FinishReason::Stop)
+        } else {
+            events.push((id, Event::Token(token)));
+            full.then_some(FinishReason::Length)
+        };
+        if let Some(reason) = reason {
+            events.push((id, Event::Finished { reason, sampled }));
+            self.release(index);
+        }
+    }
+
+    fn take_logits(
+        &mut self,
+        index: usize,
+        position: u32,
+        logits: &[f32],
+        events: &mut Vec<(RequestId, Event)>,
+    ) -> Result<(), SchedulerError> {
+        let sequence = &self.running[index];
+        let id = sequence.id;
+        let token = sequence.tokens[position as usize];
+        let best = usize::from(sequence.request.prompt_logprobs.unwrap_or(0));
+        let last = position + 1 == sequence.prompt_len();
+        let ended = last && sequence.limit == 0;
+        let judged = judge(token, logits, best)
+            .ok_or(SchedulerError::WrongAnswer { expected: 1, got: 0 })?;
+        match events.last_mut() {
+            Some((other, Event::Prompt(list))) if *other == id => list.push(judged),
+            _ => events.push((id, Event::Prompt(vec![judged]))),
+        }
+        if ended {
+            let reason = FinishReason::Length;
+            events.push((id, Event::Finished { reason, sampled: 0 }));
+            self.release(index);
+        }
+        Ok(())
+    }
+
+    /// Gives room first to sequences that lost theirs, then to those that wait.
+    fn make_room_for_more(&mut self) {
+        let block_tokens = self.limits.block_tokens;
+        // One block for each sequence that has room stays free, so that a newcomer is not
+        // thrown out again by the next few decoded tokens.
+        let mut spare = self.running.iter().filter(|sequence| sequence.has_room()).count();
+        for sequence in &mut self.running {
+            if sequence.has_room() {
+                continue;
+            }
+            if sequence.awaits_its_tokens() {
+                return; // Its turn, but it does not know its own tokens yet.
+            }
+            let need = blocks_for(sequence.tokens.len() as u32, block_tokens);
+            if need + spare > self.pool.available() {
+                return;
+            }
+            self.pool.take(need, &mut sequence.blocks);
+            spare += 1;
+        }
+        while let (Some(next), Some(&slot)) = (self.waiting.peek(), self.free_slots.last()) {
+            let need = blocks_for(next.prompt.len() as u32, block_tokens);
+            if need + spare > self.pool.available() {
+                return;
+            }
+            let mut blocks = Vec::new();
+            self.pool.take(need, &mut blocks);
+            spare += 1;
+            let (id, request) = self.waiting.pop().expect("just seen there");
+            self.free_slots.pop();
+            let room = self.capacity() - request.prompt.len() as u32;
+            self.running.push(Sequence {
+                id,
+                slot,
+                fresh: true,
+                tokens: request.prompt.clone(),
+                blocks,
+                fed: 0,
+                planned: 0,
+                limit: request.max_tokens.min(room),
+                logits_planned: 0,
+                request,
+            });
+        }
+    }
+
+    fn plan_decodes(&mut self, batch: &mut StepBatch, rows: &mut Vec<RowOwner>) {
+        for index in 0..self.running.len() {
+            let sequence = &self.running[index];
+            if !sequence.decodes() || sequence.planned >= sequence.limit {
+                continue;
+            }
+            if self.extend(index) {
+                self.running[index].plan(1, self.limits.block_tokens, batch, rows);
+            }
+        }
+    }
+
+    fn plan_prompts(&mut self, batch: &mut StepBatch, rows: &mut Vec<RowOwner>) {
+        let mut budget = self.config.step_tokens - batch.inputs.len() as u32;
+        let mut shares = std::mem::take(&mut self.shares);
+        shares.clear();
+        shares.extend(self.running.iter().enumerate().filter_map(|(index, sequence)| {
+            let reads = sequence.has_room() && !sequence.decodes() && sequence.unread() > 0;
+            reads.then(|| Share { index, tokens: sequence.next_chunk() })
+        }));
+        share_out(&mut shares, &mut budget);
+        for share in &shares {
+            if share.tokens > 0 {
+                let sequence = &mut self.running[share.index];
+                sequence.plan(share.tokens, self.limits.block_tokens, batch, rows);
+                self.stats.prompt_tokens += u64::from(share.tokens);
+            }
+        }
+        self.shares = shares;
+    }
+
+    /// Makes sure that the sequence owns the block of its next position, at the cost of those
+    /// who came later; false where it had to give up its own blocks instead.
+    fn extend(&mut self, index: usize) -> bool {
+        let need = blocks_for(self.running[index].fed + 1, self.limits.block_tokens);
+        loop {
+            let sequence = &mut self.running[index];
+            let missing = need - sequence.blocks.len();
+            if missing == 0 || self.pool.take(missing, &mut sequence.blocks) {
+                return true;
+            }
+            let victim = self
+                .running
+                .iter()
+                .rposition(Sequence::has_room)
+                .expect("a sequence that decodes owns blocks");
+            self.preempt(victim);
+            if victim == index {
+                return false;
+            }
+        }
+    }
+
+    fn preempt(&mut self, index: usize) {
+        let sequence = &mut self.running[index];
+        sequence.fed = 0;
+        self.pool.give_back(&mut sequence.blocks);
+        self.stats.preemptions += 1;
+    }
+
+    fn release(&mut self, index: usize) {
+        let mut sequence = self.running.remove(index);
+        self.pool.give_back(&mut sequence.blocks);
+        self.free_slots.push(sequence.slot);
+    }
+}
+
+impl Sequence {
+    /// Tokens that it could read next.
+    fn next_chunk(&self) -> u32 {
+        match self.request.prompt_logprobs {
+            Some(_) if self.fed < self.prompt_len() => self.unread().min(LOGIT_ROWS),
+            _ => self.unread(),
+        }
+    }
+
+    /// Appends its next `count` tokens to the batch, and what is to be read out after them.
+    fn plan(
+        &mut self,
+        count: u32,
+        block_tokens: u32,
+        batch: &mut StepBatch,
+        rows: &mut Vec<RowOwner>,
+    ) {
+        let decodes = self.decodes();
+        if std::mem::take(&mut self.fresh) {
+            let start = batch.histories.len() as u32;
+            batch.histories.extend_from_slice(&self.request.prompt);
+            let history = start..batch.histories.len() as u32;
+            batch.resets.push(SlotReset { slot: self.slot, history });
+        }
+        let first = batch.inputs.len() as u32;
+        for position in self.fed..self.fed + count {
+            batch.inputs.push(match decodes {
+                true => Input::Sampled(self.slot),
+                false => Input::Host(self.tokens[position as usize]),
+            });
+            batch.positions.push(position);
+            self.ask_for_logits(position, batch, rows);
+        }
+        let start = batch.block_table.len() as u32;
+        let blocks = blocks_for(self.fed + count, block_tokens);
+        batch.block_table.extend_from_slice(&self.blocks[..blocks]);
+        batch.sequences.push(SequenceStep {
+            slot: self.slot,
+            tokens: first..first + count,
+            blocks: start..batch.block_table.len() as u32,
+        });
+        self.fed += count;
+        if self.fed == self.prompt_len() + self.planned && self.planned < self.limit {
+            self.planned += 1;
+            let want = Want::Sample(self.request.sampling.clone());
+            batch.outputs.push(OutputRow { token: first + count - 1, slot: self.slot, want });
+            rows.push(RowOwner { id: self.id, judges: None });
+        }
+    }
+
+    /// The logits after prompt position `p` judge the prompt's token `p + 1`.
+    fn ask_for_logits(
+        &mut self,
+        position: u32,
+        batch: &mut StepBatch,
+        rows: &mut Vec<RowOwner>,
+    ) {
+        let judges = position + 1;
+        if self.request.prompt_logprobs.is_none()
+            || judges >= self.prompt_len()
+            || judges <= self.logits_planned
+        {
+            return;
+        }
+        self.logits_planned = judges;
+        let token = batch.inputs.len() as u32 - 1;
+        batch.outputs.push(OutputRow { token, slot: self.slot, want: Want::Logits });
+        rows.push(RowOwner { id: self.id, judges: Some(judges) });
+    }
+}
+
+fn capacity(limits: &Limits) -> u32 {
+    limits.context.min(limits.blocks.saturating_mul(limits.block_tokens))
+}
+
+fn blocks_for(tokens: u32, block_tokens: u32) -> usize {
+    tokens.div_ceil(block_tokens) as usize
+}
+
+/// Cuts every share down so that together they fit the budget: all get the same, and what a
+/// short one does not need goes to the others. The order of the shares is kept.
+fn share_out(shares: &mut [Share], budget: &mut u32) {
+    shares.sort_unstable_by_key(|share| (share.tokens, share.index));
+    let mut left = shares.len() as u32;
+    for share in shares.iter_mut() {
+        share.tokens = share.tokens.min(budget.div_ceil(left));
+        *budget -= share.tokens;
+        left -= 1;
+    }
+    shares.sort_unstable_by_key(|share| share.index);
+}
+
+/// `log softmax` of one row, read at `token` and at its `best` best places. None where the row
+/// does not have the token or is not a distribution.
+fn judge(token: TokenId, logits: &[f32], best: usize) -> Option<PromptLogprob> {
+    let own = *logits.get(token.0 as usize)?;
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+    let log_sum = f64::from(max) + sum.ln();
+    let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
+    let mut top: Vec<(TokenId, f32)> = Vec::with_capacity(best + 1);
+    for (index, &logit) in logits.iter().enumerate() {
+        if best == 0 || (top.len() == best && top.last().is_some_and(|(_, last)| *last >= logit)) {
+            continue;
+        }
+        let at = top.partition_point(|(_, other)| *other >= logit);
+        top.insert(at, (TokenId(index as u32), logit));
+        top.truncate(best);
+    }
+    for (_, logit) in &mut top {
+        *logit = logprob(*logit);
+    }
+    Some(PromptLogprob { token, logprob: logprob(own), top })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_prompt_is_read_at_once_beside_a_very_long_one() {
+        let mut budget = 100;
+        let mut shares = [Share { index: 0, tokens: 10_000 }, Share { index: 1, tokens: 20 }];
+        share_out(&mut shares, &mut budget);
+        assert_eq!((shares[0].tokens, shares[1].tokens, budget), (80, 20, 0));
+    }
+
+    #[test]
+    fn a_budget_smaller_than_the_number_of_prompts_still_moves_one() {
+        let mut budget = 1;
+        let mut shares = [Share { index: 0, tokens: 5 }, Share { index: 1, tokens: 5 }];
+        share_out(&mut shares, &mut budget);
+        assert_eq!(shares[0].tokens + shares[1].tokens, 1);
+    }
+
+    #[test]
+    fn the_judgement_of_a_prompt_token_is_its_log_softmax() {
+        let judged = judge(TokenId(1), &[0.0, (3.0f32).ln(), f32::NEG_INFINITY], 2).unwrap();
+        assert!((judged.logprob - 0.75f32.ln()).abs() < 1e-6);
+        assert_eq!(judged.top[0].0, TokenId(1));
+        assert_eq!(judged.top[1].0, TokenId(0));
+        assert!((judged.top[1].1 - 0.25f32.ln()).abs() < 1e-6);
+        assert!(judge(TokenId(9), &[0.0], 1).is_none());
+    }
+}

@@ -1,0 +1,425 @@
+//! Whatever comes and goes in whatever order: every request gets exactly its own tokens, and
+//! when all are done no block and no slot is missing.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+
+use polder_backend::{Backend, Limits, Sampling, StepBatch, Ticket, TokenId};
+use polder_scheduler::fake::{FakeBackend, hashed};
+use polder_scheduler::{
+    Config, Event, FinishReason, MemberId, Refusal, Request, RequestId, Scheduler, SchedulerError,
+};
+use proptest::prelude::*;
+
+const VOCAB: u32 = 23;
+const STOP: TokenId = TokenId(0);
+
+fn limits(blocks: u32, slots: u16) -> Limits {
+    Limits {
+        step_tokens: 64,
+        slots,
+        blocks,
+        block_tokens: 4,
+        context: 64,
+        vocab: VOCAB,
+        kv_bytes_per_token: 1,
+    }
+}
+
+fn request(member: &str, prompt: Vec<u32>, max_tokens: u32, seed: u64) -> Request {
+    Request {
+        member: MemberId::new(member),
+        prompt: prompt.into_iter().map(TokenId).collect(),
+        max_tokens,
+        stop_tokens: [STOP].into(),
+        sampling: Sampling { seed, ..Sampling::greedy() },
+        prompt_logprobs: None,
+    }
+}
+
+/// What the sequence must say if it is alone in the world.
+fn alone(request: &Request, capacity: u32) -> (Vec<TokenId>, FinishReason, u32) {
+    let next = hashed(VOCAB);
+    let mut tokens = request.prompt.clone();
+    let limit = request.max_tokens.min(capacity - tokens.len() as u32);
+    for sampled in 1..=limit {
+        let token = next(&tokens, &request.sampling);
+        if token == STOP {
+            return (tokens[request.prompt.len()..].to_vec(), FinishReason::Stop, sampled);
+        }
+        tokens.push(token);
+    }
+    (tokens[request.prompt.len()..].to_vec(), FinishReason::Length, limit)
+}
+
+/// The loop of the engine's thread, one call at a time.
+struct Bench {
+    scheduler: Scheduler,
+    backend: FakeBackend,
+    in_flight: VecDeque<Ticket>,
+    ahead: usize,
+    batch: StepBatch,
+    said: BTreeMap<RequestId, Vec<Event>>,
+}
+
+impl Bench {
+    fn new(limits: Limits, config: Config) -> Self {
+        Self {
+            scheduler: Scheduler::new(limits, config).unwrap(),
+            backend: FakeBackend::new(limits),
+            in_flight: VecDeque::new(),
+            ahead: config.steps_ahead.into(),
+            batch: StepBatch::default(),
+            said: BTreeMap::new(),
+        }
+    }
+
+    /// Submits what can be submitted and reads one step; false when there was nothing to do.
+    fn turn(&mut self) -> bool {
+        while self.in_flight.len() <= self.ahead && self.scheduler.plan_step(&mut self.batch) {
+            self.in_flight.push_back(self.backend.submit(&self.batch).unwrap());
+        }
+        let Some(ticket) = self.in_flight.pop_front() else { return false };
+        let output = self.backend.collect(ticket).unwrap();
+        let mut events = Vec::new();
+        self.scheduler.take(output, &mut events).unwrap();
+        for (id, event) in events {
+            self.said.entry(id).or_default().push(event);
+        }
+        true
+    }
+
+    fn tokens_of(&self, id: RequestId) -> Vec<TokenId> {
+        let events = self.said.get(&id).map(Vec::as_slice).unwrap_or_default();
+        events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Token(token) => Some(token.token),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn end_of(&self, id: RequestId) -> Option<(FinishReason, u32)> {
+        match self.said.get(&id)?.last()? {
+            Event::Finished { reason, sampled } => Some((*reason, *sampled)),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Admit { member: u8, prompt: Vec<u32>, max_tokens: u32, seed: u64 },
+    Cancel(prop::sample::Index),
+    Turns(u8),
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let prompt = prop::collection::vec(0..VOCAB, 1..40);
+    prop::collection::vec(
+        prop_oneof![
+            4 => (0u8..4, prompt, 1u32..40, any::<u64>()).prop_map(
+                |(member, prompt, max_tokens, seed)| Act::Admit { member, prompt, max_tokens, seed }
+            ),
+            1 => any::<prop::sample::Index>().prop_map(Act::Cancel),
+            3 => (0u8..6).prop_map(Act::Turns),
+        ],
+        1..60,
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn everyone_gets_exactly_their_tokens_and_nothing_leaks(
+        acts in acts(),
+        blocks in 6u32..40,
+        slots in 1u16..7,
+        step_tokens in 1u32..64,
+        steps_ahead in 0u8..2,
+        max_waiting in 1usize..20,
+    ) {
+        let config = Config { max_waiting, step_tokens, steps_ahead };
+        let mut bench = Bench::new(limits(blocks, slots), config);
+        let capacity = bench.scheduler.capacity();
+        let mut taken: BTreeMap<RequestId, (Request, bool)> = BTreeMap::new();
+        for (number, act) in acts.into_iter().enumerate() {
+            match act {
+                Act::Admit { member, prompt, max_tokens, seed } => {
+                    let id = RequestId(number as u64);
+                    let request = request(&format!("m{member}"), prompt, max_tokens, seed);
+                    let waiting = bench.scheduler.stats().waiting;
+                    match bench.scheduler.admit(vec![(id, request.clone())]) {
+                        Ok(()) => {
+                            taken.insert(id, (request, false));
+                        }
+                        Err(Refusal::QueueFull { .. }) => prop_assert_eq!(waiting, max_waiting),
+                        Err(Refusal::TooLong { .. }) => {
+                            prop_assert!(request.prompt.len() + 1 > capacity as usize);
+                        }
+                        Err(other) => prop_assert!(false, "{}", other),
+                    }
+                }
+                Act::Cancel(which) => {
+                    if taken.is_empty() { continue; }
+                    let id = *which.get(&taken.keys().copied().collect::<Vec<_>>());
+                    let known = bench.scheduler.cancel(id);
+                    prop_assert_eq!(known, bench.end_of(id).is_none() && !taken[&id].1);
+                    if known {
+                        taken.get_mut(&id).unwrap().1 = true;
+                        prop_assert!(!bench.scheduler.cancel(id));
+                    }
+                }
+                Act::Turns(count) => {
+                    for _ in 0..count { bench.turn(); }
+                }
+            }
+            let stats = bench.scheduler.stats();
+            prop_assert!(stats.running <= slots.into());
+            prop_assert!(stats.blocks_used <= stats.blocks_total);
+        }
+        let mut turns = 0;
+        while bench.turn() {
+            turns += 1;
+            prop_assert!(turns < 200_000, "it never ends");
+        }
+        prop_assert!(bench.scheduler.is_idle());
+        let stats = bench.scheduler.stats();
+        prop_assert_eq!((stats.running, stats.waiting, stats.blocks_used), (0, 0, 0));
+        for (id, (request, cancelled)) in &taken {
+            let (tokens, reason, sampled) = alone(request, capacity);
+            if *cancelled {
+                let said = bench.tokens_of(*id);
+                prop_assert_eq!(&said[..], &tokens[..said.len()]);
+                prop_assert_eq!(bench.end_of(*id), None);
+            } else {
+                prop_assert_eq!(bench.tokens_of(*id), tokens);
+                prop_assert_eq!(bench.end_of(*id), Some((reason, sampled)));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_full_pool_makes_the_last_comer_start_again_and_loses_nothing() {
+    let config = Config { max_waiting: 8, step_tokens: 64, steps_ahead: 1 };
+    let mut bench = Bench::new(limits(10, 4), config);
+    let mut requests = Vec::new();
+    for id in 0..4 {
+        // Without a stop token all of them grow to their limit and do not fit together.
+        let mut request = request("m", vec![3, id as u32 + 1], 30, id);
+        request.stop_tokens = [].into();
+        bench.scheduler.admit(vec![(RequestId(id), request.clone())]).unwrap();
+        requests.push(request);
+    }
+    while bench.turn() {}
+    assert!(bench.scheduler.stats().preemptions > 0);
+    for (id, request) in requests.iter().enumerate() {
+        let mut tokens = request.prompt.clone();
+        for _ in 0..30 {
+            tokens.push(hashed(VOCAB)(&tokens, &request.sampling));
+        }
+        assert_eq!(bench.tokens_of(RequestId(id as u64)), tokens[2..]);
+    }
+}
+
+#[test]
+fn a_long_prompt_is_read_in_chunks_while_others_decode() {
+    let config = Config { max_waiting: 8, step_tokens: 8, steps_ahead: 0 };
+    let mut bench = Bench::new(limits(40, 2), config);
+    let mut first = request("m", vec![1], 40, 7);
+    first.stop_tokens = [].into();
+    bench.scheduler.admit(vec![(RequestId(0), first)]).unwrap();
+    bench.turn();
+    bench.scheduler.admit(vec![(RequestId(1), request("m", vec![2; 50], 1, 7))]).unwrap();
+    let before = bench.tokens_of(RequestId(0)).len();
+    let mut turns = 0;
+    while bench.end_of(RequestId(1)).is_none() {
+        bench.turn();
+        turns += 1;
+        assert_eq!(bench.tokens_of(RequestId(0)).len(), before + turns);
+        assert!(bench.batch.inputs.len() <= 8);
+    }
+    assert_eq!(turns, 50usize.div_ceil(7));
+}
+
+#[test]
+fn judged_prompts_deliver_one_logprob_for_each_token_after_the_first() {
+    for max_tokens in [0, 2] {
+        let config = Config { max_waiting: 8, step_tokens: 9, steps_ahead: 1 };
+        let mut bench = Bench::new(limits(40, 2), config);
+        let prompt: Vec<u32> = (0..45).map(|token| token % VOCAB).collect();
+        let mut judged = request("m", prompt.clone(), max_tokens, 7);
+        judged.prompt_logprobs = Some(2);
+        bench.scheduler.admit(vec![(RequestId(0), judged)]).unwrap();
+        while bench.turn() {}
+        let judged: Vec<u32> = bench.said[&RequestId(0)]
+            .iter()
+            .filter_map(|event| match event {
+                Event::Prompt(list) => Some(list),
+                _ => None,
+            })
+            .flatten()
+            .map(|judged| {
+                assert_eq!(judged.top.len(), 2);
+                judged.token.0
+            })
+            .collect();
+        assert_eq!(judged, prompt[1..]);
+        assert!(bench.end_of(RequestId(0)).is_some());
+        assert!(bench.scheduler.is_idle());
+    }
+}
+
+#[test]
+fn what_cannot_run_is_refused_before_it_waits() {
+    let mut scheduler = Scheduler::new(limits(4, 2), Config::default()).unwrap();
+    let mut refused = |request: Request| {
+        scheduler.admit(vec![(RequestId(0), request)]).expect_err("it must be refused")
+    };
+    assert_eq!(refused(request("m", vec![], 1, 0)), Refusal::EmptyPrompt);
+    assert_eq!(
+        refused(request("m", vec![1; 16], 1, 0)),
+        Refusal::TooLong { prompt: 16, capacity: 16 }
+    );
+    assert_eq!(
+        refused(request("m", vec![VOCAB], 1, 0)),
+        Refusal::UnknownToken { token: VOCAB, vocab: VOCAB }
+    );
+    assert_eq!(refused(request("m", vec![1], 0, 0)), Refusal::NothingAsked);
+    assert!(matches!(
+        Scheduler::new(limits(0, 2), Config::default()),
+        Err(SchedulerError::NoRoom { what: "KV blocks" })
+    ));
+}
+
+#[test]
+fn a_group_is_taken_whole_or_not_at_all() {
+    let config = Config { max_waiting: 3, ..Config::default() };
+    let mut scheduler = Scheduler::new(limits(40, 2), config).unwrap();
+    let group = |first: u64, count: u64| {
+        (first..first + count)
+            .map(|id| (RequestId(id), request("m", vec![1], 1, id)))
+            .collect::<Vec<_>>()
+    };
+    scheduler.admit(group(0, 2)).unwrap();
+    assert_eq!(scheduler.admit(group(2, 2)), Err(Refusal::QueueFull { waiting: 2 }));
+    assert_eq!(scheduler.stats().waiting, 2);
+}
+
+#[test]
+fn the_engine_thread_serves_many_callers_and_ends_with_the_last() {
+    for steps_ahead in [0, 1] {
+        let limits = limits(20, 4);
+        let config = Config { max_waiting: 64, step_tokens: 16, steps_ahead };
+        let engine =
+            polder_scheduler::spawn(Box::new(FakeBackend::new(limits)), config).unwrap();
+        let said: Arc<Mutex<BTreeMap<u64, Vec<Event>>>> = Arc::default();
+        let (done, all_done) = mpsc::channel();
+        let handle = engine.handle();
+        let mut requests = Vec::new();
+        for number in 0..20u64 {
+            let request = request(&format!("m{}", number % 3), vec![1, number as u32], 12, number);
+            requests.push(request.clone());
+            let (said, done) = (said.clone(), done.clone());
+            handle.submit(vec![(
+                request,
+                Box::new(move |event| {
+                    let last = matches!(event, Event::Finished { .. });
+                    said.lock().unwrap().entry(number).or_default().push(event);
+                    if last {
+                        done.send(()).unwrap();
+                    }
+                    true
+                }),
+            )]);
+        }
+        for _ in 0..20 {
+            all_done.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
+        }
+        for (number, request) in requests.iter().enumerate() {
+            let said = &said.lock().unwrap()[&(number as u64)];
+            assert_eq!(said[0], Event::Queued);
+            let tokens: Vec<TokenId> = said
+                .iter()
+                .filter_map(|event| match event {
+                    Event::Token(token) => Some(token.token),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!(tokens, alone(request, handle.capacity()).0);
+        }
+        drop(handle);
+        engine.join().unwrap();
+    }
+}
+
+#[test]
+fn a_listener_that_left_frees_its_blocks() {
+    let limits = limits(20, 4);
+    let backend = FakeBackend::new(limits).slowed(std::time::Duration::from_millis(1));
+    let engine = polder_scheduler::spawn(Box::new(backend), Config::default()).unwrap();
+    let handle = engine.handle();
+    let mut endless = request("m", vec![1], 60, 1);
+    endless.stop_tokens = [].into();
+    let mut heard = 0;
+    handle.submit(vec![(
+        endless.clone(),
+        Box::new(move |_| {
+            heard += 1;
+            heard < 4
+        }),
+    )]);
+    let ids = handle.submit(vec![(endless, Box::new(|_| true))]);
+    handle.cancel(ids[0]);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while handle.stats().sampled_tokens < 3 || handle.stats().blocks_used > 0 {
+        assert!(std::time::Instant::now() < until, "{:?}", handle.stats());
+        std::thread::yield_now();
+    }
+    assert_eq!(handle.stats().running, 0);
+}
+
+#[test]
+fn a_device_that_fails_tells_everyone_and_ends_the_engine() {
+    #[derive(Debug)]
+    struct Broken(FakeBackend);
+    impl Backend for Broken {
+        fn limits(&self) -> Limits {
+            self.0.limits()
+        }
+        fn submit(
+            &mut self,
+            _: &StepBatch,
+        ) -> Result<Ticket, polder_backend::BackendError> {
+            Err(polder_backend::BackendError::Device("it is on fire".into()))
+        }
+        fn collect(
+            &mut self,
+            _: Ticket,
+        ) -> Result<polder_backend::StepOutput, polder_backend::BackendError> {
+            unreachable!()
+        }
+    }
+    let backend = Broken(FakeBackend::new(limits(20, 4)));
+    let engine = polder_scheduler::spawn(Box::new(backend), Config::default()).unwrap();
+    let (tell, heard) = mpsc::channel();
+    let handle = engine.handle();
+    handle.submit(vec![(
+        request("m", vec![1], 4, 1),
+        Box::new(move |event| tell.send(event).is_ok()),
+    )]);
+    let wait = std::time::Duration::from_secs(20);
+    assert_eq!(heard.recv_timeout(wait).unwrap(), Event::Queued);
+    assert_eq!(heard.recv_timeout(wait).unwrap(), Event::Failed);
+    assert!(matches!(engine.join(), Err(SchedulerError::Backend(_))));
+    let (tell, heard) = mpsc::channel();
+    handle.submit(vec![(
+        request("m", vec![1], 4, 1),
+        Box::new(move |event| tell.send(event).is_ok()),
+    )]);
+    assert_eq!(heard.recv_timeout(wait).unwrap(), Event::Refused(Refusal::Stopping));
+}
