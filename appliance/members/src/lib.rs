@@ -1,1 +1,129 @@
-//! Who may use the box: members, invites, sessions, API keys, usage, in polder.db.
+//! Who may use the box: claim, members, invites, sign-in, API keys and what they used, all in
+//! `STATE/polder.db`, for the gateway, which alone writes it.
+//!
+//! [`Members`] is a cheap clone. Every method that is not marked *in memory* reads or writes the
+//! database or hashes a password, and so **blocks for milliseconds**: from async code go through
+//! [`Members::ask`], which runs it on the blocking pool. Checking a key and its limits
+//! ([`Members::verify_key`], [`Members::admit`]) is in memory and made for every request.
+//!
+//! A method that returns `Ok` has its effect on the disk (SQLite, `synchronous=FULL`). The two
+//! exceptions are said where they are: a key's *last used* and usage counts follow within a second.
+
+mod clock;
+mod database;
+mod error;
+mod invites;
+mod keys;
+mod limits;
+mod password;
+mod people;
+mod secret;
+mod sessions;
+mod setup;
+mod usage;
+mod words;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+
+pub use clock::Clock;
+pub use error::{ClaimRefused, KeyRefused, LimitReached, MembersError, SignInRefused};
+pub use invites::{Invite, InviteId};
+pub use keys::{Admission, KeyGrant, KeyId, KeyInfo, KeyLimits, MintedKey, NewKey, Scope};
+pub use people::{Member, MemberId, NewMember, Role};
+pub use secret::Secret;
+pub use sessions::{SESSION_SECONDS, SessionInfo};
+pub use setup::{ClaimToken, SetupWindow};
+pub use usage::UsageRow;
+
+use limits::KeyedBuckets;
+use password::Hashing;
+use usage::Ledger;
+
+/// Everybody who may use the box, and what they may do.
+#[derive(Clone)]
+pub struct Members(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    clock: Clock,
+    db: Mutex<rusqlite::Connection>,
+    /// Keys by their public id.
+    keys: RwLock<HashMap<String, Arc<keys::Live>>>,
+    hashing: Hashing,
+    claims_by_address: KeyedBuckets<limits::Net>,
+    claims_in_all: KeyedBuckets<()>,
+    sign_ins: KeyedBuckets<(String, limits::Net)>,
+    sign_ins_by_address: KeyedBuckets<limits::Net>,
+    ledger: Arc<Ledger>,
+}
+
+impl Members {
+    /// Opens `polder.db` at `path`, making it (0600) or bringing it up to date where needed.
+    /// Blocks.
+    pub fn open(path: &Path) -> Result<Self, MembersError> {
+        Self::open_with_clock(path, Clock::system())
+    }
+
+    /// [`Members::open`], telling the time by `clock`: for tests of what expires.
+    pub fn open_with_clock(path: &Path, clock: Clock) -> Result<Self, MembersError> {
+        let db = database::open(path)?;
+        let keys = keys::load(&db, &clock)?;
+        let ledger = Ledger::start(path, clock.clone())?;
+        Ok(Self(Arc::new(Inner {
+            path: path.to_owned(),
+            db: Mutex::new(db),
+            keys: RwLock::new(keys),
+            hashing: Hashing::new(),
+            // A person mistypes a code a few times; a program tries many.
+            claims_by_address: KeyedBuckets::new(10.0, 10.0),
+            claims_in_all: KeyedBuckets::new(60.0, 60.0),
+            sign_ins: KeyedBuckets::new(10.0, 5.0),
+            sign_ins_by_address: KeyedBuckets::new(60.0, 30.0),
+            ledger,
+            clock,
+        })))
+    }
+
+    /// Runs `work` on the blocking pool: how async code calls everything here that blocks.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Members) -> T + Send + 'static,
+    ) -> T {
+        let members = self.clone();
+        match tokio::task::spawn_blocking(move || work(&members)).await {
+            Ok(value) => value,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => unreachable!("a blocking task is cancelled only with the whole runtime"),
+            },
+        }
+    }
+
+    /// Where the database is.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    fn db(&self) -> MutexGuard<'_, rusqlite::Connection> {
+        // A panic inside a transaction rolls it back, so the connection is good to use.
+        self.0.db.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn now(&self) -> i64 {
+        self.0.clock.seconds()
+    }
+}
+
+impl std::fmt::Debug for Members {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Members").field("path", &self.0.path).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.ledger.stop();
+    }
+}

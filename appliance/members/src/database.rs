@@ -1,0 +1,190 @@
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use crate::MembersError;
+
+/// Each entry brings the file from the layout of its index to the next. Never edit one that was
+/// released: add another.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE members (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL,
+        name_key TEXT NOT NULL UNIQUE,
+        email TEXT,
+        role TEXT NOT NULL CHECK (role IN ('steward', 'member')),
+        password TEXT,
+        disabled INTEGER NOT NULL DEFAULT 0,
+        created_at INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE sessions (
+        digest BLOB PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        member INTEGER NOT NULL REFERENCES members(id) ON DELETE CASCADE,
+        created_at INTEGER NOT NULL,
+        seen_at INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX sessions_of_member ON sessions(member);
+    CREATE TABLE invites (
+        id TEXT PRIMARY KEY,
+        digest BLOB NOT NULL UNIQUE,
+        role TEXT NOT NULL CHECK (role IN ('steward', 'member')),
+        note TEXT NOT NULL,
+        made_by INTEGER REFERENCES members(id) ON DELETE SET NULL,
+        created_at INTEGER NOT NULL,
+        expires_at INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE keys (
+        id TEXT PRIMARY KEY,
+        digest BLOB NOT NULL,
+        member INTEGER NOT NULL REFERENCES members(id) ON DELETE CASCADE,
+        label TEXT NOT NULL,
+        scopes TEXT NOT NULL,
+        models TEXT NOT NULL,
+        strict INTEGER NOT NULL DEFAULT 0,
+        for_up INTEGER NOT NULL DEFAULT 0,
+        created_at INTEGER NOT NULL,
+        expires_at INTEGER,
+        used_at INTEGER,
+        requests_per_minute INTEGER,
+        tokens_per_minute INTEGER,
+        tokens_per_month INTEGER,
+        at_once INTEGER
+    ) STRICT;
+    CREATE INDEX keys_of_member ON keys(member);
+    CREATE TABLE usage (
+        day TEXT NOT NULL,
+        member INTEGER NOT NULL REFERENCES members(id) ON DELETE CASCADE,
+        key TEXT NOT NULL,
+        model TEXT NOT NULL,
+        requests INTEGER NOT NULL,
+        prompt INTEGER NOT NULL,
+        completion INTEGER NOT NULL,
+        PRIMARY KEY (member, day, key, model)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE quota_use (
+        key TEXT NOT NULL REFERENCES keys(id) ON DELETE CASCADE,
+        month INTEGER NOT NULL,
+        tokens INTEGER NOT NULL,
+        PRIMARY KEY (key, month)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE claim (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        digest BLOB NOT NULL,
+        expires_at INTEGER NOT NULL,
+        reopens INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE setup_session (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        digest BLOB NOT NULL,
+        expires_at INTEGER
+    ) STRICT;
+    CREATE TABLE wizard (one INTEGER PRIMARY KEY CHECK (one = 1), state TEXT NOT NULL) STRICT;
+"];
+
+/// Opens the file, private to its owner, and brings its layout up to date.
+pub(crate) fn open(path: &Path) -> Result<Connection, MembersError> {
+    let failed = |why: String| MembersError::Open { path: path.to_owned(), why };
+    // Made by us before SQLite does, so that there is no moment at which others can read it.
+    // SQLite gives its -wal and -shm files the same permissions.
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|file| file.set_permissions(std::fs::Permissions::from_mode(0o600)))
+        .map_err(|e| failed(e.to_string()))?;
+    let mut db = connect(path)?;
+    migrate(&mut db).map_err(|e| match e {
+        MembersError::Database(e) => failed(e.to_string()),
+        other => other,
+    })?;
+    Ok(db)
+}
+
+/// A connection to a file that [`open`] has prepared.
+pub(crate) fn connect(path: &Path) -> Result<Connection, MembersError> {
+    let failed =
+        |e: rusqlite::Error| MembersError::Open { path: path.to_owned(), why: e.to_string() };
+    let db = Connection::open(path).map_err(failed)?;
+    db.busy_timeout(Duration::from_secs(10)).map_err(failed)?;
+    db.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
+         PRAGMA trusted_schema = OFF;",
+    )
+    .map_err(failed)?;
+    Ok(db)
+}
+
+fn migrate(db: &mut Connection) -> Result<(), MembersError> {
+    let known = MIGRATIONS.len() as i64;
+    // Taken before the version is read: two processes that start at once migrate one after the other.
+    let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let found: i64 = change.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if found > known || found < 0 {
+        return Err(MembersError::Newer { found, known });
+    }
+    for step in &MIGRATIONS[found as usize..] {
+        change.execute_batch(step)?;
+    }
+    change.pragma_update(None, "user_version", known)?;
+    Ok(change.commit()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_private_durable_and_keeps_its_references() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("polder.db");
+        let db = open(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let pragma =
+            |name: &str| db.query_row(&format!("PRAGMA {name}"), [], |r| r.get::<_, i64>(0));
+        assert_eq!(pragma("synchronous").unwrap(), 2);
+        assert_eq!(pragma("foreign_keys").unwrap(), 1);
+        let mode: String = db.query_row("PRAGMA journal_mode", [], |r| r.get(0)).unwrap();
+        assert_eq!(mode, "wal");
+        for side in ["polder.db-wal", "polder.db-shm"] {
+            let mode = std::fs::metadata(folder.path().join(side)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{side}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_a_newer_polder_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("polder.db");
+        open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+        assert!(matches!(open(&path), Err(MembersError::Newer { found: 99, .. })));
+    }
+
+    #[test]
+    fn a_file_that_is_no_database_is_refused_with_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("polder.db");
+        std::fs::write(&path, "not a database, but long enough to be read as one".repeat(40))
+            .unwrap();
+        assert!(open(&path).unwrap_err().to_string().contains("polder.db"));
+    }
+
+    #[test]
+    fn a_full_disk_is_one_sentence_and_what_was_there_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let members = crate::Members::open(&folder.path().join("polder.db")).unwrap();
+        members.set_wizard_state("before").unwrap();
+        // As many pages as there are now: the next one is refused as on a full disk.
+        let pages: i64 = members.db().query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
+        let _: i64 = members
+            .db()
+            .query_row(&format!("PRAGMA max_page_count = {pages}"), [], |r| r.get(0))
+            .unwrap();
+        let error = members.set_wizard_state(&"x".repeat(200_000)).unwrap_err();
+        assert!(matches!(error, MembersError::DiskFull), "{error}");
+        assert_eq!(members.wizard_state().unwrap().as_deref(), Some("before"));
+    }
+}

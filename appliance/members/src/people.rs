@@ -1,0 +1,271 @@
+use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
+use serde::{Deserialize, Serialize};
+
+use crate::{Members, MembersError, Secret, setup, words};
+
+/// Names a member; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MemberId(pub i64);
+
+impl std::fmt::Display for MemberId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a member may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Looks after the box.
+    Steward,
+    /// Uses it.
+    Member,
+}
+
+impl Role {
+    /// `steward` or `member`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Steward => "steward",
+            Self::Member => "member",
+        }
+    }
+    pub(crate) fn from_column(text: &str) -> Self {
+        // The column has a CHECK; whatever else it said would be the lesser role.
+        if text == "steward" { Self::Steward } else { Self::Member }
+    }
+}
+
+/// Somebody who may use the box.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Who.
+    pub id: MemberId,
+    /// What they are called; unique whatever the case.
+    pub name: String,
+    /// Told to web apps behind `GET /auth`; nothing is sent to it.
+    pub email: Option<String>,
+    /// What they may do.
+    pub role: Role,
+    /// True while they may not sign in and their keys do not work.
+    pub disabled: bool,
+    /// False for one who never set a password, such as the steward of `polder up --yes`.
+    pub has_password: bool,
+    /// Unix seconds.
+    pub created_at: i64,
+}
+
+impl Member {
+    /// May they look after the box?
+    pub fn is_steward(&self) -> bool {
+        self.role == Role::Steward && !self.disabled
+    }
+}
+
+/// What a person says of themselves when they join.
+#[derive(Debug, Clone)]
+pub struct NewMember {
+    /// 1 to 40 letters.
+    pub name: String,
+    /// Optional.
+    pub email: Option<String>,
+    /// At least 10 signs.
+    pub password: Secret,
+}
+
+impl Members {
+    /// Everyone, by name.
+    pub fn members(&self) -> Result<Vec<Member>, MembersError> {
+        let db = self.db();
+        let mut query = db.prepare_cached(&format!("{SELECT} ORDER BY name_key"))?;
+        let rows = query.query_map([], from_row)?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// One of them.
+    pub fn member(&self, id: MemberId) -> Result<Member, MembersError> {
+        member(&self.db(), id)?.ok_or(MembersError::NoMember)
+    }
+
+    /// Adds a member directly; the pages use invites.
+    pub fn add_member(&self, new: &NewMember, role: Role) -> Result<Member, MembersError> {
+        let ready = self.prepare(new)?;
+        let now = self.now();
+        let mut db = self.db();
+        let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let id = ready.insert(&change, role, now)?;
+        let member = member(&change, id)?.ok_or(MembersError::NoMember)?;
+        change.commit()?;
+        Ok(member)
+    }
+
+    /// Makes somebody a steward or a member. The last steward stays one.
+    pub fn set_role(&self, id: MemberId, role: Role) -> Result<(), MembersError> {
+        self.change_member(id, |change| {
+            change
+                .execute("UPDATE members SET role = ?2 WHERE id = ?1", params![id.0, role.as_str()])
+        })?;
+        self.refresh_owner(id)
+    }
+
+    /// Lets a member in no more, or again. Their sessions end and running streams of their keys
+    /// end; the keys work again if they are let in again.
+    pub fn set_disabled(&self, id: MemberId, disabled: bool) -> Result<(), MembersError> {
+        self.change_member(id, |change| {
+            if disabled {
+                change.execute("DELETE FROM sessions WHERE member = ?1", [id.0])?;
+            }
+            change
+                .execute("UPDATE members SET disabled = ?2 WHERE id = ?1", params![id.0, disabled])
+        })?;
+        self.refresh_owner(id)
+    }
+
+    /// Removes a member with everything kept about them: sessions, keys (running streams end at
+    /// once) and usage.
+    pub fn remove_member(&self, id: MemberId) -> Result<(), MembersError> {
+        self.change_member(id, |change| {
+            change.execute("DELETE FROM members WHERE id = ?1", [id.0])
+        })?;
+        self.refresh_owner(id)
+    }
+
+    /// Does `work` to a member unless it would leave the box without an enabled steward.
+    fn change_member(
+        &self,
+        id: MemberId,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<usize>,
+    ) -> Result<(), MembersError> {
+        let stewards = |db: &Connection| -> rusqlite::Result<i64> {
+            db.query_row(
+                "SELECT count(*) FROM members WHERE role = 'steward' AND NOT disabled",
+                [],
+                |row| row.get(0),
+            )
+        };
+        let mut db = self.db();
+        let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let before = stewards(&change)?;
+        member(&change, id)?.ok_or(MembersError::NoMember)?;
+        work(&change)?;
+        if before > 0 && stewards(&change)? == 0 {
+            return Err(MembersError::LastSteward);
+        }
+        Ok(change.commit()?)
+    }
+
+    /// Changes one's own password. Every other session of theirs ends; `keep` is the cookie that stays.
+    pub fn change_password(
+        &self,
+        id: MemberId,
+        present: &Secret,
+        new: &Secret,
+        keep: &str,
+    ) -> Result<(), MembersError> {
+        let stored = password_of(&self.db(), id)?;
+        // Without this, an open browser would be a place to guess at 30 a second.
+        let slow = (format!("#{}", id.0), crate::limits::Net::of([127, 0, 0, 1].into()));
+        if self.0.sign_ins.take(slow, self.0.clock.millis()).is_err() {
+            return Err(MembersError::Busy);
+        }
+        if !self.0.hashing.verify(present.expose(), stored.as_deref())? {
+            return Err(MembersError::WrongPassword);
+        }
+        self.store_password(id, new, keep)
+    }
+
+    /// Sets the password of somebody who forgot theirs, or never had one: at a steward's word.
+    /// Their sessions end.
+    pub fn set_password(&self, id: MemberId, new: &Secret) -> Result<(), MembersError> {
+        self.store_password(id, new, "")
+    }
+
+    fn store_password(&self, id: MemberId, new: &Secret, keep: &str) -> Result<(), MembersError> {
+        let hash = self.0.hashing.hash(new.expose())?;
+        let mut db = self.db();
+        let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let found = change
+            .execute("UPDATE members SET password = ?2 WHERE id = ?1", params![id.0, hash])?;
+        if found == 0 {
+            return Err(MembersError::NoMember);
+        }
+        change.execute(
+            "DELETE FROM sessions WHERE member = ?1 AND digest <> ?2",
+            params![id.0, crate::secret::Digest::of(keep).0],
+        )?;
+        Ok(change.commit()?)
+    }
+
+    /// Checks the fields and hashes the password, before any transaction is open.
+    pub(crate) fn prepare(&self, new: &NewMember) -> Result<Ready, MembersError> {
+        let (name, name_key) = words::member_name(&new.name)?;
+        let email = words::email(new.email.as_deref())?;
+        let password = Some(self.0.hashing.hash(new.password.expose())?);
+        Ok(Ready { name, name_key, email, password })
+    }
+}
+
+/// A new member whose fields were checked.
+pub(crate) struct Ready {
+    pub(crate) name: String,
+    pub(crate) name_key: String,
+    pub(crate) email: Option<String>,
+    pub(crate) password: Option<String>,
+}
+
+impl Ready {
+    pub(crate) fn insert(
+        &self,
+        change: &rusqlite::Transaction<'_>,
+        role: Role,
+        now: i64,
+    ) -> Result<MemberId, MembersError> {
+        let taken: bool = change.query_row(
+            "SELECT EXISTS (SELECT 1 FROM members WHERE name_key = ?1)",
+            [&self.name_key],
+            |row| row.get(0),
+        )?;
+        if taken {
+            return Err(MembersError::NameTaken(self.name.clone()));
+        }
+        change.execute(
+            "INSERT INTO members (name, name_key, email, role, password, created_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![self.name, self.name_key, self.email, role.as_str(), self.password, now],
+        )?;
+        let id = MemberId(change.last_insert_rowid());
+        if role == Role::Steward {
+            setup::end_first_claim(change)?;
+        }
+        Ok(id)
+    }
+}
+
+const SELECT: &str =
+    "SELECT id, name, email, role, disabled, password IS NOT NULL, created_at FROM members";
+
+pub(crate) fn member(db: &Connection, id: MemberId) -> Result<Option<Member>, MembersError> {
+    let mut query = db.prepare_cached(&format!("{SELECT} WHERE id = ?1"))?;
+    Ok(query.query_row([id.0], from_row).optional()?)
+}
+
+fn password_of(db: &Connection, id: MemberId) -> Result<Option<String>, MembersError> {
+    let stored: Option<Option<String>> = db
+        .query_row("SELECT password FROM members WHERE id = ?1", [id.0], |row| row.get(0))
+        .optional()?;
+    Ok(stored.flatten())
+}
+
+fn from_row(row: &Row<'_>) -> rusqlite::Result<Member> {
+    Ok(Member {
+        id: MemberId(row.get(0)?),
+        name: row.get(1)?,
+        email: row.get(2)?,
+        role: Role::from_column(&row.get::<_, String>(3)?),
+        disabled: row.get(4)?,
+        has_password: row.get(5)?,
+        created_at: row.get(6)?,
+    })
+}

@@ -1,0 +1,209 @@
+//! Members, invites, sign-in.
+
+mod common;
+
+use std::sync::Barrier;
+use std::time::Duration;
+
+use common::{PASSWORD, home, person, place, secret};
+use polder_members::{MembersError, Role, SignInRefused};
+
+const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+
+#[test]
+fn a_member_signs_in_whatever_the_case_of_the_name_and_a_wrong_password_does_not() {
+    let place = place();
+    let ada = place.add("Ada Lovelace", Role::Member);
+    let (member, token) =
+        place.members.sign_in(" ada  LOVELACE", &secret(PASSWORD), home()).unwrap();
+    assert_eq!(member.id, ada.id);
+    let place = place.restart();
+    assert_eq!(place.members.session(token.expose()).unwrap().unwrap().id, ada.id);
+    for (name, password) in
+        [("Ada Lovelace", "wrong words in a row"), ("Nobody", PASSWORD), ("<", PASSWORD)]
+    {
+        let refused = place.members.sign_in(name, &secret(password), home());
+        assert!(matches!(refused, Err(SignInRefused::Wrong)), "{name}");
+    }
+    place.members.sign_out(token.expose()).unwrap();
+    assert_eq!(place.members.session(token.expose()).unwrap(), None);
+}
+
+#[test]
+fn two_members_cannot_have_one_name_in_different_cases() {
+    let place = place();
+    place.add("Šárka", Role::Member);
+    let again = place.members.add_member(&person("šárka"), Role::Member);
+    assert!(matches!(again, Err(MembersError::NameTaken(_))));
+}
+
+#[test]
+fn an_unknown_name_takes_about_as_long_as_a_wrong_password() {
+    let place = place();
+    place.add("Ada", Role::Member);
+    let time = |name: &str| {
+        (0..4)
+            .map(|_| {
+                let start = std::time::Instant::now();
+                let _ = place.members.sign_in(name, &secret("wrong words in a row"), home());
+                start.elapsed()
+            })
+            .min()
+            .unwrap()
+    };
+    let (known, unknown) = (time("Ada"), time("Nobody"));
+    assert!(unknown > known / 3 && known > unknown / 3, "{known:?} and {unknown:?}");
+}
+
+#[test]
+fn guessing_a_password_is_slowed_down_and_a_right_one_forgives() {
+    let place = place();
+    place.add("Ada", Role::Member);
+    for _ in 0..9 {
+        assert!(place.members.sign_in("Ada", &secret("wrong wrong wrong"), home()).is_err());
+    }
+    assert!(place.members.sign_in("Ada", &secret(PASSWORD), home()).is_ok());
+    for _ in 0..10 {
+        assert!(place.members.sign_in("Ada", &secret("wrong wrong wrong"), home()).is_err());
+    }
+    let slow = place.members.sign_in("Ada", &secret(PASSWORD), home());
+    assert!(matches!(slow, Err(SignInRefused::TooMany { .. })));
+    // From elsewhere, Ada herself still gets in.
+    assert!(place.members.sign_in("Ada", &secret(PASSWORD), [10, 1, 1, 1].into()).is_ok());
+    place.clock.pass(60);
+    assert!(place.members.sign_in("Ada", &secret(PASSWORD), home()).is_ok());
+}
+
+#[test]
+fn a_session_ends_when_it_was_not_used_for_a_week_or_after_thirty_days() {
+    let place = place();
+    let ada = place.add("Ada", Role::Member);
+    let day = 24 * 3600;
+    let (_, idle) = place.members.begin_session(ada.id).unwrap();
+    place.clock.pass(7 * day - 10);
+    assert!(place.members.session(idle.expose()).unwrap().is_some());
+    place.clock.pass(7 * day + 1);
+    assert!(place.members.session(idle.expose()).unwrap().is_none());
+
+    let (_, busy) = place.members.begin_session(ada.id).unwrap();
+    for _ in 0..5 {
+        place.clock.pass(6 * day - 1);
+        assert!(place.members.session(busy.expose()).unwrap().is_some());
+    }
+    place.clock.pass(10);
+    assert!(place.members.session(busy.expose()).unwrap().is_none());
+}
+
+#[test]
+fn a_new_password_ends_every_other_session_and_needs_the_present_one() {
+    let place = place();
+    let ada = place.add("Ada", Role::Member);
+    let (_, here) = place.members.begin_session(ada.id).unwrap();
+    let (_, there) = place.members.begin_session(ada.id).unwrap();
+    let new = secret("another four words here");
+    let wrong =
+        place.members.change_password(ada.id, &secret("not mine at all"), &new, here.expose());
+    assert!(matches!(wrong, Err(MembersError::WrongPassword)));
+    place.members.change_password(ada.id, &secret(PASSWORD), &new, here.expose()).unwrap();
+    assert!(place.members.session(here.expose()).unwrap().is_some());
+    assert!(place.members.session(there.expose()).unwrap().is_none());
+    assert!(place.members.sign_in("Ada", &secret(PASSWORD), home()).is_err());
+    assert!(place.members.sign_in("Ada", &new, home()).is_ok());
+    place.members.sign_out_everywhere(ada.id).unwrap();
+    assert!(place.members.session(here.expose()).unwrap().is_none());
+}
+
+#[test]
+fn the_last_steward_can_be_neither_removed_nor_disabled_nor_made_a_member() {
+    let place = place();
+    let ada = place.add("Ada", Role::Steward);
+    let ben = place.add("Ben", Role::Steward);
+    place.members.set_disabled(ben.id, true).unwrap();
+    assert!(matches!(place.members.remove_member(ada.id), Err(MembersError::LastSteward)));
+    assert!(matches!(place.members.set_disabled(ada.id, true), Err(MembersError::LastSteward)));
+    assert!(matches!(place.members.set_role(ada.id, Role::Member), Err(MembersError::LastSteward)));
+    place.members.set_disabled(ben.id, false).unwrap();
+    place.members.remove_member(ada.id).unwrap();
+    assert_eq!(place.members.members().unwrap().len(), 1);
+    assert!(matches!(place.members.remove_member(ada.id), Err(MembersError::NoMember)));
+}
+
+#[test]
+fn a_disabled_member_is_signed_out_and_stays_out_until_let_in_again() {
+    let place = place();
+    place.add("Ada", Role::Steward);
+    let ben = place.add("Ben", Role::Member);
+    let (_, token) = place.members.begin_session(ben.id).unwrap();
+    place.members.set_disabled(ben.id, true).unwrap();
+    assert_eq!(place.members.session(token.expose()).unwrap(), None);
+    let refused = place.members.sign_in("Ben", &secret(PASSWORD), home());
+    assert!(matches!(refused, Err(SignInRefused::Wrong)));
+    place.members.set_disabled(ben.id, false).unwrap();
+    assert!(place.members.sign_in("Ben", &secret(PASSWORD), home()).is_ok());
+}
+
+#[test]
+fn an_invite_makes_one_member_with_the_role_it_names() {
+    let place = place();
+    let ada = place.add("Ada", Role::Steward);
+    let (invite, token) = place.members.invite(ada.id, Role::Steward, "for Ben", WEEK).unwrap();
+    let place = place.restart();
+    let seen = place.members.look_at_invite(token.expose()).unwrap();
+    assert_eq!((seen.id, seen.made_by.as_deref()), (invite.id, Some("Ada")));
+    // A refused name leaves the invite as it was.
+    assert!(place.members.accept_invite(token.expose(), &person("ADA")).is_err());
+    let ben = place.members.accept_invite(token.expose(), &person("Ben")).unwrap();
+    assert_eq!(ben.role, Role::Steward);
+    let again = place.members.accept_invite(token.expose(), &person("Cy"));
+    assert!(matches!(again, Err(MembersError::InviteGone)));
+    assert!(place.members.invites().unwrap().is_empty());
+}
+
+#[test]
+fn of_two_who_take_one_invite_at_once_exactly_one_becomes_a_member() {
+    let place = place();
+    let ada = place.add("Ada", Role::Steward);
+    let (_, token) = place.members.invite(ada.id, Role::Member, "", WEEK).unwrap();
+    let start = Barrier::new(2);
+    let won = std::thread::scope(|scope| {
+        let tries = ["Ben", "Cy"].map(|name| {
+            let (members, start, token) = (&place.members, &start, &token);
+            scope.spawn(move || {
+                start.wait();
+                members.accept_invite(token.expose(), &person(name)).is_ok()
+            })
+        });
+        tries.into_iter().filter_map(|t| t.join().unwrap().then_some(())).count()
+    });
+    assert_eq!(won, 1);
+    assert_eq!(place.members.members().unwrap().len(), 2);
+}
+
+#[test]
+fn an_invite_that_is_too_old_or_was_withdrawn_is_gone() {
+    let place = place();
+    let ada = place.add("Ada", Role::Steward);
+    let (_, old) = place.members.invite(ada.id, Role::Member, "", WEEK).unwrap();
+    place.clock.pass(7 * 24 * 3600);
+    assert!(matches!(place.members.look_at_invite(old.expose()), Err(MembersError::InviteGone)));
+    let (invite, token) = place.members.invite(ada.id, Role::Member, "", WEEK).unwrap();
+    place.members.withdraw_invite(&invite.id).unwrap();
+    assert!(matches!(
+        place.members.accept_invite(token.expose(), &person("Ben")),
+        Err(MembersError::InviteGone)
+    ));
+}
+
+#[test]
+fn no_secret_of_a_member_is_in_the_file() {
+    let place = place();
+    let ada = place.add("Ada", Role::Steward);
+    let (_, session) = place.members.begin_session(ada.id).unwrap();
+    let (_, invite) = place.members.invite(ada.id, Role::Member, "", WEEK).unwrap();
+    let key = place.members.mint_key(ada.id, &Default::default()).unwrap();
+    let place = place.restart();
+    let file = std::fs::read(&place.path).unwrap();
+    for text in [PASSWORD, session.expose(), invite.expose(), key.key.expose()] {
+        assert!(!file.windows(text.len()).any(|w| w == text.as_bytes()));
+    }
+}
