@@ -1,0 +1,292 @@
+//! When another certificate or another authority is due. Pure: facts in, reason out.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::Names;
+
+const DAY: i64 = 86_400;
+
+/// No clock that runs is earlier than the day this was written, 2026-11-01: a machine whose clock
+/// battery is empty starts in 1970.
+pub const CLOCK_FLOOR: i64 = 1_793_491_200;
+/// How long an authority lasts.
+pub const AUTHORITY_DAYS: i64 = 3_650;
+/// How long a certificate lasts.
+pub const LEAF_DAYS: i64 = 90;
+/// How long a certificate lasts that was made while the clock was wrong. Apple's systems take no
+/// private certificate of more than 825 days.
+pub const PROVISIONAL_DAYS: i64 = 825;
+/// Members' clocks may be behind by this much.
+const CLOCK_SKEW: i64 = DAY;
+
+/// From when until when, in Unix seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Validity {
+    /// First second.
+    pub from: i64,
+    /// Last second.
+    pub until: i64,
+}
+
+/// What an authority's certificate says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthorityFacts {
+    /// Its unique name.
+    pub subject: String,
+    /// Host names that it may speak for (and names below them).
+    pub hosts: Vec<String>,
+    /// Addresses that it may speak for.
+    pub addresses: Vec<IpAddr>,
+    /// How long it lasts.
+    pub validity: Validity,
+}
+
+/// What a served certificate says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeafFacts {
+    /// Who signed it.
+    pub issuer: String,
+    /// Whom it speaks for.
+    pub names: Names,
+    /// How long it lasts.
+    pub validity: Validity,
+}
+
+/// Why another authority is needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuthorityDue {
+    /// There is none.
+    None,
+    /// The box has a name that no authority it has may speak for.
+    Outside(String),
+    /// The ones it has are about to end.
+    Ends,
+}
+
+/// Why another certificate is needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeafDue {
+    /// There is none that can be read.
+    None,
+    /// Another authority signs now.
+    OtherAuthority,
+    /// The box has other names or addresses.
+    OtherNames,
+    /// Two thirds of its life are over.
+    Age,
+    /// It was made while the clock was wrong, and the clock is right now.
+    Provisional,
+}
+
+impl fmt::Display for LeafDue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "there was none",
+            Self::OtherAuthority => "another authority signs now",
+            Self::OtherNames => "the box has other names or addresses",
+            Self::Age => "the old one was near its end",
+            Self::Provisional => "the old one was made while the clock was wrong",
+        })
+    }
+}
+
+/// Is this a time at which a running clock could be?
+pub fn plausible(now: i64) -> bool {
+    now >= CLOCK_FLOOR
+}
+
+/// How long an authority made now lasts.
+pub fn authority_validity(now: i64) -> Validity {
+    let now = now.max(CLOCK_FLOOR);
+    Validity { from: now - CLOCK_SKEW, until: now + AUTHORITY_DAYS * DAY }
+}
+
+/// How long a certificate made now by this authority lasts; never longer than its authority.
+///
+/// While the clock is wrong the true time is unknown but not before the floor, so the certificate
+/// begins there and lasts as long as browsers bear; it is replaced as soon as the clock is right.
+pub fn leaf_validity(now: i64, authority: Validity) -> Validity {
+    let days = if plausible(now) { LEAF_DAYS } else { PROVISIONAL_DAYS };
+    let now = now.max(CLOCK_FLOOR);
+    Validity {
+        from: (now - CLOCK_SKEW).max(authority.from),
+        until: (now + days * DAY).min(authority.until),
+    }
+}
+
+impl AuthorityFacts {
+    /// May it speak for this host? A name permits itself and everything below it (RFC 5280).
+    pub fn permits_host(&self, host: &str) -> bool {
+        self.hosts.iter().any(|base| {
+            host.strip_suffix(base.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        })
+    }
+
+    /// The part of these names that it may speak for.
+    pub fn permitted(&self, names: &Names) -> Names {
+        Names {
+            hosts: names.hosts.iter().filter(|host| self.permits_host(host)).cloned().collect(),
+            addresses: names
+                .addresses
+                .iter()
+                .filter(|address| self.addresses.contains(address))
+                .copied()
+                .collect(),
+        }
+    }
+
+    fn ends_soon(&self, now: i64) -> bool {
+        plausible(now) && self.validity.until - now < LEAF_DAYS * DAY
+    }
+}
+
+/// Which of the box's authorities (oldest first) signs now, or why another one is needed.
+///
+/// Only names count. An address that came later (a new lease from the router) is left out of the
+/// certificate rather than making every member install another authority.
+pub fn choose_authority(
+    authorities: &[AuthorityFacts],
+    names: &Names,
+    now: i64,
+) -> Result<usize, AuthorityDue> {
+    let lasting = || authorities.iter().enumerate().rev().filter(|(_, a)| !a.ends_soon(now));
+    let speaks_for_all = |a: &AuthorityFacts| names.hosts.iter().all(|host| a.permits_host(host));
+    if let Some((index, _)) = lasting().find(|(_, a)| speaks_for_all(a)) {
+        return Ok(index);
+    }
+    Err(match (authorities.is_empty(), lasting().next()) {
+        (true, _) => AuthorityDue::None,
+        (false, None) => AuthorityDue::Ends,
+        (false, Some((_, newest))) => AuthorityDue::Outside(
+            names.hosts.iter().find(|host| !newest.permits_host(host)).cloned().unwrap_or_default(),
+        ),
+    })
+}
+
+/// Why the served certificate must be replaced, if it must.
+pub fn leaf_due(
+    leaf: Option<&LeafFacts>,
+    authority: &AuthorityFacts,
+    names: &Names,
+    now: i64,
+) -> Option<LeafDue> {
+    let Some(leaf) = leaf else { return Some(LeafDue::None) };
+    if leaf.issuer != authority.subject {
+        return Some(LeafDue::OtherAuthority);
+    }
+    if leaf.names != authority.permitted(names) {
+        return Some(LeafDue::OtherNames);
+    }
+    // A wrong clock says nothing about age: what there is stays.
+    if !plausible(now) {
+        return None;
+    }
+    let life = leaf.validity.until - leaf.validity.from;
+    if life > (LEAF_DAYS + 2) * DAY {
+        return Some(LeafDue::Provisional);
+    }
+    let fresh = leaf.validity.from <= now && now - leaf.validity.from < life / 3 * 2;
+    (!fresh).then_some(LeafDue::Age)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = CLOCK_FLOOR + 400 * DAY;
+
+    fn names(hosts: &[&str], addresses: &[&str]) -> Names {
+        Names {
+            hosts: hosts.iter().map(|h| (*h).to_owned()).collect(),
+            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+        }
+    }
+    fn authority(hosts: &[&str]) -> AuthorityFacts {
+        AuthorityFacts {
+            subject: "one".into(),
+            hosts: hosts.iter().map(|h| (*h).to_owned()).collect(),
+            addresses: vec!["127.0.0.1".parse().unwrap()],
+            validity: authority_validity(NOW),
+        }
+    }
+    fn leaf(authority: &AuthorityFacts, names: &Names, made: i64) -> LeafFacts {
+        LeafFacts {
+            issuer: authority.subject.clone(),
+            names: authority.permitted(names),
+            validity: leaf_validity(made, authority.validity),
+        }
+    }
+
+    #[test]
+    fn a_name_permits_itself_and_what_is_below_it_and_nothing_that_only_ends_alike() {
+        let a = authority(&["oak.local"]);
+        assert!(a.permits_host("oak.local"));
+        assert!(a.permits_host("chat.oak.local"));
+        assert!(!a.permits_host("soak.local"));
+        assert!(!a.permits_host("local"));
+        assert!(!a.permits_host(""));
+    }
+
+    #[test]
+    fn a_certificate_is_replaced_after_two_thirds_of_its_life() {
+        let (a, n) = (authority(&["oak.local"]), names(&["oak.local"], &["127.0.0.1"]));
+        let young = leaf(&a, &n, NOW);
+        assert_eq!(leaf_due(Some(&young), &a, &n, NOW), None);
+        assert_eq!(leaf_due(Some(&young), &a, &n, NOW + 58 * DAY), None);
+        assert_eq!(leaf_due(Some(&young), &a, &n, NOW + 61 * DAY), Some(LeafDue::Age));
+        assert_eq!(leaf_due(Some(&young), &a, &n, NOW + 500 * DAY), Some(LeafDue::Age));
+    }
+
+    #[test]
+    fn a_certificate_made_in_1970_is_good_today_and_goes_when_the_clock_is_right() {
+        let (mut a, n) = (authority(&["oak.local"]), names(&["oak.local"], &[]));
+        a.validity = authority_validity(0);
+        let early = leaf(&a, &n, 0);
+        assert!(early.validity.from < CLOCK_FLOOR && early.validity.until > NOW);
+        assert_eq!(leaf_due(Some(&early), &a, &n, 10), None);
+        assert_eq!(leaf_due(Some(&early), &a, &n, NOW), Some(LeafDue::Provisional));
+    }
+
+    #[test]
+    fn a_clock_that_falls_back_to_1970_throws_nothing_away() {
+        let (a, n) = (authority(&["oak.local"]), names(&["oak.local"], &[]));
+        assert_eq!(leaf_due(Some(&leaf(&a, &n, NOW)), &a, &n, 0), None);
+        assert_eq!(choose_authority(&[a], &n, 0), Ok(0));
+    }
+
+    #[test]
+    fn a_new_address_is_left_out_but_a_new_name_needs_another_authority() {
+        let a = authority(&["localhost", "oak.local"]);
+        let moved = names(&["localhost", "oak.local"], &["10.0.0.9", "127.0.0.1"]);
+        assert_eq!(choose_authority(std::slice::from_ref(&a), &moved, NOW), Ok(0));
+        assert_eq!(a.permitted(&moved).addresses, names(&[], &["127.0.0.1"]).addresses);
+        let renamed = names(&["elm.local", "localhost"], &[]);
+        assert_eq!(
+            choose_authority(&[a], &renamed, NOW),
+            Err(AuthorityDue::Outside("elm.local".into()))
+        );
+    }
+
+    #[test]
+    fn a_box_that_gets_its_old_name_back_gets_its_old_authority_back() {
+        let all = [authority(&["oak.local"]), authority(&["elm.local"])];
+        assert_eq!(choose_authority(&all, &names(&["oak.local"], &[]), NOW), Ok(0));
+        assert_eq!(choose_authority(&all, &names(&["elm.local"], &[]), NOW), Ok(1));
+        assert_eq!(
+            choose_authority(&[], &names(&["elm.local"], &[]), NOW),
+            Err(AuthorityDue::None)
+        );
+    }
+
+    #[test]
+    fn an_authority_near_its_end_is_followed_by_another_in_time() {
+        let a = authority(&["oak.local"]);
+        let late = a.validity.until - 30 * DAY;
+        assert_eq!(
+            choose_authority(&[a], &names(&["oak.local"], &[]), late),
+            Err(AuthorityDue::Ends)
+        );
+    }
+}

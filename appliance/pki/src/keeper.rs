@@ -1,0 +1,212 @@
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use rustls::ServerConfig;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+
+use crate::authority::{Authority, Ca};
+use crate::decide::{self, AuthorityDue, LeafDue};
+use crate::leaf::Leaf;
+use crate::{Names, PkiError, files};
+
+/// Keeps the box's authority and certificate, and renews them when they are due.
+///
+/// In the folder: `authority-N.pem` (key and certificate, one file per authority there ever was),
+/// `leaf.pem` (key and certificate that are served), `ca.pem` (the authority's certificate alone,
+/// for members).
+pub struct Keeper {
+    folder: PathBuf,
+    inner: Mutex<Inner>,
+    served: Arc<Served>,
+}
+
+struct Inner {
+    /// Oldest first; the number in the file's name is the index plus one.
+    authorities: Vec<Authority>,
+    /// Which of them signs.
+    signs: usize,
+    leaf: Leaf,
+}
+
+/// What [`Keeper::refresh`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refreshed {
+    /// Everything was as it should be.
+    Nothing,
+    /// Another certificate is served; nobody notices.
+    Leaf(LeafDue),
+    /// Another authority signs: members must install its certificate.
+    Authority {
+        /// One sentence for stewards: what happened, and what members must do.
+        statement: String,
+    },
+}
+
+impl Keeper {
+    /// Opens the folder, making what is missing. `now` is in Unix seconds.
+    pub fn open(folder: &Path, names: &Names, now: i64) -> Result<Self, PkiError> {
+        files::private_folder(folder)?;
+        let mut authorities = Vec::new();
+        while let Some(authority) = Authority::read(&authority_path(folder, authorities.len()))? {
+            authorities.push(authority);
+        }
+        let (signs, statement) = signing(folder, &mut authorities, names, now)?;
+        if let Some(statement) = statement {
+            log::warn!("{statement}");
+        }
+        let (leaf, _) = current_leaf(folder, &authorities[signs], None, names, now)?;
+        let served = Arc::new(Served(RwLock::new(leaf.served.clone())));
+        let keeper = Self {
+            folder: folder.to_owned(),
+            inner: Mutex::new(Inner { authorities, signs, leaf }),
+            served,
+        };
+        keeper.publish()?;
+        Ok(keeper)
+    }
+
+    /// Makes true again what time or a new name changed. Cheap when nothing is due; connections
+    /// that are open stay open.
+    pub fn refresh(&self, names: &Names, now: i64) -> Result<Refreshed, PkiError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let inner = &mut *inner;
+        let before = inner.signs;
+        let (signs, statement) = signing(&self.folder, &mut inner.authorities, names, now)?;
+        let signer = &inner.authorities[signs];
+        let (leaf, due) = current_leaf(&self.folder, signer, Some(&inner.leaf), names, now)?;
+        inner.signs = signs;
+        if due.is_some() {
+            *self.served.0.write().unwrap_or_else(PoisonError::into_inner) = leaf.served.clone();
+            inner.leaf = leaf;
+        }
+        if signs == before {
+            return Ok(due.map_or(Refreshed::Nothing, Refreshed::Leaf));
+        }
+        publish(&self.folder, signer)?;
+        let statement = statement.unwrap_or_else(|| {
+            format!(
+                "The box is signed by an earlier certificate authority again ({}); devices that have its certificate installed need nothing.",
+                signer.fingerprint()
+            )
+        });
+        Ok(Refreshed::Authority { statement })
+    }
+
+    /// The authority's certificate.
+    pub fn ca(&self) -> Ca {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let authority = &inner.authorities[inner.signs];
+        Ca {
+            file: ca_path(&self.folder),
+            pem: authority.pem.clone(),
+            fingerprint: authority.fingerprint(),
+        }
+    }
+
+    /// TLS 1.2 and 1.3 with the certificate of the moment, offering these protocols.
+    pub fn server_config(&self, protocols: &[&str]) -> Result<Arc<ServerConfig>, PkiError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_cert_resolver(self.served.clone());
+        config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
+        config.ticketer = rustls::crypto::ring::Ticketer::new()?;
+        Ok(Arc::new(config))
+    }
+
+    fn publish(&self) -> Result<(), PkiError> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        publish(&self.folder, &inner.authorities[inner.signs])
+    }
+}
+
+/// Writes `ca.pem`, unless it already says so.
+fn publish(folder: &Path, authority: &Authority) -> Result<(), PkiError> {
+    let path = ca_path(folder);
+    if files::read(&path)?.as_deref() == Some(&authority.pem) {
+        return Ok(());
+    }
+    files::write(&path, &authority.pem)
+}
+
+/// The authority that signs now, made if need be; with what to tell people about it.
+fn signing(
+    folder: &Path,
+    authorities: &mut Vec<Authority>,
+    names: &Names,
+    now: i64,
+) -> Result<(usize, Option<String>), PkiError> {
+    let facts: Vec<_> = authorities.iter().map(|authority| authority.facts.clone()).collect();
+    let due = match decide::choose_authority(&facts, names, now) {
+        Ok(index) => return Ok((index, None)),
+        Err(due) => due,
+    };
+    let made = Authority::make(&authority_path(folder, authorities.len()), names, now)?;
+    let fingerprint = made.fingerprint();
+    authorities.push(made);
+    let why = match due {
+        AuthorityDue::None => {
+            log::info!("made the box's certificate authority, SHA-256 {fingerprint}");
+            return Ok((authorities.len() - 1, None));
+        }
+        AuthorityDue::Outside(host) => {
+            format!("the old one may not speak for the box's new name {host}")
+        }
+        AuthorityDue::Ends => "the old one is near its end".to_owned(),
+    };
+    let statement = format!(
+        "The box has another certificate authority, because {why}; members must install its certificate once more (SHA-256 {fingerprint}). The old one is kept, unused."
+    );
+    Ok((authorities.len() - 1, Some(statement)))
+}
+
+/// The certificate to serve: the one there is, or a new one with the reason for it.
+fn current_leaf(
+    folder: &Path,
+    authority: &Authority,
+    held: Option<&Leaf>,
+    names: &Names,
+    now: i64,
+) -> Result<(Leaf, Option<LeafDue>), PkiError> {
+    let path = folder.join("leaf.pem");
+    let there = match held {
+        Some(leaf) => Some(Leaf { facts: leaf.facts.clone(), served: leaf.served.clone() }),
+        None => Leaf::read(&path)?,
+    };
+    let due = decide::leaf_due(there.as_ref().map(|l| &l.facts), &authority.facts, names, now);
+    match (there, due) {
+        (Some(leaf), None) => Ok((leaf, None)),
+        (_, due) => {
+            let due = due.unwrap_or(LeafDue::None);
+            log::info!("made a certificate for the box: {due}");
+            Ok((Leaf::make(&path, authority, names, now)?, Some(due)))
+        }
+    }
+}
+
+fn authority_path(folder: &Path, index: usize) -> PathBuf {
+    folder.join(format!("authority-{}.pem", index + 1))
+}
+
+fn ca_path(folder: &Path) -> PathBuf {
+    folder.join("ca.pem")
+}
+
+/// Hands rustls the certificate of the moment, whatever name the client asked for: clients that
+/// come by address name none.
+struct Served(RwLock<Arc<CertifiedKey>>);
+
+impl fmt::Debug for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Served")
+    }
+}
+
+impl ResolvesServerCert for Served {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}

@@ -1,0 +1,39 @@
+use std::net::IpAddr;
+
+use polder_site::Site;
+
+/// What the box is called and where it is: what its certificates speak for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Names {
+    /// Host names, lower case, sorted, each once.
+    pub hosts: Vec<String>,
+    /// Addresses, sorted, each once; loopback always among them.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Names {
+    /// The names that the site gives the box, and these addresses of the machine.
+    pub fn of(site: &Site, machine: impl IntoIterator<Item = IpAddr>) -> Self {
+        let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
+        let mut names = Self::default();
+        names.addresses.extend(loopback.into_iter().chain(machine));
+        for host in site.host_names() {
+            // A steward may write an address where a name is asked for.
+            match host.parse::<IpAddr>() {
+                Ok(address) => names.addresses.push(address),
+                Err(_) => names.hosts.push(host.to_ascii_lowercase()),
+            }
+        }
+        names.hosts.sort();
+        names.hosts.dedup();
+        names.addresses.sort();
+        names.addresses.dedup();
+        names
+    }
+
+    /// The first name that another machine can use; for people to recognise the certificate by.
+    pub(crate) fn spoken(&self) -> &str {
+        let local = self.hosts.iter().find(|host| host.ends_with(".local"));
+        local.or(self.hosts.first()).map_or("localhost", String::as_str)
+    }
+}
