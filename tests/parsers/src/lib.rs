@@ -1,0 +1,31 @@
+//! Every parser that meets bytes from outside, by name. A parser may refuse; it may not panic, hang
+//! or take memory that its input did not pay for. `make fuzz` feeds them, `make test` replays what
+//! fuzzing found worth keeping.
+
+/// A parser under its name.
+pub type Parser = (&'static str, fn(&[u8]));
+
+/// All of them. Each has a folder of its name in `tests/fuzz/corpus`.
+pub const PARSERS: &[Parser] = &[
+    ("gguf", |bytes| drop(polder_model::gguf::parse(bytes))),
+    ("safetensors", |bytes| drop(polder_model::huggingface::parse_tensors(bytes))),
+    ("safetensors_index", |bytes| drop(polder_model::huggingface::parse_index(bytes))),
+    ("model_config", |bytes| drop(polder_model::huggingface::parse_config(bytes))),
+    ("recipe", |bytes| text(bytes, |t| drop(polder_recipes::Recipe::from_toml(t)))),
+    ("site", |bytes| text(bytes, |t| drop(polder_site::Site::from_toml(t)))),
+    ("control", |bytes| drop(serde_json::from_slice::<polder_control::Request>(bytes))),
+    ("chat_request", |bytes| drop(polder_engine_server::parse_chat(bytes, false))),
+    ("completion_request", |bytes| drop(polder_engine_server::parse_completion(bytes, true))),
+];
+
+/// Feeds one parser.
+pub fn feed(name: &str, bytes: &[u8]) {
+    let (_, parser) = PARSERS.iter().find(|(n, _)| *n == name).expect("a fuzz target names a parser that exists");
+    parser(bytes);
+}
+
+fn text(bytes: &[u8], parse: impl FnOnce(&str)) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        parse(text);
+    }
+}

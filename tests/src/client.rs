@@ -1,0 +1,145 @@
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// A small HTTP client that trusts one certificate.
+pub struct Client {
+    agent: ureq::Agent,
+    url: String,
+    key: Option<String>,
+}
+
+/// An answer, whatever its status.
+#[derive(Debug)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Headers, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// The body as text.
+    pub text: String,
+}
+
+/// A streamed answer, event by event.
+pub struct Stream {
+    lines: std::io::Lines<BufReader<Box<dyn Read + Send>>>,
+}
+
+impl Client {
+    /// A client for this address, that trusts this file's certificates and nothing else.
+    pub fn new(url: &str, ca_file: &Path, key: Option<&str>) -> Self {
+        let pem = std::fs::read(ca_file).expect("the CA file can be read");
+        let roots: Vec<_> = ureq::tls::parse_pem(&pem)
+            .filter_map(|item| match item {
+                Ok(ureq::tls::PemItem::Certificate(certificate)) => Some(certificate),
+                _ => None,
+            })
+            .collect();
+        assert!(!roots.is_empty(), "no certificate in {}", ca_file.display());
+        let tls = ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::new_with_certs(&roots)).build();
+        let agent = ureq::Agent::config_builder()
+            .tls_config(tls)
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .timeout_global(Some(Duration::from_secs(120)))
+            .build()
+            .into();
+        Self { agent, url: url.to_owned(), key: key.map(str::to_owned) }
+    }
+
+    /// The same box with another key, or none.
+    pub fn with_key(&self, key: Option<&str>) -> Self {
+        Self { agent: self.agent.clone(), url: self.url.clone(), key: key.map(str::to_owned) }
+    }
+
+    /// GET.
+    pub fn get(&self, path: &str) -> Answer {
+        let mut request = self.agent.get(format!("{}{path}", self.url));
+        if let Some(key) = &self.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        answer(request.call().unwrap_or_else(|e| panic!("GET {path}: {e}")))
+    }
+
+    /// POST of a JSON document.
+    pub fn post(&self, path: &str, body: &Value) -> Answer {
+        answer(self.send(path, body).unwrap_or_else(|e| panic!("POST {path}: {e}")))
+    }
+
+    /// POST; the answer as a stream of events.
+    pub fn stream(&self, path: &str, body: &Value) -> Stream {
+        let response = self.send(path, body).unwrap_or_else(|e| panic!("POST {path}: {e}"));
+        assert_eq!(response.status(), 200, "{path} did not stream");
+        let body: Box<dyn Read + Send> = Box::new(response.into_body().into_reader());
+        Stream { lines: BufReader::new(body).lines() }
+    }
+
+    /// A short, greedy chat.
+    pub fn chat(&self, model: &str, words: &str) -> Answer {
+        self.post("/v1/chat/completions", &chat(model, words, 12))
+    }
+
+    fn send(&self, path: &str, body: &Value) -> Result<ureq::http::Response<ureq::Body>, ureq::Error> {
+        let mut request = self.agent.post(format!("{}{path}", self.url)).header("content-type", "application/json");
+        if let Some(key) = &self.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        request.send(body.to_string())
+    }
+}
+
+/// The body of a greedy chat request.
+pub fn chat(model: &str, words: &str, tokens: u32) -> Value {
+    json!({ "model": model, "temperature": 0, "max_tokens": tokens,
+            "messages": [{ "role": "user", "content": words }] })
+}
+
+impl Answer {
+    /// The body as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("not JSON ({e}): {}", self.text))
+    }
+    /// A header's value.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+    }
+    /// The words of a chat completion.
+    pub fn words(&self) -> String {
+        assert_eq!(self.status, 200, "{}", self.text);
+        self.json()["choices"][0]["message"]["content"].as_str().expect("a chat answer has content").to_owned()
+    }
+    /// The sentence of an OpenAI-shaped error.
+    pub fn error(&self) -> String {
+        self.json()["error"]["message"].as_str().unwrap_or_else(|| panic!("no error in {}", self.text)).to_owned()
+    }
+}
+
+impl Iterator for Stream {
+    type Item = Result<String, std::io::Error>;
+    /// The data of the next event, comments skipped.
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.lines.next()? {
+                Ok(line) => {
+                    if let Some(data) = line.strip_prefix("data: ") {
+                        return Some(Ok(data.to_owned()));
+                    }
+                }
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+fn answer(response: ureq::http::Response<ureq::Body>) -> Answer {
+    let status = response.status().as_u16();
+    let headers = response
+        .headers()
+        .iter()
+        .map(|(n, v)| (n.as_str().to_owned(), v.to_str().unwrap_or_default().to_owned()))
+        .collect();
+    let text = response.into_body().read_to_string().expect("the body is text");
+    Answer { status, headers, text }
+}

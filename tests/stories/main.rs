@@ -1,0 +1,8 @@
+//! What people do with a box, one file per thing, against the real binary and the real model.
+
+mod answer;
+mod command_line;
+mod engine_dies;
+mod import;
+mod keys;
+mod restart;
