@@ -19,6 +19,20 @@ pub struct Step {
     pub title: String,
 }
 
+/// One line for the whole, then one numbered line per step.
+impl std::fmt::Display for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.title)?;
+        for (number, step) in self.steps.iter().enumerate() {
+            write!(f, "\n  {}. {}", number + 1, step.title)?;
+        }
+        if self.steps.is_empty() {
+            f.write_str("\n  nothing to do")?;
+        }
+        Ok(())
+    }
+}
+
 /// Names one applied plan. Unique within the life of the state folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -12,4 +12,4 @@ mod store;
 pub use change::{Difference, SiteChange};
 pub use document::{Door, EngineKind, EngineSlot, Metering, Site, SiteError, UsageVisibility};
 pub use names::{BoxName, EngineName, NameError, RecipeName};
-pub use store::{Store, StoreError, Version};
+pub use store::{Store, StoreError, Version, write_durably};

@@ -88,8 +88,10 @@ impl Store {
         let why: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         let text =
             format!("# version {}, {}: {why}\n{}", version.0, Timestamp::now(), site.to_toml());
-        write_durably(&self.version_path(version), text.as_bytes())?;
-        write_durably(&self.folder.join("site.toml"), text.as_bytes())?;
+        for path in [self.version_path(version), self.folder.join("site.toml")] {
+            write_durably(&path, text.as_bytes())
+                .map_err(|source| StoreError::Write { path, source })?;
+        }
         Ok(version)
     }
 
@@ -129,15 +131,16 @@ fn read_site(path: &Path) -> Result<Option<Site>, StoreError> {
         .map_err(|source| StoreError::Content { path: path.to_owned(), source })
 }
 
-/// Writes beside, syncs, renames over, syncs the folder.
-fn write_durably(path: &Path, content: &[u8]) -> Result<(), StoreError> {
-    let fail = |source| StoreError::Write { path: path.to_owned(), source };
-    let folder = path.parent().expect("both callers join a file name to a folder");
+/// Replaces a file so that a power cut leaves the old content or the new one whole: writes beside
+/// it, syncs, renames over it, syncs the folder. `path` is a file in a folder that exists.
+pub fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
-    let mut file = File::create(&beside).map_err(fail)?;
-    file.write_all(content).and_then(|()| file.sync_all()).map_err(fail)?;
-    fs::rename(&beside, path).map_err(fail)?;
-    File::open(folder).and_then(|f| f.sync_all()).map_err(fail)
+    let mut file = File::create(&beside)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]

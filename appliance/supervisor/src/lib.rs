@@ -1,1 +1,32 @@
-//! Makes the site true: plans steps, applies them, keeps the parts running.
+//! Makes the site true: plans what has to be done, does it in named steps, and keeps the parts of
+//! the box (the gateway and the engines) running.
+//!
+//! [`run`] is the whole of it: it takes the state folder for itself, starts what the site says,
+//! answers on `control.sock`, and ends everything in order when told. How a part is started and
+//! stopped is behind [`Parts`]; [`Children`] runs parts as child processes. Where models come from
+//! is behind [`Shelf`];
+//!
+//! The supervisor alone writes `site.toml`, the audit trail and the list of runs.
+
+mod audit;
+mod board;
+mod children;
+mod desk;
+mod keeper;
+pub mod lifeline;
+mod machine;
+mod parts;
+mod plan;
+mod probe;
+pub mod restart;
+mod runs;
+mod shelf;
+mod supervisor;
+mod work;
+
+pub use audit::{Trail, TrailError, Verdict};
+pub use children::Children;
+pub use parts::{Ended, Part, Parts, PartsError, Process};
+pub use plan::{Action, Observed, Wanted, plan};
+pub use shelf::{Described, ImportEnd, Shelf};
+pub use supervisor::{Ending, Options, Patience, SupervisorError, run};

@@ -1,0 +1,177 @@
+//! The smallest box there can be: toy parts under the real supervisor. It shows what a part owes
+//! its supervisor (a lifeline, an answer to "are you ready?", an end when asked), and the tests
+//! run it.
+//!
+//! `toybox supervise --state DIR` keeps `toybox gateway --state DIR` and `toybox engine NAME
+//! --state DIR`. A part misbehaves as the file `DIR/behave-PART` says, one word a line:
+//! `crash` dies at once, `load MS` gets ready slowly, `busy` spins on every core, `stubborn` does
+//! not end when asked, `linger MS` ends late, `not-on PORT` (the gateway) dies if that is its port.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use polder_control::{ControlError, DoorReply, DoorRequest, Handler, Outlet, Sockets};
+use polder_site::Store;
+use polder_supervisor::{Children, Ending, Options, Patience};
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words[..] {
+        ["supervise", "--state", state] => supervise(state.into()),
+        ["gateway", "--state", state] => gateway(state.into()),
+        ["engine", name, "--state", state] => engine(name, state.into()),
+        _ => panic!("usage: toybox supervise|gateway|engine NAME --state DIR"),
+    }
+}
+
+#[tokio::main]
+async fn supervise(state: PathBuf) {
+    let (end, ending) = tokio::sync::watch::channel(Ending::No);
+    tokio::spawn(async move {
+        asked_to_end().await;
+        end.send_replace(Ending::InOrder);
+        std::future::pending::<()>().await;
+    });
+    let parts = Children::of(&std::env::current_exe().expect("this program has a path"), &state);
+    let first = polder_site::Site::unclaimed(8443);
+    let patience = Patience::default();
+    let options = Options { state, first, port: None, listen: None, patience };
+    if let Err(error) = polder_supervisor::run(options, parts, Arc::new(Empty), ending).await {
+        eprintln!("error: {error}");
+        std::process::exit(1);
+    }
+}
+
+#[tokio::main]
+async fn gateway(state: PathBuf) {
+    polder_supervisor::lifeline::hold();
+    let behaviour = Behaviour::of(&state, "gateway");
+    let site = Store::open(&state).expect("the state folder is there").current();
+    let port = site.expect("site.toml is readable").expect("there is a site").door.port;
+    if behaviour.number("not-on") == Some(u64::from(port)) {
+        eprintln!("port {port} is taken");
+        std::process::exit(2);
+    }
+    behaviour.begin();
+    let socket = Sockets::of(&state).gateway();
+    tokio::select! {
+        _ = polder_control::serve(&socket, Arc::new(Door)) => {}
+        () = behaviour.end() => {}
+    }
+}
+
+struct Door;
+impl Handler<DoorRequest, DoorReply> for Door {
+    async fn handle(
+        &self,
+        _: DoorRequest,
+        outlet: &mut Outlet<DoorReply>,
+    ) -> Result<(), ControlError> {
+        let (ca_file, fingerprint) = (PathBuf::from("ca.pem"), "00".to_owned());
+        outlet.send(&DoorReply::Ready { ca_file, fingerprint, claimed: false }).await
+    }
+}
+
+#[tokio::main]
+async fn engine(name: &str, state: PathBuf) {
+    polder_supervisor::lifeline::hold();
+    let behaviour = Behaviour::of(&state, &format!("engine-{name}"));
+    behaviour.begin();
+    let socket = Sockets::of(&state).engine(&name.parse().expect("a valid name"));
+    let _ = std::fs::remove_file(&socket);
+    let listener = UnixListener::bind(socket).expect("the socket can be made");
+    let load = behaviour.number("load").unwrap_or(0);
+    let begun = Instant::now();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 1024]);
+            let done = begun.elapsed().as_millis() as u64;
+            let (status, body) = if done >= load {
+                ("200 OK", "{}".to_owned())
+            } else {
+                let figures = format!(
+                    r#"{{"phase":"loading","done":{done},"total":{load},"unit":"items","rate":null,"eta_seconds":null}}"#
+                );
+                ("503 Service Unavailable", format!(r#"{{"progress":{figures}}}"#))
+            };
+            let length = body.len();
+            let _ = write!(
+                stream,
+                "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+            );
+        }
+    });
+    behaviour.end().await;
+}
+
+struct Behaviour(String);
+
+impl Behaviour {
+    fn of(state: &Path, part: &str) -> Self {
+        Self(std::fs::read_to_string(state.join(format!("behave-{part}"))).unwrap_or_default())
+    }
+
+    fn has(&self, word: &str) -> bool {
+        self.0.lines().any(|line| line == word)
+    }
+
+    fn number(&self, word: &str) -> Option<u64> {
+        let line = self.0.lines().find_map(|line| line.strip_prefix(word))?;
+        line.trim().parse().ok()
+    }
+
+    fn begin(&self) {
+        if self.has("crash") {
+            eprintln!("the toy is broken");
+            std::process::exit(3);
+        }
+        if self.has("busy") {
+            let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+            (0..cores).for_each(|_| {
+                drop(std::thread::spawn(|| {
+                    loop {
+                        std::hint::spin_loop()
+                    }
+                }))
+            });
+        }
+    }
+
+    async fn end(&self) {
+        asked_to_end().await;
+        if self.has("stubborn") {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(Duration::from_millis(self.number("linger").unwrap_or(0))).await;
+    }
+}
+
+async fn asked_to_end() {
+    let mut term = signal(SignalKind::terminate()).expect("signals can be listened to");
+    term.recv().await;
+}
+
+/// A shelf without models.
+struct Empty;
+impl polder_supervisor::Shelf for Empty {
+    fn describe(&self, _: &polder_site::RecipeName) -> Option<polder_supervisor::Described> {
+        None
+    }
+    fn imported(&self) -> Result<std::collections::BTreeSet<polder_site::RecipeName>, String> {
+        Ok(Default::default())
+    }
+    fn import(
+        &self,
+        recipe: &polder_site::RecipeName,
+        _: &polder_control::ImportSource,
+        _: &(dyn Fn(polder_control::Progress) + Sync),
+        _: &std::sync::atomic::AtomicBool,
+    ) -> Result<(), polder_supervisor::ImportEnd> {
+        Err(polder_supervisor::ImportEnd::Failed(format!("there is no {recipe} in a toy box")))
+    }
+}

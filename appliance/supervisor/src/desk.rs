@@ -1,0 +1,89 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_control::{Actor, ControlError, Handler, Outlet, Reply, Request};
+
+use crate::parts::Parts;
+use crate::runs::Intent;
+use crate::work::{Refusal, Work};
+
+/// A watcher is sent at most one batch of news in this time.
+const BREATH: Duration = Duration::from_millis(100);
+/// A watcher is sent its status at least this often: only by writing does one notice that it left.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+/// A watcher that has not taken its news in this time is let go.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Answers what comes in on `control.sock`.
+pub(crate) struct Desk<P: Parts>(pub(crate) Arc<Work<P>>);
+
+impl<P: Parts> Handler<Request, Reply> for Desk<P> {
+    async fn handle(
+        &self,
+        request: Request,
+        outlet: &mut Outlet<Reply>,
+    ) -> Result<(), ControlError> {
+        if request == Request::Watch {
+            return self.watch(outlet).await;
+        }
+        let reply = self.answer(request).await.unwrap_or_else(Reply::Refused);
+        outlet.send(&reply).await
+    }
+}
+
+impl<P: Parts> Desk<P> {
+    async fn answer(&self, request: Request) -> Result<Reply, Refusal> {
+        let work = &self.0;
+        Ok(match request {
+            Request::Status => Reply::Status(work.board.status()),
+            Request::Machine => Reply::Machine(work.machine().await),
+            Request::Preview(change) => {
+                let (differences, plan) = work.preview(change).await?;
+                Reply::Preview { differences, plan }
+            }
+            Request::Apply { change, by } => {
+                Reply::Accepted(work.apply(Intent::Change(change), by).await?)
+            }
+            Request::Import { recipe, from, by } => {
+                Reply::Accepted(work.apply(Intent::Import { recipe, from }, by).await?)
+            }
+            Request::Cancel(id) => {
+                work.cancel(id)?;
+                Reply::Done
+            }
+            Request::Runs => Reply::Runs(work.board.runs()),
+            Request::Imported => Reply::Imported(work.imported().await?),
+            Request::Record { by: Actor::Itself, .. } => {
+                return Err("only the supervisor speaks for the box itself".to_owned());
+            }
+            Request::Record { by, what, on } => {
+                work.record(by, &what, &on).await?;
+                Reply::Done
+            }
+            Request::Audit { before, limit } => Reply::Audit(work.audit(before, limit).await?),
+            Request::Watch => unreachable!("answered before"),
+        })
+    }
+
+    async fn watch(&self, outlet: &mut Outlet<Reply>) -> Result<(), ControlError> {
+        let board = &self.0.board;
+        let mut bell = board.bell();
+        let mut seen = 0;
+        loop {
+            let (news, now) = board.news(seen);
+            seen = now;
+            for event in news {
+                tokio::time::timeout(PATIENCE, outlet.send(&Reply::Event(event)))
+                    .await
+                    .unwrap_or(Err(ControlError::Slow(PATIENCE)))?;
+            }
+            tokio::time::sleep(BREATH).await;
+            let ringing = bell.wait_for(|clock| *clock > seen);
+            match tokio::time::timeout(HEARTBEAT, ringing).await.map(|rung| rung.is_ok()) {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(_) => board.part_changed(),
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use polder_control::{Gpu, Machine};
+
+/// Looks at the hardware. Takes a moment where the driver's own tool is asked for memory sizes.
+pub(crate) async fn detect(state: &Path) -> Machine {
+    let (disk_free, disk_total) = disk(state);
+    Machine {
+        cpu: processor(&read("/proc/cpuinfo")),
+        threads: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+        memory: memory(),
+        disk_free,
+        disk_total,
+        gpus: gpus().await,
+    }
+}
+
+/// Bytes free to us and bytes in all where `state` is; zero where the system does not tell.
+pub(crate) fn disk(state: &Path) -> (u64, u64) {
+    rustix::fs::statvfs(state).map_or((0, 0), |fs| {
+        (fs.f_bavail.saturating_mul(fs.f_frsize), fs.f_blocks.saturating_mul(fs.f_frsize))
+    })
+}
+
+fn processor(cpuinfo: &str) -> String {
+    let field = |key: &str| {
+        cpuinfo.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            (name.trim() == key && !value.trim().is_empty()).then(|| value.trim().to_owned())
+        })
+    };
+    // Arm has no "model name".
+    field("model name")
+        .or_else(|| field("Model"))
+        .unwrap_or_else(|| format!("an {} processor", std::env::consts::ARCH))
+}
+
+/// What is built in, or what our control group may use, whichever is less.
+fn memory() -> u64 {
+    let built_in = meminfo_total(&read("/proc/meminfo")).unwrap_or(0);
+    let groups = read("/proc/self/cgroup");
+    let group = control_group(&groups);
+    let limits = Path::new(group).ancestors().filter_map(|folder| {
+        let folder = folder.to_str()?.trim_matches('/');
+        let path = format!("/sys/fs/cgroup/{folder}/memory.max");
+        read(&path).trim().parse::<u64>().ok()
+    });
+    let old = read("/sys/fs/cgroup/memory/memory.limit_in_bytes").trim().parse().ok();
+    limits.chain(old).fold(built_in, u64::min)
+}
+
+fn meminfo_total(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The unified control group of a process, from its `/proc/PID/cgroup`.
+fn control_group(text: &str) -> &str {
+    text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/")
+}
+
+async fn gpus() -> Vec<Gpu> {
+    let from_driver = driver_gpus(Path::new("/proc/driver/nvidia/gpus"));
+    if from_driver.is_empty() && !Path::new("/dev/nvidiactl").exists() {
+        return Vec::new();
+    }
+    // A driver in trouble makes the tool hang.
+    let asked = tokio::process::Command::new("nvidia-smi")
+        .args(["--query-gpu=name,memory.total", "--format=csv,noheader,nounits"])
+        .kill_on_drop(true)
+        .output();
+    match tokio::time::timeout(Duration::from_secs(5), asked).await {
+        Ok(Ok(out)) if out.status.success() => {
+            let listed = smi_gpus(&String::from_utf8_lossy(&out.stdout));
+            if listed.is_empty() { from_driver } else { listed }
+        }
+        _ => from_driver,
+    }
+}
+
+fn driver_gpus(folder: &Path) -> Vec<Gpu> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut folders: Vec<_> = entries.flatten().map(|e| e.path()).collect();
+    folders.sort();
+    let model = |path: std::path::PathBuf| {
+        let text = fs::read_to_string(path.join("information")).ok()?;
+        let name = text.lines().find_map(|l| l.strip_prefix("Model:"))?.trim().to_owned();
+        Some(Gpu { name, memory: None })
+    };
+    folders.into_iter().filter_map(model).collect()
+}
+
+fn smi_gpus(csv: &str) -> Vec<Gpu> {
+    let gpu = |line: &str| {
+        let (name, mib) = line.rsplit_once(',')?;
+        // Chips that share the machine's memory answer "[N/A]".
+        let memory = mib.trim().parse::<u64>().ok().and_then(|m| m.checked_mul(1 << 20));
+        Some(Gpu { name: name.trim().to_owned(), memory })
+    };
+    csv.lines().filter_map(gpu).collect()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn this_machine_has_a_processor_memory_and_a_disk() {
+        let machine = detect(Path::new("/")).await;
+        assert!(!machine.cpu.is_empty());
+        assert!(machine.threads > 0 && machine.memory > 1 << 20);
+        assert!(machine.disk_total >= machine.disk_free && machine.disk_total > 0);
+    }
+
+    #[test]
+    fn the_systems_own_words_are_read() {
+        assert_eq!(processor("processor\t: 0\nmodel name\t: Big CPU @ 2:1\n"), "Big CPU @ 2:1");
+        assert!(processor("").starts_with("an "));
+        assert_eq!(meminfo_total("MemTotal:       16 kB\nMemFree: 1 kB"), Some(16384));
+        assert_eq!(meminfo_total("MemTotal: 99999999999999999999 kB"), None);
+        assert_eq!(control_group("1:cpu:/x\n0::/box/polder\n"), "/box/polder");
+        assert_eq!(
+            smi_gpus("NVIDIA H200, 143771\nNVIDIA GB10, [N/A]\n\n"),
+            [
+                Gpu { name: "NVIDIA H200".into(), memory: Some(143_771 << 20) },
+                Gpu { name: "NVIDIA GB10".into(), memory: None },
+            ]
+        );
+    }
+}

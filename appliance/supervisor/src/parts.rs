@@ -1,0 +1,88 @@
+use std::fmt;
+use std::future::Future;
+use std::io;
+
+use polder_site::EngineName;
+
+/// A long-running process of the box.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Part {
+    /// The public door.
+    Gateway,
+    /// The engine of one slot.
+    Engine(EngineName),
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gateway => f.write_str("gateway"),
+            Self::Engine(name) => write!(f, "engine {name}"),
+        }
+    }
+}
+
+/// How parts come to run on this machine: as child processes, or as units of the init system.
+///
+/// An implementation starts one process per part and tells when it has ended; what to do about it
+/// is decided elsewhere. Where parts outlive the supervisor, `start` takes over the one that is
+/// running already.
+pub trait Parts: Send + Sync + 'static {
+    /// A started part.
+    type Process: Process;
+
+    /// Starts the part. That it exists says nothing about whether it answers.
+    fn start(&self, part: &Part) -> impl Future<Output = Result<Self::Process, PartsError>> + Send;
+}
+
+/// One started part.
+///
+/// Stopping is three words, each said after the one before had its time: [`drain`](Self::drain)
+/// (take nothing new, finish what you have, end), [`hurry`](Self::hurry) (end now) and
+/// [`kill`](Self::kill), which the process does not get to hear.
+pub trait Process: Send {
+    /// Its process number, while there is one.
+    fn pid(&self) -> Option<u32>;
+    /// Waits until it has ended, and says of what. May be dropped and called again.
+    fn ended(&mut self) -> impl Future<Output = Ended> + Send;
+    /// Asks it to finish what it has and end.
+    fn drain(&self);
+    /// Asks it to end at once.
+    fn hurry(&self);
+    /// Ends it and everything that it started.
+    fn kill(&self);
+}
+
+/// What a part ended of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// `exit status 1`, `signal 9`.
+    pub status: String,
+    /// The last thing it said, if it said anything.
+    pub last_words: Option<String>,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.status)?;
+        match &self.last_words {
+            Some(words) => write!(f, ", after saying: {words}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A part could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum PartsError {
+    /// The program could not be run.
+    #[error("could not start {part} from {}: {source}", program.display())]
+    Start {
+        /// Which part.
+        part: Part,
+        /// Which program.
+        program: std::path::PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,337 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use polder_control::{PartState, Plan, Step};
+use polder_site::{EngineName, RecipeName, Site, SiteChange};
+
+use crate::shelf::Described;
+
+/// The box as it is.
+#[derive(Debug, Clone)]
+pub struct Observed {
+    /// What it is told to be now.
+    pub site: Site,
+    /// Models that are wholly there.
+    pub imported: BTreeSet<RecipeName>,
+    /// How the gateway is.
+    pub gateway: PartState,
+    /// How the engines are; one that is not named is stopped.
+    pub engines: BTreeMap<EngineName, PartState>,
+}
+
+/// What the box should become.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Wanted {
+    /// The site with this change.
+    Change(SiteChange),
+    /// Only this model in the store.
+    Model(RecipeName),
+}
+
+/// One thing to do. In a plan they come in an order that leaves the box working whenever one of
+/// them fails: a model is brought in before anything is stopped for it, and the site never names an
+/// engine's new model while the old one is still answering.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Bring a model into the store.
+    ImportModel {
+        /// Which.
+        recipe: RecipeName,
+        /// What it is.
+        what: Described,
+    },
+    /// Stop an engine in order.
+    StopEngine(EngineName),
+    /// Make this the site.
+    WriteSite {
+        /// The new site.
+        site: Box<Site>,
+        /// Why, for the history.
+        why: String,
+    },
+    /// Start an engine, or start it again, and wait until it answers.
+    StartEngine(EngineName),
+    /// Start the gateway again, and wait until it answers.
+    RestartGateway,
+}
+
+impl Action {
+    /// The step that people see.
+    pub fn step(&self) -> Step {
+        let (id, title) = match self {
+            Self::ImportModel { what, .. } => {
+                let size = what.bytes.map(|b| format!(" ({})", size(b))).unwrap_or_default();
+                ("import-model", format!("Import {}{size}", what.title))
+            }
+            Self::StopEngine(name) => {
+                ("stop-engine", format!("Let the engine {name} finish and stop it"))
+            }
+            Self::WriteSite { .. } => {
+                ("write-site", "Write down what the box should be".to_owned())
+            }
+            Self::StartEngine(name) => {
+                ("start-engine", format!("Start the engine {name} and wait until it answers"))
+            }
+            Self::RestartGateway => {
+                ("restart-gateway", "Open the door anew; open pages reconnect".to_owned())
+            }
+        };
+        Step { id: id.to_owned(), title }
+    }
+}
+
+/// What has to be done to make the box as wanted, in order; nothing when it already is. `describe`
+/// tells about the recipes named.
+pub fn plan(
+    observed: &Observed,
+    wanted: &Wanted,
+    describe: &dyn Fn(&RecipeName) -> Option<Described>,
+) -> (Plan, Vec<Action>) {
+    let known = |recipe: &RecipeName| {
+        describe(recipe).unwrap_or_else(|| Described { title: recipe.to_string(), bytes: None })
+    };
+    let import =
+        |recipe: &RecipeName| Action::ImportModel { recipe: recipe.clone(), what: known(recipe) };
+    let title = title(wanted, &|recipe| known(recipe).title);
+    let mut actions = Vec::new();
+    match wanted {
+        Wanted::Model(recipe) => {
+            if !observed.imported.contains(recipe) {
+                actions.push(import(recipe));
+            }
+        }
+        Wanted::Change(change) => {
+            let next = change.applied_to(&observed.site);
+            let mut missing: Vec<&RecipeName> = Vec::new();
+            let (mut stop, mut start) = (Vec::new(), Vec::new());
+            for (name, slot) in &observed.site.engines {
+                let state = observed.engines.get(name).unwrap_or(&PartState::Stopped);
+                let stays = next.engines.get(name) == Some(slot);
+                if !stays && *state != PartState::Stopped {
+                    stop.push(Action::StopEngine(name.clone()));
+                }
+            }
+            for (name, slot) in &next.engines {
+                let stays = observed.site.engines.get(name) == Some(slot);
+                let state = observed.engines.get(name).unwrap_or(&PartState::Stopped);
+                if stays && *state == PartState::Ready {
+                    continue;
+                }
+                if !observed.imported.contains(&slot.recipe) && !missing.contains(&&slot.recipe) {
+                    missing.push(&slot.recipe);
+                }
+                start.push(Action::StartEngine(name.clone()));
+            }
+            actions.extend(missing.into_iter().map(import));
+            actions.extend(stop);
+            if next != observed.site {
+                actions
+                    .push(Action::WriteSite { site: Box::new(next.clone()), why: title.clone() });
+            }
+            actions.extend(start);
+            let door = |site: &Site| (site.name.clone(), site.door.clone());
+            if door(&next) != door(&observed.site)
+                || matches!(observed.gateway, PartState::GaveUp(_))
+            {
+                actions.push(Action::RestartGateway);
+            }
+        }
+    }
+    (Plan { title, steps: actions.iter().map(Action::step).collect() }, actions)
+}
+
+fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
+    match wanted {
+        Wanted::Model(recipe) => format!("Bring in {}", known(recipe)),
+        Wanted::Change(SiteChange::Rename(name)) => format!("Call the box {name}"),
+        Wanted::Change(SiteChange::Door { listen, names }) => {
+            let list = |items: Vec<String>| items.join(", ");
+            let mut title = format!(
+                "Open the door at {}",
+                list(listen.iter().map(ToString::to_string).collect())
+            );
+            if !names.is_empty() {
+                title += &format!(", also as {}", list(names.clone()));
+            }
+            title
+        }
+        Wanted::Change(SiteChange::Engine { name, slot }) => {
+            format!("Serve {} as {name}", known(&slot.recipe))
+        }
+        Wanted::Change(SiteChange::RemoveEngine(name)) => format!("Remove the engine {name}"),
+        Wanted::Change(SiteChange::Usage(usage)) if usage.per_member => {
+            "Count usage per member".to_owned()
+        }
+        Wanted::Change(SiteChange::Usage(_)) => "Count no usage".to_owned(),
+    }
+}
+
+/// Bytes as people say them.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if value < 10.0 {
+        format!("{value:.1} {}", UNITS[unit])
+    } else {
+        format!("{value:.0} {}", UNITS[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_site::{EngineSlot, Metering};
+
+    use super::*;
+
+    fn fast() -> EngineName {
+        "fast".parse().unwrap()
+    }
+
+    fn serve(recipe: &str) -> SiteChange {
+        let slot = EngineSlot { recipe: recipe.parse().unwrap(), kind: Default::default() };
+        SiteChange::Engine { name: fast(), slot }
+    }
+
+    fn fresh() -> Observed {
+        Observed {
+            site: Site::unclaimed(8443),
+            imported: BTreeSet::new(),
+            gateway: PartState::Ready,
+            engines: BTreeMap::new(),
+        }
+    }
+
+    /// A box that serves `tiny`.
+    fn serving() -> Observed {
+        let mut box_ = fresh();
+        box_.site = serve("tiny").applied_to(&box_.site);
+        box_.imported.insert("tiny".parse().unwrap());
+        box_.engines.insert(fast(), PartState::Ready);
+        box_
+    }
+
+    fn text(observed: &Observed, wanted: Wanted) -> String {
+        let describe = |recipe: &RecipeName| {
+            let title = recipe.as_str().to_uppercase();
+            Some(Described { title, bytes: Some(98_362_432) })
+        };
+        let (plan, actions) = plan(observed, &wanted, &describe);
+        assert_eq!(plan.steps, actions.iter().map(Action::step).collect::<Vec<_>>());
+        let ids: Vec<&str> = plan.steps.iter().map(|s| s.id.as_str()).collect();
+        format!("{plan}\n[{}]", ids.join(" "))
+    }
+
+    #[test]
+    fn the_first_model_is_imported_written_down_and_started() {
+        assert_eq!(
+            text(&fresh(), Wanted::Change(serve("tiny"))),
+            "Serve TINY as fast\n  \
+             1. Import TINY (94 MiB)\n  \
+             2. Write down what the box should be\n  \
+             3. Start the engine fast and wait until it answers\n\
+             [import-model write-site start-engine]"
+        );
+    }
+
+    #[test]
+    fn another_model_comes_in_before_the_old_one_stops() {
+        assert_eq!(
+            text(&serving(), Wanted::Change(serve("big"))),
+            "Serve BIG as fast\n  \
+             1. Import BIG (94 MiB)\n  \
+             2. Let the engine fast finish and stop it\n  \
+             3. Write down what the box should be\n  \
+             4. Start the engine fast and wait until it answers\n\
+             [import-model stop-engine write-site start-engine]"
+        );
+    }
+
+    #[test]
+    fn a_box_that_is_as_wanted_needs_nothing() {
+        let nothing = "Serve TINY as fast\n  nothing to do\n[]";
+        assert_eq!(text(&serving(), Wanted::Change(serve("tiny"))), nothing);
+        let there = Wanted::Model("tiny".parse().unwrap());
+        assert_eq!(text(&serving(), there), "Bring in TINY\n  nothing to do\n[]");
+    }
+
+    #[test]
+    fn asking_again_for_an_engine_that_does_not_answer_starts_it_or_waits_for_it() {
+        for state in [PartState::GaveUp("why".into()), PartState::Starting, PartState::Stopped] {
+            let mut box_ = serving();
+            box_.engines.insert(fast(), state);
+            let text = text(&box_, Wanted::Change(serve("tiny")));
+            assert!(text.ends_with("[start-engine]"), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_engine_is_removed_with_its_slot_and_its_weights_stay() {
+        assert_eq!(
+            text(&serving(), Wanted::Change(SiteChange::RemoveEngine(fast()))),
+            "Remove the engine fast\n  \
+             1. Let the engine fast finish and stop it\n  \
+             2. Write down what the box should be\n\
+             [stop-engine write-site]"
+        );
+        let nothing = text(&fresh(), Wanted::Change(SiteChange::RemoveEngine(fast())));
+        assert!(nothing.ends_with("[]"), "{nothing}");
+    }
+
+    #[test]
+    fn only_what_the_door_shows_reopens_the_door() {
+        let rename = SiteChange::Rename("birch".parse().unwrap());
+        assert_eq!(
+            text(&serving(), Wanted::Change(rename)),
+            "Call the box birch\n  \
+             1. Write down what the box should be\n  \
+             2. Open the door anew; open pages reconnect\n\
+             [write-site restart-gateway]"
+        );
+        let door = SiteChange::Door {
+            listen: vec!["0.0.0.0".parse().unwrap(), "::".parse().unwrap()],
+            names: vec!["ai.example.org".into()],
+        };
+        assert_eq!(
+            text(&fresh(), Wanted::Change(door)),
+            "Open the door at 0.0.0.0, ::, also as ai.example.org\n  \
+             1. Write down what the box should be\n  \
+             2. Open the door anew; open pages reconnect\n\
+             [write-site restart-gateway]"
+        );
+        let usage = SiteChange::Usage(Metering { per_member: true, ..Metering::default() });
+        assert!(text(&serving(), Wanted::Change(usage)).ends_with("[write-site]"));
+    }
+
+    #[test]
+    fn doing_a_plan_leaves_nothing_to_do() {
+        for change in [serve("big"), SiteChange::RemoveEngine(fast())] {
+            let mut box_ = serving();
+            let wanted = Wanted::Change(change);
+            let (_, actions) = plan(&box_, &wanted, &|_| None);
+            for action in actions {
+                match action {
+                    Action::ImportModel { recipe, .. } => drop(box_.imported.insert(recipe)),
+                    Action::StopEngine(name) => drop(box_.engines.remove(&name)),
+                    Action::WriteSite { site, .. } => box_.site = *site,
+                    Action::StartEngine(name) => {
+                        box_.engines.insert(name, PartState::Ready);
+                    }
+                    Action::RestartGateway => {}
+                }
+            }
+            assert_eq!(plan(&box_, &wanted, &|_| None).1, []);
+        }
+    }
+
+    #[test]
+    fn sizes_read_as_people_say_them() {
+        assert_eq!(size(98_362_432), "94 MiB");
+        assert_eq!(size(1 << 30), "1.0 GiB");
+        assert_eq!(size(0), "0.0 KiB");
+        assert_eq!(size(u64::MAX), "16777216 TiB");
+    }
+}

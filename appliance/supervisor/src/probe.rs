@@ -1,0 +1,85 @@
+use std::path::Path;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::{Request, StatusCode, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use polder_control::{Client, DoorReply, DoorRequest, Progress, Sockets};
+use serde::Deserialize;
+use tokio::net::UnixStream;
+
+use crate::parts::Part;
+
+/// An engine's answer about its health is not longer than this.
+const LONGEST_ANSWER: usize = 64 << 10;
+
+/// How a part is, as it says itself.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Health {
+    /// It answers and does its work.
+    Ready,
+    /// It answers, and is still getting ready; with figures where it gives any.
+    Loading(Option<Progress>),
+    /// It does not answer; why, for the log.
+    Silent(String),
+}
+
+/// Asks a part how it is, and waits at most `limit` for the answer.
+pub(crate) async fn ask(part: &Part, sockets: &Sockets, limit: Duration) -> Health {
+    let asked = async {
+        match part {
+            Part::Gateway => ask_gateway(&sockets.gateway()).await,
+            Part::Engine(name) => ask_engine(&sockets.engine(name)).await,
+        }
+    };
+    match tokio::time::timeout(limit, asked).await {
+        Ok(Ok(health)) => health,
+        Ok(Err(why)) => Health::Silent(why),
+        Err(_) => Health::Silent(format!("no answer within {} s", limit.as_secs())),
+    }
+}
+
+async fn ask_gateway(socket: &Path) -> Result<Health, String> {
+    let mut client: Client<DoorRequest, DoorReply> =
+        Client::connect(socket).await.map_err(|e| e.to_string())?;
+    match client.ask(&DoorRequest::Ready).await.map_err(|e| e.to_string())? {
+        DoorReply::Ready { .. } => Ok(Health::Ready),
+        other => Err(format!("it answered {other:?} when asked whether it is ready")),
+    }
+}
+
+async fn ask_engine(socket: &Path) -> Result<Health, String> {
+    let say = |e: &dyn std::fmt::Display| e.to_string();
+    let stream = UnixStream::connect(socket).await.map_err(|e| say(&e))?;
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|e| say(&e))?;
+    let exchange = async move {
+        let request = Request::get("/health")
+            .header("host", "localhost")
+            .body(Empty::<Bytes>::new())
+            .expect("the literals are a valid request");
+        let answer = sender.send_request(request).await.map_err(|e| say(&e))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), LONGEST_ANSWER);
+        let body = body.collect().await.map_err(|e| say(&e))?.to_bytes();
+        Ok::<_, String>((status, body))
+    };
+    // The connection carries the exchange, and ends when its sender is dropped.
+    let (answer, _) = tokio::join!(exchange, connection);
+    let (status, body) = answer?;
+    match status {
+        StatusCode::OK => Ok(Health::Ready),
+        StatusCode::SERVICE_UNAVAILABLE => Ok(Health::Loading(progress(&body))),
+        other => Err(format!("it answered {other} when asked for its health")),
+    }
+}
+
+/// The figures in an engine's 503, where there are any.
+fn progress(body: &[u8]) -> Option<Progress> {
+    #[derive(Deserialize)]
+    struct Loading {
+        progress: Progress,
+    }
+    serde_json::from_slice::<Loading>(body).ok().map(|loading| loading.progress)
+}

@@ -1,0 +1,234 @@
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_control::{Actor, ControlError, Sockets};
+use polder_site::{Site, Store, StoreError};
+use tokio::sync::watch;
+
+use crate::audit::{Trail, TrailError, Verdict};
+use crate::desk::Desk;
+use crate::parts::Parts;
+use crate::runs::Ledger;
+use crate::shelf::Shelf;
+use crate::work::Work;
+
+/// Which box, and how it begins.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The state folder; made if it is not there.
+    pub state: PathBuf,
+    /// The site of a box that has none yet.
+    pub first: Site,
+    /// Listen on this port from now on, whatever the site says.
+    pub port: Option<u16>,
+    /// Listen on these addresses from now on, whatever the site says.
+    pub listen: Option<Vec<IpAddr>>,
+    /// How long parts have to finish what they have.
+    pub patience: Patience,
+}
+
+/// How long a part may take to finish what it has, before it is told to end at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// The gateway, with its open streams.
+    pub gateway: Duration,
+    /// An engine. The gateway has gone by then, so that it should have nothing left.
+    pub engine: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { gateway: Duration::from_secs(20), engine: Duration::from_secs(8) }
+    }
+}
+
+/// Whether the supervisor should go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Go on.
+    No,
+    /// Finish what is there, then end.
+    InOrder,
+    /// End as fast as it goes without damage.
+    Now,
+}
+
+/// The supervisor could not begin, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    /// Two supervisors would undo each other's work.
+    #[error(
+        "another polder{} is running on {}; use that one, or end it first, or give this one another --state",
+        .process.map(|p| format!(" (process {p})")).unwrap_or_default(),
+        state.display()
+    )]
+    Taken {
+        /// Which state folder.
+        state: PathBuf,
+        /// The other one's process number, where it said so.
+        process: Option<u32>,
+    },
+    /// The state folder could not be used.
+    #[error("could not use the state folder {}", path.display())]
+    State {
+        /// Which file or folder in it.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The site could not be read or written.
+    #[error(transparent)]
+    Site(#[from] StoreError),
+    /// The audit trail could not be used.
+    #[error(transparent)]
+    Trail(#[from] TrailError),
+    /// Nobody could ask us anything.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// Runs the box in this state folder until `ending` says otherwise. Returns when every part has
+/// ended.
+pub async fn run<P: Parts>(
+    options: Options,
+    parts: P,
+    shelf: Arc<dyn Shelf>,
+    mut ending: watch::Receiver<Ending>,
+) -> Result<(), SupervisorError> {
+    let Options { state, patience, .. } = &options;
+    make_folder(state)?;
+    let _mine = take(state)?;
+    let store = Store::open(state)?;
+    let (mut trail, verdict) = Trail::open(state)?;
+    report(&mut trail, &verdict)?;
+    let site = settle_site(&options, &store, &mut trail)?;
+    let ledger = Ledger::open(state)
+        .map_err(|source| SupervisorError::State { path: state.join("runs.json"), source })?;
+    let work = Work::new(state.clone(), parts, shelf, *patience, site, store, trail, ledger);
+
+    let control = Sockets::of(state).control();
+    let serving = polder_control::serve(&control, Arc::new(Desk(work.clone())));
+    tokio::pin!(serving);
+    // Bound before the parts start: the gateway asks for the site as soon as it is up.
+    let bound = poll_once(serving.as_mut()).await;
+    if let Some(ended) = bound {
+        return ended.map_err(Into::into);
+    }
+    work.begin().await;
+    let outcome = tokio::select! {
+        ended = &mut serving => ended.map_err(Into::into),
+        // A sender that is gone cannot call us back either.
+        _ = ending.wait_for(|e| *e != Ending::No) => Ok(()),
+    };
+    let now = *ending.borrow_and_update() == Ending::Now;
+    log::info!("ending{}", if now { " at once" } else { " in order; once more to hurry" });
+    let end = work.end(now);
+    tokio::pin!(end);
+    tokio::select! {
+        () = &mut end => return outcome,
+        // The gateway still has things to write down while it drains.
+        _ = &mut serving, if outcome.is_ok() => {}
+        _ = ending.wait_for(|e| *e == Ending::Now) => {}
+    }
+    work.end_now();
+    end.await;
+    outcome
+}
+
+/// Polls once, so that what a future does before its first wait is done.
+async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+    std::future::poll_fn(|context| {
+        std::task::Poll::Ready(match future.as_mut().poll(context) {
+            std::task::Poll::Ready(output) => Some(output),
+            std::task::Poll::Pending => None,
+        })
+    })
+    .await
+}
+
+/// The site as it will be served: the one there is, or the first one, with the options' door.
+fn settle_site(
+    options: &Options,
+    store: &Store,
+    trail: &mut Trail,
+) -> Result<Site, SupervisorError> {
+    let Options { port, listen, .. } = options;
+    let door = |mut site: Site| {
+        site.door.port = port.unwrap_or(site.door.port);
+        site.door.listen = listen.clone().unwrap_or(site.door.listen);
+        site
+    };
+    let site = store.current_or_first(|| door(options.first.clone()))?;
+    let next = door(site.clone());
+    if next != site {
+        let addresses: Vec<String> = next.door.listen.iter().map(ToString::to_string).collect();
+        let at = format!("port {} at {}", next.door.port, addresses.join(", "));
+        trail.append(Actor::Console, "moved the door to", &at)?;
+        store.write(&next, "started with another door")?;
+    }
+    Ok(next)
+}
+
+/// Says how the audit trail was found; loudly, and once per break, in the trail itself.
+fn report(trail: &mut Trail, verdict: &Verdict) -> Result<(), SupervisorError> {
+    match verdict {
+        Verdict::Whole => {}
+        Verdict::Repaired { bytes } => {
+            log::warn!("the audit trail ended in half a line ({bytes} bytes), which was taken off");
+            trail.append(Actor::Itself, "took half a line off", "the audit trail")?;
+        }
+        Verdict::Broken(fault) => {
+            log::error!(
+                "the audit trail is broken: {fault}; somebody changed it, or the disk fails"
+            );
+            const WHAT: &str = "found the audit trail broken:";
+            let told = trail.page(None, 500)?.iter().any(|e| e.what == WHAT && e.on == *fault);
+            if !told {
+                trail.append(Actor::Itself, WHAT, fault)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Only the owner of the state folder may look into it: it holds keys and people's sessions.
+fn make_folder(state: &Path) -> Result<(), SupervisorError> {
+    for path in [state.to_owned(), Sockets::of(state).folder().to_owned()] {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)
+            .map_err(|source| SupervisorError::State { path, source })?;
+    }
+    Ok(())
+}
+
+/// Takes the state folder for this process, until the file is closed: also by a crash.
+fn take(state: &Path) -> Result<File, SupervisorError> {
+    let path = Sockets::of(state).folder().join("supervisor.lock");
+    let fail = |source| SupervisorError::State { path: path.clone(), source };
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let mut file = options.open(&path).map_err(fail)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            let _ = (&mut file).take(32).read_to_string(&mut text);
+            let process = text.trim().parse().ok();
+            return Err(SupervisorError::Taken { state: state.to_owned(), process });
+        }
+        Err(TryLockError::Error(source)) => return Err(fail(source)),
+    }
+    let written = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    written.map_err(fail)?;
+    Ok(file)
+}

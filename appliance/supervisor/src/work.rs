@@ -1,0 +1,594 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use polder_control::{
+    Actor, AuditEntry, ImportSource, Machine, PartState, Plan, Run, RunId, RunState, Sockets,
+    StepState,
+};
+use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::audit::Trail;
+use crate::board::Board;
+use crate::keeper::{Keeper, Order};
+use crate::machine;
+use crate::parts::{Part, Parts};
+use crate::plan::{Action, Observed, Wanted, plan};
+use crate::runs::{Intent, Ledger, Open};
+use crate::shelf::{ImportEnd, Shelf};
+use crate::supervisor::Patience;
+
+/// Why something was not done: one sentence for the person who asked.
+pub(crate) type Refusal = String;
+
+/// Everything the supervisor does: keeps the parts, applies changes, writes it all down.
+///
+/// One run that changes the box and one that only brings in a model may go on at a time; a second
+/// one of its kind is refused, not queued, because what it would do was shown against a box that
+/// will be another by then.
+pub(crate) struct Work<P: Parts> {
+    pub(crate) board: Board,
+    state: PathBuf,
+    sockets: Sockets,
+    parts: Arc<P>,
+    shelf: Arc<dyn Shelf>,
+    patience: Patience,
+    store: Mutex<Store>,
+    trail: Mutex<Trail>,
+    ledger: Mutex<Ledger>,
+    keepers: Mutex<BTreeMap<Part, Arc<Keeper>>>,
+    /// Held while a run is being let in, so that two cannot pass at once.
+    gate: tokio::sync::Mutex<()>,
+    running: Mutex<BTreeMap<RunId, Running>>,
+    tasks: TaskTracker,
+    /// The supervisor is ending; runs stop where they are and are taken up at the next start.
+    pub(crate) ending: CancellationToken,
+}
+
+struct Running {
+    cancel: CancellationToken,
+    changes: bool,
+    imports: bool,
+    title: String,
+}
+
+/// How applying a plan ended, other than well.
+enum Halt {
+    Failed(usize, String),
+    Cancelled,
+    Interrupted,
+}
+
+impl<P: Parts> Work<P> {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "called once, by the one who opened all of these"
+    )]
+    pub(crate) fn new(
+        state: PathBuf,
+        parts: P,
+        shelf: Arc<dyn Shelf>,
+        patience: Patience,
+        site: Site,
+        store: Store,
+        trail: Trail,
+        ledger: Ledger,
+    ) -> Arc<Self> {
+        let sockets = Sockets::of(&state);
+        Arc::new(Self {
+            board: Board::new(sockets.clone(), site, ledger.ended()),
+            state,
+            sockets,
+            parts: Arc::new(parts),
+            shelf,
+            patience,
+            store: Mutex::new(store),
+            trail: Mutex::new(trail),
+            ledger: Mutex::new(ledger),
+            keepers: Mutex::default(),
+            gate: tokio::sync::Mutex::new(()),
+            running: Mutex::default(),
+            tasks: TaskTracker::new(),
+            ending: CancellationToken::new(),
+        })
+    }
+
+    /// Starts what the site says, and takes up what was cut off. The gateway goes first, so that
+    /// there is a page to look at; nothing waits for it.
+    pub(crate) async fn begin(self: &Arc<Self>) {
+        self.keeper(&Part::Gateway).ensure();
+        for name in self.board.site().engines.keys() {
+            self.keeper(&Part::Engine(name.clone())).ensure();
+        }
+        let cut_off = lock(&self.ledger).cut_off();
+        let (again, never) = cut_off.unwrap_or_else(|error| {
+            log::error!("could not look up what was cut off: {error}");
+            Default::default()
+        });
+        for open in never {
+            let plan = self.plan_of(&open.intent).await.map_or_else(|why| empty(&why), |(p, _)| p);
+            let why = "it was cut off again and again; look at the log, then ask for it once more";
+            let mut run = self.board.post(open.id, plan, RunState::Failed(why.to_owned()));
+            run.state = RunState::Failed(why.to_owned());
+            self.close(run).await;
+        }
+        for open in again {
+            self.resume(open).await;
+        }
+    }
+
+    async fn resume(self: &Arc<Self>, open: Open) {
+        let Open { id, intent, by, .. } = open;
+        let _gate = self.gate.lock().await;
+        match self.plan_of(&intent).await {
+            Ok((plan, actions)) => {
+                self.note(Actor::Itself, "went on with", &plan.title).await;
+                log::info!("going on with: {} (asked for by {by})", plan.title);
+                self.set_off(id, &intent, plan, actions);
+            }
+            Err(why) => {
+                let run = self.board.post(id, empty("A change"), RunState::Failed(why));
+                self.close(run).await;
+            }
+        }
+    }
+
+    /// Stops every part, the door first; the engines finish what came through it.
+    pub(crate) async fn end(&self, now: bool) {
+        self.ending.cancel();
+        let order = if now { Order::StopNow } else { Order::Stop };
+        let keepers: Vec<_> =
+            lock(&self.keepers).iter().map(|(p, k)| (p.clone(), k.clone())).collect();
+        let (door, engines): (Vec<_>, Vec<_>) =
+            keepers.into_iter().partition(|(part, _)| *part == Part::Gateway);
+        for group in [door, engines] {
+            group.iter().for_each(|(_, keeper)| keeper.stop(order));
+            for (_, keeper) in group {
+                keeper.until_stopped().await;
+            }
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Nobody waits any more: whatever is still there ends at once.
+    pub(crate) fn end_now(&self) {
+        lock(&self.keepers).values().for_each(|keeper| keeper.stop(Order::StopNow));
+    }
+
+    pub(crate) async fn machine(&self) -> Machine {
+        machine::detect(&self.state).await
+    }
+
+    pub(crate) async fn imported(&self) -> Result<Vec<RecipeName>, Refusal> {
+        let shelf = self.shelf.clone();
+        Ok(blocking(move || shelf.imported()).await?.into_iter().collect())
+    }
+
+    pub(crate) async fn preview(
+        &self,
+        change: SiteChange,
+    ) -> Result<(Vec<Difference>, Plan), Refusal> {
+        let site = self.board.site();
+        let next = change.applied_to(&site);
+        let (plan, _) = self.plan_of(&Intent::Change(change)).await?;
+        Ok((site.differences(&next), plan))
+    }
+
+    /// Lets a run in, writes down who asked, and sets it off. A run that needs nothing is over
+    /// when this returns.
+    pub(crate) async fn apply(
+        self: &Arc<Self>,
+        intent: Intent,
+        by: Actor,
+    ) -> Result<RunId, Refusal> {
+        let _gate = self.gate.lock().await;
+        if self.ending.is_cancelled() {
+            return Err("the box is going down; ask again when it is back".to_owned());
+        }
+        let (plan, actions) = self.plan_of(&intent).await?;
+        if actions.is_empty() {
+            let run = |id| Run { id, plan, steps: Vec::new(), state: RunState::Done };
+            let run = lock(&self.ledger).record(run).map_err(|e| not_kept(&e))?;
+            self.board.post(run.id, run.plan, run.state);
+            return Ok(run.id);
+        }
+        self.place_for(&intent, &actions)?;
+        self.record(by.clone(), "asked for", &plan.title).await?;
+        let begun = lock(&self.ledger).begin(intent.clone(), by);
+        let id = begun.map_err(|e| not_kept(&e))?;
+        self.set_off(id, &intent, plan, actions);
+        Ok(id)
+    }
+
+    pub(crate) fn cancel(&self, id: RunId) -> Result<(), Refusal> {
+        match lock(&self.running).get(&id) {
+            Some(running) => {
+                running.cancel.cancel();
+                Ok(())
+            }
+            None if self.board.run(id).is_some() => Err(format!("run {} is over already", id.0)),
+            None => Err(format!("there is no run {}", id.0)),
+        }
+    }
+
+    /// An entry in the audit trail; on the disk when this returns.
+    pub(crate) async fn record(
+        self: &Arc<Self>,
+        by: Actor,
+        what: &str,
+        on: &str,
+    ) -> Result<AuditEntry, Refusal> {
+        let (work, what, on) = (self.clone(), what.to_owned(), on.to_owned());
+        blocking(move || {
+            lock(&work.trail).append(by, &what, &on).map_err(|e| {
+                let source =
+                    std::error::Error::source(&e).map(|s| format!(": {s}")).unwrap_or_default();
+                format!("{e}{source}; nothing was done, because nobody could look it up later")
+            })
+        })
+        .await
+    }
+
+    pub(crate) async fn audit(
+        self: &Arc<Self>,
+        before: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<AuditEntry>, Refusal> {
+        let work = self.clone();
+        blocking(move || lock(&work.trail).page(before, limit).map_err(|e| e.to_string())).await
+    }
+
+    /// What would have to be done, against the box as it is now.
+    async fn plan_of(&self, intent: &Intent) -> Result<(Plan, Vec<Action>), Refusal> {
+        let site = self.board.site();
+        let wanted = match intent {
+            Intent::Change(change) => {
+                change.applied_to(&site).check().map_err(|e| e.to_string())?;
+                Wanted::Change(change.clone())
+            }
+            Intent::Import { recipe, from } => {
+                check_source(from)?;
+                Wanted::Model(recipe.clone())
+            }
+        };
+        let recipe = match &wanted {
+            Wanted::Model(recipe) => Some(recipe),
+            Wanted::Change(SiteChange::Engine { slot, .. }) => Some(&slot.recipe),
+            Wanted::Change(_) => None,
+        };
+        if let Some(recipe) = recipe
+            && self.shelf.describe(recipe).is_none()
+        {
+            return Err(format!(
+                "there is no recipe called {recipe}; `polder recipes` lists those there are"
+            ));
+        }
+        let imported = self.imported().await?.into_iter().collect();
+        let engine =
+            |name: &EngineName| (name.clone(), self.board.part(&Part::Engine(name.clone())).state);
+        let observed = Observed {
+            engines: site.engines.keys().map(engine).collect(),
+            gateway: self.board.part(&Part::Gateway).state,
+            imported,
+            site,
+        };
+        Ok(plan(&observed, &wanted, &|recipe| self.shelf.describe(recipe)))
+    }
+
+    fn place_for(&self, intent: &Intent, actions: &[Action]) -> Result<(), Refusal> {
+        let (changes, imports) = kind(intent, actions);
+        let running = lock(&self.running);
+        let taken = running.iter().find(|(_, r)| (r.changes && changes) || (r.imports && imports));
+        match taken {
+            None => Ok(()),
+            Some((id, other)) => Err(format!(
+                "the box is busy with \"{}\" (run {}); wait until it is done, or stop it first",
+                other.title, id.0
+            )),
+        }
+    }
+
+    fn set_off(self: &Arc<Self>, id: RunId, intent: &Intent, plan: Plan, actions: Vec<Action>) {
+        let (changes, imports) = kind(intent, &actions);
+        let cancel = CancellationToken::new();
+        let title = plan.title.clone();
+        lock(&self.running).insert(id, Running { cancel: cancel.clone(), changes, imports, title });
+        self.board.post(id, plan, RunState::Running);
+        let from = match intent {
+            Intent::Import { from, .. } => from.clone(),
+            Intent::Change(_) => ImportSource::Recipe,
+        };
+        let work = self.clone();
+        self.tasks.spawn(async move {
+            let outcome = work.carry_out(id, &from, actions, &cancel).await;
+            let state = match outcome {
+                Ok(()) => RunState::Done,
+                Err(Halt::Failed(step, why)) => {
+                    work.board.step(id, step, StepState::Failed(why.clone()));
+                    RunState::Failed(why)
+                }
+                Err(Halt::Cancelled) => RunState::Cancelled,
+                Err(Halt::Interrupted) => {
+                    log::info!(
+                        "stopped in the middle of run {}; it goes on at the next start",
+                        id.0
+                    );
+                    return;
+                }
+            };
+            if let Some(mut run) = work.board.run(id) {
+                run.state = state;
+                work.close(run).await;
+            }
+        });
+    }
+
+    /// The run is over: in the ledger, in the audit trail, on the board, and its place is free.
+    async fn close(self: &Arc<Self>, run: Run) {
+        let what = match &run.state {
+            RunState::Done => "finished",
+            RunState::Failed(why) => {
+                log::warn!("{}: {why}", run.plan.title);
+                "failed at"
+            }
+            RunState::Cancelled => "stopped, as asked,",
+            RunState::Running => unreachable!("only a run that is over is closed"),
+        };
+        self.note(Actor::Itself, what, &run.plan.title).await;
+        if let Err(error) = lock(&self.ledger).end(run.clone()) {
+            log::error!("could not note the end of run {}: {error}", run.id.0);
+        }
+        lock(&self.running).remove(&run.id);
+        self.board.end(run.id, run.state);
+    }
+
+    async fn carry_out(
+        self: &Arc<Self>,
+        id: RunId,
+        from: &ImportSource,
+        actions: Vec<Action>,
+        cancel: &CancellationToken,
+    ) -> Result<(), Halt> {
+        let before = self.board.site();
+        for (step, action) in actions.into_iter().enumerate() {
+            if cancel.is_cancelled() {
+                self.restore().await;
+                return Err(Halt::Cancelled);
+            }
+            if self.ending.is_cancelled() {
+                return Err(Halt::Interrupted);
+            }
+            self.board.step(id, step, StepState::Running(None));
+            let done = match action {
+                Action::ImportModel { recipe, .. } => {
+                    self.import(id, step, recipe, from.clone(), cancel).await
+                }
+                Action::StopEngine(name) => {
+                    self.stop_engine(&name).await;
+                    Ok(())
+                }
+                Action::WriteSite { site, why } => {
+                    self.write_site(*site, why).await.map_err(|why| Halt::Failed(step, why))
+                }
+                Action::StartEngine(name) => self.start_engine(id, step, &name, cancel).await,
+                Action::RestartGateway => self.restart_gateway(step, &before).await,
+            };
+            if let Err(halt) = done {
+                self.restore().await;
+                return Err(halt);
+            }
+            self.board.step(id, step, StepState::Done);
+        }
+        Ok(())
+    }
+
+    async fn import(
+        self: &Arc<Self>,
+        id: RunId,
+        step: usize,
+        recipe: RecipeName,
+        from: ImportSource,
+        cancel: &CancellationToken,
+    ) -> Result<(), Halt> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (work, flag) = (self.clone(), stop.clone());
+        let mut importing = tokio::task::spawn_blocking(move || {
+            let progress = |progress| work.board.progress(id, step, progress);
+            work.shelf.import(&recipe, &from, &progress, &flag)
+        });
+        let ended = tokio::select! {
+            ended = &mut importing => ended,
+            () = async { tokio::select! { () = cancel.cancelled() => (), () = self.ending.cancelled() => () } } => {
+                stop.store(true, Ordering::SeqCst);
+                importing.await
+            }
+        };
+        match ended {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(ImportEnd::Stopped)) if cancel.is_cancelled() => Err(Halt::Cancelled),
+            Ok(Err(ImportEnd::Stopped)) => Err(Halt::Interrupted),
+            Ok(Err(ImportEnd::Failed(why))) => Err(Halt::Failed(step, why)),
+            Err(_) => Err(Halt::Failed(
+                step,
+                "the import broke down; the log says where; what was fetched is kept".to_owned(),
+            )),
+        }
+    }
+
+    async fn stop_engine(&self, name: &EngineName) {
+        let part = Part::Engine(name.clone());
+        let keeper = lock(&self.keepers).get(&part).cloned();
+        if let Some(keeper) = keeper {
+            keeper.stop(Order::Stop);
+            keeper.until_stopped().await;
+            lock(&self.keepers).remove(&part);
+            self.board.remove_part(&part);
+        }
+    }
+
+    async fn write_site(self: &Arc<Self>, site: Site, why: String) -> Result<(), Refusal> {
+        let (work, next) = (self.clone(), site.clone());
+        blocking(move || lock(&work.store).write(&next, &why).map_err(|e| with_source(&e))).await?;
+        self.board.set_site(site);
+        Ok(())
+    }
+
+    async fn start_engine(
+        self: &Arc<Self>,
+        id: RunId,
+        step: usize,
+        name: &EngineName,
+        cancel: &CancellationToken,
+    ) -> Result<(), Halt> {
+        let keeper = self.keeper(&Part::Engine(name.clone()));
+        let order = keeper.ensure();
+        let mut loading = keeper.shown.clone();
+        let figures = async {
+            while loading.changed().await.is_ok() {
+                let progress = loading.borrow_and_update().loading.clone();
+                self.board.step(id, step, StepState::Running(progress));
+            }
+        };
+        tokio::select! {
+            state = keeper.until(order, settled) => match state {
+                PartState::GaveUp(why) => Err(Halt::Failed(step, format!(
+                    "{why}; choose another model, or put right what it says and ask again"
+                ))),
+                _ => Ok(()),
+            },
+            () = figures => Ok(()),
+            () = cancel.cancelled() => Err(Halt::Cancelled),
+            () = self.ending.cancelled() => Err(Halt::Interrupted),
+        }
+    }
+
+    /// A door that does not open would lock everyone out: then the site is put back as it was.
+    async fn restart_gateway(self: &Arc<Self>, step: usize, before: &Site) -> Result<(), Halt> {
+        let keeper = self.keeper(&Part::Gateway);
+        let opened = keeper.until(keeper.start(), settled);
+        let state = tokio::select! {
+            state = opened => state,
+            () = self.ending.cancelled() => return Err(Halt::Interrupted),
+        };
+        let PartState::GaveUp(why) = state else { return Ok(()) };
+        if *before == self.board.site() {
+            return Err(Halt::Failed(step, why));
+        }
+        let undone = self.write_site(before.clone(), format!("undone: {why}")).await;
+        keeper.start();
+        Err(Halt::Failed(
+            step,
+            match undone {
+                Ok(()) => format!("{why}; the change was undone"),
+                Err(error) => format!("{why}; it could not be undone: {error}"),
+            },
+        ))
+    }
+
+    /// After a run that did not finish, whatever the site says should run does.
+    async fn restore(self: &Arc<Self>) {
+        if self.ending.is_cancelled() {
+            return;
+        }
+        for name in self.board.site().engines.keys() {
+            let part = Part::Engine(name.clone());
+            if self.board.part(&part).state == PartState::Stopped {
+                self.keeper(&part).ensure();
+            }
+        }
+    }
+
+    /// The keeper of a part, made at first use.
+    fn keeper(self: &Arc<Self>, part: &Part) -> Arc<Keeper> {
+        let mut keepers = lock(&self.keepers);
+        if let Some(keeper) = keepers.get(part) {
+            return keeper.clone();
+        }
+        let grace = match part {
+            Part::Gateway => self.patience.gateway,
+            Part::Engine(_) => self.patience.engine,
+        };
+        let keeper = Keeper::new(self.parts.clone(), part.clone(), self.sockets.clone(), grace);
+        let keeper = Arc::new(keeper);
+        self.board.add_part(part.clone(), keeper.shown.clone());
+        keepers.insert(part.clone(), keeper.clone());
+        // Ends when the keeper does; holds nobody back.
+        let (work, mut shown) = (Arc::downgrade(self), keeper.shown.clone());
+        tokio::spawn(async move {
+            while shown.changed().await.is_ok() {
+                let Some(work) = work.upgrade() else { return };
+                work.board.part_changed();
+            }
+        });
+        keeper
+    }
+
+    /// An entry that nobody waits for.
+    async fn note(self: &Arc<Self>, by: Actor, what: &str, on: &str) {
+        if let Err(error) = self.record(by, what, on).await {
+            log::error!("{error}");
+        }
+    }
+}
+
+/// Whether a run would change the box, and whether it would bring in a model.
+fn kind(intent: &Intent, actions: &[Action]) -> (bool, bool) {
+    let imports = actions.iter().any(|a| matches!(a, Action::ImportModel { .. }));
+    (matches!(intent, Intent::Change(_)), imports)
+}
+
+fn settled(state: &PartState) -> bool {
+    matches!(state, PartState::Ready | PartState::GaveUp(_))
+}
+
+/// An address with a password in it would end up in the list of runs.
+fn check_source(from: &ImportSource) -> Result<(), Refusal> {
+    match from {
+        ImportSource::Web(address) => {
+            let rest = address.split_once("://").map_or(address.as_str(), |(_, rest)| rest);
+            let authority = rest.split('/').next().unwrap_or_default();
+            if authority.contains('@') {
+                return Err("the address has a name or password in it, which would be written \
+                            down; use one without"
+                    .to_owned());
+            }
+            Ok(())
+        }
+        ImportSource::Folder(path) if !path.is_absolute() => Err(format!(
+            "{} is not a whole path; write it from the root, beginning with /",
+            path.display()
+        )),
+        ImportSource::Folder(_) | ImportSource::Recipe => Ok(()),
+    }
+}
+
+fn empty(title: &str) -> Plan {
+    Plan { title: title.to_owned(), steps: Vec::new() }
+}
+
+fn not_kept(error: &std::io::Error) -> Refusal {
+    format!("the run could not be noted in the state folder ({error}); is the disk full?")
+}
+
+fn with_source(error: &dyn std::error::Error) -> Refusal {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|_| Err("that broke down inside the box; the log says where".to_owned()))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nothing panics while it holds one of these")
+}
