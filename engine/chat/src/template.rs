@@ -1,0 +1,229 @@
+//! A conversation in the model's own form.
+//!
+//! Templates are written for Python's Jinja as Hugging Face's transformers runs it: blocks
+//! trimmed, Python's string methods, `tojson` in Python's layout, `raise_exception` and
+//! `strftime_now`.
+
+use minijinja::value::{Kwargs, Value as Jinja};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, ErrorKind};
+use polder_backend::TokenId;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::error::ChatError;
+use crate::escape::{choose_marker, mark_all, strings};
+use crate::tokenizer::{Special, Tokenizer};
+
+/// Instructions that one rendering may take: thousands of messages, but no endless loop.
+const FUEL: u64 = 50_000_000;
+
+/// Who said what, and how the model should go on.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Conversation {
+    /// `role`, `content` and whatever else the template knows. The caller answers for `role`
+    /// being one of the known words: it is the one string that is not marked.
+    pub messages: Vec<Map<String, Value>>,
+    /// Begin the model's answer at the end.
+    pub add_generation_prompt: bool,
+    /// Further variables of the template.
+    pub variables: Map<String, Value>,
+}
+
+/// A model's chat template, compiled.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+}
+
+const NAME: &str = "chat";
+
+impl ChatTemplate {
+    /// Compiles a template.
+    pub fn new(source: &str) -> Result<Self, ChatError> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|error| ChatError::TemplateSyntax(said(&error)))?);
+        environment.set_fuel(Some(FUEL));
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("tojson", to_json);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+        environment
+            .add_template_owned(NAME, without_generation_tags(source))
+            .map_err(|error| ChatError::TemplateSyntax(said(&error)))?;
+        Ok(Self { environment, source: source.to_owned() })
+    }
+
+    /// Whether the template mentions a word at all, for example `tools`.
+    pub fn mentions(&self, word: &str) -> bool {
+        self.source.contains(word)
+    }
+
+    /// The conversation as tokens. Control tokens come from the template alone.
+    pub fn encode(
+        &self,
+        conversation: &Conversation,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<TokenId>, ChatError> {
+        let (text, marker) = self.render(conversation, tokenizer)?;
+        let tokens = tokenizer.encode_marked(&text, Special::Parse, Some(marker))?;
+        Ok(tokenizer.with_bos(tokens))
+    }
+
+    /// The conversation as text, with the marker that keeps apart what people wrote.
+    fn render(
+        &self,
+        conversation: &Conversation,
+        tokenizer: &Tokenizer,
+    ) -> Result<(String, char), ChatError> {
+        let mut messages: Vec<Value> =
+            conversation.messages.iter().cloned().map(Value::Object).collect();
+        let mut variables = Value::Object(conversation.variables.clone());
+        let marker = {
+            let mut written = vec![self.source.as_str()];
+            messages.iter().for_each(|message| strings(message, &mut written));
+            strings(&variables, &mut written);
+            choose_marker(written.iter().copied())?
+        };
+        for message in &mut messages {
+            let Value::Object(fields) = message else { continue };
+            for (key, value) in fields.iter_mut() {
+                if key != "role" {
+                    mark_all(&tokenizer.specials, value, marker);
+                }
+            }
+        }
+        mark_all(&tokenizer.specials, &mut variables, marker);
+
+        let mut context = Map::new();
+        context.insert("bos_token".into(), tokenizer.bos_text().unwrap_or_default().into());
+        context.insert("eos_token".into(), tokenizer.eos_text().unwrap_or_default().into());
+        if let Value::Object(variables) = variables {
+            context.extend(variables);
+        }
+        context.insert("messages".into(), messages.into());
+        context
+            .insert("add_generation_prompt".into(), conversation.add_generation_prompt.into());
+        let text = self
+            .environment
+            .get_template(NAME)
+            .and_then(|template| template.render(Serde(context)))
+            .map_err(|error| match error.kind() {
+                ErrorKind::InvalidOperation if raised(&error).is_some() => {
+                    ChatError::TemplateRefused(raised(&error).unwrap_or_default().to_owned())
+                }
+                _ => ChatError::TemplateFailed(said(&error)),
+            })?;
+        Ok((text, marker))
+    }
+}
+
+/// What went wrong and in which line, without the values that were being rendered.
+fn said(error: &minijinja::Error) -> String {
+    let what = match error.detail() {
+        Some(detail) => format!("{}, {detail}", error.kind()),
+        None => error.kind().to_string(),
+    };
+    match error.line() {
+        Some(line) => format!("{what} (its line {line})"),
+        None => what,
+    }
+}
+
+const RAISED: &str = "raised: ";
+
+fn raise_exception(message: String) -> Result<String, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
+}
+
+fn raised(error: &minijinja::Error) -> Option<&str> {
+    error.detail()?.strip_prefix(RAISED)
+}
+
+/// The local time, in C's `strftime` language.
+fn strftime_now(format: String) -> Result<String, minijinja::Error> {
+    jiff::fmt::strtime::format(&format, &jiff::Zoned::now())
+        .map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, error.to_string()))
+}
+
+/// Training tools mark the model's own words with this tag; it says nothing at inference.
+fn without_generation_tags(source: &str) -> String {
+    let mut text = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let Some(len) = rest[start..].find("%}").map(|len| len + 2) else { break };
+        let tag = &rest[start..start + len];
+        let word = tag[2..len - 2].trim_matches(['-', '+', ' ', '\n', '\t']);
+        text.push_str(&rest[..start]);
+        if matches!(word, "generation" | "endgeneration") {
+            // A tag that is there for its white space control alone.
+            let open = if tag.starts_with("{%-") { "{%- if true " } else { "{% if true " };
+            let close = if tag.ends_with("-%}") { "-%}" } else { "%}" };
+            match word {
+                "generation" => text.push_str(&format!("{open}{close}")),
+                _ => text.push_str(&format!("{}{close}", open.replace("if true", "endif"))),
+            }
+        } else {
+            text.push_str(tag);
+        }
+        rest = &rest[start + len..];
+    }
+    text.push_str(rest);
+    text
+}
+
+/// JSON as Python's `json.dumps(ensure_ascii=False)` lays it out.
+fn to_json(value: &Jinja, options: Kwargs) -> Result<Jinja, minijinja::Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    // Ours never escapes and keeps the order; what else was asked for does not matter here.
+    let _: Option<bool> = options.get("ensure_ascii")?;
+    let _: Option<bool> = options.get("sort_keys")?;
+    let _: Option<Jinja> = options.get("separators")?;
+    options.assert_all_used()?;
+    let failed = |error: String| minijinja::Error::new(ErrorKind::BadSerialization, error);
+    let mut bytes = Vec::new();
+    match indent {
+        Some(indent) => {
+            let indent = " ".repeat(indent.min(16));
+            let layout = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, layout))
+        }
+        None => {
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, PythonLayout))
+        }
+    }
+    .map_err(|error| failed(error.to_string()))?;
+    let text = String::from_utf8(bytes).map_err(|error| failed(error.to_string()))?;
+    Ok(Jinja::from_safe_string(text))
+}
+
+/// `", "` and `": "` between things.
+struct PythonLayout;
+
+impl serde_json::ser::Formatter for PythonLayout {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        writer.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        writer.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+    ) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
