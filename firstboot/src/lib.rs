@@ -1,7 +1,26 @@
 //! The wizard: a typed state machine from claim to first member, and its pages.
+//!
+//! [`Wizard`] is the machine: plain data, one function. [`Setup`] puts it behind `/setup` for the
+//! gateway to mount; whatever it needs of the box goes through [`Host`].
 
+mod address;
+mod catalogue;
+mod claim;
+mod host;
+mod import;
+mod machine;
+mod member;
+mod model;
+mod page;
+mod planner;
+mod setup;
 mod stored;
 mod wizard;
 
+pub use host::{
+    ClaimRefusal, ClaimToken, Distance, Host, Interface, Newcomer, SetupError, Trust, Visitor,
+    Window,
+};
+pub use setup::Setup;
 pub use stored::Stored;
 pub use wizard::{Event, Refusal, Step, Wizard};

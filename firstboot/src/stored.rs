@@ -27,11 +27,8 @@ struct Envelope {
 impl Stored {
     /// As the store keeps it.
     pub fn to_json(&self) -> String {
-        let envelope = Envelope {
-            version: VERSION,
-            wizard: self.wizard.clone(),
-            notice: self.notice.clone(),
-        };
+        let envelope =
+            Envelope { version: VERSION, wizard: self.wizard.clone(), notice: self.notice.clone() };
         serde_json::to_string(&envelope).expect("a wizard has only types that JSON can hold")
     }
 
@@ -49,13 +46,15 @@ impl Stored {
                 Self { wizard: Wizard::set_up_elsewhere(steward.to_owned()), notice: None }
             }
             // A finished wizard without a steward: the members were lost, the notes were not.
-            (Ok(stored), None) if stored.wizard.step() == Step::Done => Self::anew(
-                "it says that the box is set up, but there is no steward",
-            ),
+            (Ok(stored), None) if stored.wizard.step() == Step::Done => {
+                Self::anew("it says that the box is set up, but there is no steward")
+            }
             (Ok(stored), _) => stored,
             (Err(why), None) => Self::anew(&why),
             (Err(why), Some(steward)) => {
-                log::warn!("the notes of the set-up cannot be used: {why}; the box is set up already");
+                log::warn!(
+                    "the notes of the set-up cannot be used: {why}; the box is set up already"
+                );
                 Self { wizard: Wizard::set_up_elsewhere(steward.to_owned()), notice: None }
             }
         }
@@ -100,7 +99,9 @@ mod tests {
     #[test]
     fn damaged_notes_begin_anew_with_a_sentence() {
         let whole = Stored { wizard: midway(), notice: None }.to_json();
-        for bad in ["", "{", "null", "[]", &whole[..whole.len() - 3], &whole.replace("over", "ovre")] {
+        for bad in
+            ["", "{", "null", "[]", &whole[..whole.len() - 3], &whole.replace("over", "ovre")]
+        {
             let read = Stored::read(Some(bad), None);
             assert_eq!(read.wizard, Wizard::new(), "{bad:?}");
             assert!(read.notice.unwrap().contains("damaged"));

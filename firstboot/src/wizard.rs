@@ -43,6 +43,19 @@ impl Step {
         }
     }
 
+    /// The same in a word or two, for a list.
+    pub const fn in_short(self) -> &'static str {
+        match self {
+            Self::Claim => "Claim",
+            Self::Machine => "Machine",
+            Self::Model => "Model",
+            Self::Import => "Import",
+            Self::Address => "Name",
+            Self::Member => "You",
+            Self::Done => "Done",
+        }
+    }
+
     /// Where its page is.
     pub const fn path(self) -> &'static str {
         match self {
@@ -346,10 +359,7 @@ mod tests {
     #[test]
     fn another_model_can_be_chosen_until_the_end_but_not_under_a_running_import() {
         let importing = after(&story()[..4]);
-        assert_eq!(
-            importing.clone().next(Event::Chose(recipe("big"))),
-            Err(Refusal::ImportRuns)
-        );
+        assert_eq!(importing.clone().next(Event::Chose(recipe("big"))), Err(Refusal::ImportRuns));
         let stopped = importing.next(Event::ImportStopped(RunId(1))).unwrap();
         let other = stopped.next(Event::Chose(recipe("big"))).unwrap();
         assert_eq!((other.step(), other.run()), (Step::Import, None));

@@ -1,0 +1,108 @@
+//! The models a person may choose from, and what this machine can do with each.
+
+use maud::{Markup, html};
+use polder_control::Machine;
+use polder_planner::{Fit, ModelFit, what_fits};
+use polder_recipes::{BoxSpec, Recipe};
+use polder_site::RecipeName;
+
+/// Families whose layers the CPU engine computes. The one place that says so.
+const CPU_FAMILIES: &[&str] = &["llama", "qwen2", "qwen3"];
+
+/// A model as a line to choose.
+pub(crate) struct Choice {
+    pub(crate) name: String,
+    pub(crate) title: String,
+    pub(crate) about: Option<String>,
+    /// Bytes to fetch and keep, where known.
+    pub(crate) size: Option<u64>,
+    pub(crate) licence: Option<String>,
+    pub(crate) trial: bool,
+    pub(crate) unpinned: bool,
+    pub(crate) imported: bool,
+    /// Whether and how well it fits, where that can be told.
+    pub(crate) fits: Option<String>,
+    /// Why it cannot be chosen; continues "Not yet: ".
+    pub(crate) lacks: Option<String>,
+}
+
+/// Every model, in the order in which people are shown them.
+pub(crate) fn choices(machine: &Machine, imported: &[RecipeName]) -> Vec<Choice> {
+    let fits = what_fits(&as_box(machine));
+    Recipe::builtin()
+        .iter()
+        .map(|recipe| Choice {
+            name: recipe.name.clone(),
+            title: recipe.title.clone(),
+            about: recipe.about.clone(),
+            size: recipe.total_size(),
+            licence: recipe.licence.clone(),
+            trial: recipe.trial,
+            unpinned: recipe.unpinned,
+            imported: imported.iter().any(|name| name.as_str() == recipe.name),
+            fits: fits
+                .iter()
+                .find(|fit| fit.recipe.name == recipe.name)
+                .map(|fit| fit.line.clone()),
+            lacks: what_the_cpu_engine_lacks(recipe),
+        })
+        .collect()
+}
+
+/// This machine as the planner sees it.
+pub(crate) fn as_box(machine: &Machine) -> BoxSpec {
+    let gpus: Vec<_> = machine.gpus.iter().map(|gpu| (gpu.name.as_str(), gpu.memory)).collect();
+    BoxSpec::for_machine(&gpus, machine.memory)
+}
+
+/// What people call this model.
+pub(crate) fn title(name: &RecipeName) -> String {
+    Recipe::find(name.as_str()).map_or_else(|_| name.to_string(), |recipe| recipe.title.clone())
+}
+
+/// The built-in recipe of this name, or a sentence.
+pub(crate) fn recipe(name: &str) -> Result<&'static Recipe, String> {
+    Recipe::find(name).map_err(|error| error.to_string())
+}
+
+/// Why the engine that this version has, on the processor, cannot run this model; `None`: it can.
+pub(crate) fn what_the_cpu_engine_lacks(recipe: &Recipe) -> Option<String> {
+    let family = recipe.family.as_deref().unwrap_or("unknown");
+    if !CPU_FAMILIES.contains(&family) {
+        return Some(format!("it needs an engine for {family} models, which is not there yet"));
+    }
+    let ends = |end: &str| recipe.files.iter().any(|file| file.name.ends_with(end));
+    let plain = recipe.quantization.as_ref().is_none_or(|q| q.weights >= 16.0);
+    if ends(".gguf") || (ends(".safetensors") && plain) {
+        return None;
+    }
+    Some("it needs a GPU engine, which is not there yet".into())
+}
+
+/// What this machine can run, in short: what fits into it, and what of that an engine is there for.
+pub(crate) fn summary(machine: &Machine) -> Markup {
+    let fitting: Vec<ModelFit> = what_fits(&as_box(machine))
+        .into_iter()
+        .filter(|model| model.verdict.fit != Fit::DoesNotFit)
+        .collect();
+    let (now, later): (Vec<_>, Vec<_>) =
+        fitting.iter().partition(|model| what_the_cpu_engine_lacks(&model.recipe).is_none());
+    html! {
+        @if now.is_empty() {
+            p { "None of the models that Polder knows runs on this machine today." }
+        } @else {
+            p { "Today:" }
+            ul { @for model in &now { li { (line(model)) } } }
+        }
+        @if !later.is_empty() {
+            details {
+                summary { "It has the memory for more, once there is an engine for them (" (later.len()) ")" }
+                ul { @for model in &later { li { (line(model)) } } }
+            }
+        }
+    }
+}
+
+fn line(model: &ModelFit) -> Markup {
+    html! { strong { (model.recipe.title) } ": " (model.line) }
+}

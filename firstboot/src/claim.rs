@@ -1,0 +1,138 @@
+//! Step 1: show that you may set this box up, with the code from the machine itself.
+
+use axum::Form;
+use axum::extract::State;
+use axum::response::{AppendHeaders, IntoResponse, Redirect, Response};
+use http::{StatusCode, header};
+use maud::{Markup, html};
+use polder_page::{Field, field};
+use serde::Deserialize;
+
+use crate::host::{ClaimRefusal, Host, SetupError, Window, in_words};
+use crate::page::{self, Page, sentence};
+use crate::setup::{Neighbour, Setup, cookie, go, refuse};
+use crate::wizard::Step;
+
+#[derive(Deserialize)]
+pub(crate) struct Answer {
+    #[serde(default)]
+    code: String,
+}
+
+/// The page that asks for the code.
+pub(crate) async fn show<H: Host>(State(setup): State<Setup<H>>, who: Neighbour) -> Response {
+    match standing(&setup, &who).await {
+        Ok(Standing::Elsewhere(response)) => response,
+        Ok(Standing::Here { window, begun }) => page(window, begun, None).into_response(),
+        Err(error) => refuse(error),
+    }
+}
+
+/// Takes the code.
+pub(crate) async fn take<H: Host>(
+    State(setup): State<Setup<H>>,
+    who: Neighbour,
+    Form(answer): Form<Answer>,
+) -> Response {
+    let (window, begun) = match standing(&setup, &who).await {
+        Ok(Standing::Elsewhere(response)) => return response,
+        Ok(Standing::Here { window, begun }) => (window, begun),
+        Err(error) => return refuse(error),
+    };
+    let refusal = match setup.host().claim(answer.code, who.visitor.from).await {
+        Ok(token) => {
+            log::info!(from:% = who.visitor.from; "the box was claimed");
+            let cookie = cookie(&token, who.visitor.tls);
+            return match setup.claimed().await {
+                Ok(wizard) => (AppendHeaders([(header::SET_COOKIE, cookie)]), go(wizard.step()))
+                    .into_response(),
+                // The code is used up: the browser keeps its proof whatever else went wrong.
+                Err(error) => {
+                    (AppendHeaders([(header::SET_COOKIE, cookie)]), refuse(error)).into_response()
+                }
+            };
+        }
+        Err(SetupError::Claim(refusal)) => refusal,
+        Err(error) => return refuse(error),
+    };
+    log::warn!(from:% = who.visitor.from; "a claim was refused: {refusal}");
+    let page = page(window, begun, Some(&refusal.to_string()));
+    match refusal {
+        ClaimRefusal::Wrong => (StatusCode::FORBIDDEN, page).into_response(),
+        ClaimRefusal::TooMany(wait) => {
+            let wait = wait.as_secs().max(1).to_string();
+            (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, wait)], page).into_response()
+        }
+    }
+}
+
+enum Standing {
+    Here { window: Window, begun: bool },
+    Elsewhere(Response),
+}
+
+async fn standing<H: Host>(setup: &Setup<H>, who: &Neighbour) -> Result<Standing, SetupError> {
+    let wizard = setup.read().await?.wizard;
+    let window = setup.host().window().await?;
+    let over = wizard.step() == Step::Done;
+    if over && window == Window::Closed {
+        return Ok(Standing::Elsewhere(Redirect::to("/").into_response()));
+    }
+    if who.token.is_some() && !over {
+        return Ok(Standing::Elsewhere(Redirect::to("/setup").into_response()));
+    }
+    Ok(Standing::Here { window, begun: wizard.step() != Step::Claim && !over })
+}
+
+fn page(window: Window, begun: bool, error: Option<&str>) -> Page {
+    let body = match window {
+        Window::Open(left) => html! {
+            p {
+                "This is a new box. Whoever shows the code from its screen may set it up. "
+                "The code works once, and for another " (in_words(left)) "."
+            }
+            (form(error))
+        },
+        Window::Closed => html! {
+            @if let Some(error) = error { (page::error(error)) }
+            @if begun {
+                p {
+                    "Somebody has used the code and is setting this box up in another browser. "
+                    "If that was you, go on there. If it was not, or that browser is gone, "
+                    "take the box back:"
+                }
+            } @else {
+                p { "The time for claiming this box is over. That keeps strangers out while nobody looks." }
+            }
+            p { "At the machine itself, type:" }
+            pre { code { "polder claim reopen" } }
+            p {
+                "It prints a new link and a new code. Open the link, or "
+                a href=(Step::Claim.path()) { "load this page again" } " and type the code."
+            }
+        },
+    };
+    Page::new(Step::Claim)
+        .body(body)
+        .next("you see what this machine is and what it can run. Nothing is changed yet.")
+        .script("/setup/claim.js")
+}
+
+fn form(error: Option<&str>) -> Markup {
+    let code = Field {
+        name: "code",
+        label: "Code",
+        hint: "Three groups of five letters and digits, as the machine shows them. \
+               Capitals, spaces and dashes do not matter.",
+        error: &error.map(sentence).unwrap_or_default(),
+        required: true,
+        autofocus: true,
+        ..Field::default()
+    };
+    html! {
+        form #claim .stack method="post" action=(Step::Claim.path()) {
+            (field(&code))
+            button type="submit" { "Claim this box" }
+        }
+    }
+}

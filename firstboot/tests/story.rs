@@ -1,0 +1,589 @@
+//! The wizard as a person without scripts walks through it: one request after the other.
+
+mod fake;
+
+use std::net::IpAddr;
+
+use axum::Router;
+use axum::body::Body;
+use fake::{CODE, Fake, KEY, fetching};
+use http::{Request, StatusCode, header};
+use http_body_util::BodyExt;
+use polder_control::{RunState, StepState};
+use polder_firstboot::{Distance, Setup, Visitor};
+use polder_site::SiteChange;
+use tower::ServiceExt;
+
+const MODEL: &str = "smollm2-135m-instruct";
+const PASSWORD: &str = "four words in a row";
+
+/// A browser: remembers its cookie, follows nothing by itself.
+struct Browser {
+    door: Router,
+    visitor: Visitor,
+    cookie: Option<String>,
+}
+
+struct Answer {
+    status: StatusCode,
+    to: String,
+    cookies: Vec<String>,
+    text: String,
+}
+
+fn here() -> Visitor {
+    visitor("127.0.0.1", Distance::ThisMachine)
+}
+
+fn visitor(from: &str, distance: Distance) -> Visitor {
+    let from: IpAddr = from.parse().unwrap();
+    Visitor { from, distance, reached: "192.168.1.20".parse().unwrap(), tls: false }
+}
+
+impl Browser {
+    fn at(fake: &Fake) -> Self {
+        Self { door: Setup::new(fake.clone()).routes(), visitor: here(), cookie: None }
+    }
+
+    /// The gateway dies and comes back: all that is left is what it kept.
+    fn crash(&mut self, fake: &Fake) {
+        self.door = Setup::new(fake.clone()).routes();
+    }
+
+    async fn get(&mut self, path: &str) -> Answer {
+        self.ask("GET", path, String::new()).await
+    }
+
+    async fn post(&mut self, path: &str, form: &str) -> Answer {
+        self.ask("POST", path, form.to_owned()).await
+    }
+
+    async fn ask(&mut self, method: &str, path: &str, form: String) -> Answer {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "localhost:8443")
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+        if let Some(cookie) = &self.cookie {
+            request = request.header(header::COOKIE, format!("other=1; {cookie}"));
+        }
+        let mut request = request.body(Body::from(form)).unwrap();
+        request.extensions_mut().insert(self.visitor);
+        let response = self.door.clone().oneshot(request).await.unwrap();
+        let headers = response.headers().clone();
+        let cookies: Vec<String> = headers
+            .get_all(header::SET_COOKIE)
+            .iter()
+            .map(|value| value.to_str().unwrap().to_owned())
+            .collect();
+        for cookie in cookies.iter().filter(|cookie| cookie.contains("polder-claim=")) {
+            let pair = cookie.split(';').next().unwrap().to_owned();
+            self.cookie = (!pair.ends_with('=')).then_some(pair);
+        }
+        let to = headers.get(header::LOCATION).map(|to| to.to_str().unwrap().to_owned());
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        if headers.contains_key("x-polder-next") {
+            assert!(text.is_empty());
+        }
+        if text.starts_with("<!DOCTYPE") {
+            assert_eq!(headers[header::CACHE_CONTROL], "no-store", "{path}");
+            check_page(path, &text);
+        }
+        Answer { status, to: to.unwrap_or_default(), cookies, text }
+    }
+
+    /// Walks from wherever the person is to `until`.
+    async fn walk(&mut self, fake: &Fake, until: &str) {
+        for _ in 0..20 {
+            let at = self.get("/setup").await.to;
+            if at == until {
+                return;
+            }
+            let page = self.get(&at).await;
+            let form = match at.as_str() {
+                "/setup/claim" => format!("code={CODE}"),
+                "/setup/machine" => String::new(),
+                "/setup/model" => format!("recipe={MODEL}"),
+                "/setup/import" => {
+                    fake.run_is(RunState::Done, vec![StepState::Done; 3]);
+                    continue;
+                }
+                "/setup/address" => "name=dune&reach=here".into(),
+                "/setup/member" => format!("name=ada&password={PASSWORD}&again={PASSWORD}"),
+                other => panic!("led to {other:?}: {}", page.text),
+            };
+            let answer = self.post(&at, &form.replace(' ', "+")).await;
+            assert!(
+                answer.status.is_redirection() || answer.status.is_success(),
+                "{}",
+                answer.text
+            );
+        }
+        panic!("never came to {until}");
+    }
+}
+
+/// What holds for every page: it can be used with a keyboard, a screen reader and no script.
+fn check_page(path: &str, text: &str) {
+    assert_eq!(text.matches("<h1").count(), 1, "{path}: one page, one heading");
+    assert!(text.contains("<html lang="), "{path}");
+    assert!(text.contains("name=\"viewport\""), "{path}");
+    assert!(!text.contains("style=\"") && !text.contains("onclick"), "{path}: inline code");
+    for outside in ["src=\"http", "href=\"http", "url(http", "src=\"//"] {
+        assert!(!text.contains(outside), "{path} loads something from elsewhere");
+    }
+    // Whatever has to be filled in has a label that names it.
+    for input in text.split("<input").skip(1).map(|rest| rest.split('>').next().unwrap()) {
+        let id = input.split("id=\"").nth(1).and_then(|rest| rest.split('"').next());
+        let id = id.unwrap_or_else(|| panic!("{path}: an input without an id: {input}"));
+        assert!(text.contains(&format!("for=\"{id}\"")), "{path}: {id} has no label");
+    }
+    for reference in text.split("aria-describedby=\"").skip(1) {
+        for id in reference.split('"').next().unwrap().split(' ') {
+            assert!(text.contains(&format!("id=\"{id}\"")), "{path}: nothing is called {id}");
+        }
+    }
+    // Every form is sent by a button of its own.
+    assert_eq!(
+        text.matches("<form").count(),
+        text.matches("type=\"submit\"").count(),
+        "{path}: forms and their buttons"
+    );
+}
+
+#[tokio::test]
+async fn a_person_walks_from_the_code_to_a_key_without_any_script() {
+    let fake = Fake::new();
+    let mut person = Browser::at(&fake);
+    assert_eq!(person.get("/setup").await.to, "/setup/claim");
+    let page = person.get("/setup/claim").await;
+    assert!(page.text.contains("Step 1 of 6"), "{}", page.text);
+
+    let answer = person.post("/setup/claim", &format!("code={CODE}")).await;
+    assert_eq!((answer.status, answer.to.as_str()), (StatusCode::SEE_OTHER, "/setup/machine"));
+    assert!(answer.cookies[0].contains("HttpOnly; SameSite=Strict"));
+    assert!(!answer.cookies[0].contains("Secure"), "there is no TLS here");
+
+    let page = person.get("/setup/machine").await;
+    for fact in ["AMD Ryzen 7 7840U", "16 threads", "not on this machine", "Battery"] {
+        assert!(page.text.contains(fact), "{fact} is missing");
+    }
+    assert_eq!(person.post("/setup/machine", "").await.to, "/setup/model");
+
+    let page = person.get("/setup/model").await;
+    assert!(page.text.contains("SmolLM2 135M"));
+    assert!(page.text.contains("Tiny and often wrong"));
+    assert_eq!(person.post("/setup/model", &format!("recipe={MODEL}")).await.to, "/setup/import");
+    let page = person.get("/setup/import").await;
+    assert!(page.text.contains("<progress") && page.text.contains("43 MiB of 94 MiB"));
+    assert!(page.text.contains("3.0 MiB/s · about 17 s left"), "{}", page.text);
+    assert!(page.text.contains("<noscript><meta http-equiv=\"refresh\" content=\"2\">"));
+
+    fake.run_is(
+        RunState::Running,
+        vec![StepState::Done, StepState::Running(None), StepState::Waiting],
+    );
+    assert!(person.get("/setup/import").await.text.contains("Start the engine fast"));
+    fake.run_is(RunState::Done, vec![StepState::Done; 3]);
+    assert_eq!(person.get("/setup/import").await.to, "/setup/address");
+
+    let page = person.get("/setup/address").await;
+    assert!(page.text.contains("192.168.1.20") && page.text.contains("9F:86:D0:81"));
+    let answer = person.post("/setup/address", "name=Dune&reach=here").await;
+    assert_eq!(answer.to, "/setup/member");
+    assert_eq!(fake.state().site.name.as_str(), "dune");
+
+    let page = person.get("/setup/member").await;
+    assert!(page.text.contains("dune") && page.text.contains("Step 6 of 6"));
+    let form = "name=ada&password=four+words+in+a+row&again=four+words+in+a+row";
+    let done = person.post("/setup/member", form).await;
+    assert_eq!(done.status, StatusCode::OK);
+    assert!(done.text.contains(KEY));
+    assert!(
+        done.text.contains("--cacert &#39;/var/lib/polder")
+            || done.text.contains("--cacert '/var/lib/polder"),
+        "{}",
+        done.text
+    );
+    assert!(done.text.contains("https://localhost:8443/v1"));
+    assert!(done.cookies.iter().any(|c| c.starts_with("session=")));
+    assert!(
+        done.cookies.iter().any(|c| c.starts_with("polder-claim=;") && c.contains("Max-Age=0"))
+    );
+
+    assert_eq!(fake.state().applied.len(), 2);
+    for gone in ["/setup", "/setup/claim", "/setup/machine", "/setup/member", "/setup/planner"] {
+        assert_eq!(person.get(gone).await.to, "/", "{gone}");
+    }
+    assert_eq!(person.post("/setup/member", form).await.to, "/");
+    assert!(!Setup::new(fake).is_open().await.unwrap());
+}
+
+#[tokio::test]
+async fn a_crash_at_any_step_leaves_the_person_where_they_were() {
+    for until in
+        ["/setup/machine", "/setup/model", "/setup/import", "/setup/address", "/setup/member"]
+    {
+        let fake = Fake::new();
+        let mut person = Browser::at(&fake);
+        person.post("/setup/claim", &format!("code={CODE}")).await;
+        person.walk(&fake, until).await;
+        person.crash(&fake);
+        assert_eq!(person.get("/setup").await.to, until);
+        let page = person.get(until).await;
+        assert_eq!(page.status, StatusCode::OK, "{until}: {}", page.text);
+        person.walk(&fake, "/").await;
+        assert_eq!(fake.state().steward.as_deref(), Some("ada"));
+    }
+}
+
+#[tokio::test]
+async fn of_two_claimers_at_once_exactly_one_gets_in() {
+    for _ in 0..20 {
+        let fake = Fake::new();
+        let (mut one, mut two) = (Browser::at(&fake), Browser::at(&fake));
+        two.door = one.door.clone();
+        let form = format!("code={CODE}");
+        let (a, b) = tokio::join!(one.post("/setup/claim", &form), two.post("/setup/claim", &form));
+        let mut statuses = [a.status, b.status];
+        statuses.sort();
+        assert_eq!(statuses, [StatusCode::SEE_OTHER, StatusCode::FORBIDDEN]);
+        let inside =
+            [one.get("/setup/machine").await.status, two.get("/setup/machine").await.status];
+        assert_eq!(inside.iter().filter(|s| **s == StatusCode::OK).count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_shown_or_taken_before_the_code() {
+    let fake = Fake::new();
+    let mut stranger = Browser::at(&fake);
+    for path in ["machine", "model", "planner", "import", "import/progress", "address", "member"] {
+        let answer = stranger.get(&format!("/setup/{path}")).await;
+        assert_eq!(answer.to, "/setup/claim", "{path}");
+        assert!(!answer.text.contains("Ryzen"));
+    }
+    for path in ["machine", "model", "import", "import/stop", "address", "member"] {
+        let form = "recipe=x&name=eve&password=long+enough+word&again=long+enough+word&reach=here";
+        assert_eq!(
+            stranger.post(&format!("/setup/{path}"), form).await.to,
+            "/setup/claim",
+            "{path}"
+        );
+    }
+    stranger.cookie = Some("polder-claim=guessed".into());
+    assert_eq!(stranger.get("/setup/machine").await.to, "/setup/claim");
+    assert!(fake.state().notes.is_none() && fake.state().applied.is_empty());
+}
+
+#[tokio::test]
+async fn somebody_from_another_network_is_refused_even_with_the_code() {
+    let fake = Fake::new();
+    let mut foreign = Browser::at(&fake);
+    foreign.visitor = visitor("203.0.113.9", Distance::Foreign);
+    for answer in [
+        foreign.get("/setup/claim").await,
+        foreign.post("/setup/claim", &format!("code={CODE}")).await,
+    ] {
+        assert_eq!(answer.status, StatusCode::FORBIDDEN);
+        assert!(answer.text.contains("own network"));
+        assert!(!answer.text.contains("<form"));
+    }
+    assert_eq!(fake.state().claims, 0);
+}
+
+#[tokio::test]
+async fn a_wrong_code_says_so_and_too_many_say_how_long_to_wait() {
+    let fake = Fake::new();
+    let mut person = Browser::at(&fake);
+    for _ in 0..3 {
+        let answer = person.post("/setup/claim", "code=nonsense").await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN);
+        assert!(answer.text.contains("aria-invalid=\"true\"") && answer.text.contains("mistyped"));
+        assert!(!answer.text.contains("nonsense"));
+    }
+    let answer = person.post("/setup/claim", &format!("code={CODE}")).await;
+    assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
+    assert!(answer.text.contains("40 seconds"));
+    fake.state().wrong_codes = 0;
+    assert_eq!(person.post("/setup/claim", &format!("code={CODE}")).await.to, "/setup/machine");
+}
+
+#[tokio::test]
+async fn a_closed_window_says_how_to_open_it_and_a_new_code_takes_the_box_back() {
+    let fake = Fake::new();
+    fake.state().code = None;
+    let mut one = Browser::at(&fake);
+    let page = one.get("/setup/claim").await;
+    assert!(page.text.contains("polder claim reopen") && !page.text.contains("<form"));
+    fake.open_claim("one");
+    one.post("/setup/claim", "code=one").await;
+    one.walk(&fake, "/setup/model").await;
+
+    let mut two = Browser::at(&fake);
+    assert!(two.get("/setup/claim").await.text.contains("another browser"));
+    fake.open_claim("two");
+    assert_eq!(two.post("/setup/claim", "code=two").await.to, "/setup/model");
+    assert_eq!(one.get("/setup/model").await.to, "/setup/claim");
+}
+
+#[tokio::test]
+async fn a_failed_import_says_why_and_trying_again_begins_anew() {
+    let fake = Fake::new();
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    person.walk(&fake, "/setup/import").await;
+    let why = "the disk has 10 MB left and the model needs 98 MB; free some space & try again";
+    fake.run_is(
+        RunState::Failed(why.into()),
+        vec![StepState::Failed("no space".into()), StepState::Waiting, StepState::Waiting],
+    );
+    assert_eq!(person.get("/setup/import/progress").await.status, StatusCode::NO_CONTENT);
+    let page = person.get("/setup/import").await;
+    assert!(page.text.contains("needs 98 MB; free some space &amp; try again"));
+    assert!(page.text.contains("Try again"));
+    person.crash(&fake);
+    assert!(person.get("/setup/import").await.text.contains("needs 98 MB"));
+    person.post("/setup/import", "").await;
+    assert_eq!(fake.state().runs.len(), 2);
+    // A second press while it runs begins nothing.
+    person.post("/setup/import", "").await;
+    assert_eq!(fake.state().runs.len(), 2);
+}
+
+#[tokio::test]
+async fn a_stopped_or_forgotten_import_can_go_on_and_a_running_one_keeps_its_model() {
+    let fake = Fake::new();
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    person.walk(&fake, "/setup/import").await;
+    let progress = person.get("/setup/import/progress").await;
+    assert!(
+        progress.text.contains("data-say=\"Import smollm2-135m-instruct (98.4 MB): 40 percent\""),
+        "{}",
+        progress.text
+    );
+
+    person.post("/setup/import/stop", "").await;
+    let page = person.get("/setup/import").await;
+    assert!(page.text.contains("goes on where it stopped"));
+    person.post("/setup/import", "").await;
+    assert_eq!(fake.state().runs.len(), 2);
+
+    // The supervisor was restarted and knows of nothing.
+    fake.state().runs.clear();
+    assert!(person.get("/setup/import").await.text.contains("goes on where it stopped"));
+    person.post("/setup/import", "").await;
+    assert_eq!(fake.state().runs.len(), 1);
+}
+
+#[tokio::test]
+async fn models_that_no_engine_here_can_run_are_shown_and_cannot_be_chosen() {
+    let fake = Fake::new();
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    person.walk(&fake, "/setup/model").await;
+    let page = person.get("/setup/model").await;
+    assert!(page.text.contains("Qwen3-235B") || page.text.contains("Qwen3 235B"), "{}", page.text);
+    assert!(!page.text.contains("value=\"qwen3-235b-a22b\""));
+    for bad in ["qwen3-235b-a22b", "no-such-model", "", "../../etc/passwd", "%3Cscript%3E"] {
+        let answer = person.post("/setup/model", &format!("recipe={bad}")).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{bad}");
+        assert!(answer.text.contains("role=\"alert\"") && !answer.text.contains("<script>"));
+    }
+    assert!(fake.state().applied.is_empty());
+}
+
+#[tokio::test]
+async fn later_pages_lead_back_and_earlier_ones_can_be_looked_at_again() {
+    let fake = Fake::new();
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    for later in ["/setup/model", "/setup/import", "/setup/address", "/setup/member"] {
+        assert_eq!(person.get(later).await.to, "/setup/machine");
+        assert_eq!(person.post(later, "name=a&recipe=b").await.to, "/setup/machine");
+    }
+    person.walk(&fake, "/setup/address").await;
+    for earlier in ["/setup/machine", "/setup/model", "/setup/import"] {
+        assert_eq!(person.get(earlier).await.status, StatusCode::OK, "{earlier}");
+    }
+    // Choosing the model that is there already fetches nothing.
+    person.post("/setup/model", &format!("recipe={MODEL}")).await;
+    assert_eq!(person.get("/setup").await.to, "/setup/address");
+    assert_eq!(fake.state().runs.len(), 1);
+}
+
+#[tokio::test]
+async fn opening_the_door_keeps_loopback_and_the_address_the_person_came_by() {
+    let fake = Fake::new();
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    person.walk(&fake, "/setup/address").await;
+    for (form, why) in [
+        ("name=dune&reach=network", "No address is picked"),
+        ("name=dune&reach=network&address=8.8.8.8", "not an address of this machine"),
+        ("name=du+ne&reach=here", "not usable"),
+        ("name=&reach=here", "not usable"),
+    ] {
+        let answer = person.post("/setup/address", form).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{form}");
+        assert!(answer.text.contains(why), "{form}: {}", answer.text);
+    }
+    assert_eq!(fake.state().applied.len(), 1, "only the import");
+
+    person.visitor = visitor("192.168.1.30", Distance::LocalNetwork);
+    let answer = person.post("/setup/address", "name=dune&reach=here").await;
+    assert!(answer.text.contains("lock yourself out"));
+    let answer =
+        person.post("/setup/address", "name=dune&reach=network&address=192.168.1.20").await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert!(answer.text.contains("opens its door anew") && answer.text.contains("/setup/member"));
+    let site = fake.state().site.clone();
+    assert_eq!(
+        site.door.listen,
+        ["127.0.0.1", "192.168.1.20"].map(|a| a.parse::<IpAddr>().unwrap())
+    );
+    let applied = fake.state().applied.clone();
+    assert!(matches!(&applied[1..], [SiteChange::Rename(_), SiteChange::Door { .. }]));
+}
+
+#[tokio::test]
+async fn passwords_that_differ_or_are_refused_come_back_with_the_name_and_without_the_password() {
+    let fake = Fake::new();
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    person.walk(&fake, "/setup/member").await;
+    for (form, why) in [
+        ("name=ada&password=longenough1&again=longenough2", "not the same"),
+        ("name=ada&password=short&again=short", "too short"),
+    ] {
+        let answer = person.post("/setup/member", form).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+        assert!(answer.text.contains(why) && answer.text.contains("value=\"ada\""));
+        assert!(!answer.text.contains("longenough") && !answer.text.contains("\"short\""));
+    }
+    assert!(fake.state().steward.is_none());
+}
+
+#[tokio::test]
+async fn hostile_names_are_shown_as_text() {
+    let fake = Fake::new();
+    fake.state().machine.cpu = "<script>alert(1)</script>".into();
+    fake.state().interfaces[0].name = "\"><img src=x>".into();
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    assert!(!person.get("/setup/machine").await.text.contains("<script>alert"));
+    person.walk(&fake, "/setup/import").await;
+    let run = RunState::Failed("<b>bad</b>".into());
+    fake.run_is(run, vec![fetching(1, 2), StepState::Failed("<i>".into()), StepState::Waiting]);
+    let page = person.get("/setup/import").await;
+    assert!(!page.text.contains("<b>bad") && !page.text.contains("<i>"));
+    person.walk(&fake, "/setup/address").await;
+    assert!(!person.get("/setup/address").await.text.contains("<img"));
+    let answer = person.post("/setup/address", "name=%22%3E%3Cimg%3E&reach=here").await;
+    assert!(!answer.text.contains("<img"));
+    person.walk(&fake, "/setup/member").await;
+    let form = "name=%3Cscript%3Ealert(1)&password=a&again=b";
+    assert!(!person.post("/setup/member", form).await.text.contains("<script>alert"));
+}
+
+#[tokio::test]
+async fn a_full_disk_stops_the_wizard_with_a_sentence_and_nothing_is_skipped() {
+    let fake = Fake::new();
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    fake.state().cannot_save = true;
+    let answer = person.post("/setup/machine", "").await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(answer.text.contains("disk is full"));
+    fake.state().cannot_save = false;
+    assert_eq!(person.get("/setup").await.to, "/setup/machine");
+}
+
+#[tokio::test]
+async fn a_supervisor_that_is_away_is_a_sentence_and_not_the_end() {
+    let fake = Fake::new();
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    person.walk(&fake, "/setup/model").await;
+    fake.state().away = true;
+    for path in ["/setup/machine", "/setup/model"] {
+        let answer = person.get(path).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(answer.text.contains("does not answer"));
+    }
+    fake.state().away = false;
+    person.walk(&fake, "/").await;
+}
+
+#[tokio::test]
+async fn damaged_notes_begin_anew_with_a_sentence_for_whoever_holds_the_claim() {
+    let fake = Fake::new();
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    person.walk(&fake, "/setup/address").await;
+    fake.state().notes = Some("{\"version\":1,\"wiz".into());
+    person.crash(&fake);
+    assert_eq!(person.get("/setup").await.to, "/setup/machine");
+    assert!(person.get("/setup/machine").await.text.contains("begins again"));
+    person.post("/setup/machine", "").await;
+    assert!(!person.get("/setup/model").await.text.contains("begins again"));
+    person.walk(&fake, "/").await;
+}
+
+#[tokio::test]
+async fn a_box_that_got_its_steward_elsewhere_has_no_wizard() {
+    let fake = Fake::new();
+    fake.state().steward = Some("up".into());
+    fake.state().code = None;
+    let mut person = Browser::at(&fake);
+    assert_eq!(person.get("/setup").await.to, "/");
+    assert_eq!(person.get("/setup/claim").await.to, "/");
+    assert_eq!(person.post("/setup/claim", &format!("code={CODE}")).await.to, "/");
+}
+
+#[tokio::test]
+async fn a_reopened_wizard_asks_for_a_code_again_and_makes_no_second_first_member() {
+    let fake = Fake::new();
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    person.walk(&fake, "/").await;
+    assert_eq!(person.get("/setup").await.to, "/");
+
+    fake.open_claim("again");
+    assert_eq!(person.get("/setup").await.to, "/setup/claim");
+    assert_eq!(person.post("/setup/claim", "code=again").await.to, "/setup/machine");
+    assert_eq!(person.post("/setup/machine", "").await.to, "/setup/model");
+    assert_eq!(person.get("/setup").await.to, "/setup/address");
+    let answer = person.post("/setup/address", "name=other&reach=here").await;
+    assert_eq!(answer.to, "/");
+    assert_eq!(fake.state().site.name.as_str(), "other");
+    assert_eq!(fake.state().steward.as_deref(), Some("ada"));
+    assert_eq!(person.get("/setup").await.to, "/");
+}
+
+#[tokio::test]
+async fn over_tls_the_claim_cookie_is_bound_to_this_host_alone() {
+    let fake = Fake::new();
+    let mut person = Browser::at(&fake);
+    person.visitor.tls = true;
+    let answer = person.post("/setup/claim", &format!("code={CODE}")).await;
+    assert!(answer.cookies[0].starts_with("__Host-polder-claim="));
+    assert!(answer.cookies[0].ends_with("; Secure"));
+    assert_eq!(person.get("/setup/machine").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn of_two_first_members_at_once_exactly_one_is_made() {
+    let fake = Fake::new();
+    let mut one = Browser::at(&fake);
+    one.post("/setup/claim", &format!("code={CODE}")).await;
+    one.walk(&fake, "/setup/member").await;
+    let mut two = Browser { door: one.door.clone(), visitor: here(), cookie: one.cookie.clone() };
+    let form = |name: &str| format!("name={name}&password=longenough1&again=longenough1");
+    let (a, b) = (form("ada"), form("eve"));
+    let (a, b) = tokio::join!(one.post("/setup/member", &a), two.post("/setup/member", &b));
+    assert_eq!([&a, &b].iter().filter(|answer| answer.text.contains(KEY)).count(), 1);
+}
