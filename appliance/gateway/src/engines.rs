@@ -23,8 +23,6 @@ use tokio::time::Instant;
 
 use crate::link::Link;
 
-/// How long a request waits for an engine that is starting.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// How often an engine that should answer, but does not take connections, is tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(250);
 /// Unused connections to an engine are kept this long.
@@ -103,7 +101,7 @@ impl EngineRefusal {
 }
 
 /// The engines of this box, with open connections kept for the next request.
-pub struct Engines {
+pub(crate) struct Engines {
     link: Link,
     patience: Duration,
     clients: Mutex<HashMap<PathBuf, EngineClient>>,
@@ -112,14 +110,9 @@ pub struct Engines {
 type EngineClient = Client<UnixConnector, Full<Bytes>>;
 
 impl Engines {
-    pub(crate) fn new(link: Link) -> Self {
-        Self { link, patience: PATIENCE, clients: Mutex::default() }
-    }
-
-    /// The same, waiting less long.
-    pub(crate) fn with_patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
-        self
+    /// `patience`: how long a request waits for an engine that is starting.
+    pub(crate) fn new(link: Link, patience: Duration) -> Self {
+        Self { link, patience, clients: Mutex::default() }
     }
 
     /// See [`crate::Gateway::engine_request`].

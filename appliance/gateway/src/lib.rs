@@ -1,16 +1,40 @@
 //! The public door: TLS, sign-in, API keys, routing, metering, dashboard.
 //!
 //! [`run`] is the whole of it. Pages ([`pages`]) and the wizard ([`wizard`]) are merged into one
-//! router with the API; everything they share is in [`Gateway`].
+//! router with the API; everything that handlers share is in [`Gateway`].
+//!
+//! A request's way in: [`listen`] gives its connection a place, [`connection`] makes TLS and HTTP of
+//! it, [`front`] judges its head, [`api`] or a page answers it, [`relay`] passes it to an engine.
 
+mod api;
+pub mod auth;
+mod body;
+mod connection;
+mod door;
 mod engines;
+pub mod errors;
+mod front;
+pub mod headers;
+pub mod host;
+mod leash;
+mod limits;
 mod link;
+mod listen;
+mod metrics;
+pub mod origin;
 pub mod pages;
+mod patient;
 mod peer;
+pub mod relay;
+mod run;
 mod state;
+mod subrequest;
 pub mod wizard;
 
 pub use engines::{EngineAnswer, EngineRefusal};
+pub use limits::Limits;
 pub use link::AskError;
+pub use metrics::Tally;
 pub use peer::{Peer, is_local_network, is_this_machine};
+pub use run::{GatewayError, GatewayOptions, run};
 pub use state::{CaInfo, Gateway};

@@ -31,7 +31,7 @@ pub enum AskError {
 
 /// The line itself. Cheap to clone.
 #[derive(Clone)]
-pub struct Link {
+pub(crate) struct Link {
     control: PathBuf,
     status: watch::Receiver<Arc<BoxStatus>>,
     up: watch::Receiver<bool>,
@@ -41,7 +41,7 @@ pub struct Link {
 impl Link {
     /// Begins to follow the supervisor of this state folder. Until it answers, the box is taken to
     /// be what `site` says, with every engine still starting.
-    pub fn follow(sockets: &Sockets, site: Site) -> Self {
+    pub(crate) fn follow(sockets: &Sockets, site: Site) -> Self {
         let (status, status_seen) = watch::channel(Arc::new(assumed(site, sockets)));
         let (up, up_seen) = watch::channel(false);
         let (events, _) = broadcast::channel(256);
@@ -53,28 +53,28 @@ impl Link {
     }
 
     /// The box as last heard of.
-    pub fn status(&self) -> Arc<BoxStatus> {
+    pub(crate) fn status(&self) -> Arc<BoxStatus> {
         self.status.borrow().clone()
     }
 
     /// Changes of [`Link::status`].
-    pub fn watch(&self) -> watch::Receiver<Arc<BoxStatus>> {
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<BoxStatus>> {
         self.status.clone()
     }
 
     /// False while the supervisor cannot be reached: then the status may be stale.
-    pub fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         *self.up.borrow()
     }
 
     /// Everything the supervisor tells: status changes and progress of runs, as it comes. A reader
     /// that falls far behind loses the oldest.
-    pub fn events(&self) -> broadcast::Receiver<Event> {
+    pub(crate) fn events(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
     }
 
     /// Asks one question. [`Reply::Refused`] comes back as [`AskError::Refused`].
-    pub async fn ask(&self, question: Request) -> Result<Reply, AskError> {
+    pub(crate) async fn ask(&self, question: Request) -> Result<Reply, AskError> {
         let mut client: Client<Request, Reply> =
             Client::connect(&self.control).await.map_err(AskError::Away)?;
         match client.ask_within(ANSWER_WITHIN, &question).await.map_err(AskError::Away)? {

@@ -8,8 +8,11 @@ use polder_control::{BoxStatus, Event, Reply, Request, Sockets};
 use polder_members::Members;
 use tokio::sync::{broadcast, watch};
 
+use crate::body::Buffers;
 use crate::engines::{EngineAnswer, EngineRefusal, Engines};
+use crate::limits::{Limits, Places};
 use crate::link::{AskError, Link};
+use crate::metrics::Tally;
 
 /// The box's own certificate authority, as members need to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,22 +28,30 @@ pub struct CaInfo {
 /// What every handler shares: axum's state is `Arc<Gateway>`.
 pub struct Gateway {
     /// Who may use the box: polder.db.
-    pub members: Arc<Members>,
+    pub members: Members,
     pub(crate) state: PathBuf,
     pub(crate) link: Link,
     pub(crate) engines: Engines,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) places: Arc<Places>,
+    pub(crate) buffers: Buffers,
+    /// What the door did since it opened.
+    pub tally: Tally,
     ca: watch::Receiver<CaInfo>,
 }
 
 impl Gateway {
     pub(crate) fn new(
         state: PathBuf,
-        members: Arc<Members>,
+        members: Members,
         link: Link,
+        limits: Limits,
         ca: watch::Receiver<CaInfo>,
     ) -> Self {
-        let engines = Engines::new(link.clone());
-        Self { members, state, link, engines, ca }
+        let engines = Engines::new(link.clone(), limits.patience);
+        let (places, buffers) = (Places::new(&limits), Buffers::new(limits.buffered_bytes));
+        let (limits, tally) = (Arc::new(limits), Tally::default());
+        Self { members, state, link, engines, limits, places, buffers, tally, ca }
     }
 
     /// The state folder.
@@ -88,6 +99,12 @@ impl Gateway {
         request: http::Request<Bytes>,
     ) -> Result<EngineAnswer, EngineRefusal> {
         self.engines.ask(model, request).await
+    }
+
+    /// A steward is signed in from this address: connections from there get the places that are
+    /// kept when the box is full.
+    pub fn favour(&self, address: std::net::IpAddr) {
+        self.places.favour(address);
     }
 
     /// The box's own certificate authority.

@@ -1,0 +1,191 @@
+//! The API: `/v1`, `/tokenize` and `/detokenize` by key; `/health`, `/metrics`, `/ca.crt`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::{Path, Query, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
+use http::{HeaderMap, Method};
+use polder_control::{BoxStatus, EngineStatus};
+use polder_members::{KeyGrant, Role, Scope};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::Gateway;
+use crate::auth;
+use crate::engines::choose;
+use crate::errors::ApiError;
+use crate::relay::{Caller, Question, relay};
+
+/// Everything that programs use.
+pub(crate) fn routes() -> Router<Arc<Gateway>> {
+    Router::new()
+        .route("/v1/models", get(models))
+        .route("/v1/models/{model}", get(model))
+        .route("/v1/{*path}", post(ask))
+        .route("/tokenize", post(ask))
+        .route("/detokenize", post(ask))
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .route("/ca.crt", get(ca_certificate))
+        .route("/auth", get(crate::subrequest::auth))
+}
+
+/// The bearer of a key that opens the API.
+fn api_key(gateway: &Gateway, headers: &HeaderMap) -> Result<Arc<KeyGrant>, ApiError> {
+    let grant = auth::grant(&gateway.members, headers)?;
+    match grant.opens(Scope::Api) {
+        true => Ok(grant),
+        false => Err(ApiError::not_yours(
+            "this API key does not open the API; make one on your page of the box that does",
+        )),
+    }
+}
+
+/// Passes a question to the engine of the model that it names.
+async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Response, ApiError> {
+    let (parts, body) = request.into_parts();
+    // Before the body: a stranger's body is not read.
+    let grant = api_key(&gateway, &parts.headers)?;
+    let caller = Caller::key(&gateway.members, &grant)?;
+    let body = gateway.buffers.read(body).await?;
+    let model = named_model(&body.bytes)?;
+    usable(&gateway.status(), &grant, model.as_deref())?;
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let question =
+        Question { method: Method::POST, path, headers: parts.headers, body: body.bytes.clone() };
+    Ok(relay(&gateway, caller, model.as_deref(), question).await)
+}
+
+/// What the request's `model` says, the whole body having been found to be one JSON object.
+fn named_model(body: &[u8]) -> Result<Option<String>, ApiError> {
+    #[derive(Deserialize)]
+    struct Named {
+        model: Option<String>,
+    }
+    serde_json::from_slice::<Named>(body).map(|named| named.model).map_err(|error| {
+        ApiError::bad_request(
+            "invalid_json",
+            format!("the request's body is not a JSON object with a text for its model: {error}"),
+        )
+    })
+}
+
+/// The engine of a model, if this key may use it: a key may be for some models only, named by
+/// recipe or by slot.
+fn usable<'a>(
+    status: &'a BoxStatus,
+    grant: &KeyGrant,
+    model: Option<&str>,
+) -> Result<&'a EngineStatus, ApiError> {
+    let engine = choose(status, model)?;
+    match may_use(grant, engine) {
+        true => Ok(engine),
+        false => Err(ApiError::not_yours(format!(
+            "this API key may not use the model {}; it may use {}",
+            engine.recipe,
+            grant.models.join(", ")
+        ))),
+    }
+}
+
+fn may_use(grant: &KeyGrant, engine: &EngineStatus) -> bool {
+    grant.may_use(engine.recipe.as_str()) || grant.may_use(engine.name.as_str())
+}
+
+fn describe(engine: &EngineStatus) -> serde_json::Value {
+    json!({ "id": engine.recipe, "object": "model", "created": 0, "owned_by": "polder" })
+}
+
+async fn models(
+    State(gateway): State<Arc<Gateway>>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let grant = api_key(&gateway, &headers)?;
+    let status = gateway.status();
+    let usable = status.engines.iter().filter(|engine| may_use(&grant, engine));
+    let data: Vec<_> = usable.map(describe).collect();
+    Ok(Json(json!({ "object": "list", "data": data })).into_response())
+}
+
+async fn model(
+    State(gateway): State<Arc<Gateway>>,
+    Path(model): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let grant = api_key(&gateway, &headers)?;
+    let status = gateway.status();
+    let engine = usable(&status, &grant, Some(&model))?;
+    Ok(Json(describe(engine)).into_response())
+}
+
+/// Says that the door is open, to anybody; how the rest is, only to the watchful.
+async fn health() -> Json<serde_json::Value> {
+    Json(json!({ "status": "ok" }))
+}
+
+#[derive(Deserialize)]
+struct MetricsOf {
+    /// An engine's own figures instead of the gateway's.
+    engine: Option<String>,
+}
+
+async fn metrics(
+    State(gateway): State<Arc<Gateway>>,
+    Query(of): Query<MetricsOf>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let grant = api_key(&gateway, &headers)?;
+    if grant.role != Role::Steward {
+        return Err(ApiError::not_yours("figures of the whole box are for stewards' keys"));
+    }
+    if let Some(engine) = of.engine {
+        let mut request = http::Request::new(bytes::Bytes::new());
+        *request.uri_mut() = http::Uri::from_static("/metrics");
+        let answer = gateway.engine_request(Some(&engine), request).await?;
+        return Ok(answer.response.map(axum::body::Body::new).into_response());
+    }
+    let text = gateway.tally.to_text(gateway.places.taken());
+    Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+}
+
+/// The certificate that members install, under the type that makes devices offer to.
+async fn ca_certificate(State(gateway): State<Arc<Gateway>>) -> Response {
+    let name = format!("attachment; filename=\"{}-ca.crt\"", gateway.status().site.name);
+    let headers =
+        [(CONTENT_TYPE, "application/x-x509-ca-cert".to_owned()), (CONTENT_DISPOSITION, name)];
+    (headers, gateway.ca().pem).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_model_is_read_from_an_object_and_from_nothing_else() {
+        let read = |text: &str| named_model(text.as_bytes());
+        assert_eq!(
+            read(r#"{"model":"small","x":[1,{"model":"y"}]}"#).unwrap(),
+            Some("small".into())
+        );
+        assert_eq!(read(r#"{"model":null}"#).unwrap(), None);
+        assert_eq!(read("{}").unwrap(), None);
+        for bad in
+            ["", "[]", "\"x\"", "{", "{\"model\":1}", "{\"model\":\"a\",\"model\":\"b\"}", "{} {}"]
+        {
+            assert_eq!(read(bad).unwrap_err().code, "invalid_json", "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_panics(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = named_model(&bytes);
+        }
+    }
+}

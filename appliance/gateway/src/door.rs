@@ -1,0 +1,76 @@
+//! The gateway's private socket: the few things that only the owner of the machine may do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_control::{
+    Actor, Claim, ControlError, DoorReply, DoorRequest, Handler, Outlet, Request,
+};
+use polder_members::{MembersError, Secret};
+
+use crate::Gateway;
+
+/// How long a claim code is good.
+pub(crate) const CLAIM_WINDOW: Duration = Duration::from_secs(30 * 60);
+
+/// Answers the console.
+pub(crate) struct Console(pub(crate) Arc<Gateway>);
+
+impl Handler<DoorRequest, DoorReply> for Console {
+    async fn handle(
+        &self,
+        question: DoorRequest,
+        outlet: &mut Outlet<DoorReply>,
+    ) -> Result<(), ControlError> {
+        let reply = match self.answer(question).await {
+            Ok(reply) => reply,
+            Err(MembersError::Claimed) => DoorReply::Claimed,
+            Err(error) => DoorReply::Refused(error.to_string()),
+        };
+        outlet.send(&reply).await
+    }
+}
+
+impl Console {
+    async fn answer(&self, question: DoorRequest) -> Result<DoorReply, MembersError> {
+        let members = &self.0.members;
+        let claim = |code: Secret| {
+            DoorReply::Claim(Claim {
+                code: code.expose().to_owned(),
+                seconds: CLAIM_WINDOW.as_secs(),
+            })
+        };
+        match question {
+            DoorRequest::Ready => {
+                let claimed = members.ask(|members| members.is_claimed()).await?;
+                let ca = self.0.ca();
+                Ok(DoorReply::Ready { ca_file: ca.file, fingerprint: ca.fingerprint, claimed })
+            }
+            DoorRequest::OpenClaim => {
+                let code = members.ask(|members| members.open_claim(CLAIM_WINDOW)).await?;
+                self.record("opened the claim window", "the box").await;
+                Ok(claim(code))
+            }
+            DoorRequest::ReopenSetup => {
+                let code = members.ask(|members| members.reopen_setup(CLAIM_WINDOW)).await?;
+                self.record("reopened the set-up", "the box").await;
+                Ok(claim(code))
+            }
+            DoorRequest::UpKey => {
+                let minted = members.ask(|members| members.ensure_up_key()).await?;
+                self.record("made the key", &minted.info.label).await;
+                Ok(DoorReply::Key(minted.key.expose().to_owned()))
+            }
+        }
+    }
+
+    /// For the audit trail, which the supervisor keeps. Its absence keeps nobody at the console from
+    /// their box.
+    async fn record(&self, what: &str, on: &str) {
+        let entry =
+            Request::Record { by: Actor::Console, what: what.to_owned(), on: on.to_owned() };
+        if let Err(error) = self.0.ask(entry).await {
+            log::warn!("the audit trail was not told that somebody at the console {what}: {error}");
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What every request passes before a page or the API sees it, and every answer on its way out.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::header::{
+    ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, LOCATION, REFERRER_POLICY,
+    STRICT_TRANSPORT_SECURITY, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version};
+use hyper::body::Incoming;
+use tower::ServiceExt;
+
+use crate::Gateway;
+use crate::auth;
+use crate::body::{BodyRefusal, Bounded};
+use crate::errors::ApiError;
+use crate::headers;
+use crate::host::{RequestHost, request_host};
+use crate::origin::check_origin;
+use crate::peer::Peer;
+
+/// Nothing from elsewhere, nothing inline, no frame around it. A page that needs more says so itself.
+const NOTHING_FOREIGN: HeaderValue = HeaderValue::from_static(polder_page::CONTENT_SECURITY_POLICY);
+/// `no-referrer` would make browsers send `Origin: null` with our own forms; other sites hear
+/// nothing with this either.
+const TELL_NOBODY: HeaderValue = HeaderValue::from_static("same-origin");
+/// A day only: after the box got another certificate authority a browser that insists on HTTPS
+/// keeps its owner out until they install it.
+const HTTPS_FOR_A_DAY: HeaderValue = HeaderValue::from_static("max-age=86400");
+
+/// Answers one request.
+pub(crate) async fn answer(
+    gateway: Arc<Gateway>,
+    router: Router,
+    peer: Peer,
+    request: Request<Incoming>,
+) -> Response {
+    let api = is_api(request.uri().path());
+    let http1 = request.version() < Version::HTTP_2;
+    let (host, mut response) = match judge(&gateway, &peer, &request) {
+        Err(turned_away) => (None, turned_away.into_answer(api, http1)),
+        Ok(host) => {
+            let request = prepare(&gateway, peer, request);
+            (Some(host), pass(router, request).await)
+        }
+    };
+    finish(&mut response, peer, host.as_ref());
+    gateway.tally.answered(response.status());
+    response
+}
+
+/// For paths that nobody serves.
+pub(crate) async fn not_found(request: axum::extract::Request) -> Response {
+    let message = "there is nothing at this address; look at the box's first page";
+    Refused(StatusCode::NOT_FOUND, message.to_owned())
+        .into_answer(is_api(request.uri().path()), false)
+}
+
+async fn pass(router: Router, request: axum::extract::Request) -> Response {
+    match router.oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
+
+/// Why a request goes no further.
+enum TurnedAway {
+    Refused(Refused),
+    /// To the same page over TLS.
+    ToTls(HeaderValue),
+    /// Another method.
+    Method,
+}
+
+struct Refused(StatusCode, String);
+
+/// Everything that can be said about a request from its head alone.
+fn judge(
+    gateway: &Gateway,
+    peer: &Peer,
+    request: &Request<Incoming>,
+) -> Result<RequestHost, TurnedAway> {
+    let refuse = |status, message: String| Err(TurnedAway::Refused(Refused(status, message)));
+    let (limits, headers) = (&gateway.limits, request.headers());
+    let host = match request_host(request.uri(), headers) {
+        Ok(host) => host,
+        Err(refusal) => return refuse(StatusCode::BAD_REQUEST, refusal.to_string()),
+    };
+    if let Err(refusal) = host.is_known(&gateway.status().site.host_names(), peer.local.ip()) {
+        return refuse(StatusCode::MISDIRECTED_REQUEST, refusal.to_string());
+    }
+    let usual = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::PATCH,
+        Method::DELETE,
+        Method::OPTIONS,
+    ];
+    if !usual.contains(request.method()) {
+        return Err(TurnedAway::Method);
+    }
+    let path = request.uri().path_and_query().map_or("", |path| path.as_str());
+    if path.len() > limits.uri_bytes {
+        let message = format!("the address is longer than {} bytes", limits.uri_bytes);
+        return refuse(StatusCode::URI_TOO_LONG, message);
+    }
+    if headers.len() > limits.headers {
+        let message = format!("the request has more than {} headers", limits.headers);
+        return refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, message);
+    }
+    if !headers::framing_is_plain(headers) {
+        let message = "only \"Transfer-Encoding: chunked\" is understood here".to_owned();
+        return refuse(StatusCode::NOT_IMPLEMENTED, message);
+    }
+    let length = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > limits.body_bytes) {
+        let refusal = BodyRefusal::TooLarge { limit: limits.body_bytes };
+        return refuse(StatusCode::PAYLOAD_TOO_LARGE, refusal.to_string());
+    }
+    if !peer.tls && !(peer.is_this_machine() && host.is_localhost()) {
+        return Err(TurnedAway::ToTls(over_tls(&host, gateway.status().site.door.port, path)));
+    }
+    let cookie = headers.contains_key(http::header::COOKIE);
+    let keyed = auth::key_in(headers).ok().flatten().is_some();
+    if !keyed && let Err(foreign) = check_origin(request.method(), headers, &host, peer.tls, cookie)
+    {
+        return refuse(StatusCode::FORBIDDEN, foreign.to_string());
+    }
+    Ok(host)
+}
+
+fn over_tls(host: &RequestHost, own_port: u16, path: &str) -> HeaderValue {
+    // A port that people forward to us is the one that they know us by.
+    let port = host.port.unwrap_or(own_port);
+    let to = RequestHost { name: host.name.clone(), port: Some(port).filter(|port| *port != 443) };
+    HeaderValue::try_from(format!("https://{to}{path}"))
+        .unwrap_or_else(|_| HeaderValue::from_static("/"))
+}
+
+/// Takes out what the client may not say, bounds the body, tells the handlers whence it came.
+fn prepare(gateway: &Gateway, peer: Peer, request: Request<Incoming>) -> axum::extract::Request {
+    let (mut parts, body) = request.into_parts();
+    headers::drop_asserted(&mut parts.headers);
+    // Hyper has taken the body apart by them; from here on they are only a temptation.
+    if parts.headers.contains_key(TRANSFER_ENCODING) {
+        parts.headers.remove(CONTENT_LENGTH);
+        parts.headers.remove(TRANSFER_ENCODING);
+    }
+    parts.extensions.insert(peer);
+    Request::from_parts(parts, Body::new(Bounded::new(body, gateway.limits.clone())))
+}
+
+fn finish(response: &mut Response, peer: Peer, host: Option<&RequestHost>) {
+    let headers = response.headers_mut();
+    let mut say = |name: HeaderName, value: HeaderValue| {
+        headers.entry(name).or_insert(value);
+    };
+    say(CONTENT_SECURITY_POLICY, NOTHING_FOREIGN);
+    say(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    say(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    say(REFERRER_POLICY, TELL_NOBODY);
+    say(
+        HeaderName::from_static("cross-origin-opener-policy"),
+        HeaderValue::from_static("same-origin"),
+    );
+    if peer.tls && host.is_some_and(|host| host.is_name() && !host.is_localhost()) {
+        say(STRICT_TRANSPORT_SECURITY, HTTPS_FOR_A_DAY);
+    }
+}
+
+fn is_api(path: &str) -> bool {
+    path.starts_with("/v1/")
+        || matches!(path, "/v1" | "/tokenize" | "/detokenize" | "/metrics" | "/auth")
+}
+
+impl TurnedAway {
+    fn into_answer(self, api: bool, http1: bool) -> Response {
+        match self {
+            Self::Refused(refused) => refused.into_answer(api, http1),
+            Self::ToTls(to) => {
+                let mut response = StatusCode::PERMANENT_REDIRECT.into_response();
+                response.headers_mut().insert(LOCATION, to);
+                close(&mut response, http1);
+                response
+            }
+            Self::Method => {
+                let message = "this method is not used here".to_owned();
+                let mut response =
+                    Refused(StatusCode::METHOD_NOT_ALLOWED, message).into_answer(api, http1);
+                let usual = HeaderValue::from_static("GET, HEAD, POST");
+                response.headers_mut().insert(ALLOW, usual);
+                response
+            }
+        }
+    }
+}
+
+impl Refused {
+    fn into_answer(self, api: bool, http1: bool) -> Response {
+        let Self(status, message) = self;
+        let mut response = match api {
+            true => {
+                ApiError::new(status, "invalid_request_error", "refused", message).into_response()
+            }
+            false => (status, format!("{message}\n")).into_response(),
+        };
+        close(&mut response, http1);
+        response
+    }
+}
+
+/// After a refused head nothing else on the connection is believed.
+fn close(response: &mut Response, http1: bool) {
+    if http1 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::parse_host;
+
+    #[test]
+    fn a_visitor_over_plain_http_is_sent_to_the_same_page_over_tls() {
+        let to = |host: &str| {
+            let host = parse_host(host.as_bytes()).unwrap();
+            over_tls(&host, 8443, "/a?b").to_str().unwrap().to_owned()
+        };
+        assert_eq!(to("oak.local:9000"), "https://oak.local:9000/a?b");
+        assert_eq!(to("oak.local"), "https://oak.local:8443/a?b");
+        assert_eq!(to("[::1]:443"), "https://[::1]/a?b");
+    }
+}

@@ -1,0 +1,238 @@
+//! Which headers pass the door, in both directions. Pure.
+
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
+};
+use http::{HeaderMap, HeaderName};
+
+/// Beginnings of names by which we (or a proxy that trusts us) say who somebody is. The names are
+/// folded: see [`fold`].
+const ASSERTED_BEGINNINGS: [&str; 9] = [
+    "x-auth-",
+    "x-polder-",
+    "x-forwarded-",
+    "x-user-",
+    "x-remote-",
+    "x-authentik-",
+    "x-webauth-",
+    "remote-",
+    "x-real-",
+];
+/// Whole names of the same kind, folded.
+const ASSERTED: [&str; 11] = [
+    "forwarded",
+    "x-user",
+    "x-email",
+    "x-groups",
+    "x-group",
+    "x-roles",
+    "x-role",
+    "x-username",
+    "x-auth",
+    "via",
+    "x-client-ip",
+];
+
+/// A header's name as careless software reads it: CGI and WSGI cannot tell `_` from `-`, and some
+/// proxies take `.` for either.
+pub fn fold(name: &str) -> String {
+    name.chars().map(|c| if c == '_' || c == '.' { '-' } else { c.to_ascii_lowercase() }).collect()
+}
+
+/// Does this name, as careless software reads it, say who somebody is or whence they come?
+pub fn is_asserted(name: &str) -> bool {
+    let name = fold(name);
+    ASSERTED.contains(&name.as_str()) || ASSERTED_BEGINNINGS.iter().any(|b| name.starts_with(b))
+}
+
+/// Takes out of a client's request every header that only we may say, before anything reads it.
+pub fn drop_asserted(headers: &mut HeaderMap) {
+    let gone: Vec<HeaderName> =
+        headers.keys().filter(|name| is_asserted(name.as_str())).cloned().collect();
+    for name in gone {
+        headers.remove(name);
+    }
+}
+
+/// Headers that concern one connection only (RFC 9110, 7.6.1), whether or not Connection names them.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    [CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE]
+        .contains(name)
+        || ["keep-alive", "proxy-connection", "http2-settings"].contains(&name.as_str())
+}
+
+/// Names that Connection lists, lower case.
+fn named_in_connection(headers: &HeaderMap) -> Vec<String> {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+fn keep(headers: &HeaderMap, also: impl Fn(&HeaderName) -> bool) -> HeaderMap {
+    let named = named_in_connection(headers);
+    let mut kept = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        let plain = !name.as_str().contains(['_', '.']);
+        let passes = !is_hop_by_hop(name) && !named.iter().any(|n| n == name.as_str());
+        if plain && passes && also(name) {
+            kept.append(name.clone(), value.clone());
+        }
+    }
+    kept
+}
+
+/// What of a client's request goes on to an engine: nothing of the connection, no length (the body
+/// is framed anew), no credential, nothing that only we may say, no name with `_` or `.` in it.
+pub fn towards_engine(headers: &HeaderMap) -> HeaderMap {
+    keep(headers, |name| {
+        let ours = [HOST, CONTENT_LENGTH, EXPECT, AUTHORIZATION, COOKIE].contains(name)
+            || name.as_str() == "x-api-key";
+        !ours && !is_asserted(name.as_str())
+    })
+}
+
+/// What of an engine's answer goes on to the client: nothing of the connection, nothing about who
+/// is signed in, none of the figures that are between us.
+pub fn towards_client(headers: &HeaderMap) -> HeaderMap {
+    keep(headers, |name| {
+        let ours = [SET_COOKIE, WWW_AUTHENTICATE].contains(name);
+        let between_us = is_asserted(name.as_str()) && name.as_str() != "x-polder-ignored";
+        !ours && !between_us
+    })
+}
+
+/// Transfer-Encoding is `chunked` and nothing else, or absent: what another list would mean is
+/// where two parsers begin to differ.
+pub fn framing_is_plain(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(TRANSFER_ENCODING).iter();
+    match (values.next(), values.next()) {
+        (None, _) => true,
+        (Some(one), None) => one.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(n, v)| {
+                (HeaderName::from_bytes(n.as_bytes()).unwrap(), HeaderValue::from_str(v).unwrap())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_spelling_of_a_header_that_we_assert_is_dropped() {
+        let mut headers = map(&[
+            ("X-Auth-Request-User", "mallory"),
+            ("x_auth_request_user", "mallory"),
+            ("X.Auth.Request.User", "mallory"),
+            ("x-auth_request.groups", "steward"),
+            ("X-Polder-Member", "1"),
+            ("X_Polder_Strict", "0"),
+            ("X-Forwarded-For", "10.0.0.1"),
+            ("X_Forwarded_Prefix", "/admin"),
+            ("Forwarded", "for=10.0.0.1"),
+            ("X-User", "mallory"),
+            ("X_USER", "mallory"),
+            ("Remote-User", "mallory"),
+            ("accept", "*/*"),
+            ("x-request-id", "7"),
+        ]);
+        drop_asserted(&mut headers);
+        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["accept", "x-request-id"]);
+    }
+
+    #[test]
+    fn credentials_connection_headers_and_those_it_names_stop_at_the_door() {
+        let headers = map(&[
+            ("authorization", "Bearer k"),
+            ("x-api-key", "k"),
+            ("cookie", "a=b"),
+            ("host", "oak"),
+            ("content-length", "5"),
+            ("transfer-encoding", "chunked"),
+            ("te", "trailers"),
+            ("connection", "close, X-Secret-Hop"),
+            ("connection", "accept-language"),
+            ("x-secret-hop", "1"),
+            ("accept-language", "nl"),
+            ("keep-alive", "5"),
+            ("proxy-connection", "x"),
+            ("upgrade", "websocket"),
+            ("odd_name", "1"),
+            ("content-type", "application/json"),
+            ("anthropic-version", "2023-06-01"),
+        ]);
+        let kept = towards_engine(&headers);
+        let mut names: Vec<&str> = kept.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["anthropic-version", "content-type"]);
+    }
+
+    #[test]
+    fn the_engines_figures_stay_between_us_but_ignored_fields_are_told() {
+        let kept = towards_client(&map(&[
+            ("content-type", "text/event-stream"),
+            ("x-polder-prompt-tokens", "12"),
+            ("x-polder-ignored", "seedling"),
+            ("trailer", "x-polder-usage"),
+            ("set-cookie", "polder=x"),
+        ]));
+        let mut names: Vec<&str> = kept.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-type", "x-polder-ignored"]);
+    }
+
+    #[test]
+    fn only_plain_chunked_is_plain_framing() {
+        assert!(framing_is_plain(&map(&[])));
+        assert!(framing_is_plain(&map(&[("transfer-encoding", "Chunked")])));
+        for odd in ["gzip, chunked", "chunked, identity", "xchunked", "identity", "", "\"chunked\""]
+        {
+            assert!(!framing_is_plain(&map(&[("transfer-encoding", odd)])), "{odd:?}");
+        }
+        let twice = map(&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]);
+        assert!(!framing_is_plain(&twice));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_forwarded_is_asserted_hop_by_hop_or_named_in_connection(
+            pairs in proptest::collection::vec(("[a-zA-Z_.-]{1,14}|connection|te|x-user", "[a-z, -]{0,20}"), 0..20)
+        ) {
+            let headers: HeaderMap = pairs
+                .iter()
+                .filter_map(|(n, v)| {
+                    Some((HeaderName::from_bytes(n.as_bytes()).ok()?, HeaderValue::from_str(v).ok()?))
+                })
+                .collect();
+            for name in towards_engine(&headers).keys() {
+                prop_assert!(!is_asserted(name.as_str()));
+                prop_assert!(!is_hop_by_hop(name));
+                prop_assert!(!name.as_str().contains(['_', '.']));
+                prop_assert!(!named_in_connection(&headers).contains(&name.to_string()));
+            }
+        }
+
+        #[test]
+        fn folding_twice_is_folding_once(name in "\\PC{0,30}") {
+            prop_assert_eq!(fold(&fold(&name)), fold(&name));
+        }
+    }
+}

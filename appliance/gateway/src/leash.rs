@@ -1,0 +1,361 @@
+//! An engine's answer on its way to a client, which we can end at any moment.
+//!
+//! The answer is pulled only as fast as the client takes it, so nothing piles up here. Because a
+//! client that takes nothing also polls nothing, ending the work cannot be left to it: the engine's
+//! half sits behind a lock that the watcher can empty too.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use http_body::{Body as _, Frame};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::errors::ApiError;
+use crate::metrics::StreamGuard;
+use crate::relay::Caller;
+
+/// The trailer in which an engine says what an answer used: `prompt=N,completion=M`.
+const USAGE: &str = "x-polder-usage";
+
+/// Why an answer ended before the engine was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// The key was revoked, or its owner disabled.
+    Revoked,
+    /// The client took nothing for too long.
+    Stalled,
+    /// The engine broke off.
+    Broke,
+}
+
+impl Ending {
+    /// As the client hears it.
+    pub(crate) fn to_error(self) -> ApiError {
+        match self {
+            Self::Revoked => ApiError::new(
+                StatusCode::UNAUTHORIZED,
+                "invalid_request_error",
+                "key_revoked",
+                "this API key was revoked while it was in use; make a new one on your page of the box",
+            ),
+            Self::Stalled => ApiError::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "invalid_request_error",
+                "client_too_slow",
+                "nobody took the answer for too long, so it was ended; ask again",
+            ),
+            Self::Broke => ApiError::new(
+                StatusCode::BAD_GATEWAY,
+                "server_error",
+                "engine_stopped",
+                "the engine stopped in the middle of this answer; ask again in a few seconds",
+            ),
+        }
+    }
+}
+
+/// The engine's half of an answer.
+pub(crate) struct Leash {
+    held: Mutex<Held>,
+    /// Cancelled when the client's half is gone.
+    over: CancellationToken,
+}
+
+struct Held {
+    upstream: Option<Incoming>,
+    ending: Option<Ending>,
+    waker: Option<Waker>,
+    /// When a piece was handed out that has not been followed by a wish for another.
+    handed: Option<Instant>,
+}
+
+impl Leash {
+    pub(crate) fn new(upstream: Incoming) -> Arc<Self> {
+        let held = Held { upstream: Some(upstream), ending: None, waker: None, handed: None };
+        Arc::new(Self { held: Mutex::new(held), over: CancellationToken::new() })
+    }
+
+    /// Ends the answer when `revoked` fires, or when the client takes nothing for `stall`.
+    pub(crate) fn watch(self: &Arc<Self>, revoked: CancellationToken, stall: Duration) {
+        let leash = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = leash.over.cancelled() => {}
+                () = revoked.cancelled() => leash.end(Ending::Revoked),
+                () = leash.stalled(stall) => leash.end(Ending::Stalled),
+            }
+        });
+    }
+
+    async fn stalled(&self, limit: Duration) {
+        loop {
+            tokio::time::sleep(limit / 4).await;
+            if self.held().handed.is_some_and(|at| at.elapsed() >= limit) {
+                return;
+            }
+        }
+    }
+
+    fn end(&self, ending: Ending) {
+        let mut held = self.held();
+        // Dropping the engine's half closes its connection: it stops working on this.
+        held.upstream = None;
+        held.ending = Some(ending);
+        if let Some(waker) = held.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next piece: of the engine's answer, or how it ended.
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Ending>>> {
+        let mut held = self.held();
+        held.handed = None;
+        if let Some(ending) = held.ending {
+            return Poll::Ready(Some(Err(ending)));
+        }
+        let Some(upstream) = &mut held.upstream else { return Poll::Ready(None) };
+        match Pin::new(upstream).poll_frame(cx) {
+            Poll::Pending => {
+                held.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                held.handed = Some(Instant::now());
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(_))) => {
+                held.upstream = None;
+                Poll::Ready(Some(Err(Ending::Broke)))
+            }
+            Poll::Ready(None) => {
+                held.upstream = None;
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.held().upstream.as_ref().map(http_body::Body::size_hint).unwrap_or_default()
+    }
+}
+
+/// The client's half of an answer: an HTTP body that counts what goes through it.
+pub(crate) struct Relayed {
+    leash: Arc<Leash>,
+    caller: Caller,
+    model: String,
+    /// True for server-sent events, which can say at their end that something went wrong.
+    events: bool,
+    seen: EventCounter,
+    used: Used,
+    done: bool,
+    _stream: StreamGuard,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Used {
+    prompt: u64,
+    completion: Option<u64>,
+}
+
+impl Relayed {
+    pub(crate) fn new(
+        leash: Arc<Leash>,
+        caller: Caller,
+        model: String,
+        prompt: u64,
+        events: bool,
+        stream: StreamGuard,
+    ) -> Self {
+        let used = Used { prompt, completion: None };
+        let seen = EventCounter::default();
+        Self { leash, caller, model, events, seen, used, done: false, _stream: stream }
+    }
+}
+
+impl http_body::Body for Relayed {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        let this = self.get_mut();
+        if this.done {
+            return Poll::Ready(None);
+        }
+        loop {
+            let ending = match this.leash.poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) => {
+                    this.done = true;
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => {
+                        if this.events {
+                            this.seen.take(&data);
+                        }
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                    Err(frame) => {
+                        let told = frame.trailers_ref().and_then(used_in);
+                        this.used = told.unwrap_or(this.used);
+                        continue;
+                    }
+                },
+                Poll::Ready(Some(Err(ending))) => ending,
+            };
+            this.done = true;
+            if !this.events {
+                return Poll::Ready(Some(Err(BrokenOff)));
+            }
+            // A blank line first, because the engine may have stopped inside an event.
+            let gap = if this.seen.between_events() { "" } else { "\n\n" };
+            let last = format!("{gap}data: {}\n\n", ending.to_error().to_json());
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from(last)))));
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.done
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        // Events may grow an error at their end.
+        if self.events { http_body::SizeHint::default() } else { self.leash.size_hint() }
+    }
+}
+
+impl Drop for Relayed {
+    fn drop(&mut self) {
+        self.leash.over.cancel();
+        self.leash.held().upstream = None;
+        let completion = self.used.completion.unwrap_or(self.seen.events);
+        self.caller.count(&self.model, self.used.prompt, completion);
+    }
+}
+
+/// The answer ended before it was complete; the connection has to say so by breaking.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer broke off")]
+pub(crate) struct BrokenOff;
+
+fn used_in(trailers: &HeaderMap) -> Option<Used> {
+    let text = trailers.get(USAGE)?.to_str().ok()?;
+    let field = |name: &str| {
+        text.split(',')
+            .find_map(|part| part.trim().strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+    };
+    Some(Used { prompt: field("prompt")?, completion: Some(field("completion")?) })
+}
+
+/// Counts the events that went through, of which each carries one token, for an answer that ends
+/// before the engine could say what it used.
+#[derive(Debug, Default)]
+struct EventCounter {
+    events: u64,
+    /// Bytes of `data:` matched at the beginning of this line; `None` elsewhere in a line.
+    matched: MatchState,
+    /// Line ends seen in a row.
+    newlines: u8,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum MatchState {
+    #[default]
+    LineStart,
+    Matched(u8),
+    Elsewhere,
+}
+
+impl EventCounter {
+    fn take(&mut self, data: &[u8]) {
+        const FIELD: &[u8] = b"data: {";
+        for &byte in data {
+            if byte == b'\n' {
+                self.newlines = (self.newlines + 1).min(2);
+                self.matched = MatchState::LineStart;
+                continue;
+            }
+            if byte == b'\r' {
+                continue;
+            }
+            self.newlines = 0;
+            let at = match self.matched {
+                MatchState::LineStart => 0,
+                MatchState::Matched(n) => usize::from(n),
+                MatchState::Elsewhere => continue,
+            };
+            self.matched = match FIELD[at] == byte {
+                true if at + 1 == FIELD.len() => {
+                    self.events += 1;
+                    MatchState::Elsewhere
+                }
+                true => MatchState::Matched(at as u8 + 1),
+                false => MatchState::Elsewhere,
+            };
+        }
+    }
+
+    fn between_events(&self) -> bool {
+        self.newlines >= 2 || (self.events == 0 && self.matched == MatchState::LineStart)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_trailer_says_what_was_used() {
+        let told = |text: &str| {
+            let mut trailers = HeaderMap::new();
+            trailers.insert(USAGE, text.parse().unwrap());
+            used_in(&trailers).map(|used| (used.prompt, used.completion.unwrap()))
+        };
+        assert_eq!(told("prompt=12,completion=34"), Some((12, 34)));
+        assert_eq!(told("completion=34, prompt=12"), Some((12, 34)));
+        for bad in ["", "prompt=12", "prompt=-1,completion=2", "prompt=1;completion=2", "x"] {
+            assert_eq!(told(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn events_are_counted_and_the_end_mark_is_not() {
+        let mut seen = EventCounter::default();
+        assert!(seen.between_events());
+        seen.take(b"data: {\"a\":\"data: {\"}\n\nda");
+        assert!(!seen.between_events());
+        seen.take(b"ta: {}\r\n\r\n: ping\n\ndata: [DONE]\n\n");
+        assert_eq!(seen.events, 2);
+        assert!(seen.between_events());
+    }
+
+    proptest! {
+        #[test]
+        fn how_the_bytes_are_cut_does_not_matter(text in "(data: \\{x\\}\n\n|: c\n|data|\r|\n){0,20}", cut in 0usize..200) {
+            let bytes = text.as_bytes();
+            let cut = cut.min(bytes.len());
+            let (mut whole, mut parts) = (EventCounter::default(), EventCounter::default());
+            whole.take(bytes);
+            parts.take(&bytes[..cut]);
+            parts.take(&bytes[cut..]);
+            prop_assert_eq!(whole.events, parts.events);
+            prop_assert_eq!(whole.between_events(), parts.between_events());
+        }
+    }
+}

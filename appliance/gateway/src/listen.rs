@@ -1,0 +1,167 @@
+//! The listening sockets: one per address that the site names, opened and closed as the site
+//! changes.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_control::BoxStatus;
+use polder_site::Door;
+use rustix::net::sockopt;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::GatewayError;
+use crate::connection::Host;
+use crate::peer::canonical;
+
+/// Connections that the kernel keeps for us while we are busy.
+const BACKLOG: u32 = 1024;
+/// How often an address that could not be had is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+
+/// Opens every address of the door. At least one must be had.
+pub(crate) fn open_all(door: &Door) -> Result<HashMap<SocketAddr, TcpListener>, GatewayError> {
+    let mut open = HashMap::new();
+    let mut failed = None;
+    for address in addresses(door) {
+        match open_one(address) {
+            Ok(listener) => {
+                open.insert(address, listener);
+            }
+            Err(source) => {
+                log::error!("could not listen on {address}: {source}");
+                failed = Some(GatewayError::Listen { address, source });
+            }
+        }
+    }
+    match (open.is_empty(), failed) {
+        (true, Some(error)) => Err(error),
+        _ => Ok(open),
+    }
+}
+
+/// Serves the open listeners, and whatever addresses the site names later, until the door closes.
+/// Then every listener is closed at once; connections are for the `tracker` to wait for.
+pub(crate) async fn keep_open(
+    host: Host,
+    open: HashMap<SocketAddr, TcpListener>,
+    mut status: watch::Receiver<Arc<BoxStatus>>,
+    tracker: TaskTracker,
+) {
+    let mut running: HashMap<SocketAddr, Running> = open
+        .into_iter()
+        .map(|(address, listener)| (address, Running::start(&host, listener, &tracker)))
+        .collect();
+    loop {
+        let wanted = addresses(&status.borrow_and_update().site.door);
+        let gone: Vec<_> = running.keys().filter(|a| !wanted.contains(a)).copied().collect();
+        for address in gone {
+            if let Some(listener) = running.remove(&address) {
+                log::info!("closing {address}");
+                listener.close().await;
+            }
+        }
+        let mut missing = false;
+        for address in wanted {
+            if running.contains_key(&address) {
+                continue;
+            }
+            match open_one(address) {
+                Ok(listener) => {
+                    log::info!("listening on {address}");
+                    running.insert(address, Running::start(&host, listener, &tracker));
+                }
+                Err(error) => {
+                    log::warn!("could not listen on {address}, trying again: {error}");
+                    missing = true;
+                }
+            }
+        }
+        tokio::select! {
+            () = host.closing.cancelled() => break,
+            changed = status.changed() => if changed.is_err() { break },
+            () = tokio::time::sleep(TRY_AGAIN), if missing => {}
+        }
+    }
+    for (_, listener) in running {
+        listener.close().await;
+    }
+}
+
+/// A listener at work.
+struct Running {
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    fn start(host: &Host, listener: TcpListener, tracker: &TaskTracker) -> Self {
+        let stop = host.closing.child_token();
+        let task = tokio::spawn(accept(host.clone(), listener, stop.clone(), tracker.clone()));
+        Self { stop, task }
+    }
+
+    /// Comes back when the socket is closed, so that another may take its place.
+    async fn close(self) {
+        self.stop.cancel();
+        let _ = self.task.await;
+    }
+}
+
+async fn accept(host: Host, listener: TcpListener, stop: CancellationToken, tracker: TaskTracker) {
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, remote) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Too many open files, most likely; others end meanwhile.
+                log::warn!("could not take a connection: {error}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let place = match host.gateway.places.take(canonical(remote).ip()) {
+            Ok(place) => place,
+            Err(why) => {
+                host.gateway.tally.refused(why);
+                continue;
+            }
+        };
+        host.gateway.tally.connection();
+        let host = host.clone();
+        tracker.spawn(async move {
+            host.converse(stream).await;
+            drop(place);
+        });
+    }
+}
+
+fn addresses(door: &Door) -> Vec<SocketAddr> {
+    let mut all: Vec<_> = door.listen.iter().map(|ip| SocketAddr::new(*ip, door.port)).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+fn open_one(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address.ip() {
+        IpAddr::V4(_) => TcpSocket::new_v4()?,
+        IpAddr::V6(_) => {
+            let socket = TcpSocket::new_v6()?;
+            // `::` and `0.0.0.0` may both be asked for; each is then its own socket.
+            sockopt::set_ipv6_v6only(&socket, true)?;
+            socket
+        }
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}

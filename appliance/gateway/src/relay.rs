@@ -1,0 +1,173 @@
+//! Passes a request to an engine and its answer back, token by token, and counts what it used.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, TE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use polder_members::{Admission, KeyGrant, MemberId, Members};
+use tokio_util::sync::CancellationToken;
+
+use crate::Gateway;
+use crate::engines::EngineAnswer;
+use crate::errors::ApiError;
+use crate::headers;
+use crate::leash::{Ending, Leash, Relayed};
+
+/// To the engine: whose request it is, for fair shares. A number.
+const MEMBER: HeaderName = HeaderName::from_static("x-polder-member");
+/// To the engine: refuse unknown fields instead of naming them.
+const STRICT: HeaderName = HeaderName::from_static("x-polder-strict");
+/// From the engine: tokens of the prompt.
+const PROMPT_TOKENS: &str = "x-polder-prompt-tokens";
+/// To the client: which box and which engine answered.
+const SERVED_BY: HeaderName = HeaderName::from_static("x-polder-served-by");
+
+/// On whose behalf an engine works.
+pub struct Caller {
+    member: MemberId,
+    strict: bool,
+    revoked: CancellationToken,
+    account: Account,
+}
+
+/// Where the tokens of an answer are counted.
+enum Account {
+    Key(Admission),
+    Chat(Members),
+}
+
+impl Caller {
+    /// The bearer of a key; takes a place among the key's requests, or says which limit is reached.
+    pub fn key(members: &Members, grant: &Arc<KeyGrant>) -> Result<Self, ApiError> {
+        Ok(Self {
+            member: grant.member,
+            strict: grant.strict,
+            revoked: grant.revoked.clone(),
+            account: Account::Key(members.admit(grant)?),
+        })
+    }
+
+    /// A member on the chat page.
+    pub fn chat(members: &Members, member: MemberId) -> Self {
+        Self {
+            member,
+            strict: false,
+            revoked: CancellationToken::new(),
+            account: Account::Chat(members.clone()),
+        }
+    }
+
+    pub(crate) fn count(&self, model: &str, prompt: u64, completion: u64) {
+        match &self.account {
+            Account::Key(admission) => admission.count(model, prompt, completion),
+            Account::Chat(members) => members.count_chat(self.member, model, prompt, completion),
+        }
+    }
+}
+
+/// What is asked of an engine.
+pub struct Question {
+    /// POST, or GET for an engine's own figures.
+    pub method: Method,
+    /// Path and query, as the engine knows it: `/v1/chat/completions`.
+    pub path: String,
+    /// The client's headers, as they came.
+    pub headers: HeaderMap,
+    /// The whole body.
+    pub body: Bytes,
+}
+
+impl Question {
+    /// A JSON question of our own, such as the chat page's.
+    pub fn json(path: &str, body: &serde_json::Value) -> Self {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+        let body = Bytes::from(body.to_string());
+        Self { method: Method::POST, path: path.to_owned(), headers, body }
+    }
+}
+
+/// Asks the engine that serves `model` and answers with what it says, as it says it.
+///
+/// Dropping the answer stops the engine's work; so does revoking the caller's key. What was used is
+/// counted when the answer is over, however it ends.
+pub async fn relay(
+    gateway: &Arc<Gateway>,
+    caller: Caller,
+    model: Option<&str>,
+    question: Question,
+) -> Response {
+    let request = match towards_engine(&caller, question) {
+        Ok(request) => request,
+        Err(error) => return error.into_response(),
+    };
+    let revoked = caller.revoked.clone();
+    let asked = tokio::select! {
+        () = revoked.cancelled() => Err(Ending::Revoked.to_error()),
+        asked = gateway.engine_request(model, request) => asked.map_err(ApiError::from),
+    };
+    match asked {
+        Ok(answer) => towards_client(gateway, caller, answer),
+        Err(error) => error.into_response(),
+    }
+}
+
+fn towards_engine(caller: &Caller, question: Question) -> Result<http::Request<Bytes>, ApiError> {
+    let uri: http::Uri = question.path.parse().map_err(|_| {
+        ApiError::bad_request("bad_path", "the request's path is not one that an engine knows")
+    })?;
+    let mut request = http::Request::new(question.body);
+    *request.method_mut() = question.method;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = headers::towards_engine(&question.headers);
+    let headers = request.headers_mut();
+    headers.insert(MEMBER, HeaderValue::from(caller.member.0));
+    headers.insert(STRICT, HeaderValue::from_static(if caller.strict { "1" } else { "0" }));
+    // The engine tells what it used in a trailer, after the last token.
+    headers.insert(TE, HeaderValue::from_static("trailers"));
+    Ok(request)
+}
+
+fn towards_client(gateway: &Arc<Gateway>, caller: Caller, answer: EngineAnswer) -> Response {
+    let EngineAnswer { engine, recipe, response } = answer;
+    let (parts, upstream) = response.into_parts();
+    let prompt = parts
+        .headers
+        .get(PROMPT_TOKENS)
+        .and_then(|value| value.to_str().ok()?.parse().ok())
+        .unwrap_or(0);
+    let events = parts
+        .headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+    let leash = Leash::new(upstream);
+    leash.watch(caller.revoked.clone(), gateway.limits.stall);
+    let body =
+        Relayed::new(leash, caller, recipe.to_string(), prompt, events, gateway.tally.stream());
+    let mut response = Response::new(Body::new(body));
+    *response.status_mut() = known_status(parts.status);
+    *response.headers_mut() = headers::towards_client(&parts.headers);
+    let headers = response.headers_mut();
+    let served_by = format!("{}/{engine}", gateway.status().site.name);
+    if let Ok(value) = HeaderValue::try_from(served_by) {
+        headers.insert(SERVED_BY, value);
+    }
+    if events {
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        // nginx in front of us would otherwise hold tokens back.
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    }
+    response
+}
+
+/// An engine has no business with redirects, upgrades or sign-in.
+fn known_status(status: StatusCode) -> StatusCode {
+    match status.as_u16() {
+        200..=299 | 400 | 402..=599 => status,
+        _ => StatusCode::BAD_GATEWAY,
+    }
+}

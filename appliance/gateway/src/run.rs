@@ -1,0 +1,187 @@
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use polder_control::{BoxStatus, ControlError, DoorReply, DoorRequest, Sockets};
+use polder_members::{Members, MembersError};
+use polder_pki::{Keeper, Names, PkiError, Refreshed};
+use polder_site::{Site, Store, StoreError};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::connection::Host;
+use crate::door::Console;
+use crate::limits::Limits;
+use crate::link::Link;
+use crate::{CaInfo, Gateway, api, front, listen, pages, wizard};
+
+/// How often certificates are looked at.
+const LOOK_AT_CERTIFICATES: Duration = Duration::from_secs(3600);
+
+/// What the gateway is started with.
+#[derive(Debug, Clone)]
+pub struct GatewayOptions {
+    /// The state folder.
+    pub state: PathBuf,
+    /// How much anybody may ask at once; [`Limits::default`] is for a collective.
+    pub limits: Limits,
+}
+
+/// The gateway could not start, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// There is no site yet: the supervisor writes the first one.
+    #[error("{} has no site.toml yet; start the box with `polder up`", state.display())]
+    NoSite {
+        /// The state folder.
+        state: PathBuf,
+    },
+    /// The site could not be read.
+    #[error(transparent)]
+    Site(#[from] StoreError),
+    /// The members' database could not be opened.
+    #[error(transparent)]
+    Members(#[from] MembersError),
+    /// Keys or certificates.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// No address could be had.
+    #[error("could not listen on {address}; is another program using that port?")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The private socket could not be had.
+    #[error(transparent)]
+    Console(#[from] ControlError),
+}
+
+/// Opens the door and keeps it open until `shutdown` comes back; then closes the listeners at once
+/// and gives running requests [`Limits::drain`].
+pub async fn run(
+    options: GatewayOptions,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), GatewayError> {
+    let GatewayOptions { state, limits } = options;
+    let site = Store::open(&state)?
+        .current()?
+        .ok_or_else(|| GatewayError::NoSite { state: state.clone() })?;
+    let members = Members::open(&state.join("polder.db"))?;
+    members.set_metering(site.usage.per_member);
+    let keeper = Arc::new(Keeper::open(&state.join("pki"), &names(&site), now())?);
+    let tls = TlsAcceptor::from(keeper.server_config(&["h2", "http/1.1"])?);
+    let open = listen::open_all(&site.door)?;
+
+    let sockets = Sockets::of(&state);
+    let link = Link::follow(&sockets, site);
+    let (ca_sent, ca) = watch::channel(ca_info(&keeper));
+    let gateway = Arc::new(Gateway::new(state, members.clone(), link.clone(), limits, ca));
+    let closing = CancellationToken::new();
+    let host = Host {
+        router: router(gateway.clone()),
+        gateway: gateway.clone(),
+        tls,
+        closing: closing.clone(),
+    };
+    let tracker = TaskTracker::new();
+    let status = link.watch();
+    let listening = tokio::spawn(listen::keep_open(host, open, status, tracker.clone()));
+    let _following = Following(tokio::spawn(follow_site(keeper, members, link.watch(), ca_sent)));
+
+    let console = sockets.gateway();
+    let console = pin!(polder_control::serve::<DoorRequest, DoorReply, _>(
+        &console,
+        Arc::new(Console(gateway.clone())),
+    ));
+    let ended = tokio::select! {
+        ended = console => ended.map_err(GatewayError::from),
+        () = shutdown => Ok(()),
+    };
+    closing.cancel();
+    let _ = listening.await;
+    tracker.close();
+    if tokio::time::timeout(gateway.limits.drain, tracker.wait()).await.is_err() {
+        log::warn!("{} requests did not end in time and were cut off", tracker.len());
+    }
+    ended
+}
+
+/// Everything that is served.
+fn router(gateway: Arc<Gateway>) -> Router {
+    Router::new()
+        .merge(api::routes())
+        .merge(pages::routes())
+        .merge(wizard::routes())
+        .fallback(front::not_found)
+        .with_state(gateway)
+}
+
+/// Ends with its owner.
+struct Following(tokio::task::JoinHandle<()>);
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Makes true what a changed site, or time, asks of certificates and counting.
+async fn follow_site(
+    keeper: Arc<Keeper>,
+    members: Members,
+    mut status: watch::Receiver<Arc<BoxStatus>>,
+    ca: watch::Sender<CaInfo>,
+) {
+    loop {
+        let site = status.borrow_and_update().site.clone();
+        members.set_metering(site.usage.per_member);
+        let (shared, names) = (keeper.clone(), names(&site));
+        let refreshed = tokio::task::spawn_blocking(move || shared.refresh(&names, now())).await;
+        match refreshed {
+            Ok(Ok(Refreshed::Authority { statement })) => {
+                log::warn!("{statement}");
+                ca.send_replace(ca_info(&keeper));
+            }
+            Ok(Ok(Refreshed::Nothing | Refreshed::Leaf(_))) => {}
+            Ok(Err(error)) => log::error!("certificates could not be renewed: {error}"),
+            Err(error) => log::error!("looking after certificates failed: {error}"),
+        }
+        // A status comes with every change of any part; only a changed site matters here.
+        let same = |status: &Arc<BoxStatus>| status.site == site;
+        let changed = async {
+            while let Ok(()) = status.changed().await {
+                if !same(&status.borrow()) {
+                    return true;
+                }
+            }
+            false
+        };
+        if let Ok(false) = tokio::time::timeout(LOOK_AT_CERTIFICATES, changed).await {
+            return;
+        }
+    }
+}
+
+fn names(site: &Site) -> Names {
+    Names::of(site, polder_pki::machine_addresses())
+}
+
+fn ca_info(keeper: &Keeper) -> CaInfo {
+    let ca = keeper.ca();
+    CaInfo { file: ca.file, pem: ca.pem, fingerprint: ca.fingerprint }
+}
+
+/// Unix seconds; a clock before 1970 is as wrong as one in 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}

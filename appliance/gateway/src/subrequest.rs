@@ -1,0 +1,159 @@
+//! `GET /auth`: tells a web server in front of another app who its visitor is.
+//!
+//! It speaks oauth2-proxy's contract, so that nginx `auth_request`, Caddy `forward_auth` and Traefik
+//! ForwardAuth work unchanged: 202 with `X-Auth-Request-*`, 401 with `WWW-Authenticate`, 403.
+
+use std::sync::Arc;
+
+use axum::extract::{Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use http::header::CACHE_CONTROL;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use polder_members::{Role, Scope};
+use serde::Deserialize;
+
+use crate::Gateway;
+use crate::auth;
+use crate::errors::ApiError;
+use crate::peer::Peer;
+
+/// What the web server in front wants of its visitors.
+#[derive(Deserialize)]
+pub(crate) struct Wanted {
+    /// Comma-separated; one of them is enough.
+    allowed_groups: Option<String>,
+}
+
+/// Who the visitor is.
+struct Visitor {
+    name: String,
+    email: Option<String>,
+    role: Role,
+}
+
+impl Visitor {
+    /// A steward is a member too.
+    fn groups(&self) -> &'static [&'static str] {
+        match self.role {
+            Role::Steward => &["steward", "member"],
+            Role::Member => &["member"],
+        }
+    }
+
+    fn is_wanted(&self, wanted: &Wanted) -> bool {
+        let Some(groups) = &wanted.allowed_groups else { return true };
+        groups.split(',').any(|group| self.groups().contains(&group.trim()))
+    }
+}
+
+pub(crate) async fn auth(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(peer): Extension<Peer>,
+    Query(wanted): Query<Wanted>,
+    headers: HeaderMap,
+) -> Response {
+    let visitor = match visitor(&gateway, &headers, peer.tls).await {
+        Ok(visitor) => visitor,
+        Err(error) => return error.into_response(),
+    };
+    if !visitor.is_wanted(&wanted) {
+        return ApiError::not_yours("you are signed in, but not in a group that may go here")
+            .into_response();
+    }
+    let box_name = gateway.status().site.name.to_string();
+    answer(&visitor, &box_name).unwrap_or_else(|error| error.into_response())
+}
+
+/// A key that was sent counts even if a session is there too; a bad key is not made good by it.
+async fn visitor(gateway: &Gateway, headers: &HeaderMap, tls: bool) -> Result<Visitor, ApiError> {
+    if auth::key_in(headers)?.is_some() {
+        let grant = auth::grant(&gateway.members, headers)?;
+        if !grant.opens(Scope::Auth) {
+            return Err(ApiError::not_yours(
+                "this API key does not open other apps; make one on your page of the box that does",
+            ));
+        }
+        let (name, email) = (grant.member_name.clone(), grant.email.clone());
+        return Ok(Visitor { name, email, role: grant.role });
+    }
+    let member = auth::signed_in(&gateway.members, headers, tls).await;
+    let member = member.ok_or_else(|| {
+        ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            "invalid_request_error",
+            "not_signed_in",
+            "nobody is signed in; sign in on the box's own page, then come back",
+        )
+    })?;
+    Ok(Visitor { name: member.name, email: member.email, role: member.role })
+}
+
+fn answer(visitor: &Visitor, box_name: &str) -> Result<Response, ApiError> {
+    // Apps behind a proxy tell people apart by their address, so there is always one; who gave none
+    // gets one that cannot receive mail.
+    let email = match &visitor.email {
+        Some(email) => email.clone(),
+        None => format!("{}@{box_name}.local", local_part(&visitor.name)),
+    };
+    let mut response = (StatusCode::ACCEPTED, Json(serde_json::json!({}))).into_response();
+    let headers = response.headers_mut();
+    for (name, value) in [
+        ("x-auth-request-user", visitor.name.as_str()),
+        ("x-auth-request-preferred-username", visitor.name.as_str()),
+        ("x-auth-request-email", email.as_str()),
+        ("x-auth-request-groups", visitor.groups().join(",").as_str()),
+    ] {
+        headers.insert(name, header_text(value)?);
+    }
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// UTF-8 as it is; a control character cannot be part of a header.
+fn header_text(text: &str) -> Result<HeaderValue, ApiError> {
+    HeaderValue::from_bytes(text.as_bytes()).map_err(|_| {
+        ApiError::not_yours("your name cannot be told to other apps; ask a steward to change it")
+    })
+}
+
+fn local_part(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    name.chars().map(plain).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn visitor(role: Role) -> Visitor {
+        Visitor { name: "Zoë van Dam".into(), email: None, role }
+    }
+
+    #[test]
+    fn a_visitor_is_told_in_three_headers() {
+        let response = answer(&visitor(Role::Steward), "oak").unwrap();
+        assert_eq!(response.status(), StatusCode::ACCEPTED);
+        let told =
+            |name: &str| String::from_utf8_lossy(response.headers()[name].as_bytes()).into_owned();
+        assert_eq!(told("x-auth-request-user"), "Zoë van Dam");
+        assert_eq!(told("x-auth-request-email"), "zo--van-dam@oak.local");
+        assert_eq!(told("x-auth-request-groups"), "steward,member");
+    }
+
+    #[test]
+    fn one_of_the_wanted_groups_is_enough() {
+        let wanted = |groups: &str| Wanted { allowed_groups: Some(groups.into()) };
+        assert!(visitor(Role::Member).is_wanted(&wanted("steward, member")));
+        assert!(!visitor(Role::Member).is_wanted(&wanted("steward")));
+        assert!(!visitor(Role::Steward).is_wanted(&wanted("")));
+        assert!(visitor(Role::Member).is_wanted(&Wanted { allowed_groups: None }));
+    }
+
+    #[test]
+    fn a_name_cannot_break_out_of_its_header() {
+        let mut bad = visitor(Role::Member);
+        bad.name = "a\r\nX-Auth-Request-Groups: steward".into();
+        assert_eq!(answer(&bad, "oak").unwrap_err().status, StatusCode::FORBIDDEN);
+    }
+}
