@@ -5,9 +5,11 @@
 //! binary), `POLDER_SMOLLM2_FOLDER` (a folder with the trial model's file), `POLDER_VENV` (a Python
 //! environment with the official SDKs).
 
+mod browser;
 mod client;
 mod running;
 
+pub use browser::Browser;
 pub use client::{Answer, Client, Stream, chat};
 pub use running::{
     Running, Up, free_port, import_trial_model, model_folder, need, polder, python, screenshots, send_signal,

@@ -6,3 +6,4 @@ mod engine_dies;
 mod import;
 mod keys;
 mod restart;
+mod wizard;

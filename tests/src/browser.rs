@@ -1,0 +1,205 @@
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fantoccini::{Client, ClientBuilder, Locator};
+use serde_json::json;
+
+use crate::running::{free_port, screenshots};
+
+/// How long a page may take to show something.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A person in front of Debian's Chromium, headless.
+pub struct Browser {
+    client: Client,
+    driver: Driver,
+    shots: PathBuf,
+    _profile: tempfile::TempDir,
+}
+
+struct Driver(Child);
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Browser {
+    /// Opens a window of this size; `dark` asks for a dark page, `scripts` allows JavaScript.
+    pub async fn open(width: u32, height: u32, dark: bool, scripts: bool) -> Self {
+        let port = free_port();
+        let driver = Command::new("chromedriver")
+            .arg(format!("--port={port}"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("chromedriver is installed (make test installs it)");
+        let driver = Driver(driver);
+        let profile = tempfile::tempdir().expect("a temporary folder can be made");
+        let mut arguments = vec![
+            "--headless".to_owned(),
+            "--no-sandbox".to_owned(),
+            "--disable-gpu".to_owned(),
+            "--disable-quic".to_owned(),
+            "--no-first-run".to_owned(),
+            "--disable-background-networking".to_owned(),
+            "--disable-component-update".to_owned(),
+            "--disable-sync".to_owned(),
+            format!("--user-data-dir={}", profile.path().display()),
+            format!("--window-size={width},{height}"),
+        ];
+        if dark {
+            arguments.push("--force-dark-mode".to_owned());
+            arguments.push("--blink-settings=preferredColorScheme=0".to_owned());
+        }
+        let mut options = json!({ "args": arguments });
+        if !scripts {
+            options["prefs"] = json!({ "profile.managed_default_content_settings.javascript": 2 });
+        }
+        let capabilities = [("goog:chromeOptions".to_owned(), options)].into_iter().collect();
+        let begun = Instant::now();
+        let client = loop {
+            let mut builder = ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new());
+            builder.capabilities(fantoccini::wd::Capabilities::clone(&capabilities));
+            match builder.connect(&format!("http://127.0.0.1:{port}")).await {
+                Ok(client) => break client,
+                Err(error) if begun.elapsed() > PATIENCE => panic!("no browser session: {error}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        };
+        Self { client, driver, shots: screenshots(), _profile: profile }
+    }
+
+    /// Goes to an address.
+    pub async fn visit(&self, url: &str) {
+        self.client.goto(url).await.expect("the page loads");
+    }
+
+    /// Where it is now.
+    pub async fn place(&self) -> String {
+        self.client.current_url().await.expect("a page has an address").to_string()
+    }
+
+    /// Waits until the address contains `part`.
+    pub async fn at(&self, part: &str) {
+        let begun = Instant::now();
+        while !self.place().await.contains(part) {
+            if begun.elapsed() > PATIENCE {
+                self.picture("stuck").await;
+                panic!("waited for {part:?}, still at {}:\n{}", self.place().await, self.words().await);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until something on the page matches.
+    pub async fn see(&self, css: &str) {
+        let found = self.client.wait().at_most(PATIENCE).for_element(Locator::Css(css)).await;
+        if found.is_err() {
+            self.picture("stuck").await;
+            panic!("no {css:?} at {}:\n{}", self.place().await, self.words().await);
+        }
+    }
+
+    /// Waits until the page says `words`.
+    pub async fn hear(&self, words: &str) {
+        let begun = Instant::now();
+        while !self.words().await.contains(words) {
+            if begun.elapsed() > PATIENCE {
+                self.picture("stuck").await;
+                panic!("waited for {words:?} at {}:\n{}", self.place().await, self.words().await);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Everything the page says.
+    pub async fn words(&self) -> String {
+        match self.client.find(Locator::Css("body")).await {
+            Ok(body) => body.text().await.unwrap_or_default(),
+            Err(_) => String::new(),
+        }
+    }
+
+    /// Types into the field of this name.
+    pub async fn fill(&self, name: &str, text: &str) {
+        let css = format!("[name='{name}']");
+        self.see(&css).await;
+        let field = self.client.find(Locator::Css(&css)).await.expect("it was seen");
+        field.clear().await.expect("a field can be emptied");
+        field.send_keys(text).await.expect("a field can be typed into");
+    }
+
+    /// Presses the button or link with these words.
+    pub async fn press(&self, words: &str) {
+        let path = format!(
+            "//*[self::button or self::a or self::summary or self::label][normalize-space()={words:?}]"
+        );
+        let found = self.client.wait().at_most(PATIENCE).for_element(Locator::XPath(&path)).await;
+        let Ok(button) = found else {
+            self.picture("stuck").await;
+            panic!("nothing to press says {words:?} at {}:\n{}", self.place().await, self.words().await)
+        };
+        button.click().await.expect("a button can be pressed");
+    }
+
+    /// The value or text of the first match.
+    pub async fn read(&self, css: &str) -> String {
+        self.see(css).await;
+        let element = self.client.find(Locator::Css(css)).await.expect("it was seen");
+        match element.prop("value").await.ok().flatten() {
+            Some(value) if !value.is_empty() => value,
+            _ => element.text().await.expect("an element has a text"),
+        }
+    }
+
+    /// Leaves a picture under `target/screenshots`.
+    pub async fn picture(&self, name: &str) {
+        let picture = self.client.screenshot().await.expect("a page can be pictured");
+        std::fs::write(self.shots.join(format!("{name}.png")), picture).expect("target/ is writable");
+    }
+
+    /// Fails when the page is wider than its window: somebody would have to scroll sideways.
+    pub async fn fits_its_window(&self) {
+        let wide = self
+            .client
+            .execute("return [document.documentElement.scrollWidth, window.innerWidth]", Vec::new())
+            .await
+            .expect("the page can be measured");
+        let (page, window) = (wide[0].as_f64(), wide[1].as_f64());
+        assert!(page <= window.map(|w| w + 1.0), "{} is {page:?} wide in {window:?}", self.place().await);
+    }
+
+    /// Fails where somebody who cannot see or point is left out: a field without a name, a picture
+    /// without words, an identifier used twice, a page without one first heading or a language.
+    pub async fn is_usable_by_ear_and_keyboard(&self) {
+        let script = r#"
+            const faults = [];
+            const named = e => (e.labels && e.labels.length) || e.getAttribute('aria-label')
+                || e.getAttribute('aria-labelledby') || e.textContent.trim() || e.title;
+            for (const e of document.querySelectorAll('input:not([type=hidden]), select, textarea, button, a[href], progress'))
+                if (!named(e)) faults.push('no name: ' + e.outerHTML.slice(0, 120));
+            for (const e of document.querySelectorAll('img:not([alt]), svg:not([aria-hidden]):not([role])'))
+                faults.push('no words: ' + e.outerHTML.slice(0, 120));
+            for (const e of document.querySelectorAll('[tabindex]'))
+                if (e.tabIndex > 0) faults.push('jumps the order: ' + e.outerHTML.slice(0, 120));
+            if (document.querySelectorAll('h1').length !== 1) faults.push('not one h1');
+            if (!document.documentElement.lang) faults.push('no language');
+            const ids = [...document.querySelectorAll('[id]')].map(e => e.id);
+            for (const id of ids) if (ids.indexOf(id) !== ids.lastIndexOf(id)) faults.push('twice: #' + id);
+            return faults;"#;
+        let faults = self.client.execute(script, Vec::new()).await.expect("the page can be read");
+        let faults: HashSet<String> =
+            faults.as_array().into_iter().flatten().filter_map(|f| f.as_str().map(str::to_owned)).collect();
+        assert!(faults.is_empty(), "{}: {faults:#?}", self.place().await);
+    }
+
+    /// Closes the window.
+    pub async fn close(self) {
+        let _ = self.client.close().await;
+        drop(self.driver);
+    }
+}

@@ -1,0 +1,165 @@
+//! Somebody who has never seen Polder claims a box in a browser and asks it something.
+
+use polder_stories::{Browser, Client, Running, free_port, model_folder, polder};
+
+/// The link that the console prints.
+fn claim_link(running: &Running) -> String {
+    running.line_with("http://localhost").trim().to_owned()
+}
+
+fn fetched(state: &std::path::Path) {
+    // What `make up` does before it starts the box; here from a disk, so that no story waits for the
+    // package index. The wizard's own import then finds the files and checks them.
+    let output = polder(&["weights", "import", "smollm2-135m-instruct", "--from"])
+        .arg(model_folder())
+        .arg("--state")
+        .arg(state)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// From the link to the page that shows the first key.
+async fn walk(browser: &Browser, link: &str, pictures: Option<&str>) -> String {
+    let look = async |name: &str| {
+        if let Some(prefix) = pictures {
+            browser.picture(&format!("{prefix}-{name}")).await;
+            browser.fits_its_window().await;
+            browser.is_usable_by_ear_and_keyboard().await;
+        }
+    };
+    browser.visit(link).await;
+    browser.at("/setup/machine").await;
+    look("1-machine").await;
+    browser.press("Go on: choose a model").await;
+    browser.at("/setup/model").await;
+    look("2-model").await;
+    browser.press("Bring this model in").await;
+    browser.at("/setup/import").await;
+    look("3-import").await;
+    browser.press("Go on").await;
+    browser.at("/setup/address").await;
+    look("4-address").await;
+    browser.press("Go on").await;
+    browser.at("/setup/member").await;
+    look("5-member").await;
+    browser.fill("name", "Ada").await;
+    browser.fill("password", "four quiet brown otters").await;
+    browser.fill("again", "four quiet brown otters").await;
+    browser.press("Make me the first steward").await;
+    browser.hear("Ask the model something").await;
+    look("6-done").await;
+    let page = browser.words().await;
+    let key = page.split_whitespace().find(|w| w.starts_with("plk_"));
+    key.unwrap_or_else(|| panic!("the last page shows no key:\n{page}")).trim_matches('"').to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browser_a_stranger_walks_the_wizard_and_reads_a_streamed_answer_on_the_chat_page() {
+    let state = tempfile::tempdir().unwrap();
+    fetched(state.path());
+    let running = Running::start(state.path(), free_port(), &[]);
+    let link = claim_link(&running);
+    let browser = Browser::open(1280, 900, false, true).await;
+    let key = walk(&browser, &link, Some("wizard")).await;
+
+    browser.press("Ask the model something").await;
+    browser.at("/chat").await;
+    browser.hear("tiny and often wrong").await;
+    browser.fill("message", "What is the capital of France?").await;
+    browser.press("Send").await;
+    browser.hear("Paris").await;
+    browser.picture("chat").await;
+    browser.fits_its_window().await;
+    browser.is_usable_by_ear_and_keyboard().await;
+
+    for page in ["dashboard", "members", "models", "usage", "audit", "connect", "ca", "account"] {
+        browser.visit(&format!("http://localhost:{}/{page}", running.port)).await;
+        browser.see("h1").await;
+        browser.picture(page).await;
+        browser.fits_its_window().await;
+        browser.is_usable_by_ear_and_keyboard().await;
+    }
+    browser.close().await;
+
+    // The key that the last page showed opens the API, over TLS with the box's own certificate.
+    let url = format!("https://localhost:{}", running.port);
+    let client = Client::new(&url, &state.path().join("pki/ca.crt"), Some(&key));
+    assert!(!client.chat("smollm2-135m-instruct", "Say hello.").words().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browser_the_wizard_can_be_walked_without_javascript_on_a_narrow_dark_screen() {
+    let state = tempfile::tempdir().unwrap();
+    fetched(state.path());
+    let running = Running::start(state.path(), free_port(), &[]);
+    let link = claim_link(&running);
+    let (address, code) = link.split_once("/#claim=").unwrap();
+    let browser = Browser::open(320, 700, true, false).await;
+    browser.visit(address).await;
+    browser.at("/setup").await;
+    browser.picture("narrow-0-claim").await;
+    browser.fill("code", code).await;
+    browser.press("Claim this box").await;
+    browser.at("/setup/machine").await;
+    browser.picture("narrow-1-machine").await;
+    browser.press("Go on: choose a model").await;
+    browser.picture("narrow-2-model").await;
+    browser.press("Bring this model in").await;
+    browser.at("/setup/import").await;
+    browser.press("Go on").await;
+    browser.at("/setup/address").await;
+    browser.picture("narrow-4-address").await;
+    browser.press("Go on").await;
+    browser.fill("name", "Ada").await;
+    browser.fill("password", "four quiet brown otters").await;
+    browser.fill("again", "four quiet brown otters").await;
+    browser.press("Make me the first steward").await;
+    browser.hear("Ask the model something").await;
+    browser.picture("narrow-6-done").await;
+    browser.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browser_a_stranger_who_comes_second_with_the_same_code_gets_nothing() {
+    let state = tempfile::tempdir().unwrap();
+    let running = Running::start(state.path(), free_port(), &[]);
+    let link = claim_link(&running);
+    let first = Browser::open(1280, 900, false, true).await;
+    first.visit(&link).await;
+    first.at("/setup/machine").await;
+    let second = Browser::open(1280, 900, false, true).await;
+    second.visit(&link).await;
+    second.hear("that code is not good").await;
+    second.visit(&format!("http://localhost:{}/setup/machine", running.port)).await;
+    assert!(!second.words().await.contains("choose a model"), "{}", second.words().await);
+    first.press("Go on: choose a model").await;
+    first.at("/setup/model").await;
+    first.close().await;
+    second.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browser_a_box_that_lost_power_in_the_middle_of_the_wizard_goes_on_at_the_same_step() {
+    let state = tempfile::tempdir().unwrap();
+    fetched(state.path());
+    let port = free_port();
+    let mut running = Running::start(state.path(), port, &[]);
+    let browser = Browser::open(1280, 900, false, true).await;
+    browser.visit(&claim_link(&running)).await;
+    browser.at("/setup/machine").await;
+    browser.press("Go on: choose a model").await;
+    browser.press("Bring this model in").await;
+    browser.at("/setup/import").await;
+    running.signal(rustix::process::Signal::KILL);
+    running.wait();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+
+    let again = Running::start(state.path(), port, &[]);
+    claim_link(&again);
+    browser.visit(&format!("http://localhost:{port}/setup")).await;
+    browser.at("/setup/import").await;
+    browser.press("Go on").await;
+    browser.at("/setup/address").await;
+    browser.close().await;
+}
