@@ -384,7 +384,11 @@ pub(crate) fn machine(spec: &BoxSpec) -> Result<(), RecipeError> {
             return fail(field, format!("is {value}; it has to be a number from 1 to 1e21"));
         }
     }
-    for (field, range) in [("price", &spec.price), ("installation", &spec.installation)] {
+    for (field, range) in [
+        ("price", &spec.price),
+        ("installation", &spec.installation),
+        ("support_per_year", &spec.support_per_year),
+    ] {
         if let Some(Range { low, high, .. }) = range
             && !(low.is_finite() && high.is_finite() && *low >= 0.0 && low <= high && *high <= 1e12)
         {

@@ -39,6 +39,9 @@ pub struct BoxSpec {
     /// Australian dollars to set it up: UPS, electrician.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installation: Option<Range>,
+    /// Australian dollars a year for a support contract, which is optional.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub support_per_year: Option<Range>,
     /// What a person should know about these figures, a sentence each.
     #[serde(default)]
     pub remarks: Vec<String>,

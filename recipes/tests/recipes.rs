@@ -1,5 +1,7 @@
 //! The recipes and boxes that come along are sound, and a bad one is refused in one sentence.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::path::Path;
 
