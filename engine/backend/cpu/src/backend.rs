@@ -1,0 +1,221 @@
+//! The public back end: checks steps, and hands them to the thread that runs them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use polder_backend::{Backend, BackendError, Limits, StepBatch, StepOutput, Ticket};
+use polder_model::Model;
+
+use crate::check::Slots;
+use crate::forward::Forward;
+use crate::kernels::Isa;
+use crate::kv::PAGE;
+
+/// How weights are kept and multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// As the file stores them: quantized weights meet activations quantized to 8 bits in groups
+    /// of 32, with exact integer sums; KV is kept in half precision.
+    Stored,
+    /// Everything as 32-bit floats, KV too: the reference.
+    F32,
+}
+
+/// How to run a model.
+#[derive(Debug, Clone)]
+pub struct CpuOptions {
+    /// How weights are kept.
+    pub precision: Precision,
+    /// Positions in the KV pool, rounded up to whole blocks.
+    pub kv_tokens: u32,
+    /// Positions in a block; a multiple of 16.
+    pub block_tokens: u32,
+    /// Sequences that can run at once.
+    pub slots: u16,
+    /// Most tokens in one step.
+    pub step_tokens: u32,
+    /// Threads that multiply; 0 takes as many as the machine has cores.
+    pub threads: usize,
+}
+
+impl Default for CpuOptions {
+    fn default() -> Self {
+        Self {
+            precision: Precision::Stored,
+            kv_tokens: 16 * 1024,
+            block_tokens: 16,
+            slots: 64,
+            step_tokens: 512,
+            threads: 0,
+        }
+    }
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// An option that cannot be.
+    #[error("cannot run a model with {0}")]
+    Options(String),
+    /// The system gave no thread.
+    #[error("cannot start the threads that run the model; is the machine at its limit?")]
+    Threads(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// A loaded model on the CPU.
+#[derive(Debug)]
+pub struct CpuBackend {
+    limits: Limits,
+    slots: Slots,
+    given: u64,
+    taken: u64,
+    /// Steps that came back, to be filled again.
+    spare: Vec<StepBatch>,
+    /// None only while dropping.
+    steps: Option<Sender<StepBatch>>,
+    answers: Receiver<(StepOutput, StepBatch)>,
+    read: Arc<crate::matrix::Multiplier>,
+    worker: Option<JoinHandle<()>>,
+}
+
+impl CpuBackend {
+    /// Packs the weights (some tenths of a second per GB) and starts the worker. The model's
+    /// files stay mapped: embedding rows are read from them.
+    pub fn load(model: &Arc<Model>, options: &CpuOptions) -> Result<Self, LoadError> {
+        let limits = limits(model, options)?;
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads)
+            .thread_name(|n| format!("polder-cpu-{n}"))
+            .build()
+            .map_err(|e| LoadError::Threads(Box::new(e)))?;
+        let isa = Isa::detect();
+        let mut forward =
+            threads.install(|| Forward::new(Arc::clone(model), options.precision, &limits, isa));
+        log::info!(
+            kernels = isa.name(),
+            threads = threads.current_num_threads(),
+            blocks = limits.blocks;
+            "model packed for the CPU"
+        );
+        let read = forward.multiplier();
+        let (steps, todo) = channel::<StepBatch>();
+        let (done, answers) = channel();
+        let worker = std::thread::Builder::new()
+            .name("polder-cpu".into())
+            .spawn(move || {
+                for step in todo {
+                    let output = threads.install(|| forward.run(&step));
+                    if done.send((output, step)).is_err() {
+                        break;
+                    }
+                }
+            })
+            .map_err(|e| LoadError::Threads(Box::new(e)))?;
+        Ok(Self {
+            limits,
+            slots: Slots::new(options.slots),
+            given: 0,
+            taken: 0,
+            spare: Vec::new(),
+            steps: Some(steps),
+            answers,
+            read,
+            worker: Some(worker),
+        })
+    }
+
+    /// Bytes of packed weight matrices that all steps so far have read. A step reads each matrix
+    /// once, however many tokens it holds; embedding rows and norms are not counted.
+    pub fn weight_bytes_read(&self) -> u64 {
+        self.read.read.load(Ordering::Relaxed)
+    }
+}
+
+fn limits(model: &Model, o: &CpuOptions) -> Result<Limits, LoadError> {
+    let spec = &model.spec;
+    if o.block_tokens == 0 || !(o.block_tokens as usize).is_multiple_of(PAGE) {
+        return Err(LoadError::Options(format!(
+            "blocks of {} positions; use a multiple of {PAGE}",
+            o.block_tokens
+        )));
+    }
+    if o.slots == 0 || o.step_tokens == 0 || o.kv_tokens == 0 {
+        return Err(LoadError::Options(
+            "no slots, no tokens in a step, or no positions in the KV pool".into(),
+        ));
+    }
+    let value = match o.precision {
+        Precision::Stored => 2,
+        Precision::F32 => 4,
+    };
+    let limits = Limits {
+        step_tokens: o.step_tokens,
+        slots: o.slots,
+        blocks: o.kv_tokens.div_ceil(o.block_tokens),
+        block_tokens: o.block_tokens,
+        context: spec.context,
+        vocab: spec.vocab,
+        kv_bytes_per_token: value * spec.kv_values_per_token(),
+    };
+    let positions = u64::from(limits.blocks) * u64::from(limits.block_tokens);
+    match limits.kv_bytes_per_token.checked_mul(positions) {
+        Some(bytes) if bytes <= isize::MAX as u64 => Ok(limits),
+        _ => Err(LoadError::Options(format!("{positions} positions of KV"))),
+    }
+}
+
+impl Backend for CpuBackend {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn submit(&mut self, step: &StepBatch) -> Result<Ticket, BackendError> {
+        self.slots.admit(step, &self.limits)?;
+        let mut copy = self.spare.pop().unwrap_or_default();
+        refill(&mut copy, step);
+        let steps = self.steps.as_ref().ok_or_else(stopped)?;
+        steps.send(copy).map_err(|_| stopped())?;
+        let ticket = Ticket(self.given);
+        self.given += 1;
+        Ok(ticket)
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<StepOutput, BackendError> {
+        if ticket.0 != self.taken || self.taken == self.given {
+            return Err(BackendError::UnknownTicket(ticket.0));
+        }
+        let (output, step) = self.answers.recv().map_err(|_| stopped())?;
+        self.taken += 1;
+        self.spare.push(step);
+        Ok(output)
+    }
+}
+
+impl Drop for CpuBackend {
+    fn drop(&mut self) {
+        // The worker ends when nothing more can come.
+        self.steps = None;
+        if let Some(worker) = self.worker.take() {
+            // A panic there has been reported by the panic hook and by `collect`.
+            let _ = worker.join();
+        }
+    }
+}
+
+fn stopped() -> BackendError {
+    BackendError::Device("the thread that runs the model has stopped".into())
+}
+
+/// Copies a step into a used one and keeps its memory.
+fn refill(to: &mut StepBatch, from: &StepBatch) {
+    to.inputs.clone_from(&from.inputs);
+    to.positions.clone_from(&from.positions);
+    to.sequences.clone_from(&from.sequences);
+    to.block_table.clone_from(&from.block_table);
+    to.copies.clone_from(&from.copies);
+    to.resets.clone_from(&from.resets);
+    to.histories.clone_from(&from.histories);
+    to.outputs.clone_from(&from.outputs);
+}

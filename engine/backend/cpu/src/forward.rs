@@ -1,0 +1,418 @@
+//! One forward pass, layer by layer, as the specification says.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use polder_backend::{Input, Limits, Row, StepBatch, StepOutput, TokenId, Want};
+use polder_model::{
+    Activation, Attention, Ffn, Gqa, LayerSpec, LayerWeights, Model, Rope, RopeLayout, Tensor,
+};
+use rayon::prelude::*;
+
+use crate::attention::{Span, attend, gather};
+use crate::backend::Precision;
+use crate::check::usize_range;
+use crate::kernels::{Isa, LANES, gate_gelu, gate_silu, sum_squares};
+use crate::kv::LayerKv;
+use crate::matrix::{Activations, Matrix, Multiplier};
+use crate::sampling::{History, sample};
+
+/// A packed model, its KV pool and its slots. Steps that reach it have been checked.
+pub(crate) struct Forward {
+    model: Arc<Model>,
+    multiplier: Arc<Multiplier>,
+    layers: Vec<Layer>,
+    output_norm: Vec<f32>,
+    head: Matrix,
+    kv: Vec<LayerKv>,
+    /// The different ropes of the layers.
+    ropes: Vec<TurnTable>,
+    slots: Vec<History>,
+    work: Work,
+}
+
+/// One layer, packed.
+struct Layer {
+    spec: LayerSpec,
+    /// Which of the ropes turns it.
+    rope: usize,
+    attention_norm: Vec<f32>,
+    q: Matrix,
+    k: Matrix,
+    v: Matrix,
+    /// All three end to end, or empty.
+    qkv_bias: Vec<f32>,
+    qk_norm: Option<[Vec<f32>; 2]>,
+    o: Matrix,
+    attention_post_norm: Option<Vec<f32>>,
+    ffn_norm: Vec<f32>,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
+    ffn_post_norm: Option<Vec<f32>>,
+}
+
+/// Memory that steps use again and again.
+#[derive(Default)]
+struct Work {
+    /// `[token][hidden]`: the residual stream.
+    x: Vec<f32>,
+    /// The left side of the next multiplication.
+    left: Activations,
+    tiled: Vec<f32>,
+    /// `[token][..]`: the result of the last multiplication.
+    right: Vec<f32>,
+    attended: Vec<f32>,
+    halves: Vec<u16>,
+}
+
+/// Cosines and sines for the positions of a step.
+struct TurnTable {
+    rope: Rope,
+    frequencies: Vec<f64>,
+    /// `[token][pair]`.
+    turns: Vec<(f32, f32)>,
+}
+
+impl Forward {
+    pub(crate) fn new(model: Arc<Model>, precision: Precision, limits: &Limits, isa: Isa) -> Self {
+        let floats = precision == Precision::F32;
+        let spec = &model.spec;
+        let mut ropes: Vec<TurnTable> = Vec::new();
+        let mut layers = Vec::with_capacity(spec.layers.len());
+        let mut kv = Vec::with_capacity(spec.layers.len());
+        for (layer, weights) in spec.layers.iter().zip(&model.weights.layers) {
+            let Attention::Gqa(gqa) = &layer.attention;
+            let rope = ropes.iter().position(|r| r.rope == gqa.rope).unwrap_or_else(|| {
+                let frequencies = gqa.rope.frequencies();
+                ropes.push(TurnTable { rope: gqa.rope.clone(), frequencies, turns: Vec::new() });
+                ropes.len() - 1
+            });
+            layers.push(Layer::pack(&model, layer, weights, rope, floats));
+            kv.push(LayerKv::new(
+                gqa,
+                limits.blocks as usize,
+                limits.block_tokens as usize,
+                floats,
+            ));
+        }
+        let head = model.weights.output.as_ref().unwrap_or(&model.weights.embedding);
+        Self {
+            multiplier: Arc::new(Multiplier { isa, read: AtomicU64::new(0) }),
+            output_norm: model.values(&model.weights.output_norm),
+            head: Matrix::pack(&model, head, floats),
+            layers,
+            kv,
+            ropes,
+            slots: (0..limits.slots).map(|_| History::default()).collect(),
+            work: Work::default(),
+            model,
+        }
+    }
+
+    /// Who multiplies, with the count of bytes read.
+    pub(crate) fn multiplier(&self) -> Arc<Multiplier> {
+        Arc::clone(&self.multiplier)
+    }
+
+    /// Runs a checked step.
+    pub(crate) fn run(&mut self, step: &StepBatch) -> StepOutput {
+        for reset in &step.resets {
+            let history = &step.histories[usize_range(&reset.history)];
+            self.slots[usize::from(reset.slot.0)].reset(history);
+        }
+        for copy in &step.copies {
+            self.kv.iter_mut().for_each(|kv| kv.copy(copy.from, copy.to));
+        }
+        if step.inputs.is_empty() {
+            return StepOutput::default();
+        }
+        self.embed(step);
+        for table in &mut self.ropes {
+            table.prepare(&step.positions);
+        }
+        let spans: Vec<Span<'_>> = step
+            .sequences
+            .iter()
+            .map(|s| Span {
+                tokens: usize_range(&s.tokens),
+                position: step.positions[s.tokens.start as usize] as usize,
+                table: &step.block_table[usize_range(&s.blocks)],
+            })
+            .collect();
+        let eps = self.model.spec.norm_eps;
+        let m = &*self.multiplier;
+        for (layer, kv) in self.layers.iter().zip(&mut self.kv) {
+            layer.attention(m, eps, &self.ropes[layer.rope], kv, &spans, &mut self.work);
+            layer.feed_forward(m, eps, &mut self.work);
+        }
+        self.read_out(step)
+    }
+
+    fn embed(&mut self, step: &StepBatch) {
+        let spec = &self.model.spec;
+        let hidden = spec.hidden as usize;
+        self.work.x.resize(step.inputs.len() * hidden, 0.0);
+        for (input, x) in step.inputs.iter().zip(self.work.x.chunks_exact_mut(hidden)) {
+            let TokenId(id) = match input {
+                Input::Host(token) => *token,
+                Input::Sampled(slot) => {
+                    self.slots[usize::from(slot.0)].last.expect("a checked slot has sampled")
+                }
+            };
+            self.model.row(&self.model.weights.embedding, id as usize, x);
+            if spec.embedding_scale != 1.0 {
+                x.iter_mut().for_each(|x| *x *= spec.embedding_scale);
+            }
+        }
+    }
+
+    /// The last norm and the head, for the rows that are asked for and no others.
+    fn read_out(&mut self, step: &StepBatch) -> StepOutput {
+        let hidden = self.model.spec.hidden as usize;
+        let vocab = self.model.spec.vocab as usize;
+        let eps = self.model.spec.norm_eps;
+        let isa = self.multiplier.isa;
+        let work = &mut self.work;
+        let row = |token: u32| token as usize * hidden..(token as usize + 1) * hidden;
+        let logit_rows: Vec<_> =
+            step.outputs.iter().filter(|o| !matches!(o.want, Want::Hidden)).collect();
+        let left = work.left.reset(logit_rows.len(), hidden);
+        for (output, to) in logit_rows.iter().zip(left.chunks_exact_mut(hidden)) {
+            to.copy_from_slice(&work.x[row(output.token)]);
+            norm(isa, to, &self.output_norm, eps);
+        }
+        work.left.quantize(isa, &[&self.head]);
+        self.multiplier.multiply(&[&self.head], &work.left, &mut work.tiled, &mut work.right);
+        let mut logits =
+            work.right.chunks_exact_mut(vocab.next_multiple_of(LANES)).map(|l| &mut l[..vocab]);
+        let mut rows = Vec::with_capacity(step.outputs.len());
+        for output in &step.outputs {
+            rows.push(match &output.want {
+                Want::Hidden => {
+                    let mut x = work.x[row(output.token)].to_vec();
+                    norm(isa, &mut x, &self.output_norm, eps);
+                    Row::Hidden(x)
+                }
+                Want::Logits => Row::Logits(logits.next().expect("a row for each output").to_vec()),
+                Want::Sample(want) => {
+                    let logits = logits.next().expect("a row for each output");
+                    let slot = &mut self.slots[usize::from(output.slot.0)];
+                    let position = step.positions[output.token as usize];
+                    let sampled = sample(logits, want, slot, position);
+                    slot.push(sampled.token);
+                    Row::Sampled(sampled)
+                }
+            });
+        }
+        StepOutput { rows }
+    }
+}
+
+impl Layer {
+    fn pack(
+        model: &Model,
+        spec: &LayerSpec,
+        weights: &LayerWeights,
+        rope: usize,
+        floats: bool,
+    ) -> Self {
+        let matrix = |t: &Tensor| Matrix::pack(model, t, floats);
+        let values = |t: &Tensor| model.values(t);
+        Self {
+            spec: spec.clone(),
+            rope,
+            attention_norm: values(&weights.attention_norm),
+            q: matrix(&weights.q),
+            k: matrix(&weights.k),
+            v: matrix(&weights.v),
+            qkv_bias: weights.qkv_bias.iter().flatten().flat_map(values).collect(),
+            qk_norm: weights.qk_norm.as_ref().map(|[q, k]| [values(q), values(k)]),
+            o: matrix(&weights.o),
+            attention_post_norm: weights.attention_post_norm.as_ref().map(values),
+            ffn_norm: values(&weights.ffn_norm),
+            gate: matrix(&weights.gate),
+            up: matrix(&weights.up),
+            down: matrix(&weights.down),
+            ffn_post_norm: weights.ffn_post_norm.as_ref().map(values),
+        }
+    }
+
+    fn attention(
+        &self,
+        m: &Multiplier,
+        eps: f32,
+        turns: &TurnTable,
+        kv: &mut LayerKv,
+        spans: &[Span<'_>],
+        work: &mut Work,
+    ) {
+        let Attention::Gqa(gqa) = &self.spec.attention;
+        let Work { x, left, tiled, right, attended, halves } = work;
+        let isa = m.isa;
+        let hidden = self.attention_norm.len();
+        let tokens = x.len() / hidden;
+        let all = [&self.q, &self.k, &self.v];
+        norm_rows(isa, x, &self.attention_norm, eps, left.reset(tokens, hidden));
+        left.quantize(isa, &all);
+        m.multiply(&all, left, tiled, right);
+
+        let width = right.len() / tokens;
+        let k_at = self.q.rows.next_multiple_of(LANES);
+        let v_at = k_at + self.k.rows.next_multiple_of(LANES);
+        let heads = Heads { gqa, k_at, v_at, eps, isa };
+        right
+            .par_chunks_exact_mut(width)
+            .with_min_len(32)
+            .enumerate()
+            .for_each(|(t, row)| self.prepare_heads(&heads, turns.of(t), row));
+        for span in spans {
+            for (i, t) in span.tokens.clone().enumerate() {
+                let row = &right[t * width..(t + 1) * width];
+                let k = &row[k_at..k_at + self.k.rows];
+                let v = &row[v_at..v_at + self.v.rows];
+                kv.write(isa, span.table, span.position + i, k, v, halves);
+            }
+        }
+        attend(isa, gqa, kv, spans, right, width, attended);
+        gather(gqa, attended, left.reset(tokens, self.o.cols));
+        left.quantize(isa, &[&self.o]);
+        m.multiply(&[&self.o], left, tiled, right);
+        add_rows(isa, x, right, hidden, self.attention_post_norm.as_deref(), eps);
+    }
+
+    /// Bias, head norms and rotation of one token's queries and keys.
+    fn prepare_heads(&self, heads: &Heads<'_>, turns: &[(f32, f32)], row: &mut [f32]) {
+        let Heads { gqa, k_at, v_at, eps, isa } = *heads;
+        if !self.qkv_bias.is_empty() {
+            let (q, kv) = self.qkv_bias.split_at(self.q.rows);
+            let (k, v) = kv.split_at(self.k.rows);
+            for (at, bias) in [(0, q), (k_at, k), (v_at, v)] {
+                row[at..].iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
+        }
+        let dim = gqa.head_dim as usize;
+        for (n, (at, len)) in [(0, self.q.rows), (k_at, self.k.rows)].into_iter().enumerate() {
+            for head in row[at..at + len].chunks_exact_mut(dim) {
+                if let Some(norms) = &self.qk_norm {
+                    norm(isa, head, &norms[n], eps);
+                }
+                turn(gqa.rope.layout, turns, head);
+            }
+        }
+    }
+
+    fn feed_forward(&self, m: &Multiplier, eps: f32, work: &mut Work) {
+        let Ffn::Dense { inner, activation } = self.spec.ffn;
+        let Work { x, left, tiled, right, .. } = work;
+        let isa = m.isa;
+        let hidden = self.ffn_norm.len();
+        let tokens = x.len() / hidden;
+        let both = [&self.gate, &self.up];
+        norm_rows(isa, x, &self.ffn_norm, eps, left.reset(tokens, hidden));
+        left.quantize(isa, &both);
+        m.multiply(&both, left, tiled, right);
+
+        let width = right.len() / tokens;
+        let inner = inner as usize;
+        let up_at = inner.next_multiple_of(LANES);
+        left.reset(tokens, inner)
+            .par_chunks_exact_mut(inner)
+            .zip(right.par_chunks_exact(width))
+            .with_min_len(16)
+            .for_each(|(to, from)| {
+                to.copy_from_slice(&from[..inner]);
+                let up = &from[up_at..up_at + inner];
+                match activation {
+                    Activation::Silu => gate_silu(isa, to, up),
+                    Activation::GeluTanh => gate_gelu(isa, to, up),
+                }
+            });
+        left.quantize(isa, &[&self.down]);
+        m.multiply(&[&self.down], left, tiled, right);
+        add_rows(isa, x, right, hidden, self.ffn_post_norm.as_deref(), eps);
+    }
+}
+
+/// What preparing a token's heads needs besides the layer.
+#[derive(Clone, Copy)]
+struct Heads<'a> {
+    gqa: &'a Gqa,
+    k_at: usize,
+    v_at: usize,
+    eps: f32,
+    isa: Isa,
+}
+
+impl TurnTable {
+    fn prepare(&mut self, positions: &[u32]) {
+        self.turns.clear();
+        for position in positions {
+            self.turns.extend(self.frequencies.iter().map(|f| {
+                let (sin, cos) = (f64::from(*position) * f).sin_cos();
+                (cos as f32, sin as f32)
+            }));
+        }
+    }
+
+    fn of(&self, token: usize) -> &[(f32, f32)] {
+        &self.turns[token * self.frequencies.len()..][..self.frequencies.len()]
+    }
+}
+
+/// Rotates the pairs of one head.
+fn turn(layout: RopeLayout, turns: &[(f32, f32)], head: &mut [f32]) {
+    let rotate = |a: &mut f32, b: &mut f32, (cos, sin): (f32, f32)| {
+        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+    };
+    match layout {
+        RopeLayout::Interleaved => {
+            for ([a, b], t) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
+                rotate(a, b, *t);
+            }
+        }
+        RopeLayout::Halves => {
+            let (front, back) = head[..2 * turns.len()].split_at_mut(turns.len());
+            for ((a, b), t) in front.iter_mut().zip(back).zip(turns) {
+                rotate(a, b, *t);
+            }
+        }
+    }
+}
+
+/// `x * weight / sqrt(mean(x^2) + eps)`.
+fn norm(isa: Isa, x: &mut [f32], weight: &[f32], eps: f32) {
+    let scale = 1.0 / (sum_squares(isa, x) / x.len() as f32 + eps).sqrt();
+    for (x, w) in x.iter_mut().zip(weight) {
+        *x = *x * scale * w;
+    }
+}
+
+fn norm_rows(isa: Isa, x: &[f32], weight: &[f32], eps: f32, to: &mut [f32]) {
+    let hidden = weight.len();
+    to.par_chunks_exact_mut(hidden).zip(x.par_chunks_exact(hidden)).with_min_len(32).for_each(
+        |(to, from)| {
+            to.copy_from_slice(from);
+            norm(isa, to, weight, eps);
+        },
+    );
+}
+
+/// Adds each token's result to the residual stream, normed first where the layer says so.
+fn add_rows(
+    isa: Isa,
+    x: &mut [f32],
+    results: &mut [f32],
+    hidden: usize,
+    post_norm: Option<&[f32]>,
+    eps: f32,
+) {
+    let width = hidden.next_multiple_of(LANES);
+    for (x, y) in x.chunks_exact_mut(hidden).zip(results.chunks_exact_mut(width)) {
+        let y = &mut y[..hidden];
+        if let Some(weight) = post_norm {
+            norm(isa, y, weight, eps);
+        }
+        x.iter_mut().zip(y).for_each(|(x, y)| *x += *y);
+    }
+}

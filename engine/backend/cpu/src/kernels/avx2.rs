@@ -1,0 +1,241 @@
+//! Kernels for AVX2 with FMA: two registers of eight rows make a tile.
+
+use std::arch::x86_64::*;
+
+use super::{FloatKind, GROUP, IntRows, IntTile, LANES};
+
+/// Rows in a register.
+const WIDE: usize = 8;
+
+/// # Safety
+/// The machine has AVX2, FMA and F16C, and the lengths are as `super::int_tile` checks.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn int_tile(tile: &IntTile<'_>, rows: &IntRows<'_>, out: &mut [f32]) {
+    // SAFETY: handed on.
+    unsafe {
+        match (tile.nibbles, tile.mins.is_empty(), tile.halves) {
+            (true, true, _) => blocks::<true, false, false>(tile, rows, out),
+            (true, false, _) => blocks::<true, true, false>(tile, rows, out),
+            (false, true, false) => blocks::<false, false, false>(tile, rows, out),
+            (false, false, _) => blocks::<false, true, false>(tile, rows, out),
+            (false, true, true) => blocks::<false, false, true>(tile, rows, out),
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn blocks<const NIBBLES: bool, const MINS: bool, const HALVES: bool>(
+    tile: &IntTile<'_>,
+    rows: &IntRows<'_>,
+    out: &mut [f32],
+) {
+    let tokens = out.len() / LANES;
+    let mut first = 0;
+    // SAFETY: `first + N <= tokens` in each call, and `side` is 0 or 1.
+    unsafe {
+        while tokens - first >= 4 {
+            for side in 0..2 {
+                block::<4, NIBBLES, MINS, HALVES>(tile, rows, first, side, out);
+            }
+            first += 4;
+        }
+        while first < tokens {
+            for side in 0..2 {
+                block::<1, NIBBLES, MINS, HALVES>(tile, rows, first, side, out);
+            }
+            first += 1;
+        }
+    }
+}
+
+/// Rows `8 side .. 8 side + 8` with tokens `first .. first + N`.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn block<const N: usize, const NIBBLES: bool, const MINS: bool, const HALVES: bool>(
+    tile: &IntTile<'_>,
+    rows: &IntRows<'_>,
+    first: usize,
+    side: usize,
+    out: &mut [f32],
+) {
+    let groups = rows.groups;
+    let fifteen = _mm256_set1_epi8(15);
+    let mut total = [_mm256_setzero_ps(); N];
+    for g in 0..groups {
+        // SAFETY: every index below is within the lengths that `super::int_tile` checked:
+        // `g < groups`, `first + t < tokens`, and a side is half of each 64-byte line.
+        unsafe {
+            let mut w = [_mm256_setzero_si256(); 8];
+            if NIBBLES {
+                let p = tile.quants.as_ptr().add(g * 256 + 32 * side);
+                for j in 0..4 {
+                    let both = _mm256_loadu_si256(p.add(64 * j).cast());
+                    w[2 * j] = _mm256_and_si256(both, fifteen);
+                    w[2 * j + 1] = _mm256_and_si256(_mm256_srli_epi16::<4>(both), fifteen);
+                }
+            } else {
+                let p = tile.quants.as_ptr().add(g * 512 + 32 * side);
+                for (j, w) in w.iter_mut().enumerate() {
+                    *w = _mm256_loadu_si256(p.add(64 * j).cast());
+                }
+            }
+            let halves = if HALVES { 2 } else { 1 };
+            let scales = tile.scales.as_ptr().add(g * LANES * halves + WIDE * side);
+            let scale = _mm256_loadu_ps(scales);
+            let min = match MINS {
+                true => _mm256_loadu_ps(tile.mins.as_ptr().add(g * LANES + WIDE * side)),
+                false => scale,
+            };
+            for (t, total) in total.iter_mut().enumerate() {
+                let at = (first + t) * groups + g;
+                let a = rows.q.as_ptr().add(at * GROUP).cast::<i32>();
+                let a_scale = *rows.scales.get_unchecked(at);
+                let low = *rows.sums.get_unchecked(2 * at);
+                let high = *rows.sums.get_unchecked(2 * at + 1);
+                let a_scales = _mm256_set1_ps(a_scale);
+                if HALVES {
+                    let second = _mm256_loadu_ps(scales.add(LANES));
+                    let even = byte_dot(&w[..4], a, -tile.zero * low);
+                    let odd = byte_dot(&w[4..], a.add(4), -tile.zero * high);
+                    *total = scaled(*total, even, _mm256_mul_ps(scale, a_scales));
+                    *total = scaled(*total, odd, _mm256_mul_ps(second, a_scales));
+                } else {
+                    let start = -tile.zero * (low + high);
+                    let dot = match NIBBLES {
+                        true => nibble_dot(&w, a, start),
+                        false => byte_dot(&w, a, start),
+                    };
+                    *total = scaled(*total, dot, _mm256_mul_ps(scale, a_scales));
+                }
+                if MINS {
+                    let sum = _mm256_set1_ps(a_scale * (low + high) as f32);
+                    *total = _mm256_add_ps(*total, _mm256_mul_ps(min, sum));
+                }
+            }
+        }
+    }
+    for (t, total) in total.into_iter().enumerate() {
+        let at = (first + t) * LANES + WIDE * side;
+        // SAFETY: `first + t < tokens`, and a token has `LANES` outputs.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(at), total) };
+    }
+}
+
+/// Eight rows of 32 four-bit columns. 16-bit sums hold: 8 * 2 * 15 * 127 = 30480.
+///
+/// # Safety
+/// `a` points to eight groups of four activations.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn nibble_dot(w: &[__m256i; 8], a: *const i32, start: i32) -> __m256i {
+    let mut short = _mm256_setzero_si256();
+    for (j, w) in w.iter().enumerate() {
+        // SAFETY: `j < 8`.
+        let quad = _mm256_set1_epi32(unsafe { a.add(j).read_unaligned() });
+        short = _mm256_add_epi16(short, _mm256_maddubs_epi16(*w, quad));
+    }
+    let pairs = _mm256_madd_epi16(short, _mm256_set1_epi16(1));
+    _mm256_add_epi32(pairs, _mm256_set1_epi32(start))
+}
+
+/// Eight rows of four columns for each register in `w`. Products of whole bytes overflow 16-bit
+/// sums, so both sides widen first.
+///
+/// # Safety
+/// `a` points to `w.len()` groups of four activations.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn byte_dot(w: &[__m256i], a: *const i32, start: i32) -> __m256i {
+    let (mut front, mut back) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+    for (j, w) in w.iter().enumerate() {
+        // SAFETY: `j < w.len()`.
+        let quad = _mm_set1_epi32(unsafe { a.add(j).read_unaligned() });
+        let quad = _mm256_cvtepi8_epi16(quad);
+        let first = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(*w));
+        let last = _mm256_cvtepu8_epi16(_mm256_extracti128_si256::<1>(*w));
+        front = _mm256_add_epi32(front, _mm256_madd_epi16(first, quad));
+        back = _mm256_add_epi32(back, _mm256_madd_epi16(last, quad));
+    }
+    // Rows 0 1 4 5 | 2 3 6 7 after the pairwise sum; put them in order.
+    let mixed = _mm256_hadd_epi32(front, back);
+    let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(mixed);
+    _mm256_add_epi32(ordered, _mm256_set1_epi32(start))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn scaled(total: __m256, dot: __m256i, scale: __m256) -> __m256 {
+    _mm256_add_ps(total, _mm256_mul_ps(_mm256_cvtepi32_ps(dot), scale))
+}
+
+/// # Safety
+/// The machine has AVX2, FMA and F16C, and the lengths are as `super::float_tile` checks.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn float_tile(
+    kind: FloatKind,
+    tile: &[u8],
+    cols: usize,
+    x: &[f32],
+    out: &mut [f32],
+) {
+    let tokens = out.len() / LANES;
+    let mut first = 0;
+    while first < tokens {
+        let wide = tokens - first >= 4;
+        // SAFETY: `first + N <= tokens` in each call.
+        unsafe {
+            match (kind, wide) {
+                (FloatKind::F32, true) => float_block::<4, 0>(tile, cols, x, first, out),
+                (FloatKind::F32, false) => float_block::<1, 0>(tile, cols, x, first, out),
+                (FloatKind::F16, true) => float_block::<4, 1>(tile, cols, x, first, out),
+                (FloatKind::F16, false) => float_block::<1, 1>(tile, cols, x, first, out),
+                (FloatKind::BF16, true) => float_block::<4, 2>(tile, cols, x, first, out),
+                (FloatKind::BF16, false) => float_block::<1, 2>(tile, cols, x, first, out),
+            }
+        }
+        first += if wide { 4 } else { 1 };
+    }
+}
+
+/// `KIND`: 0 is `F32`, 1 `F16`, 2 `BF16`.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn float_block<const N: usize, const KIND: u8>(
+    tile: &[u8],
+    cols: usize,
+    x: &[f32],
+    first: usize,
+    out: &mut [f32],
+) {
+    let mut total = [[_mm256_setzero_ps(); 2]; N];
+    for c in 0..cols {
+        // SAFETY: `c < cols` and `first + t < tokens`, within the lengths that
+        // `super::float_tile` checked.
+        unsafe {
+            let mut w = [_mm256_setzero_ps(); 2];
+            for (side, w) in w.iter_mut().enumerate() {
+                let at = c * LANES + WIDE * side;
+                *w = match KIND {
+                    0 => _mm256_loadu_ps(tile.as_ptr().add(at * 4).cast()),
+                    1 => _mm256_cvtph_ps(_mm_loadu_si128(tile.as_ptr().add(at * 2).cast())),
+                    _ => {
+                        let short = _mm_loadu_si128(tile.as_ptr().add(at * 2).cast());
+                        let long = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(short));
+                        _mm256_castsi256_ps(long)
+                    }
+                };
+            }
+            for (t, total) in total.iter_mut().enumerate() {
+                let x = _mm256_set1_ps(*x.get_unchecked((first + t) * cols + c));
+                total[0] = _mm256_fmadd_ps(w[0], x, total[0]);
+                total[1] = _mm256_fmadd_ps(w[1], x, total[1]);
+            }
+        }
+    }
+    for (t, [front, back]) in total.into_iter().enumerate() {
+        // SAFETY: `first + t < tokens`, and a token has `LANES` outputs.
+        unsafe {
+            let out = out.as_mut_ptr().add((first + t) * LANES);
+            _mm256_storeu_ps(out, front);
+            _mm256_storeu_ps(out.add(WIDE), back);
+        }
+    }
+}

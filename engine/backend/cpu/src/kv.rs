@@ -1,0 +1,154 @@
+//! The paged KV pool.
+//!
+//! A block is `block_tokens` positions, cut into pages of sixteen. In a page, keys lie as
+//! `[head][value][position]`, so that one query meets sixteen positions at once, and values as
+//! `[head][position][value]`.
+
+use polder_backend::BlockId;
+use polder_model::Gqa;
+
+use crate::kernels::{Isa, LANES, floats_to_halves, halves_to_floats};
+
+/// Positions in a page.
+pub(crate) const PAGE: usize = LANES;
+
+/// One layer's keys and values.
+#[derive(Debug)]
+pub(crate) struct LayerKv {
+    kv_heads: usize,
+    head_dim: usize,
+    pages_per_block: usize,
+    store: Store,
+}
+
+/// The reference keeps what it computed; otherwise half precision halves the memory.
+#[derive(Debug)]
+enum Store {
+    Floats(Vec<f32>),
+    Halves(Vec<u16>),
+}
+
+impl LayerKv {
+    pub(crate) fn new(gqa: &Gqa, blocks: usize, block_tokens: usize, floats: bool) -> Self {
+        let (kv_heads, head_dim) = (gqa.kv_heads as usize, gqa.head_dim as usize);
+        let values = 2 * kv_heads * head_dim * blocks * block_tokens;
+        Self {
+            kv_heads,
+            head_dim,
+            pages_per_block: block_tokens / PAGE,
+            store: match floats {
+                true => Store::Floats(vec![0.0; values]),
+                false => Store::Halves(vec![0; values]),
+            },
+        }
+    }
+
+    /// Values of one head's keys (or values) in a page.
+    fn head(&self) -> usize {
+        self.head_dim * PAGE
+    }
+
+    fn page(&self) -> usize {
+        2 * self.kv_heads * self.head()
+    }
+
+    /// Where the page of `position` begins.
+    fn at(&self, table: &[BlockId], position: usize) -> usize {
+        let block_tokens = self.pages_per_block * PAGE;
+        let block = table[position / block_tokens].0 as usize;
+        let page = block * self.pages_per_block + position % block_tokens / PAGE;
+        page * self.page()
+    }
+
+    /// Stores one position: `k` and `v` are `kv_heads * head_dim` values.
+    pub(crate) fn write(
+        &mut self,
+        isa: Isa,
+        table: &[BlockId],
+        position: usize,
+        k: &[f32],
+        v: &[f32],
+        spare: &mut Vec<u16>,
+    ) {
+        let (page, head, dim, heads) =
+            (self.at(table, position), self.head(), self.head_dim, self.kv_heads);
+        match &mut self.store {
+            Store::Floats(store) => scatter(&mut store[page..], heads, dim, head, position, k, v),
+            Store::Halves(store) => {
+                spare.resize(k.len() + v.len(), 0);
+                let (k16, v16) = spare.split_at_mut(k.len());
+                floats_to_halves(isa, k, k16);
+                floats_to_halves(isa, v, v16);
+                scatter(&mut store[page..], heads, dim, head, position, k16, v16);
+            }
+        }
+    }
+
+    /// One head's keys, `[value][16 positions]`, of the page with `position`. `spare` holds them
+    /// where they have to be converted.
+    pub(crate) fn keys<'a>(
+        &'a self,
+        isa: Isa,
+        table: &[BlockId],
+        position: usize,
+        head: usize,
+        spare: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
+        self.floats(isa, self.at(table, position) + head * self.head(), spare)
+    }
+
+    /// One head's values, `[16 positions][value]`, of the page with `position`.
+    pub(crate) fn values<'a>(
+        &'a self,
+        isa: Isa,
+        table: &[BlockId],
+        position: usize,
+        head: usize,
+        spare: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
+        let at = self.at(table, position) + (self.kv_heads + head) * self.head();
+        self.floats(isa, at, spare)
+    }
+
+    fn floats<'a>(&'a self, isa: Isa, at: usize, spare: &'a mut Vec<f32>) -> &'a [f32] {
+        match &self.store {
+            Store::Floats(store) => &store[at..at + self.head()],
+            Store::Halves(store) => {
+                spare.resize(self.head(), 0.0);
+                halves_to_floats(isa, &store[at..at + self.head()], spare);
+                spare
+            }
+        }
+    }
+
+    /// Copies a whole block.
+    pub(crate) fn copy(&mut self, from: BlockId, to: BlockId) {
+        let block = self.pages_per_block * self.page();
+        let from = from.0 as usize * block;
+        let to = to.0 as usize * block;
+        match &mut self.store {
+            Store::Floats(store) => store.copy_within(from..from + block, to),
+            Store::Halves(store) => store.copy_within(from..from + block, to),
+        }
+    }
+}
+
+fn scatter<T: Copy>(
+    page: &mut [T],
+    heads: usize,
+    dim: usize,
+    head: usize,
+    position: usize,
+    k: &[T],
+    v: &[T],
+) {
+    let lane = position % PAGE;
+    let (keys, values) = page.split_at_mut(heads * head);
+    for h in 0..heads {
+        let keys = &mut keys[h * head..][..head];
+        for (d, k) in k[h * dim..(h + 1) * dim].iter().enumerate() {
+            keys[d * PAGE + lane] = *k;
+        }
+        values[h * head + lane * dim..][..dim].copy_from_slice(&v[h * dim..(h + 1) * dim]);
+    }
+}

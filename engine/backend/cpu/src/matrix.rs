@@ -1,0 +1,366 @@
+//! Weight matrices in the back end's own layout: tiles of sixteen interleaved rows.
+//!
+//! Packing rounds nothing: quants, scales and minima keep the file's bits. Four-bit formats keep
+//! their size; five- and six-bit quants are widened to bytes, which costs memory and spares two
+//! sets of kernels.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use polder_model::{Format, Model, Tensor, quant};
+use rayon::prelude::*;
+
+use crate::kernels::{
+    self, FloatKind, GROUP, IntRows, IntTile, Isa, LANES, Lines, halves_to_floats,
+};
+
+/// A weight matrix, `rows` x `cols`.
+#[derive(Debug)]
+pub(crate) struct Matrix {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    layout: Layout,
+    /// `tile_bytes` for each tile of sixteen rows; the last one is filled up with zeros.
+    data: Lines,
+    tile_bytes: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Layout {
+    Float(FloatKind),
+    Int(IntLayout),
+}
+
+/// How an integer tile is laid out: scales first, then quants.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct IntLayout {
+    format: Format,
+    nibbles: bool,
+    zero: i32,
+    mins: bool,
+    halves: bool,
+    /// Scales are `f16 * integer` over super-blocks of 256 columns.
+    supers: bool,
+}
+
+impl IntLayout {
+    fn of(format: Format) -> Option<Self> {
+        let plain =
+            Self { format, nibbles: false, zero: 0, mins: false, halves: false, supers: false };
+        Some(match format {
+            Format::Q4_0 => Self { nibbles: true, zero: 8, ..plain },
+            Format::Q4_1 => Self { nibbles: true, mins: true, ..plain },
+            Format::Q5_0 => Self { zero: 16, ..plain },
+            Format::Q5_1 => Self { mins: true, ..plain },
+            Format::Q8_0 => Self { zero: 128, ..plain },
+            Format::Q4_K => Self { nibbles: true, mins: true, supers: true, ..plain },
+            Format::Q5_K => Self { mins: true, supers: true, ..plain },
+            Format::Q6_K => Self { zero: 32, halves: true, supers: true, ..plain },
+            Format::F32 | Format::F16 | Format::BF16 => return None,
+        })
+    }
+
+    /// What the packed quant of value `q` is.
+    fn packed(self, q: i8) -> u8 {
+        (i32::from(q) + self.zero) as u8
+    }
+
+    /// Columns under one f16 scale.
+    fn block(self) -> usize {
+        if self.supers { 256 } else { GROUP }
+    }
+
+    /// Integer scales (and, apart, minima) of one row in one block.
+    fn group_scales(self) -> usize {
+        match (self.supers, self.halves) {
+            (false, _) => 0,
+            (true, false) => 8,
+            (true, true) => 16,
+        }
+    }
+
+    /// Bytes of one block's scales, all rows.
+    fn scale_bytes(self) -> usize {
+        (2 + self.group_scales()) * LANES * (1 + usize::from(self.mins))
+    }
+
+    fn quant_bytes(self) -> usize {
+        if self.nibbles { GROUP * LANES / 2 } else { GROUP * LANES }
+    }
+
+    /// Bytes of all scales of a tile, filled up to a cache line.
+    fn scales(self, cols: usize) -> usize {
+        (cols / self.block() * self.scale_bytes()).next_multiple_of(64)
+    }
+}
+
+impl Matrix {
+    /// Packs a tensor, as it is stored, or as floats.
+    pub(crate) fn pack(model: &Model, tensor: &Tensor, as_floats: bool) -> Self {
+        let (rows, cols) = (tensor.rows, tensor.cols);
+        let layout = match (as_floats, tensor.format) {
+            (true, _) | (_, Format::F32) => Layout::Float(FloatKind::F32),
+            (_, Format::F16) => Layout::Float(FloatKind::F16),
+            (_, Format::BF16) => Layout::Float(FloatKind::BF16),
+            (_, format) => Layout::Int(IntLayout::of(format).expect("not a float format")),
+        };
+        let tile_bytes = match layout {
+            Layout::Float(kind) => cols * LANES * kind.bytes(),
+            Layout::Int(i) => i.scales(cols) + cols / GROUP * i.quant_bytes(),
+        };
+        let tiles = rows.div_ceil(LANES);
+        let mut data = Lines::zeroed(tiles * tile_bytes);
+        let stored = model.bytes(tensor);
+        let row_bytes = stored.len() / rows;
+        data.bytes_mut()[..tiles * tile_bytes]
+            .par_chunks_exact_mut(tile_bytes)
+            .zip(stored.par_chunks(row_bytes * LANES))
+            .for_each(|(tile, stored)| {
+                for (r, row) in stored.chunks_exact(row_bytes).enumerate() {
+                    match layout {
+                        Layout::Float(kind) => pack_floats(kind, tensor, row, r, tile),
+                        Layout::Int(i) => pack_ints(i, cols, row, r, tile),
+                    }
+                }
+            });
+        Self { rows, cols, layout, data, tile_bytes }
+    }
+
+    /// Tiles of sixteen rows.
+    pub(crate) fn tiles(&self) -> usize {
+        self.rows.div_ceil(LANES)
+    }
+
+    /// Whether it multiplies quantized activations.
+    pub(crate) fn wants_ints(&self) -> bool {
+        matches!(self.layout, Layout::Int(_))
+    }
+
+    /// One tile with every token: `out[token][16]`.
+    fn tile(&self, isa: Isa, tile: usize, x: &Activations, out: &mut [f32], spare: &mut Spare) {
+        let bytes = &self.data.bytes()[tile * self.tile_bytes..][..self.tile_bytes];
+        match self.layout {
+            Layout::Float(kind) => {
+                kernels::float_tile(isa, kind, bytes, self.cols, &x.floats, out);
+            }
+            Layout::Int(i) => {
+                let (scales, quants) = bytes.split_at(i.scales(self.cols));
+                spare.expand(isa, i, self.cols, scales);
+                let tile = IntTile {
+                    quants,
+                    scales: &spare.scales,
+                    mins: &spare.mins,
+                    zero: i.zero,
+                    nibbles: i.nibbles,
+                    halves: i.halves,
+                };
+                kernels::int_tile(isa, &tile, &x.ints(), out);
+            }
+        }
+    }
+}
+
+/// A tile's scales as floats; kept between tiles for its memory.
+#[derive(Debug, Default)]
+struct Spare {
+    scales: Vec<f32>,
+    mins: Vec<f32>,
+    supers: Vec<f32>,
+    halves: Vec<u16>,
+}
+
+impl Spare {
+    fn expand(&mut self, isa: Isa, layout: IntLayout, cols: usize, bytes: &[u8]) {
+        let blocks = cols / layout.block();
+        let halves = LANES * (1 + usize::from(layout.mins));
+        let all = blocks * layout.scale_bytes();
+        self.halves.clear();
+        self.supers.clear();
+        for block in bytes[..all].chunks_exact(layout.scale_bytes()) {
+            let pairs = block[..2 * halves].as_chunks::<2>().0;
+            self.halves.extend(pairs.iter().map(|b| u16::from_le_bytes(*b)));
+        }
+        self.supers.resize(self.halves.len(), 0.0);
+        halves_to_floats(isa, &self.halves, &mut self.supers);
+        self.scales.clear();
+        self.mins.clear();
+        for (floats, block) in
+            self.supers.chunks_exact(halves).zip(bytes[..all].chunks_exact(layout.scale_bytes()))
+        {
+            let (d, m) = floats.split_at(LANES);
+            if !layout.supers {
+                self.scales.extend_from_slice(d);
+                self.mins.extend_from_slice(m);
+                continue;
+            }
+            let (scales, mins) = block[2 * halves..].split_at(layout.group_scales() * LANES);
+            for group in scales.as_chunks::<LANES>().0 {
+                self.scales.extend(group.iter().zip(d).map(|(s, d)| d * f32::from(*s as i8)));
+            }
+            for group in mins.as_chunks::<LANES>().0 {
+                self.mins.extend(group.iter().zip(m).map(|(s, m)| -(m * f32::from(*s))));
+            }
+        }
+    }
+}
+
+fn pack_floats(kind: FloatKind, tensor: &Tensor, row: &[u8], r: usize, tile: &mut [u8]) {
+    let size = kind.bytes();
+    let columns = tile.chunks_exact_mut(LANES * size);
+    if kind == FloatKind::F32 {
+        let mut values = vec![0.0; tensor.cols];
+        quant::dequantize(tensor.format, row, &mut values);
+        for (column, value) in columns.zip(values) {
+            column[4 * r..4 * r + 4].copy_from_slice(&value.to_le_bytes());
+        }
+    } else {
+        for (column, stored) in columns.zip(row.chunks_exact(size)) {
+            column[size * r..size * (r + 1)].copy_from_slice(stored);
+        }
+    }
+}
+
+fn pack_ints(i: IntLayout, cols: usize, row: &[u8], r: usize, tile: &mut [u8]) {
+    let (scales, quants) = tile.split_at_mut(i.scales(cols));
+    let values = i.format.block_values();
+    let blocks = row.chunks_exact(i.format.block_bytes());
+    for (n, (block, scales)) in blocks.zip(scales.chunks_exact_mut(i.scale_bytes())).enumerate() {
+        let b = quant::unpack(i.format, block);
+        scales[2 * r..2 * r + 2].copy_from_slice(&b.d.to_le_bytes());
+        let halves = 2 * LANES * (1 + usize::from(i.mins));
+        if i.mins {
+            scales[2 * (LANES + r)..][..2].copy_from_slice(&b.m.to_le_bytes());
+        }
+        let groups = i.group_scales();
+        for g in 0..groups {
+            scales[halves + g * LANES + r] = b.group_scales[g] as u8;
+            if i.mins {
+                scales[halves + (groups + g) * LANES + r] = b.group_mins[g];
+            }
+        }
+        let first = n * values / GROUP * i.quant_bytes();
+        let quants = &mut quants[first..][..values / GROUP * i.quant_bytes()];
+        for (group, q) in quants.chunks_exact_mut(i.quant_bytes()).zip(b.q.as_chunks::<GROUP>().0) {
+            for (k, q) in q.iter().enumerate() {
+                let q = i.packed(*q);
+                if i.nibbles {
+                    let byte = &mut group[k / 8 * 64 + 4 * r + k % 4];
+                    *byte |= if k % 8 < 4 { q } else { q << 4 };
+                } else {
+                    group[k / 4 * 64 + 4 * r + k % 4] = q;
+                }
+            }
+        }
+    }
+}
+
+/// The left side of a multiplication: rows of activations, one per token.
+#[derive(Debug, Default)]
+pub(crate) struct Activations {
+    tokens: usize,
+    /// `[token][cols]`.
+    pub(crate) floats: Vec<f32>,
+    groups: usize,
+    q: Vec<i8>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
+}
+
+impl Activations {
+    /// Room for `tokens` rows of `cols` values, contents left over.
+    pub(crate) fn reset(&mut self, tokens: usize, cols: usize) -> &mut [f32] {
+        self.tokens = tokens;
+        self.floats.resize(tokens * cols, 0.0);
+        &mut self.floats
+    }
+
+    /// Quantizes the rows, if a matrix asks for that.
+    pub(crate) fn quantize(&mut self, isa: Isa, matrices: &[&Matrix]) {
+        if self.tokens == 0 || !matrices.iter().any(|m| m.wants_ints()) {
+            return;
+        }
+        let cols = self.floats.len() / self.tokens;
+        self.groups = cols.div_ceil(GROUP);
+        let (tokens, groups) = (self.tokens, self.groups);
+        self.q.resize(tokens * groups * GROUP, 0);
+        self.scales.resize(tokens * groups, 0.0);
+        self.sums.resize(tokens * groups * 2, 0);
+        let rows = self
+            .floats
+            .par_chunks_exact(cols)
+            .zip(self.q.par_chunks_exact_mut(groups * GROUP))
+            .zip(self.scales.par_chunks_exact_mut(groups))
+            .zip(self.sums.par_chunks_exact_mut(groups * 2));
+        rows.with_min_len(32).for_each(|(((x, q), scales), sums)| {
+            kernels::quantize_group(isa, x, q, scales, sums);
+        });
+    }
+
+    fn ints(&self) -> IntRows<'_> {
+        IntRows { groups: self.groups, q: &self.q, scales: &self.scales, sums: &self.sums }
+    }
+}
+
+/// Multiplies rows of activations with matrices that share them, each weight read once however
+/// many rows there are.
+#[derive(Debug)]
+pub(crate) struct Multiplier {
+    pub(crate) isa: Isa,
+    /// Bytes of packed weights read so far.
+    pub(crate) read: AtomicU64,
+}
+
+impl Multiplier {
+    /// `out[token][..]` gets the results of all matrices side by side, each filled up to a
+    /// multiple of sixteen. `tiled` is scratch.
+    pub(crate) fn multiply(
+        &self,
+        matrices: &[&Matrix],
+        x: &Activations,
+        tiled: &mut Vec<f32>,
+        out: &mut Vec<f32>,
+    ) {
+        let tokens = x.tokens;
+        let tiles: usize = matrices.iter().map(|m| m.tiles()).sum();
+        let width = tiles * LANES;
+        out.resize(tokens * width, 0.0);
+        if tokens <= 1 {
+            return self.tiles(matrices, x, out);
+        }
+        tiled.resize(tokens * width, 0.0);
+        self.tiles(matrices, x, tiled);
+        out.par_chunks_exact_mut(width).with_min_len(16).enumerate().for_each(|(t, row)| {
+            for (tile, to) in row.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                to.copy_from_slice(&tiled[(tile * tokens + t) * LANES..][..LANES]);
+            }
+        });
+    }
+
+    /// Tile by tile: `out[tile][token][16]`.
+    fn tiles(&self, matrices: &[&Matrix], x: &Activations, out: &mut [f32]) {
+        let tokens = x.tokens;
+        if tokens == 0 {
+            return;
+        }
+        let weights: usize = matrices.iter().map(|m| m.tiles() * m.tile_bytes).sum();
+        let tiles = out.len() / (tokens * LANES);
+        // Pieces of at least this many bytes of weights pay for being handed to another thread.
+        let pieces = (weights / 16384).clamp(1, 4 * rayon::current_num_threads());
+        let run = tiles.div_ceil(pieces);
+        out.par_chunks_mut(run * tokens * LANES).enumerate().for_each(|(piece, out)| {
+            let mut spare = Spare::default();
+            let mut bytes = 0;
+            for (n, out) in out.chunks_exact_mut(tokens * LANES).enumerate() {
+                let mut tile = piece * run + n;
+                for matrix in matrices {
+                    if tile < matrix.tiles() {
+                        matrix.tile(self.isa, tile, x, out, &mut spare);
+                        bytes += matrix.tile_bytes as u64;
+                        break;
+                    }
+                    tile -= matrix.tiles();
+                }
+            }
+            self.read.fetch_add(bytes, Ordering::Relaxed);
+        });
+    }
+}

@@ -1,0 +1,210 @@
+//! From logits to a token.
+//!
+//! Order: penalties and bias, then the mask, then temperature, then top-k, top-p and min-p, then
+//! the draw. The draw is a pure function of the seed and the position, so that the same seed
+//! gives the same answer whatever else is in the batch.
+
+use std::collections::HashMap;
+
+use polder_backend::{SampledToken, Sampling, TokenId};
+
+/// What a slot remembers of its sequence.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    /// How often each token was sampled, and whether it stood in the prompt (then 0 is possible).
+    seen: HashMap<u32, u32>,
+    /// The last sampled token.
+    pub(crate) last: Option<TokenId>,
+}
+
+impl History {
+    /// Starts anew with a prompt.
+    pub(crate) fn reset(&mut self, prompt: &[TokenId]) {
+        self.seen.clear();
+        self.seen.extend(prompt.iter().map(|t| (t.0, 0)));
+        self.last = None;
+    }
+
+    /// Notes a sampled token.
+    pub(crate) fn push(&mut self, token: TokenId) {
+        *self.seen.entry(token.0).or_insert(0) += 1;
+        self.last = Some(token);
+    }
+}
+
+/// Chooses a token; `logits` is used up. Logits that are not numbers count as impossible.
+pub(crate) fn sample(
+    logits: &mut [f32],
+    want: &Sampling,
+    history: &History,
+    position: u32,
+) -> SampledToken {
+    adjust(logits, want, history);
+    let best = best(logits);
+    let (logprob, top, normaliser) = logprobs(logits, want);
+    let token = match want.temperature > 0.0 {
+        false => best,
+        true => draw(logits, want, best, uniform(want.seed, position)),
+    };
+    SampledToken {
+        token: TokenId(token as u32),
+        logprob: logprob.then(|| logits[token] - normaliser),
+        top,
+    }
+}
+
+/// Penalties, bias and mask.
+fn adjust(logits: &mut [f32], want: &Sampling, history: &History) {
+    for logit in logits.iter_mut() {
+        if logit.is_nan() {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+    let penalties = want.repetition_penalty != 1.0
+        || want.presence_penalty != 0.0
+        || want.frequency_penalty != 0.0;
+    if penalties {
+        for (token, count) in &history.seen {
+            let logit = &mut logits[*token as usize];
+            if *logit > 0.0 {
+                *logit /= want.repetition_penalty;
+            } else {
+                *logit *= want.repetition_penalty;
+            }
+            if *count > 0 {
+                *logit -= want.presence_penalty + want.frequency_penalty * *count as f32;
+            }
+        }
+    }
+    for (token, bias) in &want.bias {
+        logits[token.0 as usize] += bias;
+    }
+    if let Some(mask) = &want.mask {
+        for (logits, word) in logits.chunks_mut(32).zip(mask) {
+            for (bit, logit) in logits.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        // A mask outweighs everything: were all that it allows impossible, the first one stands.
+        if logits.iter().all(|l| *l == f32::NEG_INFINITY) {
+            let allowed = (0..logits.len()).find(|i| mask[i / 32] >> (i % 32) & 1 == 1);
+            logits[allowed.expect("a checked mask allows a token")] = 0.0;
+        }
+    }
+}
+
+/// The first of the largest.
+fn best(logits: &[f32]) -> usize {
+    let mut best = 0;
+    for (i, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = i;
+        }
+    }
+    best
+}
+
+/// Whether logprobs are wanted, the best tokens with theirs, and what to subtract from a logit.
+fn logprobs(logits: &[f32], want: &Sampling) -> (bool, Vec<(TokenId, f32)>, f32) {
+    let Some(count) = want.logprobs else { return (false, Vec::new(), 0.0) };
+    let max = logits[best(logits)];
+    if max.is_infinite() {
+        return (true, Vec::new(), max);
+    }
+    let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
+    let normaliser = (f64::from(max) + sum.ln()) as f32;
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    let count = usize::from(count).min(order.len());
+    first_best(&mut order, count, logits);
+    let possible = |i: &&u32| logits[**i as usize] > f32::NEG_INFINITY;
+    let top = order[..count]
+        .iter()
+        .filter(possible)
+        .map(|i| (TokenId(*i), logits[*i as usize] - normaliser))
+        .collect();
+    (true, top, normaliser)
+}
+
+/// Moves the `count` largest to the front, largest first, lower ids first among equals.
+fn first_best(order: &mut [u32], count: usize, logits: &[f32]) {
+    let rank = |a: &u32, b: &u32| {
+        logits[*b as usize].total_cmp(&logits[*a as usize]).then_with(|| a.cmp(b))
+    };
+    if count == 0 {
+        return;
+    }
+    if count < order.len() {
+        order.select_nth_unstable_by(count - 1, rank);
+    }
+    order[..count].sort_unstable_by(rank);
+}
+
+/// Temperature, filters, draw. `u` is in `[0, 1)`.
+fn draw(logits: &[f32], want: &Sampling, best: usize, u: f64) -> usize {
+    let max = logits[best];
+    if max.is_infinite() {
+        return best;
+    }
+    let weight = |i: u32| (f64::from(logits[i as usize] - max) / f64::from(want.temperature)).exp();
+    let mut order: Vec<u32> =
+        (0..logits.len() as u32).filter(|i| logits[*i as usize] > f32::NEG_INFINITY).collect();
+    let top_k = match want.top_k as usize {
+        0 => order.len(),
+        k => k.min(order.len()),
+    };
+    if top_k < order.len() {
+        first_best(&mut order, top_k, logits);
+        order.truncate(top_k);
+    }
+    if want.top_p < 1.0 {
+        let all: f64 = order.iter().map(|i| weight(*i)).sum();
+        let goal = f64::from(want.top_p) * all;
+        // Most of the mass sits in few tokens: sort a small front first, more only if needed.
+        let mut sorted = 64.min(order.len());
+        let keep = loop {
+            first_best(&mut order, sorted, logits);
+            let mut sum = 0.0;
+            let enough = order[..sorted].iter().position(|i| {
+                sum += weight(*i);
+                sum >= goal
+            });
+            match enough {
+                Some(last) => break last + 1,
+                None if sorted == order.len() => break sorted,
+                None => sorted = (sorted * 8).min(order.len()),
+            }
+        };
+        order.truncate(keep);
+    }
+    if want.min_p > 0.0 {
+        order.retain(|i| weight(*i) >= f64::from(want.min_p) || *i as usize == best);
+    }
+    // Vocabulary order, so that the draw does not depend on how the filters sorted.
+    order.sort_unstable();
+    let all: f64 = order.iter().map(|i| weight(*i)).sum();
+    let mut left = u * all;
+    for i in &order {
+        left -= weight(*i);
+        if left < 0.0 {
+            return *i as usize;
+        }
+    }
+    best
+}
+
+/// A number in `[0, 1)` from a seed and a position: two rounds of the splitmix64 finaliser.
+fn uniform(seed: u64, position: u32) -> f64 {
+    let mix = |mut z: u64| {
+        z = z.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    };
+    (mix(mix(seed) ^ u64::from(position)) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+#[path = "sampling_tests.rs"]
+mod tests;
