@@ -1,7 +1,5 @@
 //! Counts a model's weights and what it remembers per conversation, from its layers alone.
 
-use std::ops::Add as _;
-
 use polder_recipes::{Architecture, Attention, FeedForward, Quantization};
 
 use crate::text;
@@ -80,18 +78,13 @@ impl Weights {
     /// All weights.
     pub fn total(&self) -> f64 {
         let experts = self.moe.iter().map(|m| m.layers * f64::from(m.experts) * m.per_expert);
-        self.attention
-            + self.dense
-            + self.router
-            + self.embedding
-            + self.head
-            + experts.sum::<f64>()
+        self.attention + self.dense + self.router + self.embedding + self.head + sum(experts)
     }
 
     /// Weights that one token is multiplied with.
     pub fn per_token(&self) -> f64 {
         let experts = self.moe.iter().map(|m| m.layers * f64::from(m.top_k) * m.per_expert);
-        self.attention + self.dense + self.router + self.head_size() + experts.sum::<f64>()
+        self.attention + self.dense + self.router + self.head_size() + sum(experts)
     }
 
     /// Weights that makers count as active: those of [`Self::per_token`] and the embedding table.
@@ -112,7 +105,7 @@ impl Weights {
     /// Bytes of all routed experts.
     pub fn expert_bytes(&self, q: &Quantization) -> f64 {
         let all = |m: &MoeLayers| m.layers * f64::from(m.experts) * m.per_expert;
-        self.moe.iter().map(all).fold(0.0, f64::add) * q.expert_bits() / 8.0
+        sum(self.moe.iter().map(all)) * q.expert_bits() / 8.0
     }
 
     /// Bytes that every step reads, however many tokens it makes: attention, dense parts, routers
@@ -129,7 +122,7 @@ impl Weights {
     pub fn expert_step_bytes(&self, q: &Quantization, tokens: u32) -> f64 {
         let read =
             |m: &MoeLayers| m.layers * distinct_experts(m.experts, m.top_k, tokens) * m.per_expert;
-        self.moe.iter().map(read).fold(0.0, f64::add) * q.expert_bits() / 8.0
+        sum(self.moe.iter().map(read)) * q.expert_bits() / 8.0
     }
 
     /// How [`Self::bytes`] comes about.
@@ -241,14 +234,14 @@ impl KvShape {
             match &group.attention {
                 Attention::Gqa { kv_heads, head_dim, window, .. } => {
                     let each = layers * 2.0 * f(*kv_heads) * f(*head_dim) * bytes;
-                    let what =
-                        format!("2 x {kv_heads} heads x {head_dim} x {count} layers x {per} B");
+                    let what = format!("2 x {kv_heads} heads x {head_dim} x ");
+                    let size = format!(" layers x {per} B");
                     match window {
                         None => {
                             shape.growing += each;
-                            shape.parts.push(what);
+                            shape.part(what, count, size);
                         }
-                        Some(window) => shape.window(each, *window, what),
+                        Some(window) => shape.window(each, *window, (what, count, size)),
                     }
                 }
                 Attention::Mla { kv_rank, rope_dim, .. } => {
@@ -311,8 +304,8 @@ impl KvShape {
     /// `tokens` tokens.
     pub fn step_bytes(&self, tokens: u32) -> f64 {
         let tokens = f64::from(tokens);
-        let unread: f64 =
-            self.picked.iter().map(|(stored, most)| (stored * tokens - most).max(0.0)).sum();
+        let unread =
+            sum(self.picked.iter().map(|(stored, most)| (stored * tokens - most).max(0.0)));
         self.growing * tokens - unread + self.window_bytes(tokens) + 2.0 * self.fixed
     }
 
@@ -327,7 +320,7 @@ impl KvShape {
     }
 
     fn window_bytes(&self, tokens: f64) -> f64 {
-        self.windows.iter().map(|(each, window)| each * tokens.min(*window)).sum()
+        sum(self.windows.iter().map(|(each, window)| each * tokens.min(*window)))
     }
 }
 
@@ -355,7 +348,12 @@ pub(crate) fn attention_flop_per_token(architecture: &Architecture, tokens: u32)
             4.0 * f(*heads) * f(*head_dim) * (seen + mean.min(f(*window))) + index
         }
     };
-    architecture.layers.iter().map(|group| f(group.count) * of(&group.attention)).sum()
+    sum(architecture.layers.iter().map(|group| f(group.count) * of(&group.attention)))
+}
+
+/// From plain zero: the standard sum of nothing is minus zero, which a formula would show.
+pub(crate) fn sum(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(0.0, |all, value| all + value)
 }
 
 #[cfg(test)]

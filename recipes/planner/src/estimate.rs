@@ -174,7 +174,9 @@ fn in_short(estimate: &Estimate) -> Vec<String> {
             row.likely
         ));
     }
-    if let Some(row) = estimate.sessions.iter().find(|row| row.tokens == long) {
+    if let Some(row) = estimate.sessions.iter().find(|row| row.tokens == long)
+        && estimate.members > 1
+    {
         let ready = row.ready.value.floor().min(f64::from(estimate.members));
         let others = f64::from(estimate.members) - ready;
         let stay = match ready as u32 {
@@ -184,7 +186,7 @@ fn in_short(estimate: &Estimate) -> Vec<String> {
             many => format!("{many} stay"),
         };
         let mut line = format!(
-            "Of {} conversations of {} tokens, one for each member, {stay} ready in fast memory",
+            "Of {} conversations of {} tokens, one for each member, {stay} ready in memory",
             estimate.members,
             text::tokens(long),
         );

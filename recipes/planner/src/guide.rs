@@ -316,23 +316,21 @@ fn h100(spec: &BoxSpec, recipe: &Recipe, speed: &Speed<'_>, estimate: &Estimate)
         return None;
     }
     let room = 60e9;
-    let at = |bits| room / KvShape::of(speed.architecture, bits).session_bytes(32_768);
+    let each = |bits| KvShape::of(speed.architecture, bits).session_bytes(32_768);
+    let (wide, narrow) = (each(16.0), each(8.0));
     Some(note(
         "60 GB stay free on an H100, for about 12 people at 32K tokens, whichever of these models.",
         format!(
             "It depends on the model: 60 GB would do for {:.0} in 16 bits or {:.0} in FP8 of this one, and {} \
              stay free with the reserve.",
-            at(16.0).floor(),
-            at(8.0).floor(),
+            (room / wide).floor(),
+            (room / narrow).floor(),
             bytes(
                 (spec.fast.bytes.value * speed.assumed.utilisation - estimate.memory.weights.value)
                     .max(0.0)
             )
         ),
-        format!(
-            "60 GB / 32,768 / {} or {} B per token",
-            estimate.kv.bits16.value, estimate.kv.bits8.value
-        ),
+        format!("60 GB / {} or {} for 32,768 tokens", bytes(wide), bytes(narrow)),
     ))
 }
 

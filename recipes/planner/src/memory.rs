@@ -1,10 +1,10 @@
 //! What goes where: weights, working space, and what is left for conversations.
 
-use polder_recipes::{Architecture, BoxSpec, Label, Quantization, Recipe, Tier};
+use polder_recipes::{Architecture, BoxSpec, FeedForward, Label, Quantization, Recipe, Tier};
 use serde::Serialize;
 
 use crate::assumptions::Assumptions;
-use crate::count::{KvShape, Weights};
+use crate::count::{KvShape, Weights, sum};
 use crate::quantity::{Quantity, Unit};
 use crate::text;
 
@@ -242,7 +242,6 @@ fn weights_size(recipe: &Recipe, counted: &Weights, q: &Quantization) -> Quantit
 }
 
 fn workspace(architecture: &Architecture, assumed: &Assumptions) -> Quantity {
-    use polder_recipes::FeedForward;
     let widest = architecture.layers.iter().map(|group| match group.feed_forward {
         FeedForward::Dense { inter } => f64::from(inter),
         FeedForward::Moe { top_k, inter, shared_inter, .. } => {
@@ -278,7 +277,7 @@ pub(crate) fn kv_per_token(architecture: &Architecture, assumed: &Assumptions) -
     let bits16 = at(16.0);
     let bits8 = Quantity { formula: format!("{bits16} / 2"), ..at(8.0) };
     let used = KvShape::of(architecture, assumed.kv_bits);
-    let windows: f64 = used.windows.iter().map(|(each, window)| each * window).sum();
+    let windows = sum(used.windows.iter().map(|(each, window)| each * window));
     KvPerToken {
         bits16,
         bits8,

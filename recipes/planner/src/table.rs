@@ -63,7 +63,7 @@ impl Estimate {
     fn memory_table(&self, sheet: &mut Sheet) {
         let memory = &self.memory;
         sheet.heading("MEMORY");
-        sheet.quantity("Fast memory", &memory.fast);
+        sheet.quantity(if memory.slow.is_some() { "Fast memory" } else { "Memory" }, &memory.fast);
         sheet.quantity("of which we use", &memory.usable);
         sheet.quantity("The model's weights", &memory.weights);
         if let Some(moved) = &memory.weights_in_slow {
@@ -86,15 +86,19 @@ impl Estimate {
 
     fn session_table(&self, sheet: &mut Sheet) {
         sheet.heading("HOW MANY CONVERSATIONS STAY IN MEMORY");
-        sheet.columns(&["tokens in each", "takes", "stay ready", "more can wait", "back in"]);
+        // Without a second memory there is nowhere to wait.
+        let columns = if self.memory.slow.is_some() { 5 } else { 3 };
+        let titles = ["tokens in each", "takes", "stay ready", "more can wait", "back in"];
+        sheet.columns(&titles[..columns]);
         for row in &self.sessions {
-            sheet.columns(&[
-                &format!("{}{}", tokens(row.tokens), mark(row.beyond_context)),
-                &row.each.to_string(),
-                &none(&row.ready),
-                &row.waiting.as_ref().map_or("not known".into(), none),
-                &row.bring_back.as_ref().map_or("-".into(), ToString::to_string),
-            ]);
+            let cells = [
+                format!("{}{}", tokens(row.tokens), mark(row.beyond_context)),
+                row.each.to_string(),
+                none(&row.ready),
+                row.waiting.as_ref().map_or_else(String::new, none),
+                row.bring_back.as_ref().map_or_else(String::new, ToString::to_string),
+            ];
+            sheet.columns(&cells[..columns]);
         }
         if let Some(row) = self.sessions.get(1) {
             let mut how =
