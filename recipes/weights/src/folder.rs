@@ -43,8 +43,8 @@ impl Folder {
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
-    /// Looks for a file under its own name, under the recipe's folder, and, on a disk that holds
-    /// another box's store, under its digest.
+    /// Looks for a file in the recipe's own folder, beside it, and, on a disk that holds another
+    /// box's store, under its digest.
     pub(crate) fn find(
         &self,
         recipe: &str,
@@ -55,7 +55,7 @@ impl Folder {
             let blob = format!("blobs/sha256/{digest}");
             [format!("weights/{blob}"), blob]
         });
-        for path in [name.to_owned(), format!("{recipe}/{name}")].into_iter().chain(by_digest) {
+        for path in [format!("{recipe}/{name}"), name.to_owned()].into_iter().chain(by_digest) {
             match self.file(&path).and_then(|file| file.metadata()) {
                 Ok(found) => return Ok(Some(describe(path, &found))),
                 Err(e) if missing(&e) => {}

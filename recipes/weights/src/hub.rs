@@ -50,6 +50,9 @@ impl Hub {
             }),
         }
     }
+    pub(crate) fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
     /// Asks what the repository has at a branch, tag or commit.
     pub(crate) fn list(
         &self,

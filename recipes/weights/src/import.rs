@@ -61,12 +61,16 @@ impl Store {
         teller.begin(Phase::CheckingSpace, 0, None);
         let _lock = self.lock(self.options.wait_for_others, Some((&mut teller, cancel)))?;
         let import = Import { store: self, recipe, cancel };
-        let imported = match self.complete(recipe)? {
+        let imported = match self.whole(recipe)? {
             Some(manifest) => {
+                let folder = self.model_path(&recipe.name);
+                if !view::is_right(&folder, &manifest.files) {
+                    view::build(&folder, &manifest.files)?;
+                }
                 if let Origin::Folder(path) = from {
                     import.compare(&Folder::open(path)?, &manifest, &mut teller)?;
                 }
-                Imported { folder: self.model_path(&recipe.name), manifest, brought: 0 }
+                Imported { folder, manifest, brought: 0 }
             }
             None => import.run(from, &mut teller)?,
         };
@@ -287,7 +291,7 @@ impl Import<'_> {
             names::file_name(path)?;
             item.place = Place::Url(format!("{base}/{}", names::in_url(path)));
         }
-        let web = Some(Web::new(&self.store.options)?);
+        let web = Some(Web::new(&self.store.options, &base)?);
         Ok(Plan { items, source: shown, commit: None, web, folder: None })
     }
 
@@ -313,7 +317,7 @@ impl Import<'_> {
     ) -> Result<Plan, WeightsError> {
         let recipe = &self.recipe.name;
         let hub = Hub::new(recipe, self.store.options.hub_endpoint.as_deref(), repo)?;
-        let web = Web::new(&self.store.options)?;
+        let web = Web::new(&self.store.options, hub.endpoint())?;
         // What was pinned or begun at a commit goes on at that commit, though the branch moved on.
         let pinned = pins.any().and_then(|manifest| manifest.commit.clone());
         let revision = pinned.unwrap_or_else(|| revision.to_owned());

@@ -27,7 +27,7 @@ pub(crate) struct Partial {
     name: String,
     path: PathBuf,
     file: File,
-    /// None while the size is unknown: then nothing is kept for the next time.
+    /// What is kept for the next time; none for a stream that cannot be gone on with.
     kept: Option<Kept>,
 }
 
@@ -69,15 +69,18 @@ impl Partial {
         let kept = Some(Kept { chunks, wanted, unsaved: 0, saved: Instant::now() });
         Ok(Self { name: name.to_owned(), path, file, kept })
     }
-    /// Starts it, of a size that nobody knows.
-    pub(crate) fn of_unknown_size(
+    /// Starts it, for a stream that cannot be gone on with: nothing is kept for the next time.
+    pub(crate) fn anew(
         folder: &Path,
         key: &str,
         name: &str,
+        size: Option<u64>,
     ) -> Result<Self, WeightsError> {
         let path = folder.join(format!("{key}.part"));
         remove(&path)?;
-        let file = open(&path).map_err(WeightsError::writing(name, &path))?;
+        let file = open(&path)
+            .and_then(|file| reserve(&file, size.unwrap_or(0)).map(|()| file))
+            .map_err(WeightsError::writing(name, &path))?;
         Ok(Self { name: name.to_owned(), path, file, kept: None })
     }
     pub(crate) fn file(&self) -> &File {

@@ -134,15 +134,16 @@ impl Store {
     /// every digest matched at the import, is the one that the recipe now names, and every blob is
     /// still here in full size.
     pub fn model_folder(&self, recipe: &Recipe) -> Option<PathBuf> {
-        self.complete(recipe).ok().flatten().map(|_| self.model_path(&recipe.name))
+        let manifest = self.whole(recipe).ok().flatten()?;
+        let folder = self.model_path(&recipe.name);
+        view::is_right(&folder, &manifest.files).then_some(folder)
     }
 
-    /// The manifest, where the model is whole and in place.
-    pub(crate) fn complete(&self, recipe: &Recipe) -> Result<Option<Manifest>, WeightsError> {
+    /// The manifest, where it is of what the recipe names now and every blob is here.
+    pub(crate) fn whole(&self, recipe: &Recipe) -> Result<Option<Manifest>, WeightsError> {
         let Some(manifest) = self.manifest(&recipe.name)? else { return Ok(None) };
         let whole = fits(&manifest, &recipe.files)
-            && manifest.files.iter().all(|file| self.has(&file.sha256, file.size))
-            && view::is_right(&self.model_path(&recipe.name), &manifest.files);
+            && manifest.files.iter().all(|file| self.has(&file.sha256, file.size));
         Ok(whole.then_some(manifest))
     }
     /// Whether this blob is here, in this size.

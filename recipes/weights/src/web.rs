@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ureq::http::{HeaderMap, Response};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::{Agent, Body, BodyReader};
+use ureq::{Agent, Body, BodyReader, Proxy};
 
 use crate::progress::{CancelFlag, Event, Teller};
 use crate::{Options, WeightsError, names};
@@ -17,7 +17,7 @@ pub(crate) const FIRST_TRIES: u32 = 4;
 /// Longer than any server's Retry-After that we obey.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(120);
 
-/// Makes requests as the options say. Proxies come from the environment.
+/// Makes requests as the options say. Proxies come from the environment, but for this machine.
 pub(crate) struct Web {
     agent: Agent,
     pub(crate) pace: Pace,
@@ -64,7 +64,8 @@ pub(crate) enum Fault {
 }
 
 impl Web {
-    pub(crate) fn new(options: &Options) -> Result<Self, WeightsError> {
+    /// For requests to addresses under `base`.
+    pub(crate) fn new(options: &Options, base: &str) -> Result<Self, WeightsError> {
         let roots = match &options.ca_file {
             None => RootCerts::WebPki,
             Some(path) => {
@@ -84,6 +85,7 @@ impl Web {
         };
         let agent = Agent::config_builder()
             .tls_config(TlsConfig::builder().root_certs(roots).build())
+            .proxy(if is_loopback(base) { None } else { Proxy::try_from_env() })
             .http_status_as_error(false)
             .user_agent(concat!("polder/", env!("CARGO_PKG_VERSION")))
             .accept_encoding("identity")
@@ -256,6 +258,14 @@ fn judge(
     }
 }
 
+/// Whether an address is on this machine, where no proxy can reach it for us.
+fn is_loopback(url: &str) -> bool {
+    let Ok(uri) = url.parse::<ureq::http::Uri>() else { return false };
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost"
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
 /// `Content-Range: bytes 0-9/100` as a range (none for `*`) and the total.
 fn range_of(headers: &HeaderMap) -> Option<(Option<Range<u64>>, u64)> {
     let (range, total) = text(headers, "content-range")?.strip_prefix("bytes ")?.split_once('/')?;
@@ -319,6 +329,17 @@ mod tests {
         assert_eq!(pace.wait(1, 0), Duration::from_millis(250));
         assert_eq!(pace.wait(3, u64::MAX), Duration::from_secs(2));
         assert_eq!(pace.wait(u32::MAX, u64::MAX), Duration::from_secs(30));
+    }
+    #[test]
+    fn no_proxy_is_asked_for_this_machine() {
+        for url in
+            ["http://localhost:1/x", "https://127.9.9.9", "http://[::1]:80/x", "http://u@localhost"]
+        {
+            assert!(is_loopback(url), "{url}");
+        }
+        for url in ["http://localhost.lan", "http://box/localhost", "http://10.0.0.1", "x"] {
+            assert!(!is_loopback(url), "{url}");
+        }
     }
     #[test]
     fn content_ranges_are_read_strictly() {

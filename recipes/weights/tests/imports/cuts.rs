@@ -127,6 +127,43 @@ fn a_cut_download_brings_only_what_is_missing() {
     assert_model(&store, &recipe, &[("m.gguf", &model)]);
 }
 
+/// The same function is the process that is killed: it runs itself again to be it.
+#[test]
+fn a_process_that_is_killed_leaves_what_it_had_for_the_next() {
+    const CHILD: &str = "POLDER_TEST_KILLED";
+    let model = bytes(1, 4 << 20);
+    if let Some(told) = std::env::var_os(CHILD) {
+        let told = told.into_string().unwrap();
+        let (folder, url) = told.split_once('|').unwrap();
+        let store = store(std::path::Path::new(folder));
+        let recipe = recipe(url, vec![spec("m.gguf", &model)]);
+        import(&store, &recipe, &Origin::AsTheRecipeSays).unwrap();
+        return;
+    }
+    let state = tempfile::tempdir().unwrap();
+    let server = Server::start(&[("/m.gguf", &model)]);
+    *server.is.slow.lock().unwrap() = std::time::Duration::from_millis(2);
+    let name = "cuts::a_process_that_is_killed_leaves_what_it_had_for_the_next";
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env(CHILD, format!("{}|{}", state.path().display(), server.url))
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while server.sent() < 2 << 20 {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended before it could be killed");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let recipe = recipe(&server.url, vec![spec("m.gguf", &model)]);
+    let store = store(state.path());
+    assert_eq!(store.model_folder(&recipe), None);
+    let (imported, _) = import(&store, &recipe, &Origin::AsTheRecipeSays).unwrap();
+    assert_model(&store, &recipe, &[("m.gguf", &model)]);
+    assert!(imported.brought < (2 << 20) + COST, "{} bytes came again", imported.brought);
+}
+
 #[test]
 fn a_partial_file_that_rotted_is_refused_and_then_brought_anew() {
     let (state, model) = (tempfile::tempdir().unwrap(), bytes(1, 1 << 20));

@@ -2,7 +2,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use polder_recipes::{FileSpec, Recipe, Source};
-use polder_weights::{Event, Origin, Phase, WeightsError};
+use polder_weights::{CancelFlag, Event, Origin, Phase, WeightsError};
 
 use crate::common::*;
 
@@ -130,6 +130,74 @@ fn a_folder_that_is_gone_or_lacks_a_file_is_named() {
     let empty = disk(&[]);
     let said = import(&store, &recipe, &Origin::Folder(empty.path().into())).unwrap_err();
     assert!(said.to_string().starts_with("m.gguf is not in "), "{said}");
+}
+
+#[test]
+fn a_disk_that_is_pulled_out_is_named_and_the_copy_goes_on_later() {
+    let (state, one, two) = (tempfile::tempdir().unwrap(), bytes(1, 9 << 20), bytes(2, 50_000));
+    let disk = disk(&[("one.gguf", &one), ("two.gguf", &two)]);
+    let away = disk.path().with_extension("away");
+    let recipe = recipe("http://unused", vec![spec("one.gguf", &one), spec("two.gguf", &two)]);
+    let store = store(state.path());
+    let from = Origin::Folder(disk.path().into());
+    let mut pull = |event: Event| match event {
+        Event::Progress(progress) if progress.done > 1 << 20 && disk.path().exists() => {
+            fs::rename(disk.path(), &away).unwrap();
+        }
+        _ => {}
+    };
+    let said = store.import(&recipe, &from, &mut pull, &CancelFlag::default()).unwrap_err();
+    assert!(matches!(said, WeightsError::SourceGone { .. }), "{said}");
+    assert!(said.to_string().contains("two.gguf"), "{said}");
+    fs::rename(&away, disk.path()).unwrap();
+    let (imported, _) = import(&store, &recipe, &from).unwrap();
+    assert_eq!(imported.brought, 50_000, "the file that was whole is not copied again");
+    assert_model(&store, &recipe, &[("one.gguf", &one), ("two.gguf", &two)]);
+}
+
+#[test]
+fn a_file_that_shrinks_while_it_is_copied_is_refused() {
+    let (state, model) = (tempfile::tempdir().unwrap(), bytes(1, 9 << 20));
+    let disk = disk(&[("m.gguf", &model)]);
+    let file = fs::File::options().write(true).open(disk.path().join("m.gguf")).unwrap();
+    let recipe = recipe("http://unused", vec![unpinned("m.gguf")]);
+    let store = store(state.path());
+    let mut shrink = |event: Event| match event {
+        Event::Progress(progress) if progress.done > 1 << 20 => file.set_len(2 << 20).unwrap(),
+        _ => {}
+    };
+    let from = Origin::Folder(disk.path().into());
+    let said = store.import(&recipe, &from, &mut shrink, &CancelFlag::default()).unwrap_err();
+    assert!(said.to_string().contains("changed while it was copied"), "{said}");
+    assert_nothing_visible(&store, &recipe);
+}
+
+#[test]
+fn a_lost_view_is_made_again_without_any_source() {
+    let (state, model) = (tempfile::tempdir().unwrap(), bytes(1, 1000));
+    let disk = disk(&[("m.gguf", &model)]);
+    let recipe = recipe("http://127.0.0.1:1", vec![spec("m.gguf", &model)]);
+    let store = store(state.path());
+    let (imported, _) = import(&store, &recipe, &Origin::Folder(disk.path().into())).unwrap();
+    fs::remove_dir_all(imported.folder).unwrap();
+    assert_eq!(store.model_folder(&recipe), None);
+    import(&store, &recipe, &Origin::AsTheRecipeSays).unwrap();
+    assert_model(&store, &recipe, &[("m.gguf", &model)]);
+}
+
+#[test]
+fn a_recipe_that_names_other_bytes_now_is_not_served_the_old_ones() {
+    let (state, old, new) = (tempfile::tempdir().unwrap(), bytes(1, 1000), bytes(2, 1000));
+    let disk = disk(&[("m.gguf", &old)]);
+    let from = Origin::Folder(disk.path().into());
+    let store = store(state.path());
+    import(&store, &recipe("http://unused", vec![spec("m.gguf", &old)]), &from).unwrap();
+    let newer = recipe("http://unused", vec![spec("m.gguf", &new)]);
+    assert_eq!(store.model_folder(&newer), None);
+    fs::write(disk.path().join("m.gguf"), &new).unwrap();
+    import(&store, &newer, &from).unwrap();
+    assert_model(&store, &newer, &[("m.gguf", &new)]);
+    assert_eq!(store.gc(polder_weights::STALE).unwrap().blobs, 1);
 }
 
 #[test]

@@ -26,6 +26,8 @@ pub(crate) struct State {
     /// Answers of the next requests, before it behaves again.
     pub(crate) failures: Mutex<VecDeque<u16>>,
     pub(crate) slow: Mutex<Duration>,
+    /// The next body stops half-way without an end.
+    pub(crate) hangs: AtomicBool,
     /// Bytes of bodies that went out.
     pub(crate) sent: AtomicU64,
     pub(crate) asked: Mutex<Vec<String>>,
@@ -59,6 +61,7 @@ impl Server {
             cut_after: 0.into(),
             failures: Mutex::default(),
             slow: Mutex::default(),
+            hangs: false.into(),
             sent: 0.into(),
             asked: Mutex::default(),
         });
@@ -172,6 +175,11 @@ impl State {
             0 => body.len(),
             cut => body.len().min(cut as usize),
         };
+        if body.len() > 1 && self.hangs.swap(false, SeqCst) {
+            out.write_all(&body[..body.len() / 2])?;
+            out.flush()?;
+            std::thread::sleep(Duration::from_secs(60));
+        }
         let slow = *self.slow.lock().unwrap();
         for block in body[..cut].chunks(4096) {
             std::thread::sleep(slow);

@@ -219,6 +219,36 @@ fn a_cancel_is_obeyed_while_a_server_is_slow() {
 }
 
 #[test]
+fn a_connection_that_falls_silent_is_replaced() {
+    let (state, model) = (tempfile::tempdir().unwrap(), bytes(1, SIZE));
+    let server = Server::start(&[("/m.gguf", &model)]);
+    server.is.hangs.store(true, SeqCst);
+    let recipe = recipe(&server.url, vec![spec("m.gguf", &model)]);
+    let options = Options { stall: Duration::from_millis(300), ..quick() };
+    let store = Store::open_with(state.path().join("weights"), options).unwrap();
+    let (_, events) = import(&store, &recipe, &Origin::AsTheRecipeSays).unwrap();
+    assert!(events.iter().any(|event| matches!(event, Event::Retrying { .. })));
+    assert_model(&store, &recipe, &[("m.gguf", &model)]);
+}
+
+#[test]
+fn a_whole_file_that_is_always_cut_is_given_up_and_comes_when_it_is_not() {
+    let (state, model) = (tempfile::tempdir().unwrap(), bytes(1, SIZE));
+    let server = Server::start(&[("/m.gguf", &model)]);
+    server.is.gives_parts.store(false, SeqCst);
+    server.is.cut_after.store(100_000, SeqCst);
+    let recipe = recipe(&server.url, vec![spec("m.gguf", &model)]);
+    let store = store(state.path());
+    let said = import(&store, &recipe, &Origin::AsTheRecipeSays).unwrap_err();
+    assert!(matches!(said, WeightsError::Server { .. }), "{said}");
+    assert!(server.requests() <= 5);
+    assert_nothing_visible(&store, &recipe);
+    server.is.cut_after.store(0, SeqCst);
+    import(&store, &recipe, &Origin::AsTheRecipeSays).unwrap();
+    assert_model(&store, &recipe, &[("m.gguf", &model)]);
+}
+
+#[test]
 fn another_address_can_stand_in_for_the_recipes_source() {
     let (state, model) = (tempfile::tempdir().unwrap(), bytes(1, SIZE));
     let server = Server::start(&[("/mirror/m.gguf", &model)]);
