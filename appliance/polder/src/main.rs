@@ -1,2 +1,96 @@
-//! `polder`.
-fn main() {}
+//! `polder`: everything that runs on one box, and everything that somebody at the machine types.
+//! One file per subcommand; what they do is in the crates that they call.
+
+mod audit;
+mod boxes;
+mod claim;
+mod console;
+mod engine;
+mod follow;
+mod gateway;
+mod greeting;
+mod part;
+mod plan;
+mod recipes;
+mod site;
+mod state;
+mod status;
+mod supervise;
+mod up;
+mod weights;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Turns one machine into an inference box that 5 to 50 people own together.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, max_term_width = 100)]
+#[command(
+    after_help = "Example:\n  polder up            start a box here; it prints where to go next"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Up(up::Up),
+    Status(status::Status),
+    Claim(claim::Claim),
+    Plan(plan::Plan),
+    Recipes(recipes::Recipes),
+    Boxes(boxes::Boxes),
+    Weights(weights::Weights),
+    Site(site::Site),
+    Audit(audit::Audit),
+    Supervise(supervise::Supervise),
+    Gateway(gateway::Gateway),
+    Engine(engine::Engine),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Up(up) => up.run(),
+        Command::Status(status) => status.run(),
+        Command::Claim(claim) => claim.run(),
+        Command::Plan(plan) => plan.run(),
+        Command::Recipes(recipes) => recipes.run(),
+        Command::Boxes(boxes) => boxes.run(),
+        Command::Weights(weights) => weights.run(),
+        Command::Site(site) => site.run(),
+        Command::Audit(audit) => audit.run(),
+        Command::Supervise(supervise) => supervise.run(),
+        Command::Gateway(gateway) => gateway.run(),
+        Command::Engine(engine) => engine.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", console::sentence(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn every_command_has_a_sentence_and_an_example() {
+        Cli::command().debug_assert();
+        fn check(command: &clap::Command, path: &str) {
+            assert!(command.get_about().is_some(), "{path} has no sentence");
+            let example = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(example.contains("Example"), "{path} has no example");
+            for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+                check(sub, &format!("{path} {}", sub.get_name()));
+            }
+        }
+        check(&Cli::command(), "polder");
+    }
+}

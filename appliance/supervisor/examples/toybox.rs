@@ -170,7 +170,7 @@ impl polder_supervisor::Shelf for Empty {
         recipe: &polder_site::RecipeName,
         _: &polder_control::ImportSource,
         _: &(dyn Fn(polder_control::Progress) + Sync),
-        _: &std::sync::atomic::AtomicBool,
+        _: &polder_weights::CancelFlag,
     ) -> Result<(), polder_supervisor::ImportEnd> {
         Err(polder_supervisor::ImportEnd::Failed(format!("there is no {recipe} in a toy box")))
     }

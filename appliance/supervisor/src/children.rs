@@ -22,12 +22,19 @@ const LONGEST_WORDS: usize = 300;
 pub struct Children {
     program: PathBuf,
     state: PathBuf,
+    environment: Vec<(String, String)>,
 }
 
 impl Children {
     /// Parts run `program gateway --state STATE` and `program engine NAME --state STATE`.
     pub fn of(program: &Path, state: &Path) -> Self {
-        Self { program: program.to_owned(), state: state.to_owned() }
+        Self { program: program.to_owned(), state: state.to_owned(), environment: Vec::new() }
+    }
+
+    /// Parts also get this environment variable.
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     fn arguments(part: &Part) -> Vec<&str> {
@@ -46,6 +53,7 @@ impl Parts for Children {
             .args(Self::arguments(part))
             .arg("--state")
             .arg(&self.state)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env(lifeline::MARK, "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

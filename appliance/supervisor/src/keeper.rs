@@ -177,7 +177,7 @@ impl<P: Parts> Keeping<P> {
         };
         let pid = process.pid();
         self.show(PartState::Starting, pid);
-        log::info!(part:% = self.part, pid:? = pid; "started the {}", self.part);
+        log::info!("started the {} (process {})", self.part, pid.unwrap_or(0));
         let (started, mut ready_since, mut silences) = (Instant::now(), None::<Instant>, 0);
         let mut heard = false;
         loop {
@@ -205,7 +205,7 @@ impl<P: Parts> Keeping<P> {
                         ready_since = Some(Instant::now());
                         self.show(PartState::Ready, pid);
                         let took = started.elapsed();
-                        log::info!(part:% = self.part; "the {} is ready after {took:.1?}", self.part);
+                        log::info!("the {} is ready after {took:.1?}", self.part);
                     }
                 }
                 Health::Loading(progress) => {
@@ -226,7 +226,7 @@ impl<P: Parts> Keeping<P> {
                         started.elapsed() > SILENT_START
                     };
                     if hangs {
-                        log::warn!(part:% = self.part; "the {} does not answer ({why}); ending it", self.part);
+                        log::warn!("the {} does not answer ({why}); ending it", self.part);
                         process.kill();
                         process.ended().await;
                         let why = format!("it stopped answering: {why}");
@@ -260,7 +260,7 @@ impl<P: Parts> Keeping<P> {
         }
         process.hurry();
         if tokio::time::timeout(HURRY, process.ended()).await.is_err() {
-            log::warn!(part:% = self.part; "the {} did not end when asked; it was killed", self.part);
+            log::warn!("the {} did not end when asked; it was killed", self.part);
             process.kill();
             process.ended().await;
         }
@@ -274,7 +274,7 @@ impl<P: Parts> Keeping<P> {
         restart::forget(&mut self.deaths, now);
         match restart::decide(&self.deaths, now, chance()) {
             Restart::After(pause) => {
-                log::warn!(part:% = self.part; "the {} died of {why}; starting it again in {pause:.1?}", self.part);
+                log::warn!("the {} died of {why}; starting it again in {pause:.1?}", self.part);
                 let retry_ms = pause.as_millis() as u64;
                 self.show(PartState::Waiting { retry_ms, why }, None);
                 tokio::select! {
@@ -291,7 +291,7 @@ impl<P: Parts> Keeping<P> {
                     self.part,
                     within.as_secs().max(1)
                 );
-                log::error!(part:% = self.part; "{sentence}; it is not started again until somebody asks");
+                log::error!("{sentence}; it is not started again until somebody asks");
                 self.show(PartState::GaveUp(sentence), None);
                 let changed = self.orders.changed().await;
                 self.deaths.clear();

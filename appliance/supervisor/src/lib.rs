@@ -4,7 +4,7 @@
 //! [`run`] is the whole of it: it takes the state folder for itself, starts what the site says,
 //! answers on `control.sock`, and ends everything in order when told. How a part is started and
 //! stopped is behind [`Parts`]; [`Children`] runs parts as child processes. Where models come from
-//! is behind [`Shelf`];
+//! is behind [`Shelf`]; [`Weights`] is the real one.
 //!
 //! The supervisor alone writes `site.toml`, the audit trail and the list of runs.
 
@@ -22,6 +22,7 @@ pub mod restart;
 mod runs;
 mod shelf;
 mod supervisor;
+mod weights;
 mod work;
 
 pub use audit::{Trail, TrailError, Verdict};
@@ -30,3 +31,4 @@ pub use parts::{Ended, Part, Parts, PartsError, Process};
 pub use plan::{Action, Observed, Wanted, plan};
 pub use shelf::{Described, ImportEnd, Shelf};
 pub use supervisor::{Ending, Options, Patience, SupervisorError, run};
+pub use weights::{Weights, figures};

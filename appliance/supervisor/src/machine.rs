@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use polder_control::{Gpu, Machine};
 
-/// Looks at the hardware. Takes a moment where the driver's own tool is asked for memory sizes.
-pub(crate) async fn detect(state: &Path) -> Machine {
+/// What the operating system tells of the hardware, besides the graphics cards.
+pub(crate) fn detect(state: &Path, gpus: Vec<Gpu>) -> Machine {
     let (disk_free, disk_total) = disk(state);
     Machine {
         cpu: processor(&read("/proc/cpuinfo")),
@@ -13,12 +13,12 @@ pub(crate) async fn detect(state: &Path) -> Machine {
         memory: memory(),
         disk_free,
         disk_total,
-        gpus: gpus().await,
+        gpus,
     }
 }
 
 /// Bytes free to us and bytes in all where `state` is; zero where the system does not tell.
-pub(crate) fn disk(state: &Path) -> (u64, u64) {
+fn disk(state: &Path) -> (u64, u64) {
     rustix::fs::statvfs(state).map_or((0, 0), |fs| {
         (fs.f_bavail.saturating_mul(fs.f_frsize), fs.f_blocks.saturating_mul(fs.f_frsize))
     })
@@ -61,7 +61,8 @@ fn control_group(text: &str) -> &str {
     text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/")
 }
 
-async fn gpus() -> Vec<Gpu> {
+/// The graphics cards. Takes a moment where the driver's own tool is asked for memory sizes.
+pub(crate) async fn gpus() -> Vec<Gpu> {
     let from_driver = driver_gpus(Path::new("/proc/driver/nvidia/gpus"));
     if from_driver.is_empty() && !Path::new("/dev/nvidiactl").exists() {
         return Vec::new();
@@ -112,7 +113,7 @@ mod tests {
 
     #[tokio::test]
     async fn this_machine_has_a_processor_memory_and_a_disk() {
-        let machine = detect(Path::new("/")).await;
+        let machine = detect(Path::new("/"), gpus().await);
         assert!(!machine.cpu.is_empty());
         assert!(machine.threads > 0 && machine.memory > 1 << 20);
         assert!(machine.disk_total >= machine.disk_free && machine.disk_total > 0);

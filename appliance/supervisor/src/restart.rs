@@ -42,9 +42,10 @@ pub enum Restart {
 /// rising and falling together.
 pub fn decide(history: &[Death], now: Duration, jitter: f64) -> Restart {
     let counted = counted(history, now);
-    if counted.len() >= MOST_DEATHS && counted.iter().all(|d| d.ready_for < STABLE) {
-        let within = now.saturating_sub(counted[0].at);
-        return Restart::GiveUp { deaths: counted.len(), within };
+    let unstable = counted.iter().filter(|death| death.ready_for < STABLE).count();
+    if unstable >= MOST_DEATHS {
+        let first = counted[counted.len() - unstable];
+        return Restart::GiveUp { deaths: unstable, within: now.saturating_sub(first.at) };
     }
     let doublings = counted.len().saturating_sub(1).min(16) as u32;
     let pause = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
@@ -128,6 +129,14 @@ mod tests {
     fn one_stable_stretch_wipes_the_slate() {
         let lives = [(0.1, 0.0); 4].into_iter().chain([(1.0, 31.0)]).chain([(0.1, 0.0); 3]);
         assert!(simulate(lives).1.is_none());
+    }
+
+    #[test]
+    fn a_part_that_breaks_for_good_after_a_long_good_life_is_given_up_as_well() {
+        let lives = [(1.0, 86_400.0)].into_iter().chain(std::iter::repeat_n((0.1, 0.0), 10));
+        let (pauses, gave_up) = simulate(lives);
+        assert_eq!(pauses.len(), MOST_DEATHS);
+        assert!(gave_up.unwrap() < Duration::from_secs(86_400 + 15));
     }
 
     #[test]

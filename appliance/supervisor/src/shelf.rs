@@ -1,8 +1,8 @@
 use std::collections::BTreeSet;
-use std::sync::atomic::AtomicBool;
 
 use polder_control::{ImportSource, Progress};
 use polder_site::RecipeName;
+use polder_weights::CancelFlag;
 
 /// Where models come from and where they are kept. All calls may block.
 pub trait Shelf: Send + Sync + 'static {
@@ -19,7 +19,7 @@ pub trait Shelf: Send + Sync + 'static {
         recipe: &RecipeName,
         from: &ImportSource,
         progress: &(dyn Fn(Progress) + Sync),
-        stop: &AtomicBool,
+        stop: &CancelFlag,
     ) -> Result<(), ImportEnd>;
 }
 

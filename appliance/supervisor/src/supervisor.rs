@@ -81,6 +81,16 @@ pub enum SupervisorError {
         /// Why.
         source: io::Error,
     },
+    /// The operating system allows a socket's path 107 bytes.
+    #[error(
+        "the path of the state folder is too long for the sockets in it ({}); use one of at most \
+         {LONGEST_STATE} bytes",
+        state.display()
+    )]
+    LongPath {
+        /// The state folder.
+        state: PathBuf,
+    },
     /// The site could not be read or written.
     #[error(transparent)]
     Site(#[from] StoreError),
@@ -196,8 +206,14 @@ fn report(trail: &mut Trail, verdict: &Verdict) -> Result<(), SupervisorError> {
     Ok(())
 }
 
+/// Room for `/run/gateway.sock` and for an engine's socket with a name of a dozen letters.
+const LONGEST_STATE: usize = 80;
+
 /// Only the owner of the state folder may look into it: it holds keys and people's sessions.
 fn make_folder(state: &Path) -> Result<(), SupervisorError> {
+    if state.as_os_str().len() > LONGEST_STATE {
+        return Err(SupervisorError::LongPath { state: state.to_owned() });
+    }
     for path in [state.to_owned(), Sockets::of(state).folder().to_owned()] {
         fs::DirBuilder::new()
             .recursive(true)

@@ -1,13 +1,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use polder_control::{
-    Actor, AuditEntry, ImportSource, Machine, PartState, Plan, Run, RunId, RunState, Sockets,
+    Actor, AuditEntry, Gpu, ImportSource, Machine, PartState, Plan, Run, RunId, RunState, Sockets,
     StepState,
 };
 use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store};
+use polder_weights::CancelFlag;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,6 +20,9 @@ use crate::plan::{Action, Observed, Wanted, plan};
 use crate::runs::{Intent, Ledger, Open};
 use crate::shelf::{ImportEnd, Shelf};
 use crate::supervisor::Patience;
+
+/// What the operating system allows the path of a socket.
+const LONGEST_SOCKET: usize = 107;
 
 /// Why something was not done: one sentence for the person who asked.
 pub(crate) type Refusal = String;
@@ -44,6 +47,7 @@ pub(crate) struct Work<P: Parts> {
     gate: tokio::sync::Mutex<()>,
     running: Mutex<BTreeMap<RunId, Running>>,
     tasks: TaskTracker,
+    gpus: tokio::sync::OnceCell<Vec<Gpu>>,
     /// The supervisor is ending; runs stop where they are and are taken up at the next start.
     pub(crate) ending: CancellationToken,
 }
@@ -92,6 +96,7 @@ impl<P: Parts> Work<P> {
             gate: tokio::sync::Mutex::new(()),
             running: Mutex::default(),
             tasks: TaskTracker::new(),
+            gpus: tokio::sync::OnceCell::new(),
             ending: CancellationToken::new(),
         })
     }
@@ -160,7 +165,9 @@ impl<P: Parts> Work<P> {
     }
 
     pub(crate) async fn machine(&self) -> Machine {
-        machine::detect(&self.state).await
+        // Asking the driver takes a second, and cards are not changed while a box runs.
+        let gpus = self.gpus.get_or_init(machine::gpus).await.clone();
+        machine::detect(&self.state, gpus)
     }
 
     pub(crate) async fn imported(&self) -> Result<Vec<RecipeName>, Refusal> {
@@ -267,6 +274,14 @@ impl<P: Parts> Work<P> {
                 "there is no recipe called {recipe}; `polder recipes` lists those there are"
             ));
         }
+        if let Wanted::Change(SiteChange::Engine { name, .. }) = &wanted
+            && self.sockets.engine(name).as_os_str().len() > LONGEST_SOCKET
+        {
+            return Err(format!(
+                "the name {name} is too long for a socket in {}; choose a shorter one",
+                self.state.display()
+            ));
+        }
         let imported = self.imported().await?.into_iter().collect();
         let engine =
             |name: &EngineName| (name.clone(), self.board.part(&Part::Engine(name.clone())).state);
@@ -332,7 +347,7 @@ impl<P: Parts> Work<P> {
         let what = match &run.state {
             RunState::Done => "finished",
             RunState::Failed(why) => {
-                log::warn!("{}: {why}", run.plan.title);
+                log::info!("{}: {why}", run.plan.title);
                 "failed at"
             }
             RunState::Cancelled => "stopped, as asked,",
@@ -394,7 +409,7 @@ impl<P: Parts> Work<P> {
         from: ImportSource,
         cancel: &CancellationToken,
     ) -> Result<(), Halt> {
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = CancelFlag::default();
         let (work, flag) = (self.clone(), stop.clone());
         let mut importing = tokio::task::spawn_blocking(move || {
             let progress = |progress| work.board.progress(id, step, progress);
@@ -403,7 +418,7 @@ impl<P: Parts> Work<P> {
         let ended = tokio::select! {
             ended = &mut importing => ended,
             () = async { tokio::select! { () = cancel.cancelled() => (), () = self.ending.cancelled() => () } } => {
-                stop.store(true, Ordering::SeqCst);
+                stop.cancel();
                 importing.await
             }
         };

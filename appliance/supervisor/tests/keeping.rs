@@ -14,6 +14,7 @@ use polder_site::{EngineSlot, RecipeName, Site, SiteChange, Store};
 use polder_supervisor::{
     Children, Described, Ending, ImportEnd, Options, Patience, Shelf, SupervisorError,
 };
+use polder_weights::CancelFlag;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -43,7 +44,7 @@ impl Shelf for ToyShelf {
         recipe: &RecipeName,
         _: &ImportSource,
         progress: &(dyn Fn(Progress) + Sync),
-        stop: &AtomicBool,
+        stop: &CancelFlag,
     ) -> Result<(), ImportEnd> {
         let begun = Instant::now();
         let total = self.import_ms.load(Ordering::SeqCst);
@@ -58,7 +59,7 @@ impl Shelf for ToyShelf {
                 rate: None,
                 eta_seconds: None,
             });
-            if stop.load(Ordering::SeqCst) {
+            if stop.is_cancelled() {
                 return Err(ImportEnd::Stopped);
             }
             if self.fails.load(Ordering::SeqCst) {

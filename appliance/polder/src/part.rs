@@ -1,0 +1,109 @@
+//! What every long-running part does: says what it has to say, and ends when asked.
+
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use polder_supervisor::Ending;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// How much is said: `error`, `warn`, `info`, `debug`.
+pub(crate) const LEVEL: &str = "POLDER_LOG";
+
+/// Log lines go to standard error, one line each, for people.
+pub(crate) fn log(level: &str) {
+    let environment = env_logger::Env::new().filter_or(LEVEL, level);
+    env_logger::Builder::from_env(environment)
+        .format(|out, record| {
+            let (time, level) = (out.timestamp_seconds(), record.level());
+            write!(out, "{time} {level:5} {}", record.args())?;
+            let mut pairs = Pairs(String::new());
+            // The only error would be our own.
+            let _ = record.key_values().visit(&mut pairs);
+            writeln!(out, "{}", pairs.0)
+        })
+        .init();
+}
+
+struct Pairs(String);
+impl<'kvs> log::kv::VisitSource<'kvs> for Pairs {
+    fn visit_pair(
+        &mut self,
+        key: log::kv::Key<'kvs>,
+        value: log::kv::Value<'kvs>,
+    ) -> Result<(), log::kv::Error> {
+        self.0 += &format!(" {key}={value}");
+        Ok(())
+    }
+}
+
+/// The parts' runtime.
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("could not set up asynchronous input and output")
+}
+
+/// Turns the system's signals into what they mean. The first asks for an orderly end, the second
+/// for a quick one.
+pub(crate) fn endings() -> anyhow::Result<(watch::Sender<Ending>, watch::Receiver<Ending>)> {
+    let (end, ending) = watch::channel(Ending::No);
+    let listen = |kind| signal(kind).context("could not listen for signals");
+    let mut signals = [
+        listen(SignalKind::terminate())?,
+        listen(SignalKind::interrupt())?,
+        listen(SignalKind::hangup())?,
+    ];
+    let told = end.clone();
+    tokio::spawn(async move {
+        loop {
+            let [term, int, hup] = &mut signals;
+            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {}, _ = hup.recv() => {} }
+            told.send_modify(|ending| {
+                *ending = if *ending == Ending::No { Ending::InOrder } else { Ending::Now };
+            });
+        }
+    });
+    Ok((end, ending))
+}
+
+/// Runs one part until it is told to end: `work` is given a future that is done at that moment. A
+/// second signal, or a supervisor that is gone, ends the process there and then.
+pub(crate) fn run<W, E>(
+    work: impl FnOnce(std::pin::Pin<Box<dyn Future<Output = ()> + Send>>) -> W,
+) -> anyhow::Result<()>
+where
+    W: Future<Output = Result<(), E>>,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    log("info");
+    polder_supervisor::lifeline::hold();
+    let runtime = runtime()?;
+    let done = runtime.block_on(async {
+        let (_end, mut ending) = endings()?;
+        let mut hurry = ending.clone();
+        tokio::spawn(async move {
+            if hurry.wait_for(|e| *e == Ending::Now).await.is_ok() {
+                std::process::exit(1);
+            }
+        });
+        let told = Box::pin(async move {
+            let _ = ending.wait_for(|e| *e != Ending::No).await;
+        });
+        work(told).await.map_err(anyhow::Error::from)
+    });
+    // A blocking thread that is still at work must not hold the end up.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    done
+}
+
+/// A part can only run where there is a box.
+pub(crate) fn site(state: &Path) -> anyhow::Result<polder_site::Site> {
+    let store = polder_site::Store::open(state)?;
+    store.current()?.with_context(|| {
+        format!("there is no box in {} yet; make one with `polder up`", state.display())
+    })
+}

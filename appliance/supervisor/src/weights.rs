@@ -1,0 +1,117 @@
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Mutex;
+
+use polder_control::{ImportSource, Progress, Unit};
+use polder_recipes::Recipe;
+use polder_site::RecipeName;
+use polder_weights::{CancelFlag, Event, Origin, Store, WeightsError};
+
+use crate::shelf::{Described, ImportEnd, Shelf};
+
+/// The recipes that polder brings along, and the store of weights in a state folder.
+#[derive(Debug, Clone)]
+pub struct Weights {
+    store: Store,
+}
+
+impl Weights {
+    /// The store of this state folder; made if need be.
+    pub fn of(state: &Path) -> Result<Self, WeightsError> {
+        Ok(Self { store: Store::open(state.join("weights"))? })
+    }
+}
+
+impl Shelf for Weights {
+    fn describe(&self, recipe: &RecipeName) -> Option<Described> {
+        let recipe = Recipe::find(recipe.as_str()).ok()?;
+        Some(Described { title: recipe.title.clone(), bytes: recipe.total_size() })
+    }
+
+    fn imported(&self) -> Result<BTreeSet<RecipeName>, String> {
+        let whole = |recipe: &&Recipe| self.store.model_folder(recipe).is_some();
+        Ok(Recipe::builtin().iter().filter(whole).filter_map(|r| r.name.parse().ok()).collect())
+    }
+
+    fn import(
+        &self,
+        recipe: &RecipeName,
+        from: &ImportSource,
+        progress: &(dyn Fn(Progress) + Sync),
+        stop: &CancelFlag,
+    ) -> Result<(), ImportEnd> {
+        let recipe = Recipe::find(recipe.as_str()).map_err(|e| ImportEnd::Failed(e.to_string()))?;
+        let from = match from {
+            ImportSource::Recipe => Origin::AsTheRecipeSays,
+            ImportSource::Folder(folder) => Origin::Folder(folder.clone()),
+            ImportSource::Web(address) => Origin::Web(address.clone()),
+        };
+        let last = Mutex::new(nothing_yet());
+        let mut observer = |event| {
+            let mut last = last.lock().expect("nothing panics while it holds this");
+            *last = shown(event, &last);
+            progress(last.clone());
+        };
+        match self.store.import(recipe, &from, &mut observer, stop) {
+            Ok(_) => Ok(()),
+            Err(WeightsError::Cancelled) => Err(ImportEnd::Stopped),
+            Err(error) => Err(ImportEnd::Failed(error.to_string())),
+        }
+    }
+}
+
+/// An event of the importer as people see it. What is not a figure (waiting, trying again) is
+/// shown in place of the phase, over the last figures.
+fn shown(event: Event, last: &Progress) -> Progress {
+    match event {
+        Event::Progress(progress) => figures(&progress),
+        other => {
+            Progress { phase: other.to_string(), rate: None, eta_seconds: None, ..last.clone() }
+        }
+    }
+}
+
+/// The importer's figures in the form that everybody shows.
+pub fn figures(progress: &polder_weights::Progress) -> Progress {
+    Progress {
+        phase: progress.phase.as_str().to_owned(),
+        done: progress.done,
+        total: progress.total,
+        unit: Unit::Bytes,
+        rate: progress.rate,
+        eta_seconds: progress.eta.map(|eta| eta.as_secs()),
+    }
+}
+
+fn nothing_yet() -> Progress {
+    let (phase, unit) = (String::new(), Unit::Bytes);
+    Progress { phase, done: 0, total: None, unit, rate: None, eta_seconds: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use polder_weights::Phase;
+
+    use super::*;
+
+    #[test]
+    fn figures_stay_in_sight_while_a_connection_is_tried_again() {
+        let figures = polder_weights::Progress {
+            phase: Phase::Fetching,
+            file: Some("a.gguf".to_owned()),
+            done: 5,
+            total: Some(10),
+            rate: Some(2.0),
+            eta: Some(Duration::from_secs(3)),
+        };
+        let first = shown(Event::Progress(figures), &nothing_yet());
+        assert_eq!((first.phase.as_str(), first.done, first.eta_seconds), ("fetching", 5, Some(3)));
+        let wait = Duration::from_secs(1);
+        let event = Event::Retrying { file: "a.gguf".to_owned(), why: "it broke".to_owned(), wait };
+        let second = shown(event, &first);
+        assert!(second.phase.contains("it broke"), "{second:?}");
+        assert_eq!((second.done, second.total, second.rate), (5, Some(10), None));
+    }
+}
