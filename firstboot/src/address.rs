@@ -1,25 +1,61 @@
 //! Step 5: what the box is called, and from where it can be reached.
+//!
+//! Changing either may open the door anew under the feet of the person who asks for it. So what
+//! they want is noted first, and then made true a change at a time by whoever looks: the page that
+//! waits, its script, or the person pressing "Go on".
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
 
 use axum::Form;
 use axum::extract::State;
 use axum::response::{Html, IntoResponse, Response};
 use http::StatusCode;
 use maud::{Markup, html};
-use polder_control::{RunId, RunState};
+use polder_control::{Run, RunState};
 use polder_page::{Field, field};
 use polder_site::{BoxName, Site, SiteChange};
 
-use crate::host::{Distance, Host, Interface, SetupError, Trust, Visitor};
+use crate::host::{Distance, Host, Trust};
 use crate::import::NEXT;
 use crate::page::{self, Page};
 use crate::setup::{Claimer, Setup, go, refuse};
-use crate::wizard::{Event, Step};
+use crate::wizard::{Address, Event, Step, Wizard};
 
-/// How long one change may hold up the next.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How far the box is from what the person wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Door {
+    /// Nobody wants anything.
+    Closed,
+    /// Something is being done.
+    Moving,
+    /// This is the next thing to do.
+    Move(SiteChange),
+    /// What was begun failed; one sentence.
+    Stuck(String),
+    /// It is as wanted.
+    Open,
+}
+
+/// How far the box is from what the person wants, going by the site and the supervisor's runs.
+pub(crate) fn look(wizard: &Wizard, site: &Site, runs: &[Run]) -> Door {
+    let Some(wanted) = wizard.wanted() else { return Door::Closed };
+    if runs.iter().any(|run| run.state == RunState::Running) {
+        return Door::Moving;
+    }
+    let ours = runs.iter().find(|run| Some(run.id) == wizard.door_run()).map(|run| &run.state);
+    if let Some(RunState::Failed(why)) = ours {
+        return Door::Stuck(why.clone());
+    }
+    // The addresses first: they may keep the old name, by which the person came here.
+    if site.door.listen != wanted.listen || site.door.names != wanted.names {
+        let (listen, names) = (wanted.listen.clone(), wanted.names.clone());
+        return Door::Move(SiteChange::Door { listen, names });
+    }
+    if site.name != wanted.name {
+        return Door::Move(SiteChange::Rename(wanted.name.clone()));
+    }
+    Door::Open
+}
 
 /// What the person filled in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,9 +81,9 @@ impl Answer {
 
     /// The box as it stands, as if somebody had filled it in; with every address ticked, for whoever
     /// then chooses the network.
-    fn now(site: &Site, interfaces: &[Interface]) -> Self {
+    fn now(site: &Site, addresses: &[IpAddr]) -> Self {
         let open: Vec<String> = site.door.listen.iter().map(IpAddr::to_string).collect();
-        let every = interfaces.iter().map(|i| i.address.to_string());
+        let every = addresses.iter().map(IpAddr::to_string);
         let network = !site.is_trial();
         Self {
             name: site.name.to_string(),
@@ -57,15 +93,24 @@ impl Answer {
     }
 }
 
-/// The page.
+/// The page: the form, or the wait for what it asked.
 pub(crate) async fn show<H: Host>(State(setup): State<Setup<H>>, who: Claimer) -> Response {
     if let Err(elsewhere) = who.reached(Step::Address) {
         return elsewhere;
     }
-    page(&setup, &who, None, None).await
+    match setup.open_door().await {
+        Ok((_, Door::Closed)) => page(&setup, &who, None, None).await,
+        Ok((_, Door::Stuck(why))) => match setup.happen(Event::DoorStuck).await {
+            Ok(_) => page(&setup, &who, None, Some(&why)).await,
+            Err(error) => refuse(error),
+        },
+        Ok((wizard, Door::Open)) => go(wizard.step()),
+        Ok((_, Door::Moving | Door::Move(_))) => opening().reload(2).into_response(),
+        Err(error) => refuse(error),
+    }
 }
 
-/// Takes the answer and makes it true.
+/// Takes the answer and begins to make it true.
 pub(crate) async fn decide<H: Host>(
     State(setup): State<Setup<H>>,
     who: Claimer,
@@ -75,28 +120,35 @@ pub(crate) async fn decide<H: Host>(
         return elsewhere;
     }
     let answer = Answer::of(fields);
-    let (status, interfaces) = match tokio::join!(setup.host().status(), setup.host().interfaces())
-    {
-        (Ok(status), Ok(interfaces)) => (status, interfaces),
+    let asked = tokio::join!(setup.host().status(), setup.host().addresses());
+    let (site, addresses) = match asked {
+        (Ok(status), Ok(addresses)) => (status.site, addresses),
         (Err(error), _) | (_, Err(error)) => return refuse(error),
     };
-    let (name, listen) = match decided(&answer, &status.site, &interfaces, &who.visitor) {
-        Ok(decided) => decided,
+    let wanted = match decided(&answer, &site, &addresses, &who) {
+        Ok(wanted) => wanted,
         Err(why) => {
             let page = page(&setup, &who, Some(answer), Some(&why)).await;
             return (StatusCode::BAD_REQUEST, page).into_response();
         }
     };
-    let opens_anew = listen != status.site.door.listen;
-    if let Err(error) = make_true(&setup, &status.site, &name, listen).await {
-        return page(&setup, &who, Some(answer), Some(&error.to_string())).await;
+    let begun = match setup.happen(Event::Wants(wanted)).await {
+        Ok(_) => setup.open_door().await,
+        Err(error) => Err(error),
+    };
+    match begun {
+        Ok((wizard, Door::Open)) => go(wizard.step()),
+        // Not a redirect: the door may be closed by the time the browser follows it.
+        Ok(_) => opening().into_response(),
+        Err(error) => page(&setup, &who, Some(answer), Some(&error.to_string())).await,
     }
-    match setup.happen(Event::Addressed(name)).await {
-        Ok(wizard) if opens_anew => {
-            let on = wizard.step();
-            Page::new(Step::Address).body(door_opens(on)).into_response()
-        }
-        Ok(wizard) => go(wizard.step()),
+}
+
+/// For the script on the page that waits: does the next thing, leads on when there is none.
+pub(crate) async fn progress<H: Host>(State(setup): State<Setup<H>>, _who: Claimer) -> Response {
+    match setup.open_door().await {
+        Ok((_, Door::Moving | Door::Move(_))) => Html(waiting().into_string()).into_response(),
+        Ok(_) => ([(NEXT, "/setup")], StatusCode::NO_CONTENT).into_response(),
         Err(error) => refuse(error),
     }
 }
@@ -106,9 +158,9 @@ pub(crate) async fn decide<H: Host>(
 fn decided(
     answer: &Answer,
     site: &Site,
-    interfaces: &[Interface],
-    visitor: &Visitor,
-) -> Result<(BoxName, Vec<IpAddr>), String> {
+    addresses: &[IpAddr],
+    who: &Claimer,
+) -> Result<Address, String> {
     let name: BoxName = answer.name.parse().map_err(|e: polder_site::NameError| e.to_string())?;
     let mut listen: Vec<IpAddr> =
         site.door.listen.iter().copied().filter(IpAddr::is_loopback).collect();
@@ -118,9 +170,8 @@ fn decided(
     if answer.network {
         let before = listen.len();
         for text in &answer.addresses {
-            let address: Option<IpAddr> = text.parse().ok();
-            let real = interfaces.iter().map(|i| i.address).find(|a| Some(*a) == address);
-            let real = real.ok_or_else(|| {
+            let given: Option<IpAddr> = text.parse().ok();
+            let real = given.filter(|address| addresses.contains(address)).ok_or_else(|| {
                 let text: String = text.chars().take(60).collect();
                 format!("{text:?} is not an address of this machine any more; pick from the list")
             })?;
@@ -134,48 +185,21 @@ fn decided(
             );
         }
     }
+    let visitor = &who.visitor;
     if visitor.distance != Distance::ThisMachine && !listen.contains(&visitor.reached) {
         return Err(format!(
             "you are using this page through {}, so without that address you would lock yourself out; pick it too",
             visitor.reached
         ));
     }
-    Ok((name, listen))
-}
-
-/// Applies what differs; the door last, because it may open anew.
-async fn make_true<H: Host>(
-    setup: &Setup<H>,
-    site: &Site,
-    name: &BoxName,
-    listen: Vec<IpAddr>,
-) -> Result<(), SetupError> {
-    let host = setup.host();
-    if *name != site.name {
-        let run = host.apply(SiteChange::Rename(name.clone())).await?;
-        finished(host, run).await?;
+    let mut names = site.door.names.clone();
+    let old = format!("{}.local", site.name);
+    let host = who.host.rsplit_once(':').map_or(who.host.as_str(), |(host, _)| host);
+    if name != site.name && host == old && !names.contains(&old) {
+        // The person came by the old name: it stays good.
+        names.push(old);
     }
-    if listen != site.door.listen {
-        let names = site.door.names.clone();
-        host.apply(SiteChange::Door { listen, names }).await?;
-    }
-    Ok(())
-}
-
-/// Waits until a run is over, within reason: a change is only taken once the one before is done.
-async fn finished<H: Host>(host: &H, run: RunId) -> Result<(), SetupError> {
-    let over = async {
-        loop {
-            let runs = host.runs().await?;
-            match runs.iter().find(|r| r.id == run).map(|r| &r.state) {
-                Some(RunState::Running) => tokio::time::sleep(Duration::from_millis(100)).await,
-                Some(RunState::Failed(why)) => return Err(SetupError::Refused(why.clone())),
-                Some(RunState::Done | RunState::Cancelled) | None => return Ok(()),
-            }
-        }
-    };
-    // Too slow is no failure: the next change says so if it cannot begin.
-    tokio::time::timeout(PATIENCE, over).await.unwrap_or(Ok(()))
+    Ok(Address { name, listen, names })
 }
 
 async fn page<H: Host>(
@@ -185,12 +209,12 @@ async fn page<H: Host>(
     error: Option<&str>,
 ) -> Response {
     let host = setup.host();
-    let asked = tokio::join!(host.status(), host.interfaces(), host.trust());
-    let (status, interfaces, trust) = match asked {
-        (Ok(status), Ok(interfaces), Ok(trust)) => (status, interfaces, trust),
+    let asked = tokio::join!(host.status(), host.addresses(), host.trust());
+    let (site, addresses, trust) = match asked {
+        (Ok(status), Ok(addresses), Ok(trust)) => (status.site, addresses, trust),
         (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => return refuse(error),
     };
-    let answer = answer.unwrap_or_else(|| Answer::now(&status.site, &interfaces));
+    let answer = answer.unwrap_or_else(|| Answer::now(&site, &addresses));
     let next = if who.wizard.is_reopened() {
         "that is all: the members and the models stay as they are."
     } else {
@@ -198,7 +222,7 @@ async fn page<H: Host>(
     };
     Page::new(Step::Address)
         .notice(who.notice.as_deref())
-        .body(body(&answer, &status.site, &interfaces, &trust, error))
+        .body(body(&answer, &site, &addresses, &trust, error))
         .next(next)
         .into_response()
 }
@@ -206,7 +230,7 @@ async fn page<H: Host>(
 fn body(
     answer: &Answer,
     site: &Site,
-    interfaces: &[Interface],
+    addresses: &[IpAddr],
     trust: &Trust,
     error: Option<&str>,
 ) -> Markup {
@@ -229,26 +253,21 @@ fn body(
             (field(&name))
             fieldset {
                 legend { "Who can reach it?" }
-                (reach("here", "Only this machine", "For a trial. You can let others in later.", !answer.network))
-                @if interfaces.is_empty() {
+                (reach("here", "Only this machine", !answer.network, html! {
+                    p { "For a trial. You can let others in later." }
+                }))
+                @if addresses.is_empty() {
                     p .soft { "This machine is on no network just now, so nobody else could reach it." }
                 } @else {
-                    (reach(
-                        "network",
-                        "Others on these networks too",
-                        "Whoever is on them can open the sign-in page; only members get further. \
-                         Pick the addresses at which the box answers:",
-                        answer.network,
-                    ))
-                    @for (index, interface) in interfaces.iter().enumerate() {
-                        @let id = format!("address-{index}");
-                        @let text = interface.address.to_string();
-                        div .field.tick {
-                            input type="checkbox" name="address" id=(id) value=(text)
-                                checked[answer.addresses.contains(&text)];
-                            label for=(id) { (text) span .soft { " (" (interface.name) ")" } }
+                    (reach("network", "Others on these networks too", answer.network, html! {
+                        p {
+                            "Whoever is on them can open the sign-in page; only members get further. "
+                            "Pick the addresses at which the box answers:"
                         }
-                    }
+                        @for (index, address) in addresses.iter().enumerate() {
+                            (tick(index, *address, &answer.addresses))
+                        }
+                    }))
                 }
             }
             button type="submit" { "Go on" }
@@ -257,14 +276,24 @@ fn body(
     }
 }
 
-fn reach(value: &str, label: &str, hint: &str, checked: bool) -> Markup {
+fn reach(value: &str, label: &str, checked: bool, more: Markup) -> Markup {
     let id = format!("reach-{value}");
     html! {
         div .field.tick {
             input type="radio" name="reach" id=(id) value=(value) required checked[checked]
                 aria-describedby=(format!("{id}-hint"));
             label for=(id) { (label) }
-            p .hint id=(format!("{id}-hint")) { (hint) }
+            div .hint.stack id=(format!("{id}-hint")) { (more) }
+        }
+    }
+}
+
+fn tick(index: usize, address: IpAddr, picked: &[String]) -> Markup {
+    let (id, text) = (format!("address-{index}"), address.to_string());
+    html! {
+        div .field.tick {
+            input type="checkbox" name="address" id=(id) value=(text) checked[picked.contains(&text)];
+            label for=(id) { (text) }
         }
     }
 }
@@ -286,24 +315,19 @@ pub(crate) fn how_to_trust(trust: &Trust) -> Markup {
     }
 }
 
-fn door_opens(on: Step) -> Markup {
-    html! {
-        p { "The box opens its door anew, which takes a few seconds." }
-        div role="status" data-refresh="/setup/address/opening" data-every="2000" {
-            p .soft { "Wait a moment, then go on. You stay signed in to the set-up." }
+/// The page that waits until the box is as wanted.
+fn opening() -> Page {
+    Page::new(Step::Address).body(html! {
+        p { "The box takes its name and opens its door anew, which takes a few seconds." }
+        div role="status" data-refresh="/setup/address/opening" data-every="2000" { (waiting()) }
+        p { a .button href=(Step::Address.path()) { "Go on" } }
+        p .hint {
+            "If your browser says that it cannot reach the box, wait a moment and load the page again. "
+            "If it warns about the certificate once more: a box that changes its name vouches for itself anew."
         }
-        p { a .button href=(on.path()) { "Go on" } }
-        p .hint { "If your browser says that it cannot reach the box, wait a moment and load the page again." }
-    }
+    })
 }
 
-/// For the script on that page: leads on once the door is open and nothing moves any more.
-pub(crate) async fn opening<H: Host>(State(setup): State<Setup<H>>, who: Claimer) -> Response {
-    match setup.host().runs().await {
-        Ok(runs) if runs.iter().all(|run| run.state != RunState::Running) => {
-            ([(NEXT, who.wizard.step().path())], StatusCode::NO_CONTENT).into_response()
-        }
-        Ok(_) => Html(html! { p .soft { "It is being opened…" } }.into_string()).into_response(),
-        Err(error) => refuse(error),
-    }
+fn waiting() -> Markup {
+    html! { p .soft { "Wait a moment. This page goes on by itself." } }
 }

@@ -28,10 +28,13 @@ pub(crate) struct Choice {
 
 /// Every model, in the order in which people are shown them.
 pub(crate) fn choices(machine: &Machine, imported: &[RecipeName]) -> Vec<Choice> {
-    let fits = what_fits(&as_box(machine));
-    Recipe::builtin()
-        .iter()
-        .map(|recipe| Choice {
+    let (today, later) = (what_fits(&as_box_today(machine)), what_fits(&as_box(machine)));
+    let line = |fits: &[ModelFit], name: &str| {
+        fits.iter().find(|fit| fit.recipe.name == name).map(|fit| fit.line.clone())
+    };
+    let choice = |recipe: &Recipe| {
+        let lacks = what_the_cpu_engine_lacks(recipe);
+        Choice {
             name: recipe.name.clone(),
             title: recipe.title.clone(),
             about: recipe.about.clone(),
@@ -40,16 +43,19 @@ pub(crate) fn choices(machine: &Machine, imported: &[RecipeName]) -> Vec<Choice>
             trial: recipe.trial,
             unpinned: recipe.unpinned,
             imported: imported.iter().any(|name| name.as_str() == recipe.name),
-            fits: fits
-                .iter()
-                .find(|fit| fit.recipe.name == recipe.name)
-                .map(|fit| fit.line.clone()),
-            lacks: what_the_cpu_engine_lacks(recipe),
-        })
-        .collect()
+            fits: line(if lacks.is_none() { &today } else { &later }, &recipe.name),
+            lacks,
+        }
+    };
+    Recipe::builtin().iter().map(choice).collect()
 }
 
-/// This machine as the planner sees it.
+/// This machine as the planner sees it while there is only an engine for its processor.
+pub(crate) fn as_box_today(machine: &Machine) -> BoxSpec {
+    BoxSpec::for_machine::<&str>(&[], machine.memory)
+}
+
+/// This machine as the planner sees it, with all that is in it.
 pub(crate) fn as_box(machine: &Machine) -> BoxSpec {
     let gpus: Vec<_> = machine.gpus.iter().map(|gpu| (gpu.name.as_str(), gpu.memory)).collect();
     BoxSpec::for_machine(&gpus, machine.memory)
@@ -81,17 +87,20 @@ pub(crate) fn what_the_cpu_engine_lacks(recipe: &Recipe) -> Option<String> {
 
 /// What this machine can run, in short: what fits into it, and what of that an engine is there for.
 pub(crate) fn summary(machine: &Machine) -> Markup {
-    let fitting: Vec<ModelFit> = what_fits(&as_box(machine))
-        .into_iter()
-        .filter(|model| model.verdict.fit != Fit::DoesNotFit)
-        .collect();
-    let (now, later): (Vec<_>, Vec<_>) =
-        fitting.iter().partition(|model| what_the_cpu_engine_lacks(&model.recipe).is_none());
+    let fitting = |spec: &BoxSpec, runs: bool| -> Vec<ModelFit> {
+        let mut all = what_fits(spec);
+        all.retain(|model| {
+            model.verdict.fit != Fit::DoesNotFit
+                && what_the_cpu_engine_lacks(&model.recipe).is_none() == runs
+        });
+        all
+    };
+    let (now, later) = (fitting(&as_box_today(machine), true), fitting(&as_box(machine), false));
     html! {
         @if now.is_empty() {
             p { "None of the models that Polder knows runs on this machine today." }
         } @else {
-            p { "Today:" }
+            p { "Today, on its processor:" }
             ul { @for model in &now { li { (line(model)) } } }
         }
         @if !later.is_empty() {

@@ -89,15 +89,6 @@ pub enum Distance {
     Foreign,
 }
 
-/// An address of this machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Interface {
-    /// The system's name for the network card: `eth0`.
-    pub name: String,
-    /// The address.
-    pub address: IpAddr,
-}
-
 /// What a member's programs need to trust the box.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trust {
@@ -160,8 +151,8 @@ pub trait Host: Send + Sync + 'static {
     /// Stops one.
     fn cancel(&self, run: RunId) -> impl Future<Output = Result<(), SetupError>> + Send;
 
-    /// Addresses that this machine has now, loopback left out.
-    fn interfaces(&self) -> impl Future<Output = Result<Vec<Interface>, SetupError>> + Send;
+    /// Addresses by which others may reach this machine; loopback is none.
+    fn addresses(&self) -> impl Future<Output = Result<Vec<IpAddr>, SetupError>> + Send;
     /// How to trust the box.
     fn trust(&self) -> impl Future<Output = Result<Trust, SetupError>> + Send;
 }

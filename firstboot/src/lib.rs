@@ -18,9 +18,8 @@ mod stored;
 mod wizard;
 
 pub use host::{
-    ClaimRefusal, ClaimToken, Distance, Host, Interface, Newcomer, SetupError, Trust, Visitor,
-    Window,
+    ClaimRefusal, ClaimToken, Distance, Host, Newcomer, SetupError, Trust, Visitor, Window,
 };
 pub use setup::Setup;
 pub use stored::Stored;
-pub use wizard::{Event, Refusal, Step, Wizard};
+pub use wizard::{Address, Event, Refusal, Step, Wizard};

@@ -130,7 +130,7 @@ fn done(
         section .card {
             h2 { "Your key" }
             p { "Your programs show it to the box. It is shown only now: keep it where you keep passwords." }
-            (copyable("key", "Your key", key))
+            div .wrap { (copyable("key", "Your key", key)) }
         }
         section .card {
             h2 { "Try it" }
@@ -154,36 +154,37 @@ fn curl(base: &str, ca_file: &str, key: &str, model: &str) -> String {
         "messages": [{"role": "user", "content": "Say hello."}],
         "stream": true,
     });
-    format!(
-        "curl -N --cacert {} {} \\\n  -H {} \\\n  -H 'Content-Type: application/json' \\\n  -d {}",
-        quoted(ca_file),
-        quoted(&format!("{base}/chat/completions")),
-        quoted(&format!("Authorization: Bearer {key}")),
-        quoted(&question.to_string()),
-    )
+    [
+        format!("curl -N {} \\", quoted(&format!("{base}/chat/completions"))),
+        format!("  --cacert {} \\", quoted(ca_file)),
+        format!("  -H {} \\", quoted(&format!("Authorization: Bearer {key}"))),
+        "  -H 'Content-Type: application/json' \\".to_owned(),
+        format!("  -d {}", quoted(&question.to_string())),
+    ]
+    .join("\n")
 }
 
 fn python(base: &str, ca_file: &str, key: &str, model: &str) -> String {
     // JSON's strings are Python's.
     let text = |text: &str| serde_json::Value::from(text).to_string();
-    format!(
-        "import ssl\n\
-         import httpx\n\
-         from openai import OpenAI\n\n\
-         trust = ssl.create_default_context(cafile={})\n\
-         box = OpenAI(base_url={}, api_key={},\n\
-         {:13}http_client=httpx.Client(verify=trust))\n\
-         for piece in box.chat.completions.create(\n    \
-             model={}, stream=True,\n    \
-             messages=[{{\"role\": \"user\", \"content\": \"Say hello.\"}}]):\n    \
-             if piece.choices:\n        \
-                 print(piece.choices[0].delta.content or \"\", end=\"\", flush=True)\n",
-        text(ca_file),
-        text(base),
-        text(key),
-        "",
-        text(model),
-    )
+    [
+        "import ssl, httpx".to_owned(),
+        "from openai import OpenAI".to_owned(),
+        String::new(),
+        "trust = ssl.create_default_context(".to_owned(),
+        format!("    cafile={})", text(ca_file)),
+        "box = OpenAI(".to_owned(),
+        format!("    base_url={},", text(base)),
+        format!("    api_key={},", text(key)),
+        "    http_client=httpx.Client(verify=trust))".to_owned(),
+        "for piece in box.chat.completions.create(".to_owned(),
+        format!("        model={}, stream=True,", text(model)),
+        "        messages=[{\"role\": \"user\",".to_owned(),
+        "                   \"content\": \"Say hello.\"}]):".to_owned(),
+        "    for choice in piece.choices:".to_owned(),
+        "        print(choice.delta.content or \"\", end=\"\", flush=True)".to_owned(),
+    ]
+    .join("\n")
 }
 
 /// As one word of a shell.

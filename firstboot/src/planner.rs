@@ -18,8 +18,10 @@ use crate::host::Host;
 use crate::page::{self, Page};
 use crate::setup::{Claimer, Setup, refuse};
 
-/// Stands for the machine that the page is served by.
-const THIS: &str = "this";
+/// Stands for the machine that the page is served by, as our engine uses it today.
+const TODAY: &str = "this-processor";
+/// The same with its graphics processor.
+const WHOLE: &str = "this-machine";
 /// A collective as the planner's page first assumes it.
 const USUAL_MEMBERS: &str = "15";
 
@@ -48,14 +50,14 @@ pub(crate) async fn show<H: Host>(
     let chosen = who.wizard.recipe().map_or(DEFAULT_RECIPE, RecipeName::as_str);
     question.model = or(&question.model, chosen);
     question.members = or(&question.members, USUAL_MEMBERS);
-    question.spec = or(&question.spec, THIS);
+    question.spec = or(&question.spec, TODAY);
     let result = match answer(&question, &machine) {
         Ok(estimate) => figures(&estimate),
         Err(why) => page::error(&why),
     };
     let body = html! {
         p { "What a box and a model would be for your collective. Nothing is changed by looking." }
-        (form(&question))
+        (form(&question, !machine.gpus.is_empty()))
         (result)
         p { a .button href="/setup" { "Back to the set-up" } }
     };
@@ -67,22 +69,25 @@ fn answer(question: &Question, machine: &Machine) -> Result<Estimate, String> {
         format!("the number of members has to be from 1 to {}", PlanRequest::MOST_MEMBERS)
     })?;
     let recipe = Recipe::find(&question.model).map_err(|error| error.to_string())?;
-    let spec = if question.spec == THIS {
-        catalogue::as_box(machine)
-    } else {
-        BoxSpec::find(&question.spec).map_err(|error| error.to_string())?.clone()
+    let spec = match question.spec.as_str() {
+        TODAY => catalogue::as_box_today(machine),
+        WHOLE => catalogue::as_box(machine),
+        name => BoxSpec::find(name).map_err(|error| error.to_string())?.clone(),
     };
     plan(&spec, recipe, members, &Assumptions::for_box(&spec)).map_err(|error| error.to_string())
 }
 
-fn form(question: &Question) -> Markup {
+fn form(question: &Question, has_gpu: bool) -> Markup {
     let models: Vec<_> = (Recipe::builtin().iter())
         .map(|recipe| Choice { value: &recipe.name, label: &recipe.title })
         .collect();
     let known = BoxSpec::builtin().iter().filter(|spec| !spec.is_cpu());
-    let boxes: Vec<_> = std::iter::once(Choice { value: THIS, label: "This machine" })
-        .chain(known.map(|spec| Choice { value: &spec.name, label: &spec.title }))
-        .collect();
+    let whole = Choice { value: WHOLE, label: "This machine, with its graphics processor" };
+    let boxes: Vec<_> =
+        std::iter::once(Choice { value: TODAY, label: "This machine, on its processor" })
+            .chain(has_gpu.then_some(whole))
+            .chain(known.map(|spec| Choice { value: &spec.name, label: &spec.title }))
+            .collect();
     let members = Field {
         name: "members",
         label: "Members",
@@ -106,6 +111,7 @@ fn form(question: &Question) -> Markup {
 fn figures(estimate: &Estimate) -> Markup {
     let (tone, answer) = match estimate.verdict.fit {
         Fit::Fits => (Tone::Good, "It fits."),
+        Fit::FitsTightly => (Tone::Warn, "It fits, but tightly."),
         Fit::FitsWithSlowExperts => (Tone::Warn, "It fits, but slowly."),
         Fit::DoesNotFit => (Tone::Bad, "It does not fit."),
     };
@@ -128,7 +134,7 @@ fn figures(estimate: &Estimate) -> Markup {
         @if !estimate.notes.is_empty() {
             (card("Where the published guide differs", html! {
                 ul { @for note in &estimate.notes {
-                    li { "It says: " (note.guide) " Here: " (note.here) " " (how(&note.formula, note.label)) }
+                    li { "It says: " (note.guide) " Here: " (worked_out(note.here.clone(), &note.formula, note.label)) }
                 } }
             }))
         }
@@ -172,7 +178,7 @@ fn numbers(caption: &str, rows: &[Row]) -> Markup {
             ]
         })
         .collect();
-    table(caption, &["", "", "Worked out", "Known"], &rows)
+    table(caption, &["What", "How much", "Worked out", "Known"], &rows)
 }
 
 fn memory(memory: &Memory, estimate: &Estimate) -> Vec<Row> {
@@ -207,8 +213,7 @@ fn cost(cost: &Cost) -> Vec<Row> {
             .filter(|_| cost.network.high > 0.0),
         span("All of that, each month", &cost.monthly),
         span("For each member, each month", &cost.per_member),
-        Some(Row::between("A support contract, for each", &cost.support_per_member))
-            .filter(|_| cost.support_per_member.high > 0.0),
+        span("A support contract, for each", &cost.support_per_member),
     ];
     rows.into_iter().flatten().collect()
 }
@@ -257,10 +262,14 @@ fn decode(rows: &[DecodeRow]) -> Markup {
                 html! { (row.together) },
                 length(row.context, row.beyond_context),
                 html! {
-                    (quantity(&row.ceiling))
-                    @if !row.all_ready { span .small { "They do not all stay in fast memory: they take turns." } }
+                    div {
+                        (quantity(&row.ceiling))
+                        @if !row.all_ready {
+                            div .small { "They do not all stay in fast memory: they take turns." }
+                        }
+                    }
                 },
-                html! { (likely) (how(&likely.formula, likely.label)) },
+                worked_out(likely.to_string(), &likely.formula, likely.label),
                 quantity(&row.read),
             ]
         })
@@ -291,14 +300,19 @@ fn prefill(estimate: &Estimate) -> Markup {
 }
 
 fn length(tokens: u32, beyond: bool) -> Markup {
-    html! { (count(tokens.into())) @if beyond { " " span .small.soft { "(longer than the model was made for)" } } }
+    html! {
+        div {
+            (count(tokens.into()))
+            @if beyond { div .small.soft { "longer than the model was made for" } }
+        }
+    }
 }
 
-/// A number in a table: itself, and behind it how it was worked out.
+/// A number in a table: itself, and below it how it was worked out.
 fn quantity(q: &Quantity) -> Markup {
-    html! { (q) (how(&q.formula, q.label)) }
+    worked_out(q.to_string(), &q.formula, q.label)
 }
 
-fn how(formula: &str, label: Label) -> Markup {
-    html! { span .how.small.soft { (formula) " (" (label.as_str()) ")" } }
+fn worked_out(value: String, formula: &str, label: Label) -> Markup {
+    html! { div { (value) div .small.soft { (formula) " (" (label.as_str()) ")" } } }
 }

@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use polder_site::RecipeName;
 use tokio::sync::Mutex;
 
+use crate::address::Door;
 use crate::host::{ClaimToken, Distance, Host, Newcomer, SetupError, Visitor, Window};
 use crate::import::View;
 use crate::page;
@@ -56,7 +57,7 @@ impl<H: Host> Setup<H> {
             .route("/setup/import/stop", post(import::stop::<H>))
             .route("/setup/import/progress", get(import::progress::<H>))
             .route(Step::Address.path(), get(address::show::<H>).post(address::decide::<H>))
-            .route("/setup/address/opening", get(address::opening::<H>))
+            .route("/setup/address/opening", get(address::progress::<H>))
             .route(Step::Member.path(), get(member::show::<H>).post(member::make::<H>))
             .route("/setup/claim.js", get(|| script(include_str!("../assets/claim.js"))))
             .route("/setup/import.js", get(|| script(include_str!("../assets/import.js"))))
@@ -132,6 +133,22 @@ impl<H: Host> Setup<H> {
             None => wizard,
         };
         Ok((wizard, view))
+    }
+
+    /// Does the next thing towards the name and addresses that the person wants, if something is
+    /// left to do, and notes what follows.
+    pub(crate) async fn open_door(&self) -> Result<(Wizard, Door), SetupError> {
+        let _turn = self.0.turn.lock().await;
+        let Stored { wizard, notice } = self.read().await?;
+        let (site, runs) = (self.host().status().await?.site, self.host().runs().await?);
+        let door = address::look(&wizard, &site, &runs);
+        let event = match &door {
+            // A failure stays noted until a page has shown it.
+            Door::Closed | Door::Moving | Door::Stuck(_) => return Ok((wizard, door)),
+            Door::Open => Event::Addressed,
+            Door::Move(change) => Event::DoorMoves(self.host().apply(change.clone()).await?),
+        };
+        Ok((self.keep(wizard.next(event)?, notice).await?, door))
     }
 
     /// The person chose this model. One that is being brought in has to be stopped first; one

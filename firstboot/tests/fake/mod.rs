@@ -11,9 +11,7 @@ use polder_control::{
     BoxStatus, EngineStatus, Gpu, Machine, PartState, PartStatus, Plan, Progress, Run, RunId,
     RunState, Step, StepState, Unit,
 };
-use polder_firstboot::{
-    ClaimRefusal, ClaimToken, Host, Interface, Newcomer, SetupError, Trust, Window,
-};
+use polder_firstboot::{ClaimRefusal, ClaimToken, Host, Newcomer, SetupError, Trust, Window};
 use polder_site::{RecipeName, Site, SiteChange};
 
 pub(crate) const CODE: &str = "ABCDE-FGHJK-23456";
@@ -29,7 +27,7 @@ pub(crate) struct State {
     pub(crate) wrong_codes: u32,
     pub(crate) site: Site,
     pub(crate) runs: Vec<Run>,
-    pub(crate) interfaces: Vec<Interface>,
+    pub(crate) addresses: Vec<IpAddr>,
     pub(crate) machine: Machine,
     pub(crate) applied: Vec<SiteChange>,
     /// The disk is full.
@@ -53,10 +51,7 @@ impl Fake {
             wrong_codes: 0,
             site: Site::unclaimed(8443),
             runs: Vec::new(),
-            interfaces: vec![
-                Interface { name: "eth0".into(), address: "192.168.1.20".parse().unwrap() },
-                Interface { name: "wlan0".into(), address: "10.0.0.7".parse().unwrap() },
-            ],
+            addresses: ["192.168.1.20", "10.0.0.7"].map(|a| a.parse().unwrap()).to_vec(),
             machine: Machine {
                 cpu: "AMD Ryzen 7 7840U".into(),
                 threads: 16,
@@ -246,8 +241,8 @@ impl Host for Fake {
         }
         Ok(())
     }
-    async fn interfaces(&self) -> Result<Vec<Interface>, SetupError> {
-        Ok(self.state().interfaces.clone())
+    async fn addresses(&self) -> Result<Vec<IpAddr>, SetupError> {
+        Ok(self.state().addresses.clone())
     }
     async fn trust(&self) -> Result<Trust, SetupError> {
         Ok(Trust {
