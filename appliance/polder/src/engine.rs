@@ -35,10 +35,7 @@ impl Engine {
             )
         })?;
         let socket = Sockets::of(&state).engine(&name);
-        let served_as = recipe.name.clone();
-        let name = name.to_string();
-        part::run(|told| {
-            polder_engine_server::run(EngineOptions { name, socket, model, served_as }, told)
-        })
+        let options = EngineOptions::new(name.as_str(), socket, model, recipe.name.as_str());
+        part::run(|told| polder_engine_server::run(options, told))
     }
 }

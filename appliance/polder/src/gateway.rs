@@ -1,4 +1,4 @@
-use polder_gateway::GatewayOptions;
+use polder_gateway::{GatewayOptions, Limits};
 
 use crate::part;
 use crate::state::State;
@@ -14,6 +14,8 @@ pub(crate) struct Gateway {
 impl Gateway {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let state = self.state.folder()?;
-        part::run(|told| polder_gateway::run(GatewayOptions { state }, told))
+        part::run(|told| {
+            polder_gateway::run(GatewayOptions { state, limits: Limits::default() }, told)
+        })
     }
 }

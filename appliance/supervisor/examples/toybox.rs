@@ -94,10 +94,9 @@ async fn engine(name: &str, state: PathBuf) {
             let (status, body) = if done >= load {
                 ("200 OK", "{}".to_owned())
             } else {
-                let figures = format!(
-                    r#"{{"phase":"loading","done":{done},"total":{load},"unit":"items","rate":null,"eta_seconds":null}}"#
-                );
-                ("503 Service Unavailable", format!(r#"{{"progress":{figures}}}"#))
+                let progress = done as f64 / load as f64;
+                let body = format!(r#"{{"status":"loading","progress":{progress}}}"#);
+                ("503 Service Unavailable", body)
             };
             let length = body.len();
             let _ = write!(

@@ -5,7 +5,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::{Request, StatusCode, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use polder_control::{Client, DoorReply, DoorRequest, Progress, Sockets};
+use polder_control::{Client, DoorReply, DoorRequest, Progress, Sockets, Unit};
 use serde::Deserialize;
 use tokio::net::UnixStream;
 
@@ -75,11 +75,39 @@ async fn ask_engine(socket: &Path) -> Result<Health, String> {
     }
 }
 
-/// The figures in an engine's 503, where there are any.
+/// The figures in an engine's 503: `{"status": "loading", "progress": 0.41}`.
 fn progress(body: &[u8]) -> Option<Progress> {
     #[derive(Deserialize)]
     struct Loading {
-        progress: Progress,
+        status: String,
+        progress: f64,
     }
-    serde_json::from_slice::<Loading>(body).ok().map(|loading| loading.progress)
+    let loading: Loading = serde_json::from_slice(body).ok()?;
+    Some(Progress {
+        phase: loading.status.chars().filter(|c| !c.is_control()).take(40).collect(),
+        done: (loading.progress.clamp(0.0, 1.0) * 100.0) as u64,
+        total: Some(100),
+        unit: Unit::Items,
+        rate: None,
+        eta_seconds: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engines_figures_are_percent_and_whatever_else_it_says_is_none() {
+        let figures = progress(br#"{"status":"loading","progress":0.419}"#).unwrap();
+        assert_eq!(
+            (figures.phase.as_str(), figures.done, figures.total),
+            ("loading", 41, Some(100))
+        );
+        let over = progress(br#"{"status":"loading","progress":1e300}"#).unwrap();
+        assert_eq!(over.done, 100);
+        for other in ["", "{}", "[1]", r#"{"status":"stopping"}"#, r#"{"progress":"x"}"#] {
+            assert_eq!(progress(other.as_bytes()), None);
+        }
+    }
 }

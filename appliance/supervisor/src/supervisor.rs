@@ -32,18 +32,22 @@ pub struct Options {
     pub patience: Patience,
 }
 
-/// How long a part may take to finish what it has, before it is told to end at once.
+/// How long parts may take to finish what they have, before they are told to end at once.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
     /// The gateway, with its open streams.
     pub gateway: Duration,
-    /// An engine. The gateway has gone by then, so that it should have nothing left.
+    /// An engine that makes room for another model while the box goes on.
     pub engine: Duration,
+    /// The engines when the box ends. The gateway has gone by then, so that they should have
+    /// nothing left.
+    pub last: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { gateway: Duration::from_secs(20), engine: Duration::from_secs(8) }
+        let seconds = Duration::from_secs;
+        Self { gateway: seconds(20), engine: seconds(30), last: seconds(8) }
     }
 }
 

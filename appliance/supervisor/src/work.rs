@@ -149,10 +149,17 @@ impl<P: Parts> Work<P> {
             lock(&self.keepers).iter().map(|(p, k)| (p.clone(), k.clone())).collect();
         let (door, engines): (Vec<_>, Vec<_>) =
             keepers.into_iter().partition(|(part, _)| *part == Part::Gateway);
-        for group in [door, engines] {
+        for (group, patience) in [(door, self.patience.gateway), (engines, self.patience.last)] {
             group.iter().for_each(|(_, keeper)| keeper.stop(order));
-            for (_, keeper) in group {
-                keeper.until_stopped().await;
+            let stopped = async {
+                for (_, keeper) in &group {
+                    keeper.until_stopped().await;
+                }
+            };
+            tokio::pin!(stopped);
+            if tokio::time::timeout(patience, &mut stopped).await.is_err() {
+                group.iter().for_each(|(_, keeper)| keeper.stop(Order::StopNow));
+                stopped.await;
             }
         }
         self.tasks.close();

@@ -192,7 +192,8 @@ fn begin(
 }
 
 fn options(state: &Path) -> Options {
-    let patience = Patience { gateway: Duration::from_secs(2), engine: Duration::from_secs(1) };
+    let second = Duration::from_secs(1);
+    let patience = Patience { gateway: 2 * second, engine: 2 * second, last: second };
     let (state, first) = (state.to_owned(), Site::unclaimed(8443));
     Options { state, first, port: None, listen: None, patience }
 }
