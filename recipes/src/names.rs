@@ -41,20 +41,24 @@ pub(crate) fn path_fault(path: &str) -> Option<&'static str> {
 /// `did you mean "…"?` for the nearest of `known`, or the whole list when none is near.
 pub(crate) fn hint<'a>(given: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
     let asked: String = given.chars().take(64).collect::<String>().to_ascii_lowercase();
-    let near =
-        known.clone().map(|name| (distance(&asked, name), name)).min_by_key(|(steps, name)| {
-            // Half a name is what people type; it counts as nearer than any other name.
-            let part = asked.len() >= 3 && (name.contains(&asked) || asked.contains(name));
-            (!part, *steps)
-        });
+    // Half a name is what people type; it counts as nearer than any other name.
+    let part = |name: &str| asked.len() >= 3 && (is_part(&asked, name) || asked.contains(name));
+    let near = known
+        .clone()
+        .map(|name| (!part(name), distance(&asked, name), name))
+        .min_by_key(|(other, steps, _)| (*other, *steps));
     match near {
-        Some((steps, name))
-            if steps <= 2 + asked.len() / 4 || (asked.len() >= 3 && name.contains(&asked)) =>
-        {
+        Some((other, steps, name)) if !other || steps <= 2 + asked.len() / 4 => {
             format!("did you mean {name:?}?")
         }
         _ => format!("there are: {}", known.collect::<Vec<_>>().join(", ")),
     }
+}
+
+/// Whether `name` has all characters of `asked` in that order.
+fn is_part(asked: &str, name: &str) -> bool {
+    let mut letters = name.chars();
+    asked.chars().all(|wanted| letters.any(|letter| letter == wanted))
 }
 
 /// How many single-character changes turn `a` into `b` (Levenshtein), in one row of memory.
@@ -110,6 +114,7 @@ mod tests {
         let known = ["qwen3-235b-a22b", "kimi-k2", "smollm2-135m-instruct"];
         let say = |given| hint(given, known.into_iter());
         assert_eq!(say("qwen3-235b"), "did you mean \"qwen3-235b-a22b\"?");
+        assert_eq!(say("qwen-235b"), "did you mean \"qwen3-235b-a22b\"?");
         assert_eq!(say("Kimi_K2"), "did you mean \"kimi-k2\"?");
         assert_eq!(say("zzzzzzzz"), format!("there are: {}", known.join(", ")));
     }

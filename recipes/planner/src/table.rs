@@ -77,10 +77,10 @@ impl Estimate {
         if let Some(waiting) = &memory.waiting {
             sheet.quantity("of which for those waiting", waiting);
         }
-        sheet.quantity("One token, in 16 bits", &self.kv.bits16);
-        sheet.quantity("One token, in 8 bits (FP8)", &self.kv.bits8);
+        sheet.quantity("A token takes (16 bits)", &self.kv.bits16);
+        sheet.quantity("A token takes (8 bits)", &self.kv.bits8);
         if self.kv.per_conversation.value > 0.0 {
-            sheet.quantity("and per conversation", &self.kv.per_conversation);
+            sheet.quantity("and a conversation besides", &self.kv.per_conversation);
         }
     }
 
