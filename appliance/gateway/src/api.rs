@@ -1,4 +1,4 @@
-//! The API: `/v1`, `/tokenize` and `/detokenize` by key; `/health`, `/metrics`, `/ca.crt`.
+//! The API: `/v1`, `/tokenize` and `/detokenize` by key; `/health`, `/metrics`, `/auth`.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use axum::Router;
 use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Method};
 use polder_control::{BoxStatus, EngineStatus};
 use polder_members::{KeyGrant, Role, Scope};
@@ -30,7 +30,6 @@ pub(crate) fn routes() -> Router<Arc<Gateway>> {
         .route("/detokenize", post(ask))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
-        .route("/ca.crt", get(ca_certificate))
         .route("/auth", get(crate::subrequest::auth))
 }
 
@@ -150,14 +149,6 @@ async fn metrics(
     }
     let text = gateway.tally.to_text(gateway.places.taken());
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
-}
-
-/// The certificate that members install, under the type that makes devices offer to.
-async fn ca_certificate(State(gateway): State<Arc<Gateway>>) -> Response {
-    let name = format!("attachment; filename=\"{}-ca.crt\"", gateway.status().site.name);
-    let headers =
-        [(CONTENT_TYPE, "application/x-x509-ca-cert".to_owned()), (CONTENT_DISPOSITION, name)];
-    (headers, gateway.ca().pem).into_response()
 }
 
 #[cfg(test)]

@@ -1,0 +1,328 @@
+//! Keys, engines and streams.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use polder_control::{DoorReply, DoorRequest, PartState};
+use polder_gateway::Limits;
+use polder_members::{KeyLimits, NewKey};
+use tokio::io::AsyncWriteExt;
+
+use crate::house::{House, Wish, new_member, say, soon, status_of, until};
+
+#[tokio::test]
+async fn a_key_gets_an_answer_and_nothing_of_the_engines_own_talk() {
+    let house = House::open().await;
+    let answer = house.chat(r#"{"model":"small","tokens":3}"#).await;
+    assert_eq!(status_of(&answer), 200, "{answer}");
+    assert!(answer.contains("\"tokens\":3"), "{answer}");
+    assert!(answer.contains("x-polder-served-by: oak/fast\r\n"), "{answer}");
+    assert!(answer.contains("x-polder-ignored: next_months_field\r\n"), "{answer}");
+    for hidden in ["x-polder-prompt-tokens", "x-polder-usage", "set-cookie", "x-hop", "trailer"] {
+        assert!(!answer.contains(hidden), "{hidden}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_engine_hears_whose_request_it_is_and_no_credential() {
+    let house = House::open().await;
+    let key = &house.key;
+    let head = format!(
+        "POST /v1/chat/completions?a=b\nauthorization: Bearer {key}\nx_polder_member: 99\n\
+         X-Polder-Member: 99\ncookie: a=b\nx-odd: 1\nconnection: close, x-odd\nodd_name: 2\n\
+         content-type: application/json"
+    );
+    assert_eq!(status_of(&house.ask(&head, "{}").await), 200);
+    let headers = house.engine.last_headers();
+    assert_eq!(headers["x-polder-member"], "1");
+    assert_eq!(headers["x-polder-strict"], "0");
+    assert_eq!(headers["content-type"], "application/json");
+    assert_eq!(headers.get_all("x-polder-member").iter().count(), 1);
+    for gone in ["authorization", "cookie", "x-odd", "odd_name", "x_polder_member"] {
+        assert!(!headers.contains_key(gone), "{gone} was passed on");
+    }
+    assert_eq!(house.engine.seen.lock().unwrap()[0].0, "POST /v1/chat/completions?a=b");
+}
+
+#[tokio::test]
+async fn without_a_good_key_there_is_one_clear_sentence() {
+    let house = House::open().await;
+    let none = house.ask("POST /v1/chat/completions", "{}").await;
+    assert_eq!(status_of(&none), 401);
+    assert!(none.contains("www-authenticate: Bearer"), "{none}");
+    assert!(none.contains("\"missing_api_key\"") && none.contains("\"message\":"), "{none}");
+    let bad = house.ask("GET /v1/models\nx-api-key: plk_nobody_nothing", "").await;
+    assert_eq!(status_of(&bad), 401);
+    assert!(bad.contains("invalid_api_key"), "{bad}");
+    assert_eq!(house.engine.requests(), 0);
+}
+
+#[tokio::test]
+async fn models_are_told_from_what_the_box_runs() {
+    let house = House::open().await;
+    let key = &house.key;
+    let list = house.ask(&format!("GET /v1/models\nx-api-key: {key}"), "").await;
+    assert!(list.contains(r#"{"object":"list","data":[{"id":"small","object":"model""#), "{list}");
+    let one = house.ask(&format!("GET /v1/models/small\nx-api-key: {key}"), "").await;
+    assert_eq!(status_of(&one), 200);
+    let other = house.ask(&format!("GET /v1/models/gpt-4o\nx-api-key: {key}"), "").await;
+    assert_eq!(status_of(&other), 404);
+    assert!(other.contains("model_not_found") && other.contains("it serves small"), "{other}");
+}
+
+#[tokio::test]
+async fn tokens_come_through_one_by_one() {
+    let house = House::open().await;
+    let mut stream = house.here().await;
+    let body = r#"{"stream":true,"tokens":3,"pause_ms":300}"#;
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-api-key: {}\r\ncontent-length: {}\r\n\r\n",
+        house.key,
+        body.len()
+    );
+    stream.write_all((head + body).as_bytes()).await.unwrap();
+    let begun = Instant::now();
+    let first = until(&mut stream, "{\"n\":0").await;
+    assert!(begun.elapsed() < Duration::from_millis(280), "the first token waited");
+    assert!(!first.contains("{\"n\":1"));
+    let rest = until(&mut stream, "[DONE]").await;
+    assert!(rest.contains("{\"n\":2"));
+    // The connection is good for another question.
+    let again = say(
+        stream,
+        format!(
+            "GET /v1/models HTTP/1.1\r\nhost: localhost\r\nx-api-key: {}\r\nconnection: close\r\n\r\n",
+            house.key
+        )
+        .as_bytes(),
+    )
+    .await;
+    assert!(again.contains("200 OK") && !again.contains("x-polder-usage"), "{again}");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_stops_the_work() {
+    let house = House::open().await;
+    for streams in [true, false] {
+        let mut stream = house.here().await;
+        let body = match streams {
+            true => r#"{"stream":true,"tokens":10000,"pause_ms":20}"#,
+            false => r#"{"think_ms":60000}"#,
+        };
+        let head = format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nx-api-key: {}\r\ncontent-length: {}\r\n\r\n{body}",
+            house.key,
+            body.len()
+        );
+        let before = house.engine.begun.load(Ordering::SeqCst);
+        stream.write_all(head.as_bytes()).await.unwrap();
+        soon("the work began", || house.engine.begun.load(Ordering::SeqCst) > before).await;
+        if streams {
+            until(&mut stream, "{\"n\":2").await;
+            drop(stream);
+            soon("the stream was dropped", || house.engine.dropped.load(Ordering::SeqCst) == 1)
+                .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_makes_the_engine_wait() {
+    let house =
+        House::open_with(Limits { stall: Duration::from_secs(2), ..Limits::default() }).await;
+    let mut stream = house.here().await;
+    let body = r#"{"stream":true,"tokens":100000,"fat":20000}"#;
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nx-api-key: {}\r\ncontent-length: {}\r\n\r\n{body}",
+        house.key,
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let written = house.engine.written.load(Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(house.engine.written.load(Ordering::SeqCst), written, "somebody buffers");
+    assert!(written < 2000, "{written} pieces of 20 kB were taken for nobody");
+    soon("the work was given up", || house.engine.dropped.load(Ordering::SeqCst) == 1).await;
+}
+
+#[tokio::test]
+async fn a_revoked_key_ends_its_streams_at_once() {
+    let house = House::open().await;
+    let DoorReply::Key(key) = house.console(DoorRequest::UpKey).await else { panic!("no key") };
+    let mut stream = house.here().await;
+    let body = r#"{"stream":true,"tokens":10000,"pause_ms":20}"#;
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nx-api-key: {key}\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    until(&mut stream, "{\"n\":2").await;
+    // Minting the next one revokes its predecessor.
+    let DoorReply::Key(next) = house.console(DoorRequest::UpKey).await else { panic!("no key") };
+    assert_ne!(key, next);
+    let end = until(&mut stream, "\r\n0\r\n\r\n").await;
+    assert!(end.contains("data: {\"error\":") && end.contains("key_revoked"), "{end}");
+    soon("the engine stopped", || house.engine.dropped.load(Ordering::SeqCst) == 1).await;
+    let refused = house.ask(&format!("GET /v1/models\nx-api-key: {key}"), "").await;
+    assert_eq!(status_of(&refused), 401);
+    assert_eq!(status_of(&house.ask(&format!("GET /v1/models\nx-api-key: {next}"), "").await), 200);
+}
+
+#[tokio::test]
+async fn an_engine_that_dies_mid_stream_ends_it_with_a_clear_error() {
+    let house = House::open().await;
+    let answer = house.chat(r#"{"stream":true,"tokens":9,"pause_ms":5,"break_after":3}"#).await;
+    assert!(answer.contains("{\"n\":2"), "{answer}");
+    assert!(answer.contains("\n\ndata: {\"error\":{\"message\":\"the engine stopped"), "{answer}");
+    assert!(!answer.contains("[DONE]") && answer.ends_with("0\r\n\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_request_waits_while_the_engine_restarts() {
+    let house = House::open().await;
+    house.engine.kill();
+    house.say(PartState::Waiting { retry_ms: 300, why: "it was killed".to_owned() });
+    let (answer, ()) = tokio::join!(house.chat(r#"{"tokens":1}"#), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(house.engine.requests(), 0);
+        house.engine.resume();
+        house.say(PartState::Ready);
+    });
+    assert_eq!(status_of(&answer), 200, "{answer}");
+}
+
+#[tokio::test]
+async fn a_request_waits_for_an_engine_that_is_ready_but_not_quite() {
+    let house = House::open().await;
+    house.engine.kill();
+    let (answer, ()) = tokio::join!(house.chat(r#"{"tokens":1}"#), async {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        house.engine.resume();
+    });
+    assert_eq!(status_of(&answer), 200, "{answer}");
+}
+
+#[tokio::test]
+async fn patience_ends_with_a_503_that_says_when_to_come_back() {
+    let limits = Limits { patience: Duration::from_millis(300), ..Limits::default() };
+    let house = House::open_with(limits).await;
+    house.say(PartState::Starting);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let answer = house.chat("{}").await;
+    assert_eq!(status_of(&answer), 503);
+    assert!(
+        answer.contains("retry-after: 10\r\n") && answer.contains("still starting"),
+        "{answer}"
+    );
+    house.say(PartState::GaveUp("it died five times in a minute.".to_owned()));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let begun = Instant::now();
+    let answer = house.chat("{}").await;
+    assert_eq!(status_of(&answer), 503);
+    assert!(begun.elapsed() < Duration::from_millis(250), "nothing to wait for");
+    assert!(answer.contains("(it died five times in a minute)"), "{answer}");
+}
+
+#[tokio::test]
+async fn the_door_works_while_the_supervisor_is_away() {
+    let limits = Limits { patience: Duration::from_millis(300), ..Limits::default() };
+    let house = House::open_as(Wish { limits, supervised: false, ..Wish::default() }).await;
+    assert_eq!(status_of(&house.chat("{}").await), 200, "the engine itself is asked");
+    house.engine.kill();
+    assert_eq!(status_of(&house.chat("{}").await), 503);
+}
+
+#[tokio::test]
+async fn odd_bodies_are_refused_before_any_engine_sees_them() {
+    let house = House::open().await;
+    for body in ["[1]", "{\"model\":7}", "{\"model\":\"a\",\"model\":\"b\"}", "not json", "{} x"] {
+        let answer = house.chat(body).await;
+        assert_eq!(status_of(&answer), 400, "{body}: {answer}");
+        assert!(answer.contains("invalid_json"), "{answer}");
+    }
+    assert_eq!(house.engine.requests(), 0);
+}
+
+#[tokio::test]
+async fn quotas_are_kept_and_told() {
+    let limits = KeyLimits { requests_per_minute: Some(2), ..KeyLimits::default() };
+    // The key's own text has to come out of the closure: by its label, through a file.
+    fn limited(members: &polder_members::Members, steward: &polder_members::Member) {
+        let limits = KeyLimits { requests_per_minute: Some(2), ..KeyLimits::default() };
+        let key = members.mint_key(steward.id, &NewKey { limits, ..NewKey::default() }).unwrap();
+        std::fs::write(members.path().with_file_name("limited"), key.key.expose()).unwrap();
+    }
+    let _ = limits;
+    let house = House::open_as(Wish { members: limited, ..Wish::default() }).await;
+    let key = std::fs::read_to_string(house.folder.path().join("limited")).unwrap();
+    let head = format!("POST /v1/completions\nauthorization: Bearer {key}");
+    assert_eq!(status_of(&house.ask(&head, "{}").await), 200);
+    assert_eq!(status_of(&house.ask(&head, "{}").await), 200);
+    let refused = house.ask(&head, "{}").await;
+    assert_eq!(status_of(&refused), 429);
+    assert!(
+        refused.contains("retry-after: ") && refused.contains("rate_limit_exceeded"),
+        "{refused}"
+    );
+    assert_eq!(house.engine.requests(), 2);
+    // A key without the scope for other apps does not open them.
+    let auth = house.ask(&format!("GET /auth\nauthorization: Bearer {key}"), "").await;
+    assert_eq!(status_of(&auth), 403);
+}
+
+#[tokio::test]
+async fn what_was_used_is_counted_however_the_answer_ended() {
+    let mut house = House::open().await;
+    house.site.usage.per_member = true;
+    house.say(PartState::Ready);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    // To its end (7 + 5), and broken after 3 of 9 (7 + 3).
+    house.chat(r#"{"stream":true,"tokens":5}"#).await;
+    house.chat(r#"{"stream":true,"tokens":9,"break_after":3}"#).await;
+    house.stop();
+    soon("the door closed", || house.gateway.is_finished()).await;
+    let members = polder_members::Members::open(&house.folder.path().join("polder.db")).unwrap();
+    let used = members.usage_of_all(2).unwrap();
+    assert_eq!(used.len(), 1, "{used:?}");
+    assert_eq!((used[0].requests, used[0].prompt, used[0].completion), (2, 14, 8));
+    assert_eq!(used[0].model, "small");
+}
+
+#[tokio::test]
+async fn figures_are_for_stewards_and_health_says_nothing() {
+    fn with_bob(members: &polder_members::Members, _: &polder_members::Member) {
+        let bob = members.add_member(&new_member("bob"), polder_members::Role::Member).unwrap();
+        let key = members.mint_key(bob.id, &NewKey::default()).unwrap();
+        std::fs::write(members.path().with_file_name("bob"), key.key.expose()).unwrap();
+    }
+    let house = House::open_as(Wish { members: with_bob, ..Wish::default() }).await;
+    let bob = std::fs::read_to_string(house.folder.path().join("bob")).unwrap();
+    assert_eq!(status_of(&house.ask("GET /metrics", "").await), 401);
+    assert_eq!(status_of(&house.ask(&format!("GET /metrics\nx-api-key: {bob}"), "").await), 403);
+    let mine = house.ask(&format!("GET /metrics\nx-api-key: {}", house.key), "").await;
+    assert!(mine.contains("polder_gateway_connections "), "{mine}");
+    let health = house.ask("GET /health", "").await;
+    assert!(health.ends_with("{\"status\":\"ok\"}"), "{health}");
+}
+
+#[tokio::test]
+async fn the_console_opens_claims_and_the_trail_hears_of_it() {
+    let house = House::open().await;
+    let DoorReply::Ready { ca_file, fingerprint, claimed } =
+        house.console(DoorRequest::Ready).await
+    else {
+        panic!("not ready")
+    };
+    assert_eq!(ca_file, house.ca_file());
+    assert!(claimed && fingerprint.len() == 95);
+    assert!(matches!(house.console(DoorRequest::OpenClaim).await, DoorReply::Claimed));
+    let DoorReply::Claim(claim) = house.console(DoorRequest::ReopenSetup).await else {
+        panic!("no code")
+    };
+    assert_eq!(claim.seconds, 1800);
+    assert_eq!(
+        house.records.lock().unwrap().as_slice(),
+        ["somebody at the console reopened the set-up the box"]
+    );
+}

@@ -1,0 +1,9 @@
+//! The gateway as its clients meet it: over real sockets, with a pretended engine and supervisor.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+mod api;
+mod framing;
+mod house;
+mod limits;
+mod proxies;
+mod tls;
