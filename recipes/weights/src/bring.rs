@@ -89,10 +89,10 @@ impl Item {
         listed: &Listed,
         source: &str,
     ) -> Result<(), WeightsError> {
-        if let (Some((expected, _)), Some(found)) = (&self.expected, listed.sha256) {
-            if *expected != found {
-                return Err(self.wrong(recipe, source, found));
-            }
+        if let (Some((expected, _)), Some(found)) = (&self.expected, listed.sha256)
+            && *expected != found
+        {
+            return Err(self.wrong(recipe, source, found));
         }
         if let Some(size) = listed.size {
             self.check_size(size, source)?;
@@ -110,11 +110,11 @@ impl Item {
             Whose::Recipe => "the recipe names",
             Whose::Server => "the server's own list names",
             Whose::FirstImport => {
-                let (recipe, pinned) = (recipe.to_owned(), expected);
+                let (recipe, pinned, found) = (recipe.to_owned(), expected, found.into());
                 return WeightsError::PinChanged { recipe, file, source_name, pinned, found };
             }
         };
-        WeightsError::WrongBytes { file, source_name, whose, expected, found }
+        WeightsError::WrongBytes { file, source_name, whose, expected, found: found.into() }
     }
 }
 

@@ -3,6 +3,8 @@ use std::path::{Path, PathBuf};
 
 use polder_recipes::Digest;
 
+use crate::space::bytes;
+
 /// Why weights could not be brought, kept or checked. Every message is for the person who pressed
 /// the button: what failed, on what, and what to do next.
 #[derive(Debug, thiserror::Error)]
@@ -19,10 +21,10 @@ pub enum WeightsError {
     },
     /// The disk cannot hold the model.
     #[error(
-        "{what} needs {} and {} has {} free; free {} (`polder weights gc` removes what no model \
-         uses) or use a larger disk",
-        crate::space::bytes(*needed), folder.display(), crate::space::bytes(*free),
-        crate::space::bytes(needed.saturating_sub(*free))
+        "{what} needs {} more ({} of it stays free for the box itself) and {} has {} free; free {} \
+         (`polder weights gc` removes what no model uses) or use a larger disk",
+        bytes(*needed), bytes(crate::space::RESERVE), folder.display(), bytes(*free),
+        bytes(needed.saturating_sub(*free))
     )]
     NoSpace {
         /// The model or file.
@@ -60,8 +62,8 @@ pub enum WeightsError {
         whose: &'static str,
         /// The digest that was asked for.
         expected: Digest,
-        /// The digest of what arrived.
-        found: Digest,
+        /// The digest of what arrived; boxed to keep all errors small.
+        found: Box<Digest>,
     },
     /// An unpinned recipe now gives other bytes than at its first import.
     #[error(
@@ -78,8 +80,8 @@ pub enum WeightsError {
         source_name: String,
         /// The digest of the first import.
         pinned: Digest,
-        /// The digest now.
-        found: Digest,
+        /// The digest now; boxed to keep all errors small.
+        found: Box<Digest>,
     },
     /// The size is wrong, so the bytes must be.
     #[error(

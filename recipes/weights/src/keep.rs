@@ -1,3 +1,4 @@
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
@@ -74,13 +75,13 @@ impl Store {
         let mut verified = Verified { good: 0, bytes: 0, damage: Vec::new() };
         let mut seen: BTreeMap<Digest, Option<String>> = BTreeMap::new();
         for (manifest, file) in manifests.iter().flat_map(|m| m.files.iter().map(move |f| (m, f))) {
-            if !seen.contains_key(&file.sha256) {
+            if let Entry::Vacant(unseen) = seen.entry(file.sha256) {
                 teller.file(&file.name);
                 let before = teller.done();
                 let wrong = self.look_at(file, &mut teller, cancel)?;
                 verified.bytes += teller.done() - before;
                 verified.good += usize::from(wrong.is_none());
-                seen.insert(file.sha256, wrong);
+                unseen.insert(wrong);
             }
             if let Some(Some(why)) = seen.get(&file.sha256) {
                 let (recipe, expected) = (manifest.recipe.clone(), file.sha256);

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::WeightsError;
 
 /// Bytes that an import leaves free, so that the box can still write its own records.
-const RESERVE: u64 = 64 << 20;
+pub(crate) const RESERVE: u64 = 64 << 20;
 
 /// Bytes that this process may still write to the disk under `folder`.
 pub(crate) fn free(folder: &Path) -> Result<u64, WeightsError> {
@@ -45,7 +45,7 @@ mod tests {
     fn what_does_not_fit_is_refused_with_numbers() {
         let said = check("llama", 60_000_000_000, 1_000_000_000, Path::new("/state"));
         let said = said.unwrap_err().to_string();
-        assert!(said.contains("60.1 GB") && said.contains("1.0 GB free"), "{said}");
+        assert!(said.contains("needs 60.1 GB more") && said.contains("1.0 GB free"), "{said}");
         check("llama", 1_000_000, 1 << 30, Path::new("/state")).unwrap();
     }
     #[test]

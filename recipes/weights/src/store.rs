@@ -1,3 +1,4 @@
+use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use crate::{WeightsError, names, view};
 pub const STALE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// How imports are made. [`Options::from_env`] is what the program uses; tests set the rest.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Options {
     /// The server of repositories in the Hugging Face layout; `POLDER_HF_ENDPOINT`. No default.
     pub hub_endpoint: Option<String>,
@@ -40,6 +41,17 @@ pub struct Options {
     pub tell_every: Duration,
     /// Whether an import waits for another to end; if not it fails with [`WeightsError::Busy`].
     pub wait_for_others: bool,
+}
+
+/// Short, and without a password that an address may have in it.
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("hub_endpoint", &self.hub_endpoint.as_deref().map(names::shown))
+            .field("ca_file", &self.ca_file)
+            .field("downloads", &self.downloads)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for Options {

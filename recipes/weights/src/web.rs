@@ -294,8 +294,12 @@ fn fault(why: &ureq::Error) -> Fault {
             said,
             "check that this box trusts the server's certificate and that its clock is right",
         ),
-        ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::InvalidProxyUrl => {
-            Fault::Final(said, "check the address")
+        // Their own words may have the whole address in them, password and all.
+        ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
+            Fault::Final("this is no address of a web server".into(), "check the address")
+        }
+        ureq::Error::InvalidProxyUrl => {
+            Fault::Final("the address of the proxy is wrong".into(), "check HTTPS_PROXY")
         }
         ureq::Error::RequireHttpsOnly(_) => {
             Fault::Final("it leads from https to plain http".into(), USE_ANOTHER)

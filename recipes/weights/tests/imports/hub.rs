@@ -109,7 +109,7 @@ fn a_server_that_rewrites_a_pinned_commit_is_refused_with_both_digests() {
     let said = import(&store, &recipe, &Origin::AsTheRecipeSays).unwrap_err();
     let WeightsError::PinChanged { file, pinned, found, .. } = &said else { panic!("{said}") };
     assert_eq!(file, "m-1.safetensors");
-    assert_eq!((*pinned, *found), (digest(&repo.shards[0]), digest(&other)));
+    assert_eq!((*pinned, **found), (digest(&repo.shards[0]), digest(&other)));
     assert!(repo.server.sent() - sent < 5_000, "it was refused by the list alone");
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct State {
     pub(crate) slow: Mutex<Duration>,
     /// The next body stops half-way without an end.
     pub(crate) hangs: AtomicBool,
+    /// Requests that came as to a proxy.
+    pub(crate) tunnels: AtomicU64,
     /// Bytes of bodies that went out.
     pub(crate) sent: AtomicU64,
     pub(crate) asked: Mutex<Vec<String>>,
@@ -62,6 +64,7 @@ impl Server {
             failures: Mutex::default(),
             slow: Mutex::default(),
             hangs: false.into(),
+            tunnels: 0.into(),
             sent: 0.into(),
             asked: Mutex::default(),
         });
@@ -90,16 +93,26 @@ impl Server {
 pub(crate) trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
+fn head(stream: &mut impl BufRead) -> std::io::Result<Vec<String>> {
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line)? <= 2 {
+            return Ok(lines);
+        }
+        lines.push(line.trim_end().to_owned());
+    }
+}
+
 impl State {
     fn answer(&self, stream: Box<dyn Stream>) -> std::io::Result<()> {
         let mut stream = BufReader::new(stream);
-        let mut lines = Vec::new();
-        loop {
-            let mut line = String::new();
-            if stream.read_line(&mut line)? <= 2 {
-                break;
-            }
-            lines.push(line.trim_end().to_owned());
+        let mut lines = head(&mut stream)?;
+        if lines.first().is_some_and(|line| line.starts_with("CONNECT files.lan:80 ")) {
+            // As a proxy it leads everyone to itself.
+            stream.get_mut().write_all(b"HTTP/1.1 200 Connected\r\n\r\n")?;
+            self.tunnels.fetch_add(1, SeqCst);
+            lines = head(&mut stream)?;
         }
         let header = |name: &str| {
             lines.iter().find_map(|line| {

@@ -119,7 +119,7 @@ fn a_wrong_byte_from_a_server_is_refused_and_nothing_of_it_is_kept() {
         server.is.gives_parts.store(parts, SeqCst);
         let said = import(&store, &recipe, &Origin::AsTheRecipeSays).unwrap_err();
         assert!(
-            matches!(&said, WeightsError::WrongBytes { found, .. } if *found == digest(&wrong)),
+            matches!(&said, WeightsError::WrongBytes { found, .. } if **found == digest(&wrong)),
             "{said}"
         );
         assert_nothing_visible(&store, &recipe);
@@ -256,6 +256,34 @@ fn another_address_can_stand_in_for_the_recipes_source() {
     let store = store(state.path());
     import(&store, &recipe, &Origin::Web(format!("{}/mirror", server.url))).unwrap();
     assert_model(&store, &recipe, &[("m.gguf", &model)]);
+}
+
+/// The environment is that of a process, so the test runs itself again in another one.
+#[test]
+fn the_proxy_of_the_environment_is_used() {
+    const CHILD: &str = "POLDER_TEST_PROXY";
+    let model = bytes(1, SIZE);
+    if let Some(folder) = std::env::var_os(CHILD) {
+        let recipe = recipe("http://files.lan", vec![spec("m.gguf", &model)]);
+        let store = store(std::path::Path::new(&folder));
+        import(&store, &recipe, &Origin::AsTheRecipeSays).unwrap();
+        return;
+    }
+    let state = tempfile::tempdir().unwrap();
+    let server = Server::start(&[("/m.gguf", &model)]);
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    for name in ["ALL_PROXY", "HTTPS_PROXY", "NO_PROXY"] {
+        child.env_remove(name).env_remove(name.to_lowercase());
+    }
+    let status = child
+        .args(["--exact", "web::the_proxy_of_the_environment_is_used"])
+        .env(CHILD, state.path())
+        .env("HTTP_PROXY", &server.url)
+        .stdout(std::process::Stdio::null())
+        .status();
+    assert!(status.unwrap().success());
+    assert!(server.is.tunnels.load(SeqCst) > 1);
+    assert_eq!(server.sent(), SIZE as u64 + 1);
 }
 
 /// A CA of our own and a server certificate under it.

