@@ -135,10 +135,8 @@ fn a_second_import_waits_and_gc_is_told_while_one_runs() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut tell = |event| {
-                if let Event::Progress(progress) = event {
-                    if progress.done > 0 {
-                        let _ = started.send(());
-                    }
+                if matches!(event, Event::Progress(progress) if progress.done > 0) {
+                    let _ = started.send(());
                 }
             };
             first.import(&recipe, &Origin::AsTheRecipeSays, &mut tell, &CancelFlag::default())

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use polder_recipes::{Recipe, Source};
-use polder_weights::{CancelFlag, Fetched, Options, Origin, Phase, Store, WeightsError};
+use polder_weights::{CancelFlag, Event, Fetched, Options, Origin, Phase, Store, WeightsError};
 use zip::write::SimpleFileOptions;
 
 use crate::common::*;
@@ -161,10 +161,8 @@ fn a_pip_that_hangs_ends_with_a_cancel() {
     let store = Store::open_with(state.path().join("weights"), options).unwrap();
     let cancel = CancelFlag::default();
     let mut stop = |event| {
-        if let polder_weights::Event::Progress(progress) = event {
-            if progress.phase == Phase::Fetching {
-                cancel.cancel();
-            }
+        if matches!(event, Event::Progress(progress) if progress.phase == Phase::Fetching) {
+            cancel.cancel();
         }
     };
     let start = std::time::Instant::now();
