@@ -248,3 +248,66 @@ fn capital(word: &str) -> String {
     let mut letters = word.chars();
     letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polder_control::{RunId, Step as PlanStep};
+
+    fn importing() -> Wizard {
+        [Event::Claimed, Event::MachineSeen, Event::Chose("small".parse().unwrap())]
+            .into_iter()
+            .chain([Event::ImportBegan(RunId(7))])
+            .fold(Wizard::new(), |wizard, event| wizard.next(event).unwrap())
+    }
+
+    fn run(id: u64, state: RunState) -> Run {
+        let steps = vec![PlanStep { id: "import-model".into(), title: "Import small".into() }];
+        let plan = Plan { title: "Serve small".into(), steps };
+        Run { id: RunId(id), plan, steps: vec![StepState::Waiting], state }
+    }
+
+    #[test]
+    fn only_our_own_run_counts() {
+        let runs = [run(9, RunState::Done), run(8, RunState::Failed("x".into()))];
+        let (view, news) = look(&importing(), &runs);
+        assert_eq!(view, View::NotBegun);
+        assert_eq!(news, Some(Event::ImportStopped(RunId(7))));
+        let (view, news) = look(&importing(), &[run(9, RunState::Running), run(7, RunState::Done)]);
+        assert_eq!((view, news), (View::There, Some(Event::ImportDone(RunId(7)))));
+    }
+
+    #[test]
+    fn progress_without_a_total_or_with_odd_numbers_is_still_a_sentence() {
+        let progress = Progress {
+            phase: "fetching".into(),
+            done: u64::MAX,
+            total: Some(0),
+            unit: Unit::Bytes,
+            rate: Some(f64::NAN),
+            eta_seconds: Some(u64::MAX),
+        };
+        let seen = view("Import", Some(&progress));
+        assert_eq!((seen.fraction, seen.rate.as_str()), (None, ""));
+        assert_eq!(spoken("Import", Some(&progress)), "Import");
+        assert!(!polder_page::progress(&seen).into_string().contains("NaN"));
+    }
+
+    #[test]
+    fn what_is_said_aloud_changes_with_each_tenth_only() {
+        let at = |done| Progress {
+            phase: "fetching".into(),
+            done,
+            total: Some(1000),
+            unit: Unit::Bytes,
+            rate: None,
+            eta_seconds: None,
+        };
+        let said: Vec<String> =
+            (0..=1000).map(|done| spoken("Import", Some(&at(done)))).collect();
+        let mut changes = said.clone();
+        changes.dedup();
+        assert_eq!(changes.len(), 11);
+        assert_eq!(said[999], "Import: 90 percent");
+    }
+}

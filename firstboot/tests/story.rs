@@ -635,3 +635,30 @@ async fn of_two_first_members_at_once_exactly_one_is_made() {
     let (a, b) = tokio::join!(one.post("/setup/member", &a), two.post("/setup/member", &b));
     assert_eq!([&a, &b].iter().filter(|answer| answer.text.contains(KEY)).count(), 1);
 }
+
+#[tokio::test]
+async fn the_planner_works_every_number_out_and_refuses_nonsense_with_a_sentence() {
+    let fake = Fake::new().with_gpu();
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    let page = person.get("/setup/planner").await;
+    assert!(page.text.contains("SmolLM2 135M Instruct") && page.text.contains("(computed)"));
+    let page =
+        person.get("/setup/planner?model=qwen3-235b-a22b&members=50&box=dgx-station-gb300").await;
+    for fact in ["It fits", "192,512", "For each member, each month", "How fast an answer is written"] {
+        assert!(page.text.contains(fact), "{fact} is missing");
+    }
+    for (query, why) in [
+        ("members=0", "makes no sense"),
+        ("members=-1", "has to be from 1"),
+        ("members=99999999999999", "has to be from 1"),
+        ("model=%3Cscript%3E", "no model"),
+        ("box=laptop", "no box"),
+    ] {
+        let page = person.get(&format!("/setup/planner?{query}")).await;
+        assert_eq!(page.status, StatusCode::OK);
+        assert!(page.text.contains(why) && !page.text.contains("<script>"), "{query}: {}", page.text);
+    }
+    // Looking changes nothing.
+    assert_eq!(person.get("/setup").await.to, "/setup/machine");
+}
