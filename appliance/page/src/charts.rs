@@ -6,9 +6,10 @@ const WIDTH: f64 = 240.0;
 const HEIGHT: f64 = 48.0;
 
 /// A line of the last values, oldest first; `None` where nothing was measured. `title` says the
-/// whole in words, for those who hear the page.
-pub fn sparkline(title: &str, values: &[Option<f64>]) -> Markup {
-    let (line, area) = paths(values);
+/// whole in words, for those who hear the page. `most` is the value at the top; without one it is
+/// the highest of the values.
+pub fn sparkline(title: &str, values: &[Option<f64>], most: Option<f64>) -> Markup {
+    let (line, area) = paths(values, most);
     html! {
         svg.spark viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) preserveAspectRatio="none" role="img" {
             title { (title) }
@@ -19,9 +20,10 @@ pub fn sparkline(title: &str, values: &[Option<f64>]) -> Markup {
     }
 }
 
-fn paths(values: &[Option<f64>]) -> (String, String) {
+fn paths(values: &[Option<f64>], most: Option<f64>) -> (String, String) {
     let finite = |v: &Option<f64>| v.filter(|v| v.is_finite()).map(|v| v.max(0.0));
-    let top = values.iter().filter_map(finite).fold(0.0, f64::max);
+    let highest = values.iter().filter_map(finite).fold(0.0, f64::max);
+    let top = most.filter(|m| m.is_finite()).unwrap_or(0.0).max(highest);
     let step = WIDTH / (values.len().max(2) - 1) as f64;
     let y = |v: f64| {
         let share = if top > 0.0 { v / top } else { 0.0 };
@@ -92,14 +94,14 @@ mod tests {
 
     #[test]
     fn the_highest_value_is_at_the_top_and_a_gap_breaks_the_line() {
-        let (line, area) = paths(&[Some(0.0), Some(10.0), None, Some(5.0)]);
+        let (line, area) = paths(&[Some(0.0), Some(10.0), None, Some(5.0)], None);
         assert_eq!(line, "M0.0 46.5L80.0 3.5M240.0 25.0");
         assert_eq!(area.matches('Z').count(), 2);
     }
 
     #[test]
     fn values_that_are_no_numbers_draw_nothing() {
-        let (line, _) = paths(&[Some(f64::NAN), Some(f64::INFINITY), Some(-1.0)]);
+        let (line, _) = paths(&[Some(f64::NAN), Some(f64::INFINITY), Some(-1.0)], Some(f64::NAN));
         assert_eq!(line, "M240.0 46.5");
         let text = bars("t", &[Bar { title: "<b>".into(), value: f64::NAN }]).into_string();
         assert!(!text.contains("NaN") && text.contains("&lt;b&gt;"));
@@ -107,7 +109,7 @@ mod tests {
 
     #[test]
     fn no_values_are_an_empty_chart() {
-        assert!(sparkline("nothing", &[]).into_string().contains("<title>nothing</title>"));
+        assert!(sparkline("nothing", &[], Some(1.0)).into_string().contains("<title>nothing</title>"));
         assert!(bars("nothing", &[]).into_string().contains("<title>nothing</title>"));
     }
 }

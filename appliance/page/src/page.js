@@ -8,7 +8,7 @@
     let wait = every;
     const look = async () => {
       try {
-        const answer = await fetch(place.dataset.refresh, { credentials: "same-origin", headers: { "x-polder-piece": "1" } });
+        const answer = await fetch(place.dataset.refresh, { credentials: "same-origin", headers: { "x-piece": "1" } });
         const next = answer.headers.get("x-polder-next");
         if (next && next.startsWith("/") && !next.startsWith("//")) { location.assign(next); return; }
         if (answer.redirected || answer.status === 401) { location.reload(); return; }

@@ -287,7 +287,7 @@ mod tests {
                 ..Default::default()
             }),
             steps(HOSTILE, &[(StepMark::Now, HOSTILE)]),
-            crate::sparkline(HOSTILE, &[Some(1.0)]),
+            crate::sparkline(HOSTILE, &[Some(1.0)], None),
         ];
         for part in parts {
             let text = part.into_string();

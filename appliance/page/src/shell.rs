@@ -60,7 +60,7 @@ impl Page<'_> {
                     meta charset="utf-8";
                     meta name="viewport" content="width=device-width, initial-scale=1";
                     meta name="color-scheme" content="light dark";
-                    meta name="referrer" content="no-referrer";
+                    meta name="referrer" content="same-origin";
                     title {
                         (self.title)
                         @if !nav.box_name.is_empty() { " · " (nav.box_name) }

@@ -1,12 +1,110 @@
-//! Pages for people: sign-in, the dashboard, a member's own pages, the chat.
+//! Pages for people: sign-in, a member's own pages, the chat, and what stewards look after.
+//!
+//! Every page is drawn here on the server and works without JavaScript. A stranger is sent to sign
+//! in; a member who is no steward is told so. What a person changes goes into the audit trail.
+
+mod account;
+mod answer;
+mod audit;
+mod chat;
+mod connect;
+mod dashboard;
+mod frame;
+mod home;
+mod invite;
+mod markdown;
+mod metrics;
+mod models;
+mod people;
+mod runs;
+mod samples;
+mod sign_in;
+mod usage;
+mod who;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{HeaderValue, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use polder_page::Asset;
 
 use crate::Gateway;
+use samples::Samples;
+
+/// No form here is longer; the chat has its own limit.
+const LONGEST_FORM: usize = 64 << 10;
 
 /// Every page, to be merged into the door's router.
 pub fn routes() -> Router<Arc<Gateway>> {
-    Router::new()
+    let samples = Samples::new();
+    let pages = Router::new()
+        .route("/", get(home::show))
+        .route("/sign-in", get(sign_in::show).post(sign_in::take))
+        .route("/sign-out", post(sign_in::out))
+        .route("/invite/{token}", get(invite::show).post(invite::accept))
+        .route("/keys", post(home::mint))
+        .route("/keys/{id}/revoke", post(home::revoke))
+        .route("/usage", get(usage::show).post(usage::decide))
+        .route("/usage/forget", post(usage::forget))
+        .route("/connect", get(connect::show))
+        .route("/ca", get(connect::ca))
+        .route("/ca.crt", get(connect::ca_file))
+        .route("/account", get(account::show))
+        .route("/account/password", post(account::password))
+        .route("/account/sign-out-everywhere", post(account::out_everywhere))
+        .route("/dashboard", get(dashboard::show))
+        .route("/dashboard/live", get(dashboard::live))
+        .route("/members", get(people::show))
+        .route("/members/invite", post(people::invite))
+        .route("/members/invite/{id}/withdraw", post(people::withdraw))
+        .route("/members/{id}/role", post(people::role))
+        .route("/members/{id}/disable", post(people::disable))
+        .route("/members/{id}/password", post(people::password))
+        .route("/members/{id}/remove", post(people::remove))
+        .route("/models", get(models::list))
+        .route("/models/{recipe}", get(models::show))
+        .route("/models/{recipe}/use", post(models::put_to_use))
+        .route("/models/{recipe}/import", post(models::import))
+        .route("/engines/{name}/remove", post(models::remove_engine))
+        .route("/runs/{id}", get(runs::show))
+        .route("/runs/{id}/live", get(runs::live))
+        .route("/runs/{id}/cancel", post(runs::cancel))
+        .route("/audit", get(audit::show))
+        .layer(DefaultBodyLimit::max(LONGEST_FORM));
+    let chat = Router::new()
+        .route("/chat", get(chat::show).post(chat::whole))
+        .route("/chat/stream", post(chat::stream))
+        .layer(DefaultBodyLimit::max(chat::LONGEST_TALK));
+    let mut all = pages.merge(chat);
+    for asset in polder_page::ASSETS.iter().chain([chat::script()]) {
+        all = all.route(&asset.path, get(move || async move { serve(asset) }));
+    }
+    all.layer(axum::Extension(samples)).layer(middleware::from_fn(not_kept))
+}
+
+/// A page shows what is so now, and some of them a secret: no cache keeps it, unless it says so
+/// itself. (The other headers that protect people are put on every answer by the door.)
+async fn not_kept(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let no = HeaderValue::from_static("no-store");
+    response.headers_mut().entry(header::CACHE_CONTROL).or_insert(no);
+    response
+}
+
+fn serve(asset: &'static Asset) -> Response {
+    let kept = if asset.path == "/icon.svg" {
+        "public, max-age=86400"
+    } else {
+        // The name changes with the content.
+        "public, max-age=31536000, immutable"
+    };
+    ([(header::CONTENT_TYPE, asset.kind), (header::CACHE_CONTROL, kept)], asset.body)
+        .into_response()
 }

@@ -1,0 +1,141 @@
+//! A member's own account: password, signed-in browsers, what the box keeps about them.
+
+use std::sync::Arc;
+
+use axum::Form;
+use axum::extract::{Query, State};
+use axum::http::header;
+use axum::response::{AppendHeaders, IntoResponse, Redirect, Response};
+use maud::{Markup, html};
+use polder_members::{MembersError, Secret, SessionInfo};
+use polder_page::{Field, Page, Tone, badge, banner, card, facts, field, table, when};
+use serde::Deserialize;
+
+use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
+use crate::pages::home::Said;
+use crate::pages::who::SignedIn;
+use crate::{Gateway, auth};
+
+#[derive(Deserialize)]
+pub(super) struct NewPassword {
+    #[serde(default)]
+    present: String,
+    #[serde(default)]
+    password: String,
+    #[serde(default)]
+    again: String,
+}
+
+pub(super) async fn show(
+    State(gateway): State<Arc<Gateway>>,
+    who: SignedIn,
+    Query(said): Query<Said>,
+) -> Result<Response, Trouble> {
+    page(&gateway, &who, frame::said(&said.said)).await
+}
+
+pub(super) async fn password(
+    State(gateway): State<Arc<Gateway>>,
+    who: SignedIn,
+    Form(form): Form<NewPassword>,
+) -> Result<Response, Trouble> {
+    let done = if form.password == form.again {
+        let (id, keep) = (who.member.id, who.token.clone());
+        let (present, new) = (Secret::new(form.present), Secret::new(form.password));
+        gateway.members.ask(move |m| m.change_password(id, &present, &new, keep.expose())).await
+    } else {
+        Err(MembersError::Field("the two new passwords differ; write the same one twice".into()))
+    };
+    match done {
+        Ok(()) => {
+            who.record(&gateway, "changed password", "their own").await;
+            Ok(Redirect::to("/account?said=password").into_response())
+        }
+        Err(error) => {
+            let top = banner(Tone::Bad, html! { p { (sentence(&error.to_string())) } });
+            Ok(with_status(frame::members_status(&error), page(&gateway, &who, top).await?))
+        }
+    }
+}
+
+pub(super) async fn out_everywhere(
+    State(gateway): State<Arc<Gateway>>,
+    who: SignedIn,
+) -> Result<Response, Trouble> {
+    let id = who.member.id;
+    gateway.members.ask(move |m| m.sign_out_everywhere(id)).await?;
+    let cookie = auth::no_session_cookie(who.peer.tls);
+    Ok((AppendHeaders([(header::SET_COOKIE, cookie)]), Redirect::to("/sign-in")).into_response())
+}
+
+async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response, Trouble> {
+    let (id, token) = (who.member.id, who.token.clone());
+    let sessions = gateway.members.ask(move |m| m.sessions(id, token.expose())).await?;
+    let body = html! {
+        (top)
+        (card("You", facts(&[
+            ("Name", html! { (who.member.name) }),
+            ("E-mail", html! { (who.member.email.as_deref().unwrap_or("none")) }),
+            ("Role", html! { (who.member.role.as_str()) }),
+            ("Member since", when(who.member.created_at, frame::now())),
+        ])))
+        (kept(gateway))
+        section.card {
+            h2 { "Where you are signed in" }
+            (sessions_table(&sessions))
+            form method="post" action="/account/sign-out-everywhere" {
+                button.quiet type="submit" { "Sign out everywhere" }
+            }
+        }
+        section.card {
+            h2 { "Change your password" }
+            form.stack method="post" action="/account/password" {
+                (field(&Field { name: "present", label: "Present password", kind: "password", autocomplete: "current-password", required: true, ..Field::default() }))
+                (field(&Field { name: "password", label: "New password", kind: "password", autocomplete: "new-password", hint: "At least 10 signs. Four words in a row are good.", required: true, ..Field::default() }))
+                (field(&Field { name: "again", label: "The new password again", kind: "password", autocomplete: "new-password", required: true, ..Field::default() }))
+                button type="submit" { "Change it" }
+            }
+        }
+    };
+    let page = Page { title: "Your account", narrow: true, ..Page::default() };
+    Ok(answer(&page, &nav(gateway, &who.member, "/account"), body))
+}
+
+/// Everything there is, said plainly.
+fn kept(gateway: &Gateway) -> Markup {
+    card(
+        "What the box keeps about you",
+        html! {
+            ul {
+                li { "Your name, your role, the e-mail address if you gave one, and your password in a form that cannot be turned back." }
+                li { "Fingerprints of your keys, what you called them, their limits, and when each was last used." }
+                li { "Which browsers are signed in: when, and last used when." }
+                li {
+                    @if gateway.members.metering() {
+                        "How many requests and tokens you used, per day, model and key, for 400 days. "
+                        a href="/usage" { "See or delete it" } "."
+                    } @else {
+                        "No usage: this box does not count what its members use. (A key with a monthly quota has one number: its tokens this month.)"
+                    }
+                }
+                li { "In the audit trail: when you joined, made or revoked a key, or changed something about the box." }
+            }
+            p { strong { "Never kept: " } "what you ask, and what the model answers. When a member is removed, all of this goes with them, except the lines of the audit trail." }
+        },
+    )
+}
+
+fn sessions_table(sessions: &[SessionInfo]) -> Markup {
+    let now = frame::now();
+    let rows: Vec<Vec<Markup>> = sessions
+        .iter()
+        .map(|s| {
+            vec![
+                html! { "since " (when(s.created_at, now)) },
+                html! { "last used " (when(s.seen_at, now)) },
+                html! { @if s.this_one { (badge(Tone::Good, "this browser")) } },
+            ]
+        })
+        .collect();
+    table("Signed-in browsers", &["Signed in", "Used", ""], &rows)
+}

@@ -1,0 +1,190 @@
+//! How to reach the box from one's own tools, and how to trust it.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use maud::{Markup, html};
+use polder_page::{Page, Tone, banner, card, copyable, facts};
+
+use crate::Gateway;
+use crate::pages::chat::trial_banner;
+use crate::pages::frame::{answer, nav, plain_nav};
+use crate::pages::who::{Caller, SignedIn};
+
+pub(super) async fn show(State(gateway): State<Arc<Gateway>>, who: SignedIn) -> Response {
+    let model = gateway.status().engines.first().map(|e| e.recipe.to_string());
+    let name = model.as_deref().unwrap_or("MODEL");
+    let at = Address { base: format!("{}/v1", who.base), tls: who.peer.tls };
+    let body = html! {
+        (trial_banner(&gateway, &who.member))
+        @if model.is_none() { (banner(Tone::Warn, html! { p { "This box serves no model yet; write its name in place of MODEL once it does." } })) }
+        (card("What every tool asks for", html! {
+            (facts(&[
+                ("Address (base URL)", copyable("base", "the address", &at.base)),
+                ("Model", copyable("model", "the model's name", name)),
+                ("API key", html! { "one of yours: " a href="/" { "make one" } " and put it in place of YOUR_KEY" }),
+            ]))
+            @if at.tls {
+                p { "Your computer must trust this box once: " a href="/ca" { "how to" } ". The commands below expect its certificate in a file:" }
+                (copyable("fetch-ca", "fetch the certificate", &format!("curl -k -o ~/polder-ca.crt {}/ca.crt", who.base)))
+                p.soft.small { "Then compare its fingerprint with the one on " a href="/ca" { "that page" } ", seen at the box itself: " code { "openssl x509 -in ~/polder-ca.crt -noout -fingerprint -sha256" } }
+            }
+        }))
+        (card("curl", copyable("curl", "curl", &curl(&at, name))))
+        (card("OpenAI SDK for Python", html! {
+            (copyable("python", "Python", &python(&at, name)))
+        }))
+        (card("Aider", html! { (copyable("aider", "Aider", &aider(&at, name))) }))
+        (card("Claude Code", html! {
+            p { "Claude Code speaks Anthropic's API (" code { "/v1/messages" } "), which this box does not answer yet. It will not work with this version; Aider does." }
+        }))
+        (card("Anything else that speaks the OpenAI API", html! {
+            p { "Give it the address, the model and a key from above. Answered are " code { "/v1/chat/completions" } ", " code { "/v1/completions" } " and " code { "/v1/models" } ". A field that the box does not know is named in the answer's header " code { "x-polder-ignored" } "." }
+        }))
+    };
+    let page = Page {
+        title: "Connect your tools",
+        lead: Some("Settings to copy. Nothing here is secret except your key."),
+        ..Page::default()
+    };
+    answer(&page, &nav(&gateway, &who.member, "/connect"), body)
+}
+
+struct Address {
+    base: String,
+    tls: bool,
+}
+
+fn curl(at: &Address, model: &str) -> String {
+    let ca = if at.tls { " --cacert ~/polder-ca.crt" } else { "" };
+    format!(
+        "curl -N{ca} {}/chat/completions \\\n  -H \"Authorization: Bearer YOUR_KEY\" \\\n  -H \"Content-Type: application/json\" \\\n  -d '{{\"model\": \"{model}\", \"stream\": true,\n       \"messages\": [{{\"role\": \"user\", \"content\": \"Hello!\"}}]}}'",
+        at.base
+    )
+}
+
+fn python(at: &Address, model: &str) -> String {
+    let (imports, client) = if at.tls {
+        (
+            "import os, ssl\nimport httpx\nfrom openai import OpenAI\n\nbox = ssl.create_default_context()\nbox.load_verify_locations(os.path.expanduser(\"~/polder-ca.crt\"))\n",
+            ",\n    http_client=httpx.Client(verify=box)",
+        )
+    } else {
+        ("from openai import OpenAI\n\n", "")
+    };
+    format!(
+        "{imports}client = OpenAI(\n    base_url=\"{}\",\n    api_key=\"YOUR_KEY\"{client},\n)\nstream = client.chat.completions.create(\n    model=\"{model}\",\n    messages=[{{\"role\": \"user\", \"content\": \"Hello!\"}}],\n    stream=True,\n)\nfor chunk in stream:\n    if chunk.choices:\n        print(chunk.choices[0].delta.content or \"\", end=\"\", flush=True)",
+        at.base
+    )
+}
+
+fn aider(at: &Address, model: &str) -> String {
+    let ca = if at.tls { "export SSL_CERT_FILE=~/polder-ca.crt\n" } else { "" };
+    format!(
+        "{ca}export OPENAI_API_BASE={}\nexport OPENAI_API_KEY=YOUR_KEY\naider --model openai/{model}",
+        at.base
+    )
+}
+
+/// The box's own certificate, and what to do with it. For strangers too: it is what they need
+/// before their browser shows the sign-in page without a warning.
+pub(super) async fn ca(State(gateway): State<Arc<Gateway>>, caller: Caller) -> Response {
+    let ca = gateway.ca();
+    let host = caller.base.split_once("://").map_or("", |(_, host)| host);
+    let body = html! {
+        @if !caller.peer.tls {
+            (banner(Tone::Plain, html! { p { "You are at the machine itself, on an address that needs no certificate. This page is for everyone who comes over the network." } }))
+        }
+        section.card {
+            p { "This box makes its own certificate, so that nobody else is needed. Your browser does not know it yet and warns. Tell your device once that you trust it, and the warning is gone." }
+            p { "The certificate is good for this box's own names and addresses and for nothing else: even somebody who stole the box could not pose as another site with it." }
+            p { a.button href="/ca.crt" { "Download the certificate" } }
+            (facts(&[("Fingerprint (SHA-256)", html! { code { (ca.fingerprint) } })]))
+            p.soft.small { "Compare it with the fingerprint on the box's own screen. If they differ, somebody is in between: stop, and tell a steward." }
+        }
+        section.card {
+            h2 { "On your device" }
+            (steps_for("macOS", &[
+                "Download the certificate and open it: Keychain Access opens.",
+                "Find it (its name begins with Polder) and open it with a double click.",
+                "Under Trust, choose “Always Trust”, close the window, type your password.",
+            ]))
+            (steps_for("iPhone, iPad", &[
+                "Open this page in Safari and download the certificate; allow the profile.",
+                "Settings, “Profile Downloaded”, Install.",
+                "Settings, General, About, Certificate Trust Settings: switch it on.",
+            ]))
+            (steps_for("Windows", &[
+                "Download the certificate and open it, then “Install Certificate”.",
+                "Choose “Current User”, then “Place all certificates in the following store”.",
+                "Choose “Trusted Root Certification Authorities” and finish.",
+            ]))
+            (steps_for("Android", &[
+                "Download the certificate.",
+                "Settings, Security, More, “Install from storage” (the names differ a little), “CA certificate”.",
+                "Choose the file. Browsers use it; some apps do not, by Android's rule.",
+            ]))
+            details {
+                summary { "Linux" }
+                div.stack {
+                    p { "Debian, Ubuntu:" }
+                    (copyable("linux-debian", "Debian, Ubuntu", "sudo cp ca.crt /usr/local/share/ca-certificates/polder.crt && sudo update-ca-certificates"))
+                    p { "Fedora:" }
+                    (copyable("linux-fedora", "Fedora", "sudo trust anchor ca.crt"))
+                    p { "Chromium keeps its own list: Settings, Privacy and security, Security, Manage certificates, and import it there." }
+                }
+            }
+            (steps_for("Firefox", &[
+                "Firefox on macOS and Windows uses what the system trusts. Otherwise:",
+                "Settings, Privacy & Security, Certificates, View Certificates, Authorities, Import.",
+                "Tick “Trust this CA to identify websites”.",
+            ]))
+            details {
+                summary { "Python, Node and other programs" }
+                div.stack {
+                    p { "Programs often bring their own list. Tell them the file:" }
+                    (copyable("programs", "Python and Node", "export SSL_CERT_FILE=~/polder-ca.crt        # Python, curl, many others\nexport REQUESTS_CA_BUNDLE=~/polder-ca.crt   # Python requests\nexport NODE_EXTRA_CA_CERTS=~/polder-ca.crt  # Node"))
+                    p.soft.small { "The first two replace the usual list for that program; Node adds to it." }
+                }
+            }
+        }
+        p { a href="/" { "To the first page" } @if !host.is_empty() { " of " (host) } }
+    };
+    let page = Page { title: "Trust this box", narrow: true, ..Page::default() };
+    answer(&page, &plain_nav(&gateway), body)
+}
+
+fn steps_for(platform: &str, steps: &[&str]) -> Markup {
+    html! {
+        details {
+            summary { (platform) }
+            ol { @for step in steps { li { (step) } } }
+        }
+    }
+}
+
+/// The certificate itself. The type makes phones offer to install it.
+pub(super) async fn ca_file(State(gateway): State<Arc<Gateway>>) -> Response {
+    ([(header::CONTENT_TYPE, "application/x-x509-ca-cert")], gateway.ca().pem).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_copied_has_the_address_and_the_certificate_where_it_is_needed() {
+        let far = Address { base: "https://oak.local:8443/v1".into(), tls: true };
+        let near = Address { base: "http://localhost:8443/v1".into(), tls: false };
+        for make in [curl, python, aider] {
+            assert!(
+                make(&far, "m").contains(&far.base) && make(&far, "m").contains("polder-ca.crt")
+            );
+            assert!(
+                make(&near, "m").contains(&near.base) && !make(&near, "m").contains("polder-ca")
+            );
+        }
+    }
+}

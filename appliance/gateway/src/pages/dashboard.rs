@@ -1,0 +1,179 @@
+//! What runs, how busy it is, what happened last: for stewards.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::{Query, State};
+use axum::response::Response;
+use maud::{Markup, html};
+use polder_control::{
+    AuditEntry, EngineStatus, PartState, PartStatus, Reply, Request, Run, RunState,
+};
+use polder_page::{Page, Tone, badge, banner, empty, percent, sparkline, stat, tokens_per_second};
+
+use crate::Gateway;
+use crate::pages::audit::audit_table;
+use crate::pages::frame::{self, Trouble, answer, nav, piece};
+use crate::pages::home::Said;
+use crate::pages::models::title;
+use crate::pages::runs::run_line;
+use crate::pages::samples::{Sample, Samples, Series};
+use crate::pages::who::Steward;
+
+pub(super) async fn show(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(samples): Extension<Arc<Samples>>,
+    Steward(who): Steward,
+    Query(said): Query<Said>,
+) -> Result<Response, Trouble> {
+    samples.begin(&gateway);
+    let inside = inside(&gateway, &samples).await;
+    let body = html! {
+        (frame::said(&said.said))
+        div.stack.wide data-refresh="/dashboard/live" data-every="3000" { (inside) }
+    };
+    let page = Page {
+        title: "Dashboard",
+        lead: Some("What the box is doing now."),
+        reload: Some(10),
+        ..Page::default()
+    };
+    Ok(answer(&page, &nav(&gateway, &who.member, "/dashboard"), body))
+}
+
+pub(super) async fn live(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(samples): Extension<Arc<Samples>>,
+    Steward(_): Steward,
+) -> Response {
+    samples.begin(&gateway);
+    piece(inside(&gateway, &samples).await)
+}
+
+async fn inside(gateway: &Gateway, samples: &Samples) -> Markup {
+    let status = gateway.status();
+    let runs = match gateway.ask(Request::Runs).await {
+        Ok(Reply::Runs(runs)) => runs,
+        _ => Vec::new(),
+    };
+    let audit = match gateway.ask(Request::Audit { before: None, limit: 6 }).await {
+        Ok(Reply::Audit(entries)) => entries,
+        _ => Vec::new(),
+    };
+    html! {
+        @if !gateway.supervisor_answers() {
+            (banner(Tone::Bad, html! { p { "The supervisor does not answer just now. What is shown may be old, and nothing can be changed. Models that run go on answering." } }))
+        }
+        @if status.engines.is_empty() {
+            section.card {
+                h2 { "No model yet" }
+                (empty("The box serves no model. Choose one and it is imported, started and kept running."))
+                a.button href="/models" { "Choose a model" }
+            }
+        }
+        @for engine in &status.engines { (engine_card(engine, &samples.of(&engine.name))) }
+        (runs_card(&runs))
+        (door_card(&status.gateway))
+        (audit_card(&audit))
+    }
+}
+
+fn engine_card(engine: &EngineStatus, series: &Series) -> Markup {
+    let now: Option<Sample> = series.back().copied().flatten();
+    let history = |pick: fn(&Sample) -> Option<f64>| -> Vec<Option<f64>> {
+        series.iter().map(|s| s.as_ref().and_then(pick)).collect()
+    };
+    let figure = |value: Option<f64>| value.map_or("–".to_owned(), |v| format!("{v:.0}"));
+    let rate = now.and_then(|s| s.write_rate);
+    let read = now.and_then(|s| s.read_rate);
+    let kv = now.and_then(|s| s.figures.kv_used);
+    let running = now.and_then(|s| s.figures.running);
+    let waiting = now.and_then(|s| s.figures.waiting);
+    html! {
+        section.card {
+            div.row.spread {
+                h2 { (title(&engine.recipe)) }
+                div.row { (state_badge(&engine.part.state)) }
+            }
+            p.soft.small { "slot " code { (engine.name) } " · called " code { (engine.recipe) } " in requests" (restarts(&engine.part)) }
+            @if let Some(why) = why(&engine.part.state) { (banner(Tone::Bad, html! { p { (frame::sentence(&why)) } })) }
+            div.stats {
+                (stat("Writing", &rate.map_or("–".to_owned(), tokens_per_second), html! {
+                    (sparkline("Tokens written per second, last minutes", &history(|s| s.write_rate), None))
+                    @match read { Some(r) => { "reading " (tokens_per_second(r)) }, None => "reading –" }
+                }))
+                (stat("Conversations now", &figure(running), html! {
+                    (sparkline("Conversations being answered, last minutes", &history(|s| s.figures.running), Some(4.0)))
+                    (figure(waiting)) " waiting in the queue"
+                }))
+                (stat("Memory for conversations", &kv.map_or("–".to_owned(), percent), html! {
+                    (sparkline("KV memory in use, last minutes", &history(|s| s.figures.kv_used), Some(1.0)))
+                    "of the KV blocks in use"
+                }))
+            }
+        }
+    }
+}
+
+/// How a part is, in a word.
+pub(super) fn state_badge(state: &PartState) -> Markup {
+    match state {
+        PartState::Ready => badge(Tone::Good, "answers"),
+        PartState::Starting => badge(Tone::Warn, "starting"),
+        PartState::Draining => badge(Tone::Warn, "finishing what it has"),
+        PartState::Waiting { .. } => badge(Tone::Bad, "starting again"),
+        PartState::Stopped => badge(Tone::Plain, "stopped"),
+        PartState::GaveUp(_) => badge(Tone::Bad, "gave up"),
+    }
+}
+
+fn why(state: &PartState) -> Option<String> {
+    match state {
+        PartState::Waiting { retry_ms, why } => {
+            Some(format!("it ended: {why}; it is started again in {} s", retry_ms.div_ceil(1000)))
+        }
+        PartState::GaveUp(why) => Some(why.clone()),
+        _ => None,
+    }
+}
+
+fn restarts(part: &PartStatus) -> Markup {
+    html! {
+        @match part.restarts {
+            0 => {},
+            1 => " · started again once",
+            n => { " · started again " (n) " times" },
+        }
+    }
+}
+
+fn runs_card(runs: &[Run]) -> Markup {
+    let (going, over): (Vec<&Run>, Vec<&Run>) =
+        runs.iter().partition(|run| run.state == RunState::Running);
+    html! {
+        section.card {
+            h2 { "Imports and changes" }
+            @if runs.is_empty() { (empty("Nothing was changed since the box started.")) }
+            @for run in going { (run_line(run)) }
+            @for run in over.iter().take(4) { (run_line(run)) }
+        }
+    }
+}
+
+fn door_card(part: &PartStatus) -> Markup {
+    html! {
+        section.card {
+            div.row.spread { h2 { "The door" } (state_badge(&part.state)) }
+            p.soft.small { "Serves these pages and the API" (restarts(part)) "." }
+        }
+    }
+}
+
+fn audit_card(entries: &[AuditEntry]) -> Markup {
+    html! {
+        section.card {
+            div.row.spread { h2 { "Who did what" } a href="/audit" { "All of it" } }
+            @if entries.is_empty() { (empty("Nothing yet.")) } @else { (audit_table(entries)) }
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What is around every page: where one can go, what was done, what went wrong.
+
+use axum::http::StatusCode;
+use axum::response::{Html, IntoResponse, Response};
+use maud::{Markup, html};
+use polder_members::{Member, MembersError};
+use polder_page::{Nav, NavLink, Page, Tone, banner};
+
+use crate::{AskError, Gateway};
+
+/// What is above the pages of somebody who is signed in.
+pub(super) fn nav(gateway: &Gateway, member: &Member, here: &str) -> Nav {
+    let everyone = [("/", "Home"), ("/chat", "Chat"), ("/connect", "Connect"), ("/usage", "Usage")];
+    let stewards = [
+        ("/dashboard", "Dashboard"),
+        ("/models", "Models"),
+        ("/members", "Members"),
+        ("/audit", "Audit"),
+    ];
+    let stewards = if member.is_steward() { &stewards[..] } else { &[] };
+    let links = everyone
+        .iter()
+        .chain(stewards)
+        .map(|&(href, label)| NavLink { href, label, current: href == here })
+        .collect();
+    Nav { box_name: box_name(gateway), links, who: Some(member.name.clone()) }
+}
+
+/// What is above the pages of a stranger: the box's name.
+pub(super) fn plain_nav(gateway: &Gateway) -> Nav {
+    Nav { box_name: box_name(gateway), ..Nav::default() }
+}
+
+fn box_name(gateway: &Gateway) -> String {
+    gateway.status().site.name.to_string()
+}
+
+/// A whole page as an answer.
+pub(super) fn answer(page: &Page<'_>, nav: &Nav, body: Markup) -> Response {
+    Html(page.render(nav, body).into_string()).into_response()
+}
+
+/// A piece of a page, for `data-refresh`.
+pub(super) fn piece(body: Markup) -> Response {
+    Html(body.into_string()).into_response()
+}
+
+/// The same answer, under another status.
+pub(super) fn with_status(status: StatusCode, mut response: Response) -> Response {
+    *response.status_mut() = status;
+    response
+}
+
+/// Why nothing was done, when there is no better page to say it on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Trouble {
+    /// Something about members.
+    #[error(transparent)]
+    Members(#[from] MembersError),
+    /// The supervisor is away or said no.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// Another sentence.
+    #[error("{1}")]
+    Say(StatusCode, String),
+}
+
+impl Trouble {
+    pub(super) fn not_found(what: &str) -> Self {
+        Self::Say(StatusCode::NOT_FOUND, what.to_owned())
+    }
+    /// The two sides are of different versions.
+    pub(super) fn odd_answer() -> Self {
+        Self::Say(
+            StatusCode::BAD_GATEWAY,
+            "the supervisor answered something else than was asked; restart the box".to_owned(),
+        )
+    }
+    pub(super) fn status(&self) -> StatusCode {
+        match self {
+            Self::Members(error) => members_status(error),
+            Self::Ask(AskError::Away(_)) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Ask(AskError::Refused(_)) => StatusCode::BAD_REQUEST,
+            Self::Say(status, _) => *status,
+        }
+    }
+}
+
+impl IntoResponse for Trouble {
+    fn into_response(self) -> Response {
+        if self.status().is_server_error() {
+            log::error!("a page could not be made: {self}");
+        }
+        problem(self.status(), &self.to_string())
+    }
+}
+
+pub(super) fn members_status(error: &MembersError) -> StatusCode {
+    use MembersError as E;
+    match error {
+        E::Field(_) | E::NameTaken(_) | E::LastSteward | E::WrongPassword | E::Claimed => {
+            StatusCode::BAD_REQUEST
+        }
+        E::NoMember | E::NoKey => StatusCode::NOT_FOUND,
+        E::InviteGone => StatusCode::GONE,
+        E::SetupOver => StatusCode::FORBIDDEN,
+        E::Busy => StatusCode::TOO_MANY_REQUESTS,
+        E::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
+        E::Open { .. } | E::Newer { .. } | E::Database(_) | E::Random(_) => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    }
+}
+
+/// A page with one sentence.
+pub(super) fn problem(status: StatusCode, why: &str) -> Response {
+    let body = html! {
+        (banner(Tone::Bad, html! { p { (sentence(why)) } }))
+        p { a.button.quiet href="/" { "Back to the first page" } }
+    };
+    let page = Page { title: "That did not work", narrow: true, ..Page::default() };
+    with_status(status, answer(&page, &Nav::default(), body))
+}
+
+/// What was just done, from the `said` of a redirect: only sentences that are written here.
+pub(super) fn said(code: &str) -> Markup {
+    let text = match code {
+        "key-revoked" => {
+            "The key is revoked. It opens nothing any more, and what it was running has ended."
+        }
+        "password" => "Your password is changed. You were signed out everywhere else.",
+        "password-set" => "The new password is set. They were signed out everywhere.",
+        "withdrawn" => "The invite is withdrawn. Its link leads nowhere now.",
+        "role" => "Done. They are a steward, or a member, as you chose.",
+        "disabled" => {
+            "They cannot sign in and their keys do not work, until you let them in again."
+        }
+        "enabled" => "They can sign in again, and their keys work again.",
+        "removed" => "They are removed, with everything that was kept about them.",
+        "policy" => "The box counts, and shows, as you chose.",
+        "forgotten" => "What was counted about you is deleted.",
+        "cancelled" => {
+            "It stops. What was fetched so far stays, so that doing it again goes on from there."
+        }
+        "engine-removed" => {
+            "The model is no longer served. Its files stay, so that it can be used again at once."
+        }
+        "welcome" => "Welcome. This is your page of the box.",
+        _ => return html! {},
+    };
+    banner(Tone::Good, html! { p { (text) } })
+}
+
+/// Errors are written to be part of a longer line; alone they are a sentence.
+pub(super) fn sentence(why: &str) -> String {
+    let mut letters = why.trim().chars();
+    let mut text: String = letters.next().into_iter().flat_map(char::to_uppercase).collect();
+    text.push_str(letters.as_str());
+    if !text.ends_with(['.', '!', '?', ':', '…']) {
+        text.push('.');
+    }
+    text
+}
+
+/// Seconds since 1970, for "how long ago".
+pub(super) fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}

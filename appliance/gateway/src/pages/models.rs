@@ -1,0 +1,304 @@
+//! Which models there are, what fits, and putting one to use; for stewards.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Form;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Redirect, Response};
+use maud::{Markup, html};
+use polder_control::{BoxStatus, ImportSource, Machine, Reply, Request};
+use polder_page::{
+    Choice, Field, Page, StepMark, Tone, badge, banner, bytes, card, facts, field, select, steps,
+};
+use polder_planner::{Fit, ModelFit, what_fits};
+use polder_recipes::{BoxSpec, Recipe, Role, Source};
+use polder_site::{EngineKind, EngineName, EngineSlot, RecipeName, SiteChange};
+use serde::Deserialize;
+
+use crate::Gateway;
+use crate::pages::frame::{self, Trouble, answer, nav};
+use crate::pages::who::Steward;
+
+/// Families whose layers the engine of this version computes.
+const FAMILIES: [&str; 3] = ["llama", "qwen2", "qwen3"];
+
+#[derive(Deserialize)]
+pub(super) struct From {
+    #[serde(default)]
+    source: String,
+    #[serde(default)]
+    place: String,
+}
+
+pub(super) async fn list(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+) -> Result<Response, Trouble> {
+    let (imported, machine) = (imported(&gateway).await?, machine(&gateway).await?);
+    let status = gateway.status();
+    // Planning every model takes a while of arithmetic.
+    let spec = as_box(&machine);
+    let fits = tokio::task::spawn_blocking(move || what_fits(&spec)).await.map_err(|e| {
+        Trouble::Say(StatusCode::INTERNAL_SERVER_ERROR, format!("planning failed: {e}"))
+    })?;
+    let (can, cannot): (Vec<&Recipe>, Vec<&Recipe>) = ordered(&fits).into_iter().partition(|r| {
+        lacks(r).is_none() && fit(&fits, r).is_none_or(|f| f.verdict.fit != Fit::DoesNotFit)
+    });
+    let body = html! {
+        p.soft { "This machine: " (machine.cpu) ", " (bytes(machine.memory)) " of memory, " (bytes(machine.disk_free)) " free on disk"
+            @for gpu in &machine.gpus { ", " (gpu.name) } "." }
+        div.grid {
+            @for recipe in can { (model_card(recipe, &fits, &imported, &status)) }
+        }
+        details {
+            summary { "Models that cannot run here yet (" (cannot.len()) ")" }
+            ul { @for recipe in cannot {
+                li { strong { (recipe.title) } ": " (lacks(recipe).unwrap_or_else(|| fit(&fits, recipe).map_or_else(String::new, |f| f.line.clone()))) }
+            } }
+        }
+    };
+    let page = Page {
+        title: "Models",
+        lead: Some(
+            "Every file of a model is checked against its known fingerprint before it is used.",
+        ),
+        ..Page::default()
+    };
+    Ok(answer(&page, &nav(&gateway, &who.member, "/models"), body))
+}
+
+pub(super) async fn show(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Path(name): Path<String>,
+) -> Result<Response, Trouble> {
+    let recipe = recipe(&name)?;
+    let name: RecipeName = parse(&recipe.name)?;
+    let (change, slot) = change(&gateway.status(), recipe, &name);
+    let preview = gateway.ask(Request::Preview(change)).await;
+    let (imported, machine) = (imported(&gateway).await?, machine(&gateway).await?);
+    let spec = as_box(&machine);
+    let estimate =
+        polder_planner::plan(&spec, recipe, 1, &polder_planner::Assumptions::for_box(&spec));
+    let verdict = estimate.map_or_else(|e| e.to_string(), |e| e.verdict.why);
+    let body = html! {
+        @if recipe.trial { (banner(Tone::Warn, html! { p { "This is a trial model: tiny and often wrong. It is good for seeing that everything works." } })) }
+        section.card {
+            @if let Some(about) = &recipe.about { p { (about) } }
+            (facts(&[
+                ("Called in requests", html! { code { (recipe.name) } }),
+                ("Size", html! { @match recipe.total_size() { Some(n) => (bytes(n)), None => "known after the import" } }),
+                ("Licence", html! { (recipe.licence.as_deref().unwrap_or("not stated")) }),
+                ("Reads at most", html! { @match recipe.context { Some(n) => { (polder_page::count(n.into())) " tokens" }, None => "not stated" } }),
+                ("On this machine", html! { (frame::sentence(&verdict)) }),
+                ("Files", html! { @if recipe.is_pinned() { "every fingerprint is known; a wrong byte is refused" } @else { "fingerprints are taken at the first import; any later change is refused" } }),
+            ]))
+        }
+        section.card {
+            h2 { "Use it" }
+            @match &preview {
+                Ok(Reply::Preview { plan, .. }) => {
+                    @if plan.steps.is_empty() { p { "It is in use already." } }
+                    @else {
+                        p.soft { "This is what will happen, in slot " code { (slot) } ":" }
+                        div.stack { (steps("Steps", &plan.steps.iter().map(|s| (StepMark::Later, s.title.as_str())).collect::<Vec<_>>())) }
+                        (use_button(recipe, imported.contains(&name)))
+                    }
+                },
+                Ok(_) => (banner(Tone::Bad, html! { p { "The supervisor did not say what would happen." } })),
+                Err(error) => (banner(Tone::Bad, html! { p { (frame::sentence(&error.to_string())) } })),
+            }
+        }
+        section.card {
+            h2 { "Bring its files in from elsewhere" }
+            p.soft { "From a disk that somebody carried here, or from another box. The files are checked in the same way." }
+            form.stack method="post" action=(format!("/models/{}/import", recipe.name)) {
+                div.fields {
+                    (select("source", "From", "", &[Choice { value: "folder", label: "a folder on this machine" }, Choice { value: "web", label: "a web address" }, Choice { value: "recipe", label: "where the recipe says" }], "folder"))
+                    (field(&Field { name: "place", label: "Folder or address", ..Field::default() }))
+                }
+                button.quiet type="submit" { "Import without using it yet" }
+            }
+        }
+    };
+    let page = Page { title: &recipe.title, narrow: true, ..Page::default() };
+    Ok(answer(&page, &nav(&gateway, &who.member, "/models"), body))
+}
+
+pub(super) async fn put_to_use(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Path(name): Path<String>,
+) -> Result<Response, Trouble> {
+    let recipe = recipe(&name)?;
+    let (change, _) = change(&gateway.status(), recipe, &parse(&recipe.name)?);
+    accepted(gateway.ask(Request::Apply { change, by: who.actor() }).await?)
+}
+
+pub(super) async fn import(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Path(name): Path<String>,
+    Form(from): Form<From>,
+) -> Result<Response, Trouble> {
+    let recipe = parse(&recipe(&name)?.name)?;
+    let place = from.place.trim();
+    let missing = |what: &str| Trouble::Say(StatusCode::BAD_REQUEST, what.to_owned());
+    let from = match from.source.as_str() {
+        "folder" if !place.starts_with('/') => {
+            return Err(missing("write the whole path of the folder, beginning with /"));
+        }
+        "folder" => ImportSource::Folder(PathBuf::from(place)),
+        "web" if !place.starts_with("http://") && !place.starts_with("https://") => {
+            return Err(missing("write the whole address, beginning with http:// or https://"));
+        }
+        "web" => ImportSource::Web(place.to_owned()),
+        _ => ImportSource::Recipe,
+    };
+    accepted(gateway.ask(Request::Import { recipe, from, by: who.actor() }).await?)
+}
+
+pub(super) async fn remove_engine(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Path(name): Path<String>,
+) -> Result<Response, Trouble> {
+    let name: EngineName =
+        name.parse().map_err(|_| Trouble::not_found("there is no such engine"))?;
+    let change = SiteChange::RemoveEngine(name);
+    gateway.ask(Request::Apply { change, by: who.actor() }).await?;
+    Ok(Redirect::to("/dashboard?said=engine-removed").into_response())
+}
+
+fn accepted(reply: Reply) -> Result<Response, Trouble> {
+    match reply {
+        Reply::Accepted(run) => Ok(Redirect::to(&format!("/runs/{}", run.0)).into_response()),
+        _ => Err(Trouble::odd_answer()),
+    }
+}
+
+/// What people call this model.
+pub(super) fn title(name: &RecipeName) -> String {
+    Recipe::find(name.as_str()).map_or_else(|_| name.to_string(), |recipe| recipe.title.clone())
+}
+
+/// True for a model that is only for trying the box out.
+pub(super) fn is_trial(name: &RecipeName) -> bool {
+    Recipe::find(name.as_str()).is_ok_and(|recipe| recipe.trial)
+}
+
+/// The change that puts a model to use, and in which slot: the only one there is, or else the one
+/// that is named after the model's role.
+fn change(status: &BoxStatus, recipe: &Recipe, name: &RecipeName) -> (SiteChange, EngineName) {
+    let wanted = match recipe.role {
+        Role::Fast => "fast",
+        Role::Slow => "slow",
+    };
+    let slot: EngineName = match status.site.engines.keys().collect::<Vec<_>>().as_slice() {
+        [only] => (*only).clone(),
+        _ => wanted.parse().expect("the literals are names"),
+    };
+    let engine = EngineSlot { recipe: name.clone(), kind: EngineKind::Polder };
+    (SiteChange::Engine { name: slot.clone(), slot: engine }, slot)
+}
+
+fn recipe(name: &str) -> Result<&'static Recipe, Trouble> {
+    Recipe::find(name).map_err(|error| Trouble::not_found(&error.to_string()))
+}
+
+fn parse(name: &str) -> Result<RecipeName, Trouble> {
+    name.parse().map_err(|error: polder_site::NameError| Trouble::not_found(&error.to_string()))
+}
+
+async fn imported(gateway: &Gateway) -> Result<Vec<RecipeName>, Trouble> {
+    match gateway.ask(Request::Imported).await? {
+        Reply::Imported(names) => Ok(names),
+        _ => Err(Trouble::odd_answer()),
+    }
+}
+
+async fn machine(gateway: &Gateway) -> Result<Machine, Trouble> {
+    match gateway.ask(Request::Machine).await? {
+        Reply::Machine(machine) => Ok(machine),
+        _ => Err(Trouble::odd_answer()),
+    }
+}
+
+fn as_box(machine: &Machine) -> BoxSpec {
+    let gpus: Vec<_> = machine.gpus.iter().map(|g| (g.name.as_str(), g.memory)).collect();
+    BoxSpec::for_machine(&gpus, machine.memory)
+}
+
+/// In the planner's order: what fits first, the largest of those first; then what it cannot plan.
+fn ordered(fits: &[ModelFit]) -> Vec<&'static Recipe> {
+    let at = |r: &Recipe| fits.iter().position(|f| f.recipe.name == r.name).unwrap_or(usize::MAX);
+    let mut all: Vec<&Recipe> = Recipe::builtin().iter().collect();
+    all.sort_by_key(|r| at(r));
+    all
+}
+
+fn fit<'a>(fits: &'a [ModelFit], recipe: &Recipe) -> Option<&'a ModelFit> {
+    fits.iter().find(|f| f.recipe.name == recipe.name)
+}
+
+/// Why the engine of this version cannot run it; `None`: it can.
+fn lacks(recipe: &Recipe) -> Option<String> {
+    let family = recipe.family.as_deref().unwrap_or("unknown");
+    if !FAMILIES.contains(&family) {
+        return Some(format!("needs an engine for {family} models, which is not there yet"));
+    }
+    let has = |end: &str| recipe.files.iter().any(|f| f.name.ends_with(end));
+    let plain = recipe.quantization.as_ref().is_none_or(|q| q.weights >= 16.0);
+    let readable = has(".gguf") || (has(".safetensors") && plain);
+    (!readable).then(|| "needs the GPU engine, which is not there yet".to_owned())
+}
+
+fn model_card(
+    recipe: &Recipe,
+    fits: &[ModelFit],
+    imported: &[RecipeName],
+    status: &BoxStatus,
+) -> Markup {
+    let in_use = status.engines.iter().find(|e| e.recipe.as_str() == recipe.name);
+    let here = imported.iter().any(|n| n.as_str() == recipe.name);
+    card(
+        &recipe.title,
+        html! {
+            div.row {
+                @if in_use.is_some() { (badge(Tone::Good, "in use")) }
+                @else if here { (badge(Tone::Plain, "imported")) }
+                @if recipe.trial { (badge(Tone::Warn, "trial: tiny and often wrong")) }
+            }
+            @if let Some(about) = &recipe.about { p { (about) } }
+            p.soft.small {
+                @if let Some(n) = recipe.total_size() { (bytes(n)) " · " }
+                @if let Some(licence) = &recipe.licence { (licence) }
+                @if let Some(f) = fit(fits, recipe) { br; (frame::sentence(&f.line)) }
+            }
+            div.row {
+                @match in_use {
+                    None => (use_button(recipe, here)),
+                    Some(engine) => form method="post" action=(format!("/engines/{}/remove", engine.name))
+                        data-confirm="Stop serving this model? Its files stay." {
+                        button.quiet type="submit" { "Stop serving it" }
+                    },
+                }
+                a.button.quiet href=(format!("/models/{}", recipe.name)) { "More" }
+            }
+        },
+    )
+}
+
+fn use_button(recipe: &Recipe, here: bool) -> Markup {
+    let fetched = matches!(recipe.source, Source::Web { .. }) && !here;
+    html! {
+        @if fetched { p.soft.small { "Its files have to be brought in first." } }
+        @else {
+            form method="post" action=(format!("/models/{}/use", recipe.name)) {
+                button type="submit" { @if here { "Use it" } @else { "Import and use it" } }
+            }
+        }
+    }
+}

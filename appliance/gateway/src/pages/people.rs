@@ -1,0 +1,282 @@
+//! Everyone who may use the box: invite, let in and out, make stewards; for stewards.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Form;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Redirect, Response};
+use maud::{Markup, html};
+use polder_members::{Invite, InviteId, Member, MemberId, MembersError, Role, Secret};
+use polder_page::{Choice, Field, Page, Tone, badge, banner, copyable, field, select, table, when};
+use serde::Deserialize;
+
+use crate::Gateway;
+use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
+use crate::pages::home::Said;
+use crate::pages::who::{SignedIn, Steward};
+
+#[derive(Deserialize)]
+pub(super) struct Wish {
+    #[serde(default)]
+    note: String,
+    #[serde(default)]
+    role: String,
+    #[serde(default)]
+    days: String,
+}
+
+#[derive(Deserialize)]
+pub(super) struct NewRole {
+    #[serde(default)]
+    role: String,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Shut {
+    #[serde(default)]
+    disabled: String,
+}
+
+#[derive(Deserialize)]
+pub(super) struct NewPassword {
+    #[serde(default)]
+    password: String,
+}
+
+pub(super) async fn show(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Query(said): Query<Said>,
+) -> Result<Response, Trouble> {
+    page(&gateway, &who, frame::said(&said.said)).await
+}
+
+pub(super) async fn invite(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Form(wish): Form<Wish>,
+) -> Result<Response, Trouble> {
+    let role = role_of(&wish.role);
+    let days: u64 = wish.days.parse().unwrap_or(7).clamp(1, 90);
+    let (by, note) = (who.member.id, wish.note);
+    let made = gateway
+        .members
+        .ask(move |m| m.invite(by, role, &note, Duration::from_secs(days * 86400)))
+        .await;
+    match made {
+        Ok((invite, token)) => {
+            let on = format!("{} (as {})", noted(&invite), role.as_str());
+            who.record(&gateway, "invited", &on).await;
+            let link = format!("{}/invite/{}", who.base, token.expose());
+            page(&gateway, &who, invited(&invite, &link)).await
+        }
+        Err(error) => refused(&gateway, &who, error).await,
+    }
+}
+
+pub(super) async fn withdraw(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Path(id): Path<String>,
+) -> Result<Response, Trouble> {
+    gateway.members.ask(move |m| m.withdraw_invite(&InviteId(id))).await?;
+    who.record(&gateway, "withdrew an invite", "").await;
+    Ok(Redirect::to("/members?said=withdrawn").into_response())
+}
+
+pub(super) async fn role(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Path(id): Path<i64>,
+    Form(wish): Form<NewRole>,
+) -> Result<Response, Trouble> {
+    let (id, role) = (MemberId(id), role_of(&wish.role));
+    let what = match role {
+        Role::Steward => "made a steward",
+        Role::Member => "made a member",
+    };
+    change(&gateway, &who, id, what, "role", move |m| m.set_role(id, role)).await
+}
+
+pub(super) async fn disable(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Path(id): Path<i64>,
+    Form(shut): Form<Shut>,
+) -> Result<Response, Trouble> {
+    let (id, disabled) = (MemberId(id), shut.disabled == "yes");
+    let (what, said) =
+        if disabled { ("disabled", "disabled") } else { ("let in again", "enabled") };
+    change(&gateway, &who, id, what, said, move |m| m.set_disabled(id, disabled)).await
+}
+
+pub(super) async fn remove(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Path(id): Path<i64>,
+) -> Result<Response, Trouble> {
+    let id = MemberId(id);
+    change(&gateway, &who, id, "removed", "removed", move |m| m.remove_member(id)).await
+}
+
+pub(super) async fn password(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Path(id): Path<i64>,
+    Form(form): Form<NewPassword>,
+) -> Result<Response, Trouble> {
+    let (id, new) = (MemberId(id), Secret::new(form.password));
+    change(&gateway, &who, id, "set a password for", "password-set", move |m| {
+        m.set_password(id, &new)
+    })
+    .await
+}
+
+async fn change(
+    gateway: &Gateway,
+    who: &SignedIn,
+    id: MemberId,
+    what: &str,
+    said: &str,
+    work: impl FnOnce(&polder_members::Members) -> Result<(), MembersError> + Send + 'static,
+) -> Result<Response, Trouble> {
+    let done = gateway
+        .members
+        .ask(move |m| {
+            // The name, before the member may be gone.
+            let name = m.member(id)?.name;
+            work(m)?;
+            Ok(name)
+        })
+        .await;
+    match done {
+        Ok(name) => {
+            who.record(gateway, what, &name).await;
+            Ok(Redirect::to(&format!("/members?said={said}")).into_response())
+        }
+        Err(error) => refused(gateway, who, error).await,
+    }
+}
+
+async fn refused(
+    gateway: &Gateway,
+    who: &SignedIn,
+    error: MembersError,
+) -> Result<Response, Trouble> {
+    let status: StatusCode = frame::members_status(&error);
+    let top = banner(Tone::Bad, html! { p { (sentence(&error.to_string())) } });
+    Ok(with_status(status, page(gateway, who, top).await?))
+}
+
+fn role_of(text: &str) -> Role {
+    if text == "steward" { Role::Steward } else { Role::Member }
+}
+
+fn noted(invite: &Invite) -> String {
+    if invite.note.is_empty() { "somebody".to_owned() } else { invite.note.clone() }
+}
+
+async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response, Trouble> {
+    let members = gateway.members.ask(|m| m.members()).await?;
+    let invites = gateway.members.ask(|m| m.invites()).await?;
+    let body = html! {
+        (top)
+        section.card {
+            h2 { "Invite somebody" }
+            p.soft { "You get a link to send them. It works once." }
+            form.stack method="post" action="/members/invite" {
+                div.fields {
+                    (field(&Field { name: "note", label: "For whom", hint: "Only stewards see this.", ..Field::default() }))
+                    (select("role", "They become", "", &[Choice { value: "member", label: "a member" }, Choice { value: "steward", label: "a steward" }], "member"))
+                    (select("days", "The link works for", "", &[Choice { value: "1", label: "a day" }, Choice { value: "7", label: "a week" }, Choice { value: "30", label: "a month" }], "7"))
+                }
+                button type="submit" { "Make the link" }
+            }
+        }
+        @if !invites.is_empty() {
+            section.card { h2 { "Open invites" } (invite_table(&invites)) }
+        }
+        section.card { h2 { "Members" } (member_table(&members, who.member.id)) }
+    };
+    let page = Page { title: "Members", lead: Some("Who may use the box."), ..Page::default() };
+    Ok(answer(&page, &nav(gateway, &who.member, "/members"), body))
+}
+
+fn invited(invite: &Invite, link: &str) -> Markup {
+    html! {
+        section.card {
+            h2 { "Send this link to " (noted(invite)) }
+            (banner(Tone::Warn, html! { p { "Copy it now: it is shown this once. Whoever opens it first becomes a member, so send it by a way that only they read." } }))
+            div.wrap { (copyable("invite-link", "the invite's link", link)) }
+        }
+    }
+}
+
+fn invite_table(invites: &[Invite]) -> Markup {
+    let now = frame::now();
+    let rows: Vec<Vec<Markup>> = invites
+        .iter()
+        .map(|i| {
+            vec![
+                html! { (noted(i)) },
+                html! { (i.role.as_str()) },
+                html! { (i.made_by.as_deref().unwrap_or("somebody who left")) },
+                html! { "ends " (when(i.expires_at, now)) },
+                html! { form method="post" action=(format!("/members/invite/{}/withdraw", i.id.0)) { button.quiet type="submit" { "Withdraw" } } },
+            ]
+        })
+        .collect();
+    table("Open invites", &["For", "As", "From", "Ends", ""], &rows)
+}
+
+fn member_table(members: &[Member], me: MemberId) -> Markup {
+    let now = frame::now();
+    let rows: Vec<Vec<Markup>> = members
+        .iter()
+        .map(|m| {
+            vec![
+                html! { div { strong { (m.name) } @if m.id == me { " (you)" } @if let Some(email) = &m.email { div.soft.small { (email) } } } },
+                html! { div.row {
+                    (badge(if m.role == Role::Steward { Tone::Good } else { Tone::Plain }, m.role.as_str()))
+                    @if m.disabled { (badge(Tone::Bad, "disabled")) }
+                    @if !m.has_password { (badge(Tone::Plain, "no password")) }
+                } },
+                when(m.created_at, now),
+                html! { @if m.id != me { (actions(m)) } },
+            ]
+        })
+        .collect();
+    table("Members", &["Name", "Role", "Since", ""], &rows)
+}
+
+fn actions(m: &Member) -> Markup {
+    let at = |what: &str| format!("/members/{}/{what}", m.id);
+    let (other, label) = match m.role {
+        Role::Steward => ("member", "Make a member"),
+        Role::Member => ("steward", "Make a steward"),
+    };
+    html! {
+        details.actions {
+            summary aria-label=(format!("Change {}", m.name)) { "Change" }
+            div.stack {
+                div.row {
+                    form method="post" action=(at("role")) { input type="hidden" name="role" value=(other); button.quiet type="submit" { (label) } }
+                    form method="post" action=(at("disable")) {
+                        input type="hidden" name="disabled" value=(if m.disabled { "no" } else { "yes" });
+                        button.quiet type="submit" { @if m.disabled { "Let in again" } @else { "Disable" } }
+                    }
+                    form method="post" action=(at("remove")) data-confirm=(format!("Remove {} with everything that is kept about them? Their keys stop at once.", m.name)) {
+                        button.danger type="submit" { "Remove" }
+                    }
+                }
+                form.row method="post" action=(at("password")) {
+                    label.hidden-visually for=(format!("password-{}", m.id)) { "New password for " (m.name) }
+                    input.short id=(format!("password-{}", m.id)) name="password" type="password" autocomplete="new-password" required placeholder="new password";
+                    button.quiet type="submit" { "Set password" }
+                }
+            }
+        }
+    }
+}

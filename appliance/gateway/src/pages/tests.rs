@@ -1,0 +1,624 @@
+//! Every page as a browser gets it: over the router, with a supervisor and an engine that are fakes.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Method, Request as HttpRequest, StatusCode, header};
+use axum::response::Response;
+use http_body_util::BodyExt;
+use polder_control::{
+    Actor, AuditEntry, BoxStatus, ControlError, EngineStatus, Event, Handler, Machine, Outlet,
+    PartState, PartStatus, Plan, Progress, Reply, Request, Run, RunId, RunState, Sockets, Step,
+    StepState, Unit,
+};
+use polder_members::{Member, Members, NewKey, NewMember, Role, Secret};
+use polder_site::{EngineSlot, Site};
+use tokio::sync::watch;
+use tower::ServiceExt;
+
+use crate::limits::Limits;
+use crate::link::Link;
+use crate::{CaInfo, Gateway, Peer};
+
+const PASSWORD: &str = "four words in a row";
+const HOSTILE: &str = "<script>alert('x')</script>";
+
+/// A box with a steward, a member, a model and some history.
+pub(super) struct Place {
+    pub(super) gateway: Arc<Gateway>,
+    router: Router,
+    asked: Arc<Mutex<Vec<Request>>>,
+    pub(super) steward: (Member, String),
+    pub(super) member: (Member, String),
+    _folder: tempfile::TempDir,
+}
+
+#[derive(Clone)]
+struct Supervisor {
+    status: BoxStatus,
+    asked: Arc<Mutex<Vec<Request>>>,
+}
+
+impl Handler<Request, Reply> for Supervisor {
+    async fn handle(
+        &self,
+        question: Request,
+        outlet: &mut Outlet<Reply>,
+    ) -> Result<(), ControlError> {
+        self.asked.lock().unwrap().push(question.clone());
+        let reply = match question {
+            Request::Status => Reply::Status(self.status.clone()),
+            Request::Watch => {
+                outlet.send(&Reply::Event(Event::Status(self.status.clone()))).await?;
+                std::future::pending().await
+            }
+            Request::Machine => Reply::Machine(Machine {
+                cpu: "A processor with sixteen threads".into(),
+                threads: 16,
+                memory: 64 << 30,
+                disk_free: 400 << 30,
+                disk_total: 500 << 30,
+                gpus: Vec::new(),
+            }),
+            Request::Runs => Reply::Runs(runs()),
+            Request::Imported => Reply::Imported(vec!["smollm2-135m-instruct".parse().unwrap()]),
+            Request::Preview(_) => {
+                Reply::Preview { differences: Vec::new(), plan: runs().remove(0).plan }
+            }
+            Request::Apply { .. } | Request::Import { .. } => Reply::Accepted(RunId(7)),
+            Request::Audit { .. } => Reply::Audit(audit()),
+            Request::Record { .. } | Request::Cancel(_) => Reply::Done,
+        };
+        outlet.send(&reply).await
+    }
+}
+
+fn runs() -> Vec<Run> {
+    let step = |id: &str, title: &str| Step { id: id.into(), title: title.into() };
+    let plan = Plan {
+        title: "Use Qwen3 0.6B".into(),
+        steps: vec![
+            step("fetch", "Import Qwen3 0.6B (1.4 GiB)"),
+            step("stop", "Let SmolLM2 135M finish"),
+            step("start", "Start Qwen3 0.6B"),
+        ],
+    };
+    let progress = Progress {
+        phase: "fetching".into(),
+        done: 640 << 20,
+        total: Some(1400 << 20),
+        unit: Unit::Bytes,
+        rate: Some(11.4e6),
+        eta_seconds: Some(70),
+    };
+    let failed =
+        "the disk is full: 1.4 GiB are needed, 0.3 GiB are free; free some space and try again";
+    vec![
+        Run {
+            id: RunId(7),
+            plan: plan.clone(),
+            steps: vec![StepState::Running(Some(progress)), StepState::Waiting, StepState::Waiting],
+            state: RunState::Running,
+        },
+        Run {
+            id: RunId(6),
+            plan: Plan { title: "Import SmolLM2 135M".into(), ..plan },
+            steps: vec![StepState::Failed(failed.into()), StepState::Waiting, StepState::Waiting],
+            state: RunState::Failed(failed.into()),
+        },
+    ]
+}
+
+fn audit() -> Vec<AuditEntry> {
+    let entry = |number, by: Actor, what: &str, on: &str| AuditEntry {
+        number,
+        at: "2026-11-23T07:00:00Z".into(),
+        by,
+        what: what.into(),
+        on: on.into(),
+        hash: "0".repeat(64),
+    };
+    vec![
+        entry(12, Actor::Member("Ada Lovelace".into()), "invited", HOSTILE),
+        entry(11, Actor::Member("Ada Lovelace".into()), "made key", "laptop (plk_8xk2…)"),
+        entry(10, Actor::Console, "opened the claim window", "the box"),
+        entry(9, Actor::Itself, "started", "fast"),
+    ]
+}
+
+/// An engine that says what is asked of it, and some figures.
+async fn engine(socket: std::path::PathBuf) {
+    use axum::routing::{get, post};
+    let answer = |body: String| async move {
+        let asked: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let last = asked["messages"].as_array().unwrap().last().unwrap()["content"].clone();
+        let text = last.as_str().unwrap().to_owned();
+        let mut events = String::new();
+        for piece in text.split_inclusive(' ') {
+            let data =
+                serde_json::json!({ "choices": [{ "index": 0, "delta": { "content": piece } }] });
+            events.push_str(&format!("data: {data}\n\n"));
+        }
+        events.push_str("data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n");
+        events.push_str(
+            "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}\n\n",
+        );
+        events.push_str("data: [DONE]\n\n");
+        ([(header::CONTENT_TYPE, "text/event-stream")], events)
+    };
+    let figures = "polder_requests_running 3\npolder_requests_waiting 1\npolder_kv_blocks_used 25\n\
+        polder_kv_blocks_total 100\npolder_completion_tokens_total 1000\npolder_prompt_tokens_total 5000\n";
+    let router = Router::new()
+        .route("/v1/chat/completions", post(answer))
+        .route("/metrics", get(move || async move { figures }));
+    let listener = tokio::net::UnixListener::bind(socket).unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+}
+
+pub(super) async fn place() -> Place {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().to_owned();
+    let sockets = Sockets::of(&state);
+    let mut site = Site::unclaimed(8443);
+    site.name = "oak".parse().unwrap();
+    let slot =
+        EngineSlot { recipe: "smollm2-135m-instruct".parse().unwrap(), kind: Default::default() };
+    site.engines.insert("fast".parse().unwrap(), slot);
+    let part = |state| PartStatus { state, restarts: 1, pid: Some(1) };
+    let status = BoxStatus {
+        engines: vec![EngineStatus {
+            name: "fast".parse().unwrap(),
+            recipe: "smollm2-135m-instruct".parse().unwrap(),
+            socket: sockets.engine(&"fast".parse().unwrap()),
+            part: part(PartState::Ready),
+        }],
+        gateway: part(PartState::Ready),
+        site: site.clone(),
+    };
+    let asked: Arc<Mutex<Vec<Request>>> = Arc::default();
+    let supervisor = Arc::new(Supervisor { status, asked: asked.clone() });
+    let control = sockets.control();
+    tokio::spawn(async move { polder_control::serve(&control, supervisor).await });
+    std::fs::create_dir_all(sockets.folder()).unwrap();
+    engine(sockets.engine(&"fast".parse().unwrap())).await;
+    while !sockets.control().exists() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let members = Members::open(&state.join("polder.db")).unwrap();
+    let link = Link::follow(&sockets, site);
+    let ca = CaInfo {
+        file: state.join("ca.pem"),
+        pem: "-----BEGIN CERTIFICATE-----\n".into(),
+        fingerprint: (0..32).map(|i| format!("{i:02X}")).collect::<Vec<_>>().join(":"),
+    };
+    let (_, ca) = watch::channel(ca);
+    let gateway = Arc::new(Gateway::new(state, members, link, Limits::default(), ca));
+    let join = |name: &str, role| {
+        let new = NewMember {
+            name: name.into(),
+            email: Some("ada@example.org".into()),
+            password: Secret::new(PASSWORD.into()),
+        };
+        let member = gateway.members.add_member(&new, role).unwrap();
+        let (member, token) = gateway.members.begin_session(member.id).unwrap();
+        (member, token.expose().to_owned())
+    };
+    let (steward, member) = (join("Ada Lovelace", Role::Steward), join("Ben O'Hara", Role::Member));
+    while !gateway.supervisor_answers() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let router = super::routes().with_state(gateway.clone());
+    Place { gateway, router, asked, steward, member, _folder: folder }
+}
+
+impl Place {
+    pub(super) async fn get(&self, path: &str, session: Option<&str>) -> (StatusCode, String) {
+        let response =
+            self.send(Method::GET, path, session, "application/x-www-form-urlencoded", "").await;
+        read(response).await
+    }
+    async fn post(&self, path: &str, session: Option<&str>, form: &str) -> (StatusCode, String) {
+        let kind = "application/x-www-form-urlencoded";
+        read(self.send(Method::POST, path, session, kind, form).await).await
+    }
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        session: Option<&str>,
+        kind: &str,
+        body: &str,
+    ) -> Response {
+        let mut request = HttpRequest::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "localhost:8443")
+            .header(header::CONTENT_TYPE, kind);
+        if let Some(token) = session {
+            request = request.header(header::COOKIE, format!("polder={token}"));
+        }
+        let mut request = request.body(Body::from(body.to_owned())).unwrap();
+        let local = "127.0.0.1:8443".parse().unwrap();
+        let remote = "127.0.0.1:50000".parse().unwrap();
+        request.extensions_mut().insert(Peer { remote, local, tls: false });
+        self.router.clone().oneshot(request).await.unwrap()
+    }
+    fn recorded(&self) -> Vec<(String, String)> {
+        let asked = self.asked.lock().unwrap();
+        let records = asked.iter().filter_map(|request| match request {
+            Request::Record { what, on, .. } => Some((what.clone(), on.clone())),
+            _ => None,
+        });
+        records.collect()
+    }
+}
+
+async fn read(response: Response) -> (StatusCode, String) {
+    let status = response.status();
+    if let Some(to) = response.headers().get(header::LOCATION) {
+        return (status, to.to_str().unwrap().to_owned());
+    }
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8(bytes.to_vec()).unwrap())
+}
+
+const FOR_MEMBERS: [&str; 5] = ["/", "/chat", "/connect", "/usage", "/account"];
+const FOR_STEWARDS: [&str; 9] = [
+    "/dashboard",
+    "/dashboard/live",
+    "/members",
+    "/models",
+    "/models/smollm2-135m-instruct",
+    "/audit",
+    "/audit?before=9",
+    "/runs/7",
+    "/runs/7/live",
+];
+
+#[tokio::test]
+async fn every_page_opens_for_a_steward_and_the_members_own_for_a_member() {
+    let place = place().await;
+    for path in FOR_MEMBERS {
+        for (member, token) in [&place.steward, &place.member] {
+            let (status, page) = place.get(path, Some(token)).await;
+            assert_eq!(status, StatusCode::OK, "{path} for {}", member.name);
+            assert!(page.contains("</html>") && page.contains("<h1"), "{path}");
+            assert!(!page.contains("<script>") && !page.contains(" style="), "{path}");
+        }
+    }
+    for path in FOR_STEWARDS {
+        let (status, page) = place.get(path, Some(&place.steward.1)).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {page}");
+        assert!(!page.contains("<script>") && !page.contains(" style="), "{path}");
+        let (status, page) = place.get(path, Some(&place.member.1)).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{path} for a member");
+        assert!(page.contains("This is for stewards"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn strangers_are_sent_to_sign_in_and_back_again() {
+    let place = place().await;
+    for path in FOR_MEMBERS.iter().chain(&FOR_STEWARDS) {
+        for session in [None, Some("not-a-session")] {
+            let (status, to) = place.get(path, session).await;
+            assert_eq!(status, StatusCode::SEE_OTHER, "{path}");
+            assert!(to.starts_with("/sign-in"), "{path} leads to {to}");
+        }
+    }
+    let (_, to) = place.get("/audit?before=9", None).await;
+    assert_eq!(to, "/sign-in?next=/audit%3Fbefore%3D9");
+    for path in ["/sign-in", "/ca", "/ca.crt", "/icon.svg", polder_page::style_path()] {
+        assert_eq!(place.get(path, None).await.0, StatusCode::OK, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
+    let place = place().await;
+    let id = place.steward.0.id;
+    let actions = [
+        "/members/invite".to_owned(),
+        "/members/invite/x/withdraw".into(),
+        format!("/members/{id}/role"),
+        format!("/members/{id}/disable"),
+        format!("/members/{id}/password"),
+        format!("/members/{id}/remove"),
+        "/models/smollm2-135m-instruct/use".into(),
+        "/models/smollm2-135m-instruct/import".into(),
+        "/engines/fast/remove".into(),
+        "/runs/7/cancel".into(),
+        "/usage".into(),
+    ];
+    for path in &actions {
+        let form = "role=member&disabled=yes&password=another+four+words+here";
+        let (status, _) = place.post(path, Some(&place.member.1), form).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{path}");
+        let (status, to) = place.post(path, None, form).await;
+        assert_eq!((status, to.as_str()), (StatusCode::SEE_OTHER, "/sign-in"), "{path}");
+    }
+    let own = [
+        "/keys",
+        "/keys/x/revoke",
+        "/account/password",
+        "/account/sign-out-everywhere",
+        "/usage/forget",
+        "/chat",
+        "/chat/stream",
+    ];
+    for path in own {
+        assert_eq!(place.post(path, None, "").await.0, StatusCode::SEE_OTHER, "{path}");
+    }
+    assert!(place.recorded().is_empty());
+    assert!(place.gateway.members.member(id).unwrap().is_steward());
+}
+
+#[tokio::test]
+async fn signing_in_leads_where_one_wanted_to_go_and_a_wrong_password_says_so() {
+    let place = place().await;
+    let form = "name=Ada+Lovelace&password=four+words+in+a+row&next=/audit";
+    let response =
+        place.send(Method::POST, "/sign-in", None, "application/x-www-form-urlencoded", form).await;
+    let cookie = response.headers()[header::SET_COOKIE].to_str().unwrap().to_owned();
+    assert!(cookie.starts_with("polder=") && cookie.contains("HttpOnly; SameSite=Lax"));
+    assert_eq!(response.headers()[header::LOCATION], "/audit");
+    let token = cookie.split(['=', ';']).nth(1).unwrap();
+    assert_eq!(place.get("/audit", Some(token)).await.0, StatusCode::OK);
+
+    let (status, page) =
+        place.post("/sign-in", None, "name=%3Cscript%3E&password=wrong&next=//evil.example").await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert!(
+        page.contains("Name and password do not belong together") && !page.contains("<script>")
+    );
+    assert!(!page.contains("evil.example") && !page.contains("wrong\""));
+    place.post("/sign-out", Some(token), "").await;
+    assert_eq!(place.get("/audit", Some(token)).await.0, StatusCode::SEE_OTHER);
+}
+
+#[tokio::test]
+async fn a_key_is_shown_once_and_revoked_by_its_owner_alone() {
+    let place = place().await;
+    let form = "label=%3Cscript%3Ealert(1)%3C/script%3E&month=1000";
+    let (status, page) = place.post("/keys", Some(&place.member.1), form).await;
+    assert_eq!(status, StatusCode::OK, "{page}");
+    let key = page.split("plk_").nth(1).unwrap().split('<').next().unwrap();
+    let key = format!("plk_{key}");
+    let grant = place.gateway.members.verify_key(&key).unwrap();
+    assert!(!page.contains("<script>alert"));
+    let (_, again) = place.get("/", Some(&place.member.1)).await;
+    assert!(!again.contains(&key) && again.contains("&lt;script&gt;alert(1)"));
+    assert!(again.contains("tokens this month"));
+
+    let revoke = format!("/keys/{}/revoke", grant.key);
+    assert_eq!(place.post(&revoke, Some(&place.steward.1), "").await.0, StatusCode::NOT_FOUND);
+    assert!(place.gateway.members.verify_key(&key).is_ok());
+    let (status, to) = place.post(&revoke, Some(&place.member.1), "").await;
+    assert_eq!((status, to.as_str()), (StatusCode::SEE_OTHER, "/?said=key-revoked"));
+    assert!(place.gateway.members.verify_key(&key).is_err());
+    let records = place.recorded();
+    assert_eq!(records[0].0, "made key");
+    assert_eq!(records[1].0, "revoked key");
+    assert!(records.iter().all(|(_, on)| !on.contains(&key)), "{records:?}");
+}
+
+#[tokio::test]
+async fn a_bad_form_says_what_is_wrong_and_keeps_what_was_written() {
+    let place = place().await;
+    let (status, page) =
+        place.post("/keys", Some(&place.member.1), "label=editor&requests=ten").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("The limit of requests is not a whole number"));
+    assert!(page.contains("value=\"editor\"") && page.contains("value=\"ten\""));
+}
+
+#[tokio::test]
+async fn an_invite_makes_a_member_and_signs_them_in() {
+    let place = place().await;
+    let (status, page) = place
+        .post("/members/invite", Some(&place.steward.1), "note=%3Cb%3ECy&role=member&days=7")
+        .await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(!page.contains("<b>Cy"));
+    let token = page.split("/invite/").skip(1).map(|t| t.split(['<', '"', '/']).next().unwrap());
+    let token = token.max_by_key(|t| t.len()).unwrap().to_owned();
+    let (status, page) = place.get(&format!("/invite/{token}"), None).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(page.contains("Ada Lovelace") && page.contains("a member"));
+
+    let join = |again: &str| format!("name=Cy&email=&password=some+four+words+here&again={again}");
+    let (status, page) = place.post(&format!("/invite/{token}"), None, &join("other")).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("differ"));
+    let path = format!("/invite/{token}");
+    let kind = "application/x-www-form-urlencoded";
+    let response = place.send(Method::POST, &path, None, kind, &join("some+four+words+here")).await;
+    let cookie = response.headers()[header::SET_COOKIE].to_str().unwrap().to_owned();
+    let session = cookie.split(['=', ';']).nth(1).unwrap();
+    let (status, page) = place.get("/?said=welcome", Some(session)).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(page.contains("Good to see you, Cy."));
+    let (status, page) = place.get(&format!("/invite/{token}"), None).await;
+    assert_eq!(status, StatusCode::GONE);
+    assert!(page.contains("ask a steward for a new one"));
+    let records = place.recorded();
+    assert!(records.iter().all(|(what, on)| !what.contains(&token) && !on.contains(&token)));
+    assert_eq!(records.last().unwrap().0, "joined");
+}
+
+#[tokio::test]
+async fn a_steward_changes_members_and_the_last_one_stays() {
+    let place = place().await;
+    let (ada, ben) = (place.steward.0.id, place.member.0.id);
+    let steward = Some(place.steward.1.as_str());
+    let (status, page) = place.post(&format!("/members/{ada}/remove"), steward, "").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("This is the last steward"));
+    let (_, to) = place.post(&format!("/members/{ben}/role"), steward, "role=steward").await;
+    assert_eq!(to, "/members?said=role");
+    assert!(place.gateway.members.member(ben).unwrap().is_steward());
+    place.post(&format!("/members/{ben}/disable"), steward, "disabled=yes").await;
+    assert_eq!(place.get("/", Some(&place.member.1)).await.1, "/sign-in");
+    place.post(&format!("/members/{ben}/remove"), steward, "").await;
+    assert!(place.gateway.members.member(ben).is_err());
+    let what: Vec<String> = place.recorded().into_iter().map(|(what, _)| what).collect();
+    assert_eq!(what, ["made a steward", "disabled", "removed"]);
+}
+
+#[tokio::test]
+async fn the_chat_streams_what_the_model_says_as_harmless_html() {
+    let place = place().await;
+    place.gateway.members.set_metering(true);
+    let body = serde_json::json!({ "model": "", "messages": [
+        { "role": "user", "content": "**bold** <img src=x onerror=alert(1)> [x](javascript:alert(1))" },
+    ]});
+    let response = place
+        .send(
+            Method::POST,
+            "/chat/stream",
+            Some(&place.member.1),
+            "application/json",
+            &body.to_string(),
+        )
+        .await;
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+    let (status, events) = read(response).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(events.contains("event: draw") && events.contains("event: end"), "{events}");
+    assert!(events.contains("<strong>bold</strong>"));
+    let blocks: String = events
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: "))
+        .filter_map(|data| serde_json::from_str::<serde_json::Value>(data).ok())
+        .map(|value| value["blocks"].to_string())
+        .collect();
+    assert!(!blocks.contains("<img") && !blocks.contains("href=\\\"javascript"), "{blocks}");
+    assert!(events.contains("\"tokens\":4"));
+}
+
+#[tokio::test]
+async fn the_chat_works_without_javascript() {
+    let place = place().await;
+    let (status, page) = place.post("/chat", Some(&place.member.1), "message=one+*two*").await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(page.contains("one <em>two</em>") && page.contains("name=\"conversation\""));
+    let (status, page) =
+        place.post("/chat", Some(&place.member.1), "message=x&conversation=%7B").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("begin a new one"));
+}
+
+#[tokio::test]
+async fn a_conversation_with_nobody_or_a_third_speaker_is_refused() {
+    let place = place().await;
+    for body in
+        ["{}", "[", r#"{"messages":[]}"#, r#"{"messages":[{"role":"system","content":"x"}]}"#]
+    {
+        let response = place
+            .send(Method::POST, "/chat/stream", Some(&place.member.1), "application/json", body)
+            .await;
+        assert!(response.status().is_client_error(), "{body}: {}", response.status());
+    }
+}
+
+#[tokio::test]
+async fn the_dashboard_shows_figures_and_why() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    place.get("/dashboard", steward).await;
+    for _ in 0..200 {
+        let (_, page) = place.get("/dashboard/live", steward).await;
+        if page.contains("25 %") {
+            assert!(page.contains("waiting in the queue") && page.contains("started again once"));
+            assert!(page.contains("Import Qwen3 0.6B") && page.contains("The disk is full"));
+            assert!(page.contains("&lt;script&gt;"), "the audit trail's text is text");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("no figures came");
+}
+
+#[tokio::test]
+async fn usage_is_shown_as_the_site_says_and_can_be_deleted() {
+    let place = place().await;
+    let (status, page) = place.get("/usage", Some(&place.member.1)).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(page.contains("does not count") && !page.contains("Everyone's"));
+    place.gateway.members.set_metering(true);
+    place.gateway.members.count_chat(place.member.0.id, "m", 1000, 234);
+    let (_, page) = place.get("/usage", Some(&place.member.1)).await;
+    assert!(page.contains("1\u{202f}234 tokens"), "{page}");
+    place.post("/usage/forget", Some(&place.member.1), "").await;
+    assert!(place.gateway.members.usage_of(place.member.0.id, 30).unwrap().is_empty());
+    place.post("/usage", Some(&place.steward.1), "per_member=yes&visible_to=stewards").await;
+    let asked = place.asked.lock().unwrap();
+    assert!(asked.iter().any(|r| matches!(r, Request::Apply { by: Actor::Member(_), .. })));
+}
+
+#[tokio::test]
+async fn an_unclaimed_box_leads_to_its_wizard() {
+    let place = place().await;
+    let ids: Vec<_> = place.gateway.members.members().unwrap();
+    assert_eq!(ids.len(), 2);
+    // A second box, with nobody on it.
+    let folder = tempfile::tempdir().unwrap();
+    let members = Members::open(&folder.path().join("polder.db")).unwrap();
+    let (_, ca) = watch::channel(place.gateway.ca());
+    let link = Link::follow(&Sockets::of(folder.path()), Site::unclaimed(8443));
+    let gateway =
+        Arc::new(Gateway::new(folder.path().into(), members, link, Limits::default(), ca));
+    let router = super::routes().with_state(gateway);
+    let other = Place { router, ..place };
+    for path in ["/", "/sign-in"] {
+        assert_eq!(other.get(path, None).await, (StatusCode::SEE_OTHER, "/setup".into()), "{path}");
+    }
+}
+
+/// Writes every page with its style inside, for looking at: `POLDER_PAGES_TO=folder cargo test`.
+#[tokio::test]
+async fn pages_can_be_written_out_for_looking_at() {
+    let Some(folder) = std::env::var_os("POLDER_PAGES_TO").map(std::path::PathBuf::from) else {
+        return;
+    };
+    let place = place().await;
+    place.gateway.members.set_metering(true);
+    for (label, n) in [("laptop", 9000), ("editor", 4000)] {
+        let new = NewKey { label: label.into(), ..NewKey::default() };
+        let key = place.gateway.members.mint_key(place.steward.0.id, &new).unwrap();
+        let grant = place.gateway.members.verify_key(key.key.expose()).unwrap();
+        place.gateway.members.admit(&grant).unwrap().count("smollm2-135m-instruct", n, n / 3);
+    }
+    let steward = Some(place.steward.1.as_str());
+    place.get("/dashboard", steward).await;
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    let talk = "message=What+is+a+polder%3F%0A%0A**Land**+below+the+sea%3A%0A%0A1.+a+dyke%0A2.+a+pump%0A%0A%60%60%60%0Apump+--on%0A%60%60%60";
+    let pages = [
+        ("home", place.get("/", steward).await.1),
+        ("key", place.post("/keys", steward, "label=phone").await.1),
+        ("invite-link", place.post("/members/invite", steward, "note=Cy&role=member").await.1),
+        ("chat-empty", place.get("/chat", steward).await.1),
+        ("chat", place.post("/chat", steward, talk).await.1),
+        ("connect", place.get("/connect", steward).await.1),
+        ("usage", place.get("/usage", steward).await.1),
+        ("account", place.get("/account", steward).await.1),
+        ("dashboard", place.get("/dashboard", steward).await.1),
+        ("models", place.get("/models", steward).await.1),
+        ("model", place.get("/models/smollm2-135m-instruct", steward).await.1),
+        ("members", place.get("/members", steward).await.1),
+        ("run", place.get("/runs/7", steward).await.1),
+        ("audit", place.get("/audit", steward).await.1),
+        ("sign-in", place.get("/sign-in", None).await.1),
+        ("wrong", place.post("/sign-in", None, "name=Ada&password=x").await.1),
+        ("ca", place.get("/ca", None).await.1),
+        ("forbidden", place.get("/audit", Some(&place.member.1)).await.1),
+    ];
+    std::fs::create_dir_all(&folder).unwrap();
+    let style = polder_page::ASSETS[0].body;
+    for (name, page) in pages {
+        let page = page.replace("</head>", &format!("<style>{style}</style></head>"));
+        std::fs::write(folder.join(format!("{name}.html")), page).unwrap();
+    }
+}
