@@ -12,7 +12,7 @@ use crate::text;
 
 /// A box, a model and a number of people: what to expect.
 ///
-/// [`Estimate::render_table`] writes it for people, [`Estimate::to_json`] for programs.
+/// [`Estimate::render_table`] writes it for people; `serde` writes it for programs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Estimate {
     /// The box's name.
@@ -55,13 +55,6 @@ pub struct Estimate {
     pub assumptions: Assumptions,
     /// Tokens that the model was made for, if the recipe says.
     pub context: Option<u32>,
-}
-
-impl Estimate {
-    /// As indented JSON: every number with its unit, formula and label.
-    pub fn to_json(&self) -> String {
-        serde_json::to_string_pretty(self).expect("plain data with text keys is always JSON")
-    }
 }
 
 /// Plans: what fits, for how many, how fast, for how much. Pure.

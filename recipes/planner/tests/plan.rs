@@ -50,7 +50,7 @@ fn no_table_is_wider_than_100_columns_or_shows_a_broken_number() {
 #[test]
 fn every_number_for_programs_has_unit_formula_and_label() {
     let estimate = request("dgx-station-gb300", "qwen3-235b-a22b", 50).estimate().unwrap();
-    let json: serde_json::Value = serde_json::from_str(&estimate.to_json()).unwrap();
+    let json = serde_json::to_value(&estimate).unwrap();
     let mut seen = 0;
     check_numbers(&json, &mut seen);
     assert!(seen > 100, "only {seen} numbers");
@@ -83,8 +83,8 @@ fn check_numbers(json: &serde_json::Value, seen: &mut u32) {
 
 #[test]
 fn measured_figures_are_labelled_so() {
-    let json = request("h200-141", "smollm2-135m-instruct", 1).estimate().unwrap().to_json();
-    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let estimate = request("h200-141", "smollm2-135m-instruct", 1).estimate().unwrap();
+    let json = serde_json::to_value(&estimate).unwrap();
     assert_eq!(json["memory"]["fast"]["label"], "measured");
     assert_eq!(json["memory"]["weights"]["label"], "measured");
     assert_eq!(json["memory"]["weights"]["value"], 98_362_432.0);
@@ -194,7 +194,7 @@ proptest! {
         prop_assert!(!text.contains("NaN") && !text.contains("inf"), "{}", text);
         prop_assert!(text.lines().all(|line| line.chars().count() <= 100), "{}", text);
         prop_assert!(estimate.memory.conversations.value >= 0.0);
-        let json: serde_json::Value = serde_json::from_str(&estimate.to_json()).unwrap();
+        let json = serde_json::to_value(&estimate).unwrap();
         let mut seen = 0;
         check_numbers(&json, &mut seen);
     }
