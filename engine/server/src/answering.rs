@@ -1,0 +1,129 @@
+//! What chat and plain completions have in common once their prompts are tokens.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::response::Response;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use polder_backend::TokenId;
+use polder_scheduler::Request;
+
+use crate::app::{App, Caller, check_tokens, name_ignored};
+use crate::generate::{Generation, Job};
+use crate::stream;
+use crate::wire::answer::{Envelope, Kind};
+use crate::wire::error::ApiError;
+use crate::wire::knobs::Knobs;
+
+/// Prompts as tokens, and how to answer them.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    pub(crate) kind: Kind,
+    pub(crate) prompts: Vec<Vec<TokenId>>,
+    pub(crate) knobs: Knobs,
+    pub(crate) echo: bool,
+    pub(crate) ignored: Vec<String>,
+}
+
+/// Answers every prompt `n` times, as a stream or at once.
+pub(crate) async fn answer(
+    app: Arc<App>,
+    caller: Caller,
+    headers: &HeaderMap,
+    ask: Ask,
+) -> Result<Response, ApiError> {
+    let engine = app.engine()?.clone();
+    let Ask { kind, prompts, knobs, echo, ignored } = ask;
+    let choices = prompts.len().saturating_mul(knobs.n as usize);
+    if choices > engine.most_sequences {
+        return Err(ApiError::bad_field(
+            "n",
+            format!(
+                "This request asks for {choices} answers, \"n\" for each prompt, but one may ask \
+                 for {}; send several requests.",
+                engine.most_sequences
+            ),
+        ));
+    }
+    let biased: Vec<TokenId> = knobs.sampling.bias.iter().map(|(token, _)| *token).collect();
+    check_tokens(&biased, engine.vocab, "logit_bias")?;
+
+    let prompt_tokens: u64 = prompts.iter().map(|prompt| prompt.len() as u64).sum();
+    let envelope = Envelope {
+        kind,
+        id: match kind {
+            Kind::Chat => format!("chatcmpl-{:016x}{:016x}", random()?, random()?),
+            Kind::Completion => format!("cmpl-{:016x}{:016x}", random()?, random()?),
+        },
+        created: now(),
+        model: app.served_as.clone(),
+        logprobs: knobs.sampling.logprobs.is_some(),
+        include_usage: knobs.include_usage,
+    };
+    let jobs = jobs(&caller, prompts, &knobs, echo, engine.tokenizer.ends())?;
+    let generation = Generation::start(
+        engine.handle.clone(),
+        app.metrics.clone(),
+        engine.tokenizer.clone(),
+        jobs,
+        prompt_tokens,
+    )
+    .await?;
+    let trailers = stream::takes_trailers(headers);
+    let mut response = match knobs.stream {
+        true => stream::events(generation, envelope, choices, trailers),
+        false => stream::whole(generation, envelope, choices, trailers).await?,
+    };
+    name_ignored(&app, &mut response, &ignored);
+    response.headers_mut().insert(
+        HeaderName::from_static("x-polder-prompt-tokens"),
+        HeaderValue::from(prompt_tokens),
+    );
+    Ok(response)
+}
+
+/// One sequence for each answer. Answers to one prompt differ by their seeds.
+fn jobs(
+    caller: &Caller,
+    prompts: Vec<Vec<TokenId>>,
+    knobs: &Knobs,
+    echo: bool,
+    ends: &[TokenId],
+) -> Result<Vec<Job>, ApiError> {
+    let mut jobs = Vec::new();
+    let stop_tokens: Arc<[TokenId]> = if knobs.ignore_eos { [].into() } else { ends.into() };
+    for prompt in prompts {
+        let base = if knobs.seeded { knobs.sampling.seed } else { random()? };
+        for choice in 0..knobs.n {
+            let mut sampling = knobs.sampling.clone();
+            sampling.seed = base.wrapping_add(choice.into());
+            jobs.push(Job {
+                request: Request {
+                    member: caller.member.clone(),
+                    prompt: prompt.clone(),
+                    max_tokens: knobs.max_tokens.unwrap_or(u32::MAX),
+                    stop_tokens: stop_tokens.clone(),
+                    prompt_logprobs: sampling.logprobs.filter(|_| echo),
+                    sampling,
+                },
+                stop: knobs.stop.clone(),
+                echo,
+            });
+        }
+    }
+    Ok(jobs)
+}
+
+fn random() -> Result<u64, ApiError> {
+    getrandom::u64().map_err(|_| {
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "The machine gives no random numbers; tell the steward.",
+        )
+    })
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,289 @@
+//! What the engine answers to, and with what.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use polder_chat::{ChatTemplate, Tokenizer};
+use polder_scheduler::{EngineHandle, MemberId, Stats};
+use serde_json::{Value, json};
+
+use crate::metrics::Metrics;
+use crate::wire::answer;
+use crate::wire::error::{ApiError, shortened};
+use crate::wire::tokens::{parse_detokenize, parse_tokenize};
+use crate::{chat, completions};
+
+/// Largest request body.
+const MAX_BODY: usize = 32 << 20;
+
+/// A loaded model, ready to answer.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) handle: EngineHandle,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    /// The chat template, or why there is none.
+    pub(crate) template: Result<ChatTemplate, String>,
+    pub(crate) vocab: u32,
+    /// Most answers that one request may ask for.
+    pub(crate) most_sequences: usize,
+}
+
+/// Everything that a handler may touch.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) served_as: String,
+    pub(crate) started: u64,
+    pub(crate) engine: OnceLock<Arc<Engine>>,
+    /// Thousandths of the loading that are done.
+    pub(crate) progress: AtomicU32,
+    pub(crate) stopping: AtomicBool,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl App {
+    /// The engine, or the answer to give until there is one.
+    pub(crate) fn engine(&self) -> Result<&Arc<Engine>, ApiError> {
+        self.engine.get().ok_or_else(|| {
+            ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!(
+                    "The model \"{}\" is still loading; try again in a few seconds.",
+                    self.served_as
+                ),
+            )
+            .code("model_loading")
+            .retry_after(2)
+        })
+    }
+
+    /// Refuses a model that is not served here.
+    pub(crate) fn check_model(&self, asked: &str) -> Result<(), ApiError> {
+        if asked == self.served_as {
+            return Ok(());
+        }
+        let mut error = ApiError::new(
+            StatusCode::NOT_FOUND,
+            format!(
+                "The model \"{}\" is not served here; \"{}\" is.",
+                shortened(asked),
+                self.served_as
+            ),
+        );
+        error.param = Some("model".into());
+        Err(error.code("model_not_found"))
+    }
+}
+
+/// All routes.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat::answer))
+        .route("/v1/completions", post(completions::answer))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*id}", get(model))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(axum::middleware::from_fn_with_state(app.clone(), count_refusals))
+        .with_state(app)
+}
+
+/// What the gateway says about a request.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Caller {
+    pub(crate) member: MemberId,
+    pub(crate) strict: bool,
+}
+
+impl Caller {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        Self {
+            member: MemberId::new(text("x-polder-member").unwrap_or_default()),
+            strict: text("x-polder-strict") == Some("1"),
+        }
+    }
+}
+
+/// The whole body, if it is not too large.
+pub(crate) async fn read_body(body: Body) -> Result<Bytes, ApiError> {
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("The body is larger than {} MiB; send less text.", MAX_BODY >> 20),
+        )
+        .code("body_too_large")),
+        Err(_) => Err(ApiError::bad_request(
+            "The body ended before it was complete; send the request again.",
+        )),
+    }
+}
+
+/// Runs what takes long for a long text away from the threads that serve everyone.
+pub(crate) async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
+        Err(ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "The engine failed to read this request; tell the steward.",
+        ))
+    })
+}
+
+/// Names in the answer what had no effect.
+pub(crate) fn name_ignored(app: &App, response: &mut Response, ignored: &[String]) {
+    app.metrics.ignored_fields(ignored.len());
+    if ignored.is_empty() {
+        return;
+    }
+    let names: String = ignored
+        .join(", ")
+        .chars()
+        .map(|character| if matches!(character, ' '..='~') { character } else { '?' })
+        .collect();
+    let value = HeaderValue::from_str(&names).expect("printable ASCII");
+    response.headers_mut().insert(HeaderName::from_static("x-polder-ignored"), value);
+}
+
+async fn health(State(app): State<Arc<App>>) -> Response {
+    let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+    if app.stopping.load(Ordering::Relaxed) {
+        return (unavailable, axum::Json(json!({"status": "stopping"}))).into_response();
+    }
+    match app.engine.get() {
+        Some(_) => axum::Json(json!({"status": "ok", "model": app.served_as})).into_response(),
+        None => {
+            let progress = f64::from(app.progress.load(Ordering::Relaxed)) / 1000.0;
+            let body = json!({"status": "loading", "progress": progress});
+            (unavailable, axum::Json(body)).into_response()
+        }
+    }
+}
+
+async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let stats = app.engine.get().map_or_else(Stats::default, |engine| engine.handle.stats());
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4");
+    ([(CONTENT_TYPE, kind)], app.metrics.text(&stats)).into_response()
+}
+
+async fn models(State(app): State<Arc<App>>) -> Result<axum::Json<Value>, ApiError> {
+    let context = app.engine()?.handle.capacity();
+    let model = answer::model(&app.served_as, app.started, context);
+    Ok(axum::Json(json!({"object": "list", "data": [model]})))
+}
+
+async fn model(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> Result<axum::Json<Value>, ApiError> {
+    let context = app.engine()?.handle.capacity();
+    app.check_model(&id)?;
+    Ok(axum::Json(answer::model(&app.served_as, app.started, context)))
+}
+
+async fn tokenize(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let engine = app.engine()?.clone();
+    let strict = Caller::of(&headers).strict;
+    let body = read_body(body).await?;
+    let capacity = engine.handle.capacity();
+    let (tokens, ignored) = aside(move || {
+        let request = parse_tokenize(&body, strict)?;
+        let tokens = match request.add_special_tokens {
+            true => engine.tokenizer.encode_prompt(&request.text),
+            false => engine.tokenizer.encode(&request.text, polder_chat::Special::Parse),
+        };
+        let tokens = tokens.map_err(|error| ApiError::bad_field("prompt", format!("{error}.")))?;
+        Ok((tokens, request.ignored))
+    })
+    .await?;
+    let body = json!({"count": tokens.len(), "max_model_len": capacity, "tokens": tokens});
+    let mut response = axum::Json(body).into_response();
+    name_ignored(&app, &mut response, &ignored);
+    Ok(response)
+}
+
+async fn detokenize(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let engine = app.engine()?.clone();
+    let strict = Caller::of(&headers).strict;
+    let body = read_body(body).await?;
+    let (text, ignored) = aside(move || {
+        let request = parse_detokenize(&body, strict)?;
+        check_tokens(&request.tokens, engine.vocab, "tokens")?;
+        Ok((engine.tokenizer.decode(&request.tokens), request.ignored))
+    })
+    .await?;
+    let mut response = axum::Json(json!({"prompt": text})).into_response();
+    name_ignored(&app, &mut response, &ignored);
+    Ok(response)
+}
+
+/// Refuses tokens that the model does not have.
+pub(crate) fn check_tokens(
+    tokens: &[polder_backend::TokenId],
+    vocab: u32,
+    field: &str,
+) -> Result<(), ApiError> {
+    match tokens.iter().find(|token| token.0 >= vocab) {
+        None => Ok(()),
+        Some(token) => Err(ApiError::bad_field(
+            field,
+            format!(
+                "\"{field}\" holds the token {}, but the model's tokens end at {}; send smaller \
+                 ids.",
+                token.0,
+                vocab.saturating_sub(1)
+            ),
+        )),
+    }
+}
+
+async fn no_such_path() -> ApiError {
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "There is nothing at this path; the API is under /v1, for example /v1/models.",
+    )
+    .code("not_found")
+}
+
+async fn wrong_method() -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "This path does not take this method; ask with POST where a body is sent, else with GET.",
+    )
+    .code("method_not_allowed")
+}
+
+async fn count_refusals(
+    State(app): State<Arc<App>>,
+    request: axum::extract::Request,
+    next: axum::middleware::Next,
+) -> Response {
+    let counts = request.uri().path() != "/health";
+    let response = next.run(request).await;
+    if counts && (response.status().is_client_error() || response.status().is_server_error()) {
+        app.metrics.refused();
+    }
+    response
+}

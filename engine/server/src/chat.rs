@@ -1,0 +1,142 @@
+//! `POST /v1/chat/completions`.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use http::HeaderMap;
+use polder_chat::{ChatError, Conversation};
+use serde_json::{Map, Value};
+
+use crate::answering::{Ask, answer as answer_jobs};
+use crate::app::{App, Caller, Engine, aside, read_body};
+use crate::generate::too_long;
+use crate::wire::answer::Kind;
+use crate::wire::chat::{ChatRequest, parse_chat};
+use crate::wire::error::ApiError;
+
+pub(crate) async fn answer(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let engine = app.engine()?.clone();
+    let caller = Caller::of(&headers);
+    let body = read_body(body).await?;
+    let (this, strict) = (app.clone(), caller.strict);
+    let ask = aside(move || {
+        let request = parse_chat(&body, strict)?;
+        this.check_model(&request.model)?;
+        let prompt = tokens_of(&engine, &request)?;
+        let capacity = engine.handle.capacity();
+        if prompt.len() >= capacity as usize {
+            return Err(too_long(prompt.len(), capacity));
+        }
+        Ok(Ask {
+            kind: Kind::Chat,
+            prompts: vec![prompt],
+            knobs: request.knobs,
+            echo: false,
+            ignored: request.ignored,
+        })
+    })
+    .await?;
+    answer_jobs(app, caller, &headers, ask).await
+}
+
+/// The conversation in the model's own form.
+fn tokens_of(
+    engine: &Engine,
+    request: &ChatRequest,
+) -> Result<Vec<polder_backend::TokenId>, ApiError> {
+    let template = engine.template.as_ref().map_err(|why| {
+        ApiError::bad_request(format!(
+            "This model cannot chat: {why}; use /v1/completions or another model."
+        ))
+        .code("no_chat_template")
+    })?;
+    for (field, word) in [("tool_calls", "tool_calls"), ("role", "tool")] {
+        let used = request.messages.iter().position(|message| match field {
+            "role" => message["role"] == word,
+            _ => message.contains_key(field),
+        });
+        if let Some(index) = used.filter(|_| !template.mentions(word)) {
+            let name = format!("messages[{index}].{field}");
+            return Err(ApiError::bad_field(
+                &name,
+                format!(
+                    "\"{name}\" speaks of tools, which this model was not made for; leave such \
+                     messages out."
+                ),
+            )
+            .code("unsupported_parameter"));
+        }
+    }
+    let conversation = Conversation {
+        messages: request.messages.clone(),
+        add_generation_prompt: true,
+        variables: thinking(request.reasoning_effort.as_deref(), |word| template.mentions(word))?,
+    };
+    template.encode(&conversation, &engine.tokenizer).map_err(|error| match error {
+        ChatError::TemplateRefused(_) | ChatError::TemplateFailed(_) | ChatError::NoMarkerLeft => {
+            ApiError::bad_field("messages", format!("{}.", capitalized(&error.to_string())))
+        }
+        other => ApiError::bad_request(format!("{}.", capitalized(&other.to_string()))),
+    })
+}
+
+/// How much to think, in the template's own words.
+fn thinking(
+    effort: Option<&str>,
+    mentions: impl Fn(&str) -> bool,
+) -> Result<Map<String, Value>, ApiError> {
+    let mut variables = Map::new();
+    match effort {
+        None => {}
+        Some(effort) if mentions("reasoning_effort") => {
+            variables.insert("reasoning_effort".into(), effort.into());
+        }
+        Some("none") => {
+            if mentions("enable_thinking") {
+                variables.insert("enable_thinking".into(), false.into());
+            }
+        }
+        Some(_) => {
+            return Err(ApiError::bad_field(
+                "reasoning_effort",
+                "\"reasoning_effort\" has no meaning for this model; leave it out or send \"none\".",
+            )
+            .code("unsupported_parameter"));
+        }
+    }
+    Ok(variables)
+}
+
+fn capitalized(text: &str) -> String {
+    let mut characters = text.chars();
+    characters.next().map_or_else(String::new, |first| {
+        first.to_uppercase().chain(characters).collect()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thinking_is_asked_for_only_where_the_template_knows_it() {
+        let mentions = |word: &'static str| move |other: &str| other == word;
+        assert!(thinking(None, mentions("x")).unwrap().is_empty());
+        assert!(thinking(Some("none"), mentions("x")).unwrap().is_empty());
+        assert_eq!(
+            thinking(Some("none"), mentions("enable_thinking")).unwrap()["enable_thinking"],
+            false
+        );
+        assert_eq!(
+            thinking(Some("high"), mentions("reasoning_effort")).unwrap()["reasoning_effort"],
+            "high"
+        );
+        assert!(thinking(Some("high"), mentions("enable_thinking")).is_err());
+    }
+}

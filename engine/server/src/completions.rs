@@ -1,0 +1,64 @@
+//! `POST /v1/completions`.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use http::HeaderMap;
+
+use crate::answering::{Ask, answer as answer_jobs};
+use crate::app::{App, Caller, aside, check_tokens, read_body};
+use crate::generate::too_long;
+use crate::wire::answer::Kind;
+use crate::wire::completions::{Prompt, parse_completion};
+use crate::wire::error::ApiError;
+
+pub(crate) async fn answer(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let engine = app.engine()?.clone();
+    let caller = Caller::of(&headers);
+    let body = read_body(body).await?;
+    let (this, strict) = (app.clone(), caller.strict);
+    let ask = aside(move || {
+        let request = parse_completion(&body, strict)?;
+        this.check_model(&request.model)?;
+        let capacity = engine.handle.capacity();
+        let answer = usize::from(request.knobs.max_tokens != Some(0));
+        let mut prompts = Vec::with_capacity(request.prompts.len());
+        for prompt in &request.prompts {
+            let tokens = match prompt {
+                Prompt::Tokens(tokens) => {
+                    check_tokens(tokens, engine.vocab, "prompt")?;
+                    tokens.clone()
+                }
+                Prompt::Text(text) => engine
+                    .tokenizer
+                    .encode_prompt(text)
+                    .map_err(|error| ApiError::bad_field("prompt", format!("{error}.")))?,
+            };
+            if tokens.is_empty() {
+                return Err(ApiError::bad_field(
+                    "prompt",
+                    "\"prompt\" is empty; send at least one character or token.",
+                ));
+            }
+            if tokens.len() + answer > capacity as usize {
+                return Err(too_long(tokens.len(), capacity));
+            }
+            prompts.push(tokens);
+        }
+        Ok(Ask {
+            kind: Kind::Completion,
+            prompts,
+            knobs: request.knobs,
+            echo: request.echo,
+            ignored: request.ignored,
+        })
+    })
+    .await?;
+    answer_jobs(app, caller, &headers, ask).await
+}

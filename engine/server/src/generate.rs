@@ -1,0 +1,381 @@
+//! From sequences in the engine to pieces of answers: text that may be sent, and why it ended.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::StatusCode;
+use polder_backend::{SampledToken, TokenId};
+use polder_chat::{StopStrings, TextStream, Tokenizer};
+use polder_scheduler::{
+    EngineHandle, Event, FinishReason, PromptLogprob, Refusal, Request, RequestId, Sink,
+};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::metrics::Metrics;
+use crate::wire::answer::Usage;
+use crate::wire::error::ApiError;
+
+/// One answer to make.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) request: Request,
+    /// Texts that end it.
+    pub(crate) stop: Vec<String>,
+    /// Begin the answer with the prompt.
+    pub(crate) echo: bool,
+}
+
+/// A part of one answer; parts of several answers come interleaved.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Piece {
+    pub(crate) choice: usize,
+    pub(crate) text: String,
+    /// The tokens whose text begins in `text`.
+    pub(crate) tokens: Vec<Judged>,
+    pub(crate) finish: Option<Finish>,
+}
+
+/// A token and what the model thought of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Judged {
+    pub(crate) name: Vec<u8>,
+    /// None for a prompt's first token.
+    pub(crate) logprob: Option<f32>,
+    pub(crate) top: Vec<(Vec<u8>, f32)>,
+    /// Where its text begins, in bytes from the start of its piece.
+    pub(crate) offset: usize,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Finish {
+    Stop,
+    Length,
+}
+
+impl Finish {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}
+
+/// Answers that are being made. Dropping it ends those that are not done.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    engine: EngineHandle,
+    metrics: Arc<Metrics>,
+    tokenizer: Arc<Tokenizer>,
+    events: UnboundedReceiver<(usize, Event)>,
+    choices: Vec<Choice>,
+    ready: VecDeque<Piece>,
+    usage: Usage,
+    started: Instant,
+    heard_any: bool,
+}
+
+#[derive(Debug)]
+struct Choice {
+    id: Option<RequestId>,
+    text: TextStream,
+    stop: StopStrings,
+    /// Sampled tokens whose text was not sent yet, by where it begins.
+    pending: VecDeque<(usize, SampledToken)>,
+    /// Bytes of text sampled and sent.
+    said: usize,
+    sent: usize,
+    tokens: u64,
+    last_token: Option<Instant>,
+    echo: Option<Echo>,
+    done: bool,
+}
+
+/// A prompt that is to be sent first, once the model has judged all of it.
+#[derive(Debug)]
+struct Echo {
+    prompt: Vec<TokenId>,
+    judged: Vec<PromptLogprob>,
+    logprobs: bool,
+}
+
+impl Generation {
+    /// Hands the jobs in and waits until the engine has taken or refused them. `prompt` is what
+    /// the usage says about the prompts.
+    pub(crate) async fn start(
+        engine: EngineHandle,
+        metrics: Arc<Metrics>,
+        tokenizer: Arc<Tokenizer>,
+        jobs: Vec<Job>,
+        prompt: u64,
+    ) -> Result<Self, ApiError> {
+        let (sender, events) = unbounded_channel();
+        let mut choices = Vec::with_capacity(jobs.len());
+        let mut sequences: Vec<(Request, Sink)> = Vec::new();
+        let mut submitted = Vec::new();
+        let mut ready = VecDeque::new();
+        for (index, job) in jobs.into_iter().enumerate() {
+            let echo = job.echo.then(|| Echo {
+                prompt: job.request.prompt.clone(),
+                judged: Vec::new(),
+                logprobs: job.request.sampling.logprobs.is_some(),
+            });
+            let mut choice = Choice {
+                id: None,
+                text: TextStream::new(tokenizer.clone()),
+                stop: StopStrings::new(&job.stop),
+                pending: VecDeque::new(),
+                said: 0,
+                sent: 0,
+                tokens: 0,
+                last_token: None,
+                echo,
+                done: false,
+            };
+            let judges = job.request.prompt_logprobs.is_some() && job.request.prompt.len() > 1;
+            if job.request.max_tokens == 0 && !judges {
+                // Nothing for the engine to do.
+                ready.extend(choice.begin(index, &tokenizer));
+                ready.push_back(Piece {
+                    choice: index,
+                    finish: Some(Finish::Length),
+                    ..Piece::default()
+                });
+                choice.done = true;
+            } else {
+                let sender = sender.clone();
+                let sink: Sink = Box::new(move |event| sender.send((index, event)).is_ok());
+                sequences.push((job.request, sink));
+                submitted.push(index);
+            }
+            choices.push(choice);
+        }
+        let mut generation = Self {
+            engine,
+            metrics,
+            tokenizer,
+            events,
+            choices,
+            ready,
+            usage: Usage { prompt, completion: 0 },
+            started: Instant::now(),
+            heard_any: false,
+        };
+        let waiting = submitted.len();
+        if waiting > 0 {
+            let ids = generation.engine.submit(sequences);
+            for (index, id) in submitted.into_iter().zip(ids) {
+                generation.choices[index].id = Some(id);
+            }
+        }
+        for _ in 0..waiting {
+            match generation.events.recv().await {
+                Some((_, Event::Queued)) => {}
+                Some((_, Event::Refused(refusal))) => return Err(refused(refusal)),
+                _ => return Err(stopped()),
+            }
+        }
+        generation.metrics.prompt_tokens(prompt);
+        Ok(generation)
+    }
+
+    /// The next piece; None when all answers are complete. May be dropped while it waits.
+    pub(crate) async fn next(&mut self) -> Option<Result<Piece, ApiError>> {
+        loop {
+            if let Some(piece) = self.ready.pop_front() {
+                return Some(Ok(piece));
+            }
+            if self.choices.iter().all(|choice| choice.done) {
+                return None;
+            }
+            match self.events.recv().await {
+                Some((index, event)) => {
+                    if let Err(error) = self.hear(index, event) {
+                        return Some(Err(error));
+                    }
+                }
+                None => return Some(Err(stopped())),
+            }
+        }
+    }
+
+    /// Tokens so far.
+    pub(crate) fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    fn hear(&mut self, index: usize, event: Event) -> Result<(), ApiError> {
+        let choice = &mut self.choices[index];
+        if choice.done {
+            return Ok(());
+        }
+        match event {
+            Event::Queued => {}
+            Event::Refused(refusal) => return Err(refused(refusal)),
+            Event::Failed => return Err(stopped()),
+            Event::Prompt(judged) => {
+                if let Some(echo) = &mut choice.echo {
+                    echo.judged.extend(judged);
+                }
+            }
+            Event::Token(token) => {
+                self.ready.extend(choice.begin(index, &self.tokenizer));
+                let now = Instant::now();
+                match choice.last_token.replace(now) {
+                    Some(before) => self.metrics.inter_token(now - before),
+                    None if !self.heard_any => self.metrics.first_token(now - self.started),
+                    None => {}
+                }
+                self.heard_any = true;
+                self.usage.completion += 1;
+                self.metrics.completion_tokens(1);
+                let piece = choice.push(index, token, &self.tokenizer);
+                if piece.finish.is_some()
+                    && let Some(id) = choice.id
+                {
+                    self.engine.cancel(id);
+                }
+                if piece.finish.is_some() || !piece.text.is_empty() {
+                    self.ready.push_back(piece);
+                }
+            }
+            Event::Finished { reason, sampled } => {
+                self.ready.extend(choice.begin(index, &self.tokenizer));
+                // A stop token was sampled but not delivered.
+                let more = u64::from(sampled).saturating_sub(choice.tokens);
+                self.usage.completion += more;
+                self.metrics.completion_tokens(more);
+                self.ready.push_back(choice.finish(index, reason, &self.tokenizer));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        for choice in self.choices.iter().filter(|choice| !choice.done) {
+            if let Some(id) = choice.id {
+                self.engine.cancel(id);
+            }
+        }
+    }
+}
+
+impl Choice {
+    /// The prompt, where it is to come first and has not come yet.
+    fn begin(&mut self, index: usize, tokenizer: &Tokenizer) -> Option<Piece> {
+        let echo = self.echo.take()?;
+        let text = tokenizer.decode(&echo.prompt);
+        let mut tokens = Vec::new();
+        if echo.logprobs {
+            let mut offset = 0;
+            let mut judged = echo.judged.into_iter();
+            for (position, token) in echo.prompt.iter().enumerate() {
+                let opinion = if position == 0 { None } else { judged.next() };
+                tokens.push(Judged {
+                    name: tokenizer.name(*token).to_vec(),
+                    logprob: opinion.as_ref().map(|opinion| opinion.logprob),
+                    top: named(opinion.iter().flat_map(|opinion| &opinion.top), tokenizer),
+                    offset,
+                });
+                offset += tokenizer.name(*token).len();
+            }
+        }
+        Some(Piece { choice: index, text, tokens, finish: None })
+    }
+
+    fn push(&mut self, index: usize, token: SampledToken, tokenizer: &Tokenizer) -> Piece {
+        self.tokens += 1;
+        let text = self.text.push(token.token);
+        self.pending.push_back((self.said, token));
+        self.said += text.len();
+        let outcome = self.stop.push(&text);
+        let finish = outcome.stopped.then_some(Finish::Stop);
+        self.done = outcome.stopped;
+        self.send(index, outcome.text, finish, tokenizer)
+    }
+
+    fn finish(&mut self, index: usize, reason: FinishReason, tokenizer: &Tokenizer) -> Piece {
+        self.done = true;
+        let rest = self.text.finish();
+        self.said += rest.len();
+        let outcome = self.stop.push(&rest);
+        let (text, finish) = match (outcome.stopped, reason) {
+            (true, _) => (outcome.text, Finish::Stop),
+            (false, FinishReason::Stop) => (outcome.text + &self.stop.finish(), Finish::Stop),
+            (false, FinishReason::Length) => {
+                (outcome.text + &self.stop.finish(), Finish::Length)
+            }
+        };
+        self.send(index, text, Some(finish), tokenizer)
+    }
+
+    /// A piece with this text and the tokens that begin in it.
+    fn send(
+        &mut self,
+        index: usize,
+        text: String,
+        finish: Option<Finish>,
+        tokenizer: &Tokenizer,
+    ) -> Piece {
+        let start = self.sent;
+        self.sent += text.len();
+        let all = finish.is_some() && self.sent == self.said;
+        let mut tokens = Vec::new();
+        while let Some((at, token)) =
+            self.pending.pop_front_if(|(at, _)| all || *at < self.sent)
+        {
+            tokens.push(Judged {
+                name: tokenizer.name(token.token).to_vec(),
+                logprob: token.logprob,
+                top: named(token.top.iter(), tokenizer),
+                offset: at.saturating_sub(start),
+            });
+        }
+        Piece { choice: index, text, tokens, finish }
+    }
+}
+
+fn named<'a>(
+    top: impl Iterator<Item = &'a (TokenId, f32)>,
+    tokenizer: &Tokenizer,
+) -> Vec<(Vec<u8>, f32)> {
+    top.map(|(token, logprob)| (tokenizer.name(*token).to_vec(), *logprob)).collect()
+}
+
+fn refused(refusal: Refusal) -> ApiError {
+    match refusal {
+        Refusal::QueueFull { waiting } => ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            format!(
+                "{waiting} requests are waiting, as many as may wait; try again in a few seconds."
+            ),
+        )
+        .code("queue_full")
+        .retry_after(5),
+        Refusal::TooLong { prompt, capacity } => too_long(prompt, capacity),
+        Refusal::Stopping => stopped(),
+        other => ApiError::bad_field("prompt", format!("{other}.")),
+    }
+}
+
+/// The refusal of a prompt that leaves no room for an answer.
+pub(crate) fn too_long(prompt: usize, capacity: u32) -> ApiError {
+    ApiError::bad_request(format!(
+        "The prompt has {prompt} tokens, but this model takes {capacity} in all, prompt and answer \
+         together; send a shorter prompt."
+    ))
+    .code("context_length_exceeded")
+}
+
+fn stopped() -> ApiError {
+    ApiError::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "The engine stopped while this request was in it; send it again in a few seconds.",
+    )
+    .code("engine_stopped")
+    .retry_after(5)
+}

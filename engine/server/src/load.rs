@@ -1,0 +1,169 @@
+//! From a model's path to the parts that serve it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use polder_backend::Backend;
+use polder_backend_cpu::{CpuBackend, CpuOptions, Precision};
+use polder_chat::{ChatTemplate, Tokenizer};
+use polder_model::Model;
+use polder_scheduler::Config;
+
+use crate::EngineError;
+
+/// What an engine is told to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// The engine's name, for the log.
+    pub name: String,
+    /// The Unix socket to listen on. Its folder exists.
+    pub socket: PathBuf,
+    /// A GGUF file, or a folder that holds one or a safetensors checkpoint.
+    pub model: PathBuf,
+    /// The model's name in the API.
+    pub served_as: String,
+    /// Longest sequence, tokens; None is what the model was made for.
+    pub context: Option<u32>,
+    /// Bytes for conversations; None is half of the memory that is free once the weights are
+    /// mapped, or what all sequences together can use, whichever is less.
+    pub kv_memory: Option<u64>,
+    /// Threads that compute; None is one per core.
+    pub threads: Option<usize>,
+    /// Sequences that run at once.
+    pub parallel: u16,
+}
+
+impl EngineOptions {
+    /// With the defaults for everything else.
+    pub fn new(
+        name: impl Into<String>,
+        socket: impl Into<PathBuf>,
+        model: impl Into<PathBuf>,
+        served_as: impl Into<String>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            socket: socket.into(),
+            model: model.into(),
+            served_as: served_as.into(),
+            context: None,
+            kv_memory: None,
+            threads: None,
+            parallel: 16,
+        }
+    }
+}
+
+/// A loaded model.
+pub struct Parts {
+    /// Runs it.
+    pub backend: Box<dyn Backend>,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its chat template, or the sentence that says why it has none.
+    pub template: Result<ChatTemplate, String>,
+    /// How it is scheduled.
+    pub config: Config,
+}
+
+/// Positions in a KV block.
+const BLOCK: u32 = 16;
+/// Fewest tokens for conversations that make sense.
+const LEAST_TOKENS: u64 = 256;
+/// Bytes of a KV value as the CPU back end keeps it.
+const KV_VALUE: u64 = 2;
+
+/// Loads a model on the CPU; `progress` hears thousandths.
+pub(crate) fn load(
+    options: &EngineOptions,
+    progress: impl Fn(u32),
+) -> Result<Parts, EngineError> {
+    let path = || options.model.clone();
+    let mut model = Model::open(&options.model)
+        .map_err(|source| EngineError::Model { path: path(), source })?;
+    progress(100);
+    let tokenizer = Tokenizer::from_source(&model.tokenizer)
+        .map_err(|source| EngineError::Tokenizer { path: path(), source })?;
+    let template = match &model.chat_template {
+        None => Err("it came without a chat template".to_owned()),
+        Some(source) => ChatTemplate::new(source).map_err(|error| error.to_string()),
+    };
+    if let Err(why) = &template {
+        log::warn!(why:% = why; "this model cannot chat, only continue text");
+    }
+    progress(300);
+    if let Some(cap) = options.context {
+        model.spec.context = model.spec.context.min(cap.max(1));
+    }
+    let per_token = model.spec.kv_values_per_token().saturating_mul(KV_VALUE).max(1);
+    let bytes = options.kv_memory.unwrap_or_else(|| free_memory() / 2);
+    let kv_tokens = kv_tokens(bytes, per_token, model.spec.context, options.parallel)?;
+    let config = Config::default();
+    let cpu = CpuOptions {
+        precision: Precision::Stored,
+        kv_tokens,
+        block_tokens: BLOCK,
+        slots: options.parallel.max(1),
+        step_tokens: config.step_tokens,
+        threads: options.threads.unwrap_or(0),
+    };
+    let backend = CpuBackend::load(&Arc::new(model), &cpu).map_err(EngineError::Load)?;
+    progress(1000);
+    Ok(Parts { backend: Box::new(backend), tokenizer, template, config })
+}
+
+/// Tokens of KV that fit, but no more than all sequences together can use.
+fn kv_tokens(
+    bytes: u64,
+    per_token: u64,
+    context: u32,
+    parallel: u16,
+) -> Result<u32, EngineError> {
+    let whole_blocks = |tokens: u64| tokens.div_ceil(BLOCK.into()) * u64::from(BLOCK);
+    let useful = whole_blocks(context.into()).saturating_mul(u64::from(parallel.max(1)));
+    let fits = bytes / per_token / u64::from(BLOCK) * u64::from(BLOCK);
+    let least = LEAST_TOKENS.min(useful);
+    if fits < least {
+        return Err(EngineError::Memory {
+            available: bytes,
+            tokens: fits,
+            least: least.saturating_mul(per_token),
+        });
+    }
+    Ok(u32::try_from(fits.min(useful)).unwrap_or(u32::MAX / BLOCK * BLOCK))
+}
+
+/// Bytes that could be used without swapping; 2 GiB where the system does not say.
+fn free_memory() -> u64 {
+    std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| available(&text))
+        .unwrap_or(2 << 30)
+}
+
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_for_conversations_is_what_fits_and_what_is_useful() {
+        assert_eq!(kv_tokens(1_000_000, 100, 8192, 16).unwrap(), 10_000);
+        assert_eq!(kv_tokens(u64::MAX, 100, 1000, 2).unwrap(), 2016);
+        assert!(matches!(
+            kv_tokens(100, 100, 8192, 16),
+            Err(EngineError::Memory { least: 25_600, .. })
+        ));
+    }
+
+    #[test]
+    fn free_memory_is_read_as_the_kernel_writes_it() {
+        let text = "MemTotal:  100 kB\nMemFree: 5 kB\nMemAvailable:   20 kB\n";
+        assert_eq!(available(text), Some(20 * 1024));
+        assert_eq!(available("MemAvailable: lots"), None);
+    }
+}

@@ -1,0 +1,170 @@
+//! An engine's life: open the door, load, answer, drain, end.
+
+use std::future::Future;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use polder_scheduler::{EngineThread, SchedulerError};
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use crate::EngineError;
+use crate::answering::now;
+use crate::app::{App, Engine, router};
+use crate::load::{EngineOptions, Parts, load};
+use crate::metrics::Metrics;
+use crate::socket::Door;
+
+/// Longest that answers in progress may go on after the engine was told to stop.
+const DRAIN: Duration = Duration::from_secs(30);
+/// Longest that a request's head may take.
+const HEAD: Duration = Duration::from_secs(10);
+
+/// Loads the model on the CPU and serves it until `shutdown` is ready. The door is open while
+/// the model loads; requests are told to come back.
+pub async fn run(
+    options: EngineOptions,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), EngineError> {
+    let socket = options.socket.clone();
+    let served_as = options.served_as.clone();
+    log::info!(engine:% = options.name, model:% = served_as; "loading the model");
+    serve(&socket, &served_as, move |progress| load(&options, progress), shutdown).await
+}
+
+/// Serves what `load` makes, under a name, on a Unix socket, until `shutdown` is ready. `load`
+/// runs on a thread of its own and tells its progress in thousandths.
+pub async fn serve(
+    socket: &Path,
+    served_as: &str,
+    load: impl FnOnce(&dyn Fn(u32)) -> Result<Parts, EngineError> + Send + 'static,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), EngineError> {
+    let door = Door::open(socket)?;
+    let app = Arc::new(App {
+        served_as: served_as.to_owned(),
+        started: now(),
+        engine: OnceLock::new(),
+        progress: AtomicU32::new(0),
+        stopping: AtomicBool::new(false),
+        metrics: Arc::new(Metrics::new()),
+    });
+    let mut loading = {
+        let app = app.clone();
+        tokio::task::spawn_blocking(move || {
+            load(&|thousandths| app.progress.store(thousandths, Ordering::Relaxed))
+        })
+    };
+    let mut connections = Connections::new(router(app.clone()));
+    let (tell_end, mut ended) = oneshot::channel();
+    let mut tell_end = Some(tell_end);
+    tokio::pin!(shutdown);
+    let outcome = loop {
+        tokio::select! {
+            () = &mut shutdown => break Ok(()),
+            accepted = door.listener.accept() => match accepted {
+                Ok((stream, _)) => connections.take(stream),
+                Err(error) => {
+                    log::warn!(error:% = error; "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            },
+            loaded = &mut loading, if tell_end.is_some() => {
+                let parts = match loaded.unwrap_or(Err(EngineError::LoadPanicked)) {
+                    Ok(parts) => parts,
+                    Err(error) => break Err(error),
+                };
+                match (start(&app, parts), tell_end.take()) {
+                    (Ok(thread), Some(tell)) => watch(thread, tell),
+                    (Err(error), _) => break Err(EngineError::Scheduler(error)),
+                    (Ok(_), None) => {}
+                }
+                log::info!(model:% = served_as; "the model is ready");
+            },
+            // Never before the engine was started: until then the sender is here.
+            end = &mut ended => break Err(match end {
+                Ok(Err(error)) => EngineError::Scheduler(error),
+                _ => EngineError::Ended,
+            }),
+        }
+    };
+    app.stopping.store(true, Ordering::Relaxed);
+    drop(door);
+    let limit = if outcome.is_ok() { DRAIN } else { Duration::from_secs(1) };
+    if !connections.drain(limit).await {
+        log::warn!("some answers took too long to finish and were cut off");
+    }
+    outcome
+}
+
+/// Starts the engine's thread and opens it to requests.
+fn start(app: &App, parts: Parts) -> Result<EngineThread, SchedulerError> {
+    let vocab = parts.backend.limits().vocab;
+    let thread = polder_scheduler::spawn(parts.backend, parts.config)?;
+    let engine = Engine {
+        handle: thread.handle(),
+        tokenizer: Arc::new(parts.tokenizer),
+        template: parts.template,
+        vocab,
+        most_sequences: parts.config.max_waiting,
+    };
+    let first = app.engine.set(Arc::new(engine)).is_ok();
+    debug_assert!(first, "the model is loaded once");
+    Ok(thread)
+}
+
+/// Tells when the engine's thread ends.
+fn watch(thread: EngineThread, tell: oneshot::Sender<Result<(), SchedulerError>>) {
+    // A plain thread: it lives as long as the engine, and the runtime must not wait for it.
+    let watcher = std::thread::Builder::new().name("polder-engine-watch".into());
+    let spawned = watcher.spawn(move || {
+        // Where nobody waits any more, the engine was told to end.
+        let _ = tell.send(thread.join());
+    });
+    if let Err(error) = spawned {
+        log::warn!(error:% = error; "the engine's thread cannot be watched");
+    }
+}
+
+/// Connections that are open.
+struct Connections {
+    router: Router,
+    tasks: JoinSet<()>,
+    graceful: GracefulShutdown,
+}
+
+impl Connections {
+    fn new(router: Router) -> Self {
+        Self { router, tasks: JoinSet::new(), graceful: GracefulShutdown::new() }
+    }
+
+    fn take(&mut self, stream: UnixStream) {
+        while self.tasks.try_join_next().is_some() {}
+        let service = TowerToHyperService::new(self.router.clone());
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .serve_connection(TokioIo::new(stream), service);
+        let connection = self.graceful.watch(connection);
+        self.tasks.spawn(async move {
+            if let Err(error) = connection.await {
+                log::debug!(error:% = error; "a connection ended early");
+            }
+        });
+    }
+
+    /// Lets answers in progress finish; false where some took longer than `limit`.
+    async fn drain(mut self, limit: Duration) -> bool {
+        let finished = tokio::time::timeout(limit, self.graceful.shutdown()).await.is_ok();
+        self.tasks.abort_all();
+        while self.tasks.join_next().await.is_some() {}
+        finished
+    }
+}

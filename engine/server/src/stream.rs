@@ -1,0 +1,185 @@
+//! Answers on their way out: server-sent events one piece at a time, or one body at the end,
+//! each with the usage in a trailer where the client takes trailers.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::stream;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, TE, TRAILER};
+use http::{HeaderMap, HeaderValue};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use serde_json::Value;
+
+use crate::generate::{Generation, Piece};
+use crate::wire::answer::{Envelope, Usage};
+use crate::wire::error::ApiError;
+
+/// After so long without a token, a comment shows that the stream is alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+const USAGE_TRAILER: &str = "x-polder-usage";
+
+/// Whether the client takes trailers.
+pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|word| word.trim().eq_ignore_ascii_case("trailers"))
+}
+
+/// The whole answer in one body.
+pub(crate) async fn whole(
+    mut generation: Generation,
+    envelope: Envelope,
+    choices: usize,
+    trailers: bool,
+) -> Result<Response, ApiError> {
+    let mut answers: Vec<Piece> =
+        (0..choices).map(|choice| Piece { choice, ..Piece::default() }).collect();
+    while let Some(piece) = generation.next().await {
+        let piece = piece?;
+        let answer = &mut answers[piece.choice];
+        let said = answer.text.len();
+        answer.text.push_str(&piece.text);
+        answer.tokens.extend(piece.tokens.into_iter().map(|mut token| {
+            token.offset += said;
+            token
+        }));
+        answer.finish = answer.finish.or(piece.finish);
+    }
+    let usage = generation.usage();
+    let body = Bytes::from(envelope.whole(&answers, usage).to_string());
+    let body = match trailers {
+        false => Body::from(body),
+        true => {
+            let frames = [Frame::data(body), usage_frame(usage)].map(Ok::<_, Infallible>);
+            Body::new(StreamBody::new(stream::iter(frames)))
+        }
+    };
+    Ok(response(body, "application/json", trailers))
+}
+
+/// The answer as it grows.
+pub(crate) fn events(
+    generation: Generation,
+    envelope: Envelope,
+    choices: usize,
+    trailers: bool,
+) -> Response {
+    let state = Events {
+        opened: vec![false; choices],
+        offsets: vec![0; choices],
+        frames: VecDeque::new(),
+        generation: Some(generation),
+        envelope,
+        trailers,
+    };
+    let frames = stream::unfold(state, |mut state| async move {
+        let frame = state.next().await?;
+        Some((Ok::<_, Infallible>(frame), state))
+    });
+    let mut response =
+        response(Body::new(StreamBody::new(frames)), "text/event-stream", trailers);
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+struct Events {
+    generation: Option<Generation>,
+    envelope: Envelope,
+    /// Which choices have had their first event.
+    opened: Vec<bool>,
+    /// Bytes of text sent for each choice.
+    offsets: Vec<usize>,
+    frames: VecDeque<Frame<Bytes>>,
+    trailers: bool,
+}
+
+impl Events {
+    async fn next(&mut self) -> Option<Frame<Bytes>> {
+        loop {
+            if let Some(frame) = self.frames.pop_front() {
+                return Some(frame);
+            }
+            let generation = self.generation.as_mut()?;
+            match tokio::time::timeout(KEEP_ALIVE, generation.next()).await {
+                Err(_) => return Some(Frame::data(Bytes::from_static(b": keep-alive\n\n"))),
+                Ok(Some(Ok(piece))) => self.send(piece),
+                Ok(Some(Err(error))) => {
+                    self.data(&error.body());
+                    self.end();
+                }
+                Ok(None) => {
+                    if self.envelope.include_usage {
+                        let usage = generation.usage();
+                        let event = self.envelope.chunk(Vec::new(), Some(usage));
+                        self.data(&event);
+                    }
+                    self.frames.push_back(Frame::data(Bytes::from_static(b"data: [DONE]\n\n")));
+                    self.end();
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, piece: Piece) {
+        if !std::mem::replace(&mut self.opened[piece.choice], true)
+            && let Some(opening) = self.envelope.opening(piece.choice)
+        {
+            let event = self.envelope.chunk(vec![opening], None);
+            self.data(&event);
+        }
+        let offset = self.offsets[piece.choice];
+        self.offsets[piece.choice] += piece.text.len();
+        match piece.finish {
+            // The last words and the reason go in two events, as clients are used to.
+            Some(finish) if !piece.text.is_empty() || !piece.tokens.is_empty() => {
+                let choice = piece.choice;
+                self.delta(&Piece { finish: None, ..piece }, offset);
+                self.delta(&Piece { choice, finish: Some(finish), ..Piece::default() }, offset);
+            }
+            _ => self.delta(&piece, offset),
+        }
+    }
+
+    fn delta(&mut self, piece: &Piece, offset: usize) {
+        let event = self.envelope.chunk(vec![self.envelope.delta(piece, offset)], None);
+        self.data(&event);
+    }
+
+    fn data(&mut self, event: &Value) {
+        self.frames.push_back(Frame::data(Bytes::from(format!("data: {event}\n\n"))));
+    }
+
+    fn end(&mut self) {
+        if let Some(generation) = self.generation.take()
+            && self.trailers
+        {
+            self.frames.push_back(usage_frame(generation.usage()));
+        }
+    }
+}
+
+fn response(body: Body, content_type: &'static str, trailers: bool) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    if trailers {
+        headers.insert(TRAILER, HeaderValue::from_static(USAGE_TRAILER));
+    }
+    response
+}
+
+fn usage_frame(usage: Usage) -> Frame<Bytes> {
+    let value = format!("prompt={},completion={}", usage.prompt, usage.completion);
+    let mut trailers = HeaderMap::new();
+    trailers.insert(USAGE_TRAILER, HeaderValue::from_str(&value).expect("digits and commas"));
+    Frame::trailers(trailers)
+}

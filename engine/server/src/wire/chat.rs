@@ -1,0 +1,254 @@
+//! `POST /v1/chat/completions`: the request.
+
+use serde_json::{Map, Value};
+
+use crate::wire::error::{ApiError, shortened};
+use crate::wire::fields::{Fields, Ignored};
+use crate::wire::knobs::{self, Knobs, MOST_LOGPROBS};
+
+/// A chat request that can be served, as far as that can be told without the model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChatRequest {
+    /// The model's name.
+    pub model: String,
+    /// The messages as chat templates want them: `role` is one of system, user, assistant and
+    /// tool, `content` a string.
+    pub messages: Vec<Map<String, Value>>,
+    /// How to answer.
+    pub knobs: Knobs,
+    /// How much the model should think first, where the template knows about that.
+    pub reasoning_effort: Option<String>,
+    /// Fields that had no effect, to be named in the answer.
+    pub ignored: Vec<String>,
+}
+
+/// Reads a request. A strict client is refused where another's unknown field is ignored.
+pub fn parse_chat(body: &[u8], strict: bool) -> Result<ChatRequest, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let mut ignored = Ignored::default();
+    let model = model(&mut fields)?;
+    let messages = parse_messages(&mut fields, &mut ignored)?;
+    let mut knobs = knobs::parse(&mut fields, &mut ignored)?;
+    knobs.max_tokens =
+        knobs::parse_max_tokens(&mut fields, &["max_completion_tokens", "max_tokens"], 1)?;
+    knobs.sampling.logprobs = parse_logprobs(&mut fields)?;
+    let reasoning_effort = fields.string("reasoning_effort")?;
+    parse_tools(&mut fields, &mut ignored)?;
+    refuse_what_changes_the_answer(&mut fields)?;
+    if fields.boolean("store")? == Some(true) {
+        ignored.add("store".into()); // Nothing is kept here.
+    }
+    fields.finish(&mut ignored);
+    let ignored = ignored.finish(strict)?;
+    Ok(ChatRequest { model, messages, knobs, reasoning_effort, ignored })
+}
+
+pub(crate) fn model(fields: &mut Fields) -> Result<String, ApiError> {
+    fields.string("model")?.ok_or_else(|| {
+        ApiError::bad_field("model", "\"model\" is missing; send the name of a model from /v1/models.")
+    })
+}
+
+fn parse_logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
+    let wanted = fields.boolean("logprobs")?.unwrap_or(false);
+    let top = fields.integer("top_logprobs", 0..=MOST_LOGPROBS)?;
+    match (wanted, top) {
+        (false, Some(1..)) => Err(ApiError::bad_field(
+            "top_logprobs",
+            "\"top_logprobs\" needs \"logprobs\": true; send both.",
+        )),
+        (false, _) => Ok(None),
+        (true, top) => Ok(Some(top.unwrap_or(0) as u8)),
+    }
+}
+
+fn parse_tools(fields: &mut Fields, ignored: &mut Ignored) -> Result<(), ApiError> {
+    let nothing = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
+    for (list, choice) in [("tools", "tool_choice"), ("functions", "function_call")] {
+        let tools = fields.take(list).filter(|value| !nothing(value));
+        let none = match fields.take(choice) {
+            None => false,
+            Some(Value::String(word)) if word == "none" => true,
+            Some(Value::String(word)) if word == "auto" && tools.is_none() => true,
+            Some(_) if tools.is_none() => {
+                return Err(fields.unsupported(choice, "leave it out or send \"none\""));
+            }
+            Some(_) => false,
+        };
+        match tools {
+            Some(_) if !none => {
+                return Err(fields.unsupported(
+                    list,
+                    &format!("this engine cannot call tools yet, send \"{choice}\": \"none\" or leave them out"),
+                ));
+            }
+            Some(_) => ignored.add(list.into()),
+            None => {}
+        }
+    }
+    // Without tools there are no calls, parallel or not.
+    fields.boolean("parallel_tool_calls")?;
+    Ok(())
+}
+
+fn refuse_what_changes_the_answer(fields: &mut Fields) -> Result<(), ApiError> {
+    fields.refuse(
+        "response_format",
+        |format| format["type"] == "text",
+        "answers are plain text, send {\"type\": \"text\"} or leave it out",
+    )?;
+    fields.refuse(
+        "modalities",
+        |list| list.as_array().is_some_and(|list| list.iter().all(|word| word == "text")),
+        "answers are text only, send [\"text\"] or leave it out",
+    )?;
+    fields.refuse(
+        "verbosity",
+        |word| word == "medium",
+        "ask for short or long answers in a message instead",
+    )?;
+    fields.refuse("audio", |_| false, "answers are text only, leave it out")?;
+    fields.refuse("web_search_options", |_| false, "this box does not search the web")
+}
+
+fn parse_messages(
+    fields: &mut Fields,
+    ignored: &mut Ignored,
+) -> Result<Vec<Map<String, Value>>, ApiError> {
+    let wrong = || {
+        ApiError::bad_field(
+            "messages",
+            "\"messages\" must be a list with at least one {\"role\": …, \"content\": …}.",
+        )
+    };
+    match fields.take("messages") {
+        Some(Value::Array(list)) if !list.is_empty() => list
+            .into_iter()
+            .enumerate()
+            .map(|(index, message)| parse_message(index, message, ignored))
+            .collect(),
+        _ => Err(wrong()),
+    }
+}
+
+fn parse_message(
+    index: usize,
+    message: Value,
+    ignored: &mut Ignored,
+) -> Result<Map<String, Value>, ApiError> {
+    let path = format!("messages[{index}]");
+    let mut fields = Fields::nested(message, &path, "messages[]")?;
+    let role = match fields.string("role")?.as_deref() {
+        // The newer name for the same thing; templates know the older one.
+        Some("system" | "developer") => "system",
+        Some("user") => "user",
+        Some("assistant") => "assistant",
+        Some("tool") => "tool",
+        other => {
+            let told = other.map_or("missing".into(), |role| format!("\"{}\"", shortened(role)));
+            return Err(ApiError::bad_field(
+                &fields.name("role"),
+                format!(
+                    "\"{path}.role\" is {told}; send system, developer, user, assistant or tool."
+                ),
+            ));
+        }
+    };
+    fields.refuse("audio", |_| false, "send the text of it instead")?;
+    fields.refuse("function_call", |_| false, "send \"tool_calls\" instead")?;
+    let calls = parse_tool_calls(&mut fields, role)?;
+    let refusal = fields.string("refusal")?;
+    let content = match fields.take("content") {
+        Some(content) => parse_content(&fields.name("content"), content, ignored)?,
+        None => match (refusal, calls.is_some()) {
+            (Some(refusal), _) => refusal,
+            (None, true) => String::new(),
+            (None, false) => {
+                return Err(ApiError::bad_field(
+                    &fields.name("content"),
+                    format!("\"{path}.content\" is missing; send a string."),
+                ));
+            }
+        },
+    };
+    let mut parsed = Map::new();
+    parsed.insert("role".into(), role.into());
+    parsed.insert("content".into(), content.into());
+    if let Some(calls) = calls {
+        parsed.insert("tool_calls".into(), calls);
+    }
+    for field in ["name", "tool_call_id", "reasoning_content"] {
+        if let Some(value) = fields.string(field)? {
+            parsed.insert(field.into(), value.into());
+        }
+    }
+    fields.accept(&["annotations"]);
+    fields.finish(ignored);
+    Ok(parsed)
+}
+
+/// A string, or text parts, which become one string.
+fn parse_content(path: &str, content: Value, ignored: &mut Ignored) -> Result<String, ApiError> {
+    let parts = match content {
+        Value::String(text) => return Ok(text),
+        Value::Array(parts) => parts,
+        _ => {
+            return Err(ApiError::bad_field(
+                path,
+                format!("\"{path}\" must be a string or a list of parts."),
+            ));
+        }
+    };
+    let mut texts = Vec::with_capacity(parts.len());
+    for (index, part) in parts.into_iter().enumerate() {
+        let path = format!("{path}[{index}]");
+        let mut part = Fields::nested(part, &path, "messages[].content[]")?;
+        let kind = part.string("type")?.unwrap_or_default();
+        let text = match kind.as_str() {
+            "text" => part.string("text")?,
+            "refusal" => part.string("refusal")?,
+            other => {
+                return Err(ApiError::bad_field(
+                    &path,
+                    format!(
+                        "\"{path}\" is of the type \"{}\", which this model cannot read; send \
+                         text parts only.",
+                        shortened(other)
+                    ),
+                )
+                .code("unsupported_content"));
+            }
+        };
+        texts.push(text.ok_or_else(|| {
+            ApiError::bad_field(&path, format!("\"{path}\" has no text; send \"{kind}\": \"…\"."))
+        })?);
+        part.finish(ignored);
+    }
+    Ok(texts.join("\n"))
+}
+
+/// Calls that the model made earlier. Templates want their arguments as an object.
+fn parse_tool_calls(fields: &mut Fields, role: &str) -> Result<Option<Value>, ApiError> {
+    let name = fields.name("tool_calls");
+    let wrong = |what: &str| ApiError::bad_field(&name, format!("\"{name}\" {what}."));
+    let mut calls = match fields.take("tool_calls") {
+        None => return Ok(None),
+        Some(Value::Array(list)) if list.is_empty() => return Ok(None),
+        Some(Value::Array(_)) if role != "assistant" => {
+            return Err(wrong("belongs to messages of the assistant; leave it out"));
+        }
+        Some(Value::Array(list)) => list,
+        Some(_) => return Err(wrong("must be a list")),
+    };
+    for call in &mut calls {
+        let function = &mut call["function"];
+        if !function["name"].is_string() {
+            return Err(wrong("must hold {\"function\": {\"name\": …, \"arguments\": …}} objects"));
+        }
+        let arguments = function["arguments"].as_str().map(serde_json::from_str::<Value>);
+        if let Some(Ok(object @ Value::Object(_))) = arguments {
+            function["arguments"] = object;
+        }
+    }
+    Ok(Some(Value::Array(calls)))
+}

@@ -1,0 +1,271 @@
+//! A served engine to talk to, and an HTTP client that talks over its socket.
+#![allow(dead_code, unreachable_pub)] // Each test file uses its part.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use polder_backend::{Backend, Limits, Sampling, TokenId};
+use polder_chat::{ChatTemplate, Tokenizer};
+use polder_engine_server::{EngineError, Parts, serve};
+use polder_model::{GgufTokenizer, TokenizerSource};
+use polder_scheduler::Config;
+use polder_scheduler::fake::FakeBackend;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+pub const MODEL: &str = "parrot";
+/// What the parrot says to even seeds, and to odd ones.
+pub const SAYS: [&str; 2] = ["Hello wörld 👋, bye.", "Nö."];
+pub const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
+    {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+const END: u32 = 257;
+
+/// 256 bytes, then `<|im_start|>` and `<|im_end|>`.
+pub fn tokenizer() -> Tokenizer {
+    // GPT-2's alphabet, in the order of its characters, not of the bytes.
+    let mut tokens: Vec<String> = (0x21..=0x7e_u32)
+        .chain(0xa1..=0xac)
+        .chain(0xae..=0xff)
+        .chain(0x100..=0x143)
+        .filter_map(char::from_u32)
+        .map(String::from)
+        .collect();
+    assert_eq!(tokens.len(), 256);
+    tokens.extend(["<|im_start|>".into(), "<|im_end|>".into()]);
+    let mut token_types = vec![1; 256];
+    token_types.extend([3, 3]);
+    let keys = GgufTokenizer {
+        model: "gpt2".into(),
+        tokens,
+        token_types,
+        eos: Some(END),
+        ..GgufTokenizer::default()
+    };
+    Tokenizer::from_source(&TokenizerSource::Gguf(Box::new(keys))).unwrap()
+}
+
+pub fn limits() -> Limits {
+    Limits {
+        step_tokens: 512,
+        slots: 8,
+        blocks: 512,
+        block_tokens: 16,
+        context: 1024,
+        vocab: 258,
+        kv_bytes_per_token: 1,
+    }
+}
+
+/// Goes on with its text wherever that was left; an end of turn after it.
+pub fn parrot() -> FakeBackend {
+    let tokenizer = tokenizer();
+    let encode = |text: &str| {
+        let mut tokens = tokenizer.encode(text, polder_chat::Special::Plain).unwrap();
+        tokens.push(TokenId(END));
+        tokens
+    };
+    let texts = SAYS.map(encode);
+    FakeBackend::with(
+        limits(),
+        Box::new(move |tokens: &[TokenId], sampling: &Sampling| {
+            let text = &texts[(sampling.seed % 2) as usize];
+            let said = (0..text.len()).rev().find(|said| tokens.ends_with(&text[..*said]));
+            text[said.unwrap_or(0)]
+        }),
+    )
+}
+
+pub struct Server {
+    pub socket: PathBuf,
+    pub task: JoinHandle<Result<(), EngineError>>,
+    stop: Option<oneshot::Sender<()>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Server {
+    pub async fn parrot() -> Self {
+        Self::with(parrot(), Config::default()).await
+    }
+
+    pub async fn slow_parrot(config: Config) -> Self {
+        Self::with(parrot().slowed(Duration::from_millis(10)), config).await
+    }
+
+    pub async fn with(backend: impl Backend + 'static, config: Config) -> Self {
+        let server = Self::loading(move |_| {
+            Ok(Parts {
+                backend: Box::new(backend),
+                tokenizer: tokenizer(),
+                template: Ok(ChatTemplate::new(CHATML).unwrap()),
+                config,
+            })
+        });
+        server.ready().await;
+        server
+    }
+
+    pub fn loading(
+        load: impl FnOnce(&dyn Fn(u32)) -> Result<Parts, EngineError> + Send + 'static,
+    ) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("engine.sock");
+        let (stop, stopped) = oneshot::channel::<()>();
+        let path = socket.clone();
+        let task = tokio::spawn(async move {
+            serve(&path, MODEL, load, async {
+                let _ = stopped.await;
+            })
+            .await
+        });
+        Self { socket, task, stop: Some(stop), _folder: folder }
+    }
+
+    pub async fn ready(&self) {
+        for _ in 0..2000 {
+            if self.socket.exists() && self.get("/health").await.status == 200 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("the engine never became ready");
+    }
+
+    pub fn stop(&mut self) {
+        self.stop.take().expect("stopped once").send(()).expect("it runs");
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        Answer::read(open(&self.socket, "GET", path, &[], Vec::new()).await).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.post_with(path, &[], body).await
+    }
+
+    pub async fn post_with(&self, path: &str, headers: &[(&str, &str)], body: Value) -> Answer {
+        let body = body.to_string().into_bytes();
+        Answer::read(open(&self.socket, "POST", path, headers, body).await).await
+    }
+
+    /// The value of one line of `/metrics`.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").await.text;
+        let line = text.lines().find(|line| line.split(' ').next() == Some(name));
+        line.unwrap_or_else(|| panic!("no {name} in\n{text}")).split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    /// Waits until a metric has a value.
+    pub async fn until(&self, name: &str, is: impl Fn(f64) -> bool) {
+        for _ in 0..2000 {
+            if is(self.metric(name).await) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{name} stayed {}", self.metric(name).await);
+    }
+}
+
+/// Sends one request on a connection of its own.
+pub async fn open(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Vec<u8>,
+) -> Response<Incoming> {
+    let stream = UnixStream::connect(socket).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let mut request =
+        Request::builder().method(method).uri(path).header("host", "engine").body(()).unwrap();
+    for (name, value) in headers {
+        request.headers_mut().append(
+            http::HeaderName::try_from(*name).unwrap(),
+            http::HeaderValue::from_str(value).unwrap(),
+        );
+    }
+    sender.send_request(request.map(|()| Full::new(Bytes::from(body)))).await.unwrap()
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub text: String,
+    pub trailers: Option<HeaderMap>,
+}
+
+impl Answer {
+    pub async fn read(response: Response<Incoming>) -> Self {
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.unwrap();
+        let trailers = body.trailers().cloned();
+        let text = String::from_utf8(body.to_bytes().to_vec()).unwrap();
+        Self { status: parts.status, headers: parts.headers, text, trailers }
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("not JSON: {}", self.text))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    pub fn usage_trailer(&self) -> Option<&str> {
+        Some(self.trailers.as_ref()?.get("x-polder-usage")?.to_str().unwrap())
+    }
+
+    /// The events of a stream, without its end mark, which must be there.
+    pub fn events(&self) -> Vec<Value> {
+        let mut events: Vec<&str> = self
+            .text
+            .split("\n\n")
+            .filter(|event| !event.is_empty() && !event.starts_with(':'))
+            .map(|event| event.strip_prefix("data: ").expect("only data"))
+            .collect();
+        assert_eq!(events.pop(), Some("[DONE]"));
+        events.into_iter().map(|event| serde_json::from_str(event).unwrap()).collect()
+    }
+
+    /// Asserts an OpenAI-shaped refusal and returns its sentence.
+    pub fn refusal(&self, status: u16, param: Option<&str>, code: Option<&str>) -> String {
+        assert_eq!(self.status, status, "{}", self.text);
+        let error = &self.json()["error"];
+        assert!(error["type"].is_string());
+        assert_eq!(error["param"], json!(param), "{}", self.text);
+        assert_eq!(error["code"], json!(code), "{}", self.text);
+        let message = error["message"].as_str().unwrap();
+        assert!(message.ends_with('.') && message.len() > 20, "{message}");
+        message.to_owned()
+    }
+}
+
+/// A chat request with these fields beside a short message.
+pub fn chat(more: Value) -> Value {
+    let mut body = json!({
+        "model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "seed": 0,
+    });
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    body
+}
+
+/// A completion request with these fields beside a short prompt.
+pub fn completion(more: Value) -> Value {
+    let mut body = json!({"model": MODEL, "prompt": "Say: ", "seed": 0, "max_tokens": 100});
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    body
+}

@@ -1,0 +1,206 @@
+//! An engine's life: loading, clients that leave, stopping, failing, and its socket.
+
+mod common;
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use common::{Answer, CHATML, MODEL, SAYS, Server, chat, completion, limits, open, parrot, tokenizer};
+use http_body_util::BodyExt;
+use polder_backend::{Backend, BackendError, Limits, StepBatch, StepOutput, Ticket};
+use polder_chat::ChatTemplate;
+use polder_engine_server::{EngineError, Parts, serve};
+use polder_scheduler::Config;
+use polder_scheduler::fake::FakeBackend;
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+const TEXT: &str = "/v1/completions";
+
+fn endless(stream: bool) -> Value {
+    completion(json!({"ignore_eos": true, "max_tokens": 900, "stream": stream, "n": 2}))
+}
+
+#[tokio::test]
+async fn a_model_that_is_loading_says_so_and_how_far_it_is() {
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let server = Server::loading(move |progress| {
+        progress(250);
+        wait.recv().unwrap();
+        Ok(Parts {
+            backend: Box::new(parrot()),
+            tokenizer: tokenizer(),
+            template: Ok(ChatTemplate::new(CHATML).unwrap()),
+            config: Config::default(),
+        })
+    });
+    while !server.socket.exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for _ in 0..1000 {
+        let health = server.get("/health").await;
+        assert_eq!(health.status, 503);
+        if health.json() == json!({"status": "loading", "progress": 0.25}) {
+            break;
+        }
+    }
+    assert_eq!(server.get("/health").await.json()["progress"], 0.25);
+    for path in ["/v1/models", "/v1/models/parrot"] {
+        server.get(path).await.refusal(503, None, Some("model_loading"));
+    }
+    let refused = server.post(CHAT, chat(json!({}))).await;
+    refused.refusal(503, None, Some("model_loading"));
+    assert_eq!(refused.header("retry-after"), Some("2"));
+    assert_eq!(server.metric("polder_kv_blocks_total").await, 0.0);
+    go.send(()).unwrap();
+    server.ready().await;
+    assert_eq!(server.post(CHAT, chat(json!({}))).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_model_without_a_chat_template_still_continues_text() {
+    let server = Server::loading(|_| {
+        Ok(Parts {
+            backend: Box::new(parrot()),
+            tokenizer: tokenizer(),
+            template: Err("it came without a chat template".into()),
+            config: Config::default(),
+        })
+    });
+    server.ready().await;
+    server.post(CHAT, chat(json!({}))).await.refusal(400, None, Some("no_chat_template"));
+    assert_eq!(server.post(TEXT, completion(json!({}))).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_template_that_refuses_a_conversation_is_quoted() {
+    let server = Server::loading(|_| {
+        let template = "{{ raise_exception('Only one message, please') }}";
+        Ok(Parts {
+            backend: Box::new(parrot()),
+            tokenizer: tokenizer(),
+            template: Ok(ChatTemplate::new(template).unwrap()),
+            config: Config::default(),
+        })
+    });
+    server.ready().await;
+    let refused = server.post(CHAT, chat(json!({}))).await;
+    let message = refused.refusal(400, Some("messages"), None);
+    assert!(message.contains("Only one message, please"));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_frees_its_blocks() {
+    let server = Server::slow_parrot(Config::default()).await;
+    for stream in [true, false] {
+        let body = endless(stream).to_string().into_bytes();
+        let mut request = Box::pin(open(&server.socket, "POST", TEXT, &[], body));
+        let mut response = None;
+        tokio::select! {
+            answer = &mut request => response = Some(answer),
+            () = server.until("polder_requests_running", |running| running == 2.0) => {}
+        }
+        assert_eq!(response.is_some(), stream);
+        server.until("polder_kv_blocks_used", |used| used >= 2.0).await;
+        if let Some(response) = &mut response {
+            response.body_mut().frame().await.unwrap().unwrap();
+        }
+        drop(request);
+        drop(response);
+        server.until("polder_kv_blocks_used", |used| used == 0.0).await;
+        assert_eq!(server.metric("polder_requests_running").await, 0.0);
+    }
+}
+
+#[tokio::test]
+async fn told_to_stop_it_finishes_what_it_began_and_takes_its_socket_away() {
+    let mut server = Server::slow_parrot(Config::default()).await;
+    let body = chat(json!({"stream": true})).to_string().into_bytes();
+    let mut response = open(&server.socket, "POST", CHAT, &[], body).await;
+    response.body_mut().frame().await.unwrap().unwrap();
+    server.stop();
+    let answer = Answer::read(response).await;
+    let said: String = answer
+        .events()
+        .iter()
+        .filter_map(|event| event["choices"][0]["delta"]["content"].as_str().map(String::from))
+        .collect();
+    assert!(SAYS[0].ends_with(&said) && said.len() > 5, "{said}");
+    (&mut server.task).await.unwrap().unwrap();
+    assert!(!server.socket.exists());
+}
+
+#[tokio::test]
+async fn the_socket_is_its_owner_s_alone_and_a_dead_one_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("engine.sock");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    let start = || {
+        let path = path.clone();
+        async move {
+            let load = |_: &dyn Fn(u32)| {
+                Ok(Parts {
+                    backend: Box::new(parrot()) as Box<dyn Backend>,
+                    tokenizer: tokenizer(),
+                    template: Err(String::new()),
+                    config: Config::default(),
+                })
+            };
+            serve(&path, MODEL, load, std::future::pending()).await
+        }
+    };
+    let first = tokio::spawn(start());
+    for _ in 0..1000 {
+        if tokio::net::UnixStream::connect(&path).await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let health = Answer::read(open(&path, "GET", "/health", &[], Vec::new()).await).await;
+    assert!(health.text.contains("status"));
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(matches!(start().await, Err(EngineError::InUse { .. })));
+    first.abort();
+    let _ = first.await;
+    std::fs::write(&path, "precious").unwrap();
+    assert!(matches!(start().await, Err(EngineError::Bind { .. })));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+}
+
+/// Fails after some steps.
+struct Failing(FakeBackend, u32);
+
+impl Backend for Failing {
+    fn limits(&self) -> Limits {
+        self.0.limits()
+    }
+    fn submit(&mut self, step: &StepBatch) -> Result<Ticket, BackendError> {
+        self.1 = self.1.checked_sub(1).ok_or_else(|| BackendError::Device("it broke".into()))?;
+        self.0.submit(step)
+    }
+    fn collect(&mut self, ticket: Ticket) -> Result<StepOutput, BackendError> {
+        self.0.collect(ticket)
+    }
+}
+
+#[tokio::test]
+async fn a_device_that_fails_ends_streams_with_an_error_and_then_the_engine() {
+    assert_eq!(limits().slots, 8);
+    let mut server = Server::with(Failing(parrot(), 4), Config::default()).await;
+    let body = chat(json!({"stream": true})).to_string().into_bytes();
+    let answer = Answer::read(open(&server.socket, "POST", CHAT, &[], body).await).await;
+    let last = answer.text.trim_end().rsplit("\n\n").next().unwrap();
+    let event: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap()).unwrap();
+    assert_eq!(event["error"]["code"], "engine_stopped");
+    assert!(matches!((&mut server.task).await.unwrap(), Err(EngineError::Scheduler(_))));
+}
+
+#[tokio::test]
+async fn a_model_that_cannot_be_loaded_ends_the_engine_with_the_reason() {
+    let mut server = Server::loading(|_| Err(EngineError::LoadPanicked));
+    assert!(matches!((&mut server.task).await.unwrap(), Err(EngineError::LoadPanicked)));
+    let mut server = Server::loading(|_| panic!("a defect in loading"));
+    assert!(matches!((&mut server.task).await.unwrap(), Err(EngineError::LoadPanicked)));
+}

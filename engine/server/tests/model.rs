@@ -1,0 +1,113 @@
+//! A real model, from its file to an answer over the socket.
+
+mod common;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::{Answer, open};
+use polder_engine_server::{EngineOptions, run};
+use serde_json::{Value, json};
+
+async fn serve_smollm2() -> (PathBuf, tempfile::TempDir) {
+    let model = std::env::var_os("POLDER_SMOLLM2").map(PathBuf::from).expect(
+        "set POLDER_SMOLLM2 to the path of SmolLM2-135M-Instruct.Q4_1.gguf to run this test",
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("engine.sock");
+    let mut options = EngineOptions::new("test", &socket, model, "smollm2-135m-instruct");
+    options.context = Some(2048);
+    options.kv_memory = Some(256 << 20);
+    tokio::spawn(async move { run(options, std::future::pending()).await.unwrap() });
+    for _ in 0..6000 {
+        if socket.exists() {
+            let health = open(&socket, "GET", "/health", &[], Vec::new()).await;
+            if health.status() == 200 {
+                return (socket, folder);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the model did not load within a minute");
+}
+
+async fn ask(socket: &std::path::Path, question: &str, more: Value) -> Answer {
+    let mut body = json!({
+        "model": "smollm2-135m-instruct", "temperature": 0, "max_tokens": 24,
+        "messages": [{"role": "user", "content": question}],
+    });
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    let body = body.to_string().into_bytes();
+    let headers = [("te", "trailers")];
+    Answer::read(open(socket, "POST", "/v1/chat/completions", &headers, body).await).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn model_answers_the_same_alone_streamed_and_among_others() {
+    let (socket, _folder) = serve_smollm2().await;
+    let question = "What is the capital of France?";
+    let alone = ask(&socket, question, json!({})).await;
+    assert_eq!(alone.status, 200, "{}", alone.text);
+    let body = alone.json();
+    let said = body["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    assert!(said.contains("Paris"), "{said}");
+    let prompt = body["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(alone.header("x-polder-prompt-tokens"), Some(prompt.to_string().as_str()));
+
+    let streamed = ask(&socket, question, json!({"stream": true})).await;
+    let text: String = streamed
+        .events()
+        .iter()
+        .filter_map(|event| event["choices"][0]["delta"]["content"].as_str().map(String::from))
+        .collect();
+    assert_eq!(text, said);
+    assert!(streamed.usage_trailer().unwrap().starts_with(&format!("prompt={prompt},")));
+
+    let other = |number: usize| {
+        let (socket, text) = (socket.clone(), format!("Count from {number} to 30."));
+        tokio::spawn(async move { ask(&socket, &text, json!({"max_tokens": 40})).await })
+    };
+    let others: Vec<_> = (0..4).map(other).collect();
+    let among = ask(&socket, question, json!({})).await.json();
+    assert_eq!(among["choices"][0]["message"]["content"], said);
+    for other in others {
+        assert_eq!(other.await.unwrap().status, 200);
+    }
+
+    let seeded = json!({"temperature": 1.0, "top_p": 0.9, "seed": 7, "n": 2});
+    let first = ask(&socket, "Tell me a story.", seeded.clone()).await.json();
+    let again = ask(&socket, "Tell me a story.", seeded).await.json();
+    assert_eq!(first["choices"], again["choices"]);
+    assert_ne!(
+        first["choices"][0]["message"]["content"],
+        first["choices"][1]["message"]["content"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn model_judges_a_sensible_text_as_likelier_than_nonsense() {
+    let (socket, _folder) = serve_smollm2().await;
+    let judge = async |text: &str| {
+        let body = json!({
+            "model": "smollm2-135m-instruct", "prompt": text, "echo": true, "logprobs": 1,
+            "max_tokens": 0,
+        });
+        let body = body.to_string().into_bytes();
+        let answer = open(&socket, "POST", "/v1/completions", &[], body).await;
+        let body = Answer::read(answer).await.json();
+        let logprobs = &body["choices"][0]["logprobs"];
+        assert_eq!(logprobs["tokens"].as_array().unwrap().len() as u64, body["usage"]["prompt_tokens"]);
+        let logprobs: Vec<f64> = logprobs["token_logprobs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(Value::as_f64)
+            .collect();
+        logprobs.iter().sum::<f64>() / logprobs.len() as f64
+    };
+    let sense = judge("The sun rises in the east and sets in the west.").await;
+    let nonsense = judge("The east sun the in sets rises and west in the.").await;
+    assert!(sense > nonsense + 1.0, "{sense} {nonsense}");
+}
