@@ -43,6 +43,8 @@ pub(crate) struct Host {
     pub(crate) tls: TlsAcceptor,
     /// Cancelled when the door closes: finish what runs, take nothing new.
     pub(crate) closing: CancellationToken,
+    /// Cancelled when that took too long.
+    pub(crate) closed: CancellationToken,
 }
 
 impl Host {

@@ -138,7 +138,11 @@ async fn accept(host: Host, listener: TcpListener, stop: CancellationToken, trac
         host.gateway.tally.connection();
         let host = host.clone();
         tracker.spawn(async move {
-            host.converse(stream).await;
+            let closed = host.closed.clone();
+            tokio::select! {
+                () = closed.cancelled() => {}
+                () = host.converse(stream) => {}
+            }
             drop(place);
         });
     }

@@ -85,12 +85,13 @@ pub async fn run(
     let link = Link::follow(&sockets, site);
     let (ca_sent, ca) = watch::channel(ca_info(&keeper));
     let gateway = Arc::new(Gateway::new(state, members.clone(), link.clone(), limits, ca));
-    let closing = CancellationToken::new();
+    let (closing, closed) = (CancellationToken::new(), CancellationToken::new());
     let host = Host {
         router: router(gateway.clone()),
         gateway: gateway.clone(),
         tls,
         closing: closing.clone(),
+        closed: closed.clone(),
     };
     let tracker = TaskTracker::new();
     let status = link.watch();
@@ -110,7 +111,9 @@ pub async fn run(
     let _ = listening.await;
     tracker.close();
     if tokio::time::timeout(gateway.limits.drain, tracker.wait()).await.is_err() {
-        log::warn!("{} requests did not end in time and were cut off", tracker.len());
+        log::warn!("{} connections did not end in time and were cut off", tracker.len());
+        closed.cancel();
+        tracker.wait().await;
     }
     ended
 }
@@ -120,7 +123,7 @@ fn router(gateway: Arc<Gateway>) -> Router {
     Router::new()
         .merge(api::routes())
         .merge(pages::routes())
-        .merge(wizard::routes())
+        .merge(wizard::routes(&gateway))
         .fallback(front::not_found)
         .with_state(gateway)
 }

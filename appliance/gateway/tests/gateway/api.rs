@@ -138,11 +138,15 @@ async fn a_client_that_reads_nothing_makes_the_engine_wait() {
         body.len()
     );
     stream.write_all(head.as_bytes()).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(700)).await;
-    let written = house.engine.written.load(Ordering::SeqCst);
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(house.engine.written.load(Ordering::SeqCst), written, "somebody buffers");
-    assert!(written < 2000, "{written} pieces of 20 kB were taken for nobody");
+    // The kernel takes a few megabytes for its own; then nothing more may be pulled.
+    let (mut written, mut still) = (0, 0);
+    while still < 5 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let now = house.engine.written.load(Ordering::SeqCst);
+        still = if now == written && now > 0 { still + 1 } else { 0 };
+        written = now;
+        assert!(written < 2000, "{written} pieces of 20 kB were taken for nobody");
+    }
     soon("the work was given up", || house.engine.dropped.load(Ordering::SeqCst) == 1).await;
 }
 
@@ -174,7 +178,7 @@ async fn an_engine_that_dies_mid_stream_ends_it_with_a_clear_error() {
     let house = House::open().await;
     let answer = house.chat(r#"{"stream":true,"tokens":9,"pause_ms":5,"break_after":3}"#).await;
     assert!(answer.contains("{\"n\":2"), "{answer}");
-    assert!(answer.contains("\n\ndata: {\"error\":{\"message\":\"the engine stopped"), "{answer}");
+    assert!(answer.contains("data: {\"error\":{\"message\":\"the engine stopped"), "{answer}");
     assert!(!answer.contains("[DONE]") && answer.ends_with("0\r\n\r\n"), "{answer}");
 }
 
@@ -246,14 +250,12 @@ async fn odd_bodies_are_refused_before_any_engine_sees_them() {
 
 #[tokio::test]
 async fn quotas_are_kept_and_told() {
-    let limits = KeyLimits { requests_per_minute: Some(2), ..KeyLimits::default() };
-    // The key's own text has to come out of the closure: by its label, through a file.
+    // The key's text comes out of there through a file.
     fn limited(members: &polder_members::Members, steward: &polder_members::Member) {
         let limits = KeyLimits { requests_per_minute: Some(2), ..KeyLimits::default() };
         let key = members.mint_key(steward.id, &NewKey { limits, ..NewKey::default() }).unwrap();
         std::fs::write(members.path().with_file_name("limited"), key.key.expose()).unwrap();
     }
-    let _ = limits;
     let house = House::open_as(Wish { members: limited, ..Wish::default() }).await;
     let key = std::fs::read_to_string(house.folder.path().join("limited")).unwrap();
     let head = format!("POST /v1/completions\nauthorization: Bearer {key}");

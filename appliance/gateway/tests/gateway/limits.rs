@@ -6,7 +6,7 @@ use polder_gateway::Limits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::house::{House, say, soon, status_of};
+use crate::house::{House, say, status_of};
 
 const PARTIAL: &[u8] = b"GET /health HTTP/1.1\r\nhost: localhost\r\nx-a: ";
 
@@ -184,12 +184,14 @@ async fn a_strangers_body_is_not_read() {
 async fn places_come_back_when_connections_end() {
     let house = House::open_with(short()).await;
     for _ in 0..5 {
-        let streams: Vec<_> = futures(&house, 8).await;
+        let mut streams = Vec::new();
+        for _ in 0..8 {
+            streams.push(house.from("127.0.0.2").await);
+        }
         drop(streams);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let mut last = String::new();
-    soon("a place", || true).await;
     for _ in 0..20 {
         let text = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
         last = say_quietly(house.from("127.0.0.2").await, text).await;
@@ -199,14 +201,6 @@ async fn places_come_back_when_connections_end() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("no place came back: {last}");
-}
-
-async fn futures(house: &House, count: usize) -> Vec<TcpStream> {
-    let mut streams = Vec::new();
-    for _ in 0..count {
-        streams.push(house.from("127.0.0.2").await);
-    }
-    streams
 }
 
 /// Like `say`, for a connection that may be closed under our hands.

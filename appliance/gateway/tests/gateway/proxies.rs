@@ -102,7 +102,7 @@ async fn nginx(folder: &Path, door: u16, app: u16) -> (Running, u16) {
 async fn caddy(folder: &Path, door: u16, app: u16) -> (Running, u16) {
     let port = free_port();
     let text = format!(
-        "{{\n admin off\n auto_https off\n persist_config off\n}}\n\
+        "{{\n admin off\n auto_https off\n}}\n\
          http://127.0.0.1:{port} {{\n\
            forward_auth 127.0.0.1:{door} {{\n  uri /auth\n  header_up Host localhost\n\
              copy_headers X-Auth-Request-User X-Auth-Request-Email X-Auth-Request-Groups\n }}\n\
