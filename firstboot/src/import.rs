@@ -303,8 +303,7 @@ mod tests {
             rate: None,
             eta_seconds: None,
         };
-        let said: Vec<String> =
-            (0..=1000).map(|done| spoken("Import", Some(&at(done)))).collect();
+        let said: Vec<String> = (0..=1000).map(|done| spoken("Import", Some(&at(done)))).collect();
         let mut changes = said.clone();
         changes.dedup();
         assert_eq!(changes.len(), 11);

@@ -645,7 +645,9 @@ async fn the_planner_works_every_number_out_and_refuses_nonsense_with_a_sentence
     assert!(page.text.contains("SmolLM2 135M Instruct") && page.text.contains("(computed)"));
     let page =
         person.get("/setup/planner?model=qwen3-235b-a22b&members=50&box=dgx-station-gb300").await;
-    for fact in ["It fits", "192,512", "For each member, each month", "How fast an answer is written"] {
+    for fact in
+        ["It fits", "192,512", "For each member, each month", "How fast an answer is written"]
+    {
         assert!(page.text.contains(fact), "{fact} is missing");
     }
     for (query, why) in [
@@ -657,7 +659,11 @@ async fn the_planner_works_every_number_out_and_refuses_nonsense_with_a_sentence
     ] {
         let page = person.get(&format!("/setup/planner?{query}")).await;
         assert_eq!(page.status, StatusCode::OK);
-        assert!(page.text.contains(why) && !page.text.contains("<script>"), "{query}: {}", page.text);
+        assert!(
+            page.text.contains(why) && !page.text.contains("<script>"),
+            "{query}: {}",
+            page.text
+        );
     }
     // Looking changes nothing.
     assert_eq!(person.get("/setup").await.to, "/setup/machine");
