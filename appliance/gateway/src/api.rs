@@ -7,6 +7,7 @@ use axum::Router;
 use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Method};
 use polder_control::{BoxStatus, EngineStatus};
@@ -52,11 +53,15 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
     let caller = Caller::key(&gateway.members, &grant)?;
     let body = gateway.buffers.read(body).await?;
     let model = named_model(&body.bytes)?;
-    usable(&gateway.status(), &grant, model.as_deref())?;
+    let recipe = usable(&gateway.status(), &grant, model.as_deref())?.recipe.clone();
+    let bytes = match model {
+        // Engines know their model by its own name, not by the slot that they run in.
+        Some(model) if model != recipe.as_str() => renamed(&body.bytes, recipe.as_str())?,
+        _ => body.bytes.clone(),
+    };
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let question =
-        Question { method: Method::POST, path, headers: parts.headers, body: body.bytes.clone() };
-    Ok(relay(&gateway, caller, model.as_deref(), question).await)
+    let question = Question { method: Method::POST, path, headers: parts.headers, body: bytes };
+    Ok(relay(&gateway, caller, Some(recipe.as_str()), question).await)
 }
 
 /// What the request's `model` says, the whole body having been found to be one JSON object.
@@ -71,6 +76,19 @@ fn named_model(body: &[u8]) -> Result<Option<String>, ApiError> {
             format!("the request's body is not a JSON object with a text for its model: {error}"),
         )
     })
+}
+
+/// The same question, to the model of this name.
+fn renamed(body: &[u8], model: &str) -> Result<Bytes, ApiError> {
+    let mut question: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body)
+        .map_err(|error| {
+            ApiError::bad_request(
+                "invalid_json",
+                format!("the request's body is not a JSON object: {error}"),
+            )
+        })?;
+    question.insert("model".to_owned(), model.into());
+    Ok(Bytes::from(serde_json::Value::Object(question).to_string()))
 }
 
 /// The engine of a model, if this key may use it: a key may be for some models only, named by
@@ -142,7 +160,7 @@ async fn metrics(
         return Err(ApiError::not_yours("figures of the whole box are for stewards' keys"));
     }
     if let Some(engine) = of.engine {
-        let mut request = http::Request::new(bytes::Bytes::new());
+        let mut request = http::Request::new(Bytes::new());
         *request.uri_mut() = http::Uri::from_static("/metrics");
         let answer = gateway.engine_request(Some(&engine), request).await?;
         return Ok(answer.response.map(axum::body::Body::new).into_response());
@@ -171,6 +189,15 @@ mod tests {
         {
             assert_eq!(read(bad).unwrap_err().code, "invalid_json", "{bad}");
         }
+    }
+
+    #[test]
+    fn only_the_models_name_changes_when_a_slot_is_named() {
+        let body = br#"{"z":1.25,"model":"fast","messages":[{"model":"fast"}],"a":null}"#;
+        assert_eq!(
+            renamed(body, "small").unwrap(),
+            r#"{"z":1.25,"model":"small","messages":[{"model":"fast"}],"a":null}"#.as_bytes()
+        );
     }
 
     proptest! {

@@ -59,6 +59,13 @@ pub(crate) async fn not_found(request: axum::extract::Request) -> Response {
         .into_answer(is_api(request.uri().path()), false)
 }
 
+/// For paths that are served to another method.
+pub(crate) async fn wrong_method(request: axum::extract::Request) -> Response {
+    let message = format!("{} is not what this address takes", request.method());
+    Refused(StatusCode::METHOD_NOT_ALLOWED, message)
+        .into_answer(is_api(request.uri().path()), false)
+}
+
 async fn pass(router: Router, request: axum::extract::Request) -> Response {
     match router.oneshot(request).await {
         Ok(response) => response,

@@ -125,6 +125,7 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .merge(pages::routes())
         .merge(wizard::routes(&gateway))
         .fallback(front::not_found)
+        .method_not_allowed_fallback(front::wrong_method)
         .with_state(gateway)
 }
 

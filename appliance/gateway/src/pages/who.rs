@@ -10,6 +10,7 @@ use polder_control::{Actor, Request};
 use polder_members::{Member, Secret};
 
 use crate::pages::frame::{self, Trouble};
+use crate::pages::samples::Samples;
 use crate::{Gateway, Peer, auth};
 
 /// A member who is signed in. Strangers are sent to sign in.
@@ -75,6 +76,10 @@ impl FromRequestParts<Arc<Gateway>> for SignedIn {
     ) -> Result<Self, Response> {
         let Caller { peer, token, base } = Caller::from_request_parts(parts, gateway).await?;
         let Some(token) = token else { return Err(stranger(parts)) };
+        // Somebody is there: by the time they look at the dashboard it has something to show.
+        if let Some(samples) = parts.extensions.get::<Arc<Samples>>() {
+            samples.begin(gateway);
+        }
         let asked = token.clone();
         let found = gateway.members.ask(move |members| members.session(asked.expose())).await;
         match found {
@@ -94,6 +99,7 @@ impl FromRequestParts<Arc<Gateway>> for Steward {
     ) -> Result<Self, Response> {
         let signed_in = SignedIn::from_request_parts(parts, gateway).await?;
         if signed_in.member.is_steward() {
+            gateway.favour(signed_in.peer.remote.ip());
             Ok(Self(signed_in))
         } else {
             Err(frame::problem(

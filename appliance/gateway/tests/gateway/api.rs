@@ -71,6 +71,15 @@ async fn models_are_told_from_what_the_box_runs() {
 }
 
 #[tokio::test]
+async fn a_model_may_be_called_by_its_slot() {
+    let house = House::open().await;
+    let answer = house.chat(r#"{"model":"fast","tokens":1}"#).await;
+    assert_eq!(status_of(&answer), 200, "{answer}");
+    let asked = house.engine.seen.lock().unwrap()[0].2.clone();
+    assert_eq!(asked, r#"{"model":"small","tokens":1}"#);
+}
+
+#[tokio::test]
 async fn tokens_come_through_one_by_one() {
     let house = House::open().await;
     let mut stream = house.here().await;

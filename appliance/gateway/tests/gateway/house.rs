@@ -21,6 +21,8 @@ use polder_control::{
 use polder_gateway::{GatewayOptions, Limits, run};
 use polder_members::{Member, Members, NewKey, NewMember, Role, Secret};
 use polder_site::{EngineKind, EngineSlot, Site, Store};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UnixListener};
 use tokio::sync::{oneshot, watch};
@@ -170,6 +172,27 @@ impl House {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(SocketAddr::new(address.parse().unwrap(), 0)).unwrap();
         socket.connect(SocketAddr::from(([127, 0, 0, 1], self.port))).await.unwrap()
+    }
+
+    /// From another address, over TLS, offering these protocols.
+    pub(crate) async fn tls_from(
+        &self,
+        address: &str,
+        protocols: &[&str],
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        let ca = std::fs::read(self.ca_file()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(&ca).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
+        let name = rustls::pki_types::ServerName::try_from("oak.local").unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        connector.connect(name, self.from(address).await).await
     }
 
     /// One request over plain HTTP from this machine, and everything that comes back until the

@@ -97,12 +97,13 @@ async fn slow_loris_takes_its_own_places_and_nobody_elses() {
 async fn a_full_box_still_has_a_place_for_its_steward() {
     let limits = Limits { head: Duration::from_secs(10), ..short() };
     let house = House::open_with(limits).await;
-    // A steward's browser at another address has been here before.
-    let auth = format!(
-        "GET /auth HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncookie: polder={}\r\n\r\n",
+    // A steward has been on the dashboard from another address.
+    let dashboard = format!(
+        "GET /dashboard HTTP/1.1\r\nhost: oak.local\r\nconnection: close\r\ncookie: __Host-polder={}\r\n\r\n",
         house.session
     );
-    assert_eq!(status_of(&say(house.here().await, auth.as_bytes()).await), 202);
+    let stream = house.tls_from("127.0.0.7", &[]).await.unwrap();
+    assert_eq!(status_of(&say(stream, dashboard.as_bytes()).await), 200);
     let mut crowd = Vec::new();
     for address in ["127.0.0.2", "127.0.0.3", "127.0.0.4"] {
         for _ in 0..8 {
@@ -115,6 +116,8 @@ async fn a_full_box_still_has_a_place_for_its_steward() {
     let text = b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     assert_eq!(say_quietly(house.from("127.0.0.9").await, text).await, "", "the box is full");
     assert_eq!(status_of(&say(house.here().await, text).await), 200, "but not for this machine");
+    let steward = house.tls_from("127.0.0.7", &[]).await.expect("and not for the steward");
+    assert_eq!(status_of(&say(steward, dashboard.as_bytes()).await), 200);
     drop(crowd);
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(status_of(&say(house.from("127.0.0.9").await, text).await), 308);

@@ -3,6 +3,9 @@
 use std::process::Output;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2::SendRequest;
 use polder_control::PartState;
 use polder_gateway::Limits;
 use tokio::io::AsyncWriteExt;
@@ -61,6 +64,60 @@ async fn an_answer_streams_over_http2() {
     let text = out(&seen);
     assert!(text.starts_with("HTTP/2 200") && text.contains("{\"n\":49"), "{text}");
     assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+}
+
+/// An HTTP/2 client that takes little at a time.
+async fn http2(house: &House) -> (SendRequest<Full<Bytes>>, tokio::task::JoinHandle<()>) {
+    let stream = house.tls_from("127.0.0.2", &["h2"]).await.unwrap();
+    let (client, connection) =
+        hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
+            .initial_stream_window_size(16 << 10)
+            .handshake(hyper_util::rt::TokioIo::new(stream))
+            .await
+            .unwrap();
+    (client, tokio::spawn(async move { drop(connection.await) }))
+}
+
+#[tokio::test]
+async fn an_http2_client_that_takes_nothing_is_given_up_and_told_why() {
+    let limits = Limits { stall: Duration::from_millis(600), ..Limits::default() };
+    let house = House::open_with(limits).await;
+    let (mut client, _connection) = http2(&house).await;
+    let question = r#"{"stream":true,"tokens":1000,"fat":4000}"#;
+    let request = http::Request::post("https://oak.local/v1/completions")
+        .header("x-api-key", &house.key)
+        .body(Full::new(Bytes::from(question)))
+        .unwrap();
+    let mut answer = client.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    soon("the engine is free", || {
+        house.engine.dropped.load(std::sync::atomic::Ordering::SeqCst) == 1
+    })
+    .await;
+    // What was on its way comes still, then the reason.
+    let mut last = Bytes::new();
+    while let Some(frame) = answer.frame().await {
+        last = frame.unwrap().into_data().unwrap_or(last);
+    }
+    assert!(String::from_utf8_lossy(&last).contains("client_too_slow"), "{last:?}");
+}
+
+#[tokio::test]
+async fn an_idle_http2_connection_is_closed() {
+    let limits = Limits {
+        head: Duration::from_millis(200),
+        idle: Duration::from_millis(500),
+        ..Limits::default()
+    };
+    let house = House::open_with(limits).await;
+    let (mut client, connection) = http2(&house).await;
+    let request =
+        http::Request::get("https://oak.local/health").body(Full::new(Bytes::new())).unwrap();
+    let answer = client.send_request(request).await.unwrap();
+    drop(answer.into_body().collect().await);
+    let begun = Instant::now();
+    soon("the connection is closed", || connection.is_finished()).await;
+    assert!(begun.elapsed() >= Duration::from_millis(300));
 }
 
 #[tokio::test]
