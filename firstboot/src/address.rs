@@ -95,7 +95,7 @@ impl Answer {
 
 /// The page: the form, or the wait for what it asked.
 pub(crate) async fn show<H: Host>(State(setup): State<Setup<H>>, who: Claimer) -> Response {
-    if let Err(elsewhere) = who.reached(Step::Address) {
+    if let Some(elsewhere) = who.elsewhere_before(Step::Address) {
         return elsewhere;
     }
     match setup.open_door().await {
@@ -116,7 +116,7 @@ pub(crate) async fn decide<H: Host>(
     who: Claimer,
     Form(fields): Form<Vec<(String, String)>>,
 ) -> Response {
-    if let Err(elsewhere) = who.reached(Step::Address) {
+    if let Some(elsewhere) = who.elsewhere_before(Step::Address) {
         return elsewhere;
     }
     let answer = Answer::of(fields);

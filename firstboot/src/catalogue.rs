@@ -3,11 +3,8 @@
 use maud::{Markup, html};
 use polder_control::Machine;
 use polder_planner::{Fit, ModelFit, what_fits};
-use polder_recipes::{BoxSpec, Recipe};
+use polder_recipes::{BoxSpec, ChatTemplate, Recipe};
 use polder_site::RecipeName;
-
-/// Families whose layers the CPU engine computes. The one place that says so.
-const CPU_FAMILIES: &[&str] = &["llama", "qwen2", "qwen3"];
 
 /// A model as a line to choose.
 pub(crate) struct Choice {
@@ -18,6 +15,8 @@ pub(crate) struct Choice {
     pub(crate) size: Option<u64>,
     pub(crate) licence: Option<String>,
     pub(crate) trial: bool,
+    /// It only continues a text.
+    pub(crate) cannot_chat: bool,
     pub(crate) unpinned: bool,
     pub(crate) imported: bool,
     /// Whether and how well it fits, where that can be told.
@@ -33,7 +32,7 @@ pub(crate) fn choices(machine: &Machine, imported: &[RecipeName]) -> Vec<Choice>
         fits.iter().find(|fit| fit.recipe.name == name).map(|fit| fit.line.clone())
     };
     let choice = |recipe: &Recipe| {
-        let lacks = what_the_cpu_engine_lacks(recipe);
+        let lacks = recipe.engine_lacks();
         Choice {
             name: recipe.name.clone(),
             title: recipe.title.clone(),
@@ -41,6 +40,7 @@ pub(crate) fn choices(machine: &Machine, imported: &[RecipeName]) -> Vec<Choice>
             size: recipe.total_size(),
             licence: recipe.licence.clone(),
             trial: recipe.trial,
+            cannot_chat: recipe.chat_template == ChatTemplate::None,
             unpinned: recipe.unpinned,
             imported: imported.iter().any(|name| name.as_str() == recipe.name),
             fits: line(if lacks.is_none() { &today } else { &later }, &recipe.name),
@@ -71,27 +71,12 @@ pub(crate) fn recipe(name: &str) -> Result<&'static Recipe, String> {
     Recipe::find(name).map_err(|error| error.to_string())
 }
 
-/// Why the engine that this version has, on the processor, cannot run this model; `None`: it can.
-pub(crate) fn what_the_cpu_engine_lacks(recipe: &Recipe) -> Option<String> {
-    let family = recipe.family.as_deref().unwrap_or("unknown");
-    if !CPU_FAMILIES.contains(&family) {
-        return Some(format!("it needs an engine for {family} models, which is not there yet"));
-    }
-    let ends = |end: &str| recipe.files.iter().any(|file| file.name.ends_with(end));
-    let plain = recipe.quantization.as_ref().is_none_or(|q| q.weights >= 16.0);
-    if ends(".gguf") || (ends(".safetensors") && plain) {
-        return None;
-    }
-    Some("it needs a GPU engine, which is not there yet".into())
-}
-
 /// What this machine can run, in short: what fits into it, and what of that an engine is there for.
 pub(crate) fn summary(machine: &Machine) -> Markup {
     let fitting = |spec: &BoxSpec, runs: bool| -> Vec<ModelFit> {
         let mut all = what_fits(spec);
         all.retain(|model| {
-            model.verdict.fit != Fit::DoesNotFit
-                && what_the_cpu_engine_lacks(&model.recipe).is_none() == runs
+            model.verdict.fit != Fit::DoesNotFit && model.recipe.engine_lacks().is_none() == runs
         });
         all
     };

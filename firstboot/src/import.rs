@@ -61,7 +61,7 @@ pub(crate) fn change(recipe: RecipeName) -> SiteChange {
 
 /// The page.
 pub(crate) async fn show<H: Host>(State(setup): State<Setup<H>>, who: Claimer) -> Response {
-    if let Err(elsewhere) = who.reached(Step::Import) {
+    if let Some(elsewhere) = who.elsewhere_before(Step::Import) {
         return elsewhere;
     }
     let (wizard, view) = match setup.look_at_import().await {
@@ -100,7 +100,7 @@ pub(crate) async fn progress<H: Host>(State(setup): State<Setup<H>>, _who: Claim
 
 /// Begins, or tries again: what was fetched before is not fetched anew.
 pub(crate) async fn begin<H: Host>(State(setup): State<Setup<H>>, who: Claimer) -> Response {
-    if let Err(elsewhere) = who.reached(Step::Import) {
+    if let Some(elsewhere) = who.elsewhere_before(Step::Import) {
         return elsewhere;
     }
     match setup.begin_import().await {

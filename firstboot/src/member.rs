@@ -26,9 +26,9 @@ pub(crate) struct Answer {
 
 /// The page.
 pub(crate) async fn show<H: Host>(State(_): State<Setup<H>>, who: Claimer) -> Response {
-    match who.reached(Step::Member) {
-        Ok(()) => page(&who, "", None).into_response(),
-        Err(elsewhere) => elsewhere,
+    match who.elsewhere_before(Step::Member) {
+        None => page(&who, "", None).into_response(),
+        Some(elsewhere) => elsewhere,
     }
 }
 
@@ -38,7 +38,7 @@ pub(crate) async fn make<H: Host>(
     who: Claimer,
     Form(answer): Form<Answer>,
 ) -> Response {
-    if let Err(elsewhere) = who.reached(Step::Member) {
+    if let Some(elsewhere) = who.elsewhere_before(Step::Member) {
         return elsewhere;
     }
     let name = answer.name.trim().to_owned();

@@ -23,7 +23,7 @@ pub(crate) struct Answer {
 
 /// The page.
 pub(crate) async fn show<H: Host>(State(setup): State<Setup<H>>, who: Claimer) -> Response {
-    if let Err(elsewhere) = who.reached(Step::Model) {
+    if let Some(elsewhere) = who.elsewhere_before(Step::Model) {
         return elsewhere;
     }
     page(&setup, &who, None).await
@@ -35,7 +35,7 @@ pub(crate) async fn choose<H: Host>(
     who: Claimer,
     Form(answer): Form<Answer>,
 ) -> Response {
-    if let Err(elsewhere) = who.reached(Step::Model) {
+    if let Some(elsewhere) = who.elsewhere_before(Step::Model) {
         return elsewhere;
     }
     let recipe = match chosen(&answer.recipe) {
@@ -61,7 +61,7 @@ fn chosen(name: &str) -> Result<RecipeName, String> {
         return Err("no model is chosen; pick one of the list".into());
     }
     let found = catalogue::recipe(name)?;
-    match catalogue::what_the_cpu_engine_lacks(found) {
+    match found.engine_lacks() {
         Some(why) => Err(format!("{} cannot be chosen: {why}", found.title)),
         None => name.parse().map_err(|error: polder_site::NameError| error.to_string()),
     }
@@ -127,6 +127,7 @@ fn details(choice: &Choice) -> Markup {
             }
         }
         @if let Some(about) = &choice.about { p { (about) } }
+        @if choice.cannot_chat { p { strong { "Not for conversations: " } "the chat page cannot use it." } }
         @if let Some(lacks) = &choice.lacks { p { strong { "Not yet: " } (lacks) "." } }
         p {
             @if choice.imported { (badge(Tone::Good, "On this box")) " " }

@@ -47,8 +47,8 @@ impl<H: Host> Setup<H> {
     /// Everything under `/setup`. Every request needs a [`Visitor`] in its extensions.
     pub fn routes(&self) -> Router {
         Router::new()
-            .route("/setup", get(doorstep::<H>))
-            .route("/setup/", get(doorstep::<H>))
+            .route("/setup", get(doorstep))
+            .route("/setup/", get(doorstep))
             .route(Step::Claim.path(), get(claim::show::<H>).post(claim::take::<H>))
             .route(Step::Machine.path(), get(machine::show::<H>).post(machine::seen::<H>))
             .route(Step::Model.path(), get(model::show::<H>).post(model::choose::<H>))
@@ -250,10 +250,10 @@ impl<H: Host> FromRequestParts<Setup<H>> for Claimer {
 }
 
 impl Claimer {
-    /// Refuses to show a page that comes later: leads to where the person is.
-    pub(crate) fn reached(&self, step: Step) -> Result<(), Response> {
+    /// Instead of a page that comes later: leads to where the person is.
+    pub(crate) fn elsewhere_before(&self, step: Step) -> Option<Response> {
         let here = self.wizard.step();
-        if here < step { Err(go(here)) } else { Ok(()) }
+        (here < step).then(|| go(here))
     }
 }
 
@@ -274,7 +274,7 @@ pub(crate) fn refuse(error: SetupError) -> Response {
 }
 
 /// `/setup` itself: leads to where the person is.
-async fn doorstep<H: Host>(claimer: Claimer) -> Response {
+async fn doorstep(claimer: Claimer) -> Response {
     go(claimer.wizard.step())
 }
 

@@ -1,4 +1,5 @@
 //! The wizard as a person without scripts walks through it: one request after the other.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod fake;
 

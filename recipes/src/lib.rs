@@ -6,6 +6,7 @@ mod architecture;
 mod builtin;
 mod check;
 mod digest;
+mod engine;
 mod error;
 mod machine;
 mod names;

@@ -1,7 +1,7 @@
 //! A box in memory, for the wizard's tests and its example: everything that outlives a crash of
 //! the gateway is behind one lock.
 
-#![allow(dead_code)] // Each test uses its part of it.
+#![allow(dead_code, clippy::unwrap_used)] // Each test uses its part of it.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
