@@ -37,6 +37,14 @@ pub enum ChatError {
     /// The chat template stumbled over the conversation.
     #[error("the model's chat template failed on this conversation: {0}")]
     TemplateFailed(String),
+    /// A text so long that its tokens need not be counted.
+    #[error("the text has at least {least} tokens, more than the {most} that fit; send less")]
+    TooLong {
+        /// Tokens that it has at least.
+        least: usize,
+        /// Tokens that would do.
+        most: usize,
+    },
     /// No character is left to mark a place with.
     #[error("the messages use every reserved Unicode character; remove U+FDD0 to U+FDEF from them")]
     NoMarkerLeft,

@@ -62,13 +62,17 @@ impl ChatTemplate {
         self.source.contains(word)
     }
 
-    /// The conversation as tokens. Control tokens come from the template alone.
+    /// The conversation as tokens. Control tokens come from the template alone. A conversation
+    /// that is certain to have more tokens than `most` is refused unread; one that is not may
+    /// still have more.
     pub fn encode(
         &self,
         conversation: &Conversation,
         tokenizer: &Tokenizer,
+        most: usize,
     ) -> Result<Vec<TokenId>, ChatError> {
         let (text, marker) = self.render(conversation, tokenizer)?;
+        tokenizer.check_length(&text, most)?;
         let tokens = tokenizer.encode_marked(&text, Special::Parse, Some(marker))?;
         Ok(tokenizer.with_bos(tokens))
     }

@@ -91,6 +91,19 @@ impl Tokenizer {
         Ok(self.with_bos(tokens))
     }
 
+    /// Refuses a text of which it is certain, without reading it, that it has more tokens than
+    /// `most`: reading many megabytes only to refuse them would keep others waiting.
+    pub fn check_length(&self, text: &str, most: usize) -> Result<(), ChatError> {
+        // A token is at most as long as the longest word, or one stretch of white space that a
+        // control token swallows.
+        let bytes = text.chars().filter(|character| !character.is_whitespace()).map(char::len_utf8);
+        let least = bytes.sum::<usize>() / self.vocabulary.longest().max(1);
+        match least > most {
+            true => Err(ChatError::TooLong { least, most }),
+            false => Ok(()),
+        }
+    }
+
     /// As [`encode`](Self::encode), but `marker` is taken out once the text has been cut at its
     /// special tokens.
     pub(crate) fn encode_marked(

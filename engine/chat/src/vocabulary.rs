@@ -8,10 +8,12 @@ pub(crate) struct Vocabulary {
     bytes: Vec<u8>,
     ends: Vec<u32>,
     control: Vec<bool>,
+    longest: usize,
 }
 
 impl Vocabulary {
     pub(crate) fn push(&mut self, bytes: &[u8], control: bool) {
+        self.longest = self.longest.max(bytes.len());
         self.bytes.extend_from_slice(bytes);
         self.ends.push(u32::try_from(self.bytes.len()).unwrap_or(u32::MAX));
         self.control.push(control);
@@ -19,6 +21,11 @@ impl Vocabulary {
 
     pub(crate) fn len(&self) -> usize {
         self.ends.len()
+    }
+
+    /// Bytes of the longest word.
+    pub(crate) fn longest(&self) -> usize {
+        self.longest
     }
 
     /// Nothing for a token that the vocabulary does not have (a model may have more rows than

@@ -71,7 +71,7 @@ fn user(content: Value) -> Conversation {
 
 fn render(template: &str, conversation: &Conversation) -> Result<String, ChatError> {
     let tokenizer = build(bytes()).unwrap();
-    let tokens = ChatTemplate::new(template)?.encode(conversation, &tokenizer)?;
+    let tokens = ChatTemplate::new(template)?.encode(conversation, &tokenizer, 9999)?;
     Ok(tokenizer.decode(&tokens))
 }
 
@@ -163,12 +163,27 @@ fn words_around_the_template_s_own_cannot_complete_a_control_token() {
     let tokenizer = build(bytes()).unwrap();
     let template = ChatTemplate::new("<|{{ messages[0].content | trim }}|>").unwrap();
     for content in ["a", " a|>", "a|><|b|>", "<|a|>", "|><|a"] {
-        let tokens = template.encode(&user(json!(content)), &tokenizer).unwrap();
+        let tokens = template.encode(&user(json!(content)), &tokenizer, 9999).unwrap();
         let control = tokens.iter().filter(|token| (256..258).contains(&token.0)).count();
         // The first is the template's own mistake: it puts a bare name between its brackets.
         assert_eq!(control, usize::from(content == "a") , "{content:?}");
         assert_eq!(tokenizer.decode(&tokens), format!("<|{}|>", content.trim()));
     }
+}
+
+#[test]
+fn a_text_that_cannot_fit_is_refused_before_it_is_read() {
+    let tokenizer = build(bytes()).unwrap();
+    let longest = "<|im_end|>".len();
+    let text = "x".repeat(longest * 10 + longest);
+    assert!(tokenizer.check_length(&text, 11).is_ok());
+    assert!(matches!(
+        tokenizer.check_length(&text, 10),
+        Err(ChatError::TooLong { least: 11, most: 10 })
+    ));
+    let template = ChatTemplate::new("{{ messages[0].content }}").unwrap();
+    let refused = template.encode(&user(json!(text)), &tokenizer, 10);
+    assert!(matches!(refused, Err(ChatError::TooLong { .. })));
 }
 
 proptest! {

@@ -71,7 +71,7 @@ pub(crate) async fn answer(
     .await?;
     let trailers = stream::takes_trailers(headers);
     let mut response = match knobs.stream {
-        true => stream::events(generation, envelope, choices, trailers),
+        true => stream::events(generation, envelope, choices, trailers, stream::KEEP_ALIVE),
         false => stream::whole(generation, envelope, choices, trailers).await?,
     };
     name_ignored(&app, &mut response, &ignored);

@@ -15,6 +15,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use polder_chat::{ChatTemplate, Tokenizer};
 use polder_scheduler::{EngineHandle, MemberId, Stats};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
 use crate::wire::answer;
@@ -47,7 +48,12 @@ pub(crate) struct App {
     pub(crate) progress: AtomicU32,
     pub(crate) stopping: AtomicBool,
     pub(crate) metrics: Arc<Metrics>,
+    /// Requests that are read at the same time.
+    pub(crate) readers: Semaphore,
 }
+
+/// How many requests are read at the same time.
+pub(crate) const READERS: usize = 4;
 
 impl App {
     /// The engine, or the answer to give until there is one.
@@ -132,10 +138,13 @@ pub(crate) async fn read_body(body: Body) -> Result<Bytes, ApiError> {
     }
 }
 
-/// Runs what takes long for a long text away from the threads that serve everyone.
+/// Runs what takes long for a long text away from the threads that serve everyone, a few at a
+/// time: parsed JSON takes many times the room of its text.
 pub(crate) async fn aside<T: Send + 'static>(
+    app: &App,
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
+    let _turn = app.readers.acquire().await.ok();
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
         Err(ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -204,7 +213,7 @@ async fn tokenize(
     let strict = Caller::of(&headers).strict;
     let body = read_body(body).await?;
     let capacity = engine.handle.capacity();
-    let (tokens, ignored) = aside(move || {
+    let (tokens, ignored) = aside(&app, move || {
         let request = parse_tokenize(&body, strict)?;
         let tokens = match request.add_special_tokens {
             true => engine.tokenizer.encode_prompt(&request.text),
@@ -228,7 +237,7 @@ async fn detokenize(
     let engine = app.engine()?.clone();
     let strict = Caller::of(&headers).strict;
     let body = read_body(body).await?;
-    let (text, ignored) = aside(move || {
+    let (text, ignored) = aside(&app, move || {
         let request = parse_detokenize(&body, strict)?;
         check_tokens(&request.tokens, engine.vocab, "tokens")?;
         Ok((engine.tokenizer.decode(&request.tokens), request.ignored))

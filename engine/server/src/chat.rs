@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::answering::{Ask, answer as answer_jobs};
 use crate::app::{App, Caller, Engine, aside, read_body};
-use crate::generate::too_long;
+use crate::generate::{surely_too_long, too_long};
 use crate::wire::answer::Kind;
 use crate::wire::chat::{ChatRequest, parse_chat};
 use crate::wire::error::ApiError;
@@ -25,7 +25,7 @@ pub(crate) async fn answer(
     let caller = Caller::of(&headers);
     let body = read_body(body).await?;
     let (this, strict) = (app.clone(), caller.strict);
-    let ask = aside(move || {
+    let ask = aside(&app, move || {
         let request = parse_chat(&body, strict)?;
         this.check_model(&request.model)?;
         let prompt = tokens_of(&engine, &request)?;
@@ -78,7 +78,9 @@ fn tokens_of(
         add_generation_prompt: true,
         variables: thinking(request.reasoning_effort.as_deref(), |word| template.mentions(word))?,
     };
-    template.encode(&conversation, &engine.tokenizer).map_err(|error| match error {
+    let most = engine.handle.capacity() as usize;
+    template.encode(&conversation, &engine.tokenizer, most).map_err(|error| match error {
+        ChatError::TooLong { least, .. } => surely_too_long(least, engine.handle.capacity()),
         ChatError::TemplateRefused(_) | ChatError::TemplateFailed(_) | ChatError::NoMarkerLeft => {
             ApiError::bad_field("messages", format!("{}.", capitalized(&error.to_string())))
         }

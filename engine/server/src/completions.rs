@@ -6,10 +6,12 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use http::HeaderMap;
+use polder_backend::TokenId;
+use polder_chat::ChatError;
 
 use crate::answering::{Ask, answer as answer_jobs};
-use crate::app::{App, Caller, aside, check_tokens, read_body};
-use crate::generate::too_long;
+use crate::app::{App, Caller, Engine, aside, check_tokens, read_body};
+use crate::generate::{surely_too_long, too_long};
 use crate::wire::answer::Kind;
 use crate::wire::completions::{Prompt, parse_completion};
 use crate::wire::error::ApiError;
@@ -23,7 +25,7 @@ pub(crate) async fn answer(
     let caller = Caller::of(&headers);
     let body = read_body(body).await?;
     let (this, strict) = (app.clone(), caller.strict);
-    let ask = aside(move || {
+    let ask = aside(&app, move || {
         let request = parse_completion(&body, strict)?;
         this.check_model(&request.model)?;
         let capacity = engine.handle.capacity();
@@ -35,10 +37,7 @@ pub(crate) async fn answer(
                     check_tokens(tokens, engine.vocab, "prompt")?;
                     tokens.clone()
                 }
-                Prompt::Text(text) => engine
-                    .tokenizer
-                    .encode_prompt(text)
-                    .map_err(|error| ApiError::bad_field("prompt", format!("{error}.")))?,
+                Prompt::Text(text) => tokens_of(&engine, text)?,
             };
             if tokens.is_empty() {
                 return Err(ApiError::bad_field(
@@ -61,4 +60,16 @@ pub(crate) async fn answer(
     })
     .await?;
     answer_jobs(app, caller, &headers, ask).await
+}
+
+fn tokens_of(engine: &Engine, text: &str) -> Result<Vec<TokenId>, ApiError> {
+    let capacity = engine.handle.capacity();
+    engine
+        .tokenizer
+        .check_length(text, capacity as usize)
+        .and_then(|()| engine.tokenizer.encode_prompt(text))
+        .map_err(|error| match error {
+            ChatError::TooLong { least, .. } => surely_too_long(least, capacity),
+            other => ApiError::bad_field("prompt", format!("{other}.")),
+        })
 }

@@ -371,6 +371,15 @@ pub(crate) fn too_long(prompt: usize, capacity: u32) -> ApiError {
     .code("context_length_exceeded")
 }
 
+/// As [`too_long`], where the tokens were not counted.
+pub(crate) fn surely_too_long(least: usize, capacity: u32) -> ApiError {
+    ApiError::bad_request(format!(
+        "The prompt has at least {least} tokens, but this model takes {capacity} in all, prompt \
+         and answer together; send a much shorter prompt."
+    ))
+    .code("context_length_exceeded")
+}
+
 fn stopped() -> ApiError {
     ApiError::new(
         StatusCode::SERVICE_UNAVAILABLE,

@@ -12,12 +12,12 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use polder_scheduler::{EngineThread, SchedulerError};
 use tokio::net::UnixStream;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use crate::EngineError;
 use crate::answering::now;
-use crate::app::{App, Engine, router};
+use crate::app::{App, Engine, READERS, router};
 use crate::load::{EngineOptions, Parts, load};
 use crate::metrics::Metrics;
 use crate::socket::Door;
@@ -55,6 +55,7 @@ pub async fn serve(
         progress: AtomicU32::new(0),
         stopping: AtomicBool::new(false),
         metrics: Arc::new(Metrics::new()),
+        readers: Semaphore::new(READERS),
     });
     let mut loading = {
         let app = app.clone();

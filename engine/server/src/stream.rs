@@ -20,7 +20,7 @@ use crate::wire::answer::{Envelope, Usage};
 use crate::wire::error::ApiError;
 
 /// After so long without a token, a comment shows that the stream is alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 const USAGE_TRAILER: &str = "x-polder-usage";
 
@@ -66,14 +66,16 @@ pub(crate) async fn whole(
     Ok(response(body, "application/json", trailers))
 }
 
-/// The answer as it grows.
+/// The answer as it grows; a comment follows each stretch of silence as long as `keep_alive`.
 pub(crate) fn events(
     generation: Generation,
     envelope: Envelope,
     choices: usize,
     trailers: bool,
+    keep_alive: Duration,
 ) -> Response {
     let state = Events {
+        keep_alive,
         opened: vec![false; choices],
         offsets: vec![0; choices],
         frames: VecDeque::new(),
@@ -100,6 +102,7 @@ struct Events {
     offsets: Vec<usize>,
     frames: VecDeque<Frame<Bytes>>,
     trailers: bool,
+    keep_alive: Duration,
 }
 
 impl Events {
@@ -109,7 +112,7 @@ impl Events {
                 return Some(frame);
             }
             let generation = self.generation.as_mut()?;
-            match tokio::time::timeout(KEEP_ALIVE, generation.next()).await {
+            match tokio::time::timeout(self.keep_alive, generation.next()).await {
                 Err(_) => return Some(Frame::data(Bytes::from_static(b": keep-alive\n\n"))),
                 Ok(Some(Ok(piece))) => self.send(piece),
                 Ok(Some(Err(error))) => {
@@ -182,4 +185,70 @@ fn usage_frame(usage: Usage) -> Frame<Bytes> {
     let mut trailers = HeaderMap::new();
     trailers.insert(USAGE_TRAILER, HeaderValue::from_str(&value).expect("digits and commas"));
     Frame::trailers(trailers)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http_body_util::BodyExt;
+    use polder_backend::{Limits, Sampling, TokenId};
+    use polder_model::{GgufTokenizer, TokenizerSource};
+    use polder_scheduler::fake::FakeBackend;
+    use polder_scheduler::{Config, MemberId, Request};
+
+    use super::*;
+    use crate::generate::Job;
+    use crate::metrics::Metrics;
+    use crate::wire::answer::Kind;
+
+    #[tokio::test]
+    async fn a_long_silence_is_filled_with_comments() {
+        let keys = GgufTokenizer {
+            model: "gpt2".into(),
+            tokens: vec!["a".into()],
+            ..GgufTokenizer::default()
+        };
+        let tokenizer = polder_chat::Tokenizer::from_source(&TokenizerSource::Gguf(Box::new(keys)));
+        let limits = Limits {
+            step_tokens: 16,
+            slots: 1,
+            blocks: 4,
+            block_tokens: 16,
+            context: 64,
+            vocab: 1,
+            kv_bytes_per_token: 1,
+        };
+        let backend = FakeBackend::new(limits).slowed(Duration::from_millis(300));
+        let engine = polder_scheduler::spawn(Box::new(backend), Config::default()).unwrap();
+        let job = Job {
+            request: Request {
+                member: MemberId::new("m"),
+                prompt: vec![TokenId(0)],
+                max_tokens: 1,
+                stop_tokens: [].into(),
+                sampling: Sampling::greedy(),
+                prompt_logprobs: None,
+            },
+            stop: Vec::new(),
+            echo: false,
+        };
+        let metrics = Arc::new(Metrics::new());
+        let tokenizer = Arc::new(tokenizer.unwrap());
+        let generation =
+            Generation::start(engine.handle(), metrics, tokenizer, vec![job], 1).await.unwrap();
+        let envelope = Envelope {
+            kind: Kind::Completion,
+            id: "x".into(),
+            created: 0,
+            model: "m".into(),
+            logprobs: false,
+            include_usage: false,
+        };
+        let response = events(generation, envelope, 1, false, Duration::from_millis(50));
+        let text = response.into_body().collect().await.unwrap().to_bytes();
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        assert!(text.starts_with(": keep-alive\n\n"), "{text}");
+        assert!(text.contains("\"text\":\"a\"") && text.ends_with("data: [DONE]\n\n"), "{text}");
+    }
 }

@@ -173,6 +173,9 @@ async fn a_prompt_longer_than_the_context_is_refused_with_both_numbers() {
         let message = answer.refusal(400, None, code);
         assert!(message.contains("1024") && message.contains("20"), "{message}");
     }
+    let huge = "x".repeat(8 << 20);
+    let answer = server.post(TEXT, completion(json!({"prompt": huge}))).await;
+    assert!(answer.refusal(400, None, code).contains("at least"));
     let fits = "x".repeat(1023);
     assert_eq!(server.post(TEXT, completion(json!({"prompt": fits}))).await.status, 200);
     let full = "x".repeat(1024);
