@@ -366,7 +366,7 @@ impl Members {
 
     /// A member's keys, newest first.
     pub fn keys_of(&self, owner: MemberId) -> Result<Vec<KeyInfo>, MembersError> {
-        self.flush()?;
+        self.catch_up();
         let month = self.0.clock.month();
         let db = self.db();
         let mut query = db.prepare_cached(&format!(

@@ -65,7 +65,7 @@ impl Members {
     }
 
     fn usage(&self, member: Option<MemberId>, days: u32) -> Result<Vec<UsageRow>, MembersError> {
-        self.flush()?;
+        self.catch_up();
         let since = self.0.clock.day_before(i64::from(days.min(4000)).saturating_sub(1).max(0));
         let db = self.db();
         let mut query = db.prepare_cached(
@@ -83,6 +83,13 @@ impl Members {
         self.flush()?;
         self.db().execute("DELETE FROM usage WHERE member = ?1", [member.0])?;
         Ok(())
+    }
+
+    /// [`Members::flush`] before something is shown: on a full disk older counts are better than none.
+    pub(crate) fn catch_up(&self) {
+        if let Err(error) = self.flush() {
+            log::warn!("the newest counts are not shown yet: {error}");
+        }
     }
 
     /// Writes what is counted but not yet on the disk.

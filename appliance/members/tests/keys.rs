@@ -266,3 +266,25 @@ fn debug_of_a_key_or_grant_prints_no_secret() {
     let secret = minted.key.expose().rsplit('_').next().unwrap();
     assert!(!format!("{minted:?}{grant:?}").contains(secret));
 }
+
+#[test]
+fn keys_and_streams_of_many_threads_are_counted_exactly() {
+    let place = place();
+    let limits = KeyLimits { tokens_per_month: Some(1 << 40), ..KeyLimits::default() };
+    let (minted, _) = key(&place, limits);
+    place.members.set_metering(true);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    let grant = place.members.verify_key(minted.key.expose()).unwrap();
+                    place.members.admit(&grant).unwrap().count("m", 2, 3);
+                }
+            });
+        }
+    });
+    let place = place.restart();
+    let row = place.members.usage_of(minted.info.member, 1).unwrap().remove(0);
+    assert_eq!((row.requests, row.prompt, row.completion), (1600, 3200, 4800));
+    assert_eq!(place.members.keys_of(minted.info.member).unwrap()[0].tokens_this_month, 8000);
+}

@@ -109,7 +109,9 @@ mod tests {
 
     #[test]
     fn no_values_are_an_empty_chart() {
-        assert!(sparkline("nothing", &[], Some(1.0)).into_string().contains("<title>nothing</title>"));
+        assert!(
+            sparkline("nothing", &[], Some(1.0)).into_string().contains("<title>nothing</title>")
+        );
         assert!(bars("nothing", &[]).into_string().contains("<title>nothing</title>"));
     }
 }

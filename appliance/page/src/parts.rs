@@ -75,7 +75,7 @@ pub fn table(caption: &str, head: &[&str], rows: &[Vec<Markup>]) -> Markup {
                 tbody {
                     @for row in rows {
                         tr {
-                            @for (name, cell) in head.iter().zip(row) { td data-name=(name) { (cell) } }
+                            @for (name, cell) in head.iter().zip(row) { td data-name=(name) { div { (cell) } } }
                         }
                     }
                 }
@@ -320,7 +320,8 @@ mod tests {
         };
         let text = progress(&view).into_string();
         assert!(
-            text.contains("50 %") && text.contains("47 MiB of 94 MiB · 2 MiB/s · about 24 s left")
+            text.contains("50\u{a0}%")
+                && text.contains("47 MiB of 94 MiB · 2 MiB/s · about 24 s left")
         );
         let unknown = progress(&ProgressView { fraction: Some(f64::NAN), ..view }).into_string();
         assert!(!unknown.contains("NaN"));

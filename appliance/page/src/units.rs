@@ -53,9 +53,9 @@ pub fn tokens_per_second(rate: f64) -> String {
     format!("{:.places$} tokens/s", rate.max(0.0))
 }
 
-/// `42 %`.
+/// `42 %`, with a space that does not break.
 pub fn percent(fraction: f64) -> String {
-    format!("{:.0} %", fraction.clamp(0.0, 1.0) * 100.0)
+    format!("{:.0}\u{a0}%", fraction.clamp(0.0, 1.0) * 100.0)
 }
 
 /// A moment, as how long ago or how long until, with the date on hovering.

@@ -23,7 +23,7 @@ use crate::Gateway;
 use crate::pages::answer::Listener;
 use crate::pages::frame::{Trouble, answer, nav, sentence};
 use crate::pages::markdown;
-use crate::pages::models::{is_trial, title};
+use crate::pages::models::{better_one_runs, is_trial, title};
 use crate::pages::who::SignedIn;
 use crate::relay::{self, Question};
 
@@ -284,6 +284,10 @@ impl Drawn {
 pub(super) fn trial_banner(gateway: &Gateway, member: &Member) -> Markup {
     if !gateway.status().engines.iter().any(|e| is_trial(&e.recipe)) {
         return html! {};
+    }
+    if !better_one_runs() {
+        let why = "This trial model is tiny and often wrong. This version has no engine yet that runs a better one.";
+        return banner(Tone::Warn, html! { p { (why) } });
     }
     banner(
         Tone::Warn,

@@ -26,7 +26,6 @@ pub(super) async fn show(
     Steward(who): Steward,
     Query(said): Query<Said>,
 ) -> Result<Response, Trouble> {
-    samples.begin(&gateway);
     let inside = inside(&gateway, &samples).await;
     let body = html! {
         (frame::said(&said.said))
@@ -46,7 +45,6 @@ pub(super) async fn live(
     Extension(samples): Extension<Arc<Samples>>,
     Steward(_): Steward,
 ) -> Response {
-    samples.begin(&gateway);
     piece(inside(&gateway, &samples).await)
 }
 

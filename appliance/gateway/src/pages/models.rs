@@ -21,9 +21,6 @@ use crate::Gateway;
 use crate::pages::frame::{self, Trouble, answer, nav};
 use crate::pages::who::Steward;
 
-/// Families whose layers the engine of this version computes.
-const FAMILIES: [&str; 3] = ["llama", "qwen2", "qwen3"];
-
 #[derive(Deserialize)]
 pub(super) struct From {
     #[serde(default)]
@@ -44,7 +41,7 @@ pub(super) async fn list(
         Trouble::Say(StatusCode::INTERNAL_SERVER_ERROR, format!("planning failed: {e}"))
     })?;
     let (can, cannot): (Vec<&Recipe>, Vec<&Recipe>) = ordered(&fits).into_iter().partition(|r| {
-        lacks(r).is_none() && fit(&fits, r).is_none_or(|f| f.verdict.fit != Fit::DoesNotFit)
+        r.engine_lacks().is_none() && fit(&fits, r).is_none_or(|f| f.verdict.fit != Fit::DoesNotFit)
     });
     let body = html! {
         p.soft { "This machine: " (machine.cpu) ", " (bytes(machine.memory)) " of memory, " (bytes(machine.disk_free)) " free on disk"
@@ -55,7 +52,7 @@ pub(super) async fn list(
         details {
             summary { "Models that cannot run here yet (" (cannot.len()) ")" }
             ul { @for recipe in cannot {
-                li { strong { (recipe.title) } ": " (lacks(recipe).unwrap_or_else(|| fit(&fits, recipe).map_or_else(String::new, |f| f.line.clone()))) }
+                li { strong { (recipe.title) } ": " (recipe.engine_lacks().unwrap_or_else(|| fit(&fits, recipe).map_or_else(String::new, |f| f.line.clone()))) }
             } }
         }
     };
@@ -189,6 +186,11 @@ pub(super) fn is_trial(name: &RecipeName) -> bool {
     Recipe::find(name.as_str()).is_ok_and(|recipe| recipe.trial)
 }
 
+/// Is there a model that is more than a trial and that the engine of this version can run?
+pub(super) fn better_one_runs() -> bool {
+    Recipe::builtin().iter().any(|recipe| !recipe.trial && recipe.engine_lacks().is_none())
+}
+
 /// The change that puts a model to use, and in which slot: the only one there is, or else the one
 /// that is named after the model's role.
 fn change(status: &BoxStatus, recipe: &Recipe, name: &RecipeName) -> (SiteChange, EngineName) {
@@ -241,18 +243,6 @@ fn ordered(fits: &[ModelFit]) -> Vec<&'static Recipe> {
 
 fn fit<'a>(fits: &'a [ModelFit], recipe: &Recipe) -> Option<&'a ModelFit> {
     fits.iter().find(|f| f.recipe.name == recipe.name)
-}
-
-/// Why the engine of this version cannot run it; `None`: it can.
-fn lacks(recipe: &Recipe) -> Option<String> {
-    let family = recipe.family.as_deref().unwrap_or("unknown");
-    if !FAMILIES.contains(&family) {
-        return Some(format!("needs an engine for {family} models, which is not there yet"));
-    }
-    let has = |end: &str| recipe.files.iter().any(|f| f.name.ends_with(end));
-    let plain = recipe.quantization.as_ref().is_none_or(|q| q.weights >= 16.0);
-    let readable = has(".gguf") || (has(".safetensors") && plain);
-    (!readable).then(|| "needs the GPU engine, which is not there yet".to_owned())
 }
 
 fn model_card(

@@ -188,7 +188,7 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response
             p.soft { "You get a link to send them. It works once." }
             form.stack method="post" action="/members/invite" {
                 div.fields {
-                    (field(&Field { name: "note", label: "For whom", hint: "Only stewards see this.", ..Field::default() }))
+                    (field(&Field { name: "note", label: "For whom", ..Field::default() }))
                     (select("role", "They become", "", &[Choice { value: "member", label: "a member" }, Choice { value: "steward", label: "a steward" }], "member"))
                     (select("days", "The link works for", "", &[Choice { value: "1", label: "a day" }, Choice { value: "7", label: "a week" }, Choice { value: "30", label: "a month" }], "7"))
                 }
@@ -223,7 +223,7 @@ fn invite_table(invites: &[Invite]) -> Markup {
                 html! { (noted(i)) },
                 html! { (i.role.as_str()) },
                 html! { (i.made_by.as_deref().unwrap_or("somebody who left")) },
-                html! { "ends " (when(i.expires_at, now)) },
+                when(i.expires_at, now),
                 html! { form method="post" action=(format!("/members/invite/{}/withdraw", i.id.0)) { button.quiet type="submit" { "Withdraw" } } },
             ]
         })

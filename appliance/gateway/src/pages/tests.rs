@@ -7,6 +7,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request as HttpRequest, StatusCode, header};
 use axum::response::Response;
+use futures_util::StreamExt;
 use http_body_util::BodyExt;
 use polder_control::{
     Actor, AuditEntry, BoxStatus, ControlError, EngineStatus, Event, Handler, Machine, Outlet,
@@ -134,19 +135,22 @@ async fn engine(socket: std::path::PathBuf) {
     let answer = |body: String| async move {
         let asked: serde_json::Value = serde_json::from_str(&body).unwrap();
         let last = asked["messages"].as_array().unwrap().last().unwrap()["content"].clone();
-        let text = last.as_str().unwrap().to_owned();
-        let mut events = String::new();
-        for piece in text.split_inclusive(' ') {
-            let data =
-                serde_json::json!({ "choices": [{ "index": 0, "delta": { "content": piece } }] });
-            events.push_str(&format!("data: {data}\n\n"));
+        let text = last.as_str().unwrap();
+        let piece = |text: &str| serde_json::json!({ "choices": [{ "index": 0, "delta": { "content": text } }] });
+        let mut events: Vec<String> =
+            text.split_inclusive(' ').map(|text| format!("data: {}\n\n", piece(text))).collect();
+        for end in [
+            r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#,
+            r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}"#,
+            "[DONE]",
+        ] {
+            events.push(format!("data: {end}\n\n"));
         }
-        events.push_str("data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n");
-        events.push_str(
-            "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}\n\n",
-        );
-        events.push_str("data: [DONE]\n\n");
-        ([(header::CONTENT_TYPE, "text/event-stream")], events)
+        let events = futures_util::stream::iter(events).then(|event| async {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            Ok::<_, std::convert::Infallible>(event)
+        });
+        ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(events))
     };
     let figures = "polder_requests_running 3\npolder_requests_waiting 1\npolder_kv_blocks_used 25\n\
         polder_kv_blocks_total 100\npolder_completion_tokens_total 1000\npolder_prompt_tokens_total 5000\n";
@@ -530,7 +534,7 @@ async fn the_dashboard_shows_figures_and_why() {
     place.get("/dashboard", steward).await;
     for _ in 0..200 {
         let (_, page) = place.get("/dashboard/live", steward).await;
-        if page.contains("25 %") {
+        if page.contains("25\u{a0}%") {
             assert!(page.contains("waiting in the queue") && page.contains("started again once"));
             assert!(page.contains("Import Qwen3 0.6B") && page.contains("The disk is full"));
             assert!(page.contains("&lt;script&gt;"), "the audit trail's text is text");
@@ -577,12 +581,12 @@ async fn an_unclaimed_box_leads_to_its_wizard() {
     }
 }
 
-/// Writes every page with its style inside, for looking at: `POLDER_PAGES_TO=folder cargo test`.
+/// Writes every page with its style inside into the folder `POLDER_PAGES_TO`.
 #[tokio::test]
+#[ignore = "for looking at the pages, not a check"]
 async fn pages_can_be_written_out_for_looking_at() {
-    let Some(folder) = std::env::var_os("POLDER_PAGES_TO").map(std::path::PathBuf::from) else {
-        return;
-    };
+    let folder = std::env::var_os("POLDER_PAGES_TO").expect("POLDER_PAGES_TO names a folder");
+    let folder = std::path::PathBuf::from(folder);
     let place = place().await;
     place.gateway.members.set_metering(true);
     for (label, n) in [("laptop", 9000), ("editor", 4000)] {

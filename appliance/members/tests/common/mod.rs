@@ -1,5 +1,6 @@
 //! A members' database in a folder of its own, with a clock that tests move.
 #![allow(dead_code, reason = "each test file uses its own part of this")]
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -7,16 +8,16 @@ use std::path::PathBuf;
 use polder_members::{Clock, Member, Members, NewMember, Role, Secret};
 
 /// A database and what it needs to live.
-pub struct Place {
-    pub members: Members,
-    pub clock: Clock,
-    pub path: PathBuf,
+pub(crate) struct Place {
+    pub(crate) members: Members,
+    pub(crate) clock: Clock,
+    pub(crate) path: PathBuf,
     _folder: tempfile::TempDir,
 }
 
-pub const PASSWORD: &str = "four words in a row";
+pub(crate) const PASSWORD: &str = "four words in a row";
 
-pub fn place() -> Place {
+pub(crate) fn place() -> Place {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("polder.db");
     let clock = Clock::system();
@@ -26,25 +27,25 @@ pub fn place() -> Place {
 
 impl Place {
     /// Closes the database and opens it anew, as a restart does.
-    pub fn restart(self) -> Self {
+    pub(crate) fn restart(self) -> Self {
         let Self { members, clock, path, _folder } = self;
         drop(members);
         let members = Members::open_with_clock(&path, clock.clone()).unwrap();
         Self { members, clock, path, _folder }
     }
-    pub fn add(&self, name: &str, role: Role) -> Member {
+    pub(crate) fn add(&self, name: &str, role: Role) -> Member {
         self.members.add_member(&person(name), role).unwrap()
     }
 }
 
-pub fn person(name: &str) -> NewMember {
+pub(crate) fn person(name: &str) -> NewMember {
     NewMember { name: name.into(), email: None, password: secret(PASSWORD) }
 }
 
-pub fn secret(text: &str) -> Secret {
+pub(crate) fn secret(text: &str) -> Secret {
     Secret::new(text.into())
 }
 
-pub fn home() -> IpAddr {
+pub(crate) fn home() -> IpAddr {
     "192.168.1.7".parse().unwrap()
 }
