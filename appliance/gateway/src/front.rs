@@ -129,7 +129,8 @@ fn judge(
         let refusal = BodyRefusal::TooLarge { limit: limits.body_bytes };
         return refuse(StatusCode::PAYLOAD_TOO_LARGE, refusal.to_string());
     }
-    if !peer.tls && !(peer.is_this_machine() && host.is_localhost()) {
+    let in_the_clear = peer.is_this_machine() && host.is_localhost();
+    if !peer.tls && !in_the_clear {
         return Err(TurnedAway::ToTls(over_tls(&host, gateway.status().site.door.port, path)));
     }
     let cookie = headers.contains_key(http::header::COOKIE);

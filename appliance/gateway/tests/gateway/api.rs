@@ -247,6 +247,25 @@ async fn the_door_works_while_the_supervisor_is_away() {
 }
 
 #[tokio::test]
+async fn a_supervisor_that_comes_back_is_followed_again() {
+    let mut house = House::open().await;
+    house.lose_supervisor().await;
+    assert_eq!(status_of(&house.chat("{}").await), 200, "engines go on without it");
+    house.site.door.names = vec!["new.example.org".to_owned()];
+    house.say(PartState::Ready);
+    let text = b"GET / HTTP/1.1\r\nhost: new.example.org\r\n\r\n";
+    assert_eq!(status_of(&say(house.here().await, text).await), 421, "nobody told the door");
+    house.start_supervisor();
+    for _ in 0..200 {
+        if status_of(&say(house.here().await, text).await) == 308 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the new name never came");
+}
+
+#[tokio::test]
 async fn odd_bodies_are_refused_before_any_engine_sees_them() {
     let house = House::open().await;
     for body in ["[1]", "{\"model\":7}", "{\"model\":\"a\",\"model\":\"b\"}", "not json", "{} x"] {

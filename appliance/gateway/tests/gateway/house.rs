@@ -156,6 +156,17 @@ impl House {
         self.status.send_replace(box_status(&self.site, &self.sockets(), state));
     }
 
+    /// The supervisor goes, and with it every line to it.
+    pub(crate) async fn lose_supervisor(&mut self) {
+        self.supervisor.abort();
+        let _ = (&mut self.supervisor).await;
+    }
+
+    pub(crate) fn start_supervisor(&mut self) {
+        self.supervisor =
+            supervise(&self.sockets().control(), self.status.subscribe(), &self.records);
+    }
+
     pub(crate) fn stop(&mut self) {
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
