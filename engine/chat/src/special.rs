@@ -145,9 +145,6 @@ pub(crate) mod tests {
         }])
         .unwrap();
         use Fragment::{Text, Token};
-        assert_eq!(
-            specials.cut("a \n<m>  b", true),
-            [Text("a"), Token(TokenId(0)), Text("b")]
-        );
+        assert_eq!(specials.cut("a \n<m>  b", true), [Text("a"), Token(TokenId(0)), Text("b")]);
     }
 }

@@ -132,7 +132,8 @@ mod tests {
 
     #[test]
     fn the_best_score_joins_first_and_strangers_become_bytes() {
-        let words = [("a", -9.0), ("b", -9.0), ("c", -9.0), ("ab", -2.0), ("bc", -1.0), ("abc", -5.0)];
+        let words =
+            [("a", -9.0), ("b", -9.0), ("c", -9.0), ("ab", -2.0), ("bc", -1.0), ("abc", -5.0)];
         let mut bytes = Box::new([None; 256]);
         bytes[0xc3] = Some(TokenId(100));
         bytes[0xa9] = Some(TokenId(101));

@@ -97,11 +97,7 @@ impl StopStrings {
 
 /// Bytes at the end of `text` that are the beginning of `stop`.
 fn begun(text: &str, stop: &str) -> usize {
-    stop.char_indices()
-        .rev()
-        .map(|(at, _)| at)
-        .find(|at| text.ends_with(&stop[..*at]))
-        .unwrap_or(0)
+    stop.char_indices().rev().map(|(at, _)| at).find(|at| text.ends_with(&stop[..*at])).unwrap_or(0)
 }
 
 #[cfg(test)]

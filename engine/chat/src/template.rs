@@ -4,9 +4,9 @@
 //! trimmed, Python's string methods, `tojson` in Python's layout, `raise_exception` and
 //! `strftime_now`.
 
-use minijinja::value::{Kwargs, Value as Jinja};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
+use minijinja::value::{Kwargs, Value as Jinja};
 use minijinja::{Environment, ErrorKind};
 use polder_backend::TokenId;
 use serde::Serialize;
@@ -47,7 +47,8 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| ChatError::TemplateSyntax(said(&error)))?);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
@@ -109,8 +110,7 @@ impl ChatTemplate {
             context.extend(variables);
         }
         context.insert("messages".into(), messages.into());
-        context
-            .insert("add_generation_prompt".into(), conversation.add_generation_prompt.into());
+        context.insert("add_generation_prompt".into(), conversation.add_generation_prompt.into());
         let text = self
             .environment
             .get_template(NAME)

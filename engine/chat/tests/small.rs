@@ -1,5 +1,7 @@
 //! Tokenizers and templates made up for the purpose.
 
+#![allow(clippy::unwrap_used)] // Helpers outside test functions unwrap too.
+
 use std::sync::Arc;
 
 use polder_backend::TokenId;
@@ -166,7 +168,7 @@ fn words_around_the_template_s_own_cannot_complete_a_control_token() {
         let tokens = template.encode(&user(json!(content)), &tokenizer, 9999).unwrap();
         let control = tokens.iter().filter(|token| (256..258).contains(&token.0)).count();
         // The first is the template's own mistake: it puts a bare name between its brackets.
-        assert_eq!(control, usize::from(content == "a") , "{content:?}");
+        assert_eq!(control, usize::from(content == "a"), "{content:?}");
         assert_eq!(tokenizer.decode(&tokens), format!("<|{}|>", content.trim()));
     }
 }

@@ -147,7 +147,7 @@ impl EngineLoop {
         if let Err(error) = &result {
             log::error!(error:% = error; "the engine stops: a step failed");
         }
-        for (_, sink) in &mut self.sinks {
+        for sink in self.sinks.values_mut() {
             sink(Event::Failed);
         }
         result
@@ -161,8 +161,7 @@ impl EngineLoop {
             let submitted = self.in_flight.len() <= self.steps_ahead
                 && self.scheduler.plan_step(&mut self.batch);
             if submitted {
-                let ticket =
-                    self.backend.submit(&self.batch).map_err(SchedulerError::Backend)?;
+                let ticket = self.backend.submit(&self.batch).map_err(SchedulerError::Backend)?;
                 self.in_flight.push_back(ticket);
                 if self.in_flight.len() <= self.steps_ahead {
                     continue;

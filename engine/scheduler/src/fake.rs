@@ -90,16 +90,15 @@ impl FakeBackend {
         for reset in &step.resets {
             self.slots[reset.slot.0 as usize] = FakeSlot {
                 last: None,
-                history: step.histories
-                    [reset.history.start as usize..reset.history.end as usize]
+                history: step.histories[reset.history.start as usize..reset.history.end as usize]
                     .to_vec(),
             };
         }
         let mut rows = Vec::new();
         let mut outputs = step.outputs.iter().peekable();
         for sequence in &step.sequences {
-            let table = &step.block_table
-                [sequence.blocks.start as usize..sequence.blocks.end as usize];
+            let table =
+                &step.block_table[sequence.blocks.start as usize..sequence.blocks.end as usize];
             for index in sequence.tokens.clone() {
                 let position = step.positions[index as usize];
                 let token = match step.inputs[index as usize] {

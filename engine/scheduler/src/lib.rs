@@ -12,6 +12,7 @@ mod pool;
 mod queue;
 mod request;
 mod scheduler;
+mod sequence;
 
 pub use engine_loop::{EngineHandle, EngineThread, Sink, spawn};
 pub use request::{

@@ -12,10 +12,7 @@ pub(crate) struct BlockPool {
 impl BlockPool {
     /// All `blocks` free; the lowest numbers are given out first.
     pub(crate) fn new(blocks: u32) -> Self {
-        Self {
-            free: (0..blocks).rev().map(BlockId).collect(),
-            owned: vec![false; blocks as usize],
-        }
+        Self { free: (0..blocks).rev().map(BlockId).collect(), owned: vec![false; blocks as usize] }
     }
 
     pub(crate) fn total(&self) -> usize {

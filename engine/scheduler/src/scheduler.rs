@@ -12,20 +12,14 @@
 
 use std::collections::VecDeque;
 
-use polder_backend::{
-    BlockId, Input, Limits, OutputRow, Row, SequenceStep, Slot, SlotReset, StepBatch, StepOutput,
-    TokenId, Want,
-};
+use polder_backend::{Limits, Row, Slot, StepBatch, StepOutput, TokenId};
 
 use crate::pool::BlockPool;
 use crate::queue::WaitingQueue;
 use crate::request::{
     Event, FinishReason, PromptLogprob, Refusal, Request, RequestId, SchedulerError,
 };
-
-/// Most prompt positions of one sequence whose logits are read back in one step: each is a row
-/// of `vocab` floats on the host.
-const LOGIT_ROWS: u32 = 32;
+use crate::sequence::{RowOwner, Sequence, blocks_for};
 
 /// What the scheduler may do; the back end's [`Limits`] cap all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,65 +78,10 @@ pub struct Scheduler {
     stats: Stats,
 }
 
-#[derive(Debug)]
-struct Sequence {
-    id: RequestId,
-    request: Request,
-    slot: Slot,
-    /// The slot still holds someone else's history.
-    fresh: bool,
-    /// The prompt, then what was sampled and read back.
-    tokens: Vec<TokenId>,
-    blocks: Vec<BlockId>,
-    /// Positions whose KV is written once every planned step has run.
-    fed: u32,
-    /// Tokens that planned steps sample, read back or not.
-    planned: u32,
-    /// Most tokens to sample.
-    limit: u32,
-    /// Prompt positions whose logits were asked for.
-    logits_planned: u32,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct RowOwner {
-    id: RequestId,
-    /// The prompt position that the row judges; None for a sampled token.
-    judges: Option<u32>,
-}
-
 #[derive(Debug, Clone, Copy)]
 struct Share {
     index: usize,
     tokens: u32,
-}
-
-impl Sequence {
-    fn prompt_len(&self) -> u32 {
-        self.request.prompt.len() as u32
-    }
-
-    fn sampled(&self) -> u32 {
-        self.tokens.len() as u32 - self.prompt_len()
-    }
-
-    fn has_room(&self) -> bool {
-        !self.blocks.is_empty()
-    }
-
-    /// Its next input is the token that its slot sampled last.
-    fn decodes(&self) -> bool {
-        self.has_room() && self.planned > 0 && self.fed + 1 == self.prompt_len() + self.planned
-    }
-
-    /// Known tokens still to be read, for a sequence that is not decoding.
-    fn unread(&self) -> u32 {
-        self.tokens.len() as u32 - self.fed
-    }
-
-    fn awaits_its_tokens(&self) -> bool {
-        self.planned > self.sampled()
-    }
 }
 
 impl Scheduler {
@@ -218,9 +157,7 @@ impl Scheduler {
             return Err(Refusal::TooLong { prompt: request.prompt.len(), capacity });
         }
         match request.prompt.iter().find(|token| token.0 >= self.limits.vocab) {
-            Some(token) => {
-                Err(Refusal::UnknownToken { token: token.0, vocab: self.limits.vocab })
-            }
+            Some(token) => Err(Refusal::UnknownToken { token: token.0, vocab: self.limits.vocab }),
             None => Ok(()),
         }
     }
@@ -274,8 +211,7 @@ impl Scheduler {
         events: &mut Vec<(RequestId, Event)>,
     ) -> Result<(), SchedulerError> {
         let mut owners = self.in_flight.pop_front().ok_or(SchedulerError::NothingInFlight)?;
-        let wrong =
-            SchedulerError::WrongAnswer { expected: owners.len(), got: output.rows.len() };
+        let wrong = SchedulerError::WrongAnswer { expected: owners.len(), got: output.rows.len() };
         if owners.len() != output.rows.len() {
             return Err(wrong);
         }
@@ -464,83 +400,8 @@ impl Scheduler {
     }
 }
 
-impl Sequence {
-    /// Tokens that it could read next.
-    fn next_chunk(&self) -> u32 {
-        match self.request.prompt_logprobs {
-            Some(_) if self.fed < self.prompt_len() => self.unread().min(LOGIT_ROWS),
-            _ => self.unread(),
-        }
-    }
-
-    /// Appends its next `count` tokens to the batch, and what is to be read out after them.
-    fn plan(
-        &mut self,
-        count: u32,
-        block_tokens: u32,
-        batch: &mut StepBatch,
-        rows: &mut Vec<RowOwner>,
-    ) {
-        let decodes = self.decodes();
-        if std::mem::take(&mut self.fresh) {
-            let start = batch.histories.len() as u32;
-            batch.histories.extend_from_slice(&self.request.prompt);
-            let history = start..batch.histories.len() as u32;
-            batch.resets.push(SlotReset { slot: self.slot, history });
-        }
-        let first = batch.inputs.len() as u32;
-        for position in self.fed..self.fed + count {
-            batch.inputs.push(match decodes {
-                true => Input::Sampled(self.slot),
-                false => Input::Host(self.tokens[position as usize]),
-            });
-            batch.positions.push(position);
-            self.ask_for_logits(position, batch, rows);
-        }
-        let start = batch.block_table.len() as u32;
-        let blocks = blocks_for(self.fed + count, block_tokens);
-        batch.block_table.extend_from_slice(&self.blocks[..blocks]);
-        batch.sequences.push(SequenceStep {
-            slot: self.slot,
-            tokens: first..first + count,
-            blocks: start..batch.block_table.len() as u32,
-        });
-        self.fed += count;
-        if self.fed == self.prompt_len() + self.planned && self.planned < self.limit {
-            self.planned += 1;
-            let want = Want::Sample(self.request.sampling.clone());
-            batch.outputs.push(OutputRow { token: first + count - 1, slot: self.slot, want });
-            rows.push(RowOwner { id: self.id, judges: None });
-        }
-    }
-
-    /// The logits after prompt position `p` judge the prompt's token `p + 1`.
-    fn ask_for_logits(
-        &mut self,
-        position: u32,
-        batch: &mut StepBatch,
-        rows: &mut Vec<RowOwner>,
-    ) {
-        let judges = position + 1;
-        if self.request.prompt_logprobs.is_none()
-            || judges >= self.prompt_len()
-            || judges <= self.logits_planned
-        {
-            return;
-        }
-        self.logits_planned = judges;
-        let token = batch.inputs.len() as u32 - 1;
-        batch.outputs.push(OutputRow { token, slot: self.slot, want: Want::Logits });
-        rows.push(RowOwner { id: self.id, judges: Some(judges) });
-    }
-}
-
 fn capacity(limits: &Limits) -> u32 {
     limits.context.min(limits.blocks.saturating_mul(limits.block_tokens))
-}
-
-fn blocks_for(tokens: u32, block_tokens: u32) -> usize {
-    tokens.div_ceil(block_tokens) as usize
 }
 
 /// Cuts every share down so that together they fit the budget: all get the same, and what a

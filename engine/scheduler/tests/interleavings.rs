@@ -1,6 +1,8 @@
 //! Whatever comes and goes in whatever order: every request gets exactly its own tokens, and
 //! when all are done no block and no slot is missing.
 
+#![allow(clippy::unwrap_used)] // Helpers outside test functions unwrap too.
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
@@ -315,8 +317,7 @@ fn the_engine_thread_serves_many_callers_and_ends_with_the_last() {
     for steps_ahead in [0, 1] {
         let limits = limits(20, 4);
         let config = Config { max_waiting: 64, step_tokens: 16, steps_ahead };
-        let engine =
-            polder_scheduler::spawn(Box::new(FakeBackend::new(limits)), config).unwrap();
+        let engine = polder_scheduler::spawn(Box::new(FakeBackend::new(limits)), config).unwrap();
         let said: Arc<Mutex<BTreeMap<u64, Vec<Event>>>> = Arc::default();
         let (done, all_done) = mpsc::channel();
         let handle = engine.handle();
@@ -391,10 +392,7 @@ fn a_device_that_fails_tells_everyone_and_ends_the_engine() {
         fn limits(&self) -> Limits {
             self.0.limits()
         }
-        fn submit(
-            &mut self,
-            _: &StepBatch,
-        ) -> Result<Ticket, polder_backend::BackendError> {
+        fn submit(&mut self, _: &StepBatch) -> Result<Ticket, polder_backend::BackendError> {
             Err(polder_backend::BackendError::Device("it is on fire".into()))
         }
         fn collect(

@@ -94,32 +94,26 @@ fn thinking(
     mentions: impl Fn(&str) -> bool,
 ) -> Result<Map<String, Value>, ApiError> {
     let mut variables = Map::new();
-    match effort {
-        None => {}
-        Some(effort) if mentions("reasoning_effort") => {
-            variables.insert("reasoning_effort".into(), effort.into());
-        }
-        Some("none") => {
-            if mentions("enable_thinking") {
-                variables.insert("enable_thinking".into(), false.into());
-            }
-        }
-        Some(_) => {
-            return Err(ApiError::bad_field(
-                "reasoning_effort",
-                "\"reasoning_effort\" has no meaning for this model; leave it out or send \"none\".",
-            )
-            .code("unsupported_parameter"));
-        }
+    let Some(effort) = effort else { return Ok(variables) };
+    if mentions("reasoning_effort") {
+        variables.insert("reasoning_effort".into(), effort.into());
+    } else if effort != "none" {
+        return Err(ApiError::bad_field(
+            "reasoning_effort",
+            "\"reasoning_effort\" has no meaning for this model; leave it out or send \"none\".",
+        )
+        .code("unsupported_parameter"));
+    } else if mentions("enable_thinking") {
+        variables.insert("enable_thinking".into(), false.into());
     }
     Ok(variables)
 }
 
 fn capitalized(text: &str) -> String {
     let mut characters = text.chars();
-    characters.next().map_or_else(String::new, |first| {
-        first.to_uppercase().chain(characters).collect()
-    })
+    characters
+        .next()
+        .map_or_else(String::new, |first| first.to_uppercase().chain(characters).collect())
 }
 
 #[cfg(test)]

@@ -306,9 +306,7 @@ impl Choice {
         let (text, finish) = match (outcome.stopped, reason) {
             (true, _) => (outcome.text, Finish::Stop),
             (false, FinishReason::Stop) => (outcome.text + &self.stop.finish(), Finish::Stop),
-            (false, FinishReason::Length) => {
-                (outcome.text + &self.stop.finish(), Finish::Length)
-            }
+            (false, FinishReason::Length) => (outcome.text + &self.stop.finish(), Finish::Length),
         };
         self.send(index, text, Some(finish), tokenizer)
     }
@@ -325,9 +323,7 @@ impl Choice {
         self.sent += text.len();
         let all = finish.is_some() && self.sent == self.said;
         let mut tokens = Vec::new();
-        while let Some((at, token)) =
-            self.pending.pop_front_if(|(at, _)| all || *at < self.sent)
-        {
+        while let Some((at, token)) = self.pending.pop_front_if(|(at, _)| all || *at < self.sent) {
             tokens.push(Judged {
                 name: tokenizer.name(token.token).to_vec(),
                 logprob: token.logprob,

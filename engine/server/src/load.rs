@@ -74,10 +74,7 @@ const LEAST_TOKENS: u64 = 256;
 const KV_VALUE: u64 = 2;
 
 /// Loads a model on the CPU; `progress` hears thousandths.
-pub(crate) fn load(
-    options: &EngineOptions,
-    progress: impl Fn(u32),
-) -> Result<Parts, EngineError> {
+pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Parts, EngineError> {
     let path = || options.model.clone();
     let mut model = Model::open(&options.model)
         .map_err(|source| EngineError::Model { path: path(), source })?;
@@ -113,12 +110,7 @@ pub(crate) fn load(
 }
 
 /// Tokens of KV that fit, but no more than all sequences together can use.
-fn kv_tokens(
-    bytes: u64,
-    per_token: u64,
-    context: u32,
-    parallel: u16,
-) -> Result<u32, EngineError> {
+fn kv_tokens(bytes: u64, per_token: u64, context: u32, parallel: u16) -> Result<u32, EngineError> {
     let whole_blocks = |tokens: u64| tokens.div_ceil(BLOCK.into()) * u64::from(BLOCK);
     let useful = whole_blocks(context.into()).saturating_mul(u64::from(parallel.max(1)));
     let fits = bytes / per_token / u64::from(BLOCK) * u64::from(BLOCK);

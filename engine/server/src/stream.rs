@@ -87,8 +87,7 @@ pub(crate) fn events(
         let frame = state.next().await?;
         Some((Ok::<_, Infallible>(frame), state))
     });
-    let mut response =
-        response(Body::new(StreamBody::new(frames)), "text/event-stream", trailers);
+    let mut response = response(Body::new(StreamBody::new(frames)), "text/event-stream", trailers);
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }

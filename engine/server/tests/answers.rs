@@ -1,5 +1,7 @@
 //! What a well-formed request gets, byte for byte what OpenAI's SDKs expect.
 
+#![allow(clippy::unwrap_used)] // Helpers outside test functions unwrap too.
+
 mod common;
 
 use common::{Answer, MODEL, SAYS, Server, chat, completion, open};
@@ -51,10 +53,7 @@ async fn a_chat_stream_opens_with_the_role_and_ends_with_reason_usage_and_done()
     let events = answer.events();
     assert!(events.iter().all(|event| event["object"] == "chat.completion.chunk"));
     assert!(events.iter().all(|event| event["id"] == events[0]["id"]));
-    assert_eq!(
-        events[0]["choices"][0]["delta"],
-        json!({"role": "assistant", "content": ""})
-    );
+    assert_eq!(events[0]["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
     let (usage, rest) = events.split_last().unwrap();
     assert_eq!(usage["choices"], json!([]));
     assert_eq!(usage["usage"]["completion_tokens"], SAYS[0].len() + 1);
@@ -102,7 +101,9 @@ async fn several_answers_come_with_their_own_seeds_and_indices() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|choice| (choice["index"].as_u64().unwrap(), choice["message"]["content"].as_str().unwrap()))
+        .map(|choice| {
+            (choice["index"].as_u64().unwrap(), choice["message"]["content"].as_str().unwrap())
+        })
         .collect();
     assert_eq!(said, [(0, SAYS[1]), (1, SAYS[0]), (2, SAYS[1])]);
     assert_eq!(body["usage"]["prompt_tokens"], 21);
@@ -134,8 +135,10 @@ async fn a_stop_string_ends_the_answer_and_is_not_shown() {
                 let events = answer.events();
                 let choices: Vec<&Value> =
                     events.iter().map(|event| &event["choices"][0]).collect();
-                let text =
-                    choices.iter().filter_map(|choice| choice["delta"]["content"].as_str()).collect();
+                let text = choices
+                    .iter()
+                    .filter_map(|choice| choice["delta"]["content"].as_str())
+                    .collect();
                 let tokens = choices
                     .iter()
                     .filter_map(|choice| choice["logprobs"]["content"].as_array())
@@ -168,10 +171,8 @@ async fn an_answer_ends_at_its_limit_and_at_the_end_of_the_context() {
     // A limit in the middle of a character.
     let body = server.post(CHAT, chat(json!({"max_tokens": 8}))).await.json();
     assert_eq!(body["choices"][0]["message"]["content"], "Hello w\u{fffd}");
-    let body = server
-        .post(TEXT, completion(json!({"ignore_eos": true, "max_tokens": 5000})))
-        .await
-        .json();
+    let body =
+        server.post(TEXT, completion(json!({"ignore_eos": true, "max_tokens": 5000}))).await.json();
     assert_eq!(body["usage"]["total_tokens"], 1024);
     assert_eq!(body["choices"][0]["finish_reason"], "length");
 }

@@ -1,11 +1,15 @@
 //! An engine's life: loading, clients that leave, stopping, failing, and its socket.
 
+#![allow(clippy::unwrap_used)] // Helpers outside test functions unwrap too.
+
 mod common;
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use common::{Answer, CHATML, MODEL, SAYS, Server, chat, completion, limits, open, parrot, tokenizer};
+use common::{
+    Answer, CHATML, MODEL, SAYS, Server, chat, completion, limits, open, parrot, tokenizer,
+};
 use http_body_util::BodyExt;
 use polder_backend::{Backend, BackendError, Limits, StepBatch, StepOutput, Ticket};
 use polder_chat::ChatTemplate;

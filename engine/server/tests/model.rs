@@ -1,5 +1,7 @@
 //! A real model, from its file to an answer over the socket.
 
+#![allow(clippy::unwrap_used)] // Helpers outside test functions unwrap too.
+
 mod common;
 
 use std::path::PathBuf;
@@ -99,7 +101,10 @@ async fn model_judges_a_sensible_text_as_likelier_than_nonsense() {
         let answer = open(&socket, "POST", "/v1/completions", &[], body).await;
         let body = Answer::read(answer).await.json();
         let logprobs = &body["choices"][0]["logprobs"];
-        assert_eq!(logprobs["tokens"].as_array().unwrap().len() as u64, body["usage"]["prompt_tokens"]);
+        assert_eq!(
+            logprobs["tokens"].as_array().unwrap().len() as u64,
+            body["usage"]["prompt_tokens"]
+        );
         let logprobs: Vec<f64> = logprobs["token_logprobs"]
             .as_array()
             .unwrap()

@@ -1,5 +1,7 @@
 //! What cannot be served is refused in one sentence; what has no effect is named.
 
+#![allow(clippy::unwrap_used)] // Helpers outside test functions unwrap too.
+
 mod common;
 
 use common::{Answer, MODEL, Server, chat, completion, open};
@@ -69,11 +71,7 @@ async fn known_fields_that_cannot_be_honoured_are_refused_by_name() {
         (json!({"reasoning_effort": "high"}), "reasoning_effort", unsupported),
         (json!({"messages": image}), "messages[0].content[0]", Some("unsupported_content")),
         (json!({"messages": calls}), "messages[0].tool_calls", unsupported),
-        (
-            json!({"messages": [{"role": "tool", "content": "x"}]}),
-            "messages[0].role",
-            unsupported,
-        ),
+        (json!({"messages": [{"role": "tool", "content": "x"}]}), "messages[0].role", unsupported),
     ] {
         server.post(CHAT, chat(more)).await.refusal(400, Some(param), code);
     }
@@ -243,8 +241,17 @@ fn any_json() -> impl Strategy<Value = Value> {
         "\\PC{0,6}".prop_map(Value::from),
     ];
     let key = prop::sample::select(vec![
-        "role", "content", "type", "text", "tool_calls", "function", "arguments", "name",
-        "include_usage", "1", "refusal",
+        "role",
+        "content",
+        "type",
+        "text",
+        "tool_calls",
+        "function",
+        "arguments",
+        "name",
+        "include_usage",
+        "1",
+        "refusal",
     ]);
     leaf.prop_recursive(4, 24, 4, move |inner| {
         prop_oneof![
@@ -257,12 +264,46 @@ fn any_json() -> impl Strategy<Value = Value> {
 }
 
 const FIELDS: [&str; 40] = [
-    "model", "messages", "prompt", "temperature", "top_p", "top_k", "min_p", "n", "stop", "stream",
-    "stream_options", "seed", "logprobs", "top_logprobs", "logit_bias", "max_tokens",
-    "max_completion_tokens", "tools", "tool_choice", "functions", "function_call",
-    "response_format", "modalities", "audio", "verbosity", "web_search_options", "store", "user",
-    "metadata", "echo", "suffix", "best_of", "tokens", "reasoning_effort", "presence_penalty",
-    "frequency_penalty", "repetition_penalty", "parallel_tool_calls", "ignore_eos", "other",
+    "model",
+    "messages",
+    "prompt",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "n",
+    "stop",
+    "stream",
+    "stream_options",
+    "seed",
+    "logprobs",
+    "top_logprobs",
+    "logit_bias",
+    "max_tokens",
+    "max_completion_tokens",
+    "tools",
+    "tool_choice",
+    "functions",
+    "function_call",
+    "response_format",
+    "modalities",
+    "audio",
+    "verbosity",
+    "web_search_options",
+    "store",
+    "user",
+    "metadata",
+    "echo",
+    "suffix",
+    "best_of",
+    "tokens",
+    "reasoning_effort",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "parallel_tool_calls",
+    "ignore_eos",
+    "other",
 ];
 
 proptest! {

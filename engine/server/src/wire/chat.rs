@@ -45,7 +45,10 @@ pub fn parse_chat(body: &[u8], strict: bool) -> Result<ChatRequest, ApiError> {
 
 pub(crate) fn model(fields: &mut Fields) -> Result<String, ApiError> {
     fields.string("model")?.ok_or_else(|| {
-        ApiError::bad_field("model", "\"model\" is missing; send the name of a model from /v1/models.")
+        ApiError::bad_field(
+            "model",
+            "\"model\" is missing; send the name of a model from /v1/models.",
+        )
     })
 }
 

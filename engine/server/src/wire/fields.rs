@@ -23,9 +23,7 @@ impl Fields {
     /// A request's body.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         match serde_json::from_slice(body) {
-            Ok(Value::Object(map)) => {
-                Ok(Self { map, path: String::new(), pattern: String::new() })
-            }
+            Ok(Value::Object(map)) => Ok(Self { map, path: String::new(), pattern: String::new() }),
             Ok(_) => Err(ApiError::bad_request(
                 "The body is JSON but not an object; send {\"model\": …, …}.",
             )),
@@ -98,10 +96,10 @@ impl Fields {
         let Some(value) = self.take(field) else { return Ok(None) };
         match value.as_f64().filter(|number| range.contains(number)) {
             Some(number) => Ok(Some(number as f32)),
-            None => Err(self.wrong(
-                field,
-                &format!("a number from {} to {}", range.start(), range.end()),
-            )),
+            None => {
+                Err(self
+                    .wrong(field, &format!("a number from {} to {}", range.start(), range.end())))
+            }
         }
     }
 

@@ -48,9 +48,8 @@ pub fn parse_detokenize(body: &[u8], strict: bool) -> Result<DetokenizeRequest, 
         Some(Value::Array(list)) => token_ids(&list),
         _ => None,
     };
-    let tokens = tokens.ok_or_else(|| {
-        ApiError::bad_field("tokens", "\"tokens\" must be a list of token ids.")
-    })?;
+    let tokens = tokens
+        .ok_or_else(|| ApiError::bad_field("tokens", "\"tokens\" must be a list of token ids."))?;
     fields.accept(&["model"]);
     fields.finish(&mut ignored);
     Ok(DetokenizeRequest { tokens, ignored: ignored.finish(strict)? })

@@ -1,5 +1,5 @@
 //! A served engine to talk to, and an HTTP client that talks over its socket.
-#![allow(dead_code, unreachable_pub)] // Each test file uses its part.
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)] // Each test file uses its part.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -158,7 +158,12 @@ impl Server {
     pub async fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").await.text;
         let line = text.lines().find(|line| line.split(' ').next() == Some(name));
-        line.unwrap_or_else(|| panic!("no {name} in\n{text}")).split(' ').nth(1).unwrap().parse().unwrap()
+        line.unwrap_or_else(|| panic!("no {name} in\n{text}"))
+            .split(' ')
+            .nth(1)
+            .unwrap()
+            .parse()
+            .unwrap()
     }
 
     /// Waits until a metric has a value.

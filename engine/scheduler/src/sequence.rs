@@ -1,0 +1,137 @@
+//! One running sequence: what it has read, what it sampled, and its part of a step.
+
+use polder_backend::{
+    BlockId, Input, OutputRow, SequenceStep, Slot, SlotReset, StepBatch, TokenId, Want,
+};
+
+use crate::request::{Request, RequestId};
+
+/// Most prompt positions of one sequence whose logits are read back in one step: each is a row
+/// of `vocab` floats on the host.
+const LOGIT_ROWS: u32 = 32;
+
+/// One sequence in a slot.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) id: RequestId,
+    pub(crate) request: Request,
+    pub(crate) slot: Slot,
+    /// The slot still holds someone else's history.
+    pub(crate) fresh: bool,
+    /// The prompt, then what was sampled and read back.
+    pub(crate) tokens: Vec<TokenId>,
+    pub(crate) blocks: Vec<BlockId>,
+    /// Positions whose KV is written once every planned step has run.
+    pub(crate) fed: u32,
+    /// Tokens that planned steps sample, read back or not.
+    pub(crate) planned: u32,
+    /// Most tokens to sample.
+    pub(crate) limit: u32,
+    /// Prompt positions whose logits were asked for.
+    pub(crate) logits_planned: u32,
+}
+
+/// Whose an output row is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowOwner {
+    pub(crate) id: RequestId,
+    /// The prompt position that the row judges; None for a sampled token.
+    pub(crate) judges: Option<u32>,
+}
+
+impl Sequence {
+    pub(crate) fn prompt_len(&self) -> u32 {
+        self.request.prompt.len() as u32
+    }
+
+    pub(crate) fn sampled(&self) -> u32 {
+        self.tokens.len() as u32 - self.prompt_len()
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        !self.blocks.is_empty()
+    }
+
+    /// Its next input is the token that its slot sampled last.
+    pub(crate) fn decodes(&self) -> bool {
+        self.has_room() && self.planned > 0 && self.fed + 1 == self.prompt_len() + self.planned
+    }
+
+    /// Known tokens still to be read, for a sequence that is not decoding.
+    pub(crate) fn unread(&self) -> u32 {
+        self.tokens.len() as u32 - self.fed
+    }
+
+    pub(crate) fn awaits_its_tokens(&self) -> bool {
+        self.planned > self.sampled()
+    }
+
+    /// Tokens that it could read next.
+    pub(crate) fn next_chunk(&self) -> u32 {
+        match self.request.prompt_logprobs {
+            Some(_) if self.fed < self.prompt_len() => self.unread().min(LOGIT_ROWS),
+            _ => self.unread(),
+        }
+    }
+
+    /// Appends its next `count` tokens to the batch, and what is to be read out after them.
+    pub(crate) fn plan(
+        &mut self,
+        count: u32,
+        block_tokens: u32,
+        batch: &mut StepBatch,
+        rows: &mut Vec<RowOwner>,
+    ) {
+        let decodes = self.decodes();
+        if std::mem::take(&mut self.fresh) {
+            let start = batch.histories.len() as u32;
+            batch.histories.extend_from_slice(&self.request.prompt);
+            let history = start..batch.histories.len() as u32;
+            batch.resets.push(SlotReset { slot: self.slot, history });
+        }
+        let first = batch.inputs.len() as u32;
+        for position in self.fed..self.fed + count {
+            batch.inputs.push(match decodes {
+                true => Input::Sampled(self.slot),
+                false => Input::Host(self.tokens[position as usize]),
+            });
+            batch.positions.push(position);
+            self.ask_for_logits(position, batch, rows);
+        }
+        let start = batch.block_table.len() as u32;
+        let blocks = blocks_for(self.fed + count, block_tokens);
+        batch.block_table.extend_from_slice(&self.blocks[..blocks]);
+        batch.sequences.push(SequenceStep {
+            slot: self.slot,
+            tokens: first..first + count,
+            blocks: start..batch.block_table.len() as u32,
+        });
+        self.fed += count;
+        if self.fed == self.prompt_len() + self.planned && self.planned < self.limit {
+            self.planned += 1;
+            let want = Want::Sample(self.request.sampling.clone());
+            batch.outputs.push(OutputRow { token: first + count - 1, slot: self.slot, want });
+            rows.push(RowOwner { id: self.id, judges: None });
+        }
+    }
+
+    /// The logits after prompt position `p` judge the prompt's token `p + 1`.
+    fn ask_for_logits(&mut self, position: u32, batch: &mut StepBatch, rows: &mut Vec<RowOwner>) {
+        let judges = position + 1;
+        if self.request.prompt_logprobs.is_none()
+            || judges >= self.prompt_len()
+            || judges <= self.logits_planned
+        {
+            return;
+        }
+        self.logits_planned = judges;
+        let token = batch.inputs.len() as u32 - 1;
+        batch.outputs.push(OutputRow { token, slot: self.slot, want: Want::Logits });
+        rows.push(RowOwner { id: self.id, judges: Some(judges) });
+    }
+}
+
+/// Blocks that hold so many tokens.
+pub(crate) fn blocks_for(tokens: u32, block_tokens: u32) -> usize {
+    tokens.div_ceil(block_tokens) as usize
+}
