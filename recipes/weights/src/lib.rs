@@ -33,6 +33,7 @@ mod manifest;
 mod names;
 mod partial;
 mod pip;
+mod plan;
 mod progress;
 mod ranges;
 mod select;

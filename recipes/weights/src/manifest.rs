@@ -114,6 +114,8 @@ mod tests {
     fn a_manifest_with_a_hostile_name_is_refused() {
         let text = toml::to_string(&manifest("../../etc/passwd")).unwrap();
         assert!(Manifest::parse(&text).unwrap_err().contains("../../etc/passwd"));
+        let named = Manifest { recipe: "../m".into(), ..manifest("x") };
+        assert!(Manifest::parse(&toml::to_string(&named).unwrap()).is_err());
     }
 
     proptest! {

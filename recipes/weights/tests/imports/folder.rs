@@ -278,6 +278,32 @@ fn a_later_change_of_an_unpinned_model_is_refused_with_both_digests() {
 }
 
 #[test]
+fn a_cut_import_of_an_unpinned_model_holds_only_for_its_own_source() {
+    let (state, model, other) =
+        (tempfile::tempdir().unwrap(), bytes(1, 9 << 20), bytes(2, 9 << 20));
+    let first = disk(&[("a.gguf", b"first"), ("b.gguf", &model)]);
+    let second = disk(&[("a.gguf", b"second"), ("b.gguf", &other)]);
+    let recipe = recipe("http://unused", vec![unpinned("a.gguf"), unpinned("b.gguf")]);
+    let store = store(state.path());
+    let cut = || {
+        let cancel = CancelFlag::default();
+        let mut stop = |event: Event| match event {
+            Event::Progress(progress) if progress.done > 1 << 20 => cancel.cancel(),
+            _ => {}
+        };
+        let from = Origin::Folder(first.path().into());
+        store.import(&recipe, &from, &mut stop, &cancel).unwrap_err()
+    };
+    assert!(matches!(cut(), WeightsError::Cancelled));
+    fs::write(first.path().join("a.gguf"), "other").unwrap();
+    let said = cut();
+    assert!(matches!(said, WeightsError::Cancelled), "the file that is here is not read: {said}");
+    let (imported, _) = import(&store, &recipe, &Origin::Folder(second.path().into())).unwrap();
+    assert_eq!(imported.brought, 6 + (9 << 20));
+    assert_model(&store, &recipe, &[("a.gguf", b"second"), ("b.gguf", &other)]);
+}
+
+#[test]
 fn another_boxs_store_on_a_disk_is_a_source() {
     let (state, model) = (tempfile::tempdir().unwrap(), bytes(1, 50_000));
     let theirs = disk(&[(&format!("blobs/sha256/{}", digest(&model)), &model)]);

@@ -126,29 +126,40 @@ fn gc_removes_nothing_while_a_manifest_cannot_be_read() {
 fn a_second_import_waits_and_gc_is_told_while_one_runs() {
     let (state, model) = (tempfile::tempdir().unwrap(), bytes(1, 200_000));
     let server = Server::start(&[("/m.gguf", &model)]);
-    *server.is.slow.lock().unwrap() = Duration::from_millis(20);
     let recipe = recipe(&server.url, vec![spec("m.gguf", &model)]);
     let first = store(state.path());
     let impatient = Options { wait_for_others: false, ..quick() };
     let impatient = Store::open_with(state.path().join("weights"), impatient).unwrap();
-    let (started, wait) = std::sync::mpsc::channel();
+    let (started, has_started) = std::sync::mpsc::channel();
+    let (go, may_go_on) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut tell = |event| {
-                if matches!(event, Event::Progress(progress) if progress.done > 0) {
-                    let _ = started.send(());
-                }
-            };
-            first.import(&recipe, &Origin::AsTheRecipeSays, &mut tell, &CancelFlag::default())
+        // The first stands still in the middle until the second says that it waits.
+        let mut stood = false;
+        let mut stand = move |event| {
+            let moving = matches!(event, Event::Progress(progress) if progress.done > 0);
+            if moving && !std::mem::replace(&mut stood, true) {
+                started.send(()).unwrap();
+                may_go_on.recv().unwrap();
+            }
+        };
+        let (first, recipe) = (&first, &recipe);
+        scope.spawn(move || {
+            first.import(recipe, &Origin::AsTheRecipeSays, &mut stand, &CancelFlag::default())
         });
-        wait.recv().unwrap();
+        has_started.recv().unwrap();
         assert!(matches!(first.gc(Duration::ZERO), Err(WeightsError::Busy { .. })));
-        let refused = import(&impatient, &recipe, &Origin::AsTheRecipeSays).unwrap_err();
+        assert!(matches!(first.remove("tiny"), Err(WeightsError::Busy { .. })));
+        let refused = import(&impatient, recipe, &Origin::AsTheRecipeSays).unwrap_err();
         assert!(matches!(refused, WeightsError::Busy { .. }), "{refused}");
-        let (second, events) =
-            import(&store(state.path()), &recipe, &Origin::AsTheRecipeSays).unwrap();
-        assert!(events.contains(&Event::Waiting));
-        assert_eq!(second.brought, 0, "the first one brought it");
+        let mut told = |event| {
+            if event == Event::Waiting {
+                go.send(()).unwrap();
+            }
+        };
+        let second = store(state.path());
+        let second =
+            second.import(recipe, &Origin::AsTheRecipeSays, &mut told, &CancelFlag::default());
+        assert_eq!(second.unwrap().brought, 0, "the first one brought it");
     });
 }
 

@@ -203,7 +203,7 @@ fn a_redirect_is_followed() {
 fn a_cancel_is_obeyed_while_a_server_is_slow() {
     let (state, model) = (tempfile::tempdir().unwrap(), bytes(1, SIZE));
     let server = Server::start(&[("/m.gguf", &model)]);
-    *server.is.slow.lock().unwrap() = Duration::from_millis(100);
+    *server.is.slow.lock().unwrap() = Duration::from_millis(300);
     let recipe = recipe(&server.url, vec![spec("m.gguf", &model)]);
     let store = store(state.path());
     let cancel = CancelFlag::default();
@@ -215,7 +215,7 @@ fn a_cancel_is_obeyed_while_a_server_is_slow() {
     let start = std::time::Instant::now();
     let said = store.import(&recipe, &Origin::AsTheRecipeSays, &mut |_| {}, &cancel);
     assert!(matches!(said, Err(WeightsError::Cancelled)), "{said:?}");
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn a_connection_that_falls_silent_is_replaced() {
     let server = Server::start(&[("/m.gguf", &model)]);
     server.is.hangs.store(true, SeqCst);
     let recipe = recipe(&server.url, vec![spec("m.gguf", &model)]);
-    let options = Options { stall: Duration::from_millis(300), ..quick() };
+    let options = Options { stall: Duration::from_millis(700), ..quick() };
     let store = Store::open_with(state.path().join("weights"), options).unwrap();
     let (_, events) = import(&store, &recipe, &Origin::AsTheRecipeSays).unwrap();
     assert!(events.iter().any(|event| matches!(event, Event::Retrying { .. })));
