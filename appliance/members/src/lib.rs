@@ -37,6 +37,8 @@ pub use sessions::{SESSION_SECONDS, SessionInfo};
 pub use setup::{ClaimToken, SetupWindow};
 pub use usage::UsageRow;
 
+use tokio_util::sync::CancellationToken;
+
 use limits::KeyedBuckets;
 use password::Hashing;
 use usage::Ledger;
@@ -51,6 +53,8 @@ struct Inner {
     db: Mutex<rusqlite::Connection>,
     /// Keys by their public id.
     keys: RwLock<HashMap<String, Arc<keys::Live>>>,
+    /// For members who run something without a key.
+    gone: Mutex<HashMap<MemberId, CancellationToken>>,
     hashing: Hashing,
     claims_by_address: KeyedBuckets<limits::Net>,
     claims_in_all: KeyedBuckets<()>,
@@ -75,6 +79,7 @@ impl Members {
             path: path.to_owned(),
             db: Mutex::new(db),
             keys: RwLock::new(keys),
+            gone: Mutex::default(),
             hashing: Hashing::new(),
             // A person mistypes a code a few times; a program tries many.
             claims_by_address: KeyedBuckets::new(10.0, 10.0),

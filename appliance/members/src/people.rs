@@ -1,5 +1,8 @@
+use std::sync::PoisonError;
+
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use crate::{Members, MembersError, Secret, setup, words};
 
@@ -107,7 +110,7 @@ impl Members {
             change
                 .execute("UPDATE members SET role = ?2 WHERE id = ?1", params![id.0, role.as_str()])
         })?;
-        self.refresh_owner(id)
+        self.changed(id)
     }
 
     /// Lets a member in no more, or again. Their sessions end and running streams of their keys
@@ -120,7 +123,7 @@ impl Members {
             change
                 .execute("UPDATE members SET disabled = ?2 WHERE id = ?1", params![id.0, disabled])
         })?;
-        self.refresh_owner(id)
+        self.changed(id)
     }
 
     /// Removes a member with everything kept about them: sessions, keys (running streams end at
@@ -129,6 +132,25 @@ impl Members {
         self.change_member(id, |change| {
             change.execute("DELETE FROM members WHERE id = ?1", [id.0])
         })?;
+        self.changed(id)
+    }
+
+    /// Fires when a member is disabled or removed: end what runs in their name without a key.
+    /// *In memory*.
+    pub fn gone(&self, id: MemberId) -> CancellationToken {
+        let mut gone = self.0.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.entry(id).or_default().clone()
+    }
+
+    /// After a change: ends what a member's change of standing ends, and renews their keys.
+    fn changed(&self, id: MemberId) -> Result<(), MembersError> {
+        let welcome = member(&self.db(), id)?.is_some_and(|m| !m.disabled);
+        if !welcome
+            && let Some(token) =
+                self.0.gone.lock().unwrap_or_else(PoisonError::into_inner).remove(&id)
+        {
+            token.cancel();
+        }
         self.refresh_owner(id)
     }
 

@@ -1,4 +1,5 @@
 //! The claim: one code, one winner, a window that closes.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

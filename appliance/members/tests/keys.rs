@@ -1,4 +1,5 @@
 //! API keys: what they open, their limits, revoking, usage.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

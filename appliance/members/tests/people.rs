@@ -1,4 +1,5 @@
 //! Members, invites, sign-in.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 
@@ -206,4 +207,21 @@ fn no_secret_of_a_member_is_in_the_file() {
     for text in [PASSWORD, session.expose(), invite.expose(), key.key.expose()] {
         assert!(!file.windows(text.len()).any(|w| w == text.as_bytes()));
     }
+}
+
+#[test]
+fn what_runs_in_a_members_name_without_a_key_ends_when_they_may_no_more() {
+    let place = place();
+    place.add("Ada", Role::Steward);
+    let ben = place.add("Ben", Role::Member);
+    let gone = place.members.gone(ben.id);
+    place.members.set_role(ben.id, Role::Steward).unwrap();
+    assert!(!gone.is_cancelled());
+    place.members.set_disabled(ben.id, true).unwrap();
+    assert!(gone.is_cancelled());
+    place.members.set_disabled(ben.id, false).unwrap();
+    let gone = place.members.gone(ben.id);
+    assert!(!gone.is_cancelled());
+    place.members.remove_member(ben.id).unwrap();
+    assert!(gone.is_cancelled());
 }

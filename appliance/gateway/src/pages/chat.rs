@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::Gateway;
 use crate::pages::answer::Listener;
@@ -99,7 +100,8 @@ pub(super) async fn stream(
         }
     };
     let (events, heard) = mpsc::channel(8);
-    tokio::spawn(pass_on(answer, events));
+    let gone = gateway.members.gone(who.member.id);
+    tokio::spawn(pass_on(answer, gone, events));
     // A proxy in between must not collect the stream before it passes it on.
     let mut response =
         Sse::new(ReceiverStream::new(heard)).keep_alive(KeepAlive::default()).into_response();
@@ -186,7 +188,11 @@ async fn refusal(body: Body) -> String {
 
 /// Passes the answer on to the browser, drawn. Ends when either side does; dropping the answer's
 /// body stops the engine's work.
-async fn pass_on(mut body: Body, events: mpsc::Sender<Result<Event, Infallible>>) {
+async fn pass_on(
+    mut body: Body,
+    gone: CancellationToken,
+    events: mpsc::Sender<Result<Event, Infallible>>,
+) {
     let (mut listener, mut drawn) = (Listener::default(), Drawn::default());
     let mut tick = tokio::time::interval(DRAW_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -195,6 +201,8 @@ async fn pass_on(mut body: Body, events: mpsc::Sender<Result<Event, Infallible>>
         tokio::select! {
             // The person pressed Stop, or closed the page.
             () = events.closed() => return,
+            // They may use the box no more.
+            () = gone.cancelled() => return,
             _ = tick.tick(), if drawn.is_behind(&listener) => {
                 if events.send(Ok(drawn.draw(&listener))).await.is_err() {
                     return;

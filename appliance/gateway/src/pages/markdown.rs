@@ -31,11 +31,6 @@ pub(super) fn blocks(text: &str) -> Vec<String> {
     blocks
 }
 
-/// The whole text at once.
-pub(super) fn html(text: &str) -> String {
-    blocks(text).concat()
-}
-
 /// Makes each event harmless.
 #[derive(Default)]
 struct Safe {
@@ -112,10 +107,14 @@ fn below(level: HeadingLevel) -> HeadingLevel {
 mod tests {
     use super::*;
 
+    fn html(text: &str) -> String {
+        blocks(text).concat()
+    }
+
     /// Every `<` that begins a tag is one of those that Markdown makes, without an attribute that
     /// could do anything.
     fn assert_harmless(markdown: &str) {
-        let html = html(markdown);
+        let drawn = html(markdown);
         let allowed = [
             "p",
             "h3",
@@ -142,13 +141,13 @@ mod tests {
             "td",
             "input",
         ];
-        for piece in html.split('<').skip(1) {
+        for piece in drawn.split('<').skip(1) {
             let (tag, _) =
-                piece.split_once('>').unwrap_or_else(|| panic!("{markdown:?} -> {html}"));
+                piece.split_once('>').unwrap_or_else(|| panic!("{markdown:?} -> {drawn}"));
             let closing = tag.starts_with('/');
             let tag = tag.trim_start_matches('/').trim_end_matches('/');
             let (name, attributes) = tag.split_once(' ').unwrap_or((tag, ""));
-            assert!(allowed.contains(&name.trim()), "{markdown:?} -> {html}");
+            assert!(allowed.contains(&name.trim()), "{markdown:?} -> {drawn}");
             let harmless = match name {
                 _ if closing => attributes.is_empty(),
                 "a" => ["href=\"http://", "href=\"https://", "href=\"mailto:"]
@@ -159,7 +158,7 @@ mod tests {
                 "input" => attributes.starts_with("disabled=\"\" type=\"checkbox\""),
                 _ => attributes.trim().is_empty(),
             };
-            assert!(harmless, "{markdown:?} -> {html}");
+            assert!(harmless, "{markdown:?} -> {drawn}");
         }
     }
 
@@ -222,7 +221,7 @@ mod tests {
     #[test]
     fn ordinary_markdown_is_drawn() {
         let text = "# One\n\ntext **bold** `code` [link](https://example.org/a?b=c&d)\n\n1. a\n2. b\n\n```rust\nfn f() {}\n```";
-        let html = html(text);
+        let drawn = html(text);
         for part in [
             "<h3>One</h3>",
             "<strong>bold</strong>",
@@ -232,10 +231,10 @@ mod tests {
             "href=\"https://example.org/a?b=c&amp;d\"",
             "rel=\"noopener noreferrer nofollow\"",
         ] {
-            assert!(html.contains(part), "{part} in {html}");
+            assert!(drawn.contains(part), "{part} in {drawn}");
         }
-        assert_eq!(super::html("![a dog](https://x/y.png)"), "<p>[picture: a dog]</p>\n");
-        assert!(super::html("<me@example.org>").contains("href=\"mailto:me@example.org\""));
+        assert_eq!(html("![a dog](https://x/y.png)"), "<p>[picture: a dog]</p>\n");
+        assert!(html("<me@example.org>").contains("href=\"mailto:me@example.org\""));
     }
 
     #[test]

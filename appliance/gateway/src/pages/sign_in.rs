@@ -82,10 +82,10 @@ pub(super) async fn take(
 }
 
 pub(super) async fn out(State(gateway): State<Arc<Gateway>>, caller: Caller) -> Response {
-    if let Some(token) = caller.token {
-        if let Err(error) = gateway.members.ask(move |m| m.sign_out(token.expose())).await {
-            return Trouble::from(error).into_response();
-        }
+    if let Some(token) = caller.token
+        && let Err(error) = gateway.members.ask(move |m| m.sign_out(token.expose())).await
+    {
+        return Trouble::from(error).into_response();
     }
     let cookie = auth::no_session_cookie(caller.peer.tls);
     (AppendHeaders([(header::SET_COOKIE, cookie)]), Redirect::to("/sign-in")).into_response()
