@@ -18,7 +18,7 @@ pub(crate) struct Supervise {
 impl Supervise {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         part::log("info");
-        let state = self.state.folder()?;
+        let state = self.state.make()?;
         part::runtime()?.block_on(async {
             let (_end, ending) = part::endings()?;
             let parts = Children::of(&program()?, &state);

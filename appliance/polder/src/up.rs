@@ -53,9 +53,9 @@ pub(crate) struct Up {
 impl Up {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         part::log("warn");
-        let state = self.state.folder()?;
         // A misspelt name is told before anything is made.
         self.model.as_deref().map(Recipe::find).transpose()?;
+        let state = self.state.make()?;
         self.check_door(&state)?;
         part::runtime()?.block_on(self.start(&state))
     }
@@ -139,10 +139,7 @@ impl Up {
 
     /// Says in a sentence what the gateway would otherwise die of.
     fn check_door(&self, state: &Path) -> anyhow::Result<()> {
-        let site = match state.is_dir() {
-            true => Store::open(state)?.current()?,
-            false => None,
-        };
+        let site = Store::open(state)?.current()?;
         let door = site.unwrap_or_else(|| Site::unclaimed(DEFAULT_PORT)).door;
         let port = self.port.unwrap_or(door.port);
         let listen = if self.listen.is_empty() { &door.listen } else { &self.listen };

@@ -162,7 +162,9 @@ async fn repeat(
         }
         eprintln!("{part} | {said}");
         if is_worth_repeating(&said) {
-            let words = said.chars().take(LONGEST_WORDS).collect();
+            // A program's last line is what it failed of, as it would say it to a person.
+            let words = said.strip_prefix("error: ").unwrap_or(&said);
+            let words = words.chars().take(LONGEST_WORDS).collect();
             *last_words.lock().expect("no one panics holding it") = Some(words);
         }
     }
@@ -204,7 +206,7 @@ mod tests {
     #[tokio::test]
     async fn a_part_that_ends_is_told_with_its_status_and_its_last_words() {
         let state = tempfile::tempdir().unwrap();
-        let text = "echo begin; printf 'no weights\\033[2J here\\n' >&2; echo 'note: run with `RUST_BACKTRACE=1`' >&2; exit 3";
+        let text = "echo begin; printf 'error: no weights\\033[2J here\\n' >&2; echo 'note: run with `RUST_BACKTRACE=1`' >&2; exit 3";
         let parts = script(state.path(), text);
         let ended = parts.start(&Part::Gateway).await.unwrap().ended().await;
         assert_eq!(ended.status, "exit status 3");
