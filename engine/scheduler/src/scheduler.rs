@@ -297,9 +297,6 @@ impl Scheduler {
             if sequence.has_room() {
                 continue;
             }
-            if sequence.awaits_its_tokens() {
-                return; // Its turn, but it does not know its own tokens yet.
-            }
             let need = blocks_for(sequence.tokens.len() as u32, block_tokens);
             if need + spare > self.pool.available() {
                 return;

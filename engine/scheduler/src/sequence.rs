@@ -62,10 +62,6 @@ impl Sequence {
         self.tokens.len() as u32 - self.fed
     }
 
-    pub(crate) fn awaits_its_tokens(&self) -> bool {
-        self.planned > self.sampled()
-    }
-
     /// Tokens that it could read next.
     pub(crate) fn next_chunk(&self) -> u32 {
         match self.request.prompt_logprobs {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 
-use polder_backend::{Backend, Limits, Sampling, StepBatch, Ticket, TokenId};
+use polder_backend::{Backend, Limits, OutputRow, Sampling, StepBatch, Ticket, TokenId, Want};
 use polder_scheduler::fake::{FakeBackend, hashed};
 use polder_scheduler::{
     Config, Event, FinishReason, MemberId, Refusal, Request, RequestId, Scheduler, SchedulerError,
@@ -257,7 +257,10 @@ fn judged_prompts_deliver_one_logprob_for_each_token_after_the_first() {
         let mut judged = request("m", prompt.clone(), max_tokens, 7);
         judged.prompt_logprobs = Some(2);
         bench.scheduler.admit(vec![(RequestId(0), judged)]).unwrap();
-        while bench.turn() {}
+        while bench.turn() {
+            let samples = |row: &OutputRow| matches!(row.want, Want::Sample(_));
+            assert!(max_tokens > 0 || !bench.batch.outputs.iter().any(samples));
+        }
         let judged: Vec<u32> = bench.said[&RequestId(0)]
             .iter()
             .filter_map(|event| match event {
