@@ -97,8 +97,8 @@ fn page(window: Window, begun: bool, error: Option<&str>) -> Page {
             @if let Some(error) = error { (page::error(error)) }
             @if begun {
                 p {
-                    "Somebody has used the code and is setting this box up in another browser. "
-                    "If that was you, go on there. If it was not, or that browser is gone, "
+                    "Somebody has used the code and is setting this box up in another browser, so that code is \
+                     not good any more. If that was you, go on there. If it was not, or that browser is gone, "
                     "take the box back:"
                 }
             } @else {

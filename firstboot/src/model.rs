@@ -123,7 +123,7 @@ fn details(choice: &Choice) -> Markup {
         @if choice.trial {
             p {
                 (badge(Tone::Warn, "Trial")) " Tiny and often wrong: for seeing that everything works. "
-                "A better one is one press away later."
+                "A better one can take its place later, without losing anything else."
             }
         }
         @if let Some(about) = &choice.about { p { (about) } }
@@ -131,7 +131,7 @@ fn details(choice: &Choice) -> Markup {
         @if let Some(lacks) = &choice.lacks { p { strong { "Not yet: " } (lacks) "." } }
         p {
             @if choice.imported { (badge(Tone::Good, "On this box")) " " }
-            @if let Some(size) = choice.size { (bytes(size)) " to fetch. " }
+            @if let Some(size) = choice.size { (bytes(size)) @if !choice.imported { " to fetch" } ". " }
             "Licence: " (choice.licence.as_deref().unwrap_or("not stated")) ". "
             @if let Some(fits) = &choice.fits { (sentence(fits)) " " }
             a href=(format!("/setup/planner?model={}", choice.name)) {
