@@ -17,7 +17,7 @@ use crate::escape::{choose_marker, mark_all, strings};
 use crate::tokenizer::{Special, Tokenizer};
 
 /// Instructions that one rendering may take: thousands of messages, but no endless loop.
-const FUEL: u64 = 50_000_000;
+const FUEL: u64 = 5_000_000;
 
 /// Who said what, and how the model should go on.
 #[derive(Debug, Clone, Default, PartialEq)]
