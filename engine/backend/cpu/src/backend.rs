@@ -16,8 +16,8 @@ use crate::kv::PAGE;
 /// How weights are kept and multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// As the file stores them: quantized weights meet activations quantized to 8 bits in groups
-    /// of 32, with exact integer sums; KV is kept in half precision.
+    /// As the file stores them: quantized weights meet activations quantized in groups of 32 to
+    /// two signed bytes each, with exact integer sums; KV is kept in half precision.
     Stored,
     /// Everything as 32-bit floats, KV too: the reference.
     F32,

@@ -39,6 +39,12 @@ unsafe fn blocks<const NIBBLES: bool, const MINS: bool, const HALVES: bool>(
             }
             first += 4;
         }
+        if tokens - first >= 2 {
+            for side in 0..2 {
+                block::<2, NIBBLES, MINS, HALVES>(tile, rows, first, side, out);
+            }
+            first += 2;
+        }
         while first < tokens {
             for side in 0..2 {
                 block::<1, NIBBLES, MINS, HALVES>(tile, rows, first, side, out);

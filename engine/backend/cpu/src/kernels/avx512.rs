@@ -41,6 +41,10 @@ unsafe fn blocks<const NIBBLES: bool, const MINS: bool, const HALVES: bool>(
             block::<4, NIBBLES, MINS, HALVES>(tile, rows, first, out);
             first += 4;
         }
+        if tokens - first >= 2 {
+            block::<2, NIBBLES, MINS, HALVES>(tile, rows, first, out);
+            first += 2;
+        }
         while first < tokens {
             block::<1, NIBBLES, MINS, HALVES>(tile, rows, first, out);
             first += 1;

@@ -25,7 +25,7 @@ mod vector;
 
 pub(crate) use vector::{
     add_scaled, dot_lanes, exp_sum, floats_to_halves, gate_gelu, gate_silu, halves_to_floats,
-    quantize_group, sum_squares,
+    lost_by_rounding, quantize_row, sum_squares,
 };
 
 /// Rows in a tile.

@@ -158,7 +158,7 @@ forms! {
     /// A row of activations to signed bytes: per group of 32, `scale = max|x| / 127`, quants
     /// rounded to even, and the sums of both halves. `q` may be longer than `x`: what is left of
     /// its last group is zero.
-    quantize_group = quantize_body(x: &[f32], q: &mut [i8], scales: &mut [f32], sums: &mut [i32])
+    quantize_row = quantize_body(x: &[f32], q: &mut [i8], scales: &mut [f32], sums: &mut [i32])
 }
 
 #[inline(always)]
@@ -197,6 +197,21 @@ fn quantize_body<const FUSED: bool>(x: &[f32], q: &mut [i8], scales: &mut [f32],
                 total += i32::from(*q);
             }
             *sum = total;
+        }
+    }
+}
+
+forms! {
+    /// `rest = x - scale * q`.
+    lost_by_rounding = lost_body(x: &[f32], q: &[i8], scales: &[f32], rest: &mut [f32])
+}
+
+#[inline(always)]
+fn lost_body<const FUSED: bool>(x: &[f32], q: &[i8], scales: &[f32], rest: &mut [f32]) {
+    let groups = x.chunks(GROUP).zip(q.chunks(GROUP)).zip(rest.chunks_mut(GROUP));
+    for (((x, q), rest), scale) in groups.zip(scales) {
+        for ((x, q), rest) in x.iter().zip(q).zip(rest) {
+            *rest = x - scale * f32::from(*q);
         }
     }
 }
