@@ -162,6 +162,9 @@ async fn ask(
     let mut body = json!({
         "messages": turns,
         "stream": true,
+        // A little less chance than the API's 1.0, at which small models lose their thread.
+        "temperature": 0.7,
+        "top_p": 0.9,
         "stream_options": { "include_usage": true },
     });
     if let Some(model) = &model {

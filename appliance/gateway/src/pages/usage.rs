@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Form;
 use axum::extract::{Query, State};
@@ -20,6 +21,8 @@ use crate::pages::home::Said;
 use crate::pages::who::{SignedIn, Steward};
 
 const DAYS: u32 = 30;
+/// A change of the rule needs no work: the supervisor tells of it at once.
+const SOON: Duration = Duration::from_secs(2);
 
 #[derive(Deserialize)]
 pub(super) struct Policy {
@@ -91,7 +94,12 @@ pub(super) async fn decide(
             _ => UsageVisibility::Nobody,
         },
     };
-    gateway.ask(Request::Apply { change: SiteChange::Usage(metering), by: who.actor() }).await?;
+    let mut status = gateway.watch_status();
+    let change = SiteChange::Usage(metering.clone());
+    gateway.ask(Request::Apply { change, by: who.actor() }).await?;
+    // So that the page that follows shows the new rule; the box follows in any case.
+    let known = status.wait_for(|status| status.site.usage == metering);
+    let _ = tokio::time::timeout(SOON, known).await;
     Ok(Redirect::to("/usage?said=policy").into_response())
 }
 
