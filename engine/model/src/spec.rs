@@ -66,13 +66,16 @@ impl ModelSpec {
             width("the key/value head count", a.kv_heads)?;
             width("the head width", a.head_dim)?;
             width("the width of all heads", a.heads.saturating_mul(a.head_dim))?;
-            if a.heads % a.kv_heads != 0 {
+            if !a.heads.is_multiple_of(a.kv_heads) {
                 return refuse(format!(
                     "{} heads do not share {} key/value heads evenly",
                     a.heads, a.kv_heads
                 ));
             }
-            if a.head_dim % 2 != 0 || a.rope.dims % 2 != 0 || a.rope.dims > a.head_dim {
+            if !a.head_dim.is_multiple_of(2)
+                || !a.rope.dims.is_multiple_of(2)
+                || a.rope.dims > a.head_dim
+            {
                 return refuse(format!("heads of {} with {} turned", a.head_dim, a.rope.dims));
             }
             width("the number of turned values", a.rope.dims)?;

@@ -142,7 +142,7 @@ fn parameters(s: &Sampling, limits: &Limits) -> Result<(), BackendError> {
         if mask.len() != vocab.div_ceil(32) {
             return bad(format!("a mask of {} words for {vocab} tokens", mask.len()));
         }
-        let tail = if vocab % 32 == 0 { u32::MAX } else { (1 << (vocab % 32)) - 1 };
+        let tail = if vocab.is_multiple_of(32) { u32::MAX } else { (1 << (vocab % 32)) - 1 };
         let (last, front) = mask.split_last().expect("a vocabulary has tokens");
         if front.iter().all(|w| *w == 0) && last & tail == 0 {
             return bad("a mask that allows no token".into());

@@ -112,7 +112,7 @@ fn spec(gguf: &Gguf, shelf: &Shelf, bytes: &[u8]) -> Result<ModelSpec, ModelErro
     let inner = number("feed_forward_length")?;
     let layer = |i: u32| {
         // Gemma 3: five layers look back a little way, each sixth all the way.
-        let local = gemma && (i + 1) % 6 != 0;
+        let local = gemma && !(i + 1).is_multiple_of(6);
         LayerSpec {
             attention: Attention::Gqa(Gqa {
                 heads,

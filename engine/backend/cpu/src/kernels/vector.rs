@@ -146,7 +146,7 @@ forms! {
 
 #[inline(always)]
 fn gate_gelu_body<const FUSED: bool>(gate: &mut [f32], up: &[f32]) {
-    const TWICE: f32 = 1.595_769_1;
+    const TWICE: f32 = 1.595_769;
     for (g, u) in gate.iter_mut().zip(up) {
         let x = *g;
         let inner = TWICE * madd::<FUSED>(0.044_715 * x * x, x, x);
