@@ -1,5 +1,7 @@
 //! Nothing that a weight file can say may panic or take memory without bound.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
+
 use std::path::Path;
 
 use polder_model::{Model, ModelError, gguf, huggingface};

@@ -1,6 +1,6 @@
 //! What the tests share: models, and a scheduler of the simplest kind.
 // Each test file uses a part, and each is a crate of its own.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
