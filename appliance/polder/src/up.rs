@@ -203,7 +203,6 @@ mod tests {
     fn yes_serves_what_was_asked_for_else_what_is_there_else_the_trial_model() {
         let mut site = Site::unclaimed(1);
         let pick = |site: &Site, asked| {
-            follower.let_finish().await?;
             let (name, recipe) = first_engine(site, asked).unwrap();
             (name.to_string(), recipe.name.clone())
         };
