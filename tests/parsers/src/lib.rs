@@ -2,6 +2,8 @@
 //! or take memory that its input did not pay for. `make fuzz` feeds them, `make test` replays what
 //! fuzzing found worth keeping.
 
+use polder_engine_server::wire;
+
 /// A parser under its name.
 pub type Parser = (&'static str, fn(&[u8]));
 
@@ -14,8 +16,9 @@ pub const PARSERS: &[Parser] = &[
     ("recipe", |bytes| text(bytes, |t| drop(polder_recipes::Recipe::from_toml(t)))),
     ("site", |bytes| text(bytes, |t| drop(polder_site::Site::from_toml(t)))),
     ("control", |bytes| drop(serde_json::from_slice::<polder_control::Request>(bytes))),
-    ("chat_request", |bytes| drop(polder_engine_server::parse_chat(bytes, false))),
-    ("completion_request", |bytes| drop(polder_engine_server::parse_completion(bytes, true))),
+    ("chat_request", |bytes| drop(wire::chat::parse_chat(bytes, false))),
+    ("tokenize_request", |bytes| drop(wire::tokens::parse_tokenize(bytes, false))),
+    ("completion_request", |bytes| drop(wire::completions::parse_completion(bytes, true))),
 ];
 
 /// Feeds one parser.
