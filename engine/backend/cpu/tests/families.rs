@@ -1,5 +1,7 @@
 //! Each family against llama.cpp, on seeded checkpoints in both file formats.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
+
 mod common;
 
 use std::sync::Arc;
