@@ -168,15 +168,15 @@ fn python(base: &str, ca_file: &str, key: &str, model: &str) -> String {
     // JSON's strings are Python's.
     let text = |text: &str| serde_json::Value::from(text).to_string();
     [
-        "import ssl, httpx".to_owned(),
-        "from openai import OpenAI".to_owned(),
+        "import ssl".to_owned(),
+        "from openai import DefaultHttpxClient, OpenAI".to_owned(),
         String::new(),
         "trust = ssl.create_default_context(".to_owned(),
         format!("    cafile={})", text(ca_file)),
         "box = OpenAI(".to_owned(),
         format!("    base_url={},", text(base)),
         format!("    api_key={},", text(key)),
-        "    http_client=httpx.Client(verify=trust))".to_owned(),
+        "    http_client=DefaultHttpxClient(verify=trust))".to_owned(),
         "for piece in box.chat.completions.create(".to_owned(),
         format!("        model={}, stream=True,", text(model)),
         "        messages=[{\"role\": \"user\",".to_owned(),

@@ -13,7 +13,8 @@ fn a_stream_cut_by_a_dying_engine_ends_with_an_error_and_the_next_request_is_ser
     let (running, up) = Running::ready(state.path());
     let gateway = running.status().gateway.pid;
     let engine = running.engine_pid();
-    let mut body = chat(&up.model, "Count from one to one thousand in words.", 2000);
+    let mut body = chat(&up.model, "Tell me a story.", 2000);
+    body["ignore_eos"] = true.into();
     body["stream"] = true.into();
     let mut stream = up.client().stream("/v1/chat/completions", &body);
     for _ in 0..5 {

@@ -66,9 +66,12 @@ async fn browser_a_stranger_walks_the_wizard_and_reads_a_streamed_answer_on_the_
     browser.press("Ask the model something").await;
     browser.at("/chat").await;
     browser.hear("tiny and often wrong").await;
-    browser.fill("message", "What is the capital of France?").await;
+    browser.fill("message", "Say hello to my friends.").await;
     browser.press("Send").await;
-    browser.hear("Paris").await;
+    browser.hear("Say hello to my friends.").await;
+    browser.see("#talk .said.box .words p").await;
+    browser.see("#stop[hidden]").await;
+    assert!(browser.read("#talk .said.box .words").await.len() > 5, "the answer is empty");
     browser.picture("chat").await;
     browser.fits_its_window().await;
     browser.is_usable_by_ear_and_keyboard().await;

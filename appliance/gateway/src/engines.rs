@@ -123,6 +123,7 @@ impl Engines {
     ) -> Result<EngineAnswer, EngineRefusal> {
         let deadline = Instant::now() + self.patience;
         let mut status = self.link.watch();
+        let mut broke = false;
         loop {
             let engine = choose(&status.borrow_and_update(), model)?.clone();
             let wait = match readiness(&engine.part.state, self.link.is_up()) {
@@ -136,9 +137,15 @@ impl Engines {
                     }
                     // Not connected: the request has not been seen, so it may be sent again.
                     Err(error) if error.is_connect() => TRY_AGAIN,
-                    // Seen, and perhaps the reason for the end: not sent twice.
+                    // Nothing of an answer was seen: usually an engine that was ending just then.
+                    // Once more, and only once: the request may be what broke it.
+                    Err(error) if !broke => {
+                        log::info!(engine:% = engine.name; "an engine broke off: {error}");
+                        broke = true;
+                        TRY_AGAIN
+                    }
                     Err(error) => {
-                        log::warn!(engine:% = engine.name; "an engine broke off: {error}");
+                        log::warn!(engine:% = engine.name; "an engine broke off again: {error}");
                         return Err(EngineRefusal::Broke { recipe: engine.recipe, retry_after: 5 });
                     }
                 },

@@ -68,8 +68,8 @@ fn curl(at: &Address, model: &str) -> String {
 fn python(at: &Address, model: &str) -> String {
     let (imports, client) = if at.tls {
         (
-            "import os, ssl\nimport httpx\nfrom openai import OpenAI\n\nbox = ssl.create_default_context()\nbox.load_verify_locations(os.path.expanduser(\"~/polder-ca.crt\"))\n",
-            ",\n    http_client=httpx.Client(verify=box)",
+            "import os, ssl\nfrom openai import DefaultHttpxClient, OpenAI\n\nbox = ssl.create_default_context()\nbox.load_verify_locations(os.path.expanduser(\"~/polder-ca.crt\"))\n",
+            ",\n    http_client=DefaultHttpxClient(verify=box)",
         )
     } else {
         ("from openai import OpenAI\n\n", "")
