@@ -50,5 +50,5 @@ tools-test: tools-build
 	@tests/tools/venv tests/requirements.txt $(CACHE)/venv
 
 tools-bench: tools-test
-	@tests/tools/apt cmake g++ wrk
+	@tests/tools/apt cmake g++
 	@tests/tools/venv tests/bench/requirements.txt $(CACHE)/venv-bench

@@ -62,7 +62,8 @@ impl Browser {
         let capabilities = [("goog:chromeOptions".to_owned(), options)].into_iter().collect();
         let begun = Instant::now();
         let client = loop {
-            let mut builder = ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new());
+            let mut builder =
+                ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new());
             builder.capabilities(fantoccini::wd::Capabilities::clone(&capabilities));
             match builder.connect(&format!("http://127.0.0.1:{port}")).await {
                 Ok(client) => break client,
@@ -89,7 +90,11 @@ impl Browser {
         while !self.place().await.contains(part) {
             if begun.elapsed() > PATIENCE {
                 self.picture("stuck").await;
-                panic!("waited for {part:?}, still at {}:\n{}", self.place().await, self.words().await);
+                panic!(
+                    "waited for {part:?}, still at {}:\n{}",
+                    self.place().await,
+                    self.words().await
+                );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -141,7 +146,11 @@ impl Browser {
         let found = self.client.wait().at_most(PATIENCE).for_element(Locator::XPath(&path)).await;
         let Ok(button) = found else {
             self.picture("stuck").await;
-            panic!("nothing to press says {words:?} at {}:\n{}", self.place().await, self.words().await)
+            panic!(
+                "nothing to press says {words:?} at {}:\n{}",
+                self.place().await,
+                self.words().await
+            )
         };
         button.click().await.expect("a button can be pressed");
     }
@@ -159,7 +168,8 @@ impl Browser {
     /// Leaves a picture under `target/screenshots`.
     pub async fn picture(&self, name: &str) {
         let picture = self.client.screenshot().await.expect("a page can be pictured");
-        std::fs::write(self.shots.join(format!("{name}.png")), picture).expect("target/ is writable");
+        std::fs::write(self.shots.join(format!("{name}.png")), picture)
+            .expect("target/ is writable");
     }
 
     /// Fails when the page is wider than its window: somebody would have to scroll sideways.
@@ -170,7 +180,11 @@ impl Browser {
             .await
             .expect("the page can be measured");
         let (page, window) = (wide[0].as_f64(), wide[1].as_f64());
-        assert!(page <= window.map(|w| w + 1.0), "{} is {page:?} wide in {window:?}", self.place().await);
+        assert!(
+            page <= window.map(|w| w + 1.0),
+            "{} is {page:?} wide in {window:?}",
+            self.place().await
+        );
     }
 
     /// Fails where somebody who cannot see or point is left out: a field without a name, a picture
@@ -192,8 +206,12 @@ impl Browser {
             for (const id of ids) if (ids.indexOf(id) !== ids.lastIndexOf(id)) faults.push('twice: #' + id);
             return faults;"#;
         let faults = self.client.execute(script, Vec::new()).await.expect("the page can be read");
-        let faults: HashSet<String> =
-            faults.as_array().into_iter().flatten().filter_map(|f| f.as_str().map(str::to_owned)).collect();
+        let faults: HashSet<String> = faults
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|f| f.as_str().map(str::to_owned))
+            .collect();
         assert!(faults.is_empty(), "{}: {faults:#?}", self.place().await);
     }
 

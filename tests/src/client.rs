@@ -38,7 +38,9 @@ impl Client {
             })
             .collect();
         assert!(!roots.is_empty(), "no certificate in {}", ca_file.display());
-        let tls = ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::new_with_certs(&roots)).build();
+        let tls = ureq::tls::TlsConfig::builder()
+            .root_certs(ureq::tls::RootCerts::new_with_certs(&roots))
+            .build();
         let agent = ureq::Agent::config_builder()
             .tls_config(tls)
             .http_status_as_error(false)
@@ -81,8 +83,15 @@ impl Client {
         self.post("/v1/chat/completions", &chat(model, words, 12))
     }
 
-    fn send(&self, path: &str, body: &Value) -> Result<ureq::http::Response<ureq::Body>, ureq::Error> {
-        let mut request = self.agent.post(format!("{}{path}", self.url)).header("content-type", "application/json");
+    fn send(
+        &self,
+        path: &str,
+        body: &Value,
+    ) -> Result<ureq::http::Response<ureq::Body>, ureq::Error> {
+        let mut request = self
+            .agent
+            .post(format!("{}{path}", self.url))
+            .header("content-type", "application/json");
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
@@ -108,11 +117,17 @@ impl Answer {
     /// The words of a chat completion.
     pub fn words(&self) -> String {
         assert_eq!(self.status, 200, "{}", self.text);
-        self.json()["choices"][0]["message"]["content"].as_str().expect("a chat answer has content").to_owned()
+        self.json()["choices"][0]["message"]["content"]
+            .as_str()
+            .expect("a chat answer has content")
+            .to_owned()
     }
     /// The sentence of an OpenAI-shaped error.
     pub fn error(&self) -> String {
-        self.json()["error"]["message"].as_str().unwrap_or_else(|| panic!("no error in {}", self.text)).to_owned()
+        self.json()["error"]["message"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no error in {}", self.text))
+            .to_owned()
     }
 }
 

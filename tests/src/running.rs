@@ -16,7 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub fn need(variable: &str) -> PathBuf {
     match std::env::var_os(variable) {
         Some(value) => PathBuf::from(value),
-        None => panic!("{variable} is not set: run the stories with `make test`, which prepares what they need"),
+        None => panic!(
+            "{variable} is not set: run the stories with `make test`, which prepares what they need"
+        ),
     }
 }
 
@@ -91,8 +93,12 @@ impl Running {
             .append(true)
             .open(state.join("story.log"))
             .expect("the state folder is writable");
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().expect("polder starts");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("polder starts");
         let out = child.stdout.take().expect("stdout is piped");
         let (send, lines) = channel();
         std::thread::spawn(move || {
@@ -116,9 +122,15 @@ impl Running {
         let running = Self::start(state, port, &["--yes", "--json"]);
         let line = running.line_with("api_key");
         let value: Value = serde_json::from_str(&line).expect("--json prints one JSON line");
-        let text = |key: &str| value[key].as_str().unwrap_or_else(|| panic!("no {key} in {line}")).to_owned();
-        let up =
-            Up { url: text("url"), ca_file: text("ca_file").into(), api_key: text("api_key"), model: text("model") };
+        let text = |key: &str| {
+            value[key].as_str().unwrap_or_else(|| panic!("no {key} in {line}")).to_owned()
+        };
+        let up = Up {
+            url: text("url"),
+            ca_file: text("ca_file").into(),
+            api_key: text("api_key"),
+            model: text("model"),
+        };
         (running, up)
     }
 
@@ -129,8 +141,12 @@ impl Running {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) if line.contains(part) => return line,
                 Ok(_) => {}
-                Err(RecvTimeoutError::Timeout) => panic!("no line with {part:?} in {PATIENCE:?}; {}", self.log()),
-                Err(RecvTimeoutError::Disconnected) => panic!("polder ended without {part:?}; {}", self.log()),
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("no line with {part:?} in {PATIENCE:?}; {}", self.log())
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("polder ended without {part:?}; {}", self.log())
+                }
             }
         }
     }
@@ -175,15 +191,20 @@ impl Running {
             if condition(&status) {
                 return status;
             }
-            assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}; {status:?}; {}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "waited {PATIENCE:?} for {what}; {status:?}; {}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
     /// The first engine's process, once it is ready.
     pub fn engine_pid(&self) -> u32 {
-        let status =
-            self.until("a ready engine", |s| s.engines.first().is_some_and(|e| e.part.state == PartState::Ready));
+        let status = self.until("a ready engine", |s| {
+            s.engines.first().is_some_and(|e| e.part.state == PartState::Ready)
+        });
         status.engines[0].part.pid.expect("a ready engine has a process")
     }
 
@@ -205,7 +226,11 @@ impl Running {
             if let Some(status) = self.child.try_wait().expect("our own child can be waited for") {
                 return status;
             }
-            assert!(Instant::now() < deadline, "polder did not end in {PATIENCE:?}; {}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "polder did not end in {PATIENCE:?}; {}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -235,7 +260,10 @@ impl Up {
 
 /// Sends a signal to a process that this story's box started.
 pub fn send_signal(pid: u32, signal: rustix::process::Signal) {
-    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).expect("a process id is positive");
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+        .expect("a process id is positive");
     // An error means that it has ended already, which is what the signal was for.
     let _ = rustix::process::kill_process(pid, signal);
 }

@@ -48,7 +48,12 @@ fn curl_with_the_printed_certificate_and_key_gets_an_answer() {
     let output = std::process::Command::new("curl")
         .args(["-sS", "--fail-with-body", "--cacert"])
         .arg(&up.ca_file)
-        .args(["-H", &format!("Authorization: Bearer {}", up.api_key), "-H", "Content-Type: application/json"])
+        .args([
+            "-H",
+            &format!("Authorization: Bearer {}", up.api_key),
+            "-H",
+            "Content-Type: application/json",
+        ])
         .args(["-d", &chat(&up.model, "Say hello.", 8).to_string()])
         .arg(format!("{}/v1/chat/completions", up.url))
         .output()

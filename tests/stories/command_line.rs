@@ -6,7 +6,8 @@ fn said(arguments: &[&str]) -> (bool, String) {
     let output = polder(arguments).output().unwrap();
     (
         output.status.success(),
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
+        String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr),
     )
 }
 
@@ -21,10 +22,12 @@ fn every_command_explains_itself_with_an_example() {
 
 #[test]
 fn a_plan_says_whether_a_model_fits_and_a_misspelt_one_gets_a_suggestion() {
-    let (ok, text) = said(&["plan", "--box", "h200-141", "--model", "qwen3-235b-a22b", "--members", "32"]);
+    let (ok, text) =
+        said(&["plan", "--box", "h200-141", "--model", "qwen3-235b-a22b", "--members", "32"]);
     assert!(ok, "{text}");
     assert!(text.contains("96,256"), "no KV bytes per token in:\n{text}");
-    let (ok, text) = said(&["plan", "--box", "h200-141", "--model", "qwen3-235b-a22", "--members", "32"]);
+    let (ok, text) =
+        said(&["plan", "--box", "h200-141", "--model", "qwen3-235b-a22", "--members", "32"]);
     assert!(!ok);
     assert!(text.contains("qwen3-235b-a22b"), "no suggestion in:\n{text}");
 }

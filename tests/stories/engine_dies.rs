@@ -43,8 +43,9 @@ fn an_engine_that_cannot_live_is_given_up_with_a_reason_and_requests_get_a_clear
     std::fs::remove_dir_all(state.path().join("weights/models")).unwrap();
     std::fs::remove_dir_all(state.path().join("weights/blobs")).unwrap();
     send_signal(running.engine_pid(), Signal::KILL);
-    let status = running
-        .until("the supervisor to give up", |s| matches!(s.engines[0].part.state, PartState::GaveUp(_)));
+    let status = running.until("the supervisor to give up", |s| {
+        matches!(s.engines[0].part.state, PartState::GaveUp(_))
+    });
     let PartState::GaveUp(why) = &status.engines[0].part.state else { unreachable!() };
     assert!(!why.is_empty());
     let refused = up.client().chat(&up.model, "Hi.");
@@ -63,7 +64,8 @@ fn nothing_is_left_running_after_the_supervisor_is_killed() {
     running.wait();
     std::thread::sleep(Duration::from_secs(2));
     for pid in parts {
-        let alive = std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| !s.contains(") Z "));
+        let alive =
+            std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| !s.contains(") Z "));
         assert!(!alive, "process {pid} outlived its supervisor");
     }
 }

@@ -85,6 +85,7 @@ fn a_byte_that_rots_in_the_store_is_found_by_verify_and_named() {
     std::fs::write(&blob, bytes).unwrap();
     let verified = polder(&["weights", "verify", "--state"]).arg(state.path()).output().unwrap();
     assert!(!verified.status.success());
-    let said = String::from_utf8_lossy(&verified.stderr).into_owned() + &String::from_utf8_lossy(&verified.stdout);
+    let said = String::from_utf8_lossy(&verified.stderr).into_owned()
+        + &String::from_utf8_lossy(&verified.stdout);
     assert!(said.contains(FILE) || said.contains(DIGEST), "{said}");
 }

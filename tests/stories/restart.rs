@@ -10,7 +10,10 @@ fn a_box_started_again_serves_the_same_model_and_only_the_newest_up_key_works() 
     assert!(running.stop().success());
 
     let (_running, second) = Running::ready_again(state.path(), free_port());
-    assert_eq!(second.client().chat(&second.model, "What is the capital of France?").words(), before);
+    assert_eq!(
+        second.client().chat(&second.model, "What is the capital of France?").words(),
+        before
+    );
     assert_ne!(second.api_key, first.api_key);
     let old = second.client().with_key(Some(&first.api_key)).chat(&second.model, "Hi.");
     assert_eq!(old.status, 401, "the key of an earlier start still works");

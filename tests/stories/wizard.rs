@@ -51,7 +51,9 @@ async fn walk(browser: &Browser, link: &str, pictures: Option<&str>) -> String {
     look("6-done").await;
     let page = browser.words().await;
     let key = page.split_whitespace().find(|w| w.starts_with("plk_"));
-    key.unwrap_or_else(|| panic!("the last page shows no key:\n{page}")).trim_matches('"').to_owned()
+    key.unwrap_or_else(|| panic!("the last page shows no key:\n{page}"))
+        .trim_matches('"')
+        .to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,7 @@ use serde_json::json;
 
 use crate::Gateway;
 use crate::auth;
+use crate::body::swallow;
 use crate::engines::choose;
 use crate::errors::ApiError;
 use crate::relay::{Caller, Question, relay};
@@ -48,9 +49,18 @@ fn api_key(gateway: &Gateway, headers: &HeaderMap) -> Result<Arc<KeyGrant>, ApiE
 /// Passes a question to the engine of the model that it names.
 async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
-    // Before the body: a stranger's body is not read.
-    let grant = api_key(&gateway, &parts.headers)?;
-    let caller = Caller::key(&gateway.members, &grant)?;
+    // Before the body: a stranger's body is not kept.
+    let known = api_key(&gateway, &parts.headers).and_then(|grant| {
+        let caller = Caller::key(&gateway.members, &grant)?;
+        Ok((grant, caller))
+    });
+    let (grant, caller) = match known {
+        Ok(known) => known,
+        Err(refusal) => {
+            swallow(body).await;
+            return Err(refusal);
+        }
+    };
     let body = gateway.buffers.read(body).await?;
     let model = named_model(&body.bytes)?;
     let recipe = usable(&gateway.status(), &grant, model.as_deref())?.recipe.clone();

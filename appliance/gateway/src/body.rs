@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -32,6 +33,25 @@ pub enum BodyRefusal {
     /// Too many large bodies at once, of all members together.
     #[error("the box holds too many large requests at this moment; try again in a few seconds")]
     Busy,
+}
+
+/// Reads what a refused client is still sending, within reason, and forgets it. Over HTTP/2 an
+/// answer that comes before the body has ended makes some clients, curl among them, report a broken
+/// stream instead of the answer.
+pub(crate) async fn swallow(mut body: Body) {
+    const MOST: usize = 256 << 10;
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let read = async {
+        let mut seen = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            seen += frame.data_ref().map_or(0, Bytes::len);
+            if seen > MOST {
+                break;
+            }
+        }
+    };
+    // Whoever takes longer may see the broken stream.
+    let _ = tokio::time::timeout(PATIENCE, read).await;
 }
 
 /// A body that fails when it grows too long or comes too slowly.

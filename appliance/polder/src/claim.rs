@@ -32,13 +32,17 @@ impl Claim {
         else {
             return Err(unexpected());
         };
-        let question = if claimed { DoorRequest::ReopenSetup } else { DoorRequest::OpenClaim };
+        // The first page of a box that has members is the sign-in, not the wizard.
+        let (question, page) = match claimed {
+            true => (DoorRequest::ReopenSetup, "/setup"),
+            false => (DoorRequest::OpenClaim, "/"),
+        };
         let DoorReply::Claim(claim) = state.ask_door(&question)? else { return Err(unexpected()) };
         let folder = state.folder()?;
         let site = part::site(&folder)?;
         let here = Surroundings::of_this_machine();
         let greeting = Greeting { site: &site, state: &folder, ca_file: &ca_file, here: &here };
-        say(greeting.unclaimed(&claim, &fingerprint));
+        say(greeting.unclaimed(page, &claim, &fingerprint));
         Ok(())
     }
 }

@@ -41,12 +41,13 @@ impl Surroundings {
 
 impl Greeting<'_> {
     /// For a box that nobody has claimed, or whose set-up was opened again.
-    pub(crate) fn unclaimed(&self, claim: &Claim, fingerprint: &str) -> String {
+    /// `page` is where the wizard begins: `/` on a new box, `/setup` on one that has its members.
+    pub(crate) fn unclaimed(&self, page: &str, claim: &Claim, fingerprint: &str) -> String {
         let port = self.site.door.port;
         let mut text = String::new();
         if reaches_this_machine(self.site) {
             text += &format!(
-                "Open this in a browser on this machine:\n\n    http://localhost:{port}/#claim={}\n\n",
+                "Open this in a browser on this machine:\n\n    http://localhost:{port}{page}#claim={}\n\n",
                 claim.code
             );
             if !self.here.display {
@@ -58,7 +59,7 @@ impl Greeting<'_> {
             }
         }
         text += &format!(
-            "Or open {}/ and type the code {}\n    \
+            "Or open {}{page} and type the code {}\n    \
              its certificate is signed by {}\n    \
              with the SHA-256 fingerprint {fingerprint}\n\n",
             url(self.site),
@@ -137,7 +138,7 @@ mod tests {
     fn said(site: &Site, here: &Surroundings) -> String {
         let claim = Claim { code: "AB12-CD34".into(), seconds: 1800 };
         let (state, ca_file) = (Path::new("/box"), Path::new("/box/pki/ca.crt"));
-        Greeting { site, state, ca_file, here }.unclaimed(&claim, "AA:BB")
+        Greeting { site, state, ca_file, here }.unclaimed("/", &claim, "AA:BB")
     }
 
     #[test]

@@ -117,7 +117,7 @@ impl Up {
             say(greeting.claimed(&status));
         } else {
             match follower.ask_door(&DoorRequest::OpenClaim).await? {
-                DoorReply::Claim(claim) => say(greeting.unclaimed(&claim, &door.fingerprint)),
+                DoorReply::Claim(claim) => say(greeting.unclaimed("/", &claim, &door.fingerprint)),
                 DoorReply::Claimed => say(greeting.claimed(&status)),
                 _ => return Err(unexpected()),
             }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_control::{
-    BoxStatus, Client, ControlError, DoorReply, DoorRequest, EngineStatus, Event, Handler, Outlet, PartState,
-    PartStatus, Reply, Request, Sockets,
+    BoxStatus, Client, ControlError, DoorReply, DoorRequest, EngineStatus, Event, Handler, Outlet,
+    PartState, PartStatus, Reply, Request, Sockets,
 };
 use polder_site::{EngineSlot, Site, Store};
 use polder_stories::{free_port, need};
@@ -25,7 +25,11 @@ pub(crate) struct Polder {
 struct Supervisor(BoxStatus);
 
 impl Handler<Request, Reply> for Supervisor {
-    async fn handle(&self, question: Request, outlet: &mut Outlet<Reply>) -> Result<(), ControlError> {
+    async fn handle(
+        &self,
+        question: Request,
+        outlet: &mut Outlet<Reply>,
+    ) -> Result<(), ControlError> {
         match question {
             Request::Watch => {
                 outlet.send(&Reply::Event(Event::Status(self.0.clone()))).await?;
@@ -62,11 +66,14 @@ impl Polder {
         let sockets = Sockets::of(&state);
         let control = sockets.control();
         tokio::spawn(async move {
-            polder_control::serve(&control, Arc::new(Supervisor(status))).await.expect("the socket is ours");
+            polder_control::serve(&control, Arc::new(Supervisor(status)))
+                .await
+                .expect("the socket is ours");
         });
         tokio::time::sleep(Duration::from_millis(50)).await;
         // The pipe stays open until the child is dropped: the gateway lives as long as we do.
         let child = Command::new(need("POLDER_BIN"))
+            .env("POLDER_LOG", "warn")
             .args(["gateway", "--state"])
             .arg(&state)
             .stdin(Stdio::piped())
@@ -78,11 +85,13 @@ impl Polder {
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         };
-        let DoorReply::Ready { ca_file, .. } = door.ask(&DoorRequest::Ready).await.expect("the gateway answers")
+        let DoorReply::Ready { ca_file, .. } =
+            door.ask(&DoorRequest::Ready).await.expect("the gateway answers")
         else {
             panic!("the gateway is not ready")
         };
-        let DoorReply::Key(key) = door.ask(&DoorRequest::UpKey).await.expect("the gateway answers") else {
+        let DoorReply::Key(key) = door.ask(&DoorRequest::UpKey).await.expect("the gateway answers")
+        else {
             panic!("the gateway gave no key")
         };
         Self { child, target: Target::tls(port, &ca_file, &key) }
@@ -113,7 +122,7 @@ impl Nginx {
         std::fs::create_dir_all(&prefix).expect("a fresh folder");
         let certificate = certificate(&prefix);
         let config = format!(
-            "daemon off; pid nginx.pid; error_log stderr error; worker_processes auto; events {{ worker_connections 2048; }}
+            "{user} daemon off; pid nginx.pid; error_log stderr error; worker_processes auto; events {{ worker_connections 2048; }}
 http {{
   access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;
   upstream engine {{ server unix:{upstream}; keepalive 128; }}
@@ -130,7 +139,9 @@ http {{
   }}
 }}
 ",
-            upstream = upstream.display()
+            upstream = upstream.display(),
+            // Started by root, its workers would become somebody who may not open our socket.
+            user = if rustix::process::geteuid().is_root() { "user root;" } else { "" },
         );
         std::fs::write(prefix.join("nginx.conf"), config).expect("a fresh folder");
         let child = Command::new("nginx")
@@ -150,7 +161,12 @@ http {{
         let id = self.child.id();
         let children =
             std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
-        resident_mib(id) + children.split_whitespace().filter_map(|c| c.parse().ok()).map(resident_mib).sum::<f64>()
+        resident_mib(id)
+            + children
+                .split_whitespace()
+                .filter_map(|c| c.parse().ok())
+                .map(resident_mib)
+                .sum::<f64>()
     }
 }
 
@@ -164,7 +180,17 @@ impl Drop for Nginx {
 fn certificate(prefix: &Path) -> PathBuf {
     let (cert, key) = (prefix.join("cert.pem"), prefix.join("key.pem"));
     let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+        ])
         .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
         // An end-entity certificate, so that it can be trusted directly.
         .args(["-addext", "basicConstraints=critical,CA:FALSE"])
@@ -181,6 +207,9 @@ fn certificate(prefix: &Path) -> PathBuf {
 
 fn resident_mib(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kib = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).and_then(|l| l.split_whitespace().next());
+    let kib = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmRSS:"))
+        .and_then(|l| l.split_whitespace().next());
     kib.and_then(|k| k.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
 }

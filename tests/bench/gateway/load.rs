@@ -28,29 +28,38 @@ impl Target {
 
     pub(crate) fn tls(port: u16, trust: &Path, key: &str) -> Self {
         let mut roots = rustls::RootCertStore::empty();
-        for certificate in
-            rustls::pki_types::CertificateDer::pem_file_iter(trust).expect("the certificate can be read")
+        for certificate in rustls::pki_types::CertificateDer::pem_file_iter(trust)
+            .expect("the certificate can be read")
         {
-            roots.add(certificate.expect("the file is PEM")).expect("the certificate can be trusted");
+            roots
+                .add(certificate.expect("the file is PEM"))
+                .expect("the certificate can be trusted");
         }
-        let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("ring speaks TLS 1.3")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let config = rustls::ClientConfig::builder_with_provider(Arc::new(
+            rustls::crypto::ring::default_provider(),
+        ))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("ring speaks TLS 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
         Self::Tls { port, connector: Arc::new(config).into(), key: key.to_owned() }
     }
 
     async fn connect(&self) -> SendRequest<Full<Bytes>> {
         match self {
             Self::Unix(path) => {
-                begin(TokioIo::new(UnixStream::connect(path).await.expect("the upstream listens"))).await
+                begin(TokioIo::new(UnixStream::connect(path).await.expect("the upstream listens")))
+                    .await
             }
             Self::Tls { port, connector, .. } => {
-                let stream = TcpStream::connect(("127.0.0.1", *port)).await.expect("the door listens");
+                let stream =
+                    TcpStream::connect(("127.0.0.1", *port)).await.expect("the door listens");
                 stream.set_nodelay(true).expect("TCP has the option");
                 let name = ServerName::try_from("localhost").expect("a valid name");
-                begin(TokioIo::new(connector.connect(name, stream).await.expect("the door speaks TLS 1.3"))).await
+                begin(TokioIo::new(
+                    connector.connect(name, stream).await.expect("the door speaks TLS 1.3"),
+                ))
+                .await
             }
         }
     }
@@ -124,6 +133,7 @@ pub(crate) async fn requests(target: &Target, connections: usize, time: Duration
     let loops = senders.into_iter().map(|mut sender| async move {
         let mut micros = Vec::new();
         while start.elapsed() < time {
+            sender.ready().await.expect("the connection stays open");
             let began = Instant::now();
             let answer = sender.send_request(target.request(false)).await.expect("an answer");
             assert_eq!(answer.status(), 200);
@@ -150,7 +160,8 @@ pub(crate) async fn streams(target: &Target, streams: usize, events: usize) -> S
         let (_sender, mut body) = open(target).await;
         let mut micros = Vec::with_capacity(events);
         while micros.len() < events {
-            let frame = body.frame().await.expect("the stream goes on").expect("the stream is whole");
+            let frame =
+                body.frame().await.expect("the stream goes on").expect("the stream is whole");
             let read = now();
             let Ok(data) = frame.into_data() else { continue };
             let text = String::from_utf8_lossy(&data);
@@ -166,7 +177,10 @@ pub(crate) async fn streams(target: &Target, streams: usize, events: usize) -> S
 }
 
 /// Opens streams and keeps them open, read to their first event.
-pub(crate) async fn hold(target: &Target, streams: usize) -> Vec<(SendRequest<Full<Bytes>>, Incoming)> {
+pub(crate) async fn hold(
+    target: &Target,
+    streams: usize,
+) -> Vec<(SendRequest<Full<Bytes>>, Incoming)> {
     let mut held = Vec::new();
     for _ in 0..streams {
         let (sender, mut body) = open(target).await;

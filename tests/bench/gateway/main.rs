@@ -17,8 +17,10 @@ use load::{Samples, Target};
 const ROUNDS: usize = 6;
 
 fn main() {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime can be made");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime can be made");
     runtime.block_on(run());
 }
 
@@ -55,14 +57,18 @@ async fn run() {
         }
         let [direct, rival, ours] = &mut samples[..] else { unreachable!("three doors") };
         for percentile in [50.0, 99.0] {
-            let added = |s: &mut Samples, d: &mut Samples| s.percentile(percentile) - d.percentile(percentile);
+            let added = |s: &mut Samples, d: &mut Samples| {
+                s.percentile(percentile) - d.percentile(percentile)
+            };
             verdicts.push((
                 format!("added latency p{percentile:.0}, {connections} connections"),
                 added(ours, direct) / added(rival, direct).max(1.0),
             ));
         }
-        verdicts
-            .push((format!("requests/s, {connections} connections"), ours.per_second() / rival.per_second()));
+        verdicts.push((
+            format!("requests/s, {connections} connections"),
+            ours.per_second() / rival.per_second(),
+        ));
     }
 
     println!("\ndoor: streams (an event every 20 ms; delay from the upstream's write to our read)");
@@ -83,7 +89,9 @@ async fn run() {
         }
         let [direct, rival, ours] = &mut samples[..] else { unreachable!("three doors") };
         for percentile in [50.0, 99.0] {
-            let added = |s: &mut Samples, d: &mut Samples| s.percentile(percentile) - d.percentile(percentile);
+            let added = |s: &mut Samples, d: &mut Samples| {
+                s.percentile(percentile) - d.percentile(percentile)
+            };
             verdicts.push((
                 format!("added delay of an event p{percentile:.0}, {streams} streams"),
                 added(ours, direct) / added(rival, direct).max(1.0),
@@ -97,9 +105,13 @@ async fn run() {
     let held = load::hold(&nginx.target, 200).await;
     let rival = nginx.resident_mib();
     drop(held);
-    println!("\ndoor: resident memory with 200 open streams: polder {ours:.1} MiB, nginx {rival:.1} MiB (goal: polder under 60)");
+    println!(
+        "\ndoor: resident memory with 200 open streams: polder {ours:.1} MiB, nginx {rival:.1} MiB (goal: polder under 60)"
+    );
 
-    println!("\ndoor: polder / nginx (latency goals: p50 <= 1.0, p99 <= 1.2; below 1 is faster, for requests/s above 1)");
+    println!(
+        "\ndoor: polder / nginx (latency goals: p50 <= 1.0, p99 <= 1.2; below 1 is faster, for requests/s above 1)"
+    );
     for (what, ratio) in verdicts {
         println!("{what:<45} {ratio:>6.2}");
     }

@@ -23,7 +23,8 @@ pub const PARSERS: &[Parser] = &[
 
 /// Feeds one parser.
 pub fn feed(name: &str, bytes: &[u8]) {
-    let (_, parser) = PARSERS.iter().find(|(n, _)| *n == name).expect("a fuzz target names a parser that exists");
+    let (_, parser) =
+        PARSERS.iter().find(|(n, _)| *n == name).expect("a fuzz target names a parser that exists");
     parser(bytes);
 }
 

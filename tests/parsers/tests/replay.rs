@@ -9,8 +9,9 @@ fn nothing_in_the_fuzz_corpora_makes_a_parser_panic() {
     let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
     for (name, _) in PARSERS {
         let folder = corpora.join(name);
-        let files = std::fs::read_dir(&folder)
-            .unwrap_or_else(|e| panic!("{name} has no corpus ({e}): add one in tests/fuzz/corpus/{name}"));
+        let files = std::fs::read_dir(&folder).unwrap_or_else(|e| {
+            panic!("{name} has no corpus ({e}): add one in tests/fuzz/corpus/{name}")
+        });
         let mut fed = 0;
         for file in files {
             feed(name, &std::fs::read(file.unwrap().path()).unwrap());

@@ -1,7 +1,8 @@
 //! Tokens per second of the real model, one line of JSON for each measurement.
 //!
 //! `POLDER_SMOLLM2` names the GGUF, `POLDER_THREADS` the threads (2 if unset). Decode: 64 tokens
-//! after a prompt of 32, the best of three rounds. Prefill: 512 tokens in one step.
+//! after a prompt of 32, the best of three rounds. Prefill: 512 tokens in one step. `--reference`
+//! measures the f32 path as well.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,7 +20,9 @@ fn main() {
         .expect("POLDER_SMOLLM2 must name the file SmolLM2-135M-Instruct.Q4_1.gguf");
     let threads = std::env::var("POLDER_THREADS").ok().and_then(|t| t.parse().ok()).unwrap_or(2);
     let model = Arc::new(Model::open(path).expect("a readable model"));
-    for precision in [Precision::Stored, Precision::F32] {
+    // The reference path is no figure to be proud of: only on request.
+    let reference = std::env::args().any(|a| a == "--reference").then_some(Precision::F32);
+    for precision in [Some(Precision::Stored), reference].into_iter().flatten() {
         let options = CpuOptions { precision, threads, kv_tokens: 8192, ..CpuOptions::default() };
         let started = Instant::now();
         let mut backend = CpuBackend::load(&model, &options).expect("a model that fits");
