@@ -9,6 +9,7 @@ const MODEL: &str = "smollm2-135m-instruct";
 /// Makes a key on the home page, with these fields filled in, and reads it off.
 async fn make_key(browser: &Browser, home: &str, fields: &[(&str, &str)]) -> String {
     browser.visit(home).await;
+    browser.press("Make a new key").await;
     browser.press("Limits and other choices").await;
     for (name, text) in fields {
         browser.fill(name, text).await;
@@ -75,7 +76,10 @@ async fn browser_a_key_is_made_and_revoked_a_quota_is_reached_and_a_friend_is_in
     friend.fits_its_window().await;
     friend.is_usable_by_ear_and_keyboard().await;
     friend.visit(&format!("{home}audit")).await;
-    assert!(!friend.words().await.contains("made the first steward"), "a member reads the audit trail");
+    assert!(
+        !friend.words().await.contains("made the first steward"),
+        "a member reads the audit trail"
+    );
     friend.close().await;
     let stranger = Browser::open(1280, 900, false, true).await;
     stranger.visit(&link).await;
@@ -88,7 +92,8 @@ async fn browser_a_key_is_made_and_revoked_a_quota_is_reached_and_a_friend_is_in
     for part in ["laptop", "Grace"] {
         assert!(trail.contains(part), "{part} is not in the trail:\n{trail}");
     }
-    let written = std::fs::read_to_string(state.path().join("audit/trail.jsonl")).unwrap() + &running.log();
+    let written =
+        std::fs::read_to_string(state.path().join("audit/trail.jsonl")).unwrap() + &running.log();
     for secret in [&first, &laptop, "four quiet brown otters", "a lamp beside the harbour"] {
         assert!(!written.contains(secret), "a secret is in the trail or the log");
     }

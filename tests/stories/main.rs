@@ -1,5 +1,10 @@
 //! What people do with a box, one file per thing, against the real binary and the real model.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a story that meets what it did not expect should end there"
+)]
+
 mod answer;
 mod command_line;
 mod engine_dies;
