@@ -1,12 +1,10 @@
 # Two commands do everything: `make up` starts a box, `make test` proves it. The rest serves those
 # who build Polder. Recipes stay thin: what they do is in `polder` itself and in tests/.
 
-CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/polder
+# What is worth keeping between runs and checkouts: the trial model, Python environments.
+export CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/polder
 STATE ?= .polder
 PORT  ?= 8443
-
-# sudo only where it must be, and only where it is there.
-SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: up test lint bench fuzz deny clean tools-build tools-test tools-bench
 
@@ -32,9 +30,8 @@ deny: tools-build          ## Licences, sources and duplicate versions of everyt
 	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
 	cargo deny check licenses bans sources
 
-clean:
+clean:                     ## Forget what was built. The box in $(STATE) stays.
 	cargo clean
-	rm -rf $(STATE)
 
 # --- what each command needs, by package name ---------------------------------------------------
 
@@ -47,6 +44,7 @@ tools-build:
 # A browser and its driver, the two rival front doors, openssl to check certificates with.
 tools-test: tools-build
 	@tests/tools/apt chromium chromium-driver nginx-light caddy openssl curl python3-venv
+	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 	@tests/tools/venv tests/requirements.txt $(CACHE)/venv
 
 tools-bench: tools-test

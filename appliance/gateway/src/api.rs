@@ -57,7 +57,9 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
     let (grant, caller) = match known {
         Ok(known) => known,
         Err(refusal) => {
-            swallow(body).await;
+            if parts.version == http::Version::HTTP_2 {
+                swallow(body).await;
+            }
             return Err(refusal);
         }
     };

@@ -54,8 +54,7 @@ async fn model_answers_the_same_alone_streamed_and_among_others() {
     assert_eq!(alone.status, 200, "{}", alone.text);
     let body = alone.json();
     let said = body["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
-    // Not the truth, but what this small model says: llama.cpp gets the same words from it.
-    assert!(said.starts_with("L'Étoile, la "), "{said}");
+    assert!(said.contains("Paris"), "{said}");
     let prompt = body["usage"]["prompt_tokens"].as_u64().unwrap();
     assert_eq!(alone.header("x-polder-prompt-tokens"), Some(prompt.to_string().as_str()));
 

@@ -148,7 +148,11 @@ impl Store {
     pub fn model_folder(&self, recipe: &Recipe) -> Option<PathBuf> {
         let manifest = self.whole(recipe).ok().flatten()?;
         let folder = self.model_path(&recipe.name);
-        view::is_right(&folder, &manifest.files).then_some(folder)
+        // Links are cheap to lay again; a power cut may have lost some that the manifest outlived.
+        if !view::is_right(&folder, &manifest.files) {
+            view::build(&folder, &manifest.files).ok()?;
+        }
+        Some(folder)
     }
 
     /// The manifest, where it is of what the recipe names now and every blob is here.

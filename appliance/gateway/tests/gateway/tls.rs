@@ -66,6 +66,20 @@ async fn an_answer_streams_over_http2() {
     assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
 }
 
+#[tokio::test]
+async fn a_refusal_over_http2_is_heard_by_curl_whole() {
+    let house = House::open().await;
+    let url = format!("https://oak.local:{}/v1/chat/completions", house.port);
+    // Early answers race with the body, so once would prove little.
+    for _ in 0..8 {
+        let question = format!(r#"{{"prompt":"{}"}}"#, "x".repeat(20_000));
+        let header = "Authorization: Bearer plk_wrong";
+        let seen = curl(&house, &["--http2", "-H", header, "-d", &question], &url).await;
+        assert!(seen.status.success(), "{seen:?}");
+        assert!(out(&seen).starts_with("HTTP/2 401"), "{seen:?}");
+    }
+}
+
 /// An HTTP/2 client that takes little at a time.
 async fn http2(house: &House) -> (SendRequest<Full<Bytes>>, tokio::task::JoinHandle<()>) {
     let stream = house.tls_from("127.0.0.2", &["h2"]).await.unwrap();

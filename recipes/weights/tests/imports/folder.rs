@@ -180,8 +180,6 @@ fn a_lost_view_is_made_again_without_any_source() {
     let store = store(state.path());
     let (imported, _) = import(&store, &recipe, &Origin::Folder(disk.path().into())).unwrap();
     fs::remove_dir_all(imported.folder).unwrap();
-    assert_eq!(store.model_folder(&recipe), None);
-    import(&store, &recipe, &Origin::AsTheRecipeSays).unwrap();
     assert_model(&store, &recipe, &[("m.gguf", &model)]);
 }
 
