@@ -1,3 +1,4 @@
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -119,10 +120,11 @@ impl Process for ChildProcess {
             Err(error) => format!("could not be waited for: {error}"),
         };
         // A process that it left behind may hold the pipes open; its own words are there already.
-        for repeater in &mut self.repeaters {
+        // Each is taken out before it is waited for: one that is done must not be asked again by the
+        // next call, if this one is dropped on the way.
+        while let Some(repeater) = self.repeaters.pop() {
             let _ = tokio::time::timeout(Duration::from_millis(200), repeater).await;
         }
-        self.repeaters.clear();
         let last_words = self.last_words.lock().expect("no one panics holding it").clone();
         Ended { status, last_words }
     }
@@ -160,7 +162,8 @@ async fn repeat(
         if said.is_empty() {
             continue;
         }
-        eprintln!("{part} | {said}");
+        // Whoever read our standard error may be gone; the box goes on without them.
+        let _ = writeln!(std::io::stderr(), "{part} | {said}");
         if is_worth_repeating(&said) {
             // A program's last line is what it failed of, as it would say it to a person.
             let words = said.strip_prefix("error: ").unwrap_or(&said);
@@ -211,6 +214,23 @@ mod tests {
         let ended = parts.start(&Part::Gateway).await.unwrap().ended().await;
         assert_eq!(ended.status, "exit status 3");
         assert_eq!(ended.last_words.as_deref(), Some("no weights [2J here"));
+    }
+
+    #[tokio::test]
+    async fn waiting_for_an_end_may_be_broken_off_and_taken_up_again_at_any_moment() {
+        let state = tempfile::tempdir().unwrap();
+        // What it leaves behind holds one of the pipes open.
+        for pipe in ["sleep 2 >/dev/null & exit 5", "sleep 2 2>/dev/null & exit 5"] {
+            let parts = script(state.path(), pipe);
+            let mut process = parts.start(&Part::Gateway).await.unwrap();
+            let ended = loop {
+                let slice = Duration::from_millis(40);
+                if let Ok(ended) = tokio::time::timeout(slice, process.ended()).await {
+                    break ended;
+                }
+            };
+            assert_eq!(ended.status, "exit status 5");
+        }
     }
 
     #[tokio::test]

@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-/// Deaths further back than this no longer count.
-pub const WINDOW: Duration = Duration::from_secs(120);
+/// Deaths further back than this no longer count. Long, because a part may take minutes to load
+/// before it dies; one that can work wipes the slate by itself with a stable stretch.
+pub const WINDOW: Duration = Duration::from_secs(30 * 60);
 /// This many deaths within [`WINDOW`], none of them after a stable stretch, are a crash loop.
 pub const MOST_DEATHS: usize = 5;
 /// A part that answered for this long was stable: whatever it died of, it can work.
@@ -100,7 +101,6 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_their_cap() {
-        // Slow to die, so that the window never holds five.
         let (pauses, gave_up) = simulate(std::iter::repeat_n((1.0, 0.0), 4));
         assert_eq!(pauses, [250, 500, 1000, 2000].map(Duration::from_millis));
         assert!(gave_up.is_none());
@@ -119,10 +119,19 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_takes_a_minute_to_fail_is_not_called_a_crash_loop_but_waits_longer() {
-        let (pauses, gave_up) = simulate(std::iter::repeat_n((60.0, 0.0), 50));
+    fn a_part_that_takes_minutes_to_fail_every_time_is_given_up_as_well() {
+        for minutes in [0.5, 1.0, 5.0] {
+            let (pauses, gave_up) = simulate(std::iter::repeat_n((minutes * 60.0, 0.0), 50));
+            assert_eq!(pauses.len(), MOST_DEATHS - 1, "{minutes}");
+            assert!(gave_up.unwrap() < WINDOW, "{minutes}");
+        }
+    }
+
+    #[test]
+    fn deaths_that_are_hours_apart_are_no_crash_loop_even_when_none_was_stable() {
+        let (pauses, gave_up) = simulate(std::iter::repeat_n((7200.0, 20.0), 50));
         assert!(gave_up.is_none());
-        assert_eq!(*pauses.last().unwrap(), FIRST_PAUSE * 2);
+        assert!(pauses.iter().all(|p| *p == FIRST_PAUSE));
     }
 
     #[test]
