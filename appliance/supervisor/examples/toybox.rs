@@ -5,7 +5,8 @@
 //! `toybox supervise --state DIR` keeps `toybox gateway --state DIR` and `toybox engine NAME
 //! --state DIR`. A part misbehaves as the file `DIR/behave-PART` says, one word a line:
 //! `crash` dies at once, `load MS` gets ready slowly, `busy` spins on every core, `stubborn` does
-//! not end when asked, `linger MS` ends late, `not-on PORT` (the gateway) dies if that is its port.
+//! not end when asked, `linger MS` ends late, `not-on PORT` (the gateway) dies if that is its port,
+//! `not-with RECIPE` (an engine) dies if that is its model.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
@@ -82,7 +83,15 @@ async fn engine(name: &str, state: PathBuf) {
     polder_supervisor::lifeline::hold();
     let behaviour = Behaviour::of(&state, &format!("engine-{name}"));
     behaviour.begin();
-    let socket = Sockets::of(&state).engine(&name.parse().expect("a valid name"));
+    let name = name.parse().expect("a valid name");
+    let site = Store::open(&state).expect("the state folder is there").current();
+    let site = site.expect("site.toml is readable").expect("there is a site");
+    let recipe = site.engines.get(&name).map(|slot| slot.recipe.to_string()).unwrap_or_default();
+    if behaviour.has(&format!("not-with {recipe}")) {
+        eprintln!("{recipe} does not fit");
+        std::process::exit(4);
+    }
+    let socket = Sockets::of(&state).engine(&name);
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(socket).expect("the socket can be made");
     let load = behaviour.number("load").unwrap_or(0);

@@ -2,7 +2,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use polder_control::{Actor, ImportSource, Run, RunId};
-use polder_site::{RecipeName, SiteChange, write_durably};
+use polder_site::{RecipeName, Site, SiteChange, write_durably};
 use serde::{Deserialize, Serialize};
 
 /// Ended runs that are remembered.
@@ -24,6 +24,9 @@ pub(crate) struct Open {
     pub(crate) id: RunId,
     pub(crate) intent: Intent,
     pub(crate) by: Actor,
+    /// The site as it was when the run was let in, to go back to; none in ledgers of old.
+    #[serde(default)]
+    pub(crate) before: Option<Site>,
     resumed: u32,
 }
 
@@ -75,11 +78,11 @@ impl Ledger {
     }
 
     /// A new run; durable when this returns.
-    pub(crate) fn begin(&mut self, intent: Intent, by: Actor) -> io::Result<RunId> {
+    pub(crate) fn begin(&mut self, intent: Intent, by: Actor, before: Site) -> io::Result<RunId> {
         self.change(|page| {
             page.last += 1;
             let id = RunId(page.last);
-            page.open.push(Open { id, intent, by, resumed: 0 });
+            page.open.push(Open { id, intent, by, before: Some(before), resumed: 0 });
             id
         })
     }
@@ -148,11 +151,14 @@ mod tests {
     #[test]
     fn a_run_that_was_cut_off_is_taken_up_three_times_and_then_no_more() {
         let state = tempfile::tempdir().unwrap();
-        let id = Ledger::open(state.path()).unwrap().begin(import("a"), Actor::Console).unwrap();
+        let before = Site::unclaimed(7);
+        let mut ledger = Ledger::open(state.path()).unwrap();
+        let id = ledger.begin(import("a"), Actor::Console, before.clone()).unwrap();
         for _ in 0..MOST_RESUMPTIONS {
             let (again, never) = Ledger::open(state.path()).unwrap().cut_off().unwrap();
             assert_eq!((again.len(), never.len()), (1, 0));
             assert_eq!((again[0].id, &again[0].intent), (id, &import("a")));
+            assert_eq!(again[0].before.as_ref(), Some(&before));
         }
         let mut ledger = Ledger::open(state.path()).unwrap();
         let (again, never) = ledger.cut_off().unwrap();
@@ -165,12 +171,13 @@ mod tests {
     fn numbers_are_never_used_twice_not_even_when_the_file_is_spoilt() {
         let state = tempfile::tempdir().unwrap();
         let mut ledger = Ledger::open(state.path()).unwrap();
-        let first = ledger.begin(import("a"), Actor::Console).unwrap();
+        let first = ledger.begin(import("a"), Actor::Console, Site::unclaimed(7)).unwrap();
         ledger.end(done(first)).unwrap();
         let second = Ledger::open(state.path()).unwrap().record(done).unwrap().id;
         assert!(second > first);
         std::fs::write(state.path().join("runs.json"), "{half").unwrap();
-        let third = Ledger::open(state.path()).unwrap().begin(import("a"), Actor::Console).unwrap();
+        let mut ledger = Ledger::open(state.path()).unwrap();
+        let third = ledger.begin(import("a"), Actor::Console, Site::unclaimed(7)).unwrap();
         assert!(third > second);
     }
 

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use polder_control::{
     Actor, AuditEntry, Gpu, ImportSource, Machine, PartState, Plan, Run, RunId, RunState, Sockets,
@@ -23,6 +24,9 @@ use crate::supervisor::Patience;
 
 /// What the operating system allows the path of a socket.
 const LONGEST_SOCKET: usize = 107;
+/// At the end of the box, what still works has this long to stop. An import may be held up by a
+/// server that says nothing; its journal makes it safe to leave it there.
+const LAST_TASKS: Duration = Duration::from_secs(3);
 
 /// Why something was not done: one sentence for the person who asked.
 pub(crate) type Refusal = String;
@@ -126,13 +130,20 @@ impl<P: Parts> Work<P> {
     }
 
     async fn resume(self: &Arc<Self>, open: Open) {
-        let Open { id, intent, by, .. } = open;
+        let Open { id, intent, by, before, .. } = open;
         let _gate = self.gate.lock().await;
         match self.plan_of(&intent).await {
-            Ok((plan, actions)) => {
+            Ok((mut plan, mut actions)) => {
+                // The site may say already what was asked for; whether the door opens with it,
+                // nobody has seen.
+                if moves_the_door(&intent) && !actions.contains(&Action::RestartGateway) {
+                    plan.steps.push(Action::RestartGateway.step());
+                    actions.push(Action::RestartGateway);
+                }
                 self.note(Actor::Itself, "went on with", &plan.title).await;
                 log::info!("going on with: {} (asked for by {by})", plan.title);
-                self.set_off(id, &intent, plan, actions);
+                let before = before.unwrap_or_else(|| self.board.site());
+                self.set_off(id, intent, before, plan, actions);
             }
             Err(why) => {
                 let run = self.board.post(id, empty("A change"), RunState::Failed(why));
@@ -163,7 +174,9 @@ impl<P: Parts> Work<P> {
             }
         }
         self.tasks.close();
-        self.tasks.wait().await;
+        if tokio::time::timeout(LAST_TASKS, self.tasks.wait()).await.is_err() {
+            log::warn!("something did not stop in time; it goes on at the next start");
+        }
     }
 
     /// Nobody waits any more: whatever is still there ends at once.
@@ -212,9 +225,10 @@ impl<P: Parts> Work<P> {
         }
         self.place_for(&intent, &actions)?;
         self.record(by.clone(), "asked for", &plan.title).await?;
-        let begun = lock(&self.ledger).begin(intent.clone(), by);
+        let before = self.board.site();
+        let begun = lock(&self.ledger).begin(intent.clone(), by, before.clone());
         let id = begun.map_err(|e| not_kept(&e))?;
-        self.set_off(id, &intent, plan, actions);
+        self.set_off(id, intent, before, plan, actions);
         Ok(id)
     }
 
@@ -314,19 +328,33 @@ impl<P: Parts> Work<P> {
         }
     }
 
-    fn set_off(self: &Arc<Self>, id: RunId, intent: &Intent, plan: Plan, actions: Vec<Action>) {
-        let (changes, imports) = kind(intent, &actions);
+    /// `before` is the site to go back to if the run does not come to its end.
+    fn set_off(
+        self: &Arc<Self>,
+        id: RunId,
+        intent: Intent,
+        before: Site,
+        plan: Plan,
+        actions: Vec<Action>,
+    ) {
+        let (changes, imports) = kind(&intent, &actions);
         let cancel = CancellationToken::new();
         let title = plan.title.clone();
         lock(&self.running).insert(id, Running { cancel: cancel.clone(), changes, imports, title });
         self.board.post(id, plan, RunState::Running);
-        let from = match intent {
-            Intent::Import { from, .. } => from.clone(),
-            Intent::Change(_) => ImportSource::Recipe,
-        };
         let work = self.clone();
         self.tasks.spawn(async move {
-            let outcome = work.carry_out(id, &from, actions, &cancel).await;
+            let outcome = match work.carry_out(id, &intent, actions, &cancel).await {
+                Err(Halt::Failed(step, why)) => {
+                    let why = work.put_back(&intent, &before, why, &cancel).await;
+                    Err(Halt::Failed(step, why))
+                }
+                Err(Halt::Cancelled) => {
+                    work.put_back(&intent, &before, "it was stopped".to_owned(), &cancel).await;
+                    Err(Halt::Cancelled)
+                }
+                other => other,
+            };
             let state = match outcome {
                 Ok(()) => RunState::Done,
                 Err(Halt::Failed(step, why)) => {
@@ -371,14 +399,16 @@ impl<P: Parts> Work<P> {
     async fn carry_out(
         self: &Arc<Self>,
         id: RunId,
-        from: &ImportSource,
+        intent: &Intent,
         actions: Vec<Action>,
         cancel: &CancellationToken,
     ) -> Result<(), Halt> {
-        let before = self.board.site();
+        let from = match intent {
+            Intent::Import { from, .. } => from,
+            Intent::Change(_) => &ImportSource::Recipe,
+        };
         for (step, action) in actions.into_iter().enumerate() {
             if cancel.is_cancelled() {
-                self.restore().await;
                 return Err(Halt::Cancelled);
             }
             if self.ending.is_cancelled() {
@@ -397,12 +427,9 @@ impl<P: Parts> Work<P> {
                     self.write_site(*site, why).await.map_err(|why| Halt::Failed(step, why))
                 }
                 Action::StartEngine(name) => self.start_engine(id, step, &name, cancel).await,
-                Action::RestartGateway => self.restart_gateway(step, &before).await,
+                Action::RestartGateway => self.restart_gateway(step).await,
             };
-            if let Err(halt) = done {
-                self.restore().await;
-                return Err(halt);
-            }
+            done?;
             self.board.step(id, step, StepState::Done);
         }
         Ok(())
@@ -488,31 +515,86 @@ impl<P: Parts> Work<P> {
         }
     }
 
-    /// A door that does not open would lock everyone out: then the site is put back as it was.
-    async fn restart_gateway(self: &Arc<Self>, step: usize, before: &Site) -> Result<(), Halt> {
+    async fn restart_gateway(self: &Arc<Self>, step: usize) -> Result<(), Halt> {
         let keeper = self.keeper(&Part::Gateway);
         let opened = keeper.until(keeper.start(), settled);
         let state = tokio::select! {
             state = opened => state,
             () = self.ending.cancelled() => return Err(Halt::Interrupted),
         };
-        let PartState::GaveUp(why) = state else { return Ok(()) };
-        if *before == self.board.site() {
-            return Err(Halt::Failed(step, why));
+        match state {
+            PartState::GaveUp(why) => Err(Halt::Failed(step, why)),
+            _ => Ok(()),
         }
-        let undone = self.write_site(before.clone(), format!("undone: {why}")).await;
-        keeper.start();
-        Err(Halt::Failed(
-            step,
-            match undone {
-                Ok(()) => format!("{why}; the change was undone"),
-                Err(error) => format!("{why}; it could not be undone: {error}"),
-            },
-        ))
+    }
+
+    /// After a run that failed or was stopped, the box is what it was before: a door that does not
+    /// open would lock everyone out, and a model that does not start leaves nobody to answer.
+    /// Gives `why` with what came of that.
+    async fn put_back(
+        self: &Arc<Self>,
+        intent: &Intent,
+        before: &Site,
+        why: String,
+        cancel: &CancellationToken,
+    ) -> String {
+        let site = self.board.site();
+        let back = match intent {
+            Intent::Change(change) => as_before(change, &site, before),
+            Intent::Import { .. } => site.clone(),
+        };
+        if back == site {
+            self.restore();
+            return why;
+        }
+        for (name, slot) in &site.engines {
+            if back.engines.get(name) != Some(slot) {
+                self.stop_engine(name).await;
+            }
+        }
+        let written = self.write_site(back.clone(), format!("undone: {why}")).await;
+        self.restore();
+        if let Err(error) = written {
+            return format!("{why}; it could not be undone: {error}");
+        }
+        match intent {
+            Intent::Change(SiteChange::Engine { name, .. }) if back.engines.contains_key(name) => {
+                format!("{why}; {}", self.model_before(name, cancel).await)
+            }
+            Intent::Change(SiteChange::Engine { .. }) => why,
+            _ => {
+                if moves_the_door(intent) && !self.ending.is_cancelled() {
+                    self.keeper(&Part::Gateway).start();
+                }
+                format!("{why}; the change was undone")
+            }
+        }
+    }
+
+    /// Waits for the model that ran before, and says how it is.
+    async fn model_before(
+        self: &Arc<Self>,
+        name: &EngineName,
+        cancel: &CancellationToken,
+    ) -> String {
+        const LATER: &str = "the model before it is being started again";
+        if self.ending.is_cancelled() {
+            return LATER.to_owned();
+        }
+        let keeper = self.keeper(&Part::Engine(name.clone()));
+        let state = tokio::select! {
+            state = keeper.until(keeper.ensure(), settled) => state,
+            () = cancel.cancelled() => return LATER.to_owned(),
+            () = self.ending.cancelled() => return LATER.to_owned(),
+        };
+        match state {
+            PartState::GaveUp(why) => format!("the model before it does not start either: {why}"),
+            _ => "the model before it is back".to_owned(),
+        }
     }
 
     /// After a run that did not finish, whatever the site says should run does.
-    async fn restore(self: &Arc<Self>) {
+    fn restore(self: &Arc<Self>) {
         if self.ending.is_cancelled() {
             return;
         }
@@ -555,6 +637,32 @@ impl<P: Parts> Work<P> {
             log::error!("{error}");
         }
     }
+}
+
+/// `site` without what `change` made different from `before`. Only that, because the box may have
+/// been started with another door since.
+fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
+    let mut back = site.clone();
+    match change {
+        SiteChange::Rename(_) => back.name = before.name.clone(),
+        SiteChange::Door { .. } => {
+            back.door.listen = before.door.listen.clone();
+            back.door.names = before.door.names.clone();
+        }
+        SiteChange::Engine { name, .. } | SiteChange::RemoveEngine(name) => {
+            match before.engines.get(name) {
+                Some(slot) => back.engines.insert(name.clone(), slot.clone()),
+                None => back.engines.remove(name),
+            };
+        }
+        SiteChange::Usage(_) => back.usage = before.usage.clone(),
+    }
+    back
+}
+
+/// Whether a change shows at the door, so that the gateway has to be started again for it.
+fn moves_the_door(intent: &Intent) -> bool {
+    matches!(intent, Intent::Change(SiteChange::Rename(_) | SiteChange::Door { .. }))
 }
 
 /// Whether a run would change the box, and whether it would bring in a model.

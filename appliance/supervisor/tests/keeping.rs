@@ -31,6 +31,8 @@ struct ToyShelf {
     imported: Mutex<BTreeSet<RecipeName>>,
     import_ms: AtomicU64,
     fails: AtomicBool,
+    /// The server that a model comes from says nothing, and nobody hears that it should stop.
+    stalled: AtomicBool,
 }
 
 impl Shelf for ToyShelf {
@@ -51,6 +53,9 @@ impl Shelf for ToyShelf {
         let begun = Instant::now();
         let total = self.import_ms.load(Ordering::SeqCst);
         loop {
+            while self.stalled.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
             let done = (begun.elapsed().as_millis() as u64).min(total);
             let (phase, unit) = ("fetching".to_owned(), Unit::Bytes);
             progress(Progress {
@@ -97,13 +102,17 @@ impl Box_ {
     }
 
     async fn again(self) -> Self {
+        let box_ = self.restarted().await;
+        box_.until(|s| s.gateway.state == PartState::Ready).await;
+        box_
+    }
+
+    async fn restarted(self) -> Self {
         let Self { state, shelf, end, task } = self;
         end.send_replace(Ending::InOrder);
         task.await.unwrap().unwrap();
         let (end, task) = begin(state.path(), &shelf);
-        let box_ = Self { state, shelf, end, task };
-        box_.until(|s| s.gateway.state == PartState::Ready).await;
-        box_
+        Self { state, shelf, end, task }
     }
 
     async fn desk(&self) -> Desk {
@@ -299,8 +308,14 @@ async fn an_engine_that_only_crashes_is_given_up_with_its_reason_until_somebody_
     assert!(why.contains("died 5 times") && why.contains("exit status 3"), "{why}");
     assert!(why.contains("the toy is broken"), "{why}");
     assert!(matches!(run.steps.last(), Some(StepState::Failed(_))), "{:?}", run.steps);
-    let status = box_.status().await;
-    assert!(matches!(status.engines[0].part.state, PartState::GaveUp(_)), "{status:?}");
+    assert_eq!(box_.status().await.engines, [], "the site names a model that does not run");
+
+    behave(box_.state.path(), "engine-fast", "");
+    box_.serve("m1").await;
+    behave(box_.state.path(), "engine-fast", "crash");
+    kill(pid(&box_.status().await.engines[0]));
+    let gave_up = |s: &BoxStatus| matches!(s.engines[0].part.state, PartState::GaveUp(_));
+    let status = box_.until(gave_up).await;
     sleep(Duration::from_millis(500)).await;
     assert_eq!(box_.status().await, status, "it was started again");
 
@@ -309,6 +324,64 @@ async fn an_engine_that_only_crashes_is_given_up_with_its_reason_until_somebody_
     assert_eq!(run.state, RunState::Done);
     assert_eq!(run.plan.steps.len(), 1);
     box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_does_not_start_gives_way_to_the_one_before_it() {
+    let box_ = Box_::new(&[("engine-fast", "not-with m2")]).await;
+    box_.serve("m1").await;
+    let site = box_.status().await.site;
+    let run = box_.until_over(box_.apply(serve("m2")).await).await;
+    let RunState::Failed(why) = run.state else { panic!("{:?}", run.state) };
+    assert!(why.contains("m2 does not fit"), "{why}");
+    assert!(why.ends_with("; the model before it is back"), "{why}");
+    let status = box_.status().await;
+    assert_eq!(status.site, site);
+    let engine = &status.engines[0];
+    assert_eq!((engine.recipe.as_str(), &engine.part.state), ("m1", &PartState::Ready));
+    box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switch_that_is_stopped_while_the_new_model_loads_brings_the_old_one_back() {
+    let box_ = Box_::new(&[]).await;
+    box_.serve("m1").await;
+    behave(box_.state.path(), "engine-fast", "load 60000");
+    let id = box_.apply(serve("m2")).await;
+    box_.until(|s| s.engines.iter().any(|e| e.recipe.as_str() == "m2")).await;
+    behave(box_.state.path(), "engine-fast", "");
+    assert_eq!(box_.ask(Request::Cancel(id)).await, Reply::Done);
+    assert_eq!(box_.until_over(id).await.state, RunState::Cancelled);
+    let ready = |s: &BoxStatus| s.engines[0].part.state == PartState::Ready;
+    assert_eq!(box_.until(ready).await.engines[0].recipe.as_str(), "m1");
+    box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_door_that_does_not_open_is_put_back_also_when_the_box_went_down_in_between() {
+    let box_ = Box_::new(&[]).await;
+    let before = box_.status().await.site;
+    behave(box_.state.path(), "gateway", "not-on 8443");
+    let door = SiteChange::Door { listen: vec!["127.0.0.2".parse().unwrap()], names: vec![] };
+    let id = box_.apply(door).await;
+    box_.until(|s| matches!(s.gateway.state, PartState::Waiting { .. })).await;
+    let box_ = box_.restarted().await;
+    assert_ne!(box_.status().await.site, before, "there is nothing to put back");
+    let RunState::Failed(why) = box_.until_over(id).await.state else { panic!() };
+    assert!(why.contains("port 8443 is taken") && why.ends_with("the change was undone"), "{why}");
+    assert_eq!(box_.status().await.site, before);
+    box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_from_a_server_that_says_nothing_does_not_hold_up_the_end() {
+    let box_ = Box_::new(&[]).await;
+    box_.shelf.stalled.store(true, Ordering::SeqCst);
+    let shelf = box_.shelf.clone();
+    box_.apply(serve("m1")).await;
+    let ended = tokio::time::timeout(Duration::from_secs(12), box_.over()).await;
+    shelf.stalled.store(false, Ordering::SeqCst);
+    assert!(ended.is_ok(), "the box waits for the server");
 }
 
 #[tokio::test(flavor = "multi_thread")]
