@@ -1,5 +1,6 @@
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -58,8 +59,10 @@ impl Store {
     /// Uses (and makes, if need be) the state folder.
     pub fn open(state: &Path) -> Result<Self, StoreError> {
         let history = state.join("HISTORY");
-        fs::create_dir_all(&history)
-            .map_err(|source| StoreError::Write { path: history, source })?;
+        let made = fs::create_dir_all(&history)
+            .and_then(|()| File::open(state))
+            .and_then(|folder| folder.sync_all());
+        made.map_err(|source| StoreError::Write { path: history, source })?;
         Ok(Self { folder: state.to_owned() })
     }
 
@@ -132,10 +135,12 @@ fn read_site(path: &Path) -> Result<Option<Site>, StoreError> {
 }
 
 /// Replaces a file so that a power cut leaves the old content or the new one whole: writes beside
-/// it, syncs, renames over it, syncs the folder. `path` is a file in a folder that exists.
+/// it, syncs, renames over it, syncs the folder. `path` is a file in a folder that exists. Only its
+/// owner may read it.
 pub fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
-    let mut file = File::create(&beside)?;
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
@@ -159,6 +164,17 @@ mod tests {
         assert_eq!(again.current().unwrap(), Some(second));
         assert_eq!(again.version(Version(1)).unwrap(), first);
         assert!(matches!(again.version(Version(3)), Err(StoreError::NoVersion(3))));
+    }
+
+    #[test]
+    fn only_the_owner_may_read_the_site_and_its_history() {
+        use std::os::unix::fs::PermissionsExt;
+        let state = tempfile::tempdir().unwrap();
+        Store::open(state.path()).unwrap().write(&Site::unclaimed(1), "first").unwrap();
+        for file in ["site.toml", "HISTORY/000001.toml"] {
+            let mode = fs::metadata(state.path().join(file)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{file}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -51,7 +52,9 @@ pub enum Verdict {
 }
 
 /// Who did what, when: one JSON line per entry, each with a SHA-256 over the one before and itself,
-/// so that a changed or missing line shows. An entry is on the disk before it is acknowledged.
+/// so that a line which was changed, or is missing before another one, shows. Lines cut off the end do
+/// not: nothing outside the file says how many there were. An entry is on the disk before it is
+/// acknowledged.
 #[derive(Debug)]
 pub struct Trail {
     path: PathBuf,
@@ -68,9 +71,12 @@ impl Trail {
         let read = |source| TrailError::Read { path: path.clone(), source };
         let folder = path.parent().expect("the path was joined to a folder");
         fs::create_dir_all(folder).map_err(read)?;
-        let file =
-            OpenOptions::new().create(true).read(true).append(true).open(&path).map_err(read)?;
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(read)?;
+        let mut options = OpenOptions::new();
+        options.create(true).read(true).append(true).mode(0o600);
+        let file = options.open(&path).map_err(read)?;
+        for folder in [folder, state] {
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(read)?;
+        }
         let mut trail = Self { path: path.clone(), file, offsets: vec![0], last: before_all() };
         let verdict = trail.check().map_err(read)?;
         Ok((trail, verdict))
@@ -222,6 +228,14 @@ mod tests {
         assert_eq!(trail.page(Some(0), 10).unwrap(), []);
         assert_eq!(trail.page(Some(u64::MAX), 0).unwrap(), []);
         assert_eq!(trail.page(None, u32::MAX).unwrap().len(), 25);
+    }
+
+    #[test]
+    fn only_the_owner_may_read_the_trail() {
+        use std::os::unix::fs::PermissionsExt;
+        let state = tempfile::tempdir().unwrap();
+        let path = filled(state.path(), 1);
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]
