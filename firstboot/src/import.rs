@@ -51,6 +51,14 @@ pub(crate) fn look(wizard: &Wizard, runs: &[Run]) -> (View, Option<Event>) {
     }
 }
 
+/// A run that does what the wizard would begin now, by the title of its plan: it was begun, and a
+/// crash kept the wizard from noting it.
+pub(crate) fn adopt(runs: &[Run], title: &str) -> Option<(View, Event)> {
+    let ours = |run: &&Run| run.state == RunState::Running && run.plan.title == title;
+    let run = runs.iter().find(ours)?;
+    Some((View::Running(run.clone()), Event::ImportBegan(run.id)))
+}
+
 /// What has to be different for this model to be served.
 pub(crate) fn change(recipe: RecipeName) -> SiteChange {
     SiteChange::Engine {
@@ -275,6 +283,15 @@ mod tests {
         assert_eq!(news, Some(Event::ImportStopped(RunId(7))));
         let (view, news) = look(&importing(), &[run(9, RunState::Running), run(7, RunState::Done)]);
         assert_eq!((view, news), (View::There, Some(Event::ImportDone(RunId(7)))));
+    }
+
+    #[test]
+    fn a_run_that_was_begun_but_not_noted_is_ours_while_it_runs_and_does_what_we_would() {
+        let runs = [run(9, RunState::Done), run(8, RunState::Running)];
+        let (view, event) = adopt(&runs, "Serve small").unwrap();
+        assert_eq!((view, event), (View::Running(runs[1].clone()), Event::ImportBegan(RunId(8))));
+        assert_eq!(adopt(&runs, "Serve large"), None);
+        assert_eq!(adopt(&runs[..1], "Serve small"), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use polder_control::RunState;
 use polder_site::RecipeName;
 use tokio::sync::Mutex;
 
@@ -111,7 +112,7 @@ impl<H: Host> Setup<H> {
     pub(crate) async fn begin_import(&self) -> Result<(), SetupError> {
         let _turn = self.0.turn.lock().await;
         let wizard = self.read().await?.wizard;
-        let (view, news) = import::look(&wizard, &self.host().runs().await?);
+        let (view, news) = self.looked(&wizard).await?;
         let mut wizard = match news {
             Some(event) => wizard.next(event)?,
             None => wizard,
@@ -127,12 +128,27 @@ impl<H: Host> Setup<H> {
     pub(crate) async fn look_at_import(&self) -> Result<(Wizard, View), SetupError> {
         let _turn = self.0.turn.lock().await;
         let Stored { wizard, notice } = self.read().await?;
-        let (view, news) = import::look(&wizard, &self.host().runs().await?);
+        let (view, news) = self.looked(&wizard).await?;
         let wizard = match news {
             Some(event) => self.keep(wizard.next(event)?, notice).await?,
             None => wizard,
         };
         Ok((wizard, view))
+    }
+
+    /// How the import is, also one that a crash kept the wizard from noting.
+    async fn looked(&self, wizard: &Wizard) -> Result<(View, Option<Event>), SetupError> {
+        let runs = self.host().runs().await?;
+        let (view, news) = import::look(wizard, &runs);
+        if let (View::NotBegun, None, Some(recipe)) = (&view, &news, wizard.recipe())
+            && runs.iter().any(|run| run.state == RunState::Running)
+        {
+            let title = self.host().preview(import::change(recipe.clone())).await?.title;
+            if let Some((view, event)) = import::adopt(&runs, &title) {
+                return Ok((view, Some(event)));
+            }
+        }
+        Ok((view, news))
     }
 
     /// Does the next thing towards the name and addresses that the person wants, if something is
