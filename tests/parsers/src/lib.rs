@@ -2,6 +2,7 @@
 //! or take memory that its input did not pay for. `make fuzz` feeds them, `make test` replays what
 //! fuzzing found worth keeping.
 
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use polder_engine_server::wire;
 
 /// A parser under its name.
@@ -18,6 +19,7 @@ pub const PARSERS: &[Parser] = &[
     ("control", |bytes| drop(serde_json::from_slice::<polder_control::Request>(bytes))),
     ("chat_request", |bytes| drop(wire::chat::parse_chat(bytes, false))),
     ("tokenize_request", |bytes| drop(wire::tokens::parse_tokenize(bytes, false))),
+    ("request_head", request_head),
     ("completion_request", |bytes| drop(wire::completions::parse_completion(bytes, true))),
 ];
 
@@ -32,4 +34,28 @@ fn text(bytes: &[u8], parse: impl FnOnce(&str)) {
     if let Ok(text) = std::str::from_utf8(bytes) {
         parse(text);
     }
+}
+
+/// A request's address and headers, as the door judges them: whatever comes, no header that the door
+/// itself asserts is left for an engine to believe.
+fn request_head(bytes: &[u8]) {
+    let mut lines = bytes.split(|b| *b == b'\n');
+    let uri = lines.next().and_then(|line| Uri::try_from(line).ok()).unwrap_or_default();
+    let mut headers = HeaderMap::new();
+    for line in lines.take(100) {
+        let Some(colon) = line.iter().position(|b| *b == b':') else { continue };
+        let (name, value) =
+            (HeaderName::from_bytes(&line[..colon]), HeaderValue::from_bytes(&line[colon + 1..]));
+        if let (Ok(name), Ok(value)) = (name, value) {
+            headers.append(name, value);
+        }
+    }
+    drop(polder_gateway::host::request_host(&uri, &headers));
+    let _plain = polder_gateway::headers::framing_is_plain(&headers);
+    polder_gateway::headers::drop_asserted(&mut headers);
+    assert!(
+        !headers.keys().any(|name| polder_gateway::headers::is_asserted(name.as_str())),
+        "a spoofed header is left"
+    );
+    drop(polder_gateway::headers::towards_engine(&headers));
 }
