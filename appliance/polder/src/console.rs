@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use polder_control::{Progress, Unit};
 
 /// Without a terminal a line of progress is printed this often.
@@ -11,15 +12,30 @@ const PLAIN_PAUSE: Duration = Duration::from_secs(5);
 /// Prints to standard output. Whoever reads it may stop early (`polder recipes | head`): that is
 /// an end, not an error.
 pub(crate) fn say(text: impl std::fmt::Display) {
-    let mut out = io::stdout().lock();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+    match heard(text) {
+        Ok(true) => {}
+        Ok(false) => std::process::exit(0),
         Err(error) => {
-            eprintln!("error: could not write to standard output: {error}");
+            complain(format!("error: {error:#}"));
             std::process::exit(1);
         }
     }
+}
+
+/// Prints to standard output, for a process that has to end in order: false when nobody reads it
+/// any more.
+pub(crate) fn heard(text: impl std::fmt::Display) -> anyhow::Result<bool> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("could not write to standard output"),
+    }
+}
+
+/// A line on standard error. Whoever read it may be gone, and then there is nobody to tell.
+pub(crate) fn complain(text: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// An error and what it came from, leaving out what has been said already.
@@ -66,10 +82,9 @@ impl ProgressLine {
             return;
         }
         if self.terminal {
-            eprint!("\r\x1b[K{text}");
-            let _ = io::stderr().flush();
+            let _ = write!(io::stderr(), "\r\x1b[K{text}").and_then(|()| io::stderr().flush());
         } else {
-            eprintln!("{text}");
+            complain(&text);
         }
         self.shown = Some((text, Instant::now()));
     }
@@ -77,10 +92,10 @@ impl ProgressLine {
     /// The line has done its duty; what follows begins on a new one.
     pub(crate) fn finish(&mut self, text: &str) {
         if self.terminal {
-            eprint!("\r\x1b[K");
+            let _ = write!(io::stderr(), "\r\x1b[K");
         }
         if !text.is_empty() {
-            eprintln!("{text}");
+            complain(text);
         }
         self.shown = None;
     }

@@ -10,7 +10,7 @@ use polder_control::{
 };
 use polder_site::{EngineName, SiteChange};
 
-use crate::console::ProgressLine;
+use crate::console::{ProgressLine, complain};
 use crate::state::{ask_door, unexpected};
 
 /// Between two looks at something that is about to happen.
@@ -157,7 +157,7 @@ impl Follower {
         let mut news = Some(watching.ask(&Request::Watch).await?);
         while let Some(reply) = news {
             if let Reply::Event(Event::Status(status)) = reply {
-                changes(&told, &status).iter().for_each(|line| eprintln!("{line}"));
+                changes(&told, &status).iter().for_each(complain);
                 told = status;
             }
             news = watching.next().await?;

@@ -21,6 +21,8 @@ pub(crate) struct Surroundings {
     pub(crate) display: bool,
     /// `user@host`, as somebody elsewhere would write it.
     pub(crate) account: String,
+    /// This program, as it was started here: it may not be on the `PATH`.
+    pub(crate) program: String,
 }
 
 impl Surroundings {
@@ -35,7 +37,8 @@ impl Surroundings {
         let host = came_to
             .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
         let display = display && connection.is_none();
-        Self { display, account: format!("{user}@{host}") }
+        let program = std::env::args().next().unwrap_or_else(|| "polder".to_owned());
+        Self { display, account: format!("{user}@{host}"), program }
     }
 }
 
@@ -68,8 +71,9 @@ impl Greeting<'_> {
         );
         text += &format!(
             "The code is good for {} minutes and for one person. For a new one:\n    \
-             polder claim reopen --state {}",
+             {} claim reopen --state {}",
             claim.seconds.div_ceil(60),
+            self.here.program,
             self.state.display()
         );
         text
@@ -135,6 +139,11 @@ mod tests {
 
     use super::*;
 
+    fn at(display: bool) -> Surroundings {
+        let program = "target/release/polder".to_owned();
+        Surroundings { display, account: "ada@box".to_owned(), program }
+    }
+
     fn said(site: &Site, here: &Surroundings) -> String {
         let claim = Claim { code: "AB12-CD34".into(), seconds: 1800 };
         let (state, ca_file) = (Path::new("/box"), Path::new("/box/pki/ca.crt"));
@@ -143,7 +152,7 @@ mod tests {
 
     #[test]
     fn at_a_display_there_is_a_link_that_needs_no_typing_and_beside_it_the_address_and_code() {
-        let here = Surroundings { display: true, account: "ada@box".into() };
+        let here = at(true);
         assert_eq!(
             said(&Site::unclaimed(8443), &here),
             "Open this in a browser on this machine:\n\n    \
@@ -152,13 +161,13 @@ mod tests {
              its certificate is signed by /box/pki/ca.crt\n    \
              with the SHA-256 fingerprint AA:BB\n\n\
              The code is good for 30 minutes and for one person. For a new one:\n    \
-             polder claim reopen --state /box"
+             target/release/polder claim reopen --state /box"
         );
     }
 
     #[test]
     fn without_a_display_there_is_an_ssh_line() {
-        let here = Surroundings { display: false, account: "ada@box".into() };
+        let here = at(false);
         let text = said(&Site::unclaimed(9000), &here);
         assert!(text.contains("\n    ssh -L 9000:localhost:9000 ada@box\n"), "{text}");
     }
@@ -177,7 +186,7 @@ mod tests {
     #[test]
     fn a_claimed_box_says_where_it_is_and_how_it_is() {
         let site = Site::unclaimed(8443);
-        let here = Surroundings { display: true, account: String::new() };
+        let here = at(true);
         let part = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
         let status = BoxStatus { site: site.clone(), gateway: part, engines: Vec::new() };
         let (state, ca_file) = (Path::new("/box"), Path::new("/box/pki/ca.crt"));

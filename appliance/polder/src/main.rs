@@ -68,7 +68,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", console::sentence(&error));
+            console::complain(format!("error: {}", console::sentence(&error)));
             ExitCode::FAILURE
         }
     }

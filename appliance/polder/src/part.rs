@@ -12,6 +12,9 @@ use tokio::sync::watch;
 /// How much is said: `error`, `warn`, `info`, `debug`.
 pub(crate) const LEVEL: &str = "POLDER_LOG";
 
+/// At the end of a process, its blocking threads have this long to finish.
+pub(crate) const LEFT_BEHIND: Duration = Duration::from_millis(200);
+
 /// Log lines go to standard error, one line each, for people.
 pub(crate) fn log(level: &str) {
     let environment = env_logger::Env::new().filter_or(LEVEL, level);
@@ -96,7 +99,7 @@ where
         work(told).await.map_err(anyhow::Error::from)
     });
     // A blocking thread that is still at work must not hold the end up.
-    runtime.shutdown_timeout(Duration::from_millis(200));
+    runtime.shutdown_timeout(LEFT_BEHIND);
     done
 }
 

@@ -19,7 +19,8 @@ impl Supervise {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         part::log("info");
         let state = self.state.make()?;
-        part::runtime()?.block_on(async {
+        let runtime = part::runtime()?;
+        let done = runtime.block_on(async {
             let (_end, ending) = part::endings()?;
             let parts = Children::of(&program()?, &state);
             let options = Options {
@@ -31,7 +32,10 @@ impl Supervise {
             };
             polder_supervisor::run(options, parts, Arc::new(Weights::of(&state)?), ending).await?;
             Ok(())
-        })
+        });
+        // An import that hangs on a server must not hold the end up.
+        runtime.shutdown_timeout(part::LEFT_BEHIND);
+        done
     }
 }
 

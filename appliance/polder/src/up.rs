@@ -10,7 +10,7 @@ use polder_recipes::{DEFAULT_RECIPE, Recipe};
 use polder_site::{EngineName, EngineSlot, Site, SiteChange, Store};
 use polder_supervisor::{Children, Ending, Options, Patience, Weights};
 
-use crate::console::say;
+use crate::console::heard;
 use crate::follow::Follower;
 use crate::greeting::{Greeting, Surroundings, url};
 use crate::part;
@@ -57,7 +57,11 @@ impl Up {
         self.model.as_deref().map(Recipe::find).transpose()?;
         let state = self.state.make()?;
         self.check_door(&state)?;
-        part::runtime()?.block_on(self.start(&state))
+        let runtime = part::runtime()?;
+        let done = runtime.block_on(self.start(&state));
+        // An import that hangs on a server must not hold the end up.
+        runtime.shutdown_timeout(part::LEFT_BEHIND);
+        done
     }
 
     async fn start(&self, state: &Path) -> anyhow::Result<()> {
@@ -80,9 +84,9 @@ impl Up {
             // It could not begin, or was told to end while somebody watched.
             ended = &mut supervising => return Ok(ended?),
             attended = self.attend(state) => attended,
-            _ = over.wait_for(|e| *e != Ending::No) => Ok(()),
+            _ = over.wait_for(|e| *e != Ending::No) => Ok(true),
         };
-        if attended.is_err() {
+        if !matches!(attended, Ok(true)) {
             end.send_replace(Ending::InOrder);
         }
         let ended = supervising.await;
@@ -90,16 +94,26 @@ impl Up {
         Ok(ended?)
     }
 
-    /// Tells the person at the console what they need, in the order in which it comes to be.
-    async fn attend(&self, state: &Path) -> anyhow::Result<()> {
+    /// Tells the person at the console what they need, then what changes. False when nobody
+    /// listens: then the box ends, as it does when the terminal is closed.
+    async fn attend(&self, state: &Path) -> anyhow::Result<bool> {
         let follower = Follower::of(state);
+        if !heard(self.greet(state, &follower).await?)? {
+            return Ok(false);
+        }
+        follower.tell(follower.status().await?).await?;
+        Ok(true)
+    }
+
+    /// What is said first, once the box is up.
+    async fn greet(&self, state: &Path, follower: &Follower) -> anyhow::Result<String> {
         let door = follower.door().await?;
         let status = follower.status().await?;
         let here = Surroundings::of_this_machine();
         let site = status.site.clone();
         let greeting = Greeting { site: &site, state, ca_file: &door.ca_file, here: &here };
-        if self.yes {
-            let model = self.serve(&follower, &site).await?;
+        let text = if self.yes {
+            let model = self.serve(follower, &site).await?;
             let DoorReply::Key(key) = follower.ask_door(&DoorRequest::UpKey).await? else {
                 return Err(unexpected());
             };
@@ -109,23 +123,19 @@ impl Up {
                 let ready = serde_json::json!({
                     "url": url, "ca_file": ca_file, "api_key": key, "model": model,
                 });
-                say(ready);
-            } else {
-                say(greeting.ready(&key, &model));
+                return Ok(ready.to_string());
             }
+            greeting.ready(&key, &model)
         } else if door.claimed {
-            say(greeting.claimed(&status));
+            greeting.claimed(&status)
         } else {
             match follower.ask_door(&DoorRequest::OpenClaim).await? {
-                DoorReply::Claim(claim) => say(greeting.unclaimed("/", &claim, &door.fingerprint)),
-                DoorReply::Claimed => say(greeting.claimed(&status)),
+                DoorReply::Claim(claim) => greeting.unclaimed("/", &claim, &door.fingerprint),
+                DoorReply::Claimed => greeting.claimed(&status),
                 _ => return Err(unexpected()),
             }
-        }
-        if !self.json {
-            say("\nCtrl-C stops the box.");
-        }
-        follower.tell(follower.status().await?).await
+        };
+        Ok(format!("{text}\n\nCtrl-C stops the box."))
     }
 
     /// Sees to it that a model is served, and gives its name.

@@ -129,7 +129,7 @@ impl Weights {
                 shown.line.finish("");
                 let verified = verified?;
                 say(format!("{} files are good ({})", verified.good, bytes(verified.bytes)));
-                verified.damage.iter().for_each(|damage| eprintln!("{damage}"));
+                verified.damage.iter().for_each(crate::console::complain);
                 if !verified.damage.is_empty() {
                     bail!("{} files are not what was imported", verified.damage.len());
                 }

@@ -5,6 +5,7 @@
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 fn polder(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_polder"));
@@ -81,4 +82,37 @@ fn a_reader_that_stops_early_is_no_error() {
     child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
     assert!(child.wait().unwrap().success(), "{text}");
     assert_eq!(text, "");
+}
+
+#[test]
+fn a_box_that_nobody_listens_to_any_more_ends_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port().to_string();
+    drop(free);
+    let state = folder.path().join("box");
+    let mut up = polder(&["up", "--state", state.to_str().unwrap(), "--port", &port])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop((up.stdout.take(), up.stderr.take()));
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = up.try_wait().unwrap() {
+            break status;
+        }
+        if begun.elapsed() > Duration::from_secs(60) {
+            up.kill().unwrap();
+            up.wait().unwrap();
+            panic!("it still runs");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert!(status.success(), "{status}");
+    let parts = std::fs::read_dir("/proc").unwrap().filter_map(|process| {
+        let line = std::fs::read_to_string(process.ok()?.path().join("cmdline")).ok()?;
+        line.contains(state.to_str()?).then_some(line)
+    });
+    assert_eq!(parts.collect::<Vec<_>>(), Vec::<String>::new(), "a part outlived the supervisor");
 }
