@@ -28,6 +28,8 @@ const USAGE: &str = "x-polder-usage";
 pub(crate) enum Ending {
     /// The key was revoked, or its owner disabled.
     Revoked,
+    /// The member on the chat page may not use the box any more.
+    SentAway,
     /// The client took nothing for too long.
     Stalled,
     /// The engine broke off.
@@ -43,6 +45,12 @@ impl Ending {
                 "invalid_request_error",
                 "key_revoked",
                 "this API key was revoked while it was in use; make a new one on your page of the box",
+            ),
+            Self::SentAway => ApiError::new(
+                StatusCode::FORBIDDEN,
+                "invalid_request_error",
+                "member_sent_away",
+                "you may not use this box any more, so the answer was ended; ask a steward",
             ),
             Self::Stalled => ApiError::new(
                 StatusCode::REQUEST_TIMEOUT,
@@ -73,21 +81,52 @@ struct Held {
     waker: Option<Waker>,
     /// When a piece was handed out that has not been followed by a wish for another.
     handed: Option<Instant>,
+    /// On whose account, and of which model, until it is counted.
+    account: Option<(Caller, String)>,
+    seen: EventCounter,
+    used: Used,
+}
+
+impl Held {
+    /// The answer is over, however: stops the engine, counts what was used and gives back the
+    /// caller's place among the requests at once. The second time nothing is left to do.
+    fn settle(&mut self) {
+        // Dropping the engine's half closes its connection: it stops working on this.
+        self.upstream = None;
+        if let Some((caller, model)) = self.account.take() {
+            let completion = self.used.completion.unwrap_or(self.seen.events);
+            caller.count(&model, self.used.prompt, completion);
+        }
+    }
 }
 
 impl Leash {
-    pub(crate) fn new(upstream: Incoming) -> Arc<Self> {
-        let held = Held { upstream: Some(upstream), ending: None, waker: None, handed: None };
+    /// An answer of `model` to `caller`, whose prompt has this many tokens.
+    pub(crate) fn new(upstream: Incoming, caller: Caller, model: String, prompt: u64) -> Arc<Self> {
+        let held = Held {
+            upstream: Some(upstream),
+            ending: None,
+            waker: None,
+            handed: None,
+            account: Some((caller, model)),
+            seen: EventCounter::default(),
+            used: Used { prompt, completion: None },
+        };
         Arc::new(Self { held: Mutex::new(held), over: CancellationToken::new() })
     }
 
-    /// Ends the answer when `revoked` fires, or when the client takes nothing for `stall`.
-    pub(crate) fn watch(self: &Arc<Self>, revoked: CancellationToken, stall: Duration) {
+    /// Ends the answer with `ending` when `revoked` fires, or when the client takes nothing for `stall`.
+    pub(crate) fn watch(
+        self: &Arc<Self>,
+        revoked: CancellationToken,
+        ending: Ending,
+        stall: Duration,
+    ) {
         let leash = self.clone();
         tokio::spawn(async move {
             tokio::select! {
                 () = leash.over.cancelled() => {}
-                () = revoked.cancelled() => leash.end(Ending::Revoked),
+                () = revoked.cancelled() => leash.end(ending),
                 () = leash.stalled(stall) => leash.end(Ending::Stalled),
             }
         });
@@ -104,8 +143,8 @@ impl Leash {
 
     fn end(&self, ending: Ending) {
         let mut held = self.held();
-        // Dropping the engine's half closes its connection: it stops working on this.
-        held.upstream = None;
+        // Now, not when the client's half goes: a client that takes nothing may keep that for long.
+        held.settle();
         held.ending = Some(ending);
         if let Some(waker) = held.waker.take() {
             waker.wake();
@@ -117,21 +156,39 @@ impl Leash {
     }
 
     /// The next piece: of the engine's answer, or how it ended.
-    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Ending>>> {
+    fn poll(&self, cx: &mut Context<'_>, events: bool) -> Poll<Option<Result<Bytes, Ending>>> {
         let mut held = self.held();
+        let held = &mut *held;
         held.handed = None;
         if let Some(ending) = held.ending {
             return Poll::Ready(Some(Err(ending)));
         }
         let Some(upstream) = &mut held.upstream else { return Poll::Ready(None) };
-        match Pin::new(upstream).poll_frame(cx) {
+        let next = loop {
+            match Pin::new(&mut *upstream).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => break Poll::Ready(Some(Ok(data))),
+                    Err(frame) => {
+                        let told = frame.trailers_ref().and_then(used_in);
+                        held.used = told.unwrap_or(held.used);
+                    }
+                },
+                Poll::Ready(Some(Err(error))) => break Poll::Ready(Some(Err(error))),
+                Poll::Ready(None) => break Poll::Ready(None),
+                Poll::Pending => break Poll::Pending,
+            }
+        };
+        match next {
             Poll::Pending => {
                 held.waker = Some(cx.waker().clone());
                 Poll::Pending
             }
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(data))) => {
                 held.handed = Some(Instant::now());
-                Poll::Ready(Some(Ok(frame)))
+                if events {
+                    held.seen.take(&data);
+                }
+                Poll::Ready(Some(Ok(data)))
             }
             Poll::Ready(Some(Err(_))) => {
                 held.upstream = None;
@@ -149,15 +206,11 @@ impl Leash {
     }
 }
 
-/// The client's half of an answer: an HTTP body that counts what goes through it.
+/// The client's half of an answer: an HTTP body.
 pub(crate) struct Relayed {
     leash: Arc<Leash>,
-    caller: Caller,
-    model: String,
     /// True for server-sent events, which can say at their end that something went wrong.
     events: bool,
-    seen: EventCounter,
-    used: Used,
     done: bool,
     _stream: StreamGuard,
 }
@@ -169,17 +222,8 @@ struct Used {
 }
 
 impl Relayed {
-    pub(crate) fn new(
-        leash: Arc<Leash>,
-        caller: Caller,
-        model: String,
-        prompt: u64,
-        events: bool,
-        stream: StreamGuard,
-    ) -> Self {
-        let used = Used { prompt, completion: None };
-        let seen = EventCounter::default();
-        Self { leash, caller, model, events, seen, used, done: false, _stream: stream }
+    pub(crate) fn new(leash: Arc<Leash>, events: bool, stream: StreamGuard) -> Self {
+        Self { leash, events, done: false, _stream: stream }
     }
 }
 
@@ -195,37 +239,23 @@ impl http_body::Body for Relayed {
         if this.done {
             return Poll::Ready(None);
         }
-        loop {
-            let ending = match this.leash.poll(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(None) => {
-                    this.done = true;
-                    return Poll::Ready(None);
-                }
-                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) => {
-                        if this.events {
-                            this.seen.take(&data);
-                        }
-                        return Poll::Ready(Some(Ok(Frame::data(data))));
-                    }
-                    Err(frame) => {
-                        let told = frame.trailers_ref().and_then(used_in);
-                        this.used = told.unwrap_or(this.used);
-                        continue;
-                    }
-                },
-                Poll::Ready(Some(Err(ending))) => ending,
-            };
-            this.done = true;
-            if !this.events {
-                return Poll::Ready(Some(Err(BrokenOff)));
+        let ending = match this.leash.poll(cx, this.events) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Some(Ok(data))) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+            Poll::Ready(None) => {
+                this.done = true;
+                return Poll::Ready(None);
             }
-            // A blank line first, because the engine may have stopped inside an event.
-            let gap = if this.seen.between_events() { "" } else { "\n\n" };
-            let last = format!("{gap}data: {}\n\n", ending.to_error().to_json());
-            return Poll::Ready(Some(Ok(Frame::data(Bytes::from(last)))));
+            Poll::Ready(Some(Err(ending))) => ending,
+        };
+        this.done = true;
+        if !this.events {
+            return Poll::Ready(Some(Err(BrokenOff)));
         }
+        // A blank line first, because the engine may have stopped inside an event.
+        let gap = if this.leash.held().seen.between_events() { "" } else { "\n\n" };
+        let last = format!("{gap}data: {}\n\n", ending.to_error().to_json());
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from(last)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -241,9 +271,7 @@ impl http_body::Body for Relayed {
 impl Drop for Relayed {
     fn drop(&mut self) {
         self.leash.over.cancel();
-        self.leash.held().upstream = None;
-        let completion = self.used.completion.unwrap_or(self.seen.events);
-        self.caller.count(&self.model, self.used.prompt, completion);
+        self.leash.held().settle();
     }
 }
 

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, TE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use polder_members::{Admission, KeyGrant, MemberId, Members};
+use polder_members::{Admission, KeyGrant, MemberId, Members, MembersError};
 use tokio_util::sync::CancellationToken;
 
 use crate::Gateway;
@@ -30,6 +30,8 @@ pub struct Caller {
     member: MemberId,
     strict: bool,
     revoked: CancellationToken,
+    /// What they hear when `revoked` fires.
+    ending: Ending,
     account: Account,
 }
 
@@ -46,17 +48,35 @@ impl Caller {
             member: grant.member,
             strict: grant.strict,
             revoked: grant.revoked.clone(),
+            ending: Ending::Revoked,
             account: Account::Key(members.admit(grant)?),
         })
     }
 
-    /// A member on the chat page.
-    pub fn chat(members: &Members, member: MemberId) -> Self {
-        Self {
-            member,
-            strict: false,
-            revoked: CancellationToken::new(),
-            account: Account::Chat(members.clone()),
+    /// A member on the chat page, if they may still use the box; the answer ends when they may no
+    /// more.
+    pub async fn chat(members: &Members, member: MemberId) -> Result<Self, ApiError> {
+        let revoked = members.gone(member);
+        // Looked up after that: who was disabled just before it was taken is never told by it.
+        let found = members.ask(move |members| members.member(member)).await;
+        match found {
+            Ok(found) if !found.disabled => Ok(Self {
+                member,
+                strict: false,
+                revoked,
+                ending: Ending::SentAway,
+                account: Account::Chat(members.clone()),
+            }),
+            Ok(_) | Err(MembersError::NoMember) => Err(Ending::SentAway.to_error()),
+            Err(error) => {
+                log::error!("a member on the chat page could not be looked up: {error}");
+                Err(ApiError::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "server_error",
+                    "members_unreadable",
+                    "the box could not look up who you are; try again, and tell a steward if it stays so",
+                ))
+            }
         }
     }
 
@@ -105,9 +125,9 @@ pub async fn relay(
         Ok(request) => request,
         Err(error) => return error.into_response(),
     };
-    let revoked = caller.revoked.clone();
+    let (revoked, ending) = (caller.revoked.clone(), caller.ending);
     let asked = tokio::select! {
-        () = revoked.cancelled() => Err(Ending::Revoked.to_error()),
+        () = revoked.cancelled() => Err(ending.to_error()),
         asked = gateway.engine_request(model, request) => asked.map_err(ApiError::from),
     };
     match asked {
@@ -144,10 +164,10 @@ fn towards_client(gateway: &Arc<Gateway>, caller: Caller, answer: EngineAnswer) 
         .headers
         .get(CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-    let leash = Leash::new(upstream);
-    leash.watch(caller.revoked.clone(), gateway.limits.stall);
-    let body =
-        Relayed::new(leash, caller, recipe.to_string(), prompt, events, gateway.tally.stream());
+    let (revoked, ending) = (caller.revoked.clone(), caller.ending);
+    let leash = Leash::new(upstream, caller, recipe.to_string(), prompt);
+    leash.watch(revoked, ending, gateway.limits.stall);
+    let body = Relayed::new(leash, events, gateway.tally.stream());
     let mut response = Response::new(Body::new(body));
     *response.status_mut() = known_status(parts.status);
     *response.headers_mut() = headers::towards_client(&parts.headers);

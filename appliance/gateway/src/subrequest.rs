@@ -9,9 +9,8 @@ use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use http::header::CACHE_CONTROL;
-use http::{HeaderMap, HeaderValue, StatusCode};
-use polder_members::{Role, Scope};
-use serde::Deserialize;
+use http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use polder_members::{MemberId, Role, Scope};
 
 use crate::Gateway;
 use crate::auth;
@@ -19,16 +18,31 @@ use crate::errors::ApiError;
 use crate::peer::Peer;
 
 /// What the web server in front wants of its visitors.
-#[derive(Deserialize)]
 pub(crate) struct Wanted {
     /// Comma-separated; one of them is enough.
     allowed_groups: Option<String>,
 }
 
+impl Wanted {
+    /// What a query says: of names that come twice, all groups count. A query that says nothing
+    /// about groups wants none.
+    fn of(uri: &Uri) -> Result<Self, ApiError> {
+        let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(uri).map_err(|_| {
+            ApiError::bad_request("bad_query", "the query of this address cannot be read")
+        })?;
+        let groups: Vec<_> = pairs
+            .into_iter()
+            .filter(|(name, _)| name == "allowed_groups")
+            .map(|(_, g)| g)
+            .collect();
+        Ok(Self { allowed_groups: (!groups.is_empty()).then(|| groups.join(",")) })
+    }
+}
+
 /// Who the visitor is.
 struct Visitor {
+    id: MemberId,
     name: String,
-    email: Option<String>,
     role: Role,
 }
 
@@ -50,9 +64,13 @@ impl Visitor {
 pub(crate) async fn auth(
     State(gateway): State<Arc<Gateway>>,
     Extension(peer): Extension<Peer>,
-    Query(wanted): Query<Wanted>,
+    uri: Uri,
     headers: HeaderMap,
 ) -> Response {
+    let wanted = match Wanted::of(&uri) {
+        Ok(wanted) => wanted,
+        Err(error) => return error.into_response(),
+    };
     let visitor = match visitor(&gateway, &headers, peer.tls).await {
         Ok(visitor) => visitor,
         Err(error) => return error.into_response(),
@@ -74,8 +92,7 @@ async fn visitor(gateway: &Gateway, headers: &HeaderMap, tls: bool) -> Result<Vi
                 "this API key does not open other apps; make one on your page of the box that does",
             ));
         }
-        let (name, email) = (grant.member_name.clone(), grant.email.clone());
-        return Ok(Visitor { name, email, role: grant.role });
+        return Ok(Visitor { id: grant.member, name: grant.member_name.clone(), role: grant.role });
     }
     let member = auth::signed_in(&gateway.members, headers, tls).await;
     let member = member.ok_or_else(|| {
@@ -86,16 +103,14 @@ async fn visitor(gateway: &Gateway, headers: &HeaderMap, tls: bool) -> Result<Vi
             "nobody is signed in; sign in on the box's own page, then come back",
         )
     })?;
-    Ok(Visitor { name: member.name, email: member.email, role: member.role })
+    Ok(Visitor { id: member.id, name: member.name, role: member.role })
 }
 
 fn answer(visitor: &Visitor, box_name: &str) -> Result<Response, ApiError> {
-    // Apps behind a proxy tell people apart by their address, so there is always one; who gave none
-    // gets one that cannot receive mail.
-    let email = match &visitor.email {
-        Some(email) => email.clone(),
-        None => format!("{}@{box_name}.local", local_part(&visitor.name)),
-    };
+    // Apps behind a proxy tell people apart by their address. What a member typed is neither proven
+    // nor theirs alone, so it is never sent: with it one member could pass for another. This one
+    // cannot receive mail, and the number in it is never given to anybody else.
+    let email = format!("member-{}@{box_name}.local", visitor.id);
     let mut response = (StatusCode::ACCEPTED, Json(serde_json::json!({}))).into_response();
     let headers = response.headers_mut();
     for (name, value) in [
@@ -117,17 +132,12 @@ fn header_text(text: &str) -> Result<HeaderValue, ApiError> {
     })
 }
 
-fn local_part(name: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
-    name.chars().map(plain).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn visitor(role: Role) -> Visitor {
-        Visitor { name: "Zoë van Dam".into(), email: None, role }
+        Visitor { id: MemberId(7), name: "Zoë van Dam".into(), role }
     }
 
     #[test]
@@ -137,7 +147,7 @@ mod tests {
         let told =
             |name: &str| String::from_utf8_lossy(response.headers()[name].as_bytes()).into_owned();
         assert_eq!(told("x-auth-request-user"), "Zoë van Dam");
-        assert_eq!(told("x-auth-request-email"), "zo--van-dam@oak.local");
+        assert_eq!(told("x-auth-request-email"), "member-7@oak.local");
         assert_eq!(told("x-auth-request-groups"), "steward,member");
     }
 
@@ -148,6 +158,20 @@ mod tests {
         assert!(!visitor(Role::Member).is_wanted(&wanted("steward")));
         assert!(!visitor(Role::Steward).is_wanted(&wanted("")));
         assert!(visitor(Role::Member).is_wanted(&Wanted { allowed_groups: None }));
+    }
+
+    #[test]
+    fn the_wanted_groups_are_read_from_any_query_and_never_refused() {
+        let wanted = |query: &str| {
+            let uri: Uri = format!("/auth{query}").parse().unwrap();
+            Wanted::of(&uri).unwrap().allowed_groups
+        };
+        assert_eq!(wanted(""), None);
+        assert_eq!(wanted("?rd=%2F&x"), None);
+        assert_eq!(wanted("?allowed_groups=steward"), Some("steward".into()));
+        assert_eq!(wanted("?allowed_groups=a&allowed_groups=b%2Cc"), Some("a,b,c".into()));
+        assert_eq!(wanted("?allowed_groups="), Some(String::new()));
+        assert!(wanted("?allowed_groups=%FF").is_some());
     }
 
     #[test]

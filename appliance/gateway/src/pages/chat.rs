@@ -18,7 +18,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 
 use crate::Gateway;
 use crate::pages::answer::Listener;
@@ -100,8 +99,7 @@ pub(super) async fn stream(
         }
     };
     let (events, heard) = mpsc::channel(8);
-    let gone = gateway.members.gone(who.member.id);
-    tokio::spawn(pass_on(answer, gone, events));
+    tokio::spawn(pass_on(answer, events));
     // A proxy in between must not collect the stream before it passes it on.
     let mut response =
         Sse::new(ReceiverStream::new(heard)).keep_alive(KeepAlive::default()).into_response();
@@ -171,7 +169,10 @@ async fn ask(
         body["model"] = Value::from(model.as_str());
     }
     let question = Question::json("/v1/chat/completions", &body);
-    let caller = relay::Caller::chat(&gateway.members, member);
+    let caller = match relay::Caller::chat(&gateway.members, member).await {
+        Ok(caller) => caller,
+        Err(error) => return Err((error.status, refusal(error.into_response().into_body()).await)),
+    };
     let response = relay::relay(gateway, caller, model.as_deref(), question).await;
     let status = response.status();
     if status.is_success() {
@@ -193,7 +194,6 @@ async fn refusal(body: Body) -> String {
 /// body stops the engine's work.
 async fn pass_on(
     mut body: Body,
-    gone: CancellationToken,
     events: mpsc::Sender<Result<Event, Infallible>>,
 ) {
     let (mut listener, mut drawn) = (Listener::default(), Drawn::default());
@@ -204,8 +204,6 @@ async fn pass_on(
         tokio::select! {
             // The person pressed Stop, or closed the page.
             () = events.closed() => return,
-            // They may use the box no more.
-            () = gone.cancelled() => return,
             _ = tick.tick(), if drawn.is_behind(&listener) => {
                 if events.send(Ok(drawn.draw(&listener))).await.is_err() {
                     return;

@@ -106,7 +106,7 @@ fn page(
                 (field(&Field { name: "name", label: "Your name", value: &newcomer.name, autocomplete: "username",
                     hint: "What the others call you. You sign in with it.", required: true, autofocus: true, ..Field::default() }))
                 (field(&Field { name: "email", label: "E-mail (if you like)", kind: "email", value: &newcomer.email, autocomplete: "email",
-                    hint: "The box sends no mail. It tells this to other web apps that you sign in to with the box.", ..Field::default() }))
+                    hint: "The box sends no mail. Other members see this; other web apps are not told it.", ..Field::default() }))
                 (field(&Field { name: "password", label: "Password", kind: "password", autocomplete: "new-password",
                     hint: "At least 10 signs. Four words in a row are good.", required: true, ..Field::default() }))
                 (field(&Field { name: "again", label: "The same password again", kind: "password", autocomplete: "new-password",
