@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use rusqlite::{OptionalExtension, Row, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 
 use crate::secret::{self, Digest};
 use crate::{Member, MemberId, Members, MembersError, NewMember, Role, Secret, people, words};
@@ -110,6 +110,11 @@ impl Members {
         change.commit()?;
         Ok(member)
     }
+}
+
+/// Whoever may invite no more leaves no open invite behind: with one they could let themselves in.
+pub(crate) fn withdraw_all_by(change: &Connection, id: MemberId) -> rusqlite::Result<usize> {
+    change.execute("DELETE FROM invites WHERE made_by = ?1", [id.0])
 }
 
 const SELECT: &str = "SELECT i.id, i.role, i.note, m.name, i.created_at, i.expires_at

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Members, MembersError, Secret, setup, words};
+use crate::{Members, MembersError, Secret, invites, setup, words};
 
 /// Names a member; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -48,7 +48,8 @@ pub struct Member {
     pub id: MemberId,
     /// What they are called; unique whatever the case.
     pub name: String,
-    /// Told to web apps behind `GET /auth`; nothing is sent to it.
+    /// As they typed it: unproven, not theirs alone, so only shown. Nothing is sent to it, and no
+    /// web app is told it.
     pub email: Option<String>,
     /// What they may do.
     pub role: Role,
@@ -104,21 +105,26 @@ impl Members {
         Ok(member)
     }
 
-    /// Makes somebody a steward or a member. The last steward stays one.
+    /// Makes somebody a steward or a member. The last steward stays one. Who becomes a mere member
+    /// has the invites withdrawn that they made.
     pub fn set_role(&self, id: MemberId, role: Role) -> Result<(), MembersError> {
         self.change_member(id, |change| {
+            if role == Role::Member {
+                invites::withdraw_all_by(change, id)?;
+            }
             change
                 .execute("UPDATE members SET role = ?2 WHERE id = ?1", params![id.0, role.as_str()])
         })?;
         self.changed(id)
     }
 
-    /// Lets a member in no more, or again. Their sessions end and running streams of their keys
-    /// end; the keys work again if they are let in again.
+    /// Lets a member in no more, or again. Their sessions, their invites and running streams of
+    /// their keys end; the keys work again if they are let in again.
     pub fn set_disabled(&self, id: MemberId, disabled: bool) -> Result<(), MembersError> {
         self.change_member(id, |change| {
             if disabled {
                 change.execute("DELETE FROM sessions WHERE member = ?1", [id.0])?;
+                invites::withdraw_all_by(change, id)?;
             }
             change
                 .execute("UPDATE members SET disabled = ?2 WHERE id = ?1", params![id.0, disabled])
@@ -126,10 +132,11 @@ impl Members {
         self.changed(id)
     }
 
-    /// Removes a member with everything kept about them: sessions, keys (running streams end at
-    /// once) and usage.
+    /// Removes a member with everything kept about them: sessions, invites that they made, keys
+    /// (running streams end at once) and usage.
     pub fn remove_member(&self, id: MemberId) -> Result<(), MembersError> {
         self.change_member(id, |change| {
+            invites::withdraw_all_by(change, id)?;
             change.execute("DELETE FROM members WHERE id = ?1", [id.0])
         })?;
         self.changed(id)

@@ -196,6 +196,25 @@ fn an_invite_that_is_too_old_or_was_withdrawn_is_gone() {
 }
 
 #[test]
+fn invites_die_with_the_standing_of_the_steward_who_made_them() {
+    let place = place();
+    let ada = place.add("Ada", Role::Steward);
+    let kept = place.members.invite(ada.id, Role::Member, "", WEEK).unwrap().1;
+    for (name, end) in [("Ben", 0), ("Cy", 1), ("Di", 2)] {
+        let steward = place.add(name, Role::Steward).id;
+        let link = place.members.invite(steward, Role::Steward, "", WEEK).unwrap().1;
+        match end {
+            0 => place.members.set_role(steward, Role::Member).unwrap(),
+            1 => place.members.set_disabled(steward, true).unwrap(),
+            _ => place.members.remove_member(steward).unwrap(),
+        }
+        let looked = place.members.look_at_invite(link.expose());
+        assert!(matches!(looked, Err(MembersError::InviteGone)), "{name}");
+    }
+    assert!(place.members.look_at_invite(kept.expose()).is_ok());
+}
+
+#[test]
 fn no_secret_of_a_member_is_in_the_file() {
     let place = place();
     let ada = place.add("Ada", Role::Steward);
