@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::Names;
+use crate::names::is_narrow;
 
 const DAY: i64 = 86_400;
 
@@ -60,6 +61,8 @@ pub enum AuthorityDue {
     None,
     /// The box has a name that no authority it has may speak for.
     Outside(String),
+    /// The one it has may speak for names without a dot, and so for whole top-level domains.
+    TooWide,
     /// The ones it has are about to end.
     Ends,
 }
@@ -137,6 +140,11 @@ impl AuthorityFacts {
         }
     }
 
+    /// May it speak for nothing that could be a whole top-level domain?
+    fn is_narrow(&self) -> bool {
+        self.hosts.iter().all(|host| is_narrow(host))
+    }
+
     fn ends_soon(&self, now: i64) -> bool {
         plausible(now) && self.validity.until - now < LEAF_DAYS * DAY
     }
@@ -153,12 +161,13 @@ pub fn choose_authority(
 ) -> Result<usize, AuthorityDue> {
     let lasting = || authorities.iter().enumerate().rev().filter(|(_, a)| !a.ends_soon(now));
     let speaks_for_all = |a: &AuthorityFacts| names.hosts.iter().all(|host| a.permits_host(host));
-    if let Some((index, _)) = lasting().find(|(_, a)| speaks_for_all(a)) {
+    if let Some((index, _)) = lasting().find(|(_, a)| a.is_narrow() && speaks_for_all(a)) {
         return Ok(index);
     }
     Err(match (authorities.is_empty(), lasting().next()) {
         (true, _) => AuthorityDue::None,
         (false, None) => AuthorityDue::Ends,
+        (false, Some((_, newest))) if !newest.is_narrow() => AuthorityDue::TooWide,
         (false, Some((_, newest))) => AuthorityDue::Outside(
             names.hosts.iter().find(|host| !newest.permits_host(host)).cloned().unwrap_or_default(),
         ),
@@ -278,6 +287,18 @@ mod tests {
             choose_authority(&[], &names(&["elm.local"], &[]), NOW),
             Err(AuthorityDue::None)
         );
+    }
+
+    #[test]
+    fn an_authority_that_may_speak_for_a_whole_domain_of_the_internet_signs_no_more() {
+        let wide = authority(&["garden", "garden.local", "localhost"]);
+        let wanted = names(&["garden.local", "localhost"], &[]);
+        assert_eq!(
+            choose_authority(std::slice::from_ref(&wide), &wanted, NOW),
+            Err(AuthorityDue::TooWide)
+        );
+        let narrow = authority(&["garden.local", "localhost"]);
+        assert_eq!(choose_authority(&[wide, narrow], &wanted, NOW), Ok(1));
     }
 
     #[test]

@@ -155,6 +155,9 @@ fn signing(
         AuthorityDue::Outside(host) => {
             format!("the old one may not speak for the box's new name {host}")
         }
+        AuthorityDue::TooWide => {
+            "the old one may speak for a name without a dot, below which others may have theirs; take the old one off every device".to_owned()
+        }
         AuthorityDue::Ends => "the old one is near its end".to_owned(),
     };
     let statement = format!(

@@ -17,11 +17,13 @@ impl Names {
         let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
         let mut names = Self::default();
         names.addresses.extend(loopback.into_iter().chain(machine));
-        for host in site.host_names() {
+        for host in &site.host_names() {
             // A steward may write an address where a name is asked for.
             match host.parse::<IpAddr>() {
                 Ok(address) => names.addresses.push(address),
-                Err(_) => names.hosts.push(host.to_ascii_lowercase()),
+                Err(_) if is_narrow(host) => names.hosts.push(host.to_ascii_lowercase()),
+                // A box called `garden` must not have an authority for all of `.garden`.
+                Err(_) => {}
             }
         }
         names.hosts.sort();
@@ -36,4 +38,11 @@ impl Names {
         let local = self.hosts.iter().find(|host| host.ends_with(".local"));
         local.or(self.hosts.first()).map_or("localhost", String::as_str)
     }
+}
+
+/// May an authority speak for this host? It then speaks for everything below it too, and below a
+/// name without a dot may lie a whole top-level domain.
+pub(crate) fn is_narrow(host: &str) -> bool {
+    let host = host.to_ascii_lowercase();
+    host == "localhost" || host.trim_matches('.').contains('.')
 }
