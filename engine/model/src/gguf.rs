@@ -199,7 +199,21 @@ pub fn parse(bytes: &[u8]) -> Result<Gguf, ModelError> {
         let TensorHeader { name, format, dims, len, .. } = h;
         tensors.push(GgufTensor { name, format, dims, offset, len });
     }
+    refuse_overlap(&tensors)?;
     Ok(Gguf { version, metadata, tensors })
+}
+
+/// Tensors that share bytes would let a small file become a large model.
+fn refuse_overlap(tensors: &[GgufTensor]) -> Result<(), ModelError> {
+    let mut places: Vec<&GgufTensor> = tensors.iter().collect();
+    places.sort_unstable_by_key(|tensor| (tensor.offset, tensor.len));
+    for pair in places.windows(2) {
+        if pair[0].offset + pair[0].len > pair[1].offset {
+            let (first, second) = (shown(&pair[0].name), shown(&pair[1].name));
+            return Err(bad(format!("tensors {first} and {second} share bytes")));
+        }
+    }
+    Ok(())
 }
 
 /// A key with an empty name, its type and a one-byte value.

@@ -150,6 +150,20 @@ fn a_tensor_without_a_place_is_refused_by_name() {
 }
 
 #[test]
+fn tensors_that_share_bytes_are_refused_by_name() {
+    let mut w = Writer::default();
+    w.tensor("first", &[16]);
+    w.tensor("second", &[16]);
+    assert!(gguf::parse(&w.file()).is_ok());
+    let mut w = Writer::default();
+    w.tensor("first", &[16]);
+    w.data.truncate(32);
+    w.tensor("second", &[16]);
+    let message = gguf::parse(&w.file()).unwrap_err().to_string();
+    assert!(message.contains("first and second share bytes"), "{message}");
+}
+
+#[test]
 fn a_missing_tensor_and_a_wrong_shape_are_refused_by_name() {
     let mut w = small();
     w.u32("llama.rope.dimension_count", 4);
