@@ -19,7 +19,7 @@ use crate::queue::WaitingQueue;
 use crate::request::{
     Event, FinishReason, PromptLogprob, Refusal, Request, RequestId, SchedulerError,
 };
-use crate::sequence::{RowOwner, Sequence, blocks_for};
+use crate::sequence::{LOGIT_ROWS, RowOwner, Sequence, blocks_for};
 
 /// What the scheduler may do; the back end's [`Limits`] cap all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -348,8 +348,17 @@ impl Scheduler {
         shares.clear();
         shares.extend(self.running.iter().enumerate().filter_map(|(index, sequence)| {
             let reads = sequence.has_room() && !sequence.decodes() && sequence.unread() > 0;
-            reads.then(|| Share { index, tokens: sequence.next_chunk() })
+            reads.then(|| Share { index, tokens: sequence.unread() })
         }));
+        // Oldest first, so that the rows of one step stay few however many prompts are judged.
+        let mut logit_rows = LOGIT_ROWS;
+        for share in &mut shares {
+            if self.running[share.index].wants_logits() {
+                share.tokens = share.tokens.min(logit_rows);
+                logit_rows -= share.tokens;
+            }
+        }
+        shares.retain(|share| share.tokens > 0);
         share_out(&mut shares, &mut budget);
         for share in &shares {
             if share.tokens > 0 {

@@ -6,9 +6,9 @@ use polder_backend::{
 
 use crate::request::{Request, RequestId};
 
-/// Most prompt positions of one sequence whose logits are read back in one step: each is a row
-/// of `vocab` floats on the host.
-const LOGIT_ROWS: u32 = 32;
+/// Most prompt positions whose logits are read back in one step, all sequences together: each is
+/// a row of `vocab` floats on the host.
+pub(crate) const LOGIT_ROWS: u32 = 32;
 
 /// One sequence in a slot.
 #[derive(Debug)]
@@ -62,12 +62,9 @@ impl Sequence {
         self.tokens.len() as u32 - self.fed
     }
 
-    /// Tokens that it could read next.
-    pub(crate) fn next_chunk(&self) -> u32 {
-        match self.request.prompt_logprobs {
-            Some(_) if self.fed < self.prompt_len() => self.unread().min(LOGIT_ROWS),
-            _ => self.unread(),
-        }
+    /// Reading its next tokens reads logits back.
+    pub(crate) fn wants_logits(&self) -> bool {
+        self.request.prompt_logprobs.is_some() && self.fed < self.prompt_len()
     }
 
     /// Appends its next `count` tokens to the batch, and what is to be read out after them.

@@ -280,6 +280,21 @@ fn judged_prompts_deliver_one_logprob_for_each_token_after_the_first() {
 }
 
 #[test]
+fn many_judged_prompts_share_the_rows_of_one_step() {
+    let config = Config { max_waiting: 8, step_tokens: 200, steps_ahead: 0 };
+    let mut bench = Bench::new(limits(60, 4), config);
+    for id in 0..4 {
+        let mut judged = request("m", vec![1; 50], 0, 7);
+        judged.prompt_logprobs = Some(0);
+        bench.scheduler.admit(vec![(RequestId(id), judged)]).unwrap();
+    }
+    while bench.turn() {
+        assert!(bench.batch.outputs.len() <= 32, "{}", bench.batch.outputs.len());
+    }
+    assert!((0..4).all(|id| bench.end_of(RequestId(id)).is_some()));
+}
+
+#[test]
 fn what_cannot_run_is_refused_before_it_waits() {
     let mut scheduler = Scheduler::new(limits(4, 2), Config::default()).unwrap();
     let mut refused = |request: Request| {
