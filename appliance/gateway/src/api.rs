@@ -27,7 +27,8 @@ pub(crate) fn routes() -> Router<Arc<Gateway>> {
     Router::new()
         .route("/v1/models", get(models))
         .route("/v1/models/{model}", get(model))
-        .route("/v1/{*path}", post(ask))
+        // What is read under /v1 is above; a client that looks for more hears that it is not there.
+        .route("/v1/{*path}", post(ask).get(crate::front::not_found))
         .route("/tokenize", post(ask))
         .route("/detokenize", post(ask))
         .route("/health", get(health))
@@ -66,6 +67,8 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
     let body = gateway.buffers.read(body).await?;
     let model = named_model(&body.bytes)?;
     let recipe = usable(&gateway.status(), &grant, model.as_deref())?.recipe.clone();
+    let mut caller = caller;
+    caller.reserve(&body.bytes)?;
     let bytes = match model {
         // Engines know their model by its own name, not by the slot that they run in.
         Some(model) if model != recipe.as_str() => renamed(&body.bytes, recipe.as_str())?,

@@ -99,7 +99,9 @@ impl From<LimitReached> for ApiError {
     fn from(reached: LimitReached) -> Self {
         let (kind, code) = match reached {
             LimitReached::Month { .. } => ("insufficient_quota", "insufficient_quota"),
-            LimitReached::Tokens { .. } => ("tokens", "rate_limit_exceeded"),
+            LimitReached::Tokens { .. } | LimitReached::Reserved { .. } => {
+                ("tokens", "rate_limit_exceeded")
+            }
             _ => ("requests", "rate_limit_exceeded"),
         };
         Self::new(StatusCode::TOO_MANY_REQUESTS, kind, code, reached.to_string())

@@ -80,6 +80,16 @@ impl Caller {
         }
     }
 
+    /// Sets aside what this question may use, if the key has a limit in tokens.
+    pub(crate) fn reserve(&mut self, question: &[u8]) -> Result<(), ApiError> {
+        match &mut self.account {
+            Account::Key(admission) if admission.counts_tokens() => {
+                Ok(admission.reserve(most_used(question))?)
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn count(&self, model: &str, prompt: u64, completion: u64) {
         match &self.account {
             Account::Key(admission) => admission.count(model, prompt, completion),
@@ -134,6 +144,23 @@ pub async fn relay(
         Ok(answer) => towards_client(gateway, caller, answer),
         Err(error) => error.into_response(),
     }
+}
+
+/// An estimate of the tokens that a question uses: four bytes of it make one, and the answer is as
+/// long as it may be, within reason.
+fn most_used(question: &[u8]) -> u64 {
+    /// Where nothing is said of the answer's length.
+    const USUAL: u64 = 1024;
+    const LONG: u64 = 8192;
+    #[derive(serde::Deserialize)]
+    struct Wish {
+        max_tokens: Option<u64>,
+        max_completion_tokens: Option<u64>,
+        max_output_tokens: Option<u64>,
+    }
+    let wish = serde_json::from_slice::<Wish>(question).ok();
+    let most = wish.and_then(|w| w.max_completion_tokens.or(w.max_output_tokens).or(w.max_tokens));
+    (question.len() / 4) as u64 + most.unwrap_or(USUAL).min(LONG)
 }
 
 fn towards_engine(caller: &Caller, question: Question) -> Result<http::Request<Bytes>, ApiError> {

@@ -145,6 +145,14 @@ pub enum LimitReached {
         /// The limit.
         limit: u32,
     },
+    /// Tokens, if what runs now uses as much as it may.
+    #[error(
+        "the requests of this key that run now may use up its limit of {limit} tokens; wait for one of them to end"
+    )]
+    Reserved {
+        /// The limit per minute or per month.
+        limit: u64,
+    },
     /// Tokens this month.
     #[error("this key's quota of {limit} tokens this month is used up; it begins anew next month")]
     Month {
@@ -162,7 +170,7 @@ impl LimitReached {
             Self::Requests { seconds, .. }
             | Self::Tokens { seconds, .. }
             | Self::Month { seconds, .. } => *seconds,
-            Self::Concurrency { .. } => 1,
+            Self::Concurrency { .. } | Self::Reserved { .. } => 1,
         }
     }
 }

@@ -181,9 +181,45 @@ pub struct Admission {
     grant: Arc<KeyGrant>,
     ledger: Arc<Ledger>,
     clock: Clock,
+    /// Tokens set aside for it while it runs.
+    reserved: u64,
 }
 
 impl Admission {
+    /// Does the key have a limit in tokens?
+    pub fn counts_tokens(&self) -> bool {
+        let KeyLimits { tokens_per_minute, tokens_per_month, .. } = self.grant.limits;
+        tokens_per_minute.is_some() || tokens_per_month.is_some()
+    }
+
+    /// Sets tokens aside until the request is over, so that many at once do not go through a limit
+    /// together. Refused when what runs already may use up what is left; a request alone never is.
+    pub fn reserve(&mut self, tokens: u64) -> Result<(), LimitReached> {
+        if !self.counts_tokens() {
+            return Ok(());
+        }
+        let KeyLimits { tokens_per_minute, tokens_per_month, .. } = self.grant.limits;
+        let mut state = self.grant.counters.lock();
+        let others = state.reserved - self.reserved;
+        if others > 0 {
+            state.turn_month(self.clock.month());
+            if let Some(limit) = tokens_per_month
+                && state.month_tokens.saturating_add(others) >= limit
+            {
+                return Err(LimitReached::Reserved { limit });
+            }
+            if let Some(limit) = tokens_per_minute {
+                let (need, per_minute) = (1.0 + others as f64, f64::from(limit));
+                let enough = state.tokens.has(need, per_minute, per_minute, self.clock.millis());
+                enough.map_err(|_| LimitReached::Reserved { limit: limit.into() })?;
+            }
+        }
+        // No single request is believed to be larger than this, and the sum cannot overflow.
+        self.reserved = tokens.min(1 << 32);
+        state.reserved = others + self.reserved;
+        Ok(())
+    }
+
     /// Counts what the request used, towards the key's limits and, where the site counts, towards
     /// its member's usage. Call it once, when the answer is over, complete or not. *In memory*; on
     /// the disk within a second.
@@ -206,7 +242,9 @@ impl Admission {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.grant.counters.lock().running -= 1;
+        let mut state = self.grant.counters.lock();
+        state.running -= 1;
+        state.reserved -= self.reserved;
     }
 }
 
@@ -220,6 +258,8 @@ struct CounterState {
     requests: Bucket,
     tokens: Bucket,
     running: u32,
+    /// Tokens set aside for what runs.
+    reserved: u64,
     month: i64,
     month_tokens: u64,
 }
@@ -233,6 +273,7 @@ impl Counters {
                 requests: Bucket::full(size(limits.requests_per_minute), now),
                 tokens: Bucket::full(size(limits.tokens_per_minute), now),
                 running: 0,
+                reserved: 0,
                 month: clock.month(),
                 month_tokens,
             }),
@@ -320,6 +361,7 @@ impl Members {
             grant: grant.clone(),
             ledger: self.0.ledger.clone(),
             clock: self.0.clock.clone(),
+            reserved: 0,
         })
     }
 
@@ -350,16 +392,14 @@ impl Members {
             Some(id) => MemberId(id),
             None => add_bare_steward(&change, now)?,
         };
-        let before: Vec<i64> = change
-            .prepare("DELETE FROM keys WHERE for_up RETURNING member")?
+        let before: Vec<String> = change
+            .prepare("DELETE FROM keys WHERE for_up RETURNING id")?
             .query_map([], |row| row.get(0))?
             .collect::<Result<_, _>>()?;
         let new = NewKey { label: UP.into(), scopes: Scope::ALL.to_vec(), ..NewKey::default() };
         let minted = self.insert_key(&change, owner, &new, true)?;
         change.commit()?;
-        for member in before {
-            self.reload(&db, MemberId(member))?;
-        }
+        self.forget(|id, _| before.contains(id));
         self.reload(&db, owner)?;
         Ok(minted)
     }
@@ -391,8 +431,27 @@ impl Members {
             .ok_or(MembersError::NoKey)?;
         change.execute("DELETE FROM keys WHERE id = ?1", [&key.0])?;
         change.commit()?;
-        self.reload(&db, owner)?;
+        // It is gone for good: nothing that may fail stands between that and the key's end.
+        self.forget(|id, _| *id == key.0);
         Ok(info)
+    }
+
+    /// A member may use the box no more: none of their keys opens anything, and what they run ends.
+    /// Cannot fail.
+    pub(crate) fn forget_owner(&self, owner: MemberId) {
+        self.forget(|_, live| live.grant.member == owner);
+    }
+
+    /// Takes keys out of memory and ends what they run.
+    fn forget(&self, which: impl Fn(&String, &Live) -> bool) {
+        let mut keys = self.0.keys.write().unwrap_or_else(PoisonError::into_inner);
+        keys.retain(|id, live| {
+            let goes = which(id, live);
+            if goes {
+                live.grant.revoked.cancel();
+            }
+            !goes
+        });
     }
 
     /// After a member changed: their keys as they are now, or none.

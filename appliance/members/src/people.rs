@@ -115,7 +115,7 @@ impl Members {
             change
                 .execute("UPDATE members SET role = ?2 WHERE id = ?1", params![id.0, role.as_str()])
         })?;
-        self.changed(id)
+        self.refresh_owner(id)
     }
 
     /// Lets a member in no more, or again. Their sessions, their invites and running streams of
@@ -129,7 +129,10 @@ impl Members {
             change
                 .execute("UPDATE members SET disabled = ?2 WHERE id = ?1", params![id.0, disabled])
         })?;
-        self.changed(id)
+        if disabled {
+            self.sent_away(id);
+        }
+        self.refresh_owner(id)
     }
 
     /// Removes a member with everything kept about them: sessions, invites that they made, keys
@@ -139,7 +142,8 @@ impl Members {
             invites::withdraw_all_by(change, id)?;
             change.execute("DELETE FROM members WHERE id = ?1", [id.0])
         })?;
-        self.changed(id)
+        self.sent_away(id);
+        Ok(())
     }
 
     /// Fires when a member is disabled or removed: end what runs in their name without a key.
@@ -149,16 +153,14 @@ impl Members {
         gone.entry(id).or_default().clone()
     }
 
-    /// After a change: ends what a member's change of standing ends, and renews their keys.
-    fn changed(&self, id: MemberId) -> Result<(), MembersError> {
-        let welcome = member(&self.db(), id)?.is_some_and(|m| !m.disabled);
-        if !welcome
-            && let Some(token) =
-                self.0.gone.lock().unwrap_or_else(PoisonError::into_inner).remove(&id)
-        {
+    /// Ends everything that runs in the name of one who may use the box no more. Cannot fail: the
+    /// disk may be full, and the change is made.
+    fn sent_away(&self, id: MemberId) {
+        self.forget_owner(id);
+        let token = self.0.gone.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        if let Some(token) = token {
             token.cancel();
         }
-        self.refresh_owner(id)
     }
 
     /// Does `work` to a member unless it would leave the box without an enabled steward.

@@ -175,21 +175,32 @@ impl Ledger {
         let key = key.map(|k| k.0.clone()).unwrap_or_default();
         let model = model.chars().take(64).collect();
         let mut pending = self.lock();
+        let first = pending.is_empty();
         let counts = pending.usage.entry((clock.day(), member, key, model)).or_default();
         counts.add(Counts { requests: 1, prompt, completion });
-        self.more.notify_one();
+        self.tell(first);
     }
 
     pub(crate) fn add_quota(&self, key: &KeyId, month: i64, tokens: u64) {
         let mut pending = self.lock();
+        let first = pending.is_empty();
         let sum = pending.quota.entry((key.0.clone(), month)).or_default();
         *sum = sum.saturating_add(tokens);
-        self.more.notify_one();
+        self.tell(first);
     }
 
     pub(crate) fn touch(&self, key: &KeyId, now: i64) {
-        self.lock().used.insert(key.0.clone(), now);
-        self.more.notify_one();
+        let mut pending = self.lock();
+        let first = pending.is_empty();
+        pending.used.insert(key.0.clone(), now);
+        self.tell(first);
+    }
+
+    /// Wakes the writer for the first count only: for more it is awake already, and waits.
+    fn tell(&self, first: bool) {
+        if first {
+            self.more.notify_one();
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Pending> {

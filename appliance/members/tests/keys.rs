@@ -158,6 +158,27 @@ fn requests_at_once_are_given_back_when_they_end() {
 }
 
 #[test]
+fn requests_at_once_do_not_go_through_a_quota_together() {
+    let place = place();
+    for limits in [
+        KeyLimits { tokens_per_month: Some(1000), ..KeyLimits::default() },
+        KeyLimits { tokens_per_minute: Some(1000), ..KeyLimits::default() },
+    ] {
+        let (_, grant) = key(&place, limits);
+        let mut first = place.members.admit(&grant).unwrap();
+        let mut second = place.members.admit(&grant).unwrap();
+        first.reserve(5000).unwrap();
+        let refused = second.reserve(10);
+        assert!(matches!(refused, Err(LimitReached::Reserved { limit: 1000 })), "{refused:?}");
+        first.count("m", 100, 100);
+        drop(first);
+        second.reserve(10).unwrap();
+        drop(second);
+        assert!(place.members.admit(&grant).unwrap().reserve(10_000).is_ok());
+    }
+}
+
+#[test]
 fn a_months_quota_holds_over_a_restart_and_begins_anew_next_month() {
     let place = place();
     let limits = KeyLimits { tokens_per_month: Some(1000), ..KeyLimits::default() };

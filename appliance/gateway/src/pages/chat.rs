@@ -192,10 +192,7 @@ async fn refusal(body: Body) -> String {
 
 /// Passes the answer on to the browser, drawn. Ends when either side does; dropping the answer's
 /// body stops the engine's work.
-async fn pass_on(
-    mut body: Body,
-    events: mpsc::Sender<Result<Event, Infallible>>,
-) {
+async fn pass_on(mut body: Body, events: mpsc::Sender<Result<Event, Infallible>>) {
     let (mut listener, mut drawn) = (Listener::default(), Drawn::default());
     let mut tick = tokio::time::interval(DRAW_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

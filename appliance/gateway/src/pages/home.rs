@@ -328,7 +328,7 @@ fn new_key(wish: &Wish, models: &[String]) -> Markup {
                         (select("model", "Which model", "", &choices, &wish.model))
                         (number("days", "Days until it expires", "", &wish.days))
                     }
-                    p.hint { "Leave a limit empty for none." }
+                    p.hint { "These are limits that you set for yourself, for a program that you do not quite trust. Leave one empty for none." }
                     div.fields {
                         (number("requests", "Requests a minute", "", &wish.requests))
                         (number("tokens", "Tokens a minute", "", &wish.tokens))
