@@ -134,7 +134,8 @@ fn judge(
         return Err(TurnedAway::ToTls(over_tls(&host, gateway.status().site.door.port, path)));
     }
     let cookie = headers.contains_key(http::header::COOKIE);
-    let keyed = auth::key_in(headers).ok().flatten().is_some();
+    // Only programs' paths go by the key; a page goes by its cookie even if a key is sent along.
+    let keyed = is_api(request.uri().path()) && auth::key_in(headers).ok().flatten().is_some();
     if !keyed && let Err(foreign) = check_origin(request.method(), headers, &host, peer.tls, cookie)
     {
         return refuse(StatusCode::FORBIDDEN, foreign.to_string());

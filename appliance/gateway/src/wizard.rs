@@ -130,17 +130,25 @@ impl Host for ThisBox {
             let member = members.add_first_steward(by.expose(), &new)?;
             let (_, session) = members.begin_session(member.id)?;
             let wish = NewKey { label: FIRST_KEY.to_owned(), ..NewKey::default() };
-            let key = members.mint_key(member.id, &wish)?;
+            let key = members.mint_key(member.id, &wish);
             Ok((member, session, key))
         };
         let made: Result<_, MembersError> = self.0.members.ask(make).await;
         let (member, session, key) =
             made.map_err(|error| SetupError::Refused(error.to_string()))?;
         self.record("made the first steward", &member.name).await;
-        Ok(Newcomer {
-            cookies: vec![auth::session_cookie(&session, secure)],
-            api_key: key.key.expose().to_owned(),
-        })
+        // The steward is there and signed in, key or no key: they can make one on their page.
+        let api_key = match key {
+            Ok(minted) => {
+                self.record("made key", &minted.info.label).await;
+                minted.key.expose().to_owned()
+            }
+            Err(error) => {
+                log::error!("the first steward's key could not be made: {error}");
+                "no key could be made just now; make one on your page of the box".to_owned()
+            }
+        };
+        Ok(Newcomer { cookies: vec![auth::session_cookie(&session, secure)], api_key })
     }
 
     async fn end(&self) -> Result<(), SetupError> {
