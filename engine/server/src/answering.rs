@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use polder_backend::TokenId;
 use polder_scheduler::Request;
 
-use crate::app::{App, Caller, check_tokens, name_ignored};
+use crate::app::{App, Caller, Engine, check_tokens, name_ignored};
 use crate::generate::{Generation, Job};
 use crate::stream;
 use crate::wire::answer::{Envelope, Kind};
@@ -34,17 +34,7 @@ pub(crate) async fn answer(
 ) -> Result<Response, ApiError> {
     let engine = app.engine()?.clone();
     let Ask { kind, prompts, knobs, echo, ignored } = ask;
-    let choices = prompts.len().saturating_mul(knobs.n as usize);
-    if choices > engine.most_sequences {
-        return Err(ApiError::bad_field(
-            "n",
-            format!(
-                "This request asks for {choices} answers, \"n\" for each prompt, but one may ask \
-                 for {}; send several requests.",
-                engine.most_sequences
-            ),
-        ));
-    }
+    let choices = check_choices(&engine, prompts.len(), &knobs)?;
     let biased: Vec<TokenId> = knobs.sampling.bias.iter().map(|(token, _)| *token).collect();
     check_tokens(&biased, engine.vocab, "logit_bias")?;
 
@@ -80,6 +70,26 @@ pub(crate) async fn answer(
         HeaderValue::from(prompt_tokens),
     );
     Ok(response)
+}
+
+/// How many answers are asked for, if they are not too many.
+pub(crate) fn check_choices(
+    engine: &Engine,
+    prompts: usize,
+    knobs: &Knobs,
+) -> Result<usize, ApiError> {
+    let choices = prompts.saturating_mul(knobs.n as usize);
+    if choices <= engine.most_sequences {
+        return Ok(choices);
+    }
+    Err(ApiError::bad_field(
+        "n",
+        format!(
+            "This request asks for {choices} answers, \"n\" for each prompt, but one may ask for \
+             {}; send several requests.",
+            engine.most_sequences
+        ),
+    ))
 }
 
 /// One sequence for each answer. Answers to one prompt differ by their seeds.

@@ -49,7 +49,7 @@ pub(crate) struct App {
     pub(crate) stopping: AtomicBool,
     pub(crate) metrics: Arc<Metrics>,
     /// Requests that are read at the same time.
-    pub(crate) readers: Semaphore,
+    pub(crate) readers: Arc<Semaphore>,
 }
 
 /// How many requests are read at the same time.
@@ -144,7 +144,13 @@ pub(crate) async fn aside<T: Send + 'static>(
     app: &App,
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    let _turn = app.readers.acquire().await.ok();
+    let turn = app.readers.clone().acquire_owned().await.ok();
+    // The turn ends with the work, not with the wait for it: a client that leaves frees nothing
+    // early.
+    let work = move || {
+        let _turn = turn;
+        work()
+    };
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
         Err(ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,

@@ -9,7 +9,7 @@ use http::HeaderMap;
 use polder_backend::TokenId;
 use polder_chat::ChatError;
 
-use crate::answering::{Ask, answer as answer_jobs};
+use crate::answering::{Ask, answer as answer_jobs, check_choices};
 use crate::app::{App, Caller, Engine, aside, check_tokens, read_body};
 use crate::generate::{surely_too_long, too_long};
 use crate::wire::answer::Kind;
@@ -28,6 +28,8 @@ pub(crate) async fn answer(
     let ask = aside(&app, move || {
         let request = parse_completion(&body, strict)?;
         this.check_model(&request.model)?;
+        // Before any text is read: reading thousands of prompts only to refuse them takes long.
+        check_choices(&engine, request.prompts.len(), &request.knobs)?;
         let capacity = engine.handle.capacity();
         let answer = usize::from(request.knobs.max_tokens != Some(0));
         let mut prompts = Vec::with_capacity(request.prompts.len());

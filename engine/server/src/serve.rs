@@ -55,7 +55,7 @@ pub async fn serve(
         progress: AtomicU32::new(0),
         stopping: AtomicBool::new(false),
         metrics: Arc::new(Metrics::new()),
-        readers: Semaphore::new(READERS),
+        readers: Arc::new(Semaphore::new(READERS)),
     });
     let mut loading = {
         let app = app.clone();

@@ -57,6 +57,11 @@ async fn known_fields_that_cannot_be_honoured_are_refused_by_name() {
     let calls = json!([{"role": "assistant", "tool_calls": [
         {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}]);
     let unsupported = Some("unsupported_parameter");
+    for call in [json!(1), json!("x"), json!({"function": "f"}), json!({"function": {"name": 1}})] {
+        let messages = json!([{"role": "assistant", "tool_calls": [call]}]);
+        let answer = server.post(CHAT, chat(json!({"messages": messages}))).await;
+        answer.refusal(400, Some("messages[0].tool_calls"), None);
+    }
     for (more, param, code) in [
         (json!({"tools": tool}), "tools", unsupported),
         (json!({"tools": tool, "tool_choice": "auto"}), "tools", unsupported),

@@ -244,13 +244,17 @@ fn parse_tool_calls(fields: &mut Fields, role: &str) -> Result<Option<Value>, Ap
         Some(_) => return Err(wrong("must be a list")),
     };
     for call in &mut calls {
-        let function = &mut call["function"];
-        if !function["name"].is_string() {
+        // Not by index: what is not an object must be refused, and indexing it panics.
+        let function = call.get_mut("function").and_then(Value::as_object_mut);
+        let function =
+            function.filter(|function| function.get("name").is_some_and(Value::is_string));
+        let Some(function) = function else {
             return Err(wrong("must hold {\"function\": {\"name\": …, \"arguments\": …}} objects"));
-        }
-        let arguments = function["arguments"].as_str().map(serde_json::from_str::<Value>);
+        };
+        let arguments = function.get("arguments").and_then(Value::as_str);
+        let arguments = arguments.map(serde_json::from_str::<Value>);
         if let Some(Ok(object @ Value::Object(_))) = arguments {
-            function["arguments"] = object;
+            function.insert("arguments".into(), object);
         }
     }
     Ok(Some(Value::Array(calls)))
