@@ -172,6 +172,8 @@ impl EngineLoop {
             };
             let output = self.backend.collect(ticket).map_err(SchedulerError::Backend)?;
             self.scheduler.take(output, &mut self.events)?;
+            // Before its answer is heard: who asks after that must not see it still running.
+            self.publish();
             self.tell();
         }
         Ok(())

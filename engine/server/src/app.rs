@@ -221,6 +221,15 @@ async fn tokenize(
     let capacity = engine.handle.capacity();
     let (tokens, ignored) = aside(&app, move || {
         let request = parse_tokenize(&body, strict)?;
+        // More than would fit may be counted, but not without bound.
+        let most = 4 * capacity as usize;
+        engine.tokenizer.check_length(&request.text, most).map_err(|_| {
+            ApiError::bad_field(
+                "prompt",
+                format!("\"prompt\" has more than {most} tokens; send it in several parts."),
+            )
+            .code("context_length_exceeded")
+        })?;
         let tokens = match request.add_special_tokens {
             true => engine.tokenizer.encode_prompt(&request.text),
             false => engine.tokenizer.encode(&request.text, polder_chat::Special::Parse),

@@ -98,6 +98,13 @@ async fn known_fields_that_cannot_be_honoured_are_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_text_far_beyond_the_context_is_not_tokenized() {
+    let server = Server::parrot().await;
+    let answer = server.post("/tokenize", json!({"prompt": "x".repeat(1 << 20)})).await;
+    answer.refusal(400, Some("prompt"), Some("context_length_exceeded"));
+}
+
+#[tokio::test]
 async fn values_out_of_range_are_refused_by_name() {
     let server = Server::parrot().await;
     for (more, param) in [
