@@ -60,7 +60,7 @@ pub enum EngineError {
     },
     /// There is no room for even one short conversation.
     #[error(
-        "{available} bytes of memory for conversations hold only {tokens} tokens; allow at least {least}"
+        "beside the weights {available} bytes of memory are left for conversations, enough for {tokens} tokens, and at least {least} bytes are needed; choose a smaller model, or end other programs"
     )]
     Memory {
         /// Bytes allowed.

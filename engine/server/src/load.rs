@@ -1,6 +1,6 @@
 //! From a model's path to the parts that serve it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use polder_backend::Backend;
@@ -93,7 +93,7 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
         model.spec.context = model.spec.context.min(cap.max(1));
     }
     let per_token = model.spec.kv_values_per_token().saturating_mul(KV_VALUE).max(1);
-    let bytes = options.kv_memory.unwrap_or_else(|| free_memory() / 2);
+    let bytes = options.kv_memory.unwrap_or_else(|| for_conversations(&options.model));
     let kv_tokens = kv_tokens(bytes, per_token, model.spec.context, options.parallel)?;
     let config = Config::default();
     let cpu = CpuOptions {
@@ -125,6 +125,24 @@ fn kv_tokens(bytes: u64, per_token: u64, context: u32, parallel: u16) -> Result<
     Ok(u32::try_from(fits.min(useful)).unwrap_or(u32::MAX / BLOCK * BLOCK))
 }
 
+/// Half of what the weights leave free. Packing widens some formats to one and a half times their
+/// bytes in the file, and all of it is taken before the first conversation grows.
+fn for_conversations(model: &Path) -> u64 {
+    let weights = file_bytes(model).saturating_mul(3) / 2;
+    free_memory().saturating_sub(weights) / 2
+}
+
+/// The bytes of a file, or of the files in a folder.
+fn file_bytes(path: &Path) -> u64 {
+    let Ok(about) = std::fs::metadata(path) else { return 0 };
+    if !about.is_dir() {
+        return about.len();
+    }
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    // A model's folder holds links: what they lead to counts.
+    entries.filter_map(|entry| std::fs::metadata(entry.path()).ok()).map(|file| file.len()).sum()
+}
+
 /// Bytes that could be used without swapping; 2 GiB where the system does not say.
 fn free_memory() -> u64 {
     std::fs::read_to_string("/proc/meminfo")
@@ -141,6 +159,18 @@ fn available(meminfo: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_weights_of_a_folder_are_what_its_links_lead_to() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("m")).unwrap();
+        std::fs::write(folder.path().join("blob"), [0; 700]).unwrap();
+        std::fs::write(folder.path().join("m/config.json"), [0; 30]).unwrap();
+        std::os::unix::fs::symlink("../blob", folder.path().join("m/model.gguf")).unwrap();
+        assert_eq!(file_bytes(&folder.path().join("m")), 730);
+        assert_eq!(file_bytes(&folder.path().join("blob")), 700);
+        assert_eq!(file_bytes(&folder.path().join("nothing")), 0);
+    }
 
     #[test]
     fn memory_for_conversations_is_what_fits_and_what_is_useful() {
