@@ -64,10 +64,16 @@ fn build_bpe(keys: &GgufTokenizer) -> Result<Tokenizer, ChatError> {
     })?;
     // Control tokens are no words: text must not reach them through the vocabulary.
     let vocabulary: Vocab = words(keys).map(|(id, word)| (word.to_owned(), id)).collect();
+    // The library assumes that no merge is longer than the longest word.
+    let longest = vocabulary.keys().map(String::len).max().unwrap_or(0);
     let merges = keys
         .merges
         .iter()
         .map(|merge| {
+            // One byte of it is the space between the two parts.
+            if merge.len() > longest + 1 {
+                return Err(ChatError::Broken(format!("a merge makes no word: {merge:?}")));
+            }
             // A part may itself begin with a space in files that do not use the byte alphabet.
             let cut = merge.char_indices().skip(1).find(|(_, character)| *character == ' ');
             cut.map(|(at, _)| (merge[..at].to_owned(), merge[at + 1..].to_owned()))
