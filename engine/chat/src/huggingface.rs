@@ -43,7 +43,11 @@ pub(crate) fn build(
     generation: &Value,
 ) -> Result<Tokenizer, ChatError> {
     let broken = |error: tokenizers::Error| ChatError::Broken(error.to_string());
-    let mut first = tokenizers::Tokenizer::from_bytes(tokenizer).map_err(broken)?;
+    // The library panics on some contradictions, such as a merge longer than any word.
+    let read = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(tokenizer));
+    let mut first = read
+        .map_err(|_| ChatError::Broken("its tokenizer.json contradicts itself".into()))?
+        .map_err(broken)?;
     first.with_padding(None);
     first.with_truncation(None).map_err(broken)?;
     let spell = spelling(&first)?;

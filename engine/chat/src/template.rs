@@ -72,6 +72,11 @@ impl ChatTemplate {
         tokenizer: &Tokenizer,
         most: usize,
     ) -> Result<Vec<TokenId>, ChatError> {
+        // Every message takes a token at least: a million of them are refused before any work.
+        let least = conversation.messages.len();
+        if least > most {
+            return Err(ChatError::TooLong { least, most });
+        }
         let (text, marker) = self.render(conversation, tokenizer)?;
         tokenizer.check_length(&text, most)?;
         let tokens = tokenizer.encode_marked(&text, Special::Parse, Some(marker))?;

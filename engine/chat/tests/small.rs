@@ -97,6 +97,25 @@ fn a_tokenizer_json_says_the_same_as_the_gguf_of_the_same_vocabulary() {
 }
 
 #[test]
+fn a_tokenizer_json_with_a_merge_longer_than_any_word_is_refused() {
+    let good = json_tokenizer();
+    let bad = good.replace(r#""merges":[]"#, r#""merges":[["Ġ","Ġ"]]"#);
+    assert_ne!(good, bad);
+    assert!(matches!(Tokenizer::from_json(bad.as_bytes()), Err(ChatError::Broken(_))));
+}
+
+#[test]
+fn more_messages_than_tokens_that_fit_are_refused_before_the_template_runs() {
+    let tokenizer = build(bytes()).unwrap();
+    let mut many = user(json!("a"));
+    many.messages = vec![many.messages[0].clone(); 11];
+    // A template that would fail if it ran.
+    let template = ChatTemplate::new("{{ raise_exception('it ran') }}").unwrap();
+    let refused = template.encode(&many, &tokenizer, 10);
+    assert!(matches!(refused, Err(ChatError::TooLong { least: 11, most: 10 })));
+}
+
+#[test]
 fn a_turn_ending_token_that_a_file_calls_ordinary_still_ends_the_answer() {
     let tokenizer = build(bytes()).unwrap();
     assert_eq!(tokenizer.ends(), [TokenId(257), TokenId(259)]);
