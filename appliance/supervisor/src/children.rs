@@ -10,7 +10,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::task::JoinHandle;
 
 use crate::lifeline;
-use crate::parts::{Ended, Part, Parts, PartsError, Process};
+use crate::parts::{Ended, Part, Parts, PartsError, Process, exit_words};
 
 /// More of one line than this is not repeated.
 const LONGEST_LINE: u64 = 2000;
@@ -186,12 +186,7 @@ fn is_worth_repeating(said: &str) -> bool {
 
 fn describe(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit status {code}"),
-        (None, Some(9)) => "signal 9 (killed; perhaps memory ran out)".to_owned(),
-        (None, Some(signal)) => format!("signal {signal}"),
-        (None, None) => "an unknown end".to_owned(),
-    }
+    exit_words(status.code(), status.signal())
 }
 
 #[cfg(test)]

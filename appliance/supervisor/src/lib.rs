@@ -3,8 +3,8 @@
 //!
 //! [`run`] is the whole of it: it takes the state folder for itself, starts what the site says,
 //! answers on `control.sock`, and ends everything in order when told. How a part is started and
-//! stopped is behind [`Parts`]; [`Children`] runs parts as child processes. Where models come from
-//! is behind [`Shelf`]; [`Weights`] is the real one.
+//! stopped is behind [`Parts`]; [`Children`] runs parts as child processes, [`systemd::Units`] as
+//! units of the init system. Where models come from is behind [`Shelf`]; [`Weights`] is the real one.
 //!
 //! The supervisor alone writes `site.toml`, the audit trail and the list of runs.
 
@@ -22,12 +22,14 @@ pub mod restart;
 mod runs;
 mod shelf;
 mod supervisor;
+pub mod systemd;
 mod weights;
 mod work;
 
 pub use audit::{Trail, TrailError, Verdict};
 pub use children::Children;
 pub use parts::{Ended, Part, Parts, PartsError, Process};
+pub use probe::{Health, ask};
 pub use plan::{Action, Observed, Wanted, plan};
 pub use shelf::{Described, ImportEnd, Shelf};
 pub use supervisor::{Ending, Options, Patience, SupervisorError, run};

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -33,6 +34,12 @@ pub trait Parts: Send + Sync + 'static {
 
     /// Starts the part. That it exists says nothing about whether it answers.
     fn start(&self, part: &Part) -> impl Future<Output = Result<Self::Process, PartsError>> + Send;
+
+    /// Ends every engine that an earlier supervisor left running and that is not wanted any more.
+    /// Where parts do not outlive the supervisor there is none.
+    fn keep_only(&self, _wanted: &BTreeSet<Part>) -> impl Future<Output = ()> + Send {
+        async {}
+    }
 }
 
 /// One started part.
@@ -72,6 +79,16 @@ impl fmt::Display for Ended {
     }
 }
 
+/// How a process ended, from its exit status or the signal that ended it.
+pub(crate) fn exit_words(code: Option<i32>, signal: Option<i32>) -> String {
+    match (code, signal) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(9)) => "signal 9 (killed; perhaps memory ran out)".to_owned(),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "an unknown end".to_owned(),
+    }
+}
+
 /// A part could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum PartsError {
@@ -84,5 +101,14 @@ pub enum PartsError {
         program: std::path::PathBuf,
         /// Why not.
         source: io::Error,
+    },    /// The init system did not do what it was asked.
+    #[error("could not {act} {unit}: {why}")]
+    Unit {
+        /// What was to be done.
+        act: &'static str,
+        /// To which unit.
+        unit: String,
+        /// Why it was not, and what to do.
+        why: String,
     },
 }

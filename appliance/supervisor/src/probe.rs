@@ -16,7 +16,7 @@ const LONGEST_ANSWER: usize = 64 << 10;
 
 /// How a part is, as it says itself.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Health {
+pub enum Health {
     /// It answers and does its work.
     Ready,
     /// It answers, and is still getting ready; with figures where it gives any.
@@ -26,7 +26,7 @@ pub(crate) enum Health {
 }
 
 /// Asks a part how it is, and waits at most `limit` for the answer.
-pub(crate) async fn ask(part: &Part, sockets: &Sockets, limit: Duration) -> Health {
+pub async fn ask(part: &Part, sockets: &Sockets, limit: Duration) -> Health {
     let asked = async {
         match part {
             Part::Gateway => ask_gateway(&sockets.gateway()).await,

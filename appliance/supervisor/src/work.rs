@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -108,10 +108,12 @@ impl<P: Parts> Work<P> {
     /// Starts what the site says, and takes up what was cut off. The gateway goes first, so that
     /// there is a page to look at; nothing waits for it.
     pub(crate) async fn begin(self: &Arc<Self>) {
-        self.keeper(&Part::Gateway).ensure();
-        for name in self.board.site().engines.keys() {
-            self.keeper(&Part::Engine(name.clone())).ensure();
+        let engines = self.board.site().engines.into_keys().map(Part::Engine);
+        let wanted: BTreeSet<Part> = std::iter::once(Part::Gateway).chain(engines).collect();
+        for part in &wanted {
+            self.keeper(part).ensure();
         }
+        self.parts.keep_only(&wanted).await;
         let cut_off = lock(&self.ledger).cut_off();
         let (again, never) = cut_off.unwrap_or_else(|error| {
             log::error!("could not look up what was cut off: {error}");

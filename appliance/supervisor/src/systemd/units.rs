@@ -1,0 +1,301 @@
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use zbus::{OwnedObjectPath, OwnedVariant, Type};
+
+use crate::parts::{Ended, Part, Parts, PartsError, Process};
+use crate::systemd::bus::{Bus, MANAGER, Place, say};
+use crate::systemd::words::{Begun, Seen, Verdict, begun};
+
+/// A unit is looked at this often even if nobody says that it changed.
+const LOOK: Duration = Duration::from_secs(2);
+/// The same while it is being started.
+const LOOK_STARTING: Duration = Duration::from_millis(200);
+/// How long a bus may be away before what was to be done over it counts as failed.
+const BUS_AWAY: Duration = Duration::from_secs(30);
+/// How long a unit may stand in systemd's queue.
+const QUEUED: Duration = Duration::from_secs(30);
+/// At the start of the box nobody waits longer than this for a list of leftovers.
+const LEFTOVERS: Duration = Duration::from_secs(10);
+
+const ENGINE: &str = "polder-engine@";
+const SERVICE: &str = ".service";
+
+/// Parts as units of the init system: `polder-gateway.service` and `polder-engine@NAME.service`.
+///
+/// They outlive the supervisor: `start` takes over a unit that runs already. The units have
+/// `Restart=no`, because the supervisor alone decides about restarts.
+#[derive(Clone)]
+pub struct Units {
+    bus: Bus,
+}
+
+impl Units {
+    /// Units of the systemd that answers on this bus.
+    pub fn on(bus: Bus) -> Self {
+        Self { bus }
+    }
+
+    async fn manager<B, R>(&self, method: &str, body: &B, patience: Duration) -> zbus::Result<R>
+    where
+        B: serde::Serialize + Type + Sync,
+        R: serde::de::DeserializeOwned + Type,
+    {
+        self.bus.ask(&MANAGER, method, body, patience).await
+    }
+
+    /// Where the unit is on the bus. It need not run, nor even have a file.
+    async fn find(&self, unit: &str) -> zbus::Result<OwnedObjectPath> {
+        self.manager("LoadUnit", &unit, BUS_AWAY).await
+    }
+
+    async fn look(&self, path: &OwnedObjectPath, patience: Duration) -> zbus::Result<Seen> {
+        const UNIT: &str = "org.freedesktop.systemd1.Unit";
+        let get = |interface, name| self.property(path, interface, name, patience);
+        let (job, _): (u32, OwnedObjectPath) = get(UNIT, "Job").await?.try_into()?;
+        Ok(Seen {
+            active: get(UNIT, "ActiveState").await?.try_into()?,
+            job: job != 0,
+            invocation: get(UNIT, "InvocationID").await?.try_into()?,
+            pid: get(OF_SERVICE, "MainPID").await?.try_into()?,
+        })
+    }
+
+    async fn verdict(&self, path: &OwnedObjectPath, patience: Duration) -> zbus::Result<Verdict> {
+        let get = |name| self.property(path, OF_SERVICE, name, patience);
+        Ok(Verdict {
+            result: get("Result").await?.try_into()?,
+            code: get("ExecMainCode").await?.try_into()?,
+            status: get("ExecMainStatus").await?.try_into()?,
+            said: get("StatusText").await?.try_into()?,
+        })
+    }
+
+    async fn property(
+        &self,
+        path: &OwnedObjectPath,
+        interface: &str,
+        name: &str,
+        patience: Duration,
+    ) -> zbus::Result<OwnedVariant> {
+        let place = Place {
+            service: MANAGER.service,
+            path: path.as_str(),
+            interface: "org.freedesktop.DBus.Properties",
+        };
+        self.bus.ask(&place, "Get", &(interface, name), patience).await
+    }
+}
+
+const OF_SERVICE: &str = "org.freedesktop.systemd1.Service";
+
+impl Parts for Units {
+    type Process = UnitProcess;
+
+    async fn start(&self, part: &Part) -> Result<UnitProcess, PartsError> {
+        let unit = unit_of(part);
+        let fail = |act: &'static str| {
+            let unit = unit.clone();
+            move |why: String| PartsError::Unit { act, unit, why }
+        };
+        let refused = |act| {
+            let fail = fail(act);
+            move |error: zbus::Error| fail(say(&error))
+        };
+        // Heard from before the first look on, so that nothing between the two is missed.
+        let mut bell = self.bus.bell();
+        let path = self.find(&unit).await.map_err(refused("find"))?;
+        let before = self.look(&path, BUS_AWAY).await.map_err(refused("look at"))?;
+        let process = |seen: &Seen| UnitProcess {
+            units: self.clone(),
+            unit: unit.clone(),
+            path: path.clone(),
+            invocation: seen.invocation.clone(),
+            pid: Some(seen.pid).filter(|pid| *pid != 0),
+        };
+        if before.runs() {
+            log::info!("the {part} runs already; taking it over");
+            return Ok(process(&before));
+        }
+        let _: OwnedObjectPath = self
+            .manager("StartUnit", &(unit.as_str(), "replace"), BUS_AWAY)
+            .await
+            .map_err(refused("start"))?;
+        let told = Instant::now();
+        loop {
+            let now = self.look(&path, BUS_AWAY).await.map_err(refused("look at"))?;
+            match begun(&before, &now) {
+                Begun::Yes => return Ok(process(&now)),
+                Begun::Never => {
+                    let why = format!(
+                        "systemd did not run it, or it ended at once; `journalctl -u {unit}` says why"
+                    );
+                    return Err(fail("start")(why));
+                }
+                Begun::NotYet if told.elapsed() > QUEUED => {
+                    let why = "it still waits for something else that systemd has to do first; \
+                               `systemctl list-jobs` shows what";
+                    return Err(fail("start")(why.to_owned()));
+                }
+                Begun::NotYet => rung(&mut bell, LOOK_STARTING).await,
+            }
+        }
+    }
+
+    async fn keep_only(&self, wanted: &BTreeSet<Part>) {
+        type Listed = (
+            String,
+            String,
+            String,
+            String,
+            String,
+            String,
+            OwnedObjectPath,
+            u32,
+            String,
+            OwnedObjectPath,
+        );
+        let ours = [format!("{ENGINE}*{SERVICE}")];
+        let asked = (["active", "activating"].as_slice(), ours.as_slice());
+        let listed: zbus::Result<Vec<Listed>> =
+            self.manager("ListUnitsByPatterns", &asked, LEFTOVERS).await;
+        let listed = match listed {
+            Ok(listed) => listed,
+            Err(error) => {
+                log::error!(
+                    "could not list the engines that an earlier supervisor left running: {}",
+                    say(&error)
+                );
+                return;
+            }
+        };
+        for (unit, ..) in listed {
+            if part_of(&unit).is_some_and(|part| wanted.contains(&part)) {
+                continue;
+            }
+            log::info!("{unit} still runs but is not in the site any more; ending it");
+            self.tell("stop", "StopUnit", (unit, "replace".to_owned()));
+        }
+    }
+}
+
+impl Units {
+    /// Tells the manager something that nobody waits for.
+    fn tell<B>(&self, act: &'static str, method: &'static str, body: B)
+    where
+        B: serde::Serialize + Type + Send + Sync + std::fmt::Debug + 'static,
+    {
+        let units = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = units.bus.call(&MANAGER, method, &body, BUS_AWAY).await {
+                log::error!("could not {act} {body:?}: {}", say(&error));
+            }
+        });
+    }
+}
+
+/// A part that runs as a unit. It goes on when this is dropped.
+pub struct UnitProcess {
+    units: Units,
+    unit: String,
+    path: OwnedObjectPath,
+    invocation: Vec<u8>,
+    pid: Option<u32>,
+}
+
+impl UnitProcess {
+    async fn over(&self) -> zbus::Result<Option<Ended>> {
+        // However long the bus is away: that says nothing about the part.
+        const FOREVER: Duration = Duration::MAX;
+        let now = self.units.look(&self.path, FOREVER).await?;
+        if now.is_alive() && now.invocation == self.invocation {
+            return Ok(None);
+        }
+        if now.is_alive() {
+            let status = "a restart that the supervisor did not ask for".to_owned();
+            return Ok(Some(Ended { status, last_words: None }));
+        }
+        Ok(Some(self.units.verdict(&self.path, FOREVER).await?.ended(&self.unit)))
+    }
+
+    fn signal(&self, whom: &str, signal: i32) {
+        let body = (self.unit.clone(), whom.to_owned(), signal);
+        self.units.tell("signal", "KillUnit", body);
+    }
+}
+
+impl Process for UnitProcess {
+    fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
+    async fn ended(&mut self) -> Ended {
+        let mut bell = self.units.bus.bell();
+        let mut told = false;
+        loop {
+            match self.over().await {
+                Ok(Some(ended)) => return ended,
+                Ok(None) => told = false,
+                Err(error) => {
+                    if !told {
+                        log::error!("could not look at {}: {}", self.unit, say(&error));
+                        told = true;
+                    }
+                }
+            }
+            rung(&mut bell, LOOK).await;
+        }
+    }
+
+    fn drain(&self) {
+        self.units.tell("stop", "StopUnit", (self.unit.clone(), "replace".to_owned()));
+    }
+
+    fn hurry(&self) {
+        self.signal("main", rustix::process::Signal::TERM.as_raw());
+    }
+
+    fn kill(&self) {
+        self.signal("all", rustix::process::Signal::KILL.as_raw());
+    }
+}
+
+/// Waits until the bell rings, but not longer than `limit`.
+async fn rung(bell: &mut watch::Receiver<u64>, limit: Duration) {
+    // Its sender lives in the bus, which whoever waits here holds.
+    let _ = tokio::time::timeout(limit, bell.changed()).await;
+}
+
+/// The unit of a part. Every character of an engine's name may stand in a unit's name as it is, and
+/// the unit file reads it with `%i`, which is the name unchanged.
+fn unit_of(part: &Part) -> String {
+    match part {
+        Part::Gateway => format!("polder-gateway{SERVICE}"),
+        Part::Engine(name) => format!("{ENGINE}{name}{SERVICE}"),
+    }
+}
+
+fn part_of(unit: &str) -> Option<Part> {
+    let name = unit.strip_prefix(ENGINE)?.strip_suffix(SERVICE)?;
+    Some(Part::Engine(name.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_engine_name_is_a_units_name_as_it_stands() {
+        for name in ["fast", "a-b-c", "0", "x".repeat(32).as_str()] {
+            let part = Part::Engine(name.parse().unwrap());
+            let unit = unit_of(&part);
+            // What unit names may be made of: unit_name_is_valid() in systemd.
+            let valid = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);
+            assert!(unit.len() < 256 && unit.chars().all(valid), "{unit}");
+            assert_eq!(part_of(&unit), Some(part));
+        }
+        assert_eq!(part_of("polder-engine@Not A Name.service"), None);
+        assert_eq!(part_of("polder-gateway.service"), None);
+    }
+}
