@@ -46,8 +46,9 @@ impl Sockets {
     pub fn gateway(&self) -> PathBuf {
         self.folder.join("gateway.sock")
     }
-    /// An engine's HTTP socket.
+    /// An engine's HTTP socket, in a folder that the engine makes: where parts are locked up, an
+    /// engine sees its own folder and no other socket.
     pub fn engine(&self, name: &polder_site::EngineName) -> PathBuf {
-        self.folder.join(format!("engine-{name}.sock"))
+        self.folder.join(format!("engine-{name}")).join("sock")
     }
 }

@@ -17,6 +17,7 @@ use crate::Gateway;
 use crate::auth;
 use crate::body::{BodyRefusal, Bounded};
 use crate::errors::ApiError;
+use crate::handed::PLAIN_PORT;
 use crate::headers;
 use crate::host::{RequestHost, request_host};
 use crate::origin::check_origin;
@@ -129,9 +130,8 @@ fn judge(
         let refusal = BodyRefusal::TooLarge { limit: limits.body_bytes };
         return refuse(StatusCode::PAYLOAD_TOO_LARGE, refusal.to_string());
     }
-    let in_the_clear = peer.is_this_machine() && host.is_localhost();
-    if !peer.tls && !in_the_clear {
-        return Err(TurnedAway::ToTls(over_tls(&host, gateway.status().site.door.port, path)));
+    if let Some(door) = sent_on(peer, &host, gateway.status().site.door.port, path) {
+        return Err(TurnedAway::ToTls(door));
     }
     let cookie = headers.contains_key(http::header::COOKIE);
     // Only programs' paths go by the key; a page goes by its cookie even if a key is sent along.
@@ -141,6 +141,18 @@ fn judge(
         return refuse(StatusCode::FORBIDDEN, foreign.to_string());
     }
     Ok(host)
+}
+
+/// Where a request without TLS is sent to; `None` for what is answered as it comes.
+fn sent_on(peer: &Peer, host: &RequestHost, door: u16, path: &str) -> Option<HeaderValue> {
+    // The port that browsers take by themselves is beside the door: whoever knocks there is shown
+    // to it, also somebody at this machine.
+    let beside = peer.local.port() == PLAIN_PORT && door != PLAIN_PORT;
+    if peer.tls || (!beside && peer.is_this_machine() && host.is_localhost()) {
+        return None;
+    }
+    let port = host.port.filter(|_| !beside);
+    Some(over_tls(&RequestHost { name: host.name.clone(), port }, door, path))
 }
 
 fn over_tls(host: &RequestHost, own_port: u16, path: &str) -> HeaderValue {
@@ -234,6 +246,26 @@ fn close(response: &mut Response, http1: bool) {
 mod tests {
     use super::*;
     use crate::host::parse_host;
+
+    #[test]
+    fn who_knocks_beside_the_door_is_always_sent_to_it_and_this_machine_may_come_in_the_clear() {
+        let to = |host: &str, remote: &str, local: &str, door| {
+            let host = parse_host(host.as_bytes()).unwrap();
+            let (remote, local) = (remote.parse().unwrap(), local.parse().unwrap());
+            let sent = sent_on(&Peer { remote, local, tls: false }, &host, door, "/a");
+            sent.map(|to| to.to_str().unwrap().to_owned())
+        };
+        let (guest, here) = ("192.168.1.9:5000", "127.0.0.1:5000");
+        let beside = |host, from| to(host, from, "192.168.1.4:80", 443).unwrap();
+        assert_eq!(beside("oak.local", guest), "https://oak.local/a");
+        assert_eq!(beside("oak.local:80", guest), "https://oak.local/a");
+        assert_eq!(beside("localhost", here), "https://localhost/a");
+        assert_eq!(to("localhost:8443", here, "127.0.0.1:8443", 8443), None);
+        // A box whose door is at port 80, behind a router that forwards another one.
+        assert_eq!(to("localhost", here, "127.0.0.1:80", 80), None);
+        let forwarded = to("oak.example:8080", guest, "192.168.1.4:80", 80).unwrap();
+        assert_eq!(forwarded, "https://oak.example:8080/a");
+    }
 
     #[test]
     fn a_visitor_over_plain_http_is_sent_to_the_same_page_over_tls() {

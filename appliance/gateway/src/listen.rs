@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::GatewayError;
 use crate::connection::Host;
+use crate::handed::Handed;
 use crate::peer::canonical;
 
 /// Connections that the kernel keeps for us while we are busy.
@@ -25,11 +26,14 @@ const BACKLOG: u32 = 1024;
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// Opens every address of the door. At least one must be had.
-pub(crate) fn open_all(door: &Door) -> Result<HashMap<SocketAddr, TcpListener>, GatewayError> {
+pub(crate) fn open_all(
+    door: &Door,
+    handed: &Handed,
+) -> Result<HashMap<SocketAddr, TcpListener>, GatewayError> {
     let mut open = HashMap::new();
     let mut failed = None;
     for address in addresses(door) {
-        match open_one(address) {
+        match open_one(address, handed) {
             Ok(listener) => {
                 open.insert(address, listener);
             }
@@ -49,6 +53,7 @@ pub(crate) fn open_all(door: &Door) -> Result<HashMap<SocketAddr, TcpListener>, 
 /// Then every listener is closed at once; connections are for the `tracker` to wait for.
 pub(crate) async fn keep_open(
     host: Host,
+    handed: Handed,
     open: HashMap<SocketAddr, TcpListener>,
     mut status: watch::Receiver<Arc<BoxStatus>>,
     tracker: TaskTracker,
@@ -58,7 +63,10 @@ pub(crate) async fn keep_open(
         .map(|(address, listener)| (address, Running::start(&host, listener, &tracker)))
         .collect();
     loop {
-        let wanted = addresses(&status.borrow_and_update().site.door);
+        let wanted = {
+            let door = &status.borrow_and_update().site.door;
+            [addresses(door), handed.plain(door).collect()].concat()
+        };
         let gone: Vec<_> = running.keys().filter(|a| !wanted.contains(a)).copied().collect();
         for address in gone {
             if let Some(listener) = running.remove(&address) {
@@ -71,7 +79,7 @@ pub(crate) async fn keep_open(
             if running.contains_key(&address) {
                 continue;
             }
-            match open_one(address) {
+            match open_one(address, &handed) {
                 Ok(listener) => {
                     log::info!("listening on {address}");
                     running.insert(address, Running::start(&host, listener, &tracker));
@@ -155,7 +163,10 @@ fn addresses(door: &Door) -> Vec<SocketAddr> {
     all
 }
 
-fn open_one(address: SocketAddr) -> io::Result<TcpListener> {
+fn open_one(address: SocketAddr, handed: &Handed) -> io::Result<TcpListener> {
+    if let Some(listener) = handed.open(address) {
+        return TcpListener::from_std(listener?);
+    }
     let socket = match address.ip() {
         IpAddr::V4(_) => TcpSocket::new_v4()?,
         IpAddr::V6(_) => {

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::connection::Host;
 use crate::door::Console;
+use crate::handed::Handed;
 use crate::limits::Limits;
 use crate::link::Link;
 use crate::{CaInfo, Gateway, api, front, listen, pages, wizard};
@@ -71,6 +72,15 @@ pub async fn run(
     options: GatewayOptions,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), GatewayError> {
+    run_on(Handed::default(), options, shutdown).await
+}
+
+/// The same with sockets that were handed over, which are used instead of opening them.
+pub async fn run_on(
+    handed: Handed,
+    options: GatewayOptions,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), GatewayError> {
     let GatewayOptions { state, limits } = options;
     let site = Store::open(&state)?
         .current()?
@@ -79,7 +89,7 @@ pub async fn run(
     members.set_metering(site.usage.per_member);
     let keeper = Arc::new(Keeper::open(&state.join("pki"), &names(&site), now())?);
     let tls = TlsAcceptor::from(keeper.server_config(&["h2", "http/1.1"])?);
-    let open = listen::open_all(&site.door)?;
+    let open = listen::open_all(&site.door, &handed)?;
 
     let sockets = Sockets::of(&state);
     let link = Link::follow(&sockets, site);
@@ -95,7 +105,7 @@ pub async fn run(
     };
     let tracker = TaskTracker::new();
     let status = link.watch();
-    let listening = tokio::spawn(listen::keep_open(host, open, status, tracker.clone()));
+    let listening = tokio::spawn(listen::keep_open(host, handed, open, status, tracker.clone()));
     let _following = Following(tokio::spawn(follow_site(keeper, members, link.watch(), ca_sent)));
 
     let console = sockets.gateway();

@@ -1,4 +1,5 @@
-//! The machine's own addresses, as the kernel tells in /proc/net.
+//! The machine's own addresses, as the kernel tells in /proc/self/net (which a process that sees
+//! only processes in /proc has as well).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,8 +13,8 @@ const TEMPORARY: u32 = 0x01;
 pub fn machine_addresses() -> Vec<IpAddr> {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let mut found: Vec<IpAddr> =
-        v4(&read("/proc/net/fib_trie")).into_iter().map(IpAddr::V4).collect();
-    found.extend(v6(&read("/proc/net/if_inet6")).into_iter().map(IpAddr::V6));
+        v4(&read("/proc/self/net/fib_trie")).into_iter().map(IpAddr::V4).collect();
+    found.extend(v6(&read("/proc/self/net/if_inet6")).into_iter().map(IpAddr::V6));
     found.sort();
     found.dedup();
     found.truncate(MOST);

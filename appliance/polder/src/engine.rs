@@ -3,6 +3,7 @@ use polder_control::Sockets;
 use polder_engine_server::EngineOptions;
 use polder_recipes::Recipe;
 use polder_site::EngineName;
+use polder_supervisor::Part;
 use polder_weights::Store;
 
 use crate::part;
@@ -35,7 +36,10 @@ impl Engine {
             )
         })?;
         let socket = Sockets::of(&state).engine(&name);
+        if let Some(folder) = socket.parent() {
+            crate::state::make(folder)?;
+        }
         let options = EngineOptions::new(name.as_str(), socket, model, recipe.name.as_str());
-        part::run(|told| polder_engine_server::run(options, told))
+        part::run(Part::Engine(name), &state, |told| polder_engine_server::run(options, told))
     }
 }

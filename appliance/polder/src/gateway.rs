@@ -1,4 +1,5 @@
-use polder_gateway::{GatewayOptions, Limits};
+use polder_gateway::{GatewayOptions, Handed, Limits};
+use polder_supervisor::Part;
 
 use crate::part;
 use crate::state::State;
@@ -14,8 +15,9 @@ pub(crate) struct Gateway {
 impl Gateway {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let state = self.state.folder()?;
-        part::run(|told| {
-            polder_gateway::run(GatewayOptions { state, limits: Limits::default() }, told)
+        let options = GatewayOptions { state: state.clone(), limits: Limits::default() };
+        part::run(Part::Gateway, &state, |told| {
+            polder_gateway::run_on(Handed::over(), options, told)
         })
     }
 }

@@ -9,6 +9,7 @@ mod engine;
 mod follow;
 mod gateway;
 mod greeting;
+mod notify;
 mod part;
 mod plan;
 mod recipes;
@@ -68,7 +69,9 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            console::complain(format!("error: {}", console::sentence(&error)));
+            let sentence = console::sentence(&error);
+            console::complain(format!("error: {sentence}"));
+            notify::failed(&sentence);
             ExitCode::FAILURE
         }
     }

@@ -5,9 +5,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use polder_supervisor::Ending;
+use polder_supervisor::{Ending, Part};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+
+use crate::notify::{self, Who};
 
 /// How much is said: `error`, `warn`, `info`, `debug`.
 pub(crate) const LEVEL: &str = "POLDER_LOG";
@@ -15,10 +17,22 @@ pub(crate) const LEVEL: &str = "POLDER_LOG";
 /// At the end of a process, its blocking threads have this long to finish.
 pub(crate) const LEFT_BEHIND: Duration = Duration::from_millis(200);
 
-/// Log lines go to standard error, one line each, for people.
+/// Log lines go to standard error, one line each, for people; to the journal where that is what
+/// standard error leads to, with their figures as fields of their own.
 pub(crate) fn log(level: &str) {
     let environment = env_logger::Env::new().filter_or(LEVEL, level);
-    env_logger::Builder::from_env(environment)
+    let mut builder = env_logger::Builder::from_env(environment);
+    if systemd_journal_logger::connected_to_journal()
+        && let Ok(journal) = systemd_journal_logger::JournalLog::new()
+    {
+        let filter = builder.build();
+        log::set_max_level(filter.filter());
+        let journal = journal.with_syslog_identifier("polder".to_owned());
+        log::set_boxed_logger(Box::new(Journal { filter, journal }))
+            .expect("nothing was logged before");
+        return;
+    }
+    builder
         .format(|out, record| {
             let (time, level) = (out.timestamp_seconds(), record.level());
             write!(out, "{time} {level:5} {}", record.args())?;
@@ -28,6 +42,24 @@ pub(crate) fn log(level: &str) {
             writeln!(out, "{}", pairs.0)
         })
         .init();
+}
+
+/// The journal, with the levels of [`LEVEL`].
+struct Journal {
+    filter: env_logger::Logger,
+    journal: systemd_journal_logger::JournalLog,
+}
+
+impl log::Log for Journal {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        self.filter.enabled(metadata)
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        if self.filter.matches(record) {
+            self.journal.log(record);
+        }
+    }
+    fn flush(&self) {}
 }
 
 struct Pairs(String);
@@ -73,9 +105,11 @@ pub(crate) fn endings() -> anyhow::Result<(watch::Sender<Ending>, watch::Receive
     Ok((end, ending))
 }
 
-/// Runs one part until it is told to end: `work` is given a future that is done at that moment. A
+/// Runs one part of the box in `state` until it is told to end: `work` is given a future that is done at that moment. A
 /// second signal, or a supervisor that is gone, ends the process there and then.
 pub(crate) fn run<W, E>(
+    who: Part,
+    state: &Path,
     work: impl FnOnce(std::pin::Pin<Box<dyn Future<Output = ()> + Send>>) -> W,
 ) -> anyhow::Result<()>
 where
@@ -87,6 +121,8 @@ where
     let runtime = runtime()?;
     let done = runtime.block_on(async {
         let (_end, mut ending) = endings()?;
+        let (state, told) = (state.to_owned(), ending.clone());
+        tokio::spawn(async move { notify::keep_telling(Who::Part(who), &state, told).await });
         let mut hurry = ending.clone();
         tokio::spawn(async move {
             if hurry.wait_for(|e| *e == Ending::Now).await.is_ok() {

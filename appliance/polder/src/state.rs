@@ -28,11 +28,7 @@ impl State {
     /// The folder, made if need be, for its owner only: keys will be kept there.
     pub(crate) fn make(&self) -> anyhow::Result<PathBuf> {
         let folder = self.folder()?;
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)
-            .with_context(|| format!("could not make the folder {}", folder.display()))?;
+        make(&folder)?;
         Ok(folder)
     }
 
@@ -54,6 +50,15 @@ impl State {
         let path = Sockets::of(&self.folder()?).gateway();
         runtime()?.block_on(ask_door(&path, request))
     }
+}
+
+/// Makes a folder for its owner only, if it is not there.
+pub(crate) fn make(folder: &std::path::Path) -> anyhow::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .with_context(|| format!("could not make the folder {}", folder.display()))
 }
 
 /// Asks the gateway at this socket once.

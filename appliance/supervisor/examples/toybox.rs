@@ -92,6 +92,8 @@ async fn engine(name: &str, state: PathBuf) {
         std::process::exit(4);
     }
     let socket = Sockets::of(&state).engine(&name);
+    let folder = socket.parent().expect("the socket is in a folder");
+    std::fs::create_dir_all(folder).expect("the socket's folder can be made");
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(socket).expect("the socket can be made");
     let load = behaviour.number("load").unwrap_or(0);

@@ -101,7 +101,8 @@ pub enum PartsError {
         program: std::path::PathBuf,
         /// Why not.
         source: io::Error,
-    },    /// The init system did not do what it was asked.
+    },
+    /// The init system did not do what it was asked.
     #[error("could not {act} {unit}: {why}")]
     Unit {
         /// What was to be done.

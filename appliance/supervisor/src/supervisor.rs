@@ -210,7 +210,7 @@ fn report(trail: &mut Trail, verdict: &Verdict) -> Result<(), SupervisorError> {
     Ok(())
 }
 
-/// Room for `/run/gateway.sock` and for an engine's socket with a name of a dozen letters.
+/// Room for `/run/gateway.sock` and for an engine's socket with a name of ten letters.
 const LONGEST_STATE: usize = 80;
 
 /// Only the owner of the state folder may look into it: it holds keys and people's sessions.

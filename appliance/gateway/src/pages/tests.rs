@@ -185,7 +185,7 @@ pub(super) async fn place() -> Place {
     let supervisor = Arc::new(Supervisor { status, asked: asked.clone() });
     let control = sockets.control();
     tokio::spawn(async move { polder_control::serve(&control, supervisor).await });
-    std::fs::create_dir_all(sockets.folder()).unwrap();
+    std::fs::create_dir_all(sockets.engine(&"fast".parse().unwrap()).parent().unwrap()).unwrap();
     engine(sockets.engine(&"fast".parse().unwrap())).await;
     while !sockets.control().exists() {
         tokio::time::sleep(Duration::from_millis(2)).await;

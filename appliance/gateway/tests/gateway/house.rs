@@ -91,6 +91,8 @@ impl House {
         (wish.members)(&members, &steward);
         drop(members);
 
+        std::fs::create_dir_all(sockets.engine(&"fast".parse().unwrap()).parent().unwrap())
+            .unwrap();
         let engine = Engine::start(&sockets.engine(&"fast".parse().unwrap()));
         for _ in 0..5 {
             let port = free_port();

@@ -198,7 +198,8 @@ fn is_away(error: &zbus::Error) -> bool {
 
 /// An error of the bus as the end of a sentence: what it means and what to do.
 pub(crate) fn say(error: &zbus::Error) -> String {
-    let refused = "this user may not do that; are Polder's polkit rules in place, and does polkit run?";
+    let refused =
+        "this user may not do that; are Polder's polkit rules in place, and does polkit run?";
     match error {
         zbus::Error::MethodError(name, words, _) => {
             let words = words.clone().unwrap_or_else(|| name.to_string());

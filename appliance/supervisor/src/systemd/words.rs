@@ -82,7 +82,9 @@ impl Verdict {
             ("timeout", _) => "a time limit: it took too long to begin or to end".to_owned(),
             ("start-limit-hit", _) => "too many starts in a short time".to_owned(),
             ("resources", _) => {
-                format!("something that systemd could not give it; `journalctl -u {unit}` says what")
+                format!(
+                    "something that systemd could not give it; `journalctl -u {unit}` says what"
+                )
             }
             (_, Some(own)) if OWN_STATUSES.contains(&own) => format!(
                 "exit status {own} (systemd could not run its program; `journalctl -u {unit}` says why)"
@@ -155,7 +157,11 @@ mod tests {
             (&failed_before, seen("failed", true, b"1", 0), Begun::NotYet),
             (&failed_before, seen("failed", false, b"1", 0), Begun::Never),
             (&failed_before, seen("failed", false, b"2", 0), Begun::Yes),
-            (&seen("deactivating", true, b"1", 7), seen("deactivating", true, b"1", 7), Begun::NotYet),
+            (
+                &seen("deactivating", true, b"1", 7),
+                seen("deactivating", true, b"1", 7),
+                Begun::NotYet,
+            ),
         ] {
             assert_eq!(begun(before, &now), expected, "{before:?} {now:?}");
         }

@@ -1,0 +1,118 @@
+//! The unit files of the image, looked at by systemd's own tool and against what the supervisor
+//! counts on.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use polder_supervisor::Patience;
+
+/// As `systemd-analyze security` counts: 10 is a process that may do anything.
+const MOST_EXPOSED: f64 = 2.0;
+/// Keys that came with systemd 254 to 257, which the image has; older tools know nothing of them.
+const YOUNG_KEYS: [&str; 3] = ["PrivatePIDs", "PollLimitIntervalSec", "PollLimitBurst"];
+
+const SERVICES: [&str; 3] =
+    ["polder-supervisor.service", "polder-gateway.service", "polder-engine@.service"];
+
+fn tree() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../image/tree/usr")
+}
+
+fn text_of(unit: &str) -> String {
+    std::fs::read_to_string(tree().join("lib/systemd/system").join(unit)).unwrap()
+}
+
+fn value(unit: &str, key: &str) -> String {
+    let text = text_of(unit);
+    let found = text.lines().rev().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    found.unwrap_or_else(|| panic!("{unit} has no {key}=")).to_owned()
+}
+
+fn seconds(unit: &str, key: &str) -> Duration {
+    Duration::from_secs(value(unit, key).parse().unwrap())
+}
+
+/// What systemd's tool says, of units whose program is there; `None` where the tool is not.
+fn analyze(arguments: &[&str], units: &[&str]) -> Option<String> {
+    let folder = tempfile::tempdir().unwrap();
+    for unit in SERVICES.iter().chain(&["polder-gateway.socket"]) {
+        let text = text_of(unit).replace("/usr/bin/polder", "/bin/true");
+        std::fs::write(folder.path().join(unit), text).unwrap();
+    }
+    let units = units.iter().map(|unit| folder.path().join(unit));
+    let output = match Command::new("systemd-analyze").args(arguments).args(units).output() {
+        Ok(output) => output,
+        Err(error) => {
+            eprintln!("not looked at by systemd-analyze: {error}");
+            return None;
+        }
+    };
+    Some(String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+}
+
+#[test]
+fn systemd_finds_nothing_to_complain_about() {
+    let units = [
+        "polder-supervisor.service",
+        "polder-gateway.service",
+        "polder-gateway.socket",
+        "polder-engine@fast.service",
+    ];
+    let Some(said) = analyze(&["verify", "--man=no"], &units) else { return };
+    let young = |line: &&str| {
+        let key = YOUNG_KEYS.iter().any(|key| line.contains(&format!("'{key}'")));
+        key && line.contains("Unknown key")
+    };
+    let complaints: Vec<&str> = said.lines().filter(|line| !young(line)).collect();
+    assert_eq!(complaints, Vec::<&str>::new());
+}
+
+#[test]
+fn every_part_is_locked_up_well_enough() {
+    for unit in SERVICES {
+        let Some(said) = analyze(&["security", "--offline=yes", "--no-pager"], &[unit]) else {
+            return;
+        };
+        let exposure = said.lines().find_map(|line| line.split_once("exposure level for "));
+        let exposure = exposure.unwrap_or_else(|| panic!("{unit}: {said}")).1;
+        let number = exposure.split_whitespace().find_map(|word| word.parse::<f64>().ok()).unwrap();
+        assert!(number <= MOST_EXPOSED, "{unit} is at {number}:\n{said}");
+    }
+}
+
+#[test]
+fn systemd_waits_longer_than_the_supervisor_before_it_kills() {
+    let Patience { gateway, engine, last } = Patience::default();
+    let hurry = Duration::from_secs(2);
+    assert!(seconds("polder-gateway.service", "TimeoutStopSec") > gateway + hurry);
+    assert!(seconds("polder-engine@.service", "TimeoutStopSec") > engine + hurry);
+    let imports = Duration::from_secs(3);
+    let all = gateway + hurry + last + hurry + imports;
+    assert!(seconds("polder-supervisor.service", "TimeoutStopSec") > all);
+    let logind = std::fs::read_to_string(tree().join("lib/systemd/logind.conf.d/50-polder.conf"));
+    let delay = logind.unwrap().lines().find_map(|line| {
+        line.strip_prefix("InhibitDelayMaxSec=").map(|seconds| seconds.parse().unwrap())
+    });
+    assert!(Duration::from_secs(delay.unwrap()) > all);
+}
+
+#[test]
+fn the_supervisor_alone_decides_about_restarts_and_is_always_restarted_itself() {
+    for unit in ["polder-gateway.service", "polder-engine@.service"] {
+        assert_eq!(value(unit, "Restart"), "no");
+        assert!(!text_of(unit).contains("[Install]"), "something else would start {unit}");
+    }
+    assert_eq!(value("polder-supervisor.service", "Restart"), "always");
+    for unit in SERVICES {
+        assert_eq!(value(unit, "StartLimitIntervalSec"), "0", "{unit}");
+        assert_eq!(value(unit, "User"), "polder", "{unit}");
+    }
+}
+
+#[test]
+fn nothing_limits_the_memory_that_the_supervisor_reports_as_the_machines() {
+    assert!(!text_of("polder-supervisor.service").contains("\nMemoryMax="));
+}

@@ -1,0 +1,325 @@
+//! The real supervisor over units of a small systemd: real processes, a real bus.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+mod systemd;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use polder_control::{
+    Actor, BoxStatus, Client, ImportSource, PartState, Progress, Reply, Request, Run, RunState,
+    Sockets,
+};
+use polder_site::{EngineSlot, RecipeName, Site, SiteChange};
+use polder_supervisor::systemd::{Host, Units};
+use polder_supervisor::{
+    Described, Ending, ImportEnd, Options, Part, Parts, Patience, Shelf, SupervisorError,
+};
+use polder_weights::CancelFlag;
+use rustix::process::{Pid, Signal, kill_process};
+use systemd::Systemd;
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+const GATEWAY: &str = "polder-gateway.service";
+const ENGINE: &str = "polder-engine@fast.service";
+
+/// Every model is there.
+struct FullShelf;
+
+impl Shelf for FullShelf {
+    fn describe(&self, recipe: &RecipeName) -> Option<Described> {
+        Some(Described { title: recipe.to_string(), bytes: None })
+    }
+    fn imported(&self) -> Result<BTreeSet<RecipeName>, String> {
+        Ok(["m1", "m2"].map(|name| name.parse().unwrap()).into())
+    }
+    fn import(
+        &self,
+        _: &RecipeName,
+        _: &ImportSource,
+        _: &(dyn Fn(Progress) + Sync),
+        _: &CancelFlag,
+    ) -> Result<(), ImportEnd> {
+        unreachable!("every model is there")
+    }
+}
+
+struct Box_ {
+    state: TempDir,
+    systemd: Systemd,
+    end: watch::Sender<Ending>,
+    task: JoinHandle<Result<(), SupervisorError>>,
+}
+
+impl Box_ {
+    async fn new() -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let systemd = Systemd::of(&toybox(), state.path()).await;
+        let (end, task) = begin(&state, &systemd);
+        let box_ = Self { state, systemd, end, task };
+        box_.until(|s| s.gateway.state == PartState::Ready).await;
+        box_
+    }
+
+    async fn serving() -> Self {
+        let box_ = Self::new().await;
+        let run = box_.serve("m1").await;
+        assert_eq!(run.state, RunState::Done, "{run:?}");
+        box_
+    }
+
+    /// The supervisor crashes; another one begins.
+    async fn crashed(self) -> Self {
+        let Self { state, systemd, task, .. } = self;
+        task.abort();
+        let _ = task.await;
+        let (end, task) = begin(&state, &systemd);
+        Self { state, systemd, end, task }
+    }
+
+    async fn ask(&self, request: Request) -> Reply {
+        let begun = Instant::now();
+        loop {
+            let desk = Client::connect(&Sockets::of(self.state.path()).control()).await;
+            match desk {
+                Ok(mut desk) => return desk.ask(&request).await.unwrap(),
+                Err(error) => assert!(begun.elapsed() < Duration::from_secs(20), "{error}"),
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn status(&self) -> BoxStatus {
+        match self.ask(Request::Status).await {
+            Reply::Status(status) => status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn until(&self, enough: impl Fn(&BoxStatus) -> bool) -> BoxStatus {
+        let begun = Instant::now();
+        loop {
+            let status = self.status().await;
+            if enough(&status) {
+                return status;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(30), "still {status:?}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn change(&self, change: SiteChange) -> Run {
+        let by = Actor::Member("ada".to_owned());
+        let Reply::Accepted(id) = self.ask(Request::Apply { change, by }).await else {
+            panic!("refused");
+        };
+        let begun = Instant::now();
+        loop {
+            let Reply::Runs(runs) = self.ask(Request::Runs).await else { panic!("no runs") };
+            let run = runs.into_iter().find(|run| run.id == id).unwrap();
+            if run.state != RunState::Running {
+                return run;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(40), "still {run:?}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn serve(&self, model: &str) -> Run {
+        let slot = EngineSlot { recipe: model.parse().unwrap(), kind: Default::default() };
+        self.change(SiteChange::Engine { name: "fast".parse().unwrap(), slot }).await
+    }
+
+    fn behave(&self, part: &str, behaviour: &str) {
+        std::fs::write(self.state.path().join(format!("behave-{part}")), behaviour).unwrap();
+    }
+
+    fn was_asked(&self, call: &str) -> usize {
+        self.systemd.calls().iter().filter(|asked| *asked == call).count()
+    }
+
+    async fn over(self) {
+        self.end.send_replace(Ending::InOrder);
+        self.task.await.unwrap().unwrap();
+        assert_eq!((self.systemd.pid(GATEWAY), self.systemd.pid(ENGINE)), (0, 0), "it still runs");
+    }
+}
+
+fn begin(
+    state: &TempDir,
+    systemd: &Systemd,
+) -> (watch::Sender<Ending>, JoinHandle<Result<(), SupervisorError>>) {
+    let (end, ending) = watch::channel(Ending::No);
+    let second = Duration::from_secs(1);
+    let options = Options {
+        state: state.path().to_owned(),
+        first: Site::unclaimed(8443),
+        port: None,
+        listen: None,
+        patience: Patience { gateway: 2 * second, engine: 2 * second, last: second },
+    };
+    let units = Units::on(systemd.bus());
+    (end, tokio::spawn(polder_supervisor::run(options, units, Arc::new(FullShelf), ending)))
+}
+
+/// Examples are built beside the tests.
+fn toybox() -> PathBuf {
+    let deps = std::env::current_exe().unwrap();
+    deps.parent().unwrap().parent().unwrap().join("examples/toybox")
+}
+
+fn kill(pid: u32) {
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+}
+
+fn ready(status: &BoxStatus) -> bool {
+    status.engines.first().is_some_and(|engine| engine.part.state == PartState::Ready)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_dies_comes_back_and_the_gateway_does_not_notice() {
+    let box_ = Box_::serving().await;
+    let before = box_.status().await;
+    assert_eq!(before.engines[0].part.pid, Some(box_.systemd.pid(ENGINE)));
+    kill(box_.systemd.pid(ENGINE));
+    let after = box_.until(|s| s.engines[0].part.restarts == 1 && ready(s)).await;
+    assert_ne!(after.engines[0].part.pid, before.engines[0].part.pid);
+    assert_eq!(after.gateway, before.gateway);
+    box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_only_crashes_is_given_up_with_what_it_said() {
+    let box_ = Box_::new().await;
+    box_.behave("engine-fast", "crash");
+    let RunState::Failed(why) = box_.serve("m1").await.state else { panic!("it did not fail") };
+    assert!(why.contains("died 5 times") && why.contains("exit status 3"), "{why}");
+    assert!(why.contains("after saying: the toy is broken"), "{why}");
+    assert_eq!(box_.was_asked(&format!("StartUnit {ENGINE} replace")), 5);
+    box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_makes_room_is_asked_to_finish_first() {
+    let box_ = Box_::serving().await;
+    let first = box_.systemd.pid(ENGINE);
+    let run = box_.serve("m2").await;
+    assert_eq!(run.state, RunState::Done, "{run:?}");
+    assert_ne!(box_.systemd.pid(ENGINE), first);
+    assert_eq!(box_.was_asked(&format!("StopUnit {ENGINE} replace")), 1);
+    assert!(!box_.systemd.calls().iter().any(|call| call.starts_with("KillUnit")));
+    box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_does_not_end_is_hurried_and_then_killed_with_all_it_started() {
+    let box_ = Box_::new().await;
+    box_.behave("engine-fast", "stubborn");
+    box_.serve("m1").await;
+    let run = box_.change(SiteChange::RemoveEngine("fast".parse().unwrap())).await;
+    assert_eq!(run.state, RunState::Done, "{run:?}");
+    let calls = box_.systemd.calls();
+    let end = [
+        format!("StopUnit {ENGINE} replace"),
+        format!("KillUnit {ENGINE} main 15"),
+        format!("KillUnit {ENGINE} all 9"),
+    ];
+    assert!(calls.ends_with(&end), "{calls:?}");
+    box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_outlive_a_supervisor_that_crashes_and_the_next_one_takes_them_over() {
+    let box_ = Box_::serving().await;
+    box_.systemd.start("polder-engine@left-over.service").await;
+    let (gateway, engine) = (box_.systemd.pid(GATEWAY), box_.systemd.pid(ENGINE));
+    let starts = box_.was_asked(&format!("StartUnit {ENGINE} replace"));
+
+    let box_ = box_.crashed().await;
+    let status = box_.until(|s| ready(s) && s.gateway.state == PartState::Ready).await;
+    assert_eq!(status.gateway.pid, Some(gateway));
+    assert_eq!(status.engines[0].part.pid, Some(engine));
+    assert_eq!(box_.was_asked(&format!("StartUnit {ENGINE} replace")), starts);
+    let begun = Instant::now();
+    while box_.systemd.pid("polder-engine@left-over.service") != 0 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "an engine that nobody wants runs on");
+        sleep(Duration::from_millis(10)).await;
+    }
+    // What was taken over is looked after like one's own.
+    kill(engine);
+    box_.until(|s| s.engines[0].part.restarts == 1 && ready(s)).await;
+    box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bus_that_is_away_kills_nobody_and_what_died_meanwhile_is_seen_afterwards() {
+    let mut box_ = Box_::serving().await;
+    let before = box_.status().await;
+    box_.systemd.go_away().await;
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(box_.status().await, before);
+    kill(box_.systemd.pid(ENGINE));
+    sleep(Duration::from_millis(500)).await;
+    box_.systemd.come_back();
+    let after = box_.until(|s| s.engines[0].part.restarts == 1 && ready(s)).await;
+    assert_eq!(after.gateway, before.gateway);
+    box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_somebody_else_restarted_is_taken_over_again() {
+    let box_ = Box_::serving().await;
+    let before = box_.systemd.pid(ENGINE);
+    kill(before);
+    box_.systemd.start(ENGINE).await;
+    let now = box_.systemd.pid(ENGINE);
+    box_.until(|s| ready(s) && s.engines[0].part.pid == Some(now)).await;
+    box_.over().await;
+}
+
+#[tokio::test]
+async fn a_user_who_may_not_start_units_is_told_what_to_look_at() {
+    let state = tempfile::tempdir().unwrap();
+    let systemd = Systemd::of(&toybox(), state.path()).await;
+    systemd.forbid();
+    let Err(error) = Units::on(systemd.bus()).start(&Part::Gateway).await else { panic!() };
+    let said = error.to_string();
+    assert!(said.starts_with("could not start polder-gateway.service: "), "{said}");
+    assert!(said.contains("polkit"), "{said}");
+}
+
+#[tokio::test]
+async fn a_machine_is_turned_off_and_restarted_without_asking_anybody() {
+    let state = tempfile::tempdir().unwrap();
+    let systemd = Systemd::of(&toybox(), state.path()).await;
+    let host = Host::on(systemd.bus());
+    host.power_off().await.unwrap();
+    host.restart().await.unwrap();
+    assert_eq!(systemd.calls(), ["PowerOff false", "Reboot false"]);
+    systemd.forbid();
+    let error = host.power_off().await.unwrap_err().to_string();
+    assert!(error.starts_with("could not turn off this machine: "), "{error}");
+}
+
+#[tokio::test]
+async fn a_shutdown_waits_for_whoever_holds_it_and_is_noticed_by_them() {
+    let state = tempfile::tempdir().unwrap();
+    let systemd = Systemd::of(&toybox(), state.path()).await;
+    let host = Host::on(systemd.bus());
+    let hold = host.hold("parts finish what they have").await.unwrap();
+    assert_eq!(systemd.calls(), ["Inhibit shutdown by Polder (parts finish what they have) delay"]);
+    assert!(!systemd.nobody_delays());
+    let noticed = tokio::spawn(async move { host.goes_down().await });
+    sleep(Duration::from_millis(200)).await;
+    assert!(!noticed.is_finished());
+    systemd.begin_shutdown().await;
+    tokio::time::timeout(Duration::from_secs(5), noticed).await.unwrap().unwrap();
+    drop(hold);
+    assert!(systemd.nobody_delays());
+}
