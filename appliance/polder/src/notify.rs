@@ -117,7 +117,7 @@ fn words(health: &Health) -> String {
         Health::Ready => "answering".to_owned(),
         Health::Loading(Some(progress)) => format!("{} {} %", progress.phase, progress.done),
         Health::Loading(None) => "getting ready".to_owned(),
-        Health::Silent(_) => "not answering yet".to_owned(),
+        Health::Silent(_) => "not answering".to_owned(),
     }
 }
 

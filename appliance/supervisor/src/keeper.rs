@@ -169,7 +169,11 @@ impl<P: Parts> Keeping<P> {
 
     /// One life, from its start to its end.
     async fn live(&mut self) -> Life {
-        let mut process = match self.parts.start(&self.part).await {
+        let started = tokio::select! {
+            started = self.parts.start(&self.part) => started,
+            _ = self.orders.changed() => return Life::Told,
+        };
+        let mut process = match started {
             Ok(process) => process,
             Err(error) => {
                 return Life::Died { why: error.to_string(), ready_for: Duration::ZERO };

@@ -32,7 +32,8 @@ pub trait Parts: Send + Sync + 'static {
     /// A started part.
     type Process: Process;
 
-    /// Starts the part. That it exists says nothing about whether it answers.
+    /// Starts the part. That it exists says nothing about whether it answers. Given up on the way,
+    /// nothing is left running.
     fn start(&self, part: &Part) -> impl Future<Output = Result<Self::Process, PartsError>> + Send;
 
     /// Ends every engine that an earlier supervisor left running and that is not wanted any more.

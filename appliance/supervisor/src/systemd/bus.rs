@@ -1,3 +1,4 @@
+use std::io;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -136,7 +137,9 @@ impl Bus {
             return Ok(connection.clone());
         }
         *line = None;
-        let connection = (self.0.connect)().await?;
+        let late = |_| zbus::Error::from(io::Error::from(io::ErrorKind::TimedOut));
+        let connecting = tokio::time::timeout(ANSWER, (self.0.connect)());
+        let connection = connecting.await.map_err(late)??;
         let mut listening = Vec::new();
         for rule in worth_a_look()? {
             let news = MessageStream::for_match_rule(rule, &connection, Some(QUEUE)).await?;

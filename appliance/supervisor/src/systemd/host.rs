@@ -12,7 +12,7 @@ const LOGIND: Place<'static> = Place {
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Whether the machine is going down is asked this often even if nobody says so. Well under the
 /// time that logind gives those who delay it.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_secs(5);
 
 /// The machine did not do what it was asked.
 #[derive(Debug, thiserror::Error)]

@@ -9,15 +9,17 @@ use crate::systemd::bus::{Bus, MANAGER, Place, say};
 use crate::systemd::words::{Begun, Seen, Verdict, begun};
 
 /// A unit is looked at this often even if nobody says that it changed.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_secs(5);
 /// The same while it is being started.
 const LOOK_STARTING: Duration = Duration::from_millis(200);
-/// How long a bus may be away before what was to be done over it counts as failed.
+/// How long a bus may be away before an end that was to be asked for over it is given up.
 const BUS_AWAY: Duration = Duration::from_secs(30);
+/// However long the bus is away: that says nothing about a part, and later it can be started.
+const FOREVER: Duration = Duration::MAX;
 /// How long a unit may stand in systemd's queue.
 const QUEUED: Duration = Duration::from_secs(30);
 /// At the start of the box nobody waits longer than this for a list of leftovers.
-const LEFTOVERS: Duration = Duration::from_secs(10);
+const LEFTOVERS: Duration = Duration::from_secs(5);
 
 const ENGINE: &str = "polder-engine@";
 const SERVICE: &str = ".service";
@@ -47,7 +49,7 @@ impl Units {
 
     /// Where the unit is on the bus. It need not run, nor even have a file.
     async fn find(&self, unit: &str) -> zbus::Result<OwnedObjectPath> {
-        self.manager("LoadUnit", &unit, BUS_AWAY).await
+        self.manager("LoadUnit", &unit, FOREVER).await
     }
 
     async fn look(&self, path: &OwnedObjectPath, patience: Duration) -> zbus::Result<Seen> {
@@ -106,7 +108,7 @@ impl Parts for Units {
         // Heard from before the first look on, so that nothing between the two is missed.
         let mut bell = self.bus.bell();
         let path = self.find(&unit).await.map_err(refused("find"))?;
-        let before = self.look(&path, BUS_AWAY).await.map_err(refused("look at"))?;
+        let before = self.look(&path, FOREVER).await.map_err(refused("look at"))?;
         let process = |seen: &Seen| UnitProcess {
             units: self.clone(),
             unit: unit.clone(),
@@ -118,16 +120,23 @@ impl Parts for Units {
             log::info!("the {part} runs already; taking it over");
             return Ok(process(&before));
         }
-        let _: OwnedObjectPath = self
-            .manager("StartUnit", &(unit.as_str(), "replace"), BUS_AWAY)
-            .await
-            .map_err(refused("start"))?;
+        let mut promise = Promise { units: self, unit: Some(unit.clone()) };
+        let asked: zbus::Result<OwnedObjectPath> =
+            self.manager("StartUnit", &(unit.as_str(), "replace"), FOREVER).await;
+        if let Err(error) = asked {
+            promise.unit = None;
+            return Err(refused("start")(error));
+        }
         let told = Instant::now();
         loop {
-            let now = self.look(&path, BUS_AWAY).await.map_err(refused("look at"))?;
+            let now = self.look(&path, FOREVER).await.map_err(refused("look at"))?;
             match begun(&before, &now) {
-                Begun::Yes => return Ok(process(&now)),
+                Begun::Yes => {
+                    promise.unit = None;
+                    return Ok(process(&now));
+                }
                 Begun::Never => {
+                    promise.unit = None;
                     let why = format!(
                         "systemd did not run it, or it ended at once; `journalctl -u {unit}` says why"
                     );
@@ -180,6 +189,20 @@ impl Parts for Units {
     }
 }
 
+/// A start that is given up on the way must not end in a unit that nobody looks after.
+struct Promise<'a> {
+    units: &'a Units,
+    unit: Option<String>,
+}
+
+impl Drop for Promise<'_> {
+    fn drop(&mut self) {
+        if let Some(unit) = self.unit.take() {
+            self.units.tell("stop", "StopUnit", (unit, "replace".to_owned()));
+        }
+    }
+}
+
 impl Units {
     /// Tells the manager something that nobody waits for.
     fn tell<B>(&self, act: &'static str, method: &'static str, body: B)
@@ -206,8 +229,6 @@ pub struct UnitProcess {
 
 impl UnitProcess {
     async fn over(&self) -> zbus::Result<Option<Ended>> {
-        // However long the bus is away: that says nothing about the part.
-        const FOREVER: Duration = Duration::MAX;
         let now = self.units.look(&self.path, FOREVER).await?;
         if now.is_alive() && now.invocation == self.invocation {
             return Ok(None);

@@ -283,6 +283,35 @@ async fn a_part_that_somebody_else_restarted_is_taken_over_again() {
     box_.over().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sockets_may_be_on_another_file_system() {
+    let (state, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::os::unix::fs::symlink(run.path(), state.path().join("run")).unwrap();
+    let systemd = Systemd::of(&toybox(), state.path()).await;
+    let (end, task) = begin(&state, &systemd);
+    let box_ = Box_ { state, systemd, end, task };
+    box_.until(|s| s.gateway.state == PartState::Ready).await;
+    for socket in ["control.sock", "gateway.sock"] {
+        assert!(run.path().join(socket).exists(), "{socket} is elsewhere");
+    }
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&run.path().metadata().unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o700);
+    box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_supervisor_without_a_bus_waits_for_it_and_ends_when_told() {
+    let state = tempfile::tempdir().unwrap();
+    let mut systemd = Systemd::of(&toybox(), state.path()).await;
+    systemd.go_away().await;
+    let (end, task) = begin(&state, &systemd);
+    let box_ = Box_ { state, systemd, end, task };
+    box_.until(|s| s.gateway.state == PartState::Starting).await;
+    box_.end.send_replace(Ending::InOrder);
+    tokio::time::timeout(Duration::from_secs(10), box_.task).await.unwrap().unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn a_user_who_may_not_start_units_is_told_what_to_look_at() {
     let state = tempfile::tempdir().unwrap();
