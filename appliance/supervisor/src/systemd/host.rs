@@ -10,6 +10,8 @@ const LOGIND: Place<'static> = Place {
 };
 /// How long the bus may be away before the machine counts as unable to do what was asked.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// While a machine starts, its bus and logind may take longer.
+const AT_THE_START: Duration = Duration::from_secs(60);
 /// Whether the machine is going down is asked this often even if nobody says so. Well under the
 /// time that logind gives those who delay it.
 const LOOK: Duration = Duration::from_secs(5);
@@ -63,7 +65,7 @@ impl Host {
         let lock = ("shutdown", "Polder", why, "delay");
         let lock: zbus::OwnedFd = self
             .bus
-            .ask(&LOGIND, "Inhibit", &lock, PATIENCE)
+            .ask(&LOGIND, "Inhibit", &lock, AT_THE_START)
             .await
             .map_err(|error| HostError { act: "delay the end of", why: say(&error) })?;
         Ok(Hold { _lock: lock.into() })
