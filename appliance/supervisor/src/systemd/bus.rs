@@ -184,9 +184,9 @@ async fn ring(mut news: MessageStream, bus: Bus) {
 
 /// Whether an error says something about the bus, and nothing about what was asked.
 fn is_away(error: &zbus::Error) -> bool {
-    use zbus::Error::{FDO, Handshake, InputOutput};
+    use zbus::Error::{Connection, FDO, Handshake, InputOutput};
     match error {
-        InputOutput(_) | Handshake(_) => true,
+        InputOutput(_) | Handshake(_) | Connection(..) => true,
         FDO(error) => matches!(
             **error,
             fdo::Error::ServiceUnknown(_)
