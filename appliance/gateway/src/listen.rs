@@ -58,7 +58,8 @@ pub(crate) async fn keep_open(
         .map(|(address, listener)| (address, Running::start(&host, listener, &tracker)))
         .collect();
     loop {
-        let wanted = addresses(&status.borrow_and_update().site.door);
+        let door = status.borrow_and_update().site.door.clone();
+        let wanted = addresses(&door);
         let gone: Vec<_> = running.keys().filter(|a| !wanted.contains(a)).copied().collect();
         for address in gone {
             if let Some(listener) = running.remove(&address) {
@@ -66,7 +67,7 @@ pub(crate) async fn keep_open(
                 listener.close().await;
             }
         }
-        let mut missing = false;
+        let mut shut = Vec::new();
         for address in wanted {
             if running.contains_key(&address) {
                 continue;
@@ -78,10 +79,12 @@ pub(crate) async fn keep_open(
                 }
                 Err(error) => {
                     log::warn!("could not listen on {address}, trying again: {error}");
-                    missing = true;
+                    shut.push((address.ip(), error.to_string()));
                 }
             }
         }
+        let missing = !shut.is_empty();
+        host.gateway.doorway.send_modify(|known| (known.door, known.shut) = (Some(door), shut));
         tokio::select! {
             () = host.closing.cancelled() => break,
             changed = status.changed() => if changed.is_err() { break },

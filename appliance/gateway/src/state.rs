@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use polder_control::{BoxStatus, Event, Reply, Request, Sockets};
+use polder_control::{BoxStatus, Doorway, Event, Reply, Request, Sockets};
 use polder_members::Members;
 use tokio::sync::{broadcast, watch};
 
@@ -38,6 +38,8 @@ pub struct Gateway {
     /// What the door did since it opened.
     pub tally: Tally,
     ca: watch::Receiver<CaInfo>,
+    /// What of the site is true by now, for the supervisor.
+    pub(crate) doorway: watch::Sender<Doorway>,
 }
 
 impl Gateway {
@@ -51,7 +53,8 @@ impl Gateway {
         let engines = Engines::new(link.clone(), limits.patience);
         let (places, buffers) = (Places::new(&limits), Buffers::new(limits.buffered_bytes));
         let (limits, tally) = (Arc::new(limits), Tally::default());
-        Self { members, state, link, engines, limits, places, buffers, tally, ca }
+        let doorway = watch::Sender::new(Doorway::default());
+        Self { members, state, link, engines, limits, places, buffers, tally, ca, doorway }
     }
 
     /// The state folder.

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::audit::Trail;
 use crate::board::Board;
+use crate::doorway;
 use crate::keeper::{Keeper, Order};
 use crate::machine;
 use crate::parts::{Part, Parts};
@@ -138,9 +139,9 @@ impl<P: Parts> Work<P> {
             Ok((mut plan, mut actions)) => {
                 // The site may say already what was asked for; whether the door opens with it,
                 // nobody has seen.
-                if moves_the_door(&intent) && !actions.contains(&Action::RestartGateway) {
-                    plan.steps.push(Action::RestartGateway.step());
-                    actions.push(Action::RestartGateway);
+                if moves_the_door(&intent) && !actions.contains(&Action::OpenDoor) {
+                    plan.steps.push(Action::OpenDoor.step());
+                    actions.push(Action::OpenDoor);
                 }
                 self.note(Actor::Itself, "went on with", &plan.title).await;
                 log::info!("going on with: {} (asked for by {by})", plan.title);
@@ -346,7 +347,7 @@ impl<P: Parts> Work<P> {
         self.board.post(id, plan, RunState::Running);
         let work = self.clone();
         self.tasks.spawn(async move {
-            let outcome = match work.carry_out(id, &intent, actions, &cancel).await {
+            let outcome = match work.carry_out(id, &intent, &before, actions, &cancel).await {
                 Err(Halt::Failed(step, why)) => {
                     let why = work.put_back(&intent, &before, why, &cancel).await;
                     Err(Halt::Failed(step, why))
@@ -402,6 +403,7 @@ impl<P: Parts> Work<P> {
         self: &Arc<Self>,
         id: RunId,
         intent: &Intent,
+        before: &Site,
         actions: Vec<Action>,
         cancel: &CancellationToken,
     ) -> Result<(), Halt> {
@@ -429,7 +431,7 @@ impl<P: Parts> Work<P> {
                     self.write_site(*site, why).await.map_err(|why| Halt::Failed(step, why))
                 }
                 Action::StartEngine(name) => self.start_engine(id, step, &name, cancel).await,
-                Action::RestartGateway => self.restart_gateway(step).await,
+                Action::OpenDoor => self.open_door(step, before).await,
             };
             done?;
             self.board.step(id, step, StepState::Done);
@@ -517,16 +519,19 @@ impl<P: Parts> Work<P> {
         }
     }
 
-    async fn restart_gateway(self: &Arc<Self>, step: usize) -> Result<(), Halt> {
+    /// The gateway follows the site while it runs, so that nobody is interrupted; one that was given
+    /// up is started again.
+    async fn open_door(self: &Arc<Self>, step: usize, before: &Site) -> Result<(), Halt> {
         let keeper = self.keeper(&Part::Gateway);
-        let opened = keeper.until(keeper.start(), settled);
-        let state = tokio::select! {
-            state = opened => state,
-            () = self.ending.cancelled() => return Err(Halt::Interrupted),
+        let opening = async {
+            match keeper.until(keeper.ensure(), settled).await {
+                PartState::GaveUp(why) => Err(why),
+                _ => doorway::opens(&self.board.site(), before, &self.sockets).await,
+            }
         };
-        match state {
-            PartState::GaveUp(why) => Err(Halt::Failed(step, why)),
-            _ => Ok(()),
+        tokio::select! {
+            opened = opening => opened.map_err(|why| Halt::Failed(step, why)),
+            () = self.ending.cancelled() => Err(Halt::Interrupted),
         }
     }
 
@@ -563,7 +568,7 @@ impl<P: Parts> Work<P> {
     }
 }
 
-/// Whether a change shows at the door, so that the gateway has to be started again for it.
+/// Whether a change shows at the door: a name, an address.
 fn moves_the_door(intent: &Intent) -> bool {
     matches!(intent, Intent::Change(SiteChange::Rename(_) | SiteChange::Door { .. }))
 }

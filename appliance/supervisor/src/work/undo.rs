@@ -47,7 +47,8 @@ impl<P: Parts> Work<P> {
             Intent::Change(SiteChange::Engine { .. }) => why,
             _ => {
                 if moves_the_door(intent) && !self.ending.is_cancelled() {
-                    self.keeper(&Part::Gateway).start();
+                    // It follows the site back by itself, unless it died of the new one.
+                    self.keeper(&Part::Gateway).ensure();
                 }
                 format!("{why}; the change was undone")
             }
