@@ -29,6 +29,8 @@ pub(crate) fn routes() -> Router<Arc<Gateway>> {
         .route("/v1/models/{model}", get(model))
         // What is read under /v1 is above; a client that looks for more hears that it is not there.
         .route("/v1/{*path}", post(ask).get(crate::front::not_found))
+        .route("/v1/messages", post(anthropic))
+        .route("/v1/messages/{*path}", post(anthropic))
         .route("/tokenize", post(ask))
         .route("/detokenize", post(ask))
         .route("/health", get(health))
@@ -77,6 +79,23 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
     let question = Question { method: Method::POST, path, headers: parts.headers, body: bytes };
     Ok(relay(&gateway, caller, Some(recipe.as_str()), question).await)
+}
+
+/// Anthropic's API is not spoken yet, whatever model its client names.
+async fn anthropic(State(gateway): State<Arc<Gateway>>, request: Request) -> ApiError {
+    let (parts, body) = request.into_parts();
+    if parts.version == http::Version::HTTP_2 {
+        swallow(body).await;
+    }
+    if let Err(refusal) = api_key(&gateway, &parts.headers) {
+        return refusal;
+    }
+    ApiError::new(
+        http::StatusCode::NOT_FOUND,
+        "not_found_error",
+        "anthropic_api",
+        "this box does not speak Anthropic's API (/v1/messages) yet; ask /v1/chat/completions with an OpenAI client",
+    )
 }
 
 /// What the request's `model` says, the whole body having been found to be one JSON object.
