@@ -54,9 +54,11 @@ pub(crate) async fn answer(
 
 /// For paths that nobody serves.
 pub(crate) async fn not_found(request: axum::extract::Request) -> Response {
-    let message = "there is nothing at this address; look at the box's first page";
-    Refused(StatusCode::NOT_FOUND, message.to_owned())
-        .into_answer(is_api(request.uri().path()), false)
+    let message = "there is nothing at this address";
+    match is_api(request.uri().path()) {
+        true => Refused(StatusCode::NOT_FOUND, message.to_owned()).into_answer(true, false),
+        false => crate::pages::problem(StatusCode::NOT_FOUND, message),
+    }
 }
 
 /// For paths that are served to another method.

@@ -106,7 +106,7 @@ fn engine_card(engine: &EngineStatus, series: &Series) -> Markup {
                 }))
                 (stat("Memory for conversations", &kv.map_or("–".to_owned(), percent), html! {
                     (sparkline("KV memory in use, last minutes", &history(|s| s.figures.kv_used), Some(1.0)))
-                    "of the KV blocks in use"
+                    "in use (KV blocks)"
                 }))
             }
         }

@@ -113,7 +113,7 @@ pub(super) fn members_status(error: &MembersError) -> StatusCode {
 }
 
 /// A page with one sentence.
-pub(super) fn problem(status: StatusCode, why: &str) -> Response {
+pub(crate) fn problem(status: StatusCode, why: &str) -> Response {
     let body = html! {
         (banner(Tone::Bad, html! { p { (sentence(why)) } }))
         p { a.button.quiet href="/" { "Back to the first page" } }

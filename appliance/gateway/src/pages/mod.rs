@@ -36,6 +36,7 @@ use axum::routing::{get, post};
 use polder_page::Asset;
 
 use crate::Gateway;
+pub(crate) use frame::problem;
 use samples::Samples;
 
 /// No form here is longer; the chat has its own limit.
