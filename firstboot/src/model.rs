@@ -136,7 +136,7 @@ fn details(choice: &Choice) -> Markup {
                 "The figures" span .hidden-visually { " for " (choice.title) }
             }
         }
-        @if choice.unpinned {
+        @if choice.unpinned && choice.lacks.is_none() {
             p { "Nobody has written down its files' fingerprints yet: the first import does, and any later change is refused." }
         }
     }

@@ -34,11 +34,16 @@ pub fn what_fits(spec: &BoxSpec) -> Vec<ModelFit> {
                 format!("does not fit: {} of weights", estimate.memory.weights)
             }
             (fit, Some(speed), Some((length, ready))) => format!(
-                "{}: at most {speed} tokens a second for one person, {ready} conversations of {length} tokens kept ready",
+                "{}: at most {speed} tokens a second for one person, {} of {length} tokens kept ready",
                 match fit {
                     Fit::FitsTightly => "fits barely",
                     Fit::FitsWithSlowExperts => "fits with experts in slow memory",
                     _ => "fits",
+                },
+                match ready.as_str() {
+                    "0" => "no conversation".to_owned(),
+                    "1" => "1 conversation".to_owned(),
+                    many => format!("{many} conversations"),
                 }
             ),
             _ => "fits".to_owned(),
