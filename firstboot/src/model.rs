@@ -91,7 +91,7 @@ fn body(choices: &[Choice], picked: &str, error: Option<&str>) -> Markup {
                 legend { "A model is what answers. This box can run:" }
                 @for choice in &usable { (option(choice, choice.name == picked)) }
             }
-            p .hint { "A token is about three quarters of a word; people read four or five words a second." }
+            p .hint { "A token is about three quarters of a word; people read four or five words a second. 32K are 32 thousand tokens: a small book." }
             button type="submit" { "Bring this model in" }
         }
         @if !not.is_empty() {

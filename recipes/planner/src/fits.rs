@@ -13,7 +13,7 @@ pub struct ModelFit {
     pub recipe: Recipe,
     /// Fits or not, and why.
     pub verdict: Verdict,
-    /// `fits: at most 582 tokens a second for one person, 31 conversations of 32K tokens kept ready`.
+    /// `fits: up to 582 tokens a second for one person, 31 conversations of 32K kept ready`.
     pub line: String,
 }
 
@@ -34,7 +34,7 @@ pub fn what_fits(spec: &BoxSpec) -> Vec<ModelFit> {
                 format!("does not fit: {} of weights", estimate.memory.weights)
             }
             (fit, Some(speed), Some((length, ready))) => format!(
-                "{}: at most {speed} tokens a second for one person, {} of {length} tokens kept ready",
+                "{}: up to {speed} tokens a second for one person, {} of {length} kept ready",
                 match fit {
                     Fit::FitsTightly => "fits barely",
                     Fit::FitsWithSlowExperts => "fits with experts in slow memory",
