@@ -37,7 +37,8 @@ pub struct Request {
     pub prompt_logprobs: Option<u8>,
 }
 
-/// What happened to a sequence. Order: `Queued`, `Prompt` (if asked for), `Token`…, `Finished`.
+/// What happened to a sequence. Order: `Queued`, `Prompt` (if asked for), `Token`…, `Finished`
+/// or, at any point, `Unusable`.
 /// A sequence that is cancelled hears nothing more.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -56,6 +57,8 @@ pub enum Event {
         /// Tokens sampled in all, a stop token included.
         sampled: u32,
     },
+    /// The model computed no distribution (NaN, infinity) for this sequence; nothing follows.
+    Unusable,
     /// The engine is ending after a failure of the device; nothing follows.
     Failed,
 }

@@ -236,6 +236,11 @@ impl Scheduler {
         Ok(())
     }
 
+                (Row::Unusable, None) => {
+                    if let Some(index) = index {
+                        self.give_up(index, events);
+                    }
+                }
     fn take_token(
         &mut self,
         index: usize,
@@ -273,8 +278,13 @@ impl Scheduler {
         let best = usize::from(sequence.request.prompt_logprobs.unwrap_or(0));
         let last = position + 1 == sequence.prompt_len();
         let ended = last && sequence.limit == 0;
-        let judged = judge(token, logits, best)
-            .ok_or(SchedulerError::WrongAnswer { expected: 1, got: 0 })?;
+        if logits.len() <= token.0 as usize {
+            return Err(SchedulerError::WrongAnswer { expected: 1, got: 0 });
+        }
+        let Some(judged) = judge(token, logits, best) else {
+            self.give_up(index, events);
+            return Ok(());
+        };
         match events.last_mut() {
             Some((other, Event::Prompt(list))) if *other == id => list.push(judged),
             _ => events.push((id, Event::Prompt(vec![judged]))),
@@ -295,6 +305,14 @@ impl Scheduler {
         let mut spare = self.running.iter().filter(|sequence| sequence.has_room()).count();
         for sequence in &mut self.running {
             if sequence.has_room() {
+    /// Ends a sequence for which the model computed no distribution. Others go on: a broken
+    /// weight may touch some tokens alone.
+    fn give_up(&mut self, index: usize, events: &mut Vec<(RequestId, Event)>) {
+        log::error!("the model computed NaN or infinity instead of probabilities; an answer ends");
+        events.push((self.running[index].id, Event::Unusable));
+        self.release(index);
+    }
+
                 continue;
             }
             let need = blocks_for(sequence.tokens.len() as u32, block_tokens);
@@ -436,6 +454,9 @@ fn judge(token: TokenId, logits: &[f32], best: usize) -> Option<PromptLogprob> {
         if best == 0 || (top.len() == best && top.last().is_some_and(|(_, last)| *last >= logit)) {
             continue;
         }
+    if !max.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
+        return None;
+    }
         let at = top.partition_point(|(_, other)| *other >= logit);
         top.insert(at, (TokenId(index as u32), logit));
         top.truncate(best);
@@ -476,3 +497,7 @@ mod tests {
         assert!(judge(TokenId(9), &[0.0], 1).is_none());
     }
 }
+        for bad in [f32::NAN, f32::INFINITY] {
+            assert!(judge(TokenId(0), &[0.0, bad], 1).is_none());
+        }
+        assert!(judge(TokenId(0), &[f32::NEG_INFINITY], 1).is_none());

@@ -144,7 +144,7 @@ proptest! {
         steps_ahead in 0u8..2,
         max_waiting in 1usize..20,
     ) {
-        let config = Config { max_waiting, step_tokens, steps_ahead };
+        let config = Config { max_waiting, step_tokens, steps_ahead, ..Config::default() };
         let mut bench = Bench::new(limits(blocks, slots), config);
         let capacity = bench.scheduler.capacity();
         let mut taken: BTreeMap<RequestId, (Request, bool)> = BTreeMap::new();
@@ -207,7 +207,7 @@ proptest! {
 
 #[test]
 fn a_full_pool_makes_the_last_comer_start_again_and_loses_nothing() {
-    let config = Config { max_waiting: 8, step_tokens: 64, steps_ahead: 1 };
+    let config = Config { max_waiting: 8, step_tokens: 64, steps_ahead: 1, ..Config::default() };
     let mut bench = Bench::new(limits(10, 4), config);
     let mut requests = Vec::new();
     for id in 0..4 {
@@ -230,7 +230,7 @@ fn a_full_pool_makes_the_last_comer_start_again_and_loses_nothing() {
 
 #[test]
 fn a_long_prompt_is_read_in_chunks_while_others_decode() {
-    let config = Config { max_waiting: 8, step_tokens: 8, steps_ahead: 0 };
+    let config = Config { max_waiting: 8, step_tokens: 8, steps_ahead: 0, ..Config::default() };
     let mut bench = Bench::new(limits(40, 2), config);
     let mut first = request("m", vec![1], 40, 7);
     first.stop_tokens = [].into();
@@ -251,7 +251,7 @@ fn a_long_prompt_is_read_in_chunks_while_others_decode() {
 #[test]
 fn judged_prompts_deliver_one_logprob_for_each_token_after_the_first() {
     for max_tokens in [0, 2] {
-        let config = Config { max_waiting: 8, step_tokens: 9, steps_ahead: 1 };
+        let config = Config { max_waiting: 8, step_tokens: 9, steps_ahead: 1, ..Config::default() };
         let mut bench = Bench::new(limits(40, 2), config);
         let prompt: Vec<u32> = (0..45).map(|token| token % VOCAB).collect();
         let mut judged = request("m", prompt.clone(), max_tokens, 7);
@@ -281,7 +281,7 @@ fn judged_prompts_deliver_one_logprob_for_each_token_after_the_first() {
 
 #[test]
 fn many_judged_prompts_share_the_rows_of_one_step() {
-    let config = Config { max_waiting: 8, step_tokens: 200, steps_ahead: 0 };
+    let config = Config { max_waiting: 8, step_tokens: 200, steps_ahead: 0, ..Config::default() };
     let mut bench = Bench::new(limits(60, 4), config);
     for id in 0..4 {
         let mut judged = request("m", vec![1; 50], 0, 7);
@@ -334,7 +334,7 @@ fn a_group_is_taken_whole_or_not_at_all() {
 fn the_engine_thread_serves_many_callers_and_ends_with_the_last() {
     for steps_ahead in [0, 1] {
         let limits = limits(20, 4);
-        let config = Config { max_waiting: 64, step_tokens: 16, steps_ahead };
+        let config = Config { max_waiting: 64, step_tokens: 16, steps_ahead, ..Config::default() };
         let engine = polder_scheduler::spawn(Box::new(FakeBackend::new(limits)), config).unwrap();
         let said: Arc<Mutex<BTreeMap<u64, Vec<Event>>>> = Arc::default();
         let (done, all_done) = mpsc::channel();
@@ -438,4 +438,39 @@ fn a_device_that_fails_tells_everyone_and_ends_the_engine() {
         Box::new(move |event| tell.send(event).is_ok()),
     )]);
     assert_eq!(heard.recv_timeout(wait).unwrap(), Event::Refused(Refusal::Stopping));
+}
+
+#[test]
+fn a_sequence_whose_logits_are_no_numbers_ends_by_itself_and_others_go_on() {
+    for steps_ahead in [0, 1] {
+        let config = Config { max_waiting: 8, step_tokens: 64, steps_ahead, ..Config::default() };
+        let mut bench = Bench::new(limits(40, 4), config);
+        let usual = hashed(VOCAB);
+        // Whoever begins with a 7 and is six tokens long.
+        bench.backend = FakeBackend::with(
+            limits(40, 4),
+            Box::new(move |tokens, sampling| match tokens[0] == TokenId(7) {
+                true if tokens.len() >= 6 => TokenId(VOCAB),
+                true => TokenId(1),
+                false => usual(tokens, sampling),
+            }),
+        );
+        let healthy = request("m", vec![1, 2], 20, 3);
+        bench.scheduler.admit(vec![(RequestId(0), healthy.clone())]).unwrap();
+        bench.scheduler.admit(vec![(RequestId(1), request("m", vec![7; 3], 20, 3))]).unwrap();
+        let mut judged = request("m", vec![7; 9], 0, 3);
+        judged.prompt_logprobs = Some(1);
+        bench.scheduler.admit(vec![(RequestId(2), judged)]).unwrap();
+        while bench.turn() {}
+        assert!(bench.scheduler.is_idle());
+        let (tokens, reason, sampled) = alone(&healthy, bench.scheduler.capacity());
+        assert_eq!(bench.tokens_of(RequestId(0)), tokens);
+        assert_eq!(bench.end_of(RequestId(0)), Some((reason, sampled)));
+        assert_eq!(bench.tokens_of(RequestId(1)), [TokenId(1); 3]);
+        for broken in [1, 2] {
+            assert_eq!(bench.said[&RequestId(broken)].last(), Some(&Event::Unusable));
+            let ends = |event: &&Event| **event == Event::Unusable;
+            assert_eq!(bench.said[&RequestId(broken)].iter().filter(ends).count(), 1);
+        }
+    }
 }

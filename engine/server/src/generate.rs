@@ -215,6 +215,10 @@ impl Generation {
             Event::Queued => {}
             Event::Refused(refusal) => return Err(refused(refusal)),
             Event::Failed => return Err(stopped()),
+            Event::Unusable => {
+                choice.done = true;
+                return Err(unusable());
+            }
             Event::Prompt(judged) => {
                 if let Some(echo) = &mut choice.echo {
                     echo.judged.extend(judged);
@@ -374,6 +378,15 @@ pub(crate) fn surely_too_long(least: usize, capacity: u32) -> ApiError {
          and answer together; send a much shorter prompt."
     ))
     .code("context_length_exceeded")
+}
+
+fn unusable() -> ApiError {
+    ApiError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "The model computed numbers that are no probabilities, so this answer cannot go on; its \
+         weights may be damaged, tell the steward.",
+    )
+    .code("model_output_unusable")
 }
 
 fn stopped() -> ApiError {

@@ -11,7 +11,7 @@ use common::{
     Answer, CHATML, MODEL, SAYS, Server, chat, completion, limits, open, parrot, tokenizer,
 };
 use http_body_util::BodyExt;
-use polder_backend::{Backend, BackendError, Limits, StepBatch, StepOutput, Ticket};
+use polder_backend::{Backend, BackendError, Limits, StepBatch, StepOutput, Ticket, TokenId};
 use polder_chat::ChatTemplate;
 use polder_engine_server::{EngineError, Parts, serve};
 use polder_scheduler::Config;
@@ -199,6 +199,34 @@ async fn a_device_that_fails_ends_streams_with_an_error_and_then_the_engine() {
     let event: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap()).unwrap();
     assert_eq!(event["error"]["code"], "engine_stopped");
     assert!(matches!((&mut server.task).await.unwrap(), Err(EngineError::Scheduler(_))));
+}
+
+#[tokio::test]
+async fn numbers_that_are_no_probabilities_end_their_answer_by_name_and_no_other() {
+    let vocab = limits().vocab;
+    let broken = FakeBackend::with(
+        limits(),
+        Box::new(move |tokens, sampling| match sampling.seed {
+            7 if tokens.len() > 8 => TokenId(vocab),
+            _ => TokenId(1),
+        }),
+    );
+    let server = Server::with(broken, Config::default()).await;
+    let ask = |seed: u64, stream: bool| {
+        completion(json!({"seed": seed, "stream": stream, "max_tokens": 10}))
+    };
+    let refused = server.post(TEXT, ask(7, false)).await;
+    let message = refused.refusal(500, None, Some("model_output_unusable"));
+    assert!(message.contains("weights may be damaged"), "{message}");
+    let stream = server.post(TEXT, ask(7, true)).await.text;
+    let last = stream.trim_end().rsplit("\n\n").next().unwrap();
+    let event: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap()).unwrap();
+    assert_eq!(event["error"]["code"], "model_output_unusable");
+    let judged = completion(json!({"prompt": "long enough", "echo": true, "logprobs": 1}));
+    let well = server.post(TEXT, judged).await;
+    assert_eq!(well.status, 200);
+    assert_eq!(server.post(TEXT, ask(6, false)).await.json()["usage"]["completion_tokens"], 10);
+    server.until("polder_kv_blocks_used", |used| used == 0.0).await;
 }
 
 #[tokio::test]

@@ -200,8 +200,9 @@ impl Forward {
                     let slot = &mut self.slots[usize::from(output.slot.0)];
                     let position = step.positions[output.token as usize];
                     let sampled = sample(logits, want, slot, position);
-                    slot.push(sampled.token);
-                    Row::Sampled(sampled)
+                    // The next step may be on its way already and reads what the slot holds.
+                    slot.push(sampled.as_ref().map_or(TokenId(0), |sampled| sampled.token));
+                    sampled.map_or(Row::Unusable, Row::Sampled)
                 }
             });
         }

@@ -32,13 +32,17 @@ impl History {
     }
 }
 
-/// Chooses a token; `logits` is used up. Logits that are not numbers count as impossible.
+/// Chooses a token; `logits` is used up. None where they are no distribution: what a broken
+/// weight file computes must not pass for an answer.
 pub(crate) fn sample(
     logits: &mut [f32],
     want: &Sampling,
     history: &History,
     position: u32,
-) -> SampledToken {
+) -> Option<SampledToken> {
+    if !is_distribution(logits) {
+        return None;
+    }
     adjust(logits, want, history);
     let best = best(logits);
     let (logprob, top, normaliser) = logprobs(logits, want);
@@ -46,20 +50,21 @@ pub(crate) fn sample(
         false => best,
         true => draw(logits, want, best, uniform(want.seed, position)),
     };
-    SampledToken {
+    Some(SampledToken {
         token: TokenId(token as u32),
         logprob: logprob.then(|| logits[token] - normaliser),
         top,
-    }
+    })
+}
+
+/// No NaN, nothing infinitely likely, and something possible.
+fn is_distribution(logits: &[f32]) -> bool {
+    logits.iter().all(|logit| *logit < f32::INFINITY)
+        && logits.iter().any(|logit| *logit > f32::NEG_INFINITY)
 }
 
 /// Penalties, bias and mask.
 fn adjust(logits: &mut [f32], want: &Sampling, history: &History) {
-    for logit in logits.iter_mut() {
-        if logit.is_nan() {
-            *logit = f32::NEG_INFINITY;
-        }
-    }
     let penalties = want.repetition_penalty != 1.0
         || want.presence_penalty != 0.0
         || want.frequency_penalty != 0.0;

@@ -5,7 +5,7 @@ fn hot() -> Sampling {
 }
 
 fn pick(logits: &[f32], want: &Sampling, position: u32) -> u32 {
-    sample(&mut logits.to_vec(), want, &History::default(), position).token.0
+    sample(&mut logits.to_vec(), want, &History::default(), position).unwrap().token.0
 }
 
 /// Shares of the tokens over many positions.
@@ -19,7 +19,18 @@ fn shares(logits: &[f32], want: &Sampling) -> Vec<f64> {
 
 #[test]
 fn greedy_takes_the_first_of_the_largest() {
-    assert_eq!(pick(&[0.0, 3.0, 3.0, f32::NAN], &Sampling::greedy(), 0), 1);
+    assert_eq!(pick(&[0.0, 3.0, 3.0, f32::NEG_INFINITY], &Sampling::greedy(), 0), 1);
+}
+
+#[test]
+fn what_is_no_distribution_has_no_token() {
+    let impossible = [f32::NEG_INFINITY; 3];
+    for logits in [[f32::NAN; 3], [0.0, 1.0, f32::NAN], [0.0, f32::INFINITY, 0.0], impossible] {
+        for want in [Sampling::greedy(), hot(), Sampling { logprobs: Some(2), ..hot() }] {
+            let sampled = sample(&mut logits.to_vec(), &want, &History::default(), 0);
+            assert_eq!(sampled, None, "{logits:?}");
+        }
+    }
 }
 
 #[test]
@@ -105,7 +116,7 @@ fn a_mask_outweighs_every_bias() {
 fn logprobs_are_those_of_the_plain_softmax() {
     let want = Sampling { logprobs: Some(2), ..Sampling { temperature: 0.2, ..hot() } };
     let logits = [0.2f32, 0.5, 0.3].map(f32::ln);
-    let out = sample(&mut logits.to_vec(), &want, &History::default(), 3);
+    let out = sample(&mut logits.to_vec(), &want, &History::default(), 3).unwrap();
     let ids: Vec<u32> = out.top.iter().map(|(t, _)| t.0).collect();
     assert_eq!(ids, [1, 2]);
     assert!((out.top[0].1 - 0.5f32.ln()).abs() < 1e-6);
