@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use polder_backend::{Backend, StepBatch, Ticket};
 
+use crate::pulse::Pulse;
 use crate::request::{Event, Refusal, Request, RequestId, SchedulerError};
 use crate::scheduler::{Config, Scheduler, Stats};
 
@@ -19,11 +21,14 @@ pub type Sink = Box<dyn FnMut(Event) -> bool + Send>;
 pub fn spawn(backend: Box<dyn Backend>, config: Config) -> Result<EngineThread, SchedulerError> {
     let scheduler = Scheduler::new(backend.limits(), config)?;
     let stats = Arc::new(Mutex::new(scheduler.stats()));
+    let pulse = Arc::new(Mutex::new(Pulse::default()));
     let (commands, inbox) = channel();
     let handle = EngineHandle {
         commands,
         next_id: Arc::new(AtomicU64::new(0)),
         stats: stats.clone(),
+        pulse: pulse.clone(),
+        patience: config.patience,
         capacity: scheduler.capacity(),
     };
     let engine = EngineLoop {
@@ -36,6 +41,7 @@ pub fn spawn(backend: Box<dyn Backend>, config: Config) -> Result<EngineThread, 
         batch: StepBatch::default(),
         events: Vec::new(),
         stats,
+        pulse,
     };
     let thread = std::thread::Builder::new()
         .name("polder-engine".into())
@@ -76,6 +82,8 @@ pub struct EngineHandle {
     commands: Sender<Command>,
     next_id: Arc<AtomicU64>,
     stats: Arc<Mutex<Stats>>,
+    pulse: Arc<Mutex<Pulse>>,
+    patience: Duration,
     capacity: u32,
 }
 
@@ -120,7 +128,13 @@ impl EngineHandle {
 
     /// How things stood after the last step.
     pub fn stats(&self) -> Stats {
-        *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.stats)
+    }
+
+    /// How long the step in flight has been running, where that is so much longer than its tokens
+    /// explain that the back end must be taken for hung ([`Config::patience`]).
+    pub fn hung(&self) -> Option<Duration> {
+        lock(&self.pulse).overdue(Instant::now(), self.patience)
     }
 
     /// Most tokens of one sequence, prompt and answer together.
@@ -135,10 +149,12 @@ struct EngineLoop {
     steps_ahead: usize,
     inbox: Receiver<Command>,
     sinks: HashMap<RequestId, Sink>,
-    in_flight: VecDeque<Ticket>,
+    /// Steps that were submitted and not collected, with their tokens.
+    in_flight: VecDeque<(Ticket, u32)>,
     batch: StepBatch,
     events: Vec<(RequestId, Event)>,
     stats: Arc<Mutex<Stats>>,
+    pulse: Arc<Mutex<Pulse>>,
 }
 
 impl EngineLoop {
@@ -161,16 +177,27 @@ impl EngineLoop {
             let submitted = self.in_flight.len() <= self.steps_ahead
                 && self.scheduler.plan_step(&mut self.batch);
             if submitted {
+                let tokens = self.batch.inputs.len() as u32;
+                if self.in_flight.is_empty() {
+                    lock(&self.pulse).begin(Instant::now(), tokens);
+                }
                 let ticket = self.backend.submit(&self.batch).map_err(SchedulerError::Backend)?;
-                self.in_flight.push_back(ticket);
+                self.in_flight.push_back((ticket, tokens));
                 if self.in_flight.len() <= self.steps_ahead {
                     continue;
                 }
             }
-            let Some(ticket) = self.in_flight.pop_front() else {
+            let Some((ticket, _)) = self.in_flight.pop_front() else {
                 return Err(SchedulerError::Stalled);
             };
             let output = self.backend.collect(ticket).map_err(SchedulerError::Backend)?;
+            {
+                let (mut pulse, now) = (lock(&self.pulse), Instant::now());
+                pulse.end(now);
+                if let Some((_, tokens)) = self.in_flight.front() {
+                    pulse.begin(now, *tokens);
+                }
+            }
             self.scheduler.take(output, &mut self.events)?;
             // Before its answer is heard: who asks after that must not see it still running.
             self.publish();
@@ -251,6 +278,11 @@ impl EngineLoop {
     }
 
     fn publish(&self) {
-        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.scheduler.stats();
+        *lock(&self.stats) = self.scheduler.stats();
     }
+}
+
+/// What a thread that panicked left behind is still the last that is known.
+fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

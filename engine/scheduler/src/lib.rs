@@ -9,6 +9,7 @@ mod engine_loop;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod pool;
+mod pulse;
 mod queue;
 mod request;
 mod scheduler;

@@ -11,6 +11,7 @@
 //! flight: whoever gets them writes later.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use polder_backend::{Limits, Row, Slot, StepBatch, StepOutput, TokenId};
 
@@ -32,11 +33,18 @@ pub struct Config {
     /// Steps submitted before the one before them was read: 1 hides the host's time behind a
     /// device that runs by itself, 0 suits a back end that computes within `submit`.
     pub steps_ahead: u8,
+    /// A step that runs so much longer than its tokens explain is taken for hung.
+    pub patience: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { max_waiting: 256, step_tokens: 512, steps_ahead: 0 }
+        Self {
+            max_waiting: 256,
+            step_tokens: 512,
+            steps_ahead: 0,
+            patience: Duration::from_secs(60),
+        }
     }
 }
 
@@ -228,6 +236,11 @@ impl Scheduler {
                         self.take_logits(index, position, &logits, events)?;
                     }
                 }
+                (Row::Unusable, None) => {
+                    if let Some(index) = index {
+                        self.give_up(index, events);
+                    }
+                }
                 _ => return Err(wrong),
             }
         }
@@ -236,11 +249,6 @@ impl Scheduler {
         Ok(())
     }
 
-                (Row::Unusable, None) => {
-                    if let Some(index) = index {
-                        self.give_up(index, events);
-                    }
-                }
     fn take_token(
         &mut self,
         index: usize,
@@ -297,14 +305,6 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Gives room first to sequences that lost theirs, then to those that wait.
-    fn make_room_for_more(&mut self) {
-        let block_tokens = self.limits.block_tokens;
-        // One block for each sequence that has room stays free, so that a newcomer is not
-        // thrown out again by the next few decoded tokens.
-        let mut spare = self.running.iter().filter(|sequence| sequence.has_room()).count();
-        for sequence in &mut self.running {
-            if sequence.has_room() {
     /// Ends a sequence for which the model computed no distribution. Others go on: a broken
     /// weight may touch some tokens alone.
     fn give_up(&mut self, index: usize, events: &mut Vec<(RequestId, Event)>) {
@@ -313,6 +313,14 @@ impl Scheduler {
         self.release(index);
     }
 
+    /// Gives room first to sequences that lost theirs, then to those that wait.
+    fn make_room_for_more(&mut self) {
+        let block_tokens = self.limits.block_tokens;
+        // One block for each sequence that has room stays free, so that a newcomer is not
+        // thrown out again by the next few decoded tokens.
+        let mut spare = self.running.iter().filter(|sequence| sequence.has_room()).count();
+        for sequence in &mut self.running {
+            if sequence.has_room() {
                 continue;
             }
             let need = blocks_for(sequence.tokens.len() as u32, block_tokens);
@@ -446,6 +454,9 @@ fn share_out(shares: &mut [Share], budget: &mut u32) {
 fn judge(token: TokenId, logits: &[f32], best: usize) -> Option<PromptLogprob> {
     let own = *logits.get(token.0 as usize)?;
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if !max.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
+        return None;
+    }
     let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
     let log_sum = f64::from(max) + sum.ln();
     let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
@@ -454,9 +465,6 @@ fn judge(token: TokenId, logits: &[f32], best: usize) -> Option<PromptLogprob> {
         if best == 0 || (top.len() == best && top.last().is_some_and(|(_, last)| *last >= logit)) {
             continue;
         }
-    if !max.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
-        return None;
-    }
         let at = top.partition_point(|(_, other)| *other >= logit);
         top.insert(at, (TokenId(index as u32), logit));
         top.truncate(best);
@@ -495,9 +503,9 @@ mod tests {
         assert_eq!(judged.top[1].0, TokenId(0));
         assert!((judged.top[1].1 - 0.25f32.ln()).abs() < 1e-6);
         assert!(judge(TokenId(9), &[0.0], 1).is_none());
-    }
-}
         for bad in [f32::NAN, f32::INFINITY] {
             assert!(judge(TokenId(0), &[0.0, bad], 1).is_none());
         }
         assert!(judge(TokenId(0), &[f32::NEG_INFINITY], 1).is_none());
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -180,13 +181,28 @@ async fn health(State(app): State<Arc<App>>) -> Response {
         return (unavailable, axum::Json(json!({"status": "stopping"}))).into_response();
     }
     match app.engine.get() {
-        Some(_) => axum::Json(json!({"status": "ok", "model": app.served_as})).into_response(),
+        Some(engine) => match engine.handle.hung() {
+            None => axum::Json(json!({"status": "ok", "model": app.served_as})).into_response(),
+            Some(running) => hung(running),
+        },
         None => {
             let progress = f64::from(app.progress.load(Ordering::Relaxed)) / 1000.0;
             let body = json!({"status": "loading", "progress": progress});
             (unavailable, axum::Json(body)).into_response()
         }
     }
+}
+
+/// Not a 503: that says "not yet", and whoever asks would wait. This one says "start me anew".
+fn hung(running: Duration) -> Response {
+    let message = format!(
+        "A forward pass has been running for {} s, far longer than such passes take; the engine \
+         hangs and must be started anew.",
+        running.as_secs()
+    );
+    log::error!("{message}");
+    let body = json!({"status": "hung", "message": message});
+    (StatusCode::INTERNAL_SERVER_ERROR, axum::Json(body)).into_response()
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {

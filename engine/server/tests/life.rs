@@ -5,6 +5,8 @@
 mod common;
 
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{
@@ -227,6 +229,52 @@ async fn numbers_that_are_no_probabilities_end_their_answer_by_name_and_no_other
     assert_eq!(well.status, 200);
     assert_eq!(server.post(TEXT, ask(6, false)).await.json()["usage"]["completion_tokens"], 10);
     server.until("polder_kv_blocks_used", |used| used == 0.0).await;
+}
+
+/// Hangs in its steps while it is told to.
+struct Hanging(FakeBackend, Arc<AtomicBool>);
+
+impl Backend for Hanging {
+    fn limits(&self) -> Limits {
+        self.0.limits()
+    }
+    fn submit(&mut self, step: &StepBatch) -> Result<Ticket, BackendError> {
+        while self.1.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.0.submit(step)
+    }
+    fn collect(&mut self, ticket: Ticket) -> Result<StepOutput, BackendError> {
+        self.0.collect(ticket)
+    }
+}
+
+#[tokio::test]
+async fn a_step_that_hangs_makes_the_engine_ask_to_be_started_anew() {
+    let hang = Arc::new(AtomicBool::new(false));
+    let config = Config { patience: Duration::from_millis(200), ..Config::default() };
+    let server = Server::with(Hanging(parrot(), hang.clone()), config).await;
+    assert_eq!(server.post(TEXT, completion(json!({}))).await.status, 200);
+    // Idle for longer than a step may take is not hung.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(server.get("/health").await.status, 200);
+    hang.store(true, Ordering::Relaxed);
+    let (asked, health) = tokio::join!(server.post(TEXT, completion(json!({}))), async {
+        let mut health = server.get("/health").await;
+        for _ in 0..2000 {
+            if health.status != 200 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            health = server.get("/health").await;
+        }
+        hang.store(false, Ordering::Relaxed);
+        health
+    });
+    assert_eq!((asked.status.as_u16(), health.status.as_u16()), (200, 500));
+    assert_eq!(health.json()["status"], "hung");
+    assert!(health.json()["message"].as_str().unwrap().contains("started anew"));
+    assert_eq!(server.get("/health").await.status, 200);
 }
 
 #[tokio::test]
