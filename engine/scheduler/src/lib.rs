@@ -6,6 +6,7 @@
 //! [`EngineHandle`] is how the rest of a process talks to that thread.
 
 mod engine_loop;
+mod fair;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod pool;

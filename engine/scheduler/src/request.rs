@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use polder_backend::{BackendError, SampledToken, Sampling, TokenId};
 
-/// Whose request it is. Opaque here: equal ids share one place in the round robin.
+/// Whose request it is. Opaque here: equal ids share one share.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MemberId(Arc<str>);
 
@@ -90,6 +90,14 @@ pub enum Refusal {
     #[error("{waiting} requests are already waiting, as many as may wait; try again in a moment")]
     QueueFull {
         /// How many wait.
+        waiting: usize,
+    },
+    /// The member has as many places as may be had while others could come.
+    #[error(
+        "{waiting} of your requests are already waiting, as many as one member may have now; try again when some are answered"
+    )]
+    ShareFull {
+        /// How many of the member's requests wait.
         waiting: usize,
     },
     /// The prompt leaves no room for an answer.

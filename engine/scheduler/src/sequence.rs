@@ -57,6 +57,11 @@ impl Sequence {
         self.has_room() && self.planned > 0 && self.fed + 1 == self.prompt_len() + self.planned
     }
 
+    /// The next step may sample its next token.
+    pub(crate) fn wants_token(&self) -> bool {
+        self.decodes() && self.planned < self.limit
+    }
+
     /// Known tokens still to be read, for a sequence that is not decoding.
     pub(crate) fn unread(&self) -> u32 {
         self.tokens.len() as u32 - self.fed

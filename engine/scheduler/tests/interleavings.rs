@@ -159,6 +159,7 @@ proptest! {
                             taken.insert(id, (request, false));
                         }
                         Err(Refusal::QueueFull { .. }) => prop_assert_eq!(waiting, max_waiting),
+                        Err(Refusal::ShareFull { waiting: mine }) => prop_assert!(mine > 0),
                         Err(Refusal::TooLong { .. }) => {
                             prop_assert!(request.prompt.len() + 1 > capacity as usize);
                         }
@@ -236,7 +237,7 @@ fn a_long_prompt_is_read_in_chunks_while_others_decode() {
     first.stop_tokens = [].into();
     bench.scheduler.admit(vec![(RequestId(0), first)]).unwrap();
     bench.turn();
-    bench.scheduler.admit(vec![(RequestId(1), request("m", vec![2; 50], 1, 7))]).unwrap();
+    bench.scheduler.admit(vec![(RequestId(1), request("n", vec![2; 50], 1, 7))]).unwrap();
     let before = bench.tokens_of(RequestId(0)).len();
     let mut turns = 0;
     while bench.end_of(RequestId(1)).is_none() {
@@ -318,7 +319,7 @@ fn what_cannot_run_is_refused_before_it_waits() {
 
 #[test]
 fn a_group_is_taken_whole_or_not_at_all() {
-    let config = Config { max_waiting: 3, ..Config::default() };
+    let config = Config { max_waiting: 5, ..Config::default() };
     let mut scheduler = Scheduler::new(limits(40, 2), config).unwrap();
     let group = |first: u64, count: u64| {
         (first..first + count)
@@ -326,8 +327,57 @@ fn a_group_is_taken_whole_or_not_at_all() {
             .collect::<Vec<_>>()
     };
     scheduler.admit(group(0, 2)).unwrap();
-    assert_eq!(scheduler.admit(group(2, 2)), Err(Refusal::QueueFull { waiting: 2 }));
+    assert_eq!(scheduler.admit(group(2, 2)), Err(Refusal::ShareFull { waiting: 2 }));
+    assert_eq!(scheduler.admit(group(2, 4)), Err(Refusal::QueueFull { waiting: 2 }));
     assert_eq!(scheduler.stats().waiting, 2);
+}
+
+#[test]
+fn a_question_is_answered_beside_a_member_whose_books_fill_slots_and_blocks() {
+    for steps_ahead in [0, 1] {
+        let config = Config { steps_ahead, ..Config::default() };
+        let mut bench = Bench::new(limits(18, 4), config);
+        let capacity = bench.scheduler.capacity();
+        let mut asked = Vec::new();
+        for id in 0..6 {
+            let mut book = request("busy", vec![1, 2, id as u32 + 3], 60, id);
+            book.stop_tokens = [].into();
+            bench.scheduler.admit(vec![(RequestId(id), book.clone())]).unwrap();
+            asked.push(book);
+        }
+        while bench.scheduler.stats().blocks_used < 17 {
+            assert!(bench.turn());
+        }
+        for id in 6..12 {
+            let question = request("quiet", vec![4; 12], 3, id);
+            bench.scheduler.admit(vec![(RequestId(id), question.clone())]).unwrap();
+            asked.push(question);
+            let mut turns = 0;
+            while bench.end_of(RequestId(id)).is_none() {
+                bench.turn();
+                turns += 1;
+            }
+            assert!(turns <= 6, "{turns}");
+        }
+        assert!((0..6).any(|id| bench.end_of(RequestId(id)).is_none()));
+        while bench.turn() {}
+        for (id, request) in asked.iter().enumerate() {
+            let mut expected = request.prompt.clone();
+            let limit = request.max_tokens.min(capacity - expected.len() as u32);
+            for _ in 0..limit {
+                expected.push(hashed(VOCAB)(&expected, &request.sampling));
+            }
+            let stop = match request.stop_tokens.is_empty() {
+                true => None,
+                false => expected.iter().skip(request.prompt.len()).position(|t| *t == STOP),
+            };
+            let expected = &expected[request.prompt.len()..];
+            assert_eq!(
+                bench.tokens_of(RequestId(id as u64)),
+                expected[..stop.unwrap_or(expected.len())]
+            );
+        }
+    }
 }
 
 #[test]

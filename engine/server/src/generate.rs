@@ -356,6 +356,15 @@ fn refused(refusal: Refusal) -> ApiError {
         )
         .code("queue_full")
         .retry_after(5),
+        Refusal::ShareFull { waiting } => ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            format!(
+                "{waiting} of your requests are waiting, as many as one member may have now; try \
+                 again when some of them are answered."
+            ),
+        )
+        .code("queue_full")
+        .retry_after(5),
         Refusal::TooLong { prompt, capacity } => too_long(prompt, capacity),
         Refusal::Stopping => stopped(),
         other => ApiError::bad_field("prompt", format!("{other}.")),

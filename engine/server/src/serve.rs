@@ -114,7 +114,7 @@ fn start(app: &App, parts: Parts) -> Result<EngineThread, SchedulerError> {
         tokenizer: Arc::new(parts.tokenizer),
         template: parts.template,
         vocab,
-        most_sequences: parts.config.max_waiting,
+        most_sequences: parts.config.most_of_one(),
     };
     let first = app.engine.set(Arc::new(engine)).is_ok();
     debug_assert!(first, "the model is loaded once");
