@@ -32,20 +32,24 @@ pub(crate) fn with_room(all: &[Sequence], member: &MemberId) -> usize {
     all.iter().filter(mine).count()
 }
 
-/// Whose blocks go first: of the member with the most sequences that own some, the one that came
-/// last. The oldest of all is never it while another one has blocks, so something always ends.
+/// Whose blocks go first: those of a sequence that waits for its reader; then, of the member with
+/// the most sequences that own some, the one that came last. The oldest that is not paused is never
+/// it while another one has blocks, so something always ends.
 pub(crate) fn victim(all: &[Sequence]) -> Option<usize> {
     let owners = all.iter().enumerate().filter(|(_, sequence)| sequence.has_room());
     owners
-        .max_by_key(|(index, sequence)| (with_room(all, &sequence.request.member), *index))
+        .max_by_key(|(index, sequence)| {
+            (sequence.paused, with_room(all, &sequence.request.member), *index)
+        })
         .map(|(index, _)| index)
 }
 
-/// Whose blocks may be taken so that `member` gets some: those of a member with several sequences,
-/// for one with none.
+/// Whose blocks may be taken so that `member` gets some: those of a paused sequence, and those of
+/// a member with several sequences for one with none.
 pub(crate) fn spare(all: &[Sequence], member: &MemberId) -> Option<usize> {
     victim(all).filter(|victim| {
-        with_room(all, member) == 0 && with_room(all, &all[*victim].request.member) > 1
+        let victim = &all[*victim];
+        victim.paused || (with_room(all, member) == 0 && with_room(all, &victim.request.member) > 1)
     })
 }
 

@@ -61,6 +61,8 @@ impl Config {
 pub struct Stats {
     /// Sequences in a slot.
     pub running: usize,
+    /// Of those, how many wait for their readers.
+    pub paused: usize,
     /// Requests without a slot.
     pub waiting: usize,
     /// KV blocks that sequences own.
@@ -152,6 +154,7 @@ impl Scheduler {
     pub fn stats(&self) -> Stats {
         Stats {
             running: self.running.len(),
+            paused: self.running.iter().filter(|sequence| sequence.paused).count(),
             waiting: self.waiting.len(),
             blocks_used: self.pool.used(),
             blocks_total: self.pool.total(),
@@ -216,6 +219,14 @@ impl Scheduler {
                 true
             }
             None => self.waiting.remove(id),
+        }
+    }
+
+    /// Pauses the running sequences whose readers have no room, and lets the others go on. A paused
+    /// one keeps its slot, and its blocks until somebody else needs them.
+    pub fn pause_where(&mut self, mut full: impl FnMut(RequestId) -> bool) {
+        for sequence in &mut self.running {
+            sequence.paused = full(sequence.id);
         }
     }
 
@@ -382,7 +393,7 @@ impl Scheduler {
             .running
             .iter()
             .enumerate()
-            .filter(|(_, sequence)| !sequence.has_room())
+            .filter(|(_, sequence)| !sequence.has_room() && !sequence.paused)
             .map(|(index, sequence)| (room(&sequence.request.member), index))
             .min();
         let free = self.free_slots.len();
@@ -416,6 +427,7 @@ impl Scheduler {
             fresh: true,
             tokens: request.prompt.clone(),
             blocks,
+            paused: false,
             fed: 0,
             planned: 0,
             limit: request.max_tokens.min(room),
@@ -444,7 +456,10 @@ impl Scheduler {
         let mut shares = std::mem::take(&mut self.shares);
         shares.clear();
         shares.extend(self.running.iter().enumerate().filter_map(|(index, sequence)| {
-            let reads = sequence.has_room() && !sequence.decodes() && sequence.unread() > 0;
+            let reads = sequence.has_room()
+                && !sequence.paused
+                && !sequence.decodes()
+                && sequence.unread() > 0;
             reads.then(|| Share { index, tokens: sequence.unread() })
         }));
         // Oldest first, so that the rows of one step stay few however many prompts are judged.

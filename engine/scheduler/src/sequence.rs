@@ -21,6 +21,8 @@ pub(crate) struct Sequence {
     /// The prompt, then what was sampled and read back.
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) blocks: Vec<BlockId>,
+    /// Its reader has not taken what is there: it keeps its place and is not run.
+    pub(crate) paused: bool,
     /// Positions whose KV is written once every planned step has run.
     pub(crate) fed: u32,
     /// Tokens that planned steps sample, read back or not.
@@ -59,7 +61,7 @@ impl Sequence {
 
     /// The next step may sample its next token.
     pub(crate) fn wants_token(&self) -> bool {
-        self.decodes() && self.planned < self.limit
+        !self.paused && self.decodes() && self.planned < self.limit
     }
 
     /// Known tokens still to be read, for a sequence that is not decoding.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use http::StatusCode;
@@ -10,11 +11,16 @@ use polder_chat::{StopStrings, TextStream, Tokenizer};
 use polder_scheduler::{
     EngineHandle, Event, FinishReason, PromptLogprob, Refusal, Request, RequestId, Sink,
 };
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::metrics::Metrics;
 use crate::wire::answer::Usage;
 use crate::wire::error::ApiError;
+
+/// So many tokens may wait for their reader; then their sequence pauses.
+const MOST_UNREAD: usize = 128;
+/// When so many are left it goes on.
+const FEW_UNREAD: usize = 64;
 
 /// One answer to make.
 #[derive(Debug)]
@@ -80,6 +86,8 @@ pub(crate) struct Generation {
 #[derive(Debug)]
 struct Choice {
     id: Option<RequestId>,
+    /// Tokens that the engine has sent and nobody has taken.
+    unread: Arc<AtomicUsize>,
     text: TextStream,
     stop: StopStrings,
     /// Sampled tokens whose text was not sent yet, by where it begins.
@@ -113,7 +121,7 @@ impl Generation {
     ) -> Result<Self, ApiError> {
         let (sender, events) = unbounded_channel();
         let mut choices = Vec::with_capacity(jobs.len());
-        let mut sequences: Vec<(Request, Sink)> = Vec::new();
+        let mut sequences: Vec<(Request, Box<dyn Sink>)> = Vec::new();
         let mut submitted = Vec::new();
         let mut ready = VecDeque::new();
         for (index, job) in jobs.into_iter().enumerate() {
@@ -124,6 +132,7 @@ impl Generation {
             });
             let mut choice = Choice {
                 id: None,
+                unread: Arc::default(),
                 text: TextStream::new(tokenizer.clone()),
                 stop: StopStrings::new(&job.stop),
                 pending: VecDeque::new(),
@@ -145,9 +154,9 @@ impl Generation {
                 });
                 choice.done = true;
             } else {
-                let sender = sender.clone();
-                let sink: Sink = Box::new(move |event| sender.send((index, event)).is_ok());
-                sequences.push((job.request, sink));
+                let (sender, unread) = (sender.clone(), choice.unread.clone());
+                sequences
+                    .push((job.request, Box::new(Feed { index, sender, unread, full: false })));
                 submitted.push(index);
             }
             choices.push(choice);
@@ -225,6 +234,9 @@ impl Generation {
                 }
             }
             Event::Token(token) => {
+                if choice.unread.fetch_sub(1, Ordering::SeqCst) == FEW_UNREAD + 1 {
+                    self.engine.wake();
+                }
                 self.ready.extend(choice.begin(index, &self.tokenizer));
                 let now = Instant::now();
                 match choice.last_token.replace(now) {
@@ -265,6 +277,29 @@ impl Drop for Generation {
                 self.engine.cancel(id);
             }
         }
+    }
+}
+
+/// Where the engine leaves the events of one choice.
+struct Feed {
+    index: usize,
+    sender: UnboundedSender<(usize, Event)>,
+    unread: Arc<AtomicUsize>,
+    full: bool,
+}
+
+impl Sink for Feed {
+    fn hear(&mut self, event: Event) -> bool {
+        if matches!(event, Event::Token(_)) {
+            self.unread.fetch_add(1, Ordering::SeqCst);
+        }
+        self.sender.send((self.index, event)).is_ok()
+    }
+
+    fn has_room(&mut self) -> bool {
+        let limit = if self.full { FEW_UNREAD + 1 } else { MOST_UNREAD };
+        self.full = self.unread.load(Ordering::SeqCst) >= limit;
+        !self.full
     }
 }
 

@@ -231,6 +231,35 @@ async fn numbers_that_are_no_probabilities_end_their_answer_by_name_and_no_other
     server.until("polder_kv_blocks_used", |used| used == 0.0).await;
 }
 
+#[tokio::test]
+async fn a_reader_that_stalls_pauses_its_own_answer_and_no_other() {
+    const LONG: u64 = 6000;
+    let long = Limits { blocks: 1024, context: 8192, ..limits() };
+    let talker = FakeBackend::with(long, Box::new(|_, _| TokenId(65)));
+    let server = Server::with(talker, Config::default()).await;
+    let body = completion(json!({
+        "max_tokens": LONG, "stream": true, "stream_options": {"include_usage": true},
+    }));
+    let mut stalled = open(&server.socket, "POST", TEXT, &[], body.to_string().into_bytes()).await;
+    stalled.body_mut().frame().await.unwrap().unwrap();
+    // It pauses for good once the buffers on the way are full.
+    let (mut steps, mut still) = (0.0, 0);
+    while still < 10 {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        let before = std::mem::replace(&mut steps, server.metric("polder_steps_total").await);
+        still = if steps == before { still + 1 } else { 0 };
+    }
+    assert_eq!(server.metric("polder_requests_paused").await, 1.0);
+    assert!(steps < LONG as f64 / 2.0, "{steps} steps before the pause");
+    let other = server.post(TEXT, completion(json!({"max_tokens": 300}))).await.json();
+    assert_eq!(other["usage"]["completion_tokens"], 300);
+    assert_eq!(server.metric("polder_requests_paused").await, 1.0);
+    assert!(server.metric("polder_steps_total").await <= steps + 310.0);
+    let events = Answer::read(stalled).await.events();
+    assert_eq!(events.last().unwrap()["usage"]["completion_tokens"], LONG);
+    server.until("polder_kv_blocks_used", |used| used == 0.0).await;
+}
+
 /// Hangs in its steps while it is told to.
 struct Hanging(FakeBackend, Arc<AtomicBool>);
 
