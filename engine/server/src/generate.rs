@@ -49,7 +49,7 @@ pub(crate) struct Judged {
     /// None for a prompt's first token.
     pub(crate) logprob: Option<f32>,
     pub(crate) top: Vec<(Vec<u8>, f32)>,
-    /// Where its text begins, in bytes from the start of its piece.
+    /// Where its text begins, in characters from the start of its piece.
     pub(crate) offset: usize,
 }
 
@@ -305,12 +305,13 @@ impl Sink for Feed {
 
 impl Choice {
     /// The prompt, where it is to come first and has not come yet.
-    fn begin(&mut self, index: usize, tokenizer: &Tokenizer) -> Option<Piece> {
+    fn begin(&mut self, index: usize, tokenizer: &Arc<Tokenizer>) -> Option<Piece> {
         let echo = self.echo.take()?;
         let text = tokenizer.decode(&echo.prompt);
         let mut tokens = Vec::new();
         if echo.logprobs {
             let mut offset = 0;
+            let mut read = TextStream::new(tokenizer.clone());
             let mut judged = echo.judged.into_iter();
             for (position, token) in echo.prompt.iter().enumerate() {
                 let opinion = if position == 0 { None } else { judged.next() };
@@ -320,7 +321,7 @@ impl Choice {
                     top: named(opinion.iter().flat_map(|opinion| &opinion.top), tokenizer),
                     offset,
                 });
-                offset += tokenizer.name(*token).len();
+                offset += read.push_named(*token).chars().count();
             }
         }
         Some(Piece { choice: index, text, tokens, finish: None })
@@ -367,7 +368,8 @@ impl Choice {
                 name: tokenizer.name(token.token).to_vec(),
                 logprob: token.logprob,
                 top: named(token.top.iter(), tokenizer),
-                offset: at.saturating_sub(start),
+                // A token within a stop string that was cut off begins at its end.
+                offset: text[..at.saturating_sub(start).min(text.len())].chars().count(),
             });
         }
         Piece { choice: index, text, tokens, finish }
