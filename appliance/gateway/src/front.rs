@@ -98,7 +98,7 @@ fn judge(
         Ok(host) => host,
         Err(refusal) => return refuse(StatusCode::BAD_REQUEST, refusal.to_string()),
     };
-    if let Err(refusal) = host.is_known(&gateway.status().site.host_names(), peer.local.ip()) {
+    if let Err(refusal) = host.is_known(&gateway.status().site, peer.local.ip()) {
         return refuse(StatusCode::MISDIRECTED_REQUEST, refusal.to_string());
     }
     let usual = [

@@ -17,7 +17,8 @@ impl Names {
         let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
         let mut names = Self::default();
         names.addresses.extend(loopback.into_iter().chain(machine));
-        for host in &site.host_names() {
+        let apps = site.apps.keys().flat_map(|app| site.hosts_of(app));
+        for host in &site.host_names().into_iter().chain(apps).collect::<Vec<_>>() {
             // A steward may write an address where a name is asked for.
             match host.parse::<IpAddr>() {
                 Ok(address) => names.addresses.push(address),

@@ -86,6 +86,10 @@ name!(
     EngineName, "engine", 32, false
 );
 name!(
+    /// A web app behind the door, such as `wiki`; also the first part of its host name.
+    AppName, "app", 32, false
+);
+name!(
     /// A recipe: a pinned model.
     RecipeName, "recipe", 64, true
 );

@@ -162,6 +162,10 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
             "Count usage per member".to_owned()
         }
         Wanted::Change(SiteChange::Usage(_)) => "Count no usage".to_owned(),
+        Wanted::Change(SiteChange::App { name, app }) => {
+            format!("Open the app {name} at {} to those who sign in", app.upstream)
+        }
+        Wanted::Change(SiteChange::RemoveApp(name)) => format!("Close the app {name}"),
     }
 }
 

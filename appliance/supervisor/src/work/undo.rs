@@ -108,6 +108,12 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
             };
         }
         SiteChange::Usage(_) => back.usage = before.usage.clone(),
+        SiteChange::App { name, .. } | SiteChange::RemoveApp(name) => {
+            match before.apps.get(name) {
+                Some(app) => back.apps.insert(name.clone(), app.clone()),
+                None => back.apps.remove(name),
+            };
+        }
     }
     back
 }
