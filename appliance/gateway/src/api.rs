@@ -20,7 +20,7 @@ use crate::auth;
 use crate::body::swallow;
 use crate::engines::choose;
 use crate::errors::ApiError;
-use crate::relay::{Caller, Question, relay};
+use crate::relay::{Caller, Question, most_used, relay};
 
 /// Everything that programs use.
 pub(crate) fn routes() -> Router<Arc<Gateway>> {
@@ -67,13 +67,18 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
         }
     };
     let body = gateway.buffers.read(body).await?;
-    let model = named_model(&body.bytes)?;
+    let model = read(&body.bytes, named_model).await?;
     let recipe = usable(&gateway.status(), &grant, model.as_deref())?.recipe.clone();
     let mut caller = caller;
-    caller.reserve(&body.bytes)?;
+    if caller.counts_tokens() {
+        caller.reserve(read(&body.bytes, most_used).await)?;
+    }
     let bytes = match model {
         // Engines know their model by its own name, not by the slot that they run in.
-        Some(model) if model != recipe.as_str() => renamed(&body.bytes, recipe.as_str())?,
+        Some(model) if model != recipe.as_str() => {
+            let recipe = recipe.clone();
+            read(&body.bytes, move |body| renamed(body, recipe.as_str())).await?
+        }
         _ => body.bytes.clone(),
     };
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
@@ -96,6 +101,20 @@ async fn anthropic(State(gateway): State<Arc<Gateway>>, request: Request) -> Api
         "anthropic_api",
         "this box does not speak Anthropic's API (/v1/messages) yet; ask /v1/chat/completions with an OpenAI client",
     )
+}
+
+/// Reads a question; one that takes a while, on a thread where nobody else waits for it.
+async fn read<T: Send + 'static>(body: &Bytes, how: impl FnOnce(&[u8]) -> T + Send + 'static) -> T {
+    /// Read in a millisecond or two.
+    const LONG: usize = 256 << 10;
+    if body.len() < LONG {
+        return how(body);
+    }
+    let body = body.clone();
+    match tokio::task::spawn_blocking(move || how(&body)).await {
+        Ok(read) => read,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
 /// What the request's `model` says, the whole body having been found to be one JSON object.

@@ -150,6 +150,8 @@ where
 {
     let mut connection = pin!(connection);
     let ended = tokio::select! {
+        // In this order: nearly every wake-up is for the connection.
+        biased;
         ended = connection.as_mut() => Some(ended),
         () = closing.cancelled() => None,
         () = busy.idle(limits.head, limits.idle) => None,

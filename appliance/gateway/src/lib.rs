@@ -18,6 +18,7 @@ pub mod headers;
 pub mod host;
 mod leash;
 mod limits;
+mod line;
 mod link;
 mod listen;
 mod metrics;
@@ -33,6 +34,7 @@ pub mod wizard;
 
 pub use engines::{EngineAnswer, EngineRefusal};
 pub use limits::Limits;
+pub use line::EngineBody;
 pub use link::AskError;
 pub use metrics::Tally;
 pub use peer::{Peer, is_local_network, is_this_machine};

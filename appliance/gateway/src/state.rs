@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use polder_control::{BoxStatus, Doorway, Event, Reply, Request, Sockets};
@@ -10,6 +11,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::body::Buffers;
 use crate::engines::{EngineAnswer, EngineRefusal, Engines};
+use crate::leash::Watchman;
 use crate::limits::{Limits, Places};
 use crate::link::{AskError, Link};
 use crate::metrics::Tally;
@@ -35,6 +37,7 @@ pub struct Gateway {
     pub(crate) limits: Arc<Limits>,
     pub(crate) places: Arc<Places>,
     pub(crate) buffers: Buffers,
+    pub(crate) watchman: Arc<Watchman>,
     /// What the door did since it opened.
     pub tally: Tally,
     ca: watch::Receiver<CaInfo>,
@@ -52,9 +55,10 @@ impl Gateway {
     ) -> Self {
         let engines = Engines::new(link.clone(), limits.patience);
         let (places, buffers) = (Places::new(&limits), Buffers::new(limits.buffered_bytes));
+        let watchman = Watchman::new(limits.stall);
         let (limits, tally) = (Arc::new(limits), Tally::default());
         let doorway = watch::Sender::new(Doorway::default());
-        Self { members, state, link, engines, limits, places, buffers, tally, ca, doorway }
+        Self { members, state, link, engines, limits, places, buffers, watchman, tally, ca, doorway }
     }
 
     /// The state folder.
@@ -101,7 +105,7 @@ impl Gateway {
         model: Option<&str>,
         request: http::Request<Bytes>,
     ) -> Result<EngineAnswer, EngineRefusal> {
-        self.engines.ask(model, request).await
+        self.engines.ask(model, request, &AtomicBool::new(false)).await
     }
 
     /// A steward is signed in from this address: connections from there get the places that are

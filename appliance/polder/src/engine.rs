@@ -36,6 +36,6 @@ impl Engine {
         })?;
         let socket = Sockets::of(&state).engine(&name);
         let options = EngineOptions::new(name.as_str(), socket, model, recipe.name.as_str());
-        part::run(|told| polder_engine_server::run(options, told))
+        part::run(part::runtime()?, |told| polder_engine_server::run(options, told))
     }
 }

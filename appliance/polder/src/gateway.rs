@@ -14,7 +14,7 @@ pub(crate) struct Gateway {
 impl Gateway {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let state = self.state.folder()?;
-        part::run(|told| {
+        part::run(part::one_thread()?, |told| {
             polder_gateway::run(GatewayOptions { state, limits: Limits::default() }, told)
         })
     }

@@ -50,6 +50,16 @@ pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("could not set up asynchronous input and output")
 }
 
+/// The door's runtime: one thread for everything but the blocking work, which has threads of its own.
+/// A request is a few dozen microseconds of work between two system calls; handing it from thread to
+/// thread costs as much again (see the gateway's README).
+pub(crate) fn one_thread() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("could not set up asynchronous input and output")
+}
+
 /// Turns the system's signals into what they mean. The first asks for an orderly end, the second
 /// for a quick one.
 pub(crate) fn endings() -> anyhow::Result<(watch::Sender<Ending>, watch::Receiver<Ending>)> {
@@ -73,9 +83,10 @@ pub(crate) fn endings() -> anyhow::Result<(watch::Sender<Ending>, watch::Receive
     Ok((end, ending))
 }
 
-/// Runs one part until it is told to end: `work` is given a future that is done at that moment. A
+/// Runs one part on `runtime` until it is told to end: `work` is given a future that is done at that moment. A
 /// second signal, or a supervisor that is gone, ends the process there and then.
 pub(crate) fn run<W, E>(
+    runtime: tokio::runtime::Runtime,
     work: impl FnOnce(std::pin::Pin<Box<dyn Future<Output = ()> + Send>>) -> W,
 ) -> anyhow::Result<()>
 where
@@ -84,7 +95,6 @@ where
 {
     log("info");
     polder_supervisor::lifeline::hold();
-    let runtime = runtime()?;
     let done = runtime.block_on(async {
         let (_end, mut ending) = endings()?;
         let mut hurry = ending.clone();

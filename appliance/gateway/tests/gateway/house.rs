@@ -352,6 +352,8 @@ pub(crate) struct Engine {
     /// Answers begun, and those that were dropped before their end.
     pub(crate) begun: AtomicUsize,
     pub(crate) dropped: AtomicUsize,
+    /// Connections taken.
+    pub(crate) connections: AtomicUsize,
     /// Pieces written, by all answers.
     pub(crate) written: AtomicUsize,
     task: Mutex<Option<JoinHandle<()>>>,
@@ -377,6 +379,7 @@ impl Engine {
             seen: Mutex::default(),
             begun: AtomicUsize::new(0),
             dropped: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
             written: AtomicUsize::new(0),
             task: Mutex::default(),
         });
@@ -399,6 +402,7 @@ impl Engine {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let engine = engine.clone();
+                engine.connections.fetch_add(1, Ordering::SeqCst);
                 connections.spawn(async move {
                     let service = service_fn(move |request| answer(engine.clone(), request));
                     let _ = hyper::server::conn::http1::Builder::new()
