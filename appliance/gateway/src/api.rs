@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 use polder_control::{BoxStatus, EngineStatus};
 use polder_members::{KeyGrant, Role, Scope};
@@ -81,7 +82,8 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
         }
         _ => body.bytes.clone(),
     };
-    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let root = || PathAndQuery::from_static("/");
+    let path = parts.uri.path_and_query().cloned().unwrap_or_else(root);
     let question = Question { method: Method::POST, path, headers: parts.headers, body: bytes };
     Ok(relay(&gateway, caller, Some(recipe.as_str()), question).await)
 }

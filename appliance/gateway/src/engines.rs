@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -94,7 +95,8 @@ impl EngineRefusal {
 pub(crate) struct Engines {
     link: Link,
     patience: Duration,
-    lines: Mutex<HashMap<PathBuf, Arc<Lines>>>,
+    /// For each thread its own: a connection belongs to the thread that opened it.
+    lines: Mutex<HashMap<(ThreadId, PathBuf), Arc<Lines>>>,
 }
 
 impl Engines {
@@ -156,7 +158,8 @@ impl Engines {
 
     fn lines(&self, socket: &Path) -> Arc<Lines> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lines) = lines.get(socket) {
+        let key = (std::thread::current().id(), socket.to_owned());
+        if let Some(lines) = lines.get(&key) {
             return lines.clone();
         }
         // Slots come and go; a handful of stale entries is all there ever is.
@@ -164,7 +167,7 @@ impl Engines {
             lines.clear();
         }
         let new = Lines::new(socket);
-        lines.insert(socket.to_owned(), new.clone());
+        lines.insert(key, new.clone());
         new
     }
 }

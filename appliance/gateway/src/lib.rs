@@ -31,6 +31,7 @@ mod run;
 mod state;
 mod subrequest;
 pub mod wizard;
+mod workers;
 
 pub use engines::{EngineAnswer, EngineRefusal};
 pub use limits::Limits;

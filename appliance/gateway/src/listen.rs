@@ -10,7 +10,7 @@ use std::time::Duration;
 use polder_control::BoxStatus;
 use polder_site::Door;
 use rustix::net::sockopt;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -139,15 +139,22 @@ async fn accept(host: Host, listener: TcpListener, stop: CancellationToken, trac
             }
         };
         host.gateway.tally.connection();
-        let host = host.clone();
-        tracker.spawn(async move {
+        // It is this thread's until it is another's.
+        let Ok(stream) = stream.into_std() else { continue };
+        let (host, seat) = (host.clone(), host.workers.seat());
+        let runtime = seat.runtime().clone();
+        let conversation = async move {
             let closed = host.closed.clone();
-            tokio::select! {
-                () = closed.cancelled() => {}
-                () = host.converse(stream) => {}
+            if let Ok(stream) = TcpStream::from_std(stream) {
+                tokio::select! {
+                    biased;
+                    () = host.converse(stream) => {}
+                    () = closed.cancelled() => {}
+                }
             }
-            drop(place);
-        });
+            drop((place, seat));
+        };
+        tracker.spawn_on(conversation, &runtime);
     }
 }
 

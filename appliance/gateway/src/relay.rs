@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, TE};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use polder_members::{Admission, KeyGrant, MemberId, Members, MembersError};
 use tokio_util::sync::CancellationToken;
@@ -118,7 +119,7 @@ pub struct Question {
     /// POST, or GET for an engine's own figures.
     pub method: Method,
     /// Path and query, as the engine knows it: `/v1/chat/completions`.
-    pub path: String,
+    pub path: PathAndQuery,
     /// The client's headers, as they came.
     pub headers: HeaderMap,
     /// The whole body.
@@ -127,12 +128,13 @@ pub struct Question {
 
 impl Question {
     /// A JSON question of our own, such as the chat page's.
-    pub fn json(path: &str, body: &serde_json::Value) -> Self {
+    pub fn json(path: &'static str, body: &serde_json::Value) -> Self {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
         let body = Bytes::from(body.to_string());
-        Self { method: Method::POST, path: path.to_owned(), headers, body }
+        let path = PathAndQuery::from_static(path);
+        Self { method: Method::POST, path, headers, body }
     }
 }
 
@@ -146,10 +148,7 @@ pub async fn relay(
     model: Option<&str>,
     question: Question,
 ) -> Response {
-    let request = match towards_engine(&caller, question) {
-        Ok(request) => request,
-        Err(error) => return error.into_response(),
-    };
+    let request = towards_engine(&caller, question);
     let (revoked, ending) = (caller.revoked.clone(), caller.ending);
     let prompt = prompt_estimate(request.body());
     let mut waiting = Waiting { caller: Some(caller), model, prompt, sent: AtomicBool::new(false) };
@@ -206,20 +205,17 @@ pub(crate) fn most_used(question: &[u8]) -> u64 {
     prompt_estimate(question) + most.unwrap_or(USUAL).min(LONG)
 }
 
-fn towards_engine(caller: &Caller, question: Question) -> Result<http::Request<Bytes>, ApiError> {
-    let uri: http::Uri = question.path.parse().map_err(|_| {
-        ApiError::bad_request("bad_path", "the request's path is not one that an engine knows")
-    })?;
+fn towards_engine(caller: &Caller, question: Question) -> http::Request<Bytes> {
     let mut request = http::Request::new(question.body);
     *request.method_mut() = question.method;
-    *request.uri_mut() = uri;
+    *request.uri_mut() = http::Uri::from(question.path);
     *request.headers_mut() = headers::towards_engine(&question.headers);
     let headers = request.headers_mut();
     headers.insert(MEMBER, HeaderValue::from(caller.member.0));
     headers.insert(STRICT, HeaderValue::from_static(if caller.strict { "1" } else { "0" }));
     // The engine tells what it used in a trailer, after the last token.
     headers.insert(TE, HeaderValue::from_static("trailers"));
-    Ok(request)
+    request
 }
 
 fn towards_client(gateway: &Arc<Gateway>, caller: Caller, answer: EngineAnswer) -> Response {

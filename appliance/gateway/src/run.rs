@@ -20,6 +20,7 @@ use crate::connection::Host;
 use crate::door::Console;
 use crate::limits::Limits;
 use crate::link::Link;
+use crate::workers::Workers;
 use crate::{CaInfo, Gateway, api, front, listen, pages, wizard};
 
 /// How often certificates are looked at.
@@ -90,6 +91,7 @@ pub async fn run(
         router: router(gateway.clone()),
         gateway: gateway.clone(),
         tls,
+        workers: Workers::start(gateway.limits.threads),
         closing: closing.clone(),
         closed: closed.clone(),
     };
