@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use tower::ServiceExt;
 
 use crate::Gateway;
+use crate::apps;
 use crate::auth;
 use crate::body::{BodyRefusal, Bounded};
 use crate::errors::ApiError;
@@ -44,6 +45,13 @@ pub(crate) async fn answer(
         Err(turned_away) => (None, turned_away.into_answer(api, http1)),
         Ok(host) => {
             let request = prepare(&gateway, peer, request);
+            let status = gateway.status();
+            if let Some(app) = status.site.app_at(&host.name) {
+                // What an app may do on its own pages is its own business.
+                let response = apps::answer(&gateway, app, &host, peer, request).await;
+                gateway.tally.answered(response.status());
+                return response;
+            }
             (Some(host), pass(router, request).await)
         }
     };
@@ -98,7 +106,9 @@ fn judge(
         Ok(host) => host,
         Err(refusal) => return refuse(StatusCode::BAD_REQUEST, refusal.to_string()),
     };
-    if let Err(refusal) = host.is_known(&gateway.status().site, peer.local.ip()) {
+    let status = gateway.status();
+    let app = status.site.app_at(&host.name).is_some();
+    if !app && let Err(refusal) = host.is_known(&status.site, peer.local.ip()) {
         return refuse(StatusCode::MISDIRECTED_REQUEST, refusal.to_string());
     }
     let usual = [
@@ -133,7 +143,7 @@ fn judge(
     }
     let in_the_clear = peer.is_this_machine() && host.is_localhost();
     if !peer.tls && !in_the_clear {
-        return Err(TurnedAway::ToTls(over_tls(&host, gateway.status().site.door.port, path)));
+        return Err(TurnedAway::ToTls(over_tls(&host, status.site.door.port, path)));
     }
     let cookie = headers.contains_key(http::header::COOKIE);
     // Only programs' paths go by the key; a page goes by its cookie even if a key is sent along.

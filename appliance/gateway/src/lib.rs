@@ -7,6 +7,7 @@
 //! it, [`front`] judges its head, [`api`] or a page answers it, [`relay`] passes it to an engine.
 
 mod api;
+mod apps;
 pub mod auth;
 mod body;
 mod connection;
@@ -30,6 +31,7 @@ pub mod relay;
 mod run;
 mod state;
 mod subrequest;
+mod tickets;
 pub mod wizard;
 mod workers;
 

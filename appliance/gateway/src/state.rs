@@ -15,6 +15,7 @@ use crate::leash::Watchman;
 use crate::limits::{Limits, Places};
 use crate::link::{AskError, Link};
 use crate::metrics::Tally;
+use crate::tickets::Tickets;
 
 /// The box's own certificate authority, as members need to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,7 @@ pub struct Gateway {
     pub(crate) places: Arc<Places>,
     pub(crate) buffers: Buffers,
     pub(crate) watchman: Arc<Watchman>,
+    pub(crate) tickets: Tickets,
     /// What the door did since it opened.
     pub tally: Tally,
     ca: watch::Receiver<CaInfo>,
@@ -58,7 +60,21 @@ impl Gateway {
         let watchman = Watchman::new(limits.stall);
         let (limits, tally) = (Arc::new(limits), Tally::default());
         let doorway = watch::Sender::new(Doorway::default());
-        Self { members, state, link, engines, limits, places, buffers, watchman, tally, ca, doorway }
+        let tickets = Tickets::default();
+        Self {
+            members,
+            state,
+            link,
+            engines,
+            limits,
+            places,
+            buffers,
+            watchman,
+            tickets,
+            tally,
+            ca,
+            doorway,
+        }
     }
 
     /// The state folder.

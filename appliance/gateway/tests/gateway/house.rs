@@ -191,6 +191,16 @@ impl House {
         address: &str,
         protocols: &[&str],
     ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        self.tls_to("oak.local", address, protocols).await
+    }
+
+    /// The same, under another name of the box.
+    pub(crate) async fn tls_to(
+        &self,
+        host: &str,
+        address: &str,
+        protocols: &[&str],
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
         let ca = std::fs::read(self.ca_file()).unwrap();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(&ca).unwrap()).unwrap();
@@ -201,7 +211,7 @@ impl House {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
-        let name = rustls::pki_types::ServerName::try_from("oak.local").unwrap();
+        let name = rustls::pki_types::ServerName::try_from(host.to_owned()).unwrap();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         connector.connect(name, self.from(address).await).await
     }
