@@ -47,3 +47,19 @@ pub(crate) fn is_narrow(host: &str) -> bool {
     let host = host.to_ascii_lowercase();
     host == "localhost" || host.trim_matches('.').contains('.')
 }
+
+#[cfg(test)]
+mod tests {
+    use polder_site::App;
+
+    use super::*;
+
+    #[test]
+    fn certificates_speak_for_the_apps_behind_the_door() {
+        let mut site = Site::unclaimed(8443);
+        let upstream = "http://127.0.0.1:3000".parse().unwrap();
+        site.apps.insert("wiki".parse().unwrap(), App { upstream, open_to: Default::default() });
+        let hosts = Names::of(&site, []).hosts;
+        assert_eq!(hosts, ["localhost", "polder.local", "wiki.localhost", "wiki.polder.local"]);
+    }
+}
