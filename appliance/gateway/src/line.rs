@@ -42,7 +42,7 @@ pub(crate) enum LineError {
 /// The connections to one engine.
 pub(crate) struct Lines {
     socket: Box<Path>,
-    idle: Mutex<Vec<(Instant, Line)>>,
+    idle: Mutex<Vec<(Instant, Box<Line>)>>,
 }
 
 impl Lines {
@@ -75,7 +75,7 @@ impl Lines {
         }
     }
 
-    fn take(&self) -> Option<Line> {
+    fn take(&self) -> Option<Box<Line>> {
         loop {
             let (since, mut line) = self.idle().pop()?;
             if since.elapsed() < IDLE && line.is_free() {
@@ -84,7 +84,7 @@ impl Lines {
         }
     }
 
-    fn keep(&self, mut line: Line) {
+    fn keep(&self, mut line: Box<Line>) {
         if !line.is_free() {
             return;
         }
@@ -95,7 +95,7 @@ impl Lines {
         }
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<(Instant, Line)>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<(Instant, Box<Line>)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -109,7 +109,7 @@ fn copy(request: &http::Request<Bytes>) -> http::Request<Full<Bytes>> {
     copy
 }
 
-/// One connection.
+/// One connection; large, and handed on often, so always in a box.
 struct Line {
     sender: SendRequest<Full<Bytes>>,
     connection: Connection<TokioIo<UnixStream>, Full<Bytes>>,
@@ -118,13 +118,13 @@ struct Line {
 }
 
 impl Line {
-    async fn open(socket: &Path) -> Result<Self, LineError> {
+    async fn open(socket: &Path) -> Result<Box<Self>, LineError> {
         let stream = UnixStream::connect(socket).await.map_err(LineError::Connect)?;
         let (sender, connection) =
             handshake(TokioIo::new(stream)).await.map_err(LineError::Broke)?;
         let ears = Arc::new(Ears::default());
         let waker = Waker::from(ears.clone());
-        Ok(Self { sender, connection, ears, waker })
+        Ok(Box::new(Self { sender, connection, ears, waker }))
     }
 
     async fn ask(
@@ -230,7 +230,7 @@ impl Wake for Ears {
 #[derive(Debug)]
 pub struct EngineBody {
     body: Incoming,
-    line: Option<(Line, Arc<Lines>)>,
+    line: Option<(Box<Line>, Arc<Lines>)>,
 }
 
 impl EngineBody {

@@ -50,9 +50,8 @@ pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("could not set up asynchronous input and output")
 }
 
-/// The door's runtime: one thread for everything but the blocking work, which has threads of its own.
-/// A request is a few dozen microseconds of work between two system calls; handing it from thread to
-/// thread costs as much again (see the gateway's README).
+/// The door's runtime. Its connections live on threads of the gateway's own, each on one; what is
+/// left to do here is little (see the gateway's README).
 pub(crate) fn one_thread() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
