@@ -4,14 +4,15 @@
 # What is worth keeping between runs and checkouts: the trial model, Python environments.
 export CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/polder
 STATE ?= .polder
-PORT  ?= 8443
+# Without one, the port that the box had before; 8443 at first.
+PORT  ?=
 
 .PHONY: up test lint bench fuzz deny clean tools-build tools-test tools-bench
 
 up: tools-build            ## Build, fetch the default model, start the box, print where to claim it.
 	cargo build --release --locked -p polder
 	target/release/polder weights fetch --default --state $(STATE)
-	exec target/release/polder up --state $(STATE) --port $(PORT)
+	exec target/release/polder up --state $(STATE) $(if $(PORT),--port $(PORT))
 
 test: tools-test           ## Every test that needs no GPU.
 	tests/run

@@ -1,7 +1,6 @@
 //! Step 5: what the box is called, and from where it can be reached.
 //!
-//! Changing either may open the door anew under the feet of the person who asks for it. So what
-//! they want is noted first, and then made true a change at a time by whoever looks: the page that
+//! A change takes a moment, and the box may go down in it. So what the person wants is noted first, and then made true a change at a time by whoever looks: the page that
 //! waits, its script, or the person pressing "Go on".
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -138,7 +137,7 @@ pub(crate) async fn decide<H: Host>(
     };
     match begun {
         Ok((wizard, Door::Open)) => go(wizard.step()),
-        // Not a redirect: the door may be closed by the time the browser follows it.
+        // Not a redirect: by the time the browser follows it, the box may have another certificate.
         Ok(_) => opening().into_response(),
         Err(error) => page(&setup, &who, Some(answer), Some(&error.to_string())).await,
     }
@@ -272,7 +271,7 @@ fn body(
             }
             button type="submit" { "Go on" }
         }
-        (how_to_trust(trust))
+        (before_it_is_named(trust))
     }
 }
 
@@ -298,6 +297,24 @@ fn tick(index: usize, address: IpAddr, picked: &[String]) -> Markup {
     }
 }
 
+/// Why browsers complain, to somebody who must not trust the box's certificate on their computers
+/// yet: with another name it gets another.
+fn before_it_is_named(trust: &Trust) -> Markup {
+    html! {
+        details {
+            summary { "Why a browser may warn about this box" }
+            div .stack {
+                p {
+                    "The box vouches for itself: no company knows it. The last page says how a computer is told "
+                    "to trust it: a box that gets another name vouches for itself anew, so that comes after."
+                }
+                p { "To be sure until then that it is your box and not somebody in between, compare this fingerprint with the one on its screen:" }
+                p { code { (trust.fingerprint) } }
+            }
+        }
+    }
+}
+
 /// Why browsers complain about a box of one's own, and what to do about it.
 pub(crate) fn how_to_trust(trust: &Trust) -> Markup {
     html! {
@@ -318,12 +335,11 @@ pub(crate) fn how_to_trust(trust: &Trust) -> Markup {
 /// The page that waits until the box is as wanted.
 fn opening() -> Page {
     Page::new(Step::Address).body(html! {
-        p { "The box takes its name and opens its door anew, which takes a few seconds." }
+        p { "The box takes its name and opens its addresses." }
         div role="status" data-refresh="/setup/address/opening" data-every="2000" { (waiting()) }
         p { a .button href=(Step::Address.path()) { "Go on" } }
         p .hint {
-            "If your browser says that it cannot reach the box, wait a moment and load the page again. "
-            "If it warns about the certificate once more: a box that changes its name vouches for itself anew."
+            "Your browser may warn about the certificate once more: a box that changes its name vouches for itself anew."
         }
     })
 }

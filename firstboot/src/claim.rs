@@ -106,6 +106,7 @@ fn page(window: Window, begun: bool, error: Option<&str>) -> Page {
             }
             p { "At the machine itself, type:" }
             pre { code { "polder claim reopen" } }
+            p .hint { "The box printed that line in full when it started." }
             p {
                 "It prints a new link and a new code. Open the link, or "
                 a href=(Step::Claim.path()) { "load this page again" } " and type the code."

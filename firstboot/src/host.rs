@@ -37,7 +37,7 @@ pub enum ClaimRefusal {
     TooMany(Duration),
     /// Mistyped, used, too old, or never one: deliberately one answer.
     #[error(
-        "sorry, that code is not good: it is mistyped, used, or too old; look at the machine's screen again, or run `polder claim reopen` there for a new one"
+        "that code is not good: it is mistyped, used, or too old; look at the machine's screen again, or make a new one there with: polder claim reopen"
     )]
     Wrong,
 }

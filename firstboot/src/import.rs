@@ -203,7 +203,7 @@ fn moving(run: &Run) -> Markup {
         @for (step, state) in all {
             @if let StepState::Running(progress) = state {
                 div data-say=(spoken(&step.title, progress.as_ref())) {
-                    (polder_page::progress(&view(&step.title, progress.as_ref())))
+                    (polder_page::progress(&view(progress.as_ref())))
                 }
             }
         }
@@ -219,9 +219,10 @@ const fn mark(state: &StepState) -> StepMark {
     }
 }
 
-fn view(title: &str, progress: Option<&Progress>) -> ProgressView {
+fn view(progress: Option<&Progress>) -> ProgressView {
     let Some(progress) = progress else {
-        return ProgressView { what: title.to_owned(), ..ProgressView::default() };
+        // The step itself stands above it.
+        return ProgressView { what: "Just a moment".to_owned(), ..ProgressView::default() };
     };
     let amount = |n: u64| match progress.unit {
         Unit::Bytes => bytes(n),
@@ -304,7 +305,7 @@ mod tests {
             rate: Some(f64::NAN),
             eta_seconds: Some(u64::MAX),
         };
-        let seen = view("Import", Some(&progress));
+        let seen = view(Some(&progress));
         assert_eq!((seen.fraction, seen.rate.as_str()), (None, ""));
         assert_eq!(spoken("Import", Some(&progress)), "Import");
         assert!(!polder_page::progress(&seen).into_string().contains("NaN"));

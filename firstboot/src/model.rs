@@ -91,6 +91,7 @@ fn body(choices: &[Choice], picked: &str, error: Option<&str>) -> Markup {
                 legend { "A model is what answers. This box can run:" }
                 @for choice in &usable { (option(choice, choice.name == picked)) }
             }
+            p .hint { "A token is about three quarters of a word; people read four or five words a second. 32K are 32 thousand tokens: a small book." }
             button type="submit" { "Bring this model in" }
         }
         @if !not.is_empty() {
@@ -120,13 +121,10 @@ fn option(choice: &Choice, picked: bool) -> Markup {
 
 fn details(choice: &Choice) -> Markup {
     html! {
-        @if choice.trial {
-            p {
-                (badge(Tone::Warn, "Trial")) " Tiny and often wrong: for seeing that everything works. "
-                "A better one can take its place later, without losing anything else."
-            }
+        p {
+            @if choice.trial { (badge(Tone::Warn, "Trial: tiny and often wrong")) " " }
+            (choice.about.as_deref().unwrap_or_default())
         }
-        @if let Some(about) = &choice.about { p { (about) } }
         @if choice.cannot_chat { p { strong { "Not for conversations: " } "the chat page cannot use it." } }
         @if let Some(lacks) = &choice.lacks { p { strong { "Not yet: " } (lacks) "." } }
         p {
@@ -138,7 +136,7 @@ fn details(choice: &Choice) -> Markup {
                 "The figures" span .hidden-visually { " for " (choice.title) }
             }
         }
-        @if choice.unpinned {
+        @if choice.unpinned && choice.lacks.is_none() {
             p { "Nobody has written down its files' fingerprints yet: the first import does, and any later change is refused." }
         }
     }

@@ -86,7 +86,7 @@ fn form(question: &Question, has_gpu: bool) -> Markup {
     let boxes: Vec<_> =
         std::iter::once(Choice { value: TODAY, label: "This machine, on its processor" })
             .chain(has_gpu.then_some(whole))
-            .chain(known.map(|spec| Choice { value: &spec.name, label: &spec.title }))
+            .chain(known.map(|spec| Choice { value: &spec.name, label: in_short(&spec.title) }))
             .collect();
     let members = Field {
         name: "members",
@@ -106,6 +106,11 @@ fn form(question: &Question, has_gpu: bool) -> Markup {
             button type="submit" { "Work it out" }
         }
     }
+}
+
+/// A machine as one of a list; its title is worded for the middle of a sentence.
+fn in_short(title: &str) -> &str {
+    title.strip_prefix("a machine with one ").unwrap_or(title)
 }
 
 fn figures(estimate: &Estimate) -> Markup {

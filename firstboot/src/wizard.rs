@@ -152,7 +152,7 @@ pub enum Refusal {
     OtherRun,
     /// The wizard is over.
     #[error(
-        "this box is set up already; sign in to change something, or run `polder claim reopen` at the machine"
+        "this box is set up already; sign in to change something, or type at the machine: polder claim reopen"
     )]
     Over,
     /// Only a wizard that is over can be opened again.

@@ -8,12 +8,15 @@ use serde_json::json;
 
 use crate::running::{free_port, screenshots};
 
+/// Chromium makes no window narrower than this; what is narrower has to be pretended.
+const NARROWEST_WINDOW: u32 = 500;
 /// How long a page may take to show something.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A person in front of Debian's Chromium, headless.
 pub struct Browser {
     client: Client,
+    width: u32,
     driver: Driver,
     shots: PathBuf,
     _profile: tempfile::TempDir,
@@ -56,6 +59,10 @@ impl Browser {
             arguments.push("--blink-settings=preferredColorScheme=0".to_owned());
         }
         let mut options = json!({ "args": arguments });
+        if width < NARROWEST_WINDOW {
+            let screen = json!({ "width": width, "height": height, "pixelRatio": 1.0, "mobile": false, "touch": false });
+            options["mobileEmulation"] = json!({ "deviceMetrics": screen });
+        }
         if !scripts {
             options["prefs"] = json!({ "profile.managed_default_content_settings.javascript": 2 });
         }
@@ -71,7 +78,7 @@ impl Browser {
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         };
-        Self { client, driver, shots: screenshots(), _profile: profile }
+        Self { client, width, driver, shots: screenshots(), _profile: profile }
     }
 
     /// Goes to an address.
@@ -193,6 +200,11 @@ impl Browser {
             .await
             .expect("the page can be measured");
         let (page, window) = (wide[0].as_f64(), wide[1].as_f64());
+        assert_eq!(
+            window,
+            Some(f64::from(self.width)),
+            "the window is not as wide as it should be"
+        );
         assert!(
             page <= window.map(|w| w + 1.0),
             "{} is {page:?} wide in {window:?}",
@@ -201,7 +213,9 @@ impl Browser {
     }
 
     /// Fails where somebody who cannot see or point is left out: a field without a name, a picture
-    /// without words, an identifier used twice, a page without one first heading or a language.
+    /// without words, an identifier used twice, a page without one first heading or a language; text
+    /// too small for the screen, something to press that a finger misses, a page that is not in the
+    /// middle.
     pub async fn is_usable_by_ear_and_keyboard(&self) {
         let script = r#"
             const faults = [];
@@ -217,6 +231,17 @@ impl Browser {
             if (!document.documentElement.lang) faults.push('no language');
             const ids = [...document.querySelectorAll('[id]')].map(e => e.id);
             for (const id of ids) if (ids.indexOf(id) !== ids.lastIndexOf(id)) faults.push('twice: #' + id);
+            const shown = e => e.checkVisibility() && !e.closest('.hidden-visually, .skip')
+                && e.getBoundingClientRect().width > 1;
+            const smallest = Math.max(12, innerWidth / 210);
+            for (const e of document.querySelectorAll('body *'))
+                if (shown(e) && [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())
+                    && parseFloat(getComputedStyle(e).fontSize) < smallest)
+                    faults.push('too small: ' + getComputedStyle(e).fontSize + ' ' + e.outerHTML.slice(0, 120));
+            for (const e of document.querySelectorAll('button, select, .button, input:not([type=hidden], [type=checkbox], [type=radio])'))
+                if (shown(e) && e.getBoundingClientRect().height < 24) faults.push('too low: ' + e.outerHTML.slice(0, 120));
+            const main = document.querySelector('main').getBoundingClientRect();
+            if (Math.abs(main.left - (document.documentElement.clientWidth - main.right)) > 2) faults.push('not in the middle');
             return faults;"#;
         let faults = self.client.execute(script, Vec::new()).await.expect("the page can be read");
         let faults: HashSet<String> = faults

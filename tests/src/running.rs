@@ -4,7 +4,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use polder_control::{BoxStatus, Client as Control, PartState, Reply, Request, Sockets};
+use polder_control::{
+    Actor, BoxStatus, Client as Control, PartState, Reply, Request, RunState, Sockets,
+};
+use polder_site::SiteChange;
 use serde_json::Value;
 
 use crate::client::Client;
@@ -180,6 +183,23 @@ impl Running {
         match self.ask(&Request::Status) {
             Reply::Status(status) => status,
             other => panic!("status answered {other:?}"),
+        }
+    }
+
+    /// Changes the box as somebody at its console would, and waits until that is over.
+    pub fn change(&self, change: SiteChange) -> RunState {
+        let Reply::Accepted(id) = self.ask(&Request::Apply { change, by: Actor::Console }) else {
+            panic!("the change was refused; {}", self.log())
+        };
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let Reply::Runs(runs) = self.ask(&Request::Runs) else { panic!("no runs") };
+            let run = runs.into_iter().find(|run| run.id == id).expect("the run is listed");
+            if run.state != RunState::Running {
+                return run.state;
+            }
+            assert!(Instant::now() < deadline, "{run:?} did not end; {}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 

@@ -42,6 +42,37 @@ print(words)
 }
 
 #[test]
+fn the_official_anthropic_sdk_is_told_by_name_that_its_api_is_not_spoken_here() {
+    let state = tempfile::tempdir().unwrap();
+    let (_running, up) = Running::ready(state.path());
+    let program = r#"
+import os, ssl, anthropic
+trust = anthropic.DefaultHttpxClient(verify=ssl.create_default_context(cafile=os.environ["CA"]))
+ask = dict(model=os.environ["MODEL"], max_tokens=8, messages=[{"role": "user", "content": "Hi."}])
+for credential in ("api_key", "auth_token"):
+    client = anthropic.Anthropic(base_url=os.environ["URL"], http_client=trust, **{credential: os.environ["KEY"]})
+    for call in (client.messages.create, lambda **ask: client.messages.create(stream=True, **ask),
+                 lambda max_tokens, **ask: client.messages.count_tokens(**ask)):
+        try:
+            call(**ask)
+            raise SystemExit("the box answered")
+        except anthropic.NotFoundError as refused:
+            told = refused.body["error"]["message"]
+            assert "Anthropic's API" in told and "/v1/chat/completions" in told, told
+"#;
+    let output = python(
+        program,
+        &[
+            ("URL", &up.url),
+            ("KEY", &up.api_key),
+            ("CA", up.ca_file.to_str().unwrap()),
+            ("MODEL", &up.model),
+        ],
+    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn curl_with_the_printed_certificate_and_key_gets_an_answer() {
     let state = tempfile::tempdir().unwrap();
     let (_running, up) = Running::ready(state.path());

@@ -13,11 +13,48 @@ fn said(arguments: &[&str]) -> (bool, String) {
 
 #[test]
 fn every_command_explains_itself_with_an_example() {
-    for command in ["up", "plan", "weights", "recipes", "claim", "status", "site"] {
-        let (ok, text) = said(&[command, "--help"]);
+    // What is below each command is found in its own help, so that none is forgotten.
+    let mut looked_at = 0;
+    let mut next: Vec<Vec<String>> = vec![Vec::new()];
+    while let Some(command) = next.pop() {
+        let mut asked: Vec<&str> = command.iter().map(String::as_str).collect();
+        asked.push("--help");
+        let (ok, text) = said(&asked);
         assert!(ok, "{text}");
-        assert!(text.contains("Example"), "polder {command} --help shows no example:\n{text}");
+        assert!(text.contains("Example"), "polder {} shows no example:\n{text}", asked.join(" "));
+        looked_at += 1;
+        let listed = text.split_once("Commands:\n").map_or("", |(_, rest)| rest);
+        let listed = listed.split("\n\n").next().unwrap_or_default();
+        for line in listed.lines().filter(|line| !line.starts_with("   ")) {
+            let name = line.split_whitespace().next().unwrap();
+            if name != "help" {
+                next.push(command.iter().cloned().chain([name.to_owned()]).collect());
+            }
+        }
     }
+    assert!(looked_at > 20, "only {looked_at} commands were found");
+}
+
+#[test]
+fn what_is_misspelt_gets_a_suggestion() {
+    for (typed, meant) in [
+        (&["up", "--prot", "9000"][..], "--port"),
+        (&["pln"], "plan"),
+        (&["weights", "improt", "x"], "import"),
+        (&["up", "--yes", "--model", "smollm2-135m"], "smollm2-135m-instruct"),
+    ] {
+        let (ok, text) = said(typed);
+        assert!(!ok && text.contains(meant), "{typed:?} does not suggest {meant}:\n{text}");
+    }
+}
+
+#[test]
+fn a_folder_that_cannot_be_the_boxs_is_named_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a-file");
+    std::fs::write(&file, "").unwrap();
+    let (ok, text) = said(&["up", "--state", file.to_str().unwrap()]);
+    assert!(!ok && text.contains("a-file") && text.contains("--state"), "{text}");
 }
 
 #[test]

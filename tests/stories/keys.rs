@@ -64,7 +64,7 @@ async fn browser_a_key_is_made_and_revoked_a_quota_is_reached_and_a_friend_is_in
     steward.press("Make the link").await;
     let link = steward.read(".copyable code").await;
     steward.picture("invite-made").await;
-    let friend = Browser::open(390, 844, true, true).await;
+    let friend = Browser::open(320, 700, true, true).await;
     let link = link.replace(&url, home.trim_end_matches('/'));
     friend.visit(&link).await;
     friend.fill("name", "Grace").await;
@@ -72,9 +72,15 @@ async fn browser_a_key_is_made_and_revoked_a_quota_is_reached_and_a_friend_is_in
     friend.fill("again", "a lamp beside the harbour").await;
     friend.press("Join").await;
     friend.hear("Grace").await;
-    friend.picture("member-home-narrow-dark").await;
-    friend.fits_its_window().await;
-    friend.is_usable_by_ear_and_keyboard().await;
+    for page in ["", "chat", "usage", "connect", "account"] {
+        friend.visit(&format!("{home}{page}")).await;
+        friend.see("h1").await;
+        friend
+            .picture(&format!("member-narrow-{}", if page.is_empty() { "home" } else { page }))
+            .await;
+        friend.fits_its_window().await;
+        friend.is_usable_by_ear_and_keyboard().await;
+    }
     friend.visit(&format!("{home}audit")).await;
     assert!(
         !friend.words().await.contains("made the first steward"),

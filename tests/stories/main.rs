@@ -10,5 +10,6 @@ mod command_line;
 mod engine_dies;
 mod import;
 mod keys;
+mod rename;
 mod restart;
 mod wizard;

@@ -24,6 +24,13 @@ pub(crate) async fn walk(browser: &Browser, link: &str, pictures: Option<&str>) 
     browser.press("Go on: choose a model").await;
     browser.at("/setup/model").await;
     look("2-model").await;
+    if pictures.is_some() {
+        let here = browser.place().await;
+        let planner = here.replace("/setup/model", "/setup/planner");
+        browser.visit(&format!("{planner}?model=qwen3-235b-a22b&box=h200-141&members=32")).await;
+        look("2-planner").await;
+        browser.visit(&here).await;
+    }
     browser.press("Bring this model in").await;
     browser.at("/setup/import").await;
     browser.picture(&format!("{}-3-import", pictures.unwrap_or("walk"))).await;
@@ -74,19 +81,49 @@ async fn browser_a_stranger_walks_the_wizard_and_reads_a_streamed_answer_on_the_
     browser.fits_its_window().await;
     browser.is_usable_by_ear_and_keyboard().await;
 
-    for page in ["dashboard", "members", "models", "usage", "audit", "connect", "ca", "account"] {
-        browser.visit(&format!("http://localhost:{}/{page}", running.port)).await;
-        browser.see("h1").await;
-        browser.picture(page).await;
-        browser.fits_its_window().await;
-        browser.is_usable_by_ear_and_keyboard().await;
-    }
+    look_around(&browser, running.port, "wide").await;
     browser.close().await;
 
     // The key that the last page showed opens the API, over TLS with the box's own certificate.
     let url = format!("https://localhost:{}", running.port);
     let client = Client::new(&url, &state.path().join("pki/ca.pem"), Some(&key));
     assert!(!client.chat("smollm2-135m-instruct", "Say hello.").words().is_empty());
+}
+
+/// Every page that a steward has, and what one sees who went wrong.
+async fn look_around(browser: &Browser, port: u16, prefix: &str) {
+    let pages = "/ chat dashboard members models usage audit connect ca account sign-in nowhere \
+                 invite/nothing";
+    for page in pages.split_whitespace() {
+        let path = page.trim_start_matches('/');
+        browser.visit(&format!("http://localhost:{port}/{path}")).await;
+        browser.see("h1").await;
+        let name = if path.is_empty() { "home".to_owned() } else { path.replace('/', "-") };
+        browser.picture(&format!("{prefix}-{name}")).await;
+        browser.fits_its_window().await;
+        browser.is_usable_by_ear_and_keyboard().await;
+    }
+}
+
+/// The wizard and every page after it, on a screen of this size.
+async fn see_everything(width: u32, height: u32, dark: bool, prefix: &str) {
+    let state = tempfile::tempdir().unwrap();
+    import_trial_model(state.path());
+    let running = Running::start(state.path(), free_port(), &[]);
+    let browser = Browser::open(width, height, dark, true).await;
+    walk(&browser, &claim_link(&running), Some(prefix)).await;
+    look_around(&browser, running.port, prefix).await;
+    browser.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browser_every_page_fits_a_telephone_320_pixels_wide() {
+    see_everything(320, 700, true, "narrow").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browser_every_page_is_readable_on_a_4k_screen() {
+    see_everything(3840, 2160, false, "4k").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,23 +136,23 @@ async fn browser_the_wizard_can_be_walked_without_javascript_on_a_narrow_dark_sc
     let browser = Browser::open(320, 700, true, false).await;
     browser.visit(address).await;
     browser.at("/setup").await;
-    browser.picture("narrow-0-claim").await;
+    browser.picture("no-scripts-0-claim").await;
     browser.fill("code", code).await;
     browser.press("Claim this box").await;
     browser.at("/setup/machine").await;
-    browser.picture("narrow-1-machine").await;
+    browser.picture("no-scripts-1-machine").await;
     browser.press("Go on: choose a model").await;
-    browser.picture("narrow-2-model").await;
+    browser.picture("no-scripts-2-model").await;
     browser.press("Bring this model in").await;
     browser.at("/setup/address").await;
-    browser.picture("narrow-4-address").await;
+    browser.picture("no-scripts-4-address").await;
     browser.press("Go on").await;
     browser.fill("name", "Ada").await;
     browser.fill("password", "four quiet brown otters").await;
     browser.fill("again", "four quiet brown otters").await;
     browser.press("Make me the first steward").await;
     browser.hear("Ask the model something").await;
-    browser.picture("narrow-6-done").await;
+    browser.picture("no-scripts-6-done").await;
     browser.close().await;
 }
 

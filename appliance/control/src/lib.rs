@@ -4,7 +4,7 @@
 //!   and the command line use it to see and change the box.
 //! - `gateway.sock`, served by the gateway: [`DoorRequest`] → [`DoorReply`]. The console uses it
 //!   for the few things that only the owner of the machine may do (open a claim, mint the key of
-//!   `polder up --yes`).
+//!   `polder up --yes`), the supervisor to see whether the door is as the site says.
 //!
 //! Both carry one JSON document per line, one reply per request, except [`Request::Watch`], after
 //! which the connection carries [`Event`]s until either side closes it. The sockets are 0600:
@@ -15,7 +15,7 @@ mod plan;
 mod wire;
 
 pub use messages::{
-    Actor, AuditEntry, BoxStatus, Claim, DoorReply, DoorRequest, EngineStatus, Event, Gpu,
+    Actor, AuditEntry, BoxStatus, Claim, DoorReply, DoorRequest, Doorway, EngineStatus, Event, Gpu,
     ImportSource, Machine, PartState, PartStatus, Reply, Request,
 };
 pub use plan::{Plan, Progress, Run, RunId, RunState, Step, StepState, Unit};

@@ -1,6 +1,7 @@
+use std::net::IpAddr;
 use std::path::PathBuf;
 
-use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange};
+use polder_site::{Difference, Door, EngineName, RecipeName, Site, SiteChange};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Plan, Run, RunId};
@@ -243,6 +244,8 @@ pub struct AuditEntry {
 pub enum DoorRequest {
     /// Is it up? → [`DoorReply::Ready`].
     Ready,
+    /// What of the site has it made true? → [`DoorReply::Doorway`].
+    Doorway,
     /// Open the claim window anew; earlier codes die. → [`DoorReply::Claim`], or
     /// [`DoorReply::Claimed`] on a box that has a steward.
     OpenClaim,
@@ -267,6 +270,8 @@ pub enum DoorReply {
         /// True once the box has a steward.
         claimed: bool,
     },
+    /// What it has made true of the site.
+    Doorway(Doorway),
     /// A claim code, said once.
     Claim(Claim),
     /// There is a steward already.
@@ -275,6 +280,17 @@ pub enum DoorReply {
     Key(String),
     /// No; one sentence.
     Refused(String),
+}
+
+/// What the gateway has made true of the site, which it follows while it runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doorway {
+    /// The door whose addresses it opened last; none before it has heard of one.
+    pub door: Option<Door>,
+    /// Those of them that it could not open, each with why.
+    pub shut: Vec<(IpAddr, String)>,
+    /// Every host name that its certificate was last made for.
+    pub names: Vec<String>,
 }
 
 /// A claim code and how long it is good for.
@@ -301,6 +317,7 @@ impl std::fmt::Debug for DoorReply {
                 .field("fingerprint", fingerprint)
                 .field("claimed", claimed)
                 .finish(),
+            Self::Doorway(doorway) => doorway.fmt(f),
             Self::Claim(claim) => claim.fmt(f),
             Self::Claimed => f.write_str("Claimed"),
             Self::Key(_) => f.write_str("Key(hidden)"),

@@ -120,6 +120,7 @@ where
 {
     let listener =
         bind(path).map_err(|source| ControlError::Listen { path: path.to_owned(), source })?;
+    let _named = Named(path.to_owned());
     let places = Arc::new(tokio::sync::Semaphore::new(MOST_CONNECTIONS));
     // Dropping the set ends every conversation with the server.
     let mut conversations = tokio::task::JoinSet::new();
@@ -157,6 +158,16 @@ where
         handler.handle(question, &mut outlet).await?;
     }
     Ok(())
+}
+
+/// A socket's name, which ends with its server. A process that is being started elsewhere may hold the socket
+/// itself a moment longer, and nobody should reach that.
+struct Named(PathBuf);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 fn bind(path: &Path) -> io::Result<UnixListener> {
@@ -203,6 +214,26 @@ async fn receive<M: DeserializeOwned>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_ended_leaves_no_name_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/c.sock");
+        let (serving, stop) = (path.clone(), tokio::sync::oneshot::channel::<()>());
+        let server = tokio::spawn(async move {
+            tokio::select! {
+                ended = serve::<u32, u32, _>(&serving, Arc::new(Counter)) => panic!("{ended:?}"),
+                _ = stop.1 => {}
+            }
+        });
+        while Client::<u32, u32>::connect(&path).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        // As a child that is just being started: it has the listener, but nobody accepts.
+        stop.0.send(()).unwrap();
+        server.await.unwrap();
+        assert!(!path.exists());
+    }
 
     struct Counter;
     impl Handler<u32, u32> for Counter {

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 use polder_control::{BoxStatus, EngineStatus};
 use polder_members::{KeyGrant, Role, Scope};
@@ -20,7 +21,7 @@ use crate::auth;
 use crate::body::swallow;
 use crate::engines::choose;
 use crate::errors::ApiError;
-use crate::relay::{Caller, Question, relay};
+use crate::relay::{Caller, Question, most_used, relay};
 
 /// Everything that programs use.
 pub(crate) fn routes() -> Router<Arc<Gateway>> {
@@ -29,6 +30,8 @@ pub(crate) fn routes() -> Router<Arc<Gateway>> {
         .route("/v1/models/{model}", get(model))
         // What is read under /v1 is above; a client that looks for more hears that it is not there.
         .route("/v1/{*path}", post(ask).get(crate::front::not_found))
+        .route("/v1/messages", post(anthropic))
+        .route("/v1/messages/{*path}", post(anthropic))
         .route("/tokenize", post(ask))
         .route("/detokenize", post(ask))
         .route("/health", get(health))
@@ -65,18 +68,55 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
         }
     };
     let body = gateway.buffers.read(body).await?;
-    let model = named_model(&body.bytes)?;
+    let model = read(&body.bytes, named_model).await?;
     let recipe = usable(&gateway.status(), &grant, model.as_deref())?.recipe.clone();
     let mut caller = caller;
-    caller.reserve(&body.bytes)?;
+    if caller.counts_tokens() {
+        caller.reserve(read(&body.bytes, most_used).await)?;
+    }
     let bytes = match model {
         // Engines know their model by its own name, not by the slot that they run in.
-        Some(model) if model != recipe.as_str() => renamed(&body.bytes, recipe.as_str())?,
+        Some(model) if model != recipe.as_str() => {
+            let recipe = recipe.clone();
+            read(&body.bytes, move |body| renamed(body, recipe.as_str())).await?
+        }
         _ => body.bytes.clone(),
     };
-    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let root = || PathAndQuery::from_static("/");
+    let path = parts.uri.path_and_query().cloned().unwrap_or_else(root);
     let question = Question { method: Method::POST, path, headers: parts.headers, body: bytes };
     Ok(relay(&gateway, caller, Some(recipe.as_str()), question).await)
+}
+
+/// Anthropic's API is not spoken yet, whatever model its client names.
+async fn anthropic(State(gateway): State<Arc<Gateway>>, request: Request) -> ApiError {
+    let (parts, body) = request.into_parts();
+    if parts.version == http::Version::HTTP_2 {
+        swallow(body).await;
+    }
+    if let Err(refusal) = api_key(&gateway, &parts.headers) {
+        return refusal;
+    }
+    ApiError::new(
+        http::StatusCode::NOT_FOUND,
+        "not_found_error",
+        "anthropic_api",
+        "this box does not speak Anthropic's API (/v1/messages) yet; ask /v1/chat/completions with an OpenAI client",
+    )
+}
+
+/// Reads a question; one that takes a while, on a thread where nobody else waits for it.
+async fn read<T: Send + 'static>(body: &Bytes, how: impl FnOnce(&[u8]) -> T + Send + 'static) -> T {
+    /// Read in a millisecond or two.
+    const LONG: usize = 256 << 10;
+    if body.len() < LONG {
+        return how(body);
+    }
+    let body = body.clone();
+    match tokio::task::spawn_blocking(move || how(&body)).await {
+        Ok(read) => read,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
 /// What the request's `model` says, the whole body having been found to be one JSON object.

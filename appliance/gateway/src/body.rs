@@ -60,15 +60,14 @@ pub(crate) struct Bounded<B> {
     limits: Arc<Limits>,
     received: u64,
     begun: Instant,
-    timer: Pin<Box<Sleep>>,
+    /// There is none until the body is waited for.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<B> Bounded<B> {
     /// The clock starts now.
     pub(crate) fn new(inner: B, limits: Arc<Limits>) -> Self {
-        let begun = Instant::now();
-        let timer = Box::pin(tokio::time::sleep_until(begun + limits.body_deadline(0)));
-        Self { inner, limits, received: 0, begun, timer }
+        Self { inner, limits, received: 0, begun: Instant::now(), timer: None }
     }
 }
 
@@ -89,10 +88,12 @@ where
             Poll::Ready(frame) => frame,
             Poll::Pending => {
                 let deadline = this.begun + this.limits.body_deadline(this.received);
-                if this.timer.deadline() != deadline {
-                    this.timer.as_mut().reset(deadline);
+                let sleep = || Box::pin(tokio::time::sleep_until(deadline));
+                let timer = this.timer.get_or_insert_with(sleep);
+                if timer.deadline() != deadline {
+                    timer.as_mut().reset(deadline);
                 }
-                ready!(this.timer.as_mut().poll(cx));
+                ready!(timer.as_mut().poll(cx));
                 return Poll::Ready(Some(Err(BodyRefusal::TooSlow)));
             }
         };

@@ -29,6 +29,7 @@ use crate::front;
 use crate::limits::Limits;
 use crate::patient::Patient;
 use crate::peer::{Peer, canonical};
+use crate::workers::Workers;
 
 /// The first byte of a TLS record that begins a handshake; no HTTP method begins with it.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -41,6 +42,7 @@ pub(crate) struct Host {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) router: Router,
     pub(crate) tls: TlsAcceptor,
+    pub(crate) workers: Workers,
     /// Cancelled when the door closes: finish what runs, take nothing new.
     pub(crate) closing: CancellationToken,
     /// Cancelled when that took too long.
@@ -150,6 +152,8 @@ where
 {
     let mut connection = pin!(connection);
     let ended = tokio::select! {
+        // In this order: nearly every wake-up is for the connection.
+        biased;
         ended = connection.as_mut() => Some(ended),
         () = closing.cancelled() => None,
         () = busy.idle(limits.head, limits.idle) => None,

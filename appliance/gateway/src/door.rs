@@ -46,6 +46,7 @@ impl Console {
                 let ca = self.0.ca();
                 Ok(DoorReply::Ready { ca_file: ca.file, fingerprint: ca.fingerprint, claimed })
             }
+            DoorRequest::Doorway => Ok(DoorReply::Doorway(self.0.doorway.borrow().clone())),
             DoorRequest::OpenClaim => {
                 let code = members.ask(|members| members.open_claim(CLAIM_WINDOW)).await?;
                 self.record("opened the claim window", "the box").await;

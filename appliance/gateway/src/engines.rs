@@ -2,31 +2,22 @@
 //! Unix socket.
 
 use std::collections::HashMap;
-use std::future::Future;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper_util::client::legacy::connect::{Connected, Connection};
-use hyper_util::client::legacy::{Client, Error as ClientError};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use polder_control::{BoxStatus, EngineStatus, PartState};
 use polder_site::{EngineName, RecipeName};
-use tokio::net::UnixStream;
 use tokio::time::Instant;
 
+use crate::line::{EngineBody, LineError, Lines};
 use crate::link::Link;
 
 /// How often an engine that should answer, but does not take connections, is tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(250);
-/// Unused connections to an engine are kept this long.
-const IDLE: Duration = Duration::from_secs(30);
 
 /// What an engine said, and which one it was.
 #[derive(Debug)]
@@ -36,7 +27,7 @@ pub struct EngineAnswer {
     /// What it serves.
     pub recipe: RecipeName,
     /// Its answer; the body arrives as the engine writes it, and dropping it stops the work.
-    pub response: http::Response<Incoming>,
+    pub response: http::Response<EngineBody>,
 }
 
 /// Why no engine took a request. Each sentence is fit for a person.
@@ -104,22 +95,22 @@ impl EngineRefusal {
 pub(crate) struct Engines {
     link: Link,
     patience: Duration,
-    clients: Mutex<HashMap<PathBuf, EngineClient>>,
+    /// For each thread its own: a connection belongs to the thread that opened it.
+    lines: Mutex<HashMap<(ThreadId, PathBuf), Arc<Lines>>>,
 }
-
-type EngineClient = Client<UnixConnector, Full<Bytes>>;
 
 impl Engines {
     /// `patience`: how long a request waits for an engine that is starting.
     pub(crate) fn new(link: Link, patience: Duration) -> Self {
-        Self { link, patience, clients: Mutex::default() }
+        Self { link, patience, lines: Mutex::default() }
     }
 
-    /// See [`crate::Gateway::engine_request`].
+    /// See [`crate::Gateway::engine_request`]. Sets `sent` once an engine may have seen the request.
     pub(crate) async fn ask(
         &self,
         model: Option<&str>,
         request: http::Request<Bytes>,
+        sent: &AtomicBool,
     ) -> Result<EngineAnswer, EngineRefusal> {
         let deadline = Instant::now() + self.patience;
         let mut status = self.link.watch();
@@ -127,7 +118,7 @@ impl Engines {
         loop {
             let engine = choose(&status.borrow_and_update(), model)?.clone();
             let wait = match readiness(&engine.part.state, self.link.is_up()) {
-                Readiness::Ready => match self.send(&engine, &request).await {
+                Readiness::Ready => match self.lines(&engine.socket).ask(&request, sent).await {
                     Ok(response) => {
                         return Ok(EngineAnswer {
                             engine: engine.name,
@@ -136,7 +127,7 @@ impl Engines {
                         });
                     }
                     // Not connected: the request has not been seen, so it may be sent again.
-                    Err(error) if error.is_connect() => TRY_AGAIN,
+                    Err(LineError::Connect(_)) => TRY_AGAIN,
                     // Nothing of an answer was seen: usually an engine that was ending just then.
                     // Once more, and only once: the request may be what broke it.
                     Err(error) if !broke => {
@@ -165,34 +156,19 @@ impl Engines {
         }
     }
 
-    async fn send(
-        &self,
-        engine: &EngineStatus,
-        request: &http::Request<Bytes>,
-    ) -> Result<http::Response<Incoming>, ClientError> {
-        let mut copy = http::Request::new(Full::new(request.body().clone()));
-        *copy.method_mut() = request.method().clone();
-        *copy.headers_mut() = request.headers().clone();
-        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-        *copy.uri_mut() = format!("http://engine{path}").parse().expect("the path was parsed once");
-        self.client(&engine.socket).request(copy).await
-    }
-
-    fn client(&self, socket: &Path) -> EngineClient {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(socket) {
-            return client.clone();
+    fn lines(&self, socket: &Path) -> Arc<Lines> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (std::thread::current().id(), socket.to_owned());
+        if let Some(lines) = lines.get(&key) {
+            return lines.clone();
         }
         // Slots come and go; a handful of stale entries is all there ever is.
-        if clients.len() >= 64 {
-            clients.clear();
+        if lines.len() >= 64 {
+            lines.clear();
         }
-        let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(IDLE)
-            .pool_timer(TokioTimer::new())
-            .build(UnixConnector(socket.into()));
-        clients.insert(socket.to_owned(), client.clone());
-        client
+        let new = Lines::new(socket);
+        lines.insert(key, new.clone());
+        new
     }
 }
 
@@ -232,58 +208,6 @@ pub(crate) fn choose<'a>(
                 asked: model.chars().take(80).collect(),
                 have: have(),
             }),
-    }
-}
-
-#[derive(Clone)]
-struct UnixConnector(Arc<Path>);
-
-impl tower::Service<http::Uri> for UnixConnector {
-    type Response = EngineStream;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<EngineStream>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: http::Uri) -> Self::Future {
-        let path = self.0.clone();
-        Box::pin(async move { Ok(EngineStream(TokioIo::new(UnixStream::connect(&path).await?))) })
-    }
-}
-
-struct EngineStream(TokioIo<UnixStream>);
-
-impl Connection for EngineStream {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
-}
-
-impl hyper::rt::Read for EngineStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: hyper::rt::ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl hyper::rt::Write for EngineStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 

@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use tower::ServiceExt;
 
 use crate::Gateway;
+use crate::apps;
 use crate::auth;
 use crate::body::{BodyRefusal, Bounded};
 use crate::errors::ApiError;
@@ -45,6 +46,13 @@ pub(crate) async fn answer(
         Err(turned_away) => (None, turned_away.into_answer(api, http1)),
         Ok(host) => {
             let request = prepare(&gateway, peer, request);
+            let status = gateway.status();
+            if let Some(app) = status.site.app_at(&host.name) {
+                // What an app may do on its own pages is its own business.
+                let response = apps::answer(&gateway, app, &host, peer, request).await;
+                gateway.tally.answered(response.status());
+                return response;
+            }
             (Some(host), pass(router, request).await)
         }
     };
@@ -55,9 +63,11 @@ pub(crate) async fn answer(
 
 /// For paths that nobody serves.
 pub(crate) async fn not_found(request: axum::extract::Request) -> Response {
-    let message = "there is nothing at this address; look at the box's first page";
-    Refused(StatusCode::NOT_FOUND, message.to_owned())
-        .into_answer(is_api(request.uri().path()), false)
+    let message = "there is nothing at this address";
+    match is_api(request.uri().path()) {
+        true => Refused(StatusCode::NOT_FOUND, message.to_owned()).into_answer(true, false),
+        false => crate::pages::problem(StatusCode::NOT_FOUND, message),
+    }
 }
 
 /// For paths that are served to another method.
@@ -97,7 +107,9 @@ fn judge(
         Ok(host) => host,
         Err(refusal) => return refuse(StatusCode::BAD_REQUEST, refusal.to_string()),
     };
-    if let Err(refusal) = host.is_known(&gateway.status().site.host_names(), peer.local.ip()) {
+    let status = gateway.status();
+    let app = status.site.app_at(&host.name).is_some();
+    if !app && let Err(refusal) = host.is_known(&status.site, peer.local.ip()) {
         return refuse(StatusCode::MISDIRECTED_REQUEST, refusal.to_string());
     }
     let usual = [
@@ -130,7 +142,7 @@ fn judge(
         let refusal = BodyRefusal::TooLarge { limit: limits.body_bytes };
         return refuse(StatusCode::PAYLOAD_TOO_LARGE, refusal.to_string());
     }
-    if let Some(door) = sent_on(peer, &host, gateway.status().site.door.port, path) {
+    if let Some(door) = sent_on(peer, &host, status.site.door.port, path) {
         return Err(TurnedAway::ToTls(door));
     }
     let cookie = headers.contains_key(http::header::COOKIE);

@@ -1,5 +1,7 @@
 //! Which headers pass the door, in both directions. Pure.
 
+use std::borrow::Cow;
+
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
@@ -36,14 +38,19 @@ const ASSERTED: [&str; 11] = [
 
 /// A header's name as careless software reads it: CGI and WSGI cannot tell `_` from `-`, and some
 /// proxies take `.` for either.
-pub fn fold(name: &str) -> String {
-    name.chars().map(|c| if c == '_' || c == '.' { '-' } else { c.to_ascii_lowercase() }).collect()
+pub fn fold(name: &str) -> Cow<'_, str> {
+    // Nearly every name is so already.
+    if name.chars().all(|c| c != '_' && c != '.' && !c.is_ascii_uppercase()) {
+        return Cow::Borrowed(name);
+    }
+    let fold = |c: char| if c == '_' || c == '.' { '-' } else { c.to_ascii_lowercase() };
+    Cow::Owned(name.chars().map(fold).collect())
 }
 
 /// Does this name, as careless software reads it, say who somebody is or whence they come?
 pub fn is_asserted(name: &str) -> bool {
     let name = fold(name);
-    ASSERTED.contains(&name.as_str()) || ASSERTED_BEGINNINGS.iter().any(|b| name.starts_with(b))
+    ASSERTED.contains(&&*name) || ASSERTED_BEGINNINGS.iter().any(|b| name.starts_with(b))
 }
 
 /// Takes out of a client's request every header that only we may say, before anything reads it.
@@ -76,7 +83,8 @@ fn named_in_connection(headers: &HeaderMap) -> Vec<String> {
 
 fn keep(headers: &HeaderMap, also: impl Fn(&HeaderName) -> bool) -> HeaderMap {
     let named = named_in_connection(headers);
-    let mut kept = HeaderMap::with_capacity(headers.len());
+    // With room for what we say ourselves.
+    let mut kept = HeaderMap::with_capacity(headers.len() + 12);
     for (name, value) in headers {
         let plain = !name.as_str().contains(['_', '.']);
         let passes = !is_hop_by_hop(name) && !named.iter().any(|n| n == name.as_str());
@@ -105,6 +113,20 @@ pub fn towards_client(headers: &HeaderMap) -> HeaderMap {
         let between_us = is_asserted(name.as_str()) && name.as_str() != "x-polder-ignored";
         !ours && !between_us
     })
+}
+
+/// What of a client's request goes on to an app: the same, but credentials, which may be the app's.
+pub fn towards_app(headers: &HeaderMap) -> HeaderMap {
+    keep(headers, |name| {
+        let ours = [HOST, CONTENT_LENGTH, EXPECT].contains(name);
+        !ours && !is_asserted(name.as_str())
+    })
+}
+
+/// What of an app's answer goes on to the client: all but what concerns the connection, and what
+/// only we say.
+pub fn from_app(headers: &HeaderMap) -> HeaderMap {
+    keep(headers, |name| !name.as_str().starts_with("x-polder-"))
 }
 
 /// Transfer-Encoding is `chunked` and nothing else, or absent: what another list would mean is
@@ -232,7 +254,8 @@ mod tests {
 
         #[test]
         fn folding_twice_is_folding_once(name in "\\PC{0,30}") {
-            prop_assert_eq!(fold(&fold(&name)), fold(&name));
+            let once = fold(&name).into_owned();
+            prop_assert_eq!(fold(&once), once.as_str());
         }
     }
 }

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use http::header::HOST;
 use http::{HeaderMap, Uri};
+use polder_site::Site;
 
 /// A host as a request names it: lower case, without port or final dot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,17 +88,17 @@ pub fn parse_host(text: &[u8]) -> Result<RequestHost, HostRefusal> {
 }
 
 impl RequestHost {
-    /// Is this one of the box's `names`, or the address that the connection came in at? The port is
+    /// Is this one of the box's own names, or the address that the connection came in at? The port is
     /// free: people forward ports.
-    pub fn is_known(&self, names: &[String], local: IpAddr) -> Result<(), HostRefusal> {
+    pub fn is_known(&self, site: &Site, local: IpAddr) -> Result<(), HostRefusal> {
         let address = self.name.parse::<IpAddr>().ok();
         let known = match address {
             Some(address) => {
                 address.is_loopback()
                     || address == local
-                    || names.iter().any(|name| name.parse() == Ok(address))
+                    || site.door.names.iter().any(|name| name.parse() == Ok(address))
             }
-            None => names.iter().any(|name| name.eq_ignore_ascii_case(&self.name)),
+            None => site.answers_to(&self.name),
         };
         if known { Ok(()) } else { Err(HostRefusal::Unknown(self.name.chars().take(80).collect())) }
     }
@@ -177,10 +178,12 @@ mod tests {
 
     #[test]
     fn only_the_boxs_own_names_and_addresses_are_known() {
-        let names = ["localhost".to_owned(), "oak.local".into(), "203.0.113.9".into()];
+        let mut site = Site::unclaimed(8443);
+        site.name = "oak".parse().unwrap();
+        site.door.names = vec!["203.0.113.9".into()];
         let local: IpAddr = "192.168.1.5".parse().unwrap();
         let known =
-            |host: &str| parse_host(host.as_bytes()).unwrap().is_known(&names, local).is_ok();
+            |host: &str| parse_host(host.as_bytes()).unwrap().is_known(&site, local).is_ok();
         for good in
             ["oak.local", "OAK.local:443", "192.168.1.5", "127.0.0.1", "[::1]:8443", "203.0.113.9"]
         {

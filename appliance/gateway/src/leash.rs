@@ -2,32 +2,36 @@
 //!
 //! The answer is pulled only as fast as the client takes it, so nothing piles up here. Because a
 //! client that takes nothing also polls nothing, ending the work cannot be left to it: the engine's
-//! half sits behind a lock that the watcher can empty too.
+//! half sits behind a lock that the watchman can empty too.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body as _, Frame};
-use hyper::body::Incoming;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::errors::ApiError;
+use crate::line::EngineBody;
 use crate::metrics::StreamGuard;
 use crate::relay::Caller;
 
 /// The trailer in which an engine says what an answer used: `prompt=N,completion=M`.
 const USAGE: &str = "x-polder-usage";
 
+/// How often the watchman looks at every answer that is under way.
+const ROUND: Duration = Duration::from_millis(100);
+
 /// Why an answer ended before the engine was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// The key was revoked, or its owner disabled.
     Revoked,
+    /// The key's time ran out.
+    Expired,
     /// The member on the chat page may not use the box any more.
     SentAway,
     /// The client took nothing for too long.
@@ -45,6 +49,12 @@ impl Ending {
                 "invalid_request_error",
                 "key_revoked",
                 "this API key was revoked while it was in use; make a new one on your page of the box",
+            ),
+            Self::Expired => ApiError::new(
+                StatusCode::UNAUTHORIZED,
+                "invalid_request_error",
+                "key_expired",
+                "this API key expired while it was in use; make a new one on your page of the box",
             ),
             Self::SentAway => ApiError::new(
                 StatusCode::FORBIDDEN,
@@ -71,12 +81,10 @@ impl Ending {
 /// The engine's half of an answer.
 pub(crate) struct Leash {
     held: Mutex<Held>,
-    /// Cancelled when the client's half is gone.
-    over: CancellationToken,
 }
 
 struct Held {
-    upstream: Option<Incoming>,
+    upstream: Option<EngineBody>,
     ending: Option<Ending>,
     waker: Option<Waker>,
     /// When a piece was handed out that has not been followed by a wish for another.
@@ -102,53 +110,41 @@ impl Held {
 
 impl Leash {
     /// An answer of `model` to `caller`, whose prompt has this many tokens.
-    pub(crate) fn new(upstream: Incoming, caller: Caller, model: String, prompt: u64) -> Arc<Self> {
+    pub(crate) fn new(
+        upstream: EngineBody,
+        caller: Caller,
+        model: String,
+        prompt: u64,
+    ) -> Arc<Self> {
         let held = Held {
             upstream: Some(upstream),
             ending: None,
             waker: None,
-            handed: None,
+            // Its head, of which nobody says that anybody takes it.
+            handed: Some(Instant::now()),
             account: Some((caller, model)),
             seen: EventCounter::default(),
             used: Used { prompt, completion: None },
         };
-        Arc::new(Self { held: Mutex::new(held), over: CancellationToken::new() })
+        Arc::new(Self { held: Mutex::new(held) })
     }
 
-    /// Ends the answer with `ending` when `revoked` fires, or when the client takes nothing for `stall`.
-    pub(crate) fn watch(
-        self: &Arc<Self>,
-        revoked: CancellationToken,
-        ending: Ending,
-        stall: Duration,
-    ) {
-        let leash = self.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = leash.over.cancelled() => {}
-                () = revoked.cancelled() => leash.end(ending),
-                () = leash.stalled(stall) => leash.end(Ending::Stalled),
-            }
-        });
-    }
-
-    async fn stalled(&self, limit: Duration) {
-        loop {
-            tokio::time::sleep(limit / 4).await;
-            if self.held().handed.is_some_and(|at| at.elapsed() >= limit) {
-                return;
-            }
-        }
-    }
-
-    fn end(&self, ending: Ending) {
+    /// Ends the answer if its caller may not have it any more, or takes nothing for `stall`. False
+    /// when it is over.
+    fn inspect(&self, stall: Duration) -> bool {
         let mut held = self.held();
+        let Some((caller, _)) = &held.account else { return false };
+        let stalled = || held.handed.is_some_and(|at| at.elapsed() >= stall);
+        let Some(ending) = caller.ending().or_else(|| stalled().then_some(Ending::Stalled)) else {
+            return true;
+        };
         // Now, not when the client's half goes: a client that takes nothing may keep that for long.
         held.settle();
         held.ending = Some(ending);
         if let Some(waker) = held.waker.take() {
             waker.wake();
         }
+        false
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -160,6 +156,12 @@ impl Leash {
         let mut held = self.held();
         let held = &mut *held;
         held.handed = None;
+        if let Some((caller, _)) = &held.account
+            && let Some(ending) = caller.ending()
+        {
+            held.settle();
+            held.ending = Some(ending);
+        }
         if let Some(ending) = held.ending {
             return Poll::Ready(Some(Err(ending)));
         }
@@ -203,6 +205,55 @@ impl Leash {
 
     fn size_hint(&self) -> http_body::SizeHint {
         self.held().upstream.as_ref().map(http_body::Body::size_hint).unwrap_or_default()
+    }
+}
+
+/// Goes round the answers that are under way. One task for all of them, and none while there are
+/// none: a task and a timer for each cost more than a short answer itself.
+pub(crate) struct Watchman {
+    stall: Duration,
+    beat: Mutex<Beat>,
+}
+
+#[derive(Default)]
+struct Beat {
+    leashes: Vec<Weak<Leash>>,
+    walking: bool,
+}
+
+impl Watchman {
+    /// Ends answers of which a client takes nothing for `stall`.
+    pub(crate) fn new(stall: Duration) -> Arc<Self> {
+        Arc::new(Self { stall, beat: Mutex::default() })
+    }
+
+    /// From now on, looks at this answer too.
+    pub(crate) fn watch(self: &Arc<Self>, leash: &Arc<Leash>) {
+        let mut beat = self.beat();
+        beat.leashes.push(Arc::downgrade(leash));
+        if !beat.walking {
+            beat.walking = true;
+            tokio::spawn(self.clone().walk());
+        }
+    }
+
+    async fn walk(self: Arc<Self>) {
+        let pause = ROUND.min(self.stall / 4);
+        loop {
+            tokio::time::sleep(pause).await;
+            let mut leashes = std::mem::take(&mut self.beat().leashes);
+            leashes.retain(|leash| leash.upgrade().is_some_and(|l| l.inspect(self.stall)));
+            let mut beat = self.beat();
+            beat.leashes.append(&mut leashes);
+            if beat.leashes.is_empty() {
+                beat.walking = false;
+                return;
+            }
+        }
+    }
+
+    fn beat(&self) -> MutexGuard<'_, Beat> {
+        self.beat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -270,7 +321,6 @@ impl http_body::Body for Relayed {
 
 impl Drop for Relayed {
     fn drop(&mut self) {
-        self.leash.over.cancel();
         self.leash.held().settle();
     }
 }

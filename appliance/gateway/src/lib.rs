@@ -7,6 +7,7 @@
 //! it, [`front`] judges its head, [`api`] or a page answers it, [`relay`] passes it to an engine.
 
 mod api;
+mod apps;
 pub mod auth;
 mod body;
 mod connection;
@@ -19,6 +20,7 @@ pub mod headers;
 pub mod host;
 mod leash;
 mod limits;
+mod line;
 mod link;
 mod listen;
 mod metrics;
@@ -30,11 +32,14 @@ pub mod relay;
 mod run;
 mod state;
 mod subrequest;
+mod tickets;
 pub mod wizard;
+mod workers;
 
 pub use engines::{EngineAnswer, EngineRefusal};
 pub use handed::Handed;
 pub use limits::Limits;
+pub use line::EngineBody;
 pub use link::AskError;
 pub use metrics::Tally;
 pub use peer::{Peer, is_local_network, is_this_machine};

@@ -32,6 +32,8 @@ pub struct Limits {
     pub body_rate: u64,
     /// Bytes of API bodies in memory at once, all requests together.
     pub buffered_bytes: usize,
+    /// Threads that connections live on, each on one.
+    pub threads: usize,
     /// Requests at once on one HTTP/2 connection.
     pub streams: u32,
     /// Connections at once.
@@ -60,6 +62,8 @@ impl Default for Limits {
             body_grace: Duration::from_secs(10),
             body_rate: 4 << 10,
             buffered_bytes: 512 << 20,
+            // More are of no use to 50 people.
+            threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(4)),
             streams: 64,
             connections: 1024,
             kept: 32,

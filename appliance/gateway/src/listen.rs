@@ -10,7 +10,7 @@ use std::time::Duration;
 use polder_control::BoxStatus;
 use polder_site::Door;
 use rustix::net::sockopt;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -63,10 +63,8 @@ pub(crate) async fn keep_open(
         .map(|(address, listener)| (address, Running::start(&host, listener, &tracker)))
         .collect();
     loop {
-        let wanted = {
-            let door = &status.borrow_and_update().site.door;
-            [addresses(door), handed.plain(door).collect()].concat()
-        };
+        let door = status.borrow_and_update().site.door.clone();
+        let wanted = [addresses(&door), handed.plain(&door).collect()].concat();
         let gone: Vec<_> = running.keys().filter(|a| !wanted.contains(a)).copied().collect();
         for address in gone {
             if let Some(listener) = running.remove(&address) {
@@ -74,7 +72,7 @@ pub(crate) async fn keep_open(
                 listener.close().await;
             }
         }
-        let mut missing = false;
+        let mut shut = Vec::new();
         for address in wanted {
             if running.contains_key(&address) {
                 continue;
@@ -86,10 +84,12 @@ pub(crate) async fn keep_open(
                 }
                 Err(error) => {
                     log::warn!("could not listen on {address}, trying again: {error}");
-                    missing = true;
+                    shut.push((address.ip(), error.to_string()));
                 }
             }
         }
+        let missing = !shut.is_empty();
+        host.gateway.doorway.send_modify(|known| (known.door, known.shut) = (Some(door), shut));
         tokio::select! {
             () = host.closing.cancelled() => break,
             changed = status.changed() => if changed.is_err() { break },
@@ -144,15 +144,22 @@ async fn accept(host: Host, listener: TcpListener, stop: CancellationToken, trac
             }
         };
         host.gateway.tally.connection();
-        let host = host.clone();
-        tracker.spawn(async move {
+        // It is this thread's until it is another's.
+        let Ok(stream) = stream.into_std() else { continue };
+        let (host, seat) = (host.clone(), host.workers.seat());
+        let runtime = seat.runtime().clone();
+        let conversation = async move {
             let closed = host.closed.clone();
-            tokio::select! {
-                () = closed.cancelled() => {}
-                () = host.converse(stream) => {}
+            if let Ok(stream) = TcpStream::from_std(stream) {
+                tokio::select! {
+                    biased;
+                    () = host.converse(stream) => {}
+                    () = closed.cancelled() => {}
+                }
             }
-            drop(place);
-        });
+            drop((place, seat));
+        };
+        tracker.spawn_on(conversation, &runtime);
     }
 }
 

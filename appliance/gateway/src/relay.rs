@@ -1,11 +1,13 @@
 //! Passes a request to an engine and its answer back, token by token, and counts what it used.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, TE};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use polder_members::{Admission, KeyGrant, MemberId, Members, MembersError};
 use tokio_util::sync::CancellationToken;
@@ -80,13 +82,27 @@ impl Caller {
         }
     }
 
+    /// Why they may have no more of an answer, if so.
+    pub(crate) fn ending(&self) -> Option<Ending> {
+        if self.revoked.is_cancelled() {
+            return Some(self.ending);
+        }
+        match &self.account {
+            Account::Key(admission) if admission.expired() => Some(Ending::Expired),
+            _ => None,
+        }
+    }
+
+    /// Does the key have a limit in tokens?
+    pub(crate) fn counts_tokens(&self) -> bool {
+        matches!(&self.account, Account::Key(admission) if admission.counts_tokens())
+    }
+
     /// Sets aside what this question may use, if the key has a limit in tokens.
-    pub(crate) fn reserve(&mut self, question: &[u8]) -> Result<(), ApiError> {
+    pub(crate) fn reserve(&mut self, tokens: u64) -> Result<(), ApiError> {
         match &mut self.account {
-            Account::Key(admission) if admission.counts_tokens() => {
-                Ok(admission.reserve(most_used(question))?)
-            }
-            _ => Ok(()),
+            Account::Key(admission) => Ok(admission.reserve(tokens)?),
+            Account::Chat(_) => Ok(()),
         }
     }
 
@@ -103,7 +119,7 @@ pub struct Question {
     /// POST, or GET for an engine's own figures.
     pub method: Method,
     /// Path and query, as the engine knows it: `/v1/chat/completions`.
-    pub path: String,
+    pub path: PathAndQuery,
     /// The client's headers, as they came.
     pub headers: HeaderMap,
     /// The whole body.
@@ -112,12 +128,13 @@ pub struct Question {
 
 impl Question {
     /// A JSON question of our own, such as the chat page's.
-    pub fn json(path: &str, body: &serde_json::Value) -> Self {
+    pub fn json(path: &'static str, body: &serde_json::Value) -> Self {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
         let body = Bytes::from(body.to_string());
-        Self { method: Method::POST, path: path.to_owned(), headers, body }
+        let path = PathAndQuery::from_static(path);
+        Self { method: Method::POST, path, headers, body }
     }
 }
 
@@ -131,24 +148,49 @@ pub async fn relay(
     model: Option<&str>,
     question: Question,
 ) -> Response {
-    let request = match towards_engine(&caller, question) {
-        Ok(request) => request,
-        Err(error) => return error.into_response(),
-    };
+    let request = towards_engine(&caller, question);
     let (revoked, ending) = (caller.revoked.clone(), caller.ending);
+    let prompt = prompt_estimate(request.body());
+    let mut waiting = Waiting { caller: Some(caller), model, prompt, sent: AtomicBool::new(false) };
     let asked = tokio::select! {
-        () = revoked.cancelled() => Err(ending.to_error()),
-        asked = gateway.engine_request(model, request) => asked.map_err(ApiError::from),
+        () = revoked.cancelled() => return ending.to_error().into_response(),
+        asked = gateway.engines.ask(model, request, &waiting.sent) => asked,
     };
-    match asked {
-        Ok(answer) => towards_client(gateway, caller, answer),
-        Err(error) => error.into_response(),
+    let caller = waiting.caller.take();
+    match (asked, caller) {
+        (Ok(answer), Some(caller)) => towards_client(gateway, caller, answer),
+        (Err(error), _) => ApiError::from(error).into_response(),
+        (Ok(_), None) => unreachable!("the caller is taken once"),
     }
 }
 
-/// An estimate of the tokens that a question uses: four bytes of it make one, and the answer is as
-/// long as it may be, within reason.
-fn most_used(question: &[u8]) -> u64 {
+/// Somebody whose question an engine may be at work on, without a word of the answer yet. If they
+/// leave, or their key is revoked, the engine never says what it read: an estimate is counted.
+struct Waiting<'a> {
+    caller: Option<Caller>,
+    model: Option<&'a str>,
+    prompt: u64,
+    sent: AtomicBool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(caller) = self.caller.take()
+            && self.sent.load(Ordering::Relaxed)
+        {
+            caller.count(self.model.unwrap_or_default(), self.prompt, 0);
+        }
+    }
+}
+
+/// Tokens of a question: four bytes of it make one.
+fn prompt_estimate(question: &[u8]) -> u64 {
+    question.len() as u64 / 4
+}
+
+/// An estimate of the tokens that a question and its answer use: the answer is as long as it may be,
+/// within reason.
+pub(crate) fn most_used(question: &[u8]) -> u64 {
     /// Where nothing is said of the answer's length.
     const USUAL: u64 = 1024;
     const LONG: u64 = 8192;
@@ -160,23 +202,20 @@ fn most_used(question: &[u8]) -> u64 {
     }
     let wish = serde_json::from_slice::<Wish>(question).ok();
     let most = wish.and_then(|w| w.max_completion_tokens.or(w.max_output_tokens).or(w.max_tokens));
-    (question.len() / 4) as u64 + most.unwrap_or(USUAL).min(LONG)
+    prompt_estimate(question) + most.unwrap_or(USUAL).min(LONG)
 }
 
-fn towards_engine(caller: &Caller, question: Question) -> Result<http::Request<Bytes>, ApiError> {
-    let uri: http::Uri = question.path.parse().map_err(|_| {
-        ApiError::bad_request("bad_path", "the request's path is not one that an engine knows")
-    })?;
+fn towards_engine(caller: &Caller, question: Question) -> http::Request<Bytes> {
     let mut request = http::Request::new(question.body);
     *request.method_mut() = question.method;
-    *request.uri_mut() = uri;
+    *request.uri_mut() = http::Uri::from(question.path);
     *request.headers_mut() = headers::towards_engine(&question.headers);
     let headers = request.headers_mut();
     headers.insert(MEMBER, HeaderValue::from(caller.member.0));
     headers.insert(STRICT, HeaderValue::from_static(if caller.strict { "1" } else { "0" }));
     // The engine tells what it used in a trailer, after the last token.
     headers.insert(TE, HeaderValue::from_static("trailers"));
-    Ok(request)
+    request
 }
 
 fn towards_client(gateway: &Arc<Gateway>, caller: Caller, answer: EngineAnswer) -> Response {
@@ -191,9 +230,8 @@ fn towards_client(gateway: &Arc<Gateway>, caller: Caller, answer: EngineAnswer) 
         .headers
         .get(CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-    let (revoked, ending) = (caller.revoked.clone(), caller.ending);
     let leash = Leash::new(upstream, caller, recipe.to_string(), prompt);
-    leash.watch(revoked, ending, gateway.limits.stall);
+    gateway.watchman.watch(&leash);
     let body = Relayed::new(leash, events, gateway.tally.stream());
     let mut response = Response::new(Body::new(body));
     *response.status_mut() = known_status(parts.status);

@@ -21,6 +21,7 @@ use crate::door::Console;
 use crate::handed::Handed;
 use crate::limits::Limits;
 use crate::link::Link;
+use crate::workers::Workers;
 use crate::{CaInfo, Gateway, api, front, listen, pages, wizard};
 
 /// How often certificates are looked at.
@@ -100,13 +101,15 @@ pub async fn run_on(
         router: router(gateway.clone()),
         gateway: gateway.clone(),
         tls,
+        workers: Workers::start(gateway.limits.threads),
         closing: closing.clone(),
         closed: closed.clone(),
     };
     let tracker = TaskTracker::new();
     let status = link.watch();
     let listening = tokio::spawn(listen::keep_open(host, handed, open, status, tracker.clone()));
-    let _following = Following(tokio::spawn(follow_site(keeper, members, link.watch(), ca_sent)));
+    let following = follow_site(gateway.clone(), keeper, link.watch(), ca_sent);
+    let _following = Following(tokio::spawn(following));
 
     let console = sockets.gateway();
     let console = pin!(polder_control::serve::<DoorRequest, DoorReply, _>(
@@ -150,22 +153,24 @@ impl Drop for Following {
 
 /// Makes true what a changed site, or time, asks of certificates and counting.
 async fn follow_site(
+    gateway: Arc<Gateway>,
     keeper: Arc<Keeper>,
-    members: Members,
     mut status: watch::Receiver<Arc<BoxStatus>>,
     ca: watch::Sender<CaInfo>,
 ) {
     loop {
         let site = status.borrow_and_update().site.clone();
-        members.set_metering(site.usage.per_member);
+        gateway.members.set_metering(site.usage.per_member);
         let (shared, names) = (keeper.clone(), names(&site));
         let refreshed = tokio::task::spawn_blocking(move || shared.refresh(&names, now())).await;
         match refreshed {
-            Ok(Ok(Refreshed::Authority { statement })) => {
-                log::warn!("{statement}");
-                ca.send_replace(ca_info(&keeper));
+            Ok(Ok(refreshed)) => {
+                if let Refreshed::Authority { statement } = refreshed {
+                    log::warn!("{statement}");
+                    ca.send_replace(ca_info(&keeper));
+                }
+                gateway.doorway.send_modify(|known| known.names = site.host_names());
             }
-            Ok(Ok(Refreshed::Nothing | Refreshed::Leaf(_))) => {}
             Ok(Err(error)) => log::error!("certificates could not be renewed: {error}"),
             Err(error) => log::error!("looking after certificates failed: {error}"),
         }

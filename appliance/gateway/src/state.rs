@@ -2,17 +2,20 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
-use polder_control::{BoxStatus, Event, Reply, Request, Sockets};
+use polder_control::{BoxStatus, Doorway, Event, Reply, Request, Sockets};
 use polder_members::Members;
 use tokio::sync::{broadcast, watch};
 
 use crate::body::Buffers;
 use crate::engines::{EngineAnswer, EngineRefusal, Engines};
+use crate::leash::Watchman;
 use crate::limits::{Limits, Places};
 use crate::link::{AskError, Link};
 use crate::metrics::Tally;
+use crate::tickets::Tickets;
 
 /// The box's own certificate authority, as members need to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,9 +38,13 @@ pub struct Gateway {
     pub(crate) limits: Arc<Limits>,
     pub(crate) places: Arc<Places>,
     pub(crate) buffers: Buffers,
+    pub(crate) watchman: Arc<Watchman>,
+    pub(crate) tickets: Tickets,
     /// What the door did since it opened.
     pub tally: Tally,
     ca: watch::Receiver<CaInfo>,
+    /// What of the site is true by now, for the supervisor.
+    pub(crate) doorway: watch::Sender<Doorway>,
 }
 
 impl Gateway {
@@ -50,8 +57,24 @@ impl Gateway {
     ) -> Self {
         let engines = Engines::new(link.clone(), limits.patience);
         let (places, buffers) = (Places::new(&limits), Buffers::new(limits.buffered_bytes));
+        let watchman = Watchman::new(limits.stall);
         let (limits, tally) = (Arc::new(limits), Tally::default());
-        Self { members, state, link, engines, limits, places, buffers, tally, ca }
+        let doorway = watch::Sender::new(Doorway::default());
+        let tickets = Tickets::default();
+        Self {
+            members,
+            state,
+            link,
+            engines,
+            limits,
+            places,
+            buffers,
+            watchman,
+            tickets,
+            tally,
+            ca,
+            doorway,
+        }
     }
 
     /// The state folder.
@@ -98,7 +121,7 @@ impl Gateway {
         model: Option<&str>,
         request: http::Request<Bytes>,
     ) -> Result<EngineAnswer, EngineRefusal> {
-        self.engines.ask(model, request).await
+        self.engines.ask(model, request, &AtomicBool::new(false)).await
     }
 
     /// A steward is signed in from this address: connections from there get the places that are

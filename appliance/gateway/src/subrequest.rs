@@ -9,8 +9,8 @@ use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use http::header::CACHE_CONTROL;
-use http::{HeaderMap, HeaderValue, StatusCode, Uri};
-use polder_members::{MemberId, Role, Scope};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use polder_members::{Member, MemberId, Role, Scope};
 
 use crate::Gateway;
 use crate::auth;
@@ -40,10 +40,16 @@ impl Wanted {
 }
 
 /// Who the visitor is.
-struct Visitor {
+pub(crate) struct Visitor {
     id: MemberId,
     name: String,
-    role: Role,
+    pub(crate) role: Role,
+}
+
+impl From<Member> for Visitor {
+    fn from(member: Member) -> Self {
+        Self { id: member.id, name: member.name, role: member.role }
+    }
 }
 
 impl Visitor {
@@ -53,6 +59,26 @@ impl Visitor {
             Role::Steward => &["steward", "member"],
             Role::Member => &["member"],
         }
+    }
+
+    /// What an app is told of them.
+    pub(crate) fn headers(
+        &self,
+        box_name: &str,
+    ) -> Result<[(HeaderName, HeaderValue); 4], ApiError> {
+        // Apps behind a proxy tell people apart by their address. What a member typed is neither
+        // proven nor theirs alone, so it is never sent: with it one member could pass for another.
+        // This one cannot receive mail, and the number in it is never given to anybody else.
+        let email = format!("member-{}@{box_name}.local", self.id);
+        let told = |name, value: &str| -> Result<_, ApiError> {
+            Ok((HeaderName::from_static(name), header_text(value)?))
+        };
+        Ok([
+            told("x-auth-request-user", &self.name)?,
+            told("x-auth-request-preferred-username", &self.name)?,
+            told("x-auth-request-email", &email)?,
+            told("x-auth-request-groups", &self.groups().join(","))?,
+        ])
     }
 
     fn is_wanted(&self, wanted: &Wanted) -> bool {
@@ -84,7 +110,11 @@ pub(crate) async fn auth(
 }
 
 /// A key that was sent counts even if a session is there too; a bad key is not made good by it.
-async fn visitor(gateway: &Gateway, headers: &HeaderMap, tls: bool) -> Result<Visitor, ApiError> {
+pub(crate) async fn visitor(
+    gateway: &Gateway,
+    headers: &HeaderMap,
+    tls: bool,
+) -> Result<Visitor, ApiError> {
     if auth::key_in(headers)?.is_some() {
         let grant = auth::grant(&gateway.members, headers)?;
         if !grant.opens(Scope::Auth) {
@@ -103,23 +133,14 @@ async fn visitor(gateway: &Gateway, headers: &HeaderMap, tls: bool) -> Result<Vi
             "nobody is signed in; sign in on the box's own page, then come back",
         )
     })?;
-    Ok(Visitor { id: member.id, name: member.name, role: member.role })
+    Ok(member.into())
 }
 
 fn answer(visitor: &Visitor, box_name: &str) -> Result<Response, ApiError> {
-    // Apps behind a proxy tell people apart by their address. What a member typed is neither proven
-    // nor theirs alone, so it is never sent: with it one member could pass for another. This one
-    // cannot receive mail, and the number in it is never given to anybody else.
-    let email = format!("member-{}@{box_name}.local", visitor.id);
     let mut response = (StatusCode::ACCEPTED, Json(serde_json::json!({}))).into_response();
     let headers = response.headers_mut();
-    for (name, value) in [
-        ("x-auth-request-user", visitor.name.as_str()),
-        ("x-auth-request-preferred-username", visitor.name.as_str()),
-        ("x-auth-request-email", email.as_str()),
-        ("x-auth-request-groups", visitor.groups().join(",").as_str()),
-    ] {
-        headers.insert(name, header_text(value)?);
+    for (name, value) in visitor.headers(box_name)? {
+        headers.insert(name, value);
     }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)

@@ -221,9 +221,7 @@ async fn a_stranger_becomes_the_first_steward_through_the_real_door() {
     assert_eq!(to(&at.get("/setup").await), "/setup/import");
     assert_eq!(to(&at.get("/setup/import").await), "/setup/address");
     assert!(at.get("/setup/address").await.contains("compare this fingerprint"));
-    assert!(
-        at.post("/setup/address", "name=dune&reach=here").await.contains("opens its door anew")
-    );
+    assert!(at.post("/setup/address", "name=dune&reach=here").await.contains("takes its name"));
     assert_eq!(to(&at.get("/setup/address").await), "/setup/member");
     assert_eq!(at.supervisor.status.borrow().site.name.as_str(), "dune");
 

@@ -139,8 +139,6 @@ pub struct KeyGrant {
     pub member: MemberId,
     /// What they are called.
     pub member_name: String,
-    /// Where they said they have mail.
-    pub email: Option<String>,
     /// What they may do.
     pub role: Role,
     /// What the key opens.
@@ -164,6 +162,9 @@ impl KeyGrant {
     /// May the key use this model?
     pub fn may_use(&self, model: &str) -> bool {
         self.models.is_empty() || self.models.iter().any(|m| m == model)
+    }
+    fn is_over(&self, now: i64) -> bool {
+        self.expires_at.is_some_and(|at| now >= at)
     }
 }
 
@@ -190,6 +191,11 @@ impl Admission {
     pub fn counts_tokens(&self) -> bool {
         let KeyLimits { tokens_per_minute, tokens_per_month, .. } = self.grant.limits;
         tokens_per_minute.is_some() || tokens_per_month.is_some()
+    }
+
+    /// Has the key's time run out since the request was admitted?
+    pub fn expired(&self) -> bool {
+        self.grant.expires_at.is_some() && self.grant.is_over(self.clock.seconds())
     }
 
     /// Sets tokens aside until the request is over, so that many at once do not go through a limit
@@ -313,7 +319,7 @@ impl Members {
             live.grant.clone()
         };
         let now = self.now();
-        if grant.expires_at.is_some_and(|at| now >= at) {
+        if grant.is_over(now) {
             return Err(KeyRefused::Expired);
         }
         if now - grant.counters.used_at.load(Ordering::Relaxed) >= USED_EVERY {
@@ -583,11 +589,11 @@ fn read_live(
     let rows = query.query_map(params![clock.month(), owner.map(|o| o.0)], |row| {
         let info = info_from_row(row)?;
         let digest: Vec<u8> = row.get(14)?;
-        Ok((info, digest, row.get(15)?, row.get(16)?, row.get::<_, String>(17)?))
+        Ok((info, digest, row.get(15)?, row.get::<_, String>(16)?))
     })?;
     let mut live = Vec::new();
     for row in rows {
-        let (info, digest, member_name, email, role) = row?;
+        let (info, digest, member_name, role) = row?;
         let Ok(digest) = <[u8; 32]>::try_from(digest) else { continue };
         let counters =
             Counters::new(&info.limits, clock, info.tokens_this_month, info.used_at.unwrap_or(0));
@@ -596,7 +602,6 @@ fn read_live(
             label: info.label,
             member: info.member,
             member_name,
-            email,
             role: Role::from_column(&role),
             scopes: info.scopes,
             models: info.models,
@@ -613,7 +618,7 @@ fn read_live(
 
 const SELECT: &str = "SELECT k.id, k.member, k.label, k.scopes, k.models, k.strict, k.created_at,
     k.expires_at, k.used_at, k.requests_per_minute, k.tokens_per_minute, k.tokens_per_month,
-    k.at_once, coalesce(q.tokens, 0), k.digest, m.name, m.email, m.role
+    k.at_once, coalesce(q.tokens, 0), k.digest, m.name, m.role
     FROM keys k JOIN members m ON m.id = k.member
     LEFT JOIN quota_use q ON q.key = k.id AND q.month = ?1";
 

@@ -13,6 +13,10 @@ impl Secret {
     pub fn new(text: String) -> Self {
         Self(text)
     }
+    /// A new one of 256 random bits, letters and digits only.
+    pub fn random() -> Result<Self, MembersError> {
+        token()
+    }
     /// The text itself, for the one place that shows or sends it.
     pub fn expose(&self) -> &str {
         &self.0

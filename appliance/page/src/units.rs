@@ -14,13 +14,13 @@ pub fn bytes(n: u64) -> String {
     format!("{value:.places$} {}", UNITS[unit])
 }
 
-/// `1 234 567` with spaces that do not break.
+/// `1,234,567`, as in the planner's formulas.
 pub fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::with_capacity(digits.len() * 2);
     for (i, digit) in digits.chars().enumerate() {
         if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push('\u{202f}');
+            text.push(',');
         }
         text.push(digit);
     }
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn large_counts_are_grouped_by_three() {
         assert_eq!(count(12), "12");
-        assert_eq!(count(1_234_567), "1\u{202f}234\u{202f}567");
+        assert_eq!(count(1_234_567), "1,234,567");
     }
 
     #[test]

@@ -17,7 +17,8 @@ impl Names {
         let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
         let mut names = Self::default();
         names.addresses.extend(loopback.into_iter().chain(machine));
-        for host in &site.host_names() {
+        let apps = site.apps.keys().flat_map(|app| site.hosts_of(app));
+        for host in &site.host_names().into_iter().chain(apps).collect::<Vec<_>>() {
             // A steward may write an address where a name is asked for.
             match host.parse::<IpAddr>() {
                 Ok(address) => names.addresses.push(address),
@@ -45,4 +46,20 @@ impl Names {
 pub(crate) fn is_narrow(host: &str) -> bool {
     let host = host.to_ascii_lowercase();
     host == "localhost" || host.trim_matches('.').contains('.')
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_site::App;
+
+    use super::*;
+
+    #[test]
+    fn certificates_speak_for_the_apps_behind_the_door() {
+        let mut site = Site::unclaimed(8443);
+        let upstream = "http://127.0.0.1:3000".parse().unwrap();
+        site.apps.insert("wiki".parse().unwrap(), App { upstream, open_to: Default::default() });
+        let hosts = Names::of(&site, []).hosts;
+        assert_eq!(hosts, ["localhost", "polder.local", "wiki.localhost", "wiki.polder.local"]);
+    }
 }

@@ -41,8 +41,14 @@ impl Claim {
         let folder = state.folder()?;
         let site = part::site(&folder)?;
         let here = Surroundings::of_this_machine();
-        let greeting = Greeting { site: &site, state: &folder, ca_file: &ca_file, here: &here };
-        say(greeting.unclaimed(page, &claim, &fingerprint));
+        let greeting = Greeting {
+            site: &site,
+            state: &folder,
+            ca_file: &ca_file,
+            fingerprint: &fingerprint,
+            here: &here,
+        };
+        say(greeting.unclaimed(page, &claim));
         Ok(())
     }
 }

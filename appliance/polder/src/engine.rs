@@ -40,6 +40,9 @@ impl Engine {
             crate::state::make(folder)?;
         }
         let options = EngineOptions::new(name.as_str(), socket, model, recipe.name.as_str());
-        part::run(Part::Engine(name), &state, |told| polder_engine_server::run(options, told))
+        let runtime = part::runtime()?;
+        part::run(runtime, Part::Engine(name), &state, |told| {
+            polder_engine_server::run(options, told)
+        })
     }
 }

@@ -8,7 +8,7 @@ use polder_control::{
     Actor, BoxStatus, Client, DoorReply, DoorRequest, EngineStatus, Event, PartState, Reply,
     Request, RunId, RunState, Sockets, StepState,
 };
-use polder_site::{EngineName, SiteChange};
+use polder_site::{EngineName, Site, SiteChange};
 
 use crate::console::{ProgressLine, complain};
 use crate::state::{ask_door, unexpected};
@@ -151,6 +151,27 @@ impl Follower {
         }
     }
 
+    /// What is said of a box with other names, once it has a certificate for them.
+    async fn renamed(&self, site: &Site) -> anyhow::Result<String> {
+        let certified = async {
+            while !matches!(
+                self.ask_door(&DoorRequest::Doorway).await,
+                Ok(DoorReply::Doorway(doorway)) if doorway.names == site.host_names()
+            ) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        // If it gets none, the change is undone, and that is told next.
+        let _ = tokio::time::timeout(NEW_CERTIFICATE, certified).await;
+        let Door { ca_file, fingerprint, .. } = self.door().await?;
+        Ok(format!(
+            "the box is called {} now; its certificate is signed by {}\n    \
+             with the SHA-256 fingerprint {fingerprint}",
+            site.name,
+            ca_file.display()
+        ))
+    }
+
     /// Tells of what changes, until the box goes down.
     pub(crate) async fn tell(&self, mut told: BoxStatus) -> anyhow::Result<()> {
         let mut watching = self.connect().await?;
@@ -158,6 +179,9 @@ impl Follower {
         while let Some(reply) = news {
             if let Reply::Event(Event::Status(status)) = reply {
                 changes(&told, &status).iter().for_each(complain);
+                if told.site.host_names() != status.site.host_names() {
+                    complain(self.renamed(&status.site).await?);
+                }
                 told = status;
             }
             news = watching.next().await?;
@@ -165,6 +189,9 @@ impl Follower {
         Ok(())
     }
 }
+
+/// How long the gateway may take to make its certificate for another name.
+const NEW_CERTIFICATE: Duration = Duration::from_secs(5);
 
 /// What of a change is worth a line on a calm console: an engine that answers now.
 fn changes(before: &BoxStatus, after: &BoxStatus) -> Vec<String> {
@@ -181,7 +208,6 @@ fn changes(before: &BoxStatus, after: &BoxStatus) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use polder_control::PartStatus;
-    use polder_site::Site;
 
     use super::*;
 

@@ -16,7 +16,7 @@ impl Gateway {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let state = self.state.folder()?;
         let options = GatewayOptions { state: state.clone(), limits: Limits::default() };
-        part::run(Part::Gateway, &state, |told| {
+        part::run(part::one_thread()?, Part::Gateway, &state, |told| {
             polder_gateway::run_on(Handed::over(), options, told)
         })
     }

@@ -11,6 +11,8 @@ pub(crate) struct Greeting<'a> {
     pub(crate) site: &'a Site,
     pub(crate) state: &'a Path,
     pub(crate) ca_file: &'a Path,
+    /// Of that file's certificate.
+    pub(crate) fingerprint: &'a str,
     pub(crate) here: &'a Surroundings,
 }
 
@@ -45,7 +47,7 @@ impl Surroundings {
 impl Greeting<'_> {
     /// For a box that nobody has claimed, or whose set-up was opened again.
     /// `page` is where the wizard begins: `/` on a new box, `/setup` on one that has its members.
-    pub(crate) fn unclaimed(&self, page: &str, claim: &Claim, fingerprint: &str) -> String {
+    pub(crate) fn unclaimed(&self, page: &str, claim: &Claim) -> String {
         let port = self.site.door.port;
         let mut text = String::new();
         if reaches_this_machine(self.site) {
@@ -62,12 +64,10 @@ impl Greeting<'_> {
             }
         }
         text += &format!(
-            "Or open {}{page} and type the code {}\n    \
-             its certificate is signed by {}\n    \
-             with the SHA-256 fingerprint {fingerprint}\n\n",
-            url(self.site),
+            "Or open {}{page} and type the code {}\n{}\n\n",
+            address(self.site),
             claim.code,
-            self.ca_file.display()
+            self.vouches()
         );
         text += &format!(
             "The code is good for {} minutes and for one person. For a new one:\n    \
@@ -82,7 +82,7 @@ impl Greeting<'_> {
     /// For a box that has its steward.
     pub(crate) fn claimed(&self, status: &BoxStatus) -> String {
         let trial = if self.site.is_trial() { " (from this machine only)" } else { "" };
-        let mut text = format!("{} is at {}/{trial}", self.site.name, url(self.site));
+        let mut text = format!("{} is at {}/{trial}", self.site.name, address(self.site));
         for engine in &status.engines {
             let state = crate::status::part(&engine.part);
             text += &format!("\n    {}: {}, {state}", engine.name, engine.recipe);
@@ -90,6 +90,8 @@ impl Greeting<'_> {
         if status.engines.is_empty() {
             text += "\n    it has no model yet; sign in and choose one";
         }
+        text += "\n";
+        text += &self.vouches();
         if !self.here.display && self.site.is_trial() {
             let port = self.site.door.port;
             text += &format!(
@@ -98,6 +100,15 @@ impl Greeting<'_> {
             );
         }
         text
+    }
+
+    /// By what its certificate is known.
+    fn vouches(&self) -> String {
+        format!(
+            "    its certificate is signed by {}\n    with the SHA-256 fingerprint {}",
+            self.ca_file.display(),
+            self.fingerprint
+        )
     }
 
     /// For a box that answers, with the key to it.
@@ -115,7 +126,7 @@ impl Greeting<'_> {
     }
 }
 
-/// The address to give to programs on this machine.
+/// The address to give to programs on this machine: it holds whatever the box is called.
 pub(crate) fn url(site: &Site) -> String {
     let port = site.door.port;
     match site.door.listen.first() {
@@ -123,9 +134,16 @@ pub(crate) fn url(site: &Site) -> String {
             IpAddr::V4(address) => format!("https://{address}:{port}"),
             IpAddr::V6(address) => format!("https://[{address}]:{port}"),
         },
-        _ if site.is_trial() => format!("https://localhost:{port}"),
-        _ => format!("https://{}.local:{port}", site.name),
+        _ => format!("https://localhost:{port}"),
     }
+}
+
+/// The address to tell people.
+fn address(site: &Site) -> String {
+    if reaches_this_machine(site) && !site.is_trial() {
+        return format!("https://{}.local:{}", site.name, site.door.port);
+    }
+    url(site)
 }
 
 /// Whether `localhost` leads to the box.
@@ -147,7 +165,7 @@ mod tests {
     fn said(site: &Site, here: &Surroundings) -> String {
         let claim = Claim { code: "AB12-CD34".into(), seconds: 1800 };
         let (state, ca_file) = (Path::new("/box"), Path::new("/box/pki/ca.crt"));
-        Greeting { site, state, ca_file, here }.unclaimed("/", &claim, "AA:BB")
+        Greeting { site, state, ca_file, fingerprint: "AA:BB", here }.unclaimed("/", &claim)
     }
 
     #[test]
@@ -180,7 +198,8 @@ mod tests {
         assert!(!text.contains("localhost"), "{text}");
         assert!(text.contains("https://192.0.2.7:8443/"), "{text}");
         site.door.listen = vec!["0.0.0.0".parse().unwrap()];
-        assert_eq!(url(&site), "https://polder.local:8443");
+        assert_eq!(address(&site), "https://polder.local:8443");
+        assert_eq!(url(&site), "https://localhost:8443", "a program here needs no such name");
     }
 
     #[test]
@@ -190,11 +209,14 @@ mod tests {
         let part = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
         let status = BoxStatus { site: site.clone(), gateway: part, engines: Vec::new() };
         let (state, ca_file) = (Path::new("/box"), Path::new("/box/pki/ca.crt"));
-        let text = Greeting { site: &site, state, ca_file, here: &here }.claimed(&status);
+        let greeting = Greeting { site: &site, state, ca_file, fingerprint: "AA:BB", here: &here };
+        let text = greeting.claimed(&status);
         assert_eq!(
             text,
             "polder is at https://localhost:8443/ (from this machine only)\n    \
-             it has no model yet; sign in and choose one"
+             it has no model yet; sign in and choose one\n    \
+             its certificate is signed by /box/pki/ca.crt\n    \
+             with the SHA-256 fingerprint AA:BB"
         );
     }
 }

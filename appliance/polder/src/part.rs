@@ -82,6 +82,15 @@ pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("could not set up asynchronous input and output")
 }
 
+/// The door's runtime. Its connections live on threads of the gateway's own, each on one; what is
+/// left to do here is little (see the gateway's README).
+pub(crate) fn one_thread() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("could not set up asynchronous input and output")
+}
+
 /// Turns the system's signals into what they mean. The first asks for an orderly end, the second
 /// for a quick one.
 pub(crate) fn endings() -> anyhow::Result<(watch::Sender<Ending>, watch::Receiver<Ending>)> {
@@ -105,9 +114,11 @@ pub(crate) fn endings() -> anyhow::Result<(watch::Sender<Ending>, watch::Receive
     Ok((end, ending))
 }
 
-/// Runs one part of the box in `state` until it is told to end: `work` is given a future that is done at that moment. A
-/// second signal, or a supervisor that is gone, ends the process there and then.
+/// Runs one part of the box in `state` on `runtime` until it is told to end: `work` is given a
+/// future that is done at that moment. A second signal, or a supervisor that is gone, ends the
+/// process there and then.
 pub(crate) fn run<W, E>(
+    runtime: tokio::runtime::Runtime,
     who: Part,
     state: &Path,
     work: impl FnOnce(std::pin::Pin<Box<dyn Future<Output = ()> + Send>>) -> W,
@@ -118,7 +129,6 @@ where
 {
     log("info");
     polder_supervisor::lifeline::hold();
-    let runtime = runtime()?;
     let done = runtime.block_on(async {
         let (_end, mut ending) = endings()?;
         let (state, told) = (state.to_owned(), ending.clone());

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use polder_control::{Client, DoorReply, DoorRequest, Reply, Request, Sockets};
+use rustix::fs::{Access, access};
 
 /// A box answers within this, or something is wrong with it.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -28,7 +29,22 @@ impl State {
     /// The folder, made if need be, for its owner only: keys will be kept there.
     pub(crate) fn make(&self) -> anyhow::Result<PathBuf> {
         let folder = self.folder()?;
-        make(&folder)?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).with_context(
+            || {
+                format!(
+                    "{} cannot be the box's folder; name another one with --state",
+                    folder.display()
+                )
+            },
+        )?;
+        // Said here once, instead of by whichever file in it comes first.
+        if access(&folder, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK).is_err() {
+            bail!(
+                "{} belongs to somebody else; start polder as its owner, or name another folder \
+                 with --state",
+                folder.display()
+            );
+        }
         Ok(folder)
     }
 

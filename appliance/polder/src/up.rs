@@ -111,14 +111,14 @@ impl Up {
         let status = follower.status().await?;
         let here = Surroundings::of_this_machine();
         let site = status.site.clone();
-        let greeting = Greeting { site: &site, state, ca_file: &door.ca_file, here: &here };
+        let (ca_file, fingerprint) = (&*door.ca_file, &*door.fingerprint);
+        let greeting = Greeting { site: &site, state, ca_file, fingerprint, here: &here };
         let text = if self.yes {
             let model = self.serve(follower, &site).await?;
             let DoorReply::Key(key) = follower.ask_door(&DoorRequest::UpKey).await? else {
                 return Err(unexpected());
             };
             if self.json {
-                let ca_file = &door.ca_file;
                 let url = url(&site);
                 let ready = serde_json::json!({
                     "url": url, "ca_file": ca_file, "api_key": key, "model": model,
@@ -130,7 +130,7 @@ impl Up {
             greeting.claimed(&status)
         } else {
             match follower.ask_door(&DoorRequest::OpenClaim).await? {
-                DoorReply::Claim(claim) => greeting.unclaimed("/", &claim, &door.fingerprint),
+                DoorReply::Claim(claim) => greeting.unclaimed("/", &claim),
                 DoorReply::Claimed => greeting.claimed(&status),
                 _ => return Err(unexpected()),
             }

@@ -2,8 +2,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::apps::App;
 use crate::document::{EngineSlot, Metering, Site};
-use crate::names::{BoxName, EngineName};
+use crate::names::{AppName, BoxName, EngineName};
 
 /// Everything a steward may ask to be different.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,15 @@ pub enum SiteChange {
     RemoveEngine(EngineName),
     /// Count usage, or stop counting.
     Usage(Metering),
+    /// Stand before this web app.
+    App {
+        /// What it is called.
+        name: AppName,
+        /// Where it is, and for whom.
+        app: App,
+    },
+    /// Stand before it no more.
+    RemoveApp(AppName),
 }
 
 impl SiteChange {
@@ -48,6 +58,12 @@ impl SiteChange {
                 next.engines.remove(name);
             }
             Self::Usage(metering) => next.usage = metering.clone(),
+            Self::App { name, app } => {
+                next.apps.insert(name.clone(), app.clone());
+            }
+            Self::RemoveApp(name) => {
+                next.apps.remove(name);
+            }
         }
         next
     }

@@ -3,7 +3,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::{BoxName, EngineName, RecipeName};
+use crate::apps::App;
+use crate::names::{AppName, BoxName, EngineName, RecipeName};
 
 /// The document's layout; raised when an old binary could misread a new file.
 const FORMAT: u32 = 1;
@@ -24,6 +25,9 @@ pub struct Site {
     /// The engines that should run, by slot. Empty until a model is chosen.
     #[serde(default)]
     pub engines: BTreeMap<EngineName, EngineSlot>,
+    /// Other web apps on this machine that the door stands before.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub apps: BTreeMap<AppName, App>,
 }
 
 /// The public door.
@@ -109,6 +113,21 @@ pub enum SiteError {
     /// A host name that no certificate could carry.
     #[error("site.toml: door.names has {0:?}, which is not a host name")]
     HostName(String),
+    /// An app behind the door that is the door.
+    #[error(
+        "site.toml: the app {0} is at the box's own port, so that requests would go round in circles; name the port of the app"
+    )]
+    AppIsDoor(AppName),
+    /// A host name of an app that is a name of the box.
+    #[error(
+        "site.toml: the box would answer to {host} as the app {app} and as itself; call the app something else"
+    )]
+    AppHost {
+        /// The app.
+        app: AppName,
+        /// The name.
+        host: String,
+    },
 }
 
 impl Site {
@@ -120,6 +139,7 @@ impl Site {
             door: Door { port, listen: vec![IpAddr::from([127, 0, 0, 1])], names: Vec::new() },
             usage: Metering::default(),
             engines: BTreeMap::new(),
+            apps: BTreeMap::new(),
         }
     }
 
@@ -166,6 +186,19 @@ impl Site {
                 return Err(SiteError::HostName(name.chars().take(80).collect()));
             }
         }
+        self.check_apps()
+    }
+
+    fn check_apps(&self) -> Result<(), SiteError> {
+        for (name, app) in &self.apps {
+            if app.upstream.port() == Some(self.door.port) {
+                return Err(SiteError::AppIsDoor(name.clone()));
+            }
+            let hosts = self.hosts_of(name);
+            if let Some(host) = hosts.into_iter().find(|host| self.answers_to(host)) {
+                return Err(SiteError::AppHost { app: name.clone(), host });
+            }
+        }
         Ok(())
     }
 
@@ -178,10 +211,36 @@ impl Site {
         names
     }
 
+    /// Is this, in lower case, one of [`Site::host_names`]?
+    pub fn answers_to(&self, host: &str) -> bool {
+        host == "localhost"
+            || host.strip_suffix(".local").unwrap_or(host) == self.name.as_str()
+            || self.door.names.iter().any(|name| name.eq_ignore_ascii_case(host))
+    }
+
+    /// The app that this host name, in lower case, is for: `APP.` before a name of the box with a
+    /// dot in it, or before `localhost`.
+    pub fn app_at(&self, host: &str) -> Option<(&AppName, &App)> {
+        let (label, rest) = host.split_once('.')?;
+        let (name, app) = self.apps.iter().find(|(name, _)| name.as_str() == label)?;
+        (self.answers_to(rest) && carries_apps(rest)).then_some((name, app))
+    }
+
+    /// Every host name of an app.
+    pub fn hosts_of(&self, app: &AppName) -> Vec<String> {
+        let names = self.host_names().into_iter().filter(|host| carries_apps(host));
+        names.map(|host| format!("{app}.{host}")).collect()
+    }
+
     /// True while only this machine can reach the box: a trial.
     pub fn is_trial(&self) -> bool {
         self.door.listen.iter().all(IpAddr::is_loopback)
     }
+}
+
+/// An address has no names below it; a name without a dot is a search list's business.
+fn carries_apps(host: &str) -> bool {
+    host == "localhost" || (host.contains('.') && host.parse::<IpAddr>().is_err())
 }
 
 fn one_line(text: &str) -> String {
@@ -216,6 +275,43 @@ mod tests {
     fn a_file_from_a_newer_polder_says_so_instead_of_complaining_about_its_fields() {
         let text = Site::unclaimed(8443).to_toml().replace("format = 1", "format = 2\nnew = true");
         assert!(matches!(Site::from_toml(&text), Err(SiteError::Format { found: 2 })));
+    }
+
+    #[test]
+    fn an_app_has_a_host_name_below_each_name_of_the_box() {
+        let mut site = Site::unclaimed(8443);
+        site.name = "oak".parse().unwrap();
+        site.door.names = vec!["AI.example.org".into(), "203.0.113.9".into()];
+        let wiki: AppName = "wiki".parse().unwrap();
+        let upstream = "http://127.0.0.1:3000".parse().unwrap();
+        site.apps.insert(wiki.clone(), App { upstream, open_to: Default::default() });
+        assert_eq!(Site::from_toml(&site.to_toml()).unwrap(), site);
+        let hosts = ["wiki.localhost", "wiki.oak.local", "wiki.ai.example.org"];
+        assert_eq!(site.hosts_of(&wiki), hosts);
+        for host in hosts {
+            assert_eq!(site.app_at(host).map(|(name, _)| name), Some(&wiki), "{host}");
+        }
+        for host in
+            ["oak.local", "wiki.oak", "wiki.203.0.113.9", "x.wiki.oak.local", "pad.oak.local"]
+        {
+            assert!(site.app_at(host).is_none(), "{host}");
+        }
+        for host in site.host_names() {
+            assert!(site.answers_to(&host), "{host}");
+        }
+        assert!(!site.answers_to("wiki.oak.local") && !site.answers_to("oak.local.local"));
+    }
+
+    #[test]
+    fn an_app_that_is_the_door_or_has_the_boxs_name_is_refused() {
+        let mut site = Site::unclaimed(8443);
+        let upstream = "http://127.0.0.1:8443".parse().unwrap();
+        site.apps.insert("wiki".parse().unwrap(), App { upstream, open_to: Default::default() });
+        assert!(matches!(site.check(), Err(SiteError::AppIsDoor(_))));
+        let upstream = "http://127.0.0.1:3000".parse().unwrap();
+        site.apps.insert("wiki".parse().unwrap(), App { upstream, open_to: Default::default() });
+        site.door.names = vec!["wiki.polder.local".into()];
+        assert!(matches!(site.check(), Err(SiteError::AppHost { .. })));
     }
 
     #[test]

@@ -4,12 +4,14 @@
 //! The supervisor alone writes it; everyone else reads. See [`Site`] for the document, [`Store`]
 //! for the file and its history, [`SiteChange`] for everything that may change.
 
+mod apps;
 mod change;
 mod document;
 mod names;
 mod store;
 
+pub use apps::{App, Audience, Upstream, UpstreamError};
 pub use change::{Difference, SiteChange};
 pub use document::{Door, EngineKind, EngineSlot, Metering, Site, SiteError, UsageVisibility};
-pub use names::{BoxName, EngineName, NameError, RecipeName};
+pub use names::{AppName, BoxName, EngineName, NameError, RecipeName};
 pub use store::{Store, StoreError, Version, write_durably};

@@ -6,17 +6,20 @@ use serde::{Deserialize, Serialize};
 /// A name was not acceptable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{kind} name {given:?} is not usable: {why}; use 1 to {max} lower-case letters, digits, dots or dashes, beginning with a letter or digit"
+    "{kind} name {given:?} is not usable: {why}; use 1 to {max} small letters, {signs}, beginning with a letter or digit"
 )]
 pub struct NameError {
     kind: &'static str,
     given: String,
     why: &'static str,
     max: usize,
+    signs: &'static str,
 }
 
 fn check(kind: &'static str, given: &str, max: usize, dots: bool) -> Result<(), NameError> {
-    let fail = |why| Err(NameError { kind, given: given.chars().take(80).collect(), why, max });
+    let signs = if dots { "digits, dots or dashes" } else { "digits or dashes" };
+    let fail =
+        |why| Err(NameError { kind, given: given.chars().take(80).collect(), why, max, signs });
     if given.is_empty() {
         return fail("it is empty");
     }
@@ -83,6 +86,10 @@ name!(
     EngineName, "engine", 32, false
 );
 name!(
+    /// A web app behind the door, such as `wiki`; also the first part of its host name.
+    AppName, "app", 32, false
+);
+name!(
     /// A recipe: a pinned model.
     RecipeName, "recipe", 64, true
 );
@@ -96,7 +103,8 @@ mod tests {
         for bad in ["", "..", ".a", "-a", "a/b", "A", "a b", "a..b", "ä", &"x".repeat(65)] {
             assert!(bad.parse::<RecipeName>().is_err(), "{bad:?} was taken");
         }
-        assert!("a.b".parse::<BoxName>().is_err());
+        let dotted = "a.b".parse::<BoxName>().unwrap_err().to_string();
+        assert!(dotted.contains("digits or dashes"), "it offers dots: {dotted}");
         assert!("qwen3-30b-a3b".parse::<RecipeName>().is_ok());
         assert!("gemma-3.1".parse::<RecipeName>().is_ok());
     }

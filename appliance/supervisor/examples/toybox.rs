@@ -5,16 +5,17 @@
 //! `toybox supervise --state DIR` keeps `toybox gateway --state DIR` and `toybox engine NAME
 //! --state DIR`. A part misbehaves as the file `DIR/behave-PART` says, one word a line:
 //! `crash` dies at once, `load MS` gets ready slowly, `busy` spins on every core, `stubborn` does
-//! not end when asked, `linger MS` ends late, `not-on PORT` (the gateway) dies if that is its port,
-//! `not-with RECIPE` (an engine) dies if that is its model.
+//! not end when asked, `linger MS` ends late, `not-at ADDRESS` (the gateway) cannot listen there and
+//! dies when there is nowhere else, `not-with RECIPE` (an engine) dies if that is its model.
 
 use std::io::{Read, Write};
+use std::net::IpAddr;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use polder_control::{ControlError, DoorReply, DoorRequest, Handler, Outlet, Sockets};
+use polder_control::{ControlError, DoorReply, DoorRequest, Doorway, Handler, Outlet, Sockets};
 use polder_site::Store;
 use polder_supervisor::{Children, Ending, Options, Patience};
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,29 +53,49 @@ async fn supervise(state: PathBuf) {
 async fn gateway(state: PathBuf) {
     polder_supervisor::lifeline::hold();
     let behaviour = Behaviour::of(&state, "gateway");
-    let site = Store::open(&state).expect("the state folder is there").current();
-    let port = site.expect("site.toml is readable").expect("there is a site").door.port;
-    if behaviour.number("not-on") == Some(u64::from(port)) {
-        eprintln!("port {port} is taken");
+    let door = Door { behaviour: behaviour.clone(), state };
+    let doorway = door.doorway();
+    if doorway.door.is_some_and(|door| door.listen.len() == doorway.shut.len()) {
+        eprintln!("every address is taken");
         std::process::exit(2);
     }
     behaviour.begin();
-    let socket = Sockets::of(&state).gateway();
+    let socket = Sockets::of(&door.state).gateway();
     tokio::select! {
-        _ = polder_control::serve(&socket, Arc::new(Door)) => {}
+        _ = polder_control::serve(&socket, Arc::new(door)) => {}
         () = behaviour.end() => {}
     }
 }
 
-struct Door;
+struct Door {
+    behaviour: Behaviour,
+    state: PathBuf,
+}
+
+impl Door {
+    /// It follows the site at once.
+    fn doorway(&self) -> Doorway {
+        let site = Store::open(&self.state).expect("the state folder is there").current();
+        let site = site.expect("site.toml is readable").expect("there is a site");
+        let taken = |address: &IpAddr| self.behaviour.has(&format!("not-at {address}"));
+        let shut = site.door.listen.iter().copied().filter(taken);
+        let shut = shut.map(|address| (address, "it is taken".to_owned())).collect();
+        Doorway { names: site.host_names(), door: Some(site.door), shut }
+    }
+}
+
 impl Handler<DoorRequest, DoorReply> for Door {
     async fn handle(
         &self,
-        _: DoorRequest,
+        question: DoorRequest,
         outlet: &mut Outlet<DoorReply>,
     ) -> Result<(), ControlError> {
         let (ca_file, fingerprint) = (PathBuf::from("ca.pem"), "00".to_owned());
-        outlet.send(&DoorReply::Ready { ca_file, fingerprint, claimed: false }).await
+        let reply = match question {
+            DoorRequest::Doorway => DoorReply::Doorway(self.doorway()),
+            _ => DoorReply::Ready { ca_file, fingerprint, claimed: false },
+        };
+        outlet.send(&reply).await
     }
 }
 
@@ -119,6 +140,7 @@ async fn engine(name: &str, state: PathBuf) {
     behaviour.end().await;
 }
 
+#[derive(Clone)]
 struct Behaviour(String);
 
 impl Behaviour {

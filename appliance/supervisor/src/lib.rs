@@ -12,6 +12,7 @@ mod audit;
 mod board;
 mod children;
 mod desk;
+mod doorway;
 mod keeper;
 pub mod lifeline;
 mod machine;

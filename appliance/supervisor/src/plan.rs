@@ -50,8 +50,8 @@ pub enum Action {
     },
     /// Start an engine, or start it again, and wait until it answers.
     StartEngine(EngineName),
-    /// Start the gateway again, and wait until it answers.
-    RestartGateway,
+    /// Wait until the gateway, which follows the site while it runs, keeps the door that it says.
+    OpenDoor,
 }
 
 impl Action {
@@ -71,8 +71,8 @@ impl Action {
             Self::StartEngine(name) => {
                 ("start-engine", format!("Start the engine {name} and wait until it answers"))
             }
-            Self::RestartGateway => {
-                ("restart-gateway", "Open the door anew; open pages reconnect".to_owned())
+            Self::OpenDoor => {
+                ("open-door", "Open the door as written down; answers that run go on".to_owned())
             }
         };
         Step { id: id.to_owned(), title }
@@ -132,7 +132,7 @@ pub fn plan(
             if door(&next) != door(&observed.site)
                 || matches!(observed.gateway, PartState::GaveUp(_))
             {
-                actions.push(Action::RestartGateway);
+                actions.push(Action::OpenDoor);
             }
         }
     }
@@ -162,6 +162,10 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
             "Count usage per member".to_owned()
         }
         Wanted::Change(SiteChange::Usage(_)) => "Count no usage".to_owned(),
+        Wanted::Change(SiteChange::App { name, app }) => {
+            format!("Open the app {name} at {} to those who sign in", app.upstream)
+        }
+        Wanted::Change(SiteChange::RemoveApp(name)) => format!("Close the app {name}"),
     }
 }
 
@@ -282,14 +286,14 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_door_shows_reopens_the_door() {
+    fn only_what_shows_at_the_door_waits_for_the_door() {
         let rename = SiteChange::Rename("birch".parse().unwrap());
         assert_eq!(
             text(&serving(), Wanted::Change(rename)),
             "Call the box birch\n  \
              1. Write down what the box should be\n  \
-             2. Open the door anew; open pages reconnect\n\
-             [write-site restart-gateway]"
+             2. Open the door as written down; answers that run go on\n\
+             [write-site open-door]"
         );
         let door = SiteChange::Door {
             listen: vec!["0.0.0.0".parse().unwrap(), "::".parse().unwrap()],
@@ -299,8 +303,8 @@ mod tests {
             text(&fresh(), Wanted::Change(door)),
             "Open the door at 0.0.0.0, ::, also as ai.example.org\n  \
              1. Write down what the box should be\n  \
-             2. Open the door anew; open pages reconnect\n\
-             [write-site restart-gateway]"
+             2. Open the door as written down; answers that run go on\n\
+             [write-site open-door]"
         );
         let usage = SiteChange::Usage(Metering { per_member: true, ..Metering::default() });
         assert!(text(&serving(), Wanted::Change(usage)).ends_with("[write-site]"));
@@ -320,7 +324,7 @@ mod tests {
                     Action::StartEngine(name) => {
                         box_.engines.insert(name, PartState::Ready);
                     }
-                    Action::RestartGateway => {}
+                    Action::OpenDoor => {}
                 }
             }
             assert_eq!(plan(&box_, &wanted, &|_| None).1, []);

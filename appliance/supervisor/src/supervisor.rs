@@ -67,7 +67,7 @@ pub enum Ending {
 pub enum SupervisorError {
     /// Two supervisors would undo each other's work.
     #[error(
-        "another polder{} is running on {}; use that one, or end it first, or give this one another --state",
+        "another polder{} is running on {}; use that one (`polder claim reopen` prints a new link to it), end it first, or give this one another --state",
         .process.map(|p| format!(" (process {p})")).unwrap_or_default(),
         state.display()
     )]

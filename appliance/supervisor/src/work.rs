@@ -1,3 +1,5 @@
+mod undo;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::audit::Trail;
 use crate::board::Board;
+use crate::doorway;
 use crate::keeper::{Keeper, Order};
 use crate::machine;
 use crate::parts::{Part, Parts};
@@ -138,9 +141,9 @@ impl<P: Parts> Work<P> {
             Ok((mut plan, mut actions)) => {
                 // The site may say already what was asked for; whether the door opens with it,
                 // nobody has seen.
-                if moves_the_door(&intent) && !actions.contains(&Action::RestartGateway) {
-                    plan.steps.push(Action::RestartGateway.step());
-                    actions.push(Action::RestartGateway);
+                if moves_the_door(&intent) && !actions.contains(&Action::OpenDoor) {
+                    plan.steps.push(Action::OpenDoor.step());
+                    actions.push(Action::OpenDoor);
                 }
                 self.note(Actor::Itself, "went on with", &plan.title).await;
                 log::info!("going on with: {} (asked for by {by})", plan.title);
@@ -346,7 +349,7 @@ impl<P: Parts> Work<P> {
         self.board.post(id, plan, RunState::Running);
         let work = self.clone();
         self.tasks.spawn(async move {
-            let outcome = match work.carry_out(id, &intent, actions, &cancel).await {
+            let outcome = match work.carry_out(id, &intent, &before, actions, &cancel).await {
                 Err(Halt::Failed(step, why)) => {
                     let why = work.put_back(&intent, &before, why, &cancel).await;
                     Err(Halt::Failed(step, why))
@@ -402,6 +405,7 @@ impl<P: Parts> Work<P> {
         self: &Arc<Self>,
         id: RunId,
         intent: &Intent,
+        before: &Site,
         actions: Vec<Action>,
         cancel: &CancellationToken,
     ) -> Result<(), Halt> {
@@ -429,7 +433,7 @@ impl<P: Parts> Work<P> {
                     self.write_site(*site, why).await.map_err(|why| Halt::Failed(step, why))
                 }
                 Action::StartEngine(name) => self.start_engine(id, step, &name, cancel).await,
-                Action::RestartGateway => self.restart_gateway(step).await,
+                Action::OpenDoor => self.open_door(step, before).await,
             };
             done?;
             self.board.step(id, step, StepState::Done);
@@ -517,94 +521,19 @@ impl<P: Parts> Work<P> {
         }
     }
 
-    async fn restart_gateway(self: &Arc<Self>, step: usize) -> Result<(), Halt> {
+    /// The gateway follows the site while it runs, so that nobody is interrupted; one that was given
+    /// up is started again.
+    async fn open_door(self: &Arc<Self>, step: usize, before: &Site) -> Result<(), Halt> {
         let keeper = self.keeper(&Part::Gateway);
-        let opened = keeper.until(keeper.start(), settled);
-        let state = tokio::select! {
-            state = opened => state,
-            () = self.ending.cancelled() => return Err(Halt::Interrupted),
+        let opening = async {
+            match keeper.until(keeper.ensure(), settled).await {
+                PartState::GaveUp(why) => Err(why),
+                _ => doorway::opens(&self.board.site(), before, &self.sockets).await,
+            }
         };
-        match state {
-            PartState::GaveUp(why) => Err(Halt::Failed(step, why)),
-            _ => Ok(()),
-        }
-    }
-
-    /// After a run that failed or was stopped, the box is what it was before: a door that does not
-    /// open would lock everyone out, and a model that does not start leaves nobody to answer.
-    /// Gives `why` with what came of that.
-    async fn put_back(
-        self: &Arc<Self>,
-        intent: &Intent,
-        before: &Site,
-        why: String,
-        cancel: &CancellationToken,
-    ) -> String {
-        let site = self.board.site();
-        let back = match intent {
-            Intent::Change(change) => as_before(change, &site, before),
-            Intent::Import { .. } => site.clone(),
-        };
-        if back == site {
-            self.restore();
-            return why;
-        }
-        for (name, slot) in &site.engines {
-            if back.engines.get(name) != Some(slot) {
-                self.stop_engine(name).await;
-            }
-        }
-        let written = self.write_site(back.clone(), format!("undone: {why}")).await;
-        self.restore();
-        if let Err(error) = written {
-            return format!("{why}; it could not be undone: {error}");
-        }
-        match intent {
-            Intent::Change(SiteChange::Engine { name, .. }) if back.engines.contains_key(name) => {
-                format!("{why}; {}", self.model_before(name, cancel).await)
-            }
-            Intent::Change(SiteChange::Engine { .. }) => why,
-            _ => {
-                if moves_the_door(intent) && !self.ending.is_cancelled() {
-                    self.keeper(&Part::Gateway).start();
-                }
-                format!("{why}; the change was undone")
-            }
-        }
-    }
-
-    /// Waits for the model that ran before, and says how it is.
-    async fn model_before(
-        self: &Arc<Self>,
-        name: &EngineName,
-        cancel: &CancellationToken,
-    ) -> String {
-        const LATER: &str = "the model before it is being started again";
-        if self.ending.is_cancelled() {
-            return LATER.to_owned();
-        }
-        let keeper = self.keeper(&Part::Engine(name.clone()));
-        let state = tokio::select! {
-            state = keeper.until(keeper.ensure(), settled) => state,
-            () = cancel.cancelled() => return LATER.to_owned(),
-            () = self.ending.cancelled() => return LATER.to_owned(),
-        };
-        match state {
-            PartState::GaveUp(why) => format!("the model before it does not start either: {why}"),
-            _ => "the model before it is back".to_owned(),
-        }
-    }
-
-    /// After a run that did not finish, whatever the site says should run does.
-    fn restore(self: &Arc<Self>) {
-        if self.ending.is_cancelled() {
-            return;
-        }
-        for name in self.board.site().engines.keys() {
-            let part = Part::Engine(name.clone());
-            if self.board.part(&part).state == PartState::Stopped {
-                self.keeper(&part).ensure();
-            }
+        tokio::select! {
+            opened = opening => opened.map_err(|why| Halt::Failed(step, why)),
+            () = self.ending.cancelled() => Err(Halt::Interrupted),
         }
     }
 
@@ -641,28 +570,7 @@ impl<P: Parts> Work<P> {
     }
 }
 
-/// `site` without what `change` made different from `before`. Only that, because the box may have
-/// been started with another door since.
-fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
-    let mut back = site.clone();
-    match change {
-        SiteChange::Rename(_) => back.name = before.name.clone(),
-        SiteChange::Door { .. } => {
-            back.door.listen = before.door.listen.clone();
-            back.door.names = before.door.names.clone();
-        }
-        SiteChange::Engine { name, .. } | SiteChange::RemoveEngine(name) => {
-            match before.engines.get(name) {
-                Some(slot) => back.engines.insert(name.clone(), slot.clone()),
-                None => back.engines.remove(name),
-            };
-        }
-        SiteChange::Usage(_) => back.usage = before.usage.clone(),
-    }
-    back
-}
-
-/// Whether a change shows at the door, so that the gateway has to be started again for it.
+/// Whether a change shows at the door: a name, an address.
 fn moves_the_door(intent: &Intent) -> bool {
     matches!(intent, Intent::Change(SiteChange::Rename(_) | SiteChange::Door { .. }))
 }

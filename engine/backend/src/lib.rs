@@ -80,7 +80,8 @@ pub struct OutputRow {
 /// What an output row asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Want {
-    /// Sample a token into the slot, under these parameters.
+    /// Sample a token into the slot, under these parameters. All rows of a step see the slot's
+    /// history as it was before the step.
     Sample(Sampling),
     /// Every logit, in vocabulary order.
     Logits,
@@ -187,6 +188,10 @@ pub struct StepOutput {
 pub enum Row {
     /// For [`Want::Sample`].
     Sampled(SampledToken),
+    /// For [`Want::Sample`], where the logits are no distribution: one of them is NaN or
+    /// infinitely large, or none is possible. Whatever the slot samples until it starts anew means
+    /// nothing.
+    Unusable,
     /// For [`Want::Logits`]: `vocab` values.
     Logits(Vec<f32>),
     /// For [`Want::Hidden`]: `hidden` values.

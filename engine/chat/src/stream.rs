@@ -23,6 +23,16 @@ impl TextStream {
     /// The text that this token completes. Control tokens have none.
     pub fn push(&mut self, token: TokenId) -> String {
         self.pending.extend_from_slice(self.tokenizer.bytes(token));
+        self.whole_characters()
+    }
+
+    /// As [`Self::push`], with the names of control tokens, as a prompt shows them.
+    pub fn push_named(&mut self, token: TokenId) -> String {
+        self.pending.extend_from_slice(self.tokenizer.name(token));
+        self.whole_characters()
+    }
+
+    fn whole_characters(&mut self) -> String {
         let mut text = String::new();
         loop {
             match std::str::from_utf8(&self.pending) {

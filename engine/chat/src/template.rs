@@ -18,6 +18,8 @@ use crate::tokenizer::{Special, Tokenizer};
 
 /// Instructions that one rendering may take: thousands of messages, but no endless loop.
 const FUEL: u64 = 5_000_000;
+/// Bytes that one rendering may write: twice the largest request.
+const MOST_WRITTEN: usize = 64 << 20;
 
 /// Who said what, and how the model should go on.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -116,17 +118,40 @@ impl ChatTemplate {
         }
         context.insert("messages".into(), messages.into());
         context.insert("add_generation_prompt".into(), conversation.add_generation_prompt.into());
-        let text = self
-            .environment
+        let mut text = Bounded(Vec::new());
+        self.environment
             .get_template(NAME)
-            .and_then(|template| template.render(Serde(context)))
+            .and_then(|template| template.render_captured_to(Serde(context), &mut text))
             .map_err(|error| match error.kind() {
+                ErrorKind::WriteFailure => ChatError::TemplateFailed(format!(
+                    "it writes more than {} MiB",
+                    MOST_WRITTEN >> 20
+                )),
                 ErrorKind::InvalidOperation if raised(&error).is_some() => {
                     ChatError::TemplateRefused(raised(&error).unwrap_or_default().to_owned())
                 }
                 _ => ChatError::TemplateFailed(said(&error)),
             })?;
+        let text = String::from_utf8(text.0)
+            .map_err(|error| ChatError::TemplateFailed(error.to_string()))?;
         Ok((text, marker))
+    }
+}
+
+/// What a template has written, up to [`MOST_WRITTEN`].
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len().saturating_add(bytes.len()) > MOST_WRITTEN {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 

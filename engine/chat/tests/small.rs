@@ -177,6 +177,12 @@ fn a_template_that_refuses_is_quoted_and_one_that_fails_is_named() {
     let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}\
         {% endfor %}{% endfor %}{% endfor %}";
     assert!(matches!(render(endless, &user(json!(""))), Err(ChatError::TemplateFailed(_))));
+    let long = format!("{{% for a in range(9999) %}}{}{{% endfor %}}", "x".repeat(20_000));
+    let failed = render(&long, &user(json!(""))).unwrap_err();
+    assert!(
+        matches!(&failed, ChatError::TemplateFailed(why) if why.contains("64 MiB")),
+        "{failed}"
+    );
 }
 
 #[test]

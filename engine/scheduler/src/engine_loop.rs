@@ -5,25 +5,44 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use polder_backend::{Backend, StepBatch, Ticket};
 
+use crate::pulse::Pulse;
 use crate::request::{Event, Refusal, Request, RequestId, SchedulerError};
 use crate::scheduler::{Config, Scheduler, Stats};
 
-/// Where a sequence's events go, in order. False says that nobody listens any more, which
-/// cancels the sequence. It is called on the engine's thread and must not wait.
-pub type Sink = Box<dyn FnMut(Event) -> bool + Send>;
+/// Where a sequence's events go, in order. It is called on the engine's thread and must not wait.
+pub trait Sink: Send {
+    /// Takes an event. False says that nobody listens any more, which cancels the sequence.
+    fn hear(&mut self, event: Event) -> bool;
+
+    /// False pauses the sequence until this says otherwise: it keeps its place and samples nothing.
+    /// Asked before each step. Whoever makes room calls [`EngineHandle::wake`].
+    fn has_room(&mut self) -> bool {
+        true
+    }
+}
+
+impl<F: FnMut(Event) -> bool + Send> Sink for F {
+    fn hear(&mut self, event: Event) -> bool {
+        self(event)
+    }
+}
 
 /// Starts the engine's thread.
 pub fn spawn(backend: Box<dyn Backend>, config: Config) -> Result<EngineThread, SchedulerError> {
     let scheduler = Scheduler::new(backend.limits(), config)?;
     let stats = Arc::new(Mutex::new(scheduler.stats()));
+    let pulse = Arc::new(Mutex::new(Pulse::default()));
     let (commands, inbox) = channel();
     let handle = EngineHandle {
         commands,
         next_id: Arc::new(AtomicU64::new(0)),
         stats: stats.clone(),
+        pulse: pulse.clone(),
+        patience: config.patience,
         capacity: scheduler.capacity(),
     };
     let engine = EngineLoop {
@@ -35,7 +54,9 @@ pub fn spawn(backend: Box<dyn Backend>, config: Config) -> Result<EngineThread, 
         in_flight: VecDeque::new(),
         batch: StepBatch::default(),
         events: Vec::new(),
+        readers_stall: false,
         stats,
+        pulse,
     };
     let thread = std::thread::Builder::new()
         .name("polder-engine".into())
@@ -76,12 +97,15 @@ pub struct EngineHandle {
     commands: Sender<Command>,
     next_id: Arc<AtomicU64>,
     stats: Arc<Mutex<Stats>>,
+    pulse: Arc<Mutex<Pulse>>,
+    patience: Duration,
     capacity: u32,
 }
 
 enum Command {
-    Admit(Vec<(RequestId, Request, Sink)>),
+    Admit(Vec<(RequestId, Request, Box<dyn Sink>)>),
     Cancel(RequestId),
+    Wake,
 }
 
 impl std::fmt::Debug for Command {
@@ -89,6 +113,7 @@ impl std::fmt::Debug for Command {
         match self {
             Self::Admit(list) => write!(f, "Admit({} sequences)", list.len()),
             Self::Cancel(id) => write!(f, "Cancel({})", id.0),
+            Self::Wake => write!(f, "Wake"),
         }
     }
 }
@@ -96,7 +121,7 @@ impl std::fmt::Debug for Command {
 impl EngineHandle {
     /// Hands sequences in, all taken or none. Each sink hears [`Event::Queued`] or
     /// [`Event::Refused`] first, within a step.
-    pub fn submit(&self, sequences: Vec<(Request, Sink)>) -> Vec<RequestId> {
+    pub fn submit(&self, sequences: Vec<(Request, Box<dyn Sink>)>) -> Vec<RequestId> {
         let count = sequences.len() as u64;
         let first = self.next_id.fetch_add(count, Ordering::Relaxed);
         let ids: Vec<RequestId> = (first..first + count).map(RequestId).collect();
@@ -106,7 +131,7 @@ impl EngineHandle {
             && let Command::Admit(sequences) = unsent.0
         {
             for (_, _, mut sink) in sequences {
-                sink(Event::Refused(Refusal::Stopping));
+                sink.hear(Event::Refused(Refusal::Stopping));
             }
         }
         ids
@@ -118,9 +143,21 @@ impl EngineHandle {
         let _ = self.commands.send(Command::Cancel(id));
     }
 
+    /// Says that a sink which had no room has some again.
+    pub fn wake(&self) {
+        // Where the engine has ended there is nothing left to go on with.
+        let _ = self.commands.send(Command::Wake);
+    }
+
     /// How things stood after the last step.
     pub fn stats(&self) -> Stats {
-        *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.stats)
+    }
+
+    /// How long the step in flight has been running, where that is so much longer than its tokens
+    /// explain that the back end must be taken for hung ([`Config::patience`]).
+    pub fn hung(&self) -> Option<Duration> {
+        lock(&self.pulse).overdue(Instant::now(), self.patience)
     }
 
     /// Most tokens of one sequence, prompt and answer together.
@@ -134,11 +171,15 @@ struct EngineLoop {
     backend: Box<dyn Backend>,
     steps_ahead: usize,
     inbox: Receiver<Command>,
-    sinks: HashMap<RequestId, Sink>,
-    in_flight: VecDeque<Ticket>,
+    sinks: HashMap<RequestId, Box<dyn Sink>>,
+    /// Steps that were submitted and not collected, with their tokens.
+    in_flight: VecDeque<(Ticket, u32)>,
     batch: StepBatch,
     events: Vec<(RequestId, Event)>,
+    /// Nothing can be run until a reader takes what is there for it, or a command comes.
+    readers_stall: bool,
     stats: Arc<Mutex<Stats>>,
+    pulse: Arc<Mutex<Pulse>>,
 }
 
 impl EngineLoop {
@@ -148,7 +189,7 @@ impl EngineLoop {
             log::error!(error:% = error; "the engine stops: a step failed");
         }
         for sink in self.sinks.values_mut() {
-            sink(Event::Failed);
+            sink.hear(Event::Failed);
         }
         result
     }
@@ -158,19 +199,36 @@ impl EngineLoop {
             if self.scheduler.is_idle() {
                 continue;
             }
+            let sinks = &mut self.sinks;
+            self.scheduler.pause_where(|id| sinks.get_mut(&id).is_some_and(|s| !s.has_room()));
             let submitted = self.in_flight.len() <= self.steps_ahead
                 && self.scheduler.plan_step(&mut self.batch);
             if submitted {
+                let tokens = self.batch.inputs.len() as u32;
+                if self.in_flight.is_empty() {
+                    lock(&self.pulse).begin(Instant::now(), tokens);
+                }
                 let ticket = self.backend.submit(&self.batch).map_err(SchedulerError::Backend)?;
-                self.in_flight.push_back(ticket);
+                self.in_flight.push_back((ticket, tokens));
                 if self.in_flight.len() <= self.steps_ahead {
                     continue;
                 }
             }
-            let Some(ticket) = self.in_flight.pop_front() else {
-                return Err(SchedulerError::Stalled);
+            let Some((ticket, _)) = self.in_flight.pop_front() else {
+                if self.scheduler.stats().paused == 0 {
+                    return Err(SchedulerError::Stalled);
+                }
+                self.readers_stall = true;
+                continue;
             };
             let output = self.backend.collect(ticket).map_err(SchedulerError::Backend)?;
+            {
+                let (mut pulse, now) = (lock(&self.pulse), Instant::now());
+                pulse.end(now);
+                if let Some((_, tokens)) = self.in_flight.front() {
+                    pulse.begin(now, *tokens);
+                }
+            }
             self.scheduler.take(output, &mut self.events)?;
             // Before its answer is heard: who asks after that must not see it still running.
             self.publish();
@@ -184,7 +242,8 @@ impl EngineLoop {
     fn hear(&mut self) -> bool {
         self.publish();
         loop {
-            let command = if self.scheduler.is_idle() {
+            let nothing_to_do = self.scheduler.is_idle() || std::mem::take(&mut self.readers_stall);
+            let command = if nothing_to_do {
                 match self.inbox.recv() {
                     Ok(command) => command,
                     Err(_) => return false,
@@ -199,12 +258,13 @@ impl EngineLoop {
             match command {
                 Command::Admit(sequences) => self.admit(sequences),
                 Command::Cancel(id) => self.cancel(id),
+                Command::Wake => {}
             }
             self.publish();
         }
     }
 
-    fn admit(&mut self, sequences: Vec<(RequestId, Request, Sink)>) {
+    fn admit(&mut self, sequences: Vec<(RequestId, Request, Box<dyn Sink>)>) {
         let mut sinks = Vec::with_capacity(sequences.len());
         let mut requests = Vec::with_capacity(sequences.len());
         for (id, request, sink) in sequences {
@@ -214,7 +274,7 @@ impl EngineLoop {
         match self.scheduler.admit(requests) {
             Ok(()) => {
                 for (id, mut sink) in sinks {
-                    if sink(Event::Queued) {
+                    if sink.hear(Event::Queued) {
                         self.sinks.insert(id, sink);
                     } else {
                         self.scheduler.cancel(id);
@@ -223,7 +283,7 @@ impl EngineLoop {
             }
             Err(refusal) => {
                 for (_, mut sink) in sinks {
-                    sink(Event::Refused(refusal));
+                    sink.hear(Event::Refused(refusal));
                 }
             }
         }
@@ -238,9 +298,9 @@ impl EngineLoop {
     fn tell(&mut self) {
         let mut events = std::mem::take(&mut self.events);
         for (id, event) in events.drain(..) {
-            let last = matches!(event, Event::Finished { .. });
+            let last = matches!(event, Event::Finished { .. } | Event::Unusable);
             let Some(sink) = self.sinks.get_mut(&id) else { continue };
-            let heard = sink(event);
+            let heard = sink.hear(event);
             if last {
                 self.sinks.remove(&id);
             } else if !heard {
@@ -251,6 +311,11 @@ impl EngineLoop {
     }
 
     fn publish(&self) {
-        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.scheduler.stats();
+        *lock(&self.stats) = self.scheduler.stats();
     }
+}
+
+/// What a thread that panicked left behind is still the last that is known.
+fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -13,7 +13,8 @@ use polder_backend::{
     StepOutput, Ticket, TokenId, Want,
 };
 
-/// What comes after these tokens, sampled with this seed.
+/// What comes after these tokens, sampled with this seed. A token that the vocabulary does not
+/// have stands for logits that are no numbers.
 pub type NextToken = Box<dyn Fn(&[TokenId], &Sampling) -> TokenId + Send>;
 
 /// See the module.
@@ -135,7 +136,10 @@ impl FakeBackend {
             Want::Sample(sampling) => sampling,
             _ => {
                 let mut logits = vec![0.0; self.limits.vocab as usize];
-                logits[(self.next)(&so_far, &Sampling::greedy()).0 as usize] = 4.0;
+                match logits.get_mut((self.next)(&so_far, &Sampling::greedy()).0 as usize) {
+                    Some(logit) => *logit = 4.0,
+                    None => logits.fill(f32::NAN),
+                }
                 return Ok(Row::Logits(logits));
             }
         };
@@ -144,8 +148,13 @@ impl FakeBackend {
             return Err(bad(format!("slot {} holds another sequence's history", row.slot.0)));
         }
         let token = (self.next)(&so_far, sampling);
+        let unusable = token.0 >= self.limits.vocab;
+        let token = if unusable { TokenId(0) } else { token };
         slot.last = Some(token);
         slot.history.push(token);
+        if unusable {
+            return Ok(Row::Unusable);
+        }
         let top = sampling.logprobs.map_or(0, u32::from);
         Ok(Row::Sampled(SampledToken {
             token,

@@ -6,9 +6,11 @@
 //! [`EngineHandle`] is how the rest of a process talks to that thread.
 
 mod engine_loop;
+mod fair;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod pool;
+mod pulse;
 mod queue;
 mod request;
 mod scheduler;

@@ -29,21 +29,37 @@ impl WaitingQueue {
         self.len += 1;
     }
 
-    /// The request whose turn it is.
-    pub(crate) fn peek(&self) -> Option<&Request> {
-        let member = self.round.front()?;
+    /// How many requests of a member wait.
+    pub(crate) fn of(&self, member: &MemberId) -> usize {
+        self.by_member.get(member).map_or(0, VecDeque::len)
+    }
+
+    /// The member whose turn it is: of those who may have a turn, one with the fewest `running`,
+    /// and among equals the one who waited longest for it.
+    pub(crate) fn next(
+        &self,
+        running: impl Fn(&MemberId) -> usize,
+        may: impl Fn(usize) -> bool,
+    ) -> Option<&MemberId> {
+        let ranked = self.round.iter().map(|member| (running(member), member));
+        ranked.filter(|(rank, _)| may(*rank)).min_by_key(|(rank, _)| *rank).map(|(_, next)| next)
+    }
+
+    /// A member's next request.
+    pub(crate) fn peek(&self, member: &MemberId) -> Option<&Request> {
         self.by_member.get(member)?.front().map(|(_, request)| request)
     }
 
     /// Takes that request; its member goes to the end of the round.
-    pub(crate) fn pop(&mut self) -> Option<(RequestId, Request)> {
-        let member = self.round.pop_front()?;
-        let queue = self.by_member.get_mut(&member).expect("a member in the round has a queue");
+    pub(crate) fn pop(&mut self, member: &MemberId) -> Option<(RequestId, Request)> {
+        let queue = self.by_member.get_mut(member)?;
         let next = queue.pop_front().expect("a member in the round has something waiting");
-        if queue.is_empty() {
-            self.by_member.remove(&member);
+        let empty = queue.is_empty();
+        self.round.retain(|other| other != member);
+        if empty {
+            self.by_member.remove(member);
         } else {
-            self.round.push_back(member);
+            self.round.push_back(member.clone());
         }
         self.len -= 1;
         Some(next)
@@ -83,6 +99,29 @@ mod tests {
         }
     }
 
+    /// Takes whoever is next while nobody runs.
+    fn pop(queue: &mut WaitingQueue) -> Option<u64> {
+        let next = queue.next(|_| 0, |_| true)?.clone();
+        queue.pop(&next).map(|(id, _)| id.0)
+    }
+
+    #[test]
+    fn whoever_has_the_fewest_running_is_next() {
+        let mut queue = WaitingQueue::default();
+        for (id, member) in ["two", "one", "none", "also one"].into_iter().enumerate() {
+            queue.push(RequestId(id as u64), request(member));
+        }
+        let running = |member: &MemberId| match member {
+            m if *m == MemberId::new("two") => 2,
+            m if *m == MemberId::new("none") => 0,
+            _ => 1,
+        };
+        let next = |may: fn(usize) -> bool| queue.next(running, may).cloned();
+        assert_eq!(next(|_| true), Some(MemberId::new("none")));
+        assert_eq!(next(|running| running > 0), Some(MemberId::new("one")));
+        assert_eq!(next(|_| false), None);
+    }
+
     #[test]
     fn a_member_with_many_requests_does_not_keep_another_waiting() {
         let mut queue = WaitingQueue::default();
@@ -90,7 +129,7 @@ mod tests {
             queue.push(RequestId(id), request("busy"));
         }
         queue.push(RequestId(3), request("quiet"));
-        let order: Vec<u64> = std::iter::from_fn(|| queue.pop()).map(|(id, _)| id.0).collect();
+        let order: Vec<u64> = std::iter::from_fn(|| pop(&mut queue)).collect();
         assert_eq!(order, [0, 3, 1, 2]);
         assert_eq!(queue.len(), 0);
     }
@@ -102,7 +141,7 @@ mod tests {
         queue.push(RequestId(1), request("two"));
         assert!(queue.remove(RequestId(0)));
         assert!(!queue.remove(RequestId(0)));
-        assert_eq!(queue.pop().map(|(id, _)| id), Some(RequestId(1)));
-        assert!(queue.pop().is_none());
+        assert_eq!(pop(&mut queue), Some(1));
+        assert_eq!(pop(&mut queue), None);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use polder_backend::{BackendError, SampledToken, Sampling, TokenId};
 
-/// Whose request it is. Opaque here: equal ids share one place in the round robin.
+/// Whose request it is. Opaque here: equal ids share one share.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MemberId(Arc<str>);
 
@@ -37,7 +37,8 @@ pub struct Request {
     pub prompt_logprobs: Option<u8>,
 }
 
-/// What happened to a sequence. Order: `Queued`, `Prompt` (if asked for), `Token`…, `Finished`.
+/// What happened to a sequence. Order: `Queued`, `Prompt` (if asked for), `Token`…, `Finished`
+/// or, at any point, `Unusable`.
 /// A sequence that is cancelled hears nothing more.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -56,6 +57,8 @@ pub enum Event {
         /// Tokens sampled in all, a stop token included.
         sampled: u32,
     },
+    /// The model computed no distribution (NaN, infinity) for this sequence; nothing follows.
+    Unusable,
     /// The engine is ending after a failure of the device; nothing follows.
     Failed,
 }
@@ -87,6 +90,14 @@ pub enum Refusal {
     #[error("{waiting} requests are already waiting, as many as may wait; try again in a moment")]
     QueueFull {
         /// How many wait.
+        waiting: usize,
+    },
+    /// The member has as many places as may be had while others could come.
+    #[error(
+        "{waiting} of your requests are already waiting, as many as one member may have now; try again when some are answered"
+    )]
+    ShareFull {
+        /// How many of the member's requests wait.
         waiting: usize,
     },
     /// The prompt leaves no room for an answer.

@@ -3,7 +3,7 @@
 //! Decode comes first, one token for every sequence that is past its prompt; what is left of the
 //! step's token budget is shared by the prompts that are still being read, short ones first to
 //! finish. Blocks are taken when they are needed. Where none is left, the sequence that came
-//! last gives its blocks up, keeps its slot (and with it its penalty history), and reads its
+//! last, of the member with the most of them, gives its blocks up, keeps its slot (and with it its penalty history), and reads its
 //! tokens again once there is room: nothing that was sampled is lost.
 //!
 //! Steps run in the order in which they were submitted. That is why a sequence's blocks and
@@ -11,13 +11,15 @@
 //! flight: whoever gets them writes later.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
-use polder_backend::{Limits, Row, Slot, StepBatch, StepOutput, TokenId};
+use polder_backend::{BlockId, Limits, Row, Slot, StepBatch, StepOutput, TokenId};
 
+use crate::fair;
 use crate::pool::BlockPool;
 use crate::queue::WaitingQueue;
 use crate::request::{
-    Event, FinishReason, PromptLogprob, Refusal, Request, RequestId, SchedulerError,
+    Event, FinishReason, MemberId, PromptLogprob, Refusal, Request, RequestId, SchedulerError,
 };
 use crate::sequence::{LOGIT_ROWS, RowOwner, Sequence, blocks_for};
 
@@ -32,11 +34,25 @@ pub struct Config {
     /// Steps submitted before the one before them was read: 1 hides the host's time behind a
     /// device that runs by itself, 0 suits a back end that computes within `submit`.
     pub steps_ahead: u8,
+    /// A step that runs so much longer than its tokens explain is taken for hung.
+    pub patience: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { max_waiting: 256, step_tokens: 512, steps_ahead: 0 }
+        Self {
+            max_waiting: 256,
+            step_tokens: 512,
+            steps_ahead: 0,
+            patience: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Config {
+    /// Most requests of one member that may wait.
+    pub fn most_of_one(&self) -> usize {
+        fair::most_waiting(self.max_waiting)
     }
 }
 
@@ -45,6 +61,8 @@ impl Default for Config {
 pub struct Stats {
     /// Sequences in a slot.
     pub running: usize,
+    /// Of those, how many wait for their readers.
+    pub paused: usize,
     /// Requests without a slot.
     pub waiting: usize,
     /// KV blocks that sequences own.
@@ -76,6 +94,13 @@ pub struct Scheduler {
     spare_rows: Vec<Vec<RowOwner>>,
     shares: Vec<Share>,
     stats: Stats,
+}
+
+/// Who gets blocks next: a running sequence that lost its own, or a member's next request.
+#[derive(Debug)]
+enum Next {
+    Again(usize),
+    New(MemberId),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -129,6 +154,7 @@ impl Scheduler {
     pub fn stats(&self) -> Stats {
         Stats {
             running: self.running.len(),
+            paused: self.running.iter().filter(|sequence| sequence.paused).count(),
             waiting: self.waiting.len(),
             blocks_used: self.pool.used(),
             blocks_total: self.pool.total(),
@@ -164,8 +190,17 @@ impl Scheduler {
 
     /// Takes requests into the queue, all of them or none.
     pub fn admit(&mut self, requests: Vec<(RequestId, Request)>) -> Result<(), Refusal> {
-        if self.waiting.len().saturating_add(requests.len()) > self.config.max_waiting {
-            return Err(Refusal::QueueFull { waiting: self.waiting.len() });
+        let waiting = self.waiting.len();
+        let free = self.config.max_waiting.saturating_sub(waiting);
+        let Some(left) = free.checked_sub(requests.len()) else {
+            return Err(Refusal::QueueFull { waiting });
+        };
+        for (_, Request { member, .. }) in &requests {
+            let waiting = self.waiting.of(member);
+            let new = requests.iter().filter(|(_, other)| other.member == *member).count();
+            if !fair::may_wait(waiting + new, left) {
+                return Err(Refusal::ShareFull { waiting });
+            }
         }
         for (_, request) in &requests {
             self.check(request)?;
@@ -185,6 +220,24 @@ impl Scheduler {
             }
             None => self.waiting.remove(id),
         }
+    }
+
+    /// Pauses the running sequences whose readers have no room, and lets the others go on. A paused
+    /// one keeps its slot, and its blocks until somebody else needs them.
+    pub fn pause_where(&mut self, mut full: impl FnMut(RequestId) -> bool) {
+        for sequence in &mut self.running {
+            sequence.paused = full(sequence.id);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> &WaitingQueue {
+        &self.waiting
+    }
+
+    #[cfg(test)]
+    pub(crate) fn running(&self) -> &[Sequence] {
+        &self.running
     }
 
     /// Fills `batch` with the next step; false, and an empty batch, where there is nothing to
@@ -226,6 +279,11 @@ impl Scheduler {
                 (Row::Logits(logits), Some(position)) => {
                     if let Some(index) = index {
                         self.take_logits(index, position, &logits, events)?;
+                    }
+                }
+                (Row::Unusable, None) => {
+                    if let Some(index) = index {
+                        self.give_up(index, events);
                     }
                 }
                 _ => return Err(wrong),
@@ -273,8 +331,13 @@ impl Scheduler {
         let best = usize::from(sequence.request.prompt_logprobs.unwrap_or(0));
         let last = position + 1 == sequence.prompt_len();
         let ended = last && sequence.limit == 0;
-        let judged = judge(token, logits, best)
-            .ok_or(SchedulerError::WrongAnswer { expected: 1, got: 0 })?;
+        if logits.len() <= token.0 as usize {
+            return Err(SchedulerError::WrongAnswer { expected: 1, got: 0 });
+        }
+        let Some(judged) = judge(token, logits, best) else {
+            self.give_up(index, events);
+            return Ok(());
+        };
         match events.last_mut() {
             Some((other, Event::Prompt(list))) if *other == id => list.push(judged),
             _ => events.push((id, Event::Prompt(vec![judged]))),
@@ -287,57 +350,103 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Gives room first to sequences that lost theirs, then to those that wait.
+    /// Ends a sequence for which the model computed no distribution. Others go on: a broken
+    /// weight may touch some tokens alone.
+    fn give_up(&mut self, index: usize, events: &mut Vec<(RequestId, Event)>) {
+        log::error!("the model computed NaN or infinity instead of probabilities; an answer ends");
+        events.push((self.running[index].id, Event::Unusable));
+        self.release(index);
+    }
+
+    /// Gives room to as many as fit.
     fn make_room_for_more(&mut self) {
-        let block_tokens = self.limits.block_tokens;
-        // One block for each sequence that has room stays free, so that a newcomer is not
-        // thrown out again by the next few decoded tokens.
-        let mut spare = self.running.iter().filter(|sequence| sequence.has_room()).count();
-        for sequence in &mut self.running {
-            if sequence.has_room() {
-                continue;
-            }
-            let need = blocks_for(sequence.tokens.len() as u32, block_tokens);
-            if need + spare > self.pool.available() {
-                return;
-            }
-            self.pool.take(need, &mut sequence.blocks);
-            spare += 1;
-        }
-        while let (Some(next), Some(&slot)) = (self.waiting.peek(), self.free_slots.last()) {
-            let need = blocks_for(next.prompt.len() as u32, block_tokens);
-            if need + spare > self.pool.available() {
-                return;
+        while let Some(next) = self.next_for_room() {
+            let (member, tokens) = match &next {
+                Next::Again(index) => {
+                    let sequence = &self.running[*index];
+                    (sequence.request.member.clone(), sequence.tokens.len())
+                }
+                Next::New(member) => {
+                    let request = self.waiting.peek(member).expect("just seen there");
+                    (member.clone(), request.prompt.len())
+                }
+            };
+            let need = blocks_for(tokens as u32, self.limits.block_tokens);
+            while !self.fits(need) {
+                let Some(victim) = fair::spare(&self.running, &member) else { return };
+                self.preempt(victim);
             }
             let mut blocks = Vec::new();
             self.pool.take(need, &mut blocks);
-            spare += 1;
-            let (id, request) = self.waiting.pop().expect("just seen there");
-            self.free_slots.pop();
-            let room = self.capacity() - request.prompt.len() as u32;
-            self.running.push(Sequence {
-                id,
-                slot,
-                fresh: true,
-                tokens: request.prompt.clone(),
-                blocks,
-                fed: 0,
-                planned: 0,
-                limit: request.max_tokens.min(room),
-                logits_planned: 0,
-                request,
-            });
+            match next {
+                Next::Again(index) => self.running[index].blocks = blocks,
+                Next::New(member) => self.start(&member, blocks),
+            }
         }
     }
 
-    fn plan_decodes(&mut self, batch: &mut StepBatch, rows: &mut Vec<RowOwner>) {
-        for index in 0..self.running.len() {
-            let sequence = &self.running[index];
-            if !sequence.decodes() || sequence.planned >= sequence.limit {
-                continue;
+    /// Members with the fewest sequences that have room come first; of one member's, those that
+    /// lost theirs.
+    fn next_for_room(&self) -> Option<Next> {
+        let room = |member: &MemberId| fair::with_room(&self.running, member);
+        let again = self
+            .running
+            .iter()
+            .enumerate()
+            .filter(|(_, sequence)| !sequence.has_room() && !sequence.paused)
+            .map(|(index, sequence)| (room(&sequence.request.member), index))
+            .min();
+        let free = self.free_slots.len();
+        let new = self.waiting.next(
+            |member| fair::running(&self.running, member),
+            |running| fair::may_start(running, free),
+        );
+        match (again, new) {
+            (Some((least, _)), Some(member)) if room(member) < least => {
+                Some(Next::New(member.clone()))
             }
-            if self.extend(index) {
-                self.running[index].plan(1, self.limits.block_tokens, batch, rows);
+            (Some((_, index)), _) => Some(Next::Again(index)),
+            (None, new) => new.cloned().map(Next::New),
+        }
+    }
+
+    /// Whether so many blocks may be given out. One for each sequence that has room stays free, so
+    /// that a newcomer is not thrown out again by the next few decoded tokens.
+    fn fits(&self, need: usize) -> bool {
+        let spare = self.running.iter().filter(|sequence| sequence.has_room()).count();
+        need + spare <= self.pool.available()
+    }
+
+    fn start(&mut self, member: &MemberId, blocks: Vec<BlockId>) {
+        let (id, request) = self.waiting.pop(member).expect("just seen there");
+        let slot = self.free_slots.pop().expect("just seen free");
+        let room = self.capacity() - request.prompt.len() as u32;
+        self.running.push(Sequence {
+            id,
+            slot,
+            fresh: true,
+            tokens: request.prompt.clone(),
+            blocks,
+            paused: false,
+            fed: 0,
+            planned: 0,
+            limit: request.max_tokens.min(room),
+            logits_planned: 0,
+            request,
+        });
+    }
+
+    fn plan_decodes(&mut self, batch: &mut StepBatch, rows: &mut Vec<RowOwner>) {
+        // All of them get their blocks before the first one is planned: whoever gives some up must
+        // not be in the step already.
+        for index in 0..self.running.len() {
+            if self.running[index].wants_token() {
+                self.extend(index);
+            }
+        }
+        for sequence in &mut self.running {
+            if sequence.wants_token() {
+                sequence.plan(1, self.limits.block_tokens, batch, rows);
             }
         }
     }
@@ -347,7 +456,10 @@ impl Scheduler {
         let mut shares = std::mem::take(&mut self.shares);
         shares.clear();
         shares.extend(self.running.iter().enumerate().filter_map(|(index, sequence)| {
-            let reads = sequence.has_room() && !sequence.decodes() && sequence.unread() > 0;
+            let reads = sequence.has_room()
+                && !sequence.paused
+                && !sequence.decodes()
+                && sequence.unread() > 0;
             reads.then(|| Share { index, tokens: sequence.unread() })
         }));
         // Oldest first, so that the rows of one step stay few however many prompts are judged.
@@ -370,24 +482,20 @@ impl Scheduler {
         self.shares = shares;
     }
 
-    /// Makes sure that the sequence owns the block of its next position, at the cost of those
-    /// who came later; false where it had to give up its own blocks instead.
-    fn extend(&mut self, index: usize) -> bool {
+    /// Makes sure that the sequence owns the block of its next position, at the cost of others or,
+    /// where it is the one to give up its blocks, not at all.
+    fn extend(&mut self, index: usize) {
         let need = blocks_for(self.running[index].fed + 1, self.limits.block_tokens);
         loop {
             let sequence = &mut self.running[index];
             let missing = need - sequence.blocks.len();
             if missing == 0 || self.pool.take(missing, &mut sequence.blocks) {
-                return true;
+                return;
             }
-            let victim = self
-                .running
-                .iter()
-                .rposition(Sequence::has_room)
-                .expect("a sequence that decodes owns blocks");
+            let victim = fair::victim(&self.running).expect("a sequence that decodes owns blocks");
             self.preempt(victim);
             if victim == index {
-                return false;
+                return;
             }
         }
     }
@@ -428,6 +536,9 @@ fn share_out(shares: &mut [Share], budget: &mut u32) {
 fn judge(token: TokenId, logits: &[f32], best: usize) -> Option<PromptLogprob> {
     let own = *logits.get(token.0 as usize)?;
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if !max.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
+        return None;
+    }
     let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
     let log_sum = f64::from(max) + sum.ln();
     let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
@@ -474,5 +585,9 @@ mod tests {
         assert_eq!(judged.top[1].0, TokenId(0));
         assert!((judged.top[1].1 - 0.25f32.ln()).abs() < 1e-6);
         assert!(judge(TokenId(9), &[0.0], 1).is_none());
+        for bad in [f32::NAN, f32::INFINITY] {
+            assert!(judge(TokenId(0), &[0.0, bad], 1).is_none());
+        }
+        assert!(judge(TokenId(0), &[f32::NEG_INFINITY], 1).is_none());
     }
 }

@@ -21,6 +21,8 @@ pub(crate) struct Sequence {
     /// The prompt, then what was sampled and read back.
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) blocks: Vec<BlockId>,
+    /// Its reader has not taken what is there: it keeps its place and is not run.
+    pub(crate) paused: bool,
     /// Positions whose KV is written once every planned step has run.
     pub(crate) fed: u32,
     /// Tokens that planned steps sample, read back or not.
@@ -55,6 +57,11 @@ impl Sequence {
     /// Its next input is the token that its slot sampled last.
     pub(crate) fn decodes(&self) -> bool {
         self.has_room() && self.planned > 0 && self.fed + 1 == self.prompt_len() + self.planned
+    }
+
+    /// The next step may sample its next token.
+    pub(crate) fn wants_token(&self) -> bool {
+        !self.paused && self.decodes() && self.planned < self.limit
     }
 
     /// Known tokens still to be read, for a sequence that is not decoding.

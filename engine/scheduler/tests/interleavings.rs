@@ -3,57 +3,17 @@
 
 #![allow(clippy::unwrap_used)] // Helpers outside test functions unwrap too.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex};
+mod common;
 
-use polder_backend::{Backend, Limits, OutputRow, Sampling, StepBatch, Ticket, TokenId, Want};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use common::{STOP, VOCAB, alone, limits, request};
+use polder_backend::{Backend, Limits, OutputRow, StepBatch, Ticket, TokenId, Want};
 use polder_scheduler::fake::{FakeBackend, hashed};
 use polder_scheduler::{
-    Config, Event, FinishReason, MemberId, Refusal, Request, RequestId, Scheduler, SchedulerError,
+    Config, Event, FinishReason, Refusal, Request, RequestId, Scheduler, SchedulerError,
 };
 use proptest::prelude::*;
-
-const VOCAB: u32 = 23;
-const STOP: TokenId = TokenId(0);
-
-fn limits(blocks: u32, slots: u16) -> Limits {
-    Limits {
-        step_tokens: 64,
-        slots,
-        blocks,
-        block_tokens: 4,
-        context: 64,
-        vocab: VOCAB,
-        kv_bytes_per_token: 1,
-    }
-}
-
-fn request(member: &str, prompt: Vec<u32>, max_tokens: u32, seed: u64) -> Request {
-    Request {
-        member: MemberId::new(member),
-        prompt: prompt.into_iter().map(TokenId).collect(),
-        max_tokens,
-        stop_tokens: [STOP].into(),
-        sampling: Sampling { seed, ..Sampling::greedy() },
-        prompt_logprobs: None,
-    }
-}
-
-/// What the sequence must say if it is alone in the world.
-fn alone(request: &Request, capacity: u32) -> (Vec<TokenId>, FinishReason, u32) {
-    let next = hashed(VOCAB);
-    let mut tokens = request.prompt.clone();
-    let limit = request.max_tokens.min(capacity - tokens.len() as u32);
-    for sampled in 1..=limit {
-        let token = next(&tokens, &request.sampling);
-        if token == STOP {
-            return (tokens[request.prompt.len()..].to_vec(), FinishReason::Stop, sampled);
-        }
-        tokens.push(token);
-    }
-    (tokens[request.prompt.len()..].to_vec(), FinishReason::Length, limit)
-}
 
 /// The loop of the engine's thread, one call at a time.
 struct Bench {
@@ -63,6 +23,8 @@ struct Bench {
     ahead: usize,
     batch: StepBatch,
     said: BTreeMap<RequestId, Vec<Event>>,
+    /// Whose readers take nothing.
+    paused: BTreeSet<RequestId>,
 }
 
 impl Bench {
@@ -74,12 +36,17 @@ impl Bench {
             ahead: config.steps_ahead.into(),
             batch: StepBatch::default(),
             said: BTreeMap::new(),
+            paused: BTreeSet::new(),
         }
     }
 
     /// Submits what can be submitted and reads one step; false when there was nothing to do.
     fn turn(&mut self) -> bool {
-        while self.in_flight.len() <= self.ahead && self.scheduler.plan_step(&mut self.batch) {
+        while self.in_flight.len() <= self.ahead {
+            self.scheduler.pause_where(|id| self.paused.contains(&id));
+            if !self.scheduler.plan_step(&mut self.batch) {
+                break;
+            }
             self.in_flight.push_back(self.backend.submit(&self.batch).unwrap());
         }
         let Some(ticket) = self.in_flight.pop_front() else { return false };
@@ -113,8 +80,15 @@ impl Bench {
 
 #[derive(Debug, Clone)]
 enum Act {
-    Admit { member: u8, prompt: Vec<u32>, max_tokens: u32, seed: u64 },
+    Admit {
+        member: u8,
+        prompt: Vec<u32>,
+        max_tokens: u32,
+        seed: u64,
+    },
     Cancel(prop::sample::Index),
+    /// A reader stops reading, or reads again.
+    Stall(prop::sample::Index),
     Turns(u8),
 }
 
@@ -126,6 +100,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
                 |(member, prompt, max_tokens, seed)| Act::Admit { member, prompt, max_tokens, seed }
             ),
             1 => any::<prop::sample::Index>().prop_map(Act::Cancel),
+            2 => any::<prop::sample::Index>().prop_map(Act::Stall),
             3 => (0u8..6).prop_map(Act::Turns),
         ],
         1..60,
@@ -144,7 +119,7 @@ proptest! {
         steps_ahead in 0u8..2,
         max_waiting in 1usize..20,
     ) {
-        let config = Config { max_waiting, step_tokens, steps_ahead };
+        let config = Config { max_waiting, step_tokens, steps_ahead, ..Config::default() };
         let mut bench = Bench::new(limits(blocks, slots), config);
         let capacity = bench.scheduler.capacity();
         let mut taken: BTreeMap<RequestId, (Request, bool)> = BTreeMap::new();
@@ -159,6 +134,7 @@ proptest! {
                             taken.insert(id, (request, false));
                         }
                         Err(Refusal::QueueFull { .. }) => prop_assert_eq!(waiting, max_waiting),
+                        Err(Refusal::ShareFull { waiting: mine }) => prop_assert!(mine > 0),
                         Err(Refusal::TooLong { .. }) => {
                             prop_assert!(request.prompt.len() + 1 > capacity as usize);
                         }
@@ -175,8 +151,22 @@ proptest! {
                         prop_assert!(!bench.scheduler.cancel(id));
                     }
                 }
+                Act::Stall(which) => {
+                    if taken.is_empty() { continue; }
+                    let id = *which.get(&taken.keys().copied().collect::<Vec<_>>());
+                    if !bench.paused.remove(&id) { bench.paused.insert(id); }
+                }
                 Act::Turns(count) => {
+                    let said = |bench: &Bench| -> Vec<usize> {
+                        bench.paused.iter().map(|id| bench.tokens_of(*id).len()).collect()
+                    };
+                    let before = said(&bench);
                     for _ in 0..count { bench.turn(); }
+                    // What was in flight when they were paused, or the step that starts one, and
+                    // nothing more.
+                    for (after, before) in said(&bench).into_iter().zip(before) {
+                        prop_assert!(after <= before.max(1) + usize::from(steps_ahead));
+                    }
                 }
             }
             let stats = bench.scheduler.stats();
@@ -184,9 +174,16 @@ proptest! {
             prop_assert!(stats.blocks_used <= stats.blocks_total);
         }
         let mut turns = 0;
-        while bench.turn() {
-            turns += 1;
-            prop_assert!(turns < 200_000, "it never ends");
+        for stalled in [true, false] {
+            if !stalled { bench.paused.clear(); }
+            while bench.turn() {
+                turns += 1;
+                prop_assert!(turns < 200_000, "it never ends");
+            }
+            // Slots are not taken away from a stalled reader, everything else is.
+            let stats = bench.scheduler.stats();
+            prop_assert!(stats.waiting == 0 || stats.paused > 0);
+            prop_assert_eq!(stats.running, stats.paused);
         }
         prop_assert!(bench.scheduler.is_idle());
         let stats = bench.scheduler.stats();
@@ -207,7 +204,7 @@ proptest! {
 
 #[test]
 fn a_full_pool_makes_the_last_comer_start_again_and_loses_nothing() {
-    let config = Config { max_waiting: 8, step_tokens: 64, steps_ahead: 1 };
+    let config = Config { max_waiting: 8, step_tokens: 64, steps_ahead: 1, ..Config::default() };
     let mut bench = Bench::new(limits(10, 4), config);
     let mut requests = Vec::new();
     for id in 0..4 {
@@ -230,13 +227,13 @@ fn a_full_pool_makes_the_last_comer_start_again_and_loses_nothing() {
 
 #[test]
 fn a_long_prompt_is_read_in_chunks_while_others_decode() {
-    let config = Config { max_waiting: 8, step_tokens: 8, steps_ahead: 0 };
+    let config = Config { max_waiting: 8, step_tokens: 8, steps_ahead: 0, ..Config::default() };
     let mut bench = Bench::new(limits(40, 2), config);
     let mut first = request("m", vec![1], 40, 7);
     first.stop_tokens = [].into();
     bench.scheduler.admit(vec![(RequestId(0), first)]).unwrap();
     bench.turn();
-    bench.scheduler.admit(vec![(RequestId(1), request("m", vec![2; 50], 1, 7))]).unwrap();
+    bench.scheduler.admit(vec![(RequestId(1), request("n", vec![2; 50], 1, 7))]).unwrap();
     let before = bench.tokens_of(RequestId(0)).len();
     let mut turns = 0;
     while bench.end_of(RequestId(1)).is_none() {
@@ -251,7 +248,7 @@ fn a_long_prompt_is_read_in_chunks_while_others_decode() {
 #[test]
 fn judged_prompts_deliver_one_logprob_for_each_token_after_the_first() {
     for max_tokens in [0, 2] {
-        let config = Config { max_waiting: 8, step_tokens: 9, steps_ahead: 1 };
+        let config = Config { max_waiting: 8, step_tokens: 9, steps_ahead: 1, ..Config::default() };
         let mut bench = Bench::new(limits(40, 2), config);
         let prompt: Vec<u32> = (0..45).map(|token| token % VOCAB).collect();
         let mut judged = request("m", prompt.clone(), max_tokens, 7);
@@ -281,7 +278,7 @@ fn judged_prompts_deliver_one_logprob_for_each_token_after_the_first() {
 
 #[test]
 fn many_judged_prompts_share_the_rows_of_one_step() {
-    let config = Config { max_waiting: 8, step_tokens: 200, steps_ahead: 0 };
+    let config = Config { max_waiting: 8, step_tokens: 200, steps_ahead: 0, ..Config::default() };
     let mut bench = Bench::new(limits(60, 4), config);
     for id in 0..4 {
         let mut judged = request("m", vec![1; 50], 0, 7);
@@ -318,7 +315,7 @@ fn what_cannot_run_is_refused_before_it_waits() {
 
 #[test]
 fn a_group_is_taken_whole_or_not_at_all() {
-    let config = Config { max_waiting: 3, ..Config::default() };
+    let config = Config { max_waiting: 5, ..Config::default() };
     let mut scheduler = Scheduler::new(limits(40, 2), config).unwrap();
     let group = |first: u64, count: u64| {
         (first..first + count)
@@ -326,116 +323,127 @@ fn a_group_is_taken_whole_or_not_at_all() {
             .collect::<Vec<_>>()
     };
     scheduler.admit(group(0, 2)).unwrap();
-    assert_eq!(scheduler.admit(group(2, 2)), Err(Refusal::QueueFull { waiting: 2 }));
+    assert_eq!(scheduler.admit(group(2, 2)), Err(Refusal::ShareFull { waiting: 2 }));
+    assert_eq!(scheduler.admit(group(2, 4)), Err(Refusal::QueueFull { waiting: 2 }));
     assert_eq!(scheduler.stats().waiting, 2);
 }
 
 #[test]
-fn the_engine_thread_serves_many_callers_and_ends_with_the_last() {
+fn a_question_is_answered_beside_a_member_whose_books_fill_slots_and_blocks() {
     for steps_ahead in [0, 1] {
-        let limits = limits(20, 4);
-        let config = Config { max_waiting: 64, step_tokens: 16, steps_ahead };
-        let engine = polder_scheduler::spawn(Box::new(FakeBackend::new(limits)), config).unwrap();
-        let said: Arc<Mutex<BTreeMap<u64, Vec<Event>>>> = Arc::default();
-        let (done, all_done) = mpsc::channel();
-        let handle = engine.handle();
-        let mut requests = Vec::new();
-        for number in 0..20u64 {
-            let request = request(&format!("m{}", number % 3), vec![1, number as u32], 12, number);
-            requests.push(request.clone());
-            let (said, done) = (said.clone(), done.clone());
-            handle.submit(vec![(
-                request,
-                Box::new(move |event| {
-                    let last = matches!(event, Event::Finished { .. });
-                    said.lock().unwrap().entry(number).or_default().push(event);
-                    if last {
-                        done.send(()).unwrap();
-                    }
-                    true
-                }),
-            )]);
+        let config = Config { steps_ahead, ..Config::default() };
+        let mut bench = Bench::new(limits(18, 4), config);
+        let capacity = bench.scheduler.capacity();
+        let mut asked = Vec::new();
+        for id in 0..6 {
+            let mut book = request("busy", vec![1, 2, id as u32 + 3], 60, id);
+            book.stop_tokens = [].into();
+            bench.scheduler.admit(vec![(RequestId(id), book.clone())]).unwrap();
+            asked.push(book);
         }
-        for _ in 0..20 {
-            all_done.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
+        while bench.scheduler.stats().blocks_used < 17 {
+            assert!(bench.turn());
         }
-        for (number, request) in requests.iter().enumerate() {
-            let said = &said.lock().unwrap()[&(number as u64)];
-            assert_eq!(said[0], Event::Queued);
-            let tokens: Vec<TokenId> = said
-                .iter()
-                .filter_map(|event| match event {
-                    Event::Token(token) => Some(token.token),
-                    _ => None,
-                })
-                .collect();
-            assert_eq!(tokens, alone(request, handle.capacity()).0);
+        for id in 6..12 {
+            let question = request("quiet", vec![4; 12], 3, id);
+            bench.scheduler.admit(vec![(RequestId(id), question.clone())]).unwrap();
+            asked.push(question);
+            let mut turns = 0;
+            while bench.end_of(RequestId(id)).is_none() {
+                bench.turn();
+                turns += 1;
+            }
+            assert!(turns <= 6, "{turns}");
         }
-        drop(handle);
-        engine.join().unwrap();
+        assert!((0..6).any(|id| bench.end_of(RequestId(id)).is_none()));
+        while bench.turn() {}
+        for (id, request) in asked.iter().enumerate() {
+            let mut expected = request.prompt.clone();
+            let limit = request.max_tokens.min(capacity - expected.len() as u32);
+            for _ in 0..limit {
+                expected.push(hashed(VOCAB)(&expected, &request.sampling));
+            }
+            let stop = match request.stop_tokens.is_empty() {
+                true => None,
+                false => expected.iter().skip(request.prompt.len()).position(|t| *t == STOP),
+            };
+            let expected = &expected[request.prompt.len()..];
+            assert_eq!(
+                bench.tokens_of(RequestId(id as u64)),
+                expected[..stop.unwrap_or(expected.len())]
+            );
+        }
     }
 }
 
 #[test]
-fn a_listener_that_left_frees_its_blocks() {
-    let limits = limits(20, 4);
-    let backend = FakeBackend::new(limits).slowed(std::time::Duration::from_millis(1));
-    let engine = polder_scheduler::spawn(Box::new(backend), Config::default()).unwrap();
-    let handle = engine.handle();
-    let mut endless = request("m", vec![1], 60, 1);
-    endless.stop_tokens = [].into();
-    let mut heard = 0;
-    handle.submit(vec![(
-        endless.clone(),
-        Box::new(move |_| {
-            heard += 1;
-            heard < 4
-        }),
-    )]);
-    let ids = handle.submit(vec![(endless, Box::new(|_| true))]);
-    handle.cancel(ids[0]);
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while handle.stats().sampled_tokens < 3 || handle.stats().blocks_used > 0 {
-        assert!(std::time::Instant::now() < until, "{:?}", handle.stats());
-        std::thread::yield_now();
+fn a_stalled_reader_pauses_its_own_sequence_and_loses_its_blocks_to_others() {
+    for steps_ahead in [0, 1] {
+        let config = Config { steps_ahead, ..Config::default() };
+        let mut bench = Bench::new(limits(16, 4), config);
+        let ask = |bench: &mut Bench, id: u64| {
+            let mut request = request(&format!("m{id}"), vec![id as u32 + 1; 9], 50, id);
+            request.stop_tokens = [].into();
+            bench.scheduler.admit(vec![(RequestId(id), request.clone())]).unwrap();
+            request
+        };
+        let stalled = ask(&mut bench, 0);
+        while bench.tokens_of(RequestId(0)).len() < 40 {
+            bench.turn();
+        }
+        bench.paused.insert(RequestId(0));
+        while bench.turn() {}
+        let said = bench.tokens_of(RequestId(0)).len();
+        assert!(said <= 41 && bench.scheduler.stats().blocks_used >= 12);
+        // It keeps its blocks while nobody needs them.
+        let reading = ask(&mut bench, 1);
+        while bench.turn() {}
+        assert!(bench.end_of(RequestId(1)).is_some());
+        assert_eq!(bench.tokens_of(RequestId(0)).len(), said);
+        assert!(bench.scheduler.stats().preemptions > 0);
+        bench.paused.clear();
+        while bench.turn() {}
+        for (id, request) in [(0, &stalled), (1, &reading)] {
+            let mut tokens = request.prompt.clone();
+            for _ in 0..50 {
+                tokens.push(hashed(VOCAB)(&tokens, &request.sampling));
+            }
+            assert_eq!(bench.tokens_of(RequestId(id)), tokens[9..]);
+        }
     }
-    assert_eq!(handle.stats().running, 0);
 }
 
 #[test]
-fn a_device_that_fails_tells_everyone_and_ends_the_engine() {
-    #[derive(Debug)]
-    struct Broken(FakeBackend);
-    impl Backend for Broken {
-        fn limits(&self) -> Limits {
-            self.0.limits()
-        }
-        fn submit(&mut self, _: &StepBatch) -> Result<Ticket, polder_backend::BackendError> {
-            Err(polder_backend::BackendError::Device("it is on fire".into()))
-        }
-        fn collect(
-            &mut self,
-            _: Ticket,
-        ) -> Result<polder_backend::StepOutput, polder_backend::BackendError> {
-            unreachable!()
+fn a_sequence_whose_logits_are_no_numbers_ends_by_itself_and_others_go_on() {
+    for steps_ahead in [0, 1] {
+        let config = Config { max_waiting: 8, step_tokens: 64, steps_ahead, ..Config::default() };
+        let mut bench = Bench::new(limits(40, 4), config);
+        let usual = hashed(VOCAB);
+        // Whoever begins with a 7 and is six tokens long.
+        bench.backend = FakeBackend::with(
+            limits(40, 4),
+            Box::new(move |tokens, sampling| match tokens[0] == TokenId(7) {
+                true if tokens.len() >= 6 => TokenId(VOCAB),
+                true => TokenId(1),
+                false => usual(tokens, sampling),
+            }),
+        );
+        let healthy = request("m", vec![1, 2], 20, 3);
+        bench.scheduler.admit(vec![(RequestId(0), healthy.clone())]).unwrap();
+        bench.scheduler.admit(vec![(RequestId(1), request("m", vec![7; 3], 20, 3))]).unwrap();
+        let mut judged = request("m", vec![7; 9], 0, 3);
+        judged.prompt_logprobs = Some(1);
+        bench.scheduler.admit(vec![(RequestId(2), judged)]).unwrap();
+        while bench.turn() {}
+        assert!(bench.scheduler.is_idle());
+        let (tokens, reason, sampled) = alone(&healthy, bench.scheduler.capacity());
+        assert_eq!(bench.tokens_of(RequestId(0)), tokens);
+        assert_eq!(bench.end_of(RequestId(0)), Some((reason, sampled)));
+        assert_eq!(bench.tokens_of(RequestId(1)), [TokenId(1); 3]);
+        for broken in [1, 2] {
+            assert_eq!(bench.said[&RequestId(broken)].last(), Some(&Event::Unusable));
+            let ends = |event: &&Event| **event == Event::Unusable;
+            assert_eq!(bench.said[&RequestId(broken)].iter().filter(ends).count(), 1);
         }
     }
-    let backend = Broken(FakeBackend::new(limits(20, 4)));
-    let engine = polder_scheduler::spawn(Box::new(backend), Config::default()).unwrap();
-    let (tell, heard) = mpsc::channel();
-    let handle = engine.handle();
-    handle.submit(vec![(
-        request("m", vec![1], 4, 1),
-        Box::new(move |event| tell.send(event).is_ok()),
-    )]);
-    let wait = std::time::Duration::from_secs(20);
-    assert_eq!(heard.recv_timeout(wait).unwrap(), Event::Queued);
-    assert_eq!(heard.recv_timeout(wait).unwrap(), Event::Failed);
-    assert!(matches!(engine.join(), Err(SchedulerError::Backend(_))));
-    let (tell, heard) = mpsc::channel();
-    handle.submit(vec![(
-        request("m", vec![1], 4, 1),
-        Box::new(move |event| tell.send(event).is_ok()),
-    )]);
-    assert_eq!(heard.recv_timeout(wait).unwrap(), Event::Refused(Refusal::Stopping));
 }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use polder_backend::TokenId;
 use polder_scheduler::Request;
 
-use crate::app::{App, Caller, Engine, check_tokens, name_ignored};
+use crate::app::{App, Caller, Engine, aside, check_tokens, name_ignored, read_body};
 use crate::generate::{Generation, Job};
 use crate::stream;
 use crate::wire::answer::{Envelope, Kind};
@@ -25,14 +26,19 @@ pub(crate) struct Ask {
     pub(crate) ignored: Vec<String>,
 }
 
-/// Answers every prompt `n` times, as a stream or at once.
+/// Reads a body with `read` and answers every prompt in it `n` times, as a stream or at once.
 pub(crate) async fn answer(
     app: Arc<App>,
-    caller: Caller,
     headers: &HeaderMap,
-    ask: Ask,
+    body: Body,
+    read: impl FnOnce(&App, &Engine, &[u8], bool) -> Result<Ask, ApiError> + Send + 'static,
 ) -> Result<Response, ApiError> {
     let engine = app.engine()?.clone();
+    let caller = Caller::of(headers);
+    let body = read_body(body).await?;
+    let (this, strict) = (app.clone(), caller.strict);
+    let reader = engine.clone();
+    let ask = aside(&app, body, move |body| read(&this, &reader, body, strict)).await?;
     let Ask { kind, prompts, knobs, echo, ignored } = ask;
     let choices = check_choices(&engine, prompts.len(), &knobs)?;
     let biased: Vec<TokenId> = knobs.sampling.bias.iter().map(|(token, _)| *token).collect();

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -54,6 +55,8 @@ pub(crate) struct App {
 
 /// How many requests are read at the same time.
 pub(crate) const READERS: usize = 4;
+/// A larger body is read alone.
+const LARGE: usize = 1 << 20;
 
 impl App {
     /// The engine, or the answer to give until there is one.
@@ -138,18 +141,20 @@ pub(crate) async fn read_body(body: Body) -> Result<Bytes, ApiError> {
     }
 }
 
-/// Runs what takes long for a long text away from the threads that serve everyone, a few at a
-/// time: parsed JSON takes many times the room of its text.
+/// Reads a body away from the threads that serve everyone, a few at a time and a large one alone:
+/// parsed JSON takes many times the room of its text.
 pub(crate) async fn aside<T: Send + 'static>(
     app: &App,
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    body: Bytes,
+    work: impl FnOnce(&[u8]) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    let turn = app.readers.clone().acquire_owned().await.ok();
+    let turns = if body.len() > LARGE { READERS } else { 1 };
+    let turn = app.readers.clone().acquire_many_owned(turns as u32).await.ok();
     // The turn ends with the work, not with the wait for it: a client that leaves frees nothing
     // early.
     let work = move || {
         let _turn = turn;
-        work()
+        work(&body)
     };
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
         Err(ApiError::new(
@@ -180,13 +185,28 @@ async fn health(State(app): State<Arc<App>>) -> Response {
         return (unavailable, axum::Json(json!({"status": "stopping"}))).into_response();
     }
     match app.engine.get() {
-        Some(_) => axum::Json(json!({"status": "ok", "model": app.served_as})).into_response(),
+        Some(engine) => match engine.handle.hung() {
+            None => axum::Json(json!({"status": "ok", "model": app.served_as})).into_response(),
+            Some(running) => hung(running),
+        },
         None => {
             let progress = f64::from(app.progress.load(Ordering::Relaxed)) / 1000.0;
             let body = json!({"status": "loading", "progress": progress});
             (unavailable, axum::Json(body)).into_response()
         }
     }
+}
+
+/// Not a 503: that says "not yet", and whoever asks would wait. This one says "start me anew".
+fn hung(running: Duration) -> Response {
+    let message = format!(
+        "A forward pass has been running for {} s, far longer than such passes take; the engine \
+         hangs and must be started anew.",
+        running.as_secs()
+    );
+    log::error!("{message}");
+    let body = json!({"status": "hung", "message": message});
+    (StatusCode::INTERNAL_SERVER_ERROR, axum::Json(body)).into_response()
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
@@ -219,8 +239,8 @@ async fn tokenize(
     let strict = Caller::of(&headers).strict;
     let body = read_body(body).await?;
     let capacity = engine.handle.capacity();
-    let (tokens, ignored) = aside(&app, move || {
-        let request = parse_tokenize(&body, strict)?;
+    let (tokens, ignored) = aside(&app, body, move |body| {
+        let request = parse_tokenize(body, strict)?;
         // More than would fit may be counted, but not without bound.
         let most = 4 * capacity as usize;
         engine.tokenizer.check_length(&request.text, most).map_err(|_| {
@@ -252,8 +272,8 @@ async fn detokenize(
     let engine = app.engine()?.clone();
     let strict = Caller::of(&headers).strict;
     let body = read_body(body).await?;
-    let (text, ignored) = aside(&app, move || {
-        let request = parse_detokenize(&body, strict)?;
+    let (text, ignored) = aside(&app, body, move |body| {
+        let request = parse_detokenize(body, strict)?;
         check_tokens(&request.tokens, engine.vocab, "tokens")?;
         Ok((engine.tokenizer.decode(&request.tokens), request.ignored))
     })
@@ -310,4 +330,48 @@ async fn count_refusals(
         app.metrics.refused();
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    /// How many of five bodies of this length are read at the same time.
+    async fn together(len: usize) -> usize {
+        let app = Arc::new(App {
+            served_as: String::new(),
+            started: 0,
+            engine: OnceLock::new(),
+            progress: AtomicU32::new(0),
+            stopping: AtomicBool::new(false),
+            metrics: Arc::new(Metrics::new()),
+            readers: Arc::new(Semaphore::new(READERS)),
+        });
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let mut readers = tokio::task::JoinSet::new();
+        for _ in 0..5 {
+            let (app, now, most) = (app.clone(), now.clone(), most.clone());
+            readers.spawn(async move {
+                aside(&app, Bytes::from(vec![b' '; len]), move |body| {
+                    assert_eq!(body.len(), len);
+                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_millis(100));
+                    now.fetch_sub(1, Ordering::SeqCst);
+                    Ok(())
+                })
+                .await
+            });
+        }
+        while let Some(read) = readers.join_next().await {
+            read.unwrap().unwrap();
+        }
+        most.load(Ordering::SeqCst)
+    }
+
+    #[tokio::test]
+    async fn small_bodies_are_read_together_and_large_ones_alone() {
+        assert_eq!(together(LARGE).await, READERS);
+        assert_eq!(together(LARGE + 1).await, 1);
+    }
 }

@@ -9,8 +9,8 @@ use http::HeaderMap;
 use polder_chat::{ChatError, Conversation};
 use serde_json::{Map, Value};
 
-use crate::answering::{Ask, answer as answer_jobs};
-use crate::app::{App, Caller, Engine, aside, read_body};
+use crate::answering::{self, Ask};
+use crate::app::{App, Engine};
 use crate::generate::{surely_too_long, too_long};
 use crate::wire::answer::Kind;
 use crate::wire::chat::{ChatRequest, parse_chat};
@@ -21,28 +21,24 @@ pub(crate) async fn answer(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let engine = app.engine()?.clone();
-    let caller = Caller::of(&headers);
-    let body = read_body(body).await?;
-    let (this, strict) = (app.clone(), caller.strict);
-    let ask = aside(&app, move || {
-        let request = parse_chat(&body, strict)?;
-        this.check_model(&request.model)?;
-        let prompt = tokens_of(&engine, &request)?;
-        let capacity = engine.handle.capacity();
-        if prompt.len() >= capacity as usize {
-            return Err(too_long(prompt.len(), capacity));
-        }
-        Ok(Ask {
-            kind: Kind::Chat,
-            prompts: vec![prompt],
-            knobs: request.knobs,
-            echo: false,
-            ignored: request.ignored,
-        })
+    answering::answer(app, &headers, body, read).await
+}
+
+fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, ApiError> {
+    let request = parse_chat(body, strict)?;
+    app.check_model(&request.model)?;
+    let prompt = tokens_of(engine, &request)?;
+    let capacity = engine.handle.capacity();
+    if prompt.len() >= capacity as usize {
+        return Err(too_long(prompt.len(), capacity));
+    }
+    Ok(Ask {
+        kind: Kind::Chat,
+        prompts: vec![prompt],
+        knobs: request.knobs,
+        echo: false,
+        ignored: request.ignored,
     })
-    .await?;
-    answer_jobs(app, caller, &headers, ask).await
 }
 
 /// The conversation in the model's own form.

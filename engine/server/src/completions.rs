@@ -9,8 +9,8 @@ use http::HeaderMap;
 use polder_backend::TokenId;
 use polder_chat::ChatError;
 
-use crate::answering::{Ask, answer as answer_jobs, check_choices};
-use crate::app::{App, Caller, Engine, aside, check_tokens, read_body};
+use crate::answering::{self, Ask, check_choices};
+use crate::app::{App, Engine, check_tokens};
 use crate::generate::{surely_too_long, too_long};
 use crate::wire::answer::Kind;
 use crate::wire::completions::{Prompt, parse_completion};
@@ -21,47 +21,43 @@ pub(crate) async fn answer(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let engine = app.engine()?.clone();
-    let caller = Caller::of(&headers);
-    let body = read_body(body).await?;
-    let (this, strict) = (app.clone(), caller.strict);
-    let ask = aside(&app, move || {
-        let request = parse_completion(&body, strict)?;
-        this.check_model(&request.model)?;
-        // Before any text is read: reading thousands of prompts only to refuse them takes long.
-        check_choices(&engine, request.prompts.len(), &request.knobs)?;
-        let capacity = engine.handle.capacity();
-        let answer = usize::from(request.knobs.max_tokens != Some(0));
-        let mut prompts = Vec::with_capacity(request.prompts.len());
-        for prompt in &request.prompts {
-            let tokens = match prompt {
-                Prompt::Tokens(tokens) => {
-                    check_tokens(tokens, engine.vocab, "prompt")?;
-                    tokens.clone()
-                }
-                Prompt::Text(text) => tokens_of(&engine, text)?,
-            };
-            if tokens.is_empty() {
-                return Err(ApiError::bad_field(
-                    "prompt",
-                    "\"prompt\" is empty; send at least one character or token.",
-                ));
+    answering::answer(app, &headers, body, read).await
+}
+
+fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, ApiError> {
+    let request = parse_completion(body, strict)?;
+    app.check_model(&request.model)?;
+    // Before any text is read: reading thousands of prompts only to refuse them takes long.
+    check_choices(engine, request.prompts.len(), &request.knobs)?;
+    let capacity = engine.handle.capacity();
+    let answer = usize::from(request.knobs.max_tokens != Some(0));
+    let mut prompts = Vec::with_capacity(request.prompts.len());
+    for prompt in request.prompts {
+        let tokens = match prompt {
+            Prompt::Tokens(tokens) => {
+                check_tokens(&tokens, engine.vocab, "prompt")?;
+                tokens
             }
-            if tokens.len() + answer > capacity as usize {
-                return Err(too_long(tokens.len(), capacity));
-            }
-            prompts.push(tokens);
+            Prompt::Text(text) => tokens_of(engine, &text)?,
+        };
+        if tokens.is_empty() {
+            return Err(ApiError::bad_field(
+                "prompt",
+                "\"prompt\" is empty; send at least one character or token.",
+            ));
         }
-        Ok(Ask {
-            kind: Kind::Completion,
-            prompts,
-            knobs: request.knobs,
-            echo: request.echo,
-            ignored: request.ignored,
-        })
+        if tokens.len() + answer > capacity as usize {
+            return Err(too_long(tokens.len(), capacity));
+        }
+        prompts.push(tokens);
+    }
+    Ok(Ask {
+        kind: Kind::Completion,
+        prompts,
+        knobs: request.knobs,
+        echo: request.echo,
+        ignored: request.ignored,
     })
-    .await?;
-    answer_jobs(app, caller, &headers, ask).await
 }
 
 fn tokens_of(engine: &Engine, text: &str) -> Result<Vec<TokenId>, ApiError> {

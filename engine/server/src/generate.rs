@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use http::StatusCode;
@@ -10,11 +11,16 @@ use polder_chat::{StopStrings, TextStream, Tokenizer};
 use polder_scheduler::{
     EngineHandle, Event, FinishReason, PromptLogprob, Refusal, Request, RequestId, Sink,
 };
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::metrics::Metrics;
 use crate::wire::answer::Usage;
 use crate::wire::error::ApiError;
+
+/// So many tokens may wait for their reader; then their sequence pauses.
+const MOST_UNREAD: usize = 128;
+/// When so many are left it goes on.
+const FEW_UNREAD: usize = 64;
 
 /// One answer to make.
 #[derive(Debug)]
@@ -43,7 +49,7 @@ pub(crate) struct Judged {
     /// None for a prompt's first token.
     pub(crate) logprob: Option<f32>,
     pub(crate) top: Vec<(Vec<u8>, f32)>,
-    /// Where its text begins, in bytes from the start of its piece.
+    /// Where its text begins, in characters from the start of its piece.
     pub(crate) offset: usize,
 }
 
@@ -80,6 +86,8 @@ pub(crate) struct Generation {
 #[derive(Debug)]
 struct Choice {
     id: Option<RequestId>,
+    /// Tokens that the engine has sent and nobody has taken.
+    unread: Arc<AtomicUsize>,
     text: TextStream,
     stop: StopStrings,
     /// Sampled tokens whose text was not sent yet, by where it begins.
@@ -113,7 +121,7 @@ impl Generation {
     ) -> Result<Self, ApiError> {
         let (sender, events) = unbounded_channel();
         let mut choices = Vec::with_capacity(jobs.len());
-        let mut sequences: Vec<(Request, Sink)> = Vec::new();
+        let mut sequences: Vec<(Request, Box<dyn Sink>)> = Vec::new();
         let mut submitted = Vec::new();
         let mut ready = VecDeque::new();
         for (index, job) in jobs.into_iter().enumerate() {
@@ -124,6 +132,7 @@ impl Generation {
             });
             let mut choice = Choice {
                 id: None,
+                unread: Arc::default(),
                 text: TextStream::new(tokenizer.clone()),
                 stop: StopStrings::new(&job.stop),
                 pending: VecDeque::new(),
@@ -145,9 +154,9 @@ impl Generation {
                 });
                 choice.done = true;
             } else {
-                let sender = sender.clone();
-                let sink: Sink = Box::new(move |event| sender.send((index, event)).is_ok());
-                sequences.push((job.request, sink));
+                let (sender, unread) = (sender.clone(), choice.unread.clone());
+                sequences
+                    .push((job.request, Box::new(Feed { index, sender, unread, full: false })));
                 submitted.push(index);
             }
             choices.push(choice);
@@ -215,12 +224,19 @@ impl Generation {
             Event::Queued => {}
             Event::Refused(refusal) => return Err(refused(refusal)),
             Event::Failed => return Err(stopped()),
+            Event::Unusable => {
+                choice.done = true;
+                return Err(unusable());
+            }
             Event::Prompt(judged) => {
                 if let Some(echo) = &mut choice.echo {
                     echo.judged.extend(judged);
                 }
             }
             Event::Token(token) => {
+                if choice.unread.fetch_sub(1, Ordering::SeqCst) == FEW_UNREAD + 1 {
+                    self.engine.wake();
+                }
                 self.ready.extend(choice.begin(index, &self.tokenizer));
                 let now = Instant::now();
                 match choice.last_token.replace(now) {
@@ -264,14 +280,38 @@ impl Drop for Generation {
     }
 }
 
+/// Where the engine leaves the events of one choice.
+struct Feed {
+    index: usize,
+    sender: UnboundedSender<(usize, Event)>,
+    unread: Arc<AtomicUsize>,
+    full: bool,
+}
+
+impl Sink for Feed {
+    fn hear(&mut self, event: Event) -> bool {
+        if matches!(event, Event::Token(_)) {
+            self.unread.fetch_add(1, Ordering::SeqCst);
+        }
+        self.sender.send((self.index, event)).is_ok()
+    }
+
+    fn has_room(&mut self) -> bool {
+        let limit = if self.full { FEW_UNREAD + 1 } else { MOST_UNREAD };
+        self.full = self.unread.load(Ordering::SeqCst) >= limit;
+        !self.full
+    }
+}
+
 impl Choice {
     /// The prompt, where it is to come first and has not come yet.
-    fn begin(&mut self, index: usize, tokenizer: &Tokenizer) -> Option<Piece> {
+    fn begin(&mut self, index: usize, tokenizer: &Arc<Tokenizer>) -> Option<Piece> {
         let echo = self.echo.take()?;
         let text = tokenizer.decode(&echo.prompt);
         let mut tokens = Vec::new();
         if echo.logprobs {
             let mut offset = 0;
+            let mut read = TextStream::new(tokenizer.clone());
             let mut judged = echo.judged.into_iter();
             for (position, token) in echo.prompt.iter().enumerate() {
                 let opinion = if position == 0 { None } else { judged.next() };
@@ -281,7 +321,7 @@ impl Choice {
                     top: named(opinion.iter().flat_map(|opinion| &opinion.top), tokenizer),
                     offset,
                 });
-                offset += tokenizer.name(*token).len();
+                offset += read.push_named(*token).chars().count();
             }
         }
         Some(Piece { choice: index, text, tokens, finish: None })
@@ -328,7 +368,8 @@ impl Choice {
                 name: tokenizer.name(token.token).to_vec(),
                 logprob: token.logprob,
                 top: named(token.top.iter(), tokenizer),
-                offset: at.saturating_sub(start),
+                // A token within a stop string that was cut off begins at its end.
+                offset: text[..at.saturating_sub(start).min(text.len())].chars().count(),
             });
         }
         Piece { choice: index, text, tokens, finish }
@@ -348,6 +389,15 @@ fn refused(refusal: Refusal) -> ApiError {
             StatusCode::TOO_MANY_REQUESTS,
             format!(
                 "{waiting} requests are waiting, as many as may wait; try again in a few seconds."
+            ),
+        )
+        .code("queue_full")
+        .retry_after(5),
+        Refusal::ShareFull { waiting } => ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            format!(
+                "{waiting} of your requests are waiting, as many as one member may have now; try \
+                 again when some of them are answered."
             ),
         )
         .code("queue_full")
@@ -374,6 +424,15 @@ pub(crate) fn surely_too_long(least: usize, capacity: u32) -> ApiError {
          and answer together; send a much shorter prompt."
     ))
     .code("context_length_exceeded")
+}
+
+fn unusable() -> ApiError {
+    ApiError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "The model computed numbers that are no probabilities, so this answer cannot go on; its \
+         weights may be damaged, tell the steward.",
+    )
+    .code("model_output_unusable")
 }
 
 fn stopped() -> ApiError {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use polder_backend::Backend;
 use polder_backend_cpu::{CpuBackend, CpuOptions, Precision};
@@ -31,6 +32,9 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// Sequences that run at once.
     pub parallel: u16,
+    /// A forward pass that runs so much longer than its tokens explain is taken for hung, and
+    /// `/health` says so.
+    pub patience: Duration,
 }
 
 impl EngineOptions {
@@ -50,6 +54,7 @@ impl EngineOptions {
             kv_memory: None,
             threads: None,
             parallel: 16,
+            patience: Config::default().patience,
         }
     }
 }
@@ -95,7 +100,7 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
     let per_token = model.spec.kv_values_per_token().saturating_mul(KV_VALUE).max(1);
     let bytes = options.kv_memory.unwrap_or_else(|| for_conversations(&options.model));
     let kv_tokens = kv_tokens(bytes, per_token, model.spec.context, options.parallel)?;
-    let config = Config::default();
+    let config = Config { patience: options.patience, ..Config::default() };
     let cpu = CpuOptions {
         precision: Precision::Stored,
         kv_tokens,

@@ -75,6 +75,12 @@ impl Metrics {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         for (name, kind, help, value) in [
             ("requests_running", "gauge", "Sequences in a slot.", engine.running as f64),
+            (
+                "requests_paused",
+                "gauge",
+                "Of the running, those that wait for their readers.",
+                engine.paused as f64,
+            ),
             ("requests_waiting", "gauge", "Sequences waiting for a slot.", engine.waiting as f64),
             ("kv_blocks_used", "gauge", "KV blocks that sequences own.", engine.blocks_used as f64),
             ("kv_blocks_total", "gauge", "KV blocks in all.", engine.blocks_total as f64),

@@ -24,6 +24,8 @@ use crate::socket::Door;
 
 /// Longest that answers in progress may go on after the engine was told to stop.
 const DRAIN: Duration = Duration::from_secs(30);
+/// Most bytes of an answer that are kept for a slow reader beside what the system keeps.
+const BUFFER: usize = 32 << 10;
 /// Longest that a request's head may take.
 const HEAD: Duration = Duration::from_secs(10);
 
@@ -114,7 +116,7 @@ fn start(app: &App, parts: Parts) -> Result<EngineThread, SchedulerError> {
         tokenizer: Arc::new(parts.tokenizer),
         template: parts.template,
         vocab,
-        most_sequences: parts.config.max_waiting,
+        most_sequences: parts.config.most_of_one(),
     };
     let first = app.engine.set(Arc::new(engine)).is_ok();
     debug_assert!(first, "the model is loaded once");
@@ -152,6 +154,7 @@ impl Connections {
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD)
+            .max_buf_size(BUFFER)
             .serve_connection(TokioIo::new(stream), service);
         let connection = self.graceful.watch(connection);
         self.tasks.spawn(async move {

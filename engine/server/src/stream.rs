@@ -46,7 +46,7 @@ pub(crate) async fn whole(
     while let Some(piece) = generation.next().await {
         let piece = piece?;
         let answer = &mut answers[piece.choice];
-        let said = answer.text.len();
+        let said = answer.text.chars().count();
         answer.text.push_str(&piece.text);
         answer.tokens.extend(piece.tokens.into_iter().map(|mut token| {
             token.offset += said;
@@ -97,7 +97,7 @@ struct Events {
     envelope: Envelope,
     /// Which choices have had their first event.
     opened: Vec<bool>,
-    /// Bytes of text sent for each choice.
+    /// Characters sent for each choice.
     offsets: Vec<usize>,
     frames: VecDeque<Frame<Bytes>>,
     trailers: bool,
@@ -139,7 +139,7 @@ impl Events {
             self.data(&event);
         }
         let offset = self.offsets[piece.choice];
-        self.offsets[piece.choice] += piece.text.len();
+        self.offsets[piece.choice] += piece.text.chars().count();
         match piece.finish {
             // The last words and the reason go in two events, as clients are used to.
             Some(finish) if !piece.text.is_empty() || !piece.tokens.is_empty() => {

@@ -271,6 +271,43 @@ async fn an_echo_judges_the_prompt_token_by_token() {
 }
 
 #[tokio::test]
+async fn offsets_of_tokens_count_characters_as_python_does() {
+    let server = Server::parrot().await;
+    let prompt = "é<|im_end|>👋x";
+    for (stream, stop) in [(false, None), (true, None), (true, Some("👋, b"))] {
+        let body = completion(json!({
+            "prompt": prompt, "echo": true, "logprobs": 0, "stream": stream, "stop": stop,
+        }));
+        let answer = server.post(TEXT, body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        let choices: Vec<Value> = if stream {
+            answer.events().iter().map(|event| event["choices"][0].clone()).collect()
+        } else {
+            vec![answer.json()["choices"][0].clone()]
+        };
+        let offsets: Vec<usize> = choices
+            .iter()
+            .filter_map(|choice| choice["logprobs"]["text_offset"].as_array())
+            .flatten()
+            .map(|offset| offset.as_u64().unwrap() as usize)
+            .collect();
+        // Each byte is a token and lies in its character; the control token is one token.
+        let said = if stop.is_none() { SAYS[0] } else { "Hello wörld " };
+        let within = |text: &str, start: usize| -> Vec<usize> {
+            let bytes = |(at, c): (usize, char)| std::iter::repeat_n(start + at, c.len_utf8());
+            text.chars().enumerate().flat_map(bytes).collect()
+        };
+        let mut expected = within("é", 0);
+        expected.push(1);
+        expected.extend(within("👋x", 11));
+        expected.extend(within(said, 13));
+        assert_eq!(offsets, expected, "stream: {stream}, stop: {stop:?}");
+        let text: String = choices.iter().map(|choice| choice["text"].as_str().unwrap()).collect();
+        assert_eq!(text, format!("{prompt}{said}"));
+    }
+}
+
+#[tokio::test]
 async fn content_in_parts_is_joined_and_developer_means_system() {
     let server = Server::parrot().await;
     let count = async |messages: Value| {

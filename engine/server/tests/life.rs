@@ -5,13 +5,15 @@
 mod common;
 
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{
     Answer, CHATML, MODEL, SAYS, Server, chat, completion, limits, open, parrot, tokenizer,
 };
 use http_body_util::BodyExt;
-use polder_backend::{Backend, BackendError, Limits, StepBatch, StepOutput, Ticket};
+use polder_backend::{Backend, BackendError, Limits, StepBatch, StepOutput, Ticket, TokenId};
 use polder_chat::ChatTemplate;
 use polder_engine_server::{EngineError, Parts, serve};
 use polder_scheduler::Config;
@@ -199,6 +201,109 @@ async fn a_device_that_fails_ends_streams_with_an_error_and_then_the_engine() {
     let event: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap()).unwrap();
     assert_eq!(event["error"]["code"], "engine_stopped");
     assert!(matches!((&mut server.task).await.unwrap(), Err(EngineError::Scheduler(_))));
+}
+
+#[tokio::test]
+async fn numbers_that_are_no_probabilities_end_their_answer_by_name_and_no_other() {
+    let vocab = limits().vocab;
+    let broken = FakeBackend::with(
+        limits(),
+        Box::new(move |tokens, sampling| match sampling.seed {
+            7 if tokens.len() > 8 => TokenId(vocab),
+            _ => TokenId(1),
+        }),
+    );
+    let server = Server::with(broken, Config::default()).await;
+    let ask = |seed: u64, stream: bool| {
+        completion(json!({"seed": seed, "stream": stream, "max_tokens": 10}))
+    };
+    let refused = server.post(TEXT, ask(7, false)).await;
+    let message = refused.refusal(500, None, Some("model_output_unusable"));
+    assert!(message.contains("weights may be damaged"), "{message}");
+    let stream = server.post(TEXT, ask(7, true)).await.text;
+    let last = stream.trim_end().rsplit("\n\n").next().unwrap();
+    let event: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap()).unwrap();
+    assert_eq!(event["error"]["code"], "model_output_unusable");
+    let judged = completion(json!({"prompt": "long enough", "echo": true, "logprobs": 1}));
+    let well = server.post(TEXT, judged).await;
+    assert_eq!(well.status, 200);
+    assert_eq!(server.post(TEXT, ask(6, false)).await.json()["usage"]["completion_tokens"], 10);
+    server.until("polder_kv_blocks_used", |used| used == 0.0).await;
+}
+
+#[tokio::test]
+async fn a_reader_that_stalls_pauses_its_own_answer_and_no_other() {
+    const LONG: u64 = 6000;
+    let long = Limits { blocks: 1024, context: 8192, ..limits() };
+    let talker = FakeBackend::with(long, Box::new(|_, _| TokenId(65)));
+    let server = Server::with(talker, Config::default()).await;
+    let body = completion(json!({
+        "max_tokens": LONG, "stream": true, "stream_options": {"include_usage": true},
+    }));
+    let mut stalled = open(&server.socket, "POST", TEXT, &[], body.to_string().into_bytes()).await;
+    stalled.body_mut().frame().await.unwrap().unwrap();
+    // It pauses for good once the buffers on the way are full.
+    let (mut steps, mut still) = (0.0, 0);
+    while still < 10 {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        let before = std::mem::replace(&mut steps, server.metric("polder_steps_total").await);
+        let paused = server.metric("polder_requests_paused").await == 1.0;
+        still = if paused && steps == before { still + 1 } else { 0 };
+    }
+    assert!(steps < LONG as f64 / 2.0, "{steps} steps before the pause");
+    let other = server.post(TEXT, completion(json!({"max_tokens": 300}))).await.json();
+    assert_eq!(other["usage"]["completion_tokens"], 300);
+    assert_eq!(server.metric("polder_requests_paused").await, 1.0);
+    assert!(server.metric("polder_steps_total").await <= steps + 310.0);
+    let events = Answer::read(stalled).await.events();
+    assert_eq!(events.last().unwrap()["usage"]["completion_tokens"], LONG);
+    server.until("polder_kv_blocks_used", |used| used == 0.0).await;
+}
+
+/// Hangs in its steps while it is told to.
+struct Hanging(FakeBackend, Arc<AtomicBool>);
+
+impl Backend for Hanging {
+    fn limits(&self) -> Limits {
+        self.0.limits()
+    }
+    fn submit(&mut self, step: &StepBatch) -> Result<Ticket, BackendError> {
+        while self.1.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.0.submit(step)
+    }
+    fn collect(&mut self, ticket: Ticket) -> Result<StepOutput, BackendError> {
+        self.0.collect(ticket)
+    }
+}
+
+#[tokio::test]
+async fn a_step_that_hangs_makes_the_engine_ask_to_be_started_anew() {
+    let hang = Arc::new(AtomicBool::new(false));
+    let config = Config { patience: Duration::from_millis(200), ..Config::default() };
+    let server = Server::with(Hanging(parrot(), hang.clone()), config).await;
+    assert_eq!(server.post(TEXT, completion(json!({}))).await.status, 200);
+    // Idle for longer than a step may take is not hung.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(server.get("/health").await.status, 200);
+    hang.store(true, Ordering::Relaxed);
+    let (asked, health) = tokio::join!(server.post(TEXT, completion(json!({}))), async {
+        let mut health = server.get("/health").await;
+        for _ in 0..2000 {
+            if health.status != 200 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            health = server.get("/health").await;
+        }
+        hang.store(false, Ordering::Relaxed);
+        health
+    });
+    assert_eq!((asked.status.as_u16(), health.status.as_u16()), (200, 500));
+    assert_eq!(health.json()["status"], "hung");
+    assert!(health.json()["message"].as_str().unwrap().contains("started anew"));
+    assert_eq!(server.get("/health").await.status, 200);
 }
 
 #[tokio::test]

@@ -211,20 +211,41 @@ async fn paths_methods_and_bodies_that_make_no_sense_are_refused() {
 
 #[tokio::test]
 async fn a_full_queue_refuses_and_says_when_to_come_back() {
-    let config = Config { max_waiting: 1, ..Config::default() };
+    let config = Config { max_waiting: 3, ..Config::default() };
     let server = Server::slow_parrot(config).await;
     let endless = completion(json!({"ignore_eos": true, "max_tokens": 900, "stream": true}));
     let mut streams = Vec::new();
-    for count in 1..=9 {
+    // One member gets seven of the eight slots and one of the three places to wait.
+    for (member, running, waiting) in [
+        ("a", 1, 0),
+        ("a", 2, 0),
+        ("a", 3, 0),
+        ("a", 4, 0),
+        ("a", 5, 0),
+        ("a", 6, 0),
+        ("a", 7, 0),
+        ("a", 7, 1),
+        ("b", 8, 1),
+        ("b", 8, 2),
+        ("c", 8, 3),
+    ] {
+        if waiting == 2 {
+            let refused =
+                server.post_with(TEXT, &[("x-polder-member", "a")], endless.clone()).await;
+            let message = refused.refusal(429, None, Some("queue_full"));
+            assert!(message.starts_with("1 of your requests"), "{message}");
+        }
         let body = endless.to_string().into_bytes();
-        let response = open(&server.socket, "POST", TEXT, &[], body).await;
+        let response =
+            open(&server.socket, "POST", TEXT, &[("x-polder-member", member)], body).await;
         assert_eq!(response.status(), 200);
         streams.push(response);
-        server.until("polder_requests_running", |running| running == f64::from(count.min(8))).await;
+        server.until("polder_requests_running", |now| now == f64::from(running)).await;
+        server.until("polder_requests_waiting", |now| now == f64::from(waiting)).await;
     }
-    server.until("polder_requests_waiting", |waiting| waiting == 1.0).await;
-    let refused = server.post(TEXT, endless.clone()).await;
-    refused.refusal(429, None, Some("queue_full"));
+    let refused = server.post_with(TEXT, &[("x-polder-member", "d")], endless.clone()).await;
+    let message = refused.refusal(429, None, Some("queue_full"));
+    assert!(message.starts_with("3 requests are waiting"), "{message}");
     assert_eq!(refused.header("retry-after"), Some("5"));
     drop(streams);
     server.until("polder_kv_blocks_used", |used| used == 0.0).await;

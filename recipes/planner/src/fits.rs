@@ -13,7 +13,7 @@ pub struct ModelFit {
     pub recipe: Recipe,
     /// Fits or not, and why.
     pub verdict: Verdict,
-    /// `fits: at most 582 tokens a second for one; conversations of 32K kept ready: 31`.
+    /// `fits: up to 582 tokens a second for one person, 31 conversations of 32K kept ready`.
     pub line: String,
 }
 
@@ -34,11 +34,16 @@ pub fn what_fits(spec: &BoxSpec) -> Vec<ModelFit> {
                 format!("does not fit: {} of weights", estimate.memory.weights)
             }
             (fit, Some(speed), Some((length, ready))) => format!(
-                "{}: at most {speed} tokens a second for one; conversations of {length} kept ready: {ready}",
+                "{}: up to {speed} tokens a second for one person, {} of {length} kept ready",
                 match fit {
                     Fit::FitsTightly => "fits barely",
                     Fit::FitsWithSlowExperts => "fits with experts in slow memory",
                     _ => "fits",
+                },
+                match ready.as_str() {
+                    "0" => "no conversation".to_owned(),
+                    "1" => "1 conversation".to_owned(),
+                    many => format!("{many} conversations"),
                 }
             ),
             _ => "fits".to_owned(),

@@ -100,6 +100,11 @@ impl Polder {
     pub(crate) fn resident_mib(&self) -> f64 {
         resident_mib(self.child.id())
     }
+
+    /// Seconds of processor time so far.
+    pub(crate) fn busy(&self) -> f64 {
+        busy(self.child.id())
+    }
 }
 
 impl Drop for Polder {
@@ -158,15 +163,21 @@ http {{
 
     /// Master and workers together.
     pub(crate) fn resident_mib(&self) -> f64 {
+        self.processes().map(resident_mib).sum()
+    }
+
+    /// Seconds of processor time so far, likewise.
+    pub(crate) fn busy(&self) -> f64 {
+        self.processes().map(busy).sum()
+    }
+
+    fn processes(&self) -> impl Iterator<Item = u32> {
         let id = self.child.id();
         let children =
             std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
-        resident_mib(id)
-            + children
-                .split_whitespace()
-                .filter_map(|c| c.parse().ok())
-                .map(resident_mib)
-                .sum::<f64>()
+        let children: Vec<u32> =
+            children.split_whitespace().filter_map(|c| c.parse().ok()).collect();
+        std::iter::once(id).chain(children)
     }
 }
 
@@ -212,4 +223,12 @@ fn resident_mib(pid: u32) -> f64 {
         .find_map(|l| l.strip_prefix("VmRSS:"))
         .and_then(|l| l.split_whitespace().next());
     kib.and_then(|k| k.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+}
+
+/// User and system time from /proc, in hundredths of a second.
+fn busy(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = after_name.split_whitespace().skip(11).take(2);
+    ticks.filter_map(|n| n.parse::<f64>().ok()).sum::<f64>() / 100.0
 }

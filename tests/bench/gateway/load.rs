@@ -118,6 +118,10 @@ impl Samples {
         self.micros[(last as f64 * percent / 100.0).round() as usize]
     }
 
+    pub(crate) fn count(&self) -> usize {
+        self.micros.len()
+    }
+
     pub(crate) fn per_second(&self) -> f64 {
         self.micros.len() as f64 / self.seconds
     }

@@ -34,28 +34,44 @@ async fn run() {
     let doors = [("bare upstream", &bare), ("nginx", &nginx.target), ("polder", &polder.target)];
 
     println!("\ndoor: requests (JSON, not streamed)");
-    println!("{:<16} {:>4} {:>10} {:>10} {:>12}", "", "conn", "p50 us", "p99 us", "requests/s");
+    println!(
+        "{:<16} {:>4} {:>10} {:>10} {:>12} {:>12}",
+        "", "conn", "p50 us", "p99 us", "requests/s", "cpu us/req"
+    );
+    let busy = |door: &str| match door {
+        "nginx" => nginx.busy(),
+        "polder" => polder.busy(),
+        _ => f64::NAN,
+    };
     let mut verdicts = Vec::new();
     for connections in [1, 64] {
         let mut samples: Vec<Samples> = doors.iter().map(|_| Samples::default()).collect();
+        let mut used = vec![0.0; doors.len()];
         for round in 0..=ROUNDS {
-            for (target, into) in doors.iter().map(|d| d.1).zip(&mut samples) {
+            for (((name, target), into), used) in doors.iter().zip(&mut samples).zip(&mut used) {
+                let before = busy(name);
                 let some = load::requests(target, connections, Duration::from_millis(1000)).await;
                 // The first round warms caches and connections up.
                 if round > 0 {
                     into.add(some);
+                    *used += busy(name) - before;
                 }
             }
         }
-        for ((name, _), sample) in doors.iter().zip(&mut samples) {
+        for (((name, _), sample), used) in doors.iter().zip(&mut samples).zip(&used) {
             println!(
-                "{name:<16} {connections:>4} {:>10.0} {:>10.0} {:>12.0}",
+                "{name:<16} {connections:>4} {:>10.0} {:>10.0} {:>12.0} {:>12.1}",
                 sample.percentile(50.0),
                 sample.percentile(99.0),
-                sample.per_second()
+                sample.per_second(),
+                used / sample.count() as f64 * 1e6,
             );
         }
         let [direct, rival, ours] = &mut samples[..] else { unreachable!("three doors") };
+        verdicts.push((
+            format!("processor time a request, {connections} connections"),
+            used[2] / ours.count() as f64 / (used[1] / rival.count() as f64),
+        ));
         for percentile in [50.0, 99.0] {
             let added = |s: &mut Samples, d: &mut Samples| {
                 s.percentile(percentile) - d.percentile(percentile)

@@ -71,7 +71,7 @@ async fn inside(gateway: &Gateway, samples: &Samples) -> Markup {
         }
         @for engine in &status.engines { (engine_card(engine, &samples.of(&engine.name))) }
         (runs_card(&runs))
-        (door_card(&status.gateway))
+        (door_card(&status.gateway, &gateway.ca().fingerprint))
         (audit_card(&audit))
     }
 }
@@ -106,7 +106,7 @@ fn engine_card(engine: &EngineStatus, series: &Series) -> Markup {
                 }))
                 (stat("Memory for conversations", &kv.map_or("–".to_owned(), percent), html! {
                     (sparkline("KV memory in use, last minutes", &history(|s| s.figures.kv_used), Some(1.0)))
-                    "of the KV blocks in use"
+                    "in use (KV blocks)"
                 }))
             }
         }
@@ -158,11 +158,15 @@ fn runs_card(runs: &[Run]) -> Markup {
     }
 }
 
-fn door_card(part: &PartStatus) -> Markup {
+fn door_card(part: &PartStatus, fingerprint: &str) -> Markup {
     html! {
         section.card {
             div.row.spread { h2 { "The door" } (state_badge(&part.state)) }
             p.soft.small { "Serves these pages and the API" (restarts(part)) "." }
+            p.soft.small {
+                "Its certificate is signed by the box itself, SHA-256 " code { (fingerprint) } ". "
+                a href="/ca" { "How a device is told to trust it" }
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ pub(super) fn nav(gateway: &Gateway, member: &Member, here: &str) -> Nav {
         ("/dashboard", "Dashboard"),
         ("/models", "Models"),
         ("/members", "Members"),
+        ("/apps", "Apps"),
         ("/audit", "Audit"),
     ];
     let stewards = if member.is_steward() { &stewards[..] } else { &[] };
@@ -113,7 +114,7 @@ pub(super) fn members_status(error: &MembersError) -> StatusCode {
 }
 
 /// A page with one sentence.
-pub(super) fn problem(status: StatusCode, why: &str) -> Response {
+pub(crate) fn problem(status: StatusCode, why: &str) -> Response {
     let body = html! {
         (banner(Tone::Bad, html! { p { (sentence(why)) } }))
         p { a.button.quiet href="/" { "Back to the first page" } }
@@ -145,6 +146,8 @@ pub(super) fn said(code: &str) -> Markup {
         "engine-removed" => {
             "The model is no longer served. Its files stay, so that it can be used again at once."
         }
+        "app" => "The app is open. Its pages ask for the box's sign-in from now on.",
+        "app-removed" => "The app is closed. The box passes nothing on to it any more.",
         "welcome" => "Welcome. This is your page of the box.",
         _ => return html! {},
     };

@@ -16,9 +16,9 @@ use polder_page::{
 use serde::Deserialize;
 
 use crate::Gateway;
-use crate::pages::chat;
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::who::{Caller, SignedIn};
+use crate::pages::{apps, chat};
 
 #[derive(Deserialize)]
 pub(super) struct Said {
@@ -192,6 +192,7 @@ async fn page(
                 p.soft { "Settings to copy for the OpenAI SDK, curl, Aider and others. They need a key." }
                 a.button.quiet href="/connect" { "Show the settings" }
             }
+            (apps::card(gateway, who))
         }
         section.card {
             h2 { "Your keys" }

@@ -5,6 +5,7 @@
 
 mod account;
 mod answer;
+mod apps;
 mod audit;
 mod chat;
 mod connect;
@@ -36,7 +37,9 @@ use axum::routing::{get, post};
 use polder_page::Asset;
 
 use crate::Gateway;
+pub(crate) use frame::problem;
 use samples::Samples;
+pub(crate) use who::{own_path, percent};
 
 /// No form here is longer; the chat has its own limit.
 const LONGEST_FORM: usize = 64 << 10;
@@ -73,6 +76,9 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/models/{recipe}/use", post(models::put_to_use))
         .route("/models/{recipe}/import", post(models::import))
         .route("/engines/{name}/remove", post(models::remove_engine))
+        .route("/apps", get(apps::list).post(apps::add))
+        .route("/apps/{name}/remove", post(apps::remove))
+        .route("/apps/{name}/enter", get(apps::enter))
         .route("/runs/{id}", get(runs::show))
         .route("/runs/{id}/live", get(runs::live))
         .route("/runs/{id}/cancel", post(runs::cancel))

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use polder_members::{Invite, InviteId, Member, MemberId, MembersError, Role, Secret};
 use polder_page::{Choice, Field, Page, Tone, badge, banner, copyable, field, select, table, when};
+use polder_site::Site;
 use serde::Deserialize;
 
 use crate::Gateway;
@@ -69,8 +70,9 @@ pub(super) async fn invite(
         Ok((invite, token)) => {
             let on = format!("{} (as {})", noted(&invite), role.as_str());
             who.record(&gateway, "invited", &on).await;
-            let link = format!("{}/invite/{}", who.base, token.expose());
-            page(&gateway, &who, invited(&invite, &link)).await
+            let site = &gateway.status().site;
+            let link = format!("{}/invite/{}", for_others(site, &who.base), token.expose());
+            page(&gateway, &who, invited(&invite, &link, site.is_trial())).await
         }
         Err(error) => refused(&gateway, &who, error).await,
     }
@@ -204,12 +206,28 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response
     Ok(answer(&page, &nav(gateway, &who.member, "/members"), body))
 }
 
-fn invited(invite: &Invite, link: &str) -> Markup {
+/// The box's address for somebody at another machine, to whom `localhost` leads nowhere.
+fn for_others(site: &Site, base: &str) -> String {
+    let host = base.split_once("://").map_or(base, |(_, host)| host);
+    let here = ["localhost", "127.", "[::1]"].iter().any(|name| host.starts_with(name));
+    match here && !site.is_trial() {
+        true => format!("https://{}.local:{}", site.name, site.door.port),
+        false => base.to_owned(),
+    }
+}
+
+fn invited(invite: &Invite, link: &str, only_here: bool) -> Markup {
     html! {
         section.card {
             h2 { "Send this link to " (noted(invite)) }
             (banner(Tone::Warn, html! { p { "Copy it now: it is shown this once. Whoever opens it first becomes a member, so send it by a way that only they read." } }))
             div.wrap { (copyable("invite-link", "the invite's link", link)) }
+            @if only_here {
+                p.soft.small {
+                    "So far the box can be reached from its own machine only, so the link works nowhere else. To let others in, type there: "
+                    code { "polder claim reopen" }
+                }
+            }
         }
     }
 }
@@ -278,5 +296,22 @@ fn actions(m: &Member) -> Markup {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invite_made_at_the_machine_itself_leads_others_to_the_box_once_they_can_reach_it() {
+        let mut site = Site::unclaimed(8443);
+        let made_at = ["http://localhost:8443", "https://127.0.0.1:8443", "https://[::1]:8443"];
+        assert_eq!(for_others(&site, made_at[0]), made_at[0], "nobody else can come yet");
+        site.door.listen.push([192, 168, 1, 20].into());
+        for base in made_at {
+            assert_eq!(for_others(&site, base), "https://polder.local:8443");
+        }
+        assert_eq!(for_others(&site, "https://192.168.1.20:8443"), "https://192.168.1.20:8443");
     }
 }

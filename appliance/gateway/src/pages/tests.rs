@@ -15,7 +15,7 @@ use polder_control::{
     StepState, Unit,
 };
 use polder_members::{Member, Members, NewKey, NewMember, Role, Secret};
-use polder_site::{EngineSlot, Site};
+use polder_site::{App, EngineSlot, Site, SiteChange};
 use tokio::sync::watch;
 use tower::ServiceExt;
 
@@ -269,12 +269,13 @@ async fn read(response: Response) -> (StatusCode, String) {
 }
 
 const FOR_MEMBERS: [&str; 5] = ["/", "/chat", "/connect", "/usage", "/account"];
-const FOR_STEWARDS: [&str; 9] = [
+const FOR_STEWARDS: [&str; 10] = [
     "/dashboard",
     "/dashboard/live",
     "/members",
     "/models",
     "/models/smollm2-135m-instruct",
+    "/apps",
     "/audit",
     "/audit?before=9",
     "/runs/7",
@@ -335,6 +336,8 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/engines/fast/remove".into(),
         "/runs/7/cancel".into(),
         "/usage".into(),
+        "/apps".into(),
+        "/apps/wiki/remove".into(),
     ];
     for path in &actions {
         let form = "role=member&disabled=yes&password=another+four+words+here";
@@ -554,12 +557,33 @@ async fn usage_is_shown_as_the_site_says_and_can_be_deleted() {
     place.gateway.members.set_metering(true);
     place.gateway.members.count_chat(place.member.0.id, "m", 1000, 234);
     let (_, page) = place.get("/usage", Some(&place.member.1)).await;
-    assert!(page.contains("1\u{202f}234 tokens"), "{page}");
+    assert!(page.contains("1,234 tokens"), "{page}");
     place.post("/usage/forget", Some(&place.member.1), "").await;
     assert!(place.gateway.members.usage_of(place.member.0.id, 30).unwrap().is_empty());
     place.post("/usage", Some(&place.steward.1), "per_member=yes&visible_to=stewards").await;
     let asked = place.asked.lock().unwrap();
     assert!(asked.iter().any(|r| matches!(r, Request::Apply { by: Actor::Member(_), .. })));
+}
+
+#[tokio::test]
+async fn a_steward_opens_an_app_and_one_elsewhere_is_refused() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let form = "name=wiki&upstream=http%3A%2F%2F127.0.0.1%3A3000&open_to=stewards";
+    assert_eq!(place.post("/apps", steward, form).await.1, "/apps?said=app");
+    let app = App {
+        upstream: "http://127.0.0.1:3000".parse().unwrap(),
+        open_to: polder_site::Audience::Stewards,
+    };
+    let wanted = SiteChange::App { name: "wiki".parse().unwrap(), app };
+    let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
+    assert!(place.asked.lock().unwrap().iter().any(asked));
+    let form = "name=wiki&upstream=http%3A%2F%2F192.168.1.7%3A3000";
+    let (status, page) = place.post("/apps", steward, form).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("is not a place on this machine") && page.contains("192.168.1.7"));
+    let (status, _) = place.post("/apps/nothing/remove", steward, "").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]

@@ -125,7 +125,7 @@ fn stranger(parts: &Parts) -> Response {
 }
 
 /// A path of ours, and nothing that a browser could read as another site.
-pub(super) fn own_path(given: &str) -> &str {
+pub(crate) fn own_path(given: &str) -> &str {
     let ours = given.starts_with('/')
         && !given.starts_with("//")
         && given.len() <= 500
@@ -134,7 +134,7 @@ pub(super) fn own_path(given: &str) -> &str {
 }
 
 /// Everything but letters, digits and `-._~/` as `%XX`.
-pub(super) fn percent(text: &str) -> String {
+pub(crate) fn percent(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {

@@ -320,6 +320,83 @@ async fn what_was_used_is_counted_however_the_answer_ended() {
 }
 
 #[tokio::test]
+async fn a_question_whose_client_leaves_before_the_answer_is_counted() {
+    let mut house = House::open().await;
+    house.site.usage.per_member = true;
+    house.say(PartState::Ready);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let body =
+        r#"{"think_ms":60000,"tokens":1,"filling":"0123456789012345678901234567890123456789"}"#;
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nx-api-key: {}\r\ncontent-length: {}\r\n\r\n{body}",
+        house.key,
+        body.len()
+    );
+    let mut stream = house.here().await;
+    stream.write_all(head.as_bytes()).await.unwrap();
+    soon("the work began", || house.engine.begun.load(Ordering::SeqCst) == 1).await;
+    drop(stream);
+    house.stop();
+    soon("the door closed", || house.gateway.is_finished()).await;
+    let members = polder_members::Members::open(&house.folder.path().join("polder.db")).unwrap();
+    let used = members.usage_of_all(2).unwrap();
+    assert_eq!(used.len(), 1, "{used:?}");
+    let expected = (1, body.len() as u64 / 4, 0);
+    assert_eq!((used[0].requests, used[0].prompt, used[0].completion), expected);
+}
+
+#[tokio::test]
+async fn a_key_that_expires_ends_its_streams() {
+    fn short_lived(members: &polder_members::Members, steward: &polder_members::Member) {
+        let expires_in = Some(Duration::from_secs(3));
+        let new = NewKey { expires_in, ..NewKey::default() };
+        let key = members.mint_key(steward.id, &new).unwrap();
+        std::fs::write(members.path().with_file_name("short"), key.key.expose()).unwrap();
+    }
+    let house = House::open_as(Wish { members: short_lived, ..Wish::default() }).await;
+    let key = std::fs::read_to_string(house.folder.path().join("short")).unwrap();
+    // The engine says nothing more after its first word: the end must not wait for the second.
+    let body = r#"{"stream":true,"tokens":9,"pause_ms":60000}"#;
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nx-api-key: {key}\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut stream = house.here().await;
+    stream.write_all(head.as_bytes()).await.unwrap();
+    until(&mut stream, "{\"n\":0").await;
+    let end = until(&mut stream, "\r\n0\r\n\r\n").await;
+    assert!(end.contains("key_expired"), "{end}");
+    soon("the engine stopped", || house.engine.dropped.load(Ordering::SeqCst) == 1).await;
+}
+
+#[tokio::test]
+async fn a_long_question_to_a_slot_arrives_whole_under_the_models_name() {
+    let house = House::open().await;
+    let filling = "x".repeat(1 << 20);
+    let answer =
+        house.chat(&format!(r#"{{"model":"fast","tokens":1,"filling":"{filling}"}}"#)).await;
+    assert_eq!(status_of(&answer), 200);
+    let seen = house.engine.seen.lock().unwrap();
+    assert_eq!(seen[0].2, format!(r#"{{"model":"small","tokens":1,"filling":"{filling}"}}"#));
+}
+
+#[tokio::test]
+async fn connections_to_an_engine_are_kept_and_a_dead_one_is_noticed() {
+    let house = House::open().await;
+    for _ in 0..5 {
+        assert_eq!(status_of(&house.chat(r#"{"tokens":1}"#).await), 200);
+        assert_eq!(status_of(&house.chat(r#"{"stream":true,"tokens":3}"#).await), 200);
+    }
+    assert_eq!(house.engine.connections.load(Ordering::SeqCst), 1);
+    house.engine.kill();
+    house.engine.resume();
+    let begun = Instant::now();
+    assert_eq!(status_of(&house.chat(r#"{"tokens":1}"#).await), 200);
+    assert!(begun.elapsed() < Duration::from_millis(200), "no second try was needed");
+    assert_eq!(house.engine.connections.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
 async fn figures_are_for_stewards_and_health_says_nothing() {
     fn with_bob(members: &polder_members::Members, _: &polder_members::Member) {
         let bob = members.add_member(&new_member("bob"), polder_members::Role::Member).unwrap();

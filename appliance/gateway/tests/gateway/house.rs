@@ -193,6 +193,16 @@ impl House {
         address: &str,
         protocols: &[&str],
     ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        self.tls_to("oak.local", address, protocols).await
+    }
+
+    /// The same, under another name of the box.
+    pub(crate) async fn tls_to(
+        &self,
+        host: &str,
+        address: &str,
+        protocols: &[&str],
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
         let ca = std::fs::read(self.ca_file()).unwrap();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(&ca).unwrap()).unwrap();
@@ -203,7 +213,7 @@ impl House {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
-        let name = rustls::pki_types::ServerName::try_from("oak.local").unwrap();
+        let name = rustls::pki_types::ServerName::try_from(host.to_owned()).unwrap();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         connector.connect(name, self.from(address).await).await
     }
@@ -354,6 +364,8 @@ pub(crate) struct Engine {
     /// Answers begun, and those that were dropped before their end.
     pub(crate) begun: AtomicUsize,
     pub(crate) dropped: AtomicUsize,
+    /// Connections taken.
+    pub(crate) connections: AtomicUsize,
     /// Pieces written, by all answers.
     pub(crate) written: AtomicUsize,
     task: Mutex<Option<JoinHandle<()>>>,
@@ -379,6 +391,7 @@ impl Engine {
             seen: Mutex::default(),
             begun: AtomicUsize::new(0),
             dropped: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
             written: AtomicUsize::new(0),
             task: Mutex::default(),
         });
@@ -401,6 +414,7 @@ impl Engine {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let engine = engine.clone();
+                engine.connections.fetch_add(1, Ordering::SeqCst);
                 connections.spawn(async move {
                     let service = service_fn(move |request| answer(engine.clone(), request));
                     let _ = hyper::server::conn::http1::Builder::new()

@@ -1,7 +1,7 @@
 //! Tokens per second of the real model, one line of JSON for each measurement.
 //!
 //! `POLDER_SMOLLM2` names the GGUF, `POLDER_THREADS` the threads (2 if unset). Decode: 64 tokens
-//! after a prompt of 32, the best of three rounds. Prefill: 512 tokens in one step. `--reference`
+//! after a prompt of 32, the best of three rounds, greedy and drawn. Prefill: 512 tokens in one step. `--reference`
 //! measures the f32 path as well.
 
 use std::sync::Arc;
@@ -30,9 +30,17 @@ fn main() {
         println!(
             "{{\"what\": \"load\", \"precision\": \"{precision:?}\", \"seconds\": {load:.3}}}"
         );
-        for batch in [1, 8] {
-            let best = (0..ROUNDS).map(|_| decode(&mut backend, batch)).fold(0.0, f64::max);
-            report("decode", precision, threads, batch, best);
+        let greedy = Sampling::greedy();
+        let drawn = Sampling { temperature: 0.8, seed: 1, ..Sampling::greedy() };
+        let top_p = Sampling { top_p: 0.95, ..drawn.clone() };
+        for (what, sampling, batch) in [
+            ("decode", &greedy, 1),
+            ("decode", &greedy, 8),
+            ("decode, drawn", &drawn, 8),
+            ("decode, drawn with top-p", &top_p, 8),
+        ] {
+            let rates = (0..ROUNDS).map(|_| decode(&mut backend, batch, sampling));
+            report(what, precision, threads, batch, rates.fold(0.0, f64::max));
         }
         let best = (0..ROUNDS).map(|_| prefill(&mut backend)).fold(0.0, f64::max);
         report("prefill", precision, threads, 512, best);
@@ -46,14 +54,14 @@ fn report(what: &str, precision: Precision, threads: usize, batch: u32, rate: f6
     );
 }
 
-/// Greedy tokens of `batch` sequences, each step submitted before the one before is collected.
-fn decode(backend: &mut CpuBackend, batch: u32) -> f64 {
+/// Tokens of `batch` sequences, each step submitted before the one before is collected.
+fn decode(backend: &mut CpuBackend, batch: u32, sampling: &Sampling) -> f64 {
     const PROMPT: u32 = 32;
     const TOKENS: u32 = 64;
     let mut step = StepBatch::default();
     for slot in 0..batch {
         feed(&mut step, slot, 0, (0..PROMPT).map(|i| Input::Host(TokenId(1000 + i + slot))));
-        sample(&mut step, slot);
+        sample(&mut step, slot, sampling);
     }
     let mut ticket = backend.submit(&step).expect("a sensible step");
     let started = Instant::now();
@@ -61,7 +69,7 @@ fn decode(backend: &mut CpuBackend, batch: u32) -> f64 {
         step.clear();
         for slot in 0..batch {
             feed(&mut step, slot, PROMPT + n, [Input::Sampled(Slot(slot as u16))]);
-            sample(&mut step, slot);
+            sample(&mut step, slot, sampling);
         }
         let next = backend.submit(&step).expect("a sensible step");
         backend.collect(ticket).expect("an answer");
@@ -75,7 +83,7 @@ fn prefill(backend: &mut CpuBackend) -> f64 {
     const TOKENS: u32 = 512;
     let mut step = StepBatch::default();
     feed(&mut step, 0, 0, (0..TOKENS).map(|i| Input::Host(TokenId(500 + i * 7 % 4000))));
-    sample(&mut step, 0);
+    sample(&mut step, 0, &Sampling::greedy());
     let started = Instant::now();
     let ticket = backend.submit(&step).expect("a sensible step");
     backend.collect(ticket).expect("an answer");
@@ -98,10 +106,10 @@ fn feed(step: &mut StepBatch, slot: u32, at: u32, tokens: impl IntoIterator<Item
     });
 }
 
-fn sample(step: &mut StepBatch, slot: u32) {
+fn sample(step: &mut StepBatch, slot: u32, sampling: &Sampling) {
     step.outputs.push(OutputRow {
         token: step.inputs.len() as u32 - 1,
         slot: Slot(slot as u16),
-        want: Want::Sample(Sampling::greedy()),
+        want: Want::Sample(sampling.clone()),
     });
 }

@@ -15,7 +15,7 @@ use crate::check::usize_range;
 use crate::kernels::{Isa, LANES, gate_gelu, gate_silu, sum_squares};
 use crate::kv::LayerKv;
 use crate::matrix::{Activations, Matrix, Multiplier};
-use crate::sampling::{History, sample};
+use crate::sampling::{History, Scratch, sample};
 
 /// A packed model, its KV pool and its slots. Steps that reach it have been checked.
 pub(crate) struct Forward {
@@ -64,6 +64,8 @@ struct Work {
     right: Vec<f32>,
     attended: Vec<f32>,
     halves: Vec<u16>,
+    /// One for each row that samples.
+    draws: Vec<Scratch>,
 }
 
 /// Cosines and sines for the positions of a step.
@@ -184,26 +186,42 @@ impl Forward {
         }
         work.left.quantize(isa, &[&self.head]);
         self.multiplier.multiply(&[&self.head], &work.left, &mut work.tiled, &mut work.right);
-        let mut logits =
-            work.right.chunks_exact_mut(vocab.next_multiple_of(LANES)).map(|l| &mut l[..vocab]);
+        let stride = vocab.next_multiple_of(LANES);
+        let slots = &self.slots;
+        if work.draws.len() < logit_rows.len() {
+            work.draws.resize_with(logit_rows.len(), Scratch::default);
+        }
+        let mut judged: Vec<Row> = logit_rows
+            .par_iter()
+            .zip(work.right.par_chunks_exact_mut(stride))
+            .zip(&mut work.draws)
+            .map(|((output, logits), scratch)| {
+                let logits = &mut logits[..vocab];
+                let Want::Sample(want) = &output.want else { return Row::Logits(logits.to_vec()) };
+                let history = &slots[usize::from(output.slot.0)];
+                let position = step.positions[output.token as usize];
+                let sampled = sample(logits, want, history, position, scratch);
+                sampled.map_or(Row::Unusable, Row::Sampled)
+            })
+            .collect();
+        let mut judged = judged.drain(..);
         let mut rows = Vec::with_capacity(step.outputs.len());
         for output in &step.outputs {
-            rows.push(match &output.want {
-                Want::Hidden => {
-                    let mut x = work.x[row(output.token)].to_vec();
-                    norm(isa, &mut x, &self.output_norm, eps);
-                    Row::Hidden(x)
-                }
-                Want::Logits => Row::Logits(logits.next().expect("a row for each output").to_vec()),
-                Want::Sample(want) => {
-                    let logits = logits.next().expect("a row for each output");
-                    let slot = &mut self.slots[usize::from(output.slot.0)];
-                    let position = step.positions[output.token as usize];
-                    let sampled = sample(logits, want, slot, position);
-                    slot.push(sampled.token);
-                    Row::Sampled(sampled)
-                }
-            });
+            if matches!(output.want, Want::Hidden) {
+                let mut x = work.x[row(output.token)].to_vec();
+                norm(isa, &mut x, &self.output_norm, eps);
+                rows.push(Row::Hidden(x));
+                continue;
+            }
+            let row = judged.next().expect("a row for each output");
+            let slot = &mut self.slots[usize::from(output.slot.0)];
+            match &row {
+                Row::Sampled(sampled) => slot.push(sampled.token),
+                // The next step may be on its way already and reads what the slot holds.
+                Row::Unusable => slot.push(TokenId(0)),
+                Row::Logits(_) | Row::Hidden(_) => {}
+            }
+            rows.push(row);
         }
         StepOutput { rows }
     }
@@ -248,7 +266,7 @@ impl Layer {
         work: &mut Work,
     ) {
         let Attention::Gqa(gqa) = &self.spec.attention;
-        let Work { x, left, tiled, right, attended, halves } = work;
+        let Work { x, left, tiled, right, attended, halves, .. } = work;
         let isa = m.isa;
         let hidden = self.attention_norm.len();
         let tokens = x.len() / hidden;

@@ -32,34 +32,49 @@ impl History {
     }
 }
 
-/// Chooses a token; `logits` is used up. Logits that are not numbers count as impossible.
+/// Memory that draws use again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    /// The tokens that are still possible.
+    order: Vec<u32>,
+    /// `[token]`: how likely each of those is, beside the best one.
+    weights: Vec<f64>,
+}
+
+/// Chooses a token; `logits` is used up. None where they are no distribution: what a broken
+/// weight file computes must not pass for an answer.
 pub(crate) fn sample(
     logits: &mut [f32],
     want: &Sampling,
     history: &History,
     position: u32,
-) -> SampledToken {
+    scratch: &mut Scratch,
+) -> Option<SampledToken> {
+    if !is_distribution(logits) {
+        return None;
+    }
     adjust(logits, want, history);
     let best = best(logits);
-    let (logprob, top, normaliser) = logprobs(logits, want);
+    let (logprob, top, normaliser) = logprobs(logits, want, &mut scratch.order);
     let token = match want.temperature > 0.0 {
         false => best,
-        true => draw(logits, want, best, uniform(want.seed, position)),
+        true => draw(logits, want, best, uniform(want.seed, position), scratch),
     };
-    SampledToken {
+    Some(SampledToken {
         token: TokenId(token as u32),
         logprob: logprob.then(|| logits[token] - normaliser),
         top,
-    }
+    })
+}
+
+/// No NaN, nothing infinitely likely, and something possible.
+fn is_distribution(logits: &[f32]) -> bool {
+    logits.iter().all(|logit| *logit < f32::INFINITY)
+        && logits.iter().any(|logit| *logit > f32::NEG_INFINITY)
 }
 
 /// Penalties, bias and mask.
 fn adjust(logits: &mut [f32], want: &Sampling, history: &History) {
-    for logit in logits.iter_mut() {
-        if logit.is_nan() {
-            *logit = f32::NEG_INFINITY;
-        }
-    }
     let penalties = want.repetition_penalty != 1.0
         || want.presence_penalty != 0.0
         || want.frequency_penalty != 0.0;
@@ -107,7 +122,11 @@ fn best(logits: &[f32]) -> usize {
 }
 
 /// Whether logprobs are wanted, the best tokens with theirs, and what to subtract from a logit.
-fn logprobs(logits: &[f32], want: &Sampling) -> (bool, Vec<(TokenId, f32)>, f32) {
+fn logprobs(
+    logits: &[f32],
+    want: &Sampling,
+    order: &mut Vec<u32>,
+) -> (bool, Vec<(TokenId, f32)>, f32) {
     let Some(count) = want.logprobs else { return (false, Vec::new(), 0.0) };
     let max = logits[best(logits)];
     if max.is_infinite() {
@@ -115,9 +134,10 @@ fn logprobs(logits: &[f32], want: &Sampling) -> (bool, Vec<(TokenId, f32)>, f32)
     }
     let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
     let normaliser = (f64::from(max) + sum.ln()) as f32;
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    order.clear();
+    order.extend(0..logits.len() as u32);
     let count = usize::from(count).min(order.len());
-    first_best(&mut order, count, logits);
+    first_best(order, count, logits);
     let possible = |i: &&u32| logits[**i as usize] > f32::NEG_INFINITY;
     let top = order[..count]
         .iter()
@@ -142,32 +162,40 @@ fn first_best(order: &mut [u32], count: usize, logits: &[f32]) {
 }
 
 /// Temperature, filters, draw. `u` is in `[0, 1)`.
-fn draw(logits: &[f32], want: &Sampling, best: usize, u: f64) -> usize {
+fn draw(logits: &[f32], want: &Sampling, best: usize, u: f64, scratch: &mut Scratch) -> usize {
     let max = logits[best];
     if max.is_infinite() {
         return best;
     }
-    let weight = |i: u32| (f64::from(logits[i as usize] - max) / f64::from(want.temperature)).exp();
-    let mut order: Vec<u32> =
-        (0..logits.len() as u32).filter(|i| logits[*i as usize] > f32::NEG_INFINITY).collect();
+    let Scratch { order, weights } = scratch;
+    order.clear();
+    order.extend((0..logits.len() as u32).filter(|i| logits[*i as usize] > f32::NEG_INFINITY));
     let top_k = match want.top_k as usize {
         0 => order.len(),
         k => k.min(order.len()),
     };
     if top_k < order.len() {
-        first_best(&mut order, top_k, logits);
+        first_best(order, top_k, logits);
         order.truncate(top_k);
     }
+    // What is left of an earlier draw is never read: below, only tokens in `order` are.
+    weights.resize(logits.len(), 0.0);
+    let temperature = f64::from(want.temperature);
+    for i in order.iter() {
+        let i = *i as usize;
+        weights[i] = (f64::from(logits[i] - max) / temperature).exp();
+    }
+    let weight = |i: &u32| weights[*i as usize];
     if want.top_p < 1.0 {
-        let all: f64 = order.iter().map(|i| weight(*i)).sum();
+        let all: f64 = order.iter().map(weight).sum();
         let goal = f64::from(want.top_p) * all;
         // Most of the mass sits in few tokens: sort a small front first, more only if needed.
         let mut sorted = 64.min(order.len());
         let keep = loop {
-            first_best(&mut order, sorted, logits);
+            first_best(order, sorted, logits);
             let mut sum = 0.0;
             let enough = order[..sorted].iter().position(|i| {
-                sum += weight(*i);
+                sum += weight(i);
                 sum >= goal
             });
             match enough {
@@ -179,14 +207,14 @@ fn draw(logits: &[f32], want: &Sampling, best: usize, u: f64) -> usize {
         order.truncate(keep);
     }
     if want.min_p > 0.0 {
-        order.retain(|i| weight(*i) >= f64::from(want.min_p) || *i as usize == best);
+        order.retain(|i| weight(i) >= f64::from(want.min_p) || *i as usize == best);
     }
     // Vocabulary order, so that the draw does not depend on how the filters sorted.
     order.sort_unstable();
-    let all: f64 = order.iter().map(|i| weight(*i)).sum();
+    let all: f64 = order.iter().map(weight).sum();
     let mut left = u * all;
-    for i in &order {
-        left -= weight(*i);
+    for i in order.iter() {
+        left -= weight(i);
         if left < 0.0 {
             return *i as usize;
         }

@@ -281,3 +281,50 @@ fn an_empty_step_gives_an_empty_answer() {
     let mut backend = load(&model, Precision::Stored);
     assert!(step(&mut backend, &StepBatch::default()).rows.is_empty());
 }
+
+#[test]
+fn a_weight_that_is_no_number_spoils_the_sequences_that_read_it_and_no_others() {
+    let path = common::goldens().join("tiny/llama/model.gguf");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let embedding = polder_model::gguf::parse(&bytes)
+        .unwrap()
+        .tensors()
+        .iter()
+        .find(|tensor| tensor.name == "token_embd.weight")
+        .cloned()
+        .unwrap();
+    let hidden = embedding.dims[0];
+    let at = embedding.offset + 4 * 5 * hidden;
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("model.gguf");
+    std::fs::write(&broken, bytes).unwrap();
+
+    let mut backends = [load(&tiny("llama"), Precision::Stored), {
+        load(&common::open(&broken), Precision::Stored)
+    }];
+    let hot = Sampling { temperature: 1.0, seed: 9, ..Sampling::greedy() };
+    let mut run = |which: usize, poisoned: bool| {
+        let mut rows = Vec::new();
+        for (position, first) in [(0, [3, 4]), (2, [6, 7])] {
+            let mut batch = StepBatch::default();
+            // The poisoned one comes first and its blocks lie beside.
+            let other = if poisoned { [1, 5] } else { [1, 2] };
+            for (slot, tokens) in [(0, other), (1, first)] {
+                if position == 0 {
+                    reset(&mut batch, slot, &tokens);
+                }
+                feed(&mut batch, slot, &host(&tokens), position, &blocks(slot.into(), 1));
+                want_last(&mut batch, slot, Want::Sample(hot.clone()));
+            }
+            rows.extend(step(&mut backends[which], &batch).rows);
+        }
+        rows
+    };
+    let healthy = run(0, false);
+    let spoiled = run(1, true);
+    assert_eq!([&spoiled[0], &spoiled[2]], [&Row::Unusable; 2]);
+    assert_eq!([&spoiled[1], &spoiled[3]], [&healthy[1], &healthy[3]]);
+    // Whoever gets the blocks next is not spoiled either.
+    assert_eq!(run(1, false), healthy);
+}

@@ -7,56 +7,26 @@ use super::{FloatKind, GROUP, IntRows, IntTile, LANES};
 /// Rows in a register.
 const WIDE: usize = 8;
 
-/// # Safety
-/// The machine has AVX2, FMA and F16C, and the lengths are as `super::int_tile` checks.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn int_tile(tile: &IntTile<'_>, rows: &IntRows<'_>, out: &mut [f32]) {
-    // SAFETY: handed on.
-    unsafe {
-        match (tile.nibbles, tile.mins.is_empty(), tile.halves) {
-            (true, true, _) => blocks::<true, false, false>(tile, rows, out),
-            (true, false, _) => blocks::<true, true, false>(tile, rows, out),
-            (false, true, false) => blocks::<false, false, false>(tile, rows, out),
-            (false, false, _) => blocks::<false, true, false>(tile, rows, out),
-            (false, true, true) => blocks::<false, false, true>(tile, rows, out),
-        }
-    }
-}
+entry_points!("avx2,fma,f16c", [4, 2, 1]);
 
+/// Tokens `first .. first + N`.
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn blocks<const NIBBLES: bool, const MINS: bool, const HALVES: bool>(
+unsafe fn block<const N: usize, const NIBBLES: bool, const MINS: bool, const HALVES: bool>(
     tile: &IntTile<'_>,
     rows: &IntRows<'_>,
+    first: usize,
     out: &mut [f32],
 ) {
-    let tokens = out.len() / LANES;
-    let mut first = 0;
-    // SAFETY: `first + N <= tokens` in each call, and `side` is 0 or 1.
-    unsafe {
-        while tokens - first >= 4 {
-            for side in 0..2 {
-                block::<4, NIBBLES, MINS, HALVES>(tile, rows, first, side, out);
-            }
-            first += 4;
-        }
-        if tokens - first >= 2 {
-            for side in 0..2 {
-                block::<2, NIBBLES, MINS, HALVES>(tile, rows, first, side, out);
-            }
-            first += 2;
-        }
-        while first < tokens {
-            for side in 0..2 {
-                block::<1, NIBBLES, MINS, HALVES>(tile, rows, first, side, out);
-            }
-            first += 1;
-        }
+    for side in 0..2 {
+        // SAFETY: handed on; `side` is 0 or 1.
+        unsafe { half_block::<N, NIBBLES, MINS, HALVES>(tile, rows, first, side, out) };
     }
 }
 
 /// Rows `8 side .. 8 side + 8` with tokens `first .. first + N`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn block<const N: usize, const NIBBLES: bool, const MINS: bool, const HALVES: bool>(
+unsafe fn half_block<const N: usize, const NIBBLES: bool, const MINS: bool, const HALVES: bool>(
     tile: &IntTile<'_>,
     rows: &IntRows<'_>,
     first: usize,
@@ -171,35 +141,6 @@ unsafe fn byte_dot(w: &[__m256i], a: *const i32, start: i32) -> __m256i {
 #[target_feature(enable = "avx2")]
 fn scaled(total: __m256, dot: __m256i, scale: __m256) -> __m256 {
     _mm256_add_ps(total, _mm256_mul_ps(_mm256_cvtepi32_ps(dot), scale))
-}
-
-/// # Safety
-/// The machine has AVX2, FMA and F16C, and the lengths are as `super::float_tile` checks.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn float_tile(
-    kind: FloatKind,
-    tile: &[u8],
-    cols: usize,
-    x: &[f32],
-    out: &mut [f32],
-) {
-    let tokens = out.len() / LANES;
-    let mut first = 0;
-    while first < tokens {
-        let wide = tokens - first >= 4;
-        // SAFETY: `first + N <= tokens` in each call.
-        unsafe {
-            match (kind, wide) {
-                (FloatKind::F32, true) => float_block::<4, 0>(tile, cols, x, first, out),
-                (FloatKind::F32, false) => float_block::<1, 0>(tile, cols, x, first, out),
-                (FloatKind::F16, true) => float_block::<4, 1>(tile, cols, x, first, out),
-                (FloatKind::F16, false) => float_block::<1, 1>(tile, cols, x, first, out),
-                (FloatKind::BF16, true) => float_block::<4, 2>(tile, cols, x, first, out),
-                (FloatKind::BF16, false) => float_block::<1, 2>(tile, cols, x, first, out),
-            }
-        }
-        first += if wide { 4 } else { 1 };
-    }
 }
 
 /// `KIND`: 0 is `F32`, 1 `F16`, 2 `BF16`.

@@ -5,52 +5,7 @@ use std::arch::x86_64::*;
 
 use super::{FloatKind, GROUP, IntRows, IntTile, LANES};
 
-/// # Safety
-/// The machine has AVX-512 F, BW, VL and VNNI, and the lengths are as `super::int_tile` checks.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub(super) unsafe fn int_tile(tile: &IntTile<'_>, rows: &IntRows<'_>, out: &mut [f32]) {
-    // SAFETY: handed on.
-    unsafe {
-        match (tile.nibbles, tile.mins.is_empty(), tile.halves) {
-            (true, true, _) => blocks::<true, false, false>(tile, rows, out),
-            (true, false, _) => blocks::<true, true, false>(tile, rows, out),
-            (false, true, false) => blocks::<false, false, false>(tile, rows, out),
-            (false, false, _) => blocks::<false, true, false>(tile, rows, out),
-            (false, true, true) => blocks::<false, false, true>(tile, rows, out),
-        }
-    }
-}
-
-/// Walks over the tokens, so many at a time that a decoded group of weights serves them all from
-/// registers.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn blocks<const NIBBLES: bool, const MINS: bool, const HALVES: bool>(
-    tile: &IntTile<'_>,
-    rows: &IntRows<'_>,
-    out: &mut [f32],
-) {
-    let tokens = out.len() / LANES;
-    let mut first = 0;
-    // SAFETY: `first + N <= tokens` in each call.
-    unsafe {
-        while tokens - first >= 8 {
-            block::<8, NIBBLES, MINS, HALVES>(tile, rows, first, out);
-            first += 8;
-        }
-        if tokens - first >= 4 {
-            block::<4, NIBBLES, MINS, HALVES>(tile, rows, first, out);
-            first += 4;
-        }
-        if tokens - first >= 2 {
-            block::<2, NIBBLES, MINS, HALVES>(tile, rows, first, out);
-            first += 2;
-        }
-        while first < tokens {
-            block::<1, NIBBLES, MINS, HALVES>(tile, rows, first, out);
-            first += 1;
-        }
-    }
-}
+entry_points!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", [8, 4, 2, 1]);
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn block<const N: usize, const NIBBLES: bool, const MINS: bool, const HALVES: bool>(
@@ -126,35 +81,6 @@ unsafe fn block<const N: usize, const NIBBLES: bool, const MINS: bool, const HAL
 #[target_feature(enable = "avx512f")]
 fn scaled(total: __m512, dot: __m512i, scale: __m512) -> __m512 {
     _mm512_add_ps(total, _mm512_mul_ps(_mm512_cvtepi32_ps(dot), scale))
-}
-
-/// # Safety
-/// The machine has AVX-512 F, and the lengths are as `super::float_tile` checks.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub(super) unsafe fn float_tile(
-    kind: FloatKind,
-    tile: &[u8],
-    cols: usize,
-    x: &[f32],
-    out: &mut [f32],
-) {
-    let tokens = out.len() / LANES;
-    let mut first = 0;
-    while first < tokens {
-        let wide = tokens - first >= 8;
-        // SAFETY: `first + N <= tokens` in each call.
-        unsafe {
-            match (kind, wide) {
-                (FloatKind::F32, true) => float_block::<8, 0>(tile, cols, x, first, out),
-                (FloatKind::F32, false) => float_block::<1, 0>(tile, cols, x, first, out),
-                (FloatKind::F16, true) => float_block::<8, 1>(tile, cols, x, first, out),
-                (FloatKind::F16, false) => float_block::<1, 1>(tile, cols, x, first, out),
-                (FloatKind::BF16, true) => float_block::<8, 2>(tile, cols, x, first, out),
-                (FloatKind::BF16, false) => float_block::<1, 2>(tile, cols, x, first, out),
-            }
-        }
-        first += if wide { 8 } else { 1 };
-    }
 }
 
 /// `KIND`: 0 is `F32`, 1 `F16`, 2 `BF16`.

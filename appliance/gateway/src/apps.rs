@@ -1,0 +1,319 @@
+//! Other web apps on this machine, behind the box's sign-in.
+//!
+//! An app has a host name of its own, `APP.BOX`: under the box's name its pages could act as the
+//! member who looks at them. Cookies do not reach from one to the other, so whoever comes without
+//! being known is sent to the box's own page and back with a ticket that is good once, for this
+//! app and this browser. What they get there ends with their session on the box.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use http::header::{
+    ACCEPT, AUTHORIZATION, CACHE_CONTROL, COOKIE, HOST, HeaderName, LOCATION, SET_COOKIE, UPGRADE,
+};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use hyper_util::rt::TokioIo;
+use polder_members::{Role, Secret};
+use polder_site::{App, AppName, Audience, Upstream};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_util::either::Either;
+
+use crate::errors::ApiError;
+use crate::host::RequestHost;
+use crate::pages::{own_path, percent};
+use crate::subrequest::{Visitor, visitor};
+use crate::tickets::TICKET_SECONDS;
+use crate::{Gateway, Peer, auth, headers};
+
+/// On an app's host: who is known there.
+const KNOWN: &str = "__Host-polder-app";
+/// On an app's host: which browser was sent to sign in.
+const SENT: &str = "__Host-polder-way";
+/// Beginnings of the names of cookies that are ours.
+const OURS: [&[u8]; 2] = [b"polder", b"__Host-polder"];
+/// Every key of ours begins with this.
+const KEY: &[u8] = b"plk_";
+/// Where a browser comes back with its ticket.
+const ENTER: &str = "/.polder/enter";
+/// An app has this long to begin its answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// Answers a request for an app's host name.
+pub(crate) async fn answer(
+    gateway: &Arc<Gateway>,
+    (name, app): (&AppName, &App),
+    host: &RequestHost,
+    peer: Peer,
+    request: Request,
+) -> Response {
+    if request.uri().path() == ENTER {
+        return enter(gateway, name, &request);
+    }
+    let visitor = match who(gateway, name, peer, request.headers()).await {
+        Ok(Some(visitor)) => visitor,
+        Ok(None) => return stranger(name, host, &request),
+        Err(error) => return error.into_response(),
+    };
+    if app.open_to == Audience::Stewards && visitor.role != Role::Steward {
+        return ApiError::not_yours("this app is for stewards of the box; ask one of them")
+            .into_response();
+    }
+    if request.headers().contains_key(UPGRADE) {
+        let why = "the box passes no WebSocket on to apps; the app has to do without";
+        return ApiError::new(StatusCode::NOT_IMPLEMENTED, "invalid_request_error", "upgrade", why)
+            .into_response();
+    }
+    let told = match visitor.headers(gateway.status().site.name.as_str()) {
+        Ok(told) => told,
+        Err(error) => return error.into_response(),
+    };
+    match pass(&app.upstream, towards_app(request, host, peer, told)).await {
+        Ok(response) => towards_visitor(response),
+        Err(why) => {
+            log::warn!(app:% = name; "an app did not answer: {why}");
+            let why = format!("the app {name} does not answer just now; try again in a moment");
+            ApiError::new(StatusCode::BAD_GATEWAY, "server_error", "app_unavailable", why)
+                .into_response()
+        }
+    }
+}
+
+/// A key of ours that was sent counts even if a browser's cookie is there too.
+async fn who(
+    gateway: &Gateway,
+    app: &AppName,
+    peer: Peer,
+    headers: &HeaderMap,
+) -> Result<Option<Visitor>, ApiError> {
+    if has_our_key(headers) {
+        return visitor(gateway, headers, peer.tls).await.map(Some);
+    }
+    let Some(known) = auth::cookie(headers, KNOWN) else { return Ok(None) };
+    let Some(session) = gateway.tickets.session_behind(known, app) else { return Ok(None) };
+    let found = gateway.members.ask(move |members| members.session(session.expose())).await;
+    match found {
+        Ok(member) => Ok(member.map(Visitor::from)),
+        Err(error) => {
+            log::error!("a session could not be looked up: {error}");
+            Ok(None)
+        }
+    }
+}
+
+/// To the box's own page, where they sign in if need be, and back. A program is told.
+fn stranger(app: &AppName, host: &RequestHost, request: &Request) -> Response {
+    let kinds = request.headers().get(ACCEPT).and_then(|kinds| kinds.to_str().ok());
+    let page =
+        request.method() == Method::GET && kinds.is_some_and(|kinds| kinds.contains("text/html"));
+    let Some((_, name)) = host.name.split_once('.').filter(|_| page) else {
+        return ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            "invalid_request_error",
+            "not_signed_in",
+            "nobody is signed in; open this app in a browser, or send a key that opens apps",
+        )
+        .into_response();
+    };
+    let Ok(way) = Secret::random() else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    let own = RequestHost { name: name.to_owned(), port: host.port };
+    let back = own_path(request.uri().path_and_query().map_or("/", |path| path.as_str()));
+    let to = format!("https://{own}/apps/{app}/enter?way={}&back={}", way.expose(), percent(back));
+    redirect(&to, [set_cookie(SENT, &way, i64::from(TICKET_SECONDS) * 10)])
+}
+
+/// They come back with a ticket.
+fn enter(gateway: &Gateway, app: &AppName, request: &Request) -> Response {
+    let value = |name: &str| {
+        let mut pairs = request.uri().query().unwrap_or_default().split('&');
+        pairs.find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+    };
+    let way = auth::cookie(request.headers(), SENT);
+    let known = match (value("ticket"), way) {
+        (Some(ticket), Some(way)) => gateway.tickets.redeem(ticket, app, way),
+        _ => None,
+    };
+    // Once more from the beginning: a stale link, or somebody else's ticket.
+    let Some(known) = known else { return redirect("/", []) };
+    let back = value("back").map(unpercent).unwrap_or_default();
+    let lasting = set_cookie(KNOWN, &known, polder_members::SESSION_SECONDS);
+    redirect(own_path(&back), [lasting, set_cookie(SENT, &Secret::new(String::new()), 0)])
+}
+
+fn redirect<const N: usize>(to: &str, cookies: [HeaderValue; N]) -> Response {
+    let Ok(to) = HeaderValue::try_from(to) else {
+        return StatusCode::BAD_REQUEST.into_response();
+    };
+    let mut response = StatusCode::SEE_OTHER.into_response();
+    let headers = response.headers_mut();
+    headers.insert(LOCATION, to);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    for cookie in cookies {
+        headers.append(SET_COOKIE, cookie);
+    }
+    response
+}
+
+fn set_cookie(name: &str, value: &Secret, seconds: i64) -> HeaderValue {
+    let value = value.expose();
+    let text = format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax; Secure");
+    let mut value =
+        HeaderValue::from_str(&text).expect("a token is letters and digits, the rest is ours");
+    value.set_sensitive(true);
+    value
+}
+
+/// `%XX` as it was before; what is none stays.
+fn unpercent(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let hex = after.get(..2).and_then(|two| std::str::from_utf8(two).ok());
+        match hex.and_then(|two| u8::from_str_radix(two, 16).ok()).filter(|_| first == b'%') {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8(bytes).unwrap_or_default()
+}
+
+/// The request as the app gets it: who sends it, and nothing with which the app could act for them.
+fn towards_app(
+    request: Request,
+    host: &RequestHost,
+    peer: Peer,
+    told: [(HeaderName, HeaderValue); 4],
+) -> Request {
+    let (parts, body) = request.into_parts();
+    let mut kept = headers::towards_app(&parts.headers);
+    if has_our_key(&parts.headers) {
+        kept.remove(AUTHORIZATION);
+        kept.remove("x-api-key");
+    }
+    kept.remove(COOKIE);
+    if let Some(cookies) = others_cookies(&parts.headers) {
+        kept.insert(COOKIE, cookies);
+    }
+    if let Ok(name) = HeaderValue::try_from(host.to_string()) {
+        kept.insert(HOST, name.clone());
+        kept.insert("x-forwarded-host", name);
+    }
+    if let Ok(from) = HeaderValue::try_from(peer.remote.ip().to_string()) {
+        kept.insert("x-forwarded-for", from);
+    }
+    kept.insert("x-forwarded-proto", HeaderValue::from_static("https"));
+    for (name, value) in told {
+        kept.insert(name, value);
+    }
+    let mut request = Request::new(body);
+    *request.method_mut() = parts.method;
+    *request.uri_mut() =
+        parts.uri.path_and_query().cloned().map(http::Uri::from).unwrap_or_default();
+    *request.headers_mut() = kept;
+    request
+}
+
+fn has_our_key(headers: &HeaderMap) -> bool {
+    let bearers = headers.get_all(AUTHORIZATION).iter();
+    let mut all = bearers.chain(headers.get_all("x-api-key"));
+    all.any(|value| value.as_bytes().windows(KEY.len()).any(|part| part == KEY))
+}
+
+/// The app's own cookies, in one line.
+fn others_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut kept: Vec<&[u8]> = Vec::new();
+    for value in headers.get_all(COOKIE) {
+        let pairs = value.as_bytes().split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+        kept.extend(pairs.filter(|pair| !pair.is_empty() && !is_our_cookie(pair)));
+    }
+    HeaderValue::from_bytes(&kept.join(&b"; "[..])).ok().filter(|line| !line.is_empty())
+}
+
+fn is_our_cookie(pair: &[u8]) -> bool {
+    let name = pair.trim_ascii_start();
+    let begins =
+        |ours: &&[u8]| name.get(..ours.len()).is_some_and(|n| n.eq_ignore_ascii_case(ours));
+    OURS.iter().any(begins)
+}
+
+/// Sends a request over a connection of its own. Dropping the answer's body closes it.
+async fn pass(
+    upstream: &Upstream,
+    request: Request,
+) -> Result<http::Response<hyper::body::Incoming>, Box<dyn std::error::Error + Send + Sync>> {
+    let asked = async {
+        let stream = match upstream {
+            Upstream::Loopback(address) => Either::Left(TcpStream::connect(address).await?),
+            Upstream::Unix(path) => Either::Right(UnixStream::connect(path).await?),
+        };
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                log::debug!("a connection to an app ended: {error}");
+            }
+        });
+        Ok(sender.send_request(request).await?)
+    };
+    tokio::time::timeout(ANSWER_WITHIN, asked).await?
+}
+
+fn towards_visitor(response: http::Response<hyper::body::Incoming>) -> Response {
+    let (parts, body) = response.into_parts();
+    let mut kept = headers::from_app(&parts.headers);
+    kept.remove(SET_COOKIE);
+    for cookie in parts.headers.get_all(SET_COOKIE) {
+        if !is_our_cookie(cookie.as_bytes()) {
+            kept.append(SET_COOKIE, cookie.clone());
+        }
+    }
+    let mut response = Response::new(Body::new(body));
+    *response.status_mut() = parts.status;
+    *response.headers_mut() = kept;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_app_gets_its_own_cookies_and_none_of_ours() {
+        let mut headers = HeaderMap::new();
+        headers.append(COOKIE, "__Host-polder=s; theme=dark; polder=x".parse().unwrap());
+        headers.append(COOKIE, "__host-polder-app=k;wiki=1".parse().unwrap());
+        assert_eq!(others_cookies(&headers).unwrap(), "theme=dark; wiki=1");
+        headers.remove(COOKIE);
+        headers.append(COOKIE, "__Host-polder-app=k".parse().unwrap());
+        assert_eq!(others_cookies(&headers), None);
+    }
+
+    #[test]
+    fn a_key_of_ours_is_known_wherever_it_stands() {
+        let with = |name: &'static str, value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            has_our_key(&headers)
+        };
+        assert!(with("authorization", "Bearer plk_a_b") && with("x-api-key", "plk_a_b"));
+        assert!(!with("authorization", "Basic abc") && !with("authorization", "Bearer other"));
+    }
+
+    #[test]
+    fn a_path_survives_the_way_there_and_back() {
+        for path in ["/a?b=c&d=%20", "/", "/%", "/ü"] {
+            assert_eq!(unpercent(&percent(path)), path);
+        }
+        assert_eq!(unpercent("%FF%2"), "");
+    }
+}

@@ -1,0 +1,119 @@
+//! What becomes of a run that failed or was stopped: the box is again what it was before.
+
+use std::sync::Arc;
+
+use polder_control::PartState;
+use polder_site::{EngineName, Site, SiteChange};
+use tokio_util::sync::CancellationToken;
+
+use super::{Work, moves_the_door, settled};
+use crate::parts::{Part, Parts};
+use crate::runs::Intent;
+
+impl<P: Parts> Work<P> {
+    /// After a run that failed or was stopped, the box is what it was before: a door that does not
+    /// open would lock everyone out, and a model that does not start leaves nobody to answer.
+    /// Gives `why` with what came of that.
+    pub(super) async fn put_back(
+        self: &Arc<Self>,
+        intent: &Intent,
+        before: &Site,
+        why: String,
+        cancel: &CancellationToken,
+    ) -> String {
+        let site = self.board.site();
+        let back = match intent {
+            Intent::Change(change) => as_before(change, &site, before),
+            Intent::Import { .. } => site.clone(),
+        };
+        if back == site {
+            self.restore();
+            return why;
+        }
+        for (name, slot) in &site.engines {
+            if back.engines.get(name) != Some(slot) {
+                self.stop_engine(name).await;
+            }
+        }
+        let written = self.write_site(back.clone(), format!("undone: {why}")).await;
+        self.restore();
+        if let Err(error) = written {
+            return format!("{why}; it could not be undone: {error}");
+        }
+        match intent {
+            Intent::Change(SiteChange::Engine { name, .. }) if back.engines.contains_key(name) => {
+                format!("{why}; {}", self.model_before(name, cancel).await)
+            }
+            Intent::Change(SiteChange::Engine { .. }) => why,
+            _ => {
+                if moves_the_door(intent) && !self.ending.is_cancelled() {
+                    // It follows the site back by itself, unless it died of the new one.
+                    self.keeper(&Part::Gateway).ensure();
+                }
+                format!("{why}; the change was undone")
+            }
+        }
+    }
+
+    /// Waits for the model that ran before, and says how it is.
+    async fn model_before(
+        self: &Arc<Self>,
+        name: &EngineName,
+        cancel: &CancellationToken,
+    ) -> String {
+        const LATER: &str = "the model before it is being started again";
+        if self.ending.is_cancelled() {
+            return LATER.to_owned();
+        }
+        let keeper = self.keeper(&Part::Engine(name.clone()));
+        let state = tokio::select! {
+            state = keeper.until(keeper.ensure(), settled) => state,
+            () = cancel.cancelled() => return LATER.to_owned(),
+            () = self.ending.cancelled() => return LATER.to_owned(),
+        };
+        match state {
+            PartState::GaveUp(why) => format!("the model before it does not start either: {why}"),
+            _ => "the model before it is back".to_owned(),
+        }
+    }
+
+    /// After a run that did not finish, whatever the site says should run does.
+    fn restore(self: &Arc<Self>) {
+        if self.ending.is_cancelled() {
+            return;
+        }
+        for name in self.board.site().engines.keys() {
+            let part = Part::Engine(name.clone());
+            if self.board.part(&part).state == PartState::Stopped {
+                self.keeper(&part).ensure();
+            }
+        }
+    }
+}
+
+/// `site` without what `change` made different from `before`. Only that, because the box may have
+/// been started with another door since.
+fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
+    let mut back = site.clone();
+    match change {
+        SiteChange::Rename(_) => back.name = before.name.clone(),
+        SiteChange::Door { .. } => {
+            back.door.listen = before.door.listen.clone();
+            back.door.names = before.door.names.clone();
+        }
+        SiteChange::Engine { name, .. } | SiteChange::RemoveEngine(name) => {
+            match before.engines.get(name) {
+                Some(slot) => back.engines.insert(name.clone(), slot.clone()),
+                None => back.engines.remove(name),
+            };
+        }
+        SiteChange::Usage(_) => back.usage = before.usage.clone(),
+        SiteChange::App { name, .. } | SiteChange::RemoveApp(name) => {
+            match before.apps.get(name) {
+                Some(app) => back.apps.insert(name.clone(), app.clone()),
+                None => back.apps.remove(name),
+            };
+        }
+    }
+    back
+}

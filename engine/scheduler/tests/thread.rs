@@ -1,0 +1,174 @@
+//! The engine's thread: it serves whoever comes, sleeps while nobody listens, and ends with the last.
+
+#![allow(clippy::unwrap_used)] // Helpers outside test functions unwrap too.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+
+use common::{alone, limits, request};
+use polder_backend::{Backend, Limits, StepBatch, Ticket, TokenId};
+use polder_scheduler::fake::FakeBackend;
+use polder_scheduler::{Config, Event, Refusal, SchedulerError, Sink};
+
+#[test]
+fn the_engine_thread_serves_many_callers_and_ends_with_the_last() {
+    for steps_ahead in [0, 1] {
+        let limits = limits(20, 4);
+        let config = Config { max_waiting: 64, step_tokens: 16, steps_ahead, ..Config::default() };
+        let engine = polder_scheduler::spawn(Box::new(FakeBackend::new(limits)), config).unwrap();
+        let said: Arc<Mutex<BTreeMap<u64, Vec<Event>>>> = Arc::default();
+        let (done, all_done) = mpsc::channel();
+        let handle = engine.handle();
+        let mut requests = Vec::new();
+        for number in 0..20u64 {
+            let request = request(&format!("m{}", number % 3), vec![1, number as u32], 12, number);
+            requests.push(request.clone());
+            let (said, done) = (said.clone(), done.clone());
+            handle.submit(vec![(
+                request,
+                Box::new(move |event: Event| {
+                    let last = matches!(event, Event::Finished { .. });
+                    said.lock().unwrap().entry(number).or_default().push(event);
+                    if last {
+                        done.send(()).unwrap();
+                    }
+                    true
+                }),
+            )]);
+        }
+        for _ in 0..20 {
+            all_done.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
+        }
+        for (number, request) in requests.iter().enumerate() {
+            let said = &said.lock().unwrap()[&(number as u64)];
+            assert_eq!(said[0], Event::Queued);
+            let tokens: Vec<TokenId> = said
+                .iter()
+                .filter_map(|event| match event {
+                    Event::Token(token) => Some(token.token),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!(tokens, alone(request, handle.capacity()).0);
+        }
+        drop(handle);
+        engine.join().unwrap();
+    }
+}
+
+/// Has room for so many tokens that were not read yet.
+struct Bounded {
+    tell: mpsc::Sender<Event>,
+    unread: Arc<AtomicUsize>,
+}
+
+impl Sink for Bounded {
+    fn hear(&mut self, event: Event) -> bool {
+        self.unread.fetch_add(1, Ordering::SeqCst);
+        self.tell.send(event).is_ok()
+    }
+    fn has_room(&mut self) -> bool {
+        self.unread.load(Ordering::SeqCst) < 5
+    }
+}
+
+#[test]
+fn the_engine_sleeps_while_all_readers_stall_and_goes_on_when_one_reads() {
+    let engine =
+        polder_scheduler::spawn(Box::new(FakeBackend::new(limits(20, 4))), Config::default())
+            .unwrap();
+    let handle = engine.handle();
+    let (tell, heard) = mpsc::channel();
+    let unread = Arc::new(AtomicUsize::new(0));
+    let mut request = request("m", vec![1], 30, 1);
+    request.stop_tokens = [].into();
+    handle.submit(vec![(request, Box::new(Bounded { tell, unread: unread.clone() }))]);
+    let wait = std::time::Duration::from_secs(20);
+    let until = std::time::Instant::now() + wait;
+    while handle.stats().sampled_tokens < 4 {
+        assert!(std::time::Instant::now() < until, "{:?}", handle.stats());
+        std::thread::yield_now();
+    }
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert_eq!((handle.stats().sampled_tokens, unread.load(Ordering::SeqCst)), (4, 5));
+    assert_eq!(handle.hung(), None);
+    let mut tokens = 0;
+    loop {
+        let event = heard.recv_timeout(wait).unwrap();
+        tokens += usize::from(matches!(event, Event::Token(_)));
+        if matches!(event, Event::Finished { .. }) {
+            break;
+        }
+        unread.fetch_sub(1, Ordering::SeqCst);
+        handle.wake();
+    }
+    assert_eq!(tokens, 30);
+}
+
+#[test]
+fn a_listener_that_left_frees_its_blocks() {
+    let limits = limits(20, 4);
+    let backend = FakeBackend::new(limits).slowed(std::time::Duration::from_millis(1));
+    let engine = polder_scheduler::spawn(Box::new(backend), Config::default()).unwrap();
+    let handle = engine.handle();
+    let mut endless = request("m", vec![1], 60, 1);
+    endless.stop_tokens = [].into();
+    let mut heard = 0;
+    handle.submit(vec![(
+        endless.clone(),
+        Box::new(move |_: Event| {
+            heard += 1;
+            heard < 4
+        }),
+    )]);
+    let ids = handle.submit(vec![(endless, Box::new(|_: Event| true))]);
+    handle.cancel(ids[0]);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while handle.stats().sampled_tokens < 3 || handle.stats().blocks_used > 0 {
+        assert!(std::time::Instant::now() < until, "{:?}", handle.stats());
+        std::thread::yield_now();
+    }
+    assert_eq!(handle.stats().running, 0);
+}
+
+#[test]
+fn a_device_that_fails_tells_everyone_and_ends_the_engine() {
+    #[derive(Debug)]
+    struct Broken(FakeBackend);
+    impl Backend for Broken {
+        fn limits(&self) -> Limits {
+            self.0.limits()
+        }
+        fn submit(&mut self, _: &StepBatch) -> Result<Ticket, polder_backend::BackendError> {
+            Err(polder_backend::BackendError::Device("it is on fire".into()))
+        }
+        fn collect(
+            &mut self,
+            _: Ticket,
+        ) -> Result<polder_backend::StepOutput, polder_backend::BackendError> {
+            unreachable!()
+        }
+    }
+    let backend = Broken(FakeBackend::new(limits(20, 4)));
+    let engine = polder_scheduler::spawn(Box::new(backend), Config::default()).unwrap();
+    let (tell, heard) = mpsc::channel();
+    let handle = engine.handle();
+    handle.submit(vec![(
+        request("m", vec![1], 4, 1),
+        Box::new(move |event: Event| tell.send(event).is_ok()),
+    )]);
+    let wait = std::time::Duration::from_secs(20);
+    assert_eq!(heard.recv_timeout(wait).unwrap(), Event::Queued);
+    assert_eq!(heard.recv_timeout(wait).unwrap(), Event::Failed);
+    assert!(matches!(engine.join(), Err(SchedulerError::Backend(_))));
+    let (tell, heard) = mpsc::channel();
+    handle.submit(vec![(
+        request("m", vec![1], 4, 1),
+        Box::new(move |event: Event| tell.send(event).is_ok()),
+    )]);
+    assert_eq!(heard.recv_timeout(wait).unwrap(), Event::Refused(Refusal::Stopping));
+}
