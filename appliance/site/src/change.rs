@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::apps::App;
 use crate::document::{EngineSlot, Metering, Site};
 use crate::names::{AppName, BoxName, EngineName};
+use crate::verifier::Verifier;
 
 /// Everything a steward may ask to be different.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +40,10 @@ pub enum SiteChange {
     },
     /// Stand before it no more.
     RemoveApp(AppName),
+    /// Ask this service who somebody is that brings no credential of the box's own.
+    Verifier(Verifier),
+    /// Ask nobody any more.
+    RemoveVerifier,
 }
 
 impl SiteChange {
@@ -64,6 +69,8 @@ impl SiteChange {
             Self::RemoveApp(name) => {
                 next.apps.remove(name);
             }
+            Self::Verifier(verifier) => next.verifier = Some(verifier.clone()),
+            Self::RemoveVerifier => next.verifier = None,
         }
         next
     }
@@ -149,6 +156,18 @@ mod tests {
         let back = SiteChange::RemoveEngine("fast".parse().unwrap()).applied_to(&next);
         assert_eq!(back, site);
         assert!(next.differences(&back).iter().all(|d| d.after.is_empty()));
+    }
+
+    #[test]
+    fn a_verifier_is_set_and_removed() {
+        let site = Site::unclaimed(8443);
+        let url = "unix:/run/auth.sock:/auth".parse().unwrap();
+        let next = SiteChange::Verifier(Verifier { url, mode: Default::default() });
+        let next = next.applied_to(&site);
+        let lines: Vec<String> = site.differences(&next).iter().map(ToString::to_string).collect();
+        let url = "+ verifier.url = \"unix:/run/auth.sock:/auth\"";
+        assert_eq!(lines, ["+ verifier.mode = \"nginx\"", url]);
+        assert_eq!(SiteChange::RemoveVerifier.applied_to(&next), site);
     }
 
     #[test]

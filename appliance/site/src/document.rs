@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::apps::App;
 use crate::names::{AppName, BoxName, EngineName, RecipeName};
+use crate::verifier::Verifier;
 
 /// The document's layout; raised when an old binary could misread a new file.
 const FORMAT: u32 = 1;
@@ -28,6 +29,9 @@ pub struct Site {
     /// Other web apps on this machine that the door stands before.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub apps: BTreeMap<AppName, App>,
+    /// Who is asked about people that bring no credential of the box's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verifier: Option<Verifier>,
 }
 
 /// The public door.
@@ -118,6 +122,11 @@ pub enum SiteError {
         "site.toml: the app {0} is at the box's own port, so that requests would go round in circles; name the port of the app"
     )]
     AppIsDoor(AppName),
+    /// A verifier that is the door.
+    #[error(
+        "site.toml: the verifier is at the box's own port, so that the box would ask itself for ever; name the port of the verifier"
+    )]
+    VerifierIsDoor,
     /// A host name of an app that is a name of the box.
     #[error(
         "site.toml: the box would answer to {host} as the app {app} and as itself; call the app something else"
@@ -140,6 +149,7 @@ impl Site {
             usage: Metering::default(),
             engines: BTreeMap::new(),
             apps: BTreeMap::new(),
+            verifier: None,
         }
     }
 
@@ -185,6 +195,9 @@ impl Site {
             if name.len() > 253 || !name.split('.').all(label) {
                 return Err(SiteError::HostName(name.chars().take(80).collect()));
             }
+        }
+        if self.verifier.as_ref().and_then(|v| v.url.upstream().port()) == Some(self.door.port) {
+            return Err(SiteError::VerifierIsDoor);
         }
         self.check_apps()
     }
@@ -250,6 +263,7 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verifier::VerifierMode;
 
     #[test]
     fn a_site_reads_back_as_it_was_written() {
@@ -312,6 +326,24 @@ mod tests {
         site.apps.insert("wiki".parse().unwrap(), App { upstream, open_to: Default::default() });
         site.door.names = vec!["wiki.polder.local".into()];
         assert!(matches!(site.check(), Err(SiteError::AppHost { .. })));
+    }
+
+    #[test]
+    fn a_verifier_is_read_and_one_elsewhere_or_of_another_kind_is_refused_in_a_sentence() {
+        let read = |verifier: &str| {
+            let text = format!("{}\n[verifier]\n{verifier}", Site::unclaimed(8443).to_toml());
+            Site::from_toml(&text).map_err(|error| error.to_string())
+        };
+        let site = read("url = \"http://127.0.0.1:4180/oauth2/auth\"\nmode = \"forward\"").unwrap();
+        assert_eq!(site.verifier.as_ref().unwrap().mode, VerifierMode::Forward);
+        assert_eq!(Site::from_toml(&site.to_toml()).unwrap(), site);
+        let elsewhere = read("url = \"http://10.0.0.1:4180/auth\"").unwrap_err();
+        assert!(elsewhere.contains("on this machine"), "{elsewhere}");
+        let own = read("url = \"http://127.0.0.1:8443/auth\"").unwrap_err();
+        assert!(own.contains("ask itself for ever"), "{own}");
+        let mode = read("url = \"unix:/a:/b\"\nmode = \"caddy\"").unwrap_err();
+        assert!(mode.contains("caddy"), "{mode}");
+        assert!(read("url = \"unix:/a:/b\"\ntimeout = 9").unwrap_err().contains("timeout"));
     }
 
     #[test]

@@ -9,9 +9,11 @@ mod change;
 mod document;
 mod names;
 mod store;
+mod verifier;
 
 pub use apps::{App, Audience, Upstream, UpstreamError};
 pub use change::{Difference, SiteChange};
 pub use document::{Door, EngineKind, EngineSlot, Metering, Site, SiteError, UsageVisibility};
 pub use names::{AppName, BoxName, EngineName, NameError, RecipeName};
 pub use store::{Store, StoreError, Version, write_durably};
+pub use verifier::{Verifier, VerifierMode, VerifierUrl, VerifierUrlError};

@@ -166,6 +166,12 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
             format!("Open the app {name} at {} to those who sign in", app.upstream)
         }
         Wanted::Change(SiteChange::RemoveApp(name)) => format!("Close the app {name}"),
+        Wanted::Change(SiteChange::Verifier(verifier)) => {
+            format!("Ask {} who somebody is that brings no key of the box", verifier.url)
+        }
+        Wanted::Change(SiteChange::RemoveVerifier) => {
+            "Ask no verifier any more who somebody is".to_owned()
+        }
     }
 }
 
@@ -308,6 +314,20 @@ mod tests {
         );
         let usage = SiteChange::Usage(Metering { per_member: true, ..Metering::default() });
         assert!(text(&serving(), Wanted::Change(usage)).ends_with("[write-site]"));
+    }
+
+    #[test]
+    fn a_verifier_is_only_written_down() {
+        let url = "http://127.0.0.1:4180/auth".parse().unwrap();
+        let verifier = polder_site::Verifier { url, mode: Default::default() };
+        assert_eq!(
+            text(&serving(), Wanted::Change(SiteChange::Verifier(verifier))),
+            "Ask http://127.0.0.1:4180/auth who somebody is that brings no key of the box\n  \
+             1. Write down what the box should be\n\
+             [write-site]"
+        );
+        let nothing = text(&serving(), Wanted::Change(SiteChange::RemoveVerifier));
+        assert!(nothing.ends_with("[]"), "{nothing}");
     }
 
     #[test]

@@ -114,6 +114,24 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
                 None => back.apps.remove(name),
             };
         }
+        SiteChange::Verifier(_) | SiteChange::RemoveVerifier => {
+            back.verifier = before.verifier.clone();
+        }
     }
     back
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verifier_is_as_it_was_after_a_change_that_failed() {
+        let before = Site::unclaimed(8443);
+        let url = "unix:/run/auth.sock:/auth".parse().unwrap();
+        let change = SiteChange::Verifier(polder_site::Verifier { url, mode: Default::default() });
+        let after = change.applied_to(&before);
+        assert_eq!(as_before(&change, &after, &before), before);
+        assert_eq!(as_before(&SiteChange::RemoveVerifier, &before, &after), after);
+    }
 }
