@@ -1,18 +1,20 @@
-//! The API: `/v1`, `/tokenize` and `/detokenize` by key; `/health`, `/metrics`, `/auth`.
+//! The API: `/v1`, `/tokenize` and `/detokenize` by key, or by the verifier's word; `/health`,
+//! `/metrics`, `/auth`.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::Router;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{FromRequestParts, Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
+use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 use polder_control::{BoxStatus, EngineStatus};
-use polder_members::{KeyGrant, Role, Scope};
+use polder_members::{KeyGrant, Member, Role, Scope};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -22,6 +24,7 @@ use crate::body::swallow;
 use crate::engines::choose;
 use crate::errors::ApiError;
 use crate::relay::{Caller, Question, most_used, relay};
+use crate::verifier;
 
 /// Everything that programs use.
 pub(crate) fn routes() -> Router<Arc<Gateway>> {
@@ -39,7 +42,55 @@ pub(crate) fn routes() -> Router<Arc<Gateway>> {
         .route("/auth", get(crate::subrequest::auth))
 }
 
-/// The bearer of a key that opens the API.
+/// Who asks something of the API.
+enum Asker {
+    /// The bearer of a key that opens it.
+    Key(Arc<KeyGrant>),
+    /// Somebody whom the site's verifier knows.
+    Member(Member),
+}
+
+impl Asker {
+    async fn of(gateway: &Gateway, parts: &Parts) -> Result<Self, ApiError> {
+        match verifier::member(gateway, parts).await? {
+            Some(member) => Ok(Self::Member(member)),
+            None => api_key(gateway, &parts.headers).map(Self::Key),
+        }
+    }
+
+    fn role(&self) -> Role {
+        match self {
+            Self::Key(grant) => grant.role,
+            Self::Member(member) => member.role,
+        }
+    }
+
+    /// On whose behalf an engine would work.
+    async fn caller(&self, gateway: &Gateway) -> Result<Caller, ApiError> {
+        match self {
+            Self::Key(grant) => Caller::key(&gateway.members, grant),
+            Self::Member(member) => Caller::chat(&gateway.members, member.id).await,
+        }
+    }
+
+    /// A key may be for some models only, named by recipe or by slot.
+    fn may_use(&self, engine: &EngineStatus) -> bool {
+        let Self::Key(grant) = self else { return true };
+        grant.may_use(engine.recipe.as_str()) || grant.may_use(engine.name.as_str())
+    }
+}
+
+impl FromRequestParts<Arc<Gateway>> for Asker {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(
+        parts: &mut Parts,
+        gateway: &Arc<Gateway>,
+    ) -> Result<Self, ApiError> {
+        Self::of(gateway, parts).await
+    }
+}
+
 fn api_key(gateway: &Gateway, headers: &HeaderMap) -> Result<Arc<KeyGrant>, ApiError> {
     let grant = auth::grant(&gateway.members, headers)?;
     match grant.opens(Scope::Api) {
@@ -54,11 +105,12 @@ fn api_key(gateway: &Gateway, headers: &HeaderMap) -> Result<Arc<KeyGrant>, ApiE
 async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     // Before the body: a stranger's body is not kept.
-    let known = api_key(&gateway, &parts.headers).and_then(|grant| {
-        let caller = Caller::key(&gateway.members, &grant)?;
-        Ok((grant, caller))
-    });
-    let (grant, caller) = match known {
+    let known = async {
+        let asker = Asker::of(&gateway, &parts).await?;
+        let caller = asker.caller(&gateway).await?;
+        Ok((asker, caller))
+    };
+    let (asker, caller) = match known.await {
         Ok(known) => known,
         Err(refusal) => {
             if parts.version == http::Version::HTTP_2 {
@@ -69,7 +121,7 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
     };
     let body = gateway.buffers.read(body).await?;
     let model = read(&body.bytes, named_model).await?;
-    let recipe = usable(&gateway.status(), &grant, model.as_deref())?.recipe.clone();
+    let recipe = usable(&gateway.status(), &asker, model.as_deref())?.recipe.clone();
     let mut caller = caller;
     if caller.counts_tokens() {
         caller.reserve(read(&body.bytes, most_used).await)?;
@@ -94,7 +146,7 @@ async fn anthropic(State(gateway): State<Arc<Gateway>>, request: Request) -> Api
     if parts.version == http::Version::HTTP_2 {
         swallow(body).await;
     }
-    if let Err(refusal) = api_key(&gateway, &parts.headers) {
+    if let Err(refusal) = Asker::of(&gateway, &parts).await {
         return refusal;
     }
     ApiError::new(
@@ -146,51 +198,41 @@ fn renamed(body: &[u8], model: &str) -> Result<Bytes, ApiError> {
     Ok(Bytes::from(serde_json::Value::Object(question).to_string()))
 }
 
-/// The engine of a model, if this key may use it: a key may be for some models only, named by
-/// recipe or by slot.
+/// The engine of a model, if they may use it.
 fn usable<'a>(
     status: &'a BoxStatus,
-    grant: &KeyGrant,
+    asker: &Asker,
     model: Option<&str>,
 ) -> Result<&'a EngineStatus, ApiError> {
     let engine = choose(status, model)?;
-    match may_use(grant, engine) {
-        true => Ok(engine),
-        false => Err(ApiError::not_yours(format!(
+    match asker {
+        Asker::Key(grant) if !asker.may_use(engine) => Err(ApiError::not_yours(format!(
             "this API key may not use the model {}; it may use {}",
             engine.recipe,
             grant.models.join(", ")
         ))),
+        _ => Ok(engine),
     }
-}
-
-fn may_use(grant: &KeyGrant, engine: &EngineStatus) -> bool {
-    grant.may_use(engine.recipe.as_str()) || grant.may_use(engine.name.as_str())
 }
 
 fn describe(engine: &EngineStatus) -> serde_json::Value {
     json!({ "id": engine.recipe, "object": "model", "created": 0, "owned_by": "polder" })
 }
 
-async fn models(
-    State(gateway): State<Arc<Gateway>>,
-    headers: HeaderMap,
-) -> Result<Response, ApiError> {
-    let grant = api_key(&gateway, &headers)?;
+async fn models(State(gateway): State<Arc<Gateway>>, asker: Asker) -> Json<serde_json::Value> {
     let status = gateway.status();
-    let usable = status.engines.iter().filter(|engine| may_use(&grant, engine));
+    let usable = status.engines.iter().filter(|engine| asker.may_use(engine));
     let data: Vec<_> = usable.map(describe).collect();
-    Ok(Json(json!({ "object": "list", "data": data })).into_response())
+    Json(json!({ "object": "list", "data": data }))
 }
 
 async fn model(
     State(gateway): State<Arc<Gateway>>,
     Path(model): Path<String>,
-    headers: HeaderMap,
+    asker: Asker,
 ) -> Result<Response, ApiError> {
-    let grant = api_key(&gateway, &headers)?;
     let status = gateway.status();
-    let engine = usable(&status, &grant, Some(&model))?;
+    let engine = usable(&status, &asker, Some(&model))?;
     Ok(Json(describe(engine)).into_response())
 }
 
@@ -208,10 +250,9 @@ struct MetricsOf {
 async fn metrics(
     State(gateway): State<Arc<Gateway>>,
     Query(of): Query<MetricsOf>,
-    headers: HeaderMap,
+    asker: Asker,
 ) -> Result<Response, ApiError> {
-    let grant = api_key(&gateway, &headers)?;
-    if grant.role != Role::Steward {
+    if asker.role() != Role::Steward {
         return Err(ApiError::not_yours("figures of the whole box are for stewards' keys"));
     }
     if let Some(engine) = of.engine {

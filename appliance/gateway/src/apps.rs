@@ -32,10 +32,6 @@ use crate::{Gateway, Peer, auth, headers};
 const KNOWN: &str = "__Host-polder-app";
 /// On an app's host: which browser was sent to sign in.
 const SENT: &str = "__Host-polder-way";
-/// Beginnings of the names of cookies that are ours.
-const OURS: [&[u8]; 2] = [b"polder", b"__Host-polder"];
-/// Every key of ours begins with this.
-const KEY: &[u8] = b"plk_";
 /// Where a browser comes back with its ticket.
 const ENTER: &str = "/.polder/enter";
 /// An app has this long to begin its answer.
@@ -88,7 +84,7 @@ async fn who(
     peer: Peer,
     headers: &HeaderMap,
 ) -> Result<Option<Visitor>, ApiError> {
-    if has_our_key(headers) {
+    if auth::has_our_key(headers) {
         return visitor(gateway, headers, peer.tls).await.map(Some);
     }
     let Some(known) = auth::cookie(headers, KNOWN) else { return Ok(None) };
@@ -196,12 +192,12 @@ fn towards_app(
 ) -> Request {
     let (parts, body) = request.into_parts();
     let mut kept = headers::towards_app(&parts.headers);
-    if has_our_key(&parts.headers) {
+    if auth::has_our_key(&parts.headers) {
         kept.remove(AUTHORIZATION);
         kept.remove("x-api-key");
     }
     kept.remove(COOKIE);
-    if let Some(cookies) = others_cookies(&parts.headers) {
+    if let Some(cookies) = auth::others_cookies(&parts.headers) {
         kept.insert(COOKIE, cookies);
     }
     if let Ok(name) = HeaderValue::try_from(host.to_string()) {
@@ -223,41 +219,14 @@ fn towards_app(
     request
 }
 
-fn has_our_key(headers: &HeaderMap) -> bool {
-    let bearers = headers.get_all(AUTHORIZATION).iter();
-    let mut all = bearers.chain(headers.get_all("x-api-key"));
-    all.any(|value| value.as_bytes().windows(KEY.len()).any(|part| part == KEY))
-}
-
-/// The app's own cookies, in one line.
-fn others_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
-    let mut kept: Vec<&[u8]> = Vec::new();
-    for value in headers.get_all(COOKIE) {
-        let pairs = value.as_bytes().split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-        kept.extend(pairs.filter(|pair| !pair.is_empty() && !is_our_cookie(pair)));
-    }
-    HeaderValue::from_bytes(&kept.join(&b"; "[..])).ok().filter(|line| !line.is_empty())
-}
-
-fn is_our_cookie(pair: &[u8]) -> bool {
-    let name = pair.trim_ascii_start();
-    let begins =
-        |ours: &&[u8]| name.get(..ours.len()).is_some_and(|n| n.eq_ignore_ascii_case(ours));
-    OURS.iter().any(begins)
-}
-
 /// Sends a request over a connection of its own. Dropping the answer's body closes it.
 async fn pass(
     upstream: &Upstream,
     request: Request,
 ) -> Result<http::Response<hyper::body::Incoming>, Box<dyn std::error::Error + Send + Sync>> {
     let asked = async {
-        let stream = match upstream {
-            Upstream::Loopback(address) => Either::Left(TcpStream::connect(address).await?),
-            Upstream::Unix(path) => Either::Right(UnixStream::connect(path).await?),
-        };
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let stream = TokioIo::new(connect(upstream).await?);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 log::debug!("a connection to an app ended: {error}");
@@ -268,12 +237,20 @@ async fn pass(
     tokio::time::timeout(ANSWER_WITHIN, asked).await?
 }
 
+/// To a program on this machine.
+pub(crate) async fn connect(upstream: &Upstream) -> std::io::Result<Either<TcpStream, UnixStream>> {
+    Ok(match upstream {
+        Upstream::Loopback(address) => Either::Left(TcpStream::connect(address).await?),
+        Upstream::Unix(path) => Either::Right(UnixStream::connect(path).await?),
+    })
+}
+
 fn towards_visitor(response: http::Response<hyper::body::Incoming>) -> Response {
     let (parts, body) = response.into_parts();
     let mut kept = headers::from_app(&parts.headers);
     kept.remove(SET_COOKIE);
     for cookie in parts.headers.get_all(SET_COOKIE) {
-        if !is_our_cookie(cookie.as_bytes()) {
+        if !auth::is_our_cookie(cookie.as_bytes()) {
             kept.append(SET_COOKIE, cookie.clone());
         }
     }
@@ -286,28 +263,6 @@ fn towards_visitor(response: http::Response<hyper::body::Incoming>) -> Response 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_app_gets_its_own_cookies_and_none_of_ours() {
-        let mut headers = HeaderMap::new();
-        headers.append(COOKIE, "__Host-polder=s; theme=dark; polder=x".parse().unwrap());
-        headers.append(COOKIE, "__host-polder-app=k;wiki=1".parse().unwrap());
-        assert_eq!(others_cookies(&headers).unwrap(), "theme=dark; wiki=1");
-        headers.remove(COOKIE);
-        headers.append(COOKIE, "__Host-polder-app=k".parse().unwrap());
-        assert_eq!(others_cookies(&headers), None);
-    }
-
-    #[test]
-    fn a_key_of_ours_is_known_wherever_it_stands() {
-        let with = |name: &'static str, value: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(name, value.parse().unwrap());
-            has_our_key(&headers)
-        };
-        assert!(with("authorization", "Bearer plk_a_b") && with("x-api-key", "plk_a_b"));
-        assert!(!with("authorization", "Basic abc") && !with("authorization", "Bearer other"));
-    }
 
     #[test]
     fn a_path_survives_the_way_there_and_back() {

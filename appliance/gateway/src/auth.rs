@@ -12,6 +12,10 @@ use crate::errors::ApiError;
 const OVER_TLS: &str = "__Host-polder";
 /// The session cookie on this machine's plain `http://localhost`, where that prefix cannot be had.
 const PLAIN: &str = "polder";
+/// Beginnings of the names of all cookies that are ours.
+const OURS: [&[u8]; 2] = [b"polder", b"__Host-polder"];
+/// Every key of ours begins with this.
+const KEY: &[u8] = b"plk_";
 
 /// The key that a request carries, as `Authorization: Bearer` or `x-api-key`. Two different ones
 /// are an error: nobody could say which one counts.
@@ -69,6 +73,31 @@ pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
         .map(|(_, value)| value);
     let first = found.next();
     if found.next().is_some() { None } else { first }
+}
+
+/// Does a request carry a key of ours, good or not?
+pub(crate) fn has_our_key(headers: &HeaderMap) -> bool {
+    let bearers = headers.get_all(AUTHORIZATION).iter();
+    let mut all = bearers.chain(headers.get_all("x-api-key"));
+    all.any(|value| value.as_bytes().windows(KEY.len()).any(|part| part == KEY))
+}
+
+/// The cookies that are not ours, in one line.
+pub(crate) fn others_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut kept: Vec<&[u8]> = Vec::new();
+    for value in headers.get_all(COOKIE) {
+        let pairs = value.as_bytes().split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+        kept.extend(pairs.filter(|pair| !pair.is_empty() && !is_our_cookie(pair)));
+    }
+    HeaderValue::from_bytes(&kept.join(&b"; "[..])).ok().filter(|line| !line.is_empty())
+}
+
+/// Is this `NAME=VALUE` a cookie of the box?
+pub(crate) fn is_our_cookie(pair: &[u8]) -> bool {
+    let name = pair.trim_ascii_start();
+    let begins =
+        |ours: &&[u8]| name.get(..ours.len()).is_some_and(|n| n.eq_ignore_ascii_case(ours));
+    OURS.iter().any(begins)
 }
 
 /// The member who is signed in, if one is.
@@ -155,5 +184,27 @@ mod tests {
         assert!(text.contains("HttpOnly; SameSite=Lax"));
         assert!(!text.contains("Domain"));
         assert!(no_session_cookie(false).to_str().unwrap().starts_with("polder=; "));
+    }
+
+    #[test]
+    fn an_app_gets_its_own_cookies_and_none_of_ours() {
+        let mut headers = HeaderMap::new();
+        headers.append(COOKIE, "__Host-polder=s; theme=dark; polder=x".parse().unwrap());
+        headers.append(COOKIE, "__host-polder-app=k;wiki=1".parse().unwrap());
+        assert_eq!(others_cookies(&headers).unwrap(), "theme=dark; wiki=1");
+        headers.remove(COOKIE);
+        headers.append(COOKIE, "__Host-polder-app=k".parse().unwrap());
+        assert_eq!(others_cookies(&headers), None);
+    }
+
+    #[test]
+    fn a_key_of_ours_is_known_wherever_it_stands() {
+        let with = |name: &'static str, value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            has_our_key(&headers)
+        };
+        assert!(with("authorization", "Bearer plk_a_b") && with("x-api-key", "plk_a_b"));
+        assert!(!with("authorization", "Basic abc") && !with("authorization", "Bearer other"));
     }
 }

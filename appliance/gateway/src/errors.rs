@@ -23,6 +23,8 @@ pub struct ApiError {
     pub message: String,
     /// Seconds after which trying again makes sense.
     pub retry_after: Option<u64>,
+    /// What a 401 asks for; a key of ours if nothing else.
+    pub challenges: Vec<HeaderValue>,
 }
 
 impl ApiError {
@@ -33,7 +35,14 @@ impl ApiError {
         code: &'static str,
         message: impl Into<String>,
     ) -> Self {
-        Self { status, kind, code, message: message.into(), retry_after: None }
+        Self {
+            status,
+            kind,
+            code,
+            message: message.into(),
+            retry_after: None,
+            challenges: Vec::new(),
+        }
     }
 
     /// 400: the request itself is wrong.
@@ -56,6 +65,16 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "invalid_request_error", "not_permitted", message)
     }
 
+    /// 500: the database of members could not be read; the log says why.
+    pub(crate) fn members_unreadable() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "server_error",
+            "members_unreadable",
+            "the box could not look up who you are; try again, and tell a steward if it stays so",
+        )
+    }
+
     /// The same, to be tried again after this many seconds.
     pub fn after(mut self, seconds: u64) -> Self {
         self.retry_after = Some(seconds);
@@ -76,9 +95,14 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            response
-                .headers_mut()
-                .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"polder\""));
+            let ours = HeaderValue::from_static("Bearer realm=\"polder\"");
+            response.headers_mut().insert(WWW_AUTHENTICATE, ours);
+            for (n, challenge) in self.challenges.into_iter().enumerate() {
+                match n {
+                    0 => drop(response.headers_mut().insert(WWW_AUTHENTICATE, challenge)),
+                    _ => drop(response.headers_mut().append(WWW_AUTHENTICATE, challenge)),
+                }
+            }
         }
         response
     }

@@ -32,7 +32,7 @@ pub(crate) enum Ending {
     Revoked,
     /// The key's time ran out.
     Expired,
-    /// The member on the chat page may not use the box any more.
+    /// The member, who has no key, may not use the box any more.
     SentAway,
     /// The client took nothing for too long.
     Stalled,

@@ -33,6 +33,7 @@ mod run;
 mod state;
 mod subrequest;
 mod tickets;
+mod verifier;
 pub mod wizard;
 mod workers;
 

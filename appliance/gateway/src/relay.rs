@@ -55,7 +55,7 @@ impl Caller {
         })
     }
 
-    /// A member on the chat page, if they may still use the box; the answer ends when they may no
+    /// A member on the chat page, or whom the verifier knows, if they may still use the box; the answer ends when they may no
     /// more.
     pub async fn chat(members: &Members, member: MemberId) -> Result<Self, ApiError> {
         let revoked = members.gone(member);
@@ -71,13 +71,8 @@ impl Caller {
             }),
             Ok(_) | Err(MembersError::NoMember) => Err(Ending::SentAway.to_error()),
             Err(error) => {
-                log::error!("a member on the chat page could not be looked up: {error}");
-                Err(ApiError::new(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "server_error",
-                    "members_unreadable",
-                    "the box could not look up who you are; try again, and tell a steward if it stays so",
-                ))
+                log::error!("a member without a key could not be looked up: {error}");
+                Err(ApiError::members_unreadable())
             }
         }
     }

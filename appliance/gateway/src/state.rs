@@ -16,6 +16,7 @@ use crate::limits::{Limits, Places};
 use crate::link::{AskError, Link};
 use crate::metrics::Tally;
 use crate::tickets::Tickets;
+use crate::verifier::Verified;
 
 /// The box's own certificate authority, as members need to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +41,7 @@ pub struct Gateway {
     pub(crate) buffers: Buffers,
     pub(crate) watchman: Arc<Watchman>,
     pub(crate) tickets: Tickets,
+    pub(crate) verified: Verified,
     /// What the door did since it opened.
     pub tally: Tally,
     ca: watch::Receiver<CaInfo>,
@@ -71,6 +73,7 @@ impl Gateway {
             buffers,
             watchman,
             tickets,
+            verified: Verified::default(),
             tally,
             ca,
             doorway,

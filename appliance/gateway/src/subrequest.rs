@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Query, State};
+use axum::Json;
+use axum::extract::{Query, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 use http::header::CACHE_CONTROL;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use polder_members::{Member, MemberId, Role, Scope};
@@ -16,6 +16,7 @@ use crate::Gateway;
 use crate::auth;
 use crate::errors::ApiError;
 use crate::peer::Peer;
+use crate::verifier;
 
 /// What the web server in front wants of its visitors.
 pub(crate) struct Wanted {
@@ -87,17 +88,21 @@ impl Visitor {
     }
 }
 
-pub(crate) async fn auth(
-    State(gateway): State<Arc<Gateway>>,
-    Extension(peer): Extension<Peer>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Response {
-    let wanted = match Wanted::of(&uri) {
+pub(crate) async fn auth(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
+    let parts = request.into_parts().0;
+    let wanted = match Wanted::of(&parts.uri) {
         Ok(wanted) => wanted,
         Err(error) => return error.into_response(),
     };
-    let visitor = match visitor(&gateway, &headers, peer.tls).await {
+    let found = match verifier::member(&gateway, &parts).await {
+        Ok(Some(member)) => Ok(member.into()),
+        Ok(None) => {
+            let tls = parts.extensions.get::<Peer>().is_some_and(|peer| peer.tls);
+            visitor(&gateway, &parts.headers, tls).await
+        }
+        Err(error) => Err(error),
+    };
+    let visitor = match found {
         Ok(visitor) => visitor,
         Err(error) => return error.into_response(),
     };
