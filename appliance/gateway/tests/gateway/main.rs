@@ -8,3 +8,4 @@ mod house;
 mod limits;
 mod proxies;
 mod tls;
+mod verifier;
