@@ -1,4 +1,5 @@
-//! Other web apps on this machine: the way into them, and opening and closing them for stewards.
+//! Other web apps on this machine: the way into them, and opening and closing them for stewards. The
+//! same page has the verifier that the box asks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::Gateway;
 use crate::host::{RequestHost, parse_host};
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::home::Said;
+use crate::pages::verifier;
 use crate::pages::who::{SignedIn, Steward, own_path, percent};
 
 /// How long the page waits to show what was changed.
@@ -48,7 +50,7 @@ pub(super) async fn list(
     Steward(who): Steward,
     Query(said): Query<Said>,
 ) -> Response {
-    page(&gateway, &who, frame::said(&said.said), &Wish::default())
+    page(&gateway, &who, frame::said(&said.said), &Wish::default(), &Default::default())
 }
 
 pub(super) async fn add(
@@ -60,7 +62,10 @@ pub(super) async fn add(
         Ok(read) => read,
         Err(why) => {
             let wrong = banner(Tone::Bad, html! { p { (sentence(&why)) } });
-            return Ok(with_status(StatusCode::BAD_REQUEST, page(&gateway, &who, wrong, &wish)));
+            return Ok(with_status(
+                StatusCode::BAD_REQUEST,
+                page(&gateway, &who, wrong, &wish, &Default::default()),
+            ));
         }
     };
     change_site(&gateway, &who, SiteChange::App { name, app }).await?;
@@ -151,13 +156,17 @@ fn read(wish: &Wish) -> Result<(AppName, App), String> {
     Ok((name, App { upstream, open_to }))
 }
 
-async fn change_site(gateway: &Gateway, who: &SignedIn, change: SiteChange) -> Result<(), Trouble> {
+pub(super) async fn change_site(
+    gateway: &Gateway,
+    who: &SignedIn,
+    change: SiteChange,
+) -> Result<(), Trouble> {
     let mut status = gateway.watch_status();
     let wanted = change.applied_to(&gateway.status().site);
     wanted.check().map_err(|e| Trouble::Say(StatusCode::BAD_REQUEST, e.to_string()))?;
     gateway.ask(Request::Apply { change, by: who.actor() }).await?;
     // So that the page that follows shows it; the box follows in any case.
-    let known = status.wait_for(|status| status.site.apps == wanted.apps);
+    let known = status.wait_for(|status| status.site == wanted);
     let _ = tokio::time::timeout(SOON, known).await;
     Ok(())
 }
@@ -172,7 +181,13 @@ fn address(site: &Site, base: &str, app: &AppName) -> Option<String> {
     Some(format!("https://{}", RequestHost { name, port }))
 }
 
-fn page(gateway: &Gateway, who: &SignedIn, top: Markup, wish: &Wish) -> Response {
+pub(super) fn page(
+    gateway: &Gateway,
+    who: &SignedIn,
+    top: Markup,
+    wish: &Wish,
+    other: &verifier::Wish,
+) -> Response {
     let status = gateway.status();
     let site = &status.site;
     let row = |(name, app): (&AppName, &App)| -> Vec<Markup> {
@@ -214,6 +229,7 @@ fn page(gateway: &Gateway, who: &SignedIn, top: Markup, wish: &Wish) -> Response
                 button type="submit" { "Open it" }
             }
         }
+        (verifier::section(site, other))
     };
     let lead = "Web apps on this machine that ask the box who their visitors are.";
     let page = Page { title: "Apps", lead: Some(lead), ..Page::default() };

@@ -148,6 +148,8 @@ pub(super) fn said(code: &str) -> Markup {
         }
         "app" => "The app is open. Its pages ask for the box's sign-in from now on.",
         "app-removed" => "The app is closed. The box passes nothing on to it any more.",
+        "verifier" => "The box asks that service from now on.",
+        "verifier-removed" => "The box asks no other service any more.",
         "welcome" => "Welcome. This is your page of the box.",
         _ => return html! {},
     };

@@ -21,6 +21,7 @@ mod runs;
 mod samples;
 mod sign_in;
 mod usage;
+mod verifier;
 mod who;
 
 #[cfg(test)]
@@ -79,6 +80,8 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/apps", get(apps::list).post(apps::add))
         .route("/apps/{name}/remove", post(apps::remove))
         .route("/apps/{name}/enter", get(apps::enter))
+        .route("/verifier", post(verifier::set))
+        .route("/verifier/remove", post(verifier::remove))
         .route("/runs/{id}", get(runs::show))
         .route("/runs/{id}/live", get(runs::live))
         .route("/runs/{id}/cancel", post(runs::cancel))

@@ -15,7 +15,7 @@ use polder_control::{
     StepState, Unit,
 };
 use polder_members::{Member, Members, NewKey, NewMember, Role, Secret};
-use polder_site::{App, EngineSlot, Site, SiteChange};
+use polder_site::{App, EngineSlot, Site, SiteChange, Verifier, VerifierMode};
 use tokio::sync::watch;
 use tower::ServiceExt;
 
@@ -338,6 +338,8 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/usage".into(),
         "/apps".into(),
         "/apps/wiki/remove".into(),
+        "/verifier".into(),
+        "/verifier/remove".into(),
     ];
     for path in &actions {
         let form = "role=member&disabled=yes&password=another+four+words+here";
@@ -584,6 +586,26 @@ async fn a_steward_opens_an_app_and_one_elsewhere_is_refused() {
     assert!(page.contains("is not a place on this machine") && page.contains("192.168.1.7"));
     let (status, _) = place.post("/apps/nothing/remove", steward, "").await;
     assert_eq!(status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_steward_has_another_service_asked_and_one_elsewhere_is_refused() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let form = "url=http%3A%2F%2F127.0.0.1%3A4180%2Fauth&mode=forward";
+    assert_eq!(place.post("/verifier", steward, form).await.1, "/apps?said=verifier");
+    let url = "http://127.0.0.1:4180/auth".parse().unwrap();
+    let wanted = SiteChange::Verifier(Verifier { url, mode: VerifierMode::Forward });
+    let removed = place.post("/verifier/remove", steward, "").await;
+    assert_eq!(removed.1, "/apps?said=verifier-removed");
+    for wanted in [wanted, SiteChange::RemoveVerifier] {
+        let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
+        assert!(place.asked.lock().unwrap().iter().any(asked), "{wanted:?}");
+    }
+    let form = "url=http%3A%2F%2Fsso.example%2Fauth&mode=nginx";
+    let (status, page) = place.post("/verifier", steward, form).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("is not a place on this machine") && page.contains("sso.example"));
 }
 
 #[tokio::test]
