@@ -11,10 +11,14 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
+use futures_util::stream::try_unfold;
 use http::header::{
-    ACCEPT, AUTHORIZATION, CACHE_CONTROL, COOKIE, HOST, HeaderName, LOCATION, SET_COOKIE, UPGRADE,
+    ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, HOST, HeaderName, LOCATION,
+    SET_COOKIE, UPGRADE,
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::TokioIo;
 use polder_members::{Role, Secret};
 use polder_site::{App, AppName, Audience, Upstream};
@@ -23,7 +27,8 @@ use tokio_util::either::Either;
 
 use crate::errors::ApiError;
 use crate::host::RequestHost;
-use crate::pages::{own_path, percent};
+use crate::leash::BrokenOff;
+use crate::pages::{own_path, percent, problem_elsewhere};
 use crate::subrequest::{Visitor, visitor};
 use crate::tickets::TICKET_SECONDS;
 use crate::{Gateway, Peer, auth, headers};
@@ -36,6 +41,8 @@ const SENT: &str = "__Host-polder-way";
 const ENTER: &str = "/.polder/enter";
 /// An app has this long to begin its answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// While its answer goes on, whoever gets it is looked up again so often.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Answers a request for an app's host name.
 pub(crate) async fn answer(
@@ -48,14 +55,16 @@ pub(crate) async fn answer(
     if request.uri().path() == ENTER {
         return enter(gateway, name, &request);
     }
+    let sent = request.headers().clone();
+    let refuse = |error: ApiError| refusal(error, host, &sent);
     let visitor = match who(gateway, name, peer, request.headers()).await {
         Ok(Some(visitor)) => visitor,
         Ok(None) => return stranger(name, host, &request),
-        Err(error) => return error.into_response(),
+        Err(error) => return refuse(error),
     };
-    if app.open_to == Audience::Stewards && visitor.role != Role::Steward {
-        return ApiError::not_yours("this app is for stewards of the box; ask one of them")
-            .into_response();
+    if !may_go(app, &visitor) {
+        let why = "this app is for stewards of the box; ask one of them";
+        return refuse(ApiError::not_yours(why));
     }
     if request.headers().contains_key(UPGRADE) {
         let why = "the box passes no WebSocket on to apps; the app has to do without";
@@ -64,15 +73,17 @@ pub(crate) async fn answer(
     }
     let told = match visitor.headers(gateway.status().site.name.as_str()) {
         Ok(told) => told,
-        Err(error) => return error.into_response(),
+        Err(error) => return refuse(error),
     };
     match pass(&app.upstream, towards_app(request, host, peer, told)).await {
-        Ok(response) => towards_visitor(response),
+        Ok(response) => {
+            let sent_away = sent_away(gateway.clone(), name.clone(), peer, sent);
+            towards_visitor(response, sent_away)
+        }
         Err(why) => {
             log::warn!(app:% = name; "an app did not answer: {why}");
             let why = format!("the app {name} does not answer just now; try again in a moment");
-            ApiError::new(StatusCode::BAD_GATEWAY, "server_error", "app_unavailable", why)
-                .into_response()
+            refuse(ApiError::new(StatusCode::BAD_GATEWAY, "server_error", "app_unavailable", why))
         }
     }
 }
@@ -101,25 +112,65 @@ async fn who(
 
 /// To the box's own page, where they sign in if need be, and back. A program is told.
 fn stranger(app: &AppName, host: &RequestHost, request: &Request) -> Response {
-    let kinds = request.headers().get(ACCEPT).and_then(|kinds| kinds.to_str().ok());
-    let page =
-        request.method() == Method::GET && kinds.is_some_and(|kinds| kinds.contains("text/html"));
-    let Some((_, name)) = host.name.split_once('.').filter(|_| page) else {
-        return ApiError::new(
+    let page = request.method() == Method::GET && takes_a_page(request.headers());
+    let Some(own) = box_of(host).filter(|_| page) else {
+        let error = ApiError::new(
             StatusCode::UNAUTHORIZED,
             "invalid_request_error",
             "not_signed_in",
             "nobody is signed in; open this app in a browser, or send a key that opens apps",
-        )
-        .into_response();
+        );
+        return refusal(error, host, request.headers());
     };
     let Ok(way) = Secret::random() else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
-    let own = RequestHost { name: name.to_owned(), port: host.port };
     let back = own_path(request.uri().path_and_query().map_or("/", |path| path.as_str()));
     let to = format!("https://{own}/apps/{app}/enter?way={}&back={}", way.expose(), percent(back));
     redirect(&to, [set_cookie(SENT, &way, i64::from(TICKET_SECONDS) * 10)])
+}
+
+/// The box's own host, as somebody calls it who calls an app so.
+fn box_of(app: &RequestHost) -> Option<RequestHost> {
+    let (_, name) = app.name.split_once('.')?;
+    Some(RequestHost { name: name.to_owned(), port: app.port })
+}
+
+fn takes_a_page(headers: &HeaderMap) -> bool {
+    let kinds = headers.get(ACCEPT).and_then(|kinds| kinds.to_str().ok());
+    kinds.is_some_and(|kinds| kinds.contains("text/html"))
+}
+
+/// As whoever asked can read it: a person gets a page.
+fn refusal(error: ApiError, host: &RequestHost, sent: &HeaderMap) -> Response {
+    match box_of(host).filter(|_| takes_a_page(sent)) {
+        Some(own) => {
+            let page = problem_elsewhere(&format!("https://{own}/"), &error.message);
+            let (mut parts, _) = error.into_response().into_parts();
+            parts
+                .headers
+                .insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+            Response::from_parts(parts, Body::from(page))
+        }
+        None => error.into_response(),
+    }
+}
+
+fn may_go(app: &App, visitor: &Visitor) -> bool {
+    app.open_to == Audience::Members || visitor.role == Role::Steward
+}
+
+/// Comes back when whoever sent these headers may have no more of an app.
+async fn sent_away(gateway: Arc<Gateway>, name: AppName, peer: Peer, sent: HeaderMap) {
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let status = gateway.status();
+        let Some(app) = status.site.apps.get(&name) else { return };
+        match who(&gateway, &name, peer, &sent).await {
+            Ok(Some(visitor)) if may_go(app, &visitor) => {}
+            _ => return,
+        }
+    }
 }
 
 /// They come back with a ticket.
@@ -223,7 +274,7 @@ fn towards_app(
 async fn pass(
     upstream: &Upstream,
     request: Request,
-) -> Result<http::Response<hyper::body::Incoming>, Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<http::Response<Incoming>, Box<dyn std::error::Error + Send + Sync>> {
     let asked = async {
         let stream = TokioIo::new(connect(upstream).await?);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
@@ -245,7 +296,10 @@ pub(crate) async fn connect(upstream: &Upstream) -> std::io::Result<Either<TcpSt
     })
 }
 
-fn towards_visitor(response: http::Response<hyper::body::Incoming>) -> Response {
+fn towards_visitor(
+    response: http::Response<Incoming>,
+    sent_away: impl Future<Output = ()> + Send + 'static,
+) -> Response {
     let (parts, body) = response.into_parts();
     let mut kept = headers::from_app(&parts.headers);
     kept.remove(SET_COOKIE);
@@ -254,10 +308,28 @@ fn towards_visitor(response: http::Response<hyper::body::Incoming>) -> Response 
             kept.append(SET_COOKIE, cookie.clone());
         }
     }
-    let mut response = Response::new(Body::new(body));
+    let mut response = Response::new(until(sent_away, body));
     *response.status_mut() = parts.status;
     *response.headers_mut() = kept;
     response
+}
+
+/// An answer that breaks off when its visitor is sent away.
+fn until(sent_away: impl Future<Output = ()> + Send + 'static, body: Incoming) -> Body {
+    if body.is_end_stream() {
+        return Body::new(body);
+    }
+    let frames = try_unfold((body, Box::pin(sent_away)), |(mut body, mut sent_away)| async move {
+        tokio::select! {
+            biased;
+            () = &mut sent_away => Err(axum::Error::new(BrokenOff)),
+            frame = body.frame() => match frame {
+                Some(frame) => Ok(Some((frame.map_err(axum::Error::new)?, (body, sent_away)))),
+                None => Ok(None),
+            },
+        }
+    });
+    Body::new(StreamBody::new(frames))
 }
 
 #[cfg(test)]

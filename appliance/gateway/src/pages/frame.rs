@@ -2,7 +2,7 @@
 
 use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
-use maud::{Markup, html};
+use maud::{DOCTYPE, Markup, html};
 use polder_members::{Member, MembersError};
 use polder_page::{Nav, NavLink, Page, Tone, banner};
 
@@ -121,6 +121,30 @@ pub(crate) fn problem(status: StatusCode, why: &str) -> Response {
     };
     let page = Page { title: "That did not work", narrow: true, ..Page::default() };
     with_status(status, answer(&page, &Nav::default(), body))
+}
+
+/// The same under another host's name, where the box's own page and its style are at `own`.
+pub(crate) fn problem_elsewhere(own: &str, why: &str) -> String {
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                base href=(own);
+                title { "That did not work" }
+                link rel="stylesheet" href=(polder_page::style_path());
+            }
+            body {
+                main.narrow {
+                    div.heading { h1 { "That did not work" } }
+                    (banner(Tone::Bad, html! { p { (sentence(why)) } }))
+                    p { a.button.quiet href="/" { "To the box's own page" } }
+                }
+            }
+        }
+    };
+    page.into_string()
 }
 
 /// What was just done, from the `said` of a redirect: only sentences that are written here.

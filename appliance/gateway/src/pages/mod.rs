@@ -38,7 +38,7 @@ use axum::routing::{get, post};
 use polder_page::Asset;
 
 use crate::Gateway;
-pub(crate) use frame::problem;
+pub(crate) use frame::{problem, problem_elsewhere};
 use samples::Samples;
 pub(crate) use who::{own_path, percent};
 

@@ -222,9 +222,16 @@ async fn what_was_let_in_ends_with_the_session_on_the_box() {
     let session = format!("cookie: __Host-polder={}", house.session);
     let origin = format!("origin: https://oak.local:{}", house.port);
     let sign_out = [session.as_str(), &origin, "content-length: 0"];
+    let mut stream = house.tls_to("wiki.oak.local", "127.0.0.1", &[]).await.unwrap();
+    let text = format!("GET /slow HTTP/1.1\r\nhost: wiki.oak.local\r\n{header}\r\n\r\n");
+    stream.write_all(text.as_bytes()).await.unwrap();
+    until(&mut stream, "first piece").await;
     let out = house.visit("oak.local", "POST /sign-out", &sign_out).await;
     assert_eq!(status_of(&out), 303, "{out}");
     assert_eq!(status_of(&visit().await), 401);
+    // So does what was still coming, and not as if it were complete.
+    let rest = say(stream, b"").await;
+    assert!(!rest.contains("0\r\n\r\n"), "{rest}");
 }
 
 #[tokio::test]
@@ -253,6 +260,27 @@ async fn an_app_for_stewards_is_for_stewards() {
     let refused = house.visit("oak.local", &path, &[&bob]).await;
     assert_eq!(status_of(&refused), 403, "{refused}");
     assert!(!refused.contains("ticket="), "{refused}");
+    // Who was a steward when they came in.
+    let known = format!("cookie: {}", house.way_in(&house.session, "/").await);
+    let change = |id: u8, role: &'static str| {
+        let session = format!("cookie: polder={}\norigin: http://localhost", house.session);
+        let kind = "content-type: application/x-www-form-urlencoded";
+        let head = format!("POST /members/{id}/role\n{session}\n{kind}");
+        let house = &house;
+        async move { house.ask(&head, &format!("role={role}")).await }
+    };
+    for (id, role) in [(2, "steward"), (1, "member")] {
+        let done = change(id, role).await;
+        assert_eq!(status_of(&done), 303, "{done}");
+    }
+    let refused = house.visit("wiki.oak.local", "GET /", &[&known, "accept: text/html"]).await;
+    assert_eq!(status_of(&refused), 403, "{refused}");
+    let own = format!("<base href=\"https://oak.local:{}/\">", house.port);
+    for shown in ["content-type: text/html", "This app is for stewards of the box", &own] {
+        assert!(refused.contains(shown), "{shown}: {refused}");
+    }
+    let told = house.visit("wiki.oak.local", "GET /", &[&known]).await;
+    assert!(told.contains("\"not_permitted\""), "{told}");
 }
 
 #[tokio::test]
@@ -304,4 +332,9 @@ async fn another_sites_page_changes_nothing_in_an_app_and_a_dead_app_is_named() 
     let dead = house.visit("wiki.oak.local", "GET /", &[&known]).await;
     assert_eq!(status_of(&dead), 502);
     assert!(dead.contains("the app wiki does not answer"), "{dead}");
+    let dead = house.visit("wiki.oak.local", "GET /", &[&known, "accept: text/html"]).await;
+    assert!(status_of(&dead) == 502 && dead.contains("<h1>That did not work</h1>"), "{dead}");
+    let post = ["content-length: 0", "accept: text/html", &ours];
+    let stranger = house.visit("wiki.oak.local", "POST /save", &post).await;
+    assert!(status_of(&stranger) == 401 && stranger.contains("Nobody is signed in"), "{stranger}");
 }
