@@ -658,6 +658,7 @@ async fn pages_can_be_written_out_for_looking_at() {
         ("models", place.get("/models", steward).await.1),
         ("model", place.get("/models/smollm2-135m-instruct", steward).await.1),
         ("members", place.get("/members", steward).await.1),
+        ("apps", place.get("/apps", steward).await.1),
         ("run", place.get("/runs/7", steward).await.1),
         ("audit", place.get("/audit", steward).await.1),
         ("sign-in", place.get("/sign-in", None).await.1),
