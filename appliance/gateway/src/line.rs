@@ -112,7 +112,8 @@ fn copy(request: &http::Request<Bytes>) -> http::Request<Full<Bytes>> {
 /// One connection; large, and handed on often, so always in a box.
 struct Line {
     sender: SendRequest<Full<Bytes>>,
-    connection: Connection<TokioIo<UnixStream>, Full<Bytes>>,
+    /// None when it is over.
+    connection: Option<Connection<TokioIo<UnixStream>, Full<Bytes>>>,
     ears: Arc<Ears>,
     waker: Waker,
 }
@@ -124,7 +125,7 @@ impl Line {
             handshake(TokioIo::new(stream)).await.map_err(LineError::Broke)?;
         let ears = Arc::new(Ears::default());
         let waker = Waker::from(ears.clone());
-        Ok(Box::new(Self { sender, connection, ears, waker }))
+        Ok(Box::new(Self { sender, connection: Some(connection), ears, waker }))
     }
 
     async fn ask(
@@ -135,8 +136,9 @@ impl Line {
         let (connection, ears, waker) = (&mut self.connection, &self.ears, &self.waker);
         std::future::poll_fn(|cx| {
             ears.listen(cx, waker, |cx| {
-                // What it says of its end, the answer says too.
-                let _ = Pin::new(&mut *connection).poll(cx);
+                // What it says of its end, the answer says too; but of a request that it took no
+                // more, only when it is gone.
+                let _ = work(connection, cx);
                 answer.as_mut().poll(cx)
             })
         })
@@ -145,7 +147,7 @@ impl Line {
 
     /// Reads on. Ready when the connection is over.
     fn work(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        Pin::new(&mut self.connection).poll(cx).map(|_| ())
+        work(&mut self.connection, cx)
     }
 
     /// Is it open, and through with everything? While it lies unused it wakes nobody.
@@ -154,6 +156,17 @@ impl Line {
         let waker = self.waker.clone();
         self.work(&mut Context::from_waker(&waker)).is_pending() && self.sender.is_ready()
     }
+}
+
+fn work(
+    connection: &mut Option<Connection<TokioIo<UnixStream>, Full<Bytes>>>,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    if let Some(open) = connection {
+        std::task::ready!(Pin::new(open).poll(cx)).ok();
+        *connection = None;
+    }
+    Poll::Ready(())
 }
 
 /// Hears when there is something to read, but not what the two ends of hyper's own channels tell
@@ -296,5 +309,35 @@ impl std::fmt::Debug for Line {
 impl std::fmt::Debug for Lines {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Lines").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_over_a_connection_that_was_just_closed_is_refused_and_not_left_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("engine.sock");
+        let engine = UnixListener::bind(&socket).unwrap();
+        let mut line = Line::open(&socket).await.unwrap();
+        let (mut accepted, _) = engine.accept().await.unwrap();
+        let request = || http::Request::new(Full::default());
+        let first = async {
+            accepted.read(&mut [0; 1024]).await.unwrap();
+            accepted.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+        };
+        assert!(tokio::join!(line.ask(request()), first).0.is_ok());
+        assert!(line.is_free());
+        drop(accepted);
+        // Until this end knows of it, too.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let answer = tokio::time::timeout(Duration::from_secs(5), line.ask(request())).await;
+        assert!(answer.expect("it waits for ever").unwrap_err().is_canceled());
+        assert!(!line.is_free());
     }
 }
