@@ -105,10 +105,16 @@ impl Parts for Units {
             let fail = fail(act);
             move |error: zbus::Error| fail(say(&error))
         };
+        // Also for one that runs already, whoever started it: nobody would look after it.
+        let mut promise = Promise { units: self, unit: Some(unit.clone()) };
         // Heard from before the first look on, so that nothing between the two is missed.
         let mut bell = self.bus.bell();
-        let path = self.find(&unit).await.map_err(refused("find"))?;
-        let before = self.look(&path, FOREVER).await.map_err(refused("look at"))?;
+        let found = async {
+            let path = self.find(&unit).await.map_err(refused("find"))?;
+            let before = self.look(&path, FOREVER).await.map_err(refused("look at"))?;
+            Ok((path, before))
+        };
+        let (path, before) = found.await.inspect_err(|_| promise.unit = None)?;
         let process = |seen: &Seen| UnitProcess {
             units: self.clone(),
             unit: unit.clone(),
@@ -118,9 +124,9 @@ impl Parts for Units {
         };
         if before.runs() {
             log::info!("the {part} runs already; taking it over");
+            promise.unit = None;
             return Ok(process(&before));
         }
-        let mut promise = Promise { units: self, unit: Some(unit.clone()) };
         let asked: zbus::Result<OwnedObjectPath> =
             self.manager("StartUnit", &(unit.as_str(), "replace"), FOREVER).await;
         if let Err(error) = asked {
@@ -167,14 +173,18 @@ impl Parts for Units {
         );
         let ours = [format!("{ENGINE}*{SERVICE}")];
         let asked = (["active", "activating"].as_slice(), ours.as_slice());
-        let listed: zbus::Result<Vec<Listed>> =
-            self.manager("ListUnitsByPatterns", &asked, LEFTOVERS).await;
+        let listing = self.manager("ListUnitsByPatterns", &asked, LEFTOVERS);
+        // A bus that is there and says nothing is waited for no longer than one that is away.
+        let listed: Result<Vec<Listed>, String> =
+            match tokio::time::timeout(LEFTOVERS, listing).await {
+                Ok(listed) => listed.map_err(|error| say(&error)),
+                Err(_) => Err("the message bus does not answer".to_owned()),
+            };
         let listed = match listed {
             Ok(listed) => listed,
-            Err(error) => {
+            Err(why) => {
                 log::error!(
-                    "could not list the engines that an earlier supervisor left running: {}",
-                    say(&error)
+                    "could not list the engines that an earlier supervisor left running: {why}"
                 );
                 return;
             }

@@ -14,7 +14,7 @@ use polder_control::{
     Sockets,
 };
 use polder_site::{EngineSlot, RecipeName, Site, SiteChange};
-use polder_supervisor::systemd::{Host, Units};
+use polder_supervisor::systemd::{Bus, Host, Units};
 use polder_supervisor::{
     Described, Ending, ImportEnd, Options, Part, Parts, Patience, Shelf, SupervisorError,
 };
@@ -310,6 +310,34 @@ async fn a_supervisor_without_a_bus_waits_for_it_and_ends_when_told() {
     box_.until(|s| s.gateway.state == PartState::Starting).await;
     box_.end.send_replace(Ending::InOrder);
     tokio::time::timeout(Duration::from_secs(10), box_.task).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_is_given_up_leaves_nothing_running_that_ran_before_it() {
+    const LEFT_OVER: &str = "polder-engine@left-over.service";
+    let mut box_ = Box_::new().await;
+    box_.systemd.start(LEFT_OVER).await;
+    box_.systemd.go_away().await;
+    let (units, part) = (Units::on(box_.systemd.bus()), "left-over".parse().unwrap());
+    let start = async { units.start(&Part::Engine(part)).await.map(drop) };
+    let started = tokio::time::timeout(Duration::from_millis(300), start).await;
+    assert!(started.is_err(), "there is no bus");
+    assert_ne!(box_.systemd.pid(LEFT_OVER), 0, "it ended by itself");
+    box_.systemd.come_back();
+    let begun = Instant::now();
+    while box_.systemd.pid(LEFT_OVER) != 0 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "an engine that nobody keeps runs on");
+        sleep(Duration::from_millis(10)).await;
+    }
+    box_.over().await;
+}
+
+#[tokio::test]
+async fn a_bus_that_says_nothing_does_not_hold_up_the_start_of_the_box() {
+    let units = Units::on(Bus::over(std::future::pending));
+    let begun = Instant::now();
+    units.keep_only(&BTreeSet::new()).await;
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
