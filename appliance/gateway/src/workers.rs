@@ -10,6 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+/// Threads beside each for what blocks, which is the database and its one lock most of the time. The
+/// usual 512 each are together more than the gateway's unit may have, and a runtime that gets none
+/// panics.
+const BLOCKING: usize = 64;
+
 /// The threads. They end when the last clone is dropped, and the last seat.
 #[derive(Clone)]
 pub(crate) struct Workers(Arc<All>);
@@ -54,7 +59,8 @@ impl Workers {
 
 impl Worker {
     fn start(number: usize, end: &CancellationToken) -> Option<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime =
+            Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING).build();
         let runtime = runtime.map_err(|e| log::error!("a thread had no runtime: {e}")).ok()?;
         let (handle, end) = (runtime.handle().clone(), end.clone());
         let thread = std::thread::Builder::new().name(format!("door-{number}"));
@@ -99,6 +105,25 @@ mod tests {
     #[tokio::test]
     async fn without_threads_of_their_own_connections_stay_here() {
         assert_eq!(Workers::start(0).seat().runtime().id(), Handle::current().id());
+    }
+
+    #[tokio::test]
+    async fn what_blocks_takes_no_more_threads_than_a_unit_may_have() {
+        let seat = Workers::start(1).seat();
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let mut all = Vec::new();
+        for _ in 0..BLOCKING * 2 {
+            let (now, most) = (now.clone(), most.clone());
+            all.push(seat.runtime().spawn_blocking(move || {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                now.fetch_sub(1, Ordering::SeqCst);
+            }));
+        }
+        for one in all {
+            one.await.unwrap();
+        }
+        assert!(most.load(Ordering::SeqCst) <= BLOCKING, "{most:?}");
     }
 
     #[tokio::test]
