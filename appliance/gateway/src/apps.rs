@@ -5,24 +5,29 @@
 //! being known is sent to the box's own page and back with a ticket that is good once, for this
 //! app and this browser. What they get there ends with their session on the box.
 
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures_util::stream::try_unfold;
 use http::header::{
     ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, HOST, HeaderName, LOCATION,
     SET_COOKIE, UPGRADE,
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::TokioIo;
 use polder_members::{Role, Secret};
 use polder_site::{App, AppName, Audience, Upstream};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
 use tokio_util::either::Either;
 
 use crate::errors::ApiError;
@@ -39,7 +44,8 @@ const KNOWN: &str = "__Host-polder-app";
 const SENT: &str = "__Host-polder-way";
 /// Where a browser comes back with its ticket.
 const ENTER: &str = "/.polder/enter";
-/// An app has this long to begin its answer.
+/// An app has this long to begin its answer, counted from the last of the request that it took: how
+/// long a visitor may take to send it is for the body's own bound.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// While its answer goes on, whoever gets it is looked up again so often.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -75,7 +81,7 @@ pub(crate) async fn answer(
         Ok(told) => told,
         Err(error) => return refuse(error),
     };
-    match pass(&app.upstream, towards_app(request, host, peer, told)).await {
+    match pass(&app.upstream, towards_app(request, host, peer, told), ANSWER_WITHIN).await {
         Ok(response) => {
             let sent_away = sent_away(gateway.clone(), name.clone(), peer, sent);
             towards_visitor(response, sent_away)
@@ -274,8 +280,12 @@ fn towards_app(
 async fn pass(
     upstream: &Upstream,
     request: Request,
+    within: Duration,
 ) -> Result<http::Response<Incoming>, Box<dyn std::error::Error + Send + Sync>> {
-    let asked = async {
+    let took = Arc::new(Mutex::new(Instant::now()));
+    let request = request.map(|body| Noted { body, took: took.clone() });
+    let last = || *took.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut asked = std::pin::pin!(async {
         let stream = TokioIo::new(connect(upstream).await?);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
         tokio::spawn(async move {
@@ -284,8 +294,41 @@ async fn pass(
             }
         });
         Ok(sender.send_request(request).await?)
-    };
-    tokio::time::timeout(ANSWER_WITHIN, asked).await?
+    });
+    loop {
+        let since = last();
+        match tokio::time::timeout_at(since + within, &mut asked).await {
+            Ok(answered) => return answered,
+            Err(late) if last() == since => return Err(late.into()),
+            Err(_) => {}
+        }
+    }
+}
+
+/// A request's body of which is noted when the app took a piece.
+struct Noted {
+    body: Body,
+    took: Arc<Mutex<Instant>>,
+}
+
+impl http_body::Body for Noted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        *self.took.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        Poll::Ready(frame)
+    }
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// To a program on this machine.
@@ -334,7 +377,39 @@ fn until(sent_away: impl Future<Output = ()> + Send + 'static, body: Incoming) -
 
 #[cfg(test)]
 mod tests {
+    use futures_util::StreamExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    #[tokio::test]
+    async fn an_app_has_its_time_after_a_request_that_is_long_in_coming() {
+        let within = Duration::from_millis(300);
+        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let upstream = Upstream::Loopback(app.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut taken, mut seen) = (app.accept().await.unwrap().0, Vec::new());
+            while !seen.ends_with(b"0\r\n\r\n") {
+                taken.read_buf(&mut seen).await.unwrap();
+            }
+            taken.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            // Another one is never answered.
+            let _kept = (taken, app.accept().await.unwrap());
+            std::future::pending::<()>().await;
+        });
+        let pieces = futures_util::stream::iter(0..6).then(|_| async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Ok::<_, std::io::Error>("piece")
+        });
+        let mut upload = Request::new(Body::from_stream(pieces));
+        *upload.method_mut() = Method::POST;
+        let answer = pass(&upstream, upload, within).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+        let begun = Instant::now();
+        assert!(pass(&upstream, Request::new(Body::empty()), within).await.is_err());
+        assert!(begun.elapsed() < within * 4);
+    }
 
     #[test]
     fn a_path_survives_the_way_there_and_back() {
