@@ -328,7 +328,7 @@ mod tests {
         let (mut accepted, _) = engine.accept().await.unwrap();
         let request = || http::Request::new(Full::default());
         let first = async {
-            accepted.read(&mut [0; 1024]).await.unwrap();
+            assert_ne!(accepted.read(&mut [0; 1024]).await.unwrap(), 0);
             accepted.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
         };
         assert!(tokio::join!(line.ask(request()), first).0.is_ok());
