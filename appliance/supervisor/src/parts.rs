@@ -41,6 +41,12 @@ pub trait Parts: Send + Sync + 'static {
     fn keep_only(&self, _wanted: &BTreeSet<Part>) -> impl Future<Output = ()> + Send {
         async {}
     }
+
+    /// Comes back when every end that was asked for has been passed on to whoever brings it about;
+    /// to be waited for before the process ends.
+    fn passed_on(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
 }
 
 /// One started part.

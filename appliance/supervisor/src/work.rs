@@ -179,7 +179,8 @@ impl<P: Parts> Work<P> {
             }
         }
         self.tasks.close();
-        if tokio::time::timeout(LAST_TASKS, self.tasks.wait()).await.is_err() {
+        let last = async { tokio::join!(self.tasks.wait(), self.parts.passed_on()) };
+        if tokio::time::timeout(LAST_TASKS, last).await.is_err() {
             log::warn!("something did not stop in time; it goes on at the next start");
         }
     }

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 use zbus::{OwnedObjectPath, OwnedVariant, Type};
 
 use crate::parts::{Ended, Part, Parts, PartsError, Process};
@@ -31,12 +32,14 @@ const SERVICE: &str = ".service";
 #[derive(Clone)]
 pub struct Units {
     bus: Bus,
+    /// What the manager is being told and nobody waits for.
+    telling: TaskTracker,
 }
 
 impl Units {
     /// Units of the systemd that answers on this bus.
     pub fn on(bus: Bus) -> Self {
-        Self { bus }
+        Self { bus, telling: TaskTracker::new() }
     }
 
     async fn manager<B, R>(&self, method: &str, body: &B, patience: Duration) -> zbus::Result<R>
@@ -197,6 +200,11 @@ impl Parts for Units {
             self.tell("stop", "StopUnit", (unit, "replace".to_owned()));
         }
     }
+
+    async fn passed_on(&self) {
+        self.telling.close();
+        self.telling.wait().await;
+    }
 }
 
 /// A start that is given up on the way must not end in a unit that nobody looks after.
@@ -220,7 +228,7 @@ impl Units {
         B: serde::Serialize + Type + Send + Sync + std::fmt::Debug + 'static,
     {
         let units = self.clone();
-        tokio::spawn(async move {
+        self.telling.spawn(async move {
             if let Err(error) = units.bus.call(&MANAGER, method, &body, BUS_AWAY).await {
                 log::error!("could not {act} {body:?}: {}", say(&error));
             }

@@ -332,6 +332,26 @@ async fn a_start_that_is_given_up_leaves_nothing_running_that_ran_before_it() {
     box_.over().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_supervisor_that_ends_while_it_starts_a_part_has_it_stopped_first() {
+    let Box_ { state, mut systemd, end, task } = Box_::new().await;
+    let first = end;
+    systemd.go_away().await;
+    task.abort();
+    let _ = task.await;
+    drop(first);
+    let (end, task) = begin(&state, &systemd);
+    let box_ = Box_ { state, systemd, end, task };
+    box_.until(|s| s.gateway.state == PartState::Starting).await;
+    let Box_ { state: _state, mut systemd, end, task } = box_;
+    end.send_replace(Ending::InOrder);
+    sleep(Duration::from_millis(500)).await;
+    systemd.come_back();
+    task.await.unwrap().unwrap();
+    let stop = format!("StopUnit {GATEWAY} replace");
+    assert!(systemd.calls().contains(&stop), "{:?}", systemd.calls());
+}
+
 #[tokio::test]
 async fn a_bus_that_says_nothing_does_not_hold_up_the_start_of_the_box() {
     let units = Units::on(Bus::over(std::future::pending));
