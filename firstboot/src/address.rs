@@ -1,9 +1,10 @@
 //! Step 5: what the box is called, and from where it can be reached.
 //!
-//! A change takes a moment, and the box may go down in it. So what the person wants is noted first, and then made true a change at a time by whoever looks: the page that
-//! waits, its script, or the person pressing "Go on".
+//! A change takes a moment, and the box may go down in it. So what the person wants is noted first, and
+//! then made true a change at a time by whoever looks: the page that waits, its script, or the person
+//! pressing "Go on".
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use axum::Form;
 use axum::extract::State;
@@ -56,11 +57,23 @@ pub(crate) fn look(wizard: &Wizard, site: &Site, runs: &[Run]) -> Door {
     Door::Open
 }
 
+/// From where the box can be reached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Reach {
+    /// From this machine only.
+    #[default]
+    Here,
+    /// At the addresses that are picked.
+    Picked,
+    /// At whatever addresses the machine has, now and later: a router may give it another one.
+    Everywhere,
+}
+
 /// What the person filled in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Answer {
     name: String,
-    network: bool,
+    reach: Reach,
     addresses: Vec<String>,
 }
 
@@ -70,7 +83,13 @@ impl Answer {
         for (field, value) in fields {
             match field.as_str() {
                 "name" => answer.name = value.trim().to_ascii_lowercase(),
-                "reach" => answer.network = value == "network",
+                "reach" => {
+                    answer.reach = match value.as_str() {
+                        "everywhere" => Reach::Everywhere,
+                        "network" => Reach::Picked,
+                        _ => Reach::Here,
+                    }
+                }
                 "address" => answer.addresses.push(value),
                 _ => {}
             }
@@ -83,12 +102,15 @@ impl Answer {
     fn now(site: &Site, addresses: &[IpAddr]) -> Self {
         let open: Vec<String> = site.door.listen.iter().map(IpAddr::to_string).collect();
         let every = addresses.iter().map(IpAddr::to_string);
-        let network = !site.is_trial();
-        Self {
-            name: site.name.to_string(),
-            network,
-            addresses: if network { open } else { every.collect() },
-        }
+        let reach = if site.door.listen.iter().any(IpAddr::is_unspecified) {
+            Reach::Everywhere
+        } else if site.is_trial() {
+            Reach::Here
+        } else {
+            Reach::Picked
+        };
+        let addresses = if reach == Reach::Picked { open } else { every.collect() };
+        Self { name: site.name.to_string(), reach, addresses }
     }
 }
 
@@ -166,7 +188,11 @@ fn decided(
     if listen.is_empty() {
         listen.push(Ipv4Addr::LOCALHOST.into());
     }
-    if answer.network {
+    if answer.reach == Reach::Everywhere {
+        // This machine itself is among them.
+        listen = vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    }
+    if answer.reach == Reach::Picked {
         let before = listen.len();
         for text in &answer.addresses {
             let given: Option<IpAddr> = text.parse().ok();
@@ -185,7 +211,8 @@ fn decided(
         }
     }
     let visitor = &who.visitor;
-    if visitor.distance != Distance::ThisMachine && !listen.contains(&visitor.reached) {
+    let covered = |own: &IpAddr| own.is_unspecified() || *own == visitor.reached;
+    if visitor.distance != Distance::ThisMachine && !listen.iter().any(covered) {
         return Err(format!(
             "you are using this page through {}, so without that address you would lock yourself out; pick it too",
             visitor.reached
@@ -233,10 +260,11 @@ fn body(
     trust: &Trust,
     error: Option<&str>,
 ) -> Markup {
+    // Browsers take 443 for granted.
+    let port = if site.door.port == 443 { String::new() } else { format!(":{}", site.door.port) };
     let hint = format!(
         "Small letters, digits and dashes. On most home and office networks others then find it as \
-         https://NAME.local:{}.",
-        site.door.port
+         https://NAME.local{port}."
     );
     let name = Field {
         name: "name",
@@ -252,17 +280,20 @@ fn body(
             (field(&name))
             fieldset {
                 legend { "Who can reach it?" }
-                (reach("here", "Only this machine", !answer.network, html! {
+                (reach("here", "Only this machine", answer.reach == Reach::Here, html! {
                     p { "For a trial. You can let others in later." }
                 }))
                 @if addresses.is_empty() {
                     p .soft { "This machine is on no network just now, so nobody else could reach it." }
                 } @else {
-                    (reach("network", "Others on these networks too", answer.network, html! {
+                    (reach("everywhere", "Others on its networks too", answer.reach == Reach::Everywhere, html! {
                         p {
-                            "Whoever is on them can open the sign-in page; only members get further. "
-                            "Pick the addresses at which the box answers:"
+                            "Whoever is on them can open the sign-in page; only members get further. It stays "
+                            "so when your router gives the box another address."
                         }
+                    }))
+                    (reach("network", "Only at some of its addresses", answer.reach == Reach::Picked, html! {
+                        p { "For a machine with several networks. Pick the addresses at which the box answers:" }
                         @for (index, address) in addresses.iter().enumerate() {
                             (tick(index, *address, &answer.addresses))
                         }

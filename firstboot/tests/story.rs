@@ -460,6 +460,25 @@ async fn opening_the_door_keeps_loopback_and_the_address_the_person_came_by() {
 }
 
 #[tokio::test]
+async fn a_box_that_is_open_to_its_networks_stays_so_unless_somebody_says_otherwise() {
+    let fake = Fake::new();
+    let everywhere: Vec<IpAddr> = ["0.0.0.0", "::"].map(|a| a.parse().unwrap()).into();
+    fake.state().site.door.listen = everywhere.clone();
+    fake.state().site.door.port = 443;
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    person.walk(&fake, "/setup/address").await;
+    person.visitor = visitor("192.168.1.30", Distance::LocalNetwork);
+    let page = person.get("/setup/address").await.text;
+    let picked = page.split("<input").find(|input| input.contains("value=\"everywhere\"")).unwrap();
+    assert!(picked.split('>').next().unwrap().contains("checked"), "{picked}");
+    assert!(page.contains("https://NAME.local.") && !page.contains(":443"));
+    person.post("/setup/address", "name=polder&reach=everywhere").await;
+    assert_eq!(person.get("/setup").await.to, "/setup/member");
+    assert_eq!(fake.state().site.door.listen, everywhere);
+}
+
+#[tokio::test]
 async fn a_gateway_that_dies_in_the_middle_of_a_new_door_finishes_what_it_began() {
     let fake = Fake::new();
     let mut person = Browser::at(&fake);
