@@ -1,5 +1,5 @@
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use polder_control::{ImportSource, Progress, Unit};
@@ -13,12 +13,23 @@ use crate::shelf::{Described, ImportEnd, Shelf};
 #[derive(Debug, Clone)]
 pub struct Weights {
     store: Store,
+    /// Where disks are mounted that people plug in.
+    disks: PathBuf,
 }
+
+/// Where the image mounts them.
+const DISKS: &str = "/run/media";
 
 impl Weights {
     /// The store of this state folder; made if need be.
     pub fn of(state: &Path) -> Result<Self, WeightsError> {
-        Ok(Self { store: Store::open(state.join("weights"))? })
+        Ok(Self { store: Store::open(state.join("weights"))?, disks: DISKS.into() })
+    }
+
+    /// With disks in another place.
+    pub fn with_disks(mut self, disks: &Path) -> Self {
+        self.disks = disks.to_owned();
+        self
     }
 }
 
@@ -42,7 +53,13 @@ impl Shelf for Weights {
     ) -> Result<(), ImportEnd> {
         let recipe = Recipe::find(recipe.as_str()).map_err(|e| ImportEnd::Failed(e.to_string()))?;
         let from = match from {
-            ImportSource::Recipe => Origin::AsTheRecipeSays,
+            ImportSource::Recipe => match self.store.disk_with(recipe, &self.disks) {
+                Some(disk) => {
+                    log::info!("{} is on the disk {}", recipe.title, disk.display());
+                    Origin::Folder(disk)
+                }
+                None => Origin::AsTheRecipeSays,
+            },
             ImportSource::Folder(folder) => Origin::Folder(folder.clone()),
             ImportSource::Web(address) => Origin::Web(address.clone()),
         };
@@ -95,6 +112,26 @@ mod tests {
     use polder_weights::Phase;
 
     use super::*;
+
+    #[test]
+    fn a_disk_that_somebody_plugged_in_is_looked_at_before_the_network() {
+        let place = tempfile::tempdir().unwrap();
+        let recipe = Recipe::find(polder_recipes::DEFAULT_RECIPE).unwrap();
+        let (first, second) = (place.path().join("disks/A"), place.path().join("disks/B"));
+        std::fs::create_dir_all(&first).unwrap();
+        std::fs::create_dir_all(&second).unwrap();
+        let weights = Weights::of(&place.path().join("state")).unwrap();
+        let find = || weights.store.disk_with(recipe, &place.path().join("disks"));
+        assert_eq!(find(), None);
+        for file in &recipe.files {
+            // Of the right name and size; whether it is the right one is found out by reading it.
+            let made = std::fs::File::create(second.join(&file.name)).unwrap();
+            made.set_len(file.size.unwrap()).unwrap();
+            std::fs::write(first.join(&file.name), "another file of this name").unwrap();
+        }
+        assert_eq!(find(), Some(second));
+        assert_eq!(weights.store.disk_with(recipe, Path::new("/nowhere")), None);
+    }
 
     #[test]
     fn figures_stay_in_sight_while_a_connection_is_tried_again() {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use polder_recipes::Digest;
+use polder_recipes::{Digest, FileSpec, Recipe};
 use rustix::fs::{Mode, OFlags, open, openat};
 
 use crate::select::Listed;
@@ -99,6 +99,15 @@ impl Folder {
             return Err(io::Error::other("it is not a plain file"));
         }
         Ok(file)
+    }
+    /// Whether every file of a pinned recipe seems to be here: by name or digest, and by size. Whether it is
+    /// the right one only reading it can tell.
+    pub(crate) fn holds(&self, recipe: &Recipe) -> bool {
+        let here = |file: &FileSpec| {
+            let found = self.find(&recipe.name, &file.name, file.sha256.as_ref()).ok().flatten();
+            found.is_some_and(|found| Some(found.size) == file.size)
+        };
+        recipe.is_pinned() && recipe.files.iter().all(here)
     }
     pub(crate) fn gone(&self, file: &str, why: io::Error) -> WeightsError {
         WeightsError::SourceGone { file: file.to_owned(), folder: self.root.clone(), why }

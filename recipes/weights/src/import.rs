@@ -1,5 +1,5 @@
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use polder_recipes::{Digest, Recipe, Source};
@@ -89,6 +89,15 @@ impl Store {
         let bytes = imported.manifest.bytes();
         teller.begin(Phase::Done, bytes, Some(bytes));
         Ok(imported)
+    }
+
+    /// The first of the disks mounted in this folder that seems to hold a pinned recipe's files: what somebody
+    /// plugged in need not be fetched.
+    pub fn disk_with(&self, recipe: &Recipe, disks: &Path) -> Option<PathBuf> {
+        let mounted = std::fs::read_dir(disks).ok()?;
+        let mut mounted: Vec<PathBuf> = mounted.flatten().map(|entry| entry.path()).collect();
+        mounted.sort();
+        mounted.into_iter().find(|disk| Folder::open(disk).is_ok_and(|disk| disk.holds(recipe)))
     }
 
     /// Fetches ahead what an import of this recipe needs from the network: the wheels of a recipe
