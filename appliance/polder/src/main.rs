@@ -9,6 +9,7 @@ mod engine;
 mod follow;
 mod gateway;
 mod greeting;
+mod image;
 mod notify;
 mod part;
 mod plan;
@@ -49,6 +50,7 @@ enum Command {
     Supervise(supervise::Supervise),
     Gateway(gateway::Gateway),
     Engine(engine::Engine),
+    Image(image::Image),
 }
 
 fn main() -> ExitCode {
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         Command::Supervise(supervise) => supervise.run(),
         Command::Gateway(gateway) => gateway.run(),
         Command::Engine(engine) => engine.run(),
+        Command::Image(image) => image.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,31 @@
+//! The OS image: makes, from pinned packages and a checkout of Polder, the one file that people write to a
+//! stick.
+//!
+//! [`Workshop::build`] carries out a [`plan`](fn@plan) of named steps; each product is kept under a key of
+//! everything that it was made from. `packages.toml` says what is wanted, [`Lock`] exactly what is taken,
+//! `steps/` how each product is made, `tree/` what goes in as it is.
+
+mod apt;
+mod arch;
+mod command;
+mod debs;
+mod error;
+mod lock;
+mod plan;
+mod room;
+mod source;
+mod version;
+mod want;
+mod workshop;
+
+pub use apt::Mirror;
+pub use arch::{Arch, UnknownArch};
+pub use debs::Debs;
+pub use error::ImageError;
+pub use lock::{Layer, Lock, LockError, Package, Packages};
+pub use plan::{Action, Inputs, Key, Product, Sizes, plan};
+pub use room::Room;
+pub use source::Source;
+pub use version::{Version, VersionError};
+pub use want::Want;
+pub use workshop::{Made, News, Order, Workshop};

@@ -1,0 +1,318 @@
+//! Pure: what has to be done to have an image, in order. What is there already, from the same inputs, is
+//! not made again.
+
+use std::fmt;
+
+use polder_control::{Plan, Step};
+use sha2::{Digest as _, Sha256};
+
+use crate::lock::{Layer, Lock, Packages};
+use crate::{Arch, Version};
+
+/// Names something made by everything that it was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(String);
+
+impl Key {
+    /// Of these inputs, in this order.
+    pub fn of(inputs: &[&[u8]]) -> Self {
+        let mut hash = Sha256::new();
+        for input in inputs {
+            // With the lengths, two lists of inputs never read alike.
+            hash.update((input.len() as u64).to_le_bytes());
+            hash.update(input);
+        }
+        let digest = hash.finalize();
+        Self(digest[..10].iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One thing that is made once per [`Key`] and kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Product {
+    /// A small Debian in which images are made.
+    Builder,
+    /// The packages of the root file system, installed.
+    Root,
+    /// The initial file system.
+    Initrd,
+    /// `polder` itself, compiled for the image's machine.
+    Program,
+    /// The root file system, packed and sealed.
+    Sealed,
+    /// The boot entry and the disk.
+    Disk,
+}
+
+impl Product {
+    /// In the order in which they are made.
+    pub const ALL: [Self; 6] =
+        [Self::Builder, Self::Root, Self::Initrd, Self::Program, Self::Sealed, Self::Disk];
+
+    /// The first part of its folder's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Builder => "builder",
+            Self::Root => "root",
+            Self::Initrd => "initrd",
+            Self::Program => "program",
+            Self::Sealed => "sealed",
+            Self::Disk => "disk",
+        }
+    }
+
+    fn title(self, arch: Arch) -> String {
+        match self {
+            Self::Builder => "Set up the builder, a small Debian of pinned packages".to_owned(),
+            Self::Root => format!("Install the {arch} packages of the root file system"),
+            Self::Initrd => "Make the initial file system".to_owned(),
+            Self::Program => format!("Compile polder for {arch}"),
+            Self::Sealed => "Pack the root file system and seal it with hashes".to_owned(),
+            Self::Disk => "Make the boot entry and the disk".to_owned(),
+        }
+    }
+}
+
+/// Everything that an image is made from.
+#[derive(Debug, Clone)]
+pub struct Inputs<'a> {
+    /// Packages.
+    pub lock: &'a Lock,
+    /// The image's version.
+    pub version: &'a Version,
+    /// Digest of the sources that `polder` is compiled from, or of the program where one was given.
+    pub program: [u8; 32],
+    /// Digest of `image/tree`.
+    pub tree: [u8; 32],
+    /// How large the partitions are.
+    pub sizes: Sizes,
+}
+
+/// Partitions of a box's disk, as systemd-repart writes sizes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sizes {
+    /// Boot loader and boot entries.
+    pub esp: String,
+    /// One root.
+    pub root: String,
+    /// Its hashes.
+    pub verity: String,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { esp: "1G".into(), root: "2G".into(), verity: "64M".into() }
+    }
+}
+
+/// The scripts that make things; a change in one makes what it makes anew.
+pub(crate) mod scripts {
+    pub(crate) const BOOTSTRAP: &str = include_str!("../steps/bootstrap.sh");
+    pub(crate) const INITRD: &str = include_str!("../steps/initrd.sh");
+    pub(crate) const ROOT: &str = include_str!("../steps/root.sh");
+    pub(crate) const DISK: &str = include_str!("../steps/disk.sh");
+}
+
+impl Inputs<'_> {
+    /// The key of one product.
+    pub fn key(&self, product: Product) -> Key {
+        let Inputs { lock, version, program, tree, sizes } = self;
+        let layer = |layer| packages(lock.layer(layer));
+        let epoch = lock.epoch.to_le_bytes();
+        let before = |product| self.key(product).0;
+        match product {
+            Product::Builder => Key::of(&[
+                b"builder",
+                layer(Layer::Builder).as_bytes(),
+                scripts::BOOTSTRAP.as_bytes(),
+            ]),
+            Product::Root => Key::of(&[
+                b"root",
+                lock.arch.name().as_bytes(),
+                layer(Layer::Root).as_bytes(),
+                scripts::BOOTSTRAP.as_bytes(),
+                before(Product::Builder).as_bytes(),
+                &epoch,
+            ]),
+            Product::Initrd => Key::of(&[
+                b"initrd",
+                layer(Layer::Initrd).as_bytes(),
+                scripts::INITRD.as_bytes(),
+                before(Product::Root).as_bytes(),
+            ]),
+            Product::Program => Key::of(&[
+                b"program",
+                lock.arch.rust_target().as_bytes(),
+                lock.rustc.as_bytes(),
+                program,
+            ]),
+            Product::Sealed => Key::of(&[
+                b"sealed",
+                before(Product::Root).as_bytes(),
+                before(Product::Program).as_bytes(),
+                tree,
+                version.as_str().as_bytes(),
+                scripts::ROOT.as_bytes(),
+            ]),
+            Product::Disk => Key::of(&[
+                b"disk",
+                before(Product::Sealed).as_bytes(),
+                before(Product::Initrd).as_bytes(),
+                scripts::DISK.as_bytes(),
+                format!("{sizes:?}").as_bytes(),
+            ]),
+        }
+    }
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Fetch this many packages, of so many bytes.
+    Fetch {
+        /// How many.
+        count: usize,
+        /// All together.
+        bytes: u64,
+    },
+    /// Make this.
+    Make(Product),
+    /// Lay the results out for the person who asked.
+    HandOut,
+}
+
+impl Action {
+    /// The step that people see.
+    pub fn step(&self, arch: Arch) -> Step {
+        let (id, title) = match self {
+            Self::Fetch { count, bytes } => {
+                let amount = bytes.div_ceil(1 << 20);
+                ("fetch-packages", format!("Fetch {count} packages ({amount} MiB)"))
+            }
+            Self::Make(product) => (product.name(), product.title(arch)),
+            Self::HandOut => {
+                ("hand-out", "Write the image, its contents and its checksums".to_owned())
+            }
+        };
+        Step { id: id.to_owned(), title }
+    }
+}
+
+/// What has to be done. `missing` are the packages that are not here, by size; `there` says whether a
+/// product is.
+pub fn plan(
+    inputs: &Inputs<'_>,
+    missing: &[u64],
+    there: &dyn Fn(Product, &Key) -> bool,
+) -> (Plan, Vec<Action>) {
+    let mut wanted = vec![Product::Disk];
+    // What a product is made of is only needed where it has to be made.
+    for product in Product::ALL.into_iter().rev() {
+        if wanted.contains(&product) && !there(product, &inputs.key(product)) {
+            wanted.extend_from_slice(made_of(product));
+        }
+    }
+    let make: Vec<Product> = Product::ALL
+        .into_iter()
+        .filter(|product| wanted.contains(product) && !there(*product, &inputs.key(*product)))
+        .collect();
+    let packaged = [Product::Builder, Product::Root, Product::Initrd];
+    let mut actions = Vec::new();
+    if !missing.is_empty() && make.iter().any(|product| packaged.contains(product)) {
+        actions.push(Action::Fetch { count: missing.len(), bytes: missing.iter().sum() });
+    }
+    actions.extend(make.into_iter().map(Action::Make));
+    actions.push(Action::HandOut);
+    let arch = inputs.lock.arch;
+    let title = format!("Make the {arch} image {}", inputs.version);
+    (Plan { title, steps: actions.iter().map(|action| action.step(arch)).collect() }, actions)
+}
+
+fn made_of(product: Product) -> &'static [Product] {
+    match product {
+        Product::Builder | Product::Program => &[],
+        Product::Root => &[Product::Builder],
+        Product::Initrd => &[Product::Root, Product::Builder],
+        Product::Sealed => &[Product::Root, Product::Program, Product::Builder],
+        Product::Disk => &[Product::Sealed, Product::Initrd, Product::Builder],
+    }
+}
+
+fn packages(packages: &Packages) -> String {
+    packages.iter().map(|(name, package)| format!("{name} {package}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+
+    fn lock() -> Lock {
+        Lock { arch: Arch::X86_64, rustc: "1.95.0".into(), epoch: 1, layers: BTreeMap::new() }
+    }
+
+    fn version() -> Version {
+        "0.1.0".parse().unwrap()
+    }
+
+    fn inputs<'a>(lock: &'a Lock, version: &'a Version) -> Inputs<'a> {
+        Inputs { lock, version, program: [1; 32], tree: [2; 32], sizes: Sizes::default() }
+    }
+
+    #[test]
+    fn the_first_image_is_made_from_nothing_in_this_order() {
+        let (lock, version) = (lock(), version());
+        let (plan, _) = plan(&inputs(&lock, &version), &[3 << 20, 1], &|_, _| false);
+        assert_eq!(
+            plan.to_string(),
+            "Make the x86_64 image 0.1.0\n  \
+             1. Fetch 2 packages (4 MiB)\n  \
+             2. Set up the builder, a small Debian of pinned packages\n  \
+             3. Install the x86_64 packages of the root file system\n  \
+             4. Make the initial file system\n  \
+             5. Compile polder for x86_64\n  \
+             6. Pack the root file system and seal it with hashes\n  \
+             7. Make the boot entry and the disk\n  \
+             8. Write the image, its contents and its checksums"
+        );
+    }
+
+    #[test]
+    fn what_is_there_from_the_same_inputs_is_not_made_again() {
+        let (lock, version) = (lock(), version());
+        let first = inputs(&lock, &version);
+        let there: BTreeSet<Key> = Product::ALL.map(|product| first.key(product)).into();
+        let made = |inputs: &Inputs<'_>| {
+            let (_, actions) = plan(inputs, &[], &|_, key| there.contains(key));
+            actions
+        };
+        let make = Action::Make;
+        assert_eq!(made(&first), [Action::HandOut]);
+        // Another file in the tree: no package is installed again, and nothing compiled.
+        let tree = Inputs { tree: [9; 32], ..first.clone() };
+        assert_eq!(made(&tree), [make(Product::Sealed), make(Product::Disk), Action::HandOut]);
+        let sizes = Sizes { root: "1G".into(), ..Sizes::default() };
+        let larger = Inputs { sizes, ..first.clone() };
+        assert_eq!(made(&larger), [make(Product::Disk), Action::HandOut]);
+        let mut newer = lock.clone();
+        newer.epoch = 2;
+        let newer = Inputs { lock: &newer, ..first.clone() };
+        assert!(!made(&newer).contains(&make(Product::Builder)));
+        assert!(made(&newer).contains(&make(Product::Root)));
+    }
+
+    #[test]
+    fn a_lost_builder_alone_is_no_reason_to_make_anything() {
+        let (lock, version) = (lock(), version());
+        let inputs = inputs(&lock, &version);
+        let (_, actions) = plan(&inputs, &[1], &|product, _| product != Product::Builder);
+        assert_eq!(actions, [Action::HandOut]);
+    }
+}

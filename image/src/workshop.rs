@@ -1,0 +1,534 @@
+//! Where images are made: the cache of products, and the carrying out of plans.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use polder_control::Plan;
+use sha2::{Digest as _, Sha256};
+
+use crate::apt::{Apt, Mirror};
+use crate::command::{answer, run};
+use crate::debs::{Debs, digest_of};
+use crate::lock::{Layer, Lock, Packages};
+use crate::plan::{Action, Inputs, Key, Product, Sizes, plan, scripts};
+use crate::room::Room;
+use crate::{Arch, ImageError, Source, Version};
+
+/// What image to make.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// For which machines.
+    pub arch: Arch,
+    /// Its version.
+    pub version: Version,
+    /// How large the partitions are.
+    pub sizes: Sizes,
+    /// This program instead of one compiled from the checkout.
+    pub program: Option<PathBuf>,
+    /// Where the results go.
+    pub out: PathBuf,
+}
+
+/// What happens while a plan is carried out.
+#[derive(Debug)]
+pub enum News<'a> {
+    /// This will be done.
+    Planned(&'a Plan),
+    /// A step begins; so long it took last time.
+    Begun(usize, Option<Duration>),
+    /// A step is done.
+    Done(usize, Duration),
+}
+
+/// A finished image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// The disk, as it goes onto a stick.
+    pub disk: PathBuf,
+    /// The boot entry.
+    pub entry: PathBuf,
+    /// The packed root and its hashes.
+    pub root: [PathBuf; 2],
+}
+
+/// A cache folder, a checkout, and where packages come from.
+#[derive(Debug)]
+pub struct Workshop {
+    source: Source,
+    cache: PathBuf,
+    debs: Debs,
+    mirror: Option<Mirror>,
+    // Two builds in one cache would make the same things twice.
+    _mine: File,
+}
+
+impl Workshop {
+    /// Takes the cache folder for this process; waits for another one that has it.
+    pub fn open(source: Source, cache: &Path, mirror: Option<Mirror>) -> Result<Self, ImageError> {
+        if !is_root() {
+            return Err(ImageError::NotRoot);
+        }
+        fs::create_dir_all(cache).map_err(ImageError::file("make", cache))?;
+        let path = cache.join("lock");
+        let mine = File::create(&path).map_err(ImageError::file("make", &path))?;
+        mine.lock().map_err(ImageError::file("lock", &path))?;
+        let debs = Debs::open(&cache.join("debs"))?;
+        Ok(Self { source, cache: cache.to_owned(), debs, mirror, _mine: mine })
+    }
+
+    /// What would be done for this order.
+    pub fn plan(&self, order: &Order) -> Result<Plan, ImageError> {
+        let lock = self.lock(order.arch)?;
+        Ok(self.steps(&self.inputs(order, &lock)?).0)
+    }
+
+    /// Makes an image.
+    pub fn build(&self, order: &Order, tell: &mut dyn FnMut(News<'_>)) -> Result<Made, ImageError> {
+        let lock = self.lock(order.arch)?;
+        let inputs = self.inputs(order, &lock)?;
+        let (plan, actions) = self.steps(&inputs);
+        tell(News::Planned(&plan));
+        let mut times = Times::read(&self.cache.join("times"));
+        let mut made = None;
+        for (index, action) in actions.iter().enumerate() {
+            let step = &plan.steps[index].id;
+            tell(News::Begun(index, times.last(step)));
+            let begun = Instant::now();
+            match action {
+                Action::Fetch { .. } => self.fetch(&lock)?,
+                Action::Make(product) => self.make(*product, order, &inputs)?,
+                Action::HandOut => made = Some(self.hand_out(order, &inputs)?),
+            }
+            times.note(step, begun.elapsed());
+            tell(News::Done(index, begun.elapsed()));
+        }
+        Ok(made.expect("every plan ends with the handing out"))
+    }
+
+    /// The room in which images are booted for tests; set up if it is not there.
+    pub fn tester(&self, arch: Arch) -> Result<PathBuf, ImageError> {
+        let lock = self.lock(arch)?;
+        let packages = lock.layer(Layer::Tester);
+        let text: String = packages.iter().map(|(name, p)| format!("{name} {p}\n")).collect();
+        let key = Key::of(&[b"tester", text.as_bytes(), scripts::BOOTSTRAP.as_bytes()]);
+        let place = self.cache.join(format!("tester-{key}"));
+        if !place.is_dir() {
+            if !self.debs.missing(&lock).is_empty() {
+                self.fetch(&lock)?;
+            }
+            let log = self.log("tester")?;
+            let out = Scratch::new(&self.cache.join("tester.partial"))?;
+            self.bootstrap(&lock, Layer::Tester, &out.0, &log)?;
+            out.keep_at(&place)?;
+        }
+        Ok(place)
+    }
+
+    /// Resolves what the checkout wants, fetches it, and says what the lock becomes. `now` is the time
+    /// that everything in images from this lock will bear.
+    pub fn resolve(&self, arch: Arch, now: u64) -> Result<Lock, ImageError> {
+        let want = self.source.want()?;
+        let log = self.log("lock")?;
+        let scratch = Scratch::new(&self.cache.join("apt.partial"))?;
+        let rustc = rustc_version(&log)?;
+        let provider = self.provider(&scratch.0, 0, &log)?;
+        let also = scratch.0.join("own");
+        self.debs.lay_out(&[], &[provider], &want.suite, &also, &log)?;
+        let mut layers: BTreeMap<Layer, Packages> = BTreeMap::new();
+        for layer in Layer::ALL {
+            // What makes and tests images runs on this machine, whatever the image is for.
+            let here = Arch::here().unwrap_or(Arch::X86_64);
+            let own = if matches!(layer, Layer::Root | Layer::Initrd) { arch } else { here };
+            let folder = scratch.0.join(layer.name());
+            let apt = Apt::new(&folder, own, &want.suite, self.mirror()?, Some(&also), &log)?;
+            let mut names = want.packages(layer, arch);
+            if matches!(layer, Layer::Root | Layer::Initrd) {
+                names.push(PROVIDER.to_owned());
+            }
+            if layer == Layer::Initrd {
+                names.extend(want.packages(Layer::Root, arch));
+            }
+            let mut found = apt.resolve(&names)?;
+            found.retain(|package| package.name != PROVIDER);
+            if layer == Layer::Initrd {
+                let root = layers.get(&Layer::Root);
+                found.retain(|package| root.is_none_or(|root| !root.contains_key(&package.name)));
+            }
+            layers.insert(layer, self.debs.bring(&apt, &found)?);
+        }
+        Ok(Lock { arch, rustc, epoch: now, layers })
+    }
+
+    fn lock(&self, arch: Arch) -> Result<Lock, ImageError> {
+        let lock = self.source.lock(arch)?;
+        for layer in Layer::ALL {
+            if lock.layer(layer).is_empty() {
+                return Err(ImageError::EmptyLayer { path: self.source.lock_path(arch), layer });
+            }
+        }
+        Ok(lock)
+    }
+
+    fn inputs<'a>(&self, order: &'a Order, lock: &'a Lock) -> Result<Inputs<'a>, ImageError> {
+        let program = match &order.program {
+            Some(path) => *digest_of(path)?.0.as_bytes(),
+            None => self.source.program_digest()?,
+        };
+        let tree = self.source.tree_digest()?;
+        Ok(Inputs { lock, version: &order.version, program, tree, sizes: order.sizes.clone() })
+    }
+
+    fn steps(&self, inputs: &Inputs<'_>) -> (Plan, Vec<Action>) {
+        let missing: Vec<u64> =
+            self.debs.missing(inputs.lock).iter().map(|(_, p)| p.size).collect();
+        plan(inputs, &missing, &|product, key| self.place(product, key).is_dir())
+    }
+
+    fn place(&self, product: Product, key: &Key) -> PathBuf {
+        self.cache.join(format!("{}-{key}", product.name()))
+    }
+
+    fn log(&self, name: &str) -> Result<PathBuf, ImageError> {
+        let folder = self.cache.join("logs");
+        fs::create_dir_all(&folder).map_err(ImageError::file("make", &folder))?;
+        let path = folder.join(format!("{name}.log"));
+        File::create(&path).map_err(ImageError::file("write", &path))?;
+        Ok(path)
+    }
+
+    fn mirror(&self) -> Result<&Mirror, ImageError> {
+        self.mirror.as_ref().ok_or(ImageError::NoMirror)
+    }
+
+    fn fetch(&self, lock: &Lock) -> Result<(), ImageError> {
+        let (log, suite) = (self.log("fetch")?, self.source.want()?.suite);
+        let scratch = Scratch::new(&self.cache.join("apt.partial"))?;
+        let apt = Apt::new(&scratch.0, lock.arch, &suite, self.mirror()?, None, &log)?;
+        self.debs.fetch(lock, &apt)
+    }
+
+    /// Makes a product beside its place and moves it there when it is whole.
+    fn make(&self, product: Product, order: &Order, inputs: &Inputs<'_>) -> Result<(), ImageError> {
+        let place = self.place(product, &inputs.key(product));
+        let log = self.log(product.name())?;
+        let out = Scratch::new(&self.cache.join(format!("{}.partial", product.name())))?;
+        let of = |product| self.place(product, &inputs.key(product));
+        let room = Room { root: of(Product::Builder), epoch: inputs.lock.epoch };
+        let what = product.name();
+        match product {
+            Product::Builder => self.bootstrap(inputs.lock, Layer::Builder, &out.0, &log)?,
+            Product::Root => self.root(inputs, &room, &out.0, &log)?,
+            Product::Initrd => {
+                let repo = Scratch::new(&self.cache.join("repo.partial"))?;
+                self.debs.lay_out(
+                    &[inputs.lock.layer(Layer::Initrd)],
+                    &[],
+                    "initrd",
+                    &repo.0,
+                    &log,
+                )?;
+                let folders =
+                    [("root", of(Product::Root)), ("repo", repo.0.clone()), ("out", out.0.clone())];
+                let settings = [("MULTIARCH", inputs.lock.arch.multiarch().to_owned())];
+                room.run(what, scripts::INITRD, &borrowed(&folders), &settings, &log)?;
+            }
+            Product::Program => self.program(order, inputs, &out.0, &log)?,
+            Product::Sealed => {
+                let folders = [
+                    ("root", of(Product::Root)),
+                    ("tree", self.source.tree()),
+                    ("program", of(Product::Program)),
+                    ("out", out.0.clone()),
+                ];
+                let settings = [
+                    ("VERSION", inputs.version.to_string()),
+                    ("ROOT_UUID", uuid(inputs, "root")),
+                    ("VERITY_UUID", uuid(inputs, "verity")),
+                    ("SALT", hex(&seed(inputs, "salt"))),
+                ];
+                room.run(what, scripts::ROOT, &borrowed(&folders), &settings, &log)?;
+            }
+            Product::Disk => {
+                let folders = [
+                    ("sealed", of(Product::Sealed)),
+                    ("initrd", of(Product::Initrd)),
+                    ("out", out.0.clone()),
+                ];
+                let (root_type, verity_type) = inputs.lock.arch.partition_types();
+                let settings = [
+                    ("VERSION", inputs.version.to_string()),
+                    ("EFI", inputs.lock.arch.efi().to_owned()),
+                    ("SERIAL", inputs.lock.arch.serial().to_owned()),
+                    ("SEED", uuid(inputs, "disk")),
+                    ("ROOT_TYPE", root_type.to_owned()),
+                    ("VERITY_TYPE", verity_type.to_owned()),
+                    ("ESP_SIZE", inputs.sizes.esp.clone()),
+                    ("ROOT_SIZE", inputs.sizes.root.clone()),
+                    ("VERITY_SIZE", inputs.sizes.verity.clone()),
+                ];
+                room.run(what, scripts::DISK, &borrowed(&folders), &settings, &log)?;
+            }
+        }
+        out.keep_at(&place)
+    }
+
+    /// Installs a room with this machine's own mmdebstrap.
+    fn bootstrap(
+        &self,
+        lock: &Lock,
+        layer: Layer,
+        out: &Path,
+        log: &Path,
+    ) -> Result<(), ImageError> {
+        let want = self.source.want()?;
+        let repo = Scratch::new(&self.cache.join("repo.partial"))?;
+        self.debs.lay_out(&[lock.layer(layer)], &[], &want.suite, &repo.0, log)?;
+        let mut command = Command::new("bash");
+        command
+            .args(["-euo", "pipefail", "-c", scripts::BOOTSTRAP, "step"])
+            .env("SOURCE_DATE_EPOCH", lock.epoch.to_string())
+            .env("LC_ALL", "C.UTF-8")
+            .env("SUITE", &want.suite)
+            .env("REPO", &repo.0)
+            .env("OUT", out.join("tree"))
+            .env("PACKAGES", want.packages(layer, lock.arch).join(","));
+        run("setting up a room", &mut command, log)?;
+        flatten(out)
+    }
+
+    fn root(
+        &self,
+        inputs: &Inputs<'_>,
+        room: &Room,
+        out: &Path,
+        log: &Path,
+    ) -> Result<(), ImageError> {
+        let want = self.source.want()?;
+        let repo = Scratch::new(&self.cache.join("repo.partial"))?;
+        let provider = self.provider(&repo.0, inputs.lock.epoch, log)?;
+        self.debs.lay_out(
+            &[inputs.lock.layer(Layer::Root)],
+            &[provider],
+            &want.suite,
+            &repo.0.join("r"),
+            log,
+        )?;
+        let mut packages = want.packages(Layer::Root, inputs.lock.arch);
+        packages.push(PROVIDER.to_owned());
+        let folders = [("repo", repo.0.join("r")), ("out", out.to_owned())];
+        let settings = [
+            ("SUITE", want.suite),
+            ("REPO", "/mnt/repo".to_owned()),
+            ("OUT", "/mnt/out/tree".to_owned()),
+            ("PACKAGES", packages.join(",")),
+        ];
+        room.run(
+            "installing the root file system",
+            scripts::BOOTSTRAP,
+            &borrowed(&folders),
+            &settings,
+            log,
+        )?;
+        flatten(out)
+    }
+
+    /// A package that provides what a kernel depends on, because the initial file system is made outside.
+    fn provider(&self, folder: &Path, epoch: u64, log: &Path) -> Result<PathBuf, ImageError> {
+        let (tree, deb) = (folder.join("provider"), folder.join("provider.deb"));
+        let control = tree.join("DEBIAN");
+        fs::create_dir_all(&control).map_err(ImageError::file("make", &control))?;
+        let control = control.join("control");
+        let text = format!(
+            "Package: {PROVIDER}\nVersion: 1\nArchitecture: all\nMaintainer: Polder <polder@localhost>\n\
+             Provides: linux-initramfs-tool\n\
+             Description: the initial file system is made outside\n"
+        );
+        fs::write(&control, text).map_err(ImageError::file("write", &control))?;
+        let mut command = Command::new("dpkg-deb");
+        command.args(["--root-owner-group", "--build"]).arg(&tree).arg(&deb);
+        command.env("SOURCE_DATE_EPOCH", epoch.to_string());
+        run("making a package of our own", &mut command, log)?;
+        Ok(deb)
+    }
+
+    fn program(
+        &self,
+        order: &Order,
+        inputs: &Inputs<'_>,
+        out: &Path,
+        log: &Path,
+    ) -> Result<(), ImageError> {
+        let to = out.join("polder");
+        let copy =
+            |from: &Path| fs::copy(from, &to).map(drop).map_err(ImageError::file("read", from));
+        if let Some(given) = &order.program {
+            return copy(given);
+        }
+        let (arch, found) = (inputs.lock.arch, rustc_version(log)?);
+        if found != inputs.lock.rustc {
+            return Err(ImageError::OtherRustc { wanted: inputs.lock.rustc.clone(), found });
+        }
+        let target = self.cache.join("cargo");
+        // Where things lie on the machine that builds is no part of the program.
+        let mut flags: Vec<(PathBuf, String)> =
+            vec![(self.source.root().to_owned(), "/polder".into())];
+        let home = std::env::var_os("CARGO_HOME")
+            .map(PathBuf::from)
+            .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
+        if let Some(home) = home {
+            let crates = home.join("registry/src");
+            let mirrors = fs::read_dir(&crates).into_iter().flatten().flatten();
+            flags.extend(mirrors.map(|mirror| (mirror.path(), "/crates".to_owned())));
+            flags.push((home, "/cargo".into()));
+        }
+        let map = |flag: &str, gap: &str| {
+            let one = |(from, to): &(PathBuf, String)| format!("{flag}={}={to}", from.display());
+            flags.iter().rev().map(one).collect::<Vec<_>>().join(gap)
+        };
+        let mut command = Command::new("cargo");
+        command
+            .args([
+                "build",
+                "--release",
+                "--locked",
+                "--package",
+                "polder",
+                "--target",
+                arch.rust_target(),
+            ])
+            .current_dir(self.source.root())
+            .env("CARGO_TARGET_DIR", &target)
+            .env("CARGO_ENCODED_RUSTFLAGS", map("--remap-path-prefix", "\x1f"))
+            .env("CFLAGS", map("-ffile-prefix-map", " "))
+            .env("SOURCE_DATE_EPOCH", inputs.lock.epoch.to_string());
+        if Some(arch) != Arch::here() {
+            let name = arch.rust_target().to_uppercase().replace('-', "_");
+            let linker = format!("{}-gcc", arch.multiarch());
+            command.env(format!("CARGO_TARGET_{name}_LINKER"), linker);
+        }
+        run("compiling polder", &mut command, log)?;
+        copy(&target.join(arch.rust_target()).join("release/polder"))
+    }
+
+    fn hand_out(&self, order: &Order, inputs: &Inputs<'_>) -> Result<Made, ImageError> {
+        let (log, version, arch) = (self.log("hand-out")?, inputs.version, inputs.lock.arch);
+        fs::create_dir_all(&order.out).map_err(ImageError::file("make", &order.out))?;
+        let disk = self.place(Product::Disk, &inputs.key(Product::Disk));
+        let sealed = self.place(Product::Sealed, &inputs.key(Product::Sealed));
+        let name = |suffix: &str| order.out.join(format!("polder_{version}_{arch}.{suffix}"));
+        let files = [
+            (disk.join(format!("polder_{version}.raw")), name("raw")),
+            (disk.join(format!("polder_{version}.efi")), name("efi")),
+            (sealed.join("root.erofs"), name("root")),
+            (sealed.join("root.verity"), name("verity")),
+        ];
+        let mut sums = String::new();
+        for (from, to) in &files {
+            // The disk is mostly holes, which copying keeps.
+            let mut command = Command::new("cp");
+            command.args(["--sparse=always", "--remove-destination"]).arg(from).arg(to);
+            run("writing the image", &mut command, &log)?;
+            let (digest, _) = digest_of(to)?;
+            let file = to.file_name().unwrap_or_default().to_string_lossy();
+            sums += &format!("{digest}  {file}\n");
+        }
+        let path = order.out.join(format!("polder_{version}_{arch}.sha256"));
+        fs::write(&path, sums).map_err(ImageError::file("write", &path))?;
+        let [(_, disk), (_, entry), (_, root), (_, verity)] = files;
+        Ok(Made { disk, entry, root: [root, verity] })
+    }
+}
+
+/// The package that stands for our own way of making the initial file system.
+const PROVIDER: &str = "polder-initrd";
+
+/// A folder for something that is being made; gone when it is dropped, unless it was kept.
+pub(crate) struct Scratch(pub(crate) PathBuf);
+
+impl Scratch {
+    pub(crate) fn new(path: &Path) -> Result<Self, ImageError> {
+        let gone = || if path.exists() { fs::remove_dir_all(path) } else { Ok(()) };
+        gone().map_err(ImageError::file("empty", path))?;
+        fs::create_dir_all(path).map_err(ImageError::file("make", path))?;
+        Ok(Self(path.to_owned()))
+    }
+
+    fn keep_at(self, place: &Path) -> Result<(), ImageError> {
+        fs::rename(&self.0, place).map_err(ImageError::file("make", place))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// mmdebstrap makes its folder itself; this takes what is in it up by one.
+fn flatten(out: &Path) -> Result<(), ImageError> {
+    let (inner, aside) = (out.join("tree"), out.with_extension("inner"));
+    fs::rename(&inner, &aside).map_err(ImageError::file("move", &inner))?;
+    fs::remove_dir(out).map_err(ImageError::file("remove", out))?;
+    fs::rename(&aside, out).map_err(ImageError::file("move", &aside))
+}
+
+fn borrowed<'a, const N: usize>(folders: &'a [(&'a str, PathBuf); N]) -> [(&'a str, &'a Path); N] {
+    folders.each_ref().map(|(name, path)| (*name, path.as_path()))
+}
+
+fn rustc_version(log: &Path) -> Result<String, ImageError> {
+    let text =
+        answer("asking for the compiler's version", Command::new("rustc").arg("--version"), log)?;
+    Ok(text.split(' ').nth(1).unwrap_or_default().trim().to_owned())
+}
+
+/// Numbers that must be the same in two builds and different in two images.
+fn seed(inputs: &Inputs<'_>, what: &str) -> [u8; 32] {
+    let text = format!("polder {what} {} {}", inputs.version, inputs.lock.arch);
+    Sha256::digest(text.as_bytes()).into()
+}
+
+fn uuid(inputs: &Inputs<'_>, what: &str) -> String {
+    let hex = hex(&seed(inputs, what));
+    // The form of a random UUID, so that nobody takes it for another kind.
+    format!("{}-{}-4{}-8{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..32])
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// How long steps took last time, for saying how long they will.
+struct Times {
+    path: PathBuf,
+    seconds: BTreeMap<String, u64>,
+}
+
+impl Times {
+    fn read(path: &Path) -> Self {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let line = |line: &str| {
+            let (step, seconds) = line.split_once(' ')?;
+            Some((step.to_owned(), seconds.parse().ok()?))
+        };
+        Self { path: path.to_owned(), seconds: text.lines().filter_map(line).collect() }
+    }
+
+    fn last(&self, step: &str) -> Option<Duration> {
+        self.seconds.get(step).copied().map(Duration::from_secs)
+    }
+
+    fn note(&mut self, step: &str, took: Duration) {
+        self.seconds.insert(step.to_owned(), took.as_secs());
+        let text: String = self.seconds.iter().map(|(step, s)| format!("{step} {s}\n")).collect();
+        // Nothing depends on it.
+        let _ = fs::write(&self.path, text);
+    }
+}

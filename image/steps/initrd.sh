@@ -1,0 +1,21 @@
+# Makes the initial file system with dracut, on top of the root file system in /mnt/root and without
+# leaving a trace there. dracut's own tpm2-tss module wants tpm2-tools; the libraries are enough.
+work=/run/work
+mkdir -p $work && mount -t tmpfs work $work && mkdir $work/{up,wk,root}
+mount -t overlay overlay -o lowerdir=/mnt/root,upperdir=$work/up,workdir=$work/wk $work/root
+r=$work/root
+mount -t proc proc $r/proc
+mount --bind /dev $r/dev
+mount -t tmpfs run $r/run
+mkdir -p $r/tmp/new
+cp /mnt/repo/*.deb $r/tmp/new/
+# In one call: dpkg puts them into the right order itself.
+INITRD=No dpkg --root=$r --force-unsafe-io -i $r/tmp/new/*.deb
+kernel=$(ls /mnt/root/usr/lib/modules)
+libs=
+for lib in esys.so.0 rc.so.0 mu.so.0 tcti-device.so.0; do libs="$libs /usr/lib/$MULTIARCH/libtss2-$lib"; done
+chroot $r dracut --kver "$kernel" --no-hostonly --reproducible --force --no-early-microcode \
+    --modules "base systemd systemd-initrd systemd-udevd systemd-veritysetup systemd-cryptsetup systemd-repart systemd-journald systemd-tmpfiles systemd-sysctl systemd-modules-load kernel-modules rootfs-block fs-lib dm crypt shutdown udev-rules dracut-systemd" \
+    --drivers "erofs dm-verity dm-crypt dm-mod overlay loop ext4 vfat nls_cp437 nls_ascii nls_iso8859-1 virtio_blk virtio_pci virtio_scsi virtio_mmio nvme ahci sd_mod usb-storage uas xhci-pci tpm_crb tpm_tis efivarfs" \
+    --install "$libs" --compress "zstd -19 -T1" /polder.img "$kernel"
+cp $r/polder.img /mnt/out/initrd.img

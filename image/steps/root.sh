@@ -1,0 +1,43 @@
+# Makes the read-only root: the packages in /mnt/root, the files of the tree in /mnt/tree, the program
+# in /mnt/program; nothing that a machine would write itself. Then packs it and seals it with hashes.
+work=/run/work
+mkdir -p $work && mount -t tmpfs work $work && mkdir $work/{up,wk,root}
+mount -t overlay overlay -o lowerdir=/mnt/root,upperdir=$work/up,workdir=$work/wk $work/root
+r=$work/root
+
+cp -r --preserve=mode,links --no-target-directory /mnt/tree $r
+install -D -m 0755 /mnt/program/polder $r/usr/lib/polder/polder
+ln -sf ../lib/polder/polder $r/usr/bin/polder
+
+sed -i '/^IMAGE_/d' $r/usr/lib/os-release
+printf 'IMAGE_ID=polder\nIMAGE_VERSION=%s\n' "$VERSION" >> $r/usr/lib/os-release
+echo polder > $r/etc/hostname
+: > $r/etc/machine-id
+ln -sf ../run/systemd/resolve/stub-resolv.conf $r/etc/resolv.conf
+
+chroot $r systemd-sysusers
+# Only what our presets name is switched on.
+rm -rf $r/etc/systemd/system/*.wants $r/etc/systemd/system/*.requires
+find $r/etc/systemd/system -maxdepth 1 -type l ! -lname /dev/null -delete
+chroot $r systemctl preset-all 2>&1
+chroot $r systemctl set-default multi-user.target
+
+# Nothing of package management, of the build, or of one machine's life.
+rm -rf $r/etc/apt $r/var/cache $r/var/log $r/var/lib/apt $r/var/backups $r/etc/ssh/ssh_host_* $r/usr/share/factory/var
+mkdir -p $r/usr/lib/sysimage && mv $r/var/lib/dpkg $r/usr/lib/sysimage/dpkg
+find $r/etc -name '*-' -type f -delete
+rm -f $r/etc/.pwd.lock $r/boot/System.map* $r/initrd.img* $r/vmlinuz*
+cp $r/boot/vmlinuz-* /mnt/out/vmlinuz
+rm -rf $r/boot $r/var $r/tmp $r/run
+mkdir -p $r/boot $r/efi $r/run $r/tmp $r/var/{lib/private,cache,log,tmp,spool}
+chmod 1777 $r/tmp $r/var/tmp
+ln -s ../run $r/var/run
+ln -s ../run/lock $r/var/lock
+cp $r/usr/lib/os-release /mnt/out/os-release
+ls $r/usr/lib/modules > /mnt/out/kernel
+
+mkfs.erofs --quiet -zzstd,level=3 -C65536 -T"$SOURCE_DATE_EPOCH" --all-time -U"$ROOT_UUID" \
+    /mnt/out/root.erofs $r
+veritysetup format /mnt/out/root.erofs /mnt/out/root.verity --salt="$SALT" --uuid="$VERITY_UUID" |
+    sed -n 's/^Root hash:[[:space:]]*//p' > /mnt/out/roothash
+test -s /mnt/out/roothash
