@@ -79,9 +79,26 @@ pub enum Request {
         /// At most this many (and at most 500).
         limit: u32,
     },
+    /// Turn the machine off, or start it again, in order: answers under way are finished first. → [`Reply::Done`].
+    Power {
+        /// Which.
+        how: Power,
+        /// Who asked.
+        by: Actor,
+    },
     /// Turns the connection into a stream of [`Event`]s, beginning with the current status and
     /// every run that is not over.
     Watch,
+}
+
+/// What becomes of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Power {
+    /// Turned off.
+    Off,
+    /// Started again.
+    Restart,
 }
 
 /// Where an import takes its files from.

@@ -14,6 +14,7 @@ mod notify;
 mod part;
 mod plan;
 mod recipes;
+mod screen;
 mod site;
 mod state;
 mod status;
@@ -50,6 +51,7 @@ enum Command {
     Supervise(supervise::Supervise),
     Gateway(gateway::Gateway),
     Engine(engine::Engine),
+    Screen(screen::Screen),
     Image(image::Image),
 }
 
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         Command::Supervise(supervise) => supervise.run(),
         Command::Gateway(gateway) => gateway.run(),
         Command::Engine(engine) => engine.run(),
+        Command::Screen(screen) => screen.run(),
         Command::Image(image) => image.run(),
     };
     match done {

@@ -60,6 +60,10 @@ impl<P: Parts> Desk<P> {
                 work.record(by, &what, &on).await?;
                 Reply::Done
             }
+            Request::Power { how, by } => {
+                work.power(how, by).await?;
+                Reply::Done
+            }
             Request::Audit { before, limit } => Reply::Audit(work.audit(before, limit).await?),
             Request::Watch => unreachable!("answered before"),
         })

@@ -5,6 +5,8 @@ use std::io;
 
 use polder_site::EngineName;
 
+use crate::systemd::Host;
+
 /// A long-running process of the box.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Part {
@@ -35,6 +37,11 @@ pub trait Parts: Send + Sync + 'static {
     /// Starts the part. That it exists says nothing about whether it answers. Given up on the way,
     /// nothing is left running.
     fn start(&self, part: &Part) -> impl Future<Output = Result<Self::Process, PartsError>> + Send;
+
+    /// The machine, where the box may turn it off.
+    fn machine(&self) -> Option<Host> {
+        None
+    }
 
     /// Ends every engine that an earlier supervisor left running and that is not wanted any more.
     /// Where parts do not outlive the supervisor there is none.

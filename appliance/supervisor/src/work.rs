@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use polder_control::{
-    Actor, AuditEntry, Gpu, ImportSource, Machine, PartState, Plan, Run, RunId, RunState, Sockets,
-    StepState,
+    Actor, AuditEntry, Gpu, ImportSource, Machine, PartState, Plan, Power, Run, RunId, RunState,
+    Sockets, StepState,
 };
 use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store};
 use polder_weights::CancelFlag;
@@ -250,6 +250,24 @@ impl<P: Parts> Work<P> {
     }
 
     /// An entry in the audit trail; on the disk when this returns.
+    /// Turns the machine off or on again; the machine's going down then ends this box in order.
+    pub(crate) async fn power(self: &Arc<Self>, how: Power, by: Actor) -> Result<(), Refusal> {
+        let Some(machine) = self.parts.machine() else {
+            return Err("this box is only a program on this machine and cannot turn it off; do that as you usually do"
+                .to_owned());
+        };
+        let what = match how {
+            Power::Off => "turned off",
+            Power::Restart => "started again",
+        };
+        self.record(by, what, "the machine").await?;
+        let gone = match how {
+            Power::Off => machine.power_off().await,
+            Power::Restart => machine.restart().await,
+        };
+        gone.map_err(|error| error.to_string())
+    }
+
     pub(crate) async fn record(
         self: &Arc<Self>,
         by: Actor,

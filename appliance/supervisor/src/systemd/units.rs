@@ -6,6 +6,7 @@ use tokio_util::task::TaskTracker;
 use zbus::{OwnedObjectPath, OwnedVariant, Type};
 
 use crate::parts::{Ended, Part, Parts, PartsError, Process};
+use crate::systemd::Host;
 use crate::systemd::bus::{Bus, MANAGER, Place, say};
 use crate::systemd::words::{Begun, Seen, Verdict, begun};
 
@@ -97,6 +98,10 @@ const OF_SERVICE: &str = "org.freedesktop.systemd1.Service";
 
 impl Parts for Units {
     type Process = UnitProcess;
+
+    fn machine(&self) -> Option<Host> {
+        Some(Host::on(self.bus.clone()))
+    }
 
     async fn start(&self, part: &Part) -> Result<UnitProcess, PartsError> {
         let unit = unit_of(part);

@@ -1,0 +1,268 @@
+//! Pure: what is known of the box, as lines of text.
+
+use std::net::IpAddr;
+
+use polder_control::{BoxStatus, Claim, PartState};
+
+use crate::keys::Mode;
+
+/// What is known of the box at this moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Facts {
+    /// Version of the image or the program.
+    pub version: String,
+    /// From the supervisor; nothing while it does not answer.
+    pub status: Option<BoxStatus>,
+    /// From the gateway; nothing while it does not answer.
+    pub door: Option<Shown>,
+    /// How the box can be reached from elsewhere.
+    pub addresses: Vec<IpAddr>,
+    /// The machine's network ports, with a word about each: `enp1s0: no cable`.
+    pub ports: Vec<String>,
+    /// What came of the last key, for a while.
+    pub note: Option<String>,
+}
+
+/// What the gateway tells its own machine.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Shown {
+    /// SHA-256 of the box's certificate authority.
+    pub fingerprint: String,
+    /// Whether the box has an owner.
+    pub claimed: bool,
+    /// The code, while there is one.
+    pub claim: Option<Claim>,
+}
+
+/// The whole screen. Every line fits `width`; what is too long goes on in the next.
+pub fn paint(facts: &Facts, mode: &Mode, width: usize) -> String {
+    let mut lines = head(facts);
+    match mode {
+        Mode::Home => {
+            lines.extend(way_in(facts));
+            lines.push(format!(
+                "  {}",
+                wrong(facts).unwrap_or_else(|| "Everything runs.".to_owned())
+            ));
+            lines.push(String::new());
+            lines.push("  Keys:  s set-up   n network   p power".to_owned());
+        }
+        Mode::SetUp => {
+            lines.push(
+                "  Open the set-up again? A new code is shown; earlier ones stop working."
+                    .to_owned(),
+            );
+            lines.push(String::new());
+            lines.push("  Keys:  y yes   any other key: back".to_owned());
+        }
+        Mode::Network => {
+            lines.push("  Network".to_owned());
+            lines.extend(facts.ports.iter().map(|port| format!("    {port}")));
+            if facts.ports.is_empty() {
+                lines.push("    This machine has no network port.".to_owned());
+            }
+            lines.push(String::new());
+            lines.push("  Keys:  any key: back".to_owned());
+        }
+        Mode::Power => {
+            lines.push("  Answers under way are finished first.".to_owned());
+            lines.push(String::new());
+            lines.push(
+                "  Keys:  o turn the machine off   r start it again   any other key: back"
+                    .to_owned(),
+            );
+        }
+    }
+    if let Some(note) = &facts.note {
+        lines.extend([String::new(), format!("  {note}")]);
+    }
+    lines.iter().flat_map(|line| folded(line, width.max(20))).collect::<Vec<_>>().join("\n")
+}
+
+fn head(facts: &Facts) -> Vec<String> {
+    let name = match &facts.status {
+        Some(status) => status.site.name.to_string(),
+        None => "polder".to_owned(),
+    };
+    vec![String::new(), format!("  {name}    Polder {}", facts.version), String::new()]
+}
+
+/// How to get in: addresses, and the code where nobody owns the box.
+fn way_in(facts: &Facts) -> Vec<String> {
+    let port = facts.status.as_ref().map_or(443, |status| status.site.door.port);
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    let mut lines = Vec::new();
+    let address = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => format!("https://{ip}{port}/"),
+        IpAddr::V6(ip) => format!("https://[{ip}]{port}/"),
+    };
+    let name =
+        facts.status.as_ref().map(|status| format!("https://{}.local{port}/", status.site.name));
+    // Two are enough for a person to type.
+    let mut ways: Vec<String> =
+        name.into_iter().chain(facts.addresses.iter().map(address)).take(3).collect();
+    if facts.addresses.is_empty() {
+        lines.push("  No network: plug in a cable that leads to your router.".to_owned());
+        ways.clear();
+    }
+    if !ways.is_empty() {
+        lines.push("  Open in a browser on your network:".to_owned());
+        lines.extend(ways.iter().map(|way| format!("    {way}")));
+    }
+    lines.push(String::new());
+    if let Some(door) = &facts.door {
+        if let Some(claim) = &door.claim {
+            let minutes = claim.seconds.div_ceil(60);
+            let word = if door.claimed { "Set-up code" } else { "Claim code" };
+            lines.push(format!(
+                "  {word}: {}   (good for {minutes} minutes, for one person)",
+                claim.code
+            ));
+        } else if !door.claimed {
+            lines.push(
+                "  Nobody owns this box yet, and its code has run out: press s for a new one."
+                    .to_owned(),
+            );
+        }
+        lines.push("  Certificate fingerprint (SHA-256):".to_owned());
+        let half = door.fingerprint.len().div_ceil(2).next_multiple_of(3);
+        let (first, second) = door.fingerprint.split_at(half.min(door.fingerprint.len()));
+        lines.push(format!("    {first}"));
+        if !second.is_empty() {
+            lines.push(format!("    {second}"));
+        }
+        lines.push(String::new());
+    }
+    lines
+}
+
+/// What is wrong, in one line: the first thing that somebody would have to mend.
+fn wrong(facts: &Facts) -> Option<String> {
+    let Some(status) = &facts.status else {
+        return Some("The box is starting, or its supervisor does not answer.".to_owned());
+    };
+    match &status.gateway.state {
+        PartState::GaveUp(why) => return Some(format!("The door does not open: {why}")),
+        PartState::Ready => {}
+        _ => return Some("The door is opening.".to_owned()),
+    }
+    for engine in &status.engines {
+        match &engine.part.state {
+            PartState::GaveUp(why) => {
+                return Some(format!("{} does not answer: {why}", engine.recipe));
+            }
+            PartState::Waiting { why, .. } => {
+                return Some(format!("{} stopped ({why}) and is started again.", engine.recipe));
+            }
+            PartState::Starting => return Some(format!("{} is being loaded.", engine.recipe)),
+            _ => {}
+        }
+    }
+    if status.engines.is_empty() {
+        return Some("It has no model yet.".to_owned());
+    }
+    None
+}
+
+/// A line in pieces of at most `width`, broken at spaces where there are any.
+fn folded(line: &str, width: usize) -> Vec<String> {
+    let clean: Vec<char> = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let mut pieces = Vec::new();
+    let mut rest = clean.as_slice();
+    while rest.len() > width {
+        let at = rest[..width].iter().rposition(|c| *c == ' ').filter(|at| *at > width / 2);
+        let (piece, after) = rest.split_at(at.unwrap_or(width));
+        pieces.push(piece.iter().collect());
+        rest = if at.is_some() { &after[1..] } else { after };
+    }
+    pieces.push(rest.iter().collect());
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_control::{EngineStatus, PartStatus};
+    use polder_site::Site;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn part(state: PartState) -> PartStatus {
+        PartStatus { state, restarts: 0, pid: None }
+    }
+
+    fn status(engine: Option<PartState>) -> BoxStatus {
+        let engines = engine.into_iter().map(|state| EngineStatus {
+            name: "fast".parse().unwrap(),
+            recipe: "tiny".parse().unwrap(),
+            socket: "/x".into(),
+            part: part(state),
+        });
+        let site = Site::unclaimed(443);
+        BoxStatus { site, gateway: part(PartState::Ready), engines: engines.collect() }
+    }
+
+    fn fresh() -> Facts {
+        Facts {
+            version: "0.1.0".into(),
+            status: Some(status(None)),
+            door: Some(Shown {
+                fingerprint: ["AB"; 32].join(":"),
+                claimed: false,
+                claim: Some(Claim { code: "AAAAA-BBBBB-CCCCC".into(), seconds: 1790 }),
+            }),
+            addresses: vec!["192.168.1.7".parse().unwrap()],
+            ports: vec!["enp1s0: 192.168.1.7".into()],
+            note: None,
+        }
+    }
+
+    #[test]
+    fn a_new_box_says_where_it_is_and_with_which_code_to_claim_it() {
+        let pair = ["AB"; 16].join(":");
+        assert_eq!(
+            paint(&fresh(), &Mode::Home, 80),
+            format!(
+                "\n  polder    Polder 0.1.0\n\n  \
+                 Open in a browser on your network:\n    \
+                 https://polder.local/\n    \
+                 https://192.168.1.7/\n\n  \
+                 Claim code: AAAAA-BBBBB-CCCCC   (good for 30 minutes, for one person)\n  \
+                 Certificate fingerprint (SHA-256):\n    \
+                 {pair}:\n    {pair}\n\n  \
+                 It has no model yet.\n\n  \
+                 Keys:  s set-up   n network   p power"
+            )
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_one_line_and_the_first_thing_to_mend() {
+        let with = |state| Facts { status: Some(status(Some(state))), ..fresh() };
+        let said = |facts: &Facts| wrong(facts);
+        assert_eq!(said(&with(PartState::Ready)), None);
+        let gone = with(PartState::GaveUp("no memory".into()));
+        assert_eq!(said(&gone).unwrap(), "tiny does not answer: no memory");
+        let mut both = gone.clone();
+        both.status.as_mut().unwrap().gateway = part(PartState::GaveUp("port taken".into()));
+        assert_eq!(said(&both).unwrap(), "The door does not open: port taken");
+        assert!(said(&Facts::default()).unwrap().contains("does not answer"));
+    }
+
+    #[test]
+    fn without_a_network_no_address_is_promised() {
+        let facts = Facts { addresses: Vec::new(), ..fresh() };
+        let text = paint(&facts, &Mode::Home, 80);
+        assert!(text.contains("plug in a cable") && !text.contains("https://"), "{text}");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_a_part_says_breaks_out_of_its_line(why in ".{0,300}", width in 0usize..200) {
+            let facts = Facts { status: Some(status(Some(PartState::GaveUp(why)))), ..fresh() };
+            let text = paint(&facts, &Mode::Home, width);
+            prop_assert!(text.chars().all(|c| c == '\n' || !c.is_control()));
+            prop_assert!(text.lines().all(|line| line.chars().count() <= width.max(20)));
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Looks at the box now and then, paints every terminal, and does what keys ask for.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use polder_control::{
+    Actor, Claim, Client, ControlError, DoorReply, DoorRequest, Power, Reply, Request, Sockets,
+};
+use tokio::sync::mpsc;
+
+use crate::keys::{Act, Mode, press};
+use crate::paint::{Facts, Shown, paint};
+use crate::terminal::Terminal;
+
+/// Between two looks at the box.
+const LOOK: Duration = Duration::from_secs(1);
+/// A part that answers later than this does not answer.
+const LIMIT: Duration = Duration::from_secs(3);
+/// What came of a key is shown this long.
+const NOTE: Duration = Duration::from_secs(20);
+/// A question that nobody answers goes away, so that the next person sees the box.
+const QUESTION: Duration = Duration::from_secs(60);
+
+/// The screen cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum ScreenError {
+    /// There is nothing to show it on.
+    #[error(
+        "none of the terminals could be used; name one that this machine has, as in `polder screen /dev/tty1`"
+    )]
+    NoTerminal,
+}
+
+/// Shows the box on these terminals until `shutdown`. On a box that nobody owns it asks for the first claim
+/// code: whoever can see the machine's screen may claim it.
+pub async fn run(
+    state: &Path,
+    version: String,
+    terminals: Vec<OwnedFd>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ScreenError> {
+    if terminals.is_empty() {
+        return Err(ScreenError::NoTerminal);
+    }
+    let (pressed, mut keys) = mpsc::channel(16);
+    let mut terminals: Vec<Terminal> = terminals
+        .into_iter()
+        .enumerate()
+        .map(|(number, terminal)| Terminal::open(terminal, number, pressed.clone()))
+        .collect();
+    let mut modes: BTreeMap<usize, (Mode, Instant)> = BTreeMap::new();
+    let mut box_ = TheBox { sockets: Sockets::of(state), claim: None, opened: false, note: None };
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut facts = Facts { version, ..Facts::default() };
+    tokio::pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => return Ok(()),
+            _ = looks.tick() => box_.look(&mut facts).await,
+            Some((terminal, key)) = keys.recv() => {
+                let mode = modes.get(&terminal).map_or(Mode::Home, |(mode, _)| *mode);
+                let (mode, act) = press(mode, key);
+                modes.insert(terminal, (mode, Instant::now()));
+                if let Some(act) = act {
+                    box_.act(act).await;
+                    box_.look(&mut facts).await;
+                }
+            }
+        }
+        modes.retain(|_, (_, since)| since.elapsed() < QUESTION);
+        for (number, terminal) in terminals.iter_mut().enumerate() {
+            let mode = modes.get(&number).map_or(Mode::Home, |(mode, _)| *mode);
+            terminal.show(&paint(&facts, &mode, terminal.width()));
+        }
+    }
+}
+
+/// The parts of the box, as they are asked from the machine itself.
+struct TheBox {
+    sockets: Sockets,
+    /// The code that was asked for here, and until when it is good.
+    claim: Option<(String, Instant)>,
+    /// The first code is asked for once: later ones by a key, so that a door does not stand open for good.
+    opened: bool,
+    note: Option<(String, Instant)>,
+}
+
+impl TheBox {
+    async fn look(&mut self, facts: &mut Facts) {
+        facts.status = match self.ask(&Request::Status).await {
+            Ok(Reply::Status(status)) => Some(status),
+            _ => None,
+        };
+        facts.door = self.door().await;
+        facts.addresses = polder_pki::machine_addresses();
+        facts.ports = ports(Path::new("/sys/class/net"));
+        self.note = self.note.take().filter(|(_, since)| since.elapsed() < NOTE);
+        facts.note = self.note.as_ref().map(|(note, _)| note.clone());
+    }
+
+    async fn door(&mut self) -> Option<Shown> {
+        let Ok(DoorReply::Ready { fingerprint, claimed, .. }) =
+            self.ask_door(&DoorRequest::Ready).await
+        else {
+            return None;
+        };
+        if !claimed && !self.opened {
+            self.reopen().await;
+        }
+        self.claim = self.claim.take().filter(|(_, until)| *until > Instant::now());
+        let claim = self.claim.as_ref().map(|(code, until)| Claim {
+            code: code.clone(),
+            // Whole minutes: the screen is not painted anew for every second.
+            seconds: until.duration_since(Instant::now()).as_secs().div_ceil(60) * 60,
+        });
+        Some(Shown { fingerprint, claimed, claim })
+    }
+
+    async fn reopen(&mut self) {
+        let claimed = matches!(
+            self.ask_door(&DoorRequest::Ready).await,
+            Ok(DoorReply::Ready { claimed: true, .. })
+        );
+        let question = if claimed { DoorRequest::ReopenSetup } else { DoorRequest::OpenClaim };
+        match self.ask_door(&question).await {
+            Ok(DoorReply::Claim(Claim { code, seconds })) => {
+                self.opened = true;
+                self.claim = Some((code, Instant::now() + Duration::from_secs(seconds)));
+            }
+            Ok(DoorReply::Refused(why)) => self.say(why),
+            Ok(_) => {}
+            Err(error) => self.say(error.to_string()),
+        }
+    }
+
+    async fn act(&mut self, act: Act) {
+        let power = match act {
+            Act::ReopenSetUp => return self.reopen().await,
+            Act::PowerOff => Power::Off,
+            Act::Restart => Power::Restart,
+        };
+        match self.ask(&Request::Power { how: power, by: Actor::Console }).await {
+            Ok(Reply::Done) => self.say("Answers under way are finished first.".to_owned()),
+            Ok(Reply::Refused(why)) => self.say(why),
+            Ok(_) => {}
+            Err(error) => self.say(error.to_string()),
+        }
+    }
+
+    fn say(&mut self, what: String) {
+        self.note = Some((what, Instant::now()));
+    }
+
+    async fn ask(&self, question: &Request) -> Result<Reply, ControlError> {
+        Client::connect(&self.sockets.control()).await?.ask_within(LIMIT, question).await
+    }
+
+    async fn ask_door(&self, question: &DoorRequest) -> Result<DoorReply, ControlError> {
+        Client::connect(&self.sockets.gateway()).await?.ask_within(LIMIT, question).await
+    }
+}
+
+/// The machine's own network ports, with a word about each.
+fn ports(net: &Path) -> Vec<String> {
+    let mut found: Vec<PathBuf> =
+        fs::read_dir(net).into_iter().flatten().flatten().map(|e| e.path()).collect();
+    found.sort();
+    let port = |path: &PathBuf| {
+        // Only hardware has a device behind it.
+        path.join("device").exists().then_some(())?;
+        let name = path.file_name()?.to_string_lossy().into_owned();
+        let carrier = fs::read_to_string(path.join("carrier")).unwrap_or_default();
+        let word =
+            if carrier.trim() == "1" { "connected" } else { "no cable, or the other end is off" };
+        Some(format!("{name}: {word}"))
+    };
+    found.iter().filter_map(port).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_hardware_is_a_network_port() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, device, carrier) in
+            [("enp1s0", true, "1\n"), ("enp2s0", true, "0\n"), ("lo", false, "1\n")]
+        {
+            let path = folder.path().join(name);
+            fs::create_dir_all(if device { path.join("device") } else { path.clone() }).unwrap();
+            fs::write(path.join("carrier"), carrier).unwrap();
+        }
+        let found = ports(folder.path());
+        assert_eq!(found, ["enp1s0: connected", "enp2s0: no cable, or the other end is off"]);
+    }
+}
