@@ -7,7 +7,7 @@ STATE ?= .polder
 # Without one, the port that the box had before; 8443 at first.
 PORT  ?=
 
-.PHONY: up test lint bench fuzz deny clean tools-build tools-test tools-bench
+.PHONY: up test test-vm lint bench fuzz deny clean tools-build tools-test tools-bench
 
 up: tools-build            ## Build, fetch the default model, start the box, print where to claim it.
 	cargo build --release --locked -p polder
@@ -16,6 +16,9 @@ up: tools-build            ## Build, fetch the default model, start the box, pri
 
 test: tools-test           ## Every test that needs no GPU.
 	tests/run
+
+test-vm: tools-vm          ## Make the OS image and boot it in a virtual machine (needs root).
+	tests/vm/run
 
 lint:                      ## Formatting and lints, as `make test` checks them.
 	cargo fmt --all --check
@@ -47,6 +50,10 @@ tools-test: tools-build
 	@tests/tools/apt chromium chromium-driver nginx-light caddy openssl curl python3-venv
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 	@tests/tools/venv tests/requirements.txt $(CACHE)/venv
+
+# What sets up the room in which images are made; everything else comes from the lock.
+tools-vm: tools-test
+	@tests/tools/apt mmdebstrap debian-archive-keyring util-linux dpkg
 
 tools-bench: tools-test
 	@tests/tools/apt cmake g++

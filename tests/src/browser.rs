@@ -33,6 +33,15 @@ impl Drop for Driver {
 impl Browser {
     /// Opens a window of this size; `dark` asks for a dark page, `scripts` allows JavaScript.
     pub async fn open(width: u32, height: u32, dark: bool, scripts: bool) -> Self {
+        Self::open_with(width, height, dark, scripts, &[]).await
+    }
+
+    /// Opens a window of somebody who clicks through the warning about a certificate that nobody vouches for.
+    pub async fn open_whatever_the_certificate(width: u32, height: u32) -> Self {
+        Self::open_with(width, height, false, true, &["--ignore-certificate-errors"]).await
+    }
+
+    async fn open_with(width: u32, height: u32, dark: bool, scripts: bool, more: &[&str]) -> Self {
         let port = free_port();
         let driver = Command::new("chromedriver")
             .arg(format!("--port={port}"))
@@ -54,6 +63,7 @@ impl Browser {
             format!("--user-data-dir={}", profile.path().display()),
             format!("--window-size={width},{height}"),
         ];
+        arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         if dark {
             arguments.push("--force-dark-mode".to_owned());
             arguments.push("--blink-settings=preferredColorScheme=0".to_owned());

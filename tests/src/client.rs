@@ -3,6 +3,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 /// A small HTTP client that trusts one certificate.
 pub struct Client {
@@ -49,6 +50,21 @@ impl Client {
             .build()
             .into();
         Self { agent, url: url.to_owned(), key: key.map(str::to_owned) }
+    }
+
+    /// Fetches the box's own authority into `file`, as its owner does before they trust it: it must have the
+    /// `fingerprint` that the machine's own screen shows.
+    pub fn fetch_authority(url: &str, fingerprint: &str, file: &Path) {
+        let tls = ureq::tls::TlsConfig::builder().disable_verification(true).build();
+        let agent: ureq::Agent = ureq::Agent::config_builder().tls_config(tls).build().into();
+        let answer =
+            agent.get(format!("{url}/ca.crt")).call().expect("the box gives its certificate");
+        let pem = answer.into_body().read_to_vec().expect("a certificate is short");
+        let certificate = ureq::tls::Certificate::from_pem(&pem).expect("it is a certificate");
+        let digest = Sha256::digest(certificate.der());
+        let shown: Vec<String> = digest.iter().map(|byte| format!("{byte:02X}")).collect();
+        assert_eq!(shown.join(":"), fingerprint);
+        std::fs::write(file, pem).expect("a temporary folder can be written to");
     }
 
     /// The same box with another key, or none.

@@ -1,0 +1,253 @@
+use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use polder_image::Room;
+use polder_stories::{free_port, need};
+
+/// How long the slowest thing may take that a machine does: emulated, on cores that others use too.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(400);
+/// Between two looks at the serial line.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// A machine with a screen, a serial line, a disk, and a network that leads nowhere but to this test.
+pub(crate) struct Machine {
+    qemu: Child,
+    folder: PathBuf,
+    /// On this machine's loopback: the box's port 443.
+    pub(crate) port: u16,
+}
+
+/// What is plugged in, and stays when the machine is off.
+pub(crate) struct Disks {
+    folder: tempfile::TempDir,
+    image: PathBuf,
+    models: bool,
+}
+
+impl Disks {
+    /// A stick with the image on it, in a machine that never ran.
+    pub(crate) fn fresh() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let image = need("POLDER_VM_DISK").canonicalize().unwrap();
+        let disks = Self { folder, image, models: false };
+        let backing = format!("/mnt/image/{}", disks.image.file_name().unwrap().display());
+        disks.run(&[
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "raw",
+            "-b",
+            &backing,
+            "/mnt/vm/disk.qcow2",
+            "12G",
+        ]);
+        disks.run(&["cp", "/usr/share/OVMF/OVMF_VARS_4M.fd", "/mnt/vm/firmware.fd"]);
+        disks
+    }
+
+    /// Also a USB disk with the trial model's file on it.
+    pub(crate) fn with_models(mut self) -> Self {
+        let folder = need("POLDER_SMOLLM2_FOLDER").canonicalize().unwrap();
+        let make =
+            ["mkfs.ext4", "-q", "-L", "MODELS", "-d", "/mnt/models", "/mnt/vm/models.raw", "256M"];
+        let mut command = self.room().command(&[("vm", self.folder.path()), ("models", &folder)]);
+        assert!(command.args(make).status().unwrap().success());
+        self.models = true;
+        self
+    }
+
+    /// Changes one byte where the root file system begins: behind the boot partition (1 GiB from the first MiB
+    /// on) and the hashes (64 MiB), in what erofs keeps of itself.
+    pub(crate) fn flip_a_byte_of_the_system(&self) {
+        let at = (1 + 1024 + 64) * (1 << 20) + 1024;
+        let disk = "/mnt/vm/disk.qcow2";
+        self.run(&["qemu-io", "-f", "qcow2", "-c", &format!("write -q -P 0 {at} 1"), disk]);
+    }
+
+    fn room(&self) -> Room {
+        Room::at(&need("POLDER_VM_TESTER"))
+    }
+
+    fn command(&self) -> Command {
+        self.room().command(&[("vm", self.folder.path()), ("image", self.image.parent().unwrap())])
+    }
+
+    fn run(&self, arguments: &[&str]) {
+        let status = self.command().args(arguments).status().unwrap();
+        assert!(status.success(), "{arguments:?}: {status}");
+    }
+
+    /// Presses the machine's button.
+    pub(crate) fn switch_on(&self) -> Machine {
+        let port = free_port();
+        let folder = self.folder.path().to_owned();
+        let forward = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:443");
+        let mut command = self.command();
+        command.args([
+            "qemu-system-x86_64",
+            "-M",
+            "q35",
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "max",
+        ]);
+        command.args([
+            "-smp",
+            "2",
+            "-m",
+            "3072",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ]);
+        command.args(["-uuid", "b0c5e1f2-4a3d-4c7e-9a1b-2d3e4f506172"]);
+        command.args([
+            "-drive",
+            "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
+        ]);
+        command.args(["-drive", "if=pflash,format=raw,file=/mnt/vm/firmware.fd"]);
+        command.args([
+            "-drive",
+            "file=/mnt/vm/disk.qcow2,format=qcow2,if=none,id=disk,cache=unsafe,discard=unmap",
+        ]);
+        command.args(["-device", "nvme,drive=disk,serial=BOX0001,bootindex=0"]);
+        command.args(["-device", "qemu-xhci", "-device", "virtio-rng-pci"]);
+        command.args(["-netdev", &forward, "-device", "virtio-net-pci,netdev=net,romfile="]);
+        command.args(["-chardev", "socket,id=serial,path=/mnt/vm/serial.sock,server=on,wait=off,logfile=/mnt/vm/serial.log,logappend=off"]);
+        command.args([
+            "-serial",
+            "chardev:serial",
+            "-monitor",
+            "unix:/mnt/vm/monitor.sock,server,nowait",
+        ]);
+        if self.models {
+            command.args([
+                "-drive",
+                "file=/mnt/vm/models.raw,format=raw,if=none,id=models,readonly=on",
+            ]);
+            command.args(["-device", "usb-storage,drive=models,removable=on"]);
+        }
+        // What an earlier start said is not what this one says.
+        let _ = fs::remove_file(folder.join("serial.log"));
+        let log = fs::File::create(folder.join("qemu.log")).unwrap();
+        let qemu =
+            command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
+        Machine { qemu: qemu.unwrap(), folder, port }
+    }
+}
+
+impl Machine {
+    /// All that the serial line said since the machine went on, without what only a terminal understands.
+    pub(crate) fn serial(&self) -> String {
+        plain(&fs::read(self.folder.join("serial.log")).unwrap_or_default())
+    }
+
+    /// Waits until the serial line says something, and returns the rest of that line.
+    pub(crate) fn says(&mut self, words: &str) -> String {
+        let begun = Instant::now();
+        loop {
+            let said = self.serial();
+            if let Some(at) = said.rfind(words) {
+                let rest = &said[at + words.len()..];
+                // A line that is not over yet may be half a line.
+                if let Some((line, _)) = rest.split_once('\n') {
+                    return line.trim().to_owned();
+                }
+            }
+            if let Some(status) = self.qemu.try_wait().unwrap() {
+                panic!("the machine is off ({status}) before it said {words:?}:\n{}", self.told());
+            }
+            assert!(begun.elapsed() < PATIENCE, "waited for {words:?}:\n{}", self.told());
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Whether the serial line says something in this time.
+    pub(crate) fn says_within(&self, words: &str, time: Duration) -> bool {
+        let begun = Instant::now();
+        while begun.elapsed() < time {
+            if self.serial().contains(words) {
+                return true;
+            }
+            std::thread::sleep(LOOK);
+        }
+        false
+    }
+
+    /// Waits until the machine is off.
+    pub(crate) fn goes_off(&mut self) {
+        let begun = Instant::now();
+        while self.qemu.try_wait().unwrap().is_none() {
+            assert!(begun.elapsed() < PATIENCE, "it does not turn off:\n{}", self.told());
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Presses a key on the serial line.
+    pub(crate) fn press(&self, key: &str) {
+        let mut line = UnixStream::connect(self.folder.join("serial.sock")).unwrap();
+        line.write_all(key.as_bytes()).unwrap();
+        // QEMU takes it when it comes round to it.
+        std::thread::sleep(Duration::from_millis(500));
+    }
+
+    /// Presses the power button, for a moment.
+    pub(crate) fn power_button(&self) {
+        let mut monitor = UnixStream::connect(self.folder.join("monitor.sock")).unwrap();
+        monitor.write_all(b"system_powerdown\n").unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+    }
+
+    /// The certificate's fingerprint, as the machine's own screen shows it.
+    pub(crate) fn fingerprint(&self) -> String {
+        let said = self.serial();
+        let (_, rest) = said.rsplit_once("Certificate fingerprint (SHA-256):").unwrap();
+        rest.split_whitespace().take(2).collect()
+    }
+
+    fn told(&self) -> String {
+        let qemu = fs::read_to_string(self.folder.join("qemu.log")).unwrap_or_default();
+        let serial = self.serial();
+        let from = serial.char_indices().rev().nth(4000).map_or(0, |(at, _)| at);
+        format!("{qemu}\n{}", &serial[from..])
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+/// Text without the sequences that move a cursor or give colours.
+fn plain(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let mut plain = String::new();
+    let mut characters = text.chars().peekable();
+    while let Some(c) = characters.next() {
+        match c {
+            '\x1b' => {
+                if characters.next_if_eq(&'[').is_some() {
+                    while characters.next_if(|c| !c.is_ascii_alphabetic()).is_some() {}
+                }
+                characters.next();
+                // A page that is painted anew begins a line.
+                plain.push('\n');
+            }
+            '\r' => {}
+            c => plain.push(c),
+        }
+    }
+    plain
+}
