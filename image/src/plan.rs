@@ -13,6 +13,9 @@ use crate::{Arch, Version};
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(String);
 
+/// Bytes of a key: enough that no two builds ever meet, and short in a path.
+const LENGTH: usize = 10;
+
 impl Key {
     /// Of these inputs, in this order.
     pub fn of(inputs: &[&[u8]]) -> Self {
@@ -23,7 +26,13 @@ impl Key {
             hash.update(input);
         }
         let digest = hash.finalize();
-        Self(digest[..10].iter().map(|byte| format!("{byte:02x}")).collect())
+        Self(digest[..LENGTH].iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// Whether this text is the form of a key.
+    pub(crate) fn is_one(text: &str) -> bool {
+        let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        text.len() == 2 * LENGTH && text.bytes().all(digit)
     }
 }
 

@@ -58,11 +58,8 @@ pub struct Made {
 #[derive(Debug)]
 pub struct Workshop {
     source: Source,
-    cache: PathBuf,
-    debs: Debs,
+    cache: Cache,
     mirror: Option<Mirror>,
-    // Two builds in one cache would make the same things twice.
-    _mine: File,
 }
 
 impl Workshop {
@@ -71,12 +68,7 @@ impl Workshop {
         if !is_root() {
             return Err(ImageError::NotRoot);
         }
-        fs::create_dir_all(cache).map_err(ImageError::file("make", cache))?;
-        let path = cache.join("lock");
-        let mine = File::create(&path).map_err(ImageError::file("make", &path))?;
-        mine.lock().map_err(ImageError::file("lock", &path))?;
-        let debs = Debs::open(&cache.join("debs"))?;
-        Ok(Self { source, cache: cache.to_owned(), debs, mirror, _mine: mine })
+        Ok(Self { source, cache: Cache::open(cache)?, mirror })
     }
 
     /// What would be done for this order.
@@ -91,7 +83,7 @@ impl Workshop {
         let inputs = self.inputs(order, &lock)?;
         let (plan, actions) = self.steps(&inputs);
         tell(News::Planned(&plan));
-        let mut times = Times::read(&self.cache.join("times"));
+        let mut times = Times::of(&self.cache);
         let mut made = None;
         for (index, action) in actions.iter().enumerate() {
             let step = &plan.steps[index].id;
@@ -114,13 +106,13 @@ impl Workshop {
         let packages = lock.layer(Layer::Tester);
         let text: String = packages.iter().map(|(name, p)| format!("{name} {p}\n")).collect();
         let key = Key::of(&[b"tester", text.as_bytes(), scripts::BOOTSTRAP.as_bytes()]);
-        let place = self.cache.join(format!("tester-{key}"));
+        let place = self.cache.folder().join(format!("{TESTER}-{key}"));
         if !place.is_dir() {
-            if !self.debs.missing(&lock).is_empty() {
+            if !self.cache.debs().missing(&lock).is_empty() {
                 self.fetch(&lock)?;
             }
-            let log = self.log("tester")?;
-            let out = Scratch::new(&self.cache.join("tester.partial"))?;
+            let log = self.cache.log("tester")?;
+            let out = self.cache.scratch("tester")?;
             self.bootstrap(&lock, Layer::Tester, &out.0, &log)?;
             out.keep_at(&place)?;
         }
@@ -131,12 +123,12 @@ impl Workshop {
     /// that everything in images from this lock will bear.
     pub fn resolve(&self, arch: Arch, now: u64) -> Result<Lock, ImageError> {
         let want = self.source.want()?;
-        let log = self.log("lock")?;
-        let scratch = Scratch::new(&self.cache.join("apt.partial"))?;
+        let log = self.cache.log("lock")?;
+        let scratch = self.cache.scratch("apt")?;
         let rustc = rustc_version(&log)?;
         let provider = self.provider(&scratch.0, 0, &log)?;
         let also = scratch.0.join("own");
-        self.debs.lay_out(&[], &[provider], &want.suite, &also, &log)?;
+        self.cache.debs().lay_out(&[], &[provider], &want.suite, &also, &log)?;
         let mut layers: BTreeMap<Layer, Packages> = BTreeMap::new();
         for layer in Layer::ALL {
             // What makes and tests images runs on this machine, whatever the image is for.
@@ -157,7 +149,7 @@ impl Workshop {
                 let root = layers.get(&Layer::Root);
                 found.retain(|package| root.is_none_or(|root| !root.contains_key(&package.name)));
             }
-            layers.insert(layer, self.debs.bring(&apt, &found)?);
+            layers.insert(layer, self.cache.debs().bring(&apt, &found)?);
         }
         Ok(Lock { arch, rustc, epoch: now, layers })
     }
@@ -183,20 +175,12 @@ impl Workshop {
 
     fn steps(&self, inputs: &Inputs<'_>) -> (Plan, Vec<Action>) {
         let missing: Vec<u64> =
-            self.debs.missing(inputs.lock).iter().map(|(_, p)| p.size).collect();
+            self.cache.debs().missing(inputs.lock).iter().map(|(_, p)| p.size).collect();
         plan(inputs, &missing, &|product, key| self.place(product, key).is_dir())
     }
 
     fn place(&self, product: Product, key: &Key) -> PathBuf {
-        self.cache.join(format!("{}-{key}", product.name()))
-    }
-
-    fn log(&self, name: &str) -> Result<PathBuf, ImageError> {
-        let folder = self.cache.join("logs");
-        fs::create_dir_all(&folder).map_err(ImageError::file("make", &folder))?;
-        let path = folder.join(format!("{name}.log"));
-        File::create(&path).map_err(ImageError::file("write", &path))?;
-        Ok(path)
+        self.cache.place(product, key)
     }
 
     fn mirror(&self) -> Result<&Mirror, ImageError> {
@@ -204,17 +188,17 @@ impl Workshop {
     }
 
     fn fetch(&self, lock: &Lock) -> Result<(), ImageError> {
-        let (log, suite) = (self.log("fetch")?, self.source.want()?.suite);
-        let scratch = Scratch::new(&self.cache.join("apt.partial"))?;
+        let (log, suite) = (self.cache.log("fetch")?, self.source.want()?.suite);
+        let scratch = self.cache.scratch("apt")?;
         let apt = Apt::new(&scratch.0, lock.arch, &suite, self.mirror()?, None, &log)?;
-        self.debs.fetch(lock, &apt)
+        self.cache.debs().fetch(lock, &apt)
     }
 
     /// Makes a product beside its place and moves it there when it is whole.
     fn make(&self, product: Product, order: &Order, inputs: &Inputs<'_>) -> Result<(), ImageError> {
         let place = self.place(product, &inputs.key(product));
-        let log = self.log(product.name())?;
-        let out = Scratch::new(&self.cache.join(format!("{}.partial", product.name())))?;
+        let log = self.cache.log(product.name())?;
+        let out = self.cache.scratch(product.name())?;
         let of = |product| self.place(product, &inputs.key(product));
         let room = Room { root: of(Product::Builder), epoch: inputs.lock.epoch };
         let what = product.name();
@@ -222,14 +206,8 @@ impl Workshop {
             Product::Builder => self.bootstrap(inputs.lock, Layer::Builder, &out.0, &log)?,
             Product::Root => self.root(inputs, &room, &out.0, &log)?,
             Product::Initrd => {
-                let repo = Scratch::new(&self.cache.join("repo.partial"))?;
-                self.debs.lay_out(
-                    &[inputs.lock.layer(Layer::Initrd)],
-                    &[],
-                    "initrd",
-                    &repo.0,
-                    &log,
-                )?;
+                let repo = self.cache.scratch("repo")?;
+                self.cache.debs().lay_out(&[inputs.lock.layer(Layer::Initrd)], &[], "initrd", &repo.0, &log)?;
                 let folders =
                     [("root", of(Product::Root)), ("repo", repo.0.clone()), ("out", out.0.clone())];
                 let settings = [("MULTIARCH", inputs.lock.arch.multiarch().to_owned())];
@@ -284,8 +262,8 @@ impl Workshop {
         log: &Path,
     ) -> Result<(), ImageError> {
         let want = self.source.want()?;
-        let repo = Scratch::new(&self.cache.join("repo.partial"))?;
-        self.debs.lay_out(&[lock.layer(layer)], &[], &want.suite, &repo.0, log)?;
+        let repo = self.cache.scratch("repo")?;
+        self.cache.debs().lay_out(&[lock.layer(layer)], &[], &want.suite, &repo.0, log)?;
         let mut command = Command::new("bash");
         command
             .args(["-euo", "pipefail", "-c", scripts::BOOTSTRAP, "step"])
@@ -307,9 +285,9 @@ impl Workshop {
         log: &Path,
     ) -> Result<(), ImageError> {
         let want = self.source.want()?;
-        let repo = Scratch::new(&self.cache.join("repo.partial"))?;
+        let repo = self.cache.scratch("repo")?;
         let provider = self.provider(&repo.0, inputs.lock.epoch, log)?;
-        self.debs.lay_out(
+        self.cache.debs().lay_out(
             &[inputs.lock.layer(Layer::Root)],
             &[provider],
             &want.suite,
@@ -371,7 +349,7 @@ impl Workshop {
         if found != inputs.lock.rustc {
             return Err(ImageError::OtherRustc { wanted: inputs.lock.rustc.clone(), found });
         }
-        let target = self.cache.join("cargo");
+        let target = self.cache.folder().join("cargo");
         // Where things lie on the machine that builds is no part of the program.
         let mut flags: Vec<(PathBuf, String)> =
             vec![(self.source.root().to_owned(), "/polder".into())];
@@ -414,7 +392,7 @@ impl Workshop {
     }
 
     fn hand_out(&self, order: &Order, inputs: &Inputs<'_>) -> Result<Made, ImageError> {
-        let (log, version, arch) = (self.log("hand-out")?, inputs.version, inputs.lock.arch);
+        let (log, version, arch) = (self.cache.log("hand-out")?, inputs.version, inputs.lock.arch);
         fs::create_dir_all(&order.out).map_err(ImageError::file("make", &order.out))?;
         let disk = self.place(Product::Disk, &inputs.key(Product::Disk));
         let sealed = self.place(Product::Sealed, &inputs.key(Product::Sealed));
@@ -444,28 +422,6 @@ impl Workshop {
 
 /// The package that stands for our own way of making the initial file system.
 const PROVIDER: &str = "polder-initrd";
-
-/// A folder for something that is being made; gone when it is dropped, unless it was kept.
-pub(crate) struct Scratch(pub(crate) PathBuf);
-
-impl Scratch {
-    pub(crate) fn new(path: &Path) -> Result<Self, ImageError> {
-        let gone = || if path.exists() { fs::remove_dir_all(path) } else { Ok(()) };
-        gone().map_err(ImageError::file("empty", path))?;
-        fs::create_dir_all(path).map_err(ImageError::file("make", path))?;
-        Ok(Self(path.to_owned()))
-    }
-
-    fn keep_at(self, place: &Path) -> Result<(), ImageError> {
-        fs::rename(&self.0, place).map_err(ImageError::file("make", place))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// mmdebstrap makes its folder itself; this takes what is in it up by one.
 fn flatten(out: &Path) -> Result<(), ImageError> {
@@ -503,32 +459,4 @@ fn hex(bytes: &[u8]) -> String {
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
-}
-
-/// How long steps took last time, for saying how long they will.
-struct Times {
-    path: PathBuf,
-    seconds: BTreeMap<String, u64>,
-}
-
-impl Times {
-    fn read(path: &Path) -> Self {
-        let text = fs::read_to_string(path).unwrap_or_default();
-        let line = |line: &str| {
-            let (step, seconds) = line.split_once(' ')?;
-            Some((step.to_owned(), seconds.parse().ok()?))
-        };
-        Self { path: path.to_owned(), seconds: text.lines().filter_map(line).collect() }
-    }
-
-    fn last(&self, step: &str) -> Option<Duration> {
-        self.seconds.get(step).copied().map(Duration::from_secs)
-    }
-
-    fn note(&mut self, step: &str, took: Duration) {
-        self.seconds.insert(step.to_owned(), took.as_secs());
-        let text: String = self.seconds.iter().map(|(step, s)| format!("{step} {s}\n")).collect();
-        // Nothing depends on it.
-        let _ = fs::write(&self.path, text);
-    }
 }
