@@ -35,6 +35,12 @@ impl Cache {
         Ok(cache)
     }
 
+    /// Another folder for products, and the same packages.
+    pub(crate) fn apart(&self, folder: &Path) -> Result<Self, ImageError> {
+        let apart = Self::open(folder)?;
+        Ok(Self { debs: self.debs.clone(), ..apart })
+    }
+
     /// The package files in it.
     pub fn debs(&self) -> &Debs {
         &self.debs
@@ -124,11 +130,12 @@ fn surplus(found: &[(String, SystemTime)]) -> Vec<String> {
             kinds.entry(kind).or_default().push((*used, name));
         }
     }
-    let old = |mut kind: Vec<(SystemTime, &String)>| {
+    let mut old = Vec::new();
+    for mut kind in kinds.into_values() {
         kind.sort_by(|a, b| b.cmp(a));
-        kind.split_off(KEPT.min(kind.len())).into_iter().map(|(_, name)| name.clone())
-    };
-    kinds.into_values().flat_map(old).collect()
+        old.extend(kind.into_iter().skip(KEPT).map(|(_, name)| name.clone()));
+    }
+    old
 }
 
 /// `root` of `root-23ad74030d6bc7474057`; nothing of a name that no product has.

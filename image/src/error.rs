@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use polder_recipes::Digest;
 
 use crate::lock::{Layer, LockError};
+use crate::parcel::ParcelError;
 
 /// Why an image could not be made or checked: what failed, on what, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +86,73 @@ pub enum ImageError {
         /// How many there are.
         count: usize,
     },
+    /// Packages of a lock are not in the cache.
+    #[error(
+        "{first} is not here ({count} packages of the lock are missing); build the image once, which fetches them, or \
+         bring them with `polder image packages import FILE`"
+    )]
+    NotHere {
+        /// The first of them: name and version.
+        first: String,
+        /// How many there are.
+        count: usize,
+    },
+    /// A file of packages cannot be used.
+    #[error("{}: {source}", path.display())]
+    Parcel {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ParcelError,
+    },
+    /// Cargo's own lock cannot be read.
+    #[error("{}: {}", path.display(), source.message())]
+    CargoLock {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: toml::de::Error,
+    },
+    /// A key cannot be used.
+    #[error("the key {} cannot be used: {why}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// There is nothing to sign or to check.
+    #[error("{} has no polder_*.sha256; name the folder that `polder image build` wrote to", .0.display())]
+    NoSums(PathBuf),
+    /// A list of checksums is not as a build writes it.
+    #[error("{} is not a list of checksums with files beside it: {line:?}; fetch it again", path.display())]
+    Sums {
+        /// The file.
+        path: PathBuf,
+        /// The line that is wrong.
+        line: String,
+    },
+    /// A file is not as its checksum says.
+    #[error("{} has the digest {found} and should have {expected}; do not use it, fetch it again", path.display())]
+    WrongFile {
+        /// Which.
+        path: PathBuf,
+        /// As the checksum says.
+        expected: Digest,
+        /// As it is.
+        found: Digest,
+    },
+    /// A list of checksums is not signed by the key.
+    #[error("{} is not signed with this key ({why}); do not use what it names", path.display())]
+    BadSignature {
+        /// The list.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A file lies among signed ones and is not one of them.
+    #[error("{} is in no signed list of checksums; do not use it", .0.display())]
+    Unsigned(PathBuf),
     /// A package is not what the lock says.
     #[error(
         "{name} has the digest {found} and should have {expected}; somebody changed it, or the transfer broke: fetch it again"

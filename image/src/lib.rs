@@ -7,24 +7,33 @@
 
 mod apt;
 mod arch;
+mod cache;
 mod command;
+mod compare;
 mod debs;
 mod error;
 mod lock;
+mod parcel;
 mod plan;
 mod room;
+mod sign;
 mod source;
+mod spdx;
+mod uuid;
 mod version;
 mod want;
 mod workshop;
 
 pub use apt::Mirror;
 pub use arch::{Arch, UnknownArch};
+pub use cache::Cache;
 pub use debs::Debs;
 pub use error::ImageError;
 pub use lock::{Layer, Lock, LockError, Package, Packages};
+pub use parcel::{Imported, ParcelError};
 pub use plan::{Action, Inputs, Key, Product, Sizes, plan};
 pub use room::Room;
+pub use sign::{check, sign};
 pub use source::Source;
 pub use version::{Version, VersionError};
 pub use want::Want;

@@ -1,20 +1,24 @@
 //! Where images are made: the cache of products, and the carrying out of plans.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use polder_control::Plan;
+use polder_recipes::Digest;
 use sha2::{Digest as _, Sha256};
 
 use crate::apt::{Apt, Mirror};
+use crate::cache::{Cache, TESTER, Times};
 use crate::command::{answer, run};
-use crate::debs::{Debs, digest_of};
+use crate::debs::digest_of;
 use crate::lock::{Layer, Lock, Packages};
 use crate::plan::{Action, Inputs, Key, Product, Sizes, plan, scripts};
 use crate::room::Room;
+use crate::spdx::{Contents, TREE, crates, spdx};
+use crate::uuid::hex;
 use crate::{Arch, ImageError, Source, Version};
 
 /// What image to make.
@@ -52,13 +56,23 @@ pub struct Made {
     pub entry: PathBuf,
     /// The packed root and its hashes.
     pub root: [PathBuf; 2],
+    /// What is in it, as SPDX.
+    pub contents: PathBuf,
+}
+
+impl Made {
+    /// Every file whose bytes follow from the lock and the checkout.
+    pub fn files(&self) -> [&Path; 5] {
+        let [root, verity] = &self.root;
+        [root, verity, &self.entry, &self.disk, &self.contents].map(PathBuf::as_path)
+    }
 }
 
 /// A cache folder, a checkout, and where packages come from.
 #[derive(Debug)]
 pub struct Workshop {
     source: Source,
-    cache: Cache,
+    pub(crate) cache: Cache,
     mirror: Option<Mirror>,
 }
 
@@ -97,7 +111,37 @@ impl Workshop {
             times.note(step, begun.elapsed());
             tell(News::Done(index, begun.elapsed()));
         }
+        for product in Product::ALL {
+            let place = self.place(product, &inputs.key(product));
+            if place.is_dir() {
+                self.cache.used(&place)?;
+            }
+        }
+        self.cache.sweep()?;
         Ok(made.expect("every plan ends with the handing out"))
+    }
+
+    /// A workshop with another folder for its products, and the same packages.
+    pub(crate) fn apart(&self, folder: &Path) -> Result<Self, ImageError> {
+        let cache = self.cache.apart(folder)?;
+        Ok(Self { source: self.source.clone(), cache, mirror: self.mirror.clone() })
+    }
+
+    /// Where a product of this order is; made if it is not there.
+    pub(crate) fn product(&self, product: Product, order: &Order) -> Result<PathBuf, ImageError> {
+        let lock = self.lock(order.arch)?;
+        let inputs = self.inputs(order, &lock)?;
+        let place = self.place(product, &inputs.key(product));
+        if !place.is_dir() {
+            self.make(product, order, &inputs)?;
+        }
+        Ok(place)
+    }
+
+    /// Where a product of this order is, or would be.
+    pub(crate) fn place_of(&self, product: Product, order: &Order) -> Result<PathBuf, ImageError> {
+        let lock = self.lock(order.arch)?;
+        Ok(self.place(product, &self.inputs(order, &lock)?.key(product)))
     }
 
     /// The room in which images are booted for tests; set up if it is not there.
@@ -116,6 +160,7 @@ impl Workshop {
             self.bootstrap(&lock, Layer::Tester, &out.0, &log)?;
             out.keep_at(&place)?;
         }
+        self.cache.used(&place)?;
         Ok(place)
     }
 
@@ -403,21 +448,51 @@ impl Workshop {
             (sealed.join("root.erofs"), name("root")),
             (sealed.join("root.verity"), name("verity")),
         ];
-        let mut sums = String::new();
+        let mut digests = Vec::new();
         for (from, to) in &files {
             // The disk is mostly holes, which copying keeps.
             let mut command = Command::new("cp");
             command.args(["--sparse=always", "--remove-destination"]).arg(from).arg(to);
             run("writing the image", &mut command, &log)?;
-            let (digest, _) = digest_of(to)?;
-            let file = to.file_name().unwrap_or_default().to_string_lossy();
-            sums += &format!("{digest}  {file}\n");
+            digests.push((file_name(to), digest_of(to)?.0));
         }
-        let path = order.out.join(format!("polder_{version}_{arch}.sha256"));
-        fs::write(&path, sums).map_err(ImageError::file("write", &path))?;
         let [(_, disk), (_, entry), (_, root), (_, verity)] = files;
-        Ok(Made { disk, entry, root: [root, verity] })
+        let contents = name("spdx.json");
+        let text = self.contents(order, inputs, (&digests[0].0, digests[0].1), &log)?;
+        fs::write(&contents, text).map_err(ImageError::file("write", &contents))?;
+        digests.push((file_name(&contents), digest_of(&contents)?.0));
+        let sums: String = digests.iter().map(|(file, d)| format!("{d}  {file}\n")).collect();
+        let path = name("sha256");
+        fs::write(&path, sums).map_err(ImageError::file("write", &path))?;
+        Ok(Made { disk, entry, root: [root, verity], contents })
     }
+
+    /// The text of the SPDX document.
+    fn contents(
+        &self,
+        order: &Order,
+        inputs: &Inputs<'_>,
+        disk: (&str, Digest),
+        log: &Path,
+    ) -> Result<String, ImageError> {
+        let mut command = Command::new("cargo");
+        command.args(TREE).args(["--target", inputs.lock.arch.rust_target()]);
+        let tree = answer(
+            "asking what the program is linked from",
+            command.current_dir(self.source.root()),
+            log,
+        )?;
+        let path = self.source.root().join("Cargo.lock");
+        let locked = fs::read_to_string(&path).map_err(ImageError::file("read", &path))?;
+        let crates =
+            crates(&tree, &locked).map_err(|source| ImageError::CargoLock { path, source })?;
+        let (lock, version, compiled) = (inputs.lock, inputs.version, order.program.is_none());
+        Ok(spdx(&Contents { lock, version, disk, crates: &crates, compiled }))
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// The package that stands for our own way of making the initial file system.
@@ -448,13 +523,7 @@ fn seed(inputs: &Inputs<'_>, what: &str) -> [u8; 32] {
 }
 
 fn uuid(inputs: &Inputs<'_>, what: &str) -> String {
-    let hex = hex(&seed(inputs, what));
-    // The form of a random UUID, so that nobody takes it for another kind.
-    format!("{}-{}-4{}-8{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..32])
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    crate::uuid::form(&seed(inputs, what))
 }
 
 fn is_root() -> bool {

@@ -1,0 +1,275 @@
+//! Signatures over checksums, as `minisign` makes and checks them: who has the public key can tell whether an image is
+//! ours, and the secret one is on no box and in no checkout.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use minisign::{PublicKey, PublicKeyBox, SecretKey, SecretKeyBox, SignatureBox};
+use polder_recipes::Digest;
+
+use crate::ImageError;
+use crate::debs::digest_of;
+
+/// Signs every list of checksums in `folder`, once the files beside it are as it says. `password` opens the key; a key
+/// without one is taken only where none is given. Says what was written.
+pub fn sign(folder: &Path, key: &Path, password: Option<String>) -> Result<Vec<PathBuf>, ImageError> {
+    let secret = secret_key(key, password)?;
+    let mut written = Vec::new();
+    for list in lists(folder)? {
+        let text = read(&list)?;
+        check_files(&list, &text)?;
+        let fail = |error: minisign::PError| ImageError::Key {
+            path: key.to_owned(),
+            why: error.to_string(),
+        };
+        let public = PublicKey::from_secret_key(&secret).map_err(fail)?;
+        let comment = format!("file:{}", name(&list));
+        let reader = Cursor::new(text.as_bytes());
+        let signature =
+            minisign::sign(Some(&public), &secret, reader, Some(&comment), Some("Polder image"))
+                .map_err(fail)?;
+        let path = signature_of(&list);
+        fs::write(&path, signature.to_bytes()).map_err(ImageError::file("write", &path))?;
+        written.push(path);
+    }
+    Ok(written)
+}
+
+/// Whether everything of Polder in `folder` is signed by the holder of this key, and as it was then. Says which
+/// files those are.
+pub fn check(folder: &Path, key: &Path) -> Result<Vec<PathBuf>, ImageError> {
+    let public = public_key(key)?;
+    let mut good = Vec::new();
+    let lists = lists(folder)?;
+    for list in &lists {
+        let text = read(list)?;
+        let fail = |why: String| ImageError::BadSignature { path: list.clone(), why };
+        let path = signature_of(list);
+        let signature = fs::read_to_string(&path)
+            .map_err(|error| fail(format!("its signature {} could not be read: {error}", name(&path))))?;
+        let signature =
+            SignatureBox::from_string(&signature).map_err(|error| fail(error.to_string()))?;
+        let reader = Cursor::new(text.as_bytes());
+        minisign::verify(&public, &signature, reader, true, false, false)
+            .map_err(|error| fail(error.to_string()))?;
+        good.extend(check_files(list, &text)?);
+    }
+    // Whoever asks will take a file of this folder, and not look which.
+    let known: BTreeSet<PathBuf> =
+        good.iter().cloned().chain(lists.iter().map(|list| signature_of(list))).chain(lists.clone()).collect();
+    match ours(folder)?.into_iter().find(|path| !known.contains(path)) {
+        None => Ok(good),
+        Some(stranger) => Err(ImageError::Unsigned(stranger)),
+    }
+}
+
+/// Every file of the list must be beside it and as it says.
+fn check_files(list: &Path, text: &str) -> Result<Vec<PathBuf>, ImageError> {
+    let fault = |line: &str| ImageError::Sums {
+        path: list.to_owned(),
+        line: line.chars().take(120).collect(),
+    };
+    let mut files = Vec::new();
+    for line in text.lines() {
+        let (expected, file) = sum(line).ok_or_else(|| fault(line))?;
+        let path = list.with_file_name(file);
+        let found = digest_of(&path)?.0;
+        if found != expected {
+            return Err(ImageError::WrongFile { path, expected, found });
+        }
+        files.push(path);
+    }
+    if files.is_empty() { Err(fault("")) } else { Ok(files) }
+}
+
+/// A line of a list: the digest and the plain name of a file.
+fn sum(line: &str) -> Option<(Digest, &str)> {
+    let (digest, name) = line.split_once("  ")?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let good = name.starts_with("polder_") && name.chars().all(plain);
+    Some((digest.parse().ok()?, name)).filter(|_| good)
+}
+
+fn lists(folder: &Path) -> Result<Vec<PathBuf>, ImageError> {
+    let mut found = ours(folder)?;
+    found.retain(|path| path.extension().is_some_and(|ending| ending == "sha256"));
+    if found.is_empty() { Err(ImageError::NoSums(folder.to_owned())) } else { Ok(found) }
+}
+
+/// Everything that looks like ours, in order.
+fn ours(folder: &Path) -> Result<Vec<PathBuf>, ImageError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(ImageError::file("read", folder))? {
+        let path = entry.map_err(ImageError::file("read", folder))?.path();
+        if name(&path).starts_with("polder_") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn signature_of(list: &Path) -> PathBuf {
+    list.with_added_extension("minisig")
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn read(path: &Path) -> Result<String, ImageError> {
+    fs::read_to_string(path).map_err(ImageError::file("read", path))
+}
+
+fn secret_key(path: &Path, password: Option<String>) -> Result<SecretKey, ImageError> {
+    let key = SecretKeyBox::from(read(path)?);
+    // Without a password the library would ask the terminal for one.
+    let opened = match password {
+        Some(password) => key.into_secret_key(Some(password)),
+        None => key.into_unencrypted_secret_key(),
+    };
+    opened.map_err(|error| ImageError::Key { path: path.to_owned(), why: error.to_string() })
+}
+
+fn public_key(path: &Path) -> Result<PublicKey, ImageError> {
+    let key = PublicKeyBox::from(read(path)?).into_public_key();
+    key.map_err(|error| ImageError::Key { path: path.to_owned(), why: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use minisign::KeyPair;
+    use sha2::{Digest as _, Sha256};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const DISK: &str = "polder_0.1.0_x86_64.raw";
+    const LIST: &str = "polder_0.1.0_x86_64.sha256";
+
+    struct Desk {
+        folder: TempDir,
+        keys: TempDir,
+    }
+
+    impl Desk {
+        /// An image of a few bytes, and a key without a password.
+        fn new() -> Self {
+            let desk = Self { folder: tempfile::tempdir().unwrap(), keys: tempfile::tempdir().unwrap() };
+            desk.keep("a", &KeyPair::generate_unencrypted_keypair().unwrap());
+            desk.write(DISK, "a disk");
+            desk.write(LIST, &line("a disk", DISK));
+            desk
+        }
+
+        fn keep(&self, name: &str, pair: &KeyPair) {
+            fs::write(self.key(name), pair.sk.to_box(None).unwrap().to_bytes()).unwrap();
+            fs::write(self.public(name), pair.pk.to_box().unwrap().to_bytes()).unwrap();
+        }
+
+        fn write(&self, name: &str, content: &str) {
+            fs::write(self.folder.path().join(name), content).unwrap();
+        }
+
+        fn key(&self, name: &str) -> PathBuf {
+            self.keys.path().join(format!("{name}.key"))
+        }
+
+        fn public(&self, name: &str) -> PathBuf {
+            self.keys.path().join(format!("{name}.pub"))
+        }
+
+        fn sign(&self) {
+            sign(self.folder.path(), &self.key("a"), None).unwrap();
+        }
+
+        fn refused(&self) -> String {
+            check(self.folder.path(), &self.public("a")).unwrap_err().to_string()
+        }
+    }
+
+    fn line(content: &str, name: &str) -> String {
+        format!("{}  {name}\n", Digest::from_bytes(Sha256::digest(content).into()))
+    }
+
+    #[test]
+    fn what_was_signed_is_found_as_it_was() {
+        let desk = Desk::new();
+        desk.sign();
+        let good = check(desk.folder.path(), &desk.public("a")).unwrap();
+        assert_eq!(good, [desk.folder.path().join(DISK)]);
+    }
+
+    #[test]
+    fn a_key_with_a_password_is_opened_by_that_one_only() {
+        let desk = Desk::new();
+        desk.keep("b", &KeyPair::generate_encrypted_keypair(Some("mill".into())).unwrap());
+        let with = |password: Option<&str>| {
+            sign(desk.folder.path(), &desk.key("b"), password.map(str::to_owned))
+        };
+        let error = with(Some("wheel")).unwrap_err().to_string();
+        assert!(error.contains("b.key") && error.contains("Wrong password"), "{error}");
+        assert!(with(None).unwrap_err().to_string().contains("encrypted"));
+        assert!(!desk.folder.path().join(format!("{LIST}.minisig")).exists());
+        with(Some("mill")).unwrap();
+        check(desk.folder.path(), &desk.public("b")).unwrap();
+    }
+
+    #[test]
+    fn another_key_a_changed_list_and_no_signature_are_refused() {
+        let desk = Desk::new();
+        assert!(desk.refused().contains("its signature polder_0.1.0_x86_64.sha256.minisig"));
+        desk.keep("other", &KeyPair::generate_unencrypted_keypair().unwrap());
+        sign(desk.folder.path(), &desk.key("other"), None).unwrap();
+        assert!(desk.refused().contains("is not signed with this key"));
+        desk.sign();
+        desk.write(DISK, "a desk");
+        desk.write(LIST, &line("a desk", DISK));
+        assert!(desk.refused().contains("is not signed with this key"));
+    }
+
+    #[test]
+    fn a_file_that_changed_went_or_came_after_signing_is_refused_by_name() {
+        let desk = Desk::new();
+        desk.sign();
+        desk.write(DISK, "a dusk");
+        let error = desk.refused();
+        assert!(error.contains(DISK) && error.contains("do not use it"), "{error}");
+        fs::remove_file(desk.folder.path().join(DISK)).unwrap();
+        assert!(desk.refused().contains(DISK));
+        desk.write(DISK, "a disk");
+        desk.write("polder_0.2.0_x86_64.raw", "another disk");
+        let error = desk.refused();
+        assert!(error.contains("polder_0.2.0_x86_64.raw is in no signed list"), "{error}");
+    }
+
+    #[test]
+    fn nothing_is_signed_that_is_not_as_its_list_says() {
+        let desk = Desk::new();
+        let refused = || sign(desk.folder.path(), &desk.key("a"), None).unwrap_err().to_string();
+        desk.write(DISK, "half a di");
+        assert!(refused().contains("do not use it"));
+        for list in ["", "abc\n", &line("a", "../polder_x"), &line("a", "polder_/x"), &line("a", "passwd")] {
+            desk.write(LIST, list);
+            let error = refused();
+            assert!(error.contains("is not a list of checksums"), "{list}: {error}");
+        }
+        fs::remove_file(desk.folder.path().join(LIST)).unwrap();
+        assert!(refused().contains("has no polder_*.sha256"));
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused_by_name() {
+        let desk = Desk::new();
+        desk.sign();
+        for text in ["", "x", "untrusted comment: x\nAAAA\n"] {
+            fs::write(desk.key("a"), text).unwrap();
+            fs::write(desk.public("a"), text).unwrap();
+            let error = sign(desk.folder.path(), &desk.key("a"), None).unwrap_err().to_string();
+            assert!(error.contains("a.key cannot be used"), "{error}");
+            assert!(desk.refused().contains("a.pub cannot be used"));
+        }
+    }
+}
