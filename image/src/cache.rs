@@ -104,7 +104,8 @@ impl Cache {
                 continue;
             }
             let data = fs::symlink_metadata(&path).map_err(ImageError::file("read", &path))?;
-            let gone = if data.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            let gone =
+                if data.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             gone.map_err(ImageError::file("remove", &path))?;
         }
         Ok(())

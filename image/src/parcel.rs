@@ -33,7 +33,9 @@ pub enum ParcelError {
     #[error("it could not be taken in: {0}")]
     Io(#[from] io::Error),
     /// Something else than a lock comes first.
-    #[error("it begins with {0:?} and not with a lock; it was not made by `polder image packages export`")]
+    #[error(
+        "it begins with {0:?} and not with a lock; it was not made by `polder image packages export`"
+    )]
     NoLock(String),
     /// The lock in it cannot be used.
     #[error("the lock in it cannot be used: {0}")]
@@ -83,9 +85,9 @@ impl Debs {
             return Err(ImageError::NotHere { first, count: missing.len() });
         }
         let partial = file.with_added_extension("partial");
-        let done = self.write_parcel(lock, &partial).and_then(|()| {
-            fs::rename(&partial, file).map_err(ImageError::file("write", file))
-        });
+        let done = self
+            .write_parcel(lock, &partial)
+            .and_then(|()| fs::rename(&partial, file).map_err(ImageError::file("write", file)));
         if done.is_err() {
             let _ = fs::remove_file(&partial);
         }
@@ -110,7 +112,8 @@ impl Debs {
             let path = self.path(&digest);
             let from = File::open(&path).map_err(ImageError::file("read", &path))?;
             let mut from = Hashed { from: from.take(package.size), hash: Sha256::new() };
-            let header = self::header(&deb_name(&digest), package.size, lock.epoch).map_err(fail())?;
+            let header =
+                self::header(&deb_name(&digest), package.size, lock.epoch).map_err(fail())?;
             archive.append(&header, &mut from).map_err(fail())?;
             let found = from.digest();
             if found != digest {
@@ -138,7 +141,10 @@ impl Debs {
             if lock.is_none() {
                 let read = read_lock(&name, size, entry)?;
                 let of = |(digest, (name, package)): (Digest, (&str, &crate::Package))| {
-                    (deb_name(&digest), (format!("{name} {}", package.version), digest, package.size))
+                    (
+                        deb_name(&digest),
+                        (format!("{name} {}", package.version), digest, package.size),
+                    )
                 };
                 awaited = read.all().into_iter().map(of).collect();
                 lock = Some(read);
@@ -162,24 +168,25 @@ impl Debs {
     }
 
     /// Takes one package in, if it is what it should be; says whether it is new here.
-    fn take_proven(&self, name: String, digest: Digest, from: impl Read) -> Result<bool, ParcelError> {
+    fn take_proven(
+        &self,
+        name: String,
+        digest: Digest,
+        from: impl Read,
+    ) -> Result<bool, ParcelError> {
         let place = self.path(&digest);
         let new = !place.is_file();
         let partial = place.with_extension("partial");
         let mut from = Hashed { from, hash: Sha256::new() };
-        let copied = if new {
-            File::create(&partial).and_then(|mut to| io::copy(&mut from, &mut to))
-        } else {
-            io::copy(&mut from, &mut io::sink())
-        };
+        let copied = File::create(&partial).and_then(|mut to| io::copy(&mut from, &mut to));
         let found = from.digest();
         let proven = match copied {
             Err(error) => Err(error.into()),
             Ok(_) if found != digest => Err(ParcelError::Content { name, expected: digest, found }),
-            Ok(_) if new => fs::rename(&partial, &place).map_err(ParcelError::Io),
-            Ok(_) => Ok(()),
+            // Also over one that is here, which may be broken.
+            Ok(_) => fs::rename(&partial, &place).map_err(ParcelError::Io),
         };
-        if proven.is_err() && new {
+        if proven.is_err() {
             let _ = fs::remove_file(&partial);
         }
         proven.map(|()| new)
@@ -335,6 +342,16 @@ mod tests {
     }
 
     #[test]
+    fn a_broken_package_is_mended_by_bringing_it_again() {
+        let ((here, full), (_there, other)) = (full(), empty());
+        let file = here.path().join("packages.tar");
+        full.export(&lock(), &file).unwrap();
+        fs::write(other.path(&digest(b"a shell")), "half a").unwrap();
+        assert_eq!(other.import(&file).unwrap().new, 2);
+        assert_eq!(fs::read(other.path(&digest(b"a shell"))).unwrap(), b"a shell");
+    }
+
+    #[test]
     fn the_same_lock_gives_the_same_bytes() {
         let ((first, debs), (second, others)) = (full(), full());
         let files = [first.path().join("a.tar"), second.path().join("b.tar")];
@@ -363,7 +380,8 @@ mod tests {
         let mut debs: Vec<String> = CONTENTS.iter().map(|(_, c)| deb_name(&digest(c))).collect();
         debs.sort();
         let names = [vec!["x86_64.lock".to_owned()], debs].concat();
-        let expected: Vec<_> = names.into_iter().map(|name| (name, [0, 0, 1_760_000_000])).collect();
+        let expected: Vec<_> =
+            names.into_iter().map(|name| (name, [0, 0, 1_760_000_000])).collect();
         assert_eq!(told, expected);
     }
 
@@ -400,7 +418,10 @@ mod tests {
         ];
         for kind in kinds {
             let error = refused(&archive(&[first, (&bash, kind, b"")]));
-            assert!(error.contains("is no plain file") && error.contains(&bash), "{kind:?}: {error}");
+            assert!(
+                error.contains("is no plain file") && error.contains(&bash),
+                "{kind:?}: {error}"
+            );
         }
         let climbing = format!("../{bash}");
         let absolute = format!("/tmp/{bash}");

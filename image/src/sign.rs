@@ -14,7 +14,11 @@ use crate::debs::digest_of;
 
 /// Signs every list of checksums in `folder`, once the files beside it are as it says. `password` opens the key; a key
 /// without one is taken only where none is given. Says what was written.
-pub fn sign(folder: &Path, key: &Path, password: Option<String>) -> Result<Vec<PathBuf>, ImageError> {
+pub fn sign(
+    folder: &Path,
+    key: &Path,
+    password: Option<String>,
+) -> Result<Vec<PathBuf>, ImageError> {
     let secret = secret_key(key, password)?;
     let mut written = Vec::new();
     for list in lists(folder)? {
@@ -47,8 +51,9 @@ pub fn check(folder: &Path, key: &Path) -> Result<Vec<PathBuf>, ImageError> {
         let text = read(list)?;
         let fail = |why: String| ImageError::BadSignature { path: list.clone(), why };
         let path = signature_of(list);
-        let signature = fs::read_to_string(&path)
-            .map_err(|error| fail(format!("its signature {} could not be read: {error}", name(&path))))?;
+        let signature = fs::read_to_string(&path).map_err(|error| {
+            fail(format!("its signature {} could not be read: {error}", name(&path)))
+        })?;
         let signature =
             SignatureBox::from_string(&signature).map_err(|error| fail(error.to_string()))?;
         let reader = Cursor::new(text.as_bytes());
@@ -57,8 +62,12 @@ pub fn check(folder: &Path, key: &Path) -> Result<Vec<PathBuf>, ImageError> {
         good.extend(check_files(list, &text)?);
     }
     // Whoever asks will take a file of this folder, and not look which.
-    let known: BTreeSet<PathBuf> =
-        good.iter().cloned().chain(lists.iter().map(|list| signature_of(list))).chain(lists.clone()).collect();
+    let known: BTreeSet<PathBuf> = good
+        .iter()
+        .cloned()
+        .chain(lists.iter().map(|list| signature_of(list)))
+        .chain(lists.clone())
+        .collect();
     match ours(folder)?.into_iter().find(|path| !known.contains(path)) {
         None => Ok(good),
         Some(stranger) => Err(ImageError::Unsigned(stranger)),
@@ -157,7 +166,8 @@ mod tests {
     impl Desk {
         /// An image of a few bytes, and a key without a password.
         fn new() -> Self {
-            let desk = Self { folder: tempfile::tempdir().unwrap(), keys: tempfile::tempdir().unwrap() };
+            let desk =
+                Self { folder: tempfile::tempdir().unwrap(), keys: tempfile::tempdir().unwrap() };
             desk.keep("a", &KeyPair::generate_unencrypted_keypair().unwrap());
             desk.write(DISK, "a disk");
             desk.write(LIST, &line("a disk", DISK));
@@ -251,7 +261,9 @@ mod tests {
         let refused = || sign(desk.folder.path(), &desk.key("a"), None).unwrap_err().to_string();
         desk.write(DISK, "half a di");
         assert!(refused().contains("do not use it"));
-        for list in ["", "abc\n", &line("a", "../polder_x"), &line("a", "polder_/x"), &line("a", "passwd")] {
+        for list in
+            ["", "abc\n", &line("a", "../polder_x"), &line("a", "polder_/x"), &line("a", "passwd")]
+        {
             desk.write(LIST, list);
             let error = refused();
             assert!(error.contains("is not a list of checksums"), "{list}: {error}");

@@ -152,7 +152,8 @@ pub(crate) fn spdx(contents: &Contents<'_>) -> String {
     });
     // Every document has a name of its own, and the same one always has the same.
     let digest = Sha256::digest(document.to_string());
-    document["documentNamespace"] = json!(format!("urn:uuid:{}", crate::uuid::form(&digest.into())));
+    document["documentNamespace"] =
+        json!(format!("urn:uuid:{}", crate::uuid::form(&digest.into())));
     let mut text = serde_json::to_string_pretty(&document).expect("a value has only keys of text");
     text.push('\n');
     text
@@ -245,7 +246,8 @@ fn expression(licence: &str) -> Option<String> {
 }
 
 fn time(epoch: u64) -> String {
-    let time = i64::try_from(epoch).ok().and_then(|second| jiff::Timestamp::from_second(second).ok());
+    let time =
+        i64::try_from(epoch).ok().and_then(|second| jiff::Timestamp::from_second(second).ok());
     time.unwrap_or(jiff::Timestamp::MAX).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
@@ -304,9 +306,15 @@ mod tests {
             rustc: "1.95.0".into(),
             epoch: 1_760_000_000,
             layers: [
-                layer(Layer::Root, &[("dmsetup", "2:1.02.205-2", "amd64"), ("libstdc++6", "14.2.0-19", "amd64")]),
+                layer(
+                    Layer::Root,
+                    &[("dmsetup", "2:1.02.205-2", "amd64"), ("libstdc++6", "14.2.0-19", "amd64")],
+                ),
                 layer(Layer::Initrd, &[("dracut", "106-6~b1+c", "all")]),
-                layer(Layer::Builder, &[("mmdebstrap", "1", "all"), ("systemd-boot-efi:arm64", "257", "arm64")]),
+                layer(
+                    Layer::Builder,
+                    &[("mmdebstrap", "1", "all"), ("systemd-boot-efi:arm64", "257", "arm64")],
+                ),
                 layer(Layer::Tester, &[("swtpm", "1", "amd64")]),
             ]
             .into(),
@@ -327,8 +335,10 @@ mod tests {
     fn every_package_on_the_disk_is_named_with_its_address_and_digest() {
         let document = document(&lock(), true);
         let packages = document["packages"].as_array().unwrap();
-        let purls: Vec<&str> =
-            packages.iter().filter_map(|p| p["externalRefs"][0]["referenceLocator"].as_str()).collect();
+        let purls: Vec<&str> = packages
+            .iter()
+            .filter_map(|p| p["externalRefs"][0]["referenceLocator"].as_str())
+            .collect();
         assert_eq!(
             purls,
             [
@@ -355,7 +365,9 @@ mod tests {
     fn every_relation_leads_from_and_to_something_named_once() {
         let document = document(&lock(), true);
         let mut ids: Vec<&str> = vec!["SPDXRef-DOCUMENT"];
-        ids.extend(document["packages"].as_array().unwrap().iter().map(|p| p["SPDXID"].as_str().unwrap()));
+        ids.extend(
+            document["packages"].as_array().unwrap().iter().map(|p| p["SPDXID"].as_str().unwrap()),
+        );
         let once: BTreeSet<&str> = ids.iter().copied().collect();
         assert_eq!(once.len(), ids.len());
         let plain = |id: &str| id.chars().all(|c| c.is_ascii_alphanumeric() || ".-".contains(c));

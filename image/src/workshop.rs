@@ -252,7 +252,13 @@ impl Workshop {
             Product::Root => self.root(inputs, &room, &out.0, &log)?,
             Product::Initrd => {
                 let repo = self.cache.scratch("repo")?;
-                self.cache.debs().lay_out(&[inputs.lock.layer(Layer::Initrd)], &[], "initrd", &repo.0, &log)?;
+                self.cache.debs().lay_out(
+                    &[inputs.lock.layer(Layer::Initrd)],
+                    &[],
+                    "initrd",
+                    &repo.0,
+                    &log,
+                )?;
                 let folders =
                     [("root", of(Product::Root)), ("repo", repo.0.clone()), ("out", out.0.clone())];
                 let settings = [("MULTIARCH", inputs.lock.arch.multiarch().to_owned())];

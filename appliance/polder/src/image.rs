@@ -1,10 +1,15 @@
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use polder_image::{Arch, Mirror, News, Order, Sizes, Source, Version, Workshop};
+use polder_image::{Arch, Cache, Mirror, News, Order, Sizes, Source, Version, Workshop};
 
 use crate::console::{complain, say};
+
+/// Nobody's password is longer.
+const LONGEST_PASSWORD: u64 = 4096;
 
 /// Make the OS image that people write to a stick.
 #[derive(Debug, clap::Args)]
@@ -38,6 +43,54 @@ enum Command {
         #[arg(long)]
         plan: bool,
     },
+    /// Make an image twice, from nothing but the packages, and compare the two byte by byte.
+    #[command(after_help = "Example:\n  sudo polder image verify --version 0.1.0")]
+    Verify {
+        #[command(flatten)]
+        place: Place,
+        /// The image's version.
+        #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+        version: Version,
+        /// Where the results of the first go.
+        #[arg(long, value_name = "DIR", default_value = "target/image")]
+        out: PathBuf,
+        /// Take this program instead of compiling one.
+        #[arg(long, value_name = "FILE")]
+        program: Option<PathBuf>,
+    },
+    /// Write the packages of the lock to one file, or take them from one.
+    Packages {
+        #[command(subcommand)]
+        command: Packages,
+    },
+    /// Sign the checksums of images with a key that minisign made.
+    #[command(
+        after_help = "Example:\n  polder image sign --key ~/polder.key --password-file - target/image\n\n\
+                      `minisign -G -p polder.pub -s polder.key` makes a pair of keys. Keep the secret one off every box \
+                      and out of every checkout."
+    )]
+    Sign {
+        /// The secret key.
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+        /// The file that has the key's password in its first line; - is standard input. A key without a password
+        /// needs none.
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+        /// Where the image is.
+        #[arg(value_name = "DIR", default_value = "target/image")]
+        folder: PathBuf,
+    },
+    /// Tell whether images are signed with a key, and as they were then.
+    #[command(after_help = "Example:\n  polder image check --public-key polder.pub ~/Downloads")]
+    Check {
+        /// The public key.
+        #[arg(long, value_name = "FILE")]
+        public_key: PathBuf,
+        /// Where the image is.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
     /// Set up the room in which images are booted for tests, and say where it is.
     #[command(after_help = "Example:\n  sudo polder image tester")]
     Tester {
@@ -52,6 +105,30 @@ enum Command {
         /// Only show what would change.
         #[arg(long)]
         check: bool,
+    },
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Packages {
+    /// Write them to one file, for builds where the mirror has dropped some of them.
+    #[command(
+        after_help = "Example:\n  sudo polder image packages export polder_x86_64_packages.tar"
+    )]
+    Export {
+        #[command(flatten)]
+        place: Place,
+        /// The file.
+        file: PathBuf,
+    },
+    /// Take them from a file, each proven by its digest.
+    #[command(
+        after_help = "Example:\n  sudo polder image packages import polder_x86_64_packages.tar"
+    )]
+    Import {
+        #[command(flatten)]
+        place: Place,
+        /// The file.
+        file: PathBuf,
     },
 }
 
@@ -79,12 +156,15 @@ impl Place {
             // A build that has all its packages needs none.
             None => Mirror::of_this_machine().ok(),
         };
-        let cache = match &self.cache {
-            Some(cache) => cache.clone(),
-            None => default_cache()?,
-        };
-        let workshop = Workshop::open(source.clone(), &cache, mirror)?;
+        let workshop = Workshop::open(source.clone(), &self.cache_folder()?, mirror)?;
         Ok((source, workshop))
+    }
+
+    fn cache_folder(&self) -> anyhow::Result<PathBuf> {
+        match &self.cache {
+            Some(cache) => Ok(cache.clone()),
+            None => default_cache(),
+        }
     }
 }
 
@@ -107,8 +187,33 @@ impl Image {
                     say(workshop.plan(&order)?);
                     return Ok(());
                 }
-                let made = build(&workshop, &order)?;
+                let made = workshop.build(&order, &mut follow())?;
                 say(made.disk.display());
+                Ok(())
+            }
+            Command::Verify { place, version, out, program } => {
+                let (_, workshop) = place.workshop()?;
+                let order =
+                    Order { arch: place.arch, version, sizes: Sizes::default(), program, out };
+                let same = workshop.verify(&order, &mut follow())?;
+                for (name, digest) in same {
+                    say(format!("{digest}  {name}"));
+                }
+                say("the same, byte for byte");
+                Ok(())
+            }
+            Command::Packages { command } => packages(command),
+            Command::Sign { key, password_file, folder } => {
+                let password = password_file.as_deref().map(password).transpose()?;
+                for path in polder_image::sign(&folder, &key, password)? {
+                    say(path.display());
+                }
+                Ok(())
+            }
+            Command::Check { public_key, folder } => {
+                for path in polder_image::check(&folder, &public_key)? {
+                    say(format!("{}: as it was signed", path.display()));
+                }
                 Ok(())
             }
             Command::Tester { place } => {
@@ -121,9 +226,10 @@ impl Image {
     }
 }
 
-fn build(workshop: &Workshop, order: &Order) -> anyhow::Result<polder_image::Made> {
+/// Tells on standard error what is done.
+fn follow() -> impl FnMut(News<'_>) {
     let mut titles = Vec::new();
-    let made = workshop.build(order, &mut |news| match news {
+    move |news| match news {
         News::Planned(plan) => {
             complain(plan);
             titles = plan.steps.iter().map(|step| step.title.clone()).collect();
@@ -133,8 +239,49 @@ fn build(workshop: &Workshop, order: &Order) -> anyhow::Result<polder_image::Mad
             complain(format!("{}/{} {}{about}", index + 1, titles.len(), titles[index]));
         }
         News::Done(_, took) => complain(format!("    done in {}", span(took))),
-    })?;
-    Ok(made)
+    }
+}
+
+fn packages(command: Packages) -> anyhow::Result<()> {
+    match command {
+        Packages::Export { place, file } => {
+            let lock = Source::open(&place.source)?.lock(place.arch)?;
+            Cache::open(&place.cache_folder()?)?.debs().export(&lock, &file)?;
+            say(file.display());
+        }
+        Packages::Import { place, file } => {
+            let wanted = Source::open(&place.source)?.lock(place.arch)?;
+            let cache = Cache::open(&place.cache_folder()?)?;
+            let brought = cache.debs().import(&file)?;
+            let all = brought.lock.all().len();
+            say(format!(
+                "{all} packages for {}, {} of them new here",
+                brought.lock.arch, brought.new
+            ));
+            let missing = cache.debs().missing(&wanted);
+            if let Some((name, package)) = missing.first() {
+                let version = &package.version;
+                complain(format!(
+                    "{} packages of this checkout's lock for {} are not here yet: {name} {version}, ...",
+                    missing.len(),
+                    place.arch
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The first line of a file. Never an argument: those are everybody's to see.
+fn password(path: &Path) -> anyhow::Result<String> {
+    let mut text = String::new();
+    let read = if path == Path::new("-") {
+        io::stdin().lock().take(LONGEST_PASSWORD).read_to_string(&mut text)
+    } else {
+        File::open(path).and_then(|file| file.take(LONGEST_PASSWORD).read_to_string(&mut text))
+    };
+    read.with_context(|| format!("could not read the password from {}", path.display()))?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 fn lock(place: &Place, check: bool) -> anyhow::Result<()> {
