@@ -134,12 +134,16 @@ fn read(path: &Path) -> Result<String, ImageError> {
 
 fn secret_key(path: &Path, password: Option<String>) -> Result<SecretKey, ImageError> {
     let key = SecretKeyBox::from(read(path)?);
-    // Without a password the library would ask the terminal for one.
-    let opened = match password {
-        Some(password) => key.into_secret_key(Some(password)),
-        None => key.into_unencrypted_secret_key(),
-    };
-    opened.map_err(|error| ImageError::Key { path: path.to_owned(), why: error.to_string() })
+    let fail = |why: String| ImageError::Key { path: path.to_owned(), why };
+    match password {
+        Some(password) => {
+            key.into_secret_key(Some(password)).map_err(|error| fail(error.to_string()))
+        }
+        // The library itself would ask the terminal for one.
+        None => key.into_unencrypted_secret_key().map_err(|error| {
+            fail(format!("{error}; if it has a password, name its file with --password-file"))
+        }),
+    }
 }
 
 fn public_key(path: &Path) -> Result<PublicKey, ImageError> {
@@ -221,7 +225,7 @@ mod tests {
         };
         let error = with(Some("wheel")).unwrap_err().to_string();
         assert!(error.contains("b.key") && error.contains("Wrong password"), "{error}");
-        assert!(with(None).unwrap_err().to_string().contains("encrypted"));
+        assert!(with(None).unwrap_err().to_string().contains("if it has a password"));
         assert!(!desk.folder.path().join(format!("{LIST}.minisig")).exists());
         with(Some("mill")).unwrap();
         check(desk.folder.path(), &desk.public("b")).unwrap();
