@@ -275,4 +275,18 @@ mod tests {
         assert_eq!(names(&root.join("debs")), ["b.deb"]);
         assert_eq!(names(other.path()), ["mine"]);
     }
+
+    #[test]
+    fn a_folder_apart_shares_the_packages_and_nothing_else() {
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let cache = Cache::open(here.path()).unwrap();
+        let place = cache.place(Product::Root, &key(1));
+        fs::create_dir(&place).unwrap();
+        let apart = cache.apart(there.path()).unwrap();
+        let digest = polder_recipes::Digest::from_bytes([1; 32]);
+        assert_eq!(apart.debs().path(&digest), cache.debs().path(&digest));
+        assert!(!apart.place(Product::Root, &key(1)).exists());
+        apart.sweep().unwrap();
+        assert!(place.is_dir());
+    }
 }
