@@ -220,7 +220,8 @@ pub fn plan(
     missing: &[u64],
     there: &dyn Fn(Product, &Key) -> bool,
 ) -> (Plan, Vec<Action>) {
-    let mut wanted = vec![Product::Disk];
+    // Both are handed out.
+    let mut wanted = vec![Product::Disk, Product::Sealed];
     // What a product is made of is only needed where it has to be made.
     for product in Product::ALL.into_iter().rev() {
         if wanted.contains(&product) && !there(product, &inputs.key(product)) {
@@ -315,6 +316,14 @@ mod tests {
         let newer = Inputs { lock: &newer, ..first.clone() };
         assert!(!made(&newer).contains(&make(Product::Builder)));
         assert!(made(&newer).contains(&make(Product::Root)));
+    }
+
+    #[test]
+    fn a_lost_root_is_made_again_beside_a_disk_that_is_there() {
+        let (lock, version) = (lock(), version());
+        let inputs = inputs(&lock, &version);
+        let (_, actions) = plan(&inputs, &[], &|product, _| product != Product::Sealed);
+        assert_eq!(actions, [Action::Make(Product::Sealed), Action::HandOut]);
     }
 
     #[test]
