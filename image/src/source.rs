@@ -11,6 +11,7 @@ use crate::{Arch, ImageError, Lock, Want};
 #[derive(Debug, Clone)]
 pub struct Source {
     root: PathBuf,
+    lock: Option<PathBuf>,
 }
 
 /// The folders and files that `polder` is compiled from.
@@ -30,10 +31,16 @@ impl Source {
     pub fn open(root: &Path) -> Result<Self, ImageError> {
         let root = root.canonicalize().map_err(ImageError::file("read", root))?;
         if root.join("image/packages.toml").is_file() {
-            Ok(Self { root })
+            Ok(Self { root, lock: None })
         } else {
             Err(ImageError::NoSource(root))
         }
+    }
+
+    /// With this lock instead of the checkout's own.
+    pub fn with_lock(mut self, lock: Option<&Path>) -> Self {
+        self.lock = lock.map(Path::to_owned);
+        self
     }
 
     /// Its folder.
@@ -50,7 +57,8 @@ impl Source {
 
     /// Where the lock for `arch` is.
     pub fn lock_path(&self, arch: Arch) -> PathBuf {
-        self.root.join("image").join(format!("{arch}.lock"))
+        let own = || self.root.join("image").join(format!("{arch}.lock"));
+        self.lock.clone().unwrap_or_else(own)
     }
 
     /// The lock for `arch`.

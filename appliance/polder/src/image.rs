@@ -140,6 +140,9 @@ struct Place {
     /// The checkout of Polder.
     #[arg(long, value_name = "DIR", default_value = ".")]
     source: PathBuf,
+    /// The lock, where it is not the checkout's own.
+    #[arg(long, value_name = "FILE")]
+    lock: Option<PathBuf>,
     /// Where packages and what was made of them are kept between builds.
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
@@ -150,7 +153,7 @@ struct Place {
 
 impl Place {
     fn workshop(&self) -> anyhow::Result<(Source, Workshop)> {
-        let source = Source::open(&self.source)?;
+        let source = Source::open(&self.source)?.with_lock(self.lock.as_deref());
         let mirror = match &self.mirror {
             Some(address) => Some(Mirror::at(address)),
             // A build that has all its packages needs none.
