@@ -11,6 +11,7 @@ use http::header::{
 };
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version};
 use hyper::body::Incoming;
+use polder_site::Site;
 use tower::ServiceExt;
 
 use crate::Gateway;
@@ -42,11 +43,12 @@ pub(crate) async fn answer(
 ) -> Response {
     let api = is_api(request.uri().path());
     let http1 = request.version() < Version::HTTP_2;
-    let (host, mut response) = match judge(&gateway, &peer, &request) {
+    // One for the whole request: whose host name it is must not change on the way.
+    let status = gateway.status();
+    let (host, mut response) = match judge(&gateway, &status.site, &peer, &request) {
         Err(turned_away) => (None, turned_away.into_answer(api, http1)),
         Ok(host) => {
             let request = prepare(&gateway, peer, request);
-            let status = gateway.status();
             if let Some(app) = status.site.app_at(&host.name) {
                 // What an app may do on its own pages is its own business.
                 let response = apps::answer(&gateway, app, &host, peer, request).await;
@@ -98,6 +100,7 @@ struct Refused(StatusCode, String);
 /// Everything that can be said about a request from its head alone.
 fn judge(
     gateway: &Gateway,
+    site: &Site,
     peer: &Peer,
     request: &Request<Incoming>,
 ) -> Result<RequestHost, TurnedAway> {
@@ -107,9 +110,8 @@ fn judge(
         Ok(host) => host,
         Err(refusal) => return refuse(StatusCode::BAD_REQUEST, refusal.to_string()),
     };
-    let status = gateway.status();
-    let app = status.site.app_at(&host.name).is_some();
-    if !app && let Err(refusal) = host.is_known(&status.site, peer.local.ip()) {
+    let app = site.app_at(&host.name).is_some();
+    if !app && let Err(refusal) = host.is_known(site, peer.local.ip()) {
         return refuse(StatusCode::MISDIRECTED_REQUEST, refusal.to_string());
     }
     let usual = [
@@ -142,7 +144,7 @@ fn judge(
         let refusal = BodyRefusal::TooLarge { limit: limits.body_bytes };
         return refuse(StatusCode::PAYLOAD_TOO_LARGE, refusal.to_string());
     }
-    if let Some(door) = sent_on(peer, &host, status.site.door.port, path) {
+    if let Some(door) = sent_on(peer, &host, site.door.port, path) {
         return Err(TurnedAway::ToTls(door));
     }
     let cookie = headers.contains_key(http::header::COOKIE);
