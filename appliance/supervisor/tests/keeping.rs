@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use polder_control::{
-    Actor, BoxStatus, Client, EngineStatus, Event, ImportSource, PartState, Progress, Reply,
+    Actor, BoxStatus, Client, EngineStatus, Event, ImportSource, PartState, Power, Progress, Reply,
     Request, Run, RunId, RunState, Sockets, StepState, Unit,
 };
 use polder_site::{EngineSlot, RecipeName, Site, SiteChange, Store};
@@ -383,6 +383,15 @@ async fn an_import_from_a_server_that_says_nothing_does_not_hold_up_the_end() {
     let ended = tokio::time::timeout(Duration::from_secs(12), box_.over()).await;
     shelf.stalled.store(false, Ordering::SeqCst);
     assert!(ended.is_ok(), "the box waits for the server");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_box_that_is_only_a_program_does_not_turn_the_machine_off() {
+    let box_ = Box_::new(&[]).await;
+    let asked = Request::Power { how: Power::Off, by: Actor::Console };
+    let Reply::Refused(why) = box_.ask(asked).await else { panic!("it did") };
+    assert!(why.contains("only a program on this machine"), "{why}");
+    box_.over().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

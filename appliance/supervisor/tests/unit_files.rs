@@ -14,8 +14,12 @@ const MOST_EXPOSED: f64 = 2.0;
 /// Keys that came with systemd 254 to 257, which the image has; older tools know nothing of them.
 const YOUNG_KEYS: [&str; 3] = ["PrivatePIDs", "PollLimitIntervalSec", "PollLimitBurst"];
 
-const SERVICES: [&str; 3] =
-    ["polder-supervisor.service", "polder-gateway.service", "polder-engine@.service"];
+const SERVICES: [&str; 4] = [
+    "polder-supervisor.service",
+    "polder-gateway.service",
+    "polder-engine@.service",
+    "polder-screen.service",
+];
 
 fn tree() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../image/tree/usr")
@@ -60,6 +64,7 @@ fn systemd_finds_nothing_to_complain_about() {
         "polder-gateway.service",
         "polder-gateway.socket",
         "polder-engine@fast.service",
+        "polder-screen.service",
     ];
     let Some(said) = analyze(&["verify", "--man=no"], &units) else { return };
     let young = |line: &&str| {

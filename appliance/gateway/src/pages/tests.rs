@@ -70,7 +70,7 @@ impl Handler<Request, Reply> for Supervisor {
             }
             Request::Apply { .. } | Request::Import { .. } => Reply::Accepted(RunId(7)),
             Request::Audit { .. } => Reply::Audit(audit()),
-            Request::Record { .. } | Request::Cancel(_) => Reply::Done,
+            Request::Record { .. } | Request::Power { .. } | Request::Cancel(_) => Reply::Done,
         };
         outlet.send(&reply).await
     }

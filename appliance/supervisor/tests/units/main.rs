@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polder_control::{
-    Actor, BoxStatus, Client, ImportSource, PartState, Progress, Reply, Request, Run, RunState,
-    Sockets,
+    Actor, BoxStatus, Client, ImportSource, PartState, Power, Progress, Reply, Request, Run,
+    RunState, Sockets,
 };
 use polder_site::{EngineSlot, RecipeName, Site, SiteChange};
 use polder_supervisor::systemd::{Bus, Host, Units};
@@ -386,6 +386,21 @@ async fn a_machine_is_turned_off_and_restarted_without_asking_anybody() {
     systemd.forbid();
     let error = host.power_off().await.unwrap_err().to_string();
     assert!(error.starts_with("could not turn off this machine: "), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_at_the_machine_turns_it_off_and_the_trail_hears_of_it() {
+    let box_ = Box_::new().await;
+    for (how, call) in [(Power::Off, "PowerOff false"), (Power::Restart, "Reboot false")] {
+        assert_eq!(box_.ask(Request::Power { how, by: Actor::Console }).await, Reply::Done);
+        assert!(box_.systemd.calls().iter().any(|made| made == call), "{:?}", box_.systemd.calls());
+    }
+    let Reply::Audit(trail) = box_.ask(Request::Audit { before: None, limit: 2 }).await else {
+        panic!("no trail")
+    };
+    let did: Vec<&str> = trail.iter().map(|entry| entry.what.as_str()).collect();
+    assert_eq!(did, ["started again", "turned off"]);
+    box_.over().await;
 }
 
 #[tokio::test]
