@@ -59,6 +59,9 @@ enum Command {
         program: Option<PathBuf>,
     },
     /// Write the packages of the lock to one file, or take them from one.
+    #[command(
+        after_help = "Examples:\n  polder image packages export packages.tar\n  polder image packages import packages.tar"
+    )]
     Packages {
         #[command(subcommand)]
         command: Packages,
