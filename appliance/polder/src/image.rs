@@ -29,16 +29,7 @@ enum Command {
     )]
     Build {
         #[command(flatten)]
-        place: Place,
-        /// The image's version.
-        #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
-        version: Version,
-        /// Where the results go.
-        #[arg(long, value_name = "DIR", default_value = "target/image")]
-        out: PathBuf,
-        /// Take this program instead of compiling one.
-        #[arg(long, value_name = "FILE")]
-        program: Option<PathBuf>,
+        what: What,
         /// Only say what would be done.
         #[arg(long)]
         plan: bool,
@@ -47,16 +38,7 @@ enum Command {
     #[command(after_help = "Example:\n  sudo polder image verify --version 0.1.0")]
     Verify {
         #[command(flatten)]
-        place: Place,
-        /// The image's version.
-        #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
-        version: Version,
-        /// Where the results of the first go.
-        #[arg(long, value_name = "DIR", default_value = "target/image")]
-        out: PathBuf,
-        /// Take this program instead of compiling one.
-        #[arg(long, value_name = "FILE")]
-        program: Option<PathBuf>,
+        what: What,
     },
     /// Write the packages of the lock to one file, or take them from one.
     #[command(
@@ -135,6 +117,30 @@ enum Packages {
     },
 }
 
+/// Which image is made.
+#[derive(Debug, clap::Args)]
+struct What {
+    #[command(flatten)]
+    place: Place,
+    /// The image's version.
+    #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+    version: Version,
+    /// Where the results go.
+    #[arg(long, value_name = "DIR", default_value = "target/image")]
+    out: PathBuf,
+    /// Take this program instead of compiling one.
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
+}
+
+impl What {
+    fn order(self) -> anyhow::Result<(Workshop, Order)> {
+        let Self { place, version, out, program } = self;
+        let (_, workshop) = place.workshop()?;
+        Ok((workshop, Order { arch: place.arch, version, sizes: Sizes::default(), program, out }))
+    }
+}
+
 #[derive(Debug, clap::Args)]
 struct Place {
     /// The machines that the image is for: x86_64 or aarch64.
@@ -185,10 +191,8 @@ fn default_cache() -> anyhow::Result<PathBuf> {
 impl Image {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self.command {
-            Command::Build { place, version, out, program, plan } => {
-                let (_, workshop) = place.workshop()?;
-                let order =
-                    Order { arch: place.arch, version, sizes: Sizes::default(), program, out };
+            Command::Build { what, plan } => {
+                let (workshop, order) = what.order()?;
                 if plan {
                     say(workshop.plan(&order)?);
                     return Ok(());
@@ -197,10 +201,8 @@ impl Image {
                 say(made.disk.display());
                 Ok(())
             }
-            Command::Verify { place, version, out, program } => {
-                let (_, workshop) = place.workshop()?;
-                let order =
-                    Order { arch: place.arch, version, sizes: Sizes::default(), program, out };
+            Command::Verify { what } => {
+                let (workshop, order) = what.order()?;
                 let same = workshop.verify(&order, &mut follow())?;
                 for (name, digest) in same {
                     say(format!("{digest}  {name}"));
