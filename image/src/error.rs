@@ -46,6 +46,9 @@ pub enum ImageError {
         /// Which layer.
         layer: Layer,
     },
+    /// The sealing of the root left no hash.
+    #[error("{} holds no root hash; remove its folder from the cache and build again", .0.display())]
+    RootHash(PathBuf),
     /// Only root may make file systems with other people's files in them.
     #[error(
         "making an image needs root: it writes files that belong to other users; run it with sudo"

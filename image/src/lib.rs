@@ -20,7 +20,6 @@ mod sign;
 mod source;
 mod spdx;
 mod uuid;
-mod version;
 mod want;
 mod workshop;
 
@@ -32,9 +31,9 @@ pub use error::ImageError;
 pub use lock::{Layer, Lock, LockError, Package, Packages};
 pub use parcel::{Imported, ParcelError};
 pub use plan::{Action, Inputs, Key, Product, Sizes, plan};
+pub use polder_update::{Version, VersionError};
 pub use room::Room;
 pub use sign::{check, sign};
 pub use source::Source;
-pub use version::{Version, VersionError};
 pub use want::Want;
 pub use workshop::{Made, News, Order, Workshop};

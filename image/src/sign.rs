@@ -1,19 +1,21 @@
-//! Signatures over checksums, as `minisign` makes and checks them: who has the public key can tell whether an image is
-//! ours, and the secret one is on no box and in no checkout.
+//! Signatures over checksums and manifests, as `minisign` makes and checks them: who has the public key can tell whether
+//! an image is ours, and the secret one is on no box and in no checkout.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use minisign::{PublicKey, PublicKeyBox, SecretKey, SecretKeyBox, SignatureBox};
 use polder_recipes::Digest;
+use polder_update::Version;
 
-use crate::ImageError;
 use crate::debs::digest_of;
+use crate::{Arch, ImageError};
 
-/// Signs every list of checksums in `folder`, once the files beside it are as it says. `password` opens the key; a key
-/// without one is taken only where none is given. Says what was written.
+/// Signs every list of checksums in `folder`, once the files beside it are as it says, and every manifest that is in one
+/// of them. Lays out the newest manifest of each kind of machine as `polder_ARCH.toml`, which is what boxes ask a server
+/// for. `password` opens the key; a key without one is taken only where none is given. Says what was written.
 pub fn sign(
     folder: &Path,
     key: &Path,
@@ -21,24 +23,51 @@ pub fn sign(
 ) -> Result<Vec<PathBuf>, ImageError> {
     let secret = secret_key(key, password)?;
     let mut written = Vec::new();
+    let mut newest: BTreeMap<String, (Version, PathBuf)> = BTreeMap::new();
     for list in lists(folder)? {
         let text = read(&list)?;
-        check_files(&list, &text)?;
-        let fail = |error: minisign::PError| ImageError::Key {
-            path: key.to_owned(),
-            why: error.to_string(),
-        };
-        let public = PublicKey::from_secret_key(&secret).map_err(fail)?;
-        let comment = format!("file:{}", name(&list));
-        let reader = Cursor::new(text.as_bytes());
-        let signature =
-            minisign::sign(Some(&public), &secret, reader, Some(&comment), Some("Polder image"))
-                .map_err(fail)?;
-        let path = signature_of(&list);
-        fs::write(&path, signature.to_bytes()).map_err(ImageError::file("write", &path))?;
-        written.push(path);
+        let files = check_files(&list, &text)?;
+        written.push(sign_file(&list, &text, &secret, key)?);
+        for manifest in files.into_iter().filter(|file| is_manifest(file)) {
+            written.push(sign_file(&manifest, &read(&manifest)?, &secret, key)?);
+            let Some((version, arch)) = version_and_arch(&manifest) else { continue };
+            let known = newest.entry(arch).or_insert_with(|| (version.clone(), manifest.clone()));
+            if known.0 < version {
+                *known = (version, manifest);
+            }
+        }
+    }
+    for (arch, (_, manifest)) in newest {
+        let latest = folder.join(format!("polder_{arch}.toml"));
+        // The signature first: a box that asks in between is told that it does not fit, and asks again.
+        for (from, to) in
+            [(signature_of(&manifest), signature_of(&latest)), (manifest, latest.clone())]
+        {
+            fs::copy(&from, &to).map_err(ImageError::file("write", &to))?;
+            written.push(to);
+        }
     }
     Ok(written)
+}
+
+/// Signs one file; the signature lies beside it.
+fn sign_file(
+    path: &Path,
+    text: &str,
+    secret: &SecretKey,
+    key: &Path,
+) -> Result<PathBuf, ImageError> {
+    let fail =
+        |error: minisign::PError| ImageError::Key { path: key.to_owned(), why: error.to_string() };
+    let public = PublicKey::from_secret_key(secret).map_err(fail)?;
+    let comment = format!("file:{}", name(path));
+    let reader = Cursor::new(text.as_bytes());
+    let signature =
+        minisign::sign(Some(&public), secret, reader, Some(&comment), Some("Polder image"))
+            .map_err(fail)?;
+    let path = signature_of(path);
+    fs::write(&path, signature.to_bytes()).map_err(ImageError::file("write", &path))?;
+    Ok(path)
 }
 
 /// Whether everything of Polder in `folder` is signed by the holder of this key, and as it was then. Says which
@@ -49,29 +78,59 @@ pub fn check(folder: &Path, key: &Path) -> Result<Vec<PathBuf>, ImageError> {
     let lists = lists(folder)?;
     for list in &lists {
         let text = read(list)?;
-        let fail = |why: String| ImageError::BadSignature { path: list.clone(), why };
-        let path = signature_of(list);
-        let signature = fs::read_to_string(&path).map_err(|error| {
-            fail(format!("its signature {} could not be read: {error}", name(&path)))
-        })?;
-        let signature =
-            SignatureBox::from_string(&signature).map_err(|error| fail(error.to_string()))?;
-        let reader = Cursor::new(text.as_bytes());
-        minisign::verify(&public, &signature, reader, true, false, false)
-            .map_err(|error| fail(error.to_string()))?;
+        check_signature(list, &text, &public)?;
         good.extend(check_files(list, &text)?);
     }
+    // Manifests are read by boxes without the list beside them.
+    let latest = ours(folder)?.into_iter().filter(|path| is_latest(path));
+    let manifests: Vec<PathBuf> =
+        good.iter().filter(|file| is_manifest(file)).cloned().chain(latest).collect();
+    for manifest in &manifests {
+        check_signature(manifest, &read(manifest)?, &public)?;
+    }
     // Whoever asks will take a file of this folder, and not look which.
+    let signed = || lists.iter().chain(&manifests);
     let known: BTreeSet<PathBuf> = good
         .iter()
         .cloned()
-        .chain(lists.iter().map(|list| signature_of(list)))
-        .chain(lists.clone())
+        .chain(signed().map(|path| signature_of(path)))
+        .chain(signed().cloned())
         .collect();
     match ours(folder)?.into_iter().find(|path| !known.contains(path)) {
         None => Ok(good),
         Some(stranger) => Err(ImageError::Unsigned(stranger)),
     }
+}
+
+fn check_signature(path: &Path, text: &str, public: &PublicKey) -> Result<(), ImageError> {
+    let fail = |why: String| ImageError::BadSignature { path: path.to_owned(), why };
+    let beside = signature_of(path);
+    let signature = fs::read_to_string(&beside).map_err(|error| {
+        fail(format!("its signature {} could not be read: {error}", name(&beside)))
+    })?;
+    let signature =
+        SignatureBox::from_string(&signature).map_err(|error| fail(error.to_string()))?;
+    let reader = Cursor::new(text.as_bytes());
+    minisign::verify(public, &signature, reader, true, false, false)
+        .map_err(|error| fail(error.to_string()))
+}
+
+/// `polder_VERSION_ARCH.toml`.
+fn is_manifest(path: &Path) -> bool {
+    version_and_arch(path).is_some()
+}
+
+/// `polder_ARCH.toml`, the copy of the newest one.
+fn is_latest(path: &Path) -> bool {
+    let name = name(path);
+    let arch = name.strip_prefix("polder_").and_then(|rest| rest.strip_suffix(".toml"));
+    arch.is_some_and(|arch| arch.parse::<Arch>().is_ok())
+}
+
+fn version_and_arch(path: &Path) -> Option<(Version, String)> {
+    let name = name(path);
+    let (version, arch) = name.strip_prefix("polder_")?.strip_suffix(".toml")?.split_once('_')?;
+    Some((version.parse().ok()?, arch.to_owned()))
 }
 
 /// Every file of the list must be beside it and as it says.
@@ -214,6 +273,25 @@ mod tests {
         desk.sign();
         let good = check(desk.folder.path(), &desk.public("a")).unwrap();
         assert_eq!(good, [desk.folder.path().join(DISK)]);
+    }
+
+    #[test]
+    fn manifests_are_signed_by_themselves_and_the_newest_is_laid_out_for_boxes() {
+        let desk = Desk::new();
+        for version in ["0.9.0", "0.10.0"] {
+            let manifest = format!("polder_{version}_x86_64.toml");
+            desk.write(&manifest, version);
+            desk.write(&format!("polder_{version}_x86_64.sha256"), &line(version, &manifest));
+        }
+        desk.sign();
+        let latest = desk.folder.path().join("polder_x86_64.toml");
+        assert_eq!(fs::read_to_string(&latest).unwrap(), "0.10.0");
+        let public = public_key(&desk.public("a")).unwrap();
+        check_signature(&latest, "0.10.0", &public).unwrap();
+        assert_eq!(check(desk.folder.path(), &desk.public("a")).unwrap().len(), 3);
+        // An unsigned one in its place is noticed.
+        fs::write(&latest, "0.11.0").unwrap();
+        assert!(desk.refused().contains("polder_x86_64.toml is not signed with this key"));
     }
 
     #[test]

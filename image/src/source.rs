@@ -78,6 +78,11 @@ impl Source {
         digest(&self.root, &["image/tree"])
     }
 
+    /// The same of a folder that is laid over it. What begins with a dot counts as left behind, here too.
+    pub(crate) fn digest_of_tree(folder: &Path) -> Result<[u8; 32], ImageError> {
+        digest(folder, &["."])
+    }
+
     /// Digest of everything that `polder` is compiled from.
     pub fn program_digest(&self) -> Result<[u8; 32], ImageError> {
         digest(&self.root, &COMPILED)

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use polder_control::Plan;
 use polder_recipes::Digest;
+use polder_update::{Manifest, Part};
 use sha2::{Digest as _, Sha256};
 
 use crate::apt::{Apt, Mirror};
@@ -32,6 +33,8 @@ pub struct Order {
     pub sizes: Sizes,
     /// This program instead of one compiled from the checkout.
     pub program: Option<PathBuf>,
+    /// Files that are laid over the checkout's own tree: a collective's keys and units.
+    pub also: Option<PathBuf>,
     /// Where the results go.
     pub out: PathBuf,
 }
@@ -58,13 +61,16 @@ pub struct Made {
     pub root: [PathBuf; 2],
     /// What is in it, as SPDX.
     pub contents: PathBuf,
+    /// What it is, for boxes that take it as an update.
+    pub manifest: PathBuf,
 }
 
 impl Made {
     /// Every file whose bytes follow from the lock and the checkout.
-    pub fn files(&self) -> [&Path; 5] {
+    pub fn files(&self) -> [&Path; 6] {
         let [root, verity] = &self.root;
-        [root, verity, &self.entry, &self.disk, &self.contents].map(PathBuf::as_path)
+        [root, verity, &self.entry, &self.disk, &self.contents, &self.manifest]
+            .map(PathBuf::as_path)
     }
 }
 
@@ -214,7 +220,16 @@ impl Workshop {
             Some(path) => *digest_of(path)?.0.as_bytes(),
             None => self.source.program_digest()?,
         };
-        let tree = self.source.tree_digest()?;
+        let tree = match &order.also {
+            None => self.source.tree_digest()?,
+            Some(also) => {
+                let own = self.source.tree_digest()?;
+                Sha256::new_with_prefix(own)
+                    .chain_update(Source::digest_of_tree(also)?)
+                    .finalize()
+                    .into()
+            }
+        };
         Ok(Inputs { lock, version: &order.version, program, tree, sizes: order.sizes.clone() })
     }
 
@@ -266,9 +281,12 @@ impl Workshop {
             }
             Product::Program => self.program(order, inputs, &out.0, &log)?,
             Product::Sealed => {
+                // Without files to lay over it, an empty folder.
+                let empty = self.cache.scratch("also")?;
                 let folders = [
                     ("root", of(Product::Root)),
                     ("tree", self.source.tree()),
+                    ("also", order.also.clone().unwrap_or_else(|| empty.0.clone())),
                     ("program", of(Product::Program)),
                     ("out", out.0.clone()),
                 ];
@@ -462,15 +480,20 @@ impl Workshop {
             run("writing the image", &mut command, &log)?;
             digests.push((file_name(to), digest_of(to)?.0));
         }
+        let manifest = name("toml");
+        fs::write(&manifest, manifest_text(order, inputs, &sealed, &digests)?)
+            .map_err(ImageError::file("write", &manifest))?;
+        let manifest_digest = digest_of(&manifest)?.0;
         let [(_, disk), (_, entry), (_, root), (_, verity)] = files;
         let contents = name("spdx.json");
         let text = self.contents(order, inputs, (&digests[0].0, digests[0].1), &log)?;
         fs::write(&contents, text).map_err(ImageError::file("write", &contents))?;
         digests.push((file_name(&contents), digest_of(&contents)?.0));
+        digests.push((file_name(&manifest), manifest_digest));
         let sums: String = digests.iter().map(|(file, d)| format!("{d}  {file}\n")).collect();
         let path = name("sha256");
         fs::write(&path, sums).map_err(ImageError::file("write", &path))?;
-        Ok(Made { disk, entry, root: [root, verity], contents })
+        Ok(Made { disk, entry, root: [root, verity], contents, manifest })
     }
 
     /// The text of the SPDX document.
@@ -495,6 +518,36 @@ impl Workshop {
         let (lock, version, compiled) = (inputs.lock, inputs.version, order.program.is_none());
         Ok(spdx(&Contents { lock, version, disk, crates: &crates, compiled }))
     }
+}
+
+/// What the image is, for boxes that take it as an update. Only its parts are named, of which `digests` knows all.
+fn manifest_text(
+    order: &Order,
+    inputs: &Inputs<'_>,
+    sealed: &Path,
+    digests: &[(String, Digest)],
+) -> Result<String, ImageError> {
+    let part = |ending: &str| {
+        let name = format!("polder_{}_{}.{ending}", inputs.version, inputs.lock.arch);
+        let path = order.out.join(&name);
+        let size = fs::metadata(&path).map_err(ImageError::file("read", &path))?.len();
+        let known = digests.iter().find(|(known, _)| *known == name);
+        let (_, sha256) = known.expect("every part was written and hashed before");
+        Ok(Part { name, size, sha256: *sha256 })
+    };
+    let path = sealed.join("roothash");
+    let roothash = fs::read_to_string(&path).map_err(ImageError::file("read", &path))?;
+    let roothash = roothash.trim().parse().map_err(|_| ImageError::RootHash(path))?;
+    let manifest = Manifest {
+        version: inputs.version.clone(),
+        arch: inputs.lock.arch.name().to_owned(),
+        made: inputs.lock.epoch,
+        roothash,
+        root: part("root")?,
+        verity: part("verity")?,
+        entry: part("efi")?,
+    };
+    Ok(manifest.to_text())
 }
 
 fn file_name(path: &Path) -> String {

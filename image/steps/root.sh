@@ -5,7 +5,9 @@ mkdir -p $work && mount -t tmpfs work $work && mkdir $work/{up,wk,root}
 mount -t overlay overlay -o lowerdir=/mnt/root,upperdir=$work/up,workdir=$work/wk $work/root
 r=$work/root
 
-cp -r --preserve=mode,links --no-target-directory /mnt/tree $r
+for tree in /mnt/tree /mnt/also; do
+    cp -r --preserve=mode,links --no-target-directory $tree $r
+done
 install -D -m 0755 /mnt/program/polder $r/usr/lib/polder/polder
 ln -sf ../lib/polder/polder $r/usr/bin/polder
 

@@ -48,7 +48,7 @@ enum Command {
         #[command(subcommand)]
         command: Packages,
     },
-    /// Sign the checksums of images with a key that minisign made.
+    /// Sign images, for people and for boxes that take them as updates, with a key that minisign made.
     #[command(
         after_help = "Example:\n  polder image sign --key ~/polder.key --password-file - target/image\n\n\
                       `minisign -G -p polder.pub -s polder.key` makes a pair of keys. Keep the secret one off every box \
@@ -131,13 +131,17 @@ struct What {
     /// Take this program instead of compiling one.
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
+    /// Lay the files of this folder over the checkout's own tree: keys, units of a collective.
+    #[arg(long, value_name = "DIR")]
+    also: Option<PathBuf>,
 }
 
 impl What {
     fn order(self) -> anyhow::Result<(Workshop, Order)> {
-        let Self { place, version, out, program } = self;
+        let Self { place, version, out, program, also } = self;
         let (_, workshop) = place.workshop()?;
-        Ok((workshop, Order { arch: place.arch, version, sizes: Sizes::default(), program, out }))
+        let (arch, sizes) = (place.arch, Sizes::default());
+        Ok((workshop, Order { arch, version, sizes, program, also, out }))
     }
 }
 

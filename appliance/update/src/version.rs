@@ -1,9 +1,12 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// An image's version: `0.1.0`, `0.1.0.7`. Numbers, so that an older one can be told from a newer one; it is
 /// part of file names and of partition labels.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Version {
     text: String,
     numbers: Vec<u32>,
@@ -41,6 +44,19 @@ impl FromStr for Version {
             Some(numbers) if text.len() <= LONGEST => Ok(Self { text: text.to_owned(), numbers }),
             _ => Err(fail()),
         }
+    }
+}
+
+impl TryFrom<String> for Version {
+    type Error = VersionError;
+    fn try_from(text: String) -> Result<Self, VersionError> {
+        text.parse()
+    }
+}
+
+impl From<Version> for String {
+    fn from(version: Version) -> Self {
+        version.text
     }
 }
 
