@@ -4,12 +4,12 @@ hash=$(cat /mnt/sealed/roothash)
 uuid() { sed -E 's/(.{8})(.{4})(.{4})(.{4})(.{12})/\1-\2-\3-\4-\5/'; }
 root_part=$(cut -c1-32 <<< "$hash" | uuid)
 verity_part=$(cut -c33-64 <<< "$hash" | uuid)
-# The root's partition is found by its hash, so that each boot entry finds its own slot. A machine that
-# hangs or panics starts again; the boot loader then counts.
+# The root's partition is found by its hash, so that each boot entry finds its own slot. A machine that hangs,
+# panics, finds a wrong byte or cannot even begin starts again; the boot loader then counts.
 ukify build --linux=/mnt/sealed/vmlinuz --initrd=/mnt/initrd/initrd.img \
     --stub=/usr/lib/systemd/boot/efi/linux$EFI.efi.stub --efi-arch=$EFI \
     --os-release=@/mnt/sealed/os-release --uname="$(cat /mnt/sealed/kernel)" \
-    --cmdline="roothash=$hash rootfstype=erofs ro systemd.gpt_auto=1 rd.systemd.gpt_auto=1 systemd.machine_id=firmware panic=30 loglevel=4 console=$SERIAL,115200 console=tty0" \
+    --cmdline="roothash=$hash rootfstype=erofs ro systemd.gpt_auto=1 rd.systemd.gpt_auto=1 systemd.machine_id=firmware systemd.verity_root_options=panic-on-corruption rd.shell=0 rd.emergency=reboot panic=30 loglevel=4 console=$SERIAL,115200 console=tty0" \
     --output=polder_$VERSION.efi
 
 esp=/run/esp

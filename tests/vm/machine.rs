@@ -1,7 +1,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,10 @@ pub(crate) struct Machine {
 pub(crate) struct Disks {
     folder: tempfile::TempDir,
     image: PathBuf,
+    /// A box as it was kept, which the disk goes on from.
+    kept: Option<PathBuf>,
     models: bool,
+    stick: bool,
 }
 
 impl Disks {
@@ -33,23 +36,48 @@ impl Disks {
     pub(crate) fn fresh() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let image = need("POLDER_VM_DISK").canonicalize().unwrap();
-        let disks = Self { folder, image, models: false };
+        let disks = Self { folder, image, kept: None, models: false, stick: false };
         let backing = format!("/mnt/image/{}", disks.image.file_name().unwrap().display());
-        disks.run(&[
-            "qemu-img",
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-F",
-            "raw",
-            "-b",
-            &backing,
-            "/mnt/vm/disk.qcow2",
-            "12G",
-        ]);
+        disks.lay_over(&backing, "raw");
         disks.run(&["cp", "/usr/share/OVMF/OVMF_VARS_4M.fd", "/mnt/vm/firmware.fd"]);
         disks
+    }
+
+    /// The disk of a box that was kept in this folder; what is kept stays as it is.
+    pub(crate) fn of_kept(kept: &Path) -> Self {
+        let mut disks = Self::fresh();
+        disks.kept = Some(kept.to_owned());
+        disks.lay_over("/mnt/kept/disk.qcow2", "qcow2");
+        disks.run(&["cp", "/mnt/kept/firmware.fd", "/mnt/vm/firmware.fd"]);
+        disks
+    }
+
+    /// Keeps this machine, which is off, in a new folder.
+    pub(crate) fn keep(&self, kept: &Path) {
+        fs::create_dir_all(kept).unwrap();
+        for file in ["disk.qcow2", "firmware.fd"] {
+            fs::copy(self.folder.path().join(file), kept.join(file)).unwrap();
+        }
+    }
+
+    fn lay_over(&self, backing: &str, format: &str) {
+        let create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", format, "-b", backing];
+        self.run(&[create.as_slice(), &["/mnt/vm/disk.qcow2", "12G"]].concat());
+    }
+
+    /// Also a stick with these files on it.
+    pub(crate) fn with_stick(mut self, files: &[PathBuf]) -> Self {
+        let stick = tempfile::tempdir().unwrap();
+        for file in files {
+            fs::copy(file, stick.path().join(file.file_name().unwrap())).unwrap();
+        }
+        let make =
+            ["mkfs.ext4", "-q", "-L", "STICK", "-d", "/mnt/stick", "/mnt/vm/stick.raw", "700M"];
+        let mut command =
+            self.room().command(&[("vm", self.folder.path()), ("stick", stick.path())]);
+        assert!(command.args(make).status().unwrap().success());
+        self.stick = true;
+        self
     }
 
     /// Also a USB disk with the trial model's file on it.
@@ -76,7 +104,13 @@ impl Disks {
     }
 
     fn command(&self) -> Command {
-        self.room().command(&[("vm", self.folder.path()), ("image", self.image.parent().unwrap())])
+        let none = self.folder.path().to_owned();
+        let kept = self.kept.as_ref().unwrap_or(&none);
+        self.room().command(&[
+            ("vm", self.folder.path()),
+            ("image", self.image.parent().unwrap()),
+            ("kept", kept),
+        ])
     }
 
     fn run(&self, arguments: &[&str]) {
@@ -84,8 +118,17 @@ impl Disks {
         assert!(status.success(), "{arguments:?}: {status}");
     }
 
-    /// Presses the machine's button.
+    /// Presses the machine's button. One that starts again by itself goes off instead.
     pub(crate) fn switch_on(&self) -> Machine {
+        self.start(&["-no-reboot"])
+    }
+
+    /// Presses the button of a machine that may start again by itself, as often as it likes.
+    pub(crate) fn switch_on_for_good(&self) -> Machine {
+        self.start(&[])
+    }
+
+    fn start(&self, more: &[&str]) -> Machine {
         let port = free_port();
         let folder = self.folder.path().to_owned();
         let forward = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:443");
@@ -108,8 +151,9 @@ impl Disks {
             "-no-user-config",
             "-display",
             "none",
-            "-no-reboot",
         ]);
+        // The watchdog that a real board has.
+        command.args(["-device", "i6300esb", "-action", "watchdog=reset"]).args(more);
         command.args(["-uuid", "b0c5e1f2-4a3d-4c7e-9a1b-2d3e4f506172"]);
         command.args([
             "-drive",
@@ -137,6 +181,10 @@ impl Disks {
             ]);
             command.args(["-device", "usb-storage,drive=models,removable=on"]);
         }
+        if self.stick {
+            command.args(["-drive", "file=/mnt/vm/stick.raw,format=raw,if=none,id=stick"]);
+            command.args(["-device", "usb-storage,drive=stick,removable=on"]);
+        }
         // What an earlier start said is not what this one says.
         let _ = fs::remove_file(folder.join("serial.log"));
         let log = fs::File::create(folder.join("qemu.log")).unwrap();
@@ -163,6 +211,31 @@ impl Machine {
                 if let Some((line, _)) = rest.split_once('\n') {
                     return line.trim().to_owned();
                 }
+            }
+            if let Some(status) = self.qemu.try_wait().unwrap() {
+                panic!("the machine is off ({status}) before it said {words:?}:\n{}", self.told());
+            }
+            assert!(begun.elapsed() < PATIENCE, "waited for {words:?}:\n{}", self.told());
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// How often the serial line said something.
+    pub(crate) fn said(&self, words: &str) -> usize {
+        self.serial().matches(words).count()
+    }
+
+    /// Waits until the serial line says something after the `since`-th time that it said `mark`.
+    pub(crate) fn says_after(&mut self, mark: &str, since: usize, words: &str) -> String {
+        let begun = Instant::now();
+        loop {
+            let said = self.serial();
+            let at = said.match_indices(mark).nth(since).map(|(at, _)| at);
+            if let Some(rest) = at.map(|at| &said[at..])
+                && let Some(found) = rest.find(words)
+                && let Some((line, _)) = rest[found + words.len()..].split_once('\n')
+            {
+                return line.trim().to_owned();
             }
             if let Some(status) = self.qemu.try_wait().unwrap() {
                 panic!("the machine is off ({status}) before it said {words:?}:\n{}", self.told());

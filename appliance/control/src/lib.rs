@@ -16,7 +16,8 @@ mod wire;
 
 pub use messages::{
     Actor, AuditEntry, BoxStatus, Claim, DoorReply, DoorRequest, Doorway, EngineStatus, Event, Gpu,
-    ImportSource, Machine, PartState, PartStatus, Power, Reply, Request,
+    ImageStatus, ImportSource, Machine, OfferStatus, PartState, PartStatus, Power, Reply, Request,
+    UpdateStatus, UpdateWish,
 };
 pub use plan::{Plan, Progress, Run, RunId, RunState, Step, StepState, Unit};
 pub use wire::{Client, ControlError, Handler, Outlet, serve};

@@ -86,6 +86,22 @@ pub enum Request {
         /// Who asked.
         by: Actor,
     },
+    /// What runs, what is in the other slot, what was found, what became of updates. → [`Reply::Updates`].
+    Updates,
+    /// Look for an update: on disks that are plugged in, then where the site says. → [`Reply::Updates`].
+    CheckUpdate,
+    /// What would this do? → [`Reply::Preview`].
+    PreviewUpdate(UpdateWish),
+    /// Bring an update, change to it, or go back. → [`Reply::Accepted`].
+    Update {
+        /// Which.
+        wish: UpdateWish,
+        /// Who says so.
+        by: Actor,
+    },
+    /// Is a version on trial no worse than the one before? Answers when that is known, which may take as long as
+    /// a model takes to load. → [`Reply::Judged`].
+    Judge,
     /// Turns the connection into a stream of [`Event`]s, beginning with the current status and
     /// every run that is not over.
     Watch,
@@ -99,6 +115,69 @@ pub enum Power {
     Off,
     /// Started again.
     Restart,
+}
+
+/// What to do about the update that was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateWish {
+    /// Bring its files onto the box.
+    Fetch,
+    /// Bring them, write them into the other slot, and start the machine again with them.
+    Apply,
+    /// Start the machine again with what ran before.
+    Back,
+}
+
+/// The image, and everything about its updates.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateStatus {
+    /// What runs; none where this is no image, which has no slots and takes no updates.
+    pub image: Option<ImageStatus>,
+    /// What was found last and may be taken.
+    pub offer: Option<OfferStatus>,
+    /// A version that is being tried, or will be at the next start.
+    pub trying: Option<String>,
+    /// What became of each update, newest first, in words.
+    pub why: Vec<String>,
+}
+
+/// The image that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageStatus {
+    /// Its version.
+    pub version: String,
+    /// The machines that it is for.
+    pub arch: String,
+    /// Over every byte of its root file system.
+    pub roothash: String,
+    /// The kernel.
+    pub kernel: String,
+    /// The NVIDIA driver that is loaded, if one is.
+    pub driver: Option<String>,
+    /// What the other slot holds, if anything.
+    pub other: Option<String>,
+    /// What the machine could go back to, or why to nothing.
+    pub back: Result<String, String>,
+    /// Keys for updates that the image has.
+    pub keys: usize,
+}
+
+/// An update that was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfferStatus {
+    /// Its version.
+    pub version: String,
+    /// Where it was found.
+    pub from: String,
+    /// How old its packages are, in words.
+    pub age: String,
+    /// Bytes of all its files.
+    pub bytes: u64,
+    /// Whether they are on the box.
+    pub here: bool,
+    /// Over every byte of its root file system.
+    pub roothash: String,
 }
 
 /// Where an import takes its files from.
@@ -136,6 +215,10 @@ pub enum Reply {
     Imported(Vec<RecipeName>),
     /// Audit entries, newest first.
     Audit(Vec<AuditEntry>),
+    /// The image and its updates.
+    Updates(Box<UpdateStatus>),
+    /// What a version on trial cannot do that was possible before; nothing where it is no worse.
+    Judged(Option<String>),
     /// Done, nothing to say.
     Done,
     /// No; one sentence: what, where, what to do.
@@ -272,6 +355,10 @@ pub enum DoorRequest {
     /// Make sure that there is a steward, revoke the key named `up`, mint a new one.
     /// → [`DoorReply::Key`].
     UpKey,
+    /// A key with which the supervisor asks the box's own models something, as a member would, to see whether they
+    /// answer: good for minutes, gone with the next one. → [`DoorReply::Key`], or a refusal while nobody owns
+    /// the box.
+    TestKey,
 }
 
 /// From the gateway.

@@ -17,6 +17,10 @@ use crate::{KeyRefused, LimitReached, MemberId, Members, MembersError, Role, Sec
 const PREFIX: &str = "plk_";
 /// What the key of `polder up --yes` is called.
 const UP: &str = "up";
+/// What the box's own key for asking its models is called.
+const TEST: &str = "the box's own test";
+/// Such a key lives so long: a model that is asked with it may have to be loaded first.
+const TEST_LIVES: Duration = Duration::from_secs(10 * 60);
 /// A member has at most this many keys.
 const MOST_PER_MEMBER: i64 = 100;
 /// "Last used" is written at most this often, in seconds.
@@ -387,20 +391,13 @@ impl Members {
         let now = self.now();
         let mut db = self.db();
         let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let steward: Option<i64> = change
-            .query_row(
-                "SELECT id FROM members WHERE role = 'steward' AND NOT disabled ORDER BY id LIMIT 1",
-                [],
-                |row| row.get(0),
-            )
-            .optional()?;
-        let owner = match steward {
-            Some(id) => MemberId(id),
+        let owner = match first_steward(&change)? {
+            Some(owner) => owner,
             None => add_bare_steward(&change, now)?,
         };
         let before: Vec<String> = change
-            .prepare("DELETE FROM keys WHERE for_up RETURNING id")?
-            .query_map([], |row| row.get(0))?
+            .prepare("DELETE FROM keys WHERE for_up AND label = ?1 RETURNING id")?
+            .query_map([UP], |row| row.get(0))?
             .collect::<Result<_, _>>()?;
         let new = NewKey { label: UP.into(), scopes: Scope::ALL.to_vec(), ..NewKey::default() };
         let minted = self.insert_key(&change, owner, &new, true)?;
@@ -408,6 +405,29 @@ impl Members {
         self.forget(|id, _| before.contains(id));
         self.reload(&db, owner)?;
         Ok(minted)
+    }
+
+    /// A key of the first steward with which the box asks its own models something, as a member would. There is
+    /// one at a time: the one before goes, and it goes by itself after ten minutes. None while nobody owns the box.
+    pub fn mint_test_key(&self) -> Result<Option<MintedKey>, MembersError> {
+        let mut db = self.db();
+        let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let Some(owner) = first_steward(&change)? else { return Ok(None) };
+        let before: Vec<String> = change
+            .prepare("DELETE FROM keys WHERE for_up AND label = ?1 RETURNING id")?
+            .query_map([TEST], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        let new = NewKey {
+            label: TEST.into(),
+            expires_in: Some(TEST_LIVES),
+            limits: KeyLimits { at_once: Some(1), ..KeyLimits::default() },
+            ..NewKey::default()
+        };
+        let minted = self.insert_key(&change, owner, &new, true)?;
+        change.commit()?;
+        self.forget(|id, _| before.contains(id));
+        self.reload(&db, owner)?;
+        Ok(Some(minted))
     }
 
     /// A member's keys, newest first.
@@ -658,6 +678,13 @@ fn check_limits(limits: &KeyLimits) -> Result<(), MembersError> {
         return Err(MembersError::Field("the monthly quota is too large to be one".into()));
     }
     Ok(())
+}
+
+/// Who has been a steward for longest.
+fn first_steward(change: &Connection) -> Result<Option<MemberId>, MembersError> {
+    const FIRST: &str =
+        "SELECT id FROM members WHERE role = 'steward' AND NOT disabled ORDER BY id LIMIT 1";
+    Ok(change.query_row(FIRST, [], |row| row.get(0)).optional()?.map(MemberId))
 }
 
 /// `steward`, or `steward 2` and so on where a mere member took that name.

@@ -74,8 +74,12 @@ impl Follower {
 
     /// Makes the change and shows its steps until it is done.
     pub(crate) async fn apply(&self, change: SiteChange) -> anyhow::Result<()> {
-        let by = Actor::Console;
-        let Reply::Accepted(id) = self.ask(&Request::Apply { change, by }).await? else {
+        self.follow(&Request::Apply { change, by: Actor::Console }).await
+    }
+
+    /// Asks for something that is done in steps, and shows them until it is done.
+    pub(crate) async fn follow(&self, request: &Request) -> anyhow::Result<()> {
+        let Reply::Accepted(id) = self.ask(request).await? else {
             return Err(unexpected());
         };
         let mut line = ProgressLine::new();

@@ -16,10 +16,12 @@ mod plan;
 mod recipes;
 mod screen;
 mod site;
+mod slots;
 mod state;
 mod status;
 mod supervise;
 mod up;
+mod update;
 mod weights;
 
 use std::process::ExitCode;
@@ -52,6 +54,8 @@ enum Command {
     Gateway(gateway::Gateway),
     Engine(engine::Engine),
     Screen(screen::Screen),
+    Update(update::Update),
+    Slots(slots::Slots),
     Image(image::Image),
 }
 
@@ -70,6 +74,8 @@ fn main() -> ExitCode {
         Command::Gateway(gateway) => gateway.run(),
         Command::Engine(engine) => engine.run(),
         Command::Screen(screen) => screen.run(),
+        Command::Update(update) => update.run(),
+        Command::Slots(slots) => slots.run(),
         Command::Image(image) => image.run(),
     };
     match done {

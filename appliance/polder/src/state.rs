@@ -94,7 +94,7 @@ pub(crate) fn unexpected() -> anyhow::Error {
     anyhow::anyhow!("the box answered something else than was asked; is it of another version?")
 }
 
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

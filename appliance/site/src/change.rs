@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::apps::App;
 use crate::document::{EngineSlot, Metering, Site};
 use crate::names::{AppName, BoxName, EngineName};
+use crate::updates::Updates;
 use crate::verifier::Verifier;
 
 /// Everything a steward may ask to be different.
@@ -44,6 +45,10 @@ pub enum SiteChange {
     Verifier(Verifier),
     /// Ask nobody any more.
     RemoveVerifier,
+    /// Look for updates there.
+    Updates(Updates),
+    /// Look for updates on sticks only.
+    RemoveUpdates,
 }
 
 impl SiteChange {
@@ -71,6 +76,8 @@ impl SiteChange {
             }
             Self::Verifier(verifier) => next.verifier = Some(verifier.clone()),
             Self::RemoveVerifier => next.verifier = None,
+            Self::Updates(updates) => next.updates = Some(updates.clone()),
+            Self::RemoveUpdates => next.updates = None,
         }
         next
     }

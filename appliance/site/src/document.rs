@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::apps::App;
 use crate::names::{AppName, BoxName, EngineName, RecipeName};
+use crate::updates::Updates;
 use crate::verifier::Verifier;
 
 /// The document's layout; raised when an old binary could misread a new file.
@@ -32,6 +33,9 @@ pub struct Site {
     /// Who is asked about people that bring no credential of the box's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verifier: Option<Verifier>,
+    /// Where updates of the image are looked for; sticks are looked at without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updates: Option<Updates>,
 }
 
 /// The public door.
@@ -150,6 +154,7 @@ impl Site {
             engines: BTreeMap::new(),
             apps: BTreeMap::new(),
             verifier: None,
+            updates: None,
         }
     }
 

@@ -9,6 +9,7 @@ mod change;
 mod document;
 mod names;
 mod store;
+mod updates;
 mod verifier;
 
 pub use apps::{App, Audience, Upstream, UpstreamError};
@@ -16,4 +17,5 @@ pub use change::{Difference, SiteChange};
 pub use document::{Door, EngineKind, EngineSlot, Metering, Site, SiteError, UsageVisibility};
 pub use names::{AppName, BoxName, EngineName, NameError, RecipeName};
 pub use store::{Store, StoreError, Version, write_durably};
+pub use updates::{UpdateUrl, UpdateUrlError, Updates};
 pub use verifier::{Verifier, VerifierMode, VerifierUrl, VerifierUrlError};

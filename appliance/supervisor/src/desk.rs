@@ -64,6 +64,16 @@ impl<P: Parts> Desk<P> {
                 work.power(how, by).await?;
                 Reply::Done
             }
+            Request::Updates => Reply::Updates(Box::new(work.updates().await?)),
+            Request::CheckUpdate => Reply::Updates(Box::new(work.check_update().await?)),
+            Request::PreviewUpdate(wish) => {
+                let plan = work.preview_update(wish).await?;
+                Reply::Preview { differences: Vec::new(), plan }
+            }
+            Request::Update { wish, by } => {
+                Reply::Accepted(work.apply(Intent::Update(wish), by).await?)
+            }
+            Request::Judge => Reply::Judged(work.judge().await?),
             Request::Audit { before, limit } => Reply::Audit(work.audit(before, limit).await?),
             Request::Watch => unreachable!("answered before"),
         })

@@ -13,6 +13,7 @@ mod board;
 mod children;
 mod desk;
 mod doorway;
+mod image;
 mod keeper;
 pub mod lifeline;
 mod machine;
@@ -29,6 +30,7 @@ mod work;
 
 pub use audit::{Trail, TrailError, Verdict};
 pub use children::Children;
+pub use image::{Change, Chore, Helper, ImageAction, Places};
 pub use parts::{Ended, Part, Parts, PartsError, Process};
 pub use plan::{Action, Observed, Wanted, plan};
 pub use probe::{Health, ask};

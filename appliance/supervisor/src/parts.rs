@@ -2,9 +2,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 
 use polder_site::EngineName;
 
+use crate::image::Helper;
 use crate::systemd::Host;
 
 /// A long-running process of the box.
@@ -40,6 +42,11 @@ pub trait Parts: Send + Sync + 'static {
 
     /// The machine, where the box may turn it off.
     fn machine(&self) -> Option<Host> {
+        None
+    }
+
+    /// Whoever does root's part in changes of the image, where the machine runs from one.
+    fn helper(&self) -> Option<Arc<dyn Helper>> {
         None
     }
 

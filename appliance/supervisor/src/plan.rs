@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use polder_control::{PartState, Plan, Step};
 use polder_site::{EngineName, RecipeName, Site, SiteChange};
 
+use crate::image::{Change, ImageAction};
 use crate::shelf::Described;
 
 /// The box as it is.
@@ -25,6 +26,8 @@ pub enum Wanted {
     Change(SiteChange),
     /// Only this model in the store.
     Model(RecipeName),
+    /// Another version of the image.
+    Image(Change),
 }
 
 /// One thing to do. In a plan they come in an order that leaves the box working whenever one of
@@ -52,6 +55,8 @@ pub enum Action {
     StartEngine(EngineName),
     /// Wait until the gateway, which follows the site while it runs, keeps the door that it says.
     OpenDoor,
+    /// Do something about the image.
+    Image(ImageAction),
 }
 
 impl Action {
@@ -74,6 +79,7 @@ impl Action {
             Self::OpenDoor => {
                 ("open-door", "Open the door as written down; answers that run go on".to_owned())
             }
+            Self::Image(action) => return action.step(),
         };
         Step { id: id.to_owned(), title }
     }
@@ -94,6 +100,7 @@ pub fn plan(
     let title = title(wanted, &|recipe| known(recipe).title);
     let mut actions = Vec::new();
     match wanted {
+        Wanted::Image(change) => actions.extend(change.actions().into_iter().map(Action::Image)),
         Wanted::Model(recipe) => {
             if !observed.imported.contains(recipe) {
                 actions.push(import(recipe));
@@ -141,6 +148,7 @@ pub fn plan(
 
 fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
     match wanted {
+        Wanted::Image(change) => change.title(),
         Wanted::Model(recipe) => format!("Bring in {}", known(recipe)),
         Wanted::Change(SiteChange::Rename(name)) => format!("Call the box {name}"),
         Wanted::Change(SiteChange::Door { listen, names }) => {
@@ -172,11 +180,15 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
         Wanted::Change(SiteChange::RemoveVerifier) => {
             "Ask no verifier any more who somebody is".to_owned()
         }
+        Wanted::Change(SiteChange::Updates(updates)) => {
+            format!("Look for updates at {}", updates.from)
+        }
+        Wanted::Change(SiteChange::RemoveUpdates) => "Look for updates on sticks only".to_owned(),
     }
 }
 
 /// Bytes as people say them.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64 / 1024.0;
     let mut unit = 0;
@@ -344,7 +356,7 @@ mod tests {
                     Action::StartEngine(name) => {
                         box_.engines.insert(name, PartState::Ready);
                     }
-                    Action::OpenDoor => {}
+                    Action::OpenDoor | Action::Image(_) => {}
                 }
             }
             assert_eq!(plan(&box_, &wanted, &|_| None).1, []);

@@ -1,7 +1,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use polder_control::{Actor, ImportSource, Run, RunId};
+use polder_control::{Actor, ImportSource, Run, RunId, UpdateWish};
 use polder_site::{RecipeName, Site, SiteChange, write_durably};
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,7 @@ const MOST_RESUMPTIONS: u32 = 3;
 pub(crate) enum Intent {
     Change(SiteChange),
     Import { recipe: RecipeName, from: ImportSource },
+    Update(UpdateWish),
 }
 
 /// A run that is not over, as it is kept over a crash.
@@ -75,6 +76,11 @@ impl Ledger {
     /// Runs that ended, newest first.
     pub(crate) fn ended(&self) -> &[Run] {
         &self.page.ended
+    }
+
+    /// Who asked for a run that is not over.
+    pub(crate) fn who(&self, id: RunId) -> Option<Actor> {
+        self.page.open.iter().find(|open| open.id == id).map(|open| open.by.clone())
     }
 
     /// A new run; durable when this returns.

@@ -79,7 +79,7 @@ impl Shelf for Weights {
 
 /// An event of the importer as people see it. What is not a figure (waiting, trying again) is
 /// shown in place of the phase, over the last figures.
-fn shown(event: Event, last: &Progress) -> Progress {
+pub(crate) fn shown(event: Event, last: &Progress) -> Progress {
     match event {
         Event::Progress(progress) => figures(&progress),
         other => {
@@ -100,7 +100,7 @@ pub fn figures(progress: &polder_weights::Progress) -> Progress {
     }
 }
 
-fn nothing_yet() -> Progress {
+pub(crate) fn nothing_yet() -> Progress {
     let (phase, unit) = (String::new(), Unit::Bytes);
     Progress { phase, done: 0, total: None, unit, rate: None, eta_seconds: None }
 }

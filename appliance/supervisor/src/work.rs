@@ -1,3 +1,4 @@
+mod image;
 mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::audit::Trail;
 use crate::board::Board;
 use crate::doorway;
+use crate::image::Image;
 use crate::keeper::{Keeper, Order};
 use crate::machine;
 use crate::parts::{Part, Parts};
@@ -45,6 +47,8 @@ pub(crate) struct Work<P: Parts> {
     sockets: Sockets,
     parts: Arc<P>,
     shelf: Arc<dyn Shelf>,
+    /// The image, where the machine runs from one.
+    image: Option<Arc<Image>>,
     patience: Patience,
     store: Mutex<Store>,
     trail: Mutex<Trail>,
@@ -89,12 +93,14 @@ impl<P: Parts> Work<P> {
         ledger: Ledger,
     ) -> Arc<Self> {
         let sockets = Sockets::of(&state);
+        let image = parts.helper().map(|helper| Arc::new(Image::of(&state, helper)));
         Arc::new(Self {
             board: Board::new(sockets.clone(), site, ledger.ended()),
             state,
             sockets,
             parts: Arc::new(parts),
             shelf,
+            image,
             patience,
             store: Mutex::new(store),
             trail: Mutex::new(trail),
@@ -117,6 +123,7 @@ impl<P: Parts> Work<P> {
             self.keeper(part).ensure();
         }
         self.parts.keep_only(&wanted).await;
+        self.image_started();
         let cut_off = lock(&self.ledger).cut_off();
         let (again, never) = cut_off.unwrap_or_else(|error| {
             log::error!("could not look up what was cut off: {error}");
@@ -306,11 +313,12 @@ impl<P: Parts> Work<P> {
                 check_source(from)?;
                 Wanted::Model(recipe.clone())
             }
+            Intent::Update(wish) => Wanted::Image(self.image_change(*wish).await?),
         };
         let recipe = match &wanted {
             Wanted::Model(recipe) => Some(recipe),
             Wanted::Change(SiteChange::Engine { slot, .. }) => Some(&slot.recipe),
-            Wanted::Change(_) => None,
+            Wanted::Change(_) | Wanted::Image(_) => None,
         };
         if let Some(recipe) = recipe
             && self.shelf.describe(recipe).is_none()
@@ -430,7 +438,7 @@ impl<P: Parts> Work<P> {
     ) -> Result<(), Halt> {
         let from = match intent {
             Intent::Import { from, .. } => from,
-            Intent::Change(_) => &ImportSource::Recipe,
+            Intent::Change(_) | Intent::Update(_) => &ImportSource::Recipe,
         };
         for (step, action) in actions.into_iter().enumerate() {
             if cancel.is_cancelled() {
@@ -453,6 +461,7 @@ impl<P: Parts> Work<P> {
                 }
                 Action::StartEngine(name) => self.start_engine(id, step, &name, cancel).await,
                 Action::OpenDoor => self.open_door(step, before).await,
+                Action::Image(action) => self.image_action(id, step, action, cancel).await,
             };
             done?;
             self.board.step(id, step, StepState::Done);
@@ -597,7 +606,7 @@ fn moves_the_door(intent: &Intent) -> bool {
 /// Whether a run would change the box, and whether it would bring in a model.
 fn kind(intent: &Intent, actions: &[Action]) -> (bool, bool) {
     let imports = actions.iter().any(|a| matches!(a, Action::ImportModel { .. }));
-    (matches!(intent, Intent::Change(_)), imports)
+    (matches!(intent, Intent::Change(_) | Intent::Update(_)), imports)
 }
 
 fn settled(state: &PartState) -> bool {

@@ -14,7 +14,7 @@ use crate::manifest::LONGEST;
 use crate::{Here, Keys, Manifest, Refusal, UpdateError, Version, folder, judge};
 
 /// A server that says nothing for so long is not asked further.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(8);
 /// On a disk, updates lie at the top or in this folder.
 const ON_A_DISK: &str = "polder";
 

@@ -16,6 +16,7 @@ pub(super) fn nav(gateway: &Gateway, member: &Member, here: &str) -> Nav {
         ("/models", "Models"),
         ("/members", "Members"),
         ("/apps", "Apps"),
+        ("/versions", "Versions"),
         ("/audit", "Audit"),
     ];
     let stewards = if member.is_steward() { &stewards[..] } else { &[] };
@@ -174,6 +175,7 @@ pub(super) fn said(code: &str) -> Markup {
         "app-removed" => "The app is closed. The box passes nothing on to it any more.",
         "verifier" => "The box asks that service from now on.",
         "verifier-removed" => "The box asks no other service any more.",
+        "updates" => "Updates are looked for there from now on.",
         "welcome" => "Welcome. This is your page of the box.",
         _ => return html! {},
     };

@@ -22,6 +22,7 @@ mod samples;
 mod sign_in;
 mod usage;
 mod verifier;
+mod versions;
 mod who;
 
 #[cfg(test)]
@@ -82,6 +83,12 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/apps/{name}/enter", get(apps::enter))
         .route("/verifier", post(verifier::set))
         .route("/verifier/remove", post(verifier::remove))
+        .route("/versions", get(versions::show))
+        .route("/versions/check", post(versions::check))
+        .route("/versions/fetch", post(versions::fetch))
+        .route("/versions/apply", post(versions::apply))
+        .route("/versions/back", post(versions::back))
+        .route("/versions/from", post(versions::from))
         .route("/runs/{id}", get(runs::show))
         .route("/runs/{id}/live", get(runs::live))
         .route("/runs/{id}/cancel", post(runs::cancel))

@@ -10,9 +10,9 @@ use axum::response::Response;
 use futures_util::StreamExt;
 use http_body_util::BodyExt;
 use polder_control::{
-    Actor, AuditEntry, BoxStatus, ControlError, EngineStatus, Event, Handler, Machine, Outlet,
-    PartState, PartStatus, Plan, Progress, Reply, Request, Run, RunId, RunState, Sockets, Step,
-    StepState, Unit,
+    Actor, AuditEntry, BoxStatus, ControlError, EngineStatus, Event, Handler, ImageStatus, Machine,
+    OfferStatus, Outlet, PartState, PartStatus, Plan, Progress, Reply, Request, Run, RunId,
+    RunState, Sockets, Step, StepState, Unit, UpdateStatus, UpdateWish,
 };
 use polder_members::{Member, Members, NewKey, NewMember, Role, Secret};
 use polder_site::{App, EngineSlot, Site, SiteChange, Verifier, VerifierMode};
@@ -70,9 +70,40 @@ impl Handler<Request, Reply> for Supervisor {
             }
             Request::Apply { .. } | Request::Import { .. } => Reply::Accepted(RunId(7)),
             Request::Audit { .. } => Reply::Audit(audit()),
+            Request::Updates | Request::CheckUpdate => Reply::Updates(Box::new(updates())),
+            Request::PreviewUpdate(_) => {
+                Reply::Preview { differences: Vec::new(), plan: runs().remove(0).plan }
+            }
+            Request::Update { .. } => Reply::Accepted(RunId(7)),
+            Request::Judge => Reply::Judged(None),
             Request::Record { .. } | Request::Power { .. } | Request::Cancel(_) => Reply::Done,
         };
         outlet.send(&reply).await
+    }
+}
+
+fn updates() -> UpdateStatus {
+    UpdateStatus {
+        image: Some(ImageStatus {
+            version: "0.1.0".into(),
+            arch: "x86_64".into(),
+            roothash: "ab".repeat(32),
+            kernel: "6.12.117+deb13-amd64".into(),
+            driver: None,
+            other: Some("0.0.9".into()),
+            back: Ok("0.0.9".into()),
+            keys: 1,
+        }),
+        offer: Some(OfferStatus {
+            version: "0.2.0".into(),
+            from: "/run/media/STICK".into(),
+            age: "as of 2026-11-25, today".into(),
+            bytes: 240 << 20,
+            here: false,
+            roothash: "cd".repeat(32),
+        }),
+        trying: None,
+        why: vec!["Ada put in 0.1.0 in place of 0.0.9. It stays.".into()],
     }
 }
 
@@ -609,6 +640,45 @@ async fn a_steward_has_another_service_asked_and_one_elsewhere_is_refused() {
 }
 
 #[tokio::test]
+async fn a_steward_sees_what_runs_takes_an_update_and_goes_back() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let (_, page) = place.get("/versions", steward).await;
+    for shown in
+        ["Polder 0.1.0", "Polder 0.2.0", &"ab".repeat(32), "It stays.", "Go back to Polder 0.0.9"]
+    {
+        assert!(page.contains(shown), "{shown}: {page}");
+    }
+    for (path, wish) in [
+        ("/versions/apply", UpdateWish::Apply),
+        ("/versions/fetch", UpdateWish::Fetch),
+        ("/versions/back", UpdateWish::Back),
+    ] {
+        assert_eq!(place.post(path, steward, "").await.1, "/runs/7");
+        let asked = |r: &Request| matches!(r, Request::Update { wish: w, by: Actor::Member(_) } if *w == wish);
+        assert!(place.asked.lock().unwrap().iter().any(asked), "{wish:?}");
+        // Nothing moves because somebody else presses.
+        assert_eq!(place.post(path, Some(&place.member.1), "").await.0, StatusCode::FORBIDDEN);
+    }
+}
+
+#[tokio::test]
+async fn updates_are_looked_for_where_a_steward_says_and_nowhere_with_a_password() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let form = "address=https%3A%2F%2Fexample.org%2Fpolder%2F";
+    assert_eq!(place.post("/versions/from", steward, form).await.1, "/versions?said=updates");
+    let from = "https://example.org/polder".parse().unwrap();
+    let wanted = SiteChange::Updates(polder_site::Updates { from });
+    let asked = |r: &Request| matches!(r, Request::Apply { change, .. } if *change == wanted);
+    assert!(place.asked.lock().unwrap().iter().any(asked));
+    let form = "address=https%3A%2F%2Fada%3Asecret%40example.org";
+    let (status, page) = place.post("/versions/from", steward, form).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("without a name or password"), "{page}");
+}
+
+#[tokio::test]
 async fn an_unclaimed_box_leads_to_its_wizard() {
     let place = place().await;
     let ids: Vec<_> = place.gateway.members.members().unwrap();
@@ -661,6 +731,7 @@ async fn pages_can_be_written_out_for_looking_at() {
         ("apps", place.get("/apps", steward).await.1),
         ("run", place.get("/runs/7", steward).await.1),
         ("audit", place.get("/audit", steward).await.1),
+        ("versions", place.get("/versions", steward).await.1),
         ("sign-in", place.get("/sign-in", None).await.1),
         ("wrong", place.post("/sign-in", None, "name=Ada&password=x").await.1),
         ("ca", place.get("/ca", None).await.1),

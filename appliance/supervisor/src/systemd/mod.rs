@@ -5,10 +5,12 @@
 //! the bus was away or before we listened, therefore costs a moment and never a wrong answer.
 
 mod bus;
+mod chores;
 mod host;
 mod units;
 mod words;
 
 pub use bus::Bus;
+pub use chores::Chores;
 pub use host::{Hold, Host, HostError};
 pub use units::{UnitProcess, Units};

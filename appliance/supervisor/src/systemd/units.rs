@@ -1,14 +1,16 @@
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use zbus::{OwnedObjectPath, OwnedVariant, Type};
 
+use crate::image::Helper;
 use crate::parts::{Ended, Part, Parts, PartsError, Process};
-use crate::systemd::Host;
 use crate::systemd::bus::{Bus, MANAGER, Place, say};
 use crate::systemd::words::{Begun, Seen, Verdict, begun};
+use crate::systemd::{Chores, Host};
 
 /// A unit is looked at this often even if nobody says that it changed.
 const LOOK: Duration = Duration::from_secs(5);
@@ -101,6 +103,12 @@ impl Parts for Units {
 
     fn machine(&self) -> Option<Host> {
         Some(Host::on(self.bus.clone()))
+    }
+
+    fn helper(&self) -> Option<Arc<dyn Helper>> {
+        // A machine that somebody else installed has no slots.
+        let image = polder_update::here().ok().flatten();
+        image.map(|_| Arc::new(Chores::on(self.bus.clone())) as Arc<dyn Helper>)
     }
 
     async fn start(&self, part: &Part) -> Result<UnitProcess, PartsError> {

@@ -24,7 +24,7 @@ impl<P: Parts> Work<P> {
         let site = self.board.site();
         let back = match intent {
             Intent::Change(change) => as_before(change, &site, before),
-            Intent::Import { .. } => site.clone(),
+            Intent::Import { .. } | Intent::Update(_) => site.clone(),
         };
         if back == site {
             self.restore();
@@ -116,6 +116,9 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
         }
         SiteChange::Verifier(_) | SiteChange::RemoveVerifier => {
             back.verifier = before.verifier.clone();
+        }
+        SiteChange::Updates(_) | SiteChange::RemoveUpdates => {
+            back.updates = before.updates.clone();
         }
     }
     back
