@@ -30,7 +30,11 @@ impl Screen {
             let told = async move {
                 let _ = ending.wait_for(|e| *e != Ending::No).await;
             };
-            let version = env!("CARGO_PKG_VERSION").to_owned();
+            // What a person would ask for is the image's, where there is one.
+            let version = match polder_update::here() {
+                Ok(Some(image)) => image.version.to_string(),
+                _ => env!("CARGO_PKG_VERSION").to_owned(),
+            };
             anyhow::Ok(polder_screen::run(&state, version, terminals, told).await?)
         });
         runtime.shutdown_timeout(part::LEFT_BEHIND);

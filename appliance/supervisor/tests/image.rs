@@ -1,0 +1,333 @@
+//! Changes of the image, with a helper in root's place that only remembers what it was told.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use minisign::KeyPair;
+use polder_control::{
+    Actor, Client, ImportSource, Progress, Reply, Request, Run, RunState, Sockets, UpdateStatus,
+    UpdateWish,
+};
+use polder_recipes::Digest;
+use polder_site::{RecipeName, Site};
+use polder_supervisor::{
+    Children, Chore, Described, Ending, Helper, ImportEnd, Options, Part, Parts, PartsError,
+    Patience, Places, Shelf, SupervisorError,
+};
+use polder_update::{Entry, Job, JobState, Manifest, Record, Slots};
+use polder_weights::CancelFlag;
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Root, who does what it is told.
+struct Root {
+    places: Places,
+    state: PathBuf,
+    slots: Mutex<Slots>,
+    told: Mutex<Vec<Chore>>,
+}
+
+impl Root {
+    fn write_down(&self) {
+        let slots = serde_json::to_vec(&*self.slots.lock().unwrap()).unwrap();
+        fs::write(self.places.told.join("slots.json"), slots).unwrap();
+    }
+}
+
+impl Helper for Root {
+    fn places(&self) -> Places {
+        self.places.clone()
+    }
+
+    fn does(&self, chore: Chore) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
+        Box::pin(async move {
+            self.told.lock().unwrap().push(chore.clone());
+            if let Chore::Write(version) = &chore {
+                let root =
+                    format!("update/files/models/polder-{version}/polder_{version}_x86_64.root");
+                assert!(self.state.join(root).exists(), "it was fetched before");
+                let job = Job {
+                    version: version.clone(),
+                    phase: "reading back".into(),
+                    done: 1,
+                    total: 1,
+                    state: JobState::Done,
+                };
+                let job = serde_json::to_vec(&job).unwrap();
+                fs::write(self.places.told.join("job.json"), job).unwrap();
+                let entry = Entry { version: version.clone(), tries: Some((3, 0)) };
+                self.slots.lock().unwrap().entries.push(entry);
+            }
+            self.write_down();
+            Ok(())
+        })
+    }
+}
+
+/// Parts as child processes, on a machine with slots.
+struct OnAnImage(Children, Arc<Root>);
+
+impl Parts for OnAnImage {
+    type Process = <Children as Parts>::Process;
+
+    async fn start(&self, part: &Part) -> Result<Self::Process, PartsError> {
+        self.0.start(part).await
+    }
+
+    fn helper(&self) -> Option<Arc<dyn Helper>> {
+        Some(self.1.clone())
+    }
+}
+
+struct NoModels;
+
+impl Shelf for NoModels {
+    fn describe(&self, _: &RecipeName) -> Option<Described> {
+        None
+    }
+    fn imported(&self) -> Result<BTreeSet<RecipeName>, String> {
+        Ok(BTreeSet::new())
+    }
+    fn import(
+        &self,
+        _: &RecipeName,
+        _: &ImportSource,
+        _: &(dyn Fn(Progress) + Sync),
+        _: &CancelFlag,
+    ) -> Result<(), ImportEnd> {
+        unreachable!("nobody asks for a model")
+    }
+}
+
+struct Box_ {
+    _folder: TempDir,
+    root: Arc<Root>,
+    running: Option<(watch::Sender<Ending>, JoinHandle<Result<(), SupervisorError>>)>,
+}
+
+impl Box_ {
+    fn new(keys: &KeyPair) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| {
+            let path = folder.path().join(name);
+            fs::create_dir_all(&path).unwrap();
+            path
+        };
+        let places = Places { told: place("told"), disks: place("disks"), keys: place("keys") };
+        fs::write(places.keys.join("a.pub"), keys.pk.to_box().unwrap().to_string()).unwrap();
+        let slots = Slots {
+            running: "0.1.0".parse().unwrap(),
+            arch: "x86_64".into(),
+            roothash: "00".repeat(32),
+            entries: vec![Entry::of_file("polder_0.1.0.efi").unwrap()],
+            room: [1 << 20, 1 << 20],
+            keys: 1,
+        };
+        let state = place("state");
+        let root = Root { places, state, slots: Mutex::new(slots), told: Mutex::default() };
+        root.write_down();
+        let mut box_ = Self { _folder: folder, root: Arc::new(root), running: None };
+        box_.start();
+        box_
+    }
+
+    fn start(&mut self) {
+        let state = self.root.state.clone();
+        let parts = OnAnImage(Children::of(&toybox(), &state), self.root.clone());
+        let first = Site::unclaimed(1);
+        let patience = Patience::default();
+        let options = Options { state, first, port: None, listen: None, patience };
+        let (end, ending) = watch::channel(Ending::No);
+        let task = tokio::spawn(polder_supervisor::run(options, parts, Arc::new(NoModels), ending));
+        self.running = Some((end, task));
+    }
+
+    /// The machine starts again, with this version and these boot entries.
+    async fn start_again(&mut self, running: &str, files: &[&str]) {
+        let (end, task) = self.running.take().unwrap();
+        end.send_replace(Ending::Now);
+        task.await.unwrap().unwrap();
+        {
+            let mut slots = self.root.slots.lock().unwrap();
+            slots.running = running.parse().unwrap();
+            slots.entries = files.iter().filter_map(|file| Entry::of_file(file)).collect();
+        }
+        self.root.write_down();
+        self.start();
+    }
+
+    async fn ask(&self, request: Request) -> Reply {
+        let socket = Sockets::of(&self.root.state).control();
+        for _ in 0..1000 {
+            if let Ok(mut desk) = Client::connect(&socket).await {
+                return desk.ask(&request).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the supervisor does not answer");
+    }
+
+    async fn updates(&self) -> UpdateStatus {
+        match self.ask(Request::Updates).await {
+            Reply::Updates(status) => *status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Asks for something and waits for what comes of it.
+    async fn wish(&self, wish: UpdateWish) -> Result<Run, String> {
+        let by = Actor::Member("Ada".into());
+        let id = match self.ask(Request::Update { wish, by }).await {
+            Reply::Accepted(id) => id,
+            Reply::Refused(why) => return Err(why),
+            other => panic!("{other:?}"),
+        };
+        loop {
+            let Reply::Runs(runs) = self.ask(Request::Runs).await else { panic!() };
+            let run = runs.into_iter().find(|run| run.id == id).unwrap();
+            if run.state != RunState::Running {
+                return Ok(run);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn audit(&self) -> Vec<String> {
+        let Reply::Audit(entries) = self.ask(Request::Audit { before: None, limit: 50 }).await
+        else {
+            panic!()
+        };
+        entries
+            .into_iter()
+            .map(|entry| format!("{} {} {}", entry.by, entry.what, entry.on))
+            .collect()
+    }
+
+    fn record(&self) -> Record {
+        Record::load(&self.root.state).unwrap()
+    }
+
+    /// Somebody plugs in a stick with a version that the holder of these keys signed.
+    fn plug_in(&self, keys: &KeyPair, version: &str) {
+        let stick = self.root.places.disks.join("STICK");
+        fs::create_dir_all(&stick).unwrap();
+        let part = |ending: &str| {
+            let name = format!("polder_{version}_x86_64.{ending}");
+            let content = format!("{ending} of {version}");
+            fs::write(stick.join(&name), &content).unwrap();
+            let sha256 = Digest::from_bytes(Sha256::digest(&content).into());
+            polder_update::Part { name, size: content.len() as u64, sha256 }
+        };
+        let manifest = Manifest {
+            version: version.parse().unwrap(),
+            arch: "x86_64".into(),
+            made: 1_795_641_866,
+            roothash: Digest::from_bytes([3; 32]),
+            root: part("root"),
+            verity: part("verity"),
+            entry: part("efi"),
+        };
+        let (text, path) = (manifest.to_text(), stick.join(manifest.file_name("toml")));
+        let reader = std::io::Cursor::new(text.as_bytes());
+        let signature = minisign::sign(Some(&keys.pk), &keys.sk, reader, None, None).unwrap();
+        fs::write(path.with_added_extension("minisig"), signature.to_bytes()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+}
+
+fn keys() -> KeyPair {
+    KeyPair::generate_unencrypted_keypair().unwrap()
+}
+
+#[tokio::test]
+async fn an_update_from_a_stick_is_found_fetched_written_tried_and_kept() {
+    let keys = keys();
+    let mut box_ = Box_::new(&keys);
+    let nothing = box_.ask(Request::CheckUpdate).await;
+    assert!(
+        matches!(&nothing, Reply::Refused(why) if why.contains("plug in a stick")),
+        "{nothing:?}"
+    );
+    box_.plug_in(&keys, "0.2.0");
+    let Reply::Updates(found) = box_.ask(Request::CheckUpdate).await else { panic!() };
+    let offer = found.offer.unwrap();
+    assert_eq!((offer.version.as_str(), offer.here), ("0.2.0", false));
+
+    let run = box_.wish(UpdateWish::Apply).await.unwrap();
+    // There is no machine here that could start again; everything before that is done.
+    let RunState::Failed(why) = &run.state else { panic!("{run:?}") };
+    assert!(why.contains("cannot be started again from here"), "{why}");
+    assert_eq!(*box_.root.told.lock().unwrap(), [Chore::Write("0.2.0".parse().unwrap())]);
+    let attempt = box_.record().attempt.unwrap();
+    assert_eq!(
+        (attempt.from.as_str(), attempt.to.as_str(), attempt.by.as_str()),
+        ("0.1.0", "0.2.0", "Ada")
+    );
+    assert_eq!(box_.updates().await.trying.as_deref(), Some("0.2.0"));
+
+    box_.start_again("0.2.0", &["polder_0.1.0.efi", "polder_0.2.0+2-1.efi"]).await;
+    assert_eq!(box_.ask(Request::Judge).await, Reply::Judged(None));
+    let status = box_.updates().await;
+    assert!(status.why[0].contains("Ada put in 0.2.0") && status.why[0].contains("stays since"));
+    assert_eq!((status.trying, status.offer), (None, None));
+    assert!(box_.audit().await.contains(&"the box keeps Polder 0.2.0".to_owned()));
+}
+
+#[tokio::test]
+async fn a_version_that_can_do_less_is_found_out_and_its_end_is_told_by_the_one_before() {
+    let keys = keys();
+    let mut box_ = Box_::new(&keys);
+    box_.plug_in(&keys, "0.2.0");
+    box_.ask(Request::CheckUpdate).await;
+    box_.wish(UpdateWish::Apply).await.unwrap();
+    // As if a model had answered before.
+    let mut record = box_.record();
+    record.attempt.as_mut().unwrap().before.answering.push("fast".into());
+    record.save(&box_.root.state).unwrap();
+
+    box_.start_again("0.2.0", &["polder_0.1.0.efi", "polder_0.2.0+2-1.efi"]).await;
+    let judged = box_.ask(Request::Judge).await;
+    assert_eq!(judged, Reply::Judged(Some("fast was not there any more".into())));
+    box_.start_again("0.1.0", &["polder_0.1.0.efi", "polder_0.2.0+0-3.efi"]).await;
+    let entry = "the box went back to Polder 0.1.0".to_owned();
+    for _ in 0..500 {
+        if box_.audit().await.contains(&entry) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(box_.audit().await.contains(&entry));
+    let told = box_.updates().await.why;
+    assert!(told[0].contains("It was started 3 times and then left; 0.1.0 runs again"), "{told:?}");
+    assert!(told[0].contains("fast was not there any more"), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_stick_of_somebody_else_changes_nothing() {
+    let box_ = Box_::new(&keys());
+    box_.plug_in(&keys(), "0.2.0");
+    let refused = box_.ask(Request::CheckUpdate).await;
+    assert!(
+        matches!(&refused, Reply::Refused(why) if why.contains("not signed by anyone")),
+        "{refused:?}"
+    );
+    let why = box_.wish(UpdateWish::Apply).await.unwrap_err();
+    assert!(why.contains("look for one first"), "{why}");
+    let why = box_.wish(UpdateWish::Back).await.unwrap_err();
+    assert!(why.contains("nothing to go back to"), "{why}");
+    assert!(box_.root.told.lock().unwrap().is_empty());
+}
+
+fn toybox() -> PathBuf {
+    let deps = std::env::current_exe().unwrap();
+    deps.parent().unwrap().parent().unwrap().join("examples/toybox")
+}
