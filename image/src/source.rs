@@ -15,7 +15,7 @@ pub struct Source {
 }
 
 /// The folders and files that `polder` is compiled from.
-const COMPILED: [&str; 8] = [
+const COMPILED: [&str; 9] = [
     "Cargo.toml",
     "Cargo.lock",
     "appliance",
@@ -23,6 +23,7 @@ const COMPILED: [&str; 8] = [
     "firstboot",
     "image/src",
     "image/Cargo.toml",
+    "image/steps",
     "recipes",
 ];
 
@@ -89,6 +90,9 @@ impl Source {
     }
 }
 
+/// Folders and files of a crate that are in no program.
+const NO_PART: [&str; 5] = ["target", "tests", "examples", "benches", "README.md"];
+
 /// Of these files and folders below `root`, whatever order the disk has them in.
 fn digest(root: &Path, parts: &[&str]) -> Result<[u8; 32], ImageError> {
     let mut files = Vec::new();
@@ -125,8 +129,9 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), ImageError> {
     }
     for entry in fs::read_dir(path).map_err(ImageError::file("read", path))? {
         let entry = entry.map_err(ImageError::file("read", path))?;
-        // What a compiler or an editor left behind.
-        if entry.file_name() == "target" || entry.file_name().to_string_lossy().starts_with('.') {
+        let name = entry.file_name();
+        // What a compiler or an editor left behind, and what no program is compiled from.
+        if NO_PART.iter().any(|other| name == *other) || name.to_string_lossy().starts_with('.') {
             continue;
         }
         collect(&entry.path(), files)?;
@@ -148,6 +153,7 @@ mod tests {
         let first = digest(root, &["a"]).unwrap();
         fs::write(root.join("a/target/out"), "1").unwrap();
         fs::write(root.join("a/.swp"), "1").unwrap();
+        fs::write(root.join("a/README.md"), "1").unwrap();
         assert_eq!(digest(root, &["a"]).unwrap(), first);
         fs::write(root.join("a/x"), "2").unwrap();
         let second = digest(root, &["a"]).unwrap();

@@ -10,6 +10,17 @@ use polder_stories::{free_port, need};
 
 /// How long the slowest thing may take that a machine does: emulated, on cores that others use too.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(400);
+const PLAIN_DISK: &[&str] =
+    &["-drive", "file=/mnt/vm/disk.qcow2,format=qcow2,if=none,id=disk,cache=unsafe,discard=unmap"];
+/// What is written to the disk is written down too.
+const LOGGED_DISK: &[&str] = &[
+    "-blockdev",
+    "driver=qcow2,node-name=lower,file.driver=file,file.filename=/mnt/vm/disk.qcow2,file.cache.no-flush=on",
+    "-blockdev",
+    "driver=file,node-name=log,filename=/mnt/vm/writes.log,cache.no-flush=on",
+    "-blockdev",
+    "driver=blklogwrites,node-name=disk,file=lower,log=log,log-sector-size=512",
+];
 /// Between two looks at the serial line.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -58,6 +69,40 @@ impl Disks {
         for file in ["disk.qcow2", "firmware.fd"] {
             fs::copy(self.folder.path().join(file), kept.join(file)).unwrap();
         }
+    }
+
+    /// A machine with this disk, whatever is on it.
+    pub(crate) fn of_disk(disk: &Path) -> Self {
+        let mut disks = Self::fresh();
+        disks.kept = Some(disk.parent().unwrap().to_owned());
+        let name = disk.file_name().unwrap().to_string_lossy();
+        disks.lay_over(&format!("/mnt/kept/{name}"), "raw");
+        disks
+    }
+
+    /// Makes the disk one file of its own, `base.raw`, which stays as it is from then on.
+    pub(crate) fn flatten(&mut self) {
+        let [from, to] = ["/mnt/vm/disk.qcow2", "/mnt/vm/base.raw"];
+        self.run(&["qemu-img", "convert", "-q", "-f", "qcow2", "-O", "raw", from, to]);
+        self.lay_over(to, "raw");
+    }
+
+    /// A file of this machine.
+    pub(crate) fn place(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// What a tool says that has to do its work.
+    pub(crate) fn answer(&self, arguments: &[&str]) -> String {
+        let output = self.command().args(arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// How a tool ended.
+    pub(crate) fn status(&self, arguments: &[&str]) -> Option<i32> {
+        self.command().args(arguments).output().unwrap().status.code()
     }
 
     fn lay_over(&self, backing: &str, format: &str) {
@@ -120,15 +165,21 @@ impl Disks {
 
     /// Presses the machine's button. One that starts again by itself goes off instead.
     pub(crate) fn switch_on(&self) -> Machine {
-        self.start(&["-no-reboot"])
+        self.start(PLAIN_DISK, &["-no-reboot"])
+    }
+
+    /// The same with every write and flush of its disk written down in `writes.log`.
+    pub(crate) fn switch_on_with_a_log_of_writes(&self) -> Machine {
+        fs::write(self.place("writes.log"), "").unwrap();
+        self.start(LOGGED_DISK, &["-no-reboot"])
     }
 
     /// Presses the button of a machine that may start again by itself, as often as it likes.
     pub(crate) fn switch_on_for_good(&self) -> Machine {
-        self.start(&[])
+        self.start(PLAIN_DISK, &[])
     }
 
-    fn start(&self, more: &[&str]) -> Machine {
+    fn start(&self, disk: &[&str], more: &[&str]) -> Machine {
         let port = free_port();
         let folder = self.folder.path().to_owned();
         let forward = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:443");
@@ -160,10 +211,7 @@ impl Disks {
             "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
         ]);
         command.args(["-drive", "if=pflash,format=raw,file=/mnt/vm/firmware.fd"]);
-        command.args([
-            "-drive",
-            "file=/mnt/vm/disk.qcow2,format=qcow2,if=none,id=disk,cache=unsafe,discard=unmap",
-        ]);
+        command.args(disk);
         command.args(["-device", "nvme,drive=disk,serial=BOX0001,bootindex=0"]);
         command.args(["-device", "qemu-xhci", "-device", "virtio-rng-pci"]);
         command.args(["-netdev", &forward, "-device", "virtio-net-pci,netdev=net,romfile="]);

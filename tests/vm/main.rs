@@ -7,5 +7,7 @@
 mod claimed;
 mod first_boot;
 mod machine;
+mod power;
+mod power_cut;
 mod sealed;
 mod updates;

@@ -16,8 +16,8 @@ mod wire;
 
 pub use messages::{
     Actor, AuditEntry, BoxStatus, Claim, DoorReply, DoorRequest, Doorway, EngineStatus, Event, Gpu,
-    ImageStatus, ImportSource, Machine, OfferStatus, PartState, PartStatus, Power, Reply, Request,
-    UpdateStatus, UpdateWish,
+    ImageStatus, ImportSource, Machine, OfferStatus, OpenShell, PartState, PartStatus, Power,
+    Reply, Request, UpdateStatus, UpdateWish,
 };
 pub use plan::{Plan, Progress, Run, RunId, RunState, Step, StepState, Unit};
 pub use wire::{Client, ControlError, Handler, Outlet, serve};

@@ -90,6 +90,22 @@ pub enum Request {
     Updates,
     /// Look for an update: on disks that are plugged in, then where the site says. → [`Reply::Updates`].
     CheckUpdate,
+    /// Whether a remote shell is open. → [`Reply::Shell`].
+    Shell,
+    /// Open one for the holder of this key, for some hours. → [`Reply::Shell`].
+    OpenShell {
+        /// A public key, as OpenSSH writes it.
+        key: String,
+        /// Hours until it closes by itself.
+        hours: u64,
+        /// Who says so.
+        by: Actor,
+    },
+    /// Close it, and end what runs in it. → [`Reply::Shell`].
+    CloseShell {
+        /// Who says so.
+        by: Actor,
+    },
     /// What would this do? → [`Reply::Preview`].
     PreviewUpdate(UpdateWish),
     /// Bring an update, change to it, or go back. → [`Reply::Accepted`].
@@ -140,6 +156,15 @@ pub struct UpdateStatus {
     pub trying: Option<String>,
     /// What became of each update, newest first, in words.
     pub why: Vec<String>,
+}
+
+/// A remote shell that is open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenShell {
+    /// Of the key that opens it, as `ssh-keygen -l` shows it.
+    pub fingerprint: String,
+    /// Unix seconds.
+    pub until: u64,
 }
 
 /// The image that runs.
@@ -217,6 +242,8 @@ pub enum Reply {
     Audit(Vec<AuditEntry>),
     /// The image and its updates.
     Updates(Box<UpdateStatus>),
+    /// The remote shell, if one is open.
+    Shell(Option<OpenShell>),
     /// What a version on trial cannot do that was possible before; nothing where it is no worse.
     Judged(Option<String>),
     /// Done, nothing to say.

@@ -15,6 +15,7 @@ mod part;
 mod plan;
 mod recipes;
 mod screen;
+mod shell;
 mod site;
 mod slots;
 mod state;
@@ -56,6 +57,7 @@ enum Command {
     Screen(screen::Screen),
     Update(update::Update),
     Slots(slots::Slots),
+    Shell(shell::Shell),
     Image(image::Image),
 }
 
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         Command::Screen(screen) => screen.run(),
         Command::Update(update) => update.run(),
         Command::Slots(slots) => slots.run(),
+        Command::Shell(shell) => shell.run(),
         Command::Image(image) => image.run(),
     };
     match done {

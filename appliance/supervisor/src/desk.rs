@@ -66,6 +66,11 @@ impl<P: Parts> Desk<P> {
             }
             Request::Updates => Reply::Updates(Box::new(work.updates().await?)),
             Request::CheckUpdate => Reply::Updates(Box::new(work.check_update().await?)),
+            Request::Shell => Reply::Shell(work.shell()),
+            Request::OpenShell { key, hours, by } => {
+                Reply::Shell(work.open_shell(&key, hours, by).await?)
+            }
+            Request::CloseShell { by } => Reply::Shell(work.close_shell(by).await?),
             Request::PreviewUpdate(wish) => {
                 let plan = work.preview_update(wish).await?;
                 Reply::Preview { differences: Vec::new(), plan }

@@ -1,4 +1,5 @@
 mod image;
+mod shell;
 mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -124,6 +125,7 @@ impl<P: Parts> Work<P> {
         }
         self.parts.keep_only(&wanted).await;
         self.image_started();
+        self.shell_again();
         let cut_off = lock(&self.ledger).cut_off();
         let (again, never) = cut_off.unwrap_or_else(|error| {
             log::error!("could not look up what was cut off: {error}");

@@ -111,8 +111,10 @@ impl Shelf for NoModels {
 struct Box_ {
     _folder: TempDir,
     root: Arc<Root>,
-    running: Option<(watch::Sender<Ending>, JoinHandle<Result<(), SupervisorError>>)>,
+    running: Option<Running>,
 }
+
+type Running = (watch::Sender<Ending>, JoinHandle<Result<(), SupervisorError>>);
 
 impl Box_ {
     fn new(keys: &KeyPair) -> Self {

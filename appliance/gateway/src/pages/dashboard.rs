@@ -18,6 +18,7 @@ use crate::pages::home::Said;
 use crate::pages::models::title;
 use crate::pages::runs::run_line;
 use crate::pages::samples::{Sample, Samples, Series};
+use crate::pages::shell::now_open;
 use crate::pages::who::Steward;
 
 pub(super) async fn show(
@@ -58,7 +59,12 @@ async fn inside(gateway: &Gateway, samples: &Samples) -> Markup {
         Ok(Reply::Audit(entries)) => entries,
         _ => Vec::new(),
     };
+    let shell = match gateway.ask(Request::Shell).await {
+        Ok(Reply::Shell(shell)) => shell,
+        _ => None,
+    };
     html! {
+        @if let Some(open) = &shell { (now_open(open)) }
         @if !gateway.supervisor_answers() {
             (banner(Tone::Bad, html! { p { "The supervisor does not answer just now. What is shown may be old, and nothing can be changed. Models that run go on answering." } }))
         }
@@ -167,6 +173,7 @@ fn door_card(part: &PartStatus, fingerprint: &str) -> Markup {
                 "Its certificate is signed by the box itself, SHA-256 " code { (fingerprint) } ". "
                 a href="/ca" { "How a device is told to trust it" }
             }
+            p.soft.small { a href="/shell" { "Open a remote shell for a while" } }
         }
     }
 }

@@ -19,6 +19,7 @@ mod models;
 mod people;
 mod runs;
 mod samples;
+mod shell;
 mod sign_in;
 mod usage;
 mod verifier;
@@ -89,6 +90,8 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/versions/apply", post(versions::apply))
         .route("/versions/back", post(versions::back))
         .route("/versions/from", post(versions::from))
+        .route("/shell", get(shell::show).post(shell::open))
+        .route("/shell/close", post(shell::close))
         .route("/runs/{id}", get(runs::show))
         .route("/runs/{id}/live", get(runs::live))
         .route("/runs/{id}/cancel", post(runs::cancel))

@@ -11,8 +11,8 @@ use futures_util::StreamExt;
 use http_body_util::BodyExt;
 use polder_control::{
     Actor, AuditEntry, BoxStatus, ControlError, EngineStatus, Event, Handler, ImageStatus, Machine,
-    OfferStatus, Outlet, PartState, PartStatus, Plan, Progress, Reply, Request, Run, RunId,
-    RunState, Sockets, Step, StepState, Unit, UpdateStatus, UpdateWish,
+    OfferStatus, OpenShell, Outlet, PartState, PartStatus, Plan, Progress, Reply, Request, Run,
+    RunId, RunState, Sockets, Step, StepState, Unit, UpdateStatus, UpdateWish,
 };
 use polder_members::{Member, Members, NewKey, NewMember, Role, Secret};
 use polder_site::{App, EngineSlot, Site, SiteChange, Verifier, VerifierMode};
@@ -76,6 +76,11 @@ impl Handler<Request, Reply> for Supervisor {
             }
             Request::Update { .. } => Reply::Accepted(RunId(7)),
             Request::Judge => Reply::Judged(None),
+            Request::Shell | Request::CloseShell { .. } => Reply::Shell(None),
+            Request::OpenShell { .. } => Reply::Shell(Some(OpenShell {
+                fingerprint: "SHA256:abc".into(),
+                until: 4_000_000_000,
+            })),
             Request::Record { .. } | Request::Power { .. } | Request::Cancel(_) => Reply::Done,
         };
         outlet.send(&reply).await
@@ -660,6 +665,18 @@ async fn a_steward_sees_what_runs_takes_an_update_and_goes_back() {
         // Nothing moves because somebody else presses.
         assert_eq!(place.post(path, Some(&place.member.1), "").await.0, StatusCode::FORBIDDEN);
     }
+}
+
+#[tokio::test]
+async fn a_shell_is_opened_for_a_while_by_a_steward_and_by_nobody_else() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let form = "key=ssh-ed25519+AAAA&hours=4";
+    assert_eq!(place.post("/shell", Some(&place.member.1), form).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(place.post("/shell", steward, form).await.1, "/shell");
+    let asked = |r: &Request| matches!(r, Request::OpenShell { key, hours: 4, by: Actor::Member(_) } if key == "ssh-ed25519 AAAA");
+    assert!(place.asked.lock().unwrap().iter().any(asked));
+    assert!(place.get("/shell", steward).await.1.contains("never as root"));
 }
 
 #[tokio::test]

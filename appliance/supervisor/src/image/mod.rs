@@ -22,7 +22,7 @@ const TOLD: &str = "/run/polder-slots";
 /// Where disks are mounted that people plug in.
 const DISKS: &str = "/run/media";
 
-/// Something that only root may do.
+/// Something that is done by a unit of the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Chore {
     /// Look at the slots and write down what is there.
@@ -31,6 +31,8 @@ pub enum Chore {
     Write(Version),
     /// Have the boot loader take the other slot.
     GoBack,
+    /// Open the remote shell that was asked for; it looks itself whether it still is.
+    OpenShell,
 }
 
 /// Whoever does root's part. Comes back when it is done; the error is one sentence.

@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks at a unit that works.
 const LOOK: Duration = Duration::from_millis(300);
 
-/// Root's part of the work, as units that run once: `polder-slots.service` looks, `polder-update@VERSION.service`
+/// Work of the image, as units that run once: `polder-slots.service` looks, `polder-update@VERSION.service`
 /// writes, `polder-rollback.service` goes back.
 #[derive(Clone)]
 pub struct Chores {
@@ -77,6 +77,7 @@ impl Helper for Chores {
         let unit = match chore {
             Chore::Look => "polder-slots.service".to_owned(),
             Chore::Write(version) => format!("polder-update@{version}.service"),
+            Chore::OpenShell => "polder-shell.service".to_owned(),
             Chore::GoBack => "polder-rollback.service".to_owned(),
         };
         Box::pin(self.run(unit))
