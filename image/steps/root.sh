@@ -5,9 +5,12 @@ mkdir -p $work && mount -t tmpfs work $work && mkdir $work/{up,wk,root}
 mount -t overlay overlay -o lowerdir=/mnt/root,upperdir=$work/up,workdir=$work/wk $work/root
 r=$work/root
 
+# Of modes only what git keeps: whoever made a folder may have kept it to himself.
 for tree in /mnt/tree /mnt/also; do
-    cp -r --preserve=mode,links --no-target-directory $tree $r
+    cp -r --preserve=links --no-target-directory $tree $work/files
 done
+chmod -R u=rwX,go=rX $work/files
+cp -r --preserve=mode,links --no-target-directory $work/files $r
 install -D -m 0755 /mnt/program/polder $r/usr/lib/polder/polder
 ln -sf ../lib/polder/polder $r/usr/bin/polder
 
