@@ -10,6 +10,7 @@ mod follow;
 mod gateway;
 mod greeting;
 mod image;
+mod install;
 mod notify;
 mod part;
 mod plan;
@@ -59,6 +60,7 @@ enum Command {
     Slots(slots::Slots),
     Shell(shell::Shell),
     Image(image::Image),
+    Install(install::Install),
 }
 
 fn main() -> ExitCode {
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         Command::Slots(slots) => slots.run(),
         Command::Shell(shell) => shell.run(),
         Command::Image(image) => image.run(),
+        Command::Install(install) => install.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

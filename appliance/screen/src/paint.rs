@@ -76,7 +76,7 @@ pub fn paint(facts: &Facts, mode: &Mode, width: usize) -> String {
     if let Some(note) = &facts.note {
         lines.extend([String::new(), format!("  {note}")]);
     }
-    lines.iter().flat_map(|line| folded(line, width.max(20))).collect::<Vec<_>>().join("\n")
+    lines.iter().flat_map(|line| fold(line, width.max(20))).collect::<Vec<_>>().join("\n")
 }
 
 fn head(facts: &Facts) -> Vec<String> {
@@ -164,8 +164,8 @@ fn wrong(facts: &Facts) -> Option<String> {
     None
 }
 
-/// A line in pieces of at most `width`, broken at spaces where there are any.
-fn folded(line: &str, width: usize) -> Vec<String> {
+/// A line in pieces of at most `width`, broken at spaces where there are any; of plain characters only.
+pub fn fold(line: &str, width: usize) -> Vec<String> {
     let clean: Vec<char> = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let mut pieces = Vec::new();
     let mut rest = clean.as_slice();
