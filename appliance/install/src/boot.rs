@@ -130,6 +130,14 @@ pub(crate) fn finish(files: &[BootFile], at: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether firmware finds something to start from.
+pub(crate) fn has_starter(at: &Path) -> io::Result<bool> {
+    let mut names = Vec::new();
+    collect(at, Path::new(STARTERS), &mut names)?;
+    let named = |name: &PathBuf| name.extension().is_some_and(|e| e.eq_ignore_ascii_case("efi"));
+    Ok(names.iter().any(named))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,9 +185,10 @@ mod tests {
         let files = boot_files(stick.path(), "0.1.0").unwrap();
         let starter = disk.path().join("EFI/BOOT/BOOTX64.EFI");
         write(&files, disk.path()).unwrap();
-        assert!(!starter.exists());
+        assert!(!starter.exists() && !has_starter(disk.path()).unwrap());
         finish(&files, disk.path()).unwrap();
         assert_eq!(fs::read_to_string(starter).unwrap(), "EFI/BOOT/BOOTX64.EFI");
+        assert!(has_starter(disk.path()).unwrap());
     }
 
     #[test]

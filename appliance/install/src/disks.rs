@@ -4,7 +4,8 @@
 use serde::Deserialize;
 
 /// Columns that [`survey`] reads.
-pub(crate) const COLUMNS: &str = "NAME,PATH,TYPE,SIZE,RO,MODEL,SERIAL,TRAN,FSTYPE,LABEL,PARTLABEL,PARTTYPENAME,PARTUUID,MOUNTPOINTS";
+pub(crate) const COLUMNS: &str =
+    "NAME,PATH,TYPE,SIZE,RO,MODEL,SERIAL,TRAN,FSTYPE,LABEL,PARTLABEL,PARTTYPENAME,MOUNTPOINTS";
 
 /// A disk of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub struct Disk {
     pub serial: String,
     /// One line per thing on it; none on an empty disk.
     pub content: Vec<String>,
-    /// Partitions: device and number (PARTUUID).
+    /// Partitions: device and name.
     pub partitions: Vec<(String, String)>,
     /// Why nothing can be put on it.
     pub refusal: Option<Refusal>,
@@ -73,7 +74,6 @@ struct Device {
     label: Option<String>,
     partlabel: Option<String>,
     parttypename: Option<String>,
-    partuuid: Option<String>,
     #[serde(default)]
     mountpoints: Vec<Option<String>>,
     #[serde(default)]
@@ -95,7 +95,7 @@ impl Device {
         let word = |text: &Option<String>| plain(text.as_deref().unwrap_or_default());
         let parts = || self.children.iter().filter(|child| child.r#type == "part");
         let partitions = parts()
-            .map(|part| (part.path.clone(), part.partuuid.clone().unwrap_or_default()))
+            .map(|part| (part.path.clone(), part.partlabel.clone().unwrap_or_default()))
             .collect();
         let mut content: Vec<String> = parts().map(Device::content).collect();
         if content.is_empty() && self.fstype.is_some() {

@@ -1,9 +1,14 @@
 //! What is known and what is being done, once for all faces: whichever begins, the others follow.
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use polder_control::{Run, RunId, RunState, StepState};
 use polder_pki::machine_addresses;
+use polder_seed::Seed;
 use rustix::system::{RebootCommand, reboot};
 use tokio::sync::watch;
 
@@ -12,22 +17,34 @@ use crate::error::InstallError;
 use crate::machine;
 use crate::paint::View;
 use crate::plan::{Action, Source, plan};
-use crate::work::work;
+use crate::unattended::{Unattended, unattended};
+use crate::work::{STICK, work};
+
+/// Long enough to be read by somebody who does look.
+const OFF_AFTER: Duration = Duration::from_secs(20);
 
 /// The one installation of this machine.
 #[derive(Debug)]
 pub struct Installer {
     source: Source,
-    /// Carried to the box.
-    seed: Option<String>,
+    /// As it is written, carried to the box, and what it says.
+    seed: Option<(String, Seed)>,
+    /// Whether that was tried. What failed is not tried again by itself.
+    followed: AtomicBool,
     view: watch::Sender<View>,
 }
 
 impl Installer {
-    /// From what this machine runs from. `seed` goes onto the box as it is.
-    pub fn new(source: Source, seed: Option<String>) -> Arc<Self> {
-        let view = View { version: source.version.clone(), ..View::default() };
-        Arc::new(Self { source, seed, view: watch::Sender::new(view) })
+    /// From what this machine runs from, with the seed that may be on the stick.
+    pub fn new(source: Source) -> Arc<Self> {
+        let (seed, note) = match seed(&Path::new(STICK).join(polder_seed::FILE)) {
+            Ok(seed) => (seed, None),
+            Err(why) => (None, Some(format!("{why}. You are asked here instead."))),
+        };
+        let version = source.version.clone();
+        let view = View { version, bad_seed: note, ..View::default() };
+        let view = watch::Sender::new(view);
+        Arc::new(Self { source, seed, followed: AtomicBool::new(false), view })
     }
 
     /// What is so now, and every change of it.
@@ -49,16 +66,44 @@ impl Installer {
         });
     }
 
-    /// Looks at the disks and addresses. Blocks for a moment.
-    pub fn look(&self) {
+    /// Looks at the disks and addresses, and follows the seed where it can be followed. Blocks for a moment.
+    pub fn look(self: &Arc<Self>) {
         let addresses = machine_addresses();
         self.change(|view| view.addresses = addresses);
         if self.is_working() {
             return;
         }
         match machine::disks(self.source.needs) {
-            Ok(disks) => self.change(|view| view.disks = Some(disks)),
+            Ok(disks) => {
+                self.follow_seed(&disks);
+                self.change(|view| view.disks = Some(disks));
+            }
             Err(error) => self.say(Some(sentence(&error))),
+        }
+    }
+
+    fn follow_seed(self: &Arc<Self>, disks: &[Disk]) {
+        let Some((_, seed)) = &self.seed else { return };
+        {
+            // Looking into a disk means work for it: once, as long as there are no others.
+            let view = self.view.borrow();
+            if view.run.is_some() || view.disks.as_deref() == Some(disks) {
+                return;
+            }
+        }
+        if self.followed.load(Ordering::Relaxed) {
+            return;
+        }
+        match unattended(seed, disks, &machine::is_box) {
+            Unattended::Ask => {}
+            Unattended::No(why) => self.change(|view| view.bad_seed = Some(why)),
+            Unattended::Begin(name) if !self.followed.swap(true, Ordering::Relaxed) => {
+                match self.begin_unless_busy(&name, true) {
+                    Ok(()) => self.change(|view| view.bad_seed = None),
+                    Err(error) => self.say(Some(sentence(&error))),
+                }
+            }
+            Unattended::Begin(_) => {}
         }
     }
 
@@ -69,6 +114,10 @@ impl Installer {
 
     /// Begins to put Polder on the disk of this name, in a thread of its own.
     pub fn begin(self: &Arc<Self>, name: &str) -> Result<(), InstallError> {
+        self.begin_unless_busy(name, false)
+    }
+
+    fn begin_unless_busy(self: &Arc<Self>, name: &str, alone: bool) -> Result<(), InstallError> {
         let disk = machine::disk(name, self.source.needs)?;
         let (plan, actions) = plan(&self.source, &disk)
             .map_err(|why| InstallError::Refused { disk: disk.name.clone(), why })?;
@@ -87,7 +136,12 @@ impl Installer {
         }
         log::info!(disk:% = disk.name, serial:% = disk.serial; "putting Polder on a disk");
         let installer = self.clone();
-        std::thread::spawn(move || installer.work(&disk, &actions));
+        std::thread::spawn(move || {
+            installer.work(&disk, &actions);
+            if alone {
+                installer.end_alone();
+            }
+        });
         Ok(())
     }
 
@@ -99,7 +153,13 @@ impl Installer {
                 }
             });
         };
-        let done = work(&self.source, disk, self.seed.as_deref(), actions, &mut tell);
+        let done = work(
+            &self.source,
+            disk,
+            self.seed.as_ref().map(|(text, _)| text.as_str()),
+            actions,
+            &mut tell,
+        );
         let state = match done {
             Ok(()) => {
                 log::info!(disk:% = disk.name; "Polder is on the disk");
@@ -117,8 +177,21 @@ impl Installer {
         });
     }
 
+    /// Nobody looks: a machine that is off says that it is done. One that failed stays on and says why.
+    fn end_alone(&self) {
+        let done = |run: &Run| run.state == RunState::Done;
+        if self.view.borrow().run.as_ref().is_some_and(done) {
+            let wait = OFF_AFTER.as_secs();
+            self.say(Some(format!(
+                "The machine turns itself off in {wait} seconds. Then take the stick out and turn it on."
+            )));
+            std::thread::sleep(OFF_AFTER);
+            self.power(true);
+        }
+    }
+
     /// Forgets a run that failed, so that another disk can be chosen.
-    pub fn dismiss(&self) {
+    pub fn dismiss(self: &Arc<Self>) {
         self.change(|view| {
             if matches!(&view.run, Some(run) if matches!(run.state, RunState::Failed(_))) {
                 view.run = None;
@@ -138,6 +211,19 @@ impl Installer {
         if let Err(error) = reboot(command) {
             self.say(Some(format!("The machine does not do that ({error}): press its button.")));
         }
+    }
+}
+
+/// The seed on the stick, if there is one; why it cannot be followed, in a sentence without its end.
+fn seed(path: &Path) -> Result<Option<(String, Seed)>, String> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("{} cannot be read ({error})", polder_seed::FILE)),
+    };
+    match Seed::parse(&text) {
+        Ok(seed) => Ok(Some((text, seed))),
+        Err(error) => Err(sentence(&error)),
     }
 }
 

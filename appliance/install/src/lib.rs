@@ -15,6 +15,7 @@ mod machine;
 mod paint;
 mod plan;
 mod run;
+mod unattended;
 mod work;
 
 pub use disks::{Disk, Refusal, SurveyError, size, survey};
@@ -25,4 +26,4 @@ pub use machine::{disk, disks, least, source};
 pub use paint::{View, Web, paint};
 pub use plan::{Action, RootHash, Source, plan};
 pub use run::run;
-pub use work::SEED;
+pub use unattended::{Unattended, unattended};

@@ -7,6 +7,7 @@ use std::process::Command;
 use crate::disks::{COLUMNS, Disk, survey};
 use crate::error::InstallError;
 use crate::plan::{RootHash, Source, needs};
+use crate::work::starts;
 
 /// Of the live entry's command line.
 const LIVE: &str = "polder.live";
@@ -57,6 +58,17 @@ pub fn disks(needs: u64) -> Result<Vec<Disk>, InstallError> {
 pub fn disk(name: &str, needs: u64) -> Result<Disk, InstallError> {
     let found = disks(needs)?.into_iter().find(|disk| disk.name == name);
     found.ok_or_else(|| InstallError::NoSuchDisk(name.to_owned()))
+}
+
+/// Whether Polder is on a disk already: one that was started as a box, or that would start as one.
+pub(crate) fn is_box(disk: &Disk) -> bool {
+    let partition = |name: &str| disk.partitions.iter().find(|(_, label)| label == name);
+    if partition("polder-var").is_some() {
+        return true;
+    }
+    // One on which the power was cut has this partition too, and nothing to start from on it. What cannot be
+    // looked into is left alone.
+    partition("polder-esp").is_some_and(|(path, _)| starts(Path::new(path)).unwrap_or(true))
 }
 
 fn stick(path: &Path) -> Result<String, InstallError> {

@@ -21,6 +21,8 @@ pub struct View {
     pub addresses: Vec<IpAddr>,
     /// The same in a browser, where that works.
     pub web: Option<Web>,
+    /// Why the seed on the stick is not followed, in a sentence.
+    pub bad_seed: Option<String>,
     /// What has to be said, in a sentence.
     pub note: Option<String>,
 }
@@ -60,7 +62,8 @@ pub fn paint(view: &View, mode: &Mode, width: usize) -> String {
             );
         }
     }
-    if let Some(note) = &view.note {
+    let seed = view.bad_seed.as_ref().filter(|_| view.run.is_none());
+    for note in seed.into_iter().chain(&view.note) {
         lines.extend([String::new(), format!("  {note}")]);
     }
     lines.iter().flat_map(|line| fold(line, width.max(20))).collect::<Vec<_>>().join("\n")

@@ -23,8 +23,6 @@ use crate::plan::{Action, Source, numbers};
 pub(crate) const STICK: &str = "/efi";
 /// The boot menu of a box: none.
 const LOADER_CONF: &str = "/usr/share/polder/box/loader.conf";
-/// Where the seed is on a stick, and on a box until its first start.
-pub const SEED: &str = "polder-seed.toml";
 /// Our own folder while this runs.
 const FOLDER: &str = "/run/polder/install";
 /// systemd's own tool, which has no other place.
@@ -207,7 +205,10 @@ impl Work<'_> {
             from: From::File(LOADER_CONF.into()),
         });
         if let Some(seed) = self.seed {
-            self.files.push(BootFile { name: SEED.into(), from: From::Text(seed.to_owned()) });
+            self.files.push(BootFile {
+                name: polder_seed::FILE.into(),
+                from: From::Text(seed.to_owned()),
+            });
         }
         let mounted = self.mount(MountFlags::empty())?;
         self.written = boot::write(&self.files, &mounted.at).map_err(|side| match side {
@@ -238,12 +239,7 @@ impl Work<'_> {
     }
 
     fn mount(&self, flags: MountFlags) -> Result<Mounted, InstallError> {
-        let at = Path::new(FOLDER).join("boot");
-        fs::create_dir_all(&at).map_err(|source| self.write_error(source))?;
-        let flags = flags | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mount(&self.nodes().boot, &at, "vfat", flags, c"umask=0077")
-            .map_err(|error| self.write_error(error.into()))?;
-        Ok(Mounted { at, over: false })
+        Mounted::boot(&self.nodes().boot, flags).map_err(|source| self.write_error(source))
     }
 
     fn nodes(&self) -> &Nodes {
@@ -269,6 +265,14 @@ struct Mounted {
 }
 
 impl Mounted {
+    fn boot(partition: &Path, flags: MountFlags) -> io::Result<Self> {
+        let at = Path::new(FOLDER).join("boot");
+        fs::create_dir_all(&at)?;
+        let flags = flags | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount(partition, &at, "vfat", flags, c"umask=0077")?;
+        Ok(Self { at, over: false })
+    }
+
     /// Everything is on the disk after this.
     fn end(mut self) -> io::Result<()> {
         self.over = true;
@@ -285,6 +289,14 @@ impl Drop for Mounted {
             let _ = unmount(&self.at, UnmountFlags::DETACH);
         }
     }
+}
+
+/// Whether firmware finds something to start from in this boot partition.
+pub(crate) fn starts(partition: &Path) -> io::Result<bool> {
+    let mounted = Mounted::boot(partition, MountFlags::RDONLY)?;
+    let found = boot::has_starter(&mounted.at);
+    mounted.end()?;
+    found
 }
 
 fn open_stick(path: &Path) -> Result<File, InstallError> {

@@ -56,7 +56,7 @@ impl Install {
             let told = async move {
                 let _ = ending.wait_for(|e| *e != Ending::No).await;
             };
-            polder_install::run(Installer::new(source, None), terminals, told).await;
+            polder_install::run(Installer::new(source), terminals, told).await;
             anyhow::Ok(())
         });
         runtime.shutdown_timeout(part::LEFT_BEHIND);

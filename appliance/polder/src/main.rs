@@ -16,6 +16,7 @@ mod part;
 mod plan;
 mod recipes;
 mod screen;
+mod seed;
 mod shell;
 mod site;
 mod slots;
@@ -61,6 +62,7 @@ enum Command {
     Shell(shell::Shell),
     Image(image::Image),
     Install(install::Install),
+    Seed(seed::Seed),
 }
 
 fn main() -> ExitCode {
@@ -83,6 +85,7 @@ fn main() -> ExitCode {
         Command::Shell(shell) => shell.run(),
         Command::Image(image) => image.run(),
         Command::Install(install) => install.run(),
+        Command::Seed(seed) => seed.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
