@@ -29,6 +29,7 @@ cp $loader $esp/EFI/BOOT/BOOT${EFI^^}.EFI
 cp $loader $esp/EFI/systemd/systemd-boot$EFI.efi
 # What the installer writes to a box has a loader.conf of its own.
 cp /mnt/tree/usr/share/polder/stick/loader.conf $esp/loader/loader.conf
+cp /mnt/tree/usr/share/polder/stick/*.html $esp/
 printf 'type1\n' > $esp/loader/entries.srel
 cp polder_$VERSION.efi $esp/EFI/Linux/polder_$VERSION.efi
 find $esp -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +

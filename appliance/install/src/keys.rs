@@ -33,6 +33,8 @@ impl Default for Mode {
 pub enum Act {
     /// Put Polder on the disk with this name.
     Install(String),
+    /// A new code for a browser; an earlier one, and who used it, is out.
+    NewCode,
     /// Back to the list, from something that failed.
     Dismiss,
     /// Turn the machine off.
@@ -87,6 +89,7 @@ fn list(typed: String, key: u8, disks: &[Disk]) -> (Mode, Option<Act>) {
     }
     match key {
         b'p' | b'P' => (Mode::Power, None),
+        b'c' | b'C' => (Mode::default(), Some(Act::NewCode)),
         b'0'..=b'9' => (Mode::List(longer(typed, key)), None),
         _ => (Mode::List(shorter(typed, key)), None),
     }

@@ -3,7 +3,7 @@
 //!
 //! [`survey`] makes disks of what the system lists, [`plan`] says what has to be done with one, [`press`] what
 //! a key does and [`paint`] what is shown: all pure. [`Installer`] does it, once for all faces; [`run`] is the
-//! face of the machine itself.
+//! face of the machine itself, [`Face`] that in a browser.
 
 mod boot;
 mod copy;
@@ -16,6 +16,7 @@ mod paint;
 mod plan;
 mod run;
 mod unattended;
+mod web;
 mod work;
 
 pub use disks::{Disk, Refusal, SurveyError, size, survey};
@@ -27,3 +28,4 @@ pub use paint::{View, Web, paint};
 pub use plan::{Action, RootHash, Source, plan};
 pub use run::run;
 pub use unattended::{Unattended, unattended};
+pub use web::{Face, PORT, WebError};

@@ -97,14 +97,18 @@ fn list(view: &View, typed: &str) -> Vec<String> {
     }
     lines.push(String::new());
     lines.extend(browser(view));
-    lines.push("  Keys:  p power".to_owned());
+    let code = if view.web.is_some() { "c new code for a browser   " } else { "" };
+    lines.push(format!("  Keys:  {code}p power"));
     lines
 }
 
 fn browser(view: &View) -> Vec<String> {
     let Some(web) = &view.web else { return Vec::new() };
     let Some(code) = &web.code else {
-        return vec!["  Somebody does this in a browser just now.".to_owned(), String::new()];
+        return vec![
+            "  The code for a browser was used or is over: press c for a new one.".to_owned(),
+            String::new(),
+        ];
     };
     if view.addresses.is_empty() {
         return Vec::new();

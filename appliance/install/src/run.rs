@@ -12,15 +12,17 @@ use tokio::sync::mpsc;
 use crate::installer::{Installer, sentence};
 use crate::keys::{Act, Mode, press};
 use crate::paint::paint;
+use crate::web::Face;
 
 /// Between two looks at the machine's disks.
 const LOOK: Duration = Duration::from_secs(3);
 /// A question that nobody answers goes away, so that the next person sees the disks.
 const QUESTION: Duration = Duration::from_secs(120);
 
-/// Shows the installer on these terminals until `shutdown`.
+/// Shows the installer on these terminals until `shutdown`; `face` is where a key gets new codes from.
 pub async fn run(
     installer: Arc<Installer>,
+    face: Option<Face>,
     terminals: Vec<OwnedFd>,
     shutdown: impl Future<Output = ()>,
 ) {
@@ -52,8 +54,9 @@ pub async fn run(
                 };
                 modes.insert(terminal, (mode, Instant::now()));
                 if let Some(act) = act {
-                    let installer = installer.clone();
-                    let _ = tokio::task::spawn_blocking(move || do_it(&installer, act)).await;
+                    let (installer, face) = (installer.clone(), face.clone());
+                    let done = move || do_it(&installer, face.as_ref(), act);
+                    let _ = tokio::task::spawn_blocking(done).await;
                 }
             }
         }
@@ -66,10 +69,15 @@ pub async fn run(
     }
 }
 
-fn do_it(installer: &Arc<Installer>, act: Act) {
+fn do_it(installer: &Arc<Installer>, face: Option<&Face>, act: Act) {
     match act {
         Act::Install(name) => {
             if let Err(error) = installer.begin(&name) {
+                installer.say(Some(sentence(&error)));
+            }
+        }
+        Act::NewCode => {
+            if let Some(Err(error)) = face.map(Face::new_code) {
                 installer.say(Some(sentence(&error)));
             }
         }

@@ -1,11 +1,14 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use polder_install::Installer;
+use polder_install::{Face, Installer, PORT};
 use polder_supervisor::Ending;
 
 use crate::console::say;
 use crate::part;
 use crate::screen::open;
+
+/// Keys and the hash of the code, for as long as the machine is on.
+const WEB: &str = "/run/polder/install/web";
 
 /// Put Polder from the stick that this machine runs from onto one of its disks.
 #[derive(Debug, clap::Args)]
@@ -56,7 +59,23 @@ impl Install {
             let told = async move {
                 let _ = ending.wait_for(|e| *e != Ending::No).await;
             };
-            polder_install::run(Installer::new(source), terminals, told).await;
+            let installer = Installer::new(source);
+            // Without a browser there is still the screen.
+            let face = match Face::open(installer.clone(), Path::new(WEB)) {
+                Ok(face) => Some(face),
+                Err(error) => {
+                    log::error!("nobody can install in a browser: {error}");
+                    None
+                }
+            };
+            if let Some(face) = face.clone() {
+                tokio::spawn(async move {
+                    if let Err(error) = face.serve(PORT).await {
+                        log::error!("nobody can install in a browser: {error}");
+                    }
+                });
+            }
+            polder_install::run(installer, face, terminals, told).await;
             anyhow::Ok(())
         });
         runtime.shutdown_timeout(part::LEFT_BEHIND);
