@@ -1,4 +1,5 @@
-//! A stick and an empty disk become a box, by somebody who has a serial line and types the disk's name.
+//! A stick and an empty disk become a box: by somebody who has a serial line and types the disk's name, and by a
+//! seed where nobody is there.
 
 use crate::machine::{Disks, Port};
 
@@ -33,5 +34,29 @@ fn vm_a_stick_makes_a_box_of_an_empty_disk_and_the_box_starts_from_its_own_disk_
 
     disks.move_the_stick(None);
     let mut machine = disks.switch_on();
+    machine.says("Claim code: ");
+}
+
+#[test]
+fn vm_a_seed_on_the_stick_makes_a_box_that_nobody_has_to_look_at() {
+    let seed = "version = 1\ndisk = \"BOX0001\"\nname = \"meadow\"\n\
+                [network]\naddress = \"10.0.2.20/24\"\ngateway = \"10.0.2.2\"\n";
+    let mut disks = Disks::empty_with_the_image_on_a_stick().with_seed(seed);
+    let mut machine = disks.switch_on();
+    machine.says("The machine turns itself off in");
+    machine.goes_off();
+
+    // The stick was forgotten in the machine: what is on the disk stays there.
+    let mut machine = disks.switch_on();
+    machine.says("Polder is on nvme0n1 already");
+    machine.press("p");
+    machine.says("Nothing is being written.");
+    machine.press("o");
+    machine.goes_off();
+
+    disks.move_the_stick(None);
+    let mut machine = disks.switch_on();
+    machine.says("https://meadow.local/");
+    machine.says("https://10.0.2.20/");
     machine.says("Claim code: ");
 }

@@ -72,5 +72,9 @@ fn in_words(seed: &polder_seed::Seed) -> String {
         Some(network) => format!("has the address {}/{}", network.address, network.prefix),
         None => "asks the router for an address".to_owned(),
     });
+    lines.push(match &seed.owner {
+        Some(_) => "is claimed with the owner's key file".to_owned(),
+        None => "is claimed with the code on its screen".to_owned(),
+    });
     lines.join("\n")
 }

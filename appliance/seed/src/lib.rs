@@ -5,9 +5,11 @@
 //! [`take`] is what a box does with it when it starts.
 
 mod network;
+mod owner;
 mod take;
 
 pub use network::{Network, NetworkError};
+pub use owner::{NotAKey, OwnerKey, claim_text};
 pub use take::{KEPT, TakeError, take};
 
 use polder_site::BoxName;
@@ -28,6 +30,8 @@ pub struct Seed {
     pub name: Option<BoxName>,
     /// Its address, where the router gives none.
     pub network: Option<Network>,
+    /// Whose the box is: nobody claims it with a code then.
+    pub owner: Option<OwnerKey>,
 }
 
 /// A seed that cannot be followed. Each is one sentence for the screen.
@@ -50,11 +54,9 @@ pub enum SeedError {
     /// Half a number.
     #[error("{FILE} names a disk by an empty number; leave `disk` out to be asked")]
     NoDisk,
-    /// For later.
-    #[error(
-        "{FILE} has an owner's key, which this Polder does not take yet; leave `owner` out and claim the box with the code on its screen"
-    )]
-    Owner,
+    /// A key that could never be used.
+    #[error("{FILE} cannot be followed: {0}; make it anew with seed.html")]
+    Owner(#[from] NotAKey),
 }
 
 #[derive(Deserialize)]
@@ -65,7 +67,7 @@ struct Written {
     name: Option<BoxName>,
     language: Option<String>,
     network: Option<network::Written>,
-    owner: Option<toml::Value>,
+    owner: Option<String>,
 }
 
 impl Seed {
@@ -93,14 +95,13 @@ impl Seed {
         if let Some(language) = language.filter(|language| language != "en") {
             return Err(SeedError::Language(language));
         }
-        if owner.is_some() {
-            return Err(SeedError::Owner);
-        }
         let disk = disk.map(|disk| disk.trim().to_owned());
         if disk.as_deref() == Some("") {
             return Err(SeedError::NoDisk);
         }
-        Ok(Self { disk, name, network: network.map(Network::try_from).transpose()? })
+        let network = network.map(Network::try_from).transpose()?;
+        let owner = owner.map(|key| key.parse()).transpose()?;
+        Ok(Self { disk, name, network, owner })
     }
 }
 
@@ -119,7 +120,7 @@ mod tests {
         assert_eq!(seed.name.unwrap().as_str(), "meadow");
         assert_eq!(seed.network.unwrap().gateway.unwrap().to_string(), "192.168.7.1");
         let least = Seed::parse("version = 1").unwrap();
-        assert_eq!(least, Seed { disk: None, name: None, network: None });
+        assert_eq!(least, Seed { disk: None, name: None, network: None, owner: None });
     }
 
     #[test]
