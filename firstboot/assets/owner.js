@@ -25,12 +25,17 @@
     return Array.from(new Uint8Array(signature), byte => byte.toString(16).padStart(2, "0")).join("");
   };
 
-  file.addEventListener("change", async () => {
+  form.addEventListener("submit", async event => {
+    event.preventDefault();
     error.hidden = true;
-    if (!file.files.length) return;
     try {
-      form.elements.signature.value = await sign(file.files[0]);
-      form.requestSubmit();
+      if (!file.files.length) throw new Error("Choose the key file first.");
+      const proof = document.createElement("input");
+      proof.type = "hidden";
+      proof.name = "signature";
+      proof.value = await sign(file.files[0]);
+      form.append(proof);
+      form.submit();
     } catch (problem) {
       error.textContent = problem.message || "This browser cannot use that key.";
       error.hidden = false;

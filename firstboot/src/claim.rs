@@ -158,7 +158,7 @@ fn owner_page(text: &str, error: Option<&str>) -> Page {
                 input #key-file type="file" accept=".json,application/json";
                 p #key-error .error role="alert" hidden {}
             }
-            input type="hidden" name="signature" value="";
+            button type="submit" { "Claim this box" }
         }
         p .hint { "Lost the file? Then put Polder onto the disk once more, with a new seed: nothing is on this box yet." }
     };

@@ -143,11 +143,16 @@ async fn whoever_saved_the_owners_key_claims_the_box_and_nobody_gets_a_code() {
     browser.hear("This box came with an owner's key.").await;
     browser.is_usable_by_ear_and_keyboard().await;
     browser.picture("owner-1-claim").await;
+    browser.press("Claim this box").await;
+    browser.hear("Choose the key file first.").await;
     browser.choose("#key-file", &at("stick.toml")).await;
+    browser.press("Claim this box").await;
     browser.hear("That is not a key file").await;
     browser.choose("#key-file", &at("others.json")).await;
+    browser.press("Claim this box").await;
     browser.hear("That key file is not this box's").await;
     browser.choose("#key-file", &at("key.json")).await;
+    browser.press("Claim this box").await;
     browser.at("/setup/machine").await;
     browser.close().await;
 
@@ -157,6 +162,7 @@ async fn whoever_saved_the_owners_key_claims_the_box_and_nobody_gets_a_code() {
     second.hear("This box came with an owner's key.").await;
     second.fits_its_window().await;
     second.choose("#key-file", &at("key.json")).await;
+    second.press("Claim this box").await;
     second.at("/setup/machine").await;
     second.close().await;
 }

@@ -40,6 +40,8 @@ fn vm_a_stick_makes_a_box_of_an_empty_disk_and_the_box_starts_from_its_own_disk_
 #[test]
 fn vm_a_seed_on_the_stick_makes_a_box_that_nobody_has_to_look_at() {
     let seed = "version = 1\ndisk = \"BOX0001\"\nname = \"meadow\"\n\
+                owner = \"046b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296\
+                4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5\"\n\
                 [network]\naddress = \"10.0.2.20/24\"\ngateway = \"10.0.2.2\"\n";
     let mut disks = Disks::empty_with_the_image_on_a_stick().with_seed(seed);
     let mut machine = disks.switch_on();
@@ -58,5 +60,6 @@ fn vm_a_seed_on_the_stick_makes_a_box_that_nobody_has_to_look_at() {
     let mut machine = disks.switch_on();
     machine.says("https://meadow.local/");
     machine.says("https://10.0.2.20/");
-    machine.says("Claim code: ");
+    machine.says("This box waits for its owner");
+    assert!(!machine.serial().contains("Claim code"));
 }
