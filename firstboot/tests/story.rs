@@ -342,7 +342,7 @@ async fn a_box_with_an_owners_key_takes_a_proof_and_no_code() {
     assert!(page.text.contains("data-text=\"signed\"") && !page.text.contains("name=\"code\""));
     let refused = person.post("/setup/claim", &format!("code={CODE}")).await;
     assert_eq!(refused.status, StatusCode::FORBIDDEN);
-    assert!(refused.text.contains("That key file is not this box&#39;s"), "{}", refused.text);
+    assert!(refused.text.contains("That key file is not this box's"), "{}", refused.text);
     assert_eq!(person.get("/setup/machine").await.to, "/setup/claim");
     assert_eq!(person.post("/setup/claim", "signature=signed").await.to, "/setup/machine");
 }
