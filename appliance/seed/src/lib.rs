@@ -79,9 +79,9 @@ impl Seed {
         // Editors of other systems begin a file with a mark.
         let text = text.trim_start_matches('\u{feff}');
         let written: Written = toml::from_str(text).map_err(|error| {
-            let line = error
-                .span()
-                .map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            let before = |end: usize| &text.as_bytes()[..end.min(text.len())];
+            let newlines = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'\n').count();
+            let line = error.span().map(|span| newlines(before(span.start)) + 1);
             let message = error.message().replace('\n', " ");
             SeedError::Format(match line {
                 Some(line) => format!("line {line}: {message}"),
@@ -121,6 +121,15 @@ mod tests {
         assert_eq!(seed.network.unwrap().gateway.unwrap().to_string(), "192.168.7.1");
         let least = Seed::parse("version = 1").unwrap();
         assert_eq!(least, Seed { disk: None, name: None, network: None, owner: None });
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_is_more_than_a_sentence(text in "(version = 1\n)?(\\PC|\n){0,200}") {
+            if let Err(error) = Seed::parse(&text) {
+                proptest::prop_assert!(!error.to_string().contains('\n'));
+            }
+        }
     }
 
     #[test]
