@@ -17,13 +17,16 @@ use crate::wizard::Step;
 pub(crate) struct Answer {
     #[serde(default)]
     code: String,
+    /// From somebody with the owner's key.
+    #[serde(default)]
+    signature: String,
 }
 
 /// The page that asks for the code.
 pub(crate) async fn show<H: Host>(State(setup): State<Setup<H>>, who: Neighbour) -> Response {
     match standing(&setup, &who).await {
         Ok(Standing::Elsewhere(response)) => response,
-        Ok(Standing::Here { window, begun }) => page(window, begun, None).into_response(),
+        Ok(Standing::Here(way)) => page(way, None).into_response(),
         Err(error) => refuse(error),
     }
 }
@@ -34,12 +37,16 @@ pub(crate) async fn take<H: Host>(
     who: Neighbour,
     Form(answer): Form<Answer>,
 ) -> Response {
-    let (window, begun) = match standing(&setup, &who).await {
+    let way = match standing(&setup, &who).await {
         Ok(Standing::Elsewhere(response)) => return response,
-        Ok(Standing::Here { window, begun }) => (window, begun),
+        Ok(Standing::Here(way)) => way,
         Err(error) => return refuse(error),
     };
-    let refusal = match setup.host().claim(answer.code, who.visitor.from).await {
+    let claimed = match way {
+        Way::Owner(_) => setup.host().claim_as_owner(answer.signature, who.visitor.from).await,
+        Way::Code { .. } => setup.host().claim(answer.code, who.visitor.from).await,
+    };
+    let refusal = match claimed {
         Ok(token) => {
             log::info!(from:% = who.visitor.from; "the box was claimed");
             let cookie = cookie(&token, who.visitor.tls);
@@ -56,9 +63,11 @@ pub(crate) async fn take<H: Host>(
         Err(error) => return refuse(error),
     };
     log::warn!(from:% = who.visitor.from; "a claim was refused: {refusal}");
-    let page = page(window, begun, Some(&refusal.to_string()));
+    let page = page(way, Some(&refusal.to_string()));
     match refusal {
-        ClaimRefusal::Wrong => (StatusCode::FORBIDDEN, page).into_response(),
+        ClaimRefusal::Wrong | ClaimRefusal::NotTheOwner => {
+            (StatusCode::FORBIDDEN, page).into_response()
+        }
         ClaimRefusal::TooMany(wait) => {
             let wait = wait.as_secs().max(1).to_string();
             (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, wait)], page).into_response()
@@ -67,8 +76,16 @@ pub(crate) async fn take<H: Host>(
 }
 
 enum Standing {
-    Here { window: Window, begun: bool },
+    Here(Way),
     Elsewhere(Response),
+}
+
+/// How this box is claimed.
+enum Way {
+    /// With a code from the machine.
+    Code { window: Window, begun: bool },
+    /// With the other half of the owner's key, by signing this.
+    Owner(String),
 }
 
 async fn standing<H: Host>(setup: &Setup<H>, who: &Neighbour) -> Result<Standing, SetupError> {
@@ -81,10 +98,18 @@ async fn standing<H: Host>(setup: &Setup<H>, who: &Neighbour) -> Result<Standing
     if who.token.is_some() && !over {
         return Ok(Standing::Elsewhere(Redirect::to("/setup").into_response()));
     }
-    Ok(Standing::Here { window, begun: wizard.step() != Step::Claim && !over })
+    if let Some(text) = setup.host().owner_text().await?.filter(|_| !over) {
+        return Ok(Standing::Here(Way::Owner(text)));
+    }
+    let begun = wizard.step() != Step::Claim && !over;
+    Ok(Standing::Here(Way::Code { window, begun }))
 }
 
-fn page(window: Window, begun: bool, error: Option<&str>) -> Page {
+fn page(way: Way, error: Option<&str>) -> Page {
+    let (window, begun) = match way {
+        Way::Owner(text) => return owner_page(&text, error),
+        Way::Code { window, begun } => (window, begun),
+    };
     let body = match window {
         Window::Open(left) => html! {
             p {
@@ -117,6 +142,30 @@ fn page(window: Window, begun: bool, error: Option<&str>) -> Page {
         .body(body)
         .next("you see what this machine is and what it can run. Nothing is changed yet.")
         .script("/setup/claim.js")
+}
+
+fn owner_page(text: &str, error: Option<&str>) -> Page {
+    let body = html! {
+        p {
+            "This box came with an owner's key. Choose the key file that was saved together with the seed, "
+            code { "polder-owner-key.json" } ". It stays on your computer: only a proof that you have it is sent."
+        }
+        @if let Some(error) = error { (page::error(error)) }
+        noscript { p { strong { "This needs JavaScript: the browser itself makes the proof." } } }
+        form #owner .stack method="post" action=(Step::Claim.path()) data-text=(text) {
+            div .field {
+                label for="key-file" { "Key file" }
+                input #key-file type="file" accept=".json,application/json";
+                p #key-error .error role="alert" hidden {}
+            }
+            button type="submit" { "Claim this box" }
+        }
+        p .hint { "Lost the file? Then put Polder onto the disk once more, with a new seed: nothing is on this box yet." }
+    };
+    Page::new(Step::Claim)
+        .body(body)
+        .next("you see what this machine is and what it can run. Nothing is changed yet.")
+        .script("/setup/owner.js")
 }
 
 fn form(error: Option<&str>) -> Markup {

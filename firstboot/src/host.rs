@@ -40,6 +40,11 @@ pub enum ClaimRefusal {
         "that code is not good: it is mistyped, used, or too old; look at the machine's screen again, or make a new one there with: polder claim reopen"
     )]
     Wrong,
+    /// Another key, or another box.
+    #[error(
+        "that key file is not this box's: choose the one that was saved together with its seed"
+    )]
+    NotTheOwner,
 }
 
 /// The time in which a code is taken.
@@ -117,6 +122,15 @@ pub trait Host: Send + Sync + 'static {
     fn claim(
         &self,
         code: String,
+        from: IpAddr,
+    ) -> impl Future<Output = Result<ClaimToken, SetupError>> + Send;
+    /// On a box that came with an owner's key and has no steward yet: what the owner has to sign. Such a box has
+    /// no code.
+    fn owner_text(&self) -> impl Future<Output = Result<Option<String>, SetupError>> + Send;
+    /// The same as [`claim`](Self::claim) for whoever signed that text.
+    fn claim_as_owner(
+        &self,
+        signature: String,
         from: IpAddr,
     ) -> impl Future<Output = Result<ClaimToken, SetupError>> + Send;
     /// True if this token is good.

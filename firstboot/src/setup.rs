@@ -61,6 +61,7 @@ impl<H: Host> Setup<H> {
             .route("/setup/address/opening", get(address::progress::<H>))
             .route(Step::Member.path(), get(member::show::<H>).post(member::make::<H>))
             .route("/setup/claim.js", get(|| script(include_str!("../assets/claim.js"))))
+            .route("/setup/owner.js", get(|| script(include_str!("../assets/owner.js"))))
             .route("/setup/import.js", get(|| script(include_str!("../assets/import.js"))))
             .layer(DefaultBodyLimit::max(LONGEST_FORM))
             .with_state(self.clone())

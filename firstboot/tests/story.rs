@@ -334,6 +334,20 @@ async fn a_closed_window_says_how_to_open_it_and_a_new_code_takes_the_box_back()
 }
 
 #[tokio::test]
+async fn a_box_with_an_owners_key_takes_a_proof_and_no_code() {
+    let fake = Fake::new();
+    fake.state().owner = Some("signed".to_owned());
+    let mut person = Browser::at(&fake);
+    let page = person.get("/setup/claim").await;
+    assert!(page.text.contains("data-text=\"signed\"") && !page.text.contains("name=\"code\""));
+    let refused = person.post("/setup/claim", &format!("code={CODE}")).await;
+    assert_eq!(refused.status, StatusCode::FORBIDDEN);
+    assert!(refused.text.contains("That key file is not this box's"), "{}", refused.text);
+    assert_eq!(person.get("/setup/machine").await.to, "/setup/claim");
+    assert_eq!(person.post("/setup/claim", "signature=signed").await.to, "/setup/machine");
+}
+
+#[tokio::test]
 async fn a_failed_import_says_why_and_trying_again_begins_anew() {
     let fake = Fake::new();
     let mut person = Browser::at(&fake);

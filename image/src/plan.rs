@@ -126,6 +126,9 @@ pub(crate) mod scripts {
     pub(crate) const INITRD: &str = include_str!("../steps/initrd.sh");
     pub(crate) const ROOT: &str = include_str!("../steps/root.sh");
     pub(crate) const DISK: &str = include_str!("../steps/disk.sh");
+    /// The one file of the tree that the initial file system has too.
+    pub(crate) const BOOT_DISK_RULES: &str =
+        include_str!("../tree/usr/lib/udev/rules.d/70-polder-boot-disk.rules");
 }
 
 impl Inputs<'_> {
@@ -153,6 +156,7 @@ impl Inputs<'_> {
                 b"initrd",
                 layer(Layer::Initrd).as_bytes(),
                 scripts::INITRD.as_bytes(),
+                scripts::BOOT_DISK_RULES.as_bytes(),
                 before(Product::Root).as_bytes(),
             ]),
             Product::Program => Key::of(&[

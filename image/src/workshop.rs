@@ -276,7 +276,10 @@ impl Workshop {
                 )?;
                 let folders =
                     [("root", of(Product::Root)), ("repo", repo.0.clone()), ("out", out.0.clone())];
-                let settings = [("MULTIARCH", inputs.lock.arch.multiarch().to_owned())];
+                let settings = [
+                    ("MULTIARCH", inputs.lock.arch.multiarch().to_owned()),
+                    ("BOOT_DISK_RULES", scripts::BOOT_DISK_RULES.to_owned()),
+                ];
                 room.run(what, scripts::INITRD, &borrowed(&folders), &settings, &log)?;
             }
             Product::Program => self.program(order, inputs, &out.0, &log)?,
@@ -302,6 +305,7 @@ impl Workshop {
                 let folders = [
                     ("sealed", of(Product::Sealed)),
                     ("initrd", of(Product::Initrd)),
+                    ("tree", self.source.tree()),
                     ("out", out.0.clone()),
                 ];
                 let (root_type, verity_type) = inputs.lock.arch.partition_types();

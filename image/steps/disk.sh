@@ -4,20 +4,32 @@ hash=$(cat /mnt/sealed/roothash)
 uuid() { sed -E 's/(.{8})(.{4})(.{4})(.{4})(.{12})/\1-\2-\3-\4-\5/'; }
 root_part=$(cut -c1-32 <<< "$hash" | uuid)
 verity_part=$(cut -c33-64 <<< "$hash" | uuid)
-# The root's partition is found by its hash, so that each boot entry finds its own slot. A machine that hangs,
+# The root's partition is found by its hash, so that each boot entry finds its own slot, and on the disk that
+# the boot loader came from: a stick and a disk installed from it have the same system. A machine that hangs,
 # panics, finds a wrong byte or cannot even begin starts again; the boot loader then counts.
+cmdline="roothash=$hash systemd.verity_root_data=/dev/polder/by-partuuid/$root_part systemd.verity_root_hash=/dev/polder/by-partuuid/$verity_part rootfstype=erofs ro systemd.machine_id=firmware rd.shell=0 rd.emergency=reboot panic=30 loglevel=4 console=$SERIAL,115200 console=tty0"
+# The second profile is the installer: nothing of the disk that it starts from is changed, and its /var is gone
+# when the machine goes off. A wrong byte on a stick is a sentence on its screen.
+live="polder.live fstab=no systemd.mount-extra=tmpfs:/var:tmpfs:mode=0755,nosuid,nodev,size=25% systemd.mount-extra=/dev/polder/polder-esp:/efi:vfat:ro,umask=0077,nofail systemd.gpt_auto=0 rd.systemd.gpt_auto=0 systemd.mask=systemd-repart.service rd.systemd.mask=systemd-repart.service"
+ukify build --efi-arch=$EFI --profile="ID=install
+TITLE=put it on a disk in this machine" \
+    --cmdline="$cmdline $live" --output=/run/install.efi
 ukify build --linux=/mnt/sealed/vmlinuz --initrd=/mnt/initrd/initrd.img \
     --stub=/usr/lib/systemd/boot/efi/linux$EFI.efi.stub --efi-arch=$EFI \
     --os-release=@/mnt/sealed/os-release --uname="$(cat /mnt/sealed/kernel)" \
-    --cmdline="roothash=$hash rootfstype=erofs ro systemd.gpt_auto=1 rd.systemd.gpt_auto=1 systemd.machine_id=firmware systemd.verity_root_options=panic-on-corruption rd.shell=0 rd.emergency=reboot panic=30 loglevel=4 console=$SERIAL,115200 console=tty0" \
-    --output=polder_$VERSION.efi
+    --profile="ID=main
+TITLE=run it from this disk, to try it" \
+    --cmdline="$cmdline systemd.gpt_auto=1 rd.systemd.gpt_auto=1 systemd.verity_root_options=panic-on-corruption" \
+    --join-profile=/run/install.efi --output=polder_$VERSION.efi
 
 esp=/run/esp
 mkdir -p $esp/EFI/{BOOT,Linux,systemd} $esp/loader
 loader=/usr/lib/systemd/boot/efi/systemd-boot$EFI.efi
 cp $loader $esp/EFI/BOOT/BOOT${EFI^^}.EFI
 cp $loader $esp/EFI/systemd/systemd-boot$EFI.efi
-printf 'timeout 0\nconsole-mode keep\neditor no\n' > $esp/loader/loader.conf
+# What the installer writes to a box has a loader.conf of its own.
+cp /mnt/tree/usr/share/polder/stick/loader.conf $esp/loader/loader.conf
+cp /mnt/tree/usr/share/polder/stick/*.html $esp/
 printf 'type1\n' > $esp/loader/entries.srel
 cp polder_$VERSION.efi $esp/EFI/Linux/polder_$VERSION.efi
 find $esp -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +

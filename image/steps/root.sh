@@ -14,8 +14,9 @@ cp -r --preserve=mode,links --no-target-directory $work/files $r
 install -D -m 0755 /mnt/program/polder $r/usr/lib/polder/polder
 ln -sf ../lib/polder/polder $r/usr/bin/polder
 
-sed -i '/^IMAGE_/d' $r/usr/lib/os-release
-printf 'IMAGE_ID=polder\nIMAGE_VERSION=%s\n' "$VERSION" >> $r/usr/lib/os-release
+# The boot menu shows the pretty name.
+sed -i '/^IMAGE_/d; /^PRETTY_NAME=/d' $r/usr/lib/os-release
+printf 'PRETTY_NAME="Polder %s"\nIMAGE_ID=polder\nIMAGE_VERSION=%s\n' "$VERSION" "$VERSION" >> $r/usr/lib/os-release
 echo polder > $r/etc/hostname
 : > $r/etc/machine-id
 ln -sf ../run/systemd/resolve/stub-resolv.conf $r/etc/resolv.conf

@@ -1,5 +1,5 @@
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ pub struct Browser {
     width: u32,
     driver: Driver,
     shots: PathBuf,
-    _profile: tempfile::TempDir,
+    profile: tempfile::TempDir,
 }
 
 struct Driver(Child);
@@ -73,8 +73,9 @@ impl Browser {
             let screen = json!({ "width": width, "height": height, "pixelRatio": 1.0, "mobile": false, "touch": false });
             options["mobileEmulation"] = json!({ "deviceMetrics": screen });
         }
+        options["prefs"] = json!({ "download.default_directory": profile.path().join("saved") });
         if !scripts {
-            options["prefs"] = json!({ "profile.managed_default_content_settings.javascript": 2 });
+            options["prefs"]["profile.managed_default_content_settings.javascript"] = json!(2);
         }
         let capabilities = [("goog:chromeOptions".to_owned(), options)].into_iter().collect();
         let begun = Instant::now();
@@ -88,7 +89,7 @@ impl Browser {
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         };
-        Self { client, width, driver, shots: screenshots(), _profile: profile }
+        Self { client, width, driver, shots: screenshots(), profile }
     }
 
     /// Goes to an address.
@@ -170,6 +171,26 @@ impl Browser {
             )
         };
         button.click().await.expect("a button can be pressed");
+    }
+
+    /// Chooses a file of this computer.
+    pub async fn choose(&self, css: &str, file: &Path) {
+        self.see(css).await;
+        let field = self.client.find(Locator::Css(css)).await.expect("it was seen");
+        let path = file.to_str().expect("a path that can be typed");
+        field.send_keys(path).await.expect("a file can be chosen");
+    }
+
+    /// Waits until the browser has saved a file of this name, and reads it.
+    pub async fn saved(&self, name: &str) -> String {
+        let (path, begun) = (self.profile.path().join("saved").join(name), Instant::now());
+        loop {
+            match std::fs::read_to_string(&path) {
+                Ok(text) if !text.is_empty() => return text,
+                _ if begun.elapsed() > PATIENCE => panic!("{name} was not saved"),
+                _ => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
     }
 
     /// Presses the button that says this to somebody who hears the page.

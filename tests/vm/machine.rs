@@ -40,18 +40,86 @@ pub(crate) struct Disks {
     kept: Option<PathBuf>,
     models: bool,
     stick: bool,
+    /// Where the stick with the image is, if it is in.
+    image_stick: Option<Port>,
+}
+
+/// Where a stick is, seen from the firmware.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Port {
+    /// Looked at before the disk.
+    First,
+    /// Looked at when the disk does not start.
+    Last,
 }
 
 impl Disks {
-    /// A stick with the image on it, in a machine that never ran.
+    /// A machine that never ran, with the image on its disk as the installer writes it: with a boot menu of
+    /// its own.
     pub(crate) fn fresh() -> Self {
+        let disks = Self::without();
+        let box_ = disks.box_of_the_image();
+        disks.lay_over(&format!("/mnt/image/{}", box_.file_name().unwrap().display()), "raw");
+        disks
+    }
+
+    /// A machine with an empty disk, and a stick with the image on it.
+    pub(crate) fn empty_with_the_image_on_a_stick() -> Self {
+        let disks = Self::without();
+        disks.run(&["qemu-img", "create", "-q", "-f", "qcow2", "/mnt/vm/disk.qcow2", "12G"]);
+        disks.run(&["cp", "--sparse=always", &disks.image_there(), "/mnt/vm/image.raw"]);
+        Self { image_stick: Some(Port::First), ..disks }
+    }
+
+    fn without() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let image = need("POLDER_VM_DISK").canonicalize().unwrap();
-        let disks = Self { folder, image, kept: None, models: false, stick: false };
-        let backing = format!("/mnt/image/{}", disks.image.file_name().unwrap().display());
-        disks.lay_over(&backing, "raw");
+        let disks =
+            Self { folder, image, kept: None, models: false, stick: false, image_stick: None };
         disks.run(&["cp", "/usr/share/OVMF/OVMF_VARS_4M.fd", "/mnt/vm/firmware.fd"]);
         disks
+    }
+
+    fn image_there(&self) -> String {
+        format!("/mnt/image/{}", self.image.file_name().unwrap().display())
+    }
+
+    /// Beside the image, made once for each: boxes that are kept go on from it.
+    fn box_of_the_image(&self) -> PathBuf {
+        let made = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
+        let box_ = self.image.with_extension("box");
+        if made(&box_) < made(&self.image) {
+            let partial = self.image.with_extension("box.partial");
+            let there = format!("/mnt/image/{}", partial.file_name().unwrap().display());
+            self.run(&["cp", "--sparse=always", &self.image_there(), &there]);
+            let menu = include_str!("../../image/tree/usr/share/polder/box/loader.conf");
+            self.put(menu, &there, "/loader/loader.conf");
+            fs::rename(&partial, &box_).unwrap();
+        }
+        box_
+    }
+
+    /// Saves a seed on the stick, as somebody does who opened seed.html there.
+    pub(crate) fn with_seed(self, text: &str) -> Self {
+        self.put(text, "/mnt/vm/image.raw", "/polder-seed.toml");
+        self
+    }
+
+    /// Writes a file to the boot partition of a disk that is off.
+    fn put(&self, text: &str, disk: &str, to: &str) {
+        fs::write(self.place("put"), text).unwrap();
+        let partition = format!("{disk}@@1M");
+        self.run(&["mcopy", "-o", "-i", &partition, "/mnt/vm/put", &format!("::{to}")]);
+    }
+
+    /// Whether no byte of the stick was changed.
+    pub(crate) fn the_stick_is_the_image(&self) -> bool {
+        self.status(&["cmp", "/mnt/vm/image.raw", &self.image_there()]) == Some(0)
+    }
+
+    /// Puts the stick into another port, or takes it out.
+    pub(crate) fn move_the_stick(&mut self, port: Option<Port>) {
+        self.image_stick = port;
     }
 
     /// The disk of a box that was kept in this folder; what is kept stays as it is.
@@ -212,7 +280,7 @@ impl Disks {
         ]);
         command.args(["-drive", "if=pflash,format=raw,file=/mnt/vm/firmware.fd"]);
         command.args(disk);
-        command.args(["-device", "nvme,drive=disk,serial=BOX0001,bootindex=0"]);
+        command.args(["-device", "nvme,drive=disk,serial=BOX0001,bootindex=1"]);
         command.args(["-device", "qemu-xhci", "-device", "virtio-rng-pci"]);
         command.args(["-netdev", &forward, "-device", "virtio-net-pci,netdev=net,romfile="]);
         command.args(["-chardev", "socket,id=serial,path=/mnt/vm/serial.sock,server=on,wait=off,logfile=/mnt/vm/serial.log,logappend=off"]);
@@ -232,6 +300,12 @@ impl Disks {
         if self.stick {
             command.args(["-drive", "file=/mnt/vm/stick.raw,format=raw,if=none,id=stick"]);
             command.args(["-device", "usb-storage,drive=stick,removable=on"]);
+        }
+        if let Some(port) = self.image_stick {
+            let order = if port == Port::First { 0 } else { 2 };
+            let image = "file=/mnt/vm/image.raw,format=raw,if=none,id=image,cache=unsafe";
+            let stick = format!("usb-storage,drive=image,serial=STICK1,bootindex={order}");
+            command.args(["-drive", image, "-device", &stick]);
         }
         // What an earlier start said is not what this one says.
         let _ = fs::remove_file(folder.join("serial.log"));

@@ -6,6 +6,7 @@
 
 mod claimed;
 mod first_boot;
+mod install;
 mod machine;
 mod power;
 mod power_cut;

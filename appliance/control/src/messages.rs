@@ -400,6 +400,9 @@ pub enum DoorReply {
         fingerprint: String,
         /// True once the box has a steward.
         claimed: bool,
+        /// True where the box came with an owner's key: until it has a steward it has no code.
+        #[serde(default)]
+        owner_key: bool,
     },
     /// What it has made true of the site.
     Doorway(Doorway),
@@ -442,11 +445,12 @@ impl std::fmt::Debug for Claim {
 impl std::fmt::Debug for DoorReply {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Ready { ca_file, fingerprint, claimed } => f
+            Self::Ready { ca_file, fingerprint, claimed, owner_key } => f
                 .debug_struct("Ready")
                 .field("ca_file", ca_file)
                 .field("fingerprint", fingerprint)
                 .field("claimed", claimed)
+                .field("owner_key", owner_key)
                 .finish(),
             Self::Doorway(doorway) => doorway.fmt(f),
             Self::Claim(claim) => claim.fmt(f),

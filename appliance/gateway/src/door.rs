@@ -13,6 +13,10 @@ use crate::Gateway;
 /// How long a claim code is good.
 pub(crate) const CLAIM_WINDOW: Duration = Duration::from_secs(30 * 60);
 
+/// A code would let in whoever stands before the machine.
+const OWNED: &str =
+    "this box is claimed with its owner's key file and has no code; open it in a browser";
+
 /// Answers the console.
 pub(crate) struct Console(pub(crate) Arc<Gateway>);
 
@@ -40,11 +44,21 @@ impl Console {
                 seconds: CLAIM_WINDOW.as_secs(),
             })
         };
+        let opens = matches!(question, DoorRequest::OpenClaim | DoorRequest::ReopenSetup);
+        if opens && self.0.owner.is_some() && !members.ask(|m| m.is_claimed()).await? {
+            return Ok(DoorReply::Refused(OWNED.to_owned()));
+        }
         match question {
             DoorRequest::Ready => {
                 let claimed = members.ask(|members| members.is_claimed()).await?;
                 let ca = self.0.ca();
-                Ok(DoorReply::Ready { ca_file: ca.file, fingerprint: ca.fingerprint, claimed })
+                let owner_key = self.0.owner.is_some();
+                Ok(DoorReply::Ready {
+                    ca_file: ca.file,
+                    fingerprint: ca.fingerprint,
+                    claimed,
+                    owner_key,
+                })
             }
             DoorRequest::Doorway => Ok(DoorReply::Doorway(self.0.doorway.borrow().clone())),
             DoorRequest::OpenClaim => {

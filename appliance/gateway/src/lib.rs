@@ -25,6 +25,7 @@ mod link;
 mod listen;
 mod metrics;
 pub mod origin;
+mod owner;
 pub mod pages;
 mod patient;
 mod peer;

@@ -21,6 +21,7 @@ use crate::door::Console;
 use crate::handed::Handed;
 use crate::limits::Limits;
 use crate::link::Link;
+use crate::owner::Owner;
 use crate::workers::Workers;
 use crate::{CaInfo, Gateway, api, front, listen, pages, wizard};
 
@@ -95,7 +96,10 @@ pub async fn run_on(
     let sockets = Sockets::of(&state);
     let link = Link::follow(&sockets, site);
     let (ca_sent, ca) = watch::channel(ca_info(&keeper));
-    let gateway = Arc::new(Gateway::new(state, members.clone(), link.clone(), limits, ca));
+    let owner = Owner::of(&state)?;
+    let mut gateway = Gateway::new(state, members.clone(), link.clone(), limits, ca);
+    gateway.owner = owner;
+    let gateway = Arc::new(gateway);
     let (closing, closed) = (CancellationToken::new(), CancellationToken::new());
     let host = Host {
         router: router(gateway.clone()),

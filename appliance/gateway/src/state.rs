@@ -15,6 +15,7 @@ use crate::leash::Watchman;
 use crate::limits::{Limits, Places};
 use crate::link::{AskError, Link};
 use crate::metrics::Tally;
+use crate::owner::Owner;
 use crate::tickets::Tickets;
 use crate::verifier::Verified;
 
@@ -42,6 +43,8 @@ pub struct Gateway {
     pub(crate) watchman: Arc<Watchman>,
     pub(crate) tickets: Tickets,
     pub(crate) verified: Verified,
+    /// Whose the box is before it has members, where its seed says so.
+    pub(crate) owner: Option<Owner>,
     /// What the door did since it opened.
     pub tally: Tally,
     ca: watch::Receiver<CaInfo>,
@@ -74,6 +77,7 @@ impl Gateway {
             watchman,
             tickets,
             verified: Verified::default(),
+            owner: None,
             tally,
             ca,
             doorway,

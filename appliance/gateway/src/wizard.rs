@@ -111,6 +111,38 @@ impl Host for ThisBox {
         }
     }
 
+    async fn owner_text(&self) -> Result<Option<String>, SetupError> {
+        let Some(owner) = &self.0.owner else { return Ok(None) };
+        let claimed = self.0.members.ask(|members| members.is_claimed()).await.map_err(notes)?;
+        Ok((!claimed).then(|| owner.text(&self.0.ca().fingerprint)))
+    }
+
+    async fn claim_as_owner(
+        &self,
+        signature: String,
+        from: IpAddr,
+    ) -> Result<ClaimToken, SetupError> {
+        let gateway = self.0.clone();
+        let claimed = self.0.members.ask(move |members| {
+            let fingerprint = gateway.ca().fingerprint;
+            let proof = || {
+                gateway.owner.as_ref().is_some_and(|owner| owner.proves(&fingerprint, &signature))
+            };
+            members.claim_proven(proof, from)
+        });
+        match claimed.await {
+            Ok(polder_members::ClaimToken(token)) => {
+                self.record("claimed the box with the owner's key", "the box").await;
+                Ok(ClaimToken(token.expose().to_owned()))
+            }
+            Err(ClaimRefused::Wrong) => Err(ClaimRefusal::NotTheOwner.into()),
+            Err(ClaimRefused::TooMany { seconds }) => {
+                Err(ClaimRefusal::TooMany(Duration::from_secs(seconds)).into())
+            }
+            Err(ClaimRefused::Failed(error)) => Err(notes(error)),
+        }
+    }
+
     async fn holds_claim(&self, token: ClaimToken) -> Result<bool, SetupError> {
         let token = Secret::new(token.0);
         let holds = self.0.members.ask(move |members| members.setup_session(token.expose())).await;

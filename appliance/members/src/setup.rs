@@ -73,6 +73,44 @@ impl Members {
     /// Takes the code: single use, so that of two at once exactly one gets the token. A winning
     /// claim ends the setup session of an earlier one.
     pub fn claim(&self, code: &str, from: IpAddr) -> Result<ClaimToken, ClaimRefused> {
+        self.may_try(from)?;
+        let given = Digest::of(&secret::normal_code(code));
+        let token = secret::token()?;
+        if self.take_code(&given, &token)? {
+            self.0.claims_by_address.forgive(&Net::of(from));
+            Ok(ClaimToken(token))
+        } else {
+            Err(ClaimRefused::Wrong)
+        }
+    }
+
+    /// Gives the set-up to somebody who proves in another way than by a code that the box is theirs. `proof` is
+    /// asked within the same limits. Refused once there is a steward; it ends the setup session of an earlier
+    /// one like a code.
+    pub fn claim_proven(
+        &self,
+        proof: impl FnOnce() -> bool,
+        from: IpAddr,
+    ) -> Result<ClaimToken, ClaimRefused> {
+        self.may_try(from)?;
+        if !proof() {
+            return Err(ClaimRefused::Wrong);
+        }
+        let token = secret::token()?;
+        let mut db = self.db();
+        let change = db
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(MembersError::from)?;
+        if is_claimed(&change)? {
+            return Err(ClaimRefused::Wrong);
+        }
+        begin_session(&change, &token, None)?;
+        change.commit().map_err(MembersError::from)?;
+        self.0.claims_by_address.forgive(&Net::of(from));
+        Ok(ClaimToken(token))
+    }
+
+    fn may_try(&self, from: IpAddr) -> Result<(), ClaimRefused> {
         let (net, now) = (Net::of(from), self.0.clock.millis());
         self.0
             .claims_by_address
@@ -81,16 +119,7 @@ impl Members {
                 // Whoever sits at the machine is not locked out by others' guessing.
                 if net.is_this_machine() { Ok(()) } else { self.0.claims_in_all.take((), now) }
             })
-            .map_err(|seconds| ClaimRefused::TooMany { seconds })?;
-
-        let given = Digest::of(&secret::normal_code(code));
-        let token = secret::token()?;
-        if self.take_code(&given, &token)? {
-            self.0.claims_by_address.forgive(&net);
-            Ok(ClaimToken(token))
-        } else {
-            Err(ClaimRefused::Wrong)
-        }
+            .map_err(|seconds| ClaimRefused::TooMany { seconds })
     }
 
     fn take_code(&self, given: &Digest, token: &Secret) -> Result<bool, MembersError> {
@@ -111,10 +140,7 @@ impl Members {
         }
         change.execute("DELETE FROM claim", [])?;
         let until = claimed.then_some(now + REOPENED_SECONDS);
-        change.execute(
-            "INSERT OR REPLACE INTO setup_session (one, digest, expires_at) VALUES (1, ?1, ?2)",
-            params![token.digest().0, until],
-        )?;
+        begin_session(&change, token, until)?;
         change.commit()?;
         Ok(true)
     }
@@ -163,6 +189,18 @@ impl Members {
         self.db().execute("INSERT OR REPLACE INTO wizard (one, state) VALUES (1, ?1)", [state])?;
         Ok(())
     }
+}
+
+fn begin_session(
+    change: &Transaction<'_>,
+    token: &Secret,
+    until: Option<i64>,
+) -> Result<(), MembersError> {
+    change.execute(
+        "INSERT OR REPLACE INTO setup_session (one, digest, expires_at) VALUES (1, ?1, ?2)",
+        params![token.digest().0, until],
+    )?;
+    Ok(())
 }
 
 /// How long a reopened setup may take.

@@ -159,6 +159,24 @@ fn guessing_is_slowed_down_per_address_and_in_all() {
 }
 
 #[test]
+fn a_proof_claims_the_box_within_the_same_limits_until_it_has_a_steward() {
+    let place = place();
+    for _ in 0..10 {
+        let refused = place.members.claim_proven(|| false, home());
+        assert!(matches!(refused, Err(ClaimRefused::Wrong)));
+    }
+    let mut asked = false;
+    let refused = place.members.claim_proven(|| std::mem::replace(&mut asked, true), home());
+    assert!(matches!(refused, Err(ClaimRefused::TooMany { .. })) && !asked);
+    place.clock.pass(60);
+    let first = place.members.claim_proven(|| true, home()).unwrap();
+    let second = place.members.claim_proven(|| true, home()).unwrap();
+    assert!(!place.members.setup_session(first.0.expose()).unwrap());
+    place.members.add_first_steward(second.0.expose(), &person("Ada")).unwrap();
+    assert!(matches!(place.members.claim_proven(|| true, home()), Err(ClaimRefused::Wrong)));
+}
+
+#[test]
 fn neither_code_nor_token_is_in_the_file_or_in_debug() {
     let place = place();
     let code = place.members.open_claim(HALF_HOUR).unwrap();

@@ -27,7 +27,7 @@ enum Command {
 impl Claim {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let Command::Reopen { state } = self.command;
-        let DoorReply::Ready { ca_file, fingerprint, claimed } =
+        let DoorReply::Ready { ca_file, fingerprint, claimed, .. } =
             state.ask_door(&DoorRequest::Ready)?
         else {
             return Err(unexpected());

@@ -36,7 +36,7 @@ impl Follower {
     /// Waits until the gateway answers, or for the reason why it never will.
     pub(crate) async fn door(&self) -> anyhow::Result<Door> {
         loop {
-            if let Ok(DoorReply::Ready { ca_file, fingerprint, claimed }) =
+            if let Ok(DoorReply::Ready { ca_file, fingerprint, claimed, .. }) =
                 self.ask_door(&DoorRequest::Ready).await
             {
                 return Ok(Door { ca_file, fingerprint, claimed });

@@ -10,11 +10,13 @@ mod follow;
 mod gateway;
 mod greeting;
 mod image;
+mod install;
 mod notify;
 mod part;
 mod plan;
 mod recipes;
 mod screen;
+mod seed;
 mod shell;
 mod site;
 mod slots;
@@ -59,6 +61,8 @@ enum Command {
     Slots(slots::Slots),
     Shell(shell::Shell),
     Image(image::Image),
+    Install(install::Install),
+    Seed(seed::Seed),
 }
 
 fn main() -> ExitCode {
@@ -80,6 +84,8 @@ fn main() -> ExitCode {
         Command::Slots(slots) => slots.run(),
         Command::Shell(shell) => shell.run(),
         Command::Image(image) => image.run(),
+        Command::Install(install) => install.run(),
+        Command::Seed(seed) => seed.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -42,7 +42,7 @@ impl Screen {
     }
 }
 
-fn open(path: &Path) -> Option<OwnedFd> {
+pub(crate) fn open(path: &Path) -> Option<OwnedFd> {
     // Without NOCTTY a hang-up of the line would end this process.
     let flags = rustix::fs::OFlags::NOCTTY.bits().cast_signed();
     match File::options().read(true).write(true).custom_flags(flags).open(path) {

@@ -89,8 +89,25 @@ impl Supervise {
         if !self.first_listen.is_empty() {
             first.door.listen.clone_from(&self.first_listen);
         }
+        // What the seed of the stick said, where there was one.
+        if let Some(name) = first_name(state) {
+            first.name = name;
+        }
         let (state, patience) = (state.to_owned(), Patience::default());
         Options { state, first, port: None, listen: None, patience }
+    }
+}
+
+/// What a box is called whose seed says so. One that cannot be read costs it its name, not its start.
+fn first_name(state: &Path) -> Option<polder_site::BoxName> {
+    let path = state.join(polder_seed::KEPT);
+    let text = std::fs::read_to_string(path).ok()?;
+    match polder_seed::Seed::parse(&text) {
+        Ok(seed) => seed.name,
+        Err(error) => {
+            log::warn!("{error}");
+            None
+        }
     }
 }
 

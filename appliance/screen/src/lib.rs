@@ -2,7 +2,8 @@
 //! is wrong, and a few keys, for people who have neither a network nor a shell.
 //!
 //! [`paint`] makes text of what is known, [`press`] says what a key does; both are pure. [`run`] looks at
-//! the box now and then, paints every terminal, and reads their keys.
+//! the box now and then, paints every terminal, and reads their keys. [`Terminal`] and [`fold`] are for the
+//! installer too.
 
 mod keys;
 mod paint;
@@ -10,5 +11,6 @@ mod run;
 mod terminal;
 
 pub use keys::{Act, Mode, press};
-pub use paint::{Facts, Shown, paint};
+pub use paint::{Facts, Shown, fold, paint};
 pub use run::{ScreenError, run};
+pub use terminal::Terminal;

@@ -30,6 +30,8 @@ pub struct Shown {
     pub fingerprint: String,
     /// Whether the box has an owner.
     pub claimed: bool,
+    /// Whether it came with an owner's key, and so has no code.
+    pub owner_key: bool,
     /// The code, while there is one.
     pub claim: Option<Claim>,
 }
@@ -76,7 +78,7 @@ pub fn paint(facts: &Facts, mode: &Mode, width: usize) -> String {
     if let Some(note) = &facts.note {
         lines.extend([String::new(), format!("  {note}")]);
     }
-    lines.iter().flat_map(|line| folded(line, width.max(20))).collect::<Vec<_>>().join("\n")
+    lines.iter().flat_map(|line| fold(line, width.max(20))).collect::<Vec<_>>().join("\n")
 }
 
 fn head(facts: &Facts) -> Vec<String> {
@@ -118,6 +120,11 @@ fn way_in(facts: &Facts) -> Vec<String> {
                 "  {word}: {}   (good for {minutes} minutes, for one person)",
                 claim.code
             ));
+        } else if !door.claimed && door.owner_key {
+            lines.push(
+                "  This box waits for its owner: open it in a browser and choose the key file."
+                    .to_owned(),
+            );
         } else if !door.claimed {
             lines.push(
                 "  Nobody owns this box yet, and its code has run out: press s for a new one."
@@ -164,8 +171,8 @@ fn wrong(facts: &Facts) -> Option<String> {
     None
 }
 
-/// A line in pieces of at most `width`, broken at spaces where there are any.
-fn folded(line: &str, width: usize) -> Vec<String> {
+/// A line in pieces of at most `width`, broken at spaces where there are any; of plain characters only.
+pub fn fold(line: &str, width: usize) -> Vec<String> {
     let clean: Vec<char> = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let mut pieces = Vec::new();
     let mut rest = clean.as_slice();
@@ -209,6 +216,7 @@ mod tests {
             door: Some(Shown {
                 fingerprint: ["AB"; 32].join(":"),
                 claimed: false,
+                owner_key: false,
                 claim: Some(Claim { code: "AAAAA-BBBBB-CCCCC".into(), seconds: 1790 }),
             }),
             addresses: vec!["192.168.1.7".parse().unwrap()],
@@ -234,6 +242,15 @@ mod tests {
                  Keys:  s set-up   n network   p power"
             )
         );
+    }
+
+    #[test]
+    fn a_box_with_an_owners_key_says_that_it_waits_for_its_owner_and_has_no_code() {
+        let mut facts = fresh();
+        let door = facts.door.as_mut().unwrap();
+        (door.owner_key, door.claim) = (true, None);
+        let text = paint(&facts, &Mode::Home, 80);
+        assert!(text.contains("choose the key file") && !text.contains("code"), "{text}");
     }
 
     #[test]

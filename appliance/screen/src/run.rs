@@ -104,12 +104,12 @@ impl TheBox {
     }
 
     async fn door(&mut self) -> Option<Shown> {
-        let Ok(DoorReply::Ready { fingerprint, claimed, .. }) =
+        let Ok(DoorReply::Ready { fingerprint, claimed, owner_key, .. }) =
             self.ask_door(&DoorRequest::Ready).await
         else {
             return None;
         };
-        if !claimed && !self.opened {
+        if !claimed && !owner_key && !self.opened {
             self.reopen().await;
         }
         self.claim = self.claim.take().filter(|(_, until)| *until > Instant::now());
@@ -118,7 +118,7 @@ impl TheBox {
             // Whole minutes: the screen is not painted anew for every second.
             seconds: until.duration_since(Instant::now()).as_secs().div_ceil(60) * 60,
         });
-        Some(Shown { fingerprint, claimed, claim })
+        Some(Shown { fingerprint, claimed, owner_key, claim })
     }
 
     async fn reopen(&mut self) {

@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 const USUAL_WIDTH: usize = 80;
 
 /// A terminal that is painted, and whose keys are heard.
-pub(crate) struct Terminal {
+#[derive(Debug)]
+pub struct Terminal {
     file: Arc<File>,
     shown: Option<String>,
 }
@@ -22,7 +23,7 @@ pub(crate) struct Terminal {
 impl Terminal {
     /// Takes a terminal over. Each key is sent to `keys` with `number`; a thread waits for them,
     /// because a terminal cannot be waited for like a socket.
-    pub(crate) fn open(terminal: OwnedFd, number: usize, keys: mpsc::Sender<(usize, u8)>) -> Self {
+    pub fn open(terminal: OwnedFd, number: usize, keys: mpsc::Sender<(usize, u8)>) -> Self {
         let file = Arc::new(File::from(terminal));
         if let Err(error) = key_by_key(&file) {
             log::warn!("terminal {number} is no terminal ({error}); it is only written to");
@@ -45,7 +46,7 @@ impl Terminal {
     }
 
     /// Columns, as far as is known.
-    pub(crate) fn width(&self) -> usize {
+    pub fn width(&self) -> usize {
         match tcgetwinsize(&self.file) {
             Ok(size) if size.ws_col > 0 => usize::from(size.ws_col),
             _ => USUAL_WIDTH,
@@ -53,7 +54,7 @@ impl Terminal {
     }
 
     /// Shows this text, if it is not there already. A terminal that cannot be written to is left alone.
-    pub(crate) fn show(&mut self, text: &str) {
+    pub fn show(&mut self, text: &str) {
         if self.shown.as_deref() == Some(text) {
             return;
         }

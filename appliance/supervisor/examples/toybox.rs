@@ -93,7 +93,7 @@ impl Handler<DoorRequest, DoorReply> for Door {
         let (ca_file, fingerprint) = (PathBuf::from("ca.pem"), "00".to_owned());
         let reply = match question {
             DoorRequest::Doorway => DoorReply::Doorway(self.doorway()),
-            _ => DoorReply::Ready { ca_file, fingerprint, claimed: false },
+            _ => DoorReply::Ready { ca_file, fingerprint, claimed: false, owner_key: false },
         };
         outlet.send(&reply).await
     }

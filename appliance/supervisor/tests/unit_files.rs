@@ -21,6 +21,9 @@ const SERVICES: [&str; 4] = [
     "polder-screen.service",
 ];
 
+/// Root, because they write to disks and to the network's settings; not parts of a running box.
+const BEFORE_A_BOX: [&str; 2] = ["polder-installer.service", "polder-seed.service"];
+
 fn tree() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../image/tree/usr")
 }
@@ -42,7 +45,7 @@ fn seconds(unit: &str, key: &str) -> Duration {
 /// What systemd's tool says, of units whose program is there; `None` where the tool is not.
 fn analyze(arguments: &[&str], units: &[&str]) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
-    for unit in SERVICES.iter().chain(&["polder-gateway.socket"]) {
+    for unit in SERVICES.iter().chain(&BEFORE_A_BOX).chain(&["polder-gateway.socket"]) {
         let text = text_of(unit).replace("/usr/bin/polder", "/bin/true");
         std::fs::write(folder.path().join(unit), text).unwrap();
     }
@@ -65,6 +68,8 @@ fn systemd_finds_nothing_to_complain_about() {
         "polder-gateway.socket",
         "polder-engine@fast.service",
         "polder-screen.service",
+        "polder-installer.service",
+        "polder-seed.service",
     ];
     let Some(said) = analyze(&["verify", "--man=no"], &units) else { return };
     let young = |line: &&str| {
@@ -85,6 +90,16 @@ fn every_part_is_locked_up_well_enough() {
         let exposure = exposure.unwrap_or_else(|| panic!("{unit}: {said}")).1;
         let number = exposure.split_whitespace().find_map(|word| word.parse::<f64>().ok()).unwrap();
         assert!(number <= MOST_EXPOSED, "{unit} is at {number}:\n{said}");
+    }
+}
+
+#[test]
+fn a_stick_runs_the_installer_and_a_box_never_does() {
+    let condition = "ConditionKernelCommandLine";
+    assert_eq!(value("polder-installer.service", condition), "polder.live");
+    // The gateway and the engines are started by the supervisor and by the socket alone.
+    for unit in ["polder-supervisor.service", "polder-screen.service", "polder-gateway.socket"] {
+        assert_eq!(value(unit, condition), "!polder.live", "{unit}");
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct State {
     pub(crate) notes: Option<String>,
     pub(crate) steward: Option<String>,
     pub(crate) code: Option<String>,
+    /// What the owner signs; here a text is its own signature.
+    pub(crate) owner: Option<String>,
     pub(crate) claim: Option<String>,
     pub(crate) claims: u32,
     pub(crate) wrong_codes: u32,
@@ -46,6 +48,7 @@ impl Fake {
             notes: None,
             steward: None,
             code: Some(CODE.into()),
+            owner: None,
             claim: None,
             claims: 0,
             wrong_codes: 0,
@@ -163,6 +166,19 @@ impl Host for Fake {
         state.claim = Some(token.clone());
         Ok(ClaimToken(token))
     }
+    async fn owner_text(&self) -> Result<Option<String>, SetupError> {
+        let state = self.state();
+        Ok(state.owner.clone().filter(|_| state.steward.is_none()))
+    }
+
+    async fn claim_as_owner(&self, signature: String, _: IpAddr) -> Result<ClaimToken, SetupError> {
+        if self.state().owner.as_ref() != Some(&signature) {
+            return Err(ClaimRefusal::NotTheOwner.into());
+        }
+        let code = self.state().code.clone().unwrap();
+        self.claim(code, IpAddr::from([127, 0, 0, 1])).await
+    }
+
     async fn holds_claim(&self, token: ClaimToken) -> Result<bool, SetupError> {
         Ok(self.state().claim.as_ref() == Some(&token.0))
     }

@@ -417,7 +417,7 @@ async fn figures_are_for_stewards_and_health_says_nothing() {
 #[tokio::test]
 async fn the_console_opens_claims_and_the_trail_hears_of_it() {
     let house = House::open().await;
-    let DoorReply::Ready { ca_file, fingerprint, claimed } =
+    let DoorReply::Ready { ca_file, fingerprint, claimed, .. } =
         house.console(DoorRequest::Ready).await
     else {
         panic!("not ready")
