@@ -18,6 +18,10 @@ pub enum Layer {
     Root,
     /// On top of it, only while the initial file system is made.
     Initrd,
+    /// NVIDIA's driver, taken apart.
+    Driver,
+    /// On top of the root, only while the driver's modules are built.
+    DriverTools,
     /// Makes images.
     Builder,
     /// Boots them to see whether they work.
@@ -26,13 +30,16 @@ pub enum Layer {
 
 impl Layer {
     /// Every one there is.
-    pub const ALL: [Self; 4] = [Self::Root, Self::Initrd, Self::Builder, Self::Tester];
+    pub const ALL: [Self; 6] =
+        [Self::Root, Self::Initrd, Self::Driver, Self::DriverTools, Self::Builder, Self::Tester];
 
     /// As lock and `packages.toml` call it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Root => "root",
             Self::Initrd => "initrd",
+            Self::Driver => "driver",
+            Self::DriverTools => "driver-tools",
             Self::Builder => "builder",
             Self::Tester => "tester",
         }
@@ -102,7 +109,7 @@ impl Lock {
     /// Reads a lock's text.
     pub fn parse(text: &str) -> Result<Self, LockError> {
         #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
+        #[serde(deny_unknown_fields, rename_all = "kebab-case")]
         struct Written {
             arch: Arch,
             rustc: String,
@@ -112,13 +119,20 @@ impl Lock {
             #[serde(default)]
             initrd: BTreeMap<String, String>,
             #[serde(default)]
+            driver: BTreeMap<String, String>,
+            #[serde(default)]
+            driver_tools: BTreeMap<String, String>,
+            #[serde(default)]
             builder: BTreeMap<String, String>,
             #[serde(default)]
             tester: BTreeMap<String, String>,
         }
-        let Written { arch, rustc, epoch, root, initrd, builder, tester } = toml::from_str(text)?;
+        let written: Written = toml::from_str(text)?;
+        let Written { arch, rustc, epoch, root, initrd, driver, driver_tools, builder, tester } =
+            written;
+        let every = [root, initrd, driver, driver_tools, builder, tester];
         let mut layers = BTreeMap::new();
-        for (layer, lines) in Layer::ALL.into_iter().zip([root, initrd, builder, tester]) {
+        for (layer, lines) in Layer::ALL.into_iter().zip(every) {
             let mut packages = Packages::new();
             for (name, line) in lines {
                 let fault = || LockError::Line { layer, package: name.clone() };
@@ -138,7 +152,12 @@ impl Lock {
 
     /// Every package, once.
     pub fn all(&self) -> BTreeMap<Digest, (&str, &Package)> {
-        let every = self.layers.values().flatten();
+        self.of(&Layer::ALL)
+    }
+
+    /// Every package of these layers, once.
+    pub fn of(&self, layers: &[Layer]) -> BTreeMap<Digest, (&str, &Package)> {
+        let every = layers.iter().flat_map(|layer| self.layer(*layer));
         every.map(|(name, package)| (package.digest, (name.as_str(), package))).collect()
     }
 

@@ -8,6 +8,10 @@ r=$work/root
 cp -r --preserve=mode,links --no-target-directory /mnt/tree $r
 install -D -m 0755 /mnt/program/polder $r/usr/lib/polder/polder
 ln -sf ../lib/polder/polder $r/usr/bin/polder
+if [ -d /mnt/driver ]; then
+    cp -r --preserve=mode,links --no-target-directory /mnt/driver/tree $r
+    depmod --basedir $r "$(ls $r/usr/lib/modules)"
+fi
 
 sed -i '/^IMAGE_/d' $r/usr/lib/os-release
 printf 'IMAGE_ID=polder\nIMAGE_VERSION=%s\n' "$VERSION" >> $r/usr/lib/os-release
