@@ -341,11 +341,8 @@ fn lock(place: &Place, check: bool) -> anyhow::Result<()> {
     let mut lock = workshop.resolve(place.arch, now.as_secs())?;
     let old = source.lock(place.arch).ok();
     let lines = old.as_ref().map(|old| lock.diff(old));
-    if let Some(old) = old
-        && lines.as_ref().is_some_and(Vec::is_empty)
-    {
-        // Nothing changed: not the time either, so that images stay as they are.
-        lock.epoch = old.epoch;
+    if let Some(old) = old {
+        lock.keep_time(&old);
     }
     match lines {
         None => say(format!("a first lock: {} packages", lock.all().len())),
