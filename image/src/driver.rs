@@ -25,12 +25,12 @@ pub enum Driver {
 impl Driver {
     /// The layers of a lock that an image with it is made of and with.
     pub fn layers(&self) -> Vec<Layer> {
-        let needed = |layer: &Layer| match (self, layer) {
-            (Self::None, Layer::Driver | Layer::DriverTools) => false,
-            (Self::Bundle(_), Layer::Driver) => false,
-            _ => true,
+        let without: &[Layer] = match self {
+            Self::None => &[Layer::Driver, Layer::DriverTools],
+            Self::Debian => &[],
+            Self::Bundle(_) => &[Layer::Driver],
         };
-        Layer::ALL.into_iter().filter(needed).collect()
+        Layer::ALL.into_iter().filter(|layer| !without.contains(layer)).collect()
     }
 }
 

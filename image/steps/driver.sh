@@ -29,7 +29,7 @@ mount -t tmpfs run $r/run
 src=/usr/src/nvidia
 cp -r $modules $r$src
 # Stable kernels gave this function one argument more, which drivers of before do not know.
-if grep -q 'pci_resize_resource(.*exclude_bars' $r/usr/src/linux-headers-*/include/linux/pci.h; then
+if [[ $(grep -A 1 'int .*pci_resize_resource(' $r/usr/src/linux-headers-*/include/linux/pci.h) == *exclude_bars* ]]; then
     sed -i 's/pci_resize_resource(pci_dev, NV_GPU_BAR1, requested_size)/pci_resize_resource(pci_dev, NV_GPU_BAR1, requested_size, 0)/' $r$src/nvidia/nv-pci.c
 fi
 # What computes; showing pictures is left to the kernel's own drivers.

@@ -6,10 +6,15 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use polder_image::Room;
-use polder_stories::{free_port, need};
+use polder_stories::{free_port, need, scaled};
 
 /// How long the slowest thing may take that a machine does: emulated, on cores that others use too.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(400);
+
+fn patience() -> Duration {
+    scaled(PATIENCE)
+}
+
 /// Between two looks at the serial line.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -19,21 +24,79 @@ pub(crate) struct Machine {
     folder: PathBuf,
     /// On this machine's loopback: the box's port 443.
     pub(crate) port: u16,
+    on: Instant,
 }
 
 /// What is plugged in, and stays when the machine is off.
 pub(crate) struct Disks {
     folder: tempfile::TempDir,
     image: PathBuf,
+    kind: Kind,
     models: bool,
+}
+
+/// What the machine is, and which image it starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A workstation; the image without a driver.
+    Plain,
+    /// The same; the image with NVIDIA's driver.
+    Driver,
+    /// A machine with an ARM processor, which no test has ever run on but in emulation.
+    Aarch64,
+}
+
+impl Kind {
+    /// The image's disk.
+    fn image(self) -> PathBuf {
+        let name = match self {
+            Self::Plain => "POLDER_VM_DISK",
+            Self::Driver => "POLDER_VM_DISK_DRIVER",
+            Self::Aarch64 => "POLDER_VM_DISK_AARCH64",
+        };
+        need(name).canonicalize().unwrap()
+    }
+
+    /// The room with the emulator in it.
+    fn room(self) -> Room {
+        let name =
+            if self == Self::Aarch64 { "POLDER_VM_TESTER_AARCH64" } else { "POLDER_VM_TESTER" };
+        Room::at(&need(name))
+    }
+
+    /// The emulator, the board, and a processor without what is slow to emulate.
+    fn emulator(self) -> [&'static str; 5] {
+        match self {
+            Self::Plain | Self::Driver => ["qemu-system-x86_64", "-M", "q35", "-cpu", "max"],
+            Self::Aarch64 => {
+                ["qemu-system-aarch64", "-M", "virt,gic-version=3", "-cpu", "cortex-a76"]
+            }
+        }
+    }
+
+    /// The firmware, and the variables that it keeps.
+    fn firmware(self) -> [&'static str; 2] {
+        match self {
+            Self::Plain | Self::Driver => {
+                ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"]
+            }
+            Self::Aarch64 => {
+                ["/usr/share/AAVMF/AAVMF_CODE.no-secboot.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"]
+            }
+        }
+    }
 }
 
 impl Disks {
     /// A stick with the image on it, in a machine that never ran.
     pub(crate) fn fresh() -> Self {
+        Self::of(Kind::Plain)
+    }
+
+    /// The same, in a machine of this kind.
+    pub(crate) fn of(kind: Kind) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let image = need("POLDER_VM_DISK").canonicalize().unwrap();
-        let disks = Self { folder, image, models: false };
+        let disks = Self { folder, image: kind.image(), kind, models: false };
         let backing = format!("/mnt/image/{}", disks.image.file_name().unwrap().display());
         disks.run(&[
             "qemu-img",
@@ -48,7 +111,7 @@ impl Disks {
             "/mnt/vm/disk.qcow2",
             "12G",
         ]);
-        disks.run(&["cp", "/usr/share/OVMF/OVMF_VARS_4M.fd", "/mnt/vm/firmware.fd"]);
+        disks.run(&["cp", kind.firmware()[1], "/mnt/vm/firmware.fd"]);
         disks
     }
 
@@ -71,8 +134,24 @@ impl Disks {
         self.run(&["qemu-io", "-f", "qcow2", "-c", &format!("write -q -P 0 {at} 1"), disk]);
     }
 
+    /// The names of the partitions on the disk, in its order; of a machine that is off.
+    pub(crate) fn partitions(&self) -> Vec<String> {
+        let copy = ["if=/mnt/vm/disk.qcow2", "of=/mnt/vm/table.raw", "bs=1M", "count=1"];
+        self.run(&[&["qemu-img", "dd", "-f", "qcow2", "-O", "raw"], &copy[..]].concat());
+        let table = fs::read(self.folder.path().join("table.raw")).unwrap();
+        // UEFI 2.10, 5.3.3: entries of 128 bytes from the third sector on, with names of 36 characters from byte
+        // 56 on; an entry without a type is none.
+        let entries = table[1024..1024 + 128 * 128].chunks_exact(128);
+        let name = |entry: &[u8]| {
+            let pairs =
+                entry[56..].chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+            String::from_utf16(&pairs.take_while(|c| *c != 0).collect::<Vec<_>>()).unwrap()
+        };
+        entries.filter(|entry| entry[..16] != [0; 16]).map(name).collect()
+    }
+
     fn room(&self) -> Room {
-        Room::at(&need("POLDER_VM_TESTER"))
+        self.kind.room()
     }
 
     fn command(&self) -> Command {
@@ -86,19 +165,17 @@ impl Disks {
 
     /// Presses the machine's button.
     pub(crate) fn switch_on(&self) -> Machine {
+        self.switch_on_with(&[])
+    }
+
+    /// The same, and has the machine start these services too, which a board can hand to an unmodified system:
+    /// pairs of a name and the unit's text.
+    pub(crate) fn switch_on_with(&self, services: &[(&str, &str)]) -> Machine {
         let port = free_port();
         let folder = self.folder.path().to_owned();
         let forward = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:443");
         let mut command = self.command();
-        command.args([
-            "qemu-system-x86_64",
-            "-M",
-            "q35",
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            "max",
-        ]);
+        command.args(self.kind.emulator()).args(["-accel", "tcg,thread=multi"]);
         command.args([
             "-smp",
             "2",
@@ -111,10 +188,8 @@ impl Disks {
             "-no-reboot",
         ]);
         command.args(["-uuid", "b0c5e1f2-4a3d-4c7e-9a1b-2d3e4f506172"]);
-        command.args([
-            "-drive",
-            "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
-        ]);
+        let code = self.kind.firmware()[0];
+        command.arg("-drive").arg(format!("if=pflash,format=raw,readonly=on,file={code}"));
         command.args(["-drive", "if=pflash,format=raw,file=/mnt/vm/firmware.fd"]);
         command.args([
             "-drive",
@@ -137,16 +212,32 @@ impl Disks {
             ]);
             command.args(["-device", "usb-storage,drive=models,removable=on"]);
         }
+        for (name, text) in services {
+            let wanted = format!("multi-user.target~{name}=[Unit]\nWants={name}.service\n");
+            for (file, told) in [
+                (format!("{name}.service"), format!("extra-unit.{name}.service={text}")),
+                (format!("{name}.wanted"), format!("unit-dropin.{wanted}")),
+            ] {
+                fs::write(folder.join(&file), format!("io.systemd.credential:systemd.{told}"))
+                    .unwrap();
+                command.arg("-smbios").arg(format!("type=11,path=/mnt/vm/{file}"));
+            }
+        }
         // What an earlier start said is not what this one says.
         let _ = fs::remove_file(folder.join("serial.log"));
         let log = fs::File::create(folder.join("qemu.log")).unwrap();
         let qemu =
             command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
-        Machine { qemu: qemu.unwrap(), folder, port }
+        Machine { qemu: qemu.unwrap(), folder, port, on: Instant::now() }
     }
 }
 
 impl Machine {
+    /// How long it has been on.
+    pub(crate) fn age(&self) -> Duration {
+        self.on.elapsed()
+    }
+
     /// All that the serial line said since the machine went on, without what only a terminal understands.
     pub(crate) fn serial(&self) -> String {
         plain(&fs::read(self.folder.join("serial.log")).unwrap_or_default())
@@ -167,7 +258,7 @@ impl Machine {
             if let Some(status) = self.qemu.try_wait().unwrap() {
                 panic!("the machine is off ({status}) before it said {words:?}:\n{}", self.told());
             }
-            assert!(begun.elapsed() < PATIENCE, "waited for {words:?}:\n{}", self.told());
+            assert!(begun.elapsed() < patience(), "waited for {words:?}:\n{}", self.told());
             std::thread::sleep(LOOK);
         }
     }
@@ -188,7 +279,7 @@ impl Machine {
     pub(crate) fn goes_off(&mut self) {
         let begun = Instant::now();
         while self.qemu.try_wait().unwrap().is_none() {
-            assert!(begun.elapsed() < PATIENCE, "it does not turn off:\n{}", self.told());
+            assert!(begun.elapsed() < patience(), "it does not turn off:\n{}", self.told());
             std::thread::sleep(LOOK);
         }
     }
