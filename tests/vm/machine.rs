@@ -48,7 +48,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// The image's disk.
-    fn image(self) -> PathBuf {
+    pub(crate) fn image(self) -> PathBuf {
         let name = match self {
             Self::Plain => "POLDER_VM_DISK",
             Self::Driver => "POLDER_VM_DISK_DRIVER",
