@@ -7,7 +7,7 @@ STATE ?= .polder
 # Without one, the port that the box had before; 8443 at first.
 PORT  ?=
 
-.PHONY: up test test-vm lint bench fuzz deny clean tools-build tools-test tools-bench
+.PHONY: up test test-vm test-vm-all lint bench fuzz deny clean tools-build tools-test tools-vm tools-cross tools-bench
 
 up: tools-build            ## Build, fetch the default model, start the box, print where to claim it.
 	cargo build --release --locked -p polder
@@ -19,6 +19,9 @@ test: tools-test           ## Every test that needs no GPU.
 
 test-vm: tools-vm          ## Make the OS image and boot it in a virtual machine (needs root).
 	tests/vm/run
+
+test-vm-all: tools-cross   ## Every story about the image, also on aarch64 and with the GPU driver; what did not change is not run again.
+	tests/vm/all
 
 lint:                      ## Formatting and lints, as `make test` checks them.
 	cargo fmt --all --check
@@ -54,6 +57,11 @@ tools-test: tools-build
 # What sets up the room in which images are made; everything else comes from the lock.
 tools-vm: tools-test
 	@tests/tools/apt mmdebstrap debian-archive-keyring util-linux dpkg
+
+# What compiles for the other kind of machine; its emulators come from the lock.
+tools-cross: tools-vm
+	@tests/tools/apt gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+	@rustup target list --installed | grep -qx aarch64-unknown-linux-gnu || rustup target add aarch64-unknown-linux-gnu
 
 tools-bench: tools-test
 	@tests/tools/apt cmake g++

@@ -46,6 +46,9 @@ fn body(machine: &Machine) -> Markup {
         let memory = gpu.memory.map(|n| format!(", {} of its own memory", bytes(n)));
         rows.push(("Graphics processor", html! { (gpu.name) (memory.unwrap_or_default()) }));
     }
+    if let Some(driver) = &machine.driver {
+        rows.push(("Its driver", html! { (driver) }));
+    }
     rows.push(("Second internet line", missing()));
     rows.push(("Battery (UPS)", missing()));
     rows.push(("Spare box for backups", missing()));

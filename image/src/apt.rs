@@ -55,13 +55,14 @@ impl Mirror {
         (!archives.is_empty()).then_some(Self { archives })
     }
 
-    /// `sources.list` for a release.
-    fn sources(&self, suite: &str) -> String {
+    /// `sources.list` for a release, with these parts of the archive besides `main`.
+    fn sources(&self, suite: &str, components: &[String]) -> String {
+        let parts = components.iter().fold("main".to_owned(), |parts, part| parts + " " + part);
         let line = |archive: &String| {
             if archive.ends_with("-security") {
-                format!("deb {archive} {suite}-security main\n")
+                format!("deb {archive} {suite}-security {parts}\n")
             } else {
-                format!("deb {archive} {suite} main\ndeb {archive} {suite}-updates main\n")
+                format!("deb {archive} {suite} {parts}\ndeb {archive} {suite}-updates {parts}\n")
             }
         };
         self.archives.iter().map(line).collect()
@@ -90,6 +91,7 @@ impl Apt {
         folder: &Path,
         arch: Arch,
         suite: &str,
+        components: &[String],
         mirror: &Mirror,
         also: Option<&Path>,
         log: &Path,
@@ -101,7 +103,7 @@ impl Apt {
             fs::create_dir_all(&path).map_err(ImageError::file("make", &path))?;
         }
         let apt = Self { folder: folder.to_owned(), arch, log: log.to_owned() };
-        let mut sources = mirror.sources(suite);
+        let mut sources = mirror.sources(suite, components);
         if let Some(also) = also {
             sources += &format!("deb [trusted=yes] copy://{} ./\n", also.display());
         }
@@ -119,6 +121,14 @@ impl Apt {
         command.args(["install", "--simulate", &essential]).args(wanted);
         let text = answer("working out which packages are needed", &mut command, &self.log)?;
         Ok(simulated(&text, self.arch))
+    }
+
+    /// The packages of these names alone, in the versions that would be installed.
+    pub(crate) fn alone(&self, wanted: &[String]) -> Result<Vec<Found>, ImageError> {
+        let mut command = self.command("apt-cache");
+        command.args(["show", "--no-all-versions"]).args(wanted);
+        let text = answer("asking the mirror about packages", &mut command, &self.log)?;
+        Ok(shown(&text, self.arch))
     }
 
     /// Fetches files into `cache/archives`, which it returns; apt checks them against the archive's
@@ -220,14 +230,27 @@ fn simulated(text: &str, own: Arch) -> Vec<Found> {
         let version = inside.split(' ').next()?.to_owned();
         let arch = inside.rsplit_once('[')?.1.trim_end_matches(']').to_owned();
         let plain = name.split(':').next()?;
-        let name = match arch.as_str() {
-            "all" => plain.to_owned(),
-            arch if arch == own.debian() => plain.to_owned(),
-            arch => format!("{plain}:{arch}"),
-        };
-        Some(Found { name, version, arch })
+        Some(Found { name: named(plain, &arch, own), version, arch })
     };
     text.lines().filter_map(line).collect()
+}
+
+/// The stanzas of `apt-cache show`.
+fn shown(text: &str, own: Arch) -> Vec<Found> {
+    let stanza = |stanza: &str| {
+        let field = |name: &str| {
+            let line = |line: &str| line.strip_prefix(name)?.strip_prefix(": ").map(str::to_owned);
+            stanza.lines().find_map(line)
+        };
+        let (plain, version, arch) = (field("Package")?, field("Version")?, field("Architecture")?);
+        Some(Found { name: named(&plain, &arch, own), version, arch })
+    };
+    text.split("\n\n").filter_map(stanza).collect()
+}
+
+/// As a lock calls a package.
+fn named(plain: &str, arch: &str, own: Arch) -> String {
+    if arch == "all" || arch == own.debian() { plain.to_owned() } else { format!("{plain}:{arch}") }
 }
 
 #[cfg(test)]
@@ -267,12 +290,33 @@ mod tests {
         for text in [new, old] {
             let mirror = Mirror::in_sources(text).unwrap();
             assert_eq!(
-                mirror.sources("trixie"),
+                mirror.sources("trixie", &[]),
                 "deb http://a.example/debian trixie main\n\
                  deb http://a.example/debian trixie-updates main\n\
                  deb http://a.example/debian-security trixie-security main\n",
             );
         }
         assert_eq!(Mirror::in_sources(""), None);
+    }
+
+    #[test]
+    fn other_parts_of_the_archive_are_named_beside_main() {
+        let mirror = Mirror::at("http://a.example/debian/");
+        assert_eq!(
+            mirror.sources("trixie", &["contrib".into(), "non-free".into()]),
+            "deb http://a.example/debian trixie main contrib non-free\n\
+             deb http://a.example/debian trixie-updates main contrib non-free\n",
+        );
+    }
+
+    #[test]
+    fn of_what_apt_shows_the_first_version_of_each_package_is_the_one_to_take() {
+        let text = "Package: libcuda1\nArchitecture: amd64\nVersion: 550.163.01-2\nDepends: x\n\n\
+                    Package: nvidia-modprobe\nVersion: 570.133.07-1\nArchitecture: amd64\n";
+        let told: Vec<String> = shown(text, Arch::X86_64)
+            .iter()
+            .map(|f| format!("{} {} {}", f.name, f.version, f.arch))
+            .collect();
+        assert_eq!(told, ["libcuda1 550.163.01-2 amd64", "nvidia-modprobe 570.133.07-1 amd64"]);
     }
 }

@@ -23,6 +23,11 @@ impl Arch {
         std::env::consts::ARCH.parse().ok()
     }
 
+    /// This kind, where it is not the one that this program runs on: its programs run here only in an emulator.
+    pub fn emulated(self) -> Option<Self> {
+        (Self::here() != Some(self)).then_some(self)
+    }
+
     /// As Linux and Rust call it.
     pub const fn name(self) -> &'static str {
         match self {

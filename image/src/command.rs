@@ -66,6 +66,8 @@ fn package_of(program: &str) -> &'static str {
         "dpkg-deb" => "dpkg",
         "apt-get" | "apt-cache" => "apt",
         "cargo" | "rustc" => "rustup",
+        "aarch64-linux-gnu-gcc" => "gcc-aarch64-linux-gnu",
+        "x86_64-linux-gnu-gcc" => "gcc-x86-64-linux-gnu",
         _ => "of that name",
     }
 }

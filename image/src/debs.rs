@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::ImageError;
 use crate::apt::{Apt, Found};
 use crate::command::answer;
-use crate::lock::{Lock, Package, Packages};
+use crate::lock::{Layer, Lock, Package, Packages};
 
 /// Every package file that was ever fetched, by its digest.
 #[derive(Debug, Clone)]
@@ -32,9 +32,9 @@ impl Debs {
         self.folder.join(format!("{digest}.deb"))
     }
 
-    /// The packages of a lock that are not here.
-    pub fn missing<'l>(&self, lock: &'l Lock) -> Vec<(&'l str, &'l Package)> {
-        lock.all().into_values().filter(|(_, p)| !self.path(&p.digest).is_file()).collect()
+    /// The packages of these layers of a lock that are not here.
+    pub fn missing<'l>(&self, lock: &'l Lock, layers: &[Layer]) -> Vec<(&'l str, &'l Package)> {
+        lock.of(layers).into_values().filter(|(_, p)| !self.path(&p.digest).is_file()).collect()
     }
 
     /// Takes a file in, whatever its name, and says what it is.
@@ -49,9 +49,9 @@ impl Debs {
         Ok((digest, size))
     }
 
-    /// Fetches what is missing of a lock. Each file must be the very one that the lock names.
-    pub(crate) fn fetch(&self, lock: &Lock, apt: &Apt) -> Result<(), ImageError> {
-        let missing = self.missing(lock);
+    /// Fetches what is missing of these layers of a lock. Each file must be the very one that the lock names.
+    pub(crate) fn fetch(&self, lock: &Lock, layers: &[Layer], apt: &Apt) -> Result<(), ImageError> {
+        let missing = self.missing(lock, layers);
         let found: Vec<Found> = missing
             .iter()
             .map(|(name, package)| Found {
@@ -67,7 +67,7 @@ impl Debs {
                 self.take(&path)?;
             }
         }
-        let gone = self.missing(lock);
+        let gone = self.missing(lock, layers);
         match gone.first() {
             None => Ok(()),
             Some((name, package)) => Err(ImageError::Gone {

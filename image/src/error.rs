@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 
 use polder_recipes::Digest;
 
+use crate::Arch;
 use crate::lock::{Layer, LockError};
 use crate::parcel::ParcelError;
 
@@ -108,6 +109,44 @@ pub enum ImageError {
         /// What is wrong with it.
         source: ParcelError,
     },
+    /// The description of a driver's bundle is not as it should be.
+    #[error("{}: {why}", path.display())]
+    Bundle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A driver's bundle is for other machines.
+    #[error(
+        "the driver {version} is for {found} and the image for {wanted}; name a bundle for {wanted}"
+    )]
+    OtherBundle {
+        /// The driver's.
+        version: String,
+        /// As the bundle says.
+        found: Arch,
+        /// The image's.
+        wanted: Arch,
+    },
+    /// A driver's bundle holds another version than its description says.
+    #[error("{} holds the driver {found} and its description says {wanted}; correct the description", path.display())]
+    OtherDriver {
+        /// The file.
+        path: PathBuf,
+        /// As the description says.
+        wanted: String,
+        /// As it is.
+        found: String,
+    },
+    /// The root's kernel is not one that headers can be had for.
+    #[error(
+        "the lock's root has no kernel with a version in its name; a driver cannot be built for it"
+    )]
+    NoKernel,
+    /// A driver's list of cards cannot be read.
+    #[error("the driver's list of cards cannot be read: {0}")]
+    Cards(#[source] serde_json::Error),
     /// Cargo's own lock cannot be read.
     #[error("{}: {}", path.display(), source.message())]
     CargoLock {

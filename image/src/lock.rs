@@ -18,6 +18,10 @@ pub enum Layer {
     Root,
     /// On top of it, only while the initial file system is made.
     Initrd,
+    /// NVIDIA's driver, taken apart.
+    Driver,
+    /// On top of the root, only while the driver's modules are built.
+    DriverTools,
     /// Makes images.
     Builder,
     /// Boots them to see whether they work.
@@ -26,13 +30,16 @@ pub enum Layer {
 
 impl Layer {
     /// Every one there is.
-    pub const ALL: [Self; 4] = [Self::Root, Self::Initrd, Self::Builder, Self::Tester];
+    pub const ALL: [Self; 6] =
+        [Self::Root, Self::Initrd, Self::Driver, Self::DriverTools, Self::Builder, Self::Tester];
 
     /// As lock and `packages.toml` call it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Root => "root",
             Self::Initrd => "initrd",
+            Self::Driver => "driver",
+            Self::DriverTools => "driver-tools",
             Self::Builder => "builder",
             Self::Tester => "tester",
         }
@@ -102,7 +109,7 @@ impl Lock {
     /// Reads a lock's text.
     pub fn parse(text: &str) -> Result<Self, LockError> {
         #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
+        #[serde(deny_unknown_fields, rename_all = "kebab-case")]
         struct Written {
             arch: Arch,
             rustc: String,
@@ -112,13 +119,20 @@ impl Lock {
             #[serde(default)]
             initrd: BTreeMap<String, String>,
             #[serde(default)]
+            driver: BTreeMap<String, String>,
+            #[serde(default)]
+            driver_tools: BTreeMap<String, String>,
+            #[serde(default)]
             builder: BTreeMap<String, String>,
             #[serde(default)]
             tester: BTreeMap<String, String>,
         }
-        let Written { arch, rustc, epoch, root, initrd, builder, tester } = toml::from_str(text)?;
+        let written: Written = toml::from_str(text)?;
+        let Written { arch, rustc, epoch, root, initrd, driver, driver_tools, builder, tester } =
+            written;
+        let every = [root, initrd, driver, driver_tools, builder, tester];
         let mut layers = BTreeMap::new();
-        for (layer, lines) in Layer::ALL.into_iter().zip([root, initrd, builder, tester]) {
+        for (layer, lines) in Layer::ALL.into_iter().zip(every) {
             let mut packages = Packages::new();
             for (name, line) in lines {
                 let fault = || LockError::Line { layer, package: name.clone() };
@@ -138,8 +152,22 @@ impl Lock {
 
     /// Every package, once.
     pub fn all(&self) -> BTreeMap<Digest, (&str, &Package)> {
-        let every = self.layers.values().flatten();
+        self.of(&Layer::ALL)
+    }
+
+    /// Every package of these layers, once.
+    pub fn of(&self, layers: &[Layer]) -> BTreeMap<Digest, (&str, &Package)> {
+        let every = layers.iter().flat_map(|layer| self.layer(*layer));
         every.map(|(name, package)| (package.digest, (name.as_str(), package))).collect()
+    }
+
+    /// Takes over an older lock's time where every image without a driver stays the same, so that it stays as
+    /// it is, byte for byte.
+    pub fn keep_time(&mut self, old: &Self) {
+        let in_every_image = [Layer::Root, Layer::Initrd, Layer::Builder];
+        if self.rustc == old.rustc && self.changes(old, &in_every_image).is_empty() {
+            self.epoch = old.epoch;
+        }
     }
 
     /// What became of an older lock, a line per package; empty when nothing did.
@@ -148,7 +176,13 @@ impl Lock {
         if self.rustc != old.rustc {
             lines.push(format!("rustc {} -> {}", old.rustc, self.rustc));
         }
-        for layer in Layer::ALL {
+        lines.extend(self.changes(old, &Layer::ALL));
+        lines
+    }
+
+    fn changes(&self, old: &Self, layers: &[Layer]) -> Vec<String> {
+        let mut lines = Vec::new();
+        for &layer in layers {
             let (new, old) = (self.layer(layer), old.layer(layer));
             let names: BTreeSet<&String> = new.keys().chain(old.keys()).collect();
             for name in names {
@@ -249,6 +283,26 @@ mod tests {
         let new = lock(&[("b", "1"), ("c", "2"), ("d", "1")]);
         assert_eq!(new.diff(&old), ["root: - a 1", "root: c 1 -> 2", "root: + d 1"]);
         assert_eq!(new.diff(&new), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_time_moves_with_what_is_in_every_image_and_with_nothing_else() {
+        let old = lock(&[("a", "1")]);
+        let newer = |layer, name: &str, version: &str| {
+            let mut new = Lock { epoch: old.epoch + 1, ..old.clone() };
+            let package = lock(&[(name, version)]).layers.remove(&Layer::Root).unwrap();
+            new.layers.insert(layer, package);
+            new.keep_time(&old);
+            new.epoch - old.epoch
+        };
+        assert_eq!(newer(Layer::Root, "a", "1"), 0);
+        assert_eq!(newer(Layer::Root, "a", "2"), 1);
+        assert_eq!(newer(Layer::Initrd, "b", "1"), 1);
+        assert_eq!(newer(Layer::Driver, "b", "1"), 0);
+        assert_eq!(newer(Layer::Tester, "b", "1"), 0);
+        let mut rust = Lock { epoch: 0, rustc: "2".into(), ..old.clone() };
+        rust.keep_time(&old);
+        assert_eq!(rust.epoch, 0);
     }
 
     #[test]

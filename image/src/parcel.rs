@@ -12,7 +12,7 @@ use polder_recipes::Digest;
 use sha2::{Digest as _, Sha256};
 use tar::{Archive, Builder, EntryType, Header};
 
-use crate::{Arch, Debs, ImageError, Lock, LockError};
+use crate::{Arch, Debs, ImageError, Layer, Lock, LockError};
 
 /// A lock has a few hundred lines.
 const LONGEST_LOCK: u64 = 4 << 20;
@@ -79,7 +79,7 @@ pub enum ParcelError {
 impl Debs {
     /// Writes every package of the lock to `file`.
     pub fn export(&self, lock: &Lock, file: &Path) -> Result<(), ImageError> {
-        let missing = self.missing(lock);
+        let missing = self.missing(lock, &Layer::ALL);
         if let Some((name, package)) = missing.first() {
             let first = format!("{name} {}", package.version);
             return Err(ImageError::NotHere { first, count: missing.len() });
@@ -339,7 +339,7 @@ mod tests {
         let file = here.path().join("packages.tar");
         full.export(&lock(), &file).unwrap();
         assert_eq!(empty.import(&file).unwrap(), Imported { lock: lock(), new: 3 });
-        assert_eq!(empty.missing(&lock()), []);
+        assert_eq!(empty.missing(&lock(), &Layer::ALL), []);
         assert_eq!(empty.import(&file).unwrap().new, 0);
         for (_, content) in CONTENTS {
             assert_eq!(fs::read(empty.path(&digest(content))).unwrap(), content);

@@ -7,7 +7,7 @@ use polder_control::{Plan, Step};
 use sha2::{Digest as _, Sha256};
 
 use crate::lock::{Layer, Lock, Packages};
-use crate::{Arch, Version};
+use crate::{Arch, Driver, Version};
 
 /// Names something made by everything that it was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -51,6 +51,8 @@ pub enum Product {
     Root,
     /// The initial file system.
     Initrd,
+    /// NVIDIA's driver, built for the root's kernel.
+    Driver,
     /// `polder` itself, compiled for the image's machine.
     Program,
     /// The root file system, packed and sealed.
@@ -61,8 +63,15 @@ pub enum Product {
 
 impl Product {
     /// In the order in which they are made.
-    pub const ALL: [Self; 6] =
-        [Self::Builder, Self::Root, Self::Initrd, Self::Program, Self::Sealed, Self::Disk];
+    pub const ALL: [Self; 7] = [
+        Self::Builder,
+        Self::Root,
+        Self::Initrd,
+        Self::Driver,
+        Self::Program,
+        Self::Sealed,
+        Self::Disk,
+    ];
 
     /// The first part of its folder's name.
     pub const fn name(self) -> &'static str {
@@ -70,6 +79,7 @@ impl Product {
             Self::Builder => "builder",
             Self::Root => "root",
             Self::Initrd => "initrd",
+            Self::Driver => "driver",
             Self::Program => "program",
             Self::Sealed => "sealed",
             Self::Disk => "disk",
@@ -81,6 +91,7 @@ impl Product {
             Self::Builder => "Set up the builder, a small Debian of pinned packages".to_owned(),
             Self::Root => format!("Install the {arch} packages of the root file system"),
             Self::Initrd => "Make the initial file system".to_owned(),
+            Self::Driver => "Build NVIDIA's driver for the kernel of the root".to_owned(),
             Self::Program => format!("Compile polder for {arch}"),
             Self::Sealed => "Pack the root file system and seal it with hashes".to_owned(),
             Self::Disk => "Make the boot entry and the disk".to_owned(),
@@ -99,6 +110,10 @@ pub struct Inputs<'a> {
     pub program: [u8; 32],
     /// Digest of `image/tree`.
     pub tree: [u8; 32],
+    /// Which driver it gets.
+    pub driver: &'a Driver,
+    /// Digest of `image/driver`.
+    pub driver_tree: [u8; 32],
     /// How large the partitions are.
     pub sizes: Sizes,
 }
@@ -123,7 +138,9 @@ impl Default for Sizes {
 /// The scripts that make things; a change in one makes what it makes anew.
 pub(crate) mod scripts {
     pub(crate) const BOOTSTRAP: &str = include_str!("../steps/bootstrap.sh");
+    pub(crate) const EMULATE: &str = include_str!("../steps/emulate.sh");
     pub(crate) const INITRD: &str = include_str!("../steps/initrd.sh");
+    pub(crate) const DRIVER: &str = include_str!("../steps/driver.sh");
     pub(crate) const ROOT: &str = include_str!("../steps/root.sh");
     pub(crate) const DISK: &str = include_str!("../steps/disk.sh");
     /// The one file of the tree that the initial file system has too.
@@ -134,10 +151,11 @@ pub(crate) mod scripts {
 impl Inputs<'_> {
     /// The key of one product.
     pub fn key(&self, product: Product) -> Key {
-        let Inputs { lock, version, program, tree, sizes } = self;
+        let Inputs { lock, version, program, tree, driver, driver_tree, sizes } = self;
         let layer = |layer| packages(lock.layer(layer));
         let epoch = lock.epoch.to_le_bytes();
         let before = |product| self.key(product).0;
+        let emulate = if lock.arch.emulated().is_some() { scripts::EMULATE } else { "" };
         match product {
             Product::Builder => Key::of(&[
                 b"builder",
@@ -149,6 +167,7 @@ impl Inputs<'_> {
                 lock.arch.name().as_bytes(),
                 layer(Layer::Root).as_bytes(),
                 scripts::BOOTSTRAP.as_bytes(),
+                emulate.as_bytes(),
                 before(Product::Builder).as_bytes(),
                 &epoch,
             ]),
@@ -157,6 +176,21 @@ impl Inputs<'_> {
                 layer(Layer::Initrd).as_bytes(),
                 scripts::INITRD.as_bytes(),
                 scripts::BOOT_DISK_RULES.as_bytes(),
+                emulate.as_bytes(),
+                before(Product::Root).as_bytes(),
+            ]),
+            Product::Driver => Key::of(&[
+                b"driver",
+                match driver {
+                    Driver::None => String::new(),
+                    Driver::Debian => layer(Layer::Driver),
+                    Driver::Bundle(bundle) => format!("{} {}", bundle.version, bundle.digest),
+                }
+                .as_bytes(),
+                layer(Layer::DriverTools).as_bytes(),
+                driver_tree,
+                scripts::DRIVER.as_bytes(),
+                emulate.as_bytes(),
                 before(Product::Root).as_bytes(),
             ]),
             Product::Program => Key::of(&[
@@ -169,6 +203,11 @@ impl Inputs<'_> {
                 b"sealed",
                 before(Product::Root).as_bytes(),
                 before(Product::Program).as_bytes(),
+                match driver {
+                    Driver::None => String::new(),
+                    _ => before(Product::Driver),
+                }
+                .as_bytes(),
                 tree,
                 version.as_str().as_bytes(),
                 scripts::ROOT.as_bytes(),
@@ -229,14 +268,14 @@ pub fn plan(
     // What a product is made of is only needed where it has to be made.
     for product in Product::ALL.into_iter().rev() {
         if wanted.contains(&product) && !there(product, &inputs.key(product)) {
-            wanted.extend_from_slice(made_of(product));
+            wanted.extend(made_of(product, inputs.driver));
         }
     }
     let make: Vec<Product> = Product::ALL
         .into_iter()
         .filter(|product| wanted.contains(product) && !there(*product, &inputs.key(*product)))
         .collect();
-    let packaged = [Product::Builder, Product::Root, Product::Initrd];
+    let packaged = [Product::Builder, Product::Root, Product::Initrd, Product::Driver];
     let mut actions = Vec::new();
     if !missing.is_empty() && make.iter().any(|product| packaged.contains(product)) {
         actions.push(Action::Fetch { count: missing.len(), bytes: missing.iter().sum() });
@@ -248,14 +287,18 @@ pub fn plan(
     (Plan { title, steps: actions.iter().map(|action| action.step(arch)).collect() }, actions)
 }
 
-fn made_of(product: Product) -> &'static [Product] {
-    match product {
-        Product::Builder | Product::Program => &[],
-        Product::Root => &[Product::Builder],
-        Product::Initrd => &[Product::Root, Product::Builder],
-        Product::Sealed => &[Product::Root, Product::Program, Product::Builder],
-        Product::Disk => &[Product::Sealed, Product::Initrd, Product::Builder],
+fn made_of(product: Product, driver: &Driver) -> Vec<Product> {
+    let mut parts = match product {
+        Product::Builder | Product::Program => vec![],
+        Product::Root => vec![Product::Builder],
+        Product::Initrd | Product::Driver => vec![Product::Root, Product::Builder],
+        Product::Sealed => vec![Product::Root, Product::Program, Product::Builder],
+        Product::Disk => vec![Product::Sealed, Product::Initrd, Product::Builder],
+    };
+    if product == Product::Sealed && *driver != Driver::None {
+        parts.push(Product::Driver);
     }
+    parts
 }
 
 fn packages(packages: &Packages) -> String {
@@ -277,7 +320,15 @@ mod tests {
     }
 
     fn inputs<'a>(lock: &'a Lock, version: &'a Version) -> Inputs<'a> {
-        Inputs { lock, version, program: [1; 32], tree: [2; 32], sizes: Sizes::default() }
+        Inputs {
+            lock,
+            version,
+            program: [1; 32],
+            tree: [2; 32],
+            driver: &Driver::None,
+            driver_tree: [3; 32],
+            sizes: Sizes::default(),
+        }
     }
 
     #[test]
@@ -320,6 +371,27 @@ mod tests {
         let newer = Inputs { lock: &newer, ..first.clone() };
         assert!(!made(&newer).contains(&make(Product::Builder)));
         assert!(made(&newer).contains(&make(Product::Root)));
+    }
+
+    #[test]
+    fn a_driver_costs_three_steps_and_is_not_built_again_for_another_program() {
+        let (lock, version) = (lock(), version());
+        let without = inputs(&lock, &version);
+        let with = Inputs { driver: &Driver::Debian, ..without.clone() };
+        let made = Product::ALL.into_iter().filter(|product| *product != Product::Driver);
+        let mut there: BTreeSet<Key> = made.map(|product| without.key(product)).collect();
+        let make = Action::Make;
+        let (_, actions) = plan(&with, &[], &|_, key| there.contains(key));
+        let driver = [Product::Driver, Product::Sealed, Product::Disk].map(make);
+        assert_eq!(actions, [&driver[..], &[Action::HandOut]].concat());
+        there.extend(Product::ALL.map(|product| with.key(product)));
+        let other = Inputs { program: [9; 32], ..with };
+        let (_, actions) = plan(&other, &[], &|_, key| there.contains(key));
+        assert!(!actions.contains(&make(Product::Driver)), "{actions:?}");
+        // What only a driver needs is no part of an image without one.
+        let files = Inputs { driver_tree: [9; 32], ..without };
+        let (_, actions) = plan(&files, &[], &|_, key| there.contains(key));
+        assert_eq!(actions, [Action::HandOut]);
     }
 
     #[test]

@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::ImageError;
 use crate::command::run;
+use crate::plan::scripts;
+use crate::{Arch, ImageError};
 
 /// Enters the room: mounts of its own, which end with it. Arguments: the room, pairs of folders to bring in, `--`, the command.
 const ENTER: &str = r#"
@@ -32,12 +33,14 @@ exec chroot "$room" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/roo
 pub struct Room {
     pub(crate) root: PathBuf,
     pub(crate) epoch: u64,
+    /// Whose programs run in it beside this machine's own.
+    pub(crate) emulates: Option<Arch>,
 }
 
 impl Room {
     /// The room in this folder, as [`Workshop::tester`](crate::Workshop::tester) tells.
     pub fn at(root: &Path) -> Self {
-        Self { root: root.to_owned(), epoch: 0 }
+        Self { root: root.to_owned(), epoch: 0, emulates: None }
     }
 
     /// A command line that begins in the room, with the given folders at `/mnt/NAME`; what is appended to it is
@@ -69,7 +72,14 @@ impl Room {
         let mut command = self.enter(&["--mount", "--net"], folders);
         command.arg(format!("SOURCE_DATE_EPOCH={}", self.epoch));
         command.args(settings.iter().map(|(name, value)| format!("{name}={value}")));
-        command.args(["/bin/bash", "-euo", "pipefail", "-c", script, "step"]);
+        let script = match self.emulates {
+            Some(arch) => {
+                command.arg(format!("EMULATE={arch}"));
+                format!("{}{script}", scripts::EMULATE)
+            }
+            None => script.to_owned(),
+        };
+        command.args(["/bin/bash", "-euo", "pipefail", "-c", &script, "step"]);
         run(what, &mut command, log)
     }
 }

@@ -84,6 +84,16 @@ impl Source {
         digest(folder, &["."])
     }
 
+    /// Files that go in beside a driver.
+    pub fn driver_tree(&self) -> PathBuf {
+        self.root.join("image/driver")
+    }
+
+    /// Digest of [`driver_tree`](Self::driver_tree).
+    pub fn driver_tree_digest(&self) -> Result<[u8; 32], ImageError> {
+        digest(&self.root, &["image/driver"])
+    }
+
     /// Digest of everything that `polder` is compiled from.
     pub fn program_digest(&self) -> Result<[u8; 32], ImageError> {
         digest(&self.root, &COMPILED)

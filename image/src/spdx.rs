@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::{Layer, Lock, Package, Version};
+use crate::{Driver, Layer, Lock, Package, Version};
 
 /// What an SPDX document is made from.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub(crate) struct Contents<'a> {
     pub(crate) crates: &'a [Crate],
     /// Whether `polder` was compiled from them, or came from elsewhere.
     pub(crate) compiled: bool,
+    /// Which driver is in it.
+    pub(crate) driver: &'a Driver,
 }
 
 /// Somebody's Rust package in the program.
@@ -85,7 +87,7 @@ pub(crate) const TREE: [&str; 12] = [
 
 /// The document's text.
 pub(crate) fn spdx(contents: &Contents<'_>) -> String {
-    let Contents { lock, version, disk, crates, compiled } = contents;
+    let Contents { lock, version, disk, crates, compiled, driver } = contents;
     let mut packages = vec![
         json!({
             "SPDXID": IMAGE,
@@ -120,10 +122,22 @@ pub(crate) fn spdx(contents: &Contents<'_>) -> String {
         relation(IMAGE, "CONTAINS", PROGRAM),
         relation(PROGRAM, "STATIC_LINK", STANDARD),
     ];
-    for (name, package) in debs(lock) {
+    for (name, package) in debs(lock, driver) {
         let id = id("deb", name, &package.digest.to_string()[..12]);
         relations.push(relation(IMAGE, "CONTAINS", &id));
         packages.push(deb(&id, name, package));
+    }
+    if let Driver::Bundle(bundle) = driver {
+        relations.push(relation(IMAGE, "CONTAINS", BUNDLE));
+        packages.push(json!({
+            "SPDXID": BUNDLE,
+            "name": "nvidia-driver",
+            "versionInfo": bundle.version,
+            "supplier": "Organization: NVIDIA",
+            "downloadLocation": NOTHING,
+            "filesAnalyzed": false,
+            "checksums": checksums(&bundle.digest),
+        }));
     }
     for one in *crates {
         let id = id("crate", &one.name, &one.version);
@@ -162,15 +176,18 @@ pub(crate) fn spdx(contents: &Contents<'_>) -> String {
 const DOCUMENT: &str = "SPDXRef-DOCUMENT";
 const IMAGE: &str = "SPDXRef-image";
 const PROGRAM: &str = "SPDXRef-polder";
+const BUNDLE: &str = "SPDXRef-nvidia-driver";
 const STANDARD: &str = "SPDXRef-rust-std";
 const NOTHING: &str = "NOASSERTION";
 
 /// The Debian packages of which something is on the disk.
-fn debs(lock: &Lock) -> impl Iterator<Item = (&str, &Package)> {
+fn debs<'l>(lock: &'l Lock, driver: &Driver) -> impl Iterator<Item = (&'l str, &'l Package)> {
     let plain = |name: &'_ str| name.split(':').next().unwrap_or_default() == "systemd-boot-efi";
     // Of what makes images only the boot loader and the boot entry's stub go in.
     let loader = lock.layer(Layer::Builder).iter().filter(move |(name, _)| plain(name));
     let all = lock.layer(Layer::Root).iter().chain(lock.layer(Layer::Initrd)).chain(loader);
+    let driver = (*driver == Driver::Debian).then(|| lock.layer(Layer::Driver));
+    let all = all.chain(driver.into_iter().flatten());
     all.map(|(name, package)| (name.split(':').next().unwrap_or(name), package))
 }
 
@@ -325,7 +342,9 @@ mod tests {
         let crates = crates(TREE_TEXT, CARGO_LOCK).unwrap();
         let version = "0.1.0".parse().unwrap();
         let disk = ("polder_0.1.0_x86_64.raw", Digest::from_bytes([9; 32]));
-        let contents = Contents { lock, version: &version, disk, crates: &crates, compiled };
+        let driver = &Driver::None;
+        let contents =
+            Contents { lock, version: &version, disk, crates: &crates, compiled, driver };
         let text = spdx(&contents);
         assert_eq!(text, spdx(&contents));
         serde_json::from_str(&text).unwrap()

@@ -20,6 +20,10 @@ pub struct Want {
 struct Named {
     packages: Vec<String>,
     #[serde(default)]
+    components: Vec<String>,
+    #[serde(default)]
+    apart: bool,
+    #[serde(default)]
     x86_64: Vec<String>,
     #[serde(default)]
     aarch64: Vec<String>,
@@ -40,6 +44,17 @@ impl Want {
         };
         named.packages.iter().chain(more).cloned().collect()
     }
+
+    /// The archive's parts that a layer may take packages from, besides `main`.
+    pub fn components(&self, layer: Layer) -> &[String] {
+        self.layers.get(&layer).map_or(&[], |named| &named.components)
+    }
+
+    /// Whether a layer's packages are taken apart and not installed, so that none of what they depend on is
+    /// taken with them.
+    pub fn apart(&self, layer: Layer) -> bool {
+        self.layers.get(&layer).is_some_and(|named| named.apart)
+    }
 }
 
 #[cfg(test)]
@@ -55,6 +70,15 @@ mod tests {
         assert!(!has(Layer::Root, Arch::Aarch64, "linux-image-amd64"));
         for layer in Layer::ALL {
             assert!(!want.packages(layer, Arch::X86_64).is_empty(), "{layer}");
+        }
+    }
+
+    #[test]
+    fn only_the_driver_is_taken_from_outside_debian_proper() {
+        let want = Want::parse(include_str!("../packages.toml")).unwrap();
+        for layer in Layer::ALL {
+            assert_eq!(want.components(layer).is_empty(), layer != Layer::Driver, "{layer}");
+            assert_eq!(want.apart(layer), layer == Layer::Driver, "{layer}");
         }
     }
 

@@ -15,6 +15,7 @@ use crate::apt::{Apt, Mirror};
 use crate::cache::{Cache, TESTER, Times};
 use crate::command::{answer, run};
 use crate::debs::digest_of;
+use crate::driver::{Cards, Driver, headers};
 use crate::lock::{Layer, Lock, Packages};
 use crate::plan::{Action, Inputs, Key, Product, Sizes, plan, scripts};
 use crate::room::Room;
@@ -31,6 +32,8 @@ pub struct Order {
     pub version: Version,
     /// How large the partitions are.
     pub sizes: Sizes,
+    /// Which driver it gets.
+    pub driver: Driver,
     /// This program instead of one compiled from the checkout.
     pub program: Option<PathBuf>,
     /// Files that are laid over the checkout's own tree: a collective's keys and units.
@@ -63,6 +66,21 @@ pub struct Made {
     pub contents: PathBuf,
     /// What it is, for boxes that take it as an update.
     pub manifest: PathBuf,
+    /// Bytes of what an update of a box would fetch: the boot entry, the packed root and its hashes.
+    pub size: u64,
+    /// The driver in it.
+    pub driver: Option<Built>,
+}
+
+/// A driver as it is in an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Built {
+    /// Its version.
+    pub version: String,
+    /// Bytes of the packed root that are its own.
+    pub size: u64,
+    /// What it drives.
+    pub cards: Cards,
 }
 
 impl Made {
@@ -93,13 +111,13 @@ impl Workshop {
 
     /// What would be done for this order.
     pub fn plan(&self, order: &Order) -> Result<Plan, ImageError> {
-        let lock = self.lock(order.arch)?;
+        let lock = self.lock(order.arch, &order.driver)?;
         Ok(self.steps(&self.inputs(order, &lock)?).0)
     }
 
     /// Makes an image.
     pub fn build(&self, order: &Order, tell: &mut dyn FnMut(News<'_>)) -> Result<Made, ImageError> {
-        let lock = self.lock(order.arch)?;
+        let lock = self.lock(order.arch, &order.driver)?;
         let inputs = self.inputs(order, &lock)?;
         let (plan, actions) = self.steps(&inputs);
         tell(News::Planned(&plan));
@@ -110,7 +128,7 @@ impl Workshop {
             tell(News::Begun(index, times.last(step)));
             let begun = Instant::now();
             match action {
-                Action::Fetch { .. } => self.fetch(&lock)?,
+                Action::Fetch { .. } => self.fetch(&lock, &order.driver.layers())?,
                 Action::Make(product) => self.make(*product, order, &inputs)?,
                 Action::HandOut => made = Some(self.hand_out(order, &inputs)?),
             }
@@ -135,7 +153,7 @@ impl Workshop {
 
     /// Where a product of this order is; made if it is not there.
     pub(crate) fn product(&self, product: Product, order: &Order) -> Result<PathBuf, ImageError> {
-        let lock = self.lock(order.arch)?;
+        let lock = self.lock(order.arch, &order.driver)?;
         let inputs = self.inputs(order, &lock)?;
         let place = self.place(product, &inputs.key(product));
         if !place.is_dir() {
@@ -146,21 +164,19 @@ impl Workshop {
 
     /// Where a product of this order is, or would be.
     pub(crate) fn place_of(&self, product: Product, order: &Order) -> Result<PathBuf, ImageError> {
-        let lock = self.lock(order.arch)?;
+        let lock = self.lock(order.arch, &order.driver)?;
         Ok(self.place(product, &self.inputs(order, &lock)?.key(product)))
     }
 
     /// The room in which images are booted for tests; set up if it is not there.
     pub fn tester(&self, arch: Arch) -> Result<PathBuf, ImageError> {
-        let lock = self.lock(arch)?;
+        let lock = self.lock(arch, &Driver::None)?;
         let packages = lock.layer(Layer::Tester);
         let text: String = packages.iter().map(|(name, p)| format!("{name} {p}\n")).collect();
         let key = Key::of(&[b"tester", text.as_bytes(), scripts::BOOTSTRAP.as_bytes()]);
         let place = self.cache.folder().join(format!("{TESTER}-{key}"));
         if !place.is_dir() {
-            if !self.cache.debs().missing(&lock).is_empty() {
-                self.fetch(&lock)?;
-            }
+            self.fetch(&lock, &[Layer::Tester])?;
             let log = self.cache.log("tester")?;
             let out = self.cache.scratch("tester")?;
             self.bootstrap(&lock, Layer::Tester, &out.0, &log)?;
@@ -182,21 +198,30 @@ impl Workshop {
         self.cache.debs().lay_out(&[], &[provider], &want.suite, &also, &log)?;
         let mut layers: BTreeMap<Layer, Packages> = BTreeMap::new();
         for layer in Layer::ALL {
-            // What makes and tests images runs on this machine, whatever the image is for.
-            let here = Arch::here().unwrap_or(Arch::X86_64);
-            let own = if matches!(layer, Layer::Root | Layer::Initrd) { arch } else { here };
-            let folder = scratch.0.join(layer.name());
-            let apt = Apt::new(&folder, own, &want.suite, self.mirror()?, Some(&also), &log)?;
+            let own =
+                if matches!(layer, Layer::Builder | Layer::Tester) { working() } else { arch };
+            let (folder, parts) = (scratch.0.join(layer.name()), want.components(layer));
+            let apt =
+                Apt::new(&folder, own, &want.suite, parts, self.mirror()?, Some(&also), &log)?;
             let mut names = want.packages(layer, arch);
-            if matches!(layer, Layer::Root | Layer::Initrd) {
+            if want.apart(layer) {
+                layers.insert(layer, self.cache.debs().bring(&apt, &apt.alone(&names)?)?);
+                continue;
+            }
+            let on_root = matches!(layer, Layer::Initrd | Layer::DriverTools);
+            if on_root || layer == Layer::Root {
                 names.push(PROVIDER.to_owned());
             }
-            if layer == Layer::Initrd {
+            if layer == Layer::DriverTools {
+                let root = layers.get(&Layer::Root);
+                names.push(root.and_then(headers).ok_or(ImageError::NoKernel)?);
+            }
+            if on_root {
                 names.extend(want.packages(Layer::Root, arch));
             }
             let mut found = apt.resolve(&names)?;
             found.retain(|package| package.name != PROVIDER);
-            if layer == Layer::Initrd {
+            if on_root {
                 let root = layers.get(&Layer::Root);
                 found.retain(|package| root.is_none_or(|root| !root.contains_key(&package.name)));
             }
@@ -205,9 +230,9 @@ impl Workshop {
         Ok(Lock { arch, rustc, epoch: now, layers })
     }
 
-    fn lock(&self, arch: Arch) -> Result<Lock, ImageError> {
+    fn lock(&self, arch: Arch, driver: &Driver) -> Result<Lock, ImageError> {
         let lock = self.source.lock(arch)?;
-        for layer in Layer::ALL {
+        for layer in driver.layers() {
             if lock.layer(layer).is_empty() {
                 return Err(ImageError::EmptyLayer { path: self.source.lock_path(arch), layer });
             }
@@ -230,12 +255,26 @@ impl Workshop {
                     .into()
             }
         };
-        Ok(Inputs { lock, version: &order.version, program, tree, sizes: order.sizes.clone() })
+        if let Driver::Bundle(bundle) = &order.driver
+            && bundle.arch != lock.arch
+        {
+            let (version, found, wanted) = (bundle.version.clone(), bundle.arch, lock.arch);
+            return Err(ImageError::OtherBundle { version, found, wanted });
+        }
+        Ok(Inputs {
+            lock,
+            version: &order.version,
+            program,
+            tree,
+            driver: &order.driver,
+            driver_tree: self.source.driver_tree_digest()?,
+            sizes: order.sizes.clone(),
+        })
     }
 
     fn steps(&self, inputs: &Inputs<'_>) -> (Plan, Vec<Action>) {
-        let missing: Vec<u64> =
-            self.cache.debs().missing(inputs.lock).iter().map(|(_, p)| p.size).collect();
+        let missing = self.cache.debs().missing(inputs.lock, &inputs.driver.layers());
+        let missing: Vec<u64> = missing.iter().map(|(_, package)| package.size).collect();
         plan(inputs, &missing, &|product, key| self.place(product, key).is_dir())
     }
 
@@ -247,11 +286,23 @@ impl Workshop {
         self.mirror.as_ref().ok_or(ImageError::NoMirror)
     }
 
-    fn fetch(&self, lock: &Lock) -> Result<(), ImageError> {
-        let (log, suite) = (self.cache.log("fetch")?, self.source.want()?.suite);
-        let scratch = self.cache.scratch("apt")?;
-        let apt = Apt::new(&scratch.0, lock.arch, &suite, self.mirror()?, None, &log)?;
-        self.cache.debs().fetch(lock, &apt)
+    /// Fetches what is missing of these layers, each from the parts of the archive that it may be taken from.
+    fn fetch(&self, lock: &Lock, layers: &[Layer]) -> Result<(), ImageError> {
+        let (log, want) = (self.cache.log("fetch")?, self.source.want()?);
+        let mut by_parts: BTreeMap<&[String], Vec<Layer>> = BTreeMap::new();
+        for layer in layers {
+            by_parts.entry(want.components(*layer)).or_default().push(*layer);
+        }
+        for (parts, layers) in by_parts {
+            if self.cache.debs().missing(lock, &layers).is_empty() {
+                continue;
+            }
+            let scratch = self.cache.scratch("apt")?;
+            let mirror = self.mirror()?;
+            let apt = Apt::new(&scratch.0, lock.arch, &want.suite, parts, mirror, None, &log)?;
+            self.cache.debs().fetch(lock, &layers, &apt)?;
+        }
+        Ok(())
     }
 
     /// Makes a product beside its place and moves it there when it is whole.
@@ -260,7 +311,11 @@ impl Workshop {
         let log = self.cache.log(product.name())?;
         let out = self.cache.scratch(product.name())?;
         let of = |product| self.place(product, &inputs.key(product));
-        let room = Room { root: of(Product::Builder), epoch: inputs.lock.epoch };
+        let room = Room {
+            root: of(Product::Builder),
+            epoch: inputs.lock.epoch,
+            emulates: inputs.lock.arch.emulated(),
+        };
         let what = product.name();
         match product {
             Product::Builder => self.bootstrap(inputs.lock, Layer::Builder, &out.0, &log)?,
@@ -282,17 +337,21 @@ impl Workshop {
                 ];
                 room.run(what, scripts::INITRD, &borrowed(&folders), &settings, &log)?;
             }
+            Product::Driver => self.driver(order, inputs, &room, &out.0, &log)?,
             Product::Program => self.program(order, inputs, &out.0, &log)?,
             Product::Sealed => {
                 // Without files to lay over it, an empty folder.
                 let empty = self.cache.scratch("also")?;
-                let folders = [
+                let mut folders = vec![
                     ("root", of(Product::Root)),
                     ("tree", self.source.tree()),
                     ("also", order.also.clone().unwrap_or_else(|| empty.0.clone())),
                     ("program", of(Product::Program)),
                     ("out", out.0.clone()),
                 ];
+                if order.driver != Driver::None {
+                    folders.push(("driver", of(Product::Driver)));
+                }
                 let settings = [
                     ("VERSION", inputs.version.to_string()),
                     ("ROOT_UUID", uuid(inputs, "root")),
@@ -337,6 +396,9 @@ impl Workshop {
         let want = self.source.want()?;
         let repo = self.cache.scratch("repo")?;
         self.cache.debs().lay_out(&[lock.layer(layer)], &[], &want.suite, &repo.0, log)?;
+        // The boot loader of the other kind of machine is in it too.
+        let mut kinds = vec![working().debian()];
+        kinds.extend(lock.arch.emulated().map(Arch::debian));
         let mut command = Command::new("bash");
         command
             .args(["-euo", "pipefail", "-c", scripts::BOOTSTRAP, "step"])
@@ -345,6 +407,7 @@ impl Workshop {
             .env("SUITE", &want.suite)
             .env("REPO", &repo.0)
             .env("OUT", out.join("tree"))
+            .env("ARCHITECTURES", kinds.join(","))
             .env("PACKAGES", want.packages(layer, lock.arch).join(","));
         run("setting up a room", &mut command, log)?;
         flatten(out)
@@ -374,6 +437,7 @@ impl Workshop {
             ("SUITE", want.suite),
             ("REPO", "/mnt/repo".to_owned()),
             ("OUT", "/mnt/out/tree".to_owned()),
+            ("ARCHITECTURES", inputs.lock.arch.debian().to_owned()),
             ("PACKAGES", packages.join(",")),
         ];
         room.run(
@@ -403,6 +467,63 @@ impl Workshop {
         command.env("SOURCE_DATE_EPOCH", epoch.to_string());
         run("making a package of our own", &mut command, log)?;
         Ok(deb)
+    }
+
+    fn driver(
+        &self,
+        order: &Order,
+        inputs: &Inputs<'_>,
+        room: &Room,
+        out: &Path,
+        log: &Path,
+    ) -> Result<(), ImageError> {
+        let lock = inputs.lock;
+        let (tools, parts) = (self.cache.scratch("tools")?, self.cache.scratch("parts")?);
+        let lay_out = |layer, folder| {
+            self.cache.debs().lay_out(&[lock.layer(layer)], &[], "driver", folder, log)
+        };
+        lay_out(Layer::DriverTools, &tools.0)?;
+        if let Driver::Bundle(bundle) = &order.driver {
+            let (found, _) = digest_of(&bundle.file)?;
+            if found != bundle.digest {
+                let (path, expected) = (bundle.file.clone(), bundle.digest);
+                return Err(ImageError::WrongFile { path, expected, found });
+            }
+            let to = parts.0.join("driver.run");
+            fs::copy(&bundle.file, &to).map_err(ImageError::file("write", &to))?;
+        } else {
+            lay_out(Layer::Driver, &parts.0)?;
+        }
+        let folders = [
+            ("root", self.place(Product::Root, &inputs.key(Product::Root))),
+            ("tools", tools.0.clone()),
+            ("parts", parts.0.clone()),
+            ("tree", self.source.driver_tree()),
+            ("out", out.to_owned()),
+        ];
+        let settings = [("MULTIARCH", lock.arch.multiarch().to_owned())];
+        let what = "building the driver";
+        room.run(what, scripts::DRIVER, &borrowed(&folders), &settings, log)?;
+        if let Driver::Bundle(bundle) = &order.driver {
+            let found = read(&out.join("version"))?.trim().to_owned();
+            if found != bundle.version {
+                let (path, wanted) = (bundle.file.clone(), bundle.version.clone());
+                return Err(ImageError::OtherDriver { path, wanted, found });
+            }
+        }
+        Ok(())
+    }
+
+    /// What the driver in an image is, if it has one.
+    fn built(&self, inputs: &Inputs<'_>) -> Result<Option<Built>, ImageError> {
+        if *inputs.driver == Driver::None {
+            return Ok(None);
+        }
+        let place = self.place(Product::Driver, &inputs.key(Product::Driver));
+        let version = read(&place.join("version"))?.trim().to_owned();
+        let size = read(&place.join("size"))?.trim().parse().unwrap_or_default();
+        let cards = Cards::parse(&read(&place.join("supported-gpus.json"))?);
+        Ok(Some(Built { version, size, cards: cards.map_err(ImageError::Cards)? }))
     }
 
     fn program(
@@ -455,9 +576,15 @@ impl Workshop {
             .env("CARGO_ENCODED_RUSTFLAGS", map("--remap-path-prefix", "\x1f"))
             .env("CFLAGS", map("-ffile-prefix-map", " "))
             .env("SOURCE_DATE_EPOCH", inputs.lock.epoch.to_string());
-        if Some(arch) != Arch::here() {
+        if arch.emulated().is_some() {
             let name = arch.rust_target().to_uppercase().replace('-', "_");
             let linker = format!("{}-gcc", arch.multiarch());
+            // Told by its package if it is not there, before anything is compiled.
+            run(
+                "asking for the other machine's linker",
+                Command::new(&linker).arg("--version"),
+                log,
+            )?;
             command.env(format!("CARGO_TARGET_{name}_LINKER"), linker);
         }
         run("compiling polder", &mut command, log)?;
@@ -489,6 +616,10 @@ impl Workshop {
             .map_err(ImageError::file("write", &manifest))?;
         let manifest_digest = digest_of(&manifest)?.0;
         let [(_, disk), (_, entry), (_, root), (_, verity)] = files;
+        let mut size = 0;
+        for file in [&entry, &root, &verity] {
+            size += fs::metadata(file).map_err(ImageError::file("read", file))?.len();
+        }
         let contents = name("spdx.json");
         let text = self.contents(order, inputs, (&digests[0].0, digests[0].1), &log)?;
         fs::write(&contents, text).map_err(ImageError::file("write", &contents))?;
@@ -497,7 +628,8 @@ impl Workshop {
         let sums: String = digests.iter().map(|(file, d)| format!("{d}  {file}\n")).collect();
         let path = name("sha256");
         fs::write(&path, sums).map_err(ImageError::file("write", &path))?;
-        Ok(Made { disk, entry, root: [root, verity], contents, manifest })
+        let driver = self.built(inputs)?;
+        Ok(Made { disk, entry, root: [root, verity], contents, manifest, size, driver })
     }
 
     /// The text of the SPDX document.
@@ -519,8 +651,9 @@ impl Workshop {
         let locked = fs::read_to_string(&path).map_err(ImageError::file("read", &path))?;
         let crates =
             crates(&tree, &locked).map_err(|source| ImageError::CargoLock { path, source })?;
-        let (lock, version, compiled) = (inputs.lock, inputs.version, order.program.is_none());
-        Ok(spdx(&Contents { lock, version, disk, crates: &crates, compiled }))
+        let Inputs { lock, version, driver, .. } = *inputs;
+        let compiled = order.program.is_none();
+        Ok(spdx(&Contents { lock, version, disk, crates: &crates, compiled, driver }))
     }
 }
 
@@ -554,6 +687,10 @@ fn manifest_text(
     Ok(manifest.to_text())
 }
 
+fn read(path: &Path) -> Result<String, ImageError> {
+    fs::read_to_string(path).map_err(ImageError::file("read", path))
+}
+
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
@@ -569,8 +706,8 @@ fn flatten(out: &Path) -> Result<(), ImageError> {
     fs::rename(&aside, out).map_err(ImageError::file("move", &aside))
 }
 
-fn borrowed<'a, const N: usize>(folders: &'a [(&'a str, PathBuf); N]) -> [(&'a str, &'a Path); N] {
-    folders.each_ref().map(|(name, path)| (*name, path.as_path()))
+fn borrowed<'a>(folders: &'a [(&'a str, PathBuf)]) -> Vec<(&'a str, &'a Path)> {
+    folders.iter().map(|(name, path)| (*name, path.as_path())).collect()
 }
 
 fn rustc_version(log: &Path) -> Result<String, ImageError> {
@@ -587,6 +724,11 @@ fn seed(inputs: &Inputs<'_>, what: &str) -> [u8; 32] {
 
 fn uuid(inputs: &Inputs<'_>, what: &str) -> String {
     crate::uuid::form(&seed(inputs, what))
+}
+
+/// What makes and tests images runs on this machine, whatever the image is for.
+fn working() -> Arch {
+    Arch::here().unwrap_or(Arch::X86_64)
 }
 
 fn is_root() -> bool {

@@ -13,6 +13,10 @@ chmod -R u=rwX,go=rX $work/files
 cp -r --preserve=mode,links --no-target-directory $work/files $r
 install -D -m 0755 /mnt/program/polder $r/usr/lib/polder/polder
 ln -sf ../lib/polder/polder $r/usr/bin/polder
+if [ -d /mnt/driver ]; then
+    cp -r --preserve=mode,links --no-target-directory /mnt/driver/tree $r
+    depmod --basedir $r "$(ls $r/usr/lib/modules)"
+fi
 
 # The boot menu shows the pretty name.
 sed -i '/^IMAGE_/d; /^PRETTY_NAME=/d' $r/usr/lib/os-release

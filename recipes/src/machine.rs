@@ -186,7 +186,8 @@ impl BoxSpec {
         spec
     }
 
-    fn has_card(&self, name: &str) -> bool {
+    /// Whether this is the machine that a card sits in, by the name that the driver reports.
+    pub fn has_card(&self, name: &str) -> bool {
         let words = words(name);
         let has = |wanted: &String| {
             let wanted = self::words(wanted);

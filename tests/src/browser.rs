@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use fantoccini::{Client, ClientBuilder, Locator};
 use serde_json::json;
 
-use crate::running::{free_port, screenshots};
+use crate::running::{free_port, scaled, screenshots};
 
 /// Chromium makes no window narrower than this; what is narrower has to be pretended.
 const NARROWEST_WINDOW: u32 = 500;
@@ -85,7 +85,9 @@ impl Browser {
             builder.capabilities(fantoccini::wd::Capabilities::clone(&capabilities));
             match builder.connect(&format!("http://127.0.0.1:{port}")).await {
                 Ok(client) => break client,
-                Err(error) if begun.elapsed() > PATIENCE => panic!("no browser session: {error}"),
+                Err(error) if begun.elapsed() > scaled(PATIENCE) => {
+                    panic!("no browser session: {error}")
+                }
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         };
@@ -106,7 +108,7 @@ impl Browser {
     pub async fn at(&self, part: &str) {
         let begun = Instant::now();
         while !self.place().await.contains(part) {
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > scaled(PATIENCE) {
                 self.picture("stuck").await;
                 panic!(
                     "waited for {part:?}, still at {}:\n{}",
@@ -120,7 +122,8 @@ impl Browser {
 
     /// Waits until something on the page matches.
     pub async fn see(&self, css: &str) {
-        let found = self.client.wait().at_most(PATIENCE).for_element(Locator::Css(css)).await;
+        let found =
+            self.client.wait().at_most(scaled(PATIENCE)).for_element(Locator::Css(css)).await;
         if found.is_err() {
             self.picture("stuck").await;
             panic!("no {css:?} at {}:\n{}", self.place().await, self.words().await);
@@ -131,7 +134,7 @@ impl Browser {
     pub async fn hear(&self, words: &str) {
         let begun = Instant::now();
         while !self.words().await.contains(words) {
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > scaled(PATIENCE) {
                 self.picture("stuck").await;
                 panic!("waited for {words:?} at {}:\n{}", self.place().await, self.words().await);
             }
@@ -161,7 +164,8 @@ impl Browser {
         let path = format!(
             "//*[self::button or self::a or self::summary or self::label][normalize-space()={words:?}]"
         );
-        let found = self.client.wait().at_most(PATIENCE).for_element(Locator::XPath(&path)).await;
+        let found =
+            self.client.wait().at_most(scaled(PATIENCE)).for_element(Locator::XPath(&path)).await;
         let Ok(button) = found else {
             self.picture("stuck").await;
             panic!(

@@ -5,6 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::running::scaled;
+
 /// A small HTTP client that trusts one certificate.
 pub struct Client {
     agent: ureq::Agent,
@@ -46,7 +48,7 @@ impl Client {
             .tls_config(tls)
             .http_status_as_error(false)
             .max_redirects(0)
-            .timeout_global(Some(Duration::from_secs(120)))
+            .timeout_global(Some(scaled(Duration::from_secs(120))))
             .build()
             .into();
         Self { agent, url: url.to_owned(), key: key.map(str::to_owned) }

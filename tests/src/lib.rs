@@ -12,6 +12,6 @@ mod running;
 pub use browser::Browser;
 pub use client::{Answer, Client, Stream, chat};
 pub use running::{
-    Running, Up, free_port, import_trial_model, model_folder, need, polder, python, screenshots,
-    send_signal,
+    Running, Up, free_port, import_trial_model, model_folder, need, polder, python, scaled,
+    screenshots, send_signal,
 };

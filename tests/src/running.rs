@@ -15,6 +15,12 @@ use crate::client::Client;
 /// How long a box may take to say something, on a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// A time to wait, longer where POLDER_SLOWNESS says that this machine emulates another one: so many times.
+pub fn scaled(time: Duration) -> Duration {
+    let slowness = std::env::var("POLDER_SLOWNESS").ok();
+    time * slowness.map_or(1, |times| times.parse().expect("POLDER_SLOWNESS is a whole number"))
+}
+
 /// A path that `make test` prepares.
 pub fn need(variable: &str) -> PathBuf {
     match std::env::var_os(variable) {

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use polder_image::Room;
-use polder_stories::{free_port, need};
+use polder_stories::{free_port, need, scaled};
 
 /// How long the slowest thing may take that a machine does: emulated, on cores that others use too.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(400);
@@ -21,6 +21,11 @@ const LOGGED_DISK: &[&str] = &[
     "-blockdev",
     "driver=blklogwrites,node-name=disk,file=lower,log=log,log-sector-size=512",
 ];
+
+fn patience() -> Duration {
+    scaled(PATIENCE)
+}
+
 /// Between two looks at the serial line.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -30,6 +35,7 @@ pub(crate) struct Machine {
     folder: PathBuf,
     /// On this machine's loopback: the box's port 443.
     pub(crate) port: u16,
+    on: Instant,
 }
 
 /// What is plugged in, and stays when the machine is off.
@@ -38,6 +44,7 @@ pub(crate) struct Disks {
     image: PathBuf,
     /// A box as it was kept, which the disk goes on from.
     kept: Option<PathBuf>,
+    kind: Kind,
     models: bool,
     stick: bool,
     /// Where the stick with the image is, if it is in.
@@ -53,11 +60,68 @@ pub(crate) enum Port {
     Last,
 }
 
+/// What the machine is, and which image it starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A workstation; the image without a driver.
+    Plain,
+    /// The same; the image with NVIDIA's driver.
+    Driver,
+    /// A machine with an ARM processor, which no test has ever run on but in emulation.
+    Aarch64,
+}
+
+impl Kind {
+    /// The image's disk.
+    pub(crate) fn image(self) -> PathBuf {
+        let name = match self {
+            Self::Plain => "POLDER_VM_DISK",
+            Self::Driver => "POLDER_VM_DISK_DRIVER",
+            Self::Aarch64 => "POLDER_VM_DISK_AARCH64",
+        };
+        need(name).canonicalize().unwrap()
+    }
+
+    /// The room with the emulator in it.
+    fn room(self) -> Room {
+        let name =
+            if self == Self::Aarch64 { "POLDER_VM_TESTER_AARCH64" } else { "POLDER_VM_TESTER" };
+        Room::at(&need(name))
+    }
+
+    /// The emulator, the board, and a processor without what is slow to emulate.
+    fn emulator(self) -> [&'static str; 5] {
+        match self {
+            Self::Plain | Self::Driver => ["qemu-system-x86_64", "-M", "q35", "-cpu", "max"],
+            Self::Aarch64 => {
+                ["qemu-system-aarch64", "-M", "virt,gic-version=3", "-cpu", "cortex-a76"]
+            }
+        }
+    }
+
+    /// The firmware, and the variables that it keeps.
+    fn firmware(self) -> [&'static str; 2] {
+        match self {
+            Self::Plain | Self::Driver => {
+                ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"]
+            }
+            Self::Aarch64 => {
+                ["/usr/share/AAVMF/AAVMF_CODE.no-secboot.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"]
+            }
+        }
+    }
+}
+
 impl Disks {
     /// A machine that never ran, with the image on its disk as the installer writes it: with a boot menu of
     /// its own.
     pub(crate) fn fresh() -> Self {
-        let disks = Self::without();
+        Self::of(Kind::Plain)
+    }
+
+    /// The same, in a machine of this kind.
+    pub(crate) fn of(kind: Kind) -> Self {
+        let disks = Self::without(kind);
         let box_ = disks.box_of_the_image();
         disks.lay_over(&format!("/mnt/image/{}", box_.file_name().unwrap().display()), "raw");
         disks
@@ -65,18 +129,18 @@ impl Disks {
 
     /// A machine with an empty disk, and a stick with the image on it.
     pub(crate) fn empty_with_the_image_on_a_stick() -> Self {
-        let disks = Self::without();
+        let disks = Self::without(Kind::Plain);
         disks.run(&["qemu-img", "create", "-q", "-f", "qcow2", "/mnt/vm/disk.qcow2", "12G"]);
         disks.run(&["cp", "--sparse=always", &disks.image_there(), "/mnt/vm/image.raw"]);
         Self { image_stick: Some(Port::First), ..disks }
     }
 
-    fn without() -> Self {
+    fn without(kind: Kind) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let image = need("POLDER_VM_DISK").canonicalize().unwrap();
+        let image = kind.image();
         let disks =
-            Self { folder, image, kept: None, models: false, stick: false, image_stick: None };
-        disks.run(&["cp", "/usr/share/OVMF/OVMF_VARS_4M.fd", "/mnt/vm/firmware.fd"]);
+            Self { folder, image, kind, kept: None, models: false, stick: false, image_stick: None };
+        disks.run(&["cp", kind.firmware()[1], "/mnt/vm/firmware.fd"]);
         disks
     }
 
@@ -212,8 +276,24 @@ impl Disks {
         self.run(&["qemu-io", "-f", "qcow2", "-c", &format!("write -q -P 0 {at} 1"), disk]);
     }
 
+    /// The names of the partitions on the disk, in its order; of a machine that is off.
+    pub(crate) fn partitions(&self) -> Vec<String> {
+        let copy = ["if=/mnt/vm/disk.qcow2", "of=/mnt/vm/table.raw", "bs=1M", "count=1"];
+        self.run(&[&["qemu-img", "dd", "-f", "qcow2", "-O", "raw"], &copy[..]].concat());
+        let table = fs::read(self.folder.path().join("table.raw")).unwrap();
+        // UEFI 2.10, 5.3.3: entries of 128 bytes from the third sector on, with names of 36 characters from byte
+        // 56 on; an entry without a type is none.
+        let entries = table[1024..1024 + 128 * 128].chunks_exact(128);
+        let name = |entry: &[u8]| {
+            let pairs =
+                entry[56..].chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+            String::from_utf16(&pairs.take_while(|c| *c != 0).collect::<Vec<_>>()).unwrap()
+        };
+        entries.filter(|entry| entry[..16] != [0; 16]).map(name).collect()
+    }
+
     fn room(&self) -> Room {
-        Room::at(&need("POLDER_VM_TESTER"))
+        self.kind.room()
     }
 
     fn command(&self) -> Command {
@@ -233,34 +313,32 @@ impl Disks {
 
     /// Presses the machine's button. One that starts again by itself goes off instead.
     pub(crate) fn switch_on(&self) -> Machine {
-        self.start(PLAIN_DISK, &["-no-reboot"])
+        self.switch_on_with(&[])
+    }
+
+    /// The same, and has the machine start these services too, which a board can hand to an unmodified system:
+    /// pairs of a name and the unit's text.
+    pub(crate) fn switch_on_with(&self, services: &[(&str, &str)]) -> Machine {
+        self.start(PLAIN_DISK, &["-no-reboot"], services)
     }
 
     /// The same with every write and flush of its disk written down in `writes.log`.
     pub(crate) fn switch_on_with_a_log_of_writes(&self) -> Machine {
         fs::write(self.place("writes.log"), "").unwrap();
-        self.start(LOGGED_DISK, &["-no-reboot"])
+        self.start(LOGGED_DISK, &["-no-reboot"], &[])
     }
 
     /// Presses the button of a machine that may start again by itself, as often as it likes.
     pub(crate) fn switch_on_for_good(&self) -> Machine {
-        self.start(PLAIN_DISK, &[])
+        self.start(PLAIN_DISK, &[], &[])
     }
 
-    fn start(&self, disk: &[&str], more: &[&str]) -> Machine {
+    fn start(&self, disk: &[&str], more: &[&str], services: &[(&str, &str)]) -> Machine {
         let port = free_port();
         let folder = self.folder.path().to_owned();
         let forward = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:443");
         let mut command = self.command();
-        command.args([
-            "qemu-system-x86_64",
-            "-M",
-            "q35",
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            "max",
-        ]);
+        command.args(self.kind.emulator()).args(["-accel", "tcg,thread=multi"]);
         command.args([
             "-smp",
             "2",
@@ -274,10 +352,8 @@ impl Disks {
         // The watchdog that a real board has.
         command.args(["-device", "i6300esb", "-action", "watchdog=reset"]).args(more);
         command.args(["-uuid", "b0c5e1f2-4a3d-4c7e-9a1b-2d3e4f506172"]);
-        command.args([
-            "-drive",
-            "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
-        ]);
+        let code = self.kind.firmware()[0];
+        command.arg("-drive").arg(format!("if=pflash,format=raw,readonly=on,file={code}"));
         command.args(["-drive", "if=pflash,format=raw,file=/mnt/vm/firmware.fd"]);
         command.args(disk);
         command.args(["-device", "nvme,drive=disk,serial=BOX0001,bootindex=1"]);
@@ -307,16 +383,32 @@ impl Disks {
             let stick = format!("usb-storage,drive=image,serial=STICK1,bootindex={order}");
             command.args(["-drive", image, "-device", &stick]);
         }
+        for (name, text) in services {
+            let wanted = format!("multi-user.target~{name}=[Unit]\nWants={name}.service\n");
+            for (file, told) in [
+                (format!("{name}.service"), format!("extra-unit.{name}.service={text}")),
+                (format!("{name}.wanted"), format!("unit-dropin.{wanted}")),
+            ] {
+                fs::write(folder.join(&file), format!("io.systemd.credential:systemd.{told}"))
+                    .unwrap();
+                command.arg("-smbios").arg(format!("type=11,path=/mnt/vm/{file}"));
+            }
+        }
         // What an earlier start said is not what this one says.
         let _ = fs::remove_file(folder.join("serial.log"));
         let log = fs::File::create(folder.join("qemu.log")).unwrap();
         let qemu =
             command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
-        Machine { qemu: qemu.unwrap(), folder, port }
+        Machine { qemu: qemu.unwrap(), folder, port, on: Instant::now() }
     }
 }
 
 impl Machine {
+    /// How long it has been on.
+    pub(crate) fn age(&self) -> Duration {
+        self.on.elapsed()
+    }
+
     /// All that the serial line said since the machine went on, without what only a terminal understands.
     pub(crate) fn serial(&self) -> String {
         plain(&fs::read(self.folder.join("serial.log")).unwrap_or_default())
@@ -337,7 +429,7 @@ impl Machine {
             if let Some(status) = self.qemu.try_wait().unwrap() {
                 panic!("the machine is off ({status}) before it said {words:?}:\n{}", self.told());
             }
-            assert!(begun.elapsed() < PATIENCE, "waited for {words:?}:\n{}", self.told());
+            assert!(begun.elapsed() < patience(), "waited for {words:?}:\n{}", self.told());
             std::thread::sleep(LOOK);
         }
     }
@@ -383,7 +475,7 @@ impl Machine {
     pub(crate) fn goes_off(&mut self) {
         let begun = Instant::now();
         while self.qemu.try_wait().unwrap().is_none() {
-            assert!(begun.elapsed() < PATIENCE, "it does not turn off:\n{}", self.told());
+            assert!(begun.elapsed() < patience(), "it does not turn off:\n{}", self.told());
             std::thread::sleep(LOOK);
         }
     }

@@ -337,6 +337,12 @@ pub struct Machine {
     pub disk_total: u64,
     /// Graphics processors; empty on a machine without one.
     pub gpus: Vec<Gpu>,
+    /// About the driver of the image that the box runs from, in a few words; nothing on other systems.
+    #[serde(default)]
+    pub driver: Option<String>,
+    /// NVIDIA's cards in the machine that nothing drives.
+    #[serde(default)]
+    pub idle_cards: u32,
 }
 
 /// A graphics processor.

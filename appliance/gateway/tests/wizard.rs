@@ -35,6 +35,8 @@ impl Supervisor {
                 disk_free: 1 << 36,
                 disk_total: 1 << 38,
                 gpus: Vec::new(),
+                driver: None,
+                idle_cards: 0,
             }),
             Ask::Imported => Reply::Imported(Vec::new()),
             Ask::Runs => Reply::Runs(self.runs.lock().unwrap().clone()),

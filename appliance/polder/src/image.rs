@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use polder_image::{Arch, Cache, Mirror, News, Order, Sizes, Source, Version, Workshop};
+use polder_image::{
+    Arch, Bundle, Cache, Driver, Layer, Made, Mirror, News, Order, Sizes, Source, Version, Workshop,
+};
 
 use crate::console::{complain, say};
 
@@ -128,6 +130,10 @@ struct What {
     /// Where the results go.
     #[arg(long, value_name = "DIR", default_value = "target/image")]
     out: PathBuf,
+    /// NVIDIA's driver: none, debian (the one of the lock), or a file that describes a bundle of a newer one.
+    /// Unless said, an image for x86_64 has Debian's and one for aarch64 has none.
+    #[arg(long, value_name = "none|debian|BUNDLE.toml")]
+    driver: Option<PathBuf>,
     /// Take this program instead of compiling one.
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
@@ -138,10 +144,42 @@ struct What {
 
 impl What {
     fn order(self) -> anyhow::Result<(Workshop, Order)> {
-        let Self { place, version, out, program, also } = self;
+        let Self { place, version, out, driver, program, also } = self;
         let (_, workshop) = place.workshop()?;
-        let (arch, sizes) = (place.arch, Sizes::default());
-        Ok((workshop, Order { arch, version, sizes, program, also, out }))
+        let arch = place.arch;
+        let driver = match (driver.as_deref().map(|path| (path, path.to_str())), arch) {
+            (Some((_, Some("none"))), _) | (None, Arch::Aarch64) => Driver::None,
+            (Some((_, Some("debian"))), _) | (None, Arch::X86_64) => Driver::Debian,
+            (Some((path, _)), _) => Driver::Bundle(Bundle::open(path)?),
+        };
+        let sizes = Sizes::default();
+        Ok((workshop, Order { arch, version, sizes, driver, program, also, out }))
+    }
+}
+
+/// The image without a driver should not be larger: it goes through slow lines, twice with every update.
+const BUDGET: u64 = 400_000_000;
+
+/// What people want to know of an image before they write it to a stick.
+fn tell(made: &Made) {
+    let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
+    let own = made.size - made.driver.as_ref().map_or(0, |driver| driver.size);
+    let budget = megabytes(BUDGET);
+    let mut about =
+        format!("{} MB compressed, of {budget} MB that it should not exceed", megabytes(own));
+    match &made.driver {
+        Some(driver) => {
+            about += &format!("; the driver adds {} MB", megabytes(driver.size));
+            complain(about);
+            complain(format!("It has the NVIDIA driver {}: {}", driver.version, driver.cards));
+        }
+        None => {
+            complain(about);
+            complain("It has no NVIDIA driver: it computes on the processor");
+        }
+    }
+    if own > BUDGET {
+        complain(format!("TOO LARGE: without a driver it should not exceed {budget} MB"));
     }
 }
 
@@ -202,6 +240,7 @@ impl Image {
                     return Ok(());
                 }
                 let made = workshop.build(&order, &mut follow())?;
+                tell(&made);
                 say(made.disk.display());
                 Ok(())
             }
@@ -270,7 +309,7 @@ fn packages(command: Packages) -> anyhow::Result<()> {
                 "{all} packages for {}, {} of them new here",
                 brought.lock.arch, brought.new
             ));
-            let missing = cache.debs().missing(&wanted);
+            let missing = cache.debs().missing(&wanted, &Layer::ALL);
             if let Some((name, package)) = missing.first() {
                 let version = &package.version;
                 complain(format!(
@@ -305,11 +344,8 @@ fn lock(place: &Place, check: bool) -> anyhow::Result<()> {
     let mut lock = workshop.resolve(place.arch, now.as_secs())?;
     let old = source.lock(place.arch).ok();
     let lines = old.as_ref().map(|old| lock.diff(old));
-    if let Some(old) = old
-        && lines.as_ref().is_some_and(Vec::is_empty)
-    {
-        // Nothing changed: not the time either, so that images stay as they are.
-        lock.epoch = old.epoch;
+    if let Some(old) = old {
+        lock.keep_time(&old);
     }
     match lines {
         None => say(format!("a first lock: {} packages", lock.all().len())),

@@ -19,6 +19,8 @@ pub struct Facts {
     pub addresses: Vec<IpAddr>,
     /// The machine's network ports, with a word about each: `enp1s0: no cable`.
     pub ports: Vec<String>,
+    /// What there is to say of cards in the machine that nothing drives.
+    pub cards: Option<String>,
     /// What came of the last key, for a while.
     pub note: Option<String>,
 }
@@ -46,6 +48,7 @@ pub fn paint(facts: &Facts, mode: &Mode, width: usize) -> String {
                 "  {}",
                 wrong(facts).unwrap_or_else(|| "Everything runs.".to_owned())
             ));
+            lines.extend(facts.cards.iter().map(|cards| format!("  The cards: {cards}.")));
             lines.push(String::new());
             lines.push("  Keys:  s set-up   n network   p power".to_owned());
         }
@@ -221,6 +224,7 @@ mod tests {
             }),
             addresses: vec!["192.168.1.7".parse().unwrap()],
             ports: vec!["enp1s0: 192.168.1.7".into()],
+            cards: None,
             note: None,
         }
     }
@@ -264,6 +268,14 @@ mod tests {
         both.status.as_mut().unwrap().gateway = part(PartState::GaveUp("port taken".into()));
         assert_eq!(said(&both).unwrap(), "The door does not open: port taken");
         assert!(said(&Facts::default()).unwrap().contains("does not answer"));
+    }
+
+    #[test]
+    fn cards_that_nothing_drives_are_told_below_what_is_wrong() {
+        let facts = Facts { cards: Some("this image has no driver".into()), ..fresh() };
+        let text = paint(&facts, &Mode::Home, 80);
+        let told = "It has no model yet.\n  The cards: this image has no driver.\n";
+        assert!(text.contains(told), "{text}");
     }
 
     #[test]

@@ -53,7 +53,8 @@ pub async fn run(
         .map(|(number, terminal)| Terminal::open(terminal, number, pressed.clone()))
         .collect();
     let mut modes: BTreeMap<usize, (Mode, Instant)> = BTreeMap::new();
-    let mut box_ = TheBox { sockets: Sockets::of(state), claim: None, opened: false, note: None };
+    let mut box_ =
+        TheBox { sockets: Sockets::of(state), claim: None, opened: false, cards: None, note: None };
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut facts = Facts { version, ..Facts::default() };
@@ -87,6 +88,8 @@ struct TheBox {
     claim: Option<(String, Instant)>,
     /// The first code is asked for once: later ones by a key, so that a door does not stand open for good.
     opened: bool,
+    /// Once known: what there is to say of cards that nothing drives.
+    cards: Option<Option<String>>,
     note: Option<(String, Instant)>,
 }
 
@@ -96,6 +99,13 @@ impl TheBox {
             Ok(Reply::Status(status)) => Some(status),
             _ => None,
         };
+        // Where nothing is wrong nothing becomes wrong; the driver may only not be loaded yet.
+        if self.cards != Some(None)
+            && let Ok(Reply::Machine(machine)) = self.ask(&Request::Machine).await
+        {
+            self.cards = Some(machine.driver.filter(|_| machine.idle_cards > 0));
+        }
+        facts.cards = self.cards.clone().flatten();
         facts.door = self.door().await;
         facts.addresses = polder_pki::machine_addresses();
         facts.ports = ports(Path::new("/sys/class/net"));

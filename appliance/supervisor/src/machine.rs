@@ -7,6 +7,12 @@ use polder_control::{Gpu, Machine};
 /// What the operating system tells of the hardware, besides the graphics cards.
 pub(crate) fn detect(state: &Path, gpus: Vec<Gpu>) -> Machine {
     let (disk_free, disk_total) = disk(state);
+    let cards = nvidia_cards(Path::new("/sys/bus/pci/devices"));
+    let idle = cards.iter().filter(|driven| !**driven).count() as u32;
+    // Both are in the image and nowhere else.
+    let image = read("/usr/lib/os-release").lines().any(|line| line == "IMAGE_ID=polder");
+    let driver = read("/usr/lib/polder/driver");
+    let driver = Some(driver.trim()).filter(|driver| !driver.is_empty());
     Machine {
         cpu: processor(&read("/proc/cpuinfo")),
         threads: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
@@ -14,7 +20,43 @@ pub(crate) fn detect(state: &Path, gpus: Vec<Gpu>) -> Machine {
         disk_free,
         disk_total,
         gpus,
+        driver: image.then(|| about_driver(driver, cards.len() as u32, idle)),
+        idle_cards: idle,
     }
+}
+
+/// About the driver in an image, for the NVIDIA cards in the machine, of which some are idle.
+fn about_driver(driver: Option<&str>, cards: u32, idle: u32) -> String {
+    match (driver, cards, idle) {
+        (None, 0, _) => "this image has no NVIDIA driver".to_owned(),
+        (None, ..) => {
+            "this image has no driver for the NVIDIA card in this machine: take one that has"
+                .to_owned()
+        }
+        (Some(driver), _, 0) => format!("driver {driver}"),
+        (Some(driver), ..) => format!(
+            "the driver {driver} does not drive {idle} of the NVIDIA cards in this machine: take an image with a newer one"
+        ),
+    }
+}
+
+/// For every graphics card of NVIDIA's whether its driver has taken it.
+fn nvidia_cards(devices: &Path) -> Vec<bool> {
+    let Ok(entries) = fs::read_dir(devices) else { return Vec::new() };
+    let field = |device: &Path, name: &str| {
+        fs::read_to_string(device.join(name)).unwrap_or_default().trim().to_owned()
+    };
+    let paths = entries.flatten().map(|entry| entry.path());
+    // 0300 shows pictures, 0302 only computes.
+    let cards = paths.filter(|device| {
+        let class = field(device, "class");
+        field(device, "vendor") == "0x10de"
+            && (class.starts_with("0x0300") || class.starts_with("0x0302"))
+    });
+    let driven = |device: std::path::PathBuf| {
+        fs::read_link(device.join("driver")).is_ok_and(|driver| driver.ends_with("nvidia"))
+    };
+    cards.map(driven).collect()
 }
 
 /// Bytes free to us and bytes in all where `state` is; zero where the system does not tell.
@@ -117,6 +159,38 @@ mod tests {
         assert!(!machine.cpu.is_empty());
         assert!(machine.threads > 0 && machine.memory > 1 << 20);
         assert!(machine.disk_total >= machine.disk_free && machine.disk_total > 0);
+    }
+
+    #[test]
+    fn a_card_that_nothing_drives_is_counted_and_other_devices_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = |name: &str, vendor: &str, class: &str, driver: Option<&str>| {
+            let device = folder.path().join(name);
+            fs::create_dir(&device).unwrap();
+            fs::write(device.join("vendor"), format!("{vendor}\n")).unwrap();
+            fs::write(device.join("class"), format!("{class}\n")).unwrap();
+            if let Some(driver) = driver {
+                let to = format!("../../../bus/pci/drivers/{driver}");
+                std::os::unix::fs::symlink(to, device.join("driver")).unwrap();
+            }
+        };
+        device("0000:01:00.0", "0x10de", "0x030200", Some("nvidia"));
+        device("0000:02:00.0", "0x10de", "0x030000", None);
+        device("0000:02:00.1", "0x10de", "0x040300", Some("snd_hda_intel"));
+        device("0000:03:00.0", "0x10de", "0x030000", Some("vfio-pci"));
+        device("0000:04:00.0", "0x8086", "0x030000", None);
+        let mut driven = nvidia_cards(folder.path());
+        driven.sort_unstable();
+        assert_eq!(driven, [false, false, true]);
+        assert_eq!(nvidia_cards(&folder.path().join("none")), [false; 0]);
+    }
+
+    #[test]
+    fn an_image_says_what_it_can_drive_whether_there_is_a_card_or_not() {
+        assert_eq!(about_driver(None, 0, 0), "this image has no NVIDIA driver");
+        assert!(about_driver(None, 1, 1).contains("no driver for the NVIDIA card"));
+        assert_eq!(about_driver(Some("NVIDIA 550"), 1, 0), "driver NVIDIA 550");
+        assert!(about_driver(Some("NVIDIA 550"), 2, 1).contains("NVIDIA 550 does not drive 1 of"));
     }
 
     #[test]

@@ -200,8 +200,18 @@ impl<P: Parts> Work<P> {
     }
 
     pub(crate) async fn machine(&self) -> Machine {
-        // Asking the driver takes a second, and cards are not changed while a box runs.
-        let gpus = self.gpus.get_or_init(machine::gpus).await.clone();
+        // Asking the driver takes a second, and cards are not changed while a box runs; early in its start the
+        // driver may not be there yet.
+        let gpus = match self.gpus.get() {
+            Some(gpus) => gpus.clone(),
+            None => {
+                let gpus = machine::gpus().await;
+                if !gpus.is_empty() {
+                    let _ = self.gpus.set(gpus.clone());
+                }
+                gpus
+            }
+        };
         machine::detect(&self.state, gpus)
     }
 

@@ -62,6 +62,8 @@ impl Fake {
                 disk_free: 410 * gib,
                 disk_total: 931 * gib,
                 gpus: Vec::new(),
+                driver: None,
+                idle_cards: 0,
             },
             applied: Vec::new(),
             cannot_save: false,

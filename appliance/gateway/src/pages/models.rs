@@ -45,7 +45,8 @@ pub(super) async fn list(
     });
     let body = html! {
         p.soft { "This machine: " (machine.cpu) ", " (bytes(machine.memory)) " of memory, " (bytes(machine.disk_free)) " free on disk"
-            @for gpu in &machine.gpus { ", " (gpu.name) } "." }
+            @for gpu in &machine.gpus { ", " (gpu.name) }
+            @if let Some(driver) = &machine.driver { "; " (driver) } "." }
         div.grid {
             @for recipe in can { (model_card(recipe, &fits, &imported, &status)) }
         }

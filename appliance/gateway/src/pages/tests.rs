@@ -62,6 +62,8 @@ impl Handler<Request, Reply> for Supervisor {
                 disk_free: 400 << 30,
                 disk_total: 500 << 30,
                 gpus: Vec::new(),
+                driver: None,
+                idle_cards: 0,
             }),
             Request::Runs => Reply::Runs(runs()),
             Request::Imported => Reply::Imported(vec!["smollm2-135m-instruct".parse().unwrap()]),
