@@ -15,8 +15,9 @@ use crate::apt::{Apt, Mirror};
 use crate::cache::{Cache, TESTER, Times};
 use crate::command::{answer, run};
 use crate::debs::digest_of;
+use crate::keys::Keys;
 use crate::lock::{Layer, Lock, Packages};
-use crate::plan::{Action, Inputs, Key, Product, Sizes, plan, scripts};
+use crate::plan::{Action, Inputs, Key, Product, Sizes, builder, plan, scripts};
 use crate::room::Room;
 use crate::spdx::{Contents, TREE, crates, spdx};
 use crate::uuid::hex;
@@ -31,6 +32,8 @@ pub struct Order {
     pub version: Version,
     /// How large the partitions are.
     pub sizes: Sizes,
+    /// What it is signed with. Without them it is not, and a box that runs it takes no updates.
+    pub keys: Option<Keys>,
     /// This program instead of one compiled from the checkout.
     pub program: Option<PathBuf>,
     /// Files that are laid over the checkout's own tree: a collective's keys and units.
@@ -150,6 +153,22 @@ impl Workshop {
         Ok(self.place(product, &self.inputs(order, &lock)?.key(product)))
     }
 
+    /// The room in which images are made; set up if it is not there.
+    pub(crate) fn builder(&self, arch: Arch) -> Result<Room, ImageError> {
+        let lock = self.lock(arch)?;
+        let place = self.place(Product::Builder, &builder(&lock));
+        if !place.is_dir() {
+            if !self.cache.debs().missing(&lock).is_empty() {
+                self.fetch(&lock)?;
+            }
+            let (log, out) = (self.cache.log("builder")?, self.cache.scratch("builder")?);
+            self.bootstrap(&lock, Layer::Builder, &out.0, &log)?;
+            out.keep_at(&place)?;
+        }
+        self.cache.used(&place)?;
+        Ok(Room { root: place, epoch: lock.epoch })
+    }
+
     /// The room in which images are booted for tests; set up if it is not there.
     pub fn tester(&self, arch: Arch) -> Result<PathBuf, ImageError> {
         let lock = self.lock(arch)?;
@@ -230,7 +249,9 @@ impl Workshop {
                     .into()
             }
         };
-        Ok(Inputs { lock, version: &order.version, program, tree, sizes: order.sizes.clone() })
+        let keys = order.keys.as_ref().map(Keys::digests).transpose()?;
+        let sizes = order.sizes.clone();
+        Ok(Inputs { lock, version: &order.version, program, tree, keys, sizes })
     }
 
     fn steps(&self, inputs: &Inputs<'_>) -> (Plan, Vec<Action>) {
@@ -283,11 +304,16 @@ impl Workshop {
             Product::Sealed => {
                 // Without files to lay over it, an empty folder.
                 let empty = self.cache.scratch("also")?;
+                let shown = self.cache.scratch("keys")?;
+                if let Some(keys) = &order.keys {
+                    keys.lay_out_public(&shown.0)?;
+                }
                 let folders = [
                     ("root", of(Product::Root)),
                     ("tree", self.source.tree()),
                     ("also", order.also.clone().unwrap_or_else(|| empty.0.clone())),
                     ("program", of(Product::Program)),
+                    ("keys", shown.0.clone()),
                     ("out", out.0.clone()),
                 ];
                 let settings = [
@@ -299,14 +325,18 @@ impl Workshop {
                 room.run(what, scripts::ROOT, &borrowed(&folders), &settings, &log)?;
             }
             Product::Disk => {
+                let none = self.cache.scratch("keys")?;
+                let keys = order.keys.as_ref().map_or(none.0.as_path(), Keys::folder);
                 let folders = [
                     ("sealed", of(Product::Sealed)),
                     ("initrd", of(Product::Initrd)),
+                    ("keys", keys.to_owned()),
                     ("out", out.0.clone()),
                 ];
                 let (root_type, verity_type) = inputs.lock.arch.partition_types();
                 let settings = [
                     ("VERSION", inputs.version.to_string()),
+                    ("SIGNED", order.keys.iter().map(|_| "yes").collect()),
                     ("EFI", inputs.lock.arch.efi().to_owned()),
                     ("SERIAL", inputs.lock.arch.serial().to_owned()),
                     ("SEED", uuid(inputs, "disk")),

@@ -11,6 +11,10 @@ done
 install -D -m 0755 /mnt/program/polder $r/usr/lib/polder/polder
 ln -sf ../lib/polder/polder $r/usr/bin/polder
 
+# The keys whose updates the box will take; none in an image that nobody signed.
+mkdir -p $r/usr/lib/polder/keys/update
+find /mnt/keys -name '*.pub' -exec install -m 0644 -t $r/usr/lib/polder/keys/update {} +
+
 sed -i '/^IMAGE_/d' $r/usr/lib/os-release
 printf 'IMAGE_ID=polder\nIMAGE_VERSION=%s\n' "$VERSION" >> $r/usr/lib/os-release
 echo polder > $r/etc/hostname
