@@ -15,6 +15,7 @@ mod part;
 mod plan;
 mod recipes;
 mod screen;
+mod seal;
 mod shell;
 mod site;
 mod slots;
@@ -58,6 +59,7 @@ enum Command {
     Update(update::Update),
     Slots(slots::Slots),
     Shell(shell::Shell),
+    Seal(seal::Seal),
     Image(image::Image),
 }
 
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
         Command::Update(update) => update.run(),
         Command::Slots(slots) => slots.run(),
         Command::Shell(shell) => shell.run(),
+        Command::Seal(seal) => seal.run(),
         Command::Image(image) => image.run(),
     };
     match done {

@@ -9,6 +9,6 @@ mod paint;
 mod run;
 mod terminal;
 
-pub use keys::{Act, Mode, press};
+pub use keys::{Act, Here, Mode, press};
 pub use paint::{Facts, Shown, paint};
 pub use run::{ScreenError, run};
