@@ -6,6 +6,8 @@
 
 mod claimed;
 mod first_boot;
+mod forgotten;
+mod guarded;
 mod machine;
 mod power;
 mod power_cut;
