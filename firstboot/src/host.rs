@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::HeaderValue;
-use polder_control::{BoxStatus, Machine, Plan, Run, RunId};
+use polder_control::{BoxStatus, Disk, Machine, Plan, RecoveryKey, Run, RunId};
 use polder_site::{RecipeName, SiteChange};
 
 use crate::wizard::Refusal;
@@ -152,6 +152,15 @@ pub trait Host: Send + Sync + 'static {
 
     /// The hardware.
     fn machine(&self) -> impl Future<Output = Result<Machine, SetupError>> + Send;
+    /// How the disk is kept shut; nothing where that is not the box's affair.
+    fn disk(&self) -> impl Future<Output = Result<Option<Disk>, SetupError>> + Send;
+    /// Makes a recovery key for the disk; until it is confirmed the disk opens as before.
+    fn seal(&self) -> impl Future<Output = Result<RecoveryKey, SetupError>> + Send;
+    /// Seals the disk to the machine and takes the empty passphrase away, if this key opens it.
+    fn confirm_seal(&self, key: RecoveryKey)
+    -> impl Future<Output = Result<(), SetupError>> + Send;
+    /// The person wants the disk to stay open: for the audit trail.
+    fn leave_disk_open(&self) -> impl Future<Output = Result<(), SetupError>> + Send;
     /// The box now.
     fn status(&self) -> impl Future<Output = Result<BoxStatus, SetupError>> + Send;
     /// Models that are wholly in the store.

@@ -6,6 +6,7 @@
 mod address;
 mod catalogue;
 mod claim;
+mod disk;
 mod host;
 mod import;
 mod machine;

@@ -1,12 +1,13 @@
 //! Step 2: what this machine is, and what it can run.
 
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use polder_control::Machine;
 use polder_page::{bytes, card, facts};
 
 use crate::catalogue;
+use crate::disk;
 use crate::host::Host;
 use crate::page::Page;
 use crate::setup::{Claimer, Setup, go, refuse};
@@ -14,25 +15,37 @@ use crate::wizard::{Event, Step};
 
 /// The page.
 pub(crate) async fn show<H: Host>(State(setup): State<Setup<H>>, who: Claimer) -> Response {
-    match setup.host().machine().await {
-        Ok(machine) => Page::new(Step::Machine)
-            .notice(who.notice.as_deref())
-            .body(body(&machine))
-            .next("you choose a model. Nothing is fetched before you say so.")
-            .into_response(),
-        Err(error) => refuse(error),
-    }
+    let (machine, disk) = match tokio::join!(setup.host().machine(), setup.host().disk()) {
+        (Ok(machine), Ok(disk)) => (machine, disk),
+        (Err(error), _) | (_, Err(error)) => return refuse(error),
+    };
+    let (button, next) = match disk {
+        None => {
+            ("Go on: choose a model", "you choose a model. Nothing is fetched before you say so.")
+        }
+        Some(_) => ("Go on: what opens the disk", "you say what opens this machine's disk."),
+    };
+    Page::new(Step::Machine)
+        .notice(who.notice.as_deref())
+        .body(body(&machine, button))
+        .next(next)
+        .into_response()
 }
 
-/// The person has seen it.
+/// The person has seen it. Where the disk is the box's own affair, they decide about that first.
 pub(crate) async fn seen<H: Host>(State(setup): State<Setup<H>>, _who: Claimer) -> Response {
+    match setup.host().disk().await {
+        Ok(Some(_)) => return Redirect::to(disk::PATH).into_response(),
+        Ok(None) => {}
+        Err(error) => return refuse(error),
+    }
     match setup.happen(Event::MachineSeen).await {
         Ok(_) => go(Step::Model),
         Err(error) => refuse(error),
     }
 }
 
-fn body(machine: &Machine) -> Markup {
+fn body(machine: &Machine, button: &str) -> Markup {
     let missing = || html! { span .soft { "not on this machine" } };
     let mut rows = vec![
         ("Processor", html! { (machine.cpu) ", " (machine.threads) " threads" }),
@@ -56,7 +69,7 @@ fn body(machine: &Machine) -> Markup {
         (card("What is in it", facts(&rows)))
         (card("What it can run", catalogue::summary(machine)))
         form method="post" action=(Step::Machine.path()) {
-            button type="submit" { "Go on: choose a model" }
+            button type="submit" { (button) }
         }
     }
 }

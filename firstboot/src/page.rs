@@ -24,6 +24,10 @@ impl Page {
     pub(crate) fn new(step: Step) -> Self {
         Self { step: Some(step).filter(|s| s.number().is_some()), ..Self::titled(step.title()) }
     }
+    /// A page of its own that belongs to a step.
+    pub(crate) fn beside(step: Step, title: &'static str) -> Self {
+        Self { title, ..Self::new(step) }
+    }
     /// A page beside the steps.
     pub(crate) fn titled(title: &'static str) -> Self {
         Self {

@@ -7,10 +7,10 @@ use std::net::IpAddr;
 
 use axum::Router;
 use axum::body::Body;
-use fake::{CODE, Fake, KEY, fetching};
+use fake::{CODE, Fake, KEY, RECOVERY_KEY, fetching};
 use http::{Request, StatusCode, header};
 use http_body_util::BodyExt;
-use polder_control::{RunState, StepState};
+use polder_control::{Disk, Lock, RunState, StepState};
 use polder_firstboot::{Distance, Setup, Visitor};
 use polder_site::SiteChange;
 use tower::ServiceExt;
@@ -223,6 +223,56 @@ async fn a_person_walks_from_the_code_to_a_key_without_any_script() {
     }
     assert_eq!(person.post("/setup/member", form).await.to, "/");
     assert!(!Setup::new(fake).is_open().await.unwrap());
+}
+
+#[tokio::test]
+async fn a_disk_is_sealed_only_after_its_recovery_key_was_typed_back() {
+    let fake = Fake::new();
+    let open = Disk { lock: Lock::Open, chip: true, secure_boot: false, signed: true };
+    fake.state().disk = Some(open);
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    assert!(person.get("/setup/machine").await.text.contains("what opens the disk"));
+    assert_eq!(person.post("/setup/machine", "").await.to, "/setup/disk");
+    // Nobody gets past it by the address alone.
+    assert_eq!(person.get("/setup/model").await.to, "/setup/machine");
+
+    let page = person.get("/setup/disk").await;
+    assert!(page.text.contains("passphrase is empty") && page.text.contains("Secure Boot is off"));
+    check_page("/setup/disk", &page.text);
+    let page = person.post("/setup/disk/seal", "").await;
+    assert!(page.text.contains(RECOVERY_KEY));
+    check_page("/setup/disk/seal", &page.text);
+
+    let refused = person.post("/setup/disk/confirm", "key=eujukuik").await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert!(refused.text.contains("eight words") && !refused.text.contains(RECOVERY_KEY));
+    let other = RECOVERY_KEY.replace("euj", "cuj");
+    let refused = person.post("/setup/disk/confirm", &format!("key={other}")).await;
+    assert!(refused.text.contains("does not open with that key"));
+    assert_eq!(fake.state().disk, Some(open));
+
+    let spaced = RECOVERY_KEY.to_uppercase().replace('-', "+");
+    let done = person.post("/setup/disk/confirm", &format!("key={spaced}")).await;
+    assert_eq!(done.to, "/setup/model");
+    assert_eq!(fake.state().disk.unwrap().lock, Lock::Sealed);
+    assert!(person.get("/setup/disk").await.text.contains("opens only in this machine"));
+}
+
+#[tokio::test]
+async fn a_disk_stays_open_where_the_steward_says_so_and_where_there_is_no_chip() {
+    for chip in [true, false] {
+        let fake = Fake::new();
+        let open = Disk { lock: Lock::Open, chip, secure_boot: true, signed: true };
+        fake.state().disk = Some(open);
+        let mut person = Browser::at(&fake);
+        person.post("/setup/claim", &format!("code={CODE}")).await;
+        let page = person.get("/setup/disk").await;
+        assert_eq!(page.text.contains("Seal the disk"), chip);
+        assert_eq!(page.text.contains("has no TPM 2.0"), !chip);
+        assert_eq!(person.post("/setup/disk/leave", "").await.to, "/setup/model");
+        assert_eq!(fake.state().disk, Some(open));
+    }
 }
 
 #[tokio::test]

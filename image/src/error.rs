@@ -163,6 +163,12 @@ pub enum ImageError {
         /// What is wrong with it.
         why: String,
     },
+    /// A folder of keys lacks one.
+    #[error("there is no {}; `polder image keys DIR` makes a whole folder of keys", .0.display())]
+    NoKey(PathBuf),
+    /// A key would be written over.
+    #[error("{} is there already, and a key that is lost cannot be made again; name an empty folder", .0.display())]
+    KeyThere(PathBuf),
     /// There is nothing to sign or to check.
     #[error("{} has no polder_*.sha256; name the folder that `polder image build` wrote to", .0.display())]
     NoSums(PathBuf),

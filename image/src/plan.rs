@@ -6,6 +6,7 @@ use std::fmt;
 use polder_control::{Plan, Step};
 use sha2::{Digest as _, Sha256};
 
+use crate::keys::Digests;
 use crate::lock::{Layer, Lock, Packages};
 use crate::{Arch, Driver, Version};
 
@@ -114,6 +115,8 @@ pub struct Inputs<'a> {
     pub driver: &'a Driver,
     /// Digest of `image/driver`.
     pub driver_tree: [u8; 32],
+    /// Digests of the keys that it is signed with, if it is.
+    pub keys: Option<Digests>,
     /// How large the partitions are.
     pub sizes: Sizes,
 }
@@ -137,6 +140,7 @@ impl Default for Sizes {
 
 /// The scripts that make things; a change in one makes what it makes anew.
 pub(crate) mod scripts {
+    pub(crate) const KEYS: &str = include_str!("../steps/keys.sh");
     pub(crate) const BOOTSTRAP: &str = include_str!("../steps/bootstrap.sh");
     pub(crate) const EMULATE: &str = include_str!("../steps/emulate.sh");
     pub(crate) const INITRD: &str = include_str!("../steps/initrd.sh");
@@ -151,17 +155,14 @@ pub(crate) mod scripts {
 impl Inputs<'_> {
     /// The key of one product.
     pub fn key(&self, product: Product) -> Key {
-        let Inputs { lock, version, program, tree, driver, driver_tree, sizes } = self;
+        let Inputs { lock, version, program, tree, driver, driver_tree, keys, sizes } = self;
+        let signed = |of: fn(&Digests) -> &[u8; 32]| keys.as_ref().map_or(&[][..], |keys| of(keys));
         let layer = |layer| packages(lock.layer(layer));
         let epoch = lock.epoch.to_le_bytes();
         let before = |product| self.key(product).0;
         let emulate = if lock.arch.emulated().is_some() { scripts::EMULATE } else { "" };
         match product {
-            Product::Builder => Key::of(&[
-                b"builder",
-                layer(Layer::Builder).as_bytes(),
-                scripts::BOOTSTRAP.as_bytes(),
-            ]),
+            Product::Builder => builder(lock),
             Product::Root => Key::of(&[
                 b"root",
                 lock.arch.name().as_bytes(),
@@ -210,17 +211,25 @@ impl Inputs<'_> {
                 .as_bytes(),
                 tree,
                 version.as_str().as_bytes(),
+                signed(|keys| &keys.update),
                 scripts::ROOT.as_bytes(),
             ]),
             Product::Disk => Key::of(&[
                 b"disk",
                 before(Product::Sealed).as_bytes(),
                 before(Product::Initrd).as_bytes(),
+                signed(|keys| &keys.boot),
                 scripts::DISK.as_bytes(),
                 format!("{sizes:?}").as_bytes(),
             ]),
         }
     }
+}
+
+/// The key of the builder, which follows from nothing but its packages.
+pub(crate) fn builder(lock: &Lock) -> Key {
+    let packages = packages(lock.layer(Layer::Builder));
+    Key::of(&[b"builder", packages.as_bytes(), scripts::BOOTSTRAP.as_bytes()])
 }
 
 /// One thing to do.
@@ -327,6 +336,7 @@ mod tests {
             tree: [2; 32],
             driver: &Driver::None,
             driver_tree: [3; 32],
+            keys: None,
             sizes: Sizes::default(),
         }
     }
@@ -363,6 +373,13 @@ mod tests {
         // Another file in the tree: no package is installed again, and nothing compiled.
         let tree = Inputs { tree: [9; 32], ..first.clone() };
         assert_eq!(made(&tree), [make(Product::Sealed), make(Product::Disk), Action::HandOut]);
+        // Another key for what a machine starts changes nothing in the root; one for updates does.
+        let keys = |update, boot| Some(Digests { update: [update; 32], boot: [boot; 32] });
+        let signed = Inputs { keys: keys(1, 1), ..first.clone() };
+        assert_eq!(made(&signed), [make(Product::Sealed), make(Product::Disk), Action::HandOut]);
+        let again = Inputs { keys: keys(1, 2), ..first.clone() };
+        assert_eq!(signed.key(Product::Sealed), again.key(Product::Sealed));
+        assert_ne!(signed.key(Product::Disk), again.key(Product::Disk));
         let sizes = Sizes { root: "1G".into(), ..Sizes::default() };
         let larger = Inputs { sizes, ..first.clone() };
         assert_eq!(made(&larger), [make(Product::Disk), Action::HandOut]);

@@ -16,8 +16,9 @@ use crate::cache::{Cache, TESTER, Times};
 use crate::command::{answer, run};
 use crate::debs::digest_of;
 use crate::driver::{Cards, Driver, headers};
+use crate::keys::Keys;
 use crate::lock::{Layer, Lock, Packages};
-use crate::plan::{Action, Inputs, Key, Product, Sizes, plan, scripts};
+use crate::plan::{Action, Inputs, Key, Product, Sizes, builder, plan, scripts};
 use crate::room::Room;
 use crate::spdx::{Contents, TREE, crates, spdx};
 use crate::uuid::hex;
@@ -34,6 +35,8 @@ pub struct Order {
     pub sizes: Sizes,
     /// Which driver it gets.
     pub driver: Driver,
+    /// What it is signed with. Without them it is not, and a box that runs it takes no updates.
+    pub keys: Option<Keys>,
     /// This program instead of one compiled from the checkout.
     pub program: Option<PathBuf>,
     /// Files that are laid over the checkout's own tree: a collective's keys and units.
@@ -168,6 +171,22 @@ impl Workshop {
         Ok(self.place(product, &self.inputs(order, &lock)?.key(product)))
     }
 
+    /// The room in which images are made; set up if it is not there.
+    pub(crate) fn builder(&self, arch: Arch) -> Result<Room, ImageError> {
+        let lock = self.lock(arch, &Driver::None)?;
+        let place = self.place(Product::Builder, &builder(&lock));
+        if !place.is_dir() {
+            if !self.cache.debs().missing(&lock, &[Layer::Builder]).is_empty() {
+                self.fetch(&lock, &[Layer::Builder])?;
+            }
+            let (log, out) = (self.cache.log("builder")?, self.cache.scratch("builder")?);
+            self.bootstrap(&lock, Layer::Builder, &out.0, &log)?;
+            out.keep_at(&place)?;
+        }
+        self.cache.used(&place)?;
+        Ok(Room { root: place, epoch: lock.epoch, emulates: None })
+    }
+
     /// The room in which images are booted for tests; set up if it is not there.
     pub fn tester(&self, arch: Arch) -> Result<PathBuf, ImageError> {
         let lock = self.lock(arch, &Driver::None)?;
@@ -255,6 +274,7 @@ impl Workshop {
                     .into()
             }
         };
+        let keys = order.keys.as_ref().map(Keys::digests).transpose()?;
         if let Driver::Bundle(bundle) = &order.driver
             && bundle.arch != lock.arch
         {
@@ -268,6 +288,7 @@ impl Workshop {
             tree,
             driver: &order.driver,
             driver_tree: self.source.driver_tree_digest()?,
+            keys,
             sizes: order.sizes.clone(),
         })
     }
@@ -342,11 +363,16 @@ impl Workshop {
             Product::Sealed => {
                 // Without files to lay over it, an empty folder.
                 let empty = self.cache.scratch("also")?;
+                let shown = self.cache.scratch("keys")?;
+                if let Some(keys) = &order.keys {
+                    keys.lay_out_public(&shown.0)?;
+                }
                 let mut folders = vec![
                     ("root", of(Product::Root)),
                     ("tree", self.source.tree()),
                     ("also", order.also.clone().unwrap_or_else(|| empty.0.clone())),
                     ("program", of(Product::Program)),
+                    ("keys", shown.0.clone()),
                     ("out", out.0.clone()),
                 ];
                 if order.driver != Driver::None {
@@ -361,15 +387,19 @@ impl Workshop {
                 room.run(what, scripts::ROOT, &borrowed(&folders), &settings, &log)?;
             }
             Product::Disk => {
+                let none = self.cache.scratch("keys")?;
+                let keys = order.keys.as_ref().map_or(none.0.as_path(), Keys::folder);
                 let folders = [
                     ("sealed", of(Product::Sealed)),
                     ("initrd", of(Product::Initrd)),
                     ("tree", self.source.tree()),
+                    ("keys", keys.to_owned()),
                     ("out", out.0.clone()),
                 ];
                 let (root_type, verity_type) = inputs.lock.arch.partition_types();
                 let settings = [
                     ("VERSION", inputs.version.to_string()),
+                    ("SIGNED", order.keys.iter().map(|_| "yes").collect()),
                     ("EFI", inputs.lock.arch.efi().to_owned()),
                     ("SERIAL", inputs.lock.arch.serial().to_owned()),
                     ("SEED", uuid(inputs, "disk")),

@@ -4,6 +4,12 @@ hash=$(cat /mnt/sealed/roothash)
 uuid() { sed -E 's/(.{8})(.{4})(.{4})(.{4})(.{12})/\1-\2-\3-\4-\5/'; }
 root_part=$(cut -c1-32 <<< "$hash" | uuid)
 verity_part=$(cut -c33-64 <<< "$hash" | uuid)
+measured=()
+if [ -n "$SIGNED" ]; then
+    # What is sealed to these values opens while /var is looked for, and no more once the box is up.
+    measured=(--pcr-private-key=/mnt/keys/pcr.key --pcr-public-key=/mnt/keys/pcr.pub
+        --phases=enter-initrd:leave-initrd --pcr-banks=sha256,sha384)
+fi
 # The root's partition is found by its hash, so that each boot entry finds its own slot, and on the disk that
 # the boot loader came from: a stick and a disk installed from it have the same system. A machine that hangs,
 # panics, finds a wrong byte or cannot even begin starts again; the boot loader then counts.
@@ -20,11 +26,21 @@ ukify build --linux=/mnt/sealed/vmlinuz --initrd=/mnt/initrd/initrd.img \
     --profile="ID=main
 TITLE=run it from this disk, to try it" \
     --cmdline="$cmdline systemd.gpt_auto=1 rd.systemd.gpt_auto=1 systemd.verity_root_options=panic-on-corruption" \
-    --join-profile=/run/install.efi --output=polder_$VERSION.efi
+    --join-profile=/run/install.efi "${measured[@]}" --output=polder_$VERSION.efi
 
 esp=/run/esp
 mkdir -p $esp/EFI/{BOOT,Linux,systemd} $esp/loader
-loader=/usr/lib/systemd/boot/efi/systemd-boot$EFI.efi
+# For Secure Boot. systemd's own signer puts the time of day into what it signs.
+sign() {
+    [ -n "$SIGNED" ] || return 0
+    osslsigncode sign -h sha256 -certs /mnt/keys/secure-boot.crt -key /mnt/keys/secure-boot.key \
+        -time "$SOURCE_DATE_EPOCH" -in "$1" -out "$1.signed"
+    mv "$1.signed" "$1"
+}
+sign polder_$VERSION.efi
+loader=/run/loader.efi
+cp /usr/lib/systemd/boot/efi/systemd-boot$EFI.efi $loader
+sign $loader
 cp $loader $esp/EFI/BOOT/BOOT${EFI^^}.EFI
 cp $loader $esp/EFI/systemd/systemd-boot$EFI.efi
 # What the installer writes to a box has a loader.conf of its own.
@@ -32,6 +48,17 @@ cp /mnt/tree/usr/share/polder/stick/loader.conf $esp/loader/loader.conf
 cp /mnt/tree/usr/share/polder/stick/*.html $esp/
 printf 'type1\n' > $esp/loader/entries.srel
 cp polder_$VERSION.efi $esp/EFI/Linux/polder_$VERSION.efi
+if [ -n "$SIGNED" ]; then
+    # A machine in set-up mode can take our keys for its own: a virtual one does so by itself, on a real one
+    # somebody chooses it in the boot menu, because cards with firmware of their own may need other keys too.
+    printf 'secure-boot-enroll if-safe\n' >> $esp/loader/loader.conf
+    mkdir /run/enrol && mount -t tmpfs enrol /run/enrol
+    SYSTEMD_RELAX_ESP_CHECKS=1 bootctl install --esp-path=/run/enrol --no-variables --random-seed=no \
+        --make-entry-directory=no --secure-boot-auto-enroll=yes \
+        --certificate=/mnt/keys/secure-boot.crt --private-key=/mnt/keys/secure-boot.key
+    mkdir $esp/loader/keys
+    cp -r /run/enrol/loader/keys/auto $esp/loader/keys
+fi
 find $esp -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +
 
 parts=/run/repart

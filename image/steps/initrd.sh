@@ -19,9 +19,11 @@ printf '[Manager]\nRuntimeWatchdogSec=60\nRebootWatchdogSec=5min\nCrashAction=re
 rules=/usr/lib/udev/rules.d/70-polder-boot-disk.rules
 printf '%s' "$BOOT_DISK_RULES" > $r$rules
 libs=
-for lib in esys.so.0 rc.so.0 mu.so.0 tcti-device.so.0; do libs="$libs /usr/lib/$MULTIARCH/libtss2-$lib"; done
+# What a boot measures includes that it went through here; the target waits for the TPM with which it is told.
+units="/usr/lib/systemd/system/tpm2.target /usr/lib/systemd/system-generators/systemd-tpm2-generator"
+for lib in esys.so.0 sys.so.1 rc.so.0 mu.so.0 tcti-device.so.0; do libs="$libs /usr/lib/$MULTIARCH/libtss2-$lib"; done
 chroot $r dracut --kver "$kernel" --no-hostonly --reproducible --force --no-early-microcode \
-    --modules "base systemd systemd-initrd systemd-udevd systemd-veritysetup systemd-cryptsetup systemd-repart systemd-journald systemd-tmpfiles systemd-sysctl systemd-modules-load kernel-modules rootfs-block fs-lib dm crypt shutdown udev-rules dracut-systemd" \
+    --modules "base systemd systemd-initrd systemd-udevd systemd-veritysetup systemd-cryptsetup systemd-pcrphase systemd-repart systemd-journald systemd-tmpfiles systemd-sysctl systemd-modules-load kernel-modules rootfs-block fs-lib dm crypt shutdown udev-rules dracut-systemd" \
     --drivers "erofs dm-verity dm-crypt dm-mod overlay loop ext4 vfat nls_cp437 nls_ascii nls_iso8859-1 virtio_blk virtio_pci virtio_scsi virtio_mmio nvme ahci sd_mod usb-storage uas xhci-pci tpm_crb tpm_tis efivarfs iTCO_wdt i6300esb sp5100_tco sbsa_gwdt softdog" \
-    --install "$libs $conf $rules" --compress "zstd -19 -T1" /polder.img "$kernel"
+    --install "$libs $units $conf $rules" --compress "zstd -19 -T1" /polder.img "$kernel"
 cp $r/polder.img /mnt/out/initrd.img

@@ -18,6 +18,10 @@ if [ -d /mnt/driver ]; then
     depmod --basedir $r "$(ls $r/usr/lib/modules)"
 fi
 
+# The keys whose updates the box will take; none in an image that nobody signed.
+mkdir -p $r/usr/lib/polder/keys/update
+find /mnt/keys -name '*.pub' -exec install -m 0644 -t $r/usr/lib/polder/keys/update {} +
+
 # The boot menu shows the pretty name.
 sed -i '/^IMAGE_/d; /^PRETTY_NAME=/d' $r/usr/lib/os-release
 printf 'PRETTY_NAME="Polder %s"\nIMAGE_ID=polder\nIMAGE_VERSION=%s\n' "$VERSION" "$VERSION" >> $r/usr/lib/os-release

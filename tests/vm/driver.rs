@@ -23,7 +23,7 @@ const FOREIGN_UNSIGNED: u32 = (1 << 12) | (1 << 13);
 #[ignore = "slow, and needs another image: `make test-vm-all` runs it"]
 fn vm_the_driver_fits_the_kernel_and_finds_no_card_in_a_machine_without_one() {
     let disks = Disks::of(Kind::Driver);
-    let mut machine = disks.switch_on_with(&[("look", LOOK)]);
+    let mut machine = disks.switch_on_with_services(&[("look", LOOK)]);
     machine.says("Claim code: ");
     machine.says("driver looked at.");
     let serial = machine.serial();

@@ -12,6 +12,9 @@ use polder_stories::{free_port, need, scaled};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(400);
 const PLAIN_DISK: &[&str] =
     &["-drive", "file=/mnt/vm/disk.qcow2,format=qcow2,if=none,id=disk,cache=unsafe,discard=unmap"];
+/// A disk that can be looked into and changed while the machine is off.
+const ONE_FILE: &[&str] =
+    &["-drive", "file=/mnt/vm/disk.raw,format=raw,if=none,id=disk,cache=unsafe,discard=unmap"];
 /// What is written to the disk is written down too.
 const LOGGED_DISK: &[&str] = &[
     "-blockdev",
@@ -32,6 +35,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// A machine with a screen, a serial line, a disk, and a network that leads nowhere but to this test.
 pub(crate) struct Machine {
     qemu: Child,
+    chip: Option<Child>,
     folder: PathBuf,
     /// On this machine's loopback: the box's port 443.
     pub(crate) port: u16,
@@ -47,6 +51,8 @@ pub(crate) struct Disks {
     kind: Kind,
     models: bool,
     stick: bool,
+    /// A chip that keeps secrets, and firmware that starts only what is signed, in set-up mode.
+    guarded: bool,
     /// Where the stick with the image is, if it is in.
     image_stick: Option<Port>,
 }
@@ -138,8 +144,16 @@ impl Disks {
     fn without(kind: Kind) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let image = kind.image();
-        let disks =
-            Self { folder, image, kind, kept: None, models: false, stick: false, image_stick: None };
+        let disks = Self {
+            folder,
+            image,
+            kind,
+            kept: None,
+            models: false,
+            stick: false,
+            guarded: false,
+            image_stick: None,
+        };
         disks.run(&["cp", kind.firmware()[1], "/mnt/vm/firmware.fd"]);
         disks
     }
@@ -268,6 +282,63 @@ impl Disks {
         self
     }
 
+    /// In a machine that can tell one system from another: with a TPM, and with Secure Boot waiting for its keys.
+    /// The disk is one file, which can be looked into and changed while the machine is off.
+    pub(crate) fn guarded() -> Self {
+        let disks = Self { guarded: true, ..Self::fresh() };
+        let box_ = disks.box_of_the_image();
+        let name = box_.file_name().unwrap().display();
+        let copy = format!("cp --sparse=always /mnt/image/{name} /mnt/vm/disk.raw");
+        disks.run(&[
+            "sh",
+            "-c",
+            &format!("{copy} && truncate -s 12G /mnt/vm/disk.raw && mkdir /mnt/vm/tpm"),
+        ]);
+        disks
+    }
+
+    /// Puts another version into the second slot, and its boot entry in the place of the first one's.
+    pub(crate) fn put_in_version(&self, version: &str) {
+        let next = self.image.with_file_name(format!("polder_{version}_x86_64.raw"));
+        let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+        let (old, new) = (name(&self.image), name(&next));
+        let version = |name: &str| name.split('_').nth(1).unwrap().to_owned();
+        let entry = |name: &str| format!("::/EFI/Linux/polder_{}.efi", version(name));
+        let script = r#"
+            disk=/mnt/vm/disk.raw
+            # The command line has the root's hash, whose halves are the UUIDs of its partitions.
+            hash=$(grep -aoE 'roothash=[0-9a-f]{64}' "/mnt/next/$1.efi" | head -1 | cut -d= -f2)
+            uuid() { sed -E 's/(.{8})(.{4})(.{4})(.{4})(.{12})/\1-\2-\3-\4-\5/'; }
+            sfdisk -q --part-uuid $disk 4 "$(echo $hash | cut -c33-64 | uuid)"
+            sfdisk -q --part-uuid $disk 5 "$(echo $hash | cut -c1-32 | uuid)"
+            start() { sfdisk -l -o Device,Start $disk | awk -v p="disk.raw$1" '$1 ~ p"$" {print $2}'; }
+            dd if="/mnt/next/$1.verity" of=$disk bs=1M oflag=seek_bytes seek=$(($(start 4) * 512)) conv=notrunc status=none
+            dd if="/mnt/next/$1.root" of=$disk bs=1M oflag=seek_bytes seek=$(($(start 5) * 512)) conv=notrunc status=none
+            mdel -i $disk@@1M "$2"
+            mcopy -i $disk@@1M "/mnt/next/$1.efi" "$3"
+        "#;
+        let stem = new.trim_end_matches(".raw").to_owned();
+        let mut command =
+            self.room().command(&[("vm", self.folder.path()), ("next", next.parent().unwrap())]);
+        command.args(["sh", "-euc", script, "put", &stem, &entry(&old), &entry(&new)]);
+        assert!(command.status().unwrap().success());
+    }
+
+    /// Takes the signature off the boot entry of this version.
+    pub(crate) fn take_the_signature_off(&self, version: &str) {
+        let entry = format!("::/EFI/Linux/polder_{version}.efi");
+        self.run(&["mcopy", "-o", "-i", "/mnt/vm/disk.raw@@1M", &entry, "/mnt/vm/entry.efi"]);
+        let path = self.folder.path().join("entry.efi");
+        let mut bytes = fs::read(&path).unwrap();
+        let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+        // The fifth of the directories in a PE file's optional header says where the signature is.
+        let at = number(0x3c) + 24 + 112 + 4 * 8;
+        assert!(number(at) > 0 && number(at + 4) > 0, "it is signed");
+        bytes[at..at + 8].fill(0);
+        fs::write(&path, bytes).unwrap();
+        self.run(&["mcopy", "-o", "-i", "/mnt/vm/disk.raw@@1M", "/mnt/vm/entry.efi", &entry]);
+    }
+
     /// Changes one byte where the root file system begins: behind the boot partition (1 GiB from the first MiB
     /// on) and the hashes (64 MiB), in what erofs keeps of itself.
     pub(crate) fn flip_a_byte_of_the_system(&self) {
@@ -316,9 +387,15 @@ impl Disks {
         self.switch_on_with(&[])
     }
 
+    /// The same, with more words for QEMU.
+    pub(crate) fn switch_on_with(&self, more: &[&str]) -> Machine {
+        let disk = if self.guarded { ONE_FILE } else { PLAIN_DISK };
+        self.start(disk, &[&["-no-reboot"], more].concat(), &[])
+    }
+
     /// The same, and has the machine start these services too, which a board can hand to an unmodified system:
     /// pairs of a name and the unit's text.
-    pub(crate) fn switch_on_with(&self, services: &[(&str, &str)]) -> Machine {
+    pub(crate) fn switch_on_with_services(&self, services: &[(&str, &str)]) -> Machine {
         self.start(PLAIN_DISK, &["-no-reboot"], services)
     }
 
@@ -333,12 +410,30 @@ impl Disks {
         self.start(PLAIN_DISK, &[], &[])
     }
 
+    /// The chip's other half, which keeps its secrets in a file.
+    fn chip(&self) -> Child {
+        let socket = self.folder.path().join("tpm.sock");
+        let _ = fs::remove_file(&socket);
+        let mut command = self.room().command(&[("vm", self.folder.path())]);
+        command.args(["swtpm", "socket", "--tpm2", "--tpmstate", "dir=/mnt/vm/tpm"]);
+        command.args(["--ctrl", "type=unixio,path=/mnt/vm/tpm.sock"]);
+        command.args(["--terminate", "--flags", "startup-clear"]);
+        let chip = command.stdin(Stdio::null()).spawn().unwrap();
+        while !socket.exists() {
+            std::thread::sleep(LOOK);
+        }
+        chip
+    }
+
     fn start(&self, disk: &[&str], more: &[&str], services: &[(&str, &str)]) -> Machine {
         let port = free_port();
         let folder = self.folder.path().to_owned();
         let forward = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:443");
         let mut command = self.command();
         command.args(self.kind.emulator()).args(["-accel", "tcg,thread=multi"]);
+        if self.guarded {
+            command.args(["-machine", "smm=on"]);
+        }
         command.args([
             "-smp",
             "2",
@@ -352,7 +447,11 @@ impl Disks {
         // The watchdog that a real board has.
         command.args(["-device", "i6300esb", "-action", "watchdog=reset"]).args(more);
         command.args(["-uuid", "b0c5e1f2-4a3d-4c7e-9a1b-2d3e4f506172"]);
-        let code = self.kind.firmware()[0];
+        let code = if self.guarded {
+            "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
+        } else {
+            self.kind.firmware()[0]
+        };
         command.arg("-drive").arg(format!("if=pflash,format=raw,readonly=on,file={code}"));
         command.args(["-drive", "if=pflash,format=raw,file=/mnt/vm/firmware.fd"]);
         command.args(disk);
@@ -394,12 +493,23 @@ impl Disks {
                 command.arg("-smbios").arg(format!("type=11,path=/mnt/vm/{file}"));
             }
         }
+        let chip = self.guarded.then(|| self.chip());
+        if self.guarded {
+            command.args(["-global", "driver=cfi.pflash01,property=secure,value=on"]);
+            command.args(["-chardev", "socket,id=tpm,path=/mnt/vm/tpm.sock"]);
+            command.args([
+                "-tpmdev",
+                "emulator,id=tpm,chardev=tpm",
+                "-device",
+                "tpm-crb,tpmdev=tpm",
+            ]);
+        }
         // What an earlier start said is not what this one says.
         let _ = fs::remove_file(folder.join("serial.log"));
         let log = fs::File::create(folder.join("qemu.log")).unwrap();
         let qemu =
             command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
-        Machine { qemu: qemu.unwrap(), folder, port, on: Instant::now() }
+        Machine { qemu: qemu.unwrap(), chip, folder, port, on: Instant::now() }
     }
 }
 
@@ -512,8 +622,11 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
+        // The chip ends with the machine that it is in.
+        for child in [Some(&mut self.qemu), self.chip.as_mut()].into_iter().flatten() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

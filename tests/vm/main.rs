@@ -9,6 +9,8 @@ mod aarch64;
 mod claimed;
 mod driver;
 mod first_boot;
+mod forgotten;
+mod guarded;
 mod install;
 mod machine;
 mod power;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use polder_site::{Difference, Door, EngineName, RecipeName, Site, SiteChange};
 use serde::{Deserialize, Serialize};
 
+use crate::disk::{Disk, RecoveryKey};
 use crate::plan::{Plan, Run, RunId};
 
 /// Who did something: for the audit trail.
@@ -118,6 +119,20 @@ pub enum Request {
     /// Is a version on trial no worse than the one before? Answers when that is known, which may take as long as
     /// a model takes to load. → [`Reply::Judged`].
     Judge,
+    /// How the disk is kept shut; nothing where that is not the box's affair. → [`Reply::Disk`].
+    Disk,
+    /// Seals the disk to the machine; until the key is confirmed it opens as before. → [`Reply::RecoveryKey`].
+    Seal {
+        /// Who asked.
+        by: Actor,
+    },
+    /// The recovery key was written down: from now on only it and the machine open the disk. → [`Reply::Done`].
+    ConfirmSeal {
+        /// As it was typed back.
+        key: RecoveryKey,
+        /// Who did.
+        by: Actor,
+    },
     /// Turns the connection into a stream of [`Event`]s, beginning with the current status and
     /// every run that is not over.
     Watch,
@@ -246,6 +261,10 @@ pub enum Reply {
     Shell(Option<OpenShell>),
     /// What a version on trial cannot do that was possible before; nothing where it is no worse.
     Judged(Option<String>),
+    /// The disk.
+    Disk(Option<Disk>),
+    /// A new recovery key, said once.
+    RecoveryKey(RecoveryKey),
     /// Done, nothing to say.
     Done,
     /// No; one sentence: what, where, what to do.
@@ -273,6 +292,9 @@ pub struct BoxStatus {
     pub gateway: PartStatus,
     /// The engines.
     pub engines: Vec<EngineStatus>,
+    /// In safe mode no engine and no app runs; the next start of the machine leaves it.
+    #[serde(default)]
+    pub safe: bool,
 }
 
 /// An engine at one moment.

@@ -63,6 +63,11 @@ pub(crate) async fn answer(
     }
     let sent = request.headers().clone();
     let refuse = |error: ApiError| refusal(error, host, &sent);
+    if gateway.status().safe {
+        let why = "the box is in safe mode, in which no app runs; it leaves it when the machine starts again";
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        return refuse(ApiError::new(status, "server_error", "safe_mode", why));
+    }
     let visitor = match who(gateway, name, peer, request.headers()).await {
         Ok(Some(visitor)) => visitor,
         Ok(None) => return stranger(name, host, &request),

@@ -15,6 +15,8 @@ use tokio::sync::{broadcast, watch};
 
 /// How long the supervisor may take over one answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+/// The same where a disk is sealed: its keys are made slow on purpose.
+const SEALED_WITHIN: Duration = Duration::from_secs(300);
 /// First and longest pause between two tries to reach it.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -77,7 +79,11 @@ impl Link {
     pub(crate) async fn ask(&self, question: Request) -> Result<Reply, AskError> {
         let mut client: Client<Request, Reply> =
             Client::connect(&self.control).await.map_err(AskError::Away)?;
-        match client.ask_within(ANSWER_WITHIN, &question).await.map_err(AskError::Away)? {
+        let within = match &question {
+            Request::Disk | Request::Seal { .. } | Request::ConfirmSeal { .. } => SEALED_WITHIN,
+            _ => ANSWER_WITHIN,
+        };
+        match client.ask_within(within, &question).await.map_err(AskError::Away)? {
             Reply::Refused(why) => Err(AskError::Refused(why)),
             reply => Ok(reply),
         }
@@ -147,5 +153,5 @@ fn assumed(site: Site, sockets: &Sockets) -> BoxStatus {
             part: part(PartState::Starting),
         })
         .collect();
-    BoxStatus { gateway: part(PartState::Ready), engines, site }
+    BoxStatus { safe: false, gateway: part(PartState::Ready), engines, site }
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
-use polder_control::{Actor, BoxStatus, Machine, Plan, Reply, Request as Ask, Run, RunId};
+use polder_control::{
+    Actor, BoxStatus, Disk, Machine, Plan, RecoveryKey, Reply, Request as Ask, Run, RunId,
+};
 use polder_firstboot::{
     ClaimRefusal, ClaimToken, Distance, Host, Newcomer, Setup, SetupError, Trust, Visitor, Window,
 };
@@ -192,6 +194,29 @@ impl Host for ThisBox {
             Reply::Machine(machine) => Ok(machine),
             _ => Err(odd_answer()),
         }
+    }
+
+    async fn disk(&self) -> Result<Option<Disk>, SetupError> {
+        match self.ask(Ask::Disk).await? {
+            Reply::Disk(disk) => Ok(disk),
+            _ => Err(odd_answer()),
+        }
+    }
+
+    async fn seal(&self) -> Result<RecoveryKey, SetupError> {
+        match self.ask(Ask::Seal { by: Actor::Claimer }).await? {
+            Reply::RecoveryKey(key) => Ok(key),
+            _ => Err(odd_answer()),
+        }
+    }
+
+    async fn confirm_seal(&self, key: RecoveryKey) -> Result<(), SetupError> {
+        self.ask(Ask::ConfirmSeal { key, by: Actor::Claimer }).await.map(drop)
+    }
+
+    async fn leave_disk_open(&self) -> Result<(), SetupError> {
+        self.record("left open", "the disk").await;
+        Ok(())
     }
 
     async fn status(&self) -> Result<BoxStatus, SetupError> {

@@ -28,6 +28,7 @@ impl Supervisor {
     fn answer(&self, ask: Ask) -> Reply {
         match ask {
             Ask::Status => Reply::Status(self.status.borrow().clone()),
+            Ask::Disk => Reply::Disk(None),
             Ask::Machine => Reply::Machine(Machine {
                 cpu: "a processor".into(),
                 threads: 2,
@@ -100,7 +101,7 @@ impl Unclaimed {
         let site = Site::unclaimed(port);
         Store::open(folder.path()).unwrap().write(&site, "test").unwrap();
         let ready = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
-        let status = BoxStatus { site, gateway: ready, engines: Vec::new() };
+        let status = BoxStatus { safe: false, site, gateway: ready, engines: Vec::new() };
         let supervisor = Arc::new(Supervisor {
             status: watch::Sender::new(status),
             runs: Mutex::default(),

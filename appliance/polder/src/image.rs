@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use polder_image::{
-    Arch, Bundle, Cache, Driver, Layer, Made, Mirror, News, Order, Sizes, Source, Version, Workshop,
+    Arch, Bundle, Cache, Driver, Keys, Layer, Made, Mirror, News, Order, Sizes, Source, Version,
+    Workshop,
 };
 
 use crate::console::{complain, say};
@@ -49,6 +50,21 @@ enum Command {
     Packages {
         #[command(subcommand)]
         command: Packages,
+    },
+    /// Make a folder of keys: for updates, for Secure Boot, and for what a boot measures.
+    #[command(after_help = "Example:\n  sudo polder image keys ~/polder-keys\n\n\
+                      Keep the folder off every box and out of every checkout, and a copy of it somewhere safe: boxes \
+                      take updates from nobody else, and open their disks for nothing else.")]
+    Keys {
+        #[command(flatten)]
+        place: Place,
+        /// The file that has a password for the update key in its first line; - is standard input. Without one the
+        /// key is not locked.
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+        /// A folder that has none of them yet.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
     },
     /// Sign images, for people and for boxes that take them as updates, with a key that minisign made.
     #[command(
@@ -140,11 +156,20 @@ struct What {
     /// Lay the files of this folder over the checkout's own tree: keys, units of a collective.
     #[arg(long, value_name = "DIR")]
     also: Option<PathBuf>,
+    /// The folder of the project's keys, as `polder image keys` makes it.
+    #[arg(long, value_name = "DIR")]
+    keys: Option<PathBuf>,
 }
 
 impl What {
     fn order(self) -> anyhow::Result<(Workshop, Order)> {
-        let Self { place, version, out, driver, program, also } = self;
+        let Self { place, version, out, driver, program, also, keys } = self;
+        let keys = keys.as_deref().map(Keys::open).transpose()?;
+        if keys.is_none() {
+            complain(
+                "Without --keys nothing is signed, and a box with this image takes no updates.",
+            );
+        }
         let (_, workshop) = place.workshop()?;
         let arch = place.arch;
         let driver = match (driver.as_deref().map(|path| (path, path.to_str())), arch) {
@@ -153,7 +178,7 @@ impl What {
             (Some((path, _)), _) => Driver::Bundle(Bundle::open(path)?),
         };
         let sizes = Sizes::default();
-        Ok((workshop, Order { arch, version, sizes, driver, program, also, out }))
+        Ok((workshop, Order { arch, version, sizes, driver, program, also, keys, out }))
     }
 }
 
@@ -254,6 +279,14 @@ impl Image {
                 Ok(())
             }
             Command::Packages { command } => packages(command),
+            Command::Keys { place, password_file, folder } => {
+                let password = password_file.as_deref().map(password).transpose()?;
+                let (_, workshop) = place.workshop()?;
+                for path in workshop.make_keys(place.arch, &folder, password)? {
+                    say(path.display());
+                }
+                Ok(())
+            }
             Command::Sign { key, password_file, folder } => {
                 let password = password_file.as_deref().map(password).transpose()?;
                 for path in polder_image::sign(&folder, &key, password)? {

@@ -16,6 +16,7 @@ mod part;
 mod plan;
 mod recipes;
 mod screen;
+mod seal;
 mod seed;
 mod shell;
 mod site;
@@ -60,6 +61,7 @@ enum Command {
     Update(update::Update),
     Slots(slots::Slots),
     Shell(shell::Shell),
+    Seal(seal::Seal),
     Image(image::Image),
     Install(install::Install),
     Seed(seed::Seed),
@@ -83,6 +85,7 @@ fn main() -> ExitCode {
         Command::Update(update) => update.run(),
         Command::Slots(slots) => slots.run(),
         Command::Shell(shell) => shell.run(),
+        Command::Seal(seal) => seal.run(),
         Command::Image(image) => image.run(),
         Command::Install(install) => install.run(),
         Command::Seed(seed) => seed.run(),

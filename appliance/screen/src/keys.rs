@@ -1,7 +1,10 @@
 //! Pure: what a key does.
 
+use polder_control::RecoveryKey;
+use polder_seal::Reset;
+
 /// What the screen shows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Mode {
     /// Where the box is and how it is.
     #[default]
@@ -12,10 +15,25 @@ pub enum Mode {
     Network,
     /// Whether the machine should go off or start again.
     Power,
+    /// Whether it should start once without engines and apps.
+    SafeMode,
+    /// What a reset should leave.
+    Reset,
+    /// The box's name, typed back before it forgets.
+    Name {
+        /// What is to be left.
+        reset: Reset,
+        /// So far.
+        typed: String,
+    },
+    /// The recovery key, as far as it is typed.
+    Unlock(String),
+    /// Whether the machine should open the disk by itself again.
+    Anew(RecoveryKey),
 }
 
 /// What somebody at the machine asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Act {
     /// A new code for the set-up.
     ReopenSetUp,
@@ -23,39 +41,177 @@ pub enum Act {
     PowerOff,
     /// Start the machine again.
     Restart,
+    /// The same, once without engines and apps.
+    SafeMode,
+    /// Forget.
+    Reset(Reset),
+    /// Open the disk.
+    Open {
+        /// With this key.
+        key: RecoveryKey,
+        /// And seal it to the machine as it is started now.
+        anew: bool,
+    },
+    /// Nothing; say why.
+    Say(&'static str),
 }
 
+/// What of the box a key depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct Here<'a> {
+    /// The box's name.
+    pub name: &'a str,
+    /// The disk is the box's own, and can be made to forget.
+    pub disk: bool,
+    /// It could not be opened at this start.
+    pub locked: bool,
+}
+
+/// Nobody types more than a recovery key.
+const LONGEST: usize = 100;
+const ESCAPE: u8 = 0x1b;
+
 /// What `key` does on a screen that shows `mode`. Nothing that changes the box happens on one key alone.
-pub fn press(mode: Mode, key: u8) -> (Mode, Option<Act>) {
-    match (mode, key.to_ascii_lowercase()) {
-        (Mode::Home, b's') => (Mode::SetUp, None),
-        (Mode::Home, b'n') => (Mode::Network, None),
-        (Mode::Home, b'p') => (Mode::Power, None),
-        (Mode::SetUp, b'y') => (Mode::Home, Some(Act::ReopenSetUp)),
-        (Mode::Power, b'o') => (Mode::Home, Some(Act::PowerOff)),
-        (Mode::Power, b'r') => (Mode::Home, Some(Act::Restart)),
+pub fn press(mode: Mode, key: u8, here: Here<'_>) -> (Mode, Option<Act>) {
+    let lower = key.to_ascii_lowercase();
+    match mode {
+        Mode::Home => (from_home(lower, here), None),
+        Mode::SetUp if lower == b'y' => (Mode::Home, Some(Act::ReopenSetUp)),
+        Mode::Power if lower == b'o' => (Mode::Home, Some(Act::PowerOff)),
+        Mode::Power if lower == b'r' => (Mode::Home, Some(Act::Restart)),
+        Mode::SafeMode if lower == b'y' => (Mode::Home, Some(Act::SafeMode)),
+        Mode::Reset if lower == b'e' => name(Reset::Everything),
+        // Nothing on a locked disk can be kept.
+        Mode::Reset if lower == b'm' && !here.locked => name(Reset::KeepModels),
+        Mode::Name { reset, typed } => match line(typed, key) {
+            Line::More(typed) => (Mode::Name { reset, typed }, None),
+            Line::Whole(typed) if typed.trim() == here.name => {
+                (Mode::Home, Some(Act::Reset(reset)))
+            }
+            Line::Whole(_) => {
+                (Mode::Home, Some(Act::Say("That is not the box's name; nothing was reset.")))
+            }
+            Line::Left => (Mode::Home, None),
+        },
+        Mode::Unlock(typed) => match line(typed, key) {
+            Line::More(typed) => (Mode::Unlock(typed), None),
+            Line::Whole(typed) => match RecoveryKey::typed(&typed) {
+                Some(key) => (Mode::Anew(key), None),
+                None => {
+                    let why = "That is no recovery key yet: it has eight words of eight letters.";
+                    (Mode::Unlock(typed), Some(Act::Say(why)))
+                }
+            },
+            Line::Left => (Mode::Home, None),
+        },
+        Mode::Anew(key) => (Mode::Home, Some(Act::Open { key, anew: lower == b'y' })),
         _ => (Mode::Home, None),
     }
+}
+
+fn from_home(key: u8, here: Here<'_>) -> Mode {
+    match key {
+        b's' => Mode::SetUp,
+        b'n' => Mode::Network,
+        b'p' => Mode::Power,
+        b'm' if here.disk && !here.locked => Mode::SafeMode,
+        b'f' if here.disk => Mode::Reset,
+        b'u' if here.locked => Mode::Unlock(String::new()),
+        _ => Mode::Home,
+    }
+}
+
+fn name(reset: Reset) -> (Mode, Option<Act>) {
+    (Mode::Name { reset, typed: String::new() }, None)
+}
+
+enum Line {
+    More(String),
+    Whole(String),
+    Left,
+}
+
+/// A line as it is typed: the end of it, a letter taken back, or one more.
+fn line(mut typed: String, key: u8) -> Line {
+    match key {
+        b'\r' | b'\n' => return Line::Whole(typed),
+        ESCAPE => return Line::Left,
+        0x08 | 0x7f => drop(typed.pop()),
+        b' '..=b'~' if typed.len() < LONGEST => typed.push(char::from(key)),
+        _ => {}
+    }
+    Line::More(typed)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const KEY: &str = "eujukuik-ljvniheb-tchngetr-henfkdfn-hjcrhelj-lufhrbcg-ivivhfvr-ncueblhj";
+    const OPEN: Here<'_> = Here { name: "birch", disk: true, locked: false };
+    const LOCKED: Here<'_> = Here { locked: true, ..OPEN };
+
+    fn typing(mode: Mode, text: &str, here: Here<'_>) -> (Mode, Vec<Act>) {
+        let mut acts = Vec::new();
+        let mode = text.bytes().fold(mode, |mode, key| {
+            let (mode, act) = press(mode, key, here);
+            acts.extend(act);
+            mode
+        });
+        (mode, acts)
+    }
+
     #[test]
     fn no_single_key_changes_the_box() {
-        for key in 0..=u8::MAX {
-            let (_, act) = press(Mode::Home, key);
-            assert_eq!(act, None, "{key}");
+        for here in [OPEN, LOCKED] {
+            for key in 0..=u8::MAX {
+                let (_, act) = press(Mode::Home, key, here);
+                assert_eq!(act, None, "{key}");
+            }
         }
     }
 
     #[test]
     fn a_question_is_answered_with_its_letter_and_left_with_any_other() {
-        assert_eq!(press(Mode::SetUp, b'Y'), (Mode::Home, Some(Act::ReopenSetUp)));
-        assert_eq!(press(Mode::SetUp, b's'), (Mode::Home, None));
-        assert_eq!(press(Mode::Power, b'o'), (Mode::Home, Some(Act::PowerOff)));
-        assert_eq!(press(Mode::Power, b'\x1b'), (Mode::Home, None));
-        assert_eq!(press(Mode::Network, b'o'), (Mode::Home, None));
+        assert_eq!(press(Mode::SetUp, b'Y', OPEN), (Mode::Home, Some(Act::ReopenSetUp)));
+        assert_eq!(press(Mode::SetUp, b's', OPEN), (Mode::Home, None));
+        assert_eq!(press(Mode::Power, b'o', OPEN), (Mode::Home, Some(Act::PowerOff)));
+        assert_eq!(press(Mode::Power, b'\x1b', OPEN), (Mode::Home, None));
+        assert_eq!(press(Mode::Network, b'o', OPEN), (Mode::Home, None));
+        assert_eq!(typing(Mode::Home, "my", OPEN).1, [Act::SafeMode]);
+        assert_eq!(typing(Mode::Home, "mm", OPEN).1, []);
+    }
+
+    #[test]
+    fn a_box_forgets_only_after_its_name_was_typed() {
+        assert_eq!(typing(Mode::Home, "febirch\r", OPEN).1, [Act::Reset(Reset::Everything)]);
+        assert_eq!(
+            typing(Mode::Home, "fmbirxx\x7f\x7fch\n", OPEN).1,
+            [Act::Reset(Reset::KeepModels)]
+        );
+        let (mode, acts) = typing(Mode::Home, "fepolder\r", OPEN);
+        assert!(mode == Mode::Home && matches!(acts[..], [Act::Say(_)]), "{acts:?}");
+        assert_eq!(typing(Mode::Home, "febirch\x1b\r", OPEN).1, []);
+    }
+
+    #[test]
+    fn a_locked_disk_is_opened_with_its_key_or_forgotten_whole() {
+        let (mode, acts) = typing(Mode::Home, &format!("u{KEY}\r"), LOCKED);
+        assert!(matches!(mode, Mode::Anew(_)) && acts.is_empty());
+        let key = RecoveryKey::typed(KEY).unwrap();
+        let open = |anew| Act::Open { key: key.clone(), anew };
+        assert_eq!(typing(mode.clone(), "y", LOCKED).1, [open(true)]);
+        assert_eq!(typing(mode, "n", LOCKED).1, [open(false)]);
+        let (mode, acts) = typing(Mode::Home, "ueuju\r", LOCKED);
+        assert!(mode == Mode::Unlock("euju".into()) && matches!(acts[..], [Act::Say(_)]));
+        assert_eq!(typing(Mode::Home, "fm", LOCKED).0, Mode::Home);
+        assert_eq!(typing(Mode::Home, "u", OPEN).0, Mode::Home);
+    }
+
+    #[test]
+    fn a_machine_that_only_runs_the_program_is_never_made_to_forget() {
+        let here = Here { disk: false, ..OPEN };
+        assert_eq!(typing(Mode::Home, "febirch\r", here).1, []);
+        assert_eq!(typing(Mode::Home, "my", here).1, []);
     }
 }

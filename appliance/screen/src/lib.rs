@@ -10,7 +10,7 @@ mod paint;
 mod run;
 mod terminal;
 
-pub use keys::{Act, Mode, press};
+pub use keys::{Act, Here, Mode, press};
 pub use paint::{Facts, Shown, fold, paint};
 pub use run::{ScreenError, run};
 pub use terminal::Terminal;

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use polder_control::{BoxStatus, Claim, PartState};
+use polder_seal::Reset;
 
 use crate::keys::Mode;
 
@@ -21,6 +22,12 @@ pub struct Facts {
     pub ports: Vec<String>,
     /// What there is to say of cards in the machine that nothing drives.
     pub cards: Option<String>,
+    /// The disk is the box's own: it can be sealed, opened and made to forget.
+    pub disk: bool,
+    /// It could not be opened at this start.
+    pub locked: bool,
+    /// What the last reset left.
+    pub was_reset: Option<Reset>,
     /// What came of the last key, for a while.
     pub note: Option<String>,
 }
@@ -43,14 +50,16 @@ pub fn paint(facts: &Facts, mode: &Mode, width: usize) -> String {
     let mut lines = head(facts);
     match mode {
         Mode::Home => {
-            lines.extend(way_in(facts));
+            if !facts.locked {
+                lines.extend(way_in(facts));
+            }
             lines.push(format!(
                 "  {}",
                 wrong(facts).unwrap_or_else(|| "Everything runs.".to_owned())
             ));
             lines.extend(facts.cards.iter().map(|cards| format!("  The cards: {cards}.")));
             lines.push(String::new());
-            lines.push("  Keys:  s set-up   n network   p power".to_owned());
+            lines.push(format!("  Keys:  {}", keys(facts)));
         }
         Mode::SetUp => {
             lines.push(
@@ -77,6 +86,11 @@ pub fn paint(facts: &Facts, mode: &Mode, width: usize) -> String {
                     .to_owned(),
             );
         }
+        _ => {}
+    }
+    if let Mode::SafeMode | Mode::Reset | Mode::Name { .. } | Mode::Unlock(_) | Mode::Anew(_) = mode
+    {
+        lines.extend(question(facts, mode).into_iter().map(|line| format!("  {line}")));
     }
     if let Some(note) = &facts.note {
         lines.extend([String::new(), format!("  {note}")]);
@@ -84,12 +98,74 @@ pub fn paint(facts: &Facts, mode: &Mode, width: usize) -> String {
     lines.iter().flat_map(|line| fold(line, width.max(20))).collect::<Vec<_>>().join("\n")
 }
 
+impl Facts {
+    /// The box's name, as it is shown.
+    pub(crate) fn name(&self) -> &str {
+        self.status.as_ref().map_or("polder", |status| status.site.name.as_str())
+    }
+}
+
 fn head(facts: &Facts) -> Vec<String> {
-    let name = match &facts.status {
-        Some(status) => status.site.name.to_string(),
-        None => "polder".to_owned(),
-    };
-    vec![String::new(), format!("  {name}    Polder {}", facts.version), String::new()]
+    vec![String::new(), format!("  {}    Polder {}", facts.name(), facts.version), String::new()]
+}
+
+fn keys(facts: &Facts) -> &'static str {
+    match (facts.disk, facts.locked) {
+        (_, true) => "u unlock   n network   f factory reset",
+        (true, false) => "s set-up   n network   p power   m safe mode   f factory reset",
+        (false, false) => "s set-up   n network   p power",
+    }
+}
+
+/// The questions about the disk, and what was typed so far.
+fn question(facts: &Facts, mode: &Mode) -> Vec<String> {
+    let lines = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    match mode {
+        Mode::SafeMode => lines(&[
+            "Start the machine again, once without engines and apps? Answers under way are finished first.",
+            "The start after that is an ordinary one.",
+            "",
+            "Keys:  y yes   any other key: back",
+        ]),
+        Mode::Reset if facts.locked => lines(&[
+            "Make this box new? Everything on its disk is lost for good: models, members, keys, the audit trail.",
+            "",
+            "Keys:  e erase everything   any other key: back",
+        ]),
+        Mode::Reset => lines(&[
+            "Make this box new? Members, keys, settings and the audit trail are lost for good.",
+            "The models can stay. They are then the only thing that does; what is removed is not overwritten.",
+            "",
+            "Keys:  e erase everything   m keep the models   any other key: back",
+        ]),
+        Mode::Name { reset, typed } => {
+            let what = match reset {
+                Reset::Everything => "Everything on the disk will be lost.",
+                Reset::KeepModels => "Everything on the disk but the models will be lost.",
+            };
+            vec![
+                format!("{what} Type the box's name, {}, and press Enter:", facts.name()),
+                String::new(),
+                format!("> {typed}_"),
+                String::new(),
+                "Keys:  Esc back".to_owned(),
+            ]
+        }
+        Mode::Unlock(typed) => vec![
+            "Type the recovery key that was written down when the disk was sealed, and press Enter:".to_owned(),
+            String::new(),
+            format!("> {typed}_"),
+            String::new(),
+            "Keys:  Esc back".to_owned(),
+        ],
+        Mode::Anew(_) => lines(&[
+            "Should the machine open the disk by itself again, as it is started now? Say yes only if you know what",
+            "changed: firmware, its keys, a repair. Otherwise the key is asked for again at the next start.",
+            "",
+            "Keys:  y yes, by itself again   any other key: only this time",
+        ]),
+        _ => Vec::new(),
+    }
 }
 
 /// How to get in: addresses, and the code where nobody owns the box.
@@ -116,6 +192,14 @@ fn way_in(facts: &Facts) -> Vec<String> {
     }
     lines.push(String::new());
     if let Some(door) = &facts.door {
+        if let (Some(reset), false) = (facts.was_reset, door.claimed) {
+            lines.push(match reset {
+                Reset::Everything => "  This box was reset: nothing of before is left.".to_owned(),
+                Reset::KeepModels => {
+                    "  This box was reset: nothing of before is left but the models.".to_owned()
+                }
+            });
+        }
         if let Some(claim) = &door.claim {
             let minutes = claim.seconds.div_ceil(60);
             let word = if door.claimed { "Set-up code" } else { "Claim code" };
@@ -148,6 +232,12 @@ fn way_in(facts: &Facts) -> Vec<String> {
 
 /// What is wrong, in one line: the first thing that somebody would have to mend.
 fn wrong(facts: &Facts) -> Option<String> {
+    if facts.locked {
+        return Some(
+            "The disk is locked: this machine does not open it as it was started now, or the disk is not there. Press u to type the recovery key."
+                .to_owned(),
+        );
+    }
     let Some(status) = &facts.status else {
         return Some("The box is starting, or its supervisor does not answer.".to_owned());
     };
@@ -155,6 +245,12 @@ fn wrong(facts: &Facts) -> Option<String> {
         PartState::GaveUp(why) => return Some(format!("The door does not open: {why}")),
         PartState::Ready => {}
         _ => return Some("The door is opening.".to_owned()),
+    }
+    if status.safe {
+        return Some(
+            "Safe mode: no engine and no app runs. To leave it start the machine again: p, then r."
+                .to_owned(),
+        );
     }
     for engine in &status.engines {
         match &engine.part.state {
@@ -209,7 +305,7 @@ mod tests {
             part: part(state),
         });
         let site = Site::unclaimed(443);
-        BoxStatus { site, gateway: part(PartState::Ready), engines: engines.collect() }
+        BoxStatus { safe: false, site, gateway: part(PartState::Ready), engines: engines.collect() }
     }
 
     fn fresh() -> Facts {
@@ -224,8 +320,7 @@ mod tests {
             }),
             addresses: vec!["192.168.1.7".parse().unwrap()],
             ports: vec!["enp1s0: 192.168.1.7".into()],
-            cards: None,
-            note: None,
+            ..Facts::default()
         }
     }
 
@@ -276,6 +371,37 @@ mod tests {
         let text = paint(&facts, &Mode::Home, 80);
         let told = "It has no model yet.\n  The cards: this image has no driver.\n";
         assert!(text.contains(told), "{text}");
+    }
+
+    #[test]
+    fn a_locked_disk_is_what_is_wrong_and_no_way_in_is_promised() {
+        let facts = Facts { disk: true, locked: true, status: None, door: None, ..fresh() };
+        let text = paint(&facts, &Mode::Home, 80);
+        assert!(text.contains("The disk is locked") && text.contains("u unlock"), "{text}");
+        assert!(!text.contains("https://") && !text.contains("s set-up"), "{text}");
+    }
+
+    #[test]
+    fn safe_mode_and_a_reset_are_said_with_what_to_do() {
+        let mut safe = Facts { disk: true, ..fresh() };
+        safe.status.as_mut().unwrap().safe = true;
+        let text = paint(&safe, &Mode::Home, 120);
+        assert!(text.contains("Safe mode: no engine") && text.contains("p, then r"), "{text}");
+        assert!(text.contains("m safe mode   f factory reset"), "{text}");
+        let reset = Facts { was_reset: Some(Reset::KeepModels), ..fresh() };
+        assert!(
+            paint(&reset, &Mode::Home, 80).contains("nothing of before is left but the models")
+        );
+        let mut claimed = reset;
+        claimed.door.as_mut().unwrap().claimed = true;
+        assert!(!paint(&claimed, &Mode::Home, 80).contains("was reset"));
+    }
+
+    #[test]
+    fn what_is_typed_is_shown_below_the_name_to_type() {
+        let mode = Mode::Name { reset: Reset::Everything, typed: "pol".into() };
+        let text = paint(&fresh(), &mode, 80);
+        assert!(text.contains("Type the box's name, polder,") && text.contains("> pol_"), "{text}");
     }
 
     #[test]

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use polder_control::{
     Actor, Claim, Client, ControlError, DoorReply, DoorRequest, Power, Reply, Request, Sockets,
 };
+use polder_seal::{Answer, Ask as Seal, LOCKED, SOCKET};
 use tokio::sync::mpsc;
 
-use crate::keys::{Act, Mode, press};
+use crate::keys::{Act, Here, Mode, press};
 use crate::paint::{Facts, Shown, paint};
 use crate::terminal::Terminal;
 
@@ -20,6 +21,8 @@ use crate::terminal::Terminal;
 const LOOK: Duration = Duration::from_secs(1);
 /// A part that answers later than this does not answer.
 const LIMIT: Duration = Duration::from_secs(3);
+/// A disk's keys are made slow on purpose.
+const DISK_LIMIT: Duration = Duration::from_secs(240);
 /// What came of a key is shown this long.
 const NOTE: Duration = Duration::from_secs(20);
 /// A question that nobody answers goes away, so that the next person sees the box.
@@ -64,8 +67,10 @@ pub async fn run(
             () = &mut shutdown => return Ok(()),
             _ = looks.tick() => box_.look(&mut facts).await,
             Some((terminal, key)) = keys.recv() => {
-                let mode = modes.get(&terminal).map_or(Mode::Home, |(mode, _)| *mode);
-                let (mode, act) = press(mode, key);
+                let mode = modes.remove(&terminal).map_or(Mode::Home, |(mode, _)| mode);
+                let here =
+                    Here { name: facts.name(), disk: facts.disk, locked: facts.locked };
+                let (mode, act) = press(mode, key, here);
                 modes.insert(terminal, (mode, Instant::now()));
                 if let Some(act) = act {
                     box_.act(act).await;
@@ -75,8 +80,8 @@ pub async fn run(
         }
         modes.retain(|_, (_, since)| since.elapsed() < QUESTION);
         for (number, terminal) in terminals.iter_mut().enumerate() {
-            let mode = modes.get(&number).map_or(Mode::Home, |(mode, _)| *mode);
-            terminal.show(&paint(&facts, &mode, terminal.width()));
+            let mode = modes.get(&number).map_or(&Mode::Home, |(mode, _)| mode);
+            terminal.show(&paint(&facts, mode, terminal.width()));
         }
     }
 }
@@ -109,6 +114,9 @@ impl TheBox {
         facts.door = self.door().await;
         facts.addresses = polder_pki::machine_addresses();
         facts.ports = ports(Path::new("/sys/class/net"));
+        facts.disk = Path::new(SOCKET).exists();
+        facts.locked = Path::new(LOCKED).exists();
+        facts.was_reset = polder_seal::was_reset(Path::new("/sys/firmware/efi/efivars"));
         self.note = self.note.take().filter(|(_, since)| since.elapsed() < NOTE);
         facts.note = self.note.as_ref().map(|(note, _)| note.clone());
     }
@@ -153,11 +161,43 @@ impl TheBox {
             Act::ReopenSetUp => return self.reopen().await,
             Act::PowerOff => Power::Off,
             Act::Restart => Power::Restart,
+            Act::SafeMode => {
+                return self
+                    .tell_disk(
+                        &Seal::SafeMode,
+                        "The machine starts again now, without engines and apps.",
+                    )
+                    .await;
+            }
+            Act::Reset(reset) => {
+                return self
+                    .tell_disk(&Seal::Reset(reset), "The machine starts again now and forgets.")
+                    .await;
+            }
+            Act::Open { key, anew } => {
+                return self
+                    .tell_disk(&Seal::Open { key, anew }, "The disk is open; the box starts now.")
+                    .await;
+            }
+            Act::Say(what) => return self.say(what.to_owned()),
         };
         match self.ask(&Request::Power { how: power, by: Actor::Console }).await {
             Ok(Reply::Done) => self.say("Answers under way are finished first.".to_owned()),
             Ok(Reply::Refused(why)) => self.say(why),
             Ok(_) => {}
+            Err(error) => self.say(error.to_string()),
+        }
+    }
+
+    /// Asks the part that may touch the disk, and says what came of it.
+    async fn tell_disk(&mut self, question: &Seal, done: &str) {
+        let asked = async {
+            let mut client: Client<Seal, Answer> = Client::connect(Path::new(SOCKET)).await?;
+            client.ask_within(DISK_LIMIT, question).await
+        };
+        match asked.await {
+            Ok(Answer::Refused(why)) => self.say(why),
+            Ok(_) => self.say(done.to_owned()),
             Err(error) => self.say(error.to_string()),
         }
     }

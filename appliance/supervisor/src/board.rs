@@ -28,6 +28,7 @@ pub(crate) struct Board {
 struct Inner {
     clock: u64,
     site: Site,
+    safe: bool,
     status_changed: u64,
     parts: BTreeMap<Part, watch::Receiver<Shown>>,
     /// With the number of the last change, newest run first.
@@ -35,10 +36,11 @@ struct Inner {
 }
 
 impl Board {
-    pub(crate) fn new(sockets: Sockets, site: Site, ended: &[Run]) -> Self {
+    pub(crate) fn new(sockets: Sockets, site: Site, safe: bool, ended: &[Run]) -> Self {
         let inner = Inner {
             clock: 1,
             site,
+            safe,
             status_changed: 1,
             parts: BTreeMap::new(),
             runs: ended.iter().map(|run| (0, run.clone())).collect(),
@@ -190,6 +192,7 @@ impl Inner {
             site: self.site.clone(),
             gateway: self.part(&Part::Gateway),
             engines: self.site.engines.iter().map(engine).collect(),
+            safe: self.safe,
         }
     }
 }
@@ -203,7 +206,7 @@ mod tests {
     use super::*;
 
     fn board() -> Board {
-        Board::new(Sockets::of(Path::new("/x")), Site::unclaimed(1), &[])
+        Board::new(Sockets::of(Path::new("/x")), Site::unclaimed(1), false, &[])
     }
 
     fn plan(steps: usize) -> Plan {

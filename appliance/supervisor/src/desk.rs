@@ -60,6 +60,12 @@ impl<P: Parts> Desk<P> {
                 work.record(by, &what, &on).await?;
                 Reply::Done
             }
+            Request::Disk => Reply::Disk(work.disk().await?),
+            Request::Seal { by } => Reply::RecoveryKey(work.seal(by).await?),
+            Request::ConfirmSeal { key, by } => {
+                work.confirm_seal(key, by).await?;
+                Reply::Done
+            }
             Request::Power { how, by } => {
                 work.power(how, by).await?;
                 Reply::Done

@@ -12,6 +12,7 @@ mod audit;
 mod board;
 mod children;
 mod desk;
+mod disk;
 mod doorway;
 mod image;
 mod keeper;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_control::{Actor, ControlError, Sockets};
+use polder_seal::SAFE_MODE;
 use polder_site::{Site, Store, StoreError};
 use tokio::sync::watch;
 
@@ -121,9 +122,10 @@ pub async fn run<P: Parts>(
     let (mut trail, verdict) = Trail::open(state)?;
     report(&mut trail, &verdict)?;
     let site = settle_site(&options, &store, &mut trail)?;
+    let safe = settle_safe_mode(state, &mut trail)?;
     let ledger = Ledger::open(state)
         .map_err(|source| SupervisorError::State { path: state.join("runs.json"), source })?;
-    let work = Work::new(state.clone(), parts, shelf, *patience, site, store, trail, ledger);
+    let work = Work::new(state.clone(), parts, shelf, *patience, site, safe, store, trail, ledger);
 
     let control = Sockets::of(state).control();
     let serving = polder_control::serve(&control, Arc::new(Desk(work.clone())));
@@ -186,6 +188,23 @@ fn settle_site(
         store.write(&next, "started with another door")?;
     }
     Ok(next)
+}
+
+/// Whether this start is one without engines and apps. The wish for it is used up by the first supervisor that finds
+/// it, so that the next start is an ordinary one; `run/` does not outlive this one.
+fn settle_safe_mode(state: &Path, trail: &mut Trail) -> Result<bool, SupervisorError> {
+    let (wish, now) = (state.join(SAFE_MODE), Sockets::of(state).folder().join(SAFE_MODE));
+    if wish.exists() {
+        trail.append(Actor::Console, "started without engines and apps", "the box")?;
+        for done in [File::create(&now).map(drop), fs::remove_file(&wish)] {
+            done.map_err(|source| SupervisorError::State { path: wish.clone(), source })?;
+        }
+    }
+    let safe = now.exists();
+    if safe {
+        log::warn!("this is safe mode: engines and apps stay off until the machine starts again");
+    }
+    Ok(safe)
 }
 
 /// Says how the audit trail was found; loudly, and once per break, in the trail itself.

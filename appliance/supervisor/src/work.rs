@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use polder_control::{
-    Actor, AuditEntry, Gpu, ImportSource, Machine, PartState, Plan, Power, Run, RunId, RunState,
-    Sockets, StepState,
+    Actor, AuditEntry, Disk, Gpu, ImportSource, Machine, PartState, Plan, Power, Run, RunId,
+    RunState, Sockets, StepState,
 };
 use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store};
 use polder_weights::CancelFlag;
@@ -60,6 +60,8 @@ pub(crate) struct Work<P: Parts> {
     running: Mutex<BTreeMap<RunId, Running>>,
     tasks: TaskTracker,
     gpus: tokio::sync::OnceCell<Vec<Gpu>>,
+    /// How it was when somebody last looked; whoever changes it forgets that.
+    pub(crate) disk: tokio::sync::Mutex<Option<Disk>>,
     /// The supervisor is ending; runs stop where they are and are taken up at the next start.
     pub(crate) ending: CancellationToken,
 }
@@ -89,6 +91,7 @@ impl<P: Parts> Work<P> {
         shelf: Arc<dyn Shelf>,
         patience: Patience,
         site: Site,
+        safe: bool,
         store: Store,
         trail: Trail,
         ledger: Ledger,
@@ -96,7 +99,7 @@ impl<P: Parts> Work<P> {
         let sockets = Sockets::of(&state);
         let image = parts.helper().map(|helper| Arc::new(Image::of(&state, helper)));
         Arc::new(Self {
-            board: Board::new(sockets.clone(), site, ledger.ended()),
+            board: Board::new(sockets.clone(), site, safe, ledger.ended()),
             state,
             sockets,
             parts: Arc::new(parts),
@@ -111,6 +114,7 @@ impl<P: Parts> Work<P> {
             running: Mutex::default(),
             tasks: TaskTracker::new(),
             gpus: tokio::sync::OnceCell::new(),
+            disk: tokio::sync::Mutex::default(),
             ending: CancellationToken::new(),
         })
     }
@@ -118,7 +122,11 @@ impl<P: Parts> Work<P> {
     /// Starts what the site says, and takes up what was cut off. The gateway goes first, so that
     /// there is a page to look at; nothing waits for it.
     pub(crate) async fn begin(self: &Arc<Self>) {
-        let engines = self.board.site().engines.into_keys().map(Part::Engine);
+        let engines = match self.board.status().safe {
+            true => BTreeMap::new(),
+            false => self.board.site().engines,
+        };
+        let engines = engines.into_keys().map(Part::Engine);
         let wanted: BTreeSet<Part> = std::iter::once(Part::Gateway).chain(engines).collect();
         for part in &wanted {
             self.keeper(part).ensure();

@@ -287,6 +287,31 @@ async fn a_first_model_is_imported_started_and_written_down_and_survives_a_resta
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_in_safe_mode_runs_no_engine_until_the_machine_starts_again() {
+    let box_ = Box_::new(&[]).await;
+    box_.serve("m1").await;
+    let wish = box_.state.path().join("safe-mode");
+    std::fs::write(&wish, "").unwrap();
+    let box_ = box_.again().await;
+    let status = box_.status().await;
+    assert!(status.safe && !wish.exists());
+    assert_eq!(status.engines[0].part.state, PartState::Stopped);
+    let said = box_.audit().await;
+    let safe = "somebody at the console started without engines and apps the box";
+    assert_eq!(said.last().map(String::as_str), Some(safe));
+    // A supervisor that crashes in safe mode comes back in safe mode.
+    let box_ = box_.again().await;
+    assert!(box_.status().await.safe);
+    assert_eq!(box_.audit().await.len(), said.len(), "said once");
+    // What a machine forgets when it starts again.
+    std::fs::remove_file(box_.state.path().join("run/safe-mode")).unwrap();
+    let box_ = box_.again().await;
+    let status = box_.until(|s| s.engines[0].part.state == PartState::Ready).await;
+    assert!(!status.safe);
+    box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_engine_comes_back_and_the_gateway_does_not_notice() {
     let box_ = Box_::new(&[]).await;
     box_.serve("m1").await;

@@ -23,6 +23,14 @@ const SERVICES: [&str; 4] = [
 
 /// Root, because they write to disks and to the network's settings; not parts of a running box.
 const BEFORE_A_BOX: [&str; 2] = ["polder-installer.service", "polder-seed.service"];
+/// What runs as root, for a moment: a question about the disk, and what is left of a reset.
+const OF_THE_DISK: [&str; 5] = [
+    "polder-seal@.service",
+    "polder-seal.socket",
+    "polder-locked.service",
+    "polder-erase.service",
+    "polder-reset.service",
+];
 
 fn tree() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../image/tree/usr")
@@ -45,7 +53,8 @@ fn seconds(unit: &str, key: &str) -> Duration {
 /// What systemd's tool says, of units whose program is there; `None` where the tool is not.
 fn analyze(arguments: &[&str], units: &[&str]) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
-    for unit in SERVICES.iter().chain(&BEFORE_A_BOX).chain(&["polder-gateway.socket"]) {
+    let others = BEFORE_A_BOX.iter().chain(&OF_THE_DISK);
+    for unit in SERVICES.iter().chain(others).chain(&["polder-gateway.socket"]) {
         let text = text_of(unit).replace("/usr/bin/polder", "/bin/true");
         std::fs::write(folder.path().join(unit), text).unwrap();
     }
@@ -70,6 +79,11 @@ fn systemd_finds_nothing_to_complain_about() {
         "polder-screen.service",
         "polder-installer.service",
         "polder-seed.service",
+        "polder-seal@1.service",
+        "polder-seal.socket",
+        "polder-locked.service",
+        "polder-erase.service",
+        "polder-reset.service",
     ];
     let Some(said) = analyze(&["verify", "--man=no"], &units) else { return };
     let young = |line: &&str| {
@@ -101,6 +115,25 @@ fn a_stick_runs_the_installer_and_a_box_never_does() {
     for unit in ["polder-supervisor.service", "polder-screen.service", "polder-gateway.socket"] {
         assert_eq!(value(unit, condition), "!polder.live", "{unit}");
     }
+}
+
+#[test]
+fn what_may_touch_the_disk_may_touch_little_else() {
+    // Devices, the firmware and other people's files make it more than a part may be.
+    const MOST: f64 = 4.0;
+    let unit = "polder-seal@.service";
+    let Some(said) = analyze(&["security", "--offline=yes", "--no-pager"], &[unit]) else {
+        return;
+    };
+    let exposure = said.lines().find_map(|line| line.split_once("exposure level for ")).unwrap().1;
+    let number = exposure.split_whitespace().find_map(|word| word.parse::<f64>().ok()).unwrap();
+    assert!(number <= MOST, "{unit} is at {number}:\n{said}");
+    // Nobody can ask it who is locked up: not who answers the network, not who runs models.
+    for unit in ["polder-gateway.service", "polder-engine@.service"] {
+        assert!(value(unit, "InaccessiblePaths").contains("-/run/polder-seal"), "{unit}");
+    }
+    assert_eq!(value("polder-seal.socket", "SocketUser"), "polder");
+    assert_eq!(value("polder-seal.socket", "SocketMode"), "0600");
 }
 
 #[test]

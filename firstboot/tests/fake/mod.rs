@@ -8,14 +8,16 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use polder_control::{
-    BoxStatus, EngineStatus, Gpu, Machine, PartState, PartStatus, Plan, Progress, Run, RunId,
-    RunState, Step, StepState, Unit,
+    BoxStatus, Disk, EngineStatus, Gpu, Lock, Machine, PartState, PartStatus, Plan, Progress,
+    RecoveryKey, Run, RunId, RunState, Step, StepState, Unit,
 };
 use polder_firstboot::{ClaimRefusal, ClaimToken, Host, Newcomer, SetupError, Trust, Window};
 use polder_site::{RecipeName, Site, SiteChange};
 
 pub(crate) const CODE: &str = "ABCDE-FGHJK-23456";
 pub(crate) const KEY: &str = "pk-shown-once";
+pub(crate) const RECOVERY_KEY: &str =
+    "eujukuik-ljvniheb-tchngetr-henfkdfn-hjcrhelj-lufhrbcg-ivivhfvr-ncueblhj";
 
 /// What a crash leaves.
 pub(crate) struct State {
@@ -31,6 +33,8 @@ pub(crate) struct State {
     pub(crate) runs: Vec<Run>,
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) machine: Machine,
+    /// Nothing on a machine whose disk is its owner's affair.
+    pub(crate) disk: Option<Disk>,
     pub(crate) applied: Vec<SiteChange>,
     /// The disk is full.
     pub(crate) cannot_save: bool,
@@ -65,6 +69,7 @@ impl Fake {
                 driver: None,
                 idle_cards: 0,
             },
+            disk: None,
             applied: Vec::new(),
             cannot_save: false,
             away: false,
@@ -210,6 +215,23 @@ impl Host for Fake {
     async fn machine(&self) -> Result<Machine, SetupError> {
         Ok(self.there()?.machine.clone())
     }
+    async fn disk(&self) -> Result<Option<Disk>, SetupError> {
+        Ok(self.there()?.disk)
+    }
+    async fn seal(&self) -> Result<RecoveryKey, SetupError> {
+        drop(self.there()?);
+        Ok(RecoveryKey::typed(RECOVERY_KEY).unwrap())
+    }
+    async fn confirm_seal(&self, key: RecoveryKey) -> Result<(), SetupError> {
+        if key.expose() != RECOVERY_KEY {
+            return Err(SetupError::Refused("the disk does not open with that key".into()));
+        }
+        self.there()?.disk.as_mut().unwrap().lock = Lock::Sealed;
+        Ok(())
+    }
+    async fn leave_disk_open(&self) -> Result<(), SetupError> {
+        self.there().map(drop)
+    }
     async fn status(&self) -> Result<BoxStatus, SetupError> {
         let site = self.there()?.site.clone();
         let part = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
@@ -223,7 +245,7 @@ impl Host for Fake {
                 part: part.clone(),
             })
             .collect();
-        Ok(BoxStatus { site, gateway: part, engines })
+        Ok(BoxStatus { safe: false, site, gateway: part, engines })
     }
     async fn imported(&self) -> Result<Vec<RecipeName>, SetupError> {
         Ok(self.there()?.site.engines.values().map(|slot| slot.recipe.clone()).collect())

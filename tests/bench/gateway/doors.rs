@@ -54,6 +54,7 @@ impl Polder {
         Store::open(&state).expect("a fresh folder").write(&site, "bench").expect("a valid site");
         let part = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
         let status = BoxStatus {
+            safe: false,
             site,
             gateway: part.clone(),
             engines: vec![EngineStatus {

@@ -7,7 +7,7 @@ use axum::extract::{Query, State};
 use axum::response::Response;
 use maud::{Markup, html};
 use polder_control::{
-    AuditEntry, EngineStatus, PartState, PartStatus, Reply, Request, Run, RunState,
+    AuditEntry, Disk, EngineStatus, Lock, PartState, PartStatus, Reply, Request, Run, RunState,
 };
 use polder_page::{Page, Tone, badge, banner, empty, percent, sparkline, stat, tokens_per_second};
 
@@ -28,9 +28,14 @@ pub(super) async fn show(
     Query(said): Query<Said>,
 ) -> Result<Response, Trouble> {
     let inside = inside(&gateway, &samples).await;
+    let disk = match gateway.ask(Request::Disk).await {
+        Ok(Reply::Disk(disk)) => disk,
+        _ => None,
+    };
     let body = html! {
         (frame::said(&said.said))
         div.stack.wide data-refresh="/dashboard/live" data-every="3000" { (inside) }
+        @if let Some(disk) = &disk { (disk_card(disk)) }
     };
     let page = Page {
         title: "Dashboard",
@@ -67,6 +72,9 @@ async fn inside(gateway: &Gateway, samples: &Samples) -> Markup {
         @if let Some(open) = &shell { (now_open(open)) }
         @if !gateway.supervisor_answers() {
             (banner(Tone::Bad, html! { p { "The supervisor does not answer just now. What is shown may be old, and nothing can be changed. Models that run go on answering." } }))
+        }
+        @if status.safe {
+            (banner(Tone::Warn, html! { p { "The box is in safe mode, which somebody asked for at the machine's own screen: no engine and no app runs. Start the machine again to leave it." } }))
         }
         @if status.engines.is_empty() {
             section.card {
@@ -114,6 +122,26 @@ fn engine_card(engine: &EngineStatus, series: &Series) -> Markup {
                     (sparkline("KV memory in use, last minutes", &history(|s| s.figures.kv_used), Some(1.0)))
                     "in use (KV blocks)"
                 }))
+            }
+        }
+    }
+}
+
+fn disk_card(disk: &Disk) -> Markup {
+    html! {
+        section.card {
+            div.row.spread {
+                h2 { "The disk" }
+                @match disk.lock {
+                    Lock::Sealed => { (badge(Tone::Good, "sealed")) },
+                    Lock::Open => { (badge(Tone::Warn, "open")) },
+                }
+            }
+            p { (disk.protects()) }
+            @if disk.lock == Lock::Open {
+                p.soft { "To seal it, open the set-up again: press s at the machine's own screen." }
+            } @else if let Some(lacks) = disk.lacks() {
+                p.soft { (lacks) }
             }
         }
     }

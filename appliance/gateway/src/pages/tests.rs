@@ -10,9 +10,9 @@ use axum::response::Response;
 use futures_util::StreamExt;
 use http_body_util::BodyExt;
 use polder_control::{
-    Actor, AuditEntry, BoxStatus, ControlError, EngineStatus, Event, Handler, ImageStatus, Machine,
-    OfferStatus, OpenShell, Outlet, PartState, PartStatus, Plan, Progress, Reply, Request, Run,
-    RunId, RunState, Sockets, Step, StepState, Unit, UpdateStatus, UpdateWish,
+    Actor, AuditEntry, BoxStatus, ControlError, Disk, EngineStatus, Event, Handler, ImageStatus,
+    Lock, Machine, OfferStatus, OpenShell, Outlet, PartState, PartStatus, Plan, Progress, Reply,
+    Request, Run, RunId, RunState, Sockets, Step, StepState, Unit, UpdateStatus, UpdateWish,
 };
 use polder_members::{Member, Members, NewKey, NewMember, Role, Secret};
 use polder_site::{App, EngineSlot, Site, SiteChange, Verifier, VerifierMode};
@@ -65,6 +65,15 @@ impl Handler<Request, Reply> for Supervisor {
                 driver: None,
                 idle_cards: 0,
             }),
+            Request::Disk => Reply::Disk(Some(Disk {
+                lock: Lock::Sealed,
+                chip: true,
+                secure_boot: false,
+                signed: true,
+            })),
+            Request::Seal { .. } | Request::ConfirmSeal { .. } => {
+                Reply::Refused("only the wizard asks for that".into())
+            }
             Request::Runs => Reply::Runs(runs()),
             Request::Imported => Reply::Imported(vec!["smollm2-135m-instruct".parse().unwrap()]),
             Request::Preview(_) => {
@@ -210,6 +219,7 @@ pub(super) async fn place() -> Place {
     site.engines.insert("fast".parse().unwrap(), slot);
     let part = |state| PartStatus { state, restarts: 1, pid: Some(1) };
     let status = BoxStatus {
+        safe: false,
         engines: vec![EngineStatus {
             name: "fast".parse().unwrap(),
             recipe: "smollm2-135m-instruct".parse().unwrap(),

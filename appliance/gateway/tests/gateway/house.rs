@@ -313,7 +313,7 @@ pub(crate) fn box_status(site: &Site, sockets: &Sockets, state: PartState) -> Bo
             part: part(state.clone()),
         })
         .collect();
-    BoxStatus { site: site.clone(), gateway: part(PartState::Ready), engines }
+    BoxStatus { safe: false, site: site.clone(), gateway: part(PartState::Ready), engines }
 }
 
 struct Supervisor {
