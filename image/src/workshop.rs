@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -639,6 +640,9 @@ impl Workshop {
             let mut command = Command::new("cp");
             command.args(["--sparse=always", "--remove-destination"]).arg(from).arg(to);
             run("writing the image", &mut command, &log)?;
+            // Whatever the tool that made it thinks: a box reads it from a stick as an ordinary user.
+            fs::set_permissions(to, fs::Permissions::from_mode(0o644))
+                .map_err(ImageError::file("write", to))?;
             digests.push((file_name(to), digest_of(to)?.0));
         }
         let manifest = name("toml");

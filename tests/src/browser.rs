@@ -150,6 +150,11 @@ impl Browser {
         }
     }
 
+    /// Whether the page has such an element just now.
+    pub async fn shows(&self, css: &str) -> bool {
+        self.client.find(Locator::Css(css)).await.is_ok()
+    }
+
     /// Types into the field of this name.
     pub async fn fill(&self, name: &str, text: &str) {
         let css = format!("[name='{name}']");

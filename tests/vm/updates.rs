@@ -1,6 +1,7 @@
 //! Another version comes on a stick: a good one stays, one that can do less is taken back by itself.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use polder_stories::{Browser, need};
 
@@ -36,6 +37,11 @@ pub(crate) async fn change_to(browser: &Browser, machine: &Machine, version: &st
     browser.press(&format!("Change to Polder {version}")).await;
     browser.agree().await;
     browser.at("/runs/").await;
+    // Until the machine is gone, and the page with it; a step that fails stays on it.
+    while browser.shows("ol").await && !browser.words().await.contains("Done.") {
+        assert!(!browser.shows(".error").await, "{}", browser.words().await);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
 }
 
 async fn versions(browser: &Browser, machine: &Machine) {
