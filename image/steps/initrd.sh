@@ -15,7 +15,7 @@ kernel=$(ls /mnt/root/usr/lib/modules)
 # The same as in image/tree: a machine that hangs here starts again too.
 conf=/usr/lib/systemd/system.conf.d/50-polder.conf
 mkdir -p $r${conf%/*}
-printf '[Manager]\nRuntimeWatchdogSec=60\nRebootWatchdogSec=5min\nCrashAction=reboot\n' > $r$conf
+printf '[Manager]\nRuntimeWatchdogSec=60\nRebootWatchdogSec=5min\nCrashAction=reboot\nDefaultDeviceTimeoutSec=5min\n' > $r$conf
 rules=/usr/lib/udev/rules.d/70-polder-boot-disk.rules
 printf '%s' "$BOOT_DISK_RULES" > $r$rules
 libs=

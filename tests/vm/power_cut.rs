@@ -2,7 +2,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -23,8 +22,6 @@ const CUTS: usize = 12;
 const SEED: u64 = 0x706f_6c64_6572;
 /// Where the boot partition begins.
 const BOOT: &str = "@@1M";
-/// What LUKS keeps before the data.
-const HEAD: usize = 32 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vm_power_cut_in_an_update_leaves_a_box_that_starts_with_all_that_was_acknowledged() {
@@ -104,7 +101,7 @@ impl<'a> Look<'a> {
         Self { disks, manifests: ["0.1.0", "0.2.0"].map(read).to_vec() }
     }
 
-    /// The version that the boot loader takes from this disk, whose slot is whole.
+    /// The version that the boot loader takes from this disk, whose slot is whole and whose database can be read.
     fn at(&self, disk: &Path) -> String {
         let listed = self.disks.answer(&["mdir", "-b", "-i", &inside(disk, BOOT), "::/EFI/Linux"]);
         let entries: Vec<Entry> = listed
@@ -131,7 +128,7 @@ impl<'a> Look<'a> {
             assert_eq!(found, part.sha256, "{} of {}", part.name, next.version);
         }
         let var = parts.iter().find(|line| line["name"] == "polder-var").unwrap();
-        self.var_opens(disk, var["start"].as_u64().unwrap() * 512);
+        self.database_is_whole(disk, var["start"].as_u64().unwrap() * 512);
         next.version.to_string()
     }
 
@@ -143,15 +140,39 @@ impl<'a> Look<'a> {
         assert_eq!(digest(&copied, 0, manifest.entry.size), manifest.entry.sha256, "{file}");
     }
 
-    /// The box's own partition still opens. What is in it can only be seen by starting the machine: it is encrypted.
-    fn var_opens(&self, disk: &Path, start: u64) {
-        let mut head = vec![0; HEAD];
-        File::open(disk).unwrap().read_exact_at(&mut head, start).unwrap();
-        fs::write(self.disks.place("var.head"), head).unwrap();
-        fs::write(self.disks.place("empty"), "").unwrap();
-        let open = ["cryptsetup", "open", "--test-passphrase", "--type", "luks2"];
-        let of = ["--key-file", "/mnt/vm/empty", "/mnt/vm/var.head"];
-        self.disks.answer(&[open.as_slice(), &of].concat());
+    /// Decrypts the copy of the disk, whose passphrase is empty, without the device mapper that a machine has.
+    fn open(&self) {
+        let key = "cd /mnt/vm; rm -f key; : > empty; cryptsetup luksDump --batch-mode --dump-volume-key \
+                   --volume-key-file key --key-file empty var.luks";
+        self.disks.answer(&["sh", "-euc", key]);
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("vm/open_disk.py");
+        let mut command = Command::new("python3");
+        command.arg(script).args(["var.luks", "key", "var.raw"].map(|name| self.disks.place(name)));
+        assert!(command.status().unwrap().success());
+    }
+
+    /// After what any start does first: the file system's journal is played back.
+    fn database_is_whole(&self, disk: &Path, start: u64) {
+        copy_data(disk, start, &self.disks.place("var.luks"));
+        self.open();
+        let checked = self.disks.status(&["e2fsck", "-fy", "/mnt/vm/var.raw"]);
+        // 1: something was put right, as after any cut.
+        assert!(matches!(checked, Some(0 | 1)), "e2fsck ended with {checked:?}");
+        let folder = self.disks.place("database");
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder).unwrap();
+        for file in ["polder.db", "polder.db-wal"] {
+            let dump = format!("dump /lib/polder/{file} /mnt/vm/database/{file}");
+            self.disks.answer(&["debugfs", "-R", &dump, "/mnt/vm/var.raw"]);
+        }
+        let ask = "import sqlite3,sys; d=sqlite3.connect(sys.argv[1]); print(d.execute('pragma integrity_check').fetchone()[0], d.execute('select count(*) from members').fetchone()[0])";
+        let python = Command::new("python3")
+            .args(["-c", ask])
+            .arg(folder.join("polder.db"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&python.stdout).trim().to_owned();
+        assert_eq!(said, "ok 1", "{}", String::from_utf8_lossy(&python.stderr));
     }
 }
 
@@ -173,4 +194,14 @@ fn digest(path: &Path, start: u64, bytes: u64) -> Digest {
         }
     }
     Digest::from_bytes(hash.finalize().into())
+}
+
+/// Copies what there is of a disk from a place to its end, and leaves its holes holes.
+fn copy_data(disk: &Path, start: u64, to: &Path) {
+    let mut command = Command::new("dd");
+    command.arg(format!("if={}", disk.display())).arg(format!("of={}", to.display()));
+    command.args(["bs=1M", "conv=sparse", "status=none"]);
+    command.arg(format!("skip={}", start >> 20));
+    let _ = fs::remove_file(to);
+    assert!(command.status().unwrap().success());
 }
