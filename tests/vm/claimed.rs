@@ -55,6 +55,7 @@ pub(crate) async fn claim(disks: &Disks, pictures: bool) -> (Machine, Owned) {
     browser.visit(&format!("{url}/#claim={code}")).await;
     browser.at("/setup/machine").await;
     show("vm-1-machine").await;
+    assert!(browser.words().await.contains("this image has no NVIDIA driver"));
     browser.press("Go on: what opens the disk").await;
     browser.hear("This machine has no TPM 2.0").await;
     show("vm-1-disk").await;
