@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use crate::{Debs, ImageError, Key, Product};
 
 /// Products of one kind that are kept: what is worked on, what it is compared with, and one to go back to.
-const KEPT: usize = 3;
+const KEPT: usize = 6;
 
 /// A cache folder that this process alone writes to.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ fi
 cmdline="roothash=$hash systemd.verity_root_data=/dev/polder/by-partuuid/$root_part systemd.verity_root_hash=/dev/polder/by-partuuid/$verity_part rootfstype=erofs ro systemd.machine_id=firmware rd.shell=0 rd.emergency=reboot panic=30 loglevel=4 console=$SERIAL,115200 console=tty0"
 # The second profile is the installer: nothing of the disk that it starts from is changed, and its /var is gone
 # when the machine goes off. A wrong byte on a stick is a sentence on its screen.
-live="polder.live fstab=no systemd.mount-extra=tmpfs:/var:tmpfs:mode=0755,nosuid,nodev,size=25% systemd.mount-extra=/dev/polder/polder-esp:/efi:vfat:ro,umask=0077,nofail systemd.gpt_auto=0 rd.systemd.gpt_auto=0 systemd.mask=systemd-repart.service rd.systemd.mask=systemd-repart.service"
+live="polder.live fstab=no luks.crypttab=no systemd.mount-extra=tmpfs:/var:tmpfs:mode=0755,nosuid,nodev,size=25% systemd.mount-extra=/dev/polder/polder-esp:/efi:vfat:ro,umask=0077,nofail systemd.gpt_auto=0 rd.systemd.gpt_auto=0 systemd.mask=systemd-repart.service rd.systemd.mask=systemd-repart.service"
 ukify build --efi-arch=$EFI --profile="ID=install
 TITLE=put it on a disk in this machine" \
     --cmdline="$cmdline $live" --output=/run/install.efi
