@@ -19,6 +19,7 @@ async fn models(machine: &mut Machine) -> (Browser, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: `make test-vm-all` runs it"]
 async fn vm_a_box_starts_safely_forgets_all_but_its_models_and_then_everything() {
     let disks = Disks::fresh().with_models();
     let mut machine = disks.switch_on();

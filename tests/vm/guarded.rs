@@ -8,6 +8,7 @@ use polder_stories::Browser;
 use crate::machine::Disks;
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: `make test-vm-all` runs it"]
 async fn vm_a_sealed_disk_opens_for_the_next_version_and_not_for_a_changed_command_line() {
     let disks = Disks::guarded();
     // A virtual machine in set-up mode takes the project's keys by itself, and starts again.

@@ -4,6 +4,7 @@
 use crate::machine::{Disks, Port};
 
 #[test]
+#[ignore = "slow: `make test-vm-all` runs it"]
 fn vm_a_stick_makes_a_box_of_an_empty_disk_and_the_box_starts_from_its_own_disk_with_the_stick_still_in()
  {
     let mut disks = Disks::empty_with_the_image_on_a_stick();
@@ -38,6 +39,7 @@ fn vm_a_stick_makes_a_box_of_an_empty_disk_and_the_box_starts_from_its_own_disk_
 }
 
 #[test]
+#[ignore = "slow: `make test-vm-all` runs it"]
 fn vm_a_seed_on_the_stick_makes_a_box_that_nobody_has_to_look_at() {
     let seed = "version = 1\ndisk = \"BOX0001\"\nname = \"meadow\"\n\
                 owner = \"046b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296\

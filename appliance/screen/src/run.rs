@@ -86,11 +86,19 @@ pub async fn run(
     }
 }
 
+/// A code that was asked for.
+struct Code {
+    code: String,
+    until: Instant,
+    /// For the set-up of a box that has an owner, and not for claiming it.
+    of_owned: bool,
+}
+
 /// The parts of the box, as they are asked from the machine itself.
 struct TheBox {
     sockets: Sockets,
     /// The code that was asked for here, and until when it is good.
-    claim: Option<(String, Instant)>,
+    claim: Option<Code>,
     /// The first code is asked for once: later ones by a key, so that a door does not stand open for good.
     opened: bool,
     /// Once known: what there is to say of cards that nothing drives.
@@ -130,8 +138,10 @@ impl TheBox {
         if !claimed && !owner_key && !self.opened {
             self.reopen().await;
         }
-        self.claim = self.claim.take().filter(|(_, until)| *until > Instant::now());
-        let claim = self.claim.as_ref().map(|(code, until)| Claim {
+        // With the code for claiming nobody can do anything any more once the box was claimed.
+        let good = |code: &Code| code.until > Instant::now() && code.of_owned == claimed;
+        self.claim = self.claim.take().filter(good);
+        let claim = self.claim.as_ref().map(|Code { code, until, .. }| Claim {
             code: code.clone(),
             // Whole minutes: the screen is not painted anew for every second.
             seconds: until.duration_since(Instant::now()).as_secs().div_ceil(60) * 60,
@@ -148,7 +158,8 @@ impl TheBox {
         match self.ask_door(&question).await {
             Ok(DoorReply::Claim(Claim { code, seconds })) => {
                 self.opened = true;
-                self.claim = Some((code, Instant::now() + Duration::from_secs(seconds)));
+                let until = Instant::now() + Duration::from_secs(seconds);
+                self.claim = Some(Code { code, until, of_owned: claimed });
             }
             Ok(DoorReply::Refused(why)) => self.say(why),
             Ok(_) => {}
