@@ -14,19 +14,20 @@ fi
 # the boot loader came from: a stick and a disk installed from it have the same system. A machine that hangs,
 # panics, finds a wrong byte or cannot even begin starts again; the boot loader then counts.
 cmdline="roothash=$hash systemd.verity_root_data=/dev/polder/by-partuuid/$root_part systemd.verity_root_hash=/dev/polder/by-partuuid/$verity_part rootfstype=erofs ro systemd.machine_id=firmware rd.shell=0 rd.emergency=reboot panic=30 loglevel=4 console=$SERIAL,115200 console=tty0"
-# The second profile is the installer: nothing of the disk that it starts from is changed, and its /var is gone
-# when the machine goes off. A wrong byte on a stick is a sentence on its screen.
+# The installer has a boot entry of its own, on sticks only: nothing of the disk that it starts from is changed, and its
+# /var is gone when the machine goes off. A wrong byte on a stick is a sentence on its screen.
 live="polder.live fstab=no luks.crypttab=no systemd.mount-extra=tmpfs:/var:tmpfs:mode=0755,nosuid,nodev,size=25% systemd.mount-extra=/dev/polder/polder-esp:/efi:vfat:ro,umask=0077,nofail systemd.gpt_auto=0 rd.systemd.gpt_auto=0 systemd.mask=systemd-repart.service rd.systemd.mask=systemd-repart.service"
-ukify build --efi-arch=$EFI --profile="ID=install
-TITLE=put it on a disk in this machine" \
-    --cmdline="$cmdline $live" --output=/run/install.efi
-ukify build --linux=/mnt/sealed/vmlinuz --initrd=/mnt/initrd/initrd.img \
-    --stub=/usr/lib/systemd/boot/efi/linux$EFI.efi.stub --efi-arch=$EFI \
-    --os-release=@/mnt/sealed/os-release --uname="$(cat /mnt/sealed/kernel)" \
-    --profile="ID=main
-TITLE=run it from this disk, to try it" \
+entry() {
+    ukify build --linux=/mnt/sealed/vmlinuz --initrd=/mnt/initrd/initrd.img \
+        --stub=/usr/lib/systemd/boot/efi/linux$EFI.efi.stub --efi-arch=$EFI \
+        --uname="$(cat /mnt/sealed/kernel)" "$@"
+}
+entry --os-release=@/mnt/sealed/os-release \
     --cmdline="$cmdline systemd.gpt_auto=1 rd.systemd.gpt_auto=1 systemd.verity_root_options=panic-on-corruption" \
-    --join-profile=/run/install.efi "${measured[@]}" --output=polder_$VERSION.efi
+    "${measured[@]}" --output=polder_$VERSION.efi
+# Not measured: what is sealed to a machine does not open for it.
+sed "s/^PRETTY_NAME=.*/PRETTY_NAME=\"Put Polder $VERSION on a disk in this machine\"/" /mnt/sealed/os-release > /run/os-release
+entry --os-release=@/run/os-release --cmdline="$cmdline $live" --output=/run/install_$VERSION.efi
 
 esp=/run/esp
 mkdir -p $esp/EFI/{BOOT,Linux,systemd} $esp/loader
@@ -38,6 +39,7 @@ sign() {
     mv "$1.signed" "$1"
 }
 sign polder_$VERSION.efi
+sign /run/install_$VERSION.efi
 loader=/run/loader.efi
 cp /usr/lib/systemd/boot/efi/systemd-boot$EFI.efi $loader
 sign $loader
@@ -47,7 +49,7 @@ cp $loader $esp/EFI/systemd/systemd-boot$EFI.efi
 cp /mnt/tree/usr/share/polder/stick/loader.conf $esp/loader/loader.conf
 cp /mnt/tree/usr/share/polder/stick/*.html $esp/
 printf 'type1\n' > $esp/loader/entries.srel
-cp polder_$VERSION.efi $esp/EFI/Linux/polder_$VERSION.efi
+cp polder_$VERSION.efi /run/install_$VERSION.efi $esp/EFI/Linux/
 if [ -n "$SIGNED" ]; then
     # A machine in set-up mode can take our keys for its own: a virtual one does so by itself, on a real one
     # somebody chooses it in the boot menu, because cards with firmware of their own may need other keys too.

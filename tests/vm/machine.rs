@@ -172,6 +172,10 @@ impl Disks {
             self.run(&["cp", "--sparse=always", &self.image_there(), &there]);
             let menu = include_str!("../../image/tree/usr/share/polder/box/loader.conf");
             self.put(menu, &there, "/loader/loader.conf");
+            let version = self.image.file_name().unwrap().to_string_lossy();
+            let version = version.split('_').nth(1).unwrap();
+            let installer = format!("::/EFI/Linux/install_{version}.efi");
+            self.run(&["mdel", "-i", &format!("{there}@@1M"), &installer]);
             fs::rename(&partial, &box_).unwrap();
         }
         box_
