@@ -24,6 +24,7 @@ const SEED: u64 = 0x706f_6c64_6572;
 const BOOT: &str = "@@1M";
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: `make test-vm-all` runs it"]
 async fn vm_power_cut_in_an_update_leaves_a_box_that_starts_with_all_that_was_acknowledged() {
     let (disks, owned) = claimed().await;
     let mut disks = disks.with_stick(&files("0.2.0"));
