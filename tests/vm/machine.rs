@@ -553,7 +553,7 @@ impl Machine {
         self.serial().matches(words).count()
     }
 
-    /// Waits until the serial line says something after the `since`-th time that it said `mark`.
+    /// Waits until the serial line says something after the `since`-th time that it said `mark`, over several starts.
     pub(crate) fn says_after(&mut self, mark: &str, since: usize, words: &str) -> String {
         let begun = Instant::now();
         loop {
@@ -568,7 +568,7 @@ impl Machine {
             if let Some(status) = self.qemu.try_wait().unwrap() {
                 panic!("the machine is off ({status}) before it said {words:?}:\n{}", self.told());
             }
-            assert!(begun.elapsed() < PATIENCE, "waited for {words:?}:\n{}", self.told());
+            assert!(begun.elapsed() < 4 * PATIENCE, "waited for {words:?}:\n{}", self.told());
             std::thread::sleep(LOOK);
         }
     }
