@@ -59,12 +59,13 @@ fn keep(state: &Path, from: &Path, kept: &Path) -> Result<(), TakeError> {
     let partial = kept.with_extension("partial");
     let write = || {
         use std::io::Write;
-        let mut file = fs::File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&partial)?;
+        // Root writes into somebody else's folder: never through a link that lies there.
+        match fs::remove_file(&partial) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file =
+            fs::File::options().write(true).create_new(true).mode(0o600).open(&partial)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         // It is the box's own like everything beside it.
@@ -97,6 +98,17 @@ mod tests {
         let (state, from, networks) = (at("state"), at("seed"), at("networks"));
         fs::create_dir(&state).unwrap();
         (folder, state, from, networks)
+    }
+
+    #[test]
+    fn a_link_that_lies_in_the_way_is_not_followed() {
+        let (folder, state, from, networks) = folders();
+        let other = folder.path().join("other");
+        fs::write(&other, "somebody else's").unwrap();
+        std::os::unix::fs::symlink(&other, state.join("seed.partial")).unwrap();
+        fs::write(&from, SEED).unwrap();
+        assert!(take(&state, &from, &networks).unwrap().is_some());
+        assert_eq!(fs::read_to_string(&other).unwrap(), "somebody else's");
     }
 
     #[test]
