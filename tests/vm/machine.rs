@@ -37,6 +37,7 @@ pub(crate) struct Machine {
     qemu: Child,
     chip: Option<Child>,
     folder: PathBuf,
+    keys: UnixStream,
     /// On this machine's loopback: the box's port 443.
     pub(crate) port: u16,
     on: Instant,
@@ -509,11 +510,14 @@ impl Disks {
             ]);
         }
         // What an earlier start said is not what this one says.
-        let _ = fs::remove_file(folder.join("serial.log"));
+        for file in ["serial.log", "serial.sock"] {
+            let _ = fs::remove_file(folder.join(file));
+        }
         let log = fs::File::create(folder.join("qemu.log")).unwrap();
         let qemu =
             command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
-        Machine { qemu: qemu.unwrap(), chip, folder, port, on: Instant::now() }
+        let keys = serial_line(&folder.join("serial.sock"));
+        Machine { qemu: qemu.unwrap(), chip, folder, keys, port, on: Instant::now() }
     }
 }
 
@@ -587,17 +591,21 @@ impl Machine {
 
     /// Waits until the machine is off.
     pub(crate) fn goes_off(&mut self) {
+        self.goes_off_within(patience());
+    }
+
+    /// The same, within a time.
+    pub(crate) fn goes_off_within(&mut self, time: Duration) {
         let begun = Instant::now();
         while self.qemu.try_wait().unwrap().is_none() {
-            assert!(begun.elapsed() < patience(), "it does not turn off:\n{}", self.told());
+            assert!(begun.elapsed() < time, "it does not turn off:\n{}", self.told());
             std::thread::sleep(LOOK);
         }
     }
 
     /// Presses a key on the serial line.
     pub(crate) fn press(&self, key: &str) {
-        let mut line = UnixStream::connect(self.folder.join("serial.sock")).unwrap();
-        line.write_all(key.as_bytes()).unwrap();
+        (&self.keys).write_all(key.as_bytes()).unwrap();
         // QEMU takes it when it comes round to it.
         std::thread::sleep(Duration::from_millis(500));
     }
@@ -632,6 +640,22 @@ impl Drop for Machine {
             let _ = child.wait();
         }
     }
+}
+
+/// The cable of a machine that was just switched on. Somebody listens at its other end as long as the machine is on: a
+/// cable that is pulled in the middle of a word leaves a letter twice in QEMU's log.
+fn serial_line(socket: &Path) -> UnixStream {
+    let begun = Instant::now();
+    let line = loop {
+        match UnixStream::connect(socket) {
+            Ok(line) => break line,
+            Err(error) => assert!(begun.elapsed() < patience(), "{}: {error}", socket.display()),
+        }
+        std::thread::sleep(LOOK);
+    };
+    let mut heard = line.try_clone().unwrap();
+    std::thread::spawn(move || std::io::copy(&mut heard, &mut std::io::sink()));
+    line
 }
 
 /// Text without the sequences that move a cursor or give colours.

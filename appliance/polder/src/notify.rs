@@ -68,8 +68,12 @@ pub(crate) async fn keep_telling(who: Who, state: &Path, ending: watch::Receiver
             () = sleep(pause) => {}
         }
     }
+    // A supervisor that ends because its machine does is ended by systemd soon after; one that calls itself stopping
+    // before that is never sent the signal, and is waited for in vain.
+    if matches!(who, Who::Part(_)) {
+        tell(&[NotifyState::Stopping]);
+    }
     tell(&[
-        NotifyState::Stopping,
         NotifyState::Status("finishing what it has"),
         NotifyState::ExtendTimeoutUsec(LAST_WORK.as_micros() as u32),
     ]);

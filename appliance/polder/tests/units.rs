@@ -38,12 +38,13 @@ impl News {
         }
     }
 
-    fn listen(&mut self) {
+    /// Whether there was something to hear.
+    fn listen(&mut self) -> bool {
         let mut message = [0; 4096];
-        if let Ok(length) = self.socket.recv(&mut message) {
-            let text = std::str::from_utf8(&message[..length]).unwrap();
-            self.heard.extend(text.lines().map(str::to_owned));
-        }
+        let Ok(length) = self.socket.recv(&mut message) else { return false };
+        let text = std::str::from_utf8(&message[..length]).unwrap();
+        self.heard.extend(text.lines().map(str::to_owned));
+        true
     }
 }
 
@@ -148,6 +149,17 @@ fn a_part_tells_that_it_answers_that_it_lives_and_that_it_ends() {
     for line in ["STOPPING=1", "STATUS=finishing what it has", "EXTEND_TIMEOUT_USEC=45000000"] {
         house.news.hear(line);
     }
+}
+
+#[test]
+fn a_supervisor_leaves_it_to_the_init_system_to_call_it_stopping() {
+    let mut house = House::new();
+    let supervisor = house.start("supervise");
+    house.news.hear("READY=1");
+    supervisor.end();
+    house.news.hear("STATUS=finishing what it has");
+    while house.news.listen() {}
+    assert!(!house.news.heard.iter().any(|line| line == "STOPPING=1"), "{:?}", house.news.heard);
 }
 
 #[test]

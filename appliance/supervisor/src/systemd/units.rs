@@ -301,7 +301,9 @@ impl Process for UnitProcess {
     }
 
     fn drain(&self) {
-        self.units.tell("stop", "StopUnit", (self.unit.clone(), "replace".to_owned()));
+        // Not StopUnit: systemd 257 at times takes the process of a unit with PrivatePIDs= for somebody else's child,
+        // and then stops it with the signal that nobody can refuse.
+        self.hurry();
     }
 
     fn hurry(&self) {

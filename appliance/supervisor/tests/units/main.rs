@@ -212,8 +212,9 @@ async fn an_engine_that_makes_room_is_asked_to_finish_first() {
     let run = box_.serve("m2").await;
     assert_eq!(run.state, RunState::Done, "{run:?}");
     assert_ne!(box_.systemd.pid(ENGINE), first);
-    assert_eq!(box_.was_asked(&format!("StopUnit {ENGINE} replace")), 1);
-    assert!(!box_.systemd.calls().iter().any(|call| call.starts_with("KillUnit")));
+    assert_eq!(box_.was_asked(&format!("KillUnit {ENGINE} main 15")), 1);
+    let calls = box_.systemd.calls();
+    assert!(!calls.iter().any(|c| c.starts_with("StopUnit") || c.ends_with(" 9")), "{calls:?}");
     box_.over().await;
 }
 
@@ -226,7 +227,7 @@ async fn an_engine_that_does_not_end_is_hurried_and_then_killed_with_all_it_star
     assert_eq!(run.state, RunState::Done, "{run:?}");
     let calls = box_.systemd.calls();
     let end = [
-        format!("StopUnit {ENGINE} replace"),
+        format!("KillUnit {ENGINE} main 15"),
         format!("KillUnit {ENGINE} main 15"),
         format!("KillUnit {ENGINE} all 9"),
     ];
