@@ -8,8 +8,13 @@ use std::path::{Path, PathBuf};
 use polder_recipes::{BoxSpec, Digest};
 use serde::Deserialize;
 
+use crate::debs::digest_of;
+use crate::keys::Keys;
 use crate::lock::{Layer, Packages};
-use crate::{Arch, ImageError};
+use crate::plan::{Inputs, Product, scripts};
+use crate::room::Room;
+use crate::workshop::{borrowed, read};
+use crate::{Arch, ImageError, Order, Workshop};
 
 /// Which driver an image gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +128,83 @@ impl fmt::Display for Cards {
         };
         let (count, yes, no) = (self.names.len(), names(&yes), names(&no));
         write!(f, "{count} kinds of card; of the machines that Polder knows: {yes}; not: {no}")
+    }
+}
+
+/// A driver as it is in an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Built {
+    /// Its version.
+    pub version: String,
+    /// Bytes of the packed root that are its own.
+    pub size: u64,
+    /// What it drives.
+    pub cards: Cards,
+}
+
+impl Workshop {
+    /// Builds the driver's modules for the kernel of the root, signed with the key that machines start it by.
+    pub(crate) fn driver(
+        &self,
+        order: &Order,
+        inputs: &Inputs<'_>,
+        room: &Room,
+        out: &Path,
+        log: &Path,
+    ) -> Result<(), ImageError> {
+        let lock = inputs.lock;
+        let (tools, parts) = (self.cache.scratch("tools")?, self.cache.scratch("parts")?);
+        let none = self.cache.scratch("keys")?;
+        let keys = order.keys.as_ref().map_or(none.0.as_path(), Keys::folder);
+        let lay_out = |layer, folder| {
+            self.cache.debs().lay_out(&[lock.layer(layer)], &[], "driver", folder, log)
+        };
+        lay_out(Layer::DriverTools, &tools.0)?;
+        if let Driver::Bundle(bundle) = &order.driver {
+            let (found, _) = digest_of(&bundle.file)?;
+            if found != bundle.digest {
+                let (path, expected) = (bundle.file.clone(), bundle.digest);
+                return Err(ImageError::WrongFile { path, expected, found });
+            }
+            let to = parts.0.join("driver.run");
+            fs::copy(&bundle.file, &to).map_err(ImageError::file("write", &to))?;
+        } else {
+            lay_out(Layer::Driver, &parts.0)?;
+        }
+        let folders = [
+            ("root", self.place(Product::Root, &inputs.key(Product::Root))),
+            ("tools", tools.0.clone()),
+            ("parts", parts.0.clone()),
+            ("tree", self.source.driver_tree()),
+            ("keys", keys.to_owned()),
+            ("out", out.to_owned()),
+        ];
+        let settings = [
+            ("MULTIARCH", lock.arch.multiarch().to_owned()),
+            ("SIGNED", order.keys.iter().map(|_| "yes").collect()),
+        ];
+        let what = "building the driver";
+        room.run(what, scripts::DRIVER, &borrowed(&folders), &settings, log)?;
+        if let Driver::Bundle(bundle) = &order.driver {
+            let found = read(&out.join("version"))?.trim().to_owned();
+            if found != bundle.version {
+                let (path, wanted) = (bundle.file.clone(), bundle.version.clone());
+                return Err(ImageError::OtherDriver { path, wanted, found });
+            }
+        }
+        Ok(())
+    }
+
+    /// What the driver in an image is, if it has one.
+    pub(crate) fn built(&self, inputs: &Inputs<'_>) -> Result<Option<Built>, ImageError> {
+        if *inputs.driver == Driver::None {
+            return Ok(None);
+        }
+        let place = self.place(Product::Driver, &inputs.key(Product::Driver));
+        let version = read(&place.join("version"))?.trim().to_owned();
+        let size = read(&place.join("size"))?.trim().parse().unwrap_or_default();
+        let cards = Cards::parse(&read(&place.join("supported-gpus.json"))?);
+        Ok(Some(Built { version, size, cards: cards.map_err(ImageError::Cards)? }))
     }
 }
 

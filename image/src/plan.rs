@@ -191,6 +191,7 @@ impl Inputs<'_> {
                 layer(Layer::DriverTools).as_bytes(),
                 driver_tree,
                 scripts::DRIVER.as_bytes(),
+                signed(|keys| &keys.boot),
                 emulate.as_bytes(),
                 before(Product::Root).as_bytes(),
             ]),
@@ -380,6 +381,8 @@ mod tests {
         let again = Inputs { keys: keys(1, 2), ..first.clone() };
         assert_eq!(signed.key(Product::Sealed), again.key(Product::Sealed));
         assert_ne!(signed.key(Product::Disk), again.key(Product::Disk));
+        // A driver's modules are signed with it.
+        assert_ne!(signed.key(Product::Driver), again.key(Product::Driver));
         let sizes = Sizes { root: "1G".into(), ..Sizes::default() };
         let larger = Inputs { sizes, ..first.clone() };
         assert_eq!(made(&larger), [make(Product::Disk), Action::HandOut]);

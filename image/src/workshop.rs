@@ -16,7 +16,7 @@ use crate::apt::{Apt, Mirror};
 use crate::cache::{Cache, TESTER, Times};
 use crate::command::{answer, run};
 use crate::debs::digest_of;
-use crate::driver::{Cards, Driver, headers};
+use crate::driver::{Built, Driver, headers};
 use crate::keys::Keys;
 use crate::lock::{Layer, Lock, Packages};
 use crate::plan::{Action, Inputs, Key, Product, Sizes, builder, plan, scripts};
@@ -76,17 +76,6 @@ pub struct Made {
     pub driver: Option<Built>,
 }
 
-/// A driver as it is in an image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Built {
-    /// Its version.
-    pub version: String,
-    /// Bytes of the packed root that are its own.
-    pub size: u64,
-    /// What it drives.
-    pub cards: Cards,
-}
-
 impl Made {
     /// Every file whose bytes follow from the lock and the checkout.
     pub fn files(&self) -> [&Path; 6] {
@@ -99,7 +88,7 @@ impl Made {
 /// A cache folder, a checkout, and where packages come from.
 #[derive(Debug)]
 pub struct Workshop {
-    source: Source,
+    pub(crate) source: Source,
     pub(crate) cache: Cache,
     mirror: Option<Mirror>,
 }
@@ -300,7 +289,7 @@ impl Workshop {
         plan(inputs, &missing, &|product, key| self.place(product, key).is_dir())
     }
 
-    fn place(&self, product: Product, key: &Key) -> PathBuf {
+    pub(crate) fn place(&self, product: Product, key: &Key) -> PathBuf {
         self.cache.place(product, key)
     }
 
@@ -500,63 +489,6 @@ impl Workshop {
         Ok(deb)
     }
 
-    fn driver(
-        &self,
-        order: &Order,
-        inputs: &Inputs<'_>,
-        room: &Room,
-        out: &Path,
-        log: &Path,
-    ) -> Result<(), ImageError> {
-        let lock = inputs.lock;
-        let (tools, parts) = (self.cache.scratch("tools")?, self.cache.scratch("parts")?);
-        let lay_out = |layer, folder| {
-            self.cache.debs().lay_out(&[lock.layer(layer)], &[], "driver", folder, log)
-        };
-        lay_out(Layer::DriverTools, &tools.0)?;
-        if let Driver::Bundle(bundle) = &order.driver {
-            let (found, _) = digest_of(&bundle.file)?;
-            if found != bundle.digest {
-                let (path, expected) = (bundle.file.clone(), bundle.digest);
-                return Err(ImageError::WrongFile { path, expected, found });
-            }
-            let to = parts.0.join("driver.run");
-            fs::copy(&bundle.file, &to).map_err(ImageError::file("write", &to))?;
-        } else {
-            lay_out(Layer::Driver, &parts.0)?;
-        }
-        let folders = [
-            ("root", self.place(Product::Root, &inputs.key(Product::Root))),
-            ("tools", tools.0.clone()),
-            ("parts", parts.0.clone()),
-            ("tree", self.source.driver_tree()),
-            ("out", out.to_owned()),
-        ];
-        let settings = [("MULTIARCH", lock.arch.multiarch().to_owned())];
-        let what = "building the driver";
-        room.run(what, scripts::DRIVER, &borrowed(&folders), &settings, log)?;
-        if let Driver::Bundle(bundle) = &order.driver {
-            let found = read(&out.join("version"))?.trim().to_owned();
-            if found != bundle.version {
-                let (path, wanted) = (bundle.file.clone(), bundle.version.clone());
-                return Err(ImageError::OtherDriver { path, wanted, found });
-            }
-        }
-        Ok(())
-    }
-
-    /// What the driver in an image is, if it has one.
-    fn built(&self, inputs: &Inputs<'_>) -> Result<Option<Built>, ImageError> {
-        if *inputs.driver == Driver::None {
-            return Ok(None);
-        }
-        let place = self.place(Product::Driver, &inputs.key(Product::Driver));
-        let version = read(&place.join("version"))?.trim().to_owned();
-        let size = read(&place.join("size"))?.trim().parse().unwrap_or_default();
-        let cards = Cards::parse(&read(&place.join("supported-gpus.json"))?);
-        Ok(Some(Built { version, size, cards: cards.map_err(ImageError::Cards)? }))
-    }
-
     fn program(
         &self,
         order: &Order,
@@ -721,7 +653,7 @@ fn manifest_text(
     Ok(manifest.to_text())
 }
 
-fn read(path: &Path) -> Result<String, ImageError> {
+pub(crate) fn read(path: &Path) -> Result<String, ImageError> {
     fs::read_to_string(path).map_err(ImageError::file("read", path))
 }
 
@@ -740,7 +672,7 @@ fn flatten(out: &Path) -> Result<(), ImageError> {
     fs::rename(&aside, out).map_err(ImageError::file("move", &aside))
 }
 
-fn borrowed<'a>(folders: &'a [(&'a str, PathBuf)]) -> Vec<(&'a str, &'a Path)> {
+pub(crate) fn borrowed<'a>(folders: &'a [(&'a str, PathBuf)]) -> Vec<(&'a str, &'a Path)> {
     folders.iter().map(|(name, path)| (*name, path.as_path())).collect()
 }
 

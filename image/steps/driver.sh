@@ -26,6 +26,7 @@ for deb in /mnt/tools/*.deb; do dpkg-deb -x "$deb" $r; done
 mount -t proc proc $r/proc
 mount --bind /dev $r/dev
 mount -t tmpfs run $r/run
+mkdir $r/run/keys && mount --bind /mnt/keys $r/run/keys
 src=/usr/src/nvidia
 cp -r $modules $r$src
 # Stable kernels gave this function one argument more, which drivers of before do not know.
@@ -38,7 +39,11 @@ chroot $r env PATH=/usr/sbin:/usr/bin make -C $src -j"$(nproc)" modules NV_KERNE
     KERNEL_UNAME="$kernel" KBUILD_BUILD_TIMESTAMP="@$SOURCE_DATE_EPOCH" KBUILD_BUILD_USER=polder KBUILD_BUILD_HOST=polder
 for module in $computing; do
     chroot $r strip --strip-debug $src/$module.ko
-    # Whoever has a key for modules signs them here, before they are packed.
+    # A kernel that was started by Secure Boot takes only modules that are signed with a key of the machine's.
+    if [ -n "$SIGNED" ]; then
+        chroot $r sh -c 'exec /usr/lib/linux-kbuild-*/scripts/sign-file sha256 /run/keys/secure-boot.key /run/keys/secure-boot.crt "$1"' \
+            sign $src/$module.ko
+    fi
     xz --check=crc32 -T1 < $r$src/$module.ko > $work/$module.ko.xz
     install -D -m 0644 $work/$module.ko.xz $out/usr/lib/modules/$kernel/updates/$module.ko.xz
 done
