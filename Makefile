@@ -60,7 +60,7 @@ tools-vm: tools-test
 
 # What compiles for the other kind of machine; its emulators come from the lock.
 tools-cross: tools-vm
-	@tests/tools/apt gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+	@tests/tools/apt gcc-aarch64-linux-gnu libc6-dev-arm64-cross openssh-client
 	@rustup target list --installed | grep -qx aarch64-unknown-linux-gnu || rustup target add aarch64-unknown-linux-gnu
 
 tools-bench: tools-test

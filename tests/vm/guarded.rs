@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use polder_stories::Browser;
 
-use crate::machine::Disks;
+use crate::machine::{Disks, Kind};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: `make test-vm-all` runs it"]
 async fn vm_a_sealed_disk_opens_for_the_next_version_and_not_for_a_changed_command_line() {
-    let disks = Disks::guarded();
+    let disks = Disks::guarded(Kind::Plain);
     // A virtual machine in set-up mode takes the project's keys by itself, and starts again.
     disks.switch_on().goes_off();
 

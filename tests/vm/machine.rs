@@ -40,6 +40,8 @@ pub(crate) struct Machine {
     keys: UnixStream,
     /// On this machine's loopback: the box's port 443.
     pub(crate) port: u16,
+    /// The same for its port 22.
+    pub(crate) shell: u16,
     on: Instant,
 }
 
@@ -263,17 +265,28 @@ impl Disks {
 
     /// Also a stick with these files on it.
     pub(crate) fn with_stick(mut self, files: &[PathBuf]) -> Self {
+        self.write_stick("stick", files);
+        self.stick = true;
+        self
+    }
+
+    fn write_stick(&self, name: &str, files: &[PathBuf]) {
         let stick = tempfile::tempdir().unwrap();
         for file in files {
             fs::copy(file, stick.path().join(file.file_name().unwrap())).unwrap();
         }
-        let make =
-            ["mkfs.ext4", "-q", "-L", "STICK", "-d", "/mnt/stick", "/mnt/vm/stick.raw", "700M"];
+        let disk = format!("/mnt/vm/{name}.raw");
+        let make = ["mkfs.ext4", "-q", "-F", "-L", "STICK", "-d", "/mnt/stick", &disk, "700M"];
         let mut command =
             self.room().command(&[("vm", self.folder.path()), ("stick", stick.path())]);
         assert!(command.args(make).status().unwrap().success());
-        self.stick = true;
-        self
+    }
+
+    /// Plugs another stick with these files into a machine of these disks that is on.
+    pub(crate) fn plug_in(&self, machine: &Machine, name: &str, files: &[PathBuf]) {
+        self.write_stick(name, files);
+        machine.order(&format!("drive_add 0 if=none,id={name},file=/mnt/vm/{name}.raw,format=raw"));
+        machine.order(&format!("device_add usb-storage,id={name},drive={name},removable=on"));
     }
 
     /// Also a USB disk with the trial model's file on it.
@@ -289,8 +302,8 @@ impl Disks {
 
     /// In a machine that can tell one system from another: with a TPM, and with Secure Boot waiting for its keys.
     /// The disk is one file, which can be looked into and changed while the machine is off.
-    pub(crate) fn guarded() -> Self {
-        let disks = Self { guarded: true, ..Self::fresh() };
+    pub(crate) fn guarded(kind: Kind) -> Self {
+        let disks = Self { guarded: true, ..Self::of(kind) };
         let box_ = disks.box_of_the_image();
         let name = box_.file_name().unwrap().display();
         let copy = format!("cp --sparse=always /mnt/image/{name} /mnt/vm/disk.raw");
@@ -394,14 +407,17 @@ impl Disks {
 
     /// The same, with more words for QEMU.
     pub(crate) fn switch_on_with(&self, more: &[&str]) -> Machine {
-        let disk = if self.guarded { ONE_FILE } else { PLAIN_DISK };
-        self.start(disk, &[&["-no-reboot"], more].concat(), &[])
+        self.start(self.disk(), &[&["-no-reboot"], more].concat(), &[])
+    }
+
+    fn disk(&self) -> &'static [&'static str] {
+        if self.guarded { ONE_FILE } else { PLAIN_DISK }
     }
 
     /// The same, and has the machine start these services too, which a board can hand to an unmodified system:
     /// pairs of a name and the unit's text.
     pub(crate) fn switch_on_with_services(&self, services: &[(&str, &str)]) -> Machine {
-        self.start(PLAIN_DISK, &["-no-reboot"], services)
+        self.start(self.disk(), &["-no-reboot"], services)
     }
 
     /// The same with every write and flush of its disk written down in `writes.log`.
@@ -431,9 +447,11 @@ impl Disks {
     }
 
     fn start(&self, disk: &[&str], more: &[&str], services: &[(&str, &str)]) -> Machine {
-        let port = free_port();
+        let (port, shell) = (free_port(), free_port());
         let folder = self.folder.path().to_owned();
-        let forward = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:443");
+        let forward = format!(
+            "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:443,hostfwd=tcp:127.0.0.1:{shell}-:22"
+        );
         let mut command = self.command();
         command.args(self.kind.emulator()).args(["-accel", "tcg,thread=multi"]);
         if self.guarded {
@@ -479,7 +497,7 @@ impl Disks {
         }
         if self.stick {
             command.args(["-drive", "file=/mnt/vm/stick.raw,format=raw,if=none,id=stick"]);
-            command.args(["-device", "usb-storage,drive=stick,removable=on"]);
+            command.args(["-device", "usb-storage,id=stick,drive=stick,removable=on"]);
         }
         if let Some(port) = self.image_stick {
             let order = if port == Port::First { 0 } else { 2 };
@@ -517,7 +535,7 @@ impl Disks {
         let qemu =
             command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
         let keys = serial_line(&folder.join("serial.sock"));
-        Machine { qemu: qemu.unwrap(), chip, folder, keys, port, on: Instant::now() }
+        Machine { qemu: qemu.unwrap(), chip, folder, keys, port, shell, on: Instant::now() }
     }
 }
 
@@ -612,8 +630,18 @@ impl Machine {
 
     /// Presses the power button, for a moment.
     pub(crate) fn power_button(&self) {
+        self.order("system_powerdown");
+    }
+
+    /// Pulls a stick out.
+    pub(crate) fn pull_out(&self, name: &str) {
+        self.order(&format!("device_del {name}"));
+    }
+
+    /// Has QEMU do something.
+    fn order(&self, what: &str) {
         let mut monitor = UnixStream::connect(self.folder.join("monitor.sock")).unwrap();
-        monitor.write_all(b"system_powerdown\n").unwrap();
+        monitor.write_all(format!("{what}\n").as_bytes()).unwrap();
         std::thread::sleep(Duration::from_millis(500));
     }
 

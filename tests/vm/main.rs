@@ -16,4 +16,5 @@ mod machine;
 mod power;
 mod power_cut;
 mod sealed;
+mod shell;
 mod updates;
