@@ -30,6 +30,8 @@ echo polder > $r/etc/hostname
 ln -sf ../run/systemd/resolve/stub-resolv.conf $r/etc/resolv.conf
 
 chroot $r systemd-sysusers
+# What is on a box's disk belongs to this number, whatever the version.
+[ "$(chroot $r id -u polder):$(chroot $r id -g polder)" = 640:640 ]
 # Only what our presets name is switched on.
 rm -rf $r/etc/systemd/system/*.wants $r/etc/systemd/system/*.requires
 find $r/etc/systemd/system -maxdepth 1 -type l ! -lname /dev/null -delete

@@ -42,7 +42,7 @@ async fn vm_a_box_starts_safely_forgets_all_but_its_models_and_then_everything()
     machine.press("f");
     machine.says("keep the models");
     machine.press("m");
-    machine.says("Type the box's name, polder,");
+    machine.says("Type the box's name,");
     machine.press("polder\r");
     machine.goes_off();
     let mut machine = disks.switch_on();

@@ -1,7 +1,9 @@
 //! A stick and an empty disk become a box: by somebody who has a serial line and types the disk's name, and by a
 //! seed where nobody is there.
 
-use crate::machine::{Disks, Port};
+use std::time::Duration;
+
+use crate::machine::{Disks, Machine, Port};
 
 #[test]
 #[ignore = "slow: `make test-vm-all` runs it"]
@@ -64,4 +66,50 @@ fn vm_a_seed_on_the_stick_makes_a_box_that_nobody_has_to_look_at() {
     machine.says("https://10.0.2.20/");
     machine.says("This box waits for its owner");
     assert!(!machine.serial().contains("Claim code"));
+}
+
+#[test]
+#[ignore = "slow: `make test-vm-all` runs it"]
+fn vm_a_disk_that_vanishes_while_it_is_written_and_a_power_cut_leave_a_machine_that_begins_again() {
+    let mut disks = Disks::empty_with_the_image_on_a_stick();
+    disks.answer(&["qemu-img", "create", "-q", "-f", "raw", "/mnt/vm/loose.raw", "12G"]);
+    let mut machine = disks.switch_on_with(&[
+        "-device",
+        "virtio-scsi-pci",
+        "-drive",
+        "file=/mnt/vm/loose.raw,format=raw,if=none,id=loose,cache=unsafe",
+        "-device",
+        "scsi-hd,id=loose,drive=loose,serial=BOX0002",
+    ]);
+    begin_on(&mut machine, "BOX0002");
+    std::thread::sleep(Duration::from_secs(5));
+    machine.pull_out("loose");
+    let why = machine.says("Polder is not installed:");
+    assert!(!why.is_empty(), "{}", machine.serial());
+
+    machine.press("x");
+    begin_on(&mut machine, "BOX0001");
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(machine.said("what was read back is right"), 0, "it was too fast to be cut off");
+    drop(machine);
+    let mut machine = disks.switch_on();
+    begin_on(&mut machine, "BOX0001");
+    machine.says("Polder is on the disk, and what was read back is right.");
+    machine.press("o");
+    machine.goes_off();
+    disks.move_the_stick(None);
+    disks.switch_on().says("Claim code: ");
+}
+
+/// Chooses the disk with this number on its label, and has it written.
+fn begin_on(machine: &mut Machine, label: &str) {
+    machine.says("Number of the disk, then Enter:");
+    machine.says(&format!("({label})"));
+    let serial = machine.serial();
+    let line = serial.lines().rfind(|line| line.contains(&format!("({label})"))).unwrap();
+    let [number, name] = [0, 1].map(|n| line.split_whitespace().nth(n).unwrap().to_owned());
+    machine.press(&format!("{number}\r"));
+    machine.says(&format!("type the disk's name, {name},"));
+    machine.press(&format!("{name}\r"));
+    machine.says("Leave the machine on and the stick in.");
 }

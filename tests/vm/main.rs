@@ -17,4 +17,5 @@ mod power;
 mod power_cut;
 mod sealed;
 mod shell;
+mod troubled;
 mod updates;

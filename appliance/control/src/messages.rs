@@ -87,6 +87,13 @@ pub enum Request {
         /// Who asked.
         by: Actor,
     },
+    /// Set the machine's clock, where it has nobody to ask for the time. → [`Reply::Done`].
+    SetClock {
+        /// Unix seconds.
+        to: u64,
+        /// Who asked.
+        by: Actor,
+    },
     /// What runs, what is in the other slot, what was found, what became of updates. → [`Reply::Updates`].
     Updates,
     /// Look for an update: on disks that are plugged in, then where the site says. → [`Reply::Updates`].

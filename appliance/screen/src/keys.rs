@@ -1,6 +1,9 @@
 //! Pure: what a key does.
 
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 use polder_control::RecoveryKey;
+use polder_pki::decide::plausible;
 use polder_seal::Reset;
 
 /// What the screen shows.
@@ -30,6 +33,8 @@ pub enum Mode {
     Unlock(String),
     /// Whether the machine should open the disk by itself again.
     Anew(RecoveryKey),
+    /// The time, as far as it is typed.
+    Clock(String),
 }
 
 /// What somebody at the machine asked for.
@@ -52,6 +57,8 @@ pub enum Act {
         /// And seal it to the machine as it is started now.
         anew: bool,
     },
+    /// Set the clock, in Unix seconds.
+    SetClock(u64),
     /// Nothing; say why.
     Say(&'static str),
 }
@@ -65,6 +72,8 @@ pub struct Here<'a> {
     pub disk: bool,
     /// It could not be opened at this start.
     pub locked: bool,
+    /// The clock shows a time at which this program did not exist.
+    pub early: bool,
 }
 
 /// Nobody types more than a recovery key.
@@ -104,6 +113,17 @@ pub fn press(mode: Mode, key: u8, here: Here<'_>) -> (Mode, Option<Act>) {
             },
             Line::Left => (Mode::Home, None),
         },
+        Mode::Clock(typed) => match line(typed, key) {
+            Line::More(typed) => (Mode::Clock(typed), None),
+            Line::Whole(typed) => match time(&typed) {
+                Some(time) => (Mode::Home, Some(Act::SetClock(time))),
+                None => {
+                    let why = "That is no time after this program was made: write it as in 2027-03-31 14:05.";
+                    (Mode::Clock(typed), Some(Act::Say(why)))
+                }
+            },
+            Line::Left => (Mode::Home, None),
+        },
         Mode::Anew(key) => (Mode::Home, Some(Act::Open { key, anew: lower == b'y' })),
         _ => (Mode::Home, None),
     }
@@ -117,12 +137,21 @@ fn from_home(key: u8, here: Here<'_>) -> Mode {
         b'm' if here.disk && !here.locked => Mode::SafeMode,
         b'f' if here.disk => Mode::Reset,
         b'u' if here.locked => Mode::Unlock(String::new()),
+        b't' if here.disk && here.early => Mode::Clock(String::new()),
         _ => Mode::Home,
     }
 }
 
 fn name(reset: Reset) -> (Mode, Option<Act>) {
     (Mode::Name { reset, typed: String::new() }, None)
+}
+
+/// Date and time as somebody types them; in Greenwich's zone, because the box knows no other and certificates bear a day's
+/// difference.
+fn time(typed: &str) -> Option<u64> {
+    let time = DateTime::strptime("%Y-%m-%d %H:%M", typed.trim()).ok()?;
+    let seconds = TimeZone::UTC.to_timestamp(time).ok()?.as_second();
+    plausible(seconds).then_some(seconds).and_then(|seconds| u64::try_from(seconds).ok())
 }
 
 enum Line {
@@ -148,7 +177,7 @@ mod tests {
     use super::*;
 
     const KEY: &str = "eujukuik-ljvniheb-tchngetr-henfkdfn-hjcrhelj-lufhrbcg-ivivhfvr-ncueblhj";
-    const OPEN: Here<'_> = Here { name: "birch", disk: true, locked: false };
+    const OPEN: Here<'_> = Here { name: "birch", disk: true, locked: false, early: false };
     const LOCKED: Here<'_> = Here { locked: true, ..OPEN };
 
     fn typing(mode: Mode, text: &str, here: Here<'_>) -> (Mode, Vec<Act>) {
@@ -192,6 +221,21 @@ mod tests {
         let (mode, acts) = typing(Mode::Home, "fepolder\r", OPEN);
         assert!(mode == Mode::Home && matches!(acts[..], [Act::Say(_)]), "{acts:?}");
         assert_eq!(typing(Mode::Home, "febirch\x1b\r", OPEN).1, []);
+    }
+
+    #[test]
+    fn a_clock_that_cannot_be_right_is_set_to_a_time_that_can() {
+        let early = Here { early: true, ..OPEN };
+        let (mode, acts) = typing(Mode::Home, "t2027-03-31 14:05\r", early);
+        assert_eq!((mode, acts), (Mode::Home, vec![Act::SetClock(1_806_501_900)]));
+        for wrong in ["t1999-12-31 23:59\r", "t31.3.2027\r", "t2027-13-01 00:00\r", "t\r"] {
+            let (mode, acts) = typing(Mode::Home, wrong, early);
+            assert!(
+                matches!((&mode, &acts[..]), (Mode::Clock(_), [Act::Say(_)])),
+                "{wrong}: {acts:?}"
+            );
+        }
+        assert_eq!(typing(Mode::Home, "t", OPEN), (Mode::Home, vec![]));
     }
 
     #[test]

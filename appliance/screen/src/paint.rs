@@ -7,6 +7,9 @@ use polder_seal::Reset;
 
 use crate::keys::Mode;
 
+/// With less, the box's own records are in danger soon: an import leaves more.
+const LITTLE: u64 = 500_000_000;
+
 /// What is known of the box at this moment.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Facts {
@@ -26,6 +29,10 @@ pub struct Facts {
     pub disk: bool,
     /// It could not be opened at this start.
     pub locked: bool,
+    /// Bytes that are free where the box keeps everything, where that is known.
+    pub free: Option<u64>,
+    /// What the clock shows, if that is a time at which this program did not exist.
+    pub early: Option<String>,
     /// What the last reset left.
     pub was_reset: Option<Reset>,
     /// What came of the last key, for a while.
@@ -58,6 +65,9 @@ pub fn paint(facts: &Facts, mode: &Mode, width: usize) -> String {
                 wrong(facts).unwrap_or_else(|| "Everything runs.".to_owned())
             ));
             lines.extend(facts.cards.iter().map(|cards| format!("  The cards: {cards}.")));
+            lines.extend(
+                room(facts).into_iter().chain(clock(facts)).map(|line| format!("  {line}")),
+            );
             lines.push(String::new());
             lines.push(format!("  Keys:  {}", keys(facts)));
         }
@@ -88,7 +98,12 @@ pub fn paint(facts: &Facts, mode: &Mode, width: usize) -> String {
         }
         _ => {}
     }
-    if let Mode::SafeMode | Mode::Reset | Mode::Name { .. } | Mode::Unlock(_) | Mode::Anew(_) = mode
+    if let Mode::SafeMode
+    | Mode::Reset
+    | Mode::Name { .. }
+    | Mode::Unlock(_)
+    | Mode::Anew(_)
+    | Mode::Clock(_) = mode
     {
         lines.extend(question(facts, mode).into_iter().map(|line| format!("  {line}")));
     }
@@ -109,12 +124,32 @@ fn head(facts: &Facts) -> Vec<String> {
     vec![String::new(), format!("  {}    Polder {}", facts.name(), facts.version), String::new()]
 }
 
-fn keys(facts: &Facts) -> &'static str {
-    match (facts.disk, facts.locked) {
+fn keys(facts: &Facts) -> String {
+    let keys = match (facts.disk, facts.locked) {
         (_, true) => "u unlock   n network   f factory reset",
         (true, false) => "s set-up   n network   p power   m safe mode   f factory reset",
         (false, false) => "s set-up   n network   p power",
-    }
+    };
+    let time = if facts.disk && facts.early.is_some() { "   t time" } else { "" };
+    format!("{keys}{time}")
+}
+
+/// That the disk fills up, while there is still room to do something about it.
+fn room(facts: &Facts) -> Option<String> {
+    let free = facts.free.filter(|free| *free < LITTLE && !facts.locked)?;
+    let megabytes = free / 1_000_000;
+    Some(format!(
+        "The disk is almost full: {megabytes} MB are free. Remove a model that nobody uses, on the page Models."
+    ))
+}
+
+/// That the machine does not know the time, and what that costs.
+fn clock(facts: &Facts) -> Option<String> {
+    let early = facts.early.as_ref()?;
+    let way_on = if facts.disk { " Press t to set it, or let" } else { " Let" };
+    Some(format!(
+        "The clock is wrong: it shows {early}. Sign-ins and limits go by it.{way_on} the machine reach the internet for a moment."
+    ))
 }
 
 /// The questions about the disk, and what was typed so far.
@@ -153,6 +188,14 @@ fn question(facts: &Facts, mode: &Mode) -> Vec<String> {
         }
         Mode::Unlock(typed) => vec![
             "Type the recovery key that was written down when the disk was sealed, and press Enter:".to_owned(),
+            String::new(),
+            format!("> {typed}_"),
+            String::new(),
+            "Keys:  Esc back".to_owned(),
+        ],
+        Mode::Clock(typed) => vec![
+            "Type today's date and the time, as in 2027-03-31 14:05, and press Enter. Some hours more or less do not matter:"
+                .to_owned(),
             String::new(),
             format!("> {typed}_"),
             String::new(),
@@ -371,6 +414,21 @@ mod tests {
         let text = paint(&facts, &Mode::Home, 80);
         let told = "It has no model yet.\n  The cards: this image has no driver.\n";
         assert!(text.contains(told), "{text}");
+    }
+
+    #[test]
+    fn a_disk_that_fills_up_and_a_clock_that_is_wrong_are_told_with_what_to_do() {
+        let full = Facts { free: Some(12_345_678), ..fresh() };
+        let text = paint(&full, &Mode::Home, 120);
+        assert!(text.contains("almost full: 12 MB are free. Remove a model"), "{text}");
+        let roomy = Facts { free: Some(LITTLE), ..fresh() };
+        assert!(!paint(&roomy, &Mode::Home, 120).contains("full"));
+        let early = Facts { disk: true, early: Some("1970-01-01 00:03".into()), ..fresh() };
+        let text = paint(&early, &Mode::Home, 200);
+        assert!(text.contains("it shows 1970-01-01 00:03.") && text.contains("Press t"), "{text}");
+        assert!(text.ends_with("f factory reset   t time"), "{text}");
+        let program = Facts { disk: false, ..early };
+        assert!(!paint(&program, &Mode::Home, 200).contains("   t time"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use polder_control::{
     Actor, Claim, Client, ControlError, DoorReply, DoorRequest, Power, Reply, Request, Sockets,
 };
+use polder_pki::decide::plausible;
 use polder_seal::{Answer, Ask as Seal, LOCKED, SOCKET};
 use tokio::sync::mpsc;
 
@@ -56,8 +57,14 @@ pub async fn run(
         .map(|(number, terminal)| Terminal::open(terminal, number, pressed.clone()))
         .collect();
     let mut modes: BTreeMap<usize, (Mode, Instant)> = BTreeMap::new();
-    let mut box_ =
-        TheBox { sockets: Sockets::of(state), claim: None, opened: false, cards: None, note: None };
+    let mut box_ = TheBox {
+        state: state.to_owned(),
+        sockets: Sockets::of(state),
+        claim: None,
+        opened: false,
+        cards: None,
+        note: None,
+    };
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut facts = Facts { version, ..Facts::default() };
@@ -69,7 +76,12 @@ pub async fn run(
             Some((terminal, key)) = keys.recv() => {
                 let mode = modes.remove(&terminal).map_or(Mode::Home, |(mode, _)| mode);
                 let here =
-                    Here { name: facts.name(), disk: facts.disk, locked: facts.locked };
+                    Here {
+                        name: facts.name(),
+                        disk: facts.disk,
+                        locked: facts.locked,
+                        early: facts.early.is_some(),
+                    };
                 let (mode, act) = press(mode, key, here);
                 modes.insert(terminal, (mode, Instant::now()));
                 if let Some(act) = act {
@@ -96,6 +108,7 @@ struct Code {
 
 /// The parts of the box, as they are asked from the machine itself.
 struct TheBox {
+    state: PathBuf,
     sockets: Sockets,
     /// The code that was asked for here, and until when it is good.
     claim: Option<Code>,
@@ -124,6 +137,10 @@ impl TheBox {
         facts.ports = ports(Path::new("/sys/class/net"));
         facts.disk = Path::new(SOCKET).exists();
         facts.locked = Path::new(LOCKED).exists();
+        // What only root may still use is not free to the box.
+        let room = rustix::fs::statvfs(&self.state).ok();
+        facts.free = room.map(|room| room.f_bavail.saturating_mul(room.f_frsize));
+        facts.early = early();
         facts.was_reset = polder_seal::was_reset(Path::new("/sys/firmware/efi/efivars"));
         self.note = self.note.take().filter(|(_, since)| since.elapsed() < NOTE);
         facts.note = self.note.as_ref().map(|(note, _)| note.clone());
@@ -190,10 +207,20 @@ impl TheBox {
                     .tell_disk(&Seal::Open { key, anew }, "The disk is open; the box starts now.")
                     .await;
             }
+            Act::SetClock(to) => {
+                let request = Request::SetClock { to, by: Actor::Console };
+                return self.have_done(&request, "The clock is set.").await;
+            }
             Act::Say(what) => return self.say(what.to_owned()),
         };
-        match self.ask(&Request::Power { how: power, by: Actor::Console }).await {
-            Ok(Reply::Done) => self.say("Answers under way are finished first.".to_owned()),
+        let request = Request::Power { how: power, by: Actor::Console };
+        self.have_done(&request, "Answers under way are finished first.").await;
+    }
+
+    /// Has the supervisor do something, and says what came of it.
+    async fn have_done(&mut self, request: &Request, done: &str) {
+        match self.ask(request).await {
+            Ok(Reply::Done) => self.say(done.to_owned()),
             Ok(Reply::Refused(why)) => self.say(why),
             Ok(_) => {}
             Err(error) => self.say(error.to_string()),
@@ -224,6 +251,12 @@ impl TheBox {
     async fn ask_door(&self, question: &DoorRequest) -> Result<DoorReply, ControlError> {
         Client::connect(&self.sockets.gateway()).await?.ask_within(LIMIT, question).await
     }
+}
+
+/// What the clock shows, to the minute, if it cannot be right.
+fn early() -> Option<String> {
+    let now = jiff::Timestamp::now();
+    (!plausible(now.as_second())).then(|| now.strftime("%Y-%m-%d %H:%M").to_string())
 }
 
 /// The machine's own network ports, with a word about each.

@@ -70,6 +70,10 @@ impl<P: Parts> Desk<P> {
                 work.power(how, by).await?;
                 Reply::Done
             }
+            Request::SetClock { to, by } => {
+                work.set_clock(to, by).await?;
+                Reply::Done
+            }
             Request::Updates => Reply::Updates(Box::new(work.updates().await?)),
             Request::CheckUpdate => Reply::Updates(Box::new(work.check_update().await?)),
             Request::Shell => Reply::Shell(work.shell()),

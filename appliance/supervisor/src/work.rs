@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::audit::Trail;
 use crate::board::Board;
 use crate::doorway;
-use crate::image::Image;
+use crate::image::{Chore, Image};
 use crate::keeper::{Keeper, Order};
 use crate::machine;
 use crate::parts::{Part, Parts};
@@ -276,7 +276,6 @@ impl<P: Parts> Work<P> {
         }
     }
 
-    /// An entry in the audit trail; on the disk when this returns.
     /// Turns the machine off or on again; the machine's going down then ends this box in order.
     pub(crate) async fn power(self: &Arc<Self>, how: Power, by: Actor) -> Result<(), Refusal> {
         let Some(machine) = self.parts.machine() else {
@@ -295,6 +294,17 @@ impl<P: Parts> Work<P> {
         gone.map_err(|error| error.to_string())
     }
 
+    /// Sets the machine's clock; whoever tells it the time later over the network is believed more.
+    pub(crate) async fn set_clock(self: &Arc<Self>, to: u64, by: Actor) -> Result<(), Refusal> {
+        let none = "this box is only a program on this machine; set the clock as you usually do";
+        let image = self.image.clone().ok_or(none)?;
+        let time = i64::try_from(to).ok().and_then(|to| jiff::Timestamp::from_second(to).ok());
+        let time = time.ok_or("that is no time that a clock can show")?;
+        self.record(by, "set the clock to", &time.to_string()).await?;
+        image.helper().does(Chore::SetClock(to)).await
+    }
+
+    /// An entry in the audit trail; on the disk when this returns.
     pub(crate) async fn record(
         self: &Arc<Self>,
         by: Actor,

@@ -92,7 +92,10 @@ impl Handler<Request, Reply> for Supervisor {
                 fingerprint: "SHA256:abc".into(),
                 until: 4_000_000_000,
             })),
-            Request::Record { .. } | Request::Power { .. } | Request::Cancel(_) => Reply::Done,
+            Request::Record { .. }
+            | Request::Power { .. }
+            | Request::SetClock { .. }
+            | Request::Cancel(_) => Reply::Done,
         };
         outlet.send(&reply).await
     }

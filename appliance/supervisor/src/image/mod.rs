@@ -33,6 +33,8 @@ pub enum Chore {
     GoBack,
     /// Open the remote shell that was asked for; it looks itself whether it still is.
     OpenShell,
+    /// Set the machine's clock, in Unix seconds.
+    SetClock(u64),
 }
 
 /// Whoever does root's part. Comes back when it is done; the error is one sentence.

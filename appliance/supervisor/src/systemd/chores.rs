@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(300);
 
 /// Work of the image, as units that run once: `polder-slots.service` looks, `polder-update@VERSION.service`
-/// writes, `polder-rollback.service` goes back.
+/// writes, `polder-rollback.service` goes back, `polder-clock@SECONDS.service` sets the clock.
 #[derive(Clone)]
 pub struct Chores {
     bus: Bus,
@@ -78,6 +78,7 @@ impl Helper for Chores {
             Chore::Look => "polder-slots.service".to_owned(),
             Chore::Write(version) => format!("polder-update@{version}.service"),
             Chore::OpenShell => "polder-shell.service".to_owned(),
+            Chore::SetClock(to) => format!("polder-clock@{to}.service"),
             Chore::GoBack => "polder-rollback.service".to_owned(),
         };
         Box::pin(self.run(unit))
