@@ -38,22 +38,28 @@ impl Owned {
     }
 }
 
+/// A browser in front of the wizard of a box that nobody owns, with the code from its screen.
+pub(crate) async fn wizard(machine: &mut Machine) -> Browser {
+    let code = machine.says("Claim code: ");
+    let code = code.split(' ').next().unwrap().to_owned();
+    let browser = Browser::open_whatever_the_certificate(1280, 900).await;
+    browser.visit(&format!("https://localhost:{}/#claim={code}", machine.port)).await;
+    browser.at("/setup/machine").await;
+    browser
+}
+
 /// Starts a machine that never ran and makes it somebody's box, as a person would. Leaves it on.
 pub(crate) async fn claim(disks: &Disks, pictures: bool) -> (Machine, Owned) {
     let mut machine = disks.switch_on();
-    let code = machine.says("Claim code: ");
-    let code = code.split(' ').next().unwrap().to_owned();
+    let browser = wizard(&mut machine).await;
     assert!(machine.serial().contains("Certificate fingerprint (SHA-256):"));
 
     let url = format!("https://localhost:{}", machine.port);
-    let browser = Browser::open_whatever_the_certificate(1280, 900).await;
     let show = async |name: &str| {
         if pictures {
             browser.picture(name).await;
         }
     };
-    browser.visit(&format!("{url}/#claim={code}")).await;
-    browser.at("/setup/machine").await;
     show("vm-1-machine").await;
     assert!(browser.words().await.contains("this image has no NVIDIA driver"));
     browser.press("Go on: what opens the disk").await;

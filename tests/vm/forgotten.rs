@@ -2,15 +2,12 @@
 
 use polder_stories::Browser;
 
+use crate::claimed::wizard;
 use crate::machine::{Disks, Machine};
 
 /// Walks from the code on the screen to the page of models; says what is there.
 async fn models(machine: &mut Machine) -> (Browser, String) {
-    let code = machine.says("Claim code: ");
-    let code = code.split(' ').next().unwrap().to_owned();
-    let browser = Browser::open_whatever_the_certificate(1280, 900).await;
-    browser.visit(&format!("https://localhost:{}/#claim={code}", machine.port)).await;
-    browser.at("/setup/machine").await;
+    let browser = wizard(machine).await;
     browser.press("Go on: what opens the disk").await;
     browser.press("Leave it open").await;
     browser.at("/setup/model").await;

@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use polder_stories::Browser;
-
+use crate::claimed::wizard;
 use crate::machine::{Disks, Kind};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -15,11 +14,7 @@ async fn vm_a_sealed_disk_opens_for_the_next_version_and_not_for_a_changed_comma
     disks.switch_on().goes_off();
 
     let mut machine = disks.switch_on();
-    let code = machine.says("Claim code: ");
-    let code = code.split(' ').next().unwrap().to_owned();
-    let browser = Browser::open_whatever_the_certificate(1280, 900).await;
-    browser.visit(&format!("https://localhost:{}/#claim={code}", machine.port)).await;
-    browser.at("/setup/machine").await;
+    let browser = wizard(&mut machine).await;
     browser.press("Go on: what opens the disk").await;
     browser.at("/setup/disk").await;
     browser.hear("its passphrase is empty").await;
