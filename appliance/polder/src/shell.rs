@@ -105,6 +105,8 @@ fn serve(state: &Path, order: &ShellOrder) -> anyhow::Result<Child> {
     // The folder belongs to the only user who may log in; its mode is the box's own concern.
     command.args(["-o", "StrictModes=no", "-o"]);
     command.arg(format!("AuthorizedKeysFile={}", keys.display()));
+    // Whoever is inside means this box.
+    command.arg("-o").arg(format!("SetEnv=POLDER_STATE={}", state.display()));
     command.spawn().with_context(|| format!("could not run {SSHD}"))
 }
 

@@ -15,7 +15,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct State {
     /// The folder that the box keeps everything in.
-    #[arg(long, value_name = "DIR", default_value = "./.polder")]
+    #[arg(long, value_name = "DIR", env = "POLDER_STATE", default_value = "./.polder")]
     state: PathBuf,
 }
 
