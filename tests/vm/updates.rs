@@ -122,6 +122,7 @@ async fn vm_an_update_that_answers_is_kept_with_everything_and_can_be_left_again
     looks(&browser, &machine, "0.1.0 is not newer than 0.2.0, which runs").await;
     browser.press("Go back to Polder 0.1.0").await;
     browser.agree().await;
+    browser.at("/runs/").await;
     browser.close().await;
     machine.says_after("Polder 0.1.0", 0, "Everything runs.");
     let answer = owned.client(&machine).chat(MODEL, "What is the capital of France?");
