@@ -194,7 +194,7 @@ async fn vm_an_update_that_nobody_signed_that_others_signed_or_that_is_cut_short
     machine.pull_out("stick");
     let others = KeyPair::generate_unencrypted_keypair().unwrap();
     let by_others = changed(&|path| {
-        if path.extension().unwrap() == "minisig" {
+        if path.to_string_lossy().ends_with(".toml.minisig") {
             let text = std::fs::read(path.with_extension("")).unwrap();
             let signature = minisign::sign(None, &others.sk, &text[..], None, None).unwrap();
             std::fs::write(path, signature.to_string()).unwrap();
