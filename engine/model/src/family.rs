@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::error::ModelError;
 use crate::gguf::shown;
 use crate::spec::{Attention, Ffn, ModelSpec};
-use crate::tensor::{LayerWeights, Tensor, Weights};
+use crate::tensor::{FfnWeights, Gated, LayerWeights, Tensor, Weights};
 
 /// What a family calls its tensors.
 pub(crate) struct Names {
@@ -24,12 +24,22 @@ pub(crate) struct Names {
     pub(crate) up: &'static str,
     pub(crate) down: &'static str,
     pub(crate) ffn_post_norm: &'static str,
+    pub(crate) router: &'static str,
+    /// What comes before an expert's number; its gate, up and down then have the names above, without what is
+    /// before their last dot.
+    pub(crate) experts: &'static str,
 }
 
 impl Names {
     /// The name of one part of one layer; `end` is `weight` or `bias`.
     pub(crate) fn part(&self, layer: usize, part: &str, end: &str) -> String {
         format!("{}.{layer}.{part}.{end}", self.layer)
+    }
+
+    /// The name of one matrix of one expert: `part` is one of the feed-forward part's names.
+    pub(crate) fn of_expert(&self, layer: usize, expert: usize, part: &str) -> String {
+        let (_, part) = part.rsplit_once('.').unwrap_or(("", part));
+        self.part(layer, &format!("{}.{expert}.{part}", self.experts), "weight")
     }
 }
 
@@ -53,6 +63,29 @@ impl Shelf {
         self.0.remove(name);
     }
 
+    /// Replaces a tensor that has several ones below each other by those, if it is there.
+    pub(crate) fn split(
+        &mut self,
+        name: &str,
+        parts: &[(String, usize)],
+    ) -> Result<(), ModelError> {
+        let Some(whole) = self.0.remove(name) else { return Ok(()) };
+        let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
+        if whole.rows != rows || parts.iter().any(|(_, rows)| *rows == 0) {
+            return Err(ModelError::Shape {
+                tensor: shown(name),
+                found: format!("{} x {}", whole.rows, whole.cols),
+                expected: format!("{rows} x {}", whole.cols),
+            });
+        }
+        let mut from = 0;
+        for (part, rows) in parts {
+            self.0.insert(part.clone(), whole.slice(part.clone(), from, *rows));
+            from += rows;
+        }
+        Ok(())
+    }
+
     fn take(&mut self, name: &str, rows: u32, cols: u32) -> Result<Tensor, ModelError> {
         let found = self.0.remove(name).ok_or_else(|| ModelError::MissingTensor(name.into()))?;
         if (found.rows, found.cols) != (rows as usize, cols as usize) {
@@ -63,6 +96,19 @@ impl Shelf {
             });
         }
         Ok(found)
+    }
+
+    fn gated(
+        &mut self,
+        [gate, up, down]: [String; 3],
+        inner: u32,
+        hidden: u32,
+    ) -> Result<Gated, ModelError> {
+        Ok(Gated {
+            gate: self.take(&gate, inner, hidden)?,
+            up: self.take(&up, inner, hidden)?,
+            down: self.take(&down, hidden, inner)?,
+        })
     }
 
     /// Sorts everything into its role; nothing may be left over.
@@ -81,7 +127,6 @@ impl Shelf {
         let mut layers = Vec::with_capacity(spec.layers.len());
         for (i, layer) in spec.layers.iter().enumerate() {
             let Attention::Gqa(a) = &layer.attention;
-            let Ffn::Dense { inner, .. } = layer.ffn;
             let (q_width, kv_width) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
             let weight = |part: &str| names.part(i, part, "weight");
             let [q, k, v] = names.qkv;
@@ -111,9 +156,22 @@ impl Shelf {
                     true => Some(self.take(&weight(names.attention_post_norm), 1, hidden)?),
                 },
                 ffn_norm: self.take(&weight(names.ffn_norm), 1, hidden)?,
-                gate: self.take(&weight(names.gate), inner, hidden)?,
-                up: self.take(&weight(names.up), inner, hidden)?,
-                down: self.take(&weight(names.down), hidden, inner)?,
+                ffn: match &layer.ffn {
+                    Ffn::Dense { inner, .. } => {
+                        let names = [names.gate, names.up, names.down].map(weight);
+                        FfnWeights::Dense(self.gated(names, *inner, hidden)?)
+                    }
+                    Ffn::Moe(moe) => {
+                        let router = self.take(&weight(names.router), moe.experts, hidden)?;
+                        let expert = |e: u32| {
+                            let parts = [names.gate, names.up, names.down];
+                            let names = parts.map(|part| names.of_expert(i, e as usize, part));
+                            self.gated(names, moe.inner, hidden)
+                        };
+                        let experts = (0..moe.experts).map(expert).collect::<Result<_, _>>()?;
+                        FfnWeights::Moe { router, experts }
+                    }
+                },
                 ffn_post_norm: match layer.post_norms {
                     false => None,
                     true => Some(self.take(&weight(names.ffn_post_norm), 1, hidden)?),

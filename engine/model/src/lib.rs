@@ -24,7 +24,7 @@ mod tokenizer;
 pub use error::ModelError;
 pub use model::Model;
 pub use spec::{
-    Activation, Attention, Ffn, Gqa, LayerSpec, ModelSpec, Rope, RopeLayout, RopeScaling,
+    Activation, Attention, Ffn, Gqa, LayerSpec, ModelSpec, Moe, Rope, RopeLayout, RopeScaling, Yarn,
 };
-pub use tensor::{Format, LayerWeights, Tensor, Weights};
+pub use tensor::{FfnWeights, Format, Gated, LayerWeights, Tensor, Weights};
 pub use tokenizer::{GgufTokenizer, TokenizerSource};

@@ -1,6 +1,6 @@
 //! What a model is, in terms that any back end can execute: a list of layer descriptors.
 //!
-//! A family (llama, qwen2, qwen3, gemma3) is nothing but a reader of its configuration to these
+//! A family (llama, qwen2, qwen3, gemma3, ...) is nothing but a reader of its configuration to these
 //! descriptors; back ends never ask for a family's name.
 
 use std::sync::Arc;
@@ -26,6 +26,8 @@ pub struct ModelSpec {
     pub tied_head: bool,
     /// Multiplies embeddings; 1 for most.
     pub embedding_scale: f32,
+    /// Norms multiply with one more than what is stored (gemma's safetensors).
+    pub norms_from_one: bool,
 }
 
 impl ModelSpec {
@@ -101,9 +103,35 @@ impl ModelSpec {
                         return refuse("the original context is 0".into());
                     }
                 }
+                RopeScaling::Yarn(yarn) => {
+                    positive("the RoPE factor", yarn.factor)?;
+                    positive("YaRN's slow bound", yarn.slow)?;
+                    positive("YaRN's fast bound", yarn.fast - yarn.slow)?;
+                    positive("YaRN's attention factor", yarn.attention)?;
+                    if yarn.original_context == 0 {
+                        return refuse("the original context is 0".into());
+                    }
+                }
             }
-            let Ffn::Dense { inner, .. } = &layer.ffn;
-            width("the feed-forward width", *inner)?;
+            match &layer.ffn {
+                Ffn::Dense { inner, .. } => width("the feed-forward width", *inner)?,
+                Ffn::Moe(moe) => {
+                    width("the experts' width", moe.inner)?;
+                    width(
+                        "the experts' width all together",
+                        moe.inner.saturating_mul(moe.experts),
+                    )?;
+                    if moe.experts == 0 || moe.experts > MAX_EXPERTS {
+                        return refuse(format!("a layer has {} experts", moe.experts));
+                    }
+                    if moe.chosen == 0 || moe.chosen > moe.experts {
+                        return refuse(format!(
+                            "each token chooses {} of {} experts",
+                            moe.chosen, moe.experts
+                        ));
+                    }
+                }
+            }
         }
         Ok(())
     }
@@ -111,6 +139,8 @@ impl ModelSpec {
 
 /// The deepest published model has 126.
 pub(crate) const MAX_LAYERS: usize = 1024;
+/// The published model with the most has 896.
+const MAX_EXPERTS: u32 = 4096;
 
 /// One layer: `x += attention(norm(x)); x += ffn(norm(x))`.
 #[derive(Debug, Clone, PartialEq)]
@@ -165,6 +195,15 @@ pub struct Rope {
 }
 
 impl Rope {
+    /// What cosines and sines are multiplied with; 1 for most. Queries and keys both get it, so that it shows squared
+    /// in what they come to together.
+    pub fn amplitude(&self) -> f32 {
+        match &self.scaling {
+            RopeScaling::Yarn(yarn) => yarn.attention,
+            _ => 1.0,
+        }
+    }
+
     /// Radians per position for each of the `dims / 2` pairs:
     /// `theta^(-2 i / dims)`, then stretched.
     pub fn frequencies(&self) -> Vec<f64> {
@@ -179,6 +218,7 @@ impl Rope {
                     RopeScaling::Llama3 { factor, low, high, original_context } => {
                         llama3(plain, *factor, *low, *high, *original_context)
                     }
+                    RopeScaling::Yarn(yarn) => yarn.stretch(plain, i, self),
                 }
             })
             .collect()
@@ -196,6 +236,25 @@ fn llama3(plain: f64, factor: f32, low: f32, high: f32, original_context: u32) -
     } else {
         let smooth = (turns - low) / (high - low);
         (1.0 - smooth) * plain / factor + smooth * plain
+    }
+}
+
+impl Yarn {
+    /// One frequency: the fast ones stay, the slow ones are divided, those between blend by their number.
+    fn stretch(&self, plain: f64, pair: usize, rope: &Rope) -> f64 {
+        let (dims, theta) = (f64::from(rope.dims), f64::from(rope.theta));
+        // The pair that turns so often over the original context.
+        let pair_of = |turns: f32| {
+            let context = f64::from(self.original_context);
+            dims * (context / (f64::from(turns) * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
+        };
+        let (mut first, mut last) = (pair_of(self.fast), pair_of(self.slow));
+        if self.whole {
+            (first, last) = (first.floor(), last.ceil());
+        }
+        let (first, last) = (first.max(0.0), last.min(dims - 1.0));
+        let slow = ((pair as f64 - first) / (last - first).max(0.001)).clamp(0.0, 1.0);
+        plain / f64::from(self.factor) * slow + plain * (1.0 - slow)
     }
 }
 
@@ -231,6 +290,25 @@ pub enum RopeScaling {
         /// The context the model was first trained for.
         original_context: u32,
     },
+    /// YaRN (arXiv 2309.00071): by how often a pair turns over the original context.
+    Yarn(Yarn),
+}
+
+/// YaRN's figures.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Yarn {
+    /// How much the slowest are divided.
+    pub factor: f32,
+    /// Pairs that turn more often than this stay: its `beta_fast`.
+    pub fast: f32,
+    /// Pairs that turn less often than this are divided in full: its `beta_slow`.
+    pub slow: f32,
+    /// The context the model was first trained for.
+    pub original_context: u32,
+    /// See [`Rope::amplitude`].
+    pub attention: f32,
+    /// The bounds are rounded to whole pairs.
+    pub whole: bool,
 }
 
 /// What follows attention.
@@ -243,6 +321,24 @@ pub enum Ffn {
         /// On the gate.
         activation: Activation,
     },
+    /// Several of those, of which each token takes some.
+    Moe(Moe),
+}
+
+/// A mixture of experts: a router's softmax over all of them, the best for each token, their results added up by
+/// their weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Moe {
+    /// How many there are.
+    pub experts: u32,
+    /// How many a token takes.
+    pub chosen: u32,
+    /// Width between, of each.
+    pub inner: u32,
+    /// On the gate.
+    pub activation: Activation,
+    /// The weights of those that a token takes are scaled to add up to one.
+    pub renormalized: bool,
 }
 
 /// A gate's non-linearity.

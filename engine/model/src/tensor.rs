@@ -88,6 +88,16 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// Some of its rows, as a tensor of their own in the same place of the file.
+    ///
+    /// # Panics
+    /// If the rows are not there.
+    pub(crate) fn slice(&self, name: String, from: usize, rows: usize) -> Self {
+        assert!(from + rows <= self.rows && rows > 0, "rows of the tensor");
+        let row = self.len / self.rows;
+        Self { name, rows, offset: self.offset + from * row, len: rows * row, ..self.clone() }
+    }
+
     /// Bytes that it takes in its file.
     pub fn byte_len(&self) -> usize {
         self.len
@@ -129,12 +139,33 @@ pub struct LayerWeights {
     pub attention_post_norm: Option<Tensor>,
     /// Norm before the feed-forward part, `hidden`.
     pub ffn_norm: Tensor,
+    /// The feed-forward part.
+    pub ffn: FfnWeights,
+    /// Norm after the feed-forward part, when the specification says so.
+    pub ffn_post_norm: Option<Tensor>,
+}
+
+/// The feed-forward part of one layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FfnWeights {
+    /// One for every token.
+    Dense(Gated),
+    /// Several, of which each token takes some.
+    Moe {
+        /// What each expert is worth to a token, `experts` x `hidden`.
+        router: Tensor,
+        /// One for each.
+        experts: Vec<Gated>,
+    },
+}
+
+/// `down(activation(gate(x)) * up(x))`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gated {
     /// Gate, `inner` x `hidden`.
     pub gate: Tensor,
     /// Up, `inner` x `hidden`.
     pub up: Tensor,
     /// Down, `hidden` x `inner`.
     pub down: Tensor,
-    /// Norm after the feed-forward part, when the specification says so.
-    pub ffn_post_norm: Option<Tensor>,
 }

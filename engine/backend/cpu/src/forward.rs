@@ -4,15 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use polder_backend::{Input, Limits, Row, StepBatch, StepOutput, TokenId, Want};
-use polder_model::{
-    Activation, Attention, Ffn, Gqa, LayerSpec, LayerWeights, Model, Rope, RopeLayout, Tensor,
-};
+use polder_model::{Attention, Gqa, LayerSpec, LayerWeights, Model, Rope, RopeLayout, Tensor};
 use rayon::prelude::*;
 
 use crate::attention::{Span, attend, gather};
 use crate::backend::Precision;
 use crate::check::usize_range;
-use crate::kernels::{Isa, LANES, gate_gelu, gate_silu, sum_squares};
+use crate::ffn::{Experts, Ffn};
+use crate::kernels::{Isa, LANES, sum_squares};
 use crate::kv::LayerKv;
 use crate::matrix::{Activations, Matrix, Multiplier};
 use crate::sampling::{History, Scratch, sample};
@@ -46,9 +45,7 @@ struct Layer {
     o: Matrix,
     attention_post_norm: Option<Vec<f32>>,
     ffn_norm: Vec<f32>,
-    gate: Matrix,
-    up: Matrix,
-    down: Matrix,
+    ffn: Ffn,
     ffn_post_norm: Option<Vec<f32>>,
 }
 
@@ -64,6 +61,7 @@ struct Work {
     right: Vec<f32>,
     attended: Vec<f32>,
     halves: Vec<u16>,
+    experts: Experts,
     /// One for each row that samples.
     draws: Vec<Scratch>,
 }
@@ -101,7 +99,7 @@ impl Forward {
         let head = model.weights.output.as_ref().unwrap_or(&model.weights.embedding);
         Self {
             multiplier: Arc::new(Multiplier { isa, read: AtomicU64::new(0) }),
-            output_norm: model.values(&model.weights.output_norm),
+            output_norm: norm_weights(&model, &model.weights.output_norm),
             head: Matrix::pack(&model, head, floats),
             layers,
             kv,
@@ -237,22 +235,21 @@ impl Layer {
     ) -> Self {
         let matrix = |t: &Tensor| Matrix::pack(model, t, floats);
         let values = |t: &Tensor| model.values(t);
+        let norm = |t: &Tensor| norm_weights(model, t);
         Self {
             spec: spec.clone(),
             rope,
-            attention_norm: values(&weights.attention_norm),
+            attention_norm: norm(&weights.attention_norm),
             q: matrix(&weights.q),
             k: matrix(&weights.k),
             v: matrix(&weights.v),
             qkv_bias: weights.qkv_bias.iter().flatten().flat_map(values).collect(),
-            qk_norm: weights.qk_norm.as_ref().map(|[q, k]| [values(q), values(k)]),
+            qk_norm: weights.qk_norm.as_ref().map(|[q, k]| [norm(q), norm(k)]),
             o: matrix(&weights.o),
-            attention_post_norm: weights.attention_post_norm.as_ref().map(values),
-            ffn_norm: values(&weights.ffn_norm),
-            gate: matrix(&weights.gate),
-            up: matrix(&weights.up),
-            down: matrix(&weights.down),
-            ffn_post_norm: weights.ffn_post_norm.as_ref().map(values),
+            attention_post_norm: weights.attention_post_norm.as_ref().map(norm),
+            ffn_norm: norm(&weights.ffn_norm),
+            ffn: Ffn::pack(model, &spec.ffn, &weights.ffn, floats),
+            ffn_post_norm: weights.ffn_post_norm.as_ref().map(norm),
         }
     }
 
@@ -321,35 +318,23 @@ impl Layer {
     }
 
     fn feed_forward(&self, m: &Multiplier, eps: f32, work: &mut Work) {
-        let Ffn::Dense { inner, activation } = self.spec.ffn;
-        let Work { x, left, tiled, right, .. } = work;
+        let Work { x, left, tiled, right, experts, .. } = work;
         let isa = m.isa;
         let hidden = self.ffn_norm.len();
         let tokens = x.len() / hidden;
-        let both = [&self.gate, &self.up];
         norm_rows(isa, x, &self.ffn_norm, eps, left.reset(tokens, hidden));
-        left.quantize(isa, &both);
-        m.multiply(&both, left, tiled, right);
-
-        let width = right.len() / tokens;
-        let inner = inner as usize;
-        let up_at = inner.next_multiple_of(LANES);
-        left.reset(tokens, inner)
-            .par_chunks_exact_mut(inner)
-            .zip(right.par_chunks_exact(width))
-            .with_min_len(16)
-            .for_each(|(to, from)| {
-                to.copy_from_slice(&from[..inner]);
-                let up = &from[up_at..up_at + inner];
-                match activation {
-                    Activation::Silu => gate_silu(isa, to, up),
-                    Activation::GeluTanh => gate_gelu(isa, to, up),
-                }
-            });
-        left.quantize(isa, &[&self.down]);
-        m.multiply(&[&self.down], left, tiled, right);
+        self.ffn.run(m, left, tiled, right, experts);
         add_rows(isa, x, right, hidden, self.ffn_post_norm.as_deref(), eps);
     }
+}
+
+/// A norm's weights, as they are multiplied with.
+fn norm_weights(model: &Model, tensor: &Tensor) -> Vec<f32> {
+    let mut values = model.values(tensor);
+    if model.spec.norms_from_one {
+        values.iter_mut().for_each(|w| *w += 1.0);
+    }
+    values
 }
 
 /// What preparing a token's heads needs besides the layer.
@@ -365,10 +350,11 @@ struct Heads<'a> {
 impl TurnTable {
     fn prepare(&mut self, positions: &[u32]) {
         self.turns.clear();
+        let amplitude = f64::from(self.rope.amplitude());
         for position in positions {
             self.turns.extend(self.frequencies.iter().map(|f| {
                 let (sin, cos) = (f64::from(*position) * f).sin_cos();
-                (cos as f32, sin as f32)
+                ((cos * amplitude) as f32, (sin * amplitude) as f32)
             }));
         }
     }

@@ -9,6 +9,7 @@
 mod attention;
 mod backend;
 mod check;
+mod ffn;
 mod forward;
 mod kernels;
 mod kv;

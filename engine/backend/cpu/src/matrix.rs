@@ -281,6 +281,11 @@ impl Activations {
         &mut self.floats
     }
 
+    /// How many rows there are.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
     /// Quantizes the rows, if a matrix asks for that: each token becomes two rows of signed bytes,
     /// the second for what rounding lost of the first.
     pub(crate) fn quantize(&mut self, isa: Isa, matrices: &[&Matrix]) {

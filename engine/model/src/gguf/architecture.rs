@@ -7,8 +7,8 @@ use crate::family::{Names, Shelf};
 use crate::gguf::{Gguf, shown};
 use crate::quant::dequantize;
 use crate::spec::{
-    Activation, Attention, Ffn, Gqa, LayerSpec, MAX_LAYERS, ModelSpec, Rope, RopeLayout,
-    RopeScaling,
+    Activation, Attention, Ffn, Gqa, LayerSpec, MAX_LAYERS, ModelSpec, Moe, Rope, RopeLayout,
+    RopeScaling, Yarn,
 };
 use crate::tensor::{Tensor, Weights};
 
@@ -25,7 +25,11 @@ pub(crate) fn read(gguf: &Gguf, bytes: &[u8]) -> Result<(ModelSpec, Weights), Mo
     }));
     let spec = spec(gguf, &shelf, bytes)?;
     shelf.drop_if_there(ROPE_FACTORS);
-    let weights = shelf.assemble(&spec, &NAMES)?;
+    let names = if spec.family == "seed_oss" { &SEED_OSS } else { &NAMES };
+    for (i, layer) in spec.layers.iter().enumerate() {
+        split_fused(&mut shelf, i, layer, spec.hidden)?;
+    }
+    let weights = shelf.assemble(&spec, names)?;
     Ok((spec, weights))
 }
 
@@ -47,7 +51,46 @@ const NAMES: Names = Names {
     up: "ffn_up",
     down: "ffn_down",
     ffn_post_norm: "post_ffw_norm",
+    router: "ffn_gate_inp",
+    // Not in files: all of a layer's experts are in one tensor there.
+    experts: "ffn_experts",
 };
+
+/// What comes before the feed-forward part is called after what it follows.
+const SEED_OSS: Names = Names { ffn_norm: "post_attention_norm", ..NAMES };
+
+/// phi3 has matrices that share their input below each other; all of a layer's experts are in one tensor.
+fn split_fused(
+    shelf: &mut Shelf,
+    i: usize,
+    layer: &LayerSpec,
+    hidden: u32,
+) -> Result<(), ModelError> {
+    let Attention::Gqa(a) = &layer.attention;
+    let weight = |part: &str| NAMES.part(i, part, "weight");
+    let (q, kv) = ((a.heads * a.head_dim) as usize, (a.kv_heads * a.head_dim) as usize);
+    let [q_name, k_name, v_name] = NAMES.qkv.map(weight);
+    shelf.split(&weight("attn_qkv"), &[(q_name, q), (k_name, kv), (v_name, kv)])?;
+    match &layer.ffn {
+        Ffn::Dense { inner, .. } => {
+            let inner = *inner as usize;
+            let up = weight(NAMES.up);
+            match shelf.get(&up).is_some_and(|t| t.rows == 2 * inner) {
+                true => shelf.split(&up, &[(weight(NAMES.gate), inner), (up.clone(), inner)]),
+                false => Ok(()),
+            }
+        }
+        Ffn::Moe(moe) => {
+            let (inner, hidden) = (moe.inner as usize, hidden as usize);
+            for (part, rows) in [(NAMES.gate, inner), (NAMES.up, inner), (NAMES.down, hidden)] {
+                let parts = 0..moe.experts as usize;
+                let parts = parts.map(|e| (NAMES.of_expert(i, e, part), rows));
+                shelf.split(&weight(&format!("{part}_exps")), &parts.collect::<Vec<_>>())?;
+            }
+            Ok(())
+        }
+    }
+}
 
 fn spec(gguf: &Gguf, shelf: &Shelf, bytes: &[u8]) -> Result<ModelSpec, ModelError> {
     let family = gguf
@@ -55,12 +98,12 @@ fn spec(gguf: &Gguf, shelf: &Shelf, bytes: &[u8]) -> Result<ModelSpec, ModelErro
         .ok_or_else(|| ModelError::Metadata { key: "general.architecture".into() })?;
     let (qk_norm, layout) = match family {
         "llama" => (false, RopeLayout::Interleaved),
-        "qwen2" => (false, RopeLayout::Halves),
-        "qwen3" | "gemma3" => (true, RopeLayout::Halves),
+        "qwen2" | "phi3" | "seed_oss" => (false, RopeLayout::Halves),
+        "qwen3" | "qwen3moe" | "gemma3" => (true, RopeLayout::Halves),
         other => {
             return Err(ModelError::UnknownFamily {
                 family: shown(other),
-                known: "llama, qwen2, qwen3 or gemma3",
+                known: "llama, qwen2, qwen3, qwen3moe, phi3, seed_oss or gemma3",
             });
         }
     };
@@ -72,8 +115,9 @@ fn spec(gguf: &Gguf, shelf: &Shelf, bytes: &[u8]) -> Result<ModelSpec, ModelErro
         None => Ok(default),
         Some(_) => number(name),
     };
-    if optional("expert_count", 0)? > 0 {
-        return Err(ModelError::Unsupported("a mixture of experts".into()));
+    let experts = optional("expert_count", 0)?;
+    if experts > 0 && family != "qwen3moe" {
+        return Err(ModelError::Unsupported(format!("a mixture of experts in {family}")));
     }
 
     let hidden = number("embedding_length")?;
@@ -100,19 +144,31 @@ fn spec(gguf: &Gguf, shelf: &Shelf, bytes: &[u8]) -> Result<ModelSpec, ModelErro
         scaling: RopeScaling::None,
         ..rope.clone()
     };
-    let window = match gemma {
-        true => Some(number("attention.sliding_window")?),
-        false => None,
+    let window = match family {
+        "gemma3" => Some(number("attention.sliding_window")?),
+        // 0 is none.
+        "phi3" => Some(optional("attention.sliding_window", 0)?).filter(|window| *window > 0),
+        _ => None,
     };
     let layers = number("block_count")?;
     if layers as usize > MAX_LAYERS {
         return Err(ModelError::Config(format!("the model has {layers} layers")));
     }
     let kv_heads = optional("attention.head_count_kv", heads)?;
-    let inner = number("feed_forward_length")?;
+    let activation = if gemma { Activation::GeluTanh } else { Activation::Silu };
+    let ffn = match experts {
+        0 => Ffn::Dense { inner: number("feed_forward_length")?, activation },
+        experts => Ffn::Moe(Moe {
+            experts,
+            chosen: number("expert_used_count")?,
+            inner: number("expert_feed_forward_length")?,
+            activation,
+            renormalized: true,
+        }),
+    };
     let layer = |i: u32| {
         // Gemma 3: five layers look back a little way, each sixth all the way.
-        let local = gemma && !(i + 1).is_multiple_of(6);
+        let local = if gemma { !(i + 1).is_multiple_of(6) } else { window.is_some() };
         LayerSpec {
             attention: Attention::Gqa(Gqa {
                 heads,
@@ -126,12 +182,9 @@ fn spec(gguf: &Gguf, shelf: &Shelf, bytes: &[u8]) -> Result<ModelSpec, ModelErro
                 qkv_bias: shelf.has(&NAMES.part(i as usize, NAMES.qkv[0], "bias")),
                 qk_norm,
                 window: window.filter(|_| local),
-                rope: if local { local_rope.clone() } else { rope.clone() },
+                rope: if local && gemma { local_rope.clone() } else { rope.clone() },
             }),
-            ffn: Ffn::Dense {
-                inner,
-                activation: if gemma { Activation::GeluTanh } else { Activation::Silu },
-            },
+            ffn: ffn.clone(),
             post_norms: gemma,
         }
     };
@@ -152,6 +205,8 @@ fn spec(gguf: &Gguf, shelf: &Shelf, bytes: &[u8]) -> Result<ModelSpec, ModelErro
         norm_eps: gguf.f32(&eps).ok_or(ModelError::Metadata { key: eps })?,
         tied_head: !shelf.has(NAMES.output),
         embedding_scale: if gemma { (hidden as f32).sqrt() } else { 1.0 },
+        // Whoever made the file added it already.
+        norms_from_one: false,
     };
     spec.check()?;
     Ok(spec)
@@ -179,6 +234,20 @@ fn rope_scaling(
         .f32(&format!("{family}.rope.scaling.factor"))
         .or_else(|| gguf.f32(&format!("{family}.rope.scale_linear")));
     match (gguf.string(&format!("{family}.rope.scaling.type")), factor) {
+        (Some("yarn"), Some(factor)) => {
+            let own = |name: &str| gguf.f32(&format!("{family}.rope.scaling.{name}"));
+            let context = format!("{family}.rope.scaling.original_context_length");
+            Ok(RopeScaling::Yarn(Yarn {
+                factor,
+                fast: own("yarn_beta_fast").unwrap_or(32.0),
+                slow: own("yarn_beta_slow").unwrap_or(1.0),
+                original_context: gguf
+                    .u32(&context)
+                    .ok_or(ModelError::Metadata { key: context })?,
+                attention: own("attn_factor").unwrap_or(1.0) * (0.1 * factor.max(1.0).ln() + 1.0),
+                whole: true,
+            }))
+        }
         (Some("none"), _) | (None | Some("linear"), None) => Ok(RopeScaling::None),
         (None | Some("linear"), Some(factor)) => Ok(RopeScaling::Linear { factor }),
         (Some(other), _) => {
