@@ -59,6 +59,19 @@ impl Shelf {
         self.0.get(name)
     }
 
+    pub(crate) fn remove(&mut self, name: &str) -> Option<Tensor> {
+        self.0.remove(name)
+    }
+
+    pub(crate) fn put(&mut self, tensor: Tensor) {
+        self.0.insert(tensor.name.clone(), tensor);
+    }
+
+    /// The names that end so.
+    pub(crate) fn names_with_end(&self, end: &str) -> Vec<String> {
+        self.0.keys().filter(|name| name.ends_with(end)).cloned().collect()
+    }
+
     pub(crate) fn drop_if_there(&mut self, name: &str) {
         self.0.remove(name);
     }

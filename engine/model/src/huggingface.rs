@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::error::ModelError;
 use crate::family::{Names, Shelf};
 use crate::gguf::shown;
+use crate::quantized::{Method, gather};
 use crate::spec::{
     Activation, Attention, Ffn, Gqa, LayerSpec, MAX_LAYERS, ModelSpec, Moe, Rope, RopeLayout,
     RopeScaling, Yarn,
@@ -56,7 +57,6 @@ struct Config {
     norm_topk_prob: Option<bool>,
     decoder_sparse_step: Option<u32>,
     mlp_only_layers: Option<Vec<u32>>,
-    quantization_config: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -166,9 +166,6 @@ pub fn parse_config(bytes: &[u8]) -> Result<ModelSpec, ModelError> {
 
 fn refuse_unsupported(c: &Config) -> Result<(), ModelError> {
     let unsupported = |what: &str| Err(ModelError::Unsupported(what.to_owned()));
-    if c.quantization_config.as_ref().is_some_and(|q| !q.is_null()) {
-        return unsupported("quantized safetensors");
-    }
     if c.mlp_bias == Some(true) {
         return unsupported("a bias in the feed-forward part");
     }
@@ -182,6 +179,16 @@ fn refuse_unsupported(c: &Config) -> Result<(), ModelError> {
         return unsupported("attention to what comes later");
     }
     Ok(())
+}
+
+/// How a `config.json` says that the matrices were quantized, if they were.
+pub fn parse_method(bytes: &[u8]) -> Result<Option<Method>, ModelError> {
+    let value: Value = serde_json::from_slice(bytes)
+        .map_err(|e| ModelError::Config(format!("is not JSON: {e}")))?;
+    match value.get("quantization_config").or_else(|| value.get("compression_config")) {
+        None | Some(Value::Null) => Ok(None),
+        Some(config) => Method::of(config).map(Some),
+    }
 }
 
 /// How far back this layer looks, if not all the way.
@@ -355,6 +362,9 @@ pub fn parse_tensors(bytes: &[u8]) -> Result<Vec<Tensor>, ModelError> {
             safetensors::Dtype::F32 => Format::F32,
             safetensors::Dtype::F16 => Format::F16,
             safetensors::Dtype::BF16 => Format::BF16,
+            safetensors::Dtype::F8_E4M3 => Format::F8E4M3,
+            safetensors::Dtype::I32 => Format::I32,
+            safetensors::Dtype::I64 => Format::I64,
             other => {
                 return Err(ModelError::UnknownFormat {
                     tensor: shown(&name),
@@ -378,7 +388,7 @@ pub fn parse_tensors(bytes: &[u8]) -> Result<Vec<Tensor>, ModelError> {
             return Err(wrong());
         }
         let rows = rows.ok_or_else(wrong)?;
-        tensors.push(Tensor { name, format, rows, cols, file: 0, offset, len });
+        tensors.push(Tensor { name, format, rows, cols, file: 0, offset, len, parts: None });
     }
     Ok(tensors)
 }
@@ -399,7 +409,11 @@ pub fn parse_chat_template(bytes: &[u8]) -> Result<Option<String>, ModelError> {
 }
 
 /// Sorts a checkpoint's tensors into their roles.
-pub fn assemble(spec: &ModelSpec, tensors: Vec<Tensor>) -> Result<Weights, ModelError> {
+pub fn assemble(
+    spec: &ModelSpec,
+    method: Option<Method>,
+    tensors: Vec<Tensor>,
+) -> Result<Weights, ModelError> {
     let mut names = HashSet::with_capacity(tensors.len());
     if let Some(twice) = tensors.iter().find(|t| !names.insert(t.name.as_str())) {
         let name = shown(&twice.name);
@@ -413,6 +427,9 @@ pub fn assemble(spec: &ModelSpec, tensors: Vec<Tensor>) -> Result<Weights, Model
     for layer in 0..spec.layers.len() {
         // Old checkpoints carry RoPE's frequencies, which follow from the configuration.
         shelf.drop_if_there(&format!("model.layers.{layer}.self_attn.rotary_emb.inv_freq"));
+    }
+    if let Some(method) = method {
+        gather(&mut shelf, method)?;
     }
     let names = if spec.norms_from_one { &GEMMA } else { &NAMES };
     for (i, layer) in spec.layers.iter().enumerate() {

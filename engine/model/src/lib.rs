@@ -17,12 +17,14 @@ pub mod huggingface;
 mod mapped;
 mod model;
 pub mod quant;
+mod quantized;
 mod spec;
 mod tensor;
 mod tokenizer;
 
 pub use error::ModelError;
 pub use model::Model;
+pub use quantized::Method;
 pub use spec::{
     Activation, Attention, Ffn, Gqa, LayerSpec, ModelSpec, Moe, Rope, RopeLayout, RopeScaling, Yarn,
 };

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::ModelError;
 use crate::mapped::MappedFile;
+use crate::quantized::Parts;
 use crate::spec::ModelSpec;
 use crate::tensor::{Tensor, Weights};
 use crate::tokenizer::{GgufTokenizer, TokenizerSource};
@@ -87,7 +88,11 @@ impl Model {
             }
             files.push(file);
         }
-        let weights = huggingface::assemble(&spec, tensors)?;
+        let method = huggingface::parse_method(&config)?;
+        for tensor in tensors.iter().filter(|t| t.name.ends_with("g_idx")) {
+            in_order(tensor, &files[tensor.file].bytes()[tensor.offset..][..tensor.len], &tensors)?;
+        }
+        let weights = huggingface::assemble(&spec, method, tensors)?;
         let there = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
         let tokenizer_config = there("tokenizer_config.json");
         let template = match there("chat_template.jinja") {
@@ -124,15 +129,77 @@ impl Model {
     /// If the row is not there or `out` has another length.
     pub fn row(&self, tensor: &Tensor, row: usize, out: &mut [f32]) {
         assert!(row < tensor.rows && out.len() == tensor.cols, "row of the tensor");
+        if let Some(group) = self.group_of(tensor) {
+            let groups = tensor.cols / group;
+            let (mut q, mut zeros) = (vec![0; tensor.cols], vec![0; groups]);
+            let mut scales = vec![0.0; groups];
+            self.group(tensor, row, &mut q, &mut scales, &mut zeros);
+            for (i, (value, q)) in out.iter_mut().zip(q).enumerate() {
+                let g = i / group;
+                *value = scales[g] * (f32::from(q) - f32::from(zeros[g]));
+            }
+            return;
+        }
         let bytes = tensor.len / tensor.rows;
         quant::dequantize(tensor.format, &self.bytes(tensor)[row * bytes..][..bytes], out);
+        if let Some(Parts::Scaled(scaled)) = tensor.parts.as_deref() {
+            scaled.row(&|part| self.bytes(part), row, out);
+        }
+    }
+
+    /// Columns in a group of a [`Format::Grouped4`](crate::Format::Grouped4) tensor, a multiple of 32; none for others.
+    pub fn group_of(&self, tensor: &Tensor) -> Option<usize> {
+        match tensor.parts.as_deref() {
+            Some(Parts::Grouped(grouped)) => Some(grouped.group),
+            _ => None,
+        }
+    }
+
+    /// One row of such a tensor: value `i` is `scales[i / group] * (q[i] - zeros[i / group])`.
+    ///
+    /// # Panics
+    /// If the tensor is another one, the row is not there or a length is wrong.
+    pub fn group(
+        &self,
+        tensor: &Tensor,
+        row: usize,
+        q: &mut [u8],
+        scales: &mut [f32],
+        zeros: &mut [u8],
+    ) {
+        let Some(Parts::Grouped(grouped)) = tensor.parts.as_deref() else {
+            panic!("a tensor in groups");
+        };
+        let groups = tensor.cols / grouped.group;
+        assert!(row < tensor.rows && q.len() == tensor.cols, "row of the tensor");
+        assert!(scales.len() == groups && zeros.len() == groups, "groups of the tensor");
+        grouped.row(&|part| self.bytes(part), row, q, scales, zeros);
     }
 
     /// A whole tensor as values, row after row.
     pub fn values(&self, tensor: &Tensor) -> Vec<f32> {
         let mut out = vec![0.0; tensor.rows * tensor.cols];
-        quant::dequantize(tensor.format, self.bytes(tensor), &mut out);
+        match &tensor.parts {
+            None => quant::dequantize(tensor.format, self.bytes(tensor), &mut out),
+            Some(_) => out
+                .chunks_exact_mut(tensor.cols)
+                .enumerate()
+                .for_each(|(row, out)| self.row(tensor, row, out)),
+        }
         out
+    }
+}
+
+/// Refuses groups that are not one after the other: GPTQ's act-order, whatever the configuration says.
+fn in_order(index: &Tensor, bytes: &[u8], tensors: &[Tensor]) -> Result<(), ModelError> {
+    let stem = index.name.trim_end_matches("g_idx").trim_end_matches("weight_");
+    let scales = tensors.iter().find(|t| t.name.strip_prefix(stem) == Some("scales"));
+    let groups = scales.map_or(1, |t| t.rows).max(1);
+    let group = bytes.len() / 4 / groups;
+    let words = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word) as usize);
+    match words.enumerate().all(|(k, g)| k.checked_div(group) == Some(g)) {
+        true => Ok(()),
+        false => Err(ModelError::Unsupported("GPTQ with act-order (g_idx)".to_owned())),
     }
 }
 

@@ -26,6 +26,10 @@ pub fn dequantize(format: Format, bytes: &[u8], out: &mut [f32]) {
             Format::F32 => y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
             Format::F16 => y[0] = f16_at(b, 0),
             Format::BF16 => y[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32(),
+            Format::F8E4M3 => y[0] = e4m3(b[0]),
+            Format::Grouped4 | Format::I32 | Format::I64 => {
+                unreachable!("the loader takes these apart")
+            }
             _ => block(format, b, y),
         }
     }
@@ -135,7 +139,7 @@ pub fn unpack(format: Format, bytes: &[u8]) -> Block {
                 }
             }
         }
-        Format::F32 | Format::F16 | Format::BF16 => unreachable!("plain formats have no blocks"),
+        _ => unreachable!("plain formats have no blocks"),
     }
     out
 }
@@ -169,6 +173,17 @@ fn six_bits(packed: &[u8], g: usize) -> (u8, u8) {
             (packed[g + 4] >> 4) | ((packed[g] >> 6) << 4),
         )
     }
+}
+
+/// OCP FP8 e4m3: no infinity, all ones is not a number; exponents begin at 2^-6, and below there are eighths of it.
+fn e4m3(byte: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
+    let size = match (exponent, byte & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa / 8.0 * (-6f32).exp2(),
+        _ => (1.0 + mantissa / 8.0) * ((exponent - 7) as f32).exp2(),
+    };
+    if byte < 128 { size } else { -size }
 }
 
 fn f16_at(bytes: &[u8], at: usize) -> f32 {

@@ -1,5 +1,9 @@
 //! Where tensors lie and how they are stored.
 
+use std::sync::Arc;
+
+use crate::quantized::Parts;
+
 /// How a tensor's values are stored. Block formats are those of ggml.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types, missing_docs)] // The formats' own names, known under no other.
@@ -15,10 +19,18 @@ pub enum Format {
     Q4_K,
     Q5_K,
     Q6_K,
+    /// A byte with four bits of exponent and three of mantissa; its scales are elsewhere.
+    F8E4M3,
+    /// Four bits in groups of columns, with scales and zeros elsewhere. See `Model::group`.
+    Grouped4,
+    /// Words that are part of something else.
+    I32,
+    /// The same.
+    I64,
 }
 
 impl Format {
-    /// Every format, for tests and tables.
+    /// Every format whose bytes alone are its values, for tests and tables.
     pub const ALL: [Format; 11] = [
         Format::F32,
         Format::F16,
@@ -36,7 +48,8 @@ impl Format {
     /// Values in one block.
     pub fn block_values(self) -> usize {
         match self {
-            Format::F32 | Format::F16 | Format::BF16 => 1,
+            Format::F32 | Format::F16 | Format::BF16 | Format::F8E4M3 => 1,
+            Format::Grouped4 | Format::I32 | Format::I64 => 1,
             Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0 => 32,
             Format::Q4_K | Format::Q5_K | Format::Q6_K => 256,
         }
@@ -45,8 +58,12 @@ impl Format {
     /// Bytes of one block.
     pub fn block_bytes(self) -> usize {
         match self {
-            Format::F32 => 4,
+            Format::F32 | Format::I32 => 4,
             Format::F16 | Format::BF16 => 2,
+            Format::F8E4M3 => 1,
+            Format::I64 => 8,
+            // Not its own.
+            Format::Grouped4 => 4,
             Format::Q4_0 => 2 + 16,
             Format::Q4_1 => 2 + 2 + 16,
             Format::Q5_0 => 2 + 4 + 16,
@@ -85,6 +102,8 @@ pub struct Tensor {
     pub(crate) offset: usize,
     /// Bytes.
     pub(crate) len: usize,
+    /// What else belongs to it.
+    pub(crate) parts: Option<Arc<Parts>>,
 }
 
 impl Tensor {
@@ -94,8 +113,21 @@ impl Tensor {
     /// If the rows are not there.
     pub(crate) fn slice(&self, name: String, from: usize, rows: usize) -> Self {
         assert!(from + rows <= self.rows && rows > 0, "rows of the tensor");
+        let parts = self.parts.as_ref().map(|parts| {
+            let mut parts = Parts::clone(parts);
+            match &mut parts {
+                Parts::Grouped(grouped) => grouped.first += from,
+                Parts::Scaled(scaled) => scaled.first += from,
+            }
+            Arc::new(parts)
+        });
+        if self.format == Format::Grouped4 {
+            // Its rows do not lie one behind the other.
+            return Self { name, rows, parts, ..self.clone() };
+        }
         let row = self.len / self.rows;
-        Self { name, rows, offset: self.offset + from * row, len: rows * row, ..self.clone() }
+        let (offset, len) = (self.offset + from * row, rows * row);
+        Self { name, rows, offset, len, parts, ..self.clone() }
     }
 
     /// Bytes that it takes in its file.

@@ -10,15 +10,20 @@ families/NAME/   config.json and model.safetensors (BF16), as `save_pretrained` 
                  u32 ids[tokens], u32 greedy[steps]; then, for the last sequence, u32 rows and f32 logits[rows][vocab]
                  of every position of its prompt and of its greedy answer but the last. Computed in F32.
 
+Names such as `awq-128` are the same with matrices quantized in one of the formats, written here from its definition; what is
+expected of them is what `transformers` answers with the values that the stored numbers stand for.
+
 Weights are random: norms near one, biases that matter, projections scaled so that every layer does something.
 The seed is the first one with which the two best logits of every greedy step differ by more than 1e-2 (and by more than
 a thousandth of the row's L2 norm over the square root of its width), so that no rounding can turn an answer.
 """
 
+import json
 import pathlib
 import struct
 import sys
 
+import safetensors.torch
 import torch
 import transformers
 
@@ -62,6 +67,136 @@ FAMILIES = {
         ),
     ),
 }
+
+
+def nibbles(q, order=range(8)):
+    """Eight four-bit numbers along the last axis to one word, the lowest bits first, taken in this order."""
+    q = q.reshape(*q.shape[:-1], -1, 8).to(torch.int64)
+    word = sum(q[..., n] << (4 * at) for at, n in enumerate(order))
+    return torch.where(word >= 2**31, word - 2**32, word).to(torch.int32)
+
+
+def in_groups(w, group, symmetric, scale_type):
+    """[N][K] to numbers from 0 to 15, and scales and zeros [N][K/group]; value = scale * (q - zero)."""
+    parts = w.reshape(w.shape[0], -1, group)
+    if symmetric:
+        scale = (parts.abs().amax(-1) / 7.5).to(scale_type).float()
+        zero = torch.full_like(scale, 8)
+    else:
+        low, high = parts.amin(-1).clamp(max=0), parts.amax(-1).clamp(min=0)
+        scale = ((high - low) / 15).to(scale_type).float()
+        zero = (-low / scale).round().clamp(0, 15)
+    q = ((parts / scale[..., None]).round() + zero[..., None]).clamp(0, 15)
+    value = (scale[..., None] * (q - zero[..., None])).reshape(w.shape)
+    return q.reshape(w.shape).to(torch.int64), scale, zero.to(torch.int64), value
+
+
+def awq(group):
+    def store(name, w):
+        q, scale, zero, value = in_groups(w, group, False, torch.float16)
+        order = [0, 2, 4, 6, 1, 3, 5, 7]
+        return value, {
+            name + ".qweight": nibbles(q.T, order), name + ".qzeros": nibbles(zero.T, order),
+            name + ".scales": scale.T.half(),
+        }
+
+    return store, dict(quant_method="awq", bits=4, group_size=group, zero_point=True, version="gemm")
+
+
+def gptq(group, v2):
+    def store(name, w):
+        q, scale, zero, value = in_groups(w, group, False, torch.float16)
+        # Version 1 stores one less, in four bits: a zero of 0 cannot be said.
+        if not v2:
+            zero = zero.clamp(min=1)
+            value = (scale[..., None] * (q.reshape(*scale.shape, group) - zero[..., None])).reshape(w.shape)
+        return value, {
+            name + ".qweight": nibbles(q).T, name + ".scales": scale.T.half(),
+            name + ".qzeros": nibbles(zero.T - (0 if v2 else 1)),
+            name + ".g_idx": torch.arange(w.shape[1], dtype=torch.int32) // group,
+        }
+
+    form = "gptq_v2" if v2 else "gptq"
+    return store, dict(quant_method="gptq", bits=4, group_size=group, desc_act=False, checkpoint_format=form)
+
+
+def packed(group, symmetric):
+    def store(name, w):
+        q, scale, zero, value = in_groups(w, group, symmetric, torch.bfloat16)
+        parts = {
+            name + ".weight_packed": nibbles(q), name + ".weight_scale": scale.bfloat16(),
+            name + ".weight_shape": torch.tensor(w.shape),
+        }
+        if not symmetric:
+            parts[name + ".weight_zero_point"] = nibbles(zero.T).T
+        return value, parts
+
+    weights = dict(num_bits=4, type="int", symmetric=symmetric, strategy="group", group_size=group)
+    return store, compressed("pack-quantized", weights)
+
+
+def compressed(form, weights):
+    group = dict(targets=["Linear"], weights=weights)
+    return dict(quant_method="compressed-tensors", format=form, config_groups=dict(group_0=group), ignore=["lm_head"])
+
+
+def fp8(kind):
+    def store(name, w):
+        if kind == "block":
+            shape = (-(-w.shape[0] // 128), -(-w.shape[1] // 128))
+            wide = torch.nn.functional.pad(w, (0, shape[1] * 128 - w.shape[1], 0, shape[0] * 128 - w.shape[0]))
+            scale = wide.reshape(shape[0], 128, shape[1], 128).abs().amax((1, 3)) / 448
+            all = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[: w.shape[0], : w.shape[1]]
+        elif kind == "channel":
+            scale = (w.abs().amax(1, keepdim=True) / 448).bfloat16().float()
+            all = scale
+        else:
+            scale = (w.abs().amax() / 448).reshape(1)
+            all = scale
+        q = (w / all).to(torch.float8_e4m3fn)
+        part = ".weight_scale_inv" if kind == "block" else ".weight_scale"
+        kept = scale.bfloat16() if kind == "channel" else scale
+        return q.float() * all, {name + ".weight": q, name + part: kept}
+
+    if kind == "block":
+        return store, dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", weight_block_size=[128, 128])
+    weights = dict(num_bits=8, type="float", symmetric=True, strategy=kind)
+    return store, compressed("float-quantized", weights)
+
+
+QUANTIZED = {
+    "awq-128": ("qwen3_moe", awq(128)),
+    "awq-64": ("llama", awq(64)),
+    "gptq": ("llama", gptq(128, False)),
+    "gptq-v2": ("qwen2-windows", gptq(64, True)),
+    "packed": ("seed_oss", packed(128, True)),
+    "packed-zeros": ("phi3", packed(64, False)),
+    "fp8-block": ("qwen3_moe", fp8("block")),
+    "fp8-tensor": ("llama", fp8("tensor")),
+    "fp8-channel": ("phi3", fp8("channel")),
+}
+
+
+def quantize(model, store):
+    """Quantizes the matrices of all layers in place, and says what stands for them in a file."""
+    parts = {}
+
+    def one(name, w):
+        value, parts[name] = store(name, w.clone())
+        w.copy_(value)
+
+    for name, module in model.named_modules():
+        if not name.startswith("model.layers."):
+            continue
+        if isinstance(module, torch.nn.Linear):
+            one(name, module.weight.data)
+        elif isinstance(getattr(module, "gate_up_proj", None), torch.nn.Parameter):
+            # All experts in one tensor here, and one by one in a file.
+            for expert, both in enumerate(module.gate_up_proj.data):
+                for part, w in zip(["gate_proj", "up_proj"], both.chunk(2)):
+                    one(f"{name}.{expert}.{part}", w)
+                one(f"{name}.{expert}.down_proj", module.down_proj.data[expert])
+    return parts
 
 
 def make(kind, more, seed):
@@ -110,9 +245,12 @@ def greedy(model, prompt):
     return ids[len(prompt):], rows
 
 
-def write(name, kind, more):
+def write(name):
+    base, (store, config) = QUANTIZED.get(name, (name, (None, None)))
+    kind, more = FAMILIES[base]
     for seed in range(1, 200):
         model, answers = make(kind, more, seed), []
+        parts = quantize(model, store) if store else {}
         texts = prompts(seed)
         for prompt in texts:
             answer = greedy(model, prompt)
@@ -134,10 +272,19 @@ def write(name, kind, more):
     out += struct.pack("<I", len(rows)) + rows.numpy().astype("<f4").tobytes()
     (folder / "expected.bin").write_bytes(out)
     model.bfloat16().save_pretrained(folder)
+    if store:
+        file = folder / "model.safetensors"
+        stored = safetensors.torch.load_file(file)
+        for module, own in parts.items():
+            del stored[module + ".weight"]
+            stored.update({part: tensor.contiguous() for part, tensor in own.items()})
+        safetensors.torch.save_file(stored, file, metadata={"format": "pt"})
+        told = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**told, "quantization_config": config}, indent=2) + "\n")
     (folder / "generation_config.json").unlink(missing_ok=True)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{name}: seed {seed}, {size / 1e6:.1f} MB, at least {variety} different tokens of {STEPS}", flush=True)
 
 
-for name in sys.argv[1:] or FAMILIES:
-    write(name, *FAMILIES[name])
+for name in sys.argv[1:] or [*FAMILIES, *QUANTIZED]:
+    write(name)

@@ -40,12 +40,21 @@ struct IntLayout {
     halves: bool,
     /// Scales are `f16 * integer` over super-blocks of 256 columns.
     supers: bool,
+    /// Or one `f32` and an integer zero over so many columns.
+    grouped: Option<usize>,
 }
 
 impl IntLayout {
     fn of(format: Format) -> Option<Self> {
-        let plain =
-            Self { format, nibbles: false, zero: 0, mins: false, halves: false, supers: false };
+        let plain = Self {
+            format,
+            nibbles: false,
+            zero: 0,
+            mins: false,
+            halves: false,
+            supers: false,
+            grouped: None,
+        };
         Some(match format {
             Format::Q4_0 => Self { nibbles: true, zero: 8, ..plain },
             Format::Q4_1 => Self { nibbles: true, mins: true, ..plain },
@@ -55,8 +64,21 @@ impl IntLayout {
             Format::Q4_K => Self { nibbles: true, mins: true, supers: true, ..plain },
             Format::Q5_K => Self { mins: true, supers: true, ..plain },
             Format::Q6_K => Self { zero: 32, halves: true, supers: true, ..plain },
-            Format::F32 | Format::F16 | Format::BF16 => return None,
+            _ => return None,
         })
+    }
+
+    /// Four bits in groups of this many columns.
+    fn in_groups(group: usize) -> Self {
+        Self {
+            format: Format::Grouped4,
+            nibbles: true,
+            zero: 0,
+            mins: true,
+            halves: false,
+            supers: false,
+            grouped: Some(group),
+        }
     }
 
     /// What the packed quant of value `q` is.
@@ -66,7 +88,7 @@ impl IntLayout {
 
     /// Columns under one f16 scale.
     fn block(self) -> usize {
-        if self.supers { 256 } else { GROUP }
+        self.grouped.unwrap_or(if self.supers { 256 } else { GROUP })
     }
 
     /// Integer scales (and, apart, minima) of one row in one block.
@@ -80,6 +102,9 @@ impl IntLayout {
 
     /// Bytes of one block's scales, all rows.
     fn scale_bytes(self) -> usize {
+        if self.grouped.is_some() {
+            return (4 + 1) * LANES;
+        }
         (2 + self.group_scales()) * LANES * (1 + usize::from(self.mins))
     }
 
@@ -97,11 +122,13 @@ impl Matrix {
     /// Packs a tensor, as it is stored, or as floats.
     pub(crate) fn pack(model: &Model, tensor: &Tensor, as_floats: bool) -> Self {
         let (rows, cols) = (tensor.rows, tensor.cols);
-        let layout = match (as_floats, tensor.format) {
-            (true, _) | (_, Format::F32) => Layout::Float(FloatKind::F32),
-            (_, Format::F16) => Layout::Float(FloatKind::F16),
-            (_, Format::BF16) => Layout::Float(FloatKind::BF16),
-            (_, format) => Layout::Int(IntLayout::of(format).expect("not a float format")),
+        let layout = match (as_floats, tensor.format, model.group_of(tensor)) {
+            // FP8 with its scales fits no other format without rounding.
+            (true, ..) | (_, Format::F32 | Format::F8E4M3, _) => Layout::Float(FloatKind::F32),
+            (_, Format::F16, _) => Layout::Float(FloatKind::F16),
+            (_, Format::BF16, _) => Layout::Float(FloatKind::BF16),
+            (_, _, Some(group)) => Layout::Int(IntLayout::in_groups(group)),
+            (_, format, None) => Layout::Int(IntLayout::of(format).expect("not a float format")),
         };
         let tile_bytes = match layout {
             Layout::Float(kind) => cols * LANES * kind.bytes(),
@@ -111,17 +138,31 @@ impl Matrix {
         let mut data = Lines::zeroed(tiles * tile_bytes);
         let stored = model.bytes(tensor);
         let row_bytes = stored.len() / rows;
-        data.bytes_mut()[..tiles * tile_bytes]
-            .par_chunks_exact_mut(tile_bytes)
-            .zip(stored.par_chunks(row_bytes * LANES))
-            .for_each(|(tile, stored)| {
-                for (r, row) in stored.chunks_exact(row_bytes).enumerate() {
-                    match layout {
-                        Layout::Float(kind) => pack_floats(kind, tensor, row, r, tile),
-                        Layout::Int(i) => pack_ints(i, cols, row, r, tile),
+        let all = data.bytes_mut()[..tiles * tile_bytes].par_chunks_exact_mut(tile_bytes);
+        all.enumerate().for_each(|(n, tile)| {
+            for r in 0..LANES.min(rows - n * LANES) {
+                let number = n * LANES + r;
+                match layout {
+                    Layout::Float(FloatKind::F32) => {
+                        let mut values = vec![0.0; cols];
+                        model.row(tensor, number, &mut values);
+                        let columns = tile.chunks_exact_mut(4 * LANES);
+                        for (column, value) in columns.zip(values) {
+                            column[4 * r..4 * r + 4].copy_from_slice(&value.to_le_bytes());
+                        }
+                    }
+                    Layout::Float(kind) => {
+                        pack_halves(kind, &stored[number * row_bytes..][..row_bytes], r, tile);
+                    }
+                    Layout::Int(i) if i.grouped.is_some() => {
+                        pack_groups(i, model, tensor, number, r, tile);
+                    }
+                    Layout::Int(i) => {
+                        pack_ints(i, cols, &stored[number * row_bytes..][..row_bytes], r, tile);
                     }
                 }
-            });
+            }
+        });
         Self { rows, cols, layout, data, tile_bytes }
     }
 
@@ -170,7 +211,26 @@ struct Spare {
 }
 
 impl Spare {
+    /// Scales, and what zeros take away, for every 32 columns.
+    fn expand_groups(&mut self, group: usize, bytes: &[u8]) {
+        self.scales.clear();
+        self.mins.clear();
+        for block in bytes.chunks_exact((4 + 1) * LANES) {
+            let (scales, zeros) = block.split_at(4 * LANES);
+            let scales: [f32; LANES] =
+                std::array::from_fn(|r| f32::from_le_bytes(scales.as_chunks::<4>().0[r]));
+            let mins: [f32; LANES] = std::array::from_fn(|r| -(scales[r] * f32::from(zeros[r])));
+            for _ in 0..group / GROUP {
+                self.scales.extend_from_slice(&scales);
+                self.mins.extend_from_slice(&mins);
+            }
+        }
+    }
+
     fn expand(&mut self, isa: Isa, layout: IntLayout, cols: usize, bytes: &[u8]) {
+        if let Some(group) = layout.grouped {
+            return self.expand_groups(group, &bytes[..cols / group * layout.scale_bytes()]);
+        }
         let blocks = cols / layout.block();
         let halves = LANES * (1 + usize::from(layout.mins));
         let all = blocks * layout.scale_bytes();
@@ -204,19 +264,41 @@ impl Spare {
     }
 }
 
-fn pack_floats(kind: FloatKind, tensor: &Tensor, row: &[u8], r: usize, tile: &mut [u8]) {
+fn pack_halves(kind: FloatKind, row: &[u8], r: usize, tile: &mut [u8]) {
     let size = kind.bytes();
-    let columns = tile.chunks_exact_mut(LANES * size);
-    if kind == FloatKind::F32 {
-        let mut values = vec![0.0; tensor.cols];
-        quant::dequantize(tensor.format, row, &mut values);
-        for (column, value) in columns.zip(values) {
-            column[4 * r..4 * r + 4].copy_from_slice(&value.to_le_bytes());
-        }
-    } else {
-        for (column, stored) in columns.zip(row.chunks_exact(size)) {
-            column[size * r..size * (r + 1)].copy_from_slice(stored);
-        }
+    for (column, stored) in tile.chunks_exact_mut(LANES * size).zip(row.chunks_exact(size)) {
+        column[size * r..size * (r + 1)].copy_from_slice(stored);
+    }
+}
+
+fn pack_groups(
+    i: IntLayout,
+    model: &Model,
+    tensor: &Tensor,
+    row: usize,
+    r: usize,
+    tile: &mut [u8],
+) {
+    let (scales, quants) = tile.split_at_mut(i.scales(tensor.cols));
+    let groups = tensor.cols / i.block();
+    let (mut q, mut zeros) = (vec![0; tensor.cols], vec![0; groups]);
+    let mut floats = vec![0.0; groups];
+    model.group(tensor, row, &mut q, &mut floats, &mut zeros);
+    let blocks = scales.chunks_exact_mut(i.scale_bytes());
+    for ((block, scale), zero) in blocks.zip(floats).zip(zeros) {
+        block[4 * r..4 * r + 4].copy_from_slice(&scale.to_le_bytes());
+        block[4 * LANES + r] = zero;
+    }
+    for (group, q) in quants.chunks_exact_mut(i.quant_bytes()).zip(q.as_chunks::<GROUP>().0) {
+        put_nibbles(group, q, r);
+    }
+}
+
+/// One row's 32 quants of four bits.
+fn put_nibbles(group: &mut [u8], q: &[u8; GROUP], r: usize) {
+    for (k, q) in q.iter().enumerate() {
+        let byte = &mut group[k / 8 * 64 + 4 * r + k % 4];
+        *byte |= if k % 8 < 4 { *q } else { q << 4 };
     }
 }
 
@@ -241,14 +323,13 @@ fn pack_ints(i: IntLayout, cols: usize, row: &[u8], r: usize, tile: &mut [u8]) {
         let first = n * values / GROUP * i.quant_bytes();
         let quants = &mut quants[first..][..values / GROUP * i.quant_bytes()];
         for (group, q) in quants.chunks_exact_mut(i.quant_bytes()).zip(b.q.as_chunks::<GROUP>().0) {
+            let q = q.map(|q| i.packed(q));
+            if i.nibbles {
+                put_nibbles(group, &q, r);
+                continue;
+            }
             for (k, q) in q.iter().enumerate() {
-                let q = i.packed(*q);
-                if i.nibbles {
-                    let byte = &mut group[k / 8 * 64 + 4 * r + k % 4];
-                    *byte |= if k % 8 < 4 { q } else { q << 4 };
-                } else {
-                    group[k / 4 * 64 + 4 * r + k % 4] = q;
-                }
+                group[k / 4 * 64 + 4 * r + k % 4] = *q;
             }
         }
     }

@@ -155,3 +155,48 @@ fn seed_oss_answers_like_transformers() {
 fn gemma3_with_its_windows_answers_like_transformers() {
     check("gemma3_text");
 }
+
+#[test]
+fn awq_in_groups_of_128_with_experts_answers_like_the_values_that_it_stands_for() {
+    check("awq-128");
+}
+
+#[test]
+fn awq_in_groups_of_64_answers_like_the_values_that_it_stands_for() {
+    check("awq-64");
+}
+
+#[test]
+fn gptq_with_zeros_that_are_one_less_answers_like_the_values_that_it_stands_for() {
+    check("gptq");
+}
+
+#[test]
+fn gptq_of_the_second_version_answers_like_the_values_that_it_stands_for() {
+    check("gptq-v2");
+}
+
+#[test]
+fn compressed_tensors_without_zeros_answers_like_the_values_that_it_stands_for() {
+    check("packed");
+}
+
+#[test]
+fn compressed_tensors_with_zeros_in_fused_matrices_answers_like_the_values_that_it_stands_for() {
+    check("packed-zeros");
+}
+
+#[test]
+fn fp8_in_blocks_with_experts_answers_like_the_values_that_it_stands_for() {
+    check("fp8-block");
+}
+
+#[test]
+fn fp8_with_one_scale_answers_like_the_values_that_it_stands_for() {
+    check("fp8-tensor");
+}
+
+#[test]
+fn fp8_with_a_scale_for_each_output_answers_like_the_values_that_it_stands_for() {
+    check("fp8-channel");
+}

@@ -22,6 +22,7 @@ pub(crate) fn read(gguf: &Gguf, bytes: &[u8]) -> Result<(ModelSpec, Weights), Mo
         file: 0,
         offset: t.offset,
         len: t.len,
+        parts: None,
     }));
     let spec = spec(gguf, &shelf, bytes)?;
     shelf.drop_if_there(ROPE_FACTORS);
