@@ -199,7 +199,7 @@ fn check_ranges(step: &StepBatch, limits: &Limits) -> Result<(), BackendError> {
         return Err(bad(format!("{total} tokens and {} positions", step.positions.len())));
     }
     let (mut tokens, mut blocks) = (0, 0);
-    let (mut slots, mut owned) = (HashSet::new(), HashSet::new());
+    let (mut slots, mut read, mut written) = (HashSet::new(), HashSet::new(), HashSet::new());
     for sequence in &step.sequences {
         if sequence.tokens.start != tokens
             || sequence.tokens.is_empty()
@@ -212,9 +212,17 @@ fn check_ranges(step: &StepBatch, limits: &Limits) -> Result<(), BackendError> {
             return Err(bad(format!("slot {} twice, or none such", sequence.slot.0)));
         }
         let range = sequence.blocks.start as usize..sequence.blocks.end as usize;
-        for block in step.block_table.get(range).into_iter().flatten() {
-            if !owned.insert(*block) {
+        // Several may read a block; who writes to it has it alone.
+        let first = step.positions[tokens as usize - sequence.tokens.len()] / limits.block_tokens;
+        for (at, block) in step.block_table.get(range).into_iter().flatten().enumerate() {
+            let mine = at >= first as usize;
+            let theirs = written.contains(block) || (mine && read.contains(block));
+            if theirs {
                 return Err(bad(format!("block {} belongs to two sequences", block.0)));
+            }
+            read.insert(*block);
+            if mine {
+                written.insert(*block);
             }
         }
     }

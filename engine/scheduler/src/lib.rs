@@ -10,6 +10,7 @@ mod fair;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod pool;
+mod prefix;
 mod pulse;
 mod queue;
 mod request;

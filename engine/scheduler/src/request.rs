@@ -56,6 +56,8 @@ pub enum Event {
         reason: FinishReason,
         /// Tokens sampled in all, a stop token included.
         sampled: u32,
+        /// Prompt tokens that did not have to be read, because an earlier request began alike.
+        cached: u32,
     },
     /// The model computed no distribution (NaN, infinity) for this sequence; nothing follows.
     Unusable,

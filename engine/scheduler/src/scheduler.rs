@@ -17,6 +17,7 @@ use polder_backend::{BlockId, Limits, Row, Slot, StepBatch, StepOutput, TokenId}
 
 use crate::fair;
 use crate::pool::BlockPool;
+use crate::prefix::{NodeId, PrefixCache};
 use crate::queue::WaitingQueue;
 use crate::request::{
     Event, FinishReason, MemberId, PromptLogprob, Refusal, Request, RequestId, SchedulerError,
@@ -77,6 +78,14 @@ pub struct Stats {
     pub sampled_tokens: u64,
     /// Times a sequence gave up its blocks for another.
     pub preemptions: u64,
+    /// KV blocks that are kept for whoever begins alike, and that nobody uses.
+    pub blocks_kept: usize,
+    /// Prompt tokens of requests that were started, read or not.
+    pub asked_tokens: u64,
+    /// Of those, how many did not have to be read.
+    pub cached_tokens: u64,
+    /// Kept blocks that were given up for others.
+    pub evictions: u64,
 }
 
 /// All sequences, waiting and running.
@@ -89,6 +98,7 @@ pub struct Scheduler {
     running: Vec<Sequence>,
     free_slots: Vec<Slot>,
     pool: BlockPool,
+    prefixes: PrefixCache,
     /// Who owns which output row, for each step in flight, oldest first.
     in_flight: VecDeque<Vec<RowOwner>>,
     spare_rows: Vec<Vec<RowOwner>>,
@@ -132,6 +142,7 @@ impl Scheduler {
             running: Vec::with_capacity(limits.slots.into()),
             free_slots: (0..limits.slots).rev().map(Slot).collect(),
             pool: BlockPool::new(limits.blocks),
+            prefixes: PrefixCache::new(limits.block_tokens),
             in_flight: VecDeque::new(),
             spare_rows: Vec::new(),
             shares: Vec::new(),
@@ -156,7 +167,8 @@ impl Scheduler {
             running: self.running.len(),
             paused: self.running.iter().filter(|sequence| sequence.paused).count(),
             waiting: self.waiting.len(),
-            blocks_used: self.pool.used(),
+            blocks_used: self.pool.used() - self.prefixes.idle(),
+            blocks_kept: self.prefixes.idle(),
             blocks_total: self.pool.total(),
             ..self.stats
         }
@@ -248,6 +260,7 @@ impl Scheduler {
         self.make_room_for_more();
         self.plan_decodes(batch, &mut rows);
         self.plan_prompts(batch, &mut rows);
+        self.keep_what_is_whole();
         if batch.inputs.is_empty() {
             self.spare_rows.push(rows);
             return false;
@@ -313,7 +326,8 @@ impl Scheduler {
             full.then_some(FinishReason::Length)
         };
         if let Some(reason) = reason {
-            events.push((id, Event::Finished { reason, sampled }));
+            let cached = sequence.cached;
+            events.push((id, Event::Finished { reason, sampled, cached }));
             self.release(index);
         }
     }
@@ -344,7 +358,8 @@ impl Scheduler {
         }
         if ended {
             let reason = FinishReason::Length;
-            events.push((id, Event::Finished { reason, sampled: 0 }));
+            let cached = self.running[index].cached;
+            events.push((id, Event::Finished { reason, sampled: 0, cached }));
             self.release(index);
         }
         Ok(())
@@ -361,28 +376,83 @@ impl Scheduler {
     /// Gives room to as many as fit.
     fn make_room_for_more(&mut self) {
         while let Some(next) = self.next_for_room() {
+            let (mut chain, mut blocks) = (Vec::new(), Vec::new());
             let (member, tokens) = match &next {
                 Next::Again(index) => {
                     let sequence = &self.running[*index];
-                    (sequence.request.member.clone(), sequence.tokens.len())
+                    (&sequence.request, &sequence.tokens)
                 }
                 Next::New(member) => {
                     let request = self.waiting.peek(member).expect("just seen there");
-                    (member.clone(), request.prompt.len())
+                    (request, &request.prompt)
                 }
             };
-            let need = blocks_for(tokens as u32, self.limits.block_tokens);
+            let need = blocks_for(tokens.len() as u32, self.limits.block_tokens);
+            // The last token is read in any case: what follows it is asked for. So is a prompt that is judged.
+            let most = match member.prompt_logprobs {
+                None => (tokens.len() - 1) / self.limits.block_tokens as usize,
+                Some(_) => 0,
+            };
+            let member = member.member.clone();
+            self.prefixes.find(&member, tokens, most, &mut chain, &mut blocks);
+            let need = need - blocks.len();
             while !self.fits(need) {
-                let Some(victim) = fair::spare(&self.running, &member) else { return };
+                let Some(victim) = fair::spare(&self.running, &member) else {
+                    return self.prefixes.leave(&mut chain);
+                };
                 self.preempt(victim);
             }
-            let mut blocks = Vec::new();
-            self.pool.take(need, &mut blocks);
+            self.take_blocks(need, &mut blocks);
             match next {
-                Next::Again(index) => self.running[index].blocks = blocks,
-                Next::New(member) => self.start(&member, blocks),
+                Next::Again(index) => {
+                    let sequence = &mut self.running[index];
+                    sequence.fed = chain.len() as u32 * self.limits.block_tokens;
+                    (sequence.blocks, sequence.chain) = (blocks, chain);
+                }
+                Next::New(member) => self.start(&member, blocks, chain),
             }
         }
+    }
+
+    /// Takes free blocks, and kept ones that nobody uses where there are too few; false, and nothing taken, where there
+    /// are too few of both.
+    fn take_blocks(&mut self, count: usize, to: &mut Vec<BlockId>) -> bool {
+        if count > self.pool.available() + self.prefixes.idle() {
+            return false;
+        }
+        while self.pool.available() < count {
+            let block = self.prefixes.evict().expect("idle blocks can be had");
+            self.pool.give_back(&mut vec![block]);
+            self.stats.evictions += 1;
+        }
+        self.pool.take(count, to)
+    }
+
+    /// Full blocks that the step writes are there for whoever begins alike from the next step on.
+    fn keep_what_is_whole(&mut self) {
+        let block_tokens = self.limits.block_tokens;
+        for sequence in &mut self.running {
+            while sequence.has_room() && sequence.chain.len() < sequence.whole_blocks(block_tokens)
+            {
+                let at = sequence.chain.len();
+                let from = at * block_tokens as usize;
+                let tokens = &sequence.tokens[from..from + block_tokens as usize];
+                let member = &sequence.request.member;
+                self.prefixes.keep(member, &mut sequence.chain, tokens, sequence.blocks[at]);
+            }
+        }
+    }
+
+    /// Takes a sequence's blocks away: those that are kept stay where they are.
+    fn free_blocks(&mut self, index: usize) {
+        let Sequence { blocks, chain, .. } = &mut self.running[index];
+        let kept = |(at, block): &(usize, BlockId)| {
+            chain.get(*at).is_some_and(|node| self.prefixes.holds(*node, *block))
+        };
+        let mut own: Vec<BlockId> =
+            blocks.drain(..).enumerate().filter(|one| !kept(one)).map(|(_, block)| block).collect();
+        self.prefixes.leave(chain);
+        self.pool.give_back(&mut own);
     }
 
     /// Members with the fewest sequences that have room come first; of one member's, those that
@@ -414,21 +484,26 @@ impl Scheduler {
     /// that a newcomer is not thrown out again by the next few decoded tokens.
     fn fits(&self, need: usize) -> bool {
         let spare = self.running.iter().filter(|sequence| sequence.has_room()).count();
-        need + spare <= self.pool.available()
+        need + spare <= self.pool.available() + self.prefixes.idle()
     }
 
-    fn start(&mut self, member: &MemberId, blocks: Vec<BlockId>) {
+    fn start(&mut self, member: &MemberId, blocks: Vec<BlockId>, chain: Vec<NodeId>) {
         let (id, request) = self.waiting.pop(member).expect("just seen there");
         let slot = self.free_slots.pop().expect("just seen free");
         let room = self.capacity() - request.prompt.len() as u32;
+        let cached = chain.len() as u32 * self.limits.block_tokens;
+        self.stats.asked_tokens += request.prompt.len() as u64;
+        self.stats.cached_tokens += u64::from(cached);
         self.running.push(Sequence {
             id,
             slot,
             fresh: true,
             tokens: request.prompt.clone(),
             blocks,
+            chain,
+            cached,
             paused: false,
-            fed: 0,
+            fed: cached,
             planned: 0,
             limit: request.max_tokens.min(room),
             logits_planned: 0,
@@ -487,9 +562,11 @@ impl Scheduler {
     fn extend(&mut self, index: usize) {
         let need = blocks_for(self.running[index].fed + 1, self.limits.block_tokens);
         loop {
-            let sequence = &mut self.running[index];
-            let missing = need - sequence.blocks.len();
-            if missing == 0 || self.pool.take(missing, &mut sequence.blocks) {
+            let mut blocks = std::mem::take(&mut self.running[index].blocks);
+            let missing = need - blocks.len();
+            let there = missing == 0 || self.take_blocks(missing, &mut blocks);
+            self.running[index].blocks = blocks;
+            if there {
                 return;
             }
             let victim = fair::victim(&self.running).expect("a sequence that decodes owns blocks");
@@ -501,15 +578,14 @@ impl Scheduler {
     }
 
     fn preempt(&mut self, index: usize) {
-        let sequence = &mut self.running[index];
-        sequence.fed = 0;
-        self.pool.give_back(&mut sequence.blocks);
+        self.free_blocks(index);
+        self.running[index].fed = 0;
         self.stats.preemptions += 1;
     }
 
     fn release(&mut self, index: usize) {
-        let mut sequence = self.running.remove(index);
-        self.pool.give_back(&mut sequence.blocks);
+        self.free_blocks(index);
+        let sequence = self.running.remove(index);
         self.free_slots.push(sequence.slot);
     }
 }

@@ -4,6 +4,7 @@ use polder_backend::{
     BlockId, Input, OutputRow, SequenceStep, Slot, SlotReset, StepBatch, TokenId, Want,
 };
 
+use crate::prefix::NodeId;
 use crate::request::{Request, RequestId};
 
 /// Most prompt positions whose logits are read back in one step, all sequences together: each is
@@ -21,6 +22,10 @@ pub(crate) struct Sequence {
     /// The prompt, then what was sampled and read back.
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) blocks: Vec<BlockId>,
+    /// The nodes of its first blocks, as far as they are kept for whoever begins alike.
+    pub(crate) chain: Vec<NodeId>,
+    /// Prompt tokens that did not have to be read.
+    pub(crate) cached: u32,
     /// Its reader has not taken what is there: it keeps its place and is not run.
     pub(crate) paused: bool,
     /// Positions whose KV is written once every planned step has run.
@@ -67,6 +72,11 @@ impl Sequence {
     /// Known tokens still to be read, for a sequence that is not decoding.
     pub(crate) fn unread(&self) -> u32 {
         self.tokens.len() as u32 - self.fed
+    }
+
+    /// How many of its blocks are full of known tokens and written by the steps that were planned.
+    pub(crate) fn whole_blocks(&self, block_tokens: u32) -> usize {
+        (self.fed.min(self.tokens.len() as u32) / block_tokens) as usize
     }
 
     /// Reading its next tokens reads logits back.

@@ -72,7 +72,7 @@ impl Bench {
 
     fn end_of(&self, id: RequestId) -> Option<(FinishReason, u32)> {
         match self.said.get(&id)?.last()? {
-            Event::Finished { reason, sampled } => Some((*reason, *sampled)),
+            Event::Finished { reason, sampled, .. } => Some((*reason, *sampled)),
             _ => None,
         }
     }
@@ -92,8 +92,19 @@ enum Act {
     Turns(u8),
 }
 
+/// A prompt like no other, or the beginning of one of three texts with something of its own behind it.
+fn prompts() -> impl Strategy<Value = Vec<u32>> {
+    let own = || prop::collection::vec(0..VOCAB, 1..40);
+    let told = (0u32..3, 1u32..36, prop::collection::vec(0..VOCAB, 0..4)).prop_map(
+        |(text, length, tail)| {
+            (0..length).map(|at| (text + 1) * (at + 3) % VOCAB).chain(tail).collect()
+        },
+    );
+    prop_oneof![own(), told]
+}
+
 fn acts() -> impl Strategy<Value = Vec<Act>> {
-    let prompt = prop::collection::vec(0..VOCAB, 1..40);
+    let prompt = prompts();
     prop::collection::vec(
         prop_oneof![
             4 => (0u8..4, prompt, 1u32..40, any::<u64>()).prop_map(
@@ -171,7 +182,8 @@ proptest! {
             }
             let stats = bench.scheduler.stats();
             prop_assert!(stats.running <= slots.into());
-            prop_assert!(stats.blocks_used <= stats.blocks_total);
+            prop_assert!(stats.blocks_used + stats.blocks_kept <= stats.blocks_total);
+            prop_assert!(stats.cached_tokens <= stats.asked_tokens);
         }
         let mut turns = 0;
         for stalled in [true, false] {
@@ -446,4 +458,52 @@ fn a_sequence_whose_logits_are_no_numbers_ends_by_itself_and_others_go_on() {
             assert_eq!(bench.said[&RequestId(broken)].iter().filter(ends).count(), 1);
         }
     }
+}
+
+/// Runs one request to its end: what it said, and how much of its prompt did not have to be read.
+fn run(bench: &mut Bench, id: u64, request: Request) -> (Vec<TokenId>, u32) {
+    let id = RequestId(id);
+    bench.scheduler.admit(vec![(id, request)]).unwrap();
+    while bench.turn() {}
+    match bench.said[&id].last() {
+        Some(Event::Finished { cached, .. }) => (bench.tokens_of(id), *cached),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_second_turn_reads_what_is_new_and_another_member_reads_everything() {
+    let mut bench = Bench::new(limits(60, 4), Config::default());
+    let capacity = bench.scheduler.capacity();
+    let prompt: Vec<u32> = (1..31).collect::<Vec<u32>>().iter().map(|t| t % VOCAB).collect();
+    let first = request("ada", prompt.clone(), 7, 1);
+    let (said, cached) = run(&mut bench, 1, first);
+    assert_eq!(cached, 0);
+    // What was said belongs to what was read.
+    let mut longer = prompt.clone();
+    longer.extend(said.iter().map(|token| token.0));
+    longer.extend([5, 6, 7]);
+    let second = request("ada", longer.clone(), 5, 2);
+    let (again, cached) = run(&mut bench, 2, second.clone());
+    assert_eq!(again, alone(&second, capacity).0);
+    let whole = (prompt.len() + said.len() - 1) as u32 / 4 * 4;
+    assert!(cached >= whole.min(28) && cached.is_multiple_of(4), "{cached} of {whole}");
+    let other = request("bob", longer, 5, 2);
+    assert_eq!(run(&mut bench, 3, other), (again, 0));
+    let stats = bench.scheduler.stats();
+    assert_eq!(stats.cached_tokens, u64::from(cached));
+    assert!(stats.blocks_used == 0 && stats.blocks_kept > 0);
+}
+
+#[test]
+fn what_is_kept_makes_room_for_what_is_asked_oldest_first() {
+    let mut bench = Bench::new(limits(16, 2), Config::default());
+    let text = |n: u32| -> Vec<u32> { (0..24).map(|at| (at * n + 1) % VOCAB).collect() };
+    for n in 1..6 {
+        assert_eq!(run(&mut bench, n.into(), request("ada", text(n), 2, 0)).1, 0);
+    }
+    assert!(bench.scheduler.stats().evictions > 0);
+    // The last one is there still, the first one is not.
+    assert_eq!(run(&mut bench, 10, request("ada", text(5), 2, 0)).1, 20);
+    assert_eq!(run(&mut bench, 11, request("ada", text(1), 2, 0)).1, 0);
 }

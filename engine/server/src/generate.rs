@@ -168,7 +168,7 @@ impl Generation {
             events,
             choices,
             ready,
-            usage: Usage { prompt, completion: 0 },
+            usage: Usage { prompt, completion: 0, cached: 0 },
             started: Instant::now(),
             heard_any: false,
         };
@@ -257,11 +257,12 @@ impl Generation {
                     self.ready.push_back(piece);
                 }
             }
-            Event::Finished { reason, sampled } => {
+            Event::Finished { reason, sampled, cached } => {
                 self.ready.extend(choice.begin(index, &self.tokenizer));
                 // A stop token was sampled but not delivered.
                 let more = u64::from(sampled).saturating_sub(choice.tokens);
                 self.usage.completion += more;
+                self.usage.cached += u64::from(cached);
                 self.metrics.completion_tokens(more);
                 self.ready.push_back(choice.finish(index, reason, &self.tokenizer));
             }

@@ -19,6 +19,8 @@ pub(crate) enum Kind {
 pub(crate) struct Usage {
     pub(crate) prompt: u64,
     pub(crate) completion: u64,
+    /// Of the prompts', those that did not have to be read: an earlier request began alike.
+    pub(crate) cached: u64,
 }
 
 impl Usage {
@@ -27,6 +29,7 @@ impl Usage {
             "prompt_tokens": self.prompt,
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": { "cached_tokens": self.cached.min(self.prompt) },
         })
     }
 }
