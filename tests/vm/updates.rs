@@ -1,5 +1,6 @@
 //! Another version comes on a stick: a good one stays, one that can do less is taken back by itself.
 
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -53,8 +54,10 @@ pub(crate) async fn change_to(browser: &Browser, machine: &Machine, version: &st
     browser.press(&format!("Change to Polder {version}")).await;
     browser.agree().await;
     browser.at("/runs/").await;
-    // Until the machine is gone, and the page with it; a step that fails stays on it.
-    while browser.shows("ol").await && !browser.words().await.contains("Done.") {
+    // Until the machine is gone, and the page with it; a step that fails stays on it. Where it does not come back, the
+    // page stays and the machine's ports go.
+    let there = || TcpStream::connect(("127.0.0.1", machine.port)).is_ok();
+    while browser.shows("ol").await && !browser.words().await.contains("Done.") && there() {
         assert!(!browser.shows(".error").await, "{}", browser.words().await);
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
