@@ -1,5 +1,6 @@
 //! Another version comes on a stick: a good one stays, one that can do less is taken back by itself.
 
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -53,8 +54,10 @@ pub(crate) async fn change_to(browser: &Browser, machine: &Machine, version: &st
     browser.press(&format!("Change to Polder {version}")).await;
     browser.agree().await;
     browser.at("/runs/").await;
-    // Until the machine is gone, and the page with it; a step that fails stays on it.
-    while browser.shows("ol").await && !browser.words().await.contains("Done.") {
+    // Until the machine is gone, and the page with it; a step that fails stays on it. Where it does not come back, the
+    // page stays and the machine's ports go.
+    let there = || TcpStream::connect(("127.0.0.1", machine.port)).is_ok();
+    while browser.shows("ol").await && !browser.words().await.contains("Done.") && there() {
         assert!(!browser.shows(".error").await, "{}", browser.words().await);
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
@@ -215,7 +218,7 @@ async fn vm_an_update_that_nobody_signed_that_others_signed_or_that_is_cut_short
     browser.press("Change to Polder 0.2.0").await;
     browser.agree().await;
     browser.at("/runs/").await;
-    browser.hear("polder_0.2.0_x86_64.root").await;
+    browser.hear("_0.2.0_x86_64.root from /run/media/STICK is not the file that is wanted").await;
     browser.see(".error").await;
     browser.picture("vm-update-5-short").await;
     browser.close().await;
