@@ -218,7 +218,9 @@ async fn vm_an_update_that_nobody_signed_that_others_signed_or_that_is_cut_short
     browser.press("Change to Polder 0.2.0").await;
     browser.agree().await;
     browser.at("/runs/").await;
-    browser.hear("_0.2.0_x86_64.root from /run/media/STICK is not the file that is wanted").await;
+    browser
+        .hear("polder_0.2.0_x86_64.root from /run/media/STICK is not the file that is wanted")
+        .await;
     browser.see(".error").await;
     browser.picture("vm-update-5-short").await;
     browser.close().await;

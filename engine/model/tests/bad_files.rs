@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use polder_model::{FfnWeights, Model, ModelError, gguf, huggingface};
+use polder_model::{FfnWeights, Method, Model, ModelError, gguf, huggingface};
 use proptest::prelude::*;
 
 /// A GGUF file under construction.
@@ -237,11 +237,16 @@ fn unsupported_formats_and_configurations_are_named() {
     };
     assert!(config("").is_ok());
     for (extra, named) in [
-        (r#", "rope_scaling": {"rope_type": "yarn", "factor": 2}"#, "yarn"),
-        (r#", "quantization_config": {"bits": 4}"#, "quantized"),
-        (r#", "hidden_act": "relu""#, "silu"),
+        (r#", "rope_scaling": {"rope_type": "longrope", "factor": 2}"#, "longrope"),
+        (r#", "rope_scaling": {"rope_type": "yarn"}"#, "factor"),
+        (r#", "rope_scaling": {"rope_type": "yarn", "factor": 2, "beta_fast": 1}"#, "fast bound"),
+        (r#", "hidden_act": "relu""#, "relu"),
         (r#", "mlp_bias": true"#, "bias"),
-        (r#", "use_sliding_window": true"#, "window"),
+        (r#", "layer_types": ["linear_attention"]"#, "linear_attention"),
+        (r#", "layer_types": []"#, "a layer of the kind none"),
+        (r#", "layer_types": ["sliding_attention"]"#, "no sliding_window"),
+        (r#", "use_sliding_window": true, "max_window_layers": 0"#, "no sliding_window"),
+        (r#", "sliding_window": 0, "layer_types": ["sliding_attention"]"#, "window is 0"),
         (r#", "num_key_value_heads": 0"#, "key/value head count"),
         (r#", "head_dim": 3"#, "heads of 3"),
         (r#", "rope_theta": -1"#, "base of RoPE"),
@@ -251,6 +256,105 @@ fn unsupported_formats_and_configurations_are_named() {
     }
     let other = huggingface::parse_config(br#"{"model_type": "mamba"}"#).unwrap_err();
     assert!(other.to_string().contains("mamba"));
+}
+
+#[test]
+fn experts_that_cannot_be_are_refused() {
+    let config = |extra: &str| {
+        let text = format!(
+            r#"{{"model_type": "qwen3_moe", "hidden_size": 8, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 4, "head_dim": 4,
+            "max_position_embeddings": 64, "rms_norm_eps": 1e-5 {extra}}}"#
+        );
+        huggingface::parse_config(text.as_bytes()).map_err(|e| e.to_string())
+    };
+    let some = r#", "num_experts": 4, "moe_intermediate_size": 8"#;
+    assert!(config(&format!(r#"{some}, "num_experts_per_tok": 2"#)).is_ok());
+    for (extra, named) in [
+        (some.to_owned(), "num_experts_per_tok"),
+        (format!(r#"{some}, "num_experts_per_tok": 5"#), "5 of 4 experts"),
+        (format!(r#"{some}, "num_experts_per_tok": 0"#), "0 of 4 experts"),
+        (
+            r#", "num_experts": 999999, "num_experts_per_tok": 1, "moe_intermediate_size": 1"#
+                .into(),
+            "999999",
+        ),
+        (
+            r#", "num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 0"#.into(),
+            "width",
+        ),
+    ] {
+        let message = config(&extra).unwrap_err();
+        assert!(message.contains(named), "{extra}: {message}");
+    }
+}
+
+#[test]
+fn quantizations_that_are_not_read_are_refused_by_name() {
+    let method = |config: &str| {
+        huggingface::parse_method(format!(r#"{{"quantization_config": {config}}}"#).as_bytes())
+            .map_err(|e| e.to_string())
+    };
+    assert_eq!(huggingface::parse_method(b"{}").unwrap(), None);
+    assert_eq!(
+        method(r#"{"quant_method": "awq", "bits": 4, "version": "GEMM"}"#),
+        Ok(Some(Method::Awq))
+    );
+    for (config, named) in [
+        (r#"{"quant_method": "bitsandbytes"}"#, "bitsandbytes"),
+        (r#"{"bits": 4}"#, "nothing named"),
+        (r#"{"quant_method": "awq", "bits": 3}"#, "3 bits"),
+        (r#"{"quant_method": "awq", "bits": 4, "version": "gemv"}"#, "gemv"),
+        (r#"{"quant_method": "gptq", "bits": 4, "desc_act": true}"#, "act-order"),
+        (r#"{"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}"#, "marlin"),
+        (r#"{"quant_method": "compressed-tensors", "format": "marlin-24"}"#, "marlin-24"),
+        (r#"{"quant_method": "fp8", "fmt": "e5m2"}"#, "e5m2"),
+        (r#"{"quant_method": 7}"#, "quantization_config"),
+    ] {
+        let message = method(config).unwrap_err();
+        assert!(message.contains(named), "{config}: {message}");
+    }
+}
+
+/// One attention matrix of AWQ's in a file, with parts of these shapes.
+fn awq(words: [usize; 2], zeros: [usize; 2], scales: [usize; 2]) -> Result<(), String> {
+    let config = br#"{"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 32, "vocab_size": 4, "max_position_embeddings": 64, "rms_norm_eps": 1e-5}"#;
+    let spec = huggingface::parse_config(config).unwrap();
+    let (mut header, mut at) = (serde_json::Map::new(), 0);
+    let stem = "model.layers.0.self_attn.q_proj";
+    for (part, dtype, size, shape) in
+        [("qweight", "I32", 4, words), ("qzeros", "I32", 4, zeros), ("scales", "F16", 2, scales)]
+    {
+        let end = at + shape[0] * shape[1] * size;
+        let told = serde_json::json!({ "dtype": dtype, "shape": shape, "data_offsets": [at, end] });
+        header.insert(format!("{stem}.{part}"), told);
+        at = end;
+    }
+    let header = serde_json::to_vec(&header).unwrap();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header);
+    file.resize(file.len() + at, 0);
+    let tensors = huggingface::parse_tensors(&file).unwrap();
+    match huggingface::assemble(&spec, Some(Method::Awq), tensors) {
+        // Everything else is missing: this matrix was taken.
+        Err(ModelError::MissingTensor(name)) if !name.contains("q_proj") => Ok(()),
+        other => Err(other.map(drop).unwrap_err().to_string()),
+    }
+}
+
+#[test]
+fn a_quantized_matrix_whose_parts_do_not_fit_is_refused() {
+    awq([32, 4], [1, 4], [1, 32]).unwrap();
+    for (words, zeros, scales, named) in [
+        ([32, 4], [1, 3], [1, 32], "qzeros"),
+        ([32, 4], [1, 4], [1, 31], "scales"),
+        ([32, 4], [2, 4], [2, 32], "2 groups over 32 inputs"),
+        ([32, 4], [33, 4], [33, 32], "33 groups"),
+    ] {
+        let message = awq(words, zeros, scales).unwrap_err();
+        assert!(message.contains(named), "{message}");
+    }
 }
 
 #[test]
@@ -300,6 +404,7 @@ proptest! {
         let _ = gguf::parse(&bytes);
         let _ = huggingface::parse_tensors(&bytes);
         let _ = huggingface::parse_config(&bytes);
+        let _ = huggingface::parse_method(&bytes);
         let _ = huggingface::parse_index(&bytes);
         let _ = huggingface::parse_chat_template(&bytes);
         let mut with_magic = b"GGUF\x03\0\0\0".to_vec();

@@ -13,7 +13,10 @@ pub const PARSERS: &[Parser] = &[
     ("gguf", |bytes| drop(polder_model::gguf::parse(bytes))),
     ("safetensors", |bytes| drop(polder_model::huggingface::parse_tensors(bytes))),
     ("safetensors_index", |bytes| drop(polder_model::huggingface::parse_index(bytes))),
-    ("model_config", |bytes| drop(polder_model::huggingface::parse_config(bytes))),
+    ("model_config", |bytes| {
+        drop(polder_model::huggingface::parse_config(bytes));
+        drop(polder_model::huggingface::parse_method(bytes));
+    }),
     ("recipe", |bytes| text(bytes, |t| drop(polder_recipes::Recipe::from_toml(t)))),
     ("site", |bytes| text(bytes, |t| drop(polder_site::Site::from_toml(t)))),
     ("control", |bytes| drop(serde_json::from_slice::<polder_control::Request>(bytes))),

@@ -184,9 +184,17 @@ pub(super) fn said(code: &str) -> Markup {
 
 /// Errors are written to be part of a longer line; alone they are a sentence.
 pub(super) fn sentence(why: &str) -> String {
-    let mut letters = why.trim().chars();
-    let mut text: String = letters.next().into_iter().flat_map(char::to_uppercase).collect();
-    text.push_str(letters.as_str());
+    let why = why.trim();
+    let first = why.split(' ').next().unwrap_or_default();
+    // A file's or a model's name stays what it is.
+    let mut text = match first.contains(['_', '.', '/', '@', '-']) {
+        true => why.to_owned(),
+        false => {
+            let mut letters = why.chars();
+            let first: String = letters.next().into_iter().flat_map(char::to_uppercase).collect();
+            first + letters.as_str()
+        }
+    };
     if !text.ends_with(['.', '!', '?', ':', '…']) {
         text.push('.');
     }
