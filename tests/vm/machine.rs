@@ -481,7 +481,7 @@ impl Disks {
         command.args(["-device", "nvme,drive=disk,serial=BOX0001,bootindex=1"]);
         command.args(["-device", "qemu-xhci", "-device", "virtio-rng-pci"]);
         command.args(["-netdev", &forward, "-device", "virtio-net-pci,netdev=net,romfile="]);
-        command.args(["-chardev", "socket,id=serial,path=/mnt/vm/serial.sock,server=on,wait=off,logfile=/mnt/vm/serial.log,logappend=off"]);
+        command.args(["-chardev", "socket,id=serial,path=/mnt/vm/serial.sock,server=on,wait=off"]);
         command.args([
             "-serial",
             "chardev:serial",
@@ -534,7 +534,7 @@ impl Disks {
         let log = fs::File::create(folder.join("qemu.log")).unwrap();
         let qemu =
             command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
-        let keys = serial_line(&folder.join("serial.sock"));
+        let keys = serial_line(&folder.join("serial.sock"), &folder.join("serial.log"));
         Machine { qemu: qemu.unwrap(), chip, folder, keys, port, shell, on: Instant::now() }
     }
 }
@@ -670,9 +670,9 @@ impl Drop for Machine {
     }
 }
 
-/// The cable of a machine that was just switched on. Somebody listens at its other end as long as the machine is on: a
-/// cable that is pulled in the middle of a word leaves a letter twice in QEMU's log.
-fn serial_line(socket: &Path) -> UnixStream {
+/// The cable of a machine that was just switched on. What comes through it is written down at this end: QEMU's own log has a
+/// letter twice that it could not send at once, and a socket is full after some 277 letters that nobody has read yet.
+fn serial_line(socket: &Path, log: &Path) -> UnixStream {
     let begun = Instant::now();
     let line = loop {
         match UnixStream::connect(socket) {
@@ -682,7 +682,8 @@ fn serial_line(socket: &Path) -> UnixStream {
         std::thread::sleep(LOOK);
     };
     let mut heard = line.try_clone().unwrap();
-    std::thread::spawn(move || std::io::copy(&mut heard, &mut std::io::sink()));
+    let mut log = fs::File::create(log).unwrap();
+    std::thread::spawn(move || std::io::copy(&mut heard, &mut log));
     line
 }
 
