@@ -50,8 +50,11 @@ proptest! {
         for (number, act) in acts.into_iter().enumerate() {
             match act {
                 Act::Ask { member: asks, max_tokens } => {
+                    // No two begin alike: those would wait for each other.
+                    let own = number as u32;
+                    let prompt = [own % 23, own / 23, 1, 1, 1].map(TokenId).to_vec();
                     let request = Request {
-                        member: member(asks), prompt: vec![TokenId(1); 5], max_tokens,
+                        member: member(asks), prompt, max_tokens,
                         stop_tokens: [].into(), sampling: Sampling::greedy(),
                         prompt_logprobs: None,
                     };

@@ -375,7 +375,8 @@ impl Scheduler {
 
     /// Gives room to as many as fit.
     fn make_room_for_more(&mut self) {
-        while let Some(next) = self.next_for_room() {
+        let mut held = Vec::new();
+        while let Some(next) = self.next_for_room(&held) {
             let (mut chain, mut blocks) = (Vec::new(), Vec::new());
             let (member, tokens) = match &next {
                 Next::Again(index) => {
@@ -395,6 +396,13 @@ impl Scheduler {
             };
             let member = member.member.clone();
             self.prefixes.find(&member, tokens, most, &mut chain, &mut blocks);
+            if matches!(next, Next::New(_))
+                && self.is_being_read(&member, tokens, most, blocks.len())
+            {
+                self.prefixes.leave(&mut chain);
+                held.push(member);
+                continue;
+            }
             let need = need - blocks.len();
             while !self.fits(need) {
                 let Some(victim) = fair::spare(&self.running, &member) else {
@@ -412,6 +420,27 @@ impl Scheduler {
                 Next::New(member) => self.start(&member, blocks, chain),
             }
         }
+    }
+
+    /// Whether a running sequence of the member is just reading how these tokens begin, further than what is kept:
+    /// several that begin alike and come together wait for the first of them.
+    fn is_being_read(
+        &self,
+        member: &MemberId,
+        tokens: &[TokenId],
+        most: usize,
+        kept: usize,
+    ) -> bool {
+        let block_tokens = self.limits.block_tokens as usize;
+        self.running.iter().any(|sequence| {
+            let prompt = &sequence.request.prompt;
+            let reads = sequence.has_room()
+                && !sequence.paused
+                && sequence.fed < sequence.prompt_len()
+                && sequence.request.prompt_logprobs.is_none();
+            let alike = || prompt.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+            reads && sequence.request.member == *member && (alike() / block_tokens).min(most) > kept
+        })
     }
 
     /// Takes free blocks, and kept ones that nobody uses where there are too few; false, and nothing taken, where there
@@ -457,7 +486,8 @@ impl Scheduler {
 
     /// Members with the fewest sequences that have room come first; of one member's, those that
     /// lost theirs.
-    fn next_for_room(&self) -> Option<Next> {
+    /// The next request of a member who is `held` waits for something else.
+    fn next_for_room(&self, held: &[MemberId]) -> Option<Next> {
         let room = |member: &MemberId| fair::with_room(&self.running, member);
         let again = self
             .running
@@ -467,10 +497,12 @@ impl Scheduler {
             .map(|(index, sequence)| (room(&sequence.request.member), index))
             .min();
         let free = self.free_slots.len();
-        let new = self.waiting.next(
-            |member| fair::running(&self.running, member),
-            |running| fair::may_start(running, free),
-        );
+        let running = |member: &MemberId| match held.contains(member) {
+            true => usize::MAX,
+            false => fair::running(&self.running, member),
+        };
+        let may = |running| running != usize::MAX && fair::may_start(running, free);
+        let new = self.waiting.next(running, may);
         match (again, new) {
             (Some((least, _)), Some(member)) if room(member) < least => {
                 Some(Next::New(member.clone()))

@@ -507,3 +507,26 @@ fn what_is_kept_makes_room_for_what_is_asked_oldest_first() {
     assert_eq!(run(&mut bench, 10, request("ada", text(5), 2, 0)).1, 20);
     assert_eq!(run(&mut bench, 11, request("ada", text(1), 2, 0)).1, 0);
 }
+
+#[test]
+fn several_that_begin_alike_and_come_together_read_their_beginning_once() {
+    let config = Config { step_tokens: 16, ..Config::default() };
+    let mut bench = Bench::new(limits(100, 8), config);
+    let capacity = bench.scheduler.capacity();
+    let text: Vec<u32> = (0..40).map(|at| (at * 7 + 2) % VOCAB).collect();
+    let requests: Vec<Request> =
+        (0..5).map(|n| request("ada", [&text[..], &[n]].concat(), 6, n.into())).collect();
+    let other = request("bob", vec![1, 2, 3], 3, 9);
+    let numbered = |(n, request): (usize, &Request)| (RequestId(n as u64), request.clone());
+    bench.scheduler.admit(requests.iter().enumerate().map(numbered).collect()).unwrap();
+    bench.scheduler.admit(vec![(RequestId(9), other)]).unwrap();
+    bench.turn();
+    // Nobody else waits for that.
+    assert_eq!(bench.scheduler.stats().running, 2);
+    while bench.turn() {}
+    for (n, request) in requests.iter().enumerate() {
+        assert_eq!(bench.tokens_of(RequestId(n as u64)), alone(request, capacity).0);
+    }
+    let stats = bench.scheduler.stats();
+    assert_eq!((stats.cached_tokens, stats.asked_tokens), (4 * 40, 5 * 41 + 3));
+}
