@@ -37,7 +37,7 @@ async fn vm_a_box_starts_safely_forgets_all_but_its_models_and_then_everything()
     assert_eq!(machine.fingerprint(), first);
 
     machine.press("f");
-    machine.says("keep the models");
+    machine.says("The models can stay.");
     machine.press("m");
     machine.says("Type the box's name,");
     machine.press("polder\r");
