@@ -16,10 +16,6 @@ kernel=$(ls /mnt/root/usr/lib/modules)
 conf=/usr/lib/systemd/system.conf.d/50-polder.conf
 mkdir -p $r${conf%/*}
 printf '[Manager]\nRuntimeWatchdogSec=60\nRebootWatchdogSec=5min\nCrashAction=reboot\nDefaultDeviceTimeoutSec=5min\n' > $r$conf
-# A hundredth of the disk is kept back for the box's own records, not a twentieth.
-repart=/usr/lib/systemd/system/systemd-repart.service.d/50-polder.conf
-mkdir -p $r${repart%/*}
-printf '[Service]\nEnvironment="SYSTEMD_REPART_MKFS_OPTIONS_EXT4=-m 1"\n' > $r$repart
 rules=/usr/lib/udev/rules.d/70-polder-boot-disk.rules
 printf '%s' "$BOOT_DISK_RULES" > $r$rules
 libs=
@@ -29,5 +25,5 @@ for lib in esys.so.0 sys.so.1 rc.so.0 mu.so.0 tcti-device.so.0; do libs="$libs /
 chroot $r dracut --kver "$kernel" --no-hostonly --reproducible --force --no-early-microcode \
     --modules "base systemd systemd-initrd systemd-udevd systemd-veritysetup systemd-cryptsetup systemd-pcrphase systemd-repart systemd-journald systemd-tmpfiles systemd-sysctl systemd-modules-load kernel-modules rootfs-block fs-lib dm crypt shutdown udev-rules dracut-systemd" \
     --drivers "erofs dm-verity dm-crypt dm-mod overlay loop ext4 vfat nls_cp437 nls_ascii nls_iso8859-1 virtio_blk virtio_pci virtio_scsi virtio_mmio nvme ahci sd_mod usb-storage uas xhci-pci tpm_crb tpm_tis efivarfs iTCO_wdt i6300esb sp5100_tco sbsa_gwdt softdog" \
-    --install "$libs $units $conf $repart $rules" --compress "zstd -19 -T1" /polder.img "$kernel"
+    --install "$libs $units $conf $rules" --compress "zstd -19 -T1" /polder.img "$kernel"
 cp $r/polder.img /mnt/out/initrd.img
