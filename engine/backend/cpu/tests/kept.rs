@@ -1,5 +1,7 @@
 //! What a conversation's earlier turns left behind gives the same bits as reading everything anew.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
+
 mod common;
 
 use std::sync::Arc;
