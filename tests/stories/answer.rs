@@ -24,7 +24,10 @@ for chunk in client.chat.completions.create(stream=True, stream_options={"includ
         finish = choice.finish_reason or finish
 assert words == whole.choices[0].message.content, (words, whole)
 assert finish == whole.choices[0].finish_reason
-assert usage == whole.usage and usage.completion_tokens > 0, (usage, whole.usage)
+numbers = lambda usage: (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
+assert numbers(usage) == numbers(whole.usage) and usage.completion_tokens > 0, (usage, whole.usage)
+cached = [usage.prompt_tokens_details.cached_tokens for usage in (whole.usage, usage)]
+assert cached[0] == 0 and 0 < cached[1] < usage.prompt_tokens, cached
 assert chunks > 3, "the answer came in one piece"
 print(words)
 "#;
