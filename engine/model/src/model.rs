@@ -190,7 +190,7 @@ impl Model {
     }
 }
 
-/// Refuses groups that are not one after the other: GPTQ's act-order, whatever the configuration says.
+/// Refuses groups that are not one after the other: act-order, whatever the configuration says.
 fn in_order(index: &Tensor, bytes: &[u8], tensors: &[Tensor]) -> Result<(), ModelError> {
     let stem = index.name.trim_end_matches("g_idx").trim_end_matches("weight_");
     let scales = tensors.iter().find(|t| t.name.strip_prefix(stem) == Some("scales"));
@@ -199,7 +199,9 @@ fn in_order(index: &Tensor, bytes: &[u8], tensors: &[Tensor]) -> Result<(), Mode
     let words = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word) as usize);
     match words.enumerate().all(|(k, g)| k.checked_div(group) == Some(g)) {
         true => Ok(()),
-        false => Err(ModelError::Unsupported("GPTQ with act-order (g_idx)".to_owned())),
+        false => {
+            Err(ModelError::Unsupported("act-order (groups out of order in g_idx)".to_owned()))
+        }
     }
 }
 

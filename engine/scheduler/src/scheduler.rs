@@ -378,7 +378,7 @@ impl Scheduler {
         let mut held = Vec::new();
         while let Some(next) = self.next_for_room(&held) {
             let (mut chain, mut blocks) = (Vec::new(), Vec::new());
-            let (member, tokens) = match &next {
+            let (request, tokens) = match &next {
                 Next::Again(index) => {
                     let sequence = &self.running[*index];
                     (&sequence.request, &sequence.tokens)
@@ -390,11 +390,11 @@ impl Scheduler {
             };
             let need = blocks_for(tokens.len() as u32, self.limits.block_tokens);
             // The last token is read in any case: what follows it is asked for. So is a prompt that is judged.
-            let most = match member.prompt_logprobs {
+            let most = match request.prompt_logprobs {
                 None => (tokens.len() - 1) / self.limits.block_tokens as usize,
                 Some(_) => 0,
             };
-            let member = member.member.clone();
+            let member = request.member.clone();
             self.prefixes.find(&member, tokens, most, &mut chain, &mut blocks);
             if matches!(next, Next::New(_))
                 && self.is_being_read(&member, tokens, most, blocks.len())
@@ -485,8 +485,7 @@ impl Scheduler {
     }
 
     /// Members with the fewest sequences that have room come first; of one member's, those that
-    /// lost theirs.
-    /// The next request of a member who is `held` waits for something else.
+    /// lost theirs. New requests of members who are `held` wait for what is being read.
     fn next_for_room(&self, held: &[MemberId]) -> Option<Next> {
         let room = |member: &MemberId| fair::with_room(&self.running, member);
         let again = self

@@ -172,9 +172,11 @@ fn choose(logits: &[f32], chosen: usize, renormalized: bool) -> impl Iterator<It
     let shares: Vec<f32> = logits.iter().map(|logit| (logit - max).exp()).collect();
     let all: f32 = shares.iter().sum();
     let mut order: Vec<usize> = (0..shares.len()).collect();
-    // Of equals the first.
-    order.sort_by(|a, b| shares[*b].total_cmp(&shares[*a]).then(a.cmp(b)));
+    // Of equals the first. Few are chosen of many, for every token and layer: only those are put into an order.
+    let better = |a: &usize, b: &usize| shares[*b].total_cmp(&shares[*a]).then(a.cmp(b));
+    order.select_nth_unstable_by(chosen - 1, better);
     order.truncate(chosen);
+    order.sort_by(better);
     let some: f32 = order.iter().map(|expert| shares[*expert]).sum();
     let whole = if renormalized { some } else { all };
     order.into_iter().map(move |expert| (expert, shares[expert] / whole))
