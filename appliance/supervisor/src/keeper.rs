@@ -140,6 +140,8 @@ enum Life {
     Told,
     /// By itself.
     Died { why: String, ready_for: Duration },
+    /// It goes on, and nobody gives orders any more: the next supervisor takes it over.
+    Left,
 }
 
 impl<P: Parts> Keeping<P> {
@@ -163,6 +165,7 @@ impl<P: Parts> Keeping<P> {
                         return;
                     }
                 }
+                Life::Left => return,
             }
         }
     }
@@ -171,7 +174,7 @@ impl<P: Parts> Keeping<P> {
     async fn live(&mut self) -> Life {
         let started = tokio::select! {
             started = self.parts.start(&self.part) => started,
-            _ = self.orders.changed() => return Life::Told,
+            changed = self.orders.changed() => return told(&changed),
         };
         let mut process = match started {
             Ok(process) => process,
@@ -196,9 +199,12 @@ impl<P: Parts> Keeping<P> {
             };
             let health = tokio::select! {
                 ended = process.ended() => return died(&ended, ready_since),
-                _ = self.orders.changed() => {
-                    self.end(&mut process).await;
-                    return Life::Told;
+                changed = self.orders.changed() => {
+                    let life = told(&changed);
+                    if matches!(life, Life::Told) {
+                        self.end(&mut process).await;
+                    }
+                    return life;
                 }
                 health = asking => health,
             };
@@ -256,7 +262,10 @@ impl<P: Parts> Keeping<P> {
                 _ = process.ended() => return,
                 () = sleep(deadline.saturating_duration_since(Instant::now())) => break,
                 changed = self.orders.changed() => {
-                    if changed.is_err() || *self.orders.borrow_and_update() == Order::StopNow {
+                    if changed.is_err() {
+                        return;
+                    }
+                    if *self.orders.borrow_and_update() == Order::StopNow {
                         break;
                     }
                 }
@@ -328,6 +337,11 @@ impl<P: Parts> Keeping<P> {
     }
 }
 
+/// That there is nobody left to give orders is not an order.
+fn told(changed: &Result<(), watch::error::RecvError>) -> Life {
+    if changed.is_ok() { Life::Told } else { Life::Left }
+}
+
 fn died(ended: &Ended, ready_since: Option<Instant>) -> Life {
     Life::Died { why: ended.to_string(), ready_for: lasted(ready_since) }
 }
@@ -342,4 +356,95 @@ fn chance() -> f64 {
     use std::hash::{BuildHasher, Hasher};
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
     random as f64 / u64::MAX as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::parts::PartsError;
+
+    /// A part that runs on until it is asked to end, and what it was asked.
+    #[derive(Clone, Default)]
+    struct Lasting(Arc<Mutex<Vec<&'static str>>>);
+
+    impl Lasting {
+        fn hears(&self, word: &'static str) {
+            self.0.lock().unwrap().push(word);
+        }
+    }
+
+    impl Parts for Lasting {
+        type Process = Self;
+        async fn start(&self, _: &Part) -> Result<Self, PartsError> {
+            self.hears("start");
+            Ok(self.clone())
+        }
+    }
+
+    impl Process for Lasting {
+        fn pid(&self) -> Option<u32> {
+            None
+        }
+        async fn ended(&mut self) -> Ended {
+            while self.0.lock().unwrap().len() < 2 {
+                sleep(Duration::from_millis(1)).await;
+            }
+            Ended { status: "what it was asked".to_owned(), last_words: None }
+        }
+        fn drain(&self) {
+            self.hears("drain");
+        }
+        fn hurry(&self) {
+            self.hears("hurry");
+        }
+        fn kill(&self) {
+            self.hears("kill");
+        }
+    }
+
+    /// A keeper whose task nobody aborts: as when the abort comes while it is being polled.
+    async fn runs(part: &Lasting) -> (watch::Sender<Order>, JoinHandle<()>) {
+        let (order, orders) = watch::channel(Order::Run(1));
+        let status = PartStatus { state: PartState::Stopped, restarts: 0, pid: None };
+        let (show, _) = watch::channel(Shown { status, loading: None, order: Order::Stop });
+        let keeping = Keeping {
+            parts: Arc::new(part.clone()),
+            part: Part::Gateway,
+            sockets: Sockets::of(std::path::Path::new("/nowhere")),
+            grace: Duration::from_secs(20),
+            orders,
+            show,
+            deaths: Vec::new(),
+            begun: Instant::now(),
+        };
+        let task = tokio::spawn(keeping.keep());
+        while part.0.lock().unwrap().is_empty() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        (order, task)
+    }
+
+    #[tokio::test]
+    async fn a_part_runs_on_when_nobody_gives_orders_any_more() {
+        let part = Lasting::default();
+        let (order, task) = runs(&part).await;
+        drop(order);
+        tokio::time::timeout(Duration::from_secs(10), task).await.unwrap().unwrap();
+        assert_eq!(*part.0.lock().unwrap(), ["start"]);
+    }
+
+    #[tokio::test]
+    async fn a_part_is_asked_to_finish_when_it_is_told_to_stop() {
+        let part = Lasting::default();
+        let (order, task) = runs(&part).await;
+        order.send_replace(Order::Stop);
+        while part.0.lock().unwrap().len() < 2 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        drop(order);
+        tokio::time::timeout(Duration::from_secs(10), task).await.unwrap().unwrap();
+        assert_eq!(*part.0.lock().unwrap(), ["start", "drain"]);
+    }
 }

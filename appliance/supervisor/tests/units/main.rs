@@ -5,6 +5,7 @@
 mod systemd;
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -79,6 +80,10 @@ impl Box_ {
         let Self { state, systemd, task, .. } = self;
         task.abort();
         let _ = task.await;
+        // A child that is just being started has its parent's lock until it is a program of its own.
+        let lock = File::open(Sockets::of(state.path()).folder().join("supervisor.lock")).unwrap();
+        lock.lock().unwrap();
+        drop(lock);
         let (end, task) = begin(&state, &systemd);
         Self { state, systemd, end, task }
     }
