@@ -134,7 +134,7 @@ fn write_it_down(key: &RecoveryKey) -> Markup {
         section .card {
             h2 { "The recovery key" }
             p { "Write it down on paper and keep it where the box is not. It is shown only now; whoever has it can open the disk, and without it nobody can when the machine does not." }
-            div .wrap { (copyable("recovery-key", "The recovery key", key.expose())) }
+            div .groups { (copyable("recovery-key", "The recovery key", html! { @for group in key.expose().split_inclusive('-') { span { (group) } } })) }
         }
         (typed("", None))
     }

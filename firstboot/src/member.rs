@@ -135,9 +135,9 @@ fn done(
         section .card {
             h2 { "Try it" }
             h3 { "With curl" }
-            (copyable("curl", "A question with curl", &curl(&base, &ca_file, key, model)))
+            (copyable("curl", "A question with curl", curl(&base, &ca_file, key, model)))
             h3 { "With Python and the openai package" }
-            (copyable("python", "A question with Python", &python(&base, &ca_file, key, model)))
+            (copyable("python", "A question with Python", python(&base, &ca_file, key, model)))
             p .hint {
                 "The file " code { (ca_file) } " is on this machine. On another computer, first fetch it from the box"
                 @if let Some(trust) = trust { " (" a href=(trust.page) { "how" } ")" }

@@ -1,4 +1,4 @@
-use maud::{Markup, html};
+use maud::{Markup, Render, html};
 
 use crate::units;
 
@@ -173,7 +173,7 @@ pub fn hidden(name: &str, value: &str) -> Markup {
 }
 
 /// Text to be copied, with a button where there is JavaScript. `id` must be unique on the page.
-pub fn copyable(id: &str, label: &str, text: &str) -> Markup {
+pub fn copyable(id: &str, label: &str, text: impl Render) -> Markup {
     html! {
         div.copyable {
             pre tabindex="0" aria-label=(label) { code id=(id) { (text) } }

@@ -28,15 +28,15 @@ pub(super) async fn show(State(gateway): State<Arc<Gateway>>, who: SignedIn) -> 
             ]))
             @if at.tls {
                 p { "Your computer must trust this box once: " a href="/ca" { "how to" } ". The commands below expect its certificate in a file:" }
-                (copyable("fetch-ca", "fetch the certificate", &format!("curl -k -o ~/polder-ca.crt {}/ca.crt", who.base)))
+                (copyable("fetch-ca", "fetch the certificate", format!("curl -k -o ~/polder-ca.crt {}/ca.crt", who.base)))
                 p.soft.small { "Then compare its fingerprint with the one on " a href="/ca" { "that page" } ", seen at the box itself: " code { "openssl x509 -in ~/polder-ca.crt -noout -fingerprint -sha256" } }
             }
         }))
-        (card("curl", copyable("curl", "curl", &curl(&at, name))))
+        (card("curl", copyable("curl", "curl", curl(&at, name))))
         (card("OpenAI SDK for Python", html! {
-            (copyable("python", "Python", &python(&at, name)))
+            (copyable("python", "Python", python(&at, name)))
         }))
-        (card("Aider", html! { (copyable("aider", "Aider", &aider(&at, name))) }))
+        (card("Aider", html! { (copyable("aider", "Aider", aider(&at, name))) }))
         (card("Claude Code", html! {
             p { "Claude Code speaks Anthropic's API (" code { "/v1/messages" } "), which this box does not answer yet. It will not work with this version; Aider does." }
         }))
