@@ -56,14 +56,16 @@ pub struct KvCopy {
     pub to: BlockId,
 }
 
-/// A new sequence takes a slot: the slot's history becomes `history` (the tokens that penalties
-/// count, usually the prompt).
+/// A sequence takes a slot: the slot's history becomes `history` (the tokens that penalties
+/// count: the prompt, and what was sampled where the sequence had a slot before).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotReset {
     /// Which slot.
     pub slot: Slot,
     /// Its entries in [`StepBatch::histories`].
     pub history: Range<u32>,
+    /// The last so many of them were sampled; the very last one is then what the slot sampled last.
+    pub sampled: u32,
 }
 
 /// What to read out after one token.

@@ -1,6 +1,6 @@
 //! Who gets what where there is too little for all: places to wait, slots, KV blocks.
 
-use crate::request::MemberId;
+use crate::request::{Claim, MemberId};
 use crate::sequence::Sequence;
 
 /// Whether a member may have `mine` requests waiting where that leaves `left` places to others.
@@ -17,8 +17,34 @@ pub(crate) fn most_waiting(places: usize) -> usize {
 
 /// Whether a member with `running` sequences may take one of the `free` slots: the last one is
 /// kept for somebody who has none.
-pub(crate) fn may_start(running: usize, free: usize) -> bool {
-    free > usize::from(running > 0)
+pub(crate) fn may_start(running: usize, free: usize, claim: Claim) -> bool {
+    free > usize::from(running > 0) && running < usize::from(claim.most_running.max(1))
+}
+
+/// How much a member has, beside others of another weight.
+pub(crate) fn weighed(count: usize, claim: Claim) -> f64 {
+    count as f64 / f64::from(claim.weight.max(1))
+}
+
+/// Whose slot goes to a member who has none: of the member with the most for their weight, and two at
+/// least, the least urgent that came last. Not that of one who waits for a reader: it would only be in the way again.
+pub(crate) fn leaver(all: &[Sequence]) -> Option<usize> {
+    let stays = |sequence: &Sequence| !sequence.leaving;
+    let of =
+        |member: &MemberId| all.iter().filter(|s| stays(s) && s.request.member == *member).count();
+    let can = all.iter().enumerate().filter(|(_, sequence)| {
+        stays(sequence)
+            && !sequence.paused
+            && sequence.request.prompt_logprobs.is_none()
+            && of(&sequence.request.member) > 1
+    });
+    can.max_by(|(a, x), (b, y)| {
+        let has = |s: &Sequence| weighed(of(&s.request.member), s.request.claim);
+        (has(x).total_cmp(&has(y)))
+            .then(y.request.claim.priority.cmp(&x.request.claim.priority))
+            .then(a.cmp(b))
+    })
+    .map(|(index, _)| index)
 }
 
 /// A member's sequences in slots.

@@ -89,10 +89,10 @@ impl FakeBackend {
     fn run(&mut self, step: &StepBatch) -> Result<StepOutput, BackendError> {
         check_ranges(step, &self.limits)?;
         for reset in &step.resets {
+            let history = &step.histories[reset.history.start as usize..reset.history.end as usize];
             self.slots[reset.slot.0 as usize] = FakeSlot {
-                last: None,
-                history: step.histories[reset.history.start as usize..reset.history.end as usize]
-                    .to_vec(),
+                last: history.last().copied().filter(|_| reset.sampled > 0),
+                history: history.to_vec(),
             };
         }
         let mut rows = Vec::new();

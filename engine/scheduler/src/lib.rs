@@ -5,6 +5,7 @@
 //! what happened to whom. [`spawn`] is the thin thread that owns the back end, and
 //! [`EngineHandle`] is how the rest of a process talks to that thread.
 
+mod cost;
 mod engine_loop;
 mod fair;
 #[cfg(any(test, feature = "fake"))]
@@ -16,9 +17,12 @@ mod queue;
 mod request;
 mod scheduler;
 mod sequence;
+mod share;
 
+pub use cost::Cost;
 pub use engine_loop::{EngineHandle, EngineThread, Sink, spawn};
 pub use request::{
-    Event, FinishReason, MemberId, PromptLogprob, Refusal, Request, RequestId, SchedulerError,
+    Claim, Event, FinishReason, MemberId, PromptLogprob, Refusal, Request, RequestId,
+    SchedulerError,
 };
 pub use scheduler::{Config, Scheduler, Stats};

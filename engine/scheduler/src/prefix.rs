@@ -5,7 +5,8 @@
 //! cannot be found out by how fast another one is answered.
 //!
 //! Whoever uses a node uses all nodes above it. Nodes without users therefore hang at the ends, and every one of them can be had
-//! for somebody else, leaf by leaf, the one that was used longest ago first.
+//! for somebody else, leaf by leaf, the one that was used longest ago first. They are taken from whoever has most; those of
+//! a member with few are not taken for a member with more, unless they were away for long or nothing else could go on.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -26,6 +27,7 @@ enum Parent {
 
 #[derive(Debug)]
 struct Node {
+    root: usize,
     parent: Parent,
     tokens: Box<[TokenId]>,
     block: BlockId,
@@ -35,6 +37,24 @@ struct Node {
     left: u64,
 }
 
+/// One member's tree.
+#[derive(Debug, Default)]
+struct Root {
+    /// Blocks in it, and of those how many nobody uses.
+    nodes: usize,
+    idle: usize,
+    /// When it was last used.
+    used: u64,
+    /// Its leaves that nobody uses, by when that began.
+    leaves: BTreeSet<(u64, NodeId)>,
+}
+
+/// For whom blocks are taken; None where something must go on at any cost.
+pub(crate) type Taker<'a> = Option<&'a MemberId>;
+
+/// After so many steps without a use, a quarter of an hour or more, what a member keeps is anybody's.
+const LONG_AWAY: u64 = 100_000;
+
 /// The trees of all members.
 #[derive(Debug)]
 pub(crate) struct PrefixCache {
@@ -42,9 +62,8 @@ pub(crate) struct PrefixCache {
     nodes: Vec<Option<Node>>,
     free: Vec<usize>,
     by_place: HashMap<(Parent, Box<[TokenId]>), NodeId>,
-    roots: HashMap<MemberId, usize>,
-    /// Leaves that nobody uses, by when that began.
-    leaves: BTreeSet<(u64, NodeId)>,
+    members: HashMap<MemberId, usize>,
+    roots: Vec<Root>,
     idle: usize,
     clock: u64,
 }
@@ -56,16 +75,36 @@ impl PrefixCache {
             nodes: Vec::new(),
             free: Vec::new(),
             by_place: HashMap::new(),
-            roots: HashMap::new(),
-            leaves: BTreeSet::new(),
+            members: HashMap::new(),
+            roots: Vec::new(),
             idle: 0,
             clock: 0,
         }
     }
 
-    /// Blocks that nobody uses. All of them can be had.
+    /// Blocks that nobody uses.
     pub(crate) fn idle(&self) -> usize {
         self.idle
+    }
+
+    /// A step begins.
+    pub(crate) fn tick(&mut self) {
+        self.clock += 1;
+    }
+
+    /// Of the blocks that nobody uses, how many can be had for this member.
+    pub(crate) fn idle_for(&self, member: Taker<'_>) -> usize {
+        let taker = self.size_of(member);
+        self.roots.iter().filter(|root| self.may_take(taker, root)).map(|root| root.idle).sum()
+    }
+
+    fn size_of(&self, member: Taker<'_>) -> Option<usize> {
+        member.map(|member| self.members.get(member).map_or(0, |root| self.roots[*root].nodes))
+    }
+
+    fn may_take(&self, taker: Option<usize>, root: &Root) -> bool {
+        let away = self.clock - root.used > LONG_AWAY;
+        taker.is_none_or(|size| root.nodes >= size || away)
     }
 
     /// Uses the nodes that hold how these tokens begin, at most `most` of them, and appends them and their blocks.
@@ -77,7 +116,7 @@ impl PrefixCache {
         chain: &mut Vec<NodeId>,
         blocks: &mut Vec<BlockId>,
     ) {
-        let Some(root) = self.roots.get(member) else { return };
+        let Some(root) = self.members.get(member) else { return };
         let mut parent = Parent::Root(*root);
         for part in tokens.chunks_exact(self.block_tokens).take(most) {
             let Some(id) = self.by_place.get(&(parent, Box::from(part))).copied() else { return };
@@ -98,11 +137,11 @@ impl PrefixCache {
         block: BlockId,
     ) {
         debug_assert_eq!(tokens.len(), self.block_tokens);
-        let parent = match chain.last() {
-            Some(last) => Parent::Node(*last),
+        let (root, parent) = match chain.last() {
+            Some(last) => (self.node(*last).root, Parent::Node(*last)),
             None => {
-                let next = self.roots.len();
-                Parent::Root(*self.roots.entry(member.clone()).or_insert(next))
+                let root = self.root_of(member);
+                (root, Parent::Root(root))
             }
         };
         let place = (parent, Box::from(tokens));
@@ -111,7 +150,9 @@ impl PrefixCache {
             chain.push(id);
             return;
         }
-        let node = Node { parent, tokens: place.1.clone(), block, users: 1, children: 0, left: 0 };
+        self.roots[root].nodes += 1;
+        let node =
+            Node { root, parent, tokens: place.1.clone(), block, users: 1, children: 0, left: 0 };
         let id = match self.free.pop() {
             Some(at) => {
                 self.nodes[at] = Some(node);
@@ -129,6 +170,15 @@ impl PrefixCache {
         chain.push(id);
     }
 
+    fn root_of(&mut self, member: &MemberId) -> usize {
+        if let Some(root) = self.members.get(member) {
+            return *root;
+        }
+        self.roots.push(Root::default());
+        self.members.insert(member.clone(), self.roots.len() - 1);
+        self.roots.len() - 1
+    }
+
     /// Whether this node holds this block.
     pub(crate) fn holds(&self, node: NodeId, block: BlockId) -> bool {
         self.node(node).block == block
@@ -143,18 +193,35 @@ impl PrefixCache {
             node.users -= 1;
             if node.users == 0 {
                 node.left = now;
-                let leaf = node.children == 0;
+                let (leaf, root) = (node.children == 0, node.root);
                 self.idle += 1;
+                self.roots[root].idle += 1;
+                self.roots[root].used = now;
                 if leaf {
-                    self.leaves.insert((now, id));
+                    self.roots[root].leaves.insert((now, id));
                 }
             }
         }
     }
 
-    /// Gives up the block that was used longest ago.
-    pub(crate) fn evict(&mut self) -> Option<BlockId> {
-        let (_, id) = self.leaves.pop_first()?;
+    /// Gives up so many of the blocks that [`PrefixCache::idle_for`] counts.
+    pub(crate) fn evict(&mut self, count: usize, member: Taker<'_>, to: &mut Vec<BlockId>) {
+        let taker = self.size_of(member);
+        let may = |at: &usize| self.may_take(taker, &self.roots[*at]);
+        let from: Vec<usize> = (0..self.roots.len()).filter(may).collect();
+        to.extend(std::iter::from_fn(|| self.evict_one(&from)).take(count));
+    }
+
+    /// Gives up a block: of the member who has most of them, the one that was used longest ago. Whoever reads much
+    /// pushes out what they kept themselves, and not what others come back to.
+    fn evict_one(&mut self, from: &[usize]) -> Option<BlockId> {
+        let oldest = |root: &Root| root.leaves.first().map(|(left, _)| std::cmp::Reverse(*left));
+        let can = from.iter().copied().filter(|at| !self.roots[*at].leaves.is_empty());
+        let at = can.max_by_key(|at| (self.roots[*at].nodes, oldest(&self.roots[*at])))?;
+        let root = &mut self.roots[at];
+        root.nodes -= 1;
+        root.idle -= 1;
+        let (_, id) = root.leaves.pop_first()?;
         let node = self.nodes[id.0].take().expect("a leaf is there");
         self.free.push(id.0);
         self.idle -= 1;
@@ -163,8 +230,8 @@ impl PrefixCache {
             let above = self.node_mut(parent);
             above.children -= 1;
             if above.users == 0 && above.children == 0 {
-                let left = above.left;
-                self.leaves.insert((left, parent));
+                let (left, root) = (above.left, above.root);
+                self.roots[root].leaves.insert((left, parent));
             }
         }
         Some(node.block)
@@ -173,10 +240,11 @@ impl PrefixCache {
     fn enter(&mut self, id: NodeId) {
         let node = self.node_mut(id);
         node.users += 1;
-        let (first, left) = (node.users == 1, node.left);
+        let (first, left, root) = (node.users == 1, node.left, node.root);
         if first {
             self.idle -= 1;
-            self.leaves.remove(&(left, id));
+            self.roots[root].idle -= 1;
+            self.roots[root].leaves.remove(&(left, id));
         }
     }
 
@@ -206,6 +274,12 @@ mod tests {
         chain
     }
 
+    fn evicted(cache: &mut PrefixCache, count: usize, taker: Taker<'_>) -> Vec<u32> {
+        let mut blocks = Vec::new();
+        cache.evict(count, taker, &mut blocks);
+        blocks.into_iter().map(|block| block.0).collect()
+    }
+
     fn found(cache: &mut PrefixCache, who: &str, text: &[u32]) -> (Vec<NodeId>, Vec<u32>) {
         let (mut chain, mut blocks) = (Vec::new(), Vec::new());
         cache.find(&MemberId::new(who), &tokens(text), 9, &mut chain, &mut blocks);
@@ -227,6 +301,41 @@ mod tests {
     }
 
     #[test]
+    fn whoever_has_most_gives_up_first_however_long_others_are_away() {
+        let mut cache = PrefixCache::new(2);
+        let mut small = keep(&mut cache, "ada", &[1, 2, 3, 4], &[0, 1]);
+        cache.leave(&mut small);
+        for at in 0..4 {
+            let block = 10 + 2 * at;
+            let mut large = keep(&mut cache, "bob", &[5 + at, 6, 7, 8], &[block, block + 1]);
+            cache.leave(&mut large);
+        }
+        // Bob's, oldest first, until both have as many; then the one that was left first.
+        assert_eq!(evicted(&mut cache, 99, None), [11, 10, 13, 12, 15, 14, 1, 17, 0, 16]);
+    }
+
+    #[test]
+    fn a_member_with_more_does_not_take_what_a_member_with_less_keeps() {
+        let mut cache = PrefixCache::new(2);
+        let (ada, bob) = (MemberId::new("ada"), MemberId::new("bob"));
+        let mut small = keep(&mut cache, "ada", &[1, 2, 3, 4], &[0, 1]);
+        cache.leave(&mut small);
+        let mut large = keep(&mut cache, "bob", &[5, 6, 7, 8, 9, 9], &[2, 3, 4]);
+        assert_eq!(cache.idle_for(Some(&bob)), 0);
+        assert!(evicted(&mut cache, 9, Some(&bob)).is_empty());
+        cache.leave(&mut large);
+        assert_eq!((cache.idle_for(Some(&bob)), cache.idle_for(Some(&ada))), (3, 5));
+        assert_eq!(evicted(&mut cache, 1, Some(&ada)), [4]);
+        // Now he has no more than she.
+        assert_eq!(cache.idle_for(Some(&bob)), 4);
+        let mut large = keep(&mut cache, "bob", &[8, 8, 8, 8], &[5, 6]);
+        assert_eq!((cache.idle_for(Some(&bob)), cache.idle_for(None)), (2, 4));
+        (0..=LONG_AWAY).for_each(|_| cache.tick());
+        assert_eq!(cache.idle_for(Some(&bob)), 4);
+        cache.leave(&mut large);
+    }
+
+    #[test]
     fn what_was_left_first_goes_first_from_its_end_and_what_is_used_stays() {
         let mut cache = PrefixCache::new(2);
         let mut old = keep(&mut cache, "ada", &[1, 2, 3, 4], &[0, 1]);
@@ -234,10 +343,10 @@ mod tests {
         // The first block is the older one's; the other copy stays its maker's.
         assert!(cache.holds(new[0], BlockId(0)) && !cache.holds(new[0], BlockId(9)));
         cache.leave(&mut old);
-        assert_eq!((cache.evict(), cache.evict()), (Some(BlockId(1)), None));
+        assert_eq!(evicted(&mut cache, 9, None), [1]);
         cache.leave(&mut new);
-        assert_eq!((cache.evict(), cache.evict()), (Some(BlockId(2)), Some(BlockId(0))));
-        assert_eq!((cache.idle(), cache.evict()), (0, None));
+        assert_eq!(evicted(&mut cache, 9, None), [2, 0]);
+        assert_eq!(cache.idle(), 0);
         assert!(found(&mut cache, "ada", &[1, 2]).1.is_empty());
     }
 }

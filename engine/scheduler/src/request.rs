@@ -15,6 +15,25 @@ impl MemberId {
     }
 }
 
+/// What a request may claim beside others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// Its member's share of the work beside other members', who usually have 1. The newest one
+    /// counts; 0 is read as 1.
+    pub weight: u16,
+    /// Most of its member's sequences that may run while it starts.
+    pub most_running: u16,
+    /// Of one member's waiting requests, a higher one goes first. It says nothing to other members.
+    pub priority: i32,
+}
+
+impl Default for Claim {
+    /// As everybody.
+    fn default() -> Self {
+        Self { weight: 1, most_running: u16::MAX, priority: 0 }
+    }
+}
+
 /// One sequence's number, unique for the life of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
@@ -24,6 +43,8 @@ pub struct RequestId(pub u64);
 pub struct Request {
     /// For whom.
     pub member: MemberId,
+    /// What it may claim beside others.
+    pub claim: Claim,
     /// At least one token.
     pub prompt: Vec<TokenId>,
     /// Most tokens to sample. Where the context leaves less room, that is the limit.

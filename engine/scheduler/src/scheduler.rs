@@ -1,10 +1,11 @@
 //! The decision: which tokens of which sequences make up the next step.
 //!
 //! Decode comes first, one token for every sequence that is past its prompt; what is left of the
-//! step's token budget is shared by the prompts that are still being read, short ones first to
-//! finish. Blocks are taken when they are needed. Where none is left, the sequence that came
+//! step's work goes to the members whose prompts are still being read, whoever had least first
+//! (`share.rs`), and of one member's prompts short ones are first to finish. Blocks are taken when they are needed. Where none is left, the sequence that came
 //! last, of the member with the most of them, gives its blocks up, keeps its slot (and with it its penalty history), and reads its
-//! tokens again once there is room: nothing that was sampled is lost.
+//! tokens again once there is room: nothing that was sampled is lost. A slot is given up in the same
+//! way, for a member who has none.
 //!
 //! Steps run in the order in which they were submitted. That is why a sequence's blocks and
 //! slot are free again the moment it ends, although a step that still mentions it may be in
@@ -15,23 +16,31 @@ use std::time::Duration;
 
 use polder_backend::{BlockId, Limits, Row, Slot, StepBatch, StepOutput, TokenId};
 
+use crate::cost::Cost;
 use crate::fair;
 use crate::pool::BlockPool;
-use crate::prefix::{NodeId, PrefixCache};
-use crate::queue::WaitingQueue;
+use crate::prefix::{NodeId, PrefixCache, Taker};
+use crate::queue::{Before, Waiting, WaitingQueue};
 use crate::request::{
     Event, FinishReason, MemberId, PromptLogprob, Refusal, Request, RequestId, SchedulerError,
 };
 use crate::sequence::{LOGIT_ROWS, RowOwner, Sequence, blocks_for};
+use crate::share::{self, Accounts, Demand};
 
 /// What the scheduler may do; the back end's [`Limits`] cap all of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Config {
     /// Most requests that wait for a slot.
     pub max_waiting: usize,
     /// Most tokens in one step. Smaller keeps running streams smooth while a long prompt is
     /// read; larger reads prompts faster.
     pub step_tokens: u32,
+    /// What a token costs, so that a step with long histories takes no longer than one without: its
+    /// work is at most that of `step_tokens` tokens at the start of a text, beside what is decoded.
+    pub cost: Cost,
+    /// So much work a member who comes back may be ahead of members who never went, before all get
+    /// the same. A question that is shorter is read at once.
+    pub credit: u32,
     /// Steps submitted before the one before them was read: 1 hides the host's time behind a
     /// device that runs by itself, 0 suits a back end that computes within `submit`.
     pub steps_ahead: u8,
@@ -44,6 +53,8 @@ impl Default for Config {
         Self {
             max_waiting: 256,
             step_tokens: 512,
+            cost: Cost::default(),
+            credit: 4096,
             steps_ahead: 0,
             patience: Duration::from_secs(60),
         }
@@ -78,6 +89,8 @@ pub struct Stats {
     pub sampled_tokens: u64,
     /// Times a sequence gave up its blocks for another.
     pub preemptions: u64,
+    /// Times a sequence gave up its slot for a member who had none.
+    pub slots_given_up: u64,
     /// KV blocks that are kept for whoever begins alike, and that nobody uses.
     pub blocks_kept: usize,
     /// Prompt tokens of requests that were started, read or not.
@@ -102,6 +115,7 @@ pub struct Scheduler {
     /// Who owns which output row, for each step in flight, oldest first.
     in_flight: VecDeque<Vec<RowOwner>>,
     spare_rows: Vec<Vec<RowOwner>>,
+    accounts: Accounts,
     shares: Vec<Share>,
     stats: Stats,
 }
@@ -113,9 +127,14 @@ enum Next {
     New(MemberId),
 }
 
+/// One prompt's part of a step.
 #[derive(Debug, Clone, Copy)]
 struct Share {
     index: usize,
+    /// Where its member stands among those who read.
+    reader: usize,
+    from: u32,
+    /// Tokens that it could read, then those that it may.
     tokens: u32,
 }
 
@@ -145,6 +164,7 @@ impl Scheduler {
             prefixes: PrefixCache::new(limits.block_tokens),
             in_flight: VecDeque::new(),
             spare_rows: Vec::new(),
+            accounts: Accounts::new(config.credit.into()),
             shares: Vec::new(),
             stats: Stats::default(),
             limits,
@@ -202,13 +222,13 @@ impl Scheduler {
 
     /// Takes requests into the queue, all of them or none.
     pub fn admit(&mut self, requests: Vec<(RequestId, Request)>) -> Result<(), Refusal> {
-        let waiting = self.waiting.len();
+        let waiting = self.waiting.newcomers();
         let free = self.config.max_waiting.saturating_sub(waiting);
         let Some(left) = free.checked_sub(requests.len()) else {
             return Err(Refusal::QueueFull { waiting });
         };
         for (_, Request { member, .. }) in &requests {
-            let waiting = self.waiting.of(member);
+            let waiting = self.waiting.newcomers_of(member);
             let new = requests.iter().filter(|(_, other)| other.member == *member).count();
             if !fair::may_wait(waiting + new, left) {
                 return Err(Refusal::ShareFull { waiting });
@@ -257,9 +277,13 @@ impl Scheduler {
     pub fn plan_step(&mut self, batch: &mut StepBatch) -> bool {
         batch.clear();
         let mut rows = self.spare_rows.pop().unwrap_or_default();
+        self.prefixes.tick();
+        self.give_up_slots();
         self.make_room_for_more();
-        self.plan_decodes(batch, &mut rows);
-        self.plan_prompts(batch, &mut rows);
+        let active = self.running.iter().filter(|sequence| !sequence.paused);
+        self.accounts.settle(active.map(|sequence| &sequence.request.member));
+        let decoded = self.plan_decodes(batch, &mut rows);
+        self.plan_prompts(decoded, batch, &mut rows);
         self.keep_what_is_whole();
         if batch.inputs.is_empty() {
             self.spare_rows.push(rows);
@@ -381,11 +405,11 @@ impl Scheduler {
             let (request, tokens) = match &next {
                 Next::Again(index) => {
                     let sequence = &self.running[*index];
-                    (&sequence.request, &sequence.tokens)
+                    (&sequence.request, sequence.tokens.as_slice())
                 }
                 Next::New(member) => {
-                    let request = self.waiting.peek(member).expect("just seen there");
-                    (request, &request.prompt)
+                    let waiting = self.waiting.peek(member).expect("just seen there");
+                    (&waiting.request, waiting.tokens())
                 }
             };
             let need = blocks_for(tokens.len() as u32, self.limits.block_tokens);
@@ -404,13 +428,14 @@ impl Scheduler {
                 continue;
             }
             let need = need - blocks.len();
-            while !self.fits(need) {
+            while !self.fits(need, &member) {
                 let Some(victim) = fair::spare(&self.running, &member) else {
                     return self.prefixes.leave(&mut chain);
                 };
                 self.preempt(victim);
             }
-            self.take_blocks(need, &mut blocks);
+            let taker = self.taker(&member);
+            self.take_blocks(need, taker, &mut blocks);
             match next {
                 Next::Again(index) => {
                     let sequence = &mut self.running[index];
@@ -443,16 +468,25 @@ impl Scheduler {
         })
     }
 
+    /// For whom kept blocks are taken: where no sequence goes on, somebody's must be the first.
+    fn taker<'a>(&self, member: &'a MemberId) -> Taker<'a> {
+        self.running
+            .iter()
+            .any(|sequence| sequence.has_room() && !sequence.paused)
+            .then_some(member)
+    }
+
     /// Takes free blocks, and kept ones that nobody uses where there are too few; false, and nothing taken, where there
     /// are too few of both.
-    fn take_blocks(&mut self, count: usize, to: &mut Vec<BlockId>) -> bool {
-        if count > self.pool.available() + self.prefixes.idle() {
+    fn take_blocks(&mut self, count: usize, taker: Taker<'_>, to: &mut Vec<BlockId>) -> bool {
+        if count > self.pool.available() + self.prefixes.idle_for(taker) {
             return false;
         }
-        while self.pool.available() < count {
-            let block = self.prefixes.evict().expect("idle blocks can be had");
-            self.pool.give_back(&mut vec![block]);
-            self.stats.evictions += 1;
+        if let Some(missing) = count.checked_sub(self.pool.available()).filter(|m| *m > 0) {
+            let mut given_up = Vec::with_capacity(missing);
+            self.prefixes.evict(missing, taker, &mut given_up);
+            self.stats.evictions += given_up.len() as u64;
+            self.pool.give_back(&mut given_up);
         }
         self.pool.take(count, to)
     }
@@ -484,90 +518,164 @@ impl Scheduler {
         self.pool.give_back(&mut own);
     }
 
-    /// Members with the fewest sequences that have room come first; of one member's, those that
+    /// Members with the fewest sequences that have room, for their weight, come first; of one member's, those that
     /// lost theirs. New requests of members who are `held` wait for what is being read.
     fn next_for_room(&self, held: &[MemberId]) -> Option<Next> {
-        let room = |member: &MemberId| fair::with_room(&self.running, member);
+        let room = |request: &Request| {
+            fair::weighed(fair::with_room(&self.running, &request.member), request.claim)
+        };
         let again = self
             .running
             .iter()
             .enumerate()
-            .filter(|(_, sequence)| !sequence.has_room() && !sequence.paused)
-            .map(|(index, sequence)| (room(&sequence.request.member), index))
-            .min();
+            .filter(|(_, sequence)| !sequence.has_room() && !sequence.paused && !sequence.leaving)
+            .map(|(index, sequence)| (room(&sequence.request), index))
+            .min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let free = self.free_slots.len();
-        let running = |member: &MemberId| match held.contains(member) {
-            true => usize::MAX,
-            false => fair::running(&self.running, member),
+        let rank = |waiting: &Waiting| {
+            let Request { member, claim, .. } = &waiting.request;
+            let running = fair::running(&self.running, member);
+            let may = !held.contains(member) && fair::may_start(running, free, *claim);
+            may.then(|| fair::weighed(running, *claim))
         };
-        let may = |running| running != usize::MAX && fair::may_start(running, free);
-        let new = self.waiting.next(running, may);
-        match (again, new) {
-            (Some((least, _)), Some(member)) if room(member) < least => {
+        let new = self.waiting.next(rank);
+        let new_room = new.and_then(|m| self.waiting.peek(m)).map(|w| room(&w.request));
+        match (again, new, new_room) {
+            (Some((least, _)), Some(member), Some(room)) if room < least => {
                 Some(Next::New(member.clone()))
             }
-            (Some((_, index)), _) => Some(Next::Again(index)),
-            (None, new) => new.cloned().map(Next::New),
+            (Some((_, index)), ..) => Some(Next::Again(index)),
+            (None, new, _) => new.cloned().map(Next::New),
         }
+    }
+
+    /// Members who run nothing get slots of members who run several, as soon as what was planned for
+    /// those is read back.
+    fn give_up_slots(&mut self) {
+        let without = self.waiting.members().filter(|m| fair::running(&self.running, m) == 0);
+        let leaving = self.running.iter().filter(|sequence| sequence.leaving).count();
+        let missing = without.count().saturating_sub(self.free_slots.len() + leaving);
+        for _ in 0..missing {
+            let Some(index) = fair::leaver(&self.running) else { break };
+            self.running[index].leaving = true;
+        }
+        for index in (0..self.running.len()).rev() {
+            if self.running[index].leaving && self.running[index].may_leave() {
+                self.send_back(index);
+            }
+        }
+    }
+
+    /// A sequence waits again, with what it has said; its blocks stay for it as long as nobody needs them.
+    fn send_back(&mut self, index: usize) {
+        let Sequence { id, request, tokens, cached, .. } = self.release(index);
+        self.stats.slots_given_up += 1;
+        self.waiting.push_again(Waiting { id, request, before: Some(Before { tokens, cached }) });
     }
 
     /// Whether so many blocks may be given out. One for each sequence that has room stays free, so
     /// that a newcomer is not thrown out again by the next few decoded tokens.
-    fn fits(&self, need: usize) -> bool {
+    fn fits(&self, need: usize, member: &MemberId) -> bool {
         let spare = self.running.iter().filter(|sequence| sequence.has_room()).count();
-        need + spare <= self.pool.available() + self.prefixes.idle()
+        need + spare <= self.pool.available() + self.prefixes.idle_for(self.taker(member))
     }
 
     fn start(&mut self, member: &MemberId, blocks: Vec<BlockId>, chain: Vec<NodeId>) {
-        let (id, request) = self.waiting.pop(member).expect("just seen there");
+        let Waiting { id, request, before } = self.waiting.pop(member).expect("just seen there");
         let slot = self.free_slots.pop().expect("just seen free");
         let room = self.capacity() - request.prompt.len() as u32;
-        let cached = chain.len() as u32 * self.limits.block_tokens;
-        self.stats.asked_tokens += request.prompt.len() as u64;
-        self.stats.cached_tokens += u64::from(cached);
+        let fed = chain.len() as u32 * self.limits.block_tokens;
+        if before.is_none() {
+            self.stats.asked_tokens += request.prompt.len() as u64;
+            self.stats.cached_tokens += u64::from(fed);
+        }
+        let Before { tokens, cached } =
+            before.unwrap_or_else(|| Before { tokens: request.prompt.clone(), cached: fed });
         self.running.push(Sequence {
             id,
             slot,
             fresh: true,
-            tokens: request.prompt.clone(),
+            planned: (tokens.len() - request.prompt.len()) as u32,
+            tokens,
             blocks,
             chain,
             cached,
             paused: false,
-            fed: cached,
-            planned: 0,
+            fed,
             limit: request.max_tokens.min(room),
             logits_planned: 0,
+            leaving: false,
             request,
         });
     }
 
-    fn plan_decodes(&mut self, batch: &mut StepBatch, rows: &mut Vec<RowOwner>) {
+    /// Plans one token for every sequence that is past its prompt, and says how much work that is.
+    fn plan_decodes(&mut self, batch: &mut StepBatch, rows: &mut Vec<RowOwner>) -> f64 {
+        let held = self.whose_answers_stand_still();
+        let goes_on = |sequence: &Sequence| {
+            sequence.wants_token() && !held.contains(&sequence.request.member)
+        };
         // All of them get their blocks before the first one is planned: whoever gives some up must
         // not be in the step already.
         for index in 0..self.running.len() {
-            if self.running[index].wants_token() {
+            if goes_on(&self.running[index]) {
                 self.extend(index);
             }
         }
+        let mut work = 0.0;
         for sequence in &mut self.running {
-            if sequence.wants_token() {
+            if goes_on(sequence) {
+                let own = self.config.cost.decode(sequence.fed);
+                let Request { member, claim, .. } = &sequence.request;
+                self.accounts.spend(member, own, claim.weight);
+                work += own;
                 sequence.plan(1, self.limits.block_tokens, batch, rows);
             }
         }
+        work
     }
 
-    fn plan_prompts(&mut self, batch: &mut StepBatch, rows: &mut Vec<RowOwner>) {
-        let mut budget = self.config.step_tokens - batch.inputs.len() as u32;
+    /// Members with long histories whose answers wait a moment for somebody who is behind and reads.
+    fn whose_answers_stand_still(&mut self) -> Vec<MemberId> {
+        let readers = self.running.iter().filter(|sequence| sequence.wants_to_read());
+        let least = readers
+            .map(|sequence| self.accounts.used(&sequence.request.member))
+            .fold(f64::INFINITY, f64::min);
+        if least == f64::INFINITY || self.config.cost.decode_slope == 0.0 {
+            return Vec::new();
+        }
+        let mut work: Vec<(&MemberId, f64)> = Vec::new();
+        for sequence in self.running.iter().filter(|sequence| sequence.wants_token()) {
+            let member = &sequence.request.member;
+            let own = self.config.cost.decode(sequence.fed);
+            match work.iter_mut().find(|(other, _)| *other == member) {
+                Some((_, sum)) => *sum += own,
+                None => work.push((member, own)),
+            }
+        }
+        let step = self.config.step_tokens.into();
+        let held = work.into_iter().filter(|(m, work)| self.accounts.holds(m, *work, step, least));
+        held.map(|(member, _)| member.clone()).collect()
+    }
+
+    /// Plans what is read, beside `decoded` work.
+    fn plan_prompts(&mut self, decoded: f64, batch: &mut StepBatch, rows: &mut Vec<RowOwner>) {
         let mut shares = std::mem::take(&mut self.shares);
         shares.clear();
-        shares.extend(self.running.iter().enumerate().filter_map(|(index, sequence)| {
-            let reads = sequence.has_room()
-                && !sequence.paused
-                && !sequence.decodes()
-                && sequence.unread() > 0;
-            reads.then(|| Share { index, tokens: sequence.unread() })
-        }));
+        let mut readers: Vec<(&MemberId, Demand)> = Vec::new();
+        for (index, sequence) in self.running.iter().enumerate() {
+            if !sequence.wants_to_read() {
+                continue;
+            }
+            let Request { member, claim, .. } = &sequence.request;
+            let reader = readers.iter().position(|(other, _)| *other == member);
+            let reader = reader.unwrap_or_else(|| {
+                let used = self.accounts.used(member);
+                readers.push((member, Demand { used, weight: claim.weight, need: 0.0, gets: 0.0 }));
+                readers.len() - 1
+            });
+            shares.push(Share { index, reader, from: sequence.fed, tokens: sequence.unread() });
+        }
         // Oldest first, so that the rows of one step stay few however many prompts are judged.
         let mut logit_rows = LOGIT_ROWS;
         for share in &mut shares {
@@ -577,10 +685,20 @@ impl Scheduler {
             }
         }
         shares.retain(|share| share.tokens > 0);
-        share_out(&mut shares, &mut budget);
+        let Config { step_tokens, cost, .. } = self.config;
+        let mut demands: Vec<Demand> = readers.into_iter().map(|(_, demand)| demand).collect();
+        for share in &shares {
+            demands[share.reader].need += cost.read(share.from, share.tokens);
+        }
+        // Long histories make decoding take most of a step; reading goes on beside it.
+        let whole = f64::from(step_tokens);
+        share::fill(&mut demands, (whole - decoded).max(whole / 4.0));
+        share_out(&mut shares, &demands, cost, step_tokens - batch.inputs.len() as u32);
         for share in &shares {
             if share.tokens > 0 {
                 let sequence = &mut self.running[share.index];
+                let Request { member, claim, .. } = &sequence.request;
+                self.accounts.spend(member, cost.read(share.from, share.tokens), claim.weight);
                 sequence.plan(share.tokens, self.limits.block_tokens, batch, rows);
                 self.stats.prompt_tokens += u64::from(share.tokens);
             }
@@ -592,20 +710,32 @@ impl Scheduler {
     /// where it is the one to give up its blocks, not at all.
     fn extend(&mut self, index: usize) {
         let need = blocks_for(self.running[index].fed + 1, self.limits.block_tokens);
+        let missing = need - self.running[index].blocks.len();
+        if missing == 0 {
+            return;
+        }
+        let member = self.running[index].request.member.clone();
         loop {
-            let mut blocks = std::mem::take(&mut self.running[index].blocks);
-            let missing = need - blocks.len();
-            let there = missing == 0 || self.take_blocks(missing, &mut blocks);
-            self.running[index].blocks = blocks;
-            if there {
+            if self.extend_by(missing, index, Some(&member)) {
                 return;
             }
             let victim = fair::victim(&self.running).expect("a sequence that decodes owns blocks");
+            let alone = self.running.iter().filter(|sequence| sequence.has_room()).count() == 1;
+            if victim == index && alone && self.extend_by(missing, index, None) {
+                return;
+            }
             self.preempt(victim);
             if victim == index {
                 return;
             }
         }
+    }
+
+    fn extend_by(&mut self, missing: usize, index: usize, taker: Taker<'_>) -> bool {
+        let mut blocks = std::mem::take(&mut self.running[index].blocks);
+        let there = self.take_blocks(missing, taker, &mut blocks);
+        self.running[index].blocks = blocks;
+        there
     }
 
     fn preempt(&mut self, index: usize) {
@@ -614,10 +744,11 @@ impl Scheduler {
         self.stats.preemptions += 1;
     }
 
-    fn release(&mut self, index: usize) {
+    fn release(&mut self, index: usize) -> Sequence {
         self.free_blocks(index);
         let sequence = self.running.remove(index);
         self.free_slots.push(sequence.slot);
+        sequence
     }
 }
 
@@ -625,15 +756,46 @@ fn capacity(limits: &Limits) -> u32 {
     limits.context.min(limits.blocks.saturating_mul(limits.block_tokens))
 }
 
-/// Cuts every share down so that together they fit the budget: all get the same, and what a
-/// short one does not need goes to the others. The order of the shares is kept.
-fn share_out(shares: &mut [Share], budget: &mut u32) {
-    shares.sort_unstable_by_key(|share| (share.tokens, share.index));
-    let mut left = shares.len() as u32;
-    for share in shares.iter_mut() {
-        share.tokens = share.tokens.min(budget.div_ceil(left));
-        *budget -= share.tokens;
-        left -= 1;
+/// Cuts every share down to what its member gets. Of one member's prompts the oldest gets half, so that one after the
+/// other is done, and the others share the rest, so that a short one is done at once; what a short one does not need
+/// goes to the others. What is less than a token goes to the next member; where it is nobody's whole token, the first
+/// one is read all the same. The order of the shares is kept.
+fn share_out(shares: &mut [Share], demands: &[Demand], cost: Cost, mut most: u32) {
+    let need = |share: &Share| cost.read(share.from, share.tokens);
+    shares.sort_by(|a, b| {
+        (a.reader.cmp(&b.reader)).then(need(a).total_cmp(&need(b))).then(a.index.cmp(&b.index))
+    });
+    let mut work = 0.0;
+    for prompts in shares.chunk_by_mut(|a, b| a.reader == b.reader) {
+        work += demands[prompts[0].reader].gets;
+        let oldest = prompts.iter().map(|share| share.index).min();
+        let (first, mut rest): (Vec<_>, Vec<_>) =
+            prompts.iter_mut().partition(|share| Some(share.index) == oldest);
+        let kept = first.iter().map(|share| need(share).min(work / 2.0)).sum::<f64>();
+        let mut left = rest.len() as f64;
+        let mut read = |share: &mut Share, work: f64| {
+            share.tokens = share.tokens.min(cost.readable(share.from, work)).min(most);
+            most -= share.tokens;
+            cost.read(share.from, share.tokens)
+        };
+        for share in &mut rest {
+            work -= read(share, (work - kept) / left);
+            left -= 1.0;
+        }
+        for share in first {
+            work -= read(share, work);
+        }
+    }
+    let nothing = shares.iter().all(|share| share.tokens == 0);
+    let behind = |share: &&mut Share| {
+        let demand = &demands[share.reader];
+        (demand.used, share.index)
+    };
+    let first = shares
+        .iter_mut()
+        .min_by(|a, b| behind(a).0.total_cmp(&behind(b).0).then(behind(a).1.cmp(&behind(b).1)));
+    if let Some(first) = first.filter(|_| nothing && most > 0) {
+        first.tokens = 1;
     }
     shares.sort_unstable_by_key(|share| share.index);
 }
@@ -668,20 +830,37 @@ fn judge(token: TokenId, logits: &[f32], best: usize) -> Option<PromptLogprob> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_short_prompt_is_read_at_once_beside_a_very_long_one() {
-        let mut budget = 100;
-        let mut shares = [Share { index: 0, tokens: 10_000 }, Share { index: 1, tokens: 20 }];
-        share_out(&mut shares, &mut budget);
-        assert_eq!((shares[0].tokens, shares[1].tokens, budget), (80, 20, 0));
+    /// How many tokens of these prompts of one member are read for so much work.
+    fn shared(tokens: &[u32], work: f64, cost: Cost, most: u32) -> Vec<u32> {
+        let of = |(index, tokens)| Share { index, reader: 0, from: 0, tokens };
+        let mut shares: Vec<Share> = tokens.iter().copied().enumerate().map(of).collect();
+        let demand = Demand { used: 0.0, weight: 1, need: 1e9, gets: work };
+        share_out(&mut shares, &[demand], cost, most);
+        shares.iter().map(|share| share.tokens).collect()
     }
 
     #[test]
-    fn a_budget_smaller_than_the_number_of_prompts_still_moves_one() {
-        let mut budget = 1;
-        let mut shares = [Share { index: 0, tokens: 5 }, Share { index: 1, tokens: 5 }];
-        share_out(&mut shares, &mut budget);
-        assert_eq!(shares[0].tokens + shares[1].tokens, 1);
+    fn a_short_prompt_is_read_at_once_beside_a_very_long_one() {
+        assert_eq!(shared(&[10_000, 20], 100.0, Cost::default(), 512), [80, 20]);
+        assert_eq!(shared(&[9_000, 9_000, 9_000], 100.0, Cost::default(), 512), [50, 25, 25]);
+        assert_eq!(shared(&[20, 9_000, 9_000], 101.0, Cost::default(), 512), [20, 40, 41]);
+        assert_eq!(shared(&[9_000, 9_000], 100.0, Cost::default(), 70), [20, 50]);
+    }
+
+    #[test]
+    fn work_for_less_than_a_token_still_reads_one() {
+        assert_eq!(shared(&[5, 5], 1.0, Cost::default(), 9).iter().sum::<u32>(), 1);
+        assert_eq!(shared(&[5, 5], 0.4, Cost::default(), 9).iter().sum::<u32>(), 1);
+        assert_eq!(shared(&[5, 5], 0.4, Cost::default(), 0), [0, 0]);
+    }
+
+    #[test]
+    fn what_a_member_leaves_over_goes_to_the_next() {
+        let demand = |gets| Demand { used: 0.0, weight: 1, need: 1e9, gets };
+        let share = |index, reader| Share { index, reader, from: 0, tokens: 900 };
+        let mut shares = [share(0, 1), share(1, 0)];
+        share_out(&mut shares, &[demand(10.5), demand(10.5)], Cost::default(), 512);
+        assert_eq!((shares[1].tokens, shares[0].tokens), (10, 11));
     }
 
     #[test]

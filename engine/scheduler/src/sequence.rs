@@ -36,6 +36,8 @@ pub(crate) struct Sequence {
     pub(crate) limit: u32,
     /// Prompt positions whose logits were asked for.
     pub(crate) logits_planned: u32,
+    /// It gives up its slot as soon as what was planned for it is read back.
+    pub(crate) leaving: bool,
 }
 
 /// Whose an output row is.
@@ -66,7 +68,21 @@ impl Sequence {
 
     /// The next step may sample its next token.
     pub(crate) fn wants_token(&self) -> bool {
-        !self.paused && self.decodes() && self.planned < self.limit
+        self.may_run() && self.decodes() && self.planned < self.limit
+    }
+
+    /// The next step may read some of its tokens.
+    pub(crate) fn wants_to_read(&self) -> bool {
+        self.may_run() && self.has_room() && !self.decodes() && self.unread() > 0
+    }
+
+    fn may_run(&self) -> bool {
+        !self.paused && !self.leaving
+    }
+
+    /// Nothing that was planned for it is still to be read back, and nothing would be lost with its slot.
+    pub(crate) fn may_leave(&self) -> bool {
+        self.planned == self.sampled() && self.request.prompt_logprobs.is_none()
     }
 
     /// Known tokens still to be read, for a sequence that is not decoding.
@@ -95,9 +111,10 @@ impl Sequence {
         let decodes = self.decodes();
         if std::mem::take(&mut self.fresh) {
             let start = batch.histories.len() as u32;
-            batch.histories.extend_from_slice(&self.request.prompt);
+            batch.histories.extend_from_slice(&self.tokens);
             let history = start..batch.histories.len() as u32;
-            batch.resets.push(SlotReset { slot: self.slot, history });
+            let sampled = self.sampled();
+            batch.resets.push(SlotReset { slot: self.slot, history, sampled });
         }
         let first = batch.inputs.len() as u32;
         for position in self.fed..self.fed + count {

@@ -11,7 +11,8 @@ use common::{STOP, VOCAB, alone, limits, request};
 use polder_backend::{Backend, Limits, OutputRow, StepBatch, Ticket, TokenId, Want};
 use polder_scheduler::fake::{FakeBackend, hashed};
 use polder_scheduler::{
-    Config, Event, FinishReason, Refusal, Request, RequestId, Scheduler, SchedulerError,
+    Claim, Config, Cost, Event, FinishReason, Refusal, Request, RequestId, Scheduler,
+    SchedulerError,
 };
 use proptest::prelude::*;
 
@@ -85,6 +86,7 @@ enum Act {
         prompt: Vec<u32>,
         max_tokens: u32,
         seed: u64,
+        claim: Claim,
     },
     Cancel(prop::sample::Index),
     /// A reader stops reading, or reads again.
@@ -103,12 +105,19 @@ fn prompts() -> impl Strategy<Value = Vec<u32>> {
     prop_oneof![own(), told]
 }
 
+fn claims() -> impl Strategy<Value = Claim> {
+    (0u16..4, prop_oneof![Just(u16::MAX), 0u16..3], -1i32..2)
+        .prop_map(|(weight, most_running, priority)| Claim { weight, most_running, priority })
+}
+
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     let prompt = prompts();
     prop::collection::vec(
         prop_oneof![
-            4 => (0u8..4, prompt, 1u32..40, any::<u64>()).prop_map(
-                |(member, prompt, max_tokens, seed)| Act::Admit { member, prompt, max_tokens, seed }
+            4 => (0u8..4, prompt, 1u32..40, any::<u64>(), claims()).prop_map(
+                |(member, prompt, max_tokens, seed, claim)| {
+                    Act::Admit { member, prompt, max_tokens, seed, claim }
+                }
             ),
             1 => any::<prop::sample::Index>().prop_map(Act::Cancel),
             2 => any::<prop::sample::Index>().prop_map(Act::Stall),
@@ -129,22 +138,27 @@ proptest! {
         step_tokens in 1u32..64,
         steps_ahead in 0u8..2,
         max_waiting in 1usize..20,
+        slopes in prop_oneof![Just((0.0, 0.0)), (0.0f64..0.5, 0.0f64..2.0)],
+        credit in 0u32..100,
     ) {
-        let config = Config { max_waiting, step_tokens, steps_ahead, ..Config::default() };
+        let cost = Cost { read_slope: slopes.0, decode_slope: slopes.1 };
+        let config =
+            Config { max_waiting, step_tokens, steps_ahead, cost, credit, ..Config::default() };
         let mut bench = Bench::new(limits(blocks, slots), config);
         let capacity = bench.scheduler.capacity();
         let mut taken: BTreeMap<RequestId, (Request, bool)> = BTreeMap::new();
         for (number, act) in acts.into_iter().enumerate() {
             match act {
-                Act::Admit { member, prompt, max_tokens, seed } => {
+                Act::Admit { member, prompt, max_tokens, seed, claim } => {
                     let id = RequestId(number as u64);
-                    let request = request(&format!("m{member}"), prompt, max_tokens, seed);
+                    let mut request = request(&format!("m{member}"), prompt, max_tokens, seed);
+                    request.claim = claim;
                     let waiting = bench.scheduler.stats().waiting;
                     match bench.scheduler.admit(vec![(id, request.clone())]) {
                         Ok(()) => {
                             taken.insert(id, (request, false));
                         }
-                        Err(Refusal::QueueFull { .. }) => prop_assert_eq!(waiting, max_waiting),
+                        Err(Refusal::QueueFull { .. }) => prop_assert!(waiting >= max_waiting),
                         Err(Refusal::ShareFull { waiting: mine }) => prop_assert!(mine > 0),
                         Err(Refusal::TooLong { .. }) => {
                             prop_assert!(request.prompt.len() + 1 > capacity as usize);
@@ -386,6 +400,80 @@ fn a_question_is_answered_beside_a_member_whose_books_fill_slots_and_blocks() {
             );
         }
     }
+}
+
+#[test]
+fn a_member_without_a_slot_gets_one_of_a_member_with_several_and_nothing_is_lost() {
+    for steps_ahead in [0, 1] {
+        let config = Config { steps_ahead, ..Config::default() };
+        let mut bench = Bench::new(limits(60, 3), config);
+        let mut asked = Vec::new();
+        let ask = |bench: &mut Bench, asked: &mut Vec<Request>, member: &str, length| {
+            let id = asked.len() as u32;
+            let mut request = request(member, vec![1, id + 2, 3], length, id.into());
+            request.stop_tokens = [].into();
+            bench.scheduler.admit(vec![(RequestId(id.into()), request.clone())]).unwrap();
+            asked.push(request);
+        };
+        for _ in 0..4 {
+            ask(&mut bench, &mut asked, "busy", 40);
+        }
+        for _ in 0..9 {
+            bench.turn();
+        }
+        // The last slot was kept for the first of them, the second takes one of the two others.
+        for quiet in ["ada", "bob"] {
+            ask(&mut bench, &mut asked, quiet, 9);
+        }
+        let mut turns = 0;
+        while (4..6).any(|id| bench.end_of(RequestId(id)).is_none()) {
+            bench.turn();
+            turns += 1;
+            assert!(turns < 16, "they wait for whole answers");
+        }
+        assert_eq!(bench.scheduler.stats().slots_given_up, 1);
+        assert!((0..4).all(|id| bench.end_of(RequestId(id)).is_none()));
+        while bench.turn() {}
+        for (id, request) in asked.iter().enumerate() {
+            let id = RequestId(id as u64);
+            let mut tokens = request.prompt.clone();
+            for _ in 0..request.max_tokens {
+                tokens.push(hashed(VOCAB)(&tokens, &request.sampling));
+            }
+            assert_eq!(bench.tokens_of(id), tokens[3..], "{}", id.0);
+            assert_eq!(bench.end_of(id), Some((FinishReason::Length, request.max_tokens)));
+        }
+    }
+}
+
+#[test]
+fn a_question_is_read_before_the_rest_of_somebodys_book() {
+    let config = Config { step_tokens: 8, ..Config::default() };
+    let mut bench = Bench::new(limits(60, 4), config);
+    bench.scheduler.admit(vec![(RequestId(0), request("busy", vec![1; 60], 1, 0))]).unwrap();
+    bench.scheduler.admit(vec![(RequestId(1), request("busy", vec![2; 60], 1, 0))]).unwrap();
+    bench.turn();
+    bench.scheduler.admit(vec![(RequestId(2), request("quiet", vec![3; 24], 1, 0))]).unwrap();
+    for _ in 0..3 {
+        assert!(bench.end_of(RequestId(2)).is_none());
+        bench.turn();
+    }
+    assert!(bench.end_of(RequestId(2)).is_some());
+}
+
+#[test]
+fn a_step_with_long_histories_has_fewer_tokens() {
+    let cost = Cost { read_slope: 0.5, decode_slope: 0.0 };
+    let config = Config { step_tokens: 20, cost, ..Config::default() };
+    let mut bench = Bench::new(limits(60, 4), config);
+    bench.scheduler.admit(vec![(RequestId(0), request("m", vec![1; 60], 1, 0))]).unwrap();
+    let mut read = Vec::new();
+    while bench.turn() {
+        read.push(bench.batch.inputs.len());
+    }
+    assert_eq!(read.iter().sum::<usize>(), 60);
+    assert_eq!(read[..3], [7, 3, 3]);
+    assert_eq!(read.last(), Some(&1));
 }
 
 #[test]

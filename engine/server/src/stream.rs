@@ -194,7 +194,7 @@ mod tests {
     use polder_backend::{Limits, Sampling, TokenId};
     use polder_model::{GgufTokenizer, TokenizerSource};
     use polder_scheduler::fake::FakeBackend;
-    use polder_scheduler::{Config, MemberId, Request};
+    use polder_scheduler::{Claim, Config, MemberId, Request};
 
     use super::*;
     use crate::generate::Job;
@@ -223,6 +223,7 @@ mod tests {
         let job = Job {
             request: Request {
                 member: MemberId::new("m"),
+                claim: Claim::default(),
                 prompt: vec![TokenId(0)],
                 max_tokens: 1,
                 stop_tokens: [].into(),

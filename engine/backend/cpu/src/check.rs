@@ -48,8 +48,11 @@ impl Slots {
             let Some(history) = history else {
                 return bad(format!("slot {slot} starts with a history that is not there"));
             };
+            if reset.sampled as usize > history.len() {
+                return bad(format!("slot {slot} starts with more sampled tokens than tokens"));
+            }
             history.iter().try_for_each(|t| known(*t, limits))?;
-            self.sampled[slot] = false;
+            self.sampled[slot] = reset.sampled > 0;
         }
         for copy in &step.copies {
             block(copy.from, limits)?;

@@ -119,7 +119,8 @@ impl Forward {
     pub(crate) fn run(&mut self, step: &StepBatch) -> StepOutput {
         for reset in &step.resets {
             let history = &step.histories[usize_range(&reset.history)];
-            self.slots[usize::from(reset.slot.0)].reset(history);
+            let (prompt, sampled) = history.split_at(history.len() - reset.sampled as usize);
+            self.slots[usize::from(reset.slot.0)].reset(prompt, sampled);
         }
         for copy in &step.copies {
             self.kv.iter_mut().for_each(|kv| kv.copy(copy.from, copy.to));

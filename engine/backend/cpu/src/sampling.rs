@@ -18,11 +18,12 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Starts anew with a prompt.
-    pub(crate) fn reset(&mut self, prompt: &[TokenId]) {
+    /// Starts anew with a prompt and what was sampled after it.
+    pub(crate) fn reset(&mut self, prompt: &[TokenId], sampled: &[TokenId]) {
         self.seen.clear();
         self.seen.extend(prompt.iter().map(|t| (t.0, 0)));
         self.last = None;
+        sampled.iter().for_each(|token| self.push(*token));
     }
 
     /// Notes a sampled token.

@@ -86,7 +86,7 @@ fn top_p_over_a_flat_vocabulary_keeps_its_share() {
 #[test]
 fn penalties_push_down_what_was_said() {
     let mut history = History::default();
-    history.reset(&[TokenId(2)]);
+    history.reset(&[TokenId(2)], &[]);
     history.push(TokenId(0));
     history.push(TokenId(0));
     let after = |want: Sampling| {

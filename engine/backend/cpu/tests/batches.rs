@@ -257,7 +257,7 @@ fn a_batch_that_contradicts_itself_is_refused_and_harms_nothing() {
 }
 
 fn reset_without_history(batch: &mut StepBatch) {
-    batch.resets.push(polder_backend::SlotReset { slot: Slot(0), history: 0..3 });
+    batch.resets.push(polder_backend::SlotReset { slot: Slot(0), history: 0..3, sampled: 0 });
 }
 
 fn spoil_sampling(batch: &mut StepBatch, spoil: fn(&mut Sampling)) {

@@ -10,7 +10,7 @@ use common::{load, tiny};
 use polder_backend::{Backend, SampledToken, Sampling, StepBatch, TokenId};
 use polder_backend_cpu::{CpuBackend, Precision};
 use polder_model::Model;
-use polder_scheduler::{Config, Event, MemberId, Request, RequestId, Scheduler};
+use polder_scheduler::{Claim, Config, Event, MemberId, Request, RequestId, Scheduler};
 
 struct Engine {
     scheduler: Scheduler,
@@ -27,36 +27,89 @@ impl Engine {
 
     /// What is said after these prompts, which run together, and how many tokens did not have to be read.
     fn say(&mut self, prompts: &[Vec<u32>]) -> Vec<(Vec<SampledToken>, u32)> {
-        let first = self.asked;
-        let requests = prompts.iter().map(|prompt| {
-            self.asked += 1;
-            let request = Request {
-                member: MemberId::new("ada"),
-                prompt: prompt.iter().copied().map(TokenId).collect(),
-                max_tokens: 24,
-                stop_tokens: [].into(),
-                sampling: Sampling { logprobs: Some(3), ..Sampling::greedy() },
-                prompt_logprobs: None,
-            };
-            (RequestId(self.asked), request)
-        });
-        let requests = requests.collect();
-        self.scheduler.admit(requests).unwrap();
+        let first = self.asked + 1;
+        for prompt in prompts {
+            self.ask("ada", prompt, Sampling { logprobs: Some(3), ..Sampling::greedy() });
+        }
         let mut said = vec![(Vec::new(), 0); prompts.len()];
+        while self.turn(|id, event| match event {
+            Event::Token(token) => said[(id - first) as usize].0.push(token),
+            Event::Finished { cached, .. } => said[(id - first) as usize].1 = cached,
+            _ => {}
+        }) {}
+        said
+    }
+
+    fn ask(&mut self, member: &str, prompt: &[u32], sampling: Sampling) {
+        self.asked += 1;
+        let request = Request {
+            claim: Claim::default(),
+            member: MemberId::new(member),
+            prompt: prompt.iter().copied().map(TokenId).collect(),
+            max_tokens: 24,
+            stop_tokens: [].into(),
+            sampling,
+            prompt_logprobs: None,
+        };
+        self.scheduler.admit(vec![(RequestId(self.asked), request)]).unwrap();
+    }
+
+    /// One step; false where there is none to run.
+    fn turn(&mut self, mut hear: impl FnMut(u64, Event)) -> bool {
         let (mut batch, mut events) = (StepBatch::default(), Vec::new());
-        while self.scheduler.plan_step(&mut batch) {
-            let output = common::step(&mut self.backend, &batch);
-            self.scheduler.take(output, &mut events).unwrap();
-            for (id, event) in events.drain(..) {
-                let said = &mut said[(id.0 - first - 1) as usize];
-                match event {
-                    Event::Token(token) => said.0.push(token),
-                    Event::Finished { cached, .. } => said.1 = cached,
-                    _ => {}
-                }
+        if !self.scheduler.plan_step(&mut batch) {
+            return false;
+        }
+        let output = common::step(&mut self.backend, &batch);
+        self.scheduler.take(output, &mut events).unwrap();
+        events.into_iter().for_each(|(id, event)| hear(id.0, event));
+        true
+    }
+}
+
+#[test]
+fn a_sequence_that_gave_up_its_slot_says_what_it_would_have_said() {
+    let model = tiny("qwen3");
+    let prompt = |n: u32| -> Vec<u32> { (0..20).map(|i| (i * 29 + 7 * n) % 64).collect() };
+    // Penalties count what was said before as well, and draws go by the place in the text.
+    let sampling = |n: u32| Sampling {
+        temperature: 0.9,
+        seed: n.into(),
+        presence_penalty: 0.7,
+        frequency_penalty: 0.4,
+        repetition_penalty: 1.3,
+        ..Sampling::greedy()
+    };
+    let mut together = Engine::new(&model, Precision::F32);
+    let slots = u32::from(together.backend.limits().slots);
+    let mut said = vec![Vec::new(); 2 * slots as usize];
+    for n in 0..slots + 2 {
+        together.ask("busy", &prompt(n), sampling(n));
+    }
+    let mut turns = 0;
+    while together.turn(|id, event| {
+        if let Event::Token(token) = event {
+            said[id as usize - 1].push(token.token);
+        }
+    }) {
+        turns += 1;
+        if turns == 9 {
+            for (n, member) in (slots + 2..).zip(["bob", "cyd", "dan"]) {
+                together.ask(member, &prompt(n), sampling(n));
             }
         }
-        said
+    }
+    assert!(together.scheduler.stats().slots_given_up >= 1);
+    for n in 0..slots + 5 {
+        let mut alone = Engine::new(&model, Precision::F32);
+        let mut own = Vec::new();
+        alone.ask("busy", &prompt(n), sampling(n));
+        while alone.turn(|_, event| {
+            if let Event::Token(token) = event {
+                own.push(token.token);
+            }
+        }) {}
+        assert_eq!(said[n as usize], own, "{n}");
     }
 }
 

@@ -3,7 +3,7 @@
 
 use polder_backend::{Limits, Sampling, TokenId};
 use polder_scheduler::fake::hashed;
-use polder_scheduler::{FinishReason, MemberId, Request};
+use polder_scheduler::{Claim, FinishReason, MemberId, Request};
 
 pub const VOCAB: u32 = 23;
 pub const STOP: TokenId = TokenId(0);
@@ -23,6 +23,7 @@ pub fn limits(blocks: u32, slots: u16) -> Limits {
 pub fn request(member: &str, prompt: Vec<u32>, max_tokens: u32, seed: u64) -> Request {
     Request {
         member: MemberId::new(member),
+        claim: Claim::default(),
         prompt: prompt.into_iter().map(TokenId).collect(),
         max_tokens,
         stop_tokens: [STOP].into(),

@@ -60,7 +60,11 @@ pub fn feed(batch: &mut StepBatch, slot: u16, tokens: &[Input], position: u32, t
 pub fn reset(batch: &mut StepBatch, slot: u16, history: &[u32]) {
     let first = batch.histories.len() as u32;
     batch.histories.extend(history.iter().map(|t| TokenId(*t)));
-    batch.resets.push(SlotReset { slot: Slot(slot), history: first..batch.histories.len() as u32 });
+    batch.resets.push(SlotReset {
+        slot: Slot(slot),
+        history: first..batch.histories.len() as u32,
+        sampled: 0,
+    });
 }
 
 /// Asks for something of the token fed last.
