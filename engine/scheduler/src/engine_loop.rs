@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use polder_backend::{Backend, StepBatch, Ticket};
+use polder_backend::{Backend, StepBatch, Ticket, TokenId};
 
 use crate::pulse::Pulse;
 use crate::request::{Event, Refusal, Request, RequestId, SchedulerError};
@@ -105,6 +105,7 @@ pub struct EngineHandle {
 enum Command {
     Admit(Vec<(RequestId, Request, Box<dyn Sink>)>),
     Cancel(RequestId),
+    Share(Vec<TokenId>),
     Wake,
 }
 
@@ -113,6 +114,7 @@ impl std::fmt::Debug for Command {
         match self {
             Self::Admit(list) => write!(f, "Admit({} sequences)", list.len()),
             Self::Cancel(id) => write!(f, "Cancel({})", id.0),
+            Self::Share(tokens) => write!(f, "Share({} tokens)", tokens.len()),
             Self::Wake => write!(f, "Wake"),
         }
     }
@@ -141,6 +143,12 @@ impl EngineHandle {
     pub fn cancel(&self, id: RequestId) {
         // Where the engine has ended there is nothing left to cancel.
         let _ = self.commands.send(Command::Cancel(id));
+    }
+
+    /// All members may share how these tokens begin (instructions that everybody's programs send).
+    pub fn share_beginning(&self, tokens: Vec<TokenId>) {
+        // Where the engine has ended there is nothing left to share.
+        let _ = self.commands.send(Command::Share(tokens));
     }
 
     /// Says that a sink which had no room has some again.
@@ -258,6 +266,7 @@ impl EngineLoop {
             match command {
                 Command::Admit(sequences) => self.admit(sequences),
                 Command::Cancel(id) => self.cancel(id),
+                Command::Share(tokens) => self.scheduler.share_beginning(&tokens),
                 Command::Wake => {}
             }
             self.publish();

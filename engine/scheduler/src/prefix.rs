@@ -1,15 +1,18 @@
 //! What was read before and may be read again: full blocks of KV in a tree over the tokens that they hold.
 //!
 //! A node is one block. Its place in the tree says which tokens came before, so that two requests that begin alike
-//! share blocks as far as they do. Trees of different members have nothing in common: what one of them asked
-//! cannot be found out by how fast another one is answered.
+//! share blocks as far as they do. Trees of different members have nothing in common, so that what one of them asked
+//! cannot be found out by how fast another one is answered; except for beginnings that were registered as common to all,
+//! whose nodes are in a tree of their own, and for members who trust each other, who have one tree together.
 //!
 //! Whoever uses a node uses all nodes above it. Nodes without users therefore hang at the ends, and every one of them can be had
 //! for somebody else, leaf by leaf, the one that was used longest ago first. They are taken from whoever has most; those of
 //! a member with few are not taken for a member with more, unless they were away for long or nothing else could go on.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
 
+use hashbrown::HashTable;
 use polder_backend::{BlockId, TokenId};
 
 use crate::request::MemberId;
@@ -18,17 +21,17 @@ use crate::request::MemberId;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct NodeId(usize);
 
-/// What comes before a block: another one, or a member's nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Parent {
-    Root(usize),
-    Node(NodeId),
-}
+/// The tree of what is common to all.
+const COMMON: usize = 0;
+/// The tree of members who trust each other.
+const TRUSTING: usize = 1;
 
 #[derive(Debug)]
 struct Node {
+    /// Whose tree it is in. The node before it may be in that of what is common.
     root: usize,
-    parent: Parent,
+    /// None where nothing comes before it.
+    parent: Option<NodeId>,
     tokens: Box<[TokenId]>,
     block: BlockId,
     users: u32,
@@ -49,8 +52,16 @@ struct Root {
     leaves: BTreeSet<(u64, NodeId)>,
 }
 
+/// Whose tree it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose<'a> {
+    Member(&'a MemberId),
+    /// Of everybody who trusts the others.
+    Trusting,
+}
+
 /// For whom blocks are taken; None where something must go on at any cost.
-pub(crate) type Taker<'a> = Option<&'a MemberId>;
+pub(crate) type Taker<'a> = Option<Whose<'a>>;
 
 /// After so many steps without a use, a quarter of an hour or more, what a member keeps is anybody's.
 const LONG_AWAY: u64 = 100_000;
@@ -61,7 +72,11 @@ pub(crate) struct PrefixCache {
     block_tokens: usize,
     nodes: Vec<Option<Node>>,
     free: Vec<usize>,
-    by_place: HashMap<(Parent, Box<[TokenId]>), NodeId>,
+    /// Nodes by tree, the node before them, and tokens.
+    by_place: HashTable<NodeId>,
+    hasher: RandomState,
+    /// Beginnings that all members may share.
+    common: Vec<Box<[TokenId]>>,
     members: HashMap<MemberId, usize>,
     roots: Vec<Root>,
     idle: usize,
@@ -74,9 +89,11 @@ impl PrefixCache {
             block_tokens: block_tokens as usize,
             nodes: Vec::new(),
             free: Vec::new(),
-            by_place: HashMap::new(),
+            by_place: HashTable::new(),
+            hasher: RandomState::new(),
+            common: Vec::new(),
             members: HashMap::new(),
-            roots: Vec::new(),
+            roots: vec![Root::default(), Root::default()],
             idle: 0,
             clock: 0,
         }
@@ -92,67 +109,88 @@ impl PrefixCache {
         self.clock += 1;
     }
 
+    /// All members may share how these tokens begin, block by block.
+    pub(crate) fn register_common(&mut self, tokens: &[TokenId]) {
+        if !self.common.iter().any(|other| other.starts_with(tokens)) {
+            self.common.push(tokens.into());
+        }
+    }
+
+    /// How many blocks at the beginning of these tokens are common to all.
+    pub(crate) fn common_blocks(&self, tokens: &[TokenId]) -> usize {
+        let alike = |other: &Box<[TokenId]>| {
+            other.iter().zip(tokens).take_while(|(a, b)| a == b).count() / self.block_tokens
+        };
+        self.common.iter().map(alike).max().unwrap_or(0)
+    }
+
     /// Of the blocks that nobody uses, how many can be had for this member.
     pub(crate) fn idle_for(&self, member: Taker<'_>) -> usize {
         let taker = self.size_of(member);
-        self.roots.iter().filter(|root| self.may_take(taker, root)).map(|root| root.idle).sum()
+        let may = (0..self.roots.len()).filter(|root| self.may_take(taker, *root));
+        may.map(|root| self.roots[root].idle).sum()
     }
 
     fn size_of(&self, member: Taker<'_>) -> Option<usize> {
-        member.map(|member| self.members.get(member).map_or(0, |root| self.roots[*root].nodes))
+        member.map(|whose| self.roots.get(self.root_of(whose)).map_or(0, |root| root.nodes))
     }
 
-    fn may_take(&self, taker: Option<usize>, root: &Root) -> bool {
-        let away = self.clock - root.used > LONG_AWAY;
-        taker.is_none_or(|size| root.nodes >= size || away)
+    /// What is common goes last: nodes of all trees may follow it.
+    fn may_take(&self, taker: Option<usize>, root: usize) -> bool {
+        let Root { nodes, used, .. } = self.roots[root];
+        let away = self.clock - used > LONG_AWAY;
+        taker.is_none_or(|size| root != COMMON && (nodes >= size || away))
     }
 
     /// Uses the nodes that hold how these tokens begin, at most `most` of them, and appends them and their blocks.
     pub(crate) fn find(
         &mut self,
-        member: &MemberId,
+        whose: Whose<'_>,
         tokens: &[TokenId],
         most: usize,
         chain: &mut Vec<NodeId>,
         blocks: &mut Vec<BlockId>,
     ) {
-        let Some(root) = self.members.get(member) else { return };
-        let mut parent = Parent::Root(*root);
-        for part in tokens.chunks_exact(self.block_tokens).take(most) {
-            let Some(id) = self.by_place.get(&(parent, Box::from(part))).copied() else { return };
+        let (root, common) = (self.root_of(whose), self.common_blocks(tokens));
+        for (at, part) in tokens.chunks_exact(self.block_tokens).take(most).enumerate() {
+            let root = if at < common { COMMON } else { root };
+            let Some(id) = self.lookup(root, chain.last().copied(), part) else { return };
             self.enter(id);
             chain.push(id);
             blocks.push(self.node(id).block);
-            parent = Parent::Node(id);
         }
     }
 
-    /// Keeps a block that follows those of `chain`, and appends its node, which is used. Where there is one with the same tokens
-    /// already, that one is used instead, and the block stays the caller's own.
+    fn lookup(&self, root: usize, parent: Option<NodeId>, tokens: &[TokenId]) -> Option<NodeId> {
+        let hash = self.hasher.hash_one((root, parent, tokens));
+        let is = |id: &NodeId| {
+            let node = self.node(*id);
+            node.root == root && node.parent == parent && *node.tokens == *tokens
+        };
+        self.by_place.find(hash, is).copied()
+    }
+
+    /// Keeps the block that follows those of `chain` at the beginning of `tokens`, and appends its node, which is used.
+    /// Where there is one with the same tokens already, that one is used instead, and the block stays the caller's own.
     pub(crate) fn keep(
         &mut self,
-        member: &MemberId,
+        whose: Whose<'_>,
         chain: &mut Vec<NodeId>,
         tokens: &[TokenId],
         block: BlockId,
     ) {
-        debug_assert_eq!(tokens.len(), self.block_tokens);
-        let (root, parent) = match chain.last() {
-            Some(last) => (self.node(*last).root, Parent::Node(*last)),
-            None => {
-                let root = self.root_of(member);
-                (root, Parent::Root(root))
-            }
-        };
-        let place = (parent, Box::from(tokens));
-        if let Some(id) = self.by_place.get(&place).copied() {
+        let at = chain.len() * self.block_tokens;
+        let common = chain.len() < self.common_blocks(tokens);
+        let root = if common { COMMON } else { self.make_root_of(whose) };
+        let (parent, tokens) = (chain.last().copied(), &tokens[at..at + self.block_tokens]);
+        if let Some(id) = self.lookup(root, parent, tokens) {
             self.enter(id);
             chain.push(id);
             return;
         }
         self.roots[root].nodes += 1;
-        let node =
-            Node { root, parent, tokens: place.1.clone(), block, users: 1, children: 0, left: 0 };
+        let tokens = tokens.into();
+        let node = Node { root, parent, tokens, block, users: 1, children: 0, left: 0 };
         let id = match self.free.pop() {
             Some(at) => {
                 self.nodes[at] = Some(node);
@@ -163,20 +201,33 @@ impl PrefixCache {
                 NodeId(self.nodes.len() - 1)
             }
         };
-        if let Parent::Node(parent) = parent {
+        if let Some(parent) = parent {
             self.node_mut(parent).children += 1;
         }
-        self.by_place.insert(place, id);
+        let Self { nodes, hasher, by_place, .. } = self;
+        let hash = |id: &NodeId| {
+            let node = nodes[id.0].as_ref().expect("a node that can be found is there");
+            hasher.hash_one((node.root, node.parent, &*node.tokens))
+        };
+        by_place.insert_unique(hash(&id), id, hash);
         chain.push(id);
     }
 
-    fn root_of(&mut self, member: &MemberId) -> usize {
-        if let Some(root) = self.members.get(member) {
-            return *root;
+    /// The tree of whoever asks; past the last one where they have none yet.
+    fn root_of(&self, whose: Whose<'_>) -> usize {
+        match whose {
+            Whose::Member(member) => self.members.get(member).copied().unwrap_or(self.roots.len()),
+            Whose::Trusting => TRUSTING,
         }
-        self.roots.push(Root::default());
-        self.members.insert(member.clone(), self.roots.len() - 1);
-        self.roots.len() - 1
+    }
+
+    fn make_root_of(&mut self, whose: Whose<'_>) -> usize {
+        let root = self.root_of(whose);
+        if let (Whose::Member(member), true) = (whose, root == self.roots.len()) {
+            self.roots.push(Root::default());
+            self.members.insert(member.clone(), root);
+        }
+        root
     }
 
     /// Whether this node holds this block.
@@ -207,7 +258,7 @@ impl PrefixCache {
     /// Gives up so many of the blocks that [`PrefixCache::idle_for`] counts.
     pub(crate) fn evict(&mut self, count: usize, member: Taker<'_>, to: &mut Vec<BlockId>) {
         let taker = self.size_of(member);
-        let may = |at: &usize| self.may_take(taker, &self.roots[*at]);
+        let may = |at: &usize| self.may_take(taker, *at);
         let from: Vec<usize> = (0..self.roots.len()).filter(may).collect();
         to.extend(std::iter::from_fn(|| self.evict_one(&from)).take(count));
     }
@@ -222,11 +273,15 @@ impl PrefixCache {
         root.nodes -= 1;
         root.idle -= 1;
         let (_, id) = root.leaves.pop_first()?;
+        let node = self.node(id);
+        let hash = self.hasher.hash_one((node.root, node.parent, &*node.tokens));
+        if let Ok(place) = self.by_place.find_entry(hash, |other| *other == id) {
+            place.remove();
+        }
         let node = self.nodes[id.0].take().expect("a leaf is there");
         self.free.push(id.0);
         self.idle -= 1;
-        self.by_place.remove(&(node.parent, node.tokens));
-        if let Parent::Node(parent) = node.parent {
+        if let Some(parent) = node.parent {
             let above = self.node_mut(parent);
             above.children -= 1;
             if above.users == 0 && above.children == 0 {
@@ -268,8 +323,8 @@ mod tests {
     /// Keeps all of a text, whose blocks have these numbers.
     fn keep(cache: &mut PrefixCache, who: &str, text: &[u32], blocks: &[u32]) -> Vec<NodeId> {
         let (mut chain, member) = (Vec::new(), MemberId::new(who));
-        for (part, block) in tokens(text).chunks_exact(2).zip(blocks) {
-            cache.keep(&member, &mut chain, part, BlockId(*block));
+        for block in blocks {
+            cache.keep(Whose::Member(&member), &mut chain, &tokens(text), BlockId(*block));
         }
         chain
     }
@@ -282,7 +337,8 @@ mod tests {
 
     fn found(cache: &mut PrefixCache, who: &str, text: &[u32]) -> (Vec<NodeId>, Vec<u32>) {
         let (mut chain, mut blocks) = (Vec::new(), Vec::new());
-        cache.find(&MemberId::new(who), &tokens(text), 9, &mut chain, &mut blocks);
+        let member = MemberId::new(who);
+        cache.find(Whose::Member(&member), &tokens(text), 9, &mut chain, &mut blocks);
         (chain, blocks.into_iter().map(|block| block.0).collect())
     }
 
@@ -315,23 +371,56 @@ mod tests {
     }
 
     #[test]
+    fn a_registered_beginning_is_shared_by_all_and_what_follows_it_by_nobody() {
+        let mut cache = PrefixCache::new(2);
+        cache.register_common(&tokens(&[1, 2, 3, 4, 5]));
+        let mut first = keep(&mut cache, "ada", &[1, 2, 3, 4, 5, 6, 7, 8], &[0, 1, 2, 3]);
+        let (mut chain, blocks) = found(&mut cache, "bob", &[1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(blocks, [0, 1]);
+        assert!(found(&mut cache, "bob", &[5, 6]).1.is_empty());
+        cache.leave(&mut chain);
+        let mut second = keep(&mut cache, "bob", &[1, 2, 3, 4, 5, 6], &[8, 9, 4]);
+        assert!(cache.holds(second[1], BlockId(1)) && cache.holds(second[2], BlockId(4)));
+        cache.leave(&mut first);
+        cache.leave(&mut second);
+        // What is common is not taken for one of them.
+        let (ada, bob) = (MemberId::new("ada"), MemberId::new("bob"));
+        assert_eq!(cache.idle_for(Some(Whose::Member(&ada))), 2);
+        assert_eq!(evicted(&mut cache, 9, Some(Whose::Member(&bob))), [3, 2, 4]);
+        assert_eq!(evicted(&mut cache, 9, None), [1, 0]);
+        assert!(found(&mut cache, "ada", &[1, 2]).1.is_empty());
+    }
+
+    #[test]
+    fn members_who_trust_each_other_share_and_others_do_not() {
+        let mut cache = PrefixCache::new(2);
+        let mut chain = Vec::new();
+        cache.keep(Whose::Trusting, &mut chain, &tokens(&[1, 2]), BlockId(7));
+        assert!(found(&mut cache, "ada", &[1, 2]).1.is_empty());
+        let (mut other, mut blocks) = (Vec::new(), Vec::new());
+        cache.find(Whose::Trusting, &tokens(&[1, 2, 3]), 9, &mut other, &mut blocks);
+        assert_eq!((other, blocks), (chain, vec![BlockId(7)]));
+    }
+
+    #[test]
     fn a_member_with_more_does_not_take_what_a_member_with_less_keeps() {
         let mut cache = PrefixCache::new(2);
         let (ada, bob) = (MemberId::new("ada"), MemberId::new("bob"));
+        let (ada, bob) = (Whose::Member(&ada), Whose::Member(&bob));
         let mut small = keep(&mut cache, "ada", &[1, 2, 3, 4], &[0, 1]);
         cache.leave(&mut small);
         let mut large = keep(&mut cache, "bob", &[5, 6, 7, 8, 9, 9], &[2, 3, 4]);
-        assert_eq!(cache.idle_for(Some(&bob)), 0);
-        assert!(evicted(&mut cache, 9, Some(&bob)).is_empty());
+        assert_eq!(cache.idle_for(Some(bob)), 0);
+        assert!(evicted(&mut cache, 9, Some(bob)).is_empty());
         cache.leave(&mut large);
-        assert_eq!((cache.idle_for(Some(&bob)), cache.idle_for(Some(&ada))), (3, 5));
-        assert_eq!(evicted(&mut cache, 1, Some(&ada)), [4]);
+        assert_eq!((cache.idle_for(Some(bob)), cache.idle_for(Some(ada))), (3, 5));
+        assert_eq!(evicted(&mut cache, 1, Some(ada)), [4]);
         // Now he has no more than she.
-        assert_eq!(cache.idle_for(Some(&bob)), 4);
+        assert_eq!(cache.idle_for(Some(bob)), 4);
         let mut large = keep(&mut cache, "bob", &[8, 8, 8, 8], &[5, 6]);
-        assert_eq!((cache.idle_for(Some(&bob)), cache.idle_for(None)), (2, 4));
+        assert_eq!((cache.idle_for(Some(bob)), cache.idle_for(None)), (2, 4));
         (0..=LONG_AWAY).for_each(|_| cache.tick());
-        assert_eq!(cache.idle_for(Some(&bob)), 4);
+        assert_eq!(cache.idle_for(Some(bob)), 4);
         cache.leave(&mut large);
     }
 

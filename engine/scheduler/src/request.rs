@@ -25,12 +25,14 @@ pub struct Claim {
     pub most_running: u16,
     /// Of one member's waiting requests, a higher one goes first. It says nothing to other members.
     pub priority: i32,
+    /// Its member shares what is kept with all who do so too: by the time of an answer they may tell what others asked.
+    pub trusting: bool,
 }
 
 impl Default for Claim {
     /// As everybody.
     fn default() -> Self {
-        Self { weight: 1, most_running: u16::MAX, priority: 0 }
+        Self { weight: 1, most_running: u16::MAX, priority: 0, trusting: false }
     }
 }
 

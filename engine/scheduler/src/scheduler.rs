@@ -19,10 +19,11 @@ use polder_backend::{BlockId, Limits, Row, Slot, StepBatch, StepOutput, TokenId}
 use crate::cost::Cost;
 use crate::fair;
 use crate::pool::BlockPool;
-use crate::prefix::{NodeId, PrefixCache, Taker};
+use crate::prefix::{NodeId, PrefixCache, Taker, Whose};
 use crate::queue::{Before, Waiting, WaitingQueue};
 use crate::request::{
-    Event, FinishReason, MemberId, PromptLogprob, Refusal, Request, RequestId, SchedulerError,
+    Claim, Event, FinishReason, MemberId, PromptLogprob, Refusal, Request, RequestId,
+    SchedulerError,
 };
 use crate::sequence::{LOGIT_ROWS, RowOwner, Sequence, blocks_for};
 use crate::share::{self, Accounts, Demand};
@@ -243,6 +244,11 @@ impl Scheduler {
         Ok(())
     }
 
+    /// All members may share how these tokens begin: nobody learns from the speed of an answer what was said by somebody.
+    pub fn share_beginning(&mut self, tokens: &[TokenId]) {
+        self.prefixes.register_common(tokens);
+    }
+
     /// Forgets a sequence; its blocks and slot are free at once. False where it is unknown.
     pub fn cancel(&mut self, id: RequestId) -> bool {
         match self.running.iter().position(|sequence| sequence.id == id) {
@@ -418,23 +424,23 @@ impl Scheduler {
                 None => (tokens.len() - 1) / self.limits.block_tokens as usize,
                 Some(_) => 0,
             };
-            let member = request.member.clone();
-            self.prefixes.find(&member, tokens, most, &mut chain, &mut blocks);
-            if matches!(next, Next::New(_))
-                && self.is_being_read(&member, tokens, most, blocks.len())
+            let (member, claim) = (request.member.clone(), request.claim);
+            let whose = whose(&member, claim);
+            self.prefixes.find(whose, tokens, most, &mut chain, &mut blocks);
+            if matches!(next, Next::New(_)) && self.is_being_read(whose, tokens, most, blocks.len())
             {
                 self.prefixes.leave(&mut chain);
                 held.push(member);
                 continue;
             }
             let need = need - blocks.len();
-            while !self.fits(need, &member) {
+            while !self.fits(need, whose) {
                 let Some(victim) = fair::spare(&self.running, &member) else {
                     return self.prefixes.leave(&mut chain);
                 };
                 self.preempt(victim);
             }
-            let taker = self.taker(&member);
+            let taker = self.taker(whose);
             self.take_blocks(need, taker, &mut blocks);
             match next {
                 Next::Again(index) => {
@@ -449,13 +455,7 @@ impl Scheduler {
 
     /// Whether a running sequence of the member is just reading how these tokens begin, further than what is kept:
     /// several that begin alike and come together wait for the first of them.
-    fn is_being_read(
-        &self,
-        member: &MemberId,
-        tokens: &[TokenId],
-        most: usize,
-        kept: usize,
-    ) -> bool {
+    fn is_being_read(&self, by: Whose<'_>, tokens: &[TokenId], most: usize, kept: usize) -> bool {
         let block_tokens = self.limits.block_tokens as usize;
         self.running.iter().any(|sequence| {
             let prompt = &sequence.request.prompt;
@@ -464,16 +464,14 @@ impl Scheduler {
                 && sequence.fed < sequence.prompt_len()
                 && sequence.request.prompt_logprobs.is_none();
             let alike = || prompt.iter().zip(tokens).take_while(|(a, b)| a == b).count();
-            reads && sequence.request.member == *member && (alike() / block_tokens).min(most) > kept
+            let Request { member, claim, .. } = &sequence.request;
+            reads && whose(member, *claim) == by && (alike() / block_tokens).min(most) > kept
         })
     }
 
     /// For whom kept blocks are taken: where no sequence goes on, somebody's must be the first.
-    fn taker<'a>(&self, member: &'a MemberId) -> Taker<'a> {
-        self.running
-            .iter()
-            .any(|sequence| sequence.has_room() && !sequence.paused)
-            .then_some(member)
+    fn taker<'a>(&self, whose: Whose<'a>) -> Taker<'a> {
+        self.running.iter().any(|sequence| sequence.has_room() && !sequence.paused).then_some(whose)
     }
 
     /// Takes free blocks, and kept ones that nobody uses where there are too few; false, and nothing taken, where there
@@ -497,11 +495,9 @@ impl Scheduler {
         for sequence in &mut self.running {
             while sequence.has_room() && sequence.chain.len() < sequence.whole_blocks(block_tokens)
             {
-                let at = sequence.chain.len();
-                let from = at * block_tokens as usize;
-                let tokens = &sequence.tokens[from..from + block_tokens as usize];
-                let member = &sequence.request.member;
-                self.prefixes.keep(member, &mut sequence.chain, tokens, sequence.blocks[at]);
+                let block = sequence.blocks[sequence.chain.len()];
+                let whose = whose(&sequence.request.member, sequence.request.claim);
+                self.prefixes.keep(whose, &mut sequence.chain, &sequence.tokens, block);
             }
         }
     }
@@ -575,9 +571,9 @@ impl Scheduler {
 
     /// Whether so many blocks may be given out. One for each sequence that has room stays free, so
     /// that a newcomer is not thrown out again by the next few decoded tokens.
-    fn fits(&self, need: usize, member: &MemberId) -> bool {
+    fn fits(&self, need: usize, whose: Whose<'_>) -> bool {
         let spare = self.running.iter().filter(|sequence| sequence.has_room()).count();
-        need + spare <= self.pool.available() + self.prefixes.idle_for(self.taker(member))
+        need + spare <= self.pool.available() + self.prefixes.idle_for(self.taker(whose))
     }
 
     fn start(&mut self, member: &MemberId, blocks: Vec<BlockId>, chain: Vec<NodeId>) {
@@ -714,9 +710,10 @@ impl Scheduler {
         if missing == 0 {
             return;
         }
-        let member = self.running[index].request.member.clone();
+        let Request { member, claim, .. } = &self.running[index].request;
+        let (member, claim) = (member.clone(), *claim);
         loop {
-            if self.extend_by(missing, index, Some(&member)) {
+            if self.extend_by(missing, index, Some(whose(&member, claim))) {
                 return;
             }
             let victim = fair::victim(&self.running).expect("a sequence that decodes owns blocks");
@@ -750,6 +747,10 @@ impl Scheduler {
         self.free_slots.push(sequence.slot);
         sequence
     }
+}
+
+fn whose(member: &MemberId, claim: Claim) -> Whose<'_> {
+    if claim.trusting { Whose::Trusting } else { Whose::Member(member) }
 }
 
 fn capacity(limits: &Limits) -> u32 {

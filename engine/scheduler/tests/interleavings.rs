@@ -106,8 +106,14 @@ fn prompts() -> impl Strategy<Value = Vec<u32>> {
 }
 
 fn claims() -> impl Strategy<Value = Claim> {
-    (0u16..4, prop_oneof![Just(u16::MAX), 0u16..3], -1i32..2)
-        .prop_map(|(weight, most_running, priority)| Claim { weight, most_running, priority })
+    (0u16..4, prop_oneof![Just(u16::MAX), 0u16..3], -1i32..2, any::<bool>()).prop_map(
+        |(weight, most_running, priority, trusting)| Claim {
+            weight,
+            most_running,
+            priority,
+            trusting,
+        },
+    )
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
@@ -146,6 +152,9 @@ proptest! {
             Config { max_waiting, step_tokens, steps_ahead, cost, credit, ..Config::default() };
         let mut bench = Bench::new(limits(blocks, slots), config);
         let capacity = bench.scheduler.capacity();
+        // As the first of the texts that several begin with.
+        let common: Vec<TokenId> = (0..18).map(|at| TokenId((at + 3) % VOCAB)).collect();
+        bench.scheduler.share_beginning(&common);
         let mut taken: BTreeMap<RequestId, (Request, bool)> = BTreeMap::new();
         for (number, act) in acts.into_iter().enumerate() {
             match act {
@@ -581,6 +590,26 @@ fn a_second_turn_reads_what_is_new_and_another_member_reads_everything() {
     let stats = bench.scheduler.stats();
     assert_eq!(stats.cached_tokens, u64::from(cached));
     assert!(stats.blocks_used == 0 && stats.blocks_kept > 0);
+}
+
+#[test]
+fn what_is_common_or_trusted_is_read_once_for_all() {
+    let text: Vec<u32> = (0..32).map(|at| (at * 5 + 1) % VOCAB).collect();
+    let mut bench = Bench::new(limits(60, 4), Config::default());
+    let common: Vec<TokenId> = text[..18].iter().copied().map(TokenId).collect();
+    bench.scheduler.share_beginning(&common);
+    assert_eq!(run(&mut bench, 1, request("ada", text.clone(), 2, 0)).1, 0);
+    assert_eq!(run(&mut bench, 2, request("bob", text.clone(), 2, 0)).1, 16);
+    assert_eq!(run(&mut bench, 3, request("ada", text.clone(), 2, 0)).1, 28);
+    let trusting = |name: &str| {
+        let mut request = request(name, [&[9, 9], &text[..]].concat(), 2, 0);
+        request.claim.trusting = true;
+        request
+    };
+    assert_eq!(run(&mut bench, 4, trusting("ada")).1, 0);
+    assert_eq!(run(&mut bench, 5, trusting("bob")).1, 32);
+    let wary = Request { claim: Claim::default(), ..trusting("cyd") };
+    assert_eq!(run(&mut bench, 6, wary).1, 0);
 }
 
 #[test]
