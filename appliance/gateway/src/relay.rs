@@ -22,6 +22,7 @@ use crate::leash::{Ending, Leash, Relayed};
 const MEMBER: HeaderName = HeaderName::from_static("x-polder-member");
 /// To the engine: refuse unknown fields instead of naming them.
 const STRICT: HeaderName = HeaderName::from_static("x-polder-strict");
+const TRUSTING: HeaderName = HeaderName::from_static("x-polder-trusting");
 /// From the engine: tokens of the prompt.
 const PROMPT_TOKENS: &str = "x-polder-prompt-tokens";
 /// To the client: which box and which engine answered.
@@ -143,7 +144,7 @@ pub async fn relay(
     model: Option<&str>,
     question: Question,
 ) -> Response {
-    let request = towards_engine(&caller, question);
+    let request = towards_engine(&caller, gateway.status().site.sharing.trusting, question);
     let (revoked, ending) = (caller.revoked.clone(), caller.ending);
     let prompt = prompt_estimate(request.body());
     let mut waiting = Waiting { caller: Some(caller), model, prompt, sent: AtomicBool::new(false) };
@@ -200,7 +201,7 @@ pub(crate) fn most_used(question: &[u8]) -> u64 {
     prompt_estimate(question) + most.unwrap_or(USUAL).min(LONG)
 }
 
-fn towards_engine(caller: &Caller, question: Question) -> http::Request<Bytes> {
+fn towards_engine(caller: &Caller, trusting: bool, question: Question) -> http::Request<Bytes> {
     let mut request = http::Request::new(question.body);
     *request.method_mut() = question.method;
     *request.uri_mut() = http::Uri::from(question.path);
@@ -208,6 +209,7 @@ fn towards_engine(caller: &Caller, question: Question) -> http::Request<Bytes> {
     let headers = request.headers_mut();
     headers.insert(MEMBER, HeaderValue::from(caller.member.0));
     headers.insert(STRICT, HeaderValue::from_static(if caller.strict { "1" } else { "0" }));
+    headers.insert(TRUSTING, HeaderValue::from_static(if trusting { "1" } else { "0" }));
     // The engine tells what it used in a trailer, after the last token.
     headers.insert(TE, HeaderValue::from_static("trailers"));
     request

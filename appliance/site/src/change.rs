@@ -3,7 +3,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::apps::App;
-use crate::document::{EngineSlot, Metering, Site};
+use crate::document::{EngineSlot, Metering, Sharing, Site};
 use crate::names::{AppName, BoxName, EngineName};
 use crate::updates::Updates;
 use crate::verifier::Verifier;
@@ -32,6 +32,8 @@ pub enum SiteChange {
     RemoveEngine(EngineName),
     /// Count usage, or stop counting.
     Usage(Metering),
+    /// Let members have more together, or less.
+    Sharing(Sharing),
     /// Stand before this web app.
     App {
         /// What it is called.
@@ -68,6 +70,7 @@ impl SiteChange {
                 next.engines.remove(name);
             }
             Self::Usage(metering) => next.usage = metering.clone(),
+            Self::Sharing(sharing) => next.sharing = *sharing,
             Self::App { name, app } => {
                 next.apps.insert(name.clone(), app.clone());
             }

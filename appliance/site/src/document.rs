@@ -24,6 +24,9 @@ pub struct Site {
     /// What is counted, and who may see it.
     #[serde(default)]
     pub usage: Metering,
+    /// What members have together in the engines.
+    #[serde(default, skip_serializing_if = "Sharing::is_usual")]
+    pub sharing: Sharing,
     /// The engines that should run, by slot. Empty until a model is chosen.
     #[serde(default)]
     pub engines: BTreeMap<EngineName, EngineSlot>,
@@ -61,6 +64,22 @@ pub struct Metering {
     /// Who may see the counts, besides each member their own.
     #[serde(default)]
     pub visible_to: UsageVisibility,
+}
+
+/// What members have together in the engines' memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sharing {
+    /// How a conversation begins is kept for all members, and not for each their own: what several of them send is read
+    /// once. Somebody could then tell by the time of an answer whether another has sent the same before.
+    #[serde(default)]
+    pub trusting: bool,
+}
+
+impl Sharing {
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Who sees members' usage.
@@ -151,6 +170,7 @@ impl Site {
             name: "polder".parse().expect("the literal is a valid name"),
             door: Door { port, listen: vec![IpAddr::from([127, 0, 0, 1])], names: Vec::new() },
             usage: Metering::default(),
+            sharing: Sharing::default(),
             engines: BTreeMap::new(),
             apps: BTreeMap::new(),
             verifier: None,

@@ -170,6 +170,12 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
             "Count usage per member".to_owned()
         }
         Wanted::Change(SiteChange::Usage(_)) => "Count no usage".to_owned(),
+        Wanted::Change(SiteChange::Sharing(sharing)) if sharing.trusting => {
+            "Keep the beginnings of conversations for all members together".to_owned()
+        }
+        Wanted::Change(SiteChange::Sharing(_)) => {
+            "Keep the beginnings of conversations for each member alone".to_owned()
+        }
         Wanted::Change(SiteChange::App { name, app }) => {
             format!("Open the app {name} at {} to those who sign in", app.upstream)
         }

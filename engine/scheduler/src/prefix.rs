@@ -118,10 +118,10 @@ impl PrefixCache {
 
     /// How many blocks at the beginning of these tokens are common to all.
     pub(crate) fn common_blocks(&self, tokens: &[TokenId]) -> usize {
-        let alike = |other: &Box<[TokenId]>| {
+        let alike = |other: &[TokenId]| {
             other.iter().zip(tokens).take_while(|(a, b)| a == b).count() / self.block_tokens
         };
-        self.common.iter().map(alike).max().unwrap_or(0)
+        self.common.iter().map(|other| alike(other)).max().unwrap_or(0)
     }
 
     /// Of the blocks that nobody uses, how many can be had for this member.

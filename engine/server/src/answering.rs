@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use polder_backend::TokenId;
-use polder_scheduler::{Claim, Request};
+use polder_scheduler::Request;
 
 use crate::app::{App, Caller, Engine, aside, check_tokens, name_ignored, read_body};
 use crate::generate::{Generation, Job};
@@ -116,7 +116,7 @@ fn jobs(
             jobs.push(Job {
                 request: Request {
                     member: caller.member.clone(),
-                    claim: Claim::default(),
+                    claim: caller.claim,
                     prompt: prompt.clone(),
                     max_tokens: knobs.max_tokens.unwrap_or(u32::MAX),
                     stop_tokens: stop_tokens.clone(),

@@ -14,7 +14,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use polder_chat::{ChatTemplate, Tokenizer};
-use polder_scheduler::{EngineHandle, MemberId, Stats};
+use polder_scheduler::{Claim, EngineHandle, MemberId, Stats};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -113,6 +113,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Caller {
     pub(crate) member: MemberId,
+    pub(crate) claim: Claim,
     pub(crate) strict: bool,
 }
 
@@ -121,6 +122,11 @@ impl Caller {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         Self {
             member: MemberId::new(text("x-polder-member").unwrap_or_default()),
+            claim: Claim {
+                weight: text("x-polder-weight").and_then(|n| n.parse().ok()).unwrap_or(1),
+                trusting: text("x-polder-trusting") == Some("1"),
+                ..Claim::default()
+            },
             strict: text("x-polder-strict") == Some("1"),
         }
     }

@@ -164,6 +164,7 @@ pub(super) fn said(code: &str) -> Markup {
         "enabled" => "They can sign in again, and their keys work again.",
         "removed" => "They are removed, with everything that was kept about them.",
         "policy" => "The box counts, and shows, as you chose.",
+        "sharing" => "Members have together in the engine what you chose.",
         "forgotten" => "What was counted about you is deleted.",
         "cancelled" => {
             "It stops. What was fetched so far stays, so that doing it again goes on from there."

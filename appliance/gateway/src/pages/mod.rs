@@ -57,6 +57,7 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/invite/{token}", get(invite::show).post(invite::accept))
         .route("/keys", post(home::mint))
         .route("/keys/{id}/revoke", post(home::revoke))
+        .route("/sharing", post(models::share))
         .route("/usage", get(usage::show).post(usage::decide))
         .route("/usage/forget", post(usage::forget))
         .route("/connect", get(connect::show))

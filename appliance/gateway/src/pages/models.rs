@@ -11,13 +11,15 @@ use maud::{Markup, html};
 use polder_control::{BoxStatus, ImportSource, Machine, Reply, Request};
 use polder_page::{
     Choice, Field, Page, StepMark, Tone, badge, banner, bytes, card, facts, field, select, steps,
+    tick,
 };
 use polder_planner::{Fit, ModelFit, what_fits};
 use polder_recipes::{BoxSpec, Recipe, Role, Source};
-use polder_site::{EngineKind, EngineName, EngineSlot, RecipeName, SiteChange};
+use polder_site::{EngineKind, EngineName, EngineSlot, RecipeName, Sharing, SiteChange};
 use serde::Deserialize;
 
 use crate::Gateway;
+use crate::pages::apps::change_site;
 use crate::pages::frame::{self, Trouble, answer, nav};
 use crate::pages::who::Steward;
 
@@ -50,6 +52,7 @@ pub(super) async fn list(
         div.grid {
             @for recipe in can { (model_card(recipe, &fits, &imported, &status)) }
         }
+        (sharing(status.site.sharing))
         details {
             summary { "Models that cannot run here yet (" (cannot.len()) ")" }
             ul { @for recipe in cannot {
@@ -156,6 +159,35 @@ pub(super) async fn import(
         _ => ImportSource::Recipe,
     };
     accepted(gateway.ask(Request::Import { recipe, from, by: who.actor() }).await?)
+}
+
+fn sharing(now: Sharing) -> Markup {
+    html! {
+        section.card {
+            h2 { "What members have together" }
+            p { "The box keeps what it has read, so that the next turn of a conversation is quick: for each member their own, as long as nobody needs the room." }
+            form.stack method="post" action="/sharing" {
+                (tick("trusting", "Our members trust each other", "What several of them send, such as the same long instructions, is read once for all. Somebody could then tell by the time of an answer whether another member has sent the same words before; never who, and never what came of it.", now.trusting))
+                button.quiet type="submit" { "Save" }
+            }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct Shared {
+    #[serde(default)]
+    trusting: String,
+}
+
+pub(super) async fn share(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Form(form): Form<Shared>,
+) -> Result<Response, Trouble> {
+    let sharing = Sharing { trusting: form.trusting == "yes" };
+    change_site(&gateway, &who, SiteChange::Sharing(sharing)).await?;
+    Ok(Redirect::to("/models?said=sharing").into_response())
 }
 
 pub(super) async fn remove_engine(

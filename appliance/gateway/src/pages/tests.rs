@@ -695,6 +695,20 @@ async fn a_shell_is_opened_for_a_while_by_a_steward_and_by_nobody_else() {
 }
 
 #[tokio::test]
+async fn a_steward_says_whether_members_trust_each_other() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    assert!(place.get("/models", steward).await.1.contains("Our members trust each other"));
+    assert_eq!(place.post("/sharing", Some(&place.member.1), "").await.0, StatusCode::FORBIDDEN);
+    for (form, trusting) in [("trusting=yes", true), ("", false)] {
+        assert_eq!(place.post("/sharing", steward, form).await.1, "/models?said=sharing");
+        let wanted = SiteChange::Sharing(polder_site::Sharing { trusting });
+        let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
+        assert!(place.asked.lock().unwrap().iter().any(asked), "{wanted:?}");
+    }
+}
+
+#[tokio::test]
 async fn updates_are_looked_for_where_a_steward_says_and_nowhere_with_a_password() {
     let place = place().await;
     let steward = Some(place.steward.1.as_str());

@@ -2,27 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Form;
 use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Redirect, Response};
 use jiff::civil::Date;
 use maud::{Markup, html};
-use polder_control::Request;
 use polder_members::{Member, UsageRow};
 use polder_page::{Bar, Choice, Page, bars, card, count, empty, select, table, tick};
 use polder_site::{Metering, SiteChange, UsageVisibility};
 use serde::Deserialize;
 
 use crate::Gateway;
+use crate::pages::apps::change_site;
 use crate::pages::frame::{self, Trouble, answer, nav};
 use crate::pages::home::Said;
 use crate::pages::who::{SignedIn, Steward};
 
 const DAYS: u32 = 30;
-/// A change of the rule needs no work: the supervisor tells of it at once.
-const SOON: Duration = Duration::from_secs(2);
 
 #[derive(Deserialize)]
 pub(super) struct Policy {
@@ -94,12 +91,7 @@ pub(super) async fn decide(
             _ => UsageVisibility::Nobody,
         },
     };
-    let mut status = gateway.watch_status();
-    let change = SiteChange::Usage(metering.clone());
-    gateway.ask(Request::Apply { change, by: who.actor() }).await?;
-    // So that the page that follows shows the new rule; the box follows in any case.
-    let known = status.wait_for(|status| status.site.usage == metering);
-    let _ = tokio::time::timeout(SOON, known).await;
+    change_site(&gateway, &who, SiteChange::Usage(metering)).await?;
     Ok(Redirect::to("/usage?said=policy").into_response())
 }
 

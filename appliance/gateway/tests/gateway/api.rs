@@ -45,6 +45,19 @@ async fn the_engine_hears_whose_request_it_is_and_no_credential() {
 }
 
 #[tokio::test]
+async fn the_engine_hears_that_members_trust_each_other_only_where_the_site_says_so() {
+    let mut house = House::open().await;
+    let chat = format!("POST /v1/chat/completions\nx-api-key: {}\nx-polder-trusting: 1", house.key);
+    house.ask(&chat, "{}").await;
+    assert_eq!(house.engine.last_headers()["x-polder-trusting"], "0");
+    house.site.sharing.trusting = true;
+    house.say(PartState::Ready);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    house.ask(&chat, "{}").await;
+    assert_eq!(house.engine.last_headers()["x-polder-trusting"], "1");
+}
+
+#[tokio::test]
 async fn without_a_good_key_there_is_one_clear_sentence() {
     let house = House::open().await;
     let none = house.ask("POST /v1/chat/completions", "{}").await;

@@ -108,6 +108,7 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
             };
         }
         SiteChange::Usage(_) => back.usage = before.usage.clone(),
+        SiteChange::Sharing(_) => back.sharing = before.sharing,
         SiteChange::App { name, .. } | SiteChange::RemoveApp(name) => {
             match before.apps.get(name) {
                 Some(app) => back.apps.insert(name.clone(), app.clone()),
