@@ -220,6 +220,7 @@ impl Index {
         if self.bounds.disk_blocks > 0 {
             self.node_mut(id).to_spill = true;
             self.spills.push_back(at);
+            self.forget_spills_of_gone();
         }
         Kept::New
     }
@@ -302,6 +303,14 @@ impl Index {
             && let Some(id) = self.by_address.get(&at).copied()
         {
             self.node_mut(id).to_spill = false;
+        }
+    }
+
+    /// Where the disk stands still, blocks that wait for it go, and must not be waited for in ever longer a row.
+    fn forget_spills_of_gone(&mut self) {
+        if self.spills.len() > 2 * self.bounds.host_blocks + 64 {
+            let Self { spills, by_address, .. } = self;
+            spills.retain(|at| by_address.contains_key(at));
         }
     }
 

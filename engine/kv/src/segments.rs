@@ -2,19 +2,25 @@
 //!
 //! Slot `n` lies in segment `n / per`. Its bytes come from a multiple of 4096 bytes on in `blocks-…`, its entry in
 //! `entries-…`. A segment is a sparse file: a cleared slot takes no room.
+//!
+//! Files are opened for each call. That takes microseconds beside a block's hundreds, and a terabyte of open segments
+//! would be more files than a process may have.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
+use rustix::io::Errno;
 
 use crate::record::{ENTRY, TAG};
 use crate::system::System;
 
 const PAGE: u64 = 4096;
+const BLOCKS: &str = "blocks-";
+const ENTRIES: &str = "entries-";
 
 /// Where slots lie.
 #[derive(Debug, Clone, Copy)]
@@ -40,19 +46,11 @@ impl Geometry {
     }
 }
 
-/// One pair of files.
-#[derive(Debug)]
-struct Segment {
-    blocks: File,
-    entries: File,
-}
-
-/// All of them.
+/// All segments.
 pub(crate) struct Segments {
     folder: PathBuf,
     geometry: Geometry,
     system: Arc<dyn System>,
-    open: Mutex<Vec<Option<Arc<Segment>>>>,
 }
 
 impl std::fmt::Debug for Segments {
@@ -63,7 +61,7 @@ impl std::fmt::Debug for Segments {
 
 impl Segments {
     pub(crate) fn new(folder: &Path, geometry: Geometry, system: Arc<dyn System>) -> Self {
-        Self { folder: folder.to_owned(), geometry, system, open: Mutex::new(Vec::new()) }
+        Self { folder: folder.to_owned(), geometry, system }
     }
 
     /// Reads the entries of all segments, but none of their blocks. Every slot that takes room is handed on; its entry is all zeros
@@ -71,8 +69,8 @@ impl Segments {
     pub(crate) fn scan(&self, mut entry: impl FnMut(u64, &[u8; ENTRY])) -> io::Result<()> {
         let Geometry { slot, sealed, per } = self.geometry;
         for number in self.numbers()? {
-            let length = self.segment(number)?.blocks.metadata()?.len();
-            let all = std::fs::read(self.path("entries", number))?;
+            let length = or_nothing(self.path(BLOCKS, number).metadata().map(|file| file.len()))?;
+            let all = or_nothing(std::fs::read(self.path(ENTRIES, number)))?;
             let entries = all.as_chunks::<ENTRY>().0;
             let slots = length.div_ceil(slot).max(entries.len() as u64).min(per);
             for within in 0..slots {
@@ -88,11 +86,8 @@ impl Segments {
     pub(crate) fn keep_only(&self, segments: &[u64]) -> io::Result<()> {
         for number in self.numbers()? {
             if segments.binary_search(&number).is_err() {
-                if let Some(open) = self.lock().get_mut(number as usize) {
-                    *open = None;
-                }
-                std::fs::remove_file(self.path("entries", number))?;
-                std::fs::remove_file(self.path("blocks", number))?;
+                or_nothing(std::fs::remove_file(self.path(ENTRIES, number)))?;
+                or_nothing(std::fs::remove_file(self.path(BLOCKS, number)))?;
             }
         }
         Ok(())
@@ -101,47 +96,48 @@ impl Segments {
     /// Writes a block's sealed bytes.
     pub(crate) fn write_block(&self, slot: u64, sealed: &[u8]) -> io::Result<()> {
         let (number, within) = self.place(slot);
-        self.system.write_at(&self.segment(number)?.blocks, sealed, within * self.geometry.slot)
+        self.system.write_at(&self.file(BLOCKS, number)?, sealed, within * self.geometry.slot)
     }
 
     /// Writes a slot's entry.
     pub(crate) fn write_entry(&self, slot: u64, entry: &[u8; ENTRY]) -> io::Result<()> {
         let (number, within) = self.place(slot);
-        self.system.write_at(&self.segment(number)?.entries, entry, within * ENTRY as u64)
+        self.system.write_at(&self.file(ENTRIES, number)?, entry, within * ENTRY as u64)
     }
 
     /// Reads a block's sealed bytes. They are not kept in the page cache: what is read goes to the device, and memory is for
     /// the model.
     pub(crate) fn read_block(&self, slot: u64) -> io::Result<Vec<u8>> {
         let (number, within) = self.place(slot);
-        let (segment, at) = (self.segment(number)?, within * self.geometry.slot);
+        let (blocks, at) = (File::open(self.path(BLOCKS, number))?, within * self.geometry.slot);
         let mut sealed = vec![0; self.geometry.sealed];
-        segment.blocks.read_exact_at(&mut sealed, at)?;
-        forget_pages(&segment.blocks, at, self.geometry.slot)?;
+        blocks.read_exact_at(&mut sealed, at)?;
+        forget_pages(&blocks, at, self.geometry.slot)?;
         Ok(sealed)
     }
 
     /// Overwrites a slot's entry, and gives the room of its bytes back.
     pub(crate) fn clear(&self, slot: u64) -> io::Result<()> {
         let (number, within) = self.place(slot);
-        let segment = self.segment(number)?;
-        if segment.entries.metadata()?.len() > within * ENTRY as u64 {
-            self.system.write_at(&segment.entries, &[0; ENTRY], within * ENTRY as u64)?;
+        let (blocks, entries) = (self.file(BLOCKS, number)?, self.file(ENTRIES, number)?);
+        let at = within * ENTRY as u64;
+        if entries.metadata()?.len() > at {
+            self.system.write_at(&entries, &[0; ENTRY], at)?;
         }
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match fallocate(&segment.blocks, hole, within * self.geometry.slot, self.geometry.slot) {
+        match fallocate(&blocks, hole, within * self.geometry.slot, self.geometry.slot) {
             // A file system without holes keeps the room for the next block in this slot.
-            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Has the system write what it still holds of a slot's segment, and forget its pages.
-    pub(crate) fn settle(&self, slot: u64) -> io::Result<()> {
-        let segment = self.segment(self.place(slot).0)?;
-        segment.blocks.sync_data()?;
-        segment.entries.sync_data()?;
-        forget_pages(&segment.blocks, 0, 0)
+    /// Has the system write what it still holds of a segment, and forget its pages.
+    pub(crate) fn settle(&self, number: u64) -> io::Result<()> {
+        let blocks = self.file(BLOCKS, number)?;
+        blocks.sync_data()?;
+        self.file(ENTRIES, number)?.sync_data()?;
+        forget_pages(&blocks, 0, 0)
     }
 
     /// The segment in which a slot lies.
@@ -154,17 +150,24 @@ impl Segments {
     }
 
     fn path(&self, what: &str, number: u64) -> PathBuf {
-        self.folder.join(format!("{what}-{number:06}"))
+        self.folder.join(format!("{what}{number:06}"))
     }
 
-    /// The numbers of the segments that are there, in order. One file of a pair is enough: the other one is made.
+    /// A file to be written to.
+    fn file(&self, what: &str, number: u64) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        options.open(self.path(what, number))
+    }
+
+    /// The numbers of the segments of which a file is there, in order.
     fn numbers(&self) -> io::Result<Vec<u64>> {
         let mut numbers = Vec::new();
         for entry in self.folder.read_dir()? {
             let name = entry?.file_name();
-            let digits = name.to_str().and_then(|name| {
-                name.strip_prefix("blocks-").or_else(|| name.strip_prefix("entries-"))
-            });
+            let digits = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(BLOCKS).or_else(|| name.strip_prefix(ENTRIES)));
             // Six digits hold more than any disk; what has more is not ours.
             numbers.extend(digits.filter(|d| d.len() == 6).and_then(|d| d.parse::<u64>().ok()));
         }
@@ -172,28 +175,13 @@ impl Segments {
         numbers.dedup();
         Ok(numbers)
     }
+}
 
-    fn segment(&self, number: u64) -> io::Result<Arc<Segment>> {
-        let mut open = self.lock();
-        let at = number as usize;
-        if open.len() <= at {
-            open.resize(at + 1, None);
-        }
-        if let Some(segment) = &open[at] {
-            return Ok(Arc::clone(segment));
-        }
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let segment = Arc::new(Segment {
-            blocks: options.open(self.path("blocks", number))?,
-            entries: options.open(self.path("entries", number))?,
-        });
-        open[at] = Some(Arc::clone(&segment));
-        Ok(segment)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Option<Arc<Segment>>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+/// What is not there is empty.
+fn or_nothing<T: Default>(result: io::Result<T>) -> io::Result<T> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(T::default()),
+        other => other,
     }
 }
 

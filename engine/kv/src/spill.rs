@@ -1,7 +1,7 @@
 //! The thread that writes: blocks on their way to disk, entries that tell a later use, slots to be cleared, and what is too
 //! old.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -24,8 +24,8 @@ struct Spiller<'a> {
     sealed: Vec<u8>,
     /// Bytes written since the system was asked to write them.
     unwritten: usize,
-    /// A slot in every segment that was written to.
-    touched: BTreeMap<u64, u64>,
+    /// Segments that were written to since then.
+    touched: BTreeSet<u64>,
     looked: Option<u64>,
     noted: Option<u64>,
 }
@@ -36,13 +36,18 @@ pub(crate) fn spill_blocks(shared: &Shared) {
         shared,
         sealed: Vec::new(),
         unwritten: 0,
-        touched: BTreeMap::new(),
+        touched: BTreeSet::new(),
         looked: None,
         noted: None,
     };
+    let mut waited_long = false;
     loop {
-        let wanted = shared.lock().rounds_wanted;
-        if !spiller.round() {
+        let (wanted, over) = {
+            let state = shared.lock();
+            (state.rounds_wanted, state.rounds_over)
+        };
+        // Little by little would be a sync for each block.
+        if !spiller.round(waited_long || wanted > over) {
             return;
         }
         let mut state = shared.lock();
@@ -55,15 +60,14 @@ pub(crate) fn spill_blocks(shared: &Shared) {
         if idle && !state.closing {
             let wait = Duration::from_secs(LOOK_EVERY);
             let waited = shared.work.wait_timeout(state, wait);
-            drop(waited.unwrap_or_else(PoisonError::into_inner));
-            spiller.looked = None;
+            waited_long = waited.unwrap_or_else(PoisonError::into_inner).1.timed_out();
         }
     }
 }
 
 impl Spiller<'_> {
-    /// Does what is to be done. False when the store closes.
-    fn round(&mut self) -> bool {
+    /// Does what is to be done, and has the system write what it holds, where that is wanted. False when the store closes.
+    fn round(&mut self, sync: bool) -> bool {
         let Some(disk) = &self.shared.disk else {
             self.look(None);
             return !self.shared.lock().closing;
@@ -86,7 +90,7 @@ impl Spiller<'_> {
                 self.spill(disk, &spill)
             } else {
                 drop(state);
-                self.settle(disk)
+                if sync { self.settle(disk).map(|()| false) } else { Ok(false) }
             };
             match result {
                 Ok(true) => {}
@@ -180,7 +184,7 @@ impl Spiller<'_> {
             }
         }
         drop(state);
-        self.touched.insert(disk.segments.segment_of(slot), slot);
+        self.touched.insert(disk.segments.segment_of(slot));
         self.unwritten += self.sealed.len();
         if self.unwritten >= UNWRITTEN {
             self.settle(disk)?;
@@ -193,18 +197,18 @@ impl Spiller<'_> {
         if let Some(key) = key {
             let entry = seal_entry(&disk.folder.identity, &key, written, random()?);
             disk.segments.write_entry(written.slot, &entry)?;
-            self.touched.insert(disk.segments.segment_of(written.slot), written.slot);
+            self.touched.insert(disk.segments.segment_of(written.slot));
         }
         Ok(true)
     }
 
-    /// Has the system write what it holds. False: nothing is left to do.
-    fn settle(&mut self, disk: &Disk) -> io::Result<bool> {
+    /// Has the system write what it holds.
+    fn settle(&mut self, disk: &Disk) -> io::Result<()> {
         self.unwritten = 0;
-        while let Some((_, slot)) = self.touched.pop_first() {
-            disk.segments.settle(slot)?;
+        while let Some(segment) = self.touched.pop_first() {
+            disk.segments.settle(segment)?;
         }
-        Ok(false)
+        Ok(())
     }
 
     /// After this nothing is written. What is on disk can still be read.

@@ -189,19 +189,20 @@ fn putting_waits_for_no_disk_and_what_does_not_fit_is_dropped() {
     let system = Arc::new(Fake::default());
     let store = open_with(options(folder.path(), 4, 100), &system);
     system.stuck.store(true, Relaxed);
-    for n in 0..50 {
+    for n in 0..500 {
         assert_eq!(put(&store, "ada", 0, &[n, n]), [Kept::New]);
         system.wait(1);
     }
     let counters = store.counters();
-    assert_eq!((counters.host_blocks, counters.drops, counters.spills), (4, 46, 0));
-    assert_eq!(readable(&store, "ada", 0, &[49, 49]), 1);
+    assert_eq!((counters.host_blocks, counters.drops, counters.spills), (4, 496, 0));
+    assert!(counters.waiting_spills < 100, "the row does not grow for ever");
+    assert_eq!(readable(&store, "ada", 0, &[499, 499]), 1);
     system.stuck.store(false, Relaxed);
     settle(&store);
     assert_eq!(store.counters().disk_blocks, 4);
     drop(store);
     let store = open_with(options(folder.path(), 4, 100), &system);
-    assert_eq!(readable(&store, "ada", 0, &[49, 49]), 1);
+    assert_eq!(readable(&store, "ada", 0, &[499, 499]), 1);
     assert_eq!(readable(&store, "ada", 0, &[0, 0]), 0);
 }
 

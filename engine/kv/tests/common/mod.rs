@@ -34,6 +34,8 @@ pub(crate) struct Fake {
     pub(crate) error: Mutex<Option<io::ErrorKind>>,
     /// Writes wait while this is set.
     pub(crate) stuck: AtomicBool,
+    /// A write has begun to wait.
+    pub(crate) waits: AtomicBool,
 }
 
 impl Default for Fake {
@@ -45,6 +47,7 @@ impl Default for Fake {
             until_cut: AtomicU64::new(u64::MAX),
             error: Mutex::new(None),
             stuck: AtomicBool::new(false),
+            waits: AtomicBool::new(false),
         }
     }
 }
@@ -72,6 +75,7 @@ impl System for Fake {
 
     fn write_at(&self, file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
         while self.stuck.load(Relaxed) {
+            self.waits.store(true, Relaxed);
             std::thread::sleep(Duration::from_millis(1));
         }
         if let Some(kind) = *self.error.lock().unwrap() {
