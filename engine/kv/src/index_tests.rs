@@ -161,6 +161,39 @@ fn what_lies_twice_or_cut_off_on_disk_is_given_up_and_the_rest_is_found() {
 }
 
 #[test]
+fn a_block_that_lands_after_its_parent_was_lost_is_given_up() {
+    let mut index = Index::new(BOUNDS, root());
+    put(&mut index, 1, &[1], 1);
+    spill_all(&mut index);
+    put(&mut index, 1, &[1, 2], 1);
+    let spill = index.next_spill().unwrap();
+    let slot = index.slot_for(&spill, true).unwrap();
+    // Both are lost, and put again, while it is being written.
+    index.failed(&address(1, &[1]).0);
+    put(&mut index, 1, &[1], 2);
+    put(&mut index, 1, &[1, 2], 2);
+    let Spill { at, parent, position, used, .. } = spill;
+    index.spilled(&Written { at, parent, position, used, slot, nonce: [0; 12] });
+    check(&index, 0);
+    assert!(index.on_disk(&at).is_none());
+    assert_eq!(spill_all(&mut index).len(), 2);
+    check(&index, 0);
+}
+
+#[test]
+fn an_entry_that_does_not_fit_its_parent_is_given_up() {
+    let mut first = Index::new(BOUNDS, root());
+    put(&mut first, 1, &[1], 1);
+    put(&mut first, 1, &[1, 2], 1);
+    let mut written = spill_all(&mut first);
+    written[1].position = 2;
+    let mut index = Index::new(BOUNDS, root());
+    index.load(written, Vec::new());
+    check(&index, 0);
+    assert_eq!((index.counts.disk_blocks, index.next_uncleared()), (1, Some(1)));
+}
+
+#[test]
 fn what_was_used_before_the_clock_was_set_is_as_old_as_it_was() {
     let mut index = Index::new(BOUNDS, root());
     put(&mut index, 1, &[1], 100);

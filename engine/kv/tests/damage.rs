@@ -171,6 +171,18 @@ fn entries_of_an_earlier_time_with_todays_blocks_give_no_wrong_bytes() {
 }
 
 #[test]
+fn a_block_that_a_shorter_file_cannot_hold_is_not_even_found() {
+    let folder = tempfile::tempdir().unwrap();
+    fill(folder.path(), &Arc::default());
+    let file = OpenOptions::new().write(true).open(folder.path().join("blocks-000000")).unwrap();
+    file.set_len(8192 + BYTES as u64 + 15).unwrap();
+    let store = open(folder.path(), 100, 100);
+    assert_eq!(find(&store, "ada", &TEXTS[0].1).blocks.len(), 1);
+    assert_eq!(readable(&store, "ada", 0, &TEXTS[0].1), 1);
+    assert_eq!(store.counters().failures, 0);
+}
+
+#[test]
 fn a_block_that_cannot_be_read_takes_along_what_comes_after_it_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     fill(folder.path(), &Arc::default());

@@ -6,8 +6,9 @@ mod common;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Barrier};
 
 use common::*;
 use polder_kv::{ChainDigest, ModelDigest, ReadError, StoreOptions};
@@ -155,6 +156,34 @@ fn a_handle_from_before_and_a_block_on_its_way_are_worth_nothing_after_it() {
     drop(store);
     let store = open_with(options(folder.path(), 100, 100), &system);
     assert_eq!((readable(&store, "ada", 0, &TEXT), readable(&store, "bob", 0, &TEXT)), (0, 0));
+}
+
+#[test]
+fn a_block_that_is_waited_for_when_its_member_is_forgotten_is_not_handed_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let system = Arc::new(Fake::default());
+    let store = open_with(options(folder.path(), 100, 100), &system);
+    put(&store, "ada", 0, &TEXT);
+    put(&store, "bob", 0, &TEXT);
+    settle(&store);
+    drop(store);
+    let store = open_with(options(folder.path(), 0, 100), &system);
+    // All that read are busy, and nothing is cleared: the bytes stay where they are.
+    system.stuck.store(true, Relaxed);
+    let busy = Arc::new(Barrier::new(5));
+    for handle in [0, 1, 2, 0].map(|n| find(&store, "bob", &TEXT).blocks[n]) {
+        let busy = Arc::clone(&busy);
+        store.read(&handle, move |_| {
+            busy.wait();
+        });
+    }
+    let (done, answer) = channel();
+    let handle = find(&store, "ada", &TEXT).blocks[0];
+    store.read(&handle, move |block| done.send(block).unwrap());
+    store.forget("ada").unwrap();
+    busy.wait();
+    assert_eq!(answer.recv().unwrap(), Err(ReadError::Gone));
+    system.stuck.store(false, Relaxed);
 }
 
 #[test]
