@@ -231,15 +231,28 @@ pub struct Limits {
     pub kv_bytes_per_token: u64,
 }
 
+impl Limits {
+    /// KV bytes of one block, all layers: what [`Backend::export_block`] writes.
+    pub fn block_bytes(&self) -> u64 {
+        self.kv_bytes_per_token * u64::from(self.block_tokens)
+    }
+}
+
 /// Why a step could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     /// The batch contradicts itself or the limits; nothing was run.
     #[error("step refused: {0}")]
     BadBatch(String),
+    /// A block that is not in the pool, or bytes that are no block; nothing was read or written.
+    #[error("KV block refused: {0}")]
+    BadBlock(String),
     /// A ticket that was never given out, or was collected already.
     #[error("ticket {0} is not in flight")]
     UnknownTicket(u64),
+    /// The back end cannot do this at all; callers do without.
+    #[error("this back end cannot {0}")]
+    Unsupported(&'static str),
     /// The device failed; the engine must restart.
     #[error("the device failed: {0}")]
     Device(String),
@@ -253,4 +266,19 @@ pub trait Backend: Send {
     fn submit(&mut self, step: &StepBatch) -> Result<Ticket, BackendError>;
     /// Waits for a step and takes its output.
     fn collect(&mut self, ticket: Ticket) -> Result<StepOutput, BackendError>;
+
+    /// Replaces the content of `into` by a block of the KV pool, [`Limits::block_bytes`] bytes in the back end's own layout. In order with
+    /// steps: it sees what all steps submitted before it write, collected or not, and nothing of later ones. Waits for them.
+    fn export_block(&mut self, block: BlockId, into: &mut Vec<u8>) -> Result<(), BackendError> {
+        let _ = (block, into);
+        Err(BackendError::Unsupported("read KV blocks out"))
+    }
+
+    /// Writes a block of the KV pool with what [`Self::export_block`] gave, from any block of a back end that was loaded alike: the same model,
+    /// precision and block size. In order with steps: those submitted before it do not see it, later ones do. A wrong number of bytes is refused
+    /// before anything is written; what the bytes say cannot be checked.
+    fn import_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), BackendError> {
+        let _ = (block, bytes);
+        Err(BackendError::Unsupported("write KV blocks"))
+    }
 }

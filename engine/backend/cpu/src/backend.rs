@@ -5,10 +5,10 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-use polder_backend::{Backend, BackendError, Limits, StepBatch, StepOutput, Ticket};
+use polder_backend::{Backend, BackendError, BlockId, Limits, StepBatch, StepOutput, Ticket};
 use polder_model::Model;
 
-use crate::check::Slots;
+use crate::check::{Slots, carried};
 use crate::forward::Forward;
 use crate::kernels::Isa;
 use crate::kv::PAGE;
@@ -74,10 +74,20 @@ pub struct CpuBackend {
     /// Steps that came back, to be filled again.
     spare: Vec<StepBatch>,
     /// None only while dropping.
-    steps: Option<Sender<StepBatch>>,
+    work: Option<Sender<Work>>,
     answers: Receiver<(StepOutput, StepBatch)>,
+    exported: Receiver<Vec<u8>>,
     read: Arc<crate::matrix::Multiplier>,
     worker: Option<JoinHandle<()>>,
+}
+
+/// What the worker does, in order.
+#[derive(Debug)]
+enum Work {
+    Step(StepBatch),
+    /// With memory to be filled.
+    Export(BlockId, Vec<u8>),
+    Import(BlockId, Vec<u8>),
 }
 
 impl CpuBackend {
@@ -100,14 +110,28 @@ impl CpuBackend {
             "model packed for the CPU"
         );
         let read = forward.multiplier();
-        let (steps, todo) = channel::<StepBatch>();
+        let (work, todo) = channel();
         let (done, answers) = channel();
+        let (carry, exported) = channel();
         let worker = std::thread::Builder::new()
             .name("polder-cpu".into())
             .spawn(move || {
-                for step in todo {
-                    let output = threads.install(|| forward.run(&step));
-                    if done.send((output, step)).is_err() {
+                for work in todo {
+                    let heard = match work {
+                        Work::Step(step) => {
+                            let output = threads.install(|| forward.run(&step));
+                            done.send((output, step)).is_ok()
+                        }
+                        Work::Export(block, mut bytes) => {
+                            forward.export(block, &mut bytes);
+                            carry.send(bytes).is_ok()
+                        }
+                        Work::Import(block, bytes) => {
+                            forward.import(block, &bytes);
+                            true
+                        }
+                    };
+                    if !heard {
                         break;
                     }
                 }
@@ -119,11 +143,16 @@ impl CpuBackend {
             given: 0,
             taken: 0,
             spare: Vec::new(),
-            steps: Some(steps),
+            work: Some(work),
             answers,
+            exported,
             read,
             worker: Some(worker),
         })
+    }
+
+    fn send(&self, work: Work) -> Result<(), BackendError> {
+        self.work.as_ref().ok_or_else(stopped)?.send(work).map_err(|_| stopped())
     }
 
     /// Bytes of packed weight matrices that all steps so far have read. A step reads each matrix
@@ -175,8 +204,7 @@ impl Backend for CpuBackend {
         self.slots.admit(step, &self.limits)?;
         let mut copy = self.spare.pop().unwrap_or_default();
         refill(&mut copy, step);
-        let steps = self.steps.as_ref().ok_or_else(stopped)?;
-        steps.send(copy).map_err(|_| stopped())?;
+        self.send(Work::Step(copy))?;
         let ticket = Ticket(self.given);
         self.given += 1;
         Ok(ticket)
@@ -191,12 +219,24 @@ impl Backend for CpuBackend {
         self.spare.push(step);
         Ok(output)
     }
+
+    fn export_block(&mut self, block: BlockId, into: &mut Vec<u8>) -> Result<(), BackendError> {
+        carried(block, None, &self.limits)?;
+        self.send(Work::Export(block, std::mem::take(into)))?;
+        *into = self.exported.recv().map_err(|_| stopped())?;
+        Ok(())
+    }
+
+    fn import_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), BackendError> {
+        carried(block, Some(bytes.len()), &self.limits)?;
+        self.send(Work::Import(block, bytes.to_vec()))
+    }
 }
 
 impl Drop for CpuBackend {
     fn drop(&mut self) {
         // The worker ends when nothing more can come.
-        self.steps = None;
+        self.work = None;
         if let Some(worker) = self.worker.take() {
             // A panic there has been reported by the panic hook and by `collect`.
             let _ = worker.join();

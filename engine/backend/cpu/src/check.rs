@@ -161,6 +161,23 @@ fn known(token: TokenId, limits: &Limits) -> Result<(), BackendError> {
     bad(format!("token {} of {}", token.0, limits.vocab))
 }
 
+/// Refuses a block that is not in the pool, or a number of bytes that no block has.
+pub(crate) fn carried(
+    block: BlockId,
+    bytes: Option<usize>,
+    limits: &Limits,
+) -> Result<(), BackendError> {
+    if block.0 >= limits.blocks {
+        return Err(BackendError::BadBlock(format!("number {} of {}", block.0, limits.blocks)));
+    }
+    match bytes {
+        Some(bytes) if bytes as u64 != limits.block_bytes() => Err(BackendError::BadBlock(
+            format!("{bytes} bytes, but a block has {}", limits.block_bytes()),
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn block(block: BlockId, limits: &Limits) -> Result<(), BackendError> {
     if block.0 < limits.blocks {
         return Ok(());

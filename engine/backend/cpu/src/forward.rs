@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use polder_backend::{Input, Limits, Row, StepBatch, StepOutput, TokenId, Want};
+use polder_backend::{BlockId, Input, Limits, Row, StepBatch, StepOutput, TokenId, Want};
 use polder_model::{Attention, Gqa, LayerSpec, LayerWeights, Model, Rope, RopeLayout, Tensor};
 use rayon::prelude::*;
 
@@ -113,6 +113,17 @@ impl Forward {
     /// Who multiplies, with the count of bytes read.
     pub(crate) fn multiplier(&self) -> Arc<Multiplier> {
         Arc::clone(&self.multiplier)
+    }
+
+    /// Replaces the content of `into` by a block, layer after layer.
+    pub(crate) fn export(&self, block: BlockId, into: &mut Vec<u8>) {
+        into.clear();
+        self.kv.iter().for_each(|kv| kv.export(block, into));
+    }
+
+    /// Overwrites a block with as many bytes as [`Self::export`] gives.
+    pub(crate) fn import(&mut self, block: BlockId, mut bytes: &[u8]) {
+        self.kv.iter_mut().for_each(|kv| kv.import(block, &mut bytes));
     }
 
     /// Runs a checked step.

@@ -4,6 +4,8 @@
 //! `[head][value][position]`, so that one query meets sixteen positions at once, and values as
 //! `[head][position][value]`.
 
+use std::ops::Range;
+
 use polder_backend::BlockId;
 use polder_model::Gqa;
 
@@ -123,14 +125,52 @@ impl LayerKv {
 
     /// Copies a whole block.
     pub(crate) fn copy(&mut self, from: BlockId, to: BlockId) {
-        let block = self.pages_per_block * self.page();
-        let from = from.0 as usize * block;
-        let to = to.0 as usize * block;
+        let (from, to) = (self.block(from), self.block(to));
         match &mut self.store {
-            Store::Floats(store) => store.copy_within(from..from + block, to),
-            Store::Halves(store) => store.copy_within(from..from + block, to),
+            Store::Floats(store) => store.copy_within(from, to.start),
+            Store::Halves(store) => store.copy_within(from, to.start),
         }
     }
+
+    /// Appends a block's values as they lie, least significant byte first.
+    pub(crate) fn export(&self, block: BlockId, into: &mut Vec<u8>) {
+        let block = self.block(block);
+        match &self.store {
+            Store::Floats(store) => append(&store[block], into, f32::to_le_bytes),
+            Store::Halves(store) => append(&store[block], into, u16::to_le_bytes),
+        }
+    }
+
+    /// Overwrites a block with what [`Self::export`] appended, and takes that off the front of `bytes`.
+    pub(crate) fn import(&mut self, block: BlockId, bytes: &mut &[u8]) {
+        let block = self.block(block);
+        match &mut self.store {
+            Store::Floats(store) => fill(&mut store[block], bytes, f32::from_le_bytes),
+            Store::Halves(store) => fill(&mut store[block], bytes, u16::from_le_bytes),
+        }
+    }
+
+    /// Where a block's values lie.
+    fn block(&self, block: BlockId) -> Range<usize> {
+        let values = self.pages_per_block * self.page();
+        block.0 as usize * values..(block.0 as usize + 1) * values
+    }
+}
+
+fn append<T: Copy, const N: usize>(values: &[T], to: &mut Vec<u8>, bytes: fn(T) -> [u8; N]) {
+    let start = to.len();
+    to.resize(start + values.len() * N, 0);
+    for (to, value) in to[start..].as_chunks_mut::<N>().0.iter_mut().zip(values) {
+        *to = bytes(*value);
+    }
+}
+
+fn fill<T, const N: usize>(values: &mut [T], bytes: &mut &[u8], value: fn([u8; N]) -> T) {
+    let (ours, rest) = bytes.split_at(values.len() * N);
+    for (to, from) in values.iter_mut().zip(ours.as_chunks::<N>().0) {
+        *to = value(*from);
+    }
+    *bytes = rest;
 }
 
 fn scatter<T: Copy>(
