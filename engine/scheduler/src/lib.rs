@@ -9,6 +9,8 @@ mod engine_loop;
 mod fair;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+mod grammar;
+mod mask_threads;
 mod pool;
 mod prefix;
 mod pulse;
@@ -18,6 +20,7 @@ mod scheduler;
 mod sequence;
 
 pub use engine_loop::{EngineHandle, EngineThread, Sink, spawn};
+pub use grammar::{Grammar, MaskDone, MaskWork, Matcher, Next};
 pub use request::{
     Event, FinishReason, MemberId, PromptLogprob, Refusal, Request, RequestId, SchedulerError,
 };

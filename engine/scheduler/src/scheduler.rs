@@ -10,12 +10,15 @@
 //! slot are free again the moment it ends, although a step that still mentions it may be in
 //! flight: whoever gets them writes later.
 
+mod masks;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use polder_backend::{BlockId, Limits, Row, Slot, StepBatch, StepOutput, TokenId};
 
 use crate::fair;
+use crate::grammar::Masking;
 use crate::pool::BlockPool;
 use crate::prefix::{NodeId, PrefixCache};
 use crate::queue::WaitingQueue;
@@ -322,6 +325,9 @@ impl Scheduler {
         let reason = if sequence.request.stop_tokens.contains(&token.token) {
             Some(FinishReason::Stop)
         } else {
+            if let Some(masking) = &mut sequence.masking {
+                masking.sampled(token.token);
+            }
             events.push((id, Event::Token(token)));
             full.then_some(FinishReason::Length)
         };
@@ -538,6 +544,7 @@ impl Scheduler {
             planned: 0,
             limit: request.max_tokens.min(room),
             logits_planned: 0,
+            masking: request.grammar.clone().map(Masking::new),
             request,
         });
     }
@@ -565,8 +572,8 @@ impl Scheduler {
             let reads = sequence.has_room()
                 && !sequence.paused
                 && !sequence.decodes()
-                && sequence.unread() > 0;
-            reads.then(|| Share { index, tokens: sequence.unread() })
+                && sequence.readable() > 0;
+            reads.then(|| Share { index, tokens: sequence.readable() })
         }));
         // Oldest first, so that the rows of one step stay few however many prompts are judged.
         let mut logit_rows = LOGIT_ROWS;

@@ -7,11 +7,12 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use common::{STOP, VOCAB, alone, limits, request};
+use common::{STOP, Sums, VOCAB, alone, limits, request};
 use polder_backend::{Backend, Limits, OutputRow, StepBatch, Ticket, TokenId, Want};
 use polder_scheduler::fake::{FakeBackend, hashed};
 use polder_scheduler::{
-    Config, Event, FinishReason, Refusal, Request, RequestId, Scheduler, SchedulerError,
+    Config, Event, FinishReason, MaskWork, Next, Refusal, Request, RequestId, Scheduler,
+    SchedulerError,
 };
 use proptest::prelude::*;
 
@@ -25,6 +26,10 @@ struct Bench {
     said: BTreeMap<RequestId, Vec<Event>>,
     /// Whose readers take nothing.
     paused: BTreeSet<RequestId>,
+    /// Masks that are being computed, and how many turns each takes.
+    masks: VecDeque<MaskWork>,
+    mask_turns: usize,
+    turns: usize,
 }
 
 impl Bench {
@@ -37,6 +42,9 @@ impl Bench {
             batch: StepBatch::default(),
             said: BTreeMap::new(),
             paused: BTreeSet::new(),
+            masks: VecDeque::new(),
+            mask_turns: 0,
+            turns: 0,
         }
     }
 
@@ -49,14 +57,29 @@ impl Bench {
             }
             self.in_flight.push_back(self.backend.submit(&self.batch).unwrap());
         }
-        let Some(ticket) = self.in_flight.pop_front() else { return false };
-        let output = self.backend.collect(ticket).unwrap();
         let mut events = Vec::new();
-        self.scheduler.take(output, &mut events).unwrap();
+        let ticket = self.in_flight.pop_front();
+        let stalled = ticket.is_none() && self.masks.is_empty();
+        if let Some(ticket) = ticket {
+            let output = self.backend.collect(ticket).unwrap();
+            self.scheduler.take(output, &mut events).unwrap();
+        }
+        self.turns += 1;
+        let mut work = Vec::new();
+        self.scheduler.mask_work(&mut work);
+        self.masks.extend(work);
+        // The last comer first, now and then: they come back in any order.
+        while self.masks.len() > self.mask_turns
+            || (!self.masks.is_empty()
+                && (ticket.is_none() || self.turns.is_multiple_of(self.mask_turns + 1)))
+        {
+            let work = self.masks.pop_back().unwrap();
+            self.scheduler.take_mask(work.run(), &mut events);
+        }
         for (id, event) in events {
             self.said.entry(id).or_default().push(event);
         }
-        true
+        !stalled
     }
 
     fn tokens_of(&self, id: RequestId) -> Vec<TokenId> {
@@ -85,6 +108,8 @@ enum Act {
         prompt: Vec<u32>,
         max_tokens: u32,
         seed: u64,
+        /// So many tokens its grammar allows, if it has one.
+        under: Option<usize>,
     },
     Cancel(prop::sample::Index),
     /// A reader stops reading, or reads again.
@@ -107,8 +132,10 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     let prompt = prompts();
     prop::collection::vec(
         prop_oneof![
-            4 => (0u8..4, prompt, 1u32..40, any::<u64>()).prop_map(
-                |(member, prompt, max_tokens, seed)| Act::Admit { member, prompt, max_tokens, seed }
+            4 => (0u8..4, prompt, 1u32..40, any::<u64>(), prop::option::of(1usize..30)).prop_map(
+                |(member, prompt, max_tokens, seed, under)| {
+                    Act::Admit { member, prompt, max_tokens, seed, under }
+                }
             ),
             1 => any::<prop::sample::Index>().prop_map(Act::Cancel),
             2 => any::<prop::sample::Index>().prop_map(Act::Stall),
@@ -129,16 +156,19 @@ proptest! {
         step_tokens in 1u32..64,
         steps_ahead in 0u8..2,
         max_waiting in 1usize..20,
+        mask_turns in 0usize..4,
     ) {
         let config = Config { max_waiting, step_tokens, steps_ahead, ..Config::default() };
         let mut bench = Bench::new(limits(blocks, slots), config);
+        bench.mask_turns = mask_turns;
         let capacity = bench.scheduler.capacity();
         let mut taken: BTreeMap<RequestId, (Request, bool)> = BTreeMap::new();
         for (number, act) in acts.into_iter().enumerate() {
             match act {
-                Act::Admit { member, prompt, max_tokens, seed } => {
+                Act::Admit { member, prompt, max_tokens, seed, under } => {
                     let id = RequestId(number as u64);
-                    let request = request(&format!("m{member}"), prompt, max_tokens, seed);
+                    let mut request = request(&format!("m{member}"), prompt, max_tokens, seed);
+                    request.grammar = under.map(|length| Sums::grammar(length, Next::Complete));
                     let waiting = bench.scheduler.stats().waiting;
                     match bench.scheduler.admit(vec![(id, request.clone())]) {
                         Ok(()) => {
@@ -529,4 +559,25 @@ fn several_that_begin_alike_and_come_together_read_their_beginning_once() {
     }
     let stats = bench.scheduler.stats();
     assert_eq!((stats.cached_tokens, stats.asked_tokens), (4 * 40, 5 * 41 + 3));
+}
+
+#[test]
+fn a_grammar_that_is_stuck_ends_its_own_sequence_and_says_why() {
+    for steps_ahead in [0, 1] {
+        let config = Config { steps_ahead, ..Config::default() };
+        let mut bench = Bench::new(limits(40, 4), config);
+        let healthy = request("m", vec![1, 2], 20, 3);
+        let mut stuck = request("m", vec![5, 6], 20, 3);
+        stuck.stop_tokens = [].into();
+        stuck.grammar = Some(Sums::grammar(4, Next::Stuck("no more".into())));
+        bench.scheduler.admit(vec![(RequestId(0), healthy.clone())]).unwrap();
+        bench.scheduler.admit(vec![(RequestId(1), stuck)]).unwrap();
+        while bench.turn() {}
+        assert!(bench.scheduler.is_idle());
+        let (tokens, reason, sampled) = alone(&healthy, bench.scheduler.capacity());
+        assert_eq!(bench.tokens_of(RequestId(0)), tokens);
+        assert_eq!(bench.end_of(RequestId(0)), Some((reason, sampled)));
+        assert_eq!(bench.tokens_of(RequestId(1)).len(), 4);
+        assert_eq!(bench.said[&RequestId(1)].last(), Some(&Event::Stuck("no more".into())));
+    }
 }

@@ -119,6 +119,7 @@ fn jobs(
                     prompt: prompt.clone(),
                     max_tokens: knobs.max_tokens.unwrap_or(u32::MAX),
                     stop_tokens: stop_tokens.clone(),
+                    grammar: None,
                     prompt_logprobs: sampling.logprobs.filter(|_| echo),
                     sampling,
                 },
