@@ -9,9 +9,16 @@ use std::time::{Duration, Instant};
 
 use polder_backend::{Backend, StepBatch, Ticket, TokenId};
 
+use crate::grammar::MaskWork;
+use crate::mask_threads::MaskThreads;
 use crate::pulse::Pulse;
 use crate::request::{Event, Refusal, Request, RequestId, SchedulerError};
 use crate::scheduler::{Config, Scheduler, Stats};
+
+/// For so long a step waits for masks: most take less, and hardly any step does.
+const WORTH_WAITING: Duration = Duration::from_millis(2);
+/// Where nothing can run without a mask, callers are heard at least this often.
+const LONGEST_WAIT: Duration = Duration::from_millis(50);
 
 /// Where a sequence's events go, in order. It is called on the engine's thread and must not wait.
 pub trait Sink: Send {
@@ -54,6 +61,8 @@ pub fn spawn(backend: Box<dyn Backend>, config: Config) -> Result<EngineThread, 
         in_flight: VecDeque::new(),
         batch: StepBatch::default(),
         events: Vec::new(),
+        masks: MaskThreads::new(),
+        mask_work: Vec::new(),
         readers_stall: false,
         stats,
         pulse,
@@ -184,6 +193,8 @@ struct EngineLoop {
     in_flight: VecDeque<(Ticket, u32)>,
     batch: StepBatch,
     events: Vec<(RequestId, Event)>,
+    masks: MaskThreads,
+    mask_work: Vec<MaskWork>,
     /// Nothing can be run until a reader takes what is there for it, or a command comes.
     readers_stall: bool,
     stats: Arc<Mutex<Stats>>,
@@ -204,6 +215,7 @@ impl EngineLoop {
 
     fn serve(&mut self) -> Result<(), SchedulerError> {
         while self.hear() {
+            self.bind_masks();
             if self.scheduler.is_idle() {
                 continue;
             }
@@ -223,6 +235,10 @@ impl EngineLoop {
                 }
             }
             let Some((ticket, _)) = self.in_flight.pop_front() else {
+                if self.masks.busy() {
+                    self.take_masks(Instant::now() + LONGEST_WAIT, true);
+                    continue;
+                }
                 if self.scheduler.stats().paused == 0 {
                     return Err(SchedulerError::Stalled);
                 }
@@ -238,11 +254,42 @@ impl EngineLoop {
                 }
             }
             self.scheduler.take(output, &mut self.events)?;
+            self.hand_out_masks();
             // Before its answer is heard: who asks after that must not see it still running.
             self.publish();
             self.tell();
         }
         Ok(())
+    }
+
+    /// Takes the masks that are there. Where the back end has nothing to do meanwhile, those that
+    /// are nearly there are waited for: whoever is left out of a step waits for all of it.
+    fn bind_masks(&mut self) {
+        let wait = if self.in_flight.is_empty() { WORTH_WAITING } else { Duration::ZERO };
+        self.take_masks(Instant::now() + wait, false);
+    }
+
+    /// Takes masks until none is being computed or the time is up, or only the `first` one.
+    fn take_masks(&mut self, until: Instant, first: bool) {
+        let before = self.events.len();
+        while let Some(done) = self.masks.take(until.saturating_duration_since(Instant::now())) {
+            self.scheduler.take_mask(done, &mut self.events);
+            if first {
+                break;
+            }
+        }
+        if self.events.len() > before {
+            self.publish();
+            self.tell();
+        }
+    }
+
+    /// Has the masks computed whose tokens are known now, while others' tokens are sampled.
+    fn hand_out_masks(&mut self) {
+        self.scheduler.mask_work(&mut self.mask_work);
+        for work in self.mask_work.drain(..) {
+            self.masks.give(work);
+        }
     }
 
     /// Takes what callers sent, and waits for them where there is nothing else to do. False
@@ -307,7 +354,8 @@ impl EngineLoop {
     fn tell(&mut self) {
         let mut events = std::mem::take(&mut self.events);
         for (id, event) in events.drain(..) {
-            let last = matches!(event, Event::Finished { .. } | Event::Unusable);
+            let last =
+                { matches!(event, Event::Finished { .. } | Event::Unusable | Event::Stuck(_)) };
             let Some(sink) = self.sinks.get_mut(&id) else { continue };
             let heard = sink.hear(event);
             if last {

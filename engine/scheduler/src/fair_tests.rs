@@ -57,6 +57,7 @@ proptest! {
                         member: member(asks), claim: Claim::default(), prompt, max_tokens,
                         stop_tokens: [].into(), sampling: Sampling::greedy(),
                         prompt_logprobs: None,
+            grammar: None,
                     };
                     let waiting = scheduler.waiting();
                     let mine = waiting.newcomers_of(&member(asks));

@@ -51,6 +51,18 @@ pub fn hashed(vocab: u32) -> impl Fn(&[TokenId], &Sampling) -> TokenId + Send {
     }
 }
 
+/// The token, or the first one after it (and round again) that the mask allows.
+fn masked(token: TokenId, mask: &[u32], vocab: u32) -> Result<TokenId, BackendError> {
+    if mask.len() != vocab.div_ceil(32) as usize {
+        return Err(bad(format!("a mask of {} words for {vocab} tokens", mask.len())));
+    }
+    (0..vocab)
+        .map(|more| (token.0 + more) % vocab)
+        .find(|token| mask[*token as usize / 32] >> (token % 32) & 1 == 1)
+        .map(TokenId)
+        .ok_or_else(|| bad("a mask that allows no token".into()))
+}
+
 impl FakeBackend {
     /// Answers with [`hashed`].
     pub fn new(limits: Limits) -> Self {
@@ -148,6 +160,10 @@ impl FakeBackend {
             return Err(bad(format!("slot {} holds another sequence's history", row.slot.0)));
         }
         let token = (self.next)(&so_far, sampling);
+        let token = match &sampling.mask {
+            None => token,
+            Some(mask) => masked(token, mask, self.limits.vocab)?,
+        };
         let unusable = token.0 >= self.limits.vocab;
         let token = if unusable { TokenId(0) } else { token };
         slot.last = Some(token);

@@ -10,6 +10,8 @@ mod engine_loop;
 mod fair;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+mod grammar;
+mod mask_threads;
 mod pool;
 mod prefix;
 mod pulse;
@@ -21,6 +23,7 @@ mod share;
 
 pub use cost::Cost;
 pub use engine_loop::{EngineHandle, EngineThread, Sink, spawn};
+pub use grammar::{Grammar, MaskDone, MaskWork, Matcher, Next};
 pub use request::{
     Claim, Event, FinishReason, MemberId, PromptLogprob, Refusal, Request, RequestId,
     SchedulerError,

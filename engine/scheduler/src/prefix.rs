@@ -171,14 +171,15 @@ impl PrefixCache {
     }
 
     /// Keeps the block that follows those of `chain` at the beginning of `tokens`, and appends its node, which is used.
-    /// Where there is one with the same tokens already, that one is used instead, and the block stays the caller's own.
+    /// Where there is one with the same tokens already, that one is used instead, and the caller's block is not needed any
+    /// more. Says which block it is.
     pub(crate) fn keep(
         &mut self,
         whose: Whose<'_>,
         chain: &mut Vec<NodeId>,
         tokens: &[TokenId],
         block: BlockId,
-    ) {
+    ) -> BlockId {
         let at = chain.len() * self.block_tokens;
         let common = chain.len() < self.common_blocks(tokens);
         let root = if common { COMMON } else { self.make_root_of(whose) };
@@ -186,7 +187,7 @@ impl PrefixCache {
         if let Some(id) = self.lookup(root, parent, tokens) {
             self.enter(id);
             chain.push(id);
-            return;
+            return self.node(id).block;
         }
         self.roots[root].nodes += 1;
         let tokens = tokens.into();
@@ -211,6 +212,7 @@ impl PrefixCache {
         };
         by_place.insert_unique(hash(&id), id, hash);
         chain.push(id);
+        block
     }
 
     /// The tree of whoever asks; past the last one where they have none yet.
@@ -228,11 +230,6 @@ impl PrefixCache {
             self.members.insert(member.clone(), root);
         }
         root
-    }
-
-    /// Whether this node holds this block.
-    pub(crate) fn holds(&self, node: NodeId, block: BlockId) -> bool {
-        self.node(node).block == block
     }
 
     /// Stops using these nodes. Their blocks stay.
@@ -380,7 +377,8 @@ mod tests {
         assert!(found(&mut cache, "bob", &[5, 6]).1.is_empty());
         cache.leave(&mut chain);
         let mut second = keep(&mut cache, "bob", &[1, 2, 3, 4, 5, 6], &[8, 9, 4]);
-        assert!(cache.holds(second[1], BlockId(1)) && cache.holds(second[2], BlockId(4)));
+        assert_eq!(cache.node(second[1]).block, BlockId(1));
+        assert_eq!(cache.node(second[2]).block, BlockId(4));
         cache.leave(&mut first);
         cache.leave(&mut second);
         // What is common is not taken for one of them.
@@ -429,8 +427,8 @@ mod tests {
         let mut cache = PrefixCache::new(2);
         let mut old = keep(&mut cache, "ada", &[1, 2, 3, 4], &[0, 1]);
         let mut new = keep(&mut cache, "ada", &[1, 2, 5, 6], &[9, 2]);
-        // The first block is the older one's; the other copy stays its maker's.
-        assert!(cache.holds(new[0], BlockId(0)) && !cache.holds(new[0], BlockId(9)));
+        // The first block is the older one's.
+        assert_eq!(cache.node(new[0]).block, BlockId(0));
         cache.leave(&mut old);
         assert_eq!(evicted(&mut cache, 9, None), [1]);
         cache.leave(&mut new);

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use polder_backend::TokenId;
 
+use crate::grammar::Masking;
 use crate::request::{MemberId, Request, RequestId};
 
 /// A request without a slot.
@@ -21,6 +22,7 @@ pub(crate) struct Before {
     /// The prompt, then what was sampled.
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) cached: u32,
+    pub(crate) masking: Option<Masking>,
 }
 
 impl Waiting {
@@ -158,6 +160,7 @@ mod tests {
             stop_tokens: [].into(),
             sampling: Sampling::greedy(),
             prompt_logprobs: None,
+            grammar: None,
         }
     }
 

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use polder_backend::{BackendError, SampledToken, Sampling, TokenId};
 
+use crate::grammar::Grammar;
+
 /// Whose request it is. Opaque here: equal ids share one share.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MemberId(Arc<str>);
@@ -58,10 +60,12 @@ pub struct Request {
     /// Deliver the logprob of every prompt token after the first, with this many best
     /// alternatives.
     pub prompt_logprobs: Option<u8>,
+    /// What the answer must be. Its masks take the place of [`Sampling::mask`].
+    pub grammar: Option<Arc<dyn Grammar>>,
 }
 
 /// What happened to a sequence. Order: `Queued`, `Prompt` (if asked for), `Token`…, `Finished`
-/// or, at any point, `Unusable`.
+/// or, at any point, `Unusable` or `Stuck`.
 /// A sequence that is cancelled hears nothing more.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -84,6 +88,9 @@ pub enum Event {
     },
     /// The model computed no distribution (NaN, infinity) for this sequence; nothing follows.
     Unusable,
+    /// No token can go on the answer under its grammar, for the reason that is told; nothing
+    /// follows.
+    Stuck(String),
     /// The engine is ending after a failure of the device; nothing follows.
     Failed,
 }
@@ -91,7 +98,7 @@ pub enum Event {
 /// Why a sequence ended by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// It sampled a stop token.
+    /// It sampled a stop token, or its grammar lets nothing follow.
     Stop,
     /// It reached `max_tokens` or the end of the context.
     Length,

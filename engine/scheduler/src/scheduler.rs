@@ -11,6 +11,8 @@
 //! slot are free again the moment it ends, although a step that still mentions it may be in
 //! flight: whoever gets them writes later.
 
+mod masks;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use polder_backend::{BlockId, Limits, Row, Slot, StepBatch, StepOutput, TokenId}
 
 use crate::cost::Cost;
 use crate::fair;
+use crate::grammar::Masking;
 use crate::pool::BlockPool;
 use crate::prefix::{NodeId, PrefixCache, Taker, Whose};
 use crate::queue::{Before, Waiting, WaitingQueue};
@@ -352,6 +355,9 @@ impl Scheduler {
         let reason = if sequence.request.stop_tokens.contains(&token.token) {
             Some(FinishReason::Stop)
         } else {
+            if let Some(masking) = &mut sequence.masking {
+                masking.sampled(token.token);
+            }
             events.push((id, Event::Token(token)));
             full.then_some(FinishReason::Length)
         };
@@ -495,9 +501,14 @@ impl Scheduler {
         for sequence in &mut self.running {
             while sequence.has_room() && sequence.chain.len() < sequence.whole_blocks(block_tokens)
             {
-                let block = sequence.blocks[sequence.chain.len()];
+                let at = sequence.chain.len();
                 let whose = whose(&sequence.request.member, sequence.request.claim);
-                self.prefixes.keep(whose, &mut sequence.chain, &sequence.tokens, block);
+                let (block, tokens) = (&mut sequence.blocks[at], &sequence.tokens);
+                let kept = self.prefixes.keep(whose, &mut sequence.chain, tokens, *block);
+                if kept != *block {
+                    // It was there already, and says the same.
+                    self.pool.give_back(&mut vec![std::mem::replace(block, kept)]);
+                }
             }
         }
     }
@@ -505,13 +516,9 @@ impl Scheduler {
     /// Takes a sequence's blocks away: those that are kept stay where they are.
     fn free_blocks(&mut self, index: usize) {
         let Sequence { blocks, chain, .. } = &mut self.running[index];
-        let kept = |(at, block): &(usize, BlockId)| {
-            chain.get(*at).is_some_and(|node| self.prefixes.holds(*node, *block))
-        };
-        let mut own: Vec<BlockId> =
-            blocks.drain(..).enumerate().filter(|one| !kept(one)).map(|(_, block)| block).collect();
+        self.pool.give_back(&mut blocks.split_off(chain.len().min(blocks.len())));
+        blocks.clear();
         self.prefixes.leave(chain);
-        self.pool.give_back(&mut own);
     }
 
     /// Members with the fewest sequences that have room, for their weight, come first; of one member's, those that
@@ -564,9 +571,10 @@ impl Scheduler {
 
     /// A sequence waits again, with what it has said; its blocks stay for it as long as nobody needs them.
     fn send_back(&mut self, index: usize) {
-        let Sequence { id, request, tokens, cached, .. } = self.release(index);
+        let Sequence { id, request, tokens, cached, masking, .. } = self.release(index);
         self.stats.slots_given_up += 1;
-        self.waiting.push_again(Waiting { id, request, before: Some(Before { tokens, cached }) });
+        let before = Some(Before { tokens, cached, masking });
+        self.waiting.push_again(Waiting { id, request, before });
     }
 
     /// Whether so many blocks may be given out. One for each sequence that has room stays free, so
@@ -585,8 +593,11 @@ impl Scheduler {
             self.stats.asked_tokens += request.prompt.len() as u64;
             self.stats.cached_tokens += u64::from(fed);
         }
-        let Before { tokens, cached } =
-            before.unwrap_or_else(|| Before { tokens: request.prompt.clone(), cached: fed });
+        let Before { tokens, cached, masking } = before.unwrap_or_else(|| Before {
+            tokens: request.prompt.clone(),
+            cached: fed,
+            masking: request.grammar.clone().map(Masking::new),
+        });
         self.running.push(Sequence {
             id,
             slot,
@@ -601,6 +612,7 @@ impl Scheduler {
             limit: request.max_tokens.min(room),
             logits_planned: 0,
             leaving: false,
+            masking,
             request,
         });
     }
@@ -670,7 +682,7 @@ impl Scheduler {
                 readers.push((member, Demand { used, weight: claim.weight, need: 0.0, gets: 0.0 }));
                 readers.len() - 1
             });
-            shares.push(Share { index, reader, from: sequence.fed, tokens: sequence.unread() });
+            shares.push(Share { index, reader, from: sequence.fed, tokens: sequence.readable() });
         }
         // Oldest first, so that the rows of one step stay few however many prompts are judged.
         let mut logit_rows = LOGIT_ROWS;

@@ -4,6 +4,7 @@ use polder_backend::{
     BlockId, Input, OutputRow, SequenceStep, Slot, SlotReset, StepBatch, TokenId, Want,
 };
 
+use crate::grammar::Masking;
 use crate::prefix::NodeId;
 use crate::request::{Request, RequestId};
 
@@ -38,6 +39,8 @@ pub(crate) struct Sequence {
     pub(crate) logits_planned: u32,
     /// It gives up its slot as soon as what was planned for it is read back.
     pub(crate) leaving: bool,
+    /// Where it is with its masks, if it is under a grammar.
+    pub(crate) masking: Option<Masking>,
 }
 
 /// Whose an output row is.
@@ -68,12 +71,12 @@ impl Sequence {
 
     /// The next step may sample its next token.
     pub(crate) fn wants_token(&self) -> bool {
-        self.may_run() && self.decodes() && self.planned < self.limit
+        self.may_run() && self.decodes() && self.planned < self.limit && self.has_mask()
     }
 
     /// The next step may read some of its tokens.
     pub(crate) fn wants_to_read(&self) -> bool {
-        self.may_run() && self.has_room() && !self.decodes() && self.unread() > 0
+        self.may_run() && self.has_room() && !self.decodes() && self.readable() > 0
     }
 
     fn may_run(&self) -> bool {
@@ -82,12 +85,23 @@ impl Sequence {
 
     /// Nothing that was planned for it is still to be read back, and nothing would be lost with its slot.
     pub(crate) fn may_leave(&self) -> bool {
-        self.planned == self.sampled() && self.request.prompt_logprobs.is_none()
+        self.planned == self.sampled() && self.request.prompt_logprobs.is_none() && self.has_mask()
+    }
+
+    /// No grammar keeps it from sampling now.
+    fn has_mask(&self) -> bool {
+        self.masking.as_ref().is_none_or(Masking::is_ready)
     }
 
     /// Known tokens still to be read, for a sequence that is not decoding.
     pub(crate) fn unread(&self) -> u32 {
         self.tokens.len() as u32 - self.fed
+    }
+
+    /// Known tokens that may be read now: after the last of them one is sampled, which may have to
+    /// wait for a mask.
+    pub(crate) fn readable(&self) -> u32 {
+        self.unread().saturating_sub(u32::from(!self.has_mask()))
     }
 
     /// How many of its blocks are full of known tokens and written by the steps that were planned.
@@ -136,7 +150,11 @@ impl Sequence {
         self.fed += count;
         if self.fed == self.prompt_len() + self.planned && self.planned < self.limit {
             self.planned += 1;
-            let want = Want::Sample(self.request.sampling.clone());
+            let mut sampling = self.request.sampling.clone();
+            if let Some(masking) = &mut self.masking {
+                sampling.mask = masking.spend();
+            }
+            let want = Want::Sample(sampling);
             batch.outputs.push(OutputRow { token: first + count - 1, slot: self.slot, want });
             rows.push(RowOwner { id: self.id, judges: None });
         }

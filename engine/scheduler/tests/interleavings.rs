@@ -7,12 +7,12 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use common::{STOP, VOCAB, alone, limits, request};
+use common::{STOP, Sums, VOCAB, alone, limits, request};
 use polder_backend::{Backend, Limits, OutputRow, StepBatch, Ticket, TokenId, Want};
 use polder_scheduler::fake::{FakeBackend, hashed};
 use polder_scheduler::{
-    Claim, Config, Cost, Event, FinishReason, Refusal, Request, RequestId, Scheduler,
-    SchedulerError,
+    Claim, Config, Cost, Event, FinishReason, MaskWork, Next, Refusal, Request, RequestId,
+    Scheduler, SchedulerError,
 };
 use proptest::prelude::*;
 
@@ -26,6 +26,10 @@ struct Bench {
     said: BTreeMap<RequestId, Vec<Event>>,
     /// Whose readers take nothing.
     paused: BTreeSet<RequestId>,
+    /// Masks that are being computed, and how many turns each takes.
+    masks: VecDeque<MaskWork>,
+    mask_turns: usize,
+    turns: usize,
 }
 
 impl Bench {
@@ -38,6 +42,9 @@ impl Bench {
             batch: StepBatch::default(),
             said: BTreeMap::new(),
             paused: BTreeSet::new(),
+            masks: VecDeque::new(),
+            mask_turns: 0,
+            turns: 0,
         }
     }
 
@@ -50,14 +57,29 @@ impl Bench {
             }
             self.in_flight.push_back(self.backend.submit(&self.batch).unwrap());
         }
-        let Some(ticket) = self.in_flight.pop_front() else { return false };
-        let output = self.backend.collect(ticket).unwrap();
         let mut events = Vec::new();
-        self.scheduler.take(output, &mut events).unwrap();
+        let ticket = self.in_flight.pop_front();
+        let stalled = ticket.is_none() && self.masks.is_empty();
+        if let Some(ticket) = ticket {
+            let output = self.backend.collect(ticket).unwrap();
+            self.scheduler.take(output, &mut events).unwrap();
+        }
+        self.turns += 1;
+        let mut work = Vec::new();
+        self.scheduler.mask_work(&mut work);
+        self.masks.extend(work);
+        // The last comer first, now and then: they come back in any order.
+        while self.masks.len() > self.mask_turns
+            || (!self.masks.is_empty()
+                && (ticket.is_none() || self.turns.is_multiple_of(self.mask_turns + 1)))
+        {
+            let work = self.masks.pop_back().unwrap();
+            self.scheduler.take_mask(work.run(), &mut events);
+        }
         for (id, event) in events {
             self.said.entry(id).or_default().push(event);
         }
-        true
+        !stalled
     }
 
     fn tokens_of(&self, id: RequestId) -> Vec<TokenId> {
@@ -87,6 +109,8 @@ enum Act {
         max_tokens: u32,
         seed: u64,
         claim: Claim,
+        /// So many tokens its grammar allows, if it has one.
+        under: Option<usize>,
     },
     Cancel(prop::sample::Index),
     /// A reader stops reading, or reads again.
@@ -120,9 +144,11 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     let prompt = prompts();
     prop::collection::vec(
         prop_oneof![
-            4 => (0u8..4, prompt, 1u32..40, any::<u64>(), claims()).prop_map(
-                |(member, prompt, max_tokens, seed, claim)| {
-                    Act::Admit { member, prompt, max_tokens, seed, claim }
+            4 => (
+                0u8..4, prompt, 1u32..40, any::<u64>(), claims(), prop::option::of(1usize..30)
+            ).prop_map(
+                |(member, prompt, max_tokens, seed, claim, under)| {
+                    Act::Admit { member, prompt, max_tokens, seed, claim, under }
                 }
             ),
             1 => any::<prop::sample::Index>().prop_map(Act::Cancel),
@@ -146,11 +172,13 @@ proptest! {
         max_waiting in 1usize..20,
         slopes in prop_oneof![Just((0.0, 0.0)), (0.0f64..0.5, 0.0f64..2.0)],
         credit in 0u32..100,
+        mask_turns in 0usize..4,
     ) {
         let cost = Cost { read_slope: slopes.0, decode_slope: slopes.1 };
         let config =
             Config { max_waiting, step_tokens, steps_ahead, cost, credit, ..Config::default() };
         let mut bench = Bench::new(limits(blocks, slots), config);
+        bench.mask_turns = mask_turns;
         let capacity = bench.scheduler.capacity();
         // As the first of the texts that several begin with.
         let common: Vec<TokenId> = (0..18).map(|at| TokenId((at + 3) % VOCAB)).collect();
@@ -158,10 +186,11 @@ proptest! {
         let mut taken: BTreeMap<RequestId, (Request, bool)> = BTreeMap::new();
         for (number, act) in acts.into_iter().enumerate() {
             match act {
-                Act::Admit { member, prompt, max_tokens, seed, claim } => {
+                Act::Admit { member, prompt, max_tokens, seed, claim, under } => {
                     let id = RequestId(number as u64);
                     let mut request = request(&format!("m{member}"), prompt, max_tokens, seed);
                     request.claim = claim;
+                    request.grammar = under.map(|length| Sums::grammar(length, Next::Complete));
                     let waiting = bench.scheduler.stats().waiting;
                     match bench.scheduler.admit(vec![(id, request.clone())]) {
                         Ok(()) => {
@@ -646,4 +675,37 @@ fn several_that_begin_alike_and_come_together_read_their_beginning_once() {
     }
     let stats = bench.scheduler.stats();
     assert_eq!((stats.cached_tokens, stats.asked_tokens), (4 * 40, 5 * 41 + 3));
+}
+
+#[test]
+fn a_grammar_that_is_stuck_ends_its_own_sequence_and_says_why() {
+    for steps_ahead in [0, 1] {
+        let config = Config { steps_ahead, ..Config::default() };
+        let mut bench = Bench::new(limits(40, 4), config);
+        let healthy = request("m", vec![1, 2], 20, 3);
+        let mut stuck = request("m", vec![5, 6], 20, 3);
+        stuck.stop_tokens = [].into();
+        stuck.grammar = Some(Sums::grammar(4, Next::Stuck("no more".into())));
+        bench.scheduler.admit(vec![(RequestId(0), healthy.clone())]).unwrap();
+        bench.scheduler.admit(vec![(RequestId(1), stuck)]).unwrap();
+        while bench.turn() {}
+        assert!(bench.scheduler.is_idle());
+        let (tokens, reason, sampled) = alone(&healthy, bench.scheduler.capacity());
+        assert_eq!(bench.tokens_of(RequestId(0)), tokens);
+        assert_eq!(bench.end_of(RequestId(0)), Some((reason, sampled)));
+        assert_eq!(bench.tokens_of(RequestId(1)).len(), 4);
+        assert_eq!(bench.said[&RequestId(1)].last(), Some(&Event::Stuck("no more".into())));
+    }
+}
+
+#[test]
+fn a_sequence_that_read_what_was_there_already_can_still_fill_the_whole_pool() {
+    let mut bench = Bench::new(limits(6, 1), Config::default());
+    let mut whole = request("m", vec![6, 8, 10, 12], 20, 5);
+    whole.stop_tokens = [].into();
+    // A prompt of one block is read again, because what follows its last token is asked for.
+    assert_eq!(run(&mut bench, 0, Request { max_tokens: 1, ..whole.clone() }).1, 0);
+    assert_eq!(bench.scheduler.stats().blocks_kept, 1);
+    assert_eq!(run(&mut bench, 1, whole).0.len(), 20);
+    assert_eq!(bench.scheduler.stats().preemptions, 0);
 }

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 
-use common::{alone, limits, request};
+use common::{Sums, alone, limits, request};
 use polder_backend::{Backend, Limits, StepBatch, Ticket, TokenId};
 use polder_scheduler::fake::FakeBackend;
-use polder_scheduler::{Config, Event, Refusal, SchedulerError, Sink};
+use polder_scheduler::{Config, Event, Grammar, Matcher, Next, Refusal, SchedulerError, Sink};
 
 #[test]
 fn the_engine_thread_serves_many_callers_and_ends_with_the_last() {
@@ -25,7 +25,9 @@ fn the_engine_thread_serves_many_callers_and_ends_with_the_last() {
         let handle = engine.handle();
         let mut requests = Vec::new();
         for number in 0..20u64 {
-            let request = request(&format!("m{}", number % 3), vec![1, number as u32], 12, number);
+            let mut request =
+                request(&format!("m{}", number % 3), vec![1, number as u32], 12, number);
+            request.grammar = (number % 2 == 0).then(|| Sums::grammar(9, Next::Complete));
             requests.push(request.clone());
             let (said, done) = (said.clone(), done.clone());
             handle.submit(vec![(
@@ -171,4 +173,84 @@ fn a_device_that_fails_tells_everyone_and_ends_the_engine() {
         Box::new(move |event: Event| tell.send(event).is_ok()),
     )]);
     assert_eq!(heard.recv_timeout(wait).unwrap(), Event::Refused(Refusal::Stopping));
+}
+
+/// A grammar that allows everything and takes its time.
+#[derive(Debug)]
+struct Slow;
+
+impl Grammar for Slow {
+    fn first_mask(&self) -> Vec<u32> {
+        vec![(1 << common::VOCAB) - 1]
+    }
+
+    fn begin(&self) -> Box<dyn Matcher> {
+        Box::new(Self)
+    }
+}
+
+impl Matcher for Slow {
+    fn after(&mut self, token: TokenId) -> Next {
+        assert!(token != TokenId(7), "the thread must live on");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        Next::Mask(self.first_mask())
+    }
+}
+
+#[test]
+fn nobody_waits_for_the_grammar_of_another() {
+    let backend = FakeBackend::with(limits(40, 4), Box::new(|_, _| TokenId(5)));
+    let engine = polder_scheduler::spawn(Box::new(backend), Config::default()).unwrap();
+    let (said, hear) = mpsc::channel();
+    let mut slow = request("m", vec![1], 4, 0);
+    slow.grammar = Some(Arc::new(Slow));
+    let other = request("n", vec![2], 50, 0);
+    let jobs: Vec<(_, Box<dyn Sink>)> = [slow, other]
+        .into_iter()
+        .enumerate()
+        .map(|(number, request)| {
+            let said = said.clone();
+            let hear = move |event: Event| said.send((number, event)).is_ok();
+            (request, Box::new(hear) as Box<dyn Sink>)
+        })
+        .collect();
+    engine.handle().submit(jobs);
+    drop(said);
+    let heard: Vec<(usize, Event)> = hear.iter().collect();
+    let ended = |which: usize| {
+        let last = |(number, event): &(usize, Event)| {
+            *number == which && matches!(event, Event::Finished { .. })
+        };
+        heard.iter().position(last).unwrap()
+    };
+    assert!(ended(1) < ended(0));
+    let slow_tokens = heard[..ended(1)]
+        .iter()
+        .filter(|(number, event)| *number == 0 && matches!(event, Event::Token(_)))
+        .count();
+    assert!(slow_tokens <= 3, "{slow_tokens}");
+    engine.join().unwrap();
+}
+
+#[test]
+fn a_grammar_that_panics_ends_its_own_answer() {
+    let backend = FakeBackend::with(
+        limits(40, 4),
+        Box::new(|tokens, _| if tokens[0] == TokenId(1) { TokenId(7) } else { TokenId(5) }),
+    );
+    let engine = polder_scheduler::spawn(Box::new(backend), Config::default()).unwrap();
+    let (said, hear) = mpsc::channel();
+    for prompt in [1, 2] {
+        let mut request = request("m", vec![prompt], 3, 0);
+        request.grammar = Some(Arc::new(Slow));
+        let said = said.clone();
+        let hear = move |event: Event| said.send((prompt, event)).is_ok();
+        engine.handle().submit(vec![(request, Box::new(hear))]);
+    }
+    drop(said);
+    let heard: Vec<(u32, Event)> = hear.iter().collect();
+    let last = |which| heard.iter().rfind(|(prompt, _)| *prompt == which).unwrap();
+    assert!(matches!(last(1).1, Event::Stuck(_)));
+    assert!(matches!(last(2).1, Event::Finished { sampled: 3, .. }));
+    engine.join().unwrap();
 }

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use polder_backend::TokenId;
-use polder_scheduler::Request;
+use polder_scheduler::{Grammar, Request};
 
 use crate::app::{App, Caller, Engine, aside, check_tokens, name_ignored, read_body};
 use crate::generate::{Generation, Job};
@@ -38,7 +38,12 @@ pub(crate) async fn answer(
     let body = read_body(body).await?;
     let (this, strict) = (app.clone(), caller.strict);
     let reader = engine.clone();
-    let ask = aside(&app, body, move |body| read(&this, &reader, body, strict)).await?;
+    let (ask, grammar) = aside(&app, body, move |body| {
+        let ask = read(&this, &reader, body, strict)?;
+        let grammar = ask.knobs.format.as_ref().map(|format| format.compile(&reader.grammars));
+        Ok((ask, grammar.transpose()?))
+    })
+    .await?;
     let Ask { kind, prompts, knobs, echo, ignored } = ask;
     let choices = check_choices(&engine, prompts.len(), &knobs)?;
     let biased: Vec<TokenId> = knobs.sampling.bias.iter().map(|(token, _)| *token).collect();
@@ -56,7 +61,7 @@ pub(crate) async fn answer(
         logprobs: knobs.sampling.logprobs.is_some(),
         include_usage: knobs.include_usage,
     };
-    let jobs = jobs(&caller, prompts, &knobs, echo, engine.tokenizer.ends())?;
+    let jobs = jobs(&caller, prompts, &knobs, echo, engine.tokenizer.ends(), grammar.as_ref())?;
     let generation = Generation::start(
         engine.handle.clone(),
         app.metrics.clone(),
@@ -105,6 +110,7 @@ fn jobs(
     knobs: &Knobs,
     echo: bool,
     ends: &[TokenId],
+    grammar: Option<&Arc<dyn Grammar>>,
 ) -> Result<Vec<Job>, ApiError> {
     let mut jobs = Vec::new();
     let stop_tokens: Arc<[TokenId]> = if knobs.ignore_eos { [].into() } else { ends.into() };
@@ -120,6 +126,7 @@ fn jobs(
                     prompt: prompt.clone(),
                     max_tokens: knobs.max_tokens.unwrap_or(u32::MAX),
                     stop_tokens: stop_tokens.clone(),
+                    grammar: grammar.cloned(),
                     prompt_logprobs: sampling.logprobs.filter(|_| echo),
                     sampling,
                 },

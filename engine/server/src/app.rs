@@ -14,6 +14,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use polder_chat::{ChatTemplate, Tokenizer};
+use polder_grammar::Grammars;
 use polder_scheduler::{Claim, EngineHandle, MemberId, Stats};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -32,6 +33,7 @@ const MAX_BODY: usize = 32 << 20;
 pub(crate) struct Engine {
     pub(crate) handle: EngineHandle,
     pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) grammars: Grammars,
     /// The chat template, or why there is none.
     pub(crate) template: Result<ChatTemplate, String>,
     pub(crate) vocab: u32,

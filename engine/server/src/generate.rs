@@ -228,6 +228,10 @@ impl Generation {
                 choice.done = true;
                 return Err(unusable());
             }
+            Event::Stuck(why) => {
+                choice.done = true;
+                return Err(stuck(&why));
+            }
             Event::Prompt(judged) => {
                 if let Some(echo) = &mut choice.echo {
                     echo.judged.extend(judged);
@@ -434,6 +438,13 @@ fn unusable() -> ApiError {
          weights may be damaged, tell the steward.",
     )
     .code("model_output_unusable")
+}
+
+fn stuck(why: &str) -> ApiError {
+    ApiError::bad_request(format!(
+        "The answer cannot go on in the form that was asked for: {why}; ask for a simpler form."
+    ))
+    .code("format_stuck")
 }
 
 fn stopped() -> ApiError {

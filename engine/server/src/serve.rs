@@ -10,6 +10,7 @@ use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use polder_grammar::Grammars;
 use polder_scheduler::{EngineThread, SchedulerError};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, oneshot};
@@ -111,9 +112,11 @@ pub async fn serve(
 fn start(app: &App, parts: Parts) -> Result<EngineThread, SchedulerError> {
     let vocab = parts.backend.limits().vocab;
     let thread = polder_scheduler::spawn(parts.backend, parts.config)?;
+    let tokenizer = Arc::new(parts.tokenizer);
     let engine = Engine {
         handle: thread.handle(),
-        tokenizer: Arc::new(parts.tokenizer),
+        grammars: Grammars::new(tokenizer.clone(), vocab),
+        tokenizer,
         template: parts.template,
         vocab,
         most_sequences: parts.config.most_of_one(),

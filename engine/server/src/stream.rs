@@ -229,6 +229,7 @@ mod tests {
                 stop_tokens: [].into(),
                 sampling: Sampling::greedy(),
                 prompt_logprobs: None,
+                grammar: None,
             },
             stop: Vec::new(),
             echo: false,

@@ -116,3 +116,54 @@ async fn model_judges_a_sensible_text_as_likelier_than_nonsense() {
     let nonsense = judge("The east sun the in sets rises and west in the.").await;
     assert!(sense > nonsense + 1.0, "{sense} {nonsense}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn model_answers_as_a_schema_says_and_leaves_others_alone() {
+    let (socket, _folder) = serve_smollm2().await;
+    let schema = json!({
+        "type": "object", "additionalProperties": false,
+        "required": ["city", "people", "river", "sights"],
+        "properties": {
+            "city": {"type": "string", "maxLength": 20},
+            "people": {"type": "integer", "minimum": 1, "maximum": 100_000_000},
+            "river": {"type": ["string", "null"], "maxLength": 20},
+            "sights": {"type": "array", "maxItems": 3, "items": {"enum": ["tower", "museum", "park"]}},
+        },
+    });
+    let format = json!({"type": "json_schema", "json_schema": {"name": "city", "schema": schema}});
+    let question = "Describe Paris as JSON.";
+    let form = |more: Value| {
+        let mut form = json!({"response_format": format, "max_tokens": 400});
+        for (key, value) in more.as_object().unwrap() {
+            form[key] = value.clone();
+        }
+        form
+    };
+    let plain = json!({"max_tokens": 30});
+    let alone = ask(&socket, "What is the capital of France?", plain.clone()).await.json();
+    let best = ask(&socket, question, form(json!({}))).await.json();
+    let several = form(json!({"temperature": 1.5, "seed": 3, "n": 3}));
+    let (drawn, among) = tokio::join!(
+        ask(&socket, question, several.clone()),
+        ask(&socket, "What is the capital of France?", plain),
+    );
+    assert_eq!(among.json()["choices"], alone["choices"]);
+    let drawn = drawn.json();
+    let choices = drawn["choices"].as_array().unwrap().iter().chain([&best["choices"][0]]);
+    for choice in choices {
+        let text = choice["message"]["content"].as_str().unwrap();
+        println!("{text}");
+        assert_eq!(choice["finish_reason"], "stop", "{text}");
+        let value: Value = serde_json::from_str(text).unwrap();
+        let map = value.as_object().unwrap();
+        assert_eq!(map.keys().collect::<Vec<_>>(), ["city", "people", "river", "sights"]);
+        assert!(map["city"].as_str().unwrap().chars().count() <= 20);
+        assert!((1..=100_000_000).contains(&map["people"].as_i64().unwrap()));
+        assert!(map["river"].is_null() || map["river"].is_string());
+        for sight in map["sights"].as_array().unwrap() {
+            assert!(["tower", "museum", "park"].contains(&sight.as_str().unwrap()));
+        }
+    }
+    // The same question, alone, has the same answers.
+    assert_eq!(ask(&socket, question, several).await.json()["choices"], drawn["choices"]);
+}

@@ -67,8 +67,7 @@ async fn known_fields_that_cannot_be_honoured_are_refused_by_name() {
         (json!({"tools": tool, "tool_choice": "auto"}), "tools", unsupported),
         (json!({"tool_choice": "required"}), "tool_choice", unsupported),
         (json!({"functions": [{"name": "f"}]}), "functions", unsupported),
-        (json!({"response_format": {"type": "json_object"}}), "response_format", unsupported),
-        (json!({"response_format": {"type": "json_schema"}}), "response_format", unsupported),
+        (json!({"response_format": {"type": "xml"}}), "response_format", unsupported),
         (json!({"modalities": ["text", "audio"]}), "modalities", unsupported),
         (json!({"audio": {"voice": "x"}}), "audio", unsupported),
         (json!({"web_search_options": {}}), "web_search_options", unsupported),
@@ -296,7 +295,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-const FIELDS: [&str; 40] = [
+const FIELDS: [&str; 44] = [
     "model",
     "messages",
     "prompt",
@@ -319,6 +318,10 @@ const FIELDS: [&str; 40] = [
     "functions",
     "function_call",
     "response_format",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
     "modalities",
     "audio",
     "verbosity",

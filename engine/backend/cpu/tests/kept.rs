@@ -50,6 +50,7 @@ impl Engine {
             stop_tokens: [].into(),
             sampling,
             prompt_logprobs: None,
+            grammar: None,
         };
         self.scheduler.admit(vec![(RequestId(self.asked), request)]).unwrap();
     }

@@ -136,6 +136,7 @@ pub(crate) fn watch(crowd: &Crowd, machine: &Machine, config: Config) -> Seen {
                 stop_tokens: [].into(),
                 sampling: Sampling::greedy(),
                 prompt_logprobs: None,
+                grammar: None,
             };
             ids += 1;
             match scheduler.admit(vec![(RequestId(ids), request)]) {

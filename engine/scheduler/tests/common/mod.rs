@@ -1,9 +1,11 @@
 //! Requests to the fake back end, and what must come of them.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)] // Each test file uses its part.
 
+use std::sync::Arc;
+
 use polder_backend::{Limits, Sampling, TokenId};
 use polder_scheduler::fake::hashed;
-use polder_scheduler::{Claim, FinishReason, MemberId, Request};
+use polder_scheduler::{Claim, FinishReason, Grammar, Matcher, MemberId, Next, Request};
 
 pub const VOCAB: u32 = 23;
 pub const STOP: TokenId = TokenId(0);
@@ -29,6 +31,7 @@ pub fn request(member: &str, prompt: Vec<u32>, max_tokens: u32, seed: u64) -> Re
         stop_tokens: [STOP].into(),
         sampling: Sampling { seed, ..Sampling::greedy() },
         prompt_logprobs: None,
+        grammar: None,
     }
 }
 
@@ -37,12 +40,75 @@ pub fn alone(request: &Request, capacity: u32) -> (Vec<TokenId>, FinishReason, u
     let next = hashed(VOCAB);
     let mut tokens = request.prompt.clone();
     let limit = request.max_tokens.min(capacity - tokens.len() as u32);
+    let mut matcher = request.grammar.as_ref().map(|grammar| grammar.begin());
+    let mut mask = request.grammar.as_ref().map(|grammar| grammar.first_mask());
     for sampled in 1..=limit {
-        let token = next(&tokens, &request.sampling);
+        let mut token = next(&tokens, &request.sampling);
+        if let Some(mask) = &mask {
+            while mask[0] >> token.0 & 1 == 0 {
+                token = TokenId((token.0 + 1) % VOCAB);
+            }
+        }
         if token == STOP {
             return (tokens[request.prompt.len()..].to_vec(), FinishReason::Stop, sampled);
         }
         tokens.push(token);
+        match matcher.as_mut().map(|matcher| matcher.after(token)) {
+            None => {}
+            Some(Next::Mask(next)) => mask = Some(next),
+            // Whoever is full hears of that first.
+            Some(_) if sampled == limit => {}
+            Some(_) => {
+                return (tokens[request.prompt.len()..].to_vec(), FinishReason::Stop, sampled);
+            }
+        }
     }
     (tokens[request.prompt.len()..].to_vec(), FinishReason::Length, limit)
+}
+
+/// A grammar of sums: what may come next depends on all that was said.
+#[derive(Debug, Clone)]
+pub struct Sums {
+    /// So long is an answer, unless it ends before.
+    pub length: usize,
+    /// What happens then.
+    pub end: Next,
+    said: Vec<TokenId>,
+}
+
+impl Sums {
+    pub fn grammar(length: usize, end: Next) -> Arc<dyn Grammar> {
+        Arc::new(Self { length, end, said: Vec::new() })
+    }
+
+    fn next(&self) -> Next {
+        if self.said.len() == self.length {
+            return self.end.clone();
+        }
+        let sum: u32 = self.said.iter().map(|token| token.0 + 1).sum();
+        let may = |token: &u32| (token * 7 + sum).is_multiple_of(5) || *token == 3 + sum % 7;
+        Next::Mask(vec![(0..VOCAB).filter(may).fold(0, |mask, token| mask | 1 << token)])
+    }
+}
+
+impl Grammar for Sums {
+    fn first_mask(&self) -> Vec<u32> {
+        match self.next() {
+            Next::Mask(mask) => mask,
+            _ => unreachable!("an answer has tokens"),
+        }
+    }
+
+    fn begin(&self) -> Box<dyn Matcher> {
+        Box::new(self.clone())
+    }
+}
+
+impl Matcher for Sums {
+    fn after(&mut self, token: TokenId) -> Next {
+        let Next::Mask(mask) = self.next() else { panic!("{token:?} after the end") };
+        assert!(mask[0] >> token.0 & 1 == 1, "{token:?} was not allowed");
+        self.said.push(token);
+        self.next()
+    }
 }

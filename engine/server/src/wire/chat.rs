@@ -96,11 +96,6 @@ fn parse_tools(fields: &mut Fields, ignored: &mut Ignored) -> Result<(), ApiErro
 
 fn refuse_what_changes_the_answer(fields: &mut Fields) -> Result<(), ApiError> {
     fields.refuse(
-        "response_format",
-        |format| format["type"] == "text",
-        "answers are plain text, send {\"type\": \"text\"} or leave it out",
-    )?;
-    fields.refuse(
         "modalities",
         |list| list.as_array().is_some_and(|list| list.iter().all(|word| word == "text")),
         "answers are text only, send [\"text\"] or leave it out",

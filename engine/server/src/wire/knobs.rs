@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::wire::error::ApiError;
 use crate::wire::fields::{Fields, Ignored};
+use crate::wire::format::{self, Format};
 
 /// Most stop strings in one request.
 const MOST_STOPS: usize = 16;
@@ -34,6 +35,8 @@ pub struct Knobs {
     pub stream: bool,
     /// Send the usage as a last event of the stream.
     pub include_usage: bool,
+    /// What the answers must be, where that is more than text.
+    pub format: Option<Format>,
 }
 
 /// Most answers in one request.
@@ -60,6 +63,13 @@ pub(crate) fn parse(fields: &mut Fields, ignored: &mut Ignored) -> Result<Knobs,
     let ignore_eos = fields.boolean("ignore_eos")?.unwrap_or(false);
     let stream = fields.boolean("stream")?.unwrap_or(false);
     let include_usage = parse_stream_options(fields, stream, ignored)?;
+    let format = format::parse(fields, ignored)?;
+    if format.is_some() && ignore_eos {
+        return Err(fields.unsupported(
+            "ignore_eos",
+            "an answer of a certain form ends where that is complete, leave it out",
+        ));
+    }
     // Hints and labels: they do not change the answer.
     fields.accept(&[
         "user",
@@ -79,6 +89,7 @@ pub(crate) fn parse(fields: &mut Fields, ignored: &mut Ignored) -> Result<Knobs,
         n,
         stream,
         include_usage,
+        format,
     })
 }
 

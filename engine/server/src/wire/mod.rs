@@ -5,5 +5,6 @@ pub mod chat;
 pub mod completions;
 pub mod error;
 pub(crate) mod fields;
+pub mod format;
 pub mod knobs;
 pub mod tokens;
