@@ -9,7 +9,7 @@ use http::HeaderMap;
 use polder_backend::TokenId;
 use polder_chat::ChatError;
 
-use crate::answering::{self, Ask, check_choices};
+use crate::answering::{self, Ask, check_choices, chunks};
 use crate::app::{App, Engine, check_tokens};
 use crate::generate::{surely_too_long, too_long};
 use crate::wire::answer::Kind;
@@ -52,7 +52,7 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
         prompts.push(tokens);
     }
     Ok(Ask {
-        kind: Kind::Completion,
+        words: chunks(Kind::Completion, &request.knobs),
         prompts,
         knobs: request.knobs,
         echo: request.echo,

@@ -56,14 +56,17 @@ pub(crate) struct Judged {
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Finish {
+    /// The model ended it.
     Stop,
+    /// The stop string of this number.
+    StopString(usize),
     Length,
 }
 
 impl Finish {
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Stop => "stop",
+            Self::Stop | Self::StopString(_) => "stop",
             Self::Length => "length",
         }
     }
@@ -334,7 +337,7 @@ impl Choice {
         self.pending.push_back((self.said, token));
         self.said += text.len();
         let outcome = self.stop.push(&text);
-        let finish = outcome.stopped.then_some(Finish::Stop);
+        let finish = outcome.which.map(Finish::StopString);
         self.done = outcome.stopped;
         self.send(index, outcome.text, finish, tokenizer)
     }
@@ -344,10 +347,10 @@ impl Choice {
         let rest = self.text.finish();
         self.said += rest.len();
         let outcome = self.stop.push(&rest);
-        let (text, finish) = match (outcome.stopped, reason) {
-            (true, _) => (outcome.text, Finish::Stop),
-            (false, FinishReason::Stop) => (outcome.text + &self.stop.finish(), Finish::Stop),
-            (false, FinishReason::Length) => (outcome.text + &self.stop.finish(), Finish::Length),
+        let (text, finish) = match (outcome.which, reason) {
+            (Some(which), _) => (outcome.text, Finish::StopString(which)),
+            (None, FinishReason::Stop) => (outcome.text + &self.stop.finish(), Finish::Stop),
+            (None, FinishReason::Length) => (outcome.text + &self.stop.finish(), Finish::Length),
         };
         self.send(index, text, Some(finish), tokenizer)
     }

@@ -14,6 +14,7 @@ mod chat;
 mod completions;
 mod generate;
 mod load;
+mod messages;
 mod metrics;
 mod serve;
 mod socket;

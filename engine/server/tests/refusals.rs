@@ -7,6 +7,7 @@ mod common;
 use common::{Answer, MODEL, Server, chat, completion, open};
 use polder_engine_server::wire::chat::parse_chat;
 use polder_engine_server::wire::completions::parse_completion;
+use polder_engine_server::wire::messages::{Purpose, parse_messages};
 use polder_engine_server::wire::tokens::{parse_detokenize, parse_tokenize};
 use polder_scheduler::Config;
 use proptest::prelude::*;
@@ -21,7 +22,7 @@ async fn fields_outside_the_specification_are_named_or_refused_to_a_strict_key()
     let body = chat(json!({
         "frobnicate": 1, "grüße": 2, "store": true, "top_k": 5, "user": "me",
         "messages": [{"role": "user", "content": [
-            {"type": "text", "text": "x", "cache_control": {}}], "mood": "good"}],
+            {"type": "text", "text": "x", "cache_control": {}, "loudness": 1}], "mood": "good"}],
         "stream": true, "stream_options": {"chunk_size": 3},
     }));
     let answer = server.post(CHAT, body.clone()).await;
@@ -33,7 +34,7 @@ async fn fields_outside_the_specification_are_named_or_refused_to_a_strict_key()
         [
             "frobnicate",
             "gr??e",
-            "messages[].content[].cache_control",
+            "messages[].content[].loudness",
             "messages[].mood",
             "store",
             "stream_options.chunk_size",
@@ -269,8 +270,22 @@ fn any_json() -> impl Strategy<Value = Value> {
         any::<bool>().prop_map(Value::from),
         any::<f64>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
-        prop::sample::select(vec!["user", "assistant", "tool", "text", "none", "auto", "x", ""])
-            .prop_map(Value::from),
+        prop::sample::select(vec![
+            "user",
+            "assistant",
+            "tool",
+            "text",
+            "none",
+            "auto",
+            "x",
+            "",
+            "tool_use",
+            "tool_result",
+            "thinking",
+            "enabled",
+            "system",
+        ])
+        .prop_map(Value::from),
         "\\PC{0,6}".prop_map(Value::from),
     ];
     let key = prop::sample::select(vec![
@@ -285,6 +300,11 @@ fn any_json() -> impl Strategy<Value = Value> {
         "include_usage",
         "1",
         "refusal",
+        "input",
+        "id",
+        "tool_use_id",
+        "thinking",
+        "budget_tokens",
     ]);
     leaf.prop_recursive(4, 24, 4, move |inner| {
         prop_oneof![
@@ -296,7 +316,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-const FIELDS: [&str; 40] = [
+const FIELDS: [&str; 44] = [
     "model",
     "messages",
     "prompt",
@@ -336,6 +356,10 @@ const FIELDS: [&str; 40] = [
     "repetition_penalty",
     "parallel_tool_calls",
     "ignore_eos",
+    "system",
+    "stop_sequences",
+    "thinking",
+    "output_config",
     "other",
 ];
 
@@ -356,6 +380,8 @@ proptest! {
         for error in [
             parse_chat(body.as_bytes(), strict).err(),
             parse_completion(body.as_bytes(), strict).err(),
+            parse_messages(body.as_bytes(), Purpose::Answer, strict).err(),
+            parse_messages(body.as_bytes(), Purpose::Count, strict).err(),
             parse_tokenize(body.as_bytes(), strict).err(),
             parse_detokenize(body.as_bytes(), strict).err(),
         ].into_iter().flatten() {

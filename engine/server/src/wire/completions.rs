@@ -7,6 +7,7 @@ use crate::wire::chat::model;
 use crate::wire::error::ApiError;
 use crate::wire::fields::{Fields, Ignored};
 use crate::wire::knobs::{self, Knobs, MOST_LOGPROBS};
+use crate::wire::table;
 
 /// Text to go on from.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,7 +54,7 @@ pub fn parse_completion(body: &[u8], strict: bool) -> Result<CompletionRequest, 
         |best| best.as_u64() == Some(n),
         "ask for \"n\" answers and choose yourself",
     )?;
-    fields.refuse("suffix", |suffix| suffix == "", "send the text before the gap only")?;
+    table::COMPLETIONS.settle(&mut fields)?;
     fields.finish(&mut ignored);
     let ignored = ignored.finish(strict)?;
     Ok(CompletionRequest { model, prompts, knobs, echo, ignored })

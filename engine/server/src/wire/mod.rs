@@ -1,9 +1,14 @@
-//! OpenAI's wire format: requests in, answers out. Pure functions over bytes.
+//! OpenAI's and Anthropic's wire formats: requests in, answers out. Pure functions over bytes.
 
 pub(crate) mod answer;
 pub mod chat;
+pub(crate) mod chunks;
 pub mod completions;
 pub mod error;
 pub(crate) mod fields;
 pub mod knobs;
+pub(crate) mod message;
+pub mod messages;
+pub mod noise;
+pub mod table;
 pub mod tokens;
