@@ -55,6 +55,29 @@ pub(crate) fn template(engine: &Engine) -> Result<&ChatTemplate, ApiError> {
     })
 }
 
+/// Refuses a conversation in `field` that speaks of tools to a model that was not made for them.
+pub(crate) fn check_tools(
+    template: &ChatTemplate,
+    messages: &[Map<String, Value>],
+    field: &str,
+) -> Result<(), ApiError> {
+    let speaks = messages.iter().any(|message| {
+        (message["role"] == "tool" && !template.mentions("tool"))
+            || (message.contains_key("tool_calls") && !template.mentions("tool_calls"))
+    });
+    if !speaks {
+        return Ok(());
+    }
+    Err(ApiError::bad_field(
+        field,
+        format!(
+            "\"{field}\" hold calls of tools or their results, which this model was not made for; \
+             leave them out."
+        ),
+    )
+    .code("unsupported_parameter"))
+}
+
 /// A conversation of at most `most` tokens in the model's own form.
 pub(crate) fn encode(
     engine: &Engine,

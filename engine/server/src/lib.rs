@@ -16,6 +16,7 @@ mod generate;
 mod load;
 mod messages;
 mod metrics;
+mod responses;
 mod serve;
 mod socket;
 mod stream;

@@ -87,18 +87,7 @@ fn prompt(
     most: usize,
 ) -> Result<Vec<TokenId>, ApiError> {
     let template = chat::template(engine)?;
-    let speaks_of_tools = request.messages.iter().any(|turn| {
-        (turn["role"] == "tool" && !template.mentions("tool"))
-            || (turn.contains_key("tool_calls") && !template.mentions("tool_calls"))
-    });
-    if speaks_of_tools {
-        return Err(ApiError::bad_field(
-            "messages",
-            "\"messages\" hold \"tool_use\" or \"tool_result\", which this model was not made for; \
-             leave such blocks out.",
-        )
-        .code("unsupported_parameter"));
-    }
+    chat::check_tools(template, &request.messages, "messages")?;
     let variables = thinking(request, |word| template.mentions(word))?;
     chat::encode(engine, request.messages.clone(), variables, most)
 }

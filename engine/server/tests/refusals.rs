@@ -8,6 +8,7 @@ use common::{Answer, MODEL, Server, chat, completion, open};
 use polder_engine_server::wire::chat::parse_chat;
 use polder_engine_server::wire::completions::parse_completion;
 use polder_engine_server::wire::messages::{Purpose, parse_messages};
+use polder_engine_server::wire::responses::parse_responses;
 use polder_engine_server::wire::tokens::{parse_detokenize, parse_tokenize};
 use polder_scheduler::Config;
 use proptest::prelude::*;
@@ -305,6 +306,8 @@ fn any_json() -> impl Strategy<Value = Value> {
         "tool_use_id",
         "thinking",
         "budget_tokens",
+        "call_id",
+        "output",
     ]);
     leaf.prop_recursive(4, 24, 4, move |inner| {
         prop_oneof![
@@ -316,7 +319,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-const FIELDS: [&str; 44] = [
+const FIELDS: [&str; 49] = [
     "model",
     "messages",
     "prompt",
@@ -360,6 +363,11 @@ const FIELDS: [&str; 44] = [
     "stop_sequences",
     "thinking",
     "output_config",
+    "input",
+    "instructions",
+    "reasoning",
+    "text",
+    "include",
     "other",
 ];
 
@@ -382,6 +390,7 @@ proptest! {
             parse_completion(body.as_bytes(), strict).err(),
             parse_messages(body.as_bytes(), Purpose::Answer, strict).err(),
             parse_messages(body.as_bytes(), Purpose::Count, strict).err(),
+            parse_responses(body.as_bytes(), strict).err(),
             parse_tokenize(body.as_bytes(), strict).err(),
             parse_detokenize(body.as_bytes(), strict).err(),
         ].into_iter().flatten() {

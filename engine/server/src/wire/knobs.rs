@@ -121,7 +121,8 @@ pub(crate) fn parse_stop(fields: &mut Fields, name: &str) -> Result<Vec<String>,
     })
 }
 
-fn parse_stream_options(
+/// Whether the usage is to follow a stream.
+pub(crate) fn parse_stream_options(
     fields: &mut Fields,
     stream: bool,
     ignored: &mut Ignored,

@@ -8,7 +8,7 @@ use crate::wire::error::{ApiError, shortened};
 use crate::wire::fields::{Fields, Ignored};
 use crate::wire::knobs::{self, Knobs};
 use crate::wire::noise::without_billing_line;
-use crate::wire::table;
+use crate::wire::{notools, table};
 
 /// A request that can be served, as far as that can be told without the model.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,7 +46,7 @@ pub fn parse_messages(
     let mut fields = Fields::parse(body)?;
     let mut ignored = Ignored::default();
     let model = model(&mut fields)?;
-    refuse_tools(&mut fields, &mut ignored)?;
+    notools::refuse(&mut fields, "{\"type\": \"none\"}", &mut ignored)?;
     let mut messages: Vec<Map<String, Value>> =
         parse_system(&mut fields, &mut ignored)?.into_iter().collect();
     messages.extend(parse_turns(&mut fields, &mut ignored)?);
@@ -85,31 +85,6 @@ fn parse_knobs(fields: &mut Fields, purpose: Purpose) -> Result<Knobs, ApiError>
         stream: fields.boolean("stream")?.unwrap_or(false),
         include_usage: false,
     })
-}
-
-/// The only place that stands in the way of tools here.
-fn refuse_tools(fields: &mut Fields, ignored: &mut Ignored) -> Result<(), ApiError> {
-    let tools =
-        fields.take("tools").filter(|tools| !tools.as_array().is_some_and(Vec::is_empty)).is_some();
-    let choice = fields.take("tool_choice");
-    let kind = choice.as_ref().map(|choice| choice["type"].as_str().unwrap_or_default());
-    match (tools, kind) {
-        (true, Some("none")) => ignored.add("tools".into()),
-        (true, _) => {
-            return Err(fields.unsupported(
-                "tools",
-                "this engine cannot call tools yet, send \"tool_choice\": {\"type\": \"none\"} or \
-                 leave them out",
-            ));
-        }
-        (false, None | Some("none" | "auto")) => {}
-        (false, Some(_)) => {
-            return Err(
-                fields.unsupported("tool_choice", "leave it out or send {\"type\": \"none\"}")
-            );
-        }
-    }
-    Ok(())
 }
 
 fn parse_thinking(fields: &mut Fields, ignored: &mut Ignored) -> Result<Option<bool>, ApiError> {

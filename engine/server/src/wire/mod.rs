@@ -10,5 +10,8 @@ pub mod knobs;
 pub(crate) mod message;
 pub mod messages;
 pub mod noise;
+pub(crate) mod notools;
+pub(crate) mod response;
+pub mod responses;
 pub mod table;
 pub mod tokens;

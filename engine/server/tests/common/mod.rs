@@ -299,6 +299,15 @@ pub fn message(more: Value) -> Value {
     body
 }
 
+/// A request to the Responses API with these fields beside a short input.
+pub fn respond(more: Value) -> Value {
+    let mut body = json!({"model": MODEL, "input": "Hi", "seed": 0});
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    body
+}
+
 /// A completion request with these fields beside a short prompt.
 pub fn completion(more: Value) -> Value {
     let mut body = json!({"model": MODEL, "prompt": "Say: ", "seed": 0, "max_tokens": 100});
