@@ -57,6 +57,7 @@ proptest! {
                         member: member(asks), prompt, max_tokens,
                         stop_tokens: [].into(), sampling: Sampling::greedy(),
                         prompt_logprobs: None,
+                        pooling: None,
                     };
                     let waiting = scheduler.waiting();
                     let mine = waiting.of(&member(asks));

@@ -10,6 +10,7 @@ mod fair;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod pool;
+mod pooling;
 mod prefix;
 mod pulse;
 mod queue;
@@ -18,6 +19,7 @@ mod scheduler;
 mod sequence;
 
 pub use engine_loop::{EngineHandle, EngineThread, Sink, spawn};
+pub use pooling::Pooling;
 pub use request::{
     Event, FinishReason, MemberId, PromptLogprob, Refusal, Request, RequestId, SchedulerError,
 };

@@ -96,6 +96,7 @@ mod tests {
             stop_tokens: [].into(),
             sampling: Sampling::greedy(),
             prompt_logprobs: None,
+            pooling: None,
         }
     }
 

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use polder_backend::{BackendError, SampledToken, Sampling, TokenId};
 
+use crate::pooling::Pooling;
+
 /// Whose request it is. Opaque here: equal ids share one share.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MemberId(Arc<str>);
@@ -35,9 +37,11 @@ pub struct Request {
     /// Deliver the logprob of every prompt token after the first, with this many best
     /// alternatives.
     pub prompt_logprobs: Option<u8>,
+    /// Deliver a vector for the prompt and nothing else; nothing is sampled.
+    pub pooling: Option<Pooling>,
 }
 
-/// What happened to a sequence. Order: `Queued`, `Prompt` (if asked for), `Token`…, `Finished`
+/// What happened to a sequence. Order: `Queued`, `Prompt` (if asked for), `Token`… or `Vector`, `Finished`
 /// or, at any point, `Unusable`.
 /// A sequence that is cancelled hears nothing more.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,6 +54,8 @@ pub enum Event {
     Prompt(Vec<PromptLogprob>),
     /// One sampled token.
     Token(SampledToken),
+    /// The prompt's vector: the pooled hidden states, not normalised.
+    Vector(Vec<f32>),
     /// Nothing follows.
     Finished {
         /// Why.

@@ -4,6 +4,7 @@ use polder_backend::{
     BlockId, Input, OutputRow, SequenceStep, Slot, SlotReset, StepBatch, TokenId, Want,
 };
 
+use crate::pooling::Pool;
 use crate::prefix::NodeId;
 use crate::request::{Request, RequestId};
 
@@ -36,6 +37,8 @@ pub(crate) struct Sequence {
     pub(crate) limit: u32,
     /// Prompt positions whose logits were asked for.
     pub(crate) logits_planned: u32,
+    /// Where its hidden states are gathered, if they are asked for.
+    pub(crate) pool: Option<Pool>,
 }
 
 /// Whose an output row is.
@@ -44,6 +47,8 @@ pub(crate) struct RowOwner {
     pub(crate) id: RequestId,
     /// The prompt position that the row judges; None for a sampled token.
     pub(crate) judges: Option<u32>,
+    /// It is a hidden state.
+    pub(crate) hidden: bool,
 }
 
 impl Sequence {
@@ -107,6 +112,7 @@ impl Sequence {
             });
             batch.positions.push(position);
             self.ask_for_logits(position, batch, rows);
+            self.ask_for_hidden(position, batch, rows);
         }
         let start = batch.block_table.len() as u32;
         let blocks = blocks_for(self.fed + count, block_tokens);
@@ -121,7 +127,7 @@ impl Sequence {
             self.planned += 1;
             let want = Want::Sample(self.request.sampling.clone());
             batch.outputs.push(OutputRow { token: first + count - 1, slot: self.slot, want });
-            rows.push(RowOwner { id: self.id, judges: None });
+            rows.push(RowOwner { id: self.id, judges: None, hidden: false });
         }
     }
 
@@ -137,7 +143,15 @@ impl Sequence {
         self.logits_planned = judges;
         let token = batch.inputs.len() as u32 - 1;
         batch.outputs.push(OutputRow { token, slot: self.slot, want: Want::Logits });
-        rows.push(RowOwner { id: self.id, judges: Some(judges) });
+        rows.push(RowOwner { id: self.id, judges: Some(judges), hidden: false });
+    }
+
+    fn ask_for_hidden(&mut self, position: u32, batch: &mut StepBatch, rows: &mut Vec<RowOwner>) {
+        if self.pool.as_mut().is_some_and(|pool| pool.asks(position)) {
+            let token = batch.inputs.len() as u32 - 1;
+            batch.outputs.push(OutputRow { token, slot: self.slot, want: Want::Hidden });
+            rows.push(RowOwner { id: self.id, judges: None, hidden: true });
+        }
     }
 }
 

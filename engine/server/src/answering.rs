@@ -153,6 +153,7 @@ fn jobs(
                     max_tokens: knobs.max_tokens.unwrap_or(u32::MAX),
                     stop_tokens: stop_tokens.clone(),
                     prompt_logprobs: sampling.logprobs.filter(|_| echo),
+                    pooling: None,
                     sampling,
                 },
                 stop: knobs.stop.clone(),

@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::wire::answer;
 use crate::wire::error::{ApiError, shortened};
 use crate::wire::tokens::{parse_detokenize, parse_tokenize};
-use crate::{chat, completions, messages, responses};
+use crate::{chat, completions, embeddings, messages, responses};
 
 /// Largest request body.
 const MAX_BODY: usize = 32 << 20;
@@ -99,6 +99,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(completions::answer))
         .route("/v1/messages", post(messages::answer))
         .route("/v1/messages/count_tokens", post(messages::count))
+        .route("/v1/embeddings", post(embeddings::answer))
         .route("/v1/responses", post(responses::answer))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))

@@ -38,7 +38,7 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
                 check_tokens(&tokens, engine.vocab, "prompt")?;
                 tokens
             }
-            Prompt::Text(text) => tokens_of(engine, &text)?,
+            Prompt::Text(text) => tokens_of(engine, &text, "prompt")?,
         };
         if tokens.is_empty() {
             return Err(ApiError::bad_field(
@@ -60,7 +60,12 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
     })
 }
 
-fn tokens_of(engine: &Engine, text: &str) -> Result<Vec<TokenId>, ApiError> {
+/// The tokens of a text in `field`, as a model reads a text from its beginning.
+pub(crate) fn tokens_of(
+    engine: &Engine,
+    text: &str,
+    field: &str,
+) -> Result<Vec<TokenId>, ApiError> {
     let capacity = engine.handle.capacity();
     engine
         .tokenizer
@@ -68,6 +73,6 @@ fn tokens_of(engine: &Engine, text: &str) -> Result<Vec<TokenId>, ApiError> {
         .and_then(|()| engine.tokenizer.encode_prompt(text))
         .map_err(|error| match error {
             ChatError::TooLong { least, .. } => surely_too_long(least, capacity),
-            other => ApiError::bad_field("prompt", format!("{other}.")),
+            other => ApiError::bad_field(field, format!("{other}.")),
         })
 }

@@ -227,6 +227,8 @@ impl Generation {
             Event::Queued => {}
             Event::Refused(refusal) => return Err(refused(refusal)),
             Event::Failed => return Err(stopped()),
+            // Nobody asks for one here.
+            Event::Vector(_) => {}
             Event::Unusable => {
                 choice.done = true;
                 return Err(unusable());
@@ -387,7 +389,7 @@ fn named<'a>(
     top.map(|(token, logprob)| (tokenizer.name(*token).to_vec(), *logprob)).collect()
 }
 
-fn refused(refusal: Refusal) -> ApiError {
+pub(crate) fn refused(refusal: Refusal) -> ApiError {
     match refusal {
         Refusal::QueueFull { waiting } => ApiError::new(
             StatusCode::TOO_MANY_REQUESTS,
@@ -430,7 +432,7 @@ pub(crate) fn surely_too_long(least: usize, capacity: u32) -> ApiError {
     .code("context_length_exceeded")
 }
 
-fn unusable() -> ApiError {
+pub(crate) fn unusable() -> ApiError {
     ApiError::new(
         StatusCode::INTERNAL_SERVER_ERROR,
         "The model computed numbers that are no probabilities, so this answer cannot go on; its \
@@ -439,7 +441,7 @@ fn unusable() -> ApiError {
     .code("model_output_unusable")
 }
 
-fn stopped() -> ApiError {
+pub(crate) fn stopped() -> ApiError {
     ApiError::new(
         StatusCode::SERVICE_UNAVAILABLE,
         "The engine stopped while this request was in it; send it again in a few seconds.",

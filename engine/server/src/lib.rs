@@ -12,6 +12,7 @@ mod answering;
 mod app;
 mod chat;
 mod completions;
+mod embeddings;
 mod generate;
 mod load;
 mod messages;

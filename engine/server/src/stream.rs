@@ -232,6 +232,7 @@ mod tests {
                 stop_tokens: [].into(),
                 sampling: Sampling::greedy(),
                 prompt_logprobs: None,
+                pooling: None,
             },
             stop: Vec::new(),
             echo: false,

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Server, chat, completion, message, respond};
+use common::{MODEL, Server, chat, completion, message, respond};
 use polder_engine_server::wire::table::{self, Table};
 use serde_json::{Value, json};
 
@@ -15,6 +15,7 @@ fn requests() -> Vec<(&'static str, &'static Table, &'static str, Value)> {
     vec![
         ("chat", &table::CHAT, "/v1/chat/completions", chat(json!({}))),
         ("completions", &table::COMPLETIONS, "/v1/completions", completion(json!({}))),
+        ("embeddings", &table::EMBEDDINGS, "/v1/embeddings", json!({"model": MODEL, "input": "x"})),
         ("messages", &table::MESSAGES, "/v1/messages", message(json!({}))),
         ("responses", &table::RESPONSES, "/v1/responses", respond(json!({}))),
         ("count_tokens", &table::MESSAGES, "/v1/messages/count_tokens", counted),

@@ -7,6 +7,7 @@ mod common;
 use common::{Answer, MODEL, Server, chat, completion, open};
 use polder_engine_server::wire::chat::parse_chat;
 use polder_engine_server::wire::completions::parse_completion;
+use polder_engine_server::wire::embeddings::parse_embeddings;
 use polder_engine_server::wire::messages::{Purpose, parse_messages};
 use polder_engine_server::wire::responses::parse_responses;
 use polder_engine_server::wire::tokens::{parse_detokenize, parse_tokenize};
@@ -319,7 +320,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-const FIELDS: [&str; 49] = [
+const FIELDS: [&str; 52] = [
     "model",
     "messages",
     "prompt",
@@ -368,6 +369,9 @@ const FIELDS: [&str; 49] = [
     "reasoning",
     "text",
     "include",
+    "dimensions",
+    "encoding_format",
+    "pooling",
     "other",
 ];
 
@@ -391,6 +395,7 @@ proptest! {
             parse_messages(body.as_bytes(), Purpose::Answer, strict).err(),
             parse_messages(body.as_bytes(), Purpose::Count, strict).err(),
             parse_responses(body.as_bytes(), strict).err(),
+            parse_embeddings(body.as_bytes(), strict).err(),
             parse_tokenize(body.as_bytes(), strict).err(),
             parse_detokenize(body.as_bytes(), strict).err(),
         ].into_iter().flatten() {

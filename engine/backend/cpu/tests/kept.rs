@@ -37,6 +37,7 @@ impl Engine {
                 stop_tokens: [].into(),
                 sampling: Sampling { logprobs: Some(3), ..Sampling::greedy() },
                 prompt_logprobs: None,
+                pooling: None,
             };
             (RequestId(self.asked), request)
         });

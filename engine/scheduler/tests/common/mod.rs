@@ -28,6 +28,7 @@ pub fn request(member: &str, prompt: Vec<u32>, max_tokens: u32, seed: u64) -> Re
         stop_tokens: [STOP].into(),
         sampling: Sampling { seed, ..Sampling::greedy() },
         prompt_logprobs: None,
+        pooling: None,
     }
 }
 

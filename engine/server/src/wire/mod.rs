@@ -4,6 +4,7 @@ pub(crate) mod answer;
 pub mod chat;
 pub(crate) mod chunks;
 pub mod completions;
+pub mod embeddings;
 pub mod error;
 pub(crate) mod fields;
 pub mod knobs;
