@@ -216,7 +216,7 @@ fn hung(running: Duration) -> Response {
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     let stats = app.engine.get().map_or_else(Stats::default, |engine| engine.handle.stats());
     let kind = HeaderValue::from_static("text/plain; version=0.0.4");
-    ([(CONTENT_TYPE, kind)], app.metrics.text(&stats)).into_response()
+    ([(CONTENT_TYPE, kind)], app.metrics.text(&stats, &app.served_as)).into_response()
 }
 
 async fn models(State(app): State<Arc<App>>) -> Result<axum::Json<Value>, ApiError> {

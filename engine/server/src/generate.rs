@@ -13,7 +13,7 @@ use polder_scheduler::{
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::metrics::Metrics;
+use crate::metrics::{Ended, Metrics};
 use crate::wire::answer::Usage;
 use crate::wire::error::ApiError;
 
@@ -185,7 +185,11 @@ impl Generation {
         for _ in 0..waiting {
             match generation.events.recv().await {
                 Some((_, Event::Queued)) => {}
-                Some((_, Event::Refused(refusal))) => return Err(refused(refusal)),
+                Some((_, Event::Refused(refusal))) => {
+                    // None of them was taken, so that none is given up.
+                    generation.choices.iter_mut().for_each(|choice| choice.done = true);
+                    return Err(refused(refusal));
+                }
                 _ => return Err(stopped()),
             }
         }
@@ -257,6 +261,7 @@ impl Generation {
                     && let Some(id) = choice.id
                 {
                     self.engine.cancel(id);
+                    self.metrics.ended(Ended::Stop, self.started.elapsed());
                 }
                 if piece.finish.is_some() || !piece.text.is_empty() {
                     self.ready.push_back(piece);
@@ -269,7 +274,13 @@ impl Generation {
                 self.usage.completion += more;
                 self.usage.cached += u64::from(cached);
                 self.metrics.completion_tokens(more);
-                self.ready.push_back(choice.finish(index, reason, &self.tokenizer));
+                let piece = choice.finish(index, reason, &self.tokenizer);
+                let how = match piece.finish {
+                    Some(Finish::Length) => Ended::Length,
+                    _ => Ended::Stop,
+                };
+                self.metrics.ended(how, self.started.elapsed());
+                self.ready.push_back(piece);
             }
         }
         Ok(())
@@ -281,6 +292,7 @@ impl Drop for Generation {
         for choice in self.choices.iter().filter(|choice| !choice.done) {
             if let Some(id) = choice.id {
                 self.engine.cancel(id);
+                self.metrics.ended(Ended::Abort, self.started.elapsed());
             }
         }
     }

@@ -112,8 +112,8 @@ async fn a_client_that_leaves_takes_its_texts_along() {
     let socket = server.socket.clone();
     let asked =
         tokio::spawn(async move { open(&socket, "POST", EMBEDDINGS, &[], body.into()).await });
-    server.until("polder_requests_running", |running| running > 0.0).await;
+    server.until("vllm:num_requests_running", |running| running > 0.0).await;
     asked.abort();
-    server.until("polder_requests_running", |running| running == 0.0).await;
-    server.until("polder_requests_waiting", |waiting| waiting == 0.0).await;
+    server.until("vllm:num_requests_running", |running| running == 0.0).await;
+    server.until("vllm:num_requests_waiting", |waiting| waiting == 0.0).await;
 }

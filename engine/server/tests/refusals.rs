@@ -243,8 +243,8 @@ async fn a_full_queue_refuses_and_says_when_to_come_back() {
             open(&server.socket, "POST", TEXT, &[("x-polder-member", member)], body).await;
         assert_eq!(response.status(), 200);
         streams.push(response);
-        server.until("polder_requests_running", |now| now == f64::from(running)).await;
-        server.until("polder_requests_waiting", |now| now == f64::from(waiting)).await;
+        server.until("vllm:num_requests_running", |now| now == f64::from(running)).await;
+        server.until("vllm:num_requests_waiting", |now| now == f64::from(waiting)).await;
     }
     let refused = server.post_with(TEXT, &[("x-polder-member", "d")], endless.clone()).await;
     let message = refused.refusal(429, None, Some("queue_full"));
@@ -252,7 +252,12 @@ async fn a_full_queue_refuses_and_says_when_to_come_back() {
     assert_eq!(refused.header("retry-after"), Some("5"));
     drop(streams);
     server.until("polder_kv_blocks_used", |used| used == 0.0).await;
-    assert_eq!(server.metric("polder_requests_waiting").await, 0.0);
+    // Eleven were given up, the two that were refused were none.
+    let text = server.get("/metrics").await.text;
+    let aborted =
+        "vllm:request_success_total{finished_reason=\"abort\",model_name=\"parrot\"} 11\n";
+    assert!(text.contains(aborted), "{text}");
+    assert_eq!(server.metric("vllm:num_requests_waiting").await, 0.0);
 }
 
 #[test]

@@ -157,13 +157,9 @@ impl Server {
     /// The value of one line of `/metrics`.
     pub async fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").await.text;
-        let line = text.lines().find(|line| line.split(' ').next() == Some(name));
-        line.unwrap_or_else(|| panic!("no {name} in\n{text}"))
-            .split(' ')
-            .nth(1)
-            .unwrap()
-            .parse()
-            .unwrap()
+        let line = text.lines().find(|line| line.split(['{', ' ']).next() == Some(name));
+        let line = line.unwrap_or_else(|| panic!("no {name} in\n{text}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
     /// Waits until a metric has a value.
