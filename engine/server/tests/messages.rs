@@ -176,7 +176,9 @@ async fn refusals_have_anthropics_shape_and_name_the_field() {
     let other = server.post(MESSAGES, message(json!({"model": "claude-5"}))).await;
     assert!(other.anthropic_refusal(404, "not_found_error").contains(MODEL));
     let long = json!({"messages": [{"role": "user", "content": "x".repeat(2000)}]});
-    server.post(MESSAGES, message(long)).await.anthropic_refusal(400, "invalid_request_error");
+    let refused = server.post(MESSAGES, message(long)).await;
+    let said = refused.anthropic_refusal(400, "invalid_request_error");
+    assert!(said.starts_with("prompt is too long: "), "{said}");
 }
 
 #[tokio::test]
@@ -185,12 +187,18 @@ async fn what_has_no_effect_is_named_and_what_asks_for_nothing_is_taken() {
     let body = message(json!({
         "frobnicate": 1, "thinking": {"type": "enabled", "budget_tokens": 1024},
         "tools": [{"name": "f"}], "tool_choice": {"type": "none"},
+        "messages": [{"role": "user", "content": [
+            {"type": "text", "text": "x", "citations": [{}]},
+            {"type": "text", "text": "y", "citations": null}]}],
     }));
     let answer = server.post(MESSAGES, body).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     let mut names: Vec<&str> = answer.header("x-polder-ignored").unwrap().split(", ").collect();
     names.sort_unstable();
-    assert_eq!(names, ["frobnicate", "thinking.budget_tokens", "tools"]);
+    assert_eq!(
+        names,
+        ["frobnicate", "messages[].content[].citations", "thinking.budget_tokens", "tools"]
+    );
     let body = message(json!({
         "tools": [], "tool_choice": {"type": "auto"}, "thinking": {"type": "disabled"},
         "output_config": {"effort": "high"}, "metadata": {"user_id": "x"},

@@ -68,7 +68,12 @@ impl ApiError {
             500.. => "api_error",
             _ => "invalid_request_error",
         };
-        json!({"type": "error", "error": {"type": kind, "message": self.message}})
+        // Agents look for these words, to shorten a conversation and ask again.
+        let message = match self.code {
+            Some("context_length_exceeded") => format!("prompt is too long: {}", self.message),
+            _ => self.message.clone(),
+        };
+        json!({"type": "error", "error": {"type": kind, "message": message}})
     }
 
     /// The refusal with this body.

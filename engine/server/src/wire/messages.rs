@@ -107,12 +107,8 @@ fn parse_thinking(fields: &mut Fields, ignored: &mut Ignored) -> Result<Option<b
         }
     };
     // Nothing ends the thoughts before "max_tokens" does.
-    if thinking.integer("budget_tokens", 1..=i64::from(u32::MAX))?.is_some() {
-        ignored.add("thinking.budget_tokens".into());
-    }
-    if thinking.string("display")?.is_some_and(|display| display != "summarized") {
-        ignored.add("thinking.display".into());
-    }
+    thinking.ignore("budget_tokens", |_| false, ignored);
+    thinking.ignore("display", |display| display == "summarized", ignored);
     thinking.finish(ignored);
     Ok(wanted)
 }
@@ -180,9 +176,7 @@ fn take_text(mut block: Fields, path: &str, ignored: &mut Ignored) -> Result<Str
         ApiError::bad_field(path, format!("\"{path}\" has no text; send \"text\": \"…\"."))
     })?;
     block.accept(&["cache_control"]);
-    if block.take("citations").is_some_and(|list| !list.as_array().is_some_and(Vec::is_empty)) {
-        ignored.add("citations".into());
-    }
+    block.ignore("citations", |list| list.as_array().is_some_and(Vec::is_empty), ignored);
     block.finish(ignored);
     Ok(text)
 }
@@ -384,10 +378,8 @@ fn parse_result(
             ));
         }
     };
-    if block.boolean("is_error")? == Some(true) {
-        // Templates have no word for it; what went wrong is in the text.
-        ignored.add("messages[].content[].is_error".into());
-    }
+    // Templates have no word for it; what went wrong is in the text.
+    block.ignore("is_error", |is| *is == false, ignored);
     block.accept(&["cache_control"]);
     block.finish(ignored);
     let mut result = turn("tool", content);

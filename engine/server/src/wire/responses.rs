@@ -279,10 +279,8 @@ fn parse_thoughts(
     ignored: &mut Ignored,
 ) -> Result<Vec<String>, ApiError> {
     item.accept(&["summary"]);
-    if item.take("encrypted_content").is_some() {
-        // Nobody but who wrote it can read it.
-        ignored.add("input[].encrypted_content".into());
-    }
+    // Nobody but who wrote it can read it.
+    item.ignore("encrypted_content", |_| false, ignored);
     let parts = match item.take("content") {
         None => return Ok(Vec::new()),
         Some(Value::Array(parts)) => parts,
