@@ -45,23 +45,33 @@ print(words)
 }
 
 #[test]
-fn the_official_anthropic_sdk_is_told_by_name_that_its_api_is_not_spoken_here() {
+fn a_member_gets_a_streamed_answer_through_the_official_anthropic_sdk() {
     let state = tempfile::tempdir().unwrap();
     let (_running, up) = Running::ready(state.path());
     let program = r#"
 import os, ssl, anthropic
 trust = anthropic.DefaultHttpxClient(verify=ssl.create_default_context(cafile=os.environ["CA"]))
-ask = dict(model=os.environ["MODEL"], max_tokens=8, messages=[{"role": "user", "content": "Hi."}])
+ask = dict(model=os.environ["MODEL"], max_tokens=24, extra_body={"temperature": 0},
+           system="x-anthropic-billing-header: cc_version=2.1; cch=00001;\nAnswer in one sentence.",
+           messages=[{"role": "user", "content": "What is the capital of France?"}])
 for credential in ("api_key", "auth_token"):
     client = anthropic.Anthropic(base_url=os.environ["URL"], http_client=trust, **{credential: os.environ["KEY"]})
-    for call in (client.messages.create, lambda **ask: client.messages.create(stream=True, **ask),
-                 lambda max_tokens, **ask: client.messages.count_tokens(**ask)):
-        try:
-            call(**ask)
-            raise SystemExit("the box answered")
-        except anthropic.NotFoundError as refused:
-            told = refused.body["error"]["message"]
-            assert "Anthropic's API" in told and "/v1/chat/completions" in told, told
+    whole = client.messages.create(**ask)
+    with client.messages.stream(**ask) as stream:
+        words = "".join(stream.text_stream)
+        last = stream.get_final_message()
+    assert words == whole.content[0].text and last.stop_reason == whole.stop_reason, (words, whole)
+    total = lambda usage: usage.input_tokens + usage.cache_read_input_tokens
+    assert total(last.usage) == total(whole.usage) and last.usage.cache_read_input_tokens > 0, last.usage
+    assert last.usage.output_tokens == whole.usage.output_tokens > 0
+    counted = client.messages.count_tokens(model=ask["model"], system=ask["system"], messages=ask["messages"])
+    assert counted.input_tokens == total(whole.usage), counted
+    try:
+        client.messages.create(**{**ask, "model": "claude-6"})
+        raise SystemExit("a model that is not there answered")
+    except anthropic.NotFoundError as refused:
+        assert refused.body["error"]["type"] == "not_found_error", refused.body
+print(words)
 "#;
     let output = python(
         program,
@@ -73,6 +83,7 @@ for credential in ("api_key", "auth_token"):
         ],
     );
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("Paris"), "{output:?}");
 }
 
 #[test]

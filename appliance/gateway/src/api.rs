@@ -7,7 +7,7 @@ use axum::Json;
 use axum::Router;
 use axum::extract::{FromRequestParts, Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
@@ -33,8 +33,8 @@ pub(crate) fn routes() -> Router<Arc<Gateway>> {
         .route("/v1/models/{model}", get(model))
         // What is read under /v1 is above; a client that looks for more hears that it is not there.
         .route("/v1/{*path}", post(ask).get(crate::front::not_found))
-        .route("/v1/messages", post(anthropic))
-        .route("/v1/messages/{*path}", post(anthropic))
+        .route("/v1/messages", anthropic())
+        .route("/v1/messages/{*path}", anthropic())
         .route("/tokenize", post(ask))
         .route("/detokenize", post(ask))
         .route("/health", get(health))
@@ -140,21 +140,9 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
     Ok(relay(&gateway, caller, Some(recipe.as_str()), question).await)
 }
 
-/// Anthropic's API is not spoken yet, whatever model its client names.
-async fn anthropic(State(gateway): State<Arc<Gateway>>, request: Request) -> ApiError {
-    let (parts, body) = request.into_parts();
-    if parts.version == http::Version::HTTP_2 {
-        swallow(body).await;
-    }
-    if let Err(refusal) = Asker::of(&gateway, &parts).await {
-        return refusal;
-    }
-    ApiError::new(
-        http::StatusCode::NOT_FOUND,
-        "not_found_error",
-        "anthropic_api",
-        "this box does not speak Anthropic's API (/v1/messages) yet; ask /v1/chat/completions with an OpenAI client",
-    )
+/// The same for Anthropic's clients.
+fn anthropic() -> MethodRouter<Arc<Gateway>> {
+    post(ask).layer(axum::middleware::from_fn(crate::errors::as_anthropic))
 }
 
 /// Reads a question; one that takes a while, on a thread where nobody else waits for it.

@@ -1,14 +1,33 @@
-//! Refusals on the API, in the shape that OpenAI's clients understand.
+//! Refusals on the API, in the shape that OpenAI's clients understand, or Anthropic's.
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{CONTENT_LENGTH, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
 use polder_members::{KeyRefused, LimitReached};
 use serde_json::json;
 
 use crate::body::BodyRefusal;
 use crate::engines::EngineRefusal;
+
+/// Whose clients a path is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// OpenAI's, and everybody's who says nothing else.
+    OpenAi,
+    /// Anthropic's: `/v1/messages` and what is under it.
+    Anthropic,
+}
+
+impl Dialect {
+    /// Of a path.
+    pub fn of(path: &str) -> Self {
+        match path.strip_prefix("/v1/messages") {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => Self::Anthropic,
+            _ => Self::OpenAi,
+        }
+    }
+}
 
 /// A refusal. The message is one sentence: what was wrong, with what, what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,16 +100,54 @@ impl ApiError {
         self
     }
 
-    /// The body alone: also what a broken stream ends with.
+    /// The body alone.
     pub fn to_json(&self) -> serde_json::Value {
         let Self { kind, code, message, .. } = self;
         json!({ "error": { "message": message, "type": kind, "param": null, "code": code } })
     }
+
+    /// The body alone, as Anthropic's clients read it.
+    pub fn to_anthropic(&self) -> serde_json::Value {
+        let kind = match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            503 => "overloaded_error",
+            500.. => "api_error",
+            _ => "invalid_request_error",
+        };
+        json!({ "type": "error", "error": { "type": kind, "message": self.message } })
+    }
+
+    /// The event that a broken stream ends with.
+    pub(crate) fn to_event(&self, dialect: Dialect) -> String {
+        match dialect {
+            Dialect::OpenAi => format!("data: {}\n\n", self.to_json()),
+            Dialect::Anthropic => format!("event: error\ndata: {}\n\n", self.to_anthropic()),
+        }
+    }
+}
+
+/// Says refusals of our own again in Anthropic's shape, for the paths that its clients ask.
+pub(crate) async fn as_anthropic(
+    request: axum::extract::Request,
+    next: axum::middleware::Next,
+) -> Response {
+    let mut response = next.run(request).await;
+    if let Some(refusal) = response.extensions_mut().remove::<ApiError>() {
+        let body = refusal.to_anthropic().to_string();
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        *response.body_mut() = axum::body::Body::from(body);
+    }
+    response
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.to_json())).into_response();
+        response.extensions_mut().insert(self.clone());
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -177,5 +234,22 @@ impl From<BodyRefusal> for ApiError {
             }
         };
         Self::new(status, "invalid_request_error", code, refusal.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_messages_are_anthropics() {
+        for (path, dialect) in [
+            ("/v1/messages", Dialect::Anthropic),
+            ("/v1/messages/count_tokens", Dialect::Anthropic),
+            ("/v1/messagesome", Dialect::OpenAi),
+            ("/v1/chat/completions", Dialect::OpenAi),
+        ] {
+            assert_eq!(Dialect::of(path), dialect, "{path}");
+        }
     }
 }

@@ -14,7 +14,7 @@ use http::{HeaderMap, StatusCode};
 use http_body::{Body as _, Frame};
 use tokio::time::Instant;
 
-use crate::errors::ApiError;
+use crate::errors::{ApiError, Dialect};
 use crate::line::EngineBody;
 use crate::metrics::StreamGuard;
 use crate::relay::Caller;
@@ -260,8 +260,8 @@ impl Watchman {
 /// The client's half of an answer: an HTTP body.
 pub(crate) struct Relayed {
     leash: Arc<Leash>,
-    /// True for server-sent events, which can say at their end that something went wrong.
-    events: bool,
+    /// For server-sent events, which can say at their end that something went wrong: whose.
+    events: Option<Dialect>,
     done: bool,
     _stream: StreamGuard,
 }
@@ -273,7 +273,7 @@ struct Used {
 }
 
 impl Relayed {
-    pub(crate) fn new(leash: Arc<Leash>, events: bool, stream: StreamGuard) -> Self {
+    pub(crate) fn new(leash: Arc<Leash>, events: Option<Dialect>, stream: StreamGuard) -> Self {
         Self { leash, events, done: false, _stream: stream }
     }
 }
@@ -290,7 +290,7 @@ impl http_body::Body for Relayed {
         if this.done {
             return Poll::Ready(None);
         }
-        let ending = match this.leash.poll(cx, this.events) {
+        let ending = match this.leash.poll(cx, this.events.is_some()) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Some(Ok(data))) => return Poll::Ready(Some(Ok(Frame::data(data)))),
             Poll::Ready(None) => {
@@ -300,12 +300,10 @@ impl http_body::Body for Relayed {
             Poll::Ready(Some(Err(ending))) => ending,
         };
         this.done = true;
-        if !this.events {
-            return Poll::Ready(Some(Err(BrokenOff)));
-        }
+        let Some(dialect) = this.events else { return Poll::Ready(Some(Err(BrokenOff))) };
         // A blank line first, because the engine may have stopped inside an event.
         let gap = if this.leash.held().seen.between_events() { "" } else { "\n\n" };
-        let last = format!("{gap}data: {}\n\n", ending.to_error().to_json());
+        let last = format!("{gap}{}", ending.to_error().to_event(dialect));
         Poll::Ready(Some(Ok(Frame::data(Bytes::from(last)))))
     }
 
@@ -315,7 +313,7 @@ impl http_body::Body for Relayed {
 
     fn size_hint(&self) -> http_body::SizeHint {
         // Events may grow an error at their end.
-        if self.events { http_body::SizeHint::default() } else { self.leash.size_hint() }
+        if self.events.is_some() { http_body::SizeHint::default() } else { self.leash.size_hint() }
     }
 }
 

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Gateway;
 use crate::engines::EngineAnswer;
-use crate::errors::ApiError;
+use crate::errors::{ApiError, Dialect};
 use crate::headers;
 use crate::leash::{Ending, Leash, Relayed};
 
@@ -144,6 +144,7 @@ pub async fn relay(
     model: Option<&str>,
     question: Question,
 ) -> Response {
+    let dialect = Dialect::of(question.path.path());
     let request = towards_engine(&caller, gateway.status().site.sharing.trusting, question);
     let (revoked, ending) = (caller.revoked.clone(), caller.ending);
     let prompt = prompt_estimate(request.body());
@@ -154,7 +155,7 @@ pub async fn relay(
     };
     let caller = waiting.caller.take();
     match (asked, caller) {
-        (Ok(answer), Some(caller)) => towards_client(gateway, caller, answer),
+        (Ok(answer), Some(caller)) => towards_client(gateway, caller, answer, dialect),
         (Err(error), _) => ApiError::from(error).into_response(),
         (Ok(_), None) => unreachable!("the caller is taken once"),
     }
@@ -215,7 +216,12 @@ fn towards_engine(caller: &Caller, trusting: bool, question: Question) -> http::
     request
 }
 
-fn towards_client(gateway: &Arc<Gateway>, caller: Caller, answer: EngineAnswer) -> Response {
+fn towards_client(
+    gateway: &Arc<Gateway>,
+    caller: Caller,
+    answer: EngineAnswer,
+    dialect: Dialect,
+) -> Response {
     let EngineAnswer { engine, recipe, response } = answer;
     let (parts, upstream) = response.into_parts();
     let prompt = parts
@@ -229,7 +235,7 @@ fn towards_client(gateway: &Arc<Gateway>, caller: Caller, answer: EngineAnswer) 
         .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
     let leash = Leash::new(upstream, caller, recipe.to_string(), prompt);
     gateway.watchman.watch(&leash);
-    let body = Relayed::new(leash, events, gateway.tally.stream());
+    let body = Relayed::new(leash, events.then_some(dialect), gateway.tally.stream());
     let mut response = Response::new(Body::new(body));
     *response.status_mut() = known_status(parts.status);
     *response.headers_mut() = headers::towards_client(&parts.headers);

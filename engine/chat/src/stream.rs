@@ -68,11 +68,14 @@ pub struct StopOutcome {
     pub text: String,
     /// A stop string was found; it and all after it are cut off.
     pub stopped: bool,
+    /// Which one, counted as they were given.
+    pub which: Option<usize>,
 }
 
 /// Watches a growing text for stop strings and holds back what might be the beginning of one.
 #[derive(Debug, Clone)]
 pub struct StopStrings {
+    /// As they were given; empty ones stop nothing.
     stops: Arc<[String]>,
     held: String,
 }
@@ -80,23 +83,30 @@ pub struct StopStrings {
 impl StopStrings {
     /// Empty strings are left out: they stop nothing.
     pub fn new(stops: &[String]) -> Self {
-        let stops = stops.iter().filter(|stop| !stop.is_empty()).cloned().collect();
-        Self { stops, held: String::new() }
+        Self { stops: stops.into(), held: String::new() }
+    }
+
+    fn given(&self) -> impl Iterator<Item = (usize, &String)> {
+        self.stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty())
     }
 
     /// Takes more text.
     pub fn push(&mut self, text: &str) -> StopOutcome {
-        if self.stops.is_empty() {
-            return StopOutcome { text: text.to_owned(), stopped: false };
+        if self.given().next().is_none() {
+            return StopOutcome { text: text.to_owned(), stopped: false, which: None };
         }
         self.held.push_str(text);
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(&**stop)).min() {
+        let found =
+            self.given().filter_map(|(which, stop)| Some((self.held.find(&**stop)?, which)));
+        if let Some((at, which)) = found.min() {
             self.held.truncate(at);
-            return StopOutcome { text: std::mem::take(&mut self.held), stopped: true };
+            let text = std::mem::take(&mut self.held);
+            return StopOutcome { text, stopped: true, which: Some(which) };
         }
-        let keep = self.stops.iter().map(|stop| begun(&self.held, stop)).max().unwrap_or(0);
+        let keep = self.given().map(|(_, stop)| begun(&self.held, stop)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
-        StopOutcome { text: std::mem::replace(&mut self.held, rest), stopped: false }
+        let text = std::mem::replace(&mut self.held, rest);
+        StopOutcome { text, stopped: false, which: None }
     }
 
     /// What was held back, when no text follows.
@@ -123,7 +133,14 @@ mod tests {
         let text: String = shown.iter().map(|outcome| outcome.text.as_str()).collect();
         assert_eq!(text, "Hello\n\nUsual ");
         assert_eq!(shown[1].text, "");
-        assert!(shown[5].stopped);
+        assert_eq!((shown[5].stopped, shown[5].which), (true, Some(1)));
+    }
+
+    #[test]
+    fn an_empty_stop_string_stops_nothing_and_keeps_its_number() {
+        let mut watch = StopStrings::new(&[String::new(), "b".into()]);
+        assert_eq!(watch.push("a").which, None);
+        assert_eq!(watch.push("b").which, Some(1));
     }
 
     proptest! {

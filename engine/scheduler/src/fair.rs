@@ -36,6 +36,7 @@ pub(crate) fn leaver(all: &[Sequence]) -> Option<usize> {
         stays(sequence)
             && !sequence.paused
             && sequence.request.prompt_logprobs.is_none()
+            && sequence.request.pooling.is_none()
             && of(&sequence.request.member) > 1
     });
     can.max_by(|(a, x), (b, y)| {

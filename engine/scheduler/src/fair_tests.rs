@@ -58,6 +58,7 @@ proptest! {
                         stop_tokens: [].into(), sampling: Sampling::greedy(),
                         prompt_logprobs: None,
             grammar: None,
+                        pooling: None,
                     };
                     let waiting = scheduler.waiting();
                     let mine = waiting.newcomers_of(&member(asks));

@@ -146,6 +146,7 @@ impl FakeBackend {
     ) -> Result<Row, BackendError> {
         let sampling = match &row.want {
             Want::Sample(sampling) => sampling,
+            Want::Hidden => return Ok(Row::Hidden(hidden(&so_far))),
             _ => {
                 let mut logits = vec![0.0; self.limits.vocab as usize];
                 match logits.get_mut((self.next)(&so_far, &Sampling::greedy()).0 as usize) {
@@ -202,6 +203,14 @@ impl Backend for FakeBackend {
             _ => Err(BackendError::UnknownTicket(ticket.0)),
         }
     }
+}
+
+/// A hidden state that tells of every token before it: the token, how many there are, their sum, and
+/// one that is the same for all.
+pub fn hidden(so_far: &[TokenId]) -> Vec<f32> {
+    let last = so_far.last().map_or(0, |token| token.0);
+    let sum: u32 = so_far.iter().map(|token| token.0).sum();
+    vec![last as f32, so_far.len() as f32, sum as f32, 1.0]
 }
 
 fn bad(what: String) -> BackendError {

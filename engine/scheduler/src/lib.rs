@@ -13,6 +13,7 @@ pub mod fake;
 mod grammar;
 mod mask_threads;
 mod pool;
+mod pooling;
 mod prefix;
 mod pulse;
 mod queue;
@@ -24,6 +25,7 @@ mod share;
 pub use cost::Cost;
 pub use engine_loop::{EngineHandle, EngineThread, Sink, spawn};
 pub use grammar::{Grammar, MaskDone, MaskWork, Matcher, Next};
+pub use pooling::Pooling;
 pub use request::{
     Claim, Event, FinishReason, MemberId, PromptLogprob, Refusal, Request, RequestId,
     SchedulerError,

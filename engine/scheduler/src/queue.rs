@@ -161,6 +161,7 @@ mod tests {
             sampling: Sampling::greedy(),
             prompt_logprobs: None,
             grammar: None,
+            pooling: None,
         }
     }
 

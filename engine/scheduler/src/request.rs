@@ -5,6 +5,7 @@ use std::sync::Arc;
 use polder_backend::{BackendError, SampledToken, Sampling, TokenId};
 
 use crate::grammar::Grammar;
+use crate::pooling::Pooling;
 
 /// Whose request it is. Opaque here: equal ids share one share.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,9 +63,11 @@ pub struct Request {
     pub prompt_logprobs: Option<u8>,
     /// What the answer must be. Its masks take the place of [`Sampling::mask`].
     pub grammar: Option<Arc<dyn Grammar>>,
+    /// Deliver a vector for the prompt and nothing else; nothing is sampled.
+    pub pooling: Option<Pooling>,
 }
 
-/// What happened to a sequence. Order: `Queued`, `Prompt` (if asked for), `Token`…, `Finished`
+/// What happened to a sequence. Order: `Queued`, `Prompt` (if asked for), `Token`… or `Vector`, `Finished`
 /// or, at any point, `Unusable` or `Stuck`.
 /// A sequence that is cancelled hears nothing more.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,6 +80,8 @@ pub enum Event {
     Prompt(Vec<PromptLogprob>),
     /// One sampled token.
     Token(SampledToken),
+    /// The prompt's vector: the pooled hidden states, not normalised.
+    Vector(Vec<f32>),
     /// Nothing follows.
     Finished {
         /// Why.

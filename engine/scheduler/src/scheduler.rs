@@ -22,6 +22,7 @@ use crate::cost::Cost;
 use crate::fair;
 use crate::grammar::Masking;
 use crate::pool::BlockPool;
+use crate::pooling::{Pool, Pooling};
 use crate::prefix::{NodeId, PrefixCache, Taker, Whose};
 use crate::queue::{Before, Waiting, WaitingQueue};
 use crate::request::{
@@ -209,12 +210,13 @@ impl Scheduler {
             return Err(Refusal::EmptyPrompt);
         }
         if request.max_tokens == 0
+            && request.pooling.is_none()
             && (request.prompt_logprobs.is_none() || request.prompt.len() == 1)
         {
             return Err(Refusal::NothingAsked);
         }
         let capacity = self.capacity();
-        let answer = usize::from(request.max_tokens > 0);
+        let answer = usize::from(request.max_tokens > 0 && request.pooling.is_none());
         if request.prompt.len().saturating_add(answer) > capacity as usize {
             return Err(Refusal::TooLong { prompt: request.prompt.len(), capacity });
         }
@@ -317,6 +319,12 @@ impl Scheduler {
         for (owner, row) in owners.iter().zip(output.rows) {
             let index = self.running.iter().position(|sequence| sequence.id == owner.id);
             match (row, owner.judges) {
+                (Row::Hidden(state), None) if owner.hidden => {
+                    if let Some(index) = index {
+                        self.take_hidden(index, &state, events);
+                    }
+                }
+                _ if owner.hidden => return Err(wrong),
                 (Row::Sampled(token), None) => {
                     if let Some(index) = index {
                         self.take_token(index, token, events);
@@ -401,6 +409,22 @@ impl Scheduler {
         Ok(())
     }
 
+    fn take_hidden(&mut self, index: usize, state: &[f32], events: &mut Vec<(RequestId, Event)>) {
+        let Sequence { id, pool: Some(pool), cached, .. } = &mut self.running[index] else {
+            return;
+        };
+        let (id, cached) = (*id, *cached);
+        if pool.take(state).is_none() {
+            return self.give_up(index, events);
+        }
+        if let Some(vector) = pool.vector() {
+            let reason = FinishReason::Length;
+            events.push((id, Event::Vector(vector)));
+            events.push((id, Event::Finished { reason, sampled: 0, cached }));
+            self.release(index);
+        }
+    }
+
     /// Ends a sequence for which the model computed no distribution. Others go on: a broken
     /// weight may touch some tokens alone.
     fn give_up(&mut self, index: usize, events: &mut Vec<(RequestId, Event)>) {
@@ -425,10 +449,13 @@ impl Scheduler {
                 }
             };
             let need = blocks_for(tokens.len() as u32, self.limits.block_tokens);
-            // The last token is read in any case: what follows it is asked for. So is a prompt that is judged.
-            let most = match request.prompt_logprobs {
-                None => (tokens.len() - 1) / self.limits.block_tokens as usize,
-                Some(_) => 0,
+            // The last token is read in any case: what follows it is asked for. So is a prompt that is judged, or
+            // whose mean is wanted.
+            let most = match (request.prompt_logprobs, request.pooling) {
+                (None, None | Some(Pooling::Last)) => {
+                    (tokens.len() - 1) / self.limits.block_tokens as usize
+                }
+                _ => 0,
             };
             let (member, claim) = (request.member.clone(), request.claim);
             let whose = whose(&member, claim);
@@ -609,10 +636,11 @@ impl Scheduler {
             cached,
             paused: false,
             fed,
-            limit: request.max_tokens.min(room),
+            limit: if request.pooling.is_some() { 0 } else { request.max_tokens.min(room) },
             logits_planned: 0,
             leaving: false,
             masking,
+            pool: request.pooling.map(|pooling| Pool::new(pooling, request.prompt.len() as u32)),
             request,
         });
     }

@@ -5,6 +5,7 @@ use polder_backend::{
 };
 
 use crate::grammar::Masking;
+use crate::pooling::Pool;
 use crate::prefix::NodeId;
 use crate::request::{Request, RequestId};
 
@@ -41,6 +42,8 @@ pub(crate) struct Sequence {
     pub(crate) leaving: bool,
     /// Where it is with its masks, if it is under a grammar.
     pub(crate) masking: Option<Masking>,
+    /// Where its hidden states are gathered, if they are asked for.
+    pub(crate) pool: Option<Pool>,
 }
 
 /// Whose an output row is.
@@ -49,6 +52,8 @@ pub(crate) struct RowOwner {
     pub(crate) id: RequestId,
     /// The prompt position that the row judges; None for a sampled token.
     pub(crate) judges: Option<u32>,
+    /// It is a hidden state.
+    pub(crate) hidden: bool,
 }
 
 impl Sequence {
@@ -138,6 +143,7 @@ impl Sequence {
             });
             batch.positions.push(position);
             self.ask_for_logits(position, batch, rows);
+            self.ask_for_hidden(position, batch, rows);
         }
         let start = batch.block_table.len() as u32;
         let blocks = blocks_for(self.fed + count, block_tokens);
@@ -156,7 +162,7 @@ impl Sequence {
             }
             let want = Want::Sample(sampling);
             batch.outputs.push(OutputRow { token: first + count - 1, slot: self.slot, want });
-            rows.push(RowOwner { id: self.id, judges: None });
+            rows.push(RowOwner { id: self.id, judges: None, hidden: false });
         }
     }
 
@@ -172,7 +178,15 @@ impl Sequence {
         self.logits_planned = judges;
         let token = batch.inputs.len() as u32 - 1;
         batch.outputs.push(OutputRow { token, slot: self.slot, want: Want::Logits });
-        rows.push(RowOwner { id: self.id, judges: Some(judges) });
+        rows.push(RowOwner { id: self.id, judges: Some(judges), hidden: false });
+    }
+
+    fn ask_for_hidden(&mut self, position: u32, batch: &mut StepBatch, rows: &mut Vec<RowOwner>) {
+        if self.pool.as_mut().is_some_and(|pool| pool.asks(position)) {
+            let token = batch.inputs.len() as u32 - 1;
+            batch.outputs.push(OutputRow { token, slot: self.slot, want: Want::Hidden });
+            rows.push(RowOwner { id: self.id, judges: None, hidden: true });
+        }
     }
 }
 

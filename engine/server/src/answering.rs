@@ -1,4 +1,4 @@
-//! What chat and plain completions have in common once their prompts are tokens.
+//! What all endpoints that write have in common once their prompts are tokens.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,19 +11,48 @@ use polder_scheduler::{Grammar, Request};
 
 use crate::app::{App, Caller, Engine, aside, check_tokens, name_ignored, read_body};
 use crate::generate::{Generation, Job};
-use crate::stream;
+use crate::stream::{self, Wording};
 use crate::wire::answer::{Envelope, Kind};
+use crate::wire::chunks::Chunks;
 use crate::wire::error::ApiError;
 use crate::wire::knobs::Knobs;
 
 /// Prompts as tokens, and how to answer them.
-#[derive(Debug)]
 pub(crate) struct Ask {
-    pub(crate) kind: Kind,
+    pub(crate) words: Words,
     pub(crate) prompts: Vec<Vec<TokenId>>,
     pub(crate) knobs: Knobs,
     pub(crate) echo: bool,
     pub(crate) ignored: Vec<String>,
+}
+
+/// How the answer is worded, once it is known what stands above it.
+pub(crate) type Words = Box<dyn FnOnce(Head) -> Box<dyn Wording> + Send>;
+
+/// What stands above an answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Head {
+    /// 32 hexadecimal digits.
+    pub(crate) id: String,
+    /// Seconds since 1970.
+    pub(crate) created: u64,
+    pub(crate) model: String,
+    pub(crate) choices: usize,
+    pub(crate) prompt_tokens: u64,
+}
+
+/// Chunks as chat and plain completions send them.
+pub(crate) fn chunks(kind: Kind, knobs: &Knobs) -> Words {
+    let (logprobs, include_usage) = (knobs.sampling.logprobs.is_some(), knobs.include_usage);
+    Box::new(move |head| {
+        let id = match kind {
+            Kind::Chat => format!("chatcmpl-{}", head.id),
+            Kind::Completion => format!("cmpl-{}", head.id),
+        };
+        let Head { created, model, .. } = head;
+        let envelope = Envelope { kind, id, created, model, logprobs, include_usage };
+        Box::new(Chunks::new(envelope, head.choices))
+    })
 }
 
 /// Reads a body with `read` and answers every prompt in it `n` times, as a stream or at once.
@@ -44,23 +73,19 @@ pub(crate) async fn answer(
         Ok((ask, grammar.transpose()?))
     })
     .await?;
-    let Ask { kind, prompts, knobs, echo, ignored } = ask;
+    let Ask { words, prompts, knobs, echo, ignored } = ask;
     let choices = check_choices(&engine, prompts.len(), &knobs)?;
     let biased: Vec<TokenId> = knobs.sampling.bias.iter().map(|(token, _)| *token).collect();
     check_tokens(&biased, engine.vocab, "logit_bias")?;
 
     let prompt_tokens: u64 = prompts.iter().map(|prompt| prompt.len() as u64).sum();
-    let envelope = Envelope {
-        kind,
-        id: match kind {
-            Kind::Chat => format!("chatcmpl-{:016x}{:016x}", random()?, random()?),
-            Kind::Completion => format!("cmpl-{:016x}{:016x}", random()?, random()?),
-        },
+    let wording = words(Head {
+        id: new_id()?,
         created: now(),
         model: app.served_as.clone(),
-        logprobs: knobs.sampling.logprobs.is_some(),
-        include_usage: knobs.include_usage,
-    };
+        choices,
+        prompt_tokens,
+    });
     let jobs = jobs(&caller, prompts, &knobs, echo, engine.tokenizer.ends(), grammar.as_ref())?;
     let generation = Generation::start(
         engine.handle.clone(),
@@ -72,15 +97,23 @@ pub(crate) async fn answer(
     .await?;
     let trailers = stream::takes_trailers(headers);
     let mut response = match knobs.stream {
-        true => stream::events(generation, envelope, choices, trailers, stream::KEEP_ALIVE),
-        false => stream::whole(generation, envelope, choices, trailers).await?,
+        true => stream::events(generation, wording, trailers, stream::KEEP_ALIVE),
+        false => stream::whole(generation, wording, choices, trailers).await?,
     };
     name_ignored(&app, &mut response, &ignored);
-    response.headers_mut().insert(
-        HeaderName::from_static("x-polder-prompt-tokens"),
-        HeaderValue::from(prompt_tokens),
-    );
+    name_prompt(&mut response, prompt_tokens);
     Ok(response)
+}
+
+/// Tells the gateway how long the prompt was.
+pub(crate) fn name_prompt(response: &mut Response, tokens: u64) {
+    let name = HeaderName::from_static("x-polder-prompt-tokens");
+    response.headers_mut().insert(name, HeaderValue::from(tokens));
+}
+
+/// 32 hexadecimal digits that nobody had before.
+pub(crate) fn new_id() -> Result<String, ApiError> {
+    Ok(format!("{:016x}{:016x}", random()?, random()?))
 }
 
 /// How many answers are asked for, if they are not too many.
@@ -128,6 +161,7 @@ fn jobs(
                     stop_tokens: stop_tokens.clone(),
                     grammar: grammar.cloned(),
                     prompt_logprobs: sampling.logprobs.filter(|_| echo),
+                    pooling: None,
                     sampling,
                 },
                 stop: knobs.stop.clone(),

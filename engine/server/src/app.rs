@@ -23,7 +23,7 @@ use crate::metrics::Metrics;
 use crate::wire::answer;
 use crate::wire::error::{ApiError, shortened};
 use crate::wire::tokens::{parse_detokenize, parse_tokenize};
-use crate::{chat, completions};
+use crate::{chat, completions, embeddings, messages, responses};
 
 /// Largest request body.
 const MAX_BODY: usize = 32 << 20;
@@ -99,6 +99,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat::answer))
         .route("/v1/completions", post(completions::answer))
+        .route("/v1/messages", post(messages::answer))
+        .route("/v1/messages/count_tokens", post(messages::count))
+        .route("/v1/embeddings", post(embeddings::answer))
+        .route("/v1/responses", post(responses::answer))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
         .route("/tokenize", post(tokenize))
@@ -220,7 +224,7 @@ fn hung(running: Duration) -> Response {
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     let stats = app.engine.get().map_or_else(Stats::default, |engine| engine.handle.stats());
     let kind = HeaderValue::from_static("text/plain; version=0.0.4");
-    ([(CONTENT_TYPE, kind)], app.metrics.text(&stats)).into_response()
+    ([(CONTENT_TYPE, kind)], app.metrics.text(&stats, &app.served_as)).into_response()
 }
 
 async fn models(State(app): State<Arc<App>>) -> Result<axum::Json<Value>, ApiError> {

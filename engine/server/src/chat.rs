@@ -6,14 +6,15 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use http::HeaderMap;
-use polder_chat::{ChatError, Conversation};
+use polder_backend::TokenId;
+use polder_chat::{ChatError, ChatTemplate, Conversation};
 use serde_json::{Map, Value};
 
-use crate::answering::{self, Ask};
+use crate::answering::{self, Ask, chunks};
 use crate::app::{App, Engine};
 use crate::generate::{surely_too_long, too_long};
 use crate::wire::answer::Kind;
-use crate::wire::chat::{ChatRequest, parse_chat};
+use crate::wire::chat::parse_chat;
 use crate::wire::error::ApiError;
 
 pub(crate) async fn answer(
@@ -27,13 +28,16 @@ pub(crate) async fn answer(
 fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, ApiError> {
     let request = parse_chat(body, strict)?;
     app.check_model(&request.model)?;
-    let prompt = tokens_of(engine, &request)?;
     let capacity = engine.handle.capacity();
+    let template = template(engine)?;
+    let effort = request.reasoning_effort.as_deref();
+    let variables = thinking("reasoning_effort", effort, |word| template.mentions(word))?;
+    let prompt = encode(engine, request.messages, variables, capacity as usize)?;
     if prompt.len() >= capacity as usize {
         return Err(too_long(prompt.len(), capacity));
     }
     Ok(Ask {
-        kind: Kind::Chat,
+        words: chunks(Kind::Chat, &request.knobs),
         prompts: vec![prompt],
         knobs: request.knobs,
         echo: false,
@@ -41,19 +45,49 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
     })
 }
 
-/// The conversation in the model's own form.
-fn tokens_of(
-    engine: &Engine,
-    request: &ChatRequest,
-) -> Result<Vec<polder_backend::TokenId>, ApiError> {
-    let template = engine.template.as_ref().map_err(|why| {
+/// The model's chat template.
+pub(crate) fn template(engine: &Engine) -> Result<&ChatTemplate, ApiError> {
+    engine.template.as_ref().map_err(|why| {
         ApiError::bad_request(format!(
             "This model cannot chat: {why}; use /v1/completions or another model."
         ))
         .code("no_chat_template")
-    })?;
+    })
+}
+
+/// Refuses a conversation in `field` that speaks of tools to a model that was not made for them.
+pub(crate) fn check_tools(
+    template: &ChatTemplate,
+    messages: &[Map<String, Value>],
+    field: &str,
+) -> Result<(), ApiError> {
+    let speaks = messages.iter().any(|message| {
+        (message["role"] == "tool" && !template.mentions("tool"))
+            || (message.contains_key("tool_calls") && !template.mentions("tool_calls"))
+    });
+    if !speaks {
+        return Ok(());
+    }
+    Err(ApiError::bad_field(
+        field,
+        format!(
+            "\"{field}\" hold calls of tools or their results, which this model was not made for; \
+             leave them out."
+        ),
+    )
+    .code("unsupported_parameter"))
+}
+
+/// A conversation of at most `most` tokens in the model's own form.
+pub(crate) fn encode(
+    engine: &Engine,
+    messages: Vec<Map<String, Value>>,
+    variables: Map<String, Value>,
+    most: usize,
+) -> Result<Vec<TokenId>, ApiError> {
+    let template = template(engine)?;
     for (field, word) in [("tool_calls", "tool_calls"), ("role", "tool")] {
-        let used = request.messages.iter().position(|message| match field {
+        let used = messages.iter().position(|message| match field {
             "role" => message["role"] == word,
             _ => message.contains_key(field),
         });
@@ -69,12 +103,7 @@ fn tokens_of(
             .code("unsupported_parameter"));
         }
     }
-    let conversation = Conversation {
-        messages: request.messages.clone(),
-        add_generation_prompt: true,
-        variables: thinking(request.reasoning_effort.as_deref(), |word| template.mentions(word))?,
-    };
-    let most = engine.handle.capacity() as usize;
+    let conversation = Conversation { messages, add_generation_prompt: true, variables };
     template.encode(&conversation, &engine.tokenizer, most).map_err(|error| match error {
         ChatError::TooLong { least, .. } => surely_too_long(least, engine.handle.capacity()),
         ChatError::TemplateRefused(_) | ChatError::TemplateFailed(_) | ChatError::NoMarkerLeft => {
@@ -84,8 +113,9 @@ fn tokens_of(
     })
 }
 
-/// How much to think, in the template's own words.
-fn thinking(
+/// How much to think, as `field` says it, in the template's own words.
+pub(crate) fn thinking(
+    field: &str,
     effort: Option<&str>,
     mentions: impl Fn(&str) -> bool,
 ) -> Result<Map<String, Value>, ApiError> {
@@ -95,8 +125,8 @@ fn thinking(
         variables.insert("reasoning_effort".into(), effort.into());
     } else if effort != "none" {
         return Err(ApiError::bad_field(
-            "reasoning_effort",
-            "\"reasoning_effort\" has no meaning for this model; leave it out or send \"none\".",
+            field,
+            format!("\"{field}\" has no meaning for this model; leave it out or send \"none\"."),
         )
         .code("unsupported_parameter"));
     } else if mentions("enable_thinking") {
@@ -119,16 +149,16 @@ mod tests {
     #[test]
     fn thinking_is_asked_for_only_where_the_template_knows_it() {
         let mentions = |word: &'static str| move |other: &str| other == word;
-        assert!(thinking(None, mentions("x")).unwrap().is_empty());
-        assert!(thinking(Some("none"), mentions("x")).unwrap().is_empty());
+        assert!(thinking("effort", None, mentions("x")).unwrap().is_empty());
+        assert!(thinking("effort", Some("none"), mentions("x")).unwrap().is_empty());
         assert_eq!(
-            thinking(Some("none"), mentions("enable_thinking")).unwrap()["enable_thinking"],
+            thinking("effort", Some("none"), mentions("enable_thinking")).unwrap()["enable_thinking"],
             false
         );
         assert_eq!(
-            thinking(Some("high"), mentions("reasoning_effort")).unwrap()["reasoning_effort"],
+            thinking("effort", Some("high"), mentions("reasoning_effort")).unwrap()["reasoning_effort"],
             "high"
         );
-        assert!(thinking(Some("high"), mentions("enable_thinking")).is_err());
+        assert!(thinking("effort", Some("high"), mentions("enable_thinking")).is_err());
     }
 }

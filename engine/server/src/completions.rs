@@ -9,7 +9,7 @@ use http::HeaderMap;
 use polder_backend::TokenId;
 use polder_chat::ChatError;
 
-use crate::answering::{self, Ask, check_choices};
+use crate::answering::{self, Ask, check_choices, chunks};
 use crate::app::{App, Engine, check_tokens};
 use crate::generate::{surely_too_long, too_long};
 use crate::wire::answer::Kind;
@@ -38,7 +38,7 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
                 check_tokens(&tokens, engine.vocab, "prompt")?;
                 tokens
             }
-            Prompt::Text(text) => tokens_of(engine, &text)?,
+            Prompt::Text(text) => tokens_of(engine, &text, "prompt")?,
         };
         if tokens.is_empty() {
             return Err(ApiError::bad_field(
@@ -52,7 +52,7 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
         prompts.push(tokens);
     }
     Ok(Ask {
-        kind: Kind::Completion,
+        words: chunks(Kind::Completion, &request.knobs),
         prompts,
         knobs: request.knobs,
         echo: request.echo,
@@ -60,7 +60,12 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
     })
 }
 
-fn tokens_of(engine: &Engine, text: &str) -> Result<Vec<TokenId>, ApiError> {
+/// The tokens of a text in `field`, as a model reads a text from its beginning.
+pub(crate) fn tokens_of(
+    engine: &Engine,
+    text: &str,
+    field: &str,
+) -> Result<Vec<TokenId>, ApiError> {
     let capacity = engine.handle.capacity();
     engine
         .tokenizer
@@ -68,6 +73,6 @@ fn tokens_of(engine: &Engine, text: &str) -> Result<Vec<TokenId>, ApiError> {
         .and_then(|()| engine.tokenizer.encode_prompt(text))
         .map_err(|error| match error {
             ChatError::TooLong { least, .. } => surely_too_long(least, capacity),
-            other => ApiError::bad_field("prompt", format!("{other}.")),
+            other => ApiError::bad_field(field, format!("{other}.")),
         })
 }

@@ -13,7 +13,7 @@ use polder_scheduler::{
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::metrics::Metrics;
+use crate::metrics::{Ended, Metrics};
 use crate::wire::answer::Usage;
 use crate::wire::error::ApiError;
 
@@ -56,14 +56,17 @@ pub(crate) struct Judged {
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Finish {
+    /// The model ended it.
     Stop,
+    /// The stop string of this number.
+    StopString(usize),
     Length,
 }
 
 impl Finish {
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Stop => "stop",
+            Self::Stop | Self::StopString(_) => "stop",
             Self::Length => "length",
         }
     }
@@ -182,7 +185,11 @@ impl Generation {
         for _ in 0..waiting {
             match generation.events.recv().await {
                 Some((_, Event::Queued)) => {}
-                Some((_, Event::Refused(refusal))) => return Err(refused(refusal)),
+                Some((_, Event::Refused(refusal))) => {
+                    // None of them was taken, so that none is given up.
+                    generation.choices.iter_mut().for_each(|choice| choice.done = true);
+                    return Err(refused(refusal));
+                }
                 _ => return Err(stopped()),
             }
         }
@@ -224,6 +231,8 @@ impl Generation {
             Event::Queued => {}
             Event::Refused(refusal) => return Err(refused(refusal)),
             Event::Failed => return Err(stopped()),
+            // Nobody asks for one here.
+            Event::Vector(_) => {}
             Event::Unusable => {
                 choice.done = true;
                 return Err(unusable());
@@ -256,6 +265,7 @@ impl Generation {
                     && let Some(id) = choice.id
                 {
                     self.engine.cancel(id);
+                    self.metrics.ended(Ended::Stop, self.started.elapsed());
                 }
                 if piece.finish.is_some() || !piece.text.is_empty() {
                     self.ready.push_back(piece);
@@ -268,7 +278,13 @@ impl Generation {
                 self.usage.completion += more;
                 self.usage.cached += u64::from(cached);
                 self.metrics.completion_tokens(more);
-                self.ready.push_back(choice.finish(index, reason, &self.tokenizer));
+                let piece = choice.finish(index, reason, &self.tokenizer);
+                let how = match piece.finish {
+                    Some(Finish::Length) => Ended::Length,
+                    _ => Ended::Stop,
+                };
+                self.metrics.ended(how, self.started.elapsed());
+                self.ready.push_back(piece);
             }
         }
         Ok(())
@@ -280,6 +296,7 @@ impl Drop for Generation {
         for choice in self.choices.iter().filter(|choice| !choice.done) {
             if let Some(id) = choice.id {
                 self.engine.cancel(id);
+                self.metrics.ended(Ended::Abort, self.started.elapsed());
             }
         }
     }
@@ -338,7 +355,7 @@ impl Choice {
         self.pending.push_back((self.said, token));
         self.said += text.len();
         let outcome = self.stop.push(&text);
-        let finish = outcome.stopped.then_some(Finish::Stop);
+        let finish = outcome.which.map(Finish::StopString);
         self.done = outcome.stopped;
         self.send(index, outcome.text, finish, tokenizer)
     }
@@ -348,10 +365,10 @@ impl Choice {
         let rest = self.text.finish();
         self.said += rest.len();
         let outcome = self.stop.push(&rest);
-        let (text, finish) = match (outcome.stopped, reason) {
-            (true, _) => (outcome.text, Finish::Stop),
-            (false, FinishReason::Stop) => (outcome.text + &self.stop.finish(), Finish::Stop),
-            (false, FinishReason::Length) => (outcome.text + &self.stop.finish(), Finish::Length),
+        let (text, finish) = match (outcome.which, reason) {
+            (Some(which), _) => (outcome.text, Finish::StopString(which)),
+            (None, FinishReason::Stop) => (outcome.text + &self.stop.finish(), Finish::Stop),
+            (None, FinishReason::Length) => (outcome.text + &self.stop.finish(), Finish::Length),
         };
         self.send(index, text, Some(finish), tokenizer)
     }
@@ -388,7 +405,7 @@ fn named<'a>(
     top.map(|(token, logprob)| (tokenizer.name(*token).to_vec(), *logprob)).collect()
 }
 
-fn refused(refusal: Refusal) -> ApiError {
+pub(crate) fn refused(refusal: Refusal) -> ApiError {
     match refusal {
         Refusal::QueueFull { waiting } => ApiError::new(
             StatusCode::TOO_MANY_REQUESTS,
@@ -431,7 +448,7 @@ pub(crate) fn surely_too_long(least: usize, capacity: u32) -> ApiError {
     .code("context_length_exceeded")
 }
 
-fn unusable() -> ApiError {
+pub(crate) fn unusable() -> ApiError {
     ApiError::new(
         StatusCode::INTERNAL_SERVER_ERROR,
         "The model computed numbers that are no probabilities, so this answer cannot go on; its \
@@ -447,7 +464,7 @@ fn stuck(why: &str) -> ApiError {
     .code("format_stuck")
 }
 
-fn stopped() -> ApiError {
+pub(crate) fn stopped() -> ApiError {
     ApiError::new(
         StatusCode::SERVICE_UNAVAILABLE,
         "The engine stopped while this request was in it; send it again in a few seconds.",

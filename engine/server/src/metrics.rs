@@ -1,4 +1,7 @@
 //! What the engine has done, as Prometheus reads it. Counts and times, never words.
+//!
+//! What means the same as in vLLM has vLLM's name and its label for the model, so that dashboards
+//! made for it show this engine too. The rest begins with `polder_`.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +15,22 @@ const WINDOW: u64 = 10;
 
 const FIRST_TOKEN: [f64; 12] =
     [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
+const WHOLE: [f64; 12] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 1800.0];
 const INTER_TOKEN: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// How an answer ended, in vLLM's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Stop,
+    Length,
+    /// Nobody wanted it any more.
+    Abort,
+}
+
+impl Ended {
+    const ALL: [(Self, &'static str); 3] =
+        [(Self::Stop, "stop"), (Self::Length, "length"), (Self::Abort, "abort")];
+}
 
 /// Counters since the start.
 #[derive(Debug)]
@@ -23,6 +41,9 @@ pub(crate) struct Metrics {
     refused: AtomicU64,
     first_token: Histogram<12>,
     inter_token: Histogram<11>,
+    whole: Histogram<12>,
+    /// By [`Ended`].
+    ended: [AtomicU64; 3],
     speed: Mutex<Speed>,
 }
 
@@ -35,6 +56,8 @@ impl Metrics {
             refused: AtomicU64::new(0),
             first_token: Histogram::new(FIRST_TOKEN),
             inter_token: Histogram::new(INTER_TOKEN),
+            whole: Histogram::new(WHOLE),
+            ended: [const { AtomicU64::new(0) }; 3],
             speed: Mutex::new(Speed::new(Instant::now())),
         }
     }
@@ -56,6 +79,14 @@ impl Metrics {
         self.inter_token.record(after);
     }
 
+    /// An answer ended, so long after its request was taken.
+    pub(crate) fn ended(&self, how: Ended, after: Duration) {
+        self.ended[how as usize].fetch_add(1, Ordering::Relaxed);
+        if how != Ended::Abort {
+            self.whole.record(after);
+        }
+    }
+
     pub(crate) fn ignored_fields(&self, count: usize) {
         self.ignored_fields.fetch_add(count as u64, Ordering::Relaxed);
     }
@@ -65,84 +96,109 @@ impl Metrics {
     }
 
     /// The text of `/metrics`.
-    pub(crate) fn text(&self, engine: &Stats) -> String {
-        let mut text = String::with_capacity(4096);
+    pub(crate) fn text(&self, engine: &Stats, model: &str) -> String {
+        let mut text = String::with_capacity(8192);
+        let model = escaped(model);
+        let vllm = format!("model_name=\"{model}\"");
         let speed = self
             .speed
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .tokens_per_second(Instant::now());
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
-        for (name, kind, help, value) in [
-            ("requests_running", "gauge", "Sequences in a slot.", engine.running as f64),
+        let (used, total) = (engine.blocks_used as f64, engine.blocks_total as f64);
+        let used_part = if total > 0.0 { used / total } else { 0.0 };
+        let counter = |name: &str| name.ends_with("_total");
+        for (name, help, value) in [
+            ("vllm:num_requests_running", "Sequences in a slot.", engine.running as f64),
+            ("vllm:num_requests_waiting", "Sequences waiting for a slot.", engine.waiting as f64),
             (
-                "requests_paused",
-                "gauge",
-                "Of the running, those that wait for their readers.",
-                engine.paused as f64,
-            ),
-            ("requests_waiting", "gauge", "Sequences waiting for a slot.", engine.waiting as f64),
-            ("kv_blocks_used", "gauge", "KV blocks that sequences own.", engine.blocks_used as f64),
-            (
-                "kv_blocks_kept",
-                "gauge",
-                "KV blocks that nobody uses, kept for whoever begins alike.",
-                engine.blocks_kept as f64,
+                "vllm:kv_cache_usage_perc",
+                "Part of the KV blocks that sequences own, 0 to 1.",
+                used_part,
             ),
             (
-                "prefix_cache_queries_total",
-                "counter",
+                "vllm:prefix_cache_queries_total",
                 "Tokens of prompts that were started.",
                 engine.asked_tokens as f64,
             ),
             (
-                "prefix_cache_hits_total",
-                "counter",
+                "vllm:prefix_cache_hits_total",
                 "Of those, tokens that did not have to be read.",
                 engine.cached_tokens as f64,
             ),
             (
-                "prefix_cache_evictions_total",
-                "counter",
-                "Kept KV blocks that were given up for others.",
-                engine.evictions as f64,
-            ),
-            ("kv_blocks_total", "gauge", "KV blocks in all.", engine.blocks_total as f64),
-            ("tokens_per_second", "gauge", "Tokens sampled per second, last 10 s.", speed),
-            ("prompt_tokens_total", "counter", "Tokens of prompts taken.", load(&self.prompt)),
-            ("completion_tokens_total", "counter", "Tokens sampled.", load(&self.completion)),
-            ("steps_total", "counter", "Forward passes.", engine.steps as f64),
-            (
-                "preemptions_total",
-                "counter",
+                "vllm:num_preemptions_total",
                 "Times a sequence gave up its KV blocks for another.",
                 engine.preemptions as f64,
             ),
-            ("requests_refused_total", "counter", "Requests refused.", load(&self.refused)),
+            ("vllm:prompt_tokens_total", "Tokens of prompts taken.", load(&self.prompt)),
+            ("vllm:generation_tokens_total", "Tokens sampled.", load(&self.completion)),
             (
-                "fields_ignored_total",
-                "counter",
+                "polder_requests_paused",
+                "Of the running, those that wait for their readers.",
+                engine.paused as f64,
+            ),
+            ("polder_kv_blocks_used", "KV blocks that sequences own.", used),
+            (
+                "polder_kv_blocks_kept",
+                "KV blocks that nobody uses, kept for whoever begins alike.",
+                engine.blocks_kept as f64,
+            ),
+            ("polder_kv_blocks", "KV blocks in all.", total),
+            (
+                "polder_prefix_cache_evictions_total",
+                "Kept KV blocks that were given up for others.",
+                engine.evictions as f64,
+            ),
+            ("polder_tokens_per_second", "Tokens sampled per second, last 10 s.", speed),
+            ("polder_steps_total", "Forward passes.", engine.steps as f64),
+            ("polder_requests_refused_total", "Requests refused.", load(&self.refused)),
+            (
+                "polder_fields_ignored_total",
                 "Fields of requests that had no effect.",
                 load(&self.ignored_fields),
             ),
         ] {
+            let kind = if counter(name) { "counter" } else { "gauge" };
+            let labels =
+                if name.starts_with("vllm:") { format!("{{{vllm}}}") } else { String::new() };
             let _ = writeln!(
                 text,
-                "# HELP polder_{name} {help}\n# TYPE polder_{name} {kind}\npolder_{name} {value}"
+                "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{labels} {value}"
             );
+        }
+        let name = "vllm:request_success_total";
+        let _ = writeln!(text, "# HELP {name} Answers that ended, by why.\n# TYPE {name} counter");
+        for (how, word) in Ended::ALL {
+            let count = self.ended[how as usize].load(Ordering::Relaxed);
+            let _ = writeln!(text, "{name}{{finished_reason=\"{word}\",{vllm}}} {count}");
         }
         self.first_token.write(
             &mut text,
-            "time_to_first_token_seconds",
+            "vllm:time_to_first_token_seconds",
+            &vllm,
             "From taking a request to its first token.",
         );
         self.inter_token.write(
             &mut text,
-            "inter_token_seconds",
+            "vllm:inter_token_latency_seconds",
+            &vllm,
             "Between two tokens of one answer.",
+        );
+        self.whole.write(
+            &mut text,
+            "vllm:e2e_request_latency_seconds",
+            &vllm,
+            "From taking a request to the end of its answer.",
         );
         text
     }
+}
+
+/// A label's value as the text format wants it.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 #[derive(Debug)]
@@ -172,19 +228,19 @@ impl<const N: usize> Histogram<N> {
         self.micros.fetch_add(value.as_micros() as u64, Ordering::Relaxed);
     }
 
-    fn write(&self, text: &mut String, name: &str, help: &str) {
-        let _ = writeln!(text, "# HELP polder_{name} {help}\n# TYPE polder_{name} histogram");
+    fn write(&self, text: &mut String, name: &str, labels: &str, help: &str) {
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} histogram");
         let mut below = 0;
         for (bound, count) in self.bounds.iter().zip(&self.counts) {
             below += count.load(Ordering::Relaxed);
-            let _ = writeln!(text, "polder_{name}_bucket{{le=\"{bound}\"}} {below}");
+            let _ = writeln!(text, "{name}_bucket{{le=\"{bound}\",{labels}}} {below}");
         }
         let count = self.count.load(Ordering::Relaxed);
         let sum = self.micros.load(Ordering::Relaxed) as f64 / 1e6;
         let _ = writeln!(
             text,
-            "polder_{name}_bucket{{le=\"+Inf\"}} {count}\npolder_{name}_sum {sum}\n\
-             polder_{name}_count {count}"
+            "{name}_bucket{{le=\"+Inf\",{labels}}} {count}\n{name}_sum{{{labels}}} {sum}\n\
+             {name}_count{{{labels}}} {count}"
         );
     }
 }
@@ -242,13 +298,22 @@ mod tests {
         let metrics = Metrics::new();
         metrics.first_token(Duration::from_millis(60));
         metrics.first_token(Duration::from_secs(500));
-        let text = metrics.text(&Stats::default());
+        metrics.ended(Ended::Length, Duration::from_secs(2));
+        metrics.ended(Ended::Abort, Duration::from_secs(2));
+        let text = metrics.text(&Stats::default(), "a\"b\\c");
+        let model = r#"model_name="a\"b\\c""#;
+        let ttft = "vllm:time_to_first_token_seconds";
         for line in [
-            "polder_time_to_first_token_seconds_bucket{le=\"0.05\"} 0",
-            "polder_time_to_first_token_seconds_bucket{le=\"0.1\"} 1",
-            "polder_time_to_first_token_seconds_bucket{le=\"120\"} 1",
-            "polder_time_to_first_token_seconds_bucket{le=\"+Inf\"} 2",
-            "polder_time_to_first_token_seconds_count 2",
+            format!("{ttft}_bucket{{le=\"0.05\",{model}}} 0"),
+            format!("{ttft}_bucket{{le=\"0.1\",{model}}} 1"),
+            format!("{ttft}_bucket{{le=\"120\",{model}}} 1"),
+            format!("{ttft}_bucket{{le=\"+Inf\",{model}}} 2"),
+            format!("{ttft}_count{{{model}}} 2"),
+            format!("vllm:request_success_total{{finished_reason=\"length\",{model}}} 1"),
+            format!("vllm:request_success_total{{finished_reason=\"abort\",{model}}} 1"),
+            format!("vllm:e2e_request_latency_seconds_count{{{model}}} 1"),
+            "# TYPE vllm:prompt_tokens_total counter".to_owned(),
+            "# TYPE vllm:num_requests_running gauge".to_owned(),
         ] {
             assert!(text.lines().any(|other| other == line), "{line}\n{text}");
         }

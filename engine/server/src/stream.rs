@@ -16,7 +16,7 @@ use http_body_util::StreamBody;
 use serde_json::Value;
 
 use crate::generate::{Generation, Piece};
-use crate::wire::answer::{Envelope, Usage};
+use crate::wire::answer::Usage;
 use crate::wire::error::ApiError;
 
 /// After so long without a token, a comment shows that the stream is alive.
@@ -34,10 +34,39 @@ pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
         .any(|word| word.trim().eq_ignore_ascii_case("trailers"))
 }
 
+/// How an endpoint words an answer: what it sends as events, and what as a whole.
+pub(crate) trait Wording: Send {
+    /// Before the first token.
+    fn open(&mut self, _out: &mut Vec<Bytes>) {}
+    /// More of the answer.
+    fn piece(&mut self, piece: Piece, out: &mut Vec<Bytes>);
+    /// After the last token.
+    fn close(&mut self, usage: Usage, out: &mut Vec<Bytes>);
+    /// The answer cannot go on; nothing follows.
+    fn broken(&mut self, error: &ApiError, out: &mut Vec<Bytes>);
+    /// Nothing to say, but alive.
+    fn alive(&self) -> Bytes {
+        Bytes::from_static(b": keep-alive\n\n")
+    }
+    /// All of it in one body.
+    fn whole(&mut self, answers: Vec<Piece>, usage: Usage) -> Value;
+}
+
+/// An event without a name.
+pub(crate) fn data(event: &Value) -> Bytes {
+    Bytes::from(format!("data: {event}\n\n"))
+}
+
+/// An event with the name that its `type` says.
+pub(crate) fn named(event: &Value) -> Bytes {
+    let name = event["type"].as_str().unwrap_or_default();
+    Bytes::from(format!("event: {name}\ndata: {event}\n\n"))
+}
+
 /// The whole answer in one body.
 pub(crate) async fn whole(
     mut generation: Generation,
-    envelope: Envelope,
+    mut wording: Box<dyn Wording>,
     choices: usize,
     trailers: bool,
 ) -> Result<Response, ApiError> {
@@ -55,7 +84,12 @@ pub(crate) async fn whole(
         answer.finish = answer.finish.or(piece.finish);
     }
     let usage = generation.usage();
-    let body = Bytes::from(envelope.whole(&answers, usage).to_string());
+    let body = Bytes::from(wording.whole(answers, usage).to_string());
+    Ok(json(body, usage, trailers))
+}
+
+/// A body of JSON that is complete, with what it used.
+pub(crate) fn json(body: Bytes, usage: Usage, trailers: bool) -> Response {
     let body = match trailers {
         false => Body::from(body),
         true => {
@@ -63,24 +97,23 @@ pub(crate) async fn whole(
             Body::new(StreamBody::new(stream::iter(frames)))
         }
     };
-    Ok(response(body, "application/json", trailers))
+    response(body, "application/json", trailers)
 }
 
-/// The answer as it grows; a comment follows each stretch of silence as long as `keep_alive`.
+/// The answer as it grows; each stretch of silence as long as `keep_alive` ends with a sign of life.
 pub(crate) fn events(
     generation: Generation,
-    envelope: Envelope,
-    choices: usize,
+    mut wording: Box<dyn Wording>,
     trailers: bool,
     keep_alive: Duration,
 ) -> Response {
+    let mut opening = Vec::new();
+    wording.open(&mut opening);
     let state = Events {
         keep_alive,
-        opened: vec![false; choices],
-        offsets: vec![0; choices],
-        frames: VecDeque::new(),
+        frames: opening.into_iter().map(Frame::data).collect(),
         generation: Some(generation),
-        envelope,
+        wording,
         trailers,
     };
     let frames = stream::unfold(state, |mut state| async move {
@@ -94,11 +127,7 @@ pub(crate) fn events(
 
 struct Events {
     generation: Option<Generation>,
-    envelope: Envelope,
-    /// Which choices have had their first event.
-    opened: Vec<bool>,
-    /// Characters sent for each choice.
-    offsets: Vec<usize>,
+    wording: Box<dyn Wording>,
     frames: VecDeque<Frame<Bytes>>,
     trailers: bool,
     keep_alive: Duration,
@@ -111,53 +140,27 @@ impl Events {
                 return Some(frame);
             }
             let generation = self.generation.as_mut()?;
-            match tokio::time::timeout(self.keep_alive, generation.next()).await {
-                Err(_) => return Some(Frame::data(Bytes::from_static(b": keep-alive\n\n"))),
-                Ok(Some(Ok(piece))) => self.send(piece),
+            let mut out = Vec::new();
+            let over = match tokio::time::timeout(self.keep_alive, generation.next()).await {
+                Err(_) => return Some(Frame::data(self.wording.alive())),
+                Ok(Some(Ok(piece))) => {
+                    self.wording.piece(piece, &mut out);
+                    false
+                }
                 Ok(Some(Err(error))) => {
-                    self.data(&error.body());
-                    self.end();
+                    self.wording.broken(&error, &mut out);
+                    true
                 }
                 Ok(None) => {
-                    if self.envelope.include_usage {
-                        let usage = generation.usage();
-                        let event = self.envelope.chunk(Vec::new(), Some(usage));
-                        self.data(&event);
-                    }
-                    self.frames.push_back(Frame::data(Bytes::from_static(b"data: [DONE]\n\n")));
-                    self.end();
+                    self.wording.close(generation.usage(), &mut out);
+                    true
                 }
+            };
+            self.frames.extend(out.into_iter().map(Frame::data));
+            if over {
+                self.end();
             }
         }
-    }
-
-    fn send(&mut self, piece: Piece) {
-        if !std::mem::replace(&mut self.opened[piece.choice], true)
-            && let Some(opening) = self.envelope.opening(piece.choice)
-        {
-            let event = self.envelope.chunk(vec![opening], None);
-            self.data(&event);
-        }
-        let offset = self.offsets[piece.choice];
-        self.offsets[piece.choice] += piece.text.chars().count();
-        match piece.finish {
-            // The last words and the reason go in two events, as clients are used to.
-            Some(finish) if !piece.text.is_empty() || !piece.tokens.is_empty() => {
-                let choice = piece.choice;
-                self.delta(&Piece { finish: None, ..piece }, offset);
-                self.delta(&Piece { choice, finish: Some(finish), ..Piece::default() }, offset);
-            }
-            _ => self.delta(&piece, offset),
-        }
-    }
-
-    fn delta(&mut self, piece: &Piece, offset: usize) {
-        let event = self.envelope.chunk(vec![self.envelope.delta(piece, offset)], None);
-        self.data(&event);
-    }
-
-    fn data(&mut self, event: &Value) {
-        self.frames.push_back(Frame::data(Bytes::from(format!("data: {event}\n\n"))));
     }
 
     fn end(&mut self) {
@@ -199,7 +202,8 @@ mod tests {
     use super::*;
     use crate::generate::Job;
     use crate::metrics::Metrics;
-    use crate::wire::answer::Kind;
+    use crate::wire::answer::{Envelope, Kind};
+    use crate::wire::chunks::Chunks;
 
     #[tokio::test]
     async fn a_long_silence_is_filled_with_comments() {
@@ -230,6 +234,7 @@ mod tests {
                 sampling: Sampling::greedy(),
                 prompt_logprobs: None,
                 grammar: None,
+                pooling: None,
             },
             stop: Vec::new(),
             echo: false,
@@ -246,7 +251,8 @@ mod tests {
             logprobs: false,
             include_usage: false,
         };
-        let response = events(generation, envelope, 1, false, Duration::from_millis(50));
+        let wording = Box::new(Chunks::new(envelope, 1));
+        let response = events(generation, wording, false, Duration::from_millis(50));
         let text = response.into_body().collect().await.unwrap().to_bytes();
         let text = String::from_utf8(text.to_vec()).unwrap();
         assert!(text.starts_with(": keep-alive\n\n"), "{text}");

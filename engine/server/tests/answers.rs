@@ -343,13 +343,20 @@ async fn models_health_and_metrics_tell_how_things_stand() {
     assert_eq!(list["data"][0]["max_model_len"], 1024);
     assert_eq!(server.get("/v1/models/parrot").await.json(), list["data"][0]);
     assert_eq!(server.get("/health").await.json(), json!({"status": "ok", "model": MODEL}));
-    server.post(CHAT, chat(json!({}))).await;
-    assert_eq!(server.metric("polder_prompt_tokens_total").await, 21.0);
+    server.post_with(CHAT, &[("x-polder-member", "ada77")], chat(json!({}))).await;
+    assert_eq!(server.metric("vllm:prompt_tokens_total").await, 21.0);
     let completion = (SAYS[0].len() + 1) as f64;
-    assert_eq!(server.metric("polder_completion_tokens_total").await, completion);
-    assert_eq!(server.metric("polder_time_to_first_token_seconds_count").await, 1.0);
-    assert_eq!(server.metric("polder_inter_token_seconds_count").await, completion - 2.0);
-    assert_eq!(server.metric("polder_kv_blocks_total").await, 512.0);
+    assert_eq!(server.metric("vllm:generation_tokens_total").await, completion);
+    assert_eq!(server.metric("vllm:time_to_first_token_seconds_count").await, 1.0);
+    assert_eq!(server.metric("vllm:inter_token_latency_seconds_count").await, completion - 2.0);
+    assert_eq!(server.metric("vllm:e2e_request_latency_seconds_count").await, 1.0);
+    assert_eq!(server.metric("vllm:kv_cache_usage_perc").await, 0.0);
+    let text = server.get("/metrics").await.text;
+    let ended = |why: &str| format!("{{finished_reason=\"{why}\",model_name=\"{MODEL}\"}}");
+    assert!(text.contains(&format!("vllm:request_success_total{} 1\n", ended("stop"))), "{text}");
+    assert!(text.contains(&format!("vllm:request_success_total{} 0\n", ended("abort"))), "{text}");
+    assert!(!text.contains("ada77"), "{text}");
+    assert_eq!(server.metric("polder_kv_blocks").await, 512.0);
     assert_eq!(server.metric("polder_kv_blocks_used").await, 0.0);
 }
 

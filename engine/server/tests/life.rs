@@ -57,7 +57,7 @@ async fn a_model_that_is_loading_says_so_and_how_far_it_is() {
     let refused = server.post(CHAT, chat(json!({}))).await;
     refused.refusal(503, None, Some("model_loading"));
     assert_eq!(refused.header("retry-after"), Some("2"));
-    assert_eq!(server.metric("polder_kv_blocks_total").await, 0.0);
+    assert_eq!(server.metric("polder_kv_blocks").await, 0.0);
     go.send(()).unwrap();
     server.ready().await;
     assert_eq!(server.post(CHAT, chat(json!({}))).await.status, 200);
@@ -104,7 +104,7 @@ async fn a_client_that_leaves_frees_its_blocks() {
         let mut response = None;
         tokio::select! {
             answer = &mut request => response = Some(answer),
-            () = server.until("polder_requests_running", |running| running == 2.0) => {}
+            () = server.until("vllm:num_requests_running", |running| running == 2.0) => {}
         }
         assert_eq!(response.is_some(), stream);
         server.until("polder_kv_blocks_used", |used| used >= 2.0).await;
@@ -114,7 +114,7 @@ async fn a_client_that_leaves_frees_its_blocks() {
         drop(request);
         drop(response);
         server.until("polder_kv_blocks_used", |used| used == 0.0).await;
-        assert_eq!(server.metric("polder_requests_running").await, 0.0);
+        assert_eq!(server.metric("vllm:num_requests_running").await, 0.0);
     }
 }
 

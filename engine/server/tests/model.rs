@@ -167,3 +167,67 @@ async fn model_answers_as_a_schema_says_and_leaves_others_alone() {
     // The same question, alone, has the same answers.
     assert_eq!(ask(&socket, question, several).await.json()["choices"], drawn["choices"]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn model_speaks_anthropics_api_and_the_responses_api_with_the_same_words() {
+    let (socket, _folder) = serve_smollm2().await;
+    let question = "What is the capital of France?";
+    let chat = ask(&socket, question, json!({})).await.json();
+    let words = chat["choices"][0]["message"]["content"].clone();
+    let post = async |path: &str, body: Value| {
+        Answer::read(open(&socket, "POST", path, &[], body.to_string().into_bytes()).await).await
+    };
+    let message = post(
+        "/v1/messages",
+        json!({
+            "model": "smollm2-135m-instruct", "temperature": 0, "max_tokens": 24,
+            "messages": [{"role": "user", "content": question}],
+        }),
+    )
+    .await
+    .json();
+    assert_eq!(message["content"][0]["text"], words);
+    // The last block of what was asked before is there already.
+    assert!(message["usage"]["cache_read_input_tokens"].as_u64().unwrap() > 0, "{message}");
+    let response = post(
+        "/v1/responses",
+        json!({
+            "model": "smollm2-135m-instruct", "temperature": 0, "max_output_tokens": 24,
+            "input": question,
+        }),
+    )
+    .await
+    .json();
+    assert_eq!(response["output"][0]["content"][0]["text"], words);
+    assert_eq!(response["usage"]["input_tokens"], chat["usage"]["prompt_tokens"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn model_vectors_of_like_sentences_are_closer_than_of_unlike_ones() {
+    let (socket, _folder) = serve_smollm2().await;
+    let vectors = async |input: Value| -> Vec<Vec<f64>> {
+        let body = json!({"model": "smollm2-135m-instruct", "input": input, "pooling": "mean"});
+        let body = body.to_string().into_bytes();
+        let answer =
+            Answer::read(open(&socket, "POST", "/v1/embeddings", &[], body).await).await.json();
+        let data = answer["data"].as_array().unwrap().iter();
+        data.map(|one| {
+            let vector = one["embedding"].as_array().unwrap().iter();
+            vector.map(|value| value.as_f64().unwrap()).collect()
+        })
+        .collect()
+    };
+    let texts = [
+        "The cat is sleeping on the sofa.",
+        "A kitten naps on the couch.",
+        "The central bank raised its interest rates.",
+    ];
+    let all = vectors(json!(texts)).await;
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    assert_eq!(all[0].len(), 576);
+    assert!(all.iter().all(|vector| (dot(vector, vector) - 1.0).abs() < 1e-4));
+    assert!(dot(&all[0], &all[1]) > dot(&all[0], &all[2]));
+    // Alone it is the same vector.
+    let alone = vectors(json!(texts[2])).await;
+    assert!(dot(&all[2], &alone[0]) > 0.9999);
+}

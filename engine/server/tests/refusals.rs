@@ -7,6 +7,9 @@ mod common;
 use common::{Answer, MODEL, Server, chat, completion, open};
 use polder_engine_server::wire::chat::parse_chat;
 use polder_engine_server::wire::completions::parse_completion;
+use polder_engine_server::wire::embeddings::parse_embeddings;
+use polder_engine_server::wire::messages::{Purpose, parse_messages};
+use polder_engine_server::wire::responses::parse_responses;
 use polder_engine_server::wire::tokens::{parse_detokenize, parse_tokenize};
 use polder_scheduler::Config;
 use proptest::prelude::*;
@@ -21,7 +24,7 @@ async fn fields_outside_the_specification_are_named_or_refused_to_a_strict_key()
     let body = chat(json!({
         "frobnicate": 1, "grüße": 2, "store": true, "top_k": 5, "user": "me",
         "messages": [{"role": "user", "content": [
-            {"type": "text", "text": "x", "cache_control": {}}], "mood": "good"}],
+            {"type": "text", "text": "x", "cache_control": {}, "loudness": 1}], "mood": "good"}],
         "stream": true, "stream_options": {"chunk_size": 3},
     }));
     let answer = server.post(CHAT, body.clone()).await;
@@ -33,7 +36,7 @@ async fn fields_outside_the_specification_are_named_or_refused_to_a_strict_key()
         [
             "frobnicate",
             "gr??e",
-            "messages[].content[].cache_control",
+            "messages[].content[].loudness",
             "messages[].mood",
             "store",
             "stream_options.chunk_size",
@@ -239,8 +242,8 @@ async fn a_full_queue_refuses_and_says_when_to_come_back() {
             open(&server.socket, "POST", TEXT, &[("x-polder-member", member)], body).await;
         assert_eq!(response.status(), 200);
         streams.push(response);
-        server.until("polder_requests_running", |now| now == f64::from(running)).await;
-        server.until("polder_requests_waiting", |now| now == f64::from(waiting)).await;
+        server.until("vllm:num_requests_running", |now| now == f64::from(running)).await;
+        server.until("vllm:num_requests_waiting", |now| now == f64::from(waiting)).await;
     }
     let refused = server.post_with(TEXT, &[("x-polder-member", "d")], endless.clone()).await;
     let message = refused.refusal(429, None, Some("queue_full"));
@@ -248,7 +251,12 @@ async fn a_full_queue_refuses_and_says_when_to_come_back() {
     assert_eq!(refused.header("retry-after"), Some("5"));
     drop(streams);
     server.until("polder_kv_blocks_used", |used| used == 0.0).await;
-    assert_eq!(server.metric("polder_requests_waiting").await, 0.0);
+    // Eleven were given up, the two that were refused were none.
+    let text = server.get("/metrics").await.text;
+    let aborted =
+        "vllm:request_success_total{finished_reason=\"abort\",model_name=\"parrot\"} 11\n";
+    assert!(text.contains(aborted), "{text}");
+    assert_eq!(server.metric("vllm:num_requests_waiting").await, 0.0);
 }
 
 #[test]
@@ -268,8 +276,22 @@ fn any_json() -> impl Strategy<Value = Value> {
         any::<bool>().prop_map(Value::from),
         any::<f64>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
-        prop::sample::select(vec!["user", "assistant", "tool", "text", "none", "auto", "x", ""])
-            .prop_map(Value::from),
+        prop::sample::select(vec![
+            "user",
+            "assistant",
+            "tool",
+            "text",
+            "none",
+            "auto",
+            "x",
+            "",
+            "tool_use",
+            "tool_result",
+            "thinking",
+            "enabled",
+            "system",
+        ])
+        .prop_map(Value::from),
         "\\PC{0,6}".prop_map(Value::from),
     ];
     let key = prop::sample::select(vec![
@@ -284,6 +306,13 @@ fn any_json() -> impl Strategy<Value = Value> {
         "include_usage",
         "1",
         "refusal",
+        "input",
+        "id",
+        "tool_use_id",
+        "thinking",
+        "budget_tokens",
+        "call_id",
+        "output",
     ]);
     leaf.prop_recursive(4, 24, 4, move |inner| {
         prop_oneof![
@@ -295,7 +324,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-const FIELDS: [&str; 44] = [
+const FIELDS: [&str; 56] = [
     "model",
     "messages",
     "prompt",
@@ -339,6 +368,18 @@ const FIELDS: [&str; 44] = [
     "repetition_penalty",
     "parallel_tool_calls",
     "ignore_eos",
+    "system",
+    "stop_sequences",
+    "thinking",
+    "output_config",
+    "input",
+    "instructions",
+    "reasoning",
+    "text",
+    "include",
+    "dimensions",
+    "encoding_format",
+    "pooling",
     "other",
 ];
 
@@ -359,6 +400,10 @@ proptest! {
         for error in [
             parse_chat(body.as_bytes(), strict).err(),
             parse_completion(body.as_bytes(), strict).err(),
+            parse_messages(body.as_bytes(), Purpose::Answer, strict).err(),
+            parse_messages(body.as_bytes(), Purpose::Count, strict).err(),
+            parse_responses(body.as_bytes(), strict).err(),
+            parse_embeddings(body.as_bytes(), strict).err(),
             parse_tokenize(body.as_bytes(), strict).err(),
             parse_detokenize(body.as_bytes(), strict).err(),
         ].into_iter().flatten() {

@@ -24,6 +24,11 @@ pub const PARSERS: &[Parser] = &[
     ("tokenize_request", |bytes| drop(wire::tokens::parse_tokenize(bytes, false))),
     ("request_head", request_head),
     ("completion_request", |bytes| drop(wire::completions::parse_completion(bytes, true))),
+    ("message_request", |bytes| {
+        drop(wire::messages::parse_messages(bytes, wire::messages::Purpose::Answer, false));
+    }),
+    ("response_request", |bytes| drop(wire::responses::parse_responses(bytes, false))),
+    ("embedding_request", |bytes| drop(wire::embeddings::parse_embeddings(bytes, false))),
 ];
 
 /// Feeds one parser.

@@ -38,10 +38,10 @@ pub(super) async fn show(State(gateway): State<Arc<Gateway>>, who: SignedIn) -> 
         }))
         (card("Aider", html! { (copyable("aider", "Aider", aider(&at, name))) }))
         (card("Claude Code", html! {
-            p { "Claude Code speaks Anthropic's API (" code { "/v1/messages" } "), which this box does not answer yet. It will not work with this version; Aider does." }
+            p { "Claude Code works by calling tools, which this box does not do yet. It will not work with this version; Aider does." }
         }))
         (card("Anything else that speaks the OpenAI API", html! {
-            p { "Give it the address, the model and a key from above. Answered are " code { "/v1/chat/completions" } ", " code { "/v1/completions" } " and " code { "/v1/models" } ". A field that the box does not know is named in the answer's header " code { "x-polder-ignored" } "." }
+            p { "Give it the address, the model and a key from above. Answered are " code { "/v1/chat/completions" } ", " code { "/v1/completions" } ", " code { "/v1/models" } " and, for Anthropic's SDK with the address without " code { "/v1" } ", " code { "/v1/messages" } ". A field that the box does not know is named in the answer's header " code { "x-polder-ignored" } "." }
         }))
     };
     let page = Page {

@@ -19,12 +19,12 @@ pub(super) struct Figures {
 const MOST_LINES: usize = 5_000;
 
 /// The names that our engine uses; series of one name with different labels are added up.
-const RUNNING: &str = "polder_requests_running";
-const WAITING: &str = "polder_requests_waiting";
+const RUNNING: &str = "vllm:num_requests_running";
+const WAITING: &str = "vllm:num_requests_waiting";
 const KV_USED: &str = "polder_kv_blocks_used";
-const KV_TOTAL: &str = "polder_kv_blocks_total";
-const WRITTEN: &str = "polder_completion_tokens_total";
-const READ: &str = "polder_prompt_tokens_total";
+const KV_TOTAL: &str = "polder_kv_blocks";
+const WRITTEN: &str = "vllm:generation_tokens_total";
+const READ: &str = "vllm:prompt_tokens_total";
 
 /// Takes what it knows and passes over the rest.
 pub(super) fn read(text: &str) -> Figures {
@@ -69,10 +69,10 @@ mod tests {
 
     #[test]
     fn what_the_engine_says_is_read_and_the_rest_passed_over() {
-        let text = "# HELP polder_requests_running x\n# TYPE polder_requests_running gauge\n\
-            polder_requests_running 3\npolder_requests_waiting{class=\"a}b\"} 1 1700000000\n\
-            polder_requests_waiting{class=\"c\"} 2\npolder_kv_blocks_used 25\n\
-            polder_kv_blocks_total 100\npolder_completion_tokens_total 1e3\nother_metric 7\n";
+        let text = "# HELP vllm:num_requests_running x\n# TYPE vllm:num_requests_running gauge\n\
+            vllm:num_requests_running 3\nvllm:num_requests_waiting{class=\"a}b\"} 1 1700000000\n\
+            vllm:num_requests_waiting{class=\"c\"} 2\npolder_kv_blocks_used 25\n\
+            polder_kv_blocks 100\nvllm:generation_tokens_total 1e3\nother_metric 7\n";
         let figures = read(text);
         assert_eq!(figures.running, Some(3.0));
         assert_eq!(figures.waiting, Some(3.0));
@@ -83,8 +83,8 @@ mod tests {
 
     #[test]
     fn numbers_that_are_none_are_passed_over() {
-        let text = "polder_requests_running NaN\npolder_kv_blocks_used 1\npolder_kv_blocks_total 0\n\
-            polder_requests_waiting -1\npolder_prompt_tokens_total +Inf\n{} {}\n";
+        let text = "vllm:num_requests_running NaN\npolder_kv_blocks_used 1\npolder_kv_blocks 0\n\
+            vllm:num_requests_waiting -1\nvllm:prompt_tokens_total +Inf\n{} {}\n";
         assert_eq!(read(text), Figures::default());
     }
 

@@ -202,8 +202,8 @@ async fn engine(socket: std::path::PathBuf) {
         });
         ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(events))
     };
-    let figures = "polder_requests_running 3\npolder_requests_waiting 1\npolder_kv_blocks_used 25\n\
-        polder_kv_blocks_total 100\npolder_completion_tokens_total 1000\npolder_prompt_tokens_total 5000\n";
+    let figures = "vllm:num_requests_running 3\nvllm:num_requests_waiting 1\npolder_kv_blocks_used 25\n\
+        polder_kv_blocks 100\nvllm:generation_tokens_total 1000\nvllm:prompt_tokens_total 5000\n";
     let router = Router::new()
         .route("/v1/chat/completions", post(answer))
         .route("/metrics", get(move || async move { figures }));

@@ -205,6 +205,36 @@ async fn an_engine_that_dies_mid_stream_ends_it_with_a_clear_error() {
 }
 
 #[tokio::test]
+async fn anthropics_clients_are_answered_and_refused_in_their_own_words() {
+    let house = House::open().await;
+    let key = &house.key;
+    let head = format!("POST /v1/messages/count_tokens\nx-api-key: {key}\nanthropic-version: 1");
+    let answer = house.ask(&head, r#"{"model":"small","tokens":3}"#).await;
+    assert_eq!(status_of(&answer), 200, "{answer}");
+    assert_eq!(house.engine.last_headers()["anthropic-version"], "1");
+    assert_eq!(house.engine.seen.lock().unwrap()[0].0, "POST /v1/messages/count_tokens");
+
+    let nobody = house.ask("POST /v1/messages", r#"{"model":"small"}"#).await;
+    assert_eq!(status_of(&nobody), 401);
+    let has = |answer: &str, kind: &str| {
+        let body = answer.split("\r\n\r\n").nth(1).unwrap();
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        (body["type"].clone(), body["error"]["type"].clone()) == ("error".into(), kind.into())
+    };
+    assert!(has(&nobody, "authentication_error"), "{nobody}");
+    let other =
+        house.ask(&format!("POST /v1/messages\nx-api-key: {key}"), r#"{"model":"claude"}"#).await;
+    assert_eq!(status_of(&other), 404);
+    assert!(has(&other, "not_found_error"), "{other}");
+
+    let body = r#"{"stream":true,"tokens":9,"pause_ms":5,"break_after":3}"#;
+    let broken = house.ask(&format!("POST /v1/messages\nx-api-key: {key}"), body).await;
+    let last = broken.split("event: error\n").nth(1).unwrap();
+    assert!(last.starts_with("data: {") && last.contains("\"api_error\""), "{broken}");
+    assert!(last.contains("the engine stopped"), "{broken}");
+}
+
+#[tokio::test]
 async fn a_request_waits_while_the_engine_restarts() {
     let house = House::open().await;
     house.engine.kill();

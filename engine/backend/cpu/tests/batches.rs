@@ -174,6 +174,33 @@ fn hidden_states_come_after_the_last_norm() {
 }
 
 #[test]
+fn hidden_states_of_every_token_need_no_logits_beside_them() {
+    let model = tiny("qwen2");
+    let read = |cuts: &[usize]| -> Vec<Vec<f32>> {
+        let mut backend = load(&model, Precision::F32);
+        let tokens = [5, 6, 7, 8, 9];
+        let mut hidden = Vec::new();
+        for cut in cuts.windows(2) {
+            let mut batch = StepBatch::default();
+            feed(&mut batch, 0, &host(&tokens[cut[0]..cut[1]]), cut[0] as u32, &blocks(0, 1));
+            for token in 0..(cut[1] - cut[0]) as u32 {
+                batch.outputs.push(OutputRow { token, slot: Slot(0), want: Want::Hidden });
+            }
+            for row in step(&mut backend, &batch).rows {
+                let Row::Hidden(state) = row else { panic!("{row:?}") };
+                hidden.push(state);
+            }
+        }
+        hidden
+    };
+    let (whole, cut) = (read(&[0, 5]), read(&[0, 2, 3, 5]));
+    assert_eq!((whole.len(), cut.len()), (5, 5));
+    for (a, b) in whole.iter().flatten().zip(cut.iter().flatten()) {
+        assert!((a - b).abs() < 1e-4, "{a} {b}");
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_answer_whatever_else_is_in_the_batch() {
     let model = tiny("qwen2");
     let mut backend = load(&model, Precision::Stored);

@@ -51,6 +51,7 @@ impl Engine {
             sampling,
             prompt_logprobs: None,
             grammar: None,
+            pooling: None,
         };
         self.scheduler.admit(vec![(RequestId(self.asked), request)]).unwrap();
     }

@@ -137,6 +137,7 @@ pub(crate) fn watch(crowd: &Crowd, machine: &Machine, config: Config) -> Seen {
                 sampling: Sampling::greedy(),
                 prompt_logprobs: None,
                 grammar: None,
+                pooling: None,
             };
             ids += 1;
             match scheduler.admit(vec![(RequestId(ids), request)]) {

@@ -32,6 +32,7 @@ pub fn request(member: &str, prompt: Vec<u32>, max_tokens: u32, seed: u64) -> Re
         sampling: Sampling { seed, ..Sampling::greedy() },
         prompt_logprobs: None,
         grammar: None,
+        pooling: None,
     }
 }
 

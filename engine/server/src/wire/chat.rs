@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use crate::wire::error::{ApiError, shortened};
 use crate::wire::fields::{Fields, Ignored};
 use crate::wire::knobs::{self, Knobs, MOST_LOGPROBS};
+use crate::wire::{noise, table};
 
 /// A chat request that can be served, as far as that can be told without the model.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,17 +28,18 @@ pub fn parse_chat(body: &[u8], strict: bool) -> Result<ChatRequest, ApiError> {
     let mut fields = Fields::parse(body)?;
     let mut ignored = Ignored::default();
     let model = model(&mut fields)?;
-    let messages = parse_messages(&mut fields, &mut ignored)?;
+    let mut messages = parse_messages(&mut fields, &mut ignored)?;
+    noise::quieten(&mut messages);
     let mut knobs = knobs::parse(&mut fields, &mut ignored)?;
     knobs.max_tokens =
         knobs::parse_max_tokens(&mut fields, &["max_completion_tokens", "max_tokens"], 1)?;
     knobs.sampling.logprobs = parse_logprobs(&mut fields)?;
     let reasoning_effort = fields.string("reasoning_effort")?;
     parse_tools(&mut fields, &mut ignored)?;
-    refuse_what_changes_the_answer(&mut fields)?;
     if fields.boolean("store")? == Some(true) {
         ignored.add("store".into()); // Nothing is kept here.
     }
+    table::CHAT.settle(&mut fields)?;
     fields.finish(&mut ignored);
     let ignored = ignored.finish(strict)?;
     Ok(ChatRequest { model, messages, knobs, reasoning_effort, ignored })
@@ -92,21 +94,6 @@ fn parse_tools(fields: &mut Fields, ignored: &mut Ignored) -> Result<(), ApiErro
     // Without tools there are no calls, parallel or not.
     fields.boolean("parallel_tool_calls")?;
     Ok(())
-}
-
-fn refuse_what_changes_the_answer(fields: &mut Fields) -> Result<(), ApiError> {
-    fields.refuse(
-        "modalities",
-        |list| list.as_array().is_some_and(|list| list.iter().all(|word| word == "text")),
-        "answers are text only, send [\"text\"] or leave it out",
-    )?;
-    fields.refuse(
-        "verbosity",
-        |word| word == "medium",
-        "ask for short or long answers in a message instead",
-    )?;
-    fields.refuse("audio", |_| false, "answers are text only, leave it out")?;
-    fields.refuse("web_search_options", |_| false, "this box does not search the web")
 }
 
 fn parse_messages(
@@ -220,6 +207,8 @@ fn parse_content(path: &str, content: Value, ignored: &mut Ignored) -> Result<St
         texts.push(text.ok_or_else(|| {
             ApiError::bad_field(&path, format!("\"{path}\" has no text; send \"{kind}\": \"…\"."))
         })?);
+        // The prefix cache needs no hint.
+        part.accept(&["cache_control", "prompt_cache_breakpoint"]);
         part.finish(ignored);
     }
     Ok(texts.join("\n"))

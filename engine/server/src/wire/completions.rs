@@ -7,6 +7,7 @@ use crate::wire::chat::model;
 use crate::wire::error::ApiError;
 use crate::wire::fields::{Fields, Ignored};
 use crate::wire::knobs::{self, Knobs, MOST_LOGPROBS};
+use crate::wire::table;
 
 /// Text to go on from.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,7 +41,7 @@ pub fn parse_completion(body: &[u8], strict: bool) -> Result<CompletionRequest, 
     let mut fields = Fields::parse(body)?;
     let mut ignored = Ignored::default();
     let model = model(&mut fields)?;
-    let prompts = parse_prompts(&mut fields)?;
+    let prompts = parse_prompts(&mut fields, "prompt")?;
     let mut knobs = knobs::parse(&mut fields, &mut ignored)?;
     knobs.max_tokens =
         Some(knobs::parse_max_tokens(&mut fields, &["max_tokens"], 0)?.unwrap_or(DEFAULT_TOKENS));
@@ -53,21 +54,24 @@ pub fn parse_completion(body: &[u8], strict: bool) -> Result<CompletionRequest, 
         |best| best.as_u64() == Some(n),
         "ask for \"n\" answers and choose yourself",
     )?;
-    fields.refuse("suffix", |suffix| suffix == "", "send the text before the gap only")?;
+    table::COMPLETIONS.settle(&mut fields)?;
     fields.finish(&mut ignored);
     let ignored = ignored.finish(strict)?;
     Ok(CompletionRequest { model, prompts, knobs, echo, ignored })
 }
 
-fn parse_prompts(fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
+/// Texts or tokens, one or many, in `field`.
+pub(crate) fn parse_prompts(fields: &mut Fields, field: &str) -> Result<Vec<Prompt>, ApiError> {
     let wrong = || {
         ApiError::bad_field(
-            "prompt",
-            "\"prompt\" must be a string, a list of strings, a list of token ids, or a list of \
-             such lists, and not empty.",
+            field,
+            format!(
+                "\"{field}\" must be a string, a list of strings, a list of token ids, or a list of \
+                 such lists, and not empty."
+            ),
         )
     };
-    match fields.take("prompt") {
+    match fields.take(field) {
         Some(Value::String(text)) => Ok(vec![Prompt::Text(text)]),
         Some(Value::Array(list)) if list.first().is_some_and(Value::is_number) => {
             Ok(vec![Prompt::Tokens(token_ids(&list).ok_or_else(wrong)?)])

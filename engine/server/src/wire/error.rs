@@ -57,15 +57,38 @@ impl ApiError {
             "message": self.message, "type": kind, "param": self.param, "code": self.code,
         }})
     }
-}
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let mut response = (self.status, axum::Json(self.body())).into_response();
+    /// The body in Anthropic's shape.
+    pub fn anthropic(&self) -> Value {
+        let kind = match self.status.as_u16() {
+            404 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            503 => "overloaded_error",
+            500.. => "api_error",
+            _ => "invalid_request_error",
+        };
+        // Agents look for these words, to shorten a conversation and ask again.
+        let message = match self.code {
+            Some("context_length_exceeded") => format!("prompt is too long: {}", self.message),
+            _ => self.message.clone(),
+        };
+        json!({"type": "error", "error": {"type": kind, "message": message}})
+    }
+
+    /// The refusal with this body.
+    pub(crate) fn respond(&self, body: &Value) -> Response {
+        let mut response = (self.status, axum::Json(body)).into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        self.respond(&self.body())
     }
 }
 

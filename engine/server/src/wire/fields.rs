@@ -62,6 +62,18 @@ impl Fields {
         }
     }
 
+    /// Reads a field that has no effect, and names it unless its value asks for nothing.
+    pub(crate) fn ignore(
+        &mut self,
+        field: &str,
+        asks_nothing: impl FnOnce(&Value) -> bool,
+        ignored: &mut Ignored,
+    ) {
+        if self.take(field).is_some_and(|value| !asks_nothing(&value)) {
+            ignored.add(format!("{}{field}", self.pattern));
+        }
+    }
+
     /// Refuses a field that cannot be honoured, unless its value asks for nothing.
     pub(crate) fn refuse(
         &mut self,

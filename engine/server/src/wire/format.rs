@@ -69,6 +69,37 @@ const GUIDED: [(&str, Read); 4] = [
 const STRUCTURED: [(&str, Read); 4] =
     [("json", read_schema), ("regex", read_regex), ("choice", read_choice), ("grammar", read_lark)];
 
+/// The form in which responses and Anthropic's messages ask: the schema stands beside its type.
+pub(crate) fn parse_beside(
+    fields: &mut Fields,
+    ignored: &mut Ignored,
+) -> Result<Option<Format>, ApiError> {
+    let name = fields.name("format");
+    let Some(value) = fields.take("format") else { return Ok(None) };
+    let mut format = Fields::nested(value, &name, &name)?;
+    let kind = format.string("type")?.unwrap_or_default();
+    let asked = match kind.as_str() {
+        "text" => None,
+        "json_object" => Some(Format::new(name, GrammarSpec::JsonObject)),
+        "json_schema" => Some(schema(&mut format)?),
+        other => return Err(unknown(&name, other)),
+    };
+    format.finish(ignored);
+    Ok(asked)
+}
+
+fn unknown(field: &str, kind: &str) -> ApiError {
+    ApiError::bad_field(
+        field,
+        format!(
+            "\"{field}\" is of the type \"{}\", which is not supported here; send text, json_object \
+             or json_schema.",
+            shortened(kind)
+        ),
+    )
+    .code("unsupported_parameter")
+}
+
 fn response_format(fields: &mut Fields, ignored: &mut Ignored) -> Result<Option<Format>, ApiError> {
     const NAME: &str = "response_format";
     let Some(value) = fields.take(NAME) else { return Ok(None) };
@@ -78,17 +109,7 @@ fn response_format(fields: &mut Fields, ignored: &mut Ignored) -> Result<Option<
         "text" => None,
         "json_object" => Some(Format::new(NAME, GrammarSpec::JsonObject)),
         "json_schema" => Some(json_schema(&mut format, ignored)?),
-        other => {
-            return Err(ApiError::bad_field(
-                NAME,
-                format!(
-                    "\"{NAME}\" is of the type \"{}\", which is not supported here; send text, \
-                     json_object or json_schema.",
-                    shortened(other)
-                ),
-            )
-            .code("unsupported_parameter"));
-        }
+        other => return Err(unknown(NAME, other)),
     };
     format.finish(ignored);
     Ok(asked)
@@ -99,13 +120,18 @@ fn json_schema(format: &mut Fields, ignored: &mut Ignored) -> Result<Format, Api
     let name = format.name("json_schema");
     let value = format.take("json_schema").unwrap_or_default();
     let mut inner = Fields::nested(value, &name, &name)?;
-    // Names for people and models; the engine has no use for them.
-    inner.string("name")?;
-    inner.string("description")?;
-    inner.boolean("strict")?;
-    let field = inner.name("schema");
-    let spec = read_schema(&field, inner.take("schema").unwrap_or_default())?;
+    let format = schema(&mut inner)?;
     inner.finish(ignored);
+    Ok(format)
+}
+
+fn schema(fields: &mut Fields) -> Result<Format, ApiError> {
+    // Names for people and models; the engine has no use for them.
+    fields.string("name")?;
+    fields.string("description")?;
+    fields.boolean("strict")?;
+    let field = fields.name("schema");
+    let spec = read_schema(&field, fields.take("schema").unwrap_or_default())?;
     Ok(Format::new(field, spec))
 }
 

@@ -59,7 +59,7 @@ pub(crate) fn parse(fields: &mut Fields, ignored: &mut Ignored) -> Result<Knobs,
         logprobs: None,
     };
     let n = fields.integer("n", 1..=MOST_CHOICES)?.unwrap_or(1) as u32;
-    let stop = parse_stop(fields)?;
+    let stop = parse_stop(fields, "stop")?;
     let ignore_eos = fields.boolean("ignore_eos")?.unwrap_or(false);
     let stream = fields.boolean("stream")?.unwrap_or(false);
     let include_usage = parse_stream_options(fields, stream, ignored)?;
@@ -70,16 +70,6 @@ pub(crate) fn parse(fields: &mut Fields, ignored: &mut Ignored) -> Result<Knobs,
             "an answer of a certain form ends where that is complete, leave it out",
         ));
     }
-    // Hints and labels: they do not change the answer.
-    fields.accept(&[
-        "user",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "metadata",
-        "prediction",
-        "service_tier",
-    ]);
     Ok(Knobs {
         sampling,
         seeded: seed.is_some(),
@@ -117,8 +107,9 @@ fn parse_bias(fields: &mut Fields) -> Result<Vec<(TokenId, f32)>, ApiError> {
         .collect()
 }
 
-fn parse_stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
-    let stops = match fields.take("stop") {
+/// Texts that end the answer, under the name that they have in this request.
+pub(crate) fn parse_stop(fields: &mut Fields, name: &str) -> Result<Vec<String>, ApiError> {
+    let stops = match fields.take(name) {
         None => return Ok(Vec::new()),
         Some(Value::Array(list)) => list,
         Some(one) => vec![one],
@@ -132,16 +123,17 @@ fn parse_stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
         .collect();
     stops.filter(|stops| stops.len() <= MOST_STOPS).ok_or_else(|| {
         ApiError::bad_field(
-            "stop",
+            name,
             format!(
-                "\"stop\" must be a string or at most {MOST_STOPS} strings, none empty or \
+                "\"{name}\" must be a string or at most {MOST_STOPS} strings, none empty or \
                  longer than {LONGEST_STOP} bytes."
             ),
         )
     })
 }
 
-fn parse_stream_options(
+/// Whether the usage is to follow a stream.
+pub(crate) fn parse_stream_options(
     fields: &mut Fields,
     stream: bool,
     ignored: &mut Ignored,

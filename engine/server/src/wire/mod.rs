@@ -1,10 +1,19 @@
-//! OpenAI's wire format: requests in, answers out. Pure functions over bytes.
+//! OpenAI's and Anthropic's wire formats: requests in, answers out. Pure functions over bytes.
 
 pub(crate) mod answer;
 pub mod chat;
+pub(crate) mod chunks;
 pub mod completions;
+pub mod embeddings;
 pub mod error;
 pub(crate) mod fields;
 pub mod format;
 pub mod knobs;
+pub(crate) mod message;
+pub mod messages;
+pub mod noise;
+pub(crate) mod notools;
+pub(crate) mod response;
+pub mod responses;
+pub mod table;
 pub mod tokens;

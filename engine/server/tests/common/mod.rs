@@ -157,13 +157,9 @@ impl Server {
     /// The value of one line of `/metrics`.
     pub async fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").await.text;
-        let line = text.lines().find(|line| line.split(' ').next() == Some(name));
-        line.unwrap_or_else(|| panic!("no {name} in\n{text}"))
-            .split(' ')
-            .nth(1)
-            .unwrap()
-            .parse()
-            .unwrap()
+        let line = text.lines().find(|line| line.split(['{', ' ']).next() == Some(name));
+        let line = line.unwrap_or_else(|| panic!("no {name} in\n{text}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
     /// Waits until a metric has a value.
@@ -242,6 +238,30 @@ impl Answer {
         events.into_iter().map(|event| serde_json::from_str(event).unwrap()).collect()
     }
 
+    /// The events of a stream whose events have names, which must be their types.
+    pub fn named_events(&self) -> Vec<Value> {
+        let events = self.text.split("\n\n").filter(|event| !event.is_empty());
+        events
+            .map(|event| {
+                let (name, data) = event.split_once('\n').expect("two lines");
+                let data = data.strip_prefix("data: ").expect("data");
+                let data: Value = serde_json::from_str(data).unwrap();
+                assert_eq!(name.strip_prefix("event: "), data["type"].as_str());
+                data
+            })
+            .collect()
+    }
+
+    /// Asserts an Anthropic-shaped refusal and returns its sentence.
+    pub fn anthropic_refusal(&self, status: u16, kind: &str) -> String {
+        assert_eq!(self.status, status, "{}", self.text);
+        let body = self.json();
+        assert_eq!((&body["type"], &body["error"]["type"]), (&json!("error"), &json!(kind)));
+        let message = body["error"]["message"].as_str().unwrap();
+        assert!(message.ends_with('.') && message.len() > 20, "{message}");
+        message.to_owned()
+    }
+
     /// Asserts an OpenAI-shaped refusal and returns its sentence.
     pub fn refusal(&self, status: u16, param: Option<&str>, code: Option<&str>) -> String {
         assert_eq!(self.status, status, "{}", self.text);
@@ -260,6 +280,24 @@ pub fn chat(more: Value) -> Value {
     let mut body = json!({
         "model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "seed": 0,
     });
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    body
+}
+
+/// A request to Anthropic's API with these fields beside a short message.
+pub fn message(more: Value) -> Value {
+    let mut body = chat(json!({"max_tokens": 100}));
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    body
+}
+
+/// A request to the Responses API with these fields beside a short input.
+pub fn respond(more: Value) -> Value {
+    let mut body = json!({"model": MODEL, "input": "Hi", "seed": 0});
     for (key, value) in more.as_object().unwrap() {
         body[key] = value.clone();
     }
