@@ -4,6 +4,8 @@
 //! trimmed, Python's string methods, `tojson` in Python's layout, `raise_exception` and
 //! `strftime_now`.
 
+use std::collections::HashSet;
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::value::{Kwargs, Value as Jinja};
@@ -14,6 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::error::ChatError;
 use crate::escape::{choose_marker, mark_all, strings};
+use crate::reply::Dialect;
 use crate::tokenizer::{Special, Tokenizer};
 
 /// Instructions that one rendering may take: thousands of messages, but no endless loop.
@@ -38,6 +41,8 @@ pub struct Conversation {
 pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
+    /// Variables that it reads and does not set itself.
+    reads: HashSet<String>,
 }
 
 const NAME: &str = "chat";
@@ -57,7 +62,21 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, without_generation_tags(source))
             .map_err(|error| ChatError::TemplateSyntax(said(&error)))?;
-        Ok(Self { environment, source: source.to_owned() })
+        let reads = environment
+            .get_template(NAME)
+            .map_err(|error| ChatError::TemplateSyntax(said(&error)))?
+            .undeclared_variables(false);
+        Ok(Self { environment, source: source.to_owned(), reads })
+    }
+
+    /// Whether the template reads a variable of this name.
+    pub fn reads(&self, variable: &str) -> bool {
+        self.reads.contains(variable)
+    }
+
+    /// How the model marks its thoughts and its calls, by this template and its vocabulary.
+    pub fn dialect(&self, tokenizer: &Tokenizer) -> Dialect {
+        Dialect::detect(&self.source, tokenizer)
     }
 
     /// Whether the template mentions a word at all, for example `tools`.

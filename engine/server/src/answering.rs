@@ -11,6 +11,7 @@ use polder_scheduler::Request;
 
 use crate::app::{App, Caller, Engine, aside, check_tokens, name_ignored, read_body};
 use crate::generate::{Generation, Job};
+use crate::reply::ReplyForm;
 use crate::stream;
 use crate::wire::answer::{Envelope, Kind};
 use crate::wire::error::ApiError;
@@ -23,6 +24,8 @@ pub(crate) struct Ask {
     pub(crate) prompts: Vec<Vec<TokenId>>,
     pub(crate) knobs: Knobs,
     pub(crate) echo: bool,
+    /// How the model's text is taken apart; None where all of it is content.
+    pub(crate) reply: Option<ReplyForm>,
     pub(crate) ignored: Vec<String>,
 }
 
@@ -39,7 +42,7 @@ pub(crate) async fn answer(
     let (this, strict) = (app.clone(), caller.strict);
     let reader = engine.clone();
     let ask = aside(&app, body, move |body| read(&this, &reader, body, strict)).await?;
-    let Ask { kind, prompts, knobs, echo, ignored } = ask;
+    let Ask { kind, prompts, knobs, echo, reply, ignored } = ask;
     let choices = check_choices(&engine, prompts.len(), &knobs)?;
     let biased: Vec<TokenId> = knobs.sampling.bias.iter().map(|(token, _)| *token).collect();
     check_tokens(&biased, engine.vocab, "logit_bias")?;
@@ -56,7 +59,7 @@ pub(crate) async fn answer(
         logprobs: knobs.sampling.logprobs.is_some(),
         include_usage: knobs.include_usage,
     };
-    let jobs = jobs(&caller, prompts, &knobs, echo, engine.tokenizer.ends())?;
+    let jobs = jobs(&caller, prompts, &knobs, echo, reply, engine.tokenizer.ends())?;
     let generation = Generation::start(
         engine.handle.clone(),
         app.metrics.clone(),
@@ -104,6 +107,7 @@ fn jobs(
     prompts: Vec<Vec<TokenId>>,
     knobs: &Knobs,
     echo: bool,
+    reply: Option<ReplyForm>,
     ends: &[TokenId],
 ) -> Result<Vec<Job>, ApiError> {
     let mut jobs = Vec::new();
@@ -124,6 +128,7 @@ fn jobs(
                 },
                 stop: knobs.stop.clone(),
                 echo,
+                reply: reply.clone(),
             });
         }
     }

@@ -6,15 +6,18 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use http::HeaderMap;
+use polder_backend::TokenId;
 use polder_chat::{ChatError, Conversation};
 use serde_json::{Map, Value};
 
 use crate::answering::{self, Ask};
 use crate::app::{App, Engine};
 use crate::generate::{surely_too_long, too_long};
+use crate::reply::ReplyForm;
+use crate::tools;
 use crate::wire::answer::Kind;
 use crate::wire::chat::{ChatRequest, parse_chat};
-use crate::wire::error::ApiError;
+use crate::wire::error::{ApiError, shortened};
 
 pub(crate) async fn answer(
     State(app): State<Arc<App>>,
@@ -25,27 +28,49 @@ pub(crate) async fn answer(
 }
 
 fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, ApiError> {
-    let request = parse_chat(body, strict)?;
+    let mut request = parse_chat(body, strict)?;
     app.check_model(&request.model)?;
-    let prompt = tokens_of(engine, &request)?;
+    let tools = tools::offered(&engine.dialect, &request.tool_use)?;
+    let prompt = tokens_of(engine, &mut request, strict)?;
     let capacity = engine.handle.capacity();
     if prompt.len() >= capacity as usize {
         return Err(too_long(prompt.len(), capacity));
     }
+    let thinking = begins_thinking(engine, &prompt);
+    if thinking && request.reasoning_effort.as_deref() == Some("none") {
+        return Err(ApiError::bad_field(
+            "reasoning_effort",
+            "\"reasoning_effort\" cannot be \"none\": this model always thinks first; leave it out.",
+        )
+        .code("unsupported_parameter"));
+    }
+    let one_call = !request.tool_use.parallel;
+    let form = ReplyForm { dialect: engine.dialect.clone(), tools, thinking, one_call };
+    let taken_apart = form.dialect.thinks() || form.tools.is_some();
     Ok(Ask {
         kind: Kind::Chat,
         prompts: vec![prompt],
         knobs: request.knobs,
         echo: false,
+        reply: Some(form).filter(|_| taken_apart),
         ignored: request.ignored,
     })
+}
+
+/// Whether the prompt ends with the mark that begins the model's thoughts.
+fn begins_thinking(engine: &Engine, prompt: &[TokenId]) -> bool {
+    /// Tokens that such a mark and the white space after it may take.
+    const MARK: usize = 32;
+    let end = &prompt[prompt.len().saturating_sub(MARK)..];
+    engine.dialect.begins_thinking(&engine.tokenizer.decode(end))
 }
 
 /// The conversation in the model's own form.
 fn tokens_of(
     engine: &Engine,
-    request: &ChatRequest,
-) -> Result<Vec<polder_backend::TokenId>, ApiError> {
+    request: &mut ChatRequest,
+    strict: bool,
+) -> Result<Vec<TokenId>, ApiError> {
     let template = engine.template.as_ref().map_err(|why| {
         ApiError::bad_request(format!(
             "This model cannot chat: {why}; use /v1/completions or another model."
@@ -69,10 +94,26 @@ fn tokens_of(
             .code("unsupported_parameter"));
         }
     }
+    let mut variables = thinking(request.reasoning_effort.as_deref(), |word| template.reads(word))?;
+    for (name, value) in std::mem::take(&mut request.template_variables) {
+        if template.reads(&name) {
+            variables.insert(name, value);
+            continue;
+        }
+        let name = format!("chat_template_kwargs.{}", shortened(&name));
+        if strict {
+            let message = format!("\"{name}\" has no meaning for this model; leave it out.");
+            return Err(ApiError::bad_field(&name, message).code("unknown_parameter"));
+        }
+        request.ignored.push(name);
+    }
+    if !request.tool_use.tools.is_empty() {
+        variables.insert("tools".into(), request.tool_use.tools.clone().into());
+    }
     let conversation = Conversation {
-        messages: request.messages.clone(),
+        messages: std::mem::take(&mut request.messages),
         add_generation_prompt: true,
-        variables: thinking(request.reasoning_effort.as_deref(), |word| template.mentions(word))?,
+        variables,
     };
     let most = engine.handle.capacity() as usize;
     template.encode(&conversation, &engine.tokenizer, most).map_err(|error| match error {
@@ -84,23 +125,28 @@ fn tokens_of(
     })
 }
 
-/// How much to think, in the template's own words.
+/// How much to think, in the template's own words. A template that knows only whether to think, not
+/// how much, is told that.
 fn thinking(
     effort: Option<&str>,
-    mentions: impl Fn(&str) -> bool,
+    reads: impl Fn(&str) -> bool,
 ) -> Result<Map<String, Value>, ApiError> {
     let mut variables = Map::new();
     let Some(effort) = effort else { return Ok(variables) };
-    if mentions("reasoning_effort") {
+    if reads("reasoning_effort") {
         variables.insert("reasoning_effort".into(), effort.into());
-    } else if effort != "none" {
+    }
+    for switch in ["enable_thinking", "thinking"] {
+        if reads(switch) {
+            variables.insert(switch.into(), (effort != "none").into());
+        }
+    }
+    if variables.is_empty() && effort != "none" {
         return Err(ApiError::bad_field(
             "reasoning_effort",
             "\"reasoning_effort\" has no meaning for this model; leave it out or send \"none\".",
         )
         .code("unsupported_parameter"));
-    } else if mentions("enable_thinking") {
-        variables.insert("enable_thinking".into(), false.into());
     }
     Ok(variables)
 }
@@ -118,17 +164,16 @@ mod tests {
 
     #[test]
     fn thinking_is_asked_for_only_where_the_template_knows_it() {
-        let mentions = |word: &'static str| move |other: &str| other == word;
-        assert!(thinking(None, mentions("x")).unwrap().is_empty());
-        assert!(thinking(Some("none"), mentions("x")).unwrap().is_empty());
-        assert_eq!(
-            thinking(Some("none"), mentions("enable_thinking")).unwrap()["enable_thinking"],
-            false
-        );
-        assert_eq!(
-            thinking(Some("high"), mentions("reasoning_effort")).unwrap()["reasoning_effort"],
-            "high"
-        );
-        assert!(thinking(Some("high"), mentions("enable_thinking")).is_err());
+        let reads = |word: &'static str| move |other: &str| other == word;
+        assert!(thinking(None, reads("x")).unwrap().is_empty());
+        assert!(thinking(Some("none"), reads("x")).unwrap().is_empty());
+        assert!(thinking(Some("high"), reads("x")).is_err());
+        for (effort, thinks) in [("none", false), ("low", true), ("high", true)] {
+            for switch in ["enable_thinking", "thinking"] {
+                assert_eq!(thinking(Some(effort), reads(switch)).unwrap()[switch], thinks);
+            }
+        }
+        let told = thinking(Some("high"), reads("reasoning_effort")).unwrap();
+        assert_eq!(told["reasoning_effort"], "high");
     }
 }

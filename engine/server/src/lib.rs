@@ -15,9 +15,11 @@ mod completions;
 mod generate;
 mod load;
 mod metrics;
+mod reply;
 mod serve;
 mod socket;
 mod stream;
+mod tools;
 pub mod wire;
 
 pub use load::{EngineOptions, Parts};

@@ -48,6 +48,7 @@ pub(crate) async fn whole(
         let answer = &mut answers[piece.choice];
         let said = answer.text.chars().count();
         answer.text.push_str(&piece.text);
+        answer.besides.extend(piece.besides);
         answer.tokens.extend(piece.tokens.into_iter().map(|mut token| {
             token.offset += said;
             token
@@ -142,11 +143,12 @@ impl Events {
         self.offsets[piece.choice] += piece.text.chars().count();
         match piece.finish {
             // The last words and the reason go in two events, as clients are used to.
-            Some(finish) if !piece.text.is_empty() || !piece.tokens.is_empty() => {
+            Some(finish) if piece.says_something() => {
                 let choice = piece.choice;
                 self.delta(&Piece { finish: None, ..piece }, offset);
                 self.delta(&Piece { choice, finish: Some(finish), ..Piece::default() }, offset);
             }
+            None if !piece.says_something() => {}
             _ => self.delta(&piece, offset),
         }
     }
@@ -231,6 +233,7 @@ mod tests {
             },
             stop: Vec::new(),
             echo: false,
+            reply: None,
         };
         let metrics = Arc::new(Metrics::new());
         let tokenizer = Arc::new(tokenizer.unwrap());

@@ -135,7 +135,7 @@ const CALLS: &[Calls] = &[
 const FOREIGN: &[&str] =
     &["<arg_key>", "<|channel|>", "<minimax:tool_call>", "<|tool_calls_section", "<|tool_call|>"];
 
-/// The first whose closing mark is in the template or whose marks are both in the vocabulary counts.
+/// The first counts that has a mark in the template or both in the vocabulary.
 const THOUGHTS: &[Thoughts] = &[
     Thoughts { open: "<think>", close: "</think>" },
     Thoughts { open: "<seed:think>", close: "</seed:think>" },
@@ -164,7 +164,9 @@ impl Dialect {
         let foreign = FOREIGN.iter().any(|sign| says(sign));
         let calls = CALLS.iter().find(speaks).filter(|_| says("tools") && !foreign);
         let thoughts = THOUGHTS.iter().find(|marks| {
-            says(marks.close) || (in_vocabulary(marks.open) && in_vocabulary(marks.close))
+            says(marks.open)
+                || says(marks.close)
+                || (in_vocabulary(marks.open) && in_vocabulary(marks.close))
         });
         Self { calls, thoughts, ..Self::default() }
     }

@@ -6,4 +6,6 @@ pub mod completions;
 pub mod error;
 pub(crate) mod fields;
 pub mod knobs;
+pub(crate) mod reply;
 pub mod tokens;
+pub mod tools;
