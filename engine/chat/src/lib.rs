@@ -13,7 +13,9 @@
 mod error;
 mod escape;
 mod gguf;
+mod history;
 mod huggingface;
+mod json;
 pub mod reply;
 mod special;
 mod spm;
