@@ -105,7 +105,12 @@ const CALLS: &[Calls] = &[
     },
     Calls {
         name: "pythonic",
-        signs: &[&["<|python_start|>"], &["<|tool_call_start|>"], &["[func_name1("]],
+        signs: &[
+            &["<|python_start|>"],
+            &["<|tool_call_start|>"],
+            &["<|tool_list_start|>"],
+            &["[func_name1("],
+        ],
         openers: &[
             Opener {
                 marker: "<|python_start|>",
@@ -121,7 +126,7 @@ const CALLS: &[Calls] = &[
     },
     Calls {
         name: "llama3-json",
-        signs: &[&[PYTHON_TAG], &["{\"name\": ", "\"parameters\": "]],
+        signs: &[&[PYTHON_TAG], &["<|start_header_id|>", "{\"name\": ", "\"parameters\": "]],
         openers: &[Opener {
             marker: PYTHON_TAG,
             reader: |tools| Box::new(LlamaReader::tagged(tools)),
@@ -131,9 +136,18 @@ const CALLS: &[Calls] = &[
     },
 ];
 
-/// Tags around other things than what is read here: their models' calls would come out as text.
-const FOREIGN: &[&str] =
-    &["<arg_key>", "<|channel|>", "<minimax:tool_call>", "<|tool_calls_section", "<|tool_call|>"];
+/// What shows that a model calls in a way that is not read here, though it has signs of one that is:
+/// its calls would come out as text.
+const FOREIGN: &[&[&str]] = &[
+    &["<arg_key>"],
+    &["<invoke"],
+    &["<tool_calls>"],
+    &["<|channel|>"],
+    &["<|tool_call|>"],
+    &["<|tool_calls_section"],
+    &["<|START_ACTION|>"],
+    &[PYTHON_TAG, FUNCTION],
+];
 
 /// The first counts that has a mark in the template or both in the vocabulary.
 const THOUGHTS: &[Thoughts] = &[
@@ -159,10 +173,9 @@ impl Dialect {
 
     fn find(template: &str, in_vocabulary: impl Fn(&str) -> bool) -> Self {
         let says = |word: &str| template.contains(word);
-        let speaks =
-            |calls: &&Calls| calls.signs.iter().any(|all| all.iter().all(|sign| says(sign)));
-        let foreign = FOREIGN.iter().any(|sign| says(sign));
-        let calls = CALLS.iter().find(speaks).filter(|_| says("tools") && !foreign);
+        let any = |signs: &[&[&str]]| signs.iter().any(|all| all.iter().all(|sign| says(sign)));
+        let calls =
+            CALLS.iter().find(|calls| any(calls.signs)).filter(|_| says("tools") && !any(FOREIGN));
         let thoughts = THOUGHTS.iter().find(|marks| {
             says(marks.open)
                 || says(marks.close)
@@ -218,7 +231,14 @@ mod tests {
             ("{% if tools %}<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>", Some("deepseek")),
             ("{% if tools %}[TOOL_CALLS]", Some("mistral")),
             ("{% if tools %}[func_name1(params_name1=1)]", Some("pythonic")),
-            ("{% if tools %}{\"name\": function name, \"parameters\": x}", Some("llama3-json")),
+            (
+                "{% if tools %}<|start_header_id|>{\"name\": function name, \"parameters\": x}",
+                Some("llama3-json"),
+            ),
+            ("{% if tools %}<|python_tag|>{\"name\"", Some("llama3-json")),
+            ("{% if tools %}<|python_tag|><function=f>{}</function>", None),
+            ("{% if tools %}{\"name\": function name, \"parameters\": x}", None),
+            ("{% if tools %}<tool_calls>[]</tool_calls> not <tool_call>", None),
             ("{% if tools %}<tool_call>f\n<arg_key>name</arg_key>\"name\"", None),
             ("{% if tools %}{{ tools | tojson }}", None),
             ("<tool_call>\n{\"name\": \"f\"}</tool_call>", None),
