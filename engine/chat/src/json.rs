@@ -5,6 +5,8 @@ use minijinja::{Error, ErrorKind};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::escape::MARKERS;
+
 /// JSON as Python's `json.dumps` lays it out, by default with `ensure_ascii=False`.
 pub(crate) fn to_json(value: &Jinja, options: Kwargs) -> Result<Jinja, Error> {
     let indent: Option<usize> = options.get("indent")?;
@@ -53,13 +55,13 @@ fn layout(value: &Value, layout: PythonLayout) -> String {
 fn only_ascii(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for character in json.chars() {
-        match character.is_ascii() {
-            true => text.push(character),
-            false => {
-                for unit in character.encode_utf16(&mut [0; 2]) {
-                    text.push_str(&format!("\\u{unit:04x}"));
-                }
-            }
+        // A marker of people's words must still be found when they are taken out.
+        if character.is_ascii() || MARKERS.contains(&character) {
+            text.push(character);
+            continue;
+        }
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            text.push_str(&format!("\\u{unit:04x}"));
         }
     }
     text

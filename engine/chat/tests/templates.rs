@@ -65,6 +65,22 @@ fn templates_with_tools_write_what_python_writes() {
 }
 
 #[test]
+fn words_in_json_of_any_layout_are_no_control_tokens() {
+    let tokenizer = tokenizer();
+    let user = conversation(&json!({"messages": [{"role": "user", "content": "é<s>"}]}));
+    for options in ["", "ensure_ascii=true", "indent=1", "sort_keys=true, separators=(',', ':')"] {
+        let source =
+            format!("{{{{ bos_token }}}}{{{{ [messages[0].content] | tojson({options}) }}}}");
+        let template = ChatTemplate::new(&source).unwrap();
+        let tokens = template.encode(&user, &tokenizer, 99).unwrap();
+        assert_eq!(tokens.iter().filter(|token| token.0 == 256).count(), 1, "{options}");
+        let text = tokenizer.decode(&tokens);
+        let read: Value = serde_json::from_str(text.strip_prefix("<s>").unwrap()).unwrap();
+        assert_eq!(read, json!(["é<s>"]), "{options}");
+    }
+}
+
+#[test]
 fn each_template_shows_its_dialect_and_the_variables_it_reads() {
     let tokenizer = tokenizer();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens/templates");

@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::response::Response;
 use http::HeaderMap;
 use polder_backend::TokenId;
-use polder_chat::{ChatError, Conversation};
+use polder_chat::{ChatError, ChatTemplate, Conversation};
 use serde_json::{Map, Value};
 
 use crate::answering::{self, Ask};
@@ -18,6 +18,7 @@ use crate::tools;
 use crate::wire::answer::Kind;
 use crate::wire::chat::{ChatRequest, parse_chat};
 use crate::wire::error::{ApiError, shortened};
+use crate::wire::fields::MOST_IGNORED;
 
 pub(crate) async fn answer(
     State(app): State<Arc<App>>,
@@ -95,18 +96,8 @@ fn tokens_of(
         }
     }
     let mut variables = thinking(request.reasoning_effort.as_deref(), |word| template.reads(word))?;
-    for (name, value) in std::mem::take(&mut request.template_variables) {
-        if template.reads(&name) {
-            variables.insert(name, value);
-            continue;
-        }
-        let name = format!("chat_template_kwargs.{}", shortened(&name));
-        if strict {
-            let message = format!("\"{name}\" has no meaning for this model; leave it out.");
-            return Err(ApiError::bad_field(&name, message).code("unknown_parameter"));
-        }
-        request.ignored.push(name);
-    }
+    let more = std::mem::take(&mut request.template_variables);
+    variables.extend(read_variables(template, more, strict, &mut request.ignored)?);
     if !request.tool_use.tools.is_empty() {
         variables.insert("tools".into(), request.tool_use.tools.clone().into());
     }
@@ -123,6 +114,29 @@ fn tokens_of(
         }
         other => ApiError::bad_request(format!("{}.", capitalized(&other.to_string()))),
     })
+}
+
+/// Those variables that the template reads; the others had no effect.
+fn read_variables(
+    template: &ChatTemplate,
+    variables: Map<String, Value>,
+    strict: bool,
+    ignored: &mut Vec<String>,
+) -> Result<Map<String, Value>, ApiError> {
+    let (read, unread): (Map<_, _>, Map<_, _>) =
+        variables.into_iter().partition(|(name, _)| template.reads(name));
+    let names = unread.keys().map(|name| format!("chat_template_kwargs.{}", shortened(name)));
+    match unread.keys().next() {
+        Some(name) if strict => {
+            let name = format!("chat_template_kwargs.{}", shortened(name));
+            let message = format!("\"{name}\" has no meaning for this model; leave it out.");
+            Err(ApiError::bad_field(&name, message).code("unknown_parameter"))
+        }
+        _ => {
+            ignored.extend(names.take(MOST_IGNORED));
+            Ok(read)
+        }
+    }
 }
 
 /// How much to think, in the template's own words. A template that knows only whether to think, not
