@@ -5,6 +5,7 @@
 mod common;
 
 use common::{Answer, Server, chat, saying};
+use polder_engine_server::wire::chat::parse_chat;
 use polder_scheduler::Config;
 use serde_json::{Value, json};
 
@@ -240,6 +241,22 @@ async fn earlier_calls_and_what_they_gave_reach_the_template() {
         + 1 + "tool\n<|im_end|>(abc)".len() + 1 + 1
         + 1 + "assistant\n".len();
     assert_eq!(answer.json()["usage"]["prompt_tokens"], prompt);
+}
+
+#[test]
+fn arguments_of_earlier_calls_are_an_object_where_they_can_be() {
+    for (given, read) in [
+        (json!("{\"a\": 1}"), json!({"a": 1})),
+        (json!(""), json!({})),
+        (Value::Null, json!({})),
+        (json!({"a": 1}), json!({"a": 1})),
+        (json!("no JSON"), json!("no JSON")),
+    ] {
+        let call = json!({"id": "1", "function": {"name": "f", "arguments": given}});
+        let body = chat(json!({"messages": [{"role": "assistant", "tool_calls": [call]}]}));
+        let request = parse_chat(body.to_string().as_bytes(), false).unwrap();
+        assert_eq!(request.messages[0]["tool_calls"][0]["function"]["arguments"], read);
+    }
 }
 
 #[tokio::test]

@@ -259,9 +259,16 @@ fn parse_tool_calls(fields: &mut Fields, role: &str) -> Result<Option<Value>, Ap
         let Some(function) = function else {
             return Err(wrong("must hold {\"function\": {\"name\": …, \"arguments\": …}} objects"));
         };
-        let arguments = function.get("arguments").and_then(Value::as_str);
-        let arguments = arguments.map(serde_json::from_str::<Value>);
-        if let Some(Ok(object @ Value::Object(_))) = arguments {
+        let object = match function.get("arguments") {
+            // Some clients say so that there were none.
+            None | Some(Value::Null) => Some(Map::new().into()),
+            Some(Value::String(text)) if text.trim().is_empty() => Some(Map::new().into()),
+            Some(Value::String(text)) => {
+                serde_json::from_str(text).ok().filter(|arguments: &Value| arguments.is_object())
+            }
+            Some(_) => None,
+        };
+        if let Some(object) = object {
             function.insert("arguments".into(), object);
         }
     }
