@@ -474,6 +474,28 @@ fn a_value_may_speak_of_the_tags_around_it() {
 }
 
 #[test]
+fn a_call_cut_off_anywhere_is_not_taken_for_a_whole_one() {
+    for (name, whole) in [
+        ("hermes", "<tool_call>{\"name\": \"f\", \"arguments\": {\"text\": \"</function>\"}"),
+        (
+            "qwen3-coder",
+            "<tool_call><function=f><parameter=text>a </function>\n</parameter></function>",
+        ),
+        ("mistral", "[TOOL_CALLS]f[ARGS]{\"text\": {}}"),
+        ("pythonic", "<|python_start|>[f(text=\")\")"),
+    ] {
+        for (end, _) in whole.char_indices() {
+            let heard = read(name, &whole[..end]);
+            assert!(heard.calls.iter().all(|(_, text, ended)| {
+                !ended && serde_json::from_str::<Value>(text).is_err()
+            }));
+        }
+        let heard = read(name, whole);
+        assert!(heard.calls[0].2, "{whole}");
+    }
+}
+
+#[test]
 fn json_that_is_an_answer_is_no_call() {
     for (name, reply) in [
         ("llama3-json", "{\"name\": \"Bob\", \"age\": 3}"),

@@ -237,9 +237,10 @@ impl FunctionReader {
         match std::mem::replace(&mut self.at, At::Name) {
             _ if !self.begun => return Function::NoCall(std::mem::take(&mut self.raw)),
             At::Value(mut value) => value.cut(emit),
+            // Whether the tag ended the value is not known either.
             At::ValueEnd(mut value, FUNCTION_END, _) => {
-                value.end(emit);
-                return self.over(String::new(), emit);
+                FUNCTION_END.chars().for_each(|plain| value.put(plain, emit));
+                value.cut(emit);
             }
             At::ValueEnd(mut value, ..) => value.end(emit),
             _ => {}
