@@ -14,7 +14,7 @@ use crate::error::ChatError;
 use crate::special::SpecialTokens;
 
 /// Unicode's own characters "for internal use", which no text should contain.
-const MARKERS: std::ops::RangeInclusive<char> = '\u{fdd0}'..='\u{fdef}';
+pub(crate) const MARKERS: std::ops::RangeInclusive<char> = '\u{fdd0}'..='\u{fdef}';
 
 /// A marker that occurs nowhere in these texts.
 pub(crate) fn choose_marker<'a>(

@@ -4,6 +4,8 @@
 //! [`ChatTemplate`] writes a conversation in the model's own form; [`TextStream`] and
 //! [`StopStrings`] turn sampled tokens into text that can be sent as it grows.
 //!
+//! [`reply`] takes apart what a model writes: thoughts, answer, calls of tools.
+//!
 //! What a person writes can never become a control token: [`ChatTemplate::encode`] marks every
 //! place in a message that could be read as one, and only the template's own text is searched
 //! for them.
@@ -11,7 +13,10 @@
 mod error;
 mod escape;
 mod gguf;
+mod history;
 mod huggingface;
+mod json;
+pub mod reply;
 mod special;
 mod spm;
 mod stream;

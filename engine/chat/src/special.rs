@@ -95,9 +95,14 @@ impl SpecialTokens {
         starts
     }
 
+    /// All control tokens.
+    pub(crate) fn controls(&self) -> impl Iterator<Item = &SpecialToken> {
+        self.tokens.iter().filter(|token| token.control)
+    }
+
     /// The texts of all control tokens.
     pub(crate) fn control_texts(&self) -> impl Iterator<Item = &str> {
-        self.tokens.iter().filter(|token| token.control).map(|token| token.text.as_str())
+        self.controls().map(|token| token.text.as_str())
     }
 }
 

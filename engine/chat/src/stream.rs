@@ -11,17 +11,28 @@ use crate::tokenizer::Tokenizer;
 #[derive(Debug, Clone)]
 pub struct TextStream {
     tokenizer: Arc<Tokenizer>,
+    /// Control tokens that are shown by name.
+    shown: Arc<[TokenId]>,
     pending: Vec<u8>,
 }
 
 impl TextStream {
     /// Nothing said yet.
     pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        Self { tokenizer, pending: Vec::new() }
+        Self::showing(tokenizer, [].into())
     }
 
-    /// The text that this token completes. Control tokens have none.
+    /// As [`Self::new`], but these control tokens come as their names: for a reader that knows
+    /// them, such as [`ReplyParser`](crate::reply::ReplyParser), not for people.
+    pub fn showing(tokenizer: Arc<Tokenizer>, shown: Arc<[TokenId]>) -> Self {
+        Self { tokenizer, shown, pending: Vec::new() }
+    }
+
+    /// The text that this token completes. Control tokens have none, but for those that are shown.
     pub fn push(&mut self, token: TokenId) -> String {
+        if self.shown.contains(&token) {
+            return self.push_named(token);
+        }
         self.pending.extend_from_slice(self.tokenizer.bytes(token));
         self.whole_characters()
     }

@@ -4,16 +4,20 @@
 //! trimmed, Python's string methods, `tojson` in Python's layout, `raise_exception` and
 //! `strftime_now`.
 
+use std::collections::HashSet;
+use std::sync::OnceLock;
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::value::{Kwargs, Value as Jinja};
 use minijinja::{Environment, ErrorKind};
 use polder_backend::TokenId;
-use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::error::ChatError;
 use crate::escape::{choose_marker, mark_all, strings};
+use crate::history::{self, CallForm};
+use crate::json::to_json;
+use crate::reply::Dialect;
 use crate::tokenizer::{Special, Tokenizer};
 
 /// Instructions that one rendering may take: thousands of messages, but no endless loop.
@@ -38,6 +42,10 @@ pub struct Conversation {
 pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
+    /// Variables that it reads and does not set itself.
+    reads: HashSet<String>,
+    /// How it wants the calls of earlier turns; tried out when the first ones come.
+    calls: OnceLock<CallForm>,
 }
 
 const NAME: &str = "chat";
@@ -57,7 +65,21 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, without_generation_tags(source))
             .map_err(|error| ChatError::TemplateSyntax(said(&error)))?;
-        Ok(Self { environment, source: source.to_owned() })
+        let reads = environment
+            .get_template(NAME)
+            .map_err(|error| ChatError::TemplateSyntax(said(&error)))?
+            .undeclared_variables(false);
+        Ok(Self { environment, source: source.to_owned(), reads, calls: OnceLock::new() })
+    }
+
+    /// Whether the template reads a variable of this name.
+    pub fn reads(&self, variable: &str) -> bool {
+        self.reads.contains(variable)
+    }
+
+    /// How the model marks its thoughts and its calls, by this template and its vocabulary.
+    pub fn dialect(&self, tokenizer: &Tokenizer) -> Dialect {
+        Dialect::detect(&self.source, tokenizer)
     }
 
     /// Whether the template mentions a word at all, for example `tools`.
@@ -93,13 +115,19 @@ impl ChatTemplate {
     ) -> Result<(String, char), ChatError> {
         let mut messages: Vec<Value> =
             conversation.messages.iter().cloned().map(Value::Object).collect();
-        let mut variables = Value::Object(conversation.variables.clone());
+        let mut variables = conversation.variables.clone();
         let marker = {
             let mut written = vec![self.source.as_str()];
             messages.iter().for_each(|message| strings(message, &mut written));
-            strings(&variables, &mut written);
+            variables.iter().for_each(|(key, value)| {
+                written.push(key);
+                strings(value, &mut written);
+            });
             choose_marker(written.iter().copied())?
         };
+        if messages.iter().any(|message| message.get("tool_calls").is_some()) {
+            self.call_form(tokenizer).apply(&mut messages);
+        }
         for message in &mut messages {
             let Value::Object(fields) = message else { continue };
             for (key, value) in fields.iter_mut() {
@@ -108,16 +136,37 @@ impl ChatTemplate {
                 }
             }
         }
-        mark_all(&tokenizer.specials, &mut variables, marker);
+        // The names of variables are the template's own.
+        for value in variables.values_mut() {
+            mark_all(&tokenizer.specials, value, marker);
+        }
 
+        let text =
+            self.write(messages, conversation.add_generation_prompt, variables, tokenizer)?;
+        Ok((text, marker))
+    }
+
+    /// How the template wants the calls of earlier turns.
+    fn call_form(&self, tokenizer: &Tokenizer) -> CallForm {
+        *self.calls.get_or_init(|| {
+            history::find(|messages| self.write(messages, true, Map::new(), tokenizer).ok())
+        })
+    }
+
+    /// What the template makes of this.
+    fn write(
+        &self,
+        messages: Vec<Value>,
+        add_generation_prompt: bool,
+        variables: Map<String, Value>,
+        tokenizer: &Tokenizer,
+    ) -> Result<String, ChatError> {
         let mut context = Map::new();
         context.insert("bos_token".into(), tokenizer.bos_text().unwrap_or_default().into());
         context.insert("eos_token".into(), tokenizer.eos_text().unwrap_or_default().into());
-        if let Value::Object(variables) = variables {
-            context.extend(variables);
-        }
+        context.extend(variables);
         context.insert("messages".into(), messages.into());
-        context.insert("add_generation_prompt".into(), conversation.add_generation_prompt.into());
+        context.insert("add_generation_prompt".into(), add_generation_prompt.into());
         let mut text = Bounded(Vec::new());
         self.environment
             .get_template(NAME)
@@ -132,9 +181,7 @@ impl ChatTemplate {
                 }
                 _ => ChatError::TemplateFailed(said(&error)),
             })?;
-        let text = String::from_utf8(text.0)
-            .map_err(|error| ChatError::TemplateFailed(error.to_string()))?;
-        Ok((text, marker))
+        String::from_utf8(text.0).map_err(|error| ChatError::TemplateFailed(error.to_string()))
     }
 }
 
@@ -207,57 +254,4 @@ fn without_generation_tags(source: &str) -> String {
     }
     text.push_str(rest);
     text
-}
-
-/// JSON as Python's `json.dumps(ensure_ascii=False)` lays it out.
-fn to_json(value: &Jinja, options: Kwargs) -> Result<Jinja, minijinja::Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    // Ours never escapes and keeps the order; what else was asked for does not matter here.
-    let _: Option<bool> = options.get("ensure_ascii")?;
-    let _: Option<bool> = options.get("sort_keys")?;
-    let _: Option<Jinja> = options.get("separators")?;
-    options.assert_all_used()?;
-    let failed = |error: String| minijinja::Error::new(ErrorKind::BadSerialization, error);
-    let mut bytes = Vec::new();
-    match indent {
-        Some(indent) => {
-            let indent = " ".repeat(indent.min(16));
-            let layout = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, layout))
-        }
-        None => {
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, PythonLayout))
-        }
-    }
-    .map_err(|error| failed(error.to_string()))?;
-    let text = String::from_utf8(bytes).map_err(|error| failed(error.to_string()))?;
-    Ok(Jinja::from_safe_string(text))
-}
-
-/// `", "` and `": "` between things.
-struct PythonLayout;
-
-impl serde_json::ser::Formatter for PythonLayout {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        writer.write_all(if first { b"" } else { b", " })
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        writer.write_all(if first { b"" } else { b", " })
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-    ) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
 }

@@ -176,6 +176,12 @@ impl Tokenizer {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Whether one token stands for this text, control token or not.
+    pub(crate) fn has_word(&self, text: &str) -> bool {
+        (0..self.vocabulary.len() as u32)
+            .any(|id| self.vocabulary.bytes(TokenId(id)) == text.as_bytes())
+    }
+
     /// Sampling one of these ends an answer.
     pub fn ends(&self) -> &[TokenId] {
         &self.ends

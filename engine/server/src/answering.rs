@@ -11,6 +11,7 @@ use polder_scheduler::{Grammar, Request};
 
 use crate::app::{App, Caller, Engine, aside, check_tokens, name_ignored, read_body};
 use crate::generate::{Generation, Job};
+use crate::reply::ReplyForm;
 use crate::stream::{self, Wording};
 use crate::wire::answer::{Envelope, Kind};
 use crate::wire::chunks::Chunks;
@@ -23,6 +24,8 @@ pub(crate) struct Ask {
     pub(crate) prompts: Vec<Vec<TokenId>>,
     pub(crate) knobs: Knobs,
     pub(crate) echo: bool,
+    /// How the model's text is taken apart; None where all of it is content.
+    pub(crate) reply: Option<ReplyForm>,
     pub(crate) ignored: Vec<String>,
 }
 
@@ -73,7 +76,7 @@ pub(crate) async fn answer(
         Ok((ask, grammar.transpose()?))
     })
     .await?;
-    let Ask { words, prompts, knobs, echo, ignored } = ask;
+    let Ask { words, prompts, knobs, echo, reply, ignored } = ask;
     let choices = check_choices(&engine, prompts.len(), &knobs)?;
     let biased: Vec<TokenId> = knobs.sampling.bias.iter().map(|(token, _)| *token).collect();
     check_tokens(&biased, engine.vocab, "logit_bias")?;
@@ -86,7 +89,8 @@ pub(crate) async fn answer(
         choices,
         prompt_tokens,
     });
-    let jobs = jobs(&caller, prompts, &knobs, echo, engine.tokenizer.ends(), grammar.as_ref())?;
+    let ends = engine.tokenizer.ends();
+    let jobs = jobs(&caller, prompts, &knobs, echo, reply, ends, grammar.as_ref())?;
     let generation = Generation::start(
         engine.handle.clone(),
         app.metrics.clone(),
@@ -142,6 +146,7 @@ fn jobs(
     prompts: Vec<Vec<TokenId>>,
     knobs: &Knobs,
     echo: bool,
+    reply: Option<ReplyForm>,
     ends: &[TokenId],
     grammar: Option<&Arc<dyn Grammar>>,
 ) -> Result<Vec<Job>, ApiError> {
@@ -166,6 +171,7 @@ fn jobs(
                 },
                 stop: knobs.stop.clone(),
                 echo,
+                reply: reply.clone(),
             });
         }
     }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use polder_chat::reply::Dialect;
 use polder_chat::{ChatTemplate, Tokenizer};
 use polder_grammar::Grammars;
 use polder_scheduler::{Claim, EngineHandle, MemberId, Stats};
@@ -36,6 +37,8 @@ pub(crate) struct Engine {
     pub(crate) grammars: Grammars,
     /// The chat template, or why there is none.
     pub(crate) template: Result<ChatTemplate, String>,
+    /// How the model calls tools and marks its thoughts.
+    pub(crate) dialect: Dialect,
     pub(crate) vocab: u32,
     /// Most answers that one request may ask for.
     pub(crate) most_sequences: usize,

@@ -13,9 +13,12 @@ use serde_json::{Map, Value};
 use crate::answering::{self, Ask, chunks};
 use crate::app::{App, Engine};
 use crate::generate::{surely_too_long, too_long};
+use crate::reply::ReplyForm;
+use crate::tools;
 use crate::wire::answer::Kind;
 use crate::wire::chat::parse_chat;
-use crate::wire::error::ApiError;
+use crate::wire::error::{ApiError, shortened};
+use crate::wire::fields::MOST_IGNORED;
 
 pub(crate) async fn answer(
     State(app): State<Arc<App>>,
@@ -26,23 +29,67 @@ pub(crate) async fn answer(
 }
 
 fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, ApiError> {
-    let request = parse_chat(body, strict)?;
+    let mut request = parse_chat(body, strict)?;
     app.check_model(&request.model)?;
+    let tools = tools::offered(&engine.dialect, &request.tool_use)?;
     let capacity = engine.handle.capacity();
     let template = template(engine)?;
     let effort = request.reasoning_effort.as_deref();
-    let variables = thinking("reasoning_effort", effort, |word| template.mentions(word))?;
+    let mut variables = thinking("reasoning_effort", effort, |word| template.reads(word))?;
+    let more = std::mem::take(&mut request.template_variables);
+    variables.extend(read_variables(template, more, strict, &mut request.ignored)?);
+    if !request.tool_use.tools.is_empty() {
+        variables.insert("tools".into(), request.tool_use.tools.clone().into());
+    }
     let prompt = encode(engine, request.messages, variables, capacity as usize)?;
     if prompt.len() >= capacity as usize {
         return Err(too_long(prompt.len(), capacity));
     }
+    let thinking = begins_thinking(engine, &prompt);
+    if thinking && request.reasoning_effort.as_deref() == Some("none") {
+        return Err(ApiError::bad_field(
+            "reasoning_effort",
+            "\"reasoning_effort\" cannot be \"none\": this model always thinks first; leave it out.",
+        )
+        .code("unsupported_parameter"));
+    }
+    if let Some(format) = &request.knobs.format {
+        check_form(&format.field, tools.is_some(), thinking)?;
+    }
+    let one_call = !request.tool_use.parallel;
+    let form = ReplyForm { dialect: engine.dialect.clone(), tools, thinking, one_call };
+    // An answer of a certain form is content from its first word on.
+    let taken_apart =
+        (form.dialect.thinks() || form.tools.is_some()) && request.knobs.format.is_none();
     Ok(Ask {
         words: chunks(Kind::Chat, &request.knobs),
         prompts: vec![prompt],
         knobs: request.knobs,
         echo: false,
+        reply: Some(form).filter(|_| taken_apart),
         ignored: request.ignored,
     })
+}
+
+/// A form that `field` asks for holds for all that the model says: it can neither call nor think beside it.
+fn check_form(field: &str, tools: bool, thinking: bool) -> Result<(), ApiError> {
+    let why = match (tools, thinking) {
+        (true, _) => "cannot be honoured beside \"tools\"; send one of them",
+        (_, true) => {
+            "cannot be honoured where the model thinks first; send \"reasoning_effort\": \"none\" with it"
+        }
+        _ => return Ok(()),
+    };
+    let message = format!("\"{field}\" {why}.");
+    Err(ApiError::bad_field(field, message).code("unsupported_parameter"))
+}
+
+/// Whether the prompt ends with the mark that begins the model's thoughts.
+fn begins_thinking(engine: &Engine, prompt: &[TokenId]) -> bool {
+    /// Tokens that such a mark and the white space after it may take.
+    const MARK: usize = 32;
+    let end = &prompt[prompt.len().saturating_sub(MARK)..];
+    engine.dialect.begins_thinking(&engine.tokenizer.decode(end))
 }
 
 /// The model's chat template.
@@ -113,24 +160,52 @@ pub(crate) fn encode(
     })
 }
 
-/// How much to think, as `field` says it, in the template's own words.
+/// Those variables that the template reads; the others had no effect.
+fn read_variables(
+    template: &ChatTemplate,
+    variables: Map<String, Value>,
+    strict: bool,
+    ignored: &mut Vec<String>,
+) -> Result<Map<String, Value>, ApiError> {
+    let (read, unread): (Map<_, _>, Map<_, _>) =
+        variables.into_iter().partition(|(name, _)| template.reads(name));
+    let names = unread.keys().map(|name| format!("chat_template_kwargs.{}", shortened(name)));
+    match unread.keys().next() {
+        Some(name) if strict => {
+            let name = format!("chat_template_kwargs.{}", shortened(name));
+            let message = format!("\"{name}\" has no meaning for this model; leave it out.");
+            Err(ApiError::bad_field(&name, message).code("unknown_parameter"))
+        }
+        _ => {
+            ignored.extend(names.take(MOST_IGNORED));
+            Ok(read)
+        }
+    }
+}
+
+/// How much to think, as `field` says it, in the template's own words. A template that knows only whether to think, not
+/// how much, is told that.
 pub(crate) fn thinking(
     field: &str,
     effort: Option<&str>,
-    mentions: impl Fn(&str) -> bool,
+    reads: impl Fn(&str) -> bool,
 ) -> Result<Map<String, Value>, ApiError> {
     let mut variables = Map::new();
     let Some(effort) = effort else { return Ok(variables) };
-    if mentions("reasoning_effort") {
+    if reads("reasoning_effort") {
         variables.insert("reasoning_effort".into(), effort.into());
-    } else if effort != "none" {
+    }
+    for switch in ["enable_thinking", "thinking"] {
+        if reads(switch) {
+            variables.insert(switch.into(), (effort != "none").into());
+        }
+    }
+    if variables.is_empty() && effort != "none" {
         return Err(ApiError::bad_field(
             field,
             format!("\"{field}\" has no meaning for this model; leave it out or send \"none\"."),
         )
         .code("unsupported_parameter"));
-    } else if mentions("enable_thinking") {
-        variables.insert("enable_thinking".into(), false.into());
     }
     Ok(variables)
 }
@@ -148,17 +223,19 @@ mod tests {
 
     #[test]
     fn thinking_is_asked_for_only_where_the_template_knows_it() {
-        let mentions = |word: &'static str| move |other: &str| other == word;
-        assert!(thinking("effort", None, mentions("x")).unwrap().is_empty());
-        assert!(thinking("effort", Some("none"), mentions("x")).unwrap().is_empty());
-        assert_eq!(
-            thinking("effort", Some("none"), mentions("enable_thinking")).unwrap()["enable_thinking"],
-            false
-        );
-        assert_eq!(
-            thinking("effort", Some("high"), mentions("reasoning_effort")).unwrap()["reasoning_effort"],
-            "high"
-        );
-        assert!(thinking("effort", Some("high"), mentions("enable_thinking")).is_err());
+        let reads = |word: &'static str| move |other: &str| other == word;
+        assert!(thinking("effort", None, reads("x")).unwrap().is_empty());
+        assert!(thinking("effort", Some("none"), reads("x")).unwrap().is_empty());
+        assert!(thinking("effort", Some("high"), reads("x")).is_err());
+        for (effort, thinks) in [("none", false), ("low", true), ("high", true)] {
+            for switch in ["enable_thinking", "thinking"] {
+                assert_eq!(
+                    thinking("effort", Some(effort), reads(switch)).unwrap()[switch],
+                    thinks
+                );
+            }
+        }
+        let told = thinking("effort", Some("high"), reads("reasoning_effort")).unwrap();
+        assert_eq!(told["reasoning_effort"], "high");
     }
 }

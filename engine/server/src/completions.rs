@@ -56,6 +56,7 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
         prompts,
         knobs: request.knobs,
         echo: request.echo,
+        reply: None,
         ignored: request.ignored,
     })
 }

@@ -7,13 +7,15 @@ use std::time::Instant;
 
 use http::StatusCode;
 use polder_backend::{SampledToken, TokenId};
-use polder_chat::{StopStrings, TextStream, Tokenizer};
+use polder_chat::reply::ReplyEvent;
+use polder_chat::{TextStream, Tokenizer};
 use polder_scheduler::{
     EngineHandle, Event, FinishReason, PromptLogprob, Refusal, Request, RequestId, Sink,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::metrics::{Ended, Metrics};
+use crate::reply::{Heard, Part, Reply, ReplyForm};
 use crate::wire::answer::Usage;
 use crate::wire::error::ApiError;
 
@@ -30,16 +32,29 @@ pub(crate) struct Job {
     pub(crate) stop: Vec<String>,
     /// Begin the answer with the prompt.
     pub(crate) echo: bool,
+    /// How the model's text is taken apart; None where all of it is content.
+    pub(crate) reply: Option<ReplyForm>,
 }
 
 /// A part of one answer; parts of several answers come interleaved.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Piece {
     pub(crate) choice: usize,
+    /// Content.
     pub(crate) text: String,
+    /// What is no content. A piece of a growing answer has either text or one of these.
+    pub(crate) besides: Vec<ReplyEvent>,
     /// The tokens whose text begins in `text`.
     pub(crate) tokens: Vec<Judged>,
     pub(crate) finish: Option<Finish>,
+}
+
+impl Piece {
+    /// Whether it says anything to whoever reads the answer as it grows.
+    pub(crate) fn says_something(&self) -> bool {
+        let heard = |event: &ReplyEvent| !matches!(event, ReplyEvent::CallEnd { .. });
+        !self.text.is_empty() || !self.tokens.is_empty() || self.besides.iter().any(heard)
+    }
 }
 
 /// A token and what the model thought of it.
@@ -61,6 +76,8 @@ pub(crate) enum Finish {
     /// The stop string of this number.
     StopString(usize),
     Length,
+    /// The model waits for what its calls give.
+    ToolCalls,
 }
 
 impl Finish {
@@ -68,6 +85,7 @@ impl Finish {
         match self {
             Self::Stop | Self::StopString(_) => "stop",
             Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
         }
     }
 }
@@ -92,7 +110,7 @@ struct Choice {
     /// Tokens that the engine has sent and nobody has taken.
     unread: Arc<AtomicUsize>,
     text: TextStream,
-    stop: StopStrings,
+    reply: Reply,
     /// Sampled tokens whose text was not sent yet, by where it begins.
     pending: VecDeque<(usize, SampledToken)>,
     /// Bytes of text sampled and sent.
@@ -136,8 +154,11 @@ impl Generation {
             let mut choice = Choice {
                 id: None,
                 unread: Arc::default(),
-                text: TextStream::new(tokenizer.clone()),
-                stop: StopStrings::new(&job.stop),
+                text: match &job.reply {
+                    None => TextStream::new(tokenizer.clone()),
+                    Some(form) => TextStream::showing(tokenizer.clone(), form.dialect.shown()),
+                },
+                reply: Reply::new(job.reply.as_ref(), &job.stop),
                 pending: VecDeque::new(),
                 said: 0,
                 sent: 0,
@@ -260,15 +281,10 @@ impl Generation {
                 self.heard_any = true;
                 self.usage.completion += 1;
                 self.metrics.completion_tokens(1);
-                let piece = choice.push(index, token, &self.tokenizer);
-                if piece.finish.is_some()
-                    && let Some(id) = choice.id
-                {
+                self.ready.extend(choice.push(index, token, &self.tokenizer));
+                if let (true, Some(id)) = (choice.done, choice.id) {
                     self.engine.cancel(id);
                     self.metrics.ended(Ended::Stop, self.started.elapsed());
-                }
-                if piece.finish.is_some() || !piece.text.is_empty() {
-                    self.ready.push_back(piece);
                 }
             }
             Event::Finished { reason, sampled, cached } => {
@@ -278,13 +294,13 @@ impl Generation {
                 self.usage.completion += more;
                 self.usage.cached += u64::from(cached);
                 self.metrics.completion_tokens(more);
-                let piece = choice.finish(index, reason, &self.tokenizer);
-                let how = match piece.finish {
+                let pieces = choice.finish(index, reason, &self.tokenizer);
+                let how = match pieces.iter().find_map(|piece| piece.finish) {
                     Some(Finish::Length) => Ended::Length,
                     _ => Ended::Stop,
                 };
                 self.metrics.ended(how, self.started.elapsed());
-                self.ready.push_back(piece);
+                self.ready.extend(pieces);
             }
         }
         Ok(())
@@ -346,31 +362,63 @@ impl Choice {
                 offset += read.push_named(*token).chars().count();
             }
         }
-        Some(Piece { choice: index, text, tokens, finish: None })
+        Some(Piece { choice: index, text, tokens, ..Piece::default() })
     }
 
-    fn push(&mut self, index: usize, token: SampledToken, tokenizer: &Tokenizer) -> Piece {
+    fn push(&mut self, index: usize, token: SampledToken, tokenizer: &Tokenizer) -> Vec<Piece> {
         self.tokens += 1;
         let text = self.text.push(token.token);
         self.pending.push_back((self.said, token));
         self.said += text.len();
-        let outcome = self.stop.push(&text);
-        let finish = outcome.which.map(Finish::StopString);
-        self.done = outcome.stopped;
-        self.send(index, outcome.text, finish, tokenizer)
+        let heard = self.reply.push(text);
+        self.done = heard.finish.is_some();
+        self.pieces(index, heard, tokenizer)
     }
 
-    fn finish(&mut self, index: usize, reason: FinishReason, tokenizer: &Tokenizer) -> Piece {
+    fn finish(&mut self, index: usize, reason: FinishReason, tokenizer: &Tokenizer) -> Vec<Piece> {
         self.done = true;
         let rest = self.text.finish();
         self.said += rest.len();
-        let outcome = self.stop.push(&rest);
-        let (text, finish) = match (outcome.which, reason) {
-            (Some(which), _) => (outcome.text, Finish::StopString(which)),
-            (None, FinishReason::Stop) => (outcome.text + &self.stop.finish(), Finish::Stop),
-            (None, FinishReason::Length) => (outcome.text + &self.stop.finish(), Finish::Length),
+        let reason = match reason {
+            FinishReason::Stop => Finish::Stop,
+            FinishReason::Length => Finish::Length,
         };
-        self.send(index, text, Some(finish), tokenizer)
+        let heard = self.reply.finish(rest, reason);
+        self.pieces(index, heard, tokenizer)
+    }
+
+    /// What was heard, in pieces, with the tokens that it is made of.
+    fn pieces(&mut self, index: usize, heard: Heard, tokenizer: &Tokenizer) -> Vec<Piece> {
+        let Heard { parts, finish } = heard;
+        let said_nothing = parts.is_empty() && finish.is_none();
+        if said_nothing {
+            return Vec::new();
+        }
+        if self.reply.is_plain() {
+            let content = |part| match part {
+                Part::Content(text) => text,
+                Part::Beside(_) => String::new(),
+            };
+            let text = parts.into_iter().map(content).collect();
+            return vec![self.send(index, text, finish, tokenizer)];
+        }
+        let piece = |part| match part {
+            Part::Content(text) => Piece { choice: index, text, ..Piece::default() },
+            Part::Beside(event) => {
+                Piece { choice: index, besides: vec![event], ..Piece::default() }
+            }
+        };
+        let mut pieces: Vec<Piece> = parts.into_iter().map(piece).collect();
+        if pieces.is_empty() {
+            pieces.push(Piece { choice: index, ..Piece::default() });
+        }
+        // Which token made which part is not told: they come in their order, marks and thoughts too.
+        pieces[0].tokens =
+            self.pending.drain(..).map(|(_, token)| judged(&token, 0, tokenizer)).collect();
+        if let Some(last) = pieces.last_mut() {
+            last.finish = finish;
+        }
+        pieces
     }
 
     /// A piece with this text and the tokens that begin in it.
@@ -386,15 +434,20 @@ impl Choice {
         let all = finish.is_some() && self.sent == self.said;
         let mut tokens = Vec::new();
         while let Some((at, token)) = self.pending.pop_front_if(|(at, _)| all || *at < self.sent) {
-            tokens.push(Judged {
-                name: tokenizer.name(token.token).to_vec(),
-                logprob: token.logprob,
-                top: named(token.top.iter(), tokenizer),
-                // A token within a stop string that was cut off begins at its end.
-                offset: text[..at.saturating_sub(start).min(text.len())].chars().count(),
-            });
+            // A token within a stop string that was cut off begins at its end.
+            let offset = text[..at.saturating_sub(start).min(text.len())].chars().count();
+            tokens.push(judged(&token, offset, tokenizer));
         }
-        Piece { choice: index, text, tokens, finish }
+        Piece { choice: index, text, tokens, finish, ..Piece::default() }
+    }
+}
+
+fn judged(token: &SampledToken, offset: usize, tokenizer: &Tokenizer) -> Judged {
+    Judged {
+        name: tokenizer.name(token.token).to_vec(),
+        logprob: token.logprob,
+        top: named(token.top.iter(), tokenizer),
+        offset,
     }
 }
 

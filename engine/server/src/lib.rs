@@ -17,10 +17,12 @@ mod generate;
 mod load;
 mod messages;
 mod metrics;
+mod reply;
 mod responses;
 mod serve;
 mod socket;
 mod stream;
+mod tools;
 pub mod wire;
 
 pub use load::{EngineOptions, Parts};

@@ -55,6 +55,7 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
         prompts: vec![prompt],
         knobs: request.knobs,
         echo: false,
+        reply: None,
         ignored: request.ignored,
     })
 }

@@ -41,6 +41,7 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
         prompts: vec![prompt],
         knobs: request.knobs,
         echo: false,
+        reply: None,
         ignored: request.ignored,
     })
 }

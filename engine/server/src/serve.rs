@@ -113,11 +113,16 @@ fn start(app: &App, parts: Parts) -> Result<EngineThread, SchedulerError> {
     let vocab = parts.backend.limits().vocab;
     let thread = polder_scheduler::spawn(parts.backend, parts.config)?;
     let tokenizer = Arc::new(parts.tokenizer);
+    let template = parts.template.as_ref().ok();
+    let dialect = template.map(|template| template.dialect(&tokenizer)).unwrap_or_default();
+    let (calls, thinks) = (dialect.calls().unwrap_or("none"), dialect.thinks());
+    log::info!(calls:% = calls, thinks:% = thinks; "how this model calls tools, and whether it may think first");
     let engine = Engine {
         handle: thread.handle(),
         grammars: Grammars::new(tokenizer.clone(), vocab),
         tokenizer,
         template: parts.template,
+        dialect,
         vocab,
         most_sequences: parts.config.most_of_one(),
     };

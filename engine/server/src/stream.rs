@@ -77,6 +77,7 @@ pub(crate) async fn whole(
         let answer = &mut answers[piece.choice];
         let said = answer.text.chars().count();
         answer.text.push_str(&piece.text);
+        answer.besides.extend(piece.besides);
         answer.tokens.extend(piece.tokens.into_iter().map(|mut token| {
             token.offset += said;
             token
@@ -238,6 +239,7 @@ mod tests {
             },
             stop: Vec::new(),
             echo: false,
+            reply: None,
         };
         let metrics = Arc::new(Metrics::new());
         let tokenizer = Arc::new(tokenizer.unwrap());

@@ -2,7 +2,10 @@
 //! or take memory that its input did not pay for. `make fuzz` feeds them, `make test` replays what
 //! fuzzing found worth keeping.
 
+use std::sync::{Arc, LazyLock};
+
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use polder_chat::reply::{Dialect, ReplyEvent, ReplyParser, Tools};
 use polder_engine_server::wire;
 
 /// A parser under its name.
@@ -23,6 +26,7 @@ pub const PARSERS: &[Parser] = &[
     ("chat_request", |bytes| drop(wire::chat::parse_chat(bytes, false))),
     ("tokenize_request", |bytes| drop(wire::tokens::parse_tokenize(bytes, false))),
     ("request_head", request_head),
+    ("reply", reply),
     ("completion_request", |bytes| drop(wire::completions::parse_completion(bytes, true))),
     ("message_request", |bytes| {
         drop(wire::messages::parse_messages(bytes, wire::messages::Purpose::Answer, false));
@@ -67,3 +71,76 @@ fn request_head(bytes: &[u8]) {
     );
     drop(polder_gateway::headers::towards_engine(&headers));
 }
+
+/// A model's reply: the first byte chooses the dialect, the second how the text is cut. However it is
+/// cut it says the same, and where it has no mark it comes out as it is.
+fn reply(bytes: &[u8]) {
+    static DIALECTS: LazyLock<Vec<Dialect>> = LazyLock::new(|| {
+        let tokenizer = polder_chat::Tokenizer::from_json(TOKENIZER).expect("it is valid");
+        TEMPLATES.iter().map(|template| Dialect::detect(template, &tokenizer)).collect()
+    });
+    let [which, cut, text @ ..] = bytes else { return };
+    let Ok(text) = std::str::from_utf8(text) else { return };
+    let dialect = &DIALECTS[usize::from(*which) % DIALECTS.len()];
+    let thinking = which & 0x80 != 0;
+    let whole = said(dialect, thinking, &[text]);
+    let every = usize::from(*cut).max(1);
+    let characters: Vec<char> = text.chars().collect();
+    let pieces: Vec<String> =
+        characters.chunks(every).map(|piece| piece.iter().collect()).collect();
+    let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
+    assert_eq!(whole, said(dialect, thinking, &pieces), "the cut changes what is said");
+    let marks = ['<', '[', '{'];
+    if !thinking && !text.contains(marks) {
+        let content = ReplyEvent::Content(text.to_owned());
+        let expected = if text.is_empty() { Vec::new() } else { vec![content] };
+        assert_eq!(whole, expected, "text without marks is not content");
+    }
+}
+
+/// The events of a reply, neighbours joined.
+fn said(dialect: &Dialect, thinking: bool, pieces: &[&str]) -> Vec<ReplyEvent> {
+    let tool = serde_json::json!({"type": "function", "function": {"name": "f", "parameters": {
+        "properties": {"a": {"type": "string"}, "n": {"type": ["integer", "null"]}}}}});
+    let tools = Some(Arc::new(Tools::new(&[tool])));
+    let mut parser = ReplyParser::new(dialect, tools, thinking);
+    let mut said: Vec<ReplyEvent> = Vec::new();
+    let mut events: Vec<ReplyEvent> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
+    events.extend(parser.finish());
+    for event in events {
+        match (said.last_mut(), event) {
+            (Some(ReplyEvent::Content(before)), ReplyEvent::Content(text))
+            | (Some(ReplyEvent::Reasoning(before)), ReplyEvent::Reasoning(text)) => {
+                before.push_str(&text);
+            }
+            (
+                Some(ReplyEvent::CallArguments { fragment: before, .. }),
+                ReplyEvent::CallArguments { fragment, .. },
+            ) => before.push_str(&fragment),
+            (_, event) => said.push(event),
+        }
+    }
+    said
+}
+
+/// What shows each dialect.
+const TEMPLATES: [&str; 8] = [
+    "tools <tool_call> </think>",
+    "tools <tool_call><function= </think>",
+    "tools <seed:tool_call><function= </seed:think>",
+    "tools <｜tool▁call▁begin｜> </think>",
+    "tools [TOOL_CALLS] [/THINK]",
+    "tools <|python_start|>",
+    "tools <|python_tag|>",
+    "{{ messages }}",
+];
+
+/// A vocabulary of one word, and a mark that is a control token.
+const TOKENIZER: &[u8] = br#"{"version": "1.0", "truncation": null, "padding": null,
+    "added_tokens": [{"id": 1, "content": "<|python_tag|>", "special": true, "single_word": false,
+        "lstrip": false, "rstrip": false, "normalized": false}],
+    "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+    "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+    "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+        "vocab": {"a": 0}, "merges": []}}"#;

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::generate::{Judged, Piece};
+use crate::wire::reply;
 
 /// What an SDK needs for a logprob that is minus infinity.
 const LEAST_LOGPROB: f32 = -9999.0;
@@ -87,9 +88,10 @@ impl Envelope {
         let finish = piece.finish.map(|finish| finish.name());
         match self.kind {
             Kind::Chat => {
-                let delta = match piece.text.is_empty() {
-                    true => json!({}),
-                    false => json!({"content": piece.text}),
+                let delta = match (piece.besides.first(), piece.text.is_empty()) {
+                    (Some(event), _) => reply::delta(event, &self.id, piece.choice),
+                    (None, true) => json!({}),
+                    (None, false) => json!({"content": piece.text}),
                 };
                 json!({
                     "index": piece.choice, "delta": delta,
@@ -114,9 +116,9 @@ impl Envelope {
                     .map(|choice| {
                         json!({
                             "index": choice.choice,
-                            "message": {
-                                "role": "assistant", "content": choice.text, "refusal": null,
-                            },
+                            "message": reply::message(
+                                &choice.text, &choice.besides, &self.id, choice.choice,
+                            ),
                             "logprobs": self.chat_logprobs(&choice.tokens, false),
                             "finish_reason": choice.finish.map(|finish| finish.name()),
                         })

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use crate::wire::error::{ApiError, shortened};
 use crate::wire::fields::{Fields, Ignored};
 use crate::wire::knobs::{self, Knobs, MOST_LOGPROBS};
+use crate::wire::tools::{ToolUse, parse_tools};
 use crate::wire::{noise, table};
 
 /// A chat request that can be served, as far as that can be told without the model.
@@ -19,6 +20,10 @@ pub struct ChatRequest {
     pub knobs: Knobs,
     /// How much the model should think first, where the template knows about that.
     pub reasoning_effort: Option<String>,
+    /// Further variables of the template.
+    pub template_variables: Map<String, Value>,
+    /// The tools that the model may call.
+    pub tool_use: ToolUse,
     /// Fields that had no effect, to be named in the answer.
     pub ignored: Vec<String>,
 }
@@ -35,14 +40,26 @@ pub fn parse_chat(body: &[u8], strict: bool) -> Result<ChatRequest, ApiError> {
         knobs::parse_max_tokens(&mut fields, &["max_completion_tokens", "max_tokens"], 1)?;
     knobs.sampling.logprobs = parse_logprobs(&mut fields)?;
     let reasoning_effort = fields.string("reasoning_effort")?;
-    parse_tools(&mut fields, &mut ignored)?;
+    let tool_use = parse_tools(&mut fields, &mut ignored)?;
+    if !tool_use.tools.is_empty() && knobs.sampling.logprobs.is_some() {
+        return Err(fields.unsupported("logprobs", "leave it out where there are \"tools\""));
+    }
+    let template_variables = parse_template_variables(&mut fields)?;
     if fields.boolean("store")? == Some(true) {
         ignored.add("store".into()); // Nothing is kept here.
     }
     table::CHAT.settle(&mut fields)?;
     fields.finish(&mut ignored);
     let ignored = ignored.finish(strict)?;
-    Ok(ChatRequest { model, messages, knobs, reasoning_effort, ignored })
+    Ok(ChatRequest {
+        model,
+        messages,
+        knobs,
+        reasoning_effort,
+        template_variables,
+        tool_use,
+        ignored,
+    })
 }
 
 pub(crate) fn model(fields: &mut Fields) -> Result<String, ApiError> {
@@ -67,33 +84,24 @@ fn parse_logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
     }
 }
 
-fn parse_tools(fields: &mut Fields, ignored: &mut Ignored) -> Result<(), ApiError> {
-    let nothing = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
-    for (list, choice) in [("tools", "tool_choice"), ("functions", "function_call")] {
-        let tools = fields.take(list).filter(|value| !nothing(value));
-        let none = match fields.take(choice) {
-            None => false,
-            Some(Value::String(word)) if word == "none" => true,
-            Some(Value::String(word)) if word == "auto" && tools.is_none() => true,
-            Some(_) if tools.is_none() => {
-                return Err(fields.unsupported(choice, "leave it out or send \"none\""));
-            }
-            Some(_) => false,
-        };
-        match tools {
-            Some(_) if !none => {
-                return Err(fields.unsupported(
-                    list,
-                    &format!("this engine cannot call tools yet, send \"{choice}\": \"none\" or leave them out"),
-                ));
-            }
-            Some(_) => ignored.add(list.into()),
-            None => {}
-        }
+/// Variables for the chat template, as other engines take them; most of all `enable_thinking`.
+fn parse_template_variables(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    /// What the engine itself says to the template.
+    const OWN: [&str; 6] =
+        ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "documents"];
+    let name = "chat_template_kwargs";
+    let variables = match fields.take(name) {
+        None => return Ok(Map::new()),
+        Some(Value::Object(variables)) => variables,
+        Some(_) => return Err(ApiError::bad_field(name, format!("\"{name}\" must be an object."))),
+    };
+    match OWN.iter().find(|own| variables.contains_key(**own)) {
+        None => Ok(variables),
+        Some(own) => Err(ApiError::bad_field(
+            &format!("{name}.{own}"),
+            format!("\"{name}.{own}\" is not for a request to set; leave it out."),
+        )),
     }
-    // Without tools there are no calls, parallel or not.
-    fields.boolean("parallel_tool_calls")?;
-    Ok(())
 }
 
 fn parse_messages(
@@ -235,9 +243,16 @@ fn parse_tool_calls(fields: &mut Fields, role: &str) -> Result<Option<Value>, Ap
         let Some(function) = function else {
             return Err(wrong("must hold {\"function\": {\"name\": …, \"arguments\": …}} objects"));
         };
-        let arguments = function.get("arguments").and_then(Value::as_str);
-        let arguments = arguments.map(serde_json::from_str::<Value>);
-        if let Some(Ok(object @ Value::Object(_))) = arguments {
+        let object = match function.get("arguments") {
+            // Some clients say so that there were none.
+            None | Some(Value::Null) => Some(Map::new().into()),
+            Some(Value::String(text)) if text.trim().is_empty() => Some(Map::new().into()),
+            Some(Value::String(text)) => {
+                serde_json::from_str(text).ok().filter(|arguments: &Value| arguments.is_object())
+            }
+            Some(_) => None,
+        };
+        if let Some(object) = object {
             function.insert("arguments".into(), object);
         }
     }

@@ -39,12 +39,13 @@ impl Wording for Chunks {
         self.offsets[piece.choice] += piece.text.chars().count();
         match piece.finish {
             // The last words and the reason go in two events, as clients are used to.
-            Some(finish) if !piece.text.is_empty() || !piece.tokens.is_empty() => {
+            Some(finish) if piece.says_something() => {
                 let choice = piece.choice;
                 out.push(self.delta(&Piece { finish: None, ..piece }, offset));
                 let last = Piece { choice, finish: Some(finish), ..Piece::default() };
                 out.push(self.delta(&last, offset));
             }
+            None if !piece.says_something() => {}
             _ => out.push(self.delta(&piece, offset)),
         }
     }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::wire::error::{ApiError, shortened};
 
 /// Most names that an answer lists as ignored.
-const MOST_IGNORED: usize = 32;
+pub(crate) const MOST_IGNORED: usize = 32;
 
 /// The fields of one object that nobody has asked for yet.
 #[derive(Debug)]

@@ -37,7 +37,7 @@ impl Message {
     fn stop(&self) -> (Value, Value) {
         match self.finish {
             None => (Value::Null, Value::Null),
-            Some(Finish::Stop) => ("end_turn".into(), Value::Null),
+            Some(Finish::Stop | Finish::ToolCalls) => ("end_turn".into(), Value::Null),
             Some(Finish::Length) => ("max_tokens".into(), Value::Null),
             Some(Finish::StopString(which)) => {
                 ("stop_sequence".into(), self.stops.get(which).cloned().into())

@@ -65,13 +65,18 @@ pub fn limits() -> Limits {
 
 /// Goes on with its text wherever that was left; an end of turn after it.
 pub fn parrot() -> FakeBackend {
+    saying(SAYS)
+}
+
+/// Says one text to even seeds and the other to odd ones.
+pub fn saying(texts: [&str; 2]) -> FakeBackend {
     let tokenizer = tokenizer();
     let encode = |text: &str| {
         let mut tokens = tokenizer.encode(text, polder_chat::Special::Plain).unwrap();
         tokens.push(TokenId(END));
         tokens
     };
-    let texts = SAYS.map(encode);
+    let texts = texts.map(encode);
     FakeBackend::with(
         limits(),
         Box::new(move |tokens: &[TokenId], sampling: &Sampling| {
@@ -99,11 +104,17 @@ impl Server {
     }
 
     pub async fn with(backend: impl Backend + 'static, config: Config) -> Self {
+        Self::speaking(CHATML, backend, config).await
+    }
+
+    /// With a chat template of its own.
+    pub async fn speaking(template: &str, backend: impl Backend + 'static, config: Config) -> Self {
+        let template = ChatTemplate::new(template).unwrap();
         let server = Self::loading(move |_| {
             Ok(Parts {
                 backend: Box::new(backend),
                 tokenizer: tokenizer(),
-                template: Ok(ChatTemplate::new(CHATML).unwrap()),
+                template: Ok(template),
                 config,
             })
         });
