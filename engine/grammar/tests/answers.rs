@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::judge::satisfies;
 use common::{VOCAB, allowed, answer, draw, grammars, tokenizer};
 use polder_grammar::{GrammarError, GrammarSpec, Grammars};
 use polder_scheduler::Next;
@@ -71,8 +72,7 @@ proptest! {
             let said = answer(&*grammar, tokenizer, 2000, draw(tokenizer, &numbers));
             let said = said.unwrap_or_else(|| panic!("no end under {schema}"));
             let Some(value) = json(&said) else { continue };
-            let options = jsonschema::options().should_validate_formats(true);
-            prop_assert!(options.build(&schema).unwrap().is_valid(&value), "{} {}", schema, said);
+            prop_assert!(satisfies(&schema, &schema, &value), "{} {}", schema, said);
         }
     }
 
@@ -210,4 +210,25 @@ fn a_grammar_in_lark_is_followed() {
         None => tokenizer.ends()[0],
     };
     assert_eq!(answer(&*grammar, tokenizer, 30, &mut draw).unwrap(), "(1+22)+333");
+}
+
+#[test]
+fn what_judges_the_answers_can_say_no() {
+    for (schema, wrong) in schemas().iter().zip([
+        r#"{"name": "x", "age": 151, "tags": []}"#,
+        r#"{"value": 1, "children": [{"value": "x", "children": []}]}"#,
+        r#"{"shape": {"kind": "point", "r": 1}}"#,
+        "[]",
+        "[1]",
+        r#""a""#,
+        r#""a-1""#,
+        r#""2000-13-01""#,
+        "2",
+        r#"{"a": 1}"#,
+        "-1.5",
+        "8",
+        r#""long""#,
+    ]) {
+        assert!(!satisfies(schema, schema, &serde_json::from_str(wrong).unwrap()), "{schema}");
+    }
 }

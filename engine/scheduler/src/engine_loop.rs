@@ -354,8 +354,7 @@ impl EngineLoop {
     fn tell(&mut self) {
         let mut events = std::mem::take(&mut self.events);
         for (id, event) in events.drain(..) {
-            let last =
-                { matches!(event, Event::Finished { .. } | Event::Unusable | Event::Stuck(_)) };
+            let last = matches!(event, Event::Finished { .. } | Event::Unusable | Event::Stuck(_));
             let Some(sink) = self.sinks.get_mut(&id) else { continue };
             let heard = sink.hear(event);
             if last {

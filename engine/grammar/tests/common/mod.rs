@@ -1,6 +1,8 @@
 //! A small vocabulary, and answers that are drawn at random under a grammar.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)] // Each test file uses its part.
 
+pub mod judge;
+
 use std::sync::Arc;
 
 use polder_backend::TokenId;
