@@ -41,6 +41,31 @@ impl ModelSpec {
             .sum()
     }
 
+    /// How much work a token is for each position before it, beside its work at the start of a text: attention's
+    /// multiplications over those of the matrices. Layers that look back a little way only count as if they never did.
+    pub fn attention_slope(&self) -> f64 {
+        let (mut matrices, mut attention) = (0.0, 0.0);
+        let hidden = f64::from(self.hidden);
+        for layer in &self.layers {
+            let Attention::Gqa(a) = &layer.attention;
+            let (heads, head_dim) = (f64::from(a.heads), f64::from(a.head_dim));
+            // Queries and output; keys and values.
+            matrices += 2.0 * hidden * head_dim * (heads + f64::from(a.kv_heads));
+            matrices += match &layer.ffn {
+                Ffn::Dense { inner, .. } => 3.0 * hidden * f64::from(*inner),
+                Ffn::Moe(moe) => {
+                    let used = 3.0 * f64::from(moe.chosen) * f64::from(moe.inner);
+                    hidden * (used + f64::from(moe.experts))
+                }
+            };
+            if a.window.is_none() {
+                // Scores, and what they weigh.
+                attention += 2.0 * heads * head_dim;
+            }
+        }
+        attention / matrices
+    }
+
     /// Refuses numbers that no back end could execute, so that none has to check again: widths
     /// are positive and below 2^20, heads divide, floats are finite.
     pub(crate) fn check(&self) -> Result<(), ModelError> {
@@ -356,6 +381,47 @@ mod tests {
 
     fn rope(scaling: RopeScaling) -> Rope {
         Rope { layout: RopeLayout::Halves, dims: 4, theta: 10_000.0, scaling }
+    }
+
+    #[test]
+    fn a_tokens_attention_takes_as_much_as_its_matrices_at_some_position() {
+        let layer = |window, ffn| LayerSpec {
+            attention: Attention::Gqa(Gqa {
+                heads: 32,
+                kv_heads: 4,
+                head_dim: 128,
+                scale: 1.0,
+                qkv_bias: false,
+                qk_norm: true,
+                window,
+                rope: rope(RopeScaling::None),
+            }),
+            ffn,
+            post_norms: false,
+        };
+        let experts = Ffn::Moe(Moe {
+            experts: 128,
+            chosen: 8,
+            inner: 768,
+            activation: Activation::Silu,
+            renormalized: true,
+        });
+        let mut spec = ModelSpec {
+            family: "qwen3moe".into(),
+            vocab: 151_936,
+            hidden: 2048,
+            context: 40_960,
+            layers: vec![layer(None, experts.clone()); 48],
+            norm_eps: 1e-6,
+            tied_head: false,
+            embedding_scale: 1.0,
+            norms_from_one: false,
+        };
+        // Qwen3-30B-A3B: 56.9 million weights a layer and token, 8,192 products a layer and position.
+        let all = spec.attention_slope();
+        assert!((1.0 / all - 6944.0).abs() < 1.0, "{}", 1.0 / all);
+        spec.layers[..24].fill(layer(Some(512), experts));
+        assert!((spec.attention_slope() - all / 2.0).abs() < 1e-9);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use polder_backend::Backend;
 use polder_backend_cpu::{CpuBackend, CpuOptions, Precision};
 use polder_chat::{ChatTemplate, Tokenizer};
 use polder_model::Model;
-use polder_scheduler::Config;
+use polder_scheduler::{Config, Cost};
 
 use crate::EngineError;
 
@@ -100,7 +100,10 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
     let per_token = model.spec.kv_values_per_token().saturating_mul(KV_VALUE).max(1);
     let bytes = options.kv_memory.unwrap_or_else(|| for_conversations(&options.model));
     let kv_tokens = kv_tokens(bytes, per_token, model.spec.context, options.parallel)?;
-    let config = Config { patience: options.patience, ..Config::default() };
+    // Cores multiply for a living, whether they read a text or go on with it.
+    let slope = model.spec.attention_slope();
+    let cost = Cost { read_slope: slope, decode_slope: slope };
+    let config = Config { patience: options.patience, cost, ..Config::default() };
     let cpu = CpuOptions {
         precision: Precision::Stored,
         kv_tokens,
