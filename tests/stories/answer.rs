@@ -141,10 +141,10 @@ fn what_the_box_cannot_do_is_refused_by_name_and_what_nobody_specified_is_named_
     let (_running, up) = Running::ready(state.path());
     let client = up.client();
     let mut body = chat(&up.model, "Hi.", 4);
-    body["response_format"] = json!({ "type": "json_object" });
+    body["modalities"] = json!(["audio"]);
     let refused = client.post("/v1/chat/completions", &body);
     assert_eq!(refused.status, 400);
-    assert!(refused.error().contains("response_format"), "{}", refused.error());
+    assert!(refused.error().contains("modalities"), "{}", refused.error());
 
     let mut body = chat(&up.model, "Hi.", 4);
     body["next_months_field"] = json!(true);

@@ -229,7 +229,9 @@ async fn a_full_queue_refuses_and_says_when_to_come_back() {
         ("a", 7, 1),
         ("b", 8, 1),
         ("b", 8, 2),
+        // She takes a place of the one with seven, who waits again; that takes nobody's place to wait.
         ("c", 8, 3),
+        ("c", 8, 4),
     ] {
         if waiting == 2 {
             let refused =
@@ -251,10 +253,10 @@ async fn a_full_queue_refuses_and_says_when_to_come_back() {
     assert_eq!(refused.header("retry-after"), Some("5"));
     drop(streams);
     server.until("polder_kv_blocks_used", |used| used == 0.0).await;
-    // Eleven were given up, the two that were refused were none.
+    // Twelve were given up, the two that were refused were none.
     let text = server.get("/metrics").await.text;
     let aborted =
-        "vllm:request_success_total{finished_reason=\"abort\",model_name=\"parrot\"} 11\n";
+        "vllm:request_success_total{finished_reason=\"abort\",model_name=\"parrot\"} 12\n";
     assert!(text.contains(aborted), "{text}");
     assert_eq!(server.metric("vllm:num_requests_waiting").await, 0.0);
 }
