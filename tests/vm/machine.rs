@@ -1,5 +1,5 @@
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -640,9 +640,19 @@ impl Machine {
 
     /// Has QEMU do something.
     fn order(&self, what: &str) {
-        let mut monitor = UnixStream::connect(self.folder.join("monitor.sock")).unwrap();
-        monitor.write_all(format!("{what}\n").as_bytes()).unwrap();
+        self.ask_qemu(what).unwrap();
+    }
+
+    /// What QEMU says to that within half a second.
+    fn ask_qemu(&self, what: &str) -> std::io::Result<String> {
+        let mut monitor = UnixStream::connect(self.folder.join("monitor.sock"))?;
+        monitor.write_all(format!("{what}\n").as_bytes())?;
         std::thread::sleep(Duration::from_millis(500));
+        monitor.set_nonblocking(true)?;
+        let mut said = Vec::new();
+        // It ends with "nothing more for now", never by itself.
+        let _ = monitor.read_to_end(&mut said);
+        Ok(plain(&said))
     }
 
     /// The certificate's fingerprint, as the machine's own screen shows it.
@@ -656,7 +666,9 @@ impl Machine {
         let qemu = fs::read_to_string(self.folder.join("qemu.log")).unwrap_or_default();
         let serial = self.serial();
         let from = serial.char_indices().rev().nth(4000).map_or(0, |(at, _)| at);
-        format!("{qemu}\n{}", &serial[from..])
+        // Where a machine says nothing at all, its processors tell where it stands.
+        let processors = self.ask_qemu("info registers -a").unwrap_or_default();
+        format!("{qemu}\n{processors}\n{}", &serial[from..])
     }
 }
 
