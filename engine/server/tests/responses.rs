@@ -119,7 +119,7 @@ async fn what_would_be_stored_or_cannot_be_done_is_refused_by_name() {
         (json!({"background": true}), "background", unsupported),
         (json!({"tools": [{"type": "web_search"}]}), "tools", unsupported),
         (json!({"tool_choice": "required"}), "tool_choice", unsupported),
-        (json!({"text": {"format": {"type": "json_schema"}}}), "text.format", unsupported),
+        (json!({"text": {"format": {"type": "json_schema"}}}), "text.format.schema", None),
         (json!({"text": {"verbosity": "low"}}), "text.verbosity", unsupported),
         (json!({"reasoning": {"effort": "high"}}), "reasoning.effort", unsupported),
         (json!({"include": ["message.output_text.logprobs"]}), "include", unsupported),

@@ -146,11 +146,14 @@ impl Wording for Response {
         self.event(json!({"type": "response.failed", "response": response}), out);
     }
 
-    fn whole(&mut self, answers: Vec<Piece>, usage: Usage) -> Value {
-        let answer = answers.into_iter().next().unwrap_or_default();
-        self.finish = answer.finish;
+    fn take(&mut self, piece: Piece) {
+        self.finish = self.finish.or(piece.finish);
+        self.text.get_or_insert_default().push_str(&piece.text);
+    }
+
+    fn whole(&mut self, usage: Usage) -> Value {
         let status = self.status();
-        let item = self.item(status, json!([part(&answer.text)]));
+        let item = self.item(status, json!([part(self.text.as_deref().unwrap_or_default())]));
         self.object(status, json!([item]), Some(usage)).into()
     }
 }
