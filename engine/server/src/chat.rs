@@ -44,15 +44,7 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
     if prompt.len() >= capacity as usize {
         return Err(too_long(prompt.len(), capacity));
     }
-    if tools::begins_thinking(engine, &prompt)
-        && request.reasoning_effort.as_deref() == Some("none")
-    {
-        return Err(ApiError::bad_field(
-            "reasoning_effort",
-            "\"reasoning_effort\" cannot be \"none\": this model always thinks first; leave it out.",
-        )
-        .code("unsupported_parameter"));
-    }
+    check_thinking(engine, &prompt, "reasoning_effort", effort)?;
     let think_not = "\"reasoning_effort\": \"none\"";
     let form = request.knobs.format.as_ref();
     let reply =
@@ -65,6 +57,21 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
         reply,
         ignored: request.ignored,
     })
+}
+
+/// Refuses to make a model think less that always thinks; `effort` stands in `field`.
+pub(crate) fn check_thinking(
+    engine: &Engine,
+    prompt: &[TokenId],
+    field: &str,
+    effort: Option<&str>,
+) -> Result<(), ApiError> {
+    if effort != Some("none") || !tools::begins_thinking(engine, prompt) {
+        return Ok(());
+    }
+    let message =
+        format!("\"{field}\" cannot be \"none\": this model always thinks first; leave it out.");
+    Err(ApiError::bad_field(field, message).code("unsupported_parameter"))
 }
 
 /// The model's chat template.
