@@ -102,7 +102,7 @@ pub(crate) async fn answer(
     let trailers = stream::takes_trailers(headers);
     let mut response = match knobs.stream {
         true => stream::events(generation, wording, trailers, stream::KEEP_ALIVE),
-        false => stream::whole(generation, wording, choices, trailers).await?,
+        false => stream::whole(generation, wording, trailers).await?,
     };
     name_ignored(&app, &mut response, &ignored);
     name_prompt(&mut response, prompt_tokens);

@@ -13,7 +13,6 @@ use serde_json::{Map, Value};
 use crate::answering::{self, Ask, chunks};
 use crate::app::{App, Engine};
 use crate::generate::{surely_too_long, too_long};
-use crate::reply::ReplyForm;
 use crate::tools;
 use crate::wire::answer::Kind;
 use crate::wire::chat::parse_chat;
@@ -45,51 +44,34 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
     if prompt.len() >= capacity as usize {
         return Err(too_long(prompt.len(), capacity));
     }
-    let thinking = begins_thinking(engine, &prompt);
-    if thinking && request.reasoning_effort.as_deref() == Some("none") {
-        return Err(ApiError::bad_field(
-            "reasoning_effort",
-            "\"reasoning_effort\" cannot be \"none\": this model always thinks first; leave it out.",
-        )
-        .code("unsupported_parameter"));
-    }
-    if let Some(format) = &request.knobs.format {
-        check_form(&format.field, tools.is_some(), thinking)?;
-    }
-    let one_call = !request.tool_use.parallel;
-    let form = ReplyForm { dialect: engine.dialect.clone(), tools, thinking, one_call };
-    // An answer of a certain form is content from its first word on.
-    let taken_apart =
-        (form.dialect.thinks() || form.tools.is_some()) && request.knobs.format.is_none();
+    check_thinking(engine, &prompt, "reasoning_effort", effort)?;
+    let think_not = "\"reasoning_effort\": \"none\"";
+    let form = request.knobs.format.as_ref();
+    let reply =
+        tools::reply_form(engine, &prompt, tools, request.tool_use.parallel, form, think_not)?;
     Ok(Ask {
         words: chunks(Kind::Chat, &request.knobs),
         prompts: vec![prompt],
         knobs: request.knobs,
         echo: false,
-        reply: Some(form).filter(|_| taken_apart),
+        reply,
         ignored: request.ignored,
     })
 }
 
-/// A form that `field` asks for holds for all that the model says: it can neither call nor think beside it.
-fn check_form(field: &str, tools: bool, thinking: bool) -> Result<(), ApiError> {
-    let why = match (tools, thinking) {
-        (true, _) => "cannot be honoured beside \"tools\"; send one of them",
-        (_, true) => {
-            "cannot be honoured where the model thinks first; send \"reasoning_effort\": \"none\" with it"
-        }
-        _ => return Ok(()),
-    };
-    let message = format!("\"{field}\" {why}.");
+/// Refuses to make a model think less that always thinks; `effort` stands in `field`.
+pub(crate) fn check_thinking(
+    engine: &Engine,
+    prompt: &[TokenId],
+    field: &str,
+    effort: Option<&str>,
+) -> Result<(), ApiError> {
+    if effort != Some("none") || !tools::begins_thinking(engine, prompt) {
+        return Ok(());
+    }
+    let message =
+        format!("\"{field}\" cannot be \"none\": this model always thinks first; leave it out.");
     Err(ApiError::bad_field(field, message).code("unsupported_parameter"))
-}
-
-/// Whether the prompt ends with the mark that begins the model's thoughts.
-fn begins_thinking(engine: &Engine, prompt: &[TokenId]) -> bool {
-    /// Tokens that such a mark and the white space after it may take.
-    const MARK: usize = 32;
-    let end = &prompt[prompt.len().saturating_sub(MARK)..];
-    engine.dialect.begins_thinking(&engine.tokenizer.decode(end))
 }
 
 /// The model's chat template.

@@ -13,6 +13,7 @@ use crate::answering::{self, Ask};
 use crate::app::{App, Caller, Engine, aside, name_ignored, read_body};
 use crate::chat;
 use crate::generate::too_long;
+use crate::tools;
 use crate::wire::error::ApiError;
 use crate::wire::message::Message;
 use crate::wire::messages::{MessagesRequest, Purpose, parse_messages};
@@ -45,17 +46,22 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
     let request = parse_messages(body, Purpose::Answer, strict)?;
     app.check_model(&request.model)?;
     let capacity = engine.handle.capacity();
+    let tools = tools::offered(&engine.dialect, &request.tool_use)?;
     let prompt = prompt(engine, &request, capacity as usize)?;
     if prompt.len() >= capacity as usize {
         return Err(too_long(prompt.len(), capacity));
     }
-    let stops = request.knobs.stop.clone();
+    let think_not = "\"thinking\": {\"type\": \"disabled\"}";
+    let form = request.knobs.format.as_ref();
+    let reply =
+        tools::reply_form(engine, &prompt, tools, request.tool_use.parallel, form, think_not)?;
+    let (stops, shows_thoughts) = (request.knobs.stop.clone(), request.shows_thoughts);
     Ok(Ask {
-        words: Box::new(move |head| Box::new(Message::new(head, stops))),
+        words: Box::new(move |head| Box::new(Message::new(head, stops, shows_thoughts))),
         prompts: vec![prompt],
         knobs: request.knobs,
         echo: false,
-        reply: None,
+        reply,
         ignored: request.ignored,
     })
 }
@@ -72,6 +78,7 @@ pub(crate) async fn count(
     let (count, ignored) = aside(&app, body, move |body| {
         let request = parse_messages(body, Purpose::Count, strict)?;
         this.check_model(&request.model)?;
+        tools::offered(&engine.dialect, &request.tool_use)?;
         // More than would fit may be counted, but not without bound.
         let most = 4 * engine.handle.capacity() as usize;
         Ok((prompt(&engine, &request, most)?.len(), request.ignored))
@@ -89,7 +96,10 @@ fn prompt(
 ) -> Result<Vec<TokenId>, ApiError> {
     let template = chat::template(engine)?;
     chat::check_tools(template, &request.messages, "messages")?;
-    let variables = thinking(request, |word| template.mentions(word))?;
+    let mut variables = thinking(request, |word| template.reads(word))?;
+    if !request.tool_use.tools.is_empty() {
+        variables.insert("tools".into(), request.tool_use.tools.clone().into());
+    }
     chat::encode(engine, request.messages.clone(), variables, most)
 }
 
@@ -97,15 +107,15 @@ fn prompt(
 /// nothing to think less.
 fn thinking(
     request: &MessagesRequest,
-    mentions: impl Fn(&str) -> bool,
+    reads: impl Fn(&str) -> bool,
 ) -> Result<Map<String, Value>, ApiError> {
     // What Anthropic takes for granted asks for nothing.
     let effort = request.effort.as_deref().filter(|effort| *effort != "high");
-    let mut variables = chat::thinking("output_config.effort", effort, &mentions)?;
-    if let Some(wanted) = request.thinking
-        && mentions("enable_thinking")
-    {
-        variables.insert("enable_thinking".into(), wanted.into());
+    let mut variables = chat::thinking("output_config.effort", effort, &reads)?;
+    if let Some(wanted) = request.thinking {
+        for switch in ["enable_thinking", "thinking"].into_iter().filter(|switch| reads(switch)) {
+            variables.insert(switch.into(), wanted.into());
+        }
     }
     Ok(variables)
 }

@@ -11,6 +11,7 @@ use crate::answering::{self, Ask};
 use crate::app::{App, Engine};
 use crate::chat;
 use crate::generate::too_long;
+use crate::tools;
 use crate::wire::error::ApiError;
 use crate::wire::response;
 use crate::wire::responses::parse_responses;
@@ -26,22 +27,31 @@ pub(crate) async fn answer(
 fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, ApiError> {
     let request = parse_responses(body, strict)?;
     app.check_model(&request.model)?;
+    let tools = tools::offered(&engine.dialect, &request.tool_use)?;
     let template = chat::template(engine)?;
     chat::check_tools(template, &request.messages, "input")?;
     let effort = request.effort.as_deref();
-    let variables = chat::thinking("reasoning.effort", effort, |word| template.mentions(word))?;
+    let mut variables = chat::thinking("reasoning.effort", effort, |word| template.reads(word))?;
+    if !request.tool_use.tools.is_empty() {
+        variables.insert("tools".into(), request.tool_use.tools.into());
+    }
     let capacity = engine.handle.capacity();
     let prompt = chat::encode(engine, request.messages, variables, capacity as usize)?;
     if prompt.len() >= capacity as usize {
         return Err(too_long(prompt.len(), capacity));
     }
+    chat::check_thinking(engine, &prompt, "reasoning.effort", request.effort.as_deref())?;
+    let think_not = "\"reasoning\": {\"effort\": \"none\"}";
+    let form = request.knobs.format.as_ref();
+    let parallel = request.tool_use.parallel;
+    let reply = tools::reply_form(engine, &prompt, tools, parallel, form, think_not)?;
     let repeated = request.repeated;
     Ok(Ask {
         words: Box::new(move |head| Box::new(response::Response::new(head, repeated))),
         prompts: vec![prompt],
         knobs: request.knobs,
         echo: false,
-        reply: None,
+        reply,
         ignored: request.ignored,
     })
 }

@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderValue};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::generate::{Generation, Piece};
 use crate::wire::answer::Usage;
@@ -48,8 +49,10 @@ pub(crate) trait Wording: Send {
     fn alive(&self) -> Bytes {
         Bytes::from_static(b": keep-alive\n\n")
     }
-    /// All of it in one body.
-    fn whole(&mut self, answers: Vec<Piece>, usage: Usage) -> Value;
+    /// More of an answer that is sent as a whole.
+    fn take(&mut self, piece: Piece);
+    /// All that was taken, in one body.
+    fn whole(&mut self, usage: Usage) -> Value;
 }
 
 /// An event without a name.
@@ -67,25 +70,13 @@ pub(crate) fn named(event: &Value) -> Bytes {
 pub(crate) async fn whole(
     mut generation: Generation,
     mut wording: Box<dyn Wording>,
-    choices: usize,
     trailers: bool,
 ) -> Result<Response, ApiError> {
-    let mut answers: Vec<Piece> =
-        (0..choices).map(|choice| Piece { choice, ..Piece::default() }).collect();
     while let Some(piece) = generation.next().await {
-        let piece = piece?;
-        let answer = &mut answers[piece.choice];
-        let said = answer.text.chars().count();
-        answer.text.push_str(&piece.text);
-        answer.besides.extend(piece.besides);
-        answer.tokens.extend(piece.tokens.into_iter().map(|mut token| {
-            token.offset += said;
-            token
-        }));
-        answer.finish = answer.finish.or(piece.finish);
+        wording.take(piece?);
     }
     let usage = generation.usage();
-    let body = Bytes::from(wording.whole(answers, usage).to_string());
+    let body = Bytes::from(wording.whole(usage).to_string());
     Ok(json(body, usage, trailers))
 }
 
@@ -112,6 +103,7 @@ pub(crate) fn events(
     wording.open(&mut opening);
     let state = Events {
         keep_alive,
+        quiet_since: Instant::now(),
         frames: opening.into_iter().map(Frame::data).collect(),
         generation: Some(generation),
         wording,
@@ -132,17 +124,26 @@ struct Events {
     frames: VecDeque<Frame<Bytes>>,
     trailers: bool,
     keep_alive: Duration,
+    /// When the last frame went out: not every piece makes one.
+    quiet_since: Instant,
 }
 
 impl Events {
     async fn next(&mut self) -> Option<Frame<Bytes>> {
+        let frame = self.frame().await;
+        self.quiet_since = Instant::now();
+        frame
+    }
+
+    async fn frame(&mut self) -> Option<Frame<Bytes>> {
         loop {
             if let Some(frame) = self.frames.pop_front() {
                 return Some(frame);
             }
             let generation = self.generation.as_mut()?;
             let mut out = Vec::new();
-            let over = match tokio::time::timeout(self.keep_alive, generation.next()).await {
+            let until = self.quiet_since + self.keep_alive;
+            let over = match tokio::time::timeout_at(until, generation.next()).await {
                 Err(_) => return Some(Frame::data(self.wording.alive())),
                 Ok(Some(Ok(piece))) => {
                     self.wording.piece(piece, &mut out);

@@ -147,6 +147,7 @@ async fn refusals_have_anthropics_shape_and_name_the_field() {
         (json!({"max_tokens": 0}), "max_tokens"),
         (json!({"temperature": 1.5}), "temperature"),
         (json!({"tools": [{"name": "f", "input_schema": {}}]}), "tools"),
+        (json!({"thinking": {"type": "enabled", "display": "loud"}}), "thinking.display"),
         (json!({"tool_choice": {"type": "any"}}), "tool_choice"),
         (json!({"thinking": {"type": "between"}}), "thinking.type"),
         (json!({"output_config": {"format": {}}}), "output_config.format"),

@@ -4,25 +4,12 @@
 
 mod common;
 
-use common::{Answer, Server, chat, saying};
+use common::{Answer, CALLS, PLAIN, Server, TEMPLATE, chat, saying};
 use polder_engine_server::wire::chat::parse_chat;
 use polder_scheduler::Config;
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
-
-/// Thinks where it is not told otherwise, and calls tools as Hermes does.
-const TEMPLATE: &str = "{% if tools %}<tool_call>{{ tools | tojson }}</tool_call>\n{% endif %}\
-    {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
-    {% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}\
-    {% if m.role == 'tool' %}({{ m.tool_call_id }}){% endif %}<|im_end|>\n{% endfor %}\
-    {% if add_generation_prompt %}<|im_start|>assistant\n\
-    {% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}";
-
-const CALLS: &str = "<think>\nRain, say?\n</think>\n\nI look.\n<tool_call>\n{\"name\": \"weather\", \
-    \"arguments\": {\"city\": \"Köln\"}}\n</tool_call>\n<tool_call>\n{\"name\": \"clock\", \
-    \"arguments\": {}}\n</tool_call>";
-const PLAIN: &str = "No <tool> is needed, say nothing.";
 
 async fn server() -> Server {
     Server::speaking(TEMPLATE, saying([CALLS, PLAIN]), Config::default()).await

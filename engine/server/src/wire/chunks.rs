@@ -16,11 +16,14 @@ pub(crate) struct Chunks {
     opened: Vec<bool>,
     /// Characters sent for each choice.
     offsets: Vec<usize>,
+    /// Those that are sent as a whole, one for each choice.
+    answers: Vec<Piece>,
 }
 
 impl Chunks {
     pub(crate) fn new(envelope: Envelope, choices: usize) -> Self {
-        Self { envelope, opened: vec![false; choices], offsets: vec![0; choices] }
+        let answers = (0..choices).map(|choice| Piece { choice, ..Piece::default() }).collect();
+        Self { envelope, opened: vec![false; choices], offsets: vec![0; choices], answers }
     }
 
     fn delta(&self, piece: &Piece, offset: usize) -> Bytes {
@@ -61,7 +64,19 @@ impl Wording for Chunks {
         out.push(data(&error.body()));
     }
 
-    fn whole(&mut self, answers: Vec<Piece>, usage: Usage) -> Value {
-        self.envelope.whole(&answers, usage)
+    fn take(&mut self, piece: Piece) {
+        let answer = &mut self.answers[piece.choice];
+        let said = answer.text.chars().count();
+        answer.text.push_str(&piece.text);
+        answer.besides.extend(piece.besides);
+        answer.tokens.extend(piece.tokens.into_iter().map(|mut token| {
+            token.offset += said;
+            token
+        }));
+        answer.finish = answer.finish.or(piece.finish);
+    }
+
+    fn whole(&mut self, usage: Usage) -> Value {
+        self.envelope.whole(&self.answers, usage)
     }
 }

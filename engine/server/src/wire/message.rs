@@ -1,13 +1,16 @@
 //! How Anthropic's API words an answer.
 
 use bytes::Bytes;
+use polder_chat::reply::ReplyEvent;
 use serde_json::{Value, json};
 
 use crate::answering::Head;
 use crate::generate::{Finish, Piece};
 use crate::stream::{Wording, named};
 use crate::wire::answer::Usage;
+use crate::wire::blocks::{Block, Blocks, Step};
 use crate::wire::error::ApiError;
+use crate::wire::reply::call_id;
 
 /// One message that is being written.
 #[derive(Debug)]
@@ -15,14 +18,18 @@ pub(crate) struct Message {
     head: Head,
     /// The request's stop sequences.
     stops: Vec<String>,
-    /// The text block has begun.
-    begun: bool,
+    /// The thoughts are asked for; otherwise nothing shows that there were any.
+    shows_thoughts: bool,
+    blocks: Blocks,
     finish: Option<Finish>,
 }
 
+/// What the id of a call begins with.
+pub(crate) const CALL_PREFIX: &str = "toolu_";
+
 impl Message {
-    pub(crate) fn new(head: Head, stops: Vec<String>) -> Self {
-        Self { head, stops, begun: false, finish: None }
+    pub(crate) fn new(head: Head, stops: Vec<String>, shows_thoughts: bool) -> Self {
+        Self { head, stops, shows_thoughts, blocks: Blocks::default(), finish: None }
     }
 
     fn object(&self, content: Value, usage: Usage) -> Value {
@@ -37,12 +44,82 @@ impl Message {
     fn stop(&self) -> (Value, Value) {
         match self.finish {
             None => (Value::Null, Value::Null),
-            Some(Finish::Stop | Finish::ToolCalls) => ("end_turn".into(), Value::Null),
+            Some(Finish::Stop) => ("end_turn".into(), Value::Null),
+            Some(Finish::ToolCalls) => ("tool_use".into(), Value::Null),
             Some(Finish::Length) => ("max_tokens".into(), Value::Null),
             Some(Finish::StopString(which)) => {
                 ("stop_sequence".into(), self.stops.get(which).cloned().into())
             }
         }
+    }
+
+    /// What a piece adds to the message.
+    fn hear(&mut self, mut piece: Piece) -> Vec<Step> {
+        self.finish = self.finish.or(piece.finish);
+        if !self.shows_thoughts {
+            piece.besides.retain(|event| !matches!(event, ReplyEvent::Reasoning(_)));
+        }
+        self.blocks.hear(piece)
+    }
+
+    fn tell(&self, step: Step, out: &mut Vec<Bytes>) {
+        let event = match step {
+            Step::Begun(index) => json!({
+                "type": "content_block_start", "index": index,
+                "content_block": self.empty(&self.blocks.list()[index]),
+            }),
+            Step::More(index, more) => json!({
+                "type": "content_block_delta", "index": index,
+                "delta": match self.blocks.list()[index] {
+                    Block::Thoughts(_) => json!({"type": "thinking_delta", "thinking": more}),
+                    Block::Text(_) => json!({"type": "text_delta", "text": more}),
+                    Block::Call { .. } => json!({"type": "input_json_delta", "partial_json": more}),
+                },
+            }),
+            Step::Ended(index) => json!({"type": "content_block_stop", "index": index}),
+        };
+        out.push(named(&event));
+    }
+
+    /// A block that has just begun.
+    fn empty(&self, block: &Block) -> Value {
+        match block {
+            Block::Thoughts(_) => thoughts(""),
+            Block::Text(_) => json!({"type": "text", "text": ""}),
+            Block::Call { call, name, .. } => self.call(*call, name, json!({})),
+        }
+    }
+
+    /// A block as a whole; None for a call that was cut off, so that nobody acts on half of one.
+    fn block(&self, block: &Block) -> Option<Value> {
+        match block {
+            Block::Thoughts(text) => Some(thoughts(text)),
+            Block::Text(text) => Some(json!({"type": "text", "text": text})),
+            Block::Call { whole: false, .. } => None,
+            Block::Call { call, name, arguments, .. } => {
+                Some(self.call(*call, name, input(arguments)))
+            }
+        }
+    }
+
+    fn call(&self, call: usize, name: &str, input: Value) -> Value {
+        let id = format!("{CALL_PREFIX}{}", call_id(&self.head.id, 0, call));
+        json!({"type": "tool_use", "id": id, "name": name, "input": input})
+    }
+}
+
+/// Nobody checks here whether thoughts come back as they were, so that there is nothing to sign.
+fn thoughts(text: &str) -> Value {
+    json!({"type": "thinking", "thinking": text, "signature": ""})
+}
+
+/// The arguments of a call as an object. What is none is told under the name that Anthropic gives
+/// it, so that the tool refuses it and the model sees why.
+fn input(arguments: &str) -> Value {
+    match serde_json::from_str(arguments) {
+        Ok(object @ Value::Object(_)) => object,
+        _ if arguments.trim().is_empty() => json!({}),
+        _ => json!({"INVALID_JSON": arguments}),
     }
 }
 
@@ -66,24 +143,14 @@ impl Wording for Message {
     }
 
     fn piece(&mut self, piece: Piece, out: &mut Vec<Bytes>) {
-        if !piece.text.is_empty() {
-            if !std::mem::replace(&mut self.begun, true) {
-                out.push(named(&json!({
-                    "type": "content_block_start", "index": 0,
-                    "content_block": {"type": "text", "text": ""},
-                })));
-            }
-            out.push(named(&json!({
-                "type": "content_block_delta", "index": 0,
-                "delta": {"type": "text_delta", "text": piece.text},
-            })));
+        for step in self.hear(piece) {
+            self.tell(step, out);
         }
-        self.finish = self.finish.or(piece.finish);
     }
 
     fn close(&mut self, usage: Usage, out: &mut Vec<Bytes>) {
-        if self.begun {
-            out.push(named(&json!({"type": "content_block_stop", "index": 0})));
+        if let Some(step) = self.blocks.end() {
+            self.tell(step, out);
         }
         let (reason, sequence) = self.stop();
         out.push(named(&json!({
@@ -101,14 +168,12 @@ impl Wording for Message {
         named(&json!({"type": "ping"}))
     }
 
-    fn whole(&mut self, answers: Vec<Piece>, usage: Usage) -> Value {
-        let mut content = Vec::new();
-        for answer in answers {
-            self.finish = answer.finish;
-            if !answer.text.is_empty() {
-                content.push(json!({"type": "text", "text": answer.text}));
-            }
-        }
-        self.object(content.into(), usage)
+    fn take(&mut self, piece: Piece) {
+        self.hear(piece);
+    }
+
+    fn whole(&mut self, usage: Usage) -> Value {
+        let content = self.blocks.list().iter().filter_map(|block| self.block(block)).collect();
+        self.object(content, usage)
     }
 }

@@ -9,7 +9,8 @@ use crate::wire::fields::{Fields, Ignored};
 use crate::wire::format::{self, Format};
 use crate::wire::knobs::{self, Knobs};
 use crate::wire::noise::without_billing_line;
-use crate::wire::{notools, table};
+use crate::wire::tools::ToolUse;
+use crate::wire::{message, message_tools, table};
 
 /// A request that can be served, as far as that can be told without the model.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,8 +22,12 @@ pub struct MessagesRequest {
     pub messages: Vec<Map<String, Value>>,
     /// How to answer.
     pub knobs: Knobs,
+    /// The tools that the model may call.
+    pub tool_use: ToolUse,
     /// Whether to think first; None leaves it to the model.
     pub thinking: Option<bool>,
+    /// The answer is to hold what the model thought.
+    pub shows_thoughts: bool,
     /// How much to think, where the template knows about that.
     pub effort: Option<String>,
     /// Fields that had no effect, to be named in the answer.
@@ -47,18 +52,27 @@ pub fn parse_messages(
     let mut fields = Fields::parse(body)?;
     let mut ignored = Ignored::default();
     let model = model(&mut fields)?;
-    notools::refuse(&mut fields, "{\"type\": \"none\"}", &mut ignored)?;
+    let tool_use = message_tools::parse_tools(&mut fields, &mut ignored)?;
     let mut messages: Vec<Map<String, Value>> =
         parse_system(&mut fields, &mut ignored)?.into_iter().collect();
     messages.extend(parse_turns(&mut fields, &mut ignored)?);
     let mut knobs = parse_knobs(&mut fields, purpose)?;
-    let thinking = parse_thinking(&mut fields, &mut ignored)?;
+    let (thinking, shows_thoughts) = parse_thinking(&mut fields, &mut ignored)?;
     let (effort, format) = parse_output_config(&mut fields, &mut ignored)?;
     knobs.format = format;
     table::MESSAGES.settle(&mut fields)?;
     fields.finish(&mut ignored);
     let ignored = ignored.finish(strict)?;
-    Ok(MessagesRequest { model, messages, knobs, thinking, effort, ignored })
+    Ok(MessagesRequest {
+        model,
+        messages,
+        knobs,
+        tool_use,
+        thinking,
+        shows_thoughts,
+        effort,
+        ignored,
+    })
 }
 
 fn parse_knobs(fields: &mut Fields, purpose: Purpose) -> Result<Knobs, ApiError> {
@@ -90,8 +104,12 @@ fn parse_knobs(fields: &mut Fields, purpose: Purpose) -> Result<Knobs, ApiError>
     })
 }
 
-fn parse_thinking(fields: &mut Fields, ignored: &mut Ignored) -> Result<Option<bool>, ApiError> {
-    let Some(thinking) = fields.take("thinking") else { return Ok(None) };
+/// Whether to think first, and whether to tell the thoughts.
+fn parse_thinking(
+    fields: &mut Fields,
+    ignored: &mut Ignored,
+) -> Result<(Option<bool>, bool), ApiError> {
+    let Some(thinking) = fields.take("thinking") else { return Ok((None, false)) };
     let mut thinking = Fields::nested(thinking, "thinking", "thinking")?;
     let kind = thinking.string("type")?.unwrap_or_default();
     let wanted = match kind.as_str() {
@@ -111,9 +129,21 @@ fn parse_thinking(fields: &mut Fields, ignored: &mut Ignored) -> Result<Option<b
     };
     // Nothing ends the thoughts before "max_tokens" does.
     thinking.ignore("budget_tokens", |_| false, ignored);
-    thinking.ignore("display", |display| display == "summarized", ignored);
+    let shown = match thinking.string("display")?.as_deref() {
+        None | Some("summarized") => wanted != Some(false),
+        Some("omitted") => false,
+        Some(other) => {
+            return Err(ApiError::bad_field(
+                "thinking.display",
+                format!(
+                    "\"thinking.display\" is \"{}\"; send summarized or omitted.",
+                    shortened(other)
+                ),
+            ));
+        }
+    };
     thinking.finish(ignored);
-    Ok(wanted)
+    Ok((wanted, shown))
 }
 
 fn parse_output_config(
@@ -334,9 +364,14 @@ impl Said {
     }
 }
 
+/// A call's id as chat templates know it, without what Anthropic's ids begin with.
+fn bare_id(id: &str) -> String {
+    id.strip_prefix(message::CALL_PREFIX).unwrap_or(id).to_owned()
+}
+
 /// A call that the model made earlier, as templates want it.
 fn parse_call(mut block: Fields, path: &str, ignored: &mut Ignored) -> Result<Value, ApiError> {
-    let id = block.string("id")?.unwrap_or_default();
+    let id = bare_id(&block.string("id")?.unwrap_or_default());
     let name = block.string("name")?.unwrap_or_default();
     let input = block.take("input").unwrap_or_else(|| json!({}));
     if id.is_empty() || name.is_empty() || !input.is_object() {
@@ -386,7 +421,7 @@ fn parse_result(
     block.accept(&["cache_control"]);
     block.finish(ignored);
     let mut result = turn("tool", content);
-    result.insert("tool_call_id".into(), id.into());
+    result.insert("tool_call_id".into(), bare_id(&id).into());
     Ok(result)
 }
 

@@ -7,7 +7,12 @@ use crate::answering::Head;
 use crate::generate::{Finish, Piece};
 use crate::stream::{Wording, named};
 use crate::wire::answer::Usage;
+use crate::wire::blocks::{Block, Blocks, Step};
 use crate::wire::error::ApiError;
+use crate::wire::reply::call_id;
+
+/// What the id of a call begins with.
+pub(crate) const CALL_PREFIX: &str = "call_";
 
 /// One response that is being written.
 #[derive(Debug)]
@@ -17,14 +22,16 @@ pub(crate) struct Response {
     repeated: Map<String, Value>,
     /// Events so far.
     sequence: u64,
-    /// What was said, once anything was.
-    text: Option<String>,
+    blocks: Blocks,
+    /// The item that the limit cut off.
+    cut: Option<usize>,
     finish: Option<Finish>,
 }
 
 impl Response {
     pub(crate) fn new(head: Head, repeated: Map<String, Value>) -> Self {
-        Self { head, repeated, sequence: 0, text: None, finish: None }
+        let (blocks, cut, finish) = (Blocks::default(), None, None);
+        Self { head, repeated, sequence: 0, blocks, cut, finish }
     }
 
     fn object(&self, status: &str, output: Value, usage: Option<Usage>) -> Map<String, Value> {
@@ -35,21 +42,12 @@ impl Response {
             "created_at": self.head.created, "model": self.head.model, "status": status,
             "output": output, "usage": usage.map(used), "error": null,
             "incomplete_details": incomplete, "store": false, "background": false,
-            "previous_response_id": null, "tools": [], "tool_choice": "auto",
-            "parallel_tool_calls": true, "text": {"format": {"type": "text"}},
-            "truncation": "disabled",
+            "previous_response_id": null, "truncation": "disabled",
         });
         if let Value::Object(own) = own {
             map.extend(own);
         }
         map
-    }
-
-    fn item(&self, status: &str, content: Value) -> Value {
-        json!({
-            "id": format!("msg_{}", self.head.id), "type": "message", "role": "assistant",
-            "status": status, "content": content,
-        })
     }
 
     /// Whether the answer is all of it.
@@ -60,38 +58,157 @@ impl Response {
         }
     }
 
+    fn item_id(&self, index: usize) -> String {
+        let kind = match self.blocks.list()[index] {
+            Block::Thoughts(_) => "rs",
+            Block::Text(_) => "msg",
+            Block::Call { .. } => "fc",
+        };
+        format!("{kind}_{}{index:02x}", self.head.id)
+    }
+
+    /// An item as it begins: nothing in it yet.
+    fn begun(&self, index: usize) -> Value {
+        match &self.blocks.list()[index] {
+            Block::Call { call, name, .. } => self.call(index, *call, name, "", "in_progress"),
+            _ => self.holding(index, json!([]), "in_progress"),
+        }
+    }
+
+    /// An item as it ends.
+    fn ended(&self, index: usize) -> Value {
+        let status = if self.cut == Some(index) { "incomplete" } else { "completed" };
+        match &self.blocks.list()[index] {
+            Block::Call { call, name, arguments, .. } => {
+                self.call(index, *call, name, arguments, status)
+            }
+            block @ (Block::Text(text) | Block::Thoughts(text)) => {
+                self.holding(index, json!([part(block, text)]), status)
+            }
+        }
+    }
+
+    /// An item of text or thoughts.
+    fn holding(&self, index: usize, content: Value, status: &str) -> Value {
+        let id = self.item_id(index);
+        match self.blocks.list()[index] {
+            Block::Thoughts(_) => json!({
+                "id": id, "type": "reasoning", "summary": [], "content": content, "status": status,
+            }),
+            _ => json!({
+                "id": id, "type": "message", "role": "assistant", "status": status,
+                "content": content,
+            }),
+        }
+    }
+
+    fn call(&self, index: usize, call: usize, name: &str, arguments: &str, status: &str) -> Value {
+        json!({
+            "id": self.item_id(index), "type": "function_call", "status": status, "name": name,
+            "call_id": format!("{CALL_PREFIX}{}", call_id(&self.head.id, 0, call)),
+            "arguments": arguments,
+        })
+    }
+
+    fn output(&self) -> Value {
+        (0..self.blocks.list().len()).map(|index| self.ended(index)).collect()
+    }
+
     fn event(&mut self, mut event: Value, out: &mut Vec<Bytes>) {
         event["sequence_number"] = self.sequence.into();
         self.sequence += 1;
         out.push(named(&event));
     }
 
-    /// An event about the one part of the one item.
-    fn part_event(&mut self, kind: &str, more: Value, out: &mut Vec<Bytes>) {
+    /// An event about what is in an item.
+    fn inner(&mut self, index: usize, kind: &str, more: Value, out: &mut Vec<Bytes>) {
         let mut event = json!({
-            "type": kind, "item_id": format!("msg_{}", self.head.id), "output_index": 0,
-            "content_index": 0,
+            "type": format!("response.{kind}"), "item_id": self.item_id(index),
+            "output_index": index,
         });
+        if !matches!(self.blocks.list()[index], Block::Call { .. }) {
+            event["content_index"] = 0.into();
+        }
         for (key, value) in more.as_object().into_iter().flatten() {
             event[key] = value.clone();
         }
         self.event(event, out);
     }
 
-    fn begin(&mut self, out: &mut Vec<Bytes>) {
-        if self.text.is_some() {
-            return;
+    fn tell(&mut self, step: Step, out: &mut Vec<Bytes>) {
+        match step {
+            Step::Begun(index) => self.tell_begun(index, out),
+            Step::More(index, more) => {
+                let (kind, more) = match &self.blocks.list()[index] {
+                    Block::Thoughts(_) => ("reasoning_text.delta", json!({"delta": more})),
+                    Block::Text(_) => ("output_text.delta", json!({"delta": more, "logprobs": []})),
+                    Block::Call { .. } => ("function_call_arguments.delta", json!({"delta": more})),
+                };
+                self.inner(index, kind, more, out);
+            }
+            Step::Ended(index) => self.tell_ended(index, out),
         }
-        self.text = Some(String::new());
-        let item = self.item("in_progress", json!([]));
-        let added = json!({"type": "response.output_item.added", "output_index": 0, "item": item});
+    }
+
+    fn tell_begun(&mut self, index: usize, out: &mut Vec<Bytes>) {
+        let item = self.begun(index);
+        let added = json!({
+            "type": "response.output_item.added", "output_index": index, "item": item,
+        });
         self.event(added, out);
-        self.part_event("response.content_part.added", json!({"part": part("")}), out);
+        let part = match &self.blocks.list()[index] {
+            Block::Call { .. } => return,
+            block => part(block, ""),
+        };
+        self.inner(index, "content_part.added", json!({"part": part}), out);
+    }
+
+    fn tell_ended(&mut self, index: usize, out: &mut Vec<Bytes>) {
+        let (kind, done, part) = match &self.blocks.list()[index] {
+            block @ Block::Thoughts(text) => {
+                ("reasoning_text.done", json!({"text": text}), Some(part(block, text)))
+            }
+            block @ Block::Text(text) => {
+                let done = json!({"text": text, "logprobs": []});
+                ("output_text.done", done, Some(part(block, text)))
+            }
+            Block::Call { name, arguments, .. } => {
+                let done = json!({"name": name, "arguments": arguments});
+                ("function_call_arguments.done", done, None)
+            }
+        };
+        self.inner(index, kind, done, out);
+        if let Some(part) = part {
+            self.inner(index, "content_part.done", json!({"part": part}), out);
+        }
+        let item = self.ended(index);
+        let done =
+            json!({"type": "response.output_item.done", "output_index": index, "item": item});
+        self.event(done, out);
+    }
+
+    fn hear(&mut self, piece: Piece) -> Vec<Step> {
+        self.finish = self.finish.or(piece.finish);
+        self.blocks.hear(piece)
+    }
+
+    /// Ends what still grows. An answer without any word is an empty one.
+    fn finish(&mut self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        if self.blocks.list().is_empty() {
+            self.blocks.begin(Block::Text(String::new()), &mut steps);
+        }
+        self.cut = self.blocks.open().filter(|_| self.finish == Some(Finish::Length));
+        steps.extend(self.blocks.end());
+        steps
     }
 }
 
-fn part(text: &str) -> Value {
-    json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []})
+fn part(block: &Block, text: &str) -> Value {
+    match block {
+        Block::Thoughts(_) => json!({"type": "reasoning_text", "text": text}),
+        _ => json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []}),
+    }
 }
 
 fn used(usage: Usage) -> Value {
@@ -114,29 +231,18 @@ impl Wording for Response {
     }
 
     fn piece(&mut self, piece: Piece, out: &mut Vec<Bytes>) {
-        if !piece.text.is_empty() {
-            self.begin(out);
-            if let Some(text) = &mut self.text {
-                text.push_str(&piece.text);
-            }
-            let delta = json!({"delta": piece.text, "logprobs": []});
-            self.part_event("response.output_text.delta", delta, out);
+        for step in self.hear(piece) {
+            self.tell(step, out);
         }
-        self.finish = self.finish.or(piece.finish);
     }
 
     fn close(&mut self, usage: Usage, out: &mut Vec<Bytes>) {
-        self.begin(out);
-        let (text, status) = (self.text.clone().unwrap_or_default(), self.status());
-        let done = json!({"text": text, "logprobs": []});
-        self.part_event("response.output_text.done", done, out);
-        self.part_event("response.content_part.done", json!({"part": part(&text)}), out);
-        let item = self.item(status, json!([part(&text)]));
-        let done = json!({"type": "response.output_item.done", "output_index": 0, "item": item});
-        self.event(done, out);
-        let response = self.object(status, json!([item]), Some(usage));
-        let kind = format!("response.{status}");
-        self.event(json!({"type": kind, "response": response}), out);
+        for step in self.finish() {
+            self.tell(step, out);
+        }
+        let status = self.status();
+        let response = self.object(status, self.output(), Some(usage));
+        self.event(json!({"type": format!("response.{status}"), "response": response}), out);
     }
 
     fn broken(&mut self, error: &ApiError, out: &mut Vec<Bytes>) {
@@ -146,11 +252,13 @@ impl Wording for Response {
         self.event(json!({"type": "response.failed", "response": response}), out);
     }
 
-    fn whole(&mut self, answers: Vec<Piece>, usage: Usage) -> Value {
-        let answer = answers.into_iter().next().unwrap_or_default();
-        self.finish = answer.finish;
+    fn take(&mut self, piece: Piece) {
+        self.hear(piece);
+    }
+
+    fn whole(&mut self, usage: Usage) -> Value {
+        self.finish();
         let status = self.status();
-        let item = self.item(status, json!([part(&answer.text)]));
-        self.object(status, json!([item]), Some(usage)).into()
+        self.object(status, self.output(), Some(usage)).into()
     }
 }

@@ -8,7 +8,8 @@ use crate::wire::error::{ApiError, shortened};
 use crate::wire::fields::{Fields, Ignored};
 use crate::wire::format::{self, Format};
 use crate::wire::knobs::{self, Knobs};
-use crate::wire::{noise, notools, table};
+use crate::wire::tools::ToolUse;
+use crate::wire::{noise, response, response_tools, table};
 
 /// A request that can be served, as far as that can be told without the model.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +20,8 @@ pub struct ResponsesRequest {
     pub messages: Vec<Map<String, Value>>,
     /// How to answer.
     pub knobs: Knobs,
+    /// The tools that the model may call.
+    pub tool_use: ToolUse,
     /// How much to think, where the template knows about that.
     pub effort: Option<String>,
     /// What the answer repeats from the request.
@@ -32,9 +35,8 @@ pub fn parse_responses(body: &[u8], strict: bool) -> Result<ResponsesRequest, Ap
     let mut fields = Fields::parse(body)?;
     let mut ignored = Ignored::default();
     let model = model(&mut fields)?;
-    notools::refuse(&mut fields, "\"none\"", &mut ignored)?;
-    // Without tools there are no calls, parallel or not.
-    fields.boolean("parallel_tool_calls")?;
+    let mut repeated = Map::new();
+    let tool_use = response_tools::parse_tools(&mut fields, &mut repeated, &mut ignored)?;
     let instructions = fields.string("instructions")?;
     let mut messages = Vec::new();
     messages.extend(instructions.clone().map(|text| said("system", text)));
@@ -42,7 +44,7 @@ pub fn parse_responses(body: &[u8], strict: bool) -> Result<ResponsesRequest, Ap
     noise::quieten(&mut messages);
     let mut knobs = parse_knobs(&mut fields, &mut ignored)?;
     let effort = parse_reasoning(&mut fields, &mut ignored)?;
-    knobs.format = parse_text(&mut fields, &mut ignored)?;
+    knobs.format = parse_text(&mut fields, &mut repeated, &mut ignored)?;
     parse_include(&mut fields)?;
     if fields.boolean("store")? == Some(true) {
         return Err(fields.unsupported("store", "no answer is stored here, send false"));
@@ -57,7 +59,7 @@ pub fn parse_responses(body: &[u8], strict: bool) -> Result<ResponsesRequest, Ap
     table::RESPONSES.settle(&mut fields)?;
     fields.finish(&mut ignored);
     let ignored = ignored.finish(strict)?;
-    let repeated = Map::from_iter([
+    repeated.extend([
         ("instructions".into(), instructions.into()),
         ("max_output_tokens".into(), knobs.max_tokens.into()),
         ("metadata".into(), metadata),
@@ -65,7 +67,7 @@ pub fn parse_responses(body: &[u8], strict: bool) -> Result<ResponsesRequest, Ap
         ("top_p".into(), knobs.sampling.top_p.into()),
         ("reasoning".into(), json!({"effort": effort, "summary": null})),
     ]);
-    Ok(ResponsesRequest { model, messages, knobs, effort, repeated, ignored })
+    Ok(ResponsesRequest { model, messages, knobs, tool_use, effort, repeated, ignored })
 }
 
 fn parse_knobs(fields: &mut Fields, ignored: &mut Ignored) -> Result<Knobs, ApiError> {
@@ -103,8 +105,16 @@ fn parse_reasoning(fields: &mut Fields, ignored: &mut Ignored) -> Result<Option<
     Ok(effort)
 }
 
-fn parse_text(fields: &mut Fields, ignored: &mut Ignored) -> Result<Option<Format>, ApiError> {
-    let Some(text) = fields.take("text") else { return Ok(None) };
+/// Reads `text`, and notes in `repeated` what the answer says of it.
+fn parse_text(
+    fields: &mut Fields,
+    repeated: &mut Map<String, Value>,
+    ignored: &mut Ignored,
+) -> Result<Option<Format>, ApiError> {
+    let text = fields.take("text").unwrap_or_else(|| json!({}));
+    let format = text.get("format").filter(|format| !format.is_null()).cloned();
+    let format = format.unwrap_or_else(|| json!({"type": "text"}));
+    repeated.insert("text".into(), json!({"format": format}));
     let mut text = Fields::nested(text, "text", "text")?;
     let format = format::parse_beside(&mut text, ignored)?;
     text.refuse(
@@ -177,7 +187,7 @@ fn parse_input(
                 };
                 let text = parse_parts(&mut item, "output", &path, ignored)?;
                 let mut result = said("tool", text);
-                result.insert("tool_call_id".into(), call.into());
+                result.insert("tool_call_id".into(), bare_id(&call).into());
                 item.accept(&["name", "namespace"]);
                 messages.push(result);
             }
@@ -292,6 +302,11 @@ fn parse_thoughts(
     Ok(parts.iter().filter_map(|part| Some(part.get("text")?.as_str()?.to_owned())).collect())
 }
 
+/// A call's id as chat templates know it, without what ids begin with here.
+fn bare_id(id: &str) -> &str {
+    id.strip_prefix(response::CALL_PREFIX).unwrap_or(id)
+}
+
 /// A call that the model made earlier, in the message that it was made in.
 fn add_call(
     item: &mut Fields,
@@ -312,8 +327,7 @@ fn add_call(
         _ => Value::String(arguments),
     };
     item.accept(&["namespace"]);
-    let call =
-        json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
+    let call = json!({"id": bare_id(&id), "type": "function", "function": {"name": name, "arguments": arguments}});
     if messages.last().is_none_or(|last| last["role"] != "assistant") {
         messages.push(said("assistant", String::new()));
     }

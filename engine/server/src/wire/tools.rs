@@ -1,4 +1,4 @@
-//! The tools of a chat request.
+//! The tools of a chat request, and what those of other requests have in common with them.
 
 use serde_json::Value;
 
@@ -35,7 +35,7 @@ pub enum ToolChoice {
 /// Reads `tools`, `tool_choice`, `parallel_tool_calls` and what they were called before.
 pub(crate) fn parse_tools(fields: &mut Fields, ignored: &mut Ignored) -> Result<ToolUse, ApiError> {
     refuse_the_older_names(fields, ignored)?;
-    let mut tools = parse_list(fields, ignored)?;
+    let mut tools = parse_list(fields)?;
     let choice = match fields.take("tool_choice") {
         None => ToolChoice::Auto,
         Some(Value::String(word)) if word == "auto" => ToolChoice::Auto,
@@ -46,15 +46,15 @@ pub(crate) fn parse_tools(fields: &mut Fields, ignored: &mut Ignored) -> Result<
             }
             ToolChoice::Auto
         }
-        Some(_) if tools.is_empty() => {
-            return Err(fields.unsupported(
-                "tool_choice",
-                "there are no \"tools\" to choose from, leave it out or send \"none\"",
-            ));
-        }
+        Some(_) if tools.is_empty() => return Err(nothing_to_choose(fields, "\"none\"")),
         Some(Value::String(word)) if word == "required" => ToolChoice::Required,
         Some(choice) => ToolChoice::Named(parse_choice(&choice, &tools)?),
     };
+    let strict = |tool: &Value| tool["function"]["strict"] == true;
+    if choice == ToolChoice::Auto && tools.iter().any(strict) {
+        // Nothing holds the model to the schema.
+        ignored.add("tools[].function.strict".into());
+    }
     let parallel = fields.boolean("parallel_tool_calls")?.unwrap_or(true);
     Ok(ToolUse { tools, choice, parallel })
 }
@@ -74,37 +74,87 @@ fn refuse_the_older_names(fields: &mut Fields, ignored: &mut Ignored) -> Result<
     Ok(())
 }
 
-fn parse_list(fields: &mut Fields, ignored: &mut Ignored) -> Result<Vec<Value>, ApiError> {
-    let list = match fields.take("tools") {
-        None => return Ok(Vec::new()),
-        Some(Value::Array(list)) if list.len() <= MOST_TOOLS => list,
-        Some(_) => {
-            return Err(ApiError::bad_field(
-                "tools",
-                format!("\"tools\" must be a list of at most {MOST_TOOLS} tools."),
-            ));
-        }
-    };
-    let mut names: Vec<&str> = Vec::with_capacity(list.len());
-    for (index, tool) in list.iter().enumerate() {
-        let name = check_tool(index, tool, ignored)?;
+/// What stands in `tools`.
+pub(crate) fn take_list(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
+    match fields.take("tools") {
+        None => Ok(Vec::new()),
+        Some(Value::Array(list)) if list.len() <= MOST_TOOLS => Ok(list),
+        Some(_) => Err(ApiError::bad_field(
+            "tools",
+            format!("\"tools\" must be a list of at most {MOST_TOOLS} tools."),
+        )),
+    }
+}
+
+/// Tools as chat templates want them, each of another name; `field` is where a name stands in the
+/// request's own form.
+pub(crate) fn check_distinct(tools: &[Value], field: &str) -> Result<(), ApiError> {
+    let mut names: Vec<&str> = Vec::with_capacity(tools.len());
+    for (index, tool) in tools.iter().enumerate() {
+        let name = tool["function"]["name"].as_str().unwrap_or_default();
         if names.contains(&name) {
             return Err(ApiError::bad_field(
-                &format!("tools[{index}].function.name"),
+                &format!("tools[{index}].{field}"),
                 format!("\"tools\" has two functions \"{name}\"; give each a name of its own."),
             ));
         }
         names.push(name);
     }
+    Ok(())
+}
+
+/// Refuses a name that a tool cannot have; it stands in `field`.
+pub(crate) fn check_name(field: &str, name: &str) -> Result<(), ApiError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if (1..=LONGEST_NAME).contains(&name.len()) && name.chars().all(allowed) {
+        return Ok(());
+    }
+    Err(ApiError::bad_field(
+        field,
+        format!(
+            "\"{field}\" must be at most {LONGEST_NAME} letters, digits, underscores, hyphens \
+             and dots."
+        ),
+    ))
+}
+
+/// Refuses what is no schema of a tool's arguments; it stands in `field`.
+pub(crate) fn check_schema(field: &str, schema: Option<&Value>) -> Result<(), ApiError> {
+    if schema.is_none_or(|schema| schema.is_object() || schema.is_null()) {
+        return Ok(());
+    }
+    let message = format!("\"{field}\" must be a JSON schema, an object.");
+    Err(ApiError::bad_field(field, message))
+}
+
+/// The refusal of a choice where there is none; `none` is how the endpoint says so.
+pub(crate) fn nothing_to_choose(fields: &Fields, none: &str) -> ApiError {
+    let what = format!("there are no \"tools\" to choose from, leave it out or send {none}");
+    fields.unsupported("tool_choice", &what)
+}
+
+/// The refusal of a choice that is not on offer.
+pub(crate) fn unknown_function(name: &str) -> ApiError {
+    ApiError::bad_field(
+        "tool_choice",
+        format!(
+            "\"tool_choice\" names the function \"{}\", which is not in \"tools\".",
+            shortened(name)
+        ),
+    )
+}
+
+fn parse_list(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
+    let list = take_list(fields)?;
+    for (index, tool) in list.iter().enumerate() {
+        check_tool(index, tool)?;
+    }
+    check_distinct(&list, "function.name")?;
     Ok(list)
 }
 
-/// A tool's name, if the tool is one that can be offered.
-fn check_tool<'a>(
-    index: usize,
-    tool: &'a Value,
-    ignored: &mut Ignored,
-) -> Result<&'a str, ApiError> {
+/// Refuses a tool that cannot be offered.
+fn check_tool(index: usize, tool: &Value) -> Result<(), ApiError> {
     let path = format!("tools[{index}]");
     match tool.get("type").and_then(Value::as_str) {
         Some("function") => {}
@@ -129,30 +179,10 @@ fn check_tool<'a>(
         }
     }
     let function = tool.get("function").and_then(Value::as_object);
-    let name = function.and_then(|function| function.get("name")).and_then(Value::as_str);
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    let fits = |name: &&str| (1..=LONGEST_NAME).contains(&name.len()) && name.chars().all(allowed);
-    let (Some(function), Some(name)) = (function, name.filter(fits)) else {
-        let name = format!("{path}.function.name");
-        return Err(ApiError::bad_field(
-            &name,
-            format!(
-                "\"{name}\" must be at most {LONGEST_NAME} letters, digits, underscores, hyphens \
-                 and dots."
-            ),
-        ));
-    };
-    let parameters = function.get("parameters").filter(|schema| !schema.is_null());
-    if parameters.is_some_and(|schema| !schema.is_object()) {
-        let name = format!("{path}.function.parameters");
-        let message = format!("\"{name}\" must be a JSON schema, an object.");
-        return Err(ApiError::bad_field(&name, message));
-    }
-    if function.get("strict").is_some_and(|strict| strict == true) {
-        // Nothing holds the model to the schema.
-        ignored.add("tools[].function.strict".into());
-    }
-    Ok(name)
+    let part = |name: &str| function.and_then(|function| function.get(name));
+    let name = part("name").and_then(Value::as_str).unwrap_or_default();
+    check_name(&format!("{path}.function.name"), name)?;
+    check_schema(&format!("{path}.function.parameters"), part("parameters"))
 }
 
 fn parse_choice(choice: &Value, tools: &[Value]) -> Result<String, ApiError> {
@@ -162,13 +192,7 @@ fn parse_choice(choice: &Value, tools: &[Value]) -> Result<String, ApiError> {
         Some(name) if tools.iter().any(|tool| tool["function"]["name"] == name) => {
             Ok(name.to_owned())
         }
-        Some(name) => Err(ApiError::bad_field(
-            "tool_choice",
-            format!(
-                "\"tool_choice\" names the function \"{}\", which is not in \"tools\".",
-                shortened(name)
-            ),
-        )),
+        Some(name) => Err(unknown_function(name)),
         None => Err(ApiError::bad_field(
             "tool_choice",
             "\"tool_choice\" must be \"auto\", \"none\", \"required\" or {\"type\": \"function\", \

@@ -27,6 +27,20 @@ pub const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.
     {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 const END: u32 = 257;
 
+/// Thinks where it is not told otherwise, and calls tools as Hermes does.
+pub const TEMPLATE: &str = "{% if tools %}<tool_call>{{ tools | tojson }}</tool_call>\n{% endif %}\
+    {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
+    {% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}\
+    {% if m.role == 'tool' %}({{ m.tool_call_id }}){% endif %}<|im_end|>\n{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant\n\
+    {% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}";
+
+/// Thoughts, words and two calls.
+pub const CALLS: &str = "<think>\nRain, say?\n</think>\n\nI look.\n<tool_call>\n{\"name\": \"weather\", \
+    \"arguments\": {\"city\": \"Köln\"}}\n</tool_call>\n<tool_call>\n{\"name\": \"clock\", \
+    \"arguments\": {}}\n</tool_call>";
+pub const PLAIN: &str = "No <tool> is needed, say nothing.";
+
 /// 256 bytes, then `<|im_start|>` and `<|im_end|>`.
 pub fn tokenizer() -> Tokenizer {
     // GPT-2's alphabet, in the order of its characters, not of the bytes.
