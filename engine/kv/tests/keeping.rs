@@ -233,3 +233,43 @@ fn blocks_of_a_wrong_size_and_without_a_beginning_are_not_kept() {
     assert_eq!((put.kept, put.digest), (Kept::New, nowhere));
     assert!(store.contains("ada", &nowhere) && !store.contains("bob", &nowhere));
 }
+
+#[test]
+fn many_who_put_find_read_and_forget_at_once_get_their_own_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let system = Arc::new(Fake::default());
+    let store = open_with(options(folder.path(), 6, 20), &system);
+    std::thread::scope(|scope| {
+        for (seed, member) in MEMBERS.into_iter().enumerate() {
+            let (store, system) = (&store, &system);
+            scope.spawn(move || {
+                let (mut life, mut state) = (0, seed as u32);
+                let mut next = |below: u32| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (state >> 16) % below
+                };
+                for _ in 0..300 {
+                    let text: Vec<u32> = (0..2 + next(7)).map(|_| next(2)).collect();
+                    match next(20) {
+                        0 => {
+                            store.forget(member).unwrap();
+                            life += 1;
+                            assert_eq!(readable(store, member, life, &text), 0);
+                        }
+                        1 => {
+                            system.wait(1);
+                            settle(store);
+                        }
+                        2..10 => drop(put(store, member, life, &text)),
+                        _ => drop(readable(store, member, life, &text)),
+                    }
+                }
+            });
+        }
+    });
+    settle(&store);
+    let counters = store.counters();
+    assert!(counters.disk_restores > 0 && counters.spills > 0);
+    assert!(counters.host_blocks <= 6 && counters.disk_blocks <= 20);
+    assert_eq!(counters.failures, 0);
+}
