@@ -46,7 +46,7 @@ struct Root {
     /// Blocks in it, and of those how many nobody uses.
     nodes: usize,
     idle: usize,
-    /// When it was last used.
+    /// The step in which it was last used.
     used: u64,
     /// Its leaves that nobody uses, by when that began.
     leaves: BTreeSet<(u64, NodeId)>,
@@ -80,7 +80,9 @@ pub(crate) struct PrefixCache {
     members: HashMap<MemberId, usize>,
     roots: Vec<Root>,
     idle: usize,
+    /// Counts whoever stops using something, so that it is known what was left first.
     clock: u64,
+    step: u64,
 }
 
 impl PrefixCache {
@@ -96,6 +98,7 @@ impl PrefixCache {
             roots: vec![Root::default(), Root::default()],
             idle: 0,
             clock: 0,
+            step: 0,
         }
     }
 
@@ -106,7 +109,7 @@ impl PrefixCache {
 
     /// A step begins.
     pub(crate) fn tick(&mut self) {
-        self.clock += 1;
+        self.step += 1;
     }
 
     /// All members may share how these tokens begin, block by block.
@@ -138,7 +141,7 @@ impl PrefixCache {
     /// What is common goes last: nodes of all trees may follow it.
     fn may_take(&self, taker: Option<usize>, root: usize) -> bool {
         let Root { nodes, used, .. } = self.roots[root];
-        let away = self.clock - used > LONG_AWAY;
+        let away = self.step - used > LONG_AWAY;
         taker.is_none_or(|size| root != COMMON && (nodes >= size || away))
     }
 
@@ -181,7 +184,8 @@ impl PrefixCache {
         block: BlockId,
     ) -> BlockId {
         let at = chain.len() * self.block_tokens;
-        let common = chain.len() < self.common_blocks(tokens);
+        let before = chain.last().is_none_or(|last| self.node(*last).root == COMMON);
+        let common = before && chain.len() < self.common_blocks(tokens);
         let root = if common { COMMON } else { self.make_root_of(whose) };
         let (parent, tokens) = (chain.last().copied(), &tokens[at..at + self.block_tokens]);
         if let Some(id) = self.lookup(root, parent, tokens) {
@@ -235,7 +239,7 @@ impl PrefixCache {
     /// Stops using these nodes. Their blocks stay.
     pub(crate) fn leave(&mut self, chain: &mut Vec<NodeId>) {
         self.clock += 1;
-        let now = self.clock;
+        let (now, step) = (self.clock, self.step);
         for id in chain.drain(..).rev() {
             let node = self.node_mut(id);
             node.users -= 1;
@@ -244,7 +248,7 @@ impl PrefixCache {
                 let (leaf, root) = (node.children == 0, node.root);
                 self.idle += 1;
                 self.roots[root].idle += 1;
-                self.roots[root].used = now;
+                self.roots[root].used = step;
                 if leaf {
                     self.roots[root].leaves.insert((now, id));
                 }

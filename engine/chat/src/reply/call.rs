@@ -31,6 +31,13 @@ pub(super) enum Verdict {
     NoCall(String),
 }
 
+impl Verdict {
+    /// No further call, after so many: `raw` was taken for the beginning of one.
+    pub(super) fn without_more(raw: String, calls: usize) -> Self {
+        if calls == 0 { Self::NoCall(raw) } else { Self::Over(raw) }
+    }
+}
+
 /// Events on their way out, neighbours joined.
 #[derive(Debug, Default)]
 pub(super) struct Emit {

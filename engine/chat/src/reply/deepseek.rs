@@ -66,11 +66,7 @@ impl DeepSeekReader {
     }
 
     fn stop(&mut self) -> Verdict {
-        let raw = std::mem::take(&mut self.raw);
-        match self.calls {
-            0 => Verdict::NoCall(raw),
-            _ => Verdict::Over(raw),
-        }
+        Verdict::without_more(std::mem::take(&mut self.raw), self.calls)
     }
 
     fn call_over(&mut self, emit: &mut Emit) {

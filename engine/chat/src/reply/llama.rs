@@ -43,10 +43,7 @@ impl LlamaReader {
     }
 
     fn stop(&self, rest: String) -> Verdict {
-        match self.calls {
-            0 => Verdict::NoCall(rest),
-            _ => Verdict::Over(rest),
-        }
+        Verdict::without_more(rest, self.calls)
     }
 
     fn between(&mut self, mut lead: String, character: char, emit: &mut Emit) -> Verdict {

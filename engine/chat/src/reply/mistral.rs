@@ -45,11 +45,7 @@ impl MistralReader {
     }
 
     fn stop(&mut self) -> Verdict {
-        let raw = std::mem::take(&mut self.raw);
-        match self.calls {
-            0 => Verdict::NoCall(raw),
-            _ => Verdict::Over(raw),
-        }
+        Verdict::without_more(std::mem::take(&mut self.raw), self.calls)
     }
 
     fn begin_object(&mut self) -> Verdict {

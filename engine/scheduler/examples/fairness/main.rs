@@ -51,9 +51,11 @@ fn main() -> ExitCode {
         "shared by             step   first token p50   p95    p95 / empty   arithmetic   agents answered   longest pause of an answer"
     );
     let mut points = Vec::new();
-    for (name, fair) in [("members, fairly", true), ("prompts, all alike", false)] {
+    for (name, fair, steps_ahead) in
+        [("members, fairly", true, 1), ("prompts, all alike", false, 1), ("no step ahead", true, 0)]
+    {
         for step_tokens in STEPS {
-            let config = self::fair(&H200_30B, step_tokens);
+            let config = Config { steps_ahead, ..self::fair(&H200_30B, step_tokens) };
             let config = if fair { config } else { alike(config) };
             let seen = watch(&both, &H200_30B, config);
             let point = Point {
@@ -71,7 +73,10 @@ fn main() -> ExitCode {
                 seen.agents_answered,
                 1e3 * seen.longest_gap,
             );
-            points.push(point);
+            // What is drawn is what a device does.
+            if steps_ahead > 0 {
+                points.push(point);
+            }
         }
     }
     if let Some(file) = plot
