@@ -1,0 +1,283 @@
+//! Who gets blocks and slots, and who gives theirs up.
+
+use polder_backend::{BlockId, TokenId};
+
+use crate::fair;
+use crate::grammar::Masking;
+use crate::pooling::{Pool, Pooling};
+use crate::prefix::{NodeId, Taker, Whose};
+use crate::queue::{Before, Waiting};
+use crate::request::{Claim, MemberId, Request};
+use crate::scheduler::Scheduler;
+use crate::sequence::{Sequence, blocks_for};
+
+/// Who gets blocks next: a running sequence that lost its own, or a member's next request.
+#[derive(Debug)]
+enum Next {
+    Again(usize),
+    New(MemberId),
+}
+
+impl Scheduler {
+    /// Gives room to as many as fit.
+    pub(super) fn make_room_for_more(&mut self) {
+        let mut held = Vec::new();
+        while let Some(next) = self.next_for_room(&held) {
+            let (mut chain, mut blocks) = (Vec::new(), Vec::new());
+            let (request, tokens) = match &next {
+                Next::Again(index) => {
+                    let sequence = &self.running[*index];
+                    (&sequence.request, sequence.tokens.as_slice())
+                }
+                Next::New(member) => {
+                    let waiting = self.waiting.peek(member).expect("just seen there");
+                    (&waiting.request, waiting.tokens())
+                }
+            };
+            let need = blocks_for(tokens.len() as u32, self.limits.block_tokens);
+            // The last token is read in any case: what follows it is asked for. So is a prompt that is judged, or
+            // whose mean is wanted.
+            let most = match (request.prompt_logprobs, request.pooling) {
+                (None, None | Some(Pooling::Last)) => {
+                    (tokens.len() - 1) / self.limits.block_tokens as usize
+                }
+                _ => 0,
+            };
+            let (member, claim) = (request.member.clone(), request.claim);
+            let whose = whose(&member, claim);
+            self.prefixes.find(whose, tokens, most, &mut chain, &mut blocks);
+            if matches!(next, Next::New(_)) && self.is_being_read(whose, tokens, most, blocks.len())
+            {
+                self.prefixes.leave(&mut chain);
+                held.push(member);
+                continue;
+            }
+            let need = need - blocks.len();
+            while !self.fits(need, whose) {
+                let Some(victim) = fair::spare(&self.running, &member) else {
+                    return self.prefixes.leave(&mut chain);
+                };
+                self.preempt(victim);
+            }
+            let taker = self.taker(whose);
+            self.take_blocks(need, taker, &mut blocks);
+            match next {
+                Next::Again(index) => {
+                    let sequence = &mut self.running[index];
+                    sequence.fed = chain.len() as u32 * self.limits.block_tokens;
+                    (sequence.blocks, sequence.chain) = (blocks, chain);
+                }
+                Next::New(member) => self.start(&member, blocks, chain),
+            }
+        }
+    }
+
+    /// Whether a running sequence of the member is just reading how these tokens begin, further than what is kept:
+    /// several that begin alike and come together wait for the first of them.
+    fn is_being_read(&self, by: Whose<'_>, tokens: &[TokenId], most: usize, kept: usize) -> bool {
+        let block_tokens = self.limits.block_tokens as usize;
+        self.running.iter().any(|sequence| {
+            let prompt = &sequence.request.prompt;
+            let reads = sequence.has_room()
+                && !sequence.paused
+                && sequence.fed < sequence.prompt_len()
+                && sequence.request.prompt_logprobs.is_none();
+            let alike = || prompt.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+            let Request { member, claim, .. } = &sequence.request;
+            reads && whose(member, *claim) == by && (alike() / block_tokens).min(most) > kept
+        })
+    }
+
+    /// For whom kept blocks are taken: where no sequence goes on, somebody's must be the first.
+    fn taker<'a>(&self, whose: Whose<'a>) -> Taker<'a> {
+        self.running.iter().any(|sequence| sequence.has_room() && !sequence.paused).then_some(whose)
+    }
+
+    /// Takes free blocks, and kept ones that nobody uses where there are too few; false, and nothing taken, where there
+    /// are too few of both.
+    fn take_blocks(&mut self, count: usize, taker: Taker<'_>, to: &mut Vec<BlockId>) -> bool {
+        if count > self.pool.available() + self.prefixes.idle_for(taker) {
+            return false;
+        }
+        if let Some(missing) = count.checked_sub(self.pool.available()).filter(|m| *m > 0) {
+            let mut given_up = Vec::with_capacity(missing);
+            self.prefixes.evict(missing, taker, &mut given_up);
+            self.stats.evictions += given_up.len() as u64;
+            self.pool.give_back(&mut given_up);
+        }
+        self.pool.take(count, to)
+    }
+
+    /// Full blocks that the step writes are there for whoever begins alike from the next step on.
+    pub(super) fn keep_what_is_whole(&mut self) {
+        let block_tokens = self.limits.block_tokens;
+        for sequence in &mut self.running {
+            while sequence.has_room() && sequence.chain.len() < sequence.whole_blocks(block_tokens)
+            {
+                let at = sequence.chain.len();
+                let whose = whose(&sequence.request.member, sequence.request.claim);
+                let (block, tokens) = (&mut sequence.blocks[at], &sequence.tokens);
+                let kept = self.prefixes.keep(whose, &mut sequence.chain, tokens, *block);
+                if kept != *block {
+                    // It was there already, and says the same.
+                    self.pool.give_back(&mut vec![std::mem::replace(block, kept)]);
+                }
+            }
+        }
+    }
+
+    /// Takes a sequence's blocks away: those that are kept stay where they are.
+    fn free_blocks(&mut self, index: usize) {
+        let Sequence { blocks, chain, .. } = &mut self.running[index];
+        self.pool.give_back(&mut blocks.split_off(chain.len().min(blocks.len())));
+        blocks.clear();
+        self.prefixes.leave(chain);
+    }
+
+    /// Members with the fewest sequences that have room, for their weight, come first; of one member's, those that
+    /// lost theirs. New requests of members who are `held` wait for what is being read.
+    fn next_for_room(&self, held: &[MemberId]) -> Option<Next> {
+        let room = |request: &Request| {
+            fair::weighed(fair::with_room(&self.running, &request.member), request.claim)
+        };
+        let again = self
+            .running
+            .iter()
+            .enumerate()
+            .filter(|(_, sequence)| !sequence.has_room() && !sequence.paused && !sequence.leaving)
+            .map(|(index, sequence)| (room(&sequence.request), index))
+            .min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        let free = self.free_slots.len();
+        let rank = |waiting: &Waiting| {
+            let Request { member, claim, .. } = &waiting.request;
+            let running = fair::running(&self.running, member);
+            let may = !held.contains(member) && fair::may_start(running, free, *claim);
+            may.then(|| fair::weighed(running, *claim))
+        };
+        let new = self.waiting.next(rank);
+        let new_room = new.and_then(|m| self.waiting.peek(m)).map(|w| room(&w.request));
+        match (again, new, new_room) {
+            (Some((least, _)), Some(member), Some(room)) if room < least => {
+                Some(Next::New(member.clone()))
+            }
+            (Some((_, index)), ..) => Some(Next::Again(index)),
+            (None, new, _) => new.cloned().map(Next::New),
+        }
+    }
+
+    /// Members who run nothing get slots of members who run several, as soon as what was planned for
+    /// those is read back.
+    pub(super) fn give_up_slots(&mut self) {
+        let without = self.waiting.members().filter(|m| fair::running(&self.running, m) == 0);
+        let leaving = self.running.iter().filter(|sequence| sequence.leaving).count();
+        let missing = without.count().saturating_sub(self.free_slots.len() + leaving);
+        for _ in 0..missing {
+            let Some(index) = fair::leaver(&self.running) else { break };
+            self.running[index].leaving = true;
+        }
+        for index in (0..self.running.len()).rev() {
+            if self.running[index].leaving && self.running[index].may_leave() {
+                self.send_back(index);
+            }
+        }
+    }
+
+    /// A sequence waits again, with what it has said; its blocks stay for it as long as nobody needs them.
+    fn send_back(&mut self, index: usize) {
+        let Sequence { id, request, tokens, cached, masking, .. } = self.release(index);
+        self.stats.slots_given_up += 1;
+        let before = Some(Before { tokens, cached, masking });
+        self.waiting.push_again(Waiting { id, request, before });
+    }
+
+    /// Whether so many blocks may be given out. One for each sequence that has room stays free, so
+    /// that a newcomer is not thrown out again by the next few decoded tokens.
+    fn fits(&self, need: usize, whose: Whose<'_>) -> bool {
+        let spare = self.running.iter().filter(|sequence| sequence.has_room()).count();
+        need + spare <= self.pool.available() + self.prefixes.idle_for(self.taker(whose))
+    }
+
+    fn start(&mut self, member: &MemberId, blocks: Vec<BlockId>, chain: Vec<NodeId>) {
+        let Waiting { id, request, before } = self.waiting.pop(member).expect("just seen there");
+        let slot = self.free_slots.pop().expect("just seen free");
+        let room = self.capacity() - request.prompt.len() as u32;
+        let fed = chain.len() as u32 * self.limits.block_tokens;
+        if before.is_none() {
+            self.stats.asked_tokens += request.prompt.len() as u64;
+            self.stats.cached_tokens += u64::from(fed);
+        }
+        let Before { tokens, cached, masking } = before.unwrap_or_else(|| Before {
+            tokens: request.prompt.clone(),
+            cached: fed,
+            masking: request.grammar.clone().map(Masking::new),
+        });
+        self.running.push(Sequence {
+            id,
+            slot,
+            fresh: true,
+            planned: (tokens.len() - request.prompt.len()) as u32,
+            tokens,
+            blocks,
+            chain,
+            cached,
+            paused: false,
+            fed,
+            limit: if request.pooling.is_some() { 0 } else { request.max_tokens.min(room) },
+            logits_planned: 0,
+            leaving: false,
+            masking,
+            pool: request.pooling.map(|pooling| Pool::new(pooling, request.prompt.len() as u32)),
+            request,
+        });
+    }
+
+    /// Makes sure that the sequence owns the block of its next position, at the cost of others or,
+    /// where it is the one to give up its blocks, not at all.
+    pub(super) fn extend(&mut self, index: usize) {
+        let need = blocks_for(self.running[index].fed + 1, self.limits.block_tokens);
+        let missing = need - self.running[index].blocks.len();
+        if missing == 0 {
+            return;
+        }
+        let Request { member, claim, .. } = &self.running[index].request;
+        let (member, claim) = (member.clone(), *claim);
+        loop {
+            if self.extend_by(missing, index, Some(whose(&member, claim))) {
+                return;
+            }
+            let victim = fair::victim(&self.running).expect("a sequence that decodes owns blocks");
+            let alone = self.running.iter().filter(|sequence| sequence.has_room()).count() == 1;
+            if victim == index && alone && self.extend_by(missing, index, None) {
+                return;
+            }
+            self.preempt(victim);
+            if victim == index {
+                return;
+            }
+        }
+    }
+
+    fn extend_by(&mut self, missing: usize, index: usize, taker: Taker<'_>) -> bool {
+        let mut blocks = std::mem::take(&mut self.running[index].blocks);
+        let there = self.take_blocks(missing, taker, &mut blocks);
+        self.running[index].blocks = blocks;
+        there
+    }
+
+    pub(super) fn preempt(&mut self, index: usize) {
+        self.free_blocks(index);
+        self.running[index].fed = 0;
+        self.stats.preemptions += 1;
+    }
+
+    pub(super) fn release(&mut self, index: usize) -> Sequence {
+        self.free_blocks(index);
+        let sequence = self.running.remove(index);
+        self.free_slots.push(sequence.slot);
+        sequence
+    }
+}
+
+fn whose(member: &MemberId, claim: Claim) -> Whose<'_> {
+    if claim.trusting { Whose::Trusting } else { Whose::Member(member) }
+}
