@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, TE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use polder_members::{Admission, KeyGrant, MemberId, Members, MembersError};
+use polder_members::{Admission, KeyGrant, MemberId, Members, MembersError, Share};
 use tokio_util::sync::CancellationToken;
 
 use crate::Gateway;
@@ -22,6 +22,12 @@ use crate::leash::{Ending, Leash, Relayed};
 const MEMBER: HeaderName = HeaderName::from_static("x-polder-member");
 /// To the engine: refuse unknown fields instead of naming them.
 const STRICT: HeaderName = HeaderName::from_static("x-polder-strict");
+/// To the engine: the member's share, in percent of the usual one.
+const WEIGHT: HeaderName = HeaderName::from_static("x-polder-weight");
+/// To the engine: most answers of the member at once.
+const MOST_RUNNING: HeaderName = HeaderName::from_static("x-polder-most-running");
+/// To the engine: the member's other requests go first.
+const BACKGROUND: HeaderName = HeaderName::from_static("x-polder-background");
 const TRUSTING: HeaderName = HeaderName::from_static("x-polder-trusting");
 /// From the engine: tokens of the prompt.
 const PROMPT_TOKENS: &str = "x-polder-prompt-tokens";
@@ -32,6 +38,8 @@ const SERVED_BY: HeaderName = HeaderName::from_static("x-polder-served-by");
 pub struct Caller {
     member: MemberId,
     strict: bool,
+    share: Share,
+    background: bool,
     revoked: CancellationToken,
     /// What they hear when `revoked` fires.
     ending: Ending,
@@ -50,6 +58,8 @@ impl Caller {
         Ok(Self {
             member: grant.member,
             strict: grant.strict,
+            share: grant.share,
+            background: grant.background,
             revoked: grant.revoked.clone(),
             ending: Ending::Revoked,
             account: Account::Key(members.admit(grant)?),
@@ -66,6 +76,8 @@ impl Caller {
             Ok(found) if !found.disabled => Ok(Self {
                 member,
                 strict: false,
+                share: found.share,
+                background: false,
                 revoked,
                 ending: Ending::SentAway,
                 account: Account::Chat(members.clone()),
@@ -210,6 +222,11 @@ fn towards_engine(caller: &Caller, trusting: bool, question: Question) -> http::
     let headers = request.headers_mut();
     headers.insert(MEMBER, HeaderValue::from(caller.member.0));
     headers.insert(STRICT, HeaderValue::from_static(if caller.strict { "1" } else { "0" }));
+    headers.insert(WEIGHT, HeaderValue::from(caller.share.percent));
+    if let Some(most) = caller.share.answers_at_once {
+        headers.insert(MOST_RUNNING, HeaderValue::from(most));
+    }
+    headers.insert(BACKGROUND, HeaderValue::from_static(if caller.background { "1" } else { "0" }));
     headers.insert(TRUSTING, HeaderValue::from_static(if trusting { "1" } else { "0" }));
     // The engine tells what it used in a trailer, after the last token.
     headers.insert(TE, HeaderValue::from_static("trailers"));

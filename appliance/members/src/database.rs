@@ -6,8 +6,8 @@ use rusqlite::Connection;
 
 use crate::MembersError;
 
-/// Each entry brings the file from the layout of its index to the next. Never edit one that was
-/// released: add another.
+/// Each entry brings the file from the layout of its index to the next, which older versions cannot read: an update with
+/// one cannot be taken back. Never edit one that was released: add another, and an addition if that will do.
 const MIGRATIONS: &[&str] = &["
     CREATE TABLE members (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -84,6 +84,15 @@ const MIGRATIONS: &[&str] = &["
     CREATE TABLE wizard (one INTEGER PRIMARY KEY CHECK (one = 1), state TEXT NOT NULL) STRICT;
 "];
 
+/// What later versions added, each by a name, in any order: new tables, and new columns with a default. Older versions
+/// read and write a file that has them, so that an update can be taken back.
+const ADDITIONS: &[(&str, &str)] = &[(
+    "shares",
+    "ALTER TABLE members ADD COLUMN share_percent INTEGER NOT NULL DEFAULT 100;
+     ALTER TABLE members ADD COLUMN answers_at_once INTEGER;
+     ALTER TABLE keys ADD COLUMN background INTEGER NOT NULL DEFAULT 0;",
+)];
+
 /// Opens the file, private to its owner, and brings its layout up to date.
 pub(crate) fn open(path: &Path) -> Result<Connection, MembersError> {
     let failed = |why: String| MembersError::Open { path: path.to_owned(), why };
@@ -130,6 +139,12 @@ fn migrate(db: &mut Connection) -> Result<(), MembersError> {
         change.execute_batch(step)?;
     }
     change.pragma_update(None, "user_version", known)?;
+    change.execute_batch("CREATE TABLE IF NOT EXISTS additions (name TEXT PRIMARY KEY) STRICT")?;
+    for (name, step) in ADDITIONS {
+        if change.execute("INSERT OR IGNORE INTO additions VALUES (?1)", [name])? == 1 {
+            change.execute_batch(step)?;
+        }
+    }
     Ok(change.commit()?)
 }
 
@@ -161,6 +176,47 @@ mod tests {
         let path = folder.path().join("polder.db");
         open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
         assert!(matches!(open(&path), Err(MembersError::Newer { found: 99, .. })));
+    }
+
+    #[test]
+    fn what_a_newer_polder_added_is_kept_and_does_not_keep_this_one_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("polder.db");
+        let db = open(&path).unwrap();
+        db.execute_batch(
+            "INSERT INTO additions VALUES ('of tomorrow');
+             ALTER TABLE members ADD COLUMN tomorrow INTEGER NOT NULL DEFAULT 7;",
+        )
+        .unwrap();
+        drop(db);
+        let members = crate::Members::open(&path).unwrap();
+        let new = crate::NewMember {
+            name: "ada".into(),
+            email: None,
+            password: crate::Secret::new("four words in a row".into()),
+        };
+        members.add_member(&new, crate::Role::Steward).unwrap();
+        let tomorrow: i64 =
+            members.db().query_row("SELECT tomorrow FROM members", [], |r| r.get(0)).unwrap();
+        assert_eq!(tomorrow, 7);
+    }
+
+    #[test]
+    fn a_file_of_the_first_version_gets_what_was_added_since() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("polder.db");
+        let first = connect(&path).unwrap();
+        first.execute_batch(MIGRATIONS[0]).unwrap();
+        first.pragma_update(None, "user_version", 1).unwrap();
+        first
+            .execute_batch(
+                "INSERT INTO members (name, name_key, role, created_at)
+                 VALUES ('ada', 'ada', 'steward', 1)",
+            )
+            .unwrap();
+        drop(first);
+        let members = crate::Members::open(&path).unwrap();
+        assert_eq!(members.members().unwrap()[0].share, crate::Share::default());
     }
 
     #[test]

@@ -11,7 +11,9 @@ use crate::limits::Bucket;
 use crate::people::Ready;
 use crate::secret::{self, Digest};
 use crate::usage::Ledger;
-use crate::{KeyRefused, LimitReached, MemberId, Members, MembersError, Role, Secret, words};
+use crate::{
+    KeyRefused, LimitReached, MemberId, Members, MembersError, Role, Secret, Share, words,
+};
 
 /// Every key begins with this, so that people and secret scanners know what they found.
 const PREFIX: &str = "plk_";
@@ -83,6 +85,8 @@ pub struct NewKey {
     pub models: Vec<String>,
     /// Refuse unknown fields in requests instead of naming them.
     pub strict: bool,
+    /// Its requests wait for those of its owner's that are not in the background.
+    pub background: bool,
     /// Good for this long; `None` until it is revoked.
     pub expires_in: Option<Duration>,
     /// What it may use.
@@ -104,6 +108,8 @@ pub struct KeyInfo {
     pub models: Vec<String>,
     /// Unknown request fields are refused.
     pub strict: bool,
+    /// Its requests wait for the owner's others.
+    pub background: bool,
     /// Unix seconds.
     pub created_at: i64,
     /// Unix seconds.
@@ -151,6 +157,10 @@ pub struct KeyGrant {
     pub models: Vec<String>,
     /// Refuse unknown request fields instead of naming them.
     pub strict: bool,
+    /// Its requests wait for the owner's others.
+    pub background: bool,
+    /// What its owner may claim of the engines.
+    pub share: Share,
     /// Fires when the key is revoked, or its owner disabled or removed: end what runs.
     pub revoked: CancellationToken,
     limits: KeyLimits,
@@ -522,8 +532,8 @@ impl Members {
             .execute(
                 "INSERT INTO keys (id, digest, member, label, scopes, models, strict, for_up,
                     created_at, expires_at, requests_per_minute, tokens_per_minute,
-                    tokens_per_month, at_once)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+                    tokens_per_month, at_once, background)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
                 params![
                     id,
                     key.digest().0,
@@ -539,6 +549,7 @@ impl Members {
                     limits.tokens_per_minute,
                     limits.tokens_per_month.map(|n| n as i64),
                     limits.at_once,
+                    new.background,
                 ],
             )
             .map_err(|e| match e.sqlite_error_code() {
@@ -553,6 +564,7 @@ impl Members {
             scopes,
             models: new.models.clone(),
             strict: new.strict,
+            background: new.background,
             created_at: now,
             expires_at,
             used_at: None,
@@ -609,11 +621,12 @@ fn read_live(
     let rows = query.query_map(params![clock.month(), owner.map(|o| o.0)], |row| {
         let info = info_from_row(row)?;
         let digest: Vec<u8> = row.get(14)?;
-        Ok((info, digest, row.get(15)?, row.get::<_, String>(16)?))
+        let share = Share { percent: row.get(18)?, answers_at_once: row.get(19)? };
+        Ok((info, digest, row.get(15)?, row.get::<_, String>(16)?, share))
     })?;
     let mut live = Vec::new();
     for row in rows {
-        let (info, digest, member_name, role) = row?;
+        let (info, digest, member_name, role, share) = row?;
         let Ok(digest) = <[u8; 32]>::try_from(digest) else { continue };
         let counters =
             Counters::new(&info.limits, clock, info.tokens_this_month, info.used_at.unwrap_or(0));
@@ -626,6 +639,8 @@ fn read_live(
             scopes: info.scopes,
             models: info.models,
             strict: info.strict,
+            background: info.background,
+            share,
             revoked: CancellationToken::new(),
             limits: info.limits,
             expires_at: info.expires_at,
@@ -638,7 +653,8 @@ fn read_live(
 
 const SELECT: &str = "SELECT k.id, k.member, k.label, k.scopes, k.models, k.strict, k.created_at,
     k.expires_at, k.used_at, k.requests_per_minute, k.tokens_per_minute, k.tokens_per_month,
-    k.at_once, coalesce(q.tokens, 0), k.digest, m.name, m.role
+    k.at_once, coalesce(q.tokens, 0), k.digest, m.name, m.role, k.background,
+    m.share_percent, m.answers_at_once
     FROM keys k JOIN members m ON m.id = k.member
     LEFT JOIN quota_use q ON q.key = k.id AND q.month = ?1";
 
@@ -652,6 +668,7 @@ fn info_from_row(row: &Row<'_>) -> rusqlite::Result<KeyInfo> {
         scopes: Scope::ALL.into_iter().filter(|s| scopes.iter().any(|w| w == s.as_str())).collect(),
         models: words(row.get(4)?),
         strict: row.get(5)?,
+        background: row.get(17)?,
         created_at: row.get(6)?,
         expires_at: row.get(7)?,
         used_at: row.get(8)?,

@@ -31,7 +31,7 @@ pub use clock::Clock;
 pub use error::{ClaimRefused, KeyRefused, LimitReached, MembersError, SignInRefused};
 pub use invites::{Invite, InviteId};
 pub use keys::{Admission, KeyGrant, KeyId, KeyInfo, KeyLimits, MintedKey, NewKey, Scope};
-pub use people::{Member, MemberId, NewMember, Role};
+pub use people::{Member, MemberId, NewMember, Role, Share};
 pub use secret::Secret;
 pub use sessions::{SESSION_SECONDS, SessionInfo};
 pub use setup::{ClaimToken, SetupWindow};

@@ -59,6 +59,39 @@ pub struct Member {
     pub has_password: bool,
     /// Unix seconds.
     pub created_at: i64,
+    /// How much of the engines is theirs where there is not enough for all.
+    pub share: Share,
+}
+
+/// What a member may claim of the engines beside others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// In percent of what everybody has.
+    pub percent: u16,
+    /// Most answers that an engine writes for them at once, whatever they come from; more wait. `None`: as many as there
+    /// is room for.
+    pub answers_at_once: Option<u16>,
+}
+
+impl Default for Share {
+    /// As everybody.
+    fn default() -> Self {
+        Self { percent: 100, answers_at_once: None }
+    }
+}
+
+impl Share {
+    /// The share must be 10 to 1000 percent, and at least one answer at once.
+    fn check(self) -> Result<(), MembersError> {
+        let wrong = if !(10..=1000).contains(&self.percent) {
+            "a share is from a tenth of everybody's to ten times as much"
+        } else if self.answers_at_once == Some(0) {
+            "nobody could get an answer with 0 answers at once; leave it empty for no limit"
+        } else {
+            return Ok(());
+        };
+        Err(MembersError::Field(wrong.into()))
+    }
 }
 
 impl Member {
@@ -114,6 +147,18 @@ impl Members {
             }
             change
                 .execute("UPDATE members SET role = ?2 WHERE id = ?1", params![id.0, role.as_str()])
+        })?;
+        self.refresh_owner(id)
+    }
+
+    /// Gives a member more or less of the engines than others. Their next request has it.
+    pub fn set_share(&self, id: MemberId, share: Share) -> Result<(), MembersError> {
+        share.check()?;
+        self.change_member(id, |change| {
+            change.execute(
+                "UPDATE members SET share_percent = ?2, answers_at_once = ?3 WHERE id = ?1",
+                params![id.0, share.percent, share.answers_at_once],
+            )
         })?;
         self.refresh_owner(id)
     }
@@ -275,7 +320,8 @@ impl Ready {
 }
 
 const SELECT: &str =
-    "SELECT id, name, email, role, disabled, password IS NOT NULL, created_at FROM members";
+    "SELECT id, name, email, role, disabled, password IS NOT NULL, created_at, share_percent,
+    answers_at_once FROM members";
 
 pub(crate) fn member(db: &Connection, id: MemberId) -> Result<Option<Member>, MembersError> {
     let mut query = db.prepare_cached(&format!("{SELECT} WHERE id = ?1"))?;
@@ -298,5 +344,6 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<Member> {
         disabled: row.get(4)?,
         has_password: row.get(5)?,
         created_at: row.get(6)?,
+        share: Share { percent: row.get(7)?, answers_at_once: row.get(8)? },
     })
 }

@@ -23,7 +23,7 @@ pub(crate) fn may_start(running: usize, free: usize, claim: Claim) -> bool {
 
 /// How much a member has, beside others of another weight.
 pub(crate) fn weighed(count: usize, claim: Claim) -> f64 {
-    count as f64 / f64::from(claim.weight.max(1))
+    count as f64 / claim.weight.factor()
 }
 
 /// Whose slot goes to a member who has none: of the member with the most for their weight, and two at

@@ -28,6 +28,6 @@ pub use grammar::{Grammar, MaskDone, MaskWork, Matcher, Next};
 pub use pooling::Pooling;
 pub use request::{
     Claim, Event, FinishReason, MemberId, PromptLogprob, Refusal, Request, RequestId,
-    SchedulerError,
+    SchedulerError, Weight,
 };
 pub use scheduler::{Config, Scheduler, Stats};

@@ -21,9 +21,8 @@ impl MemberId {
 /// What a request may claim beside others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
-    /// Its member's share of the work beside other members', who usually have 1. The newest one
-    /// counts; 0 is read as 1.
-    pub weight: u16,
+    /// Its member's share of the work beside other members'. The newest one counts.
+    pub weight: Weight,
     /// Most of its member's sequences that may run while it starts.
     pub most_running: u16,
     /// Of one member's waiting requests, a higher one goes first. It says nothing to other members.
@@ -35,7 +34,26 @@ pub struct Claim {
 impl Default for Claim {
     /// As everybody.
     fn default() -> Self {
-        Self { weight: 1, most_running: u16::MAX, priority: 0, trusting: false }
+        Self { weight: Weight::USUAL, most_running: u16::MAX, priority: 0, trusting: false }
+    }
+}
+
+/// A share of the work beside others': who has twice the weight gets twice as much where there is not enough for all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weight(u16);
+
+impl Weight {
+    /// What everybody has.
+    pub const USUAL: Self = Self(100);
+
+    /// In percent of what everybody has; 0 is read as 1.
+    pub fn percent(percent: u16) -> Self {
+        Self(percent.max(1))
+    }
+
+    /// 1 for the usual one.
+    pub(crate) fn factor(self) -> f64 {
+        f64::from(self.0) / f64::from(Self::USUAL.0)
     }
 }
 

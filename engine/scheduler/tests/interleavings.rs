@@ -12,7 +12,7 @@ use polder_backend::{Backend, Limits, OutputRow, StepBatch, Ticket, TokenId, Wan
 use polder_scheduler::fake::{FakeBackend, hashed};
 use polder_scheduler::{
     Claim, Config, Cost, Event, FinishReason, MaskWork, Next, Refusal, Request, RequestId,
-    Scheduler, SchedulerError,
+    Scheduler, SchedulerError, Weight,
 };
 use proptest::prelude::*;
 
@@ -130,9 +130,9 @@ fn prompts() -> impl Strategy<Value = Vec<u32>> {
 }
 
 fn claims() -> impl Strategy<Value = Claim> {
-    (0u16..4, prop_oneof![Just(u16::MAX), 0u16..3], -1i32..2, any::<bool>()).prop_map(
+    (0u16..400, prop_oneof![Just(u16::MAX), 0u16..3], -1i32..2, any::<bool>()).prop_map(
         |(weight, most_running, priority, trusting)| Claim {
-            weight,
+            weight: Weight::percent(weight),
             most_running,
             priority,
             trusting,

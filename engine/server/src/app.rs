@@ -16,7 +16,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use polder_chat::reply::Dialect;
 use polder_chat::{ChatTemplate, Tokenizer};
 use polder_grammar::Grammars;
-use polder_scheduler::{Claim, EngineHandle, MemberId, Stats};
+use polder_scheduler::{Claim, EngineHandle, MemberId, Stats, Weight};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -129,12 +129,14 @@ pub(crate) struct Caller {
 impl Caller {
     pub(crate) fn of(headers: &HeaderMap) -> Self {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let number = |name: &str| text(name)?.parse::<u16>().ok();
         Self {
             member: MemberId::new(text("x-polder-member").unwrap_or_default()),
             claim: Claim {
-                weight: text("x-polder-weight").and_then(|n| n.parse().ok()).unwrap_or(1),
+                weight: number("x-polder-weight").map_or(Weight::USUAL, Weight::percent),
+                most_running: number("x-polder-most-running").unwrap_or(u16::MAX),
+                priority: -i32::from(text("x-polder-background") == Some("1")),
                 trusting: text("x-polder-trusting") == Some("1"),
-                ..Claim::default()
             },
             strict: text("x-polder-strict") == Some("1"),
         }

@@ -15,6 +15,7 @@ use crate::answering::name_prompt;
 use crate::app::{App, Caller, Engine, aside, check_tokens, name_ignored, read_body};
 use crate::completions::tokens_of;
 use crate::generate::{refused, stopped, too_long, unusable};
+use crate::metrics::Metrics;
 use crate::stream;
 use crate::wire::answer::Usage;
 use crate::wire::completions::Prompt;
@@ -41,7 +42,7 @@ pub(crate) async fn answer(
     let mut cached = 0;
     for texts in texts.chunks(TOGETHER.min(engine.most_sequences)) {
         let mut wave = Wave::start(&engine.handle, &caller, texts, request.pooling);
-        cached += wave.finish(&mut vectors).await?;
+        cached += wave.finish(&mut vectors, &app.metrics).await?;
         app.metrics.prompt_tokens(texts.iter().map(|text| text.len() as u64).sum());
         check_dimensions(&request, &vectors)?;
     }
@@ -138,7 +139,11 @@ impl Wave {
     }
 
     /// Appends every text's vector, in order; how many tokens did not have to be read.
-    async fn finish(&mut self, vectors: &mut Vec<Vec<f32>>) -> Result<u64, ApiError> {
+    async fn finish(
+        &mut self,
+        vectors: &mut Vec<Vec<f32>>,
+        metrics: &Metrics,
+    ) -> Result<u64, ApiError> {
         let first = vectors.len();
         vectors.resize(first + self.ids.len(), Vec::new());
         let (mut left, mut known) = (self.ids.len(), 0);
@@ -152,7 +157,7 @@ impl Wave {
                     left -= 1;
                 }
                 Some((_, Event::Queued | Event::Prompt(_) | Event::Token(_))) => {}
-                Some((_, Event::Refused(refusal))) => return Err(refused(refusal)),
+                Some((_, Event::Refused(refusal))) => return Err(refused(refusal, metrics.soon())),
                 Some((_, Event::Unusable | Event::Stuck(_))) => return Err(unusable()),
                 Some((_, Event::Failed)) | None => return Err(stopped()),
             }

@@ -209,7 +209,7 @@ impl Generation {
                 Some((_, Event::Refused(refusal))) => {
                     // None of them was taken, so that none is given up.
                     generation.choices.iter_mut().for_each(|choice| choice.done = true);
-                    return Err(refused(refusal));
+                    return Err(refused(refusal, generation.metrics.soon()));
                 }
                 _ => return Err(stopped()),
             }
@@ -250,7 +250,7 @@ impl Generation {
         }
         match event {
             Event::Queued => {}
-            Event::Refused(refusal) => return Err(refused(refusal)),
+            Event::Refused(refusal) => return Err(refused(refusal, self.metrics.soon())),
             Event::Failed => return Err(stopped()),
             // Nobody asks for one here.
             Event::Vector(_) => {}
@@ -458,16 +458,15 @@ fn named<'a>(
     top.map(|(token, logprob)| (tokenizer.name(*token).to_vec(), *logprob)).collect()
 }
 
-pub(crate) fn refused(refusal: Refusal) -> ApiError {
+/// `soon`: seconds after which a place is likely to be free.
+pub(crate) fn refused(refusal: Refusal, soon: u32) -> ApiError {
     match refusal {
         Refusal::QueueFull { waiting } => ApiError::new(
             StatusCode::TOO_MANY_REQUESTS,
-            format!(
-                "{waiting} requests are waiting, as many as may wait; try again in a few seconds."
-            ),
+            format!("{waiting} requests are waiting, as many as may wait; try again in {soon} s."),
         )
         .code("queue_full")
-        .retry_after(5),
+        .retry_after(soon),
         Refusal::ShareFull { waiting } => ApiError::new(
             StatusCode::TOO_MANY_REQUESTS,
             format!(
@@ -476,7 +475,7 @@ pub(crate) fn refused(refusal: Refusal) -> ApiError {
             ),
         )
         .code("queue_full")
-        .retry_after(5),
+        .retry_after(soon),
         Refusal::TooLong { prompt, capacity } => too_long(prompt, capacity),
         Refusal::Stopping => stopped(),
         other => ApiError::bad_field("prompt", format!("{other}.")),

@@ -23,6 +23,7 @@ mod serve;
 mod socket;
 mod stream;
 mod tools;
+mod turnover;
 pub mod wire;
 
 pub use load::{EngineOptions, Parts};

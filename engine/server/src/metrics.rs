@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use polder_scheduler::Stats;
 
+use crate::turnover::Turnover;
+
 /// Seconds over which the speed is averaged.
 const WINDOW: u64 = 10;
 
@@ -45,6 +47,7 @@ pub(crate) struct Metrics {
     /// By [`Ended`].
     ended: [AtomicU64; 3],
     speed: Mutex<Speed>,
+    turnover: Mutex<Turnover>,
 }
 
 impl Metrics {
@@ -59,6 +62,7 @@ impl Metrics {
             whole: Histogram::new(WHOLE),
             ended: [const { AtomicU64::new(0) }; 3],
             speed: Mutex::new(Speed::new(Instant::now())),
+            turnover: Mutex::default(),
         }
     }
 
@@ -82,9 +86,15 @@ impl Metrics {
     /// An answer ended, so long after its request was taken.
     pub(crate) fn ended(&self, how: Ended, after: Duration) {
         self.ended[how as usize].fetch_add(1, Ordering::Relaxed);
+        self.turnover.lock().unwrap_or_else(PoisonError::into_inner).ended(Instant::now());
         if how != Ended::Abort {
             self.whole.record(after);
         }
+    }
+
+    /// Seconds after which whoever found no place is likely to find one.
+    pub(crate) fn soon(&self) -> u32 {
+        self.turnover.lock().unwrap_or_else(PoisonError::into_inner).seconds(Instant::now())
     }
 
     pub(crate) fn ignored_fields(&self, count: usize) {

@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::home::Said;
+use crate::pages::people::share_in_words;
 use crate::pages::who::SignedIn;
 use crate::{Gateway, auth};
 
@@ -77,6 +78,7 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response
             ("Name", html! { (who.member.name) }),
             ("E-mail", html! { (who.member.email.as_deref().unwrap_or("none")) }),
             ("Role", html! { (who.member.role.as_str()) }),
+            ("Your share of the machine", html! { (share_in_words(who.member.share)) }),
             ("Member since", when(who.member.created_at, frame::now())),
         ])))
         (kept(gateway))

@@ -156,6 +156,7 @@ pub(super) fn said(code: &str) -> Markup {
         }
         "password" => "Your password is changed. You were signed out everywhere else.",
         "password-set" => "The new password is set. They were signed out everywhere.",
+        "share" => "The new share counts from their next question on.",
         "withdrawn" => "The invite is withdrawn. Its link leads nowhere now.",
         "role" => "Done. They are a steward, or a member, as you chose.",
         "disabled" => {

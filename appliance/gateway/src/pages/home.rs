@@ -47,6 +47,8 @@ pub(super) struct Wish {
     at_once: String,
     #[serde(default)]
     strict: String,
+    #[serde(default)]
+    background: String,
 }
 
 /// What stands above the keys.
@@ -150,6 +152,7 @@ fn read(wish: &Wish) -> Result<NewKey, String> {
             .into_iter()
             .collect(),
         strict: wish.strict == "yes",
+        background: wish.background == "yes",
         expires_in: days.map(|d| Duration::from_secs(d * 86400)),
         limits: KeyLimits {
             requests_per_minute: small("the limit of requests", &wish.requests)?,
@@ -280,6 +283,7 @@ fn opens(key: &KeyInfo) -> Markup {
                 _ => "the model",
             }
             @if !key.models.is_empty() { div.soft.small { "only " (key.models.join(", ")) } }
+            @if key.background { div.soft.small { "in the background" } }
             @if key.strict { div.soft.small { "strict" } }
         }
     }
@@ -337,6 +341,7 @@ fn new_key(wish: &Wish, models: &[String]) -> Markup {
                         (number("month", "Tokens a month", "", &wish.month))
                     }
                     p.hint { "With a monthly quota the box counts this key's tokens, and keeps that one number for the month." }
+                    (tick("background", "In the background", "What is asked with this key waits for whatever else you ask: for agents that work through the night.", wish.background == "yes"))
                     (tick("strict", "Strict", "Refuse a request with a field that no specification has, instead of naming the field in the answer.", wish.strict == "yes"))
                 }
             }

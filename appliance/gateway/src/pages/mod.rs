@@ -74,6 +74,7 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/members/{id}/role", post(people::role))
         .route("/members/{id}/disable", post(people::disable))
         .route("/members/{id}/password", post(people::password))
+        .route("/members/{id}/share", post(people::share))
         .route("/members/{id}/remove", post(people::remove))
         .route("/models", get(models::list))
         .route("/models/{recipe}", get(models::show))

@@ -8,7 +8,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
-use polder_members::{Invite, InviteId, Member, MemberId, MembersError, Role, Secret};
+use polder_members::{Invite, InviteId, Member, MemberId, MembersError, Role, Secret, Share};
 use polder_page::{Choice, Field, Page, Tone, badge, banner, copyable, field, select, table, when};
 use polder_site::Site;
 use serde::Deserialize;
@@ -44,6 +44,14 @@ pub(super) struct Shut {
 pub(super) struct NewPassword {
     #[serde(default)]
     password: String,
+}
+
+#[derive(Deserialize)]
+pub(super) struct NewShare {
+    #[serde(default)]
+    percent: String,
+    #[serde(default)]
+    at_once: String,
 }
 
 pub(super) async fn show(
@@ -136,6 +144,24 @@ pub(super) async fn password(
     .await
 }
 
+pub(super) async fn share(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Path(id): Path<i64>,
+    Form(form): Form<NewShare>,
+) -> Result<Response, Trouble> {
+    let id = MemberId(id);
+    let share = Share {
+        percent: form.percent.trim().parse().unwrap_or(0),
+        answers_at_once: match form.at_once.trim() {
+            "" => None,
+            number => Some(number.parse().unwrap_or(0)),
+        },
+    };
+    let what = format!("set to {} the share of", share_in_words(share));
+    change(&gateway, &who, id, &what, "share", move |m| m.set_share(id, share)).await
+}
+
 async fn change(
     gateway: &Gateway,
     who: &SignedIn,
@@ -200,7 +226,11 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response
         @if !invites.is_empty() {
             section.card { h2 { "Open invites" } (invite_table(&invites)) }
         }
-        section.card { h2 { "Members" } (member_table(&members, who.member.id)) }
+        section.card {
+            h2 { "Members" }
+            p.soft { "When several want an answer at once, each gets the same part of the machine, however much one of them asks. Who needs more can be given a larger share; it takes from the others only while they ask too." }
+            (member_table(&members, who.member.id))
+        }
     };
     let page = Page { title: "Members", lead: Some("Who may use the box."), ..Page::default() };
     Ok(answer(&page, &nav(gateway, &who.member, "/members"), body))
@@ -260,16 +290,60 @@ fn member_table(members: &[Member], me: MemberId) -> Markup {
                     (badge(if m.role == Role::Steward { Tone::Good } else { Tone::Plain }, m.role.as_str()))
                     @if m.disabled { (badge(Tone::Bad, "disabled")) }
                     @if !m.has_password { (badge(Tone::Plain, "no password")) }
+                    @if m.share != Share::default() { (badge(Tone::Plain, &share_in_words(m.share))) }
                 } },
                 when(m.created_at, now),
-                html! { @if m.id != me { (actions(m)) } },
+                actions(m, m.id == me),
             ]
         })
         .collect();
     table("Members", &["Name", "Role", "Since", ""], &rows)
 }
 
-fn actions(m: &Member) -> Markup {
+/// `the usual`, `2 times the usual, at most 4 answers at once`.
+pub(super) fn share_in_words(share: Share) -> String {
+    let part = match share.percent {
+        100 => "the usual".to_owned(),
+        50 => "half the usual".to_owned(),
+        percent if percent % 100 == 0 => format!("{} times the usual", percent / 100),
+        percent => format!("{percent} % of the usual"),
+    };
+    match share.answers_at_once {
+        None => part,
+        Some(1) => format!("{part}, 1 answer at once"),
+        Some(most) => format!("{part}, at most {most} answers at once"),
+    }
+}
+
+fn share_form(m: &Member) -> Markup {
+    let percent = m.share.percent.to_string();
+    let mut shares = vec![
+        Choice { value: "50", label: "half of the usual" },
+        Choice { value: "100", label: "the usual" },
+        Choice { value: "200", label: "twice the usual" },
+        Choice { value: "400", label: "four times the usual" },
+    ];
+    let other = share_in_words(Share { answers_at_once: None, ..m.share });
+    if !shares.iter().any(|choice| choice.value == percent) {
+        shares.push(Choice { value: &percent, label: &other });
+    }
+    let most = m.share.answers_at_once.map(|n| n.to_string()).unwrap_or_default();
+    html! {
+        form.row method="post" action=(format!("/members/{}/share", m.id)) {
+            label.hidden-visually for=(format!("share-{}", m.id)) { "Share of " (m.name) }
+            select id=(format!("share-{}", m.id)) name="percent" {
+                @for choice in &shares {
+                    option value=(choice.value) selected[choice.value == percent] { (choice.label) }
+                }
+            }
+            label.hidden-visually for=(format!("at-once-{}", m.id)) { "Most answers at once of " (m.name) }
+            input.short id=(format!("at-once-{}", m.id)) name="at_once" value=(most) inputmode="numeric" placeholder="answers at once";
+            button.quiet type="submit" { "Set share" }
+        }
+    }
+}
+
+fn actions(m: &Member, me: bool) -> Markup {
     let at = |what: &str| format!("/members/{}/{what}", m.id);
     let (other, label) = match m.role {
         Role::Steward => ("member", "Make a member"),
@@ -279,7 +353,7 @@ fn actions(m: &Member) -> Markup {
         details.actions {
             summary aria-label=(format!("Change {}", m.name)) { "Change" }
             div.stack {
-                div.row {
+                @if !me { div.row {
                     form method="post" action=(at("role")) { input type="hidden" name="role" value=(other); button.quiet type="submit" { (label) } }
                     form method="post" action=(at("disable")) {
                         input type="hidden" name="disabled" value=(if m.disabled { "no" } else { "yes" });
@@ -288,12 +362,13 @@ fn actions(m: &Member) -> Markup {
                     form method="post" action=(at("remove")) data-confirm=(format!("Remove {} with everything that is kept about them? Their keys stop at once.", m.name)) {
                         button.danger type="submit" { "Remove" }
                     }
-                }
-                form.row method="post" action=(at("password")) {
+                } }
+                (share_form(m))
+                @if !me { form.row method="post" action=(at("password")) {
                     label.hidden-visually for=(format!("password-{}", m.id)) { "New password for " (m.name) }
                     input.short id=(format!("password-{}", m.id)) name="password" type="password" autocomplete="new-password" required placeholder="new password";
                     button.quiet type="submit" { "Set password" }
-                }
+                } }
             }
         }
     }

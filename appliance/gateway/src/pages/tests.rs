@@ -381,6 +381,7 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         format!("/members/{id}/role"),
         format!("/members/{id}/disable"),
         format!("/members/{id}/password"),
+        format!("/members/{id}/share"),
         format!("/members/{id}/remove"),
         "/models/smollm2-135m-instruct/use".into(),
         "/models/smollm2-135m-instruct/import".into(),

@@ -45,6 +45,53 @@ async fn the_engine_hears_whose_request_it_is_and_no_credential() {
 }
 
 #[tokio::test]
+async fn a_steward_gives_a_member_another_share_and_the_engine_hears_of_it_with_the_next_question()
+{
+    let house = House::open().await;
+    house.chat("{}").await;
+    let headers = house.engine.last_headers();
+    assert_eq!(headers["x-polder-weight"], "100");
+    assert!(!headers.contains_key("x-polder-most-running"));
+    assert_eq!(headers["x-polder-background"], "0");
+    let head = format!(
+        "POST /members/1/share\ncookie: polder={}\norigin: http://localhost\n\
+         content-type: application/x-www-form-urlencoded",
+        house.session
+    );
+    for (form, status) in [
+        ("percent=5&at_once=", 400),
+        ("percent=200&at_once=0", 400),
+        ("percent=much&at_once=", 400),
+        ("percent=200&at_once=70000", 400),
+        ("percent=200&at_once=2", 303),
+    ] {
+        assert_eq!(status_of(&house.ask(&head, form).await), status, "{form}");
+    }
+    // The key is the same one: nobody has to make a new one.
+    house.chat("{}").await;
+    let headers = house.engine.last_headers();
+    assert_eq!(
+        (&headers["x-polder-weight"], &headers["x-polder-most-running"]),
+        (&"200".parse().unwrap(), &"2".parse().unwrap(),)
+    );
+}
+
+#[tokio::test]
+async fn what_is_asked_with_a_key_for_the_background_says_so() {
+    let house = House::open().await;
+    let head = format!(
+        "POST /keys\ncookie: polder={}\norigin: http://localhost\n\
+         content-type: application/x-www-form-urlencoded",
+        house.session
+    );
+    let page = house.ask(&head, "label=night&background=yes").await;
+    let key = page.split("plk_").nth(1).unwrap().split(['<', '"', ' ']).next().unwrap();
+    let chat = format!("POST /v1/chat/completions\nx-api-key: plk_{key}");
+    assert_eq!(status_of(&house.ask(&chat, "{}").await), 200);
+    assert_eq!(house.engine.last_headers()["x-polder-background"], "1");
+}
+
+#[tokio::test]
 async fn the_engine_hears_that_members_trust_each_other_only_where_the_site_says_so() {
     let mut house = House::open().await;
     let chat = format!("POST /v1/chat/completions\nx-api-key: {}\nx-polder-trusting: 1", house.key);

@@ -38,7 +38,7 @@ impl Scheduler {
             if goes_on(sequence) {
                 let own = self.config.cost.decode(sequence.fed);
                 let Request { member, claim, .. } = &sequence.request;
-                self.accounts.spend(member, own, claim.weight);
+                self.accounts.spend(member, own, claim.weight.factor());
                 work += own;
                 sequence.plan(1, self.limits.block_tokens, batch, rows);
             }
@@ -87,7 +87,10 @@ impl Scheduler {
             let reader = readers.iter().position(|(other, _)| *other == member);
             let reader = reader.unwrap_or_else(|| {
                 let used = self.accounts.used(member);
-                readers.push((member, Demand { used, weight: claim.weight, need: 0.0, gets: 0.0 }));
+                readers.push((
+                    member,
+                    Demand { used, weight: claim.weight.factor(), need: 0.0, gets: 0.0 },
+                ));
                 readers.len() - 1
             });
             shares.push(Share { index, reader, from: sequence.fed, tokens: sequence.readable() });
@@ -114,7 +117,11 @@ impl Scheduler {
             if share.tokens > 0 {
                 let sequence = &mut self.running[share.index];
                 let Request { member, claim, .. } = &sequence.request;
-                self.accounts.spend(member, cost.read(share.from, share.tokens), claim.weight);
+                self.accounts.spend(
+                    member,
+                    cost.read(share.from, share.tokens),
+                    claim.weight.factor(),
+                );
                 sequence.plan(share.tokens, self.limits.block_tokens, batch, rows);
                 self.stats.prompt_tokens += u64::from(share.tokens);
             }
@@ -175,7 +182,7 @@ mod tests {
     fn shared(tokens: &[u32], work: f64, cost: Cost, most: u32) -> Vec<u32> {
         let of = |(index, tokens)| Share { index, reader: 0, from: 0, tokens };
         let mut shares: Vec<Share> = tokens.iter().copied().enumerate().map(of).collect();
-        let demand = Demand { used: 0.0, weight: 1, need: 1e9, gets: work };
+        let demand = Demand { used: 0.0, weight: 1.0, need: 1e9, gets: work };
         share_out(&mut shares, &[demand], cost, most);
         shares.iter().map(|share| share.tokens).collect()
     }
@@ -197,7 +204,7 @@ mod tests {
 
     #[test]
     fn what_a_member_leaves_over_goes_to_the_next() {
-        let demand = |gets| Demand { used: 0.0, weight: 1, need: 1e9, gets };
+        let demand = |gets| Demand { used: 0.0, weight: 1.0, need: 1e9, gets };
         let share = |index, reader| Share { index, reader, from: 0, tokens: 900 };
         let mut shares = [share(0, 1), share(1, 0)];
         share_out(&mut shares, &[demand(10.5), demand(10.5)], Cost::default(), 512);
