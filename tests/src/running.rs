@@ -93,8 +93,28 @@ pub struct Running {
 impl Running {
     /// `polder up` with these further arguments.
     pub fn start(state: &Path, port: u16, arguments: &[&str]) -> Self {
-        let mut command = polder(&["up", "--port", &port.to_string(), "--state"]);
-        command.arg(state).args(arguments);
+        Self::start_as(Command::new(need("POLDER_BIN")), state, port, arguments)
+    }
+
+    /// The same in a network of its own, in which there is nothing but the box: a client that runs [`Self::beside`] it
+    /// reaches nobody else.
+    pub fn start_cut_off(state: &Path, port: u16, arguments: &[&str]) -> Self {
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--net", "sh", "-c"]);
+        command.args(["ip link set lo up && exec \"$@\"", "sh"]).arg(need("POLDER_BIN"));
+        Self::start_as(command, state, port, arguments)
+    }
+
+    /// A program in the network of a box that was cut off.
+    pub fn beside(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--preserve-credentials", "--user", "--net", "--target"]);
+        command.arg(self.pid().to_string()).arg("--").arg(program);
+        command
+    }
+
+    fn start_as(mut command: Command, state: &Path, port: u16, arguments: &[&str]) -> Self {
+        command.args(["up", "--port", &port.to_string(), "--state"]).arg(state).args(arguments);
         // A display would hide the `ssh -L` line.
         command.env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY");
         let log = std::fs::File::options()
@@ -129,18 +149,23 @@ impl Running {
     /// The same on a state folder that was used before.
     pub fn ready_again(state: &Path, port: u16) -> (Self, Up) {
         let running = Self::start(state, port, &["--yes", "--json"]);
-        let line = running.line_with("api_key");
+        let up = running.up();
+        (running, up)
+    }
+
+    /// What it says when it is ready, where it was started with `--yes --json`.
+    pub fn up(&self) -> Up {
+        let line = self.line_with("api_key");
         let value: Value = serde_json::from_str(&line).expect("--json prints one JSON line");
         let text = |key: &str| {
             value[key].as_str().unwrap_or_else(|| panic!("no {key} in {line}")).to_owned()
         };
-        let up = Up {
+        Up {
             url: text("url"),
             ca_file: text("ca_file").into(),
             api_key: text("api_key"),
             model: text("model"),
-        };
-        (running, up)
+        }
     }
 
     /// The next line on standard output that contains `part`.

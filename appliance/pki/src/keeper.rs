@@ -8,18 +8,18 @@ use rustls::sign::CertifiedKey;
 
 use crate::authority::{Authority, Ca};
 use crate::decide::{self, AuthorityDue, LeafDue};
-use crate::leaf::Leaf;
+use crate::leaf::{Leaf, Served};
 use crate::{Names, PkiError, files};
 
 /// Keeps the box's authority and certificate, and renews them when they are due.
 ///
 /// In the folder: `authority-N.pem` (key and certificate, one file per authority there ever was),
-/// `leaf.pem` (key and certificate that are served), `ca.pem` (the authority's certificate alone,
+/// `leaf.pem` (key and certificates that are served), `ca.pem` (the authority's certificate alone,
 /// for members).
 pub struct Keeper {
     folder: PathBuf,
     inner: Mutex<Inner>,
-    served: Arc<Served>,
+    moment: Arc<Moment>,
 }
 
 struct Inner {
@@ -57,11 +57,11 @@ impl Keeper {
             log::warn!("{statement}");
         }
         let (leaf, _) = current_leaf(folder, &authorities[signs], None, names, now)?;
-        let served = Arc::new(Served(RwLock::new(leaf.served.clone())));
+        let moment = Arc::new(Moment(RwLock::new(leaf.served.clone())));
         let keeper = Self {
             folder: folder.to_owned(),
             inner: Mutex::new(Inner { authorities, signs, leaf }),
-            served,
+            moment,
         };
         keeper.publish()?;
         Ok(keeper)
@@ -78,7 +78,7 @@ impl Keeper {
         let (leaf, due) = current_leaf(&self.folder, signer, Some(&inner.leaf), names, now)?;
         inner.signs = signs;
         if due.is_some() {
-            *self.served.0.write().unwrap_or_else(PoisonError::into_inner) = leaf.served.clone();
+            *self.moment.0.write().unwrap_or_else(PoisonError::into_inner) = leaf.served.clone();
             inner.leaf = leaf;
         }
         if signs == before {
@@ -111,7 +111,7 @@ impl Keeper {
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
-            .with_cert_resolver(self.served.clone());
+            .with_cert_resolver(self.moment.clone());
         config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
         config.ticketer = rustls::crypto::ring::Ticketer::new()?;
         Ok(Arc::new(config))
@@ -198,18 +198,21 @@ fn ca_path(folder: &Path) -> PathBuf {
     folder.join("ca.pem")
 }
 
-/// Hands rustls the certificate of the moment, whatever name the client asked for: clients that
-/// come by address name none.
-struct Served(RwLock<Arc<CertifiedKey>>);
+/// Hands rustls the certificate of the moment, whatever name the client asked for. Who comes by address names none.
+struct Moment(RwLock<Served>);
 
-impl fmt::Debug for Served {
+impl fmt::Debug for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Served")
+        f.write_str("Moment")
     }
 }
 
-impl ResolvesServerCert for Served {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
+impl ResolvesServerCert for Moment {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let served = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        Some(match hello.server_name() {
+            Some(_) => served.by_name.clone(),
+            None => served.by_address.clone(),
+        })
     }
 }

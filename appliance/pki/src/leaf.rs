@@ -1,4 +1,4 @@
-//! The certificate that the box serves.
+//! The certificate that the box serves: one for whoever comes by a name, one for whoever comes by address.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +19,17 @@ use crate::{Names, PkiError, files};
 /// A certificate ready to be served.
 pub(crate) struct Leaf {
     pub(crate) facts: LeafFacts,
-    pub(crate) served: Arc<CertifiedKey>,
+    pub(crate) served: Served,
+}
+
+/// One key, in two certificates.
+#[derive(Clone)]
+pub(crate) struct Served {
+    /// Speaks for the names alone. Libraries that cannot check an authority's limit in addresses (BoringSSL, and so Claude
+    /// Code) refuse every certificate below such an authority that has an address in it, and take one that has none.
+    pub(crate) by_name: Arc<CertifiedKey>,
+    /// Speaks for names and addresses.
+    pub(crate) by_address: Arc<CertifiedKey>,
 }
 
 impl Leaf {
@@ -31,7 +41,25 @@ impl Leaf {
         now: i64,
     ) -> Result<Self, PkiError> {
         let key = KeyPair::generate()?;
-        let permitted = authority.facts.permitted(names);
+        let all = authority.facts.permitted(names);
+        let hosts = Names { addresses: Vec::new(), ..all.clone() };
+        let mut text = String::new();
+        for names in [&all, &hosts] {
+            text += &Self::params(names, authority, now)?.signed_by(&key, &authority.issuer)?.pem();
+        }
+        text += &key.serialize_pem();
+        files::write(path, &text)?;
+        Self::from_text(&text).ok_or_else(|| PkiError::Damaged {
+            path: path.to_owned(),
+            why: "the certificate just made cannot be read".to_owned(),
+        })
+    }
+
+    fn params(
+        permitted: &Names,
+        authority: &Authority,
+        now: i64,
+    ) -> Result<CertificateParams, PkiError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, permitted.spoken());
@@ -46,13 +74,7 @@ impl Leaf {
             .extend(permitted.addresses.iter().copied().map(SanType::IpAddress));
         let validity = decide::leaf_validity(now, authority.facts.validity);
         authority::set_validity(&mut params, validity);
-        let pem = params.signed_by(&key, &authority.issuer)?.pem();
-        let text = format!("{pem}{}", key.serialize_pem());
-        files::write(path, &text)?;
-        Self::from_text(&text).ok_or_else(|| PkiError::Damaged {
-            path: path.to_owned(),
-            why: "the certificate just made cannot be read".to_owned(),
-        })
+        Ok(params)
     }
 
     /// Reads one. Whatever is wrong with it, another one can be made: so `None`.
@@ -61,15 +83,22 @@ impl Leaf {
     }
 
     fn from_text(text: &str) -> Option<Self> {
-        let certificate = CertificateDer::from_pem_slice(text.as_bytes()).ok()?;
+        let mut certificates = CertificateDer::pem_slice_iter(text.as_bytes());
+        let (all, hosts) = (certificates.next()?.ok()?, certificates.next()?.ok()?);
         let key = authority::key_in(text)?;
-        if !authority::belong_together(&certificate, &key) {
+        if ![&all, &hosts].iter().all(|c| authority::belong_together(c, &key)) {
             return None;
         }
-        let facts = facts(&certificate)?;
+        let (facts, by_name) = (facts(&all)?, facts(&hosts)?);
+        if by_name.names.hosts != facts.names.hosts || !by_name.names.addresses.is_empty() {
+            return None;
+        }
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let signer = rustls::crypto::ring::sign::any_supported_type(&der).ok()?;
-        let served = Arc::new(CertifiedKey::new(vec![certificate], signer));
+        let served = Served {
+            by_name: Arc::new(CertifiedKey::new(vec![hosts], signer.clone())),
+            by_address: Arc::new(CertifiedKey::new(vec![all], signer)),
+        };
         Some(Self { facts, served })
     }
 }

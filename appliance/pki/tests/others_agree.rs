@@ -234,6 +234,39 @@ fn python_and_rustls_take_it_over_the_wire() {
     assert!(!python("elm.local").status.success());
 }
 
+/// BoringSSL refuses a certificate with an address under an authority that is limited in addresses.
+#[test]
+fn who_comes_by_name_sees_a_certificate_without_addresses() {
+    let folder = tempfile::tempdir().unwrap();
+    let keeper = Keeper::open(folder.path(), &names(&[]), now()).unwrap();
+    let port = serve(&keeper);
+    let says = |host: &str| {
+        let leaf = rustls_hello(port, &keeper.ca().pem, host).unwrap().1;
+        fs::write(folder.path().join("seen.der"), leaf).unwrap();
+        text(&openssl(
+            folder.path(),
+            &["x509", "-inform", "DER", "-in", "seen.der", "-noout", "-ext", "subjectAltName"],
+        ))
+    };
+    let (by_name, by_address) = (says("oak.local"), says("127.0.0.1"));
+    assert!(by_name.contains("DNS:oak.local") && !by_name.contains("IP Address"), "{by_name}");
+    assert!(by_address.contains("DNS:oak.local") && by_address.contains("IP Address:192.168.7.7"));
+}
+
+#[test]
+fn a_box_of_before_with_one_certificate_gets_two() {
+    let folder = tempfile::tempdir().unwrap();
+    Keeper::open(folder.path(), &names(&[]), now()).unwrap();
+    let path = folder.path().join("leaf.pem");
+    let two = fs::read_to_string(&path).unwrap();
+    let second = two.rfind("-----BEGIN CERTIFICATE").unwrap();
+    let key = two.find("-----BEGIN PRIVATE").unwrap();
+    fs::write(&path, format!("{}{}", &two[..second], &two[key..])).unwrap();
+    let keeper = Keeper::open(folder.path(), &names(&[]), now()).unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap().matches("BEGIN CERTIFICATE").count(), 2);
+    assert_eq!(rustls_hello(serve(&keeper), &keeper.ca().pem, "oak.local").unwrap().0, "hello");
+}
+
 #[test]
 fn a_due_certificate_is_swapped_under_a_running_server() {
     let folder = tempfile::tempdir().unwrap();

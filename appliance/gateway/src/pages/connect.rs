@@ -7,6 +7,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use maud::{Markup, html};
 use polder_page::{Page, Tone, banner, card, copyable, facts};
+use polder_recipes::Recipe;
 
 use crate::Gateway;
 use crate::pages::chat::trial_banner;
@@ -16,6 +17,7 @@ use crate::pages::who::{Caller, SignedIn};
 pub(super) async fn show(State(gateway): State<Arc<Gateway>>, who: SignedIn) -> Response {
     let model = gateway.status().engines.first().map(|e| e.recipe.to_string());
     let name = model.as_deref().unwrap_or("MODEL");
+    let context = model.as_deref().and_then(|name| Recipe::find(name).ok()).and_then(|r| r.context);
     let at = Address { base: format!("{}/v1", who.base), tls: who.peer.tls };
     let body = html! {
         (trial_banner(&gateway, &who.member))
@@ -38,10 +40,11 @@ pub(super) async fn show(State(gateway): State<Arc<Gateway>>, who: SignedIn) -> 
         }))
         (card("Aider", html! { (copyable("aider", "Aider", aider(&at, name))) }))
         (card("Claude Code", html! {
-            p { "Claude Code works by calling tools, which this box does not do yet. It will not work with this version; Aider does." }
+            (copyable("claude-code", "Claude Code", claude_code(&at, name, context)))
+            p.soft.small { "It sends some 16,000 tokens before your first word, and calls tools all the time: it needs a model that was made for that, and " @if context.is_none() { "you must say how much the model can hold in " code { "CLAUDE_CODE_MAX_CONTEXT_TOKENS" } "." } @else { "the line with the number says how much this one can hold." } }
         }))
         (card("Anything else that speaks the OpenAI API", html! {
-            p { "Give it the address, the model and a key from above. Answered are " code { "/v1/chat/completions" } ", " code { "/v1/completions" } ", " code { "/v1/models" } " and, for Anthropic's SDK with the address without " code { "/v1" } ", " code { "/v1/messages" } ". A field that the box does not know is named in the answer's header " code { "x-polder-ignored" } "." }
+            p { "Give it the address, the model and a key from above. Answered are " code { "/v1/chat/completions" } ", " code { "/v1/responses" } ", " code { "/v1/completions" } ", " code { "/v1/embeddings" } ", " code { "/v1/models" } " and, for Anthropic's SDK with the address without " code { "/v1" } ", " code { "/v1/messages" } ". A field that the box does not know is named in the answer's header " code { "x-polder-ignored" } "." }
         }))
     };
     let page = Page {
@@ -85,6 +88,17 @@ fn aider(at: &Address, model: &str) -> String {
     format!(
         "{ca}export OPENAI_API_BASE={}\nexport OPENAI_API_KEY=YOUR_KEY\naider --model openai/{model}",
         at.base
+    )
+}
+
+fn claude_code(at: &Address, model: &str, context: Option<u32>) -> String {
+    let base = at.base.trim_end_matches("/v1");
+    let ca = if at.tls { "export NODE_EXTRA_CA_CERTS=~/polder-ca.crt\n" } else { "" };
+    let context = context
+        .map(|tokens| format!("export CLAUDE_CODE_MAX_CONTEXT_TOKENS={tokens}\n"))
+        .unwrap_or_default();
+    format!(
+        "{ca}export ANTHROPIC_BASE_URL={base}\nexport ANTHROPIC_AUTH_TOKEN=YOUR_KEY\nexport ANTHROPIC_MODEL={model}\nexport ANTHROPIC_DEFAULT_HAIKU_MODEL={model}\n{context}export CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1   # nothing to anybody but the box\nclaude"
     )
 }
 
@@ -178,7 +192,12 @@ mod tests {
     fn what_is_copied_has_the_address_and_the_certificate_where_it_is_needed() {
         let far = Address { base: "https://oak.local:8443/v1".into(), tls: true };
         let near = Address { base: "http://localhost:8443/v1".into(), tls: false };
-        for make in [curl, python, aider] {
+        let claude = |at: &Address, model: &str| {
+            let text = claude_code(at, model, Some(4096));
+            assert!(!text.contains("/v1") && text.contains("TOKENS=4096"), "{text}");
+            text.replace("8443\n", "8443/v1\n")
+        };
+        for make in [&curl as &dyn Fn(&Address, &str) -> String, &python, &aider, &claude] {
             assert!(
                 make(&far, "m").contains(&far.base) && make(&far, "m").contains("polder-ca.crt")
             );
