@@ -212,7 +212,7 @@ impl Running {
     /// The box now.
     pub fn status(&self) -> BoxStatus {
         match self.ask(&Request::Status) {
-            Reply::Status(status) => status,
+            Reply::Status(status) => *status,
             other => panic!("status answered {other:?}"),
         }
     }

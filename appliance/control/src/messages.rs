@@ -244,7 +244,7 @@ pub enum ImportSource {
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {
     /// The box now.
-    Status(BoxStatus),
+    Status(Box<BoxStatus>),
     /// The hardware.
     Machine(Machine),
     /// What a change would do.
@@ -285,7 +285,7 @@ pub enum Reply {
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
     /// The site or a part's state is different.
-    Status(BoxStatus),
+    Status(Box<BoxStatus>),
     /// A run is further, or over.
     Run(Run),
 }

@@ -156,6 +156,16 @@ impl Engines {
         }
     }
 
+    /// Something that the box itself has to say to one engine.
+    pub(crate) async fn tell(
+        &self,
+        engine: &EngineStatus,
+        request: &http::Request<Bytes>,
+    ) -> Result<http::StatusCode, LineError> {
+        let sent = AtomicBool::new(false);
+        Ok(self.lines(&engine.socket).ask(request, &sent).await?.status())
+    }
+
     fn lines(&self, socket: &Path) -> Arc<Lines> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (std::thread::current().id(), socket.to_owned());

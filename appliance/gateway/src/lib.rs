@@ -10,6 +10,7 @@ mod api;
 mod apps;
 pub mod auth;
 mod body;
+mod common;
 mod connection;
 mod door;
 mod engines;

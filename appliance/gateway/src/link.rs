@@ -128,7 +128,7 @@ impl Follower {
                 log::info!("the supervisor answers");
             }
             if let Event::Status(status) = &event {
-                self.status.send_replace(Arc::new(status.clone()));
+                self.status.send_replace(Arc::new((**status).clone()));
             }
             // Nobody listening is no error.
             let _ = self.events.send(event);

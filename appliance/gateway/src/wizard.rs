@@ -221,7 +221,7 @@ impl Host for ThisBox {
 
     async fn status(&self) -> Result<BoxStatus, SetupError> {
         match self.ask(Ask::Status).await? {
-            Reply::Status(status) => Ok(status),
+            Reply::Status(status) => Ok(*status),
             _ => Err(odd_answer()),
         }
     }

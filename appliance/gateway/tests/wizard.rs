@@ -27,7 +27,7 @@ struct Supervisor {
 impl Supervisor {
     fn answer(&self, ask: Ask) -> Reply {
         match ask {
-            Ask::Status => Reply::Status(self.status.borrow().clone()),
+            Ask::Status => Reply::Status(Box::new(self.status.borrow().clone())),
             Ask::Disk => Reply::Disk(None),
             Ask::Machine => Reply::Machine(Machine {
                 cpu: "a processor".into(),
@@ -77,7 +77,7 @@ impl Handler<Ask, Reply> for Supervisor {
         let mut status = self.status.subscribe();
         loop {
             let now = status.borrow_and_update().clone();
-            outlet.send(&Reply::Event(Event::Status(now))).await?;
+            outlet.send(&Reply::Event(Event::Status(Box::new(now)))).await?;
             if status.changed().await.is_err() {
                 return Ok(());
             }

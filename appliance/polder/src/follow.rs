@@ -56,7 +56,7 @@ impl Follower {
 
     pub(crate) async fn status(&self) -> anyhow::Result<BoxStatus> {
         match self.ask(&Request::Status).await? {
-            Reply::Status(status) => Ok(status),
+            Reply::Status(status) => Ok(*status),
             _ => Err(unexpected()),
         }
     }
@@ -186,7 +186,7 @@ impl Follower {
                 if told.site.host_names() != status.site.host_names() {
                     complain(self.renamed(&status.site).await?);
                 }
-                told = status;
+                told = *status;
             }
             news = watching.next().await?;
         }

@@ -122,7 +122,7 @@ struct TheBox {
 impl TheBox {
     async fn look(&mut self, facts: &mut Facts) {
         facts.status = match self.ask(&Request::Status).await {
-            Ok(Reply::Status(status)) => Some(status),
+            Ok(Reply::Status(status)) => Some(*status),
             _ => None,
         };
         // Where nothing is wrong nothing becomes wrong; the driver may only not be loaded yet.

@@ -34,6 +34,15 @@ pub enum SiteChange {
     Usage(Metering),
     /// Let members have more together, or less.
     Sharing(Sharing),
+    /// Read these instructions once for all members.
+    Common {
+        /// What they are called.
+        title: String,
+        /// Their words.
+        text: String,
+    },
+    /// Read them for each member again.
+    RemoveCommon(String),
     /// Stand before this web app.
     App {
         /// What it is called.
@@ -71,6 +80,12 @@ impl SiteChange {
             }
             Self::Usage(metering) => next.usage = metering.clone(),
             Self::Sharing(sharing) => next.sharing = *sharing,
+            Self::Common { title, text } => {
+                next.common.insert(title.clone(), text.clone());
+            }
+            Self::RemoveCommon(title) => {
+                next.common.remove(title);
+            }
             Self::App { name, app } => {
                 next.apps.insert(name.clone(), app.clone());
             }
@@ -127,7 +142,17 @@ impl Site {
                 after: find(&after, key),
             })
             .filter(|d| d.before != d.after)
+            .map(|d| Difference { before: shown(&d.before), after: shown(&d.after), ..d })
             .collect()
+    }
+}
+
+/// As much of a value as a line can show.
+fn shown(value: &str) -> String {
+    const MOST: usize = 160;
+    match value.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}… ({} letters)", &value[..end], value.chars().count()),
+        None => value.to_owned(),
     }
 }
 
@@ -166,6 +191,18 @@ mod tests {
         let back = SiteChange::RemoveEngine("fast".parse().unwrap()).applied_to(&next);
         assert_eq!(back, site);
         assert!(next.differences(&back).iter().all(|d| d.after.is_empty()));
+    }
+
+    #[test]
+    fn common_instructions_are_added_and_removed_and_a_difference_shows_their_beginning() {
+        let site = Site::unclaimed(8443);
+        let text = "Be brief. ".repeat(300);
+        let next = SiteChange::Common { title: "Agent".into(), text }.applied_to(&site);
+        let lines: Vec<String> = site.differences(&next).iter().map(ToString::to_string).collect();
+        assert_eq!(lines.len(), 1);
+        assert!(lines[0].starts_with("+ common.Agent = \"Be brief."), "{}", lines[0]);
+        assert!(lines[0].ends_with("… (3002 letters)"), "{}", lines[0]);
+        assert_eq!(SiteChange::RemoveCommon("Agent".into()).applied_to(&next), site);
     }
 
     #[test]

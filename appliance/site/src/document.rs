@@ -27,6 +27,10 @@ pub struct Site {
     /// What members have together in the engines.
     #[serde(default, skip_serializing_if = "Sharing::is_usual")]
     pub sharing: Sharing,
+    /// How conversations of several members begin, by title: instructions that their programs send, whose words are no
+    /// secret. They are read once for everybody.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub common: BTreeMap<String, String>,
     /// The engines that should run, by slot. Empty until a model is chosen.
     #[serde(default)]
     pub engines: BTreeMap<EngineName, EngineSlot>,
@@ -150,6 +154,24 @@ pub enum SiteError {
         "site.toml: the verifier is at the box's own port, so that the box would ask itself for ever; name the port of the verifier"
     )]
     VerifierIsDoor,
+    /// Instructions with a title that no line could show.
+    #[error(
+        "site.toml: common instructions need a title of 1 to 60 letters, and {0:?} is none; shorten it"
+    )]
+    CommonTitle(String),
+    /// Instructions without words.
+    #[error("site.toml: the common instructions {0:?} are empty; write them or leave them out")]
+    CommonEmpty(String),
+    /// Too many of them.
+    #[error(
+        "site.toml: the common instructions have {bytes} bytes, all together, and {most} are the most; remove some"
+    )]
+    CommonLong {
+        /// How long they are.
+        bytes: usize,
+        /// How long they may be.
+        most: usize,
+    },
     /// A host name of an app that is a name of the box.
     #[error(
         "site.toml: the box would answer to {host} as the app {app} and as itself; call the app something else"
@@ -171,6 +193,7 @@ impl Site {
             door: Door { port, listen: vec![IpAddr::from([127, 0, 0, 1])], names: Vec::new() },
             usage: Metering::default(),
             sharing: Sharing::default(),
+            common: BTreeMap::new(),
             engines: BTreeMap::new(),
             apps: BTreeMap::new(),
             verifier: None,
@@ -224,7 +247,29 @@ impl Site {
         if self.verifier.as_ref().and_then(|v| v.url.upstream().port()) == Some(self.door.port) {
             return Err(SiteError::VerifierIsDoor);
         }
+        self.check_common()?;
         self.check_apps()
+    }
+
+    fn check_common(&self) -> Result<(), SiteError> {
+        /// All texts together, in bytes: the site is sent about whole.
+        const MOST: usize = 64 << 10;
+        let title = |t: &str| {
+            let letters = t.chars().count();
+            t.trim() == t && (1..=60).contains(&letters) && !t.chars().any(char::is_control)
+        };
+        for (name, text) in &self.common {
+            if !title(name) {
+                return Err(SiteError::CommonTitle(name.chars().take(80).collect()));
+            }
+            if text.trim().is_empty() {
+                return Err(SiteError::CommonEmpty(name.clone()));
+            }
+        }
+        match self.common.values().map(String::len).sum::<usize>() {
+            bytes if bytes > MOST => Err(SiteError::CommonLong { bytes, most: MOST }),
+            _ => Ok(()),
+        }
     }
 
     fn check_apps(&self) -> Result<(), SiteError> {
@@ -302,6 +347,24 @@ mod tests {
         );
         site.door.names.push("ai.example.org".into());
         assert_eq!(Site::from_toml(&site.to_toml()).unwrap(), site);
+    }
+
+    #[test]
+    fn common_instructions_keep_their_lines_and_have_a_title_and_an_end() {
+        let with = |title: &str, text: String| {
+            let mut site = Site::unclaimed(8443);
+            site.common.insert(title.into(), text);
+            site
+        };
+        let site = with("Code agent", "You are\n  \"brief\".\n".into());
+        assert_eq!(Site::from_toml(&site.to_toml()).unwrap(), site);
+        for (title, text) in [("", "x"), (" a", "x"), ("a\nb", "x"), ("a", " \n")] {
+            let site = with(title, text.into());
+            assert!(Site::from_toml(&site.to_toml()).is_err(), "{title:?}: {text:?}");
+        }
+        assert!(with(&"a".repeat(61), "x".into()).check().is_err());
+        assert!(with("long", "x".repeat(64 << 10)).check().is_ok());
+        assert!(with("longer", "x".repeat((64 << 10) + 1)).check().is_err());
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl Board {
         let inner = self.lock();
         let mut news = Vec::new();
         if inner.status_changed > seen {
-            news.push(Event::Status(inner.status(&self.sockets)));
+            news.push(Event::Status(Box::new(inner.status(&self.sockets))));
         }
         let fresh = |(changed, run): &&(u64, Run)| {
             *changed > seen && (seen > 0 || run.state == RunState::Running)

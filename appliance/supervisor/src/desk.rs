@@ -35,7 +35,7 @@ impl<P: Parts> Desk<P> {
     async fn answer(&self, request: Request) -> Result<Reply, Refusal> {
         let work = &self.0;
         Ok(match request {
-            Request::Status => Reply::Status(work.board.status()),
+            Request::Status => Reply::Status(Box::new(work.board.status())),
             Request::Machine => Reply::Machine(work.machine().await),
             Request::Preview(change) => {
                 let (differences, plan) = work.preview(change).await?;

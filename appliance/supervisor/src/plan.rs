@@ -176,6 +176,12 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
         Wanted::Change(SiteChange::Sharing(_)) => {
             "Keep the beginnings of conversations for each member alone".to_owned()
         }
+        Wanted::Change(SiteChange::Common { title, .. }) => {
+            format!("Read the instructions {title:?} once for all members")
+        }
+        Wanted::Change(SiteChange::RemoveCommon(title)) => {
+            format!("Read the instructions {title:?} for each member again")
+        }
         Wanted::Change(SiteChange::App { name, app }) => {
             format!("Open the app {name} at {} to those who sign in", app.upstream)
         }

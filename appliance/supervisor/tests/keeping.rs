@@ -125,7 +125,7 @@ impl Box_ {
 
     async fn status(&self) -> BoxStatus {
         match self.ask(Request::Status).await {
-            Reply::Status(status) => status,
+            Reply::Status(status) => *status,
             other => panic!("{other:?}"),
         }
     }

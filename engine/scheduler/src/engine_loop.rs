@@ -114,7 +114,7 @@ pub struct EngineHandle {
 enum Command {
     Admit(Vec<(RequestId, Request, Box<dyn Sink>)>),
     Cancel(RequestId),
-    Share(Vec<TokenId>),
+    Share(Vec<Vec<TokenId>>),
     Wake,
 }
 
@@ -123,7 +123,7 @@ impl std::fmt::Debug for Command {
         match self {
             Self::Admit(list) => write!(f, "Admit({} sequences)", list.len()),
             Self::Cancel(id) => write!(f, "Cancel({})", id.0),
-            Self::Share(tokens) => write!(f, "Share({} tokens)", tokens.len()),
+            Self::Share(beginnings) => write!(f, "Share({} beginnings)", beginnings.len()),
             Self::Wake => write!(f, "Wake"),
         }
     }
@@ -154,10 +154,10 @@ impl EngineHandle {
         let _ = self.commands.send(Command::Cancel(id));
     }
 
-    /// All members may share how these tokens begin (instructions that everybody's programs send).
-    pub fn share_beginning(&self, tokens: Vec<TokenId>) {
+    /// All members may share how these texts begin (instructions that everybody's programs send), and no others any more.
+    pub fn share_beginnings(&self, beginnings: Vec<Vec<TokenId>>) {
         // Where the engine has ended there is nothing left to share.
-        let _ = self.commands.send(Command::Share(tokens));
+        let _ = self.commands.send(Command::Share(beginnings));
     }
 
     /// Says that a sink which had no room has some again.
@@ -313,7 +313,7 @@ impl EngineLoop {
             match command {
                 Command::Admit(sequences) => self.admit(sequences),
                 Command::Cancel(id) => self.cancel(id),
-                Command::Share(tokens) => self.scheduler.share_beginning(&tokens),
+                Command::Share(beginnings) => self.scheduler.share_beginnings(&beginnings),
                 Command::Wake => {}
             }
             self.publish();

@@ -112,11 +112,9 @@ impl PrefixCache {
         self.step += 1;
     }
 
-    /// All members may share how these tokens begin, block by block.
-    pub(crate) fn register_common(&mut self, tokens: &[TokenId]) {
-        if !self.common.iter().any(|other| other.starts_with(tokens)) {
-            self.common.push(tokens.into());
-        }
+    /// All members may share how these texts begin, block by block, and no others any more.
+    pub(crate) fn set_common(&mut self, beginnings: &[Vec<TokenId>]) {
+        self.common = beginnings.iter().map(|tokens| tokens.as_slice().into()).collect();
     }
 
     /// How many blocks at the beginning of these tokens are common to all.
@@ -374,7 +372,7 @@ mod tests {
     #[test]
     fn a_registered_beginning_is_shared_by_all_and_what_follows_it_by_nobody() {
         let mut cache = PrefixCache::new(2);
-        cache.register_common(&tokens(&[1, 2, 3, 4, 5]));
+        cache.set_common(&[tokens(&[1, 2, 3, 4, 5])]);
         let mut first = keep(&mut cache, "ada", &[1, 2, 3, 4, 5, 6, 7, 8], &[0, 1, 2, 3]);
         let (mut chain, blocks) = found(&mut cache, "bob", &[1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(blocks, [0, 1]);

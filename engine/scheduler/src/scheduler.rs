@@ -232,9 +232,10 @@ impl Scheduler {
         Ok(())
     }
 
-    /// All members may share how these tokens begin: nobody learns from the speed of an answer what was said by somebody.
-    pub fn share_beginning(&mut self, tokens: &[TokenId]) {
-        self.prefixes.register_common(tokens);
+    /// All members may share how these texts begin, and no others any more: nobody learns from the speed of an answer what
+    /// was said by somebody.
+    pub fn share_beginnings(&mut self, beginnings: &[Vec<TokenId>]) {
+        self.prefixes.set_common(beginnings);
     }
 
     /// Forgets a sequence; its blocks and slot are free at once. False where it is unknown.

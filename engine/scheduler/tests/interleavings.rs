@@ -116,6 +116,8 @@ enum Act {
     /// A reader stops reading, or reads again.
     Stall(prop::sample::Index),
     Turns(u8),
+    /// The site says that the first of the texts is common to all, or no longer.
+    Common(bool),
 }
 
 /// A prompt like no other, or the beginning of one of three texts with something of its own behind it.
@@ -154,6 +156,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
             1 => any::<prop::sample::Index>().prop_map(Act::Cancel),
             2 => any::<prop::sample::Index>().prop_map(Act::Stall),
             3 => (0u8..6).prop_map(Act::Turns),
+            1 => any::<bool>().prop_map(Act::Common),
         ],
         1..60,
     )
@@ -182,10 +185,12 @@ proptest! {
         let capacity = bench.scheduler.capacity();
         // As the first of the texts that several begin with.
         let common: Vec<TokenId> = (0..18).map(|at| TokenId((at + 3) % VOCAB)).collect();
-        bench.scheduler.share_beginning(&common);
+        bench.scheduler.share_beginnings(std::slice::from_ref(&common));
         let mut taken: BTreeMap<RequestId, (Request, bool)> = BTreeMap::new();
         for (number, act) in acts.into_iter().enumerate() {
             match act {
+                Act::Common(true) => bench.scheduler.share_beginnings(std::slice::from_ref(&common)),
+                Act::Common(false) => bench.scheduler.share_beginnings(&[]),
                 Act::Admit { member, prompt, max_tokens, seed, claim, under } => {
                     let id = RequestId(number as u64);
                     let mut request = request(&format!("m{member}"), prompt, max_tokens, seed);
@@ -626,7 +631,7 @@ fn what_is_common_or_trusted_is_read_once_for_all() {
     let text: Vec<u32> = (0..32).map(|at| (at * 5 + 1) % VOCAB).collect();
     let mut bench = Bench::new(limits(60, 4), Config::default());
     let common: Vec<TokenId> = text[..18].iter().copied().map(TokenId).collect();
-    bench.scheduler.share_beginning(&common);
+    bench.scheduler.share_beginnings(std::slice::from_ref(&common));
     assert_eq!(run(&mut bench, 1, request("ada", text.clone(), 2, 0)).1, 0);
     assert_eq!(run(&mut bench, 2, request("bob", text.clone(), 2, 0)).1, 16);
     assert_eq!(run(&mut bench, 3, request("ada", text.clone(), 2, 0)).1, 28);

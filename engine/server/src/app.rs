@@ -8,7 +8,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::wire::answer;
 use crate::wire::error::{ApiError, shortened};
 use crate::wire::tokens::{parse_detokenize, parse_tokenize};
-use crate::{chat, completions, embeddings, messages, responses};
+use crate::{beginnings, chat, completions, embeddings, messages, responses};
 
 /// Largest request body.
 const MAX_BODY: usize = 32 << 20;
@@ -108,6 +108,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/responses", post(responses::answer))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
+        .route("/beginnings", put(beginnings::set))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/health", get(health))

@@ -10,6 +10,7 @@
 
 mod answering;
 mod app;
+mod beginnings;
 mod chat;
 mod completions;
 mod embeddings;

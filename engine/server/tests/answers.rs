@@ -361,6 +361,37 @@ async fn models_health_and_metrics_tell_how_things_stand() {
 }
 
 #[tokio::test]
+async fn common_instructions_are_read_once_for_all_members_and_others_for_each() {
+    let server = Server::parrot().await;
+    let rules = "Answer in one sentence, and never in verse, whatever you are asked.";
+    let put = async |texts: Value| {
+        let body = texts.to_string().into_bytes();
+        Answer::read(open(&server.socket, "PUT", "/beginnings", &[], body).await).await
+    };
+    let told = put(json!([rules, "Short."])).await.json();
+    let tokens = told["tokens"].as_array().unwrap();
+    assert!(tokens[0].as_u64() > Some(rules.len() as u64), "{told}");
+    let cached = async |member: &str, rules: &str| {
+        let messages =
+            json!([{"role": "system", "content": rules}, {"role": "user", "content": member}]);
+        let body = chat(json!({"messages": messages}));
+        let answer = server.post_with(CHAT, &[("x-polder-member", member)], body).await.json();
+        answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(cached("ada", rules).await, 0);
+    assert!(cached("bob", rules).await >= rules.len() as u64 / 16 * 16);
+    let own = rules.replace("verse", "prose");
+    assert!(cached("ada", &own).await < 64);
+    assert!(cached("bob", &own).await < 64);
+    // No longer common: what somebody sends is theirs again.
+    assert_eq!(put(json!([])).await.status, 200);
+    assert_eq!(cached("eve", rules).await, 0);
+    for bad in [json!("x"), json!([1]), json!(vec!["x"; 1001])] {
+        assert_eq!(put(bad).await.status, 400);
+    }
+}
+
+#[tokio::test]
 async fn tokenize_and_detokenize_undo_each_other() {
     let server = Server::parrot().await;
     let text = "Hi <|im_end|> 👋";

@@ -32,10 +32,10 @@ impl Handler<Request, Reply> for Supervisor {
     ) -> Result<(), ControlError> {
         match question {
             Request::Watch => {
-                outlet.send(&Reply::Event(Event::Status(self.0.clone()))).await?;
+                outlet.send(&Reply::Event(Event::Status(Box::new(self.0.clone())))).await?;
                 std::future::pending().await
             }
-            Request::Status => outlet.send(&Reply::Status(self.0.clone())).await,
+            Request::Status => outlet.send(&Reply::Status(Box::new(self.0.clone()))).await,
             _ => outlet.send(&Reply::Done).await,
         }
     }

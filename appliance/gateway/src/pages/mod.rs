@@ -58,6 +58,8 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/keys", post(home::mint))
         .route("/keys/{id}/revoke", post(home::revoke))
         .route("/sharing", post(models::share))
+        .route("/common", post(models::add_common))
+        .route("/common/remove", post(models::remove_common))
         .route("/usage", get(usage::show).post(usage::decide))
         .route("/usage/forget", post(usage::forget))
         .route("/connect", get(connect::show))

@@ -1,5 +1,6 @@
 //! Which models there are, what fits, and putting one to use; for stewards.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,8 +11,8 @@ use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use polder_control::{BoxStatus, ImportSource, Machine, Reply, Request};
 use polder_page::{
-    Choice, Field, Page, StepMark, Tone, badge, banner, bytes, card, facts, field, select, steps,
-    tick,
+    Choice, Field, Page, StepMark, Tone, badge, banner, bytes, card, count, facts, field, hidden,
+    select, steps, table, tick,
 };
 use polder_planner::{Fit, ModelFit, what_fits};
 use polder_recipes::{BoxSpec, Recipe, Role, Source};
@@ -52,7 +53,7 @@ pub(super) async fn list(
         div.grid {
             @for recipe in can { (model_card(recipe, &fits, &imported, &status)) }
         }
-        (sharing(status.site.sharing))
+        (sharing(status.site.sharing, &status.site.common))
         details {
             summary { "Models that cannot run here yet (" (cannot.len()) ")" }
             ul { @for recipe in cannot {
@@ -161,7 +162,7 @@ pub(super) async fn import(
     accepted(gateway.ask(Request::Import { recipe, from, by: who.actor() }).await?)
 }
 
-fn sharing(now: Sharing) -> Markup {
+fn sharing(now: Sharing, common: &BTreeMap<String, String>) -> Markup {
     html! {
         section.card {
             h2 { "What members have together" }
@@ -170,8 +171,64 @@ fn sharing(now: Sharing) -> Markup {
                 (tick("trusting", "Our members trust each other", "What several of them send, such as the same long instructions, is read once for all. Somebody could then tell by the time of an answer whether another member has sent the same words before; never who, and never what came of it.", now.trusting))
                 button.quiet type="submit" { "Save" }
             }
+            h3 { "Instructions that everybody's programs send" }
+            p.soft { "The words that a program puts before every conversation are no secret. Put them here exactly as it sends them, and they are read once for all members, whether they trust each other or not." }
+            @if !common.is_empty() { (common_table(common)) }
+            details {
+                summary { "Add some" }
+                form.stack method="post" action="/common" {
+                    (field(&Field { name: "title", label: "Title", hint: "So that you know them again: “code agent”.", required: true, ..Field::default() }))
+                    div.field {
+                        label for="common-text" { "Instructions" }
+                        textarea #common-text name="text" rows="8" required {}
+                    }
+                    button.quiet type="submit" { "Add" }
+                }
+            }
         }
     }
+}
+
+fn common_table(common: &BTreeMap<String, String>) -> Markup {
+    let rows: Vec<Vec<Markup>> = common
+        .iter()
+        .map(|(title, text)| {
+            vec![
+                html! { strong { (title) } },
+                html! { (count(text.chars().count() as u64)) " letters" },
+                html! { form method="post" action="/common/remove" { (hidden("title", title)) button.quiet type="submit" { "Remove" } } },
+            ]
+        })
+        .collect();
+    table("Common instructions", &["Title", "Length", ""], &rows)
+}
+
+#[derive(Deserialize)]
+pub(super) struct Instructions {
+    #[serde(default)]
+    title: String,
+    #[serde(default)]
+    text: String,
+}
+
+pub(super) async fn add_common(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Form(form): Form<Instructions>,
+) -> Result<Response, Trouble> {
+    // Browsers end lines with two characters; programs with one.
+    let (title, text) = (form.title.trim().to_owned(), form.text.replace("\r\n", "\n"));
+    change_site(&gateway, &who, SiteChange::Common { title, text }).await?;
+    Ok(Redirect::to("/models?said=sharing").into_response())
+}
+
+pub(super) async fn remove_common(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Form(form): Form<Instructions>,
+) -> Result<Response, Trouble> {
+    change_site(&gateway, &who, SiteChange::RemoveCommon(form.title)).await?;
+    Ok(Redirect::to("/models?said=sharing").into_response())
 }
 
 #[derive(Deserialize)]

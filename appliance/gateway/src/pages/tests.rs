@@ -50,9 +50,9 @@ impl Handler<Request, Reply> for Supervisor {
     ) -> Result<(), ControlError> {
         self.asked.lock().unwrap().push(question.clone());
         let reply = match question {
-            Request::Status => Reply::Status(self.status.clone()),
+            Request::Status => Reply::Status(Box::new(self.status.clone())),
             Request::Watch => {
-                outlet.send(&Reply::Event(Event::Status(self.status.clone()))).await?;
+                outlet.send(&Reply::Event(Event::Status(Box::new(self.status.clone())))).await?;
                 std::future::pending().await
             }
             Request::Machine => Reply::Machine(Machine {
@@ -707,6 +707,29 @@ async fn a_steward_says_whether_members_trust_each_other() {
         let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
         assert!(place.asked.lock().unwrap().iter().any(asked), "{wanted:?}");
     }
+}
+
+#[tokio::test]
+async fn a_steward_says_which_instructions_are_common_to_all() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let form = "title=+Agent&text=Be%0D%0A+brief.";
+    assert_eq!(place.post("/common", Some(&place.member.1), form).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(place.post("/common", steward, form).await.1, "/models?said=sharing");
+    assert_eq!(
+        place.post("/common/remove", steward, "title=Agent").await.1,
+        "/models?said=sharing"
+    );
+    for wanted in [
+        SiteChange::Common { title: "Agent".into(), text: "Be\n brief.".into() },
+        SiteChange::RemoveCommon("Agent".into()),
+    ] {
+        let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
+        assert!(place.asked.lock().unwrap().iter().any(asked), "{wanted:?}");
+    }
+    let (status, page) = place.post("/common", steward, "title=Agent&text=+").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("are empty"), "{page}");
 }
 
 #[tokio::test]

@@ -45,6 +45,30 @@ async fn the_engine_hears_whose_request_it_is_and_no_credential() {
 }
 
 #[tokio::test]
+async fn engines_are_told_the_common_instructions_when_they_start_and_when_these_change() {
+    let house = House::open().await;
+    let told = |house: &House| {
+        let seen = house.engine.seen.lock().unwrap();
+        seen.iter()
+            .filter(|(line, ..)| line == "PUT /beginnings")
+            .map(|seen| seen.2.clone())
+            .collect::<Vec<_>>()
+    };
+    // Nothing is common, and the engine knows that.
+    house.chat("{}").await;
+    assert!(told(&house).is_empty());
+    house.change(|now| drop(now.site.common.insert("Agent".into(), "Be brief.".into())));
+    soon("the engine is told", || told(&house) == ["[\"Be brief.\"]"]).await;
+    // It is told again when it starts again, and not for whatever else changes.
+    house.change(|now| now.site.sharing.trusting = true);
+    house.change(|now| now.engines[0].part.restarts += 1);
+    soon("the next one too", || told(&house).len() == 2).await;
+    house.change(|now| now.site.common.clear());
+    soon("nothing is common any more", || told(&house).last().unwrap() == "[]").await;
+    assert_eq!(told(&house).len(), 3);
+}
+
+#[tokio::test]
 async fn a_steward_gives_a_member_another_share_and_the_engine_hears_of_it_with_the_next_question()
 {
     let house = House::open().await;

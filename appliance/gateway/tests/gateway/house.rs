@@ -158,6 +158,11 @@ impl House {
         self.status.send_replace(box_status(&self.site, &self.sockets(), state));
     }
 
+    /// Says that something of the box is different now.
+    pub(crate) fn change(&self, how: impl FnOnce(&mut BoxStatus)) {
+        self.status.send_modify(how);
+    }
+
     /// The supervisor goes, and with it every line to it.
     pub(crate) async fn lose_supervisor(&mut self) {
         self.supervisor.abort();
@@ -328,7 +333,7 @@ impl Handler<Ask, Reply> for Supervisor {
                 let mut status = self.status.clone();
                 loop {
                     let now = status.borrow_and_update().clone();
-                    outlet.send(&Reply::Event(Event::Status(now))).await?;
+                    outlet.send(&Reply::Event(Event::Status(Box::new(now)))).await?;
                     if status.changed().await.is_err() {
                         return Ok(());
                     }

@@ -109,6 +109,12 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
         }
         SiteChange::Usage(_) => back.usage = before.usage.clone(),
         SiteChange::Sharing(_) => back.sharing = before.sharing,
+        SiteChange::Common { title, .. } | SiteChange::RemoveCommon(title) => {
+            match before.common.get(title) {
+                Some(text) => back.common.insert(title.clone(), text.clone()),
+                None => back.common.remove(title),
+            };
+        }
         SiteChange::App { name, .. } | SiteChange::RemoveApp(name) => {
             match before.apps.get(name) {
                 Some(app) => back.apps.insert(name.clone(), app.clone()),
