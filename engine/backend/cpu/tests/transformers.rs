@@ -76,12 +76,20 @@ fn answers(
 }
 
 fn check(name: &str) {
-    let model = open(&goldens().join("families").join(name));
+    check_model(&open(&goldens().join("families").join(name)), name);
+}
+
+/// The same weights in the other file format, as `goldens/families_gguf.py` wrote them.
+fn check_gguf(name: &str) {
+    check_model(&open(&goldens().join("families-gguf").join(format!("{name}.gguf"))), name);
+}
+
+fn check_model(model: &Arc<Model>, name: &str) {
     let expected = expected(name);
     let (prompt, said) = expected.sequences.last().unwrap();
     let text: Vec<u32> = prompt.iter().chain(&said[..said.len() - 1]).copied().collect();
     let distances = |precision| -> Vec<f64> {
-        let mut backend = load(&model, precision);
+        let mut backend = load(model, precision);
         let ours = common::teacher_force(&mut backend, &text, 40, &blocks(0, BLOCKS));
         assert_eq!(ours.len(), expected.rows.len());
         let mut all: Vec<f64> =
@@ -100,11 +108,11 @@ fn check(name: &str) {
     let prompts: Vec<&[u32]> = expected.sequences.iter().map(|(p, _)| p.as_slice()).collect();
     let right: Vec<&Vec<u32>> = expected.sequences.iter().map(|(_, said)| said).collect();
     for (prompt, said) in prompts.iter().zip(&right) {
-        let alone = answers(&model, Precision::F32, &[prompt], 64, said.len());
+        let alone = answers(model, Precision::F32, &[prompt], 64, said.len());
         assert_eq!(&alone[0], *said, "{name}, {} tokens alone", prompt.len());
     }
     for piece in [1, 7, 64] {
-        let together = answers(&model, Precision::F32, &prompts, piece, right[0].len());
+        let together = answers(model, Precision::F32, &prompts, piece, right[0].len());
         for (n, said) in right.iter().enumerate() {
             assert_eq!(&together[n], *said, "{name}, sequence {n}, in pieces of {piece}");
         }
@@ -154,6 +162,13 @@ fn seed_oss_answers_like_transformers() {
 #[test]
 fn gemma3_with_its_windows_answers_like_transformers() {
     check("gemma3_text");
+}
+
+#[test]
+fn gguf_files_of_mixtures_and_fused_matrices_answer_like_transformers() {
+    for name in ["qwen3_moe", "phi3", "seed_oss", "qwen3"] {
+        check_gguf(name);
+    }
 }
 
 #[test]

@@ -157,20 +157,22 @@ fn spec(gguf: &Gguf, shelf: &Shelf, bytes: &[u8]) -> Result<ModelSpec, ModelErro
     }
     let kv_heads = optional("attention.head_count_kv", heads)?;
     let activation = if gemma { Activation::GeluTanh } else { Activation::Silu };
-    let ffn = match experts {
-        0 => Ffn::Dense { inner: number("feed_forward_length")?, activation },
-        experts => Ffn::Moe(Moe {
+    let dense = || Ok(Ffn::Dense { inner: number("feed_forward_length")?, activation });
+    // A layer is a mixture where it has something that chooses.
+    let ffn = |i: u32| match experts {
+        1.. if shelf.has(&NAMES.part(i as usize, NAMES.router, "weight")) => Ok(Ffn::Moe(Moe {
             experts,
             chosen: number("expert_used_count")?,
             inner: number("expert_feed_forward_length")?,
             activation,
             renormalized: true,
-        }),
+        })),
+        _ => dense(),
     };
     let layer = |i: u32| {
         // Gemma 3: five layers look back a little way, each sixth all the way.
         let local = if gemma { !(i + 1).is_multiple_of(6) } else { window.is_some() };
-        LayerSpec {
+        Ok(LayerSpec {
             attention: Attention::Gqa(Gqa {
                 heads,
                 kv_heads,
@@ -185,11 +187,11 @@ fn spec(gguf: &Gguf, shelf: &Shelf, bytes: &[u8]) -> Result<ModelSpec, ModelErro
                 window: window.filter(|_| local),
                 rope: if local && gemma { local_rope.clone() } else { rope.clone() },
             }),
-            ffn: ffn.clone(),
+            ffn: ffn(i)?,
             post_norms: gemma,
-        }
+        })
     };
-    let layers = (0..layers).map(layer).collect();
+    let layers = (0..layers).map(layer).collect::<Result<_, ModelError>>()?;
 
     let embedding = shelf
         .get(NAMES.embedding)
