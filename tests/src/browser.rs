@@ -157,9 +157,13 @@ impl Browser {
 
     /// Types into the field of this name.
     pub async fn fill(&self, name: &str, text: &str) {
-        let css = format!("[name='{name}']");
-        self.see(&css).await;
-        let field = self.client.find(Locator::Css(&css)).await.expect("it was seen");
+        self.fill_first(&format!("[name='{name}']"), text).await;
+    }
+
+    /// Types into the first field that matches.
+    pub async fn fill_first(&self, css: &str, text: &str) {
+        self.see(css).await;
+        let field = self.client.find(Locator::Css(css)).await.expect("it was seen");
         field.clear().await.expect("a field can be emptied");
         field.send_keys(text).await.expect("a field can be typed into");
     }
@@ -179,6 +183,13 @@ impl Browser {
                 self.words().await
             )
         };
+        button.click().await.expect("a button can be pressed");
+    }
+
+    /// Presses the first button that matches.
+    pub async fn press_first(&self, css: &str) {
+        self.see(css).await;
+        let button = self.client.find(Locator::Css(css)).await.expect("it was seen");
         button.click().await.expect("a button can be pressed");
     }
 
@@ -223,6 +234,20 @@ impl Browser {
             Some(value) if !value.is_empty() => value,
             _ => element.text().await.expect("an element has a text"),
         }
+    }
+
+    /// Moves the page so that the first match is in the window.
+    pub async fn look_at(&self, css: &str) {
+        self.see(css).await;
+        let script = "document.querySelector(arguments[0]).scrollIntoView({block: 'center'})";
+        self.client.execute(script, vec![css.into()]).await.expect("the page can be moved");
+    }
+
+    /// Chooses from the first list that matches.
+    pub async fn select(&self, css: &str, label: &str) {
+        self.see(css).await;
+        let list = self.client.find(Locator::Css(css)).await.expect("it was seen");
+        list.select_by_label(label).await.expect("the list has it");
     }
 
     /// Leaves a picture under `target/screenshots`.

@@ -92,10 +92,28 @@ async fn browser_a_key_is_made_and_revoked_a_quota_is_reached_and_a_friend_is_in
     assert!(!stranger.words().await.contains("Join"), "the link worked a second time");
     stranger.close().await;
 
+    // She gets twice as much of the machine as others, and what everybody's programs send is read once.
+    steward.visit(&format!("{home}members")).await;
+    steward.press_labelled("Change Grace").await;
+    steward.select("[open] [name=percent]", "twice the usual").await;
+    steward.fill_first("[open] [name=at_once]", "4").await;
+    steward.look_at("[aria-label='Change Grace']").await;
+    steward.picture("share").await;
+    steward.press_first("[open] form[action$=share] button").await;
+    steward.hear("2 times the usual, at most 4 answers at once").await;
+    steward.visit(&format!("{home}models")).await;
+    steward.press("Add some").await;
+    steward.fill("title", "code agent").await;
+    steward.fill("text", "You are an agent.\nYou write code.\n").await;
+    steward.press("Add").await;
+    steward.hear("code agent").await;
+    steward.look_at("form[action='/common/remove']").await;
+    steward.picture("common").await;
+
     // Everything that was done is in the trail, and no secret is.
     steward.visit(&format!("{home}audit")).await;
     let trail = steward.words().await;
-    for part in ["laptop", "Grace"] {
+    for part in ["laptop", "Grace", "2 times the usual", "code agent"] {
         assert!(trail.contains(part), "{part} is not in the trail:\n{trail}");
     }
     let written =

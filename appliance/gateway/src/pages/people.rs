@@ -329,16 +329,22 @@ fn share_form(m: &Member) -> Markup {
     }
     let most = m.share.answers_at_once.map(|n| n.to_string()).unwrap_or_default();
     html! {
-        form.row method="post" action=(format!("/members/{}/share", m.id)) {
-            label.hidden-visually for=(format!("share-{}", m.id)) { "Share of " (m.name) }
-            select id=(format!("share-{}", m.id)) name="percent" {
-                @for choice in &shares {
-                    option value=(choice.value) selected[choice.value == percent] { (choice.label) }
+        form.stack method="post" action=(format!("/members/{}/share", m.id)) {
+            div.fields {
+                div.field {
+                    label for=(format!("share-{}", m.id)) { "Share of the machine" }
+                    select id=(format!("share-{}", m.id)) name="percent" {
+                        @for choice in &shares {
+                            option value=(choice.value) selected[choice.value == percent] { (choice.label) }
+                        }
+                    }
+                }
+                div.field {
+                    label for=(format!("at-once-{}", m.id)) { "Most answers at once" }
+                    input id=(format!("at-once-{}", m.id)) name="at_once" value=(most) inputmode="numeric" autocomplete="off" placeholder="no limit";
                 }
             }
-            label.hidden-visually for=(format!("at-once-{}", m.id)) { "Most answers at once of " (m.name) }
-            input.short id=(format!("at-once-{}", m.id)) name="at_once" value=(most) inputmode="numeric" placeholder="answers at once";
-            button.quiet type="submit" { "Set share" }
+            div { button.quiet type="submit" { "Set share" } }
         }
     }
 }
