@@ -8,6 +8,7 @@ mod call;
 mod deepseek;
 mod dialect;
 mod function;
+mod grammar;
 mod json;
 mod live;
 mod llama;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 
 use call::{CallReader, Emit, NewReader, Verdict};
 pub use dialect::Dialect;
+pub use grammar::{Beside, FORM, NoGrammar, ReplyGrammar, ReplyRules, ThoughtsFirst};
 use marker::{Seen, Watch};
 pub use tools::Tools;
 
