@@ -168,7 +168,7 @@ fn read(model: &Model, thinking: bool, tokens: &[TokenId]) -> Said {
 fn draw(model: &Model, grammar: &dyn Grammar, lead: &[TokenId], numbers: &[u16]) -> Vec<TokenId> {
     let plain = |text: &str| model.tokenizer.encode(text, Special::Plain).unwrap();
     let ends = model.tokenizer.ends();
-    let closing = plain("\"}/]),>=:-10sae");
+    let closing = plain("\"}/]),><=:-10sae");
     // What ends a value without quotes, and thoughts.
     let script: Vec<TokenId> =
         plain("\n</parameter>\n</think></seed:think>[/THINK]").into_iter().collect();
@@ -309,7 +309,7 @@ proptest! {
         strict[2]["function"]["strict"] = true.into();
         let tools = Tools::new(&strict);
         let thoughts = FIRSTS[first];
-        for model in MODELS.iter().filter(|model| model.dialect.can_be_strict()) {
+        for model in MODELS.iter().filter(|model| model.dialect.marks_calls()) {
             let (only, one_call) = (None, false);
             let rules = ReplyRules { tools: &tools, only, one_call, beside: Beside::Text, thoughts };
             let grammar = compile(model, &rules, None);
@@ -345,7 +345,7 @@ proptest! {
             "properties": {"a": {"type": "boolean"}}});
         let tools = Tools::new(&list());
         let thoughts = FIRSTS[first];
-        for model in MODELS.iter().filter(|model| model.dialect.can_be_strict()) {
+        for model in MODELS.iter().filter(|model| model.dialect.marks_calls()) {
             let (only, one_call) = (None, false);
             let rules = ReplyRules { tools: &tools, only, one_call, beside: Beside::Form, thoughts };
             let grammar = compile(model, &rules, Some(schema.clone()));

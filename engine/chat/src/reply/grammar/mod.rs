@@ -152,8 +152,8 @@ impl Dialect {
         Ok(ReplyGrammar { lark, schemas, pattern_bytes })
     }
 
-    /// Whether the tools' schemas can be held to while the model says what it likes.
-    pub fn can_be_strict(&self) -> bool {
+    /// Whether a mark tells calls from text, so that other things may be said beside them.
+    pub fn marks_calls(&self) -> bool {
         let beginning = self.layout.map(Layout::beginning);
         beginning.is_some_and(|text| self.markers().any(|mark| text.starts_with(mark)))
     }
