@@ -123,6 +123,8 @@ async fn calls_and_thoughts_are_items_whole_or_streamed() {
     expected.extend(two_calls());
     assert_eq!(said(&whole), expected);
     assert_eq!(whole["status"], "completed");
+    let thoughts = CALLS.find("</think>").unwrap() + "</think>".len() - "<think>".len();
+    assert_eq!(whole["usage"]["output_tokens_details"]["reasoning_tokens"], thoughts);
     for item in whole["output"].as_array().unwrap() {
         assert_eq!(item["status"], "completed");
     }

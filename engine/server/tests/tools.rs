@@ -83,9 +83,15 @@ async fn calls_come_as_tool_calls_whole_or_streamed() {
     assert_ne!(calls[0]["id"], calls[1]["id"]);
     // Every token counts, marks too.
     assert_eq!(whole.json()["usage"]["completion_tokens"], CALLS.len() + 1);
+    // A token for each byte; those of the opening mark come before the thoughts.
+    let thoughts = CALLS.find("</think>").unwrap() + "</think>".len() - "<think>".len();
+    assert_eq!(whole.json()["usage"]["completion_tokens_details"]["reasoning_tokens"], thoughts);
 
-    let body = chat(json!({"tools": tools(), "stream": true}));
+    let options = json!({"include_usage": true});
+    let body = chat(json!({"tools": tools(), "stream": true, "stream_options": options}));
     let streamed = server.post(CHAT, body).await;
+    let usage = streamed.events().last().unwrap()["usage"].clone();
+    assert_eq!(usage["completion_tokens_details"]["reasoning_tokens"], thoughts);
     let (joined, reason) = joined(&streamed, 0);
     assert_eq!(reason, "tool_calls");
     assert_eq!(joined["content"], "I look.");

@@ -120,6 +120,11 @@ impl ReplyParser {
         parser
     }
 
+    /// What comes next belongs to thoughts, or ends them.
+    pub fn is_thinking(&self) -> bool {
+        matches!(self.state, State::Thoughts(_))
+    }
+
     /// Takes more of the reply; what became certain.
     pub fn push(&mut self, text: &str) -> Vec<ReplyEvent> {
         self.read(text);
