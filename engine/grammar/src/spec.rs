@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use llguidance::api::TopLevelGrammar;
+use polder_chat::reply::{FORM, ReplyGrammar};
 use serde_json::{Value, json};
 
 use crate::error::GrammarError;
 
-/// Most bytes of a schema, as compact JSON, and of all choices together.
+/// Most bytes of a schema, as compact JSON, of all schemas and rules of a reply, and of all choices
+/// together.
 const MOST_BYTES: usize = 256 << 10;
 /// Most bytes of a regular expression, of a grammar, and of all patterns in a schema together.
 /// Reading them takes time by the square of their length.
@@ -36,6 +38,13 @@ pub enum GrammarSpec {
     Choice(Vec<String>),
     /// Text that follows this grammar, in llguidance's dialect of Lark.
     Lark(String),
+    /// A whole reply: calls of tools, and what else it may be.
+    Reply {
+        /// How the model lays out calls, and the schemas of their arguments.
+        grammar: ReplyGrammar,
+        /// What the grammar calls its form, where it has one: JSON.
+        form: Option<Box<GrammarSpec>>,
+    },
 }
 
 impl GrammarSpec {
@@ -45,7 +54,7 @@ impl GrammarSpec {
         let (bytes, depth) = match self {
             Self::JsonObject => (0, 0),
             Self::JsonSchema(schema) => {
-                check_schema(schema)?;
+                check_schemas(&[schema], 0)?;
                 (schema.to_string().len(), depth(schema))
             }
             Self::Regex(text) | Self::Lark(text) if text.trim().is_empty() => {
@@ -68,6 +77,10 @@ impl GrammarSpec {
                 return Err(GrammarError::Unusable("there is nothing to choose from".into()));
             }
             Self::Choice(choices) => (choices.iter().map(String::len).sum(), 0),
+            Self::Reply { grammar, form } => {
+                form.as_ref().map_or(Ok(()), |form| form.check())?;
+                check_reply(grammar)?
+            }
         };
         match (bytes > most, depth > MOST_DEPTH) {
             (true, _) => Err(GrammarError::TooLong { bytes, most }),
@@ -84,8 +97,32 @@ impl GrammarSpec {
             Self::Regex(regex) => TopLevelGrammar::from_regex(unanchored(regex)),
             Self::Choice(choices) => TopLevelGrammar::from_regex(&one_of(choices)),
             Self::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
+            Self::Reply { grammar, form } => {
+                let mut whole = TopLevelGrammar::from_lark(grammar.lark.clone());
+                let schemas = grammar.schemas.iter();
+                let mut parts: Vec<_> =
+                    schemas.map(|(name, schema)| (&**name, json_schema(schema.clone()))).collect();
+                parts.extend(form.iter().map(|form| (FORM, form.to_library())));
+                for (name, part) in parts {
+                    whole.grammars.extend(part.grammars.into_iter().map(|mut grammar| {
+                        grammar.name = Some(name.to_owned());
+                        grammar
+                    }));
+                }
+                whole
+            }
         }
     }
+}
+
+/// The bytes of rules and schemas together, and how deep the deepest schema is: all are one grammar,
+/// and share its limits.
+fn check_reply(grammar: &ReplyGrammar) -> Result<(usize, usize), GrammarError> {
+    let schemas: Vec<&Value> = grammar.schemas.iter().map(|(_, schema)| schema).collect();
+    let bytes = schemas.iter().map(|schema| schema.to_string().len()).sum::<usize>();
+    let deepest = schemas.iter().map(|schema| depth(schema)).max().unwrap_or_default();
+    check_schemas(&schemas, grammar.pattern_bytes)?;
+    Ok((bytes + grammar.lark.len(), deepest))
 }
 
 fn json_schema(mut schema: Value) -> TopLevelGrammar {
@@ -97,18 +134,19 @@ fn json_schema(mut schema: Value) -> TopLevelGrammar {
     TopLevelGrammar::from_json_schema(schema)
 }
 
-/// What the library would take for something else than JSON Schema says.
-fn check_schema(schema: &Value) -> Result<(), GrammarError> {
-    if !schema.is_object() {
+/// What the library would take for something else than JSON Schema says. Beside the schemas there are so
+/// many bytes of patterns.
+fn check_schemas(schemas: &[&Value], more_patterns: usize) -> Result<(), GrammarError> {
+    if !schemas.iter().all(|schema| schema.is_object()) {
         return Err(GrammarError::Unusable("a schema is an object; send {\"type\": …}".into()));
     }
-    let numbers = multiples(schema);
+    let numbers = multiples(schemas);
     if numbers > MOST_MULTIPLES {
         return Err(GrammarError::Unusable(format!(
             "its \"multipleOf\" numbers multiply to {numbers}, and at most {MOST_MULTIPLES} can be checked"
         )));
     }
-    match patterns(schema) {
+    match patterns(schemas) + more_patterns {
         0..=MOST_PATTERN_BYTES => Ok(()),
         bytes => Err(GrammarError::Unusable(format!(
             "its patterns have {bytes} bytes together, and at most {MOST_PATTERN_BYTES} are read"
@@ -117,8 +155,8 @@ fn check_schema(schema: &Value) -> Result<(), GrammarError> {
 }
 
 /// Bytes of everything that may be a regular expression.
-fn patterns(schema: &Value) -> usize {
-    let (mut bytes, mut left) = (0, vec![schema]);
+fn patterns(schemas: &[&Value]) -> usize {
+    let (mut bytes, mut left) = (0, schemas.to_vec());
     while let Some(value) = left.pop() {
         match value {
             Value::Array(list) => left.extend(list),
@@ -145,8 +183,8 @@ fn sets_temperature(grammar: &str) -> bool {
 }
 
 /// The digits of every different `multipleOf`, multiplied.
-fn multiples(schema: &Value) -> u64 {
-    let (mut numbers, mut left) = (BTreeSet::new(), vec![schema]);
+fn multiples(schemas: &[&Value]) -> u64 {
+    let (mut numbers, mut left) = (BTreeSet::new(), schemas.to_vec());
     while let Some(value) = left.pop() {
         match value {
             Value::Array(list) => left.extend(list),

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use crate::answering::{self, Ask, chunks};
 use crate::app::{App, Engine};
 use crate::generate::{surely_too_long, too_long};
-use crate::tools;
+use crate::tools::{self, Manners};
 use crate::wire::answer::Kind;
 use crate::wire::chat::parse_chat;
 use crate::wire::error::{ApiError, shortened};
@@ -46,9 +46,9 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
     }
     check_thinking(engine, &prompt, "reasoning_effort", effort)?;
     let think_not = "\"reasoning_effort\": \"none\"";
-    let form = request.knobs.format.as_ref();
-    let reply =
-        tools::reply_form(engine, &prompt, tools, request.tool_use.parallel, form, think_not)?;
+    let manners = Manners { think_not, strict, ignored: &mut request.ignored };
+    let (wanted, knobs) = (&request.tool_use, &mut request.knobs);
+    let reply = tools::reply_form(engine, &prompt, wanted, tools, knobs, manners)?;
     Ok(Ask {
         words: chunks(Kind::Chat, &request.knobs),
         prompts: vec![prompt],

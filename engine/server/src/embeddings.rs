@@ -49,7 +49,7 @@ pub(crate) async fn answer(
     let body = worded(&app.served_as, &vectors, request.base64, prompt).to_string();
     let trailers = stream::takes_trailers(&headers);
     let mut response =
-        stream::json(Bytes::from(body), Usage { prompt, completion: 0, cached }, trailers);
+        stream::json(Bytes::from(body), Usage { prompt, cached, ..Usage::default() }, trailers);
     name_ignored(&app, &mut response, &request.ignored);
     name_prompt(&mut response, prompt);
     Ok(response)

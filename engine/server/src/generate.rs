@@ -117,6 +117,8 @@ struct Choice {
     said: usize,
     sent: usize,
     tokens: u64,
+    /// Those of them that are thoughts.
+    thoughts: u64,
     last_token: Option<Instant>,
     echo: Option<Echo>,
     done: bool,
@@ -163,6 +165,7 @@ impl Generation {
                 said: 0,
                 sent: 0,
                 tokens: 0,
+                thoughts: 0,
                 last_token: None,
                 echo,
                 done: false,
@@ -192,7 +195,7 @@ impl Generation {
             events,
             choices,
             ready,
-            usage: Usage { prompt, completion: 0, cached: 0 },
+            usage: Usage { prompt, ..Usage::default() },
             started: Instant::now(),
             heard_any: false,
         };
@@ -240,7 +243,8 @@ impl Generation {
 
     /// Tokens so far.
     pub(crate) fn usage(&self) -> Usage {
-        self.usage
+        let reasoning = self.choices.iter().map(|choice| choice.thoughts).sum();
+        Usage { reasoning, ..self.usage }
     }
 
     fn hear(&mut self, index: usize, event: Event) -> Result<(), ApiError> {
@@ -371,6 +375,7 @@ impl Choice {
         self.pending.push_back((self.said, token));
         self.said += text.len();
         let heard = self.reply.push(text);
+        self.thoughts += u64::from(heard.thought);
         self.done = heard.finish.is_some();
         self.pieces(index, heard, tokenizer)
     }
@@ -389,7 +394,7 @@ impl Choice {
 
     /// What was heard, in pieces, with the tokens that it is made of.
     fn pieces(&mut self, index: usize, heard: Heard, tokenizer: &Tokenizer) -> Vec<Piece> {
-        let Heard { parts, finish } = heard;
+        let Heard { parts, finish, .. } = heard;
         let said_nothing = parts.is_empty() && finish.is_none();
         if said_nothing {
             return Vec::new();

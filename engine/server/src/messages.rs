@@ -13,7 +13,7 @@ use crate::answering::{self, Ask};
 use crate::app::{App, Caller, Engine, aside, name_ignored, read_body};
 use crate::chat;
 use crate::generate::too_long;
-use crate::tools;
+use crate::tools::{self, Manners};
 use crate::wire::error::ApiError;
 use crate::wire::message::Message;
 use crate::wire::messages::{MessagesRequest, Purpose, parse_messages};
@@ -43,7 +43,7 @@ pub(crate) async fn answer(
 }
 
 fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, ApiError> {
-    let request = parse_messages(body, Purpose::Answer, strict)?;
+    let mut request = parse_messages(body, Purpose::Answer, strict)?;
     app.check_model(&request.model)?;
     let capacity = engine.handle.capacity();
     let tools = tools::offered(&engine.dialect, &request.tool_use)?;
@@ -52,9 +52,9 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
         return Err(too_long(prompt.len(), capacity));
     }
     let think_not = "\"thinking\": {\"type\": \"disabled\"}";
-    let form = request.knobs.format.as_ref();
-    let reply =
-        tools::reply_form(engine, &prompt, tools, request.tool_use.parallel, form, think_not)?;
+    let manners = Manners { think_not, strict, ignored: &mut request.ignored };
+    let (wanted, knobs) = (&request.tool_use, &mut request.knobs);
+    let reply = tools::reply_form(engine, &prompt, wanted, tools, knobs, manners)?;
     let (stops, shows_thoughts) = (request.knobs.stop.clone(), request.shows_thoughts);
     Ok(Ask {
         words: Box::new(move |head| Box::new(Message::new(head, stops, shows_thoughts))),

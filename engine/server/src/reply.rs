@@ -45,6 +45,8 @@ pub(crate) struct Heard {
     pub(crate) parts: Vec<Part>,
     /// The answer ends here, whatever the model would have gone on to say.
     pub(crate) finish: Option<Finish>,
+    /// Some of the text was thoughts.
+    pub(crate) thought: bool,
 }
 
 impl Reply {
@@ -61,11 +63,13 @@ impl Reply {
     }
 
     pub(crate) fn push(&mut self, text: String) -> Heard {
+        let thinking = self.parser.as_ref().is_some_and(ReplyParser::is_thinking);
         let events = match &mut self.parser {
             None => vec![ReplyEvent::Content(text)],
             Some(parser) => parser.push(&text),
         };
-        self.judge(events)
+        let told = events.iter().any(|event| matches!(event, ReplyEvent::Reasoning(_)));
+        Heard { thought: thinking || told, ..self.judge(events) }
     }
 
     /// The model has said all it will: `rest`, and then nothing, for this reason.
@@ -180,6 +184,18 @@ mod tests {
         assert_eq!((content.as_str(), calls.as_str(), ended), ("W", "", Finish::StopString(0)));
         let (content, thoughts, ..) = read(None, "ell", CALLS);
         assert_eq!((content.as_str(), thoughts.as_str()), ("<think>STOP it</think>W", ""));
+    }
+
+    #[test]
+    fn a_token_that_is_thoughts_in_part_counts_as_thought() {
+        let mut reply = Reply::new(Some(&form(false)), &[]);
+        let pieces = ["<think>", "Ra", "in?</th", "ink>So", " be it."];
+        let thought = pieces.map(|piece| reply.push(piece.into()).thought);
+        assert_eq!(thought, [false, true, true, true, false]);
+        let mut reply = Reply::new(Some(&form(false)), &[]);
+        assert!(reply.push("<think>Ra".into()).thought);
+        let mut plain = Reply::new(None, &[]);
+        assert!(!plain.push("<think>Ra".into()).thought);
     }
 
     #[test]

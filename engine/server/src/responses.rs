@@ -11,7 +11,7 @@ use crate::answering::{self, Ask};
 use crate::app::{App, Engine};
 use crate::chat;
 use crate::generate::too_long;
-use crate::tools;
+use crate::tools::{self, Manners};
 use crate::wire::error::ApiError;
 use crate::wire::response;
 use crate::wire::responses::parse_responses;
@@ -25,7 +25,7 @@ pub(crate) async fn answer(
 }
 
 fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, ApiError> {
-    let request = parse_responses(body, strict)?;
+    let mut request = parse_responses(body, strict)?;
     app.check_model(&request.model)?;
     let tools = tools::offered(&engine.dialect, &request.tool_use)?;
     let template = chat::template(engine)?;
@@ -33,7 +33,7 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
     let effort = request.effort.as_deref();
     let mut variables = chat::thinking("reasoning.effort", effort, |word| template.reads(word))?;
     if !request.tool_use.tools.is_empty() {
-        variables.insert("tools".into(), request.tool_use.tools.into());
+        variables.insert("tools".into(), request.tool_use.tools.clone().into());
     }
     let capacity = engine.handle.capacity();
     let prompt = chat::encode(engine, request.messages, variables, capacity as usize)?;
@@ -42,9 +42,9 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
     }
     chat::check_thinking(engine, &prompt, "reasoning.effort", request.effort.as_deref())?;
     let think_not = "\"reasoning\": {\"effort\": \"none\"}";
-    let form = request.knobs.format.as_ref();
-    let parallel = request.tool_use.parallel;
-    let reply = tools::reply_form(engine, &prompt, tools, parallel, form, think_not)?;
+    let manners = Manners { think_not, strict, ignored: &mut request.ignored };
+    let (wanted, knobs) = (&request.tool_use, &mut request.knobs);
+    let reply = tools::reply_form(engine, &prompt, wanted, tools, knobs, manners)?;
     let repeated = request.repeated;
     Ok(Ask {
         words: Box::new(move |head| Box::new(response::Response::new(head, repeated))),

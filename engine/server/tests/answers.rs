@@ -37,6 +37,7 @@ async fn a_chat_answer_has_every_part_that_an_sdk_reads() {
             "prompt_tokens": prompt, "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": { "cached_tokens": 0 },
+            "completion_tokens_details": { "reasoning_tokens": 0 },
         })
     );
     assert_eq!(answer.header("x-polder-prompt-tokens"), Some(prompt.to_string().as_str()));

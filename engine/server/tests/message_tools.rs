@@ -4,7 +4,10 @@
 
 mod common;
 
-use common::{Answer, CALLS, PLAIN, Server, TEMPLATE, message, saying};
+use common::{
+    Answer, CALLS, PLAIN, Server, TEMPLATE, assert_fits, babbler, message, saying, short_tools,
+    with,
+};
 use polder_scheduler::Config;
 use serde_json::{Value, json};
 
@@ -24,11 +27,7 @@ fn tools() -> Value {
 }
 
 fn calling(more: Value) -> Value {
-    let mut body = message(json!({"tools": tools(), "max_tokens": 400}));
-    for (key, value) in more.as_object().unwrap() {
-        body[key] = value.clone();
-    }
-    body
+    with(message(json!({"tools": tools(), "max_tokens": 400})), more)
 }
 
 /// The message that a stream's events make together, as the SDK joins them.
@@ -263,19 +262,60 @@ async fn what_cannot_be_offered_is_refused_by_name() {
     let answer = server.post(MESSAGES, calling(list(odd))).await;
     let mut names: Vec<&str> = answer.header("x-polder-ignored").unwrap().split(", ").collect();
     names.sort_unstable();
-    assert_eq!(names, ["tools[].defer_loading", "tools[].input_examples", "tools[].strict"]);
+    assert_eq!(names, ["tools[].defer_loading", "tools[].input_examples"]);
 }
 
 #[tokio::test]
-async fn a_form_beside_tools_or_thoughts_is_refused_in_this_apis_words() {
-    let server = server().await;
+async fn a_form_beside_thoughts_is_refused_in_this_apis_words() {
     let form = json!({"format": {"type": "json_schema", "schema": {"type": "object"}}});
-    let answer = server.post(MESSAGES, calling(json!({"output_config": form}))).await;
-    let said = answer.anthropic_refusal(400, "invalid_request_error");
-    assert!(said.contains("\"output_config.format.schema\"") && said.contains("\"tools\""));
     let template = "{{ messages[0].content }}<think>\n";
     let server = Server::speaking(template, saying([PLAIN; 2]), Config::default()).await;
     let answer = server.post(MESSAGES, message(json!({"output_config": form}))).await;
     let said = answer.anthropic_refusal(400, "invalid_request_error");
     assert!(said.contains("\"thinking\": {\"type\": \"disabled\"}"), "{said}");
+}
+
+#[tokio::test]
+async fn a_model_that_must_call_calls_whatever_it_would_have_said() {
+    let server = Server::speaking(TEMPLATE, babbler(), Config::default()).await;
+    let tool = |(name, schema): (&str, Value)| json!({"name": name, "input_schema": schema});
+    let tools: Vec<Value> = short_tools().map(tool).into();
+    let quiet = json!({"tools": tools, "thinking": {"type": "disabled"}});
+    for seed in 0..4 {
+        for (choice, one, only) in [
+            (json!({"type": "any"}), false, None),
+            (json!({"type": "any", "disable_parallel_tool_use": true}), true, None),
+            (json!({"type": "tool", "name": "clock"}), true, Some("clock")),
+        ] {
+            let more = with(quiet.clone(), json!({"tool_choice": choice, "seed": seed}));
+            let whole = server.post(MESSAGES, calling(more.clone())).await;
+            assert_eq!(whole.status, 200, "{}", whole.text);
+            let whole = whole.json();
+            assert_eq!(whole["stop_reason"], "tool_use", "{whole}");
+            let blocks = content(&whole);
+            for block in &blocks {
+                assert_eq!(block["type"], "tool_use");
+                assert_fits(block["name"].as_str().unwrap(), &block["input"]);
+            }
+            assert!(!blocks.is_empty() && (!one || blocks.len() == 1), "{blocks:?}");
+            assert!(only.is_none_or(|only| blocks[0]["name"] == only), "{blocks:?}");
+            let body = calling(with(more, json!({"stream": true})));
+            let streamed = joined(&server.post(MESSAGES, body).await);
+            assert_eq!(content(&streamed), blocks);
+            assert_eq!(streamed["stop_reason"], "tool_use");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_schema_that_cannot_be_held_to_is_refused_under_this_apis_name_for_it() {
+    let server = server().await;
+    for more in [
+        json!({"tool_choice": {"type": "any"}, "tools": [{"name": "f", "input_schema": {"not": {}}}]}),
+        json!({"tools": [{"name": "f", "strict": true, "input_schema": {"not": {}}}]}),
+    ] {
+        let answer = server.post(MESSAGES, calling(more)).await;
+        let told = answer.anthropic_refusal(400, "invalid_request_error");
+        assert!(told.contains("\"tools[0].input_schema\"") && told.contains("\"not\""), "{told}");
+    }
 }

@@ -4,7 +4,10 @@
 
 mod common;
 
-use common::{Answer, CALLS, PLAIN, Server, TEMPLATE, respond, saying};
+use common::{
+    Answer, CALLS, PLAIN, Server, TEMPLATE, assert_fits, babbler, respond, saying, short_tools,
+    with,
+};
 use polder_scheduler::Config;
 use serde_json::{Value, json};
 
@@ -23,11 +26,7 @@ fn tools() -> Value {
 }
 
 fn calling(more: Value) -> Value {
-    let mut body = respond(json!({"tools": tools()}));
-    for (key, value) in more.as_object().unwrap() {
-        body[key] = value.clone();
-    }
-    body
+    with(respond(json!({"tools": tools()})), more)
 }
 
 /// The items that a stream's events make together; they must be those of its last event.
@@ -124,6 +123,8 @@ async fn calls_and_thoughts_are_items_whole_or_streamed() {
     expected.extend(two_calls());
     assert_eq!(said(&whole), expected);
     assert_eq!(whole["status"], "completed");
+    let thoughts = CALLS.find("</think>").unwrap() + "</think>".len() - "<think>".len();
+    assert_eq!(whole["usage"]["output_tokens_details"]["reasoning_tokens"], thoughts);
     for item in whole["output"].as_array().unwrap() {
         assert_eq!(item["status"], "completed");
     }
@@ -246,5 +247,39 @@ async fn what_cannot_be_offered_is_refused_by_name() {
     }
     let strict = json!({"type": "function", "name": "f", "strict": true, "defer_loading": true});
     let answer = server.post(RESPONSES, calling(list(strict))).await;
-    assert_eq!(answer.header("x-polder-ignored"), Some("tools[].defer_loading, tools[].strict"));
+    assert_eq!(answer.header("x-polder-ignored"), Some("tools[].defer_loading"));
+}
+
+#[tokio::test]
+async fn a_model_that_must_call_calls_whatever_it_would_have_said() {
+    let server = Server::speaking(TEMPLATE, babbler(), Config::default()).await;
+    let tool = |(name, schema): (&str, Value)| json!({"type": "function", "name": name, "parameters": schema, "strict": true});
+    let tools: Vec<Value> = short_tools().map(tool).into();
+    let quiet = json!({"tools": tools, "reasoning": {"effort": "none"}});
+    for seed in 0..4 {
+        for (more, one, only) in [
+            (json!({"tool_choice": "required"}), false, None),
+            (json!({"tool_choice": "required", "parallel_tool_calls": false}), true, None),
+            (json!({"tool_choice": {"type": "function", "name": "clock"}}), true, Some("clock")),
+        ] {
+            let more = with(with(quiet.clone(), more), json!({"seed": seed}));
+            let whole = server.post(RESPONSES, calling(more.clone())).await;
+            assert_eq!(whole.status, 200, "{}", whole.text);
+            let whole = whole.json();
+            assert_eq!(
+                (&whole["status"], &whole["tool_choice"]),
+                (&json!("completed"), &more["tool_choice"])
+            );
+            let items = said(&whole);
+            for item in &items {
+                let arguments = item["with"].as_str().unwrap();
+                let name = item["called"].as_str().unwrap();
+                assert_fits(name, &serde_json::from_str(arguments).unwrap());
+            }
+            assert!(!items.is_empty() && (!one || items.len() == 1), "{items:?}");
+            assert!(only.is_none_or(|only| items[0]["called"] == only), "{items:?}");
+            let body = calling(with(more, json!({"stream": true})));
+            assert_eq!(said(&joined(&server.post(RESPONSES, body).await)), items);
+        }
+    }
 }

@@ -4,7 +4,9 @@
 
 mod common;
 
-use common::{Answer, CALLS, PLAIN, Server, TEMPLATE, chat, saying};
+use common::{
+    Answer, CALLS, PLAIN, Server, TEMPLATE, assert_fits, babbler, chat, saying, short_tools, with,
+};
 use polder_engine_server::wire::chat::parse_chat;
 use polder_scheduler::Config;
 use serde_json::{Value, json};
@@ -81,9 +83,15 @@ async fn calls_come_as_tool_calls_whole_or_streamed() {
     assert_ne!(calls[0]["id"], calls[1]["id"]);
     // Every token counts, marks too.
     assert_eq!(whole.json()["usage"]["completion_tokens"], CALLS.len() + 1);
+    // A token for each byte; those of the opening mark come before the thoughts.
+    let thoughts = CALLS.find("</think>").unwrap() + "</think>".len() - "<think>".len();
+    assert_eq!(whole.json()["usage"]["completion_tokens_details"]["reasoning_tokens"], thoughts);
 
-    let body = chat(json!({"tools": tools(), "stream": true}));
+    let options = json!({"include_usage": true});
+    let body = chat(json!({"tools": tools(), "stream": true, "stream_options": options}));
     let streamed = server.post(CHAT, body).await;
+    let usage = streamed.events().last().unwrap()["usage"].clone();
+    assert_eq!(usage["completion_tokens_details"]["reasoning_tokens"], thoughts);
     let (joined, reason) = joined(&streamed, 0);
     assert_eq!(reason, "tool_calls");
     assert_eq!(joined["content"], "I look.");
@@ -296,8 +304,11 @@ async fn what_cannot_be_offered_is_refused_by_name() {
     let named = |name: &str| json!({"type": "function", "function": {"name": name}});
     let list = |tool: Value| json!({"tools": [tool]});
     for (more, param, code) in [
-        (json!({"tools": tools(), "tool_choice": "required"}), "tool_choice", unsupported),
-        (json!({"tools": tools(), "tool_choice": named("clock")}), "tool_choice", unsupported),
+        (
+            json!({"tools": tools(), "tool_choice": "required", "ignore_eos": true}),
+            "ignore_eos",
+            unsupported,
+        ),
         (json!({"tools": tools(), "tool_choice": named("other")}), "tool_choice", None),
         (json!({"tools": tools(), "tool_choice": "maybe"}), "tool_choice", None),
         (json!({"tools": tools(), "logprobs": true}), "logprobs", unsupported),
@@ -317,8 +328,126 @@ async fn what_cannot_be_offered_is_refused_by_name() {
     ] {
         server.post(CHAT, chat(more)).await.refusal(400, Some(param), code);
     }
-    let strict =
-        json!({"tools": [{"type": "function", "function": {"name": "f", "strict": true}}]});
-    let answer = server.post(CHAT, chat(strict)).await;
+    let odd = |schema: Value| {
+        json!({"tools": [named("a"), {"type": "function",
+        "function": {"name": "f", "parameters": schema}}], "tool_choice": "required"})
+    };
+    for (schema, names) in [
+        (json!({"type": "object", "minProperties": 3, "not": {}}), "\"not\""),
+        (json!({"type": "array"}), "\"object\""),
+    ] {
+        let answer = server.post(CHAT, chat(odd(schema))).await;
+        let told = answer.refusal(400, Some("tools[1].function.parameters"), None);
+        assert!(told.contains(names), "{told}");
+    }
+}
+
+/// A chat with tools that take little.
+fn short(more: Value) -> Value {
+    let tool = |(name, schema): (&str, Value)| json!({"type": "function", "function": {"name": name, "parameters": schema}});
+    let tools: Vec<Value> = short_tools().map(tool).into();
+    with(chat(json!({"tools": tools, "reasoning_effort": "none"})), more)
+}
+
+/// Asserts that a message is calls and nothing else, of tools that are on offer; their names.
+fn assert_calls(message: &Value) -> Vec<String> {
+    assert!(message["content"].as_str().is_none_or(str::is_empty), "{message}");
+    let call = |call: &Value| {
+        let name = call["function"]["name"].as_str().unwrap().to_owned();
+        let arguments = call["function"]["arguments"].as_str().unwrap();
+        assert_fits(&name, &serde_json::from_str(arguments).unwrap());
+        name
+    };
+    let names: Vec<String> =
+        message["tool_calls"].as_array().into_iter().flatten().map(call).collect();
+    assert!(!names.is_empty(), "{message}");
+    names
+}
+
+#[tokio::test]
+async fn a_model_that_must_call_calls_whatever_it_would_have_said() {
+    let server = Server::speaking(TEMPLATE, babbler(), Config::default()).await;
+    let clock = json!({"type": "function", "function": {"name": "clock"}});
+    for seed in 0..4 {
+        for (more, one, only) in [
+            (json!({"tool_choice": "required"}), false, None),
+            (json!({"tool_choice": "required", "parallel_tool_calls": false}), true, None),
+            (json!({"tool_choice": clock}), true, Some("clock")),
+        ] {
+            let more = with(more, json!({"seed": seed}));
+            let whole = server.post(CHAT, short(more.clone())).await;
+            assert_eq!(whole.status, 200, "{}", whole.text);
+            assert_eq!(whole.header("x-polder-ignored"), None);
+            let choice = whole.json()["choices"][0].clone();
+            assert_eq!(choice["finish_reason"], "tool_calls", "{choice}");
+            let names = assert_calls(&choice["message"]);
+            assert!(!one || names.len() == 1, "{names:?}");
+            assert!(only.is_none_or(|only| names == [only]), "{names:?}");
+            let streamed = server.post(CHAT, short(with(more, json!({"stream": true})))).await;
+            let (message, reason) = joined(&streamed, 0);
+            assert_eq!((assert_calls(&message), reason), (names, json!("tool_calls")));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_must_call_may_think_first() {
+    let template = "{% if tools %}<tool_call>{% endif %}{{ messages[0].content }}<think>\n";
+    let says = ["Rain?</think>\n\nNo.", "Say <tool_call>?</think>No."];
+    let server = Server::speaking(template, saying(says), Config::default()).await;
+    for (seed, thought) in [(0, "Rain?"), (1, "Say <tool_call>?")] {
+        let body = chat(json!({"tools": short(json!({}))["tools"], "tool_choice": "required",
+            "parallel_tool_calls": false, "seed": seed}));
+        let answer = server.post(CHAT, body).await.json();
+        let message = &answer["choices"][0]["message"];
+        assert_eq!(message["reasoning_content"], thought);
+        assert_calls(message);
+    }
+}
+
+#[tokio::test]
+async fn a_strict_tool_is_called_as_its_schema_says_where_a_mark_announces_calls() {
+    let call = "{\"name\": \"weather\", \"arguments\": {\"town\": 1}}";
+    let text = format!("Well. <tool_call>\n{call}\n</tool_call>");
+    let server = Server::speaking(TEMPLATE, saying([&text; 2]), Config::default()).await;
+    let mut body = short(json!({"parallel_tool_calls": false}));
+    let loose = server.post(CHAT, body.clone()).await.json();
+    let arguments = &loose["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"];
+    assert_eq!(arguments, "{\"town\": 1}");
+    body["tools"][0]["function"]["strict"] = true.into();
+    let answer = server.post(CHAT, body.clone()).await;
+    assert_eq!(answer.header("x-polder-ignored"), None);
+    let mut message = answer.json()["choices"][0]["message"].clone();
+    assert_eq!(message["content"].take(), "Well.");
+    assert_eq!(assert_calls(&message), ["weather"]);
+    // Where nothing but the call itself shows that it is one, text cannot be told from it.
+    let bare = "{% if tools %}<|python_tag|>{% endif %}{{ messages[0].content }}";
+    let server = Server::speaking(bare, saying([PLAIN; 2]), Config::default()).await;
+    let answer = server.post(CHAT, with(body.clone(), json!({"reasoning_effort": null}))).await;
     assert_eq!(answer.header("x-polder-ignored"), Some("tools[].function.strict"));
+    let answer = server.post_with(CHAT, &[("x-polder-strict", "1")], body).await;
+    answer.refusal(400, Some("tools[].function.strict"), Some("unsupported_parameter"));
+}
+
+#[tokio::test]
+async fn beside_a_form_a_model_calls_or_answers_in_it() {
+    let schema = json!({"type": "object", "additionalProperties": false, "required": ["ok"],
+        "properties": {"ok": {"type": "boolean"}}});
+    let form = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
+    let calls = "<tool_call>\n{\"name\": \"clock\", \"arguments\": {}}\n</tool_call>";
+    let server =
+        Server::speaking(TEMPLATE, saying([calls, "{\"ok\": maybe}"]), Config::default()).await;
+    let called = server.post(CHAT, short(json!({"response_format": form}))).await.json();
+    assert_eq!(assert_calls(&called["choices"][0]["message"]), ["clock"]);
+    let body = short(json!({"response_format": form, "seed": 1}));
+    let said = server.post(CHAT, body).await.json()["choices"][0]["message"].clone();
+    let answer: Value = serde_json::from_str(said["content"].as_str().unwrap()).unwrap();
+    assert!(answer["ok"].is_boolean() && said.get("tool_calls").is_none(), "{said}");
+    // What is no JSON has no place beside calls.
+    let body = short(json!({"guided_choice": ["yes", "no"]}));
+    server.post(CHAT, body).await.refusal(
+        400,
+        Some("guided_choice"),
+        Some("unsupported_parameter"),
+    );
 }

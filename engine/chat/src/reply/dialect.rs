@@ -7,6 +7,9 @@ use polder_backend::TokenId;
 use super::call::NewReader;
 use super::deepseek::{self, DeepSeekReader};
 use super::function::FUNCTION;
+use super::grammar::{
+    DEEPSEEK, HERMES, LLAMA3_JSON, Layout, Layouts, MISTRAL, PYTHONIC, QWEN3_CODER, SEED,
+};
 use super::llama::LlamaReader;
 use super::mistral::{self, MistralReader};
 use super::pythonic::PythonicReader;
@@ -20,7 +23,9 @@ pub struct Dialect {
     pub(super) thoughts: Option<&'static Thoughts>,
     /// Markers that are control tokens in this vocabulary: never text.
     pub(super) hidden: Arc<[&'static str]>,
-    shown: Arc<[TokenId]>,
+    pub(super) shown: Arc<[TokenId]>,
+    /// How calls are laid out.
+    pub(super) layout: Option<&'static Layout>,
 }
 
 /// A way to call tools.
@@ -35,6 +40,7 @@ pub(super) struct Calls {
     pub(super) bare: Option<(char, NewReader)>,
     /// Further markers that stand in calls.
     others: &'static [&'static str],
+    layouts: Layouts,
 }
 
 /// A marker, and who reads what follows it.
@@ -71,6 +77,7 @@ const CALLS: &[Calls] = &[
         ],
         bare: None,
         others: &[deepseek::CALLS_END, deepseek::CALL_END, deepseek::SEPARATOR],
+        layouts: DEEPSEEK,
     },
     Calls {
         name: "seed",
@@ -81,6 +88,7 @@ const CALLS: &[Calls] = &[
         }],
         bare: None,
         others: &[SEED_TAG_END],
+        layouts: SEED,
     },
     Calls {
         name: "qwen3-coder",
@@ -94,14 +102,23 @@ const CALLS: &[Calls] = &[
         ],
         bare: None,
         others: &[TAG_END],
+        layouts: QWEN3_CODER,
     },
-    Calls { name: "hermes", signs: &[&[TAG]], openers: &[TAGGED], bare: None, others: &[TAG_END] },
+    Calls {
+        name: "hermes",
+        signs: &[&[TAG]],
+        openers: &[TAGGED],
+        bare: None,
+        others: &[TAG_END],
+        layouts: HERMES,
+    },
     Calls {
         name: "mistral",
         signs: &[&[mistral::CALLS]],
         openers: &[Opener { marker: mistral::CALLS, reader: |_| Box::new(MistralReader::new()) }],
         bare: None,
         others: &[mistral::ARGUMENTS, mistral::CALL_ID],
+        layouts: MISTRAL,
     },
     Calls {
         name: "pythonic",
@@ -123,6 +140,7 @@ const CALLS: &[Calls] = &[
         ],
         bare: Some(('[', |tools| Box::new(PythonicReader::bare(tools)))),
         others: &["<|python_end|>", "<|tool_call_end|>"],
+        layouts: PYTHONIC,
     },
     Calls {
         name: "llama3-json",
@@ -133,6 +151,7 @@ const CALLS: &[Calls] = &[
         }],
         bare: Some(('{', |tools| Box::new(LlamaReader::bare(tools)))),
         others: &[],
+        layouts: LLAMA3_JSON,
     },
 ];
 
@@ -181,10 +200,12 @@ impl Dialect {
                 || says(marks.close)
                 || (in_vocabulary(marks.open) && in_vocabulary(marks.close))
         });
-        Self { calls, thoughts, ..Self::default() }
+        let layout = calls.and_then(|calls| calls.layouts.iter().find(|(word, _)| says(word)));
+        let layout = layout.map(|(_, layout)| layout);
+        Self { calls, thoughts, layout, ..Self::default() }
     }
 
-    fn markers(&self) -> impl Iterator<Item = &'static str> + use<> {
+    pub(super) fn markers(&self) -> impl Iterator<Item = &'static str> + use<> {
         let calls = self.calls.into_iter().flat_map(|calls| {
             calls.openers.iter().map(|opener| opener.marker).chain(calls.others.iter().copied())
         });
@@ -205,6 +226,11 @@ impl Dialect {
     /// Whether a prompt that ends so has begun the model's thoughts already.
     pub fn begins_thinking(&self, prompt: &str) -> bool {
         self.thoughts.is_some_and(|marks| prompt.trim_end().ends_with(marks.open))
+    }
+
+    /// Whether a prompt that ends so has ended them too: this time the model is not to think.
+    pub fn ends_thinking(&self, prompt: &str) -> bool {
+        self.thoughts.is_some_and(|marks| prompt.trim_end().ends_with(marks.close))
     }
 
     /// Control tokens that a [`ReplyParser`](super::ReplyParser) must see by name

@@ -8,6 +8,7 @@ mod call;
 mod deepseek;
 mod dialect;
 mod function;
+mod grammar;
 mod json;
 mod live;
 mod llama;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 
 use call::{CallReader, Emit, NewReader, Verdict};
 pub use dialect::Dialect;
+pub use grammar::{Beside, FORM, NoGrammar, ReplyGrammar, ReplyRules, ThoughtsFirst};
 use marker::{Seen, Watch};
 pub use tools::Tools;
 
@@ -116,6 +118,11 @@ impl ReplyParser {
             None => parser.begin_content(),
         }
         parser
+    }
+
+    /// What comes next belongs to thoughts, or ends them.
+    pub fn is_thinking(&self) -> bool {
+        matches!(self.state, State::Thoughts(_))
     }
 
     /// Takes more of the reply; what became certain.

@@ -89,9 +89,10 @@ impl<'a> Reader<'a> {
         if let Ok(number) = serde_json::from_str::<Number>(word) {
             return Some(Value::Number(number));
         }
-        // `.5` and `5.` are numbers in Python alone.
-        let value = word.parse::<f64>().ok()?;
-        Number::from_f64(value).map(Value::Number)
+        // `.5` and `5.` are numbers in Python alone; one that no machine can hold stays as it was
+        // written, so that the call is not lost.
+        let value = word.parse::<f64>().ok().filter(|value| !value.is_nan())?;
+        Some(Number::from_f64(value).map_or_else(|| word.into(), Value::Number))
     }
 
     fn items(&mut self, end: char, depth: usize) -> Option<Value> {
@@ -145,6 +146,8 @@ impl<'a> Reader<'a> {
                     'n' => text.push('\n'),
                     't' => text.push('\t'),
                     'r' => text.push('\r'),
+                    'b' => text.push('\u{8}'),
+                    'f' => text.push('\u{c}'),
                     'x' => text.push(code(&mut characters, 2)?),
                     'u' => text.push(utf16(&mut characters)?),
                     'U' => text.push(code(&mut characters, 8)?),
@@ -194,6 +197,8 @@ mod tests {
             (r#""\ud83d\ude00""#, json!("😀")),
             ("[1, -2.5, .5, 1e3, (True, None,)]", json!([1, -2.5, 0.5, 1000.0, [true, null]])),
             ("{'a': {1: False}, }", json!({"a": {"1": false}})),
+            ("-12e+463", json!("-12e+463")),
+            (r#""\b\f""#, json!("\u{8}\u{c}")),
         ] {
             assert_eq!(read(text), Some(value), "{text}");
         }

@@ -10,10 +10,12 @@ use super::python;
 pub struct Tools(Vec<Tool>);
 
 #[derive(Debug, Clone, PartialEq)]
-struct Tool {
-    name: String,
+pub(super) struct Tool {
+    pub(super) name: String,
     /// The JSON schema of its arguments.
-    parameters: Value,
+    pub(super) parameters: Value,
+    /// It must be called with arguments that follow the schema.
+    pub(super) strict: bool,
 }
 
 impl Tools {
@@ -24,9 +26,14 @@ impl Tools {
             let function = tool.get("function")?;
             let name = function.get("name")?.as_str()?.to_owned();
             let parameters = function.get("parameters").cloned().unwrap_or_default();
-            Some(Tool { name, parameters })
+            let strict = function.get("strict").and_then(Value::as_bool).unwrap_or(false);
+            Some(Tool { name, parameters, strict })
         };
         Self(tools.iter().filter_map(tool).collect())
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Tool> {
+        self.0.iter()
     }
 
     /// Whether there is a tool of this name.
@@ -36,15 +43,12 @@ impl Tools {
 
     /// The JSON types that an argument may have; empty where the schema does not say.
     pub(super) fn types(&self, tool: &str, argument: &str) -> Types {
-        let mut types = Types::default();
         let tool = self.0.iter().find(|known| known.name == tool);
         let schema = tool
             .and_then(|tool| tool.parameters.get("properties"))
             .and_then(|properties| properties.get(argument));
-        if let Some((tool, schema)) = tool.zip(schema) {
-            types.gather(schema, &tool.parameters, 0);
-        }
-        types
+        tool.zip(schema)
+            .map_or_else(Types::default, |(tool, schema)| Types::of(schema, &tool.parameters))
     }
 }
 
@@ -56,6 +60,18 @@ pub(super) struct Types(Vec<&'static str>);
 const DEEPEST: usize = 8;
 
 impl Types {
+    /// Those that `schema` says, which stands in `root`.
+    pub(super) fn of(schema: &Value, root: &Value) -> Self {
+        let mut types = Self::default();
+        types.gather(schema, root, 0);
+        types
+    }
+
+    /// A value may be text. So may one of which the schema says nothing.
+    pub(super) fn allow_text(&self) -> bool {
+        self.0.is_empty() || self.0.contains(&"string")
+    }
+
     fn gather(&mut self, schema: &Value, root: &Value, depth: usize) {
         if depth > DEEPEST {
             return;
@@ -116,10 +132,15 @@ impl Types {
         match name {
             // What is text already needs no quotes of its own.
             "string" => !named("string"),
-            "number" => named("number") || named("integer"),
+            "number" => named("number") || (named("integer") && is_whole(value)),
             name => named(name),
         }
     }
+}
+
+/// As the specification has it, `5.0` is an integer.
+fn is_whole(value: &Value) -> bool {
+    value.as_f64().is_some_and(|number| number.fract() == 0.0)
 }
 
 fn type_of(value: &Value) -> &'static str {
@@ -151,6 +172,8 @@ mod tests {
             (json!({"type": "string"}), "a\n\"b\"", "\"a\\n\\\"b\\\"\""),
             (json!({"type": "integer"}), " 5 ", "5"),
             (json!({"type": "integer"}), "five", "\"five\""),
+            (json!({"type": ["integer", "string"]}), "5.5", "\"5.5\""),
+            (json!({"type": "integer"}), "5.0", "5.0"),
             (json!({"type": "number"}), "5.50", "5.50"),
             (json!({"type": "boolean"}), "true", "true"),
             (json!({"type": "boolean"}), "True", "true"),

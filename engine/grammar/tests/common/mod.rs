@@ -17,6 +17,11 @@ const WORDS: [&str; 12] =
 
 /// 256 bytes, some words, `<|im_start|>` and `<|im_end|>`.
 pub fn tokenizer() -> Arc<Tokenizer> {
+    tokenizer_with(&["<|im_start|>"])
+}
+
+/// 256 bytes, some words, these control tokens and `<|im_end|>`, the last.
+pub fn tokenizer_with(controls: &[&str]) -> Arc<Tokenizer> {
     let mut tokens: Vec<String> = (0x21..=0x7e_u32)
         .chain(0xa1..=0xac)
         .chain(0xae..=0xff)
@@ -26,8 +31,10 @@ pub fn tokenizer() -> Arc<Tokenizer> {
         .chain(WORDS.map(String::from))
         .collect();
     let mut token_types = vec![1; tokens.len()];
-    tokens.extend(["<|im_start|>".into(), "<|im_end|>".into()]);
-    token_types.extend([3, 3]);
+    for control in controls.iter().chain(&["<|im_end|>"]) {
+        tokens.push((*control).into());
+        token_types.push(3);
+    }
     let keys = GgufTokenizer {
         model: "gpt2".into(),
         eos: Some(tokens.len() as u32 - 1),

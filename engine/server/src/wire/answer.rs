@@ -22,6 +22,8 @@ pub(crate) struct Usage {
     pub(crate) completion: u64,
     /// Of the prompts', those that did not have to be read: an earlier request began alike.
     pub(crate) cached: u64,
+    /// Of the answers', those that are thoughts.
+    pub(crate) reasoning: u64,
 }
 
 impl Usage {
@@ -31,6 +33,7 @@ impl Usage {
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": { "cached_tokens": self.cached.min(self.prompt) },
+            "completion_tokens_details": { "reasoning_tokens": self.reasoning },
         })
     }
 }

@@ -15,20 +15,27 @@ pub struct Format {
     pub field: String,
     /// What it asks for.
     pub spec: GrammarSpec,
+    /// What was asked for elsewhere and is a part of it: a refusal names the part that it is for.
+    pub made_of: Vec<Format>,
 }
 
 impl Format {
-    fn new(field: impl Into<String>, spec: GrammarSpec) -> Self {
-        Self { field: field.into(), spec }
+    pub(crate) fn new(field: impl Into<String>, spec: GrammarSpec) -> Self {
+        Self { field: field.into(), spec, made_of: Vec::new() }
     }
 
     /// Compiles it; one that cannot be had is refused by its field. Takes its time.
     pub(crate) fn compile(&self, grammars: &Grammars) -> Result<Arc<dyn Grammar>, ApiError> {
         grammars.compile(&self.spec).map_err(|error| {
-            let field = &self.field;
-            ApiError::bad_field(field, format!("\"{field}\" cannot be honoured: {error}."))
+            let part = self.made_of.iter().find_map(|part| part.compile(grammars).err());
+            part.unwrap_or_else(|| cannot_be_honoured(&self.field, &error))
         })
     }
+}
+
+/// The refusal of a form or a schema that `field` asks for.
+pub(crate) fn cannot_be_honoured(field: &str, why: &impl std::fmt::Display) -> ApiError {
+    ApiError::bad_field(field, format!("\"{field}\" cannot be honoured: {why}."))
 }
 
 /// What the answers must be, where that is more than text. Asked for once at most.

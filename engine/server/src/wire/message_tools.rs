@@ -1,32 +1,29 @@
 //! The tools of a request to Anthropic's API.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::wire::error::{ApiError, shortened};
 use crate::wire::fields::{Fields, Ignored};
 use crate::wire::tools::{
-    ToolChoice, ToolUse, check_distinct, check_name, check_schema, nothing_to_choose, take_list,
-    unknown_function,
+    Parts, ToolChoice, ToolUse, nothing_to_choose, read_flat, take_list, unknown_function,
 };
+
+const PARTS: Parts = Parts { schema: "input_schema", strict: "strict" };
 
 /// Reads `tools` and `tool_choice`.
 pub(crate) fn parse_tools(fields: &mut Fields, ignored: &mut Ignored) -> Result<ToolUse, ApiError> {
     let list = take_list(fields)?;
     let (kind, name, parallel) = parse_choice(fields, ignored)?;
-    if kind == "none" {
-        if !list.is_empty() {
+    let list = match kind == "none" && !list.is_empty() {
+        true => {
             ignored.add("tools".into());
+            Vec::new()
         }
-        return Ok(ToolUse { tools: Vec::new(), choice: ToolChoice::Auto, parallel });
-    }
-    let mut strict = false;
-    let mut tools = Vec::with_capacity(list.len());
-    for (index, tool) in list.into_iter().enumerate() {
-        tools.push(parse_tool(index, tool, &mut strict, ignored)?);
-    }
-    check_distinct(&tools, "name")?;
+        false => list,
+    };
+    let (tools, strict) = read_flat(list, &PARTS, ignored, check_kind)?;
     let choice = match (kind.as_str(), name) {
-        ("auto", _) => ToolChoice::Auto,
+        ("auto" | "none", _) => ToolChoice::Auto,
         ("any" | "tool", _) if tools.is_empty() => {
             return Err(nothing_to_choose(fields, "{\"type\": \"none\"}"));
         }
@@ -42,11 +39,7 @@ pub(crate) fn parse_tools(fields: &mut Fields, ignored: &mut Ignored) -> Result<
             ));
         }
     };
-    if strict && choice == ToolChoice::Auto {
-        // Nothing holds the model to the schema.
-        ignored.add("tools[].strict".into());
-    }
-    Ok(ToolUse { tools, choice, parallel })
+    Ok(ToolUse { tools, strict, parts: &PARTS, choice, parallel })
 }
 
 /// The choice's type, the tool that it names, and whether several may be called.
@@ -63,18 +56,11 @@ fn parse_choice(
     Ok((kind, name, !one))
 }
 
-/// One tool as chat templates want it.
-fn parse_tool(
-    index: usize,
-    tool: Value,
-    strict: &mut bool,
-    ignored: &mut Ignored,
-) -> Result<Value, ApiError> {
-    let path = format!("tools[{index}]");
-    let mut tool = Fields::nested(tool, &path, "tools[]")?;
+/// Refuses a tool that the box would have to run, and reads what says nothing here.
+fn check_kind(path: &str, tool: &mut Fields, ignored: &mut Ignored) -> Result<(), ApiError> {
     if let Some(kind) = tool.string("type")?.filter(|kind| kind != "custom") {
         return Err(ApiError::bad_field(
-            &path,
+            path,
             format!(
                 "\"{path}\" is of the type \"{}\", which this box does not run and its models do \
                  not know; send tools with a \"name\" and an \"input_schema\" only.",
@@ -83,23 +69,9 @@ fn parse_tool(
         )
         .code("unsupported_parameter"));
     }
-    let name = tool.string("name")?.unwrap_or_default();
-    check_name(&tool.name("name"), &name)?;
-    let description = tool.string("description")?;
-    let schema = tool.take("input_schema");
-    check_schema(&tool.name("input_schema"), schema.as_ref())?;
-    *strict |= tool.boolean("strict")?.unwrap_or(false);
     // Arguments are sent as they grow in any case.
     tool.accept(&["cache_control", "eager_input_streaming"]);
     tool.ignore("defer_loading", |defer| *defer == false, ignored);
     tool.ignore("allowed_callers", |callers| *callers == json!(["direct"]), ignored);
-    tool.finish(ignored);
-    let mut function = json!({"name": name});
-    if let Some(description) = description {
-        function["description"] = description.into();
-    }
-    if let Some(schema) = schema {
-        function["parameters"] = schema;
-    }
-    Ok(json!({"type": "function", "function": function}))
+    Ok(())
 }

@@ -217,7 +217,7 @@ fn used(usage: Usage) -> Value {
         "input_tokens_details": {
             "cached_tokens": usage.cached.min(usage.prompt), "cache_write_tokens": 0,
         },
-        "output_tokens": usage.completion, "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens": usage.completion, "output_tokens_details": {"reasoning_tokens": usage.reasoning},
         "total_tokens": usage.prompt + usage.completion,
     })
 }

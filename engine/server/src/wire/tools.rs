@@ -1,6 +1,6 @@
 //! The tools of a chat request, and what those of other requests have in common with them.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::wire::error::{ApiError, shortened};
 use crate::wire::fields::{Fields, Ignored};
@@ -15,11 +15,27 @@ const LONGEST_NAME: usize = 128;
 pub struct ToolUse {
     /// As chat templates want them: `{"type": "function", "function": {"name": …, …}}`.
     pub tools: Vec<Value>,
+    /// Which of them are to be called with arguments that follow their schemas, by their places.
+    pub strict: Vec<usize>,
+    /// What the endpoint calls the parts of a tool.
+    pub parts: &'static Parts,
     /// Whether and which the model calls.
     pub choice: ToolChoice,
     /// It may call several in one answer.
     pub parallel: bool,
 }
+
+/// What an endpoint calls the parts of a tool, behind `tools[…].`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// The schema of its arguments.
+    pub schema: &'static str,
+    /// Whether they must follow it.
+    pub strict: &'static str,
+}
+
+/// Chat completions.
+const PARTS: Parts = Parts { schema: "function.parameters", strict: "function.strict" };
 
 /// Whether and which tool the model calls. Where it may call none, no tools are on offer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,13 +66,10 @@ pub(crate) fn parse_tools(fields: &mut Fields, ignored: &mut Ignored) -> Result<
         Some(Value::String(word)) if word == "required" => ToolChoice::Required,
         Some(choice) => ToolChoice::Named(parse_choice(&choice, &tools)?),
     };
-    let strict = |tool: &Value| tool["function"]["strict"] == true;
-    if choice == ToolChoice::Auto && tools.iter().any(strict) {
-        // Nothing holds the model to the schema.
-        ignored.add("tools[].function.strict".into());
-    }
+    let strict = |index: &usize| tools[*index]["function"]["strict"] == true;
+    let strict = (0..tools.len()).filter(strict).collect();
     let parallel = fields.boolean("parallel_tool_calls")?.unwrap_or(true);
-    Ok(ToolUse { tools, choice, parallel })
+    Ok(ToolUse { tools, strict, parts: &PARTS, choice, parallel })
 }
 
 fn refuse_the_older_names(fields: &mut Fields, ignored: &mut Ignored) -> Result<(), ApiError> {
@@ -86,9 +99,44 @@ pub(crate) fn take_list(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
     }
 }
 
+/// Tools that are written flat, as chat templates want them, and the places of those that are strict.
+/// `check` looks at what else the endpoint knows of a tool.
+pub(crate) fn read_flat(
+    list: Vec<Value>,
+    parts: &Parts,
+    ignored: &mut Ignored,
+    check: impl Fn(&str, &mut Fields, &mut Ignored) -> Result<(), ApiError>,
+) -> Result<(Vec<Value>, Vec<usize>), ApiError> {
+    let (mut tools, mut strict) = (Vec::with_capacity(list.len()), Vec::new());
+    for (index, tool) in list.into_iter().enumerate() {
+        let path = format!("tools[{index}]");
+        let mut tool = Fields::nested(tool, &path, "tools[]")?;
+        check(&path, &mut tool, ignored)?;
+        let name = tool.string("name")?.unwrap_or_default();
+        check_name(&tool.name("name"), &name)?;
+        let description = tool.string("description")?;
+        let schema = tool.take(parts.schema);
+        check_schema(&tool.name(parts.schema), schema.as_ref())?;
+        if tool.boolean(parts.strict)? == Some(true) {
+            strict.push(index);
+        }
+        tool.finish(ignored);
+        let mut function = json!({"name": name});
+        if let Some(description) = description {
+            function["description"] = description.into();
+        }
+        if let Some(schema) = schema {
+            function["parameters"] = schema;
+        }
+        tools.push(json!({"type": "function", "function": function}));
+    }
+    check_distinct(&tools, "name")?;
+    Ok((tools, strict))
+}
+
 /// Tools as chat templates want them, each of another name; `field` is where a name stands in the
 /// request's own form.
-pub(crate) fn check_distinct(tools: &[Value], field: &str) -> Result<(), ApiError> {
+fn check_distinct(tools: &[Value], field: &str) -> Result<(), ApiError> {
     let mut names: Vec<&str> = Vec::with_capacity(tools.len());
     for (index, tool) in tools.iter().enumerate() {
         let name = tool["function"]["name"].as_str().unwrap_or_default();
@@ -104,7 +152,7 @@ pub(crate) fn check_distinct(tools: &[Value], field: &str) -> Result<(), ApiErro
 }
 
 /// Refuses a name that a tool cannot have; it stands in `field`.
-pub(crate) fn check_name(field: &str, name: &str) -> Result<(), ApiError> {
+fn check_name(field: &str, name: &str) -> Result<(), ApiError> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     if (1..=LONGEST_NAME).contains(&name.len()) && name.chars().all(allowed) {
         return Ok(());
@@ -119,7 +167,7 @@ pub(crate) fn check_name(field: &str, name: &str) -> Result<(), ApiError> {
 }
 
 /// Refuses what is no schema of a tool's arguments; it stands in `field`.
-pub(crate) fn check_schema(field: &str, schema: Option<&Value>) -> Result<(), ApiError> {
+fn check_schema(field: &str, schema: Option<&Value>) -> Result<(), ApiError> {
     if schema.is_none_or(|schema| schema.is_object() || schema.is_null()) {
         return Ok(());
     }

@@ -14,7 +14,7 @@ use polder_chat::{ChatTemplate, Tokenizer};
 use polder_engine_server::{EngineError, Parts, serve};
 use polder_model::{GgufTokenizer, TokenizerSource};
 use polder_scheduler::Config;
-use polder_scheduler::fake::FakeBackend;
+use polder_scheduler::fake::{FakeBackend, hashed};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
@@ -97,6 +97,18 @@ pub fn saying(texts: [&str; 2]) -> FakeBackend {
             let text = &texts[(sampling.seed % 2) as usize];
             let said = (0..text.len()).rev().find(|said| tokens.ends_with(&text[..*said]));
             text[said.unwrap_or(0)]
+        }),
+    )
+}
+
+/// Says anything at all and comes to an end soon; its seed and what was said decide.
+pub fn babbler() -> FakeBackend {
+    let anything = hashed(limits().vocab);
+    FakeBackend::with(
+        limits(),
+        Box::new(move |tokens: &[TokenId], sampling: &Sampling| {
+            let token = anything(tokens, sampling);
+            if token.0.is_multiple_of(2) { TokenId(END) } else { token }
         }),
     )
 }
@@ -300,40 +312,51 @@ impl Answer {
     }
 }
 
-/// A chat request with these fields beside a short message.
-pub fn chat(more: Value) -> Value {
-    let mut body = json!({
-        "model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "seed": 0,
-    });
+/// A request with these fields beside, or instead of, its own.
+pub fn with(mut body: Value, more: Value) -> Value {
     for (key, value) in more.as_object().unwrap() {
         body[key] = value.clone();
     }
     body
+}
+
+/// A chat request with these fields beside a short message.
+pub fn chat(more: Value) -> Value {
+    let messages = json!([{"role": "user", "content": "Hi"}]);
+    with(json!({"model": MODEL, "messages": messages, "seed": 0}), more)
 }
 
 /// A request to Anthropic's API with these fields beside a short message.
 pub fn message(more: Value) -> Value {
-    let mut body = chat(json!({"max_tokens": 100}));
-    for (key, value) in more.as_object().unwrap() {
-        body[key] = value.clone();
-    }
-    body
+    with(chat(json!({"max_tokens": 100})), more)
 }
 
 /// A request to the Responses API with these fields beside a short input.
 pub fn respond(more: Value) -> Value {
-    let mut body = json!({"model": MODEL, "input": "Hi", "seed": 0});
-    for (key, value) in more.as_object().unwrap() {
-        body[key] = value.clone();
-    }
-    body
+    with(json!({"model": MODEL, "input": "Hi", "seed": 0}), more)
 }
 
 /// A completion request with these fields beside a short prompt.
 pub fn completion(more: Value) -> Value {
-    let mut body = json!({"model": MODEL, "prompt": "Say: ", "seed": 0, "max_tokens": 100});
-    for (key, value) in more.as_object().unwrap() {
-        body[key] = value.clone();
+    with(json!({"model": MODEL, "prompt": "Say: ", "seed": 0, "max_tokens": 100}), more)
+}
+
+/// Two tools as a list of names and schemas: short arguments, and none.
+pub fn short_tools() -> [(&'static str, Value); 2] {
+    let city = json!({"type": "object", "additionalProperties": false, "required": ["city"],
+        "properties": {"city": {"type": "string", "maxLength": 8}}});
+    [("weather", city), ("clock", json!({"type": "object", "additionalProperties": false}))]
+}
+
+/// Arguments that those tools take.
+pub fn assert_fits(name: &str, arguments: &Value) {
+    let map = arguments.as_object().unwrap_or_else(|| panic!("{arguments}"));
+    match name {
+        "weather" => {
+            assert_eq!(map.len(), 1, "{arguments}");
+            assert!(map["city"].as_str().unwrap().chars().count() <= 8, "{arguments}");
+        }
+        "clock" => assert!(map.is_empty(), "{arguments}"),
+        other => panic!("{other} is not on offer"),
     }
-    body
 }
