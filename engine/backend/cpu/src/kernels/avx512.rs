@@ -3,19 +3,27 @@
 
 use std::arch::x86_64::*;
 
-use super::{FloatKind, GROUP, IntRows, IntTile, LANES};
+use super::entry::scale_pointers;
+use super::{Column, FloatKind, GROUP, IntRows, IntTile, LANES, Scales};
 
 entry_points!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", [8, 4, 2, 1]);
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn block<const N: usize, const NIBBLES: bool, const MINS: bool, const HALVES: bool>(
+unsafe fn block<
+    const N: usize,
+    const NIBBLES: bool,
+    const MINS: bool,
+    const HALVES: bool,
+    const STORED: bool,
+>(
     tile: &IntTile<'_>,
     rows: &IntRows<'_>,
     first: usize,
-    out: &mut [f32],
+    out: &mut Column<'_>,
 ) {
     let groups = rows.groups;
     let fifteen = _mm512_set1_epi8(15);
+    let (scales, mins) = scale_pointers(&tile.scales);
     let mut total = [_mm512_setzero_ps(); N];
     for g in 0..groups {
         // SAFETY: every index below is within the lengths that `super::int_tile` checked:
@@ -35,46 +43,68 @@ unsafe fn block<const N: usize, const NIBBLES: bool, const MINS: bool, const HAL
                     *w = _mm512_loadu_si512(p.add(64 * j).cast());
                 }
             }
-            let halves = if HALVES { 2 } else { 1 };
-            let scales = tile.scales.as_ptr().add(g * LANES * halves);
-            let scale = _mm512_loadu_ps(scales);
-            let min = match MINS {
-                true => _mm512_loadu_ps(tile.mins.as_ptr().add(g * LANES)),
-                false => scale,
+            let stored = |n: usize| _mm512_cvtph_ps(_mm256_loadu_si256(scales.add(n * 32).cast()));
+            let float = |n: usize| _mm512_loadu_ps(scales.cast::<f32>().add(n * LANES));
+            let scale = match (STORED, HALVES) {
+                (true, _) => stored(if MINS { 2 * g } else { g }),
+                (false, true) => float(2 * g),
+                (false, false) => float(g),
+            };
+            let second = match (MINS, HALVES, STORED) {
+                (true, _, true) => stored(2 * g + 1),
+                (true, _, false) => _mm512_loadu_ps(mins.add(g * LANES)),
+                (false, true, _) => float(2 * g + 1),
+                (false, false, _) => scale,
             };
             for (t, total) in total.iter_mut().enumerate() {
                 let at = (first + t) * groups + g;
-                let a = rows.q.as_ptr().add(at * GROUP).cast::<i32>();
-                let a_scale = *rows.scales.get_unchecked(at);
-                let low = *rows.sums.get_unchecked(2 * at);
-                let high = *rows.sums.get_unchecked(2 * at + 1);
-                let mut even = _mm512_set1_epi32(-tile.zero * low);
-                let mut odd = _mm512_set1_epi32(-tile.zero * high);
-                for j in 0..4 {
-                    let quad = |j: usize| _mm512_set1_epi32(a.add(j).read_unaligned());
-                    even = _mm512_dpbusd_epi32(even, w[j], quad(j));
-                    odd = _mm512_dpbusd_epi32(odd, w[4 + j], quad(4 + j));
-                }
-                let a_scales = _mm512_set1_ps(a_scale);
+                let a = rows.q.as_ptr().add(at * 2 * GROUP).cast::<i32>();
+                let a_scales = _mm512_set1_ps(*rows.scales.get_unchecked(at));
+                let dot = |high: __m512i, low, n: usize| {
+                    let quad = _mm512_set1_epi32(a.add(n).read_unaligned());
+                    let next = _mm512_set1_epi32(a.add(8 + n).read_unaligned());
+                    (_mm512_dpbusd_epi32(high, w[n], quad), _mm512_dpbusd_epi32(low, w[n], next))
+                };
+                let none = _mm512_setzero_si512();
+                let sum = |half: usize| *rows.sums.get_unchecked(2 * at + half);
                 if HALVES {
-                    let second = _mm512_loadu_ps(scales.add(LANES));
-                    *total = scaled(*total, even, _mm512_mul_ps(scale, a_scales));
-                    *total = scaled(*total, odd, _mm512_mul_ps(second, a_scales));
-                } else {
-                    let dot = _mm512_add_epi32(even, odd);
-                    *total = scaled(*total, dot, _mm512_mul_ps(scale, a_scales));
+                    for (half, scale) in [scale, second].into_iter().enumerate() {
+                        let start = _mm512_set1_epi32(-tile.zero * sum(half));
+                        let (mut high, mut low) = (none, start);
+                        for j in 0..4 {
+                            (high, low) = dot(high, low, 4 * half + j);
+                        }
+                        *total = scaled(*total, whole(high, low), _mm512_mul_ps(scale, a_scales));
+                    }
+                    continue;
                 }
+                let start = match MINS {
+                    true => none,
+                    false => _mm512_set1_epi32(-tile.zero * (sum(0) + sum(1))),
+                };
+                let (mut high, mut low) = (none, start);
+                for j in 0..8 {
+                    (high, low) = dot(high, low, j);
+                }
+                *total = scaled(*total, whole(high, low), _mm512_mul_ps(scale, a_scales));
                 if MINS {
-                    let sum = _mm512_set1_ps(a_scale * (low + high) as f32);
-                    *total = _mm512_add_ps(*total, _mm512_mul_ps(min, sum));
+                    let offset = _mm512_set1_ps(*rows.offsets.get_unchecked(at));
+                    *total = _mm512_add_ps(*total, _mm512_mul_ps(second, offset));
                 }
             }
         }
     }
     for (t, total) in total.into_iter().enumerate() {
-        // SAFETY: `first + t < tokens`, and a token has `LANES` outputs.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr().add((first + t) * LANES), total) };
+        // SAFETY: `first + t < tokens`, and a row has `LANES` outputs.
+        unsafe { _mm512_storeu_ps(out.row_unchecked(first + t), total) };
     }
+}
+
+/// `256 high + low`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn whole(high: __m512i, low: __m512i) -> __m512i {
+    _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low)
 }
 
 #[inline]
@@ -90,7 +120,7 @@ unsafe fn float_block<const N: usize, const KIND: u8>(
     cols: usize,
     x: &[f32],
     first: usize,
-    out: &mut [f32],
+    out: &mut Column<'_>,
 ) {
     let mut total = [_mm512_setzero_ps(); N];
     for c in 0..cols {
@@ -112,7 +142,7 @@ unsafe fn float_block<const N: usize, const KIND: u8>(
         }
     }
     for (t, total) in total.into_iter().enumerate() {
-        // SAFETY: `first + t < tokens`, and a token has `LANES` outputs.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr().add((first + t) * LANES), total) };
+        // SAFETY: `first + t < tokens`, and a row has `LANES` outputs.
+        unsafe { _mm512_storeu_ps(out.row_unchecked(first + t), total) };
     }
 }
