@@ -12,7 +12,7 @@ use std::ops::Range;
 use polder_backend::BlockId;
 use polder_model::Gqa;
 
-use crate::kernels::{Isa, dots_of_eight, dots_of_four, exp_sum, largest, weigh_four, weigh_one};
+use crate::kernels::{Isa, dots, exp_sum, largest, weigh};
 use crate::kv::{LayerKv, PAGE};
 use crate::matrix::Multiplier;
 
@@ -285,8 +285,8 @@ impl Partial {
                 let (mine, others) = values.split_at(many * dim);
                 let to = &mut scores[first * room + at..];
                 match many {
-                    FOUR => dots_of_four(isa, mine, keys, gqa.scale, to, room),
-                    _ => dots_of_eight(isa, mine, keys, gqa.scale, to, room),
+                    FOUR => dots::<FOUR>(isa, mine, keys, gqa.scale, to, room),
+                    _ => dots::<{ 2 * FOUR }>(isa, mine, keys, gqa.scale, to, room),
                 }
                 (values, first) = (others, first + many);
             }
@@ -310,13 +310,14 @@ impl Partial {
                 let weights = &scores[first * room + at..];
                 if (first..rows.min(first + FOUR)).all(|row| here(row) == all) {
                     let values = &values[all.start * dim..all.end * dim];
-                    weigh_four(isa, out, dim, &weights[all.start..], room, values);
+                    weigh::<FOUR>(isa, out, dim, &weights[all.start..], room, values);
                     continue;
                 }
                 for (row, out) in (first..rows).zip(out.chunks_exact_mut(dim)) {
                     let here = here(row);
                     let weights = &weights[(row - first) * room..][here.clone()];
-                    weigh_one(isa, out, weights, &values[here.start * dim..here.end * dim]);
+                    let values = &values[here.start * dim..here.end * dim];
+                    weigh::<1>(isa, out, dim, weights, room, values);
                 }
             }
         }

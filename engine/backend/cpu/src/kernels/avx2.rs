@@ -9,6 +9,17 @@ use super::{Column, FloatKind, GROUP, IntRows, IntTile, LANES, Scales};
 const WIDE: usize = 8;
 
 entry_points!("avx2,fma,f16c", [4, 2, 1]);
+attention!(
+    "avx2,fma,f16c",
+    __m256,
+    8,
+    2,
+    |p| _mm256_loadu_ps(p),
+    |p, x| _mm256_storeu_ps(p, x),
+    |x| _mm256_set1_ps(x),
+    |a, b, c| _mm256_fmadd_ps(a, b, c),
+    |a, b| _mm256_mul_ps(a, b)
+);
 
 /// Tokens `first .. first + N`.
 #[inline]

@@ -19,6 +19,9 @@
 
 #[macro_use]
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod attend;
+#[macro_use]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod entry;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -32,8 +35,8 @@ mod vector;
 
 pub(crate) use columns::{Column, Columns};
 pub(crate) use vector::{
-    add_scaled, dots_of_eight, dots_of_four, exp_sum, floats_to_halves, gate_gelu, gate_silu,
-    halves_to_floats, largest, quantize_row, sum_squares, weigh_four, weigh_one,
+    add_scaled, exp_sum, floats_to_halves, gate_gelu, gate_silu, halves_to_floats, largest,
+    quantize_row, sum_squares,
 };
 
 /// Rows in a tile.
@@ -259,6 +262,62 @@ pub(crate) fn float_tile(
         // SAFETY: as above.
         #[cfg(target_arch = "aarch64")]
         Form::I8mm => unsafe { neon::i8mm::float_tile(kind, tile, cols, x, out) },
+    }
+}
+
+/// `N` queries `q[d][N]` against sixteen positions `k[d][lane]`: the sums over `d`, times `scale`,
+/// go to `to[query * stride + lane]`. A query's sums do not depend on `N`.
+pub(crate) fn dots<const N: usize>(
+    isa: Isa,
+    q: &[f32],
+    k: &[f32],
+    scale: f32,
+    to: &mut [f32],
+    stride: usize,
+) {
+    assert!(k.len().is_multiple_of(LANES), "whole positions");
+    assert_eq!(q.len() / N, k.len() / LANES, "as many values in a query as in a key");
+    assert!(N > 0 && stride >= LANES && to.len() >= (N - 1) * stride + LANES, "room");
+    match isa.0 {
+        Form::Portable => portable::dots::<N>(q, k, scale, to, stride),
+        // SAFETY: `Isa` proves the instructions; the lengths were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Form::Avx2 => unsafe { avx2::dots::<N>(q, k, scale, to, stride) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Form::Avx512 => unsafe { avx512::dots::<N>(q, k, scale, to, stride) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Form::Dotprod | Form::I8mm => unsafe { neon::dots::<N>(q, k, scale, to, stride) },
+    }
+}
+
+/// `N` rows `out[row][dim]` get the sum of `weights[row * stride + n] * values[n][dim]`, added in the
+/// order of `n`. A row's sum does not depend on `N`.
+pub(crate) fn weigh<const N: usize>(
+    isa: Isa,
+    out: &mut [f32],
+    dim: usize,
+    weights: &[f32],
+    stride: usize,
+    values: &[f32],
+) {
+    let count = values.len() / dim;
+    assert_eq!(out.len(), N * dim, "rows");
+    assert!(N > 0 && weights.len() >= (N - 1) * stride + count, "weights");
+    match isa.0 {
+        Form::Portable => portable::weigh::<N>(out, dim, weights, stride, values),
+        // SAFETY: `Isa` proves the instructions; the lengths were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Form::Avx2 => unsafe { avx2::weigh::<N>(out, dim, weights, stride, values) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Form::Avx512 => unsafe { avx512::weigh::<N>(out, dim, weights, stride, values) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Form::Dotprod | Form::I8mm => unsafe {
+            neon::weigh::<N>(out, dim, weights, stride, values)
+        },
     }
 }
 

@@ -13,6 +13,18 @@ use super::{Column, FloatKind, GROUP, IntRows, IntTile, LANES, Scales};
 /// Rows in a register of sums, four columns each in a register of weights.
 const WIDE: usize = 4;
 
+attention!(
+    "neon",
+    float32x4_t,
+    4,
+    4,
+    |p| vld1q_f32(p),
+    |p, x| vst1q_f32(p, x),
+    |x| vdupq_n_f32(x),
+    |a, b, c| vfmaq_f32(c, a, b),
+    |a, b| vmulq_f32(a, b)
+);
+
 /// For machines with `SDOT`: four signed products summed, for four rows.
 pub(super) mod dotprod {
     use super::*;

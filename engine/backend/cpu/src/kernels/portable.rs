@@ -122,3 +122,37 @@ pub(super) fn float_tile(
         }
     }
 }
+
+pub(super) fn dots<const N: usize>(
+    q: &[f32],
+    k: &[f32],
+    scale: f32,
+    to: &mut [f32],
+    stride: usize,
+) {
+    for n in 0..N {
+        let mut total = [0.0f32; LANES];
+        for (q, k) in q.as_chunks::<N>().0.iter().zip(k.as_chunks::<LANES>().0) {
+            for (total, k) in total.iter_mut().zip(k) {
+                *total += q[n] * k;
+            }
+        }
+        to[n * stride..][..LANES].copy_from_slice(&total.map(|total| total * scale));
+    }
+}
+
+pub(super) fn weigh<const N: usize>(
+    out: &mut [f32],
+    dim: usize,
+    weights: &[f32],
+    stride: usize,
+    values: &[f32],
+) {
+    for (row, out) in out.chunks_exact_mut(dim).enumerate().take(N) {
+        for (values, weight) in values.chunks_exact(dim).zip(&weights[row * stride..]) {
+            for (out, value) in out.iter_mut().zip(values) {
+                *out += weight * value;
+            }
+        }
+    }
+}

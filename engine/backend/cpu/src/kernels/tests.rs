@@ -204,11 +204,11 @@ fn queries_meet_positions_the_same_in_fours_and_in_eights() {
     let (queries, keys) = (floats(14, 8 * dim), floats(15, dim * LANES));
     for isa in Isa::available() {
         let mut eight = vec![f32::NAN; 8 * stride];
-        dots_of_eight(isa, &queries, &keys, 0.5, &mut eight, stride);
+        dots::<8>(isa, &queries, &keys, 0.5, &mut eight, stride);
         for at in [0, 4] {
             let some: Vec<f32> = queries.chunks(8).flat_map(|q| q[at..at + 4].to_vec()).collect();
             let mut four = vec![f32::NAN; 4 * stride];
-            dots_of_four(isa, &some, &keys, 0.5, &mut four, stride);
+            dots::<4>(isa, &some, &keys, 0.5, &mut four, stride);
             for (a, b) in four.chunks(stride).zip(eight[at * stride..].chunks(stride)) {
                 assert_eq!(a[..LANES], b[..LANES]);
             }
@@ -232,11 +232,11 @@ fn rows_weigh_values_the_same_alone_and_by_fours() {
         for isa in Isa::available() {
             let start = floats(18, 4 * dim);
             let mut four = start.clone();
-            weigh_four(isa, &mut four, dim, &weights, stride, &values);
+            weigh::<4>(isa, &mut four, dim, &weights, stride, &values);
             for row in 0..4 {
                 let mut one = start[row * dim..][..dim].to_vec();
                 let weights = &weights[row * stride..][..count];
-                weigh_one(isa, &mut one, weights, &values);
+                weigh::<1>(isa, &mut one, dim, weights, stride, &values);
                 assert_eq!(one, four[row * dim..][..dim], "{} row {row} of {dim}", isa.name());
                 for (d, one) in one.iter().enumerate() {
                     let sum = (0..count).map(|n| weights[n] * values[n * dim + d]).sum::<f32>();
