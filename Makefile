@@ -7,7 +7,8 @@ STATE ?= .polder
 # Without one, the port that the box had before; 8443 at first.
 PORT  ?=
 
-.PHONY: up test test-vm test-vm-all lint bench fuzz deny clean tools-build tools-test tools-vm tools-cross tools-bench
+.PHONY: up test test-vm test-vm-all test-aarch64 lint bench bench-engine fuzz deny clean
+.PHONY: tools-build tools-test tools-vm tools-aarch64 tools-cross tools-bench
 
 up: tools-build            ## Build, fetch the default model, start the box, print where to claim it.
 	cargo build --release --locked -p polder
@@ -23,12 +24,18 @@ test-vm: tools-vm          ## Make the OS image and boot it in a virtual machine
 test-vm-all: tools-cross   ## Every story about the image, also on aarch64 and with the GPU driver; what did not change is not run again.
 	tests/vm/all
 
+test-aarch64: tools-aarch64 ## The CPU engine's tests on an emulated processor of the other kind.
+	tests/aarch64
+
 lint:                      ## Formatting and lints, as `make test` checks them.
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
-bench: tools-bench         ## Polder beside its rivals, one table with ratios.
+bench: tools-test tools-bench ## Polder beside its rivals, tables with ratios.
 	tests/bench/run
+
+bench-engine: tools-bench  ## Polder's engine beside llama.cpp's server, one table with ratios.
+	tests/bench/engine
 
 fuzz: tools-build          ## Fuzz every parser for SECONDS each (60 unless said); corpora grow in tests/fuzz/corpus.
 	tests/fuzz/run $(or $(SECONDS),60)
@@ -62,11 +69,17 @@ tools-test: tools-build
 tools-vm: tools-test
 	@tests/tools/apt mmdebstrap debian-archive-keyring util-linux dpkg
 
-# What compiles for the other kind of machine; its emulators come from the lock.
-tools-cross: tools-vm
-	@tests/tools/apt gcc-aarch64-linux-gnu libc6-dev-arm64-cross openssh-client
+# What compiles for the other kind of machine, and what runs its programs.
+tools-aarch64: tools-build
+	@tests/tools/apt gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 	@rustup target list --installed | grep -qx aarch64-unknown-linux-gnu || rustup target add aarch64-unknown-linux-gnu
 
-tools-bench: tools-test
-	@tests/tools/apt cmake g++
-	@tests/tools/venv tests/bench/requirements.txt $(CACHE)/venv-bench
+# The emulators of whole machines come from the lock.
+tools-cross: tools-vm tools-aarch64
+	@tests/tools/apt openssh-client
+
+# What builds llama.cpp's server, and that server.
+tools-bench: tools-build
+	@command -v cmake >/dev/null || tests/tools/apt cmake
+	@command -v g++ >/dev/null || tests/tools/apt g++
+	@tests/tools/llama-server $(CACHE)/llama-server

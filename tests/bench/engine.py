@@ -1,74 +1,253 @@
-"""Polder's CPU engine beside llama.cpp: same GGUF, same threads, rounds in turn.
+"""Polder's CPU engine beside llama.cpp's server: one table, from one run on one machine.
 
-Decode: one sequence, 64 tokens after a prompt of 32. Prefill: a prompt of 512 tokens. Each round is
-a fresh process that takes its best of three, for both.
+Same GGUF, same cores, same layout: one server process each, HTTP and SSE over a Unix socket, one client that sends both the
+same tokens. Every figure is taken in rounds in turn, first one and then the other, and a ratio is the median of the rounds'
+ratios, so that what else the machine does hits both. `POLDER_BENCH_ROUNDS` says how many.
+
+Called by `make bench-engine`, which first runs the tests that compare with the goldens: a build that answers wrongly has no speed.
 """
 
-import ctypes
+import contextlib
+import http.client
 import json
 import os
 import pathlib
+import random
+import selectors
+import signal
+import socket
 import statistics
 import subprocess
-import sys
+import tempfile
 import time
 
-ROUNDS = 5
-THREADS = os.cpu_count()
-PROMPT, DECODE, BEST_OF = 512, 64, 3
+ROUNDS = int(os.environ.get("POLDER_BENCH_ROUNDS", "5"))
+GGUF = os.environ["POLDER_SMOLLM2"]
+CORES = len(os.sched_getaffinity(0))
+# Sampled by each stream of a decode round.
+DECODE = 64
+STREAMS, CONTEXTS, PROMPTS = (1, 4, 8), (128, 2048), (512, 4096)
+# A conversation's first prompt, and what is new in the next one.
+HISTORY, NEW = 3072, 64
+# Positions of one sequence: the longest prompt and what is sampled after it.
+ROOM = 4608
 
 
-def llama():
-    import llama_cpp
+class Server:
+    """A process that serves the model on `path`."""
 
-    quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
-    llama_cpp.llama_log_set(quiet, None)
-    model = llama_cpp.Llama(os.environ["POLDER_SMOLLM2"], n_ctx=2048, n_batch=PROMPT, n_threads=THREADS,
-                            n_threads_batch=THREADS, verbose=False)
-    prompt = [1000 + i for i in range(PROMPT)]
-    decode = prefill = 0.0
-    for _ in range(BEST_OF):
-        model.reset()
-        model.eval(prompt[:32])
-        began = time.monotonic()
-        for token in prompt[:DECODE]:
-            model.eval([token])
-        decode = max(decode, DECODE / (time.monotonic() - began))
-        model.reset()
-        began = time.monotonic()
-        model.eval(prompt)
-        prefill = max(prefill, PROMPT / (time.monotonic() - began))
-    print(json.dumps({"prefill": prefill, "decode": decode}))
+    def __init__(self, name, path, command):
+        self.name, self.path = name, str(path)
+        self.began = time.monotonic()
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def peak(self):
+        """Most megabytes that were ever in memory."""
+        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1000
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
 
 
-def polder():
-    found = subprocess.run(["cargo", "bench", "--locked", "-q", "-p", "polder-backend-cpu", "--bench", "decode"],
-                           stdout=subprocess.PIPE, text=True, check=True,
-                           env=os.environ | {"POLDER_THREADS": str(THREADS)})
-    lines = [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
-    rate = {(line["what"], line.get("batch")): line.get("tokens_per_second") for line in lines}
-    return {"prefill": rate["prefill", 512], "decode": rate["decode", 1], "decode of 8": rate["decode", 8]}
+def polder(folder):
+    state = pathlib.Path(folder, "box")
+    if not state.exists():
+        subprocess.run([os.environ["POLDER_BIN"], "weights", "import", "smollm2-135m-instruct", "--from",
+                        os.environ["POLDER_SMOLLM2_FOLDER"], "--state", state], check=True,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        (state / "site.toml").write_text('format = 1\nname = "bench"\n[door]\nport = 1\nlisten = ["127.0.0.1"]\n'
+                                         '[engines.fast]\nrecipe = "smollm2-135m-instruct"\n')
+    path = state / "run" / "engine-fast" / "sock"
+    path.unlink(missing_ok=True)
+    return Server("polder", path, [os.environ["POLDER_BIN"], "engine", "fast", "--state", state])
 
 
-if sys.argv[1:] == ["llama"]:
-    llama()
-    sys.exit()
+def llama(folder, slots):
+    path = pathlib.Path(folder, "llama.sock")
+    path.unlink(missing_ok=True)
+    # Nothing is kept beside the slots: else it would copy what they held before each new prompt.
+    return Server("llama.cpp", path, [os.environ["POLDER_LLAMA_SERVER"], "-m", GGUF, "--host", path,
+                                      "-t", str(CORES), "-tb", str(CORES), "-np", str(slots), "--no-kv-unified",
+                                      "-c", str(ROOM * slots), "--cache-ram", "0"])
 
-rounds = []
-for _ in range(ROUNDS):
-    ours = polder()
-    theirs = json.loads(subprocess.run([sys.executable, __file__, "llama"], stdout=subprocess.PIPE, text=True,
-                                       check=True).stdout)
-    rounds.append((ours, theirs))
 
-print(f"\nengine: SmolLM2 135M Q4_1, {THREADS} threads, median of {ROUNDS} rounds in turn")
-print(f"{'':<12}{'polder tok/s':>14}{'llama.cpp tok/s':>18}{'ratio':>8}")
-for what in ("prefill", "decode"):
-    ours, theirs = (statistics.median(r[i][what] for r in rounds) for i in (0, 1))
-    ratio = statistics.median(r[0][what] / r[1][what] for r in rounds)
-    print(f"{what:<12}{ours:>14.1f}{theirs:>18.1f}{ratio:>8.2f}")
-eight = statistics.median(r[0]["decode of 8"] for r in rounds)
-print(f"{'decode of 8':<12}{eight:>14.1f}{'(all sequences together)':>26}")
-size = pathlib.Path(os.environ["POLDER_SMOLLM2"]).stat().st_size
-decode = statistics.median(r[0]["decode"] for r in rounds)
-print(f"decode reads {size / 1e6:.0f} MB a token: {decode * size / 1e9:.2f} GB/s")
+def connect(server):
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(server.path)
+    return connection
+
+
+class Stream:
+    """One answer as it comes: when which events came."""
+
+    def __init__(self, server, tokens, count, slot):
+        # `id_slot` is llama.cpp's: the slot that holds this stream's history. Polder finds that by itself.
+        body = json.dumps({"prompt": tokens, "max_tokens": count, "temperature": 0, "stream": True, "ignore_eos": True,
+                           "model": "smollm2-135m-instruct", "id_slot": slot}).encode()
+        self.connection = connect(server)
+        head = (f"POST /v1/completions HTTP/1.1\r\nhost: engine\r\ncontent-type: application/json\r\n"
+                f"x-polder-member: member-{slot}\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n")
+        self.began = time.monotonic()
+        self.connection.sendall(head.encode() + body)
+        self.seen, self.searched, self.events, self.text = b"", 0, [], ""
+
+    def take(self):
+        """Whether there is more to come."""
+        piece = self.connection.recv(1 << 16)
+        now = time.monotonic()
+        if not piece:
+            self.connection.close()
+            self.text = self.seen.decode(errors="replace")
+            if "[DONE]" not in self.text:
+                raise RuntimeError(self.text[:400])
+            return False
+        self.seen += piece
+        found = self.seen.count(b"data: {", self.searched)
+        self.events += [now] * found
+        # What may be the beginning of the next one is looked at again.
+        self.searched = max(self.searched, len(self.seen) - len(b"data: {") + 1) if found == 0 else \
+            self.seen.rindex(b"data: {") + len(b"data: {")
+        return True
+
+
+    def finish(self):
+        while self.take():
+            pass
+        return self
+
+    def waited(self):
+        """Seconds until the first token."""
+        return self.events[0] - self.began
+
+
+def first_token(server, prompt):
+    return Stream(server, prompt, 1, 0).finish().waited()
+
+
+def decode_rate(server, prompts):
+    """Tokens per second of all streams, from when each has begun to the last one's end. Their prompts are read before."""
+    for slot, prompt in enumerate(prompts):
+        Stream(server, prompt, 1, slot).finish()
+    streams = [Stream(server, prompt, DECODE, slot) for slot, prompt in enumerate(prompts)]
+    with selectors.DefaultSelector() as ready:
+        for stream in streams:
+            ready.register(stream.connection, selectors.EVENT_READ, stream)
+        while ready.get_map():
+            for key, _ in ready.select():
+                if not key.data.take():
+                    ready.unregister(key.fd)
+    begun = max(stream.events[0] for stream in streams)
+    end = max(stream.events[-1] for stream in streams)
+    # An event may hold several tokens, where a character was not whole: an event's share of the tokens is what counts.
+    tokens = sum(DECODE * sum(at > begun for at in s.events) / len(s.events) for s in streams)
+    return tokens / (end - begun)
+
+
+def wait(server):
+    """Until it has answered: seconds from the start of the process to the first token."""
+    while server.process.poll() is None:
+        with contextlib.suppress(OSError, RuntimeError):
+            return Stream(server, [504, 253, 2347, 282], 1, 0).finish().events[0] - server.began
+        time.sleep(0.002)
+    raise SystemExit(f"{server.name} did not start")
+
+
+def text_tokens(server):
+    """Some hundred thousand tokens of prose: what this repository says about itself."""
+    text = "\n".join(path.read_text() for path in sorted(pathlib.Path(".").rglob("*.md")) if "target" not in path.parts)
+    connection = http.client.HTTPConnection("engine")
+    connection.sock = connect(server)
+    connection.request("POST", "/tokenize", json.dumps({"prompt": text, "add_special_tokens": False}),
+                       {"content-type": "application/json"})
+    answer = json.loads(connection.getresponse().read())
+    return answer["tokens"]
+
+
+def row(what, ours, theirs, unit, goal=None, less_is_better=False):
+    """One line: figures of each round for both. A ratio above 1 is ours being better."""
+    ratio = statistics.median(b / a if less_is_better else a / b for a, b in zip(ours, theirs))
+    a, b = (f"{m:.0f}" if m >= 100 else f"{m:.1f}" if m >= 10 else f"{m:.3f}" for m in map(statistics.median, (ours, theirs)))
+    print(f"| {what} | {a} | {b} | {unit} | {ratio:.2f} | {verdict(ratio, goal)} |", flush=True)
+
+
+def verdict(ratio, goal):
+    return "" if goal is None else f"{goal}: {'met' if ratio >= goal else 'MISSED'}"
+
+
+def machine():
+    about = dict(line.split(":", 1) for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    about = {key.strip(): value.strip() for key, value in about.items()}
+    flags = about.get("flags", about.get("Features", "")).split()
+    wanted = [f for f in flags if f.startswith(("avx", "amx", "fma", "f16c", "asimd", "i8mm", "bf16", "sve"))]
+    print(f"{about.get('model name', os.uname().machine)}, {CORES} cores; {' '.join(wanted)}")
+
+
+def in_turn(measure, servers):
+    """`measure(server, round)` for every server in every round; who comes first changes. One round before that counts nothing."""
+    found = {server.name: [] for server in servers}
+    for n in range(ROUNDS + 1):
+        for server in servers if n % 2 else servers[::-1]:
+            figure = measure(server, n)
+            if n:
+                found[server.name].append(figure)
+    return [found[server.name] for server in servers]
+
+
+def conversation(make, arguments, folder, history, new):
+    """A process of its own: how long it took to start, to read a history, to go on with it; and its memory then."""
+    server = make(folder, *arguments)
+    try:
+        return wait(server), first_token(server, history), first_token(server, history + new), server.peak()
+    finally:
+        server.stop()
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        servers = [polder(folder), llama(folder, max(STREAMS))]
+        for server in servers:
+            stack.callback(server.stop)
+            wait(server)
+        prose = text_tokens(servers[0])
+        chance = random.Random(1)
+
+        def prompts(count, length):
+            """Never the same beginning twice."""
+            starts = chance.sample(range(len(prose) - length), count)
+            return [prose[at:at + length] for at in starts]
+
+        print(f"\n{pathlib.Path(GGUF).name}, {CORES} threads each, medians of {ROUNDS} rounds in turn")
+        machine()
+        print("\n| | polder | llama.cpp | | ratio | goal |\n|---|---|---|---|---|---|")
+        for length in CONTEXTS:
+            for streams in STREAMS:
+                rounds = [prompts(streams, length) for _ in range(ROUNDS + 1)]
+                rates = in_turn(lambda server, n: decode_rate(server, rounds[n]), servers)
+                row(f"decode, {streams} at {length}", *rates, "tok/s", {1: 1.15, 8: 1.5}.get(streams))
+        for length in PROMPTS:
+            rounds = [prompts(1, length)[0] for _ in range(ROUNDS + 1)]
+            rates = in_turn(lambda server, n: length / first_token(server, rounds[n]), servers)
+            row(f"prefill of {length}", *rates, "tok/s", 1.0)
+        stack.close()
+
+        found = {polder: [], llama: []}
+        for n in range(ROUNDS):
+            history, new = prompts(1, HISTORY)[0], prompts(1, NEW)[0]
+            makers = [(polder, ()), (llama, (1,))]
+            for make, arguments in makers if n % 2 else makers[::-1]:
+                found[make].append(conversation(make, arguments, folder, history, new))
+        starts, colds, seconds, peaks = zip(*(zip(*found[make]) for make in (polder, llama)))
+        row(f"first token, {HISTORY} new tokens", *colds, "s", less_is_better=True)
+        row(f"first token of a second turn, {NEW} new tokens after {HISTORY}", *seconds, "s", less_is_better=True)
+        gains = [[cold / second for cold, second in zip(*pair)] for pair in zip(colds, seconds)]
+        row("the second turn against the cold one", *gains, "times")
+        row("start to first token", *starts, "s", less_is_better=True)
+        row("most memory, after the second turn", *peaks, "MB", less_is_better=True)
+        gain, start = statistics.median(gains[0]), statistics.median(starts[0])
+        print(f"\nsecond turn {gain:.0f} times as fast as a cold one, goal {verdict(gain, 10)}; "
+              f"start {start:.2f} s, goal under 1 s: {'met' if start < 1 else 'MISSED'}")
+
+
+main()

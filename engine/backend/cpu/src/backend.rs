@@ -1,7 +1,7 @@
 //! The public back end: checks steps, and hands them to the thread that runs them.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
@@ -12,6 +12,7 @@ use crate::check::{Slots, carried};
 use crate::forward::Forward;
 use crate::kernels::Isa;
 use crate::kv::PAGE;
+use crate::team::Team;
 
 /// How weights are kept and multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +78,7 @@ pub struct CpuBackend {
     work: Option<Sender<Work>>,
     answers: Receiver<(StepOutput, StepBatch)>,
     exported: Receiver<Vec<u8>>,
-    read: Arc<crate::matrix::Multiplier>,
+    read: Arc<AtomicU64>,
     worker: Option<JoinHandle<()>>,
 }
 
@@ -95,21 +96,17 @@ impl CpuBackend {
     /// files stay mapped: embedding rows are read from them.
     pub fn load(model: &Arc<Model>, options: &CpuOptions) -> Result<Self, LoadError> {
         let limits = limits(model, options)?;
-        let threads = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads)
-            .thread_name(|n| format!("polder-cpu-{n}"))
-            .build()
-            .map_err(|e| LoadError::Threads(Box::new(e)))?;
+        let team = Team::new(options.threads).map_err(|e| LoadError::Threads(Box::new(e)))?;
         let isa = Isa::detect();
-        let mut forward =
-            threads.install(|| Forward::new(Arc::clone(model), options.precision, &limits, isa));
+        let threads = team.threads();
+        let mut forward = Forward::new(Arc::clone(model), options.precision, &limits, isa, team);
         log::info!(
             kernels = isa.name(),
-            threads = threads.current_num_threads(),
+            threads = threads,
             blocks = limits.blocks;
             "model packed for the CPU"
         );
-        let read = forward.multiplier();
+        let read = forward.read();
         let (work, todo) = channel();
         let (done, answers) = channel();
         let (carry, exported) = channel();
@@ -119,7 +116,7 @@ impl CpuBackend {
                 for work in todo {
                     let heard = match work {
                         Work::Step(step) => {
-                            let output = threads.install(|| forward.run(&step));
+                            let output = forward.run(&step);
                             done.send((output, step)).is_ok()
                         }
                         Work::Export(block, mut bytes) => {
@@ -158,7 +155,7 @@ impl CpuBackend {
     /// Bytes of packed weight matrices that all steps so far have read. A step reads each matrix
     /// once, however many tokens it holds; embedding rows and norms are not counted.
     pub fn weight_bytes_read(&self) -> u64 {
-        self.read.read.load(Ordering::Relaxed)
+        self.read.load(Ordering::Relaxed)
     }
 }
 

@@ -1,10 +1,10 @@
 //! The second half of a layer: one gated network for every token, or several of which each token takes some.
 
 use polder_model::{self as model, Activation, FfnWeights, Model};
-use rayon::prelude::*;
 
 use crate::kernels::{Isa, LANES, add_scaled, gate_gelu, gate_silu};
 use crate::matrix::{Activations, Matrix, Multiplier};
+use crate::team::Team;
 
 /// The feed-forward part of a layer, packed.
 pub(crate) enum Ffn {
@@ -48,15 +48,16 @@ struct Route {
 
 impl Ffn {
     pub(crate) fn pack(
+        team: &mut Team,
         model: &Model,
         spec: &model::Ffn,
         weights: &FfnWeights,
         floats: bool,
     ) -> Self {
-        let gated = |w: &model::Gated, activation| Gated {
-            gate: Matrix::pack(model, &w.gate, floats),
-            up: Matrix::pack(model, &w.up, floats),
-            down: Matrix::pack(model, &w.down, floats),
+        let mut gated = |w: &model::Gated, activation| Gated {
+            gate: Matrix::pack(team, model, &w.gate, floats),
+            up: Matrix::pack(team, model, &w.up, floats),
+            down: Matrix::pack(team, model, &w.down, floats),
             activation,
         };
         match (spec, weights) {
@@ -64,8 +65,8 @@ impl Ffn {
                 Self::Dense(gated(one, *activation))
             }
             (model::Ffn::Moe(moe), FfnWeights::Moe { router, experts }) => Self::Moe(Mixture {
-                router: Matrix::pack(model, router, floats),
                 experts: experts.iter().map(|expert| gated(expert, moe.activation)).collect(),
+                router: Matrix::pack(team, model, router, floats),
                 chosen: moe.chosen as usize,
                 renormalized: moe.renormalized,
             }),
@@ -73,18 +74,22 @@ impl Ffn {
         }
     }
 
-    /// `right[token][hidden, filled up]` for the rows in `left`, which are used up.
+    /// `right[token][hidden, filled up]` for `tokens` rows of `hidden` values that `fill` writes.
     pub(crate) fn run(
         &self,
-        m: &Multiplier,
+        m: &mut Multiplier,
+        (tokens, hidden): (usize, usize),
+        fill: impl Fn(usize, &mut [f32]) + Sync,
         left: &mut Activations,
-        tiled: &mut Vec<f32>,
         right: &mut Vec<f32>,
         memory: &mut Experts,
     ) {
         match self {
-            Self::Dense(gated) => gated.run(m, left, tiled, right),
-            Self::Moe(mixture) => mixture.run(m, left, tiled, right, memory),
+            Self::Dense(gated) => gated.run(m, (tokens, hidden), fill, left, right),
+            Self::Moe(mixture) => {
+                left.fill(m, &[&mixture.router], tokens, hidden, fill);
+                mixture.run(m, left, right, memory);
+            }
         }
     }
 }
@@ -92,28 +97,25 @@ impl Ffn {
 impl Gated {
     fn run(
         &self,
-        m: &Multiplier,
+        m: &mut Multiplier,
+        (tokens, hidden): (usize, usize),
+        fill: impl Fn(usize, &mut [f32]) + Sync,
         left: &mut Activations,
-        tiled: &mut Vec<f32>,
         right: &mut Vec<f32>,
     ) {
         let isa = m.isa;
         let both = [&self.gate, &self.up];
-        left.quantize(isa, &both);
-        m.multiply(&both, left, tiled, right);
-        let tokens = left.tokens();
+        left.fill(m, &both, tokens, hidden, fill);
+        m.multiply(&both, left, right);
         let (width, inner) = (right.len() / tokens, self.gate.rows);
         let up_at = inner.next_multiple_of(LANES);
-        left.reset(tokens, inner)
-            .par_chunks_exact_mut(inner)
-            .zip(right.par_chunks_exact(width))
-            .with_min_len(16)
-            .for_each(|(to, from)| {
-                to.copy_from_slice(&from[..inner]);
-                self.activate(isa, to, &from[up_at..up_at + inner]);
-            });
-        left.quantize(isa, &[&self.down]);
-        m.multiply(&[&self.down], left, tiled, right);
+        let activate = |t: usize, to: &mut [f32]| {
+            let from = &right[t * width..][..width];
+            to.copy_from_slice(&from[..inner]);
+            self.activate(isa, to, &from[up_at..up_at + inner]);
+        };
+        left.fill(m, &[&self.down], tokens, inner, activate);
+        m.multiply(&[&self.down], left, right);
     }
 
     fn activate(&self, isa: Isa, gate: &mut [f32], up: &[f32]) {
@@ -129,16 +131,14 @@ impl Mixture {
     /// in the order of its experts, whoever else is in the step.
     fn run(
         &self,
-        m: &Multiplier,
+        m: &mut Multiplier,
         left: &mut Activations,
-        tiled: &mut Vec<f32>,
         right: &mut Vec<f32>,
         memory: &mut Experts,
     ) {
         let Experts { logits, routes, left: own, right: part } = memory;
         let tokens = left.tokens();
-        left.quantize(m.isa, &[&self.router]);
-        m.multiply(&[&self.router], left, tiled, logits);
+        m.multiply(&[&self.router], left, logits);
         let width = logits.len() / tokens;
         routes.clear();
         for (token, logits) in logits.chunks_exact(width).enumerate() {
@@ -152,12 +152,12 @@ impl Mixture {
         let stride = hidden.next_multiple_of(LANES);
         right.clear();
         right.resize(tokens * stride, 0.0);
+        let rows = &left.floats;
         for routes in routes.chunk_by(|a, b| a.expert == b.expert) {
-            let rows = own.reset(routes.len(), hidden).chunks_exact_mut(hidden);
-            for (route, to) in routes.iter().zip(rows) {
-                to.copy_from_slice(&left.floats[route.token * hidden..][..hidden]);
-            }
-            self.experts[routes[0].expert].run(m, own, tiled, part);
+            let fill = |n: usize, to: &mut [f32]| {
+                to.copy_from_slice(&rows[routes[n].token * hidden..][..hidden]);
+            };
+            self.experts[routes[0].expert].run(m, (routes.len(), hidden), fill, own, part);
             for (route, from) in routes.iter().zip(part.chunks_exact(stride)) {
                 let to = &mut right[route.token * stride..][..stride];
                 add_scaled(m.isa, to, route.weight, from);

@@ -5,7 +5,6 @@ use std::sync::atomic::AtomicU64;
 
 use polder_backend::{BlockId, Input, Limits, Row, StepBatch, StepOutput, TokenId, Want};
 use polder_model::{Attention, Gqa, LayerSpec, LayerWeights, Model, Rope, RopeLayout, Tensor};
-use rayon::prelude::*;
 
 use crate::attention::{Span, attend, gather};
 use crate::backend::Precision;
@@ -15,11 +14,12 @@ use crate::kernels::{Isa, LANES, sum_squares};
 use crate::kv::LayerKv;
 use crate::matrix::{Activations, Matrix, Multiplier};
 use crate::sampling::{History, Scratch, sample};
+use crate::team::Team;
 
 /// A packed model, its KV pool and its slots. Steps that reach it have been checked.
 pub(crate) struct Forward {
     model: Arc<Model>,
-    multiplier: Arc<Multiplier>,
+    multiplier: Multiplier,
     layers: Vec<Layer>,
     output_norm: Vec<f32>,
     head: Matrix,
@@ -56,7 +56,6 @@ struct Work {
     x: Vec<f32>,
     /// The left side of the next multiplication.
     left: Activations,
-    tiled: Vec<f32>,
     /// `[token][..]`: the result of the last multiplication.
     right: Vec<f32>,
     attended: Vec<f32>,
@@ -75,7 +74,13 @@ struct TurnTable {
 }
 
 impl Forward {
-    pub(crate) fn new(model: Arc<Model>, precision: Precision, limits: &Limits, isa: Isa) -> Self {
+    pub(crate) fn new(
+        model: Arc<Model>,
+        precision: Precision,
+        limits: &Limits,
+        isa: Isa,
+        mut team: Team,
+    ) -> Self {
         let floats = precision == Precision::F32;
         let spec = &model.spec;
         let mut ropes: Vec<TurnTable> = Vec::new();
@@ -88,7 +93,7 @@ impl Forward {
                 ropes.push(TurnTable { rope: gqa.rope.clone(), frequencies, turns: Vec::new() });
                 ropes.len() - 1
             });
-            layers.push(Layer::pack(&model, layer, weights, rope, floats));
+            layers.push(Layer::pack(&mut team, &model, layer, weights, rope, floats));
             kv.push(LayerKv::new(
                 gqa,
                 limits.blocks as usize,
@@ -98,9 +103,9 @@ impl Forward {
         }
         let head = model.weights.output.as_ref().unwrap_or(&model.weights.embedding);
         Self {
-            multiplier: Arc::new(Multiplier { isa, read: AtomicU64::new(0) }),
             output_norm: norm_weights(&model, &model.weights.output_norm),
-            head: Matrix::pack(&model, head, floats),
+            head: Matrix::pack(&mut team, &model, head, floats),
+            multiplier: Multiplier { isa, team, read: Arc::default() },
             layers,
             kv,
             ropes,
@@ -110,9 +115,9 @@ impl Forward {
         }
     }
 
-    /// Who multiplies, with the count of bytes read.
-    pub(crate) fn multiplier(&self) -> Arc<Multiplier> {
-        Arc::clone(&self.multiplier)
+    /// Counts the bytes of weights that are read.
+    pub(crate) fn read(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.multiplier.read)
     }
 
     /// Replaces the content of `into` by a block, layer after layer.
@@ -153,7 +158,7 @@ impl Forward {
             })
             .collect();
         let eps = self.model.spec.norm_eps;
-        let m = &*self.multiplier;
+        let m = &mut self.multiplier;
         for (layer, kv) in self.layers.iter().zip(&mut self.kv) {
             layer.attention(m, eps, &self.ropes[layer.rope], kv, &spans, &mut self.work);
             layer.feed_forward(m, eps, &mut self.work);
@@ -189,32 +194,39 @@ impl Forward {
         let row = |token: u32| token as usize * hidden..(token as usize + 1) * hidden;
         let logit_rows: Vec<_> =
             step.outputs.iter().filter(|o| !matches!(o.want, Want::Hidden)).collect();
-        let left = work.left.reset(logit_rows.len(), hidden);
-        for (output, to) in logit_rows.iter().zip(left.chunks_exact_mut(hidden)) {
-            to.copy_from_slice(&work.x[row(output.token)]);
-            norm(isa, to, &self.output_norm, eps);
-        }
-        work.left.quantize(isa, &[&self.head]);
-        self.multiplier.multiply(&[&self.head], &work.left, &mut work.tiled, &mut work.right);
+        work.left.fill(
+            &mut self.multiplier,
+            &[&self.head],
+            logit_rows.len(),
+            hidden,
+            |n, to: &mut [f32]| {
+                to.copy_from_slice(&work.x[row(logit_rows[n].token)]);
+                norm(isa, to, &self.output_norm, eps);
+            },
+        );
+        self.multiplier.multiply(&[&self.head], &work.left, &mut work.right);
         let stride = vocab.next_multiple_of(LANES);
         let slots = &self.slots;
         if work.draws.len() < logit_rows.len() {
             work.draws.resize_with(logit_rows.len(), Scratch::default);
         }
-        let mut judged: Vec<Row> = logit_rows
-            .par_iter()
-            .zip(work.right.par_chunks_exact_mut(stride))
-            .zip(&mut work.draws)
-            .map(|((output, logits), scratch)| {
-                let logits = &mut logits[..vocab];
-                let Want::Sample(want) = &output.want else { return Row::Logits(logits.to_vec()) };
-                let history = &slots[usize::from(output.slot.0)];
-                let position = step.positions[output.token as usize];
-                let sampled = sample(logits, want, history, position, scratch);
-                sampled.map_or(Row::Unusable, Row::Sampled)
-            })
-            .collect();
-        let mut judged = judged.drain(..);
+        let rows = logit_rows.iter().zip(work.right.chunks_exact_mut(stride)).zip(&mut work.draws);
+        let mut judged: Vec<_> =
+            rows.map(|((output, logits), scratch)| (*output, logits, scratch, None)).collect();
+        self.multiplier.team.each(&mut judged, |_, (output, logits, scratch, row)| {
+            let logits = &mut logits[..vocab];
+            *row = Some(match &output.want {
+                Want::Sample(want) => {
+                    let history = &slots[usize::from(output.slot.0)];
+                    let position = step.positions[output.token as usize];
+                    let sampled = sample(logits, want, history, position, scratch);
+                    sampled.map_or(Row::Unusable, Row::Sampled)
+                }
+                _ => Row::Logits(logits.to_vec()),
+            });
+        });
+        let judged: Vec<_> = judged.into_iter().filter_map(|(.., row)| row).collect();
+        let mut judged = judged.into_iter();
         let mut rows = Vec::with_capacity(step.outputs.len());
         for output in &step.outputs {
             if matches!(output.want, Want::Hidden) {
@@ -239,35 +251,37 @@ impl Forward {
 
 impl Layer {
     fn pack(
+        team: &mut Team,
         model: &Model,
         spec: &LayerSpec,
         weights: &LayerWeights,
         rope: usize,
         floats: bool,
     ) -> Self {
-        let matrix = |t: &Tensor| Matrix::pack(model, t, floats);
+        let mut matrix = |t: &Tensor| Matrix::pack(team, model, t, floats);
         let values = |t: &Tensor| model.values(t);
         let norm = |t: &Tensor| norm_weights(model, t);
+        let [q, k, v, o] = [&weights.q, &weights.k, &weights.v, &weights.o].map(&mut matrix);
         Self {
             spec: spec.clone(),
             rope,
             attention_norm: norm(&weights.attention_norm),
-            q: matrix(&weights.q),
-            k: matrix(&weights.k),
-            v: matrix(&weights.v),
+            q,
+            k,
+            v,
             qkv_bias: weights.qkv_bias.iter().flatten().flat_map(values).collect(),
             qk_norm: weights.qk_norm.as_ref().map(|[q, k]| [norm(q), norm(k)]),
-            o: matrix(&weights.o),
+            o,
             attention_post_norm: weights.attention_post_norm.as_ref().map(norm),
             ffn_norm: norm(&weights.ffn_norm),
-            ffn: Ffn::pack(model, &spec.ffn, &weights.ffn, floats),
+            ffn: Ffn::pack(team, model, &spec.ffn, &weights.ffn, floats),
             ffn_post_norm: weights.ffn_post_norm.as_ref().map(norm),
         }
     }
 
     fn attention(
         &self,
-        m: &Multiplier,
+        m: &mut Multiplier,
         eps: f32,
         turns: &TurnTable,
         kv: &mut LayerKv,
@@ -275,24 +289,25 @@ impl Layer {
         work: &mut Work,
     ) {
         let Attention::Gqa(gqa) = &self.spec.attention;
-        let Work { x, left, tiled, right, attended, halves, .. } = work;
+        let Work { x, left, right, attended, halves, .. } = work;
         let isa = m.isa;
         let hidden = self.attention_norm.len();
         let tokens = x.len() / hidden;
         let all = [&self.q, &self.k, &self.v];
-        norm_rows(isa, x, &self.attention_norm, eps, left.reset(tokens, hidden));
-        left.quantize(isa, &all);
-        m.multiply(&all, left, tiled, right);
+        left.fill(m, &all, tokens, hidden, normed(isa, x, &self.attention_norm, eps));
+        m.multiply(&all, left, right);
 
         let width = right.len() / tokens;
         let k_at = self.q.rows.next_multiple_of(LANES);
         let v_at = k_at + self.k.rows.next_multiple_of(LANES);
         let heads = Heads { gqa, k_at, v_at, eps, isa };
-        right
-            .par_chunks_exact_mut(width)
-            .with_min_len(32)
-            .enumerate()
-            .for_each(|(t, row)| self.prepare_heads(&heads, turns.of(t), row));
+        let share = m.team.share(tokens, 8);
+        let mut pieces: Vec<_> = right.chunks_mut(share * width).collect();
+        m.team.each(&mut pieces, |n, rows| {
+            for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+                self.prepare_heads(&heads, turns.of(n * share + i), row);
+            }
+        });
         for span in spans {
             for (i, t) in span.tokens.clone().enumerate() {
                 let row = &right[t * width..(t + 1) * width];
@@ -301,11 +316,11 @@ impl Layer {
                 kv.write(isa, span.table, span.position + i, k, v, halves);
             }
         }
-        attend(isa, gqa, kv, spans, right, width, attended);
-        gather(gqa, attended, left.reset(tokens, self.o.cols));
-        left.quantize(isa, &[&self.o]);
-        m.multiply(&[&self.o], left, tiled, right);
-        add_rows(isa, x, right, hidden, self.attention_post_norm.as_deref(), eps);
+        attend(m, gqa, kv, spans, right, width, attended);
+        let gather = |t: usize, to: &mut [f32]| gather(gqa, attended, tokens, t, to);
+        left.fill(m, &[&self.o], tokens, self.o.cols, gather);
+        m.multiply(&[&self.o], left, right);
+        add_rows(m, x, right, hidden, self.attention_post_norm.as_deref(), eps);
     }
 
     /// Bias, head norms and rotation of one token's queries and keys.
@@ -329,14 +344,13 @@ impl Layer {
         }
     }
 
-    fn feed_forward(&self, m: &Multiplier, eps: f32, work: &mut Work) {
-        let Work { x, left, tiled, right, experts, .. } = work;
-        let isa = m.isa;
+    fn feed_forward(&self, m: &mut Multiplier, eps: f32, work: &mut Work) {
+        let Work { x, left, right, experts, .. } = work;
         let hidden = self.ffn_norm.len();
         let tokens = x.len() / hidden;
-        norm_rows(isa, x, &self.ffn_norm, eps, left.reset(tokens, hidden));
-        self.ffn.run(m, left, tiled, right, experts);
-        add_rows(isa, x, right, hidden, self.ffn_post_norm.as_deref(), eps);
+        let fill = normed(m.isa, x, &self.ffn_norm, eps);
+        self.ffn.run(m, (tokens, hidden), fill, left, right, experts);
+        add_rows(m, x, right, hidden, self.ffn_post_norm.as_deref(), eps);
     }
 }
 
@@ -404,19 +418,18 @@ fn norm(isa: Isa, x: &mut [f32], weight: &[f32], eps: f32) {
     }
 }
 
-fn norm_rows(isa: Isa, x: &[f32], weight: &[f32], eps: f32, to: &mut [f32]) {
+/// Writes a row of `x`, normed.
+fn normed(isa: Isa, x: &[f32], weight: &[f32], eps: f32) -> impl Fn(usize, &mut [f32]) + Sync {
     let hidden = weight.len();
-    to.par_chunks_exact_mut(hidden).zip(x.par_chunks_exact(hidden)).with_min_len(32).for_each(
-        |(to, from)| {
-            to.copy_from_slice(from);
-            norm(isa, to, weight, eps);
-        },
-    );
+    move |t, to| {
+        to.copy_from_slice(&x[t * hidden..][..hidden]);
+        norm(isa, to, weight, eps);
+    }
 }
 
 /// Adds each token's result to the residual stream, normed first where the layer says so.
 fn add_rows(
-    isa: Isa,
+    m: &mut Multiplier,
     x: &mut [f32],
     results: &mut [f32],
     hidden: usize,
@@ -424,11 +437,16 @@ fn add_rows(
     eps: f32,
 ) {
     let width = hidden.next_multiple_of(LANES);
-    for (x, y) in x.chunks_exact_mut(hidden).zip(results.chunks_exact_mut(width)) {
-        let y = &mut y[..hidden];
-        if let Some(weight) = post_norm {
-            norm(isa, y, weight, eps);
+    let share = m.team.share(x.len() / hidden, 32);
+    let pieces = x.chunks_mut(share * hidden).zip(results.chunks_mut(share * width));
+    let isa = m.isa;
+    m.team.each(&mut pieces.collect::<Vec<_>>(), |_, (x, results)| {
+        for (x, y) in x.chunks_exact_mut(hidden).zip(results.chunks_exact_mut(width)) {
+            let y = &mut y[..hidden];
+            if let Some(weight) = post_norm {
+                norm(isa, y, weight, eps);
+            }
+            x.iter_mut().zip(y).for_each(|(x, y)| *x += *y);
         }
-        x.iter_mut().zip(y).for_each(|(x, y)| *x += *y);
-    }
+    });
 }

@@ -15,5 +15,6 @@ mod kernels;
 mod kv;
 mod matrix;
 mod sampling;
+mod team;
 
 pub use backend::{CpuBackend, CpuOptions, LoadError, Precision};

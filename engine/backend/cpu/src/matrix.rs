@@ -4,14 +4,17 @@
 //! their size; five- and six-bit quants are widened to bytes, which costs memory and spares two
 //! sets of kernels.
 
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use polder_model::{Format, Model, Tensor, quant};
-use rayon::prelude::*;
 
 use crate::kernels::{
-    self, FloatKind, GROUP, IntRows, IntTile, Isa, LANES, Lines, halves_to_floats,
+    self, Column, Columns, FloatKind, GROUP, IntRows, IntTile, Isa, LANES, Lines, Scales,
+    halves_to_floats,
 };
+use crate::team::Team;
 
 /// A weight matrix, `rows` x `cols`.
 #[derive(Debug)]
@@ -120,7 +123,7 @@ impl IntLayout {
 
 impl Matrix {
     /// Packs a tensor, as it is stored, or as floats.
-    pub(crate) fn pack(model: &Model, tensor: &Tensor, as_floats: bool) -> Self {
+    pub(crate) fn pack(team: &mut Team, model: &Model, tensor: &Tensor, as_floats: bool) -> Self {
         let (rows, cols) = (tensor.rows, tensor.cols);
         let layout = match (as_floats, tensor.format, model.group_of(tensor)) {
             // FP8 with its scales fits no other format without rounding.
@@ -138,8 +141,8 @@ impl Matrix {
         let mut data = Lines::zeroed(tiles * tile_bytes);
         let stored = model.bytes(tensor);
         let row_bytes = stored.len() / rows;
-        let all = data.bytes_mut()[..tiles * tile_bytes].par_chunks_exact_mut(tile_bytes);
-        all.enumerate().for_each(|(n, tile)| {
+        let all = data.bytes_mut()[..tiles * tile_bytes].chunks_exact_mut(tile_bytes);
+        team.each(&mut all.collect::<Vec<_>>(), |n, tile| {
             for r in 0..LANES.min(rows - n * LANES) {
                 let number = n * LANES + r;
                 match layout {
@@ -176,32 +179,37 @@ impl Matrix {
         matches!(self.layout, Layout::Int(_))
     }
 
-    /// One tile with every token: `out[token][16]`.
-    fn tile(&self, isa: Isa, tile: usize, x: &Activations, out: &mut [f32], spare: &mut Spare) {
+    /// One tile with some of the tokens.
+    fn tile(
+        &self,
+        isa: Isa,
+        tile: usize,
+        x: &Activations,
+        tokens: Range<usize>,
+        out: &mut Column<'_>,
+        spare: &mut Spare,
+    ) {
         let bytes = &self.data.bytes()[tile * self.tile_bytes..][..self.tile_bytes];
         match self.layout {
             Layout::Float(kind) => {
-                let out = &mut out[..x.tokens * LANES];
-                kernels::float_tile(isa, kind, bytes, self.cols, &x.floats, out);
+                let x = &x.floats[tokens.start * self.cols..tokens.end * self.cols];
+                kernels::float_tile(isa, kind, bytes, self.cols, x, out);
             }
             Layout::Int(i) => {
                 let (scales, quants) = bytes.split_at(i.scales(self.cols));
-                spare.expand(isa, i, self.cols, scales);
-                let tile = IntTile {
-                    quants,
-                    scales: &spare.scales,
-                    mins: &spare.mins,
-                    zero: i.zero,
-                    nibbles: i.nibbles,
-                    halves: i.halves,
+                let scales = match i.supers || i.grouped.is_some() {
+                    false => Scales::Stored(&scales[..self.cols / GROUP * i.scale_bytes()]),
+                    true => spare.expand(isa, i, self.cols, scales),
                 };
-                kernels::int_tile(isa, &tile, &x.ints(), out);
+                let (nibbles, mins, halves) = (i.nibbles, i.mins, i.halves);
+                let tile = IntTile { quants, scales, zero: i.zero, nibbles, mins, halves };
+                kernels::int_tile(isa, &tile, &x.ints().part(tokens), out);
             }
         }
     }
 }
 
-/// A tile's scales as floats; kept between tiles for its memory.
+/// A tile's scales as floats, where they have to be computed; kept between tiles for its memory.
 #[derive(Debug, Default)]
 struct Spare {
     scales: Vec<f32>,
@@ -211,11 +219,21 @@ struct Spare {
 }
 
 impl Spare {
-    /// Scales, and what zeros take away, for every 32 columns.
-    fn expand_groups(&mut self, group: usize, bytes: &[u8]) {
+    fn expand(&mut self, isa: Isa, layout: IntLayout, cols: usize, bytes: &[u8]) -> Scales<'_> {
+        let blocks = bytes[..cols / layout.block() * layout.scale_bytes()]
+            .chunks_exact(layout.scale_bytes());
         self.scales.clear();
         self.mins.clear();
-        for block in bytes.chunks_exact((4 + 1) * LANES) {
+        match layout.grouped {
+            Some(group) => self.expand_groups(group, blocks),
+            None => self.expand_supers(isa, layout, blocks),
+        }
+        Scales::Floats { scales: &self.scales, mins: &self.mins }
+    }
+
+    /// Scales, and what zeros take away, for every 32 columns.
+    fn expand_groups<'a>(&mut self, group: usize, blocks: impl Iterator<Item = &'a [u8]>) {
+        for block in blocks {
             let (scales, zeros) = block.split_at(4 * LANES);
             let scales: [f32; LANES] =
                 std::array::from_fn(|r| f32::from_le_bytes(scales.as_chunks::<4>().0[r]));
@@ -227,33 +245,22 @@ impl Spare {
         }
     }
 
-    fn expand(&mut self, isa: Isa, layout: IntLayout, cols: usize, bytes: &[u8]) {
-        if let Some(group) = layout.grouped {
-            return self.expand_groups(group, &bytes[..cols / group * layout.scale_bytes()]);
-        }
-        let blocks = cols / layout.block();
+    /// Half-precision numbers times an integer for every group.
+    fn expand_supers<'a>(
+        &mut self,
+        isa: Isa,
+        layout: IntLayout,
+        blocks: impl Iterator<Item = &'a [u8]>,
+    ) {
         let halves = LANES * (1 + usize::from(layout.mins));
-        let all = blocks * layout.scale_bytes();
-        self.halves.clear();
-        self.supers.clear();
-        for block in bytes[..all].chunks_exact(layout.scale_bytes()) {
-            let pairs = block[..2 * halves].as_chunks::<2>().0;
-            self.halves.extend(pairs.iter().map(|b| u16::from_le_bytes(*b)));
-        }
-        self.supers.resize(self.halves.len(), 0.0);
-        halves_to_floats(isa, &self.halves, &mut self.supers);
-        self.scales.clear();
-        self.mins.clear();
-        for (floats, block) in
-            self.supers.chunks_exact(halves).zip(bytes[..all].chunks_exact(layout.scale_bytes()))
-        {
-            let (d, m) = floats.split_at(LANES);
-            if !layout.supers {
-                self.scales.extend_from_slice(d);
-                self.mins.extend_from_slice(m);
-                continue;
-            }
-            let (scales, mins) = block[2 * halves..].split_at(layout.group_scales() * LANES);
+        self.supers.resize(halves, 0.0);
+        for block in blocks {
+            let (stored, integers) = block.split_at(2 * halves);
+            self.halves.clear();
+            self.halves.extend(stored.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)));
+            halves_to_floats(isa, &self.halves, &mut self.supers);
+            let (d, m) = self.supers.split_at(LANES);
+            let (scales, mins) = integers.split_at(layout.group_scales() * LANES);
             for group in scales.as_chunks::<LANES>().0 {
                 self.scales.extend(group.iter().zip(d).map(|(s, d)| d * f32::from(*s as i8)));
             }
@@ -337,8 +344,8 @@ fn pack_ints(i: IntLayout, cols: usize, row: &[u8], r: usize, tile: &mut [u8]) {
 
 /// The left side of a multiplication: rows of activations, one per token.
 ///
-/// Integer matrices meet activations as two signed bytes per value, `scale * q + scale' * q'`,
-/// each with its own scale for 32 columns. One byte alone is what llama.cpp uses; on SmolLM2 it
+/// Integer matrices meet activations as signed numbers of two bytes, `scale * (256 high + low)`,
+/// with a scale for 32 columns. One byte alone is what llama.cpp uses; on SmolLM2 it
 /// costs a mean KL of 3e-3 and now and then a clear best token. The second byte brings that to
 /// 5e-7 for some arithmetic; weights are still read once.
 #[derive(Debug, Default)]
@@ -347,60 +354,90 @@ pub(crate) struct Activations {
     /// `[token][cols]`.
     pub(crate) floats: Vec<f32>,
     groups: usize,
-    /// Rows to multiply: one per token, or two of quants.
-    rows: usize,
     q: Vec<i8>,
     scales: Vec<f32>,
     sums: Vec<i32>,
+    offsets: Vec<f32>,
 }
 
-impl Activations {
-    /// Room for `tokens` rows of `cols` values, contents left over.
-    pub(crate) fn reset(&mut self, tokens: usize, cols: usize) -> &mut [f32] {
-        self.tokens = tokens;
-        self.floats.resize(tokens * cols, 0.0);
-        &mut self.floats
-    }
+/// Fewer rows than this are not worth another thread.
+const FEW_ROWS: usize = 8;
 
+impl Activations {
     /// How many rows there are.
     pub(crate) fn tokens(&self) -> usize {
         self.tokens
     }
 
-    /// Quantizes the rows, if a matrix asks for that: each token becomes two rows of signed bytes,
-    /// the second for what rounding lost of the first.
-    pub(crate) fn quantize(&mut self, isa: Isa, matrices: &[&Matrix]) {
-        self.rows = self.tokens;
-        if self.tokens == 0 || !matrices.iter().any(|m| m.wants_ints()) {
-            return;
-        }
-        let cols = self.floats.len() / self.tokens;
-        let groups = cols.div_ceil(GROUP);
+    /// `tokens` rows of `cols` values, each written by `fill(token, row)`; as integers too, if one
+    /// of the matrices asks for that.
+    pub(crate) fn fill(
+        &mut self,
+        m: &mut Multiplier,
+        matrices: &[&Matrix],
+        tokens: usize,
+        cols: usize,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        let groups = match matrices.iter().any(|m| m.wants_ints()) {
+            true => cols.div_ceil(GROUP),
+            false => 0,
+        };
+        self.tokens = tokens;
         self.groups = groups;
-        self.rows = 2 * self.tokens;
-        self.q.resize(self.rows * groups * GROUP, 0);
-        self.scales.resize(self.rows * groups, 0.0);
-        self.sums.resize(self.rows * groups * 2, 0);
-        let tokens = self
-            .floats
-            .par_chunks_exact(cols)
-            .zip(self.q.par_chunks_exact_mut(2 * groups * GROUP))
-            .zip(self.scales.par_chunks_exact_mut(2 * groups))
-            .zip(self.sums.par_chunks_exact_mut(2 * groups * 2));
-        tokens.with_min_len(32).for_each_init(Vec::new, |lost, (((x, q), scales), sums)| {
-            let (q, q_fine) = q.split_at_mut(groups * GROUP);
-            let (scales, scales_fine) = scales.split_at_mut(groups);
-            let (sums, sums_fine) = sums.split_at_mut(groups * 2);
-            kernels::quantize_row(isa, x, q, scales, sums);
-            lost.resize(cols, 0.0);
-            kernels::lost_by_rounding(isa, x, q, scales, lost);
-            kernels::quantize_row(isa, lost, q_fine, scales_fine, sums_fine);
+        self.floats.resize(tokens * cols, 0.0);
+        self.q.resize(tokens * groups * 2 * GROUP, 0);
+        self.scales.resize(tokens * groups, 0.0);
+        self.sums.resize(tokens * groups * 2, 0);
+        self.offsets.resize(tokens * groups, 0.0);
+        let share = m.team.share(tokens, FEW_ROWS);
+        let (mut q, mut scales) = (self.q.as_mut_slice(), self.scales.as_mut_slice());
+        let (mut sums, mut offsets) = (self.sums.as_mut_slice(), self.offsets.as_mut_slice());
+        let mut pieces = Vec::with_capacity(tokens.div_ceil(share));
+        for floats in self.floats.chunks_mut(share * cols) {
+            let groups = floats.len() / cols * groups;
+            pieces.push((
+                floats,
+                take(&mut q, groups * 2 * GROUP),
+                take(&mut scales, groups),
+                take(&mut sums, groups * 2),
+                take(&mut offsets, groups),
+            ));
+        }
+        let isa = m.isa;
+        m.team.each(&mut pieces, |n, (floats, q, scales, sums, offsets)| {
+            for (i, x) in floats.chunks_exact_mut(cols).enumerate() {
+                fill(n * share + i, x);
+                if groups > 0 {
+                    kernels::quantize_row(
+                        isa,
+                        x,
+                        &mut q[i * groups * 2 * GROUP..][..groups * 2 * GROUP],
+                        &mut scales[i * groups..][..groups],
+                        &mut sums[i * groups * 2..][..groups * 2],
+                        &mut offsets[i * groups..][..groups],
+                    );
+                }
+            }
         });
     }
 
     fn ints(&self) -> IntRows<'_> {
-        IntRows { groups: self.groups, q: &self.q, scales: &self.scales, sums: &self.sums }
+        IntRows {
+            groups: self.groups,
+            q: &self.q,
+            scales: &self.scales,
+            sums: &self.sums,
+            offsets: &self.offsets,
+        }
     }
+}
+
+/// Takes the first `n` off a slice.
+fn take<'a, T>(from: &mut &'a mut [T], n: usize) -> &'a mut [T] {
+    let (first, rest) = std::mem::take(from).split_at_mut(n);
+    *from = rest;
+    first
 }
 
 /// Multiplies rows of activations with matrices that share them, each weight read once however
@@ -408,73 +445,78 @@ impl Activations {
 #[derive(Debug)]
 pub(crate) struct Multiplier {
     pub(crate) isa: Isa,
+    pub(crate) team: Team,
     /// Bytes of packed weights read so far.
-    pub(crate) read: AtomicU64,
+    pub(crate) read: Arc<AtomicU64>,
 }
+
+/// Bytes of weights, times tokens, that are worth another thread.
+const PIECE: usize = 16 * 1024;
+/// Bytes of weights, and of activations, that meet each other in a core's own memory.
+const NEAR: usize = 256 * 1024;
 
 impl Multiplier {
     /// `out[token][..]` gets the results of all matrices side by side, each filled up to a
-    /// multiple of sixteen. `tiled` is scratch.
-    pub(crate) fn multiply(
-        &self,
-        matrices: &[&Matrix],
-        x: &Activations,
-        tiled: &mut Vec<f32>,
-        out: &mut Vec<f32>,
-    ) {
-        let (tokens, rows) = (x.tokens, x.rows);
+    /// multiple of sixteen.
+    pub(crate) fn multiply(&mut self, matrices: &[&Matrix], x: &Activations, out: &mut Vec<f32>) {
         let tiles: usize = matrices.iter().map(|m| m.tiles()).sum();
-        let width = tiles * LANES;
-        out.resize(tokens * width, 0.0);
-        if rows <= 1 {
-            return self.tiles(matrices, x, out);
-        }
-        tiled.resize(rows * width, 0.0);
-        self.tiles(matrices, x, tiled);
-        out.par_chunks_exact_mut(width).with_min_len(16).enumerate().for_each(|(t, to)| {
-            let mut tiles =
-                to.as_chunks_mut::<LANES>().0.iter_mut().zip(tiled.chunks(rows * LANES));
-            for matrix in matrices {
-                for (to, from) in tiles.by_ref().take(matrix.tiles()) {
-                    if matrix.wants_ints() {
-                        let (coarse, fine) = from[2 * t * LANES..][..2 * LANES].split_at(LANES);
-                        for ((to, a), b) in to.iter_mut().zip(coarse).zip(fine) {
-                            *to = a + b;
-                        }
-                    } else {
-                        to.copy_from_slice(&from[t * LANES..][..LANES]);
-                    }
-                }
-            }
-        });
-    }
-
-    /// Tile by tile: `out[tile][row][16]`; a float tile fills only as many rows as there are tokens.
-    fn tiles(&self, matrices: &[&Matrix], x: &Activations, out: &mut [f32]) {
-        let rows = x.rows;
-        if rows == 0 {
+        out.resize(x.tokens * tiles * LANES, 0.0);
+        if x.tokens == 0 {
             return;
         }
         let weights: usize = matrices.iter().map(|m| m.tiles() * m.tile_bytes).sum();
-        let tiles = out.len() / (rows * LANES);
-        // Pieces of at least this many bytes of weights pay for being handed to another thread.
-        let pieces = (weights / 16384).clamp(1, 4 * rayon::current_num_threads());
-        let run = tiles.div_ceil(pieces);
-        out.par_chunks_mut(run * rows * LANES).enumerate().for_each(|(piece, out)| {
-            let mut spare = Spare::default();
-            let mut bytes = 0;
-            for (n, out) in out.chunks_exact_mut(rows * LANES).enumerate() {
-                let mut tile = piece * run + n;
-                for matrix in matrices {
-                    if tile < matrix.tiles() {
-                        matrix.tile(self.isa, tile, x, out, &mut spare);
-                        bytes += matrix.tile_bytes as u64;
-                        break;
-                    }
-                    tile -= matrix.tiles();
-                }
-            }
-            self.read.fetch_add(bytes, Ordering::Relaxed);
+        let pieces = (weights * x.tokens / PIECE).clamp(1, 8 * self.team.threads());
+        let share = tiles.div_ceil(pieces);
+        let mut columns = Columns::new(out, tiles * LANES);
+        let mut pieces: Vec<_> = (0..tiles)
+            .step_by(share)
+            .map(|first| {
+                let run = first..tiles.min(first + share);
+                (columns.split(run.len()), run)
+            })
+            .collect();
+        let (isa, read) = (self.isa, &*self.read);
+        self.team.each(&mut pieces, |_, (columns, run)| {
+            read.fetch_add(tiles_with(isa, matrices, x, run.clone(), columns), Ordering::Relaxed);
         });
     }
+}
+
+/// A run of tiles with every token; the bytes of its weights.
+fn tiles_with(
+    isa: Isa,
+    matrices: &[&Matrix],
+    x: &Activations,
+    run: Range<usize>,
+    columns: &mut Columns<'_>,
+) -> u64 {
+    let mut spare = Spare::default();
+    let mut bytes = 0;
+    let find = |mut tile: usize| {
+        for matrix in matrices {
+            if tile < matrix.tiles() {
+                return (*matrix, tile);
+            }
+            tile -= matrix.tiles();
+        }
+        unreachable!("a tile of one of the matrices")
+    };
+    // So many tiles stay near while all tokens pass by, so many tokens while these tiles do.
+    let (first, _) = find(run.start);
+    let tiles = (NEAR / first.tile_bytes).max(1);
+    let tokens = (NEAR / (2 * first.cols)).next_multiple_of(8);
+    for near in run.clone().step_by(tiles).map(|at| at..run.end.min(at + tiles)) {
+        for from in (0..x.tokens).step_by(tokens) {
+            let to = x.tokens.min(from + tokens);
+            for tile in near.clone() {
+                let mut column = columns.column(tile - run.start, from, to - from);
+                let (matrix, tile) = find(tile);
+                matrix.tile(isa, tile, x, from..to, &mut column, &mut spare);
+                if from == 0 {
+                    bytes += matrix.tile_bytes as u64;
+                }
+            }
+        }
+    }
+    bytes
 }

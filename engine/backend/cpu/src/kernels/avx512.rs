@@ -3,77 +3,121 @@
 
 use std::arch::x86_64::*;
 
-use super::{FloatKind, GROUP, IntRows, IntTile, LANES};
+use super::entry::scale_pointers;
+use super::{Column, FloatKind, GROUP, IntRows, IntTile, LANES, Scales};
 
 entry_points!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", [8, 4, 2, 1]);
 
+attention!(
+    "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c",
+    __m512,
+    16,
+    4,
+    |p| _mm512_loadu_ps(p),
+    |p, x| _mm512_storeu_ps(p, x),
+    |x| _mm512_set1_ps(x),
+    |a, b, c| _mm512_fmadd_ps(a, b, c),
+    |a, b| _mm512_mul_ps(a, b)
+);
+
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn block<const N: usize, const NIBBLES: bool, const MINS: bool, const HALVES: bool>(
+unsafe fn block<
+    const N: usize,
+    const NIBBLES: bool,
+    const MINS: bool,
+    const HALVES: bool,
+    const STORED: bool,
+>(
     tile: &IntTile<'_>,
     rows: &IntRows<'_>,
     first: usize,
-    out: &mut [f32],
+    out: &mut Column<'_>,
 ) {
     let groups = rows.groups;
     let fifteen = _mm512_set1_epi8(15);
+    let (scales, mins) = scale_pointers(&tile.scales);
     let mut total = [_mm512_setzero_ps(); N];
     for g in 0..groups {
         // SAFETY: every index below is within the lengths that `super::int_tile` checked:
         // `g < groups`, `first + t < tokens`.
         unsafe {
-            let mut w = [_mm512_setzero_si512(); 8];
-            if NIBBLES {
-                let p = tile.quants.as_ptr().add(g * 256);
-                for j in 0..4 {
-                    let both = _mm512_loadu_si512(p.add(64 * j).cast());
-                    w[2 * j] = _mm512_and_si512(both, fifteen);
-                    w[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), fifteen);
-                }
-            } else {
-                let p = tile.quants.as_ptr().add(g * 512);
-                for (j, w) in w.iter_mut().enumerate() {
-                    *w = _mm512_loadu_si512(p.add(64 * j).cast());
-                }
-            }
-            let halves = if HALVES { 2 } else { 1 };
-            let scales = tile.scales.as_ptr().add(g * LANES * halves);
-            let scale = _mm512_loadu_ps(scales);
-            let min = match MINS {
-                true => _mm512_loadu_ps(tile.mins.as_ptr().add(g * LANES)),
-                false => scale,
+            let stored = |n: usize| _mm512_cvtph_ps(_mm256_loadu_si256(scales.add(n * 32).cast()));
+            let float = |n: usize| _mm512_loadu_ps(scales.cast::<f32>().add(n * LANES));
+            let scale = match (STORED, HALVES) {
+                (true, _) => stored(if MINS { 2 * g } else { g }),
+                (false, true) => float(2 * g),
+                (false, false) => float(g),
             };
-            for (t, total) in total.iter_mut().enumerate() {
-                let at = (first + t) * groups + g;
-                let a = rows.q.as_ptr().add(at * GROUP).cast::<i32>();
-                let a_scale = *rows.scales.get_unchecked(at);
-                let low = *rows.sums.get_unchecked(2 * at);
-                let high = *rows.sums.get_unchecked(2 * at + 1);
-                let mut even = _mm512_set1_epi32(-tile.zero * low);
-                let mut odd = _mm512_set1_epi32(-tile.zero * high);
-                for j in 0..4 {
-                    let quad = |j: usize| _mm512_set1_epi32(a.add(j).read_unaligned());
-                    even = _mm512_dpbusd_epi32(even, w[j], quad(j));
-                    odd = _mm512_dpbusd_epi32(odd, w[4 + j], quad(4 + j));
+            let second = match (MINS, HALVES, STORED) {
+                (true, _, true) => stored(2 * g + 1),
+                (true, _, false) => _mm512_loadu_ps(mins.add(g * LANES)),
+                (false, true, _) => float(2 * g + 1),
+                (false, false, _) => scale,
+            };
+            let quants = tile.quants.as_ptr().add(g * if NIBBLES { 256 } else { 512 });
+            let weights = |n: usize| {
+                if !NIBBLES {
+                    return _mm512_loadu_si512(quants.add(64 * n).cast());
                 }
-                let a_scales = _mm512_set1_ps(a_scale);
-                if HALVES {
-                    let second = _mm512_loadu_ps(scales.add(LANES));
-                    *total = scaled(*total, even, _mm512_mul_ps(scale, a_scales));
-                    *total = scaled(*total, odd, _mm512_mul_ps(second, a_scales));
-                } else {
-                    let dot = _mm512_add_epi32(even, odd);
-                    *total = scaled(*total, dot, _mm512_mul_ps(scale, a_scales));
+                let both = _mm512_loadu_si512(quants.add(64 * (n / 2)).cast());
+                match n % 2 {
+                    0 => _mm512_and_si512(both, fifteen),
+                    _ => _mm512_and_si512(_mm512_srli_epi16::<4>(both), fifteen),
                 }
+            };
+            let a = rows.q.as_ptr().add((first * groups + g) * 2 * GROUP).cast::<i32>();
+            // Whole rows apart, so that the sums of all tokens stay in registers.
+            let next = groups * 2 * GROUP / 4;
+            let at = |t: usize| (first + t) * groups + g;
+            let dots = |columns: std::ops::Range<usize>| {
+                let mut high = [_mm512_setzero_si512(); N];
+                let mut low = high;
+                for n in columns {
+                    let w = weights(n);
+                    for t in 0..N {
+                        let quad =
+                            |n: usize| _mm512_set1_epi32(a.add(t * next + n).read_unaligned());
+                        high[t] = _mm512_dpbusd_epi32(high[t], w, quad(n));
+                        low[t] = _mm512_dpbusd_epi32(low[t], w, quad(8 + n));
+                    }
+                }
+                for t in 0..N {
+                    low[t] = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[t]), low[t]);
+                }
+                low
+            };
+            if HALVES {
+                for (half, scale) in [scale, second].into_iter().enumerate() {
+                    let dots = dots(4 * half..4 * half + 4);
+                    for t in 0..N {
+                        let zero = tile.zero * *rows.sums.get_unchecked(2 * at(t) + half);
+                        let dot = _mm512_sub_epi32(dots[t], _mm512_set1_epi32(zero));
+                        let a_scale = _mm512_set1_ps(*rows.scales.get_unchecked(at(t)));
+                        total[t] = scaled(total[t], dot, _mm512_mul_ps(scale, a_scale));
+                    }
+                }
+                continue;
+            }
+            let dots = dots(0..8);
+            for t in 0..N {
+                let mut dot = dots[t];
+                if !MINS {
+                    let sums = rows.sums.as_ptr().add(2 * at(t));
+                    let zero = tile.zero * (*sums + *sums.add(1));
+                    dot = _mm512_sub_epi32(dot, _mm512_set1_epi32(zero));
+                }
+                let a_scale = _mm512_set1_ps(*rows.scales.get_unchecked(at(t)));
+                total[t] = scaled(total[t], dot, _mm512_mul_ps(scale, a_scale));
                 if MINS {
-                    let sum = _mm512_set1_ps(a_scale * (low + high) as f32);
-                    *total = _mm512_add_ps(*total, _mm512_mul_ps(min, sum));
+                    let offset = _mm512_set1_ps(*rows.offsets.get_unchecked(at(t)));
+                    total[t] = _mm512_add_ps(total[t], _mm512_mul_ps(second, offset));
                 }
             }
         }
     }
     for (t, total) in total.into_iter().enumerate() {
-        // SAFETY: `first + t < tokens`, and a token has `LANES` outputs.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr().add((first + t) * LANES), total) };
+        // SAFETY: `first + t < tokens`, and a row has `LANES` outputs.
+        unsafe { _mm512_storeu_ps(out.row_unchecked(first + t), total) };
     }
 }
 
@@ -90,7 +134,7 @@ unsafe fn float_block<const N: usize, const KIND: u8>(
     cols: usize,
     x: &[f32],
     first: usize,
-    out: &mut [f32],
+    out: &mut Column<'_>,
 ) {
     let mut total = [_mm512_setzero_ps(); N];
     for c in 0..cols {
@@ -112,7 +156,7 @@ unsafe fn float_block<const N: usize, const KIND: u8>(
         }
     }
     for (t, total) in total.into_iter().enumerate() {
-        // SAFETY: `first + t < tokens`, and a token has `LANES` outputs.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr().add((first + t) * LANES), total) };
+        // SAFETY: `first + t < tokens`, and a row has `LANES` outputs.
+        unsafe { _mm512_storeu_ps(out.row_unchecked(first + t), total) };
     }
 }

@@ -1,10 +1,12 @@
 //! What the vector forms have in common: which variant of their `block` and `float_block` a tile
 //! needs, and the walk over the tokens.
 
+use super::Scales;
+
 /// Defines `int_tile` and `float_tile` for the instructions `$features` over the module's
-/// `block::<N, NIBBLES, MINS, HALVES>` and `float_block::<N, KIND>`. They walk over the tokens so
-/// many at a time that a decoded group of weights serves them all from registers: the numbers in
-/// the brackets, largest first.
+/// `block::<N, NIBBLES, MINS, HALVES, STORED>` and `float_block::<N, KIND>`. They walk over the
+/// tokens so many at a time that a decoded group of weights serves them all from registers: the
+/// numbers in the brackets, largest first.
 ///
 /// A macro, because a generic function cannot be compiled for the instructions of its caller.
 macro_rules! entry_points {
@@ -12,36 +14,41 @@ macro_rules! entry_points {
         /// # Safety
         /// The machine has the instructions, and the lengths are as `super::int_tile` checks.
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn int_tile(tile: &IntTile<'_>, rows: &IntRows<'_>, out: &mut [f32]) {
+        pub(super) unsafe fn int_tile(tile: &IntTile<'_>, rows: &IntRows<'_>, out: &mut Column<'_>) {
+            let stored = matches!(tile.scales, Scales::Stored(_));
             // SAFETY: handed on.
             unsafe {
-                match (tile.nibbles, tile.mins.is_empty(), tile.halves) {
-                    (true, true, _) => blocks::<true, false, false>(tile, rows, out),
-                    (true, false, _) => blocks::<true, true, false>(tile, rows, out),
-                    (false, true, false) => blocks::<false, false, false>(tile, rows, out),
-                    (false, false, _) => blocks::<false, true, false>(tile, rows, out),
-                    (false, true, true) => blocks::<false, false, true>(tile, rows, out),
+                match (tile.nibbles, tile.mins, tile.halves, stored) {
+                    (true, false, _, false) => blocks::<true, false, false, false>(tile, rows, out),
+                    (true, false, _, true) => blocks::<true, false, false, true>(tile, rows, out),
+                    (true, true, _, false) => blocks::<true, true, false, false>(tile, rows, out),
+                    (true, true, _, true) => blocks::<true, true, false, true>(tile, rows, out),
+                    (false, false, false, false) => blocks::<false, false, false, false>(tile, rows, out),
+                    (false, false, false, true) => blocks::<false, false, false, true>(tile, rows, out),
+                    (false, true, _, false) => blocks::<false, true, false, false>(tile, rows, out),
+                    (false, true, _, true) => blocks::<false, true, false, true>(tile, rows, out),
+                    (false, false, true, _) => blocks::<false, false, true, false>(tile, rows, out),
                 }
             }
         }
 
         #[target_feature(enable = $features)]
-        unsafe fn blocks<const NIBBLES: bool, const MINS: bool, const HALVES: bool>(
+        unsafe fn blocks<const NIBBLES: bool, const MINS: bool, const HALVES: bool, const STORED: bool>(
             tile: &IntTile<'_>,
             rows: &IntRows<'_>,
-            out: &mut [f32],
+            out: &mut Column<'_>,
         ) {
-            let tokens = out.len() / LANES;
+            let tokens = out.rows();
             let mut first = 0;
             // SAFETY: `first + N <= tokens` in each call.
             unsafe {
                 while tokens - first >= $widest {
-                    block::<$widest, NIBBLES, MINS, HALVES>(tile, rows, first, out);
+                    block::<$widest, NIBBLES, MINS, HALVES, STORED>(tile, rows, first, out);
                     first += $widest;
                 }
                 $(
                     if tokens - first >= $narrower {
-                        block::<$narrower, NIBBLES, MINS, HALVES>(tile, rows, first, out);
+                        block::<$narrower, NIBBLES, MINS, HALVES, STORED>(tile, rows, first, out);
                         first += $narrower;
                     }
                 )*
@@ -57,9 +64,9 @@ macro_rules! entry_points {
             tile: &[u8],
             cols: usize,
             x: &[f32],
-            out: &mut [f32],
+            out: &mut Column<'_>,
         ) {
-            let tokens = out.len() / LANES;
+            let tokens = out.rows();
             let mut first = 0;
             while first < tokens {
                 let wide = tokens - first >= $widest;
@@ -78,4 +85,12 @@ macro_rules! entry_points {
             }
         }
     };
+}
+
+/// Where a tile's scales begin, whichever form they have, and its minima.
+pub(super) fn scale_pointers(scales: &Scales<'_>) -> (*const u8, *const f32) {
+    match scales {
+        Scales::Stored(halves) => (halves.as_ptr(), std::ptr::null()),
+        Scales::Floats { scales, mins } => (scales.as_ptr().cast(), mins.as_ptr()),
+    }
 }

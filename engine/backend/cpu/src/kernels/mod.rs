@@ -1,8 +1,9 @@
-//! The arithmetic that everything else waits for, in three forms: AVX-512 with VNNI, AVX2 with
-//! FMA, and portable. Which one runs is decided once, when a model is loaded.
+//! The arithmetic that everything else waits for, in several forms: AVX-512 with VNNI and AVX2 with
+//! FMA for x86-64, NEON with `SDOT` or `USMMLA` for aarch64, and portable. Which one runs is decided
+//! once, when a model is loaded.
 //!
-//! This module and its children are the only ones with `unsafe` code. Each entry point checks the
-//! lengths that its kernels rely on.
+//! This module with its children and the team of threads are the only ones with `unsafe` code. Each
+//! entry point checks the lengths that its kernels rely on.
 //!
 //! # One tile
 //! A *tile* is [`LANES`] rows of a matrix, interleaved so that a vector register holds the same
@@ -16,19 +17,26 @@
 //! vector forms fuse multiplication and addition, the portable one does not.
 #![allow(unsafe_code)]
 
-#[cfg(target_arch = "x86_64")]
 #[macro_use]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod attend;
+#[macro_use]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod entry;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod columns;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 mod vector;
 
+pub(crate) use columns::{Column, Columns};
 pub(crate) use vector::{
-    add_scaled, dot_lanes, exp_sum, floats_to_halves, gate_gelu, gate_silu, halves_to_floats,
-    lost_by_rounding, quantize_row, sum_squares,
+    add_scaled, exp_sum, floats_to_halves, gate_gelu, gate_silu, halves_to_floats, largest,
+    quantize_row, sum_squares,
 };
 
 /// Rows in a tile.
@@ -47,6 +55,10 @@ enum Form {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "aarch64")]
+    Dotprod,
+    #[cfg(target_arch = "aarch64")]
+    I8mm,
 }
 
 impl Isa {
@@ -75,6 +87,17 @@ impl Isa {
                 forms.push(Self(Form::Avx2));
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected;
+            let dotprod = is_aarch64_feature_detected!("dotprod");
+            if dotprod && is_aarch64_feature_detected!("i8mm") {
+                forms.push(Self(Form::I8mm));
+            }
+            if dotprod {
+                forms.push(Self(Form::Dotprod));
+            }
+        }
         forms.push(Self(Form::Portable));
         forms
     }
@@ -87,11 +110,15 @@ impl Isa {
             Form::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Form::Avx512 => "avx512-vnni",
+            #[cfg(target_arch = "aarch64")]
+            Form::Dotprod => "neon-dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Form::I8mm => "neon-i8mm",
         }
     }
 }
 
-/// Sixteen quantized rows, their scales already floats.
+/// Sixteen quantized rows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct IntTile<'a> {
     /// Groups of 32 columns, each 256 bytes (nibbles) or 512.
@@ -99,29 +126,58 @@ pub(crate) struct IntTile<'a> {
     /// Nibbles: byte `64 j + 4 r + i` holds row `r`, column `8 j + i` low and column
     /// `8 j + 4 + i` high. Bytes: byte `64 j + 4 r + i` is row `r`, column `4 j + i`.
     pub(crate) quants: &'a [u8],
-    /// `[group][row]`, or `[group][half][row]` when `halves`.
-    pub(crate) scales: &'a [f32],
-    /// `[group][row]`, or empty.
-    pub(crate) mins: &'a [f32],
-    /// What stands for zero in `quants`.
+    pub(crate) scales: Scales<'a>,
+    /// What stands for zero in `quants`; 0 where there are minima.
     pub(crate) zero: i32,
     /// Four-bit quants.
     pub(crate) nibbles: bool,
+    /// A minimum for every group.
+    pub(crate) mins: bool,
     /// A scale for every 16 columns.
     pub(crate) halves: bool,
 }
 
-/// Activations as signed bytes, a scale per group: value `= scale * q`.
+/// A tile's scales and minima.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Scales<'a> {
+    /// As most formats store them, half-precision: `[group][row]`, or `[group][scale, minimum][row]`.
+    Stored(&'a [u8]),
+    /// Computed for the occasion.
+    Floats {
+        /// `[group][row]`, or `[group][half][row]` with a scale for every 16 columns.
+        scales: &'a [f32],
+        /// `[group][row]`, or empty.
+        mins: &'a [f32],
+    },
+}
+
+/// Activations as signed numbers of two bytes, a scale per group: value `= scale * (256 high + low)`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct IntRows<'a> {
     /// Groups in a row.
     pub(crate) groups: usize,
-    /// `[token][group][32]`, from -127 to 127.
+    /// `[token][group]`: 32 high bytes, then 32 low ones.
     pub(crate) q: &'a [i8],
     /// `[token][group]`.
     pub(crate) scales: &'a [f32],
-    /// `[token][group][half]`: sums of 16 quants.
+    /// `[token][group][half]`: sums of 16 numbers.
     pub(crate) sums: &'a [i32],
+    /// `[token][group]`: the scale times the sum of 32 numbers.
+    pub(crate) offsets: &'a [f32],
+}
+
+impl IntRows<'_> {
+    /// Some of the rows.
+    pub(crate) fn part(&self, tokens: std::ops::Range<usize>) -> Self {
+        let groups = tokens.start * self.groups..tokens.end * self.groups;
+        Self {
+            groups: self.groups,
+            q: &self.q[2 * GROUP * groups.start..2 * GROUP * groups.end],
+            scales: &self.scales[groups.clone()],
+            sums: &self.sums[2 * groups.start..2 * groups.end],
+            offsets: &self.offsets[groups],
+        }
+    }
 }
 
 /// How a float tile is stored: `[column][row]`, little-endian.
@@ -141,19 +197,29 @@ impl FloatKind {
     }
 }
 
-/// Multiplies one tile with every token: `out[token][row]`.
-pub(crate) fn int_tile(isa: Isa, tile: &IntTile<'_>, rows: &IntRows<'_>, out: &mut [f32]) {
+/// Multiplies one tile with every token: a row of `out` each.
+pub(crate) fn int_tile(isa: Isa, tile: &IntTile<'_>, rows: &IntRows<'_>, out: &mut Column<'_>) {
     let groups = rows.groups;
-    let tokens = out.len() / LANES;
-    let halves = 1 + usize::from(tile.halves);
-    assert_eq!(out.len(), tokens * LANES, "whole rows of output");
+    let tokens = out.rows();
+    let minima = 1 + usize::from(tile.mins);
     assert_eq!(tile.quants.len(), groups * if tile.nibbles { 256 } else { 512 }, "quants");
-    assert_eq!(tile.scales.len(), groups * LANES * halves, "scales");
-    assert!(tile.mins.is_empty() || tile.mins.len() == groups * LANES, "minima");
-    assert!(!(tile.halves && (tile.nibbles || !tile.mins.is_empty())), "no format has these");
-    assert_eq!(rows.q.len(), tokens * groups * GROUP, "activations");
+    match tile.scales {
+        Scales::Stored(halves) => {
+            assert_eq!(halves.len(), groups * LANES * 2 * minima, "stored scales");
+            assert!(!tile.halves, "no format stores these");
+        }
+        Scales::Floats { scales, mins } => {
+            let halves = 1 + usize::from(tile.halves);
+            assert_eq!(scales.len(), groups * LANES * halves, "scales");
+            assert_eq!(mins.len(), groups * LANES * (minima - 1), "minima");
+        }
+    }
+    assert!(!(tile.halves && (tile.nibbles || tile.mins)), "no format has these");
+    assert!(!tile.mins || tile.zero == 0, "a minimum or a zero");
+    assert_eq!(rows.q.len(), tokens * groups * 2 * GROUP, "activations");
     assert_eq!(rows.scales.len(), tokens * groups, "activation scales");
     assert_eq!(rows.sums.len(), tokens * groups * 2, "activation sums");
+    assert_eq!(rows.offsets.len(), tokens * groups, "activation offsets");
     match isa.0 {
         Form::Portable => portable::int_tile(tile, rows, out),
         // SAFETY: `Isa` proves the instructions; the lengths were checked above.
@@ -162,6 +228,12 @@ pub(crate) fn int_tile(isa: Isa, tile: &IntTile<'_>, rows: &IntRows<'_>, out: &m
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Form::Avx512 => unsafe { avx512::int_tile(tile, rows, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Form::Dotprod => unsafe { neon::dotprod::int_tile(tile, rows, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Form::I8mm => unsafe { neon::i8mm::int_tile(tile, rows, out) },
     }
 }
 
@@ -172,12 +244,10 @@ pub(crate) fn float_tile(
     tile: &[u8],
     cols: usize,
     x: &[f32],
-    out: &mut [f32],
+    out: &mut Column<'_>,
 ) {
-    let tokens = out.len() / LANES;
-    assert_eq!(out.len(), tokens * LANES, "whole rows of output");
     assert_eq!(tile.len(), cols * LANES * kind.bytes(), "weights");
-    assert_eq!(x.len(), tokens * cols, "activations");
+    assert_eq!(x.len(), out.rows() * cols, "activations");
     match isa.0 {
         Form::Portable => portable::float_tile(kind, tile, cols, x, out),
         // SAFETY: `Isa` proves the instructions; the lengths were checked above.
@@ -186,6 +256,68 @@ pub(crate) fn float_tile(
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Form::Avx512 => unsafe { avx512::float_tile(kind, tile, cols, x, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Form::Dotprod => unsafe { neon::dotprod::float_tile(kind, tile, cols, x, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Form::I8mm => unsafe { neon::i8mm::float_tile(kind, tile, cols, x, out) },
+    }
+}
+
+/// `N` queries `q[d][N]` against sixteen positions `k[d][lane]`: the sums over `d`, times `scale`,
+/// go to `to[query * stride + lane]`. A query's sums do not depend on `N`.
+pub(crate) fn dots<const N: usize>(
+    isa: Isa,
+    q: &[f32],
+    k: &[f32],
+    scale: f32,
+    to: &mut [f32],
+    stride: usize,
+) {
+    assert!(k.len().is_multiple_of(LANES), "whole positions");
+    assert_eq!(q.len() / N, k.len() / LANES, "as many values in a query as in a key");
+    assert!(N > 0 && stride >= LANES && to.len() >= (N - 1) * stride + LANES, "room");
+    match isa.0 {
+        Form::Portable => portable::dots::<N>(q, k, scale, to, stride),
+        // SAFETY: `Isa` proves the instructions; the lengths were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Form::Avx2 => unsafe { avx2::dots::<N>(q, k, scale, to, stride) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Form::Avx512 => unsafe { avx512::dots::<N>(q, k, scale, to, stride) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Form::Dotprod | Form::I8mm => unsafe { neon::dots::<N>(q, k, scale, to, stride) },
+    }
+}
+
+/// `N` rows `out[row][dim]` get the sum of `weights[row * stride + n] * values[n][dim]`, added in the
+/// order of `n`. A row's sum does not depend on `N`.
+pub(crate) fn weigh<const N: usize>(
+    isa: Isa,
+    out: &mut [f32],
+    dim: usize,
+    weights: &[f32],
+    stride: usize,
+    values: &[f32],
+) {
+    let count = values.len() / dim;
+    assert_eq!(out.len(), N * dim, "rows");
+    assert!(N > 0 && weights.len() >= (N - 1) * stride + count, "weights");
+    match isa.0 {
+        Form::Portable => portable::weigh::<N>(out, dim, weights, stride, values),
+        // SAFETY: `Isa` proves the instructions; the lengths were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Form::Avx2 => unsafe { avx2::weigh::<N>(out, dim, weights, stride, values) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Form::Avx512 => unsafe { avx512::weigh::<N>(out, dim, weights, stride, values) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Form::Dotprod | Form::I8mm => unsafe {
+            neon::weigh::<N>(out, dim, weights, stride, values)
+        },
     }
 }
 

@@ -2,45 +2,59 @@
 
 use half::{bf16, f16};
 
-use super::{FloatKind, GROUP, IntRows, IntTile, LANES};
+use super::{Column, FloatKind, GROUP, IntRows, IntTile, LANES, Scales};
 
-pub(super) fn int_tile(tile: &IntTile<'_>, rows: &IntRows<'_>, out: &mut [f32]) {
-    for (token, out) in out.chunks_exact_mut(LANES).enumerate() {
+pub(super) fn int_tile(tile: &IntTile<'_>, rows: &IntRows<'_>, out: &mut Column<'_>) {
+    for token in 0..out.rows() {
         let mut total = [0.0f32; LANES];
         for g in 0..rows.groups {
             let at = token * rows.groups + g;
-            let a = &rows.q[at * GROUP..][..GROUP];
+            let (high, low) = rows.q[at * 2 * GROUP..][..2 * GROUP].split_at(GROUP);
             let scale = rows.scales[at];
             let sums = [rows.sums[2 * at], rows.sums[2 * at + 1]];
-            let dots = match tile.nibbles {
+            let dots = |a| match tile.nibbles {
                 true => nibble_dots(&tile.quants[g * 256..][..256], a),
                 false => byte_dots(&tile.quants[g * 512..][..512], a),
             };
+            let (high, low) = (dots(high), dots(low));
+            let dot =
+                |half: usize, r: usize| 256 * high[half][r] + low[half][r] - tile.zero * sums[half];
+            let scales = |n: usize, of_mins: bool| -> [f32; LANES] {
+                match tile.scales {
+                    Scales::Stored(stored) => {
+                        let halves = &stored[n * 2 * LANES..][..2 * LANES];
+                        std::array::from_fn(|r| {
+                            f16::from_le_bytes(halves.as_chunks::<2>().0[r]).to_f32()
+                        })
+                    }
+                    Scales::Floats { scales, mins } => {
+                        let all = if of_mins { mins } else { scales };
+                        std::array::from_fn(|r| all[n * LANES + r])
+                    }
+                }
+            };
             if tile.halves {
                 for half in 0..2 {
-                    let scales = &tile.scales[(2 * g + half) * LANES..][..LANES];
+                    let scales = scales(2 * g + half, false);
                     for r in 0..LANES {
-                        let dot = dots[half][r] - tile.zero * sums[half];
-                        total[r] += dot as f32 * (scales[r] * scale);
+                        total[r] += dot(half, r) as f32 * (scales[r] * scale);
                     }
                 }
                 continue;
             }
-            let sum = sums[0] + sums[1];
-            let scales = &tile.scales[g * LANES..][..LANES];
+            let stored = matches!(tile.scales, Scales::Stored(_)) && tile.mins;
+            let first = scales(if stored { 2 * g } else { g }, false);
             for r in 0..LANES {
-                let dot = dots[0][r] + dots[1][r] - tile.zero * sum;
-                total[r] += dot as f32 * (scales[r] * scale);
+                total[r] += (dot(0, r) + dot(1, r)) as f32 * (first[r] * scale);
             }
-            if !tile.mins.is_empty() {
-                let mins = &tile.mins[g * LANES..][..LANES];
-                let sum = scale * sum as f32;
+            if tile.mins {
+                let mins = scales(if stored { 2 * g + 1 } else { g }, true);
                 for r in 0..LANES {
-                    total[r] += mins[r] * sum;
+                    total[r] += mins[r] * rows.offsets[at];
                 }
             }
         }
-        out.copy_from_slice(&total);
+        *out.row(token) = total;
     }
 }
 
@@ -72,9 +86,15 @@ fn byte_dots(quants: &[u8], a: &[i8]) -> [[i32; LANES]; 2] {
     dots
 }
 
-pub(super) fn float_tile(kind: FloatKind, tile: &[u8], cols: usize, x: &[f32], out: &mut [f32]) {
+pub(super) fn float_tile(
+    kind: FloatKind,
+    tile: &[u8],
+    cols: usize,
+    x: &[f32],
+    out: &mut Column<'_>,
+) {
     let mut column = [0.0f32; LANES];
-    out.fill(0.0);
+    (0..out.rows()).for_each(|token| out.row(token).fill(0.0));
     for (c, stored) in tile.chunks_exact(LANES * kind.bytes()).enumerate() {
         match kind {
             FloatKind::F32 => {
@@ -93,10 +113,45 @@ pub(super) fn float_tile(kind: FloatKind, tile: &[u8], cols: usize, x: &[f32], o
                 }
             }
         }
-        for (token, out) in out.chunks_exact_mut(LANES).enumerate() {
+        for token in 0..out.rows() {
             let x = x[token * cols + c];
+            let out = out.row(token);
             for r in 0..LANES {
                 out[r] += column[r] * x;
+            }
+        }
+    }
+}
+
+pub(super) fn dots<const N: usize>(
+    q: &[f32],
+    k: &[f32],
+    scale: f32,
+    to: &mut [f32],
+    stride: usize,
+) {
+    for n in 0..N {
+        let mut total = [0.0f32; LANES];
+        for (q, k) in q.as_chunks::<N>().0.iter().zip(k.as_chunks::<LANES>().0) {
+            for (total, k) in total.iter_mut().zip(k) {
+                *total += q[n] * k;
+            }
+        }
+        to[n * stride..][..LANES].copy_from_slice(&total.map(|total| total * scale));
+    }
+}
+
+pub(super) fn weigh<const N: usize>(
+    out: &mut [f32],
+    dim: usize,
+    weights: &[f32],
+    stride: usize,
+    values: &[f32],
+) {
+    for (row, out) in out.chunks_exact_mut(dim).enumerate().take(N) {
+        for (values, weight) in values.chunks_exact(dim).zip(&weights[row * stride..]) {
+            for (out, value) in out.iter_mut().zip(values) {
+                *out += weight * value;
             }
         }
     }

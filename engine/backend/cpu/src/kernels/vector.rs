@@ -34,25 +34,32 @@ macro_rules! forms {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 Form::Avx512 => unsafe { avx512($($arg),*) },
+                // Every such machine has NEON, and it fuses.
+                #[cfg(target_arch = "aarch64")]
+                Form::Dotprod | Form::I8mm => $body::<true>($($arg),*),
             }
         }
     };
 }
 
 forms! {
-    /// `sum over d of q[d] * k[d][lane]`: one query against sixteen positions.
-    dot_lanes = dot_lanes_body(q: &[f32], k: &[f32]) -> [f32; LANES]
+    /// The largest number; NaN is none.
+    largest = largest_body(x: &[f32]) -> f32
 }
 
 #[inline(always)]
-fn dot_lanes_body<const FUSED: bool>(q: &[f32], k: &[f32]) -> [f32; LANES] {
-    let mut total = [0.0f32; LANES];
-    for (q, k) in q.iter().zip(k.as_chunks::<LANES>().0) {
-        for (total, k) in total.iter_mut().zip(k) {
-            *total = madd::<FUSED>(*q, *k, *total);
+fn largest_body<const FUSED: bool>(x: &[f32]) -> f32 {
+    let mut most = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (most, x) in most.iter_mut().zip(chunk) {
+            *most = if *x > *most { *x } else { *most };
         }
     }
-    total
+    for (most, x) in most.iter_mut().zip(rest) {
+        *most = if *x > *most { *x } else { *most };
+    }
+    most.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a })
 }
 
 forms! {
@@ -155,23 +162,33 @@ fn gate_gelu_body<const FUSED: bool>(gate: &mut [f32], up: &[f32]) {
 }
 
 forms! {
-    /// A row of activations to signed bytes: per group of 32, `scale = max|x| / 127`, quants
-    /// rounded to even, and the sums of both halves. `q` may be longer than `x`: what is left of
-    /// its last group is zero.
-    quantize_row = quantize_body(x: &[f32], q: &mut [i8], scales: &mut [f32], sums: &mut [i32])
+    /// A row of activations to signed numbers of two bytes: per group of 32, `scale = max|x| / 32512`,
+    /// numbers rounded to even, the sums of both halves, and the sum of all times the scale. `q`
+    /// may be longer than `x`: what is left of its last group is zero.
+    quantize_row = quantize_body(
+        x: &[f32], q: &mut [i8], scales: &mut [f32], sums: &mut [i32], offsets: &mut [f32]
+    )
 }
 
 #[inline(always)]
-fn quantize_body<const FUSED: bool>(x: &[f32], q: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
-    const ROUND: f32 = 12_582_912.0;
-    let groups = q.as_chunks_mut::<GROUP>().0.iter_mut();
-    for (g, ((q, scale), sums)) in
-        groups.zip(scales.iter_mut()).zip(sums.as_chunks_mut::<2>().0).enumerate()
-    {
+fn quantize_body<const FUSED: bool>(
+    x: &[f32],
+    q: &mut [i8],
+    scales: &mut [f32],
+    sums: &mut [i32],
+    offsets: &mut [f32],
+) {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to a whole number.
+    const MOST: f32 = 127.0 * 256.0;
+    let groups = q.as_chunks_mut::<{ 2 * GROUP }>().0.iter_mut().zip(scales.iter_mut());
+    let groups = groups.zip(sums.as_chunks_mut::<2>().0).zip(offsets.iter_mut());
+    for (g, (((q, scale), sums), offset)) in groups.enumerate() {
         let mut values = [0.0f32; GROUP];
         let rest = &x[g * GROUP..];
-        let n = rest.len().min(GROUP);
-        values[..n].copy_from_slice(&rest[..n]);
+        match rest.first_chunk() {
+            Some(whole) => values = *whole,
+            None => values[..rest.len()].copy_from_slice(rest),
+        }
         let mut most = [0.0f32; LANES];
         for half in values.as_chunks::<LANES>().0 {
             for (most, v) in most.iter_mut().zip(half) {
@@ -181,38 +198,20 @@ fn quantize_body<const FUSED: bool>(x: &[f32], q: &mut [i8], scales: &mut [f32],
         }
         let most = most.iter().fold(0.0f32, |a, b| if *b > a { *b } else { a });
         // So small that its inverse overflows: nothing.
-        let (up, down) = if most > 1e-30 { (127.0 / most, most / 127.0) } else { (0.0, 0.0) };
+        let (up, down) = if most > 1e-30 { (MOST / most, most / MOST) } else { (0.0, 0.0) };
+        let (high, low) = q.split_at_mut(GROUP);
+        let mut whole = [0i32; GROUP];
+        for (((v, high), low), whole) in values.iter().zip(high).zip(low).zip(&mut whole) {
+            let rounded = (v * up + ROUND).to_bits() as i32;
+            let rounded = rounded.wrapping_sub(ROUND.to_bits() as i32);
+            *high = (rounded.wrapping_add(128) >> 8) as i8;
+            *low = rounded as i8;
+            *whole = 256 * i32::from(*high) + i32::from(*low);
+        }
+        let (front, back) = whole.split_at(LANES);
+        *sums = [front.iter().sum(), back.iter().sum()];
         *scale = down;
-        for ((q, v), sum) in q
-            .as_chunks_mut::<LANES>()
-            .0
-            .iter_mut()
-            .zip(values.as_chunks::<LANES>().0)
-            .zip(sums.iter_mut())
-        {
-            let mut total = 0i32;
-            for (q, v) in q.iter_mut().zip(v) {
-                let rounded = (v * up + ROUND).to_bits() as i32;
-                *q = rounded.wrapping_sub(ROUND.to_bits() as i32) as i8;
-                total += i32::from(*q);
-            }
-            *sum = total;
-        }
-    }
-}
-
-forms! {
-    /// `rest = x - scale * q`.
-    lost_by_rounding = lost_body(x: &[f32], q: &[i8], scales: &[f32], rest: &mut [f32])
-}
-
-#[inline(always)]
-fn lost_body<const FUSED: bool>(x: &[f32], q: &[i8], scales: &[f32], rest: &mut [f32]) {
-    let groups = x.chunks(GROUP).zip(q.chunks(GROUP)).zip(rest.chunks_mut(GROUP));
-    for (((x, q), rest), scale) in groups.zip(scales) {
-        for ((x, q), rest) in x.iter().zip(q).zip(rest) {
-            *rest = x - scale * f32::from(*q);
-        }
+        *offset = down * (sums[0] + sums[1]) as f32;
     }
 }
 
@@ -223,6 +222,10 @@ pub(crate) fn halves_to_floats(isa: Isa, halves: &[u16], out: &mut [f32]) {
     if isa.0 != Form::Portable {
         // SAFETY: every form but the portable one has F16C; the lengths agree.
         return unsafe { halves_to_floats_f16c(halves, out) };
+    }
+    #[cfg(target_arch = "aarch64")]
+    if isa.0 != Form::Portable {
+        return halves_to_floats_neon(halves, out);
     }
     let _ = isa;
     for (out, h) in out.iter_mut().zip(halves) {
@@ -248,6 +251,23 @@ unsafe fn halves_to_floats_f16c(halves: &[u16], out: &mut [f32]) {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+fn halves_to_floats_neon(halves: &[u16], out: &mut [f32]) {
+    use std::arch::aarch64::*;
+    let (chunks, rest) = halves.as_chunks::<4>();
+    let (outs, last) = out.as_chunks_mut::<4>();
+    for (h, out) in chunks.iter().zip(outs) {
+        // SAFETY: both are four values long, and every aarch64 machine has NEON.
+        unsafe {
+            let wide = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h.as_ptr())));
+            vst1q_f32(out.as_mut_ptr(), wide);
+        }
+    }
+    for (out, h) in last.iter_mut().zip(rest) {
+        *out = f16::from_bits(*h).to_f32();
+    }
+}
+
 /// Floats to half-precision bits, rounded to even; the lengths agree.
 pub(crate) fn floats_to_halves(isa: Isa, floats: &[f32], out: &mut [u16]) {
     assert_eq!(floats.len(), out.len(), "as many halves as floats");
@@ -255,6 +275,10 @@ pub(crate) fn floats_to_halves(isa: Isa, floats: &[f32], out: &mut [u16]) {
     if isa.0 != Form::Portable {
         // SAFETY: every form but the portable one has F16C; the lengths agree.
         return unsafe { floats_to_halves_f16c(floats, out) };
+    }
+    #[cfg(target_arch = "aarch64")]
+    if isa.0 != Form::Portable {
+        return floats_to_halves_neon(floats, out);
     }
     let _ = isa;
     for (out, f) in out.iter_mut().zip(floats) {
@@ -273,6 +297,23 @@ unsafe fn floats_to_halves_f16c(floats: &[f32], out: &mut [u16]) {
         unsafe {
             let narrow = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(f.as_ptr()));
             _mm_storeu_si128(out.as_mut_ptr().cast(), narrow);
+        }
+    }
+    for (out, f) in last.iter_mut().zip(rest) {
+        *out = f16::from_f32(*f).to_bits();
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+fn floats_to_halves_neon(floats: &[f32], out: &mut [u16]) {
+    use std::arch::aarch64::*;
+    let (chunks, rest) = floats.as_chunks::<4>();
+    let (outs, last) = out.as_chunks_mut::<4>();
+    for (f, out) in chunks.iter().zip(outs) {
+        // SAFETY: both are four values long, and every aarch64 machine has NEON.
+        unsafe {
+            let narrow = vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(f.as_ptr())));
+            vst1_u16(out.as_mut_ptr(), narrow);
         }
     }
     for (out, f) in last.iter_mut().zip(rest) {
