@@ -14,6 +14,7 @@ mod chat;
 mod completions;
 mod embeddings;
 mod generate;
+mod keeping;
 mod load;
 mod messages;
 mod metrics;
@@ -25,6 +26,7 @@ mod stream;
 mod tools;
 pub mod wire;
 
+pub use keeping::Keeping;
 pub use load::{EngineOptions, Parts};
 pub use serve::{run, serve};
 

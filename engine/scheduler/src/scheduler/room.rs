@@ -25,17 +25,19 @@ impl Scheduler {
         let mut held = Vec::new();
         while let Some(next) = self.next_for_room(&held) {
             let (mut chain, mut blocks) = (Vec::new(), Vec::new());
-            let (request, tokens) = match &next {
+            let (request, tokens, in_flight) = match &next {
                 Next::Again(index) => {
                     let sequence = &self.running[*index];
-                    (&sequence.request, sequence.tokens.as_slice())
+                    let in_flight = sequence.planned - sequence.sampled();
+                    (&sequence.request, sequence.tokens.as_slice(), in_flight)
                 }
                 Next::New(member) => {
                     let waiting = self.waiting.peek(member).expect("just seen there");
-                    (&waiting.request, waiting.tokens())
+                    (&waiting.request, waiting.tokens(), 0)
                 }
             };
-            let need = blocks_for(tokens.len() as u32, self.limits.block_tokens);
+            // What a step in flight samples is read too.
+            let need = blocks_for(tokens.len() as u32 + in_flight, self.limits.block_tokens);
             // The last token is read in any case: what follows it is asked for. So is a prompt that is judged, or
             // whose mean is wanted.
             let most = match (request.prompt_logprobs, request.pooling) {

@@ -130,6 +130,7 @@ impl Server {
                 tokenizer: tokenizer(),
                 template: Ok(template),
                 config,
+                store: None,
             })
         });
         server.ready().await;
