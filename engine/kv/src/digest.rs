@@ -9,6 +9,19 @@ use ring::digest::{Context, SHA256};
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ModelDigest(pub [u8; 32]);
 
+impl ModelDigest {
+    /// Of these parts in this order; where one ends and the next begins counts.
+    pub fn of<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut context = Context::new(&SHA256);
+        context.update(b"polder-kv model\0");
+        for part in parts {
+            context.update(&(part.len() as u64).to_le_bytes());
+            context.update(part);
+        }
+        Self(ChainDigest::finish(context).0)
+    }
+}
+
 /// A block's place: the model, all tokens before the block, and its own.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChainDigest(pub(crate) [u8; 32]);
@@ -76,6 +89,10 @@ mod tests {
             root,
         ];
         assert!(!others.contains(&a));
+        let model = |parts: &[&[u8]]| ModelDigest::of(parts.iter().copied());
+        assert_eq!(model(&[b"ab", b"c"]), model(&[b"ab", b"c"]));
+        assert_ne!(model(&[b"ab", b"c"]), model(&[b"a", b"bc"]));
+        assert_ne!(model(&[b"ab", b"c"]), model(&[b"ab", b"c", b""]));
         // The prompt must not be found out from a log.
         assert_eq!(format!("{a:?}"), "ChainDigest(..)");
     }

@@ -8,7 +8,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -111,7 +111,7 @@ impl Segments {
         let (number, within) = self.place(slot);
         let (blocks, at) = (File::open(self.path(BLOCKS, number))?, within * self.geometry.slot);
         let mut sealed = vec![0; self.geometry.sealed];
-        blocks.read_exact_at(&mut sealed, at)?;
+        self.system.read_at(&blocks, &mut sealed, at)?;
         forget_pages(&blocks, at, self.geometry.slot)?;
         Ok(sealed)
     }

@@ -249,9 +249,14 @@ impl Store {
 
     /// Whether a block is kept. Does not count as use.
     pub fn contains(&self, member: &str, digest: &ChainDigest) -> bool {
+        self.locate(member, digest).is_some()
+    }
+
+    /// A block by its address, if it is kept. Does not count as use.
+    pub fn locate(&self, member: &str, digest: &ChainDigest) -> Option<Handle> {
         let mut state = self.shared.lock();
-        let Some(member) = state.members.find(member) else { return false };
-        state.index.tier(&Address { member, digest: *digest }).is_some()
+        let at = Address { member: state.members.find(member)?, digest: *digest };
+        state.index.tier(&at).map(|tier| Handle { at, tier })
     }
 
     /// Keeps a block that follows `parent`: in host memory at once, on disk when there is time. Waits for nothing. Where there is

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-/// Clocks, room and writes.
+/// Clocks, room, and what is written and read.
 pub trait System: Send + Sync {
     /// The machine's clock: seconds since 1970, right or wrong.
     fn wall_seconds(&self) -> u64;
@@ -20,6 +20,11 @@ pub trait System: Send + Sync {
 
     /// Writes all bytes at a place in a file.
     fn write_at(&self, file: &File, bytes: &[u8], at: u64) -> io::Result<()>;
+
+    /// Fills all bytes from a place in a file.
+    fn read_at(&self, file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        file.read_exact_at(bytes, at)
+    }
 }
 
 /// The machine as it is.

@@ -2,18 +2,21 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use polder_backend::{Backend, StepBatch, Ticket, TokenId};
+use polder_backend::{Backend, Input, StepBatch, Ticket, TokenId};
+use polder_kv::{Counters, ForgetError, Store};
 
 use crate::grammar::MaskWork;
+use crate::keeper::{Came, Keeper, can_keep, name};
 use crate::mask_threads::MaskThreads;
 use crate::pulse::Pulse;
-use crate::request::{Event, Refusal, Request, RequestId, SchedulerError};
+use crate::request::{Event, MemberId, Refusal, Request, RequestId, SchedulerError};
 use crate::scheduler::{Config, Scheduler, Stats};
+use crate::tiers::Owner;
 
 /// For so long a step waits for masks: most take less, and hardly any step does.
 const WORTH_WAITING: Duration = Duration::from_millis(2);
@@ -40,12 +43,36 @@ impl<F: FnMut(Event) -> bool + Send> Sink for F {
 
 /// Starts the engine's thread.
 pub fn spawn(backend: Box<dyn Backend>, config: Config) -> Result<EngineThread, SchedulerError> {
-    let scheduler = Scheduler::new(backend.limits(), config)?;
+    spawn_with_store(backend, config, None)
+}
+
+/// Starts the engine's thread, which keeps full blocks in a store too. It was opened for this back end's blocks.
+pub fn spawn_with_store(
+    mut backend: Box<dyn Backend>,
+    config: Config,
+    store: Option<Arc<Store>>,
+) -> Result<EngineThread, SchedulerError> {
+    let limits = backend.limits();
+    let mut scheduler = Scheduler::new(limits, config)?;
+    let (commands, inbox) = channel();
+    let store = match store {
+        Some(store) if can_keep(&mut *backend).map_err(SchedulerError::Backend)? => Some(store),
+        _ => None,
+    };
+    let keeper = store.clone().map(|store| {
+        let commands = commands.clone();
+        // Where the engine has ended nobody waits for blocks.
+        let tell = move |came| drop(commands.send(Command::Came(came)));
+        Keeper::new(store, config.restore_patience, Arc::new(tell))
+    });
+    if let Some(keeper) = &keeper {
+        scheduler = scheduler.with_tiers(keeper.tiers(limits.block_tokens, limits.block_bytes()));
+    }
     let stats = Arc::new(Mutex::new(scheduler.stats()));
     let pulse = Arc::new(Mutex::new(Pulse::default()));
-    let (commands, inbox) = channel();
     let handle = EngineHandle {
-        commands,
+        door: Arc::new(Door { commands }),
+        store,
         next_id: Arc::new(AtomicU64::new(0)),
         stats: stats.clone(),
         pulse: pulse.clone(),
@@ -59,11 +86,14 @@ pub fn spawn(backend: Box<dyn Backend>, config: Config) -> Result<EngineThread, 
         inbox,
         sinks: HashMap::new(),
         in_flight: VecDeque::new(),
+        collected: None,
         batch: StepBatch::default(),
         events: Vec::new(),
         masks: MaskThreads::new(),
         mask_work: Vec::new(),
+        keeper,
         readers_stall: false,
+        restores_stall: false,
         stats,
         pulse,
     };
@@ -103,7 +133,8 @@ impl EngineThread {
 /// Talks to the engine's thread; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct EngineHandle {
-    commands: Sender<Command>,
+    door: Arc<Door>,
+    store: Option<Arc<Store>>,
     next_id: Arc<AtomicU64>,
     stats: Arc<Mutex<Stats>>,
     pulse: Arc<Mutex<Pulse>>,
@@ -111,11 +142,29 @@ pub struct EngineHandle {
     capacity: u32,
 }
 
+/// The engine ends when the last handle lets go of it.
+#[derive(Debug)]
+struct Door {
+    commands: Sender<Command>,
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        // Where the engine has ended by itself there is nothing left to end.
+        let _ = self.commands.send(Command::End);
+    }
+}
+
 enum Command {
     Admit(Vec<(RequestId, Request, Box<dyn Sink>)>),
     Cancel(RequestId),
     Share(Vec<Vec<TokenId>>),
+    /// A block that was read, or was not.
+    Came(Came),
+    /// With whom to tell when it is done.
+    Forget(MemberId, Sender<()>),
     Wake,
+    End,
 }
 
 impl std::fmt::Debug for Command {
@@ -124,7 +173,10 @@ impl std::fmt::Debug for Command {
             Self::Admit(list) => write!(f, "Admit({} sequences)", list.len()),
             Self::Cancel(id) => write!(f, "Cancel({})", id.0),
             Self::Share(beginnings) => write!(f, "Share({} beginnings)", beginnings.len()),
+            Self::Came(came) => write!(f, "Came({:?}, {})", came.id, came.at),
+            Self::Forget(..) => write!(f, "Forget"),
             Self::Wake => write!(f, "Wake"),
+            Self::End => write!(f, "End"),
         }
     }
 }
@@ -138,7 +190,7 @@ impl EngineHandle {
         let ids: Vec<RequestId> = (first..first + count).map(RequestId).collect();
         let sequences =
             ids.iter().zip(sequences).map(|(id, (request, sink))| (*id, request, sink)).collect();
-        if let Err(unsent) = self.commands.send(Command::Admit(sequences))
+        if let Err(unsent) = self.door.commands.send(Command::Admit(sequences))
             && let Command::Admit(sequences) = unsent.0
         {
             for (_, _, mut sink) in sequences {
@@ -151,19 +203,51 @@ impl EngineHandle {
     /// Ends a sequence; its blocks are free before the next step. Ids that are done are fine.
     pub fn cancel(&self, id: RequestId) {
         // Where the engine has ended there is nothing left to cancel.
-        let _ = self.commands.send(Command::Cancel(id));
+        let _ = self.door.commands.send(Command::Cancel(id));
     }
 
     /// All members may share how these texts begin (instructions that everybody's programs send), and no others any more.
     pub fn share_beginnings(&self, beginnings: Vec<Vec<TokenId>>) {
         // Where the engine has ended there is nothing left to share.
-        let _ = self.commands.send(Command::Share(beginnings));
+        let _ = self.door.commands.send(Command::Share(beginnings));
+    }
+
+    /// Forgets what was kept for a member, everywhere: nothing of it is found again, and their key is destroyed. What
+    /// members who trust each other have together goes too, because nobody can tell whose it is. Waits for a step and for the disk.
+    /// Where it fails, asking again tries again.
+    pub fn forget(&self, member: &MemberId) -> Result<(), ForgetError> {
+        let owners = [Owner::Member(member.clone()), Owner::Trusting];
+        let destroy_keys = || -> Result<(), ForgetError> {
+            let Some(store) = &self.store else { return Ok(()) };
+            // Every one, also where one of them fails.
+            let done = owners.each_ref().map(|owner| store.forget(name(owner)));
+            done.into_iter().collect()
+        };
+        // The key first: that needs nobody's help.
+        let first = destroy_keys();
+        let (tell, done) = channel();
+        // Where the engine has ended the device holds nothing.
+        if self.door.commands.send(Command::Forget(member.clone(), tell)).is_ok() {
+            let _ = done.recv();
+        }
+        // What was running until then may have kept something under a new key.
+        first.and(destroy_keys())
+    }
+
+    /// How the tiers beside the device fare, where there are any.
+    pub fn kept(&self) -> Option<Counters> {
+        self.store.as_ref().map(|store| store.counters())
+    }
+
+    /// Waits until what is kept is on disk, at most so long. Says whether it came to that.
+    pub fn settle(&self, within: Duration) -> bool {
+        self.store.as_ref().is_none_or(|store| store.settle(within))
     }
 
     /// Says that a sink which had no room has some again.
     pub fn wake(&self) {
         // Where the engine has ended there is nothing left to go on with.
-        let _ = self.commands.send(Command::Wake);
+        let _ = self.door.commands.send(Command::Wake);
     }
 
     /// How things stood after the last step.
@@ -189,16 +273,30 @@ struct EngineLoop {
     steps_ahead: usize,
     inbox: Receiver<Command>,
     sinks: HashMap<RequestId, Box<dyn Sink>>,
-    /// Steps that were submitted and not collected, with their tokens.
-    in_flight: VecDeque<(Ticket, u32)>,
+    /// Steps that were submitted and not collected.
+    in_flight: VecDeque<InFlight>,
+    /// When the last one was collected.
+    collected: Option<Instant>,
     batch: StepBatch,
     events: Vec<(RequestId, Event)>,
     masks: MaskThreads,
     mask_work: Vec<MaskWork>,
+    keeper: Option<Keeper>,
     /// Nothing can be run until a reader takes what is there for it, or a command comes.
     readers_stall: bool,
+    /// Nothing can be run until a block comes back to the device, or is given up.
+    restores_stall: bool,
     stats: Arc<Mutex<Stats>>,
     pulse: Arc<Mutex<Pulse>>,
+}
+
+/// A step that was submitted.
+struct InFlight {
+    ticket: Ticket,
+    /// Its tokens, and how many of them are read from prompts.
+    tokens: u32,
+    read: u32,
+    since: Instant,
 }
 
 impl EngineLoop {
@@ -214,8 +312,9 @@ impl EngineLoop {
     }
 
     fn serve(&mut self) -> Result<(), SchedulerError> {
-        while self.hear() {
+        while self.hear()? {
             self.bind_masks();
+            self.keep()?;
             if self.scheduler.is_idle() {
                 continue;
             }
@@ -223,20 +322,28 @@ impl EngineLoop {
             self.scheduler.pause_where(|id| sinks.get_mut(&id).is_some_and(|s| !s.has_room()));
             let submitted = self.in_flight.len() <= self.steps_ahead
                 && self.scheduler.plan_step(&mut self.batch);
+            self.restore();
             if submitted {
                 let tokens = self.batch.inputs.len() as u32;
                 if self.in_flight.is_empty() {
                     lock(&self.pulse).begin(Instant::now(), tokens);
                 }
+                let read = |input: &&Input| matches!(input, Input::Host(_));
+                let read = self.batch.inputs.iter().filter(read).count() as u32;
+                let since = Instant::now();
                 let ticket = self.backend.submit(&self.batch).map_err(SchedulerError::Backend)?;
-                self.in_flight.push_back((ticket, tokens));
+                self.in_flight.push_back(InFlight { ticket, tokens, read, since });
                 if self.in_flight.len() <= self.steps_ahead {
                     continue;
                 }
             }
-            let Some((ticket, _)) = self.in_flight.pop_front() else {
+            let Some(step) = self.in_flight.pop_front() else {
                 if self.masks.busy() {
                     self.take_masks(Instant::now() + LONGEST_WAIT, true);
+                    continue;
+                }
+                if self.scheduler.stats().restoring > 0 {
+                    self.restores_stall = true;
                     continue;
                 }
                 if self.scheduler.stats().paused == 0 {
@@ -245,21 +352,42 @@ impl EngineLoop {
                 self.readers_stall = true;
                 continue;
             };
-            let output = self.backend.collect(ticket).map_err(SchedulerError::Backend)?;
+            let output = self.backend.collect(step.ticket).map_err(SchedulerError::Backend)?;
+            let now = Instant::now();
             {
-                let (mut pulse, now) = (lock(&self.pulse), Instant::now());
+                let mut pulse = lock(&self.pulse);
                 pulse.end(now);
-                if let Some((_, tokens)) = self.in_flight.front() {
-                    pulse.begin(now, *tokens);
+                if let Some(next) = self.in_flight.front() {
+                    pulse.begin(now, next.tokens);
                 }
             }
+            if let Some(keeper) = &self.keeper {
+                let since = self.collected.max(Some(step.since)).unwrap_or(step.since);
+                keeper.stepped(step.tokens, step.read, now.saturating_duration_since(since));
+            }
+            self.collected = Some(now);
             self.scheduler.take(output, &mut self.events)?;
             self.hand_out_masks();
             // Before its answer is heard: who asks after that must not see it still running.
             self.publish();
             self.tell();
+            self.keep()?;
         }
         Ok(())
+    }
+
+    /// Puts what became full beside the device, before anybody else may write there.
+    fn keep(&mut self) -> Result<(), SchedulerError> {
+        let Some(keeper) = &mut self.keeper else { return Ok(()) };
+        keeper.give_up_late(&mut self.scheduler, Instant::now());
+        keeper.put(&mut self.scheduler, &mut *self.backend).map_err(SchedulerError::Backend)
+    }
+
+    /// Has read what is to come back.
+    fn restore(&mut self) {
+        if let Some(keeper) = &mut self.keeper {
+            keeper.restore(&mut self.scheduler, Instant::now());
+        }
     }
 
     /// Takes the masks that are there. Where the back end has nothing to do meanwhile, those that
@@ -294,30 +422,52 @@ impl EngineLoop {
 
     /// Takes what callers sent, and waits for them where there is nothing else to do. False
     /// when all of them are gone.
-    fn hear(&mut self) -> bool {
+    fn hear(&mut self) -> Result<bool, SchedulerError> {
         self.publish();
         loop {
             let nothing_to_do = self.scheduler.is_idle() || std::mem::take(&mut self.readers_stall);
+            let late = match std::mem::take(&mut self.restores_stall) {
+                true => self.keeper.as_ref().and_then(Keeper::deadline),
+                false => None,
+            };
             let command = if nothing_to_do {
-                match self.inbox.recv() {
-                    Ok(command) => command,
-                    Err(_) => return false,
+                self.inbox.recv().ok()
+            } else if let Some(late) = late {
+                match self.inbox.recv_timeout(late.saturating_duration_since(Instant::now())) {
+                    Ok(command) => Some(command),
+                    Err(RecvTimeoutError::Timeout) => return Ok(true),
+                    Err(RecvTimeoutError::Disconnected) => None,
                 }
             } else {
                 match self.inbox.try_recv() {
-                    Ok(command) => command,
-                    Err(TryRecvError::Empty) => return true,
-                    Err(TryRecvError::Disconnected) => return false,
+                    Ok(command) => Some(command),
+                    Err(TryRecvError::Empty) => return Ok(true),
+                    Err(TryRecvError::Disconnected) => None,
                 }
             };
+            let Some(command) = command else { return Ok(false) };
             match command {
                 Command::Admit(sequences) => self.admit(sequences),
                 Command::Cancel(id) => self.cancel(id),
                 Command::Share(beginnings) => self.scheduler.share_beginnings(&beginnings),
+                Command::Came(came) => self.came(came)?,
+                Command::Forget(member, done) => {
+                    self.scheduler.forget(&member);
+                    self.publish();
+                    // Whoever asked may have left.
+                    let _ = done.send(());
+                }
                 Command::Wake => {}
+                Command::End => return Ok(false),
             }
             self.publish();
         }
+    }
+
+    fn came(&mut self, came: Came) -> Result<(), SchedulerError> {
+        let Some(keeper) = &mut self.keeper else { return Ok(()) };
+        let done = keeper.came(came, &mut self.scheduler, &mut *self.backend);
+        done.map_err(SchedulerError::Backend)
     }
 
     fn admit(&mut self, sequences: Vec<(RequestId, Request, Box<dyn Sink>)>) {

@@ -98,6 +98,16 @@ impl FakeBackend {
         Ok((block.0 * self.limits.block_tokens + position % self.limits.block_tokens) as usize)
     }
 
+    /// A block's positions, and how many bytes each has.
+    fn positions(&self, block: BlockId) -> Result<(std::ops::Range<usize>, usize), BackendError> {
+        if block.0 >= self.limits.blocks {
+            return Err(BackendError::BadBlock(format!("block {} does not exist", block.0)));
+        }
+        let each = self.limits.block_tokens as usize;
+        let first = block.0 as usize * each;
+        Ok((first..first + each, self.limits.kv_bytes_per_token.min(8) as usize))
+    }
+
     fn run(&mut self, step: &StepBatch) -> Result<StepOutput, BackendError> {
         check_ranges(step, &self.limits)?;
         for reset in &step.resets {
@@ -202,6 +212,33 @@ impl Backend for FakeBackend {
             Some((first, _)) if *first == ticket => Ok(self.done.remove(0).1),
             _ => Err(BackendError::UnknownTicket(ticket.0)),
         }
+    }
+
+    /// A position is its token and one, or 0 where nothing was written yet, in as many bytes as the limits say.
+    fn export_block(&mut self, block: BlockId, into: &mut Vec<u8>) -> Result<(), BackendError> {
+        let (positions, width) = self.positions(block)?;
+        into.clear();
+        for token in &self.kv[positions] {
+            let bytes = token.map_or(0, |token| u64::from(token.0) + 1).to_le_bytes();
+            if bytes[width..].iter().any(|byte| *byte != 0) {
+                return Err(bad(format!("{token:?} does not fit {width} bytes")));
+            }
+            into.extend_from_slice(&bytes[..width]);
+        }
+        Ok(())
+    }
+
+    fn import_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), BackendError> {
+        let (positions, width) = self.positions(block)?;
+        if bytes.len() != positions.len() * width {
+            return Err(BackendError::BadBlock(format!("{} bytes", bytes.len())));
+        }
+        for (position, bytes) in self.kv[positions].iter_mut().zip(bytes.chunks_exact(width)) {
+            let number =
+                bytes.iter().rev().fold(0u64, |number, byte| number << 8 | u64::from(*byte));
+            *position = number.checked_sub(1).map(|token| TokenId(token as u32));
+        }
+        Ok(())
     }
 }
 

@@ -11,6 +11,7 @@ mod fair;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod grammar;
+mod keeper;
 mod mask_threads;
 mod pool;
 mod pooling;
@@ -21,9 +22,10 @@ mod request;
 mod scheduler;
 mod sequence;
 mod share;
+mod tiers;
 
 pub use cost::Cost;
-pub use engine_loop::{EngineHandle, EngineThread, Sink, spawn};
+pub use engine_loop::{EngineHandle, EngineThread, Sink, spawn, spawn_with_store};
 pub use grammar::{Grammar, MaskDone, MaskWork, Matcher, Next};
 pub use pooling::Pooling;
 pub use request::{
@@ -31,3 +33,4 @@ pub use request::{
     SchedulerError, Weight,
 };
 pub use scheduler::{Config, Scheduler, Stats};
+pub use tiers::{KeptBlock, Owner, PutWork, RestoreId, RestoreWork, Tiers};

@@ -14,6 +14,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
 use polder_backend::{BlockId, TokenId};
+use polder_kv::ChainDigest;
 
 use crate::request::MemberId;
 
@@ -23,9 +24,6 @@ pub(crate) struct NodeId(usize);
 
 /// The tree of what is common to all.
 const COMMON: usize = 0;
-/// The tree of members who trust each other.
-const TRUSTING: usize = 1;
-
 #[derive(Debug)]
 struct Node {
     /// Whose tree it is in. The node before it may be in that of what is common.
@@ -33,6 +31,8 @@ struct Node {
     /// None where nothing comes before it.
     parent: Option<NodeId>,
     tokens: Box<[TokenId]>,
+    /// Its address in the tiers beside the device, where there are any.
+    digest: Option<ChainDigest>,
     block: BlockId,
     users: u32,
     children: u32,
@@ -48,6 +48,8 @@ struct Root {
     idle: usize,
     /// The step in which it was last used.
     used: u64,
+    /// It is nobody's any more: nothing in it is found again, and its nodes go as soon as nobody uses them.
+    forgotten: bool,
     /// Its leaves that nobody uses, by when that began.
     leaves: BTreeSet<(u64, NodeId)>,
 }
@@ -78,8 +80,12 @@ pub(crate) struct PrefixCache {
     /// Beginnings that all members may share.
     common: Vec<Box<[TokenId]>>,
     members: HashMap<MemberId, usize>,
+    /// The tree of members who trust each other.
+    trusting: usize,
     roots: Vec<Root>,
     idle: usize,
+    /// The address of what comes before all texts.
+    beginning: Option<ChainDigest>,
     /// Counts whoever stops using something, so that it is known what was left first.
     clock: u64,
     step: u64,
@@ -95,11 +101,23 @@ impl PrefixCache {
             hasher: RandomState::new(),
             common: Vec::new(),
             members: HashMap::new(),
+            trusting: 1,
             roots: vec![Root::default(), Root::default()],
             idle: 0,
+            beginning: None,
             clock: 0,
             step: 0,
         }
+    }
+
+    /// Nodes have addresses from now on, after this one.
+    pub(crate) fn address_from(&mut self, beginning: ChainDigest) {
+        self.beginning = Some(beginning);
+    }
+
+    /// A node's address, where nodes have any.
+    pub(crate) fn digest(&self, id: NodeId) -> Option<ChainDigest> {
+        self.node(id).digest
     }
 
     /// Blocks that nobody uses.
@@ -138,9 +156,9 @@ impl PrefixCache {
 
     /// What is common goes last: nodes of all trees may follow it.
     fn may_take(&self, taker: Option<usize>, root: usize) -> bool {
-        let Root { nodes, used, .. } = self.roots[root];
+        let Root { nodes, used, forgotten, .. } = self.roots[root];
         let away = self.step - used > LONG_AWAY;
-        taker.is_none_or(|size| root != COMMON && (nodes >= size || away))
+        forgotten || taker.is_none_or(|size| root != COMMON && (nodes >= size || away))
     }
 
     /// Uses the nodes that hold how these tokens begin, at most `most` of them, and appends them and their blocks.
@@ -192,8 +210,10 @@ impl PrefixCache {
             return self.node(id).block;
         }
         self.roots[root].nodes += 1;
+        let before = parent.map_or(self.beginning, |parent| self.node(parent).digest);
+        let digest = before.map(|before| before.then(tokens));
         let tokens = tokens.into();
-        let node = Node { root, parent, tokens, block, users: 1, children: 0, left: 0 };
+        let node = Node { root, parent, tokens, digest, block, users: 1, children: 0, left: 0 };
         let id = match self.free.pop() {
             Some(at) => {
                 self.nodes[at] = Some(node);
@@ -221,17 +241,46 @@ impl PrefixCache {
     fn root_of(&self, whose: Whose<'_>) -> usize {
         match whose {
             Whose::Member(member) => self.members.get(member).copied().unwrap_or(self.roots.len()),
-            Whose::Trusting => TRUSTING,
+            Whose::Trusting => self.trusting,
         }
     }
 
     fn make_root_of(&mut self, whose: Whose<'_>) -> usize {
         let root = self.root_of(whose);
         if let (Whose::Member(member), true) = (whose, root == self.roots.len()) {
-            self.roots.push(Root::default());
+            let root = self.new_root();
             self.members.insert(member.clone(), root);
+            return root;
         }
         root
+    }
+
+    /// An empty tree, in the place of one that was forgotten and of which nothing is left, or behind all others.
+    fn new_root(&mut self) -> usize {
+        let left_over = self.roots.iter().position(|root| root.forgotten && root.nodes == 0);
+        let at = left_over.unwrap_or(self.roots.len());
+        if at == self.roots.len() {
+            self.roots.push(Root::default());
+        }
+        self.roots[at] = Root { used: self.step, ..Root::default() };
+        at
+    }
+
+    /// Nothing that was kept for them is found again. Appends the blocks that nobody uses; the others can be had as soon as
+    /// their users leave.
+    pub(crate) fn forget(&mut self, whose: Whose<'_>, to: &mut Vec<BlockId>) {
+        let root = self.root_of(whose);
+        if root == self.roots.len() {
+            return;
+        }
+        self.roots[root].forgotten = true;
+        to.extend(std::iter::from_fn(|| self.evict_one(&[root])));
+        match whose {
+            Whose::Member(member) => {
+                self.members.remove(member);
+            }
+            Whose::Trusting => self.trusting = self.new_root(),
+        }
     }
 
     /// Stops using these nodes. Their blocks stay.
@@ -267,7 +316,10 @@ impl PrefixCache {
     fn evict_one(&mut self, from: &[usize]) -> Option<BlockId> {
         let oldest = |root: &Root| root.leaves.first().map(|(left, _)| std::cmp::Reverse(*left));
         let can = from.iter().copied().filter(|at| !self.roots[*at].leaves.is_empty());
-        let at = can.max_by_key(|at| (self.roots[*at].nodes, oldest(&self.roots[*at])))?;
+        let at = can.max_by_key(|at| {
+            let root = &self.roots[*at];
+            (root.forgotten, root.nodes, oldest(root))
+        })?;
         let root = &mut self.roots[at];
         root.nodes -= 1;
         root.idle -= 1;
@@ -437,5 +489,31 @@ mod tests {
         assert_eq!(evicted(&mut cache, 9, None), [2, 0]);
         assert_eq!(cache.idle(), 0);
         assert!(found(&mut cache, "ada", &[1, 2]).1.is_empty());
+    }
+
+    #[test]
+    fn what_was_forgotten_is_not_found_and_goes_first_however_little_it_is() {
+        let mut cache = PrefixCache::new(2);
+        let ada = MemberId::new("ada");
+        let mut large = keep(&mut cache, "bob", &[5, 6, 7, 8, 9, 9], &[2, 3, 4]);
+        let mut old = keep(&mut cache, "ada", &[1, 2, 3, 4], &[0, 1]);
+        let mut used = keep(&mut cache, "ada", &[1, 2], &[0]);
+        cache.leave(&mut old);
+        let mut gone = Vec::new();
+        cache.forget(Whose::Member(&ada), &mut gone);
+        assert_eq!(gone, [BlockId(1)]);
+        assert!(found(&mut cache, "ada", &[1, 2, 3, 4]).1.is_empty());
+        // She starts anew beside what is still used.
+        let mut new = keep(&mut cache, "ada", &[1, 2], &[8]);
+        cache.leave(&mut used);
+        cache.leave(&mut large);
+        cache.leave(&mut new);
+        let cyd = MemberId::new("cyd");
+        let roots = cache.roots.len();
+        assert_eq!(evicted(&mut cache, 2, Some(Whose::Member(&cyd))), [0, 4]);
+        cache.forget(Whose::Trusting, &mut gone);
+        keep(&mut cache, "dan", &[1, 2], &[0]);
+        assert!(cache.roots.len() <= roots + 1, "an empty tree is used again");
+        assert_eq!(found(&mut cache, "ada", &[1, 2]).1, [8]);
     }
 }

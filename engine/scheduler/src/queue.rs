@@ -6,6 +6,7 @@ use polder_backend::TokenId;
 
 use crate::grammar::Masking;
 use crate::request::{MemberId, Request, RequestId};
+use crate::tiers::Keeps;
 
 /// A request without a slot.
 #[derive(Debug)]
@@ -23,6 +24,7 @@ pub(crate) struct Before {
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) cached: u32,
     pub(crate) masking: Option<Masking>,
+    pub(crate) keeps: Keeps,
 }
 
 impl Waiting {
@@ -120,6 +122,15 @@ impl WaitingQueue {
         }
         self.len -= 1;
         Some(next)
+    }
+
+    /// Of those that had a slot before, nothing more is kept.
+    pub(crate) fn keep_nothing_of(&mut self, of: impl Fn(&Request) -> bool) {
+        for waiting in self.by_member.values_mut().flatten().filter(|w| of(&w.request)) {
+            if let Some(before) = &mut waiting.before {
+                before.keeps = Keeps::Nothing;
+            }
+        }
     }
 
     /// Forgets one request; false where it does not wait here.

@@ -16,6 +16,11 @@ impl MemberId {
     pub fn new(name: impl Into<Arc<str>>) -> Self {
         Self(name.into())
     }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// What a request may claim beside others.

@@ -13,6 +13,7 @@
 
 mod answers;
 mod masks;
+mod restore;
 mod room;
 mod step;
 
@@ -29,6 +30,7 @@ use crate::queue::WaitingQueue;
 use crate::request::{Refusal, Request, RequestId, SchedulerError};
 use crate::sequence::{RowOwner, Sequence};
 use crate::share::Accounts;
+use crate::tiers::{PutWork, RestoreWork, Tiers};
 
 use step::Share;
 
@@ -51,6 +53,8 @@ pub struct Config {
     pub steps_ahead: u8,
     /// A step that runs so much longer than its tokens explain is taken for hung.
     pub patience: Duration,
+    /// Longest that no kept block comes back to the device while some are waited for; then their tokens are read.
+    pub restore_patience: Duration,
 }
 
 impl Default for Config {
@@ -62,6 +66,7 @@ impl Default for Config {
             credit: 4096,
             steps_ahead: 0,
             patience: Duration::from_secs(60),
+            restore_patience: Duration::from_secs(5),
         }
     }
 }
@@ -104,6 +109,12 @@ pub struct Stats {
     pub cached_tokens: u64,
     /// Kept blocks that were given up for others.
     pub evictions: u64,
+    /// Of the running, those whose beginning is on its way back to the device.
+    pub restoring: usize,
+    /// Prompt tokens that the device did not have and that were looked for in the tiers beside it.
+    pub looked_up_tokens: u64,
+    /// Of those, how many came back and did not have to be read.
+    pub restored_tokens: u64,
 }
 
 /// All sequences, waiting and running.
@@ -122,6 +133,12 @@ pub struct Scheduler {
     spare_rows: Vec<Vec<RowOwner>>,
     accounts: Accounts,
     shares: Vec<Share>,
+    /// Where blocks are kept beside the device.
+    tiers: Option<Box<dyn Tiers>>,
+    /// What is to be carried out for them.
+    puts: Vec<PutWork>,
+    restores: Vec<RestoreWork>,
+    last_restore: u64,
     stats: Stats,
 }
 
@@ -154,6 +171,10 @@ impl Scheduler {
             spare_rows: Vec::new(),
             accounts: Accounts::new(config.credit.into()),
             shares: Vec::new(),
+            tiers: None,
+            puts: Vec::new(),
+            restores: Vec::new(),
+            last_restore: 0,
             stats: Stats::default(),
             limits,
         })
@@ -174,6 +195,7 @@ impl Scheduler {
         Stats {
             running: self.running.len(),
             paused: self.running.iter().filter(|sequence| sequence.paused).count(),
+            restoring: self.running.iter().filter(|s| s.restoring.is_some()).count(),
             waiting: self.waiting.len(),
             blocks_used: self.pool.used() - self.prefixes.idle(),
             blocks_kept: self.prefixes.idle(),

@@ -8,6 +8,7 @@ use crate::grammar::Masking;
 use crate::pooling::Pool;
 use crate::prefix::NodeId;
 use crate::request::{Request, RequestId};
+use crate::tiers::{Keeps, Restoring};
 
 /// Most prompt positions whose logits are read back in one step, all sequences together: each is
 /// a row of `vocab` floats on the host.
@@ -40,6 +41,10 @@ pub(crate) struct Sequence {
     pub(crate) logits_planned: u32,
     /// It gives up its slot as soon as what was planned for it is read back.
     pub(crate) leaving: bool,
+    /// Its beginning is on its way back to the device: it is not run.
+    pub(crate) restoring: Option<Restoring>,
+    /// What may be kept of it.
+    pub(crate) keeps: Keeps,
     /// Where it is with its masks, if it is under a grammar.
     pub(crate) masking: Option<Masking>,
     /// Where its hidden states are gathered, if they are asked for.
@@ -85,7 +90,7 @@ impl Sequence {
     }
 
     fn may_run(&self) -> bool {
-        !self.paused && !self.leaving
+        !self.paused && !self.leaving && self.restoring.is_none()
     }
 
     /// Nothing that was planned for it is still to be read back, and nothing would be lost with its slot.

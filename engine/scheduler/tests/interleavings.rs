@@ -7,12 +7,13 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use common::beside::Beside;
 use common::{STOP, Sums, VOCAB, alone, limits, request};
 use polder_backend::{Backend, Limits, OutputRow, StepBatch, Ticket, TokenId, Want};
 use polder_scheduler::fake::{FakeBackend, hashed};
 use polder_scheduler::{
-    Claim, Config, Cost, Event, FinishReason, MaskWork, Next, Refusal, Request, RequestId,
-    Scheduler, SchedulerError, Weight,
+    Claim, Config, Cost, Event, FinishReason, MaskWork, MemberId, Next, Refusal, Request,
+    RequestId, Scheduler, SchedulerError, Weight,
 };
 use proptest::prelude::*;
 
@@ -30,6 +31,8 @@ struct Bench {
     masks: VecDeque<MaskWork>,
     mask_turns: usize,
     turns: usize,
+    /// The tiers beside the device, if there are any.
+    beside: Option<Beside>,
 }
 
 impl Bench {
@@ -45,6 +48,29 @@ impl Bench {
             masks: VecDeque::new(),
             mask_turns: 0,
             turns: 0,
+            beside: None,
+        }
+    }
+
+    /// With tiers beside the device, where reads come as the seed says; smoothly with 0.
+    fn beside(limits: Limits, config: Config, seed: u64) -> Self {
+        let bench = Self::new(limits, config);
+        let (beside, scheduler) = Beside::new(bench.scheduler, limits.block_tokens, seed);
+        Self { scheduler, beside: Some(beside), ..bench }
+    }
+
+    /// Everything on the device is as after a start.
+    fn restart(&mut self, limits: Limits, config: Config) {
+        let next = Self::beside(limits, config, 0);
+        let mut beside = next.beside.unwrap();
+        beside.take_over(self.beside.as_ref().unwrap());
+        (self.scheduler, self.backend) = (next.scheduler, next.backend);
+        self.beside = Some(beside);
+    }
+
+    fn keep(&mut self) {
+        if let Some(beside) = &mut self.beside {
+            beside.put(&mut self.scheduler, &mut self.backend);
         }
     }
 
@@ -52,14 +78,23 @@ impl Bench {
     fn turn(&mut self) -> bool {
         while self.in_flight.len() <= self.ahead {
             self.scheduler.pause_where(|id| self.paused.contains(&id));
+            self.keep();
             if !self.scheduler.plan_step(&mut self.batch) {
                 break;
             }
             self.in_flight.push_back(self.backend.submit(&self.batch).unwrap());
         }
+        let waited = self.scheduler.stats().restoring;
+        if let Some(beside) = &mut self.beside {
+            beside.restore(&mut self.scheduler, &mut self.backend);
+        }
+        let came = waited > 0;
+        let restoring = self.scheduler.stats().restoring;
+        let busy = self.beside.as_ref().is_some_and(Beside::busy);
+        assert!(restoring == 0 || busy, "something waits for blocks that nobody reads");
         let mut events = Vec::new();
         let ticket = self.in_flight.pop_front();
-        let stalled = ticket.is_none() && self.masks.is_empty();
+        let stalled = ticket.is_none() && self.masks.is_empty() && !busy && !came;
         if let Some(ticket) = ticket {
             let output = self.backend.collect(ticket).unwrap();
             self.scheduler.take(output, &mut events).unwrap();
@@ -79,6 +114,7 @@ impl Bench {
         for (id, event) in events {
             self.said.entry(id).or_default().push(event);
         }
+        self.keep();
         !stalled
     }
 
@@ -115,6 +151,10 @@ enum Act {
     Cancel(prop::sample::Index),
     /// A reader stops reading, or reads again.
     Stall(prop::sample::Index),
+    /// A tier loses a block.
+    Lose(prop::sample::Index),
+    /// A member wants to be forgotten.
+    Forget(u8),
     Turns(u8),
     /// The site says that the first of the texts is common to all, or no longer.
     Common(bool),
@@ -155,6 +195,8 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
             ),
             1 => any::<prop::sample::Index>().prop_map(Act::Cancel),
             2 => any::<prop::sample::Index>().prop_map(Act::Stall),
+            1 => any::<prop::sample::Index>().prop_map(Act::Lose),
+            1 => (0u8..4).prop_map(Act::Forget),
             3 => (0u8..6).prop_map(Act::Turns),
             1 => any::<bool>().prop_map(Act::Common),
         ],
@@ -176,11 +218,15 @@ proptest! {
         slopes in prop_oneof![Just((0.0, 0.0)), (0.0f64..0.5, 0.0f64..2.0)],
         credit in 0u32..100,
         mask_turns in 0usize..4,
+        beside in prop::option::of(any::<u64>()),
     ) {
         let cost = Cost { read_slope: slopes.0, decode_slope: slopes.1 };
         let config =
             Config { max_waiting, step_tokens, steps_ahead, cost, credit, ..Config::default() };
-        let mut bench = Bench::new(limits(blocks, slots), config);
+        let mut bench = match beside {
+            None => Bench::new(limits(blocks, slots), config),
+            Some(seed) => Bench::beside(limits(blocks, slots), config, seed),
+        };
         bench.mask_turns = mask_turns;
         let capacity = bench.scheduler.capacity();
         // As the first of the texts that several begin with.
@@ -224,30 +270,40 @@ proptest! {
                     let id = *which.get(&taken.keys().copied().collect::<Vec<_>>());
                     if !bench.paused.remove(&id) { bench.paused.insert(id); }
                 }
+                Act::Lose(which) => {
+                    if let Some(beside) = &mut bench.beside { beside.lose(which); }
+                }
+                Act::Forget(member) => {
+                    let member = MemberId::new(format!("m{member}"));
+                    if let Some(beside) = &mut bench.beside { beside.forget(&member); }
+                    bench.scheduler.forget(&member);
+                }
                 Act::Turns(count) => {
                     let said = |bench: &Bench| -> Vec<usize> {
                         bench.paused.iter().map(|id| bench.tokens_of(*id).len()).collect()
                     };
                     let before = said(&bench);
                     for _ in 0..count { bench.turn(); }
-                    // What was in flight when they were paused, or the step that starts one, and
-                    // nothing more.
+                    // What was in flight when they were paused, or the step that starts one, for the first
+                    // time or again, and nothing more.
+                    let again = bench.scheduler.stats().slots_given_up as usize;
                     for (after, before) in said(&bench).into_iter().zip(before) {
-                        prop_assert!(after <= before.max(1) + usize::from(steps_ahead));
+                        prop_assert!(after <= before.max(1) + usize::from(steps_ahead) + again);
                     }
                 }
             }
             let stats = bench.scheduler.stats();
             prop_assert!(stats.running <= slots.into());
             prop_assert!(stats.blocks_used + stats.blocks_kept <= stats.blocks_total);
-            prop_assert!(stats.cached_tokens <= stats.asked_tokens);
+            prop_assert!(stats.cached_tokens + stats.restored_tokens <= stats.asked_tokens);
+            prop_assert!(stats.restored_tokens <= stats.looked_up_tokens);
         }
         let mut turns = 0;
         for stalled in [true, false] {
             if !stalled { bench.paused.clear(); }
             while bench.turn() {
                 turns += 1;
-                prop_assert!(turns < 200_000, "it never ends");
+                prop_assert!(turns < 20_000, "it never ends");
             }
             // Slots are not taken away from a stalled reader, everything else is.
             let stats = bench.scheduler.stats();
@@ -713,4 +769,159 @@ fn a_sequence_that_read_what_was_there_already_can_still_fill_the_whole_pool() {
     assert_eq!(bench.scheduler.stats().blocks_kept, 1);
     assert_eq!(run(&mut bench, 1, whole).0.len(), 20);
     assert_eq!(bench.scheduler.stats().preemptions, 0);
+}
+
+#[test]
+fn a_second_turn_after_a_restart_restores_what_was_read_and_says_the_same() {
+    for steps_ahead in [0, 1] {
+        let config = Config { steps_ahead, ..Config::default() };
+        let mut bench = Bench::beside(limits(60, 4), config, 0);
+        let capacity = bench.scheduler.capacity();
+        let prompt: Vec<u32> = (1..31).map(|token| token % VOCAB).collect();
+        let mut first = request("ada", prompt.clone(), 9, 1);
+        first.stop_tokens = [].into();
+        let (said, _) = run(&mut bench, 1, first);
+        bench.restart(limits(60, 4), config);
+        let longer = [&prompt[..], &said.iter().map(|token| token.0).collect::<Vec<_>>()].concat();
+        let second = request("ada", [&longer[..], &[5, 6]].concat(), 5, 2);
+        // 30 tokens and 9 are 38 positions with KV, nine whole blocks; the last answer's token has none.
+        assert_eq!(run(&mut bench, 2, second.clone()), (alone(&second, capacity).0, 36));
+        let stats = bench.scheduler.stats();
+        assert_eq!(
+            (stats.restored_tokens, stats.looked_up_tokens, stats.cached_tokens),
+            (36, 41, 0)
+        );
+        assert_eq!(stats.prompt_tokens, 5);
+        // From the device now, and nobody else's.
+        assert_eq!(run(&mut bench, 3, second.clone()).1, 40);
+        let other = request("bob", second.prompt.iter().map(|token| token.0).collect(), 5, 2);
+        assert_eq!(run(&mut bench, 4, other), (alone(&second, capacity).0, 0));
+        assert_eq!(bench.scheduler.stats().restored_tokens, 36);
+    }
+}
+
+#[test]
+fn what_was_given_up_on_the_device_comes_back_also_for_a_sequence_that_lost_its_blocks() {
+    let mut bench = Bench::beside(limits(16, 2), Config::default(), 0);
+    let text = |n: u32| -> Vec<u32> { (0..24).map(|at| (at * n + 1) % VOCAB).collect() };
+    for n in 1..6 {
+        assert_eq!(run(&mut bench, n.into(), request("ada", text(n), 2, 0)).1, 0);
+    }
+    assert!(bench.scheduler.stats().evictions > 0);
+    assert_eq!(run(&mut bench, 11, request("ada", text(1), 2, 0)).1, 20);
+
+    // Four that do not fit together: who gives up their blocks reads little again.
+    let mut read = Vec::new();
+    for mut bench in [
+        Bench::new(limits(12, 4), Config::default()),
+        Bench::beside(limits(12, 4), Config::default(), 0),
+    ] {
+        for id in 0..4 {
+            let mut request = request("m", vec![3, id as u32 + 1], 40, id);
+            request.stop_tokens = [].into();
+            bench.scheduler.admit(vec![(RequestId(id), request)]).unwrap();
+        }
+        while bench.turn() {}
+        assert!(bench.scheduler.stats().preemptions > 0);
+        assert!((0..4).all(|id| bench.tokens_of(RequestId(id)).len() == 40));
+        read.push(bench.scheduler.stats().prompt_tokens);
+    }
+    assert!(2 * read[1] < read[0], "{read:?}");
+}
+
+#[test]
+fn a_beginning_that_the_tiers_lost_is_offered_again_while_the_device_has_it() {
+    let mut bench = Bench::beside(limits(60, 2), Config::default(), 0);
+    let text: Vec<u32> = (0..32).map(|at| (at * 5 + 1) % VOCAB).collect();
+    let common: Vec<TokenId> = text[..18].iter().copied().map(TokenId).collect();
+    bench.scheduler.share_beginnings(std::slice::from_ref(&common));
+    run(&mut bench, 1, request("ada", text.clone(), 1, 0));
+    let kept = |bench: &Bench| bench.beside.as_ref().unwrap().kept();
+    assert_eq!(kept(&bench), 8);
+    // What is common on the device is everybody's own beside it.
+    assert_eq!(run(&mut bench, 2, request("bob", text.clone(), 1, 0)).1, 16);
+    assert_eq!(kept(&bench), 16);
+    bench.beside.as_mut().unwrap().forget(&MemberId::new("ada"));
+    assert_eq!(kept(&bench), 8);
+    assert_eq!(run(&mut bench, 3, request("ada", text, 1, 0)).1, 28);
+    assert_eq!(kept(&bench), 16);
+}
+
+#[test]
+fn a_member_who_was_forgotten_is_read_again_and_what_ran_meanwhile_leaves_nothing() {
+    for (trusting, steps_ahead) in [(false, 0), (true, 0), (false, 1), (true, 1)] {
+        let config = Config { steps_ahead, ..Config::default() };
+        let mut bench = Bench::beside(limits(60, 4), config, 0);
+        let capacity = bench.scheduler.capacity();
+        let text: Vec<u32> = (0..32).map(|at| (at * 5 + 1) % VOCAB).collect();
+        let ask = |name: &str, more: u32| {
+            let mut request = request(name, [&text[..], &[more]].concat(), 12, 0);
+            request.claim.trusting = trusting;
+            request.stop_tokens = [].into();
+            request
+        };
+        run(&mut bench, 1, ask("bob", 1));
+        run(&mut bench, 2, ask("ada", 1));
+        bench.scheduler.admit(vec![(RequestId(3), ask("ada", 2))]).unwrap();
+        (0..4).for_each(|_| assert!(bench.turn()));
+        let ada = MemberId::new("ada");
+        bench.beside.as_mut().unwrap().forget(&ada);
+        bench.scheduler.forget(&ada);
+        while bench.turn() {}
+        assert_eq!(bench.tokens_of(RequestId(3)), {
+            let mut tokens: Vec<TokenId> = ask("ada", 2).prompt;
+            (0..12).for_each(|_| tokens.push(hashed(VOCAB)(&tokens, &ask("ada", 2).sampling)));
+            tokens[33..].to_vec()
+        });
+        // What others trust each other with went too; what is a member's own did not.
+        let bobs = if trusting { 0 } else { 11 };
+        assert_eq!(bench.beside.as_ref().unwrap().kept(), bobs);
+        assert_eq!(run(&mut bench, 4, ask("ada", 2)).1, 0);
+        assert_eq!(run(&mut bench, 5, ask("ada", 2)).1, 32, "from then on as ever");
+        assert_eq!(run(&mut bench, 6, ask("bob", 1)).1, 32);
+        let stats = bench.scheduler.stats();
+        assert!(stats.blocks_used == 0 && stats.blocks_kept <= 60 && capacity > 40);
+    }
+}
+
+#[test]
+fn whoever_begins_alike_waits_for_what_comes_back_and_a_read_that_hangs_is_given_up() {
+    let text: Vec<u32> = (0..40).map(|at| (at * 7 + 2) % VOCAB).collect();
+    for hangs in [false, true] {
+        let mut bench = Bench::beside(limits(100, 8), Config::default(), 0);
+        run(&mut bench, 1, request("ada", text.clone(), 1, 0));
+        bench.restart(limits(100, 8), Config::default());
+        for n in 0..3 {
+            let prompt = [&text[..], &[n]].concat();
+            let asked = request("ada", prompt, 2, 0);
+            bench.scheduler.admit(vec![(RequestId(10 + u64::from(n)), asked)]).unwrap();
+        }
+        assert!(!bench.scheduler.plan_step(&mut bench.batch));
+        let stats = bench.scheduler.stats();
+        assert_eq!((stats.running, stats.restoring, stats.waiting), (1, 1, 2));
+        if hangs {
+            let mut work = Vec::new();
+            bench.scheduler.restore_work(&mut work);
+            assert_eq!(work[0].blocks.len(), 10);
+            // The first three came, the fifth too, and then nothing does.
+            for at in [0, 2, 1, 4] {
+                let block = bench.scheduler.place_of(work[0].id, at).unwrap();
+                let bytes: Vec<u8> =
+                    text[4 * at..4 * at + 4].iter().map(|token| *token as u8 + 1).collect();
+                bench.backend.import_block(block, &bytes).unwrap();
+                bench.scheduler.restored(work[0].id, at);
+            }
+            bench.scheduler.stop_restoring(work[0].id);
+        }
+        while bench.turn() {}
+        assert_eq!(bench.scheduler.stats().restored_tokens, if hangs { 12 } else { 40 });
+        assert_eq!(bench.scheduler.stats().cached_tokens, 80);
+        for n in 0..3 {
+            let asked = request("ada", [&text[..], &[n]].concat(), 2, 0);
+            assert_eq!(
+                bench.tokens_of(RequestId(10 + u64::from(n))),
+                alone(&asked, bench.scheduler.capacity()).0
+            );
+        }
+    }
 }

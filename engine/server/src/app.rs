@@ -8,7 +8,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -111,6 +111,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/beginnings", put(beginnings::set))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
+        .route("/kv", delete(forget))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .fallback(no_such_path)
@@ -228,9 +229,35 @@ fn hung(running: Duration) -> Response {
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let stats = app.engine.get().map_or_else(Stats::default, |engine| engine.handle.stats());
+    let handle = app.engine.get().map(|engine| &engine.handle);
+    let stats = handle.map_or_else(Stats::default, |handle| handle.stats());
+    let kept = handle.and_then(|handle| handle.kept());
     let kind = HeaderValue::from_static("text/plain; version=0.0.4");
-    ([(CONTENT_TYPE, kind)], app.metrics.text(&stats, &app.served_as)).into_response()
+    ([(CONTENT_TYPE, kind)], app.metrics.text(&stats, kept.as_ref(), &app.served_as))
+        .into_response()
+}
+
+/// "Forget me now": when this answers, nothing that was kept for the member can be read by anybody.
+async fn forget(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
+    let handle = app.engine()?.handle.clone();
+    if !headers.contains_key("x-polder-member") {
+        return Err(ApiError::bad_request(
+            "This request names no member; say in x-polder-member who is to be forgotten.",
+        ));
+    }
+    let member = Caller::of(&headers).member;
+    match tokio::task::spawn_blocking(move || handle.forget(&member)).await {
+        Ok(Ok(())) => Ok(StatusCode::NO_CONTENT),
+        failed => {
+            let why = failed.map(|done| done.err());
+            log::error!(why:? = why; "a member could not be forgotten");
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            Err(ApiError::new(
+                status,
+                "The key to what was kept could not be destroyed; check the disk and ask again.",
+            ))
+        }
+    }
 }
 
 async fn models(State(app): State<Arc<App>>) -> Result<axum::Json<Value>, ApiError> {

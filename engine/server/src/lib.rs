@@ -15,6 +15,7 @@ mod chat;
 mod completions;
 mod embeddings;
 mod generate;
+mod keeping;
 mod load;
 mod messages;
 mod metrics;
@@ -27,6 +28,7 @@ mod tools;
 mod turnover;
 pub mod wire;
 
+pub use keeping::Keeping;
 pub use load::{EngineOptions, Parts};
 pub use serve::{run, serve};
 

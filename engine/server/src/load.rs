@@ -7,10 +7,12 @@ use std::time::Duration;
 use polder_backend::Backend;
 use polder_backend_cpu::{CpuBackend, CpuOptions, Precision};
 use polder_chat::{ChatTemplate, Tokenizer};
+use polder_kv::Store;
 use polder_model::Model;
 use polder_scheduler::{Config, Cost};
 
 use crate::EngineError;
+use crate::keeping::{Keeping, open_store};
 
 /// What an engine is told to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +37,8 @@ pub struct EngineOptions {
     /// A forward pass that runs so much longer than its tokens explain is taken for hung, and
     /// `/health` says so.
     pub patience: Duration,
+    /// What is kept of conversations beside the device; None keeps nothing.
+    pub keeping: Option<Keeping>,
 }
 
 impl EngineOptions {
@@ -55,6 +59,7 @@ impl EngineOptions {
             threads: None,
             parallel: 16,
             patience: Config::default().patience,
+            keeping: None,
         }
     }
 }
@@ -69,6 +74,8 @@ pub struct Parts {
     pub template: Result<ChatTemplate, String>,
     /// How it is scheduled.
     pub config: Config,
+    /// Where its blocks are kept beside the device.
+    pub store: Option<Arc<Store>>,
 }
 
 /// Positions in a KV block.
@@ -98,7 +105,8 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
         model.spec.context = model.spec.context.min(cap.max(1));
     }
     let per_token = model.spec.kv_values_per_token().saturating_mul(KV_VALUE).max(1);
-    let bytes = options.kv_memory.unwrap_or_else(|| for_conversations(&options.model));
+    let free = free_beside_weights(&options.model);
+    let bytes = options.kv_memory.unwrap_or(free / 2);
     let kv_tokens = kv_tokens(bytes, per_token, model.spec.context, options.parallel)?;
     // Cores multiply for a living, whether they read a text or go on with it.
     let slope = model.spec.attention_slope();
@@ -113,8 +121,13 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
         threads: options.threads.unwrap_or(0),
     };
     let backend = CpuBackend::load(&Arc::new(model), &cpu).map_err(EngineError::Load)?;
+    let left = free.saturating_sub(u64::from(kv_tokens) * per_token);
+    let precision = format!("cpu, {:?}", cpu.precision);
+    let limits = backend.limits();
+    let store = options.keeping.as_ref();
+    let store = store.and_then(|keeping| open_store(keeping, &limits, &precision, left));
     progress(1000);
-    Ok(Parts { backend: Box::new(backend), tokenizer, template, config })
+    Ok(Parts { backend: Box::new(backend), tokenizer, template, config, store })
 }
 
 /// Tokens of KV that fit, but no more than all sequences together can use.
@@ -133,11 +146,11 @@ fn kv_tokens(bytes: u64, per_token: u64, context: u32, parallel: u16) -> Result<
     Ok(u32::try_from(fits.min(useful)).unwrap_or(u32::MAX / BLOCK * BLOCK))
 }
 
-/// Half of what the weights leave free. Packing widens some formats to one and a half times their
-/// bytes in the file, and all of it is taken before the first conversation grows.
-fn for_conversations(model: &Path) -> u64 {
+/// What the weights leave free; half of it is for conversations. Packing widens some formats to one and a half times
+/// their bytes in the file, and all of it is taken before the first conversation grows.
+fn free_beside_weights(model: &Path) -> u64 {
     let weights = file_bytes(model).saturating_mul(3) / 2;
-    free_memory().saturating_sub(weights) / 2
+    free_memory().saturating_sub(weights)
 }
 
 /// The bytes of a file, or of the files in a folder.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use polder_kv::Counters;
 use polder_scheduler::Stats;
 
 use crate::turnover::Turnover;
@@ -106,7 +107,7 @@ impl Metrics {
     }
 
     /// The text of `/metrics`.
-    pub(crate) fn text(&self, engine: &Stats, model: &str) -> String {
+    pub(crate) fn text(&self, engine: &Stats, kept: Option<&Counters>, model: &str) -> String {
         let mut text = String::with_capacity(8192);
         let model = escaped(model);
         let vllm = format!("model_name=\"{model}\"");
@@ -119,7 +120,7 @@ impl Metrics {
         let (used, total) = (engine.blocks_used as f64, engine.blocks_total as f64);
         let used_part = if total > 0.0 { used / total } else { 0.0 };
         let counter = |name: &str| name.ends_with("_total");
-        for (name, help, value) in [
+        let figures = [
             ("vllm:num_requests_running", "Sequences in a slot.", engine.running as f64),
             ("vllm:num_requests_waiting", "Sequences waiting for a slot.", engine.waiting as f64),
             (
@@ -138,6 +139,16 @@ impl Metrics {
                 engine.cached_tokens as f64,
             ),
             (
+                "vllm:external_prefix_cache_queries_total",
+                "Tokens of prompts that the device did not have and that were looked for beside it.",
+                engine.looked_up_tokens as f64,
+            ),
+            (
+                "vllm:external_prefix_cache_hits_total",
+                "Of those, tokens that came back from host memory or disk.",
+                engine.restored_tokens as f64,
+            ),
+            (
                 "vllm:num_preemptions_total",
                 "Times a sequence gave up its KV blocks for another.",
                 engine.preemptions as f64,
@@ -148,6 +159,11 @@ impl Metrics {
                 "polder_requests_paused",
                 "Of the running, those that wait for their readers.",
                 engine.paused as f64,
+            ),
+            (
+                "polder_requests_restoring",
+                "Of the running, those whose beginning is on its way back to the device.",
+                engine.restoring as f64,
             ),
             ("polder_kv_blocks_used", "KV blocks that sequences own.", used),
             (
@@ -169,7 +185,8 @@ impl Metrics {
                 "Fields of requests that had no effect.",
                 load(&self.ignored_fields),
             ),
-        ] {
+        ];
+        for (name, help, value) in figures.into_iter().chain(kept.into_iter().flat_map(beside)) {
             let kind = if counter(name) { "counter" } else { "gauge" };
             let labels =
                 if name.starts_with("vllm:") { format!("{{{vllm}}}") } else { String::new() };
@@ -204,6 +221,46 @@ impl Metrics {
         );
         text
     }
+}
+
+/// What is kept beside the device.
+fn beside(kept: &Counters) -> [(&'static str, &'static str, f64); 13] {
+    let off = u8::from(kept.disk_off);
+    [
+        ("polder_kv_host_bytes", "Bytes of KV kept in host memory.", kept.host_bytes as f64),
+        ("polder_kv_disk_bytes", "Bytes of disk that kept KV takes.", kept.disk_bytes as f64),
+        ("polder_kv_host_blocks", "KV blocks kept in host memory.", kept.host_blocks as f64),
+        ("polder_kv_disk_blocks", "KV blocks kept on disk.", kept.disk_blocks as f64),
+        (
+            "polder_kv_spills_waiting",
+            "KV blocks to be written to disk.",
+            kept.waiting_spills as f64,
+        ),
+        ("polder_kv_spills_total", "KV blocks written to disk.", kept.spills as f64),
+        (
+            "polder_kv_host_restores_total",
+            "KV blocks read in host memory.",
+            kept.host_restores as f64,
+        ),
+        ("polder_kv_disk_restores_total", "KV blocks read from disk.", kept.disk_restores as f64),
+        ("polder_kv_drops_total", "Kept KV blocks lost for want of room.", kept.drops as f64),
+        ("polder_kv_refusals_total", "KV blocks not kept for want of room.", kept.refusals as f64),
+        (
+            "polder_kv_expired_total",
+            "Kept KV blocks nobody used for the retention.",
+            kept.expired as f64,
+        ),
+        (
+            "polder_kv_read_failures_total",
+            "Kept KV blocks that could not be read.",
+            kept.failures as f64,
+        ),
+        (
+            "polder_kv_disk_off",
+            "1 where the disk takes no more KV, because writing failed.",
+            off.into(),
+        ),
+    ]
 }
 
 /// A label's value as the text format wants it.
@@ -310,7 +367,8 @@ mod tests {
         metrics.first_token(Duration::from_secs(500));
         metrics.ended(Ended::Length, Duration::from_secs(2));
         metrics.ended(Ended::Abort, Duration::from_secs(2));
-        let text = metrics.text(&Stats::default(), "a\"b\\c");
+        let kept = Counters { spills: 7, disk_off: true, ..Counters::default() };
+        let text = metrics.text(&Stats::default(), Some(&kept), "a\"b\\c");
         let model = r#"model_name="a\"b\\c""#;
         let ttft = "vllm:time_to_first_token_seconds";
         for line in [
@@ -324,6 +382,9 @@ mod tests {
             format!("vllm:e2e_request_latency_seconds_count{{{model}}} 1"),
             "# TYPE vllm:prompt_tokens_total counter".to_owned(),
             "# TYPE vllm:num_requests_running gauge".to_owned(),
+            format!("vllm:external_prefix_cache_hits_total{{{model}}} 0"),
+            "polder_kv_spills_total 7".to_owned(),
+            "polder_kv_disk_off 1".to_owned(),
         ] {
             assert!(text.lines().any(|other| other == line), "{line}\n{text}");
         }

@@ -25,6 +25,8 @@ use crate::socket::Door;
 
 /// Longest that answers in progress may go on after the engine was told to stop.
 const DRAIN: Duration = Duration::from_secs(30);
+/// Longest that is waited for what is kept to be on disk, after that.
+const SETTLE: Duration = Duration::from_secs(5);
 /// Most bytes of an answer that are kept for a slow reader beside what the system keeps.
 const BUFFER: usize = 32 << 10;
 /// Longest that a request's head may take.
@@ -105,13 +107,24 @@ pub async fn serve(
     if !connections.drain(limit).await {
         log::warn!("some answers took too long to finish and were cut off");
     }
+    settle(&app).await;
     outcome
+}
+
+/// Has what is kept written to disk, so that the next engine finds it.
+async fn settle(app: &App) {
+    let Some(engine) = app.engine.get() else { return };
+    let handle = engine.handle.clone();
+    let settled = tokio::task::spawn_blocking(move || handle.settle(SETTLE)).await;
+    if !settled.unwrap_or(false) {
+        log::warn!("the disk was too slow to take everything that was to be kept");
+    }
 }
 
 /// Starts the engine's thread and opens it to requests.
 fn start(app: &App, parts: Parts) -> Result<EngineThread, SchedulerError> {
     let vocab = parts.backend.limits().vocab;
-    let thread = polder_scheduler::spawn(parts.backend, parts.config)?;
+    let thread = polder_scheduler::spawn_with_store(parts.backend, parts.config, parts.store)?;
     let tokenizer = Arc::new(parts.tokenizer);
     let template = parts.template.as_ref().ok();
     let dialect = template.map(|template| template.dialect(&tokenizer)).unwrap_or_default();

@@ -38,6 +38,7 @@ async fn a_model_that_is_loading_says_so_and_how_far_it_is() {
             tokenizer: tokenizer(),
             template: Ok(ChatTemplate::new(CHATML).unwrap()),
             config: Config::default(),
+            store: None,
         })
     });
     while !server.socket.exists() {
@@ -71,6 +72,7 @@ async fn a_model_without_a_chat_template_still_continues_text() {
             tokenizer: tokenizer(),
             template: Err("it came without a chat template".into()),
             config: Config::default(),
+            store: None,
         })
     });
     server.ready().await;
@@ -87,6 +89,7 @@ async fn a_template_that_refuses_a_conversation_is_quoted() {
             tokenizer: tokenizer(),
             template: Ok(ChatTemplate::new(template).unwrap()),
             config: Config::default(),
+            store: None,
         })
     });
     server.ready().await;
@@ -151,6 +154,7 @@ async fn the_socket_is_its_owner_s_alone_and_a_dead_one_is_replaced() {
                     tokenizer: tokenizer(),
                     template: Err(String::new()),
                     config: Config::default(),
+                    store: None,
                 })
             };
             serve(&path, MODEL, load, std::future::pending()).await

@@ -10,6 +10,7 @@ use crate::queue::{Before, Waiting};
 use crate::request::{Claim, MemberId, Request};
 use crate::scheduler::Scheduler;
 use crate::sequence::{Sequence, blocks_for};
+use crate::tiers::Keeps;
 
 /// Who gets blocks next: a running sequence that lost its own, or a member's next request.
 #[derive(Debug)]
@@ -24,17 +25,19 @@ impl Scheduler {
         let mut held = Vec::new();
         while let Some(next) = self.next_for_room(&held) {
             let (mut chain, mut blocks) = (Vec::new(), Vec::new());
-            let (request, tokens) = match &next {
+            let (request, tokens, in_flight) = match &next {
                 Next::Again(index) => {
                     let sequence = &self.running[*index];
-                    (&sequence.request, sequence.tokens.as_slice())
+                    let in_flight = sequence.planned - sequence.sampled();
+                    (&sequence.request, sequence.tokens.as_slice(), in_flight)
                 }
                 Next::New(member) => {
                     let waiting = self.waiting.peek(member).expect("just seen there");
-                    (&waiting.request, waiting.tokens())
+                    (&waiting.request, waiting.tokens(), 0)
                 }
             };
-            let need = blocks_for(tokens.len() as u32, self.limits.block_tokens);
+            // What a step in flight samples is read too.
+            let need = blocks_for(tokens.len() as u32 + in_flight, self.limits.block_tokens);
             // The last token is read in any case: what follows it is asked for. So is a prompt that is judged, or
             // whose mean is wanted.
             let most = match (request.prompt_logprobs, request.pooling) {
@@ -66,8 +69,12 @@ impl Scheduler {
                     let sequence = &mut self.running[index];
                     sequence.fed = chain.len() as u32 * self.limits.block_tokens;
                     (sequence.blocks, sequence.chain) = (blocks, chain);
+                    self.look_beside(index, most, false);
                 }
-                Next::New(member) => self.start(&member, blocks, chain),
+                Next::New(member) => {
+                    let first_time = self.start(&member, blocks, chain);
+                    self.look_beside(self.running.len() - 1, most, first_time);
+                }
             }
         }
     }
@@ -103,6 +110,7 @@ impl Scheduler {
             let mut given_up = Vec::with_capacity(missing);
             self.prefixes.evict(missing, taker, &mut given_up);
             self.stats.evictions += given_up.len() as u64;
+            self.puts.retain(|put| !given_up.contains(&put.block));
             self.pool.give_back(&mut given_up);
         }
         self.pool.take(count, to)
@@ -110,25 +118,36 @@ impl Scheduler {
 
     /// Full blocks that the step writes are there for whoever begins alike from the next step on.
     pub(super) fn keep_what_is_whole(&mut self) {
+        (0..self.running.len()).for_each(|index| self.keep_whole(index));
+    }
+
+    pub(super) fn keep_whole(&mut self, index: usize) {
         let block_tokens = self.limits.block_tokens;
-        for sequence in &mut self.running {
-            while sequence.has_room() && sequence.chain.len() < sequence.whole_blocks(block_tokens)
+        loop {
+            let sequence = &mut self.running[index];
+            let at = sequence.chain.len();
+            if !sequence.has_room()
+                || at >= sequence.whole_blocks(block_tokens)
+                || sequence.keeps == Keeps::Nothing
             {
-                let at = sequence.chain.len();
-                let whose = whose(&sequence.request.member, sequence.request.claim);
-                let (block, tokens) = (&mut sequence.blocks[at], &sequence.tokens);
-                let kept = self.prefixes.keep(whose, &mut sequence.chain, tokens, *block);
-                if kept != *block {
-                    // It was there already, and says the same.
-                    self.pool.give_back(&mut vec![std::mem::replace(block, kept)]);
-                }
+                return;
             }
+            let whose = whose(&sequence.request.member, sequence.request.claim);
+            let (block, tokens) = (&mut sequence.blocks[at], &sequence.tokens);
+            let kept = self.prefixes.keep(whose, &mut sequence.chain, tokens, *block);
+            if kept != *block {
+                // It was there already, and says the same.
+                self.pool.give_back(&mut vec![std::mem::replace(block, kept)]);
+            }
+            self.offer(index, at);
         }
     }
 
     /// Takes a sequence's blocks away: those that are kept stay where they are.
     fn free_blocks(&mut self, index: usize) {
-        let Sequence { blocks, chain, .. } = &mut self.running[index];
+        let Sequence { blocks, chain, restoring, .. } = &mut self.running[index];
+        // What still comes finds nobody who waits for it.
+        *restoring = None;
         self.pool.give_back(&mut blocks.split_off(chain.len().min(blocks.len())));
         blocks.clear();
         self.prefixes.leave(chain);
@@ -184,9 +203,9 @@ impl Scheduler {
 
     /// A sequence waits again, with what it has said; its blocks stay for it as long as nobody needs them.
     fn send_back(&mut self, index: usize) {
-        let Sequence { id, request, tokens, cached, masking, .. } = self.release(index);
+        let Sequence { id, request, tokens, cached, masking, keeps, .. } = self.release(index);
         self.stats.slots_given_up += 1;
-        let before = Some(Before { tokens, cached, masking });
+        let before = Some(Before { tokens, cached, masking, keeps });
         self.waiting.push_again(Waiting { id, request, before });
     }
 
@@ -197,18 +216,21 @@ impl Scheduler {
         need + spare <= self.pool.available() + self.prefixes.idle_for(self.taker(whose))
     }
 
-    fn start(&mut self, member: &MemberId, blocks: Vec<BlockId>, chain: Vec<NodeId>) {
+    /// Gives a member's next request a slot. Says whether it never had one before.
+    fn start(&mut self, member: &MemberId, blocks: Vec<BlockId>, chain: Vec<NodeId>) -> bool {
         let Waiting { id, request, before } = self.waiting.pop(member).expect("just seen there");
         let slot = self.free_slots.pop().expect("just seen free");
         let room = self.capacity() - request.prompt.len() as u32;
         let fed = chain.len() as u32 * self.limits.block_tokens;
-        if before.is_none() {
+        let first_time = before.is_none();
+        if first_time {
             self.stats.asked_tokens += request.prompt.len() as u64;
             self.stats.cached_tokens += u64::from(fed);
         }
-        let Before { tokens, cached, masking } = before.unwrap_or_else(|| Before {
+        let Before { tokens, cached, masking, keeps } = before.unwrap_or_else(|| Before {
             tokens: request.prompt.clone(),
             cached: fed,
+            keeps: Keeps::All,
             masking: request.grammar.clone().map(Masking::new),
         });
         self.running.push(Sequence {
@@ -225,10 +247,13 @@ impl Scheduler {
             limit: if request.pooling.is_some() { 0 } else { request.max_tokens.min(room) },
             logits_planned: 0,
             leaving: false,
+            restoring: None,
+            keeps,
             masking,
             pool: request.pooling.map(|pooling| Pool::new(pooling, request.prompt.len() as u32)),
             request,
         });
+        first_time
     }
 
     /// Makes sure that the sequence owns the block of its next position, at the cost of others or,
@@ -278,6 +303,6 @@ impl Scheduler {
     }
 }
 
-fn whose(member: &MemberId, claim: Claim) -> Whose<'_> {
+pub(super) fn whose(member: &MemberId, claim: Claim) -> Whose<'_> {
     if claim.trusting { Whose::Trusting } else { Whose::Member(member) }
 }

@@ -142,6 +142,7 @@ impl Server {
                 tokenizer: tokenizer(),
                 template: Ok(template),
                 config,
+                store: None,
             })
         });
         server.ready().await;

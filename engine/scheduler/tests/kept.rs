@@ -1,0 +1,231 @@
+//! The engine's thread with a store beside it: what was read comes back after a restart, from memory and from disk, and
+//! whatever is wrong with the store costs time and nothing else.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use common::{VOCAB, alone, limits, request};
+use polder_backend::{Backend, Limits, StepBatch, StepOutput, Ticket, TokenId};
+use polder_kv::{Machine, ModelDigest, Store, StoreOptions, System};
+use polder_scheduler::fake::FakeBackend;
+use polder_scheduler::{
+    Config, EngineHandle, EngineThread, Event, MemberId, Request, spawn_with_store,
+};
+
+/// The machine, whose disk hangs at the test's word.
+#[derive(Debug, Default)]
+struct Hanging(AtomicBool);
+
+impl System for Hanging {
+    fn wall_seconds(&self) -> u64 {
+        Machine.wall_seconds()
+    }
+    fn uptime_seconds(&self) -> u64 {
+        Machine.uptime_seconds()
+    }
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
+        Machine.free_bytes(folder)
+    }
+    fn write_at(&self, file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+        file.write_all_at(bytes, at)
+    }
+    fn read_at(&self, file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        while self.0.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Machine.read_at(file, bytes, at)
+    }
+}
+
+fn options(folder: Option<&Path>) -> StoreOptions {
+    StoreOptions {
+        folder: folder.map(Path::to_owned),
+        host_bytes: 1 << 20,
+        disk_bytes: 1 << 20,
+        disk_reserve_bytes: 0,
+        ..StoreOptions::new(ModelDigest([1; 32]), limits(1, 1).block_bytes() as usize, 4)
+    }
+}
+
+fn engine(store: Store, config: Config) -> EngineThread {
+    let backend = Box::new(FakeBackend::new(limits(60, 4)));
+    spawn_with_store(backend, config, Some(Arc::new(store))).unwrap()
+}
+
+fn open(folder: &Path) -> Store {
+    Store::open(options(Some(folder))).unwrap()
+}
+
+/// Runs one request: what it said, and how much of its prompt did not have to be read.
+fn run(handle: &EngineHandle, request: Request) -> (Vec<TokenId>, u32) {
+    let (tell, heard) = mpsc::channel();
+    handle.submit(vec![(request, Box::new(move |event: Event| tell.send(event).is_ok()))]);
+    let mut said = Vec::new();
+    loop {
+        match heard.recv_timeout(Duration::from_secs(60)).unwrap() {
+            Event::Token(token) => said.push(token.token),
+            Event::Finished { cached, .. } => return (said, cached),
+            Event::Queued => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn text(length: u32) -> Vec<u32> {
+    (0..length).map(|at| (at * 5 + 1) % VOCAB).collect()
+}
+
+#[test]
+fn a_conversation_comes_back_from_disk_in_another_engine_and_not_for_another_member() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = request("ada", text(30), 3, 1);
+    for (round, cached) in [0, 28, 28].into_iter().enumerate() {
+        let engine = engine(open(folder.path()), Config::default());
+        let handle = engine.handle();
+        assert_eq!(run(&handle, first.clone()), (alone(&first, 64).0, cached), "{round}");
+        let other = request(&format!("bob {round}"), text(30), 3, 1);
+        assert_eq!(run(&handle, other).1, 0);
+        assert_eq!(handle.stats().restored_tokens, u64::from(cached));
+        assert!(handle.settle(Duration::from_secs(60)));
+        assert!(handle.kept().unwrap().disk_blocks >= 7 * (round as u64 + 2));
+        drop(handle);
+        engine.join().unwrap();
+    }
+}
+
+#[test]
+fn what_the_device_gave_up_comes_back_from_host_memory() {
+    let store = Store::open(options(None)).unwrap();
+    let backend = Box::new(FakeBackend::new(limits(10, 2)));
+    let engine = spawn_with_store(backend, Config::default(), Some(Arc::new(store))).unwrap();
+    let handle = engine.handle();
+    let texts: Vec<Request> = (1..4)
+        .map(|n| request("ada", text(25).iter().map(|t| t * n % VOCAB).collect(), 2, 1))
+        .collect();
+    for text in texts.iter().chain(&texts) {
+        assert_eq!(run(&handle, text.clone()).0, alone(text, 40).0);
+    }
+    let stats = handle.stats();
+    assert!(stats.evictions > 0);
+    assert_eq!(stats.restored_tokens + stats.cached_tokens, 3 * 24, "{stats:?}");
+    assert!(stats.restored_tokens >= 48);
+}
+
+#[test]
+fn a_disk_that_hangs_costs_the_time_that_was_allowed_for_it_and_is_not_asked_again_soon() {
+    let folder = tempfile::tempdir().unwrap();
+    let ask = |number| request(&format!("m{number}"), text(30), 3, number);
+    let writes = engine(open(folder.path()), Config::default());
+    (0..9).for_each(|number| drop(run(&writes.handle(), ask(number))));
+    assert!(writes.handle().settle(Duration::from_secs(60)));
+    writes.join().unwrap();
+
+    let disk = Arc::new(Hanging::default());
+    disk.0.store(true, Ordering::Relaxed);
+    let system = Arc::clone(&disk) as Arc<dyn System>;
+    let store = Store::open_on(options(Some(folder.path())), system).unwrap();
+    let patience = Duration::from_millis(200);
+    let engine = engine(store, Config { restore_patience: patience, ..Config::default() });
+    let handle = engine.handle();
+    let begins = Instant::now();
+    assert_eq!(run(&handle, ask(0)), (alone(&ask(0), 64).0, 0));
+    let took = begins.elapsed();
+    assert!(took >= patience && took < 50 * patience, "{took:?}");
+    // A step that reads enough says how fast reading is, and the disk was slower.
+    run(&handle, request("cyd", text(60), 2, 1));
+    let begins = Instant::now();
+    for number in 1..9 {
+        assert_eq!(run(&handle, ask(number)), (alone(&ask(number), 64).0, 0));
+    }
+    assert!(begins.elapsed() < 4 * patience, "{:?}", begins.elapsed());
+    assert_eq!((handle.stats().looked_up_tokens, handle.stats().restored_tokens), (330, 0));
+    disk.0.store(false, Ordering::Relaxed);
+    drop(handle);
+    engine.join().unwrap();
+}
+
+#[test]
+fn cancelling_while_blocks_come_back_frees_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let ask = || request("ada", text(30), 3, 1);
+    let writes = engine(open(folder.path()), Config::default());
+    run(&writes.handle(), ask());
+    assert!(writes.handle().settle(Duration::from_secs(60)));
+    writes.join().unwrap();
+
+    let disk = Arc::new(Hanging::default());
+    disk.0.store(true, Ordering::Relaxed);
+    let system = Arc::clone(&disk) as Arc<dyn System>;
+    let store = Store::open_on(options(Some(folder.path())), system).unwrap();
+    let engine = engine(store, Config::default());
+    let handle = engine.handle();
+    let ids = handle.submit(vec![(ask(), Box::new(|_: Event| true))]);
+    let until = Instant::now() + Duration::from_secs(20);
+    while handle.stats().restoring == 0 {
+        assert!(Instant::now() < until, "{:?}", handle.stats());
+        std::thread::yield_now();
+    }
+    assert_eq!((handle.stats().running, handle.stats().blocks_used), (1, 8));
+    handle.cancel(ids[0]);
+    while handle.stats().blocks_used > 0 {
+        assert!(Instant::now() < until, "{:?}", handle.stats());
+        std::thread::yield_now();
+    }
+    disk.0.store(false, Ordering::Relaxed);
+    assert_eq!(run(&handle, ask()), (alone(&ask(), 64).0, 28));
+}
+
+#[test]
+fn a_member_who_is_forgotten_is_read_again_here_and_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ada, bob) = (request("ada", text(30), 3, 1), request("bob", text(30), 3, 1));
+    let keys = || folder.path().join("keys").read_dir().unwrap().count();
+    let first = engine(open(folder.path()), Config::default());
+    let handle = first.handle();
+    run(&handle, ada.clone());
+    run(&handle, bob.clone());
+    assert!(handle.settle(Duration::from_secs(60)));
+    assert_eq!(keys(), 2);
+    handle.forget(&MemberId::new("ada")).unwrap();
+    assert_eq!(keys(), 1);
+    assert_eq!(handle.stats().blocks_kept, 7, "bob's");
+    assert_eq!(run(&handle, bob.clone()).1, 28);
+    drop(handle);
+    first.join().unwrap();
+    let second = engine(open(folder.path()), Config::default());
+    assert_eq!(run(&second.handle(), ada.clone()), (alone(&ada, 64).0, 0));
+    assert_eq!(run(&second.handle(), bob).1, 28);
+}
+
+#[test]
+fn a_back_end_whose_blocks_cannot_be_read_goes_on_without_the_store() {
+    #[derive(Debug)]
+    struct Closed(FakeBackend);
+    impl Backend for Closed {
+        fn limits(&self) -> Limits {
+            self.0.limits()
+        }
+        fn submit(&mut self, step: &StepBatch) -> Result<Ticket, polder_backend::BackendError> {
+            self.0.submit(step)
+        }
+        fn collect(&mut self, at: Ticket) -> Result<StepOutput, polder_backend::BackendError> {
+            self.0.collect(at)
+        }
+    }
+    let store = Store::open(options(None)).unwrap();
+    let backend = Box::new(Closed(FakeBackend::new(limits(60, 4))));
+    let engine = spawn_with_store(backend, Config::default(), Some(Arc::new(store))).unwrap();
+    let ask = request("ada", text(30), 3, 1);
+    assert_eq!(run(&engine.handle(), ask.clone()), (alone(&ask, 64).0, 0));
+    assert_eq!(engine.handle().kept(), None);
+    engine.join().unwrap();
+}
