@@ -30,6 +30,7 @@ pub mod wire;
 
 pub use keeping::Keeping;
 pub use load::{EngineOptions, Parts};
+pub use polder_backend_cpu::PackedWeights;
 pub use serve::{run, serve};
 
 use std::path::PathBuf;

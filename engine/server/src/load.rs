@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_backend::Backend;
-use polder_backend_cpu::{CpuBackend, CpuOptions, Precision};
+use polder_backend_cpu::{CpuBackend, CpuOptions, PackedWeights, Precision};
 use polder_chat::{ChatTemplate, Tokenizer};
 use polder_kv::Store;
 use polder_model::Model;
@@ -39,6 +39,8 @@ pub struct EngineOptions {
     pub patience: Duration,
     /// What is kept of conversations beside the device; None keeps nothing.
     pub keeping: Option<Keeping>,
+    /// Where packed weights are kept for the next start; None packs them each time.
+    pub packed: Option<PackedWeights>,
 }
 
 impl EngineOptions {
@@ -60,6 +62,7 @@ impl EngineOptions {
             parallel: 16,
             patience: Config::default().patience,
             keeping: None,
+            packed: None,
         }
     }
 }
@@ -119,6 +122,7 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
         slots: options.parallel.max(1),
         step_tokens: config.step_tokens,
         threads: options.threads.unwrap_or(0),
+        packed: options.packed.clone(),
     };
     let backend = CpuBackend::load(&Arc::new(model), &cpu).map_err(EngineError::Load)?;
     let left = free.saturating_sub(u64::from(kv_tokens) * per_token);

@@ -12,6 +12,7 @@ use crate::check::{Slots, carried};
 use crate::forward::Forward;
 use crate::kernels::Isa;
 use crate::kv::PAGE;
+use crate::packed::{PackedWeights, Shelf, Writer};
 use crate::team::Team;
 
 /// How weights are kept and multiplied.
@@ -39,6 +40,8 @@ pub struct CpuOptions {
     pub step_tokens: u32,
     /// Threads that multiply; 0 takes as many as the machine has cores.
     pub threads: usize,
+    /// Where packed weights are kept for the next start; None packs them each time.
+    pub packed: Option<PackedWeights>,
 }
 
 impl Default for CpuOptions {
@@ -50,6 +53,7 @@ impl Default for CpuOptions {
             slots: 64,
             step_tokens: 512,
             threads: 0,
+            packed: None,
         }
     }
 }
@@ -80,6 +84,8 @@ pub struct CpuBackend {
     exported: Receiver<Vec<u8>>,
     read: Arc<AtomicU64>,
     worker: Option<JoinHandle<()>>,
+    writer: Option<Writer>,
+    mapped: bool,
 }
 
 /// What the worker does, in order.
@@ -96,10 +102,16 @@ impl CpuBackend {
     /// files stay mapped: embedding rows are read from them.
     pub fn load(model: &Arc<Model>, options: &CpuOptions) -> Result<Self, LoadError> {
         let limits = limits(model, options)?;
-        let team = Team::new(options.threads).map_err(|e| LoadError::Threads(Box::new(e)))?;
+        let mut team = Team::new(options.threads).map_err(|e| LoadError::Threads(Box::new(e)))?;
         let isa = Isa::detect();
         let threads = team.threads();
-        let mut forward = Forward::new(Arc::clone(model), options.precision, &limits, isa, team);
+        let precision = format!("{:?}", options.precision);
+        let kept = options.packed.as_ref();
+        let shelf = kept.map(|kept| Shelf::open(kept, &precision, &mut team)).unwrap_or_default();
+        let (mut forward, shelf) =
+            Forward::new(Arc::clone(model), options.precision, &limits, isa, team, shelf);
+        let mapped = shelf.had_all();
+        let writer = kept.and_then(|kept| shelf.keep(kept, &precision));
         log::info!(
             kernels = isa.name(),
             threads = threads,
@@ -145,7 +157,19 @@ impl CpuBackend {
             exported,
             read,
             worker: Some(worker),
+            writer,
+            mapped,
         })
+    }
+
+    /// Whether all of its weights are mapped from where they were kept packed.
+    pub fn is_mapped(&self) -> bool {
+        self.mapped
+    }
+
+    /// Waits until packed weights are on disk, where they are being written.
+    pub fn settle(&mut self) {
+        self.writer.iter_mut().for_each(Writer::settle);
     }
 
     fn send(&self, work: Work) -> Result<(), BackendError> {

@@ -1,10 +1,9 @@
 //! The second half of a layer: one gated network for every token, or several of which each token takes some.
 
-use polder_model::{self as model, Activation, FfnWeights, Model};
+use polder_model::{self as model, Activation, FfnWeights};
 
 use crate::kernels::{Isa, LANES, add_scaled, gate_gelu, gate_silu};
-use crate::matrix::{Activations, Matrix, Multiplier};
-use crate::team::Team;
+use crate::matrix::{Activations, Matrix, Multiplier, Packer};
 
 /// The feed-forward part of a layer, packed.
 pub(crate) enum Ffn {
@@ -47,17 +46,11 @@ struct Route {
 }
 
 impl Ffn {
-    pub(crate) fn pack(
-        team: &mut Team,
-        model: &Model,
-        spec: &model::Ffn,
-        weights: &FfnWeights,
-        floats: bool,
-    ) -> Self {
+    pub(crate) fn pack(packer: &mut Packer<'_>, spec: &model::Ffn, weights: &FfnWeights) -> Self {
         let mut gated = |w: &model::Gated, activation| Gated {
-            gate: Matrix::pack(team, model, &w.gate, floats),
-            up: Matrix::pack(team, model, &w.up, floats),
-            down: Matrix::pack(team, model, &w.down, floats),
+            gate: Matrix::pack(packer, &w.gate),
+            up: Matrix::pack(packer, &w.up),
+            down: Matrix::pack(packer, &w.down),
             activation,
         };
         match (spec, weights) {
@@ -66,7 +59,7 @@ impl Ffn {
             }
             (model::Ffn::Moe(moe), FfnWeights::Moe { router, experts }) => Self::Moe(Mixture {
                 experts: experts.iter().map(|expert| gated(expert, moe.activation)).collect(),
-                router: Matrix::pack(team, model, router, floats),
+                router: Matrix::pack(packer, router),
                 chosen: moe.chosen as usize,
                 renormalized: moe.renormalized,
             }),

@@ -12,7 +12,8 @@ use crate::check::usize_range;
 use crate::ffn::{Experts, Ffn};
 use crate::kernels::{Isa, LANES, sum_squares};
 use crate::kv::LayerKv;
-use crate::matrix::{Activations, Matrix, Multiplier};
+use crate::matrix::{Activations, Matrix, Multiplier, Packer};
+use crate::packed::Shelf;
 use crate::sampling::{History, Scratch, sample};
 use crate::team::Team;
 
@@ -80,8 +81,10 @@ impl Forward {
         limits: &Limits,
         isa: Isa,
         mut team: Team,
-    ) -> Self {
+        shelf: Shelf,
+    ) -> (Self, Shelf) {
         let floats = precision == Precision::F32;
+        let mut packer = Packer { team: &mut team, model: &model, floats, shelf };
         let spec = &model.spec;
         let mut ropes: Vec<TurnTable> = Vec::new();
         let mut layers = Vec::with_capacity(spec.layers.len());
@@ -93,7 +96,7 @@ impl Forward {
                 ropes.push(TurnTable { rope: gqa.rope.clone(), frequencies, turns: Vec::new() });
                 ropes.len() - 1
             });
-            layers.push(Layer::pack(&mut team, &model, layer, weights, rope, floats));
+            layers.push(Layer::pack(&mut packer, layer, weights, rope));
             kv.push(LayerKv::new(
                 gqa,
                 limits.blocks as usize,
@@ -102,9 +105,11 @@ impl Forward {
             ));
         }
         let head = model.weights.output.as_ref().unwrap_or(&model.weights.embedding);
-        Self {
+        let head = Matrix::pack(&mut packer, head);
+        let shelf = packer.shelf;
+        let forward = Self {
             output_norm: norm_weights(&model, &model.weights.output_norm),
-            head: Matrix::pack(&mut team, &model, head, floats),
+            head,
             multiplier: Multiplier { isa, team, read: Arc::default() },
             layers,
             kv,
@@ -112,7 +117,8 @@ impl Forward {
             slots: (0..limits.slots).map(|_| History::default()).collect(),
             work: Work::default(),
             model,
-        }
+        };
+        (forward, shelf)
     }
 
     /// Counts the bytes of weights that are read.
@@ -251,14 +257,13 @@ impl Forward {
 
 impl Layer {
     fn pack(
-        team: &mut Team,
-        model: &Model,
+        packer: &mut Packer<'_>,
         spec: &LayerSpec,
         weights: &LayerWeights,
         rope: usize,
-        floats: bool,
     ) -> Self {
-        let mut matrix = |t: &Tensor| Matrix::pack(team, model, t, floats);
+        let model = packer.model;
+        let mut matrix = |t: &Tensor| Matrix::pack(packer, t);
         let values = |t: &Tensor| model.values(t);
         let norm = |t: &Tensor| norm_weights(model, t);
         let [q, k, v, o] = [&weights.q, &weights.k, &weights.v, &weights.o].map(&mut matrix);
@@ -274,7 +279,7 @@ impl Layer {
             o,
             attention_post_norm: weights.attention_post_norm.as_ref().map(norm),
             ffn_norm: norm(&weights.ffn_norm),
-            ffn: Ffn::pack(team, model, &spec.ffn, &weights.ffn, floats),
+            ffn: Ffn::pack(packer, &spec.ffn, &weights.ffn),
             ffn_post_norm: weights.ffn_post_norm.as_ref().map(norm),
         }
     }

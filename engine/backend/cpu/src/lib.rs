@@ -14,7 +14,9 @@ mod forward;
 mod kernels;
 mod kv;
 mod matrix;
+mod packed;
 mod sampling;
 mod team;
 
 pub use backend::{CpuBackend, CpuOptions, LoadError, Precision};
+pub use packed::PackedWeights;

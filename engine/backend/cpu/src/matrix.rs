@@ -14,6 +14,7 @@ use crate::kernels::{
     self, Column, Columns, FloatKind, GROUP, IntRows, IntTile, Isa, LANES, Lines, Scales,
     halves_to_floats,
 };
+use crate::packed::{Bytes, Shelf};
 use crate::team::Team;
 
 /// A weight matrix, `rows` x `cols`.
@@ -23,7 +24,7 @@ pub(crate) struct Matrix {
     pub(crate) cols: usize,
     layout: Layout,
     /// `tile_bytes` for each tile of sixteen rows; the last one is filled up with zeros.
-    data: Lines,
+    data: Arc<Bytes>,
     tile_bytes: usize,
 }
 
@@ -121,11 +122,21 @@ impl IntLayout {
     }
 }
 
+/// What matrices are packed from, by whom, and where packed ones may already be.
+pub(crate) struct Packer<'a> {
+    pub(crate) team: &'a mut Team,
+    pub(crate) model: &'a Model,
+    /// As floats, whatever they are stored as.
+    pub(crate) floats: bool,
+    pub(crate) shelf: Shelf,
+}
+
 impl Matrix {
     /// Packs a tensor, as it is stored, or as floats.
-    pub(crate) fn pack(team: &mut Team, model: &Model, tensor: &Tensor, as_floats: bool) -> Self {
+    pub(crate) fn pack(packer: &mut Packer<'_>, tensor: &Tensor) -> Self {
+        let Packer { team, model, floats: as_floats, shelf } = packer;
         let (rows, cols) = (tensor.rows, tensor.cols);
-        let layout = match (as_floats, tensor.format, model.group_of(tensor)) {
+        let layout = match (*as_floats, tensor.format, model.group_of(tensor)) {
             // FP8 with its scales fits no other format without rounding.
             (true, ..) | (_, Format::F32 | Format::F8E4M3, _) => Layout::Float(FloatKind::F32),
             (_, Format::F16, _) => Layout::Float(FloatKind::F16),
@@ -138,33 +149,8 @@ impl Matrix {
             Layout::Int(i) => i.scales(cols) + cols / GROUP * i.quant_bytes(),
         };
         let tiles = rows.div_ceil(LANES);
-        let mut data = Lines::zeroed(tiles * tile_bytes);
-        let stored = model.bytes(tensor);
-        let row_bytes = stored.len() / rows;
-        let all = data.bytes_mut()[..tiles * tile_bytes].chunks_exact_mut(tile_bytes);
-        team.each(&mut all.collect::<Vec<_>>(), |n, tile| {
-            for r in 0..LANES.min(rows - n * LANES) {
-                let number = n * LANES + r;
-                match layout {
-                    Layout::Float(FloatKind::F32) => {
-                        let mut values = vec![0.0; cols];
-                        model.row(tensor, number, &mut values);
-                        let columns = tile.chunks_exact_mut(4 * LANES);
-                        for (column, value) in columns.zip(values) {
-                            column[4 * r..4 * r + 4].copy_from_slice(&value.to_le_bytes());
-                        }
-                    }
-                    Layout::Float(kind) => {
-                        pack_halves(kind, &stored[number * row_bytes..][..row_bytes], r, tile);
-                    }
-                    Layout::Int(i) if i.grouped.is_some() => {
-                        pack_groups(i, model, tensor, number, r, tile);
-                    }
-                    Layout::Int(i) => {
-                        pack_ints(i, cols, &stored[number * row_bytes..][..row_bytes], r, tile);
-                    }
-                }
-            }
+        let data = shelf.next(format!("{rows} {cols} {layout:?}"), || {
+            packed(team, model, tensor, layout, tile_bytes, tiles)
         });
         Self { rows, cols, layout, data, tile_bytes }
     }
@@ -269,6 +255,47 @@ impl Spare {
             }
         }
     }
+}
+
+/// A tensor's tiles.
+fn packed(
+    team: &mut Team,
+    model: &Model,
+    tensor: &Tensor,
+    layout: Layout,
+    tile_bytes: usize,
+    tiles: usize,
+) -> Lines {
+    let (rows, cols) = (tensor.rows, tensor.cols);
+    let mut data = Lines::zeroed(tiles * tile_bytes);
+    let stored = model.bytes(tensor);
+    let row_bytes = stored.len() / rows;
+    let all = data.bytes_mut()[..tiles * tile_bytes].chunks_exact_mut(tile_bytes);
+    team.each(&mut all.collect::<Vec<_>>(), |n, tile| {
+        for r in 0..LANES.min(rows - n * LANES) {
+            let number = n * LANES + r;
+            match layout {
+                Layout::Float(FloatKind::F32) => {
+                    let mut values = vec![0.0; cols];
+                    model.row(tensor, number, &mut values);
+                    let columns = tile.chunks_exact_mut(4 * LANES);
+                    for (column, value) in columns.zip(values) {
+                        column[4 * r..4 * r + 4].copy_from_slice(&value.to_le_bytes());
+                    }
+                }
+                Layout::Float(kind) => {
+                    pack_halves(kind, &stored[number * row_bytes..][..row_bytes], r, tile);
+                }
+                Layout::Int(i) if i.grouped.is_some() => {
+                    pack_groups(i, model, tensor, number, r, tile);
+                }
+                Layout::Int(i) => {
+                    pack_ints(i, cols, &stored[number * row_bytes..][..row_bytes], r, tile);
+                }
+            }
+        }
+    });
+    data
 }
 
 fn pack_halves(kind: FloatKind, row: &[u8], r: usize, tile: &mut [u8]) {
