@@ -14,10 +14,6 @@ use serde_json::{Value, json};
 const MESSAGES: &str = "/v1/messages";
 const COUNT: &str = "/v1/messages/count_tokens";
 
-async fn server() -> Server {
-    Server::speaking(TEMPLATE, saying([CALLS, PLAIN]), Config::default()).await
-}
-
 fn tools() -> Value {
     let tool = |name: &str| {
         json!({"name": name, "description": "Tells.", "input_schema": {
@@ -104,7 +100,7 @@ fn two_calls() -> Vec<Value> {
 
 #[tokio::test]
 async fn calls_and_thoughts_are_blocks_whole_or_streamed() {
-    let server = server().await;
+    let server = Server::calling().await;
     let thought = json!({"type": "thinking", "thinking": "Rain, say?", "signature": ""});
     let said = json!({"type": "text", "text": "I look."});
     for (thinking, shown) in [
@@ -157,7 +153,7 @@ async fn text_may_follow_a_call_and_no_call_is_no_reason_to_call() {
 
 #[tokio::test]
 async fn without_tools_or_with_none_calls_are_text_and_thoughts_are_still_taken_out() {
-    let server = server().await;
+    let server = Server::calling().await;
     for more in [json!({"tools": []}), json!({"tool_choice": {"type": "none"}})] {
         let answer = server.post(MESSAGES, calling(more)).await.json();
         let text = CALLS.split_once("</think>\n\n").unwrap().1;
@@ -168,7 +164,7 @@ async fn without_tools_or_with_none_calls_are_text_and_thoughts_are_still_taken_
 
 #[tokio::test]
 async fn without_parallel_calls_the_first_ends_the_message() {
-    let server = server().await;
+    let server = Server::calling().await;
     let one = json!({"type": "auto", "disable_parallel_tool_use": true});
     let answer = server.post(MESSAGES, calling(json!({"tool_choice": one}))).await.json();
     assert_eq!(content(&answer)[1..], two_calls()[..1]);
@@ -177,7 +173,7 @@ async fn without_parallel_calls_the_first_ends_the_message() {
 
 #[tokio::test]
 async fn a_call_that_is_cut_off_is_no_call_to_act_on() {
-    let server = server().await;
+    let server = Server::calling().await;
     let limit = CALLS.find("Köln").unwrap() + 2;
     let answer = server.post(MESSAGES, calling(json!({"max_tokens": limit}))).await.json();
     assert_eq!(content(&answer), [json!({"type": "text", "text": "I look."})]);
@@ -199,7 +195,7 @@ async fn what_a_model_wrote_instead_of_arguments_is_told_as_such() {
 
 #[tokio::test]
 async fn earlier_calls_reach_the_template_under_the_ids_that_it_knows() {
-    let server = server().await;
+    let server = Server::calling().await;
     let messages = json!([
         {"role": "user", "content": "Rain?"},
         {"role": "assistant", "content": [
@@ -236,7 +232,7 @@ async fn earlier_calls_reach_the_template_under_the_ids_that_it_knows() {
 
 #[tokio::test]
 async fn what_cannot_be_offered_is_refused_by_name() {
-    let server = server().await;
+    let server = Server::calling().await;
     let list = |tool: Value| json!({"tools": [tool]});
     for (more, name) in [
         (list(json!({"type": "web_search_20250305", "name": "web_search"})), "tools[0]"),
@@ -309,7 +305,7 @@ async fn a_model_that_must_call_calls_whatever_it_would_have_said() {
 
 #[tokio::test]
 async fn a_schema_that_cannot_be_held_to_is_refused_under_this_apis_name_for_it() {
-    let server = server().await;
+    let server = Server::calling().await;
     for more in [
         json!({"tool_choice": {"type": "any"}, "tools": [{"name": "f", "input_schema": {"not": {}}}]}),
         json!({"tools": [{"name": "f", "strict": true, "input_schema": {"not": {}}}]}),

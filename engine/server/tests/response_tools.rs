@@ -5,17 +5,12 @@
 mod common;
 
 use common::{
-    Answer, CALLS, PLAIN, Server, TEMPLATE, assert_fits, babbler, respond, saying, short_tools,
-    with,
+    Answer, CALLS, Server, TEMPLATE, assert_fits, babbler, respond, saying, short_tools, with,
 };
 use polder_scheduler::Config;
 use serde_json::{Value, json};
 
 const RESPONSES: &str = "/v1/responses";
-
-async fn server() -> Server {
-    Server::speaking(TEMPLATE, saying([CALLS, PLAIN]), Config::default()).await
-}
 
 fn tools() -> Value {
     let tool = |name: &str| {
@@ -115,7 +110,7 @@ fn two_calls() -> Vec<Value> {
 
 #[tokio::test]
 async fn calls_and_thoughts_are_items_whole_or_streamed() {
-    let server = server().await;
+    let server = Server::calling().await;
     let whole = server.post(RESPONSES, calling(json!({}))).await;
     assert_eq!(whole.status, 200, "{}", whole.text);
     let whole = whole.json();
@@ -137,7 +132,7 @@ async fn calls_and_thoughts_are_items_whole_or_streamed() {
 
 #[tokio::test]
 async fn the_answer_repeats_what_was_asked_of_it() {
-    let server = server().await;
+    let server = Server::calling().await;
     let more = json!({"tool_choice": "auto", "parallel_tool_calls": false});
     let answer = server.post(RESPONSES, calling(more)).await.json();
     assert_eq!(answer["tools"], tools());
@@ -155,7 +150,7 @@ async fn the_answer_repeats_what_was_asked_of_it() {
 
 #[tokio::test]
 async fn without_tools_or_with_none_calls_are_text_and_thoughts_are_still_taken_out() {
-    let server = server().await;
+    let server = Server::calling().await;
     for more in [json!({"tools": []}), json!({"tool_choice": "none"})] {
         let answer = server.post(RESPONSES, calling(more)).await.json();
         let text = CALLS.split_once("</think>\n\n").unwrap().1;
@@ -165,7 +160,7 @@ async fn without_tools_or_with_none_calls_are_text_and_thoughts_are_still_taken_
 
 #[tokio::test]
 async fn a_call_that_is_cut_off_is_incomplete() {
-    let server = server().await;
+    let server = Server::calling().await;
     let limit = CALLS.find("Köln").unwrap() + 2;
     for stream in [false, true] {
         let body = calling(json!({"max_output_tokens": limit, "stream": stream}));
@@ -180,7 +175,7 @@ async fn a_call_that_is_cut_off_is_incomplete() {
 
 #[tokio::test]
 async fn earlier_calls_reach_the_template_under_the_ids_that_it_knows() {
-    let server = server().await;
+    let server = Server::calling().await;
     let input = json!([
         {"role": "user", "content": "Rain?"},
         {"type": "function_call", "call_id": "call_abcdefghi", "name": "weather",
@@ -224,7 +219,7 @@ async fn a_model_that_always_thinks_does_not_leak_its_thoughts() {
 
 #[tokio::test]
 async fn what_cannot_be_offered_is_refused_by_name() {
-    let server = server().await;
+    let server = Server::calling().await;
     let unsupported = Some("unsupported_parameter");
     let list = |tool: Value| json!({"tools": [tool]});
     let named = |name: &str| json!({"type": "function", "name": name});

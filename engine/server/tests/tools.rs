@@ -13,10 +13,6 @@ use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
 
-async fn server() -> Server {
-    Server::speaking(TEMPLATE, saying([CALLS, PLAIN]), Config::default()).await
-}
-
 fn tools() -> Value {
     let tool = |name: &str| {
         json!({"type": "function", "function": {"name": name, "description": "Tells.",
@@ -62,7 +58,7 @@ fn joined(answer: &Answer, choice: u64) -> (Value, Value) {
 
 #[tokio::test]
 async fn calls_come_as_tool_calls_whole_or_streamed() {
-    let server = server().await;
+    let server = Server::calling().await;
     let whole = server.post(CHAT, chat(json!({"tools": tools()}))).await;
     assert_eq!(whole.status, 200, "{}", whole.text);
     let choice = &whole.json()["choices"][0];
@@ -108,7 +104,7 @@ async fn calls_come_as_tool_calls_whole_or_streamed() {
 
 #[tokio::test]
 async fn without_tools_or_with_none_the_thoughts_alone_are_taken_out() {
-    let server = server().await;
+    let server = Server::calling().await;
     for more in [json!({}), json!({"tools": tools(), "tool_choice": "none"})] {
         let choice = &server.post(CHAT, chat(more)).await.json()["choices"][0];
         let text = CALLS.split_once("</think>\n\n").unwrap().1;
@@ -120,7 +116,7 @@ async fn without_tools_or_with_none_the_thoughts_alone_are_taken_out() {
 
 #[tokio::test]
 async fn an_answer_without_calls_or_thoughts_stays_as_it_is() {
-    let server = server().await;
+    let server = Server::calling().await;
     for stream in [false, true] {
         let body = chat(json!({"tools": tools(), "stream": stream, "seed": 1}));
         let answer = server.post(CHAT, body).await;
@@ -137,7 +133,7 @@ async fn an_answer_without_calls_or_thoughts_stays_as_it_is() {
 
 #[tokio::test]
 async fn several_answers_call_each_for_itself() {
-    let server = server().await;
+    let server = Server::calling().await;
     let body = server.post(CHAT, chat(json!({"tools": tools(), "n": 3}))).await.json();
     let choices = body["choices"].as_array().unwrap();
     let calls = |choice: &Value| choice["message"]["tool_calls"].as_array().map_or(0, Vec::len);
@@ -151,7 +147,7 @@ async fn several_answers_call_each_for_itself() {
 
 #[tokio::test]
 async fn without_parallel_calls_the_first_ends_the_answer() {
-    let server = server().await;
+    let server = Server::calling().await;
     for stream in [false, true] {
         let body = chat(json!({
             "tools": tools(), "parallel_tool_calls": false, "stream": stream,
@@ -173,7 +169,7 @@ async fn without_parallel_calls_the_first_ends_the_answer() {
 
 #[tokio::test]
 async fn a_call_that_is_cut_off_is_no_call_to_act_on() {
-    let server = server().await;
+    let server = Server::calling().await;
     let limit = CALLS.find("Köln").unwrap() + 2;
     let body = chat(json!({"tools": tools(), "max_tokens": limit}));
     let choice = &server.post(CHAT, body).await.json()["choices"][0];
@@ -184,7 +180,7 @@ async fn a_call_that_is_cut_off_is_no_call_to_act_on() {
 
 #[tokio::test]
 async fn a_stop_string_is_looked_for_in_the_content_alone() {
-    let server = server().await;
+    let server = Server::calling().await;
     // It stands in the thoughts of the one and in the content of the other.
     for (seed, content, reason) in
         [(0, json!("I look."), "tool_calls"), (1, json!("No <tool> is needed, "), "stop")]
@@ -198,7 +194,7 @@ async fn a_stop_string_is_looked_for_in_the_content_alone() {
 
 #[tokio::test]
 async fn logprobs_of_a_model_that_thinks_list_every_token() {
-    let server = server().await;
+    let server = Server::calling().await;
     for stream in [false, true] {
         let body = chat(json!({"logprobs": true, "stream": stream}));
         let answer = server.post(CHAT, body).await;
@@ -216,7 +212,7 @@ async fn logprobs_of_a_model_that_thinks_list_every_token() {
 
 #[tokio::test]
 async fn earlier_calls_and_what_they_gave_reach_the_template() {
-    let server = server().await;
+    let server = Server::calling().await;
     let messages = json!([
         {"role": "user", "content": "Rain?"},
         {"role": "assistant", "content": null, "reasoning_content": "Hm.", "tool_calls": [
@@ -256,7 +252,7 @@ fn arguments_of_earlier_calls_are_an_object_where_they_can_be() {
 
 #[tokio::test]
 async fn thinking_is_turned_off_under_either_name() {
-    let server = server().await;
+    let server = Server::calling().await;
     let tokens = async |more: Value| {
         let answer = server.post_with(CHAT, &[("x-polder-strict", "1")], chat(more)).await;
         assert_eq!(answer.status, 200, "{}", answer.text);
@@ -299,7 +295,7 @@ async fn a_model_whose_prompt_begins_its_thoughts_thinks_from_the_first_word() {
 
 #[tokio::test]
 async fn what_cannot_be_offered_is_refused_by_name() {
-    let server = server().await;
+    let server = Server::calling().await;
     let unsupported = Some("unsupported_parameter");
     let named = |name: &str| json!({"type": "function", "function": {"name": name}});
     let list = |tool: Value| json!({"tools": [tool]});

@@ -2,6 +2,8 @@
 //! or take memory that its input did not pay for. `make fuzz` feeds them, `make test` replays what
 //! fuzzing found worth keeping.
 
+mod forms;
+
 use std::sync::{Arc, LazyLock};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
@@ -27,6 +29,8 @@ pub const PARSERS: &[Parser] = &[
     ("tokenize_request", |bytes| drop(wire::tokens::parse_tokenize(bytes, false))),
     ("request_head", request_head),
     ("reply", reply),
+    ("json_schema", forms::json_schema),
+    ("tool_schema", forms::tool_schema),
     ("completion_request", |bytes| drop(wire::completions::parse_completion(bytes, true))),
     ("message_request", |bytes| {
         drop(wire::messages::parse_messages(bytes, wire::messages::Purpose::Answer, false));

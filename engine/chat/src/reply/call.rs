@@ -38,6 +38,35 @@ impl Verdict {
     }
 }
 
+/// A reader that is at some place, and knows what to give back.
+#[derive(Debug)]
+pub(super) struct Reader<At, More = ()> {
+    /// All since the last call that was whole.
+    pub(super) raw: String,
+    pub(super) at: At,
+    /// Calls that were whole.
+    pub(super) calls: usize,
+    /// What else it must know.
+    pub(super) more: More,
+}
+
+impl<At, More> Reader<At, More> {
+    /// Nothing read yet.
+    pub(super) fn beginning(at: At, more: More) -> Self {
+        Self { raw: String::new(), at, calls: 0, more }
+    }
+
+    pub(super) fn go(&mut self, at: At) -> Verdict {
+        self.at = at;
+        Verdict::More
+    }
+
+    /// What was read last begins no call.
+    pub(super) fn stop(&mut self) -> Verdict {
+        Verdict::without_more(std::mem::take(&mut self.raw), self.calls)
+    }
+}
+
 /// Events on their way out, neighbours joined.
 #[derive(Debug, Default)]
 pub(super) struct Emit {

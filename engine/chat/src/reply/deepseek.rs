@@ -8,7 +8,7 @@
 //! ```<｜tool▁call▁end｜><｜tool▁calls▁end｜>
 //! ```
 
-use super::call::{CallReader, Emit, LONGEST_NAME, Verdict};
+use super::call::{CallReader, Emit, LONGEST_NAME, Reader, Verdict};
 use super::live::{Live, LiveArguments};
 use super::marker::{Expect, Met, Seen, Watch};
 
@@ -24,16 +24,10 @@ const BETWEEN: &[&str] = &[CALL_BEGIN, CALLS_END];
 const TAIL: &[&str] = &[CALL_END, "```", CALLS_END];
 
 /// Reads what follows the first marker.
-#[derive(Debug)]
-pub(super) struct DeepSeekReader {
-    /// All since the last call that was whole.
-    raw: String,
-    at: At,
-    calls: usize,
-}
+pub(super) type DeepSeekReader = Reader<At>;
 
 #[derive(Debug)]
-enum At {
+pub(super) enum At {
     Between(Expect),
     /// The kind, or already the name.
     Kind {
@@ -51,22 +45,13 @@ enum At {
 
 impl DeepSeekReader {
     /// Behind the marker that begins several calls.
-    pub(super) fn calls() -> Self {
-        Self { raw: String::new(), at: At::Between(Expect::new(BETWEEN)), calls: 0 }
+    pub(super) fn of_calls() -> Self {
+        Self::beginning(At::Between(Expect::new(BETWEEN)), ())
     }
 
     /// Behind the one that begins a single call.
-    pub(super) fn call() -> Self {
-        Self { at: kind(), ..Self::calls() }
-    }
-
-    fn go(&mut self, at: At) -> Verdict {
-        self.at = at;
-        Verdict::More
-    }
-
-    fn stop(&mut self) -> Verdict {
-        Verdict::without_more(std::mem::take(&mut self.raw), self.calls)
+    pub(super) fn of_call() -> Self {
+        Self::beginning(kind(), ())
     }
 
     fn call_over(&mut self, emit: &mut Emit) {

@@ -72,8 +72,14 @@ const CALLS: &[Calls] = &[
         name: "deepseek",
         signs: &[&[deepseek::CALL_BEGIN]],
         openers: &[
-            Opener { marker: deepseek::CALLS_BEGIN, reader: |_| Box::new(DeepSeekReader::calls()) },
-            Opener { marker: deepseek::CALL_BEGIN, reader: |_| Box::new(DeepSeekReader::call()) },
+            Opener {
+                marker: deepseek::CALLS_BEGIN,
+                reader: |_| Box::new(DeepSeekReader::of_calls()),
+            },
+            Opener {
+                marker: deepseek::CALL_BEGIN,
+                reader: |_| Box::new(DeepSeekReader::of_call()),
+            },
         ],
         bare: None,
         others: &[deepseek::CALLS_END, deepseek::CALL_END, deepseek::SEPARATOR],

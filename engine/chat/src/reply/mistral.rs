@@ -1,7 +1,7 @@
 //! Calls as Mistral writes them: `[TOOL_CALLS]` and then either a list of
 //! `{"name": "f", "arguments": {…}}` or, newer, `f[ARGS]{…}`.
 
-use super::call::{CallReader, Emit, LONGEST_NAME, Verdict};
+use super::call::{CallReader, Emit, LONGEST_NAME, Reader, Verdict};
 use super::live::{Live, LiveArguments};
 use super::object::{Object, ObjectReader};
 use super::python::in_name;
@@ -11,16 +11,10 @@ pub(super) const ARGUMENTS: &str = "[ARGS]";
 pub(super) const CALL_ID: &str = "[CALL_ID]";
 
 /// Reads what follows `[TOOL_CALLS]`.
-#[derive(Debug)]
-pub(super) struct MistralReader {
-    /// All since the last call that was whole.
-    raw: String,
-    at: At,
-    calls: usize,
-}
+pub(super) type MistralReader = Reader<At>;
 
 #[derive(Debug)]
-enum At {
+pub(super) enum At {
     Start,
     /// In the list; whether a comma came since the last call.
     List {
@@ -36,16 +30,7 @@ enum At {
 
 impl MistralReader {
     pub(super) fn new() -> Self {
-        Self { raw: String::new(), at: At::Start, calls: 0 }
-    }
-
-    fn go(&mut self, at: At) -> Verdict {
-        self.at = at;
-        Verdict::More
-    }
-
-    fn stop(&mut self) -> Verdict {
-        Verdict::without_more(std::mem::take(&mut self.raw), self.calls)
+        Self::beginning(At::Start, ())
     }
 
     fn begin_object(&mut self) -> Verdict {

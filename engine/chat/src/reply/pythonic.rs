@@ -4,27 +4,25 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::call::{CallReader, Emit, LONGEST_NAME, Verdict};
+use super::call::{CallReader, Emit, LONGEST_NAME, Reader, Verdict};
 use super::marker::{Expect, Met};
 use super::python::{in_name, read_arguments};
 use super::tools::Tools;
 
 /// Reads what follows an opening marker, or the opening bracket with which a whole reply begins.
 /// A call is sent when it is whole: Python's literals are no JSON.
+pub(super) type PythonicReader = Reader<At, List>;
+
 #[derive(Debug)]
-pub(super) struct PythonicReader {
+pub(super) struct List {
     /// Without a marker only tools on offer are called.
     known: Option<Arc<Tools>>,
     /// The marker after the list; empty where there is none.
     close: &'static [&'static str],
-    /// All since the last call that was whole.
-    raw: String,
-    at: At,
-    calls: usize,
 }
 
 #[derive(Debug)]
-enum At {
+pub(super) enum At {
     /// Before the list.
     Start,
     Name(String),
@@ -43,25 +41,16 @@ enum At {
 
 impl PythonicReader {
     pub(super) fn announced(close: &'static [&'static str]) -> Self {
-        Self { known: None, close, raw: String::new(), at: At::Start, calls: 0 }
+        Self::beginning(At::Start, List { known: None, close })
     }
 
     /// Takes the opening bracket first, too.
     pub(super) fn bare(tools: Arc<Tools>) -> Self {
-        Self { known: Some(tools), ..Self::announced(&[]) }
-    }
-
-    fn go(&mut self, at: At) -> Verdict {
-        self.at = at;
-        Verdict::More
-    }
-
-    fn stop(&mut self) -> Verdict {
-        Verdict::without_more(std::mem::take(&mut self.raw), self.calls)
+        Self::beginning(At::Start, List { known: Some(tools), close: &[] })
     }
 
     fn list_over(&mut self) -> Verdict {
-        match self.close {
+        match self.more.close {
             [] => Verdict::Over(String::new()),
             close => self.go(At::Close(Expect::new(close))),
         }
@@ -75,7 +64,7 @@ impl PythonicReader {
             return self.list_over(); // Python allows a comma after the last.
         }
         if character == '(' && !name.is_empty() {
-            if self.known.as_ref().is_some_and(|tools| !tools.has(&name)) {
+            if self.more.known.as_ref().is_some_and(|tools| !tools.has(&name)) {
                 return self.stop();
             }
             let text = String::new();

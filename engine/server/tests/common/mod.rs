@@ -133,6 +133,11 @@ impl Server {
         Self::speaking(CHATML, backend, config).await
     }
 
+    /// Thinks and calls to even seeds.
+    pub async fn calling() -> Self {
+        Self::speaking(TEMPLATE, saying([CALLS, PLAIN]), Config::default()).await
+    }
+
     /// With a chat template of its own.
     pub async fn speaking(template: &str, backend: impl Backend + 'static, config: Config) -> Self {
         let template = ChatTemplate::new(template).unwrap();
