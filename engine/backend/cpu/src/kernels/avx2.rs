@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::entry::scale_pointers;
-use super::{Column, FloatKind, GROUP, IntRows, IntTile, LANES, Scales};
+use super::{Column, FloatKind, GROUP, IntRows, IntTile, LANES, Page, Scales};
 
 /// Rows in a register.
 const WIDE: usize = 8;
@@ -15,6 +15,7 @@ attention!(
     8,
     2,
     |p| _mm256_loadu_ps(p),
+    |p: *const u16| _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
     |p, x| _mm256_storeu_ps(p, x),
     |x| _mm256_set1_ps(x),
     |a, b, c| _mm256_fmadd_ps(a, b, c),

@@ -265,12 +265,53 @@ pub(crate) fn float_tile(
     }
 }
 
+/// Keys or values as they are kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Page<'a> {
+    Floats(&'a [f32]),
+    /// Half-precision bits.
+    Halves(&'a [u16]),
+}
+
+impl<'a> Page<'a> {
+    fn len(self) -> usize {
+        match self {
+            Page::Floats(page) => page.len(),
+            Page::Halves(page) => page.len(),
+        }
+    }
+
+    /// One of its numbers.
+    fn at(self, n: usize) -> f32 {
+        match self {
+            Page::Floats(page) => page[n],
+            Page::Halves(page) => half::f16::from_bits(page[n]).to_f32(),
+        }
+    }
+
+    /// Some of its numbers.
+    pub(crate) fn part(self, range: std::ops::Range<usize>) -> Self {
+        match self {
+            Page::Floats(page) => Page::Floats(&page[range]),
+            Page::Halves(page) => Page::Halves(&page[range]),
+        }
+    }
+
+    /// As floats, converted into `spare` if need be.
+    pub(crate) fn floats(self, isa: Isa, spare: &'a mut Vec<f32>) -> Self {
+        let Page::Halves(page) = self else { return self };
+        spare.resize(page.len(), 0.0);
+        halves_to_floats(isa, page, spare);
+        Page::Floats(spare)
+    }
+}
+
 /// `N` queries `q[d][N]` against sixteen positions `k[d][lane]`: the sums over `d`, times `scale`,
 /// go to `to[query * stride + lane]`. A query's sums do not depend on `N`.
 pub(crate) fn dots<const N: usize>(
     isa: Isa,
     q: &[f32],
-    k: &[f32],
+    k: Page<'_>,
     scale: f32,
     to: &mut [f32],
     stride: usize,
@@ -300,7 +341,7 @@ pub(crate) fn weigh<const N: usize>(
     dim: usize,
     weights: &[f32],
     stride: usize,
-    values: &[f32],
+    values: Page<'_>,
 ) {
     let count = values.len() / dim;
     assert_eq!(out.len(), N * dim, "rows");

@@ -8,7 +8,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::entry::scale_pointers;
-use super::{Column, FloatKind, GROUP, IntRows, IntTile, LANES, Scales};
+use super::{Column, FloatKind, GROUP, IntRows, IntTile, LANES, Page, Scales};
 
 /// Rows in a register of sums, four columns each in a register of weights.
 const WIDE: usize = 4;
@@ -19,6 +19,7 @@ attention!(
     4,
     4,
     |p| vld1q_f32(p),
+    |p: *const u16| vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))),
     |p, x| vst1q_f32(p, x),
     |x| vdupq_n_f32(x),
     |a, b, c| vfmaq_f32(c, a, b),
