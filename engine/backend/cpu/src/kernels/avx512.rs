@@ -3,10 +3,11 @@
 
 use std::arch::x86_64::*;
 
-use super::entry::scale_pointers;
+use super::entry::{ahead, scale_pointers};
 use super::{Column, FloatKind, GROUP, IntRows, IntTile, LANES, Page, Scales};
 
-entry_points!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", [8, 4, 2, 1]);
+int_entry!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", [8, 4, 2, 1]);
+float_entry!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", 8);
 
 attention!(
     "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c",
@@ -73,14 +74,14 @@ unsafe fn block<
                 if NIBBLES {
                     for line in 0..4 {
                         let both = _mm512_loadu_si512(quants.add(64 * line).cast());
-                        ahead(quants, 64 * line);
+                        ahead(quants.add(64 * line));
                         column(_mm512_and_si512(both, fifteen), 2 * line);
                         let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(both), fifteen);
                         column(upper, 2 * line + 1);
                     }
                 } else {
                     for n in columns {
-                        ahead(quants, 64 * n);
+                        ahead(quants.add(64 * n));
                         column(_mm512_loadu_si512(quants.add(64 * n).cast()), n);
                     }
                 }
@@ -122,15 +123,6 @@ unsafe fn block<
         // SAFETY: `first + t < tokens`, and a row has `LANES` outputs.
         unsafe { _mm512_storeu_ps(out.row_unchecked(first + t), total) };
     }
-}
-
-/// Asks for the weights that come after these: left alone, the processor waits for each line of them.
-/// What lies behind a tile is the next one, and asking for what is not there does nothing.
-#[inline]
-fn ahead(quants: *const u8, line: usize) {
-    const BYTES: usize = 4096;
-    // SAFETY: nothing is read.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(quants.wrapping_add(line + BYTES).cast()) };
 }
 
 #[inline]

@@ -13,6 +13,7 @@ use super::{Column, FloatKind, GROUP, IntRows, IntTile, LANES, Page, Scales};
 /// Rows in a register of sums, four columns each in a register of weights.
 const WIDE: usize = 4;
 
+float_entry!("neon", 8);
 attention!(
     "neon",
     float32x4_t,
@@ -30,7 +31,7 @@ attention!(
 pub(super) mod dotprod {
     use super::*;
 
-    entry_points!("neon,dotprod", [8, 4, 2, 1]);
+    int_entry!("neon,dotprod", [8, 4, 2, 1]);
 
     /// Tokens `first .. first + N`.
     #[target_feature(enable = "neon,dotprod")]
@@ -105,18 +106,6 @@ pub(super) mod dotprod {
         }
         sum
     }
-
-    #[target_feature(enable = "neon,dotprod")]
-    unsafe fn float_block<const N: usize, const KIND: u8>(
-        tile: &[u8],
-        cols: usize,
-        x: &[f32],
-        first: usize,
-        out: &mut Column<'_>,
-    ) {
-        // SAFETY: handed on.
-        unsafe { super::float_block::<N, KIND>(tile, cols, x, first, out) };
-    }
 }
 
 /// For machines with `USMMLA`: eight products summed, for two rows with the high and the low bytes
@@ -124,7 +113,7 @@ pub(super) mod dotprod {
 pub(super) mod i8mm {
     use super::*;
 
-    entry_points!("neon,dotprod,i8mm", [8, 4, 2, 1]);
+    int_entry!("neon,dotprod,i8mm", [8, 4, 2, 1]);
 
     /// Tokens `first .. first + N`.
     #[target_feature(enable = "neon,dotprod,i8mm")]
@@ -201,18 +190,6 @@ pub(super) mod i8mm {
             );
         }
         sum
-    }
-
-    #[target_feature(enable = "neon,dotprod,i8mm")]
-    unsafe fn float_block<const N: usize, const KIND: u8>(
-        tile: &[u8],
-        cols: usize,
-        x: &[f32],
-        first: usize,
-        out: &mut Column<'_>,
-    ) {
-        // SAFETY: handed on.
-        unsafe { super::float_block::<N, KIND>(tile, cols, x, first, out) };
     }
 }
 
