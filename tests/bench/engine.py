@@ -127,9 +127,7 @@ def first_token(server, prompt):
 
 
 def decode_rate(server, prompts):
-    """Tokens per second of all streams, from when each has begun to the last one's end. Their prompts are read before."""
-    for slot, prompt in enumerate(prompts):
-        Stream(server, prompt, 1, slot).finish()
+    """Tokens per second of all streams, from when each has begun to the last one's end. Their prompts are known."""
     streams = [Stream(server, prompt, DECODE, slot) for slot, prompt in enumerate(prompts)]
     with selectors.DefaultSelector() as ready:
         for stream in streams:
@@ -223,8 +221,11 @@ def main():
         print("\n| | polder | llama.cpp | | ratio | goal |\n|---|---|---|---|---|---|")
         for length in CONTEXTS:
             for streams in STREAMS:
-                rounds = [prompts(streams, length) for _ in range(ROUNDS + 1)]
-                rates = in_turn(lambda server, n: decode_rate(server, rounds[n]), servers)
+                histories = prompts(streams, length)
+                for server in servers:
+                    for slot, history in enumerate(histories):
+                        Stream(server, history, 1, slot).finish()
+                rates = in_turn(lambda server, _: decode_rate(server, histories), servers)
                 row(f"decode, {streams} at {length}", *rates, "tok/s", {1: 1.15, 8: 1.5}.get(streams))
         for length in PROMPTS:
             rounds = [prompts(1, length)[0] for _ in range(ROUNDS + 1)]

@@ -25,6 +25,9 @@ const ROWS: usize = 24;
 /// Rows that share a value in registers; what is left of the last four is filled up.
 const FOUR: usize = 4;
 
+/// More rows than these, and a page is converted once for all of them.
+const FEW: usize = 8;
+
 /// Multiplications that are worth another thread.
 const WORTH: usize = 1 << 15;
 
@@ -277,7 +280,10 @@ impl Partial {
         let room = positions.len().next_multiple_of(PAGE);
         scores.resize(rows.next_multiple_of(FOUR) * room, 0.0);
         for at in (0..room).step_by(PAGE) {
-            let keys = kv.keys(isa, span.table, positions.start + at, *head, spare);
+            let mut keys = kv.keys(span.table, positions.start + at, *head);
+            if rows > FEW {
+                keys = keys.floats(isa, spare);
+            }
             let mut values = queries.values.as_slice();
             let mut first = 0;
             while !values.is_empty() {
@@ -299,7 +305,10 @@ impl Partial {
             }
         }
         for at in (0..room).step_by(PAGE) {
-            let values = kv.values(isa, span.table, positions.start + at, *head, spare);
+            let mut values = kv.values(span.table, positions.start + at, *head);
+            if rows > FEW {
+                values = values.floats(isa, spare);
+            }
             for (n, out) in self.out.chunks_exact_mut(FOUR * dim).enumerate() {
                 let first = n * FOUR;
                 let here = |row: usize| {
@@ -309,14 +318,14 @@ impl Partial {
                 let all = here(first);
                 let weights = &scores[first * room + at..];
                 if (first..rows.min(first + FOUR)).all(|row| here(row) == all) {
-                    let values = &values[all.start * dim..all.end * dim];
+                    let values = values.part(all.start * dim..all.end * dim);
                     weigh::<FOUR>(isa, out, dim, &weights[all.start..], room, values);
                     continue;
                 }
                 for (row, out) in (first..rows).zip(out.chunks_exact_mut(dim)) {
                     let here = here(row);
                     let weights = &weights[(row - first) * room..][here.clone()];
-                    let values = &values[here.start * dim..here.end * dim];
+                    let values = values.part(here.start * dim..here.end * dim);
                     weigh::<1>(isa, out, dim, weights, room, values);
                 }
             }

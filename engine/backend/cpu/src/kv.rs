@@ -9,7 +9,7 @@ use std::ops::Range;
 use polder_backend::BlockId;
 use polder_model::Gqa;
 
-use crate::kernels::{Isa, LANES, floats_to_halves, halves_to_floats};
+use crate::kernels::{Isa, LANES, Page, floats_to_halves};
 
 /// Positions in a page.
 pub(crate) const PAGE: usize = LANES;
@@ -86,40 +86,20 @@ impl LayerKv {
         }
     }
 
-    /// One head's keys, `[value][16 positions]`, of the page with `position`. `spare` holds them
-    /// where they have to be converted.
-    pub(crate) fn keys<'a>(
-        &'a self,
-        isa: Isa,
-        table: &[BlockId],
-        position: usize,
-        head: usize,
-        spare: &'a mut Vec<f32>,
-    ) -> &'a [f32] {
-        self.floats(isa, self.at(table, position) + head * self.head(), spare)
+    /// One head's keys, `[value][16 positions]`, of the page with `position`.
+    pub(crate) fn keys(&self, table: &[BlockId], position: usize, head: usize) -> Page<'_> {
+        self.part(self.at(table, position) + head * self.head())
     }
 
     /// One head's values, `[16 positions][value]`, of the page with `position`.
-    pub(crate) fn values<'a>(
-        &'a self,
-        isa: Isa,
-        table: &[BlockId],
-        position: usize,
-        head: usize,
-        spare: &'a mut Vec<f32>,
-    ) -> &'a [f32] {
-        let at = self.at(table, position) + (self.kv_heads + head) * self.head();
-        self.floats(isa, at, spare)
+    pub(crate) fn values(&self, table: &[BlockId], position: usize, head: usize) -> Page<'_> {
+        self.part(self.at(table, position) + (self.kv_heads + head) * self.head())
     }
 
-    fn floats<'a>(&'a self, isa: Isa, at: usize, spare: &'a mut Vec<f32>) -> &'a [f32] {
+    fn part(&self, at: usize) -> Page<'_> {
         match &self.store {
-            Store::Floats(store) => &store[at..at + self.head()],
-            Store::Halves(store) => {
-                spare.resize(self.head(), 0.0);
-                halves_to_floats(isa, &store[at..at + self.head()], spare);
-                spare
-            }
+            Store::Floats(store) => Page::Floats(&store[at..at + self.head()]),
+            Store::Halves(store) => Page::Halves(&store[at..at + self.head()]),
         }
     }
 

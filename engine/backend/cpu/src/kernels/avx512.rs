@@ -3,10 +3,11 @@
 
 use std::arch::x86_64::*;
 
-use super::entry::scale_pointers;
-use super::{Column, FloatKind, GROUP, IntRows, IntTile, LANES, Scales};
+use super::entry::{ahead, scale_pointers};
+use super::{Column, FloatKind, GROUP, IntRows, IntTile, LANES, Page, Scales};
 
-entry_points!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", [8, 4, 2, 1]);
+int_entry!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", [8, 4, 2, 1]);
+float_entry!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", 8);
 
 attention!(
     "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c",
@@ -14,6 +15,7 @@ attention!(
     16,
     4,
     |p| _mm512_loadu_ps(p),
+    |p: *const u16| _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())),
     |p, x| _mm512_storeu_ps(p, x),
     |x| _mm512_set1_ps(x),
     |a, b, c| _mm512_fmadd_ps(a, b, c),
@@ -55,30 +57,32 @@ unsafe fn block<
                 (false, false, _) => scale,
             };
             let quants = tile.quants.as_ptr().add(g * if NIBBLES { 256 } else { 512 });
-            let weights = |n: usize| {
-                if !NIBBLES {
-                    return _mm512_loadu_si512(quants.add(64 * n).cast());
-                }
-                let both = _mm512_loadu_si512(quants.add(64 * (n / 2)).cast());
-                match n % 2 {
-                    0 => _mm512_and_si512(both, fifteen),
-                    _ => _mm512_and_si512(_mm512_srli_epi16::<4>(both), fifteen),
-                }
-            };
             let a = rows.q.as_ptr().add((first * groups + g) * 2 * GROUP).cast::<i32>();
             // Whole rows apart, so that the sums of all tokens stay in registers.
             let next = groups * 2 * GROUP / 4;
             let at = |t: usize| (first + t) * groups + g;
+            let quad = |t: usize, n: usize| _mm512_set1_epi32(a.add(t * next + n).read_unaligned());
             let dots = |columns: std::ops::Range<usize>| {
                 let mut high = [_mm512_setzero_si512(); N];
                 let mut low = high;
-                for n in columns {
-                    let w = weights(n);
+                let mut column = |w: __m512i, n: usize| {
                     for t in 0..N {
-                        let quad =
-                            |n: usize| _mm512_set1_epi32(a.add(t * next + n).read_unaligned());
-                        high[t] = _mm512_dpbusd_epi32(high[t], w, quad(n));
-                        low[t] = _mm512_dpbusd_epi32(low[t], w, quad(8 + n));
+                        high[t] = _mm512_dpbusd_epi32(high[t], w, quad(t, n));
+                        low[t] = _mm512_dpbusd_epi32(low[t], w, quad(t, 8 + n));
+                    }
+                };
+                if NIBBLES {
+                    for line in 0..4 {
+                        let both = _mm512_loadu_si512(quants.add(64 * line).cast());
+                        ahead(quants.add(64 * line));
+                        column(_mm512_and_si512(both, fifteen), 2 * line);
+                        let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(both), fifteen);
+                        column(upper, 2 * line + 1);
+                    }
+                } else {
+                    for n in columns {
+                        ahead(quants.add(64 * n));
+                        column(_mm512_loadu_si512(quants.add(64 * n).cast()), n);
                     }
                 }
                 for t in 0..N {

@@ -3,13 +3,13 @@
 
 use super::Scales;
 
-/// Defines `int_tile` and `float_tile` for the instructions `$features` over the module's
-/// `block::<N, NIBBLES, MINS, HALVES, STORED>` and `float_block::<N, KIND>`. They walk over the
-/// tokens so many at a time that a decoded group of weights serves them all from registers: the
-/// numbers in the brackets, largest first.
+/// Defines `int_tile` for the instructions `$features` over the module's
+/// `block::<N, NIBBLES, MINS, HALVES, STORED>`. It walks over the tokens so many at a time that a
+/// decoded group of weights serves them all from registers: the numbers in the brackets, largest
+/// first.
 ///
 /// A macro, because a generic function cannot be compiled for the instructions of its caller.
-macro_rules! entry_points {
+macro_rules! int_entry {
     ($features:literal, [$widest:literal $(, $narrower:literal)*]) => {
         /// # Safety
         /// The machine has the instructions, and the lengths are as `super::int_tile` checks.
@@ -55,7 +55,12 @@ macro_rules! entry_points {
             }
             debug_assert_eq!(first, tokens);
         }
+    };
+}
 
+/// Defines `float_tile` likewise, over `float_block::<N, KIND>`, for `$widest` tokens and for one.
+macro_rules! float_entry {
+    ($features:literal, $widest:literal) => {
         /// # Safety
         /// The machine has the instructions, and the lengths are as `super::float_tile` checks.
         #[target_feature(enable = $features)]
@@ -73,11 +78,17 @@ macro_rules! entry_points {
                 // SAFETY: `first + N <= tokens` in each call.
                 unsafe {
                     match (kind, wide) {
-                        (FloatKind::F32, true) => float_block::<$widest, 0>(tile, cols, x, first, out),
+                        (FloatKind::F32, true) => {
+                            float_block::<$widest, 0>(tile, cols, x, first, out)
+                        }
                         (FloatKind::F32, false) => float_block::<1, 0>(tile, cols, x, first, out),
-                        (FloatKind::F16, true) => float_block::<$widest, 1>(tile, cols, x, first, out),
+                        (FloatKind::F16, true) => {
+                            float_block::<$widest, 1>(tile, cols, x, first, out)
+                        }
                         (FloatKind::F16, false) => float_block::<1, 1>(tile, cols, x, first, out),
-                        (FloatKind::BF16, true) => float_block::<$widest, 2>(tile, cols, x, first, out),
+                        (FloatKind::BF16, true) => {
+                            float_block::<$widest, 2>(tile, cols, x, first, out)
+                        }
                         (FloatKind::BF16, false) => float_block::<1, 2>(tile, cols, x, first, out),
                     }
                 }
@@ -92,5 +103,28 @@ pub(super) fn scale_pointers(scales: &Scales<'_>) -> (*const u8, *const f32) {
     match scales {
         Scales::Stored(halves) => (halves.as_ptr(), std::ptr::null()),
         Scales::Floats { scales, mins } => (scales.as_ptr().cast(), mins.as_ptr()),
+    }
+}
+
+/// Asks for the weights that come after these: left alone, the processor waits for each line of them.
+/// What lies behind a tile is the next one, and asking for what is not there does nothing.
+#[inline]
+pub(super) fn ahead(weights: *const u8) {
+    const BYTES: usize = 4096;
+    let address = weights.wrapping_add(BYTES);
+    // SAFETY: nothing is read.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    // SAFETY: nothing is read.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        std::arch::asm!(
+            "prfm pldl1keep, [{address}]",
+            address = in(reg) address,
+            options(readonly, nostack, preserves_flags)
+        );
     }
 }

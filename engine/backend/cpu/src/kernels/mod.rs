@@ -1,5 +1,5 @@
-//! The arithmetic that everything else waits for, in several forms: AVX-512 with VNNI and AVX2 with
-//! FMA for x86-64, NEON with `SDOT` or `USMMLA` for aarch64, and portable. Which one runs is decided
+//! The arithmetic that everything else waits for, in several forms: AVX-512 with VNNI, AVX2 with VNNI
+//! and AVX2 with FMA alone for x86-64, NEON with `SDOT` or `USMMLA` for aarch64, and portable. Which one runs is decided
 //! once, when a model is loaded.
 //!
 //! This module with its children and the team of threads are the only ones with `unsafe` code. Each
@@ -24,9 +24,12 @@ mod attend;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod entry;
 #[cfg(target_arch = "x86_64")]
+#[macro_use]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
 mod columns;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -53,6 +56,8 @@ enum Form {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "aarch64")]
@@ -83,6 +88,9 @@ impl Isa {
             if avx2 && avx512 {
                 forms.push(Self(Form::Avx512));
             }
+            if avx2 && is_x86_feature_detected!("avxvnni") {
+                forms.push(Self(Form::AvxVnni));
+            }
             if avx2 {
                 forms.push(Self(Form::Avx2));
             }
@@ -108,6 +116,8 @@ impl Isa {
             Form::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Form::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Form::AvxVnni => "avx2-vnni",
             #[cfg(target_arch = "x86_64")]
             Form::Avx512 => "avx512-vnni",
             #[cfg(target_arch = "aarch64")]
@@ -227,6 +237,9 @@ pub(crate) fn int_tile(isa: Isa, tile: &IntTile<'_>, rows: &IntRows<'_>, out: &m
         Form::Avx2 => unsafe { avx2::int_tile(tile, rows, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
+        Form::AvxVnni => unsafe { avx_vnni::int_tile(tile, rows, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
         Form::Avx512 => unsafe { avx512::int_tile(tile, rows, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "aarch64")]
@@ -252,16 +265,54 @@ pub(crate) fn float_tile(
         Form::Portable => portable::float_tile(kind, tile, cols, x, out),
         // SAFETY: `Isa` proves the instructions; the lengths were checked above.
         #[cfg(target_arch = "x86_64")]
-        Form::Avx2 => unsafe { avx2::float_tile(kind, tile, cols, x, out) },
+        Form::Avx2 | Form::AvxVnni => unsafe { avx2::float_tile(kind, tile, cols, x, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Form::Avx512 => unsafe { avx512::float_tile(kind, tile, cols, x, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "aarch64")]
-        Form::Dotprod => unsafe { neon::dotprod::float_tile(kind, tile, cols, x, out) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "aarch64")]
-        Form::I8mm => unsafe { neon::i8mm::float_tile(kind, tile, cols, x, out) },
+        Form::Dotprod | Form::I8mm => unsafe { neon::float_tile(kind, tile, cols, x, out) },
+    }
+}
+
+/// Keys or values as they are kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Page<'a> {
+    Floats(&'a [f32]),
+    /// Half-precision bits.
+    Halves(&'a [u16]),
+}
+
+impl<'a> Page<'a> {
+    fn len(self) -> usize {
+        match self {
+            Page::Floats(page) => page.len(),
+            Page::Halves(page) => page.len(),
+        }
+    }
+
+    /// One of its numbers.
+    fn at(self, n: usize) -> f32 {
+        match self {
+            Page::Floats(page) => page[n],
+            Page::Halves(page) => half::f16::from_bits(page[n]).to_f32(),
+        }
+    }
+
+    /// Some of its numbers.
+    pub(crate) fn part(self, range: std::ops::Range<usize>) -> Self {
+        match self {
+            Page::Floats(page) => Page::Floats(&page[range]),
+            Page::Halves(page) => Page::Halves(&page[range]),
+        }
+    }
+
+    /// As floats, converted into `spare` if need be.
+    pub(crate) fn floats(self, isa: Isa, spare: &'a mut Vec<f32>) -> Self {
+        let Page::Halves(page) = self else { return self };
+        spare.resize(page.len(), 0.0);
+        halves_to_floats(isa, page, spare);
+        Page::Floats(spare)
     }
 }
 
@@ -270,7 +321,7 @@ pub(crate) fn float_tile(
 pub(crate) fn dots<const N: usize>(
     isa: Isa,
     q: &[f32],
-    k: &[f32],
+    k: Page<'_>,
     scale: f32,
     to: &mut [f32],
     stride: usize,
@@ -282,7 +333,7 @@ pub(crate) fn dots<const N: usize>(
         Form::Portable => portable::dots::<N>(q, k, scale, to, stride),
         // SAFETY: `Isa` proves the instructions; the lengths were checked above.
         #[cfg(target_arch = "x86_64")]
-        Form::Avx2 => unsafe { avx2::dots::<N>(q, k, scale, to, stride) },
+        Form::Avx2 | Form::AvxVnni => unsafe { avx2::dots::<N>(q, k, scale, to, stride) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Form::Avx512 => unsafe { avx512::dots::<N>(q, k, scale, to, stride) },
@@ -300,7 +351,7 @@ pub(crate) fn weigh<const N: usize>(
     dim: usize,
     weights: &[f32],
     stride: usize,
-    values: &[f32],
+    values: Page<'_>,
 ) {
     let count = values.len() / dim;
     assert_eq!(out.len(), N * dim, "rows");
@@ -309,7 +360,9 @@ pub(crate) fn weigh<const N: usize>(
         Form::Portable => portable::weigh::<N>(out, dim, weights, stride, values),
         // SAFETY: `Isa` proves the instructions; the lengths were checked above.
         #[cfg(target_arch = "x86_64")]
-        Form::Avx2 => unsafe { avx2::weigh::<N>(out, dim, weights, stride, values) },
+        Form::Avx2 | Form::AvxVnni => unsafe {
+            avx2::weigh::<N>(out, dim, weights, stride, values)
+        },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Form::Avx512 => unsafe { avx512::weigh::<N>(out, dim, weights, stride, values) },

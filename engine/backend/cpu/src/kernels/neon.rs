@@ -8,17 +8,19 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::entry::scale_pointers;
-use super::{Column, FloatKind, GROUP, IntRows, IntTile, LANES, Scales};
+use super::{Column, FloatKind, GROUP, IntRows, IntTile, LANES, Page, Scales};
 
 /// Rows in a register of sums, four columns each in a register of weights.
 const WIDE: usize = 4;
 
+float_entry!("neon", 8);
 attention!(
     "neon",
     float32x4_t,
     4,
     4,
     |p| vld1q_f32(p),
+    |p: *const u16| vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))),
     |p, x| vst1q_f32(p, x),
     |x| vdupq_n_f32(x),
     |a, b, c| vfmaq_f32(c, a, b),
@@ -29,7 +31,7 @@ attention!(
 pub(super) mod dotprod {
     use super::*;
 
-    entry_points!("neon,dotprod", [8, 4, 2, 1]);
+    int_entry!("neon,dotprod", [8, 4, 2, 1]);
 
     /// Tokens `first .. first + N`.
     #[target_feature(enable = "neon,dotprod")]
@@ -104,18 +106,6 @@ pub(super) mod dotprod {
         }
         sum
     }
-
-    #[target_feature(enable = "neon,dotprod")]
-    unsafe fn float_block<const N: usize, const KIND: u8>(
-        tile: &[u8],
-        cols: usize,
-        x: &[f32],
-        first: usize,
-        out: &mut Column<'_>,
-    ) {
-        // SAFETY: handed on.
-        unsafe { super::float_block::<N, KIND>(tile, cols, x, first, out) };
-    }
 }
 
 /// For machines with `USMMLA`: eight products summed, for two rows with the high and the low bytes
@@ -123,7 +113,7 @@ pub(super) mod dotprod {
 pub(super) mod i8mm {
     use super::*;
 
-    entry_points!("neon,dotprod,i8mm", [8, 4, 2, 1]);
+    int_entry!("neon,dotprod,i8mm", [8, 4, 2, 1]);
 
     /// Tokens `first .. first + N`.
     #[target_feature(enable = "neon,dotprod,i8mm")]
@@ -200,18 +190,6 @@ pub(super) mod i8mm {
             );
         }
         sum
-    }
-
-    #[target_feature(enable = "neon,dotprod,i8mm")]
-    unsafe fn float_block<const N: usize, const KIND: u8>(
-        tile: &[u8],
-        cols: usize,
-        x: &[f32],
-        first: usize,
-        out: &mut Column<'_>,
-    ) {
-        // SAFETY: handed on.
-        unsafe { super::float_block::<N, KIND>(tile, cols, x, first, out) };
     }
 }
 

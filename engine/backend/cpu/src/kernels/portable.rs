@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{Column, FloatKind, GROUP, IntRows, IntTile, LANES, Scales};
+use super::{Column, FloatKind, GROUP, IntRows, IntTile, LANES, Page, Scales};
 
 pub(super) fn int_tile(tile: &IntTile<'_>, rows: &IntRows<'_>, out: &mut Column<'_>) {
     for token in 0..out.rows() {
@@ -125,18 +125,21 @@ pub(super) fn float_tile(
 
 pub(super) fn dots<const N: usize>(
     q: &[f32],
-    k: &[f32],
+    k: Page<'_>,
     scale: f32,
     to: &mut [f32],
     stride: usize,
 ) {
-    for n in 0..N {
-        let mut total = [0.0f32; LANES];
-        for (q, k) in q.as_chunks::<N>().0.iter().zip(k.as_chunks::<LANES>().0) {
+    let mut total = [[0.0f32; LANES]; N];
+    for (d, q) in q.as_chunks::<N>().0.iter().enumerate() {
+        let k: [f32; LANES] = std::array::from_fn(|lane| k.at(d * LANES + lane));
+        for (total, q) in total.iter_mut().zip(q) {
             for (total, k) in total.iter_mut().zip(k) {
-                *total += q[n] * k;
+                *total += q * k;
             }
         }
+    }
+    for (n, total) in total.iter().enumerate() {
         to[n * stride..][..LANES].copy_from_slice(&total.map(|total| total * scale));
     }
 }
@@ -146,12 +149,13 @@ pub(super) fn weigh<const N: usize>(
     dim: usize,
     weights: &[f32],
     stride: usize,
-    values: &[f32],
+    values: Page<'_>,
 ) {
-    for (row, out) in out.chunks_exact_mut(dim).enumerate().take(N) {
-        for (values, weight) in values.chunks_exact(dim).zip(&weights[row * stride..]) {
-            for (out, value) in out.iter_mut().zip(values) {
-                *out += weight * value;
+    for n in 0..values.len() / dim {
+        for (row, out) in out.chunks_exact_mut(dim).enumerate() {
+            let weight = weights[row * stride + n];
+            for (d, out) in out.iter_mut().enumerate() {
+                *out += weight * values.at(n * dim + d);
             }
         }
     }

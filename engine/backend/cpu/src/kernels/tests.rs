@@ -204,11 +204,11 @@ fn queries_meet_positions_the_same_in_fours_and_in_eights() {
     let (queries, keys) = (floats(14, 8 * dim), floats(15, dim * LANES));
     for isa in Isa::available() {
         let mut eight = vec![f32::NAN; 8 * stride];
-        dots::<8>(isa, &queries, &keys, 0.5, &mut eight, stride);
+        dots::<8>(isa, &queries, Page::Floats(&keys), 0.5, &mut eight, stride);
         for at in [0, 4] {
             let some: Vec<f32> = queries.chunks(8).flat_map(|q| q[at..at + 4].to_vec()).collect();
             let mut four = vec![f32::NAN; 4 * stride];
-            dots::<4>(isa, &some, &keys, 0.5, &mut four, stride);
+            dots::<4>(isa, &some, Page::Floats(&keys), 0.5, &mut four, stride);
             for (a, b) in four.chunks(stride).zip(eight[at * stride..].chunks(stride)) {
                 assert_eq!(a[..LANES], b[..LANES]);
             }
@@ -232,17 +232,38 @@ fn rows_weigh_values_the_same_alone_and_by_fours() {
         for isa in Isa::available() {
             let start = floats(18, 4 * dim);
             let mut four = start.clone();
-            weigh::<4>(isa, &mut four, dim, &weights, stride, &values);
+            weigh::<4>(isa, &mut four, dim, &weights, stride, Page::Floats(&values));
             for row in 0..4 {
                 let mut one = start[row * dim..][..dim].to_vec();
                 let weights = &weights[row * stride..][..count];
-                weigh::<1>(isa, &mut one, dim, weights, stride, &values);
+                weigh::<1>(isa, &mut one, dim, weights, stride, Page::Floats(&values));
                 assert_eq!(one, four[row * dim..][..dim], "{} row {row} of {dim}", isa.name());
                 for (d, one) in one.iter().enumerate() {
                     let sum = (0..count).map(|n| weights[n] * values[n * dim + d]).sum::<f32>();
                     assert!((one - start[row * dim + d] - sum).abs() < 1e-5);
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn a_page_of_halves_counts_like_its_floats() {
+    for (dim, count) in [(64, 16), (83, 5)] {
+        let halves: Vec<u16> =
+            floats(19, LANES * dim).into_iter().map(|x| half::f16::from_f32(x).to_bits()).collect();
+        let (queries, weights) = (floats(20, 4 * dim), floats(21, 4 * LANES));
+        for isa in Isa::available() {
+            let (page, mut spare) = (Page::Halves(&halves), Vec::new());
+            let wide = page.floats(isa, &mut spare);
+            let [a, b] = [page, wide].map(|page| {
+                let mut scores = vec![0.0; 4 * LANES];
+                dots::<4>(isa, &queries, page, 1.0, &mut scores, LANES);
+                let mut out = vec![0.0; 4 * dim];
+                weigh::<4>(isa, &mut out, dim, &weights, LANES, page.part(0..count * dim));
+                (scores, out)
+            });
+            assert_eq!(a, b, "{}", isa.name());
         }
     }
 }

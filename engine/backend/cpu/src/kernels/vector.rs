@@ -30,7 +30,7 @@ macro_rules! forms {
                 Form::Portable => $body::<false>($($arg),*),
                 // SAFETY: `Isa` proves the instructions; the code is safe otherwise.
                 #[cfg(target_arch = "x86_64")]
-                Form::Avx2 => unsafe { avx2($($arg),*) },
+                Form::Avx2 | Form::AvxVnni => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 Form::Avx512 => unsafe { avx512($($arg),*) },
