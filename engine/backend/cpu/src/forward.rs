@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use polder_backend::{BlockId, Input, Limits, Row, StepBatch, StepOutput, TokenId, Want};
+use polder_backend::{
+    BlockId, Input, Limits, OutputRow, Row, StepBatch, StepOutput, TokenId, Want,
+};
 use polder_model::{Attention, Gqa, LayerSpec, LayerWeights, Model, Rope, RopeLayout, Tensor};
 use rayon::prelude::*;
 
@@ -14,7 +16,7 @@ use crate::ffn::{Experts, Ffn};
 use crate::kernels::{Isa, LANES, sum_squares};
 use crate::kv::LayerKv;
 use crate::matrix::{Activations, Matrix, Multiplier};
-use crate::sampling::{History, Scratch, sample};
+use crate::sampling::{History, Scratch, guesses, sample, settle};
 
 /// A packed model, its KV pool and its slots. Steps that reach it have been checked.
 pub(crate) struct Forward {
@@ -187,10 +189,10 @@ impl Forward {
         let isa = self.multiplier.isa;
         let work = &mut self.work;
         let row = |token: u32| token as usize * hidden..(token as usize + 1) * hidden;
-        let logit_rows: Vec<_> =
-            step.outputs.iter().filter(|o| !matches!(o.want, Want::Hidden)).collect();
+        let logit_rows: Vec<(usize, &OutputRow)> =
+            step.outputs.iter().enumerate().filter(|(_, o)| o.want != Want::Hidden).collect();
         let left = work.left.reset(logit_rows.len(), hidden);
-        for (output, to) in logit_rows.iter().zip(left.chunks_exact_mut(hidden)) {
+        for ((_, output), to) in logit_rows.iter().zip(left.chunks_exact_mut(hidden)) {
             to.copy_from_slice(&work.x[row(output.token)]);
             norm(isa, to, &self.output_norm, eps);
         }
@@ -205,12 +207,13 @@ impl Forward {
             .par_iter()
             .zip(work.right.par_chunks_exact_mut(stride))
             .zip(&mut work.draws)
-            .map(|((output, logits), scratch)| {
+            .map(|(((at, output), logits), scratch)| {
                 let logits = &mut logits[..vocab];
                 let Want::Sample(want) = &output.want else { return Row::Logits(logits.to_vec()) };
                 let history = &slots[usize::from(output.slot.0)];
                 let position = step.positions[output.token as usize];
-                let sampled = sample(logits, want, history, position, scratch);
+                let guesses = guesses(step, *at);
+                let sampled = sample(logits, want, history, guesses, position, scratch);
                 sampled.map_or(Row::Unusable, Row::Sampled)
             })
             .collect();
@@ -223,16 +226,9 @@ impl Forward {
                 rows.push(Row::Hidden(x));
                 continue;
             }
-            let row = judged.next().expect("a row for each output");
-            let slot = &mut self.slots[usize::from(output.slot.0)];
-            match &row {
-                Row::Sampled(sampled) => slot.push(sampled.token),
-                // The next step may be on its way already and reads what the slot holds.
-                Row::Unusable => slot.push(TokenId(0)),
-                Row::Logits(_) | Row::Hidden(_) => {}
-            }
-            rows.push(row);
+            rows.push(judged.next().expect("a row for each output"));
         }
+        settle(step, &mut rows, &mut self.slots);
         StepOutput { rows }
     }
 }
