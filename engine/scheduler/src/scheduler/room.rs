@@ -140,11 +140,13 @@ impl Scheduler {
         let room = |request: &Request| {
             fair::weighed(fair::with_room(&self.running, &request.member), request.claim)
         };
+        // How much it has to read is known when nothing that was planned for it is still to be read back.
         let again = self
             .running
             .iter()
             .enumerate()
             .filter(|(_, sequence)| !sequence.has_room() && !sequence.paused && !sequence.leaving)
+            .filter(|(_, sequence)| sequence.planned == sequence.sampled())
             .map(|(index, sequence)| (room(&sequence.request), index))
             .min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let free = self.free_slots.len();
