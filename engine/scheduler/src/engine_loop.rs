@@ -248,7 +248,9 @@ impl EngineLoop {
             let output = self.backend.collect(ticket).map_err(SchedulerError::Backend)?;
             {
                 let (mut pulse, now) = (lock(&self.pulse), Instant::now());
-                pulse.end(now);
+                if let Some(took) = pulse.end(now) {
+                    self.scheduler.took(took);
+                }
                 if let Some((_, tokens)) = self.in_flight.front() {
                     pulse.begin(now, *tokens);
                 }

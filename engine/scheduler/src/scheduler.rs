@@ -12,6 +12,7 @@
 //! flight: whoever gets them writes later.
 
 mod answers;
+mod drafts;
 mod masks;
 mod room;
 mod step;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use polder_backend::{Limits, Slot, StepBatch, TokenId};
 
 use crate::cost::Cost;
+use crate::drafting::StepTimes;
 use crate::fair;
 use crate::pool::BlockPool;
 use crate::prefix::PrefixCache;
@@ -49,6 +51,9 @@ pub struct Config {
     /// Steps submitted before the one before them was read: 1 hides the host's time behind a
     /// device that runs by itself, 0 suits a back end that computes within `submit`.
     pub steps_ahead: u8,
+    /// Most guesses at one sequence's next tokens in a step, where its text repeats itself and where that pays; 0 never
+    /// guesses. Answers are the same.
+    pub draft_tokens: u32,
     /// A step that runs so much longer than its tokens explain is taken for hung.
     pub patience: Duration,
 }
@@ -61,6 +66,7 @@ impl Default for Config {
             cost: Cost::default(),
             credit: 4096,
             steps_ahead: 0,
+            draft_tokens: 16,
             patience: Duration::from_secs(60),
         }
     }
@@ -104,6 +110,21 @@ pub struct Stats {
     pub cached_tokens: u64,
     /// Kept blocks that were given up for others.
     pub evictions: u64,
+    /// Times that a sequence's next tokens were guessed.
+    pub drafts: u64,
+    /// The tokens guessed.
+    pub draft_tokens: u64,
+    /// Of those, how many were right and saved a step.
+    pub accepted_tokens: u64,
+}
+
+/// A step that was submitted and not read back.
+#[derive(Debug, Default)]
+struct InFlight {
+    /// Who owns which output row.
+    rows: Vec<RowOwner>,
+    /// Sequences that go on by a token, and guesses; None where prompts are read too.
+    answers: Option<(usize, usize)>,
 }
 
 /// All sequences, waiting and running.
@@ -117,11 +138,12 @@ pub struct Scheduler {
     free_slots: Vec<Slot>,
     pool: BlockPool,
     prefixes: PrefixCache,
-    /// Who owns which output row, for each step in flight, oldest first.
-    in_flight: VecDeque<Vec<RowOwner>>,
+    /// Oldest first.
+    in_flight: VecDeque<InFlight>,
     spare_rows: Vec<Vec<RowOwner>>,
     accounts: Accounts,
     shares: Vec<Share>,
+    step_times: StepTimes,
     stats: Stats,
 }
 
@@ -154,6 +176,7 @@ impl Scheduler {
             spare_rows: Vec::new(),
             accounts: Accounts::new(config.credit.into()),
             shares: Vec::new(),
+            step_times: StepTimes::default(),
             stats: Stats::default(),
             limits,
         })
@@ -277,6 +300,7 @@ impl Scheduler {
         let active = self.running.iter().filter(|sequence| !sequence.paused);
         self.accounts.settle(active.map(|sequence| &sequence.request.member));
         let decoded = self.plan_decodes(batch, &mut rows);
+        let answers = (batch.sequences.len(), batch.inputs.len() - batch.sequences.len());
         self.plan_prompts(decoded, batch, &mut rows);
         self.keep_what_is_whole();
         if batch.inputs.is_empty() {
@@ -284,7 +308,8 @@ impl Scheduler {
             return false;
         }
         self.stats.steps += 1;
-        self.in_flight.push_back(rows);
+        let answers = (batch.inputs.len() == answers.0 + answers.1).then_some(answers);
+        self.in_flight.push_back(InFlight { rows, answers });
         true
     }
 }
