@@ -8,6 +8,15 @@
 //! Shapes: a step holds `T` tokens of `S` sequences. `inputs`, `positions` have length `T`;
 //! `sequences` has length `S` and cuts `0..T` into consecutive runs. A token's KV goes to
 //! `block_table[position / block_tokens]` at row `position % block_tokens`.
+//!
+//! Drafts: several [`Want::Sample`] rows of one slot in one step are a *draft*. They stand in
+//! `outputs` one after the other, after tokens of one sequence that follow each other, and every
+//! token after the first of them is a guess, given by the host, at what the row before it samples.
+//! Each row samples as if the guesses before it were the text: at its own position, with them in
+//! the slot's history. The rows up to and including the first one that samples something else than
+//! the guess after it *count*: what they sample is what the slot would have sampled one step at a
+//! time, and goes into its history. Those behind are [`Row::Void`], as if they had never been asked
+//! for. KV of guesses that were wrong lies behind the slot's last token, where the next step writes.
 
 use std::ops::Range;
 
@@ -82,8 +91,8 @@ pub struct OutputRow {
 /// What an output row asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Want {
-    /// Sample a token into the slot, under these parameters. All rows of a step see the slot's
-    /// history as it was before the step.
+    /// Sample a token into the slot, under these parameters. The row sees the slot's history as it
+    /// was before the step, and in a draft (see the crate) the guesses before it.
     Sample(Sampling),
     /// Every logit, in vocabulary order.
     Logits,
@@ -194,6 +203,8 @@ pub enum Row {
     /// infinitely large, or none is possible. Whatever the slot samples until it starts anew means
     /// nothing.
     Unusable,
+    /// For [`Want::Sample`] in a draft: a guess before it was wrong.
+    Void,
     /// For [`Want::Logits`]: `vocab` values.
     Logits(Vec<f32>),
     /// For [`Want::Hidden`]: `hidden` values.

@@ -356,7 +356,9 @@ impl EngineLoop {
             let now = Instant::now();
             {
                 let mut pulse = lock(&self.pulse);
-                pulse.end(now);
+                if let Some(took) = pulse.end(now) {
+                    self.scheduler.took(took);
+                }
                 if let Some(next) = self.in_flight.front() {
                     pulse.begin(now, next.tokens);
                 }

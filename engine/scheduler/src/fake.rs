@@ -9,8 +9,8 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use polder_backend::{
-    Backend, BackendError, BlockId, Input, Limits, Row, SampledToken, Sampling, StepBatch,
-    StepOutput, Ticket, TokenId, Want,
+    Backend, BackendError, BlockId, Input, Limits, OutputRow, Row, SampledToken, Sampling,
+    SequenceStep, StepBatch, StepOutput, Ticket, TokenId, Want,
 };
 
 /// What comes after these tokens, sampled with this seed. A token that the vocabulary does not
@@ -48,6 +48,16 @@ pub fn hashed(vocab: u32) -> impl Fn(&[TokenId], &Sampling) -> TokenId + Send {
             hash = (hash ^ u64::from(token.0)).wrapping_mul(0x0100_0000_01b3);
         }
         TokenId(((hash ^ (hash >> 32)) % u64::from(vocab)) as u32)
+    }
+}
+
+/// A text that says again what it said, with a change now and then: a hash of the last two tokens, and every ninth time
+/// of all.
+pub fn repeating(vocab: u32) -> impl Fn(&[TokenId], &Sampling) -> TokenId + Send {
+    move |tokens, sampling| {
+        let whole = tokens.len().is_multiple_of(9);
+        let from = if whole { 0 } else { tokens.len().saturating_sub(2) };
+        hashed(vocab)(&tokens[from..], sampling)
     }
 }
 
@@ -110,6 +120,7 @@ impl FakeBackend {
 
     fn run(&mut self, step: &StepBatch) -> Result<StepOutput, BackendError> {
         check_ranges(step, &self.limits)?;
+        check_drafts(step)?;
         for reset in &step.resets {
             let history = &step.histories[reset.history.start as usize..reset.history.end as usize];
             self.slots[reset.slot.0 as usize] = FakeSlot {
@@ -139,7 +150,16 @@ impl FakeBackend {
                                 .ok_or_else(|| bad(format!("position {at} was never written")))
                         })
                         .collect::<Result<Vec<_>, _>>()?;
-                    rows.push(self.answer(row, so_far)?);
+                    // It comes after a guess, or after nothing.
+                    let guessed = drafted(step, rows.len()).then_some(token);
+                    let wrong = guessed.is_some_and(|guess| match rows.last() {
+                        Some(Row::Sampled(sampled)) => sampled.token != guess,
+                        _ => true,
+                    });
+                    rows.push(match wrong {
+                        true => Row::Void,
+                        false => self.answer(row, so_far)?,
+                    });
                 }
             }
         }
@@ -149,11 +169,7 @@ impl FakeBackend {
         Ok(StepOutput { rows })
     }
 
-    fn answer(
-        &mut self,
-        row: &polder_backend::OutputRow,
-        so_far: Vec<TokenId>,
-    ) -> Result<Row, BackendError> {
+    fn answer(&mut self, row: &OutputRow, so_far: Vec<TokenId>) -> Result<Row, BackendError> {
         let sampling = match &row.want {
             Want::Sample(sampling) => sampling,
             Want::Hidden => return Ok(Row::Hidden(hidden(&so_far))),
@@ -248,6 +264,33 @@ pub fn hidden(so_far: &[TokenId]) -> Vec<f32> {
     let last = so_far.last().map_or(0, |token| token.0);
     let sum: u32 = so_far.iter().map(|token| token.0).sum();
     vec![last as f32, so_far.len() as f32, sum as f32, 1.0]
+}
+
+/// Whether this output row goes on a draft.
+fn drafted(step: &StepBatch, row: usize) -> bool {
+    let samples = |row: &OutputRow| matches!(row.want, Want::Sample(_)).then_some(row.slot);
+    let slot = samples(&step.outputs[row]);
+    slot.is_some() && row.checked_sub(1).is_some_and(|at| samples(&step.outputs[at]) == slot)
+}
+
+/// Who samples several times does so after tokens of their own that follow each other and are known.
+fn check_drafts(step: &StepBatch) -> Result<(), BackendError> {
+    let mut sampled = HashSet::new();
+    for (at, row) in step.outputs.iter().enumerate() {
+        let own = |sequence: &&SequenceStep| sequence.tokens.contains(&row.token);
+        let sequence = step.sequences.iter().find(own);
+        if sequence.is_none_or(|sequence| sequence.slot != row.slot) {
+            return Err(bad(format!("a row of slot {} after somebody else's token", row.slot.0)));
+        }
+        let first = !matches!(row.want, Want::Sample(_)) || sampled.insert(row.slot);
+        let goes_on = drafted(step, at)
+            && step.outputs[at - 1].token + 1 == row.token
+            && matches!(step.inputs.get(row.token as usize), Some(Input::Host(_)));
+        if first == goes_on {
+            return Err(bad(format!("slot {} has no sensible draft", row.slot.0)));
+        }
+    }
+    Ok(())
 }
 
 fn bad(what: String) -> BackendError {

@@ -6,6 +6,7 @@
 //! [`EngineHandle`] is how the rest of a process talks to that thread.
 
 mod cost;
+mod drafting;
 mod engine_loop;
 mod fair;
 #[cfg(any(test, feature = "fake"))]
@@ -18,6 +19,7 @@ mod pooling;
 mod prefix;
 mod pulse;
 mod queue;
+mod repeats;
 mod request;
 mod scheduler;
 mod sequence;

@@ -24,11 +24,12 @@ impl Pulse {
         self.working = Some((now, tokens.max(1)));
     }
 
-    /// It has finished the step.
-    pub(crate) fn end(&mut self, now: Instant) {
-        if let Some((since, tokens)) = self.working.take() {
-            self.slowest = self.slowest.max(Some((now - since) / tokens));
-        }
+    /// It has finished the step. Says how long that took.
+    pub(crate) fn end(&mut self, now: Instant) -> Option<Duration> {
+        let (since, tokens) = self.working.take()?;
+        let took = now - since;
+        self.slowest = self.slowest.max(Some(took / tokens));
+        Some(took)
     }
 
     /// How long the step has been running, where that is `patience` more than its tokens explain.

@@ -12,6 +12,7 @@
 //! flight: whoever gets them writes later.
 
 mod answers;
+mod drafts;
 mod masks;
 mod restore;
 mod room;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use polder_backend::{Limits, Slot, StepBatch, TokenId};
 
 use crate::cost::Cost;
+use crate::drafting::StepTimes;
 use crate::fair;
 use crate::pool::BlockPool;
 use crate::prefix::PrefixCache;
@@ -51,6 +53,9 @@ pub struct Config {
     /// Steps submitted before the one before them was read: 1 hides the host's time behind a
     /// device that runs by itself, 0 suits a back end that computes within `submit`.
     pub steps_ahead: u8,
+    /// Most guesses at one sequence's next tokens in a step, where its text repeats itself and where that pays; 0 never
+    /// guesses. Answers are the same.
+    pub draft_tokens: u32,
     /// A step that runs so much longer than its tokens explain is taken for hung.
     pub patience: Duration,
     /// Longest that no kept block comes back to the device while some are waited for; then their tokens are read.
@@ -65,6 +70,7 @@ impl Default for Config {
             cost: Cost::default(),
             credit: 4096,
             steps_ahead: 0,
+            draft_tokens: 16,
             patience: Duration::from_secs(60),
             restore_patience: Duration::from_secs(5),
         }
@@ -115,6 +121,21 @@ pub struct Stats {
     pub looked_up_tokens: u64,
     /// Of those, how many came back and did not have to be read.
     pub restored_tokens: u64,
+    /// Times that a sequence's next tokens were guessed.
+    pub drafts: u64,
+    /// The tokens guessed.
+    pub draft_tokens: u64,
+    /// Of those, how many were right and saved a step.
+    pub accepted_tokens: u64,
+}
+
+/// A step that was submitted and not read back.
+#[derive(Debug, Default)]
+struct InFlight {
+    /// Who owns which output row.
+    rows: Vec<RowOwner>,
+    /// Sequences that go on by a token, and guesses; None where prompts are read too.
+    answers: Option<(usize, usize)>,
 }
 
 /// All sequences, waiting and running.
@@ -128,8 +149,8 @@ pub struct Scheduler {
     free_slots: Vec<Slot>,
     pool: BlockPool,
     prefixes: PrefixCache,
-    /// Who owns which output row, for each step in flight, oldest first.
-    in_flight: VecDeque<Vec<RowOwner>>,
+    /// Oldest first.
+    in_flight: VecDeque<InFlight>,
     spare_rows: Vec<Vec<RowOwner>>,
     accounts: Accounts,
     shares: Vec<Share>,
@@ -139,6 +160,7 @@ pub struct Scheduler {
     puts: Vec<PutWork>,
     restores: Vec<RestoreWork>,
     last_restore: u64,
+    step_times: StepTimes,
     stats: Stats,
 }
 
@@ -175,6 +197,7 @@ impl Scheduler {
             puts: Vec::new(),
             restores: Vec::new(),
             last_restore: 0,
+            step_times: StepTimes::default(),
             stats: Stats::default(),
             limits,
         })
@@ -300,6 +323,7 @@ impl Scheduler {
         let active = self.running.iter().filter(|sequence| !sequence.paused);
         self.accounts.settle(active.map(|sequence| &sequence.request.member));
         let decoded = self.plan_decodes(batch, &mut rows);
+        let answers = (batch.sequences.len(), batch.inputs.len() - batch.sequences.len());
         self.plan_prompts(decoded, batch, &mut rows);
         self.keep_what_is_whole();
         if batch.inputs.is_empty() {
@@ -307,7 +331,8 @@ impl Scheduler {
             return false;
         }
         self.stats.steps += 1;
-        self.in_flight.push_back(rows);
+        let answers = (batch.inputs.len() == answers.0 + answers.1).then_some(answers);
+        self.in_flight.push_back(InFlight { rows, answers });
         true
     }
 }

@@ -7,6 +7,7 @@ use polder_backend::{
 use crate::grammar::Masking;
 use crate::pooling::Pool;
 use crate::prefix::NodeId;
+use crate::repeats::Repeats;
 use crate::request::{Request, RequestId};
 use crate::tiers::{Keeps, Restoring};
 
@@ -49,6 +50,11 @@ pub(crate) struct Sequence {
     pub(crate) masking: Option<Masking>,
     /// Where its hidden states are gathered, if they are asked for.
     pub(crate) pool: Option<Pool>,
+    /// Where it says again what it said before, if its next tokens may be guessed.
+    pub(crate) repeats: Option<Repeats>,
+    /// A step with guesses was planned and is not read back, so that nobody knows where it goes on: whether all were right
+    /// so far. `fed` and `planned` count that step as one without guesses, and are moved by those that were right.
+    pub(crate) draft: Option<bool>,
 }
 
 /// Whose an output row is.
@@ -59,6 +65,8 @@ pub(crate) struct RowOwner {
     pub(crate) judges: Option<u32>,
     /// It is a hidden state.
     pub(crate) hidden: bool,
+    /// The guess that it comes after, and whether that was the last one.
+    pub(crate) guess: Option<(TokenId, bool)>,
 }
 
 impl Sequence {
@@ -81,7 +89,11 @@ impl Sequence {
 
     /// The next step may sample its next token.
     pub(crate) fn wants_token(&self) -> bool {
-        self.may_run() && self.decodes() && self.planned < self.limit && self.has_mask()
+        self.may_run()
+            && self.decodes()
+            && self.draft.is_none()
+            && self.planned < self.limit
+            && self.has_mask()
     }
 
     /// The next step may read some of its tokens.
@@ -124,10 +136,12 @@ impl Sequence {
         self.request.prompt_logprobs.is_some() && self.fed < self.prompt_len()
     }
 
-    /// Appends its next `count` tokens to the batch, and what is to be read out after them.
+    /// Appends its next `count` tokens to the batch, and what is to be read out after them. Guesses come where the last
+    /// of them samples a token.
     pub(crate) fn plan(
         &mut self,
         count: u32,
+        guesses: &[TokenId],
         block_tokens: u32,
         batch: &mut StepBatch,
         rows: &mut Vec<RowOwner>,
@@ -150,12 +164,15 @@ impl Sequence {
             self.ask_for_logits(position, batch, rows);
             self.ask_for_hidden(position, batch, rows);
         }
+        let end = self.fed + count;
+        batch.inputs.extend(guesses.iter().map(|guess| Input::Host(*guess)));
+        batch.positions.extend(end..end + guesses.len() as u32);
         let start = batch.block_table.len() as u32;
-        let blocks = blocks_for(self.fed + count, block_tokens);
+        let blocks = blocks_for(end + guesses.len() as u32, block_tokens);
         batch.block_table.extend_from_slice(&self.blocks[..blocks]);
         batch.sequences.push(SequenceStep {
             slot: self.slot,
-            tokens: first..first + count,
+            tokens: first..batch.inputs.len() as u32,
             blocks: start..batch.block_table.len() as u32,
         });
         self.fed += count;
@@ -165,9 +182,17 @@ impl Sequence {
             if let Some(masking) = &mut self.masking {
                 sampling.mask = masking.spend();
             }
-            let want = Want::Sample(sampling);
-            batch.outputs.push(OutputRow { token: first + count - 1, slot: self.slot, want });
-            rows.push(RowOwner { id: self.id, judges: None, hidden: false });
+            let wants = std::iter::repeat_n(Want::Sample(sampling), guesses.len() + 1);
+            for (token, want) in (first + count - 1..).zip(wants) {
+                batch.outputs.push(OutputRow { token, slot: self.slot, want });
+            }
+            let owner = RowOwner { id: self.id, judges: None, hidden: false, guess: None };
+            rows.push(owner);
+            rows.extend(guesses.iter().enumerate().map(|(at, guess)| {
+                let last = at + 1 == guesses.len();
+                RowOwner { guess: Some((*guess, last)), ..owner }
+            }));
+            self.draft = (!guesses.is_empty()).then_some(true);
         }
     }
 
@@ -183,14 +208,14 @@ impl Sequence {
         self.logits_planned = judges;
         let token = batch.inputs.len() as u32 - 1;
         batch.outputs.push(OutputRow { token, slot: self.slot, want: Want::Logits });
-        rows.push(RowOwner { id: self.id, judges: Some(judges), hidden: false });
+        rows.push(RowOwner { id: self.id, judges: Some(judges), hidden: false, guess: None });
     }
 
     fn ask_for_hidden(&mut self, position: u32, batch: &mut StepBatch, rows: &mut Vec<RowOwner>) {
         if self.pool.as_mut().is_some_and(|pool| pool.asks(position)) {
             let token = batch.inputs.len() as u32 - 1;
             batch.outputs.push(OutputRow { token, slot: self.slot, want: Want::Hidden });
-            rows.push(RowOwner { id: self.id, judges: None, hidden: true });
+            rows.push(RowOwner { id: self.id, judges: None, hidden: true, guess: None });
         }
     }
 }

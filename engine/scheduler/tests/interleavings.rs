@@ -6,11 +6,12 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use common::beside::Beside;
-use common::{STOP, Sums, VOCAB, alone, limits, request};
-use polder_backend::{Backend, Limits, OutputRow, StepBatch, Ticket, TokenId, Want};
-use polder_scheduler::fake::{FakeBackend, hashed};
+use common::{STOP, Sums, VOCAB, alone, alone_with, limits, request};
+use polder_backend::{Backend, Limits, OutputRow, Sampling, StepBatch, Ticket, TokenId, Want};
+use polder_scheduler::fake::{FakeBackend, hashed, repeating};
 use polder_scheduler::{
     Claim, Config, Cost, Event, FinishReason, MaskWork, MemberId, Next, Refusal, Request,
     RequestId, Scheduler, SchedulerError, Weight,
@@ -33,6 +34,8 @@ struct Bench {
     turns: usize,
     /// The tiers beside the device, if there are any.
     beside: Option<Beside>,
+    /// Milliseconds of a step and of each token in it, where there is a clock.
+    clock: Option<(u64, u64)>,
 }
 
 impl Bench {
@@ -49,6 +52,7 @@ impl Bench {
             mask_turns: 0,
             turns: 0,
             beside: None,
+            clock: None,
         }
     }
 
@@ -94,9 +98,13 @@ impl Bench {
         assert!(restoring == 0 || busy, "something waits for blocks that nobody reads");
         let mut events = Vec::new();
         let ticket = self.in_flight.pop_front();
+        let tokens = self.batch.inputs.len() as u64;
         let stalled = ticket.is_none() && self.masks.is_empty() && !busy && !came;
         if let Some(ticket) = ticket {
             let output = self.backend.collect(ticket).unwrap();
+            if let Some((step, each)) = self.clock {
+                self.scheduler.took(Duration::from_millis(step + each * tokens));
+            }
             self.scheduler.take(output, &mut events).unwrap();
         }
         self.turns += 1;
@@ -205,7 +213,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
 
     #[test]
     fn everyone_gets_exactly_their_tokens_and_nothing_leaks(
@@ -219,15 +227,25 @@ proptest! {
         credit in 0u32..100,
         mask_turns in 0usize..4,
         beside in prop::option::of(any::<u64>()),
+        drafts in (0u32..9, any::<bool>(), prop::option::of((1u64..20, 0u64..20))),
     ) {
+        let (draft_tokens, repeats, clock) = drafts;
         let cost = Cost { read_slope: slopes.0, decode_slope: slopes.1 };
-        let config =
-            Config { max_waiting, step_tokens, steps_ahead, cost, credit, ..Config::default() };
+        let config = Config {
+            max_waiting, step_tokens, steps_ahead, cost, credit, draft_tokens, ..Config::default()
+        };
         let mut bench = match beside {
             None => Bench::new(limits(blocks, slots), config),
             Some(seed) => Bench::beside(limits(blocks, slots), config, seed),
         };
         bench.mask_turns = mask_turns;
+        bench.clock = clock;
+        type Text = fn(&[TokenId], &Sampling) -> TokenId;
+        let text: Text = match repeats {
+            true => |tokens, sampling| repeating(VOCAB)(tokens, sampling),
+            false => |tokens, sampling| hashed(VOCAB)(tokens, sampling),
+        };
+        bench.backend = FakeBackend::with(limits(blocks, slots), Box::new(text));
         let capacity = bench.scheduler.capacity();
         // As the first of the texts that several begin with.
         let common: Vec<TokenId> = (0..18).map(|at| TokenId((at + 3) % VOCAB)).collect();
@@ -286,9 +304,10 @@ proptest! {
                     for _ in 0..count { bench.turn(); }
                     // What was in flight when they were paused, or the step that starts one, for the first
                     // time or again, and nothing more.
-                    let again = bench.scheduler.stats().slots_given_up as usize;
+                    let step = usize::from(steps_ahead) * (1 + draft_tokens as usize)
+                        + bench.scheduler.stats().slots_given_up as usize;
                     for (after, before) in said(&bench).into_iter().zip(before) {
-                        prop_assert!(after <= before.max(1) + usize::from(steps_ahead) + again);
+                        prop_assert!(after <= before.max(1) + step);
                     }
                 }
             }
@@ -297,6 +316,8 @@ proptest! {
             prop_assert!(stats.blocks_used + stats.blocks_kept <= stats.blocks_total);
             prop_assert!(stats.cached_tokens + stats.restored_tokens <= stats.asked_tokens);
             prop_assert!(stats.restored_tokens <= stats.looked_up_tokens);
+            prop_assert!(stats.accepted_tokens <= stats.draft_tokens);
+            prop_assert!(stats.draft_tokens <= stats.drafts * u64::from(draft_tokens));
         }
         let mut turns = 0;
         for stalled in [true, false] {
@@ -314,7 +335,7 @@ proptest! {
         let stats = bench.scheduler.stats();
         prop_assert_eq!((stats.running, stats.waiting, stats.blocks_used), (0, 0, 0));
         for (id, (request, cancelled)) in &taken {
-            let (tokens, reason, sampled) = alone(request, capacity);
+            let (tokens, reason, sampled) = alone_with(&text, request, capacity);
             if *cancelled {
                 let said = bench.tokens_of(*id);
                 prop_assert_eq!(&said[..], &tokens[..said.len()]);

@@ -1,6 +1,10 @@
 //! Whether a step makes sense, decided before anything runs.
 
-use polder_backend::{BackendError, BlockId, Input, Limits, Sampling, StepBatch, TokenId, Want};
+use polder_backend::{
+    BackendError, BlockId, Input, Limits, OutputRow, Sampling, StepBatch, TokenId, Want,
+};
+
+use crate::sampling::same_draft;
 
 /// What the host knows about slots: which hold a sampled token, or will when the steps in flight
 /// are done.
@@ -108,6 +112,39 @@ impl Slots {
             if let Want::Sample(sampling) = &output.want {
                 parameters(sampling, limits)?;
             }
+        }
+        self.check_drafts(step)
+    }
+
+    /// A slot that samples several times does so in a draft.
+    fn check_drafts(&mut self, step: &StepBatch) -> Result<(), BackendError> {
+        self.busy.fill(false);
+        let mut before: Option<&OutputRow> = None;
+        for output in &step.outputs {
+            let goes_on = before.is_some_and(|before| same_draft(before, output));
+            let samples = matches!(output.want, Want::Sample(_));
+            let slot = output.slot.0;
+            if samples && std::mem::replace(&mut self.busy[usize::from(slot)], true) && !goes_on {
+                return bad(format!("slot {slot} samples twice, with other rows between"));
+            }
+            if let Some(before) = before.filter(|_| goes_on) {
+                // The first sequence that ends behind the row is the one it belongs to.
+                let at = step.sequences.partition_point(|s| s.tokens.end <= output.token);
+                let follows = before.token + 1 == output.token
+                    && step
+                        .sequences
+                        .get(at)
+                        .is_some_and(|s| s.slot == output.slot && s.tokens.contains(&before.token));
+                if !follows {
+                    return bad(format!(
+                        "slot {slot} samples twice, after tokens that do not follow each other"
+                    ));
+                }
+                if let Input::Sampled(_) = step.inputs[output.token as usize] {
+                    return bad(format!("slot {slot} has a draft with a token that nobody knows"));
+                }
+            }
+            before = Some(output);
         }
         Ok(())
     }

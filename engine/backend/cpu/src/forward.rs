@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use polder_backend::{BlockId, Input, Limits, Row, StepBatch, StepOutput, TokenId, Want};
+use polder_backend::{
+    BlockId, Input, Limits, OutputRow, Row, StepBatch, StepOutput, TokenId, Want,
+};
 use polder_model::{Attention, Gqa, LayerSpec, LayerWeights, Model, Rope, RopeLayout, Tensor};
 
 use crate::attention::{Span, attend, gather};
@@ -14,7 +16,7 @@ use crate::kernels::{Isa, LANES, sum_squares};
 use crate::kv::LayerKv;
 use crate::matrix::{Activations, Matrix, Multiplier, Packer};
 use crate::packed::Shelf;
-use crate::sampling::{History, Scratch, sample};
+use crate::sampling::{History, Scratch, guesses, sample, settle};
 use crate::team::Team;
 
 /// A packed model, its KV pool and its slots. Steps that reach it have been checked.
@@ -198,15 +200,15 @@ impl Forward {
         let isa = self.multiplier.isa;
         let work = &mut self.work;
         let row = |token: u32| token as usize * hidden..(token as usize + 1) * hidden;
-        let logit_rows: Vec<_> =
-            step.outputs.iter().filter(|o| !matches!(o.want, Want::Hidden)).collect();
+        let logit_rows: Vec<(usize, &OutputRow)> =
+            step.outputs.iter().enumerate().filter(|(_, o)| o.want != Want::Hidden).collect();
         work.left.fill(
             &mut self.multiplier,
             &[&self.head],
             logit_rows.len(),
             hidden,
             |n, to: &mut [f32]| {
-                to.copy_from_slice(&work.x[row(logit_rows[n].token)]);
+                to.copy_from_slice(&work.x[row(logit_rows[n].1.token)]);
                 norm(isa, to, &self.output_norm, eps);
             },
         );
@@ -218,14 +220,15 @@ impl Forward {
         }
         let rows = logit_rows.iter().zip(work.right.chunks_exact_mut(stride)).zip(&mut work.draws);
         let mut judged: Vec<_> =
-            rows.map(|((output, logits), scratch)| (*output, logits, scratch, None)).collect();
-        self.multiplier.team.each(&mut judged, |_, (output, logits, scratch, row)| {
+            rows.map(|((asked, logits), scratch)| (*asked, logits, scratch, None)).collect();
+        self.multiplier.team.each(&mut judged, |_, ((at, output), logits, scratch, row)| {
             let logits = &mut logits[..vocab];
             *row = Some(match &output.want {
                 Want::Sample(want) => {
                     let history = &slots[usize::from(output.slot.0)];
                     let position = step.positions[output.token as usize];
-                    let sampled = sample(logits, want, history, position, scratch);
+                    let guesses = guesses(step, *at);
+                    let sampled = sample(logits, want, history, guesses, position, scratch);
                     sampled.map_or(Row::Unusable, Row::Sampled)
                 }
                 _ => Row::Logits(logits.to_vec()),
@@ -241,16 +244,9 @@ impl Forward {
                 rows.push(Row::Hidden(x));
                 continue;
             }
-            let row = judged.next().expect("a row for each output");
-            let slot = &mut self.slots[usize::from(output.slot.0)];
-            match &row {
-                Row::Sampled(sampled) => slot.push(sampled.token),
-                // The next step may be on its way already and reads what the slot holds.
-                Row::Unusable => slot.push(TokenId(0)),
-                Row::Logits(_) | Row::Hidden(_) => {}
-            }
-            rows.push(row);
+            rows.push(judged.next().expect("a row for each output"));
         }
+        settle(step, &mut rows, &mut self.slots);
         StepOutput { rows }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use polder_backend::{SampledToken, Sampling, TokenId};
+use polder_backend::{Input, OutputRow, Row, SampledToken, Sampling, StepBatch, TokenId, Want};
 
 /// What a slot remembers of its sequence.
 #[derive(Debug, Default)]
@@ -33,6 +33,38 @@ impl History {
     }
 }
 
+/// The guesses before a step's output row, where it stands in a draft: the inputs after the rows
+/// before it. Steps that reach it have been checked.
+pub(crate) fn guesses(step: &StepBatch, row: usize) -> &[Input] {
+    let end = step.outputs[row].token as usize;
+    let before = step.outputs[..row].iter().rev();
+    let rows = before.take_while(|other| same_draft(other, &step.outputs[row])).count();
+    &step.inputs[end + 1 - rows..=end]
+}
+
+/// Both rows sample into the same slot.
+pub(crate) fn same_draft(a: &OutputRow, b: &OutputRow) -> bool {
+    a.slot == b.slot && matches!((&a.want, &b.want), (Want::Sample(_), Want::Sample(_)))
+}
+
+/// Notes what the rows of a step sampled, in order, and voids the rows that come after a wrong guess.
+pub(crate) fn settle(step: &StepBatch, rows: &mut [Row], slots: &mut [History]) {
+    for (at, output) in step.outputs.iter().enumerate() {
+        let drafted = at > 0 && same_draft(&step.outputs[at - 1], output);
+        let counts = !drafted
+            || matches!(&rows[at - 1], Row::Sampled(sampled)
+                if step.inputs[output.token as usize] == Input::Host(sampled.token));
+        let slot = &mut slots[usize::from(output.slot.0)];
+        match &rows[at] {
+            Row::Sampled(_) | Row::Unusable if !counts => rows[at] = Row::Void,
+            Row::Sampled(sampled) => slot.push(sampled.token),
+            // The next step may be on its way already and reads what the slot holds.
+            Row::Unusable => slot.push(TokenId(0)),
+            Row::Void | Row::Logits(_) | Row::Hidden(_) => {}
+        }
+    }
+}
+
 /// Memory that draws use again and again.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
@@ -42,19 +74,20 @@ pub(crate) struct Scratch {
     weights: Vec<f64>,
 }
 
-/// Chooses a token; `logits` is used up. None where they are no distribution: what a broken
-/// weight file computes must not pass for an answer.
+/// Chooses a token after the history and these guesses; `logits` is used up. None where they are no
+/// distribution: what a broken weight file computes must not pass for an answer.
 pub(crate) fn sample(
     logits: &mut [f32],
     want: &Sampling,
     history: &History,
+    guesses: &[Input],
     position: u32,
     scratch: &mut Scratch,
 ) -> Option<SampledToken> {
     if !is_distribution(logits) {
         return None;
     }
-    adjust(logits, want, history);
+    adjust(logits, want, history, guesses);
     let best = best(logits);
     let (logprob, top, normaliser) = logprobs(logits, want, &mut scratch.order);
     let token = match want.temperature > 0.0 {
@@ -75,20 +108,24 @@ fn is_distribution(logits: &[f32]) -> bool {
 }
 
 /// Penalties, bias and mask.
-fn adjust(logits: &mut [f32], want: &Sampling, history: &History) {
+fn adjust(logits: &mut [f32], want: &Sampling, history: &History, guesses: &[Input]) {
     let penalties = want.repetition_penalty != 1.0
         || want.presence_penalty != 0.0
         || want.frequency_penalty != 0.0;
     if penalties {
+        // A draft is short: walking through it is cheaper than a history of its own.
+        let guessed = |token: u32| {
+            guesses.iter().filter(|guess| **guess == Input::Host(TokenId(token))).count() as u32
+        };
         for (token, count) in &history.seen {
-            let logit = &mut logits[*token as usize];
-            if *logit > 0.0 {
-                *logit /= want.repetition_penalty;
-            } else {
-                *logit *= want.repetition_penalty;
-            }
-            if *count > 0 {
-                *logit -= want.presence_penalty + want.frequency_penalty * *count as f32;
+            penalise(&mut logits[*token as usize], want, count + guessed(*token));
+        }
+        for (at, guess) in guesses.iter().enumerate() {
+            if let Input::Host(token) = guess
+                && !history.seen.contains_key(&token.0)
+                && !guesses[..at].contains(guess)
+            {
+                penalise(&mut logits[token.0 as usize], want, guessed(token.0));
             }
         }
     }
@@ -108,6 +145,18 @@ fn adjust(logits: &mut [f32], want: &Sampling, history: &History) {
             let allowed = (0..logits.len()).find(|i| mask[i / 32] >> (i % 32) & 1 == 1);
             logits[allowed.expect("a checked mask allows a token")] = 0.0;
         }
+    }
+}
+
+/// The logit of a token that was seen, and sampled so often.
+fn penalise(logit: &mut f32, want: &Sampling, count: u32) {
+    if *logit > 0.0 {
+        *logit /= want.repetition_penalty;
+    } else {
+        *logit *= want.repetition_penalty;
+    }
+    if count > 0 {
+        *logit -= want.presence_penalty + want.frequency_penalty * count as f32;
     }
 }
 

@@ -5,7 +5,7 @@ fn hot() -> Sampling {
 }
 
 fn chosen(logits: &[f32], want: &Sampling, position: u32) -> Option<SampledToken> {
-    sample(&mut logits.to_vec(), want, &History::default(), position, &mut Scratch::default())
+    sample(&mut logits.to_vec(), want, &History::default(), &[], position, &mut Scratch::default())
 }
 
 fn pick(logits: &[f32], want: &Sampling, position: u32) -> u32 {
@@ -91,7 +91,7 @@ fn penalties_push_down_what_was_said() {
     history.push(TokenId(0));
     let after = |want: Sampling| {
         let mut logits = vec![4.0, 3.0, 3.5];
-        adjust(&mut logits, &want, &history);
+        adjust(&mut logits, &want, &history, &[]);
         logits
     };
     let base = Sampling::greedy;
@@ -99,6 +99,33 @@ fn penalties_push_down_what_was_said() {
     assert_eq!(after(Sampling { frequency_penalty: 1.0, ..base() }), [2.0, 3.0, 3.5]);
     // The repetition penalty counts the prompt too.
     assert_eq!(after(Sampling { repetition_penalty: 2.0, ..base() }), [2.0, 3.0, 1.75]);
+}
+
+#[test]
+fn guesses_are_penalised_as_if_they_had_been_sampled() {
+    let texts: [(&[u32], &[u32]); 4] =
+        [(&[2, 3], &[]), (&[2], &[0, 0]), (&[], &[1]), (&[0, 1, 2], &[3, 1])];
+    for (prompt, sampled) in texts {
+        for guesses in [&[][..], &[4], &[0, 0, 1], &[5, 2, 5, 0]] {
+            let tokens = |ids: &[u32]| ids.iter().copied().map(TokenId).collect::<Vec<_>>();
+            let want = Sampling {
+                presence_penalty: 0.3,
+                frequency_penalty: 0.7,
+                repetition_penalty: 1.3,
+                ..Sampling::greedy()
+            };
+            let logits = vec![4.0, -3.0, 3.5, 0.1, 2.0, -1.0];
+            let mut history = History::default();
+            history.reset(&tokens(prompt), &tokens(sampled));
+            let inputs: Vec<Input> = tokens(guesses).into_iter().map(Input::Host).collect();
+            let mut guessed = logits.clone();
+            adjust(&mut guessed, &want, &history, &inputs);
+            tokens(guesses).into_iter().for_each(|token| history.push(token));
+            let mut sampled = logits;
+            adjust(&mut sampled, &want, &history, &[]);
+            assert_eq!(guessed, sampled);
+        }
+    }
 }
 
 #[test]

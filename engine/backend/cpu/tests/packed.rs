@@ -57,7 +57,7 @@ fn the_second_start_maps_what_the_first_one_packed_and_answers_with_the_same_bit
             let kept = kept(folder.path());
             let (mapped, first) = start(&model, &kept, precision);
             assert!(!mapped);
-            assert_eq!(files(&kept), [kept.path.clone()]);
+            assert_eq!(files(&kept), std::slice::from_ref(&kept.path));
             let (mapped, second) = start(&model, &kept, precision);
             assert!(mapped);
             assert_eq!(first, second);

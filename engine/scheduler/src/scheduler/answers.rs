@@ -13,13 +13,22 @@ impl Scheduler {
         output: StepOutput,
         events: &mut Vec<(RequestId, Event)>,
     ) -> Result<(), SchedulerError> {
-        let mut owners = self.in_flight.pop_front().ok_or(SchedulerError::NothingInFlight)?;
+        let step = self.in_flight.pop_front().ok_or(SchedulerError::NothingInFlight)?;
+        let mut owners = step.rows;
         let wrong = SchedulerError::WrongAnswer { expected: owners.len(), got: output.rows.len() };
         if owners.len() != output.rows.len() {
             return Err(wrong);
         }
         for (owner, row) in owners.iter().zip(output.rows) {
             let index = self.running.iter().position(|sequence| sequence.id == owner.id);
+            let void = matches!(row, Row::Void);
+            match (index, owner.guess) {
+                (Some(index), Some(guess)) if self.is_void(index, guess) != void => {
+                    return Err(wrong);
+                }
+                (_, Some(_)) if void => continue,
+                _ => {}
+            }
             match (row, owner.judges) {
                 (Row::Hidden(state), None) if owner.hidden => {
                     if let Some(index) = index {

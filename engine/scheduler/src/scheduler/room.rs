@@ -7,6 +7,7 @@ use crate::grammar::Masking;
 use crate::pooling::{Pool, Pooling};
 use crate::prefix::{NodeId, Taker, Whose};
 use crate::queue::{Before, Waiting};
+use crate::repeats::Repeats;
 use crate::request::{Claim, MemberId, Request};
 use crate::scheduler::Scheduler;
 use crate::sequence::{Sequence, blocks_for};
@@ -159,11 +160,13 @@ impl Scheduler {
         let room = |request: &Request| {
             fair::weighed(fair::with_room(&self.running, &request.member), request.claim)
         };
+        // How much it has to read is known when nothing that was planned for it is still to be read back.
         let again = self
             .running
             .iter()
             .enumerate()
             .filter(|(_, sequence)| !sequence.has_room() && !sequence.paused && !sequence.leaving)
+            .filter(|(_, sequence)| sequence.planned == sequence.sampled())
             .map(|(index, sequence)| (room(&sequence.request), index))
             .min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let free = self.free_slots.len();
@@ -249,6 +252,9 @@ impl Scheduler {
             leaving: false,
             restoring: None,
             keeps,
+            // Under a grammar each guess would need a mask of its own.
+            repeats: (self.config.draft_tokens > 0 && masking.is_none()).then(Repeats::default),
+            draft: None,
             masking,
             pool: request.pooling.map(|pooling| Pool::new(pooling, request.prompt.len() as u32)),
             request,
@@ -260,7 +266,7 @@ impl Scheduler {
     /// where it is the one to give up its blocks, not at all.
     pub(super) fn extend(&mut self, index: usize) {
         let need = blocks_for(self.running[index].fed + 1, self.limits.block_tokens);
-        let missing = need - self.running[index].blocks.len();
+        let missing = need.saturating_sub(self.running[index].blocks.len());
         if missing == 0 {
             return;
         }
@@ -280,6 +286,21 @@ impl Scheduler {
                 return;
             }
         }
+    }
+
+    /// Makes room for guesses behind the sequence's next position, without taking any from a sequence: how many of them
+    /// have some. What is kept makes room as it would for the answer itself a moment later.
+    pub(super) fn extend_for_guesses(&mut self, index: usize, guesses: usize) -> usize {
+        let Sequence { fed, blocks, request: Request { member, claim, .. }, .. } =
+            &self.running[index];
+        let need = blocks_for(fed + 1 + guesses as u32, self.limits.block_tokens);
+        let there = blocks.len() * self.limits.block_tokens as usize - *fed as usize - 1;
+        let missing = need.saturating_sub(blocks.len());
+        let (member, claim) = (member.clone(), *claim);
+        let whose = whose(&member, claim);
+        let enough = missing == 0
+            || (self.fits(missing, whose) && self.extend_by(missing, index, Some(whose)));
+        if enough { guesses } else { guesses.min(there) }
     }
 
     fn extend_by(&mut self, missing: usize, index: usize, taker: Taker<'_>) -> bool {

@@ -33,14 +33,18 @@ impl Scheduler {
                 self.extend(index);
             }
         }
+        let mut drafts = self.drafts(goes_on).into_iter();
         let mut work = 0.0;
         for sequence in &mut self.running {
             if goes_on(sequence) {
-                let own = self.config.cost.decode(sequence.fed);
+                let guesses = drafts.next().unwrap_or_default();
+                let cost = self.config.cost;
+                let own =
+                    cost.decode(sequence.fed) + cost.read(sequence.fed + 1, guesses.len() as u32);
                 let Request { member, claim, .. } = &sequence.request;
                 self.accounts.spend(member, own, claim.weight.factor());
                 work += own;
-                sequence.plan(1, self.limits.block_tokens, batch, rows);
+                sequence.plan(1, &guesses, self.limits.block_tokens, batch, rows);
             }
         }
         work
@@ -117,12 +121,9 @@ impl Scheduler {
             if share.tokens > 0 {
                 let sequence = &mut self.running[share.index];
                 let Request { member, claim, .. } = &sequence.request;
-                self.accounts.spend(
-                    member,
-                    cost.read(share.from, share.tokens),
-                    claim.weight.factor(),
-                );
-                sequence.plan(share.tokens, self.limits.block_tokens, batch, rows);
+                let work = cost.read(share.from, share.tokens);
+                self.accounts.spend(member, work, claim.weight.factor());
+                sequence.plan(share.tokens, &[], self.limits.block_tokens, batch, rows);
                 self.stats.prompt_tokens += u64::from(share.tokens);
             }
         }

@@ -40,7 +40,15 @@ pub fn request(member: &str, prompt: Vec<u32>, max_tokens: u32, seed: u64) -> Re
 
 /// What the sequence must say if it is alone in the world.
 pub fn alone(request: &Request, capacity: u32) -> (Vec<TokenId>, FinishReason, u32) {
-    let next = hashed(VOCAB);
+    alone_with(&hashed(VOCAB), request, capacity)
+}
+
+/// The same, where `next` is what comes after.
+pub fn alone_with(
+    next: &dyn Fn(&[TokenId], &Sampling) -> TokenId,
+    request: &Request,
+    capacity: u32,
+) -> (Vec<TokenId>, FinishReason, u32) {
     let mut tokens = request.prompt.clone();
     let limit = request.max_tokens.min(capacity - tokens.len() as u32);
     let mut matcher = request.grammar.as_ref().map(|grammar| grammar.begin());
@@ -52,7 +60,7 @@ pub fn alone(request: &Request, capacity: u32) -> (Vec<TokenId>, FinishReason, u
                 token = TokenId((token.0 + 1) % VOCAB);
             }
         }
-        if token == STOP {
+        if request.stop_tokens.contains(&token) {
             return (tokens[request.prompt.len()..].to_vec(), FinishReason::Stop, sampled);
         }
         tokens.push(token);
