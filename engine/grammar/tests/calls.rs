@@ -5,6 +5,7 @@
 mod common;
 
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use common::judge::satisfies;
 use common::{allowed, tokenizer_with};
@@ -360,5 +361,87 @@ proptest! {
                 false => prop_assert!(said.content.is_empty(), "{:?}", said),
             }
         }
+    }
+}
+
+/// Compiles the grammar of a reply that must call one of these tools.
+fn forced(model: &Model, tools: &[Value]) -> Result<Arc<dyn Grammar>, String> {
+    let tools = Tools::new(tools);
+    let (beside, thoughts) = (Beside::Nothing, ThoughtsFirst::Perhaps);
+    let rules = ReplyRules { tools: &tools, only: None, one_call: false, beside, thoughts };
+    let grammar = model.dialect.grammar(&rules).map_err(|why| why.to_string())?;
+    let spec = GrammarSpec::Reply { grammar, form: None };
+    model.grammars.compile(&spec).map_err(|why| why.to_string())
+}
+
+#[test]
+fn many_tools_and_hostile_schemas_are_compiled_or_refused_soon() {
+    /// A test machine may be slow; what hangs takes forever.
+    const SOON: Duration = Duration::from_secs(20);
+    let tool = |index: usize, parameters: Value| json!({"type": "function", "function": {"name": format!("f{index}"), "parameters": parameters}});
+    let properties: serde_json::Map<String, Value> = (0..12)
+        .map(|index| (format!("p{index}"), json!({"type": ["string", "null"], "maxLength": 90})))
+        .collect();
+    let plain = json!({"type": "object", "properties": properties, "required": ["p1", "p7"]});
+    let long = |text: &str| json!({"properties": {"a": {"type": "string", "pattern": text}}});
+    let many: Vec<Value> = (0..128).map(|index| tool(index, plain.clone())).collect();
+    let hostile = [
+        long(&"(a|b)*c{0,999}".repeat(200)),
+        long(&"(".repeat(2000)),
+        long("a("),
+        long("a\\"),
+        long("/\n\u{7f}"),
+        long("(?=x)"),
+        json!({"properties": {"a": {"type": "string", "maxLength": 4_000_000_000_u64}}}),
+        json!({"properties": {"a": {"$ref": "#/properties/a"}}}),
+        json!({"properties": {"a>\n": {}, "b\"/": {"const": "x\n</parameter>"}}, "required": ["b\"/"]}),
+        (0..60).fold(json!({}), |inner, _| json!({"properties": {"a": {"anyOf": [inner]}}})),
+    ];
+    for model in MODELS.iter().step_by(3) {
+        let begun = Instant::now();
+        let grammar = forced(model, &many).unwrap_or_else(|why| panic!("{}: {why}", model.name));
+        assert!(!allowed(&grammar.first_mask()).is_empty());
+        assert!(begun.elapsed() < SOON, "{}: {:?}", model.name, begun.elapsed());
+        for schema in &hostile {
+            let begun = Instant::now();
+            if let Err(told) = forced(model, &[tool(0, schema.clone())]) {
+                assert!(!told.contains('\n') && told.chars().count() < 500, "{told}");
+            }
+            assert!(begun.elapsed() < SOON, "{}: {:?} {schema}", model.name, begun.elapsed());
+        }
+    }
+}
+
+#[test]
+fn what_a_layout_cannot_keep_to_is_refused_by_name() {
+    let tool = |schema: Value| {
+        json!({"type": "function", "function": {"name": "f",
+            "parameters": {"properties": {"a": schema}}}})
+    };
+    let elements = MODELS.iter().find(|model| model.name == "qwen3-coder").unwrap();
+    for (schema, names) in [
+        (json!({"type": "string", "format": "date"}), "\"format\""),
+        (json!({"oneOf": [{"type": "string"}, {"type": "null"}]}), "\"oneOf\""),
+        (json!({"type": "string", "pattern": "^a|b$"}), "\"pattern\""),
+        (json!({"$ref": "#/nowhere"}), "\"$ref\""),
+    ] {
+        let told = forced(elements, &[tool(schema)]).err().unwrap();
+        assert!(told.contains(names), "{told}");
+    }
+    let whole = json!({"type": "function", "function": {"name": "f",
+        "parameters": {"type": "object", "minProperties": 2}}});
+    assert!(forced(elements, &[whole]).err().unwrap().contains("\"minProperties\""));
+    let named = json!({"type": "function", "function": {"name": "f",
+        "parameters": {"properties": {"a b": {}}}}});
+    let pythonic = MODELS.iter().find(|model| model.name == "pythonic").unwrap();
+    assert!(forced(pythonic, &[named]).err().unwrap().contains("\"a b\""));
+    // Nothing tells a bare call from text.
+    let tools = Tools::new(&list());
+    for (name, marked) in [("llama3-json", false), ("hermes", true)] {
+        let model = MODELS.iter().find(|model| model.name == name).unwrap();
+        let (beside, thoughts) = (Beside::Text, ThoughtsFirst::No);
+        let rules = ReplyRules { tools: &tools, only: None, one_call: false, beside, thoughts };
+        assert_eq!(model.dialect.grammar(&rules).is_ok(), marked);
+        assert_eq!(model.dialect.marks_calls(), marked);
     }
 }

@@ -45,9 +45,15 @@ fn read(app: &App, engine: &Engine, body: &[u8], strict: bool) -> Result<Ask, Ap
     let manners = Manners { think_not, strict, ignored: &mut request.ignored };
     let (wanted, knobs) = (&request.tool_use, &mut request.knobs);
     let reply = tools::reply_form(engine, &prompt, wanted, tools, knobs, manners)?;
-    let repeated = request.repeated;
+    let (repeated, logprobs) = (request.repeated, request.knobs.sampling.logprobs.is_some());
+    if logprobs && reply.is_some() {
+        // Which token made which item is not told.
+        let message = "\"include\" cannot hold message.output_text.logprobs where there are \"tools\" \
+                       or the model thinks; leave that out.";
+        return Err(ApiError::bad_field("include", message).code("unsupported_parameter"));
+    }
     Ok(Ask {
-        words: Box::new(move |head| Box::new(response::Response::new(head, repeated))),
+        words: Box::new(move |head| Box::new(response::Response::new(head, repeated, logprobs))),
         prompts: vec![prompt],
         knobs: request.knobs,
         echo: false,

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{MODEL, SAYS, Server, respond};
+use common::{MODEL, SAYS, Server, respond, with};
 use serde_json::{Value, json};
 
 const RESPONSES: &str = "/v1/responses";
@@ -51,8 +51,8 @@ async fn a_response_has_every_part_that_an_sdk_reads() {
 #[tokio::test]
 async fn a_stream_tells_each_step_in_numbered_events() {
     let server = Server::parrot().await;
-    let with = [("te", "trailers")];
-    let answer = server.post_with(RESPONSES, &with, respond(json!({"stream": true}))).await;
+    let trailers = [("te", "trailers")];
+    let answer = server.post_with(RESPONSES, &trailers, respond(json!({"stream": true}))).await;
     let expected = format!("prompt=21,completion={}", SAYS[0].len() + 1);
     assert_eq!(answer.usage_trailer(), Some(expected.as_str()));
     let events = answer.named_events();
@@ -123,7 +123,9 @@ async fn what_would_be_stored_or_cannot_be_done_is_refused_by_name() {
         (json!({"text": {"format": {"type": "json_schema"}}}), "text.format.schema", None),
         (json!({"text": {"verbosity": "low"}}), "text.verbosity", unsupported),
         (json!({"reasoning": {"effort": "high"}}), "reasoning.effort", unsupported),
-        (json!({"include": ["message.output_text.logprobs"]}), "include", unsupported),
+        (json!({"include": "message.output_text.logprobs"}), "include", None),
+        (json!({"top_logprobs": 2}), "top_logprobs", None),
+        (json!({"top_logprobs": 21}), "top_logprobs", None),
         (json!({"input": image}), "input[0].content[0]", Some("unsupported_content")),
         (
             json!({"input": [{"type": "item_reference", "id": "x"}]}),
@@ -150,4 +152,37 @@ async fn what_would_be_stored_or_cannot_be_done_is_refused_by_name() {
     }));
     let answer = server.post_with(RESPONSES, &[("x-polder-strict", "1")], body).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
+}
+
+#[tokio::test]
+async fn logprobs_are_told_of_every_token_of_the_text() {
+    let server = Server::parrot().await;
+    let asked = json!({"include": ["message.output_text.logprobs"], "top_logprobs": 2});
+    let bytes = |list: &Value| -> Vec<u8> {
+        let entries = list.as_array().unwrap().iter();
+        entries
+            .flat_map(|entry| {
+                assert!(entry["logprob"].is_number());
+                assert_eq!(entry["top_logprobs"].as_array().unwrap().len(), 2);
+                entry["bytes"].as_array().unwrap().iter().map(|byte| byte.as_u64().unwrap() as u8)
+            })
+            .collect()
+    };
+    let whole = server.post(RESPONSES, respond(asked.clone())).await.json();
+    assert_eq!(whole["top_logprobs"], 2);
+    let list = &whole["output"][0]["content"][0]["logprobs"];
+    assert_eq!(bytes(list), SAYS[0].as_bytes());
+    let body = respond(with(asked.clone(), json!({"stream": true})));
+    let events = server.post(RESPONSES, body).await.named_events();
+    let of = |kind: &'static str| events.iter().filter(move |event| event["type"] == kind);
+    let told: Vec<u8> =
+        of("response.output_text.delta").flat_map(|event| bytes(&event["logprobs"])).collect();
+    assert_eq!(told, SAYS[0].as_bytes());
+    assert_eq!(of("response.output_text.done").next().unwrap()["logprobs"], *list);
+    let done = of("response.content_part.done").next().unwrap();
+    assert_eq!(done["part"]["logprobs"], *list);
+    // Which token is a thought is not known.
+    let thinks = Server::calling().await;
+    let answer = thinks.post(RESPONSES, respond(asked)).await;
+    answer.refusal(400, Some("include"), Some("unsupported_parameter"));
 }

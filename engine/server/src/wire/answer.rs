@@ -151,23 +151,7 @@ impl Envelope {
         if !self.logprobs || (streaming && tokens.is_empty()) {
             return Value::Null;
         }
-        let entry = |name: &[u8], logprob: f32| {
-            let mut entry = Map::new();
-            entry.insert("token".into(), String::from_utf8_lossy(name).into());
-            entry.insert("logprob".into(), finite(logprob).into());
-            entry.insert("bytes".into(), name.into());
-            entry
-        };
-        let content: Vec<Value> = tokens
-            .iter()
-            .map(|token| {
-                let mut own = entry(&token.name, token.logprob.unwrap_or(LEAST_LOGPROB));
-                let top: Vec<Value> =
-                    token.top.iter().map(|(name, logprob)| entry(name, *logprob).into()).collect();
-                own.insert("top_logprobs".into(), top.into());
-                own.into()
-            })
-            .collect();
+        let content: Vec<Value> = tokens.iter().map(opinion).collect();
         json!({"content": content, "refusal": null})
     }
 
@@ -196,6 +180,14 @@ impl Envelope {
             "text_offset": offsets,
         })
     }
+}
+
+/// What the model thought of a token, as chats and responses tell it.
+pub(crate) fn opinion(token: &Judged) -> Value {
+    let entry = |name: &[u8], logprob: f32| json!({"token": String::from_utf8_lossy(name), "logprob": finite(logprob), "bytes": name});
+    let mut own = entry(&token.name, token.logprob.unwrap_or(LEAST_LOGPROB));
+    own["top_logprobs"] = token.top.iter().map(|(name, logprob)| entry(name, *logprob)).collect();
+    own
 }
 
 const FINGERPRINT: &str = concat!("polder-", env!("CARGO_PKG_VERSION"));

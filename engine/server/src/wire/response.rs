@@ -4,9 +4,9 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use crate::answering::Head;
-use crate::generate::{Finish, Piece};
+use crate::generate::{Finish, Judged, Piece};
 use crate::stream::{Wording, named};
-use crate::wire::answer::Usage;
+use crate::wire::answer::{Usage, opinion};
 use crate::wire::blocks::{Block, Blocks, Step};
 use crate::wire::error::ApiError;
 use crate::wire::reply::call_id;
@@ -23,15 +23,34 @@ pub(crate) struct Response {
     /// Events so far.
     sequence: u64,
     blocks: Blocks,
+    /// The tokens of the text, where logprobs are asked for: all of it is one text then.
+    judged: Option<Vec<Judged>>,
+    /// How many of them the events so far have told.
+    told: usize,
     /// The item that the limit cut off.
     cut: Option<usize>,
     finish: Option<Finish>,
 }
 
 impl Response {
-    pub(crate) fn new(head: Head, repeated: Map<String, Value>) -> Self {
+    pub(crate) fn new(head: Head, repeated: Map<String, Value>, logprobs: bool) -> Self {
         let (blocks, cut, finish) = (Blocks::default(), None, None);
-        Self { head, repeated, sequence: 0, blocks, cut, finish }
+        let judged = logprobs.then(Vec::new);
+        Self { head, repeated, sequence: 0, blocks, judged, told: 0, cut, finish }
+    }
+
+    /// What the model thought of the tokens from this one on.
+    fn opinions(&self, from: usize) -> Value {
+        self.judged.iter().flat_map(|all| &all[from..]).map(opinion).collect()
+    }
+
+    fn part(&self, block: &Block, text: &str, logprobs: Value) -> Value {
+        match block {
+            Block::Thoughts(_) => json!({"type": "reasoning_text", "text": text}),
+            _ => json!({
+                "type": "output_text", "text": text, "annotations": [], "logprobs": logprobs,
+            }),
+        }
     }
 
     fn object(&self, status: &str, output: Value, usage: Option<Usage>) -> Map<String, Value> {
@@ -83,7 +102,7 @@ impl Response {
                 self.call(index, *call, name, arguments, status)
             }
             block @ (Block::Text(text) | Block::Thoughts(text)) => {
-                self.holding(index, json!([part(block, text)]), status)
+                self.holding(index, json!([self.part(block, text, self.opinions(0))]), status)
             }
         }
     }
@@ -141,7 +160,11 @@ impl Response {
             Step::More(index, more) => {
                 let (kind, more) = match &self.blocks.list()[index] {
                     Block::Thoughts(_) => ("reasoning_text.delta", json!({"delta": more})),
-                    Block::Text(_) => ("output_text.delta", json!({"delta": more, "logprobs": []})),
+                    Block::Text(_) => {
+                        let logprobs = self.opinions(self.told);
+                        self.told = self.judged.as_ref().map_or(0, Vec::len);
+                        ("output_text.delta", json!({"delta": more, "logprobs": logprobs}))
+                    }
                     Block::Call { .. } => ("function_call_arguments.delta", json!({"delta": more})),
                 };
                 self.inner(index, kind, more, out);
@@ -158,7 +181,7 @@ impl Response {
         self.event(added, out);
         let part = match &self.blocks.list()[index] {
             Block::Call { .. } => return,
-            block => part(block, ""),
+            block => self.part(block, "", json!([])),
         };
         self.inner(index, "content_part.added", json!({"part": part}), out);
     }
@@ -166,11 +189,12 @@ impl Response {
     fn tell_ended(&mut self, index: usize, out: &mut Vec<Bytes>) {
         let (kind, done, part) = match &self.blocks.list()[index] {
             block @ Block::Thoughts(text) => {
-                ("reasoning_text.done", json!({"text": text}), Some(part(block, text)))
+                let part = self.part(block, text, Value::Null);
+                ("reasoning_text.done", json!({"text": text}), Some(part))
             }
             block @ Block::Text(text) => {
-                let done = json!({"text": text, "logprobs": []});
-                ("output_text.done", done, Some(part(block, text)))
+                let done = json!({"text": text, "logprobs": self.opinions(0)});
+                ("output_text.done", done, Some(self.part(block, text, self.opinions(0))))
             }
             Block::Call { name, arguments, .. } => {
                 let done = json!({"name": name, "arguments": arguments});
@@ -187,7 +211,10 @@ impl Response {
         self.event(done, out);
     }
 
-    fn hear(&mut self, piece: Piece) -> Vec<Step> {
+    fn hear(&mut self, mut piece: Piece) -> Vec<Step> {
+        if let Some(all) = &mut self.judged {
+            all.append(&mut piece.tokens);
+        }
         self.finish = self.finish.or(piece.finish);
         self.blocks.hear(piece)
     }
@@ -201,13 +228,6 @@ impl Response {
         self.cut = self.blocks.open().filter(|_| self.finish == Some(Finish::Length));
         steps.extend(self.blocks.end());
         steps
-    }
-}
-
-fn part(block: &Block, text: &str) -> Value {
-    match block {
-        Block::Thoughts(_) => json!({"type": "reasoning_text", "text": text}),
-        _ => json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []}),
     }
 }
 

@@ -7,7 +7,7 @@ use crate::wire::chat::model;
 use crate::wire::error::{ApiError, shortened};
 use crate::wire::fields::{Fields, Ignored};
 use crate::wire::format::{self, Format};
-use crate::wire::knobs::{self, Knobs};
+use crate::wire::knobs::{self, Knobs, MOST_LOGPROBS};
 use crate::wire::tools::ToolUse;
 use crate::wire::{noise, response, response_tools, table};
 
@@ -45,7 +45,7 @@ pub fn parse_responses(body: &[u8], strict: bool) -> Result<ResponsesRequest, Ap
     let mut knobs = parse_knobs(&mut fields, &mut ignored)?;
     let effort = parse_reasoning(&mut fields, &mut ignored)?;
     knobs.format = parse_text(&mut fields, &mut repeated, &mut ignored)?;
-    parse_include(&mut fields)?;
+    knobs.sampling.logprobs = parse_logprobs(&mut fields)?;
     if fields.boolean("store")? == Some(true) {
         return Err(fields.unsupported("store", "no answer is stored here, send false"));
     }
@@ -64,6 +64,7 @@ pub fn parse_responses(body: &[u8], strict: bool) -> Result<ResponsesRequest, Ap
         ("max_output_tokens".into(), knobs.max_tokens.into()),
         ("metadata".into(), metadata),
         ("temperature".into(), knobs.sampling.temperature.into()),
+        ("top_logprobs".into(), knobs.sampling.logprobs.unwrap_or(0).into()),
         ("top_p".into(), knobs.sampling.top_p.into()),
         ("reasoning".into(), json!({"effort": effort, "summary": null})),
     ]);
@@ -126,18 +127,24 @@ fn parse_text(
     Ok(format)
 }
 
-/// What else the answer is to hold: of tools that are not there, there is nothing.
-fn parse_include(fields: &mut Fields) -> Result<(), ApiError> {
+/// How many other tokens to tell beside each, if any are asked for. What else the answer may be asked to
+/// hold is about tools that are not there.
+fn parse_logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
+    let top = fields.integer("top_logprobs", 0..=MOST_LOGPROBS)?;
     let list = match fields.take("include") {
-        None => return Ok(()),
+        None => Vec::new(),
         Some(Value::Array(list)) if list.iter().all(Value::is_string) => list,
         Some(_) => {
             return Err(ApiError::bad_field("include", "\"include\" must be a list of strings."));
         }
     };
-    match list.iter().any(|what| what == "message.output_text.logprobs") {
-        true => Err(fields.unsupported("include", "ask /v1/chat/completions for logprobs")),
-        false => Ok(()),
+    match (list.iter().any(|what| what == "message.output_text.logprobs"), top) {
+        (true, top) => Ok(Some(top.unwrap_or(0) as u8)),
+        (false, None | Some(0)) => Ok(None),
+        (false, _) => Err(ApiError::bad_field(
+            "top_logprobs",
+            "\"top_logprobs\" needs \"include\": [\"message.output_text.logprobs\"]; send both.",
+        )),
     }
 }
 

@@ -19,10 +19,20 @@ struct Property<'a> {
 /// What ends an argument that is an element.
 const ELEMENT_END: &str = "\n</parameter>\n";
 
+/// A text that may stand in an element: it ends neither it nor all of them.
+const IN_ELEMENT: &str = "IN_ELEMENT";
+
 /// Longest name of an argument where any may be written, and where its reader follows it.
 const LONGEST_NAME: usize = 100;
 
 impl Writer<'_> {
+    /// What the rules of arguments have in common.
+    pub(super) fn shared(&mut self) {
+        if self.layout.arguments == Notation::Elements {
+            self.rule(IN_ELEMENT, &without(&["</parameter>", "</function>"]));
+        }
+    }
+
     /// What stands for the arguments in the rule of a call. Where they are not held to the schema any will do.
     pub(super) fn arguments(
         &mut self,
@@ -39,7 +49,7 @@ impl Writer<'_> {
             }
             (Notation::Elements, true) => self.elements(index, &tool.parameters),
             (Notation::Elements, false) => {
-                self.up_to("any_text", &element_text(""), ELEMENT_END);
+                self.up_to("any_text", IN_ELEMENT, ELEMENT_END);
                 Ok(format!("(\"<parameter=\" {ANY_NAME} \">\\n\" any_text)*"))
             }
             (Notation::Python, true) => self.named(index, &tool.parameters),
@@ -101,11 +111,8 @@ impl Writer<'_> {
             };
             let texts: Vec<String> = bare.texts.iter().map(|text| format!("({text})")).collect();
             let name = format!("{key}v");
-            self.up_to(
-                &name,
-                &element_text(&format!(" & ({}){taken}", texts.join(" | "))),
-                ELEMENT_END,
-            );
+            let text = format!("{IN_ELEMENT} & ({}){taken}", texts.join(" | "));
+            self.up_to(&name, &text, ELEMENT_END);
             options.push(name);
         }
         for (place, schema) in bare.json.into_iter().enumerate() {
@@ -157,11 +164,6 @@ const ANY_NAME: &str = "/[a-zA-Z_][a-zA-Z0-9_]{0,60}/";
 
 fn after(alone: bool) -> char {
     if alone { 'a' } else { 'b' }
-}
-
-/// A text that holds no end of an element or of all of them.
-fn element_text(more: &str) -> String {
-    format!("{}{more}", without(&["</parameter>", "</function>"]))
 }
 
 fn is_plain(schema: &Value) -> bool {

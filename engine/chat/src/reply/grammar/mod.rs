@@ -139,6 +139,7 @@ impl Dialect {
             }
         }
         writer.rule("ID", "/[a-zA-Z0-9]{9}/");
+        writer.shared();
         let wanted = |tool: &&(usize, &Tool)| rules.only.is_none_or(|only| tool.1.name == only);
         let tools: Vec<(usize, &Tool)> = rules.tools.iter().enumerate().collect();
         let tools: Vec<_> = tools.iter().filter(wanted).collect();
