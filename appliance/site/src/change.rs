@@ -3,7 +3,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::apps::App;
-use crate::document::{EngineSlot, Metering, Sharing, Site};
+use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::names::{AppName, BoxName, EngineName};
 use crate::updates::Updates;
 use crate::verifier::Verifier;
@@ -34,6 +34,8 @@ pub enum SiteChange {
     Usage(Metering),
     /// Let members have more together, or less.
     Sharing(Sharing),
+    /// Keep more of conversations on disk, or less, or nothing. Engines start again for it.
+    Keeping(Keeping),
     /// Stand before this web app.
     App {
         /// What it is called.
@@ -71,6 +73,7 @@ impl SiteChange {
             }
             Self::Usage(metering) => next.usage = metering.clone(),
             Self::Sharing(sharing) => next.sharing = *sharing,
+            Self::Keeping(keeping) => next.keeping = *keeping,
             Self::App { name, app } => {
                 next.apps.insert(name.clone(), app.clone());
             }

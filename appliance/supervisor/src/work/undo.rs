@@ -109,6 +109,7 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
         }
         SiteChange::Usage(_) => back.usage = before.usage.clone(),
         SiteChange::Sharing(_) => back.sharing = before.sharing,
+        SiteChange::Keeping(_) => back.keeping = before.keeping,
         SiteChange::App { name, .. } | SiteChange::RemoveApp(name) => {
             match before.apps.get(name) {
                 Some(app) => back.apps.insert(name.clone(), app.clone()),
