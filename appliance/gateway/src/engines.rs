@@ -156,6 +156,16 @@ impl Engines {
         }
     }
 
+    /// Asks one engine, whatever the supervisor says of it, and waits for nothing but its answer's status.
+    pub(crate) async fn tell(
+        &self,
+        socket: &Path,
+        request: &http::Request<Bytes>,
+    ) -> Result<http::StatusCode, LineError> {
+        let answer = self.lines(socket).ask(request, &AtomicBool::new(false)).await?;
+        Ok(answer.status())
+    }
+
     fn lines(&self, socket: &Path) -> Arc<Lines> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (std::thread::current().id(), socket.to_owned());

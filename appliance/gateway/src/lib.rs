@@ -14,6 +14,7 @@ mod connection;
 mod door;
 mod engines;
 pub mod errors;
+mod forgetting;
 mod front;
 mod handed;
 pub mod headers;

@@ -8,7 +8,8 @@ use crate::MembersError;
 
 /// Each entry brings the file from the layout of its index to the next. Never edit one that was
 /// released: add another.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE members (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         name TEXT NOT NULL,
@@ -82,7 +83,16 @@ const MIGRATIONS: &[&str] = &["
         expires_at INTEGER
     ) STRICT;
     CREATE TABLE wizard (one INTEGER PRIMARY KEY CHECK (one = 1), state TEXT NOT NULL) STRICT;
-"];
+",
+    "
+    -- Whom which engine is still to forget; a member who was removed too.
+    CREATE TABLE forgetting (
+        member INTEGER NOT NULL,
+        engine TEXT NOT NULL,
+        PRIMARY KEY (member, engine)
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 /// Opens the file, private to its owner, and brings its layout up to date.
 pub(crate) fn open(path: &Path) -> Result<Connection, MembersError> {
