@@ -283,6 +283,7 @@ pub enum Reply {
 /// Something happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[allow(clippy::large_enum_variant, reason = "events are few, and sent on at once")]
 pub enum Event {
     /// The site or a part's state is different.
     Status(Box<BoxStatus>),

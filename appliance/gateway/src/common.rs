@@ -86,7 +86,7 @@ async fn put(gateway: &Gateway, engine: &EngineStatus, texts: &[&String]) -> Res
     *request.method_mut() = http::Method::PUT;
     *request.uri_mut() = http::Uri::from_static("/beginnings");
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    match tokio::time::timeout(WITHIN, gateway.engines.tell(engine, &request)).await {
+    match tokio::time::timeout(WITHIN, gateway.engines.tell(&engine.socket, &request)).await {
         Ok(Ok(status)) if status.is_success() => Ok(()),
         Ok(Ok(status)) => Err(format!("it answered {status}")),
         Ok(Err(error)) => Err(error.to_string()),

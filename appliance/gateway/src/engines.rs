@@ -156,14 +156,14 @@ impl Engines {
         }
     }
 
-    /// Something that the box itself has to say to one engine.
+    /// Asks one engine, whatever the supervisor says of it, and waits for nothing but its answer's status.
     pub(crate) async fn tell(
         &self,
-        engine: &EngineStatus,
+        socket: &Path,
         request: &http::Request<Bytes>,
     ) -> Result<http::StatusCode, LineError> {
-        let sent = AtomicBool::new(false);
-        Ok(self.lines(&engine.socket).ask(request, &sent).await?.status())
+        let answer = self.lines(socket).ask(request, &AtomicBool::new(false)).await?;
+        Ok(answer.status())
     }
 
     fn lines(&self, socket: &Path) -> Arc<Lines> {

@@ -43,6 +43,8 @@ pub struct Gateway {
     pub(crate) watchman: Arc<Watchman>,
     pub(crate) tickets: Tickets,
     pub(crate) verified: Verified,
+    /// Held by whoever has engines forget members.
+    pub(crate) forgetting: tokio::sync::Mutex<()>,
     /// Whose the box is before it has members, where its seed says so.
     pub(crate) owner: Option<Owner>,
     /// What the door did since it opened.
@@ -77,6 +79,7 @@ impl Gateway {
             watchman,
             tickets,
             verified: Verified::default(),
+            forgetting: tokio::sync::Mutex::default(),
             owner: None,
             tally,
             ca,

@@ -86,12 +86,23 @@ const MIGRATIONS: &[&str] = &["
 
 /// What later versions added, each by a name, in any order: new tables, and new columns with a default. Older versions
 /// read and write a file that has them, so that an update can be taken back.
-const ADDITIONS: &[(&str, &str)] = &[(
-    "shares",
-    "ALTER TABLE members ADD COLUMN share_percent INTEGER NOT NULL DEFAULT 100;
+const ADDITIONS: &[(&str, &str)] = &[
+    (
+        "shares",
+        "ALTER TABLE members ADD COLUMN share_percent INTEGER NOT NULL DEFAULT 100;
      ALTER TABLE members ADD COLUMN answers_at_once INTEGER;
      ALTER TABLE keys ADD COLUMN background INTEGER NOT NULL DEFAULT 0;",
-)];
+    ),
+    (
+        "forgetting",
+        "-- Whom which engine is still to forget; a member who was removed too.
+     CREATE TABLE forgetting (
+         member INTEGER NOT NULL,
+         engine TEXT NOT NULL,
+         PRIMARY KEY (member, engine)
+     ) STRICT, WITHOUT ROWID;",
+    ),
+];
 
 /// Opens the file, private to its owner, and brings its layout up to date.
 pub(crate) fn open(path: &Path) -> Result<Connection, MembersError> {

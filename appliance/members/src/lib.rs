@@ -12,6 +12,7 @@
 mod clock;
 mod database;
 mod error;
+mod forgetting;
 mod invites;
 mod keys;
 mod limits;

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Members, MembersError, Secret, invites, setup, words};
+use crate::{Members, MembersError, Secret, forgetting, invites, setup, words};
 
 /// Names a member; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -181,10 +181,12 @@ impl Members {
     }
 
     /// Removes a member with everything kept about them: sessions, invites that they made, keys
-    /// (running streams end at once) and usage.
+    /// (running streams end at once) and usage. Engines are to forget them too: see
+    /// [`Members::to_forget`].
     pub fn remove_member(&self, id: MemberId) -> Result<(), MembersError> {
         self.change_member(id, |change| {
             invites::withdraw_all_by(change, id)?;
+            forgetting::note(change, id)?;
             change.execute("DELETE FROM members WHERE id = ?1", [id.0])
         })?;
         self.sent_away(id);

@@ -244,3 +244,29 @@ fn what_runs_in_a_members_name_without_a_key_ends_when_they_may_no_more() {
     place.members.remove_member(ben.id).unwrap();
     assert!(gone.is_cancelled());
 }
+
+#[test]
+fn who_wants_to_be_forgotten_is_noted_until_every_engine_has_confirmed_it() {
+    let place = place();
+    let engines = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (ada, ben) = (place.add("ada", Role::Steward), place.add("ben", Role::Member));
+    assert!(place.members.to_forget(&engines(&["fast"])).unwrap().is_empty());
+    place.members.want_forgotten(ada.id).unwrap();
+    place.members.remove_member(ben.id).unwrap();
+    let left = |names: &[&str]| -> Vec<(i64, String)> {
+        let left = place.members.to_forget(&engines(names)).unwrap();
+        left.into_iter().map(|(member, engine)| (member.0, engine)).collect()
+    };
+    let pair = |member: &polder_members::Member, engine: &str| (member.id.0, engine.to_owned());
+    let all = [pair(&ada, "fast"), pair(&ada, "slow"), pair(&ben, "fast"), pair(&ben, "slow")];
+    assert_eq!(left(&["fast", "slow"]), all);
+    place.members.forgotten(ada.id, "fast").unwrap();
+    assert_eq!(left(&["fast", "slow"]), all[1..]);
+    // Once more, while the other engine has not confirmed the first time.
+    place.members.want_forgotten(ada.id).unwrap();
+    assert_eq!(left(&["fast", "slow"]), all);
+    // An engine that is gone has taken along what it kept.
+    assert_eq!(left(&["fast"]), [pair(&ada, "fast"), pair(&ben, "fast")]);
+    assert_eq!(left(&["fast", "slow"]), [pair(&ada, "fast"), pair(&ben, "fast")]);
+    assert!(left(&[]).is_empty() && left(&["fast"]).is_empty());
+}

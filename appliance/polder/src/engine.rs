@@ -1,8 +1,12 @@
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
 use anyhow::Context;
 use polder_control::Sockets;
-use polder_engine_server::EngineOptions;
+use polder_engine_server::{EngineOptions, Keeping, PackedWeights};
 use polder_recipes::Recipe;
-use polder_site::EngineName;
+use polder_site::{EngineName, Site};
 use polder_supervisor::Part;
 use polder_weights::Store;
 
@@ -39,10 +43,115 @@ impl Engine {
         if let Some(folder) = socket.parent() {
             crate::state::make(folder)?;
         }
-        let options = EngineOptions::new(name.as_str(), socket, model, recipe.name.as_str());
+        let mut options = EngineOptions::new(name.as_str(), socket, &model, recipe.name.as_str());
+        match weights(&model) {
+            Ok(weights) => {
+                options.packed = Some(packed(&state, &name, &weights));
+                options.keeping = Some(keeping(&state, &site, &name, weights));
+            }
+            Err(error) => {
+                log::warn!("the weights do not say what they are, so nothing is kept: {error:#}");
+            }
+        }
         let runtime = part::runtime()?;
         part::run(runtime, Part::Engine(name), &state, |told| {
             polder_engine_server::run(options, told)
         })
+    }
+}
+
+/// Bytes of the state disk that what is kept never takes, however full it gets.
+const RESERVE: u64 = 5 << 30;
+
+/// What the engine keeps of conversations, in `kv/NAME`: its part of what the site allows. Without days nothing stays on disk, and
+/// what was there goes.
+fn keeping(state: &Path, site: &Site, name: &EngineName, weights: String) -> Keeping {
+    let folder = polder_supervisor::kept_by(state, name);
+    let engines = site.engines.len().max(1) as u64;
+    let size = polder_kv::disk_size(&folder).unwrap_or_else(|error| {
+        log::warn!("the size of the disk cannot be told, so nothing is kept there: {error}");
+        0
+    });
+    let bytes = size / 100 * u64::from(site.keeping.disk_percent) / engines;
+    let on_disk = site.keeping.days > 0 && bytes > 0;
+    if !on_disk && let Err(error) = polder_kv::erase(&folder) {
+        log::error!("what was kept on disk could not be removed: {error}");
+    }
+    Keeping {
+        weights,
+        folder: on_disk.then_some(folder),
+        host_bytes: None,
+        disk_bytes: bytes,
+        disk_reserve_bytes: RESERVE,
+        retention: Duration::from_secs(u64::from(site.keeping.days.max(1)) * 24 * 60 * 60),
+    }
+}
+
+/// Fewer bytes are packed as soon as read.
+const WORTH_KEEPING: u64 = 256 << 20;
+
+fn packed(state: &Path, name: &EngineName, weights: &str) -> PackedWeights {
+    PackedWeights {
+        path: polder_supervisor::packed_by(state, name).join("weights.bin"),
+        weights: weights.to_owned(),
+        least_bytes: WORTH_KEEPING,
+        reserve_bytes: RESERVE,
+    }
+}
+
+/// Every file of a model and the digest that its link leads to: what was imported was checked against it.
+fn weights(model: &Path) -> anyhow::Result<String> {
+    let mut lines = Vec::new();
+    for entry in fs::read_dir(model)? {
+        let path = entry?.path();
+        let leads_to = fs::read_link(&path)
+            .with_context(|| format!("{} is no link to checked weights", path.display()))?;
+        let digest = leads_to.file_name().unwrap_or_default().to_string_lossy();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        lines.push(format!("{name} {digest}\n"));
+    }
+    anyhow::ensure!(!lines.is_empty(), "the folder of the model is empty");
+    lines.sort();
+    Ok(lines.concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_told_apart_by_what_their_links_lead_to_and_a_plain_file_is_no_proof() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = |digest: &str, name: &str| {
+            let _ = fs::remove_file(folder.path().join(name));
+            std::os::unix::fs::symlink(
+                format!("../../blobs/sha256/{digest}"),
+                folder.path().join(name),
+            )
+            .unwrap();
+        };
+        assert!(weights(folder.path()).is_err());
+        link("b2", "model.gguf");
+        link("a1", "config.json");
+        assert_eq!(weights(folder.path()).unwrap(), "config.json a1\nmodel.gguf b2\n");
+        link("b3", "model.gguf");
+        assert_eq!(weights(folder.path()).unwrap(), "config.json a1\nmodel.gguf b3\n");
+        fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+        assert!(weights(folder.path()).unwrap_err().to_string().contains("tokenizer.json"));
+    }
+
+    #[test]
+    fn the_site_says_how_long_and_how_much_and_without_days_nothing_stays() {
+        let state = tempfile::tempdir().unwrap();
+        let (mut site, name): (Site, EngineName) = (Site::unclaimed(1), "fast".parse().unwrap());
+        let usual = keeping(state.path(), &site, &name, "a1".into());
+        assert_eq!(usual.folder, Some(state.path().join("kv/fast")));
+        assert_eq!(usual.retention, Duration::from_secs(30 * 86400));
+        let disk = polder_kv::disk_size(state.path()).unwrap();
+        assert_eq!(usual.disk_bytes, disk / 100 * 20);
+        site.keeping.days = 0;
+        fs::create_dir_all(state.path().join("kv/fast/keys")).unwrap();
+        assert_eq!(keeping(state.path(), &site, &name, "a1".into()).folder, None);
+        assert!(!state.path().join("kv/fast").exists());
     }
 }

@@ -3,7 +3,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::apps::App;
-use crate::document::{EngineSlot, Metering, Sharing, Site};
+use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::names::{AppName, BoxName, EngineName};
 use crate::updates::Updates;
 use crate::verifier::Verifier;
@@ -43,6 +43,8 @@ pub enum SiteChange {
     },
     /// Read them for each member again.
     RemoveCommon(String),
+    /// Keep more of conversations on disk, or less, or nothing. Engines start again for it.
+    Keeping(Keeping),
     /// Stand before this web app.
     App {
         /// What it is called.
@@ -86,6 +88,7 @@ impl SiteChange {
             Self::RemoveCommon(title) => {
                 next.common.remove(title);
             }
+            Self::Keeping(keeping) => next.keeping = *keeping,
             Self::App { name, app } => {
                 next.apps.insert(name.clone(), app.clone());
             }

@@ -31,6 +31,9 @@ pub struct Site {
     /// secret. They are read once for everybody.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub common: BTreeMap<String, String>,
+    /// What engines keep of conversations so that going on with one is quick.
+    #[serde(default, skip_serializing_if = "Keeping::is_usual")]
+    pub keeping: Keeping,
     /// The engines that should run, by slot. Empty until a model is chosen.
     #[serde(default)]
     pub engines: BTreeMap<EngineName, EngineSlot>,
@@ -84,6 +87,38 @@ impl Sharing {
     fn is_usual(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// What engines keep of conversations on disk, encrypted with a key for each member. It saves reading them again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keeping {
+    /// Days after which what nobody came back to is dropped; 0 keeps nothing on disk.
+    #[serde(default = "usual_days")]
+    pub days: u16,
+    /// Most of the state disk that all engines together may use for it, in percent.
+    #[serde(default = "usual_percent")]
+    pub disk_percent: u8,
+}
+
+impl Default for Keeping {
+    fn default() -> Self {
+        Self { days: usual_days(), disk_percent: usual_percent() }
+    }
+}
+
+impl Keeping {
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+fn usual_days() -> u16 {
+    30
+}
+
+fn usual_percent() -> u8 {
+    20
 }
 
 /// Who sees members' usage.
@@ -141,6 +176,11 @@ pub enum SiteError {
     /// Port 0 is not a port that members could be told.
     #[error("site.toml: door.port is 0; choose a port from 1 to 65535")]
     NoPort,
+    /// More of the disk than others can spare.
+    #[error(
+        "site.toml: keeping.disk_percent is {0}; choose at most 80, since weights and members need room on the same disk"
+    )]
+    KeepsTooMuch(u8),
     /// A host name that no certificate could carry.
     #[error("site.toml: door.names has {0:?}, which is not a host name")]
     HostName(String),
@@ -194,6 +234,7 @@ impl Site {
             usage: Metering::default(),
             sharing: Sharing::default(),
             common: BTreeMap::new(),
+            keeping: Keeping::default(),
             engines: BTreeMap::new(),
             apps: BTreeMap::new(),
             verifier: None,
@@ -231,6 +272,9 @@ impl Site {
         }
         if self.door.listen.is_empty() {
             return Err(SiteError::NoListen);
+        }
+        if self.keeping.disk_percent > 80 {
+            return Err(SiteError::KeepsTooMuch(self.keeping.disk_percent));
         }
         for name in &self.door.names {
             let label = |l: &str| {
@@ -365,6 +409,22 @@ mod tests {
         assert!(with(&"a".repeat(61), "x".into()).check().is_err());
         assert!(with("long", "x".repeat(64 << 10)).check().is_ok());
         assert!(with("longer", "x".repeat((64 << 10) + 1)).check().is_err());
+    }
+
+    #[test]
+    fn what_is_kept_on_disk_has_usual_bounds_and_can_be_switched_off() {
+        let read = |keeping: &str| {
+            let text = format!("{}\n[keeping]\n{keeping}", Site::unclaimed(8443).to_toml());
+            Site::from_toml(&text)
+        };
+        let usual = Site::unclaimed(8443);
+        assert!(!usual.to_toml().contains("keeping"));
+        assert_eq!((usual.keeping.days, usual.keeping.disk_percent), (30, 20));
+        let off = read("days = 0").unwrap();
+        assert_eq!(off.keeping, Keeping { days: 0, ..Keeping::default() });
+        assert_eq!(Site::from_toml(&off.to_toml()).unwrap(), off);
+        assert!(matches!(read("disk_percent = 81"), Err(SiteError::KeepsTooMuch(81))));
+        assert!(read("hours = 3").unwrap_err().to_string().contains("hours"));
     }
 
     #[test]

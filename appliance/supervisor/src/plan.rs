@@ -110,15 +110,17 @@ pub fn plan(
             let next = change.applied_to(&observed.site);
             let mut missing: Vec<&RecipeName> = Vec::new();
             let (mut stop, mut start) = (Vec::new(), Vec::new());
+            // What an engine keeps it is told when it starts.
+            let alike = next.keeping == observed.site.keeping;
             for (name, slot) in &observed.site.engines {
                 let state = observed.engines.get(name).unwrap_or(&PartState::Stopped);
-                let stays = next.engines.get(name) == Some(slot);
+                let stays = alike && next.engines.get(name) == Some(slot);
                 if !stays && *state != PartState::Stopped {
                     stop.push(Action::StopEngine(name.clone()));
                 }
             }
             for (name, slot) in &next.engines {
-                let stays = observed.site.engines.get(name) == Some(slot);
+                let stays = alike && observed.site.engines.get(name) == Some(slot);
                 let state = observed.engines.get(name).unwrap_or(&PartState::Stopped);
                 if stays && *state == PartState::Ready {
                     continue;
@@ -182,6 +184,13 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
         Wanted::Change(SiteChange::RemoveCommon(title)) => {
             format!("Read the instructions {title:?} for each member again")
         }
+        Wanted::Change(SiteChange::Keeping(keeping)) if keeping.days == 0 => {
+            "Keep nothing of conversations on disk".to_owned()
+        }
+        Wanted::Change(SiteChange::Keeping(keeping)) => format!(
+            "Keep what models read for {} days, on at most {} % of the disk",
+            keeping.days, keeping.disk_percent
+        ),
         Wanted::Change(SiteChange::App { name, app }) => {
             format!("Open the app {name} at {} to those who sign in", app.upstream)
         }
@@ -257,6 +266,23 @@ mod tests {
         assert_eq!(plan.steps, actions.iter().map(Action::step).collect::<Vec<_>>());
         let ids: Vec<&str> = plan.steps.iter().map(|s| s.id.as_str()).collect();
         format!("{plan}\n[{}]", ids.join(" "))
+    }
+
+    #[test]
+    fn engines_start_again_where_they_are_to_keep_something_else() {
+        let keeping = polder_site::Keeping { days: 0, ..Default::default() };
+        assert_eq!(
+            text(&serving(), Wanted::Change(SiteChange::Keeping(keeping))),
+            "Keep nothing of conversations on disk\n  \
+             1. Let the engine fast finish and stop it\n  \
+             2. Write down what the box should be\n  \
+             3. Start the engine fast and wait until it answers\n\
+             [stop-engine write-site start-engine]"
+        );
+        let mut box_ = serving();
+        box_.site.keeping = keeping;
+        let (plan, actions) = plan(&box_, &Wanted::Change(SiteChange::Keeping(keeping)), &|_| None);
+        assert!(actions.is_empty() && plan.steps.is_empty());
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::board::Board;
 use crate::doorway;
 use crate::image::{Chore, Image};
 use crate::keeper::{Keeper, Order};
+use crate::kept;
 use crate::machine;
 use crate::parts::{Part, Parts};
 use crate::plan::{Action, Observed, Wanted, plan};
@@ -128,6 +129,7 @@ impl<P: Parts> Work<P> {
         };
         let engines = engines.into_keys().map(Part::Engine);
         let wanted: BTreeSet<Part> = std::iter::once(Part::Gateway).chain(engines).collect();
+        self.tidy_what_is_kept().await;
         for part in &wanted {
             self.keeper(part).ensure();
         }
@@ -547,7 +549,15 @@ impl<P: Parts> Work<P> {
         let (work, next) = (self.clone(), site.clone());
         blocking(move || lock(&work.store).write(&next, &why).map_err(|e| with_source(&e))).await?;
         self.board.set_site(site);
+        self.tidy_what_is_kept().await;
         Ok(())
+    }
+
+    async fn tidy_what_is_kept(&self) {
+        let (state, site) = (self.state.clone(), self.board.site());
+        if let Err(error) = tokio::task::spawn_blocking(move || kept::tidy(&state, &site)).await {
+            log::error!("looking after what engines keep failed: {error}");
+        }
     }
 
     async fn start_engine(

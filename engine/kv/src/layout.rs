@@ -24,6 +24,32 @@ use crate::record::StoreIdentity;
 /// Changes with everything that changes a byte on disk.
 const FORMAT: u32 = 1;
 
+/// Removes a store's folder that no engine uses, keys first: what lay there can be read by nobody. A folder that is not there
+/// is no failure. Waits for the disk.
+pub fn erase(path: &Path) -> Result<(), OpenError> {
+    let failed = |source| OpenError::Folder { path: path.to_owned(), source };
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+        Ok(_) => {}
+    }
+    let _lock = lock(path)?;
+    let keys = KeyFolder::open(path.join("keys")).map_err(failed)?;
+    keys.destroy_all().map_err(failed)?;
+    match std::fs::remove_dir_all(path) {
+        // A folder that is mounted here stays; it is empty.
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+        done => done.map_err(failed),
+    }
+}
+
+/// Bytes of the whole file system that this folder, or the nearest one above it, is on.
+pub fn disk_size(path: &Path) -> io::Result<u64> {
+    let there = path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
+    let stat = rustix::fs::statvfs(there)?;
+    Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
+}
+
 /// A folder that is ours until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Folder {
@@ -38,19 +64,7 @@ impl Folder {
     pub(crate) fn open(path: &Path, options: &StoreOptions) -> Result<Self, OpenError> {
         let at = |path: PathBuf| move |source| OpenError::Folder { path, source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path.to_owned()))?;
-        let lock_path = path.join("lock");
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(at(lock_path.clone()))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::Locked(path.to_owned())),
-            Err(TryLockError::Error(error)) => return Err(at(lock_path)(error)),
-        }
+        let lock = lock(path)?;
         let keys_path = path.join("keys");
         let keys = KeyFolder::open(keys_path.clone()).map_err(at(keys_path))?;
         let text = ours(path, &keys, options).map_err(at(path.join("store")))?;
@@ -70,6 +84,20 @@ impl Folder {
     pub(crate) fn note(&self, now: u64) -> io::Result<()> {
         let time = now.to_string();
         replace(&self.path.join("clock"), &format!("{time} {}\n", check_of(&time)))
+    }
+}
+
+/// Takes the folder for this process, until what is returned is dropped.
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let lock_path = path.join("lock");
+    let at = |source| OpenError::Folder { path: lock_path.clone(), source };
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    let lock = options.open(&lock_path).map_err(at)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked(path.to_owned())),
+        Err(TryLockError::Error(error)) => Err(at(error)),
     }
 }
 

@@ -23,6 +23,7 @@ mod system;
 pub use counters::Counters;
 pub use digest::{ChainDigest, ModelDigest};
 pub use estimate::RestoreEstimate;
+pub use layout::{disk_size, erase};
 pub use options::{OpenError, StoreOptions};
 pub use store::{Block, ForgetError, Found, Handle, Kept, Put, ReadError, Store, Tier};
 pub use system::{Machine, System};

@@ -235,3 +235,19 @@ fn a_member_for_whom_nothing_is_kept_any_more_has_no_key_after_a_restart() {
     assert_eq!(store.counters().disk_blocks, 0);
     assert_eq!(std::fs::read_dir(folder.path().join("keys")).unwrap().count(), 0);
 }
+
+#[test]
+fn an_erased_folder_is_gone_and_one_that_is_used_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("engine");
+    polder_kv::erase(&path).unwrap();
+    let store = open(&path, 8, 8);
+    put(&store, "ada", 1, &[1, 2, 3, 4]);
+    settle(&store);
+    assert!(matches!(polder_kv::erase(&path), Err(polder_kv::OpenError::Locked(_))));
+    assert_eq!(readable(&store, "ada", 1, &[1, 2, 3, 4]), 2);
+    drop(store);
+    polder_kv::erase(&path).unwrap();
+    assert!(!path.exists());
+    assert!(polder_kv::disk_size(&path).unwrap() > 1 << 20);
+}

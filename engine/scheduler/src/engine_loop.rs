@@ -224,14 +224,15 @@ impl EngineHandle {
             done.into_iter().collect()
         };
         // The key first: that needs nobody's help.
-        let first = destroy_keys();
+        let _ = destroy_keys();
         let (tell, done) = channel();
         // Where the engine has ended the device holds nothing.
         if self.door.commands.send(Command::Forget(member.clone(), tell)).is_ok() {
             let _ = done.recv();
         }
-        // What was running until then may have kept something under a new key.
-        first.and(destroy_keys())
+        // What was running until then may have kept something under a new key. A file that could not be destroyed before
+        // is tried again.
+        destroy_keys()
     }
 
     /// How the tiers beside the device fare, where there are any.
@@ -314,6 +315,10 @@ impl EngineLoop {
     fn serve(&mut self) -> Result<(), SchedulerError> {
         while self.hear()? {
             self.bind_masks();
+            // What came while a step ran was heard just now.
+            if let Some(keeper) = &mut self.keeper {
+                keeper.give_up_late(&mut self.scheduler, Instant::now());
+            }
             self.keep()?;
             if self.scheduler.is_idle() {
                 continue;
@@ -381,7 +386,6 @@ impl EngineLoop {
     /// Puts what became full beside the device, before anybody else may write there.
     fn keep(&mut self) -> Result<(), SchedulerError> {
         let Some(keeper) = &mut self.keeper else { return Ok(()) };
-        keeper.give_up_late(&mut self.scheduler, Instant::now());
         keeper.put(&mut self.scheduler, &mut *self.backend).map_err(SchedulerError::Backend)
     }
 

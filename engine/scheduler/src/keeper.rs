@@ -14,7 +14,7 @@ use crate::tiers::{KeptBlock, Owner, PutWork, RestoreId, RestoreWork, Tiers};
 
 /// Blocks of one sequence that are read at the same time.
 const AT_ONCE: usize = 32;
-/// So much longer than it may stand still a restoring may take in all, before the rest is read by the model.
+/// So much longer than it may stand still a tier may take in all, before the rest is read by the model.
 const IN_ALL: u32 = 6;
 /// Steps that read fewer tokens say little about how fast a long text is read.
 const TELLING: u32 = 32;
@@ -49,10 +49,12 @@ struct Reading {
     /// The next block to ask for, and how many were asked for and have not come.
     next: usize,
     away: usize,
-    began: Instant,
+    /// When something was asked for last, and when something came.
+    asked: Instant,
     last: Instant,
     bytes: u64,
-    /// Time that writing them to the device took.
+    /// Time that the tier took, and that writing to the device took. What waits for a step in between is neither's fault.
+    reading: Duration,
     writing: Duration,
 }
 
@@ -118,14 +120,12 @@ impl Keeper {
             if !scheduler.is_restoring(work.id) {
                 continue;
             }
-            if self.reading.is_empty() {
-                self.last_came = now;
-            }
-            let id = work.id;
-            let (next, away, bytes, writing) = (0, 0, 0, Duration::ZERO);
-            let reading = Reading { work, next, away, began: now, last: now, bytes, writing };
+            let (id, none) = (work.id, Duration::ZERO);
+            let (next, away, bytes, reading, writing) = (0, 0, 0, none, none);
+            let (asked, last) = (now, now);
+            let reading = Reading { work, next, away, asked, last, bytes, reading, writing };
             self.reading.insert(id, reading);
-            self.ask(id);
+            self.ask(id, now);
         }
     }
 
@@ -140,6 +140,8 @@ impl Keeper {
         self.last_came = self.last_came.max(when);
         let Some(reading) = self.reading.get_mut(&id) else { return Ok(()) };
         reading.away = reading.away.saturating_sub(1);
+        reading.reading += when.saturating_duration_since(reading.asked.max(reading.last));
+        reading.last = reading.last.max(when);
         match block {
             Ok(bytes) => {
                 if let Some(place) = scheduler.place_of(id, at) {
@@ -148,13 +150,12 @@ impl Keeper {
                     reading.writing += begins.elapsed();
                     scheduler.restored(id, at);
                     reading.bytes += bytes.len() as u64;
-                    reading.last = reading.last.max(when);
                 }
             }
             Err(_) => scheduler.not_restored(id, at),
         }
         match scheduler.is_restoring(id) {
-            true => self.ask(id),
+            true => self.ask(id, Instant::now()),
             false => self.end(id),
         }
         Ok(())
@@ -176,7 +177,9 @@ impl Keeper {
                 scheduler.stop_restoring(id);
                 if let Some(reading) = self.reading.get_mut(&id) {
                     // It was slow, also where nothing came at all.
-                    (reading.last, reading.bytes) = (now, reading.bytes.max(1));
+                    reading.reading +=
+                        now.saturating_duration_since(reading.asked.max(reading.last));
+                    reading.bytes = reading.bytes.max(1);
                 }
             }
             self.end(id);
@@ -196,17 +199,19 @@ impl Keeper {
     }
 
     fn until(&self, reading: &Reading) -> Instant {
-        let stands_still = self.last_came.max(reading.began) + self.patience;
-        stands_still.min(reading.began + self.patience * IN_ALL)
+        let stands_still = self.last_came.max(reading.asked) + self.patience;
+        let left = (self.patience * IN_ALL).saturating_sub(reading.reading);
+        stands_still.min(reading.asked.max(reading.last) + left)
     }
 
     /// Asks for as many blocks as may be away.
-    fn ask(&mut self, id: RestoreId) {
+    fn ask(&mut self, id: RestoreId, now: Instant) {
         let Some(reading) = self.reading.get_mut(&id) else { return };
         while reading.away < AT_ONCE && reading.next < reading.work.blocks.len() {
             let at = reading.next;
             reading.next += 1;
             reading.away += 1;
+            reading.asked = now;
             let tell = Arc::clone(&self.tell);
             let came = move |block| tell(Came { id, at, when: Instant::now(), block });
             match self.store.locate(name(&reading.work.owner), &reading.work.blocks[at].digest) {
@@ -219,8 +224,7 @@ impl Keeper {
     /// Nobody waits for it any more.
     fn end(&mut self, id: RestoreId) {
         let Some(reading) = self.reading.remove(&id) else { return };
-        // Not until the last one was written: what waits for a step in between is not the tier's fault.
-        let took = reading.last.saturating_duration_since(reading.began) + reading.writing;
+        let took = reading.reading + reading.writing;
         lock(&self.estimate).restored(reading.tier(), reading.bytes, took);
     }
 }

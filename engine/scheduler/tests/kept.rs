@@ -229,3 +229,24 @@ fn a_back_end_whose_blocks_cannot_be_read_goes_on_without_the_store() {
     assert_eq!(engine.handle().kept(), None);
     engine.join().unwrap();
 }
+
+#[test]
+fn a_step_that_takes_longer_than_a_disk_may_is_not_the_disks_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    let ask = || request("ada", text(30), 3, 1);
+    let writes = engine(open(folder.path()), Config::default());
+    run(&writes.handle(), ask());
+    assert!(writes.handle().settle(Duration::from_secs(60)));
+    writes.join().unwrap();
+
+    let backend = FakeBackend::new(limits(60, 4)).slowed(Duration::from_millis(150));
+    let config = Config { restore_patience: Duration::from_millis(100), ..Config::default() };
+    let store = Some(Arc::new(open(folder.path())));
+    let engine = spawn_with_store(Box::new(backend), config, store).unwrap();
+    let handle = engine.handle();
+    let mut busy = request("bob", vec![1], 40, 1);
+    busy.stop_tokens = [].into();
+    handle.submit(vec![(busy, Box::new(|_: Event| true))]);
+    assert_eq!(run(&handle, ask()), (alone(&ask(), 64).0, 28));
+    assert_eq!(handle.stats().running, 1, "the other one runs all the while");
+}

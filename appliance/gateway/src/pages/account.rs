@@ -1,6 +1,7 @@
 //! A member's own account: password, signed-in browsers, what the box keeps about them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Form;
 use axum::extract::{Query, State};
@@ -15,7 +16,10 @@ use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::home::Said;
 use crate::pages::people::share_in_words;
 use crate::pages::who::SignedIn;
-use crate::{Gateway, auth};
+use crate::{Gateway, auth, forgetting};
+
+/// Somebody who wants to be forgotten waits no longer than this to hear that it is done; done it is in any case.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Deserialize)]
 pub(super) struct NewPassword {
@@ -57,6 +61,23 @@ pub(super) async fn password(
             Ok(with_status(frame::members_status(&error), page(&gateway, &who, top).await?))
         }
     }
+}
+
+pub(super) async fn forget(
+    State(gateway): State<Arc<Gateway>>,
+    who: SignedIn,
+) -> Result<Response, Trouble> {
+    let id = who.member.id;
+    gateway.members.ask(move |m| m.want_forgotten(id)).await?;
+    who.record(&gateway, "had the models forget", "their own conversations").await;
+    let work = gateway.clone();
+    // It goes on, also where nobody waits for it any more.
+    let done = tokio::spawn(async move { forgetting::carry_out(&work).await });
+    let said = match tokio::time::timeout(PATIENCE, done).await {
+        Ok(Ok(Ok(0))) => "conversations",
+        _ => "conversations-soon",
+    };
+    Ok(Redirect::to(&format!("/account?said={said}")).into_response())
 }
 
 pub(super) async fn out_everywhere(
@@ -121,10 +142,32 @@ fn kept(gateway: &Gateway) -> Markup {
                     }
                 }
                 li { "In the audit trail: when you joined, made or revoked a key, or changed something about the box." }
+                li { (memory(gateway)) }
             }
-            p { strong { "Never kept: " } "what you ask, and what the model answers. When a member is removed, all of this goes with them, except the lines of the audit trail." }
+            p { strong { "Never kept in words: " } "what you ask, and what the model answers. When a member is removed, all of this goes with them, except the lines of the audit trail." }
+            form method="post" action="/account/forget" data-confirm="Forget what the models remember of your conversations? Nothing else is lost: the next question of each is answered a little later." {
+                button.quiet type="submit" { "Forget what the box remembers of my conversations" }
+            }
         },
     )
+}
+
+/// What engines keep beside the model, and for how long.
+fn memory(gateway: &Gateway) -> Markup {
+    let site = &gateway.status().site;
+    html! {
+        "What the models made of your conversations, as numbers, so that the next question is answered at once: "
+        @match site.keeping.days {
+            0 => "in memory only, while they run.",
+            days => {
+                "in memory, and on disk encrypted with a key that is yours alone, for "
+                (days) @if days == 1 { " day" } @else { " days" } " after you last came back to it."
+            }
+        }
+        @if site.sharing.trusting {
+            " This box keeps it for all members together, under one key: whoever of you has it forgotten has all of it forgotten."
+        }
+    }
 }
 
 fn sessions_table(sessions: &[SessionInfo]) -> Markup {

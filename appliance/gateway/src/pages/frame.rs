@@ -166,6 +166,12 @@ pub(super) fn said(code: &str) -> Markup {
         "removed" => "They are removed, with everything that was kept about them.",
         "policy" => "The box counts, and shows, as you chose.",
         "sharing" => "Members have together in the engine what you chose.",
+        "conversations" => {
+            "Forgotten. The keys to what was kept of your conversations are destroyed."
+        }
+        "conversations-soon" => {
+            "Noted. A model does not run now: what it kept of your conversations goes as soon as it runs again. Everything else is forgotten."
+        }
         "forgotten" => "What was counted about you is deleted.",
         "cancelled" => {
             "It stops. What was fetched so far stays, so that doing it again goes on from there."

@@ -16,7 +16,7 @@ use polder_page::{
 };
 use polder_planner::{Fit, ModelFit, what_fits};
 use polder_recipes::{BoxSpec, Recipe, Role, Source};
-use polder_site::{EngineKind, EngineName, EngineSlot, RecipeName, Sharing, SiteChange};
+use polder_site::{EngineKind, EngineName, EngineSlot, Keeping, RecipeName, Sharing, SiteChange};
 use serde::Deserialize;
 
 use crate::Gateway;
@@ -54,6 +54,7 @@ pub(super) async fn list(
             @for recipe in can { (model_card(recipe, &fits, &imported, &status)) }
         }
         (sharing(status.site.sharing, &status.site.common))
+        (keeping(status.site.keeping))
         details {
             summary { "Models that cannot run here yet (" (cannot.len()) ")" }
             ul { @for recipe in cannot {
@@ -245,6 +246,58 @@ pub(super) async fn share(
     let sharing = Sharing { trusting: form.trusting == "yes" };
     change_site(&gateway, &who, SiteChange::Sharing(sharing)).await?;
     Ok(Redirect::to("/models?said=sharing").into_response())
+}
+
+fn keeping(now: Keeping) -> Markup {
+    let days = choices(&[0, 1, 7, 30, 90, 365], now.days, |days| match days {
+        0 => "not at all".to_owned(),
+        1 => "for a day".to_owned(),
+        days => format!("for {days} days"),
+    });
+    let percent =
+        choices(&[5, 10, 20, 40, 60], now.disk_percent.into(), |part| format!("{part} %"));
+    let (chosen_days, chosen_percent) = (now.days.to_string(), now.disk_percent.to_string());
+    html! {
+        section.card {
+            h2 { "What stays on disk of conversations" }
+            p { "As numbers, never as words, and encrypted with a key for each member, which they can destroy on their own page. Whoever comes back to a conversation then waits a moment instead of minutes." }
+            form.stack method="post" action="/keeping" {
+                div.fields {
+                    (select("days", "After somebody last came back to it, it stays", "", &shown(&days), &chosen_days))
+                    (select("disk_percent", "Of the disk, it takes at most", "", &shown(&percent), &chosen_percent))
+                }
+                button.quiet type="submit" { "Save, and start the models again" }
+            }
+        }
+    }
+}
+
+/// Numbers to choose from, the present one among them, with what is read.
+fn choices(usual: &[u16], now: u16, label: impl Fn(u16) -> String) -> Vec<(String, String)> {
+    let mut all = usual.to_vec();
+    all.push(now);
+    all.sort_unstable();
+    all.dedup();
+    all.into_iter().map(|number| (number.to_string(), label(number))).collect()
+}
+
+fn shown(choices: &[(String, String)]) -> Vec<Choice<'_>> {
+    choices.iter().map(|(value, label)| Choice { value, label }).collect()
+}
+
+#[derive(Deserialize)]
+pub(super) struct Kept {
+    days: u16,
+    disk_percent: u8,
+}
+
+pub(super) async fn keep(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Form(Kept { days, disk_percent }): Form<Kept>,
+) -> Result<Response, Trouble> {
+    let change = SiteChange::Keeping(Keeping { days, disk_percent });
+    accepted(gateway.ask(Request::Apply { change, by: who.actor() }).await?)
 }
 
 pub(super) async fn remove_engine(

@@ -13,10 +13,10 @@ use polder_page::{Choice, Field, Page, Tone, badge, banner, copyable, field, sel
 use polder_site::Site;
 use serde::Deserialize;
 
-use crate::Gateway;
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::home::Said;
 use crate::pages::who::{SignedIn, Steward};
+use crate::{Gateway, forgetting};
 
 #[derive(Deserialize)]
 pub(super) struct Wish {
@@ -128,7 +128,10 @@ pub(super) async fn remove(
     Path(id): Path<i64>,
 ) -> Result<Response, Trouble> {
     let id = MemberId(id);
-    change(&gateway, &who, id, "removed", "removed", move |m| m.remove_member(id)).await
+    let done = change(&gateway, &who, id, "removed", "removed", move |m| m.remove_member(id)).await;
+    // It was noted with the removal, and goes on by itself where an engine does not answer.
+    tokio::spawn(async move { forgetting::carry_out(&gateway).await });
+    done
 }
 
 pub(super) async fn password(

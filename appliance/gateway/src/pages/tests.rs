@@ -404,6 +404,7 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/keys",
         "/keys/x/revoke",
         "/account/password",
+        "/account/forget",
         "/account/sign-out-everywhere",
         "/usage/forget",
         "/chat",
@@ -730,6 +731,25 @@ async fn a_steward_says_which_instructions_are_common_to_all() {
     let (status, page) = place.post("/common", steward, "title=Agent&text=+").await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(page.contains("are empty"), "{page}");
+}
+
+#[tokio::test]
+async fn a_steward_says_what_stays_on_disk_and_members_read_it() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let page = place.get("/models", steward).await.1;
+    assert!(page.contains("<option value=\"30\" selected>for 30 days"), "{page}");
+    let form = "days=0&disk_percent=20";
+    assert_eq!(place.post("/keeping", Some(&place.member.1), form).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(place.post("/keeping", steward, form).await.1, "/runs/7");
+    let wanted = SiteChange::Keeping(polder_site::Keeping { days: 0, disk_percent: 20 });
+    let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
+    assert!(place.asked.lock().unwrap().iter().any(asked));
+    let own = place.get("/account", Some(&place.member.1)).await.1;
+    assert!(own.contains("a key that is yours alone, for 30 days"), "{own}");
+    // An engine that knows nothing of it keeps nothing.
+    let forget = place.post("/account/forget", Some(&place.member.1), "").await;
+    assert_eq!(forget.1, "/account?said=conversations");
 }
 
 #[tokio::test]

@@ -548,3 +548,37 @@ async fn the_console_opens_claims_and_the_trail_hears_of_it() {
         ["somebody at the console reopened the set-up the box"]
     );
 }
+
+#[tokio::test]
+async fn a_member_is_forgotten_by_every_engine_also_by_one_that_comes_back_later() {
+    let house = House::open().await;
+    let forget =
+        format!("POST /account/forget\ncookie: polder={}\norigin: http://localhost", house.session);
+    let told = || {
+        let seen = house.engine.seen.lock().unwrap();
+        let told = seen.iter().filter(|(line, _, _)| line == "DELETE /kv");
+        told.map(|(_, headers, _)| headers["x-polder-member"].to_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let answer = house.ask(&forget, "").await;
+    assert_eq!(status_of(&answer), 303, "{answer}");
+    assert!(answer.contains("location: /account?said=conversations\r\n"), "{answer}");
+    assert_eq!(told(), ["1"]);
+    soon("the audit trail has it", || {
+        house.records.lock().unwrap().iter().any(|record| record.contains("had the models forget"))
+    })
+    .await;
+
+    house.engine.kill();
+    house.say(PartState::Starting);
+    let answer = house.ask(&forget, "").await;
+    assert!(answer.contains("location: /account?said=conversations-soon\r\n"), "{answer}");
+    assert_eq!(told().len(), 1);
+    house.engine.resume();
+    house.say(PartState::Ready);
+    soon("the engine hears of it", || told().len() == 2).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    house.say(PartState::Ready);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(told(), ["1", "1"], "once is enough");
+}

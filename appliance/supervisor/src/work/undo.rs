@@ -115,6 +115,7 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
                 None => back.common.remove(title),
             };
         }
+        SiteChange::Keeping(_) => back.keeping = before.keeping,
         SiteChange::App { name, .. } | SiteChange::RemoveApp(name) => {
             match before.apps.get(name) {
                 Some(app) => back.apps.insert(name.clone(), app.clone()),

@@ -1,0 +1,88 @@
+//! What engines keep on disk: of conversations in `kv/NAME`, their packed weights in `packed/NAME`. Folders for each engine of
+//! the site, and nothing of those that are gone.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use polder_site::{EngineName, Site};
+
+const CONVERSATIONS: &str = "kv";
+const PACKED: &str = "packed";
+
+/// Where an engine keeps conversations.
+pub fn kept_by(state: &Path, engine: &EngineName) -> PathBuf {
+    state.join(CONVERSATIONS).join(engine.as_str())
+}
+
+/// Where an engine keeps its weights as it packed them.
+pub fn packed_by(state: &Path, engine: &EngineName) -> PathBuf {
+    state.join(PACKED).join(engine.as_str())
+}
+
+/// Makes the folders that are missing, since a locked-up engine cannot, and erases those of engines that the site does not
+/// name. Whatever fails is in the log, and done when the supervisor starts again or the site changes.
+pub(crate) fn tidy(state: &Path, site: &Site) {
+    for folder in site.engines.keys().flat_map(|e| [kept_by(state, e), packed_by(state, e)]) {
+        if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(&folder) {
+            log::error!("could not make {}: {error}", folder.display());
+        }
+    }
+    erase_former(&state.join(CONVERSATIONS), site, |folder| {
+        polder_kv::erase(folder).map_err(|error| error.to_string())
+    });
+    erase_former(&state.join(PACKED), site, |folder| {
+        fs::remove_dir_all(folder).map_err(|error| error.to_string())
+    });
+}
+
+fn erase_former(all: &Path, site: &Site, erase: impl Fn(&Path) -> Result<(), String>) {
+    let folders = match fs::read_dir(all) {
+        Ok(folders) => folders,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        Err(error) => return log::error!("could not look at what engines keep: {error}"),
+    };
+    for folder in folders.flatten() {
+        let name = folder.file_name();
+        let named = name.to_str().and_then(|name| name.parse::<EngineName>().ok());
+        // What has a name that no engine can have is not ours.
+        if named.is_some_and(|name| !site.engines.contains_key(&name))
+            && let Err(error) = erase(&folder.path())
+        {
+            log::error!("could not erase what a former engine kept: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_engine_of_the_site_has_a_folder_and_what_a_former_one_kept_is_erased() {
+        let state = tempfile::tempdir().unwrap();
+        let mut site = Site::unclaimed(1);
+        tidy(state.path(), &site);
+        assert!(!state.path().join("kv").exists());
+        let slot = |recipe: &str| polder_site::EngineSlot {
+            recipe: recipe.parse().unwrap(),
+            kind: Default::default(),
+        };
+        for name in ["fast", "slow"] {
+            site.engines.insert(name.parse().unwrap(), slot("tiny"));
+        }
+        tidy(state.path(), &site);
+        let folder = |name: &str| state.path().join("kv").join(name);
+        fs::create_dir(folder("fast").join("keys")).unwrap();
+        fs::write(folder("fast").join("keys/0123456789abcdef01234567"), "secret").unwrap();
+        fs::create_dir(folder("Not an engine")).unwrap();
+        let packed = |name: &str| state.path().join("packed").join(name);
+        fs::write(packed("fast").join("weights.bin"), "weights").unwrap();
+        site.engines.remove(&"fast".parse::<EngineName>().unwrap());
+        tidy(state.path(), &site);
+        assert!(!folder("fast").exists());
+        assert!(!packed("fast").exists() && packed("slow").is_dir());
+        assert!(folder("slow").is_dir() && folder("Not an engine").is_dir());
+    }
+}
