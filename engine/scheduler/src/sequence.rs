@@ -10,8 +10,8 @@ use crate::prefix::NodeId;
 use crate::repeats::Repeats;
 use crate::request::{Request, RequestId};
 
-/// Most prompt positions whose logits are read back in one step, all sequences together: each is
-/// a row of `vocab` floats on the host.
+/// Most prompt positions whose logits are read back in one step, all sequences together, and most
+/// guesses: each is a row of `vocab` floats.
 pub(crate) const LOGIT_ROWS: u32 = 32;
 
 /// One sequence in a slot.
