@@ -11,8 +11,8 @@ use crate::repeats::Repeats;
 use crate::request::{Request, RequestId};
 use crate::tiers::{Keeps, Restoring};
 
-/// Most prompt positions whose logits are read back in one step, all sequences together: each is
-/// a row of `vocab` floats on the host.
+/// Most prompt positions whose logits are read back in one step, all sequences together, and most
+/// guesses: each is a row of `vocab` floats.
 pub(crate) const LOGIT_ROWS: u32 = 32;
 
 /// One sequence in a slot.

@@ -153,6 +153,21 @@ impl Metrics {
                 "Times a sequence gave up its KV blocks for another.",
                 engine.preemptions as f64,
             ),
+            (
+                "vllm:spec_decode_num_drafts_total",
+                "Times that a sequence's next tokens were guessed.",
+                engine.drafts as f64,
+            ),
+            (
+                "vllm:spec_decode_num_draft_tokens_total",
+                "Tokens guessed.",
+                engine.draft_tokens as f64,
+            ),
+            (
+                "vllm:spec_decode_num_accepted_tokens_total",
+                "Of those, tokens that were right.",
+                engine.accepted_tokens as f64,
+            ),
             ("vllm:prompt_tokens_total", "Tokens of prompts taken.", load(&self.prompt)),
             ("vllm:generation_tokens_total", "Tokens sampled.", load(&self.completion)),
             (
@@ -368,7 +383,8 @@ mod tests {
         metrics.ended(Ended::Length, Duration::from_secs(2));
         metrics.ended(Ended::Abort, Duration::from_secs(2));
         let kept = Counters { spills: 7, disk_off: true, ..Counters::default() };
-        let text = metrics.text(&Stats::default(), Some(&kept), "a\"b\\c");
+        let engine = Stats { draft_tokens: 9, accepted_tokens: 7, ..Stats::default() };
+        let text = metrics.text(&engine, Some(&kept), "a\"b\\c");
         let model = r#"model_name="a\"b\\c""#;
         let ttft = "vllm:time_to_first_token_seconds";
         for line in [
@@ -380,6 +396,9 @@ mod tests {
             format!("vllm:request_success_total{{finished_reason=\"length\",{model}}} 1"),
             format!("vllm:request_success_total{{finished_reason=\"abort\",{model}}} 1"),
             format!("vllm:e2e_request_latency_seconds_count{{{model}}} 1"),
+            format!("vllm:spec_decode_num_draft_tokens_total{{{model}}} 9"),
+            format!("vllm:spec_decode_num_accepted_tokens_total{{{model}}} 7"),
+            "# TYPE vllm:spec_decode_num_drafts_total counter".to_owned(),
             "# TYPE vllm:prompt_tokens_total counter".to_owned(),
             "# TYPE vllm:num_requests_running gauge".to_owned(),
             format!("vllm:external_prefix_cache_hits_total{{{model}}} 0"),

@@ -4,7 +4,10 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{blocks, feed, host, load, reset, step, tiny, want_last};
+use common::{
+    blocks, feed, golden_texts, host, load, request, reset, schedule, smollm2, step, tiny,
+    want_last,
+};
 use polder_backend::{
     Backend, BackendError, Input, OutputRow, Row, SampledToken, Sampling, Slot, StepBatch, TokenId,
     Want,
@@ -192,4 +195,43 @@ fn a_draft_that_contradicts_itself_is_refused_and_harms_nothing() {
         }
     }
     assert_eq!(step(&mut backend, &good()).rows, first);
+}
+
+#[test]
+fn answers_that_the_scheduler_guesses_at_are_the_same_to_the_bit() {
+    for name in ["qwen3", "mixed"] {
+        let model = tiny(name);
+        let mut right = 0;
+        for precision in [Precision::F32, Precision::Stored] {
+            // All ways of sampling side by side, over a text that repeats itself.
+            let text: Vec<u32> = (0..60).map(|at| (at % 9 * 7 + 3) % 64).collect();
+            let requests: Vec<_> = ways().iter().map(|way| request(&text, 120, way)).collect();
+            let mut backend = load(&model, precision);
+            let (plain, stats) = schedule(&mut backend, &requests, 0);
+            assert_eq!(stats.draft_tokens, 0);
+            let (guessed, stats) = schedule(&mut backend, &requests, 8);
+            assert_eq!(guessed, plain, "{name} {precision:?}");
+            assert!(stats.draft_tokens > stats.accepted_tokens);
+            right += stats.accepted_tokens;
+        }
+        assert!(right > 20, "{name}: {right}");
+    }
+}
+
+#[test]
+fn model_smollm2_repeats_a_text_in_a_fraction_of_the_steps_and_says_the_same() {
+    let model = smollm2();
+    let mut backend = load(&model, Precision::Stored);
+    let drawn = Sampling { temperature: 0.8, top_p: 0.9, seed: 4, ..Sampling::greedy() };
+    for (sampling, most_steps) in [(Sampling::greedy(), 20), (drawn, 30)] {
+        // A program, twice, and how it begins once more.
+        let text = &golden_texts()[6].tokens[..160];
+        let again = [text, text, &text[..20]].concat();
+        let asked = [request(&again, 100, &sampling)];
+        let (plain, without) = schedule(&mut backend, &asked, 0);
+        let (guessed, with) = schedule(&mut backend, &asked, 16);
+        assert_eq!(guessed, plain);
+        println!("{} steps instead of {}: {with:?}", with.steps, without.steps);
+        assert!(with.steps <= most_steps, "{with:?}");
+    }
 }

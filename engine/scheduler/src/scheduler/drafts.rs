@@ -10,7 +10,7 @@ use polder_backend::TokenId;
 use crate::drafting::lengths;
 use crate::request::Request;
 use crate::scheduler::Scheduler;
-use crate::sequence::Sequence;
+use crate::sequence::{LOGIT_ROWS, Sequence};
 
 impl Scheduler {
     /// The oldest step in flight took so long, from when the back end could begin it to when it was done. Without this
@@ -59,7 +59,8 @@ impl Scheduler {
         drafts
     }
 
-    /// Tokens that are left of a step when these sequences go on and all prompts are read as far as they can.
+    /// Tokens that are left of a step when these sequences go on and all prompts are read as far as they can. Each guess is
+    /// a row of logits for the back end, so that there are few in any case.
     fn room_for_guesses(&self, going: &[usize]) -> usize {
         if self.config.draft_tokens == 0 || going.is_empty() {
             return 0;
@@ -77,7 +78,7 @@ impl Scheduler {
         // A guess is read; the furthest text's are the dearest.
         let furthest = going.iter().map(|index| self.running[*index].fed).max().unwrap_or(0);
         let paid = cost.readable(furthest, f64::from(step) - work);
-        step.saturating_sub(tokens).min(paid) as usize
+        step.saturating_sub(tokens).min(paid).min(LOGIT_ROWS) as usize
     }
 
     /// Whether the row behind this guess must be void, and what follows where it is not.

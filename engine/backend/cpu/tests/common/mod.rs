@@ -4,13 +4,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use polder_backend::{
-    Backend, BlockId, Input, OutputRow, Row, SequenceStep, Slot, SlotReset, StepBatch, StepOutput,
-    TokenId, Want,
+    Backend, BlockId, Input, OutputRow, Row, SampledToken, Sampling, SequenceStep, Slot, SlotReset,
+    StepBatch, StepOutput, TokenId, Want,
 };
 use polder_backend_cpu::{CpuBackend, CpuOptions, Precision};
 use polder_model::Model;
+use polder_scheduler::{Claim, Config, Event, MemberId, Request, RequestId, Scheduler, Stats};
 
 pub fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")
@@ -65,6 +67,47 @@ pub fn reset(batch: &mut StepBatch, slot: u16, history: &[u32]) {
         history: first..batch.histories.len() as u32,
         sampled: 0,
     });
+}
+
+/// What the scheduler makes of these requests, with so many guesses at a time; guesses cost next to nothing.
+pub fn schedule(
+    backend: &mut CpuBackend,
+    requests: &[Request],
+    draft_tokens: u32,
+) -> (Vec<Vec<SampledToken>>, Stats) {
+    let config = Config { draft_tokens, ..Config::default() };
+    let mut scheduler = Scheduler::new(backend.limits(), config).unwrap();
+    let numbered = requests.iter().enumerate().map(|(n, r)| (RequestId(n as u64), r.clone()));
+    scheduler.admit(numbered.collect()).unwrap();
+    let (mut batch, mut events) = (StepBatch::default(), Vec::new());
+    while scheduler.plan_step(&mut batch) {
+        let output = step(backend, &batch);
+        scheduler.took(Duration::from_millis(100 + batch.inputs.len() as u64));
+        scheduler.take(output, &mut events).unwrap();
+    }
+    let mut said = vec![Vec::new(); requests.len()];
+    for (id, event) in events {
+        match event {
+            Event::Token(token) => said[id.0 as usize].push(token),
+            Event::Finished { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    (said, scheduler.stats())
+}
+
+pub fn request(prompt: &[u32], max_tokens: u32, sampling: &Sampling) -> Request {
+    Request {
+        member: MemberId::new("m"),
+        claim: Claim::default(),
+        prompt: prompt.iter().copied().map(TokenId).collect(),
+        max_tokens,
+        stop_tokens: [].into(),
+        sampling: sampling.clone(),
+        prompt_logprobs: None,
+        grammar: None,
+        pooling: None,
+    }
 }
 
 /// Asks for something of the token fed last.
