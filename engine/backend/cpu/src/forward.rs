@@ -12,7 +12,7 @@ use crate::backend::Precision;
 use crate::check::usize_range;
 use crate::ffn::{Experts, Ffn};
 use crate::kernels::{Isa, LANES, sum_squares};
-use crate::kv::LayerKv;
+use crate::kv::{KvFormat, LayerKv};
 use crate::matrix::{Activations, Matrix, Multiplier};
 use crate::sampling::{History, Scratch, sample};
 
@@ -75,7 +75,13 @@ struct TurnTable {
 }
 
 impl Forward {
-    pub(crate) fn new(model: Arc<Model>, precision: Precision, limits: &Limits, isa: Isa) -> Self {
+    pub(crate) fn new(
+        model: Arc<Model>,
+        precision: Precision,
+        format: Option<KvFormat>,
+        limits: &Limits,
+        isa: Isa,
+    ) -> Self {
         let floats = precision == Precision::F32;
         let spec = &model.spec;
         let mut ropes: Vec<TurnTable> = Vec::new();
@@ -93,7 +99,7 @@ impl Forward {
                 gqa,
                 limits.blocks as usize,
                 limits.block_tokens as usize,
-                floats,
+                format,
             ));
         }
         let head = model.weights.output.as_ref().unwrap_or(&model.weights.embedding);

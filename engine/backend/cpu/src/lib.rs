@@ -11,9 +11,11 @@ mod backend;
 mod check;
 mod ffn;
 mod forward;
+mod fp8;
 mod kernels;
 mod kv;
 mod matrix;
 mod sampling;
 
 pub use backend::{CpuBackend, CpuOptions, LoadError, Precision};
+pub use kv::KvFormat;
