@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_backend::Backend;
-use polder_backend_cpu::{CpuBackend, CpuOptions, PackedWeights, Precision};
+use polder_backend_cpu::{CpuBackend, CpuOptions, KvFormat, PackedWeights, Precision};
 use polder_chat::{ChatTemplate, Tokenizer};
 use polder_kv::Store;
 use polder_model::Model;
@@ -117,6 +117,7 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
     let config = Config { patience: options.patience, cost, ..Config::default() };
     let cpu = CpuOptions {
         precision: Precision::Stored,
+        kv: KvFormat::Half,
         kv_tokens,
         block_tokens: BLOCK,
         slots: options.parallel.max(1),
@@ -126,7 +127,7 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
     };
     let backend = CpuBackend::load(&Arc::new(model), &cpu).map_err(EngineError::Load)?;
     let left = free.saturating_sub(u64::from(kv_tokens) * per_token);
-    let precision = format!("cpu, {:?}", cpu.precision);
+    let precision = format!("cpu, {:?}, {:?}", cpu.precision, cpu.kv);
     let limits = backend.limits();
     let store = options.keeping.as_ref();
     let store = store.and_then(|keeping| open_store(keeping, &limits, &precision, left));

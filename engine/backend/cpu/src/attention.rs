@@ -280,10 +280,7 @@ impl Partial {
         let room = positions.len().next_multiple_of(PAGE);
         scores.resize(rows.next_multiple_of(FOUR) * room, 0.0);
         for at in (0..room).step_by(PAGE) {
-            let mut keys = kv.keys(span.table, positions.start + at, *head);
-            if rows > FEW {
-                keys = keys.floats(isa, spare);
-            }
+            let keys = kv.keys(isa, span.table, positions.start + at, *head, rows > FEW, spare);
             let mut values = queries.values.as_slice();
             let mut first = 0;
             while !values.is_empty() {
@@ -305,10 +302,7 @@ impl Partial {
             }
         }
         for at in (0..room).step_by(PAGE) {
-            let mut values = kv.values(span.table, positions.start + at, *head);
-            if rows > FEW {
-                values = values.floats(isa, spare);
-            }
+            let values = kv.values(isa, span.table, positions.start + at, *head, rows > FEW, spare);
             for (n, out) in self.out.chunks_exact_mut(FOUR * dim).enumerate() {
                 let first = n * FOUR;
                 let here = |row: usize| {

@@ -6,12 +6,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use polder_backend::{Backend, BackendError, BlockId, Limits, StepBatch, StepOutput, Ticket};
-use polder_model::Model;
+use polder_model::{Attention, Model};
 
 use crate::check::{Slots, carried};
 use crate::forward::Forward;
 use crate::kernels::Isa;
-use crate::kv::PAGE;
+use crate::kv::{KvFormat, PAGE};
 use crate::packed::{PackedWeights, Shelf, Writer};
 use crate::team::Team;
 
@@ -19,7 +19,7 @@ use crate::team::Team;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     /// As the file stores them: quantized weights meet activations quantized in groups of 32 to
-    /// two signed bytes each, with exact integer sums; KV is kept in half precision.
+    /// two signed bytes each, with exact integer sums; KV is kept as [`CpuOptions::kv`] says.
     Stored,
     /// Everything as 32-bit floats, KV too: the reference.
     F32,
@@ -30,6 +30,8 @@ pub enum Precision {
 pub struct CpuOptions {
     /// How weights are kept.
     pub precision: Precision,
+    /// How keys and values are kept. The reference keeps floats whatever this says.
+    pub kv: KvFormat,
     /// Positions in the KV pool, rounded up to whole blocks.
     pub kv_tokens: u32,
     /// Positions in a block; a multiple of 16.
@@ -48,6 +50,7 @@ impl Default for CpuOptions {
     fn default() -> Self {
         Self {
             precision: Precision::Stored,
+            kv: KvFormat::default(),
             kv_tokens: 16 * 1024,
             block_tokens: 16,
             slots: 64,
@@ -108,8 +111,14 @@ impl CpuBackend {
         let precision = format!("{:?}", options.precision);
         let kept = options.packed.as_ref();
         let shelf = kept.map(|kept| Shelf::open(kept, &precision, &mut team)).unwrap_or_default();
-        let (mut forward, shelf) =
-            Forward::new(Arc::clone(model), options.precision, &limits, isa, team, shelf);
+        let (mut forward, shelf) = Forward::new(
+            Arc::clone(model),
+            (options.precision, kv_format(options)),
+            &limits,
+            isa,
+            team,
+            shelf,
+        );
         let mapped = shelf.had_all();
         let writer = kept.and_then(|kept| shelf.keep(kept, &precision));
         log::info!(
@@ -183,6 +192,11 @@ impl CpuBackend {
     }
 }
 
+/// None is floats.
+fn kv_format(options: &CpuOptions) -> Option<KvFormat> {
+    (options.precision == Precision::Stored).then_some(options.kv)
+}
+
 fn limits(model: &Model, o: &CpuOptions) -> Result<Limits, LoadError> {
     let spec = &model.spec;
     if o.block_tokens == 0 || !(o.block_tokens as usize).is_multiple_of(PAGE) {
@@ -196,9 +210,9 @@ fn limits(model: &Model, o: &CpuOptions) -> Result<Limits, LoadError> {
             "no slots, no tokens in a step, or no positions in the KV pool".into(),
         ));
     }
-    let value = match o.precision {
-        Precision::Stored => 2,
-        Precision::F32 => 4,
+    let layer = |attention: &Attention| match (attention, kv_format(o)) {
+        (Attention::Gqa(gqa), Some(format)) => format.bytes(gqa),
+        (Attention::Gqa(gqa), None) => 8 * u64::from(gqa.kv_heads) * u64::from(gqa.head_dim),
     };
     let limits = Limits {
         step_tokens: o.step_tokens,
@@ -207,7 +221,7 @@ fn limits(model: &Model, o: &CpuOptions) -> Result<Limits, LoadError> {
         block_tokens: o.block_tokens,
         context: spec.context,
         vocab: spec.vocab,
-        kv_bytes_per_token: value * spec.kv_values_per_token(),
+        kv_bytes_per_token: spec.layers.iter().map(|at| layer(&at.attention)).sum(),
     };
     let positions = u64::from(limits.blocks) * u64::from(limits.block_tokens);
     match limits.kv_bytes_per_token.checked_mul(positions) {

@@ -13,7 +13,7 @@ use crate::backend::Precision;
 use crate::check::usize_range;
 use crate::ffn::{Experts, Ffn};
 use crate::kernels::{Isa, LANES, sum_squares};
-use crate::kv::LayerKv;
+use crate::kv::{KvFormat, LayerKv};
 use crate::matrix::{Activations, Matrix, Multiplier, Packer};
 use crate::packed::Shelf;
 use crate::sampling::{History, Scratch, guesses, sample, settle};
@@ -79,7 +79,7 @@ struct TurnTable {
 impl Forward {
     pub(crate) fn new(
         model: Arc<Model>,
-        precision: Precision,
+        (precision, format): (Precision, Option<KvFormat>),
         limits: &Limits,
         isa: Isa,
         mut team: Team,
@@ -103,7 +103,7 @@ impl Forward {
                 gqa,
                 limits.blocks as usize,
                 limits.block_tokens as usize,
-                floats,
+                format,
             ));
         }
         let head = model.weights.output.as_ref().unwrap_or(&model.weights.embedding);

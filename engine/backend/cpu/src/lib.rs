@@ -11,6 +11,7 @@ mod backend;
 mod check;
 mod ffn;
 mod forward;
+mod fp8;
 mod kernels;
 mod kv;
 mod matrix;
@@ -19,4 +20,5 @@ mod sampling;
 mod team;
 
 pub use backend::{CpuBackend, CpuOptions, LoadError, Precision};
+pub use kv::KvFormat;
 pub use packed::PackedWeights;
