@@ -125,6 +125,8 @@ fn list() -> Vec<Value> {
                 "mixed": {"enum": ["a", 7, true, null]},
                 "code": {"type": "string", "pattern": "^[a-z]+-/[0-9]$"},
                 "count": {"type": ["integer", "string"]},
+                "sure": {"anyOf": [{"enum": [true]}, {"type": "string", "maxLength": 6}]},
+                "size": {"type": ["integer", "string"], "enum": ["5", 7, true, "x", 2.5]},
             }}),
         ),
         tool("now", Value::Null),
@@ -423,6 +425,8 @@ fn what_a_layout_cannot_keep_to_is_refused_by_name() {
         (json!({"type": "string", "format": "date"}), "\"format\""),
         (json!({"oneOf": [{"type": "string"}, {"type": "null"}]}), "\"oneOf\""),
         (json!({"type": "string", "pattern": "^a|b$"}), "\"pattern\""),
+        (json!({"type": "string", "minLength": 2.0}), "\"minLength\""),
+        (json!({"type": "string", "anyOf": [{"type": ["integer", "string"]}]}), "\"anyOf\""),
         (json!({"$ref": "#/nowhere"}), "\"$ref\""),
     ] {
         let told = forced(elements, &[tool(schema)]).err().unwrap();

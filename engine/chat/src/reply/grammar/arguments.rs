@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::lark::{literal, regex, without};
+use super::lark::{literal, without};
 use super::layout::Notation;
 use super::text::bare;
 use super::{NoGrammar, Writer, within};
@@ -100,19 +100,9 @@ impl Writer<'_> {
         let bare = bare(schema, root)?;
         self.pattern_bytes += bare.pattern_bytes;
         let mut options = Vec::new();
-        if !bare.texts.is_empty() {
-            let taken = match bare.taken.is_empty() {
-                true => String::new(),
-                // All in a class but these stand for themselves.
-                false => {
-                    let class = bare.taken.replace('[', "\\[").replace('-', "\\-");
-                    format!(" & ~{}", regex(&format!("\\s*[{class}](?s:.*)")))
-                }
-            };
-            let texts: Vec<String> = bare.texts.iter().map(|text| format!("({text})")).collect();
+        if let Some(text) = bare.terminal() {
             let name = format!("{key}v");
-            let text = format!("{IN_ELEMENT} & ({}){taken}", texts.join(" | "));
-            self.up_to(&name, &text, ELEMENT_END);
+            self.up_to(&name, &format!("{IN_ELEMENT} & {text}"), ELEMENT_END);
             options.push(name);
         }
         for (place, schema) in bare.json.into_iter().enumerate() {

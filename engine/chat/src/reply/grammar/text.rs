@@ -8,14 +8,42 @@ use super::lark::{literal, regex};
 /// What a bare value may be.
 #[derive(Debug, Default)]
 pub(super) struct Bare {
-    /// Terminals, one of which the text matches.
-    pub(super) texts: Vec<String>,
-    /// Schemas, one of which the text satisfies as JSON.
+    /// Terminals of texts.
+    texts: Vec<String>,
+    /// Terminals of words that the reader takes for other values.
+    words: Vec<String>,
+    /// Schemas of values that stand there as JSON.
     pub(super) json: Vec<Value>,
-    /// With which character such JSON may begin: no text may, which the reader would take for it.
-    pub(super) taken: String,
+    /// What no text may begin with, because the reader would take it for such JSON.
+    taken: String,
+    /// What no text may be, because only some of these words are values.
+    taken_words: Vec<&'static str>,
     /// Bytes of all patterns in `texts`.
     pub(super) pattern_bytes: usize,
+}
+
+impl Bare {
+    /// All that is no JSON, as one terminal, where there is any.
+    pub(super) fn terminal(&self) -> Option<String> {
+        let any_of = |terminals: &[String]| format!("(({}))", terminals.join(") | ("));
+        let mut texts = Vec::new();
+        if !self.texts.is_empty() {
+            texts.push(any_of(&self.texts));
+            if !self.taken.is_empty() {
+                // All in a class but these stand for themselves.
+                let class = self.taken.replace('[', "\\[").replace('-', "\\-");
+                texts.push(format!("~{}", regex(&format!("\\s*[{class}](?s:.*)"))));
+            }
+            if !self.taken_words.is_empty() {
+                let words = self.taken_words.join("|");
+                texts.push(format!("~{}", regex(&format!("\\s*({words})\\s*"))));
+            }
+        }
+        let texts = Some(texts.join(" & ")).filter(|texts| !texts.is_empty());
+        let words = Some(&self.words).filter(|words| !words.is_empty()).map(|words| any_of(words));
+        let options: Vec<String> = texts.into_iter().chain(words).collect();
+        Some(format!("({})", options.join(" | "))).filter(|_| !options.is_empty())
+    }
 }
 
 /// Schemas within schemas, and references, that are followed.
@@ -52,7 +80,9 @@ pub(super) fn bare(schema: &Value, root: &Value) -> Result<Bare, NoGrammar> {
 
 fn gather(schema: &Value, root: &Value, depth: usize, bare: &mut Bare) -> Result<(), NoGrammar> {
     if depth > DEEPEST {
-        return Err(NoGrammar::schema("it is nested too deep"));
+        return Err(NoGrammar::schema(format!(
+            "it is nested more than {DEEPEST} deep; make it flatter"
+        )));
     }
     let nothing = Map::new();
     let rules = match schema {
@@ -81,12 +111,8 @@ fn gather(schema: &Value, root: &Value, depth: usize, bare: &mut Bare) -> Result
     if let Some(values) = listed.or_else(|| rules.get("const").map(|value| vec![value.clone()])) {
         return one_of(values, rules, &said, bare);
     }
-    let types: Vec<&str> = match rules.get("type") {
-        None => vec!["string"],
-        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
-        Some(name) => name.as_str().into_iter().collect(),
-    };
-    for name in types {
+    let types = types(rules);
+    for name in if types.is_empty() { vec!["string"] } else { types } {
         let known = TYPES.iter().find(|known| **known == name);
         let known = known.ok_or_else(|| NoGrammar::keyword("type"))?;
         match *known {
@@ -100,9 +126,30 @@ fn gather(schema: &Value, root: &Value, depth: usize, bare: &mut Bare) -> Result
     Ok(())
 }
 
+fn types(rules: &Map<String, Value>) -> Vec<&str> {
+    match rules.get("type") {
+        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+        name => name.and_then(Value::as_str).into_iter().collect(),
+    }
+}
+
+fn is(value: &Value, name: &str) -> bool {
+    match value {
+        Value::Null => name == "null",
+        Value::Bool(_) => name == "boolean",
+        Value::String(_) => name == "string",
+        Value::Array(_) => name == "array",
+        Value::Object(_) => name == "object",
+        Value::Number(number) => {
+            let whole = number.as_f64().is_some_and(|number| number.fract() == 0.0);
+            name == "number" || (name == "integer" && whole)
+        }
+    }
+}
+
 /// What is said here must be all that is said.
 fn alone(key: &str, said: &[&str]) -> Result<(), NoGrammar> {
-    match said.iter().all(|other| *other == key || *other == "type") {
+    match said.iter().all(|other| *other == key) {
         true => Ok(()),
         false => Err(NoGrammar::keyword(key)),
     }
@@ -115,6 +162,9 @@ fn one_of(
     bare: &mut Bare,
 ) -> Result<(), NoGrammar> {
     let limits = limits(rules, said, bare)?;
+    let types = types(rules);
+    let fits = |value: &Value| types.is_empty() || types.iter().any(|name| is(value, name));
+    let values: Vec<Value> = values.into_iter().filter(fits).collect();
     let words: Vec<String> = values.iter().filter_map(Value::as_str).map(literal).collect();
     if !words.is_empty() {
         bare.texts.push(
@@ -127,7 +177,11 @@ fn one_of(
     for value in values {
         match &value {
             Value::String(_) => {}
-            Value::Null | Value::Bool(_) => bare.texts.push(literal(&value.to_string())),
+            Value::Null => bare.words.push(literal("null")),
+            Value::Bool(_) => {
+                bare.words.push(literal(&value.to_string()));
+                bare.taken_words.extend(["true", "false", "True", "False"]);
+            }
             other => {
                 bare.taken.push_str(beginnings(other));
                 bare.json.push(serde_json::json!({"enum": [value]}));
@@ -165,9 +219,12 @@ fn limits(
     if let Some(unknown) = said.iter().find(|key| UNKNOWN.contains(key) || key.starts_with('$')) {
         return Err(NoGrammar::keyword(unknown));
     }
-    let number = |key: &str| rules.get(key).and_then(Value::as_u64);
+    let number = |key: &str| match rules.get(key) {
+        None => Ok(None),
+        Some(count) => count.as_u64().map(Some).ok_or_else(|| NoGrammar::keyword(key)),
+    };
     let mut limits = Vec::new();
-    match (number("minLength").unwrap_or(0), number("maxLength")) {
+    match (number("minLength")?.unwrap_or(0), number("maxLength")?) {
         (0, None) => {}
         (least, None) => limits.push(regex(&format!("(?s:.){{{least},}}"))),
         (least, Some(most)) => limits.push(regex(&format!("(?s:.){{{least},{most}}}"))),
@@ -228,11 +285,11 @@ fn other_type(
 ) {
     let plain = said.iter().all(|key| *key == "type" || OF_TEXT.contains(key));
     match name {
-        "null" => return bare.texts.push(literal("null")),
-        "boolean" => return bare.texts.push("\"true\" | \"false\"".into()),
-        "integer" if plain => return bare.texts.push("/-?(0|[1-9][0-9]{0,15})/".into()),
+        "null" => return bare.words.push(literal("null")),
+        "boolean" => return bare.words.push("\"true\" | \"false\"".into()),
+        "integer" if plain => return bare.words.push("/-?(0|[1-9][0-9]{0,15})/".into()),
         "number" if plain => {
-            return bare.texts.push("/-?(0|[1-9][0-9]{0,15})(\\.[0-9]{1,15})?/".into());
+            return bare.words.push("/-?(0|[1-9][0-9]{0,15})(\\.[0-9]{1,15})?/".into());
         }
         "array" => bare.taken.push_str("[("),
         "object" => bare.taken.push('{'),
