@@ -14,7 +14,7 @@ macro_rules! int_entry {
         /// # Safety
         /// The machine has the instructions, and the lengths are as `super::int_tile` checks.
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn int_tile(tile: &IntTile<'_>, rows: &IntRows<'_>, out: &mut Column<'_>) {
+        pub(in crate::kernels) unsafe fn int_tile(tile: &IntTile<'_>, rows: &IntRows<'_>, out: &mut Column<'_>) {
             let stored = matches!(tile.scales, Scales::Stored(_));
             // SAFETY: handed on.
             unsafe {
@@ -64,7 +64,7 @@ macro_rules! float_entry {
         /// # Safety
         /// The machine has the instructions, and the lengths are as `super::float_tile` checks.
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn float_tile(
+        pub(in crate::kernels) unsafe fn float_tile(
             kind: FloatKind,
             tile: &[u8],
             cols: usize,

@@ -13,6 +13,16 @@ fn floats(seed: u64, n: usize) -> Vec<f32> {
     noise(seed, n).map(|z| (z >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
 }
 
+#[test]
+fn the_fastest_form_of_the_machine_is_chosen() {
+    let names: Vec<_> = Isa::available().iter().map(|isa| isa.name()).collect();
+    assert_eq!(names.last(), Some(&"portable"));
+    // `make test-aarch64` knows what its emulated processors can do.
+    if let Ok(expected) = std::env::var("POLDER_EXPECTED_KERNELS") {
+        assert_eq!(Isa::detect().name(), expected);
+    }
+}
+
 /// Every row of a matrix sixteen columns wide.
 fn on_all(out: &mut [f32], work: impl FnOnce(&mut Column<'_>)) {
     let rows = out.len() / LANES;
@@ -191,8 +201,8 @@ fn quantized_rows_are_close_and_know_their_sums() {
             assert!(error.abs() <= scales[i / GROUP] * 0.51, "{}: {i}", isa.name());
         }
         assert!((50..64).all(|i| number(i) == 0));
-        for half in 0..4 {
-            assert_eq!(sums[half], (16 * half..16 * half + 16).map(number).sum::<i32>());
+        for (half, sum) in sums.iter().enumerate() {
+            assert_eq!(*sum, (16 * half..16 * half + 16).map(number).sum::<i32>());
         }
         assert_eq!(offsets[1], scales[1] * (sums[2] + sums[3]) as f32);
     }
