@@ -57,7 +57,7 @@ pub enum ModelError {
     Unsupported(String),
     /// A tensor's storage format is not in the list.
     #[error(
-        "tensor {tensor} is stored as {format}, which is not supported; choose a file stored as F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K"
+        "tensor {tensor} is stored as {format}, which is not supported; choose a file stored as F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q3_K, Q4_K, Q5_K or Q6_K"
     )]
     UnknownFormat {
         /// The tensor.

@@ -5,6 +5,8 @@
 //! - `Q4_0`, `Q5_0`: 4 or 5 bits, `d * (q - 8)`, `d * (q - 16)`. Values 0-15 are the low nibbles of
 //!   16 bytes, 16-31 the high ones; the fifth bits are bits 0-31 of a 32-bit word.
 //! - `Q4_1`, `Q5_1`: the same packing, `d * q + m`.
+//! - `Q3_K`: 256 values in 16 groups of 16; `d * (s_g - 32) * (q - 4)`, with 6-bit `s_g` packed into 12 bytes. Two bits of a
+//!   `q` and the third are apart.
 //! - `Q4_K`, `Q5_K`: 256 values in 8 groups of 32; `d * s_g * q - dmin * m_g`, with 6-bit `s_g` and
 //!   `m_g` packed into 12 bytes.
 //! - `Q6_K`: 256 values in 16 groups of 16; `d * s_g * (q - 32)`, with `s_g` a signed byte.
@@ -95,6 +97,21 @@ pub fn unpack(format: Format, bytes: &[u8]) -> Block {
                 out.q[i + 16] = top as i8 - zero_point;
             }
         }
+        Format::Q3_K => {
+            let (high, low, scales) = (&bytes[..32], &bytes[32..96], &bytes[96..108]);
+            out.d = half_at(108);
+            for (g, scale) in out.group_scales.iter_mut().enumerate() {
+                let four = if g < 8 { scales[g] & 15 } else { scales[g - 8] >> 4 };
+                let top = (scales[8 + g % 4] >> (g / 4 * 2)) & 3;
+                *scale = (four | (top << 4)) as i8 - 32;
+            }
+            for (i, q) in out.q.iter_mut().enumerate() {
+                let (half, quarter, at) = (i / 128, i / 32 % 4, i % 32);
+                let two = (low[half * 32 + at] >> (2 * quarter)) & 3;
+                let third = (high[at] >> (half * 4 + quarter)) & 1;
+                *q = (two | (third << 2)) as i8 - 4;
+            }
+        }
         Format::Q4_K | Format::Q5_K => {
             out.d = half_at(0);
             out.m = half_at(2);
@@ -155,7 +172,7 @@ fn block(format: Format, bytes: &[u8], y: &mut [f32]) {
                 let g = i / 32;
                 d * f32::from(b.group_scales[g]) * q - m * f32::from(b.group_mins[g])
             }
-            Format::Q6_K => d * f32::from(b.group_scales[i / 16]) * q,
+            Format::Q3_K | Format::Q6_K => d * f32::from(b.group_scales[i / 16]) * q,
             _ => q * d,
         };
     }

@@ -16,6 +16,7 @@ pub enum Format {
     Q5_0,
     Q5_1,
     Q8_0,
+    Q3_K,
     Q4_K,
     Q5_K,
     Q6_K,
@@ -31,7 +32,7 @@ pub enum Format {
 
 impl Format {
     /// Every format whose bytes alone are its values, for tests and tables.
-    pub const ALL: [Format; 11] = [
+    pub const ALL: [Format; 12] = [
         Format::F32,
         Format::F16,
         Format::BF16,
@@ -40,6 +41,7 @@ impl Format {
         Format::Q5_0,
         Format::Q5_1,
         Format::Q8_0,
+        Format::Q3_K,
         Format::Q4_K,
         Format::Q5_K,
         Format::Q6_K,
@@ -51,7 +53,7 @@ impl Format {
             Format::F32 | Format::F16 | Format::BF16 | Format::F8E4M3 => 1,
             Format::Grouped4 | Format::I32 | Format::I64 => 1,
             Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0 => 32,
-            Format::Q4_K | Format::Q5_K | Format::Q6_K => 256,
+            Format::Q3_K | Format::Q4_K | Format::Q5_K | Format::Q6_K => 256,
         }
     }
 
@@ -69,6 +71,7 @@ impl Format {
             Format::Q5_0 => 2 + 4 + 16,
             Format::Q5_1 => 2 + 2 + 4 + 16,
             Format::Q8_0 => 2 + 32,
+            Format::Q3_K => 32 + 64 + 12 + 2,
             Format::Q4_K => 2 + 2 + 12 + 128,
             Format::Q5_K => 2 + 2 + 12 + 32 + 128,
             Format::Q6_K => 128 + 64 + 16 + 2,

@@ -102,6 +102,48 @@ def add(out, maps, own, bits):
         out.add_tensor(name, np.ascontiguousarray(bits).view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
 
 
+def write_q3_k():
+    """A qwen3 of one layer whose matrices are random blocks of Q3_K, for which llama.cpp's quantizer is not needed."""
+    rng = np.random.default_rng(12)
+    hidden, vocab, head = 256, 128, 128
+    out = gguf.GGUFWriter(HERE / "families-gguf" / "q3_k.gguf", "qwen3")
+    out.add_context_length(512)
+    out.add_embedding_length(hidden)
+    out.add_block_count(1)
+    out.add_feed_forward_length(hidden)
+    out.add_head_count(2)
+    out.add_head_count_kv(1)
+    out.add_key_length(head)
+    out.add_value_length(head)
+    out.add_layer_norm_rms_eps(1e-6)
+    out.add_rope_freq_base(1e6)
+    out.add_vocab_size(vocab)
+    out.add_tokenizer_model("no_vocab")
+
+    def matrix(name, rows):
+        blocks = rng.integers(0, 256, (rows, hidden // 256, 110), dtype=np.uint8)
+        # Values of a block are up to 128 times this, and mostly far less.
+        scale = rng.uniform(1e-3, 3e-3, (rows, hidden // 256)).astype(np.float16)
+        blocks[..., 108:] = scale[..., None].view(np.uint8)
+        out.add_tensor(name + ".weight", blocks.reshape(rows, -1), raw_dtype=gguf.GGMLQuantizationType.Q3_K)
+
+    def vector(name, length):
+        out.add_tensor(name + ".weight", rng.normal(1, 0.2, length).astype(np.float32))
+
+    for name, rows in [("token_embd", vocab), ("output", vocab), ("blk.0.attn_q", 2 * head), ("blk.0.attn_k", head),
+                       ("blk.0.attn_v", head), ("blk.0.attn_output", hidden), ("blk.0.ffn_gate", hidden),
+                       ("blk.0.ffn_up", hidden), ("blk.0.ffn_down", hidden)]:
+        matrix(name, rows)
+    for name, length in [("output_norm", hidden), ("blk.0.attn_norm", hidden), ("blk.0.ffn_norm", hidden),
+                         ("blk.0.attn_q_norm", head), ("blk.0.attn_k_norm", head)]:
+        vector(name, length)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+
+
 (HERE / "families-gguf").mkdir(exist_ok=True)
 for name in ["qwen3_moe", "phi3", "seed_oss", "qwen3"]:
     write(name)
+write_q3_k()

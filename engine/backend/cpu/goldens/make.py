@@ -246,7 +246,7 @@ def make_blocks(work):
     source = work / "tiny.gguf"
     tiny.write_gguf(source)
     ftypes = {"F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q8_0": 7,
-              "Q4_K": 14, "Q5_K": 16, "Q6_K": 18}
+              "Q3_K": 11, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18}
     with open(HERE / "blocks.bin", "wb") as out:
         for name, ftype in ftypes.items():
             target = work / f"tiny-{name}.gguf"

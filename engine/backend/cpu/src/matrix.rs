@@ -67,6 +67,7 @@ impl IntLayout {
             Format::Q8_0 => Self { zero: 128, ..plain },
             Format::Q4_K => Self { nibbles: true, mins: true, supers: true, ..plain },
             Format::Q5_K => Self { mins: true, supers: true, ..plain },
+            Format::Q3_K => Self { zero: 4, halves: true, supers: true, ..plain },
             Format::Q6_K => Self { zero: 32, halves: true, supers: true, ..plain },
             _ => return None,
         })

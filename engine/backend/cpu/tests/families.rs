@@ -93,6 +93,16 @@ fn a_file_of_several_quantized_formats_answers_like_its_own_weights_as_floats() 
 }
 
 #[test]
+fn q3_k_as_it_is_packed_answers_like_its_values_as_floats() {
+    let model = open(&goldens().join("families-gguf/q3_k.gguf"));
+    let text: Vec<u32> = (0..40).map(|at| at * 37 % 128).collect();
+    let answer = |precision| teacher_force(&mut load(&model, precision), &text, 40, &blocks(0, 3));
+    let (floats, stored) = (answer(Precision::F32), answer(Precision::Stored));
+    let worst = floats.iter().zip(&stored).map(|(a, b)| distance(a, b)).fold(0.0, f64::max);
+    assert!(worst < 3e-3, "{worst}");
+}
+
+#[test]
 fn every_stored_format_is_read_as_llama_cpp_reads_it() {
     let mut file = Bytes::open(&goldens().join("blocks.bin"));
     let mut seen = Vec::new();
