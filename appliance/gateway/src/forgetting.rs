@@ -1,6 +1,7 @@
 //! Members whom the engines are to forget: what is kept of their conversations goes at once, and where an engine does
 //! not run, as soon as it does.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,20 +28,35 @@ pub(crate) async fn carry_out(gateway: &Gateway) -> Result<usize, MembersError> 
     let names: Vec<String> =
         gateway.status().site.engines.keys().map(ToString::to_string).collect();
     let wanted = gateway.members.ask(move |members| members.to_forget(&names)).await?;
-    let mut left = 0;
+    let mut by_engine: BTreeMap<String, Vec<MemberId>> = BTreeMap::new();
     for (member, name) in wanted {
-        let engine = engines.iter().find(|engine| engine.name.as_str() == name);
-        let done = match engine {
-            Some(engine) => tell(gateway, engine, member).await,
-            None => false,
-        };
-        if done {
-            gateway.members.ask(move |members| members.forgotten(member, &name)).await?;
-        } else {
-            left += 1;
-        }
+        by_engine.entry(name).or_default().push(member);
     }
-    Ok(left)
+    // All engines at the same time: one that hangs holds up nobody else's.
+    let asked = by_engine.into_iter().map(|(name, members)| {
+        let engine = engines.iter().find(|engine| engine.name.as_str() == name);
+        forget_all(gateway, engine, name, members)
+    });
+    let left = futures_util::future::join_all(asked).await;
+    left.into_iter().sum()
+}
+
+/// Has one engine forget these, until it fails to; of how many something is left.
+async fn forget_all(
+    gateway: &Gateway,
+    engine: Option<&EngineStatus>,
+    name: String,
+    members: Vec<MemberId>,
+) -> Result<usize, MembersError> {
+    let Some(engine) = engine else { return Ok(members.len()) };
+    for (at, member) in members.iter().copied().enumerate() {
+        if !tell(gateway, engine, member).await {
+            return Ok(members.len() - at);
+        }
+        let name = name.clone();
+        gateway.members.ask(move |members| members.forgotten(member, &name)).await?;
+    }
+    Ok(0)
 }
 
 /// Carries out what is noted for as long as the door is open: engines come back, and the box may have been off.

@@ -100,7 +100,11 @@ const ADDITIONS: &[(&str, &str)] = &[
          member INTEGER NOT NULL,
          engine TEXT NOT NULL,
          PRIMARY KEY (member, engine)
-     ) STRICT, WITHOUT ROWID;",
+     ) STRICT, WITHOUT ROWID;
+     -- Whoever removes a member, also a version that knows nothing of this.
+     CREATE TRIGGER forget_removed AFTER DELETE ON members BEGIN
+         INSERT OR IGNORE INTO forgetting (member, engine) VALUES (OLD.id, '*');
+     END;",
     ),
 ];
 

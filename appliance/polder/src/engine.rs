@@ -47,10 +47,12 @@ impl Engine {
         match weights(&model) {
             Ok(weights) => {
                 options.packed = Some(packed(&state, &name, &weights));
-                options.keeping = Some(keeping(&state, &site, &name, weights));
+                let (keeping, erased) = keeping(&state, &site, &name, weights);
+                (options.keeping, options.left_behind) = (Some(keeping), !erased);
             }
             Err(error) => {
                 log::warn!("the weights do not say what they are, so nothing is kept: {error:#}");
+                options.left_behind = !erase(&polder_supervisor::kept_by(&state, &name));
             }
         }
         let runtime = part::runtime()?;
@@ -64,8 +66,8 @@ impl Engine {
 const RESERVE: u64 = 5 << 30;
 
 /// What the engine keeps of conversations, in `kv/NAME`: its part of what the site allows. Without days nothing stays on disk, and
-/// what was there goes.
-fn keeping(state: &Path, site: &Site, name: &EngineName, weights: String) -> Keeping {
+/// what was there goes; false where it could not.
+fn keeping(state: &Path, site: &Site, name: &EngineName, weights: String) -> (Keeping, bool) {
     let folder = polder_supervisor::kept_by(state, name);
     let engines = site.engines.len().max(1) as u64;
     let size = polder_kv::disk_size(&folder).unwrap_or_else(|error| {
@@ -74,17 +76,25 @@ fn keeping(state: &Path, site: &Site, name: &EngineName, weights: String) -> Kee
     });
     let bytes = size / 100 * u64::from(site.keeping.disk_percent) / engines;
     let on_disk = site.keeping.days > 0 && bytes > 0;
-    if !on_disk && let Err(error) = polder_kv::erase(&folder) {
-        log::error!("what was kept on disk could not be removed: {error}");
-    }
-    Keeping {
+    let erased = on_disk || erase(&folder);
+    let keeping = Keeping {
         weights,
         folder: on_disk.then_some(folder),
         host_bytes: None,
         disk_bytes: bytes,
         disk_reserve_bytes: RESERVE,
         retention: Duration::from_secs(u64::from(site.keeping.days.max(1)) * 24 * 60 * 60),
+    };
+    (keeping, erased)
+}
+
+/// False where something may still be there.
+fn erase(folder: &Path) -> bool {
+    let done = polder_kv::erase(folder);
+    if let Err(error) = &done {
+        log::error!("what was kept on disk could not be removed: {error}");
     }
+    done.is_ok()
 }
 
 /// Fewer bytes are packed as soon as read.
@@ -144,14 +154,15 @@ mod tests {
     fn the_site_says_how_long_and_how_much_and_without_days_nothing_stays() {
         let state = tempfile::tempdir().unwrap();
         let (mut site, name): (Site, EngineName) = (Site::unclaimed(1), "fast".parse().unwrap());
-        let usual = keeping(state.path(), &site, &name, "a1".into());
+        let (usual, _) = keeping(state.path(), &site, &name, "a1".into());
         assert_eq!(usual.folder, Some(state.path().join("kv/fast")));
         assert_eq!(usual.retention, Duration::from_secs(30 * 86400));
         let disk = polder_kv::disk_size(state.path()).unwrap();
         assert_eq!(usual.disk_bytes, disk / 100 * 20);
         site.keeping.days = 0;
         fs::create_dir_all(state.path().join("kv/fast/keys")).unwrap();
-        assert_eq!(keeping(state.path(), &site, &name, "a1".into()).folder, None);
+        let (none, erased) = keeping(state.path(), &site, &name, "a1".into());
+        assert!(none.folder.is_none() && erased);
         assert!(!state.path().join("kv/fast").exists());
     }
 }

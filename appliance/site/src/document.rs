@@ -178,7 +178,7 @@ pub enum SiteError {
     NoPort,
     /// More of the disk than others can spare.
     #[error(
-        "site.toml: keeping.disk_percent is {0}; choose at most 80, since weights and members need room on the same disk"
+        "site.toml: keeping.disk_percent is {0}; choose 1 to 80, since weights and members need room on the same disk, or days = 0 to keep nothing there"
     )]
     KeepsTooMuch(u8),
     /// A host name that no certificate could carry.
@@ -273,7 +273,7 @@ impl Site {
         if self.door.listen.is_empty() {
             return Err(SiteError::NoListen);
         }
-        if self.keeping.disk_percent > 80 {
+        if !(1..=80).contains(&self.keeping.disk_percent) {
             return Err(SiteError::KeepsTooMuch(self.keeping.disk_percent));
         }
         for name in &self.door.names {
@@ -423,7 +423,10 @@ mod tests {
         let off = read("days = 0").unwrap();
         assert_eq!(off.keeping, Keeping { days: 0, ..Keeping::default() });
         assert_eq!(Site::from_toml(&off.to_toml()).unwrap(), off);
-        assert!(matches!(read("disk_percent = 81"), Err(SiteError::KeepsTooMuch(81))));
+        for wrong in [0, 81] {
+            let read = read(&format!("disk_percent = {wrong}"));
+            assert!(matches!(read, Err(SiteError::KeepsTooMuch(part)) if part == wrong));
+        }
         assert!(read("hours = 3").unwrap_err().to_string().contains("hours"));
     }
 

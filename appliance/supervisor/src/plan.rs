@@ -188,8 +188,10 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
             "Keep nothing of conversations on disk".to_owned()
         }
         Wanted::Change(SiteChange::Keeping(keeping)) => format!(
-            "Keep what models read for {} days, on at most {} % of the disk",
-            keeping.days, keeping.disk_percent
+            "Keep what models read for {} {}, on at most {} % of the disk",
+            keeping.days,
+            if keeping.days == 1 { "day" } else { "days" },
+            keeping.disk_percent
         ),
         Wanted::Change(SiteChange::App { name, app }) => {
             format!("Open the app {name} at {} to those who sign in", app.upstream)

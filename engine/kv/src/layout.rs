@@ -37,8 +37,8 @@ pub fn erase(path: &Path) -> Result<(), OpenError> {
     let keys = KeyFolder::open(path.join("keys")).map_err(failed)?;
     keys.destroy_all().map_err(failed)?;
     match std::fs::remove_dir_all(path) {
-        // A folder that is mounted here stays; it is empty.
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+        // A folder that is mounted here, or whose own place is read-only, stays; it is empty.
+        Err(_) if std::fs::read_dir(path).is_ok_and(|mut there| there.next().is_none()) => Ok(()),
         done => done.map_err(failed),
     }
 }

@@ -22,6 +22,8 @@ use crate::tiers::Owner;
 const WORTH_WAITING: Duration = Duration::from_millis(2);
 /// Where nothing can run without a mask, callers are heard at least this often.
 const LONGEST_WAIT: Duration = Duration::from_millis(50);
+/// Kept blocks that are written back to the device between two steps.
+const CAME_AT_ONCE: usize = 32;
 
 /// Where a sequence's events go, in order. It is called on the engine's thread and must not wait.
 pub trait Sink: Send {
@@ -430,6 +432,7 @@ impl EngineLoop {
     /// when all of them are gone.
     fn hear(&mut self) -> Result<bool, SchedulerError> {
         self.publish();
+        let mut came_in = 0;
         loop {
             let nothing_to_do = self.scheduler.is_idle() || std::mem::take(&mut self.readers_stall);
             let late = match std::mem::take(&mut self.restores_stall) {
@@ -456,7 +459,15 @@ impl EngineLoop {
                 Command::Admit(sequences) => self.admit(sequences),
                 Command::Cancel(id) => self.cancel(id),
                 Command::Share(beginnings) => self.scheduler.share_beginnings(&beginnings),
-                Command::Came(came) => self.came(came)?,
+                Command::Came(came) => {
+                    self.came(came)?;
+                    came_in += 1;
+                    // Others' answers must not stand still until all of somebody's blocks are back.
+                    if came_in == CAME_AT_ONCE {
+                        self.publish();
+                        return Ok(true);
+                    }
+                }
                 Command::Forget(member, done) => {
                     self.scheduler.forget(&member);
                     self.publish();

@@ -15,6 +15,8 @@ pub(crate) struct Waiting {
     pub(crate) request: Request,
     /// What it has said, and how much of its prompt was cached, where it had a slot before.
     pub(crate) before: Option<Before>,
+    /// What may be kept of it.
+    pub(crate) keeps: Keeps,
 }
 
 /// What a sequence takes along when it gives up its slot.
@@ -24,7 +26,6 @@ pub(crate) struct Before {
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) cached: u32,
     pub(crate) masking: Option<Masking>,
-    pub(crate) keeps: Keeps,
 }
 
 impl Waiting {
@@ -52,7 +53,7 @@ impl WaitingQueue {
     /// Behind the member's others of its priority and above.
     pub(crate) fn push(&mut self, id: RequestId, request: Request) {
         let priority = request.claim.priority;
-        let waiting = Waiting { id, request, before: None };
+        let waiting = Waiting { id, request, before: None, keeps: Keeps::All };
         self.insert(waiting, |other| other.request.claim.priority >= priority);
     }
 
@@ -124,12 +125,10 @@ impl WaitingQueue {
         Some(next)
     }
 
-    /// Of those that had a slot before, nothing more is kept.
+    /// Of these nothing is kept, whether they had a slot before or not.
     pub(crate) fn keep_nothing_of(&mut self, of: impl Fn(&Request) -> bool) {
         for waiting in self.by_member.values_mut().flatten().filter(|w| of(&w.request)) {
-            if let Some(before) = &mut waiting.before {
-                before.keeps = Keeps::Nothing;
-            }
+            waiting.keeps = Keeps::Nothing;
         }
     }
 
@@ -222,10 +221,24 @@ mod tests {
         for (id, priority) in [(1, 0), (2, 5), (3, 0), (4, 5), (5, -1)] {
             ask(&mut queue, id, "m", priority);
         }
-        let again = Waiting { id: RequestId(6), request: request("m"), before: None };
+        let again =
+            Waiting { id: RequestId(6), request: request("m"), before: None, keeps: Keeps::All };
         queue.push_again(again);
         let order: Vec<u64> = std::iter::from_fn(|| pop(&mut queue)).collect();
         assert_eq!(order, [0, 2, 4, 6, 1, 3, 5]);
+    }
+
+    #[test]
+    fn of_whoever_is_forgotten_nothing_is_kept_that_still_waits() {
+        let mut queue = WaitingQueue::default();
+        queue.push(RequestId(1), request("a"));
+        queue.push(RequestId(2), request("b"));
+        queue.keep_nothing_of(|request| request.member == MemberId::new("a"));
+        let keeps = |queue: &mut WaitingQueue, member| {
+            queue.pop(&MemberId::new(member)).map(|waiting| waiting.keeps)
+        };
+        assert_eq!(keeps(&mut queue, "a"), Some(Keeps::Nothing));
+        assert_eq!(keeps(&mut queue, "b"), Some(Keeps::All));
     }
 
     #[test]

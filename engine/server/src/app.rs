@@ -42,6 +42,8 @@ pub(crate) struct Engine {
     pub(crate) vocab: u32,
     /// Most answers that one request may ask for.
     pub(crate) most_sequences: usize,
+    /// What was kept on disk before may still be there.
+    pub(crate) left_behind: bool,
 }
 
 /// Everything that a handler may touch.
@@ -239,7 +241,8 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
 
 /// "Forget me now": when this answers, nothing that was kept for the member can be read by anybody.
 async fn forget(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
-    let handle = app.engine()?.handle.clone();
+    let engine = app.engine()?.clone();
+    let handle = engine.handle.clone();
     if !headers.contains_key("x-polder-member") {
         return Err(ApiError::bad_request(
             "This request names no member; say in x-polder-member who is to be forgotten.",
@@ -247,6 +250,11 @@ async fn forget(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Statu
     }
     let member = Caller::of(&headers).member;
     match tokio::task::spawn_blocking(move || handle.forget(&member)).await {
+        Ok(Ok(())) if engine.left_behind => Err(ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "What was kept on disk before cannot be opened or removed now; ask again when this engine has started anew.",
+        )
+        .retry_after(60)),
         Ok(Ok(())) => Ok(StatusCode::NO_CONTENT),
         failed => {
             let why = failed.map(|done| done.err());

@@ -41,6 +41,9 @@ pub struct EngineOptions {
     pub keeping: Option<Keeping>,
     /// Where packed weights are kept for the next start; None packs them each time.
     pub packed: Option<PackedWeights>,
+    /// Something that was kept of conversations before may still be on disk, though this engine keeps nothing there: nobody is
+    /// told that they are forgotten.
+    pub left_behind: bool,
 }
 
 impl EngineOptions {
@@ -63,6 +66,7 @@ impl EngineOptions {
             patience: Config::default().patience,
             keeping: None,
             packed: None,
+            left_behind: false,
         }
     }
 }
@@ -79,6 +83,8 @@ pub struct Parts {
     pub config: Config,
     /// Where its blocks are kept beside the device.
     pub store: Option<Arc<Store>>,
+    /// See [`EngineOptions::left_behind`].
+    pub left_behind: bool,
 }
 
 /// Positions in a KV block.
@@ -129,10 +135,12 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
     let left = free.saturating_sub(u64::from(kv_tokens) * per_token);
     let precision = format!("cpu, {:?}, {:?}", cpu.precision, cpu.kv);
     let limits = backend.limits();
-    let store = options.keeping.as_ref();
-    let store = store.and_then(|keeping| open_store(keeping, &limits, &precision, left));
+    let keeping = options.keeping.as_ref();
+    let store = keeping.and_then(|keeping| open_store(keeping, &limits, &precision, left));
+    let unopened = store.is_none() && keeping.is_some_and(|keeping| keeping.folder.is_some());
+    let left_behind = options.left_behind || unopened;
     progress(1000);
-    Ok(Parts { backend: Box::new(backend), tokenizer, template, config, store })
+    Ok(Parts { backend: Box::new(backend), tokenizer, template, config, store, left_behind })
 }
 
 /// Tokens of KV that fit, but no more than all sequences together can use.

@@ -39,6 +39,7 @@ async fn a_model_that_is_loading_says_so_and_how_far_it_is() {
             template: Ok(ChatTemplate::new(CHATML).unwrap()),
             config: Config::default(),
             store: None,
+            left_behind: false,
         })
     });
     while !server.socket.exists() {
@@ -73,6 +74,7 @@ async fn a_model_without_a_chat_template_still_continues_text() {
             template: Err("it came without a chat template".into()),
             config: Config::default(),
             store: None,
+            left_behind: false,
         })
     });
     server.ready().await;
@@ -90,6 +92,7 @@ async fn a_template_that_refuses_a_conversation_is_quoted() {
             template: Ok(ChatTemplate::new(template).unwrap()),
             config: Config::default(),
             store: None,
+            left_behind: false,
         })
     });
     server.ready().await;
@@ -155,6 +158,7 @@ async fn the_socket_is_its_owner_s_alone_and_a_dead_one_is_replaced() {
                     template: Err(String::new()),
                     config: Config::default(),
                     store: None,
+                    left_behind: false,
                 })
             };
             serve(&path, MODEL, load, std::future::pending()).await

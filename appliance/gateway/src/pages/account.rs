@@ -141,10 +141,10 @@ fn kept(gateway: &Gateway) -> Markup {
                         "No usage: this box does not count what its members use. (A key with a monthly quota has one number: its tokens this month.)"
                     }
                 }
-                li { "In the audit trail: when you joined, made or revoked a key, or changed something about the box." }
+                li { "In the audit trail: when you joined, made or revoked a key, changed something about the box, or had your conversations forgotten." }
                 li { (memory(gateway)) }
             }
-            p { strong { "Never kept in words: " } "what you ask, and what the model answers. When a member is removed, all of this goes with them, except the lines of the audit trail." }
+            p { strong { "Never kept in words: " } "what you ask, and what the model answers; though whoever had the disk and the key could work words out of those numbers. When a member is removed, all of this goes with them, except the lines of the audit trail." }
             form method="post" action="/account/forget" data-confirm="Forget what the models remember of your conversations? Nothing else is lost: the next question of each is answered a little later." {
                 button.quiet type="submit" { "Forget what the box remembers of my conversations" }
             }
@@ -160,7 +160,7 @@ fn memory(gateway: &Gateway) -> Markup {
         @match site.keeping.days {
             0 => "in memory only, while they run.",
             days => {
-                "in memory, and on disk encrypted with a key that is yours alone, for "
+                "in memory, and on disk encrypted with a key that the box keeps beside it and destroys when you say so, for "
                 (days) @if days == 1 { " day" } @else { " days" } " after you last came back to it."
             }
         }

@@ -40,8 +40,10 @@ pub(super) async fn show(State(gateway): State<Arc<Gateway>>, who: SignedIn) -> 
         }))
         (card("Aider", html! { (copyable("aider", "Aider", aider(&at, name))) }))
         (card("Claude Code", html! {
+            @if by_address(&at.base) && at.tls { (banner(Tone::Warn, html! { p { "Claude Code takes the box by its name only, not by its address: open this page at one of its names, such as " code { (gateway.status().site.name) ".local" } ", and copy from there." } })) }
+            @if context.is_some_and(|tokens| tokens < LEAST_FOR_CLAUDE_CODE) { (banner(Tone::Warn, html! { p { "This model holds too little for it." } })) }
             (copyable("claude-code", "Claude Code", claude_code(&at, name, context)))
-            p.soft.small { "It sends some 16,000 tokens before your first word, and calls tools all the time: it needs a model that was made for that, and " @if context.is_none() { "you must say how much the model can hold in " code { "CLAUDE_CODE_MAX_CONTEXT_TOKENS" } "." } @else { "the line with the number says how much this one can hold." } }
+            p.soft.small { "It sends some 16,000 tokens before your first word, and calls tools all the time: it needs a model that was made for that, and " @if context.is_none() { "you must say how much the model can hold in " code { "CLAUDE_CODE_MAX_CONTEXT_TOKENS" } "." } @else { "the line with the number says for how much this one was made; on a machine with little memory it holds less." } }
         }))
         (card("Anything else that speaks the OpenAI API", html! {
             p { "Give it the address, the model and a key from above. Answered are " code { "/v1/chat/completions" } ", " code { "/v1/responses" } ", " code { "/v1/completions" } ", " code { "/v1/embeddings" } ", " code { "/v1/models" } " and, for Anthropic's SDK with the address without " code { "/v1" } ", " code { "/v1/messages" } ". A field that the box does not know is named in the answer's header " code { "x-polder-ignored" } "." }
@@ -53,6 +55,17 @@ pub(super) async fn show(State(gateway): State<Arc<Gateway>>, who: SignedIn) -> 
         ..Page::default()
     };
     answer(&page, &nav(&gateway, &who.member, "/connect"), body)
+}
+
+/// Claude Code's own instructions, and room for a little work.
+const LEAST_FOR_CLAUDE_CODE: u32 = 24_000;
+
+/// Whether an address leads to the box by number.
+fn by_address(base: &str) -> bool {
+    let host = base.split_once("://").map_or(base, |(_, rest)| rest);
+    let host = host.split('/').next().unwrap_or(host);
+    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+    host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok()
 }
 
 struct Address {
@@ -187,6 +200,18 @@ pub(super) async fn ca_file(State(gateway): State<Arc<Gateway>>) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_is_told_from_a_name() {
+        for (base, number) in [
+            ("https://192.168.1.20:8443/v1", true),
+            ("https://[fd00::1]:8443/v1", true),
+            ("https://oak.local:8443/v1", false),
+            ("http://localhost/v1", false),
+        ] {
+            assert_eq!(by_address(base), number, "{base}");
+        }
+    }
 
     #[test]
     fn what_is_copied_has_the_address_and_the_certificate_where_it_is_needed() {

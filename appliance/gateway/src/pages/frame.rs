@@ -163,14 +163,16 @@ pub(super) fn said(code: &str) -> Markup {
             "They cannot sign in and their keys do not work, until you let them in again."
         }
         "enabled" => "They can sign in again, and their keys work again.",
-        "removed" => "They are removed, with everything that was kept about them.",
+        "removed" => {
+            "They are removed, with everything that was kept about them; a model that does not run now forgets when it starts."
+        }
         "policy" => "The box counts, and shows, as you chose.",
         "sharing" => "Members have together in the engine what you chose.",
         "conversations" => {
             "Forgotten. The keys to what was kept of your conversations are destroyed."
         }
         "conversations-soon" => {
-            "Noted. A model does not run now: what it kept of your conversations goes as soon as it runs again. Everything else is forgotten."
+            "Noted. Not every model could do it at once; what is left of your conversations goes as soon as it can."
         }
         "forgotten" => "What was counted about you is deleted.",
         "cancelled" => {

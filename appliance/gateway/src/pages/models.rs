@@ -260,7 +260,7 @@ fn keeping(now: Keeping) -> Markup {
     html! {
         section.card {
             h2 { "What stays on disk of conversations" }
-            p { "As numbers, never as words, and encrypted with a key for each member, which they can destroy on their own page. Whoever comes back to a conversation then waits a moment instead of minutes." }
+            p { "As numbers, never as words, and encrypted with a key for each member (one for all, where they trust each other), which they can have destroyed on their own page. Whoever comes back to a conversation then waits a moment instead of minutes." }
             form.stack method="post" action="/keeping" {
                 div.fields {
                     (select("days", "After somebody last came back to it, it stays", "", &shown(&days), &chosen_days))

@@ -383,6 +383,10 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         format!("/members/{id}/password"),
         format!("/members/{id}/share"),
         format!("/members/{id}/remove"),
+        "/sharing".into(),
+        "/keeping".into(),
+        "/common".into(),
+        "/common/remove".into(),
         "/models/smollm2-135m-instruct/use".into(),
         "/models/smollm2-135m-instruct/import".into(),
         "/engines/fast/remove".into(),
@@ -746,7 +750,12 @@ async fn a_steward_says_what_stays_on_disk_and_members_read_it() {
     let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
     assert!(place.asked.lock().unwrap().iter().any(asked));
     let own = place.get("/account", Some(&place.member.1)).await.1;
-    assert!(own.contains("a key that is yours alone, for 30 days"), "{own}");
+    assert!(
+        own.contains(
+            "a key that the box keeps beside it and destroys when you say so, for 30 days"
+        ),
+        "{own}"
+    );
     // An engine that knows nothing of it keeps nothing.
     let forget = place.post("/account/forget", Some(&place.member.1), "").await;
     assert_eq!(forget.1, "/account?said=conversations");

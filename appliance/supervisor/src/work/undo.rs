@@ -31,7 +31,8 @@ impl<P: Parts> Work<P> {
             return why;
         }
         for (name, slot) in &site.engines {
-            if back.engines.get(name) != Some(slot) {
+            // What an engine keeps it is told when it starts.
+            if back.engines.get(name) != Some(slot) || back.keeping != site.keeping {
                 self.stop_engine(name).await;
             }
         }

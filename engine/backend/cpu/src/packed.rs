@@ -289,7 +289,9 @@ fn write(
         let (bytes, free) = (bytes >> 20, free >> 20);
         return Err(io::Error::other(format!("they take {bytes} MiB, and {free} MiB are free")));
     }
-    let partial = kept.path.with_extension("partial");
+    // With this process in its name: another one may still be writing its own.
+    let partial = kept.path.with_extension(format!("{}.partial", std::process::id()));
+    clear_partials(folder)?;
     let file = File::create(&partial)?;
     let done = fill(&file, told, matrices, stop);
     let done = done.and_then(|done| file.sync_all().map(|()| done));
@@ -300,6 +302,17 @@ fn write(
             other
         }
     }
+}
+
+/// What writers left that are gone.
+fn clear_partials(folder: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ending| ending == "partial") {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 fn fill(

@@ -167,10 +167,10 @@ impl Team {
                 false => std::hint::spin_loop(),
             }
         }
+        let theirs = shared.panicked.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Err(panic) = mine {
             resume_unwind(panic);
         }
-        let theirs = shared.panicked.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = theirs {
             resume_unwind(panic);
         }

@@ -208,8 +208,8 @@ impl Scheduler {
     fn send_back(&mut self, index: usize) {
         let Sequence { id, request, tokens, cached, masking, keeps, .. } = self.release(index);
         self.stats.slots_given_up += 1;
-        let before = Some(Before { tokens, cached, masking, keeps });
-        self.waiting.push_again(Waiting { id, request, before });
+        let before = Some(Before { tokens, cached, masking });
+        self.waiting.push_again(Waiting { id, request, before, keeps });
     }
 
     /// Whether so many blocks may be given out. One for each sequence that has room stays free, so
@@ -221,7 +221,8 @@ impl Scheduler {
 
     /// Gives a member's next request a slot. Says whether it never had one before.
     fn start(&mut self, member: &MemberId, blocks: Vec<BlockId>, chain: Vec<NodeId>) -> bool {
-        let Waiting { id, request, before } = self.waiting.pop(member).expect("just seen there");
+        let Waiting { id, request, before, keeps } =
+            self.waiting.pop(member).expect("just seen there");
         let slot = self.free_slots.pop().expect("just seen free");
         let room = self.capacity() - request.prompt.len() as u32;
         let fed = chain.len() as u32 * self.limits.block_tokens;
@@ -230,10 +231,9 @@ impl Scheduler {
             self.stats.asked_tokens += request.prompt.len() as u64;
             self.stats.cached_tokens += u64::from(fed);
         }
-        let Before { tokens, cached, masking, keeps } = before.unwrap_or_else(|| Before {
+        let Before { tokens, cached, masking } = before.unwrap_or_else(|| Before {
             tokens: request.prompt.clone(),
             cached: fed,
-            keeps: Keeps::All,
             masking: request.grammar.clone().map(Masking::new),
         });
         self.running.push(Sequence {

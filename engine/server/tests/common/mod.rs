@@ -148,6 +148,7 @@ impl Server {
                 template: Ok(template),
                 config,
                 store: None,
+                left_behind: false,
             })
         });
         server.ready().await;

@@ -209,6 +209,21 @@ fn quantized_rows_are_close_and_know_their_sums() {
 }
 
 #[test]
+fn what_is_no_number_stays_none_in_a_quantized_row() {
+    for isa in Isa::available() {
+        for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = floats(16, 2 * GROUP);
+            x[GROUP + 5] = broken;
+            let (mut q, mut scales) = (vec![0; 4 * GROUP], vec![0.0; 2]);
+            let (mut sums, mut offsets) = (vec![0; 4], vec![0.0; 2]);
+            quantize_row(isa, &x, &mut q, &mut scales, &mut sums, &mut offsets);
+            assert!(scales[0].is_finite() && offsets[0].is_finite());
+            assert!(scales[1].is_nan() && offsets[1].is_nan(), "{}", isa.name());
+        }
+    }
+}
+
+#[test]
 fn queries_meet_positions_the_same_in_fours_and_in_eights() {
     let (dim, stride) = (40, 20);
     let (queries, keys) = (floats(14, 8 * dim), floats(15, dim * LANES));

@@ -197,8 +197,13 @@ fn quantize_body<const FUSED: bool>(
             }
         }
         let most = most.iter().fold(0.0f32, |a, b| if *b > a { *b } else { a });
-        // So small that its inverse overflows: nothing.
-        let (up, down) = if most > 1e-30 { (MOST / most, most / MOST) } else { (0.0, 0.0) };
+        let (up, down) = match () {
+            // What is no number must not become zeros: nobody would learn that the weights are damaged.
+            () if values.iter().any(|v| !v.is_finite()) => (0.0, f32::NAN),
+            () if most > 1e-30 => (MOST / most, most / MOST),
+            // So small that its inverse overflows: nothing.
+            () => (0.0, 0.0),
+        };
         let (high, low) = q.split_at_mut(GROUP);
         let mut whole = [0i32; GROUP];
         for (((v, high), low), whole) in values.iter().zip(high).zip(low).zip(&mut whole) {
