@@ -10,6 +10,7 @@ use polder_page::{Page, Tone, banner, card, copyable, facts};
 use polder_recipes::Recipe;
 
 use crate::Gateway;
+use crate::host::parse_host;
 use crate::pages::chat::trial_banner;
 use crate::pages::frame::{answer, nav, plain_nav};
 use crate::pages::who::{Caller, SignedIn};
@@ -64,8 +65,7 @@ const LEAST_FOR_CLAUDE_CODE: u32 = 24_000;
 fn by_address(base: &str) -> bool {
     let host = base.split_once("://").map_or(base, |(_, rest)| rest);
     let host = host.split('/').next().unwrap_or(host);
-    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
-    host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok()
+    parse_host(host.as_bytes()).is_ok_and(|host| !host.is_name())
 }
 
 struct Address {
