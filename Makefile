@@ -55,8 +55,8 @@ tools-build:
 	@command -v cargo >/dev/null || { echo "Rust is missing: install it with rustup, then run make again"; exit 1; }
 	@python3 -m pip --version >/dev/null 2>&1 || tests/tools/apt python3-pip
 
-# A browser and its driver, the two rival front doors, openssl to check certificates with, networks of one's own, and the
-# clients that members use.
+# A browser and its driver, the two rival front doors, openssl to check certificates with, networks of one's own, the
+# clients that members use, and what compiles kernels for cards.
 tools-test: tools-build
 	@tests/tools/apt chromium chromium-driver nginx-light caddy openssl curl python3-venv iproute2 util-linux
 	@command -v npm >/dev/null || tests/tools/apt nodejs npm
@@ -64,6 +64,7 @@ tools-test: tools-build
 	@tests/tools/venv tests/requirements.txt $(CACHE)/venv
 	@tests/tools/venv tests/clients/aider.txt $(CACHE)/venv-aider
 	@tests/tools/npm @anthropic-ai/claude-code@2.1.332 $(CACHE)/claude-code
+	@tests/tools/nvrtc 13.0.88 $(CACHE)/nvrtc
 
 # What sets up the room in which images are made; everything else comes from the lock.
 tools-vm: tools-test

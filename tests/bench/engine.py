@@ -26,6 +26,10 @@ GGUF = os.environ["POLDER_SMOLLM2"]
 CORES = len(os.sched_getaffinity(0))
 # Sampled by each stream of a decode round.
 DECODE = 64
+# A small model's likeliest words go round in circles, and Polder guesses what repeats: fast, and no measure of a step. What
+# is drawn does not repeat.
+DRAWN = {"temperature": 1, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
+GREEDY = {"temperature": 0}
 STREAMS, CONTEXTS, PROMPTS = (1, 4, 8), (128, 2048), (512, 4096)
 # A conversation's first prompt, and what is new in the next one.
 HISTORY, NEW = 3072, 64
@@ -82,10 +86,10 @@ def connect(server):
 class Stream:
     """One answer as it comes: when which events came."""
 
-    def __init__(self, server, tokens, count, slot):
+    def __init__(self, server, tokens, count, slot, sampling=GREEDY):
         # `id_slot` is llama.cpp's: the slot that holds this stream's history. Polder finds that by itself.
-        body = json.dumps({"prompt": tokens, "max_tokens": count, "temperature": 0, "stream": True, "ignore_eos": True,
-                           "model": "smollm2-135m-instruct", "id_slot": slot}).encode()
+        body = json.dumps({"prompt": tokens, "max_tokens": count, "stream": True, "ignore_eos": True,
+                           "model": "smollm2-135m-instruct", "id_slot": slot, "seed": slot + 1, **sampling}).encode()
         self.connection = connect(server)
         head = (f"POST /v1/completions HTTP/1.1\r\nhost: engine\r\ncontent-type: application/json\r\n"
                 f"x-polder-member: member-{slot}\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n")
@@ -126,9 +130,9 @@ def first_token(server, prompt):
     return Stream(server, prompt, 1, 0).finish().waited()
 
 
-def decode_rate(server, prompts):
+def decode_rate(server, prompts, sampling):
     """Tokens per second of all streams, from when each has begun to the last one's end. Their prompts are known."""
-    streams = [Stream(server, prompt, DECODE, slot) for slot, prompt in enumerate(prompts)]
+    streams = [Stream(server, prompt, DECODE, slot, sampling) for slot, prompt in enumerate(prompts)]
     with selectors.DefaultSelector() as ready:
         for stream in streams:
             ready.register(stream.connection, selectors.EVENT_READ, stream)
@@ -225,8 +229,10 @@ def main():
                 for server in servers:
                     for slot, history in enumerate(histories):
                         Stream(server, history, 1, slot).finish()
-                rates = in_turn(lambda server, _: decode_rate(server, histories), servers)
+                rates = in_turn(lambda server, _: decode_rate(server, histories, DRAWN), servers)
                 row(f"decode, {streams} at {length}", *rates, "tok/s", {1: 1.15, 8: 1.5}.get(streams))
+            rates = in_turn(lambda server, _: decode_rate(server, histories[:1], GREEDY), servers)
+            row(f"decode, 1 at {length}, greedy: text that repeats, guessed", *rates, "tok/s")
         for length in PROMPTS:
             rounds = [prompts(1, length)[0] for _ in range(ROUNDS + 1)]
             rates = in_turn(lambda server, n: length / first_token(server, rounds[n]), servers)

@@ -1,0 +1,130 @@
+// Weight matrices as the tensor cores take them: tiles of 16 rows, laid out so that a warp reads 512 consecutive bytes at a
+// time, sixteen to a lane, and each lane finds in its own sixteen bytes what it feeds to `mma`. `tiles.rs` writes them.
+//
+// A matrix of R rows and K columns (K a multiple of 64, R rounded up to 16) is `R / 16` strips, one after the other; a strip
+// holds the columns of 16 rows in chunks, one after the other:
+//   BF16   64 columns: 4 x 512 bytes                                      2048
+//   INT4   a group of 64 or 128 columns: 512 bytes for 64, then for each row
+//          a word: scale (f16, low half), 128 + zero (bf16, high half)     576 or 1088
+//   FP8    64 columns: 2 x 512 bytes, then for each row a scale (f32)      1088
+//
+// Inside 64 columns, lane t = lane % 4 has the columns 16 t to 16 t + 15, and step j (of 4) of `mma` has of each lane the
+// columns 16 t + 4 j and the next one as its k = 2t, 2t + 1, and the two after as k = 2t + 8, 2t + 9. The sum is the same in any
+// order of columns, and so the right side (tokens) is read in rows of 32 bytes to a lane: see `Right`.
+#pragma once
+#include "common.cuh"
+
+// As the host numbers them.
+static constexpr u32 BF16 = 0;
+static constexpr u32 INT4 = 1;
+static constexpr u32 FP8 = 2;
+
+// A matrix, or one of several that lie one after the other.
+struct Matrix {
+    const u8* tiles;
+    u32 rows;           // true ones; those up to a multiple of 16 are zeros
+    u32 columns;
+    u32 format;
+    u32 group;          // columns of a chunk: 64 or 128
+    u64 strip_bytes;    // of 16 rows
+    u64 matrix_bytes;   // of all strips: from one expert to the next
+};
+
+template <u32 FORMAT>
+struct Tiles;
+
+// 64 columns of 16 rows, in a lane's registers: what has been read and not yet used. Reading many of them before the first is
+// used is what keeps the memory busy.
+template <>
+struct Tiles<BF16> {
+    static constexpr u32 LOADS = 4;
+    uint4 words[LOADS];
+
+    DEVICE void load(const u8* strip, u32 column, u32) {
+        const u8* at = strip + u64(column / 64) * 2048 + lane_id() * 16;
+#pragma unroll
+        for (u32 j = 0; j < LOADS; j++) words[j] = load_once(at + j * 512);
+    }
+    // The left side of step j.
+    DEVICE void step(u32 j, u32 (&a)[4]) const { a[0] = words[j].x, a[1] = words[j].y, a[2] = words[j].z, a[3] = words[j].w; }
+    // What the sums of the lane's rows lane / 4 and lane / 4 + 8 are multiplied with.
+    DEVICE float2 scale() const { return make_float2(1.0f, 1.0f); }
+};
+
+template <>
+struct Tiles<INT4> {
+    static constexpr u32 LOADS = 1;
+    uint4 words;
+    u32 about[2];
+
+    DEVICE void load(const u8* strip, u32 column, u32 group) {
+        u32 chunk = group * 8 + 64;
+        const u8* at = strip + u64(column / group) * chunk;
+        words = load_once(at + column % group * 8 + lane_id() * 16);
+        const u32* rows = reinterpret_cast<const u32*>(at + group * 8);
+        about[0] = __ldg(rows + lane_id() / 4);
+        about[1] = __ldg(rows + lane_id() / 4 + 8);
+    }
+    DEVICE void step(u32 j, u32 (&a)[4]) const {
+        u32 word = j == 0 ? words.x : j == 1 ? words.y : j == 2 ? words.z : words.w;
+        u32 zero0 = __byte_perm(about[0], 0, 0x3232), zero1 = __byte_perm(about[1], 0, 0x3232);
+        // 128 + q as bf16: the four bits are its last ones.
+        a[0] = sub_bf16x2((word & 0x000f000f) | 0x43004300, zero0);
+        a[1] = sub_bf16x2((word >> 4 & 0x000f000f) | 0x43004300, zero1);
+        a[2] = sub_bf16x2((word >> 8 & 0x000f000f) | 0x43004300, zero0);
+        a[3] = sub_bf16x2((word >> 12 & 0x000f000f) | 0x43004300, zero1);
+    }
+    DEVICE float2 scale() const { return make_float2(from_half(u16(about[0])), from_half(u16(about[1]))); }
+};
+
+template <>
+struct Tiles<FP8> {
+    static constexpr u32 LOADS = 2;
+    uint4 words[LOADS];
+    float about[2];
+
+    DEVICE void load(const u8* strip, u32 column, u32) {
+        const u8* at = strip + u64(column / 64) * 1088;
+#pragma unroll
+        for (u32 j = 0; j < LOADS; j++) words[j] = load_once(at + j * 512 + lane_id() * 16);
+        const float* rows = reinterpret_cast<const float*>(at + 1024);
+        about[0] = __ldg(rows + lane_id() / 4);
+        about[1] = __ldg(rows + lane_id() / 4 + 8);
+    }
+    DEVICE void step(u32 j, u32 (&a)[4]) const {
+        u32 first = j % 2 == 0 ? words[j / 2].x : words[j / 2].z, second = j % 2 == 0 ? words[j / 2].y : words[j / 2].w;
+        a[0] = e4m3x2_to_bf16x2(first & 0xffff), a[1] = e4m3x2_to_bf16x2(first >> 16);
+        a[2] = e4m3x2_to_bf16x2(second & 0xffff), a[3] = e4m3x2_to_bf16x2(second >> 16);
+    }
+    DEVICE float2 scale() const { return make_float2(about[0], about[1]); }
+};
+
+// The right side of 64 columns for eight tokens, in a lane's registers: token lane / 4, columns 16 t to 16 t + 15, t = lane % 4.
+struct Right {
+    uint4 words[2];
+
+    // `row` is the lane's token's, in global or shared memory; 16-byte aligned.
+    DEVICE void load(const u16* row, u32 column) {
+        const uint4* at = reinterpret_cast<const uint4*>(row + column + lane_id() % 4 * 16);
+        words[0] = at[0], words[1] = at[1];
+    }
+    DEVICE void clear() { words[0] = words[1] = make_uint4(0, 0, 0, 0); }
+    DEVICE u32 b0(u32 j) const { return j % 2 == 0 ? words[j / 2].x : words[j / 2].z; }
+    DEVICE u32 b1(u32 j) const { return j % 2 == 0 ? words[j / 2].y : words[j / 2].w; }
+};
+
+// sums += tiles x right over 64 columns, for one strip and eight tokens. Lane holds of strip row g = lane / 4 (sums[0], [1]) and
+// g + 8 (sums[2], [3]) the tokens 2 t and 2 t + 1, t = lane % 4.
+template <u32 FORMAT>
+DEVICE void multiply_64(float (&sums)[4], const Tiles<FORMAT>& left, const Right& right) {
+    float part[4] = {};
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) {
+        u32 a[4];
+        left.step(j, a);
+        mma_bf16(part, a, right.b0(j), right.b1(j));
+    }
+    float2 scale = left.scale();
+    sums[0] += part[0] * scale.x, sums[1] += part[1] * scale.x;
+    sums[2] += part[2] * scale.y, sums[3] += part[3] * scale.y;
+}

@@ -1,0 +1,86 @@
+//! Kinds of cards, as their machine code tells them apart.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A kind of card: `sm_90a`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Arch {
+    /// Major times ten and minor: 90.
+    pub number: u32,
+}
+
+impl Arch {
+    /// Those that every kernel is compiled for: A100; 4090 and L40; H100 and H200; B200; B300 and GB300; 5090 and RTX PRO 6000.
+    pub const ALL: [Arch; 6] = [
+        Arch { number: 80 },
+        Arch { number: 89 },
+        Arch { number: 90 },
+        Arch { number: 100 },
+        Arch { number: 103 },
+        Arch { number: 120 },
+    ];
+
+    /// The machine code that a card of this compute capability runs. Code for 8.0 runs on every 8.x; from 9.0 on it is only
+    /// for its own kind, because of the instructions that only that kind has.
+    pub fn of_card(major: u32, minor: u32) -> Self {
+        match (major, minor) {
+            (8, 0..=8) => Self { number: 80 },
+            _ => Self { number: major * 10 + minor },
+        }
+    }
+
+    /// As the compiler is told.
+    pub fn option(self) -> String {
+        format!("--gpu-architecture={self}")
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sm_{}{}", self.number, if self.number >= 90 { "a" } else { "" })
+    }
+}
+
+/// Not the name of a kind of card.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no kind of card; one of: sm_80, sm_89, sm_90a, sm_100a, sm_103a, sm_120a")]
+pub struct UnknownArch(String);
+
+impl FromStr for Arch {
+    type Err = UnknownArch;
+
+    /// `sm_90a`, `90a` or `90`.
+    fn from_str(text: &str) -> Result<Self, UnknownArch> {
+        let bare = text.strip_prefix("sm_").unwrap_or(text);
+        let number = bare.strip_suffix('a').unwrap_or(bare).parse().ok();
+        Self::ALL
+            .into_iter()
+            .find(|arch| Some(arch.number) == number)
+            .ok_or_else(|| UnknownArch(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_is_read_as_it_is_written() {
+        for arch in Arch::ALL {
+            assert_eq!(arch.to_string().parse::<Arch>().unwrap(), arch);
+        }
+        assert_eq!("90".parse::<Arch>().unwrap().to_string(), "sm_90a");
+        assert!("sm_75".parse::<Arch>().unwrap_err().to_string().contains("sm_120a"));
+    }
+
+    #[test]
+    fn a_card_runs_the_code_of_its_kind() {
+        let of = |major, minor| Arch::of_card(major, minor).to_string();
+        assert_eq!(of(8, 0), "sm_80");
+        assert_eq!(of(8, 6), "sm_80");
+        assert_eq!(of(8, 9), "sm_89");
+        assert_eq!(of(9, 0), "sm_90a");
+        assert_eq!(of(10, 3), "sm_103a");
+    }
+}

@@ -1,0 +1,17 @@
+//! The CUDA back end: kernels in CUDA C++, compiled by NVIDIA's run-time compiler into machine code that is kept.
+//!
+//! The program needs nothing of NVIDIA's to start: driver and compiler are looked for when somebody asks for them, and a
+//! machine without them gets a sentence ([`device::NoDevice`], [`compiler::NoCompiler`]).
+//!
+//! Rooms, from the outside in: [`sources`] (what is compiled), [`compiler`] and [`pack`] (machine code, and where it is kept),
+//! [`device`] (a card, its memory and its streams).
+
+// The driver's functions are C's; `device` and `compiler` wrap them and say why each call is sound.
+#![allow(unsafe_code)]
+
+pub mod arch;
+pub mod compiler;
+pub mod device;
+pub mod pack;
+pub mod sources;
+pub mod tiles;
