@@ -10,56 +10,80 @@ use polder_site::{EngineName, Site};
 use polder_supervisor::Part;
 use polder_weights::Store;
 
+use crate::kernels::Kernels;
 use crate::part;
 use crate::state::State;
 
 /// Run one engine of a box (its supervisor starts this).
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  polder engine fast --state /var/lib/polder")]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:\n  polder engine fast --state /var/lib/polder\n  polder engine kernels build --out kernels"
+)]
 pub(crate) struct Engine {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// The slot, as site.toml names it.
-    name: EngineName,
+    #[arg(required = true)]
+    name: Option<EngineName>,
     #[command(flatten)]
     state: State,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// The kernels for graphics cards.
+    #[command(after_help = "Example:\n  polder engine kernels build --arch sm_90a --out kernels")]
+    Kernels {
+        #[command(subcommand)]
+        command: Kernels,
+    },
+}
+
 impl Engine {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let Self { name, state } = self;
-        let state = state.folder()?;
-        let site = part::site(&state)?;
-        let slot = site.engines.get(&name).with_context(|| {
-            format!("site.toml names no engine {name}; choose a model for it first")
-        })?;
-        let recipe = Recipe::find(slot.recipe.as_str())?;
-        let model = Store::open(state.join("weights"))?.model_folder(recipe).with_context(|| {
-            format!(
-                "the weights of {} are not here or not whole; bring them in with `polder weights \
-                 import {}`",
-                recipe.title, recipe.name
-            )
-        })?;
-        let socket = Sockets::of(&state).engine(&name);
-        if let Some(folder) = socket.parent() {
-            crate::state::make(folder)?;
+        let Self { command, name, state } = self;
+        match (command, name) {
+            (Some(Command::Kernels { command }), _) => command.run(),
+            (None, Some(name)) => serve(name, state),
+            (None, None) => unreachable!("a name is required where there is no subcommand"),
         }
-        let mut options = EngineOptions::new(name.as_str(), socket, &model, recipe.name.as_str());
-        match weights(&model) {
-            Ok(weights) => {
-                options.packed = Some(packed(&state, &name, &weights));
-                let (keeping, erased) = keeping(&state, &site, &name, weights);
-                (options.keeping, options.left_behind) = (Some(keeping), !erased);
-            }
-            Err(error) => {
-                log::warn!("the weights do not say what they are, so nothing is kept: {error:#}");
-                options.left_behind = !erase(&polder_supervisor::kept_by(&state, &name));
-            }
-        }
-        let runtime = part::runtime()?;
-        part::run(runtime, Part::Engine(name), &state, |told| {
-            polder_engine_server::run(options, told)
-        })
     }
+}
+
+fn serve(name: EngineName, state: State) -> anyhow::Result<()> {
+    let state = state.folder()?;
+    let site = part::site(&state)?;
+    let slot = site.engines.get(&name).with_context(|| {
+        format!("site.toml names no engine {name}; choose a model for it first")
+    })?;
+    let recipe = Recipe::find(slot.recipe.as_str())?;
+    let model = Store::open(state.join("weights"))?.model_folder(recipe).with_context(|| {
+        format!(
+            "the weights of {} are not here or not whole; bring them in with `polder weights \
+             import {}`",
+            recipe.title, recipe.name
+        )
+    })?;
+    let socket = Sockets::of(&state).engine(&name);
+    if let Some(folder) = socket.parent() {
+        crate::state::make(folder)?;
+    }
+    let mut options = EngineOptions::new(name.as_str(), socket, &model, recipe.name.as_str());
+    match weights(&model) {
+        Ok(weights) => {
+            options.packed = Some(packed(&state, &name, &weights));
+            let (keeping, erased) = keeping(&state, &site, &name, weights);
+            (options.keeping, options.left_behind) = (Some(keeping), !erased);
+        }
+        Err(error) => {
+            log::warn!("the weights do not say what they are, so nothing is kept: {error:#}");
+            options.left_behind = !erase(&polder_supervisor::kept_by(&state, &name));
+        }
+    }
+    let runtime = part::runtime()?;
+    part::run(runtime, Part::Engine(name), &state, |told| polder_engine_server::run(options, told))
 }
 
 /// Bytes of the state disk that what is kept never takes, however full it gets.

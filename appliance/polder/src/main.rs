@@ -11,6 +11,7 @@ mod gateway;
 mod greeting;
 mod image;
 mod install;
+mod kernels;
 mod notify;
 mod part;
 mod plan;

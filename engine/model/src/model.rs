@@ -176,6 +176,25 @@ impl Model {
         grouped.row(&|part| self.bytes(part), row, q, scales, zeros);
     }
 
+    /// One row of a tensor of bytes (e4m3), and what each `unit` columns are multiplied with; None for other tensors, and where scales
+    /// change inside of a unit.
+    ///
+    /// # Panics
+    /// If the row is not there, or the scales are not `cols / unit`.
+    pub fn bytes_and_scales(
+        &self,
+        tensor: &Tensor,
+        row: usize,
+        unit: usize,
+        scales: &mut [f32],
+    ) -> Option<&[u8]> {
+        assert!(row < tensor.rows && scales.len() * unit == tensor.cols, "row of the tensor");
+        let Some(Parts::Scaled(scaled)) = tensor.parts.as_deref() else { return None };
+        scaled.scales(&|part| self.bytes(part), row, unit, scales)?;
+        let bytes = tensor.len / tensor.rows;
+        Some(&self.bytes(tensor)[row * bytes..][..bytes])
+    }
+
     /// A whole tensor as values, row after row.
     pub fn values(&self, tensor: &Tensor) -> Vec<f32> {
         let mut out = vec![0.0; tensor.rows * tensor.cols];

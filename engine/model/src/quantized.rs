@@ -212,6 +212,32 @@ impl Scaled {
     }
 }
 
+impl Scaled {
+    /// What each `unit` columns of a row are multiplied with; None where scales change inside of one.
+    pub(crate) fn scales<'a>(
+        &self,
+        bytes: &dyn Fn(&Tensor) -> &'a [u8],
+        row: usize,
+        unit: usize,
+        scales: &mut [f32],
+    ) -> Option<()> {
+        let last = scales.len() * unit <= self.block[1];
+        if !last && !self.block[1].is_multiple_of(unit) {
+            return None;
+        }
+        let stored = bytes(&self.scales);
+        let size = self.scales.format.block_bytes();
+        let row = (self.first + row) / self.block[0];
+        for (n, scale) in scales.iter_mut().enumerate() {
+            let at = row * self.scales.cols + n * unit / self.block[1];
+            let mut one = [0.0];
+            crate::quant::dequantize(self.scales.format, &stored[at * size..][..size], &mut one);
+            *scale = one[0];
+        }
+        Some(())
+    }
+}
+
 /// Makes one tensor of those that belong together, under the name that it would have if nobody had quantized it.
 pub(crate) fn gather(shelf: &mut Shelf, method: Method) -> Result<(), ModelError> {
     let part = match method {

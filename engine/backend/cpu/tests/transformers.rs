@@ -6,74 +6,12 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Bytes, blocks, distance, feed, goldens, host, load, open, reset, sampled, step};
-use polder_backend::{BlockId, Sampling, StepBatch, Want};
+use common::{BLOCKS, answers, blocks, distance, expected, goldens, load, open};
 use polder_backend_cpu::Precision;
 use polder_model::Model;
 
 /// The most that a position's logits may differ, relative L2.
 const BOUND: f64 = 1e-3;
-/// Blocks of one sequence: 128 positions.
-const BLOCKS: u32 = 8;
-
-struct Expected {
-    /// Prompts, and what is said after each.
-    sequences: Vec<(Vec<u32>, Vec<u32>)>,
-    /// Of every position of the last one.
-    rows: Vec<Vec<f32>>,
-}
-
-fn expected(name: &str) -> Expected {
-    let mut file = Bytes::open(&goldens().join("families").join(name).join("expected.bin"));
-    let [sequences, steps, vocab] = [(); 3].map(|()| file.u32() as usize);
-    let sequences = (0..sequences).map(|_| {
-        let length = file.u32() as usize;
-        (file.u32s(length), file.u32s(steps))
-    });
-    let sequences = sequences.collect();
-    let rows = file.u32() as usize;
-    let rows = (0..rows).map(|_| file.f32s(vocab)).collect();
-    assert!(file.is_empty());
-    Expected { sequences, rows }
-}
-
-/// Greedy answers to prompts that run together, each prompt fed in pieces.
-fn answers(
-    model: &Arc<Model>,
-    precision: Precision,
-    prompts: &[&[u32]],
-    piece: usize,
-    steps: usize,
-) -> Vec<Vec<u32>> {
-    let mut backend = load(model, precision);
-    let table = |n: usize| -> Vec<BlockId> { blocks(n as u32 * BLOCKS, BLOCKS) };
-    let mut fed = vec![0; prompts.len()];
-    let mut answers = vec![Vec::new(); prompts.len()];
-    while answers.iter().any(|answer| answer.len() < steps) {
-        let (mut batch, mut asked) = (StepBatch::default(), Vec::new());
-        for (n, prompt) in prompts.iter().enumerate() {
-            let text: Vec<u32> = prompt.iter().chain(&answers[n]).copied().collect();
-            let tokens = &text[fed[n]..text.len().min(fed[n] + piece)];
-            if tokens.is_empty() || answers[n].len() == steps {
-                continue;
-            }
-            if fed[n] == 0 {
-                reset(&mut batch, n as u16, &[]);
-            }
-            feed(&mut batch, n as u16, &host(tokens), fed[n] as u32, &table(n));
-            fed[n] += tokens.len();
-            if fed[n] == text.len() {
-                common::want_last(&mut batch, n as u16, Want::Sample(Sampling::greedy()));
-                asked.push(n);
-            }
-        }
-        let output = step(&mut backend, &batch);
-        for (n, row) in asked.iter().zip(&output.rows) {
-            answers[*n].push(sampled(row));
-        }
-    }
-    answers
-}
 
 fn check(name: &str) {
     check_model(&open(&goldens().join("families").join(name)), name);
@@ -108,11 +46,11 @@ fn check_model(model: &Arc<Model>, name: &str) {
     let prompts: Vec<&[u32]> = expected.sequences.iter().map(|(p, _)| p.as_slice()).collect();
     let right: Vec<&Vec<u32>> = expected.sequences.iter().map(|(_, said)| said).collect();
     for (prompt, said) in prompts.iter().zip(&right) {
-        let alone = answers(model, Precision::F32, &[prompt], 64, said.len());
+        let alone = answers(&mut load(model, Precision::F32), &[prompt], 64, said.len());
         assert_eq!(&alone[0], *said, "{name}, {} tokens alone", prompt.len());
     }
     for piece in [1, 7, 64] {
-        let together = answers(model, Precision::F32, &prompts, piece, right[0].len());
+        let together = answers(&mut load(model, Precision::F32), &prompts, piece, right[0].len());
         for (n, said) in right.iter().enumerate() {
             assert_eq!(&together[n], *said, "{name}, sequence {n}, in pieces of {piece}");
         }

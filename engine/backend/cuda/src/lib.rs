@@ -14,4 +14,6 @@ pub mod compiler;
 pub mod device;
 pub mod pack;
 pub mod sources;
+mod step;
 pub mod tiles;
+pub mod weights;
