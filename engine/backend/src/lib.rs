@@ -18,6 +18,8 @@
 //! time, and goes into its history. Those behind are [`Row::Void`], as if they had never been asked
 //! for. KV of guesses that were wrong lies behind the slot's last token, where the next step writes.
 
+pub mod check;
+
 use std::ops::Range;
 
 /// An index into the model's vocabulary.

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
+use polder_backend::check::{Slots, carried};
 use polder_backend::{Backend, BackendError, BlockId, Limits, StepBatch, StepOutput, Ticket};
 use polder_model::{Attention, Model};
 
-use crate::check::{Slots, carried};
 use crate::forward::Forward;
 use crate::kernels::Isa;
 use crate::kv::{KvFormat, PAGE};

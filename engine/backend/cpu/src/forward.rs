@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use polder_backend::check::{guesses, usize_range};
 use polder_backend::{
     BlockId, Input, Limits, OutputRow, Row, StepBatch, StepOutput, TokenId, Want,
 };
@@ -10,13 +11,12 @@ use polder_model::{Attention, Gqa, LayerSpec, LayerWeights, Model, Rope, RopeLay
 
 use crate::attention::{Span, attend, gather};
 use crate::backend::Precision;
-use crate::check::usize_range;
 use crate::ffn::{Experts, Ffn};
 use crate::kernels::{Isa, LANES, sum_squares};
 use crate::kv::{KvFormat, LayerKv};
 use crate::matrix::{Activations, Matrix, Multiplier, Packer};
 use crate::packed::Shelf;
-use crate::sampling::{History, Scratch, guesses, sample, settle};
+use crate::sampling::{History, Scratch, sample, settle};
 use crate::team::Team;
 
 /// A packed model, its KV pool and its slots. Steps that reach it have been checked.

@@ -8,7 +8,6 @@
 
 mod attention;
 mod backend;
-mod check;
 mod ffn;
 mod forward;
 mod fp8;

@@ -6,7 +6,8 @@
 
 use std::collections::HashMap;
 
-use polder_backend::{Input, OutputRow, Row, SampledToken, Sampling, StepBatch, TokenId, Want};
+use polder_backend::check::same_draft;
+use polder_backend::{Input, Row, SampledToken, Sampling, StepBatch, TokenId};
 
 /// What a slot remembers of its sequence.
 #[derive(Debug, Default)]
@@ -31,20 +32,6 @@ impl History {
         *self.seen.entry(token.0).or_insert(0) += 1;
         self.last = Some(token);
     }
-}
-
-/// The guesses before a step's output row, where it stands in a draft: the inputs after the rows
-/// before it. Steps that reach it have been checked.
-pub(crate) fn guesses(step: &StepBatch, row: usize) -> &[Input] {
-    let end = step.outputs[row].token as usize;
-    let before = step.outputs[..row].iter().rev();
-    let rows = before.take_while(|other| same_draft(other, &step.outputs[row])).count();
-    &step.inputs[end + 1 - rows..=end]
-}
-
-/// Both rows sample into the same slot.
-pub(crate) fn same_draft(a: &OutputRow, b: &OutputRow) -> bool {
-    a.slot == b.slot && matches!((&a.want, &b.want), (Want::Sample(_), Want::Sample(_)))
 }
 
 /// Notes what the rows of a step sampled, in order, and voids the rows that come after a wrong guess.

@@ -1,28 +1,27 @@
-//! Whether a step makes sense, decided before anything runs.
+//! Whether a step makes sense, decided before anything runs: every back end asks this first.
 
-use polder_backend::{
-    BackendError, BlockId, Input, Limits, OutputRow, Sampling, StepBatch, TokenId, Want,
-};
+use std::ops::Range;
 
-use crate::sampling::same_draft;
+use crate::{BackendError, BlockId, Input, Limits, OutputRow, Sampling, StepBatch, TokenId, Want};
 
 /// What the host knows about slots: which hold a sampled token, or will when the steps in flight
 /// are done.
 #[derive(Debug, Clone)]
-pub(crate) struct Slots {
+pub struct Slots {
     sampled: Vec<bool>,
     busy: Vec<bool>,
     before: Vec<bool>,
 }
 
 impl Slots {
-    pub(crate) fn new(count: u16) -> Self {
+    /// So many slots, none of which has sampled.
+    pub fn new(count: u16) -> Self {
         let count = usize::from(count);
         Self { sampled: vec![false; count], busy: vec![false; count], before: Vec::new() }
     }
 
     /// Refuses a step that contradicts itself or the limits, else notes what it will sample.
-    pub(crate) fn admit(&mut self, step: &StepBatch, limits: &Limits) -> Result<(), BackendError> {
+    pub fn admit(&mut self, step: &StepBatch, limits: &Limits) -> Result<(), BackendError> {
         self.busy.fill(false);
         self.before.clone_from(&self.sampled);
         if let Err(refusal) = self.check(step, limits) {
@@ -158,6 +157,20 @@ impl Slots {
     }
 }
 
+/// The guesses before a step's output row, where it stands in a draft: the inputs after the rows
+/// before it. Steps that reach it have been checked.
+pub fn guesses(step: &StepBatch, row: usize) -> &[Input] {
+    let end = step.outputs[row].token as usize;
+    let before = step.outputs[..row].iter().rev();
+    let rows = before.take_while(|other| same_draft(other, &step.outputs[row])).count();
+    &step.inputs[end + 1 - rows..=end]
+}
+
+/// Both rows sample into the same slot.
+pub fn same_draft(a: &OutputRow, b: &OutputRow) -> bool {
+    a.slot == b.slot && matches!((&a.want, &b.want), (Want::Sample(_), Want::Sample(_)))
+}
+
 fn parameters(s: &Sampling, limits: &Limits) -> Result<(), BackendError> {
     let finite = [s.temperature, s.top_p, s.min_p, s.presence_penalty, s.frequency_penalty]
         .iter()
@@ -199,11 +212,7 @@ fn known(token: TokenId, limits: &Limits) -> Result<(), BackendError> {
 }
 
 /// Refuses a block that is not in the pool, or a number of bytes that no block has.
-pub(crate) fn carried(
-    block: BlockId,
-    bytes: Option<usize>,
-    limits: &Limits,
-) -> Result<(), BackendError> {
+pub fn carried(block: BlockId, bytes: Option<usize>, limits: &Limits) -> Result<(), BackendError> {
     if block.0 >= limits.blocks {
         return Err(BackendError::BadBlock(format!("number {} of {}", block.0, limits.blocks)));
     }
@@ -222,7 +231,8 @@ fn block(block: BlockId, limits: &Limits) -> Result<(), BackendError> {
     bad(format!("block {} of {}", block.0, limits.blocks))
 }
 
-pub(crate) fn usize_range(range: &std::ops::Range<u32>) -> std::ops::Range<usize> {
+/// A range of the step's lists, to index with.
+pub fn usize_range(range: &Range<u32>) -> Range<usize> {
     range.start as usize..range.end as usize
 }
 
