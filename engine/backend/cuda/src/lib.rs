@@ -15,5 +15,6 @@ pub mod device;
 pub mod pack;
 pub mod sources;
 mod step;
+pub mod synthetic;
 pub mod tiles;
 pub mod weights;

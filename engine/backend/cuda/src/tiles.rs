@@ -117,6 +117,16 @@ impl Matrix {
         Ok(Self { tiles: device.buffer_of(packed)?, rows, columns, format, count })
     }
 
+    /// Takes what lies on the card already.
+    pub(crate) fn of(
+        tiles: Buffer<u8>,
+        (rows, columns): (usize, usize),
+        format: TileFormat,
+        count: usize,
+    ) -> Self {
+        Self { tiles, rows, columns, format, count }
+    }
+
     /// As kernels take it.
     pub fn args(&self) -> MatrixArgs {
         MatrixArgs {

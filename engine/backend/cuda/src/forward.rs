@@ -1,0 +1,452 @@
+//! One step, layer by layer, as launches in a stream. What is launched depends on the step's size alone, so that the launches of a
+//! size can be recorded once and played again.
+
+use polder_model::{self as model, Attention as Seeing, Ffn, ModelSpec};
+
+use crate::attention::{self, Attention};
+use crate::basics::{Basics, CopyBlocks, Embed, Norm};
+use crate::device::{Buffer, Device, Failure, Ptr, Stream};
+use crate::linear::{self, Activation, Linear, Out, Right};
+use crate::moe::{self, Mixture, Moe, Space};
+use crate::pack::{KernelError, Pack};
+use crate::step::{Layout, Size};
+use crate::tiles::Matrix;
+use crate::weights::{DeviceFfn, DeviceLayer, DeviceWeights};
+
+/// A model on a card, and memory for one step at a time.
+#[derive(Debug)]
+pub(crate) struct Forward {
+    spec: ModelSpec,
+    weights: DeviceWeights,
+    basics: Basics,
+    linear: Linear,
+    attention: Attention,
+    moe: Moe,
+    /// Frequencies of each different rope, and which of them each layer has.
+    ropes: Vec<Buffer<f64>>,
+    rope_of: Vec<usize>,
+    work: Work,
+}
+
+/// Memory that steps use again and again. All of it is for the most tokens of a step.
+#[derive(Debug)]
+struct Work {
+    /// `[token][hidden]` f32: the stream.
+    stream: Buffer<f32>,
+    /// `[token][hidden]` bf16: the stream, normed.
+    normed: Buffer<u16>,
+    /// `[token][heads and kv heads]` bf16.
+    qkv: Buffer<u16>,
+    /// `[token][heads]` bf16.
+    attended: Buffer<u16>,
+    /// `[token][inner]` bf16.
+    inner: Buffer<u16>,
+    /// `[token][hidden]` bf16: what a half adds, where it is normed before.
+    half: Buffer<u16>,
+    /// `[row][hidden]`: the rows that are read out.
+    picked: Buffer<u16>,
+    attention: attention::Workspace,
+    /// Of mixtures; none where there are none.
+    experts: Option<(Space, Buffer<u8>)>,
+}
+
+/// Where a step's parts lie on the card.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Places<'a> {
+    pub(crate) words: &'a Buffer<u32>,
+    pub(crate) layout: &'a Layout,
+    /// What each slot sampled last.
+    pub(crate) last: Ptr,
+    /// Where logits go: `[row][stride]` f32.
+    pub(crate) logits: Ptr,
+    pub(crate) stride: usize,
+}
+
+/// What a half of a layer still has to add to the stream, and the norm it passes first.
+#[derive(Clone, Copy)]
+struct Pending<'a> {
+    norm: Option<&'a Buffer<f32>>,
+}
+
+impl Forward {
+    pub(crate) fn new(
+        spec: &ModelSpec,
+        weights: DeviceWeights,
+        pack: &Pack,
+        device: &Device,
+        (tokens, rows): (usize, usize),
+    ) -> Result<Self, KernelError> {
+        let mut ropes = Vec::new();
+        let mut kinds: Vec<&model::Rope> = Vec::new();
+        let mut rope_of = Vec::new();
+        for layer in &spec.layers {
+            let Seeing::Gqa(gqa) = &layer.attention;
+            rope_of.push(match kinds.iter().position(|rope| **rope == gqa.rope) {
+                Some(at) => at,
+                None => {
+                    ropes.push(device.buffer_of(&gqa.rope.frequencies())?);
+                    kinds.push(&gqa.rope);
+                    kinds.len() - 1
+                }
+            });
+        }
+        Ok(Self {
+            basics: Basics::load(pack, device)?,
+            linear: Linear::load(pack, device)?,
+            attention: Attention::load(pack, device)?,
+            moe: Moe::load(pack, device)?,
+            work: Work::new(spec, device, tokens, rows)?,
+            spec: spec.clone(),
+            weights,
+            ropes,
+            rope_of,
+        })
+    }
+
+    pub(crate) fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Copies between blocks, in order.
+    ///
+    /// # Safety
+    /// `pairs` holds them until it is done.
+    pub(crate) unsafe fn copy_blocks(
+        &self,
+        stream: &Stream,
+        pool: &attention::Pool,
+        pairs: Ptr,
+        copies: usize,
+    ) -> Result<(), Failure> {
+        let call = CopyBlocks {
+            pool: pool.at(),
+            pairs,
+            copies: copies as u32,
+            bytes: pool.block_bytes() as u32,
+            layer_bytes: pool.layer_bytes(),
+        };
+        // SAFETY: the caller's promise, and the pool is as large as it says.
+        unsafe { self.basics.copy_blocks(stream, &call, self.spec.layers.len()) }
+    }
+
+    /// The whole step: from tokens to logits of the rows that are read out.
+    ///
+    /// # Safety
+    /// The places hold a written step of this size, and stay until it is done.
+    pub(crate) unsafe fn run(
+        &self,
+        stream: &Stream,
+        pool: &attention::Pool,
+        size: Size,
+        mix: &attention::Mix<'_>,
+        places: &Places<'_>,
+    ) -> Result<(), Failure> {
+        let word = |at: usize| places.words.offset(at);
+        let (hidden, work) = (self.spec.hidden, &self.work);
+        let embed = Embed {
+            tokens: word(places.layout.tokens.start),
+            last: places.last,
+            table: self.weights.embedding.at(),
+            stream: work.stream.at(),
+            scale: self.spec.embedding_scale,
+            hidden,
+        };
+        // SAFETY: the caller's promise; memory for a step is for the most tokens that one has.
+        unsafe {
+            self.basics.embed(stream, &embed, size.tokens)?;
+            let mut pending = None;
+            for (n, layer) in self.weights.layers.iter().enumerate() {
+                pending = self.attend(stream, pool, n, layer, size, mix, places, pending)?;
+                pending = self.feed_forward(stream, n, layer, size.tokens, pending)?;
+            }
+            // What the last half adds must be there before rows are picked.
+            if let Some(pending) = pending {
+                self.add(stream, pending, size.tokens)?;
+            }
+            self.read_out(stream, size.rows, places)
+        }
+    }
+
+    unsafe fn attend<'a>(
+        &self,
+        stream: &Stream,
+        pool: &attention::Pool,
+        n: usize,
+        layer: &'a DeviceLayer,
+        size: Size,
+        mix: &attention::Mix<'_>,
+        places: &Places<'_>,
+        pending: Option<Pending<'_>>,
+    ) -> Result<Option<Pending<'a>>, Failure> {
+        let Seeing::Gqa(gqa) = &self.spec.layers[n].attention;
+        let (work, tokens) = (&self.work, size.tokens);
+        let width = layer.qkv.rows;
+        let word = |at: usize| places.words.offset(at);
+        // SAFETY: `run`'s promise.
+        unsafe {
+            let right = self.right(stream, &layer.attention_norm, tokens, pending)?;
+            let out = Out::Bf16 { at: work.qkv.at(), stride: width };
+            self.multiply(stream, &layer.qkv, tokens, right, layer.qkv_bias.as_ref(), out)?;
+            let norm = |at: usize| layer.qk_norm.as_ref().map_or(Ptr(0), |norms| norms[at].at());
+            let heads = attention::Heads {
+                qkv: work.qkv.at(),
+                positions: word(places.layout.positions.start),
+                kv_rows: word(places.layout.kv_rows.start),
+                q_norm: norm(0),
+                k_norm: norm(1),
+                eps: self.spec.norm_eps,
+                frequencies: self.ropes[self.rope_of[n]].at(),
+                rope: &gqa.rope,
+                gqa,
+            };
+            self.attention.heads(stream, pool, n, &heads, tokens)?;
+            let attend = attention::Attend {
+                q: work.qkv.at(),
+                q_stride: width,
+                out: work.attended.at(),
+                sequences: word(places.layout.sequences.start),
+                block_table: word(places.layout.table),
+                gqa,
+            };
+            self.attention.attend(stream, pool, n, &attend, mix, &work.attention)?;
+            let right = Right::Bf16 { at: work.attended.at(), stride: layer.output.columns };
+            self.halve(stream, &layer.output, tokens, right, layer.attention_post_norm.as_ref())
+        }
+    }
+
+    unsafe fn feed_forward<'a>(
+        &self,
+        stream: &Stream,
+        n: usize,
+        layer: &'a DeviceLayer,
+        tokens: usize,
+        pending: Option<Pending<'_>>,
+    ) -> Result<Option<Pending<'a>>, Failure> {
+        let work = &self.work;
+        // SAFETY: `run`'s promise.
+        unsafe {
+            match (&layer.ffn, &self.spec.layers[n].ffn) {
+                (DeviceFfn::Dense { gate_up, down }, Ffn::Dense { activation, inner }) => {
+                    let right = self.right(stream, &layer.ffn_norm, tokens, pending)?;
+                    let activation = match activation {
+                        model::Activation::Silu => Activation::Silu,
+                        model::Activation::GeluTanh => Activation::GeluTanh,
+                    };
+                    let stride = *inner as usize;
+                    let out = Out::Gated { at: work.inner.at(), stride, activation };
+                    self.multiply(stream, gate_up, tokens, right, None, out)?;
+                    let right = Right::Bf16 { at: work.inner.at(), stride };
+                    self.halve(stream, down, tokens, right, layer.ffn_post_norm.as_ref())
+                }
+                (DeviceFfn::Moe { router, gate_up, down }, Ffn::Moe(moe)) => {
+                    let (space, memory) = work.experts.as_ref().expect("memory for a mixture");
+                    let input = if pending.is_none() && moe::norms_on_the_way(tokens) {
+                        moe::Input::Stream {
+                            x: work.stream.at(),
+                            norm: layer.ffn_norm.at(),
+                            eps: self.spec.norm_eps,
+                            normed: work.normed.at(),
+                        }
+                    } else {
+                        self.norm(stream, &layer.ffn_norm, tokens, pending)?;
+                        moe::Input::Normed(work.normed.at())
+                    };
+                    let post = layer.ffn_post_norm.as_ref();
+                    let output = match post {
+                        None => moe::Output::Add(work.stream.at()),
+                        Some(_) => moe::Output::Write(work.half.at()),
+                    };
+                    let call = moe::Call {
+                        tokens,
+                        input,
+                        router: router.args(),
+                        gate_up: gate_up.args(),
+                        down: down.args(),
+                        output,
+                        space: memory.at(),
+                        overlaps: true,
+                    };
+                    self.moe.run(stream, &mixture(&self.spec, moe), space, &call)?;
+                    Ok(post.map(|norm| Pending { norm: Some(norm) }))
+                }
+                _ => unreachable!("weights are sorted by the specification"),
+            }
+        }
+    }
+
+    /// The right side of a matrix that stands behind a norm: normed on the way, or by a kernel of its own.
+    unsafe fn right(
+        &self,
+        stream: &Stream,
+        weight: &Buffer<f32>,
+        tokens: usize,
+        pending: Option<Pending<'_>>,
+    ) -> Result<Right, Failure> {
+        let hidden = self.spec.hidden as usize;
+        if pending.is_none() && linear::fuses_norm(tokens, hidden) {
+            let (at, eps) = (self.work.stream.at(), self.spec.norm_eps);
+            return Ok(Right::Normed { stream: at, weight: weight.at(), eps });
+        }
+        // SAFETY: `run`'s promise.
+        unsafe { self.norm(stream, weight, tokens, pending)? };
+        Ok(Right::Bf16 { at: self.work.normed.at(), stride: hidden })
+    }
+
+    /// The stream, normed; what is pending is added first.
+    unsafe fn norm(
+        &self,
+        stream: &Stream,
+        weight: &Buffer<f32>,
+        tokens: usize,
+        pending: Option<Pending<'_>>,
+    ) -> Result<(), Failure> {
+        let norm = Norm { weight: weight.at(), out: self.work.normed.at(), ..self.bare(pending) };
+        // SAFETY: `run`'s promise.
+        unsafe { self.basics.norm(stream, &norm, tokens) }
+    }
+
+    unsafe fn add(&self, stream: &Stream, pending: Pending<'_>, tokens: usize) -> Result<(), Failure> {
+        // SAFETY: `run`'s promise.
+        unsafe { self.basics.norm(stream, &self.bare(Some(pending)), tokens) }
+    }
+
+    fn bare(&self, pending: Option<Pending<'_>>) -> Norm {
+        let add_norm = pending.and_then(|pending| pending.norm).map_or(Ptr(0), Buffer::at);
+        Norm {
+            stream: self.work.stream.at(),
+            add: pending.map_or(Ptr(0), |_| self.work.half.at()),
+            add_norm,
+            weight: Ptr(0),
+            pick: Ptr(0),
+            out: Ptr(0),
+            out_f32: Ptr(0),
+            eps: self.spec.norm_eps,
+            hidden: self.spec.hidden,
+        }
+    }
+
+    /// The last matrix of a half: added to the stream, or left pending where it is normed first.
+    unsafe fn halve<'a>(
+        &self,
+        stream: &Stream,
+        matrix: &Matrix,
+        tokens: usize,
+        right: Right,
+        post: Option<&'a Buffer<f32>>,
+    ) -> Result<Option<Pending<'a>>, Failure> {
+        let stride = self.spec.hidden as usize;
+        let out = match post {
+            None => Out::Add { at: self.work.stream.at(), stride },
+            Some(_) => Out::Bf16 { at: self.work.half.at(), stride },
+        };
+        // SAFETY: `run`'s promise.
+        unsafe { self.multiply(stream, matrix, tokens, right, None, out)? };
+        Ok(post.map(|norm| Pending { norm: Some(norm) }))
+    }
+
+    unsafe fn multiply(
+        &self,
+        stream: &Stream,
+        matrix: &Matrix,
+        tokens: usize,
+        right: Right,
+        bias: Option<&Buffer<f32>>,
+        out: Out,
+    ) -> Result<(), Failure> {
+        let bias = bias.map_or(Ptr(0), Buffer::at);
+        let call = linear::Call { matrix: matrix.args(), tokens, right, pick: Ptr(0), bias, out };
+        // SAFETY: `run`'s promise.
+        unsafe { self.linear.run(stream, &call) }
+    }
+
+    /// The last norm and the head, for the rows that are asked for and no others.
+    unsafe fn read_out(&self, stream: &Stream, rows: usize, places: &Places<'_>) -> Result<(), Failure> {
+        if rows == 0 {
+            return Ok(());
+        }
+        let norm = Norm {
+            weight: self.weights.output_norm.at(),
+            pick: places.words.offset(places.layout.picks.start),
+            out: self.work.picked.at(),
+            ..self.bare(None)
+        };
+        let right = Right::Bf16 { at: self.work.picked.at(), stride: self.spec.hidden as usize };
+        let out = Out::F32 { at: places.logits, stride: places.stride };
+        // SAFETY: `run`'s promise.
+        unsafe {
+            self.basics.norm(stream, &norm, rows)?;
+            self.multiply(stream, &self.weights.head, rows, right, None, out)
+        }
+    }
+
+    /// Hidden states of some rows after the last norm, as f32.
+    ///
+    /// # Safety
+    /// As for [`Self::run`], after it; `out` has room for them.
+    pub(crate) unsafe fn hidden(
+        &self,
+        stream: &Stream,
+        picks: Ptr,
+        rows: usize,
+        out: Ptr,
+    ) -> Result<(), Failure> {
+        let weight = self.weights.output_norm.at();
+        let norm = Norm { weight, pick: picks, out_f32: out, ..self.bare(None) };
+        // SAFETY: the caller's promise.
+        unsafe { self.basics.norm(stream, &norm, rows) }
+    }
+}
+
+impl Work {
+    fn new(spec: &ModelSpec, device: &Device, tokens: usize, rows: usize) -> Result<Self, Failure> {
+        let hidden = spec.hidden as usize;
+        let (mut qkv, mut heads, mut inner) = (0, 0, 0);
+        let mut experts: Option<Space> = None;
+        let mut post_norms = false;
+        for layer in &spec.layers {
+            let Seeing::Gqa(gqa) = &layer.attention;
+            qkv = qkv.max((gqa.heads + 2 * gqa.kv_heads) * gqa.head_dim);
+            heads = heads.max(gqa.heads * gqa.head_dim);
+            post_norms |= layer.post_norms;
+            match &layer.ffn {
+                Ffn::Dense { inner: width, .. } => inner = inner.max(*width),
+                Ffn::Moe(moe) => {
+                    let space = mixture(spec, moe).space(tokens);
+                    if experts.is_none_or(|before| before.bytes < space.bytes) {
+                        experts = Some(space);
+                    }
+                }
+            }
+        }
+        let experts = match experts {
+            None => None,
+            Some(space) => {
+                let memory = device.buffer::<u8>(space.bytes as usize)?;
+                memory.fill(0)?;
+                Some((space, memory))
+            }
+        };
+        Ok(Self {
+            stream: device.buffer(tokens * hidden)?,
+            normed: device.buffer(tokens * hidden)?,
+            qkv: device.buffer(tokens * qkv as usize)?,
+            attended: device.buffer(tokens * heads as usize)?,
+            inner: device.buffer(tokens * inner as usize)?,
+            half: device.buffer(if post_norms { tokens * hidden } else { 0 })?,
+            picked: device.buffer(rows * hidden)?,
+            attention: attention::Workspace::new(spec, device)?,
+            experts,
+        })
+    }
+}
+
+fn mixture(spec: &ModelSpec, moe: &model::Moe) -> Mixture {
+    Mixture {
+        hidden: spec.hidden as usize,
+        experts: moe.experts as usize,
+        chosen: moe.chosen as usize,
+        inner: moe.inner as usize,
+        renormalized: moe.renormalized,
+        activation: moe.activation,
+    }
+}

@@ -1,0 +1,117 @@
+//! Whole models on a card against the goldens: every family, every format.
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+#[path = "../../cpu/tests/common/steps.rs"]
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+mod steps;
+
+use std::sync::Arc;
+
+use polder_backend_cuda::backend::{CudaBackend, CudaOptions};
+use polder_backend_cuda::pack::Pack;
+use polder_model::Model;
+use steps::{BLOCKS, answers, blocks, distance, expected, goldens, open, teacher_force};
+
+/// The most that nine in ten positions' logits may differ, relative L2: activations are bf16.
+const BOUND: f64 = 2e-2;
+/// Two tokens whose logits, as the golden has them, are nearer than this part of the logits' deviation may change places.
+const NEAR: f32 = 0.02;
+
+fn load(model: &Arc<Model>) -> CudaBackend {
+    let made = Some(std::env::temp_dir().join("polder-test-kernels"));
+    let options = CudaOptions {
+        pack: Pack { shipped: None, made },
+        kv_tokens: 4096,
+        slots: 16,
+        step_tokens: 512,
+        ..CudaOptions::default()
+    };
+    CudaBackend::load(model, &options).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn check(model: &Arc<Model>, name: &str) {
+    let expected = expected(name);
+    let (prompt, said) = expected.sequences.last().unwrap();
+    let text: Vec<u32> = prompt.iter().chain(&said[..said.len() - 1]).copied().collect();
+    let mut backend = load(model);
+    for piece in [40, 7, 1] {
+        let ours = teacher_force(&mut backend, &text, piece, &blocks(0, BLOCKS));
+        let mut all: Vec<f64> =
+            expected.rows.iter().zip(&ours).map(|(a, b)| distance(a, b)).collect();
+        let last = *all.last().unwrap();
+        all.sort_by(f64::total_cmp);
+        let (mostly, worst) = (all[all.len() * 9 / 10], all[all.len() - 1]);
+        println!("{name} in pieces of {piece}: relative L2 {mostly:.1e} mostly, {worst:.1e} at worst, {last:.1e} last");
+        assert!(mostly < BOUND && worst < 10.0 * BOUND, "{name} in pieces of {piece}: {mostly} {worst}");
+    }
+
+    // Greedy answers, alone and together. Where an answer leaves the golden one, the two tokens were almost alike.
+    let prompts: Vec<&[u32]> = expected.sequences.iter().map(|(p, _)| p.as_slice()).collect();
+    let right: Vec<&Vec<u32>> = expected.sequences.iter().map(|(_, said)| said).collect();
+    let (mut tokens, mut left) = (0, 0);
+    for piece in [64, 7] {
+        let together = answers(&mut backend, &prompts, piece, right[0].len());
+        let alone = prompts.iter().map(|p| answers(&mut backend, &[p], piece, right[0].len()).remove(0));
+        for (n, answer) in together.into_iter().enumerate().chain(alone.enumerate()) {
+            let same = answer.iter().zip(right[n]).take_while(|(a, b)| a == b).count();
+            tokens += right[n].len();
+            if same == right[n].len() {
+                continue;
+            }
+            left += 1;
+            let text: Vec<u32> = prompts[n].iter().chain(&right[n][..same]).copied().collect();
+            let logits = teacher_force(&mut backend, &text, 64, &blocks(0, BLOCKS)).pop().unwrap();
+            let gap = logits[right[n][same] as usize] - logits[answer[same] as usize];
+            let mean = logits.iter().sum::<f32>() / logits.len() as f32;
+            let deviation = (logits.iter().map(|l| (l - mean).powi(2)).sum::<f32>() / logits.len() as f32).sqrt();
+            println!("{name}, sequence {n}: another token after {same}, apart {:.4} of the deviation", gap.abs() / deviation);
+            assert!(gap.abs() < NEAR * deviation, "{name}, sequence {n} after {same} tokens: {gap} of {deviation}");
+        }
+    }
+    println!("{name}: {left} answers of {tokens} tokens left the golden one, at tokens that were almost alike");
+}
+
+fn check_family(name: &str) {
+    check(&open(&goldens().join("families").join(name)), name);
+}
+
+macro_rules! families {
+    ($($test:ident: $name:literal),+ $(,)?) => {
+        $(
+            #[test]
+            #[ignore = "needs a GPU"]
+            fn $test() {
+                check_family($name);
+            }
+        )+
+    };
+}
+
+families! {
+    gpu_llama_with_stretched_positions_answers_like_transformers: "llama",
+    gpu_llama_with_one_matrix_for_both_ends_answers_like_transformers: "llama-tied",
+    gpu_qwen2_with_yarn_answers_like_transformers: "qwen2",
+    gpu_qwen2_with_a_layer_that_looks_back_a_little_way_answers_like_transformers: "qwen2-windows",
+    gpu_qwen3_with_yarn_answers_like_transformers: "qwen3",
+    gpu_qwen3_with_experts_answers_like_transformers: "qwen3_moe",
+    gpu_phi3_with_its_fused_matrices_answers_like_transformers: "phi3",
+    gpu_seed_oss_answers_like_transformers: "seed_oss",
+    gpu_gemma3_with_its_windows_answers_like_transformers: "gemma3_text",
+    gpu_awq_in_groups_of_128_with_experts_answers_like_its_values: "awq-128",
+    gpu_awq_in_groups_of_64_answers_like_its_values: "awq-64",
+    gpu_gptq_answers_like_its_values: "gptq",
+    gpu_gptq_of_the_second_version_answers_like_its_values: "gptq-v2",
+    gpu_compressed_tensors_without_zeros_answers_like_its_values: "packed",
+    gpu_compressed_tensors_with_zeros_answers_like_its_values: "packed-zeros",
+    gpu_fp8_with_one_scale_answers_like_its_values: "fp8-tensor",
+    gpu_fp8_with_a_scale_for_each_output_answers_like_its_values: "fp8-channel",
+    gpu_fp8_with_a_scale_for_each_block_answers_like_its_values: "fp8-block",
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_gguf_files_answer_like_transformers() {
+    for name in ["qwen3_moe", "phi3", "seed_oss", "qwen3"] {
+        check(&open(&goldens().join("families-gguf").join(format!("{name}.gguf"))), name);
+    }
+}
