@@ -4,7 +4,8 @@
 //! machine without them gets a sentence ([`device::NoDevice`], [`compiler::NoCompiler`]).
 //!
 //! Rooms, from the outside in: [`sources`] (what is compiled), [`compiler`] and [`pack`] (machine code, and where it is kept),
-//! [`device`] (a card, its memory and its streams).
+//! [`device`] (a card, its memory and its streams),
+//! [`linear`] (weight matrices times tokens).
 
 // The driver's functions are C's; `device` and `compiler` wrap them and say why each call is sound.
 #![allow(unsafe_code)]
@@ -12,6 +13,7 @@
 pub mod arch;
 pub mod compiler;
 pub mod device;
+pub mod linear;
 pub mod pack;
 pub mod sources;
 mod step;

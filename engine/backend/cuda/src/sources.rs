@@ -18,7 +18,7 @@ macro_rules! files {
 }
 
 /// What is compiled.
-pub const MODULES: &[Module] = files!(".cu": "basics", "synthetic");
+pub const MODULES: &[Module] = files!(".cu": "basics", "linear", "synthetic");
 /// What they include.
 pub const HEADERS: &[Module] = files!(".cuh": "common", "tiles");
 
