@@ -12,6 +12,7 @@
 pub mod arch;
 pub mod compiler;
 pub mod device;
+pub mod moe;
 pub mod pack;
 pub mod sources;
 pub mod tiles;
