@@ -14,6 +14,7 @@ pub mod arch;
 pub mod compiler;
 pub mod device;
 pub mod linear;
+pub mod moe;
 pub mod pack;
 pub mod sources;
 mod step;

@@ -18,9 +18,17 @@ macro_rules! files {
 }
 
 /// What is compiled.
-pub const MODULES: &[Module] = files!(".cu": "basics", "linear", "synthetic");
+pub const MODULES: &[Module] = files!(".cu":
+    "basics",
+    "linear",
+    "moe",
+    "synthetic",
+);
 /// What they include.
-pub const HEADERS: &[Module] = files!(".cuh": "common", "tiles");
+pub const HEADERS: &[Module] = files!(".cuh":
+    "common",
+    "tiles",
+);
 
 /// How everything is compiled, beside the kind of card. `--ptxas-options=-v` tells registers and spills.
 pub const OPTIONS: &[&str] = &["--std=c++17", "--ptxas-options=-v", "--extra-device-vectorization"];

@@ -1,0 +1,571 @@
+// Mixtures of experts: a router picks some of many gated networks for each token.
+//
+// A pair is a token and one of its slots: number token * k + slot. Which expert a pair has is in `chosen`; which pairs an expert
+// has, in its list, in any order: a pair's results are a column of the tensor cores, which is the same in whatever place.
+#include "tiles.cuh"
+
+static constexpr u32 THREADS = 256;
+static constexpr u32 WARPS = THREADS / WARP;
+// Tokens that the tensor cores take at a time.
+static constexpr u32 COLUMNS = 8;
+// The most experts that a token may have.
+static constexpr u32 MOST_CHOSEN = 16;
+
+DEVICE u32 redux_max(u32 value) {
+    u32 most;
+    asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(most) : "r"(value));
+    return most;
+}
+
+DEVICE u32 redux_min(u32 value) {
+    u32 least;
+    asm volatile("redux.sync.min.u32 %0, %1, 0xffffffff;" : "=r"(least) : "r"(value));
+    return least;
+}
+
+// ---- A strip's sums for eight tokens, from lanes to memory and back ------------------------------------------------------------
+
+// Twenty words to a token: no two lanes of a warp meet in a bank.
+static constexpr u32 PITCH = 20;
+
+DEVICE void put_sums(float (&to)[COLUMNS * PITCH], const float (&sums)[4]) {
+    u32 g = lane_id() / 4, t = lane_id() % 4;
+    to[2 * t * PITCH + g] = sums[0], to[(2 * t + 1) * PITCH + g] = sums[1];
+    to[2 * t * PITCH + g + 8] = sums[2], to[(2 * t + 1) * PITCH + g + 8] = sums[3];
+}
+
+// ---- The router ----------------------------------------------------------------------------------------------------------------
+
+struct RouteArgs {
+    const float* x;         // [T][hidden]: the stream; null if `normed` is the input
+    const float* norm;      // [hidden]: weights of the norm
+    u16* normed;            // [T][hidden] bf16: where x is given, what is written
+    Matrix router;          // [experts][hidden] bf16
+    float* logits;          // [splits][T][experts]: memory for what is not yet summed
+    u32* arrived;           // [blocks of tokens]: zeros, before and after
+    u32* chosen;            // [T][k]: the best experts, from the best one down
+    float* weights;         // [T][k]
+    u32* counts;            // [experts] or null: how many pairs each has; zeros before
+    u32* lists;             // [experts][T]: its pairs
+    float eps;
+    u32 tokens;
+    u32 chosen_per_token;   // k
+    u32 renormalized;       // the weights of a token add up to one
+};
+
+// Whether the calling block is the last one of `blocks` that comes here. What all of them wrote before is then there to read,
+// past the first cache. The counter is zero again.
+DEVICE bool is_last(u32* arrived, u32 blocks) {
+    __shared__ u32 last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(arrived, 1) + 1 == blocks;
+        if (last) *arrived = 0;
+    }
+    __syncthreads();
+    if (last) __threadfence();
+    return last;
+}
+
+// Numbers in the order of floats; 0 is below all of them, and ALL above.
+DEVICE u32 key_of(float value) {
+    u32 bits = __float_as_uint(value);
+    u32 key = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return min(max(key, 1u), ALL - 1);
+}
+
+DEVICE float of_key(u32 key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
+
+// The experts of a token, by one warp. A lane looks at every 32nd expert: in registers where they are at most 32 * PER, else
+// (PER 0) in memory.
+template <u32 PER>
+DEVICE void choose(const RouteArgs& a, u32 token, u32 splits) {
+    u32 experts = a.router.rows, k = a.chosen_per_token, lane = lane_id();
+    float* logits = a.logits + u64(token) * experts;
+    u64 next_split = u64(a.tokens) * experts;
+    auto sum = [&](u32 expert) {
+        float sum = 0.0f;
+#pragma unroll 4
+        for (u32 split = 0; split < splits; split++) sum += __ldcg(logits + split * next_split + expert);
+        return sum;
+    };
+    u32 keys[PER + 1];
+#pragma unroll
+    for (u32 j = 0; j < PER; j++) keys[j] = lane + j * WARP < experts ? key_of(sum(lane + j * WARP)) : 0;
+    if (PER == 0) {
+        // Each lane reads again only what it wrote itself.
+        for (u32 expert = lane; expert < experts; expert += WARP) logits[expert] = sum(expert);
+    }
+
+    // Round by round the best one of those behind the one before: lower, or the same and later.
+    u32 top = ALL, top_expert = 0, my_key = 0, my_expert = 0;
+    for (u32 slot = 0; slot < k; slot++) {
+        u32 best = 0, best_expert = ALL;
+        auto look = [&](u32 key, u32 expert) {
+            bool behind = key < top || (key == top && expert > top_expert);
+            if (behind && key > best) best = key, best_expert = expert;
+        };
+#pragma unroll
+        for (u32 j = 0; j < PER; j++) look(keys[j], lane + j * WARP);
+        if (PER == 0) {
+            for (u32 expert = lane; expert < experts; expert += WARP) look(key_of(logits[expert]), expert);
+        }
+        top = redux_max(best);
+        top_expert = redux_min(best == top ? best_expert : ALL);
+        if (lane == slot) my_key = top, my_expert = top_expert;
+    }
+
+    float most = of_key(__shfl_sync(ALL, my_key, 0));
+    float share = lane < k ? expf(of_key(my_key) - most) : 0.0f, whole = share;
+    if (!a.renormalized) {
+        whole = 0.0f;
+#pragma unroll
+        for (u32 j = 0; j < PER; j++) whole += keys[j] ? expf(of_key(keys[j]) - most) : 0.0f;
+        if (PER == 0) {
+            for (u32 expert = lane; expert < experts; expert += WARP) whole += expf(logits[expert] - most);
+        }
+    }
+    whole = warp_sum(whole);
+    if (lane >= k) return;
+    u32 pair = token * k + lane;
+    a.chosen[pair] = my_expert;
+    a.weights[pair] = share / whole;
+    if (a.counts) a.lists[u64(my_expert) * a.tokens + atomicAdd(a.counts + my_expert, 1)] = pair;
+}
+
+DEVICE void choose_any(const RouteArgs& a, u32 token, u32 splits) {
+    if (a.router.rows <= 4 * WARP) {
+        choose<4>(a, token, splits);
+    } else if (a.router.rows <= 16 * WARP) {
+        choose<16>(a, token, splits);
+    } else {
+        choose<0>(a, token, splits);
+    }
+}
+
+// A block for a strip of the router, a part of the columns and eight tokens; the last one of these tokens chooses.
+// Grid: strips, parts, tokens / 8.
+KERNEL __launch_bounds__(THREADS) route_few(const __grid_constant__ RouteArgs a) {
+    __shared__ float part[WARPS][COLUMNS * PITCH];
+    __shared__ float squares[WARPS];
+    let_next_start();
+    u32 warp = warp_id(), g = lane_id() / 4, t = lane_id() % 4;
+    u32 hidden = a.router.columns, units = hidden / 64, splits = gridDim.y;
+    const u8* strip = a.router.tiles + blockIdx.x * a.router.strip_bytes;
+    // Units of 64 columns go round the warps of all parts.
+    u32 unit = warp * splits + blockIdx.y, step = WARPS * splits;
+
+    Tiles<BF16> ahead;
+    float4 norm_ahead[4] = {};
+    auto load_norm = [&](float4 (&norm)[4], u32 unit) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) norm[i] = __ldg(reinterpret_cast<const float4*>(a.norm + unit * 64 + t * 16) + i);
+    };
+    if (unit < units) {
+        ahead.load(strip, unit * 64, 64);
+        if (a.x) load_norm(norm_ahead, unit);
+    }
+
+    wait_for_before();
+    u32 first = blockIdx.z * COLUMNS, count = min(COLUMNS, a.tokens - first);
+    float scale = 0.0f;
+    if (a.x) {
+        // Few tokens are read by several warps each.
+        u32 per = count > 4 ? 1 : count > 2 ? 2 : count > 1 ? 4 : 8;
+        u32 token = warp / per;
+        float sum = 0.0f;
+        if (token < count) {
+            const float4* row = reinterpret_cast<const float4*>(a.x + u64(first + token) * hidden);
+#pragma unroll 8
+            for (u32 i = warp % per * WARP + lane_id(); i < hidden / 4; i += per * WARP) {
+                float4 v = row[i];
+                sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+            }
+        }
+        sum = warp_sum(sum);
+        if (lane_id() == 0) squares[warp] = sum;
+        __syncthreads();
+        if (g < count) {
+            float all = 0.0f;
+            for (u32 i = 0; i < per; i++) all += squares[g * per + i];
+            scale = rsqrtf(all / hidden + a.eps);
+        }
+    }
+
+    float sums[4] = {};
+    auto multiply = [&](const Tiles<BF16>& left, const float4 (&norm)[4], u32 unit) {
+        Right right;
+        right.clear();
+        u64 at = u64(first + g) * hidden + unit * 64;
+        if (g < count && a.x) {
+            const float4* x = reinterpret_cast<const float4*>(a.x + at + t * 16);
+            u32 words[8];
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                float4 v = x[i];
+                words[2 * i] = to_bf16x2(v.x * scale * norm[i].x, v.y * scale * norm[i].y);
+                words[2 * i + 1] = to_bf16x2(v.z * scale * norm[i].z, v.w * scale * norm[i].w);
+            }
+            right.words[0] = make_uint4(words[0], words[1], words[2], words[3]);
+            right.words[1] = make_uint4(words[4], words[5], words[6], words[7]);
+            if (a.normed && unit % gridDim.x == blockIdx.x) {
+                uint4* to = reinterpret_cast<uint4*>(a.normed + at + t * 16);
+                to[0] = right.words[0], to[1] = right.words[1];
+            }
+        } else if (g < count) {
+            right.load(a.normed + u64(first + g) * hidden, unit * 64);
+        }
+        multiply_64<BF16>(sums, left, right);
+    };
+    if (unit < units) multiply(ahead, norm_ahead, unit);
+    for (unit += step; unit < units; unit += step) {
+        Tiles<BF16> left;
+        left.load(strip, unit * 64, 64);
+        float4 norm[4] = {};
+        if (a.x) load_norm(norm, unit);
+        multiply(left, norm, unit);
+    }
+
+    put_sums(part[warp], sums);
+    __syncthreads();
+    if (threadIdx.x < COLUMNS * 16) {
+        u32 n = threadIdx.x / 16, row = threadIdx.x % 16, expert = blockIdx.x * 16 + row;
+        if (n < count && expert < a.router.rows) {
+            float sum = 0.0f;
+#pragma unroll
+            for (u32 i = 0; i < WARPS; i++) sum += part[i][n * PITCH + row];
+            a.logits[(u64(blockIdx.y) * a.tokens + first + n) * a.router.rows + expert] = sum;
+        }
+    }
+    if (is_last(a.arrived + blockIdx.z, gridDim.x * gridDim.y) && warp < count) choose_any(a, first + warp, splits);
+}
+
+// Tokens of a block where there are many.
+static constexpr u32 MANY = 64;
+
+// A block for eight strips and 64 tokens, each warp a strip; the last block of these tokens chooses. Reads `normed`.
+// Grid: strips / 8, tokens / 64.
+KERNEL __launch_bounds__(THREADS) route_many(const __grid_constant__ RouteArgs a) {
+    let_next_start();
+    wait_for_before();
+    u32 warp = warp_id(), g = lane_id() / 4, t = lane_id() % 4;
+    u32 first = blockIdx.y * MANY, count = min(MANY, a.tokens - first), experts = a.router.rows;
+    u32 hidden = a.router.columns, strip = blockIdx.x * WARPS + warp;
+    if (strip * 16 < experts) {
+        const u8* tiles = a.router.tiles + strip * a.router.strip_bytes;
+        float sums[MANY / COLUMNS][4] = {};
+        for (u32 column = 0; column < hidden; column += 64) {
+            Tiles<BF16> left;
+            left.load(tiles, column, 64);
+#pragma unroll
+            for (u32 n = 0; n < MANY / COLUMNS; n++) {
+                Right right;
+                u32 token = n * COLUMNS + g;
+                right.load(a.normed + u64(first + min(token, count - 1)) * hidden, column);
+                multiply_64<BF16>(sums[n], left, right);
+            }
+        }
+#pragma unroll
+        for (u32 n = 0; n < MANY / COLUMNS; n++) {
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                u32 token = n * COLUMNS + 2 * t + i % 2, expert = strip * 16 + g + i / 2 * 8;
+                if (token < count && expert < experts) a.logits[u64(first + token) * experts + expert] = sums[n][i];
+            }
+        }
+    }
+    if (!is_last(a.arrived + blockIdx.y, gridDim.x)) return;
+    for (u32 token = warp; token < count; token += WARPS) choose_any(a, first + token, 1);
+}
+
+// ---- Gate and up -----------------------------------------------------------------------------------------------------------------
+
+struct GateUpArgs {
+    const u16* x;           // [T][hidden] bf16
+    Matrix experts;         // strips of gate and up in turn
+    const u32* chosen;      // [T][k]
+    const u32* counts;      // [experts], or null: blocks go by pairs
+    const u32* lists;       // [experts][T]
+    u16* out;               // [pairs][inner] bf16
+    u32 tokens;
+    u32 chosen_per_token;
+    u32 activation;
+};
+
+// A row in shared memory, so far from the next one that lanes which read the same columns of eight rows meet in no bank.
+DEVICE u32 row_pitch(u32 columns) { return columns + 8; }
+
+// A block for 16 values of `inner` of one expert, whose warps share the columns. Weights are on their way before anything else.
+// Without lists it is for a pair, and for all later ones of the same expert; blocks of those end.
+// Grid: inner / 16, pairs or experts. Shared: rows of at most eight tokens.
+template <u32 FORMAT, u32 GROUP, u32 DEPTH>
+DEVICE void gate_up_few(const GateUpArgs& a) {
+    extern __shared__ uint4 dynamic[];
+    __shared__ float part[WARPS][2][COLUMNS * PITCH];
+    __shared__ u32 pairs[WARPS][COLUMNS];
+    let_next_start();
+    wait_for_before();
+    u16* rows = reinterpret_cast<u16*>(dynamic);
+    u32 warp = warp_id(), lane = lane_id(), g = lane / 4, k = a.chosen_per_token;
+    u32 expert = blockIdx.y, count = 0;
+    const u32* list = nullptr;
+    if (a.counts) {
+        count = a.counts[expert];
+        list = a.lists + u64(expert) * a.tokens;
+    } else if (a.tokens == 1) {
+        expert = a.chosen[blockIdx.y], count = 1;
+        if (lane == 0) pairs[warp][0] = blockIdx.y;
+    } else {
+        expert = a.chosen[blockIdx.y];
+        for (u32 base = 0; base < a.tokens * k; base += WARP) {
+            bool same = base + lane < a.tokens * k && a.chosen[base + lane] == expert;
+            u32 mask = __ballot_sync(ALL, same);
+            if (count == 0 && mask && base + __ffs(mask) - 1 != blockIdx.y) return;
+            if (same) pairs[warp][count + __popc(mask & ((1u << lane) - 1))] = base + lane;
+            count += __popc(mask);
+        }
+    }
+    u32 hidden = a.experts.columns, units = hidden / 64, pitch = row_pitch(hidden);
+    u32 per = (units + WARPS - 1) / WARPS, from = warp * per, to = min(from + per, units);
+    const u8* gate = a.experts.tiles + expert * a.experts.matrix_bytes + u64(2 * blockIdx.x) * a.experts.strip_bytes;
+    const u8* up = gate + a.experts.strip_bytes;
+    for (u32 first = 0; first < count; first += COLUMNS) {
+        u32 live = min(COLUMNS, count - first);
+        Tiles<FORMAT> gates[DEPTH], ups[DEPTH];
+        auto load = [&](u32 unit) {
+#pragma unroll
+            for (u32 i = 0; i < DEPTH; i++) {
+                if (unit + i < to) {
+                    gates[i].load(gate, (unit + i) * 64, GROUP);
+                    ups[i].load(up, (unit + i) * 64, GROUP);
+                }
+            }
+        };
+        load(from);
+        if (list && lane < live) pairs[warp][lane] = list[first + lane];
+        __syncwarp();
+        for (u32 n = 0; n < live; n++) {
+            const u16* row = a.x + u64(pairs[warp][n] / k) * hidden;
+            for (u32 at = from * 64 + lane * 8; at < to * 64; at += WARP * 8) copy_16(rows + n * pitch + at, row + at);
+        }
+        copies_done_so_far();
+        wait_for_copies<0>();
+        __syncwarp();
+        float sums[2][4] = {};
+        for (u32 unit = from; unit < to; unit += DEPTH) {
+            if (unit != from) load(unit);
+#pragma unroll
+            for (u32 i = 0; i < DEPTH; i++) {
+                if (unit + i < to) {
+                    Right right;
+                    right.clear();
+                    if (g < live) right.load(rows + g * pitch, (unit + i) * 64);
+                    multiply_64<FORMAT>(sums[0], gates[i], right);
+                    multiply_64<FORMAT>(sums[1], ups[i], right);
+                }
+            }
+        }
+        put_sums(part[warp][0], sums[0]);
+        put_sums(part[warp][1], sums[1]);
+        __syncthreads();
+        u32 n = threadIdx.x / 16, row = threadIdx.x % 16;
+        if (n < live) {
+            float both[2] = {};
+#pragma unroll
+            for (u32 i = 0; i < WARPS; i++) {
+                both[0] += part[i][0][n * PITCH + row];
+                both[1] += part[i][1][n * PITCH + row];
+            }
+            u64 inner = u64(gridDim.x) * 16;
+            a.out[pairs[warp][n] * inner + blockIdx.x * 16 + row] = to_bf16(activate(a.activation, both[0]) * both[1]);
+        }
+        __syncthreads();
+    }
+}
+
+// ---- Down ------------------------------------------------------------------------------------------------------------------------
+
+struct DownArgs {
+    const u16* in;          // [pairs][inner] bf16
+    Matrix experts;
+    const u32* chosen;      // [T][k]
+    const float* weights;   // [T][k]
+    u32* counts;            // [experts]; `combine` makes them zeros
+    const u32* lists;       // [experts][T]
+    u16* each;              // [pairs][hidden] bf16: not yet summed
+    float* x;               // [T][hidden]: what the sum is added to,
+    u16* out;               // [T][hidden] bf16, or, where this is not null, written to
+    u32 tokens;
+    u32 chosen_per_token;
+    u32 count;              // how many experts there are
+};
+
+// A block for 16 values of one token: a warp for each of its experts. Their sum is taken in the order of the slots.
+// Grid: hidden / 16, tokens; as many warps as experts of a token. Shared: their rows.
+template <u32 FORMAT, u32 GROUP, u32 DEPTH>
+DEVICE void down_few(const DownArgs& a) {
+    extern __shared__ uint4 dynamic[];
+    __shared__ float part[MOST_CHOSEN][16];
+    let_next_start();
+    wait_for_before();
+    u32 warp = warp_id(), lane = lane_id(), k = a.chosen_per_token;
+    u32 inner = a.experts.columns, units = inner / 64, pair = blockIdx.y * k + warp;
+    u32 expert = a.chosen[pair];
+    float weight = a.weights[pair];
+    const u8* strip = a.experts.tiles + expert * a.experts.matrix_bytes + u64(blockIdx.x) * a.experts.strip_bytes;
+    Tiles<FORMAT> left[DEPTH];
+    auto load = [&](u32 unit) {
+#pragma unroll
+        for (u32 i = 0; i < DEPTH; i++) {
+            if (unit + i < units) left[i].load(strip, (unit + i) * 64, GROUP);
+        }
+    };
+    load(0);
+    u16* row = reinterpret_cast<u16*>(dynamic) + warp * inner;
+    for (u32 at = lane * 8; at < inner; at += WARP * 8) copy_16(row + at, a.in + u64(pair) * inner + at);
+    copies_done_so_far();
+    wait_for_copies<0>();
+    __syncwarp();
+    float sums[4] = {};
+    for (u32 unit = 0; unit < units; unit += DEPTH) {
+        if (unit) load(unit);
+#pragma unroll
+        for (u32 i = 0; i < DEPTH; i++) {
+            if (unit + i < units) {
+                // The same token in all eight columns.
+                Right right;
+                right.load(row, (unit + i) * 64);
+                multiply_64<FORMAT>(sums, left[i], right);
+            }
+        }
+    }
+    if (lane % 4 == 0) {
+        part[warp][lane / 4] = sums[0] * weight;
+        part[warp][lane / 4 + 8] = sums[2] * weight;
+    }
+    __syncthreads();
+    if (threadIdx.x < 16) {
+        float sum = 0.0f;
+        for (u32 i = 0; i < k; i++) sum += part[i][threadIdx.x];
+        u64 at = u64(blockIdx.y) * a.experts.rows + blockIdx.x * 16 + threadIdx.x;
+        if (a.out) {
+            a.out[at] = to_bf16(sum);
+        } else {
+            a.x[at] += sum;
+        }
+    }
+}
+
+// A block for 128 values of all pairs of an expert, eight at a time; each warp a strip.
+// Grid: hidden / 128, experts. Shared: rows of at most eight pairs.
+template <u32 FORMAT, u32 GROUP, u32 DEPTH>
+DEVICE void down_each(const DownArgs& a) {
+    extern __shared__ uint4 dynamic[];
+    __shared__ u16 turned[COLUMNS][128 + 8];
+    let_next_start();
+    wait_for_before();
+    u16* rows = reinterpret_cast<u16*>(dynamic);
+    u32 warp = warp_id(), lane = lane_id(), g = lane / 4, t = lane % 4;
+    u32 inner = a.experts.columns, units = inner / 64, hidden = a.experts.rows, pitch = row_pitch(inner);
+    u32 expert = blockIdx.y, count = a.counts[expert], strip = blockIdx.x * WARPS + warp;
+    const u32* list = a.lists + u64(expert) * a.tokens;
+    const u8* tiles = a.experts.tiles + expert * a.experts.matrix_bytes + u64(strip) * a.experts.strip_bytes;
+    u32 to = strip * 16 < hidden ? units : 0;
+    for (u32 first = 0; first < count; first += COLUMNS) {
+        u32 live = min(COLUMNS, count - first);
+        Tiles<FORMAT> left[DEPTH];
+        auto load = [&](u32 unit) {
+#pragma unroll
+            for (u32 i = 0; i < DEPTH; i++) {
+                if (unit + i < to) left[i].load(tiles, (unit + i) * 64, GROUP);
+            }
+        };
+        load(0);
+        // Each warp fetches a row.
+        if (warp < live) {
+            const u16* row = a.in + u64(list[first + warp]) * inner;
+            for (u32 at = lane * 8; at < inner; at += WARP * 8) copy_16(rows + warp * pitch + at, row + at);
+        }
+        copies_done_so_far();
+        wait_for_copies<0>();
+        __syncthreads();
+        float sums[4] = {};
+        for (u32 unit = 0; unit < to; unit += DEPTH) {
+            if (unit) load(unit);
+#pragma unroll
+            for (u32 i = 0; i < DEPTH; i++) {
+                if (unit + i < to) {
+                    Right right;
+                    right.clear();
+                    if (g < live) right.load(rows + g * pitch, (unit + i) * 64);
+                    multiply_64<FORMAT>(sums, left[i], right);
+                }
+            }
+        }
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) turned[2 * t + i % 2][warp * 16 + g + i / 2 * 8] = to_bf16(sums[i]);
+        __syncthreads();
+        u32 n = threadIdx.x / 16, at = blockIdx.x * 128 + threadIdx.x % 16 * 8;
+        if (n < live && at < hidden) {
+            *reinterpret_cast<uint4*>(a.each + u64(list[first + n]) * hidden + at) =
+                *reinterpret_cast<const uint4*>(&turned[n][threadIdx.x % 16 * 8]);
+        }
+    }
+}
+
+// The weighted sum of a token's experts, in the order of its slots. Each thread has eight columns. The lists are empty again.
+// Grid: hidden / 8 / threads, tokens.
+KERNEL combine(const __grid_constant__ DownArgs a) {
+    let_next_start();
+    wait_for_before();
+    if (blockIdx.x == 0 && blockIdx.y == 0) {
+        for (u32 i = threadIdx.x; i < a.count; i += blockDim.x) a.counts[i] = 0;
+    }
+    u32 hidden = a.experts.rows, k = a.chosen_per_token, at = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    if (at >= hidden) return;
+    float sums[8] = {};
+#pragma unroll 8
+    for (u32 slot = 0; slot < k; slot++) {
+        u64 pair = u64(blockIdx.y) * k + slot;
+        float weight = a.weights[pair];
+        uint4 v = load_once(a.each + pair * hidden + at);
+        u32 words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            sums[2 * i] += weight * low_bf16(words[i]);
+            sums[2 * i + 1] += weight * high_bf16(words[i]);
+        }
+    }
+    u64 to = u64(blockIdx.y) * hidden + at;
+    if (a.out) {
+        *reinterpret_cast<uint4*>(a.out + to) = make_uint4(to_bf16x2(sums[0], sums[1]), to_bf16x2(sums[2], sums[3]),
+                                                           to_bf16x2(sums[4], sums[5]), to_bf16x2(sums[6], sums[7]));
+    } else {
+        float4* x = reinterpret_cast<float4*>(a.x + to);
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            float4 v = x[i];
+            x[i] = make_float4(v.x + sums[4 * i], v.y + sums[4 * i + 1], v.z + sums[4 * i + 2], v.w + sums[4 * i + 3]);
+        }
+    }
+}
+
+// ---- For each format ---------------------------------------------------------------------------------------------------------------
+// How many units of 64 columns a warp has on their way at once: as many as fit into registers.
+
+#define INSTANCES(NAME, FORMAT, GROUP, PAIRS_AHEAD, AHEAD, BLOCKS)                                                            \
+    KERNEL __launch_bounds__(THREADS, BLOCKS) gate_up_few_##NAME(const __grid_constant__ GateUpArgs a) {                       \
+        gate_up_few<FORMAT, GROUP, PAIRS_AHEAD>(a);                                                                            \
+    }                                                                                                                         \
+    KERNEL __launch_bounds__(MOST_CHOSEN * WARP) down_few_##NAME(const __grid_constant__ DownArgs a) {                         \
+        down_few<FORMAT, GROUP, AHEAD>(a);                                                                                     \
+    }                                                                                                                         \
+    KERNEL __launch_bounds__(THREADS, 2) down_each_##NAME(const __grid_constant__ DownArgs a) {                                \
+        down_each<FORMAT, GROUP, AHEAD>(a);                                                                                    \
+    }
+
+INSTANCES(bf16, BF16, 64, 2, 4, 2)
+INSTANCES(int4_64, INT4, 64, 4, 8, 2)
+INSTANCES(int4_128, INT4, 128, 4, 8, 2)
+INSTANCES(fp8, FP8, 64, 2, 6, 2)

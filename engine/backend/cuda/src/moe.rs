@@ -1,0 +1,519 @@
+//! Mixtures of experts: `kernels/moe.cu`, and which of its kernels a step takes.
+
+use polder_model::Activation;
+
+use crate::device::{Device, Failure, Kernel, Loaded, Ptr, Shape, Stream};
+use crate::pack::{KernelError, Pack};
+use crate::sources::module;
+use crate::tiles::{MatrixArgs, STRIP, TileFormat};
+
+/// Threads of most blocks.
+const THREADS: u32 = 256;
+/// The most experts that a token may have.
+const MOST_CHOSEN: usize = 16;
+/// The most experts that a layer may have.
+const MOST_EXPERTS: usize = 4096;
+/// Tokens that the tensor cores take at a time.
+const COLUMNS: usize = 8;
+/// Up to so many tokens blocks go by pairs of a token and an expert, above by experts.
+const FEW: usize = 8;
+/// Up to so many tokens every block of the router looks at eight of them, above at 64.
+const SOME: usize = 64;
+/// Bytes of shared memory that a block may have without asking; with asking, what every card has.
+const SHARED: u32 = 48 << 10;
+const MOST_SHARED: u32 = 88 << 10;
+
+/// The kernels.
+#[derive(Debug)]
+pub struct Moe {
+    route_few: Kernel,
+    route_many: Kernel,
+    combine: Kernel,
+    formats: [Format; 4],
+    /// Kernels are good as long as this is there.
+    _module: Loaded,
+}
+
+/// The kernels of one format.
+#[derive(Debug)]
+struct Format {
+    gate_up_few: Kernel,
+    down_few: Kernel,
+    down_each: Kernel,
+}
+
+/// One layer's mixture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mixture {
+    /// Width of the stream.
+    pub hidden: usize,
+    /// How many experts there are.
+    pub experts: usize,
+    /// How many of them each token has.
+    pub chosen: usize,
+    /// Width inside an expert.
+    pub inner: usize,
+    /// A token's weights are made to add up to one.
+    pub renormalized: bool,
+    /// Of the gate.
+    pub activation: Activation,
+}
+
+/// A mixture that the kernels cannot compute.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// Too many for a token.
+    #[error(
+        "{chosen} of {experts} experts for a token: this back end takes 1 to {MOST_CHOSEN}, and not more than there are"
+    )]
+    Chosen {
+        /// How many.
+        chosen: usize,
+        /// Of how many.
+        experts: usize,
+    },
+    /// Too many.
+    #[error("{0} experts: this back end takes up to {MOST_EXPERTS}")]
+    Experts(usize),
+    /// A width that tiles do not cover.
+    #[error("{what} of {width} values: this back end takes multiples of 64, up to {most}")]
+    Width {
+        /// Of what.
+        what: &'static str,
+        /// How wide.
+        width: usize,
+        /// How wide it may be.
+        most: usize,
+    },
+}
+
+/// What the router reads.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Input {
+    /// The stream, f32, which is normed on the way; what is normed is written too.
+    Stream {
+        /// `[T][hidden]` f32
+        x: Ptr,
+        /// Weights of the norm, `[hidden]` f32
+        norm: Ptr,
+        /// Of the norm.
+        eps: f32,
+        /// `[T][hidden]` bf16, written
+        normed: Ptr,
+    },
+    /// What is normed already: `[T][hidden]` bf16
+    Normed(Ptr),
+}
+
+/// Where the result goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// Added to the stream, `[T][hidden]` f32
+    Add(Ptr),
+    /// Written, `[T][hidden]` bf16
+    Write(Ptr),
+}
+
+/// What a call consists of, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Norm, router, choice.
+    Route,
+    /// Gate, up, and what is made of both.
+    GateUp,
+    /// Down, and the weighted sum.
+    Down,
+}
+
+impl Part {
+    /// All of them.
+    pub const ALL: [Part; 3] = [Part::Route, Part::GateUp, Part::Down];
+}
+
+/// One step of one layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Call {
+    /// T
+    pub tokens: usize,
+    /// What is read.
+    pub input: Input,
+    /// The router, bf16: `[experts][hidden]`
+    pub router: MatrixArgs,
+    /// Strips of gate and up in turn: `[experts][2 * inner][hidden]`
+    pub gate_up: MatrixArgs,
+    /// `[experts][hidden][inner]`
+    pub down: MatrixArgs,
+    /// What is written.
+    pub output: Output,
+    /// Memory for what lies between: [`Space::bytes`] of them, zeros before the first call. Calls for different layers may
+    /// share it, one after the other.
+    pub space: Ptr,
+    /// Every launch overlaps the one before it.
+    pub overlaps: bool,
+    /// Experts keep their lists: for who measures a part again and again. The next call that routes needs them empty.
+    pub keeps_lists: bool,
+}
+
+/// How the memory between the kernels is laid out: the same for every step of up to so many tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// More tokens than these are done in several goes.
+    pub tokens: usize,
+    /// Zeros, before and after: pairs of each expert.
+    pub counts: u64,
+    /// Zeros, before and after: blocks that have come by, for each eight tokens.
+    pub arrived: u64,
+    /// `[T][chosen]` u32
+    pub chosen: u64,
+    /// `[T][chosen]` f32
+    pub weights: u64,
+    /// `[splits][T][experts]` f32
+    pub logits: u64,
+    /// `[experts][T]` u32
+    pub lists: u64,
+    /// `[T * chosen][inner]` bf16
+    pub inner: u64,
+    /// `[T * chosen][hidden]` bf16
+    pub each: u64,
+    /// All of it.
+    pub bytes: u64,
+}
+
+impl Mixture {
+    /// Whether the kernels can compute it.
+    pub fn check(&self) -> Result<(), Unfit> {
+        let Self { hidden, experts, chosen, inner, .. } = *self;
+        if chosen == 0 || chosen > MOST_CHOSEN || chosen > experts {
+            return Err(Unfit::Chosen { chosen, experts });
+        }
+        if experts > MOST_EXPERTS {
+            return Err(Unfit::Experts(experts));
+        }
+        // As much as eight rows in shared memory, and sixteen, are on every card.
+        let most_hidden = (MOST_SHARED as usize - (12 << 10)) / 16 - 8;
+        let most_inner = MOST_SHARED as usize / 32 - 8;
+        for (what, width, most) in
+            [("a stream", hidden, most_hidden), ("an expert", inner, most_inner)]
+        {
+            if width == 0 || !width.is_multiple_of(64) || width > most {
+                return Err(Unfit::Width { what, width, most });
+            }
+        }
+        Ok(())
+    }
+
+    /// Parts of the router's columns for eight tokens each: enough blocks for few tokens, and not more than there is work for.
+    fn splits(&self, tokens: usize) -> usize {
+        let warps = (THREADS / 32) as usize;
+        let blocks = self.experts.div_ceil(STRIP) * tokens.div_ceil(COLUMNS);
+        (64 / blocks).clamp(1, (self.hidden / 64).div_ceil(warps).clamp(1, 8))
+    }
+
+    /// The layout for steps of up to so many tokens.
+    pub fn space(&self, tokens: usize) -> Space {
+        let mut bytes = 0_u64;
+        let mut take = |len: usize| {
+            let at = bytes;
+            bytes += (len as u64).next_multiple_of(256);
+            at
+        };
+        let pairs = tokens * self.chosen;
+        let parts = |t: usize| self.splits(t) * t;
+        let most_parts = (1..=tokens.min(SOME)).map(parts).max().unwrap_or(0).max(tokens);
+        Space {
+            tokens,
+            counts: take(self.experts * 4),
+            arrived: take(tokens.div_ceil(COLUMNS) * 4),
+            chosen: take(pairs * 4),
+            weights: take(pairs * 4),
+            logits: take(most_parts * self.experts * 4),
+            lists: take(self.experts * tokens * 4),
+            inner: take(pairs * self.inner * 2),
+            each: take(pairs * self.hidden * 2),
+            bytes,
+        }
+    }
+}
+
+/// `RouteArgs` of `moe.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct RouteArgs {
+    x: Ptr,
+    norm: Ptr,
+    normed: Ptr,
+    router: MatrixArgs,
+    logits: Ptr,
+    arrived: Ptr,
+    chosen: Ptr,
+    weights: Ptr,
+    counts: Ptr,
+    lists: Ptr,
+    eps: f32,
+    tokens: u32,
+    chosen_per_token: u32,
+    renormalized: u32,
+}
+
+/// `GateUpArgs` of `moe.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct GateUpArgs {
+    x: Ptr,
+    experts: MatrixArgs,
+    chosen: Ptr,
+    counts: Ptr,
+    lists: Ptr,
+    out: Ptr,
+    tokens: u32,
+    chosen_per_token: u32,
+    activation: u32,
+}
+
+/// `DownArgs` of `moe.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct DownArgs {
+    input: Ptr,
+    experts: MatrixArgs,
+    chosen: Ptr,
+    weights: Ptr,
+    counts: Ptr,
+    lists: Ptr,
+    each: Ptr,
+    x: Ptr,
+    out: Ptr,
+    tokens: u32,
+    chosen_per_token: u32,
+    count: u32,
+}
+
+/// What one go takes: a call's tokens from `first` on, and where they lie.
+struct Go<'a> {
+    mixture: &'a Mixture,
+    call: &'a Call,
+    space: &'a Space,
+    first: usize,
+    tokens: usize,
+}
+
+impl Moe {
+    /// Compiles, or takes what is kept.
+    pub fn load(pack: &Pack, device: &Device) -> Result<Self, KernelError> {
+        let loaded = pack.load(module("moe"), device)?;
+        let kernel = |name: &str| {
+            let name = std::ffi::CString::new(name).expect("a name without a zero byte");
+            let kernel = loaded.kernel(&name)?;
+            Ok::<_, Failure>(kernel)
+        };
+        let format = |name: &str| {
+            let format = Format {
+                gate_up_few: kernel(&format!("gate_up_few_{name}"))?,
+                down_few: kernel(&format!("down_few_{name}"))?,
+                down_each: kernel(&format!("down_each_{name}"))?,
+            };
+            for kernel in [&format.gate_up_few, &format.down_few, &format.down_each] {
+                kernel.allow_shared(MOST_SHARED)?;
+            }
+            Ok::<_, Failure>(format)
+        };
+        Ok(Self {
+            route_few: kernel("route_few")?,
+            route_many: kernel("route_many")?,
+            combine: kernel("combine")?,
+            formats: [format("bf16")?, format("int4_64")?, format("int4_128")?, format("fp8")?],
+            _module: loaded,
+        })
+    }
+
+    /// Routes, and computes the experts.
+    ///
+    /// # Safety
+    /// The call's addresses reach as far as it says, and stay until the work is done; the mixture is checked.
+    pub unsafe fn run(
+        &self,
+        stream: &Stream,
+        mixture: &Mixture,
+        space: &Space,
+        call: &Call,
+    ) -> Result<(), Failure> {
+        // SAFETY: the caller's promise.
+        unsafe { self.run_parts(stream, mixture, space, call, &Part::ALL) }
+    }
+
+    /// Some of it, each over all tokens that one go takes.
+    ///
+    /// # Safety
+    /// As for [`Self::run`]; what earlier parts write is there.
+    pub unsafe fn run_parts(
+        &self,
+        stream: &Stream,
+        mixture: &Mixture,
+        space: &Space,
+        call: &Call,
+        parts: &[Part],
+    ) -> Result<(), Failure> {
+        for first in (0..call.tokens).step_by(space.tokens.max(1)) {
+            let tokens = space.tokens.min(call.tokens - first);
+            let go = Go { mixture, call, space, first, tokens };
+            for part in parts {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    match part {
+                        Part::Route => self.route(stream, &go)?,
+                        Part::GateUp => self.gate_up(stream, &go)?,
+                        Part::Down => self.down(stream, &go)?,
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// As for [`Self::run`].
+    unsafe fn route(&self, stream: &Stream, go: &Go<'_>) -> Result<(), Failure> {
+        let (x, norm, eps) = match go.call.input {
+            Input::Stream { x, norm, eps, .. } => (go.row(x, 4), norm, eps),
+            Input::Normed(_) => (Ptr(0), Ptr(0), 0.0),
+        };
+        let arguments = RouteArgs {
+            x,
+            norm,
+            normed: go.normed(),
+            router: go.call.router,
+            logits: go.at(go.space.logits),
+            arrived: go.at(go.space.arrived),
+            chosen: go.at(go.space.chosen),
+            weights: go.at(go.space.weights),
+            counts: go.counts(),
+            lists: go.at(go.space.lists),
+            eps,
+            tokens: number(go.tokens),
+            chosen_per_token: number(go.mixture.chosen),
+            renormalized: u32::from(go.mixture.renormalized),
+        };
+        let strips = go.mixture.experts.div_ceil(STRIP);
+        let (kernel, grid) = if x == Ptr(0) && go.tokens > SOME {
+            (&self.route_many, [strips.div_ceil(8), go.tokens.div_ceil(SOME), 1])
+        } else {
+            let splits = if go.tokens > SOME { 1 } else { go.mixture.splits(go.tokens) };
+            (&self.route_few, [strips, splits, go.tokens.div_ceil(COLUMNS)])
+        };
+        // SAFETY: the caller's promise.
+        unsafe { stream.launch(kernel, &go.shape(grid, THREADS, 0), &arguments) }
+    }
+
+    /// # Safety
+    /// As for [`Self::run`].
+    unsafe fn gate_up(&self, stream: &Stream, go: &Go<'_>) -> Result<(), Failure> {
+        let arguments = GateUpArgs {
+            x: go.normed(),
+            experts: go.call.gate_up,
+            chosen: go.at(go.space.chosen),
+            counts: go.counts(),
+            lists: go.at(go.space.lists),
+            out: go.at(go.space.inner),
+            tokens: number(go.tokens),
+            chosen_per_token: number(go.mixture.chosen),
+            activation: match go.mixture.activation {
+                Activation::Silu => 0,
+                Activation::GeluTanh => 1,
+            },
+        };
+        let rows = if go.few() { go.tokens * go.mixture.chosen } else { go.mixture.experts };
+        let shared = go.tokens.min(COLUMNS) * (go.mixture.hidden + 8) * 2;
+        let shape = go.shape([go.mixture.inner / STRIP, rows, 1], THREADS, shared);
+        // SAFETY: the caller's promise.
+        unsafe { stream.launch(&self.format(&go.call.gate_up).gate_up_few, &shape, &arguments) }
+    }
+
+    /// # Safety
+    /// As for [`Self::run`].
+    unsafe fn down(&self, stream: &Stream, go: &Go<'_>) -> Result<(), Failure> {
+        let call = go.call;
+        let (x, out) = match call.output {
+            Output::Add(x) => (go.row(x, 4), Ptr(0)),
+            Output::Write(out) => (Ptr(0), go.row(out, 2)),
+        };
+        let arguments = DownArgs {
+            input: go.at(go.space.inner),
+            experts: call.down,
+            chosen: go.at(go.space.chosen),
+            weights: go.at(go.space.weights),
+            counts: go.counts(),
+            lists: go.at(go.space.lists),
+            each: go.at(go.space.each),
+            x,
+            out,
+            tokens: number(go.tokens),
+            chosen_per_token: number(go.mixture.chosen),
+            count: if call.keeps_lists { 0 } else { number(go.mixture.experts) },
+        };
+        let Mixture { hidden, inner, chosen, experts, .. } = *go.mixture;
+        let format = self.format(&call.down);
+        if go.few() {
+            let threads = number(chosen) * 32;
+            let shape = go.shape([hidden / STRIP, go.tokens, 1], threads, chosen * inner * 2);
+            // SAFETY: the caller's promise.
+            return unsafe { stream.launch(&format.down_few, &shape, &arguments) };
+        }
+        let shared = COLUMNS * (inner + 8) * 2;
+        let each = go.shape([hidden.div_ceil(128), experts, 1], THREADS, shared);
+        let threads = (hidden / 8).next_multiple_of(32).min(THREADS as usize);
+        let sum = go.shape([(hidden / 8).div_ceil(threads), go.tokens, 1], number(threads), 0);
+        // SAFETY: the caller's promise.
+        unsafe {
+            stream.launch(&format.down_each, &each, &arguments)?;
+            stream.launch(&self.combine, &sum, &arguments)
+        }
+    }
+
+    fn format(&self, matrix: &MatrixArgs) -> &Format {
+        let int4 = TileFormat::Int4 { group: 64 }.number();
+        &self.formats[match (matrix.format, matrix.group) {
+            (format, 64) if format == int4 => 1,
+            (format, _) if format == int4 => 2,
+            (format, _) if format == TileFormat::Fp8.number() => 3,
+            _ => 0,
+        }]
+    }
+}
+
+impl Go<'_> {
+    fn few(&self) -> bool {
+        self.tokens <= FEW
+    }
+
+    fn at(&self, offset: u64) -> Ptr {
+        Ptr(self.call.space.0 + offset)
+    }
+
+    /// Where the first token's row of the stream lies, of values of so many bytes.
+    fn row(&self, start: Ptr, bytes: usize) -> Ptr {
+        match start {
+            Ptr(0) => Ptr(0),
+            Ptr(at) => Ptr(at + (self.first * self.mixture.hidden * bytes) as u64),
+        }
+    }
+
+    fn normed(&self) -> Ptr {
+        let (Input::Stream { normed, .. } | Input::Normed(normed)) = self.call.input;
+        self.row(normed, 2)
+    }
+
+    /// None where nobody counts.
+    fn counts(&self) -> Ptr {
+        if self.few() { Ptr(0) } else { self.at(self.space.counts) }
+    }
+
+    fn shape(&self, grid: [usize; 3], block: u32, shared: usize) -> Shape {
+        let shared = number(shared);
+        debug_assert!(shared <= SHARED.max(MOST_SHARED), "{shared} bytes of shared memory");
+        Shape { grid: grid.map(number), block, shared, overlaps: self.call.overlaps }
+    }
+}
+
+fn number(n: usize) -> u32 {
+    u32::try_from(n).expect("sizes of a checked mixture and of a step")
+}
