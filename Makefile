@@ -7,7 +7,7 @@ STATE ?= .polder
 # Without one, the port that the box had before; 8443 at first.
 PORT  ?=
 
-.PHONY: up test test-vm test-vm-all test-aarch64 lint bench bench-engine fuzz deny clean
+.PHONY: up test test-vm test-vm-all test-aarch64 test-gpu bench-gpu lint bench bench-engine fuzz deny clean
 .PHONY: tools-build tools-test tools-vm tools-aarch64 tools-cross tools-bench
 
 up: tools-build            ## Build, fetch the default model, start the box, print where to claim it.
@@ -26,6 +26,16 @@ test-vm-all: tools-cross   ## Every story about the image, also on aarch64 and w
 
 test-aarch64: tools-aarch64 ## The CPU engine's tests on an emulated processor of the other kind.
 	tests/aarch64
+
+test-gpu: tools-build      ## Every kernel and model on this machine's card; without one, packs what a machine with one runs.
+	tests/gpu/pack
+	@if command -v nvidia-smi >/dev/null; then tests/gpu/on-card test; \
+	else echo "No card here: on a machine with one, run tests/gpu/on-card test in a copy of this folder."; fi
+
+bench-gpu: tools-build     ## Whole models of true shapes on this machine's card, beside what it could do.
+	tests/gpu/pack
+	@if command -v nvidia-smi >/dev/null; then tests/gpu/on-card bench; \
+	else echo "No card here: on a machine with one, run tests/gpu/on-card bench in a copy of this folder."; fi
 
 lint:                      ## Formatting and lints, as `make test` checks them.
 	cargo fmt --all --check

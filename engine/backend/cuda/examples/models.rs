@@ -6,7 +6,8 @@
 use std::time::Instant;
 
 use polder_backend::{
-    Backend, BlockId, Input, OutputRow, Sampling, SequenceStep, Slot, SlotReset, StepBatch, TokenId, Want,
+    Backend, BlockId, Input, OutputRow, Sampling, SequenceStep, Slot, SlotReset, StepBatch,
+    TokenId, Want,
 };
 use polder_backend_cuda::backend::{CudaBackend, CudaOptions};
 use polder_backend_cuda::device::Device;
@@ -55,7 +56,8 @@ fn ceiling(device: &Device) -> f64 {
 
 fn main() {
     let mut names = Vec::new();
-    let (mut streams, mut context, mut steps, mut prefills) = (vec![1, 8, 32], 1024, 128, vec![2048, 8192]);
+    let (mut streams, mut context, mut steps, mut prefills) =
+        (vec![1, 8, 32], 1024, 128, vec![2048, 8192]);
     let mut arguments = std::env::args().skip(1);
     let list = |text: String| text.split(',').map(|n| n.parse().unwrap()).collect::<Vec<usize>>();
     while let Some(argument) = arguments.next() {
@@ -102,8 +104,13 @@ fn measure(
         step_tokens: 8192,
         ..CudaOptions::default()
     };
-    let mut backend = CudaBackend::with_weights(spec, weights, device, &options).unwrap_or_else(|e| panic!("{e}"));
-    println!("\n{name}: {:.1} GB of matrices, {:.1} s to draw", matrix_bytes as f64 / 1e9, began.elapsed().as_secs_f64());
+    let mut backend = CudaBackend::with_weights(spec, weights, device, &options)
+        .unwrap_or_else(|e| panic!("{e}"));
+    println!(
+        "\n{name}: {:.1} GB of matrices, {:.1} s to draw",
+        matrix_bytes as f64 / 1e9,
+        began.elapsed().as_secs_f64()
+    );
     for count in streams {
         fill(&mut backend, *count, context, context + steps + 16);
         let ms = decode(&mut backend, *count, context, steps, context + steps + 16);
@@ -151,7 +158,9 @@ fn fill(backend: &mut CudaBackend, count: usize, length: usize, room: usize) {
                 batch.resets.push(SlotReset { slot: Slot(n as u16), history: 0..0, sampled: 0 });
             }
             batch.inputs.extend((0..tokens).map(|_| {
-                chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                chance = chance
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 Input::Host(TokenId((chance >> 33) as u32 % 150_000))
             }));
             batch.positions.extend((fed..fed + tokens).map(|p| p as u32));
@@ -164,7 +173,11 @@ fn fill(backend: &mut CudaBackend, count: usize, length: usize, room: usize) {
             fed += tokens;
             if fed == length {
                 let token = tokens as u32 - 1;
-                batch.outputs.push(OutputRow { token, slot: Slot(n as u16), want: Want::Sample(Sampling::greedy()) });
+                batch.outputs.push(OutputRow {
+                    token,
+                    slot: Slot(n as u16),
+                    want: Want::Sample(Sampling::greedy()),
+                });
             }
             let ticket = backend.submit(&batch).unwrap();
             backend.collect(ticket).unwrap();
@@ -173,7 +186,13 @@ fn fill(backend: &mut CudaBackend, count: usize, length: usize, room: usize) {
 }
 
 /// Median milliseconds of a step, with the host one step ahead.
-fn decode(backend: &mut CudaBackend, count: usize, context: usize, steps: usize, room: usize) -> f64 {
+fn decode(
+    backend: &mut CudaBackend,
+    count: usize,
+    context: usize,
+    steps: usize,
+    room: usize,
+) -> f64 {
     let step = |at: usize| {
         let mut batch = StepBatch::default();
         for n in 0..count {
@@ -187,7 +206,11 @@ fn decode(backend: &mut CudaBackend, count: usize, context: usize, steps: usize,
                 tokens: token..token + 1,
                 blocks: first..batch.block_table.len() as u32,
             });
-            batch.outputs.push(OutputRow { token, slot: Slot(n as u16), want: Want::Sample(Sampling::greedy()) });
+            batch.outputs.push(OutputRow {
+                token,
+                slot: Slot(n as u16),
+                want: Want::Sample(Sampling::greedy()),
+            });
         }
         batch
     };
@@ -221,7 +244,8 @@ fn floor(spec: &ModelSpec, format: TileFormat, streams: usize, length: usize) ->
         match &layer.ffn {
             Ffn::Dense { inner, .. } => weights += 3.0 * hidden * f64::from(*inner),
             Ffn::Moe(moe) => {
-                let missed = (1.0 - f64::from(moe.chosen) / f64::from(moe.experts)).powi(streams as i32);
+                let missed =
+                    (1.0 - f64::from(moe.chosen) / f64::from(moe.experts)).powi(streams as i32);
                 let distinct = f64::from(moe.experts) * (1.0 - missed);
                 weights += 3.0 * hidden * f64::from(moe.inner) * distinct;
                 others += 2.0 * hidden * f64::from(moe.experts);
@@ -244,7 +268,9 @@ fn prefill_work(spec: &ModelSpec, length: usize) -> f64 {
         all += match &layer.ffn {
             Ffn::Dense { inner, .. } => 6.0 * hidden * f64::from(*inner) * length,
             Ffn::Moe(moe) => {
-                (6.0 * f64::from(moe.inner * moe.chosen) + 2.0 * f64::from(moe.experts)) * hidden * length
+                (6.0 * f64::from(moe.inner * moe.chosen) + 2.0 * f64::from(moe.experts))
+                    * hidden
+                    * length
             }
         };
     }

@@ -85,7 +85,12 @@ impl Basics {
 
     /// # Safety
     /// The addresses reach as far as the call says until the work is done.
-    pub unsafe fn embed(&self, stream: &Stream, call: &Embed, tokens: usize) -> Result<(), Failure> {
+    pub unsafe fn embed(
+        &self,
+        stream: &Stream,
+        call: &Embed,
+        tokens: usize,
+    ) -> Result<(), Failure> {
         // SAFETY: the caller's promise.
         unsafe { stream.launch(&self.embed, &row(tokens, call.hidden), call) }
     }

@@ -488,6 +488,64 @@ impl Stream {
             .asked(|| "to give data".into())
     }
 
+    /// Copies rows of `width` bytes that lie `pitch` bytes apart, the first at `at`, to where they follow each other. In order.
+    ///
+    /// # Safety
+    /// As for [`Self::download`].
+    ///
+    /// # Panics
+    /// If they are not there.
+    pub unsafe fn download_rows(
+        &self,
+        to: &mut [u8],
+        from: &Buffer<u8>,
+        at: usize,
+        pitch: usize,
+        width: usize,
+    ) -> Result<(), Failure> {
+        let rows = Rows { at, pitch, width, count: to.len() / width };
+        let mut copy = rows.copy(from);
+        copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
+        copy.dstHost = to.as_mut_ptr().cast();
+        copy.dstPitch = width;
+        copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+        copy.srcDevice = from.offset(at).0;
+        copy.srcPitch = pitch;
+        // SAFETY: inside, as `copy` checked; the rest is the caller's promise.
+        unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream) }
+            .result()
+            .asked(|| "to give rows".into())
+    }
+
+    /// The other way round.
+    ///
+    /// # Safety
+    /// As for [`Self::upload`].
+    ///
+    /// # Panics
+    /// If they do not fit.
+    pub unsafe fn upload_rows(
+        &self,
+        to: &Buffer<u8>,
+        at: usize,
+        pitch: usize,
+        from: &[u8],
+        width: usize,
+    ) -> Result<(), Failure> {
+        let rows = Rows { at, pitch, width, count: from.len() / width };
+        let mut copy = rows.copy(to);
+        copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
+        copy.srcHost = from.as_ptr().cast();
+        copy.srcPitch = width;
+        copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+        copy.dstDevice = to.offset(at).0;
+        copy.dstPitch = pitch;
+        // SAFETY: inside, as `copy` checked; the rest is the caller's promise.
+        unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream) }
+            .result()
+            .asked(|| "to take rows".into())
+    }
+
     /// Marks how far it has come.
     pub fn record(&self, event: &Event) -> Result<(), Failure> {
         // SAFETY: both are alive.
@@ -529,6 +587,32 @@ impl Stream {
     pub unsafe fn replay(&self, graph: &Graph) -> Result<(), Failure> {
         // SAFETY: both are alive.
         unsafe { result::graph::launch(graph.graph, self.stream) }.asked(|| "to run a graph".into())
+    }
+}
+
+/// Rows of bytes in a buffer.
+struct Rows {
+    at: usize,
+    pitch: usize,
+    width: usize,
+    count: usize,
+}
+
+impl Rows {
+    /// A copy of them, before it is said from where and to where.
+    fn copy(&self, buffer: &Buffer<u8>) -> sys::CUDA_MEMCPY2D {
+        let Self { at, pitch, width, count } = *self;
+        let end = at + pitch * count.saturating_sub(1) + width;
+        assert!(
+            width <= pitch && end <= buffer.len(),
+            "{count} rows up to {end} of {}",
+            buffer.len()
+        );
+        // SAFETY: zeros are one; what matters is set.
+        let mut copy: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
+        copy.WidthInBytes = width;
+        copy.Height = count;
+        copy
     }
 }
 

