@@ -148,6 +148,17 @@ impl Sampling {
             logprobs: None,
         }
     }
+
+    /// Where the draw at a position falls: a whole number of 2^-53, from 0 to below 1. Two rounds of the splitmix64 finaliser.
+    pub fn draw(&self, position: u32) -> u64 {
+        let mix = |mut z: u64| {
+            z = z.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            z ^ (z >> 31)
+        };
+        mix(mix(self.seed) ^ u64::from(position)) >> 11
+    }
 }
 
 /// One forward pass. Cleared and refilled every step, so that steady state allocates nothing.

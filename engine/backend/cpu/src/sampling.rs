@@ -79,7 +79,7 @@ pub(crate) fn sample(
     let (logprob, top, normaliser) = logprobs(logits, want, &mut scratch.order);
     let token = match want.temperature > 0.0 {
         false => best,
-        true => draw(logits, want, best, uniform(want.seed, position), scratch),
+        true => draw(logits, want, best, uniform(want, position), scratch),
     };
     Some(SampledToken {
         token: TokenId(token as u32),
@@ -259,15 +259,9 @@ fn draw(logits: &[f32], want: &Sampling, best: usize, u: f64, scratch: &mut Scra
     best
 }
 
-/// A number in `[0, 1)` from a seed and a position: two rounds of the splitmix64 finaliser.
-fn uniform(seed: u64, position: u32) -> f64 {
-    let mix = |mut z: u64| {
-        z = z.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    };
-    (mix(mix(seed) ^ u64::from(position)) >> 11) as f64 / (1u64 << 53) as f64
+/// Where the draw falls, in `[0, 1)`.
+fn uniform(want: &Sampling, position: u32) -> f64 {
+    want.draw(position) as f64 / (1u64 << 53) as f64
 }
 
 #[cfg(test)]

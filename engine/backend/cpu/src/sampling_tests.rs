@@ -156,7 +156,7 @@ fn logprobs_are_those_of_the_plain_softmax() {
 #[test]
 fn scratch_that_others_used_changes_no_draw() {
     let mut scratch = Scratch::default();
-    let noise = |seed: u64, i: u32| uniform(seed, i) as f32;
+    let noise = |seed: u64, i: u32| uniform(&Sampling { seed, ..Sampling::greedy() }, i) as f32;
     for seed in 0..400u64 {
         // Vocabularies of all sizes, flat and steep, some with impossible tokens.
         let vocab = 1 + (noise(seed, 0) * 900.0) as u32;
@@ -177,7 +177,7 @@ fn scratch_that_others_used_changes_no_draw() {
         };
         let best = best(&logits);
         for position in 0..20 {
-            let u = uniform(seed, position);
+            let u = uniform(&want, position);
             assert_eq!(
                 draw(&logits, &want, best, u, &mut scratch),
                 plain_draw(&logits, &want, best, u),

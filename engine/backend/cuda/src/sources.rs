@@ -18,7 +18,7 @@ macro_rules! files {
 }
 
 /// What is compiled.
-pub const MODULES: &[Module] = files!(".cu": "basics");
+pub const MODULES: &[Module] = files!(".cu": "basics", "sampling");
 /// What they include.
 pub const HEADERS: &[Module] = files!(".cuh": "common", "tiles");
 
