@@ -4,8 +4,7 @@
 //! machine without them gets a sentence ([`device::NoDevice`], [`compiler::NoCompiler`]).
 //!
 //! Rooms, from the outside in: [`sources`] (what is compiled), [`compiler`] and [`pack`] (machine code, and where it is kept),
-//! [`device`] (a card, its memory and its streams),
-//! [`linear`] (weight matrices times tokens).
+//! [`device`] (a card, its memory and its streams); then the groups of kernels: [`sampling`].
 
 // The driver's functions are C's; `device` and `compiler` wrap them and say why each call is sound.
 #![allow(unsafe_code)]

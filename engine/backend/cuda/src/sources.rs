@@ -18,15 +18,7 @@ macro_rules! files {
 }
 
 /// What is compiled.
-pub const MODULES: &[Module] = files!(".cu":
-    "attention",
-    "basics",
-    "heads",
-    "linear",
-    "moe",
-    "sampling",
-    "synthetic",
-);
+pub const MODULES: &[Module] = files!(".cu": "basics", "sampling");
 /// What they include.
 pub const HEADERS: &[Module] = files!(".cuh":
     "common",
