@@ -514,6 +514,212 @@ DEVICE void down_each(const DownArgs& a) {
     }
 }
 
+// ---- Many tokens ------------------------------------------------------------------------------------------------------------------
+// Each expert's pairs in tiles of 128, each with the expert's rows in tiles of 256: a list of work that every block reads out of
+// the experts' counts, and goes through in strides.
+
+struct ManyArgs {
+    const u16* in;          // [T][columns], or [pairs][columns], bf16
+    Matrix experts;
+    const u32* counts;      // [experts]
+    const u32* lists;       // [experts][T]
+    u16* out;               // [pairs][rows, or half of them where gate and up meet] bf16
+    u32 tokens;
+    u32 pairs_per_row;      // of `in`: k, or 1
+    u32 count;              // how many experts there are
+    u32 activation;
+};
+
+static constexpr u32 TILE_TOKENS = 128;
+static constexpr u32 TILE_STRIPS = 16;
+// A warp has four strips and 64 of the tokens.
+static constexpr u32 WARP_STRIPS = 4;
+static constexpr u32 WARP_TOKENS = 64;
+// Cards with less shared memory keep less on the way.
+static constexpr u32 STAGES = ARCH == 890 || ARCH >= 1200 ? 2 : 3;
+
+// 64 columns of a strip in shared memory: the words, then what stands at the end of their group.
+template <u32 FORMAT>
+struct Unit {
+    static constexpr u32 WORDS = FORMAT == BF16 ? 2048 : FORMAT == FP8 ? 1024 : 512;
+    static constexpr u32 BYTES = WORDS + (FORMAT == BF16 ? 0 : 64);
+    static constexpr u32 PIECES = BYTES / 16;
+};
+
+// Where piece `piece` of a unit lies in its strip.
+template <u32 FORMAT, u32 GROUP>
+DEVICE u32 piece_at(u32 unit, u32 piece) {
+    if (FORMAT != INT4) return unit * Unit<FORMAT>::BYTES + piece * 16;
+    u32 chunk = unit * 64 / GROUP * (GROUP * 8 + 64);
+    return chunk + (piece < 32 ? unit * 64 % GROUP * 8 : GROUP * 8 - 512) + piece * 16;
+}
+
+DEVICE void load_shared(Tiles<BF16>& tiles, const u8* unit) {
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) tiles.words[j] = *reinterpret_cast<const uint4*>(unit + j * 512 + lane_id() * 16);
+}
+
+DEVICE void load_shared(Tiles<INT4>& tiles, const u8* unit) {
+    tiles.words = *reinterpret_cast<const uint4*>(unit + lane_id() * 16);
+    const u32* rows = reinterpret_cast<const u32*>(unit + 512) + lane_id() / 4;
+    tiles.about[0] = rows[0], tiles.about[1] = rows[8];
+}
+
+DEVICE void load_shared(Tiles<FP8>& tiles, const u8* unit) {
+#pragma unroll
+    for (u32 j = 0; j < 2; j++) tiles.words[j] = *reinterpret_cast<const uint4*>(unit + j * 512 + lane_id() * 16);
+    const float* rows = reinterpret_cast<const float*>(unit + 1024) + lane_id() / 4;
+    tiles.about[0] = rows[0], tiles.about[1] = rows[8];
+}
+
+// before[e]: tiles of all experts before e; before[experts]: all tiles.
+DEVICE void count_tiles(u32* before, const u32* counts, u32 experts) {
+    __shared__ u32 of_warps[WARPS];
+    u32 each = (experts + THREADS - 1) / THREADS, from = threadIdx.x * each, to = min(from + each, experts);
+    u32 own = 0;
+    for (u32 e = from; e < to; e++) own += (counts[e] + TILE_TOKENS - 1) / TILE_TOKENS;
+    u32 up_to = own;
+#pragma unroll
+    for (u32 step = 1; step < WARP; step *= 2) {
+        u32 other = __shfl_up_sync(ALL, up_to, step);
+        if (lane_id() >= step) up_to += other;
+    }
+    if (lane_id() == WARP - 1) of_warps[warp_id()] = up_to;
+    __syncthreads();
+    u32 at = up_to - own;
+    for (u32 i = 0; i < warp_id(); i++) at += of_warps[i];
+    for (u32 e = from; e < to; e++) {
+        before[e] = at;
+        at += (counts[e] + TILE_TOKENS - 1) / TILE_TOKENS;
+    }
+    if (threadIdx.x == THREADS - 1) before[experts] = at;
+    __syncthreads();
+}
+
+// Grid: as many blocks as fit on the card. Shared: stages, or the result before it is stored; then `before`.
+template <u32 FORMAT, u32 GROUP, bool GATED>
+DEVICE void many(const ManyArgs& a) {
+    extern __shared__ uint4 dynamic[];
+    __shared__ u32 offsets[TILE_TOKENS];
+    static constexpr u32 RIGHT = TILE_TOKENS * 128, STAGE = RIGHT + TILE_STRIPS * Unit<FORMAT>::BYTES;
+    static constexpr u32 WIDTH = GATED ? TILE_STRIPS * 8 : TILE_STRIPS * 16, TURNED = WIDTH + 8;
+    let_next_start();
+    wait_for_before();
+    u8* stages = reinterpret_cast<u8*>(dynamic);
+    // `moe.rs` computes the same.
+    static constexpr u32 RESULT = TILE_TOKENS * TURNED * 2;
+    u32* before = reinterpret_cast<u32*>(stages + (STAGES * STAGE > RESULT ? STAGES * STAGE : RESULT));
+    count_tiles(before, a.counts, a.count);
+    u32 g = lane_id() / 4, t = lane_id() % 4;
+    u32 strips_of_warp = warp_id() % 4 * WARP_STRIPS, tokens_of_warp = warp_id() / 4 * WARP_TOKENS;
+    u32 columns = a.experts.columns, units = columns / 64, strips = a.experts.rows / 16;
+    u32 width = GATED ? a.experts.rows / 2 : a.experts.rows;
+    u32 row_tiles = (strips + TILE_STRIPS - 1) / TILE_STRIPS;
+    for (u32 work = blockIdx.x; work < before[a.count] * row_tiles; work += gridDim.x) {
+        u32 tile = work / row_tiles, first_strip = work % row_tiles * TILE_STRIPS;
+        // The last expert that begins at or before this tile.
+        u32 expert = 0, end = a.count;
+        while (end - expert > 1) {
+            u32 middle = (expert + end) / 2;
+            (before[middle] <= tile ? expert : end) = middle;
+        }
+        u32 first = (tile - before[expert]) * TILE_TOKENS, live = min(TILE_TOKENS, a.counts[expert] - first);
+        const u32* list = a.lists + u64(expert) * a.tokens + first;
+        if (threadIdx.x < TILE_TOKENS) {
+            offsets[threadIdx.x] = threadIdx.x < live ? list[threadIdx.x] / a.pairs_per_row : ALL;
+        }
+        __syncthreads();
+        const u8* left = a.experts.tiles + expert * a.experts.matrix_bytes + u64(first_strip) * a.experts.strip_bytes;
+        auto fetch = [&](u32 unit) {
+            u8* stage = stages + unit % STAGES * STAGE;
+            u32 piece = threadIdx.x % 8;
+#pragma unroll
+            for (u32 i = 0; i < TILE_TOKENS / 32; i++) {
+                u32 n = threadIdx.x / 8 + i * 32, row = offsets[n];
+                bool there = row != ALL;
+                copy_16(stage + n * 128 + (piece ^ (n & 1)) * 16, a.in + u64(there ? row : 0) * columns + unit * 64 + piece * 8, there);
+            }
+            for (u32 i = threadIdx.x; i < TILE_STRIPS * Unit<FORMAT>::PIECES; i += THREADS) {
+                u32 strip = i / Unit<FORMAT>::PIECES, at = i % Unit<FORMAT>::PIECES;
+                bool there = first_strip + strip < strips;
+                copy_16(stage + RIGHT + strip * Unit<FORMAT>::BYTES + at * 16,
+                        left + (there ? strip : 0) * a.experts.strip_bytes + piece_at<FORMAT, GROUP>(unit, at), there);
+            }
+        };
+#pragma unroll
+        for (u32 i = 0; i < STAGES - 1; i++) {
+            if (i < units) fetch(i);
+            copies_done_so_far();
+        }
+        float sums[WARP_STRIPS][WARP_TOKENS / 8][4] = {};
+        for (u32 unit = 0; unit < units; unit++) {
+            wait_for_copies<STAGES - 2>();
+            __syncthreads();
+            if (unit + STAGES - 1 < units) fetch(unit + STAGES - 1);
+            copies_done_so_far();
+            const u8* stage = stages + unit % STAGES * STAGE;
+            u32 fed[WARP_STRIPS][4][4];
+            float2 scales[WARP_STRIPS];
+#pragma unroll
+            for (u32 s = 0; s < WARP_STRIPS; s++) {
+                Tiles<FORMAT> tiles;
+                load_shared(tiles, stage + RIGHT + (strips_of_warp + s) * Unit<FORMAT>::BYTES);
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) tiles.step(j, fed[s][j]);
+                scales[s] = tiles.scale();
+            }
+#pragma unroll
+            for (u32 n = 0; n < WARP_TOKENS / 8; n++) {
+                if (tokens_of_warp + n * 8 >= live) break;
+                const u8* row = stage + (tokens_of_warp + n * 8 + g) * 128;
+                Right right;
+                right.words[0] = *reinterpret_cast<const uint4*>(row + ((2 * t) ^ (g & 1)) * 16);
+                right.words[1] = *reinterpret_cast<const uint4*>(row + ((2 * t + 1) ^ (g & 1)) * 16);
+                float part[WARP_STRIPS][4] = {};
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) {
+#pragma unroll
+                    for (u32 s = 0; s < WARP_STRIPS; s++) mma_bf16(part[s], fed[s][j], right.b0(j), right.b1(j));
+                }
+#pragma unroll
+                for (u32 s = 0; s < WARP_STRIPS; s++) {
+                    sums[s][n][0] += part[s][0] * scales[s].x, sums[s][n][1] += part[s][1] * scales[s].x;
+                    sums[s][n][2] += part[s][2] * scales[s].y, sums[s][n][3] += part[s][3] * scales[s].y;
+                }
+            }
+        }
+        wait_for_copies<0>();
+        __syncthreads();
+        u16* turned = reinterpret_cast<u16*>(stages);
+#pragma unroll
+        for (u32 n = 0; n < WARP_TOKENS / 8; n++) {
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                u16* to = turned + (tokens_of_warp + n * 8 + 2 * t + i % 2) * TURNED + g + i / 2 * 8;
+                if (GATED) {
+#pragma unroll
+                    for (u32 s = 0; s < WARP_STRIPS; s += 2) {
+                        to[(strips_of_warp + s) * 8] = to_bf16(activate(a.activation, sums[s][n][i]) * sums[s + 1][n][i]);
+                    }
+                } else {
+#pragma unroll
+                    for (u32 s = 0; s < WARP_STRIPS; s++) to[(strips_of_warp + s) * 16] = to_bf16(sums[s][n][i]);
+                }
+            }
+        }
+        __syncthreads();
+        u32 first_column = first_strip * (GATED ? 8 : 16);
+        for (u32 i = threadIdx.x; i < live * (WIDTH / 8); i += THREADS) {
+            u32 n = i / (WIDTH / 8), column = i % (WIDTH / 8) * 8;
+            if (first_column + column < width) {
+                *reinterpret_cast<uint4*>(a.out + u64(list[n]) * width + first_column + column) =
+                    *reinterpret_cast<const uint4*>(turned + n * TURNED + column);
+            }
+        }
+        __syncthreads();
+    }
+}
+
 // The weighted sum of a token's experts, in the order of its slots. Each thread has eight columns. The lists are empty again.
 // Grid: hidden / 8 / threads, tokens.
 KERNEL combine(const __grid_constant__ DownArgs a) {
@@ -563,6 +769,12 @@ KERNEL combine(const __grid_constant__ DownArgs a) {
     }                                                                                                                         \
     KERNEL __launch_bounds__(THREADS, 2) down_each_##NAME(const __grid_constant__ DownArgs a) {                                \
         down_each<FORMAT, GROUP, AHEAD>(a);                                                                                    \
+    }                                                                                                                         \
+    KERNEL __launch_bounds__(THREADS, 1) gate_up_many_##NAME(const __grid_constant__ ManyArgs a) {                             \
+        many<FORMAT, GROUP, true>(a);                                                                                          \
+    }                                                                                                                         \
+    KERNEL __launch_bounds__(THREADS, 1) down_many_##NAME(const __grid_constant__ ManyArgs a) {                                \
+        many<FORMAT, GROUP, false>(a);                                                                                         \
     }
 
 INSTANCES(bf16, BF16, 64, 2, 4, 2)

@@ -19,6 +19,9 @@ const COLUMNS: usize = 8;
 const FEW: usize = 8;
 /// Up to so many tokens every block of the router looks at eight of them, above at 64.
 const SOME: usize = 64;
+/// Tokens and strips of a tile where tokens are many.
+const TILE_TOKENS: usize = 128;
+const TILE_STRIPS: usize = 16;
 /// Bytes of shared memory that a block may have without asking; with asking, what every card has.
 const SHARED: u32 = 48 << 10;
 const MOST_SHARED: u32 = 88 << 10;
@@ -30,6 +33,10 @@ pub struct Moe {
     route_many: Kernel,
     combine: Kernel,
     formats: [Format; 4],
+    /// Blocks that go through a list of work.
+    blocks: u32,
+    /// What such a block has on its way: `STAGES` of `moe.cu`.
+    stages: usize,
     /// Kernels are good as long as this is there.
     _module: Loaded,
 }
@@ -40,6 +47,8 @@ struct Format {
     gate_up_few: Kernel,
     down_few: Kernel,
     down_each: Kernel,
+    gate_up_many: Kernel,
+    down_many: Kernel,
 }
 
 /// One layer's mixture.
@@ -209,6 +218,14 @@ impl Mixture {
         (64 / blocks).clamp(1, (self.hidden / 64).div_ceil(warps).clamp(1, 8))
     }
 
+    /// As the kernels number it.
+    fn activation_number(&self) -> u32 {
+        match self.activation {
+            Activation::Silu => 0,
+            Activation::GeluTanh => 1,
+        }
+    }
+
     /// The layout for steps of up to so many tokens.
     pub fn space(&self, tokens: usize) -> Space {
         let mut bytes = 0_u64;
@@ -288,6 +305,21 @@ struct DownArgs {
     count: u32,
 }
 
+/// `ManyArgs` of `moe.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct ManyArgs {
+    input: Ptr,
+    experts: MatrixArgs,
+    counts: Ptr,
+    lists: Ptr,
+    out: Ptr,
+    tokens: u32,
+    pairs_per_row: u32,
+    count: u32,
+    activation: u32,
+}
+
 /// What one go takes: a call's tokens from `first` on, and where they lie.
 struct Go<'a> {
     mixture: &'a Mixture,
@@ -306,12 +338,18 @@ impl Moe {
             let kernel = loaded.kernel(&name)?;
             Ok::<_, Failure>(kernel)
         };
+        let most = device.most_shared()?;
         let format = |name: &str| {
             let format = Format {
                 gate_up_few: kernel(&format!("gate_up_few_{name}"))?,
                 down_few: kernel(&format!("down_few_{name}"))?,
                 down_each: kernel(&format!("down_each_{name}"))?,
+                gate_up_many: kernel(&format!("gate_up_many_{name}"))?,
+                down_many: kernel(&format!("down_many_{name}"))?,
             };
+            for kernel in [&format.gate_up_many, &format.down_many] {
+                kernel.allow_shared(most - 1024)?;
+            }
             for kernel in [&format.gate_up_few, &format.down_few, &format.down_each] {
                 kernel.allow_shared(MOST_SHARED)?;
             }
@@ -322,6 +360,8 @@ impl Moe {
             route_many: kernel("route_many")?,
             combine: kernel("combine")?,
             formats: [format("bf16")?, format("int4_64")?, format("int4_128")?, format("fp8")?],
+            blocks: device.processors(),
+            stages: if device.arch().number == 89 || device.arch().number >= 120 { 2 } else { 3 },
             _module: loaded,
         })
     }
@@ -407,6 +447,10 @@ impl Moe {
     /// # Safety
     /// As for [`Self::run`].
     unsafe fn gate_up(&self, stream: &Stream, go: &Go<'_>) -> Result<(), Failure> {
+        if go.tokens > SOME {
+            // SAFETY: the caller's promise.
+            return unsafe { self.many(stream, go, true) };
+        }
         let arguments = GateUpArgs {
             x: go.normed(),
             experts: go.call.gate_up,
@@ -416,10 +460,7 @@ impl Moe {
             out: go.at(go.space.inner),
             tokens: number(go.tokens),
             chosen_per_token: number(go.mixture.chosen),
-            activation: match go.mixture.activation {
-                Activation::Silu => 0,
-                Activation::GeluTanh => 1,
-            },
+            activation: go.mixture.activation_number(),
         };
         let rows = if go.few() { go.tokens * go.mixture.chosen } else { go.mixture.experts };
         let shared = go.tokens.min(COLUMNS) * (go.mixture.hidden + 8) * 2;
@@ -458,15 +499,49 @@ impl Moe {
             // SAFETY: the caller's promise.
             return unsafe { stream.launch(&format.down_few, &shape, &arguments) };
         }
-        let shared = COLUMNS * (inner + 8) * 2;
-        let each = go.shape([hidden.div_ceil(128), experts, 1], THREADS, shared);
         let threads = (hidden / 8).next_multiple_of(32).min(THREADS as usize);
         let sum = go.shape([(hidden / 8).div_ceil(threads), go.tokens, 1], number(threads), 0);
+        if go.tokens > SOME {
+            // SAFETY: the caller's promise.
+            return unsafe {
+                self.many(stream, go, false)?;
+                stream.launch(&self.combine, &sum, &arguments)
+            };
+        }
+        let shared = COLUMNS * (inner + 8) * 2;
+        let each = go.shape([hidden.div_ceil(128), experts, 1], THREADS, shared);
         // SAFETY: the caller's promise.
         unsafe {
             stream.launch(&format.down_each, &each, &arguments)?;
             stream.launch(&self.combine, &sum, &arguments)
         }
+    }
+
+    /// # Safety
+    /// As for [`Self::run`].
+    unsafe fn many(&self, stream: &Stream, go: &Go<'_>, gated: bool) -> Result<(), Failure> {
+        let (space, mixture) = (go.space, go.mixture);
+        let (experts, input, pairs_per_row, out) = match gated {
+            true => (go.call.gate_up, go.normed(), mixture.chosen, go.at(space.inner)),
+            false => (go.call.down, go.at(space.inner), 1, go.at(space.each)),
+        };
+        let arguments = ManyArgs {
+            input,
+            experts,
+            counts: go.counts(),
+            lists: go.at(space.lists),
+            out,
+            tokens: number(go.tokens),
+            pairs_per_row: number(pairs_per_row),
+            count: number(mixture.experts),
+            activation: mixture.activation_number(),
+        };
+        let format = self.format(&experts);
+        let kernel = if gated { &format.gate_up_many } else { &format.down_many };
+        let shared = many_shared(&experts, self.stages, gated) + (mixture.experts + 1) * 4;
+        let shape = go.shape([self.blocks as usize, 1, 1], THREADS, shared);
+        // SAFETY: the caller's promise.
+        unsafe { stream.launch(kernel, &shape, &arguments) }
     }
 
     fn format(&self, matrix: &MatrixArgs) -> &Format {
@@ -509,9 +584,19 @@ impl Go<'_> {
 
     fn shape(&self, grid: [usize; 3], block: u32, shared: usize) -> Shape {
         let shared = number(shared);
-        debug_assert!(shared <= SHARED.max(MOST_SHARED), "{shared} bytes of shared memory");
         Shape { grid: grid.map(number), block, shared, overlaps: self.call.overlaps }
     }
+}
+
+/// Bytes of shared memory of a block for many tokens: what is on its way, or else its result, whichever is more.
+fn many_shared(matrix: &MatrixArgs, stages: usize, gated: bool) -> usize {
+    let unit = match matrix.format {
+        0 => 2048,
+        1 => 512 + 64,
+        _ => 1024 + 64,
+    };
+    let width = if gated { 128 } else { 256 };
+    (stages * (TILE_TOKENS * 128 + TILE_STRIPS * unit)).max(TILE_TOKENS * (width + 8) * 2)
 }
 
 fn number(n: usize) -> u32 {
