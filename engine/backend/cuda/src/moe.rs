@@ -29,6 +29,8 @@ const MOST_SHARED: u32 = 88 << 10;
 /// The kernels.
 #[derive(Debug)]
 pub struct Moe {
+    /// Where blocks see each other's shared memory.
+    route_cluster: Option<Kernel>,
     route_few: Kernel,
     route_many: Kernel,
     combine: Kernel,
@@ -37,6 +39,8 @@ pub struct Moe {
     blocks: u32,
     /// What such a block has on its way: `STAGES` of `moe.cu`.
     stages: usize,
+    /// Bytes of shared memory up to which a block's strips are put there: two such blocks fit.
+    most_staged: usize,
     /// Kernels are good as long as this is there.
     _module: Loaded,
 }
@@ -47,6 +51,9 @@ struct Format {
     gate_up_few: Kernel,
     down_few: Kernel,
     down_each: Kernel,
+    gate_up_staged: Kernel,
+    down_few_staged: Kernel,
+    down_each_staged: Kernel,
     gate_up_many: Kernel,
     down_many: Kernel,
 }
@@ -285,6 +292,7 @@ struct GateUpArgs {
     tokens: u32,
     chosen_per_token: u32,
     activation: u32,
+    together: u32,
 }
 
 /// `DownArgs` of `moe.cu`.
@@ -338,17 +346,36 @@ impl Moe {
             let kernel = loaded.kernel(&name)?;
             Ok::<_, Failure>(kernel)
         };
-        let most = device.most_shared()?;
+        // Beside what the kernels always take.
+        let most = device.most_shared()? - (4 << 10);
+        let route_cluster = match device.arch().number >= 90 {
+            true => {
+                let kernel = kernel("route_cluster")?;
+                kernel.allow_shared(most - (2 << 10))?;
+                Some(kernel)
+            }
+            false => None,
+        };
         let format = |name: &str| {
             let format = Format {
                 gate_up_few: kernel(&format!("gate_up_few_{name}"))?,
                 down_few: kernel(&format!("down_few_{name}"))?,
                 down_each: kernel(&format!("down_each_{name}"))?,
+                gate_up_staged: kernel(&format!("gate_up_staged_{name}"))?,
+                down_few_staged: kernel(&format!("down_few_staged_{name}"))?,
+                down_each_staged: kernel(&format!("down_each_staged_{name}"))?,
                 gate_up_many: kernel(&format!("gate_up_many_{name}"))?,
                 down_many: kernel(&format!("down_many_{name}"))?,
             };
-            for kernel in [&format.gate_up_many, &format.down_many] {
-                kernel.allow_shared(most - 1024)?;
+            let staged = [
+                &format.gate_up_staged,
+                &format.down_few_staged,
+                &format.down_each_staged,
+                &format.gate_up_many,
+                &format.down_many,
+            ];
+            for kernel in staged {
+                kernel.allow_shared(most)?;
             }
             for kernel in [&format.gate_up_few, &format.down_few, &format.down_each] {
                 kernel.allow_shared(MOST_SHARED)?;
@@ -356,14 +383,21 @@ impl Moe {
             Ok::<_, Failure>(format)
         };
         Ok(Self {
+            route_cluster,
             route_few: kernel("route_few")?,
             route_many: kernel("route_many")?,
             combine: kernel("combine")?,
             formats: [format("bf16")?, format("int4_64")?, format("int4_128")?, format("fp8")?],
             blocks: device.processors(),
             stages: if device.arch().number == 89 || device.arch().number >= 120 { 2 } else { 3 },
+            most_staged: most as usize / 2,
             _module: loaded,
         })
+    }
+
+    /// The same without what only newer or larger cards can do.
+    pub fn plain(self) -> Self {
+        Self { route_cluster: None, most_staged: 0, ..self }
     }
 
     /// Routes, and computes the experts.
@@ -436,6 +470,12 @@ impl Moe {
         let strips = go.mixture.experts.div_ceil(STRIP);
         let (kernel, grid) = if x == Ptr(0) && go.tokens > SOME {
             (&self.route_many, [strips.div_ceil(8), go.tokens.div_ceil(SOME), 1])
+        } else if let Some(kernel) = &self.route_cluster {
+            let Mixture { hidden, experts, .. } = *go.mixture;
+            let shared = hidden * 4 + COLUMNS * (hidden + 8) * 2 + experts * 4;
+            let shape = go.shape([8, go.tokens.div_ceil(COLUMNS), 1], THREADS, shared);
+            // SAFETY: the caller's promise.
+            return unsafe { stream.launch(kernel, &shape, &arguments) };
         } else {
             let splits = if go.tokens > SOME { 1 } else { go.mixture.splits(go.tokens) };
             (&self.route_few, [strips, splits, go.tokens.div_ceil(COLUMNS)])
@@ -461,12 +501,25 @@ impl Moe {
             tokens: number(go.tokens),
             chosen_per_token: number(go.mixture.chosen),
             activation: go.mixture.activation_number(),
+            together: number(together(go.tokens)),
         };
-        let rows = if go.few() { go.tokens * go.mixture.chosen } else { go.mixture.experts };
-        let shared = go.tokens.min(COLUMNS) * (go.mixture.hidden + 8) * 2;
-        let shape = go.shape([go.mixture.inner / STRIP, rows, 1], THREADS, shared);
+        let Mixture { hidden, inner, experts, chosen, .. } = *go.mixture;
+        let rows = if go.few() { go.tokens * chosen } else { experts };
+        let grid = [inner / STRIP, rows, 1];
+        let format = self.format(&go.call.gate_up);
+        let staged = 2 * go.call.gate_up.strip_bytes as usize
+            + together(go.tokens) * ((hidden + 8) * 2 + 8 * 2 * 20 * 4);
+        let (kernel, shared) = match self.stages(&go.call.gate_up, staged) {
+            true => (&format.gate_up_staged, staged),
+            false => (&format.gate_up_few, go.tokens.min(COLUMNS) * (hidden + 8) * 2),
+        };
         // SAFETY: the caller's promise.
-        unsafe { stream.launch(&self.format(&go.call.gate_up).gate_up_few, &shape, &arguments) }
+        unsafe { stream.launch(kernel, &go.shape(grid, THREADS, shared), &arguments) }
+    }
+
+    /// Whether strips are put into shared memory. Wide ones fill registers just as well.
+    fn stages(&self, matrix: &MatrixArgs, shared: usize) -> bool {
+        matrix.format != TileFormat::Bf16.number() && shared <= self.most_staged
     }
 
     /// # Safety
@@ -495,9 +548,14 @@ impl Moe {
         let format = self.format(&call.down);
         if go.few() {
             let threads = number(chosen) * 32;
-            let shape = go.shape([hidden / STRIP, go.tokens, 1], threads, chosen * inner * 2);
+            let staged = chosen * (call.down.strip_bytes as usize + inner * 2);
+            let (kernel, shared) = match self.stages(&call.down, staged) {
+                true => (&format.down_few_staged, staged),
+                false => (&format.down_few, chosen * inner * 2),
+            };
+            let shape = go.shape([hidden / STRIP, go.tokens, 1], threads, shared);
             // SAFETY: the caller's promise.
-            return unsafe { stream.launch(&format.down_few, &shape, &arguments) };
+            return unsafe { stream.launch(kernel, &shape, &arguments) };
         }
         let threads = (hidden / 8).next_multiple_of(32).min(THREADS as usize);
         let sum = go.shape([(hidden / 8).div_ceil(threads), go.tokens, 1], number(threads), 0);
@@ -508,11 +566,21 @@ impl Moe {
                 stream.launch(&self.combine, &sum, &arguments)
             };
         }
-        let shared = COLUMNS * (inner + 8) * 2;
-        let each = go.shape([hidden.div_ceil(128), experts, 1], THREADS, shared);
+        let rows = COLUMNS * (inner + 8) * 2;
+        let staged = |warps: usize| {
+            warps * call.down.strip_bytes as usize + rows + COLUMNS * (warps * 16 + 8) * 2
+        };
+        // Fewer warps where strips are long: three such blocks should fit.
+        let warps = if staged(8) * 3 > self.most_staged * 2 { 4 } else { 8 };
+        let (kernel, warps, shared) = match self.stages(&call.down, staged(warps)) {
+            true => (&format.down_each_staged, warps, staged(warps)),
+            false => (&format.down_each, 8, rows),
+        };
+        let grid = [(hidden / STRIP).div_ceil(warps), experts, 1];
+        let each = go.shape(grid, number(warps) * 32, shared);
         // SAFETY: the caller's promise.
         unsafe {
-            stream.launch(&format.down_each, &each, &arguments)?;
+            stream.launch(kernel, &each, &arguments)?;
             stream.launch(&self.combine, &sum, &arguments)
         }
     }
@@ -585,6 +653,16 @@ impl Go<'_> {
     fn shape(&self, grid: [usize; 3], block: u32, shared: usize) -> Shape {
         let shared = number(shared);
         Shape { grid: grid.map(number), block, shared, overlaps: self.call.overlaps }
+    }
+}
+
+/// Tokens of an expert that a block takes at a time where strips are in shared memory: about as many as an expert has.
+fn together(tokens: usize) -> usize {
+    match tokens {
+        1 => 1,
+        2..=16 => 2,
+        17..=40 => 4,
+        _ => COLUMNS,
     }
 }
 
