@@ -78,52 +78,46 @@ DEVICE u32 key_of(float value) {
 DEVICE float of_key(u32 key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
 // The experts of a token, by one warp. A lane looks at every 32nd expert: in registers where they are at most 32 * PER, else
-// (PER 0) in memory.
-template <u32 PER>
-DEVICE void choose(const RouteArgs& a, u32 token, u32 splits) {
+// (PER 0) it asks for them again in every round. `logit(expert)` is what the router says.
+template <u32 PER, class Logit>
+DEVICE void choose(const RouteArgs& a, u32 token, Logit logit) {
     u32 experts = a.router.rows, k = a.chosen_per_token, lane = lane_id();
-    float* logits = a.logits + u64(token) * experts;
-    u64 next_split = u64(a.tokens) * experts;
-    auto sum = [&](u32 expert) {
-        float sum = 0.0f;
-#pragma unroll 4
-        for (u32 split = 0; split < splits; split++) sum += __ldcg(logits + split * next_split + expert);
-        return sum;
-    };
-    u32 keys[PER + 1];
+    // Keys with their experts behind them, the first one above the later ones.
+    u64 items[PER + 1];
+    auto item_of = [&](u32 expert) { return u64(key_of(logit(expert))) << 32 | (ALL - expert); };
 #pragma unroll
-    for (u32 j = 0; j < PER; j++) keys[j] = lane + j * WARP < experts ? key_of(sum(lane + j * WARP)) : 0;
-    if (PER == 0) {
-        // Each lane reads again only what it wrote itself.
-        for (u32 expert = lane; expert < experts; expert += WARP) logits[expert] = sum(expert);
+    for (u32 j = 0; j < PER; j++) {
+        u32 expert = lane + j * WARP;
+        items[j] = expert < experts ? item_of(expert) : 0;
     }
-
-    // Round by round the best one of those behind the one before: lower, or the same and later.
-    u32 top = ALL, top_expert = 0, my_key = 0, my_expert = 0;
+    u32 my_key = 0, my_expert = 0;
+    // Round by round the best one of those below the one before.
+    u64 top = ~0ull;
     for (u32 slot = 0; slot < k; slot++) {
-        u32 best = 0, best_expert = ALL;
-        auto look = [&](u32 key, u32 expert) {
-            bool behind = key < top || (key == top && expert > top_expert);
-            if (behind && key > best) best = key, best_expert = expert;
-        };
+        u64 best = 0;
+        if (PER) {
 #pragma unroll
-        for (u32 j = 0; j < PER; j++) look(keys[j], lane + j * WARP);
-        if (PER == 0) {
-            for (u32 expert = lane; expert < experts; expert += WARP) look(key_of(logits[expert]), expert);
+            for (u32 j = 0; j < PER; j++) best = items[j] < top && items[j] > best ? items[j] : best;
+        } else {
+            for (u32 expert = lane; expert < experts; expert += WARP) {
+                u64 item = item_of(expert);
+                if (item < top && item > best) best = item;
+            }
         }
-        top = redux_max(best);
-        top_expert = redux_min(best == top ? best_expert : ALL);
-        if (lane == slot) my_key = top, my_expert = top_expert;
+        u32 key = redux_max(u32(best >> 32));
+        u32 last = redux_max(u32(best >> 32) == key ? u32(best) : 0);
+        top = u64(key) << 32 | last;
+        if (lane == slot) my_key = key, my_expert = ALL - last;
     }
 
     float most = of_key(__shfl_sync(ALL, my_key, 0));
-    float share = lane < k ? expf(of_key(my_key) - most) : 0.0f, whole = share;
+    float share = lane < k ? __expf(of_key(my_key) - most) : 0.0f, whole = share;
     if (!a.renormalized) {
         whole = 0.0f;
 #pragma unroll
-        for (u32 j = 0; j < PER; j++) whole += keys[j] ? expf(of_key(keys[j]) - most) : 0.0f;
+        for (u32 j = 0; j < PER; j++) whole += items[j] ? __expf(of_key(u32(items[j] >> 32)) - most) : 0.0f;
         if (PER == 0) {
-            for (u32 expert = lane; expert < experts; expert += WARP) whole += expf(logits[expert] - most);
+            for (u32 expert = lane; expert < experts; expert += WARP) whole += __expf(logit(expert) - most);
         }
     }
     whole = warp_sum(whole);
@@ -134,15 +128,161 @@ DEVICE void choose(const RouteArgs& a, u32 token, u32 splits) {
     if (a.counts) a.lists[u64(my_expert) * a.tokens + atomicAdd(a.counts + my_expert, 1)] = pair;
 }
 
-DEVICE void choose_any(const RouteArgs& a, u32 token, u32 splits) {
+template <class Logit>
+DEVICE void choose_any(const RouteArgs& a, u32 token, Logit logit) {
     if (a.router.rows <= 4 * WARP) {
-        choose<4>(a, token, splits);
+        choose<4>(a, token, logit);
     } else if (a.router.rows <= 16 * WARP) {
-        choose<16>(a, token, splits);
+        choose<16>(a, token, logit);
     } else {
-        choose<0>(a, token, splits);
+        choose<0>(a, token, logit);
     }
 }
+
+// From what several blocks have left in memory.
+DEVICE void choose_summed(const RouteArgs& a, u32 token, u32 splits) {
+    const float* logits = a.logits + u64(token) * a.router.rows;
+    u64 next_split = u64(a.tokens) * a.router.rows;
+    choose_any(a, token, [=](u32 expert) {
+        float sum = 0.0f;
+#pragma unroll 4
+        for (u32 split = 0; split < splits; split++) sum += __ldcg(logits + split * next_split + expert);
+        return sum;
+    });
+}
+
+#if ARCH >= 900
+// ---- Eight blocks that see each other's shared memory
+
+static constexpr u32 CLUSTER = 8;
+
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// Writes where `to` lies in block `block` of the cluster.
+DEVICE void put_remote(float* to, u32 block, float value) {
+    asm volatile(
+        "{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; st.shared::cluster.f32 [there], %2; }" ::"r"(
+            shared_address(to)),
+        "r"(block), "f"(value)
+        : "memory");
+}
+
+// Units of 64 columns that a warp has on their way before it waits.
+static constexpr u32 ROUTE_AHEAD = 4;
+
+// Eight blocks for eight tokens: each multiplies every eighth strip, and chooses for one token.
+// Grid: 8, tokens / 8. Shared: weights of the norm, eight rows of bf16, logits of one token.
+KERNEL __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS) route_cluster(const __grid_constant__ RouteArgs a) {
+    extern __shared__ uint4 dynamic[];
+    __shared__ float part[WARPS][COLUMNS * PITCH];
+    __shared__ float squares[WARPS];
+    u32 warp = warp_id(), lane = lane_id(), g = lane / 4, rank = blockIdx.x, experts = a.router.rows;
+    u32 hidden = a.router.columns, units = hidden / 64, strips = (experts + 15) / 16, pitch = hidden + 8;
+    float* norm = reinterpret_cast<float*>(dynamic);
+    u16* rows = reinterpret_cast<u16*>(norm + hidden);
+    float* logits = reinterpret_cast<float*>(rows + COLUMNS * pitch);
+
+    cluster_arrive();
+    const u8* strip = a.router.tiles + rank * a.router.strip_bytes;
+    Tiles<BF16> ahead[ROUTE_AHEAD];
+#pragma unroll
+    for (u32 i = 0; i < ROUTE_AHEAD; i++) {
+        if (warp + i * WARPS < units && rank < strips) ahead[i].load(strip, (warp + i * WARPS) * 64, 64);
+    }
+    if (a.x) {
+        for (u32 i = threadIdx.x * 4; i < hidden; i += THREADS * 4) copy_16(norm + i, a.norm + i);
+    }
+    copies_done_so_far();
+
+    wait_for_before();
+    let_next_start();
+    u32 first = blockIdx.y * COLUMNS, count = min(COLUMNS, a.tokens - first);
+    // Few tokens are read by several warps each.
+    u32 per = count > 4 ? 1 : count > 2 ? 2 : count > 1 ? 4 : 8;
+    u32 token = warp / per, from = (warp % per * WARP + lane) * 4, step = per * WARP * 4;
+    if (a.x) {
+        const float* x = a.x + u64(first + token) * hidden;
+        float sum = 0.0f;
+        if (token < count) {
+            for (u32 i = from; i < hidden; i += 8 * step) {
+                float4 v[8];
+#pragma unroll
+                for (u32 j = 0; j < 8; j++) {
+                    bool there = i + j * step < hidden;
+                    v[j] = there ? *reinterpret_cast<const float4*>(x + i + j * step) : make_float4(0, 0, 0, 0);
+                }
+#pragma unroll
+                for (u32 j = 0; j < 8; j++) sum += v[j].x * v[j].x + v[j].y * v[j].y + v[j].z * v[j].z + v[j].w * v[j].w;
+            }
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) squares[warp] = sum;
+        wait_for_copies<0>();
+        __syncthreads();
+        if (token < count) {
+            float all = 0.0f;
+            for (u32 i = 0; i < per; i++) all += squares[token * per + i];
+            float scale = rsqrtf(all / hidden + a.eps);
+#pragma unroll 4
+            for (u32 i = from; i < hidden; i += step) {
+                float4 v = *reinterpret_cast<const float4*>(x + i), w = *reinterpret_cast<const float4*>(norm + i);
+                uint2 words = make_uint2(to_bf16x2(v.x * scale * w.x, v.y * scale * w.y),
+                                         to_bf16x2(v.z * scale * w.z, v.w * scale * w.w));
+                *reinterpret_cast<uint2*>(rows + token * pitch + i) = words;
+                if (i / (WARP * 4) % CLUSTER == rank) {
+                    *reinterpret_cast<uint2*>(a.normed + u64(first + token) * hidden + i) = words;
+                }
+            }
+        }
+    } else if (token < count) {
+        for (u32 i = from * 2; i < hidden; i += step * 2) {
+            copy_16(rows + token * pitch + i, a.normed + u64(first + token) * hidden + i);
+        }
+        copies_done_so_far();
+        wait_for_copies<0>();
+    }
+    __syncthreads();
+    cluster_wait();  // all eight are there
+
+    // Columns of tokens that are not there count nothing, whatever is in them.
+    const u16* row = rows + (g < count ? g : 0) * pitch;
+    for (u32 s = rank; s < strips; s += CLUSTER) {
+        float sums[4] = {};
+        auto multiply = [&](const Tiles<BF16>& left, u32 unit) {
+            Right right;
+            right.load(row, unit * 64);
+            multiply_64<BF16>(sums, left, right);
+        };
+        u32 done = 0;
+        if (s == rank) {
+#pragma unroll
+            for (u32 i = 0; i < ROUTE_AHEAD; i++) {
+                if (warp + i * WARPS < units) multiply(ahead[i], warp + i * WARPS);
+            }
+            done = ROUTE_AHEAD * WARPS;
+        }
+        for (u32 unit = warp + done; unit < units; unit += WARPS) {
+            Tiles<BF16> left;
+            left.load(a.router.tiles + s * a.router.strip_bytes, unit * 64, 64);
+            multiply(left, unit);
+        }
+        put_sums(part[warp], sums);
+        __syncthreads();
+        u32 n = threadIdx.x / 16, expert = s * 16 + threadIdx.x % 16;
+        if (n < count && expert < experts) {
+            float sum = 0.0f;
+#pragma unroll
+            for (u32 i = 0; i < WARPS; i++) sum += part[i][n * PITCH + threadIdx.x % 16];
+            put_remote(logits + expert, n, sum);
+        }
+        __syncthreads();
+    }
+    cluster_arrive();
+    cluster_wait();
+    if (warp == 0 && rank < count) choose_any(a, first + rank, [=](u32 expert) { return logits[expert]; });
+}
+#endif
 
 // A block for a strip of the router, a part of the columns and eight tokens; the last one of these tokens chooses.
 // Grid: strips, parts, tokens / 8.
@@ -238,7 +378,7 @@ KERNEL __launch_bounds__(THREADS) route_few(const __grid_constant__ RouteArgs a)
             a.logits[(u64(blockIdx.y) * a.tokens + first + n) * a.router.rows + expert] = sum;
         }
     }
-    if (is_last(a.arrived + blockIdx.z, gridDim.x * gridDim.y) && warp < count) choose_any(a, first + warp, splits);
+    if (is_last(a.arrived + blockIdx.z, gridDim.x * gridDim.y) && warp < count) choose_summed(a, first + warp, splits);
 }
 
 // Tokens of a block where there are many.
@@ -276,7 +416,7 @@ KERNEL __launch_bounds__(THREADS) route_many(const __grid_constant__ RouteArgs a
         }
     }
     if (!is_last(a.arrived + blockIdx.y, gridDim.x)) return;
-    for (u32 token = warp; token < count; token += WARPS) choose_any(a, first + token, 1);
+    for (u32 token = warp; token < count; token += WARPS) choose_summed(a, first + token, 1);
 }
 
 // ---- Gate and up -----------------------------------------------------------------------------------------------------------------
@@ -291,6 +431,7 @@ struct GateUpArgs {
     u32 tokens;
     u32 chosen_per_token;
     u32 activation;
+    u32 together;           // tokens of an expert at a time, where strips are in shared memory
 };
 
 // A row in shared memory, so far from the next one that lanes which read the same columns of eight rows meet in no bank.
@@ -304,8 +445,9 @@ DEVICE void gate_up_few(const GateUpArgs& a) {
     extern __shared__ uint4 dynamic[];
     __shared__ float part[WARPS][2][COLUMNS * PITCH];
     __shared__ u32 pairs[WARPS][COLUMNS];
-    let_next_start();
+    // In this order, for `down`: what starts after this knows that the router is done.
     wait_for_before();
+    let_next_start();
     u16* rows = reinterpret_cast<u16*>(dynamic);
     u32 warp = warp_id(), lane = lane_id(), g = lane / 4, k = a.chosen_per_token;
     u32 expert = blockIdx.y, count = 0;
@@ -514,6 +656,446 @@ DEVICE void down_each(const DownArgs& a) {
     }
 }
 
+// ---- Strips in shared memory -----------------------------------------------------------------------------------------------------
+// Where a block's strips fit into shared memory, they are copied there whole: nothing waits for registers, more blocks are at
+// work at a time, and an expert's further tokens find the weights where they are.
+
+// What strips are made of: a group of columns.
+template <u32 FORMAT, u32 GROUP>
+struct Chunk {
+    static constexpr u32 COLUMNS = FORMAT == INT4 ? GROUP : 64;
+    static constexpr u32 BYTES = FORMAT == BF16 ? 2048 : FORMAT == FP8 ? 1088 : GROUP * 8 + 64;
+};
+
+// 64 columns of a chunk in shared memory.
+template <u32 GROUP>
+DEVICE void load_staged(Tiles<INT4>& tiles, const u8* chunk, u32 column) {
+    tiles.words = *reinterpret_cast<const uint4*>(chunk + column * 8 + lane_id() * 16);
+    const u32* rows = reinterpret_cast<const u32*>(chunk + GROUP * 8) + lane_id() / 4;
+    tiles.about[0] = rows[0], tiles.about[1] = rows[8];
+}
+
+template <u32 GROUP>
+DEVICE void load_staged(Tiles<FP8>& tiles, const u8* chunk, u32) {
+#pragma unroll
+    for (u32 j = 0; j < 2; j++) tiles.words[j] = *reinterpret_cast<const uint4*>(chunk + j * 512 + lane_id() * 16);
+    const float* rows = reinterpret_cast<const float*>(chunk + 1024) + lane_id() / 4;
+    tiles.about[0] = rows[0], tiles.about[1] = rows[8];
+}
+
+template <u32 GROUP>
+DEVICE void load_staged(Tiles<BF16>& tiles, const u8* chunk, u32) {
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) tiles.words[j] = *reinterpret_cast<const uint4*>(chunk + j * 512 + lane_id() * 16);
+}
+
+// By one warp, in the background.
+DEVICE void copy_by_warp(u8* to, const u8* from, u32 bytes) {
+#pragma unroll 4
+    for (u32 at = lane_id() * 16; at < bytes; at += WARP * 16) copy_16(to + at, from + at);
+}
+
+// As `gate_up_few`; `together` tokens of an expert at a time.
+// Grid: inner / 16, pairs or experts. Shared: two strips, `together` rows, sums of each warp.
+template <u32 FORMAT, u32 GROUP>
+DEVICE void gate_up_staged(const GateUpArgs& a) {
+    using Chunk = Chunk<FORMAT, GROUP>;
+    extern __shared__ uint4 dynamic[];
+    __shared__ u32 pairs[WARPS][64];
+    wait_for_before();
+    let_next_start();
+    u32 warp = warp_id(), lane = lane_id(), g = lane / 4, t = lane % 4, k = a.chosen_per_token;
+    u32 expert = blockIdx.y, count = 0;
+    const u32* list = nullptr;
+    if (a.counts) {
+        count = a.counts[expert];
+        list = a.lists + u64(expert) * a.tokens;
+    } else if (a.tokens == 1) {
+        expert = a.chosen[blockIdx.y], count = 1;
+        if (lane == 0) pairs[warp][0] = blockIdx.y;
+    } else {
+        expert = a.chosen[blockIdx.y];
+        for (u32 base = 0; base < a.tokens * k; base += WARP) {
+            bool same = base + lane < a.tokens * k && a.chosen[base + lane] == expert;
+            u32 mask = __ballot_sync(ALL, same);
+            if (count == 0 && mask && base + __ffs(mask) - 1 != blockIdx.y) return;
+            if (same) pairs[warp][count + __popc(mask & ((1u << lane) - 1))] = base + lane;
+            count += __popc(mask);
+        }
+    }
+    if (count == 0) return;
+    u32 hidden = a.experts.columns, pitch = row_pitch(hidden), strip_bytes = u32(a.experts.strip_bytes);
+    u32 chunks = (hidden + Chunk::COLUMNS - 1) / Chunk::COLUMNS, per = (chunks + WARPS - 1) / WARPS;
+    u32 from = min(warp * per, chunks), to = min(from + per, chunks);
+    u32 from_column = from * Chunk::COLUMNS, to_column = min(to * Chunk::COLUMNS, hidden);
+    u8* gate = reinterpret_cast<u8*>(dynamic);
+    u8* up = gate + strip_bytes;
+    u16* rows = reinterpret_cast<u16*>(up + strip_bytes);
+    u32 together = a.together, part_size = together * PITCH;
+    float* part = reinterpret_cast<float*>(rows + together * pitch);
+    const u8* tiles = a.experts.tiles + expert * a.experts.matrix_bytes + u64(2 * blockIdx.x) * strip_bytes + from * Chunk::BYTES;
+    copy_by_warp(gate + from * Chunk::BYTES, tiles, (to - from) * Chunk::BYTES);
+    copy_by_warp(up + from * Chunk::BYTES, tiles + strip_bytes, (to - from) * Chunk::BYTES);
+    if (list) {
+        for (u32 i = lane; i < count; i += WARP) pairs[warp][i] = list[i];
+    }
+    __syncwarp();
+    for (u32 first = 0; first < count; first += together) {
+        u32 live = min(together, count - first);
+        for (u32 n = 0; n < live; n++) {
+            const u16* row = a.x + u64(pairs[warp][first + n] / k) * hidden;
+            for (u32 at = from_column + lane * 8; at < to_column; at += WARP * 8) copy_16(rows + n * pitch + at, row + at);
+        }
+        copies_done_so_far();
+        wait_for_copies<0>();
+        __syncwarp();
+        float sums[2][4] = {};
+        // Columns of tokens that are not there count nothing, whatever is in them.
+        const u16* row = rows + (g < live ? g : 0) * pitch;
+        for (u32 chunk = from; chunk < to; chunk++) {
+#pragma unroll
+            for (u32 column = 0; column < Chunk::COLUMNS; column += 64) {
+                if (chunk * Chunk::COLUMNS + column < hidden) {
+                    Tiles<FORMAT> left[2];
+                    load_staged<GROUP>(left[0], gate + chunk * Chunk::BYTES, column);
+                    load_staged<GROUP>(left[1], up + chunk * Chunk::BYTES, column);
+                    Right right;
+                    right.load(row, chunk * Chunk::COLUMNS + column);
+                    multiply_64<FORMAT>(sums[0], left[0], right);
+                    multiply_64<FORMAT>(sums[1], left[1], right);
+                }
+            }
+        }
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            u32 n = 2 * t + i % 2;
+            if (n < live) part[(warp * 2 + i / 4) * part_size + n * PITCH + g + i / 2 % 2 * 8] = sums[i / 4][i % 4];
+        }
+        __syncthreads();
+        u32 n = threadIdx.x / 16, row_of_strip = threadIdx.x % 16;
+        if (n < live) {
+            float both[2] = {};
+#pragma unroll
+            for (u32 i = 0; i < WARPS; i++) {
+                both[0] += part[i * 2 * part_size + n * PITCH + row_of_strip];
+                both[1] += part[(i * 2 + 1) * part_size + n * PITCH + row_of_strip];
+            }
+            u64 inner = u64(gridDim.x) * 16;
+            a.out[pairs[warp][first + n] * inner + blockIdx.x * 16 + row_of_strip] =
+                to_bf16(activate(a.activation, both[0]) * both[1]);
+        }
+        if (first + together < count) __syncthreads();
+    }
+}
+
+// The sums of a whole strip and eight tokens, by one warp.
+template <u32 FORMAT, u32 GROUP>
+DEVICE void multiply_staged(float (&sums)[4], const u8* strip, const u16* row, u32 columns) {
+    using Chunk = Chunk<FORMAT, GROUP>;
+#pragma unroll 2
+    for (u32 chunk = 0; chunk * Chunk::COLUMNS < columns; chunk++) {
+#pragma unroll
+        for (u32 column = 0; column < Chunk::COLUMNS; column += 64) {
+            if (chunk * Chunk::COLUMNS + column < columns) {
+                Tiles<FORMAT> left;
+                load_staged<GROUP>(left, strip + chunk * Chunk::BYTES, column);
+                Right right;
+                right.load(row, chunk * Chunk::COLUMNS + column);
+                multiply_64<FORMAT>(sums, left, right);
+            }
+        }
+    }
+}
+
+// As `down_few`. Weights come in while the kernel before still runs: that one has waited for the router before it let this start.
+// Grid: hidden / 16, tokens; as many warps as experts of a token. Shared: their strips, their rows.
+template <u32 FORMAT, u32 GROUP>
+DEVICE void down_few_staged(const DownArgs& a) {
+    extern __shared__ uint4 dynamic[];
+    __shared__ float part[MOST_CHOSEN][16];
+    u32 warp = warp_id(), lane = lane_id(), k = a.chosen_per_token;
+    u32 inner = a.experts.columns, pair = blockIdx.y * k + warp, strip_bytes = u32(a.experts.strip_bytes);
+    u32 expert = __ldcg(a.chosen + pair);
+    u8* strip = reinterpret_cast<u8*>(dynamic) + warp * strip_bytes;
+    u16* row = reinterpret_cast<u16*>(reinterpret_cast<u8*>(dynamic) + k * strip_bytes) + warp * inner;
+    copy_by_warp(strip, a.experts.tiles + expert * a.experts.matrix_bytes + u64(blockIdx.x) * strip_bytes, strip_bytes);
+    wait_for_before();
+    let_next_start();
+    copy_by_warp(reinterpret_cast<u8*>(row), reinterpret_cast<const u8*>(a.in + u64(pair) * inner), inner * 2);
+    copies_done_so_far();
+    float weight = a.weights[pair], before = 0.0f;
+    u64 at = u64(blockIdx.y) * a.experts.rows + blockIdx.x * 16 + threadIdx.x;
+    if (threadIdx.x < 16 && !a.out) before = a.x[at];
+    wait_for_copies<0>();
+    __syncwarp();
+    float sums[4] = {};
+    multiply_staged<FORMAT, GROUP>(sums, strip, row, inner);
+    if (lane % 4 == 0) {
+        part[warp][lane / 4] = sums[0] * weight;
+        part[warp][lane / 4 + 8] = sums[2] * weight;
+    }
+    __syncthreads();
+    if (threadIdx.x < 16) {
+        float sum = 0.0f;
+        for (u32 i = 0; i < k; i++) sum += part[i][threadIdx.x];
+        if (a.out) {
+            a.out[at] = to_bf16(sum);
+        } else {
+            a.x[at] = before + sum;
+        }
+    }
+}
+
+// As `down_each`, for as many strips as there are warps. Weights come in early, as above.
+// Grid: strips / warps, experts. Shared: strips, rows of at most eight pairs, their results.
+template <u32 FORMAT, u32 GROUP>
+DEVICE void down_each_staged(const DownArgs& a) {
+    extern __shared__ uint4 dynamic[];
+    u32 warp = warp_id(), lane = lane_id(), g = lane / 4, t = lane % 4, warps = blockDim.x / WARP;
+    u32 inner = a.experts.columns, hidden = a.experts.rows, pitch = row_pitch(inner), strip_bytes = u32(a.experts.strip_bytes);
+    u32 expert = blockIdx.y, count = __ldcg(a.counts + expert), strip = blockIdx.x * warps + warp;
+    if (count == 0) return;
+    u8* own = reinterpret_cast<u8*>(dynamic) + warp * strip_bytes;
+    u16* rows = reinterpret_cast<u16*>(reinterpret_cast<u8*>(dynamic) + warps * strip_bytes);
+    u16* turned = rows + COLUMNS * pitch;
+    u32 width = warps * 16, turned_pitch = width + 8;
+    bool there = strip * 16 < hidden;
+    if (there) {
+        copy_by_warp(own, a.experts.tiles + expert * a.experts.matrix_bytes + u64(strip) * strip_bytes, strip_bytes);
+    }
+    wait_for_before();
+    let_next_start();
+    const u32* list = a.lists + u64(expert) * a.tokens;
+    for (u32 first = 0; first < count; first += COLUMNS) {
+        u32 live = min(COLUMNS, count - first);
+        for (u32 n = warp; n < live; n += warps) {
+            const u16* row = a.in + u64(list[first + n]) * inner;
+            copy_by_warp(reinterpret_cast<u8*>(rows + n * pitch), reinterpret_cast<const u8*>(row), inner * 2);
+        }
+        copies_done_so_far();
+        wait_for_copies<0>();
+        __syncthreads();
+        float sums[4] = {};
+        if (there) multiply_staged<FORMAT, GROUP>(sums, own, rows + (g < live ? g : 0) * pitch, inner);
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) turned[(2 * t + i % 2) * turned_pitch + warp * 16 + g + i / 2 * 8] = to_bf16(sums[i]);
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < live * (width / 8); i += blockDim.x) {
+            u32 n = i / (width / 8), at = blockIdx.x * width + i % (width / 8) * 8;
+            if (at < hidden) {
+                *reinterpret_cast<uint4*>(a.each + u64(list[first + n]) * hidden + at) =
+                    *reinterpret_cast<const uint4*>(turned + n * turned_pitch + i % (width / 8) * 8);
+            }
+        }
+    }
+}
+
+// ---- Many tokens ------------------------------------------------------------------------------------------------------------------
+// Each expert's pairs in tiles of 128, each with the expert's rows in tiles of 256: a list of work that every block reads out of
+// the experts' counts, and goes through in strides.
+
+struct ManyArgs {
+    const u16* in;          // [T][columns], or [pairs][columns], bf16
+    Matrix experts;
+    const u32* counts;      // [experts]
+    const u32* lists;       // [experts][T]
+    u16* out;               // [pairs][rows, or half of them where gate and up meet] bf16
+    u32 tokens;
+    u32 pairs_per_row;      // of `in`: k, or 1
+    u32 count;              // how many experts there are
+    u32 activation;
+};
+
+static constexpr u32 TILE_TOKENS = 128;
+static constexpr u32 TILE_STRIPS = 16;
+// A warp has four strips and 64 of the tokens.
+static constexpr u32 WARP_STRIPS = 4;
+static constexpr u32 WARP_TOKENS = 64;
+// Cards with less shared memory keep less on the way.
+static constexpr u32 STAGES = ARCH == 890 || ARCH >= 1200 ? 2 : 3;
+
+// 64 columns of a strip in shared memory: the words, then what stands at the end of their group.
+template <u32 FORMAT>
+struct Unit {
+    static constexpr u32 WORDS = FORMAT == BF16 ? 2048 : FORMAT == FP8 ? 1024 : 512;
+    static constexpr u32 BYTES = WORDS + (FORMAT == BF16 ? 0 : 64);
+    static constexpr u32 PIECES = BYTES / 16;
+};
+
+// Where piece `piece` of a unit lies in its strip.
+template <u32 FORMAT, u32 GROUP>
+DEVICE u32 piece_at(u32 unit, u32 piece) {
+    if (FORMAT != INT4) return unit * Unit<FORMAT>::BYTES + piece * 16;
+    u32 chunk = unit * 64 / GROUP * (GROUP * 8 + 64);
+    return chunk + (piece < 32 ? unit * 64 % GROUP * 8 : GROUP * 8 - 512) + piece * 16;
+}
+
+DEVICE void load_shared(Tiles<BF16>& tiles, const u8* unit) {
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) tiles.words[j] = *reinterpret_cast<const uint4*>(unit + j * 512 + lane_id() * 16);
+}
+
+DEVICE void load_shared(Tiles<INT4>& tiles, const u8* unit) {
+    tiles.words = *reinterpret_cast<const uint4*>(unit + lane_id() * 16);
+    const u32* rows = reinterpret_cast<const u32*>(unit + 512) + lane_id() / 4;
+    tiles.about[0] = rows[0], tiles.about[1] = rows[8];
+}
+
+DEVICE void load_shared(Tiles<FP8>& tiles, const u8* unit) {
+#pragma unroll
+    for (u32 j = 0; j < 2; j++) tiles.words[j] = *reinterpret_cast<const uint4*>(unit + j * 512 + lane_id() * 16);
+    const float* rows = reinterpret_cast<const float*>(unit + 1024) + lane_id() / 4;
+    tiles.about[0] = rows[0], tiles.about[1] = rows[8];
+}
+
+// before[e]: tiles of all experts before e; before[experts]: all tiles.
+DEVICE void count_tiles(u32* before, const u32* counts, u32 experts) {
+    __shared__ u32 of_warps[WARPS];
+    u32 each = (experts + THREADS - 1) / THREADS, from = threadIdx.x * each, to = min(from + each, experts);
+    u32 own = 0;
+    for (u32 e = from; e < to; e++) own += (counts[e] + TILE_TOKENS - 1) / TILE_TOKENS;
+    u32 up_to = own;
+#pragma unroll
+    for (u32 step = 1; step < WARP; step *= 2) {
+        u32 other = __shfl_up_sync(ALL, up_to, step);
+        if (lane_id() >= step) up_to += other;
+    }
+    if (lane_id() == WARP - 1) of_warps[warp_id()] = up_to;
+    __syncthreads();
+    u32 at = up_to - own;
+    for (u32 i = 0; i < warp_id(); i++) at += of_warps[i];
+    for (u32 e = from; e < to; e++) {
+        before[e] = at;
+        at += (counts[e] + TILE_TOKENS - 1) / TILE_TOKENS;
+    }
+    if (threadIdx.x == THREADS - 1) before[experts] = at;
+    __syncthreads();
+}
+
+// Grid: as many blocks as fit on the card. Shared: stages, or the result before it is stored; then `before`.
+template <u32 FORMAT, u32 GROUP, bool GATED>
+DEVICE void many(const ManyArgs& a) {
+    extern __shared__ uint4 dynamic[];
+    __shared__ u32 offsets[TILE_TOKENS];
+    static constexpr u32 RIGHT = TILE_TOKENS * 128, STAGE = RIGHT + TILE_STRIPS * Unit<FORMAT>::BYTES;
+    static constexpr u32 WIDTH = GATED ? TILE_STRIPS * 8 : TILE_STRIPS * 16, TURNED = WIDTH + 8;
+    wait_for_before();
+    let_next_start();
+    u8* stages = reinterpret_cast<u8*>(dynamic);
+    // `moe.rs` computes the same.
+    static constexpr u32 RESULT = TILE_TOKENS * TURNED * 2;
+    u32* before = reinterpret_cast<u32*>(stages + (STAGES * STAGE > RESULT ? STAGES * STAGE : RESULT));
+    count_tiles(before, a.counts, a.count);
+    u32 g = lane_id() / 4, t = lane_id() % 4;
+    u32 strips_of_warp = warp_id() % 4 * WARP_STRIPS, tokens_of_warp = warp_id() / 4 * WARP_TOKENS;
+    u32 columns = a.experts.columns, units = columns / 64, strips = a.experts.rows / 16;
+    u32 width = GATED ? a.experts.rows / 2 : a.experts.rows;
+    u32 row_tiles = (strips + TILE_STRIPS - 1) / TILE_STRIPS;
+    for (u32 work = blockIdx.x; work < before[a.count] * row_tiles; work += gridDim.x) {
+        u32 tile = work / row_tiles, first_strip = work % row_tiles * TILE_STRIPS;
+        // The last expert that begins at or before this tile.
+        u32 expert = 0, end = a.count;
+        while (end - expert > 1) {
+            u32 middle = (expert + end) / 2;
+            (before[middle] <= tile ? expert : end) = middle;
+        }
+        u32 first = (tile - before[expert]) * TILE_TOKENS, live = min(TILE_TOKENS, a.counts[expert] - first);
+        const u32* list = a.lists + u64(expert) * a.tokens + first;
+        if (threadIdx.x < TILE_TOKENS) {
+            offsets[threadIdx.x] = threadIdx.x < live ? list[threadIdx.x] / a.pairs_per_row : ALL;
+        }
+        __syncthreads();
+        const u8* left = a.experts.tiles + expert * a.experts.matrix_bytes + u64(first_strip) * a.experts.strip_bytes;
+        auto fetch = [&](u32 unit) {
+            u8* stage = stages + unit % STAGES * STAGE;
+            u32 piece = threadIdx.x % 8;
+#pragma unroll
+            for (u32 i = 0; i < TILE_TOKENS / 32; i++) {
+                u32 n = threadIdx.x / 8 + i * 32, row = offsets[n];
+                bool there = row != ALL;
+                copy_16(stage + n * 128 + (piece ^ (n & 1)) * 16, a.in + u64(there ? row : 0) * columns + unit * 64 + piece * 8, there);
+            }
+            for (u32 i = threadIdx.x; i < TILE_STRIPS * Unit<FORMAT>::PIECES; i += THREADS) {
+                u32 strip = i / Unit<FORMAT>::PIECES, at = i % Unit<FORMAT>::PIECES;
+                bool there = first_strip + strip < strips;
+                copy_16(stage + RIGHT + strip * Unit<FORMAT>::BYTES + at * 16,
+                        left + (there ? strip : 0) * a.experts.strip_bytes + piece_at<FORMAT, GROUP>(unit, at), there);
+            }
+        };
+#pragma unroll
+        for (u32 i = 0; i < STAGES - 1; i++) {
+            if (i < units) fetch(i);
+            copies_done_so_far();
+        }
+        float sums[WARP_STRIPS][WARP_TOKENS / 8][4] = {};
+        for (u32 unit = 0; unit < units; unit++) {
+            wait_for_copies<STAGES - 2>();
+            __syncthreads();
+            if (unit + STAGES - 1 < units) fetch(unit + STAGES - 1);
+            copies_done_so_far();
+            const u8* stage = stages + unit % STAGES * STAGE;
+            u32 fed[WARP_STRIPS][4][4];
+            float2 scales[WARP_STRIPS];
+#pragma unroll
+            for (u32 s = 0; s < WARP_STRIPS; s++) {
+                Tiles<FORMAT> tiles;
+                load_shared(tiles, stage + RIGHT + (strips_of_warp + s) * Unit<FORMAT>::BYTES);
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) tiles.step(j, fed[s][j]);
+                scales[s] = tiles.scale();
+            }
+#pragma unroll
+            for (u32 n = 0; n < WARP_TOKENS / 8; n++) {
+                if (tokens_of_warp + n * 8 >= live) break;
+                const u8* row = stage + (tokens_of_warp + n * 8 + g) * 128;
+                Right right;
+                right.words[0] = *reinterpret_cast<const uint4*>(row + ((2 * t) ^ (g & 1)) * 16);
+                right.words[1] = *reinterpret_cast<const uint4*>(row + ((2 * t + 1) ^ (g & 1)) * 16);
+                float part[WARP_STRIPS][4] = {};
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) {
+#pragma unroll
+                    for (u32 s = 0; s < WARP_STRIPS; s++) mma_bf16(part[s], fed[s][j], right.b0(j), right.b1(j));
+                }
+#pragma unroll
+                for (u32 s = 0; s < WARP_STRIPS; s++) {
+                    sums[s][n][0] += part[s][0] * scales[s].x, sums[s][n][1] += part[s][1] * scales[s].x;
+                    sums[s][n][2] += part[s][2] * scales[s].y, sums[s][n][3] += part[s][3] * scales[s].y;
+                }
+            }
+        }
+        wait_for_copies<0>();
+        __syncthreads();
+        u16* turned = reinterpret_cast<u16*>(stages);
+#pragma unroll
+        for (u32 n = 0; n < WARP_TOKENS / 8; n++) {
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                u16* to = turned + (tokens_of_warp + n * 8 + 2 * t + i % 2) * TURNED + g + i / 2 * 8;
+                if (GATED) {
+#pragma unroll
+                    for (u32 s = 0; s < WARP_STRIPS; s += 2) {
+                        to[(strips_of_warp + s) * 8] = to_bf16(activate(a.activation, sums[s][n][i]) * sums[s + 1][n][i]);
+                    }
+                } else {
+#pragma unroll
+                    for (u32 s = 0; s < WARP_STRIPS; s++) to[(strips_of_warp + s) * 16] = to_bf16(sums[s][n][i]);
+                }
+            }
+        }
+        __syncthreads();
+        u32 first_column = first_strip * (GATED ? 8 : 16);
+        for (u32 i = threadIdx.x; i < live * (WIDTH / 8); i += THREADS) {
+            u32 n = i / (WIDTH / 8), column = i % (WIDTH / 8) * 8;
+            if (first_column + column < width) {
+                *reinterpret_cast<uint4*>(a.out + u64(list[n]) * width + first_column + column) =
+                    *reinterpret_cast<const uint4*>(turned + n * TURNED + column);
+            }
+        }
+        __syncthreads();
+    }
+}
+
 // The weighted sum of a token's experts, in the order of its slots. Each thread has eight columns. The lists are empty again.
 // Grid: hidden / 8 / threads, tokens.
 KERNEL combine(const __grid_constant__ DownArgs a) {
@@ -563,6 +1145,21 @@ KERNEL combine(const __grid_constant__ DownArgs a) {
     }                                                                                                                         \
     KERNEL __launch_bounds__(THREADS, 2) down_each_##NAME(const __grid_constant__ DownArgs a) {                                \
         down_each<FORMAT, GROUP, AHEAD>(a);                                                                                    \
+    }                                                                                                                         \
+    KERNEL __launch_bounds__(THREADS, 4) gate_up_staged_##NAME(const __grid_constant__ GateUpArgs a) {                         \
+        gate_up_staged<FORMAT, GROUP>(a);                                                                                      \
+    }                                                                                                                         \
+    KERNEL __launch_bounds__(MOST_CHOSEN * WARP, 2) down_few_staged_##NAME(const __grid_constant__ DownArgs a) {               \
+        down_few_staged<FORMAT, GROUP>(a);                                                                                     \
+    }                                                                                                                         \
+    KERNEL __launch_bounds__(THREADS, 4) down_each_staged_##NAME(const __grid_constant__ DownArgs a) {                         \
+        down_each_staged<FORMAT, GROUP>(a);                                                                                    \
+    }                                                                                                                         \
+    KERNEL __launch_bounds__(THREADS, 1) gate_up_many_##NAME(const __grid_constant__ ManyArgs a) {                             \
+        many<FORMAT, GROUP, true>(a);                                                                                          \
+    }                                                                                                                         \
+    KERNEL __launch_bounds__(THREADS, 1) down_many_##NAME(const __grid_constant__ ManyArgs a) {                                \
+        many<FORMAT, GROUP, false>(a);                                                                                         \
     }
 
 INSTANCES(bf16, BF16, 64, 2, 4, 2)

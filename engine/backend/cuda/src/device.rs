@@ -138,6 +138,15 @@ impl Device {
         self.held.processors
     }
 
+    /// Bytes of shared memory that a block may take at most, where its kernel asks for it.
+    pub fn most_shared(&self) -> Result<u32, Failure> {
+        let most =
+            sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        // SAFETY: the device is the driver's own.
+        let bytes = unsafe { result::device::get_attribute(self.held.device, most) };
+        bytes.map(|n| u32::try_from(n).unwrap_or_default()).asked(|| "about a card".into())
+    }
+
     /// Bytes of its memory.
     pub fn memory(&self) -> u64 {
         self.held.memory

@@ -19,6 +19,9 @@ const COLUMNS: usize = 8;
 const FEW: usize = 8;
 /// Up to so many tokens every block of the router looks at eight of them, above at 64.
 const SOME: usize = 64;
+/// Tokens and strips of a tile where tokens are many.
+const TILE_TOKENS: usize = 128;
+const TILE_STRIPS: usize = 16;
 /// Bytes of shared memory that a block may have without asking; with asking, what every card has.
 const SHARED: u32 = 48 << 10;
 const MOST_SHARED: u32 = 88 << 10;
@@ -26,10 +29,18 @@ const MOST_SHARED: u32 = 88 << 10;
 /// The kernels.
 #[derive(Debug)]
 pub struct Moe {
+    /// Where blocks see each other's shared memory.
+    route_cluster: Option<Kernel>,
     route_few: Kernel,
     route_many: Kernel,
     combine: Kernel,
     formats: [Format; 4],
+    /// Blocks that go through a list of work.
+    blocks: u32,
+    /// What such a block has on its way: `STAGES` of `moe.cu`.
+    stages: usize,
+    /// Bytes of shared memory up to which a block's strips are put there: two such blocks fit.
+    most_staged: usize,
     /// Kernels are good as long as this is there.
     _module: Loaded,
 }
@@ -40,6 +51,11 @@ struct Format {
     gate_up_few: Kernel,
     down_few: Kernel,
     down_each: Kernel,
+    gate_up_staged: Kernel,
+    down_few_staged: Kernel,
+    down_each_staged: Kernel,
+    gate_up_many: Kernel,
+    down_many: Kernel,
 }
 
 /// One layer's mixture.
@@ -209,6 +225,14 @@ impl Mixture {
         (64 / blocks).clamp(1, (self.hidden / 64).div_ceil(warps).clamp(1, 8))
     }
 
+    /// As the kernels number it.
+    fn activation_number(&self) -> u32 {
+        match self.activation {
+            Activation::Silu => 0,
+            Activation::GeluTanh => 1,
+        }
+    }
+
     /// The layout for steps of up to so many tokens.
     pub fn space(&self, tokens: usize) -> Space {
         let mut bytes = 0_u64;
@@ -268,6 +292,7 @@ struct GateUpArgs {
     tokens: u32,
     chosen_per_token: u32,
     activation: u32,
+    together: u32,
 }
 
 /// `DownArgs` of `moe.cu`.
@@ -288,6 +313,21 @@ struct DownArgs {
     count: u32,
 }
 
+/// `ManyArgs` of `moe.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct ManyArgs {
+    input: Ptr,
+    experts: MatrixArgs,
+    counts: Ptr,
+    lists: Ptr,
+    out: Ptr,
+    tokens: u32,
+    pairs_per_row: u32,
+    count: u32,
+    activation: u32,
+}
+
 /// What one go takes: a call's tokens from `first` on, and where they lie.
 struct Go<'a> {
     mixture: &'a Mixture,
@@ -306,24 +346,58 @@ impl Moe {
             let kernel = loaded.kernel(&name)?;
             Ok::<_, Failure>(kernel)
         };
+        // Beside what the kernels always take.
+        let most = device.most_shared()? - (4 << 10);
+        let route_cluster = match device.arch().number >= 90 {
+            true => {
+                let kernel = kernel("route_cluster")?;
+                kernel.allow_shared(most - (2 << 10))?;
+                Some(kernel)
+            }
+            false => None,
+        };
         let format = |name: &str| {
             let format = Format {
                 gate_up_few: kernel(&format!("gate_up_few_{name}"))?,
                 down_few: kernel(&format!("down_few_{name}"))?,
                 down_each: kernel(&format!("down_each_{name}"))?,
+                gate_up_staged: kernel(&format!("gate_up_staged_{name}"))?,
+                down_few_staged: kernel(&format!("down_few_staged_{name}"))?,
+                down_each_staged: kernel(&format!("down_each_staged_{name}"))?,
+                gate_up_many: kernel(&format!("gate_up_many_{name}"))?,
+                down_many: kernel(&format!("down_many_{name}"))?,
             };
+            let staged = [
+                &format.gate_up_staged,
+                &format.down_few_staged,
+                &format.down_each_staged,
+                &format.gate_up_many,
+                &format.down_many,
+            ];
+            for kernel in staged {
+                kernel.allow_shared(most)?;
+            }
             for kernel in [&format.gate_up_few, &format.down_few, &format.down_each] {
                 kernel.allow_shared(MOST_SHARED)?;
             }
             Ok::<_, Failure>(format)
         };
         Ok(Self {
+            route_cluster,
             route_few: kernel("route_few")?,
             route_many: kernel("route_many")?,
             combine: kernel("combine")?,
             formats: [format("bf16")?, format("int4_64")?, format("int4_128")?, format("fp8")?],
+            blocks: device.processors(),
+            stages: if device.arch().number == 89 || device.arch().number >= 120 { 2 } else { 3 },
+            most_staged: most as usize / 2,
             _module: loaded,
         })
+    }
+
+    /// The same without what only newer or larger cards can do.
+    pub fn plain(self) -> Self {
+        Self { route_cluster: None, most_staged: 0, ..self }
     }
 
     /// Routes, and computes the experts.
@@ -396,6 +470,12 @@ impl Moe {
         let strips = go.mixture.experts.div_ceil(STRIP);
         let (kernel, grid) = if x == Ptr(0) && go.tokens > SOME {
             (&self.route_many, [strips.div_ceil(8), go.tokens.div_ceil(SOME), 1])
+        } else if let Some(kernel) = &self.route_cluster {
+            let Mixture { hidden, experts, .. } = *go.mixture;
+            let shared = hidden * 4 + COLUMNS * (hidden + 8) * 2 + experts * 4;
+            let shape = go.shape([8, go.tokens.div_ceil(COLUMNS), 1], THREADS, shared);
+            // SAFETY: the caller's promise.
+            return unsafe { stream.launch(kernel, &shape, &arguments) };
         } else {
             let splits = if go.tokens > SOME { 1 } else { go.mixture.splits(go.tokens) };
             (&self.route_few, [strips, splits, go.tokens.div_ceil(COLUMNS)])
@@ -407,6 +487,10 @@ impl Moe {
     /// # Safety
     /// As for [`Self::run`].
     unsafe fn gate_up(&self, stream: &Stream, go: &Go<'_>) -> Result<(), Failure> {
+        if go.tokens > SOME {
+            // SAFETY: the caller's promise.
+            return unsafe { self.many(stream, go, true) };
+        }
         let arguments = GateUpArgs {
             x: go.normed(),
             experts: go.call.gate_up,
@@ -416,16 +500,26 @@ impl Moe {
             out: go.at(go.space.inner),
             tokens: number(go.tokens),
             chosen_per_token: number(go.mixture.chosen),
-            activation: match go.mixture.activation {
-                Activation::Silu => 0,
-                Activation::GeluTanh => 1,
-            },
+            activation: go.mixture.activation_number(),
+            together: number(together(go.tokens)),
         };
-        let rows = if go.few() { go.tokens * go.mixture.chosen } else { go.mixture.experts };
-        let shared = go.tokens.min(COLUMNS) * (go.mixture.hidden + 8) * 2;
-        let shape = go.shape([go.mixture.inner / STRIP, rows, 1], THREADS, shared);
+        let Mixture { hidden, inner, experts, chosen, .. } = *go.mixture;
+        let rows = if go.few() { go.tokens * chosen } else { experts };
+        let grid = [inner / STRIP, rows, 1];
+        let format = self.format(&go.call.gate_up);
+        let staged = 2 * go.call.gate_up.strip_bytes as usize
+            + together(go.tokens) * ((hidden + 8) * 2 + 8 * 2 * 20 * 4);
+        let (kernel, shared) = match self.stages(&go.call.gate_up, staged) {
+            true => (&format.gate_up_staged, staged),
+            false => (&format.gate_up_few, go.tokens.min(COLUMNS) * (hidden + 8) * 2),
+        };
         // SAFETY: the caller's promise.
-        unsafe { stream.launch(&self.format(&go.call.gate_up).gate_up_few, &shape, &arguments) }
+        unsafe { stream.launch(kernel, &go.shape(grid, THREADS, shared), &arguments) }
+    }
+
+    /// Whether strips are put into shared memory. Wide ones fill registers just as well.
+    fn stages(&self, matrix: &MatrixArgs, shared: usize) -> bool {
+        matrix.format != TileFormat::Bf16.number() && shared <= self.most_staged
     }
 
     /// # Safety
@@ -454,19 +548,68 @@ impl Moe {
         let format = self.format(&call.down);
         if go.few() {
             let threads = number(chosen) * 32;
-            let shape = go.shape([hidden / STRIP, go.tokens, 1], threads, chosen * inner * 2);
+            let staged = chosen * (call.down.strip_bytes as usize + inner * 2);
+            let (kernel, shared) = match self.stages(&call.down, staged) {
+                true => (&format.down_few_staged, staged),
+                false => (&format.down_few, chosen * inner * 2),
+            };
+            let shape = go.shape([hidden / STRIP, go.tokens, 1], threads, shared);
             // SAFETY: the caller's promise.
-            return unsafe { stream.launch(&format.down_few, &shape, &arguments) };
+            return unsafe { stream.launch(kernel, &shape, &arguments) };
         }
-        let shared = COLUMNS * (inner + 8) * 2;
-        let each = go.shape([hidden.div_ceil(128), experts, 1], THREADS, shared);
         let threads = (hidden / 8).next_multiple_of(32).min(THREADS as usize);
         let sum = go.shape([(hidden / 8).div_ceil(threads), go.tokens, 1], number(threads), 0);
+        if go.tokens > SOME {
+            // SAFETY: the caller's promise.
+            return unsafe {
+                self.many(stream, go, false)?;
+                stream.launch(&self.combine, &sum, &arguments)
+            };
+        }
+        let rows = COLUMNS * (inner + 8) * 2;
+        let staged = |warps: usize| {
+            warps * call.down.strip_bytes as usize + rows + COLUMNS * (warps * 16 + 8) * 2
+        };
+        // Fewer warps where strips are long: three such blocks should fit.
+        let warps = if staged(8) * 3 > self.most_staged * 2 { 4 } else { 8 };
+        let (kernel, warps, shared) = match self.stages(&call.down, staged(warps)) {
+            true => (&format.down_each_staged, warps, staged(warps)),
+            false => (&format.down_each, 8, rows),
+        };
+        let grid = [(hidden / STRIP).div_ceil(warps), experts, 1];
+        let each = go.shape(grid, number(warps) * 32, shared);
         // SAFETY: the caller's promise.
         unsafe {
-            stream.launch(&format.down_each, &each, &arguments)?;
+            stream.launch(kernel, &each, &arguments)?;
             stream.launch(&self.combine, &sum, &arguments)
         }
+    }
+
+    /// # Safety
+    /// As for [`Self::run`].
+    unsafe fn many(&self, stream: &Stream, go: &Go<'_>, gated: bool) -> Result<(), Failure> {
+        let (space, mixture) = (go.space, go.mixture);
+        let (experts, input, pairs_per_row, out) = match gated {
+            true => (go.call.gate_up, go.normed(), mixture.chosen, go.at(space.inner)),
+            false => (go.call.down, go.at(space.inner), 1, go.at(space.each)),
+        };
+        let arguments = ManyArgs {
+            input,
+            experts,
+            counts: go.counts(),
+            lists: go.at(space.lists),
+            out,
+            tokens: number(go.tokens),
+            pairs_per_row: number(pairs_per_row),
+            count: number(mixture.experts),
+            activation: mixture.activation_number(),
+        };
+        let format = self.format(&experts);
+        let kernel = if gated { &format.gate_up_many } else { &format.down_many };
+        let shared = many_shared(&experts, self.stages, gated) + (mixture.experts + 1) * 4;
+        let shape = go.shape([self.blocks as usize, 1, 1], THREADS, shared);
+        // SAFETY: the caller's promise.
+        unsafe { stream.launch(kernel, &shape, &arguments) }
     }
 
     fn format(&self, matrix: &MatrixArgs) -> &Format {
@@ -509,9 +652,29 @@ impl Go<'_> {
 
     fn shape(&self, grid: [usize; 3], block: u32, shared: usize) -> Shape {
         let shared = number(shared);
-        debug_assert!(shared <= SHARED.max(MOST_SHARED), "{shared} bytes of shared memory");
         Shape { grid: grid.map(number), block, shared, overlaps: self.call.overlaps }
     }
+}
+
+/// Tokens of an expert that a block takes at a time where strips are in shared memory: about as many as an expert has.
+fn together(tokens: usize) -> usize {
+    match tokens {
+        1 => 1,
+        2..=16 => 2,
+        17..=40 => 4,
+        _ => COLUMNS,
+    }
+}
+
+/// Bytes of shared memory of a block for many tokens: what is on its way, or else its result, whichever is more.
+fn many_shared(matrix: &MatrixArgs, stages: usize, gated: bool) -> usize {
+    let unit = match matrix.format {
+        0 => 2048,
+        1 => 512 + 64,
+        _ => 1024 + 64,
+    };
+    let width = if gated { 128 } else { 256 };
+    (stages * (TILE_TOKENS * 128 + TILE_STRIPS * unit)).max(TILE_TOKENS * (width + 8) * 2)
 }
 
 fn number(n: usize) -> u32 {

@@ -19,6 +19,11 @@ const FORMATS: [TileFormat; 4] = [
     TileFormat::Fp8,
 ];
 
+/// The kernels, and what is left of them without what only newer or larger cards can do.
+fn both(device: &Device) -> [Moe; 2] {
+    [kernels(device), kernels(device).plain()]
+}
+
 fn kernels(device: &Device) -> Moe {
     let made = Some(std::env::temp_dir().join("polder-test-kernels"));
     Moe::load(&Pack { shipped: None, made }, device).unwrap()
@@ -348,7 +353,7 @@ impl Layer {
 #[ignore = "needs a GPU"]
 fn gpu_every_number_of_tokens_in_every_format_is_what_the_experts_make_of_it() {
     let device = device();
-    let moe = kernels(&device);
+    let both = both(&device);
     let mut chance = Chance::new(11);
     for format in FORMATS {
         for spread in [Spread::Even, Spread::Skewed] {
@@ -362,7 +367,9 @@ fn gpu_every_number_of_tokens_in_every_format_is_what_the_experts_make_of_it() {
             };
             let layer = Layer::new(&device, &mut chance, mixture, format, spread);
             for tokens in [1, 2, 3, 8, 9, 31, 64, 65, 100, 500] {
-                layer.check(&device, &moe, &mut chance, tokens);
+                for moe in &both {
+                    layer.check(&device, moe, &mut chance, tokens);
+                }
             }
         }
     }
@@ -372,7 +379,7 @@ fn gpu_every_number_of_tokens_in_every_format_is_what_the_experts_make_of_it() {
 #[ignore = "needs a GPU"]
 fn gpu_odd_mixtures_are_computed_too() {
     let device = device();
-    let moe = kernels(&device);
+    let both = both(&device);
     let mut chance = Chance::new(12);
     let base = Mixture {
         hidden: 192,
@@ -407,7 +414,9 @@ fn gpu_odd_mixtures_are_computed_too() {
         let layer = Layer::new(&device, &mut chance, mixture, format, Spread::Even);
         for tokens in [1, 7, 21, 130] {
             if mixture.hidden * tokens < 200_000 {
-                layer.check(&device, &moe, &mut chance, tokens);
+                for moe in &both {
+                    layer.check(&device, moe, &mut chance, tokens);
+                }
             }
         }
     }
@@ -417,7 +426,7 @@ fn gpu_odd_mixtures_are_computed_too() {
 #[ignore = "needs a GPU"]
 fn gpu_the_shape_of_a_real_layer_is_computed_at_every_size_of_step() {
     let device = device();
-    let moe = kernels(&device);
+    let both = both(&device);
     let mut chance = Chance::new(13);
     let mixture = Mixture {
         hidden: 2048,
@@ -429,8 +438,8 @@ fn gpu_the_shape_of_a_real_layer_is_computed_at_every_size_of_step() {
     };
     let format = TileFormat::Int4 { group: 128 };
     let layer = Layer::new(&device, &mut chance, mixture, format, Spread::Even);
-    for tokens in [1, 4, 17, 80] {
-        layer.check(&device, &moe, &mut chance, tokens);
+    for tokens in [1, 2, 4, 17, 18, 80] {
+        layer.check(&device, &both[tokens % 2], &mut chance, tokens);
     }
 }
 
@@ -438,7 +447,7 @@ fn gpu_the_shape_of_a_real_layer_is_computed_at_every_size_of_step() {
 #[ignore = "needs a GPU"]
 fn gpu_of_equal_experts_the_first_are_chosen() {
     let device = device();
-    let moe = kernels(&device);
+    let both = both(&device);
     let mut chance = Chance::new(14);
     for experts in [40, 128, 400, 1000] {
         let mixture = Mixture {
@@ -457,7 +466,7 @@ fn gpu_of_equal_experts_the_first_are_chosen() {
             values.copy_within(from..from + 128, e * 128);
         }
         let router = router(&device, &values, 128);
-        for tokens in [1, 5, 40, 90] {
+        for tokens in [1, 2, 5, 40, 41, 90] {
             let normed = rounded(&chance.normals(tokens * 128, 1.0));
             let normed_buffer = device.buffer_of(&bits(&normed)).unwrap();
             let out = device.buffer::<u16>(tokens * 128).unwrap();
@@ -474,7 +483,7 @@ fn gpu_of_equal_experts_the_first_are_chosen() {
             };
             let stream = device.stream().unwrap();
             // SAFETY: everything is as long as the layer says.
-            unsafe { moe.run(&stream, &mixture, &space, &call) }.unwrap();
+            unsafe { both[tokens % 2].run(&stream, &mixture, &space, &call) }.unwrap();
             stream.synchronize().unwrap();
             for chosen in words(&memory, space.chosen, tokens * 6).chunks(6) {
                 let fours: Vec<u32> = chosen.iter().map(|e| e % 4).collect();
