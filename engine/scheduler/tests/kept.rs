@@ -69,11 +69,12 @@ fn open(folder: &Path) -> Store {
 fn run(handle: &EngineHandle, request: Request) -> (Vec<TokenId>, u32) {
     let (tell, heard) = mpsc::channel();
     handle.submit(vec![(request, Box::new(move |event: Event| tell.send(event).is_ok()))]);
-    let mut said = Vec::new();
+    let (mut said, mut known) = (Vec::new(), None);
     loop {
         match heard.recv_timeout(Duration::from_secs(60)).unwrap() {
             Event::Token(token) => said.push(token.token),
-            Event::Finished { cached, .. } => return (said, cached),
+            Event::Begun { cached } => known = Some(cached),
+            Event::Finished { .. } => return (said, known.unwrap()),
             Event::Queued => {}
             other => panic!("{other:?}"),
         }

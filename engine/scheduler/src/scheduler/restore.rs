@@ -113,17 +113,14 @@ impl Scheduler {
         let there = restoring.there();
         let tokens = there as u32 * self.limits.block_tokens;
         sequence.fed = (restoring.first as u32) * self.limits.block_tokens + tokens;
-        if restoring.counts {
-            sequence.cached += tokens;
-            self.stats.restored_tokens += u64::from(tokens);
-        }
+        self.stats.restored_tokens += u64::from(sequence.known.found(sequence.fed));
         sequence.restoring = None;
         self.keep_whole(index);
     }
 
     /// Begins to bring back what the tiers have of a sequence that was just given blocks, beyond what the device has, if that is
     /// worth it; and offers them what the device has and they have lost.
-    pub(super) fn look_beside(&mut self, index: usize, most: usize, counts: bool) {
+    pub(super) fn look_beside(&mut self, index: usize, most: usize, first_time: bool) {
         let Some(tiers) = &mut self.tiers else { return };
         let sequence = &mut self.running[index];
         if most == 0 || sequence.keeps == Keeps::Nothing {
@@ -133,7 +130,7 @@ impl Scheduler {
         let mut found = tiers.find(&owner, &sequence.tokens);
         found.truncate(most);
         let first = sequence.chain.len();
-        if counts {
+        if first_time {
             let unread = sequence.request.prompt.len() as u64 - u64::from(sequence.fed);
             self.stats.looked_up_tokens += unread;
         }
@@ -151,7 +148,7 @@ impl Scheduler {
         }
         self.last_restore += 1;
         let id = RestoreId(self.last_restore);
-        sequence.restoring = Some(Restoring { id, first, came: vec![false; blocks.len()], counts });
+        sequence.restoring = Some(Restoring { id, first, came: vec![false; blocks.len()] });
         self.restores.push(RestoreWork { id, owner, blocks });
     }
 

@@ -63,6 +63,8 @@ pub struct Beside {
     seed: u64,
     /// No trouble: every read comes in the turn after it was asked for.
     pub smooth: bool,
+    /// Nothing comes for now.
+    pub hold: bool,
     pub restored: usize,
     turn: usize,
 }
@@ -79,7 +81,7 @@ impl Beside {
             block_tokens: block_tokens as usize,
         };
         let (reads, hang) = (Vec::new(), Vec::new());
-        let beside = Self { map, reads, hang, seed, smooth, restored: 0, turn: 0 };
+        let beside = Self { map, reads, hang, seed, smooth, hold: false, restored: 0, turn: 0 };
         (beside, scheduler.with_tiers(Box::new(tiers)))
     }
 
@@ -129,6 +131,7 @@ impl Beside {
             self.reads.extend(reads.map(|(at, b)| (work.id, at, work.owner.clone(), b.digest)));
         }
         let come = match self.smooth {
+            _ if self.hold => 0,
             true => self.reads.len(),
             false if self.reads.is_empty() => 0,
             false => self.random(self.reads.len() + 1),
