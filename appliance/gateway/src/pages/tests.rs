@@ -590,6 +590,22 @@ async fn a_conversation_with_nobody_or_a_third_speaker_is_refused() {
 }
 
 #[tokio::test]
+async fn the_dashboard_names_what_the_site_says_and_this_version_does_not_know() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let store = polder_site::Store::open(&place.gateway.state).unwrap();
+    store.write(&Site::unclaimed(8443), "first").unwrap();
+    assert!(!place.get("/dashboard", steward).await.1.contains("does not know"));
+    let path = place.gateway.state.join("site.toml");
+    let more = "\n[keeping]\ndais = 3\n[\"<lamps>\"]\non = true\n";
+    std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + more).unwrap();
+    let (_, page) = place.get("/dashboard", steward).await;
+    for told in ["keeping.dais, which", "if keeping.days is meant", "&lt;lamps&gt;, which"] {
+        assert!(page.contains(told), "{told}: {page}");
+    }
+}
+
+#[tokio::test]
 async fn the_dashboard_shows_figures_and_why() {
     let place = place().await;
     let steward = Some(place.steward.1.as_str());
