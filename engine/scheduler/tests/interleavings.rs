@@ -78,6 +78,17 @@ impl Bench {
         }
     }
 
+    /// Puts all that is left to be put, as an engine does that has nothing else to do.
+    fn settle(&mut self) {
+        for _ in 0..1000 {
+            if !self.scheduler.has_puts() {
+                return;
+            }
+            self.keep();
+        }
+        panic!("it puts for ever");
+    }
+
     /// Submits what can be submitted and reads one step; false when there was nothing to do.
     fn turn(&mut self) -> bool {
         while self.in_flight.len() <= self.ahead {
@@ -340,6 +351,11 @@ proptest! {
             let stats = bench.scheduler.stats();
             prop_assert!(stats.waiting == 0 || stats.paused > 0);
             prop_assert_eq!(stats.running, stats.paused);
+        }
+        bench.settle();
+        if let Some(beside) = &bench.beside {
+            let step = bench.scheduler.config().step_tokens.div_ceil(4) as usize;
+            prop_assert!(beside.most_put <= step + usize::from(slots));
         }
         prop_assert!(bench.scheduler.is_idle());
         let stats = bench.scheduler.stats();
@@ -692,6 +708,7 @@ fn run(bench: &mut Bench, id: u64, request: Request) -> (Vec<TokenId>, u32) {
     let id = RequestId(id);
     bench.scheduler.admit(vec![(id, request)]).unwrap();
     while bench.turn() {}
+    bench.settle();
     assert!(bench.end_of(id).is_some());
     (bench.tokens_of(id), bench.known_of(id).unwrap())
 }
@@ -883,6 +900,54 @@ fn a_beginning_that_the_tiers_lost_is_offered_again_while_the_device_has_it() {
     assert_eq!(kept(&bench), 8);
     assert_eq!(run(&mut bench, 3, request("ada", text, 1, 0)).1, 28);
     assert_eq!(kept(&bench), 16);
+}
+
+#[test]
+fn a_long_text_that_the_tiers_lost_is_put_there_again_a_few_blocks_at_a_time() {
+    let config = Config { step_tokens: 8, ..Config::default() };
+    let mut bench = Bench::beside(limits(40, 2), config, 0);
+    let text: Vec<u32> = (0..60).map(|at| (at * 5 + 1) % VOCAB).collect();
+    run(&mut bench, 1, request("ada", text.clone(), 1, 0));
+    bench.beside.as_mut().unwrap().forget(&MemberId::new("ada"));
+    let kept = |bench: &Bench| bench.beside.as_ref().unwrap().kept();
+    let ask = |bench: &mut Bench, id| {
+        let request = request("ada", text.clone(), 1, 0);
+        bench.scheduler.admit(vec![(RequestId(id), request)]).unwrap();
+    };
+    ask(&mut bench, 2);
+    while bench.end_of(RequestId(2)).is_none() {
+        bench.turn();
+    }
+    // Two blocks that a step fills, and one for each slot.
+    assert_eq!((kept(&bench), bench.beside.as_ref().unwrap().most_put), (4, 4));
+    // Whoever asks again meanwhile offers nothing twice.
+    ask(&mut bench, 3);
+    bench.scheduler.plan_step(&mut bench.batch);
+    let (mut all, mut some) = (Vec::new(), Vec::new());
+    while bench.scheduler.has_puts() {
+        bench.scheduler.put_work(&mut some);
+        assert!(some.len() <= 4);
+        all.extend(some.drain(..).map(|put| put.block));
+    }
+    assert_eq!((all.len(), all.iter().collect::<BTreeSet<_>>().len()), (11, 11));
+}
+
+#[test]
+fn what_the_device_gave_up_before_it_was_put_is_not_put() {
+    let config = Config { step_tokens: 8, ..Config::default() };
+    let mut bench = Bench::beside(limits(16, 2), config, 0);
+    let text: Vec<u32> = (0..56).map(|at| (at * 5 + 1) % VOCAB).collect();
+    let mut asked = request("ada", text, 5, 0);
+    asked.stop_tokens = [].into();
+    run(&mut bench, 1, asked.clone());
+    bench.beside.as_mut().unwrap().forget(&MemberId::new("ada"));
+    bench.scheduler.admit(vec![(RequestId(2), asked)]).unwrap();
+    bench.turn();
+    assert!(bench.scheduler.has_puts() && bench.scheduler.cancel(RequestId(2)));
+    // Whoever has these blocks now reads into them at once.
+    run(&mut bench, 3, request("bob", vec![7; 60], 1, 0));
+    assert!(bench.scheduler.stats().evictions > 0);
+    assert!(bench.beside.as_ref().unwrap().kept() < 14 + 15);
 }
 
 #[test]

@@ -112,7 +112,7 @@ impl Scheduler {
             let mut given_up = Vec::with_capacity(missing);
             self.prefixes.evict(missing, taker, &mut given_up);
             self.stats.evictions += given_up.len() as u64;
-            self.puts.retain(|put| !given_up.contains(&put.block));
+            self.puts.given_away(&given_up);
             self.pool.give_back(&mut given_up);
         }
         self.pool.take(count, to)

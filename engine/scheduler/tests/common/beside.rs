@@ -66,6 +66,8 @@ pub struct Beside {
     /// Nothing comes for now.
     pub hold: bool,
     pub restored: usize,
+    /// Most blocks that were put at once.
+    pub most_put: usize,
     turn: usize,
 }
 
@@ -81,7 +83,8 @@ impl Beside {
             block_tokens: block_tokens as usize,
         };
         let (reads, hang) = (Vec::new(), Vec::new());
-        let beside = Self { map, reads, hang, seed, smooth, hold: false, restored: 0, turn: 0 };
+        let beside =
+            Self { map, reads, hang, seed, smooth, hold: false, restored: 0, most_put: 0, turn: 0 };
         (beside, scheduler.with_tiers(Box::new(tiers)))
     }
 
@@ -97,6 +100,7 @@ impl Beside {
     pub fn put(&mut self, scheduler: &mut Scheduler, backend: &mut FakeBackend) {
         let mut work = Vec::new();
         scheduler.put_work(&mut work);
+        self.most_put = self.most_put.max(work.len());
         let mut refused = Vec::new();
         for put in work {
             if refused.contains(&put.id) {
