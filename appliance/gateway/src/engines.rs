@@ -9,6 +9,7 @@ use std::thread::ThreadId;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
 use polder_control::{BoxStatus, EngineStatus, PartState};
 use polder_site::{EngineName, RecipeName};
 use tokio::time::Instant;
@@ -18,6 +19,8 @@ use crate::link::Link;
 
 /// How often an engine that should answer, but does not take connections, is tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(250);
+/// Most that an engine may say about itself.
+const LONGEST_ANSWER: usize = 1 << 20;
 
 /// What an engine said, and which one it was.
 #[derive(Debug)]
@@ -164,6 +167,22 @@ impl Engines {
     ) -> Result<http::StatusCode, LineError> {
         let answer = self.lines(socket).ask(request, &AtomicBool::new(false)).await?;
         Ok(answer.status())
+    }
+
+    /// The same for a short answer that is read: None where it refuses, breaks off or says more than that.
+    pub(crate) async fn hear(
+        &self,
+        socket: &Path,
+        path: &'static str,
+    ) -> Result<Option<Bytes>, LineError> {
+        let mut request = http::Request::new(Bytes::new());
+        *request.uri_mut() = http::Uri::from_static(path);
+        let answer = self.lines(socket).ask(&request, &AtomicBool::new(false)).await?;
+        if !answer.status().is_success() {
+            return Ok(None);
+        }
+        let body = Limited::new(answer.into_body(), LONGEST_ANSWER).collect().await;
+        Ok(body.ok().map(http_body_util::Collected::to_bytes))
     }
 
     fn lines(&self, socket: &Path) -> Arc<Lines> {

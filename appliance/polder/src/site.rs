@@ -1,7 +1,7 @@
 use anyhow::Context;
 use polder_site::{Store, Version};
 
-use crate::console::say;
+use crate::console::{complain, say};
 use crate::state::State;
 
 /// Show what the box is told to be, and what it was told before.
@@ -46,8 +46,11 @@ impl Site {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Show { state } => {
-                let site = crate::part::site(&existing(&state)?)?;
-                say(site.to_toml().trim_end());
+                let folder = existing(&state)?;
+                crate::part::site(&folder)?;
+                let store = Store::open(&folder)?;
+                say(store.text()?.context("the box has no site.toml now")?.trim_end());
+                store.unknown()?.iter().for_each(|key| complain(format!("warning: {key}")));
             }
             Command::History { state } => {
                 let store = Store::open(&existing(&state)?)?;

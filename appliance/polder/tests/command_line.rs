@@ -40,6 +40,19 @@ fn looking_at_a_box_that_is_not_there_says_how_to_make_one_and_makes_nothing() {
 }
 
 #[test]
+fn what_the_site_says_and_nobody_knows_is_shown_and_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().to_str().unwrap();
+    let site = polder_site::Site::unclaimed(8443).to_toml();
+    std::fs::write(folder.path().join("site.toml"), format!("{site}\n[keepin]\ndays = 3\n"))
+        .unwrap();
+    let (ok, text) = said(&["site", "show", "--state", state]);
+    assert!(ok && text.contains("[keepin]\ndays = 3"), "{text}");
+    assert!(text.contains("warning: site.toml says keepin, which"), "{text}");
+    assert!(text.contains("if keeping is meant"), "{text}");
+}
+
+#[test]
 fn a_misspelt_model_is_told_with_the_one_that_was_meant_and_nothing_is_made() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("box");

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 /// Another web app on this machine. The door asks its visitors who they are, and tells the app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct App {
     /// Where it listens.
     pub upstream: Upstream,

@@ -9,6 +9,7 @@ mod change;
 mod document;
 mod names;
 mod store;
+mod unknown;
 mod updates;
 mod verifier;
 
@@ -19,5 +20,6 @@ pub use document::{
 };
 pub use names::{AppName, BoxName, EngineName, NameError, RecipeName};
 pub use store::{Store, StoreError, Version, write_durably};
+pub use unknown::UnknownKey;
 pub use updates::{UpdateUrl, UpdateUrlError, Updates};
 pub use verifier::{Verifier, VerifierMode, VerifierUrl, VerifierUrlError};

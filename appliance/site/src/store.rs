@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use crate::document::{Site, SiteError};
+use crate::unknown::{UnknownKey, rewritten};
 
 /// A version of the site, counted from 1.
 #[derive(
@@ -68,7 +69,18 @@ impl Store {
 
     /// The site as it stands; `None` on a box that never had one.
     pub fn current(&self) -> Result<Option<Site>, StoreError> {
-        read_site(&self.folder.join("site.toml"))
+        Ok(read_site(&self.folder.join("site.toml"))?.map(|read| read.site))
+    }
+
+    /// What the file says that this version does not know, if there is a file.
+    pub fn unknown(&self) -> Result<Vec<UnknownKey>, StoreError> {
+        let read = read_site(&self.folder.join("site.toml"))?;
+        Ok(read.map(|read| read.unknown).unwrap_or_default())
+    }
+
+    /// The file as it stands, once it was found to be a site.
+    pub fn text(&self) -> Result<Option<String>, StoreError> {
+        Ok(read_site(&self.folder.join("site.toml"))?.map(|read| read.text))
     }
 
     /// The site as it stands, or the given one written as the first version.
@@ -84,13 +96,15 @@ impl Store {
     }
 
     /// Makes `site` the current one. The history entry is durable before the switch, and the
-    /// switch is one rename, so that a power cut leaves the old site or the new one whole.
+    /// switch is one rename, so that a power cut leaves the old site or the new one whole. What the file had that this version
+    /// does not know stays in it.
     pub fn write(&self, site: &Site, why: &str) -> Result<Version, StoreError> {
         site.check().map_err(StoreError::Invalid)?;
         let version = Version(self.versions()?.last().map_or(1, |v| v.0 + 1));
         let why: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        let text =
-            format!("# version {}, {}: {why}\n{}", version.0, Timestamp::now(), site.to_toml());
+        let before = fs::read_to_string(self.folder.join("site.toml")).unwrap_or_default();
+        let content = rewritten(site, &before);
+        let text = format!("# version {}, {}: {why}\n{content}", version.0, Timestamp::now());
         for path in [self.version_path(version), self.folder.join("site.toml")] {
             write_durably(&path, text.as_bytes())
                 .map_err(|source| StoreError::Write { path, source })?;
@@ -115,7 +129,8 @@ impl Store {
 
     /// An older site.
     pub fn version(&self, version: Version) -> Result<Site, StoreError> {
-        read_site(&self.version_path(version))?.ok_or(StoreError::NoVersion(version.0))
+        let read = read_site(&self.version_path(version))?;
+        read.map(|read| read.site).ok_or(StoreError::NoVersion(version.0))
     }
 
     fn version_path(&self, version: Version) -> PathBuf {
@@ -123,15 +138,22 @@ impl Store {
     }
 }
 
-fn read_site(path: &Path) -> Result<Option<Site>, StoreError> {
+/// A file that is a site.
+struct Read {
+    site: Site,
+    unknown: Vec<UnknownKey>,
+    text: String,
+}
+
+fn read_site(path: &Path) -> Result<Option<Read>, StoreError> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(StoreError::Read { path: path.to_owned(), source }),
     };
-    Site::from_toml(&text)
-        .map(Some)
-        .map_err(|source| StoreError::Content { path: path.to_owned(), source })
+    let (site, unknown) = Site::read(&text)
+        .map_err(|source| StoreError::Content { path: path.to_owned(), source })?;
+    Ok(Some(Read { site, unknown, text }))
 }
 
 /// Replaces a file so that a power cut leaves the old content or the new one whole: writes beside
@@ -164,6 +186,28 @@ mod tests {
         assert_eq!(again.current().unwrap(), Some(second));
         assert_eq!(again.version(Version(1)).unwrap(), first);
         assert!(matches!(again.version(Version(3)), Err(StoreError::NoVersion(3))));
+    }
+
+    #[test]
+    fn what_a_newer_version_wrote_is_told_and_outlives_every_change_of_this_one() {
+        let state = tempfile::tempdir().unwrap();
+        let store = Store::open(state.path()).unwrap();
+        assert_eq!((store.unknown().unwrap(), store.text().unwrap()), (vec![], None));
+        store.write(&Site::unclaimed(5), "first").unwrap();
+        let path = state.path().join("site.toml");
+        let newer = fs::read_to_string(&path).unwrap() + "\n[lamps]\nkitchen = \"on\"\n";
+        fs::write(&path, &newer).unwrap();
+        assert_eq!(store.current().unwrap(), Some(Site::unclaimed(5)));
+        assert_eq!(store.text().unwrap(), Some(newer));
+        for port in [6, 7] {
+            let told: Vec<String> = store.unknown().unwrap().iter().map(UnknownKey::key).collect();
+            assert_eq!(told, ["lamps"]);
+            store.write(&Site::unclaimed(port), "moved").unwrap();
+            assert_eq!(store.current().unwrap(), Some(Site::unclaimed(port)));
+            let text = fs::read_to_string(&path).unwrap();
+            assert!(text.contains("[lamps]\nkitchen = \"on\""), "{text}");
+        }
+        assert_eq!(store.version(Version(3)).unwrap(), Site::unclaimed(7));
     }
 
     #[test]

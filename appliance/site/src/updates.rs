@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 
 /// Where a box looks for updates of its image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Updates {
     /// The web address of a folder with signed images.
     pub from: UpdateUrl,

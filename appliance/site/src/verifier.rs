@@ -8,7 +8,6 @@ use crate::apps::Upstream;
 /// A service on this machine that knows people by credentials which are not the box's own. The door
 /// asks it who somebody is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Verifier {
     /// Where it is asked.
     pub url: VerifierUrl,

@@ -180,6 +180,9 @@ fn settle_site(
         site
     };
     let site = store.current_or_first(|| door(options.first.clone()))?;
+    for key in store.unknown()? {
+        log::warn!("{key}");
+    }
     let next = door(site.clone());
     if next != site {
         let addresses: Vec<String> = next.door.listen.iter().map(ToString::to_string).collect();

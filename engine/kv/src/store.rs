@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -95,6 +96,9 @@ pub enum ReadError {
     /// The store is closing.
     #[error("the KV store is closing")]
     Closing,
+    /// Whoever asked does not wait for it any more.
+    #[error("nobody waits for the KV block any more")]
+    Cancelled,
 }
 
 /// A member's key could not be destroyed. Nothing of theirs is handed out any more while this engine runs; until the file is gone, whoever takes
@@ -108,6 +112,7 @@ type Done = Box<dyn FnOnce(Result<Block, ReadError>) + Send>;
 struct ReadJob {
     written: Written,
     key: Arc<MemberKey>,
+    cancelled: Arc<AtomicBool>,
     done: Done,
 }
 
@@ -322,6 +327,16 @@ impl Store {
         handle: &Handle,
         done: impl FnOnce(Result<Block, ReadError>) + Send + 'static,
     ) {
+        self.read_unless(handle, &Arc::default(), done);
+    }
+
+    /// The same, and where `cancelled` is set before it is the block's turn, the disk is left to others.
+    pub fn read_unless(
+        &self,
+        handle: &Handle,
+        cancelled: &Arc<AtomicBool>,
+        done: impl FnOnce(Result<Block, ReadError>) + Send + 'static,
+    ) {
         let mut state = self.shared.lock();
         let Some(key) = state.members.key(handle.at.member).cloned() else {
             drop(state);
@@ -335,7 +350,9 @@ impl Store {
         let written = state.index.on_disk(&handle.at);
         drop(state);
         let Some(written) = written else { return done(Err(ReadError::Gone)) };
-        lock(&self.shared.reads).queue.push_back(ReadJob { written, key, done: Box::new(done) });
+        let (cancelled, done) = (Arc::clone(cancelled), Box::new(done));
+        let job = ReadJob { written, key, cancelled, done };
+        lock(&self.shared.reads).queue.push_back(job);
         self.shared.reads_come.notify_one();
     }
 
@@ -485,6 +502,7 @@ fn read_blocks(shared: &Shared) {
     while let Some((job, closing)) = next_read(shared) {
         let answer = match closing {
             true => Err(ReadError::Closing),
+            false if job.cancelled.load(Ordering::Relaxed) => Err(ReadError::Cancelled),
             false => read_block(shared, disk, &job),
         };
         (job.done)(answer);

@@ -94,6 +94,7 @@ pub fn spawn_with_store(
         masks: MaskThreads::new(),
         mask_work: Vec::new(),
         keeper,
+        settling: Vec::new(),
         readers_stall: false,
         restores_stall: false,
         stats,
@@ -165,6 +166,8 @@ enum Command {
     Came(Came),
     /// With whom to tell when it is done.
     Forget(MemberId, Sender<()>),
+    /// With whom to tell when all that is full was put beside the device.
+    Settle(Sender<()>),
     Wake,
     End,
 }
@@ -177,6 +180,7 @@ impl std::fmt::Debug for Command {
             Self::Share(beginnings) => write!(f, "Share({} beginnings)", beginnings.len()),
             Self::Came(came) => write!(f, "Came({:?}, {})", came.id, came.at),
             Self::Forget(..) => write!(f, "Forget"),
+            Self::Settle(_) => write!(f, "Settle"),
             Self::Wake => write!(f, "Wake"),
             Self::End => write!(f, "End"),
         }
@@ -244,7 +248,16 @@ impl EngineHandle {
 
     /// Waits until what is kept is on disk, at most so long. Says whether it came to that.
     pub fn settle(&self, within: Duration) -> bool {
-        self.store.as_ref().is_none_or(|store| store.settle(within))
+        let Some(store) = &self.store else { return true };
+        let until = Instant::now() + within;
+        let (tell, done) = channel();
+        // Where the engine has ended it puts nothing more.
+        if self.door.commands.send(Command::Settle(tell)).is_ok()
+            && done.recv_timeout(within) == Err(RecvTimeoutError::Timeout)
+        {
+            return false;
+        }
+        store.settle(until.saturating_duration_since(Instant::now()))
     }
 
     /// Says that a sink which had no room has some again.
@@ -285,6 +298,8 @@ struct EngineLoop {
     masks: MaskThreads,
     mask_work: Vec<MaskWork>,
     keeper: Option<Keeper>,
+    /// Who waits until all that is full was put.
+    settling: Vec<Sender<()>>,
     /// Nothing can be run until a reader takes what is there for it, or a command comes.
     readers_stall: bool,
     /// Nothing can be run until a block comes back to the device, or is given up.
@@ -387,8 +402,17 @@ impl EngineLoop {
 
     /// Puts what became full beside the device, before anybody else may write there.
     fn keep(&mut self) -> Result<(), SchedulerError> {
-        let Some(keeper) = &mut self.keeper else { return Ok(()) };
-        keeper.put(&mut self.scheduler, &mut *self.backend).map_err(SchedulerError::Backend)
+        if let Some(keeper) = &mut self.keeper {
+            let put = keeper.put(&mut self.scheduler, &mut *self.backend);
+            put.map_err(SchedulerError::Backend)?;
+        }
+        if !self.scheduler.has_puts() {
+            for tell in self.settling.drain(..) {
+                // Whoever asked may have left.
+                let _ = tell.send(());
+            }
+        }
+        Ok(())
     }
 
     /// Has read what is to come back.
@@ -434,8 +458,11 @@ impl EngineLoop {
         self.publish();
         let mut came_in = 0;
         loop {
-            let nothing_to_do = self.scheduler.is_idle() || std::mem::take(&mut self.readers_stall);
-            let late = match std::mem::take(&mut self.restores_stall) {
+            let readers_stall = std::mem::take(&mut self.readers_stall);
+            let restores_stall = std::mem::take(&mut self.restores_stall);
+            let puts = self.scheduler.has_puts();
+            let nothing_to_do = (self.scheduler.is_idle() || readers_stall) && !puts;
+            let late = match restores_stall && !puts {
                 true => self.keeper.as_ref().and_then(Keeper::deadline),
                 false => None,
             };
@@ -473,6 +500,10 @@ impl EngineLoop {
                     self.publish();
                     // Whoever asked may have left.
                     let _ = done.send(());
+                }
+                Command::Settle(tell) => {
+                    self.settling.push(tell);
+                    return Ok(true);
                 }
                 Command::Wake => {}
                 Command::End => return Ok(false),

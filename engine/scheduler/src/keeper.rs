@@ -2,6 +2,7 @@
 //! that take too long.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,8 @@ struct Reading {
     asked: Instant,
     last: Instant,
     bytes: u64,
+    /// Set when nobody waits for it any more: what is asked for and not begun is not read.
+    cancelled: Arc<AtomicBool>,
     /// Time that the tier took, and that writing to the device took. What waits for a step in between is neither's fault.
     reading: Duration,
     writing: Duration,
@@ -90,7 +93,7 @@ impl Keeper {
         })
     }
 
-    /// Puts what became full. Must come before the next step is planned.
+    /// Puts what became full, as much as is due now. Must come before the next step is planned.
     pub(crate) fn put(
         &mut self,
         scheduler: &mut Scheduler,
@@ -123,7 +126,9 @@ impl Keeper {
             let (id, none) = (work.id, Duration::ZERO);
             let (next, away, bytes, reading, writing) = (0, 0, 0, none, none);
             let (asked, last) = (now, now);
-            let reading = Reading { work, next, away, asked, last, bytes, reading, writing };
+            let cancelled = Arc::default();
+            let reading =
+                Reading { work, next, away, asked, last, bytes, cancelled, reading, writing };
             self.reading.insert(id, reading);
             self.ask(id, now);
         }
@@ -137,6 +142,10 @@ impl Keeper {
         backend: &mut dyn Backend,
     ) -> Result<(), BackendError> {
         let Came { id, at, when, block } = came;
+        if block == Err(ReadError::Cancelled) {
+            // That says nothing about the tier.
+            return Ok(());
+        }
         self.last_came = self.last_came.max(when);
         let Some(reading) = self.reading.get_mut(&id) else { return Ok(()) };
         reading.away = reading.away.saturating_sub(1);
@@ -215,7 +224,7 @@ impl Keeper {
             let tell = Arc::clone(&self.tell);
             let came = move |block| tell(Came { id, at, when: Instant::now(), block });
             match self.store.locate(name(&reading.work.owner), &reading.work.blocks[at].digest) {
-                Some(handle) => self.store.read(&handle, came),
+                Some(handle) => self.store.read_unless(&handle, &reading.cancelled, came),
                 None => came(Err(ReadError::Gone)),
             }
         }
@@ -224,6 +233,7 @@ impl Keeper {
     /// Nobody waits for it any more.
     fn end(&mut self, id: RestoreId) {
         let Some(reading) = self.reading.remove(&id) else { return };
+        reading.cancelled.store(true, Ordering::Relaxed);
         let took = reading.reading + reading.writing;
         lock(&self.estimate).restored(reading.tier(), reading.bytes, took);
     }

@@ -6,6 +6,7 @@ use polder_backend::TokenId;
 
 use crate::grammar::Masking;
 use crate::request::{MemberId, Request, RequestId};
+use crate::sequence::Known;
 use crate::tiers::Keeps;
 
 /// A request without a slot.
@@ -13,7 +14,7 @@ use crate::tiers::Keeps;
 pub(crate) struct Waiting {
     pub(crate) id: RequestId,
     pub(crate) request: Request,
-    /// What it has said, and how much of its prompt was cached, where it had a slot before.
+    /// What it has said, and how much of its prompt was known, where it had a slot before.
     pub(crate) before: Option<Before>,
     /// What may be kept of it.
     pub(crate) keeps: Keeps,
@@ -24,7 +25,7 @@ pub(crate) struct Waiting {
 pub(crate) struct Before {
     /// The prompt, then what was sampled.
     pub(crate) tokens: Vec<TokenId>,
-    pub(crate) cached: u32,
+    pub(crate) known: Known,
     pub(crate) masking: Option<Masking>,
 }
 

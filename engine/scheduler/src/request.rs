@@ -90,7 +90,7 @@ pub struct Request {
     pub pooling: Option<Pooling>,
 }
 
-/// What happened to a sequence. Order: `Queued`, `Prompt` (if asked for), `Token`… or `Vector`, `Finished`
+/// What happened to a sequence. Order: `Queued`, `Begun`, `Prompt` (if asked for), `Token`… or `Vector`, `Finished`
 /// or, at any point, `Unusable` or `Stuck`.
 /// A sequence that is cancelled hears nothing more.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,6 +99,11 @@ pub enum Event {
     Queued,
     /// It was not taken; nothing follows.
     Refused(Refusal),
+    /// Its first answer follows. Told then and not at the end: whoever has heard enough ends it, and still says what it took.
+    Begun {
+        /// Prompt tokens that did not have to be read, because an earlier request began alike.
+        cached: u32,
+    },
     /// The model's opinion of the next few prompt tokens, in order.
     Prompt(Vec<PromptLogprob>),
     /// One sampled token.
@@ -111,8 +116,6 @@ pub enum Event {
         reason: FinishReason,
         /// Tokens sampled in all, a stop token included.
         sampled: u32,
-        /// Prompt tokens that did not have to be read, because an earlier request began alike.
-        cached: u32,
     },
     /// The model computed no distribution (NaN, infinity) for this sequence; nothing follows.
     Unusable,

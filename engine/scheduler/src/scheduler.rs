@@ -14,6 +14,7 @@
 mod answers;
 mod drafts;
 mod masks;
+mod puts;
 mod restore;
 mod room;
 mod step;
@@ -32,8 +33,9 @@ use crate::queue::WaitingQueue;
 use crate::request::{Refusal, Request, RequestId, SchedulerError};
 use crate::sequence::{RowOwner, Sequence};
 use crate::share::Accounts;
-use crate::tiers::{PutWork, RestoreWork, Tiers};
+use crate::tiers::{RestoreWork, Tiers};
 
+use puts::Puts;
 use step::Share;
 
 /// What the scheduler may do; the back end's [`Limits`] cap all of it.
@@ -157,7 +159,7 @@ pub struct Scheduler {
     /// Where blocks are kept beside the device.
     tiers: Option<Box<dyn Tiers>>,
     /// What is to be carried out for them.
-    puts: Vec<PutWork>,
+    puts: Puts,
     restores: Vec<RestoreWork>,
     last_restore: u64,
     step_times: StepTimes,
@@ -194,7 +196,7 @@ impl Scheduler {
             accounts: Accounts::new(config.credit.into()),
             shares: Vec::new(),
             tiers: None,
-            puts: Vec::new(),
+            puts: Puts::default(),
             restores: Vec::new(),
             last_restore: 0,
             step_times: StepTimes::default(),

@@ -28,8 +28,8 @@ pub(crate) struct Sequence {
     pub(crate) blocks: Vec<BlockId>,
     /// The nodes of its first blocks, as far as they are kept for whoever begins alike.
     pub(crate) chain: Vec<NodeId>,
-    /// Prompt tokens that did not have to be read.
-    pub(crate) cached: u32,
+    /// How much of its prompt did not have to be read.
+    pub(crate) known: Known,
     /// Its reader has not taken what is there: it keeps its place and is not run.
     pub(crate) paused: bool,
     /// Positions whose KV is written once every planned step has run.
@@ -55,6 +55,38 @@ pub(crate) struct Sequence {
     /// A step with guesses was planned and is not read back, so that nobody knows where it goes on: whether all were right
     /// so far. `fed` and `planned` count that step as one without guesses, and are moved by those that were right.
     pub(crate) draft: Option<bool>,
+}
+
+/// How much of a prompt did not have to be read, up to the sequence's first answer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Known {
+    /// How far the sequence has ever come, by reading or by finding: what it finds again of that, after it lost its blocks,
+    /// saved nothing.
+    reached: u32,
+    cached: u32,
+    told: bool,
+}
+
+impl Known {
+    /// So many of its tokens need not be read now; how many of them nobody had read or found for it before.
+    pub(crate) fn found(&mut self, tokens: u32) -> u32 {
+        if self.told {
+            return 0;
+        }
+        let new = tokens.saturating_sub(self.reached);
+        self.reached += new;
+        self.cached += new;
+        new
+    }
+
+    fn read(&mut self, tokens: u32) {
+        self.reached = self.reached.max(tokens);
+    }
+
+    /// How many in all, the first time that this is asked.
+    pub(crate) fn tell(&mut self) -> Option<u32> {
+        (!std::mem::replace(&mut self.told, true)).then_some(self.cached)
+    }
 }
 
 /// Whose an output row is.
@@ -176,6 +208,7 @@ impl Sequence {
             blocks: start..batch.block_table.len() as u32,
         });
         self.fed += count;
+        self.known.read(self.fed);
         if self.fed == self.prompt_len() + self.planned && self.planned < self.limit {
             self.planned += 1;
             let mut sampling = self.request.sampling.clone();

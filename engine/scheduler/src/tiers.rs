@@ -90,8 +90,6 @@ pub(crate) struct Restoring {
     pub(crate) first: usize,
     /// Which have come, of those that can.
     pub(crate) came: Vec<bool>,
-    /// What comes back is part of a prompt that nobody had read for this request.
-    pub(crate) counts: bool,
 }
 
 impl Restoring {

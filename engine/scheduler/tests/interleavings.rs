@@ -78,6 +78,17 @@ impl Bench {
         }
     }
 
+    /// Puts all that is left to be put, as an engine does that has nothing else to do.
+    fn settle(&mut self) {
+        for _ in 0..1000 {
+            if !self.scheduler.has_puts() {
+                return;
+            }
+            self.keep();
+        }
+        panic!("it puts for ever");
+    }
+
     /// Submits what can be submitted and reads one step; false when there was nothing to do.
     fn turn(&mut self) -> bool {
         while self.in_flight.len() <= self.ahead {
@@ -137,9 +148,19 @@ impl Bench {
             .collect()
     }
 
+    /// How much of its prompt did not have to be read, if it has begun.
+    fn known_of(&self, id: RequestId) -> Option<u32> {
+        let mut events = self.said.get(&id)?.iter();
+        let Some(Event::Begun { cached }) = events.next() else {
+            panic!("something was said before it had begun");
+        };
+        assert!(!events.any(|event| matches!(event, Event::Begun { .. })), "it begins once");
+        Some(*cached)
+    }
+
     fn end_of(&self, id: RequestId) -> Option<(FinishReason, u32)> {
         match self.said.get(&id)?.last()? {
-            Event::Finished { reason, sampled, .. } => Some((*reason, *sampled)),
+            Event::Finished { reason, sampled } => Some((*reason, *sampled)),
             _ => None,
         }
     }
@@ -331,10 +352,24 @@ proptest! {
             prop_assert!(stats.waiting == 0 || stats.paused > 0);
             prop_assert_eq!(stats.running, stats.paused);
         }
+        bench.settle();
+        if let Some(beside) = &bench.beside {
+            let step = bench.scheduler.config().step_tokens.div_ceil(4) as usize;
+            prop_assert!(beside.most_put <= step + usize::from(slots));
+        }
         prop_assert!(bench.scheduler.is_idle());
         let stats = bench.scheduler.stats();
         prop_assert_eq!((stats.running, stats.waiting, stats.blocks_used), (0, 0, 0));
+        let known = taken.keys().filter_map(|id| bench.known_of(*id)).map(u64::from).sum::<u64>();
+        let found = stats.cached_tokens + stats.restored_tokens;
+        prop_assert!(known <= found);
+        if taken.values().all(|(_, cancelled)| !cancelled) {
+            prop_assert_eq!(known, found);
+            prop_assert!(stats.prompt_tokens + known >= stats.asked_tokens);
+        }
         for (id, (request, cancelled)) in &taken {
+            let known = bench.known_of(*id).unwrap_or(0);
+            prop_assert!(known < request.prompt.len() as u32);
             let (tokens, reason, sampled) = alone_with(&text, request, capacity);
             if *cancelled {
                 let said = bench.tokens_of(*id);
@@ -673,10 +708,9 @@ fn run(bench: &mut Bench, id: u64, request: Request) -> (Vec<TokenId>, u32) {
     let id = RequestId(id);
     bench.scheduler.admit(vec![(id, request)]).unwrap();
     while bench.turn() {}
-    match bench.said[&id].last() {
-        Some(Event::Finished { cached, .. }) => (bench.tokens_of(id), *cached),
-        other => panic!("{other:?}"),
-    }
+    bench.settle();
+    assert!(bench.end_of(id).is_some());
+    (bench.tokens_of(id), bench.known_of(id).unwrap())
 }
 
 #[test]
@@ -869,6 +903,54 @@ fn a_beginning_that_the_tiers_lost_is_offered_again_while_the_device_has_it() {
 }
 
 #[test]
+fn a_long_text_that_the_tiers_lost_is_put_there_again_a_few_blocks_at_a_time() {
+    let config = Config { step_tokens: 8, ..Config::default() };
+    let mut bench = Bench::beside(limits(40, 2), config, 0);
+    let text: Vec<u32> = (0..60).map(|at| (at * 5 + 1) % VOCAB).collect();
+    run(&mut bench, 1, request("ada", text.clone(), 1, 0));
+    bench.beside.as_mut().unwrap().forget(&MemberId::new("ada"));
+    let kept = |bench: &Bench| bench.beside.as_ref().unwrap().kept();
+    let ask = |bench: &mut Bench, id| {
+        let request = request("ada", text.clone(), 1, 0);
+        bench.scheduler.admit(vec![(RequestId(id), request)]).unwrap();
+    };
+    ask(&mut bench, 2);
+    while bench.end_of(RequestId(2)).is_none() {
+        bench.turn();
+    }
+    // Two blocks that a step fills, and one for each slot.
+    assert_eq!((kept(&bench), bench.beside.as_ref().unwrap().most_put), (4, 4));
+    // Whoever asks again meanwhile offers nothing twice.
+    ask(&mut bench, 3);
+    bench.scheduler.plan_step(&mut bench.batch);
+    let (mut all, mut some) = (Vec::new(), Vec::new());
+    while bench.scheduler.has_puts() {
+        bench.scheduler.put_work(&mut some);
+        assert!(some.len() <= 4);
+        all.extend(some.drain(..).map(|put| put.block));
+    }
+    assert_eq!((all.len(), all.iter().collect::<BTreeSet<_>>().len()), (11, 11));
+}
+
+#[test]
+fn what_the_device_gave_up_before_it_was_put_is_not_put() {
+    let config = Config { step_tokens: 8, ..Config::default() };
+    let mut bench = Bench::beside(limits(16, 2), config, 0);
+    let text: Vec<u32> = (0..56).map(|at| (at * 5 + 1) % VOCAB).collect();
+    let mut asked = request("ada", text, 5, 0);
+    asked.stop_tokens = [].into();
+    run(&mut bench, 1, asked.clone());
+    bench.beside.as_mut().unwrap().forget(&MemberId::new("ada"));
+    bench.scheduler.admit(vec![(RequestId(2), asked)]).unwrap();
+    bench.turn();
+    assert!(bench.scheduler.has_puts() && bench.scheduler.cancel(RequestId(2)));
+    // Whoever has these blocks now reads into them at once.
+    run(&mut bench, 3, request("bob", vec![7; 60], 1, 0));
+    assert!(bench.scheduler.stats().evictions > 0);
+    assert!(bench.beside.as_ref().unwrap().kept() < 14 + 15);
+}
+
+#[test]
 fn a_member_who_was_forgotten_is_read_again_and_what_ran_meanwhile_leaves_nothing() {
     for (trusting, steps_ahead) in [(false, 0), (true, 0), (false, 1), (true, 1)] {
         let config = Config { steps_ahead, ..Config::default() };
@@ -903,6 +985,46 @@ fn a_member_who_was_forgotten_is_read_again_and_what_ran_meanwhile_leaves_nothin
         let stats = bench.scheduler.stats();
         assert!(stats.blocks_used == 0 && stats.blocks_kept <= 60 && capacity > 40);
     }
+}
+
+#[test]
+fn what_comes_back_counts_also_for_a_sequence_that_lost_its_blocks_while_it_waited() {
+    let text: Vec<u32> = (0..40).map(|at| (at * 7 + 2) % VOCAB).collect();
+    let mut bench = Bench::beside(limits(16, 4), Config::default(), 0);
+    run(&mut bench, 1, request("ada", text.clone(), 1, 0));
+    bench.restart(limits(16, 4), Config::default());
+    let mut other = request("bob", vec![1, 2], 40, 0);
+    other.stop_tokens = [].into();
+    bench.scheduler.admit(vec![(RequestId(2), other)]).unwrap();
+    bench.turn();
+    let again = request("ada", [&text[..], &[5]].concat(), 2, 0);
+    bench.scheduler.admit(vec![(RequestId(3), again.clone())]).unwrap();
+    bench.beside.as_mut().unwrap().hold = true;
+    while bench.scheduler.stats().preemptions == 0 {
+        assert!(bench.turn());
+    }
+    assert_eq!((bench.known_of(RequestId(3)), bench.scheduler.stats().restored_tokens), (None, 0));
+    bench.beside.as_mut().unwrap().hold = false;
+    while bench.turn() {}
+    assert_eq!(bench.tokens_of(RequestId(3)), alone(&again, bench.scheduler.capacity()).0);
+    assert_eq!(bench.known_of(RequestId(3)), Some(40));
+    let stats = bench.scheduler.stats();
+    assert_eq!((stats.restored_tokens, stats.looked_up_tokens), (40, 41));
+}
+
+#[test]
+fn what_a_sequence_has_read_itself_is_nothing_that_was_known() {
+    // Both do not fit: who gives up their blocks finds some of them again.
+    let mut bench = Bench::new(limits(12, 2), Config { step_tokens: 16, ..Config::default() });
+    for id in 0..2 {
+        let mut request = request(&format!("m{id}"), vec![id as u32 + 1; 20], 24, id);
+        request.stop_tokens = [].into();
+        bench.scheduler.admit(vec![(RequestId(id), request)]).unwrap();
+    }
+    while bench.turn() {}
+    assert!(bench.scheduler.stats().preemptions > 0);
+    assert_eq!([0, 1].map(|id| bench.known_of(RequestId(id))), [Some(0); 2]);
+    assert_eq!(bench.scheduler.stats().cached_tokens, 0);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -21,9 +21,9 @@ use polder_scheduler::{
     Config, EngineHandle, EngineThread, Event, MemberId, Request, spawn_with_store,
 };
 
-/// The machine, whose disk hangs at the test's word.
+/// The machine, whose disk hangs at the test's word, and how often it was read from.
 #[derive(Debug, Default)]
-struct Hanging(AtomicBool);
+struct Hanging(AtomicBool, AtomicUsize);
 
 impl System for Hanging {
     fn wall_seconds(&self) -> u64 {
@@ -39,6 +39,7 @@ impl System for Hanging {
         file.write_all_at(bytes, at)
     }
     fn read_at(&self, file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        self.1.fetch_add(1, Ordering::Relaxed);
         while self.0.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -69,11 +70,12 @@ fn open(folder: &Path) -> Store {
 fn run(handle: &EngineHandle, request: Request) -> (Vec<TokenId>, u32) {
     let (tell, heard) = mpsc::channel();
     handle.submit(vec![(request, Box::new(move |event: Event| tell.send(event).is_ok()))]);
-    let mut said = Vec::new();
+    let (mut said, mut known) = (Vec::new(), None);
     loop {
         match heard.recv_timeout(Duration::from_secs(60)).unwrap() {
             Event::Token(token) => said.push(token.token),
-            Event::Finished { cached, .. } => return (said, cached),
+            Event::Begun { cached } => known = Some(cached),
+            Event::Finished { .. } => return (said, known.unwrap()),
             Event::Queued => {}
             other => panic!("{other:?}"),
         }
@@ -182,6 +184,64 @@ fn cancelling_while_blocks_come_back_frees_everything() {
     }
     disk.0.store(false, Ordering::Relaxed);
     assert_eq!(run(&handle, ask()), (alone(&ask(), 64).0, 28));
+}
+
+#[test]
+fn what_nobody_waits_for_any_more_does_not_keep_the_disk_from_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let ask = |member| request(member, text(30), 3, 1);
+    let writes = engine(open(folder.path()), Config::default());
+    for member in ["ada", "bob"] {
+        run(&writes.handle(), ask(member));
+    }
+    assert!(writes.handle().settle(Duration::from_secs(60)));
+    writes.join().unwrap();
+
+    let disk = Arc::new(Hanging::default());
+    let system = Arc::clone(&disk) as Arc<dyn System>;
+    let store = Store::open_on(options(Some(folder.path())), system).unwrap();
+    disk.0.store(true, Ordering::Relaxed);
+    let before = disk.1.load(Ordering::Relaxed);
+    let reads = || disk.1.load(Ordering::Relaxed) - before;
+    let until = Instant::now() + Duration::from_secs(20);
+    let wait = |is: &dyn Fn() -> bool| {
+        while !is() {
+            assert!(Instant::now() < until);
+            std::thread::yield_now();
+        }
+    };
+    let engine = engine(store, Config::default());
+    let handle = engine.handle();
+    let ids = handle.submit(vec![(ask("ada"), Box::new(|_: Event| true))]);
+    // Seven blocks, and four threads that read.
+    wait(&|| reads() == 4);
+    handle.cancel(ids[0]);
+    wait(&|| handle.stats().blocks_used == 0);
+    let (tell, heard) = mpsc::channel();
+    handle.submit(vec![(ask("bob"), Box::new(move |event: Event| tell.send(event).is_ok()))]);
+    wait(&|| handle.stats().restoring == 1);
+    disk.0.store(false, Ordering::Relaxed);
+    let known = heard.iter().find_map(|event| match event {
+        Event::Begun { cached } => Some(cached),
+        _ => None,
+    });
+    assert_eq!((known, reads()), (Some(28), 4 + 7));
+    assert_eq!(run(&handle, ask("ada")).1, 28, "it is there still");
+}
+
+#[test]
+fn what_the_store_lost_is_put_there_again_though_nobody_asks_for_anything_more() {
+    let store = Arc::new(Store::open(options(None)).unwrap());
+    let backend = Box::new(FakeBackend::new(limits(60, 1)));
+    let config = Config { step_tokens: 4, ..Config::default() };
+    let engine = spawn_with_store(backend, config, Some(Arc::clone(&store))).unwrap();
+    let handle = engine.handle();
+    run(&handle, request("ada", text(60), 1, 1));
+    store.forget("ada").unwrap();
+    assert_eq!(handle.kept().unwrap().host_bytes, 0);
+    assert_eq!(run(&handle, request("ada", text(60), 1, 1)).1, 56);
+    assert!(handle.settle(Duration::from_secs(60)));
+    assert_eq!(handle.kept().unwrap().host_bytes, 15 * limits(1, 1).block_bytes());
 }
 
 #[test]

@@ -76,8 +76,8 @@ proptest! {
             let ended = matches!(events.last(), Some(Event::Finished { .. }));
             prop_assert!(ended, "{:?}", events);
             if let Some(pooling) = request.pooling {
-                prop_assert_eq!(events.len(), 2);
-                prop_assert_eq!(&events[0], &Event::Vector(expected(&request.prompt, pooling)));
+                prop_assert_eq!(events.len(), 3);
+                prop_assert_eq!(&events[1], &Event::Vector(expected(&request.prompt, pooling)));
             }
         }
         prop_assert_eq!(left, 0);
@@ -90,8 +90,8 @@ fn the_last_tokens_state_needs_only_what_is_new_and_the_mean_all() {
     let ask = |pooling| Request { pooling: Some(pooling), ..request("a", prompt.clone(), 0, 0) };
     let requests = [ask(Pooling::Last), ask(Pooling::Last), ask(Pooling::Mean)];
     let (said, _) = run(40, Config::default(), &requests);
-    let cached = |id: u64| match said[&id].last() {
-        Some(Event::Finished { cached, .. }) => *cached,
+    let cached = |id: u64| match said[&id].first() {
+        Some(Event::Begun { cached }) => *cached,
         other => panic!("{other:?}"),
     };
     assert_eq!([cached(0), cached(1), cached(2)], [0, 20, 0]);
@@ -102,5 +102,5 @@ fn a_text_as_long_as_the_context_has_a_vector() {
     let prompt: Vec<u32> = (0..64).map(|at| 1 + at % 20).collect();
     let ask = Request { pooling: Some(Pooling::Mean), ..request("a", prompt, 5, 0) };
     let (said, _) = run(40, Config::default(), std::slice::from_ref(&ask));
-    assert_eq!(said[&0][0], Event::Vector(expected(&ask.prompt, Pooling::Mean)));
+    assert_eq!(said[&0][1], Event::Vector(expected(&ask.prompt, Pooling::Mean)));
 }

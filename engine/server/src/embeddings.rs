@@ -152,10 +152,8 @@ impl Wave {
                 Some((index, Event::Vector(vector))) => {
                     vectors[first + index] = normalised(&vector)
                 }
-                Some((_, Event::Finished { cached, .. })) => {
-                    known += u64::from(cached);
-                    left -= 1;
-                }
+                Some((_, Event::Begun { cached })) => known += u64::from(cached),
+                Some((_, Event::Finished { .. })) => left -= 1,
                 Some((_, Event::Queued | Event::Prompt(_) | Event::Token(_))) => {}
                 Some((_, Event::Refused(refusal))) => return Err(refused(refusal, metrics.soon())),
                 Some((_, Event::Unusable | Event::Stuck(_))) => return Err(unusable()),

@@ -291,12 +291,12 @@ impl Generation {
                     self.metrics.ended(Ended::Stop, self.started.elapsed());
                 }
             }
-            Event::Finished { reason, sampled, cached } => {
+            Event::Begun { cached } => self.usage.cached += u64::from(cached),
+            Event::Finished { reason, sampled } => {
                 self.ready.extend(choice.begin(index, &self.tokenizer));
                 // A stop token was sampled but not delivered.
                 let more = u64::from(sampled).saturating_sub(choice.tokens);
                 self.usage.completion += more;
-                self.usage.cached += u64::from(cached);
                 self.metrics.completion_tokens(more);
                 let pieces = choice.finish(index, reason, &self.tokenizer);
                 let how = match pieces.iter().find_map(|piece| piece.finish) {

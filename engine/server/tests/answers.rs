@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Answer, MODEL, SAYS, Server, chat, completion, open};
+use common::{Answer, MODEL, SAYS, Server, chat, completion, message, open, respond, with};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -389,6 +389,57 @@ async fn common_instructions_are_read_once_for_all_members_and_others_for_each()
     assert_eq!(cached("eve", rules).await, 0);
     for bad in [json!("x"), json!([1]), json!(vec!["x"; 1001])] {
         assert_eq!(put(bad).await.status, 400);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_before_the_model_ends_it_says_what_was_known_too() {
+    let server = Server::calling().await;
+    let schema = json!({"type": "object", "properties": {}});
+    let tools =
+        json!([{"type": "function", "function": {"name": "weather", "parameters": schema}}]);
+    let mut tool = tools[0]["function"].clone();
+    tool["type"] = "function".into();
+    let input = json!([{"name": "weather", "input_schema": schema}]);
+    let one = json!({"type": "auto", "disable_parallel_tool_use": true});
+    let responses = "/v1/responses";
+    for (path, body) in [
+        (CHAT, chat(json!({"stop": "look"}))),
+        (CHAT, chat(json!({"tools": tools, "parallel_tool_calls": false}))),
+        ("/v1/messages", message(json!({"stop_sequences": ["look"]}))),
+        ("/v1/messages", message(json!({"tools": input, "tool_choice": one}))),
+        (responses, respond(json!({"tools": [tool], "parallel_tool_calls": false}))),
+    ] {
+        for stream in [false, true] {
+            // Nobody has asked this before.
+            let member = format!("{path} {stream} {}", body["tools"]);
+            let ask = async || {
+                let body = with(body.clone(), json!({"stream": stream}));
+                let more = match path == CHAT && stream {
+                    true => json!({"stream_options": {"include_usage": true}}),
+                    false => json!({}),
+                };
+                let with_member = [("x-polder-member", member.as_str())];
+                let answer = server.post_with(path, &with_member, with(body, more)).await;
+                assert_eq!(answer.status, 200, "{}", answer.text);
+                let usage = match (stream, path) {
+                    (false, _) => answer.json()["usage"].clone(),
+                    (true, CHAT) => answer.events().pop().unwrap()["usage"].clone(),
+                    (true, "/v1/messages") => {
+                        answer.named_events().iter().rev().nth(1).unwrap()["usage"].clone()
+                    }
+                    (true, _) => answer.named_events().pop().unwrap()["response"]["usage"].clone(),
+                };
+                let known = [
+                    &usage["prompt_tokens_details"]["cached_tokens"],
+                    &usage["cache_read_input_tokens"],
+                    &usage["input_tokens_details"]["cached_tokens"],
+                ];
+                known.iter().find_map(|count| count.as_u64()).unwrap()
+            };
+            assert_eq!(ask().await, 0, "{member}");
+            assert!(ask().await >= 16, "{member}");
+        }
     }
 }
 

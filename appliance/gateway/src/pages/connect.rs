@@ -1,11 +1,13 @@
 //! How to reach the box from one's own tools, and how to trust it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use maud::{Markup, html};
+use polder_control::{EngineStatus, PartState};
 use polder_page::{Page, Tone, banner, card, copyable, facts};
 use polder_recipes::Recipe;
 
@@ -16,9 +18,15 @@ use crate::pages::frame::{answer, nav, plain_nav};
 use crate::pages::who::{Caller, SignedIn};
 
 pub(super) async fn show(State(gateway): State<Arc<Gateway>>, who: SignedIn) -> Response {
-    let model = gateway.status().engines.first().map(|e| e.recipe.to_string());
+    let engine = gateway.status().engines.first().cloned();
+    let model = engine.as_ref().map(|engine| engine.recipe.to_string());
     let name = model.as_deref().unwrap_or("MODEL");
-    let context = model.as_deref().and_then(|name| Recipe::find(name).ok()).and_then(|r| r.context);
+    let made_for = model.as_deref().and_then(|name| Recipe::find(name).ok()?.context);
+    let here = match &engine {
+        Some(engine) => holds(&gateway, engine).await,
+        None => None,
+    };
+    let context = made_for.into_iter().chain(here).min();
     let at = Address { base: format!("{}/v1", who.base), tls: who.peer.tls };
     let body = html! {
         (trial_banner(&gateway, &who.member))
@@ -44,7 +52,7 @@ pub(super) async fn show(State(gateway): State<Arc<Gateway>>, who: SignedIn) -> 
             @if by_address(&at.base) && at.tls { (banner(Tone::Warn, html! { p { "Claude Code takes the box by its name only, not by its address: open this page at one of its names, such as " code { (gateway.status().site.name) ".local" } ", and copy from there." } })) }
             @if context.is_some_and(|tokens| tokens < LEAST_FOR_CLAUDE_CODE) { (banner(Tone::Warn, html! { p { "This model holds too little for it." } })) }
             (copyable("claude-code", "Claude Code", claude_code(&at, name, context)))
-            p.soft.small { "It sends some 16,000 tokens before your first word, and calls tools all the time: it needs a model that was made for that, and " @if context.is_none() { "you must say how much the model can hold in " code { "CLAUDE_CODE_MAX_CONTEXT_TOKENS" } "." } @else { "the line with the number says for how much this one was made; on a machine with little memory it holds less." } }
+            p.soft.small { "It sends some 16,000 tokens before your first word, and calls tools all the time: it needs a model that was made for that, and " @if context.is_none() { "you must say how much the model can hold in " code { "CLAUDE_CODE_MAX_CONTEXT_TOKENS" } "." } @else { "the line with the number says " @if here.is_some() { "how much this one holds on this machine." } @else { "for how much this one was made; on a machine with little memory it holds less." } } }
         }))
         (card("Anything else that speaks the OpenAI API", html! {
             p { "Give it the address, the model and a key from above. Answered are " code { "/v1/chat/completions" } ", " code { "/v1/responses" } ", " code { "/v1/completions" } ", " code { "/v1/embeddings" } ", " code { "/v1/models" } " and, for Anthropic's SDK with the address without " code { "/v1" } ", " code { "/v1/messages" } ". A field that the box does not know is named in the answer's header " code { "x-polder-ignored" } "." }
@@ -57,6 +65,20 @@ pub(super) async fn show(State(gateway): State<Arc<Gateway>>, who: SignedIn) -> 
     };
     answer(&page, &nav(&gateway, &who.member, "/connect"), body)
 }
+
+/// Most tokens of a conversation on this machine, where the engine answers at once.
+async fn holds(gateway: &Gateway, engine: &EngineStatus) -> Option<u32> {
+    if engine.part.state != PartState::Ready {
+        return None;
+    }
+    let said = gateway.engines.hear(&engine.socket, "/v1/models");
+    let said = tokio::time::timeout(AT_ONCE, said).await.ok()?.ok()??;
+    let said: serde_json::Value = serde_json::from_slice(&said).ok()?;
+    u32::try_from(said["data"][0]["max_model_len"].as_u64()?).ok()
+}
+
+/// So long the page waits for an engine.
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Claude Code's own instructions, and room for a little work.
 const LEAST_FOR_CLAUDE_CODE: u32 = 24_000;

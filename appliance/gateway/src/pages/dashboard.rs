@@ -10,6 +10,7 @@ use polder_control::{
     AuditEntry, Disk, EngineStatus, Lock, PartState, PartStatus, Reply, Request, Run, RunState,
 };
 use polder_page::{Page, Tone, badge, banner, empty, percent, sparkline, stat, tokens_per_second};
+use polder_site::{Store, UnknownKey};
 
 use crate::Gateway;
 use crate::pages::audit::audit_table;
@@ -32,8 +33,11 @@ pub(super) async fn show(
         Ok(Reply::Disk(disk)) => disk,
         _ => None,
     };
+    let state = gateway.state.clone();
+    let unknown = tokio::task::spawn_blocking(move || Store::open(&state)?.unknown()).await;
     let body = html! {
         (frame::said(&said.said))
+        @if let Ok(Ok(unknown)) = &unknown { (unknown_keys(unknown)) }
         div.stack.wide data-refresh="/dashboard/live" data-every="3000" { (inside) }
         @if let Some(disk) = &disk { (disk_card(disk)) }
     };
@@ -87,6 +91,17 @@ async fn inside(gateway: &Gateway, samples: &Samples) -> Markup {
         (runs_card(&runs))
         (door_card(&status.gateway, &gateway.ca().fingerprint))
         (audit_card(&audit))
+    }
+}
+
+/// What the box is told that this version of it does not know.
+fn unknown_keys(keys: &[UnknownKey]) -> Markup {
+    html! {
+        @if !keys.is_empty() {
+            (banner(Tone::Warn, html! {
+                @for key in keys { p { (frame::sentence(&key.to_string())) } }
+            }))
+        }
     }
 }
 

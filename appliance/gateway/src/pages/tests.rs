@@ -204,8 +204,10 @@ async fn engine(socket: std::path::PathBuf) {
     };
     let figures = "vllm:num_requests_running 3\nvllm:num_requests_waiting 1\npolder_kv_blocks_used 25\n\
         polder_kv_blocks 100\nvllm:generation_tokens_total 1000\nvllm:prompt_tokens_total 5000\n";
+    let model = r#"{"object":"list","data":[{"id":"m","max_model_len":4096}]}"#;
     let router = Router::new()
         .route("/v1/chat/completions", post(answer))
+        .route("/v1/models", get(move || async move { model }))
         .route("/metrics", get(move || async move { figures }));
     let listener = tokio::net::UnixListener::bind(socket).unwrap();
     tokio::spawn(async move { axum::serve(listener, router).await });
@@ -586,6 +588,40 @@ async fn a_conversation_with_nobody_or_a_third_speaker_is_refused() {
             .send(Method::POST, "/chat/stream", Some(&place.member.1), "application/json", body)
             .await;
         assert!(response.status().is_client_error(), "{body}: {}", response.status());
+    }
+}
+
+#[tokio::test]
+async fn a_tool_is_told_what_the_model_holds_on_this_machine_where_that_is_less_than_it_was_made_for()
+ {
+    let place = place().await;
+    let member = Some(place.member.1.as_str());
+    let (_, page) = place.get("/connect", member).await;
+    assert!(page.contains("CLAUDE_CODE_MAX_CONTEXT_TOKENS=4096\n"), "{page}");
+    assert!(page.contains("holds on this machine") && page.contains("holds too little"), "{page}");
+    // An engine that says nothing keeps nobody waiting, and then it is what the recipe says.
+    let place = self::place().await;
+    let socket = Sockets::of(&place.gateway.state).engine(&"fast".parse().unwrap());
+    std::fs::remove_file(&socket).unwrap();
+    let _silent = tokio::net::UnixListener::bind(&socket).unwrap();
+    let (_, page) = place.get("/connect", Some(place.member.1.as_str())).await;
+    assert!(page.contains("CLAUDE_CODE_MAX_CONTEXT_TOKENS=8192\n"), "{page}");
+    assert!(page.contains("for how much this one was made"), "{page}");
+}
+
+#[tokio::test]
+async fn the_dashboard_names_what_the_site_says_and_this_version_does_not_know() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let store = polder_site::Store::open(&place.gateway.state).unwrap();
+    store.write(&Site::unclaimed(8443), "first").unwrap();
+    assert!(!place.get("/dashboard", steward).await.1.contains("does not know"));
+    let path = place.gateway.state.join("site.toml");
+    let more = "\n[keeping]\ndais = 3\n[\"<lamps>\"]\non = true\n";
+    std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + more).unwrap();
+    let (_, page) = place.get("/dashboard", steward).await;
+    for told in ["keeping.dais, which", "if keeping.days is meant", "&lt;lamps&gt;, which"] {
+        assert!(page.contains(told), "{told}: {page}");
     }
 }
 

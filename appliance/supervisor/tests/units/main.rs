@@ -294,6 +294,20 @@ async fn a_part_that_somebody_else_restarted_is_taken_over_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_box_goes_back_to_a_version_that_does_not_know_all_of_its_site() {
+    let state = tempfile::tempdir().unwrap();
+    let newer = Site::unclaimed(8443).to_toml() + "\n[lamps]\nkitchen = true\n";
+    std::fs::write(state.path().join("site.toml"), newer).unwrap();
+    let systemd = Systemd::of(&toybox(), state.path()).await;
+    let (end, task) = begin(&state, &systemd);
+    let box_ = Box_ { state, systemd, end, task };
+    assert_eq!(box_.serve("m1").await.state, RunState::Done);
+    let site = std::fs::read_to_string(box_.state.path().join("site.toml")).unwrap();
+    assert!(site.contains("[engines.fast]") && site.contains("[lamps]\nkitchen = true"), "{site}");
+    box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_sockets_may_be_on_another_file_system() {
     let (state, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     std::os::unix::fs::symlink(run.path(), state.path().join("run")).unwrap();

@@ -34,7 +34,7 @@ impl Engine {
         let mut said = vec![(Vec::new(), 0); prompts.len()];
         while self.turn(|id, event| match event {
             Event::Token(token) => said[(id - first) as usize].0.push(token),
-            Event::Finished { cached, .. } => said[(id - first) as usize].1 = cached,
+            Event::Begun { cached } => said[(id - first) as usize].1 = cached,
             _ => {}
         }) {}
         said

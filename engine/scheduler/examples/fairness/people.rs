@@ -181,6 +181,7 @@ pub(crate) fn watch(crowd: &Crowd, machine: &Machine, config: Config) -> Seen {
                     }
                     talk.tokens.push(token.token);
                 }
+                Event::Begun { .. } => {}
                 Event::Finished { .. } => {
                     seen.agents_answered += u64::from(talk.agent);
                     let n = asked.remove(&id).unwrap_or_default();

@@ -65,6 +65,7 @@ impl Scheduler {
         token: SampledToken,
         events: &mut Vec<(RequestId, Event)>,
     ) {
+        self.begin(index, events);
         let sequence = &mut self.running[index];
         let id = sequence.id;
         sequence.tokens.push(token.token);
@@ -81,8 +82,7 @@ impl Scheduler {
             full.then_some(FinishReason::Length)
         };
         if let Some(reason) = reason {
-            let cached = sequence.cached;
-            events.push((id, Event::Finished { reason, sampled, cached }));
+            events.push((id, Event::Finished { reason, sampled }));
             self.release(index);
         }
     }
@@ -107,32 +107,39 @@ impl Scheduler {
             self.give_up(index, events);
             return Ok(());
         };
+        self.begin(index, events);
         match events.last_mut() {
             Some((other, Event::Prompt(list))) if *other == id => list.push(judged),
             _ => events.push((id, Event::Prompt(vec![judged]))),
         }
         if ended {
-            let reason = FinishReason::Length;
-            let cached = self.running[index].cached;
-            events.push((id, Event::Finished { reason, sampled: 0, cached }));
+            events.push((id, Event::Finished { reason: FinishReason::Length, sampled: 0 }));
             self.release(index);
         }
         Ok(())
     }
 
     fn take_hidden(&mut self, index: usize, state: &[f32], events: &mut Vec<(RequestId, Event)>) {
-        let Sequence { id, pool: Some(pool), cached, .. } = &mut self.running[index] else {
+        let Sequence { id, pool: Some(pool), .. } = &mut self.running[index] else {
             return;
         };
-        let (id, cached) = (*id, *cached);
+        let id = *id;
         if pool.take(state).is_none() {
             return self.give_up(index, events);
         }
         if let Some(vector) = pool.vector() {
-            let reason = FinishReason::Length;
+            self.begin(index, events);
             events.push((id, Event::Vector(vector)));
-            events.push((id, Event::Finished { reason, sampled: 0, cached }));
+            events.push((id, Event::Finished { reason: FinishReason::Length, sampled: 0 }));
             self.release(index);
+        }
+    }
+
+    /// Before a sequence's first answer: from here on nothing of its prompt is found any more.
+    fn begin(&mut self, index: usize, events: &mut Vec<(RequestId, Event)>) {
+        let sequence = &mut self.running[index];
+        if let Some(cached) = sequence.known.tell() {
+            events.push((sequence.id, Event::Begun { cached }));
         }
     }
 

@@ -27,11 +27,9 @@ impl Scheduler {
                 sequence.masking = Some(Masking::Ready(Stand::Begun(matcher), mask));
                 return;
             }
-            (Next::Complete, _) => Event::Finished {
-                reason: FinishReason::Stop,
-                sampled: sequence.sampled(),
-                cached: sequence.cached,
-            },
+            (Next::Complete, _) => {
+                Event::Finished { reason: FinishReason::Stop, sampled: sequence.sampled() }
+            }
             (Next::Stuck(why), _) => Event::Stuck(why),
             (Next::Mask(_), None) => Event::Stuck("its grammar was lost".into()),
         };

@@ -17,15 +17,24 @@ impl Scheduler {
         self
     }
 
-    /// Takes out the blocks that are to be kept beside the device, parents before children. What they hold is written once
+    /// Takes out blocks that are to be kept beside the device, parents before children. What they hold is written once
     /// all submitted steps have run; with the next planned step they may belong to somebody else.
+    ///
+    /// As many as a step can fill and no more, so that nobody's answer stands still for thousands of them where the tiers lost a long
+    /// text: those that are left do not grow in number from step to step, and are good until they are taken out.
     pub fn put_work(&mut self, to: &mut Vec<PutWork>) {
-        to.append(&mut self.puts);
+        let full = self.config.step_tokens.div_ceil(self.limits.block_tokens);
+        self.puts.take(full as usize + usize::from(self.limits.slots), to);
+    }
+
+    /// Whether [`Scheduler::put_work`] has something.
+    pub fn has_puts(&self) -> bool {
+        !self.puts.is_empty()
     }
 
     /// A block of this sequence was not kept: what comes after it would not be found, so none of it is offered.
     pub fn not_kept(&mut self, id: RequestId) {
-        self.puts.retain(|put| put.id != id);
+        self.puts.refused(id);
         if let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == id)
             && sequence.keeps == Keeps::All
         {
@@ -83,7 +92,7 @@ impl Scheduler {
         self.pool.give_back(&mut blocks);
         let of =
             |owner: &Owner| *owner == Owner::Trusting || *owner == Owner::Member(member.clone());
-        self.puts.retain(|put| !of(&put.owner));
+        self.puts.forget(of);
         let mut restores = Vec::new();
         for sequence in &mut self.running {
             if of(&owner(whose(&sequence.request.member, sequence.request.claim))) {
@@ -113,17 +122,14 @@ impl Scheduler {
         let there = restoring.there();
         let tokens = there as u32 * self.limits.block_tokens;
         sequence.fed = (restoring.first as u32) * self.limits.block_tokens + tokens;
-        if restoring.counts {
-            sequence.cached += tokens;
-            self.stats.restored_tokens += u64::from(tokens);
-        }
+        self.stats.restored_tokens += u64::from(sequence.known.found(sequence.fed));
         sequence.restoring = None;
         self.keep_whole(index);
     }
 
     /// Begins to bring back what the tiers have of a sequence that was just given blocks, beyond what the device has, if that is
     /// worth it; and offers them what the device has and they have lost.
-    pub(super) fn look_beside(&mut self, index: usize, most: usize, counts: bool) {
+    pub(super) fn look_beside(&mut self, index: usize, most: usize, first_time: bool) {
         let Some(tiers) = &mut self.tiers else { return };
         let sequence = &mut self.running[index];
         if most == 0 || sequence.keeps == Keeps::Nothing {
@@ -133,7 +139,7 @@ impl Scheduler {
         let mut found = tiers.find(&owner, &sequence.tokens);
         found.truncate(most);
         let first = sequence.chain.len();
-        if counts {
+        if first_time {
             let unread = sequence.request.prompt.len() as u64 - u64::from(sequence.fed);
             self.stats.looked_up_tokens += unread;
         }
@@ -151,7 +157,7 @@ impl Scheduler {
         }
         self.last_restore += 1;
         let id = RestoreId(self.last_restore);
-        sequence.restoring = Some(Restoring { id, first, came: vec![false; blocks.len()], counts });
+        sequence.restoring = Some(Restoring { id, first, came: vec![false; blocks.len()] });
         self.restores.push(RestoreWork { id, owner, blocks });
     }
 

@@ -10,7 +10,7 @@ use crate::queue::{Before, Waiting};
 use crate::repeats::Repeats;
 use crate::request::{Claim, MemberId, Request};
 use crate::scheduler::Scheduler;
-use crate::sequence::{Sequence, blocks_for};
+use crate::sequence::{Known, Sequence, blocks_for};
 use crate::tiers::Keeps;
 
 /// Who gets blocks next: a running sequence that lost its own, or a member's next request.
@@ -70,6 +70,7 @@ impl Scheduler {
                     let sequence = &mut self.running[index];
                     sequence.fed = chain.len() as u32 * self.limits.block_tokens;
                     (sequence.blocks, sequence.chain) = (blocks, chain);
+                    self.stats.cached_tokens += u64::from(sequence.known.found(sequence.fed));
                     self.look_beside(index, most, false);
                 }
                 Next::New(member) => {
@@ -111,7 +112,7 @@ impl Scheduler {
             let mut given_up = Vec::with_capacity(missing);
             self.prefixes.evict(missing, taker, &mut given_up);
             self.stats.evictions += given_up.len() as u64;
-            self.puts.retain(|put| !given_up.contains(&put.block));
+            self.puts.given_away(&given_up);
             self.pool.give_back(&mut given_up);
         }
         self.pool.take(count, to)
@@ -206,9 +207,9 @@ impl Scheduler {
 
     /// A sequence waits again, with what it has said; its blocks stay for it as long as nobody needs them.
     fn send_back(&mut self, index: usize) {
-        let Sequence { id, request, tokens, cached, masking, keeps, .. } = self.release(index);
+        let Sequence { id, request, tokens, known, masking, keeps, .. } = self.release(index);
         self.stats.slots_given_up += 1;
-        let before = Some(Before { tokens, cached, masking });
+        let before = Some(Before { tokens, known, masking });
         self.waiting.push_again(Waiting { id, request, before, keeps });
     }
 
@@ -229,13 +230,13 @@ impl Scheduler {
         let first_time = before.is_none();
         if first_time {
             self.stats.asked_tokens += request.prompt.len() as u64;
-            self.stats.cached_tokens += u64::from(fed);
         }
-        let Before { tokens, cached, masking } = before.unwrap_or_else(|| Before {
+        let Before { tokens, mut known, masking } = before.unwrap_or_else(|| Before {
             tokens: request.prompt.clone(),
-            cached: fed,
+            known: Known::default(),
             masking: request.grammar.clone().map(Masking::new),
         });
+        self.stats.cached_tokens += u64::from(known.found(fed));
         self.running.push(Sequence {
             id,
             slot,
@@ -244,7 +245,7 @@ impl Scheduler {
             tokens,
             blocks,
             chain,
-            cached,
+            known,
             paused: false,
             fed,
             limit: if request.pooling.is_some() { 0 } else { request.max_tokens.min(room) },

@@ -63,7 +63,11 @@ pub struct Beside {
     seed: u64,
     /// No trouble: every read comes in the turn after it was asked for.
     pub smooth: bool,
+    /// Nothing comes for now.
+    pub hold: bool,
     pub restored: usize,
+    /// Most blocks that were put at once.
+    pub most_put: usize,
     turn: usize,
 }
 
@@ -79,7 +83,8 @@ impl Beside {
             block_tokens: block_tokens as usize,
         };
         let (reads, hang) = (Vec::new(), Vec::new());
-        let beside = Self { map, reads, hang, seed, smooth, restored: 0, turn: 0 };
+        let beside =
+            Self { map, reads, hang, seed, smooth, hold: false, restored: 0, most_put: 0, turn: 0 };
         (beside, scheduler.with_tiers(Box::new(tiers)))
     }
 
@@ -95,6 +100,7 @@ impl Beside {
     pub fn put(&mut self, scheduler: &mut Scheduler, backend: &mut FakeBackend) {
         let mut work = Vec::new();
         scheduler.put_work(&mut work);
+        self.most_put = self.most_put.max(work.len());
         let mut refused = Vec::new();
         for put in work {
             if refused.contains(&put.id) {
@@ -129,6 +135,7 @@ impl Beside {
             self.reads.extend(reads.map(|(at, b)| (work.id, at, work.owner.clone(), b.digest)));
         }
         let come = match self.smooth {
+            _ if self.hold => 0,
             true => self.reads.len(),
             false if self.reads.is_empty() => 0,
             false => self.random(self.reads.len() + 1),

@@ -1,0 +1,269 @@
+//! What `site.toml` says that this version does not know: a newer one wrote it, or somebody mistyped it. A box serves without it, says so,
+//! and leaves it where it is.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use serde_ignored::Path;
+
+use crate::apps::App;
+use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
+use crate::updates::Updates;
+use crate::verifier::Verifier;
+
+/// Letters that a mistyped key may have wrong, and at most a third of them.
+const MISTYPED: usize = 2;
+
+/// A key that this version does not know. It has no effect. Its `Display` is a sentence without its full stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownKey {
+    /// The tables that it is in, and its own name.
+    path: Vec<String>,
+}
+
+impl UnknownKey {
+    pub(crate) fn at(path: &Path<'_>) -> Self {
+        let mut keys = Vec::new();
+        let mut rest = path;
+        loop {
+            rest = match rest {
+                Path::Root => break,
+                Path::Map { parent, key } => {
+                    keys.push(key.clone());
+                    parent
+                }
+                Path::Seq { parent, index } => {
+                    keys.push(index.to_string());
+                    parent
+                }
+                Path::Some { parent }
+                | Path::NewtypeStruct { parent }
+                | Path::NewtypeVariant { parent } => parent,
+            };
+        }
+        keys.reverse();
+        Self { path: keys }
+    }
+
+    /// As it is written in the file, such as `door.lisen`.
+    pub fn key(&self) -> String {
+        self.path.join(".")
+    }
+
+    /// The key that it may be a mistyped form of.
+    pub fn meant(&self) -> Option<String> {
+        let (name, tables) = self.path.split_last()?;
+        let far = |known: &&&str| strsim::osa_distance(name, known);
+        let nearest = fields_in(tables).iter().min_by_key(far)?;
+        let near = far(&nearest) <= MISTYPED.min((nearest.len() / 3).max(1));
+        near.then(|| [tables, &[(*nearest).to_owned()]].concat().join("."))
+    }
+}
+
+impl fmt::Display for UnknownKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = self.key();
+        let key: String = key.chars().filter(|c| !c.is_control()).take(120).collect();
+        write!(
+            f,
+            "site.toml says {key}, which this version of polder does not know, so that it has no effect; "
+        )?;
+        match self.meant() {
+            Some(meant) => write!(f, "if {meant} is meant, correct it and start the box again"),
+            None => write!(f, "it stays there for the version that wrote it"),
+        }
+    }
+}
+
+/// What a table of the document may say, by where it is.
+fn fields_in(tables: &[String]) -> &'static [&'static str] {
+    let tables: Vec<&str> = tables.iter().map(String::as_str).collect();
+    match tables[..] {
+        [] => fields::<Site>(),
+        ["door"] => fields::<Door>(),
+        ["usage"] => fields::<Metering>(),
+        ["sharing"] => fields::<Sharing>(),
+        ["keeping"] => fields::<Keeping>(),
+        ["engines", _] => fields::<EngineSlot>(),
+        ["apps", _] => fields::<App>(),
+        ["verifier"] => fields::<Verifier>(),
+        ["updates"] => fields::<Updates>(),
+        _ => &[],
+    }
+}
+
+/// The names of a type's fields, which it tells whoever hands it a value.
+fn fields<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
+    struct Asks<'a>(&'a mut &'static [&'static str]);
+
+    impl<'de> Deserializer<'de> for Asks<'_> {
+        type Error = serde::de::value::Error;
+
+        fn deserialize_struct<V: Visitor<'de>>(
+            self,
+            _: &'static str,
+            fields: &'static [&'static str],
+            _: V,
+        ) -> Result<V::Value, Self::Error> {
+            *self.0 = fields;
+            Err(Error::custom("asked"))
+        }
+
+        fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Self::Error> {
+            Err(Error::custom("no struct"))
+        }
+
+        serde::forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
+            unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+        }
+    }
+
+    let mut fields: &'static [&'static str] = &[];
+    // It gets no value, and that was not the question.
+    let _ = T::deserialize(Asks(&mut fields));
+    fields
+}
+
+/// The text of a site, with what `before` said that this version does not know. What belonged to something that is gone, such as an
+/// engine, is gone with it.
+pub(crate) fn rewritten(site: &Site, before: &str) -> String {
+    let mut text = site.to_toml();
+    let (Ok((_, unknown)), Ok(before)) = (Site::read(before), before.parse::<toml::Table>()) else {
+        return text;
+    };
+    for key in unknown {
+        let with = text.parse().ok().and_then(|table| added(table, &before, &key.path));
+        let Some(with) = with else { continue };
+        if Site::from_toml(&with).is_ok_and(|read| read == *site) {
+            text = with;
+        }
+    }
+    text
+}
+
+/// A document with one value more, from another one.
+fn added(mut to: toml::Table, from: &toml::Table, path: &[String]) -> Option<String> {
+    let (name, tables) = path.split_last()?;
+    let (mut there, mut here) = (from, &mut to);
+    for table in tables {
+        there = there.get(table)?.as_table()?;
+        here = here.entry(table).or_insert_with(|| toml::Table::new().into()).as_table_mut()?;
+    }
+    here.insert(name.clone(), there.get(name)?.clone());
+    toml::to_string_pretty(&to).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::SiteError;
+
+    /// A site that says everything.
+    fn everything() -> Site {
+        let mut site = Site::unclaimed(8443);
+        site.sharing.trusting = true;
+        site.common.insert("Agent".into(), "Be brief.".into());
+        site.keeping.days = 3;
+        let upstream = "unix:/run/wiki.sock".parse().unwrap();
+        site.apps.insert("wiki".parse().unwrap(), App { upstream, open_to: Default::default() });
+        let recipe = "smollm2-135m-instruct".parse().unwrap();
+        let slot = EngineSlot { recipe, kind: Default::default() };
+        site.engines.insert("fast".parse().unwrap(), slot);
+        let url = "unix:/run/auth.sock:/auth".parse().unwrap();
+        site.verifier = Some(Verifier { url, mode: Default::default() });
+        site.updates = Some(Updates { from: "https://example.org/polder".parse().unwrap() });
+        site
+    }
+
+    fn told(text: &str) -> Vec<(String, Option<String>)> {
+        let (_, unknown) = Site::read(text).unwrap();
+        unknown.iter().map(|key| (key.key(), key.meant())).collect()
+    }
+
+    #[test]
+    fn a_box_starts_with_what_it_knows_and_names_the_rest() {
+        let site = Site::unclaimed(8443);
+        let text = format!("colour = \"red\"\n{}\n[lamps.kitchen]\non = true\n", site.to_toml());
+        assert_eq!(Site::from_toml(&text).unwrap(), site);
+        assert_eq!(told(&text), [("colour".into(), None), ("lamps".into(), None)]);
+        let says = Site::read(&text).unwrap().1[1].to_string();
+        assert!(says.contains("says lamps") && says.contains("has no effect"), "{says}");
+    }
+
+    #[test]
+    fn a_mistyped_key_is_told_with_the_one_that_is_meant_wherever_it_is() {
+        let text = everything().to_toml();
+        let Ok(document) = text.parse::<toml::Table>() else { panic!("{text}") };
+        assert!(fields::<Site>().iter().all(|name| document.contains_key(*name)), "{text}");
+        let mut tried = 0;
+        for tables in [
+            &[][..],
+            &["door"],
+            &["usage"],
+            &["sharing"],
+            &["keeping"],
+            &["engines", "fast"],
+            &["apps", "wiki"],
+            &["verifier"],
+            &["updates"],
+        ] {
+            let mut table = &document;
+            tables.iter().for_each(|name| table = table[*name].as_table().unwrap());
+            for name in table.keys() {
+                let mut path: Vec<String> = tables.iter().map(|name| (*name).to_owned()).collect();
+                path.push(format!("{name}x"));
+                let meant = [tables, &[name.as_str()]].concat().join(".");
+                assert_eq!(UnknownKey { path }.meant(), Some(meant));
+                tried += 1;
+            }
+        }
+        assert_eq!(tried, 26);
+        let typo = text.replace("disk_percent", "disk_precent");
+        let meant = Some("keeping.disk_percent".into());
+        assert_eq!(told(&typo), [("keeping.disk_precent".into(), meant)]);
+    }
+
+    #[test]
+    fn a_mistyped_key_that_the_box_cannot_do_without_is_refused_with_the_one_that_is_meant() {
+        let text = Site::unclaimed(8443).to_toml().replace("listen", "lisen");
+        let Err(SiteError::Syntax(says)) = Site::from_toml(&text) else { panic!("it was taken") };
+        assert!(says.contains("missing field `listen`"), "{says}");
+        assert!(says.contains("says door.lisen") && says.contains("if door.listen is"), "{says}");
+        // A strange key beside that has nothing to do with it.
+        let says = Site::from_toml(&format!("lamps = 3\n{text}")).unwrap_err().to_string();
+        assert!(!says.contains("lamps"), "{says}");
+    }
+
+    #[test]
+    fn what_is_not_known_stays_where_it_is_and_goes_with_what_it_belongs_to() {
+        let site = everything();
+        let mut more: toml::Table = site.to_toml().parse().unwrap();
+        let lamps = "on = [1, 2.5, \"x\"]\nsince = 1979-05-27\n[more]\ndeep = true";
+        more.insert("lamps".into(), lamps.parse::<toml::Table>().unwrap().into());
+        more.insert("zebra".into(), 7.into());
+        for table in ["keeping", "verifier", "door"] {
+            more[table].as_table_mut().unwrap().insert("hours".into(), 3.into());
+        }
+        for (table, name) in [("engines", "fast"), ("apps", "wiki")] {
+            more[table][name].as_table_mut().unwrap().insert("gpu".into(), "a.b".into());
+        }
+        let before = toml::to_string_pretty(&more).unwrap();
+        assert_eq!(told(&before).len(), 7);
+        assert_eq!(rewritten(&site, &before).parse::<toml::Table>().unwrap(), more);
+
+        let mut less = site.clone();
+        less.engines.clear();
+        less.verifier = None;
+        // Its table is not written as long as all in it is usual.
+        less.keeping = Keeping::default();
+        let text = rewritten(&less, &before);
+        assert_eq!(Site::from_toml(&text).unwrap(), less);
+        let left: Vec<String> = told(&text).into_iter().map(|(key, _)| key).collect();
+        assert_eq!(left, ["apps.wiki.gpu", "door.hours", "keeping.hours", "lamps", "zebra"]);
+        // Nothing strange, nothing changed.
+        for before in ["", "not toml [", site.to_toml().as_str()] {
+            assert_eq!(rewritten(&site, before), site.to_toml());
+        }
+    }
+}
