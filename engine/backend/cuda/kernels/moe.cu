@@ -432,7 +432,11 @@ struct GateUpArgs {
     u32 chosen_per_token;
     u32 activation;
     u32 together;           // tokens of an expert at a time, where strips are in shared memory
+    u32 per_block;          // times 16 values of a block, there
+    u32 per_token;          // 2^32 / k, rounded up, or 0 for k = 1: a pair's number times this is its token times 2^32 and a rest
 };
+
+DEVICE u32 token_of(const GateUpArgs& a, u32 pair) { return a.per_token ? __umulhi(pair, a.per_token) : pair; }
 
 // A row in shared memory, so far from the next one that lanes which read the same columns of eight rows meet in no bank.
 DEVICE u32 row_pitch(u32 columns) { return columns + 8; }
@@ -695,21 +699,66 @@ DEVICE void copy_by_warp(u8* to, const u8* from, u32 bytes) {
     for (u32 at = lane_id() * 16; at < bytes; at += WARP * 16) copy_16(to + at, from + at);
 }
 
-// As `gate_up_few`; `together` tokens of an expert at a time.
-// Grid: inner / 16, pairs or experts. Shared: two strips, `together` rows, sums of each warp.
+// sums += STRIPS chunks x right, for eight tokens. `row` is the lane's token's. Whatever does not depend on one another goes
+// through the tensor cores in turn: one sum after the other would wait for itself.
+template <u32 FORMAT, u32 GROUP, u32 STRIPS>
+DEVICE void multiply_chunk(float (&sums)[STRIPS][4], const u8* chunk, u32 strip_bytes, const u16* row, u32 column, u32 columns) {
+    static constexpr u32 UNITS = Chunk<FORMAT, GROUP>::COLUMNS / 64;
+    Tiles<FORMAT> left[STRIPS][UNITS];
+    Right right[UNITS];
+#pragma unroll
+    for (u32 u = 0; u < UNITS; u++) {
+        // The last group may not be whole.
+        if (column + u * 64 < columns) {
+            right[u].load(row, column + u * 64);
+        } else {
+            right[u].clear();
+        }
+#pragma unroll
+        for (u32 s = 0; s < STRIPS; s++) load_staged<GROUP>(left[s][u], chunk + s * strip_bytes, u * 64);
+    }
+    float part[STRIPS][UNITS][4] = {};
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) {
+#pragma unroll
+        for (u32 u = 0; u < UNITS; u++) {
+#pragma unroll
+            for (u32 s = 0; s < STRIPS; s++) {
+                u32 fed[4];
+                left[s][u].step(j, fed);
+                mma_bf16(part[s][u], fed, right[u].b0(j), right[u].b1(j));
+            }
+        }
+    }
+#pragma unroll
+    for (u32 s = 0; s < STRIPS; s++) {
+        float2 scale = left[s][0].scale();
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            float sum = UNITS == 1 ? part[s][0][i] : part[s][0][i] + part[s][UNITS - 1][i];
+            sums[s][i] += sum * (i / 2 ? scale.y : scale.x);
+        }
+    }
+}
+
+// As `gate_up_few`, for `per_block` times 16 values one after the other, the next ones on their way; `together` tokens of an
+// expert at a time.
+// Grid: inner / 16 / per_block, pairs or experts. Shared: strips of two values of `per_block`, `together` rows, sums of each warp.
 template <u32 FORMAT, u32 GROUP>
 DEVICE void gate_up_staged(const GateUpArgs& a) {
     using Chunk = Chunk<FORMAT, GROUP>;
     extern __shared__ uint4 dynamic[];
-    __shared__ u32 pairs[WARPS][64];
+    __shared__ u32 pairs[WARPS][COLUMNS];
     wait_for_before();
     let_next_start();
-    u32 warp = warp_id(), lane = lane_id(), g = lane / 4, t = lane % 4, k = a.chosen_per_token;
-    u32 expert = blockIdx.y, count = 0;
+    u32 warp = warp_id(), lane = lane_id(), g = lane / 4, t = lane % 4, k = a.chosen_per_token, together = a.together;
+    u32 expert = blockIdx.y, count = 0, pair = 0;
     const u32* list = nullptr;
     if (a.counts) {
-        count = a.counts[expert];
+        // Both at once; what is behind the list's end is not used.
         list = a.lists + u64(expert) * a.tokens;
+        pair = lane < min(together, a.tokens) ? list[lane] : 0;
+        count = a.counts[expert];
     } else if (a.tokens == 1) {
         expert = a.chosen[blockIdx.y], count = 1;
         if (lane == 0) pairs[warp][0] = blockIdx.y;
@@ -724,67 +773,74 @@ DEVICE void gate_up_staged(const GateUpArgs& a) {
         }
     }
     if (count == 0) return;
-    u32 hidden = a.experts.columns, pitch = row_pitch(hidden), strip_bytes = u32(a.experts.strip_bytes);
+    u32 hidden = a.experts.columns, inner = a.experts.rows / 2, pitch = row_pitch(hidden);
+    u32 strip_bytes = u32(a.experts.strip_bytes);
     u32 chunks = (hidden + Chunk::COLUMNS - 1) / Chunk::COLUMNS, per = (chunks + WARPS - 1) / WARPS;
     u32 from = min(warp * per, chunks), to = min(from + per, chunks);
     u32 from_column = from * Chunk::COLUMNS, to_column = min(to * Chunk::COLUMNS, hidden);
-    u8* gate = reinterpret_cast<u8*>(dynamic);
-    u8* up = gate + strip_bytes;
-    u16* rows = reinterpret_cast<u16*>(up + strip_bytes);
-    u32 together = a.together, part_size = together * PITCH;
-    float* part = reinterpret_cast<float*>(rows + together * pitch);
-    const u8* tiles = a.experts.tiles + expert * a.experts.matrix_bytes + u64(2 * blockIdx.x) * strip_bytes + from * Chunk::BYTES;
-    copy_by_warp(gate + from * Chunk::BYTES, tiles, (to - from) * Chunk::BYTES);
-    copy_by_warp(up + from * Chunk::BYTES, tiles + strip_bytes, (to - from) * Chunk::BYTES);
-    if (list) {
-        for (u32 i = lane; i < count; i += WARP) pairs[warp][i] = list[i];
-    }
-    __syncwarp();
+    u32 first_block = blockIdx.x * a.per_block, blocks = min(a.per_block, inner / 16 - first_block);
+    u32 buffers = min(a.per_block, 2u);
+    u8* strips = reinterpret_cast<u8*>(dynamic);
+    u16* rows = reinterpret_cast<u16*>(strips + buffers * 2 * strip_bytes);
+    u32 part_size = together * PITCH;
+    float* parts = reinterpret_cast<float*>(rows + together * pitch);
+    const u8* tiles = a.experts.tiles + expert * a.experts.matrix_bytes + u64(2 * first_block) * strip_bytes;
+    auto fetch = [&](u32 block) {
+        if (block < blocks) {
+            u8* own = strips + (block & (buffers - 1)) * 2 * strip_bytes + from * Chunk::BYTES;
+            const u8* there = tiles + u64(block) * 2 * strip_bytes + from * Chunk::BYTES;
+            copy_by_warp(own, there, (to - from) * Chunk::BYTES);
+            copy_by_warp(own + strip_bytes, there + strip_bytes, (to - from) * Chunk::BYTES);
+        }
+    };
     for (u32 first = 0; first < count; first += together) {
-        u32 live = min(together, count - first);
+        u32 live = min(together, count - first), at_pair = list ? 0 : first;
+        if (first) __syncthreads();
+        fetch(0);
+        if (list) {
+            if (first && lane < live) pair = list[first + lane];
+            if (lane < live) pairs[warp][lane] = pair;
+        }
+        __syncwarp();
         for (u32 n = 0; n < live; n++) {
-            const u16* row = a.x + u64(pairs[warp][first + n] / k) * hidden;
+            const u16* row = a.x + u64(token_of(a, pairs[warp][at_pair + n])) * hidden;
             for (u32 at = from_column + lane * 8; at < to_column; at += WARP * 8) copy_16(rows + n * pitch + at, row + at);
         }
         copies_done_so_far();
-        wait_for_copies<0>();
-        __syncwarp();
-        float sums[2][4] = {};
+        if (buffers > 1) fetch(1);
+        copies_done_so_far();
         // Columns of tokens that are not there count nothing, whatever is in them.
         const u16* row = rows + (g < live ? g : 0) * pitch;
-        for (u32 chunk = from; chunk < to; chunk++) {
+        for (u32 block = 0; block < blocks; block++) {
+            wait_for_copies<1>();
+            __syncwarp();
+            float sums[2][4] = {};
+            const u8* gate = strips + (block & (buffers - 1)) * 2 * strip_bytes;
+            for (u32 chunk = from; chunk < to; chunk++) {
+                multiply_chunk<FORMAT, GROUP, 2>(sums, gate + chunk * Chunk::BYTES, strip_bytes, row, chunk * Chunk::COLUMNS, hidden);
+            }
+            __syncwarp();
+            if (buffers > 1) fetch(block + 2);
+            copies_done_so_far();
+            float* part = parts + (block & (buffers - 1)) * WARPS * 2 * part_size;
 #pragma unroll
-            for (u32 column = 0; column < Chunk::COLUMNS; column += 64) {
-                if (chunk * Chunk::COLUMNS + column < hidden) {
-                    Tiles<FORMAT> left[2];
-                    load_staged<GROUP>(left[0], gate + chunk * Chunk::BYTES, column);
-                    load_staged<GROUP>(left[1], up + chunk * Chunk::BYTES, column);
-                    Right right;
-                    right.load(row, chunk * Chunk::COLUMNS + column);
-                    multiply_64<FORMAT>(sums[0], left[0], right);
-                    multiply_64<FORMAT>(sums[1], left[1], right);
+            for (u32 i = 0; i < 8; i++) {
+                u32 n = 2 * t + i % 2;
+                if (n < live) part[(warp * 2 + i / 4) * part_size + n * PITCH + g + i / 2 % 2 * 8] = sums[i / 4][i % 4];
+            }
+            __syncthreads();
+            u32 n = threadIdx.x / 16, row_of_strip = threadIdx.x % 16;
+            if (n < live) {
+                float both[2] = {};
+#pragma unroll
+                for (u32 i = 0; i < WARPS; i++) {
+                    both[0] += part[i * 2 * part_size + n * PITCH + row_of_strip];
+                    both[1] += part[(i * 2 + 1) * part_size + n * PITCH + row_of_strip];
                 }
+                a.out[u64(pairs[warp][at_pair + n]) * inner + (first_block + block) * 16 + row_of_strip] =
+                    to_bf16(activate(a.activation, both[0]) * both[1]);
             }
         }
-#pragma unroll
-        for (u32 i = 0; i < 8; i++) {
-            u32 n = 2 * t + i % 2;
-            if (n < live) part[(warp * 2 + i / 4) * part_size + n * PITCH + g + i / 2 % 2 * 8] = sums[i / 4][i % 4];
-        }
-        __syncthreads();
-        u32 n = threadIdx.x / 16, row_of_strip = threadIdx.x % 16;
-        if (n < live) {
-            float both[2] = {};
-#pragma unroll
-            for (u32 i = 0; i < WARPS; i++) {
-                both[0] += part[i * 2 * part_size + n * PITCH + row_of_strip];
-                both[1] += part[(i * 2 + 1) * part_size + n * PITCH + row_of_strip];
-            }
-            u64 inner = u64(gridDim.x) * 16;
-            a.out[pairs[warp][first + n] * inner + blockIdx.x * 16 + row_of_strip] =
-                to_bf16(activate(a.activation, both[0]) * both[1]);
-        }
-        if (first + together < count) __syncthreads();
     }
 }
 
@@ -792,19 +848,12 @@ DEVICE void gate_up_staged(const GateUpArgs& a) {
 template <u32 FORMAT, u32 GROUP>
 DEVICE void multiply_staged(float (&sums)[4], const u8* strip, const u16* row, u32 columns) {
     using Chunk = Chunk<FORMAT, GROUP>;
-#pragma unroll 2
+    float all[1][4] = {};
     for (u32 chunk = 0; chunk * Chunk::COLUMNS < columns; chunk++) {
-#pragma unroll
-        for (u32 column = 0; column < Chunk::COLUMNS; column += 64) {
-            if (chunk * Chunk::COLUMNS + column < columns) {
-                Tiles<FORMAT> left;
-                load_staged<GROUP>(left, strip + chunk * Chunk::BYTES, column);
-                Right right;
-                right.load(row, chunk * Chunk::COLUMNS + column);
-                multiply_64<FORMAT>(sums, left, right);
-            }
-        }
+        multiply_chunk<FORMAT, GROUP, 1>(all, strip + chunk * Chunk::BYTES, 0, row, chunk * Chunk::COLUMNS, columns);
     }
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) sums[i] = all[0][i];
 }
 
 // As `down_few`. Weights come in while the kernel before still runs: that one has waited for the router before it let this start.
@@ -853,7 +902,10 @@ DEVICE void down_each_staged(const DownArgs& a) {
     extern __shared__ uint4 dynamic[];
     u32 warp = warp_id(), lane = lane_id(), g = lane / 4, t = lane % 4, warps = blockDim.x / WARP;
     u32 inner = a.experts.columns, hidden = a.experts.rows, pitch = row_pitch(inner), strip_bytes = u32(a.experts.strip_bytes);
-    u32 expert = blockIdx.y, count = __ldcg(a.counts + expert), strip = blockIdx.x * warps + warp;
+    u32 expert = blockIdx.y, strip = blockIdx.x * warps + warp;
+    const u32* list = a.lists + u64(expert) * a.tokens;
+    // All at once; what is behind the list's end is not used.
+    u32 pair = __ldcg(list + min(lane, a.tokens - 1)), count = __ldcg(a.counts + expert);
     if (count == 0) return;
     u8* own = reinterpret_cast<u8*>(dynamic) + warp * strip_bytes;
     u16* rows = reinterpret_cast<u16*>(reinterpret_cast<u8*>(dynamic) + warps * strip_bytes);
@@ -865,11 +917,11 @@ DEVICE void down_each_staged(const DownArgs& a) {
     }
     wait_for_before();
     let_next_start();
-    const u32* list = a.lists + u64(expert) * a.tokens;
     for (u32 first = 0; first < count; first += COLUMNS) {
         u32 live = min(COLUMNS, count - first);
+        if (first) pair = list[min(first + lane, count - 1)];
         for (u32 n = warp; n < live; n += warps) {
-            const u16* row = a.in + u64(list[first + n]) * inner;
+            const u16* row = a.in + u64(__shfl_sync(ALL, pair, n)) * inner;
             copy_by_warp(reinterpret_cast<u8*>(rows + n * pitch), reinterpret_cast<const u8*>(row), inner * 2);
         }
         copies_done_so_far();
@@ -1199,28 +1251,48 @@ DEVICE void wide(const ManyArgs& a) {
         }
         __syncthreads();
         const u8* left = a.experts.tiles + expert * a.experts.matrix_bytes + u64(first_strip) * a.experts.strip_bytes;
-        auto fetch = [&](u32 unit) {
-            u8* stage = stages + unit % DEEP * STAGE;
-            u32 piece = threadIdx.x % 8;
+        // What this thread copies of every unit: pieces of two tokens, and of up to `PIECES` strips.
+        const u8* tokens_from[WIDE_TOKENS / 32];
+        bool tokens_there[WIDE_TOKENS / 32];
+        u32 piece = threadIdx.x % 8, token_to = threadIdx.x / 8 * 128 + (piece ^ threadIdx.x / 8 % 8) * 16;
+#pragma unroll
+        for (u32 i = 0; i < WIDE_TOKENS / 32; i++) {
+            u32 row = offsets[threadIdx.x / 8 + i * 32];
+            tokens_there[i] = row != ALL;
+            tokens_from[i] = reinterpret_cast<const u8*>(a.in + u64(tokens_there[i] ? row : 0) * columns + piece * 8);
+        }
+        static constexpr u32 ALL_PIECES = TILE_STRIPS * Unit<FORMAT>::PIECES, PIECES = (ALL_PIECES + THREADS - 1) / THREADS;
+        const u8* strips_from[PIECES];
+        bool strips_there[PIECES];
+#pragma unroll
+        for (u32 i = 0; i < PIECES; i++) {
+            u32 at = threadIdx.x + i * THREADS, strip = at / Unit<FORMAT>::PIECES;
+            strips_there[i] = first_strip + strip < strips;
+            strips_from[i] = left + (strips_there[i] ? strip : 0) * a.experts.strip_bytes +
+                             piece_at<FORMAT, GROUP>(0, at % Unit<FORMAT>::PIECES);
+        }
+        auto fetch = [&](u32 unit, u8* stage) {
             // Units go in twos: the last one may be zeros.
             bool whole = unit < units;
             if (!whole) unit = 0;
 #pragma unroll
             for (u32 i = 0; i < WIDE_TOKENS / 32; i++) {
-                u32 n = threadIdx.x / 8 + i * 32, row = offsets[n];
-                bool there = whole && row != ALL;
-                copy_16(stage + n * 128 + (piece ^ n % 8) * 16, a.in + u64(there ? row : 0) * columns + unit * 64 + piece * 8, there);
+                copy_16(stage + token_to + i * 32 * 128, tokens_from[i] + unit * 128, whole && tokens_there[i]);
             }
-            for (u32 i = threadIdx.x; i < TILE_STRIPS * Unit<FORMAT>::PIECES; i += THREADS) {
-                u32 strip = i / Unit<FORMAT>::PIECES, at = i % Unit<FORMAT>::PIECES;
-                bool there = whole && first_strip + strip < strips;
-                copy_16(stage + RIGHT + strip * Unit<FORMAT>::BYTES + at * 16,
-                        left + (there ? strip : 0) * a.experts.strip_bytes + piece_at<FORMAT, GROUP>(unit, at), there);
+#pragma unroll
+            for (u32 i = 0; i < PIECES; i++) {
+                u32 at = threadIdx.x + i * THREADS;
+                u32 ahead = piece_at<FORMAT, GROUP>(unit, 0);
+                // What stands at a group's end is the same for all its units.
+                if (FORMAT == INT4 && at % Unit<FORMAT>::PIECES >= 32) ahead -= unit * 64 % GROUP * 8;
+                if ((i + 1) * THREADS <= ALL_PIECES || at < ALL_PIECES) {
+                    copy_16(stage + RIGHT + at * 16, strips_from[i] + ahead, whole && strips_there[i]);
+                }
             }
         };
 #pragma unroll
         for (u32 i = 0; i < DEEP - 2; i++) {
-            if (i < even) fetch(i);
+            if (i < even) fetch(i, stages + i * STAGE);
             copies_done_so_far();
         }
         float sums[2][32] = {}, part[2][32] = {};
@@ -1233,14 +1305,17 @@ DEVICE void wide(const ManyArgs& a) {
                 for (u32 i = 0; i < 32; i++) sums[m][i] += part[m][i] * (i / 2 % 2 ? scale[m].y : scale[m].x);
             }
         };
+        u32 now_at = 0, next_at = (DEEP - 2) * STAGE;  // of the stage of this unit, and of what is fetched
         auto step = [&](u32 (&fed)[2][4][4], float2 (&now)[2], const float2 (&earlier)[2], u32 unit) {
             wait_for_copies<DEEP - 3>();
             shared_is_written();
             __syncthreads();
             // The unit before the one before is done, in all warps: they have waited for it.
-            if (unit + DEEP - 2 < even) fetch(unit + DEEP - 2);
+            if (unit + DEEP - 2 < even) fetch(unit + DEEP - 2, stages + next_at);
             copies_done_so_far();
-            const u8* stage = stages + unit % DEEP * STAGE;
+            const u8* stage = stages + now_at;
+            now_at = now_at == (DEEP - 1) * STAGE ? 0 : now_at + STAGE;
+            next_at = next_at == (DEEP - 1) * STAGE ? 0 : next_at + STAGE;
 #pragma unroll
             for (u32 m = 0; m < 2; m++) {
                 Tiles<FORMAT> tiles;
@@ -1373,7 +1448,7 @@ WIDE(fp8, FP8, 64)
     KERNEL __launch_bounds__(THREADS, 2) down_each_##NAME(const __grid_constant__ DownArgs a) {                                \
         down_each<FORMAT, GROUP, AHEAD>(a);                                                                                    \
     }                                                                                                                         \
-    KERNEL __launch_bounds__(THREADS, 4) gate_up_staged_##NAME(const __grid_constant__ GateUpArgs a) {                         \
+    KERNEL __launch_bounds__(THREADS, 3) gate_up_staged_##NAME(const __grid_constant__ GateUpArgs a) {                         \
         gate_up_staged<FORMAT, GROUP>(a);                                                                                      \
     }                                                                                                                         \
     KERNEL __launch_bounds__(MOST_CHOSEN * WARP, 2) down_few_staged_##NAME(const __grid_constant__ DownArgs a) {               \

@@ -23,7 +23,6 @@ const SOME: usize = 64;
 const TILE_TOKENS: usize = 128;
 const TILE_STRIPS: usize = 16;
 /// Bytes of shared memory that a block may have without asking; with asking, what every card has.
-const SHARED: u32 = 48 << 10;
 const MOST_SHARED: u32 = 88 << 10;
 
 /// The kernels.
@@ -297,6 +296,8 @@ struct GateUpArgs {
     chosen_per_token: u32,
     activation: u32,
     together: u32,
+    per_block: u32,
+    per_token: u32,
 }
 
 /// `DownArgs` of `moe.cu`.
@@ -388,6 +389,9 @@ impl Moe {
                 gate_up_wide: only_wide(&format!("gate_up_wide_{name}"))?,
                 down_wide: only_wide(&format!("down_wide_{name}"))?,
             };
+            for kernel in [&format.gate_up_few, &format.down_few, &format.down_each] {
+                kernel.allow_shared(MOST_SHARED)?;
+            }
             let large = [
                 &format.gate_up_staged,
                 &format.down_few_staged,
@@ -510,6 +514,17 @@ impl Moe {
             // SAFETY: the caller's promise.
             return unsafe { self.many(stream, go, true) };
         }
+        let Mixture { hidden, inner, experts, chosen, .. } = *go.mixture;
+        let staged = |per_block: usize| {
+            per_block.min(2) * 2 * go.call.gate_up.strip_bytes as usize
+                + together(go.tokens) * ((hidden + 8) * 2 + per_block.min(2) * 8 * 2 * 20 * 4)
+        };
+        let several = std::env::var("PER").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
+        let per_block = match go.tokens > 1 && self.stages(&go.call.gate_up, staged(several)) {
+            true => several,
+            false => 1,
+        };
+        let staged = staged(per_block);
         let arguments = GateUpArgs {
             x: go.normed(),
             experts: go.call.gate_up,
@@ -521,17 +536,19 @@ impl Moe {
             chosen_per_token: number(go.mixture.chosen),
             activation: go.mixture.activation_number(),
             together: number(together(go.tokens)),
+            per_block: number(per_block),
+            per_token: u32::try_from((1_u64 << 32).div_ceil(chosen as u64)).unwrap_or(0),
         };
-        let Mixture { hidden, inner, experts, chosen, .. } = *go.mixture;
         let rows = if go.few() { go.tokens * chosen } else { experts };
-        let grid = [inner / STRIP, rows, 1];
         let format = self.format(&go.call.gate_up);
-        let staged = 2 * go.call.gate_up.strip_bytes as usize
-            + together(go.tokens) * ((hidden + 8) * 2 + 8 * 2 * 20 * 4);
-        let (kernel, shared) = match self.stages(&go.call.gate_up, staged) {
-            true => (&format.gate_up_staged, staged),
-            false => (&format.gate_up_few, go.tokens.min(COLUMNS) * (hidden + 8) * 2),
+        let (kernel, grid, shared) = match self.stages(&go.call.gate_up, staged) {
+            true => (&format.gate_up_staged, (inner / STRIP).div_ceil(per_block), staged),
+            false => {
+                let rows = go.tokens.min(COLUMNS) * (hidden + 8) * 2;
+                (&format.gate_up_few, inner / STRIP, rows)
+            }
         };
+        let grid = [grid, rows, 1];
         if std::env::var_os("FIT").is_some() {
             println!(
                 "{kernel:?} {shared} bytes: {:?}",
