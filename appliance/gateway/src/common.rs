@@ -1,4 +1,5 @@
-//! Tells each engine which instructions the site calls common to all members: when it is ready, and whenever they change.
+//! Tells each engine which instructions the site calls common to all members: when it is ready, and whenever they change. An engine
+//! that ran while the door was closed may have been told something else: it is asked what it knows.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -32,17 +33,17 @@ pub(crate) async fn tell(gateway: Arc<Gateway>, mut status: watch::Receiver<Arc<
         told.retain(|name, _| now.engines.iter().any(|engine| engine.name == *name));
         for engine in due(&now, &told) {
             let common = now.site.common.clone();
-            // An engine that has just started knows of none.
-            if common.is_empty() && !told.get(&engine.name).is_some_and(|t| is_of(t, engine)) {
-                let process = process(engine);
-                told.insert(engine.name.clone(), Told { process, common });
-                continue;
-            }
             let texts: Vec<&String> = common.values().collect();
-            match put(&gateway, engine, &texts).await {
+            let met = told.get(&engine.name).is_some_and(|told| is_of(told, engine));
+            match bring_up_to_date(&gateway, engine, &texts, met).await {
                 Ok(()) => {
                     let process = process(engine);
                     told.insert(engine.name.clone(), Told { process, common });
+                }
+                // While the supervisor is away every engine is taken for ready.
+                Err(why) if now.site.common.is_empty() && !met => {
+                    log::debug!(engine:% = engine.name; "an engine was not asked what is common: {why}");
+                    again = true;
                 }
                 Err(why) => {
                     log::warn!(engine:% = engine.name; "an engine was not told the common instructions: {why}");
@@ -80,6 +81,37 @@ fn process(engine: &EngineStatus) -> (Option<u32>, u32) {
     (engine.part.pid, engine.part.restarts)
 }
 
+/// `met`: it was told something before by this very gateway, and it was not this.
+async fn bring_up_to_date(
+    gateway: &Gateway,
+    engine: &EngineStatus,
+    texts: &[&String],
+    met: bool,
+) -> Result<(), String> {
+    if !met {
+        let knows = knows(gateway, engine).await?;
+        // One that does not say has no such thing, and nothing to forget.
+        if knows.map_or(texts.is_empty(), |knows| knows.iter().eq(texts.iter().copied())) {
+            return Ok(());
+        }
+    }
+    put(gateway, engine, texts).await
+}
+
+/// What an engine takes for common now; None where it does not say.
+async fn knows(gateway: &Gateway, engine: &EngineStatus) -> Result<Option<Vec<String>>, String> {
+    let said = gateway.engines.hear(&engine.socket, "/beginnings");
+    match tokio::time::timeout(WITHIN, said).await {
+        Ok(Ok(said)) => Ok(said.and_then(|said| serde_json::from_slice(&said).ok())),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(late()),
+    }
+}
+
+fn late() -> String {
+    format!("it did not answer within {} s", WITHIN.as_secs())
+}
+
 async fn put(gateway: &Gateway, engine: &EngineStatus, texts: &[&String]) -> Result<(), String> {
     let body = serde_json::to_vec(texts).map_err(|error| error.to_string())?;
     let mut request = http::Request::new(Bytes::from(body));
@@ -90,6 +122,6 @@ async fn put(gateway: &Gateway, engine: &EngineStatus, texts: &[&String]) -> Res
         Ok(Ok(status)) if status.is_success() => Ok(()),
         Ok(Ok(status)) => Err(format!("it answered {status}")),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("it did not answer within {} s", WITHIN.as_secs())),
+        Err(_) => Err(late()),
     }
 }

@@ -1,7 +1,7 @@
 //! What the engine answers to, and with what.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -55,6 +55,8 @@ pub(crate) struct App {
     /// Thousandths of the loading that are done.
     pub(crate) progress: AtomicU32,
     pub(crate) stopping: AtomicBool,
+    /// The instructions that are common to all members.
+    pub(crate) common: Mutex<Vec<String>>,
     pub(crate) metrics: Arc<Metrics>,
     /// Requests that are read at the same time.
     pub(crate) readers: Arc<Semaphore>,
@@ -110,7 +112,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/responses", post(responses::answer))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
-        .route("/beginnings", put(beginnings::set))
+        .route("/beginnings", put(beginnings::set).get(beginnings::get))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/kv", delete(forget))
@@ -398,6 +400,7 @@ mod tests {
             engine: OnceLock::new(),
             progress: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
+            common: Mutex::default(),
             metrics: Arc::new(Metrics::new()),
             readers: Arc::new(Semaphore::new(READERS)),
         });

@@ -1,9 +1,9 @@
-//! `PUT /beginnings`: the site says which instructions are common to all members.
+//! `PUT /beginnings`: the site says which instructions are common to all members. `GET` says which they are.
 //!
 //! Everybody's requests may share what was read of them; nobody learns anything from that, because the words are the site's
 //! own. For the gateway only: whoever else comes to the socket is this box as well.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use axum::body::Body;
 use axum::extract::State;
@@ -24,7 +24,7 @@ pub(crate) async fn set(State(app): State<Arc<App>>, body: Body) -> Result<Respo
     let engine = app.engine()?.clone();
     let body = read_body(body).await?;
     let handle = engine.handle.clone();
-    let beginnings = aside(&app, body, move |body| {
+    let (texts, beginnings) = aside(&app, body, move |body| {
         let texts: Vec<String> = serde_json::from_slice(body)
             .ok()
             .filter(|texts: &Vec<String>| texts.len() <= MOST)
@@ -32,13 +32,29 @@ pub(crate) async fn set(State(app): State<Arc<App>>, body: Body) -> Result<Respo
                 ApiError::bad_request(format!("The body must be a list of at most {MOST} texts."))
             })?;
         let most = engine.handle.capacity() as usize;
-        let Ok(template) = &engine.template else { return Ok(vec![Vec::new(); texts.len()]) };
-        Ok(texts.iter().map(|text| beginning(template, &engine.tokenizer, text, most)).collect())
+        let begins = |text: &String| match &engine.template {
+            Ok(template) => beginning(template, &engine.tokenizer, text, most),
+            Err(_) => Vec::new(),
+        };
+        let beginnings: Vec<Vec<TokenId>> = texts.iter().map(begins).collect();
+        Ok((texts, beginnings))
     })
     .await?;
     let tokens: Vec<usize> = beginnings.iter().map(Vec::len).collect();
-    handle.share_beginnings(beginnings.into_iter().filter(|tokens| !tokens.is_empty()).collect());
+    {
+        // Of two that come together the same one is the last in both places.
+        let mut common = app.common.lock().unwrap_or_else(PoisonError::into_inner);
+        handle
+            .share_beginnings(beginnings.into_iter().filter(|tokens| !tokens.is_empty()).collect());
+        *common = texts;
+    }
     Ok(axum::Json(json!({ "tokens": tokens })).into_response())
+}
+
+/// The instructions that hold now, as they were set: a gateway that starts beside an engine which has been running for long
+/// need not set them anew.
+pub(crate) async fn get(State(app): State<Arc<App>>) -> axum::Json<Vec<String>> {
+    axum::Json(app.common.lock().unwrap_or_else(PoisonError::into_inner).clone())
 }
 
 /// How every conversation begins that has these instructions, whatever is asked: where two that ask something else part.

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -59,6 +59,7 @@ pub async fn serve(
         engine: OnceLock::new(),
         progress: AtomicU32::new(0),
         stopping: AtomicBool::new(false),
+        common: Mutex::default(),
         metrics: Arc::new(Metrics::new()),
         readers: Arc::new(Semaphore::new(READERS)),
     });

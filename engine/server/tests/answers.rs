@@ -369,7 +369,9 @@ async fn common_instructions_are_read_once_for_all_members_and_others_for_each()
         let body = texts.to_string().into_bytes();
         Answer::read(open(&server.socket, "PUT", "/beginnings", &[], body).await).await
     };
+    assert_eq!(server.get("/beginnings").await.json(), json!([]));
     let told = put(json!([rules, "Short."])).await.json();
+    assert_eq!(server.get("/beginnings").await.json(), json!([rules, "Short."]));
     let tokens = told["tokens"].as_array().unwrap();
     assert!(tokens[0].as_u64() > Some(rules.len() as u64), "{told}");
     let cached = async |member: &str, rules: &str| {
@@ -390,6 +392,7 @@ async fn common_instructions_are_read_once_for_all_members_and_others_for_each()
     for bad in [json!("x"), json!([1]), json!(vec!["x"; 1001])] {
         assert_eq!(put(bad).await.status, 400);
     }
+    assert_eq!(server.get("/beginnings").await.json(), json!([]));
 }
 
 #[tokio::test]

@@ -45,6 +45,25 @@ async fn the_engine_hears_whose_request_it_is_and_no_credential() {
 }
 
 #[tokio::test]
+async fn an_engine_that_ran_while_the_door_was_closed_is_told_what_is_common_only_where_it_knows_something_else()
+ {
+    let told = |house: &House| house.engine.requests();
+    for common in ["[]", "{\"error\":\"no such path\"}"] {
+        let house = House::open_as(Wish { common, ..Wish::default() }).await;
+        soon("it is asked", || house.engine.asked_common.load(Ordering::SeqCst) == 1).await;
+        house.change(|now| now.site.sharing.trusting = true);
+        // Each process once.
+        house.change(|now| now.engines[0].part.restarts += 1);
+        soon("it is asked again", || house.engine.asked_common.load(Ordering::SeqCst) == 2).await;
+        assert_eq!(told(&house), 0);
+    }
+    let house = House::open_as(Wish { common: "[\"Of yesterday.\"]", ..Wish::default() }).await;
+    soon("it is told", || told(&house) == 1).await;
+    assert_eq!(*house.engine.common.lock().unwrap(), "[]");
+    assert_eq!(house.engine.asked_common.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
 async fn engines_are_told_the_common_instructions_when_they_start_and_when_these_change() {
     let house = House::open().await;
     let told = |house: &House| {
@@ -61,6 +80,7 @@ async fn engines_are_told_the_common_instructions_when_they_start_and_when_these
     soon("the engine is told", || told(&house) == ["[\"Be brief.\"]"]).await;
     // It is told again when it starts again, and not for whatever else changes.
     house.change(|now| now.site.sharing.trusting = true);
+    "[]".clone_into(&mut house.engine.common.lock().unwrap());
     house.change(|now| now.engines[0].part.restarts += 1);
     soon("the next one too", || told(&house).len() == 2).await;
     house.change(|now| now.site.common.clear());
@@ -498,17 +518,20 @@ async fn a_long_question_to_a_slot_arrives_whole_under_the_models_name() {
 async fn connections_to_an_engine_are_kept_and_a_dead_one_is_noticed() {
     // Each thread keeps its own.
     let house = House::open_with(Limits { threads: 1, ..Limits::default() }).await;
+    let asked = || house.engine.asked_common.load(Ordering::SeqCst) == 1;
+    soon("the engine is asked what is common, by a thread that answers nobody", asked).await;
+    let connections = || house.engine.connections.load(Ordering::SeqCst) - 1;
     for _ in 0..5 {
         assert_eq!(status_of(&house.chat(r#"{"tokens":1}"#).await), 200);
         assert_eq!(status_of(&house.chat(r#"{"stream":true,"tokens":3}"#).await), 200);
     }
-    assert_eq!(house.engine.connections.load(Ordering::SeqCst), 1);
+    assert_eq!(connections(), 1);
     house.engine.kill();
     house.engine.resume();
     let begun = Instant::now();
     assert_eq!(status_of(&house.chat(r#"{"tokens":1}"#).await), 200);
     assert!(begun.elapsed() < Duration::from_millis(200), "no second try was needed");
-    assert_eq!(house.engine.connections.load(Ordering::SeqCst), 2);
+    assert_eq!(connections(), 2);
 }
 
 #[tokio::test]

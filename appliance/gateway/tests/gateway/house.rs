@@ -46,6 +46,8 @@ pub(crate) struct House {
 
 /// What a test wants otherwise.
 pub(crate) struct Wish {
+    /// What the engine takes for common when the door opens.
+    pub(crate) common: &'static str,
     pub(crate) limits: Limits,
     pub(crate) supervised: bool,
     pub(crate) listen: Vec<&'static str>,
@@ -55,6 +57,7 @@ pub(crate) struct Wish {
 impl Default for Wish {
     fn default() -> Self {
         Self {
+            common: "[]",
             limits: Limits::default(),
             supervised: true,
             listen: vec!["127.0.0.1"],
@@ -94,6 +97,7 @@ impl House {
         std::fs::create_dir_all(sockets.engine(&"fast".parse().unwrap()).parent().unwrap())
             .unwrap();
         let engine = Engine::start(&sockets.engine(&"fast".parse().unwrap()));
+        *engine.common.lock().unwrap() = wish.common.to_owned();
         for _ in 0..5 {
             let port = free_port();
             let mut site = Site::unclaimed(port);
@@ -364,8 +368,11 @@ fn supervise(
 /// `break_after` so many, `stream`.
 pub(crate) struct Engine {
     path: PathBuf,
-    /// Every request's line, headers and body.
+    /// Every request's line, headers and body, but for the questions what is common.
     pub(crate) seen: Mutex<Vec<(String, HeaderMap, String)>>,
+    /// What it takes for common to all members, and how often it was asked for that.
+    pub(crate) common: Mutex<String>,
+    pub(crate) asked_common: AtomicUsize,
     /// Answers begun, and those that were dropped before their end.
     pub(crate) begun: AtomicUsize,
     pub(crate) dropped: AtomicUsize,
@@ -394,6 +401,8 @@ impl Engine {
         let engine = Arc::new(Self {
             path: path.to_owned(),
             seen: Mutex::default(),
+            common: Mutex::new("[]".to_owned()),
+            asked_common: AtomicUsize::new(0),
             begun: AtomicUsize::new(0),
             dropped: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
@@ -450,6 +459,16 @@ async fn answer(
     let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let text = String::from_utf8_lossy(&body).into_owned();
     let line = format!("{} {}", parts.method, parts.uri);
+    if line == "GET /beginnings" {
+        engine.asked_common.fetch_add(1, Ordering::SeqCst);
+        let (sender, receiver) = tokio::sync::mpsc::channel::<Piece>(1);
+        let common = engine.common.lock().unwrap().clone();
+        sender.try_send(Ok(Frame::data(common.into()))).unwrap();
+        return Ok(Response::new(StreamBody::new(receiver.into())));
+    }
+    if line == "PUT /beginnings" {
+        *engine.common.lock().unwrap() = text.clone();
+    }
     engine.seen.lock().unwrap().push((line, parts.headers, text));
     engine.begun.fetch_add(1, Ordering::SeqCst);
     let play: Play = serde_json::from_slice(&body).unwrap_or_default();

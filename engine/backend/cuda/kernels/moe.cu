@@ -432,7 +432,11 @@ struct GateUpArgs {
     u32 chosen_per_token;
     u32 activation;
     u32 together;           // tokens of an expert at a time, where strips are in shared memory
+    u32 per_block;          // times 16 values of a block, there
+    u32 per_token;          // 2^32 / k, rounded up, or 0 for k = 1: a pair's number times this is its token times 2^32 and a rest
 };
+
+DEVICE u32 token_of(const GateUpArgs& a, u32 pair) { return a.per_token ? __umulhi(pair, a.per_token) : pair; }
 
 // A row in shared memory, so far from the next one that lanes which read the same columns of eight rows meet in no bank.
 DEVICE u32 row_pitch(u32 columns) { return columns + 8; }
@@ -695,21 +699,66 @@ DEVICE void copy_by_warp(u8* to, const u8* from, u32 bytes) {
     for (u32 at = lane_id() * 16; at < bytes; at += WARP * 16) copy_16(to + at, from + at);
 }
 
-// As `gate_up_few`; `together` tokens of an expert at a time.
-// Grid: inner / 16, pairs or experts. Shared: two strips, `together` rows, sums of each warp.
+// sums += STRIPS chunks x right, for eight tokens. `row` is the lane's token's. Whatever does not depend on one another goes
+// through the tensor cores in turn: one sum after the other would wait for itself.
+template <u32 FORMAT, u32 GROUP, u32 STRIPS>
+DEVICE void multiply_chunk(float (&sums)[STRIPS][4], const u8* chunk, u32 strip_bytes, const u16* row, u32 column, u32 columns) {
+    static constexpr u32 UNITS = Chunk<FORMAT, GROUP>::COLUMNS / 64;
+    Tiles<FORMAT> left[STRIPS][UNITS];
+    Right right[UNITS];
+#pragma unroll
+    for (u32 u = 0; u < UNITS; u++) {
+        // The last group may not be whole.
+        if (column + u * 64 < columns) {
+            right[u].load(row, column + u * 64);
+        } else {
+            right[u].clear();
+        }
+#pragma unroll
+        for (u32 s = 0; s < STRIPS; s++) load_staged<GROUP>(left[s][u], chunk + s * strip_bytes, u * 64);
+    }
+    float part[STRIPS][UNITS][4] = {};
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) {
+#pragma unroll
+        for (u32 u = 0; u < UNITS; u++) {
+#pragma unroll
+            for (u32 s = 0; s < STRIPS; s++) {
+                u32 fed[4];
+                left[s][u].step(j, fed);
+                mma_bf16(part[s][u], fed, right[u].b0(j), right[u].b1(j));
+            }
+        }
+    }
+#pragma unroll
+    for (u32 s = 0; s < STRIPS; s++) {
+        float2 scale = left[s][0].scale();
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            float sum = UNITS == 1 ? part[s][0][i] : part[s][0][i] + part[s][UNITS - 1][i];
+            sums[s][i] += sum * (i / 2 ? scale.y : scale.x);
+        }
+    }
+}
+
+// As `gate_up_few`, for `per_block` times 16 values one after the other, the next ones on their way; `together` tokens of an
+// expert at a time.
+// Grid: inner / 16 / per_block, pairs or experts. Shared: strips of two values of `per_block`, `together` rows, sums of each warp.
 template <u32 FORMAT, u32 GROUP>
 DEVICE void gate_up_staged(const GateUpArgs& a) {
     using Chunk = Chunk<FORMAT, GROUP>;
     extern __shared__ uint4 dynamic[];
-    __shared__ u32 pairs[WARPS][64];
+    __shared__ u32 pairs[WARPS][COLUMNS];
     wait_for_before();
     let_next_start();
-    u32 warp = warp_id(), lane = lane_id(), g = lane / 4, t = lane % 4, k = a.chosen_per_token;
-    u32 expert = blockIdx.y, count = 0;
+    u32 warp = warp_id(), lane = lane_id(), g = lane / 4, t = lane % 4, k = a.chosen_per_token, together = a.together;
+    u32 expert = blockIdx.y, count = 0, pair = 0;
     const u32* list = nullptr;
     if (a.counts) {
-        count = a.counts[expert];
+        // Both at once; what is behind the list's end is not used.
         list = a.lists + u64(expert) * a.tokens;
+        pair = lane < min(together, a.tokens) ? list[lane] : 0;
+        count = a.counts[expert];
     } else if (a.tokens == 1) {
         expert = a.chosen[blockIdx.y], count = 1;
         if (lane == 0) pairs[warp][0] = blockIdx.y;
@@ -724,67 +773,74 @@ DEVICE void gate_up_staged(const GateUpArgs& a) {
         }
     }
     if (count == 0) return;
-    u32 hidden = a.experts.columns, pitch = row_pitch(hidden), strip_bytes = u32(a.experts.strip_bytes);
+    u32 hidden = a.experts.columns, inner = a.experts.rows / 2, pitch = row_pitch(hidden);
+    u32 strip_bytes = u32(a.experts.strip_bytes);
     u32 chunks = (hidden + Chunk::COLUMNS - 1) / Chunk::COLUMNS, per = (chunks + WARPS - 1) / WARPS;
     u32 from = min(warp * per, chunks), to = min(from + per, chunks);
     u32 from_column = from * Chunk::COLUMNS, to_column = min(to * Chunk::COLUMNS, hidden);
-    u8* gate = reinterpret_cast<u8*>(dynamic);
-    u8* up = gate + strip_bytes;
-    u16* rows = reinterpret_cast<u16*>(up + strip_bytes);
-    u32 together = a.together, part_size = together * PITCH;
-    float* part = reinterpret_cast<float*>(rows + together * pitch);
-    const u8* tiles = a.experts.tiles + expert * a.experts.matrix_bytes + u64(2 * blockIdx.x) * strip_bytes + from * Chunk::BYTES;
-    copy_by_warp(gate + from * Chunk::BYTES, tiles, (to - from) * Chunk::BYTES);
-    copy_by_warp(up + from * Chunk::BYTES, tiles + strip_bytes, (to - from) * Chunk::BYTES);
-    if (list) {
-        for (u32 i = lane; i < count; i += WARP) pairs[warp][i] = list[i];
-    }
-    __syncwarp();
+    u32 first_block = blockIdx.x * a.per_block, blocks = min(a.per_block, inner / 16 - first_block);
+    u32 buffers = min(a.per_block, 2u);
+    u8* strips = reinterpret_cast<u8*>(dynamic);
+    u16* rows = reinterpret_cast<u16*>(strips + buffers * 2 * strip_bytes);
+    u32 part_size = together * PITCH;
+    float* parts = reinterpret_cast<float*>(rows + together * pitch);
+    const u8* tiles = a.experts.tiles + expert * a.experts.matrix_bytes + u64(2 * first_block) * strip_bytes;
+    auto fetch = [&](u32 block) {
+        if (block < blocks) {
+            u8* own = strips + (block & (buffers - 1)) * 2 * strip_bytes + from * Chunk::BYTES;
+            const u8* there = tiles + u64(block) * 2 * strip_bytes + from * Chunk::BYTES;
+            copy_by_warp(own, there, (to - from) * Chunk::BYTES);
+            copy_by_warp(own + strip_bytes, there + strip_bytes, (to - from) * Chunk::BYTES);
+        }
+    };
     for (u32 first = 0; first < count; first += together) {
-        u32 live = min(together, count - first);
+        u32 live = min(together, count - first), at_pair = list ? 0 : first;
+        if (first) __syncthreads();
+        fetch(0);
+        if (list) {
+            if (first && lane < live) pair = list[first + lane];
+            if (lane < live) pairs[warp][lane] = pair;
+        }
+        __syncwarp();
         for (u32 n = 0; n < live; n++) {
-            const u16* row = a.x + u64(pairs[warp][first + n] / k) * hidden;
+            const u16* row = a.x + u64(token_of(a, pairs[warp][at_pair + n])) * hidden;
             for (u32 at = from_column + lane * 8; at < to_column; at += WARP * 8) copy_16(rows + n * pitch + at, row + at);
         }
         copies_done_so_far();
-        wait_for_copies<0>();
-        __syncwarp();
-        float sums[2][4] = {};
+        if (buffers > 1) fetch(1);
+        copies_done_so_far();
         // Columns of tokens that are not there count nothing, whatever is in them.
         const u16* row = rows + (g < live ? g : 0) * pitch;
-        for (u32 chunk = from; chunk < to; chunk++) {
+        for (u32 block = 0; block < blocks; block++) {
+            wait_for_copies<1>();
+            __syncwarp();
+            float sums[2][4] = {};
+            const u8* gate = strips + (block & (buffers - 1)) * 2 * strip_bytes;
+            for (u32 chunk = from; chunk < to; chunk++) {
+                multiply_chunk<FORMAT, GROUP, 2>(sums, gate + chunk * Chunk::BYTES, strip_bytes, row, chunk * Chunk::COLUMNS, hidden);
+            }
+            __syncwarp();
+            if (buffers > 1) fetch(block + 2);
+            copies_done_so_far();
+            float* part = parts + (block & (buffers - 1)) * WARPS * 2 * part_size;
 #pragma unroll
-            for (u32 column = 0; column < Chunk::COLUMNS; column += 64) {
-                if (chunk * Chunk::COLUMNS + column < hidden) {
-                    Tiles<FORMAT> left[2];
-                    load_staged<GROUP>(left[0], gate + chunk * Chunk::BYTES, column);
-                    load_staged<GROUP>(left[1], up + chunk * Chunk::BYTES, column);
-                    Right right;
-                    right.load(row, chunk * Chunk::COLUMNS + column);
-                    multiply_64<FORMAT>(sums[0], left[0], right);
-                    multiply_64<FORMAT>(sums[1], left[1], right);
+            for (u32 i = 0; i < 8; i++) {
+                u32 n = 2 * t + i % 2;
+                if (n < live) part[(warp * 2 + i / 4) * part_size + n * PITCH + g + i / 2 % 2 * 8] = sums[i / 4][i % 4];
+            }
+            __syncthreads();
+            u32 n = threadIdx.x / 16, row_of_strip = threadIdx.x % 16;
+            if (n < live) {
+                float both[2] = {};
+#pragma unroll
+                for (u32 i = 0; i < WARPS; i++) {
+                    both[0] += part[i * 2 * part_size + n * PITCH + row_of_strip];
+                    both[1] += part[(i * 2 + 1) * part_size + n * PITCH + row_of_strip];
                 }
+                a.out[u64(pairs[warp][at_pair + n]) * inner + (first_block + block) * 16 + row_of_strip] =
+                    to_bf16(activate(a.activation, both[0]) * both[1]);
             }
         }
-#pragma unroll
-        for (u32 i = 0; i < 8; i++) {
-            u32 n = 2 * t + i % 2;
-            if (n < live) part[(warp * 2 + i / 4) * part_size + n * PITCH + g + i / 2 % 2 * 8] = sums[i / 4][i % 4];
-        }
-        __syncthreads();
-        u32 n = threadIdx.x / 16, row_of_strip = threadIdx.x % 16;
-        if (n < live) {
-            float both[2] = {};
-#pragma unroll
-            for (u32 i = 0; i < WARPS; i++) {
-                both[0] += part[i * 2 * part_size + n * PITCH + row_of_strip];
-                both[1] += part[(i * 2 + 1) * part_size + n * PITCH + row_of_strip];
-            }
-            u64 inner = u64(gridDim.x) * 16;
-            a.out[pairs[warp][first + n] * inner + blockIdx.x * 16 + row_of_strip] =
-                to_bf16(activate(a.activation, both[0]) * both[1]);
-        }
-        if (first + together < count) __syncthreads();
     }
 }
 
@@ -792,19 +848,12 @@ DEVICE void gate_up_staged(const GateUpArgs& a) {
 template <u32 FORMAT, u32 GROUP>
 DEVICE void multiply_staged(float (&sums)[4], const u8* strip, const u16* row, u32 columns) {
     using Chunk = Chunk<FORMAT, GROUP>;
-#pragma unroll 2
+    float all[1][4] = {};
     for (u32 chunk = 0; chunk * Chunk::COLUMNS < columns; chunk++) {
-#pragma unroll
-        for (u32 column = 0; column < Chunk::COLUMNS; column += 64) {
-            if (chunk * Chunk::COLUMNS + column < columns) {
-                Tiles<FORMAT> left;
-                load_staged<GROUP>(left, strip + chunk * Chunk::BYTES, column);
-                Right right;
-                right.load(row, chunk * Chunk::COLUMNS + column);
-                multiply_64<FORMAT>(sums, left, right);
-            }
-        }
+        multiply_chunk<FORMAT, GROUP, 1>(all, strip + chunk * Chunk::BYTES, 0, row, chunk * Chunk::COLUMNS, columns);
     }
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) sums[i] = all[0][i];
 }
 
 // As `down_few`. Weights come in while the kernel before still runs: that one has waited for the router before it let this start.
@@ -853,7 +902,10 @@ DEVICE void down_each_staged(const DownArgs& a) {
     extern __shared__ uint4 dynamic[];
     u32 warp = warp_id(), lane = lane_id(), g = lane / 4, t = lane % 4, warps = blockDim.x / WARP;
     u32 inner = a.experts.columns, hidden = a.experts.rows, pitch = row_pitch(inner), strip_bytes = u32(a.experts.strip_bytes);
-    u32 expert = blockIdx.y, count = __ldcg(a.counts + expert), strip = blockIdx.x * warps + warp;
+    u32 expert = blockIdx.y, strip = blockIdx.x * warps + warp;
+    const u32* list = a.lists + u64(expert) * a.tokens;
+    // All at once; what is behind the list's end is not used.
+    u32 pair = __ldcg(list + min(lane, a.tokens - 1)), count = __ldcg(a.counts + expert);
     if (count == 0) return;
     u8* own = reinterpret_cast<u8*>(dynamic) + warp * strip_bytes;
     u16* rows = reinterpret_cast<u16*>(reinterpret_cast<u8*>(dynamic) + warps * strip_bytes);
@@ -865,11 +917,11 @@ DEVICE void down_each_staged(const DownArgs& a) {
     }
     wait_for_before();
     let_next_start();
-    const u32* list = a.lists + u64(expert) * a.tokens;
     for (u32 first = 0; first < count; first += COLUMNS) {
         u32 live = min(COLUMNS, count - first);
+        if (first) pair = list[min(first + lane, count - 1)];
         for (u32 n = warp; n < live; n += warps) {
-            const u16* row = a.in + u64(list[first + n]) * inner;
+            const u16* row = a.in + u64(__shfl_sync(ALL, pair, n)) * inner;
             copy_by_warp(reinterpret_cast<u8*>(rows + n * pitch), reinterpret_cast<const u8*>(row), inner * 2);
         }
         copies_done_so_far();
@@ -949,11 +1001,12 @@ DEVICE void load_shared(Tiles<FP8>& tiles, const u8* unit) {
 }
 
 // before[e]: tiles of all experts before e; before[experts]: all tiles.
+template <u32 TOKENS>
 DEVICE void count_tiles(u32* before, const u32* counts, u32 experts) {
     __shared__ u32 of_warps[WARPS];
     u32 each = (experts + THREADS - 1) / THREADS, from = threadIdx.x * each, to = min(from + each, experts);
     u32 own = 0;
-    for (u32 e = from; e < to; e++) own += (counts[e] + TILE_TOKENS - 1) / TILE_TOKENS;
+    for (u32 e = from; e < to; e++) own += (counts[e] + TOKENS - 1) / TOKENS;
     u32 up_to = own;
 #pragma unroll
     for (u32 step = 1; step < WARP; step *= 2) {
@@ -966,10 +1019,20 @@ DEVICE void count_tiles(u32* before, const u32* counts, u32 experts) {
     for (u32 i = 0; i < warp_id(); i++) at += of_warps[i];
     for (u32 e = from; e < to; e++) {
         before[e] = at;
-        at += (counts[e] + TILE_TOKENS - 1) / TILE_TOKENS;
+        at += (counts[e] + TOKENS - 1) / TOKENS;
     }
     if (threadIdx.x == THREADS - 1) before[experts] = at;
     __syncthreads();
+}
+
+// The last expert that begins at or before a tile.
+DEVICE u32 expert_of(const u32* before, u32 experts, u32 tile) {
+    u32 expert = 0, end = experts;
+    while (end - expert > 1) {
+        u32 middle = (expert + end) / 2;
+        (before[middle] <= tile ? expert : end) = middle;
+    }
+    return expert;
 }
 
 // Grid: as many blocks as fit on the card. Shared: stages, or the result before it is stored; then `before`.
@@ -985,7 +1048,7 @@ DEVICE void many(const ManyArgs& a) {
     // `moe.rs` computes the same.
     static constexpr u32 RESULT = TILE_TOKENS * TURNED * 2;
     u32* before = reinterpret_cast<u32*>(stages + (STAGES * STAGE > RESULT ? STAGES * STAGE : RESULT));
-    count_tiles(before, a.counts, a.count);
+    count_tiles<TILE_TOKENS>(before, a.counts, a.count);
     u32 g = lane_id() / 4, t = lane_id() % 4;
     u32 strips_of_warp = warp_id() % 4 * WARP_STRIPS, tokens_of_warp = warp_id() / 4 * WARP_TOKENS;
     u32 columns = a.experts.columns, units = columns / 64, strips = a.experts.rows / 16;
@@ -993,12 +1056,7 @@ DEVICE void many(const ManyArgs& a) {
     u32 row_tiles = (strips + TILE_STRIPS - 1) / TILE_STRIPS;
     for (u32 work = blockIdx.x; work < before[a.count] * row_tiles; work += gridDim.x) {
         u32 tile = work / row_tiles, first_strip = work % row_tiles * TILE_STRIPS;
-        // The last expert that begins at or before this tile.
-        u32 expert = 0, end = a.count;
-        while (end - expert > 1) {
-            u32 middle = (expert + end) / 2;
-            (before[middle] <= tile ? expert : end) = middle;
-        }
+        u32 expert = expert_of(before, a.count, tile);
         u32 first = (tile - before[expert]) * TILE_TOKENS, live = min(TILE_TOKENS, a.counts[expert] - first);
         const u32* list = a.lists + u64(expert) * a.tokens + first;
         if (threadIdx.x < TILE_TOKENS) {
@@ -1096,6 +1154,235 @@ DEVICE void many(const ManyArgs& a) {
     }
 }
 
+#if ARCH == 900
+// ---- Many tokens, on Hopper's own tensor cores --------------------------------------------------------------------------------------
+// `wgmma` takes the left side from registers as `mma` does, and the right side from shared memory, where the columns of 64 lie in
+// the order in which lanes have them: step j, halves, lanes, pairs. What is read is kept in that order (`turn`, and gate and up).
+
+// Position of a column among its 64: 16 t + 4 j + 2 h + b lies at 16 j + 8 h + 2 t + b.
+DEVICE u32 turned_column(u32 column) {
+    return column / 64 * 64 + column / 4 % 4 * 16 + column / 2 % 2 * 8 + column / 16 % 4 * 2 + column % 2;
+}
+
+struct TurnArgs {
+    const u16* in;          // [T][columns] bf16
+    u16* out;               // the same, each 64 columns in another order
+    u32 columns;
+};
+
+// Each thread writes eight values. Grid: columns / 8 / threads, tokens.
+KERNEL turn(const __grid_constant__ TurnArgs a) {
+    wait_for_before();
+    let_next_start();
+    u32 at = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    if (at >= a.columns) return;
+    u32 j = at / 16 % 4, h = at / 8 % 2;
+    const u32* from = reinterpret_cast<const u32*>(a.in + u64(blockIdx.y) * a.columns + at / 64 * 64 + 4 * j + 2 * h);
+    *reinterpret_cast<uint4*>(a.out + u64(blockIdx.y) * a.columns + at) = make_uint4(from[0], from[8], from[16], from[24]);
+}
+
+// The compiler does not know that `wgmma` still reads and writes registers after it was started: values are made before this,
+// and used behind it.
+template <u32 N>
+DEVICE void pin(float (&values)[N]) {
+#pragma unroll
+    for (u32 i = 0; i < N; i++) asm volatile("" : "+f"(values[i])::"memory");
+}
+
+template <u32 N>
+DEVICE void pin(u32 (&values)[N]) {
+#pragma unroll
+    for (u32 i = 0; i < N; i++) asm volatile("" : "+r"(values[i])::"memory");
+}
+
+DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+
+// What was written to shared memory is seen by `wgmma`.
+DEVICE void shared_is_written() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Where 64 rows of 128 bytes lie in shared memory, 16-byte pieces exchanged by the row's last three bits.
+DEVICE u64 rows_of_64(const void* shared) { return u64(shared_address(shared) >> 4 & 0x3fff) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
+
+// D (64 x 64) = A x B, or += where `add`. Registers as `mma_bf16` has them, a warp for 16 rows, eight times eight tokens.
+DEVICE void wgmma_64(float (&d)[32], const u32 (&a)[4], u64 b, u32 add) {
+    asm volatile(
+        "{ .reg .pred add; setp.ne.b32 add, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "{%32, %33, %34, %35}, %36, add, 1, 1, 0; }"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+}
+
+static constexpr u32 WIDE_TOKENS = 64;
+
+// As `many`, with tiles of 256 rows and 64 tokens: eight strips for each of two groups of four warps, two for each warp.
+// `in` is turned, and so is the result where gate and up meet.
+template <u32 FORMAT, u32 GROUP, bool GATED>
+DEVICE void wide(const ManyArgs& a) {
+    extern __shared__ uint4 dynamic[];
+    __shared__ u32 offsets[WIDE_TOKENS];
+    static constexpr u32 DEEP = FORMAT == BF16 ? 5 : 6;
+    static constexpr u32 RIGHT = WIDE_TOKENS * 128, STAGE = RIGHT + TILE_STRIPS * Unit<FORMAT>::BYTES;
+    static constexpr u32 WIDTH = GATED ? TILE_STRIPS * 8 : TILE_STRIPS * 16, TURNED = WIDTH + 8;
+    static constexpr bool SCALED = FORMAT != BF16;
+    static_assert(STAGE % 1024 == 0 && DEEP * STAGE >= WIDE_TOKENS * TURNED * 2, "rows of 64 begin at multiples of 1024");
+    wait_for_before();
+    let_next_start();
+    u8* stages = reinterpret_cast<u8*>(dynamic);
+    stages += (1024 - shared_address(stages) % 1024) % 1024;
+    u32* before = reinterpret_cast<u32*>(stages + DEEP * STAGE);
+    count_tiles<WIDE_TOKENS>(before, a.counts, a.count);
+    u32 g = lane_id() / 4, t = lane_id() % 4, warp = warp_id();
+    u32 columns = a.experts.columns, units = columns / 64, even = (units + 1) / 2 * 2, strips = a.experts.rows / 16;
+    u32 width = GATED ? a.experts.rows / 2 : a.experts.rows;
+    u32 row_tiles = (strips + TILE_STRIPS - 1) / TILE_STRIPS;
+    for (u32 work = blockIdx.x; work < before[a.count] * row_tiles; work += gridDim.x) {
+        u32 tile = work / row_tiles, first_strip = work % row_tiles * TILE_STRIPS;
+        u32 expert = expert_of(before, a.count, tile);
+        u32 first = (tile - before[expert]) * WIDE_TOKENS, live = min(WIDE_TOKENS, a.counts[expert] - first);
+        const u32* list = a.lists + u64(expert) * a.tokens + first;
+        if (threadIdx.x < WIDE_TOKENS) {
+            offsets[threadIdx.x] = threadIdx.x < live ? list[threadIdx.x] / a.pairs_per_row : ALL;
+        }
+        __syncthreads();
+        const u8* left = a.experts.tiles + expert * a.experts.matrix_bytes + u64(first_strip) * a.experts.strip_bytes;
+        // What this thread copies of every unit: pieces of two tokens, and of up to `PIECES` strips.
+        const u8* tokens_from[WIDE_TOKENS / 32];
+        bool tokens_there[WIDE_TOKENS / 32];
+        u32 piece = threadIdx.x % 8, token_to = threadIdx.x / 8 * 128 + (piece ^ threadIdx.x / 8 % 8) * 16;
+#pragma unroll
+        for (u32 i = 0; i < WIDE_TOKENS / 32; i++) {
+            u32 row = offsets[threadIdx.x / 8 + i * 32];
+            tokens_there[i] = row != ALL;
+            tokens_from[i] = reinterpret_cast<const u8*>(a.in + u64(tokens_there[i] ? row : 0) * columns + piece * 8);
+        }
+        static constexpr u32 ALL_PIECES = TILE_STRIPS * Unit<FORMAT>::PIECES, PIECES = (ALL_PIECES + THREADS - 1) / THREADS;
+        const u8* strips_from[PIECES];
+        bool strips_there[PIECES];
+#pragma unroll
+        for (u32 i = 0; i < PIECES; i++) {
+            u32 at = threadIdx.x + i * THREADS, strip = at / Unit<FORMAT>::PIECES;
+            strips_there[i] = first_strip + strip < strips;
+            strips_from[i] = left + (strips_there[i] ? strip : 0) * a.experts.strip_bytes +
+                             piece_at<FORMAT, GROUP>(0, at % Unit<FORMAT>::PIECES);
+        }
+        auto fetch = [&](u32 unit, u8* stage) {
+            // Units go in twos: the last one may be zeros.
+            bool whole = unit < units;
+            if (!whole) unit = 0;
+#pragma unroll
+            for (u32 i = 0; i < WIDE_TOKENS / 32; i++) {
+                copy_16(stage + token_to + i * 32 * 128, tokens_from[i] + unit * 128, whole && tokens_there[i]);
+            }
+#pragma unroll
+            for (u32 i = 0; i < PIECES; i++) {
+                u32 at = threadIdx.x + i * THREADS;
+                u32 ahead = piece_at<FORMAT, GROUP>(unit, 0);
+                // What stands at a group's end is the same for all its units.
+                if (FORMAT == INT4 && at % Unit<FORMAT>::PIECES >= 32) ahead -= unit * 64 % GROUP * 8;
+                if ((i + 1) * THREADS <= ALL_PIECES || at < ALL_PIECES) {
+                    copy_16(stage + RIGHT + at * 16, strips_from[i] + ahead, whole && strips_there[i]);
+                }
+            }
+        };
+#pragma unroll
+        for (u32 i = 0; i < DEEP - 2; i++) {
+            if (i < even) fetch(i, stages + i * STAGE);
+            copies_done_so_far();
+        }
+        float sums[2][32] = {}, part[2][32] = {};
+        u32 fed[2][2][4][4];
+        float2 scales[2][2];
+        auto scale_part = [&](const float2 (&scale)[2]) {
+#pragma unroll
+            for (u32 m = 0; m < 2; m++) {
+#pragma unroll
+                for (u32 i = 0; i < 32; i++) sums[m][i] += part[m][i] * (i / 2 % 2 ? scale[m].y : scale[m].x);
+            }
+        };
+        u32 now_at = 0, next_at = (DEEP - 2) * STAGE;  // of the stage of this unit, and of what is fetched
+        auto step = [&](u32 (&fed)[2][4][4], float2 (&now)[2], const float2 (&earlier)[2], u32 unit) {
+            wait_for_copies<DEEP - 3>();
+            shared_is_written();
+            __syncthreads();
+            // The unit before the one before is done, in all warps: they have waited for it.
+            if (unit + DEEP - 2 < even) fetch(unit + DEEP - 2, stages + next_at);
+            copies_done_so_far();
+            const u8* stage = stages + now_at;
+            now_at = now_at == (DEEP - 1) * STAGE ? 0 : now_at + STAGE;
+            next_at = next_at == (DEEP - 1) * STAGE ? 0 : next_at + STAGE;
+#pragma unroll
+            for (u32 m = 0; m < 2; m++) {
+                Tiles<FORMAT> tiles;
+                load_shared(tiles, stage + RIGHT + (2 * warp + m) * Unit<FORMAT>::BYTES);
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) tiles.step(j, fed[m][j]);
+                now[m] = tiles.scale();
+            }
+            bool begins = SCALED ? unit * 64 % GROUP == 0 : unit == 0;
+#pragma unroll
+            for (u32 m = 0; m < 2; m++) {
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) pin(fed[m][j]);
+            }
+            wgmma_wait();
+            pin(part[0]), pin(part[1]);
+            if (SCALED && begins && unit) scale_part(earlier);
+            pin(sums[0]), pin(sums[1]);
+            u64 right = rows_of_64(stage);
+            wgmma_fence();
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) {
+#pragma unroll
+                for (u32 m = 0; m < 2; m++) wgmma_64(part[m], fed[m][j], right + 2 * j, j || !begins);
+            }
+            wgmma_commit();
+        };
+        for (u32 unit = 0; unit < units; unit += 2) {
+            step(fed[0], scales[0], scales[1], unit);
+            step(fed[1], scales[1], scales[0], unit + 1);
+        }
+        wgmma_wait();
+        pin(part[0]), pin(part[1]);
+        wait_for_copies<0>();
+        if (SCALED) {
+            scale_part(scales[1]);
+        } else {
+#pragma unroll
+            for (u32 i = 0; i < 64; i++) sums[i / 32][i % 32] = part[i / 32][i % 32];
+        }
+        __syncthreads();
+        u16* turned = reinterpret_cast<u16*>(stages);
+#pragma unroll
+        for (u32 i = 0; i < 32; i++) {
+            u16* to = turned + (i / 4 * 8 + 2 * t + i % 2) * TURNED;
+            u32 row = g + i / 2 % 2 * 8;
+            if (GATED) {
+                to[turned_column(warp * 16 + row)] = to_bf16(activate(a.activation, sums[0][i]) * sums[1][i]);
+            } else {
+                to[warp * 32 + row] = to_bf16(sums[0][i]);
+                to[warp * 32 + 16 + row] = to_bf16(sums[1][i]);
+            }
+        }
+        __syncthreads();
+        u32 first_column = first_strip * (GATED ? 8 : 16);
+        for (u32 i = threadIdx.x; i < live * (WIDTH / 8); i += THREADS) {
+            u32 n = i / (WIDTH / 8), column = i % (WIDTH / 8) * 8;
+            if (first_column + column < width) {
+                *reinterpret_cast<uint4*>(a.out + u64(list[n]) * width + first_column + column) =
+                    *reinterpret_cast<const uint4*>(turned + n * TURNED + column);
+            }
+        }
+        __syncthreads();
+    }
+}
+#endif
+
 // The weighted sum of a token's experts, in the order of its slots. Each thread has eight columns. The lists are empty again.
 // Grid: hidden / 8 / threads, tokens.
 KERNEL combine(const __grid_constant__ DownArgs a) {
@@ -1136,6 +1423,21 @@ KERNEL combine(const __grid_constant__ DownArgs a) {
 // ---- For each format ---------------------------------------------------------------------------------------------------------------
 // How many units of 64 columns a warp has on their way at once: as many as fit into registers.
 
+#if ARCH == 900
+#define WIDE(NAME, FORMAT, GROUP)                                                                                             \
+    KERNEL __launch_bounds__(THREADS, 1) gate_up_wide_##NAME(const __grid_constant__ ManyArgs a) {                             \
+        wide<FORMAT, GROUP, true>(a);                                                                                          \
+    }                                                                                                                         \
+    KERNEL __launch_bounds__(THREADS, 1) down_wide_##NAME(const __grid_constant__ ManyArgs a) {                                \
+        wide<FORMAT, GROUP, false>(a);                                                                                         \
+    }
+
+WIDE(bf16, BF16, 64)
+WIDE(int4_64, INT4, 64)
+WIDE(int4_128, INT4, 128)
+WIDE(fp8, FP8, 64)
+#endif
+
 #define INSTANCES(NAME, FORMAT, GROUP, PAIRS_AHEAD, AHEAD, BLOCKS)                                                            \
     KERNEL __launch_bounds__(THREADS, BLOCKS) gate_up_few_##NAME(const __grid_constant__ GateUpArgs a) {                       \
         gate_up_few<FORMAT, GROUP, PAIRS_AHEAD>(a);                                                                            \
@@ -1146,7 +1448,7 @@ KERNEL combine(const __grid_constant__ DownArgs a) {
     KERNEL __launch_bounds__(THREADS, 2) down_each_##NAME(const __grid_constant__ DownArgs a) {                                \
         down_each<FORMAT, GROUP, AHEAD>(a);                                                                                    \
     }                                                                                                                         \
-    KERNEL __launch_bounds__(THREADS, 4) gate_up_staged_##NAME(const __grid_constant__ GateUpArgs a) {                         \
+    KERNEL __launch_bounds__(THREADS, 3) gate_up_staged_##NAME(const __grid_constant__ GateUpArgs a) {                         \
         gate_up_staged<FORMAT, GROUP>(a);                                                                                      \
     }                                                                                                                         \
     KERNEL __launch_bounds__(MOST_CHOSEN * WARP, 2) down_few_staged_##NAME(const __grid_constant__ DownArgs a) {               \

@@ -766,6 +766,31 @@ impl Kernel {
             .asked(|| format!("for {bytes} bytes of shared memory for {}", self.name))
     }
 
+    /// Gives shared memory all that a multiprocessor can split off its first cache. Kernels with unlike splits never run side
+    /// by side on one, and the driver's own choice may leave room for fewer blocks than fit.
+    pub fn prefer_shared(&self) -> Result<(), Failure> {
+        let split =
+            sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        // SAFETY: the function is loaded.
+        unsafe { result::function::set_function_attribute(self.function, split, 100) }
+            .asked(|| format!("for all shared memory for {}", self.name))
+    }
+
+    /// How many blocks of so many threads and bytes of shared memory fit on a multiprocessor.
+    pub fn blocks_per_processor(&self, threads: u32, shared: u32) -> Result<u32, Failure> {
+        let threads = i32::try_from(threads).unwrap_or(i32::MAX);
+        // SAFETY: the function is loaded.
+        let blocks = unsafe {
+            result::occupancy::max_active_block_per_multiprocessor(
+                self.function,
+                threads,
+                shared as usize,
+            )
+        };
+        let blocks = blocks.asked(|| format!("how many blocks of {} fit", self.name))?;
+        Ok(u32::try_from(blocks).unwrap_or_default())
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name

@@ -23,7 +23,6 @@ const SOME: usize = 64;
 const TILE_TOKENS: usize = 128;
 const TILE_STRIPS: usize = 16;
 /// Bytes of shared memory that a block may have without asking; with asking, what every card has.
-const SHARED: u32 = 48 << 10;
 const MOST_SHARED: u32 = 88 << 10;
 
 /// The kernels.
@@ -33,6 +32,8 @@ pub struct Moe {
     route_cluster: Option<Kernel>,
     route_few: Kernel,
     route_many: Kernel,
+    /// Where there is `wgmma`.
+    turn: Option<Kernel>,
     combine: Kernel,
     formats: [Format; 4],
     /// Blocks that go through a list of work.
@@ -56,6 +57,8 @@ struct Format {
     down_each_staged: Kernel,
     gate_up_many: Kernel,
     down_many: Kernel,
+    gate_up_wide: Option<Kernel>,
+    down_wide: Option<Kernel>,
 }
 
 /// One layer's mixture.
@@ -293,6 +296,8 @@ struct GateUpArgs {
     chosen_per_token: u32,
     activation: u32,
     together: u32,
+    per_block: u32,
+    per_token: u32,
 }
 
 /// `DownArgs` of `moe.cu`.
@@ -328,6 +333,15 @@ struct ManyArgs {
     activation: u32,
 }
 
+/// `TurnArgs` of `moe.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct TurnArgs {
+    input: Ptr,
+    out: Ptr,
+    columns: u32,
+}
+
 /// What one go takes: a call's tokens from `first` on, and where they lie.
 struct Go<'a> {
     mixture: &'a Mixture,
@@ -344,6 +358,7 @@ impl Moe {
         let kernel = |name: &str| {
             let name = std::ffi::CString::new(name).expect("a name without a zero byte");
             let kernel = loaded.kernel(&name)?;
+            kernel.prefer_shared()?;
             Ok::<_, Failure>(kernel)
         };
         // Beside what the kernels always take.
@@ -356,6 +371,11 @@ impl Moe {
             }
             false => None,
         };
+        let wide = device.arch().number == 90;
+        let only_wide = |name: &str| match wide {
+            true => kernel(name).map(Some),
+            false => Ok(None),
+        };
         let format = |name: &str| {
             let format = Format {
                 gate_up_few: kernel(&format!("gate_up_few_{name}"))?,
@@ -366,19 +386,21 @@ impl Moe {
                 down_each_staged: kernel(&format!("down_each_staged_{name}"))?,
                 gate_up_many: kernel(&format!("gate_up_many_{name}"))?,
                 down_many: kernel(&format!("down_many_{name}"))?,
+                gate_up_wide: only_wide(&format!("gate_up_wide_{name}"))?,
+                down_wide: only_wide(&format!("down_wide_{name}"))?,
             };
-            let staged = [
+            for kernel in [&format.gate_up_few, &format.down_few, &format.down_each] {
+                kernel.allow_shared(MOST_SHARED)?;
+            }
+            let large = [
                 &format.gate_up_staged,
                 &format.down_few_staged,
                 &format.down_each_staged,
                 &format.gate_up_many,
                 &format.down_many,
             ];
-            for kernel in staged {
+            for kernel in large.into_iter().chain(&format.gate_up_wide).chain(&format.down_wide) {
                 kernel.allow_shared(most)?;
-            }
-            for kernel in [&format.gate_up_few, &format.down_few, &format.down_each] {
-                kernel.allow_shared(MOST_SHARED)?;
             }
             Ok::<_, Failure>(format)
         };
@@ -386,6 +408,7 @@ impl Moe {
             route_cluster,
             route_few: kernel("route_few")?,
             route_many: kernel("route_many")?,
+            turn: only_wide("turn")?,
             combine: kernel("combine")?,
             formats: [format("bf16")?, format("int4_64")?, format("int4_128")?, format("fp8")?],
             blocks: device.processors(),
@@ -397,7 +420,7 @@ impl Moe {
 
     /// The same without what only newer or larger cards can do.
     pub fn plain(self) -> Self {
-        Self { route_cluster: None, most_staged: 0, ..self }
+        Self { route_cluster: None, turn: None, most_staged: 0, ..self }
     }
 
     /// Routes, and computes the experts.
@@ -491,6 +514,17 @@ impl Moe {
             // SAFETY: the caller's promise.
             return unsafe { self.many(stream, go, true) };
         }
+        let Mixture { hidden, inner, experts, chosen, .. } = *go.mixture;
+        let staged = |per_block: usize| {
+            per_block.min(2) * 2 * go.call.gate_up.strip_bytes as usize
+                + together(go.tokens) * ((hidden + 8) * 2 + per_block.min(2) * 8 * 2 * 20 * 4)
+        };
+        let several = std::env::var("PER").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
+        let per_block = match go.tokens > 1 && self.stages(&go.call.gate_up, staged(several)) {
+            true => several,
+            false => 1,
+        };
+        let staged = staged(per_block);
         let arguments = GateUpArgs {
             x: go.normed(),
             experts: go.call.gate_up,
@@ -502,17 +536,25 @@ impl Moe {
             chosen_per_token: number(go.mixture.chosen),
             activation: go.mixture.activation_number(),
             together: number(together(go.tokens)),
+            per_block: number(per_block),
+            per_token: u32::try_from((1_u64 << 32).div_ceil(chosen as u64)).unwrap_or(0),
         };
-        let Mixture { hidden, inner, experts, chosen, .. } = *go.mixture;
         let rows = if go.few() { go.tokens * chosen } else { experts };
-        let grid = [inner / STRIP, rows, 1];
         let format = self.format(&go.call.gate_up);
-        let staged = 2 * go.call.gate_up.strip_bytes as usize
-            + together(go.tokens) * ((hidden + 8) * 2 + 8 * 2 * 20 * 4);
-        let (kernel, shared) = match self.stages(&go.call.gate_up, staged) {
-            true => (&format.gate_up_staged, staged),
-            false => (&format.gate_up_few, go.tokens.min(COLUMNS) * (hidden + 8) * 2),
+        let (kernel, grid, shared) = match self.stages(&go.call.gate_up, staged) {
+            true => (&format.gate_up_staged, (inner / STRIP).div_ceil(per_block), staged),
+            false => {
+                let rows = go.tokens.min(COLUMNS) * (hidden + 8) * 2;
+                (&format.gate_up_few, inner / STRIP, rows)
+            }
         };
+        let grid = [grid, rows, 1];
+        if std::env::var_os("FIT").is_some() {
+            println!(
+                "{kernel:?} {shared} bytes: {:?}",
+                kernel.blocks_per_processor(THREADS, number(shared))
+            );
+        }
         // SAFETY: the caller's promise.
         unsafe { stream.launch(kernel, &go.shape(grid, THREADS, shared), &arguments) }
     }
@@ -605,6 +647,27 @@ impl Moe {
             activation: mixture.activation_number(),
         };
         let format = self.format(&experts);
+        if let (Some(turn), Some(gate_up), Some(down)) =
+            (&self.turn, &format.gate_up_wide, &format.down_wide)
+        {
+            // What experts make of tokens is not there yet: its place holds the tokens, turned.
+            let turned = go.at(space.each);
+            let hidden = mixture.hidden;
+            let shared = wide_shared(&experts) + (mixture.experts + 1) * 4;
+            let shape = go.shape([self.blocks as usize, 1, 1], THREADS, shared);
+            if !gated {
+                // SAFETY: the caller's promise.
+                return unsafe { stream.launch(down, &shape, &arguments) };
+            }
+            let turns = TurnArgs { input, out: turned, columns: number(hidden) };
+            let threads = (hidden / 8).next_multiple_of(32).min(THREADS as usize);
+            let grid = [(hidden / 8).div_ceil(threads), go.tokens, 1];
+            // SAFETY: the caller's promise.
+            return unsafe {
+                stream.launch(turn, &go.shape(grid, number(threads), 0), &turns)?;
+                stream.launch(gate_up, &shape, &ManyArgs { input: turned, ..arguments })
+            };
+        }
         let kernel = if gated { &format.gate_up_many } else { &format.down_many };
         let shared = many_shared(&experts, self.stages, gated) + (mixture.experts + 1) * 4;
         let shape = go.shape([self.blocks as usize, 1, 1], THREADS, shared);
@@ -666,13 +729,24 @@ fn together(tokens: usize) -> usize {
     }
 }
 
-/// Bytes of shared memory of a block for many tokens: what is on its way, or else its result, whichever is more.
-fn many_shared(matrix: &MatrixArgs, stages: usize, gated: bool) -> usize {
-    let unit = match matrix.format {
+/// Bytes of shared memory of 64 columns of a strip.
+fn unit_bytes(matrix: &MatrixArgs) -> usize {
+    match matrix.format {
         0 => 2048,
         1 => 512 + 64,
         _ => 1024 + 64,
-    };
+    }
+}
+
+/// Bytes of shared memory of a block of `wide`, one KiB of them to begin at a multiple of that.
+fn wide_shared(matrix: &MatrixArgs) -> usize {
+    let deep = if matrix.format == TileFormat::Bf16.number() { 5 } else { 6 };
+    deep * (64 * 128 + TILE_STRIPS * unit_bytes(matrix)) + 1024
+}
+
+/// Bytes of shared memory of a block for many tokens: what is on its way, or else its result, whichever is more.
+fn many_shared(matrix: &MatrixArgs, stages: usize, gated: bool) -> usize {
+    let unit = unit_bytes(matrix);
     let width = if gated { 128 } else { 256 };
     (stages * (TILE_TOKENS * 128 + TILE_STRIPS * unit)).max(TILE_TOKENS * (width + 8) * 2)
 }

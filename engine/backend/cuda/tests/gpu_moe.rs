@@ -544,7 +544,13 @@ fn gpu_speed_of_mixtures() {
         ("30B fp8", base, TileFormat::Fp8, few),
         ("30B bf16", base, TileFormat::Bf16, few),
     ];
+    // `SPEED_OF="30B int4" SPEED_AT=32`: only that.
+    let only = |name: &str| std::env::var(name).ok();
+    let (only_of, only_at) = (only("SPEED_OF"), only("SPEED_AT"));
     for (name, mixture, format, all) in shapes {
+        if only_of.as_ref().is_some_and(|of| of != name) {
+            continue;
+        }
         let Mixture { hidden, experts, inner, chosen: k, .. } = mixture;
         let gate_up = repeated(&device, &mut chance, (2 * inner, hidden), format, experts);
         let down = repeated(&device, &mut chance, (hidden, inner), format, experts);
@@ -552,6 +558,9 @@ fn gpu_speed_of_mixtures() {
         let router = router(&device, &values, hidden);
         let norm = device.buffer_of(&vec![1.0_f32; hidden]).unwrap();
         for &tokens in all {
+            if only_at.as_ref().is_some_and(|at| *at != tokens.to_string()) {
+                continue;
+            }
             // Other tokens each time, and so other experts: what is read does not lie in a cache.
             let rounds = if tokens > 64 { 1 } else { 12 };
             let space = mixture.space(tokens);

@@ -24,7 +24,9 @@ impl Scheduler {
     /// Gives room to as many as fit.
     pub(super) fn make_room_for_more(&mut self) {
         let mut held = Vec::new();
-        while let Some(next) = self.next_for_room(&held) {
+        // Nobody gets room or is held twice in a step.
+        for _ in 0..self.running.len() + self.waiting.len() {
+            let Some(next) = self.next_for_room(&held) else { return };
             let (mut chain, mut blocks) = (Vec::new(), Vec::new());
             let (request, tokens, in_flight) = match &next {
                 Next::Again(index) => {

@@ -1,6 +1,7 @@
 //! Requests to the fake back end, and what must come of them.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)] // Each test file uses its part.
 
+pub mod bench;
 pub mod beside;
 
 use std::sync::Arc;
