@@ -293,7 +293,8 @@ impl<T: Plain> Buffer<T> {
         assert!(at + values.len() <= self.len, "{} values at {at} of {}", values.len(), self.len);
         // SAFETY: inside, as just checked.
         unsafe { result::memcpy_htod_sync(self.offset(at).0, values) }
-            .asked(|| "to write its memory".into())
+            .asked(|| "to write its memory".into())?;
+        wait_for_default_stream()
     }
 
     /// Reads some of it, after everything that the card was given.
@@ -320,8 +321,15 @@ impl<T: Plain> Buffer<T> {
     pub fn fill(&self, byte: u8) -> Result<(), Failure> {
         // SAFETY: the buffer's own bytes.
         unsafe { result::memset_d8_sync(self.address, byte, self.len * size_of::<T>()) }
-            .asked(|| "to fill its memory".into())
+            .asked(|| "to fill its memory".into())?;
+        wait_for_default_stream()
     }
+}
+
+/// The driver's copies and fills return before the card is done with them, and our streams do not wait for the stream they run in.
+fn wait_for_default_stream() -> Result<(), Failure> {
+    // SAFETY: none is the default stream, which is always there.
+    unsafe { result::stream::synchronize(std::ptr::null_mut()) }.asked(|| "to finish a copy".into())
 }
 
 impl<T> Drop for Buffer<T> {

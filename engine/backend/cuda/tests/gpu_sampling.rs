@@ -393,8 +393,21 @@ fn gpu_rows_of_mixed_parameters_are_sampled_as_defined() {
             let logits: Vec<Vec<f32>> =
                 (0..rows).map(|_| draw_logits(&mut chance, vocab)).collect();
             let out = card.run(&step, bucket, &logits);
+            let mut after = vec![0.0; card.stride * bucket];
+            card.logits.read(0, &mut after).unwrap();
             for slot in 0..rows {
                 let (want, history) = (&wants[slot], &mut histories[slot]);
+                let due = adjusted(&logits[slot], want, history);
+                let after = &after[slot * card.stride..][..vocab];
+                let other = (0..vocab).filter(|i| after[*i] != due[*i]);
+                let other: Vec<_> = other.map(|i| (i, after[i], due[i])).collect();
+                let most = usize::from(due.iter().filter(|l| **l > f32::NEG_INFINITY).count() == 1);
+                assert!(
+                    other.len() <= most,
+                    "step {at}, row {slot}: {}, {:?}",
+                    other.len(),
+                    &other[..other.len().min(9)]
+                );
                 let position = step.positions[slot];
                 let expected = expected(&logits[slot], want, history, position);
                 let row = out[slot].as_ref().unwrap();
