@@ -3,6 +3,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use polder_backend_cuda::pack::Pack;
 use polder_control::Sockets;
 use polder_engine_server::{EngineOptions, Keeping, PackedWeights};
 use polder_recipes::Recipe;
@@ -71,6 +72,7 @@ fn serve(name: EngineName, state: State) -> anyhow::Result<()> {
         crate::state::make(folder)?;
     }
     let mut options = EngineOptions::new(name.as_str(), socket, &model, recipe.name.as_str());
+    options.kernels = kernels(&state, &name);
     match weights(&model) {
         Ok(weights) => {
             options.packed = Some(packed(&state, &name, &weights));
@@ -123,6 +125,16 @@ fn erase(folder: &Path) -> bool {
 
 /// Fewer bytes are packed as soon as read.
 const WORTH_KEEPING: u64 = 256 << 20;
+
+/// Kernels for cards: those that came with the program, and those that this box made itself.
+fn kernels(state: &Path, name: &EngineName) -> Pack {
+    let program = std::env::current_exe().ok();
+    let beside = program.as_deref().and_then(Path::parent).and_then(Path::parent);
+    Pack {
+        shipped: beside.map(|folder| folder.join("lib/polder/kernels")),
+        made: Some(polder_supervisor::packed_by(state, name).join("kernels")),
+    }
+}
 
 fn packed(state: &Path, name: &EngineName, weights: &str) -> PackedWeights {
     PackedWeights {

@@ -83,6 +83,9 @@ pub enum EngineError {
     /// The back end could not load the model.
     #[error("cannot load the model onto the CPU")]
     Load(#[source] polder_backend_cpu::LoadError),
+    /// The card could not take the model.
+    #[error("cannot load the model onto the card")]
+    Card(#[source] polder_backend_cuda::backend::LoadError),
     /// Loading panicked.
     #[error("loading the model failed unexpectedly; the log says where")]
     LoadPanicked,

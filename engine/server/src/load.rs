@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use polder_backend::Backend;
 use polder_backend_cpu::{CpuBackend, CpuOptions, KvFormat, PackedWeights, Precision};
+use polder_backend_cuda::backend::{CudaBackend, CudaOptions, LoadError as CardError};
+use polder_backend_cuda::pack::Pack;
 use polder_chat::{ChatTemplate, Tokenizer};
 use polder_kv::Store;
-use polder_model::Model;
+use polder_model::{Attention, Model, ModelSpec};
 use polder_scheduler::{Config, Cost};
 
 use crate::EngineError;
@@ -39,8 +41,12 @@ pub struct EngineOptions {
     pub patience: Duration,
     /// What is kept of conversations beside the device; None keeps nothing.
     pub keeping: Option<Keeping>,
-    /// Where packed weights are kept for the next start; None packs them each time.
+    /// Where packed weights are kept for the next start; None packs them each time. Not for cards.
     pub packed: Option<PackedWeights>,
+    /// Which graphics card, from 0; None runs on the processor. Without a card there the processor is taken too.
+    pub card: Option<u32>,
+    /// Where kernels for cards are kept.
+    pub kernels: Pack,
     /// Something that was kept of conversations before may still be on disk, though this engine keeps nothing there: nobody is
     /// told that they are forgotten.
     pub left_behind: bool,
@@ -66,6 +72,8 @@ impl EngineOptions {
             patience: Config::default().patience,
             keeping: None,
             packed: None,
+            card: Some(0),
+            kernels: Pack::default(),
             left_behind: false,
         }
     }
@@ -94,7 +102,7 @@ const LEAST_TOKENS: u64 = 256;
 /// Bytes of a KV value as the CPU back end keeps it.
 const KV_VALUE: u64 = 2;
 
-/// Loads a model on the CPU; `progress` hears thousandths.
+/// Loads a model, on a card if there is one; `progress` hears thousandths.
 pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Parts, EngineError> {
     let path = || options.model.clone();
     let mut model = Model::open(&options.model)
@@ -113,6 +121,94 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
     if let Some(cap) = options.context {
         model.spec.context = model.spec.context.min(cap.max(1));
     }
+    let model = Arc::new(model);
+    let loaded = match on_card(options, &model, &progress)? {
+        Some(loaded) => loaded,
+        None => on_processor(options, &model)?,
+    };
+    let Loaded { backend, config, precision, left } = loaded;
+    let limits = backend.limits();
+    let keeping = options.keeping.as_ref();
+    let store = keeping.and_then(|keeping| open_store(keeping, &limits, &precision, left));
+    let unopened = store.is_none() && keeping.is_some_and(|keeping| keeping.folder.is_some());
+    let left_behind = options.left_behind || unopened;
+    progress(1000);
+    Ok(Parts { backend, tokenizer, template, config, store, left_behind })
+}
+
+/// A back end that is ready.
+struct Loaded {
+    backend: Box<dyn Backend>,
+    config: Config,
+    /// What must be the same for kept blocks to be of use.
+    precision: String,
+    /// Bytes of the machine's memory that nobody uses.
+    left: u64,
+}
+
+/// Most work of a step on a card, beside what it decodes: a prompt's share that does not hold up those who are being answered.
+const CARD_STEP: u32 = 1024;
+
+/// None where the processor has to do: there is no card, or it cannot run this model.
+fn on_card(
+    options: &EngineOptions,
+    model: &Arc<Model>,
+    progress: &impl Fn(u32),
+) -> Result<Option<Loaded>, EngineError> {
+    let Some(device) = options.card else { return Ok(None) };
+    let spec = &model.spec;
+    let useful = u64::from(spec.context).saturating_mul(u64::from(options.parallel.max(1)));
+    let config = Config {
+        patience: options.patience,
+        cost: card_cost(spec),
+        step_tokens: CARD_STEP,
+        steps_ahead: 1,
+        ..Config::default()
+    };
+    let cuda = CudaOptions {
+        device,
+        pack: options.kernels.clone(),
+        kv_tokens: u32::try_from(useful).unwrap_or(u32::MAX / BLOCK * BLOCK),
+        kv_bytes: options.kv_memory,
+        block_tokens: BLOCK,
+        slots: options.parallel.max(1),
+        // Guesses come on top of the work.
+        step_tokens: 2 * CARD_STEP,
+        ..CudaOptions::default()
+    };
+    let progress = |thousandths: u32| progress(300 + thousandths * 6 / 10);
+    let backend = match CudaBackend::load(model, &cuda, progress) {
+        Ok(backend) => backend,
+        Err(CardError::NoDevice(why)) => {
+            log::info!("{why}: the processor computes");
+            return Ok(None);
+        }
+        Err(why @ (CardError::Kernels(_) | CardError::Unsupported(_) | CardError::Mixture(_))) => {
+            log::warn!("the card cannot run this model, the processor computes: {why}");
+            return Ok(None);
+        }
+        Err(why) => return Err(EngineError::Card(why)),
+    };
+    let limits = backend.limits();
+    let tokens = u64::from(limits.blocks) * u64::from(limits.block_tokens);
+    log::info!(card = backend.device().name(), positions = tokens; "model on the card");
+    let precision = format!("cuda, {:?}", cuda.kv);
+    Ok(Some(Loaded { backend: Box::new(backend), config, precision, left: free_memory() }))
+}
+
+/// Reading a prompt is bound by arithmetic, going on with an answer by the memory that is read: keys and values of all positions. Of
+/// a query head's group each value is read once and multiplied for every head, and a card does some 75 multiplications and additions
+/// in the time of reading two bytes (H200: 300 TFLOP/s that are reached, 4 TB/s).
+fn card_cost(spec: &ModelSpec) -> Cost {
+    let slope = spec.attention_slope();
+    let group = spec.layers.first().map_or(1.0, |layer| {
+        let Attention::Gqa(gqa) = &layer.attention;
+        f64::from(gqa.heads) / f64::from(gqa.kv_heads)
+    });
+    Cost { read_slope: slope, decode_slope: slope * (75.0 / group).max(1.0) }
+}
+
+fn on_processor(options: &EngineOptions, model: &Arc<Model>) -> Result<Loaded, EngineError> {
     let per_token = model.spec.kv_values_per_token().saturating_mul(KV_VALUE).max(1);
     let free = free_beside_weights(&options.model);
     let bytes = options.kv_memory.unwrap_or(free / 2);
@@ -131,16 +227,10 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
         threads: options.threads.unwrap_or(0),
         packed: options.packed.clone(),
     };
-    let backend = CpuBackend::load(&Arc::new(model), &cpu).map_err(EngineError::Load)?;
-    let left = free.saturating_sub(u64::from(kv_tokens) * per_token);
+    let backend = CpuBackend::load(model, &cpu).map_err(EngineError::Load)?;
     let precision = format!("cpu, {:?}, {:?}", cpu.precision, cpu.kv);
-    let limits = backend.limits();
-    let keeping = options.keeping.as_ref();
-    let store = keeping.and_then(|keeping| open_store(keeping, &limits, &precision, left));
-    let unopened = store.is_none() && keeping.is_some_and(|keeping| keeping.folder.is_some());
-    let left_behind = options.left_behind || unopened;
-    progress(1000);
-    Ok(Parts { backend: Box::new(backend), tokenizer, template, config, store, left_behind })
+    let left = free.saturating_sub(u64::from(kv_tokens) * per_token);
+    Ok(Loaded { backend: Box::new(backend), config, precision, left })
 }
 
 /// Tokens of KV that fit, but no more than all sequences together can use.

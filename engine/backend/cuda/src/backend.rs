@@ -16,7 +16,7 @@ use crate::kv::Pool;
 use crate::moe::Unfit;
 use crate::pack::{KernelError, Pack};
 use crate::sampling::{self, MOST_VOCAB, Memory, Packed, Room, Sampler, Way};
-use crate::step::{Layout, SEQUENCE, Size, samples, write};
+use crate::step::{Layout, RECORDED, SEQUENCE, Size, samples, write};
 use crate::weights::{DeviceWeights, WeightError};
 
 /// How to run a model on a card.
@@ -28,8 +28,10 @@ pub struct CudaOptions {
     pub pack: Pack,
     /// How keys and values are kept.
     pub kv: KvFormat,
-    /// Positions in the KV pool, rounded up to whole blocks.
+    /// Most positions in the KV pool, rounded up to whole blocks.
     pub kv_tokens: u32,
+    /// Most bytes of the KV pool. None: what the card has left when everything else is there, but for a twentieth.
+    pub kv_bytes: Option<u64>,
     /// Positions in a block; a multiple of 16.
     pub block_tokens: u32,
     /// Sequences that can run at once.
@@ -45,6 +47,7 @@ impl Default for CudaOptions {
             pack: Pack::default(),
             kv: KvFormat::Bf16,
             kv_tokens: 16 * 1024,
+            kv_bytes: None,
             block_tokens: 16,
             slots: 64,
             step_tokens: 4096,
@@ -165,17 +168,18 @@ impl CudaBackend {
         options: &CudaOptions,
     ) -> Result<Self, LoadError> {
         let shape = check(spec, options)?;
-        let limits = limits(spec, options, &shape);
         let vocab = spec.vocab as usize;
         let stride = vocab.next_multiple_of(4);
-        let rows = (LOGITS_BYTES / (4 * stride)).clamp(usize::from(options.slots), 1024);
-        let step_tokens = options.step_tokens as usize;
+        // Recorded steps are filled up.
+        let rows =
+            (LOGITS_BYTES / (4 * stride)).clamp(usize::from(options.slots).max(RECORDED), 1024);
+        let step_tokens = (options.step_tokens as usize).max(RECORDED);
         let room = Room { rows, slots: usize::from(options.slots), vocab: spec.vocab };
         let forward =
             Forward::new(spec, weights, &options.pack, device, shape, (step_tokens, rows))?;
         let most = Size {
             tokens: step_tokens,
-            sequences: usize::from(options.slots).max(64),
+            sequences: usize::from(options.slots).max(RECORDED),
             rows,
             others: step_tokens,
         };
@@ -193,19 +197,44 @@ impl CudaBackend {
             })
         };
         let layers = spec.layers.len();
-        let pool = Pool::new(device, layers, limits.blocks as usize, &shape)?;
-        Ok(Self {
-            slots: Slots::new(options.slots),
-            stream: device.stream()?,
+        let per_token = shape.block_bytes() / shape.block_tokens * layers;
+        let staging = device.pinned(shape.block_bytes() * layers)?;
+        let parts = Parts {
             sampler: Sampler::load(&options.pack, device)?,
             memory: Memory::new(device, room)?,
-            packed: Packed::default(),
-            sampling: StepBatch::default(),
             words: device.buffer(words)?,
             copies: device.buffer(4096)?,
             logits: device.buffer(rows * stride)?,
             hidden: device.buffer(rows * spec.hidden as usize)?,
             tiles: device.buffer(TILES * 2)?,
+        };
+        // Last, because it takes what is left.
+        let free = device.free_memory()?;
+        let bytes = options.kv_bytes.unwrap_or(free / 20 * 19).min(free);
+        let blocks = blocks(bytes, per_token as u64, options)?;
+        let pool = Pool::new(device, layers, blocks as usize, &shape)?;
+        let limits = Limits {
+            step_tokens: options.step_tokens,
+            slots: options.slots,
+            blocks,
+            block_tokens: options.block_tokens,
+            context: spec.context,
+            vocab: spec.vocab,
+            kv_bytes_per_token: per_token as u64,
+        };
+        let Parts { sampler, memory, words, copies, logits, hidden, tiles } = parts;
+        Ok(Self {
+            slots: Slots::new(options.slots),
+            stream: device.stream()?,
+            sampler,
+            memory,
+            packed: Packed::default(),
+            sampling: StepBatch::default(),
+            words,
+            copies,
+            logits,
+            hidden,
+            tiles,
             imported: device.event()?,
             room,
             stride,
@@ -215,7 +244,7 @@ impl CudaBackend {
             given: 0,
             taken: 0,
             broken: None,
-            staging: device.pinned(limits.block_bytes() as usize)?,
+            staging,
             device: device.clone(),
             limits,
             forward,
@@ -557,16 +586,28 @@ fn check(spec: &ModelSpec, options: &CudaOptions) -> Result<HeadShape, LoadError
     Ok(shape)
 }
 
-fn limits(spec: &ModelSpec, options: &CudaOptions, shape: &HeadShape) -> Limits {
-    let blocks = options.kv_tokens.div_ceil(options.block_tokens);
-    let per_token = shape.block_bytes() / options.block_tokens as usize * spec.layers.len();
-    Limits {
-        step_tokens: options.step_tokens,
-        slots: options.slots,
-        blocks,
-        block_tokens: options.block_tokens,
-        context: spec.context,
-        vocab: spec.vocab,
-        kv_bytes_per_token: per_token as u64,
+/// Blocks that fit, and no more than are asked for.
+fn blocks(bytes: u64, per_token: u64, options: &CudaOptions) -> Result<u32, LoadError> {
+    let asked = options.kv_tokens.div_ceil(options.block_tokens);
+    let fit = bytes / per_token / u64::from(options.block_tokens);
+    match u32::try_from(fit).unwrap_or(u32::MAX).min(asked) {
+        0 => Err(LoadError::Options(format!(
+            "{} MiB of the card's memory for conversations; one block of {} positions takes {} KiB",
+            bytes >> 20,
+            options.block_tokens,
+            (per_token * u64::from(options.block_tokens)) >> 10
+        ))),
+        blocks => Ok(blocks),
     }
+}
+
+/// What is made before the pool is.
+struct Parts {
+    sampler: Sampler,
+    memory: Memory,
+    words: Buffer<u32>,
+    copies: Buffer<u32>,
+    logits: Buffer<f32>,
+    hidden: Buffer<f32>,
+    tiles: Buffer<u32>,
 }

@@ -18,7 +18,15 @@ macro_rules! files {
 }
 
 /// What is compiled.
-pub const MODULES: &[Module] = files!(".cu": "basics", "sampling");
+pub const MODULES: &[Module] = files!(".cu":
+    "attention",
+    "basics",
+    "heads",
+    "linear",
+    "moe",
+    "sampling",
+    "synthetic",
+);
 /// What they include.
 pub const HEADERS: &[Module] = files!(".cuh":
     "common",

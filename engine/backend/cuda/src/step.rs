@@ -27,6 +27,9 @@ pub(crate) struct Size {
 /// Sizes of steps of which each sequence has one token and samples one: those are recorded once and played again.
 const BUCKETS: [usize; 11] = [1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64];
 
+/// The largest of them.
+pub(crate) const RECORDED: usize = 64;
+
 impl Size {
     /// Of a step, exactly.
     pub(crate) fn of(step: &StepBatch) -> Self {
@@ -167,6 +170,7 @@ mod tests {
         assert_eq!(Size::recorded(&step(&[(1, 5)])), size(1));
         assert_eq!(Size::recorded(&step(&[(1, 5); 5])), size(8));
         assert_eq!(Size::recorded(&step(&[(1, 5); 64])), size(64));
+        assert_eq!(BUCKETS[BUCKETS.len() - 1], RECORDED);
         assert_eq!(Size::recorded(&step(&[(1, 5); 65])), None);
         assert_eq!(Size::recorded(&step(&[(1, 5), (2, 5)])), None);
         let mut asks = step(&[(1, 5)]);
