@@ -235,6 +235,8 @@ unsafe impl Plain for i32 {}
 unsafe impl Plain for u64 {}
 // SAFETY: numbers.
 unsafe impl Plain for f32 {}
+// SAFETY: numbers.
+unsafe impl Plain for f64 {}
 
 /// Memory of the card.
 pub struct Buffer<T> {
@@ -282,7 +284,9 @@ impl<T: Plain> Buffer<T> {
         assert!(at + values.len() <= self.len, "{} values at {at} of {}", values.len(), self.len);
         // SAFETY: inside, as just checked.
         unsafe { result::memcpy_htod_sync(self.offset(at).0, values) }
-            .asked(|| "to write its memory".into())
+            .asked(|| "to write its memory".into())?;
+        // The driver comes back when it has taken the values, and streams do not wait for it.
+        self.device.synchronize()
     }
 
     /// Reads some of it, after everything that the card was given.
@@ -309,7 +313,9 @@ impl<T: Plain> Buffer<T> {
     pub fn fill(&self, byte: u8) -> Result<(), Failure> {
         // SAFETY: the buffer's own bytes.
         unsafe { result::memset_d8_sync(self.address, byte, self.len * size_of::<T>()) }
-            .asked(|| "to fill its memory".into())
+            .asked(|| "to fill its memory".into())?;
+        // The driver comes back at once, and streams do not wait for it.
+        self.device.synchronize()
     }
 }
 

@@ -1,0 +1,913 @@
+// Softmax attention over the blocks of the pool, for every sequence of a step.
+//
+// Queries of one key/value head are rows that share a walk over its keys: row r of a sequence is its token r / group and query
+// head r % group of the key/value head. Sequences with few tokens go to `decode_…`, which cuts the positions of all of them into
+// equal shares; the others to `prefill_…`, in tiles of rows.
+#include "kv.cuh"
+
+struct AttendArgs {
+    const u16* q;               // [T][q_stride] bf16: a token's heads * D first
+    u16* out;                   // [T][heads * D] bf16
+    const u8* pool;             // the layer's blocks
+    const uint4* sequences;     // [count]: first token, tokens, first entry of block_table, positions after this step
+    const u32* block_table;
+    float* partials;            // decode: see Partials
+    u32* counters;              // decode: [blocks of the grid], zeros before and after
+    const uint2* tiles;         // prefill: [gridDim.y]: sequence, tile of it
+    u64 block_bytes;
+    u64 block_part;             // 2^32 * 16 / block_tokens, rounded up
+    u32 count;
+    u32 heads;
+    u32 kv_heads;
+    u32 block_tokens;
+    u32 q_stride;
+    u32 window;                 // positions that a token sees, itself included; all: 0xffffffff
+    u32 few;                    // decode takes sequences of at most so many tokens
+    u32 stages;                 // decode: steps on their way to a warp, 1 to 4
+    float scale;
+    u32 least;                  // decode: fewer steps than these are no share
+    u32 merge;                  // decode: floats of shared memory to put results together in
+
+    // The block that a position of a sequence lies in, and the place there of the first of its sixteen positions.
+    DEVICE u32 block_of(uint4 about, u32 position, u32& place) const {
+        u32 sixteen = position / 16, at = u32(sixteen * block_part >> 32);
+        place = sixteen * 16 - at * block_tokens;
+        return __ldg(block_table + about.z + at);
+    }
+};
+
+// ---- Numbers ---------------------------------------------------------------------------------------------------------------
+// Keys and values of bf16 meet queries and weights in bf16; those of e4m3 in f16, which holds e4m3 exactly and to which a
+// pair is turned by one instruction.
+
+DEVICE u32 to_half2(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+// Two e4m3, the first in the low byte, to two f16. Exact.
+DEVICE u32 e4m3x2_to_half2(u32 pair) {
+    u32 halves;
+#if ARCH >= 890
+    asm("{ .reg .b16 low; mov.b32 {low, _}, %1; cvt.rn.f16x2.e4m3x2 %0, low; }" : "=r"(halves) : "r"(pair));
+#else
+    // Exponent and mantissa to f16's places give the value times 2^-8, subnormals too.
+    u32 spread = __byte_perm(pair, 0, 0x1404);
+    u32 bits = (spread & 0x80008000) | (spread >> 1 & 0x3f803f80);
+    asm("{ .reg .b32 up; mov.b32 up, 0x5c005c00; mul.rn.f16x2 %0, %1, up; }" : "=r"(halves) : "r"(bits));
+#endif
+    return halves;
+}
+
+DEVICE u32 bf16x2_to_half2(u32 pair) {
+    // What f16 cannot hold becomes the largest that it can.
+    float low = fminf(fmaxf(low_bf16(pair), -65504.0f), 65504.0f), high = fminf(fmaxf(high_bf16(pair), -65504.0f), 65504.0f);
+    return to_half2(low, high);
+}
+
+template <bool FP8>
+DEVICE u32 to_pair(float low, float high) {
+    return FP8 ? to_half2(low, high) : to_bf16x2(low, high);
+}
+
+template <bool FP8>
+DEVICE void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    if (FP8) {
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    } else {
+        u32 a[4] = {a0, a1, a2, a3};
+        mma_bf16(d, a, b0, b1);
+    }
+}
+
+DEVICE float exp_2(float x) {
+    float value;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+    return value;
+}
+
+static constexpr float LOG2_E = 1.4426950408889634f;
+
+// Below every score, and what stands for one that is not seen; numbers, so that differences stay numbers.
+static constexpr float LOWEST = -1e30f;
+static constexpr float NOTHING = -1e38f;
+
+DEVICE u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
+
+// ---- Decode ------------------------------------------------------------------------------------------------------------------
+// Sixteen positions are a step, and belong to one warp. The steps of all sequences (for each tile of 8 * N rows, where there are
+// more rows) stand in one row, and each team of blocks of the grid takes an equal share of it; so one graph serves every length.
+// A team is one block for each key/value head: they read the same blocks of the pool at about the same time. A walk that is
+// cut between teams is put together by the block that is done last with its head's.
+//
+// Keys are the left side of the first product (positions x rows, so that 8 rows fill it), values, turned, that of the second one
+// (D x rows). The order of D inside both products is free: a lane's share of a row is 16 consecutive bytes, and in shared memory
+// what a lane takes at a time lies with the other lanes' in 512 bytes. Copies go along memory, and only warps wait for themselves.
+
+static constexpr u32 STEP = 16;
+
+// Values in a lane's consecutive bytes, of a row of D values that four lanes (keys) or eight lanes (values) share.
+template <u32 D, bool FP8>
+struct Widths {
+    static_assert(D % 32 == 0, "rows are cut in pieces of 32 values");
+    static constexpr u32 KEY = FP8 && D % 64 == 0 ? 16 : 8;
+    static constexpr u32 VALUE = FP8 && D % 128 == 0 ? 16 : D % 64 == 0 ? 8 : 4;
+    static constexpr u32 BYTES = FP8 ? 1 : 2;
+    static constexpr u32 KEY_LOADS = 2 * D / (4 * KEY), VALUE_LOADS = 4 * D / (8 * VALUE);
+    // Of a row, each a lane's.
+    static constexpr u32 KEY_PIECES = D / KEY, VALUE_PIECES = D / VALUE;
+    // Where the piece lies that lane 4 * g + t takes of chunk c: keys of positions g and g + 8 (half), values of positions
+    // 2t, 2t + 1, 2t + 8, 2t + 9 (e). What is xored spreads the pieces of a row over the banks.
+    static DEVICE u32 key_place(u32 c, u32 half, u32 lane) { return (2 * c + half) * WARP + (lane ^ c % 2 * 4); }
+    static DEVICE u32 value_place(u32 c, u32 e, u32 g, u32 t) { return (4 * c + e) * WARP + g * 4 + (t ^ g / 2); }
+    // Of a step in shared memory.
+    static constexpr u32 KEYS = STEP * D * BYTES;
+    static constexpr u32 SLOT = 2 * KEYS + (FP8 ? 2 * STEP * 4 : 0);
+};
+
+template <u32 BYTES>
+DEVICE void copy(void* shared, const void* global, bool there) {
+    if (BYTES == 16) {
+        asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;"
+                     ::"r"(shared_address(shared)), "l"(global), "r"(there ? 16 : 0)
+                     : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+                     ::"r"(shared_address(shared)), "l"(global), "n"(BYTES == 16 ? 8 : BYTES), "r"(there ? BYTES : 0)
+                     : "memory");
+    }
+}
+
+// A sequence's tile of rows, and its steps in the row of all steps.
+struct Walk {
+    u32 sequence, tile;
+    u32 begin, end;         // steps in the row
+    u32 first;              // the position of the first one, over STEP
+    uint4 about;            // of the sequence
+
+    // Places a step; `starts` says where sequences begin, `sequence` at most which one it is.
+    DEVICE void find(const AttendArgs& a, const u32* starts, u32 step) {
+        while (starts[sequence + 1] <= step) sequence++;
+        about = __ldg(a.sequences + sequence);
+        u32 steps;
+        first = steps_of(a, about, steps);
+        tile = (step - starts[sequence]) / steps;
+        begin = starts[sequence] + tile * steps, end = begin + steps;
+    }
+
+    // How many steps any of a sequence's tokens sees, and the first one.
+    static DEVICE u32 steps_of(const AttendArgs& a, uint4 about, u32& steps) {
+        u32 sees = about.w - about.y + 1;  // of the first token, without a window
+        u32 first = (sees > a.window ? sees - a.window : 0) / STEP;
+        steps = ceil_div(about.w, STEP) - first;
+        return first;
+    }
+};
+
+// Of a block: [2][rows][D] sums, then [2][rows][2] the largest score and the sum of weights. The second half is for a walk that
+// begins in the block and ends in another one, the first half for one that began in another one.
+template <u32 D, u32 ROWS>
+struct Partials {
+    static constexpr u32 SUMS = ROWS * D, FLOATS = 2 * (SUMS + ROWS * 2);
+    float *sums, *ends;
+    DEVICE Partials(float* all, u32 block, bool begins) {
+        sums = all + u64(block) * FLOATS + begins * SUMS;
+        ends = all + u64(block) * FLOATS + 2 * SUMS + begins * ROWS * 2;
+    }
+};
+
+// Adds one, after everything that the block has written, and before everything that it then reads. What was there.
+DEVICE u32 count_up(u32* counter) {
+    u32 before;
+    asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    return before;
+}
+
+// What another block wrote.
+DEVICE float4 load_shared_by_all(const float* pointer) {
+    float4 value;
+    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+                 : "l"(pointer));
+    return value;
+}
+
+template <u32 D, bool FP8, u32 N>
+DEVICE void decode(const AttendArgs& a) {
+    using W = Widths<D, FP8>;
+    constexpr u32 ROWS = 8 * N, WIDE = D + 4;
+    extern __shared__ uint4 shared[];
+    u32 warps = blockDim.x / WARP, warp = warp_id(), lane = lane_id(), g = lane / 4, t = lane % 4;
+    u8* ring = reinterpret_cast<u8*>(shared) + warp * a.stages * W::SLOT;
+    float* merge = reinterpret_cast<float*>(reinterpret_cast<u8*>(shared) + warps * a.stages * W::SLOT);  // [warps][ROWS][WIDE], or [blocks][ROWS] ends
+    float2* ends = reinterpret_cast<float2*>(merge + a.merge);                                            // [warps][ROWS]
+    u32* starts = reinterpret_cast<u32*>(ends + warps * ROWS);                                            // [count + 1]
+    __shared__ u32 last;
+    u32 group = a.heads / a.kv_heads, head = blockIdx.x % a.kv_heads, team = blockIdx.x / a.kv_heads;
+
+    // Where the sequences' steps begin. Nothing here is the result of a kernel: see NOTES.md.
+    if (warp == 0) {
+        u32 before = 0;
+        for (u32 i = 0; i < a.count; i += WARP) {
+            u32 mine = 0;
+            if (i + lane < a.count) {
+                uint4 about = __ldg(a.sequences + i + lane);
+                u32 steps;
+                Walk::steps_of(a, about, steps);
+                if (about.y != 0 && about.y <= a.few) mine = steps * ceil_div(about.y * group, ROWS);
+            }
+            u32 sum = mine;
+#pragma unroll
+            for (u32 step = 1; step < WARP; step *= 2) {
+                u32 other = __shfl_up_sync(ALL, sum, step);
+                if (lane >= step) sum += other;
+            }
+            if (i + lane < a.count) starts[i + lane] = before + sum - mine;
+            before += __shfl_sync(ALL, sum, WARP - 1);
+        }
+        if (lane == 0) starts[a.count] = before;
+    }
+    __syncthreads();
+    u32 all = starts[a.count];
+    u32 share = max(ceil_div(all, gridDim.x / a.kv_heads), a.least);
+    u32 from = min(team * share, all), to = min(from + share, all);
+
+    // What a warp asks for, ahead of what it works on. Positions before this step's were written by earlier steps; those of
+    // this step are the last rows of a walk, and are asked for when the kernel before is done.
+    bool waited = false;
+    Walk ahead;
+    ahead.sequence = 0, ahead.end = 0;
+    u32 asked = from + warp, ask_slot = 0;
+    // Rows `low` to `high` of sixteen; those from `there` on are zeros.
+    auto ask_rows = [&](u32 slot_number, u32 step, u32 low, u32 high) {
+        u32 position = (ahead.first + step - ahead.begin) * STEP, there = ahead.about.w - position;
+        u32 place, block = a.block_of(ahead.about, position, place);
+        const u8* from_block = a.pool + u64(block) * a.block_bytes;
+        u32 half = a.kv_heads * a.block_tokens * D * W::BYTES;
+        const u8* keys = from_block + (head * a.block_tokens + place) * (D * W::BYTES);
+        const u8* values = keys + half;
+        u8* slot = ring + slot_number * W::SLOT;
+        u32 lane = lane_id();
+        if (D * N >= 192) asm volatile("" : "+r"(lane));  // places are worked out each time: registers are scarce
+        constexpr u32 KEY_BYTES = W::KEY * W::BYTES, VALUE_BYTES = W::VALUE * W::BYTES;
+        u32 rows = high - low;
+#pragma unroll
+        for (u32 i = 0; i < W::KEY_LOADS; i++) {
+            u32 piece = i * WARP + lane, token = piece / W::KEY_PIECES, of_row = piece % W::KEY_PIECES;
+            u32 to = W::key_place(of_row / 4, token / 8, token % 8 * 4 + of_row % 4);
+            if (token - low < rows) copy<KEY_BYTES>(slot + to * KEY_BYTES, keys + piece * KEY_BYTES, token < there);
+        }
+#pragma unroll
+        for (u32 i = 0; i < W::VALUE_LOADS; i++) {
+            u32 piece = i * WARP + lane, token = piece / W::VALUE_PIECES, of_row = piece % W::VALUE_PIECES;
+            u32 to = W::value_place(of_row / 8, token % 2 + token / 8 * 2, of_row % 8, token % 8 / 2);
+            if (token - low < rows) {
+                copy<VALUE_BYTES>(slot + W::KEYS + to * VALUE_BYTES, values + piece * VALUE_BYTES, token < there);
+            }
+        }
+        if (FP8) {
+            // Keys' scales by the first sixteen lanes, values' by the others.
+            u32 token = lane % STEP;
+            const u8* scales = from_block + 2 * half + ((lane / STEP * a.kv_heads + head) * a.block_tokens + place + token) * 4;
+            if (token - low < rows) copy<4>(slot + 2 * W::KEYS + lane * 4, scales, token < there);
+        }
+    };
+    auto ask = [&] {
+        if (asked < to) {
+            if (asked >= ahead.end) ahead.find(a, starts, asked);
+            u32 position = (ahead.first + asked - ahead.begin) * STEP, cached = ahead.about.w - ahead.about.y, early = STEP;
+            // The first step that is not all written comes in two parts.
+            if (!waited && position + STEP > cached) early = cached > position ? cached - position : 0;
+            if (early > 0) ask_rows(ask_slot, asked, 0, early);
+            if (early < STEP) {
+                wait_for_before();
+                waited = true;
+                ask_rows(ask_slot, asked, early, STEP);
+            }
+        }
+        copies_done_so_far();
+        asked += warps;
+        ask_slot = ask_slot + 1 == a.stages ? 0 : ask_slot + 1;
+    };
+    for (u32 i = 0; i < a.stages; i++) ask();
+    if (!waited) wait_for_before();
+    waited = true;
+    let_next_start();
+
+    float to_log2 = a.scale * LOG2_E;
+    u32 slot_number = 0;
+    Walk walk;
+    walk.sequence = 0;
+    for (u32 at = from; at < to; at = min(walk.end, to)) {
+        walk.find(a, starts, at);
+        u32 end = min(walk.end, to), rows = walk.about.y * group;
+        // This warp's first step of them.
+        u32 mine = at + (warp + warps - (at - from) % warps) % warps;
+
+        u32 q[N][D / 8];
+        u32 see_from[N][2], see_to[N][2];
+#pragma unroll
+        for (u32 n = 0; n < N; n++) {
+            u32 row = walk.tile * ROWS + n * 8 + g;
+            const u16* values = a.q + u64(walk.about.x + row / group) * a.q_stride + (head * group + row % group) * D;
+#pragma unroll
+            for (u32 i = 0; i < D / 8; i += 4) {
+                // Words of a chunk: a lane has KEY values, that is KEY / 2 words.
+                u32 value = i / (W::KEY / 2) * 4 * W::KEY + t * W::KEY + i % (W::KEY / 2) * 2;
+                uint4 words = make_uint4(0, 0, 0, 0);
+                if (row < rows && mine < end) words = *reinterpret_cast<const uint4*>(values + value);
+                q[n][i] = words.x, q[n][i + 1] = words.y, q[n][i + 2] = words.z, q[n][i + 3] = words.w;
+            }
+            if (FP8) {
+#pragma unroll
+                for (u32 i = 0; i < D / 8; i++) q[n][i] = bf16x2_to_half2(q[n][i]);
+            }
+#pragma unroll
+            for (u32 i = 0; i < 2; i++) {
+                u32 row = walk.tile * ROWS + n * 8 + 2 * t + i;
+                u32 sees = walk.about.w - walk.about.y + row / group + 1;
+                see_to[n][i] = row < rows ? sees : 0;
+                see_from[n][i] = sees > a.window ? sees - a.window : 0;
+            }
+        }
+
+        float sums[N][D / 16][4] = {}, largest[N][2], total[N][2] = {};
+        float value_unit = 1e-30f;  // FP8: the largest scale of values so far, which the sums are counted in
+#pragma unroll
+        for (u32 n = 0; n < N; n++) largest[n][0] = largest[n][1] = LOWEST;
+
+        for (u32 step = mine; step < end; step += warps) {
+            if (a.stages == 1) wait_for_copies<0>();
+            else if (a.stages == 2) wait_for_copies<1>();
+            else if (a.stages == 3) wait_for_copies<2>();
+            else wait_for_copies<3>();
+            __syncwarp();
+            const u8* slot = ring + slot_number * W::SLOT;
+            slot_number = slot_number + 1 == a.stages ? 0 : slot_number + 1;
+
+            float scores[N][2][4] = {};
+            if constexpr (W::KEY == 8 && !FP8) {
+#pragma unroll
+                for (u32 c = 0; c < D / 32; c++) {
+                    const uint4* words = reinterpret_cast<const uint4*>(slot);
+                    uint4 low = words[W::key_place(c, 0, lane)], high = words[W::key_place(c, 1, lane)];
+#pragma unroll
+                    for (u32 n = 0; n < N; n++) {
+                        mma<FP8>(scores[n][0], low.x, high.x, low.y, high.y, q[n][4 * c], q[n][4 * c + 1]);
+                        mma<FP8>(scores[n][1], low.z, high.z, low.w, high.w, q[n][4 * c + 2], q[n][4 * c + 3]);
+                    }
+                }
+            } else {
+                // Four values are a word.
+                constexpr u32 WORDS = W::KEY / 4;
+                const u32* words = reinterpret_cast<const u32*>(slot);
+#pragma unroll
+                for (u32 c = 0; c < D / (4 * W::KEY); c++) {
+                    u32 low[WORDS], high[WORDS];
+                    if constexpr (WORDS == 4) {
+                        *reinterpret_cast<uint4*>(low) = *reinterpret_cast<const uint4*>(words + W::key_place(c, 0, lane) * 4);
+                        *reinterpret_cast<uint4*>(high) = *reinterpret_cast<const uint4*>(words + W::key_place(c, 1, lane) * 4);
+                    } else {
+                        *reinterpret_cast<uint2*>(low) = *reinterpret_cast<const uint2*>(words + W::key_place(c, 0, lane) * 2);
+                        *reinterpret_cast<uint2*>(high) = *reinterpret_cast<const uint2*>(words + W::key_place(c, 1, lane) * 2);
+                    }
+#pragma unroll
+                    for (u32 j = 0; j < WORDS; j++) {
+                        u32 a0 = e4m3x2_to_half2(low[j]), a1 = e4m3x2_to_half2(high[j]);
+                        u32 a2 = e4m3x2_to_half2(low[j] >> 16), a3 = e4m3x2_to_half2(high[j] >> 16);
+#pragma unroll
+                        for (u32 n = 0; n < N; n++) {
+                            u32 k = (c * WORDS + j) * 2;
+                            mma<FP8>(scores[n][j % 2], a0, a1, a2, a3, q[n][k], q[n][k + 1]);
+                        }
+                    }
+                }
+            }
+
+            float key_scale[2] = {1.0f, 1.0f}, value_scale[2], unit_change = 1.0f;
+            if (FP8) {
+                const float* scales = reinterpret_cast<const float*>(slot + 2 * W::KEYS);
+                key_scale[0] = scales[g], key_scale[1] = scales[g + 8];
+                value_scale[0] = scales[STEP + g], value_scale[1] = scales[STEP + g + 8];
+                float unit = fmaxf(value_scale[0], value_scale[1]);
+#pragma unroll
+                for (u32 other = 4; other < WARP; other *= 2) unit = fmaxf(unit, __shfl_xor_sync(ALL, unit, other));
+                unit = fmaxf(unit, value_unit);
+                unit_change = value_unit / unit, value_unit = unit;
+                float up = 1.0f / unit;
+                value_scale[0] *= up, value_scale[1] *= up;
+            }
+            u32 position = (walk.first + step - walk.begin) * STEP + g;
+            u32 weights[N][2];
+            float change[N][2];
+            bool changed = unit_change != 1.0f;
+#pragma unroll
+            for (u32 n = 0; n < N; n++) {
+                float score[2][2];
+#pragma unroll
+                for (u32 i = 0; i < 2; i++) {
+#pragma unroll
+                    for (u32 row = 0; row < 2; row++) {
+                        u32 here = position + i * 8;
+                        bool seen = here >= see_from[n][row] && here < see_to[n][row];
+                        float sum = scores[n][0][i * 2 + row] + scores[n][1][i * 2 + row];
+                        score[i][row] = seen ? sum * (to_log2 * key_scale[i]) : NOTHING;
+                    }
+                }
+#pragma unroll
+                for (u32 row = 0; row < 2; row++) {
+                    float most = fmaxf(score[0][row], score[1][row]);
+#pragma unroll
+                    for (u32 other = 4; other < WARP; other *= 2) most = fmaxf(most, __shfl_xor_sync(ALL, most, other));
+                    most = fmaxf(most, largest[n][row]);
+                    change[n][row] = exp_2(largest[n][row] - most);
+                    changed |= most != largest[n][row];
+                    largest[n][row] = most;
+                    score[0][row] = exp_2(score[0][row] - most), score[1][row] = exp_2(score[1][row] - most);
+                    total[n][row] = total[n][row] * change[n][row] + score[0][row] + score[1][row];
+                }
+#pragma unroll
+                for (u32 i = 0; i < 2; i++) {
+                    float up = FP8 ? value_scale[i] : 1.0f;
+                    u32 pair_of_rows = to_pair<FP8>(score[i][0] * up, score[i][1] * up);
+                    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(weights[n][i]) : "r"(pair_of_rows));
+                }
+            }
+            if (__any_sync(ALL, changed)) {
+#pragma unroll
+                for (u32 n = 0; n < N; n++) {
+                    float low = change[n][0] * unit_change, high = change[n][1] * unit_change;
+#pragma unroll
+                    for (u32 i = 0; i < D / 16; i++) {
+                        sums[n][i][0] *= low, sums[n][i][1] *= high, sums[n][i][2] *= low, sums[n][i][3] *= high;
+                    }
+                }
+            }
+
+            constexpr u32 WORDS = W::VALUE * W::BYTES / 4;
+#pragma unroll
+            for (u32 c = 0; c < D / (8 * W::VALUE); c++) {
+                u32 v[4][WORDS];
+#pragma unroll
+                for (u32 e = 0; e < 4; e++) {
+                    const u32* words = reinterpret_cast<const u32*>(slot + W::KEYS) + W::value_place(c, e, g, t) * WORDS;
+                    if constexpr (WORDS == 4) *reinterpret_cast<uint4*>(v[e]) = *reinterpret_cast<const uint4*>(words);
+                    else if constexpr (WORDS == 2) *reinterpret_cast<uint2*>(v[e]) = *reinterpret_cast<const uint2*>(words);
+                    else v[e][0] = words[0];
+                }
+#pragma unroll
+                for (u32 j = 0; j < WORDS; j++) {
+                    if constexpr (FP8) {
+#pragma unroll
+                        for (u32 half = 0; half < 2; half++) {
+                            // First of both positions, then second of both.
+                            u32 low = __byte_perm(v[0][j], v[1][j], half ? 0x7362 : 0x5140);
+                            u32 high = __byte_perm(v[2][j], v[3][j], half ? 0x7362 : 0x5140);
+                            u32 a0 = e4m3x2_to_half2(low), a1 = e4m3x2_to_half2(low >> 16);
+                            u32 a2 = e4m3x2_to_half2(high), a3 = e4m3x2_to_half2(high >> 16);
+#pragma unroll
+                            for (u32 n = 0; n < N; n++) {
+                                mma<FP8>(sums[n][c * (W::VALUE / 2) + 2 * j + half], a0, a1, a2, a3, weights[n][0], weights[n][1]);
+                            }
+                        }
+                    } else {
+                        u32 a0 = __byte_perm(v[0][j], v[1][j], 0x5410), a1 = __byte_perm(v[0][j], v[1][j], 0x7632);
+                        u32 a2 = __byte_perm(v[2][j], v[3][j], 0x5410), a3 = __byte_perm(v[2][j], v[3][j], 0x7632);
+#pragma unroll
+                        for (u32 n = 0; n < N; n++) {
+                            mma<FP8>(sums[n][c * (W::VALUE / 2) + j], a0, a1, a2, a3, weights[n][0], weights[n][1]);
+                        }
+                    }
+                }
+            }
+            __syncwarp();  // before it is copied over
+            ask();
+        }
+
+        // What the warps have got. A row of a lane: VALUE consecutive values of each chunk.
+        if (mine < end) {
+#pragma unroll
+            for (u32 n = 0; n < N; n++) {
+#pragma unroll
+                for (u32 row = 0; row < 2; row++) {
+#pragma unroll
+                    for (u32 other = 4; other < WARP; other *= 2) total[n][row] += __shfl_xor_sync(ALL, total[n][row], other);
+                    u32 place = warp * ROWS + n * 8 + 2 * t + row;
+                    if (g == 0) ends[place] = make_float2(largest[n][row], total[n][row]);
+#pragma unroll
+                    for (u32 i = 0; i < D / 16; i += 2) {
+                        float up = FP8 ? value_unit : 1.0f;
+                        u32 value = i / (W::VALUE / 2) * 8 * W::VALUE + g * W::VALUE + i % (W::VALUE / 2) * 2;
+                        *reinterpret_cast<float4*>(merge + place * WIDE + value) =
+                            make_float4(sums[n][i][row] * up, sums[n][i][2 + row] * up, sums[n][i + 1][row] * up,
+                                        sums[n][i + 1][2 + row] * up);
+                    }
+                }
+            }
+        }
+        __syncthreads();
+
+        bool whole = at == walk.begin && end == walk.end;
+        u32 rows_here = min(rows - walk.tile * ROWS, ROWS);
+        auto write = [&](u32 row, u32 value, float4 sum, float total) {
+            u32 all_row = walk.tile * ROWS + row;
+            u16* out = a.out + (u64(walk.about.x + all_row / group) * a.heads + head * group + all_row % group) * D + value;
+            float up = 1.0f / total;
+            *reinterpret_cast<uint2*>(out) = make_uint2(to_bf16x2(sum.x * up, sum.y * up), to_bf16x2(sum.z * up, sum.w * up));
+        };
+        Partials<D, ROWS> partial(a.partials, team * a.kv_heads + head, at == walk.begin);
+        for (u32 i = threadIdx.x; i < rows_here * (D / 4); i += blockDim.x) {
+            u32 row = i / (D / 4), value = i % (D / 4) * 4;
+            auto worked = [&](u32 w) { return (w + warps - (at - from) % warps) % warps < end - at; };
+            float most = LOWEST, total = 0.0f;
+            for (u32 w = 0; w < warps; w++) {
+                if (worked(w)) most = fmaxf(most, ends[w * ROWS + row].x);
+            }
+            float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            for (u32 w = 0; w < warps; w++) {
+                if (!worked(w)) continue;
+                float2 its = ends[w * ROWS + row];
+                float weight = exp_2(its.x - most);
+                float4 part = *reinterpret_cast<const float4*>(merge + (w * ROWS + row) * WIDE + value);
+                total += its.y * weight;
+                sum.x += part.x * weight, sum.y += part.y * weight, sum.z += part.z * weight, sum.w += part.w * weight;
+            }
+            if (whole) {
+                write(row, value, sum, total);
+            } else {
+                *reinterpret_cast<float4*>(partial.sums + row * D + value) = sum;
+                if (value == 0) *reinterpret_cast<float2*>(partial.ends + row * 2) = make_float2(most, total);
+            }
+        }
+        if (!whole) {
+            u32 first_team = walk.begin / share, teams = (walk.end - 1) / share - first_team + 1;
+            u32 first_block = first_team * a.kv_heads + head;
+            __syncthreads();
+            if (threadIdx.x == 0) last = count_up(a.counters + first_block) == teams - 1;
+            __syncthreads();
+            if (last) {
+                float2* all_ends = reinterpret_cast<float2*>(merge);
+                for (u32 i = threadIdx.x; i < teams * ROWS; i += blockDim.x) {
+                    Partials<D, ROWS> part(a.partials, first_block + i / ROWS * a.kv_heads, i < ROWS);
+                    if (i % ROWS < rows_here) all_ends[i] = __ldcg(reinterpret_cast<const float2*>(part.ends) + i % ROWS);
+                }
+                for (u32 base = 0; base < rows_here * (D / 4); base += blockDim.x) {
+                    u32 i = base + threadIdx.x, row = i / (D / 4), value = i % (D / 4) * 4;
+                    bool mine = row < rows_here;
+                    // Many on their way at once, the first ones before the ends are there.
+                    constexpr u32 BATCH = D >= 256 ? 4 : D * N >= 192 ? 8 : 16;
+                    float4 its[BATCH];
+                    auto load = [&](u32 from) {
+#pragma unroll
+                        for (u32 b = 0; b < BATCH; b++) {
+                            Partials<D, ROWS> part(a.partials, first_block + (from + b) * a.kv_heads, from + b == 0);
+                            if (mine && from + b < teams) its[b] = load_shared_by_all(part.sums + row * D + value);
+                        }
+                    };
+                    load(0);
+                    if (base == 0) __syncthreads();
+                    float most = LOWEST, total = 0.0f;
+                    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                    if (mine) {
+                        for (u32 b = 0; b < teams; b++) most = fmaxf(most, all_ends[b * ROWS + row].x);
+                    }
+                    for (u32 from = 0; from < teams; from += BATCH) {
+                        if (from) load(from);
+#pragma unroll
+                        for (u32 b = 0; b < BATCH; b++) {
+                            if (!mine || from + b >= teams) continue;
+                            float2 end = all_ends[(from + b) * ROWS + row];
+                            float weight = exp_2(end.x - most);
+                            total += end.y * weight;
+                            sum.x += its[b].x * weight, sum.y += its[b].y * weight;
+                            sum.z += its[b].z * weight, sum.w += its[b].w * weight;
+                        }
+                    }
+                    if (mine) write(row, value, sum, total);
+                }
+                if (threadIdx.x == 0) a.counters[first_block] = 0;
+            }
+        }
+        __syncthreads();
+    }
+}
+
+#define DECODE(D, FORMAT, FP8, N)                                                    \
+    extern "C" __global__ void __launch_bounds__(256, 1)                             \
+        decode_##D##_##FORMAT##_##N(const __grid_constant__ AttendArgs a) {          \
+        decode<D, FP8, N>(a);                                                        \
+    }
+DECODE(64, bf16, false, 1) DECODE(64, bf16, false, 2) DECODE(64, fp8, true, 1) DECODE(64, fp8, true, 2)
+DECODE(96, bf16, false, 1) DECODE(96, bf16, false, 2) DECODE(96, fp8, true, 1) DECODE(96, fp8, true, 2)
+DECODE(128, bf16, false, 1) DECODE(128, bf16, false, 2) DECODE(128, fp8, true, 1) DECODE(128, fp8, true, 2)
+// Sixteen rows of 256 do not fit into registers.
+DECODE(256, bf16, false, 1) DECODE(256, fp8, true, 1)
+
+// ---- Prefill -----------------------------------------------------------------------------------------------------------------
+// A block of the grid has a tile of rows of one sequence and key/value head: a fragment of 16 rows (M of them) is a warp's. Keys
+// and values of COLUMNS positions at a time come into shared memory; those of the next ones are on their way while the
+// other kind is worked on. Rows in shared memory are 16 bytes longer than they are, so that eight of them lie in all banks.
+
+template <u32 D, bool FP8>
+struct Tile {
+    static constexpr u32 WARPS = 4, M = D <= 128 ? 2 : 1, ROWS = WARPS * M * 16;
+    static constexpr u32 COLUMNS = D <= 128 ? 64 : 32;
+    static constexpr u32 WIDE = D + 8;              // of a row, in values
+    static constexpr u32 BYTES = FP8 ? 1 : 2;       // of a value in the pool
+    static constexpr u32 RAW = FP8 ? COLUMNS * D : 0;   // e4m3, as they came
+    static constexpr u32 KEY_TILES = FP8 ? 1 : 2;
+};
+
+// Copies positions from `start` on to rows of shared memory: keys (0) or values (1), and their scales.
+template <u32 D, bool FP8>
+DEVICE void copy_tile(const AttendArgs& a, uint4 about, u32 head, u32 which, u32 start, u8* to, u32 wide, float* scales) {
+    using T = Tile<D, FP8>;
+    constexpr u32 PIECES = D * T::BYTES / 16, THREADS = T::WARPS * WARP, ROW = D * T::BYTES;
+    u32 head_row = (which * a.kv_heads + head) * a.block_tokens, thread = threadIdx.x;
+    asm volatile("" : "+r"(thread));  // places are worked out each time: registers are scarce
+#pragma unroll 1
+    for (u32 first = 0; first < T::COLUMNS; first += 16) {
+        // Sixteen positions lie in one block.
+        u32 place, block = a.block_of(about, min(start + first, about.w - 1), place);
+        const u8* rows = a.pool + u64(block) * a.block_bytes;
+#pragma unroll
+        for (u32 i = 0; i < 16 * PIECES; i += THREADS) {
+            u32 at = i + thread, row = at / PIECES, piece = at % PIECES;
+            if (16 * PIECES % THREADS != 0 && at >= 16 * PIECES) break;
+            copy_16(to + (first + row) * wide + piece * 16, rows + (head_row + place) * ROW + at * 16, start + first + row < about.w);
+        }
+        if (FP8 && thread < 16) {
+            const u8* from = rows + 2 * a.kv_heads * a.block_tokens * D + (head_row + place + thread) * 4;
+            copy<4>(scales + first + thread, from, start + first + thread < about.w);
+        }
+    }
+}
+
+// e4m3 as they came to f16 in rows.
+template <u32 D>
+DEVICE void widen_tile(const u8* raw, u16* to) {
+    using T = Tile<D, true>;
+    constexpr u32 PIECES = D / 8, EACH = T::COLUMNS * PIECES / (T::WARPS * WARP);
+#pragma unroll
+    for (u32 i = 0; i < EACH; i++) {
+        u32 at = i * T::WARPS * WARP + threadIdx.x, row = at / PIECES, piece = at % PIECES;
+        uint2 bytes = *reinterpret_cast<const uint2*>(raw + at * 8);
+        *reinterpret_cast<uint4*>(to + row * T::WIDE + piece * 8) =
+            make_uint4(e4m3x2_to_half2(bytes.x), e4m3x2_to_half2(bytes.x >> 16), e4m3x2_to_half2(bytes.y), e4m3x2_to_half2(bytes.y >> 16));
+    }
+}
+
+// As `load_matrix_x4`, at an address of shared memory.
+template <bool TRANSPOSED>
+DEVICE void load_matrices(u32 (&to)[4], u32 address) {
+    if (TRANSPOSED) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                     : "r"(address)
+                     : "memory");
+    } else {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                     : "r"(address)
+                     : "memory");
+    }
+}
+
+template <u32 D, bool FP8>
+DEVICE void prefill(const AttendArgs& a) {
+    using T = Tile<D, FP8>;
+    constexpr u32 M = T::M, COLUMNS = T::COLUMNS, WIDE = T::WIDE;
+    extern __shared__ uint4 shared[];
+    u16* queries = reinterpret_cast<u16*>(shared);      // [ROWS][WIDE]; the results at the end
+    u16* keys = queries + T::ROWS * WIDE;               // [KEY_TILES][COLUMNS][WIDE]
+    u16* values = keys + T::KEY_TILES * COLUMNS * WIDE; // [COLUMNS][WIDE]
+    u8* raw_keys = reinterpret_cast<u8*>(values + COLUMNS * WIDE);
+    u8* raw_values = raw_keys + T::RAW;
+    float* scales = reinterpret_cast<float*>(raw_values + T::RAW);  // FP8: [2][keys, values][COLUMNS]
+    u32 warp = warp_id(), lane = lane_id(), g = lane / 4, t = lane % 4, group = a.heads / a.kv_heads;
+
+    uint2 tile = __ldg(a.tiles + blockIdx.y);
+    uint4 about = __ldg(a.sequences + tile.x);
+    u32 head = blockIdx.x, first_row = tile.y * T::ROWS, rows = about.y * group;
+    u32 cached = about.w - about.y;
+    u32 first_sees = cached + first_row / group + 1;
+    u32 last_sees = cached + (min(first_row + T::ROWS, rows) - 1) / group + 1;
+    u32 begin = (first_sees > a.window ? first_sees - a.window : 0) / COLUMNS;
+    u32 end = ceil_div(last_sees, COLUMNS);
+    wait_for_before();
+    let_next_start();
+
+    constexpr u32 PIECES = D / 8;
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < T::ROWS * PIECES; i += T::WARPS * WARP) {
+        u32 row = first_row + i / PIECES, piece = i % PIECES;
+        bool there = row < rows;
+        u32 of = there ? row : 0;
+        const u16* from = a.q + u64(about.x + of / group) * a.q_stride + (head * group + of % group) * D + piece * 8;
+        u16* to = queries + i / PIECES * WIDE + piece * 8;
+        if (FP8) {
+            uint4 words = there ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+            *reinterpret_cast<uint4*>(to) =
+                make_uint4(bf16x2_to_half2(words.x), bf16x2_to_half2(words.y), bf16x2_to_half2(words.z), bf16x2_to_half2(words.w));
+        } else {
+            copy_16(to, from, there);
+        }
+    }
+    auto ask = [&](u32 which, u32 step) {
+        if (step < end) {
+            u8* to = FP8 ? (which ? raw_values : raw_keys) : reinterpret_cast<u8*>(which ? values : keys + step % 2 * COLUMNS * WIDE);
+            copy_tile<D, FP8>(a, about, head, which, step * COLUMNS, to, FP8 ? D : WIDE * 2,
+                              scales + (step % 2 * 2 + which) * COLUMNS);
+        }
+        copies_done_so_far();
+    };
+    ask(0, begin);
+    if (FP8) ask(1, begin);
+
+    // A lane has rows g and g + 8 of each of its warp's fragments.
+    float to_log2 = a.scale * LOG2_E;
+    float sums[M][D / 8][4] = {}, largest[M][2], total[M][2] = {};
+#pragma unroll
+    for (u32 m = 0; m < M; m++) largest[m][0] = largest[m][1] = LOWEST;
+    float value_unit = 1e-30f;
+    u16* my_queries = queries + warp * M * 16 * WIDE;
+    u32 query_place = shared_address(my_queries + lane % 16 * WIDE + lane / 16 * 8);
+    u32 first_key = shared_address(keys + (lane / 16 * 8 + lane % 8) * WIDE + lane / 8 % 2 * 8);
+    u32 value_place = shared_address(values + lane % 16 * WIDE + lane / 16 * 8);
+
+    for (u32 step = begin; step < end; step++) {
+        wait_for_copies<FP8 ? 1 : 0>();
+        __syncthreads();  // keys are there, and all warps are done with the values before
+        if constexpr (FP8) {
+            widen_tile<D>(raw_keys, keys);
+            __syncthreads();
+            ask(0, step + 1);
+        } else {
+            ask(1, step);
+            ask(0, step + 1);
+        }
+        u32 key_place = first_key + (FP8 ? 0 : step % 2 * COLUMNS * WIDE * 2);
+        float scores[M][COLUMNS / 8][4] = {};
+#pragma unroll
+        for (u32 k = 0; k < D; k += 16) {
+            u32 left[M][4];
+#pragma unroll
+            for (u32 m = 0; m < M; m++) load_matrices<false>(left[m], query_place + (m * 16 * WIDE + k) * 2);
+#pragma unroll
+            for (u32 n = 0; n < COLUMNS / 8; n += 2) {
+                u32 right[4];
+                load_matrices<false>(right, key_place + (n * 8 * WIDE + k) * 2);
+#pragma unroll
+                for (u32 m = 0; m < M; m++) {
+                    mma<FP8>(scores[m][n], left[m][0], left[m][1], left[m][2], left[m][3], right[0], right[1]);
+                    mma<FP8>(scores[m][n + 1], left[m][0], left[m][1], left[m][2], left[m][3], right[2], right[3]);
+                }
+            }
+        }
+
+        u32 start = step * COLUMNS;
+        const float* scales_here = scales + step % 2 * 2 * COLUMNS;
+        if constexpr (FP8) {
+#pragma unroll
+            for (u32 n = 0; n < COLUMNS / 8; n++) {
+                float2 up = *reinterpret_cast<const float2*>(scales_here + n * 8 + 2 * t);
+#pragma unroll
+                for (u32 m = 0; m < M; m++) {
+                    scores[m][n][0] *= up.x, scores[m][n][1] *= up.y, scores[m][n][2] *= up.x, scores[m][n][3] *= up.y;
+                }
+            }
+        }
+        // Only where some row does not see some position.
+        if (start + COLUMNS > first_sees || (last_sees > a.window && start < last_sees - a.window)) {
+#pragma unroll
+            for (u32 m = 0; m < M; m++) {
+#pragma unroll
+                for (u32 i = 0; i < 2; i++) {
+                    u32 row = first_row + (warp * M + m) * 16 + g + i * 8, sees = cached + min(row, rows - 1) / group + 1;
+#pragma unroll
+                    for (u32 n = 0; n < COLUMNS / 8; n++) {
+#pragma unroll
+                        for (u32 j = 0; j < 2; j++) {
+                            u32 position = start + n * 8 + 2 * t + j;
+                            bool seen = position < sees && sees - position <= a.window;
+                            if (!seen) scores[m][n][2 * i + j] = NOTHING;
+                        }
+                    }
+                }
+            }
+        }
+
+        float unit_change = 1.0f;
+        if constexpr (FP8) {
+            wait_for_copies<1>();
+            __syncthreads();  // values and their scales are there
+            float unit = scales_here[COLUMNS + lane];
+            if (COLUMNS > WARP) unit = fmaxf(unit, scales_here[COLUMNS + (COLUMNS - WARP) + lane]);
+            unit = fmaxf(warp_max(unit), value_unit);
+            unit_change = value_unit / unit, value_unit = unit;
+        }
+        float up = 1.0f / value_unit;
+#pragma unroll
+        for (u32 m = 0; m < M; m++) {
+#pragma unroll
+            for (u32 i = 0; i < 2; i++) {
+                float most = NOTHING;
+#pragma unroll
+                for (u32 n = 0; n < COLUMNS / 8; n++) most = fmaxf(most, fmaxf(scores[m][n][2 * i], scores[m][n][2 * i + 1]));
+                most = fmaxf(most, __shfl_xor_sync(ALL, most, 1));
+                most = fmaxf(most, __shfl_xor_sync(ALL, most, 2));
+                most = fmaxf(most * to_log2, largest[m][i]);
+                float change = exp_2(largest[m][i] - most);
+                largest[m][i] = most;
+                float sum = 0.0f;
+#pragma unroll
+                for (u32 n = 0; n < COLUMNS / 8; n++) {
+#pragma unroll
+                    for (u32 j = 0; j < 2; j++) {
+                        float weight = exp_2(scores[m][n][2 * i + j] * to_log2 - most);
+                        scores[m][n][2 * i + j] = weight;
+                        sum += weight;
+                    }
+                }
+                total[m][i] = total[m][i] * change + sum;
+                if (FP8) change *= unit_change;
+#pragma unroll
+                for (u32 n = 0; n < D / 8; n++) sums[m][n][2 * i] *= change, sums[m][n][2 * i + 1] *= change;
+            }
+        }
+        if constexpr (FP8) {
+            widen_tile<D>(raw_values, values);
+            __syncthreads();
+            ask(1, step + 1);
+        } else {
+            wait_for_copies<1>();
+            __syncthreads();
+        }
+#pragma unroll
+        for (u32 k = 0; k < COLUMNS / 16; k++) {
+            u32 left[M][4];
+#pragma unroll
+            for (u32 m = 0; m < M; m++) {
+#pragma unroll
+                for (u32 j = 0; j < 2; j++) {
+                    float (&s)[4] = scores[m][2 * k + j];
+                    if (FP8) {
+                        float2 its = *reinterpret_cast<const float2*>(scales_here + COLUMNS + (2 * k + j) * 8 + 2 * t);
+                        its.x *= up, its.y *= up;
+                        s[0] *= its.x, s[1] *= its.y, s[2] *= its.x, s[3] *= its.y;
+                    }
+                    left[m][2 * j] = to_pair<FP8>(s[0], s[1]);
+                    left[m][2 * j + 1] = to_pair<FP8>(s[2], s[3]);
+                }
+            }
+#pragma unroll
+            for (u32 n = 0; n < D / 8; n += 2) {
+                u32 right[4];
+                load_matrices<true>(right, value_place + (k * 16 * WIDE + n * 8) * 2);
+#pragma unroll
+                for (u32 m = 0; m < M; m++) {
+                    mma<FP8>(sums[m][n], left[m][0], left[m][1], left[m][2], left[m][3], right[0], right[1]);
+                    mma<FP8>(sums[m][n + 1], left[m][0], left[m][1], left[m][2], left[m][3], right[2], right[3]);
+                }
+            }
+        }
+    }
+
+    // A warp's results go where its queries were, and from there in 16 bytes to memory.
+#pragma unroll
+    for (u32 m = 0; m < M; m++) {
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            float all = total[m][i];
+            all += __shfl_xor_sync(ALL, all, 1);
+            all += __shfl_xor_sync(ALL, all, 2);
+            float up = (FP8 ? value_unit : 1.0f) / all;
+            u32* row = reinterpret_cast<u32*>(my_queries + (m * 16 + g + i * 8) * WIDE);
+#pragma unroll
+            for (u32 n = 0; n < D / 8; n++) row[n * 4 + t] = to_bf16x2(sums[m][n][2 * i] * up, sums[m][n][2 * i + 1] * up);
+        }
+    }
+    __syncwarp();
+    for (u32 i = lane; i < M * 16 * PIECES; i += WARP) {
+        u32 row = first_row + warp * M * 16 + i / PIECES, piece = i % PIECES;
+        if (row >= rows) continue;
+        u16* to = a.out + (u64(about.x + row / group) * a.heads + head * group + row % group) * D + piece * 8;
+        *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(my_queries + i / PIECES * WIDE + piece * 8);
+    }
+}
+
+#define PREFILL(D, FORMAT, FP8)                                                                                                     \
+    extern "C" __global__ void __launch_bounds__(128, 2) prefill_##D##_##FORMAT(const __grid_constant__ AttendArgs a) {              \
+        prefill<D, FP8>(a);                                                                                                         \
+    }
+PREFILL(64, bf16, false) PREFILL(64, fp8, true) PREFILL(96, bf16, false) PREFILL(96, fp8, true)
+PREFILL(128, fp8, true) PREFILL(256, bf16, false) PREFILL(256, fp8, true)
+
+#if ARCH != 900
+PREFILL(128, bf16, false)
+#endif
+#include "attention_hopper.cuh"

@@ -1,0 +1,594 @@
+//! Heads and softmax attention over the pool: `kernels/heads.cu` and `kernels/attention.cu`.
+
+use std::ffi::CString;
+
+use polder_model::RopeLayout;
+
+use crate::arch::Arch;
+use crate::device::{Device, Failure, Kernel, Loaded, Ptr, Shape, Stream};
+use crate::pack::{KernelError, Pack};
+use crate::sources::module;
+
+/// In `kv_rows`: a token whose keys and values nobody wants.
+pub const NO_ROW: u32 = u32::MAX;
+
+/// Head widths that there are kernels for.
+pub const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
+
+/// Positions of one step of a warp; a block of the pool holds a multiple of them.
+const STEP: usize = 16;
+
+/// Fewer steps than these are not shared out further.
+const LEAST_STEPS: u32 = 8;
+
+/// How keys and values are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KvFormat {
+    /// As they are computed with.
+    Bf16,
+    /// e4m3 with a scale for each position and head.
+    Fp8,
+}
+
+impl KvFormat {
+    fn number(self) -> u32 {
+        match self {
+            Self::Bf16 => 0,
+            Self::Fp8 => 1,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
+        }
+    }
+}
+
+/// What all layers have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct HeadShape {
+    /// Of queries; a multiple of `kv_heads`.
+    pub heads: usize,
+    /// Of keys and values.
+    pub kv_heads: usize,
+    /// Values of a head: one of [`HEAD_DIMS`].
+    pub head_dim: usize,
+    /// Positions of a block: a multiple of 16.
+    pub block_tokens: usize,
+    /// How keys and values are kept.
+    pub format: KvFormat,
+}
+
+impl HeadShape {
+    /// Bytes of one block of one layer.
+    pub fn block_bytes(&self) -> usize {
+        let rows = 2 * self.kv_heads * self.block_tokens;
+        match self.format {
+            KvFormat::Bf16 => rows * self.head_dim * 2,
+            KvFormat::Fp8 => rows * (self.head_dim + size_of::<f32>()),
+        }
+    }
+
+    /// Query heads of a key/value head.
+    pub fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Values of a token's queries, keys and values.
+    pub fn qkv_width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    fn check(&self) {
+        assert!(HEAD_DIMS.contains(&self.head_dim), "no kernel for heads of {}", self.head_dim);
+        assert!(self.heads.is_multiple_of(self.kv_heads), "{self:?}");
+        assert!(self.block_tokens > 0 && self.block_tokens.is_multiple_of(STEP), "{self:?}");
+    }
+}
+
+fn small(n: usize) -> u32 {
+    u32::try_from(n).expect("sizes of a checked model and a bounded step")
+}
+
+/// How heads turn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Turn {
+    /// `[dims / 2]` f64: radians a position.
+    pub frequencies: Ptr,
+    /// How many values turn; even.
+    pub dims: usize,
+    /// Which ones turn together.
+    pub layout: RopeLayout,
+    /// What cosines and sines are multiplied with.
+    pub amplitude: f32,
+}
+
+/// Prepares queries, and puts keys and values into the pool.
+#[derive(Debug)]
+pub struct Heads {
+    shape: HeadShape,
+    kernel: Kernel,
+    _module: Loaded,
+}
+
+/// One layer's heads of a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeadsCall {
+    /// `[tokens][qkv_width]` bf16.
+    pub qkv: Ptr,
+    /// `[tokens][q_stride]` bf16: the queries as attention reads them. May be `qkv`.
+    pub q: Ptr,
+    /// Values from a token to the next one; a multiple of 8.
+    pub q_stride: usize,
+    /// The layer's first block.
+    pub pool: Ptr,
+    /// `[tokens]` u32. Written before the step's first kernel, as all that is not the result of one.
+    pub positions: Ptr,
+    /// `[tokens]` u32: `block * block_tokens + place`, or [`NO_ROW`].
+    pub kv_rows: Ptr,
+    /// `[head_dim]` f32, or none.
+    pub q_norm: Ptr,
+    /// `[head_dim]` f32, or none.
+    pub k_norm: Ptr,
+    /// What is added to the mean of the squares.
+    pub eps: f32,
+    /// How heads turn.
+    pub turn: Turn,
+    /// Tokens of the step.
+    pub tokens: usize,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct HeadsArgs {
+    qkv: Ptr,
+    q: Ptr,
+    pool: Ptr,
+    positions: Ptr,
+    kv_rows: Ptr,
+    q_norm: Ptr,
+    k_norm: Ptr,
+    frequencies: Ptr,
+    block_bytes: u64,
+    eps: f32,
+    amplitude: f32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    dims: u32,
+    layout: u32,
+    block_tokens: u32,
+    format: u32,
+    q_stride: u32,
+}
+
+impl Heads {
+    /// Heads that a block of the grid takes, a warp each.
+    const TOGETHER: usize = 8;
+
+    /// # Panics
+    /// If there is no kernel for the shape.
+    pub fn load(pack: &Pack, device: &Device, shape: HeadShape) -> Result<Self, KernelError> {
+        shape.check();
+        let module = pack.load(module("heads"), device)?;
+        Ok(Self { shape, kernel: module.kernel(c"heads")?, _module: module })
+    }
+
+    /// Puts the work into a stream.
+    pub fn run(&self, stream: &Stream, call: &HeadsCall) -> Result<(), Failure> {
+        let shape = &self.shape;
+        let args = HeadsArgs {
+            qkv: call.qkv,
+            q: call.q,
+            pool: call.pool,
+            positions: call.positions,
+            kv_rows: call.kv_rows,
+            q_norm: call.q_norm,
+            k_norm: call.k_norm,
+            frequencies: call.turn.frequencies,
+            block_bytes: shape.block_bytes() as u64,
+            eps: call.eps,
+            amplitude: call.turn.amplitude,
+            heads: small(shape.heads),
+            kv_heads: small(shape.kv_heads),
+            head_dim: small(shape.head_dim),
+            dims: small(call.turn.dims),
+            layout: match call.turn.layout {
+                RopeLayout::Interleaved => 0,
+                RopeLayout::Halves => 1,
+            },
+            block_tokens: small(shape.block_tokens),
+            format: shape.format.number(),
+            q_stride: small(call.q_stride),
+        };
+        let heads = (shape.heads + 2 * shape.kv_heads).div_ceil(Self::TOGETHER);
+        let launch = Shape {
+            grid: [small(call.tokens), small(heads), 1],
+            block: small(Self::TOGETHER * 32),
+            shared: 0,
+            overlaps: true,
+        };
+        // SAFETY: the caller's addresses reach as far as the call says.
+        unsafe { stream.launch(&self.kernel, &launch, &args) }
+    }
+}
+
+/// One sequence of a step, as the kernels take it: `[first token, tokens, first entry of the block table, positions after the
+/// step]`. No tokens: nobody's.
+pub type SequenceArgs = [u32; 4];
+
+/// Who does what of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Work {
+    /// Sequences of at most so many tokens are decoded.
+    pub few: u32,
+    /// Whether there may be some of them.
+    pub decode: bool,
+    /// `[sequence, tile]` of the others, the longest first.
+    pub tiles: Vec<[u32; 2]>,
+}
+
+/// How decode is shared out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecodePlan {
+    /// Of a block of the grid.
+    pub warps: u32,
+    /// Steps on their way to each warp: 1 to 4.
+    pub stages: u32,
+    /// Blocks of the grid on each multiprocessor.
+    pub together: u32,
+}
+
+/// Bytes of shared memory that a block of the grid may take.
+fn most_shared(arch: Arch) -> usize {
+    match arch.number {
+        80 => 163 << 10,
+        90 | 100 | 103 => 227 << 10,
+        _ => 99 << 10,
+    }
+}
+
+impl DecodePlan {
+    /// For a card, a shape and rows of a tile.
+    fn of(arch: Arch, processors: u32, shape: &HeadShape, rows: usize) -> Self {
+        let fits = |plan: &Self| {
+            plan.shared(shape, rows, processors, Attend::MOST_SEQUENCES) <= most_shared(arch)
+        };
+        let of = |warps, stages| Self { warps, stages, together: 1 };
+        [of(8, 3), of(8, 2), of(4, 3), of(4, 2), of(4, 1)]
+            .into_iter()
+            .find(fits)
+            .unwrap_or(of(2, 1))
+    }
+
+    /// f32 of shared memory to put results together in: of the warps of a block, or the ends of those of all blocks.
+    fn merge(&self, shape: &HeadShape, rows: usize, processors: u32) -> usize {
+        let teams = ((processors * self.together) as usize / shape.kv_heads).max(1);
+        rows * (self.warps as usize * (shape.head_dim + 4)).max(2 * teams)
+    }
+
+    /// Bytes of shared memory, as the kernel cuts it.
+    fn shared(&self, shape: &HeadShape, rows: usize, processors: u32, sequences: usize) -> usize {
+        let step = 2
+            * STEP
+            * match shape.format {
+                KvFormat::Bf16 => shape.head_dim * 2,
+                KvFormat::Fp8 => shape.head_dim + size_of::<f32>(),
+            };
+        let warps = self.warps as usize;
+        let floats = self.merge(shape, rows, processors) + warps * rows * 2;
+        warps * self.stages as usize * step
+            + floats * size_of::<f32>()
+            + (sequences + 1) * size_of::<u32>()
+    }
+}
+
+/// Softmax attention.
+#[derive(Debug)]
+pub struct Attend {
+    shape: HeadShape,
+    /// Blocks of the decode grid are this many times the plan's.
+    processors: u32,
+    arch: Arch,
+    decode: Kernel,
+    rows: usize,
+    /// How decode is shared out. Only [`Attend::set_plan`] changes it.
+    plan: DecodePlan,
+    prefill: Kernel,
+    prefill_plan: PrefillPlan,
+    _module: Loaded,
+}
+
+/// One layer's attention of a step.
+#[derive(Debug, Clone, Copy)]
+pub struct AttendCall<'a> {
+    /// `[tokens][q_stride]` bf16, what [`Heads`] wrote.
+    pub q: Ptr,
+    /// Values from a token to the next one.
+    pub q_stride: usize,
+    /// `[tokens][heads * head_dim]` bf16.
+    pub out: Ptr,
+    /// The layer's first block.
+    pub pool: Ptr,
+    /// `[count]` [`SequenceArgs`], written before the step's first kernel.
+    pub sequences: Ptr,
+    /// How many sequences.
+    pub count: usize,
+    /// u32, written before the step's first kernel.
+    pub block_table: Ptr,
+    /// Positions that a token sees, itself included; none: all.
+    pub window: Option<u32>,
+    /// What products are multiplied with.
+    pub scale: f32,
+    /// [`Attend::partials`] f32 that only attention uses.
+    pub partials: Ptr,
+    /// [`Attend::counters`] u32, zeros at first, that only attention uses.
+    pub counters: Ptr,
+    /// What [`Attend::work`] said of these sequences, or of a graph's: `few`, and decode alone.
+    pub work: &'a Work,
+    /// `work.tiles` on the card.
+    pub tiles: Ptr,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct AttendArgs {
+    q: Ptr,
+    out: Ptr,
+    pool: Ptr,
+    sequences: Ptr,
+    block_table: Ptr,
+    partials: Ptr,
+    counters: Ptr,
+    tiles: Ptr,
+    block_bytes: u64,
+    block_part: u64,
+    count: u32,
+    heads: u32,
+    kv_heads: u32,
+    block_tokens: u32,
+    q_stride: u32,
+    window: u32,
+    few: u32,
+    stages: u32,
+    scale: f32,
+    least: u32,
+    merge: u32,
+}
+
+impl Attend {
+    /// Rows that are still decoded: a sequence's tokens times the group.
+    const FEW_ROWS: usize = 64;
+    /// Sequences whose places fit into a block's shared memory.
+    pub const MOST_SEQUENCES: usize = 256;
+
+    /// # Panics
+    /// If there is no kernel for the shape.
+    pub fn load(pack: &Pack, device: &Device, shape: HeadShape) -> Result<Self, KernelError> {
+        shape.check();
+        let arch = device.arch();
+        let module = pack.load(module("attention"), device)?;
+        let kernel = |name: String| {
+            module.kernel(&CString::new(name).expect("a kernel's name has no zero byte"))
+        };
+        let (dim, format) = (shape.head_dim, shape.format.name());
+        // A tile of sixteen rows of 256 does not fit into registers.
+        let rows = if shape.group() > 8 && dim < 256 { 16 } else { 8 };
+        let decode = kernel(format!("decode_{dim}_{format}_{}", rows / 8))?;
+        let prefill = kernel(format!("prefill_{dim}_{format}"))?;
+        let prefill_plan = PrefillPlan::of(arch, &shape);
+        prefill.allow_shared(small(prefill_plan.shared))?;
+        let plan = DecodePlan::of(arch, device.processors(), &shape, rows);
+        let mut this = Self {
+            shape,
+            processors: device.processors(),
+            arch,
+            decode,
+            rows,
+            plan,
+            prefill,
+            prefill_plan,
+            _module: module,
+        };
+        this.set_plan(plan)?;
+        Ok(this)
+    }
+
+    /// Shares decode out otherwise: to measure.
+    ///
+    /// # Panics
+    /// If it does not fit into shared memory.
+    pub fn set_plan(&mut self, plan: DecodePlan) -> Result<(), Failure> {
+        let bytes = plan.shared(&self.shape, self.rows, self.processors, Self::MOST_SEQUENCES);
+        assert!(bytes <= most_shared(self.arch), "{plan:?} takes {bytes} bytes of shared memory");
+        self.plan = plan;
+        self.decode.allow_shared(small(bytes))
+    }
+
+    /// How decode is shared out.
+    pub fn plan(&self) -> DecodePlan {
+        self.plan
+    }
+
+    /// Blocks of the decode grid: whole teams of one for each key/value head.
+    fn blocks(&self) -> u32 {
+        let kv_heads = small(self.shape.kv_heads);
+        (self.processors * self.plan.together / kv_heads).max(1) * kv_heads
+    }
+
+    /// f32 that decode needs beside its operands.
+    pub fn partials(&self) -> usize {
+        self.blocks() as usize * 2 * self.rows * (self.shape.head_dim + 2)
+    }
+
+    /// u32 that decode needs, zeros at first.
+    pub fn counters(&self) -> usize {
+        self.blocks() as usize
+    }
+
+    /// Shares a step's sequences out. Of a graph's every sequence may be decoded.
+    pub fn work(&self, sequences: &[SequenceArgs]) -> Work {
+        work(&self.shape, self.prefill_plan.rows, sequences)
+    }
+
+    /// Puts the work into a stream.
+    ///
+    /// # Panics
+    /// If there are more than [`Self::MOST_SEQUENCES`].
+    pub fn run(&self, stream: &Stream, call: &AttendCall<'_>) -> Result<(), Failure> {
+        assert!(call.count <= Self::MOST_SEQUENCES, "{} sequences", call.count);
+        let shape = &self.shape;
+        let args = AttendArgs {
+            q: call.q,
+            out: call.out,
+            pool: call.pool,
+            sequences: call.sequences,
+            block_table: call.block_table,
+            partials: call.partials,
+            counters: call.counters,
+            tiles: call.tiles,
+            block_bytes: shape.block_bytes() as u64,
+            block_part: (1_u64 << 32).div_ceil((shape.block_tokens / STEP) as u64),
+            count: small(call.count),
+            heads: small(shape.heads),
+            kv_heads: small(shape.kv_heads),
+            block_tokens: small(shape.block_tokens),
+            q_stride: small(call.q_stride),
+            window: call.window.unwrap_or(u32::MAX),
+            few: call.work.few,
+            stages: self.plan.stages,
+            scale: call.scale,
+            least: LEAST_STEPS,
+            merge: small(self.plan.merge(shape, self.rows, self.processors)),
+        };
+        if call.work.decode {
+            let launch = Shape {
+                grid: [self.blocks(), 1, 1],
+                block: self.plan.warps * 32,
+                shared: small(self.plan.shared(shape, self.rows, self.processors, call.count)),
+                overlaps: true,
+            };
+            // SAFETY: the caller's addresses reach as far as the call says.
+            unsafe { stream.launch(&self.decode, &launch, &args) }?;
+        }
+        if !call.work.tiles.is_empty() {
+            let launch = Shape {
+                grid: [args.kv_heads, small(call.work.tiles.len()), 1],
+                block: self.prefill_plan.threads,
+                shared: small(self.prefill_plan.shared),
+                overlaps: true,
+            };
+            // SAFETY: the same.
+            unsafe { stream.launch(&self.prefill, &launch, &args) }?;
+        }
+        Ok(())
+    }
+}
+
+/// How a card prefills.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct PrefillPlan {
+    /// Rows of a tile.
+    rows: usize,
+    threads: u32,
+    /// Bytes of shared memory.
+    shared: usize,
+}
+
+impl PrefillPlan {
+    /// `Wide` of `attention_hopper.cuh`, `Tile` of `attention.cu`.
+    fn of(arch: Arch, shape: &HeadShape) -> Self {
+        let (dim, format) = (shape.head_dim, shape.format);
+        if arch.number == 90 && dim == 128 && format == KvFormat::Bf16 {
+            // Begins at a multiple of 1024, and ends with barriers.
+            return Self { rows: 128, threads: 384, shared: 1024 + 5 * 128 * dim * 2 + 64 };
+        }
+        let (rows, columns) = if dim <= 128 { (128, 64) } else { (64, 32) };
+        let wide = (dim + 8) * 2;
+        let shared = match format {
+            KvFormat::Bf16 => (rows + 3 * columns) * wide,
+            KvFormat::Fp8 => {
+                (rows + 2 * columns) * wide + 2 * columns * dim + 4 * columns * size_of::<f32>()
+            }
+        };
+        Self { rows, threads: 128, shared }
+    }
+}
+
+/// Shares a step out: sequences of many rows to tiles of them, those that read most first, so that none is left at the end.
+fn work(shape: &HeadShape, rows: usize, sequences: &[SequenceArgs]) -> Work {
+    let few = small((Attend::FEW_ROWS / shape.group()).max(1));
+    let mut tiles: Vec<(u32, [u32; 2])> = Vec::new();
+    for (n, &[_, tokens, _, positions]) in sequences.iter().enumerate() {
+        if tokens <= few {
+            continue;
+        }
+        let all = tokens as usize * shape.group();
+        for tile in 0..all.div_ceil(rows) {
+            let last = ((tile + 1) * rows).min(all) - 1;
+            let sees = positions - tokens + small(last / shape.group()) + 1;
+            tiles.push((sees, [small(n), small(tile)]));
+        }
+    }
+    tiles.sort_by_key(|(sees, _)| std::cmp::Reverse(*sees));
+    Work {
+        few,
+        decode: sequences.iter().any(|[_, tokens, ..]| (1..=few).contains(tokens)),
+        tiles: tiles.into_iter().map(|(_, tile)| tile).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(heads: usize, kv_heads: usize, head_dim: usize, format: KvFormat) -> HeadShape {
+        HeadShape { heads, kv_heads, head_dim, block_tokens: 16, format }
+    }
+
+    #[test]
+    fn a_block_holds_keys_and_values_and_their_scales() {
+        assert_eq!(shape(32, 4, 128, KvFormat::Bf16).block_bytes(), 2 * 4 * 16 * 128 * 2);
+        assert_eq!(shape(32, 4, 128, KvFormat::Fp8).block_bytes(), 2 * 4 * 16 * (128 + 4));
+    }
+
+    #[test]
+    fn every_row_of_a_step_is_done_once_and_the_longest_walk_first() {
+        let shape = shape(32, 4, 128, KvFormat::Bf16);
+        let sequences = [[0, 1, 0, 900], [1, 0, 0, 0], [1, 40, 60, 2040], [41, 300, 200, 300]];
+        let work = work(&shape, 128, &sequences);
+        assert!(work.decode);
+        assert_eq!(work.few, 8);
+        // 40 tokens of 8 rows are 320 rows, that is 3 tiles; 300 are 19.
+        let of = |n| work.tiles.iter().filter(|tile| tile[0] == n).count();
+        assert_eq!([of(0), of(1), of(2), of(3)], [0, 0, 3, 19]);
+        assert_eq!(work.tiles[..4], [[2, 2], [2, 1], [2, 0], [3, 18]]);
+    }
+
+    #[test]
+    fn a_step_of_one_kind_starts_one_kernel() {
+        let shape = shape(9, 3, 64, KvFormat::Bf16);
+        assert!(work(&shape, 128, &[[0, 1, 0, 5], [1, 21, 1, 21]]).tiles.is_empty());
+        assert!(!work(&shape, 128, &[[0, 22, 0, 22]]).decode);
+    }
+
+    #[test]
+    fn decode_fits_into_every_card() {
+        for arch in Arch::ALL {
+            for head_dim in HEAD_DIMS {
+                for format in [KvFormat::Bf16, KvFormat::Fp8] {
+                    let shape = shape(64, 4, head_dim, format);
+                    for rows in if head_dim < 256 { vec![8, 16] } else { vec![8] } {
+                        let plan = DecodePlan::of(arch, 170, &shape, rows);
+                        let bytes = plan.shared(&shape, rows, 170, Attend::MOST_SEQUENCES);
+                        assert!(bytes <= most_shared(arch), "{arch} {shape:?} {rows}: {bytes}");
+                    }
+                    let plan = PrefillPlan::of(arch, &shape);
+                    assert!(plan.shared <= most_shared(arch), "{arch} {shape:?} {plan:?}");
+                }
+            }
+        }
+    }
+}
