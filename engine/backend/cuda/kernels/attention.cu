@@ -26,6 +26,7 @@ struct AttendArgs {
     u32 stages;                 // decode: steps on their way to a warp, 1 to 4
     float scale;
     u32 least;                  // decode: fewer steps than these are no share
+    u32 merge;                  // decode: floats of shared memory to put results together in
 
     // The block that a position of a sequence lies in, and the place there of the first of its sixteen positions.
     DEVICE u32 block_of(uint4 about, u32 position, u32& place) const {
@@ -93,18 +94,19 @@ static constexpr float LOG2_E = 1.4426950408889634f;
 
 // Below every score, and what stands for one that is not seen; numbers, so that differences stay numbers.
 static constexpr float LOWEST = -1e30f;
-static constexpr float NOTHING = 2.0f * LOWEST;
+static constexpr float NOTHING = -1e38f;
 
 DEVICE u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
 
 // ---- Decode ------------------------------------------------------------------------------------------------------------------
-// Sixteen positions are a step, and belong to one warp. The steps of all pairs of a sequence and a key/value head (and a tile of
-// 8 * N rows, where there are more rows) stand in one row, and each block of the grid takes an equal share of it; so one graph
-// serves every length. A pair that is cut between blocks is put together by the block that is done last with it.
+// Sixteen positions are a step, and belong to one warp. The steps of all sequences (for each tile of 8 * N rows, where there are
+// more rows) stand in one row, and each team of blocks of the grid takes an equal share of it; so one graph serves every length.
+// A team is one block for each key/value head: they read the same blocks of the pool at about the same time. A walk that is
+// cut between teams is put together by the block that is done last with its head's.
 //
 // Keys are the left side of the first product (positions x rows, so that 8 rows fill it), values, turned, that of the second one
-// (D x rows). A lane copies into shared memory exactly what it feeds to the tensor cores itself: the order of D inside both
-// products is free, and so a lane's share is 16 consecutive bytes, and nobody waits for anybody.
+// (D x rows). The order of D inside both products is free: a lane's share of a row is 16 consecutive bytes, and in shared memory
+// what a lane takes at a time lies with the other lanes' in 512 bytes. Copies go along memory, and only warps wait for themselves.
 
 static constexpr u32 STEP = 16;
 
@@ -116,6 +118,12 @@ struct Widths {
     static constexpr u32 VALUE = FP8 && D % 128 == 0 ? 16 : D % 64 == 0 ? 8 : 4;
     static constexpr u32 BYTES = FP8 ? 1 : 2;
     static constexpr u32 KEY_LOADS = 2 * D / (4 * KEY), VALUE_LOADS = 4 * D / (8 * VALUE);
+    // Of a row, each a lane's.
+    static constexpr u32 KEY_PIECES = D / KEY, VALUE_PIECES = D / VALUE;
+    // Where the piece lies that lane 4 * g + t takes of chunk c: keys of positions g and g + 8 (half), values of positions
+    // 2t, 2t + 1, 2t + 8, 2t + 9 (e). What is xored spreads the pieces of a row over the banks.
+    static DEVICE u32 key_place(u32 c, u32 half, u32 lane) { return (2 * c + half) * WARP + (lane ^ c % 2 * 4); }
+    static DEVICE u32 value_place(u32 c, u32 e, u32 g, u32 t) { return (4 * c + e) * WARP + g * 4 + (t ^ g / 2); }
     // Of a step in shared memory.
     static constexpr u32 KEYS = STEP * D * BYTES;
     static constexpr u32 SLOT = 2 * KEYS + (FP8 ? 2 * STEP * 4 : 0);
@@ -124,7 +132,9 @@ struct Widths {
 template <u32 BYTES>
 DEVICE void copy(void* shared, const void* global, bool there) {
     if (BYTES == 16) {
-        copy_16(shared, global, there);
+        asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;"
+                     ::"r"(shared_address(shared)), "l"(global), "r"(there ? 16 : 0)
+                     : "memory");
     } else {
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
                      ::"r"(shared_address(shared)), "l"(global), "n"(BYTES == 16 ? 8 : BYTES), "r"(there ? BYTES : 0)
@@ -132,24 +142,21 @@ DEVICE void copy(void* shared, const void* global, bool there) {
     }
 }
 
-// One pair of a sequence and a key/value head and a tile of rows, and its steps in the row of all steps.
-struct Pair {
-    u32 sequence, head, tile;
+// A sequence's tile of rows, and its steps in the row of all steps.
+struct Walk {
+    u32 sequence, tile;
     u32 begin, end;         // steps in the row
     u32 first;              // the position of the first one, over STEP
     uint4 about;            // of the sequence
 
     // Places a step; `starts` says where sequences begin, `sequence` at most which one it is.
-    template <u32 ROWS>
     DEVICE void find(const AttendArgs& a, const u32* starts, u32 step) {
         while (starts[sequence + 1] <= step) sequence++;
         about = __ldg(a.sequences + sequence);
         u32 steps;
         first = steps_of(a, about, steps);
-        u32 tiles = ceil_div(about.y * (a.heads / a.kv_heads), ROWS);
-        u32 pair = (step - starts[sequence]) / steps;
-        head = pair / tiles, tile = pair % tiles;
-        begin = starts[sequence] + pair * steps, end = begin + steps;
+        tile = (step - starts[sequence]) / steps;
+        begin = starts[sequence] + tile * steps, end = begin + steps;
     }
 
     // How many steps any of a sequence's tokens sees, and the first one.
@@ -161,7 +168,7 @@ struct Pair {
     }
 };
 
-// Of a block: [2][rows][D] sums, then [2][rows][2] the largest score and the sum of weights. The second half is for a pair that
+// Of a block: [2][rows][D] sums, then [2][rows][2] the largest score and the sum of weights. The second half is for a walk that
 // begins in the block and ends in another one, the first half for one that began in another one.
 template <u32 D, u32 ROWS>
 struct Partials {
@@ -173,6 +180,22 @@ struct Partials {
     }
 };
 
+// Adds one, after everything that the block has written, and before everything that it then reads. What was there.
+DEVICE u32 count_up(u32* counter) {
+    u32 before;
+    asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    return before;
+}
+
+// What another block wrote.
+DEVICE float4 load_shared_by_all(const float* pointer) {
+    float4 value;
+    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+                 : "l"(pointer));
+    return value;
+}
+
 template <u32 D, bool FP8, u32 N>
 DEVICE void decode(const AttendArgs& a) {
     using W = Widths<D, FP8>;
@@ -180,11 +203,11 @@ DEVICE void decode(const AttendArgs& a) {
     extern __shared__ uint4 shared[];
     u32 warps = blockDim.x / WARP, warp = warp_id(), lane = lane_id(), g = lane / 4, t = lane % 4;
     u8* ring = reinterpret_cast<u8*>(shared) + warp * a.stages * W::SLOT;
-    float* merge = reinterpret_cast<float*>(reinterpret_cast<u8*>(shared) + warps * a.stages * W::SLOT);  // [warps][ROWS][WIDE]
-    float2* ends = reinterpret_cast<float2*>(merge + warps * ROWS * WIDE);                                // [warps][ROWS]
+    float* merge = reinterpret_cast<float*>(reinterpret_cast<u8*>(shared) + warps * a.stages * W::SLOT);  // [warps][ROWS][WIDE], or [blocks][ROWS] ends
+    float2* ends = reinterpret_cast<float2*>(merge + a.merge);                                            // [warps][ROWS]
     u32* starts = reinterpret_cast<u32*>(ends + warps * ROWS);                                            // [count + 1]
     __shared__ u32 last;
-    u32 group = a.heads / a.kv_heads;
+    u32 group = a.heads / a.kv_heads, head = blockIdx.x % a.kv_heads, team = blockIdx.x / a.kv_heads;
 
     // Where the sequences' steps begin. Nothing here is the result of a kernel: see NOTES.md.
     if (warp == 0) {
@@ -194,8 +217,8 @@ DEVICE void decode(const AttendArgs& a) {
             if (i + lane < a.count) {
                 uint4 about = __ldg(a.sequences + i + lane);
                 u32 steps;
-                Pair::steps_of(a, about, steps);
-                if (about.y != 0 && about.y <= a.few) mine = steps * a.kv_heads * ceil_div(about.y * group, ROWS);
+                Walk::steps_of(a, about, steps);
+                if (about.y != 0 && about.y <= a.few) mine = steps * ceil_div(about.y * group, ROWS);
             }
             u32 sum = mine;
 #pragma unroll
@@ -210,48 +233,60 @@ DEVICE void decode(const AttendArgs& a) {
     }
     __syncthreads();
     u32 all = starts[a.count];
-    u32 share = max(ceil_div(all, gridDim.x), a.least);
-    u32 from = min(blockIdx.x * share, all), to = min(from + share, all);
+    u32 share = max(ceil_div(all, gridDim.x / a.kv_heads), a.least);
+    u32 from = min(team * share, all), to = min(from + share, all);
 
-    // What a warp asks for, ahead of what it works on. Positions before this step's were written by earlier steps.
+    // What a warp asks for, ahead of what it works on. Positions before this step's were written by earlier steps; those of
+    // this step are the last rows of a walk, and are asked for when the kernel before is done.
     bool waited = false;
-    Pair ahead;
+    Walk ahead;
     ahead.sequence = 0, ahead.end = 0;
     u32 asked = from + warp, ask_slot = 0;
+    // Rows `low` to `high` of sixteen; those from `there` on are zeros.
+    auto ask_rows = [&](u32 slot_number, u32 step, u32 low, u32 high) {
+        u32 position = (ahead.first + step - ahead.begin) * STEP, there = ahead.about.w - position;
+        u32 place, block = a.block_of(ahead.about, position, place);
+        const u8* from_block = a.pool + u64(block) * a.block_bytes;
+        u32 half = a.kv_heads * a.block_tokens * D * W::BYTES;
+        const u8* keys = from_block + (head * a.block_tokens + place) * (D * W::BYTES);
+        const u8* values = keys + half;
+        u8* slot = ring + slot_number * W::SLOT;
+        u32 lane = lane_id();
+        if (D * N >= 192) asm volatile("" : "+r"(lane));  // places are worked out each time: registers are scarce
+        constexpr u32 KEY_BYTES = W::KEY * W::BYTES, VALUE_BYTES = W::VALUE * W::BYTES;
+        u32 rows = high - low;
+#pragma unroll
+        for (u32 i = 0; i < W::KEY_LOADS; i++) {
+            u32 piece = i * WARP + lane, token = piece / W::KEY_PIECES, of_row = piece % W::KEY_PIECES;
+            u32 to = W::key_place(of_row / 4, token / 8, token % 8 * 4 + of_row % 4);
+            if (token - low < rows) copy<KEY_BYTES>(slot + to * KEY_BYTES, keys + piece * KEY_BYTES, token < there);
+        }
+#pragma unroll
+        for (u32 i = 0; i < W::VALUE_LOADS; i++) {
+            u32 piece = i * WARP + lane, token = piece / W::VALUE_PIECES, of_row = piece % W::VALUE_PIECES;
+            u32 to = W::value_place(of_row / 8, token % 2 + token / 8 * 2, of_row % 8, token % 8 / 2);
+            if (token - low < rows) {
+                copy<VALUE_BYTES>(slot + W::KEYS + to * VALUE_BYTES, values + piece * VALUE_BYTES, token < there);
+            }
+        }
+        if (FP8) {
+            // Keys' scales by the first sixteen lanes, values' by the others.
+            u32 token = lane % STEP;
+            const u8* scales = from_block + 2 * half + ((lane / STEP * a.kv_heads + head) * a.block_tokens + place + token) * 4;
+            if (token - low < rows) copy<4>(slot + 2 * W::KEYS + lane * 4, scales, token < there);
+        }
+    };
     auto ask = [&] {
         if (asked < to) {
-            if (asked >= ahead.end) ahead.template find<ROWS>(a, starts, asked);
-            u32 position = (ahead.first + asked - ahead.begin) * STEP;
-            u32 place, block = a.block_of(ahead.about, position, place);
-            u32 there = ahead.about.w - position;  // positions of this step and behind it
-            if (!waited && position + STEP > ahead.about.w - ahead.about.y) {
+            if (asked >= ahead.end) ahead.find(a, starts, asked);
+            u32 position = (ahead.first + asked - ahead.begin) * STEP, cached = ahead.about.w - ahead.about.y, early = STEP;
+            // The first step that is not all written comes in two parts.
+            if (!waited && position + STEP > cached) early = cached > position ? cached - position : 0;
+            if (early > 0) ask_rows(ask_slot, asked, 0, early);
+            if (early < STEP) {
                 wait_for_before();
                 waited = true;
-            }
-            const u8* from_block = a.pool + u64(block) * a.block_bytes;
-            u32 half = a.kv_heads * a.block_tokens * D * W::BYTES;
-            const u8* keys = from_block + (ahead.head * a.block_tokens + place) * (D * W::BYTES);
-            const u8* values = keys + half;
-            u8* slot = ring + ask_slot * W::SLOT;
-            constexpr u32 KEY_BYTES = W::KEY * W::BYTES, VALUE_BYTES = W::VALUE * W::BYTES;
-#pragma unroll
-            for (u32 i = 0; i < W::KEY_LOADS; i++) {
-                u32 token = g + i % 2 * 8;
-                copy<KEY_BYTES>(slot + (i * WARP + lane) * KEY_BYTES,
-                                keys + token * (D * W::BYTES) + (i / 2 * 4 + t) * KEY_BYTES, token < there);
-            }
-#pragma unroll
-            for (u32 i = 0; i < W::VALUE_LOADS; i++) {
-                u32 token = 2 * t + i % 2 + i % 4 / 2 * 8;
-                copy<VALUE_BYTES>(slot + W::KEYS + (i * WARP + lane) * VALUE_BYTES,
-                                  values + token * (D * W::BYTES) + (i / 4 * 8 + g) * VALUE_BYTES, token < there);
-            }
-            if (FP8) {
-                // Keys' scales by the first sixteen lanes, values' by the others.
-                u32 token = lane % STEP;
-                const u8* scales = from_block + 2 * half +
-                                   ((lane / STEP * a.kv_heads + ahead.head) * a.block_tokens + place + token) * 4;
-                copy<4>(slot + 2 * W::KEYS + lane * 4, scales, token < there);
+                ask_rows(ask_slot, asked, early, STEP);
             }
         }
         copies_done_so_far();
@@ -265,11 +300,11 @@ DEVICE void decode(const AttendArgs& a) {
 
     float to_log2 = a.scale * LOG2_E;
     u32 slot_number = 0;
-    Pair pair;
-    pair.sequence = 0;
-    for (u32 at = from; at < to; at = min(pair.end, to)) {
-        pair.template find<ROWS>(a, starts, at);
-        u32 end = min(pair.end, to), rows = pair.about.y * group;
+    Walk walk;
+    walk.sequence = 0;
+    for (u32 at = from; at < to; at = min(walk.end, to)) {
+        walk.find(a, starts, at);
+        u32 end = min(walk.end, to), rows = walk.about.y * group;
         // This warp's first step of them.
         u32 mine = at + (warp + warps - (at - from) % warps) % warps;
 
@@ -277,8 +312,8 @@ DEVICE void decode(const AttendArgs& a) {
         u32 see_from[N][2], see_to[N][2];
 #pragma unroll
         for (u32 n = 0; n < N; n++) {
-            u32 row = pair.tile * ROWS + n * 8 + g;
-            const u16* values = a.q + u64(pair.about.x + row / group) * a.q_stride + (pair.head * group + row % group) * D;
+            u32 row = walk.tile * ROWS + n * 8 + g;
+            const u16* values = a.q + u64(walk.about.x + row / group) * a.q_stride + (head * group + row % group) * D;
 #pragma unroll
             for (u32 i = 0; i < D / 8; i += 4) {
                 // Words of a chunk: a lane has KEY values, that is KEY / 2 words.
@@ -293,8 +328,8 @@ DEVICE void decode(const AttendArgs& a) {
             }
 #pragma unroll
             for (u32 i = 0; i < 2; i++) {
-                u32 row = pair.tile * ROWS + n * 8 + 2 * t + i;
-                u32 sees = pair.about.w - pair.about.y + row / group + 1;
+                u32 row = walk.tile * ROWS + n * 8 + 2 * t + i;
+                u32 sees = walk.about.w - walk.about.y + row / group + 1;
                 see_to[n][i] = row < rows ? sees : 0;
                 see_from[n][i] = sees > a.window ? sees - a.window : 0;
             }
@@ -310,6 +345,7 @@ DEVICE void decode(const AttendArgs& a) {
             else if (a.stages == 2) wait_for_copies<1>();
             else if (a.stages == 3) wait_for_copies<2>();
             else wait_for_copies<3>();
+            __syncwarp();
             const u8* slot = ring + slot_number * W::SLOT;
             slot_number = slot_number + 1 == a.stages ? 0 : slot_number + 1;
 
@@ -318,7 +354,7 @@ DEVICE void decode(const AttendArgs& a) {
 #pragma unroll
                 for (u32 c = 0; c < D / 32; c++) {
                     const uint4* words = reinterpret_cast<const uint4*>(slot);
-                    uint4 low = words[2 * c * WARP + lane], high = words[(2 * c + 1) * WARP + lane];
+                    uint4 low = words[W::key_place(c, 0, lane)], high = words[W::key_place(c, 1, lane)];
 #pragma unroll
                     for (u32 n = 0; n < N; n++) {
                         mma<FP8>(scores[n][0], low.x, high.x, low.y, high.y, q[n][4 * c], q[n][4 * c + 1]);
@@ -333,11 +369,11 @@ DEVICE void decode(const AttendArgs& a) {
                 for (u32 c = 0; c < D / (4 * W::KEY); c++) {
                     u32 low[WORDS], high[WORDS];
                     if constexpr (WORDS == 4) {
-                        *reinterpret_cast<uint4*>(low) = *reinterpret_cast<const uint4*>(words + (2 * c * WARP + lane) * 4);
-                        *reinterpret_cast<uint4*>(high) = *reinterpret_cast<const uint4*>(words + ((2 * c + 1) * WARP + lane) * 4);
+                        *reinterpret_cast<uint4*>(low) = *reinterpret_cast<const uint4*>(words + W::key_place(c, 0, lane) * 4);
+                        *reinterpret_cast<uint4*>(high) = *reinterpret_cast<const uint4*>(words + W::key_place(c, 1, lane) * 4);
                     } else {
-                        *reinterpret_cast<uint2*>(low) = *reinterpret_cast<const uint2*>(words + (2 * c * WARP + lane) * 2);
-                        *reinterpret_cast<uint2*>(high) = *reinterpret_cast<const uint2*>(words + ((2 * c + 1) * WARP + lane) * 2);
+                        *reinterpret_cast<uint2*>(low) = *reinterpret_cast<const uint2*>(words + W::key_place(c, 0, lane) * 2);
+                        *reinterpret_cast<uint2*>(high) = *reinterpret_cast<const uint2*>(words + W::key_place(c, 1, lane) * 2);
                     }
 #pragma unroll
                     for (u32 j = 0; j < WORDS; j++) {
@@ -354,7 +390,6 @@ DEVICE void decode(const AttendArgs& a) {
 
             float key_scale[2] = {1.0f, 1.0f}, value_scale[2], unit_change = 1.0f;
             if (FP8) {
-                __syncwarp();  // scales were copied by other lanes
                 const float* scales = reinterpret_cast<const float*>(slot + 2 * W::KEYS);
                 key_scale[0] = scales[g], key_scale[1] = scales[g + 8];
                 value_scale[0] = scales[STEP + g], value_scale[1] = scales[STEP + g + 8];
@@ -366,7 +401,7 @@ DEVICE void decode(const AttendArgs& a) {
                 float up = 1.0f / unit;
                 value_scale[0] *= up, value_scale[1] *= up;
             }
-            u32 position = (pair.first + step - pair.begin) * STEP + g;
+            u32 position = (walk.first + step - walk.begin) * STEP + g;
             u32 weights[N][2];
             float change[N][2];
             bool changed = unit_change != 1.0f;
@@ -419,7 +454,7 @@ DEVICE void decode(const AttendArgs& a) {
                 u32 v[4][WORDS];
 #pragma unroll
                 for (u32 e = 0; e < 4; e++) {
-                    const u32* words = reinterpret_cast<const u32*>(slot + W::KEYS) + ((c * 4 + e) * WARP + lane) * WORDS;
+                    const u32* words = reinterpret_cast<const u32*>(slot + W::KEYS) + W::value_place(c, e, g, t) * WORDS;
                     if constexpr (WORDS == 4) *reinterpret_cast<uint4*>(v[e]) = *reinterpret_cast<const uint4*>(words);
                     else if constexpr (WORDS == 2) *reinterpret_cast<uint2*>(v[e]) = *reinterpret_cast<const uint2*>(words);
                     else v[e][0] = words[0];
@@ -449,7 +484,7 @@ DEVICE void decode(const AttendArgs& a) {
                     }
                 }
             }
-            if (FP8) __syncwarp();  // before the scales are copied over
+            __syncwarp();  // before it is copied over
             ask();
         }
 
@@ -476,15 +511,15 @@ DEVICE void decode(const AttendArgs& a) {
         }
         __syncthreads();
 
-        bool whole = at == pair.begin && end == pair.end;
-        u32 rows_here = min(rows - pair.tile * ROWS, ROWS);
+        bool whole = at == walk.begin && end == walk.end;
+        u32 rows_here = min(rows - walk.tile * ROWS, ROWS);
         auto write = [&](u32 row, u32 value, float4 sum, float total) {
-            u32 all_row = pair.tile * ROWS + row;
-            u16* out = a.out + (u64(pair.about.x + all_row / group) * a.heads + pair.head * group + all_row % group) * D + value;
+            u32 all_row = walk.tile * ROWS + row;
+            u16* out = a.out + (u64(walk.about.x + all_row / group) * a.heads + head * group + all_row % group) * D + value;
             float up = 1.0f / total;
             *reinterpret_cast<uint2*>(out) = make_uint2(to_bf16x2(sum.x * up, sum.y * up), to_bf16x2(sum.z * up, sum.w * up));
         };
-        Partials<D, ROWS> partial(a.partials, blockIdx.x, at == pair.begin);
+        Partials<D, ROWS> partial(a.partials, team * a.kv_heads + head, at == walk.begin);
         for (u32 i = threadIdx.x; i < rows_here * (D / 4); i += blockDim.x) {
             u32 row = i / (D / 4), value = i % (D / 4) * 4;
             auto worked = [&](u32 w) { return (w + warps - (at - from) % warps) % warps < end - at; };
@@ -509,44 +544,50 @@ DEVICE void decode(const AttendArgs& a) {
             }
         }
         if (!whole) {
-            u32 first_block = pair.begin / share, blocks = (pair.end - 1) / share - first_block + 1;
-            __threadfence();
+            u32 first_team = walk.begin / share, teams = (walk.end - 1) / share - first_team + 1;
+            u32 first_block = first_team * a.kv_heads + head;
             __syncthreads();
-            if (threadIdx.x == 0) last = atomicAdd(a.counters + first_block, 1) == blocks - 1;
+            if (threadIdx.x == 0) last = count_up(a.counters + first_block) == teams - 1;
             __syncthreads();
             if (last) {
-                __threadfence();
-                float* weights = merge;  // [blocks][ROWS]
-                // A row's largest score and sum of weights, by a warp each.
-                for (u32 row = warp; row < rows_here; row += warps) {
-                    float most = LOWEST, total = 0.0f;
-                    for (u32 i = lane; i < blocks; i += WARP) {
-                        Partials<D, ROWS> part(a.partials, first_block + i, i == 0);
-                        most = fmaxf(most, __ldcg(part.ends + row * 2));
-                    }
-                    most = warp_max(most);
-                    for (u32 i = lane; i < blocks; i += WARP) {
-                        Partials<D, ROWS> part(a.partials, first_block + i, i == 0);
-                        float2 its = __ldcg(reinterpret_cast<const float2*>(part.ends + row * 2));
-                        float weight = exp_2(its.x - most);
-                        weights[i * ROWS + row] = weight;
-                        total += its.y * weight;
-                    }
-                    total = warp_sum(total);
-                    if (lane == 0) ends[row] = make_float2(most, total);
+                float2* all_ends = reinterpret_cast<float2*>(merge);
+                for (u32 i = threadIdx.x; i < teams * ROWS; i += blockDim.x) {
+                    Partials<D, ROWS> part(a.partials, first_block + i / ROWS * a.kv_heads, i < ROWS);
+                    if (i % ROWS < rows_here) all_ends[i] = __ldcg(reinterpret_cast<const float2*>(part.ends) + i % ROWS);
                 }
-                __syncthreads();
-                for (u32 i = threadIdx.x; i < rows_here * (D / 4); i += blockDim.x) {
-                    u32 row = i / (D / 4), value = i % (D / 4) * 4;
+                for (u32 base = 0; base < rows_here * (D / 4); base += blockDim.x) {
+                    u32 i = base + threadIdx.x, row = i / (D / 4), value = i % (D / 4) * 4;
+                    bool mine = row < rows_here;
+                    // Many on their way at once, the first ones before the ends are there.
+                    constexpr u32 BATCH = D >= 256 ? 4 : D * N >= 192 ? 8 : 16;
+                    float4 its[BATCH];
+                    auto load = [&](u32 from) {
+#pragma unroll
+                        for (u32 b = 0; b < BATCH; b++) {
+                            Partials<D, ROWS> part(a.partials, first_block + (from + b) * a.kv_heads, from + b == 0);
+                            if (mine && from + b < teams) its[b] = load_shared_by_all(part.sums + row * D + value);
+                        }
+                    };
+                    load(0);
+                    if (base == 0) __syncthreads();
+                    float most = LOWEST, total = 0.0f;
                     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 8
-                    for (u32 b = 0; b < blocks; b++) {
-                        Partials<D, ROWS> part(a.partials, first_block + b, b == 0);
-                        float4 its = __ldcg(reinterpret_cast<const float4*>(part.sums + row * D + value));
-                        float weight = weights[b * ROWS + row];
-                        sum.x += its.x * weight, sum.y += its.y * weight, sum.z += its.z * weight, sum.w += its.w * weight;
+                    if (mine) {
+                        for (u32 b = 0; b < teams; b++) most = fmaxf(most, all_ends[b * ROWS + row].x);
                     }
-                    write(row, value, sum, ends[row].y);
+                    for (u32 from = 0; from < teams; from += BATCH) {
+                        if (from) load(from);
+#pragma unroll
+                        for (u32 b = 0; b < BATCH; b++) {
+                            if (!mine || from + b >= teams) continue;
+                            float2 end = all_ends[(from + b) * ROWS + row];
+                            float weight = exp_2(end.x - most);
+                            total += end.y * weight;
+                            sum.x += its[b].x * weight, sum.y += its[b].y * weight;
+                            sum.z += its[b].z * weight, sum.w += its[b].w * weight;
+                        }
+                    }
+                    if (mine) write(row, value, sum, total);
                 }
                 if (threadIdx.x == 0) a.counters[first_block] = 0;
             }
@@ -586,7 +627,8 @@ template <u32 D, bool FP8>
 DEVICE void copy_tile(const AttendArgs& a, uint4 about, u32 head, u32 which, u32 start, u8* to, u32 wide, float* scales) {
     using T = Tile<D, FP8>;
     constexpr u32 PIECES = D * T::BYTES / 16, THREADS = T::WARPS * WARP, ROW = D * T::BYTES;
-    u32 head_row = (which * a.kv_heads + head) * a.block_tokens;
+    u32 head_row = (which * a.kv_heads + head) * a.block_tokens, thread = threadIdx.x;
+    asm volatile("" : "+r"(thread));  // places are worked out each time: registers are scarce
 #pragma unroll 1
     for (u32 first = 0; first < T::COLUMNS; first += 16) {
         // Sixteen positions lie in one block.
@@ -594,13 +636,13 @@ DEVICE void copy_tile(const AttendArgs& a, uint4 about, u32 head, u32 which, u32
         const u8* rows = a.pool + u64(block) * a.block_bytes;
 #pragma unroll
         for (u32 i = 0; i < 16 * PIECES; i += THREADS) {
-            u32 at = i + threadIdx.x, row = at / PIECES, piece = at % PIECES;
+            u32 at = i + thread, row = at / PIECES, piece = at % PIECES;
             if (16 * PIECES % THREADS != 0 && at >= 16 * PIECES) break;
             copy_16(to + (first + row) * wide + piece * 16, rows + (head_row + place) * ROW + at * 16, start + first + row < about.w);
         }
-        if (FP8 && threadIdx.x < 16) {
-            const u8* from = rows + 2 * a.kv_heads * a.block_tokens * D + (head_row + place + threadIdx.x) * 4;
-            copy<4>(scales + first + threadIdx.x, from, start + first + threadIdx.x < about.w);
+        if (FP8 && thread < 16) {
+            const u8* from = rows + 2 * a.kv_heads * a.block_tokens * D + (head_row + place + thread) * 4;
+            copy<4>(scales + first + thread, from, start + first + thread < about.w);
         }
     }
 }
@@ -616,6 +658,22 @@ DEVICE void widen_tile(const u8* raw, u16* to) {
         uint2 bytes = *reinterpret_cast<const uint2*>(raw + at * 8);
         *reinterpret_cast<uint4*>(to + row * T::WIDE + piece * 8) =
             make_uint4(e4m3x2_to_half2(bytes.x), e4m3x2_to_half2(bytes.x >> 16), e4m3x2_to_half2(bytes.y), e4m3x2_to_half2(bytes.y >> 16));
+    }
+}
+
+// As `load_matrix_x4`, at an address of shared memory.
+template <bool TRANSPOSED>
+DEVICE void load_matrices(u32 (&to)[4], u32 address) {
+    if (TRANSPOSED) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                     : "r"(address)
+                     : "memory");
+    } else {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                     : "r"(address)
+                     : "memory");
     }
 }
 
@@ -644,6 +702,7 @@ DEVICE void prefill(const AttendArgs& a) {
     let_next_start();
 
     constexpr u32 PIECES = D / 8;
+#pragma unroll 1
     for (u32 i = threadIdx.x; i < T::ROWS * PIECES; i += T::WARPS * WARP) {
         u32 row = first_row + i / PIECES, piece = i % PIECES;
         bool there = row < rows;
@@ -676,9 +735,11 @@ DEVICE void prefill(const AttendArgs& a) {
     for (u32 m = 0; m < M; m++) largest[m][0] = largest[m][1] = LOWEST;
     float value_unit = 1e-30f;
     u16* my_queries = queries + warp * M * 16 * WIDE;
+    u32 query_place = shared_address(my_queries + lane % 16 * WIDE + lane / 16 * 8);
+    u32 first_key = shared_address(keys + (lane / 16 * 8 + lane % 8) * WIDE + lane / 8 % 2 * 8);
+    u32 value_place = shared_address(values + lane % 16 * WIDE + lane / 16 * 8);
 
     for (u32 step = begin; step < end; step++) {
-        const u16* keys_here = keys;
         wait_for_copies<FP8 ? 1 : 0>();
         __syncthreads();  // keys are there, and all warps are done with the values before
         if constexpr (FP8) {
@@ -686,20 +747,20 @@ DEVICE void prefill(const AttendArgs& a) {
             __syncthreads();
             ask(0, step + 1);
         } else {
-            keys_here += step % 2 * COLUMNS * WIDE;
             ask(1, step);
             ask(0, step + 1);
         }
+        u32 key_place = first_key + (FP8 ? 0 : step % 2 * COLUMNS * WIDE * 2);
         float scores[M][COLUMNS / 8][4] = {};
 #pragma unroll
         for (u32 k = 0; k < D; k += 16) {
             u32 left[M][4];
 #pragma unroll
-            for (u32 m = 0; m < M; m++) load_matrix_x4(left[m], my_queries + (m * 16 + lane % 16) * WIDE + k + lane / 16 * 8);
+            for (u32 m = 0; m < M; m++) load_matrices<false>(left[m], query_place + (m * 16 * WIDE + k) * 2);
 #pragma unroll
             for (u32 n = 0; n < COLUMNS / 8; n += 2) {
                 u32 right[4];
-                load_matrix_x4(right, keys_here + (n * 8 + lane / 16 * 8 + lane % 8) * WIDE + k + lane / 8 % 2 * 8);
+                load_matrices<false>(right, key_place + (n * 8 * WIDE + k) * 2);
 #pragma unroll
                 for (u32 m = 0; m < M; m++) {
                     mma<FP8>(scores[m][n], left[m][0], left[m][1], left[m][2], left[m][3], right[0], right[1]);
@@ -806,7 +867,7 @@ DEVICE void prefill(const AttendArgs& a) {
 #pragma unroll
             for (u32 n = 0; n < D / 8; n += 2) {
                 u32 right[4];
-                load_matrix_x4_transposed(right, values + (k * 16 + lane % 16) * WIDE + n * 8 + lane / 16 * 8);
+                load_matrices<true>(right, value_place + (k * 16 * WIDE + n * 8) * 2);
 #pragma unroll
                 for (u32 m = 0; m < M; m++) {
                     mma<FP8>(sums[m][n], left[m][0], left[m][1], left[m][2], left[m][3], right[0], right[1]);
@@ -844,4 +905,9 @@ DEVICE void prefill(const AttendArgs& a) {
         prefill<D, FP8>(a);                                                                                                         \
     }
 PREFILL(64, bf16, false) PREFILL(64, fp8, true) PREFILL(96, bf16, false) PREFILL(96, fp8, true)
-PREFILL(128, bf16, false) PREFILL(128, fp8, true) PREFILL(256, bf16, false) PREFILL(256, fp8, true)
+PREFILL(128, fp8, true) PREFILL(256, bf16, false) PREFILL(256, fp8, true)
+
+#if ARCH != 900
+PREFILL(128, bf16, false)
+#endif
+#include "attention_hopper.cuh"

@@ -42,6 +42,20 @@ KERNEL heads(const __grid_constant__ HeadsArgs a) {
     u32 token = blockIdx.x, turning = a.dims / 2;
     // All of this is older than the kernel before: see NOTES.md.
     u32 row = a.kv_rows[token];
+    u32 head = blockIdx.y * (blockDim.x / WARP) + warp_id(), all = a.heads + 2 * a.kv_heads;
+    bool is_q = head < a.heads, is_v = head >= a.heads + a.kv_heads;
+    const float* weight = is_q ? a.q_norm : is_v ? nullptr : a.k_norm;
+    // Values that do not turn are pairs of neighbours behind those that do.
+    u32 first[MOST_PAIRS / WARP], second[MOST_PAIRS / WARP];
+    float2 weights[MOST_PAIRS / WARP];
+#pragma unroll
+    for (u32 j = 0; j < MOST_PAIRS / WARP; j++) {
+        u32 pair = j * WARP + lane_id();
+        bool halves = pair < turning && a.layout != INTERLEAVED;
+        first[j] = halves ? pair : 2 * pair;
+        second[j] = halves ? pair + turning : 2 * pair + 1;
+        if (weight && 2 * pair < a.head_dim) weights[j] = make_float2(__ldg(weight + first[j]), __ldg(weight + second[j]));
+    }
     for (u32 i = threadIdx.x; i < turning; i += blockDim.x) {
         turns[i] = turn_of(a.positions[token], a.frequencies[i], a.amplitude);
     }
@@ -49,24 +63,13 @@ KERNEL heads(const __grid_constant__ HeadsArgs a) {
     wait_for_before();
     let_next_start();
 
-    u32 head = blockIdx.y * (blockDim.x / WARP) + warp_id();
-    u32 all = a.heads + 2 * a.kv_heads;
-    if (head >= all) return;
-    bool is_q = head < a.heads, is_v = head >= a.heads + a.kv_heads;
-    if (!is_q && row == NO_ROW) return;
+    if (head >= all || (!is_q && row == NO_ROW)) return;
     const u16* from = a.qkv + (u64(token) * all + head) * a.head_dim;
-    const float* weight = is_q ? a.q_norm : is_v ? nullptr : a.k_norm;
-
-    // Values that do not turn are pairs of neighbours behind those that do.
     float2 values[MOST_PAIRS / WARP];
-    u32 first[MOST_PAIRS / WARP], second[MOST_PAIRS / WARP];
     float squares = 0.0f;
 #pragma unroll
     for (u32 j = 0; j < MOST_PAIRS / WARP; j++) {
         u32 pair = j * WARP + lane_id();
-        bool halves = pair < turning && a.layout != INTERLEAVED;
-        first[j] = halves ? pair : 2 * pair;
-        second[j] = halves ? pair + turning : 2 * pair + 1;
         values[j] = make_float2(0.0f, 0.0f);
         if (2 * pair < a.head_dim) values[j] = make_float2(from_bf16(from[first[j]]), from_bf16(from[second[j]]));
         squares += values[j].x * values[j].x + values[j].y * values[j].y;
@@ -76,7 +79,7 @@ KERNEL heads(const __grid_constant__ HeadsArgs a) {
 #pragma unroll
         for (u32 j = 0; j < MOST_PAIRS / WARP; j++) {
             if (2 * (j * WARP + lane_id()) >= a.head_dim) continue;
-            values[j].x *= scale * weight[first[j]], values[j].y *= scale * weight[second[j]];
+            values[j].x *= scale * weights[j].x, values[j].y *= scale * weights[j].y;
         }
     }
     float largest = 0.0f;

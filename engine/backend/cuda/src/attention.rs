@@ -252,8 +252,10 @@ fn most_shared(arch: Arch) -> usize {
 
 impl DecodePlan {
     /// For a card, a shape and rows of a tile.
-    fn of(arch: Arch, shape: &HeadShape, rows: usize) -> Self {
-        let fits = |plan: &Self| plan.shared(shape, rows, 256) <= most_shared(arch);
+    fn of(arch: Arch, processors: u32, shape: &HeadShape, rows: usize) -> Self {
+        let fits = |plan: &Self| {
+            plan.shared(shape, rows, processors, Attend::MOST_SEQUENCES) <= most_shared(arch)
+        };
         let of = |warps, stages| Self { warps, stages, together: 1 };
         [of(8, 3), of(8, 2), of(4, 3), of(4, 2), of(4, 1)]
             .into_iter()
@@ -261,16 +263,24 @@ impl DecodePlan {
             .unwrap_or(of(2, 1))
     }
 
+    /// f32 of shared memory to put results together in: of the warps of a block, or the ends of those of all blocks.
+    fn merge(&self, shape: &HeadShape, rows: usize, processors: u32) -> usize {
+        let teams = ((processors * self.together) as usize / shape.kv_heads).max(1);
+        rows * (self.warps as usize * (shape.head_dim + 4)).max(2 * teams)
+    }
+
     /// Bytes of shared memory, as the kernel cuts it.
-    fn shared(&self, shape: &HeadShape, rows: usize, sequences: usize) -> usize {
+    fn shared(&self, shape: &HeadShape, rows: usize, processors: u32, sequences: usize) -> usize {
         let step = 2
             * STEP
             * match shape.format {
                 KvFormat::Bf16 => shape.head_dim * 2,
                 KvFormat::Fp8 => shape.head_dim + size_of::<f32>(),
             };
-        let merge = rows * (shape.head_dim + 4) * size_of::<f32>() + rows * 2 * size_of::<f32>();
-        self.warps as usize * (self.stages as usize * step + merge)
+        let warps = self.warps as usize;
+        let floats = self.merge(shape, rows, processors) + warps * rows * 2;
+        warps * self.stages as usize * step
+            + floats * size_of::<f32>()
             + (sequences + 1) * size_of::<u32>()
     }
 }
@@ -287,7 +297,7 @@ pub struct Attend {
     /// How decode is shared out. Only [`Attend::set_plan`] changes it.
     plan: DecodePlan,
     prefill: Kernel,
-    prefill_shared: u32,
+    prefill_plan: PrefillPlan,
     _module: Loaded,
 }
 
@@ -345,6 +355,7 @@ struct AttendArgs {
     stages: u32,
     scale: f32,
     least: u32,
+    merge: u32,
 }
 
 impl Attend {
@@ -367,9 +378,9 @@ impl Attend {
         let rows = if shape.group() > 8 && dim < 256 { 16 } else { 8 };
         let decode = kernel(format!("decode_{dim}_{format}_{}", rows / 8))?;
         let prefill = kernel(format!("prefill_{dim}_{format}"))?;
-        let prefill_shared = small(prefill_shared(&shape));
-        prefill.allow_shared(prefill_shared)?;
-        let plan = DecodePlan::of(arch, &shape, rows);
+        let prefill_plan = PrefillPlan::of(arch, &shape);
+        prefill.allow_shared(small(prefill_plan.shared))?;
+        let plan = DecodePlan::of(arch, device.processors(), &shape, rows);
         let mut this = Self {
             shape,
             processors: device.processors(),
@@ -378,7 +389,7 @@ impl Attend {
             rows,
             plan,
             prefill,
-            prefill_shared,
+            prefill_plan,
             _module: module,
         };
         this.set_plan(plan)?;
@@ -390,7 +401,7 @@ impl Attend {
     /// # Panics
     /// If it does not fit into shared memory.
     pub fn set_plan(&mut self, plan: DecodePlan) -> Result<(), Failure> {
-        let bytes = plan.shared(&self.shape, self.rows, Self::MOST_SEQUENCES);
+        let bytes = plan.shared(&self.shape, self.rows, self.processors, Self::MOST_SEQUENCES);
         assert!(bytes <= most_shared(self.arch), "{plan:?} takes {bytes} bytes of shared memory");
         self.plan = plan;
         self.decode.allow_shared(small(bytes))
@@ -401,8 +412,10 @@ impl Attend {
         self.plan
     }
 
+    /// Blocks of the decode grid: whole teams of one for each key/value head.
     fn blocks(&self) -> u32 {
-        self.processors * self.plan.together
+        let kv_heads = small(self.shape.kv_heads);
+        (self.processors * self.plan.together / kv_heads).max(1) * kv_heads
     }
 
     /// f32 that decode needs beside its operands.
@@ -417,7 +430,7 @@ impl Attend {
 
     /// Shares a step's sequences out. Of a graph's every sequence may be decoded.
     pub fn work(&self, sequences: &[SequenceArgs]) -> Work {
-        work(&self.shape, sequences)
+        work(&self.shape, self.prefill_plan.rows, sequences)
     }
 
     /// Puts the work into a stream.
@@ -448,12 +461,13 @@ impl Attend {
             stages: self.plan.stages,
             scale: call.scale,
             least: LEAST_STEPS,
+            merge: small(self.plan.merge(shape, self.rows, self.processors)),
         };
         if call.work.decode {
             let launch = Shape {
                 grid: [self.blocks(), 1, 1],
                 block: self.plan.warps * 32,
-                shared: small(self.plan.shared(shape, self.rows, call.count)),
+                shared: small(self.plan.shared(shape, self.rows, self.processors, call.count)),
                 overlaps: true,
             };
             // SAFETY: the caller's addresses reach as far as the call says.
@@ -462,8 +476,8 @@ impl Attend {
         if !call.work.tiles.is_empty() {
             let launch = Shape {
                 grid: [args.kv_heads, small(call.work.tiles.len()), 1],
-                block: 128,
-                shared: self.prefill_shared,
+                block: self.prefill_plan.threads,
+                shared: small(self.prefill_plan.shared),
                 overlaps: true,
             };
             // SAFETY: the same.
@@ -473,28 +487,39 @@ impl Attend {
     }
 }
 
-/// Rows of a prefill tile, and positions that it takes at a time: `Tile` of `attention.cu`.
-fn prefill_tile(head_dim: usize) -> (usize, usize) {
-    if head_dim <= 128 { (128, 64) } else { (64, 32) }
+/// How a card prefills.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct PrefillPlan {
+    /// Rows of a tile.
+    rows: usize,
+    threads: u32,
+    /// Bytes of shared memory.
+    shared: usize,
 }
 
-fn prefill_shared(shape: &HeadShape) -> usize {
-    let (rows, columns) = prefill_tile(shape.head_dim);
-    let wide = (shape.head_dim + 8) * 2;
-    match shape.format {
-        KvFormat::Bf16 => (rows + 3 * columns) * wide,
-        KvFormat::Fp8 => {
-            (rows + 2 * columns) * wide
-                + 2 * columns * shape.head_dim
-                + 4 * columns * size_of::<f32>()
+impl PrefillPlan {
+    /// `Wide` of `attention_hopper.cuh`, `Tile` of `attention.cu`.
+    fn of(arch: Arch, shape: &HeadShape) -> Self {
+        let (dim, format) = (shape.head_dim, shape.format);
+        if arch.number == 90 && dim == 128 && format == KvFormat::Bf16 {
+            // Begins at a multiple of 1024, and ends with barriers.
+            return Self { rows: 128, threads: 384, shared: 1024 + 5 * 128 * dim * 2 + 64 };
         }
+        let (rows, columns) = if dim <= 128 { (128, 64) } else { (64, 32) };
+        let wide = (dim + 8) * 2;
+        let shared = match format {
+            KvFormat::Bf16 => (rows + 3 * columns) * wide,
+            KvFormat::Fp8 => {
+                (rows + 2 * columns) * wide + 2 * columns * dim + 4 * columns * size_of::<f32>()
+            }
+        };
+        Self { rows, threads: 128, shared }
     }
 }
 
 /// Shares a step out: sequences of many rows to tiles of them, those that read most first, so that none is left at the end.
-fn work(shape: &HeadShape, sequences: &[SequenceArgs]) -> Work {
+fn work(shape: &HeadShape, rows: usize, sequences: &[SequenceArgs]) -> Work {
     let few = small((Attend::FEW_ROWS / shape.group()).max(1));
-    let (rows, _) = prefill_tile(shape.head_dim);
     let mut tiles: Vec<(u32, [u32; 2])> = Vec::new();
     for (n, &[_, tokens, _, positions]) in sequences.iter().enumerate() {
         if tokens <= few {
@@ -533,7 +558,7 @@ mod tests {
     fn every_row_of_a_step_is_done_once_and_the_longest_walk_first() {
         let shape = shape(32, 4, 128, KvFormat::Bf16);
         let sequences = [[0, 1, 0, 900], [1, 0, 0, 0], [1, 40, 60, 2040], [41, 300, 200, 300]];
-        let work = work(&shape, &sequences);
+        let work = work(&shape, 128, &sequences);
         assert!(work.decode);
         assert_eq!(work.few, 8);
         // 40 tokens of 8 rows are 320 rows, that is 3 tiles; 300 are 19.
@@ -545,8 +570,8 @@ mod tests {
     #[test]
     fn a_step_of_one_kind_starts_one_kernel() {
         let shape = shape(9, 3, 64, KvFormat::Bf16);
-        assert!(work(&shape, &[[0, 1, 0, 5], [1, 21, 1, 21]]).tiles.is_empty());
-        assert!(!work(&shape, &[[0, 22, 0, 22]]).decode);
+        assert!(work(&shape, 128, &[[0, 1, 0, 5], [1, 21, 1, 21]]).tiles.is_empty());
+        assert!(!work(&shape, 128, &[[0, 22, 0, 22]]).decode);
     }
 
     #[test]
@@ -556,11 +581,12 @@ mod tests {
                 for format in [KvFormat::Bf16, KvFormat::Fp8] {
                     let shape = shape(64, 4, head_dim, format);
                     for rows in if head_dim < 256 { vec![8, 16] } else { vec![8] } {
-                        let plan = DecodePlan::of(arch, &shape, rows);
-                        let bytes = plan.shared(&shape, rows, Attend::MOST_SEQUENCES);
+                        let plan = DecodePlan::of(arch, 170, &shape, rows);
+                        let bytes = plan.shared(&shape, rows, 170, Attend::MOST_SEQUENCES);
                         assert!(bytes <= most_shared(arch), "{arch} {shape:?} {rows}: {bytes}");
                     }
-                    assert!(prefill_shared(&shape) <= most_shared(arch), "{arch} {shape:?}");
+                    let plan = PrefillPlan::of(arch, &shape);
+                    assert!(plan.shared <= most_shared(arch), "{arch} {shape:?} {plan:?}");
                 }
             }
         }

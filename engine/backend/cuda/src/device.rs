@@ -294,7 +294,8 @@ impl<T: Plain> Buffer<T> {
         // SAFETY: inside, as just checked.
         unsafe { result::memcpy_htod_sync(self.offset(at).0, values) }
             .asked(|| "to write its memory".into())?;
-        wait_for_default_stream()
+        // The driver comes back when it has taken the values, and streams do not wait for it.
+        self.device.synchronize()
     }
 
     /// Reads some of it, after everything that the card was given.
@@ -322,7 +323,8 @@ impl<T: Plain> Buffer<T> {
         // SAFETY: the buffer's own bytes.
         unsafe { result::memset_d8_sync(self.address, byte, self.len * size_of::<T>()) }
             .asked(|| "to fill its memory".into())?;
-        wait_for_default_stream()
+        // The driver comes back at once, and streams do not wait for it.
+        self.device.synchronize()
     }
 }
 

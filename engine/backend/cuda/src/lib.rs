@@ -4,15 +4,13 @@
 //! machine without them gets a sentence ([`device::NoDevice`], [`compiler::NoCompiler`]).
 //!
 //! Rooms, from the outside in: [`sources`] (what is compiled), [`compiler`] and [`pack`] (machine code, and where it is kept),
-//! [`device`] (a card, its memory and its streams); then the groups of kernels: [`sampling`].
+//! [`device`] (a card, its memory and its streams); then the kernels by what they do: [`attention`].
 
 // The driver's functions are C's; `device` and `compiler` wrap them and say why each call is sound.
 #![allow(unsafe_code)]
 
 pub mod arch;
 pub mod attention;
-pub mod backend;
-pub mod basics;
 pub mod compiler;
 pub mod device;
 mod forward;
