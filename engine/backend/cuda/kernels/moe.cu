@@ -693,6 +693,36 @@ DEVICE void load_staged(Tiles<BF16>& tiles, const u8* chunk, u32) {
     for (u32 j = 0; j < 4; j++) tiles.words[j] = *reinterpret_cast<const uint4*>(chunk + j * 512 + lane_id() * 16);
 }
 
+#if ARCH >= 900
+// Copies of any length that one lane starts, and a barrier in shared memory that counts the bytes that have come.
+
+DEVICE void barrier_make(u64* barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+
+DEVICE void barriers_made() { asm volatile("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;" ::: "memory"); }
+
+DEVICE void barrier_expect(u64* barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+}
+
+DEVICE void barrier_wait(u64* barrier, u32 phase) {
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again; }" ::"r"(shared_address(barrier)),
+        "r"(phase)
+        : "memory");
+}
+
+DEVICE void copy_bulk(void* to, const void* from, u32 bytes, u64* barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
+                 : "memory");
+}
+#endif
+
 // By one warp, in the background.
 DEVICE void copy_by_warp(u8* to, const u8* from, u32 bytes) {
 #pragma unroll 4
@@ -749,6 +779,15 @@ DEVICE void gate_up_staged(const GateUpArgs& a) {
     using Chunk = Chunk<FORMAT, GROUP>;
     extern __shared__ uint4 dynamic[];
     __shared__ u32 pairs[WARPS][COLUMNS];
+#if ARCH >= 900
+    __shared__ u64 arrived[2];
+    u32 phases = 0;
+    if (threadIdx.x == 0) {
+        barrier_make(&arrived[0], 1), barrier_make(&arrived[1], 1);
+        barriers_made();
+    }
+    __syncthreads();
+#endif
     wait_for_before();
     let_next_start();
     u32 warp = warp_id(), lane = lane_id(), g = lane / 4, t = lane % 4, k = a.chosen_per_token, together = a.together;
@@ -784,8 +823,21 @@ DEVICE void gate_up_staged(const GateUpArgs& a) {
     u16* rows = reinterpret_cast<u16*>(strips + buffers * 2 * strip_bytes);
     u32 part_size = together * PITCH;
     float* parts = reinterpret_cast<float*>(rows + together * pitch);
+    // Sums of many tokens take so much that there is room for one block's only.
+    bool double_part = buffers > 1 && together < COLUMNS;
     const u8* tiles = a.experts.tiles + expert * a.experts.matrix_bytes + u64(2 * first_block) * strip_bytes;
-    auto fetch = [&](u32 block) {
+#if ARCH >= 900
+    // The first thread starts all copies, for all warps.
+    auto fetch = [&](u32 block, u32 more) {
+        if (threadIdx.x == 0 && block < blocks) {
+            u64* barrier = &arrived[block & (buffers - 1)];
+            barrier_expect(barrier, 2 * strip_bytes + more);
+            copy_bulk(strips + (block & (buffers - 1)) * 2 * strip_bytes, tiles + u64(block) * 2 * strip_bytes, 2 * strip_bytes, barrier);
+        }
+    };
+#else
+    // Each warp copies what it multiplies.
+    auto fetch = [&](u32 block, u32) {
         if (block < blocks) {
             u8* own = strips + (block & (buffers - 1)) * 2 * strip_bytes + from * Chunk::BYTES;
             const u8* there = tiles + u64(block) * 2 * strip_bytes + from * Chunk::BYTES;
@@ -793,42 +845,61 @@ DEVICE void gate_up_staged(const GateUpArgs& a) {
             copy_by_warp(own + strip_bytes, there + strip_bytes, (to - from) * Chunk::BYTES);
         }
     };
+#endif
     for (u32 first = 0; first < count; first += together) {
         u32 live = min(together, count - first), at_pair = list ? 0 : first;
         if (first) __syncthreads();
-        fetch(0);
+        fetch(0, live * hidden * 2);
         if (list) {
             if (first && lane < live) pair = list[first + lane];
             if (lane < live) pairs[warp][lane] = pair;
         }
         __syncwarp();
+#if ARCH >= 900
+        if (threadIdx.x < live) {
+            copy_bulk(rows + lane * pitch, a.x + u64(token_of(a, pairs[0][at_pair + lane])) * hidden, hidden * 2, &arrived[0]);
+        }
+        if (buffers > 1) fetch(1, 0);
+#else
         for (u32 n = 0; n < live; n++) {
             const u16* row = a.x + u64(token_of(a, pairs[warp][at_pair + n])) * hidden;
             for (u32 at = from_column + lane * 8; at < to_column; at += WARP * 8) copy_16(rows + n * pitch + at, row + at);
         }
         copies_done_so_far();
-        if (buffers > 1) fetch(1);
+        if (buffers > 1) fetch(1, 0);
         copies_done_so_far();
+#endif
         // Columns of tokens that are not there count nothing, whatever is in them.
         const u16* row = rows + (g < live ? g : 0) * pitch;
         for (u32 block = 0; block < blocks; block++) {
+#if ARCH >= 900
+            u32 buffer = block & (buffers - 1);
+            barrier_wait(&arrived[buffer], phases >> buffer & 1);
+            phases ^= 1 << buffer;
+#else
             wait_for_copies<1>();
             __syncwarp();
+#endif
             float sums[2][4] = {};
             const u8* gate = strips + (block & (buffers - 1)) * 2 * strip_bytes;
             for (u32 chunk = from; chunk < to; chunk++) {
                 multiply_chunk<FORMAT, GROUP, 2>(sums, gate + chunk * Chunk::BYTES, strip_bytes, row, chunk * Chunk::COLUMNS, hidden);
             }
+#if ARCH < 900
             __syncwarp();
-            if (buffers > 1) fetch(block + 2);
+            if (buffers > 1) fetch(block + 2, 0);
             copies_done_so_far();
-            float* part = parts + (block & (buffers - 1)) * WARPS * 2 * part_size;
+#endif
+            float* part = parts + (double_part ? block & 1 : 0) * WARPS * 2 * part_size;
 #pragma unroll
             for (u32 i = 0; i < 8; i++) {
                 u32 n = 2 * t + i % 2;
                 if (n < live) part[(warp * 2 + i / 4) * part_size + n * PITCH + g + i / 2 % 2 * 8] = sums[i / 4][i % 4];
             }
             __syncthreads();
+#if ARCH >= 900
+            if (buffers > 1) fetch(block + 2, 0);
+#endif
             u32 n = threadIdx.x / 16, row_of_strip = threadIdx.x % 16;
             if (n < live) {
                 float both[2] = {};
@@ -840,6 +911,7 @@ DEVICE void gate_up_staged(const GateUpArgs& a) {
                 a.out[u64(pairs[warp][at_pair + n]) * inner + (first_block + block) * 16 + row_of_strip] =
                     to_bf16(activate(a.activation, both[0]) * both[1]);
             }
+            if (!double_part) __syncthreads();
         }
     }
 }
@@ -867,16 +939,39 @@ DEVICE void down_few_staged(const DownArgs& a) {
     u32 expert = __ldcg(a.chosen + pair);
     u8* strip = reinterpret_cast<u8*>(dynamic) + warp * strip_bytes;
     u16* row = reinterpret_cast<u16*>(reinterpret_cast<u8*>(dynamic) + k * strip_bytes) + warp * inner;
-    copy_by_warp(strip, a.experts.tiles + expert * a.experts.matrix_bytes + u64(blockIdx.x) * strip_bytes, strip_bytes);
+    const u8* tiles = a.experts.tiles + expert * a.experts.matrix_bytes + u64(blockIdx.x) * strip_bytes;
+    const u16* in = a.in + u64(pair) * inner;
+#if ARCH >= 900
+    __shared__ u64 arrived[MOST_CHOSEN];
+    if (lane == 0) {
+        barrier_make(&arrived[warp], 2);
+        barriers_made();
+        barrier_expect(&arrived[warp], strip_bytes);
+        copy_bulk(strip, tiles, strip_bytes, &arrived[warp]);
+    }
     wait_for_before();
     let_next_start();
-    copy_by_warp(reinterpret_cast<u8*>(row), reinterpret_cast<const u8*>(a.in + u64(pair) * inner), inner * 2);
+    if (lane == 0) {
+        barrier_expect(&arrived[warp], inner * 2);
+        copy_bulk(row, in, inner * 2, &arrived[warp]);
+    }
+#else
+    copy_by_warp(strip, tiles, strip_bytes);
+    wait_for_before();
+    let_next_start();
+    copy_by_warp(reinterpret_cast<u8*>(row), reinterpret_cast<const u8*>(in), inner * 2);
     copies_done_so_far();
+#endif
     float weight = a.weights[pair], before = 0.0f;
     u64 at = u64(blockIdx.y) * a.experts.rows + blockIdx.x * 16 + threadIdx.x;
     if (threadIdx.x < 16 && !a.out) before = a.x[at];
+    __syncwarp();
+#if ARCH >= 900
+    barrier_wait(&arrived[warp], 0);
+#else
     wait_for_copies<0>();
     __syncwarp();
+#endif
     float sums[4] = {};
     multiply_staged<FORMAT, GROUP>(sums, strip, row, inner);
     if (lane % 4 == 0) {
@@ -912,14 +1007,40 @@ DEVICE void down_each_staged(const DownArgs& a) {
     u16* turned = rows + COLUMNS * pitch;
     u32 width = warps * 16, turned_pitch = width + 8;
     bool there = strip * 16 < hidden;
-    if (there) {
-        copy_by_warp(own, a.experts.tiles + expert * a.experts.matrix_bytes + u64(strip) * strip_bytes, strip_bytes);
+    const u8* tiles = a.experts.tiles + expert * a.experts.matrix_bytes + u64(strip) * strip_bytes;
+#if ARCH >= 900
+    __shared__ u64 arrived[WARPS + 1];
+    u64* rows_arrived = &arrived[WARPS];
+    u32 phase = 0;
+    if (lane == 0) {
+        barrier_make(&arrived[warp], 1);
+        if (warp == 0) barrier_make(rows_arrived, 1);
+        barriers_made();
+        if (there) {
+            barrier_expect(&arrived[warp], strip_bytes);
+            copy_bulk(own, tiles, strip_bytes, &arrived[warp]);
+        }
     }
+    __syncthreads();
+#else
+    if (there) copy_by_warp(own, tiles, strip_bytes);
+#endif
     wait_for_before();
     let_next_start();
     for (u32 first = 0; first < count; first += COLUMNS) {
         u32 live = min(COLUMNS, count - first);
-        if (first) pair = list[min(first + lane, count - 1)];
+        if (first) {
+            pair = list[min(first + lane, count - 1)];
+            __syncthreads();
+        }
+#if ARCH >= 900
+        if (threadIdx.x == 0) barrier_expect(rows_arrived, live * inner * 2);
+        __syncwarp();
+        if (threadIdx.x < live) copy_bulk(rows + lane * pitch, a.in + u64(pair) * inner, inner * 2, rows_arrived);
+        if (there) barrier_wait(&arrived[warp], 0);
+        barrier_wait(rows_arrived, phase);
+        phase ^= 1;
+#else
         for (u32 n = warp; n < live; n += warps) {
             const u16* row = a.in + u64(__shfl_sync(ALL, pair, n)) * inner;
             copy_by_warp(reinterpret_cast<u8*>(rows + n * pitch), reinterpret_cast<const u8*>(row), inner * 2);
@@ -927,6 +1048,7 @@ DEVICE void down_each_staged(const DownArgs& a) {
         copies_done_so_far();
         wait_for_copies<0>();
         __syncthreads();
+#endif
         float sums[4] = {};
         if (there) multiply_staged<FORMAT, GROUP>(sums, own, rows + (g < live ? g : 0) * pitch, inner);
 #pragma unroll

@@ -515,11 +515,14 @@ impl Moe {
             return unsafe { self.many(stream, go, true) };
         }
         let Mixture { hidden, inner, experts, chosen, .. } = *go.mixture;
+        let together = together(go.tokens);
         let staged = |per_block: usize| {
-            per_block.min(2) * 2 * go.call.gate_up.strip_bytes as usize
-                + together(go.tokens) * ((hidden + 8) * 2 + per_block.min(2) * 8 * 2 * 20 * 4)
+            let buffers = per_block.min(2);
+            let parts = if together < COLUMNS { buffers } else { 1 };
+            buffers * 2 * go.call.gate_up.strip_bytes as usize
+                + together * ((hidden + 8) * 2 + parts * 8 * 2 * 20 * 4)
         };
-        let several = std::env::var("PER").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
+        let several = std::env::var("PER").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
         let per_block = match go.tokens > 1 && self.stages(&go.call.gate_up, staged(several)) {
             true => several,
             false => 1,
@@ -535,7 +538,7 @@ impl Moe {
             tokens: number(go.tokens),
             chosen_per_token: number(go.mixture.chosen),
             activation: go.mixture.activation_number(),
-            together: number(together(go.tokens)),
+            together: number(together),
             per_block: number(per_block),
             per_token: u32::try_from((1_u64 << 32).div_ceil(chosen as u64)).unwrap_or(0),
         };
@@ -723,8 +726,8 @@ impl Go<'_> {
 fn together(tokens: usize) -> usize {
     match tokens {
         1 => 1,
-        2..=16 => 2,
-        17..=40 => 4,
+        2..=4 => 2,
+        5..=40 => 4,
         _ => COLUMNS,
     }
 }
