@@ -54,6 +54,7 @@ struct SampleArgs {
     u64* chunk_sums;     // [rows][WEIGH_CHUNKS]: sums of weights
     u64* bin_sums;       // [rows][BINS], zeros between steps
     u32* bin_counts;     // [rows][BINS], zeros between steps
+    float* maxima;       // [rows][GROUPS]: the largest logit of each group
     u32* seen;           // [rows], zeros between steps: what there is among the logits
     u32* done;           // [1], zero between steps: blocks that are through
     u32* heads;          // [rows][4]: status, token, logprob, number of tops
@@ -74,9 +75,12 @@ static constexpr u32 BINS = 1024;
 static constexpr u32 ADJUST_CHUNK = 2048, ADJUST_THREADS = 256;
 static constexpr u32 WEIGH_CHUNK = 8192, CHOOSE_THREADS = 1024, WEIGH_CHUNKS = 32;
 static constexpr u32 TOKEN_BITS = 18, LAST_TOKEN = (1 << TOKEN_BITS) - 1;
-static constexpr u32 LIST = 8192;
+static constexpr u32 LIST = 5120;
 static constexpr float ONE = 137438953472.0f;  // 2^37
 static constexpr u32 LOW_BITS = 19;
+static constexpr u32 LOADS = 4;  // on their way at once, for each thread
+// The largest logit of so many in a row is kept, so that most of a row need not be read again.
+static constexpr u32 GROUP = 128, GROUPS = (LAST_TOKEN + 1) / GROUP;
 
 DEVICE float infinity() { return __uint_as_float(0x7f800000); }
 
@@ -99,20 +103,10 @@ DEVICE const RowParameters& parameters(const SampleArgs& a, u32 row) {
     return *reinterpret_cast<const RowParameters*>(a.words + row * ROW_WORDS);
 }
 
-template <class T>
-DEVICE T largest_of_block(T value, T* scratch) {
+DEVICE u64 warp_largest(u64 value) {
 #pragma unroll
     for (u32 step = WARP / 2; step > 0; step /= 2) {
-        T other = __shfl_xor_sync(ALL, value, step);
-        value = other > value ? other : value;
-    }
-    if (lane_id() == 0) scratch[warp_id()] = value;
-    __syncthreads();
-    u32 warps = blockDim.x / WARP;
-    value = lane_id() < warps ? scratch[lane_id()] : T(0);
-#pragma unroll
-    for (u32 step = WARP / 2; step > 0; step /= 2) {
-        T other = __shfl_xor_sync(ALL, value, step);
+        u64 other = __shfl_xor_sync(ALL, value, step);
         value = other > value ? other : value;
     }
     return value;
@@ -134,10 +128,17 @@ struct Seen {
     }
 
     DEVICE void publish(const SampleArgs& a, u32 row) {
-        __shared__ u64 scratch[WARP];
-        u32 there = (__syncthreads_or(bad) ? BAD : 0) | (__syncthreads_or(possible) ? POSSIBLE : 0);
-        best = largest_of_block(best, scratch);
-        if (threadIdx.x == 0) {
+        __shared__ u64 bests[WARP];
+        __shared__ u32 theres[WARP];
+        u32 there = (__any_sync(ALL, bad) ? BAD : 0) | (__any_sync(ALL, possible) ? POSSIBLE : 0);
+        best = warp_largest(best);
+        if (lane_id() == 0) bests[warp_id()] = best, theres[warp_id()] = there;
+        __syncthreads();
+        if (warp_id() > 0) return;
+        bool mine = lane_id() < blockDim.x / WARP;
+        best = warp_largest(mine ? bests[lane_id()] : 0);
+        there = __reduce_or_sync(ALL, mine ? theres[lane_id()] : 0);
+        if (lane_id() == 0) {
             atomicMax(&a.best[row], best);
             atomicOr(&a.seen[row], there);
         }
@@ -204,15 +205,23 @@ KERNEL sample_greedy(const __grid_constant__ SampleArgs a) {
         Seen seen;
         const float* logits = a.logits + u64(row) * a.stride;
         u32 end = min((blockIdx.x + 1) * a.chunk, a.vocab);
-#pragma unroll 4
-        for (u32 at = blockIdx.x * a.chunk + threadIdx.x * 4; at < end; at += blockDim.x * 4) {
-            float4 four = *reinterpret_cast<const float4*>(logits + at);
-            float v[4] = {four.x, four.y, four.z, four.w};
+        for (u32 from = blockIdx.x * a.chunk + threadIdx.x * 4; from < end; from += blockDim.x * 4 * LOADS) {
+            float4 fours[LOADS];
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                if (at + i >= a.vocab) continue;
-                seen.check(v[i]);
-                seen.take(v[i], at + i);
+            for (u32 j = 0; j < LOADS; j++) {
+                u32 at = from + j * blockDim.x * 4;
+                if (at < end) fours[j] = *reinterpret_cast<const float4*>(logits + at);
+            }
+#pragma unroll
+            for (u32 j = 0; j < LOADS; j++) {
+                u32 at = from + j * blockDim.x * 4;
+                float v[4] = {fours[j].x, fours[j].y, fours[j].z, fours[j].w};
+#pragma unroll
+                for (u32 i = 0; i < 4; i++) {
+                    if (at + i >= end) continue;
+                    seen.check(v[i]);
+                    seen.take(v[i], at + i);
+                }
             }
         }
         seen.publish(a, row);
@@ -386,12 +395,20 @@ KERNEL __launch_bounds__(CHOOSE_THREADS) sample_weigh(const __grid_constant__ Sa
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
         u32 at = blockIdx.x * WEIGH_CHUNK + half * WEIGH_CHUNK / 2 + threadIdx.x * 4;
-        if (at >= a.vocab) continue;
-        float4 four = *reinterpret_cast<const float4*>(logits + at);
+        float4 four = make_float4(0, 0, 0, 0);
+        if (at < a.vocab) four = *reinterpret_cast<const float4*>(logits + at);
         float v[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
-            if (at + i >= a.vocab || v[i] == -infinity()) continue;
+            if (at + i >= a.vocab) v[i] = -infinity();
+        }
+        if (bins) {
+            float largest = warp_max(fmaxf(fmaxf(v[0], v[1]), fmaxf(v[2], v[3])));
+            if (lane_id() == 0) a.maxima[row * GROUPS + at / GROUP] = largest;
+        }
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            if (v[i] == -infinity()) continue;
             if (flags & LOGPROBS) likely += weight(expf(v[i] - scale.max));
             u32 bin = bins ? scale.bin(v[i]) : 0;
             if (bins) atomicAdd(&counts[bin], 1);
@@ -432,6 +449,10 @@ KERNEL __launch_bounds__(CHOOSE_THREADS) sample_weigh(const __grid_constant__ Sa
 struct Choose {
     u64 list[LIST];      // places of the tokens that may matter, in no order
     u64 sums[BINS];
+    // What each thread knows of its bin of the row, kept here to save registers.
+    u64 bin_sums[BINS], bin_sums_before[BINS];
+    u32 bin_counts[BINS], bin_counts_before[BINS];
+    u32 grouped;
     u32 counts[BINS];
     u64 warp_sums[WARP];
     u32 warp_counts[WARP];
@@ -500,6 +521,31 @@ DEVICE void find(Choose& m, Before before, u32 count, u64 sum, bool by_count, u6
     __syncthreads();
 }
 
+static constexpr u32 SORTED = CHOOSE_THREADS;
+
+// For lists that are too long to sort: functions of their own, so that the others have enough registers.
+#define SELDOM __device__ __noinline__
+
+// Thread i gets the i-th largest of `count`, at most one of each thread; the others hold 0.
+DEVICE u64 sorted(Choose& m, u64 value, u32 count) {
+    for (u32 run = 2; run < 2 * count; run *= 2) {
+        for (u32 step = run / 2; step > 0; step /= 2) {
+            u64 other;
+            if (step < WARP) {
+                other = __shfl_xor_sync(ALL, value, step);
+            } else {
+                __syncthreads();
+                m.sums[threadIdx.x] = value;
+                __syncthreads();
+                other = m.sums[threadIdx.x ^ step];
+            }
+            bool larger = !(threadIdx.x & run) == !(threadIdx.x & step);
+            value = (other > value) == larger ? other : value;
+        }
+    }
+    return value;
+}
+
 struct Choice {
     Choose& m;
     const SampleArgs& a;
@@ -529,6 +575,50 @@ struct Choice {
         }
     }
 
+    DEVICE void find_bin(bool by_count, u64 need) const {
+        Before before{m.bin_counts_before[threadIdx.x], m.bin_sums_before[threadIdx.x]};
+        find(m, before, m.bin_counts[threadIdx.x], m.bin_sums[threadIdx.x], by_count, need);
+    }
+
+    DEVICE void put_top(u32 row, u32 rank, u64 place, float normaliser) const {
+        u32* top = a.tops + (row * TOPS + rank) * 2;
+        top[0] = token_of(place);
+        top[1] = __float_as_uint(logit_of(place) - normaliser);
+    }
+
+    // Fills the list with all tokens down to a bin, which fit.
+    DEVICE void collect(u32 row, u32 deepest) const {
+        float lowest = value_of(lowest_key(deepest));
+        u32 groups = (a.vocab + GROUP - 1) / GROUP;
+        u32* with = reinterpret_cast<u32*>(m.sums);  // groups that have such tokens
+        for (u32 group = threadIdx.x; group < groups; group += CHOOSE_THREADS) {
+            if (a.maxima[row * GROUPS + group] >= lowest) with[atomicAdd(&m.grouped, 1)] = group;
+        }
+        __syncthreads();
+        groups = m.grouped;
+        for (u32 from = warp_id(); from < groups; from += CHOOSE_THREADS / WARP * LOADS) {
+            u32 at[LOADS];
+            float4 fours[LOADS];
+#pragma unroll
+            for (u32 j = 0; j < LOADS; j++) {
+                u32 entry = from + j * CHOOSE_THREADS / WARP;
+                at[j] = entry < groups ? with[entry] * GROUP + lane_id() * 4 : a.vocab;
+                if (at[j] < a.vocab) fours[j] = *reinterpret_cast<const float4*>(logits + at[j]);
+            }
+#pragma unroll
+            for (u32 j = 0; j < LOADS; j++) {
+                float v[4] = {fours[j].x, fours[j].y, fours[j].z, fours[j].w};
+#pragma unroll
+                for (u32 i = 0; i < 4; i++) {
+                    // -0 is not below 0, but in a bin.
+                    if (at[j] + i < a.vocab && v[i] >= lowest && v[i] != -infinity() && scale.bin(v[i]) <= deepest)
+                        m.list[atomicAdd(&m.listed, 1)] = compose(v[i], at[j] + i);
+                }
+            }
+        }
+        __syncthreads();
+    }
+
     // The lowest key of a bin up to `bin`; a search by all threads at once.
     DEVICE u32 lowest_key(u32 bin) const {
         u32 low = order(-infinity()) + 1, high = order(scale.max);
@@ -546,7 +636,7 @@ struct Choice {
 
     // The place from which on, among those of one bin and from `floor` on, there are `need`, or weigh `need`. `above` gets the
     // weights of those that are kept added.
-    DEVICE u64 cut(u32 bin, u64 floor, bool by_count, u64 need, u64& above) const {
+    SELDOM u64 cut(u32 bin, u64 floor, bool by_count, u64 need, u64& above) const {
         u64 low = u64(lowest_key(bin)) << TOKEN_BITS;
         u64 high = bin == 0 ? ~0ull : (u64(lowest_key(bin - 1)) << TOKEN_BITS) - 1;
         high = min(high, u64(order(scale.max)) << TOKEN_BITS | LAST_TOKEN);
@@ -580,8 +670,32 @@ struct Choice {
         }
     }
 
+    // The same of the whole list, where this thread's is `place` and the first `kept` are; `all` is the weight of all tokens.
+    DEVICE u32 draw_of_sorted(u64 place, u32 kept, bool by_k, bool by_p, u64 all) const {
+        u64 w = threadIdx.x < kept ? weight_of(place) : 0;
+        if (by_p) {
+            Before before = running_totals(m, 0, w);
+            u64 need = enough(by_k ? m.total_sum : all);
+            if (before.sum >= need) w = 0;
+        }
+        if (w && scale.share(logit_of(place)) < r.min_p) w = 0;
+        // By ascending token, with the weight behind it; what is not kept comes last.
+        static constexpr u32 WEIGHT_BITS = 38;
+        u64 entry = w ? u64(LAST_TOKEN - token_of(place)) << WEIGHT_BITS | w : 0;
+        entry = sorted(m, entry, m.listed);
+        w = entry & ((1ull << WEIGHT_BITS) - 1);
+        Before before = running_totals(m, 0, w);
+        find(m, before, 0, w, false, __umul64hi(r.draw, m.total_sum) + 1);
+        if (threadIdx.x == m.found) m.gathered = LAST_TOKEN - u32(entry >> WEIGHT_BITS);
+        __syncthreads();
+        return m.gathered;
+    }
+
+    // What top-p wants of a whole.
+    DEVICE u64 enough(u64 all) const { return max(1ull, u64(ceil(double(r.top_p) * double(all)))); }
+
     // The tokens from `floor` on, drawn in the order of the vocabulary.
-    DEVICE u32 draw(u64 floor) const {
+    SELDOM u32 draw(u64 floor) const {
         static constexpr u32 PART = (LAST_TOKEN + 1) / BINS;
         __syncthreads();
         m.sums[threadIdx.x] = 0;
@@ -716,6 +830,10 @@ KERNEL __launch_bounds__(CHOOSE_THREADS) sample_choose(const __grid_constant__ S
             a.bin_counts[at] = 0;
             a.bin_sums[at] = 0;
             Before before = running_totals(m, count, sum);
+            m.bin_counts[threadIdx.x] = count;
+            m.bin_sums[threadIdx.x] = sum;
+            m.bin_counts_before[threadIdx.x] = before.count;
+            m.bin_sums_before[threadIdx.x] = before.sum;
             u32 possible = m.total_count;
             u64 all = m.total_sum;
 
@@ -723,7 +841,7 @@ KERNEL __launch_bounds__(CHOOSE_THREADS) sample_choose(const __grid_constant__ S
             u32 deepest = 0, top_bin = 0, k_bin = BINS, p_bin = 0;
             u64 top_need = 0, k_need = 0;
             auto look = [&](bool by_count, u64 need, u32& bin) {
-                find(m, before, count, sum, by_count, need);
+                c.find_bin(by_count, need);
                 bin = m.found;
                 return need - (by_count ? m.count_before : m.sum_before);
             };
@@ -733,7 +851,7 @@ KERNEL __launch_bounds__(CHOOSE_THREADS) sample_choose(const __grid_constant__ S
                 deepest = top_bin;
             }
             u64 floor = 0;
-            bool filters = flags & FILTERS;
+            bool filters = flags & FILTERS, sorted_all = false;
             bool by_k = filters && r.top_k > 0 && r.top_k < possible, by_p = filters && r.top_p < 1.0f;
             if (filters) {
                 u32 nothing = c.scale.nothing(), bin = nothing;
@@ -743,7 +861,7 @@ KERNEL __launch_bounds__(CHOOSE_THREADS) sample_choose(const __grid_constant__ S
                     by_k = k_bin < nothing;
                     bin = min(bin, k_bin);
                 } else if (by_p) {
-                    look(false, max(1ull, u64(ceil(double(r.top_p) * double(all)))), p_bin);
+                    look(false, c.enough(all), p_bin);
                     bin = p_bin;
                 }
                 deepest = max(deepest, bin);
@@ -751,48 +869,35 @@ KERNEL __launch_bounds__(CHOOSE_THREADS) sample_choose(const __grid_constant__ S
             }
             // How many there are down to the deepest bin.
             __syncthreads();
-            if (threadIdx.x == deepest) m.count = before.count + count;
-            if (threadIdx.x == 0) m.listed = 0, m.gathered = 0;
+            if (threadIdx.x == deepest) m.count = m.bin_counts_before[deepest] + m.bin_counts[deepest];
+            if (threadIdx.x == 0) m.listed = 0, m.gathered = 0, m.grouped = 0;
             __syncthreads();
             c.listed = m.count <= LIST;
             if (c.listed) {
-                float lowest = value_of(c.lowest_key(deepest));
-                for (u32 at = threadIdx.x * 4; at < a.vocab; at += CHOOSE_THREADS * 4 * 4) {
-                    float4 fours[4];
-#pragma unroll
-                    for (u32 j = 0; j < 4; j++) {
-                        u32 from = at + j * CHOOSE_THREADS * 4;
-                        fours[j] = from < a.vocab ? *reinterpret_cast<const float4*>(logits + from) : make_float4(0, 0, 0, 0);
-                    }
-#pragma unroll
-                    for (u32 j = 0; j < 4; j++) {
-                        float v[4] = {fours[j].x, fours[j].y, fours[j].z, fours[j].w};
-                        if (!(fmaxf(fmaxf(v[0], v[1]), fmaxf(v[2], v[3])) >= lowest)) continue;
-#pragma unroll
-                        for (u32 i = 0; i < 4; i++) {
-                            u32 token = at + j * CHOOSE_THREADS * 4 + i;
-                            if (token < a.vocab && v[i] >= lowest && c.scale.bin(v[i]) <= deepest && v[i] != -infinity())
-                                m.list[atomicAdd(&m.listed, 1)] = compose(v[i], token);
-                        }
-                    }
-                }
-                __syncthreads();
+                c.collect(row, deepest);
+            }
+            if (c.listed && m.listed <= SORTED) {
+                u64 place = sorted(m, threadIdx.x < m.listed ? m.list[threadIdx.x] : 0, m.listed);
+                if (threadIdx.x < tops) c.put_top(row, threadIdx.x, place, normaliser);
+                if (filters) token = c.draw_of_sorted(place, by_k ? r.top_k : m.listed, by_k, by_p, all);
+                filters = false;
+                sorted_all = true;
             }
             if (filters) {
                 if (by_k) {
-                    find(m, before, count, sum, true, r.top_k);
+                    c.find_bin(true, r.top_k);
                     u64 kept = m.sum_before;
                     floor = c.cut(k_bin, 0, true, k_need, kept);
                     all = kept;
                 }
                 if (by_p) {
-                    u64 need = look(false, max(1ull, u64(ceil(double(r.top_p) * double(all)))), p_bin);
+                    u64 need = look(false, c.enough(all), p_bin);
                     u64 kept = 0;
                     floor = c.cut(p_bin, floor, false, need, kept);
                 }
                 token = c.draw(floor);
             }
-            if (tops) {
+            if (tops && !sorted_all) {
                 u64 kept = 0;
                 u64 from = c.cut(top_bin, 0, true, top_need, kept);
                 c.each(from, [&](u64 place) { m.best[atomicAdd(&m.gathered, 1)] = place; });
@@ -801,9 +906,7 @@ KERNEL __launch_bounds__(CHOOSE_THREADS) sample_choose(const __grid_constant__ S
                     u64 place = m.best[threadIdx.x];
                     u32 rank = 0;
                     for (u32 i = 0; i < tops; i++) rank += m.best[i] > place;
-                    u32* top = a.tops + (row * TOPS + rank) * 2;
-                    top[0] = token_of(place);
-                    top[1] = __float_as_uint(logit_of(place) - normaliser);
+                    c.put_top(row, rank, place, normaliser);
                 }
             }
         }

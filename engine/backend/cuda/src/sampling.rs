@@ -41,6 +41,7 @@ const UNUSABLE: u32 = 2;
 const VOID: u32 = 3;
 
 const BINS: usize = 1024;
+const GROUPS: usize = 2048;
 const ADJUST_CHUNK: u32 = 2048;
 const ADJUST_THREADS: u32 = 256;
 const WEIGH_CHUNK: u32 = 8192;
@@ -295,6 +296,7 @@ pub struct Memory {
     chunk_sums: Buffer<u64>,
     bin_sums: Buffer<u64>,
     bin_counts: Buffer<u32>,
+    maxima: Buffer<f32>,
     seen: Buffer<u32>,
     done: Buffer<u32>,
 }
@@ -321,6 +323,7 @@ impl Memory {
             chunk_sums: device.buffer(rows * WEIGH_CHUNKS)?,
             bin_sums: device.buffer(rows * BINS)?,
             bin_counts: device.buffer(rows * BINS)?,
+            maxima: device.buffer(rows * GROUPS)?,
             seen: device.buffer(rows)?,
             done: device.buffer(1)?,
         };
@@ -355,6 +358,7 @@ struct SampleArgs {
     chunk_sums: Ptr,
     bin_sums: Ptr,
     bin_counts: Ptr,
+    maxima: Ptr,
     seen: Ptr,
     done: Ptr,
     heads: Ptr,
@@ -468,6 +472,7 @@ impl Sampler {
             chunk_sums: memory.chunk_sums.at(),
             bin_sums: memory.bin_sums.at(),
             bin_counts: memory.bin_counts.at(),
+            maxima: memory.maxima.at(),
             seen: memory.seen.at(),
             done: memory.done.at(),
             heads: memory.results.at(),
@@ -495,9 +500,9 @@ impl Sampler {
     }
 }
 
-/// Logits of one block where only the best is asked for: about two blocks for each processor, of at least one load for each thread.
+/// Logits of one block where only the best is asked for: all blocks at once on the card, of at least one load for each thread.
 fn greedy_chunk(rows: u32, vocab: u32, processors: u32) -> u32 {
-    let blocks = (2 * processors / rows).max(1);
+    let blocks = (6 * processors / rows).max(1);
     vocab.div_ceil(blocks).next_multiple_of(1024)
 }
 
@@ -639,7 +644,7 @@ mod tests {
             for vocab in [1, 1000, 49152, 151_936, 262_144] {
                 let chunk = greedy_chunk(rows, vocab, 132);
                 assert!(chunk.is_multiple_of(1024) && chunk < vocab + 1024);
-                assert!(vocab.div_ceil(chunk) * rows <= 264.max(rows));
+                assert!(vocab.div_ceil(chunk) * rows <= 792.max(rows));
             }
         }
     }
