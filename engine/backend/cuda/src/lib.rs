@@ -11,6 +11,8 @@
 
 pub mod arch;
 pub mod attention;
+pub mod backend;
+pub mod basics;
 pub mod compiler;
 pub mod device;
 mod forward;
