@@ -743,7 +743,7 @@ fn unit_bytes(matrix: &MatrixArgs) -> usize {
 
 /// Bytes of shared memory of a block of `wide`, one KiB of them to begin at a multiple of that.
 fn wide_shared(matrix: &MatrixArgs) -> usize {
-    let deep = if matrix.format == TileFormat::Bf16.number() { 5 } else { 6 };
+    let deep = if matrix.format == TileFormat::Bf16.number() { 4 } else { 8 };
     deep * (64 * 128 + TILE_STRIPS * unit_bytes(matrix)) + 1024
 }
 
