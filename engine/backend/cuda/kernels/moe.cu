@@ -198,22 +198,24 @@ KERNEL __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS) route_cluster(
     wait_for_before();
     let_next_start();
     u32 first = blockIdx.y * COLUMNS, count = min(COLUMNS, a.tokens - first);
-    // Few tokens are read by several warps each.
-    u32 per = count > 4 ? 1 : count > 2 ? 2 : count > 1 ? 4 : 8;
-    u32 token = warp / per, from = (warp % per * WARP + lane) * 4, step = per * WARP * 4;
+    // A single token is normed by all blocks; of several each block norms one, and reads what the others made of theirs.
+    bool alone = count == 1;
+    u32 token = alone ? 0 : rank;
     if (a.x) {
         const float* x = a.x + u64(first + token) * hidden;
+        u16* to = a.normed + u64(first + token) * hidden;
+        static constexpr u32 STEP = THREADS * 4;
         float sum = 0.0f;
         if (token < count) {
-            for (u32 i = from; i < hidden; i += 8 * step) {
-                float4 v[8];
+            for (u32 i = threadIdx.x * 4; i < hidden; i += 4 * STEP) {
+                float4 v[4];
 #pragma unroll
-                for (u32 j = 0; j < 8; j++) {
-                    bool there = i + j * step < hidden;
-                    v[j] = there ? *reinterpret_cast<const float4*>(x + i + j * step) : make_float4(0, 0, 0, 0);
+                for (u32 j = 0; j < 4; j++) {
+                    bool there = i + j * STEP < hidden;
+                    v[j] = there ? *reinterpret_cast<const float4*>(x + i + j * STEP) : make_float4(0, 0, 0, 0);
                 }
 #pragma unroll
-                for (u32 j = 0; j < 8; j++) sum += v[j].x * v[j].x + v[j].y * v[j].y + v[j].z * v[j].z + v[j].w * v[j].w;
+                for (u32 j = 0; j < 4; j++) sum += v[j].x * v[j].x + v[j].y * v[j].y + v[j].z * v[j].z + v[j].w * v[j].w;
             }
         }
         sum = warp_sum(sum);
@@ -222,28 +224,34 @@ KERNEL __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS) route_cluster(
         __syncthreads();
         if (token < count) {
             float all = 0.0f;
-            for (u32 i = 0; i < per; i++) all += squares[token * per + i];
+#pragma unroll
+            for (u32 i = 0; i < WARPS; i++) all += squares[i];
             float scale = rsqrtf(all / hidden + a.eps);
-#pragma unroll 4
-            for (u32 i = from; i < hidden; i += step) {
+#pragma unroll 2
+            for (u32 i = threadIdx.x * 4; i < hidden; i += STEP) {
                 float4 v = *reinterpret_cast<const float4*>(x + i), w = *reinterpret_cast<const float4*>(norm + i);
                 uint2 words = make_uint2(to_bf16x2(v.x * scale * w.x, v.y * scale * w.y),
                                          to_bf16x2(v.z * scale * w.z, v.w * scale * w.w));
-                *reinterpret_cast<uint2*>(rows + token * pitch + i) = words;
-                if (i / (WARP * 4) % CLUSTER == rank) {
-                    *reinterpret_cast<uint2*>(a.normed + u64(first + token) * hidden + i) = words;
-                }
+                if (alone) *reinterpret_cast<uint2*>(rows + i) = words;
+                if (!alone || i / (WARP * 4) % CLUSTER == rank) *reinterpret_cast<uint2*>(to + i) = words;
             }
         }
-    } else if (token < count) {
-        for (u32 i = from * 2; i < hidden; i += step * 2) {
-            copy_16(rows + token * pitch + i, a.normed + u64(first + token) * hidden + i);
+        if (!alone) {
+            cluster_wait();
+            cluster_arrive();
+        }
+    }
+    cluster_wait();  // all eight are there, and have normed what they norm
+    if (!a.x || !alone) {
+        if (warp < count) {
+            for (u32 i = lane * 8; i < hidden; i += WARP * 8) {
+                copy_16(rows + warp * pitch + i, a.normed + u64(first + warp) * hidden + i);
+            }
         }
         copies_done_so_far();
         wait_for_copies<0>();
     }
     __syncthreads();
-    cluster_wait();  // all eight are there
 
     // Columns of tokens that are not there count nothing, whatever is in them.
     const u16* row = rows + (g < count ? g : 0) * pitch;
