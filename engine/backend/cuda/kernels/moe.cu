@@ -198,22 +198,24 @@ KERNEL __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS) route_cluster(
     wait_for_before();
     let_next_start();
     u32 first = blockIdx.y * COLUMNS, count = min(COLUMNS, a.tokens - first);
-    // Few tokens are read by several warps each.
-    u32 per = count > 4 ? 1 : count > 2 ? 2 : count > 1 ? 4 : 8;
-    u32 token = warp / per, from = (warp % per * WARP + lane) * 4, step = per * WARP * 4;
+    // A single token is normed by all blocks; of several each block norms one, and reads what the others made of theirs.
+    bool alone = count == 1;
+    u32 token = alone ? 0 : rank;
     if (a.x) {
         const float* x = a.x + u64(first + token) * hidden;
+        u16* to = a.normed + u64(first + token) * hidden;
+        static constexpr u32 STEP = THREADS * 4;
         float sum = 0.0f;
         if (token < count) {
-            for (u32 i = from; i < hidden; i += 8 * step) {
-                float4 v[8];
+            for (u32 i = threadIdx.x * 4; i < hidden; i += 4 * STEP) {
+                float4 v[4];
 #pragma unroll
-                for (u32 j = 0; j < 8; j++) {
-                    bool there = i + j * step < hidden;
-                    v[j] = there ? *reinterpret_cast<const float4*>(x + i + j * step) : make_float4(0, 0, 0, 0);
+                for (u32 j = 0; j < 4; j++) {
+                    bool there = i + j * STEP < hidden;
+                    v[j] = there ? *reinterpret_cast<const float4*>(x + i + j * STEP) : make_float4(0, 0, 0, 0);
                 }
 #pragma unroll
-                for (u32 j = 0; j < 8; j++) sum += v[j].x * v[j].x + v[j].y * v[j].y + v[j].z * v[j].z + v[j].w * v[j].w;
+                for (u32 j = 0; j < 4; j++) sum += v[j].x * v[j].x + v[j].y * v[j].y + v[j].z * v[j].z + v[j].w * v[j].w;
             }
         }
         sum = warp_sum(sum);
@@ -222,28 +224,34 @@ KERNEL __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS) route_cluster(
         __syncthreads();
         if (token < count) {
             float all = 0.0f;
-            for (u32 i = 0; i < per; i++) all += squares[token * per + i];
+#pragma unroll
+            for (u32 i = 0; i < WARPS; i++) all += squares[i];
             float scale = rsqrtf(all / hidden + a.eps);
-#pragma unroll 4
-            for (u32 i = from; i < hidden; i += step) {
+#pragma unroll 2
+            for (u32 i = threadIdx.x * 4; i < hidden; i += STEP) {
                 float4 v = *reinterpret_cast<const float4*>(x + i), w = *reinterpret_cast<const float4*>(norm + i);
                 uint2 words = make_uint2(to_bf16x2(v.x * scale * w.x, v.y * scale * w.y),
                                          to_bf16x2(v.z * scale * w.z, v.w * scale * w.w));
-                *reinterpret_cast<uint2*>(rows + token * pitch + i) = words;
-                if (i / (WARP * 4) % CLUSTER == rank) {
-                    *reinterpret_cast<uint2*>(a.normed + u64(first + token) * hidden + i) = words;
-                }
+                if (alone) *reinterpret_cast<uint2*>(rows + i) = words;
+                if (!alone || i / (WARP * 4) % CLUSTER == rank) *reinterpret_cast<uint2*>(to + i) = words;
             }
         }
-    } else if (token < count) {
-        for (u32 i = from * 2; i < hidden; i += step * 2) {
-            copy_16(rows + token * pitch + i, a.normed + u64(first + token) * hidden + i);
+        if (!alone) {
+            cluster_wait();
+            cluster_arrive();
+        }
+    }
+    cluster_wait();  // all eight are there, and have normed what they norm
+    if (!a.x || !alone) {
+        if (warp < count) {
+            for (u32 i = lane * 8; i < hidden; i += WARP * 8) {
+                copy_16(rows + warp * pitch + i, a.normed + u64(first + warp) * hidden + i);
+            }
         }
         copies_done_so_far();
         wait_for_copies<0>();
     }
     __syncthreads();
-    cluster_wait();  // all eight are there
 
     // Columns of tokens that are not there count nothing, whatever is in them.
     const u16* row = rows + (g < count ? g : 0) * pitch;
@@ -1348,7 +1356,9 @@ template <u32 FORMAT, u32 GROUP, bool GATED>
 DEVICE void wide(const ManyArgs& a) {
     extern __shared__ uint4 dynamic[];
     __shared__ u32 offsets[WIDE_TOKENS];
-    static constexpr u32 DEEP = FORMAT == BF16 ? 5 : 6;
+    // Units come in batches, the next one while this one is multiplied: what makes copies visible to `wgmma` waits for every copy
+    // that is on its way, and so is done once for several.
+    static constexpr u32 BATCH = FORMAT == BF16 ? 2 : 4, DEEP = 2 * BATCH;
     static constexpr u32 RIGHT = WIDE_TOKENS * 128, STAGE = RIGHT + TILE_STRIPS * Unit<FORMAT>::BYTES;
     static constexpr u32 WIDTH = GATED ? TILE_STRIPS * 8 : TILE_STRIPS * 16, TURNED = WIDTH + 8;
     static constexpr bool SCALED = FORMAT != BF16;
@@ -1360,7 +1370,7 @@ DEVICE void wide(const ManyArgs& a) {
     u32* before = reinterpret_cast<u32*>(stages + DEEP * STAGE);
     count_tiles<WIDE_TOKENS>(before, a.counts, a.count);
     u32 g = lane_id() / 4, t = lane_id() % 4, warp = warp_id();
-    u32 columns = a.experts.columns, units = columns / 64, even = (units + 1) / 2 * 2, strips = a.experts.rows / 16;
+    u32 columns = a.experts.columns, units = columns / 64, all_units = (units + BATCH - 1) / BATCH * BATCH, strips = a.experts.rows / 16;
     u32 width = GATED ? a.experts.rows / 2 : a.experts.rows;
     u32 row_tiles = (strips + TILE_STRIPS - 1) / TILE_STRIPS;
     for (u32 work = blockIdx.x; work < before[a.count] * row_tiles; work += gridDim.x) {
@@ -1394,7 +1404,7 @@ DEVICE void wide(const ManyArgs& a) {
                              piece_at<FORMAT, GROUP>(0, at % Unit<FORMAT>::PIECES);
         }
         auto fetch = [&](u32 unit, u8* stage) {
-            // Units go in twos: the last one may be zeros.
+            // Those that fill up the last batch are zeros.
             bool whole = unit < units;
             if (!whole) unit = 0;
 #pragma unroll
@@ -1412,11 +1422,13 @@ DEVICE void wide(const ManyArgs& a) {
                 }
             }
         };
+        auto fetch_batch = [&](u32 unit) {
+            u8* to = stages + unit / BATCH % 2 * (BATCH * STAGE);
 #pragma unroll
-        for (u32 i = 0; i < DEEP - 2; i++) {
-            if (i < even) fetch(i, stages + i * STAGE);
+            for (u32 i = 0; i < BATCH; i++) fetch(unit + i, to + i * STAGE);
             copies_done_so_far();
-        }
+        };
+        fetch_batch(0);
         float sums[2][32] = {}, part[2][32] = {};
         u32 fed[2][2][4][4];
         float2 scales[2][2];
@@ -1427,17 +1439,7 @@ DEVICE void wide(const ManyArgs& a) {
                 for (u32 i = 0; i < 32; i++) sums[m][i] += part[m][i] * (i / 2 % 2 ? scale[m].y : scale[m].x);
             }
         };
-        u32 now_at = 0, next_at = (DEEP - 2) * STAGE;  // of the stage of this unit, and of what is fetched
-        auto step = [&](u32 (&fed)[2][4][4], float2 (&now)[2], const float2 (&earlier)[2], u32 unit) {
-            wait_for_copies<DEEP - 3>();
-            shared_is_written();
-            __syncthreads();
-            // The unit before the one before is done, in all warps: they have waited for it.
-            if (unit + DEEP - 2 < even) fetch(unit + DEEP - 2, stages + next_at);
-            copies_done_so_far();
-            const u8* stage = stages + now_at;
-            now_at = now_at == (DEEP - 1) * STAGE ? 0 : now_at + STAGE;
-            next_at = next_at == (DEEP - 1) * STAGE ? 0 : next_at + STAGE;
+        auto step = [&](u32 (&fed)[2][4][4], float2 (&now)[2], const float2 (&earlier)[2], u32 unit, const u8* stage) {
 #pragma unroll
             for (u32 m = 0; m < 2; m++) {
                 Tiles<FORMAT> tiles;
@@ -1465,9 +1467,20 @@ DEVICE void wide(const ManyArgs& a) {
             }
             wgmma_commit();
         };
-        for (u32 unit = 0; unit < units; unit += 2) {
-            step(fed[0], scales[0], scales[1], unit);
-            step(fed[1], scales[1], scales[0], unit + 1);
+        for (u32 batch = 0; batch < all_units; batch += BATCH) {
+            // This batch has come, and nobody reads the one before any more.
+            wait_for_copies<0>();
+            shared_is_written();
+            wgmma_wait();
+            pin(part[0]), pin(part[1]);
+            __syncthreads();
+            if (batch + BATCH < all_units) fetch_batch(batch + BATCH);
+            const u8* stage = stages + batch / BATCH % 2 * (BATCH * STAGE);
+#pragma unroll
+            for (u32 i = 0; i < BATCH; i += 2) {
+                step(fed[0], scales[0], scales[1], batch + i, stage + i * STAGE);
+                step(fed[1], scales[1], scales[0], batch + i + 1, stage + (i + 1) * STAGE);
+            }
         }
         wgmma_wait();
         pin(part[0]), pin(part[1]);

@@ -42,6 +42,8 @@ pub struct Moe {
     stages: usize,
     /// Bytes of shared memory up to which a block's strips are put there: two such blocks fit.
     most_staged: usize,
+    /// Above so many tokens they go in tiles.
+    many_above: usize,
     /// Kernels are good as long as this is there.
     _module: Loaded,
 }
@@ -414,6 +416,7 @@ impl Moe {
             blocks: device.processors(),
             stages: if device.arch().number == 89 || device.arch().number >= 120 { 2 } else { 3 },
             most_staged: most as usize / 2,
+            many_above: std::env::var("MANY").ok().and_then(|n| n.parse().ok()).unwrap_or(SOME),
             _module: loaded,
         })
     }
@@ -510,7 +513,7 @@ impl Moe {
     /// # Safety
     /// As for [`Self::run`].
     unsafe fn gate_up(&self, stream: &Stream, go: &Go<'_>) -> Result<(), Failure> {
-        if go.tokens > SOME {
+        if go.tokens > self.many_above {
             // SAFETY: the caller's promise.
             return unsafe { self.many(stream, go, true) };
         }
@@ -604,7 +607,7 @@ impl Moe {
         }
         let threads = (hidden / 8).next_multiple_of(32).min(THREADS as usize);
         let sum = go.shape([(hidden / 8).div_ceil(threads), go.tokens, 1], number(threads), 0);
-        if go.tokens > SOME {
+        if go.tokens > self.many_above {
             // SAFETY: the caller's promise.
             return unsafe {
                 self.many(stream, go, false)?;
@@ -743,7 +746,7 @@ fn unit_bytes(matrix: &MatrixArgs) -> usize {
 
 /// Bytes of shared memory of a block of `wide`, one KiB of them to begin at a multiple of that.
 fn wide_shared(matrix: &MatrixArgs) -> usize {
-    let deep = if matrix.format == TileFormat::Bf16.number() { 5 } else { 6 };
+    let deep = if matrix.format == TileFormat::Bf16.number() { 4 } else { 8 };
     deep * (64 * 128 + TILE_STRIPS * unit_bytes(matrix)) + 1024
 }
 

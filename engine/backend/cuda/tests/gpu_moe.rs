@@ -539,7 +539,12 @@ fn gpu_speed_of_mixtures() {
     let int4 = TileFormat::Int4 { group: 128 };
     let few: &[usize] = &[1, 2, 4, 8, 16, 32, 64];
     let shapes: [(&str, Mixture, TileFormat, &[usize]); 4] = [
-        ("30B int4", base, int4, &[1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 512, 2048, 8192]),
+        (
+            "30B int4",
+            base,
+            int4,
+            &[1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 2048, 8192],
+        ),
         ("235B int4", large, int4, &[1, 2, 4, 8, 16, 32, 64, 8192]),
         ("30B fp8", base, TileFormat::Fp8, few),
         ("30B bf16", base, TileFormat::Bf16, few),
