@@ -56,13 +56,13 @@ struct SampleArgs {
     u32* bin_counts;     // [rows][BINS], zeros between steps
     float* maxima;       // [rows][GROUPS]: the largest logit of each group
     u32* seen;           // [rows], zeros between steps: what there is among the logits
-    u32* done;           // [1], zero between steps: blocks that are through
+    u32* done;           // [rows], zeros between steps: blocks of sample_greedy that are through
+    u32* drafted;        // [rows], zeros between steps: rows of the draft that starts here that have their heads
     u32* heads;          // [rows][4]: status, token, logprob, number of tops
     u32* tops;           // [rows][TOPS][2]: token, logprob
     u32 vocab;
     u32 stride;          // a multiple of 4
     u32 count_stride;    // a multiple of 4
-    u32 rows;
     u32 chunk;           // of sample_greedy: logits of a block, a multiple of 4
 };
 
@@ -153,45 +153,30 @@ DEVICE void note_sampled(const SampleArgs& a, u32 slot, u32 token) {
     if ((count & MOST_COUNTED) < MOST_COUNTED) count++;
 }
 
-// By one block, after all rows have their heads: a draft by one thread.
-DEVICE void settle(const SampleArgs& a) {
-    for (u32 row = threadIdx.x; row < a.rows; row += blockDim.x) {
-        const RowParameters& first = parameters(a, row);
-        if (!(first.flags & USED)) continue;
-        bool counts = true;
-        u32 before = 0;
-        for (u32 i = 0; i < first.draft; i++) {
-            const RowParameters& r = parameters(a, row + i);
-            u32* head = a.heads + (row + i) * 4;
-            u32 status = __ldcg(head), token = __ldcg(head + 1);
-            if (i > 0) counts = counts && before == a.words[r.guesses_at + i - 1];
-            if (counts) {
-                // An unusable row gives the next step a token to read all the same.
-                note_sampled(a, r.slot, status == SAMPLED ? token : 0);
-            } else {
-                head[0] = VOID;
-            }
-            counts = counts && status == SAMPLED;
-            before = token;
+// By one thread, when a row has its head: the last row of a draft that gets so far settles all of it.
+DEVICE void finish(const SampleArgs& a, u32 row, const RowParameters& r, u32 status, u32 token) {
+    // An unusable row gives the next step a token to read all the same.
+    if (r.draft == 1) return note_sampled(a, r.slot, status == SAMPLED ? token : 0);
+    u32 first = row - r.guesses;
+    u32 rows = parameters(a, first).draft;
+    __threadfence();
+    if (atomicAdd(&a.drafted[first], 1) != rows - 1) return;
+    a.drafted[first] = 0;
+    __threadfence();
+    bool counts = true;
+    u32 before = 0;
+    for (u32 i = 0; i < rows; i++) {
+        u32* head = a.heads + (first + i) * 4;
+        status = __ldcg(head), token = __ldcg(head + 1);
+        if (i > 0) counts = counts && before == a.words[r.guesses_at + i - 1];
+        if (counts) {
+            note_sampled(a, r.slot, status == SAMPLED ? token : 0);
+        } else {
+            head[0] = VOID;
         }
+        counts = counts && status == SAMPLED;
+        before = token;
     }
-}
-
-// Whether this block is the last one of the grid to come here. What the others wrote before is then seen.
-DEVICE bool is_last_block(const SampleArgs& a) {
-    __shared__ bool last;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        u32 blocks = gridDim.x * gridDim.y;
-        last = atomicAdd(a.done, 1) == blocks - 1;
-        if (last) {
-            *a.done = 0;
-            __threadfence();
-        }
-    }
-    __syncthreads();
-    return last;
 }
 
 // ---- Nothing but the best token ----------------------------------------------------------------------------------------------
@@ -201,45 +186,42 @@ KERNEL sample_greedy(const __grid_constant__ SampleArgs a) {
     wait_for_before();
     let_next_start();
     u32 row = blockIdx.y;
-    if (parameters(a, row).flags & USED) {
-        Seen seen;
-        const float* logits = a.logits + u64(row) * a.stride;
-        u32 end = min((blockIdx.x + 1) * a.chunk, a.vocab);
-        for (u32 from = blockIdx.x * a.chunk + threadIdx.x * 4; from < end; from += blockDim.x * 4 * LOADS) {
-            float4 fours[LOADS];
+    const RowParameters& r = parameters(a, row);
+    const float* logits = a.logits + u64(row) * a.stride;
+    u32 end = min((blockIdx.x + 1) * a.chunk, a.vocab);
+    Seen seen;
+    for (u32 from = blockIdx.x * a.chunk + threadIdx.x * 4; from < end; from += blockDim.x * 4 * LOADS) {
+        float4 fours[LOADS];
 #pragma unroll
-            for (u32 j = 0; j < LOADS; j++) {
-                u32 at = from + j * blockDim.x * 4;
-                if (at < end) fours[j] = *reinterpret_cast<const float4*>(logits + at);
-            }
+        for (u32 j = 0; j < LOADS; j++) {
+            u32 at = from + j * blockDim.x * 4;
+            if (at < end) fours[j] = *reinterpret_cast<const float4*>(logits + at);
+        }
+        if (!(r.flags & USED)) break;
 #pragma unroll
-            for (u32 j = 0; j < LOADS; j++) {
-                u32 at = from + j * blockDim.x * 4;
-                float v[4] = {fours[j].x, fours[j].y, fours[j].z, fours[j].w};
+        for (u32 j = 0; j < LOADS; j++) {
+            u32 at = from + j * blockDim.x * 4;
+            float v[4] = {fours[j].x, fours[j].y, fours[j].z, fours[j].w};
 #pragma unroll
-                for (u32 i = 0; i < 4; i++) {
-                    if (at + i >= end) continue;
-                    seen.check(v[i]);
-                    seen.take(v[i], at + i);
-                }
+            for (u32 i = 0; i < 4; i++) {
+                if (at + i >= end) continue;
+                seen.check(v[i]);
+                seen.take(v[i], at + i);
             }
         }
-        seen.publish(a, row);
     }
-    if (!is_last_block(a)) return;
-    for (row = threadIdx.x; row < a.rows; row += blockDim.x) {
-        u32* head = a.heads + row * 4;
-        bool used = parameters(a, row).flags & USED;
-        head[0] = !used ? 0 : __ldcg(&a.seen[row]) == POSSIBLE ? SAMPLED : UNUSABLE;
-        head[1] = used ? ~u32(__ldcg(&a.best[row])) : 0;
-        head[2] = 0;
-        head[3] = 0;
-        a.seen[row] = 0;
-        a.best[row] = 0;
-    }
+    if (!(r.flags & USED)) return;
+    seen.publish(a, row);
+    if (threadIdx.x > 0) return;
     __threadfence();
-    __syncthreads();
-    settle(a);
+    if (atomicAdd(&a.done[row], 1) != gridDim.x - 1) return;
+    __threadfence();
+    u32 status = __ldcg(&a.seen[row]) == POSSIBLE ? SAMPLED : UNUSABLE, token = ~u32(__ldcg(&a.best[row]));
+    a.done[row] = 0;
+    a.seen[row] = 0;
+    a.best[row] = 0;
+    *reinterpret_cast<uint4*>(a.heads + row * 4) = make_uint4(status, token, 0, 0);
+    finish(a, row, r, status, token);
 }
 
 // ---- Penalties, bias and mask; the best logit --------------------------------------------------------------------------------
@@ -256,7 +238,6 @@ KERNEL sample_adjust(const __grid_constant__ SampleArgs a) {
     let_next_start();
     u32 row = blockIdx.y;
     const RowParameters& r = parameters(a, row);
-    if (!(r.flags & USED)) return;
     float* logits = a.logits + u64(row) * a.stride;
     u32 start = blockIdx.x * ADJUST_CHUNK;
     static constexpr u32 HALF = ADJUST_CHUNK / 2;
@@ -268,6 +249,7 @@ KERNEL sample_adjust(const __grid_constant__ SampleArgs a) {
         float4 four = at < a.vocab ? *reinterpret_cast<const float4*>(logits + at) : make_float4(0, 0, 0, 0);
         v[half * 4] = four.x, v[half * 4 + 1] = four.y, v[half * 4 + 2] = four.z, v[half * 4 + 3] = four.w;
     }
+    if (!(r.flags & USED)) return;
     auto token = [&](u32 i) { return start + i / 4 * HALF + threadIdx.x * 4 + i % 4; };
 #pragma unroll
     for (u32 i = 0; i < 8; i++) {
@@ -382,22 +364,27 @@ KERNEL __launch_bounds__(CHOOSE_THREADS) sample_weigh(const __grid_constant__ Sa
     u32 row = blockIdx.y;
     const RowParameters& r = parameters(a, row);
     u32 flags = r.flags;
-    if (!(flags & USED) || !(flags & (DRAWS | LOGPROBS)) || __ldcg(&a.seen[row]) != POSSIBLE) return;
+    const float* logits = a.logits + u64(row) * a.stride;
+    // All loads are on their way before the first is waited for.
+    float4 fours[2];
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        u32 at = blockIdx.x * WEIGH_CHUNK + half * WEIGH_CHUNK / 2 + threadIdx.x * 4;
+        fours[half] = at < a.vocab ? *reinterpret_cast<const float4*>(logits + at) : make_float4(0, 0, 0, 0);
+    }
     Scale scale(a, row, r);
-    if (isinf(scale.max)) return;
+    u32 seen = __ldcg(&a.seen[row]);
+    if (!(flags & USED) || !(flags & (DRAWS | LOGPROBS)) || seen != POSSIBLE || isinf(scale.max)) return;
     bool bins = flags & FILTERS || r.top > 0;
     if (bins) {
         counts[threadIdx.x] = low[threadIdx.x] = high[threadIdx.x] = 0;
         __syncthreads();
     }
-    const float* logits = a.logits + u64(row) * a.stride;
     u64 sum = 0, likely = 0;
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
         u32 at = blockIdx.x * WEIGH_CHUNK + half * WEIGH_CHUNK / 2 + threadIdx.x * 4;
-        float4 four = make_float4(0, 0, 0, 0);
-        if (at < a.vocab) four = *reinterpret_cast<const float4*>(logits + at);
-        float v[4] = {four.x, four.y, four.z, four.w};
+        float v[4] = {fours[half].x, fours[half].y, fours[half].z, fours[half].w};
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
             if (at + i >= a.vocab) v[i] = -infinity();
@@ -476,15 +463,17 @@ struct Before {
     u64 sum;
 };
 
-// Every thread comes here; totals of all are then in `m`.
-DEVICE Before running_totals(Choose& m, u32 count, u64 sum) {
+// Every thread comes here, those from `threads` on with zeros; totals of all are then in `m`.
+DEVICE Before running_totals(Choose& m, u32 count, u64 sum, u32 threads = CHOOSE_THREADS) {
     u32 counts = count;
     u64 sums = sum;
+    if (warp_id() * WARP < threads) {
 #pragma unroll
-    for (u32 step = 1; step < WARP; step *= 2) {
-        u32 c = __shfl_up_sync(ALL, counts, step);
-        u64 s = __shfl_up_sync(ALL, sums, step);
-        if (lane_id() >= step) counts += c, sums += s;
+        for (u32 step = 1; step < WARP; step *= 2) {
+            u32 c = __shfl_up_sync(ALL, counts, step);
+            u64 s = __shfl_up_sync(ALL, sums, step);
+            if (lane_id() >= step) counts += c, sums += s;
+        }
     }
     __syncthreads();
     if (lane_id() == WARP - 1) m.warp_counts[warp_id()] = counts, m.warp_sums[warp_id()] = sums;
@@ -531,13 +520,16 @@ DEVICE u64 sorted(Choose& m, u64 value, u32 count) {
     for (u32 run = 2; run < 2 * count; run *= 2) {
         for (u32 step = run / 2; step > 0; step /= 2) {
             u64 other;
-            if (step < WARP) {
-                other = __shfl_xor_sync(ALL, value, step);
-            } else {
+            // Warps that have nothing only keep in step.
+            if (step >= WARP) {
                 __syncthreads();
                 m.sums[threadIdx.x] = value;
                 __syncthreads();
                 other = m.sums[threadIdx.x ^ step];
+            } else if (warp_id() * WARP < 2 * count) {
+                other = __shfl_xor_sync(ALL, value, step);
+            } else {
+                continue;
             }
             bool larger = !(threadIdx.x & run) == !(threadIdx.x & step);
             value = (other > value) == larger ? other : value;
@@ -674,7 +666,7 @@ struct Choice {
     DEVICE u32 draw_of_sorted(u64 place, u32 kept, bool by_k, bool by_p, u64 all) const {
         u64 w = threadIdx.x < kept ? weight_of(place) : 0;
         if (by_p) {
-            Before before = running_totals(m, 0, w);
+            Before before = running_totals(m, 0, w, m.listed);
             u64 need = enough(by_k ? m.total_sum : all);
             if (before.sum >= need) w = 0;
         }
@@ -684,7 +676,7 @@ struct Choice {
         u64 entry = w ? u64(LAST_TOKEN - token_of(place)) << WEIGHT_BITS | w : 0;
         entry = sorted(m, entry, m.listed);
         w = entry & ((1ull << WEIGHT_BITS) - 1);
-        Before before = running_totals(m, 0, w);
+        Before before = running_totals(m, 0, w, m.listed);
         find(m, before, 0, w, false, __umul64hi(r.draw, m.total_sum) + 1);
         if (threadIdx.x == m.found) m.gathered = LAST_TOKEN - u32(entry >> WEIGHT_BITS);
         __syncthreads();
@@ -792,6 +784,9 @@ KERNEL __launch_bounds__(CHOOSE_THREADS) sample_choose(const __grid_constant__ S
     u32 status = !(flags & USED) ? 0 : __ldcg(&a.seen[row]) == POSSIBLE ? SAMPLED : UNUSABLE;
     u32 token = ~u32(__ldcg(&a.best[row])), tops = 0;
     u64 likely = __ldcg(&a.likely[row]);
+    u32 bin = row * BINS + threadIdx.x;
+    u32 count = __ldcg(&a.bin_counts[bin]);
+    u64 sum = __ldcg(&a.bin_sums[bin]);
     float logprob = 0.0f;
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -821,14 +816,12 @@ KERNEL __launch_bounds__(CHOOSE_THREADS) sample_choose(const __grid_constant__ S
         logprob = __uint_as_float(0x7fc00000);
     } else if (status == SAMPLED && flags & (DRAWS | LOGPROBS)) {
         float normaliser = 0.0f;
-        if (flags & LOGPROBS) normaliser = float(double(c.scale.max) + log(double(likely) / double(ONE)));
+        // Only the first warp writes logprobs.
+        if (flags & LOGPROBS && warp_id() == 0) normaliser = float(double(c.scale.max) + log(double(likely) / double(ONE)));
         if (!(flags & FILTERS) && flags & DRAWS) token = c.draw_of_all(row);
         if (flags & FILTERS || r.top > 0) {
-            u32 at = row * BINS + threadIdx.x;
-            u32 count = a.bin_counts[at];
-            u64 sum = a.bin_sums[at];
-            a.bin_counts[at] = 0;
-            a.bin_sums[at] = 0;
+            a.bin_counts[bin] = 0;
+            a.bin_sums[bin] = 0;
             Before before = running_totals(m, count, sum);
             m.bin_counts[threadIdx.x] = count;
             m.bin_sums[threadIdx.x] = sum;
@@ -912,14 +905,10 @@ KERNEL __launch_bounds__(CHOOSE_THREADS) sample_choose(const __grid_constant__ S
         }
         logprob = logits[token] - normaliser;
     }
-    if (threadIdx.x == 0) {
-        u32* head = a.heads + row * 4;
-        head[0] = status;
-        head[1] = status == SAMPLED ? token : 0;
-        head[2] = __float_as_uint(logprob);
-        head[3] = tops;
+    if (threadIdx.x == 0 && flags & USED) {
+        *reinterpret_cast<uint4*>(a.heads + row * 4) = make_uint4(status, token, __float_as_uint(logprob), tops);
+        finish(a, row, r, status, token);
     }
-    if (is_last_block(a)) settle(a);
 }
 
 // ---- Slots that start anew ---------------------------------------------------------------------------------------------------

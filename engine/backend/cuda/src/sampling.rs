@@ -299,6 +299,7 @@ pub struct Memory {
     maxima: Buffer<f32>,
     seen: Buffer<u32>,
     done: Buffer<u32>,
+    drafted: Buffer<u32>,
 }
 
 impl Memory {
@@ -325,9 +326,11 @@ impl Memory {
             bin_counts: device.buffer(rows * BINS)?,
             maxima: device.buffer(rows * GROUPS)?,
             seen: device.buffer(rows)?,
-            done: device.buffer(1)?,
+            done: device.buffer(rows)?,
+            drafted: device.buffer(rows)?,
         };
-        for words in [&memory.words, &memory.last, &memory.bin_counts, &memory.seen, &memory.done] {
+        let Self { last, bin_counts, seen, done, drafted, .. } = &memory;
+        for words in [last, bin_counts, seen, done, drafted] {
             words.fill(0)?;
         }
         for words in [&memory.best, &memory.likely, &memory.bin_sums] {
@@ -361,12 +364,12 @@ struct SampleArgs {
     maxima: Ptr,
     seen: Ptr,
     done: Ptr,
+    drafted: Ptr,
     heads: Ptr,
     tops: Ptr,
     vocab: u32,
     stride: u32,
     count_stride: u32,
-    rows: u32,
     chunk: u32,
 }
 
@@ -475,12 +478,12 @@ impl Sampler {
             maxima: memory.maxima.at(),
             seen: memory.seen.at(),
             done: memory.done.at(),
+            drafted: memory.drafted.at(),
             heads: memory.results.at(),
             tops: memory.results.offset(rows as usize * HEAD),
             vocab,
             stride,
             count_stride: memory.count_stride,
-            rows,
             chunk,
         };
         let launch = |kernel: &Kernel, grid: [u32; 2], block: u32, shared: u32| {
