@@ -901,10 +901,14 @@ DEVICE void gate_up_staged(const GateUpArgs& a) {
             copies_done_so_far();
 #endif
             float* part = parts + (double_part ? block & 1 : 0) * WARPS * 2 * part_size;
-#pragma unroll
-            for (u32 i = 0; i < 8; i++) {
-                u32 n = 2 * t + i % 2;
-                if (n < live) part[(warp * 2 + i / 4) * part_size + n * PITCH + g + i / 2 % 2 * 8] = sums[i / 4][i % 4];
+            float* at = part + warp * 2 * part_size + 2 * t * PITCH + g;
+            if (2 * t < live) {
+                at[0] = sums[0][0], at[8] = sums[0][2];
+                at[part_size] = sums[1][0], at[part_size + 8] = sums[1][2];
+            }
+            if (2 * t + 1 < live) {
+                at[PITCH] = sums[0][1], at[PITCH + 8] = sums[0][3];
+                at[part_size + PITCH] = sums[1][1], at[part_size + PITCH + 8] = sums[1][3];
             }
             __syncthreads();
             u32 n = threadIdx.x / 16, row_of_strip = threadIdx.x % 16;
