@@ -708,7 +708,7 @@ DEVICE void barrier_make(u64* barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
 
-DEVICE void barriers_made() { asm volatile("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;" ::: "memory"); }
+DEVICE void barriers_made() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
 DEVICE void barrier_expect(u64* barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
@@ -788,13 +788,14 @@ DEVICE void gate_up_staged(const GateUpArgs& a) {
     extern __shared__ uint4 dynamic[];
     __shared__ u32 pairs[WARPS][COLUMNS];
 #if ARCH >= 900
-    __shared__ u64 arrived[2];
+    __shared__ u64 all_arrived[WARPS][2];
+    u64* arrived = all_arrived[warp_id()];
     u32 phases = 0;
-    if (threadIdx.x == 0) {
+    if (lane_id() == 0) {
         barrier_make(&arrived[0], 1), barrier_make(&arrived[1], 1);
         barriers_made();
     }
-    __syncthreads();
+    __syncwarp();
 #endif
     wait_for_before();
     let_next_start();
@@ -834,38 +835,39 @@ DEVICE void gate_up_staged(const GateUpArgs& a) {
     // Sums of many tokens take so much that there is room for one block's only.
     bool double_part = buffers > 1 && together < COLUMNS;
     const u8* tiles = a.experts.tiles + expert * a.experts.matrix_bytes + u64(2 * first_block) * strip_bytes;
-#if ARCH >= 900
-    // The first thread starts all copies, for all warps.
+    // Each warp copies what it multiplies, and `more` bytes of tokens behind it.
     auto fetch = [&](u32 block, u32 more) {
-        if (threadIdx.x == 0 && block < blocks) {
+        if (block >= blocks) return;
+        u8* own = strips + (block & (buffers - 1)) * 2 * strip_bytes + from * Chunk::BYTES;
+        const u8* there = tiles + u64(block) * 2 * strip_bytes + from * Chunk::BYTES;
+        u32 bytes = (to - from) * Chunk::BYTES;
+#if ARCH >= 900
+        if (lane == 0) {
             u64* barrier = &arrived[block & (buffers - 1)];
-            barrier_expect(barrier, 2 * strip_bytes + more);
-            copy_bulk(strips + (block & (buffers - 1)) * 2 * strip_bytes, tiles + u64(block) * 2 * strip_bytes, 2 * strip_bytes, barrier);
+            barrier_expect(barrier, 2 * bytes + more);
+            if (bytes) {
+                copy_bulk(own, there, bytes, barrier);
+                copy_bulk(own + strip_bytes, there + strip_bytes, bytes, barrier);
+            }
         }
-    };
 #else
-    // Each warp copies what it multiplies.
-    auto fetch = [&](u32 block, u32) {
-        if (block < blocks) {
-            u8* own = strips + (block & (buffers - 1)) * 2 * strip_bytes + from * Chunk::BYTES;
-            const u8* there = tiles + u64(block) * 2 * strip_bytes + from * Chunk::BYTES;
-            copy_by_warp(own, there, (to - from) * Chunk::BYTES);
-            copy_by_warp(own + strip_bytes, there + strip_bytes, (to - from) * Chunk::BYTES);
-        }
-    };
+        copy_by_warp(own, there, bytes);
+        copy_by_warp(own + strip_bytes, there + strip_bytes, bytes);
 #endif
+    };
     for (u32 first = 0; first < count; first += together) {
         u32 live = min(together, count - first), at_pair = list ? 0 : first;
         if (first) __syncthreads();
-        fetch(0, live * hidden * 2);
+        fetch(0, from < to ? live * (to_column - from_column) * 2 : 0);
         if (list) {
             if (first && lane < live) pair = list[first + lane];
             if (lane < live) pairs[warp][lane] = pair;
         }
         __syncwarp();
 #if ARCH >= 900
-        if (threadIdx.x < live) {
-            copy_bulk(rows + lane * pitch, a.x + u64(token_of(a, pairs[0][at_pair + lane])) * hidden, hidden * 2, &arrived[0]);
+        if (lane < live && from < to) {
+            const u16* row = a.x + u64(token_of(a, pairs[warp][at_pair + lane])) * hidden;
+            copy_bulk(rows + lane * pitch + from_column, row + from_column, (to_column - from_column) * 2, &arrived[0]);
         }
         if (buffers > 1) fetch(1, 0);
 #else
@@ -893,21 +895,22 @@ DEVICE void gate_up_staged(const GateUpArgs& a) {
             for (u32 chunk = from; chunk < to; chunk++) {
                 multiply_chunk<FORMAT, GROUP, 2>(sums, gate + chunk * Chunk::BYTES, strip_bytes, row, chunk * Chunk::COLUMNS, hidden);
             }
-#if ARCH < 900
             __syncwarp();
             if (buffers > 1) fetch(block + 2, 0);
+#if ARCH < 900
             copies_done_so_far();
 #endif
             float* part = parts + (double_part ? block & 1 : 0) * WARPS * 2 * part_size;
-#pragma unroll
-            for (u32 i = 0; i < 8; i++) {
-                u32 n = 2 * t + i % 2;
-                if (n < live) part[(warp * 2 + i / 4) * part_size + n * PITCH + g + i / 2 % 2 * 8] = sums[i / 4][i % 4];
+            float* at = part + warp * 2 * part_size + 2 * t * PITCH + g;
+            if (2 * t < live) {
+                at[0] = sums[0][0], at[8] = sums[0][2];
+                at[part_size] = sums[1][0], at[part_size + 8] = sums[1][2];
+            }
+            if (2 * t + 1 < live) {
+                at[PITCH] = sums[0][1], at[PITCH + 8] = sums[0][3];
+                at[part_size + PITCH] = sums[1][1], at[part_size + PITCH + 8] = sums[1][3];
             }
             __syncthreads();
-#if ARCH >= 900
-            if (buffers > 1) fetch(block + 2, 0);
-#endif
             u32 n = threadIdx.x / 16, row_of_strip = threadIdx.x % 16;
             if (n < live) {
                 float both[2] = {};
@@ -1016,23 +1019,7 @@ DEVICE void down_each_staged(const DownArgs& a) {
     u32 width = warps * 16, turned_pitch = width + 8;
     bool there = strip * 16 < hidden;
     const u8* tiles = a.experts.tiles + expert * a.experts.matrix_bytes + u64(strip) * strip_bytes;
-#if ARCH >= 900
-    __shared__ u64 arrived[WARPS + 1];
-    u64* rows_arrived = &arrived[WARPS];
-    u32 phase = 0;
-    if (lane == 0) {
-        barrier_make(&arrived[warp], 1);
-        if (warp == 0) barrier_make(rows_arrived, 1);
-        barriers_made();
-        if (there) {
-            barrier_expect(&arrived[warp], strip_bytes);
-            copy_bulk(own, tiles, strip_bytes, &arrived[warp]);
-        }
-    }
-    __syncthreads();
-#else
     if (there) copy_by_warp(own, tiles, strip_bytes);
-#endif
     wait_for_before();
     let_next_start();
     for (u32 first = 0; first < count; first += COLUMNS) {
@@ -1041,14 +1028,6 @@ DEVICE void down_each_staged(const DownArgs& a) {
             pair = list[min(first + lane, count - 1)];
             __syncthreads();
         }
-#if ARCH >= 900
-        if (threadIdx.x == 0) barrier_expect(rows_arrived, live * inner * 2);
-        __syncwarp();
-        if (threadIdx.x < live) copy_bulk(rows + lane * pitch, a.in + u64(pair) * inner, inner * 2, rows_arrived);
-        if (there) barrier_wait(&arrived[warp], 0);
-        barrier_wait(rows_arrived, phase);
-        phase ^= 1;
-#else
         for (u32 n = warp; n < live; n += warps) {
             const u16* row = a.in + u64(__shfl_sync(ALL, pair, n)) * inner;
             copy_by_warp(reinterpret_cast<u8*>(rows + n * pitch), reinterpret_cast<const u8*>(row), inner * 2);
@@ -1056,7 +1035,6 @@ DEVICE void down_each_staged(const DownArgs& a) {
         copies_done_so_far();
         wait_for_copies<0>();
         __syncthreads();
-#endif
         float sums[4] = {};
         if (there) multiply_staged<FORMAT, GROUP>(sums, own, rows + (g < live ? g : 0) * pitch, inner);
 #pragma unroll

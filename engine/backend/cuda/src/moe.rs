@@ -525,7 +525,7 @@ impl Moe {
             buffers * 2 * go.call.gate_up.strip_bytes as usize
                 + together * ((hidden + 8) * 2 + parts * 8 * 2 * 20 * 4)
         };
-        let several = std::env::var("PER").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
+        let several = std::env::var("PER").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
         let per_block = match go.tokens > 1 && self.stages(&go.call.gate_up, staged(several)) {
             true => several,
             false => 1,
@@ -543,7 +543,7 @@ impl Moe {
             activation: go.mixture.activation_number(),
             together: number(together),
             per_block: number(per_block),
-            per_token: u32::try_from((1_u64 << 32).div_ceil(chosen as u64)).unwrap_or(0),
+            per_token: per_token(chosen),
         };
         let rows = if go.few() { go.tokens * chosen } else { experts };
         let format = self.format(&go.call.gate_up);
@@ -735,6 +735,11 @@ fn together(tokens: usize) -> usize {
     }
 }
 
+/// A pair's number times this is its token times 2^32, and a rest. 0 where that is no number of 32 bits: a pair is a token.
+fn per_token(chosen: usize) -> u32 {
+    u32::try_from((1_u64 << 32).div_ceil(chosen as u64)).unwrap_or(0)
+}
+
 /// Bytes of shared memory of 64 columns of a strip.
 fn unit_bytes(matrix: &MatrixArgs) -> usize {
     match matrix.format {
@@ -759,4 +764,72 @@ fn many_shared(matrix: &MatrixArgs, stages: usize, gated: bool) -> usize {
 
 fn number(n: usize) -> u32 {
     u32::try_from(n).expect("sizes of a checked mixture and of a step")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QWEN3_30B: Mixture = Mixture {
+        hidden: 2048,
+        experts: 128,
+        chosen: 8,
+        inner: 768,
+        renormalized: true,
+        activation: Activation::Silu,
+    };
+
+    #[test]
+    fn a_mixture_that_the_kernels_cannot_compute_is_refused_by_a_sentence() {
+        let refused = |mixture: Mixture, about: &str| {
+            let sentence = mixture.check().unwrap_err().to_string();
+            assert!(sentence.contains(about), "{sentence}");
+        };
+        assert_eq!(QWEN3_30B.check(), Ok(()));
+        assert_eq!(Mixture { hidden: 4096, inner: 1536, ..QWEN3_30B }.check(), Ok(()));
+        refused(Mixture { chosen: 17, ..QWEN3_30B }, "17 of 128 experts");
+        refused(Mixture { chosen: 0, ..QWEN3_30B }, "0 of 128 experts");
+        refused(Mixture { experts: 4, chosen: 5, ..QWEN3_30B }, "5 of 4 experts");
+        refused(Mixture { experts: 5000, ..QWEN3_30B }, "5000 experts");
+        refused(Mixture { inner: 96, ..QWEN3_30B }, "an expert of 96 values");
+        refused(Mixture { hidden: 65536, ..QWEN3_30B }, "a stream of 65536 values");
+    }
+
+    #[test]
+    fn what_lies_between_the_kernels_does_not_overlap() {
+        for tokens in [1, 7, 64, 65, 8192] {
+            let space = QWEN3_30B.space(tokens);
+            let pairs = (tokens * 8) as u64;
+            let parts = (1..=tokens.min(64)).map(|t| QWEN3_30B.splits(t) * t).max().unwrap();
+            let mut places = [
+                (space.counts, 128 * 4),
+                (space.arrived, tokens.div_ceil(8) as u64 * 4),
+                (space.chosen, pairs * 4),
+                (space.weights, pairs * 4),
+                (space.logits, parts.max(tokens) as u64 * 128 * 4),
+                (space.lists, 128 * tokens as u64 * 4),
+                (space.inner, pairs * 768 * 2),
+                (space.each, pairs * 2048 * 2),
+                (space.bytes, 0),
+            ];
+            places.sort_unstable();
+            for two in places.windows(2) {
+                assert!(two[0].0 + two[0].1 <= two[1].0, "{two:?} of {space:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_pairs_token_is_found_without_a_division() {
+        for chosen in 1..=MOST_CHOSEN as u64 {
+            let per_token = per_token(chosen as usize);
+            for pair in 0..1 << 17 {
+                let found = match per_token {
+                    0 => pair,
+                    per_token => (pair * u64::from(per_token)) >> 32,
+                };
+                assert_eq!(found, pair / chosen, "{pair} of {chosen}");
+            }
+        }
+    }
 }
