@@ -323,8 +323,7 @@ impl<T: Plain> Buffer<T> {
         // SAFETY: the buffer's own bytes.
         unsafe { result::memset_d8_sync(self.address, byte, self.len * size_of::<T>()) }
             .asked(|| "to fill its memory".into())?;
-        // The driver comes back at once, and streams do not wait for it.
-        self.device.synchronize()
+        wait_for_default_stream()
     }
 }
 

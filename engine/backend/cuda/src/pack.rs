@@ -6,6 +6,8 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 
 use sha2::{Digest, Sha256};
 
@@ -41,7 +43,7 @@ fn shown(folders: &[PathBuf]) -> String {
 }
 
 /// Where machine code is looked for, and where it is put.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pack {
     /// What came with the program; only read.
     pub shipped: Option<PathBuf>,
@@ -107,27 +109,49 @@ pub enum BuildError {
     },
 }
 
-/// Compiles everything for these kinds of cards into a folder; `done` hears of each file.
+/// Compiles everything for these kinds of cards into a folder, on all cores; `done` hears of each file.
 pub fn build(
     arches: &[Arch],
     folder: &Path,
     mut done: impl FnMut(&Built),
 ) -> Result<(), BuildError> {
     let compiler = Compiler::find()?;
-    for arch in arches {
-        for module in MODULES {
-            let compiled = compiler.compile(module, *arch)?;
-            keep(folder, module, *arch, &compiler, &compiled.cubin)
-                .map_err(|source| BuildError::Write { path: folder.to_owned(), source })?;
-            done(&Built {
-                module: module.name,
-                arch: *arch,
-                bytes: compiled.cubin.len(),
-                kernels: compiled.kernels,
+    let all: Vec<(Arch, &Module)> =
+        arches.iter().flat_map(|arch| MODULES.iter().map(|module| (*arch, module))).collect();
+    let next = AtomicUsize::new(0);
+    let (tell, told) = channel();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(all.len());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            let (tell, next, all, compiler) = (tell.clone(), &next, &all, &compiler);
+            scope.spawn(move || {
+                while let Some((arch, module)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    // Nobody listens any more after the first failure.
+                    if tell.send(make(compiler, module, *arch, folder)).is_err() {
+                        break;
+                    }
+                }
             });
         }
-    }
-    Ok(())
+        drop(tell);
+        for built in told {
+            done(&built?);
+        }
+        Ok(())
+    })
+}
+
+fn make(
+    compiler: &Compiler,
+    module: &'static Module,
+    arch: Arch,
+    folder: &Path,
+) -> Result<Built, BuildError> {
+    let compiled = compiler.compile(module, arch)?;
+    keep(folder, module, arch, compiler, &compiled.cubin)
+        .map_err(|source| BuildError::Write { path: folder.to_owned(), source })?;
+    let bytes = compiled.cubin.len();
+    Ok(Built { module: module.name, arch, bytes, kernels: compiled.kernels })
 }
 
 /// What the name of a file says before its compiler.

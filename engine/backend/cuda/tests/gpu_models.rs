@@ -26,7 +26,7 @@ const FLIPPED: usize = 35;
 fn load(model: &Arc<Model>) -> CudaBackend {
     let made = Some(std::env::temp_dir().join("polder-test-kernels"));
     let options = CudaOptions {
-        pack: Pack { shipped: None, made },
+        pack: Pack { shipped: std::env::var_os("POLDER_KERNELS").map(Into::into), made },
         kv_tokens: 4096,
         slots: 16,
         step_tokens: 512,
