@@ -551,6 +551,7 @@ struct Choice {
     // All places from `floor` on, each by some thread.
     template <class Do>
     DEVICE void each(u64 floor, Do todo) const {
+        static constexpr u32 PAIR = 2;
         if (listed) {
             u32 count = m.listed;
             for (u32 i = threadIdx.x; i < count; i += CHOOSE_THREADS) {
@@ -558,11 +559,23 @@ struct Choice {
                 if (place >= floor) todo(place);
             }
         } else {
-#pragma unroll 4
-            for (u32 token = threadIdx.x; token < a.vocab; token += CHOOSE_THREADS) {
-                float logit = logits[token];
-                u64 place = compose(logit, token);
-                if (logit != -infinity() && place >= floor) todo(place);
+            for (u32 from = threadIdx.x * 4; from < a.vocab; from += CHOOSE_THREADS * 4 * PAIR) {
+                float4 fours[PAIR];
+#pragma unroll
+                for (u32 j = 0; j < PAIR; j++) {
+                    u32 at = from + j * CHOOSE_THREADS * 4;
+                    if (at < a.vocab) fours[j] = *reinterpret_cast<const float4*>(logits + at);
+                }
+#pragma unroll
+                for (u32 j = 0; j < PAIR; j++) {
+                    float v[4] = {fours[j].x, fours[j].y, fours[j].z, fours[j].w};
+#pragma unroll
+                    for (u32 i = 0; i < 4; i++) {
+                        u32 token = from + j * CHOOSE_THREADS * 4 + i;
+                        u64 place = compose(v[i], token);
+                        if (token < a.vocab && v[i] != -infinity() && place >= floor) todo(place);
+                    }
+                }
             }
         }
     }
@@ -685,6 +698,12 @@ struct Choice {
 
     // What top-p wants of a whole.
     DEVICE u64 enough(u64 all) const { return max(1ull, u64(ceil(double(r.top_p) * double(all)))); }
+
+    // The few from `floor` on, in no order.
+    SELDOM void gather(u64 floor) const {
+        each(floor, [&](u64 place) { m.best[atomicAdd(&m.gathered, 1)] = place; });
+        __syncthreads();
+    }
 
     // The tokens from `floor` on, drawn in the order of the vocabulary.
     SELDOM u32 draw(u64 floor) const {
@@ -892,9 +911,7 @@ KERNEL __launch_bounds__(CHOOSE_THREADS) sample_choose(const __grid_constant__ S
             }
             if (tops && !sorted_all) {
                 u64 kept = 0;
-                u64 from = c.cut(top_bin, 0, true, top_need, kept);
-                c.each(from, [&](u64 place) { m.best[atomicAdd(&m.gathered, 1)] = place; });
-                __syncthreads();
+                c.gather(c.cut(top_bin, 0, true, top_need, kept));
                 if (threadIdx.x < tops) {
                     u64 place = m.best[threadIdx.x];
                     u32 rank = 0;

@@ -511,7 +511,9 @@ fn greedy_chunk(rows: u32, vocab: u32, processors: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use polder_backend::{Slot, SlotReset};
+    use polder_backend::check::Slots;
+    use polder_backend::{BlockId, Limits, SequenceStep, Slot, SlotReset};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -609,6 +611,108 @@ mod tests {
         assert!(refused(want, 1).contains("21 logprobs"));
         let bias = vec![(TokenId(1), 0.1); ROOM.most_words()];
         assert!(refused(Sampling { bias, ..greedy() }, 1).contains("words of sampling parameters"));
+    }
+
+    /// Rows of any kind for any slots; some steps are refused.
+    fn any_step() -> impl Strategy<Value = StepBatch> {
+        let token = || (0..ROOM.vocab + 2).prop_map(TokenId);
+        let want = (
+            prop::collection::vec((token(), -2.0..2.0_f32), 0..4),
+            prop::option::of(prop::collection::vec(any::<u32>(), 32)),
+            prop::option::of(0..22_u8),
+            0.0..1.0_f32,
+        );
+        let want = want.prop_map(|(bias, mask, logprobs, temperature)| {
+            Want::Sample(Sampling { bias, mask, logprobs, temperature, ..Sampling::greedy() })
+        });
+        let want = prop_oneof![9 => want, 1 => Just(Want::Logits), 1 => Just(Want::Hidden)];
+        let sequence = prop::collection::vec((token(), want), 1..6);
+        let reset = (0..4_u16, 0..4_u32, 0..3_u32, 0..2_u32);
+        let histories = prop::collection::vec(token(), 5);
+        let sequences = prop::collection::vec(sequence, 0..4);
+        (0..4_u16, sequences, prop::collection::vec(reset, 0..3), histories).prop_map(
+            |(slot, sequences, resets, histories)| {
+                let mut step = StepBatch { histories, ..StepBatch::default() };
+                for (i, rows) in (0_u16..).zip(sequences) {
+                    let slot = (slot + i) % 4;
+                    let start = step.inputs.len() as u32;
+                    for (at, (token, want)) in rows.into_iter().enumerate() {
+                        step.inputs.push(Input::Host(token));
+                        step.positions.push(at as u32);
+                        let token = start + at as u32;
+                        step.outputs.push(OutputRow { token, slot: Slot(slot), want });
+                    }
+                    let tokens = start..step.inputs.len() as u32;
+                    step.block_table = vec![BlockId(0)];
+                    step.sequences.push(SequenceStep { slot: Slot(slot), tokens, blocks: 0..1 });
+                }
+                step.resets.extend(resets.into_iter().map(|(slot, start, length, sampled)| {
+                    SlotReset { slot: Slot(slot), history: start..start + length, sampled }
+                }));
+                step
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        #[test]
+        fn every_step_that_is_admitted_is_packed_within_what_is_uploaded(step in any_step()) {
+            let limits = Limits {
+                step_tokens: 64,
+                slots: 4,
+                blocks: 1,
+                block_tokens: 16,
+                context: 16,
+                vocab: ROOM.vocab,
+                kv_bytes_per_token: 1,
+            };
+            if Slots::new(4).admit(&step, &limits).is_err() {
+                return Ok(());
+            }
+            let tops = |row: &OutputRow| matches!(&row.want,
+                Want::Sample(want) if usize::from(want.logprobs.unwrap_or(0)) > MOST_TOPS);
+            let mut packed = Packed::default();
+            let filled = packed.fill(&step, 16, &ROOM);
+            prop_assert_eq!(filled.is_err(), step.outputs.iter().any(tops) || step.outputs.len() > 16);
+            if filled.is_err() {
+                return Ok(());
+            }
+            let (mut rows, mut open) = (0, 0);
+            for (at, output) in step.outputs.iter().enumerate() {
+                let row = words(&packed, at);
+                let Want::Sample(want) = &output.want else {
+                    prop_assert!(row.iter().all(|word| *word == 0));
+                    continue;
+                };
+                // Drafts follow each other without a gap, and every row is in one.
+                if row[2] > 0 {
+                    prop_assert_eq!(open, 0);
+                    open = row[2];
+                }
+                open -= 1;
+                rows += 1;
+                let there = |at: u32, count: usize| packed.words.get(at as usize..at as usize + count);
+                let before: Vec<u32> = guesses(&step, at)
+                    .iter()
+                    .map(|guess| if let Input::Host(token) = guess { token.0 } else { u32::MAX })
+                    .collect();
+                prop_assert_eq!(there(row[3], row[4] as usize), Some(&before[..]));
+                let bias = there(row[5], 2 * want.bias.len()).unwrap();
+                prop_assert!(bias.chunks(2).is_sorted_by_key(|entry| entry[0]));
+                if let Some(mask) = &want.mask {
+                    prop_assert_eq!(there(row[7], mask.len()), Some(&mask[..]));
+                }
+            }
+            prop_assert_eq!(open, 0);
+            let used = packed.words.chunks(ROW_WORDS).take(16).filter(|row| row[0] & USED > 0);
+            prop_assert_eq!(used.count(), rows);
+            for reset in packed.resets.chunks(4).take(packed.reset_slots as usize) {
+                let end = (reset[1] + reset[2]) as usize;
+                prop_assert!(end <= packed.resets.len() && reset[3] <= reset[2]);
+            }
+        }
     }
 
     #[test]

@@ -368,6 +368,7 @@ fn gpu_rows_of_mixed_parameters_are_sampled_as_defined() {
     for (vocab, rows, bucket, steps) in [
         (1000, 64, 64, 60),
         (1003, 5, 8, 60),
+        (6007, 64, 64, 30),
         (49152, 48, 48, 6),
         (151_936, 64, 64, 2),
         (151_936, 1, 1, 30),
