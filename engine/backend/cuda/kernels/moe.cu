@@ -695,12 +695,6 @@ DEVICE void load_staged(Tiles<FP8>& tiles, const u8* chunk, u32) {
     tiles.about[0] = rows[0], tiles.about[1] = rows[8];
 }
 
-template <u32 GROUP>
-DEVICE void load_staged(Tiles<BF16>& tiles, const u8* chunk, u32) {
-#pragma unroll
-    for (u32 j = 0; j < 4; j++) tiles.words[j] = *reinterpret_cast<const uint4*>(chunk + j * 512 + lane_id() * 16);
-}
-
 #if ARCH >= 900
 // Copies of any length that one lane starts, and a barrier in shared memory that counts the bytes that have come.
 
@@ -1534,6 +1528,23 @@ KERNEL combine(const __grid_constant__ DownArgs a) {
 }
 
 // ---- For each format ---------------------------------------------------------------------------------------------------------------
+
+// Wide formats fill registers just as well.
+#define STAGED(NAME, FORMAT, GROUP)                                                                                           \
+    KERNEL __launch_bounds__(THREADS, 3) gate_up_staged_##NAME(const __grid_constant__ GateUpArgs a) {                         \
+        gate_up_staged<FORMAT, GROUP>(a);                                                                                      \
+    }                                                                                                                         \
+    KERNEL __launch_bounds__(MOST_CHOSEN * WARP, 2) down_few_staged_##NAME(const __grid_constant__ DownArgs a) {               \
+        down_few_staged<FORMAT, GROUP>(a);                                                                                     \
+    }                                                                                                                         \
+    KERNEL __launch_bounds__(THREADS, 4) down_each_staged_##NAME(const __grid_constant__ DownArgs a) {                         \
+        down_each_staged<FORMAT, GROUP>(a);                                                                                    \
+    }
+
+STAGED(int4_64, INT4, 64)
+STAGED(int4_128, INT4, 128)
+STAGED(fp8, FP8, 64)
+
 // How many units of 64 columns a warp has on their way at once: as many as fit into registers.
 
 #if ARCH == 900
@@ -1560,15 +1571,6 @@ WIDE(fp8, FP8, 64)
     }                                                                                                                         \
     KERNEL __launch_bounds__(THREADS, 2) down_each_##NAME(const __grid_constant__ DownArgs a) {                                \
         down_each<FORMAT, GROUP, AHEAD>(a);                                                                                    \
-    }                                                                                                                         \
-    KERNEL __launch_bounds__(THREADS, 3) gate_up_staged_##NAME(const __grid_constant__ GateUpArgs a) {                         \
-        gate_up_staged<FORMAT, GROUP>(a);                                                                                      \
-    }                                                                                                                         \
-    KERNEL __launch_bounds__(MOST_CHOSEN * WARP, 2) down_few_staged_##NAME(const __grid_constant__ DownArgs a) {               \
-        down_few_staged<FORMAT, GROUP>(a);                                                                                     \
-    }                                                                                                                         \
-    KERNEL __launch_bounds__(THREADS, 4) down_each_staged_##NAME(const __grid_constant__ DownArgs a) {                         \
-        down_each_staged<FORMAT, GROUP>(a);                                                                                    \
     }                                                                                                                         \
     KERNEL __launch_bounds__(THREADS, 1) gate_up_many_##NAME(const __grid_constant__ ManyArgs a) {                             \
         many<FORMAT, GROUP, true>(a);                                                                                          \
