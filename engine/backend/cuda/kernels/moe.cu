@@ -389,6 +389,29 @@ KERNEL __launch_bounds__(THREADS) route_few(const __grid_constant__ RouteArgs a)
     if (is_last(a.arrived + blockIdx.z, gridDim.x * gridDim.y) && warp < count) choose_summed(a, first + warp, splits);
 }
 
+// The norm of many tokens, a block for each. Grid: tokens.
+KERNEL __launch_bounds__(THREADS) norm_many(const __grid_constant__ RouteArgs a) {
+    __shared__ float scratch[WARP];
+    wait_for_before();
+    let_next_start();
+    u32 quads = a.router.columns / 4;
+    const float4* x = reinterpret_cast<const float4*>(a.x) + u64(blockIdx.x) * quads;
+    const float4* norm = reinterpret_cast<const float4*>(a.norm);
+    float sum = 0.0f;
+#pragma unroll 4
+    for (u32 i = threadIdx.x; i < quads; i += THREADS) {
+        float4 v = x[i];
+        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    }
+    float scale = rsqrtf(block_sum(sum, scratch) / a.router.columns + a.eps);
+    uint2* to = reinterpret_cast<uint2*>(a.normed) + u64(blockIdx.x) * quads;
+#pragma unroll 4
+    for (u32 i = threadIdx.x; i < quads; i += THREADS) {
+        float4 v = x[i], w = norm[i];
+        to[i] = make_uint2(to_bf16x2(v.x * scale * w.x, v.y * scale * w.y), to_bf16x2(v.z * scale * w.z, v.w * scale * w.w));
+    }
+}
+
 // Tokens of a block where there are many.
 static constexpr u32 MANY = 64;
 

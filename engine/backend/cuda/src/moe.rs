@@ -35,6 +35,7 @@ pub struct Moe {
     /// Where blocks see each other's shared memory.
     route_cluster: Option<Kernel>,
     route_few: Kernel,
+    norm_many: Kernel,
     route_many: Kernel,
     /// Where there is `wgmma`.
     turn: Option<Kernel>,
@@ -427,6 +428,7 @@ impl Moe {
         Ok(Self {
             route_cluster,
             route_few: kernel("route_few")?,
+            norm_many: kernel("norm_many")?,
             route_many: kernel("route_many")?,
             turn: if wide { Some(kernel("turn")?) } else { None },
             combine: kernel("combine")?,
@@ -516,20 +518,31 @@ impl Moe {
             renormalized: u32::from(go.mixture.renormalized),
         };
         let strips = go.mixture.experts.div_ceil(STRIP);
-        let (kernel, grid) = if x == Ptr(0) && go.tokens > SOME {
-            (&self.route_many, [strips.div_ceil(8), go.tokens.div_ceil(SOME), 1])
-        } else if let Some(kernel) = &self.route_cluster {
-            let Mixture { hidden, experts, .. } = *go.mixture;
-            let shared = hidden * 4 + COLUMNS * (hidden + 8) * 2 + experts * 4;
-            let shape = go.shape([8, go.tokens.div_ceil(COLUMNS), 1], THREADS, shared);
+        if go.tokens > SOME {
+            let norm = go.shape([go.tokens, 1, 1], THREADS, 0);
+            let grid = [strips.div_ceil(8), go.tokens.div_ceil(SOME), 1];
             // SAFETY: the caller's promise.
-            return unsafe { stream.launch(kernel, &shape, &arguments) };
-        } else {
-            let splits = if go.tokens > SOME { 1 } else { go.mixture.splits(go.tokens) };
-            (&self.route_few, [strips, splits, go.tokens.div_ceil(COLUMNS)])
+            return unsafe {
+                if x != Ptr(0) {
+                    stream.launch(&self.norm_many, &norm, &arguments)?;
+                }
+                stream.launch(&self.route_many, &go.shape(grid, THREADS, 0), &arguments)
+            };
+        }
+        let tiles = go.tokens.div_ceil(COLUMNS);
+        let (kernel, shape) = match &self.route_cluster {
+            Some(kernel) => {
+                let Mixture { hidden, experts, .. } = *go.mixture;
+                let shared = hidden * 4 + COLUMNS * (hidden + 8) * 2 + experts * 4;
+                (kernel, go.shape([8, tiles, 1], THREADS, shared))
+            }
+            None => {
+                let splits = go.mixture.splits(go.tokens);
+                (&self.route_few, go.shape([strips, splits, tiles], THREADS, 0))
+            }
         };
         // SAFETY: the caller's promise.
-        unsafe { stream.launch(kernel, &go.shape(grid, THREADS, 0), &arguments) }
+        unsafe { stream.launch(kernel, &shape, &arguments) }
     }
 
     /// # Safety
