@@ -389,6 +389,29 @@ KERNEL __launch_bounds__(THREADS) route_few(const __grid_constant__ RouteArgs a)
     if (is_last(a.arrived + blockIdx.z, gridDim.x * gridDim.y) && warp < count) choose_summed(a, first + warp, splits);
 }
 
+// The norm of many tokens, a block for each. Grid: tokens.
+KERNEL __launch_bounds__(THREADS) norm_many(const __grid_constant__ RouteArgs a) {
+    __shared__ float scratch[WARP];
+    wait_for_before();
+    let_next_start();
+    u32 quads = a.router.columns / 4;
+    const float4* x = reinterpret_cast<const float4*>(a.x) + u64(blockIdx.x) * quads;
+    const float4* norm = reinterpret_cast<const float4*>(a.norm);
+    float sum = 0.0f;
+#pragma unroll 4
+    for (u32 i = threadIdx.x; i < quads; i += THREADS) {
+        float4 v = x[i];
+        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    }
+    float scale = rsqrtf(block_sum(sum, scratch) / a.router.columns + a.eps);
+    uint2* to = reinterpret_cast<uint2*>(a.normed) + u64(blockIdx.x) * quads;
+#pragma unroll 4
+    for (u32 i = threadIdx.x; i < quads; i += THREADS) {
+        float4 v = x[i], w = norm[i];
+        to[i] = make_uint2(to_bf16x2(v.x * scale * w.x, v.y * scale * w.y), to_bf16x2(v.z * scale * w.z, v.w * scale * w.w));
+    }
+}
+
 // Tokens of a block where there are many.
 static constexpr u32 MANY = 64;
 
@@ -693,12 +716,6 @@ DEVICE void load_staged(Tiles<FP8>& tiles, const u8* chunk, u32) {
     for (u32 j = 0; j < 2; j++) tiles.words[j] = *reinterpret_cast<const uint4*>(chunk + j * 512 + lane_id() * 16);
     const float* rows = reinterpret_cast<const float*>(chunk + 1024) + lane_id() / 4;
     tiles.about[0] = rows[0], tiles.about[1] = rows[8];
-}
-
-template <u32 GROUP>
-DEVICE void load_staged(Tiles<BF16>& tiles, const u8* chunk, u32) {
-#pragma unroll
-    for (u32 j = 0; j < 4; j++) tiles.words[j] = *reinterpret_cast<const uint4*>(chunk + j * 512 + lane_id() * 16);
 }
 
 #if ARCH >= 900
@@ -1534,6 +1551,23 @@ KERNEL combine(const __grid_constant__ DownArgs a) {
 }
 
 // ---- For each format ---------------------------------------------------------------------------------------------------------------
+
+// Wide formats fill registers just as well.
+#define STAGED(NAME, FORMAT, GROUP)                                                                                           \
+    KERNEL __launch_bounds__(THREADS, 3) gate_up_staged_##NAME(const __grid_constant__ GateUpArgs a) {                         \
+        gate_up_staged<FORMAT, GROUP>(a);                                                                                      \
+    }                                                                                                                         \
+    KERNEL __launch_bounds__(MOST_CHOSEN * WARP, 2) down_few_staged_##NAME(const __grid_constant__ DownArgs a) {               \
+        down_few_staged<FORMAT, GROUP>(a);                                                                                     \
+    }                                                                                                                         \
+    KERNEL __launch_bounds__(THREADS, 4) down_each_staged_##NAME(const __grid_constant__ DownArgs a) {                         \
+        down_each_staged<FORMAT, GROUP>(a);                                                                                    \
+    }
+
+STAGED(int4_64, INT4, 64)
+STAGED(int4_128, INT4, 128)
+STAGED(fp8, FP8, 64)
+
 // How many units of 64 columns a warp has on their way at once: as many as fit into registers.
 
 #if ARCH == 900
@@ -1560,15 +1594,6 @@ WIDE(fp8, FP8, 64)
     }                                                                                                                         \
     KERNEL __launch_bounds__(THREADS, 2) down_each_##NAME(const __grid_constant__ DownArgs a) {                                \
         down_each<FORMAT, GROUP, AHEAD>(a);                                                                                    \
-    }                                                                                                                         \
-    KERNEL __launch_bounds__(THREADS, 3) gate_up_staged_##NAME(const __grid_constant__ GateUpArgs a) {                         \
-        gate_up_staged<FORMAT, GROUP>(a);                                                                                      \
-    }                                                                                                                         \
-    KERNEL __launch_bounds__(MOST_CHOSEN * WARP, 2) down_few_staged_##NAME(const __grid_constant__ DownArgs a) {               \
-        down_few_staged<FORMAT, GROUP>(a);                                                                                     \
-    }                                                                                                                         \
-    KERNEL __launch_bounds__(THREADS, 4) down_each_staged_##NAME(const __grid_constant__ DownArgs a) {                         \
-        down_each_staged<FORMAT, GROUP>(a);                                                                                    \
     }                                                                                                                         \
     KERNEL __launch_bounds__(THREADS, 1) gate_up_many_##NAME(const __grid_constant__ ManyArgs a) {                             \
         many<FORMAT, GROUP, true>(a);                                                                                          \

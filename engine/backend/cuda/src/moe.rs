@@ -19,6 +19,10 @@ const COLUMNS: usize = 8;
 const FEW: usize = 8;
 /// Up to so many tokens every block of the router looks at eight of them, above at 64.
 const SOME: usize = 64;
+/// Up to so many tokens a block goes through an expert's tokens by eights, above they go in tiles. Measured: alike at 200.
+const SEVERAL: usize = 192;
+/// Times 16 values of an expert that a block computes one after the other, where strips are in shared memory.
+const PER_BLOCK: usize = 3;
 /// Tokens and strips of a tile where tokens are many.
 const TILE_TOKENS: usize = 128;
 const TILE_STRIPS: usize = 16;
@@ -31,6 +35,7 @@ pub struct Moe {
     /// Where blocks see each other's shared memory.
     route_cluster: Option<Kernel>,
     route_few: Kernel,
+    norm_many: Kernel,
     route_many: Kernel,
     /// Where there is `wgmma`.
     turn: Option<Kernel>,
@@ -42,8 +47,6 @@ pub struct Moe {
     stages: usize,
     /// Bytes of shared memory up to which a block's strips are put there: two such blocks fit.
     most_staged: usize,
-    /// Above so many tokens they go in tiles.
-    many_above: usize,
     /// Kernels are good as long as this is there.
     _module: Loaded,
 }
@@ -54,13 +57,25 @@ struct Format {
     gate_up_few: Kernel,
     down_few: Kernel,
     down_each: Kernel,
-    gate_up_staged: Kernel,
-    down_few_staged: Kernel,
-    down_each_staged: Kernel,
+    staged: Option<Staged>,
     gate_up_many: Kernel,
     down_many: Kernel,
-    gate_up_wide: Option<Kernel>,
-    down_wide: Option<Kernel>,
+    wide: Option<Wide>,
+}
+
+/// Those with `wgmma`.
+#[derive(Debug)]
+struct Wide {
+    gate_up: Kernel,
+    down: Kernel,
+}
+
+/// Those with strips in shared memory. Wide formats have none: they fill registers just as well.
+#[derive(Debug)]
+struct Staged {
+    gate_up: Kernel,
+    down_few: Kernel,
+    down_each: Kernel,
 }
 
 /// One layer's mixture.
@@ -364,59 +379,68 @@ impl Moe {
             Ok::<_, Failure>(kernel)
         };
         // Beside what the kernels always take.
-        let most = device.most_shared()? - (4 << 10);
+        let most = device.most_shared()? - (2 << 10);
         let route_cluster = match device.arch().number >= 90 {
             true => {
                 let kernel = kernel("route_cluster")?;
-                kernel.allow_shared(most - (2 << 10))?;
+                kernel.allow_shared(most - (4 << 10))?;
                 Some(kernel)
             }
             false => None,
         };
-        let wide = device.arch().number == 90;
-        let only_wide = |name: &str| match wide {
-            true => kernel(name).map(Some),
-            false => Ok(None),
+        let large = |name: String| {
+            let kernel = kernel(&name)?;
+            kernel.allow_shared(most)?;
+            Ok::<_, Failure>(kernel)
         };
-        let format = |name: &str| {
-            let format = Format {
-                gate_up_few: kernel(&format!("gate_up_few_{name}"))?,
-                down_few: kernel(&format!("down_few_{name}"))?,
-                down_each: kernel(&format!("down_each_{name}"))?,
-                gate_up_staged: kernel(&format!("gate_up_staged_{name}"))?,
-                down_few_staged: kernel(&format!("down_few_staged_{name}"))?,
-                down_each_staged: kernel(&format!("down_each_staged_{name}"))?,
-                gate_up_many: kernel(&format!("gate_up_many_{name}"))?,
-                down_many: kernel(&format!("down_many_{name}"))?,
-                gate_up_wide: only_wide(&format!("gate_up_wide_{name}"))?,
-                down_wide: only_wide(&format!("down_wide_{name}"))?,
+        let plain = |name: String| {
+            let kernel = kernel(&name)?;
+            kernel.allow_shared(MOST_SHARED)?;
+            Ok::<_, Failure>(kernel)
+        };
+        let wide = device.arch().number == 90;
+        let format = |name: &str, staged: bool| {
+            let staged = match staged {
+                true => Some(Staged {
+                    gate_up: large(format!("gate_up_staged_{name}"))?,
+                    down_few: large(format!("down_few_staged_{name}"))?,
+                    down_each: large(format!("down_each_staged_{name}"))?,
+                }),
+                false => None,
             };
-            for kernel in [&format.gate_up_few, &format.down_few, &format.down_each] {
-                kernel.allow_shared(MOST_SHARED)?;
-            }
-            let large = [
-                &format.gate_up_staged,
-                &format.down_few_staged,
-                &format.down_each_staged,
-                &format.gate_up_many,
-                &format.down_many,
-            ];
-            for kernel in large.into_iter().chain(&format.gate_up_wide).chain(&format.down_wide) {
-                kernel.allow_shared(most)?;
-            }
-            Ok::<_, Failure>(format)
+            let wide = match wide {
+                true => Some(Wide {
+                    gate_up: large(format!("gate_up_wide_{name}"))?,
+                    down: large(format!("down_wide_{name}"))?,
+                }),
+                false => None,
+            };
+            Ok::<_, Failure>(Format {
+                gate_up_few: plain(format!("gate_up_few_{name}"))?,
+                down_few: plain(format!("down_few_{name}"))?,
+                down_each: plain(format!("down_each_{name}"))?,
+                staged,
+                gate_up_many: large(format!("gate_up_many_{name}"))?,
+                down_many: large(format!("down_many_{name}"))?,
+                wide,
+            })
         };
         Ok(Self {
             route_cluster,
             route_few: kernel("route_few")?,
+            norm_many: kernel("norm_many")?,
             route_many: kernel("route_many")?,
-            turn: only_wide("turn")?,
+            turn: if wide { Some(kernel("turn")?) } else { None },
             combine: kernel("combine")?,
-            formats: [format("bf16")?, format("int4_64")?, format("int4_128")?, format("fp8")?],
+            formats: [
+                format("bf16", false)?,
+                format("int4_64", true)?,
+                format("int4_128", true)?,
+                format("fp8", true)?,
+            ],
             blocks: device.processors(),
             stages: if device.arch().number == 89 || device.arch().number >= 120 { 2 } else { 3 },
             most_staged: most as usize / 2,
-            many_above: std::env::var("MANY").ok().and_then(|n| n.parse().ok()).unwrap_or(SOME),
             _module: loaded,
         })
     }
@@ -494,26 +518,37 @@ impl Moe {
             renormalized: u32::from(go.mixture.renormalized),
         };
         let strips = go.mixture.experts.div_ceil(STRIP);
-        let (kernel, grid) = if x == Ptr(0) && go.tokens > SOME {
-            (&self.route_many, [strips.div_ceil(8), go.tokens.div_ceil(SOME), 1])
-        } else if let Some(kernel) = &self.route_cluster {
-            let Mixture { hidden, experts, .. } = *go.mixture;
-            let shared = hidden * 4 + COLUMNS * (hidden + 8) * 2 + experts * 4;
-            let shape = go.shape([8, go.tokens.div_ceil(COLUMNS), 1], THREADS, shared);
+        if go.tokens > SOME {
+            let norm = go.shape([go.tokens, 1, 1], THREADS, 0);
+            let grid = [strips.div_ceil(8), go.tokens.div_ceil(SOME), 1];
             // SAFETY: the caller's promise.
-            return unsafe { stream.launch(kernel, &shape, &arguments) };
-        } else {
-            let splits = if go.tokens > SOME { 1 } else { go.mixture.splits(go.tokens) };
-            (&self.route_few, [strips, splits, go.tokens.div_ceil(COLUMNS)])
+            return unsafe {
+                if x != Ptr(0) {
+                    stream.launch(&self.norm_many, &norm, &arguments)?;
+                }
+                stream.launch(&self.route_many, &go.shape(grid, THREADS, 0), &arguments)
+            };
+        }
+        let tiles = go.tokens.div_ceil(COLUMNS);
+        let (kernel, shape) = match &self.route_cluster {
+            Some(kernel) => {
+                let Mixture { hidden, experts, .. } = *go.mixture;
+                let shared = hidden * 4 + COLUMNS * (hidden + 8) * 2 + experts * 4;
+                (kernel, go.shape([8, tiles, 1], THREADS, shared))
+            }
+            None => {
+                let splits = go.mixture.splits(go.tokens);
+                (&self.route_few, go.shape([strips, splits, tiles], THREADS, 0))
+            }
         };
         // SAFETY: the caller's promise.
-        unsafe { stream.launch(kernel, &go.shape(grid, THREADS, 0), &arguments) }
+        unsafe { stream.launch(kernel, &shape, &arguments) }
     }
 
     /// # Safety
     /// As for [`Self::run`].
     unsafe fn gate_up(&self, stream: &Stream, go: &Go<'_>) -> Result<(), Failure> {
-        if go.tokens > self.many_above {
+        if go.tokens > SEVERAL {
             // SAFETY: the caller's promise.
             return unsafe { self.many(stream, go, true) };
         }
@@ -525,11 +560,9 @@ impl Moe {
             buffers * 2 * go.call.gate_up.strip_bytes as usize
                 + together * ((hidden + 8) * 2 + parts * 8 * 2 * 20 * 4)
         };
-        let several = std::env::var("PER").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
-        let per_block = match go.tokens > 1 && self.stages(&go.call.gate_up, staged(several)) {
-            true => several,
-            false => 1,
-        };
+        let format = self.format(&go.call.gate_up);
+        let fits = |per_block| self.fits(format, staged(per_block)).then_some(per_block);
+        let per_block = (go.tokens > 1).then(|| fits(PER_BLOCK)).flatten().unwrap_or(1);
         let staged = staged(per_block);
         let arguments = GateUpArgs {
             x: go.normed(),
@@ -546,28 +579,23 @@ impl Moe {
             per_token: per_token(chosen),
         };
         let rows = if go.few() { go.tokens * chosen } else { experts };
-        let format = self.format(&go.call.gate_up);
-        let (kernel, grid, shared) = match self.stages(&go.call.gate_up, staged) {
-            true => (&format.gate_up_staged, (inner / STRIP).div_ceil(per_block), staged),
-            false => {
+        let (kernel, blocks, shared) = match &format.staged {
+            Some(kernels) if self.fits(format, staged) => {
+                (&kernels.gate_up, (inner / STRIP).div_ceil(per_block), staged)
+            }
+            _ => {
                 let rows = go.tokens.min(COLUMNS) * (hidden + 8) * 2;
                 (&format.gate_up_few, inner / STRIP, rows)
             }
         };
-        let grid = [grid, rows, 1];
-        if std::env::var_os("FIT").is_some() {
-            println!(
-                "{kernel:?} {shared} bytes: {:?}",
-                kernel.blocks_per_processor(THREADS, number(shared))
-            );
-        }
+        let shape = go.shape([blocks, rows, 1], THREADS, shared);
         // SAFETY: the caller's promise.
-        unsafe { stream.launch(kernel, &go.shape(grid, THREADS, shared), &arguments) }
+        unsafe { stream.launch(kernel, &shape, &arguments) }
     }
 
-    /// Whether strips are put into shared memory. Wide ones fill registers just as well.
-    fn stages(&self, matrix: &MatrixArgs, shared: usize) -> bool {
-        matrix.format != TileFormat::Bf16.number() && shared <= self.most_staged
+    /// Whether strips are put into shared memory.
+    fn fits(&self, format: &Format, shared: usize) -> bool {
+        format.staged.is_some() && shared <= self.most_staged
     }
 
     /// # Safety
@@ -597,9 +625,9 @@ impl Moe {
         if go.few() {
             let threads = number(chosen) * 32;
             let staged = chosen * (call.down.strip_bytes as usize + inner * 2);
-            let (kernel, shared) = match self.stages(&call.down, staged) {
-                true => (&format.down_few_staged, staged),
-                false => (&format.down_few, chosen * inner * 2),
+            let (kernel, shared) = match &format.staged {
+                Some(kernels) if self.fits(format, staged) => (&kernels.down_few, staged),
+                _ => (&format.down_few, chosen * inner * 2),
             };
             let shape = go.shape([hidden / STRIP, go.tokens, 1], threads, shared);
             // SAFETY: the caller's promise.
@@ -607,7 +635,7 @@ impl Moe {
         }
         let threads = (hidden / 8).next_multiple_of(32).min(THREADS as usize);
         let sum = go.shape([(hidden / 8).div_ceil(threads), go.tokens, 1], number(threads), 0);
-        if go.tokens > self.many_above {
+        if go.tokens > SEVERAL {
             // SAFETY: the caller's promise.
             return unsafe {
                 self.many(stream, go, false)?;
@@ -620,9 +648,11 @@ impl Moe {
         };
         // Fewer warps where strips are long: three such blocks should fit.
         let warps = if staged(8) * 3 > self.most_staged * 2 { 4 } else { 8 };
-        let (kernel, warps, shared) = match self.stages(&call.down, staged(warps)) {
-            true => (&format.down_each_staged, warps, staged(warps)),
-            false => (&format.down_each, 8, rows),
+        let (kernel, warps, shared) = match &format.staged {
+            Some(kernels) if self.fits(format, staged(warps)) => {
+                (&kernels.down_each, warps, staged(warps))
+            }
+            _ => (&format.down_each, 8, rows),
         };
         let grid = [(hidden / STRIP).div_ceil(warps), experts, 1];
         let each = go.shape(grid, number(warps) * 32, shared);
@@ -653,9 +683,7 @@ impl Moe {
             activation: mixture.activation_number(),
         };
         let format = self.format(&experts);
-        if let (Some(turn), Some(gate_up), Some(down)) =
-            (&self.turn, &format.gate_up_wide, &format.down_wide)
-        {
+        if let (Some(turn), Some(wide)) = (&self.turn, &format.wide) {
             // What experts make of tokens is not there yet: its place holds the tokens, turned.
             let turned = go.at(space.each);
             let hidden = mixture.hidden;
@@ -663,7 +691,7 @@ impl Moe {
             let shape = go.shape([self.blocks as usize, 1, 1], THREADS, shared);
             if !gated {
                 // SAFETY: the caller's promise.
-                return unsafe { stream.launch(down, &shape, &arguments) };
+                return unsafe { stream.launch(&wide.down, &shape, &arguments) };
             }
             let turns = TurnArgs { input, out: turned, columns: number(hidden) };
             let threads = (hidden / 8).next_multiple_of(32).min(THREADS as usize);
@@ -671,7 +699,7 @@ impl Moe {
             // SAFETY: the caller's promise.
             return unsafe {
                 stream.launch(turn, &go.shape(grid, number(threads), 0), &turns)?;
-                stream.launch(gate_up, &shape, &ManyArgs { input: turned, ..arguments })
+                stream.launch(&wide.gate_up, &shape, &ManyArgs { input: turned, ..arguments })
             };
         }
         let kernel = if gated { &format.gate_up_many } else { &format.down_many };

@@ -303,7 +303,8 @@ impl Layer {
             let weights = words(memory, space.weights, tokens * k);
             let weights: Vec<f32> = weights.into_iter().map(f32::from_bits).collect();
             let mut sums = vec![0.0; tokens * hidden];
-            for (t, (row, to)) in got.chunks(hidden).zip(sums.chunks_mut(hidden)).enumerate() {
+            let one = |t: usize, to: &mut [f64]| {
+                let row = &got[t * hidden..][..hidden];
                 let logits: Vec<f64> =
                     self.router_values.chunks(hidden).map(|r| dot(r, row)).collect();
                 assert_eq!(logits.len(), experts);
@@ -313,7 +314,20 @@ impl Layer {
                         *to += weight * v;
                     }
                 }
-            }
+            };
+            // Hours of a card are dear: all processors of its machine compute.
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            let per_thread = tokens.div_ceil(threads);
+            std::thread::scope(|scope| {
+                for (n, some) in sums.chunks_mut(per_thread * hidden).enumerate() {
+                    let one = &one;
+                    scope.spawn(move || {
+                        for (i, to) in some.chunks_mut(hidden).enumerate() {
+                            one(n * per_thread + i, to);
+                        }
+                    });
+                }
+            });
             sums
         };
         let sums = reference(&got, &memory);
