@@ -526,9 +526,7 @@ impl Stream {
         copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
         copy.dstHost = to.as_mut_ptr().cast();
         copy.dstPitch = width;
-        copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
         copy.srcDevice = from.offset(at).0;
-        copy.srcPitch = pitch;
         // SAFETY: inside, as `copy` checked; the rest is the caller's promise.
         unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream) }
             .result()
@@ -555,9 +553,7 @@ impl Stream {
         copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
         copy.srcHost = from.as_ptr().cast();
         copy.srcPitch = width;
-        copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
         copy.dstDevice = to.offset(at).0;
-        copy.dstPitch = pitch;
         // SAFETY: inside, as `copy` checked; the rest is the caller's promise.
         unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream) }
             .result()
@@ -626,11 +622,25 @@ impl Rows {
             "{count} rows up to {end} of {}",
             buffer.len()
         );
-        // SAFETY: zeros are one; what matters is set.
-        let mut copy: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
-        copy.WidthInBytes = width;
-        copy.Height = count;
-        copy
+        let device = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+        sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: device,
+            srcHost: std::ptr::null(),
+            srcDevice: 0,
+            srcArray: std::ptr::null_mut(),
+            srcPitch: pitch,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: device,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: 0,
+            dstArray: std::ptr::null_mut(),
+            dstPitch: pitch,
+            WidthInBytes: width,
+            Height: count,
+        }
     }
 }
 
