@@ -2,13 +2,7 @@
 //
 // The weights take the side of 16 of the tensor cores, tokens the side of 8: a step of one token wastes arithmetic, of which there
 // is plenty, and no bytes.
-#include "tiles.cuh"
-
-// What becomes of the sums, as the host numbers them.
-static constexpr u32 TO_BF16 = 0;
-static constexpr u32 TO_F32 = 1;
-static constexpr u32 ADD = 2;    // to the f32 that stands there
-static constexpr u32 GATED = 3;  // strip 2i activated times strip 2i + 1, as bf16
+#include "products.cuh"
 
 struct LinearArgs {
     Matrix matrix;
@@ -58,6 +52,49 @@ DEVICE void put(const LinearArgs& a, u32 token, u32 row, float value) {
     }
 }
 
+// sums += tiles x right over 64 columns. Steps come in turn, so that no product waits for the one just before it.
+template <u32 FORMAT, u32 STRIPS, u32 EIGHTS>
+DEVICE void multiply_tiles(float (&sums)[STRIPS][EIGHTS][4], const Tiles<FORMAT> (&left)[STRIPS], const Right (&right)[EIGHTS]) {
+    if constexpr (FORMAT == BF16) {
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+#pragma unroll
+            for (u32 s = 0; s < STRIPS; s++) {
+                u32 a[4];
+                left[s].step(j, a);
+#pragma unroll
+                for (u32 n = 0; n < EIGHTS; n++) mma_bf16(sums[s][n], a, right[n].b0(j), right[n].b1(j));
+            }
+        }
+    } else {
+        constexpr u32 CHAINS = STRIPS * EIGHTS == 1 ? 2 : 1;
+        float parts[CHAINS][STRIPS][EIGHTS][4] = {};
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+#pragma unroll
+            for (u32 s = 0; s < STRIPS; s++) {
+                u32 a[4];
+                left[s].step(j, a);
+#pragma unroll
+                for (u32 n = 0; n < EIGHTS; n++) mma_bf16(parts[j % CHAINS][s][n], a, right[n].b0(j), right[n].b1(j));
+            }
+        }
+#pragma unroll
+        for (u32 s = 0; s < STRIPS; s++) {
+            float2 scale = left[s].scale();
+#pragma unroll
+            for (u32 n = 0; n < EIGHTS; n++) {
+#pragma unroll
+                for (u32 i = 0; i < 4; i++) {
+                    float part = parts[0][s][n][i];
+                    if (CHAINS == 2) part += parts[CHAINS - 1][s][n][i];
+                    sums[s][n][i] += part * (i < 2 ? scale.x : scale.y);
+                }
+            }
+        }
+    }
+}
+
 // Few tokens: one block for STRIPS strips and 8 * EIGHTS tokens, whose warps share out the columns. A warp reads TILES tiles of each
 // strip ahead: from before the kernel ahead has ended.
 template <u32 FORMAT, u32 STRIPS, u32 EIGHTS, u32 TILES, bool NORMED>
@@ -72,6 +109,8 @@ DEVICE void linear(const LinearArgs& a) {
 #pragma unroll
     for (u32 s = 0; s < STRIPS; s++) {
         strip[s] = a.matrix.tiles + min(blockIdx.x * STRIPS + s, strips - 1) * a.matrix.strip_bytes;
+        // Kept, not worked out again for each load.
+        asm volatile("" : "+l"(strip[s]));
     }
     Tiles<FORMAT> left[TILES][STRIPS];
 #pragma unroll
@@ -137,28 +176,29 @@ DEVICE void linear(const LinearArgs& a) {
         wait_for_before();
     }
 
-    const u16* row[EIGHTS];
+    // Where the lane's token begins, in 16 bytes.
+    constexpr u32 NONE = 0xffffffffu;
+    const uint4* rights = reinterpret_cast<const uint4*>(NORMED ? normed : a.right);
+    u32 row[EIGHTS];
 #pragma unroll
     for (u32 n = 0; n < EIGHTS; n++) {
         u32 token = n * 8 + lane / 4;
-        if (NORMED) {
-            row[n] = token < here ? normed + u64(token) * columns : nullptr;
+        if (token >= here) {
+            row[n] = NONE;
+        } else if (NORMED) {
+            row[n] = token * (columns / 8) + lane % 4 * 2;
         } else {
-            u32 from = token < here ? (a.pick ? a.pick[token0 + token] : token0 + token) : 0;
-            row[n] = token < here ? a.right + u64(from) * a.right_stride : nullptr;
+            row[n] = (a.pick ? a.pick[token0 + token] : token0 + token) * (a.right_stride / 8) + lane % 4 * 2;
         }
     }
     auto read = [&](Right& right, u32 n, u32 tile) {
-        if (!row[n]) return;
-        if (NORMED) {
-            const uint4* at = reinterpret_cast<const uint4*>(row[n]) + tile * 8 + lane % 4 * 2;
-            u32 swap = lane / 4 & 1;
-            right.words[0] = at[swap], right.words[1] = at[swap ^ 1];
-        } else {
-            right.load(row[n], tile * 64);
-        }
+        if (row[n] == NONE) return;
+        const uint4* at = rights + row[n] + tile * 8;
+        u32 swap = NORMED ? lane / 4 & 1 : 0;
+        right.words[0] = at[swap], right.words[1] = at[swap ^ 1];
     };
-    constexpr u32 AHEAD = NORMED ? 1 : TILES;
+    // How many tiles of tokens are read ahead; shared memory is near.
+    constexpr u32 AHEAD = NORMED || EIGHTS == 8 ? 1 : EIGHTS == 4 && TILES > 2 ? 2 : TILES;
     Right right[AHEAD][EIGHTS];
 #pragma unroll
     for (u32 i = 0; i < AHEAD; i++) {
@@ -173,20 +213,16 @@ DEVICE void linear(const LinearArgs& a) {
 #pragma unroll
         for (u32 i = 0; i < TILES; i++) {
             if (tile + i >= end) break;
-            u32 r = NORMED ? 0 : i;
-#pragma unroll
-            for (u32 s = 0; s < STRIPS; s++) {
-#pragma unroll
-                for (u32 n = 0; n < EIGHTS; n++) multiply_64(sums[s][n], left[i][s], right[r][n]);
-            }
-            u32 next = NORMED ? tile + i + 1 : tile + i + TILES;
+            multiply_tiles(sums, left[i], right[i % AHEAD]);
+            u32 next = tile + i + AHEAD;
             if (next < end) {
 #pragma unroll
-                for (u32 n = 0; n < EIGHTS; n++) read(right[r][n], n, next);
+                for (u32 n = 0; n < EIGHTS; n++) read(right[i % AHEAD][n], n, next);
             }
-            if (tile + i + TILES < end) {
+            next = tile + i + TILES;
+            if (next < end) {
 #pragma unroll
-                for (u32 s = 0; s < STRIPS; s++) left[i][s].load(strip[s], (tile + i + TILES) * 64, a.matrix.group);
+                for (u32 s = 0; s < STRIPS; s++) left[i][s].load(strip[s], next * 64, a.matrix.group);
             }
         }
     }
@@ -236,8 +272,8 @@ DEVICE void linear(const LinearArgs& a) {
 LINEAR(linear_bf16_1x1, 512, BF16, 1, 1, 4, false)
 LINEAR(linear_bf16_2x1, 512, BF16, 2, 1, 2, false)
 LINEAR(linear_bf16_2x2, 512, BF16, 2, 2, 2, false)
-LINEAR(linear_bf16_2x4, 256, BF16, 2, 4, 1, false)
-LINEAR(linear_bf16_2x8, 128, BF16, 2, 8, 1, false)
+LINEAR(linear_bf16_2x4, 256, BF16, 2, 4, 2, false)
+LINEAR(linear_bf16_2x8, 256, BF16, 2, 8, 1, false)
 LINEAR(linear_bf16_1x1_normed, 512, BF16, 1, 1, 4, true)
 LINEAR(linear_bf16_2x1_normed, 512, BF16, 2, 1, 2, true)
 
@@ -245,14 +281,14 @@ LINEAR(linear_int4_1x1, 512, INT4, 1, 1, 4, false)
 LINEAR(linear_int4_2x1, 512, INT4, 2, 1, 4, false)
 LINEAR(linear_int4_2x2, 512, INT4, 2, 2, 2, false)
 LINEAR(linear_int4_2x4, 256, INT4, 2, 4, 2, false)
-LINEAR(linear_int4_2x8, 128, INT4, 2, 8, 1, false)
+LINEAR(linear_int4_2x8, 256, INT4, 2, 8, 1, false)
 LINEAR(linear_int4_1x1_normed, 512, INT4, 1, 1, 4, true)
 LINEAR(linear_int4_2x1_normed, 512, INT4, 2, 1, 4, true)
 
 LINEAR(linear_fp8_1x1, 512, FP8, 1, 1, 4, false)
 LINEAR(linear_fp8_2x1, 512, FP8, 2, 1, 2, false)
-LINEAR(linear_fp8_2x2, 512, FP8, 2, 2, 2, false)
-LINEAR(linear_fp8_2x4, 256, FP8, 2, 4, 1, false)
-LINEAR(linear_fp8_2x8, 128, FP8, 2, 8, 1, false)
+LINEAR(linear_fp8_2x2, 512, FP8, 2, 2, 1, false)
+LINEAR(linear_fp8_2x4, 256, FP8, 2, 4, 2, false)
+LINEAR(linear_fp8_2x8, 256, FP8, 2, 8, 1, false)
 LINEAR(linear_fp8_1x1_normed, 512, FP8, 1, 1, 4, true)
 LINEAR(linear_fp8_2x1_normed, 512, FP8, 2, 1, 2, true)

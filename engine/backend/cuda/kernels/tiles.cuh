@@ -30,11 +30,21 @@ struct Matrix {
     u64 matrix_bytes;   // of all strips: from one expert to the next
 };
 
-// 128 + q twice as bf16: the four bits are the last ones of each half. The compiler makes two instructions of the same in C.
-DEVICE u32 last_bits(u32 word) {
+// 128 + the four bits N of each half of a word, as bf16: they are its last bits.
+template <u32 N>
+DEVICE u32 nibbles(u32 word) {
     u32 pair;
-    asm("lop3.b32 %0, %1, 0x000f000f, %2, 0xea;" : "=r"(pair) : "r"(word), "r"(0x43004300));
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(pair) : "r"(word >> 4 * N), "n"(0x000f000f), "r"(0x43004300));
     return pair;
+}
+
+// Two e4m3 of a word, the lower ones or the higher ones, as bf16: each in the high half of 16 bits, then exponent and mantissa to
+// their places, times 2^120.
+template <u32 HALF>
+DEVICE u32 e4m3_pair(u32 word) {
+    u32 high = __byte_perm(word, 0, HALF == 0 ? 0x1404 : 0x3424);
+    u32 bits = (high >> 4 & 0x07f007f0) | (high & 0x80008000);
+    return mul_bf16x2(bits, 0x7b807b80);
 }
 
 template <u32 FORMAT>
@@ -65,9 +75,10 @@ struct Tiles<INT4> {
     u32 about[2];
 
     DEVICE void load(const u8* strip, u32 column, u32 group) {
-        u32 chunk = group * 8 + 64;
-        const u8* at = strip + u64(column / group) * chunk;
-        words = load_once(at + column % group * 8 + lane_id() * 16);
+        // A division by 64 or 128; by a number that is not known before, it would cost more than everything else here.
+        u32 shift = 6 + group / 128;
+        const u8* at = strip + (column >> shift) * (group * 8 + 64);
+        words = load_once(at + (column & (group - 1)) * 8 + lane_id() * 16);
         const u32* rows = reinterpret_cast<const u32*>(at + group * 8);
         about[0] = __ldg(rows + lane_id() / 4);
         about[1] = __ldg(rows + lane_id() / 4 + 8);
@@ -75,10 +86,10 @@ struct Tiles<INT4> {
     DEVICE void step(u32 j, u32 (&a)[4]) const {
         u32 word = j == 0 ? words.x : j == 1 ? words.y : j == 2 ? words.z : words.w;
         u32 zero0 = __byte_perm(about[0], 0, 0x3232), zero1 = __byte_perm(about[1], 0, 0x3232);
-        a[0] = sub_bf16x2(last_bits(word), zero0);
-        a[1] = sub_bf16x2(last_bits(word >> 4), zero1);
-        a[2] = sub_bf16x2(last_bits(word >> 8), zero0);
-        a[3] = sub_bf16x2(last_bits(word >> 12), zero1);
+        a[0] = sub_bf16x2(nibbles<0>(word), zero0);
+        a[1] = sub_bf16x2(nibbles<1>(word), zero1);
+        a[2] = sub_bf16x2(nibbles<2>(word), zero0);
+        a[3] = sub_bf16x2(nibbles<3>(word), zero1);
     }
     DEVICE float2 scale() const { return make_float2(from_half(u16(about[0])), from_half(u16(about[1]))); }
 };
@@ -99,8 +110,7 @@ struct Tiles<FP8> {
     }
     DEVICE void step(u32 j, u32 (&a)[4]) const {
         u32 first = j % 2 == 0 ? words[j / 2].x : words[j / 2].z, second = j % 2 == 0 ? words[j / 2].y : words[j / 2].w;
-        a[0] = e4m3x2_to_bf16x2(first & 0xffff), a[1] = e4m3x2_to_bf16x2(first >> 16);
-        a[2] = e4m3x2_to_bf16x2(second & 0xffff), a[3] = e4m3x2_to_bf16x2(second >> 16);
+        a[0] = e4m3_pair<0>(first), a[1] = e4m3_pair<1>(first), a[2] = e4m3_pair<0>(second), a[3] = e4m3_pair<1>(second);
     }
     DEVICE float2 scale() const { return make_float2(about[0], about[1]); }
 };

@@ -1,12 +1,12 @@
-//! Weight matrices times the tokens of a step: `kernels/linear.cu`.
+//! Weight matrices times the tokens of a step: `kernels/linear.cu` for few tokens, `kernels/wide.cu` for many.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
 
-use crate::device::{Device, Failure, Kernel, Loaded, Ptr, Shape, Stream};
+use crate::device::{Buffer, Device, Failure, Kernel, Loaded, Ptr, Shape, Stream};
 use crate::pack::{KernelError, Pack};
 use crate::sources::module;
-use crate::tiles::{COLUMNS, MatrixArgs, STRIP};
+use crate::tiles::{COLUMNS, MatrixArgs, STRIP, TileFormat};
 
 /// What a matrix is multiplied with.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -110,99 +110,325 @@ struct LinearArgs {
     each: u32,
 }
 
-/// How a multiplication is shared out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Plan {
-    /// Strips of a block.
-    pub strips: u32,
-    /// Tokens of a block, in eights.
-    pub eights: u32,
-    /// Warps of a block, which share out the columns.
-    pub warps: u32,
+/// `LayOutArgs` of `wide.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct LayOutArgs {
+    right: Ptr,
+    pick: Ptr,
+    image: Ptr,
+    tokens: u32,
+    padded: u32,
+    right_stride: u32,
+    columns: u32,
 }
 
+/// `WideArgs` of `wide.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct WideArgs {
+    matrix: MatrixArgs,
+    image: Ptr,
+    bias: Ptr,
+    out: Ptr,
+    tokens: u32,
+    padded: u32,
+    out_stride: u32,
+    epilogue: u32,
+    activation: u32,
+    slots: u32,
+}
+
+/// How a multiplication is shared out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plan {
+    /// A block for each few strips: `linear` of `linear.cu`.
+    Split {
+        /// Strips of a block.
+        strips: u32,
+        /// Tokens of a block, in eights.
+        eights: u32,
+        /// Warps of a block, which share out the columns.
+        warps: u32,
+    },
+    /// Blocks of many strips and tokens: `wide` of `wide.cu`, after the tokens are laid out.
+    Wide {
+        /// Tokens of a block.
+        tokens: u32,
+        /// Warps of a block; each has a strip.
+        warps: u32,
+        /// Blocks that share out the columns.
+        split: u32,
+    },
+}
+
+/// What a plan is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Problem {
+    /// The weights. Where they lie does not matter.
+    pub matrix: MatrixArgs,
+    /// How many tokens.
+    pub tokens: usize,
+    /// Whether a norm is done on the way.
+    pub normed: bool,
+    /// Whether pairs of strips are gated.
+    pub gated: bool,
+    /// Whether there is memory for work on the way.
+    pub scratch: bool,
+}
+
+/// The card that it is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Card {
+    /// Multiprocessors.
+    pub processors: u32,
+    /// 90 and up: copies of whole kilobytes, and launches that overlap.
+    pub arch: u32,
+}
+
+/// Tokens up to which a multiplication is never `wide`.
+const NARROW: usize = 16;
 /// Tokens up to which a norm may be done on the way.
 const FEW: usize = 8;
-/// Bytes of shared memory that the normed tokens of a block may take.
-const NORMED_BYTES: usize = 96 << 10;
+/// Bytes of shared memory that the normed tokens of a block may take. Every block norms them all: with more, a kernel of its own is
+/// faster.
+const TOKEN_BYTES: usize = 16 << 10;
 /// Bytes of the sums of one strip for eight tokens in shared memory, and of the sums of squares.
 const PART_BYTES: u32 = 8 * 20 * 4;
 const SQUARES_BYTES: u32 = 32 * 4;
 
-/// Whether [`Right::Normed`] is for so many tokens of so many columns. If not, the norm is a kernel of its own, which is then also
-/// the faster way.
-pub fn fuses_norm(tokens: usize, columns: usize) -> bool {
-    tokens <= FEW && tokens * columns * 2 <= NORMED_BYTES
+/// Bytes of shared memory for what a block of `wide` asks for ahead: alone on its multiprocessor, or one of two.
+const WIDE_BYTES: u32 = 220 << 10;
+const HALF_BYTES: u32 = 108 << 10;
+/// Its shapes: tokens, warps, and blocks that share out the columns.
+const WIDE: [(u32, u32, u32); 8] = [
+    (128, 16, 1),
+    (128, 8, 1),
+    (128, 8, 2),
+    (128, 8, 4),
+    (64, 8, 2),
+    (64, 8, 4),
+    (32, 8, 2),
+    (32, 8, 4),
+];
+
+/// Bytes of memory for work on the way that so many tokens of so many columns take.
+pub fn scratch_bytes(tokens: usize, columns: usize) -> usize {
+    if tokens <= NARROW {
+        return 0;
+    }
+    let block = match tokens {
+        0..=32 => 32,
+        33..=64 => 64,
+        _ => 128,
+    };
+    tokens.next_multiple_of(block) * columns * 2
 }
 
-/// How to share out so many tokens and rows. A pure function: a captured graph always has the same shapes.
-pub fn plan(tokens: usize, rows: usize, columns: usize, gated: bool) -> Plan {
-    let (strips, tiles) = (rows.div_ceil(STRIP), columns / COLUMNS);
-    match tokens {
-        0..=8 => {
-            // Two strips share what they read of the tokens. With few strips, each has a block: there are more of those.
-            let per = if gated || (tokens > 2 && strips > 512) { 2 } else { 1 };
-            let warps = if strips / per <= 160 { 16 } else { 8 };
-            Plan { strips: per as u32, eights: 1, warps: share(warps, tiles, 2) }
+/// Whether [`Right::Normed`] is for so many tokens of so many columns. If not, the norm is a kernel of its own, which is then the
+/// faster way.
+pub fn fuses_norm(tokens: usize, columns: usize) -> bool {
+    tokens <= FEW && tokens * columns * 2 <= TOKEN_BYTES
+}
+
+/// How to share out a multiplication. A pure function: a captured graph always has the same shapes.
+pub fn plan(problem: &Problem, card: Card) -> Plan {
+    let MatrixArgs { rows, format, .. } = problem.matrix;
+    let blocks = rows.div_ceil(STRIP as u32).div_ceil(2);
+    // Eight warps where all blocks then have their places from the start; else four, and more blocks beside each other.
+    let split = |eights: u32, places: u32| Plan::Split {
+        strips: 2,
+        eights,
+        warps: if blocks <= card.processors * places { 8 } else { 4 },
+    };
+    let narrow = format != TileFormat::Bf16.number();
+    let wide = widens(problem, card);
+    match problem.tokens {
+        0..=8 => few(problem, card),
+        9..=16 => split(2, 2),
+        17..=32 => split(4, 1),
+        33..=64 if narrow && blocks > card.processors && !problem.gated && wide => {
+            Plan::Wide { tokens: 64, warps: 8, split: 4 }
         }
-        9..=16 => Plan { strips: 2, eights: 2, warps: share(8, tiles, 2) },
-        17..=32 => Plan { strips: 2, eights: 4, warps: share(8, tiles, 2) },
-        _ => Plan { strips: 2, eights: 8, warps: share(4, tiles, 1) },
+        65.. if wide => many(problem, card),
+        _ => split(8, 1),
     }
 }
 
-/// At most `most` warps, each with `least` tiles where there are so many.
-fn share(most: usize, tiles: usize, least: usize) -> u32 {
-    most.min(tiles.div_ceil(least)).max(1) as u32
+/// For at most eight tokens.
+///
+/// What is read in a few microseconds is best on its way all at once: of the ways in which every block has its place from the
+/// start, the one whose warps have the least to do one after the other, then the one with the fewest blocks. Long reads have
+/// blocks enough to follow each other.
+fn few(problem: &Problem, card: Card) -> Plan {
+    let MatrixArgs { rows, columns, format, .. } = problem.matrix;
+    let (strips, tiles) = (rows.div_ceil(STRIP as u32), columns / COLUMNS as u32);
+    let least = if problem.gated { 2 } else { 1 };
+    let short = format == TileFormat::Int4 { group: 64 }.number();
+    let ways = (least..=2).flat_map(|per| [4, 8, 16].map(|warps| (per, warps)));
+    // As many warps as registers allow.
+    let resident =
+        |per: u32, warps: u32| card.processors * (if per == 1 { 21 } else { 16 } / warps);
+    ways.filter(|(per, warps)| short && strips.div_ceil(*per) <= resident(*per, *warps))
+        .min_by_key(|(per, warps)| (per * tiles.div_ceil(*warps), strips.div_ceil(*per)))
+        .map(|(per, warps)| Plan::Split { strips: per, eights: 1, warps })
+        .unwrap_or(Plan::Split { strips: least, eights: 1, warps: 8 })
+}
+
+/// Whether `wide` is for it: Hopper, whole groups.
+fn widens(problem: &Problem, card: Card) -> bool {
+    let MatrixArgs { columns, group, .. } = problem.matrix;
+    card.arch == 90 && problem.scratch && !problem.normed && columns.is_multiple_of(group)
+}
+
+/// For many tokens: the shape that should be done first, in the tensor cores' clocks. What a block does beside multiplying, and what
+/// sharing out the columns costs, is about what was measured.
+fn many(problem: &Problem, card: Card) -> Plan {
+    let MatrixArgs { rows, columns, .. } = problem.matrix;
+    let (strips, tiles) = (rows.div_ceil(STRIP as u32), columns / COLUMNS as u32);
+    let clocks = |(width, warps, split): &(u32, u32, u32)| {
+        let blocks = strips.div_ceil(*warps) * (problem.tokens as u32).div_ceil(*width) * split;
+        let tile = if *warps == 16 { 1100 } else { 720 };
+        let one = 2500 + if *split > 1 { 3000 } else { 0 } + tiles.div_ceil(*split) * tile;
+        // Four blocks of a cluster do not find room everywhere.
+        let places = if *split == 4 { card.processors * 7 / 8 } else { card.processors };
+        u64::from(blocks.div_ceil(places)) * u64::from(one)
+    };
+    // Where columns are shared out, pairs of strips are not gated.
+    let ways = WIDE
+        .into_iter()
+        .filter(|(tokens, _, split)| *tokens == 128 && (!problem.gated || *split == 1));
+    let (tokens, warps, split) = ways.min_by_key(clocks).expect("the first shape is always there");
+    Plan::Wide { tokens, warps, split }
+}
+
+/// Slots of a block of `wide`, and the bytes that they take beside room for a whole multiple of 1024 to begin at.
+fn wide_slots(matrix: &MatrixArgs, tokens: u32, warps: u32) -> (u32, u32) {
+    let slot = matrix.group / COLUMNS as u32 * tokens * 128 + warps * chunk_bytes(matrix);
+    let slots = (if tokens == 128 { WIDE_BYTES } else { HALF_BYTES } / slot).min(8);
+    (slots, slots * slot + 1024)
+}
+
+fn chunk_bytes(matrix: &MatrixArgs) -> u32 {
+    (matrix.strip_bytes / u64::from(matrix.columns.div_ceil(matrix.group))) as u32
 }
 
 /// The kernels.
 #[derive(Debug)]
 pub struct Linear {
     kernels: BTreeMap<Variant, Kernel>,
-    _module: Loaded,
+    lay_out: Kernel,
+    card: Card,
+    scratch: Option<Buffer<u8>>,
+    _modules: [Loaded; 2],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Variant {
-    format: u32,
-    strips: u32,
-    eights: u32,
-    normed: bool,
+enum Variant {
+    Split { format: u32, strips: u32, eights: u32, normed: bool },
+    Wide { format: u32, group: u32, tokens: u32, warps: u32, split: u32 },
 }
 
+const FORMATS: [&str; 3] = ["bf16", "int4", "fp8"];
+
 impl Variant {
-    fn all() -> impl Iterator<Item = Self> {
-        let shapes = [(1, 1), (2, 1), (2, 2), (2, 4), (2, 8)];
-        (0..3).flat_map(move |format| {
-            shapes.into_iter().flat_map(move |(strips, eights)| {
-                let normed = [false, true].into_iter().take(if eights == 1 { 2 } else { 1 });
-                normed.map(move |normed| Self { format, strips, eights, normed })
-            })
-        })
+    fn of(plan: Plan, matrix: &MatrixArgs, normed: bool) -> Self {
+        let MatrixArgs { format, group, .. } = *matrix;
+        match plan {
+            Plan::Split { strips, eights, .. } => Self::Split { format, strips, eights, normed },
+            Plan::Wide { tokens, warps, split } => {
+                Self::Wide { format, group, tokens, warps, split }
+            }
+        }
+    }
+
+    fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for normed in [false, true] {
+            for format in 0..3 {
+                for (strips, eights) in [(1, 1), (2, 1), (2, 2), (2, 4), (2, 8)] {
+                    if !normed || eights == 1 {
+                        all.push(Self::Split { format, strips, eights, normed });
+                    }
+                }
+            }
+        }
+        for (format, group) in [(0, 64), (1, 64), (1, 128), (2, 64)] {
+            all.extend(WIDE.map(|(tokens, warps, split)| Self::Wide {
+                format,
+                group,
+                tokens,
+                warps,
+                split,
+            }));
+        }
+        all
     }
 
     fn name(self) -> String {
-        let format = ["bf16", "int4", "fp8"][self.format as usize];
-        let normed = if self.normed { "_normed" } else { "" };
-        format!("linear_{format}_{}x{}{normed}", self.strips, self.eights)
+        let end = |normed| if normed { "_normed" } else { "" };
+        match self {
+            Self::Split { format, strips, eights, normed } => {
+                format!("linear_{}_{strips}x{eights}{}", FORMATS[format as usize], end(normed))
+            }
+            Self::Wide { format, group, tokens, warps, split } => {
+                format!("wide_{}_{group}_{tokens}_{warps}x{split}", FORMATS[format as usize])
+            }
+        }
+    }
+
+    /// Most bytes of shared memory that a launch takes.
+    fn most_shared(self) -> u32 {
+        match self {
+            Self::Split { strips, eights, normed, .. } => {
+                let warps = if eights == 1 { 16 } else { 8 };
+                split_bytes(strips, eights, warps, if normed { TOKEN_BYTES } else { 0 })
+            }
+            Self::Wide { .. } => WIDE_BYTES + 1024,
+        }
     }
 }
 
 impl Linear {
     /// Loads them.
     pub fn load(pack: &Pack, device: &Device) -> Result<Self, KernelError> {
-        let module = pack.load(module("linear"), device)?;
+        let modules = [pack.load(module("linear"), device)?, pack.load(module("wide"), device)?];
+        let card = Card { processors: device.processors(), arch: device.arch().number };
         let mut kernels = BTreeMap::new();
         for variant in Variant::all() {
             let name = CString::new(variant.name()).expect("a name without a zero byte");
-            let kernel = module.kernel(&name)?;
-            if variant.normed {
-                kernel.allow_shared(shared(&Plan::widest(variant), NORMED_BYTES))?;
+            let wide = matches!(variant, Variant::Wide { .. });
+            let kernel = modules[usize::from(wide)].kernel(&name)?;
+            let here = card.arch >= 90 || matches!(variant, Variant::Split { .. });
+            if variant.most_shared() > 48 << 10 && here {
+                kernel.allow_shared(variant.most_shared())?;
             }
             kernels.insert(variant, kernel);
         }
-        Ok(Self { kernels, _module: module })
+        let lay_out = modules[1].kernel(c"lay_out_tokens")?;
+        Ok(Self { kernels, lay_out, card, scratch: None, _modules: modules })
+    }
+
+    /// Takes memory for work on the way: [`scratch_bytes`] of the most tokens and the widest matrix. Without it, or with too little,
+    /// many tokens take a slow way. Multiplications that use it follow each other: one stream at a time.
+    pub fn lend(&mut self, scratch: Buffer<u8>) {
+        self.scratch = Some(scratch);
+    }
+
+    fn problem(&self, call: &Call) -> Problem {
+        let lent = self.scratch.as_ref().map_or(0, Buffer::len);
+        Problem {
+            matrix: call.matrix,
+            tokens: call.tokens,
+            normed: matches!(call.right, Right::Normed { .. }),
+            gated: matches!(call.out, Out::Gated { .. }),
+            scratch: scratch_bytes(call.tokens, call.matrix.columns as usize) <= lent,
+        }
+    }
+
+    /// How a call is shared out.
+    pub fn plan(&self, call: &Call) -> Plan {
+        plan(&self.problem(call), self.card)
     }
 
     /// Puts a multiplication into a stream.
@@ -213,10 +439,8 @@ impl Linear {
     /// # Panics
     /// If a norm on the way is asked for where [`fuses_norm`] says no.
     pub unsafe fn run(&self, stream: &Stream, call: &Call) -> Result<(), Failure> {
-        let gated = matches!(call.out, Out::Gated { .. });
-        let (rows, columns) = (call.matrix.rows as usize, call.matrix.columns as usize);
         // SAFETY: the caller's promise.
-        unsafe { self.run_as(stream, call, plan(call.tokens, rows, columns, gated)) }
+        unsafe { self.run_as(stream, call, self.plan(call)) }
     }
 
     /// The same, shared out as is said: for measurements.
@@ -225,45 +449,97 @@ impl Linear {
     /// As for [`Self::run`].
     ///
     /// # Panics
-    /// As [`Self::run`], and if there is no kernel for the plan.
+    /// As [`Self::run`], and if there is no kernel for the plan, or no memory for its work.
     pub unsafe fn run_as(&self, stream: &Stream, call: &Call, plan: Plan) -> Result<(), Failure> {
         if call.tokens == 0 {
             return Ok(());
         }
-        let columns = call.matrix.columns as usize;
-        let normed = matches!(call.right, Right::Normed { .. });
-        assert!(!normed || fuses_norm(call.tokens, columns), "{} tokens normed", call.tokens);
-        let variant = Variant {
-            format: call.matrix.format,
-            strips: plan.strips,
-            eights: plan.eights,
-            normed,
-        };
+        let problem = self.problem(call);
+        let MatrixArgs { rows, columns, group, .. } = call.matrix;
+        assert!(
+            !problem.normed || fuses_norm(call.tokens, columns as usize),
+            "a norm on the way to {} tokens of {columns} columns",
+            call.tokens
+        );
+        let variant = Variant::of(plan, &call.matrix, problem.normed);
         let kernel = self.kernels.get(&variant).unwrap_or_else(|| panic!("no kernel for {plan:?}"));
-        let normed_bytes = if normed { call.tokens * columns * 2 } else { 0 };
-        let strips = call.matrix.rows.div_ceil(STRIP as u32);
-        let (each, warps) = shared_out(plan.warps, call.matrix.columns, call.matrix.group);
-        let plan = Plan { warps, ..plan };
-        let shape = Shape {
-            grid: [strips.div_ceil(plan.strips), (call.tokens as u32).div_ceil(8 * plan.eights), 1],
-            block: warps * 32,
-            shared: shared(&plan, normed_bytes),
-            overlaps: true,
+        let mut arguments = arguments(call);
+        let shape = match plan {
+            Plan::Split { strips, eights, warps } => {
+                let (each, warps) = shared_out(warps, columns, group);
+                arguments.each = each;
+                let normed = if problem.normed { call.tokens * columns as usize * 2 } else { 0 };
+                Shape {
+                    grid: [
+                        rows.div_ceil(STRIP as u32).div_ceil(strips),
+                        (call.tokens as u32).div_ceil(8 * eights),
+                        1,
+                    ],
+                    block: warps * 32,
+                    shared: split_bytes(strips, eights, warps, normed),
+                    overlaps: true,
+                }
+            }
+            // SAFETY: the caller's promise.
+            Plan::Wide { .. } => {
+                return unsafe { self.run_wide(stream, kernel, call, &arguments, plan) };
+            }
         };
         // SAFETY: the caller's promise.
-        unsafe { stream.launch(kernel, &shape, &arguments(call, each)) }
+        unsafe { stream.launch(kernel, &shape, &arguments) }
+    }
+
+    /// # Safety
+    /// As for [`Self::run`].
+    unsafe fn run_wide(
+        &self,
+        stream: &Stream,
+        kernel: &Kernel,
+        call: &Call,
+        a: &LinearArgs,
+        plan: Plan,
+    ) -> Result<(), Failure> {
+        let MatrixArgs { rows, columns, .. } = call.matrix;
+        let Plan::Wide { tokens, warps, split } = plan else { unreachable!("a wide plan") };
+        let image = self.scratch.as_ref().expect("a wide plan is for lent memory").at();
+        let padded = a.tokens.next_multiple_of(tokens);
+        let lay_out = LayOutArgs {
+            right: a.right,
+            pick: a.pick,
+            image,
+            tokens: a.tokens,
+            padded,
+            right_stride: a.right_stride,
+            columns,
+        };
+        let threads = columns / 8 * padded;
+        let shape = Shape { overlaps: true, ..Shape::row(threads.div_ceil(256), 256) };
+        // SAFETY: the caller's promise.
+        unsafe { stream.launch(&self.lay_out, &shape, &lay_out) }?;
+        let (slots, shared) = wide_slots(&call.matrix, tokens, warps);
+        let wide = WideArgs {
+            matrix: call.matrix,
+            image,
+            bias: a.bias,
+            out: a.out,
+            tokens: a.tokens,
+            padded,
+            out_stride: a.out_stride,
+            epilogue: a.epilogue,
+            activation: a.activation,
+            slots,
+        };
+        let strips = rows.div_ceil(STRIP as u32);
+        let grid = [strips.div_ceil(warps), padded / tokens, split];
+        let shape = Shape { grid, block: warps * 32, shared, overlaps: true };
+        // SAFETY: the caller's promise.
+        unsafe { stream.launch(kernel, &shape, &wide) }
     }
 }
 
-impl Plan {
-    fn widest(variant: Variant) -> Self {
-        Self { strips: variant.strips, eights: variant.eights, warps: 16 }
-    }
-}
-
-/// Bytes of shared memory of a block.
-fn shared(plan: &Plan, normed_bytes: usize) -> u32 {
-    let parts = plan.warps * plan.strips * plan.eights * PART_BYTES;
+/// Bytes of shared memory of a block of `linear`.
+fn split_bytes(strips: u32, eights: u32, warps: u32, normed_bytes: usize) -> u32 {
+    let parts = warps * strips * eights * PART_BYTES;
     parts + if normed_bytes > 0 { SQUARES_BYTES + normed_bytes as u32 } else { 0 }
 }
 
@@ -274,7 +550,7 @@ fn shared_out(warps: u32, columns: u32, group: u32) -> (u32, u32) {
     (each, tiles.div_ceil(each))
 }
 
-fn arguments(call: &Call, each: u32) -> LinearArgs {
+fn arguments(call: &Call) -> LinearArgs {
     let none = Ptr(0);
     let (right, right_stride, stream, norm, eps) = match call.right {
         Right::Bf16 { at, stride } => (at, stride, none, none, 0.0),
@@ -304,7 +580,7 @@ fn arguments(call: &Call, each: u32) -> LinearArgs {
         epilogue,
         activation,
         eps,
-        each,
+        each: 0,
     }
 }
 
@@ -312,20 +588,57 @@ fn arguments(call: &Call, each: u32) -> LinearArgs {
 mod tests {
     use super::*;
 
+    fn matrix(rows: usize, columns: usize, format: TileFormat) -> MatrixArgs {
+        MatrixArgs {
+            rows: rows as u32,
+            columns: columns as u32,
+            format: format.number(),
+            group: format.group() as u32,
+            strip_bytes: format.strip_bytes(columns) as u64,
+            ..MatrixArgs::default()
+        }
+    }
+
     #[test]
     fn every_plan_has_a_kernel_and_fits_into_a_block() {
-        let all: Vec<Variant> = Variant::all().collect();
-        for tokens in 1..300 {
-            for (rows, columns) in [(16, 64), (200, 576), (2048, 4096), (151_936, 2048)] {
-                for gated in [false, true] {
-                    let plan = plan(tokens, rows, columns, gated);
-                    let Plan { strips, eights, warps } = plan;
-                    let of = |normed| all.contains(&Variant { format: 1, strips, eights, normed });
-                    assert!(of(false), "{tokens} tokens: {plan:?}");
-                    assert!(!fuses_norm(tokens, columns) || of(true), "{tokens} tokens: {plan:?}");
-                    assert!(!gated || strips % 2 == 0, "pairs of strips stay together");
-                    assert!((1..=16).contains(&warps));
-                    assert!(shared(&plan, 0) <= 48 << 10, "{plan:?}");
+        let all = Variant::all();
+        let formats = [
+            TileFormat::Bf16,
+            TileFormat::Int4 { group: 64 },
+            TileFormat::Int4 { group: 128 },
+            TileFormat::Fp8,
+        ];
+        let shapes =
+            [(16, 64), (32, 576), (224, 640), (2048, 4096), (4096, 25_600), (151_936, 2048)];
+        for format in formats {
+            for ((rows, columns), arch) in shapes.into_iter().flat_map(|s| [(s, 80), (s, 90)]) {
+                for tokens in 1..300 {
+                    for (gated, normed) in [(false, false), (false, true), (true, false)] {
+                        if normed && !fuses_norm(tokens, columns) || gated && rows % 32 != 0 {
+                            continue;
+                        }
+                        let matrix = matrix(rows, columns, format);
+                        let scratch = tokens % 2 == 0;
+                        let problem = Problem { matrix, tokens, normed, gated, scratch };
+                        let plan = plan(&problem, Card { processors: 132, arch });
+                        assert!(all.contains(&Variant::of(plan, &matrix, normed)), "{plan:?}");
+                        match plan {
+                            Plan::Split { strips, eights, warps } => {
+                                assert!(!gated || strips % 2 == 0, "pairs stay together");
+                                assert!((1..=16).contains(&warps));
+                                assert!(split_bytes(strips, eights, warps, 0) <= 96 << 10);
+                            }
+                            Plan::Wide { tokens: width, warps, .. } => {
+                                assert!(arch == 90 && scratch && tokens > NARROW);
+                                let (slots, bytes) = wide_slots(&matrix, width, warps);
+                                assert!((4..=8).contains(&slots), "{slots}");
+                                assert!(bytes <= WIDE_BYTES + 1024);
+                                // The sums of a split block, and the warps' own rooms.
+                                assert!(bytes - 1024 >= width * 512 + warps * 768);
+                                assert!(scratch_bytes(tokens, 64) >= tokens * 128);
+                            }
+                        }
+                    }
                 }
             }
         }

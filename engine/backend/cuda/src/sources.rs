@@ -18,22 +18,9 @@ macro_rules! files {
 }
 
 /// What is compiled.
-pub const MODULES: &[Module] = files!(".cu":
-    "attention",
-    "basics",
-    "heads",
-    "linear",
-    "moe",
-    "sampling",
-    "synthetic",
-);
+pub const MODULES: &[Module] = files!(".cu": "basics", "linear", "wide");
 /// What they include.
-pub const HEADERS: &[Module] = files!(".cuh":
-    "attention_hopper",
-    "common",
-    "kv",
-    "tiles",
-);
+pub const HEADERS: &[Module] = files!(".cuh": "common", "tiles", "products");
 
 /// How everything is compiled, beside the kind of card. `--ptxas-options=-v` tells registers and spills.
 pub const OPTIONS: &[&str] = &["--std=c++17", "--ptxas-options=-v", "--extra-device-vectorization"];
