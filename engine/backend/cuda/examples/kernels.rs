@@ -11,6 +11,8 @@ fn main() {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().unwrap();
     let arches: Vec<Arch> = arguments.map(|arch| arch.parse().unwrap()).collect();
-    build(&arches, Path::new(&folder), |built| println!("{} {}: {} bytes", built.arch, built.module, built.bytes))
-        .unwrap_or_else(|e| panic!("{e}"));
+    build(&arches, Path::new(&folder), |built| {
+        println!("{} {}: {} bytes", built.arch, built.module, built.bytes)
+    })
+    .unwrap_or_else(|e| panic!("{e}"));
 }

@@ -92,7 +92,10 @@ fn measure(
     steps: usize,
     prefills: &[usize],
 ) {
-    let pack = Pack { shipped: std::env::var_os("POLDER_KERNELS").map(Into::into), made: Some(std::env::temp_dir().join("polder-test-kernels")) };
+    let pack = Pack {
+        shipped: std::env::var_os("POLDER_KERNELS").map(Into::into),
+        made: Some(std::env::temp_dir().join("polder-test-kernels")),
+    };
     let began = Instant::now();
     let weights = synthetic::draw(spec, format, &pack, device, 1).unwrap_or_else(|e| panic!("{e}"));
     let matrix_bytes = weights.matrix_bytes();

@@ -100,9 +100,11 @@ impl Forward {
                 }
             });
         }
+        let mut linear = Linear::load(pack, device)?;
+        linear.lend(device.buffer(linear::scratch_bytes(tokens.max(rows), widest(&weights)))?);
         Ok(Self {
             basics: Basics::load(pack, device)?,
-            linear: Linear::load(pack, device)?,
+            linear,
             moe: Moe::load(pack, device)?,
             work: Work::new(spec, device, (tokens, rows), &attend)?,
             heads: Heads::load(pack, device, shape)?,
@@ -491,6 +493,15 @@ impl Work {
             experts,
         })
     }
+}
+
+/// Columns of the widest matrix that is not an expert's.
+fn widest(weights: &DeviceWeights) -> usize {
+    let layer = |layer: &DeviceLayer| match &layer.ffn {
+        DeviceFfn::Dense { down, .. } => down.columns.max(layer.output.columns),
+        DeviceFfn::Moe { .. } => layer.output.columns,
+    };
+    weights.layers.iter().map(layer).fold(weights.head.columns, usize::max)
 }
 
 pub(crate) fn mixture(spec: &ModelSpec, moe: &model::Moe) -> Mixture {

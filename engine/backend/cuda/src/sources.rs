@@ -18,9 +18,24 @@ macro_rules! files {
 }
 
 /// What is compiled.
-pub const MODULES: &[Module] = files!(".cu": "basics", "linear", "wide");
+pub const MODULES: &[Module] = files!(".cu":
+    "attention",
+    "basics",
+    "heads",
+    "linear",
+    "moe",
+    "sampling",
+    "synthetic",
+    "wide",
+);
 /// What they include.
-pub const HEADERS: &[Module] = files!(".cuh": "common", "tiles", "products");
+pub const HEADERS: &[Module] = files!(".cuh":
+    "attention_hopper",
+    "common",
+    "kv",
+    "products",
+    "tiles",
+);
 
 /// How everything is compiled, beside the kind of card. `--ptxas-options=-v` tells registers and spills.
 pub const OPTIONS: &[&str] = &["--std=c++17", "--ptxas-options=-v", "--extra-device-vectorization"];

@@ -19,7 +19,9 @@ pub fn device() -> Device {
 /// One module, compiled where it is not kept.
 pub fn loaded(device: &Device, name: &str) -> Loaded {
     let made = Some(std::env::temp_dir().join("polder-test-kernels"));
-    Pack { shipped: std::env::var_os("POLDER_KERNELS").map(Into::into), made }.load(module(name), device).unwrap()
+    Pack { shipped: std::env::var_os("POLDER_KERNELS").map(Into::into), made }
+        .load(module(name), device)
+        .unwrap()
 }
 
 /// Median milliseconds of `work` when it is put into a graph and that is run again and again.
