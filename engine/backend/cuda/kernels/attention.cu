@@ -60,6 +60,19 @@ DEVICE u32 e4m3x2_to_half2(u32 pair) {
     return halves;
 }
 
+// A scale twice, no larger than that the largest e4m3 times it is a number of f16.
+DEVICE u32 scale_pair(float scale) {
+    scale = fminf(scale, 65504.0f / LARGEST_E4M3);
+    return to_half2(scale, scale);
+}
+
+// Two e4m3 times that.
+DEVICE u32 scaled_half2(u32 pair, u32 scale) {
+    u32 product;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(e4m3x2_to_half2(pair)), "r"(scale));
+    return product;
+}
+
 DEVICE u32 bf16x2_to_half2(u32 pair) {
     // What f16 cannot hold becomes the largest that it can.
     float low = fminf(fmaxf(low_bf16(pair), -65504.0f), 65504.0f), high = fminf(fmaxf(high_bf16(pair), -65504.0f), 65504.0f);
@@ -105,8 +118,8 @@ DEVICE u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
 // cut between teams is put together by the block that is done last with its head's.
 //
 // Keys are the left side of the first product (positions x rows, so that 8 rows fill it), values, turned, that of the second one
-// (D x rows). The order of D inside both products is free: a lane's share of a row is 16 consecutive bytes, and in shared memory
-// what a lane takes at a time lies with the other lanes' in 512 bytes. Copies go along memory, and only warps wait for themselves.
+// (D x rows). The order of D inside both products is free: a lane's share of a row is 16 consecutive bytes. Every warp has
+// its own copies on the way, whole rows as they lie in the pool, and waits for nobody else's.
 
 static constexpr u32 STEP = 16;
 
@@ -117,13 +130,13 @@ struct Widths {
     static constexpr u32 KEY = FP8 && D % 64 == 0 ? 16 : 8;
     static constexpr u32 VALUE = FP8 && D % 128 == 0 ? 16 : D % 64 == 0 ? 8 : 4;
     static constexpr u32 BYTES = FP8 ? 1 : 2;
-    static constexpr u32 KEY_LOADS = 2 * D / (4 * KEY), VALUE_LOADS = 4 * D / (8 * VALUE);
-    // Of a row, each a lane's.
-    static constexpr u32 KEY_PIECES = D / KEY, VALUE_PIECES = D / VALUE;
-    // Where the piece lies that lane 4 * g + t takes of chunk c: keys of positions g and g + 8 (half), values of positions
-    // 2t, 2t + 1, 2t + 8, 2t + 9 (e). What is xored spreads the pieces of a row over the banks.
-    static DEVICE u32 key_place(u32 c, u32 half, u32 lane) { return (2 * c + half) * WARP + (lane ^ c % 2 * 4); }
-    static DEVICE u32 value_place(u32 c, u32 e, u32 g, u32 t) { return (4 * c + e) * WARP + g * 4 + (t ^ g / 2); }
+    static constexpr u32 ROW = D * BYTES;
+    // Where lane 4 * g + t finds its share of chunk c: of keys of position g or g + 8 (half), of values of position 2t, 2t + 1,
+    // 2t + 8 or 2t + 9 (e).
+    static DEVICE u32 key_place(u32 c, u32 half, u32 g, u32 t) { return (g + half * 8) * ROW + (c * 4 + t) * KEY * BYTES; }
+    static DEVICE u32 value_place(u32 c, u32 e, u32 g, u32 t) {
+        return KEYS + (2 * t + e % 2 + e / 2 * 8) * ROW + (c * 8 + g) * VALUE * BYTES;
+    }
     // Of a step in shared memory.
     static constexpr u32 KEYS = STEP * D * BYTES;
     static constexpr u32 SLOT = 2 * KEYS + (FP8 ? 2 * STEP * 4 : 0);
@@ -196,6 +209,26 @@ DEVICE float4 load_shared_by_all(const float* pointer) {
     return value;
 }
 
+#if ARCH >= 900
+// Bytes (a multiple of 16) by the copy engine; `barrier` counts them.
+DEVICE void copy_bulk(u32 shared, const void* global, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 ::"r"(shared), "l"(global), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
+DEVICE void wait_for_bulk(u32 barrier, u32 parity) {
+    u32 over;
+    do {
+        asm volatile(
+            "{ .reg .pred over; mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2; selp.u32 %0, 1, 0, over; }"
+            : "=r"(over)
+            : "r"(barrier), "r"(parity)
+            : "memory");
+    } while (!over);
+}
+#endif
+
 template <u32 D, bool FP8, u32 N>
 DEVICE void decode(const AttendArgs& a) {
     using W = Widths<D, FP8>;
@@ -236,58 +269,76 @@ DEVICE void decode(const AttendArgs& a) {
     u32 share = max(ceil_div(all, gridDim.x / a.kv_heads), a.least);
     u32 from = min(team * share, all), to = min(from + share, all);
 
-    // What a warp asks for, ahead of what it works on. Positions before this step's were written by earlier steps; those of
-    // this step are the last rows of a walk, and are asked for when the kernel before is done.
+    // What a warp asks for, ahead of what it works on. Positions before this step's were written by earlier steps. Those of
+    // this step are the last rows of a walk, and are there when the kernel before is done: where they are a part of sixteen, the
+    // others come early, and these ones when they are needed.
     bool waited = false;
     Walk ahead;
     ahead.sequence = 0, ahead.end = 0;
-    u32 asked = from + warp, ask_slot = 0;
-    // Rows `low` to `high` of sixteen; those from `there` on are zeros.
-    auto ask_rows = [&](u32 slot_number, u32 step, u32 low, u32 high) {
-        u32 position = (ahead.first + step - ahead.begin) * STEP, there = ahead.about.w - position;
-        u32 place, block = a.block_of(ahead.about, position, place);
-        const u8* from_block = a.pool + u64(block) * a.block_bytes;
-        u32 half = a.kv_heads * a.block_tokens * D * W::BYTES;
-        const u8* keys = from_block + (head * a.block_tokens + place) * (D * W::BYTES);
-        const u8* values = keys + half;
-        u8* slot = ring + slot_number * W::SLOT;
-        u32 lane = lane_id();
-        if (D * N >= 192) asm volatile("" : "+r"(lane));  // places are worked out each time: registers are scarce
-        constexpr u32 KEY_BYTES = W::KEY * W::BYTES, VALUE_BYTES = W::VALUE * W::BYTES;
-        u32 rows = high - low;
-#pragma unroll
-        for (u32 i = 0; i < W::KEY_LOADS; i++) {
-            u32 piece = i * WARP + lane, token = piece / W::KEY_PIECES, of_row = piece % W::KEY_PIECES;
-            u32 to = W::key_place(of_row / 4, token / 8, token % 8 * 4 + of_row % 4);
-            if (token - low < rows) copy<KEY_BYTES>(slot + to * KEY_BYTES, keys + piece * KEY_BYTES, token < there);
-        }
-#pragma unroll
-        for (u32 i = 0; i < W::VALUE_LOADS; i++) {
-            u32 piece = i * WARP + lane, token = piece / W::VALUE_PIECES, of_row = piece % W::VALUE_PIECES;
-            u32 to = W::value_place(of_row / 8, token % 2 + token / 8 * 2, of_row % 8, token % 8 / 2);
-            if (token - low < rows) {
-                copy<VALUE_BYTES>(slot + W::KEYS + to * VALUE_BYTES, values + piece * VALUE_BYTES, token < there);
-            }
-        }
-        if (FP8) {
-            // Keys' scales by the first sixteen lanes, values' by the others.
-            u32 token = lane % STEP;
-            const u8* scales = from_block + 2 * half + ((lane / STEP * a.kv_heads + head) * a.block_tokens + place + token) * 4;
-            if (token - low < rows) copy<4>(slot + 2 * W::KEYS + lane * 4, scales, token < there);
-        }
+    u32 asked = from + warp, ask_slot = 0, late = ALL, late_from = 0;
+    auto place_of = [&](const Walk& walk, u32 step, u32& there) {
+        u32 position = (walk.first + step - walk.begin) * STEP, place, block = a.block_of(walk.about, position, place);
+        there = walk.about.w - position;
+        return a.pool + u64(block) * a.block_bytes + (head * a.block_tokens + place) * W::ROW;
     };
+    u32 half = a.kv_heads * a.block_tokens * W::ROW;  // from a key to its value
+    // From a key to its scale.
+    auto to_scale = [&](const u8* keys, const Walk& walk, u32 step) {
+        u32 position = (walk.first + step - walk.begin) * STEP, place;
+        u32 block = a.block_of(walk.about, position, place);
+        return a.pool + u64(block) * a.block_bytes + 2 * half + (head * a.block_tokens + place) * 4;
+    };
+    u32 barriers = 0;
+#if ARCH >= 900
+    barriers = shared_address(starts + a.count + 1 + (a.count + 1) % 2) + warp * 4 * 8;
+    if (lane == 0) {
+        for (u32 i = 0; i < a.stages; i++) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers + i * 8) : "memory");
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    }
+    __syncwarp();
+#endif
     auto ask = [&] {
         if (asked < to) {
             if (asked >= ahead.end) ahead.find(a, starts, asked);
-            u32 position = (ahead.first + asked - ahead.begin) * STEP, cached = ahead.about.w - ahead.about.y, early = STEP;
-            // The first step that is not all written comes in two parts.
-            if (!waited && position + STEP > cached) early = cached > position ? cached - position : 0;
-            if (early > 0) ask_rows(ask_slot, asked, 0, early);
-            if (early < STEP) {
-                wait_for_before();
-                waited = true;
-                ask_rows(ask_slot, asked, early, STEP);
+            u32 position = (ahead.first + asked - ahead.begin) * STEP, cached = ahead.about.w - ahead.about.y;
+            if (!waited && position + STEP > cached) {
+                if (cached > position && late == ALL) {
+                    late = asked, late_from = cached - position;
+                } else {
+                    wait_for_before();
+                    waited = true;
+                }
             }
+            u32 there;
+            const u8* keys = place_of(ahead, asked, there);
+            u8* slot = ring + ask_slot * W::SLOT;
+#if ARCH >= 900
+            if (lane == 0) {
+                asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+                u32 barrier = barriers + ask_slot * 8, to = shared_address(slot);
+                asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(W::SLOT) : "memory");
+                copy_bulk(to, keys, W::KEYS, barrier);
+                copy_bulk(to + W::KEYS, keys + half, W::KEYS, barrier);
+                if (FP8) {
+                    const u8* scales = to_scale(keys, ahead, asked);
+                    copy_bulk(to + 2 * W::KEYS, scales, STEP * 4, barrier);
+                    copy_bulk(to + 2 * W::KEYS + STEP * 4, scales + a.kv_heads * a.block_tokens * 4, STEP * 4, barrier);
+                }
+            }
+#else
+#pragma unroll
+            for (u32 i = 0; i < W::KEYS / (WARP * 16); i++) {
+                u32 at = (i * WARP + lane) * 16;
+                copy<16>(slot + at, keys + at, true);
+                copy<16>(slot + W::KEYS + at, keys + half + at, true);
+            }
+            if (FP8) {
+                // Keys' scales by the first sixteen lanes, values' by the others.
+                const u8* scales = to_scale(keys, ahead, asked) + lane / STEP * a.kv_heads * a.block_tokens * 4;
+                copy<4>(slot + 2 * W::KEYS + lane * 4, scales + lane % STEP * 4, true);
+            }
+#endif
         }
         copies_done_so_far();
         asked += warps;
@@ -299,7 +350,7 @@ DEVICE void decode(const AttendArgs& a) {
     let_next_start();
 
     float to_log2 = a.scale * LOG2_E;
-    u32 slot_number = 0;
+    u32 slot_number = 0, parity = 0;
     Walk walk;
     walk.sequence = 0;
     for (u32 at = from; at < to; at = min(walk.end, to)) {
@@ -341,20 +392,49 @@ DEVICE void decode(const AttendArgs& a) {
         for (u32 n = 0; n < N; n++) largest[n][0] = largest[n][1] = LOWEST;
 
         for (u32 step = mine; step < end; step += warps) {
+            u8* slot = ring + slot_number * W::SLOT;
+#if ARCH >= 900
+            wait_for_bulk(barriers + slot_number * 8, parity);
+#else
             if (a.stages == 1) wait_for_copies<0>();
             else if (a.stages == 2) wait_for_copies<1>();
             else if (a.stages == 3) wait_for_copies<2>();
             else wait_for_copies<3>();
             __syncwarp();
-            const u8* slot = ring + slot_number * W::SLOT;
-            slot_number = slot_number + 1 == a.stages ? 0 : slot_number + 1;
+#endif
+            if (++slot_number == a.stages) slot_number = 0, parity ^= 1;
+            u32 first_position = (walk.first + step - walk.begin) * STEP;
+            if (step == late || first_position + STEP > walk.about.w) {
+                // Rows of this step, and nothing where there are none: 0 times what stands there need not be 0.
+                u32 there;
+                const u8* keys = place_of(walk, step, there);
+                u32 low = step == late ? late_from : there;
+                for (u32 at = low * W::ROW + lane * 16; at < W::KEYS; at += WARP * 16) {
+                    uint4 key = make_uint4(0, 0, 0, 0), value = make_uint4(0, 0, 0, 0);
+                    if (at < there * W::ROW) {
+                        key = __ldcg(reinterpret_cast<const uint4*>(keys + at));
+                        value = __ldcg(reinterpret_cast<const uint4*>(keys + half + at));
+                    }
+                    *reinterpret_cast<uint4*>(slot + at) = key;
+                    *reinterpret_cast<uint4*>(slot + W::KEYS + at) = value;
+                }
+                if (FP8 && lane % STEP >= low) {
+                    const u8* scales = to_scale(keys, walk, step) + lane / STEP * a.kv_heads * a.block_tokens * 4;
+                    float scale = lane % STEP < there ? __ldcg(reinterpret_cast<const float*>(scales) + lane % STEP) : 0.0f;
+                    reinterpret_cast<float*>(slot + 2 * W::KEYS)[lane] = scale;
+                }
+#if ARCH >= 900
+                asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+                __syncwarp();
+            }
 
             float scores[N][2][4] = {};
             if constexpr (W::KEY == 8 && !FP8) {
 #pragma unroll
                 for (u32 c = 0; c < D / 32; c++) {
-                    const uint4* words = reinterpret_cast<const uint4*>(slot);
-                    uint4 low = words[W::key_place(c, 0, lane)], high = words[W::key_place(c, 1, lane)];
+                    uint4 low = *reinterpret_cast<const uint4*>(slot + W::key_place(c, 0, g, t));
+                    uint4 high = *reinterpret_cast<const uint4*>(slot + W::key_place(c, 1, g, t));
 #pragma unroll
                     for (u32 n = 0; n < N; n++) {
                         mma<FP8>(scores[n][0], low.x, high.x, low.y, high.y, q[n][4 * c], q[n][4 * c + 1]);
@@ -364,16 +444,16 @@ DEVICE void decode(const AttendArgs& a) {
             } else {
                 // Four values are a word.
                 constexpr u32 WORDS = W::KEY / 4;
-                const u32* words = reinterpret_cast<const u32*>(slot);
 #pragma unroll
                 for (u32 c = 0; c < D / (4 * W::KEY); c++) {
                     u32 low[WORDS], high[WORDS];
+                    const u8 *from_low = slot + W::key_place(c, 0, g, t), *from_high = slot + W::key_place(c, 1, g, t);
                     if constexpr (WORDS == 4) {
-                        *reinterpret_cast<uint4*>(low) = *reinterpret_cast<const uint4*>(words + W::key_place(c, 0, lane) * 4);
-                        *reinterpret_cast<uint4*>(high) = *reinterpret_cast<const uint4*>(words + W::key_place(c, 1, lane) * 4);
+                        *reinterpret_cast<uint4*>(low) = *reinterpret_cast<const uint4*>(from_low);
+                        *reinterpret_cast<uint4*>(high) = *reinterpret_cast<const uint4*>(from_high);
                     } else {
-                        *reinterpret_cast<uint2*>(low) = *reinterpret_cast<const uint2*>(words + W::key_place(c, 0, lane) * 2);
-                        *reinterpret_cast<uint2*>(high) = *reinterpret_cast<const uint2*>(words + W::key_place(c, 1, lane) * 2);
+                        *reinterpret_cast<uint2*>(low) = *reinterpret_cast<const uint2*>(from_low);
+                        *reinterpret_cast<uint2*>(high) = *reinterpret_cast<const uint2*>(from_high);
                     }
 #pragma unroll
                     for (u32 j = 0; j < WORDS; j++) {
@@ -454,7 +534,7 @@ DEVICE void decode(const AttendArgs& a) {
                 u32 v[4][WORDS];
 #pragma unroll
                 for (u32 e = 0; e < 4; e++) {
-                    const u32* words = reinterpret_cast<const u32*>(slot + W::KEYS) + W::value_place(c, e, g, t) * WORDS;
+                    const u32* words = reinterpret_cast<const u32*>(slot + W::value_place(c, e, g, t));
                     if constexpr (WORDS == 4) *reinterpret_cast<uint4*>(v[e]) = *reinterpret_cast<const uint4*>(words);
                     else if constexpr (WORDS == 2) *reinterpret_cast<uint2*>(v[e]) = *reinterpret_cast<const uint2*>(words);
                     else v[e][0] = words[0];
@@ -647,17 +727,18 @@ DEVICE void copy_tile(const AttendArgs& a, uint4 about, u32 head, u32 which, u32
     }
 }
 
-// e4m3 as they came to f16 in rows.
+// e4m3 as they came to f16 in rows, scales multiplied in.
 template <u32 D>
-DEVICE void widen_tile(const u8* raw, u16* to) {
+DEVICE void widen_tile(const u8* raw, const float* scales, u16* to) {
     using T = Tile<D, true>;
     constexpr u32 PIECES = D / 8, EACH = T::COLUMNS * PIECES / (T::WARPS * WARP);
 #pragma unroll
     for (u32 i = 0; i < EACH; i++) {
-        u32 at = i * T::WARPS * WARP + threadIdx.x, row = at / PIECES, piece = at % PIECES;
+        u32 at = i * T::WARPS * WARP + threadIdx.x, row = at / PIECES, piece = at % PIECES, scale = scale_pair(scales[row]);
         uint2 bytes = *reinterpret_cast<const uint2*>(raw + at * 8);
         *reinterpret_cast<uint4*>(to + row * T::WIDE + piece * 8) =
-            make_uint4(e4m3x2_to_half2(bytes.x), e4m3x2_to_half2(bytes.x >> 16), e4m3x2_to_half2(bytes.y), e4m3x2_to_half2(bytes.y >> 16));
+            make_uint4(scaled_half2(bytes.x, scale), scaled_half2(bytes.x >> 16, scale), scaled_half2(bytes.y, scale),
+                       scaled_half2(bytes.y >> 16, scale));
     }
 }
 
@@ -733,17 +814,17 @@ DEVICE void prefill(const AttendArgs& a) {
     float sums[M][D / 8][4] = {}, largest[M][2], total[M][2] = {};
 #pragma unroll
     for (u32 m = 0; m < M; m++) largest[m][0] = largest[m][1] = LOWEST;
-    float value_unit = 1e-30f;
     u16* my_queries = queries + warp * M * 16 * WIDE;
     u32 query_place = shared_address(my_queries + lane % 16 * WIDE + lane / 16 * 8);
     u32 first_key = shared_address(keys + (lane / 16 * 8 + lane % 8) * WIDE + lane / 8 % 2 * 8);
     u32 value_place = shared_address(values + lane % 16 * WIDE + lane / 16 * 8);
 
     for (u32 step = begin; step < end; step++) {
+        const float* scales_here = scales + step % 2 * 2 * COLUMNS;
         wait_for_copies<FP8 ? 1 : 0>();
         __syncthreads();  // keys are there, and all warps are done with the values before
         if constexpr (FP8) {
-            widen_tile<D>(raw_keys, keys);
+            widen_tile<D>(raw_keys, scales_here, keys);
             __syncthreads();
             ask(0, step + 1);
         } else {
@@ -770,17 +851,6 @@ DEVICE void prefill(const AttendArgs& a) {
         }
 
         u32 start = step * COLUMNS;
-        const float* scales_here = scales + step % 2 * 2 * COLUMNS;
-        if constexpr (FP8) {
-#pragma unroll
-            for (u32 n = 0; n < COLUMNS / 8; n++) {
-                float2 up = *reinterpret_cast<const float2*>(scales_here + n * 8 + 2 * t);
-#pragma unroll
-                for (u32 m = 0; m < M; m++) {
-                    scores[m][n][0] *= up.x, scores[m][n][1] *= up.y, scores[m][n][2] *= up.x, scores[m][n][3] *= up.y;
-                }
-            }
-        }
         // Only where some row does not see some position.
         if (start + COLUMNS > first_sees || (last_sees > a.window && start < last_sees - a.window)) {
 #pragma unroll
@@ -801,16 +871,6 @@ DEVICE void prefill(const AttendArgs& a) {
             }
         }
 
-        float unit_change = 1.0f;
-        if constexpr (FP8) {
-            wait_for_copies<1>();
-            __syncthreads();  // values and their scales are there
-            float unit = scales_here[COLUMNS + lane];
-            if (COLUMNS > WARP) unit = fmaxf(unit, scales_here[COLUMNS + (COLUMNS - WARP) + lane]);
-            unit = fmaxf(warp_max(unit), value_unit);
-            unit_change = value_unit / unit, value_unit = unit;
-        }
-        float up = 1.0f / value_unit;
 #pragma unroll
         for (u32 m = 0; m < M; m++) {
 #pragma unroll
@@ -834,13 +894,14 @@ DEVICE void prefill(const AttendArgs& a) {
                     }
                 }
                 total[m][i] = total[m][i] * change + sum;
-                if (FP8) change *= unit_change;
 #pragma unroll
                 for (u32 n = 0; n < D / 8; n++) sums[m][n][2 * i] *= change, sums[m][n][2 * i + 1] *= change;
             }
         }
         if constexpr (FP8) {
-            widen_tile<D>(raw_values, values);
+            wait_for_copies<1>();
+            __syncthreads();
+            widen_tile<D>(raw_values, scales_here + COLUMNS, values);
             __syncthreads();
             ask(1, step + 1);
         } else {
@@ -855,11 +916,6 @@ DEVICE void prefill(const AttendArgs& a) {
 #pragma unroll
                 for (u32 j = 0; j < 2; j++) {
                     float (&s)[4] = scores[m][2 * k + j];
-                    if (FP8) {
-                        float2 its = *reinterpret_cast<const float2*>(scales_here + COLUMNS + (2 * k + j) * 8 + 2 * t);
-                        its.x *= up, its.y *= up;
-                        s[0] *= its.x, s[1] *= its.y, s[2] *= its.x, s[3] *= its.y;
-                    }
                     left[m][2 * j] = to_pair<FP8>(s[0], s[1]);
                     left[m][2 * j + 1] = to_pair<FP8>(s[2], s[3]);
                 }
@@ -885,7 +941,7 @@ DEVICE void prefill(const AttendArgs& a) {
             float all = total[m][i];
             all += __shfl_xor_sync(ALL, all, 1);
             all += __shfl_xor_sync(ALL, all, 2);
-            float up = (FP8 ? value_unit : 1.0f) / all;
+            float up = 1.0f / all;
             u32* row = reinterpret_cast<u32*>(my_queries + (m * 16 + g + i * 8) * WIDE);
 #pragma unroll
             for (u32 n = 0; n < D / 8; n++) row[n * 4 + t] = to_bf16x2(sums[m][n][2 * i] * up, sums[m][n][2 * i + 1] * up);
@@ -905,9 +961,9 @@ DEVICE void prefill(const AttendArgs& a) {
         prefill<D, FP8>(a);                                                                                                         \
     }
 PREFILL(64, bf16, false) PREFILL(64, fp8, true) PREFILL(96, bf16, false) PREFILL(96, fp8, true)
-PREFILL(128, fp8, true) PREFILL(256, bf16, false) PREFILL(256, fp8, true)
+PREFILL(256, bf16, false) PREFILL(256, fp8, true)
 
 #if ARCH != 900
-PREFILL(128, bf16, false)
+PREFILL(128, bf16, false) PREFILL(128, fp8, true)
 #endif
 #include "attention_hopper.cuh"

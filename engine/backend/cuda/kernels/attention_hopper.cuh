@@ -50,44 +50,55 @@ DEVICE void products_wait(float (&d)[64]) {
     for (u32 i = 0; i < 64; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// Both in shared memory, row by row.
-DEVICE void product(float (&d)[64], u64 a, u64 b, u32 add) {
-    asm volatile(
-        "{ .reg .pred add; setp.ne.b32 add, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
-        "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
-        "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+#define SIXTY_FOUR \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
+        "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, " \
+        "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, " \
         "%62, %63 "
-        "}, %64, %65, add, 1, 1, 0, 0; }"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-          "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-          "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-          "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-          "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-          "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
+#define ALL_OF_D \
+          "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), \
+          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), \
+          "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), \
+          "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), \
+          "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), \
+          "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), \
+          "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), \
           "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-        : "l"(a), "l"(b), "r"(add));
+
+// Both in shared memory, row by row.
+template <bool FP8>
+DEVICE void product(float (&d)[64], u64 a, u64 b, u32 add) {
+    if (FP8) {
+        asm volatile(
+            "{ .reg .pred add; setp.ne.b32 add, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" SIXTY_FOUR
+            "}, %64, %65, add, 1, 1, 0, 0; }"
+            : ALL_OF_D
+            : "l"(a), "l"(b), "r"(add));
+    } else {
+        asm volatile(
+            "{ .reg .pred add; setp.ne.b32 add, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" SIXTY_FOUR
+            "}, %64, %65, add, 1, 1, 0, 0; }"
+            : ALL_OF_D
+            : "l"(a), "l"(b), "r"(add));
+    }
 }
 
 // A in registers, B column by column.
+template <bool FP8>
 DEVICE void product(float (&d)[64], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, u32 add) {
-    asm volatile(
-        "{ .reg .pred add; setp.ne.b32 add, %69, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
-        "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
-        "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
-        "%62, %63 "
-        "}, {%64, %65, %66, %67}, %68, add, 1, 1, 1; }"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-          "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-          "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-          "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-          "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-          "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
-          "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+    if (FP8) {
+        asm volatile(
+            "{ .reg .pred add; setp.ne.b32 add, %69, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" SIXTY_FOUR
+            "}, {%64, %65, %66, %67}, %68, add, 1, 1, 1; }"
+            : ALL_OF_D
+            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+    } else {
+        asm volatile(
+            "{ .reg .pred add; setp.ne.b32 add, %69, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" SIXTY_FOUR
+            "}, {%64, %65, %66, %67}, %68, add, 1, 1, 1; }"
+            : ALL_OF_D
+            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+    }
 }
 
 // ---- The kernel --------------------------------------------------------------------------------------------------------------
@@ -101,7 +112,12 @@ struct Wide {
 
 DEVICE void bar(u32 name) { asm volatile("bar.sync %0, 128;" ::"r"(name) : "memory"); }
 
-extern "C" __global__ void __launch_bounds__(384, 1) prefill_128_bf16(const __grid_constant__ AttendArgs a) {
+DEVICE void store_shared(u32 address, u32 x, u32 y, u32 z, u32 w) {
+    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+}
+
+template <bool FP8>
+DEVICE void prefill_wide(const AttendArgs& a) {
     using W = Wide;
     extern __shared__ uint4 shared_hopper[];
     // Queries (the results at the end), then two tiles of keys, then two of values, then barriers.
@@ -129,25 +145,58 @@ extern "C" __global__ void __launch_bounds__(384, 1) prefill_128_bf16(const __gr
     let_next_start();
 
     if (warps == 0) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
-        u32 piece = thread % W::PIECES, own_row = thread / W::PIECES;  // and every eighth row behind it
+        if (FP8) asm volatile("setmaxnreg.dec.sync.aligned.u32 88;");
+        else asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+        auto rows_of = [&](u32 which, u32 start, u32 block, u32& head_row) {
+            u32 sixteen = min(start, about.w - 1) / 16 * 16;
+            head_row = (which * a.kv_heads + head) * a.block_tokens + sixteen -
+                       u32((sixteen / 16) * a.block_part >> 32) * a.block_tokens;
+            return a.pool + u64(block) * a.block_bytes;
+        };
+        // bf16, in the background. A thread has a piece of every eighth row.
         auto copy_tile = [&](u32 which, u32 start, u32 block, u32 to) {
-            u32 head_row = (which * a.kv_heads + head) * a.block_tokens;
+            u32 piece = thread % W::PIECES, own_row = thread / W::PIECES;
 #pragma unroll
             for (u32 i = 0; i < W::COLUMNS / 16; i++) {
-                u32 sixteen = min(start + i * 16, about.w - 1) / 16 * 16;
-                u32 place = sixteen - u32((sixteen / 16) * a.block_part >> 32) * a.block_tokens;
-                const u8* from = a.pool + u64(__shfl_sync(ALL, block, i)) * a.block_bytes + (head_row + place) * (W::D * 2);
+                u32 head_row;
+                const u8* from = rows_of(which, start + i * 16, __shfl_sync(ALL, block, i), head_row);
 #pragma unroll
                 for (u32 j = 0; j < 2; j++) {
                     u32 row = own_row + j * 8;
                     asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;"
-                                 ::"r"(to + W::place(i * 16 + row, piece)), "l"(from + row * (W::D * 2) + piece * 16),
+                                 ::"r"(to + W::place(i * 16 + row, piece)), "l"(from + (head_row + row) * (W::D * 2) + piece * 16),
                                  "r"(start + i * 16 + row < about.w ? 16 : 0)
                                  : "memory");
                 }
             }
             copies_done_so_far();
+        };
+        // e4m3, to f16 on the way, scales multiplied in. A thread has 16 values of every sixteenth row.
+        auto widen_tile = [&](u32 which, u32 start, u32 block, u32 to, u32 barrier, u32 parity) {
+            u32 piece = thread % 8, row = thread / 8;
+            uint4 bytes[W::COLUMNS / 16];
+            float scales[W::COLUMNS / 16];
+#pragma unroll
+            for (u32 i = 0; i < W::COLUMNS / 16; i++) {
+                u32 head_row;
+                const u8* from = rows_of(which, start + i * 16, __shfl_sync(ALL, block, i), head_row);
+                bytes[i] = make_uint4(0, 0, 0, 0), scales[i] = 0.0f;
+                if (start + i * 16 + row < about.w) {
+                    bytes[i] = __ldcg(reinterpret_cast<const uint4*>(from + (head_row + row) * W::D + piece * 16));
+                    scales[i] = __ldcg(reinterpret_cast<const float*>(from + 2 * a.kv_heads * a.block_tokens * W::D) + head_row + row);
+                }
+            }
+            barrier_wait(barrier, parity);
+#pragma unroll
+            for (u32 i = 0; i < W::COLUMNS / 16; i++) {
+                u32 scale = scale_pair(scales[i]), words[8];
+                const u32 from[4] = {bytes[i].x, bytes[i].y, bytes[i].z, bytes[i].w};
+#pragma unroll
+                for (u32 j = 0; j < 8; j++) words[j] = scaled_half2(from[j / 2] >> j % 2 * 16, scale);
+                store_shared(to + W::place(i * 16 + row, piece * 2), words[0], words[1], words[2], words[3]);
+                store_shared(to + W::place(i * 16 + row, piece * 2 + 1), words[4], words[5], words[6], words[7]);
+            }
+            for_tensor_cores();
         };
         auto blocks_of = [&](u32 start) {
             u32 place;
@@ -157,6 +206,13 @@ extern "C" __global__ void __launch_bounds__(384, 1) prefill_128_bf16(const __gr
         for (u32 step = begin; step < end; step++) {
             u32 i = step - begin, s = i % 2, free = (i / 2 + 1) % 2, block = next;
             if (step + 1 < end) next = blocks_of((step + 1) * W::COLUMNS);
+            if (FP8) {
+                widen_tile(0, step * W::COLUMNS, block, keys + s * W::TILE, barrier(2, s), free);
+                barrier_arrive(barrier(0, s));
+                widen_tile(1, step * W::COLUMNS, block, values + s * W::TILE, barrier(3, s), free);
+                barrier_arrive(barrier(1, s));
+                continue;
+            }
             barrier_wait(barrier(2, s), free);
             copy_tile(0, step * W::COLUMNS, block, keys + s * W::TILE);
             if (i > 0) {
@@ -170,22 +226,24 @@ extern "C" __global__ void __launch_bounds__(384, 1) prefill_128_bf16(const __gr
             for_tensor_cores();
             barrier_arrive(barrier(0, s));
         }
+        if (FP8) return;
         wait_for_copies<0>();
         for_tensor_cores();
         barrier_arrive(barrier(1, (end - 1 - begin) % 2));
         return;
     }
 
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+    if (FP8) asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");
+    else asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
     u32 mine = (warps - 1) * 64;  // of the tile's rows
-#pragma unroll 1
+#pragma unroll 2
     for (u32 i = thread; i < 64 * W::PIECES; i += W::GROUP) {
         u32 row = mine + i / W::PIECES, piece = i % W::PIECES, of = min(first_row + row, rows - 1);
         const u16* from = a.q + u64(about.x + of / group) * a.q_stride + (head * group + of % group) * W::D + piece * 8;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(base + W::place(row, piece)), "l"(from) : "memory");
+        uint4 words = *reinterpret_cast<const uint4*>(from);
+        if (FP8) words = make_uint4(bf16x2_to_half2(words.x), bf16x2_to_half2(words.y), bf16x2_to_half2(words.z), bf16x2_to_half2(words.w));
+        store_shared(base + W::place(row, piece), words.x, words.y, words.z, words.w);
     }
-    copies_done_so_far();
-    wait_for_copies<0>();
     for_tensor_cores();
     bar(warps);
 
@@ -200,7 +258,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) prefill_128_bf16(const __gr
 #pragma unroll
         for (u32 k = 0; k < W::D / 16; k++) {
             u32 at = (k / 4 * W::HALF + k % 4 * 32) >> 4;
-            product(scores, query_tile + at, key_tile + at, k > 0);
+            product<FP8>(scores, query_tile + at, key_tile + at, k > 0);
         }
         products_sent();
     };
@@ -209,7 +267,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) prefill_128_bf16(const __gr
         products_begin();
 #pragma unroll
         for (u32 k = 0; k < W::COLUMNS / 16; k++) {
-            product(sums, weights[4 * k], weights[4 * k + 1], weights[4 * k + 2], weights[4 * k + 3],
+            product<FP8>(sums, weights[4 * k], weights[4 * k + 1], weights[4 * k + 2], weights[4 * k + 3],
                     value_tile + (k * 2048 >> 4), k > 0 || add);
         }
         products_sent();
@@ -256,7 +314,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) prefill_128_bf16(const __gr
     };
     auto pack = [&] {
 #pragma unroll
-        for (u32 i = 0; i < 32; i++) weights[i] = to_bf16x2(scores[2 * i], scores[2 * i + 1]);
+        for (u32 i = 0; i < 32; i++) weights[i] = to_pair<FP8>(scores[2 * i], scores[2 * i + 1]);
     };
 
     barrier_wait(barrier(0, 0), 0);
@@ -313,5 +371,12 @@ extern "C" __global__ void __launch_bounds__(384, 1) prefill_128_bf16(const __gr
         u16* to = a.out + (u64(about.x + row / group) * a.heads + head * group + row % group) * W::D + piece * 8;
         *reinterpret_cast<uint4*>(to) = words;
     }
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1) prefill_128_bf16(const __grid_constant__ AttendArgs a) {
+    prefill_wide<false>(a);
+}
+extern "C" __global__ void __launch_bounds__(384, 1) prefill_128_fp8(const __grid_constant__ AttendArgs a) {
+    prefill_wide<true>(a);
 }
 #endif

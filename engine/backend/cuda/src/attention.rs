@@ -251,17 +251,21 @@ fn most_shared(arch: Arch) -> usize {
 }
 
 impl DecodePlan {
-    /// For a card, a shape and rows of a tile.
-    fn of(arch: Arch, processors: u32, shape: &HeadShape, rows: usize) -> Self {
+    /// For a card, a shape, rows of a tile, and sequences. Two small blocks on a multiprocessor fill each other's ends of walks
+    /// where there are many; one large one has fewer parts to put together where there are few.
+    fn of(arch: Arch, processors: u32, shape: &HeadShape, rows: usize, count: usize) -> Self {
         let fits = |plan: &Self| {
-            plan.shared(shape, rows, processors, Attend::MOST_SEQUENCES) <= most_shared(arch)
+            let bytes = plan.shared(shape, rows, processors, Attend::MOST_SEQUENCES) + 1024;
+            bytes * plan.together as usize <= most_shared(arch)
         };
-        let of = |warps, stages| Self { warps, stages, together: 1 };
-        [of(8, 3), of(8, 2), of(4, 3), of(4, 2), of(4, 1)]
-            .into_iter()
-            .find(fits)
-            .unwrap_or(of(2, 1))
+        let of = |warps, stages, together| Self { warps, stages, together };
+        let many = [of(4, 2, 2), of(4, 1, 2)].into_iter().filter(|_| count >= Self::MANY);
+        let few = [of(8, 2, 1), of(8, 1, 1), of(4, 2, 1), of(4, 1, 1)];
+        many.chain(few).find(fits).unwrap_or(of(2, 1, 1))
     }
+
+    /// From so many sequences on they are many.
+    const MANY: usize = 16;
 
     /// f32 of shared memory to put results together in: of the warps of a block, or the ends of those of all blocks.
     fn merge(&self, shape: &HeadShape, rows: usize, processors: u32) -> usize {
@@ -279,9 +283,9 @@ impl DecodePlan {
             };
         let warps = self.warps as usize;
         let floats = self.merge(shape, rows, processors) + warps * rows * 2;
-        warps * self.stages as usize * step
-            + floats * size_of::<f32>()
-            + (sequences + 1) * size_of::<u32>()
+        // Where sequences begin, and barriers of eight bytes.
+        let places = (sequences + 2) * size_of::<u32>() + warps * 4 * size_of::<u64>();
+        warps * self.stages as usize * step + floats * size_of::<f32>() + places
     }
 }
 
@@ -294,8 +298,8 @@ pub struct Attend {
     arch: Arch,
     decode: Kernel,
     rows: usize,
-    /// How decode is shared out. Only [`Attend::set_plan`] changes it.
-    plan: DecodePlan,
+    /// How decode is shared out among few sequences, and among many.
+    plans: [DecodePlan; 2],
     prefill: Kernel,
     prefill_plan: PrefillPlan,
     _module: Loaded,
@@ -380,52 +384,60 @@ impl Attend {
         let prefill = kernel(format!("prefill_{dim}_{format}"))?;
         let prefill_plan = PrefillPlan::of(arch, &shape);
         prefill.allow_shared(small(prefill_plan.shared))?;
-        let plan = DecodePlan::of(arch, device.processors(), &shape, rows);
+        let plans = [1, DecodePlan::MANY]
+            .map(|count| DecodePlan::of(arch, device.processors(), &shape, rows, count));
         let mut this = Self {
             shape,
             processors: device.processors(),
             arch,
             decode,
             rows,
-            plan,
+            plans,
             prefill,
             prefill_plan,
             _module: module,
         };
-        this.set_plan(plan)?;
+        this.set_plans(plans)?;
         Ok(this)
     }
 
-    /// Shares decode out otherwise: to measure.
+    /// Shares decode out otherwise, among few sequences and among many: to measure.
     ///
     /// # Panics
     /// If it does not fit into shared memory.
-    pub fn set_plan(&mut self, plan: DecodePlan) -> Result<(), Failure> {
-        let bytes = plan.shared(&self.shape, self.rows, self.processors, Self::MOST_SEQUENCES);
-        assert!(bytes <= most_shared(self.arch), "{plan:?} takes {bytes} bytes of shared memory");
-        self.plan = plan;
+    pub fn set_plans(&mut self, plans: [DecodePlan; 2]) -> Result<(), Failure> {
+        let bytes = plans
+            .map(|p| p.shared(&self.shape, self.rows, self.processors, Self::MOST_SEQUENCES))
+            .into_iter()
+            .fold(0, usize::max);
+        assert!(bytes <= most_shared(self.arch), "{plans:?} take {bytes} bytes of shared memory");
+        self.plans = plans;
         self.decode.allow_shared(small(bytes))
     }
 
-    /// How decode is shared out.
-    pub fn plan(&self) -> DecodePlan {
-        self.plan
+    /// How decode is shared out among few sequences, and among many.
+    pub fn plans(&self) -> [DecodePlan; 2] {
+        self.plans
     }
 
     /// Blocks of the decode grid: whole teams of one for each key/value head.
-    fn blocks(&self) -> u32 {
+    fn blocks(&self, plan: &DecodePlan) -> u32 {
         let kv_heads = small(self.shape.kv_heads);
-        (self.processors * self.plan.together / kv_heads).max(1) * kv_heads
+        (self.processors * plan.together / kv_heads).max(1) * kv_heads
+    }
+
+    fn most_blocks(&self) -> usize {
+        self.plans.iter().map(|plan| self.blocks(plan) as usize).fold(0, usize::max)
     }
 
     /// f32 that decode needs beside its operands.
     pub fn partials(&self) -> usize {
-        self.blocks() as usize * 2 * self.rows * (self.shape.head_dim + 2)
+        self.most_blocks() * 2 * self.rows * (self.shape.head_dim + 2)
     }
 
     /// u32 that decode needs, zeros at first.
     pub fn counters(&self) -> usize {
-        self.blocks() as usize
+        self.most_blocks()
     }
 
     /// Shares a step's sequences out. Of a graph's every sequence may be decoded.
@@ -439,7 +451,7 @@ impl Attend {
     /// If there are more than [`Self::MOST_SEQUENCES`].
     pub fn run(&self, stream: &Stream, call: &AttendCall<'_>) -> Result<(), Failure> {
         assert!(call.count <= Self::MOST_SEQUENCES, "{} sequences", call.count);
-        let shape = &self.shape;
+        let (shape, plan) = (&self.shape, &self.plans[usize::from(call.count >= DecodePlan::MANY)]);
         let args = AttendArgs {
             q: call.q,
             out: call.out,
@@ -458,16 +470,16 @@ impl Attend {
             q_stride: small(call.q_stride),
             window: call.window.unwrap_or(u32::MAX),
             few: call.work.few,
-            stages: self.plan.stages,
+            stages: plan.stages,
             scale: call.scale,
             least: LEAST_STEPS,
-            merge: small(self.plan.merge(shape, self.rows, self.processors)),
+            merge: small(plan.merge(shape, self.rows, self.processors)),
         };
         if call.work.decode {
             let launch = Shape {
-                grid: [self.blocks(), 1, 1],
-                block: self.plan.warps * 32,
-                shared: small(self.plan.shared(shape, self.rows, self.processors, call.count)),
+                grid: [self.blocks(plan), 1, 1],
+                block: plan.warps * 32,
+                shared: small(plan.shared(shape, self.rows, self.processors, call.count)),
                 overlaps: true,
             };
             // SAFETY: the caller's addresses reach as far as the call says.
@@ -501,7 +513,7 @@ impl PrefillPlan {
     /// `Wide` of `attention_hopper.cuh`, `Tile` of `attention.cu`.
     fn of(arch: Arch, shape: &HeadShape) -> Self {
         let (dim, format) = (shape.head_dim, shape.format);
-        if arch.number == 90 && dim == 128 && format == KvFormat::Bf16 {
+        if arch.number == 90 && dim == 128 {
             // Begins at a multiple of 1024, and ends with barriers.
             return Self { rows: 128, threads: 384, shared: 1024 + 5 * 128 * dim * 2 + 64 };
         }
@@ -581,9 +593,11 @@ mod tests {
                 for format in [KvFormat::Bf16, KvFormat::Fp8] {
                     let shape = shape(64, 4, head_dim, format);
                     for rows in if head_dim < 256 { vec![8, 16] } else { vec![8] } {
-                        let plan = DecodePlan::of(arch, 170, &shape, rows);
-                        let bytes = plan.shared(&shape, rows, 170, Attend::MOST_SEQUENCES);
-                        assert!(bytes <= most_shared(arch), "{arch} {shape:?} {rows}: {bytes}");
+                        for count in [1, 64] {
+                            let plan = DecodePlan::of(arch, 170, &shape, rows, count);
+                            let bytes = plan.shared(&shape, rows, 170, Attend::MOST_SEQUENCES);
+                            assert!(bytes <= most_shared(arch), "{arch} {shape:?} {rows}: {bytes}");
+                        }
                     }
                     let plan = PrefillPlan::of(arch, &shape);
                     assert!(plan.shared <= most_shared(arch), "{arch} {shape:?} {plan:?}");
