@@ -496,8 +496,13 @@ impl Linear {
     ) -> Result<(), Failure> {
         let MatrixArgs { rows, columns, .. } = call.matrix;
         let Plan::Wide { tokens, warps, split } = plan else { unreachable!("a wide plan") };
-        let image = self.scratch.as_ref().expect("a wide plan is for lent memory").at();
         let padded = a.tokens.next_multiple_of(tokens);
+        let image = self.scratch.as_ref().expect("a wide plan is for lent memory");
+        assert!(
+            padded as usize * columns as usize * 2 <= image.len(),
+            "memory for {tokens} tokens"
+        );
+        let image = image.at();
         let lay_out = LayOutArgs {
             right: a.right,
             pick: a.pick,
