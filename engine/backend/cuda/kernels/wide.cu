@@ -42,7 +42,8 @@ struct WideArgs {
     u32 out_stride;
     u32 epilogue;
     u32 activation;
-    u32 slots;           // of shared memory, a chunk of every strip of the block and its tokens each
+    u32 slots;           // of shared memory, with the tokens of a chunk each
+    u32 beside;          // blocks of strips before the tokens' next block comes
 };
 
 // ---- Barriers and copies of kilobytes ---------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ DEVICE void wide_mma(float (&d)[TOKENS / 2], const u32 (&a)[4], u64 b, bool adds
             "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
             "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(u32(adds)));
-    } else if constexpr (TOKENS == 64) {
+    } else {
         asm volatile(
             "{ .reg .pred adds; setp.ne.u32 adds, %37, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36, adds, 1, 1, 0; }"
@@ -119,14 +120,6 @@ DEVICE void wide_mma(float (&d)[TOKENS / 2], const u32 (&a)[4], u64 b, bool adds
             "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
             "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
             "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(u32(adds)));
-    } else {
-        asm volatile(
-            "{ .reg .pred adds; setp.ne.u32 adds, %21, 0;\n"
-            "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20, adds, 1, 1, 0; }"
-            :
-            "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-            "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(u32(adds)));
     }
 #endif
@@ -301,30 +294,36 @@ DEVICE void wide(const WideArgs& a) {
     constexpr u32 CHUNK = FORMAT == BF16 ? 2048 : FORMAT == FP8 ? 1088 : GROUP * 8 + 64;
     constexpr u32 TILES = GROUP / 64;
     constexpr u32 RIGHT = TOKENS * 128;                      // bytes of 64 columns of the tokens
-    constexpr u32 SLOT = TILES * RIGHT + WARPS * CHUNK;
+    constexpr u32 AHEAD = 4;                                 // chunks of its strip that a warp asks for ahead
     extern __shared__ __align__(1024) u8 memory[];
     __shared__ u64 full[8], empty[8];
     u8* shared = memory + (0 - shared_address(memory) & 1023);
     u32 warp = warp_id(), lane = lane_id(), rank = blockIdx.z;
-    u32 strips = (a.matrix.rows + 15) / 16, first = blockIdx.x * WARPS, token0 = blockIdx.y * TOKENS;
+    // Blocks that run together take `beside` blocks of strips and as many tokens as they can: both stay in the second cache.
+    u32 id = blockIdx.y * gridDim.x + blockIdx.x, left = id / (a.beside * gridDim.y) * a.beside;
+    u32 beside = min(a.beside, gridDim.x - left), place = id - left * gridDim.y;
+    u32 strips = (a.matrix.rows + 15) / 16, first = (left + place % beside) * WARPS, token0 = place / beside * TOKENS;
     u32 all = a.matrix.columns / GROUP, begin = rank * all / SPLIT, chunks = (rank + 1) * all / SPLIT - begin;
-    u8* lefts = shared + a.slots * TILES * RIGHT;
+    u8* lefts = shared + a.slots * TILES * RIGHT + warp * AHEAD * CHUNK;
+    const u8* strip = a.matrix.tiles + min(first + warp, strips - 1) * a.matrix.strip_bytes + u64(begin) * CHUNK;
 
-    // The first warp asks for chunk c of the strips, and then of the tokens.
+    // Each warp asks for its strip's chunk c, by many small copies: a large one takes a single thread long to ask for.
     auto ask_left = [&](u32 c) {
-        u32 slot = c % a.slots;
-        if (lane == 0) barrier_expect(full + slot, SLOT);
-        __syncwarp();
-        if (lane < WARPS) {
-            const u8* from = a.matrix.tiles + min(first + lane, strips - 1) * a.matrix.strip_bytes + u64(begin + c) * CHUNK;
-            copy_bytes(lefts + (slot * WARPS + lane) * CHUNK, from, CHUNK, full + slot);
+        if (c < chunks) {
+            for (u32 i = lane; i < CHUNK / 16; i += WARP) {
+                copy_16(lefts + c % AHEAD * CHUNK + i * 16, strip + u64(c) * CHUNK + i * 16);
+            }
         }
+        copies_done_so_far();
     };
+    // The first thread asks for the tokens'.
     auto ask_right = [&](u32 c) {
         u32 slot = c % a.slots;
-        if (lane < TILES) {
-            const u8* from = a.image + (u64((begin + c) * TILES + lane) * a.padded + token0) * 128;
-            copy_bytes(shared + (slot * TILES + lane) * RIGHT, from, RIGHT, full + slot);
+        barrier_expect(full + slot, TILES * RIGHT);
+#pragma unroll
+        for (u32 u = 0; u < TILES; u++) {
+            const u8* from = a.image + (u64((begin + c) * TILES + u) * a.padded + token0) * 128;
+            copy_bytes(shared + (slot * TILES + u) * RIGHT, from, RIGHT, full + slot);
         }
     };
     if (threadIdx.x == 0) {
@@ -333,12 +332,11 @@ DEVICE void wide(const WideArgs& a) {
     }
     __syncthreads();
     // Weights do not depend on what runs ahead.
-    if (warp == 0) {
-        for (u32 c = 0; c < min(a.slots, chunks); c++) ask_left(c);
-    }
+#pragma unroll
+    for (u32 c = 0; c < AHEAD; c++) ask_left(c);
     let_next_start();
     wait_for_before();
-    if (warp == 0) {
+    if (threadIdx.x == 0) {
         for (u32 c = 0; c < min(a.slots, chunks); c++) ask_right(c);
     }
 
@@ -351,13 +349,17 @@ DEVICE void wide(const WideArgs& a) {
     float parts_of_chunk[APART ? EIGHTS * 4 : 4];
     // While 64 columns are multiplied, the next ones are turned into bf16; two sets of registers take turns.
     auto take_from = [&](u32 c, u32 u, u32 (&to)[4][4]) {
-        u32 slot = c % a.slots;
-        if (u == 0) barrier_wait(full + slot, c / a.slots & 1);
-        take<FORMAT, GROUP, SCALED>(lefts + (slot * WARPS + warp) * CHUNK, u, to);
+        if (u == 0) {
+            // Two that come later may still be on their way.
+            wait_for_copies<AHEAD - 2>();
+            __syncwarp();
+        }
+        take<FORMAT, GROUP, SCALED>(lefts + c % AHEAD * CHUNK, u, to);
     };
     auto multiply = [&](u32 c, u32 u, const u32 (&now)[4][4], u32 (&next)[4][4]) {
         u32 slot = c % a.slots;
         u64 right = tokens_at(shared + (slot * TILES + u) * RIGHT);
+        if (u == 0) barrier_wait(full + slot, c / a.slots & 1);
         wide_mma_begin();
 #pragma unroll
         for (u32 j = 0; j < 4; j++) {
@@ -373,17 +375,18 @@ DEVICE void wide(const WideArgs& a) {
         wait_for_wide_mma<0>();
         if (!last) return;
         if constexpr (APART) {
-            float2 scale = scales<FORMAT, GROUP>(lefts + (slot * WARPS + warp) * CHUNK);
+            float2 scale = scales<FORMAT, GROUP>(lefts + c % AHEAD * CHUNK);
 #pragma unroll
             for (u32 n = 0; n < EIGHTS * 4; n++) sums[n] += parts_of_chunk[n] * (n % 4 < 2 ? scale.x : scale.y);
-            __syncwarp();
         }
+        __syncwarp();
+        ask_left(c + AHEAD);
         if (lane == 0) barrier_arrive(empty + slot);
-        if (warp == 0 && c >= 1 && c - 1 + a.slots < chunks) {
+        if (threadIdx.x == 0 && c >= 1 && c - 1 + a.slots < chunks) {
             barrier_wait(empty + (c - 1) % a.slots, (c - 1) / a.slots & 1);
-            ask_left(c - 1 + a.slots);
             ask_right(c - 1 + a.slots);
         }
+        __syncwarp();
     };
     u32 even[4][4], odd[4][4];
     if (chunks > 0) take_from(0, 0, even);
@@ -459,10 +462,7 @@ DEVICE void wide(const WideArgs& a) {
     WIDE(name, format, group, 128, 8, 1)    \
     WIDE(name, format, group, 128, 8, 2)    \
     WIDE(name, format, group, 128, 8, 4)    \
-    WIDE(name, format, group, 64, 8, 2)     \
-    WIDE(name, format, group, 64, 8, 4)     \
-    WIDE(name, format, group, 32, 8, 2)     \
-    WIDE(name, format, group, 32, 8, 4)
+    WIDE(name, format, group, 64, 8, 4)
 
 WIDES(wide_bf16_64, BF16, 64)
 WIDES(wide_int4_64, INT4, 64)

@@ -137,6 +137,7 @@ struct WideArgs {
     epilogue: u32,
     activation: u32,
     slots: u32,
+    beside: u32,
 }
 
 /// How a multiplication is shared out.
@@ -182,12 +183,12 @@ pub struct Problem {
 pub struct Card {
     /// Multiprocessors.
     pub processors: u32,
-    /// 90 and up: copies of whole kilobytes, and launches that overlap.
+    /// [`Arch::number`](crate::arch::Arch): 90 has what `wide` needs.
     pub arch: u32,
 }
 
 /// Tokens up to which a multiplication is never `wide`.
-const NARROW: usize = 16;
+const NARROW: usize = 32;
 /// Tokens up to which a norm may be done on the way.
 const FEW: usize = 8;
 /// Bytes of shared memory that the normed tokens of a block may take. Every block norms them all: with more, a kernel of its own is
@@ -200,28 +201,20 @@ const SQUARES_BYTES: u32 = 32 * 4;
 /// Bytes of shared memory for what a block of `wide` asks for ahead: alone on its multiprocessor, or one of two.
 const WIDE_BYTES: u32 = 220 << 10;
 const HALF_BYTES: u32 = 108 << 10;
+/// Bytes of a matrix that the second cache keeps beside what else passes through it.
+const STAYS: u64 = 32 << 20;
+/// Chunks of its strip that each warp asks for ahead.
+const WIDE_AHEAD: u32 = 4;
 /// Its shapes: tokens, warps, and blocks that share out the columns.
-const WIDE: [(u32, u32, u32); 8] = [
-    (128, 16, 1),
-    (128, 8, 1),
-    (128, 8, 2),
-    (128, 8, 4),
-    (64, 8, 2),
-    (64, 8, 4),
-    (32, 8, 2),
-    (32, 8, 4),
-];
+const WIDE: [(u32, u32, u32); 5] =
+    [(128, 16, 1), (128, 8, 1), (128, 8, 2), (128, 8, 4), (64, 8, 4)];
 
 /// Bytes of memory for work on the way that so many tokens of so many columns take.
 pub fn scratch_bytes(tokens: usize, columns: usize) -> usize {
     if tokens <= NARROW {
         return 0;
     }
-    let block = match tokens {
-        0..=32 => 32,
-        33..=64 => 64,
-        _ => 128,
-    };
+    let block = if tokens <= 64 { 64 } else { 128 };
     tokens.next_multiple_of(block) * columns * 2
 }
 
@@ -302,11 +295,13 @@ fn many(problem: &Problem, card: Card) -> Plan {
     Plan::Wide { tokens, warps, split }
 }
 
-/// Slots of a block of `wide`, and the bytes that they take beside room for a whole multiple of 1024 to begin at.
+/// Slots of a block of `wide` for the tokens of a chunk, and the bytes that they take with the chunks that each warp has ahead, beside
+/// room for a whole multiple of 1024 to begin at.
 fn wide_slots(matrix: &MatrixArgs, tokens: u32, warps: u32) -> (u32, u32) {
-    let slot = matrix.group / COLUMNS as u32 * tokens * 128 + warps * chunk_bytes(matrix);
-    let slots = (if tokens == 128 { WIDE_BYTES } else { HALF_BYTES } / slot).min(8);
-    (slots, slots * slot + 1024)
+    let left = WIDE_AHEAD * warps * chunk_bytes(matrix);
+    let slot = matrix.group / COLUMNS as u32 * tokens * 128;
+    let slots = ((if tokens == 128 { WIDE_BYTES } else { HALF_BYTES }) - left) / slot;
+    (slots.min(8), slots.min(8) * slot + left + 1024)
 }
 
 fn chunk_bytes(matrix: &MatrixArgs) -> u32 {
@@ -501,8 +496,13 @@ impl Linear {
     ) -> Result<(), Failure> {
         let MatrixArgs { rows, columns, .. } = call.matrix;
         let Plan::Wide { tokens, warps, split } = plan else { unreachable!("a wide plan") };
-        let image = self.scratch.as_ref().expect("a wide plan is for lent memory").at();
         let padded = a.tokens.next_multiple_of(tokens);
+        let image = self.scratch.as_ref().expect("a wide plan is for lent memory");
+        assert!(
+            padded as usize * columns as usize * 2 <= image.len(),
+            "memory for {tokens} tokens"
+        );
+        let image = image.at();
         let lay_out = LayOutArgs {
             right: a.right,
             pick: a.pick,
@@ -517,6 +517,7 @@ impl Linear {
         // SAFETY: the caller's promise.
         unsafe { stream.launch(&self.lay_out, &shape, &lay_out) }?;
         let (slots, shared) = wide_slots(&call.matrix, tokens, warps);
+        let beside = rows.div_ceil(STRIP as u32).div_ceil(warps);
         let wide = WideArgs {
             matrix: call.matrix,
             image,
@@ -528,9 +529,9 @@ impl Linear {
             epilogue: a.epilogue,
             activation: a.activation,
             slots,
+            beside: if call.matrix.matrix_bytes <= STAYS { beside } else { 8 },
         };
-        let strips = rows.div_ceil(STRIP as u32);
-        let grid = [strips.div_ceil(warps), padded / tokens, split];
+        let grid = [beside, padded / tokens, split];
         let shape = Shape { grid, block: warps * 32, shared, overlaps: true };
         // SAFETY: the caller's promise.
         unsafe { stream.launch(kernel, &shape, &wide) }
