@@ -17,8 +17,10 @@ const MOST_EXPERTS: usize = 4096;
 const COLUMNS: usize = 8;
 /// Up to so many tokens blocks go by pairs of a token and an expert, above by experts.
 const FEW: usize = 8;
-/// Up to so many tokens every block of the router looks at eight of them, above at 64.
-const SOME: usize = 64;
+/// Up to so many tokens blocks of the router look at eight of them, above at 64: those are slow, and read the router less often.
+const FEW_TO_ROUTE: usize = 512;
+/// Tokens that they then look at.
+const MANY_TO_ROUTE: usize = 64;
 /// Up to so many tokens a block goes through an expert's tokens by eights, above they go in tiles. Measured: alike at 200.
 const SEVERAL: usize = 192;
 /// Times 16 values of an expert that a block computes one after the other, where strips are in shared memory.
@@ -263,7 +265,7 @@ impl Mixture {
         };
         let pairs = tokens * self.chosen;
         let parts = |t: usize| self.splits(t) * t;
-        let most_parts = (1..=tokens.min(SOME)).map(parts).max().unwrap_or(0).max(tokens);
+        let most_parts = (1..=tokens.min(FEW_TO_ROUTE)).map(parts).max().unwrap_or(0).max(tokens);
         Space {
             tokens,
             counts: take(self.experts * 4),
@@ -518,9 +520,9 @@ impl Moe {
             renormalized: u32::from(go.mixture.renormalized),
         };
         let strips = go.mixture.experts.div_ceil(STRIP);
-        if go.tokens > SOME {
+        if go.tokens > FEW_TO_ROUTE {
             let norm = go.shape([go.tokens, 1, 1], THREADS, 0);
-            let grid = [strips.div_ceil(8), go.tokens.div_ceil(SOME), 1];
+            let grid = [strips.div_ceil(8), go.tokens.div_ceil(MANY_TO_ROUTE), 1];
             // SAFETY: the caller's promise.
             return unsafe {
                 if x != Ptr(0) {
@@ -828,7 +830,7 @@ mod tests {
         for tokens in [1, 7, 64, 65, 8192] {
             let space = QWEN3_30B.space(tokens);
             let pairs = (tokens * 8) as u64;
-            let parts = (1..=tokens.min(64)).map(|t| QWEN3_30B.splits(t) * t).max().unwrap();
+            let parts = (1..=tokens.min(512)).map(|t| QWEN3_30B.splits(t) * t).max().unwrap();
             let mut places = [
                 (space.counts, 128 * 4),
                 (space.arrived, tokens.div_ceil(8) as u64 * 4),

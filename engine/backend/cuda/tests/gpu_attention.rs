@@ -508,6 +508,113 @@ fn gpu_heads_are_normed_turned_and_kept() {
     }
 }
 
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_attention_sees_what_heads_write_just_before_it() {
+    let device = device();
+    let stream = device.stream().unwrap();
+    let mut chance = Chance::new(11);
+    for format in [KvFormat::Bf16, KvFormat::Fp8] {
+        let shape = HeadShape { heads: 32, kv_heads: 4, head_dim: 128, block_tokens: 16, format };
+        let attend = Attend::load(&pack(), &device, shape).unwrap();
+        let heads = Heads::load(&pack(), &device, shape).unwrap();
+        // Tokens and positions after the step; the new ones at the start, inside and at the end of sixteen.
+        let steps = [(1, 1), (1, 17), (1, 500), (1, 1024), (3, 1026), (2, 129), (1, 2000)];
+        let (layers, width, blocks) = (6, 32 * 128, 400);
+        let (mut sequences, mut table, mut rows, mut positions) = (vec![], vec![], vec![], vec![]);
+        let order = permuted(&mut chance, blocks);
+        for (n, after) in steps {
+            sequences.push([rows.len(), n, table.len(), after].map(|n| n as u32));
+            let first = table.len();
+            table.extend(&order[first..first + usize::div_ceil(after, 16)]);
+            for at in after - n..after {
+                rows.push(table[first + at / 16] * 16 + at as u32 % 16);
+                positions.push(at as u32);
+            }
+        }
+        let tokens = rows.len();
+        let mut pool = Pool::poisoned(shape, blocks);
+        let new = |row: &usize| rows.contains(&(*row as u32));
+        (0..blocks * 16).filter(|row| !new(row)).for_each(|row| pool.draw(&mut chance, row));
+        let work = attend.work(&sequences);
+        assert!(work.decode && work.tiles.is_empty());
+        let room = Room {
+            q: device.buffer(tokens * width).unwrap(),
+            out: device.buffer(tokens * width * layers).unwrap(),
+            pool: device.buffer(pool.bytes.len() * layers).unwrap(),
+            sequences: device.buffer_of(sequences.as_flattened()).unwrap(),
+            table: device.buffer_of(&table).unwrap(),
+            partials: device.buffer(attend.partials()).unwrap(),
+            counters: counters(&device, &attend),
+            tiles: device.buffer(1).unwrap(),
+        };
+        let qkv: Vec<_> = (0..layers)
+            .map(|_| {
+                let values = chance.normals(tokens * shape.qkv_width(), 1.0);
+                device.buffer_of(&bits(&values)).unwrap()
+            })
+            .collect();
+        let (rows, positions) =
+            (device.buffer_of(&rows).unwrap(), device.buffer_of(&positions).unwrap());
+        let frequencies: Vec<f64> = (0..64).map(|i| 1e6_f64.powf(f64::from(-i) / 64.0)).collect();
+        let frequencies = device.buffer_of(&frequencies).unwrap();
+        let fill = || {
+            (0..layers).for_each(|n| room.pool.write(n * pool.bytes.len(), &pool.bytes).unwrap());
+            room.out.fill(POISON).unwrap();
+        };
+        let step = |wait: bool| {
+            for (n, qkv) in qkv.iter().enumerate() {
+                let layer = room.pool.offset(n * pool.bytes.len());
+                let turn = Turn {
+                    frequencies: frequencies.at(),
+                    dims: 128,
+                    layout: RopeLayout::Halves,
+                    amplitude: 1.0,
+                };
+                let call = HeadsCall {
+                    qkv: qkv.at(),
+                    q: room.q.at(),
+                    q_stride: width,
+                    pool: layer,
+                    positions: positions.at(),
+                    kv_rows: rows.at(),
+                    q_norm: Ptr(0),
+                    k_norm: Ptr(0),
+                    eps: 1e-6,
+                    turn,
+                    tokens,
+                };
+                heads.run(&stream, &call).unwrap();
+                if wait {
+                    stream.synchronize().unwrap();
+                }
+                let out = room.out.offset(n * tokens * width);
+                let call = room.call(&shape, steps.len(), &work);
+                attend.run(&stream, &AttendCall { pool: layer, out, ..call }).unwrap();
+                if wait {
+                    stream.synchronize().unwrap();
+                }
+            }
+        };
+        fill();
+        step(true);
+        let expected = room.out.values().unwrap();
+        assert!(from_bits(&expected).iter().all(|v| v.is_finite()));
+        let graph = stream
+            .capture(|| {
+                step(false);
+                Ok(())
+            })
+            .unwrap();
+        for _ in 0..20 {
+            fill();
+            // SAFETY: what it was recorded with is there.
+            unsafe { stream.replay(&graph) }.unwrap();
+            assert!(room.out.values().unwrap() == expected, "{format:?}: overlap changes results");
+        }
+    }
+}
+
 /// Pool, queries and tables for many layers of a step, each sequence of the same length.
 struct Bench {
     shape: HeadShape,
