@@ -1,6 +1,6 @@
 //! How fast whole models run on this card, beside what it could do: true shapes, drawn weights. `make bench-gpu` runs it.
 //!
-//! `models [MODEL...] [--streams 1,8,32] [--context 1024] [--steps 256] [--prefill 2048,8192]`
+//! `models [MODEL...] [--streams 1,8,32] [--context 1024] [--steps 256] [--prefill 2048,8192] [--kv bf16|fp8]`
 #![allow(clippy::unwrap_used, unsafe_code, reason = "it measures; what fails ends it")]
 
 use std::time::Instant;
@@ -9,6 +9,7 @@ use polder_backend::{
     Backend, BlockId, Input, OutputRow, Sampling, SequenceStep, Slot, SlotReset, StepBatch,
     TokenId, Want,
 };
+use polder_backend_cuda::attention::KvFormat;
 use polder_backend_cuda::backend::{CudaBackend, CudaOptions};
 use polder_backend_cuda::device::Device;
 use polder_backend_cuda::pack::Pack;
@@ -58,6 +59,7 @@ fn main() {
     let mut names = Vec::new();
     let (mut streams, mut context, mut steps, mut prefills) =
         (vec![1, 8, 32], 1024, 128, vec![2048, 8192]);
+    let mut kv = KvFormat::Bf16;
     let mut arguments = std::env::args().skip(1);
     let list = |text: String| text.split(',').map(|n| n.parse().unwrap()).collect::<Vec<usize>>();
     while let Some(argument) = arguments.next() {
@@ -67,6 +69,7 @@ fn main() {
             "--context" => context = value().parse().unwrap(),
             "--steps" => steps = value().parse().unwrap(),
             "--prefill" => prefills = list(value()),
+            "--kv" => kv = if value() == "fp8" { KvFormat::Fp8 } else { KvFormat::Bf16 },
             name => names.push(name.to_owned()),
         }
     }
@@ -76,7 +79,16 @@ fn main() {
         if names.is_empty() || names.iter().any(|n| n == name) {
             let spec = huggingface::parse_config(config.as_bytes()).unwrap();
             let most = *streams.iter().max().unwrap();
-            measure(name, &spec, format, &device, (&streams, most), context, steps, &prefills);
+            measure(
+                name,
+                &spec,
+                (format, kv),
+                &device,
+                (&streams, most),
+                context,
+                steps,
+                &prefills,
+            );
         }
     }
 }
@@ -85,7 +97,7 @@ fn main() {
 fn measure(
     name: &str,
     spec: &ModelSpec,
-    format: TileFormat,
+    (format, kv): (TileFormat, KvFormat),
     device: &Device,
     (streams, most): (&[usize], usize),
     context: usize,
@@ -102,6 +114,7 @@ fn measure(
     let longest = prefills.iter().copied().max().unwrap_or(0).max((context + steps + 16) * most);
     let options = CudaOptions {
         pack,
+        kv,
         kv_tokens: longest as u32 + 64,
         slots: 64,
         step_tokens: 8192,
@@ -117,7 +130,7 @@ fn measure(
     for count in streams {
         fill(&mut backend, *count, context, context + steps + 16);
         let ms = decode(&mut backend, *count, context, steps, context + steps + 16);
-        let floor = floor(spec, format, *count, context + steps / 2) / ceiling(device) * 1e3;
+        let floor = floor(spec, (format, kv), *count, context + steps / 2) / ceiling(device) * 1e3;
         println!(
             "  decode {count:>2} x {context}: {:>7.3} ms a step, {:>7.1} tok/s a stream, {:>8.1} in all; floor {floor:.3} ms: {:.0} %",
             ms,
@@ -233,7 +246,12 @@ fn decode(
 }
 
 /// Bytes that a step of so many streams must read: matrices of the experts that are expected to be chosen, the head, KV.
-fn floor(spec: &ModelSpec, format: TileFormat, streams: usize, length: usize) -> f64 {
+fn floor(
+    spec: &ModelSpec,
+    (format, kv): (TileFormat, KvFormat),
+    streams: usize,
+    length: usize,
+) -> f64 {
     let bits = match format {
         TileFormat::Bf16 => 16.0,
         TileFormat::Int4 { .. } => 4.25,
@@ -255,7 +273,9 @@ fn floor(spec: &ModelSpec, format: TileFormat, streams: usize, length: usize) ->
             }
         }
     }
-    let kv = spec.kv_values_per_token() as f64 * 2.0 * (streams * length) as f64;
+    // A scale of four bytes for each head's 128 bytes.
+    let bytes = if kv == KvFormat::Fp8 { 33.0 / 32.0 } else { 2.0 };
+    let kv = spec.kv_values_per_token() as f64 * bytes * (streams * length) as f64;
     weights * bits / 8.0 + others + 2.0 * hidden * f64::from(spec.vocab) + kv
 }
 
