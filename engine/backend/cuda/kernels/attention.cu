@@ -142,15 +142,14 @@ struct Widths {
     static constexpr u32 SLOT = 2 * KEYS + (FP8 ? 2 * STEP * 4 : 0);
 };
 
+// Sixteen or four bytes in the background; zeros where `there` is false.
 template <u32 BYTES>
 DEVICE void copy(void* shared, const void* global, bool there) {
     if (BYTES == 16) {
-        asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;"
-                     ::"r"(shared_address(shared)), "l"(global), "r"(there ? 16 : 0)
-                     : "memory");
+        copy_16(shared, global, there);
     } else {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
-                     ::"r"(shared_address(shared)), "l"(global), "n"(BYTES == 16 ? 8 : BYTES), "r"(there ? BYTES : 0)
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                     ::"r"(shared_address(shared)), "l"(global), "r"(there ? 4 : 0)
                      : "memory");
     }
 }
@@ -236,7 +235,8 @@ DEVICE void decode(const AttendArgs& a) {
     extern __shared__ uint4 shared[];
     u32 warps = blockDim.x / WARP, warp = warp_id(), lane = lane_id(), g = lane / 4, t = lane % 4;
     u8* ring = reinterpret_cast<u8*>(shared) + warp * a.stages * W::SLOT;
-    float* merge = reinterpret_cast<float*>(reinterpret_cast<u8*>(shared) + warps * a.stages * W::SLOT);  // [warps][ROWS][WIDE], or [blocks][ROWS] ends
+    // [warps][ROWS][WIDE] sums, or [teams][ROWS] ends.
+    float* merge = reinterpret_cast<float*>(reinterpret_cast<u8*>(shared) + warps * a.stages * W::SLOT);
     float2* ends = reinterpret_cast<float2*>(merge + a.merge);                                            // [warps][ROWS]
     u32* starts = reinterpret_cast<u32*>(ends + warps * ROWS);                                            // [count + 1]
     __shared__ u32 last;
@@ -282,8 +282,8 @@ DEVICE void decode(const AttendArgs& a) {
         return a.pool + u64(block) * a.block_bytes + (head * a.block_tokens + place) * W::ROW;
     };
     u32 half = a.kv_heads * a.block_tokens * W::ROW;  // from a key to its value
-    // From a key to its scale.
-    auto to_scale = [&](const u8* keys, const Walk& walk, u32 step) {
+    // A key's scale.
+    auto scale_of = [&](const Walk& walk, u32 step) {
         u32 position = (walk.first + step - walk.begin) * STEP, place;
         u32 block = a.block_of(walk.about, position, place);
         return a.pool + u64(block) * a.block_bytes + 2 * half + (head * a.block_tokens + place) * 4;
@@ -321,7 +321,7 @@ DEVICE void decode(const AttendArgs& a) {
                 copy_bulk(to, keys, W::KEYS, barrier);
                 copy_bulk(to + W::KEYS, keys + half, W::KEYS, barrier);
                 if (FP8) {
-                    const u8* scales = to_scale(keys, ahead, asked);
+                    const u8* scales = scale_of(ahead, asked);
                     copy_bulk(to + 2 * W::KEYS, scales, STEP * 4, barrier);
                     copy_bulk(to + 2 * W::KEYS + STEP * 4, scales + a.kv_heads * a.block_tokens * 4, STEP * 4, barrier);
                 }
@@ -335,7 +335,7 @@ DEVICE void decode(const AttendArgs& a) {
             }
             if (FP8) {
                 // Keys' scales by the first sixteen lanes, values' by the others.
-                const u8* scales = to_scale(keys, ahead, asked) + lane / STEP * a.kv_heads * a.block_tokens * 4;
+                const u8* scales = scale_of(ahead, asked) + lane / STEP * a.kv_heads * a.block_tokens * 4;
                 copy<4>(slot + 2 * W::KEYS + lane * 4, scales + lane % STEP * 4, true);
             }
 #endif
@@ -419,7 +419,7 @@ DEVICE void decode(const AttendArgs& a) {
                     *reinterpret_cast<uint4*>(slot + W::KEYS + at) = value;
                 }
                 if (FP8 && lane % STEP >= low) {
-                    const u8* scales = to_scale(keys, walk, step) + lane / STEP * a.kv_heads * a.block_tokens * 4;
+                    const u8* scales = scale_of(walk, step) + lane / STEP * a.kv_heads * a.block_tokens * 4;
                     float scale = lane % STEP < there ? __ldcg(reinterpret_cast<const float*>(scales) + lane % STEP) : 0.0f;
                     reinterpret_cast<float*>(slot + 2 * W::KEYS)[lane] = scale;
                 }

@@ -330,7 +330,7 @@ pub struct AttendCall<'a> {
     pub partials: Ptr,
     /// [`Attend::counters`] u32, zeros at first, that only attention uses.
     pub counters: Ptr,
-    /// What [`Attend::work`] said of these sequences, or of a graph's: `few`, and decode alone.
+    /// What [`Attend::work`] said of these sequences, or [`Attend::graph_work`].
     pub work: &'a Work,
     /// `work.tiles` on the card.
     pub tiles: Ptr,
@@ -440,7 +440,12 @@ impl Attend {
         self.most_blocks()
     }
 
-    /// Shares a step's sequences out. Of a graph's every sequence may be decoded.
+    /// What a graph does, whose sequences are not known when it is recorded: decode, each of at most `few` tokens.
+    pub fn graph_work(&self) -> Work {
+        Work { decode: true, ..self.work(&[]) }
+    }
+
+    /// Shares a step's sequences out.
     pub fn work(&self, sequences: &[SequenceArgs]) -> Work {
         work(&self.shape, self.prefill_plan.rows, sequences)
     }

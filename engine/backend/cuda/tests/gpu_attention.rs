@@ -315,7 +315,7 @@ fn gpu_a_graph_serves_every_length() {
     let mut pool = Pool::poisoned(shape, blocks);
     (0..blocks * 16).for_each(|row| pool.draw(&mut chance, row));
     let table: Vec<u32> = permuted(&mut chance, blocks);
-    let work = Work { decode: true, ..attend.work(&[]) };
+    let work = attend.graph_work();
     let q = bits(&chance.normals(count * width, 1.0));
     let room = Room {
         q: device.buffer_of(&q).unwrap(),
@@ -771,7 +771,7 @@ fn gpu_speed_of_decode_attention() {
                 (64, 300),
             ] {
                 let bench = Bench::new(&device, &mut chance, &attend, shape, (count, 1, length));
-                let work = Work { decode: true, ..attend.work(&[]) };
+                let work = attend.graph_work();
                 let us = bench.time(&device, &stream, (None, &attend), &work);
                 let part = bench.bytes / us / 1e3 / ceiling(&device) * 100.0;
                 print!("  {count}x{length} {us:.2} ({part:.0}%)");

@@ -8,7 +8,8 @@ use polder_backend_cuda::device::{Device, Kernel, Loaded, Stream};
 use polder_backend_cuda::pack::Pack;
 use polder_backend_cuda::sources::module;
 
-/// The first card. Tests on it run one after the other or side by side, each in its own stream.
+/// The first card. Tests on it run one after the other (`--test-threads=1`): while one records a graph, no thread may wait for the
+/// card, and reads, writes and fills of buffers do.
 pub fn device() -> Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     let device = DEVICE.get_or_init(|| Device::open(0).expect("these tests need a card"));
