@@ -36,6 +36,11 @@ impl Slots {
         Ok(())
     }
 
+    /// Forgets the step that was admitted last: it was not run after all.
+    pub fn undo(&mut self) {
+        self.sampled.clone_from(&self.before);
+    }
+
     fn check(&mut self, step: &StepBatch, limits: &Limits) -> Result<(), BackendError> {
         let tokens = step.inputs.len();
         if tokens > limits.step_tokens as usize || step.positions.len() != tokens {

@@ -7,7 +7,8 @@
 //!
 //! Shapes: a step holds `T` tokens of `S` sequences. `inputs`, `positions` have length `T`;
 //! `sequences` has length `S` and cuts `0..T` into consecutive runs. A token's KV goes to
-//! `block_table[position / block_tokens]` at row `position % block_tokens`.
+//! `block_table[position / block_tokens]` at row `position % block_tokens`. No sequence reads a position in a block of another one that
+//! is written in the same step: what is kept of one can be shared from the next step on.
 //!
 //! Drafts: several [`Want::Sample`] rows of one slot in one step are a *draft*. They stand in
 //! `outputs` one after the other, after tokens of one sequence that follow each other, and every

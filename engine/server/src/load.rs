@@ -157,7 +157,7 @@ fn on_card(
 ) -> Result<Option<Loaded>, EngineError> {
     let Some(device) = options.card else { return Ok(None) };
     let spec = &model.spec;
-    let useful = u64::from(spec.context).saturating_mul(u64::from(options.parallel.max(1)));
+    let useful = useful(spec.context, options.parallel);
     let config = Config {
         patience: options.patience,
         cost: card_cost(spec),
@@ -183,14 +183,21 @@ fn on_card(
             log::info!("{why}: the processor computes");
             return Ok(None);
         }
-        Err(why @ (CardError::Kernels(_) | CardError::Unsupported(_) | CardError::Mixture(_))) => {
+        Err(why) if why.is_memory() => return Err(EngineError::Card(why)),
+        Err(why @ CardError::Options(_)) => return Err(EngineError::Card(why)),
+        Err(why) => {
             log::warn!("the card cannot run this model, the processor computes: {why}");
             return Ok(None);
         }
-        Err(why) => return Err(EngineError::Card(why)),
     };
     let limits = backend.limits();
     let tokens = u64::from(limits.blocks) * u64::from(limits.block_tokens);
+    let least = LEAST_TOKENS.min(useful);
+    if tokens < least {
+        let per_token = limits.kv_bytes_per_token;
+        let (available, least) = (tokens * per_token, least * per_token);
+        return Err(EngineError::Memory { available, tokens, least });
+    }
     log::info!(card = backend.device().name(), positions = tokens; "model on the card");
     let precision = format!("cuda, {:?}", cuda.kv);
     Ok(Some(Loaded { backend: Box::new(backend), config, precision, left: free_memory() }))
@@ -233,10 +240,15 @@ fn on_processor(options: &EngineOptions, model: &Arc<Model>) -> Result<Loaded, E
     Ok(Loaded { backend: Box::new(backend), config, precision, left })
 }
 
-/// Tokens of KV that fit, but no more than all sequences together can use.
+/// Tokens of KV that all sequences together can use, in whole blocks.
+fn useful(context: u32, parallel: u16) -> u64 {
+    let whole = u64::from(context).div_ceil(BLOCK.into()) * u64::from(BLOCK);
+    whole.saturating_mul(u64::from(parallel.max(1)))
+}
+
+/// Tokens of KV that fit, but no more than are useful.
 fn kv_tokens(bytes: u64, per_token: u64, context: u32, parallel: u16) -> Result<u32, EngineError> {
-    let whole_blocks = |tokens: u64| tokens.div_ceil(BLOCK.into()) * u64::from(BLOCK);
-    let useful = whole_blocks(context.into()).saturating_mul(u64::from(parallel.max(1)));
+    let useful = useful(context, parallel);
     let fits = bytes / per_token / u64::from(BLOCK) * u64::from(BLOCK);
     let least = LEAST_TOKENS.min(useful);
     if fits < least {

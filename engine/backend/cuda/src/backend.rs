@@ -16,6 +16,7 @@ use crate::kv::Pool;
 use crate::moe::Unfit;
 use crate::pack::{KernelError, Pack};
 use crate::sampling::{self, MOST_VOCAB, Memory, Packed, Room, Sampler, Way};
+use crate::sources::MODULES;
 use crate::step::{Layout, RECORDED, SEQUENCE, Size, samples, write};
 use crate::weights::{DeviceWeights, WeightError};
 
@@ -81,6 +82,19 @@ pub enum LoadError {
     Device(#[from] Failure),
 }
 
+impl LoadError {
+    /// Whether the card had not enough memory: it could run the model, if others left it more.
+    pub fn is_memory(&self) -> bool {
+        match self {
+            Self::Device(failure) | Self::Kernels(KernelError::Device(failure)) => {
+                failure.out_of_memory
+            }
+            Self::Weights(WeightError::Device(failure)) => failure.out_of_memory,
+            _ => false,
+        }
+    }
+}
+
 /// Steps that may be on their way at once.
 const IN_FLIGHT: usize = 3;
 
@@ -144,6 +158,8 @@ struct Flight {
 
 /// Tiles of attention that a step may have: each has at least 64 rows of a token and a head of a group.
 const TILES: usize = 1 << 16;
+/// Rows of guesses that a step has room for, beside one of each sequence.
+const GUESSES: usize = 64;
 /// Logits of so many bytes are kept at once; rows beyond are done after them.
 const LOGITS_BYTES: usize = 256 << 20;
 
@@ -155,7 +171,18 @@ impl CudaBackend {
         progress: impl Fn(u32),
     ) -> Result<Self, LoadError> {
         let device = Device::open(options.device)?;
+        if !device.arch().is_known() {
+            return Err(LoadError::Unsupported(format!(
+                "run on {} ({})",
+                device.name(),
+                device.arch()
+            )));
+        }
         check(&model.spec, options)?;
+        // Before weights, which take minutes.
+        for module in MODULES {
+            options.pack.load(module, &device)?;
+        }
         let weights = DeviceWeights::load(model, &device, progress)?;
         Self::with_weights(&model.spec, weights, &device, options)
     }
@@ -170,9 +197,9 @@ impl CudaBackend {
         let shape = check(spec, options)?;
         let vocab = spec.vocab as usize;
         let stride = vocab.next_multiple_of(4);
-        // Recorded steps are filled up.
-        let rows =
-            (LOGITS_BYTES / (4 * stride)).clamp(usize::from(options.slots).max(RECORDED), 1024);
+        // Recorded steps are filled up, and guesses come on top of every sequence's row.
+        let least = usize::from(options.slots).max(RECORDED) + GUESSES;
+        let rows = (LOGITS_BYTES / (4 * stride)).clamp(least, 1024);
         let step_tokens = (options.step_tokens as usize).max(RECORDED);
         let room = Room { rows, slots: usize::from(options.slots), vocab: spec.vocab };
         let forward =
@@ -210,7 +237,7 @@ impl CudaBackend {
         };
         // Last, because it takes what is left.
         let free = device.free_memory()?;
-        let bytes = options.kv_bytes.unwrap_or(free / 20 * 19).min(free);
+        let bytes = options.kv_bytes.unwrap_or(u64::MAX).min(free / 20 * 19);
         let blocks = blocks(bytes, per_token as u64, options)?;
         let pool = Pool::new(device, layers, blocks as usize, &shape)?;
         let limits = Limits {
@@ -281,7 +308,17 @@ impl Backend for CudaBackend {
         let exact = Size::of(step);
         let rows = size.unwrap_or(exact).rows;
         let sampling = if mixed { &self.sampling } else { step };
-        self.packed.fill(sampling, rows.max(1), &self.room)?;
+        let fits = Layout::of(size.unwrap_or(exact)).words(step) <= self.words.len();
+        let filled = match fits {
+            true => self.packed.fill(sampling, rows.max(1), &self.room),
+            false => {
+                Err(BackendError::BadBatch("more rows or blocks than there is room for".into()))
+            }
+        };
+        if filled.is_err() {
+            self.slots.undo();
+        }
+        filled?;
         let desk = (self.given % IN_FLIGHT as u64) as usize;
         let started = self.start(step, size, exact, desk);
         self.note(started)?;
@@ -325,6 +362,15 @@ impl Backend for CudaBackend {
             self.stream.record(&self.imported)
         });
         self.note(copied)
+    }
+}
+
+impl Drop for CudaBackend {
+    fn drop(&mut self) {
+        // Nothing is freed under what still runs. What fails here has failed before.
+        let _ = self.device.enter();
+        let _ = self.stream.synchronize();
+        self.graphs.clear();
     }
 }
 
@@ -560,9 +606,14 @@ fn check(spec: &ModelSpec, options: &CudaOptions) -> Result<HeadShape, LoadError
             spec.vocab
         ));
     }
-    for layer in &spec.layers {
-        if let Ffn::Moe(moe) = &layer.ffn {
-            mixture(spec, moe).check()?;
+    let mut mixtures = spec.layers.iter().filter_map(|layer| match &layer.ffn {
+        Ffn::Moe(moe) => Some(mixture(spec, moe)),
+        Ffn::Dense { .. } => None,
+    });
+    if let Some(first) = mixtures.next() {
+        first.check()?;
+        if mixtures.any(|other| other != first) {
+            return unsupported("run layers with mixtures of different shapes".into());
         }
     }
     if usize::from(options.slots) > Attend::MOST_SEQUENCES || options.slots == 0 {

@@ -18,10 +18,16 @@ pub enum NoDevice {
     /// The driver finds none.
     #[error("NVIDIA's driver is here, and finds no card")]
     NoCard,
+    /// The driver is older than what it is asked to do.
+    #[error("NVIDIA's driver is one for CUDA {0}.{1}: Polder needs one for 12.4 or newer")]
+    OldDriver(i32, i32),
     /// The driver fails.
     #[error("NVIDIA's driver cannot be used: {0}")]
     Driver(#[from] Failure),
 }
+
+/// Launches that overlap can be recorded from 12.3 on.
+const LEAST_DRIVER: i32 = 12_040;
 
 /// The driver refused a call, or a kernel that ran before it failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -88,6 +94,14 @@ impl Device {
                     .expect_err("an error")
                     .into()),
             };
+        }
+        let mut version = 0;
+        // SAFETY: it writes one number.
+        unsafe { sys::cuDriverGetVersion(&mut version) }
+            .result()
+            .asked(|| "for its version".into())?;
+        if version < LEAST_DRIVER {
+            return Err(NoDevice::OldDriver(version / 1000, version % 1000 / 10));
         }
         let count = result::device::get_count().asked(|| "to count cards".into())?;
         if number >= u32::try_from(count).unwrap_or_default() {
@@ -506,60 +520,6 @@ impl Stream {
             .asked(|| "to give data".into())
     }
 
-    /// Copies rows of `width` bytes that lie `pitch` bytes apart, the first at `at`, to where they follow each other. In order.
-    ///
-    /// # Safety
-    /// As for [`Self::download`].
-    ///
-    /// # Panics
-    /// If they are not there.
-    pub unsafe fn download_rows(
-        &self,
-        to: &mut [u8],
-        from: &Buffer<u8>,
-        at: usize,
-        pitch: usize,
-        width: usize,
-    ) -> Result<(), Failure> {
-        let rows = Rows { at, pitch, width, count: to.len() / width };
-        let mut copy = rows.copy(from);
-        copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
-        copy.dstHost = to.as_mut_ptr().cast();
-        copy.dstPitch = width;
-        copy.srcDevice = from.offset(at).0;
-        // SAFETY: inside, as `copy` checked; the rest is the caller's promise.
-        unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream) }
-            .result()
-            .asked(|| "to give rows".into())
-    }
-
-    /// The other way round.
-    ///
-    /// # Safety
-    /// As for [`Self::upload`].
-    ///
-    /// # Panics
-    /// If they do not fit.
-    pub unsafe fn upload_rows(
-        &self,
-        to: &Buffer<u8>,
-        at: usize,
-        pitch: usize,
-        from: &[u8],
-        width: usize,
-    ) -> Result<(), Failure> {
-        let rows = Rows { at, pitch, width, count: from.len() / width };
-        let mut copy = rows.copy(to);
-        copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
-        copy.srcHost = from.as_ptr().cast();
-        copy.srcPitch = width;
-        copy.dstDevice = to.offset(at).0;
-        // SAFETY: inside, as `copy` checked; the rest is the caller's promise.
-        unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream) }
-            .result()
-            .asked(|| "to take rows".into())
-    }
-
     /// Marks how far it has come.
     pub fn record(&self, event: &Event) -> Result<(), Failure> {
         // SAFETY: both are alive.
@@ -583,14 +543,16 @@ impl Stream {
         // SAFETY: begun just above; what comes is destroyed below.
         let graph = unsafe { result::stream::end_capture(self.stream) }
             .asked(|| "to record a graph".into());
-        worked?;
-        let graph = graph?;
         // SAFETY: the graph is the driver's own, and not needed behind this.
-        let made = unsafe {
-            let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
-            let _ = result::graph::destroy(graph);
-            made
-        };
+        let destroy = |graph| unsafe { result::graph::destroy(graph) };
+        if let Err(failure) = worked {
+            let _ = graph.map(destroy);
+            return Err(failure);
+        }
+        let graph = graph?;
+        // SAFETY: the same.
+        let made = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
+        let _ = destroy(graph);
         Ok(Graph { graph: made.asked(|| "to make a graph".into())?, device: self.device.clone() })
     }
 
@@ -601,46 +563,6 @@ impl Stream {
     pub unsafe fn replay(&self, graph: &Graph) -> Result<(), Failure> {
         // SAFETY: both are alive.
         unsafe { result::graph::launch(graph.graph, self.stream) }.asked(|| "to run a graph".into())
-    }
-}
-
-/// Rows of bytes in a buffer.
-struct Rows {
-    at: usize,
-    pitch: usize,
-    width: usize,
-    count: usize,
-}
-
-impl Rows {
-    /// A copy of them, before it is said from where and to where.
-    fn copy(&self, buffer: &Buffer<u8>) -> sys::CUDA_MEMCPY2D {
-        let Self { at, pitch, width, count } = *self;
-        let end = at + pitch * count.saturating_sub(1) + width;
-        assert!(
-            width <= pitch && end <= buffer.len(),
-            "{count} rows up to {end} of {}",
-            buffer.len()
-        );
-        let device = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-        sys::CUDA_MEMCPY2D {
-            srcXInBytes: 0,
-            srcY: 0,
-            srcMemoryType: device,
-            srcHost: std::ptr::null(),
-            srcDevice: 0,
-            srcArray: std::ptr::null_mut(),
-            srcPitch: pitch,
-            dstXInBytes: 0,
-            dstY: 0,
-            dstMemoryType: device,
-            dstHost: std::ptr::null_mut(),
-            dstDevice: 0,
-            dstArray: std::ptr::null_mut(),
-            dstPitch: pitch,
-            WidthInBytes: width,
-            Height: count,
-        }
     }
 }
 

@@ -7,7 +7,6 @@ use crate::device::{Buffer, Device, Failure, Pinned, Ptr, Stream};
 #[derive(Debug)]
 pub(crate) struct Pool {
     bytes: Buffer<u8>,
-    layers: usize,
     blocks: usize,
     block_bytes: usize,
 }
@@ -22,7 +21,7 @@ impl Pool {
     ) -> Result<Self, Failure> {
         let block_bytes = shape.block_bytes();
         let bytes = device.buffer(layers * blocks * block_bytes)?;
-        Ok(Self { bytes, layers, blocks, block_bytes })
+        Ok(Self { bytes, blocks, block_bytes })
     }
 
     /// A layer's first block.
@@ -47,10 +46,9 @@ impl Pool {
         block: u32,
         to: &mut Pinned<u8>,
     ) -> Result<(), Failure> {
-        let at = block as usize * self.block_bytes;
-        // SAFETY: it is waited for.
-        unsafe {
-            stream.download_rows(to, &self.bytes, at, self.layer_bytes(), self.block_bytes)?;
+        for (layer, to) in to.chunks_exact_mut(self.block_bytes).enumerate() {
+            // SAFETY: it is waited for.
+            unsafe { stream.download(to, &self.bytes, self.place(layer, block))? };
         }
         stream.synchronize()
     }
@@ -65,9 +63,15 @@ impl Pool {
         block: u32,
         from: &Pinned<u8>,
     ) -> Result<(), Failure> {
-        debug_assert_eq!(from.len(), self.layers * self.block_bytes, "a block of every layer");
-        let at = block as usize * self.block_bytes;
-        // SAFETY: the caller's promise.
-        unsafe { stream.upload_rows(&self.bytes, at, self.layer_bytes(), from, self.block_bytes) }
+        for (layer, from) in from.chunks_exact(self.block_bytes).enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { stream.upload(&self.bytes, self.place(layer, block), from)? };
+        }
+        Ok(())
+    }
+
+    /// Not one copy of rows for all layers: the driver takes no rows that lie 2 GiB apart, and layers do.
+    fn place(&self, layer: usize, block: u32) -> usize {
+        layer * self.layer_bytes() + block as usize * self.block_bytes
     }
 }

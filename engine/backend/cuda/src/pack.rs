@@ -71,9 +71,15 @@ impl Pack {
         Ok(compiled.cubin)
     }
 
-    /// A module on a card.
+    /// A module on a card. Machine code of a compiler that is newer than the driver may be refused: then it is made anew.
     pub fn load(&self, module: &Module, device: &Device) -> Result<Loaded, KernelError> {
-        Ok(device.load(&self.cubin(module, device.arch())?)?)
+        let refused = match device.load(&self.cubin(module, device.arch())?) {
+            Ok(loaded) => return Ok(loaded),
+            Err(refused) => refused,
+        };
+        log::warn!(module = module.name; "kernels that were kept are refused, and made anew: {refused}");
+        let Ok(compiler) = Compiler::find() else { return Err(refused.into()) };
+        Ok(device.load(&compiler.compile(module, device.arch())?.cubin)?)
     }
 }
 

@@ -27,7 +27,8 @@ pub enum TileFormat {
 impl TileFormat {
     /// What a tensor is kept as. Formats of ggml, floats, and groups that are no multiple of 64 columns become bf16.
     pub fn of(model: &Model, tensor: &Tensor) -> Self {
-        match (tensor.format, model.group_of(tensor)) {
+        let group = model.group_of(tensor).filter(|group| tensor.cols.is_multiple_of(*group));
+        match (tensor.format, group) {
             (Format::F8E4M3, _) => Self::Fp8,
             (_, Some(group)) if group.is_multiple_of(128) => Self::Int4 { group: 128 },
             (_, Some(group)) if group.is_multiple_of(64) => Self::Int4 { group: 64 },

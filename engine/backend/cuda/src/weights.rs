@@ -233,9 +233,9 @@ impl Packer<'_> {
 
     /// One format for all: their own where it is the same, else bf16, which holds each.
     fn format(&self, tensors: &[&Tensor]) -> TileFormat {
-        let mut formats = tensors.iter().map(|tensor| self.own_format(tensor));
-        let first = formats.next().unwrap_or(TileFormat::Bf16);
-        if formats.all(|format| format == first) { first } else { TileFormat::Bf16 }
+        let mut formats = tensors.iter().map(|t| (self.own_format(t), self.model.group_of(t)));
+        let first = formats.next().unwrap_or((TileFormat::Bf16, None));
+        if formats.all(|format| format == first) { first.0 } else { TileFormat::Bf16 }
     }
 
     fn own_format(&self, tensor: &Tensor) -> TileFormat {

@@ -41,7 +41,7 @@ pub fn schedule(
     for (id, event) in events {
         match event {
             Event::Token(token) => said[id.0 as usize].push(token),
-            Event::Finished { .. } => {}
+            Event::Begun { .. } | Event::Finished { .. } => {}
             other => panic!("{other:?}"),
         }
     }
