@@ -9,7 +9,7 @@ use crate::console::say;
 pub(crate) enum Kernels {
     /// Compile every kernel into a folder: what an image carries, so that no box has to compile. Needs no card.
     #[command(
-        after_help = "Examples:\n  polder engine kernels build --out kernels\n  polder engine kernels build --arch sm_90a --arch sm_103a --out kernels\n\nIt needs NVIDIA's run-time compiler (PyPI: nvidia-cuda-nvrtc). Where the system does not find it, set POLDER_NVRTC to the\nfolder of its libraries."
+        after_help = "Examples:\n  polder engine kernels build --out kernels\n  polder engine kernels build --arch sm_90a --arch sm_103a --out kernels\n\nIt needs NVIDIA's run-time compiler (PyPI: nvidia-cuda-nvrtc). Where the system does not find it, set POLDER_NVRTC to the folder of its libraries."
     )]
     Build {
         /// For which kind of card; may be given again. All kinds that Polder knows, if not given.
