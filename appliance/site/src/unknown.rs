@@ -236,6 +236,17 @@ mod tests {
     }
 
     #[test]
+    fn an_app_that_does_not_say_whom_it_is_open_to_is_opened_to_nobody() {
+        let text = everything().to_toml();
+        for (wrong, hint) in [("opento = \"stewards\"", true), ("", false)] {
+            let text = text.replace("open_to = \"members\"", wrong);
+            let Err(SiteError::Syntax(says)) = Site::from_toml(&text) else { panic!("{text}") };
+            assert!(says.contains("missing field `open_to`"), "{says}");
+            assert_eq!(says.contains("if apps.wiki.open_to is meant"), hint, "{says}");
+        }
+    }
+
+    #[test]
     fn what_is_not_known_stays_where_it_is_and_goes_with_what_it_belongs_to() {
         let site = everything();
         let mut more: toml::Table = site.to_toml().parse().unwrap();
