@@ -69,18 +69,18 @@ impl Store {
 
     /// The site as it stands; `None` on a box that never had one.
     pub fn current(&self) -> Result<Option<Site>, StoreError> {
-        Ok(read_site(&self.folder.join("site.toml"))?.map(|read| read.site))
+        Ok(read_site(&self.folder.join("site.toml"), Site::read)?.map(|read| read.site))
     }
 
     /// What the file says that this version does not know, if there is a file.
     pub fn unknown(&self) -> Result<Vec<UnknownKey>, StoreError> {
-        let read = read_site(&self.folder.join("site.toml"))?;
+        let read = read_site(&self.folder.join("site.toml"), Site::read)?;
         Ok(read.map(|read| read.unknown).unwrap_or_default())
     }
 
     /// The file as it stands, once it was found to be a site.
     pub fn text(&self) -> Result<Option<String>, StoreError> {
-        Ok(read_site(&self.folder.join("site.toml"))?.map(|read| read.text))
+        Ok(read_site(&self.folder.join("site.toml"), Site::read)?.map(|read| read.text))
     }
 
     /// The site as it stands, or the given one written as the first version.
@@ -129,7 +129,7 @@ impl Store {
 
     /// An older site.
     pub fn version(&self, version: Version) -> Result<Site, StoreError> {
-        let read = read_site(&self.version_path(version))?;
+        let read = read_site(&self.version_path(version), Site::written)?;
         read.map(|read| read.site).ok_or(StoreError::NoVersion(version.0))
     }
 
@@ -145,14 +145,17 @@ struct Read {
     text: String,
 }
 
-fn read_site(path: &Path) -> Result<Option<Read>, StoreError> {
+fn read_site(
+    path: &Path,
+    read: impl FnOnce(&str) -> Result<(Site, Vec<UnknownKey>), SiteError>,
+) -> Result<Option<Read>, StoreError> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(StoreError::Read { path: path.to_owned(), source }),
     };
-    let (site, unknown) = Site::read(&text)
-        .map_err(|source| StoreError::Content { path: path.to_owned(), source })?;
+    let (site, unknown) =
+        read(&text).map_err(|source| StoreError::Content { path: path.to_owned(), source })?;
     Ok(Some(Read { site, unknown, text }))
 }
 
