@@ -101,7 +101,16 @@ impl fmt::Display for UnknownKey {
             "site.toml says {key}, which this version of polder does not know, so that it has no effect; "
         )?;
         match self.meant() {
-            Some(meant) => write!(f, "if {meant} is meant, correct it and start the box again"),
+            Some(meant) => {
+                let correct = match self.beside {
+                    true => format!("remove it and set {meant}, which is there too,"),
+                    false => "correct it".to_owned(),
+                };
+                write!(
+                    f,
+                    "if {meant} is meant, stop the box, which writes this file from memory while it runs, {correct} and start the box again"
+                )
+            }
             None => write!(f, "it stays there for the version that wrote it"),
         }
     }
@@ -262,7 +271,12 @@ mod tests {
         for (right, wrong, key, meant) in [
             ("[keeping]", "[keepin]", "keepin", "keeping"),
             ("days = 3", "dais = 0", "keeping.dais", "keeping.days"),
-            ("disk_percent = 20", "disk_precent = 1", "keeping.disk_precent", "keeping.disk_percent"),
+            (
+                "disk_percent = 20",
+                "disk_precent = 1",
+                "keeping.disk_precent",
+                "keeping.disk_percent",
+            ),
             ("mode = \"nginx\"", "mod = \"forward\"", "verifier.mod", "verifier.mode"),
         ] {
             let mistyped = text.replace(right, wrong);
@@ -297,6 +311,22 @@ mod tests {
             let Err(SiteError::Syntax(says)) = Site::from_toml(&text) else { panic!("{text}") };
             assert!(says.contains("missing field `open_to`"), "{says}");
             assert_eq!(says.contains("if apps.wiki.open_to is meant"), hint, "{says}");
+        }
+    }
+
+    #[test]
+    fn what_to_do_about_a_mistyped_key_never_leads_to_a_key_that_is_there_twice() {
+        let text = everything().to_toml();
+        let says = |text: String| Site::read(&text).unwrap().1[0].to_string();
+        let beside = says(text.replace("trusting =", "trustign = false\ntrusting ="));
+        for told in
+            ["if sharing.trusting is meant, stop the box, ", "remove it and set sharing.trusting"]
+        {
+            assert!(beside.contains(told) && !beside.contains("correct it"), "{beside}");
+        }
+        let alone = says(text.replace("trusting =", "trustign ="));
+        for told in ["if sharing.trusting is meant, stop the box, ", "correct it and start"] {
+            assert!(alone.contains(told) && !alone.contains("remove it"), "{alone}");
         }
     }
 
