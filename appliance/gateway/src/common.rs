@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use polder_control::{BoxStatus, EngineStatus, PartState};
 use polder_site::EngineName;
@@ -89,22 +90,43 @@ async fn bring_up_to_date(
     met: bool,
 ) -> Result<(), String> {
     if !met {
-        let knows = knows(gateway, engine).await?;
-        // One that does not say has no such thing, and nothing to forget.
-        if knows.map_or(texts.is_empty(), |knows| knows.iter().eq(texts.iter().copied())) {
+        let right = match knows(gateway, engine).await? {
+            Knows::These(knows) => knows.iter().eq(texts.iter().copied()),
+            // It has nothing to forget.
+            Knows::NoSuchThing => texts.is_empty(),
+            Knows::DoesNotSay => false,
+        };
+        if right {
             return Ok(());
         }
     }
     put(gateway, engine, texts).await
 }
 
-/// What an engine takes for common now; None where it does not say.
-async fn knows(gateway: &Gateway, engine: &EngineStatus) -> Result<Option<Vec<String>>, String> {
+/// What an engine takes for common now.
+enum Knows {
+    These(Vec<String>),
+    /// There are no common instructions in it.
+    NoSuchThing,
+    /// It can be told and not be asked: one of the version before.
+    DoesNotSay,
+}
+
+async fn knows(gateway: &Gateway, engine: &EngineStatus) -> Result<Knows, String> {
     let said = gateway.engines.hear(&engine.socket, "/beginnings");
-    match tokio::time::timeout(WITHIN, said).await {
-        Ok(Ok(said)) => Ok(said.and_then(|said| serde_json::from_slice(&said).ok())),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(late()),
+    let (status, said) = match tokio::time::timeout(WITHIN, said).await {
+        Ok(Ok(said)) => said,
+        Ok(Err(error)) => return Err(error.to_string()),
+        Err(_) => return Err(late()),
+    };
+    match status {
+        StatusCode::NOT_FOUND => Ok(Knows::NoSuchThing),
+        StatusCode::METHOD_NOT_ALLOWED => Ok(Knows::DoesNotSay),
+        status if !status.is_success() => Err(format!("asked what it knows it answered {status}")),
+        _ => said
+            .and_then(|said| serde_json::from_slice(&said).ok())
+            .map(Knows::These)
+            .ok_or_else(|| "what it knows is no list of texts".to_owned()),
     }
 }
 
