@@ -16,8 +16,10 @@ use crate::Gateway;
 
 /// An engine that did not take them is told again after this.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How long one may take to say what it knows.
+const SAYS_WITHIN: Duration = Duration::from_secs(5);
 /// How long one may take to read them.
-const WITHIN: Duration = Duration::from_secs(60);
+const READS_WITHIN: Duration = Duration::from_secs(60);
 
 /// What an engine was told, and which process of it.
 struct Told {
@@ -32,17 +34,22 @@ pub(crate) async fn tell(gateway: Arc<Gateway>, mut status: watch::Receiver<Arc<
         let now = status.borrow_and_update().clone();
         let mut again = false;
         told.retain(|name, _| now.engines.iter().any(|engine| engine.name == *name));
-        for engine in due(&now, &told) {
-            let common = now.site.common.clone();
-            let texts: Vec<&String> = common.values().collect();
+        let common = &now.site.common;
+        let texts: Vec<&String> = common.values().collect();
+        // All at once: none waits for one that hangs.
+        let brought = due(&now, &told).into_iter().map(async |engine| {
             let met = told.get(&engine.name).is_some_and(|told| is_of(told, engine));
-            match bring_up_to_date(&gateway, engine, &texts, met).await {
+            (engine, met, bring_up_to_date(&gateway, engine, &texts, met).await)
+        });
+        let brought = futures_util::future::join_all(brought).await;
+        for (engine, met, brought) in brought {
+            match brought {
                 Ok(()) => {
-                    let process = process(engine);
-                    told.insert(engine.name.clone(), Told { process, common });
+                    let told_now = Told { process: process(engine), common: common.clone() };
+                    told.insert(engine.name.clone(), told_now);
                 }
                 // While the supervisor is away every engine is taken for ready.
-                Err(why) if now.site.common.is_empty() && !met => {
+                Err(why) if common.is_empty() && !met => {
                     log::debug!(engine:% = engine.name; "an engine was not asked what is common: {why}");
                     again = true;
                 }
@@ -114,10 +121,10 @@ enum Knows {
 
 async fn knows(gateway: &Gateway, engine: &EngineStatus) -> Result<Knows, String> {
     let said = gateway.engines.hear(&engine.socket, "/beginnings");
-    let (status, said) = match tokio::time::timeout(WITHIN, said).await {
+    let (status, said) = match tokio::time::timeout(SAYS_WITHIN, said).await {
         Ok(Ok(said)) => said,
         Ok(Err(error)) => return Err(error.to_string()),
-        Err(_) => return Err(late()),
+        Err(_) => return Err(late(SAYS_WITHIN)),
     };
     match status {
         StatusCode::NOT_FOUND => Ok(Knows::NoSuchThing),
@@ -130,8 +137,8 @@ async fn knows(gateway: &Gateway, engine: &EngineStatus) -> Result<Knows, String
     }
 }
 
-fn late() -> String {
-    format!("it did not answer within {} s", WITHIN.as_secs())
+fn late(within: Duration) -> String {
+    format!("it did not answer within {} s", within.as_secs())
 }
 
 async fn put(gateway: &Gateway, engine: &EngineStatus, texts: &[&String]) -> Result<(), String> {
@@ -140,10 +147,10 @@ async fn put(gateway: &Gateway, engine: &EngineStatus, texts: &[&String]) -> Res
     *request.method_mut() = http::Method::PUT;
     *request.uri_mut() = http::Uri::from_static("/beginnings");
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    match tokio::time::timeout(WITHIN, gateway.engines.tell(&engine.socket, &request)).await {
+    match tokio::time::timeout(READS_WITHIN, gateway.engines.tell(&engine.socket, &request)).await {
         Ok(Ok(status)) if status.is_success() => Ok(()),
         Ok(Ok(status)) => Err(format!("it answered {status}")),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(late()),
+        Err(_) => Err(late(READS_WITHIN)),
     }
 }

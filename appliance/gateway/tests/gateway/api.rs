@@ -8,7 +8,7 @@ use polder_gateway::Limits;
 use polder_members::{KeyLimits, NewKey};
 use tokio::io::AsyncWriteExt;
 
-use crate::house::{House, Wish, new_member, say, soon, status_of, until};
+use crate::house::{Engine, House, Wish, new_member, say, soon, status_of, until};
 
 #[tokio::test]
 async fn a_key_gets_an_answer_and_nothing_of_the_engines_own_talk() {
@@ -90,6 +90,33 @@ async fn an_engine_that_cannot_be_asked_is_told_and_one_that_fails_to_say_is_ask
         soon("it is told", || knows(&house) == "[]").await;
         assert_eq!(house.engine.requests(), 1);
     }
+}
+
+#[tokio::test]
+async fn an_engine_that_does_not_say_what_it_knows_keeps_no_other_waiting_and_is_asked_again() {
+    let house = House::open().await;
+    let asked = |engine: &Engine| engine.asked_common.load(Ordering::SeqCst);
+    soon("the first one is asked", || asked(&house.engine) == 1).await;
+    let socket = house.sockets().engine(&"slow".parse().unwrap());
+    std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+    let other = Engine::start(&socket);
+    "[\"Of yesterday.\"]".clone_into(&mut other.common.lock().unwrap());
+    house.engine.says_common.store(0, Ordering::SeqCst);
+    let begun = Instant::now();
+    house.change(|now| {
+        let mut slow = now.engines[0].clone();
+        slow.name = "slow".parse().unwrap();
+        slow.socket = socket;
+        now.engines.push(slow);
+        now.engines[0].part.restarts += 1;
+    });
+    soon("the other one is told", || *other.common.lock().unwrap() == "[]").await;
+    assert!(begun.elapsed() < Duration::from_secs(3));
+    soon("the first one is asked too", || asked(&house.engine) == 2).await;
+    house.change(|now| now.site.sharing.trusting = true);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    soon("the first one is asked again", || asked(&house.engine) == 3).await;
+    assert_eq!(asked(&other), 1);
 }
 
 #[tokio::test]
