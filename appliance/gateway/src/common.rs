@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use polder_control::{BoxStatus, EngineStatus, PartState};
 use polder_site::EngineName;
@@ -15,8 +16,10 @@ use crate::Gateway;
 
 /// An engine that did not take them is told again after this.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How long one may take to say what it knows.
+const SAYS_WITHIN: Duration = Duration::from_secs(5);
 /// How long one may take to read them.
-const WITHIN: Duration = Duration::from_secs(60);
+const READS_WITHIN: Duration = Duration::from_secs(60);
 
 /// What an engine was told, and which process of it.
 struct Told {
@@ -31,17 +34,22 @@ pub(crate) async fn tell(gateway: Arc<Gateway>, mut status: watch::Receiver<Arc<
         let now = status.borrow_and_update().clone();
         let mut again = false;
         told.retain(|name, _| now.engines.iter().any(|engine| engine.name == *name));
-        for engine in due(&now, &told) {
-            let common = now.site.common.clone();
-            let texts: Vec<&String> = common.values().collect();
+        let common = &now.site.common;
+        let texts: Vec<&String> = common.values().collect();
+        // All at once: none waits for one that hangs.
+        let brought = due(&now, &told).into_iter().map(async |engine| {
             let met = told.get(&engine.name).is_some_and(|told| is_of(told, engine));
-            match bring_up_to_date(&gateway, engine, &texts, met).await {
+            (engine, met, bring_up_to_date(&gateway, engine, &texts, met).await)
+        });
+        let brought = futures_util::future::join_all(brought).await;
+        for (engine, met, brought) in brought {
+            match brought {
                 Ok(()) => {
-                    let process = process(engine);
-                    told.insert(engine.name.clone(), Told { process, common });
+                    let told_now = Told { process: process(engine), common: common.clone() };
+                    told.insert(engine.name.clone(), told_now);
                 }
                 // While the supervisor is away every engine is taken for ready.
-                Err(why) if now.site.common.is_empty() && !met => {
+                Err(why) if common.is_empty() && !met => {
                     log::debug!(engine:% = engine.name; "an engine was not asked what is common: {why}");
                     again = true;
                 }
@@ -89,27 +97,48 @@ async fn bring_up_to_date(
     met: bool,
 ) -> Result<(), String> {
     if !met {
-        let knows = knows(gateway, engine).await?;
-        // One that does not say has no such thing, and nothing to forget.
-        if knows.map_or(texts.is_empty(), |knows| knows.iter().eq(texts.iter().copied())) {
+        let right = match knows(gateway, engine).await? {
+            Knows::These(knows) => knows.iter().eq(texts.iter().copied()),
+            // It has nothing to forget.
+            Knows::NoSuchThing => texts.is_empty(),
+            Knows::DoesNotSay => false,
+        };
+        if right {
             return Ok(());
         }
     }
     put(gateway, engine, texts).await
 }
 
-/// What an engine takes for common now; None where it does not say.
-async fn knows(gateway: &Gateway, engine: &EngineStatus) -> Result<Option<Vec<String>>, String> {
+/// What an engine takes for common now.
+enum Knows {
+    These(Vec<String>),
+    /// There are no common instructions in it.
+    NoSuchThing,
+    /// It can be told and not be asked: one of the version before.
+    DoesNotSay,
+}
+
+async fn knows(gateway: &Gateway, engine: &EngineStatus) -> Result<Knows, String> {
     let said = gateway.engines.hear(&engine.socket, "/beginnings");
-    match tokio::time::timeout(WITHIN, said).await {
-        Ok(Ok(said)) => Ok(said.and_then(|said| serde_json::from_slice(&said).ok())),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(late()),
+    let (status, said) = match tokio::time::timeout(SAYS_WITHIN, said).await {
+        Ok(Ok(said)) => said,
+        Ok(Err(error)) => return Err(error.to_string()),
+        Err(_) => return Err(late(SAYS_WITHIN)),
+    };
+    match status {
+        StatusCode::NOT_FOUND => Ok(Knows::NoSuchThing),
+        StatusCode::METHOD_NOT_ALLOWED => Ok(Knows::DoesNotSay),
+        status if !status.is_success() => Err(format!("asked what it knows it answered {status}")),
+        _ => said
+            .and_then(|said| serde_json::from_slice(&said).ok())
+            .map(Knows::These)
+            .ok_or_else(|| "what it knows is no list of texts".to_owned()),
     }
 }
 
-fn late() -> String {
-    format!("it did not answer within {} s", WITHIN.as_secs())
+fn late(within: Duration) -> String {
+    format!("it did not answer within {} s", within.as_secs())
 }
 
 async fn put(gateway: &Gateway, engine: &EngineStatus, texts: &[&String]) -> Result<(), String> {
@@ -118,10 +147,10 @@ async fn put(gateway: &Gateway, engine: &EngineStatus, texts: &[&String]) -> Res
     *request.method_mut() = http::Method::PUT;
     *request.uri_mut() = http::Uri::from_static("/beginnings");
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    match tokio::time::timeout(WITHIN, gateway.engines.tell(&engine.socket, &request)).await {
+    match tokio::time::timeout(READS_WITHIN, gateway.engines.tell(&engine.socket, &request)).await {
         Ok(Ok(status)) if status.is_success() => Ok(()),
         Ok(Ok(status)) => Err(format!("it answered {status}")),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(late()),
+        Err(_) => Err(late(READS_WITHIN)),
     }
 }

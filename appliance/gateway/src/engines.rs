@@ -169,20 +169,19 @@ impl Engines {
         Ok(answer.status())
     }
 
-    /// The same for a short answer that is read: None where it refuses, breaks off or says more than that.
+    /// The same for a short answer that is read: its status, and its text where that does not break off and is no longer
+    /// than what an engine may say.
     pub(crate) async fn hear(
         &self,
         socket: &Path,
         path: &'static str,
-    ) -> Result<Option<Bytes>, LineError> {
+    ) -> Result<(http::StatusCode, Option<Bytes>), LineError> {
         let mut request = http::Request::new(Bytes::new());
         *request.uri_mut() = http::Uri::from_static(path);
         let answer = self.lines(socket).ask(&request, &AtomicBool::new(false)).await?;
-        if !answer.status().is_success() {
-            return Ok(None);
-        }
+        let status = answer.status();
         let body = Limited::new(answer.into_body(), LONGEST_ANSWER).collect().await;
-        Ok(body.ok().map(http_body_util::Collected::to_bytes))
+        Ok((status, body.ok().map(http_body_util::Collected::to_bytes)))
     }
 
     fn lines(&self, socket: &Path) -> Arc<Lines> {

@@ -10,8 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct App {
     /// Where it listens.
     pub upstream: Upstream,
-    /// Who may go there.
-    #[serde(default)]
+    /// Who may go there. Nothing stands for it: a mistyped key must not open an app to everybody.
     pub open_to: Audience,
 }
 

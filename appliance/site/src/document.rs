@@ -32,8 +32,8 @@ pub struct Site {
     /// secret. They are read once for everybody.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub common: BTreeMap<String, String>,
-    /// What engines keep of conversations so that going on with one is quick.
-    #[serde(default, skip_serializing_if = "Keeping::is_usual")]
+    /// What engines keep of conversations so that going on with one is quick. Always written: see `unknown.rs`.
+    #[serde(default)]
     pub keeping: Keeping,
     /// The engines that should run, by slot. Empty until a model is chosen.
     #[serde(default)]
@@ -104,12 +104,6 @@ impl Default for Keeping {
     }
 }
 
-impl Keeping {
-    fn is_usual(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
 fn usual_days() -> u16 {
     30
 }
@@ -156,6 +150,16 @@ pub enum SiteError {
     /// Not TOML, a field that is missing, or a value of the wrong kind.
     #[error("site.toml cannot be read: {0}")]
     Syntax(String),
+    /// A key is not known and may be a mistyped form of one whose usual value does more than may be wanted.
+    #[error(
+        "site.toml says {key}, which this version of polder does not know, and not {meant}, whose usual value may be more than you want; if {meant} is meant, correct it, and if not, write {meant} too, then start the box again"
+    )]
+    Mistyped {
+        /// What the file says.
+        key: String,
+        /// What it does not say.
+        meant: String,
+    },
     /// From another time.
     #[error(
         "site.toml has format {found}, this version of polder reads format {FORMAT}; start the version that wrote it"
@@ -245,20 +249,30 @@ impl Site {
 
     /// Reads and checks a document, and says which of its keys this version does not know.
     pub(crate) fn read(text: &str) -> Result<(Self, Vec<UnknownKey>), SiteError> {
+        let (site, unknown) = Self::written(text)?;
+        match unknown.iter().find_map(UnknownKey::hides) {
+            Some((key, meant)) => Err(SiteError::Mistyped { key, meant }),
+            None => Ok((site, unknown)),
+        }
+    }
+
+    /// The same for a document that this box has written once and went by, whatever it may hide.
+    pub(crate) fn written(text: &str) -> Result<(Self, Vec<UnknownKey>), SiteError> {
         // The format first: a newer file may have fields that this version would call unknown.
         #[derive(Deserialize)]
         struct Head {
             format: u32,
         }
-        let head: Head =
-            toml::from_str(text).map_err(|e| SiteError::Syntax(one_line(&e.to_string())))?;
+        let syntax = |error: toml::de::Error| SiteError::Syntax(one_line(&error.to_string()));
+        let head: Head = toml::from_str(text).map_err(syntax)?;
         if head.format != FORMAT {
             return Err(SiteError::Format { found: head.format });
         }
+        let table: toml::Table = toml::from_str(text).map_err(syntax)?;
         let mut unknown = Vec::new();
         let document = toml::Deserializer::parse(text);
         let site: Result<Self, _> = document.and_then(|document| {
-            serde_ignored::deserialize(document, |path| unknown.push(UnknownKey::at(&path)))
+            serde_ignored::deserialize(document, |path| unknown.push(UnknownKey::at(&path, &table)))
         });
         let site = site.map_err(|error| {
             // What is missing may be there under a wrong name.
@@ -424,11 +438,12 @@ mod tests {
     #[test]
     fn what_is_kept_on_disk_has_usual_bounds_and_can_be_switched_off() {
         let read = |keeping: &str| {
-            let text = format!("{}\n[keeping]\n{keeping}", Site::unclaimed(8443).to_toml());
-            Site::from_toml(&text)
+            let usual = "[keeping]\ndays = 30\ndisk_percent = 20";
+            let text = Site::unclaimed(8443).to_toml();
+            assert!(text.contains(usual), "{text}");
+            Site::from_toml(&text.replace(usual, &format!("[keeping]\n{keeping}")))
         };
         let usual = Site::unclaimed(8443);
-        assert!(!usual.to_toml().contains("keeping"));
         assert_eq!((usual.keeping.days, usual.keeping.disk_percent), (30, 20));
         let off = read("days = 0").unwrap();
         assert_eq!(off.keeping, Keeping { days: 0, ..Keeping::default() });

@@ -69,18 +69,18 @@ impl Store {
 
     /// The site as it stands; `None` on a box that never had one.
     pub fn current(&self) -> Result<Option<Site>, StoreError> {
-        Ok(read_site(&self.folder.join("site.toml"))?.map(|read| read.site))
+        Ok(read_site(&self.folder.join("site.toml"), Site::read)?.map(|read| read.site))
     }
 
     /// What the file says that this version does not know, if there is a file.
     pub fn unknown(&self) -> Result<Vec<UnknownKey>, StoreError> {
-        let read = read_site(&self.folder.join("site.toml"))?;
+        let read = read_site(&self.folder.join("site.toml"), Site::read)?;
         Ok(read.map(|read| read.unknown).unwrap_or_default())
     }
 
     /// The file as it stands, once it was found to be a site.
     pub fn text(&self) -> Result<Option<String>, StoreError> {
-        Ok(read_site(&self.folder.join("site.toml"))?.map(|read| read.text))
+        Ok(read_site(&self.folder.join("site.toml"), Site::read)?.map(|read| read.text))
     }
 
     /// The site as it stands, or the given one written as the first version.
@@ -102,7 +102,7 @@ impl Store {
         site.check().map_err(StoreError::Invalid)?;
         let version = Version(self.versions()?.last().map_or(1, |v| v.0 + 1));
         let why: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        let before = fs::read_to_string(self.folder.join("site.toml")).unwrap_or_default();
+        let before = read_text(&self.folder.join("site.toml"))?.unwrap_or_default();
         let content = rewritten(site, &before);
         let text = format!("# version {}, {}: {why}\n{content}", version.0, Timestamp::now());
         for path in [self.version_path(version), self.folder.join("site.toml")] {
@@ -129,7 +129,7 @@ impl Store {
 
     /// An older site.
     pub fn version(&self, version: Version) -> Result<Site, StoreError> {
-        let read = read_site(&self.version_path(version))?;
+        let read = read_site(&self.version_path(version), Site::written)?;
         read.map(|read| read.site).ok_or(StoreError::NoVersion(version.0))
     }
 
@@ -145,15 +145,23 @@ struct Read {
     text: String,
 }
 
-fn read_site(path: &Path) -> Result<Option<Read>, StoreError> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(StoreError::Read { path: path.to_owned(), source }),
-    };
-    let (site, unknown) = Site::read(&text)
-        .map_err(|source| StoreError::Content { path: path.to_owned(), source })?;
+fn read_site(
+    path: &Path,
+    read: impl FnOnce(&str) -> Result<(Site, Vec<UnknownKey>), SiteError>,
+) -> Result<Option<Read>, StoreError> {
+    let Some(text) = read_text(path)? else { return Ok(None) };
+    let (site, unknown) =
+        read(&text).map_err(|source| StoreError::Content { path: path.to_owned(), source })?;
     Ok(Some(Read { site, unknown, text }))
+}
+
+/// None where there is no such file.
+fn read_text(path: &Path) -> Result<Option<String>, StoreError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(StoreError::Read { path: path.to_owned(), source }),
+    }
 }
 
 /// Replaces a file so that a power cut leaves the old content or the new one whole: writes beside
@@ -228,6 +236,20 @@ mod tests {
         store.write(&Site::unclaimed(5), "first").unwrap();
         assert!(store.write(&Site::unclaimed(0), "bad").is_err());
         assert_eq!(store.current().unwrap(), Some(Site::unclaimed(5)));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_not_written_over() {
+        let state = tempfile::tempdir().unwrap();
+        let store = Store::open(state.path()).unwrap();
+        store.write(&Site::unclaimed(5), "first").unwrap();
+        let path = state.path().join("site.toml");
+        let strange =
+            [fs::read(&path).unwrap().as_slice(), b"[lamps]\nkitchen = \"\xff\"\n"].concat();
+        fs::write(&path, &strange).unwrap();
+        assert!(matches!(store.write(&Site::unclaimed(6), "moved"), Err(StoreError::Read { .. })));
+        assert_eq!(fs::read(&path).unwrap(), strange);
+        assert_eq!(store.versions().unwrap(), [Version(1)]);
     }
 
     #[test]

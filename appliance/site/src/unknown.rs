@@ -19,10 +19,17 @@ const MISTYPED: usize = 2;
 pub struct UnknownKey {
     /// The tables that it is in, and its own name.
     path: Vec<String>,
+    /// Does the document have the key that may be meant?
+    beside: bool,
 }
 
+/// Keys whose usual value does more than somebody may have wanted who mistyped one. A version that knows them always writes them, so that
+/// no newer one's file is taken for a mistake. All others are necessary, or their usual value is the strictest.
+const MORE_THAN_MEANT: [&str; 4] =
+    ["keeping", "keeping.days", "keeping.disk_percent", "verifier.mode"];
+
 impl UnknownKey {
-    pub(crate) fn at(path: &Path<'_>) -> Self {
+    pub(crate) fn at(path: &Path<'_>, document: &toml::Table) -> Self {
         let mut keys = Vec::new();
         let mut rest = path;
         loop {
@@ -42,7 +49,17 @@ impl UnknownKey {
             };
         }
         keys.reverse();
-        Self { path: keys }
+        Self::of(keys, document)
+    }
+
+    fn of(path: Vec<String>, document: &toml::Table) -> Self {
+        let mut key = Self { path, beside: false };
+        key.beside = key.nearest().is_some_and(|meant| {
+            let mut tables = key.path.iter().rev().skip(1).rev();
+            let table = tables.try_fold(document, |table, name| table.get(name)?.as_table());
+            table.is_some_and(|table| table.contains_key(meant))
+        });
+        key
     }
 
     /// As it is written in the file, such as `door.lisen`.
@@ -52,24 +69,48 @@ impl UnknownKey {
 
     /// The key that it may be a mistyped form of.
     pub fn meant(&self) -> Option<String> {
+        let (_, tables) = self.path.split_last()?;
+        Some([tables, &[self.nearest()?.to_owned()]].concat().join("."))
+    }
+
+    fn nearest(&self) -> Option<&'static str> {
         let (name, tables) = self.path.split_last()?;
         let far = |known: &&&str| strsim::osa_distance(name, known);
         let nearest = fields_in(tables).iter().min_by_key(far)?;
         let near = far(&nearest) <= MISTYPED.min((nearest.len() / 3).max(1));
-        near.then(|| [tables, &[(*nearest).to_owned()]].concat().join("."))
+        near.then_some(*nearest)
+    }
+
+    /// This key and the one that may be meant, where the box would do more without that than somebody may have wanted.
+    pub(crate) fn hides(&self) -> Option<(String, String)> {
+        let meant = self.meant().filter(|_| !self.beside)?;
+        MORE_THAN_MEANT.contains(&meant.as_str()).then(|| (self.shown(), meant))
+    }
+
+    /// As much of it as a sentence can hold.
+    fn shown(&self) -> String {
+        self.key().chars().filter(|c| !c.is_control()).take(120).collect()
     }
 }
 
 impl fmt::Display for UnknownKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let key = self.key();
-        let key: String = key.chars().filter(|c| !c.is_control()).take(120).collect();
+        let key = self.shown();
         write!(
             f,
             "site.toml says {key}, which this version of polder does not know, so that it has no effect; "
         )?;
         match self.meant() {
-            Some(meant) => write!(f, "if {meant} is meant, correct it and start the box again"),
+            Some(meant) => {
+                let correct = match self.beside {
+                    true => format!("remove it and set {meant}, which is there too,"),
+                    false => "correct it".to_owned(),
+                };
+                write!(
+                    f,
+                    "if {meant} is meant, stop the box, which writes this file from memory while it runs, {correct} and start the box again"
+                )
+            }
             None => write!(f, "it stays there for the version that wrote it"),
         }
     }
@@ -129,7 +170,8 @@ fn fields<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
 /// engine, is gone with it.
 pub(crate) fn rewritten(site: &Site, before: &str) -> String {
     let mut text = site.to_toml();
-    let (Ok((_, unknown)), Ok(before)) = (Site::read(before), before.parse::<toml::Table>()) else {
+    let (Ok((_, unknown)), Ok(before)) = (Site::written(before), before.parse::<toml::Table>())
+    else {
         return text;
     };
     for key in unknown {
@@ -214,14 +256,40 @@ mod tests {
                 let mut path: Vec<String> = tables.iter().map(|name| (*name).to_owned()).collect();
                 path.push(format!("{name}x"));
                 let meant = [tables, &[name.as_str()]].concat().join(".");
-                assert_eq!(UnknownKey { path }.meant(), Some(meant));
+                assert_eq!(UnknownKey::of(path, &document).meant(), Some(meant));
                 tried += 1;
             }
         }
         assert_eq!(tried, 26);
-        let typo = text.replace("disk_percent", "disk_precent");
-        let meant = Some("keeping.disk_percent".into());
-        assert_eq!(told(&typo), [("keeping.disk_precent".into(), meant)]);
+        let typo = text.replace("trusting", "trustign");
+        assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
+    }
+
+    #[test]
+    fn a_mistyped_key_whose_usual_value_does_more_is_refused_and_beside_the_right_one_it_is_not() {
+        let text = everything().to_toml();
+        for (right, wrong, key, meant) in [
+            ("[keeping]", "[keepin]", "keepin", "keeping"),
+            ("days = 3", "dais = 0", "keeping.dais", "keeping.days"),
+            (
+                "disk_percent = 20",
+                "disk_precent = 1",
+                "keeping.disk_precent",
+                "keeping.disk_percent",
+            ),
+            ("mode = \"nginx\"", "mod = \"forward\"", "verifier.mod", "verifier.mode"),
+        ] {
+            let mistyped = text.replace(right, wrong);
+            let says = Site::from_toml(&mistyped).unwrap_err().to_string();
+            assert!(says.contains(&format!("says {key}, which")), "{says}");
+            assert!(says.contains(&format!("if {meant} is meant")), "{says}");
+            // A box that went by it once can still be asked about it, and nothing strange is lost when it writes.
+            assert!(Site::written(&mistyped).is_ok());
+            let anew = rewritten(&everything(), &mistyped);
+            assert_eq!(told(&anew), [(key.into(), Some(meant.into()))]);
+        }
+        let none = text.replace("[keeping]\ndays = 3\ndisk_percent = 20\n", "");
+        assert_eq!(Site::from_toml(&none).unwrap().keeping, Keeping::default());
     }
 
     #[test]
@@ -236,13 +304,40 @@ mod tests {
     }
 
     #[test]
+    fn an_app_that_does_not_say_whom_it_is_open_to_is_opened_to_nobody() {
+        let text = everything().to_toml();
+        for (wrong, hint) in [("opento = \"stewards\"", true), ("", false)] {
+            let text = text.replace("open_to = \"members\"", wrong);
+            let Err(SiteError::Syntax(says)) = Site::from_toml(&text) else { panic!("{text}") };
+            assert!(says.contains("missing field `open_to`"), "{says}");
+            assert_eq!(says.contains("if apps.wiki.open_to is meant"), hint, "{says}");
+        }
+    }
+
+    #[test]
+    fn what_to_do_about_a_mistyped_key_never_leads_to_a_key_that_is_there_twice() {
+        let text = everything().to_toml();
+        let says = |text: String| Site::read(&text).unwrap().1[0].to_string();
+        let beside = says(text.replace("trusting =", "trustign = false\ntrusting ="));
+        for told in
+            ["if sharing.trusting is meant, stop the box, ", "remove it and set sharing.trusting"]
+        {
+            assert!(beside.contains(told) && !beside.contains("correct it"), "{beside}");
+        }
+        let alone = says(text.replace("trusting =", "trustign ="));
+        for told in ["if sharing.trusting is meant, stop the box, ", "correct it and start"] {
+            assert!(alone.contains(told) && !alone.contains("remove it"), "{alone}");
+        }
+    }
+
+    #[test]
     fn what_is_not_known_stays_where_it_is_and_goes_with_what_it_belongs_to() {
         let site = everything();
         let mut more: toml::Table = site.to_toml().parse().unwrap();
         let lamps = "on = [1, 2.5, \"x\"]\nsince = 1979-05-27\n[more]\ndeep = true";
         more.insert("lamps".into(), lamps.parse::<toml::Table>().unwrap().into());
         more.insert("zebra".into(), 7.into());
-        for table in ["keeping", "verifier", "door"] {
+        for table in ["sharing", "verifier", "door"] {
             more[table].as_table_mut().unwrap().insert("hours".into(), 3.into());
         }
         for (table, name) in [("engines", "fast"), ("apps", "wiki")] {
@@ -256,11 +351,11 @@ mod tests {
         less.engines.clear();
         less.verifier = None;
         // Its table is not written as long as all in it is usual.
-        less.keeping = Keeping::default();
+        less.sharing = Sharing::default();
         let text = rewritten(&less, &before);
         assert_eq!(Site::from_toml(&text).unwrap(), less);
         let left: Vec<String> = told(&text).into_iter().map(|(key, _)| key).collect();
-        assert_eq!(left, ["apps.wiki.gpu", "door.hours", "keeping.hours", "lamps", "zebra"]);
+        assert_eq!(left, ["apps.wiki.gpu", "door.hours", "lamps", "sharing.hours", "zebra"]);
         // Nothing strange, nothing changed.
         for before in ["", "not toml [", site.to_toml().as_str()] {
             assert_eq!(rewritten(&site, before), site.to_toml());

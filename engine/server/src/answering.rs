@@ -152,12 +152,13 @@ fn jobs(
 ) -> Result<Vec<Job>, ApiError> {
     let mut jobs = Vec::new();
     let stop_tokens: Arc<[TokenId]> = if knobs.ignore_eos { [].into() } else { ends.into() };
-    for prompt in prompts {
+    for (number, prompt) in prompts.into_iter().enumerate() {
         let base = if knobs.seeded { knobs.sampling.seed } else { random()? };
         for choice in 0..knobs.n {
             let mut sampling = knobs.sampling.clone();
             sampling.seed = base.wrapping_add(choice.into());
             jobs.push(Job {
+                prompt: number,
                 request: Request {
                     member: caller.member.clone(),
                     claim: caller.claim,

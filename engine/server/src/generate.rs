@@ -1,6 +1,6 @@
 //! From sequences in the engine to pieces of answers: text that may be sent, and why it ended.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -27,6 +27,8 @@ const FEW_UNREAD: usize = 64;
 /// One answer to make.
 #[derive(Debug)]
 pub(crate) struct Job {
+    /// Which of the prompts it answers.
+    pub(crate) prompt: usize,
     pub(crate) request: Request,
     /// Texts that end it.
     pub(crate) stop: Vec<String>,
@@ -107,6 +109,9 @@ pub(crate) struct Generation {
 #[derive(Debug)]
 struct Choice {
     id: Option<RequestId>,
+    prompt: usize,
+    /// Tokens of its prompt that did not have to be read for it, once that is known.
+    cached: Option<u32>,
     /// Tokens that the engine has sent and nobody has taken.
     unread: Arc<AtomicUsize>,
     text: TextStream,
@@ -155,6 +160,8 @@ impl Generation {
             });
             let mut choice = Choice {
                 id: None,
+                prompt: job.prompt,
+                cached: None,
                 unread: Arc::default(),
                 text: match &job.reply {
                     None => TextStream::new(tokenizer.clone()),
@@ -244,7 +251,20 @@ impl Generation {
     /// Tokens so far.
     pub(crate) fn usage(&self) -> Usage {
         let reasoning = self.choices.iter().map(|choice| choice.thoughts).sum();
-        Usage { reasoning, ..self.usage }
+        Usage { reasoning, cached: self.cached(), ..self.usage }
+    }
+
+    /// Prompt tokens that were read for nobody. A prompt counts once, however many answers it gets: what one of them had to
+    /// read, the others often find.
+    fn cached(&self) -> u64 {
+        let mut least: HashMap<usize, u32> = HashMap::new();
+        for choice in &self.choices {
+            if let Some(cached) = choice.cached {
+                let least = least.entry(choice.prompt).or_insert(cached);
+                *least = cached.min(*least);
+            }
+        }
+        least.into_values().map(u64::from).sum()
     }
 
     fn hear(&mut self, index: usize, event: Event) -> Result<(), ApiError> {
@@ -291,7 +311,7 @@ impl Generation {
                     self.metrics.ended(Ended::Stop, self.started.elapsed());
                 }
             }
-            Event::Begun { cached } => self.usage.cached += u64::from(cached),
+            Event::Begun { cached } => choice.cached = Some(cached),
             Event::Finished { reason, sampled } => {
                 self.ready.extend(choice.begin(index, &self.tokenizer));
                 // A stop token was sampled but not delivered.

@@ -227,6 +227,7 @@ mod tests {
         let backend = FakeBackend::new(limits).slowed(Duration::from_millis(300));
         let engine = polder_scheduler::spawn(Box::new(backend), Config::default()).unwrap();
         let job = Job {
+            prompt: 0,
             request: Request {
                 member: MemberId::new("m"),
                 claim: Claim::default(),

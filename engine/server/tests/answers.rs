@@ -447,6 +447,38 @@ async fn an_answer_that_ends_before_the_model_ends_it_says_what_was_known_too() 
 }
 
 #[tokio::test]
+async fn of_several_answers_to_a_prompt_what_was_known_counts_once_and_only_where_none_read_it() {
+    let server = Server::parrot().await;
+    let prompt = |letter: &str| letter.repeat(80);
+    let ask = async |member: &str, prompts: Value, n: u32, stream: bool| {
+        let body = completion(json!({
+            "prompt": prompts, "n": n, "max_tokens": 3, "stream": stream,
+            "stream_options": stream.then(|| json!({"include_usage": true})),
+        }));
+        let answer = server.post_with(TEXT, &[("x-polder-member", member)], body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        let usage = match stream {
+            true => answer.events().pop().unwrap()["usage"].clone(),
+            false => answer.json()["usage"].clone(),
+        };
+        let known = usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+        (known, usage["prompt_tokens"].as_u64().unwrap())
+    };
+    for stream in [false, true] {
+        let member = format!("ada{stream}");
+        // Nobody has asked this before: one of the three reads it, whatever the others find.
+        assert_eq!(ask(&member, json!(prompt("a")), 3, stream).await, (0, 80));
+        let (one, _) = ask(&member, json!(prompt("a")), 1, stream).await;
+        assert!((64..80).contains(&one), "{one}");
+        assert_eq!(ask(&member, json!(prompt("a")), 3, stream).await, (one, 80));
+        // One that is known and one that is not.
+        let both = json!([prompt("a"), prompt("b")]);
+        assert_eq!(ask(&member, both.clone(), 2, stream).await, (one, 160));
+        assert_eq!(ask(&member, both, 2, stream).await, (2 * one, 160));
+    }
+}
+
+#[tokio::test]
 async fn tokenize_and_detokenize_undo_each_other() {
     let server = Server::parrot().await;
     let text = "Hi <|im_end|> 👋";

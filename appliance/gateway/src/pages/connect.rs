@@ -72,8 +72,9 @@ async fn holds(gateway: &Gateway, engine: &EngineStatus) -> Option<u32> {
         return None;
     }
     let said = gateway.engines.hear(&engine.socket, "/v1/models");
-    let said = tokio::time::timeout(AT_ONCE, said).await.ok()?.ok()??;
-    let said: serde_json::Value = serde_json::from_slice(&said).ok()?;
+    let (status, said) = tokio::time::timeout(AT_ONCE, said).await.ok()?.ok()?;
+    let said: serde_json::Value =
+        serde_json::from_slice(&said.filter(|_| status.is_success())?).ok()?;
     u32::try_from(said["data"][0]["max_model_len"].as_u64()?).ok()
 }
 

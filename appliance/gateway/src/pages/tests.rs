@@ -617,8 +617,9 @@ async fn the_dashboard_names_what_the_site_says_and_this_version_does_not_know()
     store.write(&Site::unclaimed(8443), "first").unwrap();
     assert!(!place.get("/dashboard", steward).await.1.contains("does not know"));
     let path = place.gateway.state.join("site.toml");
-    let more = "\n[keeping]\ndais = 3\n[\"<lamps>\"]\non = true\n";
-    std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + more).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let text = text.replace("days = 30", "days = 30\ndais = 3") + "[\"<lamps>\"]\non = true\n";
+    std::fs::write(&path, text).unwrap();
     let (_, page) = place.get("/dashboard", steward).await;
     for told in ["keeping.dais, which", "if keeping.days is meant", "&lt;lamps&gt;, which"] {
         assert!(page.contains(told), "{told}: {page}");

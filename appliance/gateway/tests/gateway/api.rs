@@ -8,7 +8,7 @@ use polder_gateway::Limits;
 use polder_members::{KeyLimits, NewKey};
 use tokio::io::AsyncWriteExt;
 
-use crate::house::{House, Wish, new_member, say, soon, status_of, until};
+use crate::house::{Engine, House, Wish, new_member, say, soon, status_of, until};
 
 #[tokio::test]
 async fn a_key_gets_an_answer_and_nothing_of_the_engines_own_talk() {
@@ -48,19 +48,75 @@ async fn the_engine_hears_whose_request_it_is_and_no_credential() {
 async fn an_engine_that_ran_while_the_door_was_closed_is_told_what_is_common_only_where_it_knows_something_else()
  {
     let told = |house: &House| house.engine.requests();
-    for common in ["[]", "{\"error\":\"no such path\"}"] {
-        let house = House::open_as(Wish { common, ..Wish::default() }).await;
+    for says_common in [200, 404] {
+        let house = House::open_as(Wish { says_common, ..Wish::default() }).await;
         soon("it is asked", || house.engine.asked_common.load(Ordering::SeqCst) == 1).await;
         house.change(|now| now.site.sharing.trusting = true);
         // Each process once.
         house.change(|now| now.engines[0].part.restarts += 1);
         soon("it is asked again", || house.engine.asked_common.load(Ordering::SeqCst) == 2).await;
         assert_eq!(told(&house), 0);
+        // What is new to it comes first.
+        house.change(|now| drop(now.site.common.insert("Agent".into(), "Be brief.".into())));
+        soon("it is told", || told(&house) == 1).await;
+        assert_eq!(*house.engine.common.lock().unwrap(), "[\"Be brief.\"]");
     }
     let house = House::open_as(Wish { common: "[\"Of yesterday.\"]", ..Wish::default() }).await;
     soon("it is told", || told(&house) == 1).await;
     assert_eq!(*house.engine.common.lock().unwrap(), "[]");
     assert_eq!(house.engine.asked_common.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn an_engine_that_cannot_be_asked_is_told_and_one_that_fails_to_say_is_asked_again() {
+    let common = "[\"Of yesterday.\"]";
+    let knows = |house: &House| house.engine.common.lock().unwrap().clone();
+    let asked = |house: &House| house.engine.asked_common.load(Ordering::SeqCst);
+    // One of the version before.
+    let house = House::open_as(Wish { common, says_common: 405, ..Wish::default() }).await;
+    soon("it is told", || knows(&house) == "[]").await;
+    assert_eq!((asked(&house), house.engine.requests()), (1, 1));
+    // One that is not well, or says what is no list.
+    for (common, says_common) in [(common, 503), ("{\"error\":\"busy\"}", 200)] {
+        let house = House::open_as(Wish { common, says_common, ..Wish::default() }).await;
+        soon("it is asked", || asked(&house) > 0).await;
+        let before = asked(&house);
+        house.change(|now| now.site.sharing.trusting = true);
+        soon("it is asked again", || asked(&house) > before).await;
+        assert_eq!(house.engine.requests(), 0);
+        "[\"Of yesterday.\"]".clone_into(&mut house.engine.common.lock().unwrap());
+        house.engine.says_common.store(200, Ordering::SeqCst);
+        house.change(|now| now.site.sharing.trusting = false);
+        soon("it is told", || knows(&house) == "[]").await;
+        assert_eq!(house.engine.requests(), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_does_not_say_what_it_knows_keeps_no_other_waiting_and_is_asked_again() {
+    let house = House::open().await;
+    let asked = |engine: &Engine| engine.asked_common.load(Ordering::SeqCst);
+    soon("the first one is asked", || asked(&house.engine) == 1).await;
+    let socket = house.sockets().engine(&"slow".parse().unwrap());
+    std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+    let other = Engine::start(&socket);
+    "[\"Of yesterday.\"]".clone_into(&mut other.common.lock().unwrap());
+    house.engine.says_common.store(0, Ordering::SeqCst);
+    let begun = Instant::now();
+    house.change(|now| {
+        let mut slow = now.engines[0].clone();
+        slow.name = "slow".parse().unwrap();
+        slow.socket = socket;
+        now.engines.push(slow);
+        now.engines[0].part.restarts += 1;
+    });
+    soon("the other one is told", || *other.common.lock().unwrap() == "[]").await;
+    assert!(begun.elapsed() < Duration::from_secs(3));
+    soon("the first one is asked too", || asked(&house.engine) == 2).await;
+    house.change(|now| now.site.sharing.trusting = true);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    soon("the first one is asked again", || asked(&house.engine) == 3).await;
+    assert_eq!(asked(&other), 1);
 }
 
 #[tokio::test]

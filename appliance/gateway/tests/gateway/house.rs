@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ pub(crate) struct House {
 pub(crate) struct Wish {
     /// What the engine takes for common when the door opens.
     pub(crate) common: &'static str,
+    /// The status with which it says that.
+    pub(crate) says_common: u16,
     pub(crate) limits: Limits,
     pub(crate) supervised: bool,
     pub(crate) listen: Vec<&'static str>,
@@ -58,6 +60,7 @@ impl Default for Wish {
     fn default() -> Self {
         Self {
             common: "[]",
+            says_common: 200,
             limits: Limits::default(),
             supervised: true,
             listen: vec!["127.0.0.1"],
@@ -98,6 +101,7 @@ impl House {
             .unwrap();
         let engine = Engine::start(&sockets.engine(&"fast".parse().unwrap()));
         *engine.common.lock().unwrap() = wish.common.to_owned();
+        engine.says_common.store(wish.says_common, Ordering::SeqCst);
         for _ in 0..5 {
             let port = free_port();
             let mut site = Site::unclaimed(port);
@@ -373,6 +377,8 @@ pub(crate) struct Engine {
     /// What it takes for common to all members, and how often it was asked for that.
     pub(crate) common: Mutex<String>,
     pub(crate) asked_common: AtomicUsize,
+    /// The status of its answer to that; 0 is none at all.
+    pub(crate) says_common: AtomicU16,
     /// Answers begun, and those that were dropped before their end.
     pub(crate) begun: AtomicUsize,
     pub(crate) dropped: AtomicUsize,
@@ -403,6 +409,7 @@ impl Engine {
             seen: Mutex::default(),
             common: Mutex::new("[]".to_owned()),
             asked_common: AtomicUsize::new(0),
+            says_common: AtomicU16::new(200),
             begun: AtomicUsize::new(0),
             dropped: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
@@ -461,10 +468,15 @@ async fn answer(
     let line = format!("{} {}", parts.method, parts.uri);
     if line == "GET /beginnings" {
         engine.asked_common.fetch_add(1, Ordering::SeqCst);
+        let status = engine.says_common.load(Ordering::SeqCst);
+        if status == 0 {
+            std::future::pending::<()>().await;
+        }
         let (sender, receiver) = tokio::sync::mpsc::channel::<Piece>(1);
         let common = engine.common.lock().unwrap().clone();
         sender.try_send(Ok(Frame::data(common.into()))).unwrap();
-        return Ok(Response::new(StreamBody::new(receiver.into())));
+        let response = Response::builder().status(status);
+        return Ok(response.body(StreamBody::new(receiver.into())).unwrap());
     }
     if line == "PUT /beginnings" {
         *engine.common.lock().unwrap() = text.clone();

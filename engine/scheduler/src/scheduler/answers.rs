@@ -136,7 +136,7 @@ impl Scheduler {
     }
 
     /// Before a sequence's first answer: from here on nothing of its prompt is found any more.
-    fn begin(&mut self, index: usize, events: &mut Vec<(RequestId, Event)>) {
+    pub(super) fn begin(&mut self, index: usize, events: &mut Vec<(RequestId, Event)>) {
         let sequence = &mut self.running[index];
         if let Some(cached) = sequence.known.tell() {
             events.push((sequence.id, Event::Begun { cached }));
