@@ -8,7 +8,7 @@ STATE ?= .polder
 PORT  ?=
 
 .PHONY: up test test-vm test-vm-all test-aarch64 test-gpu bench-gpu lint bench bench-engine fuzz deny clean
-.PHONY: tools-build tools-test tools-vm tools-aarch64 tools-cross tools-bench
+.PHONY: tools-build tools-gpu tools-test tools-vm tools-aarch64 tools-cross tools-bench
 
 up: tools-build            ## Build, fetch the default model, start the box, print where to claim it.
 	cargo build --release --locked -p polder
@@ -27,13 +27,13 @@ test-vm-all: tools-cross   ## Every story about the image, also on aarch64 and w
 test-aarch64: tools-aarch64 ## The CPU engine's tests on an emulated processor of the other kind.
 	tests/aarch64
 
-test-gpu: tools-build      ## Every kernel and model on this machine's card; without one, packs what a machine with one runs.
-	tests/gpu/pack
+test-gpu: tools-gpu        ## Every kernel and model on this machine's card; without one, packs what a machine with one runs.
+	POLDER_NVRTC=$(CACHE)/nvrtc/lib tests/gpu/pack $(ARCH)
 	@if command -v nvidia-smi >/dev/null; then tests/gpu/on-card test; \
 	else echo "No card here: on a machine with one, run tests/gpu/on-card test in a copy of this folder."; fi
 
-bench-gpu: tools-build     ## Whole models of true shapes on this machine's card, beside what it could do.
-	tests/gpu/pack
+bench-gpu: tools-gpu       ## Whole models of true shapes on this machine's card, beside what it could do.
+	POLDER_NVRTC=$(CACHE)/nvrtc/lib tests/gpu/pack $(ARCH)
 	@if command -v nvidia-smi >/dev/null; then tests/gpu/on-card bench; \
 	else echo "No card here: on a machine with one, run tests/gpu/on-card bench in a copy of this folder."; fi
 
@@ -65,16 +65,19 @@ tools-build:
 	@command -v cargo >/dev/null || { echo "Rust is missing: install it with rustup, then run make again"; exit 1; }
 	@python3 -m pip --version >/dev/null 2>&1 || tests/tools/apt python3-pip
 
-# A browser and its driver, the two rival front doors, openssl to check certificates with, networks of one's own, the
-# clients that members use, and what compiles kernels for cards.
-tools-test: tools-build
+# What compiles kernels for cards, on a machine without one.
+tools-gpu: tools-build
+	@tests/tools/nvrtc 13.0.88 $(CACHE)/nvrtc
+
+# A browser and its driver, the two rival front doors, openssl to check certificates with, networks of one's own, and the
+# clients that members use.
+tools-test: tools-gpu
 	@tests/tools/apt chromium chromium-driver nginx-light caddy openssl curl python3-venv iproute2 util-linux
 	@command -v npm >/dev/null || tests/tools/apt nodejs npm
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 	@tests/tools/venv tests/requirements.txt $(CACHE)/venv
 	@tests/tools/venv tests/clients/aider.txt $(CACHE)/venv-aider
 	@tests/tools/npm @anthropic-ai/claude-code@2.1.332 $(CACHE)/claude-code
-	@tests/tools/nvrtc 13.0.88 $(CACHE)/nvrtc
 
 # What sets up the room in which images are made; everything else comes from the lock.
 tools-vm: tools-test

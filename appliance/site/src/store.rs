@@ -74,7 +74,12 @@ impl Store {
 
     /// What the file says that this version does not know, if there is a file.
     pub fn unknown(&self) -> Result<Vec<UnknownKey>, StoreError> {
-        let read = read_site(&self.folder.join("site.toml"), Site::read)?;
+        Self::unknown_in(&self.folder)
+    }
+
+    /// The same of the file in a box's state folder, without opening the history: it only reads, so that a page may ask.
+    pub fn unknown_in(state: &Path) -> Result<Vec<UnknownKey>, StoreError> {
+        let read = read_site(&state.join("site.toml"), Site::read)?;
         Ok(read.map(|read| read.unknown).unwrap_or_default())
     }
 

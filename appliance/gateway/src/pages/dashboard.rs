@@ -34,7 +34,7 @@ pub(super) async fn show(
         _ => None,
     };
     let state = gateway.state.clone();
-    let unknown = tokio::task::spawn_blocking(move || Store::open(&state)?.unknown()).await;
+    let unknown = tokio::task::spawn_blocking(move || Store::unknown_in(&state)).await;
     let body = html! {
         (frame::said(&said.said))
         @if let Ok(Ok(unknown)) = &unknown { (unknown_keys(unknown)) }

@@ -153,7 +153,25 @@ struct Flight {
     desk: usize,
     /// Rows on the card.
     rows: usize,
-    outputs: Vec<OutputRow>,
+    asked: Vec<Asked>,
+}
+
+/// What a row asked for: without the mask and the biases, which are long and not looked at again.
+#[derive(Debug, Clone, Copy)]
+enum Asked {
+    Sample { logprobs: bool },
+    Logits,
+    Hidden,
+}
+
+impl Asked {
+    fn of(output: &OutputRow) -> Self {
+        match &output.want {
+            Want::Sample(want) => Self::Sample { logprobs: want.logprobs.is_some() },
+            Want::Logits => Self::Logits,
+            Want::Hidden => Self::Hidden,
+        }
+    }
 }
 
 /// Tiles of attention that a step may have: each has at least 64 rows of a token and a head of a group.
@@ -213,28 +231,27 @@ impl CudaBackend {
         let table =
             usize::from(options.slots) * spec.context.div_ceil(options.block_tokens) as usize;
         let words = Layout::of(most).table + table;
+        let layers = spec.layers.len();
+        let per_token = shape.block_bytes() / shape.block_tokens * layers;
+        let staging = device.pinned(shape.block_bytes() * layers)?;
+        let sampler = Sampler::load(&options.pack, device)?;
+        let memory = Memory::new(device, room)?;
         let desk = || -> Result<Desk, Failure> {
             Ok(Desk {
                 words: device.pinned(words)?,
                 parameters: device.pinned(room.most_words())?,
-                results: device.pinned(rows * 64)?,
+                results: device.pinned(memory.results.len())?,
                 logits: None,
                 hidden: None,
                 done: device.event()?,
             })
         };
-        let layers = spec.layers.len();
-        let per_token = shape.block_bytes() / shape.block_tokens * layers;
-        let staging = device.pinned(shape.block_bytes() * layers)?;
-        let parts = Parts {
-            sampler: Sampler::load(&options.pack, device)?,
-            memory: Memory::new(device, room)?,
-            words: device.buffer(words)?,
-            copies: device.buffer(4096)?,
-            logits: device.buffer(rows * stride)?,
-            hidden: device.buffer(rows * spec.hidden as usize)?,
-            tiles: device.buffer(TILES * 2)?,
-        };
+        let desks = (0..IN_FLIGHT).map(|_| desk()).collect::<Result<_, _>>()?;
+        let words = device.buffer(words)?;
+        let copies = device.buffer(4096)?;
+        let logits = device.buffer(rows * stride)?;
+        let hidden = device.buffer(rows * spec.hidden as usize)?;
+        let tiles = device.buffer(TILES * 2)?;
         // Last, because it takes what is left.
         let free = device.free_memory()?;
         let bytes = options.kv_bytes.unwrap_or(u64::MAX).min(free / 20 * 19);
@@ -249,7 +266,6 @@ impl CudaBackend {
             vocab: spec.vocab,
             kv_bytes_per_token: per_token as u64,
         };
-        let Parts { sampler, memory, words, copies, logits, hidden, tiles } = parts;
         Ok(Self {
             slots: Slots::new(options.slots),
             stream: device.stream()?,
@@ -266,7 +282,7 @@ impl CudaBackend {
             room,
             stride,
             graphs: HashMap::new(),
-            desks: (0..IN_FLIGHT).map(|_| desk()).collect::<Result<_, _>>()?,
+            desks,
             in_flight: VecDeque::new(),
             given: 0,
             taken: 0,
@@ -322,8 +338,8 @@ impl Backend for CudaBackend {
         let desk = (self.given % IN_FLIGHT as u64) as usize;
         let started = self.start(step, size, exact, desk);
         self.note(started)?;
-        let outputs = step.outputs.clone();
-        self.in_flight.push_back(Flight { desk, rows, outputs });
+        let asked = step.outputs.iter().map(Asked::of).collect();
+        self.in_flight.push_back(Flight { desk, rows, asked });
         let ticket = Ticket(self.given);
         self.given += 1;
         Ok(ticket)
@@ -439,7 +455,7 @@ impl CudaBackend {
     fn play(&mut self, size: Size, layout: &Layout) -> Result<(), Failure> {
         let key = (size, self.packed.way == Way::Greedy);
         if !self.graphs.contains_key(&key) {
-            let sharing = self.forward.share(&vec![[0, 1, 0, 1]; size.sequences]);
+            let sharing = self.forward.recorded_share();
             let graph = self.stream.capture(|| self.launches(size, layout, &sharing))?;
             self.graphs.insert(key, graph);
         }
@@ -461,8 +477,6 @@ impl CudaBackend {
         let places = Places {
             words: &self.words,
             layout,
-            sharing,
-            tiles: self.tiles.at(),
             last: self.memory.last.at(),
             logits: self.logits.at(),
             stride: self.stride,
@@ -470,7 +484,13 @@ impl CudaBackend {
         let logits = (self.logits.at(), self.stride as u32);
         // SAFETY: the step lies in `words`, and all of this lives as long as the stream.
         unsafe {
-            self.forward.run(&self.stream, &self.pool, size, &places)?;
+            self.forward.run(
+                &self.stream,
+                &self.pool,
+                size,
+                (sharing, self.tiles.at()),
+                &places,
+            )?;
             self.forward.read_out(&self.stream, 0..size.rows, &places)?;
             self.sampler.sample(
                 &self.stream,
@@ -503,8 +523,6 @@ impl CudaBackend {
             let places = Places {
                 words: &self.words,
                 layout,
-                sharing: &Sharing { few: 0, decode: false, tiles: Vec::new() },
-                tiles: self.tiles.at(),
                 last: self.memory.last.at(),
                 logits: self.logits.at(),
                 stride: self.stride,
@@ -541,21 +559,21 @@ impl CudaBackend {
         let (vocab, hidden) = (self.limits.vocab as usize, self.forward.hidden_width());
         let desk = &self.desks[flight.desk];
         let (mut sampled, mut logits, mut states) = (0, 0, 0);
-        let mut rows = Vec::with_capacity(flight.outputs.len());
+        let mut rows = Vec::with_capacity(flight.asked.len());
         let part = |from: &Option<Pinned<f32>>, n: usize, width: usize| {
             from.as_deref().map_or_else(Vec::new, |from| from[n * width..(n + 1) * width].to_vec())
         };
-        for output in &flight.outputs {
-            rows.push(match &output.want {
-                Want::Sample(want) => {
+        for asked in &flight.asked {
+            rows.push(match *asked {
+                Asked::Sample { logprobs } => {
                     sampled += 1;
-                    sampling::row(&desk.results, flight.rows, sampled - 1, want)?
+                    sampling::row(&desk.results, flight.rows, sampled - 1, logprobs)?
                 }
-                Want::Logits => {
+                Asked::Logits => {
                     logits += 1;
                     Row::Logits(part(&desk.logits, logits - 1, vocab))
                 }
-                Want::Hidden => {
+                Asked::Hidden => {
                     states += 1;
                     Row::Hidden(part(&desk.hidden, states - 1, hidden))
                 }
@@ -650,15 +668,4 @@ fn blocks(bytes: u64, per_token: u64, options: &CudaOptions) -> Result<u32, Load
         ))),
         blocks => Ok(blocks),
     }
-}
-
-/// What is made before the pool is.
-struct Parts {
-    sampler: Sampler,
-    memory: Memory,
-    words: Buffer<u32>,
-    copies: Buffer<u32>,
-    logits: Buffer<f32>,
-    hidden: Buffer<f32>,
-    tiles: Buffer<u32>,
 }

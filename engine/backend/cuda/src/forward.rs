@@ -60,9 +60,6 @@ struct Work {
 pub(crate) struct Places<'a> {
     pub(crate) words: &'a Buffer<u32>,
     pub(crate) layout: &'a Layout,
-    /// Who attends to what, and its tiles on the card.
-    pub(crate) sharing: &'a Sharing,
-    pub(crate) tiles: Ptr,
     /// What each slot sampled last.
     pub(crate) last: Ptr,
     /// Where logits go: `[row][stride]` f32.
@@ -70,11 +67,8 @@ pub(crate) struct Places<'a> {
     pub(crate) stride: usize,
 }
 
-/// What a half of a layer still has to add to the stream, and the norm it passes first.
-#[derive(Clone, Copy)]
-struct Pending<'a> {
-    norm: Option<&'a Buffer<f32>>,
-}
+/// What a half of a layer added is not in the stream yet: it passes this norm first.
+type Pending<'a> = &'a Buffer<f32>;
 
 impl Forward {
     pub(crate) fn new(
@@ -116,6 +110,11 @@ impl Forward {
         })
     }
 
+    /// The same for a step that is recorded, whatever its sequences will be.
+    pub(crate) fn recorded_share(&self) -> Sharing {
+        self.attend.graph_work()
+    }
+
     /// Who attends to what in a step of these sequences.
     pub(crate) fn share(&self, sequences: &[[u32; 4]]) -> Sharing {
         self.attend.work(sequences)
@@ -143,7 +142,7 @@ impl Forward {
         unsafe { self.basics.copy_blocks(stream, &call, self.spec.layers.len()) }
     }
 
-    /// From tokens to the stream behind the last layer.
+    /// From tokens to the stream behind the last layer; `share` is who attends to what, and its tiles on the card.
     ///
     /// # Safety
     /// The places hold a written step of this size, and stay until it is done.
@@ -152,6 +151,7 @@ impl Forward {
         stream: &Stream,
         pool: &Pool,
         size: Size,
+        share: (&Sharing, Ptr),
         places: &Places<'_>,
     ) -> Result<(), Failure> {
         let word = |at: usize| places.words.offset(at);
@@ -169,7 +169,8 @@ impl Forward {
             self.basics.embed(stream, &embed, size.tokens)?;
             let mut pending = None;
             for (n, layer) in self.weights.layers.iter().enumerate() {
-                pending = self.attend(stream, pool.layer(n), n, layer, size, places, pending)?;
+                pending =
+                    self.attend(stream, pool.layer(n), n, layer, size, share, places, pending)?;
                 pending = self.feed_forward(stream, n, layer, size.tokens, pending)?;
             }
             // What the last half adds must be there before rows are picked.
@@ -192,6 +193,7 @@ impl Forward {
         n: usize,
         layer: &'a DeviceLayer,
         size: Size,
+        (sharing, tiles): (&Sharing, Ptr),
         places: &Places<'_>,
         pending: Option<Pending<'_>>,
     ) -> Result<Option<Pending<'a>>, Failure> {
@@ -236,8 +238,8 @@ impl Forward {
                 scale: gqa.scale,
                 partials: work.partials.at(),
                 counters: work.counters.at(),
-                work: places.sharing,
-                tiles: places.tiles,
+                work: sharing,
+                tiles,
             };
             self.attend.run(stream, &call)?;
             let right = Right::Bf16 { at: work.attended.at(), stride: layer.output.columns };
@@ -301,7 +303,7 @@ impl Forward {
                         keeps_lists: false,
                     };
                     self.moe.run(stream, &mixture(&self.spec, moe), space, &call)?;
-                    Ok(post.map(|norm| Pending { norm: Some(norm) }))
+                    Ok(post)
                 }
                 _ => unreachable!("weights are sorted by the specification"),
             }
@@ -350,7 +352,7 @@ impl Forward {
     }
 
     fn bare(&self, pending: Option<Pending<'_>>) -> Norm {
-        let add_norm = pending.and_then(|pending| pending.norm).map_or(Ptr(0), Buffer::at);
+        let add_norm = pending.map_or(Ptr(0), Buffer::at);
         Norm {
             stream: self.work.stream.at(),
             add: pending.map_or(Ptr(0), |_| self.work.half.at()),
@@ -380,7 +382,7 @@ impl Forward {
         };
         // SAFETY: `run`'s promise.
         unsafe { self.multiply(stream, matrix, tokens, right, None, out)? };
-        Ok(post.map(|norm| Pending { norm: Some(norm) }))
+        Ok(post)
     }
 
     unsafe fn multiply(

@@ -255,8 +255,8 @@ fn bad<T>(what: String) -> Result<T, BackendError> {
     Err(BackendError::BadBatch(what))
 }
 
-/// What the card says of row `at` of a step with `rows` rows on the card.
-pub fn row(results: &[u32], rows: usize, at: usize, want: &Sampling) -> Result<Row, BackendError> {
+/// What the card says of row `at` of a step with `rows` rows on the card; `logprobs`: whether the row asked for any.
+pub fn row(results: &[u32], rows: usize, at: usize, logprobs: bool) -> Result<Row, BackendError> {
     let head = &results[at * HEAD..(at + 1) * HEAD];
     match head[0] {
         SAMPLED => {}
@@ -273,7 +273,7 @@ pub fn row(results: &[u32], rows: usize, at: usize, want: &Sampling) -> Result<R
             tops.chunks(2).map(|top| (TokenId(top[0]), f32::from_bits(top[1]))).collect()
         }
     };
-    let logprob = want.logprobs.map(|_| f32::from_bits(head[2]));
+    let logprob = logprobs.then(|| f32::from_bits(head[2]));
     Ok(Row::Sampled(SampledToken { token: TokenId(head[1]), logprob, top }))
 }
 
@@ -717,7 +717,6 @@ mod tests {
 
     #[test]
     fn a_row_is_read_as_it_was_written() {
-        let want = Sampling { logprobs: Some(2), ..Sampling::greedy() };
         let mut results = vec![0; 3 * (HEAD + TOP_WORDS)];
         results[..12].copy_from_slice(&[
             UNUSABLE,
@@ -735,14 +734,14 @@ mod tests {
         ]);
         let tops = [7, (-0.5_f32).to_bits(), 9, (-1.5_f32).to_bits()];
         results[12 + TOP_WORDS..][..4].copy_from_slice(&tops);
-        let read = |at, want| row(&results, 3, at, want).unwrap();
-        assert_eq!(read(0, &want), Row::Unusable);
-        assert_eq!(read(2, &want), Row::Void);
+        let read = |at| row(&results, 3, at, true).unwrap();
+        assert_eq!(read(0), Row::Unusable);
+        assert_eq!(read(2), Row::Void);
         let top = vec![(TokenId(7), -0.5), (TokenId(9), -1.5)];
         let sampled = SampledToken { token: TokenId(7), logprob: Some(-0.5), top };
-        assert_eq!(read(1, &want), Row::Sampled(sampled));
+        assert_eq!(read(1), Row::Sampled(sampled));
         results[0] = 0;
-        assert!(row(&results, 3, 0, &want).unwrap_err().to_string().contains("row 0"));
+        assert!(row(&results, 3, 0, true).unwrap_err().to_string().contains("row 0"));
     }
 
     #[test]

@@ -213,7 +213,7 @@ impl Card {
         let mut results = vec![0; self.packed.results_len()];
         self.memory.results.read(0, &mut results).unwrap();
         let read = |(at, output): (usize, &OutputRow)| match &output.want {
-            Want::Sample(want) => Some(row(&results, rows, at, want).unwrap()),
+            Want::Sample(want) => Some(row(&results, rows, at, want.logprobs.is_some()).unwrap()),
             _ => None,
         };
         step.outputs.iter().enumerate().map(read).collect()
