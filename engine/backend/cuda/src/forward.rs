@@ -9,7 +9,7 @@ use crate::attention::{Attend, AttendCall, HeadShape, Heads, HeadsCall, Turn, Wo
 use crate::basics::{Basics, CopyBlocks, Embed, Norm};
 use crate::device::{Buffer, Device, Failure, Ptr, Stream};
 use crate::kv::Pool;
-use crate::linear::{self, Activation, Linear, Out, Right};
+use crate::linear::{self, Linear, Out, Right};
 use crate::moe::{self, Mixture, Moe, Space};
 use crate::pack::{KernelError, Pack};
 use crate::step::{Layout, Size};
@@ -110,14 +110,14 @@ impl Forward {
         })
     }
 
-    /// The same for a step that is recorded, whatever its sequences will be.
-    pub(crate) fn recorded_share(&self) -> Sharing {
-        self.attend.graph_work()
-    }
-
     /// Who attends to what in a step of these sequences.
     pub(crate) fn share(&self, sequences: &[[u32; 4]]) -> Sharing {
         self.attend.work(sequences)
+    }
+
+    /// The same for a step that is recorded, whatever its sequences will be.
+    pub(crate) fn recorded_share(&self) -> Sharing {
+        self.attend.graph_work()
     }
 
     /// Copies between blocks, in order.
@@ -261,12 +261,9 @@ impl Forward {
             match (&layer.ffn, &self.spec.layers[n].ffn) {
                 (DeviceFfn::Dense { gate_up, down }, Ffn::Dense { activation, inner }) => {
                     let right = self.right(stream, &layer.ffn_norm, tokens, pending)?;
-                    let activation = match activation {
-                        model::Activation::Silu => Activation::Silu,
-                        model::Activation::GeluTanh => Activation::GeluTanh,
-                    };
                     let stride = *inner as usize;
-                    let out = Out::Gated { at: work.inner.at(), stride, activation };
+                    let (at, activation) = (work.inner.at(), *activation);
+                    let out = Out::Gated { at, stride, activation };
                     self.multiply(stream, gate_up, tokens, right, None, out)?;
                     let right = Right::Bf16 { at: work.inner.at(), stride };
                     self.halve(stream, down, tokens, right, layer.ffn_post_norm.as_ref())

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 
+use polder_model::Activation;
+
 use crate::device::{Buffer, Device, Failure, Kernel, Loaded, Ptr, Shape, Stream};
 use crate::pack::{KernelError, Pack};
 use crate::sources::module;
@@ -27,15 +29,6 @@ pub enum Right {
         /// What is added to the mean of the squares.
         eps: f32,
     },
-}
-
-/// What a gate goes through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// x times its logistic function.
-    Silu,
-    /// GELU by the hyperbolic tangent.
-    GeluTanh,
 }
 
 /// Where the result goes. `stride` is in values, from one token to the next.

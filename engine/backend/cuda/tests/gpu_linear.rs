@@ -6,13 +6,12 @@ mod common;
 use common::{Chance, POISON, bits, device, error, from_bits, median_ms, rounded};
 use half::f16;
 use polder_backend_cuda::device::{Buffer, Device, Ptr, Stream};
-use polder_backend_cuda::linear::{
-    Activation, Call, Linear, Out, Plan, Right, fuses_norm, scratch_bytes,
-};
+use polder_backend_cuda::linear::{Call, Linear, Out, Plan, Right, fuses_norm, scratch_bytes};
 use polder_backend_cuda::pack::Pack;
 use polder_backend_cuda::tiles::{
     Matrix, MatrixArgs, Rows, STRIP, TileFormat, pack_strip, packed_bytes,
 };
+use polder_model::Activation;
 
 const FORMATS: [TileFormat; 4] = [
     TileFormat::Bf16,
