@@ -15,4 +15,5 @@ mod keys;
 mod rename;
 mod restart;
 mod seed;
+mod two_models;
 mod wizard;

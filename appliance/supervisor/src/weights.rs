@@ -141,6 +141,26 @@ mod tests {
     }
 
     #[test]
+    fn engines_that_do_not_fit_beside_each_other_are_refused_by_what_this_machine_has() {
+        let place = tempfile::tempdir().unwrap();
+        let weights = Weights::of(place.path()).unwrap();
+        let mut site = Site::unclaimed(8443);
+        for (name, recipe) in [("fast", "qwen3-4b"), ("slow", "qwen3-30b-a3b")] {
+            let slot = polder_site::EngineSlot::serving(recipe.parse().unwrap());
+            site.engines.insert(name.parse().unwrap(), slot);
+        }
+        let mut machine = crate::machine::detect(place.path(), Vec::new());
+        let mut with = |memory: Option<u64>| {
+            let name = "NVIDIA RTX 3090".to_owned();
+            machine.gpus = vec![polder_control::Gpu { name, memory }];
+            weights.fits(&site, &machine)
+        };
+        assert_eq!(with(Some(80_000_000_000)), Ok(()));
+        let why = with(Some(24_000_000_000)).unwrap_err();
+        assert!(why.contains("the graphics card leaves 21.6 GB"), "{why}");
+    }
+
+    #[test]
     fn figures_stay_in_sight_while_a_connection_is_tried_again() {
         let figures = polder_weights::Progress {
             phase: Phase::Fetching,
