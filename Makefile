@@ -32,10 +32,10 @@ test-gpu: tools-gpu        ## Every kernel and model on this machine's card; wit
 	@if command -v nvidia-smi >/dev/null; then tests/gpu/on-card test; \
 	else echo "No card here: on a machine with one, run tests/gpu/on-card test in a copy of this folder."; fi
 
-bench-gpu: tools-gpu       ## Whole models of true shapes on this machine's card, beside what it could do.
+bench-gpu: tools-gpu       ## Whole models of true shapes, and agents beside chats, on this machine's card.
 	POLDER_NVRTC=$(CACHE)/nvrtc/lib tests/gpu/pack $(ARCH)
-	@if command -v nvidia-smi >/dev/null; then tests/gpu/on-card bench; \
-	else echo "No card here: on a machine with one, run tests/gpu/on-card bench in a copy of this folder."; fi
+	@if command -v nvidia-smi >/dev/null; then tests/gpu/on-card bench && tests/gpu/on-card replay; \
+	else echo "No card here: on a machine with one, run tests/gpu/on-card bench, and replay, in a copy of this folder."; fi
 
 lint:                      ## Formatting and lints, as `make test` checks them.
 	cargo fmt --all --check

@@ -14,6 +14,7 @@ pub mod attention;
 pub mod backend;
 pub mod basics;
 pub mod compiler;
+pub mod cost;
 pub mod device;
 mod forward;
 mod kv;
