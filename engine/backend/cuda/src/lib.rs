@@ -21,6 +21,7 @@ mod kv;
 pub mod linear;
 pub mod moe;
 pub mod pack;
+mod parts;
 pub mod sampling;
 pub mod sources;
 mod step;
