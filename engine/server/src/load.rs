@@ -7,10 +7,11 @@ use std::time::Duration;
 use polder_backend::{Backend, Place};
 use polder_backend_cpu::{CpuBackend, CpuOptions, KvFormat, PackedWeights, Precision};
 use polder_backend_cuda::backend::{CudaBackend, CudaOptions, LoadError as CardError};
+use polder_backend_cuda::cost;
 use polder_backend_cuda::pack::Pack;
 use polder_chat::{ChatTemplate, Tokenizer};
 use polder_kv::Store;
-use polder_model::{Attention, Model, ModelSpec};
+use polder_model::Model;
 use polder_scheduler::{Config, Cost};
 
 use crate::EngineError;
@@ -155,9 +156,6 @@ struct Loaded {
     left: u64,
 }
 
-/// Most work of a step on a card, beside what it decodes: a prompt's share that does not hold up those who are being answered.
-const CARD_STEP: u32 = 1024;
-
 /// What one token of a card's first step may take before the step is taken for hung.
 const CARD_PACE: Duration = Duration::from_millis(20);
 
@@ -170,10 +168,11 @@ fn on_card(
     let Some(device) = options.card else { return Ok(None) };
     let spec = &model.spec;
     let useful = useful(spec.context, options.parallel);
+    let slopes = cost::slopes(spec);
     let config = Config {
         patience: options.patience,
-        cost: card_cost(spec),
-        step_tokens: CARD_STEP,
+        cost: Cost { read_slope: slopes.read, decode_slope: slopes.decode },
+        step_tokens: cost::STEP_WORK,
         steps_ahead: 1,
         first_pace: CARD_PACE,
         ..Config::default()
@@ -187,7 +186,7 @@ fn on_card(
         block_tokens: BLOCK,
         slots: options.parallel.max(1),
         // Guesses come on top of the work.
-        step_tokens: 2 * CARD_STEP,
+        step_tokens: 2 * cost::STEP_WORK,
         ..CudaOptions::default()
     };
     let progress = |thousandths: u32| progress(300 + thousandths * 6 / 10);
@@ -215,18 +214,6 @@ fn on_card(
     log::info!(card = backend.device().name(), positions = tokens; "model on the card");
     let precision = format!("cuda, {:?}", cuda.kv);
     Ok(Some(Loaded { backend: Box::new(backend), config, precision, left: free_memory() }))
-}
-
-/// Reading a prompt is bound by arithmetic, going on with an answer by the memory that is read: keys and values of all positions. Of
-/// a query head's group each value is read once and multiplied for every head, and a card does some 75 multiplications and additions
-/// in the time of reading two bytes (H200: 300 TFLOP/s that are reached, 4 TB/s).
-fn card_cost(spec: &ModelSpec) -> Cost {
-    let slope = spec.attention_slope();
-    let group = spec.layers.first().map_or(1.0, |layer| {
-        let Attention::Gqa(gqa) = &layer.attention;
-        f64::from(gqa.heads) / f64::from(gqa.kv_heads)
-    });
-    Cost { read_slope: slope, decode_slope: slope * (75.0 / group).max(1.0) }
 }
 
 fn on_processor(options: &EngineOptions, model: &Arc<Model>) -> Result<Loaded, EngineError> {
