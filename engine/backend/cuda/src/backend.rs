@@ -14,6 +14,7 @@ use crate::device::{Buffer, Device, Event, Failure, Graph, NoDevice, Pinned, Str
 use crate::forward::{Forward, Places, mixture};
 use crate::kv::Pool;
 use crate::moe::Unfit;
+use crate::no_code::NoCode;
 use crate::pack::{KernelError, Pack};
 use crate::sampling::{self, MOST_VOCAB, Memory, Packed, Room, Sampler, Way};
 use crate::sources::MODULES;
@@ -62,6 +63,9 @@ pub enum LoadError {
     /// No card.
     #[error(transparent)]
     NoDevice(#[from] NoDevice),
+    /// Nothing was compiled for it.
+    #[error(transparent)]
+    NoCode(#[from] NoCode),
     /// No kernels for it.
     #[error(transparent)]
     Kernels(#[from] KernelError),
@@ -189,17 +193,11 @@ impl CudaBackend {
         progress: impl Fn(u32),
     ) -> Result<Self, LoadError> {
         let device = Device::open(options.device)?;
-        if !device.arch().is_known() {
-            return Err(LoadError::Unsupported(format!(
-                "run on {} ({})",
-                device.name(),
-                device.arch()
-            )));
-        }
         check(&model.spec, options)?;
         // Before weights, which take minutes.
         for module in MODULES {
-            options.pack.load(module, &device)?;
+            let loaded = options.pack.load(module, &device);
+            loaded.map_err(|why| NoCode::or(why, &device, &options.pack))?;
         }
         let weights = DeviceWeights::load(model, &device, progress)?;
         Self::with_weights(&model.spec, weights, &device, options)

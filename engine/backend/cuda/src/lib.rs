@@ -19,6 +19,7 @@ mod forward;
 mod kv;
 pub mod linear;
 pub mod moe;
+pub mod no_code;
 pub mod pack;
 pub mod sampling;
 pub mod sources;
