@@ -62,6 +62,7 @@ impl Polder {
                 recipe: slot.recipe,
                 socket: upstream.to_owned(),
                 part,
+                note: None,
             }],
         };
         let sockets = Sockets::of(&state);
