@@ -8,6 +8,7 @@ use polder_backend::{Backend, Place};
 use polder_backend_cpu::{CpuBackend, CpuOptions, KvFormat, PackedWeights, Precision};
 use polder_backend_cuda::backend::{CudaBackend, CudaOptions, LoadError as CardError};
 use polder_backend_cuda::cost;
+use polder_backend_cuda::device::NoDevice;
 use polder_backend_cuda::pack::Pack;
 use polder_chat::{ChatTemplate, Tokenizer};
 use polder_kv::Store;
@@ -100,6 +101,8 @@ pub struct Parts {
     pub store: Option<Arc<Store>>,
     /// See [`EngineOptions::left_behind`].
     pub left_behind: bool,
+    /// One sentence, where it runs less well than this machine could.
+    pub note: Option<String>,
 }
 
 /// Positions in a KV block.
@@ -132,9 +135,9 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
         model.spec.context = model.spec.context.min(cap.max(1));
     }
     let model = Arc::new(model);
-    let loaded = match on_card(options, &model, &progress)? {
-        Some(loaded) => loaded,
-        None => on_processor(options, &model)?,
+    let (loaded, note) = match on_card(options, &model, &progress)? {
+        Ok(loaded) => (loaded, None),
+        Err(why) => (on_processor(options, &model)?, why),
     };
     let Loaded { backend, config, precision, left } = loaded;
     let limits = backend.limits();
@@ -143,7 +146,7 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
     let unopened = store.is_none() && keeping.is_some_and(|keeping| keeping.folder.is_some());
     let left_behind = options.left_behind || unopened;
     progress(1000);
-    Ok(Parts { backend, tokenizer, template, config, store, left_behind })
+    Ok(Parts { backend, tokenizer, template, config, store, left_behind, note })
 }
 
 /// A back end that is ready.
@@ -159,13 +162,13 @@ struct Loaded {
 /// What one token of a card's first step may take before the step is taken for hung.
 const CARD_PACE: Duration = Duration::from_millis(20);
 
-/// None where the processor has to do: there is no card, or it cannot run this model.
+/// `Err` where the processor has to do: there is no card; or there is, and why it does not serve.
 fn on_card(
     options: &EngineOptions,
     model: &Arc<Model>,
     progress: &impl Fn(u32),
-) -> Result<Option<Loaded>, EngineError> {
-    let Some(device) = options.card else { return Ok(None) };
+) -> Result<Result<Loaded, Option<String>>, EngineError> {
+    let Some(device) = options.card else { return Ok(Err(None)) };
     let spec = &model.spec;
     let useful = useful(spec.context, options.parallel);
     let slopes = cost::slopes(spec);
@@ -192,15 +195,16 @@ fn on_card(
     let progress = |thousandths: u32| progress(300 + thousandths * 6 / 10);
     let backend = match CudaBackend::load(model, &cuda, progress) {
         Ok(backend) => backend,
-        Err(CardError::NoDevice(why)) => {
+        Err(CardError::NoDevice(why @ (NoDevice::NoDriver | NoDevice::NoCard))) => {
             log::info!("{why}: the processor computes");
-            return Ok(None);
+            return Ok(Err(None));
         }
         Err(why) if why.is_memory() => return Err(EngineError::Card(why)),
         Err(why @ CardError::Options(_)) => return Err(EngineError::Card(why)),
         Err(why) => {
-            log::warn!("the card cannot run this model, the processor computes: {why}");
-            return Ok(None);
+            let note = format!("the processor computes, not the card: {why}");
+            log::warn!("{note}");
+            return Ok(Err(Some(note)));
         }
     };
     let limits = backend.limits();
@@ -213,7 +217,7 @@ fn on_card(
     }
     log::info!(card = backend.device().name(), positions = tokens; "model on the card");
     let precision = format!("cuda, {:?}", cuda.kv);
-    Ok(Some(Loaded { backend: Box::new(backend), config, precision, left: free_memory() }))
+    Ok(Ok(Loaded { backend: Box::new(backend), config, precision, left: free_memory() }))
 }
 
 fn on_processor(options: &EngineOptions, model: &Arc<Model>) -> Result<Loaded, EngineError> {

@@ -22,6 +22,7 @@ mod kv;
 pub mod ledger;
 pub mod linear;
 pub mod moe;
+pub mod no_code;
 pub mod pack;
 mod parts;
 pub mod sampling;
