@@ -67,7 +67,7 @@ tools-build:
 
 # What compiles kernels for cards, on a machine without one.
 tools-gpu: tools-build
-	@tests/tools/nvrtc 13.0.88 $(CACHE)/nvrtc
+	@tests/tools/nvrtc $(CACHE)/nvrtc
 
 # llama.cpp's server to compare with, a browser and its driver, the two rival front doors, openssl to check certificates with, networks of one's own, and the
 # clients that members use.

@@ -100,7 +100,9 @@ fn main() -> ExitCode {
             let sentence = console::sentence(&error);
             console::complain(format!("error: {sentence}"));
             notify::failed(&sentence);
-            ExitCode::FAILURE
+            // An engine says by it what it ended of.
+            let engine = error.downcast_ref::<polder_engine_server::EngineError>();
+            engine.map_or(ExitCode::FAILURE, |ended| ExitCode::from(ended.exit_status()))
         }
     }
 }
