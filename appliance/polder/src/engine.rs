@@ -144,10 +144,8 @@ const WORTH_KEEPING: u64 = 256 << 20;
 
 /// Kernels for cards: those that came with the program, and those that this box made itself.
 fn kernels(state: &Path, name: &EngineName) -> Pack {
-    let program = std::env::current_exe().ok();
-    let beside = program.as_deref().and_then(Path::parent).and_then(Path::parent);
     Pack {
-        shipped: beside.map(|folder| folder.join("lib/polder/kernels")),
+        shipped: std::env::current_exe().ok().as_deref().and_then(crate::kernels::shipped),
         made: Some(polder_supervisor::packed_by(state, name).join("kernels")),
     }
 }

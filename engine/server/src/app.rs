@@ -45,6 +45,8 @@ pub(crate) struct Engine {
     pub(crate) most_sequences: usize,
     /// What was kept on disk before may still be there.
     pub(crate) left_behind: bool,
+    /// One sentence, where it runs less well than this machine could.
+    pub(crate) note: Option<String>,
 }
 
 /// Everything that a handler may touch.
@@ -210,7 +212,10 @@ async fn health(State(app): State<Arc<App>>) -> Response {
     }
     match app.engine.get() {
         Some(engine) => match engine.handle.hung() {
-            None => axum::Json(json!({"status": "ok", "model": app.served_as})).into_response(),
+            None => {
+                let body = json!({"status": "ok", "model": app.served_as, "note": engine.note});
+                axum::Json(body).into_response()
+            }
             Some(running) => hung(running),
         },
         None => {

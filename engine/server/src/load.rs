@@ -7,10 +7,12 @@ use std::time::Duration;
 use polder_backend::{Backend, Place};
 use polder_backend_cpu::{CpuBackend, CpuOptions, KvFormat, PackedWeights, Precision};
 use polder_backend_cuda::backend::{CudaBackend, CudaOptions, LoadError as CardError};
+use polder_backend_cuda::cost;
+use polder_backend_cuda::device::NoDevice;
 use polder_backend_cuda::pack::Pack;
 use polder_chat::{ChatTemplate, Tokenizer};
 use polder_kv::Store;
-use polder_model::{Attention, Model, ModelSpec};
+use polder_model::Model;
 use polder_scheduler::{Config, Cost};
 
 use crate::EngineError;
@@ -99,6 +101,8 @@ pub struct Parts {
     pub store: Option<Arc<Store>>,
     /// See [`EngineOptions::left_behind`].
     pub left_behind: bool,
+    /// One sentence, where it runs less well than this machine could.
+    pub note: Option<String>,
 }
 
 /// Positions in a KV block.
@@ -131,9 +135,9 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
         model.spec.context = model.spec.context.min(cap.max(1));
     }
     let model = Arc::new(model);
-    let loaded = match on_card(options, &model, &progress)? {
-        Some(loaded) => loaded,
-        None => on_processor(options, &model)?,
+    let (loaded, note) = match on_card(options, &model, &progress)? {
+        Ok(loaded) => (loaded, None),
+        Err(why) => (on_processor(options, &model)?, why),
     };
     let Loaded { backend, config, precision, left } = loaded;
     let limits = backend.limits();
@@ -142,7 +146,7 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
     let unopened = store.is_none() && keeping.is_some_and(|keeping| keeping.folder.is_some());
     let left_behind = options.left_behind || unopened;
     progress(1000);
-    Ok(Parts { backend, tokenizer, template, config, store, left_behind })
+    Ok(Parts { backend, tokenizer, template, config, store, left_behind, note })
 }
 
 /// A back end that is ready.
@@ -155,25 +159,23 @@ struct Loaded {
     left: u64,
 }
 
-/// Most work of a step on a card, beside what it decodes: a prompt's share that does not hold up those who are being answered.
-const CARD_STEP: u32 = 1024;
-
 /// What one token of a card's first step may take before the step is taken for hung.
 const CARD_PACE: Duration = Duration::from_millis(20);
 
-/// None where the processor has to do: there is no card, or it cannot run this model.
+/// `Err` where the processor has to do: there is no card; or there is, and why it does not serve.
 fn on_card(
     options: &EngineOptions,
     model: &Arc<Model>,
     progress: &impl Fn(u32),
-) -> Result<Option<Loaded>, EngineError> {
-    let Some(device) = options.card else { return Ok(None) };
+) -> Result<Result<Loaded, Option<String>>, EngineError> {
+    let Some(device) = options.card else { return Ok(Err(None)) };
     let spec = &model.spec;
     let useful = useful(spec.context, options.parallel);
+    let slopes = cost::slopes(spec);
     let config = Config {
         patience: options.patience,
-        cost: card_cost(spec),
-        step_tokens: CARD_STEP,
+        cost: Cost { read_slope: slopes.read, decode_slope: slopes.decode },
+        step_tokens: cost::STEP_WORK,
         steps_ahead: 1,
         first_pace: CARD_PACE,
         ..Config::default()
@@ -187,21 +189,22 @@ fn on_card(
         block_tokens: BLOCK,
         slots: options.parallel.max(1),
         // Guesses come on top of the work.
-        step_tokens: 2 * CARD_STEP,
+        step_tokens: 2 * cost::STEP_WORK,
         ..CudaOptions::default()
     };
     let progress = |thousandths: u32| progress(300 + thousandths * 6 / 10);
     let backend = match CudaBackend::load(model, &cuda, progress) {
         Ok(backend) => backend,
-        Err(CardError::NoDevice(why)) => {
+        Err(CardError::NoDevice(why @ (NoDevice::NoDriver | NoDevice::NoCard))) => {
             log::info!("{why}: the processor computes");
-            return Ok(None);
+            return Ok(Err(None));
         }
         Err(why) if why.is_memory() => return Err(EngineError::Card(why)),
         Err(why @ CardError::Options(_)) => return Err(EngineError::Card(why)),
         Err(why) => {
-            log::warn!("the card cannot run this model, the processor computes: {why}");
-            return Ok(None);
+            let note = format!("the processor computes, not the card: {why}");
+            log::warn!("{note}");
+            return Ok(Err(Some(note)));
         }
     };
     let limits = backend.limits();
@@ -214,19 +217,7 @@ fn on_card(
     }
     log::info!(card = backend.device().name(), positions = tokens; "model on the card");
     let precision = format!("cuda, {:?}", cuda.kv);
-    Ok(Some(Loaded { backend: Box::new(backend), config, precision, left: free_memory() }))
-}
-
-/// Reading a prompt is bound by arithmetic, going on with an answer by the memory that is read: keys and values of all positions. Of
-/// a query head's group each value is read once and multiplied for every head, and a card does some 75 multiplications and additions
-/// in the time of reading two bytes (H200: 300 TFLOP/s that are reached, 4 TB/s).
-fn card_cost(spec: &ModelSpec) -> Cost {
-    let slope = spec.attention_slope();
-    let group = spec.layers.first().map_or(1.0, |layer| {
-        let Attention::Gqa(gqa) = &layer.attention;
-        f64::from(gqa.heads) / f64::from(gqa.kv_heads)
-    });
-    Cost { read_slope: slope, decode_slope: slope * (75.0 / group).max(1.0) }
+    Ok(Ok(Loaded { backend: Box::new(backend), config, precision, left: free_memory() }))
 }
 
 fn on_processor(options: &EngineOptions, model: &Arc<Model>) -> Result<Loaded, EngineError> {

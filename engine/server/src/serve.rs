@@ -185,6 +185,7 @@ fn start(
         vocab,
         most_sequences: parts.config.most_of_one(),
         left_behind: parts.left_behind,
+        note: parts.note,
     };
     let first = app.engine.set(Arc::new(engine)).is_ok();
     debug_assert!(first, "the model is loaded once");

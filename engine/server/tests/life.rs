@@ -40,6 +40,7 @@ async fn a_model_that_is_loading_says_so_and_how_far_it_is() {
             config: Config::default(),
             store: None,
             left_behind: false,
+            note: None,
         })
     });
     while !server.socket.exists() {
@@ -75,6 +76,7 @@ async fn a_model_without_a_chat_template_still_continues_text() {
             config: Config::default(),
             store: None,
             left_behind: false,
+            note: None,
         })
     });
     server.ready().await;
@@ -93,6 +95,7 @@ async fn a_template_that_refuses_a_conversation_is_quoted() {
             config: Config::default(),
             store: None,
             left_behind: false,
+            note: None,
         })
     });
     server.ready().await;
@@ -159,6 +162,7 @@ async fn the_socket_is_its_owner_s_alone_and_a_dead_one_is_replaced() {
                     config: Config::default(),
                     store: None,
                     left_behind: false,
+                    note: None,
                 })
             };
             serve(&path, MODEL, load, std::future::pending()).await

@@ -59,6 +59,7 @@ impl Polder {
                 recipe: slot.recipe,
                 socket: upstream.to_owned(),
                 part,
+                note: None,
             }],
         };
         let sockets = Sockets::of(&state);

@@ -324,6 +324,7 @@ pub(crate) fn box_status(site: &Site, sockets: &Sockets, state: PartState) -> Bo
             recipe: slot.recipe.clone(),
             socket: sockets.engine(name),
             part: part(state.clone()),
+            note: None,
         })
         .collect();
     BoxStatus { safe: false, site: site.clone(), gateway: part(PartState::Ready), engines }

@@ -7,6 +7,7 @@ use polder_model::RopeLayout;
 use crate::arch::Arch;
 use crate::device::{Device, Failure, Kernel, Loaded, Ptr, Shape, Stream};
 use crate::pack::{KernelError, Pack};
+use crate::parts;
 use crate::sources::module;
 
 /// In `kv_rows`: a token whose keys and values nobody wants.
@@ -226,8 +227,11 @@ pub struct Work {
     pub few: u32,
     /// Whether there may be some of them.
     pub decode: bool,
-    /// `[sequence, tile]` of the others, the longest first.
+    /// `[sequence, tile]` of the others, the longest first. A tile's word is its number, which part of its walk, and of how many
+    /// (16, 8 and 8 bits from below; 0 of 0 is a whole one).
     pub tiles: Vec<[u32; 2]>,
+    /// Whether walks were cut.
+    pub cut: bool,
 }
 
 /// How decode is shared out.
@@ -293,6 +297,8 @@ pub struct Attend {
     /// How decode is shared out among few sequences, and among many.
     plans: [DecodePlan; 2],
     prefill: Kernel,
+    /// Puts cut walks together, where the card's kernel can cut them.
+    join: Option<Kernel>,
     prefill_plan: PrefillPlan,
     _module: Loaded,
 }
@@ -376,6 +382,7 @@ impl Attend {
         let prefill = kernel(format!("prefill_{dim}_{format}"))?;
         let prefill_plan = PrefillPlan::of(device.arch(), &shape);
         prefill.allow_shared(small(prefill_plan.shared))?;
+        let join = prefill_plan.cuts.then(|| kernel("prefill_join".into())).transpose()?;
         let plans = [1, DecodePlan::MANY]
             .map(|count| DecodePlan::of(most_shared, device.processors(), &shape, rows, count));
         let mut this = Self {
@@ -386,6 +393,7 @@ impl Attend {
             rows,
             plans,
             prefill,
+            join,
             prefill_plan,
             _module: module,
         };
@@ -422,9 +430,13 @@ impl Attend {
         self.plans.iter().map(|plan| self.blocks(plan) as usize).fold(0, usize::max)
     }
 
-    /// f32 that decode needs beside its operands.
+    /// f32 that decode and cut walks need beside their operands, one after the other.
     pub fn partials(&self) -> usize {
-        self.most_blocks() * 2 * self.rows * (self.shape.head_dim + 2)
+        let decode = self.most_blocks() * 2 * self.rows * (self.shape.head_dim + 2);
+        let plan = &self.prefill_plan;
+        let blocks =
+            parts::MOST_ROUNDS as usize * (self.processors as usize).max(self.shape.kv_heads);
+        decode.max(usize::from(plan.cuts) * blocks * plan.rows * (self.shape.head_dim + 2))
     }
 
     /// u32 that decode needs, zeros at first.
@@ -439,7 +451,7 @@ impl Attend {
 
     /// Shares a step's sequences out.
     pub fn work(&self, sequences: &[SequenceArgs]) -> Work {
-        work(&self.shape, self.prefill_plan.rows, sequences)
+        work(&self.shape, &self.prefill_plan, self.processors, sequences)
     }
 
     /// Puts the work into a stream.
@@ -491,6 +503,11 @@ impl Attend {
             };
             // SAFETY: the same.
             unsafe { stream.launch(&self.prefill, &launch, &args) }?;
+            if let Some(join) = self.join.as_ref().filter(|_| call.work.cut) {
+                let launch = Shape { block: 256, shared: 0, ..launch };
+                // SAFETY: the same.
+                unsafe { stream.launch(join, &launch, &args) }?;
+            }
         }
         Ok(())
     }
@@ -504,6 +521,8 @@ struct PrefillPlan {
     threads: u32,
     /// Bytes of shared memory.
     shared: usize,
+    /// Walks may be cut.
+    cuts: bool,
 }
 
 impl PrefillPlan {
@@ -512,7 +531,12 @@ impl PrefillPlan {
         let (dim, format) = (shape.head_dim, shape.format);
         if arch.number == 90 && dim == 128 {
             // Begins at a multiple of 1024, and ends with barriers.
-            return Self { rows: 128, threads: 384, shared: 1024 + 5 * 128 * dim * 2 + 64 };
+            return Self {
+                rows: 128,
+                threads: 384,
+                shared: 1024 + 5 * 128 * dim * 2 + 64,
+                cuts: true,
+            };
         }
         let (rows, columns) = if dim <= 128 { (128, 64) } else { (64, 32) };
         let wide = (dim + 8) * 2;
@@ -522,12 +546,17 @@ impl PrefillPlan {
                 (rows + 2 * columns) * wide + 2 * columns * dim + 4 * columns * size_of::<f32>()
             }
         };
-        Self { rows, threads: 128, shared }
+        Self { rows, threads: 128, shared, cuts: false }
     }
 }
 
 /// Shares a step out: sequences of many rows to tiles of them, those that read most first, so that none is left at the end.
-fn work(shape: &HeadShape, rows: usize, sequences: &[SequenceArgs]) -> Work {
+fn work(
+    shape: &HeadShape,
+    plan: &PrefillPlan,
+    processors: u32,
+    sequences: &[SequenceArgs],
+) -> Work {
     let few = small((Attend::FEW_ROWS / shape.group()).max(1));
     let mut tiles: Vec<(u32, [u32; 2])> = Vec::new();
     for (n, &[_, tokens, _, positions]) in sequences.iter().enumerate() {
@@ -535,18 +564,26 @@ fn work(shape: &HeadShape, rows: usize, sequences: &[SequenceArgs]) -> Work {
             continue;
         }
         let all = tokens as usize * shape.group();
-        for tile in 0..all.div_ceil(rows) {
-            let last = ((tile + 1) * rows).min(all) - 1;
+        for tile in 0..all.div_ceil(plan.rows) {
+            let last = ((tile + 1) * plan.rows).min(all) - 1;
             let sees = positions - tokens + small(last / shape.group()) + 1;
             tiles.push((sees, [small(n), small(tile)]));
         }
     }
     tiles.sort_by_key(|(sees, _)| std::cmp::Reverse(*sees));
-    Work {
-        few,
-        decode: sequences.iter().any(|[_, tokens, ..]| (1..=few).contains(tokens)),
-        tiles: tiles.into_iter().map(|(_, tile)| tile).collect(),
-    }
+    let decode = sequences.iter().any(|[_, tokens, ..]| (1..=few).contains(tokens));
+    let steps: Vec<u32> = tiles.iter().map(|(sees, _)| sees.div_ceil(parts::STEP)).collect();
+    let length =
+        if plan.cuts { parts::cut(&steps, small(shape.kv_heads), processors) } else { None };
+    let Some(length) = length else {
+        let tiles = tiles.into_iter().map(|(_, tile)| tile).collect();
+        return Work { few, decode, tiles, cut: false };
+    };
+    let cut = tiles.into_iter().zip(steps).flat_map(|((_, [n, tile]), steps)| {
+        let count = steps.div_ceil(length);
+        (0..count).map(move |part| [n, tile | part << 16 | count << 24])
+    });
+    Work { few, decode, tiles: cut.collect(), cut: true }
 }
 
 #[cfg(test)]
@@ -567,7 +604,8 @@ mod tests {
     fn every_row_of_a_step_is_done_once_and_the_longest_walk_first() {
         let shape = shape(32, 4, 128, KvFormat::Bf16);
         let sequences = [[0, 1, 0, 900], [1, 0, 0, 0], [1, 40, 60, 2040], [41, 300, 200, 300]];
-        let work = work(&shape, 128, &sequences);
+        let plan = PrefillPlan { rows: 128, threads: 1, shared: 0, cuts: false };
+        let work = work(&shape, &plan, 132, &sequences);
         assert!(work.decode);
         assert_eq!(work.few, 8);
         // 40 tokens of 8 rows are 320 rows, that is 3 tiles; 300 are 19.
@@ -579,8 +617,31 @@ mod tests {
     #[test]
     fn a_step_of_one_kind_starts_one_kernel() {
         let shape = shape(9, 3, 64, KvFormat::Bf16);
-        assert!(work(&shape, 128, &[[0, 1, 0, 5], [1, 21, 1, 21]]).tiles.is_empty());
-        assert!(!work(&shape, 128, &[[0, 22, 0, 22]]).decode);
+        let plan = PrefillPlan { rows: 128, threads: 1, shared: 0, cuts: true };
+        let work = |sequences: &[SequenceArgs]| work(&shape, &plan, 132, sequences);
+        assert!(work(&[[0, 1, 0, 5], [1, 21, 1, 21]]).tiles.is_empty());
+        assert!(!work(&[[0, 22, 0, 22]]).decode);
+    }
+
+    #[test]
+    fn a_few_tokens_behind_a_long_history_are_cut_and_every_part_is_there_once() {
+        let shape = shape(32, 4, 128, KvFormat::Fp8);
+        let plan = PrefillPlan { rows: 128, threads: 1, shared: 0, cuts: true };
+        let work = work(&shape, &plan, 132, &[[0, 100, 0, 60_000], [100, 20, 9, 500]]);
+        assert!(work.cut);
+        assert!(work.tiles.len() * 4 <= 4 * 132);
+        let mut seen = std::collections::HashMap::new();
+        for (at, [n, word]) in work.tiles.iter().enumerate() {
+            let (tile, part, count) = (word & 0xffff, word >> 16 & 0xff, word >> 24);
+            // A tile's parts stand one after the other.
+            assert_eq!(work.tiles[at - part as usize], [*n, tile | count << 24]);
+            *seen.entry((*n, tile)).or_insert(0) += 1;
+            assert!(part < count);
+        }
+        // 100 tokens of 8 rows are 800 rows, that is 7 tiles; 20 are 2.
+        assert_eq!(seen.len(), 9);
+        let of = |n: u32| seen.iter().filter(|((m, _), _)| *m == n).map(|(_, parts)| *parts).max();
+        assert!(of(0) > of(1));
     }
 
     #[test]

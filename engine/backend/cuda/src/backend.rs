@@ -17,6 +17,7 @@ use crate::forward::{Forward, Places, mixture};
 use crate::kv::Pool;
 use crate::ledger::RECORDED_STEPS;
 use crate::moe::Unfit;
+use crate::no_code::NoCode;
 use crate::pack::{KernelError, Pack};
 use crate::sampling::{self, MOST_VOCAB, Memory, Packed, Room, Sampler, Way};
 use crate::sources::MODULES;
@@ -72,6 +73,9 @@ pub enum LoadError {
     /// No card.
     #[error(transparent)]
     NoDevice(#[from] NoDevice),
+    /// Nothing was compiled for it.
+    #[error(transparent)]
+    NoCode(#[from] NoCode),
     /// No kernels for it.
     #[error(transparent)]
     Kernels(#[from] KernelError),
@@ -205,18 +209,12 @@ impl CudaBackend {
         progress: impl Fn(u32),
     ) -> Result<Self, LoadError> {
         let device = Device::open(options.device)?;
-        if !device.arch().is_known() {
-            return Err(LoadError::Unsupported(format!(
-                "run on {} ({})",
-                device.name(),
-                device.arch()
-            )));
-        }
         check(&model.spec, options)?;
         budget::keep(&device, model, options.memory)?;
         // Before weights, which take minutes.
         for module in MODULES {
-            options.pack.load(module, &device)?;
+            let loaded = options.pack.load(module, &device);
+            loaded.map_err(|why| NoCode::or(why, &device, &options.pack))?;
         }
         let weights = DeviceWeights::load(model, &device, progress)?;
         Self::with_weights(&model.spec, weights, &device, options)
