@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context;
 use polder_backend_cuda::pack::Pack;
 use polder_control::Sockets;
-use polder_engine_server::{EngineOptions, Keeping, PackedWeights};
+use polder_engine_server::{Conversations, EngineOptions, Keeping, PackedWeights};
 use polder_recipes::Recipe;
 use polder_site::{EngineName, Site};
 use polder_supervisor::Part;
@@ -73,6 +73,10 @@ fn serve(name: EngineName, state: State) -> anyhow::Result<()> {
     }
     let mut options = EngineOptions::new(name.as_str(), socket, &model, recipe.name.as_str());
     options.kernels = kernels(&state, &name);
+    options.conversations = match slot.conversations {
+        polder_site::Conversations::Full => Conversations::Full,
+        polder_site::Conversations::Compact => Conversations::Compact,
+    };
     match weights(&model) {
         Ok(weights) => {
             options.packed = Some(packed(&state, &name, &weights));

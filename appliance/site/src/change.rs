@@ -181,6 +181,7 @@ mod tests {
         let slot = EngineSlot {
             recipe: "smollm2-135m-instruct".parse().unwrap(),
             kind: Default::default(),
+            conversations: Default::default(),
         };
         let next = SiteChange::Engine { name: "fast".parse().unwrap(), slot }.applied_to(&site);
         let lines: Vec<String> = site.differences(&next).iter().map(ToString::to_string).collect();

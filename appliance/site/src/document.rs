@@ -133,6 +133,27 @@ pub struct EngineSlot {
     /// What serves it.
     #[serde(default)]
     pub kind: EngineKind,
+    /// How it holds conversations in a graphics card's memory.
+    #[serde(default, skip_serializing_if = "Conversations::is_usual")]
+    pub conversations: Conversations,
+}
+
+/// How an engine holds what was said in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Conversations {
+    /// Every number as it was computed, in 16 bits.
+    #[default]
+    Full,
+    /// Every number rounded to 8 bits: twice as many or twice as long conversations fit, and answers may come out a little otherwise. Only on
+    /// a graphics card; a processor holds them in full and says so.
+    Compact,
+}
+
+impl Conversations {
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What serves a model. Containers and foreign URLs come with the OS image.
@@ -240,6 +261,17 @@ impl Site {
             verifier: None,
             updates: None,
         }
+    }
+
+    /// A slot with this model in it. What else it says stays as it is.
+    pub fn slot_with(&self, name: &EngineName, recipe: RecipeName) -> EngineSlot {
+        let EngineSlot { kind, conversations, .. } =
+            self.engines.get(name).cloned().unwrap_or_else(|| EngineSlot {
+                recipe: recipe.clone(),
+                kind: EngineKind::default(),
+                conversations: Conversations::default(),
+            });
+        EngineSlot { recipe, kind, conversations }
     }
 
     /// Reads and checks a document. Keys that this version does not know are left out of account.
@@ -411,10 +443,26 @@ mod tests {
             EngineSlot {
                 recipe: "smollm2-135m-instruct".parse().unwrap(),
                 kind: EngineKind::Polder,
+                conversations: Conversations::Compact,
             },
         );
+        assert!(site.to_toml().contains("conversations = \"compact\""));
         site.door.names.push("ai.example.org".into());
         assert_eq!(Site::from_toml(&site.to_toml()).unwrap(), site);
+    }
+
+    #[test]
+    fn another_model_in_a_slot_leaves_the_rest_of_it_as_it_was() {
+        let (name, recipe): (EngineName, RecipeName) =
+            ("fast".parse().unwrap(), "tiny".parse().unwrap());
+        let mut site = Site::unclaimed(8443);
+        let mut slot = site.slot_with(&name, recipe.clone());
+        assert_eq!(slot.conversations, Conversations::Full);
+        assert!(!site.to_toml().contains("conversations"));
+        slot.conversations = Conversations::Compact;
+        site.engines.insert(name.clone(), slot.clone());
+        let other: RecipeName = "other".parse().unwrap();
+        assert_eq!(site.slot_with(&name, other.clone()), EngineSlot { recipe: other, ..slot });
     }
 
     #[test]

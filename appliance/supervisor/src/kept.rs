@@ -68,6 +68,7 @@ mod tests {
         let slot = |recipe: &str| polder_site::EngineSlot {
             recipe: recipe.parse().unwrap(),
             kind: Default::default(),
+            conversations: Default::default(),
         };
         for name in ["fast", "slow"] {
             site.engines.insert(name.parse().unwrap(), slot("tiny"));

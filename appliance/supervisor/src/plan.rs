@@ -237,7 +237,11 @@ mod tests {
     }
 
     fn serve(recipe: &str) -> SiteChange {
-        let slot = EngineSlot { recipe: recipe.parse().unwrap(), kind: Default::default() };
+        let slot = EngineSlot {
+            recipe: recipe.parse().unwrap(),
+            kind: Default::default(),
+            conversations: Default::default(),
+        };
         SiteChange::Engine { name: fast(), slot }
     }
 

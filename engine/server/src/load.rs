@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use polder_backend::Backend;
 use polder_backend_cpu::{CpuBackend, CpuOptions, KvFormat, PackedWeights, Precision};
+use polder_backend_cuda::attention::KvFormat as CardFormat;
 use polder_backend_cuda::backend::{CudaBackend, CudaOptions, LoadError as CardError};
 use polder_backend_cuda::pack::Pack;
 use polder_chat::{ChatTemplate, Tokenizer};
@@ -15,6 +16,16 @@ use polder_scheduler::{Config, Cost};
 
 use crate::EngineError;
 use crate::keeping::{Keeping, open_store};
+
+/// How keys and values of conversations are held in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Conversations {
+    /// In 16 bits each.
+    #[default]
+    Full,
+    /// In 8 bits each, on a card: about twice as many fit, and answers may differ a little. A processor holds them in full.
+    Compact,
+}
 
 /// What an engine is told to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +43,8 @@ pub struct EngineOptions {
     /// Bytes for conversations; None is half of the memory that is free once the weights are
     /// mapped, or what all sequences together can use, whichever is less.
     pub kv_memory: Option<u64>,
+    /// How they are held there.
+    pub conversations: Conversations,
     /// Threads that compute; None is one per core.
     pub threads: Option<usize>,
     /// Sequences that run at once.
@@ -67,6 +80,7 @@ impl EngineOptions {
             served_as: served_as.into(),
             context: None,
             kv_memory: None,
+            conversations: Conversations::default(),
             threads: None,
             parallel: 16,
             patience: Config::default().patience,
@@ -168,13 +182,16 @@ fn on_card(
     let cuda = CudaOptions {
         device,
         pack: options.kernels.clone(),
+        kv: match options.conversations {
+            Conversations::Full => CardFormat::Bf16,
+            Conversations::Compact => CardFormat::Fp8,
+        },
         kv_tokens: u32::try_from(useful).unwrap_or(u32::MAX / BLOCK * BLOCK),
         kv_bytes: options.kv_memory,
         block_tokens: BLOCK,
         slots: options.parallel.max(1),
         // Guesses come on top of the work.
         step_tokens: 2 * CARD_STEP,
-        ..CudaOptions::default()
     };
     let progress = |thousandths: u32| progress(300 + thousandths * 6 / 10);
     let backend = match CudaBackend::load(model, &cuda, progress) {
@@ -198,7 +215,10 @@ fn on_card(
         let (available, least) = (tokens * per_token, least * per_token);
         return Err(EngineError::Memory { available, tokens, least });
     }
-    log::info!(card = backend.device().name(), positions = tokens; "model on the card");
+    log::info!(
+        card = backend.device().name(), positions = tokens, kv = format!("{:?}", cuda.kv);
+        "model on the card"
+    );
     let precision = format!("cuda, {:?}", cuda.kv);
     Ok(Some(Loaded { backend: Box::new(backend), config, precision, left: free_memory() }))
 }
@@ -216,6 +236,11 @@ fn card_cost(spec: &ModelSpec) -> Cost {
 }
 
 fn on_processor(options: &EngineOptions, model: &Arc<Model>) -> Result<Loaded, EngineError> {
+    if options.conversations == Conversations::Compact {
+        log::warn!(
+            "this engine is told to hold conversations compactly, which only a graphics card can: the processor holds them in full"
+        );
+    }
     let per_token = model.spec.kv_values_per_token().saturating_mul(KV_VALUE).max(1);
     let free = free_beside_weights(&options.model);
     let bytes = options.kv_memory.unwrap_or(free / 2);

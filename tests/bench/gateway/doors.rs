@@ -49,6 +49,7 @@ impl Polder {
         let slot = EngineSlot {
             recipe: "bench".parse().expect("a valid name"),
             kind: polder_site::EngineKind::Polder,
+            conversations: Default::default(),
         };
         site.engines = BTreeMap::from([("fast".parse().expect("a valid name"), slot.clone())]);
         Store::open(&state).expect("a fresh folder").write(&site, "bench").expect("a valid site");

@@ -219,8 +219,11 @@ pub(super) async fn place() -> Place {
     let sockets = Sockets::of(&state);
     let mut site = Site::unclaimed(8443);
     site.name = "oak".parse().unwrap();
-    let slot =
-        EngineSlot { recipe: "smollm2-135m-instruct".parse().unwrap(), kind: Default::default() };
+    let slot = EngineSlot {
+        recipe: "smollm2-135m-instruct".parse().unwrap(),
+        kind: Default::default(),
+        conversations: Default::default(),
+    };
     site.engines.insert("fast".parse().unwrap(), slot);
     let part = |state| PartStatus { state, restarts: 1, pid: Some(1) };
     let status = BoxStatus {

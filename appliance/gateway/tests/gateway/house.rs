@@ -108,7 +108,11 @@ impl House {
             site.name = "oak".parse().unwrap();
             site.door.listen = wish.listen.iter().map(|ip| ip.parse().unwrap()).collect();
             site.door.names = vec!["gpu.example.org".to_owned()];
-            let slot = EngineSlot { recipe: "small".parse().unwrap(), kind: EngineKind::Polder };
+            let slot = EngineSlot {
+                recipe: "small".parse().unwrap(),
+                kind: EngineKind::Polder,
+                conversations: Default::default(),
+            };
             site.engines = BTreeMap::from([("fast".parse().unwrap(), slot)]);
             Store::open(state).unwrap().write(&site, "test").unwrap();
             let (status, seen) = watch::channel(box_status(&site, &sockets, PartState::Ready));

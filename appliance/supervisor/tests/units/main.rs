@@ -137,7 +137,11 @@ impl Box_ {
     }
 
     async fn serve(&self, model: &str) -> Run {
-        let slot = EngineSlot { recipe: model.parse().unwrap(), kind: Default::default() };
+        let slot = EngineSlot {
+            recipe: model.parse().unwrap(),
+            kind: Default::default(),
+            conversations: Default::default(),
+        };
         self.change(SiteChange::Engine { name: "fast".parse().unwrap(), slot }).await
     }
 
