@@ -140,10 +140,9 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
         Some(loaded) => loaded,
         None => on_processor(options, &model)?,
     };
-    let Loaded { backend, config, precision, left } = loaded;
-    let limits = backend.limits();
+    let Loaded { mut backend, config, precision, left } = loaded;
     let keeping = options.keeping.as_ref();
-    let store = keeping.and_then(|keeping| open_store(keeping, &limits, &precision, left));
+    let store = keeping.and_then(|keeping| open_store(keeping, &mut *backend, &precision, left));
     let unopened = store.is_none() && keeping.is_some_and(|keeping| keeping.folder.is_some());
     let left_behind = options.left_behind || unopened;
     progress(1000);

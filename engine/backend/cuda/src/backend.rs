@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use polder_backend::check::{Slots, carried};
 use polder_backend::{
-    Backend, BackendError, BlockId, Limits, OutputRow, Row, StepBatch, StepOutput, Ticket, Want,
+    Backend, BackendError, Begun, BlockId, Carried, HostBlock, HostMemory, Limits, OutputRow, Row,
+    StepBatch, StepOutput, Ticket, Want,
 };
 use polder_model::{Attention, Ffn, Model, ModelSpec};
 
 use crate::attention::{Attend, HEAD_DIMS, HeadShape, KvFormat, Work as Sharing};
+use crate::carry::Carrier;
 use crate::device::{Buffer, Device, Event, Failure, Graph, NoDevice, Pinned, Stream};
 use crate::forward::{Forward, Places, mixture};
 use crate::kv::Pool;
@@ -130,6 +132,8 @@ pub struct CudaBackend {
     taken: u64,
     /// What broke it. Nothing runs any more.
     broken: Option<Failure>,
+    /// Blocks that go and come beside steps, and memory for those that do not.
+    carrier: Carrier,
     staging: Pinned<u8>,
     /// The last import has left the staging memory.
     imported: Event,
@@ -252,6 +256,11 @@ impl CudaBackend {
         let logits = device.buffer(rows * stride)?;
         let hidden = device.buffer(rows * spec.hidden as usize)?;
         let tiles = device.buffer(TILES * 2)?;
+        // Blocks that a step fills leave while the next one fills others.
+        let filled = options.step_tokens.div_ceil(options.block_tokens) as usize;
+        let busy = 2 * (filled + usize::from(options.slots));
+        let parts = (layers, shape.block_bytes());
+        let carrier = Carrier::new(&options.pack, device, parts, busy)?;
         // Last, because it takes what is left.
         let free = device.free_memory()?;
         let bytes = options.kv_bytes.unwrap_or(u64::MAX).min(free / 20 * 19);
@@ -287,6 +296,7 @@ impl CudaBackend {
             given: 0,
             taken: 0,
             broken: None,
+            carrier,
             staging,
             device: device.clone(),
             limits,
@@ -360,7 +370,10 @@ impl Backend for CudaBackend {
     fn export_block(&mut self, block: BlockId, into: &mut Vec<u8>) -> Result<(), BackendError> {
         carried(block, None, &self.limits)?;
         self.whole()?;
-        let copied = self.pool.export(&self.stream, block.0, &mut self.staging);
+        let copied = self
+            .carrier
+            .hold_back(&self.stream, [block].iter())
+            .and_then(|()| self.pool.export(&self.stream, block.0, &mut self.staging));
         self.note(copied)?;
         into.clear();
         into.extend_from_slice(&self.staging);
@@ -372,12 +385,73 @@ impl Backend for CudaBackend {
         self.whole()?;
         // What was written before may still be on its way.
         let copied = self.imported.wait().and_then(|()| {
+            self.carrier.hold_back(&self.stream, [block].iter())?;
             self.staging.copy_from_slice(bytes);
             // SAFETY: the event is waited for before the memory changes.
             unsafe { self.pool.import(&self.stream, block.0, &self.staging)? };
             self.stream.record(&self.imported)
         });
         self.note(copied)
+    }
+
+    fn begin_export(&mut self, blocks: &[BlockId]) -> Result<Begun, BackendError> {
+        blocks.iter().try_for_each(|block| carried(*block, None, &self.limits))?;
+        if !self.carrier.is_open() {
+            let mut out = Vec::with_capacity(blocks.len());
+            for block in blocks {
+                let mut bytes = Vec::new();
+                self.export_block(*block, &mut bytes)?;
+                out.push(bytes.into());
+            }
+            return Ok(Begun::Done(out));
+        }
+        self.whole()?;
+        let room = self.carrier.room();
+        if blocks.len() > room {
+            let told = format!("{} blocks to go out, and room for {room}", blocks.len());
+            return Err(BackendError::BadBlock(told));
+        }
+        let begun = self.carrier.begin_out(&self.stream, &self.pool, blocks);
+        self.note(begun).map(Begun::Later)
+    }
+
+    fn export_room(&self) -> usize {
+        self.carrier.room()
+    }
+
+    fn begin_import(
+        &mut self,
+        blocks: Vec<(BlockId, Arc<HostBlock>)>,
+    ) -> Result<Begun, BackendError> {
+        let check = |(block, bytes): &(BlockId, Arc<HostBlock>)| {
+            carried(*block, Some(bytes.len()), &self.limits)
+        };
+        blocks.iter().try_for_each(check)?;
+        if !self.carrier.is_open() {
+            for (block, bytes) in &blocks {
+                self.import_block(*block, bytes)?;
+            }
+            return Ok(Begun::Done(Vec::new()));
+        }
+        self.whole()?;
+        let begun = self.carrier.begin_in(&self.stream, &self.pool, blocks);
+        self.note(begun).map(Begun::Later)
+    }
+
+    fn carried(&mut self, wait: bool) -> Result<Option<Carried>, BackendError> {
+        self.whole()?;
+        let carried = self.carrier.carried(wait);
+        self.note(carried)
+    }
+
+    fn host_memory(&mut self, bytes: u64) -> Option<Arc<dyn HostMemory>> {
+        match self.device.enter().and_then(|()| self.carrier.take_memory(bytes)) {
+            Ok(arena) => Some(arena),
+            Err(failure) => {
+                log::warn!("KV goes to host memory and comes back between steps only: {failure}");
+                None
+            }
+        }
     }
 }
 
@@ -425,6 +499,9 @@ impl CudaBackend {
         let parameters = self.packed.words.len();
         desk.parameters[..parameters].copy_from_slice(&self.packed.words);
         let stream = &self.stream;
+        self.carrier.hold_back(stream, step.block_table.iter())?;
+        let copied = step.copies.iter().flat_map(|copy| [&copy.from, &copy.to]);
+        self.carrier.hold_back(stream, copied)?;
         // SAFETY: a desk is not touched before its step is collected, and one is collected before its desk comes round again; what
         // is not pinned has been read when the call returns.
         unsafe {

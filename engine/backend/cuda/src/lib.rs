@@ -10,9 +10,11 @@
 #![allow(unsafe_code)]
 
 pub mod arch;
+mod arena;
 pub mod attention;
 pub mod backend;
 pub mod basics;
+mod carry;
 pub mod compiler;
 pub mod device;
 mod forward;
