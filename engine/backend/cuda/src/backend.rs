@@ -12,14 +12,14 @@ use polder_model::{Attention, Ffn, Model, ModelSpec};
 
 use crate::attention::{Attend, HEAD_DIMS, HeadShape, KvFormat, Work as Sharing};
 use crate::carry::Carrier;
-use crate::device::{Buffer, Device, Event, Failure, Graph, NoDevice, Pinned, Stream};
+use crate::device::{Buffer, Device, Event, Failure, Graph, NoDevice, Pinned, Plain, Stream};
 use crate::forward::{Forward, Places, mixture};
 use crate::kv::Pool;
 use crate::moe::Unfit;
 use crate::pack::{KernelError, Pack};
 use crate::sampling::{self, MOST_VOCAB, Memory, Packed, Room, Sampler, Way};
 use crate::sources::MODULES;
-use crate::step::{Layout, RECORDED, SEQUENCE, Size, samples, write};
+use crate::step::{Layout, RECORDED, SEQUENCE, Size, fill_up, samples, write};
 use crate::weights::{DeviceWeights, WeightError};
 
 /// How to run a model on a card.
@@ -124,8 +124,7 @@ pub struct CudaBackend {
     room: Room,
     /// Logits of a row.
     stride: usize,
-    /// By size, and whether every row takes the best token.
-    graphs: HashMap<(Size, bool), Graph>,
+    graphs: HashMap<Recorded, Graph>,
     desks: Vec<Desk>,
     in_flight: VecDeque<Flight>,
     given: u64,
@@ -139,12 +138,25 @@ pub struct CudaBackend {
     imported: Event,
 }
 
+/// What a recorded step is, beside what is read from memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Recorded {
+    size: Size,
+    /// Every row takes the best token.
+    greedy: bool,
+    /// Whether attention decodes, and tiles of what it does not decode.
+    decode: bool,
+    tiles: usize,
+}
+
 /// Host memory of one step on its way.
 #[derive(Debug)]
 struct Desk {
     words: Pinned<u32>,
     parameters: Pinned<u32>,
     results: Pinned<u32>,
+    /// Starts of slots, copies of blocks and tiles of attention; as long as it was needed.
+    extras: Option<Pinned<u32>>,
     /// `[row][vocab]` and `[row][hidden]`, for rows that ask; made when the first one does.
     logits: Option<Pinned<f32>>,
     hidden: Option<Pinned<f32>>,
@@ -180,6 +192,8 @@ impl Asked {
 
 /// Tiles of attention that a step may have: each has at least 64 rows of a token and a head of a group.
 const TILES: usize = 1 << 16;
+/// Steps that are recorded, at most: each keeps a few megabytes.
+const GRAPHS: usize = 256;
 /// Rows of guesses that a step has room for, beside one of each sequence.
 const GUESSES: usize = 64;
 /// Logits of so many bytes are kept at once; rows beyond are done after them.
@@ -245,6 +259,7 @@ impl CudaBackend {
                 words: device.pinned(words)?,
                 parameters: device.pinned(room.most_words())?,
                 results: device.pinned(memory.results.len())?,
+                extras: None,
                 logits: None,
                 hidden: None,
                 done: device.event()?,
@@ -498,56 +513,68 @@ impl CudaBackend {
         write(step, &layout, self.limits.block_tokens, &mut desk.words);
         let parameters = self.packed.words.len();
         desk.parameters[..parameters].copy_from_slice(&self.packed.words);
+        // Who attends to what; a step without guesses that goes on with answers says so by its size.
+        let (mut sharing, mut play) = (self.forward.recorded_share(), size);
+        if exact.tokens > exact.sequences || size.is_none() {
+            let sequences = &desk.words[layout.sequences.clone()];
+            sharing = self.forward.share(sequences.as_chunks::<SEQUENCE>().0);
+            play = size.filter(|_| fill_up(&mut sharing.tiles));
+        }
+        let pairs = step.copies.iter().flat_map(|copy| [copy.from.0, copy.to.0]);
+        let starts = if self.packed.reset_slots > 0 { self.packed.resets.len() } else { 0 };
+        let (copies, tiles) = (2 * step.copies.len(), 2 * sharing.tiles.len());
+        let length = (starts + copies + tiles).next_power_of_two();
+        let extras = room_for(&self.device, &mut desk.extras, length)?;
+        let (first, rest) = extras.split_at_mut(starts);
+        first.copy_from_slice(&self.packed.resets[..starts]);
+        rest.iter_mut().zip(pairs).for_each(|(to, from)| *to = from);
+        rest[copies..copies + tiles].copy_from_slice(sharing.tiles.as_flattened());
+        let (starts, rest) = (&*first, &*rest);
         let stream = &self.stream;
         self.carrier.hold_back(stream, step.block_table.iter())?;
         let copied = step.copies.iter().flat_map(|copy| [&copy.from, &copy.to]);
         self.carrier.hold_back(stream, copied)?;
-        // SAFETY: a desk is not touched before its step is collected, and one is collected before its desk comes round again; what
-        // is not pinned has been read when the call returns.
+        // SAFETY: a desk is not touched before its step is collected, and one is collected before its desk comes round again.
         unsafe {
-            if self.packed.reset_slots > 0 {
-                self.memory.make_room(&self.device, self.packed.resets.len())?;
-                stream.upload(&self.memory.resets, 0, &self.packed.resets)?;
+            if !starts.is_empty() {
+                self.memory.make_room(&self.device, starts.len())?;
+                stream.upload(&self.memory.resets, 0, starts)?;
                 self.sampler.reset(stream, &self.memory, self.packed.reset_slots)?;
             }
-            for copies in step.copies.chunks(self.copies.len() / 2) {
-                let pairs: Vec<u32> =
-                    copies.iter().flat_map(|copy| [copy.from.0, copy.to.0]).collect();
-                stream.upload(&self.copies, 0, &pairs)?;
-                self.forward.copy_blocks(stream, &self.pool, self.copies.at(), copies.len())?;
+            for pairs in rest[..copies].chunks(self.copies.len() / 2 * 2) {
+                stream.upload(&self.copies, 0, pairs)?;
+                let (at, count) = (self.copies.at(), pairs.len() / 2);
+                self.forward.copy_blocks(stream, &self.pool, at, count)?;
+            }
+            if tiles > 0 {
+                stream.upload(&self.tiles, 0, &rest[copies..copies + tiles])?;
             }
             stream.upload(&self.words, 0, &desk.words[..words])?;
             stream.upload(&self.memory.words, 0, &desk.parameters[..parameters])?;
         }
         if exact.tokens > 0 {
-            match size {
-                Some(size) => self.play(size, &layout)?,
-                None => self.launch(number, exact, &layout)?,
+            match play {
+                Some(size) => self.play(size, &layout, &sharing)?,
+                None => self.launches(size.unwrap_or(exact), &layout, &sharing)?,
             }
         }
         self.fetch(step, exact, &layout, number)
     }
 
     /// A step of a size that is recorded, or is from now on.
-    fn play(&mut self, size: Size, layout: &Layout) -> Result<(), Failure> {
-        let key = (size, self.packed.way == Way::Greedy);
-        if !self.graphs.contains_key(&key) {
-            let sharing = self.forward.recorded_share();
-            let graph = self.stream.capture(|| self.launches(size, layout, &sharing))?;
-            self.graphs.insert(key, graph);
+    fn play(&mut self, size: Size, layout: &Layout, sharing: &Sharing) -> Result<(), Failure> {
+        let greedy = self.packed.way == Way::Greedy;
+        let (decode, tiles) = (sharing.decode, sharing.tiles.len());
+        let recorded = Recorded { size, greedy, decode, tiles };
+        if !self.graphs.contains_key(&recorded) {
+            if self.graphs.len() == GRAPHS {
+                return self.launches(size, layout, sharing);
+            }
+            let graph = self.stream.capture(|| self.launches(size, layout, sharing))?;
+            self.graphs.insert(recorded, graph);
         }
         // SAFETY: everything that it was recorded with lives as long as this.
-        unsafe { self.stream.replay(&self.graphs[&key]) }
-    }
-
-    /// Any step.
-    fn launch(&mut self, desk: usize, size: Size, layout: &Layout) -> Result<(), Failure> {
-        let sequences = &self.desks[desk].words[layout.sequences.clone()];
-        let sequences: Vec<[u32; SEQUENCE]> = sequences.as_chunks().0.to_vec();
-        let sharing = self.forward.share(&sequences);
-        // SAFETY: what is not pinned has been read when the call returns.
-        unsafe { self.stream.upload(&self.tiles, 0, sharing.tiles.as_flattened())? };
-        self.launches(size, layout, &sharing)
+        unsafe { self.stream.replay(&self.graphs[&recorded]) }
     }
 
     fn launches(&self, size: Size, layout: &Layout, sharing: &Sharing) -> Result<(), Failure> {
@@ -661,11 +688,11 @@ impl CudaBackend {
 }
 
 /// Pinned memory of at least so many values.
-fn room_for<'a>(
+fn room_for<'a, T: Plain>(
     device: &Device,
-    memory: &'a mut Option<Pinned<f32>>,
+    memory: &'a mut Option<Pinned<T>>,
     values: usize,
-) -> Result<&'a mut Pinned<f32>, Failure> {
+) -> Result<&'a mut Pinned<T>, Failure> {
     if memory.as_ref().is_none_or(|memory| memory.len() < values) {
         *memory = Some(device.pinned(values)?);
     }
