@@ -217,7 +217,7 @@ mod tests {
             (name.to_string(), recipe.name.clone())
         };
         assert_eq!(pick(&site, None), ("fast".into(), DEFAULT_RECIPE.into()));
-        let slot = site.slot_with(&"slow".parse().unwrap(), "gemma-3-270m".parse().unwrap());
+        let slot = polder_site::EngineSlot::serving("gemma-3-270m".parse().unwrap());
         site.engines.insert("slow".parse().unwrap(), slot);
         assert_eq!(pick(&site, None), ("slow".into(), "gemma-3-270m".into()));
         assert_eq!(pick(&site, Some(DEFAULT_RECIPE)), ("fast".into(), DEFAULT_RECIPE.into()));

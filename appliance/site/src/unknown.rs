@@ -211,7 +211,7 @@ mod tests {
         site.apps.insert("wiki".parse().unwrap(), App { upstream, open_to: Default::default() });
         let recipe = "smollm2-135m-instruct".parse().unwrap();
         let conversations = crate::document::Conversations::Compact;
-        let slot = EngineSlot { recipe, kind: Default::default(), conversations };
+        let slot = EngineSlot { conversations, ..EngineSlot::serving(recipe) };
         site.engines.insert("fast".parse().unwrap(), slot);
         let url = "unix:/run/auth.sock:/auth".parse().unwrap();
         site.verifier = Some(Verifier { url, mode: Default::default() });

@@ -4,14 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_backend::Backend;
+use polder_backend::{Backend, Place};
 use polder_backend_cpu::{CpuBackend, CpuOptions, KvFormat, PackedWeights, Precision};
 use polder_backend_cuda::attention::KvFormat as CardFormat;
 use polder_backend_cuda::backend::{CudaBackend, CudaOptions, LoadError as CardError};
+use polder_backend_cuda::cost;
+use polder_backend_cuda::device::NoDevice;
 use polder_backend_cuda::pack::Pack;
 use polder_chat::{ChatTemplate, Tokenizer};
 use polder_kv::Store;
-use polder_model::{Attention, Model, ModelSpec};
+use polder_model::Model;
 use polder_scheduler::{Config, Cost};
 
 use crate::EngineError;
@@ -45,6 +47,10 @@ pub struct EngineOptions {
     pub kv_memory: Option<u64>,
     /// How they are held there.
     pub conversations: Conversations,
+    /// Most bytes for everything, weights, conversations and work, of the card's memory or else the machine's. None is what is free.
+    pub memory: Option<u64>,
+    /// Which part of the model this engine is. It has all of it: anything else is refused.
+    pub place: Place,
     /// Threads that compute; None is one per core.
     pub threads: Option<usize>,
     /// Sequences that run at once.
@@ -81,6 +87,8 @@ impl EngineOptions {
             context: None,
             kv_memory: None,
             conversations: Conversations::default(),
+            memory: None,
+            place: Place::ALONE,
             threads: None,
             parallel: 16,
             patience: Config::default().patience,
@@ -107,6 +115,8 @@ pub struct Parts {
     pub store: Option<Arc<Store>>,
     /// See [`EngineOptions::left_behind`].
     pub left_behind: bool,
+    /// One sentence, where it runs less well than this machine could.
+    pub note: Option<String>,
 }
 
 /// Positions in a KV block.
@@ -118,6 +128,9 @@ const KV_VALUE: u64 = 2;
 
 /// Loads a model, on a card if there is one; `progress` hears thousandths.
 pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Parts, EngineError> {
+    if options.place != Place::ALONE {
+        return Err(EngineError::Place(options.place));
+    }
     let path = || options.model.clone();
     let mut model = Model::open(&options.model)
         .map_err(|source| EngineError::Model { path: path(), source })?;
@@ -136,9 +149,9 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
         model.spec.context = model.spec.context.min(cap.max(1));
     }
     let model = Arc::new(model);
-    let loaded = match on_card(options, &model, &progress)? {
-        Some(loaded) => loaded,
-        None => on_processor(options, &model)?,
+    let (loaded, note) = match on_card(options, &model, &progress)? {
+        Ok(loaded) => (loaded, None),
+        Err(why) => (on_processor(options, &model)?, why),
     };
     let Loaded { mut backend, config, precision, left } = loaded;
     let keeping = options.keeping.as_ref();
@@ -146,7 +159,7 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
     let unopened = store.is_none() && keeping.is_some_and(|keeping| keeping.folder.is_some());
     let left_behind = options.left_behind || unopened;
     progress(1000);
-    Ok(Parts { backend, tokenizer, template, config, store, left_behind })
+    Ok(Parts { backend, tokenizer, template, config, store, left_behind, note })
 }
 
 /// A back end that is ready.
@@ -159,23 +172,25 @@ struct Loaded {
     left: u64,
 }
 
-/// Most work of a step on a card, beside what it decodes: a prompt's share that does not hold up those who are being answered.
-const CARD_STEP: u32 = 1024;
+/// What one token of a card's first step may take before the step is taken for hung.
+const CARD_PACE: Duration = Duration::from_millis(20);
 
-/// None where the processor has to do: there is no card, or it cannot run this model.
+/// `Err` where the processor has to do: there is no card; or there is, and why it does not serve.
 fn on_card(
     options: &EngineOptions,
     model: &Arc<Model>,
     progress: &impl Fn(u32),
-) -> Result<Option<Loaded>, EngineError> {
-    let Some(device) = options.card else { return Ok(None) };
+) -> Result<Result<Loaded, Option<String>>, EngineError> {
+    let Some(device) = options.card else { return Ok(Err(None)) };
     let spec = &model.spec;
     let useful = useful(spec.context, options.parallel);
+    let slopes = cost::slopes(spec);
     let config = Config {
         patience: options.patience,
-        cost: card_cost(spec),
-        step_tokens: CARD_STEP,
+        cost: Cost { read_slope: slopes.read, decode_slope: slopes.decode },
+        step_tokens: cost::STEP_WORK,
         steps_ahead: 1,
+        first_pace: CARD_PACE,
         ..Config::default()
     };
     let cuda = CudaOptions {
@@ -187,23 +202,26 @@ fn on_card(
         },
         kv_tokens: u32::try_from(useful).unwrap_or(u32::MAX / BLOCK * BLOCK),
         kv_bytes: options.kv_memory,
+        memory: options.memory,
         block_tokens: BLOCK,
         slots: options.parallel.max(1),
         // Guesses come on top of the work.
-        step_tokens: 2 * CARD_STEP,
+        step_tokens: 2 * cost::STEP_WORK,
+        ..CudaOptions::default()
     };
     let progress = |thousandths: u32| progress(300 + thousandths * 6 / 10);
     let backend = match CudaBackend::load(model, &cuda, progress) {
         Ok(backend) => backend,
-        Err(CardError::NoDevice(why)) => {
+        Err(CardError::NoDevice(why @ (NoDevice::NoDriver | NoDevice::NoCard))) => {
             log::info!("{why}: the processor computes");
-            return Ok(None);
+            return Ok(Err(None));
         }
         Err(why) if why.is_memory() => return Err(EngineError::Card(why)),
         Err(why @ CardError::Options(_)) => return Err(EngineError::Card(why)),
         Err(why) => {
-            log::warn!("the card cannot run this model, the processor computes: {why}");
-            return Ok(None);
+            let note = format!("the processor computes, not the card: {why}");
+            log::warn!("{note}");
+            return Ok(Err(Some(note)));
         }
     };
     let limits = backend.limits();
@@ -219,19 +237,7 @@ fn on_card(
         "model on the card"
     );
     let precision = format!("cuda, {:?}", cuda.kv);
-    Ok(Some(Loaded { backend: Box::new(backend), config, precision, left: free_memory() }))
-}
-
-/// Reading a prompt is bound by arithmetic, going on with an answer by the memory that is read: keys and values of all positions. Of
-/// a query head's group each value is read once and multiplied for every head, and a card does some 75 multiplications and additions
-/// in the time of reading two bytes (H200: 300 TFLOP/s that are reached, 4 TB/s).
-fn card_cost(spec: &ModelSpec) -> Cost {
-    let slope = spec.attention_slope();
-    let group = spec.layers.first().map_or(1.0, |layer| {
-        let Attention::Gqa(gqa) = &layer.attention;
-        f64::from(gqa.heads) / f64::from(gqa.kv_heads)
-    });
-    Cost { read_slope: slope, decode_slope: slope * (75.0 / group).max(1.0) }
+    Ok(Ok(Loaded { backend: Box::new(backend), config, precision, left: free_memory() }))
 }
 
 fn on_processor(options: &EngineOptions, model: &Arc<Model>) -> Result<Loaded, EngineError> {
@@ -241,7 +247,7 @@ fn on_processor(options: &EngineOptions, model: &Arc<Model>) -> Result<Loaded, E
         );
     }
     let per_token = model.spec.kv_values_per_token().saturating_mul(KV_VALUE).max(1);
-    let free = free_beside_weights(&options.model);
+    let free = free_beside_weights(&options.model, options.memory)?;
     let bytes = options.kv_memory.unwrap_or(free / 2);
     let kv_tokens = kv_tokens(bytes, per_token, model.spec.context, options.parallel)?;
     // Cores multiply for a living, whether they read a text or go on with it.
@@ -287,9 +293,14 @@ fn kv_tokens(bytes: u64, per_token: u64, context: u32, parallel: u16) -> Result<
 
 /// What the weights leave free; half of it is for conversations. Packing widens some formats to one and a half times
 /// their bytes in the file, and all of it is taken before the first conversation grows.
-fn free_beside_weights(model: &Path) -> u64 {
+/// A budget is for all of it.
+fn free_beside_weights(model: &Path, budget: Option<u64>) -> Result<u64, EngineError> {
     let weights = file_bytes(model).saturating_mul(3) / 2;
-    free_memory().saturating_sub(weights)
+    match budget {
+        Some(budget) if weights > budget => Err(EngineError::Budget { weights, budget }),
+        Some(budget) => Ok(budget.min(free_memory()).saturating_sub(weights)),
+        None => Ok(free_memory().saturating_sub(weights)),
+    }
 }
 
 /// The bytes of a file, or of the files in a folder.
@@ -330,6 +341,28 @@ mod tests {
         assert_eq!(file_bytes(&folder.path().join("m")), 730);
         assert_eq!(file_bytes(&folder.path().join("blob")), 700);
         assert_eq!(file_bytes(&folder.path().join("nothing")), 0);
+    }
+
+    #[test]
+    fn a_budget_is_for_weights_and_conversations_and_too_small_a_one_says_what_is_lacking() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("model.gguf");
+        std::fs::write(&model, vec![0; 2 << 20]).unwrap();
+        // Packed they may take half as much again.
+        assert_eq!(free_beside_weights(&model, Some(4 << 20)).unwrap(), 1 << 20);
+        assert!(free_beside_weights(&model, Some(u64::MAX)).unwrap() <= free_memory());
+        let why = free_beside_weights(&model, Some(2 << 20)).unwrap_err();
+        assert_eq!(why.exit_status(), EngineError::DOES_NOT_FIT);
+        let why = why.to_string();
+        assert!(why.contains("weights take 3 MiB") && why.contains("1 MiB are lacking"), "{why}");
+    }
+
+    #[test]
+    fn an_engine_that_is_one_of_several_is_refused_by_name() {
+        let mut options = EngineOptions::new("fast", "socket", "nothing", "tiny");
+        options.place = Place { rank: 1, world: 2 };
+        let Err(why) = load(&options, |_| ()) else { panic!("loaded") };
+        assert!(why.to_string().contains("place 1 of 2 devices"), "{why}");
     }
 
     #[test]

@@ -5,17 +5,20 @@ use std::sync::Arc;
 
 use polder_backend::check::{Slots, carried};
 use polder_backend::{
-    Backend, BackendError, Begun, BlockId, Carried, HostBlock, HostMemory, Limits, OutputRow, Row,
-    StepBatch, StepOutput, Ticket, Want,
+    Backend, BackendError, Begun, BlockId, Carried, HostBlock, HostMemory, Limits, OutputRow,
+    Place, Row, StepBatch, StepOutput, Ticket, Want,
 };
 use polder_model::{Attention, Ffn, Model, ModelSpec};
 
 use crate::attention::{Attend, HEAD_DIMS, HeadShape, KvFormat, Work as Sharing};
+use crate::budget::{self, TooSmall};
 use crate::carry::Carrier;
 use crate::device::{Buffer, Device, Event, Failure, Graph, NoDevice, Pinned, Plain, Stream};
 use crate::forward::{Forward, Places, mixture};
 use crate::kv::Pool;
+use crate::ledger::RECORDED_STEPS;
 use crate::moe::Unfit;
+use crate::no_code::NoCode;
 use crate::pack::{KernelError, Pack};
 use crate::sampling::{self, MOST_VOCAB, Memory, Packed, Room, Sampler, Way};
 use crate::sources::MODULES;
@@ -35,6 +38,11 @@ pub struct CudaOptions {
     pub kv_tokens: u32,
     /// Most bytes of the KV pool. None: what the card has left when everything else is there, but for a twentieth.
     pub kv_bytes: Option<u64>,
+    /// Most bytes of the card's memory for everything: weights, keys and values, work, and what the driver takes for this process. None:
+    /// what is free.
+    pub memory: Option<u64>,
+    /// Which part of the model this is. One card has all of it: anything else is refused.
+    pub place: Place,
     /// Positions in a block; a multiple of 16.
     pub block_tokens: u32,
     /// Sequences that can run at once.
@@ -51,6 +59,8 @@ impl Default for CudaOptions {
             kv: KvFormat::Bf16,
             kv_tokens: 16 * 1024,
             kv_bytes: None,
+            memory: None,
+            place: Place::ALONE,
             block_tokens: 16,
             slots: 64,
             step_tokens: 4096,
@@ -64,6 +74,9 @@ pub enum LoadError {
     /// No card.
     #[error(transparent)]
     NoDevice(#[from] NoDevice),
+    /// Nothing was compiled for it.
+    #[error(transparent)]
+    NoCode(#[from] NoCode),
     /// No kernels for it.
     #[error(transparent)]
     Kernels(#[from] KernelError),
@@ -79,6 +92,9 @@ pub enum LoadError {
     /// An option that cannot be.
     #[error("cannot run a model with {0}")]
     Options(String),
+    /// The model does not fit.
+    #[error(transparent)]
+    TooSmall(#[from] TooSmall),
     /// The card refuses; out of memory, for one.
     #[error("{0}")]
     Device(#[from] Failure),
@@ -92,6 +108,7 @@ impl LoadError {
                 failure.out_of_memory
             }
             Self::Weights(WeightError::Device(failure)) => failure.out_of_memory,
+            Self::TooSmall(_) => true,
             _ => false,
         }
     }
@@ -125,6 +142,8 @@ pub struct CudaBackend {
     /// Logits of a row.
     stride: usize,
     graphs: HashMap<Recorded, Graph>,
+    /// Bytes that they took, about.
+    recorded: u64,
     desks: Vec<Desk>,
     in_flight: VecDeque<Flight>,
     given: u64,
@@ -192,8 +211,6 @@ impl Asked {
 
 /// Tiles of attention that a step may have: each has at least 64 rows of a token and a head of a group.
 const TILES: usize = 1 << 16;
-/// Steps that are recorded, at most: each keeps a few megabytes.
-const GRAPHS: usize = 256;
 /// Rows of guesses that a step has room for, beside one of each sequence.
 const GUESSES: usize = 64;
 /// Logits of so many bytes are kept at once; rows beyond are done after them.
@@ -207,17 +224,12 @@ impl CudaBackend {
         progress: impl Fn(u32),
     ) -> Result<Self, LoadError> {
         let device = Device::open(options.device)?;
-        if !device.arch().is_known() {
-            return Err(LoadError::Unsupported(format!(
-                "run on {} ({})",
-                device.name(),
-                device.arch()
-            )));
-        }
         check(&model.spec, options)?;
+        budget::keep(&device, model, options.memory)?;
         // Before weights, which take minutes.
         for module in MODULES {
-            options.pack.load(module, &device)?;
+            let loaded = options.pack.load(module, &device);
+            loaded.map_err(|why| NoCode::or(why, &device, &options.pack))?;
         }
         let weights = DeviceWeights::load(model, &device, progress)?;
         Self::with_weights(&model.spec, weights, &device, options)
@@ -279,6 +291,7 @@ impl CudaBackend {
         // Last, because it takes what is left.
         let free = device.free_memory()?;
         let bytes = options.kv_bytes.unwrap_or(u64::MAX).min(free / 20 * 19);
+        let bytes = bytes.min(device.left().unwrap_or(u64::MAX));
         let blocks = blocks(bytes, per_token as u64, options)?;
         let pool = Pool::new(device, layers, blocks as usize, &shape)?;
         let limits = Limits {
@@ -306,6 +319,7 @@ impl CudaBackend {
             room,
             stride,
             graphs: HashMap::new(),
+            recorded: 0,
             desks,
             in_flight: VecDeque::new(),
             given: 0,
@@ -518,7 +532,8 @@ impl CudaBackend {
         if exact.tokens > exact.sequences || size.is_none() {
             let sequences = &desk.words[layout.sequences.clone()];
             sharing = self.forward.share(sequences.as_chunks::<SEQUENCE>().0);
-            play = size.filter(|_| fill_up(&mut sharing.tiles));
+            // How a walk over a long history is cut depends on its length: such a step is not recorded.
+            play = size.filter(|_| !sharing.cut && fill_up(&mut sharing.tiles));
         }
         let pairs = step.copies.iter().flat_map(|copy| [copy.from.0, copy.to.0]);
         let starts = if self.packed.reset_slots > 0 { self.packed.resets.len() } else { 0 };
@@ -566,15 +581,21 @@ impl CudaBackend {
         let greedy = self.packed.way == Way::Greedy;
         let (decode, tiles) = (sharing.decode, sharing.tiles.len());
         let recorded = Recorded { size, greedy, decode, tiles };
-        if !self.graphs.contains_key(&recorded) {
-            if self.graphs.len() == GRAPHS {
-                return self.launches(size, layout, sharing);
-            }
-            let graph = self.stream.capture(|| self.launches(size, layout, sharing))?;
-            self.graphs.insert(recorded, graph);
+        if let Some(graph) = self.graphs.get(&recorded) {
+            // SAFETY: everything that it was recorded with lives as long as this.
+            return unsafe { self.stream.replay(graph) };
         }
-        // SAFETY: everything that it was recorded with lives as long as this.
-        unsafe { self.stream.replay(&self.graphs[&recorded]) }
+        if self.recorded > RECORDED_STEPS {
+            return self.launches(size, layout, sharing);
+        }
+        let free = self.device.free_memory()?;
+        let graph = self.stream.capture(|| self.launches(size, layout, sharing))?;
+        // SAFETY: as above.
+        unsafe { self.stream.replay(&graph)? };
+        self.graphs.insert(recorded, graph);
+        // Others may have taken some meanwhile: then it counts as more than it is.
+        self.recorded += free.saturating_sub(self.device.free_memory()?);
+        Ok(())
     }
 
     fn launches(&self, size: Size, layout: &Layout, sharing: &Sharing) -> Result<(), Failure> {
@@ -737,6 +758,12 @@ fn check(spec: &ModelSpec, options: &CudaOptions) -> Result<HeadShape, LoadError
         if mixtures.any(|other| other != first) {
             return unsupported("run layers with mixtures of different shapes".into());
         }
+    }
+    if options.place != Place::ALONE {
+        return Err(LoadError::Options(format!(
+            "place {} of {} cards: one model on several cards is not there yet; use one card",
+            options.place.rank, options.place.world
+        )));
     }
     if usize::from(options.slots) > Attend::MOST_SEQUENCES || options.slots == 0 {
         return Err(LoadError::Options(format!(
