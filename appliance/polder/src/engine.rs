@@ -6,7 +6,7 @@ use anyhow::Context;
 use polder_backend_cuda::device::Device;
 use polder_backend_cuda::pack::Pack;
 use polder_control::Sockets;
-use polder_engine_server::{EngineOptions, Keeping, PackedWeights};
+use polder_engine_server::{Conversations, EngineOptions, Keeping, PackedWeights};
 use polder_planner::Room;
 use polder_recipes::Recipe;
 use polder_site::{EngineName, Site};
@@ -75,6 +75,10 @@ fn serve(name: EngineName, state: State) -> anyhow::Result<()> {
     }
     let mut options = EngineOptions::new(name.as_str(), socket, &model, recipe.name.as_str());
     options.kernels = kernels(&state, &name);
+    options.conversations = match slot.conversations {
+        polder_site::Conversations::Full => Conversations::Full,
+        polder_site::Conversations::Compact => Conversations::Compact,
+    };
     options.memory = memory(&site, &name)?;
     match weights(&model) {
         Ok(weights) => {

@@ -30,7 +30,7 @@ mod turnover;
 pub mod wire;
 
 pub use keeping::Keeping;
-pub use load::{EngineOptions, Parts};
+pub use load::{Conversations, EngineOptions, Parts};
 pub use polder_backend::Place;
 pub use polder_backend_cpu::PackedWeights;
 pub use serve::{run, serve};

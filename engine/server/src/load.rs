@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use polder_backend::{Backend, Place};
 use polder_backend_cpu::{CpuBackend, CpuOptions, KvFormat, PackedWeights, Precision};
+use polder_backend_cuda::attention::KvFormat as CardFormat;
 use polder_backend_cuda::backend::{CudaBackend, CudaOptions, LoadError as CardError};
 use polder_backend_cuda::cost;
 use polder_backend_cuda::device::NoDevice;
@@ -17,6 +18,16 @@ use polder_scheduler::{Config, Cost};
 
 use crate::EngineError;
 use crate::keeping::{Keeping, open_store};
+
+/// How keys and values of conversations are held in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Conversations {
+    /// In 16 bits each.
+    #[default]
+    Full,
+    /// In 8 bits each, on a card: about twice as many fit, and answers may differ a little. A processor holds them in full.
+    Compact,
+}
 
 /// What an engine is told to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +45,8 @@ pub struct EngineOptions {
     /// Bytes for conversations; None is half of the memory that is free once the weights are
     /// mapped, or what all sequences together can use, whichever is less.
     pub kv_memory: Option<u64>,
+    /// How they are held there.
+    pub conversations: Conversations,
     /// Most bytes for everything, weights, conversations and work, of the card's memory or else the machine's. None is what is free.
     pub memory: Option<u64>,
     /// Which part of the model this engine is. It has all of it: anything else is refused.
@@ -73,6 +86,7 @@ impl EngineOptions {
             served_as: served_as.into(),
             context: None,
             kv_memory: None,
+            conversations: Conversations::default(),
             memory: None,
             place: Place::ALONE,
             threads: None,
@@ -139,10 +153,9 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
         Ok(loaded) => (loaded, None),
         Err(why) => (on_processor(options, &model)?, why),
     };
-    let Loaded { backend, config, precision, left } = loaded;
-    let limits = backend.limits();
+    let Loaded { mut backend, config, precision, left } = loaded;
     let keeping = options.keeping.as_ref();
-    let store = keeping.and_then(|keeping| open_store(keeping, &limits, &precision, left));
+    let store = keeping.and_then(|keeping| open_store(keeping, &mut *backend, &precision, left));
     let unopened = store.is_none() && keeping.is_some_and(|keeping| keeping.folder.is_some());
     let left_behind = options.left_behind || unopened;
     progress(1000);
@@ -183,6 +196,10 @@ fn on_card(
     let cuda = CudaOptions {
         device,
         pack: options.kernels.clone(),
+        kv: match options.conversations {
+            Conversations::Full => CardFormat::Bf16,
+            Conversations::Compact => CardFormat::Fp8,
+        },
         kv_tokens: u32::try_from(useful).unwrap_or(u32::MAX / BLOCK * BLOCK),
         kv_bytes: options.kv_memory,
         memory: options.memory,
@@ -215,12 +232,20 @@ fn on_card(
         let (available, least) = (tokens * per_token, least * per_token);
         return Err(EngineError::Memory { available, tokens, least });
     }
-    log::info!(card = backend.device().name(), positions = tokens; "model on the card");
+    log::info!(
+        card = backend.device().name(), positions = tokens, kv = format!("{:?}", cuda.kv);
+        "model on the card"
+    );
     let precision = format!("cuda, {:?}", cuda.kv);
     Ok(Ok(Loaded { backend: Box::new(backend), config, precision, left: free_memory() }))
 }
 
 fn on_processor(options: &EngineOptions, model: &Arc<Model>) -> Result<Loaded, EngineError> {
+    if options.conversations == Conversations::Compact {
+        log::warn!(
+            "this engine is told to hold conversations compactly, which only a graphics card can: the processor holds them in full"
+        );
+    }
     let per_token = model.spec.kv_values_per_token().saturating_mul(KV_VALUE).max(1);
     let free = free_beside_weights(&options.model, options.memory)?;
     let bytes = options.kv_memory.unwrap_or(free / 2);

@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use polder_backend::check::{Slots, carried};
 use polder_backend::{
-    Backend, BackendError, BlockId, Limits, OutputRow, Place, Row, StepBatch, StepOutput, Ticket,
-    Want,
+    Backend, BackendError, Begun, BlockId, Carried, HostBlock, HostMemory, Limits, OutputRow,
+    Place, Row, StepBatch, StepOutput, Ticket, Want,
 };
 use polder_model::{Attention, Ffn, Model, ModelSpec};
 
 use crate::attention::{Attend, HEAD_DIMS, HeadShape, KvFormat, Work as Sharing};
 use crate::budget::{self, TooSmall};
-use crate::device::{Buffer, Device, Event, Failure, Graph, NoDevice, Pinned, Stream};
+use crate::carry::Carrier;
+use crate::device::{Buffer, Device, Event, Failure, Graph, NoDevice, Pinned, Plain, Stream};
 use crate::forward::{Forward, Places, mixture};
 use crate::kv::Pool;
 use crate::ledger::RECORDED_STEPS;
@@ -21,7 +22,7 @@ use crate::no_code::NoCode;
 use crate::pack::{KernelError, Pack};
 use crate::sampling::{self, MOST_VOCAB, Memory, Packed, Room, Sampler, Way};
 use crate::sources::MODULES;
-use crate::step::{Layout, RECORDED, SEQUENCE, Size, samples, write};
+use crate::step::{Layout, RECORDED, SEQUENCE, Size, fill_up, samples, write};
 use crate::weights::{DeviceWeights, WeightError};
 
 /// How to run a model on a card.
@@ -140,8 +141,7 @@ pub struct CudaBackend {
     room: Room,
     /// Logits of a row.
     stride: usize,
-    /// By size, and whether every row takes the best token.
-    graphs: HashMap<(Size, bool), Graph>,
+    graphs: HashMap<Recorded, Graph>,
     /// Bytes that they took, about.
     recorded: u64,
     desks: Vec<Desk>,
@@ -150,9 +150,22 @@ pub struct CudaBackend {
     taken: u64,
     /// What broke it. Nothing runs any more.
     broken: Option<Failure>,
+    /// Blocks that go and come beside steps, and memory for those that do not.
+    carrier: Carrier,
     staging: Pinned<u8>,
     /// The last import has left the staging memory.
     imported: Event,
+}
+
+/// What a recorded step is, beside what is read from memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Recorded {
+    size: Size,
+    /// Every row takes the best token.
+    greedy: bool,
+    /// Whether attention decodes, and tiles of what it does not decode.
+    decode: bool,
+    tiles: usize,
 }
 
 /// Host memory of one step on its way.
@@ -161,6 +174,8 @@ struct Desk {
     words: Pinned<u32>,
     parameters: Pinned<u32>,
     results: Pinned<u32>,
+    /// Starts of slots, copies of blocks and tiles of attention; as long as it was needed.
+    extras: Option<Pinned<u32>>,
     /// `[row][vocab]` and `[row][hidden]`, for rows that ask; made when the first one does.
     logits: Option<Pinned<f32>>,
     hidden: Option<Pinned<f32>>,
@@ -256,6 +271,7 @@ impl CudaBackend {
                 words: device.pinned(words)?,
                 parameters: device.pinned(room.most_words())?,
                 results: device.pinned(memory.results.len())?,
+                extras: None,
                 logits: None,
                 hidden: None,
                 done: device.event()?,
@@ -267,6 +283,11 @@ impl CudaBackend {
         let logits = device.buffer(rows * stride)?;
         let hidden = device.buffer(rows * spec.hidden as usize)?;
         let tiles = device.buffer(TILES * 2)?;
+        // Blocks that a step fills leave while the next one fills others.
+        let filled = options.step_tokens.div_ceil(options.block_tokens) as usize;
+        let busy = 2 * (filled + usize::from(options.slots));
+        let parts = (layers, shape.block_bytes());
+        let carrier = Carrier::new(&options.pack, device, parts, busy)?;
         // Last, because it takes what is left.
         let free = device.free_memory()?;
         let bytes = options.kv_bytes.unwrap_or(u64::MAX).min(free / 20 * 19);
@@ -304,6 +325,7 @@ impl CudaBackend {
             given: 0,
             taken: 0,
             broken: None,
+            carrier,
             staging,
             device: device.clone(),
             limits,
@@ -377,7 +399,10 @@ impl Backend for CudaBackend {
     fn export_block(&mut self, block: BlockId, into: &mut Vec<u8>) -> Result<(), BackendError> {
         carried(block, None, &self.limits)?;
         self.whole()?;
-        let copied = self.pool.export(&self.stream, block.0, &mut self.staging);
+        let copied = self
+            .carrier
+            .hold_back(&self.stream, [block].iter())
+            .and_then(|()| self.pool.export(&self.stream, block.0, &mut self.staging));
         self.note(copied)?;
         into.clear();
         into.extend_from_slice(&self.staging);
@@ -389,12 +414,73 @@ impl Backend for CudaBackend {
         self.whole()?;
         // What was written before may still be on its way.
         let copied = self.imported.wait().and_then(|()| {
+            self.carrier.hold_back(&self.stream, [block].iter())?;
             self.staging.copy_from_slice(bytes);
             // SAFETY: the event is waited for before the memory changes.
             unsafe { self.pool.import(&self.stream, block.0, &self.staging)? };
             self.stream.record(&self.imported)
         });
         self.note(copied)
+    }
+
+    fn begin_export(&mut self, blocks: &[BlockId]) -> Result<Begun, BackendError> {
+        blocks.iter().try_for_each(|block| carried(*block, None, &self.limits))?;
+        if !self.carrier.is_open() {
+            let mut out = Vec::with_capacity(blocks.len());
+            for block in blocks {
+                let mut bytes = Vec::new();
+                self.export_block(*block, &mut bytes)?;
+                out.push(bytes.into());
+            }
+            return Ok(Begun::Done(out));
+        }
+        self.whole()?;
+        let room = self.carrier.room();
+        if blocks.len() > room {
+            let told = format!("{} blocks to go out, and room for {room}", blocks.len());
+            return Err(BackendError::BadBlock(told));
+        }
+        let begun = self.carrier.begin_out(&self.stream, &self.pool, blocks);
+        self.note(begun).map(Begun::Later)
+    }
+
+    fn export_room(&self) -> usize {
+        self.carrier.room()
+    }
+
+    fn begin_import(
+        &mut self,
+        blocks: Vec<(BlockId, Arc<HostBlock>)>,
+    ) -> Result<Begun, BackendError> {
+        let check = |(block, bytes): &(BlockId, Arc<HostBlock>)| {
+            carried(*block, Some(bytes.len()), &self.limits)
+        };
+        blocks.iter().try_for_each(check)?;
+        if !self.carrier.is_open() {
+            for (block, bytes) in &blocks {
+                self.import_block(*block, bytes)?;
+            }
+            return Ok(Begun::Done(Vec::new()));
+        }
+        self.whole()?;
+        let begun = self.carrier.begin_in(&self.stream, &self.pool, blocks);
+        self.note(begun).map(Begun::Later)
+    }
+
+    fn carried(&mut self, wait: bool) -> Result<Option<Carried>, BackendError> {
+        self.whole()?;
+        let carried = self.carrier.carried(wait);
+        self.note(carried)
+    }
+
+    fn host_memory(&mut self, bytes: u64) -> Option<Arc<dyn HostMemory>> {
+        match self.device.enter().and_then(|()| self.carrier.take_memory(bytes)) {
+            Ok(arena) => Some(arena),
+            Err(failure) => {
+                log::warn!("KV goes to host memory and comes back between steps only: {failure}");
+                None
+            }
+        }
     }
 }
 
@@ -441,62 +527,75 @@ impl CudaBackend {
         write(step, &layout, self.limits.block_tokens, &mut desk.words);
         let parameters = self.packed.words.len();
         desk.parameters[..parameters].copy_from_slice(&self.packed.words);
+        // Who attends to what; a step without guesses that goes on with answers says so by its size.
+        let (mut sharing, mut play) = (self.forward.recorded_share(), size);
+        if exact.tokens > exact.sequences || size.is_none() {
+            let sequences = &desk.words[layout.sequences.clone()];
+            sharing = self.forward.share(sequences.as_chunks::<SEQUENCE>().0);
+            // How a walk over a long history is cut depends on its length: such a step is not recorded.
+            play = size.filter(|_| !sharing.cut && fill_up(&mut sharing.tiles));
+        }
+        let pairs = step.copies.iter().flat_map(|copy| [copy.from.0, copy.to.0]);
+        let starts = if self.packed.reset_slots > 0 { self.packed.resets.len() } else { 0 };
+        let (copies, tiles) = (2 * step.copies.len(), 2 * sharing.tiles.len());
+        let length = (starts + copies + tiles).next_power_of_two();
+        let extras = room_for(&self.device, &mut desk.extras, length)?;
+        let (first, rest) = extras.split_at_mut(starts);
+        first.copy_from_slice(&self.packed.resets[..starts]);
+        rest.iter_mut().zip(pairs).for_each(|(to, from)| *to = from);
+        rest[copies..copies + tiles].copy_from_slice(sharing.tiles.as_flattened());
+        let (starts, rest) = (&*first, &*rest);
         let stream = &self.stream;
-        // SAFETY: a desk is not touched before its step is collected, and one is collected before its desk comes round again; what
-        // is not pinned has been read when the call returns.
+        self.carrier.hold_back(stream, step.block_table.iter())?;
+        let copied = step.copies.iter().flat_map(|copy| [&copy.from, &copy.to]);
+        self.carrier.hold_back(stream, copied)?;
+        // SAFETY: a desk is not touched before its step is collected, and one is collected before its desk comes round again.
         unsafe {
-            if self.packed.reset_slots > 0 {
-                self.memory.make_room(&self.device, self.packed.resets.len())?;
-                stream.upload(&self.memory.resets, 0, &self.packed.resets)?;
+            if !starts.is_empty() {
+                self.memory.make_room(&self.device, starts.len())?;
+                stream.upload(&self.memory.resets, 0, starts)?;
                 self.sampler.reset(stream, &self.memory, self.packed.reset_slots)?;
             }
-            for copies in step.copies.chunks(self.copies.len() / 2) {
-                let pairs: Vec<u32> =
-                    copies.iter().flat_map(|copy| [copy.from.0, copy.to.0]).collect();
-                stream.upload(&self.copies, 0, &pairs)?;
-                self.forward.copy_blocks(stream, &self.pool, self.copies.at(), copies.len())?;
+            for pairs in rest[..copies].chunks(self.copies.len() / 2 * 2) {
+                stream.upload(&self.copies, 0, pairs)?;
+                let (at, count) = (self.copies.at(), pairs.len() / 2);
+                self.forward.copy_blocks(stream, &self.pool, at, count)?;
+            }
+            if tiles > 0 {
+                stream.upload(&self.tiles, 0, &rest[copies..copies + tiles])?;
             }
             stream.upload(&self.words, 0, &desk.words[..words])?;
             stream.upload(&self.memory.words, 0, &desk.parameters[..parameters])?;
         }
         if exact.tokens > 0 {
-            match size {
-                Some(size) => self.play(size, &layout)?,
-                None => self.launch(number, exact, &layout)?,
+            match play {
+                Some(size) => self.play(size, &layout, &sharing)?,
+                None => self.launches(size.unwrap_or(exact), &layout, &sharing)?,
             }
         }
         self.fetch(step, exact, &layout, number)
     }
 
     /// A step of a size that is recorded, or is from now on.
-    fn play(&mut self, size: Size, layout: &Layout) -> Result<(), Failure> {
-        let key = (size, self.packed.way == Way::Greedy);
-        if let Some(graph) = self.graphs.get(&key) {
+    fn play(&mut self, size: Size, layout: &Layout, sharing: &Sharing) -> Result<(), Failure> {
+        let greedy = self.packed.way == Way::Greedy;
+        let (decode, tiles) = (sharing.decode, sharing.tiles.len());
+        let recorded = Recorded { size, greedy, decode, tiles };
+        if let Some(graph) = self.graphs.get(&recorded) {
             // SAFETY: everything that it was recorded with lives as long as this.
             return unsafe { self.stream.replay(graph) };
         }
-        let sharing = self.forward.recorded_share();
         if self.recorded > RECORDED_STEPS {
-            return self.launches(size, layout, &sharing);
+            return self.launches(size, layout, sharing);
         }
         let free = self.device.free_memory()?;
-        let graph = self.stream.capture(|| self.launches(size, layout, &sharing))?;
+        let graph = self.stream.capture(|| self.launches(size, layout, sharing))?;
         // SAFETY: as above.
         unsafe { self.stream.replay(&graph)? };
-        self.graphs.insert(key, graph);
+        self.graphs.insert(recorded, graph);
         // Others may have taken some meanwhile: then it counts as more than it is.
         self.recorded += free.saturating_sub(self.device.free_memory()?);
         Ok(())
-    }
-
-    /// Any step.
-    fn launch(&mut self, desk: usize, size: Size, layout: &Layout) -> Result<(), Failure> {
-        let sequences = &self.desks[desk].words[layout.sequences.clone()];
-        let sequences: Vec<[u32; SEQUENCE]> = sequences.as_chunks().0.to_vec();
-        let sharing = self.forward.share(&sequences);
-        // SAFETY: what is not pinned has been read when the call returns.
-        unsafe { self.stream.upload(&self.tiles, 0, sharing.tiles.as_flattened())? };
-        self.launches(size, layout, &sharing)
     }
 
     fn launches(&self, size: Size, layout: &Layout, sharing: &Sharing) -> Result<(), Failure> {
@@ -610,11 +709,11 @@ impl CudaBackend {
 }
 
 /// Pinned memory of at least so many values.
-fn room_for<'a>(
+fn room_for<'a, T: Plain>(
     device: &Device,
-    memory: &'a mut Option<Pinned<f32>>,
+    memory: &'a mut Option<Pinned<T>>,
     values: usize,
-) -> Result<&'a mut Pinned<f32>, Failure> {
+) -> Result<&'a mut Pinned<T>, Failure> {
     if memory.as_ref().is_none_or(|memory| memory.len() < values) {
         *memory = Some(device.pinned(values)?);
     }

@@ -10,10 +10,12 @@
 #![allow(unsafe_code)]
 
 pub mod arch;
+mod arena;
 pub mod attention;
 pub mod backend;
 pub mod basics;
 pub mod budget;
+mod carry;
 pub mod compiler;
 pub mod cost;
 pub mod device;
