@@ -15,10 +15,11 @@ use crate::forward::{Forward, Places, mixture};
 use crate::kv::Pool;
 use crate::moe::Unfit;
 use crate::pack::{KernelError, Pack};
+use crate::packed::{PackedTiles, Writer};
 use crate::sampling::{self, MOST_VOCAB, Memory, Packed, Room, Sampler, Way};
 use crate::sources::MODULES;
 use crate::step::{Layout, RECORDED, SEQUENCE, Size, samples, write};
-use crate::weights::{DeviceWeights, WeightError};
+use crate::weights::{DeviceWeights, Unkept, WeightError, what_to_do};
 
 /// How to run a model on a card.
 #[derive(Debug, Clone)]
@@ -27,6 +28,8 @@ pub struct CudaOptions {
     pub device: u32,
     /// Where kernels are kept.
     pub pack: Pack,
+    /// Where packed weights are kept for the next start; None packs them each time.
+    pub packed: Option<PackedTiles>,
     /// How keys and values are kept.
     pub kv: KvFormat,
     /// Most positions in the KV pool, rounded up to whole blocks.
@@ -46,6 +49,7 @@ impl Default for CudaOptions {
         Self {
             device: 0,
             pack: Pack::default(),
+            packed: None,
             kv: KvFormat::Bf16,
             kv_tokens: 16 * 1024,
             kv_bytes: None,
@@ -77,6 +81,19 @@ pub enum LoadError {
     /// An option that cannot be.
     #[error("cannot run a model with {0}")]
     Options(String),
+    /// There is no room for what computes.
+    #[error(
+        "the weights take {} GiB of the card's {} GiB, and what is left is not enough to compute with ({failure}); {}",
+        weights >> 30, whole >> 30, what_to_do(*.weights, *.whole)
+    )]
+    Beside {
+        /// Bytes of the weights.
+        weights: u64,
+        /// Bytes that the card has.
+        whole: u64,
+        /// What it could not have.
+        failure: Failure,
+    },
     /// The card refuses; out of memory, for one.
     #[error("{0}")]
     Device(#[from] Failure),
@@ -90,6 +107,7 @@ impl LoadError {
                 failure.out_of_memory
             }
             Self::Weights(WeightError::Device(failure)) => failure.out_of_memory,
+            Self::Weights(WeightError::Room { .. }) | Self::Beside { .. } => true,
             _ => false,
         }
     }
@@ -133,6 +151,8 @@ pub struct CudaBackend {
     staging: Pinned<u8>,
     /// The last import has left the staging memory.
     imported: Event,
+    /// Keeps packed weights for the next start.
+    writer: Option<Writer>,
 }
 
 /// Host memory of one step on its way.
@@ -201,8 +221,23 @@ impl CudaBackend {
         for module in MODULES {
             options.pack.load(module, &device)?;
         }
-        let weights = DeviceWeights::load(model, &device, progress)?;
-        Self::with_weights(&model.spec, weights, &device, options)
+        let (weights, unkept) =
+            DeviceWeights::load(model, &device, options.packed.as_ref(), progress)?;
+        let bytes = weights.matrix_bytes();
+        let loaded = Self::with_weights(&model.spec, weights, &device, options);
+        let mut backend = loaded.map_err(|error| match error {
+            LoadError::Device(failure) if failure.out_of_memory => {
+                LoadError::Beside { weights: bytes, whole: device.memory(), failure }
+            }
+            other => other,
+        })?;
+        backend.writer = unkept.and_then(Unkept::start);
+        Ok(backend)
+    }
+
+    /// Waits until packed weights are on disk, where they are being written.
+    pub fn settle(&mut self) {
+        self.writer.iter_mut().for_each(Writer::settle);
     }
 
     /// Takes weights that are on the card.
@@ -279,6 +314,7 @@ impl CudaBackend {
             hidden,
             tiles,
             imported: device.event()?,
+            writer: None,
             room,
             stride,
             graphs: HashMap::new(),
@@ -384,6 +420,7 @@ impl Backend for CudaBackend {
 impl Drop for CudaBackend {
     fn drop(&mut self) {
         // Nothing is freed under what still runs. What fails here has failed before.
+        self.writer = None;
         let _ = self.device.enter();
         let _ = self.stream.synchronize();
         self.graphs.clear();
