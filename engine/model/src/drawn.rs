@@ -84,6 +84,12 @@ pub enum DrawError {
     Write(#[from] io::Error),
 }
 
+/// Bytes that a checkpoint of this configuration has, but for descriptions.
+pub fn bytes(config: &str) -> Result<u64, DrawError> {
+    let tensors = tensors(&parse_config(config.as_bytes())?, Stored::of(config)?)?;
+    Ok(tensors.iter().map(|tensor| tensor.bytes() as u64).sum())
+}
+
 /// Writes `config.json`, shards and their index into a folder that is there; answers with the bytes of the shards. All cores draw.
 pub fn write(folder: &Path, config: &str, drawing: &Drawing) -> Result<u64, DrawError> {
     let spec = parse_config(config.as_bytes())?;

@@ -118,6 +118,11 @@ impl Model {
         })
     }
 
+    /// Bytes of the files that hold its tensors.
+    pub fn bytes_of_files(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes().len() as u64).sum()
+    }
+
     /// A tensor's bytes as they stand in the file: `tensor.rows` rows of whole blocks.
     pub fn bytes(&self, tensor: &Tensor) -> &[u8] {
         &self.files[tensor.file].bytes()[tensor.offset..tensor.offset + tensor.len]

@@ -24,6 +24,7 @@ mod responses;
 mod serve;
 mod socket;
 mod stream;
+mod synthetic;
 mod tools;
 mod turnover;
 pub mod wire;
@@ -32,6 +33,7 @@ pub use keeping::Keeping;
 pub use load::{EngineOptions, Parts};
 pub use polder_backend_cpu::PackedWeights;
 pub use serve::{run, serve};
+pub use synthetic::Synthetic;
 
 use std::path::PathBuf;
 
@@ -86,6 +88,14 @@ pub enum EngineError {
     /// The card could not take the model.
     #[error("cannot load the model onto the card")]
     Card(#[source] polder_backend_cuda::backend::LoadError),
+    /// No such model can be drawn.
+    #[error("no weights can be drawn for {name}: {why}")]
+    Synthetic {
+        /// The model's name in the API.
+        name: String,
+        /// Why.
+        why: String,
+    },
     /// Loading panicked.
     #[error("loading the model failed unexpectedly; the log says where")]
     LoadPanicked,

@@ -8,6 +8,7 @@ use polder_backend::Backend;
 use polder_backend_cpu::{CpuBackend, CpuOptions, KvFormat, PackedWeights, Precision};
 use polder_backend_cuda::backend::{CudaBackend, CudaOptions, LoadError as CardError};
 use polder_backend_cuda::pack::Pack;
+use polder_backend_cuda::packed::PackedTiles;
 use polder_chat::{ChatTemplate, Tokenizer};
 use polder_kv::Store;
 use polder_model::{Attention, Model, ModelSpec};
@@ -15,6 +16,7 @@ use polder_scheduler::{Config, Cost};
 
 use crate::EngineError;
 use crate::keeping::{Keeping, open_store};
+use crate::synthetic::Synthetic;
 
 /// What an engine is told to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +27,8 @@ pub struct EngineOptions {
     pub socket: PathBuf,
     /// A GGUF file, or a folder that holds one or a safetensors checkpoint.
     pub model: PathBuf,
+    /// A model that is drawn instead, to measure with.
+    pub synthetic: Option<Synthetic>,
     /// The model's name in the API.
     pub served_as: String,
     /// Longest sequence, tokens; None is what the model was made for.
@@ -41,7 +45,7 @@ pub struct EngineOptions {
     pub patience: Duration,
     /// What is kept of conversations beside the device; None keeps nothing.
     pub keeping: Option<Keeping>,
-    /// Where packed weights are kept for the next start; None packs them each time. Not for cards.
+    /// Where packed weights are kept for the next start; None packs them each time. For cards in `tiles.bin` beside it.
     pub packed: Option<PackedWeights>,
     /// Which graphics card, from 0; None runs on the processor. Without a card there the processor is taken too.
     pub card: Option<u32>,
@@ -64,6 +68,7 @@ impl EngineOptions {
             name: name.into(),
             socket: socket.into(),
             model: model.into(),
+            synthetic: None,
             served_as: served_as.into(),
             context: None,
             kv_memory: None,
@@ -104,10 +109,13 @@ const KV_VALUE: u64 = 2;
 
 /// Loads a model, on a card if there is one; `progress` hears thousandths.
 pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Parts, EngineError> {
+    if let Some(synthetic) = &options.synthetic {
+        return crate::synthetic::load(options, synthetic, progress);
+    }
     let path = || options.model.clone();
     let mut model = Model::open(&options.model)
         .map_err(|source| EngineError::Model { path: path(), source })?;
-    progress(100);
+    progress(OPENED / 2);
     let tokenizer = Tokenizer::from_source(&model.tokenizer)
         .map_err(|source| EngineError::Tokenizer { path: path(), source })?;
     let template = match &model.chat_template {
@@ -117,27 +125,47 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
     if let Err(why) = &template {
         log::warn!(why:% = why; "this model cannot chat, only continue text");
     }
-    progress(300);
-    if let Some(cap) = options.context {
-        model.spec.context = model.spec.context.min(cap.max(1));
-    }
+    progress(OPENED);
+    cap(&mut model.spec, options);
     let model = Arc::new(model);
-    let loaded = match on_card(options, &model, &progress)? {
+    let loaded = on_card(options, &model.spec, &progress, |cuda, progress| {
+        CudaBackend::load(&model, cuda, progress)
+    })?;
+    let loaded = match loaded {
         Some(loaded) => loaded,
         None => on_processor(options, &model)?,
     };
+    progress(1000);
+    Ok(ready(options, loaded, tokenizer, template))
+}
+
+/// Thousandths when a model's files are open. What comes then is told by its bytes.
+const OPENED: u32 = 10;
+
+pub(crate) fn cap(spec: &mut ModelSpec, options: &EngineOptions) {
+    if let Some(cap) = options.context {
+        spec.context = spec.context.min(cap.max(1));
+    }
+}
+
+/// With a store for what is to be kept.
+pub(crate) fn ready(
+    options: &EngineOptions,
+    loaded: Loaded,
+    tokenizer: Tokenizer,
+    template: Result<ChatTemplate, String>,
+) -> Parts {
     let Loaded { backend, config, precision, left } = loaded;
     let limits = backend.limits();
     let keeping = options.keeping.as_ref();
     let store = keeping.and_then(|keeping| open_store(keeping, &limits, &precision, left));
     let unopened = store.is_none() && keeping.is_some_and(|keeping| keeping.folder.is_some());
     let left_behind = options.left_behind || unopened;
-    progress(1000);
-    Ok(Parts { backend, tokenizer, template, config, store, left_behind })
+    Parts { backend, tokenizer, template, config, store, left_behind }
 }
 
 /// A back end that is ready.
-struct Loaded {
+pub(crate) struct Loaded {
     backend: Box<dyn Backend>,
     config: Config,
     /// What must be the same for kept blocks to be of use.
@@ -150,13 +178,13 @@ struct Loaded {
 const CARD_STEP: u32 = 1024;
 
 /// None where the processor has to do: there is no card, or it cannot run this model.
-fn on_card(
+pub(crate) fn on_card(
     options: &EngineOptions,
-    model: &Arc<Model>,
+    spec: &ModelSpec,
     progress: &impl Fn(u32),
+    load: impl FnOnce(&CudaOptions, &dyn Fn(u32)) -> Result<CudaBackend, CardError>,
 ) -> Result<Option<Loaded>, EngineError> {
     let Some(device) = options.card else { return Ok(None) };
-    let spec = &model.spec;
     let useful = useful(spec.context, options.parallel);
     let config = Config {
         patience: options.patience,
@@ -168,6 +196,7 @@ fn on_card(
     let cuda = CudaOptions {
         device,
         pack: options.kernels.clone(),
+        packed: options.packed.as_ref().map(tiles),
         kv_tokens: u32::try_from(useful).unwrap_or(u32::MAX / BLOCK * BLOCK),
         kv_bytes: options.kv_memory,
         block_tokens: BLOCK,
@@ -176,8 +205,8 @@ fn on_card(
         step_tokens: 2 * CARD_STEP,
         ..CudaOptions::default()
     };
-    let progress = |thousandths: u32| progress(300 + thousandths * 6 / 10);
-    let backend = match CudaBackend::load(model, &cuda, progress) {
+    let told = |thousandths: u32| progress(OPENED + thousandths * (1000 - OPENED) / 1000);
+    let backend = match load(&cuda, &told) {
         Ok(backend) => backend,
         Err(CardError::NoDevice(why)) => {
             log::info!("{why}: the processor computes");
@@ -203,6 +232,17 @@ fn on_card(
     Ok(Some(Loaded { backend: Box::new(backend), config, precision, left: free_memory() }))
 }
 
+/// Packed for a card beside what is packed for the processor.
+fn tiles(packed: &PackedWeights) -> PackedTiles {
+    PackedTiles {
+        path: packed.path.with_file_name("tiles.bin"),
+        weights: packed.weights.clone(),
+        least_bytes: packed.least_bytes,
+        reserve_bytes: packed.reserve_bytes,
+        least_packing: 50,
+    }
+}
+
 /// Reading a prompt is bound by arithmetic, going on with an answer by the memory that is read: keys and values of all positions. Of
 /// a query head's group each value is read once and multiplied for every head, and a card does some 75 multiplications and additions
 /// in the time of reading two bytes (H200: 300 TFLOP/s that are reached, 4 TB/s).
@@ -215,7 +255,10 @@ fn card_cost(spec: &ModelSpec) -> Cost {
     Cost { read_slope: slope, decode_slope: slope * (75.0 / group).max(1.0) }
 }
 
-fn on_processor(options: &EngineOptions, model: &Arc<Model>) -> Result<Loaded, EngineError> {
+pub(crate) fn on_processor(
+    options: &EngineOptions,
+    model: &Arc<Model>,
+) -> Result<Loaded, EngineError> {
     let per_token = model.spec.kv_values_per_token().saturating_mul(KV_VALUE).max(1);
     let free = free_beside_weights(&options.model);
     let bytes = options.kv_memory.unwrap_or(free / 2);

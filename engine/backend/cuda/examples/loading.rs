@@ -55,31 +55,44 @@ fn main() {
     files.iter().for_each(|file| File::open(file).unwrap().sync_all().unwrap());
     rate("on the disk", began, bytes);
     files.iter().for_each(|file| forget(file));
-    let disk = disk(&files, threads);
-    println!("  disk: {disk:.2} GB/s read past the cache, {threads} at a time");
+    let mut shards: Vec<&PathBuf> = files
+        .iter()
+        .filter(|file| file.extension().is_some_and(|end| end == "safetensors"))
+        .collect();
+    shards.sort();
+    let mut best = 0.0_f64;
+    let ways = [(threads, 8 << 20, true), (64, 1 << 20, true), (threads, 8 << 20, false)];
+    for (n, (threads, bytes, direct)) in ways.into_iter().enumerate() {
+        let found = disk(shards[n % shards.len()], threads, bytes, direct);
+        let way = if direct { "past" } else { "through" };
+        let each = bytes >> 20;
+        println!("  disk: {found:.2} GB/s {way} the cache, {threads} threads, {each} MiB each");
+        best = best.max(found);
+    }
+    let disk = best;
+    files.iter().for_each(|file| forget(file));
 
     let packed = PackedTiles {
         path: folder.join("packed").join("tiles.bin"),
         weights: "drawn".into(),
         least_bytes: 0,
         reserve_bytes: 0,
+        // It is measured whether it is worth it or not.
+        least_packing: 0,
     };
     let tiles = {
         let model = Model::open(&folder).unwrap();
         Plan::of(&model).unwrap().bytes()
     };
-    for (name, file) in
-        [("nothing kept", &files), ("nothing kept, files in the cache", &Vec::new())]
-    {
-        file.iter().for_each(|file| forget(file));
-        drop(load(&format!("cold, {name}"), &folder, None, tiles, (disk, bus)));
-    }
+    drop(load("cold, nothing in the cache", &folder, None, tiles, (disk, bus)));
     {
         let model = Model::open(&folder).unwrap();
         let plan = Plan::of(&model).unwrap();
-        let began = Instant::now();
-        bring(&plan, None, &mut Nowhere(&device, None), threads, |_| ()).unwrap();
-        rate("packing alone, files in the cache", began, tiles);
+        for _ in 0..2 {
+            let began = Instant::now();
+            bring(&plan, None, &mut Nowhere(&device, None), threads, |_| ()).unwrap();
+            rate("packing alone, files in the cache", began, tiles);
+        }
     }
     let mut backend = load(
         "cold, files in the cache, and to be kept",
@@ -186,44 +199,30 @@ fn forget(path: &Path) {
     fadvise(&file, 0, None, Advice::DontNeed).unwrap();
 }
 
-/// GB/s of up to 4 GB of files, 8 MiB at a time.
-fn disk(files: &[PathBuf], threads: usize) -> f64 {
-    const PIECE: usize = 8 << 20;
-    let open = |path: &PathBuf| {
-        File::options()
-            .read(true)
-            .custom_flags(OFlags::DIRECT.bits().cast_signed())
-            .open(path)
-            .unwrap()
-    };
-    let files: Vec<(File, u64)> = files
-        .iter()
-        .map(open)
-        .map(|file| {
-            let len = file.metadata().unwrap().len();
-            (file, len)
-        })
-        .collect();
-    let places: Vec<(&File, u64)> = files
-        .iter()
-        .flat_map(|(file, len)| (0..len / PIECE as u64).map(move |n| (file, n * PIECE as u64)))
-        .take(512)
-        .collect();
+/// GB/s of the first 2 GB of a file, so many threads with so many bytes each at a time: past the cache, or through it.
+fn disk(path: &Path, threads: usize, bytes: usize, direct: bool) -> f64 {
+    let flags = if direct { OFlags::DIRECT.bits().cast_signed() } else { 0 };
+    let file = File::options().read(true).custom_flags(flags).open(path).unwrap();
+    let pieces = (file.metadata().unwrap().len() as usize).min(2 << 30) / bytes;
     let next = AtomicUsize::new(0);
     let began = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                let mut memory = vec![0_u8; PIECE + 4096];
+                let mut memory = vec![0_u8; bytes + 4096];
                 let skip = memory.as_ptr().align_offset(4096);
-                let to = &mut memory[skip..skip + PIECE];
-                while let Some((file, at)) = places.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    file.read_exact_at(to, *at).unwrap();
+                let to = &mut memory[skip..skip + bytes];
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= pieces {
+                        break;
+                    }
+                    file.read_exact_at(to, (n * bytes) as u64).unwrap();
                 }
             });
         }
     });
-    (places.len() * PIECE) as f64 / 1e9 / began.elapsed().as_secs_f64()
+    (pieces * bytes) as f64 / 1e9 / began.elapsed().as_secs_f64()
 }
 
 /// GB/s of copies of 64 MiB.

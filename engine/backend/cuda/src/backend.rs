@@ -7,6 +7,7 @@ use polder_backend::check::{Slots, carried};
 use polder_backend::{
     Backend, BackendError, BlockId, Limits, OutputRow, Row, StepBatch, StepOutput, Ticket, Want,
 };
+use polder_model::drawn::Stored;
 use polder_model::{Attention, Ffn, Model, ModelSpec};
 
 use crate::attention::{Attend, HEAD_DIMS, HeadShape, KvFormat, Work as Sharing};
@@ -19,6 +20,8 @@ use crate::packed::{PackedTiles, Writer};
 use crate::sampling::{self, MOST_VOCAB, Memory, Packed, Room, Sampler, Way};
 use crate::sources::MODULES;
 use crate::step::{Layout, RECORDED, SEQUENCE, Size, samples, write};
+use crate::synthetic;
+use crate::tiles::TileFormat;
 use crate::weights::{DeviceWeights, Unkept, WeightError, what_to_do};
 
 /// How to run a model on a card.
@@ -208,19 +211,7 @@ impl CudaBackend {
         options: &CudaOptions,
         progress: impl Fn(u32),
     ) -> Result<Self, LoadError> {
-        let device = Device::open(options.device)?;
-        if !device.arch().is_known() {
-            return Err(LoadError::Unsupported(format!(
-                "run on {} ({})",
-                device.name(),
-                device.arch()
-            )));
-        }
-        check(&model.spec, options)?;
-        // Before weights, which take minutes.
-        for module in MODULES {
-            options.pack.load(module, &device)?;
-        }
+        let device = Self::open(&model.spec, options)?;
         let (weights, unkept) =
             DeviceWeights::load(model, &device, options.packed.as_ref(), progress)?;
         let bytes = weights.matrix_bytes();
@@ -238,6 +229,37 @@ impl CudaBackend {
     /// Waits until packed weights are on disk, where they are being written.
     pub fn settle(&mut self) {
         self.writer.iter_mut().for_each(Writer::settle);
+    }
+
+    /// Takes a card, and draws weights there: a model's true shape without its files, to measure with.
+    pub fn drawn(
+        spec: &ModelSpec,
+        stored: Stored,
+        options: &CudaOptions,
+        seed: u64,
+    ) -> Result<Self, LoadError> {
+        let device = Self::open(spec, options)?;
+        let format = TileFormat::drawn(stored)
+            .ok_or_else(|| LoadError::Unsupported(format!("multiply with {stored:?}")))?;
+        let weights = synthetic::draw(spec, format, &options.pack, &device, seed)?;
+        Self::with_weights(spec, weights, &device, options)
+    }
+
+    /// A card that runs such a model, with its kernels at hand: what is missing shows before weights are touched, which take long.
+    fn open(spec: &ModelSpec, options: &CudaOptions) -> Result<Device, LoadError> {
+        let device = Device::open(options.device)?;
+        if !device.arch().is_known() {
+            return Err(LoadError::Unsupported(format!(
+                "run on {} ({})",
+                device.name(),
+                device.arch()
+            )));
+        }
+        check(spec, options)?;
+        for module in MODULES {
+            options.pack.load(module, &device)?;
+        }
+        Ok(device)
     }
 
     /// Takes weights that are on the card.

@@ -3,9 +3,10 @@
 
 use std::collections::VecDeque;
 use std::ops::DerefMut;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::device::{Buffer, Device, Event, Failure, Pinned, Stream};
 use crate::packed::Opened;
@@ -37,6 +38,15 @@ pub enum Came {
     Mended,
 }
 
+/// How it went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Brought {
+    /// From where.
+    pub came: Came,
+    /// How much of the time the cores packed, in percent: what is left, they waited for the disk or the bus.
+    pub packing: u32,
+}
+
 /// Most host memory of the ring, where two slots are not more.
 const RING: usize = 512 << 20;
 
@@ -47,9 +57,10 @@ pub fn bring<T: Target>(
     target: &mut T,
     threads: usize,
     progress: impl Fn(u64),
-) -> Result<Came, Failure> {
+) -> Result<Brought, Failure> {
+    let began = Instant::now();
     let longest = plan.longest();
-    let damaged = AtomicBool::new(false);
+    let (damaged, packing) = (AtomicBool::new(false), AtomicU64::new(0));
     let make = |n: usize, slot: &mut [u8]| {
         if let Some(kept) = kept {
             match kept.read(n, slot) {
@@ -60,7 +71,10 @@ pub fn bring<T: Target>(
                 Err(_) => {}
             }
         }
+        let before = computed();
         plan.pack(n, &mut slot[..plan.pieces[n].bytes]);
+        let took = computed().saturating_sub(before).as_micros();
+        packing.fetch_add(u64::try_from(took).unwrap_or(u64::MAX), Ordering::Relaxed);
     };
     let (give, free) = channel::<T::Slot>();
     for n in 0..(2 * threads).min(RING / longest.max(1)).clamp(2, 2 * plan.pieces.len().max(1)) {
@@ -124,11 +138,19 @@ pub fn bring<T: Target>(
         Ok(())
     });
     sent?;
-    Ok(match (kept, damaged.into_inner()) {
+    let came = match (kept, damaged.into_inner()) {
         (None, _) => Came::Packed,
         (Some(_), false) => Came::Read,
         (Some(_), true) => Came::Mended,
-    })
+    };
+    let all = began.elapsed().as_micros().max(1) as f64 * threads as f64;
+    Ok(Brought { came, packing: (100.0 * packing.into_inner() as f64 / all) as u32 })
+}
+
+/// How long this thread has computed.
+fn computed() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
 /// A card that takes weights, on a stream of its own.

@@ -29,6 +29,9 @@ pub struct PackedTiles {
     pub least_bytes: u64,
     /// Bytes that stay free on the disk for others.
     pub reserve_bytes: u64,
+    /// How much of a start the cores must have packed, in percent, for it to be kept. Where they wait for the disk, what is kept
+    /// is read no sooner than the checkpoint.
+    pub least_packing: u32,
 }
 
 const MAGIC: &[u8; 16] = b"polder tiles 1\n\n";
@@ -170,10 +173,23 @@ pub struct Keeping {
 }
 
 impl Keeping {
-    /// None where it is not worth it.
-    pub fn of(kept: &PackedTiles, plan: &Plan<'_>) -> Option<Self> {
+    /// None where it is not worth it, after a start in which the cores have packed so much of the time, in percent.
+    pub fn of(kept: &PackedTiles, plan: &Plan<'_>, packing: u32) -> Option<Self> {
+        let bytes = plan.bytes();
+        if bytes < kept.least_bytes {
+            return None;
+        }
+        // Formats of ggml become bf16: longer to read than to pack.
+        let longer = bytes > plan.checkpoint_bytes() / 4 * 5;
+        if packing < kept.least_packing || longer {
+            log::info!(
+                packing = packing, gigabytes:% = format!("{:.1}", bytes as f64 / 1e9);
+                "packed weights are not kept: they would be read no sooner than they are packed"
+            );
+            return None;
+        }
         let (key, pieces) = (key(kept, plan), plan.pieces.clone());
-        (plan.bytes() >= kept.least_bytes).then(|| Self { kept: kept.clone(), key, pieces })
+        Some(Self { kept: kept.clone(), key, pieces })
     }
 
     /// Writes in a thread of its own what `bytes` gives of each piece. What goes wrong is in the log.

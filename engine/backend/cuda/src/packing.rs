@@ -109,6 +109,11 @@ impl<'a> Plan<'a> {
         self.parts.iter().map(|part| part.bytes as u64).sum()
     }
 
+    /// Bytes of the checkpoint that it is packed from.
+    pub fn checkpoint_bytes(&self) -> u64 {
+        self.model.bytes_of_files()
+    }
+
     /// Bytes of the longest piece, rounded up to what a file is read in.
     pub fn longest(&self) -> usize {
         self.pieces.iter().map(|piece| piece.bytes).max().unwrap_or(0).next_multiple_of(SECTOR)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use polder_model::{FfnWeights, LayerWeights, Model, Tensor};
 
 use crate::device::{Buffer, Device, Failure};
-use crate::loading::{Came, Card, ReadBack, bring};
+use crate::loading::{Brought, Came, Card, ReadBack, bring};
 use crate::packed::{Keeping, Opened, PackedTiles, Writer};
 use crate::packing::{Part, Plan};
 use crate::tiles::Matrix;
@@ -132,10 +132,10 @@ impl DeviceWeights {
         let mut card = Card::new(device, &plan)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let told = |bytes: u64| progress((1000 * bytes / needed) as u32);
-        let came = bring(&plan, opened.as_ref(), &mut card, threads, told)?;
+        let Brought { came, packing } = bring(&plan, opened.as_ref(), &mut card, threads, told)?;
         let seconds = began.elapsed().as_secs_f64();
         log::info!(
-            from:? = came, gigabytes:% = format!("{:.1}", needed as f64 / 1e9), seconds:% = format!("{seconds:.1}");
+            from:? = came, packing = packing, gigabytes:% = format!("{:.1}", needed as f64 / 1e9), seconds:% = format!("{seconds:.1}");
             "weights are on the card"
         );
         let norms = Norms { model, device };
@@ -146,7 +146,7 @@ impl DeviceWeights {
         let head = matrix(&mut parts);
         let output_norm = norms.norm(&model.weights.output_norm)?;
         let unkept = match (kept, came) {
-            (Some(kept), Came::Packed | Came::Mended) => Keeping::of(kept, &plan)
+            (Some(kept), Came::Packed | Came::Mended) => Keeping::of(kept, &plan, packing)
                 .map(|keeping| {
                     ReadBack::new(card, plan.longest()).map(|from| Unkept { keeping, from })
                 })

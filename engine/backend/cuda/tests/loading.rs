@@ -77,6 +77,7 @@ fn kept(folder: &Path) -> PackedTiles {
         weights: "sha256 of all of them".into(),
         least_bytes: 0,
         reserve_bytes: 0,
+        least_packing: 50,
     }
 }
 
@@ -84,9 +85,9 @@ fn kept(folder: &Path) -> PackedTiles {
 fn start(plan: &Plan<'_>, kept: &PackedTiles) -> (Came, Vec<Vec<u8>>) {
     let opened = Opened::find(kept, plan);
     let mut memory = Memory::of(plan);
-    let came = bring(plan, opened.as_ref(), &mut memory, 3, |_| ()).unwrap();
+    let came = bring(plan, opened.as_ref(), &mut memory, 3, |_| ()).unwrap().came;
     if came != Came::Read
-        && let Some(keeping) = Keeping::of(kept, plan)
+        && let Some(keeping) = Keeping::of(kept, plan, 100)
     {
         let parts = memory.parts.clone();
         let bytes = move |piece: &Piece, to: &mut Vec<u8>| {
@@ -252,6 +253,37 @@ fn a_small_model_and_a_disk_that_is_full_keep_nothing() {
 }
 
 #[test]
+fn what_is_read_no_sooner_than_it_is_packed_is_not_kept() {
+    let (model, folder) = (drawn(), tempfile::tempdir().unwrap());
+    let plan = Plan::of(&model).unwrap();
+    let kept = kept(folder.path());
+    // The cores have waited for the disk.
+    assert!(Keeping::of(&kept, &plan, 49).is_none());
+    assert!(Keeping::of(&kept, &plan, 50).is_some());
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cpu/goldens");
+    let mut longer = 0;
+    for file in std::fs::read_dir(goldens.join("families-gguf")).unwrap() {
+        let model = Model::open(file.unwrap().path()).unwrap();
+        let plan = Plan::of(&model).unwrap();
+        let grows = plan.bytes() > model.bytes_of_files() / 4 * 5;
+        assert_eq!(Keeping::of(&kept, &plan, 100).is_none(), grows);
+        longer += usize::from(grows);
+    }
+    assert!(longer > 0, "formats of ggml become bf16");
+}
+
+#[test]
+fn how_much_of_the_time_the_cores_packed_is_told() {
+    let model = drawn();
+    let plan = Plan::in_pieces(&model, 5_000).unwrap();
+    let quick = bring(&plan, None, &mut Memory::of(&plan), 1, |_| ()).unwrap();
+    assert!((1..=100).contains(&quick.packing), "{quick:?}");
+    let slow = |_| std::thread::sleep(std::time::Duration::from_millis(2));
+    let slow = bring(&plan, None, &mut Memory { most_slots: 2, ..Memory::of(&plan) }, 4, slow);
+    assert!(slow.unwrap().packing < 50);
+}
+
+#[test]
 fn a_writer_that_is_dropped_or_fails_leaves_nothing_behind() {
     let (model, folder) = (drawn(), tempfile::tempdir().unwrap());
     let plan = Plan::in_pieces(&model, 5_000).unwrap();
@@ -260,14 +292,14 @@ fn a_writer_that_is_dropped_or_fails_leaves_nothing_behind() {
     // A writer that was killed.
     std::fs::write(kept.path.with_extension("1.partial"), "x").unwrap();
     let failing = |_: &Piece, _: &mut Vec<u8>| Err(failure());
-    Keeping::of(&kept, &plan).unwrap().start(failing).unwrap().settle();
+    Keeping::of(&kept, &plan, 100).unwrap().start(failing).unwrap().settle();
     assert!(files(&kept).is_empty());
     let slow = |piece: &Piece, to: &mut Vec<u8>| {
         std::thread::sleep(std::time::Duration::from_millis(5));
         to.resize(piece.bytes, 0);
         Ok::<_, Failure>(())
     };
-    drop(Keeping::of(&kept, &plan).unwrap().start(slow));
+    drop(Keeping::of(&kept, &plan, 100).unwrap().start(slow));
     assert!(files(&kept).is_empty());
 }
 
