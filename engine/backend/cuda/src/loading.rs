@@ -17,7 +17,7 @@ pub trait Target {
     /// Host memory that it takes bytes from.
     type Slot: DerefMut<Target = [u8]> + Send;
 
-    /// So many bytes of it, on the border of a page.
+    /// So many bytes of it.
     fn slot(&self, bytes: usize) -> Result<Self::Slot, Failure>;
 
     /// Starts to take the first bytes of a slot as a piece's.
@@ -62,6 +62,7 @@ pub fn bring<T: Target>(
     let longest = plan.longest();
     let (damaged, packing) = (AtomicBool::new(false), AtomicU64::new(0));
     let make = |n: usize, slot: &mut [u8]| {
+        let slot = &mut slot[..plan.pieces[n].bytes];
         if let Some(kept) = kept {
             match kept.read(n, slot) {
                 Ok(()) => return,
@@ -72,7 +73,7 @@ pub fn bring<T: Target>(
             }
         }
         let before = computed();
-        plan.pack(n, &mut slot[..plan.pieces[n].bytes]);
+        plan.pack(n, slot);
         let took = computed().saturating_sub(before).as_micros();
         packing.fetch_add(u64::try_from(took).unwrap_or(u64::MAX), Ordering::Relaxed);
     };

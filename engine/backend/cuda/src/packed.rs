@@ -5,18 +5,18 @@
 //! key is the text of the code that packs, so that no version can be forgotten.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::io;
+use std::num::NonZeroU64;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use rustix::fs::OFlags;
-use rustix::io::ReadWriteFlags;
+use rustix::fs::{Advice, fadvise};
 use sha2::{Digest, Sha256};
 
-use crate::packing::{Piece, Plan, SECTOR};
+use crate::packing::{PAGE, Piece, Plan, ReadAhead};
 
 /// Where packed weights are kept, and what of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub struct PackedTiles {
     pub least_packing: u32,
 }
 
+/// What the system surely reads at one request.
+const AT_ONCE: usize = 128 << 10;
 const MAGIC: &[u8; 16] = b"polder tiles 1\n\n";
 /// Magic, checksum, key, how many pieces there are; then their checksums.
 const FIXED: usize = 16 + 4 + 32 + 8;
@@ -63,7 +65,7 @@ fn key(kept: &PackedTiles, plan: &Plan<'_>) -> Key {
 }
 
 fn head_bytes(pieces: usize) -> usize {
-    (FIXED + 4 * pieces).next_multiple_of(SECTOR)
+    (FIXED + 4 * pieces).next_multiple_of(PAGE)
 }
 
 fn head(key: &Key, sums: &[u32]) -> Vec<u8> {
@@ -79,17 +81,16 @@ fn head(key: &Key, sums: &[u32]) -> Vec<u8> {
 
 fn file_bytes(pieces: &[Piece]) -> u64 {
     let end = pieces.last().map_or(0, |last| last.at + last.bytes as u64);
-    head_bytes(pieces.len()) as u64 + end.next_multiple_of(SECTOR as u64)
+    head_bytes(pieces.len()) as u64 + end.next_multiple_of(PAGE as u64)
 }
 
 /// A file that has what a plan asks for, as far as its head says.
 #[derive(Debug)]
 pub struct Opened {
-    cached: File,
-    /// Past the system's cache; none where the disk does not do that.
-    direct: Option<File>,
+    file: File,
     pieces: Vec<Piece>,
     sums: Vec<u32>,
+    ahead: ReadAhead,
 }
 
 impl Opened {
@@ -111,10 +112,10 @@ impl Opened {
 
     fn open(kept: &PackedTiles, plan: &Plan<'_>) -> io::Result<Self> {
         let damaged = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
-        let cached = File::open(&kept.path)?;
+        let file = File::open(&kept.path)?;
         let pieces = plan.pieces.clone();
         let mut found = vec![0; head_bytes(pieces.len())];
-        if cached.read_exact_at(&mut found, 0).is_err() {
+        if file.read_exact_at(&mut found, 0).is_err() {
             return damaged("it is cut off");
         }
         if !found.starts_with(MAGIC) {
@@ -129,38 +130,32 @@ impl Opened {
         if found != head(&key(kept, plan), &sums) {
             return damaged("its head is damaged");
         }
-        if cached.metadata()?.len() != file_bytes(&pieces) {
+        if file.metadata()?.len() != file_bytes(&pieces) {
             return damaged("it is cut off");
         }
-        let direct = File::options()
-            .read(true)
-            .custom_flags(OFlags::DIRECT.bits().cast_signed())
-            .open(&kept.path);
-        Ok(Self { cached, direct: direct.ok(), pieces, sums })
+        Ok(Self { file, pieces, sums, ahead: ReadAhead::default() })
     }
 
-    /// Reads piece `n` to the beginning of `to`, which is as long as the plan's longest one.
+    /// Reads piece `n`, whose length `to` has. The system is asked to read what comes behind it.
     pub fn read(&self, n: usize, to: &mut [u8]) -> io::Result<()> {
-        let piece = &self.pieces[n];
-        let at = head_bytes(self.pieces.len()) as u64 + piece.at;
-        self.bytes(at, &mut to[..piece.bytes.next_multiple_of(SECTOR)])?;
-        if crc32fast::hash(&to[..piece.bytes]) != self.sums[n] {
+        let start = head_bytes(self.pieces.len()) as u64;
+        let at = |piece: &Piece| start + piece.at;
+        self.ahead.of(&self.pieces, n, |later| {
+            let from = at(&self.pieces[later]);
+            let end = from + self.pieces[later].bytes as u64;
+            for from in (from..end).step_by(AT_ONCE) {
+                let length = NonZeroU64::new((end - from).min(AT_ONCE as u64));
+                // A hint: what it answers changes nothing.
+                let _ = fadvise(&self.file, from, length, Advice::WillNeed);
+            }
+        });
+        let at = at(&self.pieces[n]);
+        self.file.read_exact_at(to, at)?;
+        if crc32fast::hash(to) != self.sums[n] {
             let what = format!("its bytes from {at} on are not what was written");
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
         Ok(())
-    }
-
-    /// From the system's cache what lies there, and else from the disk straight to its place.
-    fn bytes(&self, at: u64, to: &mut [u8]) -> io::Result<()> {
-        if let Some(direct) = &self.direct {
-            let mut cached = [IoSliceMut::new(to)];
-            let there = rustix::io::preadv2(&self.cached, &mut cached, at, ReadWriteFlags::NOWAIT);
-            if there == Ok(to.len()) || direct.read_exact_at(to, at).is_ok() {
-                return Ok(());
-            }
-        }
-        self.cached.read_exact_at(to, at)
     }
 }
 

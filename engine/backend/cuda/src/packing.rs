@@ -16,10 +16,12 @@ use crate::weights::WeightError;
 
 /// Most bytes of a piece, where a strip is not longer.
 const PIECE: usize = 8 << 20;
-/// Where pieces may begin in a file that is read past the system's cache.
-pub(crate) const SECTOR: usize = 4096;
+/// Where pieces begin in a file: pages of the system's cache.
+pub(crate) const PAGE: usize = 4096;
 /// Bytes of pieces that the system is asked to read before they are packed.
-const AHEAD: usize = 256 << 20;
+const AHEAD: u64 = 256 << 20;
+/// More pieces than threads are apart who read all of them.
+const FURTHER: usize = 256;
 
 /// What a model's large tensors become.
 #[derive(Debug)]
@@ -33,8 +35,7 @@ pub struct Plan<'a> {
     pub pieces: Vec<Piece>,
     /// What each piece is the first to read.
     reads: Vec<Vec<&'a Tensor>>,
-    /// Pieces that the system was asked to read.
-    asked: AtomicUsize,
+    ahead: ReadAhead,
 }
 
 /// One matrix, several alike (experts), or rows that are looked up.
@@ -91,7 +92,7 @@ impl<'a> Plan<'a> {
             parts: Vec::new(),
             pieces: Vec::new(),
             reads: Vec::new(),
-            asked: AtomicUsize::new(0),
+            ahead: ReadAhead::default(),
         };
         let embedding = &model.weights.embedding;
         plan.add("embedding".into(), Source::Rows(embedding), TileFormat::Bf16, hidden * 2);
@@ -114,9 +115,9 @@ impl<'a> Plan<'a> {
         self.model.bytes_of_files()
     }
 
-    /// Bytes of the longest piece, rounded up to what a file is read in.
+    /// Bytes of the longest piece.
     pub fn longest(&self) -> usize {
-        self.pieces.iter().map(|piece| piece.bytes).max().unwrap_or(0).next_multiple_of(SECTOR)
+        self.pieces.iter().map(|piece| piece.bytes).max().unwrap_or(0)
     }
 
     fn layer(&mut self, n: usize, layer: &'a LayerWeights) -> Result<(), WeightError> {
@@ -189,7 +190,7 @@ impl<'a> Plan<'a> {
             let at = self
                 .pieces
                 .last()
-                .map_or(0, |last| (last.at + last.bytes as u64).next_multiple_of(SECTOR as u64));
+                .map_or(0, |last| (last.at + last.bytes as u64).next_multiple_of(PAGE as u64));
             let (from, bytes) = (units.start * unit, units.len() * unit);
             self.pieces.push(Piece { part, from, bytes, at, units });
         }
@@ -222,7 +223,9 @@ impl<'a> Plan<'a> {
     pub fn pack(&self, n: usize, out: &mut [u8]) {
         let piece = &self.pieces[n];
         assert_eq!(out.len(), piece.bytes, "bytes of a piece");
-        self.read_ahead(n);
+        self.ahead.of(&self.pieces, n, |later| {
+            self.reads[later].iter().for_each(|tensor| self.model.read_ahead(tensor));
+        });
         match &self.parts[piece.part].source {
             Source::Rows(tensor) => {
                 let row_bytes = 2 * tensor.cols;
@@ -241,13 +244,30 @@ impl<'a> Plan<'a> {
             }
         }
     }
+}
 
-    fn read_ahead(&self, n: usize) {
-        let last = self.pieces.len().min(n + AHEAD / self.most + 1);
-        while self.asked.load(Ordering::Relaxed) < last {
-            let next = self.asked.fetch_add(1, Ordering::Relaxed);
-            if let Some(tensors) = self.reads.get(next) {
-                tensors.iter().for_each(|tensor| self.model.read_ahead(tensor));
+/// Which pieces the system was asked to read: each once, in order, some way ahead of what is read.
+#[derive(Debug, Default)]
+pub(crate) struct ReadAhead {
+    asked: AtomicUsize,
+}
+
+impl ReadAhead {
+    /// Has `ask` ask for piece `n`, which is about to be read, and for those behind it, as far as nobody did.
+    pub(crate) fn of(&self, pieces: &[Piece], n: usize, mut ask: impl FnMut(usize)) {
+        let limit = pieces[n].at + AHEAD;
+        loop {
+            let asked = self.asked.load(Ordering::Relaxed);
+            // Who reads only a piece here and there does not want what lies between.
+            let next = if n > asked + FURTHER { n } else { asked };
+            if pieces.get(next).is_none_or(|piece| piece.at > limit) {
+                break;
+            }
+            // Somebody else may have taken it meanwhile.
+            let taken =
+                self.asked.compare_exchange(asked, next + 1, Ordering::Relaxed, Ordering::Relaxed);
+            if taken.is_ok() {
+                ask(next);
             }
         }
     }
@@ -424,4 +444,25 @@ fn bf16_row<'v>(
     values.clear();
     values.extend(floats.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()));
     values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_asked_for_once_each_in_order_and_not_far_ahead() {
+        let pieces: Vec<Piece> = (0..1000_u32)
+            .map(|n| Piece { part: 0, from: 0, bytes: PIECE, at: u64::from(n) << 23, units: 0..1 })
+            .collect();
+        let (ahead, mut asked) = (ReadAhead::default(), Vec::new());
+        for n in 0..1000 {
+            ahead.of(&pieces, n, |later| asked.push(later));
+            assert!(asked.len() > n && asked.len() <= n + 33, "{} at {n}", asked.len());
+        }
+        assert!(asked.into_iter().eq(0..1000));
+        let (ahead, mut asked) = (ReadAhead::default(), Vec::new());
+        ahead.of(&pieces, 700, |later| asked.push(later));
+        assert_eq!((asked[0], asked.len()), (700, 33));
+    }
 }
