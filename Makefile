@@ -29,13 +29,13 @@ test-aarch64: tools-aarch64 ## The CPU engine's tests on an emulated processor o
 
 test-gpu: tools-gpu        ## Every kernel and model on this machine's card; without one, packs what a machine with one runs.
 	POLDER_NVRTC=$(CACHE)/nvrtc/lib tests/gpu/pack $(ARCH)
-	@if command -v nvidia-smi >/dev/null; then tests/gpu/on-card test; \
+	@if command -v nvidia-smi >/dev/null; then tests/gpu/on-card test && tests/gpu/on-card sanitize; \
 	else echo "No card here: on a machine with one, run tests/gpu/on-card test in a copy of this folder."; fi
 
-bench-gpu: tools-gpu       ## Whole models of true shapes on this machine's card, beside what it could do.
+bench-gpu: tools-gpu       ## Whole models of true shapes, and agents beside chats, on this machine's card.
 	POLDER_NVRTC=$(CACHE)/nvrtc/lib tests/gpu/pack $(ARCH)
-	@if command -v nvidia-smi >/dev/null; then tests/gpu/on-card bench; \
-	else echo "No card here: on a machine with one, run tests/gpu/on-card bench in a copy of this folder."; fi
+	@if command -v nvidia-smi >/dev/null; then tests/gpu/on-card bench && tests/gpu/on-card replay; \
+	else echo "No card here: on a machine with one, run tests/gpu/on-card bench, and replay, in a copy of this folder."; fi
 
 lint:                      ## Formatting and lints, as `make test` checks them.
 	cargo fmt --all --check
@@ -67,11 +67,11 @@ tools-build:
 
 # What compiles kernels for cards, on a machine without one.
 tools-gpu: tools-build
-	@tests/tools/nvrtc 13.0.88 $(CACHE)/nvrtc
+	@tests/tools/nvrtc $(CACHE)/nvrtc
 
-# A browser and its driver, the two rival front doors, openssl to check certificates with, networks of one's own, and the
+# llama.cpp's server to compare with, a browser and its driver, the two rival front doors, openssl to check certificates with, networks of one's own, and the
 # clients that members use.
-tools-test: tools-gpu
+tools-test: tools-gpu tools-bench
 	@tests/tools/apt chromium chromium-driver nginx-light caddy openssl curl python3-venv iproute2 util-linux
 	@command -v npm >/dev/null || tests/tools/apt nodejs npm
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy

@@ -6,7 +6,7 @@ use http::StatusCode;
 use maud::{Markup, html};
 use polder_control::{Plan, Progress, Run, RunState, StepState, Unit};
 use polder_page::{ProgressView, StepMark, bytes, card, count, per_second, steps};
-use polder_site::{EngineKind, EngineSlot, RecipeName, SiteChange};
+use polder_site::{EngineSlot, RecipeName, SiteChange};
 
 use crate::catalogue;
 use crate::host::{Host, SetupError};
@@ -63,7 +63,7 @@ pub(crate) fn adopt(runs: &[Run], title: &str) -> Option<(View, Event)> {
 pub(crate) fn change(recipe: RecipeName) -> SiteChange {
     SiteChange::Engine {
         name: SLOT.parse().expect("the literal is a valid name"),
-        slot: EngineSlot { recipe, kind: EngineKind::Polder },
+        slot: EngineSlot::serving(recipe),
     }
 }
 

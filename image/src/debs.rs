@@ -9,10 +9,10 @@ use std::process::Command;
 use polder_recipes::Digest;
 use sha2::{Digest as _, Sha256};
 
-use crate::ImageError;
 use crate::apt::{Apt, Found};
 use crate::command::answer;
 use crate::lock::{Layer, Lock, Package, Packages};
+use crate::{ImageError, wheels};
 
 /// Every package file that was ever fetched, by its digest.
 #[derive(Debug, Clone)]
@@ -27,7 +27,7 @@ impl Debs {
         Ok(Self { folder: folder.to_owned() })
     }
 
-    /// Where a file with this digest is, or would be.
+    /// Where a file with this digest is, or would be, whoever packed it.
     pub fn path(&self, digest: &Digest) -> PathBuf {
         self.folder.join(format!("{digest}.deb"))
     }
@@ -35,6 +35,25 @@ impl Debs {
     /// The packages of these layers of a lock that are not here.
     pub fn missing<'l>(&self, lock: &'l Lock, layers: &[Layer]) -> Vec<(&'l str, &'l Package)> {
         lock.of(layers).into_values().filter(|(_, p)| !self.path(&p.digest).is_file()).collect()
+    }
+
+    /// Fetches what is missing of a layer from PyPI. Each file must be the very one that the lock names.
+    pub(crate) fn fetch_wheels(
+        &self,
+        lock: &Lock,
+        layer: Layer,
+        folder: &Path,
+        log: &Path,
+    ) -> Result<(), ImageError> {
+        for (name, package) in self.missing(lock, &[layer]) {
+            let wheel = wheels::fetch(name, &package.version, &folder.join(name), log)?;
+            let (found, _) = self.take(&wheel)?;
+            if found != package.digest {
+                let (name, expected) = (name.to_owned(), package.digest);
+                return Err(ImageError::WrongPackage { name, expected, found });
+            }
+        }
+        Ok(())
     }
 
     /// Takes a file in, whatever its name, and says what it is.
@@ -94,6 +113,17 @@ impl Debs {
         Ok(packages)
     }
 
+    /// Puts a package where it is used, if it is still what the lock says, and says how large it is.
+    pub(crate) fn give(&self, name: &str, package: &Package, to: &Path) -> Result<u64, ImageError> {
+        let from = self.path(&package.digest);
+        let (found, size) = digest_of(&from)?;
+        if found != package.digest {
+            let (name, expected) = (name.to_owned(), package.digest);
+            return Err(ImageError::WrongPackage { name, expected, found });
+        }
+        link(&from, to).map(|()| size)
+    }
+
     /// Lays packages out in `folder` as a flat repository. Every file is read and compared with its
     /// digest on the way: what is in the image is what the lock says.
     pub(crate) fn lay_out(
@@ -107,15 +137,9 @@ impl Debs {
         fs::create_dir_all(folder).map_err(ImageError::file("make", folder))?;
         let mut index = String::new();
         for (name, package) in layers.iter().copied().flatten() {
-            let (from, to) =
-                (self.path(&package.digest), folder.join(format!("{}.deb", package.digest)));
-            let (found, size) = digest_of(&from)?;
-            if found != package.digest {
-                let (name, expected) = (name.clone(), package.digest);
-                return Err(ImageError::WrongPackage { name, expected, found });
-            }
-            link(&from, &to)?;
-            index += &entry(&to, &found, size, log)?;
+            let to = folder.join(format!("{}.deb", package.digest));
+            let size = self.give(name, package, &to)?;
+            index += &entry(&to, &package.digest, size, log)?;
         }
         for file in also {
             let (digest, size) = digest_of(file)?;

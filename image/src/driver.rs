@@ -9,6 +9,7 @@ use polder_recipes::{BoxSpec, Digest};
 use serde::Deserialize;
 
 use crate::debs::digest_of;
+use crate::kernels::kinds;
 use crate::keys::Keys;
 use crate::lock::{Layer, Packages};
 use crate::plan::{Inputs, Product, scripts};
@@ -31,7 +32,7 @@ impl Driver {
     /// The layers of a lock that an image with it is made of and with.
     pub fn layers(&self) -> Vec<Layer> {
         let without: &[Layer] = match self {
-            Self::None => &[Layer::Driver, Layer::DriverTools],
+            Self::None => &[Layer::Driver, Layer::DriverTools, Layer::Kernels],
             Self::Debian => &[],
             Self::Bundle(_) => &[Layer::Driver],
         };
@@ -138,6 +139,10 @@ pub struct Built {
     pub version: String,
     /// Bytes of the packed root that are its own.
     pub size: u64,
+    /// The same of the engine's kernels, which are there because of it.
+    pub kernels: u64,
+    /// The kinds of cards that they are for: `sm_90a`.
+    pub kinds: &'static [&'static str],
     /// What it drives.
     pub cards: Cards,
 }
@@ -175,7 +180,6 @@ impl Workshop {
             ("root", self.place(Product::Root, &inputs.key(Product::Root))),
             ("tools", tools.0.clone()),
             ("parts", parts.0.clone()),
-            ("tree", self.source.driver_tree()),
             ("keys", keys.to_owned()),
             ("out", out.to_owned()),
         ];
@@ -202,9 +206,14 @@ impl Workshop {
         }
         let place = self.place(Product::Driver, &inputs.key(Product::Driver));
         let version = read(&place.join("version"))?.trim().to_owned();
-        let size = read(&place.join("size"))?.trim().parse().unwrap_or_default();
+        let size = |place: &Path| -> Result<u64, ImageError> {
+            Ok(read(&place.join("size"))?.trim().parse().unwrap_or_default())
+        };
+        let kernels = self.place(Product::Kernels, &inputs.key(Product::Kernels));
+        let (size, kernels) = (size(&place)?, size(&kernels)?);
+        let kinds = kinds(inputs.lock, inputs.driver);
         let cards = Cards::parse(&read(&place.join("supported-gpus.json"))?);
-        Ok(Some(Built { version, size, cards: cards.map_err(ImageError::Cards)? }))
+        Ok(Some(Built { version, size, kernels, kinds, cards: cards.map_err(ImageError::Cards)? }))
     }
 }
 

@@ -47,6 +47,9 @@ pub enum ImageError {
         /// Which layer.
         layer: Layer,
     },
+    /// A package of PyPI's is wanted in whatever version there is.
+    #[error("image/packages.toml wants {0:?} from PyPI without a version: write NAME==VERSION")]
+    Loose(String),
     /// The sealing of the root left no hash.
     #[error("{} holds no root hash; remove its folder from the cache and build again", .0.display())]
     RootHash(PathBuf),

@@ -22,6 +22,8 @@ pub enum Layer {
     Driver,
     /// On top of the root, only while the driver's modules are built.
     DriverTools,
+    /// NVIDIA's compiler, which makes the engine's kernels while an image with a driver is made.
+    Kernels,
     /// Makes images.
     Builder,
     /// Boots them to see whether they work.
@@ -30,8 +32,15 @@ pub enum Layer {
 
 impl Layer {
     /// Every one there is.
-    pub const ALL: [Self; 6] =
-        [Self::Root, Self::Initrd, Self::Driver, Self::DriverTools, Self::Builder, Self::Tester];
+    pub const ALL: [Self; 7] = [
+        Self::Root,
+        Self::Initrd,
+        Self::Driver,
+        Self::DriverTools,
+        Self::Kernels,
+        Self::Builder,
+        Self::Tester,
+    ];
 
     /// As lock and `packages.toml` call it.
     pub const fn name(self) -> &'static str {
@@ -40,6 +49,7 @@ impl Layer {
             Self::Initrd => "initrd",
             Self::Driver => "driver",
             Self::DriverTools => "driver-tools",
+            Self::Kernels => "kernels",
             Self::Builder => "builder",
             Self::Tester => "tester",
         }
@@ -55,13 +65,13 @@ impl fmt::Display for Layer {
 /// One package file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Package {
-    /// Debian's version: `257.13-1~deb13u1`.
+    /// Debian's version: `257.13-1~deb13u1`; or PyPI's.
     pub version: String,
     /// `amd64`, `arm64` or `all`.
     pub arch: String,
-    /// Of the `.deb`, in bytes.
+    /// Of the file, in bytes.
     pub size: u64,
-    /// Of the `.deb`.
+    /// Of the file.
     pub digest: Digest,
 }
 
@@ -123,14 +133,16 @@ impl Lock {
             #[serde(default)]
             driver_tools: BTreeMap<String, String>,
             #[serde(default)]
+            kernels: BTreeMap<String, String>,
+            #[serde(default)]
             builder: BTreeMap<String, String>,
             #[serde(default)]
             tester: BTreeMap<String, String>,
         }
         let written: Written = toml::from_str(text)?;
-        let Written { arch, rustc, epoch, root, initrd, driver, driver_tools, builder, tester } =
-            written;
-        let every = [root, initrd, driver, driver_tools, builder, tester];
+        let Written { arch, rustc, epoch, root, initrd, driver, driver_tools, .. } = written;
+        let Written { kernels, builder, tester, .. } = written;
+        let every = [root, initrd, driver, driver_tools, kernels, builder, tester];
         let mut layers = BTreeMap::new();
         for (layer, lines) in Layer::ALL.into_iter().zip(every) {
             let mut packages = Packages::new();

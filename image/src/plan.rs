@@ -6,6 +6,7 @@ use std::fmt;
 use polder_control::{Plan, Step};
 use sha2::{Digest as _, Sha256};
 
+use crate::kernels::kinds;
 use crate::keys::Digests;
 use crate::lock::{Layer, Lock, Packages};
 use crate::{Arch, Driver, Version};
@@ -54,6 +55,8 @@ pub enum Product {
     Initrd,
     /// NVIDIA's driver, built for the root's kernel.
     Driver,
+    /// The engine's kernels, compiled for the cards that the driver drives.
+    Kernels,
     /// `polder` itself, compiled for the image's machine.
     Program,
     /// The root file system, packed and sealed.
@@ -64,11 +67,12 @@ pub enum Product {
 
 impl Product {
     /// In the order in which they are made.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Builder,
         Self::Root,
         Self::Initrd,
         Self::Driver,
+        Self::Kernels,
         Self::Program,
         Self::Sealed,
         Self::Disk,
@@ -81,6 +85,7 @@ impl Product {
             Self::Root => "root",
             Self::Initrd => "initrd",
             Self::Driver => "driver",
+            Self::Kernels => "kernels",
             Self::Program => "program",
             Self::Sealed => "sealed",
             Self::Disk => "disk",
@@ -93,6 +98,7 @@ impl Product {
             Self::Root => format!("Install the {arch} packages of the root file system"),
             Self::Initrd => "Make the initial file system".to_owned(),
             Self::Driver => "Build NVIDIA's driver for the kernel of the root".to_owned(),
+            Self::Kernels => "Compile the engine's kernels for the cards that it drives".to_owned(),
             Self::Program => format!("Compile polder for {arch}"),
             Self::Sealed => "Pack the root file system and seal it with hashes".to_owned(),
             Self::Disk => "Make the boot entry and the disk".to_owned(),
@@ -115,6 +121,8 @@ pub struct Inputs<'a> {
     pub driver: &'a Driver,
     /// Digest of `image/driver`.
     pub driver_tree: [u8; 32],
+    /// Digest of the engine's kernels, and of how they are compiled.
+    pub kernels: [u8; 32],
     /// Digests of the keys that it is signed with, if it is.
     pub keys: Option<Digests>,
     /// How large the partitions are.
@@ -145,6 +153,7 @@ pub(crate) mod scripts {
     pub(crate) const EMULATE: &str = include_str!("../steps/emulate.sh");
     pub(crate) const INITRD: &str = include_str!("../steps/initrd.sh");
     pub(crate) const DRIVER: &str = include_str!("../steps/driver.sh");
+    pub(crate) const KERNELS: &str = include_str!("../steps/kernels.sh");
     pub(crate) const ROOT: &str = include_str!("../steps/root.sh");
     pub(crate) const DISK: &str = include_str!("../steps/disk.sh");
     /// The one file of the tree that the initial file system has too.
@@ -155,7 +164,8 @@ pub(crate) mod scripts {
 impl Inputs<'_> {
     /// The key of one product.
     pub fn key(&self, product: Product) -> Key {
-        let Inputs { lock, version, program, tree, driver, driver_tree, keys, sizes } = self;
+        let Inputs { lock, version, program, tree, driver, driver_tree, kernels, keys, sizes } =
+            self;
         let signed = |of: fn(&Digests) -> &[u8; 32]| keys.as_ref().map_or(&[][..], |keys| of(keys));
         let layer = |layer| packages(lock.layer(layer));
         let epoch = lock.epoch.to_le_bytes();
@@ -189,11 +199,18 @@ impl Inputs<'_> {
                 }
                 .as_bytes(),
                 layer(Layer::DriverTools).as_bytes(),
-                driver_tree,
                 scripts::DRIVER.as_bytes(),
                 signed(|keys| &keys.boot),
                 emulate.as_bytes(),
                 before(Product::Root).as_bytes(),
+            ]),
+            // Not by the builder, which only unpacks the compiler: nothing of it goes in, and it takes minutes.
+            Product::Kernels => Key::of(&[
+                b"kernels",
+                layer(Layer::Kernels).as_bytes(),
+                kernels,
+                kinds(lock, driver).join(" ").as_bytes(),
+                scripts::KERNELS.as_bytes(),
             ]),
             Product::Program => Key::of(&[
                 b"program",
@@ -207,9 +224,10 @@ impl Inputs<'_> {
                 before(Product::Program).as_bytes(),
                 match driver {
                     Driver::None => String::new(),
-                    _ => before(Product::Driver),
+                    _ => before(Product::Driver) + &before(Product::Kernels),
                 }
                 .as_bytes(),
+                if **driver == Driver::None { &[] } else { driver_tree },
                 tree,
                 version.as_str().as_bytes(),
                 signed(|keys| &keys.update),
@@ -285,7 +303,8 @@ pub fn plan(
         .into_iter()
         .filter(|product| wanted.contains(product) && !there(*product, &inputs.key(*product)))
         .collect();
-    let packaged = [Product::Builder, Product::Root, Product::Initrd, Product::Driver];
+    let packaged =
+        [Product::Builder, Product::Root, Product::Initrd, Product::Driver, Product::Kernels];
     let mut actions = Vec::new();
     if !missing.is_empty() && make.iter().any(|product| packaged.contains(product)) {
         actions.push(Action::Fetch { count: missing.len(), bytes: missing.iter().sum() });
@@ -300,13 +319,13 @@ pub fn plan(
 fn made_of(product: Product, driver: &Driver) -> Vec<Product> {
     let mut parts = match product {
         Product::Builder | Product::Program => vec![],
-        Product::Root => vec![Product::Builder],
+        Product::Root | Product::Kernels => vec![Product::Builder],
         Product::Initrd | Product::Driver => vec![Product::Root, Product::Builder],
         Product::Sealed => vec![Product::Root, Product::Program, Product::Builder],
         Product::Disk => vec![Product::Sealed, Product::Initrd, Product::Builder],
     };
     if product == Product::Sealed && *driver != Driver::None {
-        parts.push(Product::Driver);
+        parts.extend([Product::Driver, Product::Kernels]);
     }
     parts
 }
@@ -337,6 +356,7 @@ mod tests {
             tree: [2; 32],
             driver: &Driver::None,
             driver_tree: [3; 32],
+            kernels: [4; 32],
             keys: None,
             sizes: Sizes::default(),
         }
@@ -394,22 +414,27 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_costs_three_steps_and_is_not_built_again_for_another_program() {
+    fn a_driver_costs_four_steps_and_is_not_built_again_for_another_program() {
         let (lock, version) = (lock(), version());
         let without = inputs(&lock, &version);
         let with = Inputs { driver: &Driver::Debian, ..without.clone() };
-        let made = Product::ALL.into_iter().filter(|product| *product != Product::Driver);
+        let own = [Product::Driver, Product::Kernels];
+        let made = Product::ALL.into_iter().filter(|product| !own.contains(product));
         let mut there: BTreeSet<Key> = made.map(|product| without.key(product)).collect();
         let make = Action::Make;
         let (_, actions) = plan(&with, &[], &|_, key| there.contains(key));
-        let driver = [Product::Driver, Product::Sealed, Product::Disk].map(make);
+        let driver = [Product::Driver, Product::Kernels, Product::Sealed, Product::Disk].map(make);
         assert_eq!(actions, [&driver[..], &[Action::HandOut]].concat());
         there.extend(Product::ALL.map(|product| with.key(product)));
         let other = Inputs { program: [9; 32], ..with };
         let (_, actions) = plan(&other, &[], &|_, key| there.contains(key));
+        assert!(!own.iter().any(|own| actions.contains(&make(*own))), "{actions:?}");
+        let sources = Inputs { kernels: [9; 32], ..other };
+        let (_, actions) = plan(&sources, &[], &|_, key| there.contains(key));
+        assert!(actions.contains(&make(Product::Kernels)), "{actions:?}");
         assert!(!actions.contains(&make(Product::Driver)), "{actions:?}");
         // What only a driver needs is no part of an image without one.
-        let files = Inputs { driver_tree: [9; 32], ..without };
+        let files = Inputs { driver_tree: [9; 32], kernels: [9; 32], ..without };
         let (_, actions) = plan(&files, &[], &|_, key| there.contains(key));
         assert_eq!(actions, [Action::HandOut]);
     }

@@ -139,6 +139,13 @@ pub(crate) fn spdx(contents: &Contents<'_>) -> String {
             "checksums": checksums(&bundle.digest),
         }));
     }
+    // The licence of the machine code that it makes is in part its own.
+    let compilers = lock.layer(Layer::Kernels).iter().filter(|_| **driver != Driver::None);
+    for (name, package) in compilers {
+        let id = id("pypi", name, &package.version);
+        relations.push(relation(IMAGE, "CONTAINS", &id));
+        packages.push(wheel(&id, name, package));
+    }
     for one in *crates {
         let id = id("crate", &one.name, &one.version);
         relations.push(relation(PROGRAM, "STATIC_LINK", &id));
@@ -202,6 +209,23 @@ fn deb(id: &str, name: &str, package: &Package) -> Value {
         "licenseDeclared": NOTHING,
         "checksums": checksums(&package.digest),
         "externalRefs": purl(format!("pkg:deb/debian/{}@{}?arch={arch}", encoded(name), encoded(version))),
+    })
+}
+
+/// A compiler that is not in the image itself.
+fn wheel(id: &str, name: &str, package: &Package) -> Value {
+    json!({
+        "SPDXID": id,
+        "name": name,
+        "versionInfo": package.version,
+        "supplier": "Organization: NVIDIA",
+        "downloadLocation": NOTHING,
+        "filesAnalyzed": false,
+        "licenseDeclared": NOTHING,
+        "comment": "Of this only what it puts into the machine code of the engine's kernels, from its own library. Its licence \
+                    is in /usr/share/doc/nvidia-cuda-nvrtc/copyright on the image.",
+        "checksums": checksums(&package.digest),
+        "externalRefs": purl(format!("pkg:pypi/{}@{}", encoded(name), encoded(&package.version))),
     })
 }
 
@@ -332,6 +356,7 @@ mod tests {
                     Layer::Builder,
                     &[("mmdebstrap", "1", "all"), ("systemd-boot-efi:arm64", "257", "arm64")],
                 ),
+                layer(Layer::Kernels, &[("nvidia-cuda-nvrtc-cu12", "12.9.86", "amd64")]),
                 layer(Layer::Tester, &[("swtpm", "1", "amd64")]),
             ]
             .into(),
@@ -339,10 +364,13 @@ mod tests {
     }
 
     fn document(lock: &Lock, compiled: bool) -> Value {
+        document_with(lock, compiled, &Driver::None)
+    }
+
+    fn document_with(lock: &Lock, compiled: bool, driver: &Driver) -> Value {
         let crates = crates(TREE_TEXT, CARGO_LOCK).unwrap();
         let version = "0.1.0".parse().unwrap();
         let disk = ("polder_0.1.0_x86_64.raw", Digest::from_bytes([9; 32]));
-        let driver = &Driver::None;
         let contents =
             Contents { lock, version: &version, disk, crates: &crates, compiled, driver };
         let text = spdx(&contents);
@@ -398,6 +426,20 @@ mod tests {
         }
         led_to.insert("SPDXRef-DOCUMENT");
         assert_eq!(led_to, once);
+    }
+
+    #[test]
+    fn what_compiled_the_kernels_is_named_where_there_are_any() {
+        let compilers = |driver| {
+            let document = document_with(&lock(), true, driver);
+            let packages = document["packages"].as_array().unwrap().clone();
+            packages.iter().filter(|p| p["name"] == "nvidia-cuda-nvrtc-cu12").cloned().collect()
+        };
+        let with: Vec<Value> = compilers(&Driver::Debian);
+        let address = &with[0]["externalRefs"][0]["referenceLocator"];
+        assert_eq!(address, "pkg:pypi/nvidia-cuda-nvrtc-cu12@12.9.86");
+        assert!(with[0]["comment"].as_str().unwrap().contains("/usr/share/doc/nvidia-cuda-nvrtc"));
+        assert_eq!(compilers(&Driver::None), [Value::Null; 0]);
     }
 
     #[test]

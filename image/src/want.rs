@@ -24,6 +24,8 @@ struct Named {
     #[serde(default)]
     apart: bool,
     #[serde(default)]
+    wheels: bool,
+    #[serde(default)]
     x86_64: Vec<String>,
     #[serde(default)]
     aarch64: Vec<String>,
@@ -55,6 +57,11 @@ impl Want {
     pub fn apart(&self, layer: Layer) -> bool {
         self.layers.get(&layer).is_some_and(|named| named.apart)
     }
+
+    /// Whether a layer's packages are PyPI's and not Debian's, each with its version: `name==1.2`.
+    pub fn wheels(&self, layer: Layer) -> bool {
+        self.layers.get(&layer).is_some_and(|named| named.wheels)
+    }
 }
 
 #[cfg(test)]
@@ -74,11 +81,12 @@ mod tests {
     }
 
     #[test]
-    fn only_the_driver_is_taken_from_outside_debian_proper() {
+    fn only_the_driver_and_what_compiles_for_it_are_taken_from_outside_debian_proper() {
         let want = Want::parse(include_str!("../packages.toml")).unwrap();
         for layer in Layer::ALL {
             assert_eq!(want.components(layer).is_empty(), layer != Layer::Driver, "{layer}");
             assert_eq!(want.apart(layer), layer == Layer::Driver, "{layer}");
+            assert_eq!(want.wheels(layer), layer == Layer::Kernels, "{layer}");
         }
     }
 

@@ -17,12 +17,14 @@ use crate::cache::{Cache, TESTER, Times};
 use crate::command::{answer, run};
 use crate::debs::digest_of;
 use crate::driver::{Built, Driver, headers};
+use crate::kernels::{Compiling, kinds};
 use crate::keys::Keys;
-use crate::lock::{Layer, Lock, Packages};
+use crate::lock::{Layer, Lock, Package, Packages};
 use crate::plan::{Action, Inputs, Key, Product, Sizes, builder, plan, scripts};
 use crate::room::Room;
 use crate::spdx::{Contents, TREE, crates, spdx};
 use crate::uuid::hex;
+use crate::wheels::{self, pinned};
 use crate::{Arch, ImageError, Source, Version};
 
 /// What image to make.
@@ -36,6 +38,8 @@ pub struct Order {
     pub sizes: Sizes,
     /// Which driver it gets.
     pub driver: Driver,
+    /// What compiles the engine's kernels, where there is a driver.
+    pub compiling: Compiling,
     /// What it is signed with. Without them it is not, and a box that runs it takes no updates.
     pub keys: Option<Keys>,
     /// This program instead of one compiled from the checkout.
@@ -207,6 +211,10 @@ impl Workshop {
         self.cache.debs().lay_out(&[], &[provider], &want.suite, &also, &log)?;
         let mut layers: BTreeMap<Layer, Packages> = BTreeMap::new();
         for layer in Layer::ALL {
+            if want.wheels(layer) {
+                layers.insert(layer, self.wheels(&want.packages(layer, arch), &log)?);
+                continue;
+            }
             let own =
                 if matches!(layer, Layer::Builder | Layer::Tester) { working() } else { arch };
             let (folder, parts) = (scratch.0.join(layer.name()), want.components(layer));
@@ -237,6 +245,21 @@ impl Workshop {
             layers.insert(layer, self.cache.debs().bring(&apt, &found)?);
         }
         Ok(Lock { arch, rustc, epoch: now, layers })
+    }
+
+    /// What PyPI has of these names and versions, for the machine that makes images.
+    fn wheels(&self, names: &[String], log: &Path) -> Result<Packages, ImageError> {
+        let mut packages = Packages::new();
+        for wanted in names {
+            let (name, version) =
+                pinned(wanted).ok_or_else(|| ImageError::Loose(wanted.clone()))?;
+            let scratch = self.cache.scratch("wheel")?;
+            let (digest, size) =
+                self.cache.debs().take(&wheels::fetch(name, version, &scratch.0, log)?)?;
+            let (version, arch) = (version.to_owned(), working().debian().to_owned());
+            packages.insert(name.to_owned(), Package { version, arch, size, digest });
+        }
+        Ok(packages)
     }
 
     fn lock(&self, arch: Arch, driver: &Driver) -> Result<Lock, ImageError> {
@@ -278,6 +301,7 @@ impl Workshop {
             tree,
             driver: &order.driver,
             driver_tree: self.source.driver_tree_digest()?,
+            kernels: order.compiling.sources,
             keys,
             sizes: order.sizes.clone(),
         })
@@ -302,6 +326,11 @@ impl Workshop {
         let (log, want) = (self.cache.log("fetch")?, self.source.want()?);
         let mut by_parts: BTreeMap<&[String], Vec<Layer>> = BTreeMap::new();
         for layer in layers {
+            if want.wheels(*layer) {
+                let scratch = self.cache.scratch("wheel")?;
+                self.cache.debs().fetch_wheels(lock, *layer, &scratch.0, &log)?;
+                continue;
+            }
             by_parts.entry(want.components(*layer)).or_default().push(*layer);
         }
         for (parts, layers) in by_parts {
@@ -349,6 +378,7 @@ impl Workshop {
                 room.run(what, scripts::INITRD, &borrowed(&folders), &settings, &log)?;
             }
             Product::Driver => self.driver(order, inputs, &room, &out.0, &log)?,
+            Product::Kernels => self.kernels(order, inputs, &room, &out.0, &log)?,
             Product::Program => self.program(order, inputs, &out.0, &log)?,
             Product::Sealed => {
                 // Without files to lay over it, an empty folder.
@@ -367,8 +397,11 @@ impl Workshop {
                 ];
                 if order.driver != Driver::None {
                     folders.push(("driver", of(Product::Driver)));
+                    folders.push(("kernels", of(Product::Kernels)));
+                    folders.push(("beside", self.source.driver_tree()));
                 }
                 let settings = [
+                    ("KINDS", kinds(inputs.lock, inputs.driver).join(" ")),
                     ("VERSION", inputs.version.to_string()),
                     ("ROOT_UUID", uuid(inputs, "root")),
                     ("VERITY_UUID", uuid(inputs, "verity")),

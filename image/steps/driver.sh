@@ -58,7 +58,6 @@ for library in cuda nvidia-ml nvidia-ptxjitcompiler; do
     ln -s $name.1 $out/usr/lib/$MULTIARCH/$name
 done
 for program in nvidia-smi nvidia-modprobe; do install -D -m 0755 $programs/$program $out/usr/bin/$program; done
-cp -r --preserve=mode,links --no-target-directory /mnt/tree $out
 # By this a box knows what it has.
 install -D -m 0644 /dev/null $out/usr/lib/polder/driver
 echo "NVIDIA $version" > $out/usr/lib/polder/driver

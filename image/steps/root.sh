@@ -6,8 +6,8 @@ mount -t overlay overlay -o lowerdir=/mnt/root,upperdir=$work/up,workdir=$work/w
 r=$work/root
 
 # Of modes only what git keeps: whoever made a folder may have kept it to himself.
-for tree in /mnt/tree /mnt/also; do
-    cp -r --preserve=links --no-target-directory $tree $work/files
+for tree in /mnt/tree /mnt/beside /mnt/also; do
+    [ ! -d $tree ] || cp -r --preserve=links --no-target-directory $tree $work/files
 done
 chmod -R u=rwX,go=rX $work/files
 cp -r --preserve=mode,links --no-target-directory $work/files $r
@@ -15,6 +15,9 @@ install -D -m 0755 /mnt/program/polder $r/usr/lib/polder/polder
 ln -sf ../lib/polder/polder $r/usr/bin/polder
 if [ -d /mnt/driver ]; then
     cp -r --preserve=mode,links --no-target-directory /mnt/driver/tree $r
+    cp -r --preserve=mode,links --no-target-directory /mnt/kernels/tree $r
+    # The program in the image was maybe not made from the sources that the kernels were.
+    chroot $r /usr/lib/polder/polder engine kernels check /usr/lib/polder/kernels $KINDS
     depmod --basedir $r "$(ls $r/usr/lib/modules)"
 fi
 

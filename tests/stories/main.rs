@@ -6,6 +6,7 @@
 )]
 
 mod answer;
+mod bakeoff;
 mod clients;
 mod command_line;
 mod engine_dies;

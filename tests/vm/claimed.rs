@@ -61,7 +61,7 @@ pub(crate) async fn claim(disks: &Disks, pictures: bool) -> (Machine, Owned) {
         }
     };
     show("vm-1-machine").await;
-    assert!(browser.words().await.contains("this image has no NVIDIA driver"));
+    assert!(browser.words().await.contains(disks.about_the_driver()));
     browser.press("Go on: what opens the disk").await;
     browser.hear("This machine has no TPM 2.0").await;
     show("vm-1-disk").await;

@@ -144,6 +144,15 @@ impl Disks {
         Self { image_stick: Some(Port::First), ..disks }
     }
 
+    /// What a box from the image says of its driver.
+    pub(crate) fn about_the_driver(&self) -> &'static str {
+        if self.kind == Kind::Driver {
+            "driver NVIDIA 550"
+        } else {
+            "this image has no NVIDIA driver"
+        }
+    }
+
     fn without(kind: Kind) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let image = kind.image();

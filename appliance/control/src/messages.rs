@@ -316,6 +316,9 @@ pub struct EngineStatus {
     pub socket: PathBuf,
     /// How it is.
     pub part: PartStatus,
+    /// One sentence, where it answers and could do so better on this machine.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 /// A long-running part at one moment.

@@ -259,6 +259,7 @@ mod tests {
                     recipe: recipe.parse().unwrap(),
                     socket: PathBuf::from("/nowhere"),
                     part: part.clone(),
+                    note: None,
                 })
                 .collect(),
         }

@@ -151,6 +151,7 @@ fn assumed(site: Site, sockets: &Sockets) -> BoxStatus {
             recipe: slot.recipe.clone(),
             socket: sockets.engine(name),
             part: part(PartState::Starting),
+            note: None,
         })
         .collect();
     BoxStatus { safe: false, gateway: part(PartState::Ready), engines, site }

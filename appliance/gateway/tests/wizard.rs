@@ -51,6 +51,7 @@ impl Supervisor {
                             recipe: slot.recipe.clone(),
                             socket: "nowhere".into(),
                             part: PartStatus { state: PartState::Ready, restarts: 0, pid: None },
+                            note: None,
                         })
                         .collect();
                 });

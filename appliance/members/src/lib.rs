@@ -36,7 +36,7 @@ pub use people::{Member, MemberId, NewMember, Role, Share};
 pub use secret::Secret;
 pub use sessions::{SESSION_SECONDS, SessionInfo};
 pub use setup::{ClaimToken, SetupWindow};
-pub use usage::UsageRow;
+pub use usage::{UsageRow, UsedLengths};
 
 use tokio_util::sync::CancellationToken;
 

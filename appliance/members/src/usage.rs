@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rusqlite::{Connection, Row, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior, params};
 
 use crate::clock::Clock;
 use crate::{KeyId, MemberId, Members, MembersError, database};
@@ -32,6 +32,39 @@ pub struct UsageRow {
     pub prompt: u64,
     /// Tokens written.
     pub completion: u64,
+}
+
+/// How long requests and answers were, and how many people asked. Nobody's name, nothing of what was said.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UsedLengths {
+    /// For each day, member, key and model: requests, tokens read, tokens written.
+    pub rows: Vec<[u64; 3]>,
+    /// Members who asked on the day when most did.
+    pub most_members: u64,
+}
+
+impl UsedLengths {
+    /// Of the last `days` days, read beside a box that runs. Nothing is written; a box without a database has counted nothing.
+    pub fn read(path: &Path, days: u32) -> Result<Self, MembersError> {
+        if !path.exists() {
+            return Ok(Self::default());
+        }
+        let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let since = Clock::system().day_before(i64::from(days.min(4000)).saturating_sub(1).max(0));
+        let mut query =
+            db.prepare("SELECT requests, prompt, completion FROM usage WHERE day >= ?1")?;
+        let count = |row: &Row<'_>, i: usize| row.get::<_, i64>(i).map(|n| n.max(0) as u64);
+        let rows = query
+            .query_map([&since], |row| Ok([count(row, 0)?, count(row, 1)?, count(row, 2)?]))?;
+        let rows = rows.collect::<Result<_, _>>()?;
+        let most_members = db.query_row(
+            "SELECT coalesce(max(members), 0) FROM
+             (SELECT count(DISTINCT member) AS members FROM usage WHERE day >= ?1 GROUP BY day)",
+            [&since],
+            |row| count(row, 0),
+        )?;
+        Ok(Self { rows, most_members })
+    }
 }
 
 impl Members {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use common::{Place, place};
 use polder_members::{
     KeyGrant, KeyLimits, KeyRefused, LimitReached, MembersError, MintedKey, NewKey, Role, Scope,
+    UsedLengths,
 };
 
 fn key(place: &Place, limits: KeyLimits) -> (MintedKey, Arc<KeyGrant>) {
@@ -211,6 +212,25 @@ fn nothing_is_counted_about_a_member_until_the_site_says_so() {
     assert_eq!(seen, [(None, 1, 5, 6), (Some("laptop"), 2, 11, 22)]);
     place.members.forget_usage(minted.info.member).unwrap();
     assert!(place.members.usage_of_all(30).unwrap().is_empty());
+}
+
+#[test]
+fn lengths_that_were_used_are_read_beside_a_box_that_runs() {
+    let place = place();
+    assert_eq!(UsedLengths::read(&place.path, 4000).unwrap(), UsedLengths::default());
+    let ada = place.add("Ada", Role::Steward);
+    let ben = place.add("Ben", Role::Member);
+    place.members.set_metering(true);
+    for (who, prompt) in [(ada.id, 5), (ben.id, 50), (ben.id, 70)] {
+        place.members.count_chat(who, "m", prompt, 6);
+    }
+    place.members.flush().unwrap();
+    let mut found = UsedLengths::read(&place.path, 4000).unwrap();
+    found.rows.sort();
+    assert_eq!(found, UsedLengths { rows: vec![[1, 5, 6], [2, 120, 12]], most_members: 2 });
+    let nowhere = place.path.with_file_name("no-such.db");
+    assert_eq!(UsedLengths::read(&nowhere, 30).unwrap(), UsedLengths::default());
+    assert!(!nowhere.exists());
 }
 
 #[test]

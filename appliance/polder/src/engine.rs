@@ -3,9 +3,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use polder_backend_cuda::device::Device;
 use polder_backend_cuda::pack::Pack;
 use polder_control::Sockets;
 use polder_engine_server::{EngineOptions, Keeping, PackedWeights};
+use polder_planner::Room;
 use polder_recipes::Recipe;
 use polder_site::{EngineName, Site};
 use polder_supervisor::Part;
@@ -79,6 +81,7 @@ fn serve(name: EngineName, state: State) -> anyhow::Result<()> {
     }
     let mut options = EngineOptions::new(name.as_str(), socket, &model, recipe.name.as_str());
     options.kernels = kernels(&state, &name);
+    options.memory = memory(&site, &name)?;
     match weights(&model) {
         Ok(weights) => {
             options.packed = Some(packed(&state, &name, &weights));
@@ -92,6 +95,19 @@ fn serve(name: EngineName, state: State) -> anyhow::Result<()> {
     }
     let runtime = part::runtime()?;
     part::run(runtime, Part::Engine(name), &state, |told| polder_engine_server::run(options, told))
+}
+
+/// What this engine may take of the memory that it shares with the others of the site: of the first card where there is one, else of the
+/// machine. `None` where it is alone and nobody said anything.
+fn memory(site: &Site, name: &EngineName) -> anyhow::Result<Option<u64>> {
+    let budgeted = site.engines.get(name).is_some_and(|slot| slot.memory.is_some());
+    if site.engines.len() == 1 && !budgeted {
+        return Ok(None);
+    }
+    let cards: Vec<_> = Device::memory_of(0).ok().map(Some).into_iter().collect();
+    let room = Room::of_machine(&cards, polder_supervisor::memory());
+    let shares = polder_supervisor::memory_shares(site, room).map_err(anyhow::Error::msg)?;
+    Ok(shares.get(name).copied().flatten())
 }
 
 /// Bytes of the state disk that what is kept never takes, however full it gets.
@@ -134,10 +150,8 @@ const WORTH_KEEPING: u64 = 256 << 20;
 
 /// Kernels for cards: those that came with the program, and those that this box made itself.
 fn kernels(state: &Path, name: &EngineName) -> Pack {
-    let program = std::env::current_exe().ok();
-    let beside = program.as_deref().and_then(Path::parent).and_then(Path::parent);
     Pack {
-        shipped: beside.map(|folder| folder.join("lib/polder/kernels")),
+        shipped: std::env::current_exe().ok().as_deref().and_then(crate::kernels::shipped),
         made: Some(polder_supervisor::packed_by(state, name).join("kernels")),
     }
 }
@@ -190,6 +204,19 @@ mod tests {
         assert_eq!(weights(folder.path()).unwrap(), "config.json a1\nmodel.gguf b3\n");
         fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
         assert!(weights(folder.path()).unwrap_err().to_string().contains("tokenizer.json"));
+    }
+
+    #[test]
+    fn an_only_engine_takes_what_is_free_and_one_with_a_budget_takes_that() {
+        let (mut site, name): (Site, EngineName) = (Site::unclaimed(1), "fast".parse().unwrap());
+        let trial = polder_site::EngineSlot::serving("smollm2-135m-instruct".parse().unwrap());
+        site.engines.insert(name.clone(), trial);
+        assert_eq!(memory(&site, &name).unwrap(), None);
+        site.engines.get_mut(&name).unwrap().memory = Some("1 GiB".parse().unwrap());
+        assert_eq!(memory(&site, &name).unwrap(), Some(1 << 30));
+        site.engines.get_mut(&name).unwrap().memory = Some("1 MiB".parse().unwrap());
+        let why = memory(&site, &name).unwrap_err().to_string();
+        assert!(why.contains("raise engines.fast.memory"), "{why}");
     }
 
     #[test]

@@ -227,6 +227,7 @@ mod tests {
                 recipe: "tiny".parse().unwrap(),
                 socket: "/x".into(),
                 part: part(state),
+                note: None,
             }],
         };
         let (starting, ready) = (status(PartState::Starting), status(PartState::Ready));

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use polder_image::{
-    Arch, Bundle, Cache, Driver, Keys, Layer, Made, Mirror, News, Order, Sizes, Source, Version,
-    Workshop,
+    Arch, Bundle, Cache, Compiling, Driver, Keys, Layer, Made, Mirror, News, Order, Sizes, Source,
+    Version, Workshop,
 };
 
 use crate::console::{complain, say};
@@ -178,7 +178,9 @@ impl What {
             (Some((path, _)), _) => Driver::Bundle(Bundle::open(path)?),
         };
         let sizes = Sizes::default();
-        Ok((workshop, Order { arch, version, sizes, driver, program, also, keys, out }))
+        let own = std::env::current_exe().context("this program cannot tell where it lies")?;
+        let compiling = Compiling { program: own, sources: polder_backend_cuda::sources::digest() };
+        Ok((workshop, Order { arch, version, sizes, driver, compiling, program, also, keys, out }))
     }
 }
 
@@ -188,14 +190,16 @@ const BUDGET: u64 = 400_000_000;
 /// What people want to know of an image before they write it to a stick.
 fn tell(made: &Made) {
     let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
-    let own = made.size - made.driver.as_ref().map_or(0, |driver| driver.size);
+    let own = made.size - made.driver.as_ref().map_or(0, |driver| driver.size + driver.kernels);
     let budget = megabytes(BUDGET);
     let mut about =
         format!("{} MB compressed, of {budget} MB that it should not exceed", megabytes(own));
     match &made.driver {
         Some(driver) => {
-            about += &format!("; the driver adds {} MB", megabytes(driver.size));
+            let (drivers, kernels) = (megabytes(driver.size), megabytes(driver.kernels));
+            about += &format!("; the driver adds {drivers} MB, and the kernels {kernels}");
             complain(about);
+            complain(format!("It has kernels for {}", driver.kinds.join(", ")));
             complain(format!("It has the NVIDIA driver {}: {}", driver.version, driver.cards));
         }
         None => {

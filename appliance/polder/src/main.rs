@@ -2,6 +2,7 @@
 //! One file per subcommand; what they do is in the crates that they call.
 
 mod audit;
+mod bakeoff;
 mod boxes;
 mod claim;
 mod console;
@@ -51,6 +52,7 @@ enum Command {
     Status(status::Status),
     Claim(claim::Claim),
     Plan(plan::Plan),
+    Bakeoff(bakeoff::Bakeoff),
     Recipes(recipes::Recipes),
     Boxes(boxes::Boxes),
     Weights(weights::Weights),
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
         Command::Status(status) => status.run(),
         Command::Claim(claim) => claim.run(),
         Command::Plan(plan) => plan.run(),
+        Command::Bakeoff(bakeoff) => bakeoff.run(),
         Command::Recipes(recipes) => recipes.run(),
         Command::Boxes(boxes) => boxes.run(),
         Command::Weights(weights) => weights.run(),
@@ -98,7 +101,9 @@ fn main() -> ExitCode {
             let sentence = console::sentence(&error);
             console::complain(format!("error: {sentence}"));
             notify::failed(&sentence);
-            ExitCode::FAILURE
+            // An engine says by it what it ended of.
+            let engine = error.downcast_ref::<polder_engine_server::EngineError>();
+            engine.map_or(ExitCode::FAILURE, |ended| ExitCode::from(ended.exit_status()))
         }
     }
 }

@@ -62,7 +62,7 @@ pub(crate) async fn keep_telling(who: Who, state: &Path, ending: watch::Receiver
         }
         tell(&news);
         said.clone_from(&status);
-        let pause = if health == Health::Ready { rhythm } else { SOON.min(rhythm) };
+        let pause = if matches!(health, Health::Ready(_)) { rhythm } else { SOON.min(rhythm) };
         tokio::select! {
             _ = over.wait_for(|e| *e != Ending::No) => break,
             () = sleep(pause) => {}
@@ -108,7 +108,7 @@ async fn ask(who: &Who, sockets: &Sockets, limit: Duration) -> Health {
                 client.ask_within(limit, &Request::Status).await
             };
             match asked.await {
-                Ok(_) => Health::Ready,
+                Ok(_) => Health::Ready(None),
                 Err(error) => Health::Silent(error.to_string()),
             }
         }
@@ -118,7 +118,8 @@ async fn ask(who: &Who, sockets: &Sockets, limit: Duration) -> Health {
 /// In words for whoever looks at the unit.
 fn words(health: &Health) -> String {
     match health {
-        Health::Ready => "answering".to_owned(),
+        Health::Ready(None) => "answering".to_owned(),
+        Health::Ready(Some(note)) => format!("answering; {note}"),
         Health::Loading(Some(progress)) => format!("{} {} %", progress.phase, progress.done),
         Health::Loading(None) => "getting ready".to_owned(),
         Health::Silent(_) => "not answering".to_owned(),
@@ -140,6 +141,6 @@ mod tests {
             eta_seconds: None,
         };
         assert_eq!(words(&Health::Loading(Some(progress))), "loading 41 %");
-        assert_eq!(words(&Health::Ready), "answering");
+        assert_eq!(words(&Health::Ready(None)), "answering");
     }
 }

@@ -146,7 +146,24 @@ where
     });
     // A blocking thread that is still at work must not hold the end up.
     runtime.shutdown_timeout(LEFT_BEHIND);
+    if done.is_err() {
+        end_soon();
+    }
     done
+}
+
+/// Ends this process in a few seconds if it does not do so itself: what a driver left to be run at the end may wait for a device that
+/// hangs.
+fn end_soon() {
+    const LAST: Duration = Duration::from_secs(5);
+    let watch = std::thread::Builder::new().name("last".to_owned()).spawn(|| {
+        std::thread::sleep(LAST);
+        let itself = rustix::process::getpid();
+        let _ = rustix::process::kill_process(itself, rustix::process::Signal::KILL);
+    });
+    if let Err(error) = watch {
+        log::warn!("nobody watches over the end: {error}");
+    }
 }
 
 /// A part can only run where there is a box.

@@ -1,10 +1,12 @@
 use anyhow::Context;
-use polder_site::{Store, Version};
+use polder_recipes::Recipe;
+use polder_site::{Budget, EngineName, EngineSlot, SiteChange, Store, Version};
 
 use crate::console::{complain, say};
+use crate::follow::Follower;
 use crate::state::State;
 
-/// Show what the box is told to be, and what it was told before.
+/// Show what the box is told to be, and what it was told before; tell it to serve a model.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  polder site show\n  polder site history\n  polder site diff 3"
@@ -25,6 +27,22 @@ enum Command {
     /// List every version there was, with what each changed.
     #[command(after_help = "Example:\n  polder site history")]
     History {
+        #[command(flatten)]
+        state: State,
+    },
+    /// Serve a model beside others, or in place of one, with a part of the memory. The box is running.
+    #[command(
+        after_help = "Examples:\n  polder site serve qwen3-4b --as fast --memory \"20 GiB\"\n  polder site serve qwen3-30b-a3b --as slow --memory \"60 %\""
+    )]
+    Serve {
+        /// The model, as `polder recipes` names it.
+        model: String,
+        /// What the engine is called.
+        #[arg(long = "as", value_name = "ENGINE")]
+        name: EngineName,
+        /// Most memory that it may take, of the graphics card where there is one; `none`: what others leave. Without this, as before.
+        #[arg(long)]
+        memory: Option<String>,
         #[command(flatten)]
         state: State,
     },
@@ -63,6 +81,18 @@ impl Site {
                     }
                     before = Some(site);
                 }
+            }
+            Command::Serve { model, name, memory, state } => {
+                let folder = existing(&state)?;
+                let memory = match memory.as_deref() {
+                    Some("none") => None,
+                    Some(text) => Some(text.parse::<Budget>()?),
+                    None => crate::part::site(&folder)?.engines.get(&name).and_then(|s| s.memory),
+                };
+                let recipe = Recipe::find(&model)?.name.parse()?;
+                let slot = EngineSlot { memory, ..EngineSlot::serving(recipe) };
+                let change = SiteChange::Engine { name, slot };
+                crate::part::runtime()?.block_on(Follower::of(&folder).apply(change))?;
             }
             Command::Diff { from, to, state } => {
                 let store = Store::open(&existing(&state)?)?;

@@ -142,7 +142,8 @@ impl Up {
     async fn serve(&self, follower: &Follower, site: &Site) -> anyhow::Result<String> {
         follower.let_finish().await?;
         let (name, recipe) = first_engine(site, self.model.as_deref())?;
-        let slot = EngineSlot { recipe: recipe.name.parse()?, kind: Default::default() };
+        let memory = site.engines.get(&name).and_then(|slot| slot.memory);
+        let slot = EngineSlot { memory, ..EngineSlot::serving(recipe.name.parse()?) };
         follower.apply(SiteChange::Engine { name: name.clone(), slot }).await?;
         Ok(follower.engine(&name).await?.recipe.to_string())
     }
@@ -217,7 +218,7 @@ mod tests {
             (name.to_string(), recipe.name.clone())
         };
         assert_eq!(pick(&site, None), ("fast".into(), DEFAULT_RECIPE.into()));
-        let slot = EngineSlot { recipe: "gemma-3-270m".parse().unwrap(), kind: Default::default() };
+        let slot = EngineSlot::serving("gemma-3-270m".parse().unwrap());
         site.engines.insert("slow".parse().unwrap(), slot);
         assert_eq!(pick(&site, None), ("slow".into(), "gemma-3-270m".into()));
         assert_eq!(pick(&site, Some(DEFAULT_RECIPE)), ("fast".into(), DEFAULT_RECIPE.into()));

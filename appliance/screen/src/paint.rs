@@ -346,6 +346,7 @@ mod tests {
             recipe: "tiny".parse().unwrap(),
             socket: "/x".into(),
             part: part(state),
+            note: None,
         });
         let site = Site::unclaimed(443);
         BoxStatus { safe: false, site, gateway: part(PartState::Ready), engines: engines.collect() }

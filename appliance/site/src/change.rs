@@ -178,10 +178,7 @@ mod tests {
     #[test]
     fn a_new_engine_shows_as_added_lines_and_its_removal_as_removed_ones() {
         let site = Site::unclaimed(8443);
-        let slot = EngineSlot {
-            recipe: "smollm2-135m-instruct".parse().unwrap(),
-            kind: Default::default(),
-        };
+        let slot = EngineSlot::serving("smollm2-135m-instruct".parse().unwrap());
         let next = SiteChange::Engine { name: "fast".parse().unwrap(), slot }.applied_to(&site);
         let lines: Vec<String> = site.differences(&next).iter().map(ToString::to_string).collect();
         assert_eq!(

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::apps::App;
+use crate::budget::Budget;
 use crate::names::{AppName, BoxName, EngineName, RecipeName};
 use crate::unknown::UnknownKey;
 use crate::updates::Updates;
@@ -133,6 +134,16 @@ pub struct EngineSlot {
     /// What serves it.
     #[serde(default)]
     pub kind: EngineKind,
+    /// Most memory that it takes. Without one, an only engine takes what is free, and several share: see the planner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Budget>,
+}
+
+impl EngineSlot {
+    /// That serves a model, with the usual values for everything else.
+    pub fn serving(recipe: RecipeName) -> Self {
+        Self { recipe, kind: EngineKind::default(), memory: None }
+    }
 }
 
 /// What serves a model. Containers and foreign URLs come with the OS image.
@@ -181,6 +192,11 @@ pub enum SiteError {
         "site.toml: keeping.disk_percent is {0}; choose 1 to 80, since weights and members need room on the same disk, or days = 0 to keep nothing there"
     )]
     KeepsTooMuch(u8),
+    /// More than there is.
+    #[error(
+        "site.toml: the engines may take {0} % of the memory, all together, and there are 100 %; lower engines.{1}.memory"
+    )]
+    SharesTooMuch(u32, EngineName),
     /// A host name that no certificate could carry.
     #[error("site.toml: door.names has {0:?}, which is not a host name")]
     HostName(String),
@@ -300,6 +316,16 @@ impl Site {
         if !(1..=80).contains(&self.keeping.disk_percent) {
             return Err(SiteError::KeepsTooMuch(self.keeping.disk_percent));
         }
+        let share = |slot: &EngineSlot| match slot.memory {
+            Some(Budget::Percent(percent)) => u32::from(percent),
+            _ => 0,
+        };
+        let shares: u32 = self.engines.values().map(share).sum();
+        if let (101.., Some((largest, _))) =
+            (shares, self.engines.iter().max_by_key(|(_, slot)| share(slot)))
+        {
+            return Err(SiteError::SharesTooMuch(shares, largest.clone()));
+        }
         for name in &self.door.names {
             let label = |l: &str| {
                 !l.is_empty()
@@ -383,6 +409,16 @@ impl Site {
         names.map(|host| format!("{app}.{host}")).collect()
     }
 
+    /// Would an engine be told the same by `other`? What it keeps and how much memory it takes it is told when it starts, and without a
+    /// budget of its own it takes what others leave.
+    pub fn tells_alike(&self, other: &Self, name: &EngineName) -> bool {
+        let (ours, theirs) = (self.engines.get(name), other.engines.get(name));
+        let budgeted = ours.is_some_and(|slot| slot.memory.is_some());
+        ours == theirs
+            && self.keeping == other.keeping
+            && (budgeted || self.engines == other.engines)
+    }
+
     /// True while only this machine can reach the box: a trial.
     pub fn is_trial(&self) -> bool {
         self.door.listen.iter().all(IpAddr::is_loopback)
@@ -408,10 +444,7 @@ mod tests {
         let mut site = Site::unclaimed(8443);
         site.engines.insert(
             "fast".parse().unwrap(),
-            EngineSlot {
-                recipe: "smollm2-135m-instruct".parse().unwrap(),
-                kind: EngineKind::Polder,
-            },
+            EngineSlot::serving("smollm2-135m-instruct".parse().unwrap()),
         );
         site.door.names.push("ai.example.org".into());
         assert_eq!(Site::from_toml(&site.to_toml()).unwrap(), site);
@@ -512,6 +545,42 @@ mod tests {
         assert!(own.contains("ask itself for ever"), "{own}");
         let mode = read("url = \"unix:/a:/b\"\nmode = \"caddy\"").unwrap_err();
         assert!(mode.contains("caddy"), "{mode}");
+    }
+
+    #[test]
+    fn an_engine_s_memory_is_an_amount_or_a_part_and_parts_are_no_more_than_all() {
+        let read = |fast: &str, slow: &str| {
+            let slot = |name, memory| {
+                format!("\n[engines.{name}]\nrecipe = \"tiny\"\nmemory = {memory}\n")
+            };
+            let text = Site::unclaimed(8443).to_toml() + &slot("fast", fast) + &slot("slow", slow);
+            Site::from_toml(&text).map_err(|error| error.to_string())
+        };
+        let site = read("\"24 GiB\"", "\"60 %\"").unwrap();
+        let memory = |name: &str| site.engines[&name.parse().unwrap()].memory;
+        assert_eq!(memory("fast"), Some(Budget::Bytes(24 << 30)));
+        assert_eq!(memory("slow"), Some(Budget::Percent(60)));
+        assert_eq!(Site::from_toml(&site.to_toml()).unwrap(), site);
+        let over = read("\"41 %\"", "\"60 %\"").unwrap_err();
+        assert!(over.contains("101 %") && over.contains("engines.slow.memory"), "{over}");
+        assert!(read("\"much\"", "\"60 %\"").unwrap_err().contains("40 %"));
+        assert!(read("24", "\"60 %\"").is_err());
+    }
+
+    #[test]
+    fn an_engine_without_a_budget_is_told_of_every_other_one() {
+        let (fast, slow): (EngineName, EngineName) =
+            ("fast".parse().unwrap(), "slow".parse().unwrap());
+        let mut alone = Site::unclaimed(8443);
+        alone.engines.insert(fast.clone(), EngineSlot::serving("tiny".parse().unwrap()));
+        let mut both = alone.clone();
+        both.engines.insert(slow, EngineSlot::serving("big".parse().unwrap()));
+        assert!(!alone.tells_alike(&both, &fast) && alone.tells_alike(&alone, &fast));
+        for site in [&mut alone, &mut both] {
+            let slot = site.engines.get_mut(&fast).unwrap();
+            slot.memory = Some(Budget::Percent(30));
+        }
+        assert!(alone.tells_alike(&both, &fast));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! for the file and its history, [`SiteChange`] for everything that may change.
 
 mod apps;
+mod budget;
 mod change;
 mod document;
 mod names;
@@ -14,6 +15,7 @@ mod updates;
 mod verifier;
 
 pub use apps::{App, Audience, Upstream, UpstreamError};
+pub use budget::{Budget, BudgetError};
 pub use change::{Difference, SiteChange};
 pub use document::{
     Door, EngineKind, EngineSlot, Keeping, Metering, Sharing, Site, SiteError, UsageVisibility,

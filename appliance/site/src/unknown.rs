@@ -210,7 +210,7 @@ mod tests {
         let upstream = "unix:/run/wiki.sock".parse().unwrap();
         site.apps.insert("wiki".parse().unwrap(), App { upstream, open_to: Default::default() });
         let recipe = "smollm2-135m-instruct".parse().unwrap();
-        let slot = EngineSlot { recipe, kind: Default::default() };
+        let slot = EngineSlot::serving(recipe);
         site.engines.insert("fast".parse().unwrap(), slot);
         let url = "unix:/run/auth.sock:/auth".parse().unwrap();
         site.verifier = Some(Verifier { url, mode: Default::default() });

@@ -180,6 +180,10 @@ impl Inner {
         }
     }
 
+    fn note(&self, part: &Part) -> Option<String> {
+        self.parts.get(part).and_then(|shown| shown.borrow().note.clone())
+    }
+
     fn status(&self, sockets: &Sockets) -> BoxStatus {
         let engine =
             |(name, slot): (&polder_site::EngineName, &polder_site::EngineSlot)| EngineStatus {
@@ -187,6 +191,7 @@ impl Inner {
                 recipe: slot.recipe.clone(),
                 socket: sockets.engine(name),
                 part: self.part(&Part::Engine(name.clone())),
+                note: self.note(&Part::Engine(name.clone())),
             };
         BoxStatus {
             site: self.site.clone(),

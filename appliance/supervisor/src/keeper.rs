@@ -38,6 +38,8 @@ pub(crate) enum Order {
 pub(crate) struct Shown {
     pub(crate) status: PartStatus,
     pub(crate) loading: Option<Progress>,
+    /// What it has to say, though it is ready.
+    pub(crate) note: Option<String>,
     /// The newest order that this is about: an older state must not be taken for the answer.
     pub(crate) order: Order,
 }
@@ -59,7 +61,8 @@ impl Keeper {
     ) -> Self {
         let (order, orders) = watch::channel(Order::Stop);
         let status = PartStatus { state: PartState::Stopped, restarts: 0, pid: None };
-        let (show, shown) = watch::channel(Shown { status, loading: None, order: Order::Stop });
+        let (show, shown) =
+            watch::channel(Shown { status, loading: None, note: None, order: Order::Stop });
         let keeping = Keeping {
             parts,
             part,
@@ -209,7 +212,7 @@ impl<P: Parts> Keeping<P> {
                 health = asking => health,
             };
             match health {
-                Health::Ready => {
+                Health::Ready(note) => {
                     (silences, heard) = (0, true);
                     if ready_since.is_none() {
                         ready_since = Some(Instant::now());
@@ -217,6 +220,11 @@ impl<P: Parts> Keeping<P> {
                         let took = started.elapsed();
                         log::info!("the {} is ready after {took:.1?}", self.part);
                     }
+                    self.show.send_if_modified(|s| {
+                        let same = s.note == note;
+                        s.note = note;
+                        !same
+                    });
                 }
                 Health::Loading(progress) => {
                     (silences, heard) = (0, true);
@@ -323,7 +331,7 @@ impl<P: Parts> Keeping<P> {
         let restarts =
             if state == PartState::Starting { restarts } else { restarts.saturating_sub(1) };
         let status = PartStatus { state, restarts, pid: None };
-        self.show.send_replace(Shown { status, loading: None, order });
+        self.show.send_replace(Shown { status, loading: None, note: None, order });
     }
 
     fn show(&self, state: PartState, pid: Option<u32>) {
@@ -331,6 +339,7 @@ impl<P: Parts> Keeping<P> {
             let same = shown.status.state == state && shown.status.pid == pid;
             if !same {
                 (shown.status.state, shown.status.pid, shown.loading) = (state, pid, None);
+                shown.note = None;
             }
             !same
         });
@@ -408,7 +417,8 @@ mod tests {
     async fn runs(part: &Lasting) -> (watch::Sender<Order>, JoinHandle<()>) {
         let (order, orders) = watch::channel(Order::Run(1));
         let status = PartStatus { state: PartState::Stopped, restarts: 0, pid: None };
-        let (show, _) = watch::channel(Shown { status, loading: None, order: Order::Stop });
+        let (show, _) =
+            watch::channel(Shown { status, loading: None, note: None, order: Order::Stop });
         let keeping = Keeping {
             parts: Arc::new(part.clone()),
             part: Part::Gateway,

@@ -65,10 +65,7 @@ mod tests {
         let mut site = Site::unclaimed(1);
         tidy(state.path(), &site);
         assert!(!state.path().join("kv").exists());
-        let slot = |recipe: &str| polder_site::EngineSlot {
-            recipe: recipe.parse().unwrap(),
-            kind: Default::default(),
-        };
+        let slot = |recipe: &str| polder_site::EngineSlot::serving(recipe.parse().unwrap());
         for name in ["fast", "slow"] {
             site.engines.insert(name.parse().unwrap(), slot("tiny"));
         }

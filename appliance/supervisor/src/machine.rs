@@ -79,8 +79,8 @@ fn processor(cpuinfo: &str) -> String {
         .unwrap_or_else(|| format!("an {} processor", std::env::consts::ARCH))
 }
 
-/// What is built in, or what our control group may use, whichever is less.
-fn memory() -> u64 {
+/// Bytes of memory: what is built in, or what our control group may use, whichever is less.
+pub fn memory() -> u64 {
     let built_in = meminfo_total(&read("/proc/meminfo")).unwrap_or(0);
     let groups = read("/proc/self/cgroup");
     let group = control_group(&groups);

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use polder_control::{PartState, Plan, Step};
-use polder_site::{EngineName, RecipeName, Site, SiteChange};
+use polder_site::{Budget, EngineName, RecipeName, Site, SiteChange};
 
 use crate::image::{Change, ImageAction};
 use crate::shelf::Described;
@@ -110,19 +110,16 @@ pub fn plan(
             let next = change.applied_to(&observed.site);
             let mut missing: Vec<&RecipeName> = Vec::new();
             let (mut stop, mut start) = (Vec::new(), Vec::new());
-            // What an engine keeps it is told when it starts.
-            let alike = next.keeping == observed.site.keeping;
-            for (name, slot) in &observed.site.engines {
+            let stays = |name: &EngineName| observed.site.tells_alike(&next, name);
+            for name in observed.site.engines.keys() {
                 let state = observed.engines.get(name).unwrap_or(&PartState::Stopped);
-                let stays = alike && next.engines.get(name) == Some(slot);
-                if !stays && *state != PartState::Stopped {
+                if !stays(name) && *state != PartState::Stopped {
                     stop.push(Action::StopEngine(name.clone()));
                 }
             }
             for (name, slot) in &next.engines {
-                let stays = alike && observed.site.engines.get(name) == Some(slot);
                 let state = observed.engines.get(name).unwrap_or(&PartState::Stopped);
-                if stays && *state == PartState::Ready {
+                if stays(name) && *state == PartState::Ready {
                     continue;
                 }
                 if !observed.imported.contains(&slot.recipe) && !missing.contains(&&slot.recipe) {
@@ -165,7 +162,12 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
             title
         }
         Wanted::Change(SiteChange::Engine { name, slot }) => {
-            format!("Serve {} as {name}", known(&slot.recipe))
+            let memory = match slot.memory {
+                Some(bytes @ Budget::Bytes(_)) => format!(", with {bytes} of memory"),
+                Some(part @ Budget::Percent(_)) => format!(", with {part} of the memory"),
+                None => String::new(),
+            };
+            format!("Serve {} as {name}{memory}", known(&slot.recipe))
         }
         Wanted::Change(SiteChange::RemoveEngine(name)) => format!("Remove the engine {name}"),
         Wanted::Change(SiteChange::Usage(usage)) if usage.per_member => {
@@ -237,7 +239,7 @@ mod tests {
     }
 
     fn serve(recipe: &str) -> SiteChange {
-        let slot = EngineSlot { recipe: recipe.parse().unwrap(), kind: Default::default() };
+        let slot = EngineSlot::serving(recipe.parse().unwrap());
         SiteChange::Engine { name: fast(), slot }
     }
 
@@ -328,6 +330,31 @@ mod tests {
             let text = text(&box_, Wanted::Change(serve("tiny")));
             assert!(text.ends_with("[start-engine]"), "{text}");
         }
+    }
+
+    #[test]
+    fn an_engine_that_has_no_budget_starts_again_where_another_one_comes_to_share_the_memory() {
+        let slow = |memory: Option<&str>| SiteChange::Engine {
+            name: "slow".parse().unwrap(),
+            slot: EngineSlot {
+                memory: memory.map(|text| text.parse().unwrap()),
+                ..EngineSlot::serving("big".parse().unwrap())
+            },
+        };
+        assert_eq!(
+            text(&serving(), Wanted::Change(slow(Some("60 %")))),
+            "Serve BIG as slow, with 60 % of the memory\n  \
+             1. Import BIG (94 MiB)\n  \
+             2. Let the engine fast finish and stop it\n  \
+             3. Write down what the box should be\n  \
+             4. Start the engine fast and wait until it answers\n  \
+             5. Start the engine slow and wait until it answers\n\
+             [import-model stop-engine write-site start-engine start-engine]"
+        );
+        let mut budgeted = serving();
+        budgeted.site.engines.get_mut(&fast()).unwrap().memory = Some("20 GiB".parse().unwrap());
+        let text = text(&budgeted, Wanted::Change(slow(None)));
+        assert!(text.ends_with("[import-model write-site start-engine]"), "{text}");
     }
 
     #[test]

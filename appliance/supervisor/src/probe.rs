@@ -14,11 +14,14 @@ use crate::parts::Part;
 /// An engine's answer about its health is not longer than this.
 const LONGEST_ANSWER: usize = 64 << 10;
 
+/// A sentence is not longer than this, in characters.
+const LONGEST_NOTE: usize = 600;
+
 /// How a part is, as it says itself.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Health {
-    /// It answers and does its work.
-    Ready,
+    /// It answers and does its work; with one sentence, where it could do it better than it does.
+    Ready(Option<String>),
     /// It answers, and is still getting ready; with figures where it gives any.
     Loading(Option<Progress>),
     /// It does not answer; why, for the log.
@@ -44,7 +47,7 @@ async fn ask_gateway(socket: &Path) -> Result<Health, String> {
     let mut client: Client<DoorRequest, DoorReply> =
         Client::connect(socket).await.map_err(|e| e.to_string())?;
     match client.ask(&DoorRequest::Ready).await.map_err(|e| e.to_string())? {
-        DoorReply::Ready { .. } => Ok(Health::Ready),
+        DoorReply::Ready { .. } => Ok(Health::Ready(None)),
         other => Err(format!("it answered {other:?} when asked whether it is ready")),
     }
 }
@@ -69,10 +72,20 @@ async fn ask_engine(socket: &Path) -> Result<Health, String> {
     let (answer, _) = tokio::join!(exchange, connection);
     let (status, body) = answer?;
     match status {
-        StatusCode::OK => Ok(Health::Ready),
+        StatusCode::OK => Ok(Health::Ready(note(&body))),
         StatusCode::SERVICE_UNAVAILABLE => Ok(Health::Loading(progress(&body))),
         other => Err(format!("it answered {other} when asked for its health")),
     }
+}
+
+/// What an engine that answers has to say: `{"status": "ok", "note": "..."}`.
+fn note(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Well {
+        note: Option<String>,
+    }
+    let note = serde_json::from_slice::<Well>(body).ok()?.note?;
+    Some(note.chars().filter(|c| !c.is_control()).take(LONGEST_NOTE).collect())
 }
 
 /// The figures in an engine's 503: `{"status": "loading", "progress": 0.41}`.
@@ -96,6 +109,16 @@ fn progress(body: &[u8]) -> Option<Progress> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_engine_that_answers_may_have_one_sentence_to_say() {
+        let said = |body: &str| note(body.as_bytes());
+        assert_eq!(said(r#"{"status":"ok","note":"no\u0007 card"}"#).as_deref(), Some("no card"));
+        assert_eq!(said(&format!(r#"{{"note":"{}"}}"#, "x".repeat(9999))).unwrap().len(), 600);
+        for silent in ["", "[]", "{}", r#"{"note":null}"#, r#"{"note":7}"#] {
+            assert_eq!(said(silent), None, "{silent}");
+        }
+    }
 
     #[test]
     fn an_engines_figures_are_percent_and_whatever_else_it_says_is_none() {

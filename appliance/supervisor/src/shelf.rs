@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
-use polder_control::{ImportSource, Progress};
-use polder_site::RecipeName;
+use polder_control::{ImportSource, Machine, Progress};
+use polder_site::{RecipeName, Site};
 use polder_weights::CancelFlag;
 
 /// Where models come from and where they are kept. All calls may block.
@@ -11,6 +11,11 @@ pub trait Shelf: Send + Sync + 'static {
 
     /// Recipes whose every file is there and was checked. The error is one sentence.
     fn imported(&self) -> Result<BTreeSet<RecipeName>, String>;
+
+    /// Whether the engines of a site fit into the memory that they share on this machine. The error is one sentence.
+    fn fits(&self, _site: &Site, _machine: &Machine) -> Result<(), String> {
+        Ok(())
+    }
 
     /// Brings a model in, and returns when every file of it is there and checked. Stops soon
     /// after `stop` is set, with [`ImportEnd::Stopped`]; what was fetched stays.

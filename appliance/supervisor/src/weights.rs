@@ -2,11 +2,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use polder_control::{ImportSource, Progress, Unit};
+use polder_control::{ImportSource, Machine, Progress, Unit};
+use polder_planner::Room;
 use polder_recipes::Recipe;
-use polder_site::RecipeName;
+use polder_site::{RecipeName, Site};
 use polder_weights::{CancelFlag, Event, Origin, Store, WeightsError};
 
+use crate::shares::memory_shares;
 use crate::shelf::{Described, ImportEnd, Shelf};
 
 /// The recipes that polder brings along, and the store of weights in a state folder.
@@ -42,6 +44,11 @@ impl Shelf for Weights {
     fn imported(&self) -> Result<BTreeSet<RecipeName>, String> {
         let whole = |recipe: &&Recipe| self.store.model_folder(recipe).is_some();
         Ok(Recipe::builtin().iter().filter(whole).filter_map(|r| r.name.parse().ok()).collect())
+    }
+
+    fn fits(&self, site: &Site, machine: &Machine) -> Result<(), String> {
+        let cards: Vec<Option<u64>> = machine.gpus.iter().map(|gpu| gpu.memory).collect();
+        memory_shares(site, Room::of_machine(&cards, machine.memory)).map(drop)
     }
 
     fn import(

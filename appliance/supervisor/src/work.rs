@@ -368,6 +368,9 @@ impl<P: Parts> Work<P> {
                 self.state.display()
             ));
         }
+        if let Wanted::Change(change @ SiteChange::Engine { .. }) = &wanted {
+            self.shelf.fits(&change.applied_to(&site), &self.machine().await)?;
+        }
         let imported = self.imported().await?.into_iter().collect();
         let engine =
             |name: &EngineName| (name.clone(), self.board.part(&Part::Engine(name.clone())).state);

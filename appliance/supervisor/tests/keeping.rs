@@ -235,7 +235,7 @@ fn ada() -> Actor {
 }
 
 fn serve(model: &str) -> SiteChange {
-    let slot = EngineSlot { recipe: model.parse().unwrap(), kind: Default::default() };
+    let slot = EngineSlot::serving(model.parse().unwrap());
     SiteChange::Engine { name: "fast".parse().unwrap(), slot }
 }
 
@@ -425,7 +425,7 @@ async fn no_part_outlives_a_killed_supervisor_not_even_a_busy_or_stubborn_one() 
     let mut site = Site::unclaimed(8443);
     for name in ["busy", "stubborn"] {
         behave(state.path(), &format!("engine-{name}"), name);
-        let slot = EngineSlot { recipe: "m1".parse().unwrap(), kind: Default::default() };
+        let slot = EngineSlot::serving("m1".parse().unwrap());
         site.engines.insert(name.parse().unwrap(), slot);
     }
     Store::open(state.path()).unwrap().write(&site, "test").unwrap();

@@ -263,6 +263,26 @@ impl Limits {
     }
 }
 
+/// Which part of a model a back end is, where several devices run it together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// From 0.
+    pub rank: u32,
+    /// How many there are.
+    pub world: u32,
+}
+
+impl Place {
+    /// All of it, on one device.
+    pub const ALONE: Self = Self { rank: 0, world: 1 };
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self::ALONE
+    }
+}
+
 /// Why a step could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {

@@ -71,7 +71,7 @@ pub fn spawn_with_store(
         scheduler = scheduler.with_tiers(keeper.tiers(limits.block_tokens, limits.block_bytes()));
     }
     let stats = Arc::new(Mutex::new(scheduler.stats()));
-    let pulse = Arc::new(Mutex::new(Pulse::default()));
+    let pulse = Arc::new(Mutex::new(Pulse::new(config.first_pace)));
     let handle = EngineHandle {
         door: Arc::new(Door { commands }),
         store,
@@ -251,13 +251,10 @@ impl EngineHandle {
         let Some(store) = &self.store else { return true };
         let until = Instant::now() + within;
         let (tell, done) = channel();
-        // Where the engine has ended it puts nothing more.
-        if self.door.commands.send(Command::Settle(tell)).is_ok()
-            && done.recv_timeout(within) == Err(RecvTimeoutError::Timeout)
-        {
-            return false;
-        }
-        store.settle(until.saturating_duration_since(Instant::now()))
+        // Where the engine has ended it puts nothing more, and where it hangs neither; what it has put is still to be written.
+        let late = self.door.commands.send(Command::Settle(tell)).is_ok()
+            && done.recv_timeout(within / 2) == Err(RecvTimeoutError::Timeout);
+        store.settle(until.saturating_duration_since(Instant::now())) && !late
     }
 
     /// Says that a sink which had no room has some again.
@@ -403,7 +400,11 @@ impl EngineLoop {
     /// Puts what became full beside the device, before anybody else may write there.
     fn keep(&mut self) -> Result<(), SchedulerError> {
         if let Some(keeper) = &mut self.keeper {
+            let aside = lock(&self.pulse).begin_aside(Instant::now());
             let put = keeper.put(&mut self.scheduler, &mut *self.backend);
+            if aside {
+                lock(&self.pulse).end_aside();
+            }
             put.map_err(SchedulerError::Backend)?;
         }
         if !self.scheduler.has_puts() {
@@ -514,7 +515,11 @@ impl EngineLoop {
 
     fn came(&mut self, came: Came) -> Result<(), SchedulerError> {
         let Some(keeper) = &mut self.keeper else { return Ok(()) };
+        let aside = lock(&self.pulse).begin_aside(Instant::now());
         let done = keeper.came(came, &mut self.scheduler, &mut *self.backend);
+        if aside {
+            lock(&self.pulse).end_aside();
+        }
         done.map_err(SchedulerError::Backend)
     }
 

@@ -60,6 +60,8 @@ pub struct Config {
     pub draft_tokens: u32,
     /// A step that runs so much longer than its tokens explain is taken for hung.
     pub patience: Duration,
+    /// What one token of a step may take while no step has been seen.
+    pub first_pace: Duration,
     /// Longest that no kept block comes back to the device while some are waited for; then their tokens are read.
     pub restore_patience: Duration,
 }
@@ -74,6 +76,8 @@ impl Default for Config {
             steps_ahead: 0,
             draft_tokens: 16,
             patience: Duration::from_secs(60),
+            // A large model on a slow processor.
+            first_pace: Duration::from_secs(1),
             restore_patience: Duration::from_secs(5),
         }
     }

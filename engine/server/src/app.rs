@@ -16,10 +16,11 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use polder_chat::reply::Dialect;
 use polder_chat::{ChatTemplate, Tokenizer};
 use polder_grammar::Grammars;
-use polder_scheduler::{Claim, EngineHandle, MemberId, Stats, Weight};
+use polder_scheduler::{Claim, MemberId, Stats, Weight};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
+use crate::handle::Handle;
 use crate::metrics::Metrics;
 use crate::wire::answer;
 use crate::wire::error::{ApiError, shortened};
@@ -32,7 +33,7 @@ const MAX_BODY: usize = 32 << 20;
 /// A loaded model, ready to answer.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    pub(crate) handle: EngineHandle,
+    pub(crate) handle: Handle,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) grammars: Grammars,
     /// The chat template, or why there is none.
@@ -44,6 +45,8 @@ pub(crate) struct Engine {
     pub(crate) most_sequences: usize,
     /// What was kept on disk before may still be there.
     pub(crate) left_behind: bool,
+    /// One sentence, where it runs less well than this machine could.
+    pub(crate) note: Option<String>,
 }
 
 /// Everything that a handler may touch.
@@ -209,7 +212,10 @@ async fn health(State(app): State<Arc<App>>) -> Response {
     }
     match app.engine.get() {
         Some(engine) => match engine.handle.hung() {
-            None => axum::Json(json!({"status": "ok", "model": app.served_as})).into_response(),
+            None => {
+                let body = json!({"status": "ok", "model": app.served_as, "note": engine.note});
+                axum::Json(body).into_response()
+            }
             Some(running) => hung(running),
         },
         None => {

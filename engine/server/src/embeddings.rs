@@ -8,13 +8,14 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::HeaderMap;
 use polder_backend::{Sampling, TokenId};
-use polder_scheduler::{EngineHandle, Event, Pooling, Request, RequestId, Sink};
+use polder_scheduler::{Event, Pooling, Request, RequestId, Sink};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::answering::name_prompt;
 use crate::app::{App, Caller, Engine, aside, check_tokens, name_ignored, read_body};
 use crate::completions::tokens_of;
 use crate::generate::{refused, stopped, too_long, unusable};
+use crate::handle::Handle;
 use crate::metrics::Metrics;
 use crate::stream;
 use crate::wire::answer::Usage;
@@ -105,18 +106,13 @@ fn check_dimensions(request: &EmbeddingsRequest, vectors: &[Vec<f32>]) -> Result
 
 /// Texts that are read at the same time. Dropping it ends those that are not done.
 struct Wave {
-    engine: EngineHandle,
+    engine: Handle,
     ids: Vec<RequestId>,
     events: UnboundedReceiver<(usize, Event)>,
 }
 
 impl Wave {
-    fn start(
-        engine: &EngineHandle,
-        caller: &Caller,
-        texts: &[Vec<TokenId>],
-        pooling: Pooling,
-    ) -> Self {
+    fn start(engine: &Handle, caller: &Caller, texts: &[Vec<TokenId>], pooling: Pooling) -> Self {
         let (sender, events) = unbounded_channel();
         let sequences = texts.iter().enumerate().map(|(index, text)| {
             let request = Request {
@@ -148,7 +144,7 @@ impl Wave {
         vectors.resize(first + self.ids.len(), Vec::new());
         let (mut left, mut known) = (self.ids.len(), 0);
         while left > 0 {
-            match self.events.recv().await {
+            match self.engine.hear(&mut self.events).await {
                 Some((index, Event::Vector(vector))) => {
                     vectors[first + index] = normalised(&vector)
                 }

@@ -9,11 +9,10 @@ use http::StatusCode;
 use polder_backend::{SampledToken, TokenId};
 use polder_chat::reply::ReplyEvent;
 use polder_chat::{TextStream, Tokenizer};
-use polder_scheduler::{
-    EngineHandle, Event, FinishReason, PromptLogprob, Refusal, Request, RequestId, Sink,
-};
+use polder_scheduler::{Event, FinishReason, PromptLogprob, Refusal, Request, RequestId, Sink};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::handle::Handle;
 use crate::metrics::{Ended, Metrics};
 use crate::reply::{Heard, Part, Reply, ReplyForm};
 use crate::wire::answer::Usage;
@@ -95,7 +94,7 @@ impl Finish {
 /// Answers that are being made. Dropping it ends those that are not done.
 #[derive(Debug)]
 pub(crate) struct Generation {
-    engine: EngineHandle,
+    engine: Handle,
     metrics: Arc<Metrics>,
     tokenizer: Arc<Tokenizer>,
     events: UnboundedReceiver<(usize, Event)>,
@@ -141,7 +140,7 @@ impl Generation {
     /// Hands the jobs in and waits until the engine has taken or refused them. `prompt` is what
     /// the usage says about the prompts.
     pub(crate) async fn start(
-        engine: EngineHandle,
+        engine: Handle,
         metrics: Arc<Metrics>,
         tokenizer: Arc<Tokenizer>,
         jobs: Vec<Job>,
@@ -214,7 +213,7 @@ impl Generation {
             }
         }
         for _ in 0..waiting {
-            match generation.events.recv().await {
+            match generation.engine.hear(&mut generation.events).await {
                 Some((_, Event::Queued)) => {}
                 Some((_, Event::Refused(refusal))) => {
                     // None of them was taken, so that none is given up.
@@ -237,7 +236,7 @@ impl Generation {
             if self.choices.iter().all(|choice| choice.done) {
                 return None;
             }
-            match self.events.recv().await {
+            match self.engine.hear(&mut self.events).await {
                 Some((index, event)) => {
                     if let Err(error) = self.hear(index, event) {
                         return Some(Err(error));

@@ -15,6 +15,7 @@ mod chat;
 mod completions;
 mod embeddings;
 mod generate;
+mod handle;
 mod keeping;
 mod load;
 mod messages;
@@ -31,11 +32,15 @@ pub mod wire;
 
 pub use keeping::Keeping;
 pub use load::{EngineOptions, Parts};
+pub use polder_backend::Place;
 pub use polder_backend_cpu::PackedWeights;
 pub use serve::{run, serve};
 pub use synthetic::Synthetic;
 
 use std::path::PathBuf;
+
+use polder_backend::BackendError;
+use polder_scheduler::SchedulerError;
 
 /// Why an engine could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -96,13 +101,53 @@ pub enum EngineError {
         /// Why.
         why: String,
     },
+    /// The weights are more than the engine may take.
+    #[error(
+        "the weights take {} MiB as the processor reads them, and this engine may take {} MiB of the machine's memory: {} MiB are lacking, and more for conversations; raise its memory in the site, or choose a smaller model",
+        weights.div_ceil(1 << 20), budget >> 20, weights.saturating_sub(*budget).div_ceil(1 << 20)
+    )]
+    Budget {
+        /// Bytes of the weights.
+        weights: u64,
+        /// Bytes that the engine may take.
+        budget: u64,
+    },
+    /// One of several devices that run a model together.
+    #[error("place {} of {} devices: one model on several devices is not there yet; use one", .0.rank, .0.world)]
+    Place(Place),
+    /// A step never came to its end.
+    #[error("a step has been running for {} s, far longer than such steps take: the device hangs", .0.as_secs())]
+    Hung(std::time::Duration),
+    /// Nothing moves any more while the model is loaded.
+    #[error("loading the model has not moved for {} minutes; look at the disk and the graphics card", .0.as_secs() / 60)]
+    LoadHangs(std::time::Duration),
     /// Loading panicked.
     #[error("loading the model failed unexpectedly; the log says where")]
     LoadPanicked,
     /// The engine's thread could not start, or ended.
     #[error("the engine cannot go on")]
-    Scheduler(#[source] polder_scheduler::SchedulerError),
+    Scheduler(#[source] SchedulerError),
     /// The engine's thread ended without a word.
     #[error("the engine's thread ended by itself")]
     Ended,
+}
+
+impl EngineError {
+    /// What the process ends with, so that whoever started it need not read the sentence: [`Self::DEVICE_FAILED`],
+    /// [`Self::DOES_NOT_FIT`], else 1.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Scheduler(SchedulerError::Backend(BackendError::Device(_)))
+            | Self::Hung(_)
+            | Self::LoadHangs(_) => Self::DEVICE_FAILED,
+            Self::Memory { .. } | Self::Budget { .. } => Self::DOES_NOT_FIT,
+            Self::Card(error) if error.is_memory() => Self::DOES_NOT_FIT,
+            _ => 1,
+        }
+    }
+
+    /// The device failed or hangs; another start may find it well.
+    pub const DEVICE_FAILED: u8 = 75;
+    /// The model does not fit into the memory there is, or that it may take.
+    pub const DOES_NOT_FIT: u8 = 78;
 }

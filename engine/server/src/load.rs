@@ -4,14 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_backend::Backend;
+use polder_backend::{Backend, Place};
 use polder_backend_cpu::{CpuBackend, CpuOptions, KvFormat, PackedWeights, Precision};
 use polder_backend_cuda::backend::{CudaBackend, CudaOptions, LoadError as CardError};
+use polder_backend_cuda::cost;
+use polder_backend_cuda::device::NoDevice;
 use polder_backend_cuda::pack::Pack;
 use polder_backend_cuda::packed::PackedTiles;
 use polder_chat::{ChatTemplate, Tokenizer};
 use polder_kv::Store;
-use polder_model::{Attention, Model, ModelSpec};
+use polder_model::{Model, ModelSpec};
 use polder_scheduler::{Config, Cost};
 
 use crate::EngineError;
@@ -36,6 +38,10 @@ pub struct EngineOptions {
     /// Bytes for conversations; None is half of the memory that is free once the weights are
     /// mapped, or what all sequences together can use, whichever is less.
     pub kv_memory: Option<u64>,
+    /// Most bytes for everything, weights, conversations and work, of the card's memory or else the machine's. None is what is free.
+    pub memory: Option<u64>,
+    /// Which part of the model this engine is. It has all of it: anything else is refused.
+    pub place: Place,
     /// Threads that compute; None is one per core.
     pub threads: Option<usize>,
     /// Sequences that run at once.
@@ -72,6 +78,8 @@ impl EngineOptions {
             served_as: served_as.into(),
             context: None,
             kv_memory: None,
+            memory: None,
+            place: Place::ALONE,
             threads: None,
             parallel: 16,
             patience: Config::default().patience,
@@ -98,6 +106,8 @@ pub struct Parts {
     pub store: Option<Arc<Store>>,
     /// See [`EngineOptions::left_behind`].
     pub left_behind: bool,
+    /// One sentence, where it runs less well than this machine could.
+    pub note: Option<String>,
 }
 
 /// Positions in a KV block.
@@ -111,6 +121,9 @@ const KV_VALUE: u64 = 2;
 pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Parts, EngineError> {
     if let Some(synthetic) = &options.synthetic {
         return crate::synthetic::load(options, synthetic, progress);
+    }
+    if options.place != Place::ALONE {
+        return Err(EngineError::Place(options.place));
     }
     let path = || options.model.clone();
     let mut model = Model::open(&options.model)
@@ -131,12 +144,12 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
     let loaded = on_card(options, &model.spec, &progress, |cuda, progress| {
         CudaBackend::load(&model, cuda, progress)
     })?;
-    let loaded = match loaded {
-        Some(loaded) => loaded,
-        None => on_processor(options, &model)?,
+    let (loaded, note) = match loaded {
+        Ok(loaded) => (loaded, None),
+        Err(why) => (on_processor(options, &model)?, why),
     };
     progress(1000);
-    Ok(ready(options, loaded, tokenizer, template))
+    Ok(ready(options, loaded, (tokenizer, template), note))
 }
 
 /// Thousandths when a model's files are open. What comes then is told by its bytes.
@@ -152,8 +165,8 @@ pub(crate) fn cap(spec: &mut ModelSpec, options: &EngineOptions) {
 pub(crate) fn ready(
     options: &EngineOptions,
     loaded: Loaded,
-    tokenizer: Tokenizer,
-    template: Result<ChatTemplate, String>,
+    (tokenizer, template): (Tokenizer, Result<ChatTemplate, String>),
+    note: Option<String>,
 ) -> Parts {
     let Loaded { backend, config, precision, left } = loaded;
     let limits = backend.limits();
@@ -161,7 +174,7 @@ pub(crate) fn ready(
     let store = keeping.and_then(|keeping| open_store(keeping, &limits, &precision, left));
     let unopened = store.is_none() && keeping.is_some_and(|keeping| keeping.folder.is_some());
     let left_behind = options.left_behind || unopened;
-    Parts { backend, tokenizer, template, config, store, left_behind }
+    Parts { backend, tokenizer, template, config, store, left_behind, note }
 }
 
 /// A back end that is ready.
@@ -174,23 +187,25 @@ pub(crate) struct Loaded {
     left: u64,
 }
 
-/// Most work of a step on a card, beside what it decodes: a prompt's share that does not hold up those who are being answered.
-const CARD_STEP: u32 = 1024;
+/// What one token of a card's first step may take before the step is taken for hung.
+const CARD_PACE: Duration = Duration::from_millis(20);
 
-/// None where the processor has to do: there is no card, or it cannot run this model.
+/// `Err` where the processor has to do: there is no card; or there is, and why it does not serve.
 pub(crate) fn on_card(
     options: &EngineOptions,
     spec: &ModelSpec,
     progress: &impl Fn(u32),
     load: impl FnOnce(&CudaOptions, &dyn Fn(u32)) -> Result<CudaBackend, CardError>,
-) -> Result<Option<Loaded>, EngineError> {
-    let Some(device) = options.card else { return Ok(None) };
+) -> Result<Result<Loaded, Option<String>>, EngineError> {
+    let Some(device) = options.card else { return Ok(Err(None)) };
     let useful = useful(spec.context, options.parallel);
+    let slopes = cost::slopes(spec);
     let config = Config {
         patience: options.patience,
-        cost: card_cost(spec),
-        step_tokens: CARD_STEP,
+        cost: Cost { read_slope: slopes.read, decode_slope: slopes.decode },
+        step_tokens: cost::STEP_WORK,
         steps_ahead: 1,
+        first_pace: CARD_PACE,
         ..Config::default()
     };
     let cuda = CudaOptions {
@@ -199,24 +214,26 @@ pub(crate) fn on_card(
         packed: options.packed.as_ref().map(tiles),
         kv_tokens: u32::try_from(useful).unwrap_or(u32::MAX / BLOCK * BLOCK),
         kv_bytes: options.kv_memory,
+        memory: options.memory,
         block_tokens: BLOCK,
         slots: options.parallel.max(1),
         // Guesses come on top of the work.
-        step_tokens: 2 * CARD_STEP,
+        step_tokens: 2 * cost::STEP_WORK,
         ..CudaOptions::default()
     };
     let told = |thousandths: u32| progress(OPENED + thousandths * (1000 - OPENED) / 1000);
     let backend = match load(&cuda, &told) {
         Ok(backend) => backend,
-        Err(CardError::NoDevice(why)) => {
+        Err(CardError::NoDevice(why @ (NoDevice::NoDriver | NoDevice::NoCard))) => {
             log::info!("{why}: the processor computes");
-            return Ok(None);
+            return Ok(Err(None));
         }
         Err(why) if why.is_memory() => return Err(EngineError::Card(why)),
         Err(why @ CardError::Options(_)) => return Err(EngineError::Card(why)),
         Err(why) => {
-            log::warn!("the card cannot run this model, the processor computes: {why}");
-            return Ok(None);
+            let note = format!("the processor computes, not the card: {why}");
+            log::warn!("{note}");
+            return Ok(Err(Some(note)));
         }
     };
     let limits = backend.limits();
@@ -229,7 +246,7 @@ pub(crate) fn on_card(
     }
     log::info!(card = backend.device().name(), positions = tokens; "model on the card");
     let precision = format!("cuda, {:?}", cuda.kv);
-    Ok(Some(Loaded { backend: Box::new(backend), config, precision, left: free_memory() }))
+    Ok(Ok(Loaded { backend: Box::new(backend), config, precision, left: free_memory() }))
 }
 
 /// Packed for a card beside what is packed for the processor.
@@ -243,24 +260,12 @@ fn tiles(packed: &PackedWeights) -> PackedTiles {
     }
 }
 
-/// Reading a prompt is bound by arithmetic, going on with an answer by the memory that is read: keys and values of all positions. Of
-/// a query head's group each value is read once and multiplied for every head, and a card does some 75 multiplications and additions
-/// in the time of reading two bytes (H200: 300 TFLOP/s that are reached, 4 TB/s).
-fn card_cost(spec: &ModelSpec) -> Cost {
-    let slope = spec.attention_slope();
-    let group = spec.layers.first().map_or(1.0, |layer| {
-        let Attention::Gqa(gqa) = &layer.attention;
-        f64::from(gqa.heads) / f64::from(gqa.kv_heads)
-    });
-    Cost { read_slope: slope, decode_slope: slope * (75.0 / group).max(1.0) }
-}
-
 pub(crate) fn on_processor(
     options: &EngineOptions,
     model: &Arc<Model>,
 ) -> Result<Loaded, EngineError> {
     let per_token = model.spec.kv_values_per_token().saturating_mul(KV_VALUE).max(1);
-    let free = free_beside_weights(&options.model);
+    let free = free_beside_weights(&options.model, options.memory)?;
     let bytes = options.kv_memory.unwrap_or(free / 2);
     let kv_tokens = kv_tokens(bytes, per_token, model.spec.context, options.parallel)?;
     // Cores multiply for a living, whether they read a text or go on with it.
@@ -306,9 +311,14 @@ fn kv_tokens(bytes: u64, per_token: u64, context: u32, parallel: u16) -> Result<
 
 /// What the weights leave free; half of it is for conversations. Packing widens some formats to one and a half times
 /// their bytes in the file, and all of it is taken before the first conversation grows.
-fn free_beside_weights(model: &Path) -> u64 {
+/// A budget is for all of it.
+fn free_beside_weights(model: &Path, budget: Option<u64>) -> Result<u64, EngineError> {
     let weights = file_bytes(model).saturating_mul(3) / 2;
-    free_memory().saturating_sub(weights)
+    match budget {
+        Some(budget) if weights > budget => Err(EngineError::Budget { weights, budget }),
+        Some(budget) => Ok(budget.min(free_memory()).saturating_sub(weights)),
+        None => Ok(free_memory().saturating_sub(weights)),
+    }
 }
 
 /// The bytes of a file, or of the files in a folder.
@@ -349,6 +359,28 @@ mod tests {
         assert_eq!(file_bytes(&folder.path().join("m")), 730);
         assert_eq!(file_bytes(&folder.path().join("blob")), 700);
         assert_eq!(file_bytes(&folder.path().join("nothing")), 0);
+    }
+
+    #[test]
+    fn a_budget_is_for_weights_and_conversations_and_too_small_a_one_says_what_is_lacking() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("model.gguf");
+        std::fs::write(&model, vec![0; 2 << 20]).unwrap();
+        // Packed they may take half as much again.
+        assert_eq!(free_beside_weights(&model, Some(4 << 20)).unwrap(), 1 << 20);
+        assert!(free_beside_weights(&model, Some(u64::MAX)).unwrap() <= free_memory());
+        let why = free_beside_weights(&model, Some(2 << 20)).unwrap_err();
+        assert_eq!(why.exit_status(), EngineError::DOES_NOT_FIT);
+        let why = why.to_string();
+        assert!(why.contains("weights take 3 MiB") && why.contains("1 MiB are lacking"), "{why}");
+    }
+
+    #[test]
+    fn an_engine_that_is_one_of_several_is_refused_by_name() {
+        let mut options = EngineOptions::new("fast", "socket", "nothing", "tiny");
+        options.place = Place { rank: 1, world: 2 };
+        let Err(why) = load(&options, |_| ()) else { panic!("loaded") };
+        assert!(why.to_string().contains("place 1 of 2 devices"), "{why}");
     }
 
     #[test]

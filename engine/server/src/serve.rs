@@ -4,7 +4,7 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -13,12 +13,14 @@ use hyper_util::service::TowerToHyperService;
 use polder_grammar::Grammars;
 use polder_scheduler::{EngineThread, SchedulerError};
 use tokio::net::UnixStream;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use crate::EngineError;
 use crate::answering::now;
 use crate::app::{App, Engine, READERS, router};
+use crate::handle::Handle;
 use crate::load::{EngineOptions, Parts, load};
 use crate::metrics::Metrics;
 use crate::socket::Door;
@@ -29,6 +31,10 @@ const DRAIN: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_secs(5);
 /// Most bytes of an answer that are kept for a slow reader beside what the system keeps.
 const BUFFER: usize = 32 << 10;
+/// How often it is looked at whether things go on.
+const LOOK: Duration = Duration::from_millis(250);
+/// So long nothing may move while a model is loaded: what is packed for a processor says nothing of how far it is.
+const LOADING_STANDS: Duration = Duration::from_secs(45 * 60);
 /// Longest that a request's head may take.
 const HEAD: Duration = Duration::from_secs(10);
 
@@ -75,6 +81,10 @@ pub async fn serve(
     let mut connections = Connections::new(router(app.clone()));
     let (tell_end, mut ended) = oneshot::channel();
     let mut tell_end = Some(tell_end);
+    let (give_up, hung) = watch::channel(false);
+    let mut moving = Moving { progress: 0, since: Instant::now() };
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tokio::pin!(shutdown);
     let outcome = loop {
         tokio::select! {
@@ -91,12 +101,26 @@ pub async fn serve(
                     Ok(parts) => parts,
                     Err(error) => break Err(error),
                 };
-                match (start(&app, parts), tell_end.take()) {
+                match (start(&app, parts, hung.clone()), tell_end.take()) {
                     (Ok(thread), Some(tell)) => watch(thread, tell),
                     (Err(error), _) => break Err(EngineError::Scheduler(error)),
                     (Ok(_), None) => {}
                 }
                 log::info!(model:% = served_as; "the model is ready");
+            },
+            _ = looks.tick() => match app.engine.get().map(|engine| engine.handle.hung()) {
+                // Its thread cannot tell anybody: whoever waits is told by this.
+                Some(Some(running)) => {
+                    give_up.send_replace(true);
+                    break Err(EngineError::Hung(running));
+                }
+                Some(None) => {}
+                None => {
+                    let progress = app.progress.load(Ordering::Relaxed);
+                    if let Some(stood) = moving.stands(progress, Instant::now()) {
+                        break Err(EngineError::LoadHangs(stood));
+                    }
+                }
             },
             // Never before the engine was started: until then the sender is here.
             end = &mut ended => break Err(match end {
@@ -115,6 +139,23 @@ pub async fn serve(
     outcome
 }
 
+/// Whether loading goes on.
+struct Moving {
+    progress: u32,
+    since: Instant,
+}
+
+impl Moving {
+    /// How long nothing has moved, where that is too long.
+    fn stands(&mut self, progress: u32, now: Instant) -> Option<Duration> {
+        if progress != self.progress {
+            *self = Self { progress, since: now };
+        }
+        let stood = now.saturating_duration_since(self.since);
+        (stood > LOADING_STANDS).then_some(stood)
+    }
+}
+
 /// Has what is kept written to disk, so that the next engine finds it.
 async fn settle(app: &App) {
     let Some(engine) = app.engine.get() else { return };
@@ -126,7 +167,11 @@ async fn settle(app: &App) {
 }
 
 /// Starts the engine's thread and opens it to requests.
-fn start(app: &App, parts: Parts) -> Result<EngineThread, SchedulerError> {
+fn start(
+    app: &App,
+    parts: Parts,
+    hung: watch::Receiver<bool>,
+) -> Result<EngineThread, SchedulerError> {
     let vocab = parts.backend.limits().vocab;
     let thread = polder_scheduler::spawn_with_store(parts.backend, parts.config, parts.store)?;
     let tokenizer = Arc::new(parts.tokenizer);
@@ -135,7 +180,7 @@ fn start(app: &App, parts: Parts) -> Result<EngineThread, SchedulerError> {
     let (calls, thinks) = (dialect.calls().unwrap_or("none"), dialect.thinks());
     log::info!(calls:% = calls, thinks:% = thinks; "how this model calls tools, and whether it may think first");
     let engine = Engine {
-        handle: thread.handle(),
+        handle: Handle::new(thread.handle(), hung),
         grammars: Grammars::new(tokenizer.clone(), vocab),
         tokenizer,
         template: parts.template,
@@ -143,6 +188,7 @@ fn start(app: &App, parts: Parts) -> Result<EngineThread, SchedulerError> {
         vocab,
         most_sequences: parts.config.most_of_one(),
         left_behind: parts.left_behind,
+        note: parts.note,
     };
     let first = app.engine.set(Arc::new(engine)).is_ok();
     debug_assert!(first, "the model is loaded once");
@@ -196,5 +242,24 @@ impl Connections {
         self.tasks.abort_all();
         while self.tasks.join_next().await.is_some() {}
         finished
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_that_moves_is_waited_for_and_one_that_stands_still_is_not() {
+        let start = Instant::now();
+        let mut moving = Moving { progress: 0, since: start };
+        for hours in 0..5 {
+            let now = start + Duration::from_secs(hours * 40 * 60);
+            assert_eq!(moving.stands(hours as u32, now), None);
+        }
+        let last = start + Duration::from_secs(4 * 40 * 60);
+        assert_eq!(moving.stands(4, last + LOADING_STANDS), None);
+        let late = Duration::from_secs(1) + LOADING_STANDS;
+        assert_eq!(moving.stands(4, last + late), Some(late));
     }
 }

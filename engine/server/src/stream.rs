@@ -245,8 +245,9 @@ mod tests {
         };
         let metrics = Arc::new(Metrics::new());
         let tokenizer = Arc::new(tokenizer.unwrap());
-        let generation =
-            Generation::start(engine.handle(), metrics, tokenizer, vec![job], 1).await.unwrap();
+        let (_give_up, hung) = tokio::sync::watch::channel(false);
+        let handle = crate::handle::Handle::new(engine.handle(), hung);
+        let generation = Generation::start(handle, metrics, tokenizer, vec![job], 1).await.unwrap();
         let envelope = Envelope {
             kind: Kind::Completion,
             id: "x".into(),

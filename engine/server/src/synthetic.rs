@@ -53,16 +53,16 @@ pub(crate) fn load(
     let drawn = on_card(options, &spec, &progress, |cuda, _| {
         CudaBackend::drawn(&spec, stored, cuda, synthetic.seed)
     })?;
-    let loaded = match drawn {
-        Some(loaded) => loaded,
-        None => {
+    let (loaded, note) = match drawn {
+        Ok(loaded) => (loaded, None),
+        Err(note) => {
             let mut model = checkpoint(synthetic).map_err(refused)?;
             cap(&mut model.spec, options);
-            on_processor(options, &Arc::new(model))?
+            (on_processor(options, &Arc::new(model))?, note)
         }
     };
     progress(1000);
-    Ok(ready(options, loaded, tokenizer, template))
+    Ok(ready(options, loaded, (tokenizer, template), note))
 }
 
 /// Draws a whole checkpoint, and opens it. It lasts as long as it is open.

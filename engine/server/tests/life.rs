@@ -40,6 +40,7 @@ async fn a_model_that_is_loading_says_so_and_how_far_it_is() {
             config: Config::default(),
             store: None,
             left_behind: false,
+            note: None,
         })
     });
     while !server.socket.exists() {
@@ -75,6 +76,7 @@ async fn a_model_without_a_chat_template_still_continues_text() {
             config: Config::default(),
             store: None,
             left_behind: false,
+            note: None,
         })
     });
     server.ready().await;
@@ -93,6 +95,7 @@ async fn a_template_that_refuses_a_conversation_is_quoted() {
             config: Config::default(),
             store: None,
             left_behind: false,
+            note: None,
         })
     });
     server.ready().await;
@@ -159,6 +162,7 @@ async fn the_socket_is_its_owner_s_alone_and_a_dead_one_is_replaced() {
                     config: Config::default(),
                     store: None,
                     left_behind: false,
+                    note: None,
                 })
             };
             serve(&path, MODEL, load, std::future::pending()).await
@@ -208,7 +212,9 @@ async fn a_device_that_fails_ends_streams_with_an_error_and_then_the_engine() {
     let last = answer.text.trim_end().rsplit("\n\n").next().unwrap();
     let event: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap()).unwrap();
     assert_eq!(event["error"]["code"], "engine_stopped");
-    assert!(matches!((&mut server.task).await.unwrap(), Err(EngineError::Scheduler(_))));
+    let Err(ended) = (&mut server.task).await.unwrap() else { panic!("it ended well") };
+    assert!(matches!(ended, EngineError::Scheduler(_)));
+    assert_eq!(ended.exit_status(), EngineError::DEVICE_FAILED);
 }
 
 #[tokio::test]
@@ -287,31 +293,39 @@ impl Backend for Hanging {
 }
 
 #[tokio::test]
-async fn a_step_that_hangs_makes_the_engine_ask_to_be_started_anew() {
+async fn a_step_that_hangs_ends_its_answers_with_an_error_and_then_the_engine() {
     let hang = Arc::new(AtomicBool::new(false));
-    let config = Config { patience: Duration::from_millis(200), ..Config::default() };
-    let server = Server::with(Hanging(parrot(), hang.clone()), config).await;
+    let patience = Duration::from_millis(200);
+    let config = Config { patience, first_pace: Duration::from_millis(5), ..Config::default() };
+    let mut server = Server::with(Hanging(parrot(), hang.clone()), config).await;
     assert_eq!(server.post(TEXT, completion(json!({}))).await.status, 200);
     // Idle for longer than a step may take is not hung.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(server.get("/health").await.status, 200);
+    // One whose answer has begun, and two that wait for their first word.
+    let body = endless(true).to_string().into_bytes();
+    let mut begun = open(&server.socket, "POST", TEXT, &[], body).await;
+    begun.body_mut().frame().await.unwrap().unwrap();
     hang.store(true, Ordering::Relaxed);
-    let (asked, health) = tokio::join!(server.post(TEXT, completion(json!({}))), async {
-        let mut health = server.get("/health").await;
-        for _ in 0..2000 {
-            if health.status != 200 {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            health = server.get("/health").await;
-        }
-        hang.store(false, Ordering::Relaxed);
-        health
-    });
-    assert_eq!((asked.status.as_u16(), health.status.as_u16()), (200, 500));
-    assert_eq!(health.json()["status"], "hung");
-    assert!(health.json()["message"].as_str().unwrap().contains("started anew"));
-    assert_eq!(server.get("/health").await.status, 200);
+    let embedding = json!({"model": MODEL, "input": "some words"});
+    let (plain, vector, begun) = tokio::join!(
+        server.post(TEXT, completion(json!({}))),
+        server.post("/v1/embeddings", embedding),
+        Answer::read(begun),
+    );
+    for refused in [plain, vector] {
+        let message = refused.refusal(503, None, Some("engine_stopped"));
+        assert!(message.contains("send it again"), "{message}");
+        assert!(refused.header("retry-after").is_some());
+    }
+    let last = begun.text.trim_end().rsplit("\n\n").next().unwrap();
+    let event: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap()).unwrap();
+    assert_eq!(event["error"]["code"], "engine_stopped", "{}", begun.text);
+    let Err(ended) = (&mut server.task).await.unwrap() else { panic!("it ended well") };
+    assert!(matches!(ended, EngineError::Hung(running) if running > patience), "{ended}");
+    assert_eq!(ended.exit_status(), EngineError::DEVICE_FAILED);
+    assert!(!server.socket.exists());
+    hang.store(false, Ordering::Relaxed);
 }
 
 #[tokio::test]

@@ -243,6 +243,7 @@ impl Host for Fake {
                 recipe: slot.recipe.clone(),
                 socket: "engine.sock".into(),
                 part: part.clone(),
+                note: None,
             })
             .collect();
         Ok(BoxStatus { safe: false, site, gateway: part, engines })

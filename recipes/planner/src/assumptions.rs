@@ -40,7 +40,12 @@ pub struct Assumptions {
 impl Assumptions {
     /// The usual ones for this kind of box.
     pub fn for_box(spec: &BoxSpec) -> Self {
-        let gpu = Self {
+        if spec.is_cpu() { Self::for_processor() } else { Self::for_card() }
+    }
+
+    /// For models on a graphics card.
+    pub(crate) fn for_card() -> Self {
+        Self {
             kv_bits: 8.0,
             utilisation: 0.9,
             warm_share: 0.8,
@@ -55,12 +60,13 @@ impl Assumptions {
             network: (150.0, 1000.0),
             audition: (800.0, 3200.0),
             tuning: (1500.0, 4000.0),
-        };
-        if !spec.is_cpu() {
-            return gpu;
         }
-        // The system and everything else live in the same memory, and keys and values stay in
-        // 16 bits, for a processor gains nothing from 8.
+    }
+
+    /// For models on a processor. The system and everything else live in the same memory, and keys and values stay in 16 bits, for
+    /// a processor gains nothing from 8.
+    pub(crate) fn for_processor() -> Self {
+        let gpu = Self::for_card();
         Self {
             kv_bits: 16.0,
             utilisation: 0.75,

@@ -227,7 +227,7 @@ fn verdict(fit: Fit, spec: &BoxSpec, memory: &Memory, counted: &Weights) -> Verd
 }
 
 /// The weights' size: the files' own where they are pinned, else the publisher's, else counted.
-fn weights_size(recipe: &Recipe, counted: &Weights, q: &Quantization) -> Quantity {
+pub(crate) fn weights_size(recipe: &Recipe, counted: &Weights, q: &Quantization) -> Quantity {
     let formula = counted.bytes_formula(q);
     let count = counted.bytes(q);
     if let Some(bytes) = recipe.total_size() {
@@ -241,7 +241,7 @@ fn weights_size(recipe: &Recipe, counted: &Weights, q: &Quantization) -> Quantit
     Quantity::computed(count, Unit::Bytes, formula)
 }
 
-fn workspace(architecture: &Architecture, assumed: &Assumptions) -> Quantity {
+pub(crate) fn workspace(architecture: &Architecture, assumed: &Assumptions) -> Quantity {
     let widest = architecture.layers.iter().map(|group| match group.feed_forward {
         FeedForward::Dense { inter } => f64::from(inter),
         FeedForward::Moe { top_k, inter, shared_inter, .. } => {

@@ -46,10 +46,7 @@ impl Polder {
         let state = folder.join("state");
         let port = free_port();
         let mut site = Site::unclaimed(port);
-        let slot = EngineSlot {
-            recipe: "bench".parse().expect("a valid name"),
-            kind: polder_site::EngineKind::Polder,
-        };
+        let slot = EngineSlot::serving("bench".parse().expect("a valid name"));
         site.engines = BTreeMap::from([("fast".parse().expect("a valid name"), slot.clone())]);
         Store::open(&state).expect("a fresh folder").write(&site, "bench").expect("a valid site");
         let part = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
@@ -62,6 +59,7 @@ impl Polder {
                 recipe: slot.recipe,
                 socket: upstream.to_owned(),
                 part,
+                note: None,
             }],
         };
         let sockets = Sockets::of(&state);

@@ -123,6 +123,9 @@ fn engine_card(engine: &EngineStatus, series: &Series) -> Markup {
                 div.row { (state_badge(&engine.part.state)) }
             }
             p.soft.small { "slot " code { (engine.name) } " · called " code { (engine.recipe) } " in requests" (restarts(&engine.part)) }
+            @if let Some(note) = engine.note.as_ref().filter(|_| engine.part.state == PartState::Ready) {
+                (banner(Tone::Warn, html! { p { (frame::sentence(note)) } }))
+            }
             @if let Some(why) = why(&engine.part.state) { (banner(Tone::Bad, html! { p { (frame::sentence(&why)) } })) }
             div.stats {
                 (stat("Writing", &rate.map_or("–".to_owned(), tokens_per_second), html! {

@@ -219,8 +219,7 @@ pub(super) async fn place() -> Place {
     let sockets = Sockets::of(&state);
     let mut site = Site::unclaimed(8443);
     site.name = "oak".parse().unwrap();
-    let slot =
-        EngineSlot { recipe: "smollm2-135m-instruct".parse().unwrap(), kind: Default::default() };
+    let slot = EngineSlot::serving("smollm2-135m-instruct".parse().unwrap());
     site.engines.insert("fast".parse().unwrap(), slot);
     let part = |state| PartStatus { state, restarts: 1, pid: Some(1) };
     let status = BoxStatus {
@@ -230,6 +229,7 @@ pub(super) async fn place() -> Place {
             recipe: "smollm2-135m-instruct".parse().unwrap(),
             socket: sockets.engine(&"fast".parse().unwrap()),
             part: part(PartState::Ready),
+            note: Some("the processor computes, not the card: it came <late>".into()),
         }],
         gateway: part(PartState::Ready),
         site: site.clone(),
@@ -637,6 +637,7 @@ async fn the_dashboard_shows_figures_and_why() {
             assert!(page.contains("waiting in the queue") && page.contains("started again once"));
             assert!(page.contains("Import Qwen3 0.6B") && page.contains("The disk is full"));
             assert!(page.contains("&lt;script&gt;"), "the audit trail's text is text");
+            assert!(page.contains("not the card: it came &lt;late&gt;"), "{page}");
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

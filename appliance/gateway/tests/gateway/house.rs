@@ -20,7 +20,7 @@ use polder_control::{
 };
 use polder_gateway::{GatewayOptions, Limits, run};
 use polder_members::{Member, Members, NewKey, NewMember, Role, Secret};
-use polder_site::{EngineKind, EngineSlot, Site, Store};
+use polder_site::{EngineSlot, Site, Store};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -108,7 +108,7 @@ impl House {
             site.name = "oak".parse().unwrap();
             site.door.listen = wish.listen.iter().map(|ip| ip.parse().unwrap()).collect();
             site.door.names = vec!["gpu.example.org".to_owned()];
-            let slot = EngineSlot { recipe: "small".parse().unwrap(), kind: EngineKind::Polder };
+            let slot = EngineSlot::serving("small".parse().unwrap());
             site.engines = BTreeMap::from([("fast".parse().unwrap(), slot)]);
             Store::open(state).unwrap().write(&site, "test").unwrap();
             let (status, seen) = watch::channel(box_status(&site, &sockets, PartState::Ready));
@@ -324,6 +324,7 @@ pub(crate) fn box_status(site: &Site, sockets: &Sockets, state: PartState) -> Bo
             recipe: slot.recipe.clone(),
             socket: sockets.engine(name),
             part: part(state.clone()),
+            note: None,
         })
         .collect();
     BoxStatus { safe: false, site: site.clone(), gateway: part(PartState::Ready), engines }

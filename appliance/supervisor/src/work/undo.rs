@@ -30,9 +30,8 @@ impl<P: Parts> Work<P> {
             self.restore();
             return why;
         }
-        for (name, slot) in &site.engines {
-            // What an engine keeps it is told when it starts.
-            if back.engines.get(name) != Some(slot) || back.keeping != site.keeping {
+        for name in site.engines.keys() {
+            if !site.tells_alike(&back, name) {
                 self.stop_engine(name).await;
             }
         }

@@ -137,7 +137,7 @@ impl Box_ {
     }
 
     async fn serve(&self, model: &str) -> Run {
-        let slot = EngineSlot { recipe: model.parse().unwrap(), kind: Default::default() };
+        let slot = EngineSlot::serving(model.parse().unwrap());
         self.change(SiteChange::Engine { name: "fast".parse().unwrap(), slot }).await
     }
 

@@ -110,6 +110,25 @@ struct Wide {
     static DEVICE u32 place(u32 row, u32 piece) { return piece / 8 * HALF + row * 128 + ((piece % 8) ^ (row % 8)) * 16; }
 };
 
+// A tile's walk may be cut (`parts.rs`): the low half of its word is the tile, then a byte each which part and of how many; 0 and 1 are
+// a whole walk. Of a part stay sums that are not divided yet, and for each row the largest score and the sum of weights.
+struct Part {
+    u32 number, count;
+    float* sums;    // [ROWS][D]
+    float2* ends;   // [ROWS]
+    DEVICE Part(const AttendArgs& a, u32 word, u32 block) : number(word >> 16 & 0xff), count(word >> 24) {
+        constexpr u32 FLOATS = Wide::ROWS * (Wide::D + 2);
+        sums = a.partials + u64(block) * FLOATS;
+        ends = reinterpret_cast<float2*>(sums + Wide::ROWS * Wide::D);
+    }
+    DEVICE void cut(u32& begin, u32& end) const {
+        if (count < 2) return;
+        u32 length = ceil_div(end - begin, count);
+        begin += number * length;
+        end = min(end, begin + length);
+    }
+};
+
 DEVICE void bar(u32 name) { asm volatile("bar.sync %0, 128;" ::"r"(name) : "memory"); }
 
 DEVICE void store_shared(u32 address, u32 x, u32 y, u32 z, u32 w) {
@@ -136,13 +155,20 @@ DEVICE void prefill_wide(const AttendArgs& a) {
 
     uint2 tile = __ldg(a.tiles + blockIdx.y);
     uint4 about = __ldg(a.sequences + tile.x);
-    u32 head = blockIdx.x, first_row = tile.y * W::ROWS, rows = about.y * group, cached = about.w - about.y;
+    u32 head = blockIdx.x, first_row = (tile.y & 0xffff) * W::ROWS, rows = about.y * group, cached = about.w - about.y;
     u32 first_sees = cached + first_row / group + 1;
     u32 last_sees = cached + (min(first_row + W::ROWS, rows) - 1) / group + 1;
     u32 begin = (first_sees > a.window ? first_sees - a.window : 0) / W::COLUMNS;
     u32 end = ceil_div(last_sees, W::COLUMNS);
+    Part part(a, tile.y, blockIdx.y * gridDim.x + blockIdx.x);
+    part.cut(begin, end);
     wait_for_before();
     let_next_start();
+    // A window may leave nothing for a part.
+    if (begin >= end) {
+        if (threadIdx.x < W::ROWS) part.ends[threadIdx.x] = make_float2(LOWEST, 0.0f);
+        return;
+    }
 
     if (warps == 0) {
         if (FP8) asm volatile("setmaxnreg.dec.sync.aligned.u32 88;");
@@ -344,6 +370,22 @@ DEVICE void prefill_wide(const AttendArgs& a) {
     start_sums(i % 2, i > 0);
     products_wait<0>(sums);
 
+    if (part.count > 1) {
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            float all = total[i];
+            all += __shfl_xor_sync(ALL, all, 1);
+            all += __shfl_xor_sync(ALL, all, 2);
+            if (t == 0) part.ends[my_row + i * 8] = make_float2(largest[i], all);
+            float* to = part.sums + (my_row + i * 8) * W::D + 2 * t;
+#pragma unroll
+            for (u32 n = 0; n < W::D / 8; n++) {
+                *reinterpret_cast<float2*>(to + n * 8) = make_float2(sums[n * 4 + 2 * i], sums[n * 4 + 2 * i + 1]);
+            }
+        }
+        return;
+    }
+
     // Results go where the queries were, and from there in 16 bytes to memory.
     bar(warps);
 #pragma unroll
@@ -370,6 +412,39 @@ DEVICE void prefill_wide(const AttendArgs& a) {
                      : "memory");
         u16* to = a.out + (u64(about.x + row / group) * a.heads + head * group + row % group) * W::D + piece * 8;
         *reinterpret_cast<uint4*>(to) = words;
+    }
+}
+
+// Puts the parts of a walk together: the blocks of a tile's first part, each for a head, where others follow it.
+extern "C" __global__ void __launch_bounds__(256) prefill_join(const __grid_constant__ AttendArgs a) {
+    using W = Wide;
+    uint2 tile = __ldg(a.tiles + blockIdx.y);
+    u32 head = blockIdx.x, group = a.heads / a.kv_heads, first_row = (tile.y & 0xffff) * W::ROWS;
+    Part first(a, tile.y, blockIdx.y * gridDim.x + head);
+    uint4 about = __ldg(a.sequences + tile.x);
+    wait_for_before();
+    let_next_start();
+    if (first.count < 2 || first.number > 0) return;
+    u32 rows = min(about.y * group - first_row, W::ROWS);
+    for (u32 i = threadIdx.x; i < rows * (W::D / 4); i += blockDim.x) {
+        u32 row = i / (W::D / 4), column = i % (W::D / 4) * 4;
+        float largest = LOWEST, total = 0.0f;
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        for (u32 n = 0; n < first.count; n++) {
+            Part part(a, tile.y, (blockIdx.y + n) * gridDim.x + head);
+            float2 end = __ldcg(part.ends + row);
+            if (end.y == 0.0f) continue;  // it saw nothing, and may have written nothing
+            float most = fmaxf(largest, end.x), before = exp_2(largest - most), now = exp_2(end.x - most);
+            float4 values = __ldcg(reinterpret_cast<const float4*>(part.sums + row * W::D + column));
+            sum.x = sum.x * before + values.x * now, sum.y = sum.y * before + values.y * now;
+            sum.z = sum.z * before + values.z * now, sum.w = sum.w * before + values.w * now;
+            total = total * before + end.y * now;
+            largest = most;
+        }
+        float up = 1.0f / total;
+        u32 of = first_row + row;
+        u16* to = a.out + (u64(about.x + of / group) * a.heads + head * group + of % group) * W::D + column;
+        *reinterpret_cast<uint2*>(to) = make_uint2(to_bf16x2(sum.x * up, sum.y * up), to_bf16x2(sum.z * up, sum.w * up));
     }
 }
 

@@ -1088,8 +1088,8 @@ static constexpr u32 TILE_STRIPS = 16;
 // A warp has four strips and 64 of the tokens.
 static constexpr u32 WARP_STRIPS = 4;
 static constexpr u32 WARP_TOKENS = 64;
-// Cards with less shared memory keep less on the way.
-static constexpr u32 STAGES = ARCH == 890 || ARCH >= 1200 ? 2 : 3;
+// Cards with less shared memory keep less on the way; code for 8.0 runs on some of them.
+static constexpr u32 STAGES = ARCH < 900 || ARCH >= 1200 ? 2 : 3;
 
 // 64 columns of a strip in shared memory: the words, then what stands at the end of their group.
 template <u32 FORMAT>

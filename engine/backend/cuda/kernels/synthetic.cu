@@ -40,3 +40,24 @@ KERNEL draw_tiles(const __grid_constant__ DrawArgs a) {
         a.words[i] = word;
     }
 }
+
+struct ReadArgs {
+    const uint4* from;
+    u32* to;
+    u64 count;          // of 16 bytes
+};
+
+// Everything once, eight loads on their way: what plain reads of this card reach.
+KERNEL read_all(const __grid_constant__ ReadArgs a) {
+    u64 stride = u64(gridDim.x) * blockDim.x;
+    u32 sum = 0;
+    for (u64 i = u64(blockIdx.x) * blockDim.x + threadIdx.x; i + 7 * stride < a.count; i += 8 * stride) {
+        uint4 found[8];
+#pragma unroll
+        for (u32 n = 0; n < 8; n++) found[n] = load_once(a.from + i + n * stride);
+#pragma unroll
+        for (u32 n = 0; n < 8; n++) sum ^= found[n].x ^ found[n].y ^ found[n].z ^ found[n].w;
+    }
+    // Hardly ever; a result that nobody wants is not computed.
+    if (sum == 0x5eed5eed) *a.to = sum;
+}

@@ -1,9 +1,9 @@
-//! Kinds of cards, as their machine code tells them apart.
+//! Kinds of machine code, and which cards run them.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A kind of card: `sm_90a`.
+/// A kind of machine code: `sm_90a`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Arch {
     /// Major times ten and minor: 90.
@@ -11,7 +11,8 @@ pub struct Arch {
 }
 
 impl Arch {
-    /// Those that every kernel is compiled for: A100; 4090 and L40; H100 and H200; B200; B300 and GB300; 5090 and RTX PRO 6000.
+    /// Those that every kernel is compiled for: A100, 3090, A6000 and Orin; 4090 and L40; H100 and H200; B200; B300 and GB300; 5090,
+    /// RTX PRO 6000 and GB10.
     pub const ALL: [Arch; 6] = [
         Arch { number: 80 },
         Arch { number: 89 },
@@ -21,14 +22,33 @@ impl Arch {
         Arch { number: 120 },
     ];
 
-    /// A card of this compute capability. Code for 8.0 would start on 8.6 too, which has half of its shared memory: not taken for one.
+    /// What a card of this compute capability runs. Code runs on later cards of its generation too, unless it is for one kind alone
+    /// (`a`); how much shared memory such a card has is asked of the card itself.
     pub fn of_card(major: u32, minor: u32) -> Self {
-        Self { number: major * 10 + minor }
+        let number = match major * 10 + minor {
+            86 | 87 => 80,
+            121 => 120,
+            own => own,
+        };
+        Self { number }
     }
 
     /// Whether there are kernels for it.
     pub fn is_known(self) -> bool {
         Self::ALL.contains(&self)
+    }
+
+    /// The cards that have it, as people know them.
+    pub fn cards(self) -> &'static str {
+        match self.number {
+            80 => "A100, RTX 30 and A6000",
+            89 => "RTX 40 and L40",
+            90 => "H100 and H200",
+            100 => "B200",
+            103 => "B300 and GB300",
+            120 => "RTX 50, RTX PRO 6000 and GB10",
+            _ => "others",
+        }
     }
 
     /// As the compiler is told.
@@ -39,13 +59,15 @@ impl Arch {
 
 impl fmt::Display for Arch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sm_{}{}", self.number, if self.number >= 90 { "a" } else { "" })
+        // Code with an `a` runs on its own kind alone: that of 12.0 is for 12.1 too.
+        let alone = (90..120).contains(&self.number);
+        write!(f, "sm_{}{}", self.number, if alone { "a" } else { "" })
     }
 }
 
 /// Not the name of a kind of card.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no kind of card; one of: sm_80, sm_89, sm_90a, sm_100a, sm_103a, sm_120a")]
+#[error("{0:?} is no kind of card; one of: sm_80, sm_89, sm_90a, sm_100a, sm_103a, sm_120")]
 pub struct UnknownArch(String);
 
 impl FromStr for Arch {
@@ -72,16 +94,23 @@ mod tests {
             assert_eq!(arch.to_string().parse::<Arch>().unwrap(), arch);
         }
         assert_eq!("90".parse::<Arch>().unwrap().to_string(), "sm_90a");
-        assert!("sm_75".parse::<Arch>().unwrap_err().to_string().contains("sm_120a"));
+        assert!("sm_75".parse::<Arch>().unwrap_err().to_string().contains("sm_120"));
     }
 
     #[test]
     fn a_card_runs_the_code_of_its_kind() {
         let of = |major, minor| Arch::of_card(major, minor).to_string();
         assert_eq!(of(8, 0), "sm_80");
-        assert!(!Arch::of_card(8, 6).is_known() && !Arch::of_card(12, 1).is_known());
         assert_eq!(of(8, 9), "sm_89");
         assert_eq!(of(9, 0), "sm_90a");
         assert_eq!(of(10, 3), "sm_103a");
+        assert!(!Arch::of_card(7, 5).is_known() && !Arch::of_card(11, 0).is_known());
+    }
+
+    #[test]
+    fn later_cards_of_a_generation_run_the_code_of_an_earlier_one() {
+        let of = |major, minor| Arch::of_card(major, minor).to_string();
+        assert_eq!([of(8, 6), of(8, 7)], ["sm_80", "sm_80"], "3090, Orin");
+        assert_eq!([of(12, 0), of(12, 1)], ["sm_120", "sm_120"], "5090, GB10");
     }
 }

@@ -7,6 +7,7 @@ use polder_model::RopeLayout;
 use crate::arch::Arch;
 use crate::device::{Device, Failure, Kernel, Loaded, Ptr, Shape, Stream};
 use crate::pack::{KernelError, Pack};
+use crate::parts;
 use crate::sources::module;
 
 /// In `kv_rows`: a token whose keys and values nobody wants.
@@ -226,8 +227,11 @@ pub struct Work {
     pub few: u32,
     /// Whether there may be some of them.
     pub decode: bool,
-    /// `[sequence, tile]` of the others, the longest first.
+    /// `[sequence, tile]` of the others, the longest first. A tile's word is its number, which part of its walk, and of how many
+    /// (16, 8 and 8 bits from below; 0 of 0 is a whole one).
     pub tiles: Vec<[u32; 2]>,
+    /// Whether walks were cut.
+    pub cut: bool,
 }
 
 /// How decode is shared out.
@@ -241,22 +245,13 @@ pub struct DecodePlan {
     pub together: u32,
 }
 
-/// Bytes of shared memory that a block of the grid may take.
-fn most_shared(arch: Arch) -> usize {
-    match arch.number {
-        80 => 163 << 10,
-        90 | 100 | 103 => 227 << 10,
-        _ => 99 << 10,
-    }
-}
-
 impl DecodePlan {
-    /// For a card, a shape, rows of a tile, and sequences. Two small blocks on a multiprocessor fill each other's ends of walks
+    /// For a card (bytes of shared memory that a block may take, and multiprocessors), a shape, rows of a tile, and sequences. Two small blocks on a multiprocessor fill each other's ends of walks
     /// where there are many; one large one has fewer parts to put together where there are few.
-    fn of(arch: Arch, processors: u32, shape: &HeadShape, rows: usize, count: usize) -> Self {
+    fn of(most: usize, processors: u32, shape: &HeadShape, rows: usize, count: usize) -> Self {
         let fits = |plan: &Self| {
             let bytes = plan.shared(shape, rows, processors, Attend::MOST_SEQUENCES) + 1024;
-            bytes * plan.together as usize <= most_shared(arch)
+            bytes * plan.together as usize <= most
         };
         let of = |warps, stages, together| Self { warps, stages, together };
         let many = [of(4, 2, 2), of(4, 1, 2)].into_iter().filter(|_| count >= Self::MANY);
@@ -295,12 +290,15 @@ pub struct Attend {
     shape: HeadShape,
     /// Blocks of the decode grid are this many times the plan's.
     processors: u32,
-    arch: Arch,
+    /// Bytes of shared memory that a block may take.
+    most_shared: usize,
     decode: Kernel,
     rows: usize,
     /// How decode is shared out among few sequences, and among many.
     plans: [DecodePlan; 2],
     prefill: Kernel,
+    /// Puts cut walks together, where the card's kernel can cut them.
+    join: Option<Kernel>,
     prefill_plan: PrefillPlan,
     _module: Loaded,
 }
@@ -372,7 +370,7 @@ impl Attend {
     /// If there is no kernel for the shape.
     pub fn load(pack: &Pack, device: &Device, shape: HeadShape) -> Result<Self, KernelError> {
         shape.check();
-        let arch = device.arch();
+        let most_shared = device.most_shared()? as usize;
         let module = pack.load(module("attention"), device)?;
         let kernel = |name: String| {
             module.kernel(&CString::new(name).expect("a kernel's name has no zero byte"))
@@ -382,18 +380,20 @@ impl Attend {
         let rows = if shape.group() > 8 && dim < 256 { 16 } else { 8 };
         let decode = kernel(format!("decode_{dim}_{format}_{}", rows / 8))?;
         let prefill = kernel(format!("prefill_{dim}_{format}"))?;
-        let prefill_plan = PrefillPlan::of(arch, &shape);
+        let prefill_plan = PrefillPlan::of(device.arch(), &shape);
         prefill.allow_shared(small(prefill_plan.shared))?;
+        let join = prefill_plan.cuts.then(|| kernel("prefill_join".into())).transpose()?;
         let plans = [1, DecodePlan::MANY]
-            .map(|count| DecodePlan::of(arch, device.processors(), &shape, rows, count));
+            .map(|count| DecodePlan::of(most_shared, device.processors(), &shape, rows, count));
         let mut this = Self {
             shape,
             processors: device.processors(),
-            arch,
+            most_shared,
             decode,
             rows,
             plans,
             prefill,
+            join,
             prefill_plan,
             _module: module,
         };
@@ -410,7 +410,7 @@ impl Attend {
             .map(|p| p.shared(&self.shape, self.rows, self.processors, Self::MOST_SEQUENCES))
             .into_iter()
             .fold(0, usize::max);
-        assert!(bytes <= most_shared(self.arch), "{plans:?} take {bytes} bytes of shared memory");
+        assert!(bytes <= self.most_shared, "{plans:?} take {bytes} bytes of shared memory");
         self.plans = plans;
         self.decode.allow_shared(small(bytes))
     }
@@ -430,9 +430,13 @@ impl Attend {
         self.plans.iter().map(|plan| self.blocks(plan) as usize).fold(0, usize::max)
     }
 
-    /// f32 that decode needs beside its operands.
+    /// f32 that decode and cut walks need beside their operands, one after the other.
     pub fn partials(&self) -> usize {
-        self.most_blocks() * 2 * self.rows * (self.shape.head_dim + 2)
+        let decode = self.most_blocks() * 2 * self.rows * (self.shape.head_dim + 2);
+        let plan = &self.prefill_plan;
+        let blocks =
+            parts::MOST_ROUNDS as usize * (self.processors as usize).max(self.shape.kv_heads);
+        decode.max(usize::from(plan.cuts) * blocks * plan.rows * (self.shape.head_dim + 2))
     }
 
     /// u32 that decode needs, zeros at first.
@@ -447,7 +451,7 @@ impl Attend {
 
     /// Shares a step's sequences out.
     pub fn work(&self, sequences: &[SequenceArgs]) -> Work {
-        work(&self.shape, self.prefill_plan.rows, sequences)
+        work(&self.shape, &self.prefill_plan, self.processors, sequences)
     }
 
     /// Puts the work into a stream.
@@ -499,6 +503,11 @@ impl Attend {
             };
             // SAFETY: the same.
             unsafe { stream.launch(&self.prefill, &launch, &args) }?;
+            if let Some(join) = self.join.as_ref().filter(|_| call.work.cut) {
+                let launch = Shape { block: 256, shared: 0, ..launch };
+                // SAFETY: the same.
+                unsafe { stream.launch(join, &launch, &args) }?;
+            }
         }
         Ok(())
     }
@@ -512,6 +521,8 @@ struct PrefillPlan {
     threads: u32,
     /// Bytes of shared memory.
     shared: usize,
+    /// Walks may be cut.
+    cuts: bool,
 }
 
 impl PrefillPlan {
@@ -520,7 +531,12 @@ impl PrefillPlan {
         let (dim, format) = (shape.head_dim, shape.format);
         if arch.number == 90 && dim == 128 {
             // Begins at a multiple of 1024, and ends with barriers.
-            return Self { rows: 128, threads: 384, shared: 1024 + 5 * 128 * dim * 2 + 64 };
+            return Self {
+                rows: 128,
+                threads: 384,
+                shared: 1024 + 5 * 128 * dim * 2 + 64,
+                cuts: true,
+            };
         }
         let (rows, columns) = if dim <= 128 { (128, 64) } else { (64, 32) };
         let wide = (dim + 8) * 2;
@@ -530,12 +546,17 @@ impl PrefillPlan {
                 (rows + 2 * columns) * wide + 2 * columns * dim + 4 * columns * size_of::<f32>()
             }
         };
-        Self { rows, threads: 128, shared }
+        Self { rows, threads: 128, shared, cuts: false }
     }
 }
 
 /// Shares a step out: sequences of many rows to tiles of them, those that read most first, so that none is left at the end.
-fn work(shape: &HeadShape, rows: usize, sequences: &[SequenceArgs]) -> Work {
+fn work(
+    shape: &HeadShape,
+    plan: &PrefillPlan,
+    processors: u32,
+    sequences: &[SequenceArgs],
+) -> Work {
     let few = small((Attend::FEW_ROWS / shape.group()).max(1));
     let mut tiles: Vec<(u32, [u32; 2])> = Vec::new();
     for (n, &[_, tokens, _, positions]) in sequences.iter().enumerate() {
@@ -543,18 +564,26 @@ fn work(shape: &HeadShape, rows: usize, sequences: &[SequenceArgs]) -> Work {
             continue;
         }
         let all = tokens as usize * shape.group();
-        for tile in 0..all.div_ceil(rows) {
-            let last = ((tile + 1) * rows).min(all) - 1;
+        for tile in 0..all.div_ceil(plan.rows) {
+            let last = ((tile + 1) * plan.rows).min(all) - 1;
             let sees = positions - tokens + small(last / shape.group()) + 1;
             tiles.push((sees, [small(n), small(tile)]));
         }
     }
     tiles.sort_by_key(|(sees, _)| std::cmp::Reverse(*sees));
-    Work {
-        few,
-        decode: sequences.iter().any(|[_, tokens, ..]| (1..=few).contains(tokens)),
-        tiles: tiles.into_iter().map(|(_, tile)| tile).collect(),
-    }
+    let decode = sequences.iter().any(|[_, tokens, ..]| (1..=few).contains(tokens));
+    let steps: Vec<u32> = tiles.iter().map(|(sees, _)| sees.div_ceil(parts::STEP)).collect();
+    let length =
+        if plan.cuts { parts::cut(&steps, small(shape.kv_heads), processors) } else { None };
+    let Some(length) = length else {
+        let tiles = tiles.into_iter().map(|(_, tile)| tile).collect();
+        return Work { few, decode, tiles, cut: false };
+    };
+    let cut = tiles.into_iter().zip(steps).flat_map(|((_, [n, tile]), steps)| {
+        let count = steps.div_ceil(length);
+        (0..count).map(move |part| [n, tile | part << 16 | count << 24])
+    });
+    Work { few, decode, tiles: cut.collect(), cut: true }
 }
 
 #[cfg(test)]
@@ -575,7 +604,8 @@ mod tests {
     fn every_row_of_a_step_is_done_once_and_the_longest_walk_first() {
         let shape = shape(32, 4, 128, KvFormat::Bf16);
         let sequences = [[0, 1, 0, 900], [1, 0, 0, 0], [1, 40, 60, 2040], [41, 300, 200, 300]];
-        let work = work(&shape, 128, &sequences);
+        let plan = PrefillPlan { rows: 128, threads: 1, shared: 0, cuts: false };
+        let work = work(&shape, &plan, 132, &sequences);
         assert!(work.decode);
         assert_eq!(work.few, 8);
         // 40 tokens of 8 rows are 320 rows, that is 3 tiles; 300 are 19.
@@ -587,25 +617,51 @@ mod tests {
     #[test]
     fn a_step_of_one_kind_starts_one_kernel() {
         let shape = shape(9, 3, 64, KvFormat::Bf16);
-        assert!(work(&shape, 128, &[[0, 1, 0, 5], [1, 21, 1, 21]]).tiles.is_empty());
-        assert!(!work(&shape, 128, &[[0, 22, 0, 22]]).decode);
+        let plan = PrefillPlan { rows: 128, threads: 1, shared: 0, cuts: true };
+        let work = |sequences: &[SequenceArgs]| work(&shape, &plan, 132, sequences);
+        assert!(work(&[[0, 1, 0, 5], [1, 21, 1, 21]]).tiles.is_empty());
+        assert!(!work(&[[0, 22, 0, 22]]).decode);
+    }
+
+    #[test]
+    fn a_few_tokens_behind_a_long_history_are_cut_and_every_part_is_there_once() {
+        let shape = shape(32, 4, 128, KvFormat::Fp8);
+        let plan = PrefillPlan { rows: 128, threads: 1, shared: 0, cuts: true };
+        let work = work(&shape, &plan, 132, &[[0, 100, 0, 60_000], [100, 20, 9, 500]]);
+        assert!(work.cut);
+        assert!(work.tiles.len() * 4 <= 4 * 132);
+        let mut seen = std::collections::HashMap::new();
+        for (at, [n, word]) in work.tiles.iter().enumerate() {
+            let (tile, part, count) = (word & 0xffff, word >> 16 & 0xff, word >> 24);
+            // A tile's parts stand one after the other.
+            assert_eq!(work.tiles[at - part as usize], [*n, tile | count << 24]);
+            *seen.entry((*n, tile)).or_insert(0) += 1;
+            assert!(part < count);
+        }
+        // 100 tokens of 8 rows are 800 rows, that is 7 tiles; 20 are 2.
+        assert_eq!(seen.len(), 9);
+        let of = |n: u32| seen.iter().filter(|((m, _), _)| *m == n).map(|(_, parts)| *parts).max();
+        assert!(of(0) > of(1));
     }
 
     #[test]
     fn decode_fits_into_every_card() {
-        for arch in Arch::ALL {
+        // With an 8.6 that runs the code for 8.0.
+        let cards = [(80, 163), (80, 99), (89, 99), (90, 227), (100, 227), (103, 227), (120, 99)];
+        for (number, most) in cards {
+            let (arch, most) = (Arch { number }, most << 10);
             for head_dim in HEAD_DIMS {
                 for format in [KvFormat::Bf16, KvFormat::Fp8] {
                     let shape = shape(64, 4, head_dim, format);
                     for rows in if head_dim < 256 { vec![8, 16] } else { vec![8] } {
                         for count in [1, 64] {
-                            let plan = DecodePlan::of(arch, 170, &shape, rows, count);
+                            let plan = DecodePlan::of(most, 170, &shape, rows, count);
                             let bytes = plan.shared(&shape, rows, 170, Attend::MOST_SEQUENCES);
-                            assert!(bytes <= most_shared(arch), "{arch} {shape:?} {rows}: {bytes}");
+                            assert!(bytes <= most, "{arch} {shape:?} {rows}: {bytes}");
                         }
                     }
                     let plan = PrefillPlan::of(arch, &shape);
-                    assert!(plan.shared <= most_shared(arch), "{arch} {shape:?} {plan:?}");
+                    assert!(plan.shared <= most, "{arch} {shape:?} {plan:?}");
                 }
             }
         }

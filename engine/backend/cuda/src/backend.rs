@@ -5,16 +5,20 @@ use std::sync::Arc;
 
 use polder_backend::check::{Slots, carried};
 use polder_backend::{
-    Backend, BackendError, BlockId, Limits, OutputRow, Row, StepBatch, StepOutput, Ticket, Want,
+    Backend, BackendError, BlockId, Limits, OutputRow, Place, Row, StepBatch, StepOutput, Ticket,
+    Want,
 };
 use polder_model::drawn::Stored;
 use polder_model::{Attention, Ffn, Model, ModelSpec};
 
 use crate::attention::{Attend, HEAD_DIMS, HeadShape, KvFormat, Work as Sharing};
+use crate::budget::{self, TooSmall, size};
 use crate::device::{Buffer, Device, Event, Failure, Graph, NoDevice, Pinned, Stream};
 use crate::forward::{Forward, Places, mixture};
 use crate::kv::Pool;
+use crate::ledger::RECORDED_STEPS;
 use crate::moe::Unfit;
+use crate::no_code::NoCode;
 use crate::pack::{KernelError, Pack};
 use crate::packed::{PackedTiles, Writer};
 use crate::sampling::{self, MOST_VOCAB, Memory, Packed, Room, Sampler, Way};
@@ -22,7 +26,7 @@ use crate::sources::MODULES;
 use crate::step::{Layout, RECORDED, SEQUENCE, Size, samples, write};
 use crate::synthetic;
 use crate::tiles::TileFormat;
-use crate::weights::{DeviceWeights, Unkept, WeightError, what_to_do};
+use crate::weights::{DeviceWeights, Unkept, WeightError};
 
 /// How to run a model on a card.
 #[derive(Debug, Clone)]
@@ -39,6 +43,11 @@ pub struct CudaOptions {
     pub kv_tokens: u32,
     /// Most bytes of the KV pool. None: what the card has left when everything else is there, but for a twentieth.
     pub kv_bytes: Option<u64>,
+    /// Most bytes of the card's memory for everything: weights, keys and values, work, and what the driver takes for this process. None:
+    /// what is free.
+    pub memory: Option<u64>,
+    /// Which part of the model this is. One card has all of it: anything else is refused.
+    pub place: Place,
     /// Positions in a block; a multiple of 16.
     pub block_tokens: u32,
     /// Sequences that can run at once.
@@ -56,6 +65,8 @@ impl Default for CudaOptions {
             kv: KvFormat::Bf16,
             kv_tokens: 16 * 1024,
             kv_bytes: None,
+            memory: None,
+            place: Place::ALONE,
             block_tokens: 16,
             slots: 64,
             step_tokens: 4096,
@@ -69,6 +80,9 @@ pub enum LoadError {
     /// No card.
     #[error(transparent)]
     NoDevice(#[from] NoDevice),
+    /// Nothing was compiled for it.
+    #[error(transparent)]
+    NoCode(#[from] NoCode),
     /// No kernels for it.
     #[error(transparent)]
     Kernels(#[from] KernelError),
@@ -86,17 +100,20 @@ pub enum LoadError {
     Options(String),
     /// There is no room for what computes.
     #[error(
-        "the weights take {} GiB of the card's {} GiB, and what is left is not enough to compute with ({failure}); {}",
-        weights >> 30, whole >> 30, what_to_do(*.weights, *.whole)
+        "the weights take {} of the card's {}, and what is left is not enough to compute with ({failure}); end what else uses the card, or choose a smaller model",
+        size(.weights), size(.all)
     )]
     Beside {
         /// Bytes of the weights.
         weights: u64,
-        /// Bytes that the card has.
-        whole: u64,
+        /// Bytes of the card.
+        all: u64,
         /// What it could not have.
         failure: Failure,
     },
+    /// The model does not fit.
+    #[error(transparent)]
+    TooSmall(#[from] TooSmall),
     /// The card refuses; out of memory, for one.
     #[error("{0}")]
     Device(#[from] Failure),
@@ -110,7 +127,7 @@ impl LoadError {
                 failure.out_of_memory
             }
             Self::Weights(WeightError::Device(failure)) => failure.out_of_memory,
-            Self::Weights(WeightError::Room { .. }) | Self::Beside { .. } => true,
+            Self::TooSmall(_) | Self::Beside { .. } => true,
             _ => false,
         }
     }
@@ -145,6 +162,8 @@ pub struct CudaBackend {
     stride: usize,
     /// By size, and whether every row takes the best token.
     graphs: HashMap<(Size, bool), Graph>,
+    /// Bytes that they took, about.
+    recorded: u64,
     desks: Vec<Desk>,
     in_flight: VecDeque<Flight>,
     given: u64,
@@ -211,14 +230,14 @@ impl CudaBackend {
         options: &CudaOptions,
         progress: impl Fn(u32),
     ) -> Result<Self, LoadError> {
-        let device = Self::open(&model.spec, options)?;
+        let device = Self::open(&model.spec, budget::weight_bytes(model), options)?;
         let (weights, unkept) =
             DeviceWeights::load(model, &device, options.packed.as_ref(), progress)?;
         let bytes = weights.matrix_bytes();
         let loaded = Self::with_weights(&model.spec, weights, &device, options);
         let mut backend = loaded.map_err(|error| match error {
             LoadError::Device(failure) if failure.out_of_memory => {
-                LoadError::Beside { weights: bytes, whole: device.memory(), failure }
+                LoadError::Beside { weights: bytes, all: device.memory(), failure }
             }
             other => other,
         })?;
@@ -238,26 +257,22 @@ impl CudaBackend {
         options: &CudaOptions,
         seed: u64,
     ) -> Result<Self, LoadError> {
-        let device = Self::open(spec, options)?;
         let format = TileFormat::drawn(stored)
             .ok_or_else(|| LoadError::Unsupported(format!("multiply with {stored:?}")))?;
+        let device = Self::open(spec, synthetic::bytes(spec, format), options)?;
         let weights = synthetic::draw(spec, format, &options.pack, &device, seed)?;
         Self::with_weights(spec, weights, &device, options)
     }
 
     /// A card that runs such a model, with its kernels at hand: what is missing shows before weights are touched, which take long.
-    fn open(spec: &ModelSpec, options: &CudaOptions) -> Result<Device, LoadError> {
+    fn open(spec: &ModelSpec, weights: u64, options: &CudaOptions) -> Result<Device, LoadError> {
         let device = Device::open(options.device)?;
-        if !device.arch().is_known() {
-            return Err(LoadError::Unsupported(format!(
-                "run on {} ({})",
-                device.name(),
-                device.arch()
-            )));
-        }
         check(spec, options)?;
+        budget::keep(&device, weights, options.memory)?;
+        // Before weights, which take minutes.
         for module in MODULES {
-            options.pack.load(module, &device)?;
+            let loaded = options.pack.load(module, &device);
+            loaded.map_err(|why| NoCode::or(why, &device, &options.pack))?;
         }
         Ok(device)
     }
@@ -312,6 +327,7 @@ impl CudaBackend {
         // Last, because it takes what is left.
         let free = device.free_memory()?;
         let bytes = options.kv_bytes.unwrap_or(u64::MAX).min(free / 20 * 19);
+        let bytes = bytes.min(device.left().unwrap_or(u64::MAX));
         let blocks = blocks(bytes, per_token as u64, options)?;
         let pool = Pool::new(device, layers, blocks as usize, &shape)?;
         let limits = Limits {
@@ -340,6 +356,7 @@ impl CudaBackend {
             room,
             stride,
             graphs: HashMap::new(),
+            recorded: 0,
             desks,
             in_flight: VecDeque::new(),
             given: 0,
@@ -513,13 +530,22 @@ impl CudaBackend {
     /// A step of a size that is recorded, or is from now on.
     fn play(&mut self, size: Size, layout: &Layout) -> Result<(), Failure> {
         let key = (size, self.packed.way == Way::Greedy);
-        if !self.graphs.contains_key(&key) {
-            let sharing = self.forward.recorded_share();
-            let graph = self.stream.capture(|| self.launches(size, layout, &sharing))?;
-            self.graphs.insert(key, graph);
+        if let Some(graph) = self.graphs.get(&key) {
+            // SAFETY: everything that it was recorded with lives as long as this.
+            return unsafe { self.stream.replay(graph) };
         }
-        // SAFETY: everything that it was recorded with lives as long as this.
-        unsafe { self.stream.replay(&self.graphs[&key]) }
+        let sharing = self.forward.recorded_share();
+        if self.recorded > RECORDED_STEPS {
+            return self.launches(size, layout, &sharing);
+        }
+        let free = self.device.free_memory()?;
+        let graph = self.stream.capture(|| self.launches(size, layout, &sharing))?;
+        // SAFETY: as above.
+        unsafe { self.stream.replay(&graph)? };
+        self.graphs.insert(key, graph);
+        // Others may have taken some meanwhile: then it counts as more than it is.
+        self.recorded += free.saturating_sub(self.device.free_memory()?);
+        Ok(())
     }
 
     /// Any step.
@@ -692,6 +718,12 @@ fn check(spec: &ModelSpec, options: &CudaOptions) -> Result<HeadShape, LoadError
         if mixtures.any(|other| other != first) {
             return unsupported("run layers with mixtures of different shapes".into());
         }
+    }
+    if options.place != Place::ALONE {
+        return Err(LoadError::Options(format!(
+            "place {} of {} cards: one model on several cards is not there yet; use one card",
+            options.place.rank, options.place.world
+        )));
     }
     if usize::from(options.slots) > Attend::MOST_SEQUENCES || options.slots == 0 {
         return Err(LoadError::Options(format!(

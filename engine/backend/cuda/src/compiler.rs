@@ -15,7 +15,7 @@ pub const FOLDER: &str = "POLDER_NVRTC";
 /// The compiler is not there.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "NVIDIA's run-time compiler (libnvrtc) is not on this machine: install the package nvidia-cuda-nvrtc from PyPI and set {FOLDER} to the folder of its libraries, or use a pack of kernels"
+    "NVIDIA's run-time compiler (libnvrtc) is not on this machine: install the package nvidia-cuda-nvrtc-cu12 from PyPI and set {FOLDER} to the folder of its libraries, or use a pack of kernels"
 )]
 pub struct NoCompiler;
 

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use cudarc::driver::{DriverError, result, sys};
 
 use crate::arch::Arch;
+use crate::budget::size;
+use crate::ledger::Ledger;
 
 /// There is no card to run on.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +74,7 @@ struct Held {
     arch: Arch,
     processors: u32,
     memory: u64,
+    ledger: Ledger,
 }
 
 // SAFETY: a context may be made current on any thread, and the driver locks for itself.
@@ -82,33 +85,7 @@ unsafe impl Sync for Held {}
 impl Device {
     /// Takes a card by its number, from 0.
     pub fn open(number: u32) -> Result<Self, NoDevice> {
-        // SAFETY: it looks for a library.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(NoDevice::NoDriver);
-        }
-        if let Err(error) = result::init() {
-            return match error.0 {
-                sys::CUresult::CUDA_ERROR_NO_DEVICE => Err(NoDevice::NoCard),
-                _ => Err(Err::<(), _>(error)
-                    .asked(|| "to start".into())
-                    .expect_err("an error")
-                    .into()),
-            };
-        }
-        let mut version = 0;
-        // SAFETY: it writes one number.
-        unsafe { sys::cuDriverGetVersion(&mut version) }
-            .result()
-            .asked(|| "for its version".into())?;
-        if version < LEAST_DRIVER {
-            return Err(NoDevice::OldDriver(version / 1000, version % 1000 / 10));
-        }
-        let count = result::device::get_count().asked(|| "to count cards".into())?;
-        if number >= u32::try_from(count).unwrap_or_default() {
-            return Err(NoDevice::NoCard);
-        }
-        let device = result::device::get(number.try_into().expect("below a count of cards"))
-            .asked(|| format!("for card {number}"))?;
+        let device = find(number)?;
         use sys::CUdevice_attribute_enum as About;
         // SAFETY: the device is the driver's own.
         let about = |what| unsafe { result::device::get_attribute(device, what) };
@@ -125,10 +102,26 @@ impl Device {
         let context = context.asked(|| "to hold a card".into())?;
         let memory = memory.asked(asked)? as u64;
         let processors = processors.asked(asked)?;
-        let held = Arc::new(Held { device, context, name, arch, processors, memory });
+        let held = Arc::new(Held {
+            device,
+            context,
+            name,
+            arch,
+            processors,
+            memory,
+            ledger: Ledger::new(),
+        });
         let device = Self { held };
         device.enter()?;
         Ok(device)
+    }
+
+    /// Bytes of a card's memory, without taking the card.
+    pub fn memory_of(number: u32) -> Result<u64, NoDevice> {
+        let device = find(number)?;
+        // SAFETY: the device is the driver's own.
+        let bytes = unsafe { result::device::total_mem(device) };
+        Ok(bytes.asked(|| "about a card".into())? as u64)
     }
 
     /// Makes this card the one that the calling thread speaks to. Every thread that uses it does so once.
@@ -171,12 +164,41 @@ impl Device {
         result::mem_get_info().map(|(free, _)| free as u64).asked(|| "for free memory".into())
     }
 
+    /// Lets buffers take no more than so many bytes in all, whatever is free.
+    pub fn keep_to(&self, bytes: u64) {
+        self.held.ledger.keep_to(bytes);
+    }
+
+    /// Bytes that buffers take.
+    pub fn taken(&self) -> u64 {
+        self.held.ledger.taken()
+    }
+
+    /// Bytes of the largest buffer that may still be made, where [`Self::keep_to`] bounds them.
+    pub fn left(&self) -> Option<u64> {
+        self.held.ledger.left()
+    }
+
     /// Memory for `len` values, whatever stood there before.
     pub fn buffer<T: Plain>(&self, len: usize) -> Result<Buffer<T>, Failure> {
-        let bytes = (len * size_of::<T>()).max(16);
+        let bytes = buffer_bytes::<T>(len);
+        let what = || format!("for {} of memory", size(&(bytes as u64)));
+        self.held.ledger.take(bytes).map_err(|lacking| Failure {
+            what: what(),
+            why: format!(
+                "that is {} more than this engine may take of the card's memory",
+                size(&lacking)
+            ),
+            out_of_memory: true,
+        })?;
         // SAFETY: nothing reads it before something writes it: a kernel's business.
-        let address = unsafe { result::malloc_sync(bytes) }
-            .asked(|| format!("for {bytes} bytes of memory"))?;
+        let address = match unsafe { result::malloc_sync(bytes) }.asked(what) {
+            Ok(address) => address,
+            Err(failure) => {
+                self.held.ledger.give(bytes);
+                return Err(failure);
+            }
+        };
         Ok(Buffer { address, len, device: self.clone(), values: PhantomData })
     }
 
@@ -226,6 +248,32 @@ impl Device {
             .asked(|| "to load kernels".into())?;
         Ok(Loaded { module, device: self.clone() })
     }
+}
+
+/// A card by its number, from 0, without taking it.
+fn find(number: u32) -> Result<sys::CUdevice, NoDevice> {
+    // SAFETY: it looks for a library.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(NoDevice::NoDriver);
+    }
+    if let Err(error) = result::init() {
+        return match error.0 {
+            sys::CUresult::CUDA_ERROR_NO_DEVICE => Err(NoDevice::NoCard),
+            _ => Err(Err::<(), _>(error).asked(|| "to start".into()).expect_err("an error").into()),
+        };
+    }
+    let mut version = 0;
+    // SAFETY: it writes one number.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().asked(|| "for its version".into())?;
+    if version < LEAST_DRIVER {
+        return Err(NoDevice::OldDriver(version / 1000, version % 1000 / 10));
+    }
+    let count = result::device::get_count().asked(|| "to count cards".into())?;
+    if number >= u32::try_from(count).unwrap_or_default() {
+        return Err(NoDevice::NoCard);
+    }
+    let device = result::device::get(number.try_into().expect("below a count of cards"));
+    Ok(device.asked(|| format!("for card {number}"))?)
 }
 
 impl fmt::Debug for Device {
@@ -341,6 +389,11 @@ impl<T: Plain> Buffer<T> {
     }
 }
 
+/// Bytes of a buffer.
+fn buffer_bytes<T>(len: usize) -> usize {
+    (len * size_of::<T>()).max(16)
+}
+
 /// The driver's copies and fills return before the card is done with them, and our streams do not wait for the stream they run in.
 fn wait_for_default_stream() -> Result<(), Failure> {
     // SAFETY: none is the default stream, which is always there.
@@ -352,6 +405,7 @@ impl<T> Drop for Buffer<T> {
         let _ = self.device.enter();
         // SAFETY: nobody else frees it; the driver waits for work that uses it.
         let _ = unsafe { result::free_sync(self.address) };
+        self.device.held.ledger.give(buffer_bytes::<T>(self.len));
     }
 }
 

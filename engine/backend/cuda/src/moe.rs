@@ -441,7 +441,7 @@ impl Moe {
                 format("fp8", true)?,
             ],
             blocks: device.processors(),
-            stages: if device.arch().number == 89 || device.arch().number >= 120 { 2 } else { 3 },
+            stages: stages(device.arch().number),
             most_staged: most as usize / 2,
             _module: loaded,
         })
@@ -783,6 +783,11 @@ fn unit_bytes(matrix: &MatrixArgs) -> usize {
 fn wide_shared(matrix: &MatrixArgs) -> usize {
     let deep = if matrix.format == TileFormat::Bf16.number() { 4 } else { 8 };
     deep * (64 * 128 + TILE_STRIPS * unit_bytes(matrix)) + 1024
+}
+
+/// What is on its way at once where there are many tokens: `STAGES` of `moe.cu`. Code for 8.0 runs on 8.6 too, which has less shared memory.
+fn stages(arch: u32) -> usize {
+    if (90..120).contains(&arch) { 3 } else { 2 }
 }
 
 /// Bytes of shared memory of a block for many tokens: what is on its way, or else its result, whichever is more.

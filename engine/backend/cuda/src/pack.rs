@@ -29,10 +29,18 @@ pub enum KernelError {
         /// Why none can be made.
         source: NoCompiler,
     },
+    /// No kernels were written for such a card.
+    #[error("there are no kernels for {0}")]
+    Unknown(Arch),
     /// They do not compile.
     #[error(transparent)]
     Compile(#[from] CompileError),
-    /// The card refuses them.
+    /// The driver takes none of them.
+    #[error(
+        "the driver does not take the kernels ({0}): before 580 it takes only what NVIDIA's compiler 12 made"
+    )]
+    Refused(Failure),
+    /// The card fails.
     #[error(transparent)]
     Device(#[from] Failure),
 }
@@ -52,8 +60,18 @@ pub struct Pack {
 }
 
 impl Pack {
+    /// The kinds of cards that it has everything for.
+    pub fn kinds(&self) -> Vec<Arch> {
+        let folders: Vec<&PathBuf> = [&self.shipped, &self.made].into_iter().flatten().collect();
+        let has = |arch: &Arch| folders.iter().any(|folder| lacking(folder, *arch).is_empty());
+        Arch::ALL.into_iter().filter(has).collect()
+    }
+
     /// A module for a card: kept, else compiled and kept.
     pub fn cubin(&self, module: &Module, arch: Arch) -> Result<Vec<u8>, KernelError> {
+        if !arch.is_known() {
+            return Err(KernelError::Unknown(arch));
+        }
         let folders: Vec<PathBuf> =
             [&self.shipped, &self.made].into_iter().flatten().cloned().collect();
         if let Some(cubin) = folders.iter().find_map(|folder| find(folder, module, arch)) {
@@ -75,12 +93,19 @@ impl Pack {
     pub fn load(&self, module: &Module, device: &Device) -> Result<Loaded, KernelError> {
         let refused = match device.load(&self.cubin(module, device.arch())?) {
             Ok(loaded) => return Ok(loaded),
+            Err(full) if full.out_of_memory => return Err(full.into()),
             Err(refused) => refused,
         };
         log::warn!(module = module.name; "kernels that were kept are refused, and made anew: {refused}");
-        let Ok(compiler) = Compiler::find() else { return Err(refused.into()) };
-        Ok(device.load(&compiler.compile(module, device.arch())?.cubin)?)
+        let Ok(compiler) = Compiler::find() else { return Err(KernelError::Refused(refused)) };
+        device.load(&compiler.compile(module, device.arch())?.cubin).map_err(KernelError::Refused)
     }
+}
+
+/// The modules that a folder does not have for a kind of card, whole and of this version.
+pub fn lacking(folder: &Path, arch: Arch) -> Vec<&'static str> {
+    let lacks = |module: &&Module| find(folder, module, arch).is_none();
+    MODULES.iter().filter(lacks).map(|module| module.name).collect()
 }
 
 /// What one file of a pack takes.

@@ -65,6 +65,15 @@ impl Module {
     }
 }
 
+/// Changes with every kernel, and with how they are compiled.
+pub fn digest() -> [u8; 32] {
+    let mut sha = Sha256::new();
+    for module in MODULES {
+        sha.update(format!("{} {}\n", module.name, module.hash()));
+    }
+    sha.finalize().into()
+}
+
 /// The first eight bytes of a digest.
 pub(crate) fn short_hex(digest: &[u8]) -> String {
     digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()

@@ -81,6 +81,29 @@ pub fn draw(
     Ok(DeviceWeights { embedding, layers, output_norm, head })
 }
 
+/// Bytes of the weights that are drawn for a model, but for norms.
+pub fn bytes(spec: &ModelSpec, format: TileFormat) -> u64 {
+    let (hidden, vocab) = (spec.hidden as usize, spec.vocab as usize);
+    let layers = spec.layers.iter().map(|layer| {
+        let Attention::Gqa(gqa) = &layer.attention;
+        let (q, kv) = ((gqa.heads * gqa.head_dim) as usize, (gqa.kv_heads * gqa.head_dim) as usize);
+        let gated = |inner: u32| {
+            packed_bytes(2 * inner as usize, hidden, format)
+                + packed_bytes(hidden, inner as usize, format)
+        };
+        let ffn = match &layer.ffn {
+            Ffn::Dense { inner, .. } => gated(*inner),
+            Ffn::Moe(moe) => {
+                packed_bytes(moe.experts as usize, hidden, TileFormat::Bf16)
+                    + moe.experts as usize * gated(moe.inner)
+            }
+        };
+        packed_bytes(q + 2 * kv, hidden, format) + packed_bytes(hidden, q, format) + ffn
+    });
+    let head = packed_bytes(vocab, hidden, TileFormat::Bf16);
+    (layers.sum::<usize>() + 2 * vocab * hidden + head) as u64
+}
+
 struct Drawer<'a> {
     device: &'a Device,
     stream: Stream,

@@ -23,37 +23,9 @@ pub enum WeightError {
         /// What it is.
         value: usize,
     },
-    /// The card has not so much memory.
-    #[error(
-        "the weights take {} GiB of the card's memory, and of its {} GiB {} are free; {}",
-        gib(*.needed), gib(*.whole), gib(*.free), what_to_do(*.needed, *.whole)
-    )]
-    Room {
-        /// Bytes of the weights.
-        needed: u64,
-        /// Bytes that nobody has taken.
-        free: u64,
-        /// Bytes that the card has.
-        whole: u64,
-    },
     /// The card refuses.
     #[error(transparent)]
     Device(#[from] Failure),
-}
-
-fn gib(bytes: u64) -> String {
-    format!("{:.1}", bytes as f64 / f64::from(1 << 30))
-}
-
-/// Whether others have the memory, or nobody.
-pub(crate) fn what_to_do(needed: u64, whole: u64) -> &'static str {
-    // Something is left for conversations and for what computes.
-    match needed < whole / 10 * 9 {
-        true => {
-            "stop the other engine on this card or choose a smaller model for it, or choose a smaller one here"
-        }
-        false => "choose a smaller model, or one with fewer bits to a weight",
-    }
 }
 
 /// All of a model's weights on the card.
@@ -124,10 +96,7 @@ impl DeviceWeights {
     ) -> Result<(Self, Option<Unkept>), WeightError> {
         let began = std::time::Instant::now();
         let plan = Plan::of(model)?;
-        let (needed, free) = (plan.bytes(), device.free_memory()?);
-        if needed > free {
-            return Err(WeightError::Room { needed, free, whole: device.memory() });
-        }
+        let needed = plan.bytes();
         let opened = kept.and_then(|kept| Opened::find(kept, &plan));
         let mut card = Card::new(device, &plan)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);

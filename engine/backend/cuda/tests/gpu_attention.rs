@@ -798,7 +798,15 @@ fn gpu_speed_of_prefill_attention() {
         for format in [KvFormat::Bf16, KvFormat::Fp8] {
             let shape = HeadShape { heads, kv_heads, head_dim, block_tokens: 16, format };
             let attend = Attend::load(&pack(), &device, shape).unwrap();
-            for (tokens, length) in [(2048, 2048), (8192, 8192), (512, 8192)] {
+            let steps = [
+                (2048, 2048),
+                (8192, 8192),
+                (512, 8192),
+                (64, 65_536),
+                (128, 65_536),
+                (256, 65_536),
+            ];
+            for (tokens, length) in steps {
                 let bench = Bench::new(&device, &mut chance, &attend, shape, (1, tokens, length));
                 let work = attend.work(&[[0, tokens as u32, 0, length as u32]]);
                 let us = bench.time(&device, &stream, (None, &attend), &work);

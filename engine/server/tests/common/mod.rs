@@ -149,6 +149,7 @@ impl Server {
                 config,
                 store: None,
                 left_behind: false,
+                note: None,
             })
         });
         server.ready().await;

@@ -1,0 +1,28 @@
+//! What a token costs on a card, for whoever shares a card's time out.
+
+use polder_model::{Attention, ModelSpec};
+
+/// Most work of a step beside what it decodes, in tokens at the start of a text: a prompt's share that does not hold up those who are
+/// being answered.
+pub const STEP_WORK: u32 = 1024;
+
+/// What each position before a token adds to its work, where a token at the start of a text takes 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Slopes {
+    /// Of a token that is read.
+    pub read: f64,
+    /// Of a token whose successor is sampled.
+    pub decode: f64,
+}
+
+/// Reading a prompt is bound by arithmetic, going on with an answer by the memory that is read: keys and values of all positions. Of
+/// a query head's group each value is read once and multiplied for every head, and a card does some 75 multiplications and additions
+/// in the time of reading two bytes (H200: 300 TFLOP/s that are reached, 4 TB/s).
+pub fn slopes(spec: &ModelSpec) -> Slopes {
+    let read = spec.attention_slope();
+    let group = spec.layers.first().map_or(1.0, |layer| {
+        let Attention::Gqa(gqa) = &layer.attention;
+        f64::from(gqa.heads) / f64::from(gqa.kv_heads)
+    });
+    Slopes { read, decode: read * (75.0 / group).max(1.0) }
+}
