@@ -16,22 +16,25 @@ use polder_weights::Store;
 use crate::kernels::Kernels;
 use crate::part;
 use crate::state::State;
+use crate::synthetic::Synthetic;
 
 /// Run one engine of a box (its supervisor starts this).
 #[derive(Debug, clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    after_help = "Examples:\n  polder engine fast --state /var/lib/polder\n  polder engine kernels build --out kernels"
+    after_help = "Examples:\n  polder engine fast --state /var/lib/polder\n  polder engine kernels build --out kernels\n  polder engine --synthetic qwen3-30b-a3b --socket /tmp/engine.sock"
 )]
 pub(crate) struct Engine {
     #[command(subcommand)]
     command: Option<Command>,
     /// The slot, as site.toml names it.
-    #[arg(required = true)]
+    #[arg(required_unless_present = "synthetic")]
     name: Option<EngineName>,
     #[command(flatten)]
     state: State,
+    #[command(flatten)]
+    synthetic: Synthetic,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -46,7 +49,10 @@ enum Command {
 
 impl Engine {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let Self { command, name, state } = self;
+        let Self { command, name, state, synthetic } = self;
+        if command.is_none() && name.is_none() {
+            return synthetic.run();
+        }
         match (command, name) {
             (Some(Command::Kernels { command }), _) => command.run(),
             (None, Some(name)) => serve(name, state),

@@ -8,10 +8,11 @@ use polder_backend::{
     Backend, BackendError, Begun, BlockId, Carried, HostBlock, HostMemory, Limits, OutputRow,
     Place, Row, StepBatch, StepOutput, Ticket, Want,
 };
+use polder_model::drawn::Stored;
 use polder_model::{Attention, Ffn, Model, ModelSpec};
 
 use crate::attention::{Attend, HEAD_DIMS, HeadShape, KvFormat, Work as Sharing};
-use crate::budget::{self, TooSmall};
+use crate::budget::{self, TooSmall, size};
 use crate::carry::Carrier;
 use crate::device::{Buffer, Device, Event, Failure, Graph, NoDevice, Pinned, Plain, Stream};
 use crate::forward::{Forward, Places, mixture};
@@ -20,10 +21,13 @@ use crate::ledger::RECORDED_STEPS;
 use crate::moe::Unfit;
 use crate::no_code::NoCode;
 use crate::pack::{KernelError, Pack};
+use crate::packed::{PackedTiles, Writer};
 use crate::sampling::{self, MOST_VOCAB, Memory, Packed, Room, Sampler, Way};
 use crate::sources::MODULES;
 use crate::step::{Layout, RECORDED, SEQUENCE, Size, fill_up, samples, write};
-use crate::weights::{DeviceWeights, WeightError};
+use crate::synthetic;
+use crate::tiles::TileFormat;
+use crate::weights::{DeviceWeights, Unkept, WeightError};
 
 /// How to run a model on a card.
 #[derive(Debug, Clone)]
@@ -32,6 +36,8 @@ pub struct CudaOptions {
     pub device: u32,
     /// Where kernels are kept.
     pub pack: Pack,
+    /// Where packed weights are kept for the next start; None packs them each time.
+    pub packed: Option<PackedTiles>,
     /// How keys and values are kept.
     pub kv: KvFormat,
     /// Most positions in the KV pool, rounded up to whole blocks.
@@ -56,6 +62,7 @@ impl Default for CudaOptions {
         Self {
             device: 0,
             pack: Pack::default(),
+            packed: None,
             kv: KvFormat::Bf16,
             kv_tokens: 16 * 1024,
             kv_bytes: None,
@@ -92,6 +99,19 @@ pub enum LoadError {
     /// An option that cannot be.
     #[error("cannot run a model with {0}")]
     Options(String),
+    /// There is no room for what computes.
+    #[error(
+        "the weights take {} of the card's {}, and what is left is not enough to compute with ({failure}); end what else uses the card, or choose a smaller model",
+        size(.weights), size(.all)
+    )]
+    Beside {
+        /// Bytes of the weights.
+        weights: u64,
+        /// Bytes of the card.
+        all: u64,
+        /// What it could not have.
+        failure: Failure,
+    },
     /// The model does not fit.
     #[error(transparent)]
     TooSmall(#[from] TooSmall),
@@ -108,7 +128,7 @@ impl LoadError {
                 failure.out_of_memory
             }
             Self::Weights(WeightError::Device(failure)) => failure.out_of_memory,
-            Self::TooSmall(_) => true,
+            Self::TooSmall(_) | Self::Beside { .. } => true,
             _ => false,
         }
     }
@@ -155,6 +175,8 @@ pub struct CudaBackend {
     staging: Pinned<u8>,
     /// The last import has left the staging memory.
     imported: Event,
+    /// Keeps packed weights for the next start.
+    writer: Option<Writer>,
 }
 
 /// What a recorded step is, beside what is read from memory.
@@ -223,16 +245,51 @@ impl CudaBackend {
         options: &CudaOptions,
         progress: impl Fn(u32),
     ) -> Result<Self, LoadError> {
+        let device = Self::open(&model.spec, budget::weight_bytes(model), options)?;
+        let (weights, unkept) =
+            DeviceWeights::load(model, &device, options.packed.as_ref(), progress)?;
+        let bytes = weights.matrix_bytes();
+        let loaded = Self::with_weights(&model.spec, weights, &device, options);
+        let mut backend = loaded.map_err(|error| match error {
+            LoadError::Device(failure) if failure.out_of_memory => {
+                LoadError::Beside { weights: bytes, all: device.memory(), failure }
+            }
+            other => other,
+        })?;
+        backend.writer = unkept.and_then(Unkept::start);
+        Ok(backend)
+    }
+
+    /// Waits until packed weights are on disk, where they are being written.
+    pub fn settle(&mut self) {
+        self.writer.iter_mut().for_each(Writer::settle);
+    }
+
+    /// Takes a card, and draws weights there: a model's true shape without its files, to measure with.
+    pub fn drawn(
+        spec: &ModelSpec,
+        stored: Stored,
+        options: &CudaOptions,
+        seed: u64,
+    ) -> Result<Self, LoadError> {
+        let format = TileFormat::drawn(stored)
+            .ok_or_else(|| LoadError::Unsupported(format!("multiply with {stored:?}")))?;
+        let device = Self::open(spec, synthetic::bytes(spec, format), options)?;
+        let weights = synthetic::draw(spec, format, &options.pack, &device, seed)?;
+        Self::with_weights(spec, weights, &device, options)
+    }
+
+    /// A card that runs such a model, with its kernels at hand: what is missing shows before weights are touched, which take long.
+    fn open(spec: &ModelSpec, weights: u64, options: &CudaOptions) -> Result<Device, LoadError> {
         let device = Device::open(options.device)?;
-        check(&model.spec, options)?;
-        budget::keep(&device, model, options.memory)?;
+        check(spec, options)?;
+        budget::keep(&device, weights, options.memory)?;
         // Before weights, which take minutes.
         for module in MODULES {
             let loaded = options.pack.load(module, &device);
             loaded.map_err(|why| NoCode::or(why, &device, &options.pack))?;
         }
-        let weights = DeviceWeights::load(model, &device, progress)?;
-        Self::with_weights(&model.spec, weights, &device, options)
+        Ok(device)
     }
 
     /// Takes weights that are on the card.
@@ -316,6 +373,7 @@ impl CudaBackend {
             hidden,
             tiles,
             imported: device.event()?,
+            writer: None,
             room,
             stride,
             graphs: HashMap::new(),
@@ -487,6 +545,7 @@ impl Backend for CudaBackend {
 impl Drop for CudaBackend {
     fn drop(&mut self) {
         // Nothing is freed under what still runs. What fails here has failed before.
+        self.writer = None;
         let _ = self.device.enter();
         let _ = self.stream.synchronize();
         self.graphs.clear();
