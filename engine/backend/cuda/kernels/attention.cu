@@ -6,19 +6,25 @@
 #include "kv.cuh"
 
 struct AttendArgs {
-    const u16* q;               // [T][q_stride] bf16: a token's heads * D first
+    const u16* q;               // [T][q_stride] bf16: a token's heads * D first; with `fuses` keys and values follow, as multiplied
     u16* out;                   // [T][heads * D] bf16
-    const u8* pool;             // the layer's blocks
+    u8* pool;                   // the layer's blocks
     const uint4* sequences;     // [count]: first token, tokens, first entry of block_table, positions after this step
     const u32* block_table;
     float* partials;            // decode: see Partials
     u32* counters;              // decode: [blocks of the grid], zeros before and after
     const uint2* tiles;         // prefill: [gridDim.y]: sequence, tile of it
+    const float* q_norm;        // with `fuses`, as `heads` takes them: [D] or null
+    const float* k_norm;
+    const double* frequencies;  // [dims / 2]
     u64 block_bytes;
     u64 block_part;             // 2^32 * 16 / block_tokens, rounded up
+    u64 group_part;             // 2^32 / (heads / kv_heads), rounded up
     u32 count;
     u32 heads;
     u32 kv_heads;
+    u32 group;                  // heads of queries for each of keys and values
+    u32 teams;                  // decode: of the grid, a block or a cluster for each key/value head in each
     u32 block_tokens;
     u32 q_stride;
     u32 window;                 // positions that a token sees, itself included; all: 0xffffffff
@@ -27,6 +33,11 @@ struct AttendArgs {
     float scale;
     u32 least;                  // decode: fewer steps than these are no share
     u32 merge;                  // decode: floats of shared memory to put results together in
+    u32 fuses;                  // decode: sequences have one token, and heads are normed, turned and kept here
+    float eps;
+    float amplitude;
+    u32 dims;
+    u32 layout;
 
     // The block that a position of a sequence lies in, and the place there of the first of its sixteen positions.
     DEVICE u32 block_of(uint4 about, u32 position, u32& place) const {
@@ -34,6 +45,9 @@ struct AttendArgs {
         place = sixteen * 16 - at * block_tokens;
         return __ldg(block_table + about.z + at);
     }
+
+    // The token that a row of a sequence belongs to. Divisions by numbers not known before are what decode had too many of.
+    DEVICE u32 token_of(u32 row) const { return u32(row * group_part >> 32); }
 };
 
 // ---- Numbers ---------------------------------------------------------------------------------------------------------------
@@ -111,11 +125,56 @@ static constexpr float NOTHING = -1e38f;
 
 DEVICE u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
 
+// ---- Clusters: their blocks start together, and write into each other's shared memory --------------------------------------------
+
+DEVICE u32 cluster_blocks() {
+    u32 blocks = 1;
+#if ARCH >= 900
+    asm volatile("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
+#endif
+    return blocks;
+}
+
+// What this block wrote is there for those who wait until all have arrived.
+DEVICE void cluster_arrive() {
+#if ARCH >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+DEVICE void cluster_wait() {
+#if ARCH >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// To where another block of the cluster has what this one has at `own`.
+DEVICE void store_in_block(u32 block, float4* own, float4 value) {
+#if ARCH >= 900
+    asm volatile(
+        "{ .reg .b32 at; mapa.shared::cluster.u32 at, %0, %1; st.shared::cluster.v4.f32 [at], {%2,%3,%4,%5}; }"
+        ::"r"(shared_address(own)), "r"(block), "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w)
+        : "memory");
+#endif
+}
+
+DEVICE void store_in_block(u32 block, float2* own, float2 value) {
+#if ARCH >= 900
+    asm volatile("{ .reg .b32 at; mapa.shared::cluster.u32 at, %0, %1; st.shared::cluster.v2.f32 [at], {%2,%3}; }"
+                 ::"r"(shared_address(own)), "r"(block), "f"(value.x), "f"(value.y)
+                 : "memory");
+#endif
+}
+
 // ---- Decode ------------------------------------------------------------------------------------------------------------------
 // Sixteen positions are a step, and belong to one warp. The steps of all sequences (for each tile of 8 * N rows, where there are
 // more rows) stand in one row, and each team of blocks of the grid takes an equal share of it; so one graph serves every length.
-// A team is one block for each key/value head: they read the same blocks of the pool at about the same time. A walk that is
-// cut between teams is put together by the block that is done last with its head's.
+// A team is one block for each key/value head, or one cluster of blocks: they read the same blocks of the pool at about the same
+// time. What the blocks of a cluster have of a walk is put together in their shared memory, a share by each of them. A walk that is
+// cut between teams is put together by the block that is done last with its head's (its share of it).
+//
+// With `fuses` a block norms and turns the queries of a walk itself, and the one with the walk's last step the new key and value too:
+// it writes them to the pool, and puts them into its own copy of the step, so that nothing in the pool is waited for.
 //
 // Keys are the left side of the first product (positions x rows, so that 8 rows fill it), values, turned, that of the second one
 // (D x rows). The order of D inside both products is free: a lane's share of a row is 16 consecutive bytes. Every warp has
@@ -123,10 +182,20 @@ DEVICE u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
 
 static constexpr u32 STEP = 16;
 
+template <bool FP8>
+struct KeptAs {
+    typedef u16 Type;
+};
+template <>
+struct KeptAs<true> {
+    typedef u8 Type;
+};
+
 // Values in a lane's consecutive bytes, of a row of D values that four lanes (keys) or eight lanes (values) share.
 template <u32 D, bool FP8>
 struct Widths {
     static_assert(D % 32 == 0, "rows are cut in pieces of 32 values");
+    typedef typename KeptAs<FP8>::Type Kept;
     static constexpr u32 KEY = FP8 && D % 64 == 0 ? 16 : 8;
     static constexpr u32 VALUE = FP8 && D % 128 == 0 ? 16 : D % 64 == 0 ? 8 : 4;
     static constexpr u32 BYTES = FP8 ? 1 : 2;
@@ -167,8 +236,9 @@ struct Walk {
         about = __ldg(a.sequences + sequence);
         u32 steps;
         first = steps_of(a, about, steps);
-        tile = (step - starts[sequence]) / steps;
-        begin = starts[sequence] + tile * steps, end = begin + steps;
+        tile = 0, begin = starts[sequence];
+        while (begin + steps <= step) tile++, begin += steps;
+        end = begin + steps;
     }
 
     // How many steps any of a sequence's tokens sees, and the first one.
@@ -178,6 +248,31 @@ struct Walk {
         steps = ceil_div(about.w, STEP) - first;
         return first;
     }
+};
+
+// Who has the steps of a part of a walk: all warps of a cluster in turn, from the first step of the team's share on. Blocks of a
+// cluster and warps of a block are powers of two.
+struct Shared {
+    u32 blocks, rank, warps;    // of the cluster, in it, of each block
+    u32 first, last, count;     // the warps that have the first and the last step, and how many steps
+    bool whole, alone;          // the part is the walk; one block has it all, and needs no other one
+
+    // Steps `at` up to `end` of a walk, and the team's share begins at `from`.
+    DEVICE Shared(const Walk& walk, u32 from, u32 at, u32 end) {
+        blocks = cluster_blocks(), rank = blockIdx.x & (blocks - 1), warps = blockDim.x / WARP;
+        first = (at - from) & (blocks * warps - 1), last = (end - 1 - from) & (blocks * warps - 1), count = end - at;
+        whole = at == walk.begin && end == walk.end;
+        alone = blocks == 1 || (whole && count <= warps && ((first ^ last) & ~(warps - 1)) == 0);
+    }
+    DEVICE u32 place(u32 warp) const { return (warp - first) & (blocks * warps - 1); }
+    // Whether one of this block's warps has a step, or any of a block.
+    DEVICE bool has(u32 warp) const { return place(rank * warps + warp) < count; }
+    DEVICE bool block_has(u32 block) const {
+        u32 its = place(block * warps);
+        return its < count || its + warps > blocks * warps;
+    }
+    // Whether the last step is this block's.
+    DEVICE bool has_last() const { return ((last ^ rank * warps) & ~(warps - 1)) == 0; }
 };
 
 // Of a block: [2][rows][D] sums, then [2][rows][2] the largest score and the sum of weights. The second half is for a walk that
@@ -232,15 +327,25 @@ template <u32 D, bool FP8, u32 N>
 DEVICE void decode(const AttendArgs& a) {
     using W = Widths<D, FP8>;
     constexpr u32 ROWS = 8 * N, WIDE = D + 4;
+    constexpr u32 ITEMS = ROWS * (D / 4), PITCH = D + 32;
     extern __shared__ uint4 shared[];
     u32 warps = blockDim.x / WARP, warp = warp_id(), lane = lane_id(), g = lane / 4, t = lane % 4;
     u8* ring = reinterpret_cast<u8*>(shared) + warp * a.stages * W::SLOT;
     // [warps][ROWS][WIDE] sums, or [teams][ROWS] ends.
     float* merge = reinterpret_cast<float*>(reinterpret_cast<u8*>(shared) + warps * a.stages * W::SLOT);
-    float2* ends = reinterpret_cast<float2*>(merge + a.merge);                                            // [warps][ROWS]
+    u32 blocks = cluster_blocks();
+    // [blocks][a block's share of ROWS * D / 4] sums, and largest scores and sums of weights with them.
+    float4* given = reinterpret_cast<float4*>(merge + a.merge);
+    float2* given_ends = reinterpret_cast<float2*>(given + (blocks > 1 ? ITEMS : 0));
+    u16* queries = reinterpret_cast<u16*>(given_ends + (blocks > 1 ? ITEMS : 0));                         // [ROWS][PITCH]
+    u8* fresh = reinterpret_cast<u8*>(queries + ROWS * PITCH);                                            // key, value, their scales
+    float* fresh_scales = reinterpret_cast<float*>(fresh + 2 * D * 2);
+    float2* ends = reinterpret_cast<float2*>(fresh_scales + 4);                                           // [warps][ROWS]
     u32* starts = reinterpret_cast<u32*>(ends + warps * ROWS);                                            // [count + 1]
     __shared__ u32 last;
-    u32 group = a.heads / a.kv_heads, head = blockIdx.x % a.kv_heads, team = blockIdx.x / a.kv_heads;
+    u32 group = a.group, team = blockIdx.y, head = blockIdx.x / blocks;
+    u32 all_warps = blocks * warps, my_warp = (blockIdx.x & (blocks - 1)) * warps + warp;
+    if (blocks > 1) cluster_arrive();
 
     // Where the sequences' steps begin. Nothing here is the result of a kernel: see NOTES.md.
     if (warp == 0) {
@@ -266,28 +371,18 @@ DEVICE void decode(const AttendArgs& a) {
     }
     __syncthreads();
     u32 all = starts[a.count];
-    u32 share = max(ceil_div(all, gridDim.x / a.kv_heads), a.least);
+    u32 share = max(ceil_div(all, a.teams), a.least);
     u32 from = min(team * share, all), to = min(from + share, all);
 
     // What a warp asks for, ahead of what it works on. Positions before this step's were written by earlier steps. Those of
-    // this step are the last rows of a walk, and are there when the kernel before is done: where they are a part of sixteen, the
-    // others come early, and these ones when they are needed.
+    // this step are the last ones of a walk, and are there when the kernel before is done, or are made here.
     bool waited = false;
     Walk ahead;
     ahead.sequence = 0, ahead.end = 0;
-    u32 asked = from + warp, ask_slot = 0, late = ALL, late_from = 0;
-    auto place_of = [&](const Walk& walk, u32 step, u32& there) {
-        u32 position = (walk.first + step - walk.begin) * STEP, place, block = a.block_of(walk.about, position, place);
-        there = walk.about.w - position;
-        return a.pool + u64(block) * a.block_bytes + (head * a.block_tokens + place) * W::ROW;
-    };
+    u32 asked = from + my_warp, ask_slot = 0;
     u32 half = a.kv_heads * a.block_tokens * W::ROW;  // from a key to its value
-    // A key's scale.
-    auto scale_of = [&](const Walk& walk, u32 step) {
-        u32 position = (walk.first + step - walk.begin) * STEP, place;
-        u32 block = a.block_of(walk.about, position, place);
-        return a.pool + u64(block) * a.block_bytes + 2 * half + (head * a.block_tokens + place) * 4;
-    };
+    // From a key's scale to its value's.
+    u32 half_scales = a.kv_heads * a.block_tokens * 4;
     u32 barriers = 0;
 #if ARCH >= 900
     barriers = shared_address(starts + a.count + 1 + (a.count + 1) % 2) + warp * 4 * 8;
@@ -301,30 +396,22 @@ DEVICE void decode(const AttendArgs& a) {
     auto ask = [&] {
         if (asked < to) {
             if (asked >= ahead.end) ahead.find(a, starts, asked);
-            u32 position = (ahead.first + asked - ahead.begin) * STEP, cached = ahead.about.w - ahead.about.y;
-            if (!waited && position + STEP > cached) {
-                if (cached > position && late == ALL) {
-                    late = asked, late_from = cached - position;
-                } else {
-                    wait_for_before();
-                    waited = true;
-                }
+            u32 position = (ahead.first + asked - ahead.begin) * STEP;
+            if (!waited && !a.fuses && position + STEP > ahead.about.w - ahead.about.y) {
+                wait_for_before();
+                waited = true;
             }
-            u32 there;
-            const u8* keys = place_of(ahead, asked, there);
+            u32 place, block = a.block_of(ahead.about, position, place);
+            place += head * a.block_tokens;
+            const u8 *in_block = a.pool + u64(block) * a.block_bytes, *keys = in_block + place * W::ROW;
             u8* slot = ring + ask_slot * W::SLOT;
 #if ARCH >= 900
             if (lane == 0) {
                 asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
                 u32 barrier = barriers + ask_slot * 8, to = shared_address(slot);
-                asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(W::SLOT) : "memory");
+                asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(2 * W::KEYS) : "memory");
                 copy_bulk(to, keys, W::KEYS, barrier);
                 copy_bulk(to + W::KEYS, keys + half, W::KEYS, barrier);
-                if (FP8) {
-                    const u8* scales = scale_of(ahead, asked);
-                    copy_bulk(to + 2 * W::KEYS, scales, STEP * 4, barrier);
-                    copy_bulk(to + 2 * W::KEYS + STEP * 4, scales + a.kv_heads * a.block_tokens * 4, STEP * 4, barrier);
-                }
             }
 #else
 #pragma unroll
@@ -333,44 +420,185 @@ DEVICE void decode(const AttendArgs& a) {
                 copy<16>(slot + at, keys + at, true);
                 copy<16>(slot + W::KEYS + at, keys + half + at, true);
             }
-            if (FP8) {
-                // Keys' scales by the first sixteen lanes, values' by the others.
-                const u8* scales = scale_of(ahead, asked) + lane / STEP * a.kv_heads * a.block_tokens * 4;
-                copy<4>(slot + 2 * W::KEYS + lane * 4, scales + lane % STEP * 4, true);
-            }
 #endif
+            // Keys' scales by the first sixteen lanes, values' by the others. So few bytes are no work for the copy engine.
+            if (FP8) copy<4>(slot + 2 * W::KEYS + lane * 4, in_block + 2 * half + lane / STEP * half_scales + (place + lane % STEP) * 4, true);
         }
         copies_done_so_far();
-        asked += warps;
+        asked += all_warps;
         ask_slot = ask_slot + 1 == a.stages ? 0 : ask_slot + 1;
     };
     for (u32 i = 0; i < a.stages; i++) ask();
+
+    // How this warp's lanes turn a row: pairs lane, lane + 32, ... of it.
+    constexpr u32 PAIRS = (D / 2 + WARP - 1) / WARP;
+    float2 q_weights[PAIRS] = {}, k_weights[PAIRS] = {}, turns[PAIRS] = {};
+    struct Pair {
+        u32 first, second;
+    };
+    // Where a lane's pair j is. Values that do not turn are pairs of neighbours behind those that do.
+    auto pair_at = [&](u32 j) {
+        u32 pair = j * WARP + lane;
+        bool halves = pair < a.dims / 2 && a.layout != INTERLEAVED;
+        return Pair{halves ? pair : 2 * pair, halves ? pair + a.dims / 2 : 2 * pair + 1};
+    };
+    auto is_there = [&](u32 j) { return 2 * (j * WARP + lane) < D; };
+    auto turn_to = [&](u32 position) {
+#pragma unroll
+        for (u32 j = 0; j < PAIRS; j++) {
+            if (!is_there(j)) continue;
+            u32 pair = j * WARP + lane;
+            Pair at = pair_at(j);
+            if (a.q_norm) q_weights[j] = make_float2(__ldg(a.q_norm + at.first), __ldg(a.q_norm + at.second));
+            if (a.k_norm) k_weights[j] = make_float2(__ldg(a.k_norm + at.first), __ldg(a.k_norm + at.second));
+            turns[j] = make_float2(1.0f, 0.0f);
+            if (pair < a.dims / 2) turns[j] = turn_of(position, __ldg(a.frequencies + pair), a.amplitude);
+        }
+    };
+    Walk walk;
+    walk.sequence = 0;
+    if (from < to) walk.find(a, starts, from);
+    if (a.fuses && from < to) turn_to(walk.about.w - 1);
     if (!waited) wait_for_before();
     waited = true;
     let_next_start();
 
+    // Rows of a walk's queries, and the new key and value where it `keeps` them, into shared memory, and these two into the pool. Two
+    // rows at once, the first ones asked for before.
+    u16 asked_for[2][PAIRS][2];
+    auto rows_of = [&](const Walk& walk) { return min(walk.about.y * group - walk.tile * ROWS, ROWS); };
+    auto ask_rows = [&](const Walk& walk, bool keeps, u32 base) {
+        const u16* token = a.q + u64(walk.about.x) * a.q_stride;
+        u32 rows = rows_of(walk), all = rows + (keeps ? 2 : 0);
+#pragma unroll
+        for (u32 b = 0; b < 2; b++) {
+            u32 i = base + b * warps;
+            u32 its = i < rows ? head * group + walk.tile * ROWS + i : a.heads + (i - rows) * a.kv_heads + head;
+#pragma unroll
+            for (u32 j = 0; j < PAIRS; j++) {
+                asked_for[b][j][0] = asked_for[b][j][1] = 0;
+                if (i >= all || !is_there(j)) continue;
+                Pair at = pair_at(j);
+                asked_for[b][j][0] = token[its * D + at.first], asked_for[b][j][1] = token[its * D + at.second];
+            }
+        }
+    };
+    // Of a part of a walk up to step `end`, which is this block's.
+    auto keeps_of = [&](const Walk& walk, const Shared& shares, u32 end) { return end == walk.end && shares.has_last(); };
+    auto ask_first_rows = [&](const Walk& walk, u32 at) {
+        u32 end = min(walk.end, to);
+        Shared shares(walk, from, at, end);
+        if (shares.block_has(shares.rank)) ask_rows(walk, keeps_of(walk, shares, end), warp);
+    };
+    if (a.fuses && from < to) ask_first_rows(walk, from);
+    auto prepare = [&](const Walk& walk, bool keeps) {
+        u32 rows = rows_of(walk), all = rows + (keeps ? 2 : 0);
+#pragma unroll 1
+        for (u32 base = warp; base < all; base += 2 * warps) {
+            if (base != warp) ask_rows(walk, keeps, base);
+#pragma unroll
+            for (u32 b = 0; b < 2; b++) {
+                u32 i = base + b * warps, which = i - rows;
+                bool is_q = i < rows, is_v = i == rows + 1;
+                if (i >= all) continue;
+                float squares = 0.0f, largest = 0.0f;
+                float2 values[PAIRS];
+#pragma unroll
+                for (u32 j = 0; j < PAIRS; j++) {
+                    values[j] = make_float2(from_bf16(asked_for[b][j][0]), from_bf16(asked_for[b][j][1]));
+                    squares += values[j].x * values[j].x + values[j].y * values[j].y;
+                }
+                bool normed = !is_v && (is_q ? a.q_norm : a.k_norm);
+                float scale = normed ? rsqrtf(warp_sum(squares) / float(D) + a.eps) : 1.0f;
+#pragma unroll
+                for (u32 j = 0; j < PAIRS; j++) {
+                    float2 v = values[j], weight = is_q ? q_weights[j] : k_weights[j];
+                    if (normed) v.x *= scale * weight.x, v.y *= scale * weight.y;
+                    if (!is_v) v = make_float2(v.x * turns[j].x - v.y * turns[j].y, v.x * turns[j].y + v.y * turns[j].x);
+                    values[j] = v;
+                    largest = fmaxf(largest, fmaxf(fabsf(v.x), fabsf(v.y)));
+                }
+                if (is_q) {
+#pragma unroll
+                    for (u32 j = 0; j < PAIRS; j++) {
+                        if (!is_there(j)) continue;
+                        Pair at = pair_at(j);
+                        queries[i * PITCH + at.first] = to_bf16(values[j].x);
+                        queries[i * PITCH + at.second] = to_bf16(values[j].y);
+                    }
+                    continue;
+                }
+                u32 sixteen, position = walk.about.w - 1, block = a.block_of(walk.about, position, sixteen);
+                u8* kept = a.pool + u64(block) * a.block_bytes;
+                u32 place = head * a.block_tokens + sixteen + position % 16;
+                u8 *to = kept + which * half + u64(place) * W::ROW, *own = fresh + which * W::ROW;
+                using Kept = typename W::Kept;
+                Quantum quantum(0.0f);
+                if (FP8) {
+                    quantum = Quantum(warp_largest(largest));
+                    float* scale = reinterpret_cast<float*>(kept + 2 * half + which * half_scales) + place;
+                    if (lane == 0) *scale = fresh_scales[which] = quantum.scale;
+                }
+#pragma unroll
+                for (u32 j = 0; j < PAIRS; j++) {
+                    if (!is_there(j)) continue;
+                    Pair at = pair_at(j);
+                    Kept x = FP8 ? e4m3_of(values[j].x * quantum.up) : to_bf16(values[j].x);
+                    Kept y = FP8 ? e4m3_of(values[j].y * quantum.up) : to_bf16(values[j].y);
+                    reinterpret_cast<Kept*>(to)[at.first] = reinterpret_cast<Kept*>(own)[at.first] = x;
+                    reinterpret_cast<Kept*>(to)[at.second] = reinterpret_cast<Kept*>(own)[at.second] = y;
+                }
+            }
+        }
+    };
+
     float to_log2 = a.scale * LOG2_E;
     u32 slot_number = 0, parity = 0;
-    Walk walk;
-    walk.sequence = 0;
-    for (u32 at = from; at < to; at = min(walk.end, to)) {
-        walk.find(a, starts, at);
-        u32 end = min(walk.end, to), rows = walk.about.y * group;
+    for (u32 at = from; at < to;) {
+        u32 end = min(walk.end, to), rows = walk.about.y * group, rows_here = rows_of(walk);
+        Shared shares(walk, from, at, end);
+        // The walk behind it, and its rows, to be there when this one is done.
+        Walk next = walk;
+        auto find_next = [&] {
+            if (end >= to) return;
+            next.find(a, starts, end);
+            if (!a.fuses) return;
+            turn_to(next.about.w - 1);
+            ask_first_rows(next, end);
+        };
+        if (shares.alone && !shares.block_has(shares.rank)) {
+            find_next();
+            walk = next, at = end;
+            continue;
+        }
         // This warp's first step of them.
-        u32 mine = at + (warp + warps - (at - from) % warps) % warps;
+        u32 mine = at + shares.place(my_warp);
+        if (a.fuses && shares.block_has(shares.rank)) {
+            // Of more than one tile of rows each has a last step, and writes the same.
+            prepare(walk, keeps_of(walk, shares, end));
+            __syncthreads();
+        }
+        // Asked for again for the next one: registers are scarce on the way.
+#pragma unroll
+        for (u32 j = 0; j < PAIRS; j++) {
+            q_weights[j] = k_weights[j] = turns[j] = make_float2(0.0f, 0.0f);
+            asked_for[0][j][0] = asked_for[0][j][1] = asked_for[1][j][0] = asked_for[1][j][1] = 0;
+        }
 
         u32 q[N][D / 8];
-        u32 see_from[N][2], see_to[N][2];
+        u32 see_to[N][2];
 #pragma unroll
         for (u32 n = 0; n < N; n++) {
             u32 row = walk.tile * ROWS + n * 8 + g;
-            const u16* values = a.q + u64(walk.about.x + row / group) * a.q_stride + (head * group + row % group) * D;
+            u32 token = a.token_of(row);
+            const u16* from_row = a.q + u64(walk.about.x + token) * a.q_stride + (head * group + row - token * group) * D;
+            if (a.fuses) from_row = queries + (n * 8 + g) * PITCH;
 #pragma unroll
             for (u32 i = 0; i < D / 8; i += 4) {
                 // Words of a chunk: a lane has KEY values, that is KEY / 2 words.
                 u32 value = i / (W::KEY / 2) * 4 * W::KEY + t * W::KEY + i % (W::KEY / 2) * 2;
                 uint4 words = make_uint4(0, 0, 0, 0);
-                if (row < rows && mine < end) words = *reinterpret_cast<const uint4*>(values + value);
+                if (row < rows && mine < end) words = *reinterpret_cast<const uint4*>(from_row + value);
                 q[n][i] = words.x, q[n][i + 1] = words.y, q[n][i + 2] = words.z, q[n][i + 3] = words.w;
             }
             if (FP8) {
@@ -380,9 +608,8 @@ DEVICE void decode(const AttendArgs& a) {
 #pragma unroll
             for (u32 i = 0; i < 2; i++) {
                 u32 row = walk.tile * ROWS + n * 8 + 2 * t + i;
-                u32 sees = walk.about.w - walk.about.y + row / group + 1;
+                u32 sees = walk.about.w - walk.about.y + a.token_of(row) + 1;
                 see_to[n][i] = row < rows ? sees : 0;
-                see_from[n][i] = sees > a.window ? sees - a.window : 0;
             }
         }
 
@@ -391,36 +618,34 @@ DEVICE void decode(const AttendArgs& a) {
 #pragma unroll
         for (u32 n = 0; n < N; n++) largest[n][0] = largest[n][1] = LOWEST;
 
-        for (u32 step = mine; step < end; step += warps) {
+        for (u32 step = mine; step < end; step += all_warps) {
             u8* slot = ring + slot_number * W::SLOT;
 #if ARCH >= 900
             wait_for_bulk(barriers + slot_number * 8, parity);
-#else
-            if (a.stages == 1) wait_for_copies<0>();
-            else if (a.stages == 2) wait_for_copies<1>();
-            else if (a.stages == 3) wait_for_copies<2>();
-            else wait_for_copies<3>();
-            __syncwarp();
 #endif
+            if (FP8 || ARCH < 900) {
+                if (a.stages == 1) wait_for_copies<0>();
+                else if (a.stages == 2) wait_for_copies<1>();
+                else if (a.stages == 3) wait_for_copies<2>();
+                else wait_for_copies<3>();
+                __syncwarp();
+            }
             if (++slot_number == a.stages) slot_number = 0, parity ^= 1;
             u32 first_position = (walk.first + step - walk.begin) * STEP;
-            if (step == late || first_position + STEP > walk.about.w) {
-                // Rows of this step, and nothing where there are none: 0 times what stands there need not be 0.
-                u32 there;
-                const u8* keys = place_of(walk, step, there);
-                u32 low = step == late ? late_from : there;
+            if (step + 1 == walk.end) {
+                // Nothing where there are no positions: 0 times what stands there need not be 0. With `fuses` the last one is here alone.
+                u32 there = walk.about.w - first_position, low = there - a.fuses;
                 for (u32 at = low * W::ROW + lane * 16; at < W::KEYS; at += WARP * 16) {
                     uint4 key = make_uint4(0, 0, 0, 0), value = make_uint4(0, 0, 0, 0);
                     if (at < there * W::ROW) {
-                        key = __ldcg(reinterpret_cast<const uint4*>(keys + at));
-                        value = __ldcg(reinterpret_cast<const uint4*>(keys + half + at));
+                        key = *reinterpret_cast<const uint4*>(fresh + at - low * W::ROW);
+                        value = *reinterpret_cast<const uint4*>(fresh + W::ROW + at - low * W::ROW);
                     }
                     *reinterpret_cast<uint4*>(slot + at) = key;
                     *reinterpret_cast<uint4*>(slot + W::KEYS + at) = value;
                 }
                 if (FP8 && lane % STEP >= low) {
-                    const u8* scales = scale_of(walk, step) + lane / STEP * a.kv_heads * a.block_tokens * 4;
-                    float scale = lane % STEP < there ? __ldcg(reinterpret_cast<const float*>(scales) + lane % STEP) : 0.0f;
+                    float scale = lane % STEP < there ? fresh_scales[lane / STEP] : 0.0f;
                     reinterpret_cast<float*>(slot + 2 * W::KEYS)[lane] = scale;
                 }
 #if ARCH >= 900
@@ -477,8 +702,9 @@ DEVICE void decode(const AttendArgs& a) {
 #pragma unroll
                 for (u32 other = 4; other < WARP; other *= 2) unit = fmaxf(unit, __shfl_xor_sync(ALL, unit, other));
                 unit = fmaxf(unit, value_unit);
-                unit_change = value_unit / unit, value_unit = unit;
-                float up = 1.0f / unit;
+                float up = __fdividef(1.0f, unit);
+                if (unit != value_unit) unit_change = value_unit * up;
+                value_unit = unit;
                 value_scale[0] *= up, value_scale[1] *= up;
             }
             u32 position = (walk.first + step - walk.begin) * STEP + g;
@@ -493,7 +719,7 @@ DEVICE void decode(const AttendArgs& a) {
 #pragma unroll
                     for (u32 row = 0; row < 2; row++) {
                         u32 here = position + i * 8;
-                        bool seen = here >= see_from[n][row] && here < see_to[n][row];
+                        bool seen = here < see_to[n][row] && see_to[n][row] - here <= a.window;
                         float sum = scores[n][0][i * 2 + row] + scores[n][1][i * 2 + row];
                         score[i][row] = seen ? sum * (to_log2 * key_scale[i]) : NOTHING;
                     }
@@ -589,63 +815,105 @@ DEVICE void decode(const AttendArgs& a) {
                 }
             }
         }
+        find_next();
         __syncthreads();
 
-        bool whole = at == walk.begin && end == walk.end;
-        u32 rows_here = min(rows - walk.tile * ROWS, ROWS);
-        auto write = [&](u32 row, u32 value, float4 sum, float total) {
-            u32 all_row = walk.tile * ROWS + row;
-            u16* out = a.out + (u64(walk.about.x + all_row / group) * a.heads + head * group + all_row % group) * D + value;
+        // Sums are put together in pieces of four values of a row. Each block of a cluster has a share of them in the end.
+        // (Asked for again and not kept: registers are scarce on the way.)
+        Shared now(walk, from, at, end);
+        // Item i is that of block i modulo their number.
+        u32 sharers = now.alone ? 1 : now.blocks, own = now.alone ? 0 : now.rank, shift = 31 - __clz(sharers);
+        u32 items = rows_here * (D / 4), each = items >> shift;
+        auto write = [&](u32 item, float4 sum, float total) {
+            u32 row = walk.tile * ROWS + item / (D / 4), value = item % (D / 4) * 4, token = a.token_of(row);
+            u16* out = a.out + (u64(walk.about.x + token) * a.heads + head * group + row - token * group) * D + value;
             float up = 1.0f / total;
             *reinterpret_cast<uint2*>(out) = make_uint2(to_bf16x2(sum.x * up, sum.y * up), to_bf16x2(sum.z * up, sum.w * up));
         };
         Partials<D, ROWS> partial(a.partials, team * a.kv_heads + head, at == walk.begin);
-        for (u32 i = threadIdx.x; i < rows_here * (D / 4); i += blockDim.x) {
+        auto finish = [&](u32 item, float4 sum, float most, float total) {
+            if (now.whole) {
+                write(item, sum, total);
+                return;
+            }
+            *reinterpret_cast<float4*>(partial.sums + item * 4) = sum;
+            if (item % (D / 4) == own) {
+                *reinterpret_cast<float2*>(partial.ends + item / (D / 4) * 2) = make_float2(most, total);
+            }
+        };
+        if (!now.alone) cluster_wait();
+        for (u32 i = threadIdx.x; i < items && now.block_has(now.rank); i += blockDim.x) {
             u32 row = i / (D / 4), value = i % (D / 4) * 4;
-            auto worked = [&](u32 w) { return (w + warps - (at - from) % warps) % warps < end - at; };
             float most = LOWEST, total = 0.0f;
-            for (u32 w = 0; w < warps; w++) {
-                if (worked(w)) most = fmaxf(most, ends[w * ROWS + row].x);
+            for (u32 w = 0; w < now.warps; w++) {
+                if (now.has(w)) most = fmaxf(most, ends[w * ROWS + row].x);
             }
             float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            for (u32 w = 0; w < warps; w++) {
-                if (!worked(w)) continue;
+            for (u32 w = 0; w < now.warps; w++) {
+                if (!now.has(w)) continue;
                 float2 its = ends[w * ROWS + row];
                 float weight = exp_2(its.x - most);
                 float4 part = *reinterpret_cast<const float4*>(merge + (w * ROWS + row) * WIDE + value);
                 total += its.y * weight;
                 sum.x += part.x * weight, sum.y += part.y * weight, sum.z += part.z * weight, sum.w += part.w * weight;
             }
-            if (whole) {
-                write(row, value, sum, total);
+            if (now.alone) {
+                finish(i, sum, most, total);
             } else {
-                *reinterpret_cast<float4*>(partial.sums + row * D + value) = sum;
-                if (value == 0) *reinterpret_cast<float2*>(partial.ends + row * 2) = make_float2(most, total);
+                u32 place = now.rank * each + (i >> shift), its = i & (sharers - 1);
+                store_in_block(its, given + place, sum);
+                store_in_block(its, given_ends + place, make_float2(most, total));
             }
         }
-        if (!whole) {
+        if (!now.alone) {
+            __syncwarp();
+            cluster_arrive();
+            cluster_wait();
+            // Lanes beside each other have an item's parts, in the order of blocks.
+            for (u32 base = 0; base < items; base += blockDim.x) {
+                u32 i = base + threadIdx.x, block = i & (sharers - 1), item = i >> shift;
+                float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                float2 its = make_float2(LOWEST, 0.0f);
+                if (item < each && now.block_has(block)) sum = given[block * each + item], its = given_ends[block * each + item];
+                float most = its.x;
+                for (u32 other = 1; other < now.blocks; other *= 2) most = fmaxf(most, __shfl_xor_sync(ALL, most, other));
+                float weight = exp_2(its.x - most), total = its.y * weight;
+                sum.x *= weight, sum.y *= weight, sum.z *= weight, sum.w *= weight;
+                for (u32 other = 1; other < now.blocks; other *= 2) {
+                    total += __shfl_xor_sync(ALL, total, other);
+                    sum.x += __shfl_xor_sync(ALL, sum.x, other), sum.y += __shfl_xor_sync(ALL, sum.y, other);
+                    sum.z += __shfl_xor_sync(ALL, sum.z, other), sum.w += __shfl_xor_sync(ALL, sum.w, other);
+                }
+                if (item < each && block == 0) finish(item * sharers + own, sum, most, total);
+            }
+            __syncwarp();
+            cluster_arrive();
+        }
+        if (!now.whole) {
             u32 first_team = walk.begin / share, teams = (walk.end - 1) / share - first_team + 1;
-            u32 first_block = first_team * a.kv_heads + head;
+            u32 first_part = first_team * a.kv_heads + head;
+            u32* counter = a.counters + first_part * sharers + own;
             __syncthreads();
-            if (threadIdx.x == 0) last = count_up(a.counters + first_block) == teams - 1;
+            if (threadIdx.x == 0) last = count_up(counter) == teams - 1;
             __syncthreads();
             if (last) {
                 float2* all_ends = reinterpret_cast<float2*>(merge);
                 for (u32 i = threadIdx.x; i < teams * ROWS; i += blockDim.x) {
-                    Partials<D, ROWS> part(a.partials, first_block + i / ROWS * a.kv_heads, i < ROWS);
-                    if (i % ROWS < rows_here) all_ends[i] = __ldcg(reinterpret_cast<const float2*>(part.ends) + i % ROWS);
+                    Partials<D, ROWS> part(a.partials, first_part + i / ROWS * a.kv_heads, i < ROWS);
+                    u32 row = i % ROWS;
+                    if (row < rows_here) all_ends[i] = __ldcg(reinterpret_cast<const float2*>(part.ends) + row);
                 }
-                for (u32 base = 0; base < rows_here * (D / 4); base += blockDim.x) {
-                    u32 i = base + threadIdx.x, row = i / (D / 4), value = i % (D / 4) * 4;
-                    bool mine = row < rows_here;
+                for (u32 base = 0; base < each; base += blockDim.x) {
+                    u32 item = (base + threadIdx.x) * sharers + own, row = item / (D / 4);
+                    bool mine = base + threadIdx.x < each;
                     // Many on their way at once, the first ones before the ends are there.
                     constexpr u32 BATCH = D >= 256 ? 4 : D * N >= 192 ? 8 : 16;
                     float4 its[BATCH];
                     auto load = [&](u32 from) {
 #pragma unroll
                         for (u32 b = 0; b < BATCH; b++) {
-                            Partials<D, ROWS> part(a.partials, first_block + (from + b) * a.kv_heads, from + b == 0);
-                            if (mine && from + b < teams) its[b] = load_shared_by_all(part.sums + row * D + value);
+                            Partials<D, ROWS> part(a.partials, first_part + (from + b) * a.kv_heads, from + b == 0);
+                            if (mine && from + b < teams) its[b] = load_shared_by_all(part.sums + item * 4);
                         }
                     };
                     load(0);
@@ -667,13 +935,15 @@ DEVICE void decode(const AttendArgs& a) {
                             sum.z += its[b].z * weight, sum.w += its[b].w * weight;
                         }
                     }
-                    if (mine) write(row, value, sum, total);
+                    if (mine) write(item, sum, total);
                 }
-                if (threadIdx.x == 0) a.counters[first_block] = 0;
+                if (threadIdx.x == 0) *counter = 0;
             }
         }
+        walk = next, at = end;
         __syncthreads();
     }
+    if (cluster_blocks() > 1) cluster_wait();
 }
 
 #define DECODE(D, FORMAT, FP8, N)                                                    \

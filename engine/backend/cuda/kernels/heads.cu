@@ -23,18 +23,7 @@ struct HeadsArgs {
     u32 q_stride;
 };
 
-// As the host numbers them: neighbours turn together, or the first half with the second.
-static constexpr u32 INTERLEAVED = 0;
-
 static constexpr u32 MOST_PAIRS = 128;
-
-// Cosine and sine. The angle is brought into one turn in f64: at position 200000 f32 would be off by a hundredth of a turn.
-DEVICE float2 turn_of(u32 position, double frequency, float amplitude) {
-    double angle = double(position) * frequency;
-    double turns = rint(angle * 0.15915494309189535);
-    float rest = float(fma(-turns, 6.283185307179586, angle));
-    return make_float2(__cosf(rest) * amplitude, __sinf(rest) * amplitude);
-}
 
 // Blocks: [T, heads in eights], a warp for each head. A lane has the pairs lane, lane + 32, ... of its head.
 KERNEL heads(const __grid_constant__ HeadsArgs a) {
@@ -94,19 +83,17 @@ KERNEL heads(const __grid_constant__ HeadsArgs a) {
     }
 
     if (!is_q && a.format == KV_FP8) {
-        largest = warp_max(largest);
+        Quantum quantum(warp_largest(largest));
         u32 kv_head = head - a.heads;  // values' heads follow keys'
         u32 place = kv_head * a.block_tokens + row % a.block_tokens;
         u8* block = a.pool + u64(row / a.block_tokens) * a.block_bytes;
         u8* to = block + u64(place) * a.head_dim;
         float* scales = reinterpret_cast<float*>(block + 2ull * a.kv_heads * a.block_tokens * a.head_dim);
-        // Below this all are zeros, and a division would overflow.
-        float up = largest > 1e-30f ? LARGEST_E4M3 / largest : 0.0f;
-        if (lane_id() == 0) scales[place] = largest > 1e-30f ? largest / LARGEST_E4M3 : 0.0f;
+        if (lane_id() == 0) scales[place] = quantum.scale;
 #pragma unroll
         for (u32 j = 0; j < MOST_PAIRS / WARP; j++) {
             if (2 * (j * WARP + lane_id()) >= a.head_dim) continue;
-            to[first[j]] = to_e4m3(values[j].x * up), to[second[j]] = to_e4m3(values[j].y * up);
+            to[first[j]] = e4m3_of(values[j].x * quantum.up), to[second[j]] = e4m3_of(values[j].y * quantum.up);
         }
         return;
     }

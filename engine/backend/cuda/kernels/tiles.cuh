@@ -129,6 +129,15 @@ struct Right {
     DEVICE u32 b1(u32 j) const { return j % 2 == 0 ? words[j / 2].y : words[j / 2].w; }
 };
 
+// Many tokens are laid out for the tensor cores to read from shared memory (`wide.cu`): for each 64 columns `padded` rows of 128 bytes,
+// in the order in which steps of `mma` take a strip's: lane t's pairs of step j lie together, in 16 bytes for k below 8 and 16 for k
+// from 8 on. Sixteen bytes change places by the row's number, as the tensor cores expect it ("128-byte swizzle"). Where the word is
+// with a token's columns 2 * pair and the next one.
+DEVICE u64 image_word(u32 token, u32 pair, u32 padded) {
+    u32 word = pair % 32;
+    return (u64(pair / 32) * padded + token) * 32 + (word % 8 ^ token % 8) * 4 + word / 8;
+}
+
 // sums += tiles x right over 64 columns, for one strip and eight tokens. Lane holds of strip row g = lane / 4 (sums[0], [1]) and
 // g + 8 (sums[2], [3]) the tokens 2 t and 2 t + 1, t = lane % 4.
 template <u32 FORMAT>

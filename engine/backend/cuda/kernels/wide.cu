@@ -14,9 +14,7 @@ struct LayOutArgs {
     u32 columns;
 };
 
-// Rows of 64 columns in the order in which steps of `mma` take a strip's (`tiles.cuh`): lane t's pairs of step j lie together, in
-// 16 bytes for k below 8 and 16 for k from 8 on. Sixteen bytes change places by the row's number, as the tensor cores expect it
-// ("128-byte swizzle"). One thread for each 16 bytes.
+// Rows of 64 columns as `image_word` says. One thread for each 16 bytes.
 KERNEL lay_out_tokens(const __grid_constant__ LayOutArgs a) {
     wait_for_before();
     let_next_start();
@@ -251,8 +249,17 @@ DEVICE float of_block(const float* own, u32 block) {
     return value;
 }
 
-// Twice eight tokens of the sixteen rows that begin at `row0`, of `rows` that are true ones, to where they belong. `own`: 768 bytes
+// Added to what stands there, in order with everything else that is; nobody waits.
+DEVICE void add_four(float* to, float4 values) {
+#if ARCH >= 900
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1,%2,%3,%4};"
+                 ::"l"(to), "f"(values.x), "f"(values.y), "f"(values.z), "f"(values.w) : "memory");
+#endif
+}
+
+// Twice eight tokens of the sixteen rows that begin at `row0`, of `rows` that are true ones, to where they belong. `own`: OWN bytes
 // of shared memory for the warp.
+static constexpr u32 OWN = 1280;
 DEVICE void finish(const WideArgs& a, u8* own, u32 row0, u32 rows, u32 token0, float (&sums)[2][4]) {
     u32 lane = lane_id(), g = lane / 4, t = lane % 4;
     if (a.bias && a.epilogue != GATED) {
@@ -261,8 +268,24 @@ DEVICE void finish(const WideArgs& a, u8* own, u32 row0, u32 rows, u32 token0, f
 #pragma unroll
         for (u32 n = 0; n < 2; n++) sums[n][0] += low, sums[n][1] += low, sums[n][2] += high, sums[n][3] += high;
     }
-    if (a.epilogue == TO_F32 || a.epilogue == ADD) {
-        bool add = a.epilogue == ADD;
+    bool add = a.epilogue == ADD;
+    if (add && row0 + 16 <= rows && a.out_stride % 4 == 0 && (reinterpret_cast<u64>(a.out) & 15) == 0) {
+        // Four rows of a token together by way of shared memory.
+        float* tokens = reinterpret_cast<float*>(own);
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) tokens[(i / 4 * 8 + 2 * t + i % 2) * 20 + i / 2 % 2 * 8 + g] = sums[i / 4][i % 4];
+        __syncwarp();
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            u32 at = i * 8 + lane / 4, four = lane % 4 * 4;
+            float4 values = *reinterpret_cast<const float4*>(tokens + at * 20 + four);
+            float* to = static_cast<float*>(a.out) + u64(token0 + at) * a.out_stride + row0 + four;
+            if (token0 + at < a.tokens) add_four(to, values);
+        }
+        __syncwarp();
+        return;
+    }
+    if (a.epilogue == TO_F32 || add) {
 #pragma unroll
         for (u32 i = 0; i < 8; i++) {
             u32 token = token0 + i / 4 * 8 + 2 * t + i % 2, row = row0 + i / 2 % 2 * 8 + g;
@@ -401,8 +424,8 @@ DEVICE void wide(const WideArgs& a) {
     __syncthreads();
 
     u32 row0 = (first + warp) * 16, rows = a.matrix.rows;
-    u8* own = shared + warp * 768;
-    float* parts = reinterpret_cast<float*>(shared + WARPS * 768);
+    u8* own = shared + warp * OWN;
+    float* parts = reinterpret_cast<float*>(shared + WARPS * OWN);
     if constexpr (SPLIT > 1) {
         // Each block adds up a share of the tokens, always in the order of the blocks.
         parts += threadIdx.x;

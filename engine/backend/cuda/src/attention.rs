@@ -19,8 +19,10 @@ pub const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
 /// Positions of one step of a warp; a block of the pool holds a multiple of them.
 const STEP: usize = 16;
 
-/// Fewer steps than these are not shared out further.
+/// Fewer steps than these are not shared out further: to put parts together through memory takes longer than a block's share of them,
+/// or a cluster's block's.
 const LEAST_STEPS: u32 = 8;
+const LEAST_CLUSTER_STEPS: u32 = 32;
 
 /// How keys and values are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -86,6 +88,13 @@ impl HeadShape {
         assert!(HEAD_DIMS.contains(&self.head_dim), "no kernel for heads of {}", self.head_dim);
         assert!(self.heads.is_multiple_of(self.kv_heads), "{self:?}");
         assert!(self.block_tokens > 0 && self.block_tokens.is_multiple_of(STEP), "{self:?}");
+    }
+}
+
+fn layout_number(layout: RopeLayout) -> u32 {
+    match layout {
+        RopeLayout::Interleaved => 0,
+        RopeLayout::Halves => 1,
     }
 }
 
@@ -196,10 +205,7 @@ impl Heads {
             kv_heads: small(shape.kv_heads),
             head_dim: small(shape.head_dim),
             dims: small(call.turn.dims),
-            layout: match call.turn.layout {
-                RopeLayout::Interleaved => 0,
-                RopeLayout::Halves => 1,
-            },
+            layout: layout_number(call.turn.layout),
             block_tokens: small(shape.block_tokens),
             format: shape.format.number(),
             q_stride: small(call.q_stride),
@@ -227,6 +233,8 @@ pub struct Work {
     pub few: u32,
     /// Whether there may be some of them.
     pub decode: bool,
+    /// Whether no sequence has more than one token.
+    pub single: bool,
     /// `[sequence, tile]` of the others, the longest first. A tile's word is its number, which part of its walk, and of how many
     /// (16, 8 and 8 bits from below; 0 of 0 is a whole one).
     pub tiles: Vec<[u32; 2]>,
@@ -237,12 +245,16 @@ pub struct Work {
 /// How decode is shared out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DecodePlan {
-    /// Of a block of the grid.
+    /// Of a block of the grid; a power of two.
     pub warps: u32,
     /// Steps on their way to each warp: 1 to 4.
     pub stages: u32,
     /// Blocks of the grid on each multiprocessor.
     pub together: u32,
+    /// Blocks that put their parts of a walk together in shared memory, one or a power of two up to 8.
+    pub cluster: u32,
+    /// Fewer steps are no share for a team of the grid: a block, or a cluster.
+    pub least: u32,
 }
 
 impl DecodePlan {
@@ -253,7 +265,13 @@ impl DecodePlan {
             let bytes = plan.shared(shape, rows, processors, Attend::MOST_SEQUENCES) + 1024;
             bytes * plan.together as usize <= most
         };
-        let of = |warps, stages, together| Self { warps, stages, together };
+        let of = |warps, stages, together| Self {
+            warps,
+            stages,
+            together,
+            cluster: 1,
+            least: LEAST_STEPS,
+        };
         let many = [of(4, 2, 2), of(4, 1, 2)].into_iter().filter(|_| count >= Self::MANY);
         let few = [of(8, 2, 1), of(8, 1, 1), of(4, 2, 1), of(4, 1, 1)];
         many.chain(few).find(fits).unwrap_or(of(2, 1, 1))
@@ -261,6 +279,22 @@ impl DecodePlan {
 
     /// From so many sequences on they are many.
     const MANY: usize = 16;
+
+    /// In clusters, as large as find room for a team of each key/value head. `at_once` says how many of a plan do.
+    fn clustered(
+        self,
+        kv_heads: usize,
+        fits: impl Fn(&Self) -> bool,
+        at_once: impl Fn(&Self) -> Result<u32, Failure>,
+    ) -> Result<Self, Failure> {
+        for cluster in [8, 4] {
+            let plan = Self { cluster, least: LEAST_CLUSTER_STEPS * cluster, ..self };
+            if fits(&plan) && at_once(&plan)? as usize >= kv_heads {
+                return Ok(plan);
+            }
+        }
+        Ok(self)
+    }
 
     /// f32 of shared memory to put results together in: of the warps of a block, or the ends of those of all blocks.
     fn merge(&self, shape: &HeadShape, rows: usize, processors: u32) -> usize {
@@ -277,7 +311,11 @@ impl DecodePlan {
                 KvFormat::Fp8 => shape.head_dim + size_of::<f32>(),
             };
         let warps = self.warps as usize;
-        let floats = self.merge(shape, rows, processors) + warps * rows * 2;
+        let merge = self.merge(shape, rows, processors) + warps * rows * 2;
+        let given = if self.cluster > 1 { rows * shape.head_dim / 4 * 6 } else { 0 };
+        // Queries in rows that are longer by 32, and a new key and value with their scales.
+        let heads = rows * (shape.head_dim + 32) / 2 + shape.head_dim + 4;
+        let floats = merge + given + heads;
         // Where sequences begin, and barriers of eight bytes.
         let places = (sequences + 2) * size_of::<u32>() + warps * 4 * size_of::<u64>();
         warps * self.stages as usize * step + floats * size_of::<f32>() + places
@@ -294,8 +332,10 @@ pub struct Attend {
     most_shared: usize,
     decode: Kernel,
     rows: usize,
-    /// How decode is shared out among few sequences, and among many.
-    plans: [DecodePlan; 2],
+    /// How decode is shared out for one sequence, for few, and for many.
+    plans: [DecodePlan; 3],
+    /// Teams of blocks of each plan, one for each key/value head in each.
+    teams: [u32; 3],
     prefill: Kernel,
     /// Puts cut walks together, where the card's kernel can cut them.
     join: Option<Kernel>,
@@ -306,10 +346,13 @@ pub struct Attend {
 /// One layer's attention of a step.
 #[derive(Debug, Clone, Copy)]
 pub struct AttendCall<'a> {
-    /// `[tokens][q_stride]` bf16, what [`Heads`] wrote.
+    /// `[tokens][q_stride]` bf16, what [`Heads`] wrote. With `heads` what it would read.
     pub q: Ptr,
     /// Values from a token to the next one.
     pub q_stride: usize,
+    /// What [`Heads`] would have done, to do on the way: of a step whose sequences have no more than one token each. Of the call counts
+    /// how heads are normed and turned; queries, pool and positions are attention's.
+    pub heads: Option<&'a HeadsCall>,
     /// `[tokens][heads * head_dim]` bf16.
     pub out: Ptr,
     /// The layer's first block.
@@ -345,11 +388,17 @@ struct AttendArgs {
     partials: Ptr,
     counters: Ptr,
     tiles: Ptr,
+    q_norm: Ptr,
+    k_norm: Ptr,
+    frequencies: Ptr,
     block_bytes: u64,
     block_part: u64,
+    group_part: u64,
     count: u32,
     heads: u32,
     kv_heads: u32,
+    group: u32,
+    teams: u32,
     block_tokens: u32,
     q_stride: u32,
     window: u32,
@@ -358,6 +407,11 @@ struct AttendArgs {
     scale: f32,
     least: u32,
     merge: u32,
+    fuses: u32,
+    eps: f32,
+    amplitude: f32,
+    dims: u32,
+    layout: u32,
 }
 
 impl Attend {
@@ -383,7 +437,7 @@ impl Attend {
         let prefill_plan = PrefillPlan::of(device.arch(), &shape);
         prefill.allow_shared(small(prefill_plan.shared))?;
         let join = prefill_plan.cuts.then(|| kernel("prefill_join".into())).transpose()?;
-        let plans = [1, DecodePlan::MANY]
+        let plans = [1, 2, DecodePlan::MANY]
             .map(|count| DecodePlan::of(most_shared, device.processors(), &shape, rows, count));
         let mut this = Self {
             shape,
@@ -392,42 +446,66 @@ impl Attend {
             decode,
             rows,
             plans,
+            teams: [1; 3],
             prefill,
             join,
             prefill_plan,
             _module: module,
         };
         this.set_plans(plans)?;
+        // With eight rows a cluster gains at 1k what it loses from 2k on; with sixteen it gains everywhere.
+        if device.arch().number >= 90 && rows == 16 {
+            let fits = |plan: &DecodePlan| this.shared(plan) + 1024 <= most_shared;
+            let one = plans[0].clustered(shape.kv_heads, fits, |plan| {
+                this.decode.allow_shared(small(this.shared(plan)))?;
+                this.clusters_at_once(plan)
+            })?;
+            this.set_plans([one, plans[1], plans[2]])?;
+        }
         Ok(this)
     }
 
-    /// Shares decode out otherwise, among few sequences and among many: to measure.
+    /// Bytes of shared memory of a block, for the most sequences.
+    fn shared(&self, plan: &DecodePlan) -> usize {
+        plan.shared(&self.shape, self.rows, self.processors, Self::MOST_SEQUENCES)
+    }
+
+    fn clusters_at_once(&self, plan: &DecodePlan) -> Result<u32, Failure> {
+        self.decode.clusters_at_once(plan.cluster, plan.warps * 32, small(self.shared(plan)))
+    }
+
+    /// Shares decode out otherwise, for one sequence, for few and for many: to measure.
     ///
     /// # Panics
     /// If it does not fit into shared memory.
-    pub fn set_plans(&mut self, plans: [DecodePlan; 2]) -> Result<(), Failure> {
-        let bytes = plans
-            .map(|p| p.shared(&self.shape, self.rows, self.processors, Self::MOST_SEQUENCES))
-            .into_iter()
-            .fold(0, usize::max);
+    pub fn set_plans(&mut self, plans: [DecodePlan; 3]) -> Result<(), Failure> {
+        let bytes = plans.map(|plan| self.shared(&plan)).into_iter().fold(0, usize::max);
         assert!(bytes <= self.most_shared, "{plans:?} take {bytes} bytes of shared memory");
+        self.decode.allow_shared(small(bytes))?;
+        let kv_heads = small(self.shape.kv_heads);
+        for (plan, teams) in plans.iter().zip(&mut self.teams) {
+            let places = match plan.cluster {
+                1 => self.processors * plan.together,
+                _ => self.decode.clusters_at_once(plan.cluster, plan.warps * 32, small(bytes))?,
+            };
+            *teams = (places / kv_heads).max(1);
+        }
         self.plans = plans;
-        self.decode.allow_shared(small(bytes))
+        Ok(())
     }
 
-    /// How decode is shared out among few sequences, and among many.
-    pub fn plans(&self) -> [DecodePlan; 2] {
+    /// How decode is shared out for one sequence, for few, and for many.
+    pub fn plans(&self) -> [DecodePlan; 3] {
         self.plans
     }
 
-    /// Blocks of the decode grid: whole teams of one for each key/value head.
-    fn blocks(&self, plan: &DecodePlan) -> u32 {
-        let kv_heads = small(self.shape.kv_heads);
-        (self.processors * plan.together / kv_heads).max(1) * kv_heads
+    /// Blocks of the decode grid: whole teams of one, or one cluster, for each key/value head.
+    fn blocks(&self, which: usize) -> u32 {
+        self.teams[which] * small(self.shape.kv_heads) * self.plans[which].cluster
     }
 
     fn most_blocks(&self) -> usize {
-        self.plans.iter().map(|plan| self.blocks(plan) as usize).fold(0, usize::max)
+        [0, 1, 2].map(|which| self.blocks(which) as usize).into_iter().fold(0, usize::max)
     }
 
     /// f32 that decode and cut walks need beside their operands, one after the other.
@@ -460,7 +538,14 @@ impl Attend {
     /// If there are more than [`Self::MOST_SEQUENCES`].
     pub fn run(&self, stream: &Stream, call: &AttendCall<'_>) -> Result<(), Failure> {
         assert!(call.count <= Self::MOST_SEQUENCES, "{} sequences", call.count);
-        let (shape, plan) = (&self.shape, &self.plans[usize::from(call.count >= DecodePlan::MANY)]);
+        assert!(call.heads.is_none() || call.work.single, "heads on the way of several tokens");
+        let which = match call.count {
+            ..=1 => 0,
+            2..DecodePlan::MANY => 1,
+            _ => 2,
+        };
+        let (shape, plan) = (&self.shape, &self.plans[which]);
+        let turn = call.heads.map(|heads| heads.turn);
         let args = AttendArgs {
             q: call.q,
             out: call.out,
@@ -470,29 +555,40 @@ impl Attend {
             partials: call.partials,
             counters: call.counters,
             tiles: call.tiles,
+            q_norm: call.heads.map_or(Ptr(0), |heads| heads.q_norm),
+            k_norm: call.heads.map_or(Ptr(0), |heads| heads.k_norm),
+            frequencies: turn.map_or(Ptr(0), |turn| turn.frequencies),
             block_bytes: shape.block_bytes() as u64,
             block_part: (1_u64 << 32).div_ceil((shape.block_tokens / STEP) as u64),
+            group_part: (1_u64 << 32).div_ceil(shape.group() as u64),
             count: small(call.count),
             heads: small(shape.heads),
             kv_heads: small(shape.kv_heads),
+            group: small(shape.group()),
+            teams: self.teams[which],
             block_tokens: small(shape.block_tokens),
             q_stride: small(call.q_stride),
             window: call.window.unwrap_or(u32::MAX),
             few: call.work.few,
             stages: plan.stages,
             scale: call.scale,
-            least: LEAST_STEPS,
+            least: plan.least,
             merge: small(plan.merge(shape, self.rows, self.processors)),
+            fuses: u32::from(call.heads.is_some()),
+            eps: call.heads.map_or(0.0, |heads| heads.eps),
+            amplitude: turn.map_or(0.0, |turn| turn.amplitude),
+            dims: turn.map_or(0, |turn| small(turn.dims)),
+            layout: turn.map_or(0, |turn| layout_number(turn.layout)),
         };
         if call.work.decode {
             let launch = Shape {
-                grid: [self.blocks(plan), 1, 1],
+                grid: [args.kv_heads * plan.cluster, self.teams[which], 1],
                 block: plan.warps * 32,
                 shared: small(plan.shared(shape, self.rows, self.processors, call.count)),
                 overlaps: true,
             };
             // SAFETY: the caller's addresses reach as far as the call says.
-            unsafe { stream.launch(&self.decode, &launch, &args) }?;
+            unsafe { stream.launch_clusters(&self.decode, &launch, plan.cluster, &args) }?;
         }
         if !call.work.tiles.is_empty() {
             let launch = Shape {
@@ -572,18 +668,19 @@ fn work(
     }
     tiles.sort_by_key(|(sees, _)| std::cmp::Reverse(*sees));
     let decode = sequences.iter().any(|[_, tokens, ..]| (1..=few).contains(tokens));
+    let single = sequences.iter().all(|[_, tokens, ..]| *tokens <= 1);
     let steps: Vec<u32> = tiles.iter().map(|(sees, _)| sees.div_ceil(parts::STEP)).collect();
     let length =
         if plan.cuts { parts::cut(&steps, small(shape.kv_heads), processors) } else { None };
     let Some(length) = length else {
         let tiles = tiles.into_iter().map(|(_, tile)| tile).collect();
-        return Work { few, decode, tiles, cut: false };
+        return Work { few, decode, single, tiles, cut: false };
     };
     let cut = tiles.into_iter().zip(steps).flat_map(|((_, [n, tile]), steps)| {
         let count = steps.div_ceil(length);
         (0..count).map(move |part| [n, tile | part << 16 | count << 24])
     });
-    Work { few, decode, tiles: cut.collect(), cut: true }
+    Work { few, decode, single, tiles: cut.collect(), cut: true }
 }
 
 #[cfg(test)]
@@ -619,7 +716,9 @@ mod tests {
         let shape = shape(9, 3, 64, KvFormat::Bf16);
         let plan = PrefillPlan { rows: 128, threads: 1, shared: 0, cuts: true };
         let work = |sequences: &[SequenceArgs]| work(&shape, &plan, 132, sequences);
-        assert!(work(&[[0, 1, 0, 5], [1, 21, 1, 21]]).tiles.is_empty());
+        let guesses = work(&[[0, 1, 0, 5], [1, 21, 1, 21]]);
+        assert!(guesses.tiles.is_empty() && !guesses.single);
+        assert!(work(&[[0, 1, 0, 5], [1, 0, 1, 0]]).single);
         assert!(!work(&[[0, 22, 0, 22]]).decode);
     }
 
@@ -656,8 +755,20 @@ mod tests {
                     for rows in if head_dim < 256 { vec![8, 16] } else { vec![8] } {
                         for count in [1, 64] {
                             let plan = DecodePlan::of(most, 170, &shape, rows, count);
-                            let bytes = plan.shared(&shape, rows, 170, Attend::MOST_SEQUENCES);
-                            assert!(bytes <= most, "{arch} {shape:?} {rows}: {bytes}");
+                            let bytes = |plan: &DecodePlan| {
+                                plan.shared(&shape, rows, 170, Attend::MOST_SEQUENCES)
+                            };
+                            let all = bytes(&plan);
+                            assert!(all <= most, "{arch} {shape:?} {rows}: {all}");
+                            // Eight if there is room for four of them, else four.
+                            let fits = |plan: &DecodePlan| bytes(plan) <= most;
+                            let places = [(16, 8), (3, 1)].map(|(places, cluster)| {
+                                let at_once = |_: &DecodePlan| Ok(places);
+                                let plan = plan.clustered(4, fits, at_once).unwrap();
+                                assert!(fits(&plan));
+                                plan.cluster == cluster || !fits(&DecodePlan { cluster, ..plan })
+                            });
+                            assert_eq!(places, [true; 2], "{arch} {shape:?} {rows}");
                         }
                     }
                     let plan = PrefillPlan::of(arch, &shape);

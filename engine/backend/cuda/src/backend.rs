@@ -187,6 +187,8 @@ struct Recorded {
     greedy: bool,
     /// Whether attention decodes, and tiles of what it does not decode.
     decode: bool,
+    /// Whether no sequence has more than one token: attention then norms and turns heads on the way.
+    single: bool,
     tiles: usize,
 }
 
@@ -638,8 +640,8 @@ impl CudaBackend {
     /// A step of a size that is recorded, or is from now on.
     fn play(&mut self, size: Size, layout: &Layout, sharing: &Sharing) -> Result<(), Failure> {
         let greedy = self.packed.way == Way::Greedy;
-        let (decode, tiles) = (sharing.decode, sharing.tiles.len());
-        let recorded = Recorded { size, greedy, decode, tiles };
+        let (decode, single, tiles) = (sharing.decode, sharing.single, sharing.tiles.len());
+        let recorded = Recorded { size, greedy, decode, single, tiles };
         if let Some(graph) = self.graphs.get(&recorded) {
             // SAFETY: everything that it was recorded with lives as long as this.
             return unsafe { self.stream.replay(graph) };

@@ -44,6 +44,8 @@ pub struct Norm {
     pub eps: f32,
     /// Width, even.
     pub hidden: u32,
+    /// Not 0: `out` is an [`Image`](crate::linear::Image) of so many rows.
+    pub padded: u32,
 }
 
 /// Copies between blocks of the pool, one after the other.

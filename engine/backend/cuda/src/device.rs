@@ -512,6 +512,47 @@ impl Shape {
     }
 }
 
+/// What a launch is told beside its shape, and how much of it.
+fn attributes(overlaps: bool, cluster: u32) -> ([sys::CUlaunchAttribute; 2], u32) {
+    // SAFETY: all zeros is an attribute, and the fields of those that count are then set.
+    let mut all: [sys::CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
+    let mut count = 0;
+    if overlaps {
+        all[count].id =
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        all[count].value.programmaticStreamSerializationAllowed = 1;
+        count += 1;
+    }
+    if cluster > 1 {
+        all[count].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+        all[count].value.clusterDim =
+            sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 };
+        count += 1;
+    }
+    (all, count as u32)
+}
+
+fn config(
+    shape: &Shape,
+    stream: sys::CUstream,
+    attributes: &mut [sys::CUlaunchAttribute; 2],
+    count: u32,
+) -> sys::CUlaunchConfig {
+    let [x, y, z] = shape.grid;
+    sys::CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: z,
+        blockDimX: shape.block,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: shape.shared,
+        hStream: stream,
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: count,
+    }
+}
+
 impl Stream {
     /// Starts a kernel with one argument: a structure that both sides write down alike.
     ///
@@ -524,26 +565,25 @@ impl Stream {
         shape: &Shape,
         arguments: &A,
     ) -> Result<(), Failure> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_clusters(kernel, shape, 1, arguments) }
+    }
+
+    /// The same in clusters of so many blocks, which start together and reach into each other's shared memory.
+    ///
+    /// # Safety
+    /// As for [`Self::launch`].
+    pub unsafe fn launch_clusters<A: Copy>(
+        &self,
+        kernel: &Kernel,
+        shape: &Shape,
+        cluster: u32,
+        arguments: &A,
+    ) -> Result<(), Failure> {
         let mut parameters = [std::ptr::from_ref(arguments).cast_mut().cast::<c_void>()];
-        // SAFETY: all zeros is an attribute, and the two fields are then set.
-        let mut overlap: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
-        overlap.id =
-            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        overlap.value.programmaticStreamSerializationAllowed = 1;
         let overlaps = shape.overlaps && self.device.arch().number >= 90;
-        let [x, y, z] = shape.grid;
-        let config = sys::CUlaunchConfig {
-            gridDimX: x,
-            gridDimY: y,
-            gridDimZ: z,
-            blockDimX: shape.block,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: shape.shared,
-            hStream: self.stream,
-            attrs: &raw mut overlap,
-            numAttrs: u32::from(overlaps),
-        };
+        let (mut attributes, count) = attributes(overlaps, cluster);
+        let config = config(shape, self.stream, &mut attributes, count);
         // SAFETY: the caller's promise; the driver copies the arguments before it returns.
         unsafe {
             sys::cuLaunchKernelEx(
@@ -813,6 +853,19 @@ impl Kernel {
         };
         let blocks = blocks.asked(|| format!("how many blocks of {} fit", self.name))?;
         Ok(u32::try_from(blocks).unwrap_or_default())
+    }
+
+    /// How many clusters of so many blocks the card holds at once.
+    pub fn clusters_at_once(&self, cluster: u32, block: u32, shared: u32) -> Result<u32, Failure> {
+        let shape = Shape { shared, ..Shape::row(cluster, block) };
+        let (mut attributes, count) = attributes(false, cluster);
+        let config = config(&shape, std::ptr::null_mut(), &mut attributes, count);
+        let mut clusters = 0;
+        // SAFETY: the function is loaded, and the configuration is only read.
+        unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut clusters, self.function, &config) }
+            .result()
+            .asked(|| format!("how many clusters of {} fit", self.name))?;
+        Ok(u32::try_from(clusters).unwrap_or_default())
     }
 
     /// Its name.

@@ -203,7 +203,8 @@ impl Forward {
         let word = |at: usize| places.words.offset(at);
         // SAFETY: `run`'s promise.
         unsafe {
-            let right = self.right(stream, &layer.attention_norm, tokens, pending)?;
+            let right =
+                self.right(stream, &layer.attention_norm, tokens, pending, (&layer.qkv, false))?;
             let out = Out::Bf16 { at: work.qkv.at(), stride: width };
             self.multiply(stream, &layer.qkv, tokens, right, layer.qkv_bias.as_ref(), out)?;
             let norm = |at: usize| layer.qk_norm.as_ref().map_or(Ptr(0), |norms| norms[at].at());
@@ -225,10 +226,14 @@ impl Forward {
                 },
                 tokens,
             };
-            self.heads.run(stream, &call)?;
+            // Steps of one token a sequence do it on the way.
+            if !sharing.single {
+                self.heads.run(stream, &call)?;
+            }
             let call = AttendCall {
                 q: work.qkv.at(),
                 q_stride: width,
+                heads: sharing.single.then_some(&call),
                 out: work.attended.at(),
                 pool,
                 sequences: word(places.layout.sequences.start),
@@ -260,7 +265,8 @@ impl Forward {
         unsafe {
             match (&layer.ffn, &self.spec.layers[n].ffn) {
                 (DeviceFfn::Dense { gate_up, down }, Ffn::Dense { activation, inner }) => {
-                    let right = self.right(stream, &layer.ffn_norm, tokens, pending)?;
+                    let right =
+                        self.right(stream, &layer.ffn_norm, tokens, pending, (gate_up, true))?;
                     let stride = *inner as usize;
                     let (at, activation) = (work.inner.at(), *activation);
                     let out = Out::Gated { at, stride, activation };
@@ -307,18 +313,26 @@ impl Forward {
         }
     }
 
-    /// The right side of a matrix that stands behind a norm: normed on the way, or by a kernel of its own.
+    /// The right side of a matrix (gates and ups or not) that stands behind a norm: normed on the way, or by a kernel of its own.
     unsafe fn right(
         &self,
         stream: &Stream,
         weight: &Buffer<f32>,
         tokens: usize,
         pending: Option<Pending<'_>>,
+        (matrix, gated): (&Matrix, bool),
     ) -> Result<Right, Failure> {
         let hidden = self.spec.hidden as usize;
         if pending.is_none() && linear::fuses_norm(tokens, hidden) {
             let (at, eps) = (self.work.stream.at(), self.spec.norm_eps);
             return Ok(Right::Normed { stream: at, weight: weight.at(), eps });
+        }
+        if let Some(image) = self.linear.image(&matrix.args(), tokens, gated) {
+            let (out, padded) = (image.at, image.padded);
+            let norm = Norm { weight: weight.at(), out, padded, ..self.bare(pending) };
+            // SAFETY: `run`'s promise; what is lent to multiplications is used by one after the other.
+            unsafe { self.basics.norm(stream, &norm, tokens)? };
+            return Ok(Right::Image(image));
         }
         // SAFETY: `run`'s promise.
         unsafe { self.norm(stream, weight, tokens, pending)? };
@@ -360,6 +374,7 @@ impl Forward {
             out_f32: Ptr(0),
             eps: self.spec.norm_eps,
             hidden: self.spec.hidden,
+            padded: 0,
         }
     }
 

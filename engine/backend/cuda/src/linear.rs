@@ -20,6 +20,8 @@ pub enum Right {
         /// Values from one row to the next, a multiple of 8.
         stride: usize,
     },
+    /// Laid out as [`Linear::image`] asked for it.
+    Image(Image),
     /// The stream, normed on the way. Only where [`fuses_norm`] says so.
     Normed {
         /// `[.][columns]` f32.
@@ -29,6 +31,15 @@ pub enum Right {
         /// What is added to the mean of the squares.
         eps: f32,
     },
+}
+
+/// Tokens as a multiplication of many reads them: see `image_word` of `tiles.cuh`. Rows behind the tokens may be anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Image {
+    /// `[columns / 64][padded][64]` bf16, in an order of their own.
+    pub at: Ptr,
+    /// Rows.
+    pub padded: u32,
 }
 
 /// Where the result goes. `stride` is in values, from one token to the next.
@@ -414,6 +425,19 @@ impl Linear {
         }
     }
 
+    /// Where tokens are to be laid out for a multiplication of many, by who has them at hand: else it is done before it, by a kernel of
+    /// its own. None: [`Right::Bf16`] is read as it is.
+    pub fn image(&self, matrix: &MatrixArgs, tokens: usize, gated: bool) -> Option<Image> {
+        let scratch = self.scratch.as_ref()?;
+        let enough = scratch_bytes(tokens, matrix.columns as usize) <= scratch.len();
+        let problem = Problem { matrix: *matrix, tokens, normed: false, gated, scratch: enough };
+        let width = match plan(&problem, self.card) {
+            Plan::Split { .. } => return None,
+            Plan::Wide { tokens, .. } => tokens,
+        };
+        Some(Image { at: scratch.at(), padded: (tokens as u32).next_multiple_of(width) })
+    }
+
     /// How a call is shared out.
     pub fn plan(&self, call: &Call) -> Plan {
         plan(&self.problem(call), self.card)
@@ -448,6 +472,10 @@ impl Linear {
             !problem.normed || fuses_norm(call.tokens, columns as usize),
             "a norm on the way to {} tokens of {columns} columns",
             call.tokens
+        );
+        assert!(
+            !matches!((call.right, plan), (Right::Image(_), Plan::Split { .. })),
+            "tokens laid out for {plan:?}"
         );
         let variant = Variant::of(plan, &call.matrix, problem.normed);
         let kernel = self.kernels.get(&variant).unwrap_or_else(|| panic!("no kernel for {plan:?}"));
@@ -495,7 +523,13 @@ impl Linear {
             padded as usize * columns as usize * 2 <= image.len(),
             "memory for {tokens} tokens"
         );
-        let image = image.at();
+        let image = match call.right {
+            Right::Image(image) => {
+                assert!(image.padded == padded && a.pick == Ptr(0), "{image:?} for {padded} rows");
+                image.at
+            }
+            _ => image.at(),
+        };
         let lay_out = LayOutArgs {
             right: a.right,
             pick: a.pick,
@@ -507,8 +541,10 @@ impl Linear {
         };
         let threads = columns / 8 * padded;
         let shape = Shape { overlaps: true, ..Shape::row(threads.div_ceil(256), 256) };
-        // SAFETY: the caller's promise.
-        unsafe { stream.launch(&self.lay_out, &shape, &lay_out) }?;
+        if !matches!(call.right, Right::Image(_)) {
+            // SAFETY: the caller's promise.
+            unsafe { stream.launch(&self.lay_out, &shape, &lay_out) }?;
+        }
         let (slots, shared) = wide_slots(&call.matrix, tokens, warps);
         let beside = rows.div_ceil(STRIP as u32).div_ceil(warps);
         let wide = WideArgs {
@@ -548,6 +584,7 @@ fn arguments(call: &Call) -> LinearArgs {
     let none = Ptr(0);
     let (right, right_stride, stream, norm, eps) = match call.right {
         Right::Bf16 { at, stride } => (at, stride, none, none, 0.0),
+        Right::Image(_) => (none, 0, none, none, 0.0),
         Right::Normed { stream, weight, eps } => {
             (none, call.matrix.columns as usize, stream, weight, eps)
         }
@@ -636,7 +673,7 @@ mod tests {
                                 assert!((4..=8).contains(&slots), "{slots}");
                                 assert!(bytes <= WIDE_BYTES + 1024);
                                 // The sums of a split block, and the warps' own rooms.
-                                assert!(bytes - 1024 >= width * 512 + warps * 768);
+                                assert!(bytes - 1024 >= width * 512 + warps * 1280);
                                 assert!(scratch_bytes(tokens, 64) >= tokens * 128);
                             }
                         }

@@ -14,7 +14,13 @@ use polder_backend_cuda::pack::Pack;
 use polder_model::RopeLayout;
 
 fn pack() -> Pack {
-    Pack { shipped: None, made: Some(std::env::temp_dir().join("polder-test-kernels")) }
+    let made = Some(std::env::temp_dir().join("polder-test-kernels"));
+    Pack { shipped: std::env::var_os("POLDER_KERNELS").map(Into::into), made }
+}
+
+/// A plan of blocks alone.
+fn plan(warps: u32, stages: u32, together: u32) -> DecodePlan {
+    DecodePlan { warps, stages, together, cluster: 1, least: 8 }
 }
 
 /// What the bits of an e4m3 stand for.
@@ -119,6 +125,7 @@ impl Room {
         AttendCall {
             q: self.q.at(),
             q_stride: shape.heads * shape.head_dim,
+            heads: None,
             out: self.out.at(),
             pool: self.pool.at(),
             sequences: self.sequences.at(),
@@ -265,16 +272,23 @@ fn check_shapes(format: KvFormat) {
     });
 }
 
+/// Shared out in all ways: as few and as many sequences are, small blocks, clusters that cut walks and that do not.
+fn some_plans(attend: &Attend) -> Vec<DecodePlan> {
+    let [one, few, many] = attend.plans();
+    let mut plans = vec![one, few, many, plan(2, 1, 2), plan(1, 2, 1)];
+    if one.cluster > 1 {
+        plans.push(DecodePlan { cluster: 4, least: 1, ..one });
+        plans.push(DecodePlan { cluster: 2, least: 16, ..plan(2, 1, 1) });
+        plans.push(DecodePlan { least: 8, ..one });
+    }
+    plans
+}
+
 fn check_shape(chance: &mut Chance, shape: HeadShape) {
     let device = device();
     let mut worst = 0_f64;
     let mut attend = Attend::load(&pack(), &device, shape).unwrap();
-    let plans = [
-        attend.plans()[0],
-        attend.plans()[1],
-        DecodePlan { warps: 2, stages: 1, together: 2 },
-        DecodePlan { warps: 3, stages: 2, together: 1 },
-    ];
+    let plans = some_plans(&attend);
     let steps: [&[(usize, usize)]; 7] = [
         &[(1, 1)],
         &[(1, 1025), (0, 0), (1, 17), (1, 16), (0, 0), (1, 400)],
@@ -285,8 +299,8 @@ fn check_shape(chance: &mut Chance, shape: HeadShape) {
         &[(130, 2050)],
     ];
     for (n, step) in steps.into_iter().enumerate() {
-        for window in [None, Some(37), Some(512)] {
-            attend.set_plans([plans[n % plans.len()]; 2]).unwrap();
+        for (m, window) in [None, Some(37), Some(512)].into_iter().enumerate() {
+            attend.set_plans([plans[(n + 3 * m) % plans.len()]; 3]).unwrap();
             let scale = [1.0, 0.3][n % 2] / (shape.head_dim as f32).sqrt();
             let error = check(chance, &mut attend, shape, step, window, scale);
             assert!(error < 5e-3, "{shape:?} {step:?} {window:?}: {error:.2e}");
@@ -615,6 +629,169 @@ fn gpu_attention_sees_what_heads_write_just_before_it() {
     }
 }
 
+/// One token of each sequence: heads done inside attention are what `Heads` makes of them before it, in the pool and in the result.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_heads_on_the_way_are_the_heads_before_attention() {
+    let device = device();
+    let stream = device.stream().unwrap();
+    let mut chance = Chance::new(17);
+    let cases = [
+        (32, 4, 128, 128, 16, RopeLayout::Halves, true),
+        (64, 4, 128, 64, 32, RopeLayout::Halves, true),
+        (40, 8, 128, 128, 16, RopeLayout::Interleaved, false),
+        (9, 3, 64, 64, 16, RopeLayout::Interleaved, false),
+        (16, 1, 64, 32, 48, RopeLayout::Halves, true),
+        (8, 2, 96, 48, 16, RopeLayout::Halves, true),
+        (16, 1, 256, 256, 64, RopeLayout::Halves, true),
+        (8, 4, 256, 256, 16, RopeLayout::Halves, false),
+    ];
+    for (heads, kv_heads, head_dim, dims, block_tokens, layout, normed) in cases {
+        for format in [KvFormat::Bf16, KvFormat::Fp8] {
+            let shape = HeadShape { heads, kv_heads, head_dim, block_tokens, format };
+            let mut attend = Attend::load(&pack(), &device, shape).unwrap();
+            let kernel = Heads::load(&pack(), &device, shape).unwrap();
+            let lengths: Vec<u32> = vec![1, 16, 0, 17, 500, 1024, 33, 0, 2000, 1, 3777];
+            let (layers, width, qkv_width) = (4, heads * head_dim, shape.qkv_width());
+            let blocks_of = |positions: u32| (positions as usize).div_ceil(block_tokens);
+            let blocks = lengths.iter().map(|n| blocks_of(*n)).sum::<usize>() + 3;
+            let order = permuted(&mut chance, blocks);
+            let (mut sequences, mut table) = (vec![], vec![]);
+            let (mut rows, mut positions) = (vec![], vec![]);
+            for (n, length) in lengths.iter().enumerate() {
+                let first = table.len();
+                sequences.push([n as u32, (*length).min(1), first as u32, *length]);
+                table.extend(&order[first..first + blocks_of(*length)]);
+                positions.push(length.saturating_sub(1));
+                rows.push(match *length as usize {
+                    0 => NO_ROW,
+                    n => {
+                        let block = table[first + (n - 1) / block_tokens] as usize;
+                        (block * block_tokens + (n - 1) % block_tokens) as u32
+                    }
+                });
+            }
+            let tokens = lengths.len();
+            let mut pool = Pool::poisoned(shape, blocks);
+            let new = |row: &usize| rows.contains(&(*row as u32));
+            // Only what is seen: new rows, those behind them and blocks of nobody keep their poison.
+            for (about, length) in sequences.iter().zip(&lengths) {
+                for at in 0..*length as usize {
+                    let block = table[about[2] as usize + at / block_tokens] as usize;
+                    let row = block * block_tokens + at % block_tokens;
+                    if !new(&row) {
+                        pool.draw(&mut chance, row);
+                    }
+                }
+            }
+            let work = attend.work(&sequences);
+            assert!(work.single && work.tiles.is_empty());
+            let qkv: Vec<_> = (0..layers)
+                .map(|_| device.buffer_of(&bits(&chance.normals(tokens * qkv_width, 1.0))).unwrap())
+                .collect();
+            let norms = [0, 1].map(|_| device.buffer_of(&chance.normals(head_dim, 1.0)).unwrap());
+            let frequencies: Vec<f64> =
+                (0..dims / 2).map(|i| 1e6_f64.powf(-2.0 * i as f64 / dims as f64)).collect();
+            let frequencies = device.buffer_of(&frequencies).unwrap();
+            let (rows, positions) =
+                (device.buffer_of(&rows).unwrap(), device.buffer_of(&positions).unwrap());
+            let norm = |n: usize| if normed { norms[n].at() } else { Ptr(0) };
+            let step = |attend: &Attend, room: &Room, fuses: bool, window: Option<u32>| {
+                for (n, qkv) in qkv.iter().enumerate() {
+                    let layer = room.pool.offset(n * pool.bytes.len());
+                    let turn = Turn { frequencies: frequencies.at(), dims, layout, amplitude: 1.1 };
+                    let call = HeadsCall {
+                        qkv: qkv.at(),
+                        q: room.q.at(),
+                        q_stride: width,
+                        pool: layer,
+                        positions: positions.at(),
+                        kv_rows: rows.at(),
+                        q_norm: norm(0),
+                        k_norm: norm(1),
+                        eps: 1e-6,
+                        turn,
+                        tokens,
+                    };
+                    let out = room.out.offset(n * tokens * width);
+                    let base = room.call(&shape, tokens, &work);
+                    let base = AttendCall { pool: layer, out, window, ..base };
+                    if fuses {
+                        let (q, q_stride) = (qkv.at(), qkv_width);
+                        let call = AttendCall { q, q_stride, heads: Some(&call), ..base };
+                        attend.run(&stream, &call).unwrap();
+                    } else {
+                        kernel.run(&stream, &call).unwrap();
+                        stream.synchronize().unwrap();
+                        attend.run(&stream, &base).unwrap();
+                        stream.synchronize().unwrap();
+                    }
+                }
+            };
+            let mut worst = 0_f64;
+            for plan in some_plans(&attend) {
+                attend.set_plans([plan; 3]).unwrap();
+                let room = Room {
+                    partials: device.buffer(attend.partials()).unwrap(),
+                    counters: counters(&device, &attend),
+                    q: device.buffer(tokens * width).unwrap(),
+                    out: device.buffer(tokens * width * layers).unwrap(),
+                    pool: device.buffer(pool.bytes.len() * layers).unwrap(),
+                    sequences: device.buffer_of(sequences.as_flattened()).unwrap(),
+                    table: device.buffer_of(&table).unwrap(),
+                    tiles: device.buffer(1).unwrap(),
+                };
+                let fill = || {
+                    (0..layers)
+                        .for_each(|n| room.pool.write(n * pool.bytes.len(), &pool.bytes).unwrap());
+                    room.out.fill(POISON).unwrap();
+                };
+                for window in [None, Some(100)] {
+                    fill();
+                    step(&attend, &room, false, window);
+                    let (expected, kept) =
+                        (room.out.values().unwrap(), room.pool.values().unwrap());
+                    let graph = stream
+                        .capture(|| {
+                            step(&attend, &room, true, window);
+                            Ok(())
+                        })
+                        .unwrap();
+                    for _ in 0..3 {
+                        fill();
+                        // SAFETY: what it was recorded with is there.
+                        unsafe { stream.replay(&graph) }.unwrap();
+                        let out = room.out.values().unwrap();
+                        let about = format!("{shape:?} {plan:?} {window:?}");
+                        for (n, length) in lengths.iter().enumerate() {
+                            for layer in 0..layers {
+                                let at = (layer * tokens + n) * width;
+                                let (mine, theirs) =
+                                    (&out[at..at + width], &expected[at..at + width]);
+                                if *length == 0 {
+                                    assert!(mine.iter().all(|v| *v == 0xffff), "{about}");
+                                    continue;
+                                }
+                                let theirs: Vec<f64> =
+                                    from_bits(theirs).into_iter().map(f64::from).collect();
+                                let off = error(&from_bits(mine), &theirs);
+                                assert!(off < 2e-3, "{about} {n} of {length}: {off:.2e}");
+                                worst = worst.max(off);
+                            }
+                        }
+                        let differ = room.pool.values().unwrap();
+                        let differ = differ.iter().zip(&kept).filter(|(a, b)| a != b).count();
+                        assert!(differ <= 4, "{about}: {differ} bytes of the pool differ");
+                        let counters = room.counters.values().unwrap();
+                        assert!(counters.iter().all(|n| *n == 0), "counters are zero again");
+                    }
+                }
+            }
+            println!("{shape:?} {:?}: {worst:.2e}", attend.plans()[0]);
+        }
+    }
+}
+
 /// Pool, queries and tables for many layers of a step, each sequence of the same length.
 struct Bench {
     shape: HeadShape,
@@ -672,23 +849,32 @@ impl Bench {
         Self { shape, room, count, layers, layer_bytes, bytes }
     }
 
-    /// Microseconds of one layer: attention alone, which waits for the one before, or with the heads before it.
+    /// Microseconds of one layer: attention alone, which waits for the one before, or with the heads before it, or with them on the way.
     fn time(
         &self,
         device: &Device,
         stream: &Stream,
-        (heads, attend): (Option<(&Heads, &HeadsCall)>, &Attend),
+        (heads, attend): (Option<(&Heads, &HeadsCall, bool)>, &Attend),
         work: &Work,
     ) -> f64 {
         let launches = self.layers.max(8);
         let ms = median_ms(device, stream, 9, || {
             for n in 0..launches {
                 let pool = self.room.pool.offset(n % self.layers * self.layer_bytes);
-                if let Some((heads, call)) = heads {
-                    heads.run(stream, &HeadsCall { pool, ..*call }).unwrap();
-                }
                 let call = self.room.call(&self.shape, self.count, work);
-                attend.run(stream, &AttendCall { pool, ..call }).unwrap();
+                let call = AttendCall { pool, ..call };
+                match heads {
+                    Some((_, heads, true)) => {
+                        let (q, q_stride) = (heads.qkv, self.shape.qkv_width());
+                        let call = AttendCall { q, q_stride, heads: Some(heads), ..call };
+                        attend.run(stream, &call).unwrap();
+                    }
+                    Some((kernel, heads, false)) => {
+                        kernel.run(stream, &HeadsCall { pool, ..*heads }).unwrap();
+                        attend.run(stream, &call).unwrap();
+                    }
+                    None => attend.run(stream, &call).unwrap(),
+                }
             }
         });
         f64::from(ms) * 1e3 / launches as f64
@@ -696,7 +882,8 @@ impl Bench {
 }
 
 impl Bench {
-    /// Microseconds of one layer with what goes before: norms of heads, RoPE, keys and values into the pool.
+    /// Microseconds of one layer with what goes before: norms of heads, RoPE, keys and values into the pool. By a kernel before, and on
+    /// the way.
     fn with_heads(
         &self,
         device: &Device,
@@ -704,7 +891,7 @@ impl Bench {
         pack: &Pack,
         attend: &Attend,
         work: &Work,
-    ) -> f64 {
+    ) -> [f64; 2] {
         let heads = Heads::load(pack, device, self.shape).unwrap();
         let qkv = device.buffer::<u16>(self.count * self.shape.qkv_width()).unwrap();
         qkv.fill(0x3b).unwrap();
@@ -732,7 +919,8 @@ impl Bench {
             },
             tokens: self.count,
         };
-        self.time(device, stream, (Some((&heads, &call)), attend), work)
+        [false, true]
+            .map(|fuses| self.time(device, stream, (Some((&heads, &call, fuses)), attend), work))
     }
 }
 
@@ -753,31 +941,50 @@ fn gpu_speed_of_decode_attention() {
     {
         let shape = HeadShape { heads, kv_heads: 4, head_dim: 128, block_tokens: 16, format };
         let mut attend = Attend::load(&pack(), &device, shape).unwrap();
-        let plan = |warps, stages, together| [DecodePlan { warps, stages, together }; 2];
-        let plans = [attend.plans(), plan(8, 2, 1), plan(4, 2, 2)];
-        for plan in plans {
-            attend.set_plans(plan).unwrap();
-            print!("{heads} heads {format:?} {plan:?}:");
-            for (count, length) in [
-                (1, 128),
-                (1, 1024),
-                (1, 4096),
-                (1, 32768),
-                (8, 1024),
-                (8, 16384),
-                (32, 1024),
-                (32, 1100),
-                (32, 16384),
-                (64, 300),
-            ] {
-                let bench = Bench::new(&device, &mut chance, &attend, shape, (count, 1, length));
+        let [one, few, many] = attend.plans();
+        let mut plans = vec![one, few, many];
+        if heads == 32 {
+            for (cluster, least) in [(4, 8), (4, 32), (8, 8), (8, 64)] {
+                plans.push(DecodePlan { cluster, least: least * cluster, ..one });
+            }
+        }
+        println!("{heads} heads {format:?}, one is {one:?}");
+        for (count, length) in [
+            (1, 128),
+            (1, 1024),
+            (1, 2048),
+            (1, 4096),
+            (1, 8192),
+            (1, 32768),
+            (2, 1024),
+            (4, 1024),
+            (8, 1024),
+            (8, 16384),
+            (12, 1024),
+            (32, 1024),
+            (32, 1100),
+            (32, 16384),
+            (64, 300),
+        ] {
+            // The most blocks, for which there is then memory.
+            attend.set_plans([many; 3]).unwrap();
+            let bench = Bench::new(&device, &mut chance, &attend, shape, (count, 1, length));
+            print!("  {count}x{length}:");
+            for plan in &plans {
+                // Small blocks are for many, clusters for few.
+                if plan.together == 2 && count < 8 || plan.cluster > 1 && count > 16 {
+                    continue;
+                }
+                attend.set_plans([*plan; 3]).unwrap();
                 let work = attend.graph_work();
                 let us = bench.time(&device, &stream, (None, &attend), &work);
                 let part = bench.bytes / us / 1e3 / ceiling(&device) * 100.0;
-                print!("  {count}x{length} {us:.2} ({part:.0}%)");
-                if count * length <= 8192 {
-                    let both = bench.with_heads(&device, &stream, &pack(), &attend, &work);
-                    print!(" +heads {both:.2}");
+                let DecodePlan { warps, together, cluster, least, .. } = plan;
+                print!("  {warps}w/{together}/c{cluster}/{least} {us:.2} ({part:.0}%)");
+                if count * length <= 32768 {
+                    let [before, fused] =
+                        bench.with_heads(&device, &stream, &pack(), &attend, &work);
+                    print!(" +heads {before:.2} fused {fused:.2}");
                 }
             }
             println!();

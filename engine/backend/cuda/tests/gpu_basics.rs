@@ -18,6 +18,7 @@ struct NormArgs {
     out_f32: Ptr,
     eps: f32,
     hidden: u32,
+    padded: u32,
 }
 
 #[test]
@@ -50,6 +51,7 @@ fn gpu_a_norm_is_the_norm_of_the_stream_after_what_is_added() {
             out_f32: Ptr(0),
             eps,
             hidden: hidden as u32,
+            padded: 0,
         };
         // SAFETY: the buffers are as long as the kernel goes.
         unsafe {

@@ -5,6 +5,7 @@ mod common;
 
 use common::{Chance, POISON, bits, device, error, from_bits, median_ms, rounded};
 use half::f16;
+use polder_backend_cuda::basics::{Basics, Norm};
 use polder_backend_cuda::device::{Buffer, Device, Ptr, Stream};
 use polder_backend_cuda::linear::{Call, Linear, Out, Plan, Right, fuses_norm, scratch_bytes};
 use polder_backend_cuda::pack::Pack;
@@ -22,8 +23,9 @@ const FORMATS: [TileFormat; 4] = [
 
 fn linear(device: &Device) -> Linear {
     let made = Some(std::env::temp_dir().join("polder-test-kernels"));
-    let mut linear = Linear::load(&Pack { shipped: None, made }, device).unwrap();
-    linear.lend(device.buffer(scratch_bytes(8192, 4096)).unwrap());
+    let shipped = std::env::var_os("POLDER_KERNELS").map(Into::into);
+    let mut linear = Linear::load(&Pack { shipped, made }, device).unwrap();
+    linear.lend(device.buffer(scratch_bytes(8192, 12_288)).unwrap());
     linear
 }
 
@@ -397,6 +399,70 @@ fn gpu_a_norm_on_the_way_is_the_norm_of_the_stream() {
     }
 }
 
+/// A norm that lays tokens out, and a product of them, are the norm and the product that lays them out itself, to the bit.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_a_norm_lays_tokens_out_as_products_read_them() {
+    let device = device();
+    let linear = linear(&device);
+    let stream = device.stream().unwrap();
+    let made = Some(std::env::temp_dir().join("polder-test-kernels"));
+    let shipped = std::env::var_os("POLDER_KERNELS").map(Into::into);
+    let basics = Basics::load(&Pack { shipped, made }, &device).unwrap();
+    for format in FORMATS {
+        for (tokens, (rows, columns)) in [(70, (200, 576)), (300, (2080, 1152)), (1100, (520, 640))]
+        {
+            let columns = usize::next_multiple_of(columns, format.group());
+            let mut chance = Chance::new(tokens as u64);
+            let (packed, _) = drawn(&mut chance, (rows, columns), format);
+            let matrix = Matrix::new(&device, &packed, (rows, columns), format, 1).unwrap();
+            let x = device.buffer_of(&chance.normals(tokens * columns, 3.0)).unwrap();
+            let weight = device.buffer_of(&chance.normals(columns, 1.0)).unwrap();
+            let normed = device.buffer::<u16>(tokens * columns).unwrap();
+            let out = device.buffer::<f32>(tokens * rows).unwrap();
+            let norm = |out: Ptr, padded: u32| Norm {
+                stream: x.at(),
+                add: Ptr(0),
+                add_norm: Ptr(0),
+                weight: weight.at(),
+                pick: Ptr(0),
+                out,
+                out_f32: Ptr(0),
+                eps: 1e-5,
+                hidden: columns as u32,
+                padded,
+            };
+            let image = linear.image(&matrix.args(), tokens, false).unwrap();
+            let results = [false, true].map(|laid_out| {
+                out.fill(POISON).unwrap();
+                let (norm, right) = match laid_out {
+                    false => {
+                        let right = Right::Bf16 { at: normed.at(), stride: columns };
+                        (norm(normed.at(), 0), right)
+                    }
+                    true => (norm(image.at, image.padded), Right::Image(image)),
+                };
+                let call = Call {
+                    matrix: matrix.args(),
+                    tokens,
+                    right,
+                    pick: Ptr(0),
+                    bias: Ptr(0),
+                    out: Out::F32 { at: out.at(), stride: rows },
+                };
+                // SAFETY: the buffers are as long as the calls say.
+                unsafe {
+                    basics.norm(&stream, &norm, tokens).unwrap();
+                    linear.run(&stream, &call).unwrap();
+                }
+                out.values().unwrap()
+            });
+            assert!(results[0].iter().all(|v| v.is_finite()));
+            assert!(results[0] == results[1], "{format:?} {tokens} x {rows} x {columns}");
+        }
+    }
+}
+
 /// Bytes a second that the card reads at best, as was measured with plain reads.
 fn ceiling(device: &Device) -> f64 {
     if device.name().contains("H200") { 4660e9 } else { 3350e9 * 0.92 }
@@ -538,6 +604,8 @@ fn gpu_speed_of_products_of_many_tokens() {
     for (name, (rows, columns), format, gate) in [
         ("gate up 8B", (24_576, 4096), TileFormat::Bf16, true),
         ("qkv 8B", (6144, 4096), TileFormat::Bf16, false),
+        ("o 8B, added", (4096, 4096), TileFormat::Bf16, false),
+        ("down 8B, added", (4096, 12_288), TileFormat::Bf16, false),
         ("qkv 235B", (9216, 4096), int4, false),
         ("qkv 30B", (5120, 2048), int4, false),
         ("o 30B", (2048, 4096), int4, false),
@@ -549,7 +617,9 @@ fn gpu_speed_of_products_of_many_tokens() {
         let right: Vec<u16> = bits(&chance.normals(1 << 20, 1.0));
         let right: Vec<u16> = right.iter().cycle().take(most * columns).copied().collect();
         let right = device.buffer_of(&right).unwrap();
-        let out = device.buffer::<u16>(most * rows).unwrap();
+        let added = name.ends_with("added");
+        let out = device.buffer::<u16>(most * rows * 2).unwrap();
+        out.fill(0).unwrap();
         for tokens in [65, 128, 256, 512, 1024, 2048, 8192] {
             let to = (out.at(), if gate { rows / 2 } else { rows });
             let call = Call {
@@ -559,6 +629,7 @@ fn gpu_speed_of_products_of_many_tokens() {
                 pick: Ptr(0),
                 bias: Ptr(0),
                 out: match gate {
+                    false if added => Out::Add { at: to.0, stride: to.1 },
                     false => Out::Bf16 { at: to.0, stride: to.1 },
                     true => Out::Gated { at: to.0, stride: to.1, activation: Activation::Silu },
                 },
