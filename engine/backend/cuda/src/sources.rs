@@ -23,7 +23,9 @@ pub const MODULES: &[Module] = files!(".cu":
     "basics",
     "heads",
     "linear",
-    "moe",
+    "moe_few",
+    "moe_many",
+    "moe_route",
     "sampling",
     "synthetic",
     "wide",
@@ -33,6 +35,7 @@ pub const HEADERS: &[Module] = files!(".cuh":
     "attention_hopper",
     "common",
     "kv",
+    "moe",
     "products",
     "tiles",
 );
