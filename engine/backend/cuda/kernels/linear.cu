@@ -292,3 +292,190 @@ LINEAR(linear_fp8_2x4, 256, FP8, 2, 4, 2, false)
 LINEAR(linear_fp8_2x8, 256, FP8, 2, 8, 1, false)
 LINEAR(linear_fp8_1x1_normed, 512, FP8, 1, 1, 4, true)
 LINEAR(linear_fp8_2x1_normed, 512, FP8, 2, 1, 2, true)
+
+#if ARCH == 900
+// ---- Some tokens, four bits ------------------------------------------------------------------------------------------------------
+// 9 to 32 tokens. The blocks of a cluster share out the columns, and their warps by 128: a warp holds its columns of all tokens in
+// registers, and strip after strip passes by. Every block reads its tokens once, whatever the number of rows.
+
+static constexpr u32 WARPS = 16;
+static constexpr u32 WARP_COLUMNS = 128;
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// What lies at `from` in block `block` of the cluster.
+DEVICE float get_remote(const float* from, u32 block) {
+    float value;
+    asm volatile(
+        "{ .reg .b32 there; mapa.shared::cluster.u32 there, %1, %2; ld.shared::cluster.f32 %0, [there]; }"
+        : "=f"(value)
+        : "r"(shared_address(from)), "r"(block)
+        : "memory");
+    return value;
+}
+
+// Grid: clusters of CLUSTER blocks, tokens / (8 * EIGHTS). Shared: sums of each warp twice, then those of the block's strips.
+template <u32 GROUP, u32 EIGHTS, u32 CLUSTER>
+DEVICE void held(const LinearArgs& a) {
+    static constexpr u32 UNITS = WARP_COLUMNS / 64, SIZE = EIGHTS * 8 * 16;
+    // Strips that a warp has on their way: as many as fit into registers.
+    static constexpr u32 AHEAD = EIGHTS < 4 ? 4 : GROUP == 64 ? 1 : 2;
+    extern __shared__ __align__(16) float parts[];
+    float* results = parts + 2 * WARPS * EIGHTS * PART;
+    u32 warp = warp_id(), g = lane_id() / 4, t = lane_id() % 4, rank = blockIdx.x % CLUSTER;
+    u32 strips = (a.matrix.rows + 15) / 16, columns = a.matrix.columns;
+    // Gate and up stay together.
+    u32 twos = a.epilogue == GATED ? 2 : 1, cluster = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
+    u32 first = strips / twos * cluster / clusters * twos, end = strips / twos * (cluster + 1) / clusters * twos;
+    u32 column = (rank * WARPS + warp) * WARP_COLUMNS;
+    bool there[UNITS];
+#pragma unroll
+    for (u32 u = 0; u < UNITS; u++) there[u] = column + u * 64 < columns;
+
+    Tiles<INT4> left[AHEAD][UNITS];
+    auto load = [&](Tiles<INT4> (&left)[UNITS], u32 strip) {
+        if (strip >= end) return;
+        const u8* tiles = a.matrix.tiles + strip * a.matrix.strip_bytes;
+#pragma unroll
+        for (u32 u = 0; u < UNITS; u++) {
+            if (there[u]) left[u].load(tiles, column + u * 64, GROUP);
+        }
+    };
+#pragma unroll
+    for (u32 i = 0; i < AHEAD; i++) {
+#pragma unroll
+        for (u32 u = 0; u < UNITS; u++) left[i][u].words = make_uint4(0, 0, 0, 0), left[i][u].about[0] = left[i][u].about[1] = 0;
+        load(left[i], first + i);
+    }
+    let_next_start();
+    wait_for_before();
+
+    u32 token0 = blockIdx.y * 8 * EIGHTS, here = min(a.tokens - token0, 8 * EIGHTS);
+    Right right[EIGHTS][UNITS];
+#pragma unroll
+    for (u32 n = 0; n < EIGHTS; n++) {
+        u32 token = n * 8 + g;
+        bool live = token < here;
+        u32 row = !live ? 0 : a.pick ? a.pick[token0 + token] : token0 + token;
+#pragma unroll
+        for (u32 u = 0; u < UNITS; u++) {
+            right[n][u].clear();
+            if (live && there[u]) right[n][u].load(a.right + u64(row) * a.right_stride, column + u * 64);
+        }
+    }
+
+    for (u32 strip = first; strip < end; strip += AHEAD) {
+#pragma unroll
+        for (u32 i = 0; i < AHEAD; i++) {
+            if (strip + i >= end) break;
+            float sums[EIGHTS][4] = {};
+            if constexpr (GROUP == WARP_COLUMNS) {
+#pragma unroll
+                for (u32 u = 0; u < UNITS; u++) {
+#pragma unroll
+                    for (u32 j = 0; j < 4; j++) {
+                        u32 fed[4];
+                        left[i][u].step(j, fed);
+#pragma unroll
+                        for (u32 n = 0; n < EIGHTS; n++) mma_bf16(sums[n], fed, right[n][u].b0(j), right[n][u].b1(j));
+                    }
+                }
+                float2 scale = left[i][0].scale();
+#pragma unroll
+                for (u32 n = 0; n < EIGHTS; n++) {
+                    sums[n][0] *= scale.x, sums[n][1] *= scale.x, sums[n][2] *= scale.y, sums[n][3] *= scale.y;
+                }
+            } else {
+#pragma unroll
+                for (u32 u = 0; u < UNITS; u++) {
+                    float part[EIGHTS][4] = {};
+#pragma unroll
+                    for (u32 j = 0; j < 4; j++) {
+                        u32 fed[4];
+                        left[i][u].step(j, fed);
+#pragma unroll
+                        for (u32 n = 0; n < EIGHTS; n++) mma_bf16(part[n], fed, right[n][u].b0(j), right[n][u].b1(j));
+                    }
+                    float2 scale = left[i][u].scale();
+#pragma unroll
+                    for (u32 n = 0; n < EIGHTS; n++) {
+#pragma unroll
+                        for (u32 m = 0; m < 4; m++) sums[n][m] += part[n][m] * (m < 2 ? scale.x : scale.y);
+                    }
+                }
+            }
+            load(left[i], strip + i + AHEAD);
+            // Twice: while some add up a strip's sums, others write the next one's.
+            float* half = parts + (strip + i) % 2 * WARPS * EIGHTS * PART;
+#pragma unroll
+            for (u32 n = 0; n < EIGHTS; n++) {
+                float* at = half + (warp * EIGHTS + n) * PART + 2 * t * TOKEN_STEP + g;
+                at[0] = sums[n][0], at[TOKEN_STEP] = sums[n][1], at[8] = sums[n][2], at[TOKEN_STEP + 8] = sums[n][3];
+            }
+            __syncthreads();
+            if (threadIdx.x < SIZE) {
+                const float* at = half + threadIdx.x / 128 * PART + threadIdx.x / 16 % 8 * TOKEN_STEP + threadIdx.x % 16;
+                float sum = 0.0f;
+#pragma unroll
+                for (u32 w = 0; w < WARPS; w++) sum += at[w * EIGHTS * PART];
+                results[(strip + i - first) * SIZE + threadIdx.x] = sum;
+            }
+        }
+    }
+    // Always added up in the order of the columns.
+    if (CLUSTER > 1) {
+        cluster_arrive();
+        cluster_wait();
+    } else {
+        __syncthreads();
+    }
+    auto sum_of = [&](u32 at) {
+        if (CLUSTER == 1) return results[at];
+        float sum = 0.0f;
+#pragma unroll
+        for (u32 i = 0; i < CLUSTER; i++) sum += get_remote(results + at, i);
+        return sum;
+    };
+    u32 all = (end - first) / twos * SIZE;
+    for (u32 i = rank * WARPS * WARP + threadIdx.x; i < all; i += CLUSTER * WARPS * WARP) {
+        u32 token = i / 16 % (8 * EIGHTS), strip = i / SIZE * twos, r = i % 16;
+        if (token >= here) continue;
+        u32 within = i % SIZE, row = (first + strip) / twos * 16 + r;
+        u64 at = u64(token0 + token) * a.out_stride + row;
+        float value = sum_of(strip * SIZE + within);
+        if (a.epilogue == GATED) {
+            float up = sum_of((strip + 1) * SIZE + within);
+            if (row < a.matrix.rows / 2) static_cast<u16*>(a.out)[at] = to_bf16(activate(a.activation, value) * up);
+            continue;
+        }
+        if (row >= a.matrix.rows) continue;
+        if (a.bias) value += a.bias[row];
+        if (a.epilogue == TO_BF16) {
+            static_cast<u16*>(a.out)[at] = to_bf16(value);
+        } else if (a.epilogue == TO_F32) {
+            static_cast<float*>(a.out)[at] = value;
+        } else {
+            static_cast<float*>(a.out)[at] += value;
+        }
+    }
+    if (CLUSTER > 1) {
+        // Others may still read here.
+        cluster_arrive();
+        cluster_wait();
+    }
+}
+
+#define HELD(group, eights, cluster)                                                                                               \
+    KERNEL __cluster_dims__(cluster, 1, 1) __launch_bounds__(WARPS * WARP, 1)                                                      \
+        held_##group##_##eights##x##cluster(const __grid_constant__ LinearArgs a) {                                                  \
+        held<group, eights, cluster>(a);                                                                                           \
+    }
+HELD(64, 2, 1)
+HELD(64, 2, 2)
+HELD(64, 4, 1)
+HELD(64, 4, 2)
+HELD(128, 2, 1)
+HELD(128, 2, 2)
+HELD(128, 4, 1)
+HELD(128, 4, 2)
+#endif

@@ -83,15 +83,23 @@ struct Tiles<INT4> {
         about[0] = __ldg(rows + lane_id() / 4);
         about[1] = __ldg(rows + lane_id() / 4 + 8);
     }
+    // The second eight rows stand four bits higher. Taken as bf16 these are so small that all of their bits count alike: times 2^127
+    // they are a quarter of the number. So two registers need one shift, which goes through half as fast as a product does.
     DEVICE void step(u32 j, u32 (&a)[4]) const {
-        u32 word = j == 0 ? words.x : j == 1 ? words.y : j == 2 ? words.z : words.w;
-        u32 zero0 = __byte_perm(about[0], 0, 0x3232), zero1 = __byte_perm(about[1], 0, 0x3232);
-        a[0] = sub_bf16x2(nibbles<0>(word), zero0);
-        a[1] = sub_bf16x2(nibbles<1>(word), zero1);
-        a[2] = sub_bf16x2(nibbles<2>(word), zero0);
-        a[3] = sub_bf16x2(nibbles<3>(word), zero1);
+        u32 word = j == 0 ? words.x : j == 1 ? words.y : j == 2 ? words.z : words.w, later = word >> 8;
+        u32 zero = __byte_perm(about[0], 0, 0x3232);
+        u32 quarter = fma(__byte_perm(about[1], 0, 0x3232), 0xbe80be80, 0x42004200);  // 32 - (128 + zero) / 4
+        a[0] = sub_bf16x2(nibbles<0>(word), zero);
+        a[1] = fma(word & 0x00f000f0, 0x7f007f00, quarter);
+        a[2] = sub_bf16x2(nibbles<0>(later), zero);
+        a[3] = fma(later & 0x00f000f0, 0x7f007f00, quarter);
     }
-    DEVICE float2 scale() const { return make_float2(from_half(u16(about[0])), from_half(u16(about[1]))); }
+    static DEVICE u32 fma(u32 a, u32 b, u32 c) {
+        u32 sum;
+        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+        return sum;
+    }
+    DEVICE float2 scale() const { return make_float2(from_half(u16(about[0])), 4.0f * from_half(u16(about[1]))); }
 };
 
 template <>

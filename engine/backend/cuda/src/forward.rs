@@ -276,9 +276,9 @@ impl Forward {
                 }
                 (DeviceFfn::Moe { router, gate_up, down }, Ffn::Moe(moe)) => {
                     let (space, memory) = work.experts.as_ref().expect("memory for a mixture");
-                    let input = if pending.is_none()
-                        && linear::fuses_norm(tokens, self.spec.hidden as usize)
-                    {
+                    let fuses = self.moe.norms_alone(tokens)
+                        || linear::fuses_norm(tokens, self.spec.hidden as usize);
+                    let input = if pending.is_none() && fuses {
                         moe::Input::Stream {
                             x: work.stream.at(),
                             norm: layer.ffn_norm.at(),
@@ -303,7 +303,6 @@ impl Forward {
                         output,
                         space: memory.at(),
                         overlaps: true,
-                        keeps_lists: false,
                     };
                     self.moe.run(stream, &mixture(&self.spec, moe), space, &call)?;
                     Ok(post)

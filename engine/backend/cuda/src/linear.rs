@@ -156,6 +156,15 @@ pub enum Plan {
         /// Warps of a block, which share out the columns.
         warps: u32,
     },
+    /// Blocks that hold their columns of the tokens while strips pass by: `held` of `linear.cu`.
+    Held {
+        /// Tokens of a block, in eights.
+        eights: u32,
+        /// Blocks that share out the columns.
+        cluster: u32,
+        /// Clusters, which share out the strips.
+        clusters: u32,
+    },
     /// Blocks of many strips and tokens: `wide` of `wide.cu`, after the tokens are laid out.
     Wide {
         /// Tokens of a block.
@@ -240,6 +249,9 @@ pub fn plan(problem: &Problem, card: Card) -> Plan {
     };
     let narrow = format != TileFormat::Bf16.number();
     let wide = widens(problem, card);
+    if let Some(plan) = held(problem, card) {
+        return plan;
+    }
     match problem.tokens {
         0..=8 => few(problem, card),
         9..=16 => split(2, 2),
@@ -270,6 +282,37 @@ fn few(problem: &Problem, card: Card) -> Plan {
         .min_by_key(|(per, warps)| (per * tiles.div_ceil(*warps), strips.div_ceil(*per)))
         .map(|(per, warps)| Plan::Split { strips: per, eights: 1, warps })
         .unwrap_or(Plan::Split { strips: least, eights: 1, warps: 8 })
+}
+
+/// Columns of a block of `held`, the blocks of its clusters, the tokens that it takes, and the bytes of shared memory.
+const HELD_COLUMNS: u32 = 16 * 128;
+const HELD_CLUSTERS: [u32; 2] = [1, 2];
+const HELD: std::ops::RangeInclusive<usize> = 9..=32;
+const HELD_BYTES: u32 = 220 << 10;
+
+/// For some tokens and a matrix in four bits, on Hopper: as many clusters as find a place at once. Wider matrices, whose clusters
+/// would have four blocks, are faster in the other ways, and so are more tokens.
+fn held(problem: &Problem, card: Card) -> Option<Plan> {
+    let MatrixArgs { rows, columns, format, .. } = problem.matrix;
+    let int4 = TileFormat::Int4 { group: 64 }.number();
+    if card.arch != 90 || problem.normed || format != int4 || !HELD.contains(&problem.tokens) {
+        return None;
+    }
+    let eights = if problem.tokens <= 16 { 2 } else { 4 };
+    let cluster = HELD_CLUSTERS.into_iter().find(|n| n * HELD_COLUMNS >= columns)?;
+    let strips = rows.div_ceil(STRIP as u32) / if problem.gated { 2 } else { 1 };
+    let plan =
+        Plan::Held { eights, cluster, clusters: (card.processors / cluster).clamp(1, strips) };
+    (held_bytes(problem, plan) <= HELD_BYTES).then_some(plan)
+}
+
+/// Bytes of shared memory of such a block: the sums of its warps twice, and of its strips.
+fn held_bytes(problem: &Problem, plan: Plan) -> u32 {
+    let Plan::Held { eights, clusters, .. } = plan else { unreachable!("a plan of `held`") };
+    let strips = problem.matrix.rows.div_ceil(STRIP as u32);
+    let most =
+        if problem.gated { (strips / 2).div_ceil(clusters) * 2 } else { strips.div_ceil(clusters) };
+    eights * (2 * 16 * PART_BYTES + most * 8 * STRIP as u32 * 4)
 }
 
 /// Whether `wide` is for it: Hopper, whole groups.
@@ -325,6 +368,7 @@ pub struct Linear {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Variant {
     Split { format: u32, strips: u32, eights: u32, normed: bool },
+    Held { group: u32, eights: u32, cluster: u32 },
     Wide { format: u32, group: u32, tokens: u32, warps: u32, split: u32 },
 }
 
@@ -335,13 +379,14 @@ impl Variant {
         let MatrixArgs { format, group, .. } = *matrix;
         match plan {
             Plan::Split { strips, eights, .. } => Self::Split { format, strips, eights, normed },
+            Plan::Held { eights, cluster, .. } => Self::Held { group, eights, cluster },
             Plan::Wide { tokens, warps, split } => {
                 Self::Wide { format, group, tokens, warps, split }
             }
         }
     }
 
-    fn all() -> Vec<Self> {
+    fn all(arch: u32) -> Vec<Self> {
         let mut all = Vec::new();
         for normed in [false, true] {
             for format in 0..3 {
@@ -351,6 +396,14 @@ impl Variant {
                     }
                 }
             }
+        }
+        for (group, eights, cluster) in HELD_CLUSTERS
+            .into_iter()
+            .flat_map(|cluster| [2, 4].map(|eights| (eights, cluster)))
+            .flat_map(|(eights, cluster)| [64, 128].map(|group| (group, eights, cluster)))
+            .filter(|_| arch == 90)
+        {
+            all.push(Self::Held { group, eights, cluster });
         }
         for (format, group) in [(0, 64), (1, 64), (1, 128), (2, 64)] {
             all.extend(WIDE.map(|(tokens, warps, split)| Self::Wide {
@@ -370,6 +423,7 @@ impl Variant {
             Self::Split { format, strips, eights, normed } => {
                 format!("linear_{}_{strips}x{eights}{}", FORMATS[format as usize], end(normed))
             }
+            Self::Held { group, eights, cluster } => format!("held_{group}_{eights}x{cluster}"),
             Self::Wide { format, group, tokens, warps, split } => {
                 format!("wide_{}_{group}_{tokens}_{warps}x{split}", FORMATS[format as usize])
             }
@@ -383,6 +437,7 @@ impl Variant {
                 let warps = if eights == 1 { 16 } else { 8 };
                 split_bytes(strips, eights, warps, if normed { TOKEN_BYTES } else { 0 })
             }
+            Self::Held { .. } => HELD_BYTES,
             Self::Wide { .. } => WIDE_BYTES + 1024,
         }
     }
@@ -394,7 +449,7 @@ impl Linear {
         let modules = [pack.load(module("linear"), device)?, pack.load(module("wide"), device)?];
         let card = Card { processors: device.processors(), arch: device.arch().number };
         let mut kernels = BTreeMap::new();
-        for variant in Variant::all() {
+        for variant in Variant::all(card.arch) {
             let name = CString::new(variant.name()).expect("a name without a zero byte");
             let wide = matches!(variant, Variant::Wide { .. });
             let kernel = modules[usize::from(wide)].kernel(&name)?;
@@ -432,7 +487,7 @@ impl Linear {
         let enough = scratch_bytes(tokens, matrix.columns as usize) <= scratch.len();
         let problem = Problem { matrix: *matrix, tokens, normed: false, gated, scratch: enough };
         let width = match plan(&problem, self.card) {
-            Plan::Split { .. } => return None,
+            Plan::Split { .. } | Plan::Held { .. } => return None,
             Plan::Wide { tokens, .. } => tokens,
         };
         Some(Image { at: scratch.at(), padded: (tokens as u32).next_multiple_of(width) })
@@ -474,7 +529,7 @@ impl Linear {
             call.tokens
         );
         assert!(
-            !matches!((call.right, plan), (Right::Image(_), Plan::Split { .. })),
+            !matches!((call.right, plan), (Right::Image(_), Plan::Split { .. } | Plan::Held { .. })),
             "tokens laid out for {plan:?}"
         );
         let variant = Variant::of(plan, &call.matrix, problem.normed);
@@ -496,6 +551,12 @@ impl Linear {
                     overlaps: true,
                 }
             }
+            Plan::Held { eights, cluster, clusters } => Shape {
+                grid: [clusters * cluster, arguments.tokens.div_ceil(8 * eights), 1],
+                block: HELD_COLUMNS / 128 * 32,
+                shared: held_bytes(&problem, plan),
+                overlaps: true,
+            },
             // SAFETY: the caller's promise.
             Plan::Wide { .. } => {
                 return unsafe { self.run_wide(stream, kernel, call, &arguments, plan) };
@@ -632,7 +693,7 @@ mod tests {
 
     #[test]
     fn what_every_card_runs_fits_into_the_smallest_one() {
-        let split = Variant::all().into_iter().filter(|v| matches!(v, Variant::Split { .. }));
+        let split = Variant::all(80).into_iter().filter(|v| matches!(v, Variant::Split { .. }));
         for variant in split {
             assert!(variant.most_shared() <= 99 << 10, "{}", variant.name());
         }
@@ -640,7 +701,7 @@ mod tests {
 
     #[test]
     fn every_plan_has_a_kernel_and_fits_into_a_block() {
-        let all = Variant::all();
+        let all = [80, 90].map(Variant::all);
         let formats = [
             TileFormat::Bf16,
             TileFormat::Int4 { group: 64 },
@@ -660,12 +721,19 @@ mod tests {
                         let scratch = tokens % 2 == 0;
                         let problem = Problem { matrix, tokens, normed, gated, scratch };
                         let plan = plan(&problem, Card { processors: 132, arch });
+                        let all = &all[usize::from(arch == 90)];
                         assert!(all.contains(&Variant::of(plan, &matrix, normed)), "{plan:?}");
                         match plan {
                             Plan::Split { strips, eights, warps } => {
                                 assert!(!gated || strips % 2 == 0, "pairs stay together");
                                 assert!((1..=16).contains(&warps));
                                 assert!(split_bytes(strips, eights, warps, 0) <= 96 << 10);
+                            }
+                            Plan::Held { eights, cluster, clusters } => {
+                                assert!(arch == 90 && eights * 8 >= tokens as u32);
+                                assert!(cluster * HELD_COLUMNS >= columns as u32);
+                                assert!(clusters * cluster <= 132);
+                                assert!(held_bytes(&problem, plan) <= HELD_BYTES);
                             }
                             Plan::Wide { tokens: width, warps, .. } => {
                                 assert!(arch == 90 && scratch && tokens > NARROW);

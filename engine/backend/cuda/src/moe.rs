@@ -1,4 +1,4 @@
-//! Mixtures of experts: `kernels/moe.cu`, and which of its kernels a step takes.
+//! Mixtures of experts: `kernels/moe_*.cu`, and which of their kernels a step takes.
 
 use polder_model::Activation;
 
@@ -45,12 +45,14 @@ pub struct Moe {
     formats: [Format; 4],
     /// Blocks that go through a list of work.
     blocks: u32,
-    /// What such a block has on its way: `STAGES` of `moe.cu`.
+    /// What such a block has on its way: `STAGES` of `moe_many.cu`.
     stages: usize,
+    /// Bytes of shared memory that a block may ask for.
+    most: usize,
     /// Bytes of shared memory up to which a block's strips are put there: two such blocks fit.
     most_staged: usize,
-    /// Kernels are good as long as this is there.
-    _module: Loaded,
+    /// Kernels are good as long as these are there.
+    _modules: [Loaded; 3],
 }
 
 /// The kernels of one format.
@@ -159,13 +161,15 @@ pub enum Part {
     Route,
     /// Gate, up, and what is made of both.
     GateUp,
-    /// Down, and the weighted sum.
+    /// Down; of one token, or few, the weighted sum too.
     Down,
+    /// The weighted sum, where `Down` leaves it. The lists of experts are then empty again.
+    Sum,
 }
 
 impl Part {
     /// All of them.
-    pub const ALL: [Part; 3] = [Part::Route, Part::GateUp, Part::Down];
+    pub const ALL: [Part; 4] = [Part::Route, Part::GateUp, Part::Down, Part::Sum];
 }
 
 /// One step of one layer.
@@ -188,8 +192,6 @@ pub struct Call {
     pub space: Ptr,
     /// Every launch overlaps the one before it.
     pub overlaps: bool,
-    /// Experts keep their lists: for who measures a part again and again. The next call that routes needs them empty.
-    pub keeps_lists: bool,
 }
 
 /// How the memory between the kernels is laid out: the same for every step of up to so many tokens.
@@ -281,7 +283,7 @@ impl Mixture {
     }
 }
 
-/// `RouteArgs` of `moe.cu`.
+/// `RouteArgs` of `moe_route.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct RouteArgs {
@@ -301,7 +303,7 @@ struct RouteArgs {
     renormalized: u32,
 }
 
-/// `GateUpArgs` of `moe.cu`.
+/// `GateUpArgs` of `moe_few.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct GateUpArgs {
@@ -319,7 +321,7 @@ struct GateUpArgs {
     per_token: u32,
 }
 
-/// `DownArgs` of `moe.cu`.
+/// `DownArgs` of `moe_few.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct DownArgs {
@@ -337,7 +339,7 @@ struct DownArgs {
     count: u32,
 }
 
-/// `ManyArgs` of `moe.cu`.
+/// `ManyArgs` of `moe_many.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct ManyArgs {
@@ -352,7 +354,7 @@ struct ManyArgs {
     activation: u32,
 }
 
-/// `TurnArgs` of `moe.cu`.
+/// `TurnArgs` of `moe_many.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct TurnArgs {
@@ -373,10 +375,11 @@ struct Go<'a> {
 impl Moe {
     /// Compiles, or takes what is kept.
     pub fn load(pack: &Pack, device: &Device) -> Result<Self, KernelError> {
-        let loaded = pack.load(module("moe"), device)?;
-        let kernel = |name: &str| {
+        let load = |name| pack.load(module(name), device);
+        let [route, few, many] = [load("moe_route")?, load("moe_few")?, load("moe_many")?];
+        let kernel = |from: &Loaded, name: &str| {
             let name = std::ffi::CString::new(name).expect("a name without a zero byte");
-            let kernel = loaded.kernel(&name)?;
+            let kernel = from.kernel(&name)?;
             kernel.prefer_shared()?;
             Ok::<_, Failure>(kernel)
         };
@@ -384,19 +387,19 @@ impl Moe {
         let most = device.most_shared()? - (2 << 10);
         let route_cluster = match device.arch().number >= 90 {
             true => {
-                let kernel = kernel("route_cluster")?;
+                let kernel = kernel(&route, "route_cluster")?;
                 kernel.allow_shared(most - (4 << 10))?;
                 Some(kernel)
             }
             false => None,
         };
-        let large = |name: String| {
-            let kernel = kernel(&name)?;
+        let large = |from, name: String| {
+            let kernel = kernel(from, &name)?;
             kernel.allow_shared(most)?;
             Ok::<_, Failure>(kernel)
         };
         let plain = |name: String| {
-            let kernel = kernel(&name)?;
+            let kernel = kernel(&few, &name)?;
             kernel.allow_shared(MOST_SHARED)?;
             Ok::<_, Failure>(kernel)
         };
@@ -404,16 +407,16 @@ impl Moe {
         let format = |name: &str, staged: bool| {
             let staged = match staged {
                 true => Some(Staged {
-                    gate_up: large(format!("gate_up_staged_{name}"))?,
-                    down_few: large(format!("down_few_staged_{name}"))?,
-                    down_each: large(format!("down_each_staged_{name}"))?,
+                    gate_up: large(&few, format!("gate_up_staged_{name}"))?,
+                    down_few: large(&few, format!("down_few_staged_{name}"))?,
+                    down_each: large(&few, format!("down_each_staged_{name}"))?,
                 }),
                 false => None,
             };
             let wide = match wide {
                 true => Some(Wide {
-                    gate_up: large(format!("gate_up_wide_{name}"))?,
-                    down: large(format!("down_wide_{name}"))?,
+                    gate_up: large(&many, format!("gate_up_wide_{name}"))?,
+                    down: large(&many, format!("down_wide_{name}"))?,
                 }),
                 false => None,
             };
@@ -422,18 +425,18 @@ impl Moe {
                 down_few: plain(format!("down_few_{name}"))?,
                 down_each: plain(format!("down_each_{name}"))?,
                 staged,
-                gate_up_many: large(format!("gate_up_many_{name}"))?,
-                down_many: large(format!("down_many_{name}"))?,
+                gate_up_many: large(&many, format!("gate_up_many_{name}"))?,
+                down_many: large(&many, format!("down_many_{name}"))?,
                 wide,
             })
         };
         Ok(Self {
             route_cluster,
-            route_few: kernel("route_few")?,
-            norm_many: kernel("norm_many")?,
-            route_many: kernel("route_many")?,
-            turn: if wide { Some(kernel("turn")?) } else { None },
-            combine: kernel("combine")?,
+            route_few: kernel(&route, "route_few")?,
+            norm_many: kernel(&route, "norm_many")?,
+            route_many: kernel(&route, "route_many")?,
+            turn: if wide { Some(kernel(&many, "turn")?) } else { None },
+            combine: kernel(&few, "combine")?,
             formats: [
                 format("bf16", false)?,
                 format("int4_64", true)?,
@@ -442,14 +445,20 @@ impl Moe {
             ],
             blocks: device.processors(),
             stages: stages(device.arch().number),
+            most: most as usize,
             most_staged: most as usize / 2,
-            _module: loaded,
+            _modules: [route, few, many],
         })
     }
 
     /// The same without what only newer or larger cards can do.
     pub fn plain(self) -> Self {
         Self { route_cluster: None, turn: None, most_staged: 0, ..self }
+    }
+
+    /// Whether the router norms each of so many tokens once: then a kernel for the norm would be one too many.
+    pub fn norms_alone(&self, tokens: usize) -> bool {
+        self.route_cluster.is_some() && tokens <= FEW_TO_ROUTE
     }
 
     /// Routes, and computes the experts.
@@ -489,6 +498,7 @@ impl Moe {
                         Part::Route => self.route(stream, &go)?,
                         Part::GateUp => self.gate_up(stream, &go)?,
                         Part::Down => self.down(stream, &go)?,
+                        Part::Sum => self.sum(stream, &go)?,
                     }
                 }
             }
@@ -550,7 +560,7 @@ impl Moe {
     /// # Safety
     /// As for [`Self::run`].
     unsafe fn gate_up(&self, stream: &Stream, go: &Go<'_>) -> Result<(), Failure> {
-        if go.tokens > SEVERAL {
+        if self.goes_in_tiles(go) {
             // SAFETY: the caller's promise.
             return unsafe { self.many(stream, go, true) };
         }
@@ -604,24 +614,7 @@ impl Moe {
     /// As for [`Self::run`].
     unsafe fn down(&self, stream: &Stream, go: &Go<'_>) -> Result<(), Failure> {
         let call = go.call;
-        let (x, out) = match call.output {
-            Output::Add(x) => (go.row(x, 4), Ptr(0)),
-            Output::Write(out) => (Ptr(0), go.row(out, 2)),
-        };
-        let arguments = DownArgs {
-            input: go.at(go.space.inner),
-            experts: call.down,
-            chosen: go.at(go.space.chosen),
-            weights: go.at(go.space.weights),
-            counts: go.counts(),
-            lists: go.at(go.space.lists),
-            each: go.at(go.space.each),
-            x,
-            out,
-            tokens: number(go.tokens),
-            chosen_per_token: number(go.mixture.chosen),
-            count: if call.keeps_lists { 0 } else { number(go.mixture.experts) },
-        };
+        let arguments = go.down_arguments();
         let Mixture { hidden, inner, chosen, experts, .. } = *go.mixture;
         let format = self.format(&call.down);
         if go.few() {
@@ -635,14 +628,9 @@ impl Moe {
             // SAFETY: the caller's promise.
             return unsafe { stream.launch(kernel, &shape, &arguments) };
         }
-        let threads = (hidden / 8).next_multiple_of(32).min(THREADS as usize);
-        let sum = go.shape([(hidden / 8).div_ceil(threads), go.tokens, 1], number(threads), 0);
-        if go.tokens > SEVERAL {
+        if self.goes_in_tiles(go) {
             // SAFETY: the caller's promise.
-            return unsafe {
-                self.many(stream, go, false)?;
-                stream.launch(&self.combine, &sum, &arguments)
-            };
+            return unsafe { self.many(stream, go, false) };
         }
         let rows = COLUMNS * (inner + 8) * 2;
         let staged = |warps: usize| {
@@ -657,12 +645,31 @@ impl Moe {
             _ => (&format.down_each, 8, rows),
         };
         let grid = [(hidden / STRIP).div_ceil(warps), experts, 1];
-        let each = go.shape(grid, number(warps) * 32, shared);
+        let shape = go.shape(grid, number(warps) * 32, shared);
         // SAFETY: the caller's promise.
-        unsafe {
-            stream.launch(kernel, &each, &arguments)?;
-            stream.launch(&self.combine, &sum, &arguments)
+        unsafe { stream.launch(kernel, &shape, &arguments) }
+    }
+
+    /// # Safety
+    /// As for [`Self::run`].
+    unsafe fn sum(&self, stream: &Stream, go: &Go<'_>) -> Result<(), Failure> {
+        if go.few() {
+            return Ok(());
         }
+        let eights = go.mixture.hidden / 8;
+        let threads = eights.next_multiple_of(32).min(THREADS as usize);
+        let shape = go.shape([eights.div_ceil(threads), go.tokens, 1], number(threads), 0);
+        // SAFETY: the caller's promise.
+        unsafe { stream.launch(&self.combine, &shape, &go.down_arguments()) }
+    }
+
+    /// Whether tokens are many, and a block of those for many finds room. Some cards have too little for hundreds of experts in bf16:
+    /// these then take the way of fewer tokens, which is slow and right.
+    fn goes_in_tiles(&self, go: &Go<'_>) -> bool {
+        let stages = self.turn.is_none().then_some(self.stages);
+        go.tokens > SEVERAL
+            && tiles_bytes(&go.call.gate_up, go.mixture.experts, stages, true) <= self.most
+            && tiles_bytes(&go.call.down, go.mixture.experts, stages, false) <= self.most
     }
 
     /// # Safety
@@ -689,7 +696,7 @@ impl Moe {
             // What experts make of tokens is not there yet: its place holds the tokens, turned.
             let turned = go.at(space.each);
             let hidden = mixture.hidden;
-            let shared = wide_shared(&experts) + (mixture.experts + 1) * 4;
+            let shared = tiles_bytes(&experts, mixture.experts, None, gated);
             let shape = go.shape([self.blocks as usize, 1, 1], THREADS, shared);
             if !gated {
                 // SAFETY: the caller's promise.
@@ -705,7 +712,7 @@ impl Moe {
             };
         }
         let kernel = if gated { &format.gate_up_many } else { &format.down_many };
-        let shared = many_shared(&experts, self.stages, gated) + (mixture.experts + 1) * 4;
+        let shared = tiles_bytes(&experts, mixture.experts, Some(self.stages), gated);
         let shape = go.shape([self.blocks as usize, 1, 1], THREADS, shared);
         // SAFETY: the caller's promise.
         unsafe { stream.launch(kernel, &shape, &arguments) }
@@ -725,6 +732,27 @@ impl Moe {
 impl Go<'_> {
     fn few(&self) -> bool {
         self.tokens <= FEW
+    }
+
+    fn down_arguments(&self) -> DownArgs {
+        let (x, out) = match self.call.output {
+            Output::Add(x) => (self.row(x, 4), Ptr(0)),
+            Output::Write(out) => (Ptr(0), self.row(out, 2)),
+        };
+        DownArgs {
+            input: self.at(self.space.inner),
+            experts: self.call.down,
+            chosen: self.at(self.space.chosen),
+            weights: self.at(self.space.weights),
+            counts: self.counts(),
+            lists: self.at(self.space.lists),
+            each: self.at(self.space.each),
+            x,
+            out,
+            tokens: number(self.tokens),
+            chosen_per_token: number(self.mixture.chosen),
+            count: number(self.mixture.experts),
+        }
     }
 
     fn at(&self, offset: u64) -> Ptr {
@@ -779,22 +807,31 @@ fn unit_bytes(matrix: &MatrixArgs) -> usize {
     }
 }
 
-/// Bytes of shared memory of a block of `wide`, one KiB of them to begin at a multiple of that.
-fn wide_shared(matrix: &MatrixArgs) -> usize {
-    let deep = if matrix.format == TileFormat::Bf16.number() { 4 } else { 8 };
-    deep * (64 * 128 + TILE_STRIPS * unit_bytes(matrix)) + 1024
+/// Bytes of shared memory of a block for many tokens: what is on its way, or else its result, whichever is more. `stages` is none for
+/// `wide`, which begins at a multiple of one KiB.
+fn tiles_bytes(matrix: &MatrixArgs, experts: usize, stages: Option<usize>, gated: bool) -> usize {
+    let strips = TILE_STRIPS * unit_bytes(matrix);
+    let tiles = match stages {
+        Some(stages) => {
+            let width = if gated { 128 } else { 256 };
+            (stages * (TILE_TOKENS * 128 + strips)).max(TILE_TOKENS * (width + 8) * 2)
+        }
+        None => {
+            let deep = if matrix.format == TileFormat::Bf16.number() { 4 } else { 8 };
+            deep * (64 * 128 + strips) + 1024
+        }
+    };
+    tiles + before_bytes(experts)
 }
 
-/// What is on its way at once where there are many tokens: `STAGES` of `moe.cu`. Code for 8.0 runs on 8.6 too, which has less shared memory.
+/// What is on its way at once where there are many tokens: `STAGES` of `moe_many.cu`. Code for 8.0 runs on 8.6 too, which has less shared memory.
 fn stages(arch: u32) -> usize {
     if (90..120).contains(&arch) { 3 } else { 2 }
 }
 
-/// Bytes of shared memory of a block for many tokens: what is on its way, or else its result, whichever is more.
-fn many_shared(matrix: &MatrixArgs, stages: usize, gated: bool) -> usize {
-    let unit = unit_bytes(matrix);
-    let width = if gated { 128 } else { 256 };
-    (stages * (TILE_TOKENS * 128 + TILE_STRIPS * unit)).max(TILE_TOKENS * (width + 8) * 2)
+/// Bytes of what says which tiles are whose.
+fn before_bytes(experts: usize) -> usize {
+    (experts + 1) * 4
 }
 
 fn number(n: usize) -> u32 {
@@ -852,6 +889,21 @@ mod tests {
                 assert!(two[0].0 + two[0].1 <= two[1].0, "{two:?} of {space:?}");
             }
         }
+    }
+
+    #[test]
+    fn many_experts_in_bf16_do_not_go_in_tiles_on_a_card_with_little_shared_memory() {
+        let little = (99 << 10) - (2 << 10);
+        let fits = |format: TileFormat, experts| {
+            let matrix = MatrixArgs { format: format.number(), ..MatrixArgs::default() };
+            [true, false]
+                .iter()
+                .all(|gated| tiles_bytes(&matrix, experts, Some(2), *gated) <= little)
+        };
+        assert!(fits(TileFormat::Bf16, 128));
+        assert!(!fits(TileFormat::Bf16, 256) && !fits(TileFormat::Bf16, 4096));
+        assert!(fits(TileFormat::Int4 { group: 128 }, MOST_EXPERTS));
+        assert!(fits(TileFormat::Fp8, 1024));
     }
 
     #[test]

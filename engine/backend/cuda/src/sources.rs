@@ -24,7 +24,9 @@ pub const MODULES: &[Module] = files!(".cu":
     "carry",
     "heads",
     "linear",
-    "moe",
+    "moe_few",
+    "moe_many",
+    "moe_route",
     "sampling",
     "synthetic",
     "wide",
@@ -34,6 +36,7 @@ pub const HEADERS: &[Module] = files!(".cuh":
     "attention_hopper",
     "common",
     "kv",
+    "moe",
     "products",
     "tiles",
 );

@@ -283,6 +283,37 @@ fn gpu_a_product_is_the_same_however_it_is_shared_out() {
 
 #[test]
 #[ignore = "needs a GPU"]
+fn gpu_a_product_in_four_bits_is_the_same_whoever_holds_the_tokens() {
+    let device = device();
+    if device.arch().number != 90 {
+        return;
+    }
+    let linear = linear(&device);
+    for group in [64, 128] {
+        let format = TileFormat::Int4 { group };
+        for (tokens, (rows, columns), cluster, clusters) in [
+            (1, (200, 576), 1, 3),
+            (9, (200, 2048), 1, 13),
+            (21, (1000, 1920), 1, 5),
+            (32, (40, 2432), 2, 1),
+            (33, (328, 4096), 2, 7),
+            (64, (200, 2048), 2, 2),
+        ] {
+            let case = Case::new(tokens as u64, (rows, columns), format, tokens, true);
+            for eights in [2, 4] {
+                let plan = Plan::Held { eights, cluster, clusters };
+                let error = case.f32_error(|call| {
+                    // SAFETY: the buffers are as long as the call says.
+                    unsafe { linear.run_as(&case.stream, call, plan) }.unwrap();
+                });
+                assert!(error < 1e-5, "{format:?} {tokens} x {rows} x {columns} {plan:?}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
 fn gpu_a_product_is_rounded_or_added_or_gated_as_asked() {
     let device = device();
     let linear = linear(&device);
@@ -548,7 +579,12 @@ fn gpu_speed_of_products() {
         ("down 8B", (4096, 12_288), TileFormat::Bf16, false),
         ("fp8", (9216, 4096), TileFormat::Fp8, false),
     ];
+    // `SPEED_OF=30B`: only matrices with that in their names.
+    let only = std::env::var("SPEED_OF").unwrap_or_default();
     for (name, (rows, columns), format, gate) in shapes {
+        if !name.contains(&only) {
+            continue;
+        }
         let copies = Copies::new(&device, (rows, columns), format);
         let right = device.buffer_of(&vec![0x3f80_u16; 64 * columns]).unwrap();
         let x = device.buffer_of(&vec![1.0_f32; 64 * columns]).unwrap();

@@ -246,7 +246,6 @@ impl Layer {
             output,
             space,
             overlaps: true,
-            keeps_lists: false,
         }
     }
 
@@ -538,7 +537,7 @@ fn gpu_speed_of_mixtures() {
     let ceiling = if device.name().contains("H200") { 4660.0 } else { 3350.0 * 0.92 };
     println!("{device:?}; of {ceiling} GB/s and 789 TFLOP/s; us for each call");
     println!(
-        "{:<16}{:>6}{:>9}  route   gate_up GB/s  %     down GB/s  %     all GB/s  %  TFLOP/s",
+        "{:<16}{:>6}{:>9}  route, sum  gate_up GB/s  %     down GB/s  %     all GB/s  %  TFLOP/s",
         "", "tokens", "distinct"
     );
     let base = Mixture {
@@ -594,38 +593,38 @@ fn gpu_speed_of_mixtures() {
                 })
                 .collect();
             let call =
-                |(x, normed, memory, out): &(Buffer<f32>, Buffer<u16>, Buffer<u8>, Buffer<u16>),
-                 keep| Call {
-                    tokens,
-                    input: if tokens > 8 && keep {
-                        Input::Normed(normed.at())
-                    } else {
-                        Input::Stream { x: x.at(), norm: norm.at(), eps: EPS, normed: normed.at() }
-                    },
-                    router: router.args(),
-                    gate_up: gate_up.args(),
-                    down: down.args(),
-                    output: Output::Write(out.at()),
-                    space: memory.at(),
-                    overlaps: true,
-                    keeps_lists: keep,
+                |(x, normed, memory, out): &(Buffer<f32>, Buffer<u16>, Buffer<u8>, Buffer<u16>)| {
+                    Call {
+                        tokens,
+                        input: Input::Stream {
+                            x: x.at(),
+                            norm: norm.at(),
+                            eps: EPS,
+                            normed: normed.at(),
+                        },
+                        router: router.args(),
+                        gate_up: gate_up.args(),
+                        down: down.args(),
+                        output: Output::Write(out.at()),
+                        space: memory.at(),
+                        overlaps: true,
+                    }
                 };
-            let run = |keep: bool, parts: &[Part]| {
+            let run = |parts: &[Part]| {
                 for round in &rounds {
                     // SAFETY: everything is as long as the layer says.
-                    unsafe { moe.run_parts(&stream, &mixture, &space, &call(round, keep), parts) }
+                    unsafe { moe.run_parts(&stream, &mixture, &space, &call(round), parts) }
                         .unwrap();
                 }
             };
             let n = rounds.len() as f32;
             let repeats = if tokens > 64 { 5 } else { 15 };
-            let time = |keep: bool, parts: &[Part]| {
-                median_ms(&device, &stream, repeats, || run(keep, parts)) * 1000.0 / n
-            };
-            let whole = time(false, &Part::ALL);
-            let routed = if tokens <= 8 { time(true, &[Part::Route]) } else { f32::NAN };
-            // Lists, which the sum would have emptied.
-            run(false, &[Part::Route]);
+            let time =
+                |parts: &[Part]| median_ms(&device, &stream, repeats, || run(parts)) * 1000.0 / n;
+            let whole = time(&Part::ALL);
+            // Lists must be empty again before they are filled.
+            let routed = time(&[Part::Route, Part::Sum]);
+            run(&[Part::Route]);
             let distinct = rounds.iter().map(|(_, _, memory, _)| {
                 let mut chosen = words(memory, space.chosen, tokens * k);
                 chosen.sort_unstable();
@@ -633,8 +632,9 @@ fn gpu_speed_of_mixtures() {
                 chosen.len()
             });
             let distinct = distinct.sum::<usize>() as f64 / f64::from(n);
-            let first = time(true, &[Part::GateUp]);
-            let second = time(true, &[Part::Down]);
+            let first = time(&[Part::GateUp]);
+            let second = time(&[Part::Down]);
+            run(&[Part::Sum]);
             let bytes = |m: &Matrix| m.bytes() as f64 / experts as f64 * distinct;
             let (b1, b2) = (bytes(&gate_up), bytes(&down));
             let rate = |bytes: f64, us: f32| bytes / f64::from(us) / 1000.0;
