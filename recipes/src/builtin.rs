@@ -93,7 +93,7 @@ impl BoxSpec {
     }
 }
 
-fn unknown<'a>(
+pub(crate) fn unknown<'a>(
     what: &'static str,
     given: &str,
     known: impl Iterator<Item = &'a str> + Clone,

@@ -11,6 +11,7 @@ mod error;
 mod machine;
 mod names;
 mod recipe;
+mod shapes;
 
 pub use architecture::{Architecture, Attention, FeedForward, Indexer, LayerGroup, Quantization};
 pub use builtin::DEFAULT_RECIPE;
@@ -18,3 +19,4 @@ pub use digest::{Digest, DigestError};
 pub use error::RecipeError;
 pub use machine::{BoxSpec, Figure, Label, Range, Tier};
 pub use recipe::{ChatTemplate, Facts, FileSpec, Parameters, PublishedSize, Recipe, Role, Source};
+pub use shapes::Shape;

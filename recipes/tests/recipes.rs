@@ -5,7 +5,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use polder_recipes::{BoxSpec, DEFAULT_RECIPE, Facts, Recipe, RecipeError, Source};
+use polder_recipes::{
+    Attention, BoxSpec, DEFAULT_RECIPE, Facts, FeedForward, Recipe, RecipeError, Shape, Source,
+};
 use proptest::prelude::*;
 
 fn default_text() -> String {
@@ -266,4 +268,39 @@ proptest! {
         }).collect();
         let _ = Recipe::from_toml(&changed.concat());
     }
+}
+
+#[test]
+fn a_shape_is_the_one_that_the_recipe_of_its_name_describes() {
+    let names: BTreeSet<String> = Shape::builtin().iter().map(|s| s.name.to_owned()).collect();
+    assert_eq!(names, names_in("shapes"));
+    let mut compared = 0;
+    for shape in Shape::builtin() {
+        let config: serde_json::Value = serde_json::from_str(shape.config).unwrap();
+        let number = |key: &str| config[key].as_u64().and_then(|n| u32::try_from(n).ok());
+        assert!(config["polder"].as_str().unwrap().starts_with("From config.json of "));
+        let Ok(recipe) = Recipe::find(shape.name) else { continue };
+        compared += 1;
+        assert_eq!(recipe.context, number("max_position_embeddings"), "{}", shape.name);
+        let architecture = recipe.architecture.as_ref().unwrap();
+        assert_eq!(Some(architecture.hidden), number("hidden_size"));
+        assert_eq!(Some(architecture.vocab), number("vocab_size"));
+        assert_eq!(Some(architecture.tied_head), config["tie_word_embeddings"].as_bool());
+        let [layers] = architecture.layers.as_slice() else { panic!("layers all alike") };
+        assert_eq!(Some(layers.count), number("num_hidden_layers"));
+        let Attention::Gqa { heads, kv_heads, head_dim, .. } = layers.attention else { panic!() };
+        let own = number("head_dim").unwrap_or(architecture.hidden / heads);
+        assert_eq!((Some(heads), head_dim), (number("num_attention_heads"), own));
+        assert_eq!(Some(kv_heads), number("num_key_value_heads"));
+        match layers.feed_forward {
+            FeedForward::Dense { inter } => assert_eq!(Some(inter), number("intermediate_size")),
+            FeedForward::Moe { experts, top_k, inter, .. } => {
+                assert_eq!(Some(experts), number("num_experts"));
+                assert_eq!(Some(top_k), number("num_experts_per_tok"));
+                assert_eq!(Some(inter), number("moe_intermediate_size"));
+            }
+        }
+    }
+    assert!(compared >= 4);
+    assert!(Shape::find("qwen3-30b-a3").unwrap_err().to_string().contains("qwen3-30b-a3b"));
 }

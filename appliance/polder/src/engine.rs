@@ -6,7 +6,7 @@ use anyhow::Context;
 use polder_backend_cuda::device::Device;
 use polder_backend_cuda::pack::Pack;
 use polder_control::Sockets;
-use polder_engine_server::{EngineOptions, Keeping, PackedWeights};
+use polder_engine_server::{Conversations, EngineOptions, Keeping, PackedWeights};
 use polder_planner::Room;
 use polder_recipes::Recipe;
 use polder_site::{EngineName, Site};
@@ -16,22 +16,25 @@ use polder_weights::Store;
 use crate::kernels::Kernels;
 use crate::part;
 use crate::state::State;
+use crate::synthetic::Synthetic;
 
 /// Run one engine of a box (its supervisor starts this).
 #[derive(Debug, clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    after_help = "Examples:\n  polder engine fast --state /var/lib/polder\n  polder engine kernels build --out kernels"
+    after_help = "Examples:\n  polder engine fast --state /var/lib/polder\n  polder engine kernels build --out kernels\n  polder engine --synthetic qwen3-30b-a3b --socket /tmp/engine.sock"
 )]
 pub(crate) struct Engine {
     #[command(subcommand)]
     command: Option<Command>,
     /// The slot, as site.toml names it.
-    #[arg(required = true)]
+    #[arg(required_unless_present = "synthetic")]
     name: Option<EngineName>,
     #[command(flatten)]
     state: State,
+    #[command(flatten)]
+    synthetic: Synthetic,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -46,7 +49,10 @@ enum Command {
 
 impl Engine {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let Self { command, name, state } = self;
+        let Self { command, name, state, synthetic } = self;
+        if command.is_none() && name.is_none() {
+            return synthetic.run();
+        }
         match (command, name) {
             (Some(Command::Kernels { command }), _) => command.run(),
             (None, Some(name)) => serve(name, state),
@@ -75,6 +81,10 @@ fn serve(name: EngineName, state: State) -> anyhow::Result<()> {
     }
     let mut options = EngineOptions::new(name.as_str(), socket, &model, recipe.name.as_str());
     options.kernels = kernels(&state, &name);
+    options.conversations = match slot.conversations {
+        polder_site::Conversations::Full => Conversations::Full,
+        polder_site::Conversations::Compact => Conversations::Compact,
+    };
     options.memory = memory(&site, &name)?;
     match weights(&model) {
         Ok(weights) => {

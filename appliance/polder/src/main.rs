@@ -26,6 +26,7 @@ mod slots;
 mod state;
 mod status;
 mod supervise;
+mod synthetic;
 mod up;
 mod update;
 mod weights;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use polder_control::{DoorReply, DoorRequest, Sockets};
 use polder_recipes::{DEFAULT_RECIPE, Recipe};
-use polder_site::{EngineName, EngineSlot, Site, SiteChange, Store};
+use polder_site::{EngineName, Site, SiteChange, Store};
 use polder_supervisor::{Children, Ending, Options, Patience, Weights};
 
 use crate::console::heard;
@@ -142,8 +142,7 @@ impl Up {
     async fn serve(&self, follower: &Follower, site: &Site) -> anyhow::Result<String> {
         follower.let_finish().await?;
         let (name, recipe) = first_engine(site, self.model.as_deref())?;
-        let memory = site.engines.get(&name).and_then(|slot| slot.memory);
-        let slot = EngineSlot { memory, ..EngineSlot::serving(recipe.name.parse()?) };
+        let slot = site.slot_with(&name, recipe.name.parse()?);
         follower.apply(SiteChange::Engine { name: name.clone(), slot }).await?;
         Ok(follower.engine(&name).await?.recipe.to_string())
     }
@@ -218,7 +217,7 @@ mod tests {
             (name.to_string(), recipe.name.clone())
         };
         assert_eq!(pick(&site, None), ("fast".into(), DEFAULT_RECIPE.into()));
-        let slot = EngineSlot::serving("gemma-3-270m".parse().unwrap());
+        let slot = polder_site::EngineSlot::serving("gemma-3-270m".parse().unwrap());
         site.engines.insert("slow".parse().unwrap(), slot);
         assert_eq!(pick(&site, None), ("slow".into(), "gemma-3-270m".into()));
         assert_eq!(pick(&site, Some(DEFAULT_RECIPE)), ("fast".into(), DEFAULT_RECIPE.into()));

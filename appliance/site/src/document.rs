@@ -134,15 +134,37 @@ pub struct EngineSlot {
     /// What serves it.
     #[serde(default)]
     pub kind: EngineKind,
+    /// How it holds conversations in a graphics card's memory.
+    #[serde(default, skip_serializing_if = "Conversations::is_usual")]
+    pub conversations: Conversations,
     /// Most memory that it takes. Without one, an only engine takes what is free, and several share: see the planner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Budget>,
 }
 
+/// How an engine holds what was said in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Conversations {
+    /// Every number as it was computed, in 16 bits.
+    #[default]
+    Full,
+    /// Every number rounded to 8 bits: twice as many or twice as long conversations fit, and answers may come out a little otherwise. Only on
+    /// a graphics card; a processor holds them in full and says so.
+    Compact,
+}
+
+impl Conversations {
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl EngineSlot {
     /// That serves a model, with the usual values for everything else.
     pub fn serving(recipe: RecipeName) -> Self {
-        Self { recipe, kind: EngineKind::default(), memory: None }
+        let (kind, conversations) = (EngineKind::default(), Conversations::default());
+        Self { recipe, kind, conversations, memory: None }
     }
 }
 
@@ -255,6 +277,14 @@ impl Site {
             apps: BTreeMap::new(),
             verifier: None,
             updates: None,
+        }
+    }
+
+    /// A slot with this model in it. What else it says stays as it is.
+    pub fn slot_with(&self, name: &EngineName, recipe: RecipeName) -> EngineSlot {
+        match self.engines.get(name) {
+            Some(slot) => EngineSlot { recipe, ..slot.clone() },
+            None => EngineSlot::serving(recipe),
         }
     }
 
@@ -444,10 +474,28 @@ mod tests {
         let mut site = Site::unclaimed(8443);
         site.engines.insert(
             "fast".parse().unwrap(),
-            EngineSlot::serving("smollm2-135m-instruct".parse().unwrap()),
+            EngineSlot {
+                conversations: Conversations::Compact,
+                ..EngineSlot::serving("smollm2-135m-instruct".parse().unwrap())
+            },
         );
+        assert!(site.to_toml().contains("conversations = \"compact\""));
         site.door.names.push("ai.example.org".into());
         assert_eq!(Site::from_toml(&site.to_toml()).unwrap(), site);
+    }
+
+    #[test]
+    fn another_model_in_a_slot_leaves_the_rest_of_it_as_it_was() {
+        let (name, recipe): (EngineName, RecipeName) =
+            ("fast".parse().unwrap(), "tiny".parse().unwrap());
+        let mut site = Site::unclaimed(8443);
+        let mut slot = site.slot_with(&name, recipe.clone());
+        assert_eq!(slot.conversations, Conversations::Full);
+        assert!(!site.to_toml().contains("conversations"));
+        slot.conversations = Conversations::Compact;
+        site.engines.insert(name.clone(), slot.clone());
+        let other: RecipeName = "other".parse().unwrap();
+        assert_eq!(site.slot_with(&name, other.clone()), EngineSlot { recipe: other, ..slot });
     }
 
     #[test]

@@ -18,7 +18,8 @@ pub use apps::{App, Audience, Upstream, UpstreamError};
 pub use budget::{Budget, BudgetError};
 pub use change::{Difference, SiteChange};
 pub use document::{
-    Door, EngineKind, EngineSlot, Keeping, Metering, Sharing, Site, SiteError, UsageVisibility,
+    Conversations, Door, EngineKind, EngineSlot, Keeping, Metering, Sharing, Site, SiteError,
+    UsageVisibility,
 };
 pub use names::{AppName, BoxName, EngineName, NameError, RecipeName};
 pub use store::{Store, StoreError, Version, write_durably};

@@ -210,7 +210,8 @@ mod tests {
         let upstream = "unix:/run/wiki.sock".parse().unwrap();
         site.apps.insert("wiki".parse().unwrap(), App { upstream, open_to: Default::default() });
         let recipe = "smollm2-135m-instruct".parse().unwrap();
-        let slot = EngineSlot::serving(recipe);
+        let conversations = crate::document::Conversations::Compact;
+        let slot = EngineSlot { conversations, ..EngineSlot::serving(recipe) };
         site.engines.insert("fast".parse().unwrap(), slot);
         let url = "unix:/run/auth.sock:/auth".parse().unwrap();
         site.verifier = Some(Verifier { url, mode: Default::default() });
@@ -260,7 +261,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 26);
+        assert_eq!(tried, 27);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }

@@ -19,6 +19,7 @@ mod keeper;
 mod kept;
 pub mod lifeline;
 mod machine;
+mod pace;
 mod parts;
 mod plan;
 mod probe;

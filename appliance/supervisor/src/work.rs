@@ -23,6 +23,7 @@ use crate::image::{Chore, Image};
 use crate::keeper::{Keeper, Order};
 use crate::kept;
 use crate::machine;
+use crate::pace::Pace;
 use crate::parts::{Part, Parts};
 use crate::plan::{Action, Observed, Wanted, plan};
 use crate::runs::{Intent, Ledger, Open};
@@ -574,8 +575,11 @@ impl<P: Parts> Work<P> {
         let order = keeper.ensure();
         let mut loading = keeper.shown.clone();
         let figures = async {
+            let mut pace = Pace::default();
             while loading.changed().await.is_ok() {
                 let progress = loading.borrow_and_update().loading.clone();
+                let progress =
+                    progress.map(|progress| pace.of(progress, std::time::Instant::now()));
                 self.board.step(id, step, StepState::Running(progress));
             }
         };

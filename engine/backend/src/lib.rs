@@ -20,8 +20,12 @@
 //! for. KV of guesses that were wrong lies behind the slot's last token, where the next step writes.
 
 pub mod check;
+mod host;
 
 use std::ops::Range;
+use std::sync::Arc;
+
+pub use host::{HostBlock, HostMemory, Lent};
 
 /// An index into the model's vocabulary.
 #[derive(
@@ -303,6 +307,28 @@ pub enum BackendError {
     Device(String),
 }
 
+/// Copies of blocks that were begun and are not known to be done. Each number is given once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Carry(pub u64);
+
+/// What a call that begins copies says.
+#[derive(Debug)]
+pub enum Begun {
+    /// They are done. Of blocks that go out: their bytes, in order.
+    Done(Vec<HostBlock>),
+    /// They go on beside steps; [`Backend::carried`] will say when they are done.
+    Later(Carry),
+}
+
+/// Copies that are done.
+#[derive(Debug)]
+pub struct Carried {
+    /// Which.
+    pub carry: Carry,
+    /// Of blocks that went out: their bytes, in order.
+    pub blocks: Vec<HostBlock>,
+}
+
 /// Something that can run a model.
 pub trait Backend: Send {
     /// What it can hold. Constant after load.
@@ -325,5 +351,45 @@ pub trait Backend: Send {
     fn import_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), BackendError> {
         let _ = (block, bytes);
         Err(BackendError::Unsupported("write KV blocks"))
+    }
+    /// Begins to copy blocks of the KV pool out. As [`Self::export_block`] it sees what all steps submitted before it write and nothing of later
+    /// ones, which may overwrite the blocks at once; it does not wait. No more blocks than [`Self::export_room`] says.
+    fn begin_export(&mut self, blocks: &[BlockId]) -> Result<Begun, BackendError> {
+        let export = |block: &BlockId| {
+            let mut bytes = Vec::new();
+            self.export_block(*block, &mut bytes).map(|()| bytes.into())
+        };
+        blocks.iter().map(export).collect::<Result<_, _>>().map(Begun::Done)
+    }
+
+    /// How many blocks can begin to go out now. More, once [`Self::carried`] has said that others have left.
+    fn export_room(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Begins to write blocks of the KV pool. As [`Self::import_block`] it is in order with steps; it does not wait, but a step that is
+    /// submitted before [`Self::carried`] has said that it is done and has one of the blocks in its table does.
+    fn begin_import(
+        &mut self,
+        blocks: Vec<(BlockId, Arc<HostBlock>)>,
+    ) -> Result<Begun, BackendError> {
+        for (block, bytes) in &blocks {
+            self.import_block(*block, bytes)?;
+        }
+        Ok(Begun::Done(Vec::new()))
+    }
+
+    /// Takes the next copies that are done, if any are. Those that go out are done in the order in which they were begun, and so are those
+    /// that come in. With `wait` it waits until some are done, where some go on.
+    fn carried(&mut self, wait: bool) -> Result<Option<Carried>, BackendError> {
+        let _ = wait;
+        Ok(None)
+    }
+
+    /// Host memory for blocks, up to about so many bytes, to and from which this back end copies fastest; None: any will do. Once, before
+    /// the first copy.
+    fn host_memory(&mut self, bytes: u64) -> Option<Arc<dyn HostMemory>> {
+        let _ = bytes;
+        None
     }
 }

@@ -23,7 +23,7 @@ fn address(member: u32, text: &[u32]) -> (Address, ChainDigest) {
 
 fn put(index: &mut Index, member: u32, text: &[u32], now: u64) -> Kept {
     let (at, parent) = address(member, text);
-    index.put(at, &parent, Arc::new(vec![0]), now)
+    index.put(at, &parent, Arc::new(vec![0].into()), now)
 }
 
 /// Writes what waits, as the spilling thread does, with room to grow.
@@ -279,7 +279,7 @@ proptest! {
                 Step::Restore(member, text) => {
                     let at = address(member, &text).0;
                     if index.on_disk(&at).is_some() {
-                        index.restored(&at, &Arc::new(vec![1]));
+                        index.restored(&at, &Arc::new(vec![1].into()));
                         prop_assert!(index.on_disk(&at).is_some());
                     }
                 }

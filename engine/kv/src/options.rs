@@ -1,7 +1,10 @@
 //! What a store is opened with.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use polder_backend::HostMemory;
 
 use crate::digest::ModelDigest;
 
@@ -27,6 +30,8 @@ pub struct StoreOptions {
     pub block_tokens: usize,
     /// Bytes of one file with blocks, about. A folder kept with another value is emptied.
     pub segment_bytes: u64,
+    /// Where blocks that are read from disk lie in host memory; None: anywhere. Blocks that are put stay where they are.
+    pub memory: Option<Arc<dyn HostMemory>>,
 }
 
 impl StoreOptions {
@@ -43,6 +48,7 @@ impl StoreOptions {
             block_bytes,
             block_tokens,
             segment_bytes: 1 << 30,
+            memory: None,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use polder_backend::TokenId;
+use polder_backend::{HostBlock, HostMemory, TokenId};
 
 use crate::clock::Clock;
 use crate::counters::Counters;
@@ -27,7 +27,7 @@ use crate::system::{Machine, System};
 const READERS: usize = 4;
 
 /// A block's bytes.
-pub type Block = Arc<Vec<u8>>;
+pub type Block = Arc<HostBlock>;
 
 /// Where a block is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -121,6 +121,8 @@ pub(crate) struct Shared {
     pub(crate) system: Arc<dyn System>,
     pub(crate) retention: Duration,
     pub(crate) disk: Option<Disk>,
+    /// Where blocks that are read lie, if somebody says where.
+    memory: Option<Arc<dyn HostMemory>>,
     state: Mutex<State>,
     /// There is something to spill or to clear.
     pub(crate) work: Condvar,
@@ -223,6 +225,7 @@ impl Store {
             system,
             retention: options.retention,
             disk,
+            memory: options.memory,
             state: Mutex::new(state),
             work: Condvar::new(),
             round_over: Condvar::new(),
@@ -271,8 +274,9 @@ impl Store {
         member: &str,
         parent: &ChainDigest,
         tokens: &[TokenId],
-        bytes: Vec<u8>,
+        bytes: impl Into<HostBlock>,
     ) -> Put {
+        let bytes = bytes.into();
         let digest = parent.then(tokens);
         let mut state = self.shared.lock();
         if tokens.len() != self.block_tokens || bytes.len() != self.block_bytes {
@@ -445,6 +449,17 @@ impl Shared {
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
+
+    /// The same bytes where the device reads them best.
+    fn place(&self, bytes: Vec<u8>) -> HostBlock {
+        match self.memory.as_ref().and_then(|memory| memory.lend()) {
+            Some(mut block) if block.len() == bytes.len() => {
+                block.copy_from_slice(&bytes);
+                block
+            }
+            _ => bytes.into(),
+        }
+    }
 }
 
 /// What a thread that panicked left behind is still the best that is known.
@@ -526,7 +541,7 @@ fn read_block(shared: &Shared, disk: &Disk, job: &ReadJob) -> Result<Block, Read
     let ReadJob { written, key, .. } = job;
     let bytes = disk.segments.read_block(written.slot).and_then(|mut bytes| {
         match open_block(&disk.folder.identity, key, written, &mut bytes) {
-            true => Ok(Arc::new(bytes)),
+            true => Ok(Arc::new(shared.place(bytes))),
             false => Err(std::io::Error::other("the block is not what was written")),
         }
     });

@@ -10,6 +10,7 @@
 //! bytes that are there, every tensor's shape against the specification. A file with a tensor
 //! that the family does not know is refused, because leaving it out would give wrong answers.
 
+pub mod drawn;
 mod error;
 mod family;
 pub mod gguf;
@@ -24,7 +25,7 @@ mod tokenizer;
 
 pub use error::ModelError;
 pub use model::Model;
-pub use quantized::Method;
+pub use quantized::{Method, Stored4};
 pub use spec::{
     Activation, Attention, Ffn, Gqa, LayerSpec, ModelSpec, Moe, Rope, RopeLayout, RopeScaling, Yarn,
 };

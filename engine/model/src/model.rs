@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::ModelError;
 use crate::mapped::MappedFile;
-use crate::quantized::Parts;
+use crate::quantized::{Parts, Stored4};
 use crate::spec::ModelSpec;
-use crate::tensor::{Tensor, Weights};
+use crate::tensor::{Format, Tensor, Weights};
 use crate::tokenizer::{GgufTokenizer, TokenizerSource};
 use crate::{gguf, huggingface, quant};
 
@@ -118,6 +118,11 @@ impl Model {
         })
     }
 
+    /// Bytes of the files that hold its tensors.
+    pub fn bytes_of_files(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes().len() as u64).sum()
+    }
+
     /// A tensor's bytes as they stand in the file: `tensor.rows` rows of whole blocks.
     pub fn bytes(&self, tensor: &Tensor) -> &[u8] {
         &self.files[tensor.file].bytes()[tensor.offset..tensor.offset + tensor.len]
@@ -174,6 +179,29 @@ impl Model {
         assert!(row < tensor.rows && q.len() == tensor.cols, "row of the tensor");
         assert!(scales.len() == groups && zeros.len() == groups, "groups of the tensor");
         grouped.row(&|part| self.bytes(part), row, q, scales, zeros);
+    }
+
+    /// Such a tensor as its files store it, for those who put it into an order of their own; none for others.
+    pub fn stored4(&self, tensor: &Tensor) -> Option<Stored4<'_>> {
+        match tensor.parts.as_deref() {
+            Some(Parts::Grouped(grouped)) => {
+                Some(grouped.stored(&|part| self.bytes(part), tensor.cols))
+            }
+            _ => None,
+        }
+    }
+
+    /// Has the system read a tensor's bytes from the disk, and does not wait for them. A hint.
+    pub fn read_ahead(&self, tensor: &Tensor) {
+        let parts = tensor.parts.iter().flat_map(|parts| parts.tensors());
+        for part in parts.chain((tensor.format != Format::Grouped4).then_some(tensor)) {
+            self.files[part.file].read_ahead(part.offset..part.offset + part.len);
+        }
+    }
+
+    /// Gives back what the system keeps for this process of bytes that were read. They can be read again.
+    pub fn let_go(&self) {
+        self.files.iter().for_each(MappedFile::let_go);
     }
 
     /// One row of a tensor of bytes (e4m3), and what each `unit` columns are multiplied with; None for other tensors, and where scales

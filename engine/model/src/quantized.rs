@@ -14,6 +14,7 @@
 
 use std::sync::Arc;
 
+use half::{bf16, f16};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -139,7 +140,103 @@ pub(crate) struct Scaled {
 /// Where in a word AWQ keeps each of eight outputs.
 const AWQ_NIBBLE: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
+/// A matrix of four bits in groups, as its files store it. How it lies there is said at the head of this file.
+#[derive(Debug, Clone, Copy)]
+pub struct Stored4<'a> {
+    /// In whose order.
+    pub method: Method,
+    /// Which of the stored outputs is row 0.
+    pub first: usize,
+    /// All stored outputs.
+    pub outputs: usize,
+    /// Inputs: columns.
+    pub inputs: usize,
+    /// Inputs of a group.
+    pub group: usize,
+    /// Words of eight times four bits.
+    pub words: &'a [u8],
+    scales: &'a [u8],
+    scale_format: Format,
+    zeros: Option<&'a [u8]>,
+}
+
+impl Stored4<'_> {
+    /// The four bits of a stored output and an input.
+    pub fn q(&self, output: usize, input: usize) -> u8 {
+        match self.method {
+            Method::Awq => {
+                let word = word(self.words, input * (self.outputs / 8) + output / 8);
+                nibble(word, AWQ_NIBBLE[output % 8])
+            }
+            Method::Gptq { .. } => {
+                nibble(word(self.words, input / 8 * self.outputs + output), input % 8)
+            }
+            _ => nibble(word(self.words, output * (self.inputs / 8) + input / 8), input % 8),
+        }
+    }
+
+    /// The scale of a stored output's group.
+    pub fn scale(&self, output: usize, group: usize) -> f32 {
+        let at = match self.method {
+            Method::Compressed => output * (self.inputs / self.group) + group,
+            _ => group * self.outputs + output,
+        };
+        match self.scale_format {
+            Format::F32 => f32::from_bits(word(self.scales, at)),
+            format => {
+                let bits = u16::from_le_bytes([self.scales[2 * at], self.scales[2 * at + 1]]);
+                match format {
+                    Format::F16 => f16::from_bits(bits).to_f32(),
+                    _ => bf16::from_bits(bits).to_f32(),
+                }
+            }
+        }
+    }
+
+    /// The zero of a stored output's group: up to 16.
+    pub fn zero(&self, output: usize, group: usize) -> u8 {
+        let Some(zeros) = self.zeros else { return 8 };
+        let row = group * (self.outputs / 8) + output / 8;
+        match self.method {
+            Method::Awq => nibble(word(zeros, row), AWQ_NIBBLE[output % 8]),
+            Method::Gptq { zero } => nibble(word(zeros, row), output % 8) + zero,
+            _ => {
+                let at = output / 8 * (self.inputs / self.group) + group;
+                nibble(word(zeros, at), output % 8)
+            }
+        }
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    let bytes = &bytes[4 * at..4 * at + 4];
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+fn nibble(word: u32, n: usize) -> u8 {
+    (word >> (4 * n)) as u8 & 15
+}
+
 impl Grouped {
+    /// With the bytes of its tensors.
+    pub(crate) fn stored<'a>(
+        &self,
+        bytes: &dyn Fn(&Tensor) -> &'a [u8],
+        cols: usize,
+    ) -> Stored4<'a> {
+        Stored4 {
+            method: self.method,
+            first: self.first,
+            outputs: self.all,
+            inputs: cols,
+            group: self.group,
+            words: bytes(&self.words),
+            scales: bytes(&self.scales),
+            scale_format: self.scales.format,
+            zeros: self.zeros.as_ref().map(bytes),
+        }
+    }
+
     /// One row: `q[cols]`, `scales[cols / group]`, `zeros[cols / group]`; `bytes` gives a tensor's bytes.
     pub(crate) fn row<'a>(
         &self,
@@ -149,45 +246,24 @@ impl Grouped {
         scales: &mut [f32],
         zeros: &mut [u8],
     ) {
+        let stored = self.stored(bytes, q.len());
         let n = self.first + row;
-        let words = bytes(&self.words);
-        let word = |at: usize| {
-            let bytes = &words[4 * at..4 * at + 4];
-            u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
-        };
-        let nibble = |word: u32, n: usize| (word >> (4 * n)) as u8 & 15;
-        let groups = scales.len();
-        for (k, q) in q.iter_mut().enumerate() {
-            *q = match self.method {
-                Method::Awq => nibble(word(k * (self.all / 8) + n / 8), AWQ_NIBBLE[n % 8]),
-                Method::Gptq { .. } => nibble(word(k / 8 * self.all + n), k % 8),
-                _ => nibble(word(n * self.words.cols + k / 8), k % 8),
-            };
-        }
-        let by_output = matches!(self.method, Method::Compressed);
-        let stored = bytes(&self.scales);
-        let size = self.scales.format.block_bytes();
-        for (g, scale) in scales.iter_mut().enumerate() {
-            let at = if by_output { n * groups + g } else { g * self.all + n };
-            let mut one = [0.0];
-            crate::quant::dequantize(self.scales.format, &stored[at * size..][..size], &mut one);
-            *scale = one[0];
-        }
-        let Some(stored) = &self.zeros else {
-            zeros.fill(8);
-            return;
-        };
-        let words = bytes(stored);
-        let word = |at: usize| {
-            let bytes = &words[4 * at..4 * at + 4];
-            u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
-        };
-        for (g, zero) in zeros.iter_mut().enumerate() {
-            *zero = match self.method {
-                Method::Awq => nibble(word(g * (self.all / 8) + n / 8), AWQ_NIBBLE[n % 8]),
-                Method::Gptq { zero } => nibble(word(g * (self.all / 8) + n / 8), n % 8) + zero,
-                _ => nibble(word(n / 8 * groups + g), n % 8),
-            };
+        q.iter_mut().enumerate().for_each(|(k, q)| *q = stored.q(n, k));
+        scales.iter_mut().enumerate().for_each(|(g, scale)| *scale = stored.scale(n, g));
+        zeros.iter_mut().enumerate().for_each(|(g, zero)| *zero = stored.zero(n, g));
+    }
+
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        [Some(&self.words), Some(&self.scales), self.zeros.as_ref()].into_iter().flatten()
+    }
+}
+
+impl Parts {
+    /// What lies elsewhere than the tensor says.
+    pub(crate) fn tensors(&self) -> Vec<&Tensor> {
+        match self {
+            Self::Grouped(grouped) => grouped.tensors().collect(),
+            Self::Scaled(scaled) => vec![&scaled.scales],
         }
     }
 }

@@ -22,8 +22,10 @@ use crate::tiers::Owner;
 const WORTH_WAITING: Duration = Duration::from_millis(2);
 /// Where nothing can run without a mask, callers are heard at least this often.
 const LONGEST_WAIT: Duration = Duration::from_millis(50);
-/// Kept blocks that are written back to the device between two steps.
-const CAME_AT_ONCE: usize = 32;
+/// For so long kept blocks that came are handed on between two steps.
+const CAME_FOR: Duration = Duration::from_millis(2);
+/// For so long an engine with nothing else to do waits until there may be room for blocks to go out.
+const ROOM_WAIT: Duration = Duration::from_millis(1);
 
 /// Where a sequence's events go, in order. It is called on the engine's thread and must not wait.
 pub trait Sink: Send {
@@ -314,6 +316,19 @@ struct InFlight {
     since: Instant,
 }
 
+/// What the engine waits for where no step can be planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    /// Nothing: there is something to do.
+    Nothing,
+    /// Blocks on their way, and commands before them.
+    Carried,
+    /// A command, or this moment.
+    Until(Instant),
+    /// A command.
+    Command,
+}
+
 impl EngineLoop {
     fn run(mut self) -> Result<(), SchedulerError> {
         let result = self.serve();
@@ -330,6 +345,7 @@ impl EngineLoop {
         while self.hear()? {
             self.bind_masks();
             // What came while a step ran was heard just now.
+            self.carry(false)?;
             if let Some(keeper) = &mut self.keeper {
                 keeper.give_up_late(&mut self.scheduler, Instant::now());
             }
@@ -407,11 +423,21 @@ impl EngineLoop {
             }
             put.map_err(SchedulerError::Backend)?;
         }
-        if !self.scheduler.has_puts() {
+        let putting = self.keeper.as_ref().is_some_and(Keeper::is_putting);
+        if !self.scheduler.has_puts() && !putting {
             for tell in self.settling.drain(..) {
                 // Whoever asked may have left.
                 let _ = tell.send(());
             }
+        }
+        Ok(())
+    }
+
+    /// Takes what has gone out and come in beside steps; with `wait`, something at least, where anything is on its way.
+    fn carry(&mut self, wait: bool) -> Result<(), SchedulerError> {
+        if let Some(keeper) = &mut self.keeper {
+            let carried = keeper.carry(&mut self.scheduler, &mut *self.backend, wait);
+            carried.map_err(SchedulerError::Backend)?;
         }
         Ok(())
     }
@@ -457,30 +483,27 @@ impl EngineLoop {
     /// when all of them are gone.
     fn hear(&mut self) -> Result<bool, SchedulerError> {
         self.publish();
-        let mut came_in = 0;
+        let began = Instant::now();
         loop {
-            let readers_stall = std::mem::take(&mut self.readers_stall);
-            let restores_stall = std::mem::take(&mut self.restores_stall);
-            let puts = self.scheduler.has_puts();
-            let nothing_to_do = (self.scheduler.is_idle() || readers_stall) && !puts;
-            let late = match restores_stall && !puts {
-                true => self.keeper.as_ref().and_then(Keeper::deadline),
-                false => None,
-            };
-            let command = if nothing_to_do {
-                self.inbox.recv().ok()
-            } else if let Some(late) = late {
-                match self.inbox.recv_timeout(late.saturating_duration_since(Instant::now())) {
-                    Ok(command) => Some(command),
-                    Err(RecvTimeoutError::Timeout) => return Ok(true),
-                    Err(RecvTimeoutError::Disconnected) => None,
+            let command = match self.wait_for() {
+                Wait::Command => self.inbox.recv().ok(),
+                Wait::Until(late) => {
+                    match self.inbox.recv_timeout(late.saturating_duration_since(Instant::now())) {
+                        Ok(command) => Some(command),
+                        Err(RecvTimeoutError::Timeout) => return Ok(true),
+                        Err(RecvTimeoutError::Disconnected) => None,
+                    }
                 }
-            } else {
-                match self.inbox.try_recv() {
+                wait @ (Wait::Carried | Wait::Nothing) => match self.inbox.try_recv() {
                     Ok(command) => Some(command),
-                    Err(TryRecvError::Empty) => return Ok(true),
+                    Err(TryRecvError::Empty) => {
+                        if wait == Wait::Carried {
+                            self.carry(true)?;
+                        }
+                        return Ok(true);
+                    }
                     Err(TryRecvError::Disconnected) => None,
-                }
+                },
             };
             let Some(command) = command else { return Ok(false) };
             match command {
@@ -489,15 +512,17 @@ impl EngineLoop {
                 Command::Share(beginnings) => self.scheduler.share_beginnings(&beginnings),
                 Command::Came(came) => {
                     self.came(came)?;
-                    came_in += 1;
                     // Others' answers must not stand still until all of somebody's blocks are back.
-                    if came_in == CAME_AT_ONCE {
+                    if began.elapsed() > CAME_FOR {
                         self.publish();
                         return Ok(true);
                     }
                 }
                 Command::Forget(member, done) => {
                     self.scheduler.forget(&member);
+                    if let Some(keeper) = &mut self.keeper {
+                        keeper.forget(&member);
+                    }
                     self.publish();
                     // Whoever asked may have left.
                     let _ = done.send(());
@@ -511,6 +536,29 @@ impl EngineLoop {
             }
             self.publish();
         }
+    }
+
+    /// What there is to wait for before the next step can be planned.
+    fn wait_for(&mut self) -> Wait {
+        let readers_stall = std::mem::take(&mut self.readers_stall);
+        let restores_stall = std::mem::take(&mut self.restores_stall);
+        let idle = self.scheduler.is_idle() || readers_stall;
+        if !idle && !restores_stall {
+            return Wait::Nothing;
+        }
+        if self.keeper.as_ref().is_some_and(Keeper::is_carrying) {
+            return Wait::Carried;
+        }
+        if self.scheduler.has_puts() {
+            return match self.backend.export_room() {
+                0 => Wait::Until(Instant::now() + ROOM_WAIT),
+                _ => Wait::Nothing,
+            };
+        }
+        if idle {
+            return Wait::Command;
+        }
+        self.keeper.as_ref().and_then(Keeper::deadline).map_or(Wait::Nothing, Wait::Until)
     }
 
     fn came(&mut self, came: Came) -> Result<(), SchedulerError> {

@@ -5,12 +5,13 @@
 //! A batch that mixes up two sequences, reuses a block too early or forgets a token therefore
 //! either is refused or answers with the wrong token.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use polder_backend::{
-    Backend, BackendError, BlockId, Input, Limits, OutputRow, Row, SampledToken, Sampling,
-    SequenceStep, StepBatch, StepOutput, Ticket, TokenId, Want,
+    Backend, BackendError, Begun, BlockId, Carried, Carry, HostBlock, Input, Limits, OutputRow,
+    Row, SampledToken, Sampling, SequenceStep, StepBatch, StepOutput, Ticket, TokenId, Want,
 };
 
 /// What comes after these tokens, sampled with this seed. A token that the vocabulary does not
@@ -26,6 +27,19 @@ pub struct FakeBackend {
     slots: Vec<FakeSlot>,
     done: Vec<(Ticket, StepOutput)>,
     tickets: u64,
+    /// How often it is asked for copies before they are done, where they are not done at once.
+    late: Option<u32>,
+    leaving: VecDeque<Travelling>,
+    arriving: VecDeque<Travelling>,
+    carries: u64,
+}
+
+/// Blocks on their way.
+struct Travelling {
+    carry: Carry,
+    asked: u32,
+    out: Vec<HostBlock>,
+    come: Vec<(BlockId, Arc<HostBlock>)>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -88,8 +102,18 @@ impl FakeBackend {
             slots: vec![FakeSlot::default(); limits.slots.into()],
             done: Vec::new(),
             tickets: 0,
+            late: None,
+            leaving: VecDeque::new(),
+            arriving: VecDeque::new(),
+            carries: 0,
             limits,
         }
+    }
+
+    /// Blocks are on their way until it was asked so often. What comes in is not there before, whoever reads it.
+    pub fn late(mut self, asked: u32) -> Self {
+        self.late = Some(asked);
+        self
     }
 
     /// Every step takes this long.
@@ -143,6 +167,11 @@ impl FakeBackend {
                 };
                 let place = self.place(table, position)?;
                 self.kv[place] = Some(token);
+                // What was on its way there came before, and is nobody's now.
+                let block = place as u32 / self.limits.block_tokens;
+                for travelling in &mut self.arriving {
+                    travelling.come.retain(|(to, _)| to.0 != block);
+                }
                 while let Some(row) = outputs.next_if(|row| row.token == index) {
                     let so_far = (0..=position)
                         .map(|at| {
@@ -255,6 +284,71 @@ impl Backend for FakeBackend {
             *position = number.checked_sub(1).map(|token| TokenId(token as u32));
         }
         Ok(())
+    }
+
+    fn begin_export(&mut self, blocks: &[BlockId]) -> Result<Begun, BackendError> {
+        let mut out = Vec::new();
+        for block in blocks {
+            let mut bytes = Vec::new();
+            self.export_block(*block, &mut bytes)?;
+            out.push(bytes.into());
+        }
+        if self.late.is_none() {
+            return Ok(Begun::Done(out));
+        }
+        let carry = self.next_carry();
+        self.leaving.push_back(Travelling { carry, asked: 0, out, come: Vec::new() });
+        Ok(Begun::Later(carry))
+    }
+
+    fn export_room(&self) -> usize {
+        match self.late {
+            None => usize::MAX,
+            Some(_) => 6_usize.saturating_sub(self.leaving.iter().map(|t| t.out.len()).sum()),
+        }
+    }
+
+    fn begin_import(
+        &mut self,
+        blocks: Vec<(BlockId, Arc<HostBlock>)>,
+    ) -> Result<Begun, BackendError> {
+        if self.late.is_none() {
+            for (block, bytes) in &blocks {
+                self.import_block(*block, bytes)?;
+            }
+            return Ok(Begun::Done(Vec::new()));
+        }
+        for (block, _) in &blocks {
+            let (positions, _) = self.positions(*block)?;
+            self.kv[positions].fill(None);
+        }
+        let carry = self.next_carry();
+        self.arriving.push_back(Travelling { carry, asked: 0, out: Vec::new(), come: blocks });
+        Ok(Begun::Later(carry))
+    }
+
+    fn carried(&mut self, wait: bool) -> Result<Option<Carried>, BackendError> {
+        let late = self.late.unwrap_or_default();
+        for out in [true, false] {
+            let queue = if out { &mut self.leaving } else { &mut self.arriving };
+            let Some(first) = queue.front_mut() else { continue };
+            first.asked += 1;
+            if first.asked > late || wait {
+                let Some(Travelling { carry, out, come, .. }) = queue.pop_front() else { continue };
+                for (block, bytes) in come {
+                    self.import_block(block, &bytes)?;
+                }
+                return Ok(Some(Carried { carry, blocks: out }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl FakeBackend {
+    fn next_carry(&mut self) -> Carry {
+        self.carries += 1;
+        Carry(self.carries)
     }
 }
 

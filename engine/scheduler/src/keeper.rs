@@ -1,20 +1,22 @@
 //! What the engine's thread does for the tiers beside the device: puts blocks there, has them read, and gives up reads
-//! that take too long.
+//! that take too long. Blocks go out and come in beside steps, where the back end can do that.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use polder_backend::{Backend, BackendError, BlockId, TokenId};
+use polder_backend::{Backend, BackendError, Begun, BlockId, Carried, Carry, HostBlock, TokenId};
 use polder_kv::{Block, ChainDigest, Kept, ReadError, RestoreEstimate, Store, Tier};
 
-use crate::request::RequestId;
+use crate::request::{MemberId, RequestId};
 use crate::scheduler::Scheduler;
 use crate::tiers::{KeptBlock, Owner, PutWork, RestoreId, RestoreWork, Tiers};
 
 /// Blocks of one sequence that are read at the same time.
 const AT_ONCE: usize = 32;
+/// Blocks that begin to come in together.
+const TOGETHER: usize = 32;
 /// So much longer than it may stand still a tier may take in all, before the rest is read by the model.
 const IN_ALL: u32 = 6;
 /// Steps that read fewer tokens say little about how fast a long text is read.
@@ -43,6 +45,20 @@ pub(crate) struct Keeper {
     last_came: Instant,
     puts: Vec<PutWork>,
     restores: Vec<RestoreWork>,
+    /// On their way out, in order. None: its owner was forgotten meanwhile.
+    leaving: VecDeque<(Carry, Vec<Option<PutWork>>)>,
+    /// That have come and are still to begin their way in.
+    landing: Vec<(Landing, Block)>,
+    /// On their way in, in order.
+    arriving: VecDeque<(Carry, Vec<Landing>)>,
+}
+
+/// A block on its way to the device: of which restoring, its place there, and when it set off.
+#[derive(Clone, Copy)]
+struct Landing {
+    id: RestoreId,
+    at: usize,
+    since: Instant,
 }
 
 struct Reading {
@@ -59,6 +75,8 @@ struct Reading {
     /// Time that the tier took, and that writing to the device took. What waits for a step in between is neither's fault.
     reading: Duration,
     writing: Duration,
+    /// When a block was on the device last.
+    landed: Option<Instant>,
 }
 
 impl Reading {
@@ -80,6 +98,9 @@ impl Keeper {
             last_came: Instant::now(),
             puts: Vec::new(),
             restores: Vec::new(),
+            leaving: VecDeque::new(),
+            landing: Vec::new(),
+            arriving: VecDeque::new(),
         }
     }
 
@@ -93,27 +114,130 @@ impl Keeper {
         })
     }
 
-    /// Puts what became full, as much as is due now. Must come before the next step is planned.
+    /// Has what became full begin its way out, as much as is due now and there is room for. Must come before the next step is planned.
     pub(crate) fn put(
         &mut self,
         scheduler: &mut Scheduler,
         backend: &mut dyn Backend,
     ) -> Result<(), BackendError> {
+        scheduler.put_work(backend.export_room(), &mut self.puts);
+        if self.puts.is_empty() {
+            return Ok(());
+        }
+        let blocks: Vec<BlockId> = self.puts.iter().map(|put| put.block).collect();
+        let puts = self.puts.drain(..).map(Some).collect();
+        match backend.begin_export(&blocks)? {
+            Begun::Done(blocks) => self.left(puts, blocks, scheduler),
+            Begun::Later(carry) => self.leaving.push_back((carry, puts)),
+        }
+        Ok(())
+    }
+
+    /// These blocks are in host memory now.
+    fn left(
+        &mut self,
+        puts: Vec<Option<PutWork>>,
+        blocks: Vec<HostBlock>,
+        scheduler: &mut Scheduler,
+    ) {
         let mut refused: Option<RequestId> = None;
-        scheduler.put_work(&mut self.puts);
-        for put in self.puts.drain(..) {
-            if refused == Some(put.id) {
-                continue;
-            }
-            let mut bytes = Vec::new();
-            backend.export_block(put.block, &mut bytes)?;
+        for (put, bytes) in puts.into_iter().zip(blocks) {
+            let Some(put) = put.filter(|put| refused != Some(put.id)) else { continue };
             let done = self.store.put(name(&put.owner), &put.parent, &put.tokens, bytes);
             if !matches!(done.kept, Kept::New | Kept::Already) {
                 refused = Some(put.id);
                 scheduler.not_kept(put.id);
             }
         }
+    }
+
+    /// What is on its way out for them is not kept.
+    pub(crate) fn forget(&mut self, member: &MemberId) {
+        let of = |owner: &Owner| match owner {
+            Owner::Trusting => true,
+            Owner::Member(owner) => owner == member,
+        };
+        for (_, puts) in &mut self.leaving {
+            puts.iter_mut().for_each(|put| {
+                put.take_if(|put| of(&put.owner));
+            });
+        }
+    }
+
+    /// Begins the way in of what has come, and takes what is done. With `wait` it waits for something that is on its way, if anything is.
+    pub(crate) fn carry(
+        &mut self,
+        scheduler: &mut Scheduler,
+        backend: &mut dyn Backend,
+        mut wait: bool,
+    ) -> Result<(), BackendError> {
+        self.set_off(scheduler, backend)?;
+        while self.is_carrying() {
+            let Some(Carried { carry, blocks }) = backend.carried(wait)? else { break };
+            wait = false;
+            if self.leaving.front().is_some_and(|(first, _)| *first == carry) {
+                let (_, puts) = self.leaving.pop_front().unwrap_or((carry, Vec::new()));
+                self.left(puts, blocks, scheduler);
+            } else if self.arriving.front().is_some_and(|(first, _)| *first == carry) {
+                let (_, landings) = self.arriving.pop_front().unwrap_or((carry, Vec::new()));
+                self.landed(landings, scheduler);
+            }
+        }
         Ok(())
+    }
+
+    /// Whether something is on its way out or in.
+    pub(crate) fn is_carrying(&self) -> bool {
+        self.is_putting() || !self.arriving.is_empty()
+    }
+
+    /// Whether something is on its way out.
+    pub(crate) fn is_putting(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
+    /// What has come begins its way in.
+    fn set_off(
+        &mut self,
+        scheduler: &mut Scheduler,
+        backend: &mut dyn Backend,
+    ) -> Result<(), BackendError> {
+        if self.landing.is_empty() {
+            return Ok(());
+        }
+        let mut landings = Vec::with_capacity(self.landing.len());
+        let mut blocks = Vec::with_capacity(self.landing.len());
+        for (landing, bytes) in self.landing.drain(..) {
+            // Where nobody waits for it any more it must not be written.
+            if let Some(place) = scheduler.place_of(landing.id, landing.at) {
+                landings.push(landing);
+                blocks.push((place, bytes));
+            }
+        }
+        match backend.begin_import(blocks)? {
+            Begun::Done(_) => self.landed(landings, scheduler),
+            Begun::Later(carry) => self.arriving.push_back((carry, landings)),
+        }
+        Ok(())
+    }
+
+    /// These blocks are on the device now.
+    fn landed(&mut self, landings: Vec<Landing>, scheduler: &mut Scheduler) {
+        let now = Instant::now();
+        self.last_came = now;
+        let mut over = None;
+        for Landing { id, at, since } in landings {
+            scheduler.restored(id, at);
+            let Some(reading) = self.reading.get_mut(&id) else { continue };
+            // Of blocks that are on their way together the time counts once.
+            let from = reading.landed.map_or(since, |landed| landed.max(since));
+            reading.writing += now.saturating_duration_since(from);
+            reading.landed = Some(now);
+            if over != Some(id) && !scheduler.is_restoring(id) {
+                over = Some(id);
+                self.end(id);
+            }
+        }
     }
 
     /// Begins to read what the scheduler wants back.
@@ -124,11 +248,18 @@ impl Keeper {
                 continue;
             }
             let (id, none) = (work.id, Duration::ZERO);
-            let (next, away, bytes, reading, writing) = (0, 0, 0, none, none);
-            let (asked, last) = (now, now);
-            let cancelled = Arc::default();
-            let reading =
-                Reading { work, next, away, asked, last, bytes, cancelled, reading, writing };
+            let reading = Reading {
+                work,
+                next: 0,
+                away: 0,
+                asked: now,
+                last: now,
+                bytes: 0,
+                cancelled: Arc::default(),
+                reading: none,
+                writing: none,
+                landed: None,
+            };
             self.reading.insert(id, reading);
             self.ask(id, now);
         }
@@ -153,15 +284,14 @@ impl Keeper {
         reading.last = reading.last.max(when);
         match block {
             Ok(bytes) => {
-                if let Some(place) = scheduler.place_of(id, at) {
-                    let begins = Instant::now();
-                    backend.import_block(place, &bytes)?;
-                    reading.writing += begins.elapsed();
-                    scheduler.restored(id, at);
-                    reading.bytes += bytes.len() as u64;
-                }
+                reading.bytes += bytes.len() as u64;
+                let since = Instant::now();
+                self.landing.push((Landing { id, at, since }, bytes));
             }
             Err(_) => scheduler.not_restored(id, at),
+        }
+        if self.landing.len() >= TOGETHER {
+            self.set_off(scheduler, backend)?;
         }
         match scheduler.is_restoring(id) {
             true => self.ask(id, Instant::now()),

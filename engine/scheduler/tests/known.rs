@@ -203,7 +203,7 @@ fn a_long_text_that_the_tiers_lost_is_put_there_again_a_few_blocks_at_a_time() {
     bench.scheduler.plan_step(&mut bench.batch);
     let (mut all, mut some) = (Vec::new(), Vec::new());
     while bench.scheduler.has_puts() {
-        bench.scheduler.put_work(&mut some);
+        bench.scheduler.put_work(usize::MAX, &mut some);
         assert!(some.len() <= 4);
         all.extend(some.drain(..).map(|put| put.block));
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_backend::Limits;
+use polder_backend::Backend;
 use polder_kv::{ModelDigest, Store, StoreOptions};
 
 /// Raised when blocks mean something else though everything that [`model`] hashes is the same.
@@ -31,13 +31,14 @@ pub struct Keeping {
     pub retention: Duration,
 }
 
-/// Opens the store. Where that fails the engine goes on without, and the log says why.
+/// Opens the store for a back end's blocks. Where that fails the engine goes on without, and the log says why.
 pub(crate) fn open_store(
     keeping: &Keeping,
-    limits: &Limits,
+    backend: &mut dyn Backend,
     precision: &str,
     memory_left: u64,
 ) -> Option<Arc<Store>> {
+    let limits = backend.limits();
     let host_bytes = keeping.host_bytes.unwrap_or(memory_left / HOST_PART);
     let (Ok(bytes), tokens) = (usize::try_from(limits.block_bytes()), limits.block_tokens as usize)
     else {
@@ -49,6 +50,7 @@ pub(crate) fn open_store(
         disk_bytes: keeping.disk_bytes,
         disk_reserve_bytes: keeping.disk_reserve_bytes,
         retention: keeping.retention,
+        memory: if host_bytes > 0 { backend.host_memory(host_bytes) } else { None },
         ..StoreOptions::new(model(&keeping.weights, precision, limits.context), bytes, tokens)
     };
     match Store::open(options) {

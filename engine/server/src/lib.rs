@@ -25,15 +25,17 @@ mod responses;
 mod serve;
 mod socket;
 mod stream;
+mod synthetic;
 mod tools;
 mod turnover;
 pub mod wire;
 
 pub use keeping::Keeping;
-pub use load::{EngineOptions, Parts};
+pub use load::{Conversations, EngineOptions, Parts};
 pub use polder_backend::Place;
 pub use polder_backend_cpu::PackedWeights;
 pub use serve::{run, serve};
+pub use synthetic::Synthetic;
 
 use std::path::PathBuf;
 
@@ -91,6 +93,14 @@ pub enum EngineError {
     /// The card could not take the model.
     #[error("cannot load the model onto the card")]
     Card(#[source] polder_backend_cuda::backend::LoadError),
+    /// No such model can be drawn.
+    #[error("no weights can be drawn for {name}: {why}")]
+    Synthetic {
+        /// The model's name in the API.
+        name: String,
+        /// Why.
+        why: String,
+    },
     /// The weights are more than the engine may take.
     #[error(
         "the weights take {} MiB as the processor reads them, and this engine may take {} MiB of the machine's memory: {} MiB are lacking, and more for conversations; raise its memory in the site, or choose a smaller model",

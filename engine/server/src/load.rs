@@ -6,17 +6,30 @@ use std::time::Duration;
 
 use polder_backend::{Backend, Place};
 use polder_backend_cpu::{CpuBackend, CpuOptions, KvFormat, PackedWeights, Precision};
+use polder_backend_cuda::attention::KvFormat as CardFormat;
 use polder_backend_cuda::backend::{CudaBackend, CudaOptions, LoadError as CardError};
 use polder_backend_cuda::cost;
 use polder_backend_cuda::device::NoDevice;
 use polder_backend_cuda::pack::Pack;
+use polder_backend_cuda::packed::PackedTiles;
 use polder_chat::{ChatTemplate, Tokenizer};
 use polder_kv::Store;
-use polder_model::Model;
+use polder_model::{Model, ModelSpec};
 use polder_scheduler::{Config, Cost};
 
 use crate::EngineError;
 use crate::keeping::{Keeping, open_store};
+use crate::synthetic::Synthetic;
+
+/// How keys and values of conversations are held in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Conversations {
+    /// In 16 bits each.
+    #[default]
+    Full,
+    /// In 8 bits each, on a card: about twice as many fit, and answers may differ a little. A processor holds them in full.
+    Compact,
+}
 
 /// What an engine is told to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +40,8 @@ pub struct EngineOptions {
     pub socket: PathBuf,
     /// A GGUF file, or a folder that holds one or a safetensors checkpoint.
     pub model: PathBuf,
+    /// A model that is drawn instead, to measure with.
+    pub synthetic: Option<Synthetic>,
     /// The model's name in the API.
     pub served_as: String,
     /// Longest sequence, tokens; None is what the model was made for.
@@ -34,6 +49,8 @@ pub struct EngineOptions {
     /// Bytes for conversations; None is half of the memory that is free once the weights are
     /// mapped, or what all sequences together can use, whichever is less.
     pub kv_memory: Option<u64>,
+    /// How they are held there.
+    pub conversations: Conversations,
     /// Most bytes for everything, weights, conversations and work, of the card's memory or else the machine's. None is what is free.
     pub memory: Option<u64>,
     /// Which part of the model this engine is. It has all of it: anything else is refused.
@@ -47,7 +64,7 @@ pub struct EngineOptions {
     pub patience: Duration,
     /// What is kept of conversations beside the device; None keeps nothing.
     pub keeping: Option<Keeping>,
-    /// Where packed weights are kept for the next start; None packs them each time. Not for cards.
+    /// Where packed weights are kept for the next start; None packs them each time. For cards in `tiles.bin` beside it.
     pub packed: Option<PackedWeights>,
     /// Which graphics card, from 0; None runs on the processor. Without a card there the processor is taken too.
     pub card: Option<u32>,
@@ -70,9 +87,11 @@ impl EngineOptions {
             name: name.into(),
             socket: socket.into(),
             model: model.into(),
+            synthetic: None,
             served_as: served_as.into(),
             context: None,
             kv_memory: None,
+            conversations: Conversations::default(),
             memory: None,
             place: Place::ALONE,
             threads: None,
@@ -114,13 +133,16 @@ const KV_VALUE: u64 = 2;
 
 /// Loads a model, on a card if there is one; `progress` hears thousandths.
 pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Parts, EngineError> {
+    if let Some(synthetic) = &options.synthetic {
+        return crate::synthetic::load(options, synthetic, progress);
+    }
     if options.place != Place::ALONE {
         return Err(EngineError::Place(options.place));
     }
     let path = || options.model.clone();
     let mut model = Model::open(&options.model)
         .map_err(|source| EngineError::Model { path: path(), source })?;
-    progress(100);
+    progress(OPENED / 2);
     let tokenizer = Tokenizer::from_source(&model.tokenizer)
         .map_err(|source| EngineError::Tokenizer { path: path(), source })?;
     let template = match &model.chat_template {
@@ -130,27 +152,46 @@ pub(crate) fn load(options: &EngineOptions, progress: impl Fn(u32)) -> Result<Pa
     if let Err(why) = &template {
         log::warn!(why:% = why; "this model cannot chat, only continue text");
     }
-    progress(300);
-    if let Some(cap) = options.context {
-        model.spec.context = model.spec.context.min(cap.max(1));
-    }
+    progress(OPENED);
+    cap(&mut model.spec, options);
     let model = Arc::new(model);
-    let (loaded, note) = match on_card(options, &model, &progress)? {
+    let loaded = on_card(options, &model.spec, &progress, |cuda, progress| {
+        CudaBackend::load(&model, cuda, progress)
+    })?;
+    let (loaded, note) = match loaded {
         Ok(loaded) => (loaded, None),
         Err(why) => (on_processor(options, &model)?, why),
     };
-    let Loaded { backend, config, precision, left } = loaded;
-    let limits = backend.limits();
+    progress(1000);
+    Ok(ready(options, loaded, (tokenizer, template), note))
+}
+
+/// Thousandths when a model's files are open. What comes then is told by its bytes.
+const OPENED: u32 = 10;
+
+pub(crate) fn cap(spec: &mut ModelSpec, options: &EngineOptions) {
+    if let Some(cap) = options.context {
+        spec.context = spec.context.min(cap.max(1));
+    }
+}
+
+/// With a store for what is to be kept.
+pub(crate) fn ready(
+    options: &EngineOptions,
+    loaded: Loaded,
+    (tokenizer, template): (Tokenizer, Result<ChatTemplate, String>),
+    note: Option<String>,
+) -> Parts {
+    let Loaded { mut backend, config, precision, left } = loaded;
     let keeping = options.keeping.as_ref();
-    let store = keeping.and_then(|keeping| open_store(keeping, &limits, &precision, left));
+    let store = keeping.and_then(|keeping| open_store(keeping, &mut *backend, &precision, left));
     let unopened = store.is_none() && keeping.is_some_and(|keeping| keeping.folder.is_some());
     let left_behind = options.left_behind || unopened;
-    progress(1000);
-    Ok(Parts { backend, tokenizer, template, config, store, left_behind, note })
+    Parts { backend, tokenizer, template, config, store, left_behind, note }
 }
 
 /// A back end that is ready.
-struct Loaded {
+pub(crate) struct Loaded {
     backend: Box<dyn Backend>,
     config: Config,
     /// What must be the same for kept blocks to be of use.
@@ -163,13 +204,13 @@ struct Loaded {
 const CARD_PACE: Duration = Duration::from_millis(20);
 
 /// `Err` where the processor has to do: there is no card; or there is, and why it does not serve.
-fn on_card(
+pub(crate) fn on_card(
     options: &EngineOptions,
-    model: &Arc<Model>,
+    spec: &ModelSpec,
     progress: &impl Fn(u32),
+    load: impl FnOnce(&CudaOptions, &dyn Fn(u32)) -> Result<CudaBackend, CardError>,
 ) -> Result<Result<Loaded, Option<String>>, EngineError> {
     let Some(device) = options.card else { return Ok(Err(None)) };
-    let spec = &model.spec;
     let useful = useful(spec.context, options.parallel);
     let slopes = cost::slopes(spec);
     let config = Config {
@@ -183,6 +224,11 @@ fn on_card(
     let cuda = CudaOptions {
         device,
         pack: options.kernels.clone(),
+        kv: match options.conversations {
+            Conversations::Full => CardFormat::Bf16,
+            Conversations::Compact => CardFormat::Fp8,
+        },
+        packed: options.packed.as_ref().map(tiles),
         kv_tokens: u32::try_from(useful).unwrap_or(u32::MAX / BLOCK * BLOCK),
         kv_bytes: options.kv_memory,
         memory: options.memory,
@@ -192,8 +238,8 @@ fn on_card(
         step_tokens: 2 * cost::STEP_WORK,
         ..CudaOptions::default()
     };
-    let progress = |thousandths: u32| progress(300 + thousandths * 6 / 10);
-    let backend = match CudaBackend::load(model, &cuda, progress) {
+    let told = |thousandths: u32| progress(OPENED + thousandths * (1000 - OPENED) / 1000);
+    let backend = match load(&cuda, &told) {
         Ok(backend) => backend,
         Err(CardError::NoDevice(why @ (NoDevice::NoDriver | NoDevice::NoCard))) => {
             log::info!("{why}: the processor computes");
@@ -215,12 +261,34 @@ fn on_card(
         let (available, least) = (tokens * per_token, least * per_token);
         return Err(EngineError::Memory { available, tokens, least });
     }
-    log::info!(card = backend.device().name(), positions = tokens; "model on the card");
+    log::info!(
+        card = backend.device().name(), positions = tokens, kv = format!("{:?}", cuda.kv);
+        "model on the card"
+    );
     let precision = format!("cuda, {:?}", cuda.kv);
     Ok(Ok(Loaded { backend: Box::new(backend), config, precision, left: free_memory() }))
 }
 
-fn on_processor(options: &EngineOptions, model: &Arc<Model>) -> Result<Loaded, EngineError> {
+/// Packed for a card beside what is packed for the processor.
+fn tiles(packed: &PackedWeights) -> PackedTiles {
+    PackedTiles {
+        path: packed.path.with_file_name("tiles.bin"),
+        weights: packed.weights.clone(),
+        least_bytes: packed.least_bytes,
+        reserve_bytes: packed.reserve_bytes,
+        least_packing: 50,
+    }
+}
+
+pub(crate) fn on_processor(
+    options: &EngineOptions,
+    model: &Arc<Model>,
+) -> Result<Loaded, EngineError> {
+    if options.conversations == Conversations::Compact {
+        log::warn!(
+            "this engine is told to hold conversations compactly, which only a graphics card can: the processor holds them in full"
+        );
+    }
     let per_token = model.spec.kv_values_per_token().saturating_mul(KV_VALUE).max(1);
     let free = free_beside_weights(&options.model, options.memory)?;
     let bytes = options.kv_memory.unwrap_or(free / 2);

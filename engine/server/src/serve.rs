@@ -72,7 +72,10 @@ pub async fn serve(
     let mut loading = {
         let app = app.clone();
         tokio::task::spawn_blocking(move || {
-            load(&|thousandths| app.progress.store(thousandths, Ordering::Relaxed))
+            // Where a card refuses a model after a while, the processor begins anew.
+            load(&|thousandths| {
+                app.progress.fetch_max(thousandths, Ordering::Relaxed);
+            })
         })
     };
     let mut connections = Connections::new(router(app.clone()));

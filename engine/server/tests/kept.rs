@@ -116,6 +116,31 @@ fn cached(answer: &Value) -> u64 {
     answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
 }
 
+/// A card multiplies a prompt that is read in one piece in another order than one of which a part is known, so that the last bits differ. Of
+/// probabilities that were rounded to bf16 on the way, logarithms are within this.
+const NEAR: f64 = 0.05;
+
+/// The same answer: to the last bit where the processor computes, and on a card word for word, with probabilities that are `NEAR`.
+fn assert_same(one: &Value, other: &Value) {
+    if polder_backend_cuda::device::Device::open(0).is_err() {
+        assert_eq!(one["choices"], other["choices"]);
+        return;
+    }
+    let choice = |answer: &Value| answer["choices"][0].clone();
+    let (one, other) = (choice(one), choice(other));
+    for part in ["message", "finish_reason", "index"] {
+        assert_eq!(one[part], other[part]);
+    }
+    let tokens = |choice: &Value| choice["logprobs"]["content"].as_array().unwrap().clone();
+    let (one, other) = (tokens(&one), tokens(&other));
+    assert_eq!(one.len(), other.len());
+    for (one, other) in one.iter().zip(&other) {
+        assert_eq!(one["token"], other["token"]);
+        let apart = one["logprob"].as_f64().unwrap() - other["logprob"].as_f64().unwrap();
+        assert!(apart.abs() < NEAR, "{one} and {other}");
+    }
+}
+
 /// Every byte below a folder.
 fn bytes_below(folder: &Path) -> Vec<u8> {
     let mut all = Vec::new();
@@ -161,7 +186,7 @@ async fn a_killed_engine_goes_on_with_a_conversation_from_disk_until_its_member_
         assert!(!contains(&on_disk, part), "{part:?}");
     }
 
-    // The same as an engine that keeps nothing, to the last bit of every probability.
+    // The same as an engine that keeps nothing.
     let engine = Engine::start(home.path(), None).await;
     let without = engine.ask("ada", &second).await;
     assert_eq!((cached(&without), engine.forget(&[("x-polder-member", "ada")]).await), (0, 204));
@@ -170,7 +195,7 @@ async fn a_killed_engine_goes_on_with_a_conversation_from_disk_until_its_member_
     let other = engine.ask("bob", &second).await;
     assert_eq!(cached(&other), 0, "nobody gets what was kept for somebody else");
     let with = engine.ask("ada", &second).await;
-    assert_eq!(with["choices"], without["choices"]);
+    assert_same(&with, &without);
     assert!(cached(&with) >= prompt_tokens / 16 * 16, "{} of {prompt_tokens}", cached(&with));
     let restored = engine.metric("vllm:external_prefix_cache_hits_total").await;
     assert_eq!(restored, cached(&with) as f64);
@@ -185,12 +210,14 @@ async fn a_killed_engine_goes_on_with_a_conversation_from_disk_until_its_member_
     assert_eq!(keys(), 1);
     assert_eq!(cached(&engine.ask("bob", &second).await) % 16, 0);
     let again = engine.ask("ada", &second).await;
-    assert_eq!((cached(&again), &again["choices"]), (0, &without["choices"]));
+    assert_eq!(cached(&again), 0);
+    assert_same(&again, &without);
     assert_eq!(engine.forget(&[("x-polder-member", "ada")]).await, 204);
     drop(engine);
     let engine = Engine::start(home.path(), Some(&kept)).await;
     assert_eq!(keys(), 1);
     let again = engine.ask("ada", &second).await;
-    assert_eq!((cached(&again), &again["choices"]), (0, &without["choices"]));
+    assert_eq!(cached(&again), 0);
+    assert_same(&again, &without);
     assert!(cached(&engine.ask("bob", &second).await) > 0, "what is another's stays");
 }

@@ -16,7 +16,7 @@ use polder_page::{
 };
 use polder_planner::{Fit, ModelFit, what_fits};
 use polder_recipes::{BoxSpec, Recipe, Role, Source};
-use polder_site::{EngineName, EngineSlot, Keeping, RecipeName, Sharing, SiteChange};
+use polder_site::{EngineName, Keeping, RecipeName, Sharing, SiteChange};
 use serde::Deserialize;
 
 use crate::Gateway;
@@ -345,9 +345,7 @@ fn change(status: &BoxStatus, recipe: &Recipe, name: &RecipeName) -> (SiteChange
         [only] => (*only).clone(),
         _ => wanted.parse().expect("the literals are names"),
     };
-    let before = status.site.engines.get(&slot);
-    let memory = before.and_then(|before| before.memory);
-    let engine = EngineSlot { memory, ..EngineSlot::serving(name.clone()) };
+    let engine = status.site.slot_with(&slot, name.clone());
     (SiteChange::Engine { name: slot.clone(), slot: engine }, slot)
 }
 

@@ -5,24 +5,29 @@ use std::sync::Arc;
 
 use polder_backend::check::{Slots, carried};
 use polder_backend::{
-    Backend, BackendError, BlockId, Limits, OutputRow, Place, Row, StepBatch, StepOutput, Ticket,
-    Want,
+    Backend, BackendError, Begun, BlockId, Carried, HostBlock, HostMemory, Limits, OutputRow,
+    Place, Row, StepBatch, StepOutput, Ticket, Want,
 };
+use polder_model::drawn::Stored;
 use polder_model::{Attention, Ffn, Model, ModelSpec};
 
 use crate::attention::{Attend, HEAD_DIMS, HeadShape, KvFormat, Work as Sharing};
-use crate::budget::{self, TooSmall};
-use crate::device::{Buffer, Device, Event, Failure, Graph, NoDevice, Pinned, Stream};
+use crate::budget::{self, TooSmall, size};
+use crate::carry::Carrier;
+use crate::device::{Buffer, Device, Event, Failure, Graph, NoDevice, Pinned, Plain, Stream};
 use crate::forward::{Forward, Places, mixture};
 use crate::kv::Pool;
 use crate::ledger::RECORDED_STEPS;
 use crate::moe::Unfit;
 use crate::no_code::NoCode;
 use crate::pack::{KernelError, Pack};
+use crate::packed::{PackedTiles, Writer};
 use crate::sampling::{self, MOST_VOCAB, Memory, Packed, Room, Sampler, Way};
 use crate::sources::MODULES;
-use crate::step::{Layout, RECORDED, SEQUENCE, Size, samples, write};
-use crate::weights::{DeviceWeights, WeightError};
+use crate::step::{Layout, RECORDED, SEQUENCE, Size, fill_up, samples, write};
+use crate::synthetic;
+use crate::tiles::TileFormat;
+use crate::weights::{DeviceWeights, Unkept, WeightError};
 
 /// How to run a model on a card.
 #[derive(Debug, Clone)]
@@ -31,6 +36,8 @@ pub struct CudaOptions {
     pub device: u32,
     /// Where kernels are kept.
     pub pack: Pack,
+    /// Where packed weights are kept for the next start; None packs them each time.
+    pub packed: Option<PackedTiles>,
     /// How keys and values are kept.
     pub kv: KvFormat,
     /// Most positions in the KV pool, rounded up to whole blocks.
@@ -55,6 +62,7 @@ impl Default for CudaOptions {
         Self {
             device: 0,
             pack: Pack::default(),
+            packed: None,
             kv: KvFormat::Bf16,
             kv_tokens: 16 * 1024,
             kv_bytes: None,
@@ -91,6 +99,19 @@ pub enum LoadError {
     /// An option that cannot be.
     #[error("cannot run a model with {0}")]
     Options(String),
+    /// There is no room for what computes.
+    #[error(
+        "the weights take {} of the card's {}, and what is left is not enough to compute with ({failure}); end what else uses the card, or choose a smaller model",
+        size(.weights), size(.all)
+    )]
+    Beside {
+        /// Bytes of the weights.
+        weights: u64,
+        /// Bytes of the card.
+        all: u64,
+        /// What it could not have.
+        failure: Failure,
+    },
     /// The model does not fit.
     #[error(transparent)]
     TooSmall(#[from] TooSmall),
@@ -107,7 +128,7 @@ impl LoadError {
                 failure.out_of_memory
             }
             Self::Weights(WeightError::Device(failure)) => failure.out_of_memory,
-            Self::TooSmall(_) => true,
+            Self::TooSmall(_) | Self::Beside { .. } => true,
             _ => false,
         }
     }
@@ -140,8 +161,7 @@ pub struct CudaBackend {
     room: Room,
     /// Logits of a row.
     stride: usize,
-    /// By size, and whether every row takes the best token.
-    graphs: HashMap<(Size, bool), Graph>,
+    graphs: HashMap<Recorded, Graph>,
     /// Bytes that they took, about.
     recorded: u64,
     desks: Vec<Desk>,
@@ -150,9 +170,24 @@ pub struct CudaBackend {
     taken: u64,
     /// What broke it. Nothing runs any more.
     broken: Option<Failure>,
+    /// Blocks that go and come beside steps, and memory for those that do not.
+    carrier: Carrier,
     staging: Pinned<u8>,
     /// The last import has left the staging memory.
     imported: Event,
+    /// Keeps packed weights for the next start.
+    writer: Option<Writer>,
+}
+
+/// What a recorded step is, beside what is read from memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Recorded {
+    size: Size,
+    /// Every row takes the best token.
+    greedy: bool,
+    /// Whether attention decodes, and tiles of what it does not decode.
+    decode: bool,
+    tiles: usize,
 }
 
 /// Host memory of one step on its way.
@@ -161,6 +196,8 @@ struct Desk {
     words: Pinned<u32>,
     parameters: Pinned<u32>,
     results: Pinned<u32>,
+    /// Starts of slots, copies of blocks and tiles of attention; as long as it was needed.
+    extras: Option<Pinned<u32>>,
     /// `[row][vocab]` and `[row][hidden]`, for rows that ask; made when the first one does.
     logits: Option<Pinned<f32>>,
     hidden: Option<Pinned<f32>>,
@@ -208,16 +245,51 @@ impl CudaBackend {
         options: &CudaOptions,
         progress: impl Fn(u32),
     ) -> Result<Self, LoadError> {
+        let device = Self::open(&model.spec, budget::weight_bytes(model), options)?;
+        let (weights, unkept) =
+            DeviceWeights::load(model, &device, options.packed.as_ref(), progress)?;
+        let bytes = weights.matrix_bytes();
+        let loaded = Self::with_weights(&model.spec, weights, &device, options);
+        let mut backend = loaded.map_err(|error| match error {
+            LoadError::Device(failure) if failure.out_of_memory => {
+                LoadError::Beside { weights: bytes, all: device.memory(), failure }
+            }
+            other => other,
+        })?;
+        backend.writer = unkept.and_then(Unkept::start);
+        Ok(backend)
+    }
+
+    /// Waits until packed weights are on disk, where they are being written.
+    pub fn settle(&mut self) {
+        self.writer.iter_mut().for_each(Writer::settle);
+    }
+
+    /// Takes a card, and draws weights there: a model's true shape without its files, to measure with.
+    pub fn drawn(
+        spec: &ModelSpec,
+        stored: Stored,
+        options: &CudaOptions,
+        seed: u64,
+    ) -> Result<Self, LoadError> {
+        let format = TileFormat::drawn(stored)
+            .ok_or_else(|| LoadError::Unsupported(format!("multiply with {stored:?}")))?;
+        let device = Self::open(spec, synthetic::bytes(spec, format), options)?;
+        let weights = synthetic::draw(spec, format, &options.pack, &device, seed)?;
+        Self::with_weights(spec, weights, &device, options)
+    }
+
+    /// A card that runs such a model, with its kernels at hand: what is missing shows before weights are touched, which take long.
+    fn open(spec: &ModelSpec, weights: u64, options: &CudaOptions) -> Result<Device, LoadError> {
         let device = Device::open(options.device)?;
-        check(&model.spec, options)?;
-        budget::keep(&device, model, options.memory)?;
+        check(spec, options)?;
+        budget::keep(&device, weights, options.memory)?;
         // Before weights, which take minutes.
         for module in MODULES {
             let loaded = options.pack.load(module, &device);
             loaded.map_err(|why| NoCode::or(why, &device, &options.pack))?;
         }
-        let weights = DeviceWeights::load(model, &device, progress)?;
-        Self::with_weights(&model.spec, weights, &device, options)
+        Ok(device)
     }
 
     /// Takes weights that are on the card.
@@ -256,6 +328,7 @@ impl CudaBackend {
                 words: device.pinned(words)?,
                 parameters: device.pinned(room.most_words())?,
                 results: device.pinned(memory.results.len())?,
+                extras: None,
                 logits: None,
                 hidden: None,
                 done: device.event()?,
@@ -267,6 +340,11 @@ impl CudaBackend {
         let logits = device.buffer(rows * stride)?;
         let hidden = device.buffer(rows * spec.hidden as usize)?;
         let tiles = device.buffer(TILES * 2)?;
+        // Blocks that a step fills leave while the next one fills others.
+        let filled = options.step_tokens.div_ceil(options.block_tokens) as usize;
+        let busy = 2 * (filled + usize::from(options.slots));
+        let parts = (layers, shape.block_bytes());
+        let carrier = Carrier::new(&options.pack, device, parts, busy)?;
         // Last, because it takes what is left.
         let free = device.free_memory()?;
         let bytes = options.kv_bytes.unwrap_or(u64::MAX).min(free / 20 * 19);
@@ -295,6 +373,7 @@ impl CudaBackend {
             hidden,
             tiles,
             imported: device.event()?,
+            writer: None,
             room,
             stride,
             graphs: HashMap::new(),
@@ -304,6 +383,7 @@ impl CudaBackend {
             given: 0,
             taken: 0,
             broken: None,
+            carrier,
             staging,
             device: device.clone(),
             limits,
@@ -377,7 +457,10 @@ impl Backend for CudaBackend {
     fn export_block(&mut self, block: BlockId, into: &mut Vec<u8>) -> Result<(), BackendError> {
         carried(block, None, &self.limits)?;
         self.whole()?;
-        let copied = self.pool.export(&self.stream, block.0, &mut self.staging);
+        let copied = self
+            .carrier
+            .hold_back(&self.stream, [block].iter())
+            .and_then(|()| self.pool.export(&self.stream, block.0, &mut self.staging));
         self.note(copied)?;
         into.clear();
         into.extend_from_slice(&self.staging);
@@ -389,6 +472,7 @@ impl Backend for CudaBackend {
         self.whole()?;
         // What was written before may still be on its way.
         let copied = self.imported.wait().and_then(|()| {
+            self.carrier.hold_back(&self.stream, [block].iter())?;
             self.staging.copy_from_slice(bytes);
             // SAFETY: the event is waited for before the memory changes.
             unsafe { self.pool.import(&self.stream, block.0, &self.staging)? };
@@ -396,11 +480,72 @@ impl Backend for CudaBackend {
         });
         self.note(copied)
     }
+
+    fn begin_export(&mut self, blocks: &[BlockId]) -> Result<Begun, BackendError> {
+        blocks.iter().try_for_each(|block| carried(*block, None, &self.limits))?;
+        if !self.carrier.is_open() {
+            let mut out = Vec::with_capacity(blocks.len());
+            for block in blocks {
+                let mut bytes = Vec::new();
+                self.export_block(*block, &mut bytes)?;
+                out.push(bytes.into());
+            }
+            return Ok(Begun::Done(out));
+        }
+        self.whole()?;
+        let room = self.carrier.room();
+        if blocks.len() > room {
+            let told = format!("{} blocks to go out, and room for {room}", blocks.len());
+            return Err(BackendError::BadBlock(told));
+        }
+        let begun = self.carrier.begin_out(&self.stream, &self.pool, blocks);
+        self.note(begun).map(Begun::Later)
+    }
+
+    fn export_room(&self) -> usize {
+        self.carrier.room()
+    }
+
+    fn begin_import(
+        &mut self,
+        blocks: Vec<(BlockId, Arc<HostBlock>)>,
+    ) -> Result<Begun, BackendError> {
+        let check = |(block, bytes): &(BlockId, Arc<HostBlock>)| {
+            carried(*block, Some(bytes.len()), &self.limits)
+        };
+        blocks.iter().try_for_each(check)?;
+        if !self.carrier.is_open() {
+            for (block, bytes) in &blocks {
+                self.import_block(*block, bytes)?;
+            }
+            return Ok(Begun::Done(Vec::new()));
+        }
+        self.whole()?;
+        let begun = self.carrier.begin_in(&self.stream, &self.pool, blocks);
+        self.note(begun).map(Begun::Later)
+    }
+
+    fn carried(&mut self, wait: bool) -> Result<Option<Carried>, BackendError> {
+        self.whole()?;
+        let carried = self.carrier.carried(wait);
+        self.note(carried)
+    }
+
+    fn host_memory(&mut self, bytes: u64) -> Option<Arc<dyn HostMemory>> {
+        match self.device.enter().and_then(|()| self.carrier.take_memory(bytes)) {
+            Ok(arena) => Some(arena),
+            Err(failure) => {
+                log::warn!("KV goes to host memory and comes back between steps only: {failure}");
+                None
+            }
+        }
+    }
 }
 
 impl Drop for CudaBackend {
     fn drop(&mut self) {
         // Nothing is freed under what still runs. What fails here has failed before.
+        self.writer = None;
         let _ = self.device.enter();
         let _ = self.stream.synchronize();
         self.graphs.clear();
@@ -441,62 +586,75 @@ impl CudaBackend {
         write(step, &layout, self.limits.block_tokens, &mut desk.words);
         let parameters = self.packed.words.len();
         desk.parameters[..parameters].copy_from_slice(&self.packed.words);
+        // Who attends to what; a step without guesses that goes on with answers says so by its size.
+        let (mut sharing, mut play) = (self.forward.recorded_share(), size);
+        if exact.tokens > exact.sequences || size.is_none() {
+            let sequences = &desk.words[layout.sequences.clone()];
+            sharing = self.forward.share(sequences.as_chunks::<SEQUENCE>().0);
+            // How a walk over a long history is cut depends on its length: such a step is not recorded.
+            play = size.filter(|_| !sharing.cut && fill_up(&mut sharing.tiles));
+        }
+        let pairs = step.copies.iter().flat_map(|copy| [copy.from.0, copy.to.0]);
+        let starts = if self.packed.reset_slots > 0 { self.packed.resets.len() } else { 0 };
+        let (copies, tiles) = (2 * step.copies.len(), 2 * sharing.tiles.len());
+        let length = (starts + copies + tiles).next_power_of_two();
+        let extras = room_for(&self.device, &mut desk.extras, length)?;
+        let (first, rest) = extras.split_at_mut(starts);
+        first.copy_from_slice(&self.packed.resets[..starts]);
+        rest.iter_mut().zip(pairs).for_each(|(to, from)| *to = from);
+        rest[copies..copies + tiles].copy_from_slice(sharing.tiles.as_flattened());
+        let (starts, rest) = (&*first, &*rest);
         let stream = &self.stream;
-        // SAFETY: a desk is not touched before its step is collected, and one is collected before its desk comes round again; what
-        // is not pinned has been read when the call returns.
+        self.carrier.hold_back(stream, step.block_table.iter())?;
+        let copied = step.copies.iter().flat_map(|copy| [&copy.from, &copy.to]);
+        self.carrier.hold_back(stream, copied)?;
+        // SAFETY: a desk is not touched before its step is collected, and one is collected before its desk comes round again.
         unsafe {
-            if self.packed.reset_slots > 0 {
-                self.memory.make_room(&self.device, self.packed.resets.len())?;
-                stream.upload(&self.memory.resets, 0, &self.packed.resets)?;
+            if !starts.is_empty() {
+                self.memory.make_room(&self.device, starts.len())?;
+                stream.upload(&self.memory.resets, 0, starts)?;
                 self.sampler.reset(stream, &self.memory, self.packed.reset_slots)?;
             }
-            for copies in step.copies.chunks(self.copies.len() / 2) {
-                let pairs: Vec<u32> =
-                    copies.iter().flat_map(|copy| [copy.from.0, copy.to.0]).collect();
-                stream.upload(&self.copies, 0, &pairs)?;
-                self.forward.copy_blocks(stream, &self.pool, self.copies.at(), copies.len())?;
+            for pairs in rest[..copies].chunks(self.copies.len() / 2 * 2) {
+                stream.upload(&self.copies, 0, pairs)?;
+                let (at, count) = (self.copies.at(), pairs.len() / 2);
+                self.forward.copy_blocks(stream, &self.pool, at, count)?;
+            }
+            if tiles > 0 {
+                stream.upload(&self.tiles, 0, &rest[copies..copies + tiles])?;
             }
             stream.upload(&self.words, 0, &desk.words[..words])?;
             stream.upload(&self.memory.words, 0, &desk.parameters[..parameters])?;
         }
         if exact.tokens > 0 {
-            match size {
-                Some(size) => self.play(size, &layout)?,
-                None => self.launch(number, exact, &layout)?,
+            match play {
+                Some(size) => self.play(size, &layout, &sharing)?,
+                None => self.launches(size.unwrap_or(exact), &layout, &sharing)?,
             }
         }
         self.fetch(step, exact, &layout, number)
     }
 
     /// A step of a size that is recorded, or is from now on.
-    fn play(&mut self, size: Size, layout: &Layout) -> Result<(), Failure> {
-        let key = (size, self.packed.way == Way::Greedy);
-        if let Some(graph) = self.graphs.get(&key) {
+    fn play(&mut self, size: Size, layout: &Layout, sharing: &Sharing) -> Result<(), Failure> {
+        let greedy = self.packed.way == Way::Greedy;
+        let (decode, tiles) = (sharing.decode, sharing.tiles.len());
+        let recorded = Recorded { size, greedy, decode, tiles };
+        if let Some(graph) = self.graphs.get(&recorded) {
             // SAFETY: everything that it was recorded with lives as long as this.
             return unsafe { self.stream.replay(graph) };
         }
-        let sharing = self.forward.recorded_share();
         if self.recorded > RECORDED_STEPS {
-            return self.launches(size, layout, &sharing);
+            return self.launches(size, layout, sharing);
         }
         let free = self.device.free_memory()?;
-        let graph = self.stream.capture(|| self.launches(size, layout, &sharing))?;
+        let graph = self.stream.capture(|| self.launches(size, layout, sharing))?;
         // SAFETY: as above.
         unsafe { self.stream.replay(&graph)? };
-        self.graphs.insert(key, graph);
+        self.graphs.insert(recorded, graph);
         // Others may have taken some meanwhile: then it counts as more than it is.
         self.recorded += free.saturating_sub(self.device.free_memory()?);
         Ok(())
-    }
-
-    /// Any step.
-    fn launch(&mut self, desk: usize, size: Size, layout: &Layout) -> Result<(), Failure> {
-        let sequences = &self.desks[desk].words[layout.sequences.clone()];
-        let sequences: Vec<[u32; SEQUENCE]> = sequences.as_chunks().0.to_vec();
-        let sharing = self.forward.share(&sequences);
-        // SAFETY: what is not pinned has been read when the call returns.
-        unsafe { self.stream.upload(&self.tiles, 0, sharing.tiles.as_flattened())? };
-        self.launches(size, layout, &sharing)
     }
 
     fn launches(&self, size: Size, layout: &Layout, sharing: &Sharing) -> Result<(), Failure> {
@@ -610,11 +768,11 @@ impl CudaBackend {
 }
 
 /// Pinned memory of at least so many values.
-fn room_for<'a>(
+fn room_for<'a, T: Plain>(
     device: &Device,
-    memory: &'a mut Option<Pinned<f32>>,
+    memory: &'a mut Option<Pinned<T>>,
     values: usize,
-) -> Result<&'a mut Pinned<f32>, Failure> {
+) -> Result<&'a mut Pinned<T>, Failure> {
     if memory.as_ref().is_none_or(|memory| memory.len() < values) {
         *memory = Some(device.pinned(values)?);
     }

@@ -61,13 +61,13 @@ pub(crate) fn check(
     Ok(())
 }
 
-/// Holds a card to a budget, if the model's weights fit into it and into what is free.
+/// Holds a card to a budget, if a model's weights of so many bytes fit into it and into what is free.
 pub(crate) fn keep(
     device: &Device,
-    model: &Model,
+    weights: u64,
     budget: Option<u64>,
 ) -> Result<(), crate::backend::LoadError> {
-    check(weight_bytes(model), budget, device.free_memory()?, device.memory())?;
+    check(weights, budget, device.free_memory()?, device.memory())?;
     if let Some(budget) = budget {
         device.keep_to(budget.saturating_sub(DRIVERS_OWN));
     }

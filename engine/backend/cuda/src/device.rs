@@ -222,6 +222,27 @@ impl Device {
         }
     }
 
+    /// From now on the card reads and writes this memory by itself. Takes no longer where its pages are there already.
+    ///
+    /// # Safety
+    /// It is there until [`Self::unregister`].
+    pub unsafe fn register(&self, memory: *mut u8, bytes: usize) -> Result<(), Failure> {
+        // SAFETY: the caller's promise.
+        unsafe { sys::cuMemHostRegister_v2(memory.cast(), bytes, 0) }
+            .result()
+            .asked(|| format!("to read {bytes} bytes of host memory by itself"))
+    }
+
+    /// Ends that.
+    ///
+    /// # Safety
+    /// It was registered, and the card is done with it.
+    pub unsafe fn unregister(&self, memory: *mut u8) {
+        let _ = self.enter();
+        // SAFETY: the caller's promise; what fails here has failed before.
+        let _ = unsafe { sys::cuMemHostUnregister(memory.cast()) };
+    }
+
     /// A queue of work.
     pub fn stream(&self) -> Result<Stream, Failure> {
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
@@ -579,6 +600,14 @@ impl Stream {
         // SAFETY: both are alive.
         unsafe { result::event::record(event.event, self.stream) }
             .asked(|| "to mark an event".into())
+    }
+
+    /// Whatever is put in later starts when the event, as it was marked last, has been passed.
+    pub fn wait(&self, event: &Event) -> Result<(), Failure> {
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both are alive.
+        unsafe { result::stream::wait_event(self.stream, event.event, flags) }
+            .asked(|| "to wait for an event".into())
     }
 
     /// Waits for everything in it.

@@ -10,10 +10,12 @@
 #![allow(unsafe_code)]
 
 pub mod arch;
+mod arena;
 pub mod attention;
 pub mod backend;
 pub mod basics;
 pub mod budget;
+mod carry;
 pub mod compiler;
 pub mod cost;
 pub mod device;
@@ -21,13 +23,17 @@ mod forward;
 mod kv;
 pub mod ledger;
 pub mod linear;
+pub mod loading;
 pub mod moe;
 pub mod no_code;
 pub mod pack;
+pub mod packed;
+pub mod packing;
 mod parts;
 pub mod sampling;
 pub mod sources;
 mod step;
+mod strips;
 pub mod synthetic;
 pub mod tiles;
 pub mod weights;

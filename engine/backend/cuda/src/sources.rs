@@ -21,6 +21,7 @@ macro_rules! files {
 pub const MODULES: &[Module] = files!(".cu":
     "attention",
     "basics",
+    "carry",
     "heads",
     "linear",
     "moe",

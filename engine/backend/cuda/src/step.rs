@@ -24,8 +24,11 @@ pub(crate) struct Size {
     pub(crate) others: usize,
 }
 
-/// Sizes of steps of which each sequence has one token and samples one: those are recorded once and played again.
+/// Tokens of steps of which every token samples one: those are recorded once and played again.
 const BUCKETS: [usize; 11] = [1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64];
+
+/// Sequences of those with guesses, and tiles of attention: fewer sizes, so that there are not too many together.
+const FEW: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 
 /// The largest of them.
 pub(crate) const RECORDED: usize = 64;
@@ -44,13 +47,24 @@ impl Size {
     /// The size of the recorded step that does for this one, if one does.
     pub(crate) fn recorded(step: &StepBatch) -> Option<Self> {
         let exact = Self::of(step);
-        let one_each = exact.tokens == exact.sequences && exact.rows == exact.tokens;
-        if !one_each || exact.others > 0 {
+        if exact.rows != exact.tokens || exact.others > 0 {
             return None;
         }
-        let size = BUCKETS.into_iter().find(|size| *size >= exact.tokens)?;
-        Some(Self { tokens: size, sequences: size, rows: size, others: 0 })
+        let tokens = BUCKETS.into_iter().find(|size| *size >= exact.tokens)?;
+        let sequences = match exact.sequences == exact.tokens {
+            true => tokens,
+            false => FEW.into_iter().find(|size| *size >= exact.sequences)?,
+        };
+        Some(Self { tokens, sequences, rows: tokens, others: 0 })
     }
+}
+
+/// Fills tiles of attention up to a number that is recorded: the last one is done again, with the same result. False where there are too many.
+pub(crate) fn fill_up(tiles: &mut Vec<[u32; 2]>) -> bool {
+    let Some(last) = tiles.last().copied() else { return true };
+    let size = FEW.into_iter().find(|size| *size >= tiles.len());
+    tiles.resize(size.unwrap_or(tiles.len()), last);
+    size.is_some()
 }
 
 /// Whether a row samples.
@@ -172,10 +186,42 @@ mod tests {
         assert_eq!(Size::recorded(&step(&[(1, 5); 64])), size(64));
         assert_eq!(BUCKETS[BUCKETS.len() - 1], RECORDED);
         assert_eq!(Size::recorded(&step(&[(1, 5); 65])), None);
+        // A prompt of two tokens, of which one samples.
         assert_eq!(Size::recorded(&step(&[(1, 5), (2, 5)])), None);
+        let guesses = |counts: &[(u32, u32)]| {
+            let mut step = step(counts);
+            step.outputs = step
+                .sequences
+                .iter()
+                .flat_map(|sequence| {
+                    let slot = sequence.slot;
+                    let want = || Want::Sample(Sampling::greedy());
+                    sequence.tokens.clone().map(move |token| OutputRow {
+                        token,
+                        slot,
+                        want: want(),
+                    })
+                })
+                .collect();
+            Size::recorded(&step)
+        };
+        let size = |tokens, sequences| Some(Size { tokens, sequences, rows: tokens, others: 0 });
+        assert_eq!(guesses(&[(5, 9)]), size(8, 1));
+        assert_eq!(guesses(&[(4, 9), (1, 3), (4, 7)]), size(12, 4));
+        assert_eq!(guesses(&[(33, 9), (33, 9)]), None);
         let mut asks = step(&[(1, 5)]);
         asks.outputs[0].want = Want::Logits;
         assert_eq!(Size::recorded(&asks), None);
+    }
+
+    #[test]
+    fn tiles_are_filled_up_with_one_that_is_there_already() {
+        let mut tiles = vec![[0, 1], [0, 0], [2, 0]];
+        assert!(fill_up(&mut tiles));
+        assert_eq!(tiles, [[0, 1], [0, 0], [2, 0], [2, 0]]);
+        let mut none = Vec::new();
+        assert!(fill_up(&mut none) && none.is_empty());
+        assert!(!fill_up(&mut vec![[0, 0]; 65]));
     }
 
     #[test]

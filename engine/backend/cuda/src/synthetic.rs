@@ -3,9 +3,11 @@
 //! Answers are noise, but neither the same token again and again nor the same experts for everyone: what a layer adds to the
 //! stream is small beside what a token brings, so that tokens stay apart, and routers see about independent directions.
 
+use std::sync::Arc;
+
 use polder_model::{Attention, Ffn, ModelSpec};
 
-use crate::device::{Buffer, Device, Kernel, Plain, Ptr, Shape, Stream};
+use crate::device::{Buffer, Device, Kernel, Ptr, Shape, Stream};
 use crate::pack::{KernelError, Pack};
 use crate::sources::module;
 use crate::tiles::{Matrix, TileFormat, packed_bytes};
@@ -37,7 +39,7 @@ pub fn draw(
     let vocab = spec.vocab as usize;
     // Of what each half of each layer adds.
     let small = 0.5 / (2.0 * spec.layers.len() as f32).sqrt();
-    let embedding = device.buffer::<u16>(vocab * hidden)?;
+    let embedding = Arc::new(device.buffer::<u8>(2 * vocab * hidden)?);
     drawer.fill(&embedding, TileFormat::Bf16, 1.0)?;
     let mut layers = Vec::with_capacity(spec.layers.len());
     for layer in &spec.layers {
@@ -79,6 +81,29 @@ pub fn draw(
     Ok(DeviceWeights { embedding, layers, output_norm, head })
 }
 
+/// Bytes of the weights that are drawn for a model, but for norms.
+pub fn bytes(spec: &ModelSpec, format: TileFormat) -> u64 {
+    let (hidden, vocab) = (spec.hidden as usize, spec.vocab as usize);
+    let layers = spec.layers.iter().map(|layer| {
+        let Attention::Gqa(gqa) = &layer.attention;
+        let (q, kv) = ((gqa.heads * gqa.head_dim) as usize, (gqa.kv_heads * gqa.head_dim) as usize);
+        let gated = |inner: u32| {
+            packed_bytes(2 * inner as usize, hidden, format)
+                + packed_bytes(hidden, inner as usize, format)
+        };
+        let ffn = match &layer.ffn {
+            Ffn::Dense { inner, .. } => gated(*inner),
+            Ffn::Moe(moe) => {
+                packed_bytes(moe.experts as usize, hidden, TileFormat::Bf16)
+                    + moe.experts as usize * gated(moe.inner)
+            }
+        };
+        packed_bytes(q + 2 * kv, hidden, format) + packed_bytes(hidden, q, format) + ffn
+    });
+    let head = packed_bytes(vocab, hidden, TileFormat::Bf16);
+    (layers.sum::<usize>() + 2 * vocab * hidden + head) as u64
+}
+
 struct Drawer<'a> {
     device: &'a Device,
     stream: Stream,
@@ -96,21 +121,17 @@ impl Drawer<'_> {
         count: usize,
         gain: f32,
     ) -> Result<Matrix, KernelError> {
-        let tiles = self.device.buffer::<u8>(packed_bytes(rows, columns, format) * count)?;
+        let bytes = packed_bytes(rows, columns, format) * count;
+        let tiles = Arc::new(self.device.buffer::<u8>(bytes)?);
         self.fill(&tiles, format, gain / (columns as f32).sqrt())?;
         Ok(Matrix::of(tiles, (rows, columns), format, count))
     }
 
-    fn fill<T: Plain>(
-        &mut self,
-        to: &Buffer<T>,
-        format: TileFormat,
-        size: f32,
-    ) -> Result<(), KernelError> {
+    fn fill(&mut self, to: &Buffer<u8>, format: TileFormat, size: f32) -> Result<(), KernelError> {
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let arguments = DrawArgs {
             words: to.at(),
-            count: (to.len() * size_of::<T>() / 4) as u64,
+            count: (to.len() / 4) as u64,
             seed: self.seed,
             size,
             format: format.number(),

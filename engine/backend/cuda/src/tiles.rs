@@ -1,6 +1,9 @@
 //! Weight matrices as the kernels take them. `kernels/tiles.cuh` says how they lie, and reads what is written here.
 
+use std::sync::Arc;
+
 use half::{bf16, f16};
+use polder_model::drawn::Stored;
 use polder_model::{Format, Model, Tensor};
 
 use crate::device::{Buffer, Device, Failure, Ptr};
@@ -33,6 +36,16 @@ impl TileFormat {
             (_, Some(group)) if group.is_multiple_of(128) => Self::Int4 { group: 128 },
             (_, Some(group)) if group.is_multiple_of(64) => Self::Int4 { group: 64 },
             _ => Self::Bf16,
+        }
+    }
+
+    /// What matrices that are drawn are kept as; none where no kernel takes their groups.
+    pub fn drawn(stored: Stored) -> Option<Self> {
+        match stored {
+            Stored::Bf16 => Some(Self::Bf16),
+            Stored::Awq { group } if group.is_multiple_of(128) => Some(Self::Int4 { group: 128 }),
+            Stored::Awq { group } if group.is_multiple_of(64) => Some(Self::Int4 { group: 64 }),
+            Stored::Awq { .. } => None,
         }
     }
 
@@ -91,7 +104,7 @@ pub struct MatrixArgs {
 /// One matrix or several alike (experts), on the card.
 #[derive(Debug)]
 pub struct Matrix {
-    tiles: Buffer<u8>,
+    tiles: Arc<Buffer<u8>>,
     /// True rows of each.
     pub rows: usize,
     /// Columns of each.
@@ -115,12 +128,13 @@ impl Matrix {
         count: usize,
     ) -> Result<Self, Failure> {
         assert_eq!(packed.len(), packed_bytes(rows, columns, format) * count, "packed matrices");
-        Ok(Self { tiles: device.buffer_of(packed)?, rows, columns, format, count })
+        let tiles = Arc::new(device.buffer_of(packed)?);
+        Ok(Self { tiles, rows, columns, format, count })
     }
 
     /// Takes what lies on the card already.
     pub(crate) fn of(
-        tiles: Buffer<u8>,
+        tiles: Arc<Buffer<u8>>,
         (rows, columns): (usize, usize),
         format: TileFormat,
         count: usize,

@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use polder_backend::{Backend, Limits, Sampling, StepBatch, TokenId, Want};
+use polder_backend::{Backend, Begun, HostBlock, Limits, Sampling, StepBatch, TokenId, Want};
 use polder_backend_cuda::attention::KvFormat;
 use polder_backend_cuda::backend::{CudaBackend, CudaOptions};
 use polder_backend_cuda::pack::Pack;
@@ -69,6 +69,76 @@ fn gpu_a_block_that_went_out_and_came_back_is_the_same_to_the_bit() {
         assert_eq!(whole, there, "{kv:?}");
         assert!(two.import_block(polder_backend::BlockId(0), &exported[0][1..]).is_err());
         assert!(two.export_block(polder_backend::BlockId(99), &mut Vec::new()).is_err());
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_blocks_that_go_and_come_beside_steps_keep_their_order_with_them() {
+    let begun = |begun: Begun| match begun {
+        Begun::Later(carry) => carry,
+        Begun::Done(_) => panic!("it was done at once"),
+    };
+    for kv in [KvFormat::Bf16, KvFormat::Fp8] {
+        let mut backend = load(&family("llama"), kv, 1024);
+        let memory = backend.host_memory(4 << 20).unwrap();
+        let table = blocks(7, 17);
+        let feeds = |tokens: &[u32], first: u32, last: bool| {
+            let mut batch = StepBatch::default();
+            feed(
+                &mut batch,
+                0,
+                &host(tokens),
+                first,
+                &table[..((first as usize + tokens.len()).div_ceil(16))],
+            );
+            if last {
+                want_last(&mut batch, 0, Want::Logits);
+            }
+            batch
+        };
+        for round in 0..40 {
+            let (ours, others) = (text(round, 257), text(1000 + round, 256));
+            step(&mut backend, &feeds(&ours[..256], 0, false));
+            let whole = step(&mut backend, &feeds(&ours[256..], 256, true)).rows.pop().unwrap();
+            let mut waited = Vec::new();
+            backend.export_block(table[3], &mut waited).unwrap();
+            // Nothing of this waits: the same blocks leave, are overwritten, leave, and come back for the next step.
+            let first = begun(backend.begin_export(&table[..16]).unwrap());
+            let over = backend.submit(&feeds(&others, 0, false)).unwrap();
+            let second = begun(backend.begin_export(&table[..16]).unwrap());
+            let taken = loop {
+                if let Some(carried) = backend.carried(true).unwrap() {
+                    assert_eq!(carried.carry, first);
+                    break carried.blocks;
+                }
+            };
+            assert_eq!(taken[3][..], waited, "{kv:?}");
+            let taken: Vec<Arc<HostBlock>> = taken.into_iter().map(Arc::new).collect();
+            // Half of them from memory that is nobody's in particular.
+            let come = taken.iter().enumerate().map(|(n, bytes)| {
+                let other = Arc::new(HostBlock::from(bytes.to_vec()));
+                (table[n], if n % 2 == 0 { Arc::clone(bytes) } else { other })
+            });
+            let third = begun(backend.begin_import(come.collect()).unwrap());
+            let read = backend.submit(&feeds(&ours[256..], 256, true)).unwrap();
+            backend.collect(over).unwrap();
+            assert_eq!(
+                backend.collect(read).unwrap().rows.pop(),
+                Some(whole),
+                "{kv:?}, round {round}"
+            );
+            let mut done = Vec::new();
+            while done.len() < 2 {
+                done.extend(backend.carried(true).unwrap().map(|carried| carried.carry));
+            }
+            assert_eq!(done, [second, third]);
+            assert!(backend.carried(true).unwrap().is_none());
+        }
+        let before = backend.export_room();
+        assert!(backend.begin_export(&blocks(0, before as u32 + 1)).is_err());
+        assert!(backend.begin_import(vec![(table[0], Arc::new(vec![0; 3].into()))]).is_err());
+        println!("{kv:?}: room for {before}; {memory:?}");
     }
 }
 

@@ -1,63 +1,13 @@
 //! Packed strips, read as `tiles.cuh` reads them and multiplied as the tensor cores multiply, without a card.
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+#[path = "common/fragments.rs"]
+mod fragments;
+
+use fragments::{e4m3, left, scale};
 use half::{bf16, f16};
 use polder_backend_cuda::tiles::{COLUMNS, Rows, STRIP, TileFormat, pack_strip};
 use proptest::prelude::*;
-
-/// What a lane feeds to step `j` of 64 columns: the eight values of `a[0]` to `a[3]`, before the scale.
-fn left(chunk: &[u8], format: TileFormat, unit: usize, lane: usize, j: usize) -> [f64; 8] {
-    match format {
-        TileFormat::Bf16 => {
-            let at = j * 512 + lane * 16;
-            std::array::from_fn(|i| {
-                let bits = u16::from_le_bytes([chunk[at + 2 * i], chunk[at + 2 * i + 1]]);
-                bf16::from_bits(bits).to_f64()
-            })
-        }
-        TileFormat::Int4 { group } => {
-            let at = unit * 512 + lane * 16 + j * 4;
-            let word = u32::from_le_bytes(chunk[at..at + 4].try_into().unwrap());
-            let zero = |row: usize| {
-                let at = group * 8 + row * 4 + 2;
-                bf16::from_bits(u16::from_le_bytes([chunk[at], chunk[at + 1]])).to_f64()
-            };
-            std::array::from_fn(|i| {
-                // Register i / 2 takes four bits of each half, as 128 and more.
-                let q = word >> (i / 2 * 4 + i % 2 * 16) & 15;
-                128.0 + f64::from(q) - zero(lane / 4 + i / 2 % 2 * 8)
-            })
-        }
-        TileFormat::Fp8 => {
-            let at = j / 2 * 512 + lane * 16 + j % 2 * 8;
-            std::array::from_fn(|i| e4m3(chunk[at + i]))
-        }
-    }
-}
-
-/// What row `row` of the strip is multiplied with in this chunk.
-fn scale(chunk: &[u8], format: TileFormat, row: usize) -> f64 {
-    match format {
-        TileFormat::Bf16 => 1.0,
-        TileFormat::Int4 { group } => {
-            let at = group * 8 + row * 4;
-            f16::from_bits(u16::from_le_bytes([chunk[at], chunk[at + 1]])).to_f64()
-        }
-        TileFormat::Fp8 => {
-            let at = 1024 + row * 4;
-            f64::from(f32::from_le_bytes(chunk[at..at + 4].try_into().unwrap()))
-        }
-    }
-}
-
-fn e4m3(byte: u8) -> f64 {
-    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f64::from(byte & 7));
-    let size = match exponent {
-        0 => mantissa / 8.0 * 2_f64.powi(-6),
-        _ => (1.0 + mantissa / 8.0) * 2_f64.powi(exponent - 7),
-    };
-    if byte & 0x80 == 0 { size } else { -size }
-}
 
 /// One token times a packed strip: fragments gathered from the lanes, then matrix times vector.
 fn multiplied(packed: &[u8], format: TileFormat, x: &[f64]) -> Vec<f64> {

@@ -156,7 +156,7 @@ pub(crate) fn readable(store: &Store, member: &str, life: u32, text: &[u32]) -> 
         match read(store, handle) {
             Ok(block) => {
                 assert!(
-                    *block == bytes(member, life, &text[..(at + 1) * TOKENS]),
+                    block[..] == bytes(member, life, &text[..(at + 1) * TOKENS])[..],
                     "wrong bytes for {member}'s {text:?}, block {at}"
                 );
             }

@@ -17,14 +17,15 @@ impl Scheduler {
         self
     }
 
-    /// Takes out blocks that are to be kept beside the device, parents before children. What they hold is written once
-    /// all submitted steps have run; with the next planned step they may belong to somebody else.
+    /// Takes out blocks that are to be kept beside the device, parents before children, and no more than there is `room` for. What they hold is
+    /// written once all submitted steps have run; with the next planned step they may belong to somebody else.
     ///
     /// As many as a step can fill and no more, so that nobody's answer stands still for thousands of them where the tiers lost a long
     /// text: those that are left do not grow in number from step to step, and are good until they are taken out.
-    pub fn put_work(&mut self, to: &mut Vec<PutWork>) {
+    pub fn put_work(&mut self, room: usize, to: &mut Vec<PutWork>) {
         let full = self.config.step_tokens.div_ceil(self.limits.block_tokens);
-        self.puts.take(full as usize + usize::from(self.limits.slots), to);
+        let most = full as usize + usize::from(self.limits.slots);
+        self.puts.take(most.min(room), to);
     }
 
     /// Whether [`Scheduler::put_work`] has something.

@@ -51,7 +51,11 @@ impl Bench {
 
     /// With tiers beside the device, where reads come as the seed says; smoothly with 0.
     pub fn beside(limits: Limits, config: Config, seed: u64) -> Self {
-        let bench = Self::new(limits, config);
+        let mut bench = Self::new(limits, config);
+        // On a device blocks take a while to go out and to come in.
+        if !seed.is_multiple_of(4) {
+            bench.backend = bench.backend.late((seed % 4) as u32 - 1);
+        }
         let (beside, scheduler) = Beside::new(bench.scheduler, limits.block_tokens, seed);
         Self { scheduler, beside: Some(beside), ..bench }
     }
@@ -74,7 +78,8 @@ impl Bench {
     /// Puts all that is left to be put, as an engine does that has nothing else to do.
     pub fn settle(&mut self) {
         for _ in 0..1000 {
-            if !self.scheduler.has_puts() {
+            let putting = self.beside.as_ref().is_some_and(Beside::is_putting);
+            if !self.scheduler.has_puts() && !putting {
                 return;
             }
             self.keep();

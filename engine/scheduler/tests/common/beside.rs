@@ -1,13 +1,13 @@
 //! Tiers that are a map: reads come late, never, in any order, or fail, as a seed says.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)] // Each test file uses its part.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use polder_backend::{Backend, TokenId};
+use polder_backend::{Backend, Begun, Carry, HostBlock, TokenId};
 use polder_kv::{ChainDigest, ModelDigest, Tier};
 use polder_scheduler::fake::FakeBackend;
-use polder_scheduler::{KeptBlock, MemberId, Owner, RestoreId, Scheduler, Tiers};
+use polder_scheduler::{KeptBlock, MemberId, Owner, PutWork, RestoreId, Scheduler, Tiers};
 
 type Map = Arc<Mutex<BTreeMap<(Owner, ChainDigest), Vec<u8>>>>;
 
@@ -69,6 +69,9 @@ pub struct Beside {
     /// Most blocks that were put at once.
     pub most_put: usize,
     turn: usize,
+    /// On their way out and in, where the back end takes its time.
+    leaving: VecDeque<(Carry, Vec<PutWork>)>,
+    arriving: VecDeque<(Carry, RestoreId, usize)>,
 }
 
 impl Beside {
@@ -83,8 +86,21 @@ impl Beside {
             block_tokens: block_tokens as usize,
         };
         let (reads, hang) = (Vec::new(), Vec::new());
-        let beside =
-            Self { map, reads, hang, seed, smooth, hold: false, restored: 0, most_put: 0, turn: 0 };
+        let (leaving, arriving) = (VecDeque::new(), VecDeque::new());
+        let (hold, restored, most_put, turn) = (false, 0, 0, 0);
+        let beside = Self {
+            map,
+            reads,
+            hang,
+            seed,
+            smooth,
+            hold,
+            restored,
+            most_put,
+            turn,
+            leaving,
+            arriving,
+        };
         (beside, scheduler.with_tiers(Box::new(tiers)))
     }
 
@@ -98,23 +114,46 @@ impl Beside {
 
     /// Before a step is planned: what became full is kept, if there is room.
     pub fn put(&mut self, scheduler: &mut Scheduler, backend: &mut FakeBackend) {
+        self.carried(scheduler, backend);
         let mut work = Vec::new();
-        scheduler.put_work(&mut work);
+        scheduler.put_work(backend.export_room(), &mut work);
         self.most_put = self.most_put.max(work.len());
+        let blocks: Vec<_> = work.iter().map(|put| put.block).collect();
+        match backend.begin_export(&blocks).unwrap() {
+            Begun::Done(blocks) => self.left(work, blocks, scheduler),
+            Begun::Later(carry) => self.leaving.push_back((carry, work)),
+        }
+    }
+
+    /// Takes what has left, and what has come.
+    fn carried(&mut self, scheduler: &mut Scheduler, backend: &mut FakeBackend) {
+        while let Some(carried) = backend.carried(false).unwrap() {
+            let is = |carry: &Carry| *carry == carried.carry;
+            if self.leaving.front().is_some_and(|(carry, _)| is(carry)) {
+                let (_, work) = self.leaving.pop_front().unwrap();
+                self.left(work, carried.blocks, scheduler);
+            } else {
+                let (carry, id, at) = self.arriving.pop_front().unwrap();
+                assert!(is(&carry), "copies are done in another order than they were begun");
+                self.landed(id, at, scheduler);
+            }
+        }
+    }
+
+    fn left(&mut self, work: Vec<PutWork>, blocks: Vec<HostBlock>, scheduler: &mut Scheduler) {
         let mut refused = Vec::new();
-        for put in work {
+        assert_eq!(work.len(), blocks.len());
+        for (put, bytes) in work.into_iter().zip(blocks) {
             if refused.contains(&put.id) {
                 continue;
             }
-            let mut bytes = Vec::new();
-            backend.export_block(put.block, &mut bytes).unwrap();
             let says: Vec<u8> = put.tokens.iter().map(|token| token.0 as u8 + 1).collect();
-            assert_eq!(bytes, says, "a block was offered that holds something else");
+            assert_eq!(bytes[..], says, "a block was offered that holds something else");
             let mut map = self.map.lock().unwrap();
             let found = put.parent == root() || map.contains_key(&(put.owner.clone(), put.parent));
             let room = self.smooth || !(self.seed >> 20).is_multiple_of(16);
             if found && room {
-                map.insert((put.owner, put.parent.then(&put.tokens)), bytes);
+                map.insert((put.owner, put.parent.then(&put.tokens)), bytes.to_vec());
                 drop(map);
             } else {
                 drop(map);
@@ -123,6 +162,17 @@ impl Beside {
             }
             self.random(2);
         }
+    }
+
+    fn landed(&mut self, id: RestoreId, at: usize, scheduler: &mut Scheduler) {
+        if scheduler.place_of(id, at).is_some() {
+            scheduler.restored(id, at);
+            self.restored += 1;
+        }
+        // Told twice, and of a block that is not there: nobody minds.
+        scheduler.restored(id, at);
+        assert_eq!(scheduler.place_of(id, at), None);
+        assert_eq!(scheduler.place_of(id, 1_000_000), None);
     }
 
     /// After a step was planned: reads are asked for, and some come.
@@ -149,15 +199,11 @@ impl Beside {
                 (0, _) => self.hang.push((id, self.turn + 3)),
                 (1, _) | (_, None) => scheduler.not_restored(id, at),
                 (_, Some(bytes)) => {
-                    if let Some(block) = scheduler.place_of(id, at) {
-                        backend.import_block(block, &bytes).unwrap();
-                        scheduler.restored(id, at);
-                        self.restored += 1;
+                    let Some(block) = scheduler.place_of(id, at) else { continue };
+                    match backend.begin_import(vec![(block, Arc::new(bytes.into()))]).unwrap() {
+                        Begun::Done(_) => self.landed(id, at, scheduler),
+                        Begun::Later(carry) => self.arriving.push_back((carry, id, at)),
                     }
-                    // Told twice, and of a block that is not there: nobody minds.
-                    scheduler.restored(id, at);
-                    assert_eq!(scheduler.place_of(id, at), None);
-                    assert_eq!(scheduler.place_of(id, 1_000_000), None);
                 }
             }
         }
@@ -171,7 +217,13 @@ impl Beside {
 
     /// Something may still come.
     pub fn busy(&self) -> bool {
-        !self.reads.is_empty() || !self.hang.is_empty()
+        let reads = !self.reads.is_empty() || !self.hang.is_empty();
+        reads || self.is_putting() || !self.arriving.is_empty()
+    }
+
+    /// Something is on its way out.
+    pub fn is_putting(&self) -> bool {
+        !self.leaving.is_empty()
     }
 
     /// What another one kept is there.
@@ -192,6 +244,12 @@ impl Beside {
     pub fn forget(&mut self, member: &MemberId) {
         let gone = [Owner::Trusting, Owner::Member(member.clone())];
         self.map.lock().unwrap().retain(|(owner, _), _| !gone.contains(owner));
+        // The engine's keeper drops what is on its way for them.
+        for (_, work) in &mut self.leaving {
+            for put in work.iter_mut().filter(|put| gone.contains(&put.owner)) {
+                put.parent = root().then(&[]);
+            }
+        }
     }
 
     pub fn kept(&self) -> usize {

@@ -122,7 +122,7 @@ fn main() {
         println!("\nThis card does not count its energy.");
     }
     let bench = Bench { asked, device, pack, meter, ceilings };
-    for (name, ..) in shapes::MODELS {
+    for name in shapes::MODELS {
         if bench.asked.models.is_empty() || bench.asked.models.iter().any(|n| n == name) {
             bench.model(name);
         }

@@ -2,42 +2,21 @@
 
 use polder_backend_cuda::attention::KvFormat;
 use polder_backend_cuda::tiles::TileFormat;
+use polder_model::drawn::Stored;
 use polder_model::{Attention, Ffn, ModelSpec, huggingface};
+use polder_recipes::Shape;
 
-/// A name, the published shape, how its matrices are kept.
-pub(crate) const MODELS: [(&str, &str, TileFormat); 3] = [
-    (
-        "qwen3-30b-a3b",
-        r#"{"model_type":"qwen3_moe","hidden_size":2048,"num_hidden_layers":48,"num_attention_heads":32,
-            "num_key_value_heads":4,"head_dim":128,"intermediate_size":6144,"moe_intermediate_size":768,"num_experts":128,
-            "num_experts_per_tok":8,"norm_topk_prob":true,"decoder_sparse_step":1,"mlp_only_layers":[],"vocab_size":151936,
-            "max_position_embeddings":262144,"rope_theta":1000000.0,"rms_norm_eps":1e-6,"tie_word_embeddings":false,
-            "hidden_act":"silu","attention_bias":false}"#,
-        TileFormat::Int4 { group: 128 },
-    ),
-    (
-        "qwen3-8b",
-        r#"{"model_type":"qwen3","hidden_size":4096,"num_hidden_layers":36,"num_attention_heads":32,"num_key_value_heads":8,
-            "head_dim":128,"intermediate_size":12288,"vocab_size":151936,"max_position_embeddings":40960,
-            "rope_theta":1000000.0,"rms_norm_eps":1e-6,"tie_word_embeddings":false,"hidden_act":"silu",
-            "attention_bias":false}"#,
-        TileFormat::Bf16,
-    ),
-    (
-        "qwen3-235b-a22b",
-        r#"{"model_type":"qwen3_moe","hidden_size":4096,"num_hidden_layers":94,"num_attention_heads":64,
-            "num_key_value_heads":4,"head_dim":128,"intermediate_size":12288,"moe_intermediate_size":1536,"num_experts":128,
-            "num_experts_per_tok":8,"norm_topk_prob":true,"decoder_sparse_step":1,"mlp_only_layers":[],"vocab_size":151936,
-            "max_position_embeddings":262144,"rope_theta":1000000.0,"rms_norm_eps":1e-6,"tie_word_embeddings":false,
-            "hidden_act":"silu","attention_bias":false}"#,
-        TileFormat::Int4 { group: 128 },
-    ),
-];
+/// Those that are measured where none is named.
+#[allow(dead_code, reason = "the replay is told which")]
+pub(crate) const MODELS: [&str; 3] = ["qwen3-30b-a3b", "qwen3-8b", "qwen3-235b-a22b"];
 
 /// A model of that name: its shape and how its matrices are kept.
 pub(crate) fn model(name: &str) -> Option<(ModelSpec, TileFormat)> {
-    let (_, config, format) = MODELS.iter().find(|(other, ..)| *other == name)?;
-    Some((huggingface::parse_config(config.as_bytes()).expect("checked in"), *format))
+    let config = Shape::find(name).ok()?.config;
+    let mut spec = huggingface::parse_config(config.as_bytes()).expect("checked in");
+    // Positions may be turned further than the model was made for; that costs the same.
+    spec.context = 262_144;
+    Some((spec, TileFormat::drawn(Stored::of(config).expect("checked in"))?))
 }
 
 /// Bytes that a decode step of so many streams must read: matrices of the experts that are expected to be chosen, the head, KV.
