@@ -28,10 +28,10 @@ pub(crate) fn kinds(lock: &Lock, driver: &Driver) -> &'static [&'static str] {
     };
     match (lock.arch, new) {
         (Arch::X86_64, false) => &["sm_80", "sm_89", "sm_90a"],
-        (Arch::X86_64, true) => &["sm_80", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a"],
-        // Grace has had no older card at its side.
+        (Arch::X86_64, true) => &["sm_80", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120"],
+        // Grace has had no older card at its side; GB10 runs what is for 12.0.
         (Arch::Aarch64, false) => &["sm_90a"],
-        (Arch::Aarch64, true) => &["sm_90a", "sm_100a", "sm_103a", "sm_120a"],
+        (Arch::Aarch64, true) => &["sm_90a", "sm_100a", "sm_103a", "sm_120"],
     }
 }
 
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(kinds(&workstation, &Driver::None), [""; 0]);
         assert_eq!(kinds(&workstation, &Driver::Debian), ["sm_80", "sm_89", "sm_90a"]);
         let newer = kinds(&workstation, &bundle("580.95.05", Arch::X86_64)).to_vec();
-        assert_eq!(newer[3..], ["sm_100a", "sm_103a", "sm_120a"]);
+        assert_eq!(newer[3..], ["sm_100a", "sm_103a", "sm_120"]);
         assert_eq!(kinds(&workstation, &bundle("565.57", Arch::X86_64)).len(), 3);
         assert_eq!(kinds(&grace, &Driver::Debian), ["sm_90a"]);
         assert!(kinds(&grace, &bundle("580.95.05", Arch::Aarch64)).contains(&"sm_103a"));

@@ -17,7 +17,20 @@ impl Rival {
     fn start(model: &Path) -> Self {
         let port = free_port();
         let child = Command::new(need("POLDER_LLAMA_SERVER"))
-            .args(["--host", "127.0.0.1", "--port", &port.to_string(), "-c", "8192", "-np", "4"])
+            .args([
+                "--host",
+                "127.0.0.1",
+                "--port",
+                &port.to_string(),
+                "-c",
+                "8192",
+                "-np",
+                "2",
+                "-t",
+                "1",
+                "-tb",
+                "1",
+            ])
             .arg("-m")
             .arg(model)
             .arg("--jinja")
@@ -59,25 +72,25 @@ fn an_owner_hears_whether_another_engine_answers_alike_and_which_to_keep() {
     let mix = state.path().join("mix.jsonl");
     std::fs::write(
         &mix,
-        "{\"prompt\": 120, \"answer\": 12, \"known\": 40}\n{\"prompt\": 60, \"answer\": 20}\n",
+        "{\"prompt\": 80, \"answer\": 6, \"known\": 30}\n{\"prompt\": 50, \"answer\": 8}\n",
     )
     .unwrap();
     let mix = mix.to_str().unwrap();
-    let few = ["--requests", "4", "--concurrency", "2", "--prompts", "4"];
+    let few = ["--requests", "2", "--concurrency", "2", "--prompts", "2"];
 
     // Both at once.
     let sides = ["--ours", &up.url, "--theirs", &rival.url, "--mix", mix];
     let (ok, told, progress) = bakeoff(&up, &[&sides[..], &few, &["--json"]].concat());
     assert!(ok, "{told}{progress}");
     let found: Value = serde_json::from_str(&told).unwrap();
-    assert_eq!(found["parity"]["prompts"], 4, "{found}");
+    assert_eq!(found["parity"]["prompts"], 2, "{found}");
     assert!(found["parity"]["median_same"].as_u64().unwrap() >= 8, "{found}");
     for side in ["ours", "theirs"] {
-        assert_eq!(found[side]["figures"]["answered"], 4, "{found}");
+        assert_eq!(found[side]["figures"]["answered"], 2, "{found}");
         assert!(found[side]["figures"]["rate"].as_f64().unwrap() > 0.0, "{found}");
     }
     assert!(["ours", "theirs", "either", "neither"].contains(&found["keep"].as_str().unwrap()));
-    assert!(progress.contains("left") || progress.contains("of 8"), "no progress: {progress}");
+    assert!(progress.contains("left") || progress.contains("of 4"), "no progress: {progress}");
 
     // One after the other, as where a card has room for one only; in words.
     let kept = state.path().join("ours.json");
@@ -89,7 +102,7 @@ fn an_owner_hears_whether_another_engine_answers_alike_and_which_to_keep() {
         bakeoff(&up, &["--ours", kept, "--theirs", &up.url, "--their-key", &up.api_key]);
     assert!(ok, "{told}{why}");
     // The same engine twice.
-    assert!(told.contains("of 4 prompts 4 identical"), "{told}");
+    assert!(told.contains("of 2 prompts 2 identical"), "{told}");
     assert!(told.contains("keep "), "{told}");
 }
 

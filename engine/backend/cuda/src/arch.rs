@@ -41,12 +41,12 @@ impl Arch {
     /// The cards that have it, as people know them.
     pub fn cards(self) -> &'static str {
         match self.number {
-            80 => "A100",
+            80 => "A100, RTX 30 and A6000",
             89 => "RTX 40 and L40",
             90 => "H100 and H200",
             100 => "B200",
             103 => "B300 and GB300",
-            120 => "RTX 50 and RTX PRO 6000",
+            120 => "RTX 50, RTX PRO 6000 and GB10",
             _ => "others",
         }
     }

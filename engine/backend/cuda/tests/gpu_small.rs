@@ -73,6 +73,7 @@ fn answer(backend: &mut CudaBackend) {
         Sampling { mask, bias: vec![(TokenId(4), 2.0)], ..Sampling::greedy() },
     ];
     // Recorded: each goes on with one token; alone, and together, greedy and not.
+    let again = if sanitized() { 1 } else { 2 };
     for (first, count) in [(0, 1), (0, 5), (1, 2)] {
         let mut batch = StepBatch::default();
         for (slot, sampling) in each.iter().skip(first).take(count).enumerate() {
@@ -81,53 +82,62 @@ fn answer(backend: &mut CudaBackend) {
             feed(&mut batch, slot, &host(&tokens[4..]), 0, &blocks(40 + u32::from(slot), 1));
             want_last(&mut batch, slot, Want::Sample(sampling.clone()));
         }
-        for _ in 0..2 {
+        for _ in 0..again {
             let rows = step(backend, &batch).rows;
             assert!(rows.iter().all(|row| matches!(row, Row::Sampled(_))), "{rows:?}");
         }
     }
 }
 
-fn check(name: &str, spec: &ModelSpec, format: TileFormat, kv: KvFormat) {
+/// Whether a sanitizer looks on, which takes a hundred times as long: then there is less of everything.
+fn sanitized() -> bool {
+    std::env::var_os("POLDER_SANITIZED").is_some()
+}
+
+fn check(spec: &ModelSpec, format: TileFormat, kv: KvFormat) {
     let mut backend = load(spec, format, kv);
-    let tokens = text(140);
-    let whole = teacher_force(&mut backend, &tokens, 140, &blocks(0, 9));
-    for (piece, from) in [(35, 9), (9, 18), (1, 27)] {
-        // One by one not all of it: a sanitizer takes long.
-        let some = &tokens[..if piece == 1 { 24 } else { 80 }];
-        let pieces = teacher_force(&mut backend, some, piece, &blocks(from, 5));
+    // More than 64 tokens go another way.
+    let (long, some, few) = if sanitized() { (70, 18, 3) } else { (140, 80, 24) };
+    let tokens = text(long);
+    let whole = teacher_force(&mut backend, &tokens, long as usize, &blocks(0, 9));
+    for (piece, length, from) in [(35, some, 9), (9, some, 18), (1, few, 27)] {
+        let pieces = teacher_force(&mut backend, &tokens[..length], piece, &blocks(from, 5));
         let mut apart: Vec<f64> =
             whole.iter().zip(&pieces).map(|(whole, part)| distance(whole, part)).collect();
         apart.sort_by(f64::total_cmp);
         let middle = apart[apart.len() / 2];
-        println!(
-            "{name}, in pieces of {piece}: {middle:.1e}, at worst {:.1e}",
-            apart[apart.len() - 1]
-        );
+        println!("in pieces of {piece}: {middle:.1e}, at worst {:.1e}", apart[apart.len() - 1]);
         // Where two experts are worth almost the same, another one may be chosen.
-        assert!(middle < 0.03, "{name} in pieces of {piece}: {middle}");
+        assert!(middle < 0.03, "in pieces of {piece}: {middle}");
     }
     answer(&mut backend);
 }
 
-#[test]
-#[ignore = "needs a GPU"]
-fn gpu_small_plain_models_do_not_depend_on_how_a_text_is_cut() {
-    let int4 = |group| TileFormat::Int4 { group };
-    check("64 bf16", &spec(64, 8, 0), TileFormat::Bf16, KvFormat::Bf16);
-    check("96 int4", &spec(96, 8, 0), int4(64), KvFormat::Fp8);
-    check("128 int4", &spec(128, 8, 0), int4(128), KvFormat::Bf16);
-    check("128 fp8", &spec(128, 8, 0), TileFormat::Fp8, KvFormat::Fp8);
-    check("128 bf16, groups of 16", &spec(128, 32, 0), TileFormat::Bf16, KvFormat::Bf16);
-    check("256 fp8", &spec(256, 4, 0), TileFormat::Fp8, KvFormat::Bf16);
+const INT4_64: TileFormat = TileFormat::Int4 { group: 64 };
+const INT4_128: TileFormat = TileFormat::Int4 { group: 128 };
+
+/// A text says the same however it is cut: heads of some width, so many of them, so many experts, weights and KV.
+macro_rules! small {
+    ($($test:ident: $head_dim:literal, $heads:literal, $experts:literal, $format:expr, $kv:ident;)+) => {
+        $(
+            #[test]
+            #[ignore = "needs a GPU"]
+            fn $test() {
+                check(&spec($head_dim, $heads, $experts), $format, KvFormat::$kv);
+            }
+        )+
+    };
 }
 
-#[test]
-#[ignore = "needs a GPU"]
-fn gpu_small_mixtures_do_not_depend_on_how_a_text_is_cut() {
-    let int4 = |group| TileFormat::Int4 { group };
-    check("mixture bf16", &spec(64, 8, 8), TileFormat::Bf16, KvFormat::Bf16);
-    check("mixture int4 64", &spec(64, 8, 8), int4(64), KvFormat::Bf16);
-    check("mixture int4 128", &spec(128, 8, 16), int4(128), KvFormat::Fp8);
-    check("mixture fp8", &spec(64, 8, 8), TileFormat::Fp8, KvFormat::Bf16);
+small! {
+    gpu_small_bf16_says_the_same_however_a_text_is_cut: 64, 8, 0, TileFormat::Bf16, Bf16;
+    gpu_small_int4_with_heads_of_96_says_the_same_however_a_text_is_cut: 96, 8, 0, INT4_64, Fp8;
+    gpu_small_int4_with_heads_of_128_says_the_same_however_a_text_is_cut: 128, 8, 0, INT4_128, Bf16;
+    gpu_small_fp8_over_fp8_says_the_same_however_a_text_is_cut: 128, 8, 0, TileFormat::Fp8, Fp8;
+    gpu_small_groups_of_16_heads_say_the_same_however_a_text_is_cut: 128, 32, 0, TileFormat::Bf16, Bf16;
+    gpu_small_heads_of_256_say_the_same_however_a_text_is_cut: 256, 4, 0, TileFormat::Fp8, Bf16;
+    gpu_small_experts_in_bf16_say_the_same_however_a_text_is_cut: 64, 8, 8, TileFormat::Bf16, Bf16;
+    gpu_small_experts_in_int4_say_the_same_however_a_text_is_cut: 64, 8, 8, INT4_64, Bf16;
+    gpu_small_experts_in_groups_of_128_say_the_same_however_a_text_is_cut: 128, 8, 16, INT4_128, Fp8;
+    gpu_small_experts_in_fp8_say_the_same_however_a_text_is_cut: 64, 8, 8, TileFormat::Fp8, Bf16;
 }
