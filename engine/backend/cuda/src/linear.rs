@@ -529,7 +529,10 @@ impl Linear {
             call.tokens
         );
         assert!(
-            !matches!((call.right, plan), (Right::Image(_), Plan::Split { .. } | Plan::Held { .. })),
+            !matches!(
+                (call.right, plan),
+                (Right::Image(_), Plan::Split { .. } | Plan::Held { .. })
+            ),
             "tokens laid out for {plan:?}"
         );
         let variant = Variant::of(plan, &call.matrix, problem.normed);
