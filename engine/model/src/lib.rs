@@ -23,6 +23,18 @@ mod spec;
 mod tensor;
 mod tokenizer;
 
+/// The text of all that decides what values a stored tensor has, for the key of what is made from them and kept.
+pub const DECODING: &[&str] = &[
+    include_str!("family.rs"),
+    include_str!("gguf.rs"),
+    include_str!("gguf/architecture.rs"),
+    include_str!("huggingface.rs"),
+    include_str!("model.rs"),
+    include_str!("quant.rs"),
+    include_str!("quantized.rs"),
+    include_str!("tensor.rs"),
+];
+
 pub use error::ModelError;
 pub use model::Model;
 pub use quantized::{Method, Stored4};

@@ -436,7 +436,11 @@ impl EngineLoop {
     /// Takes what has gone out and come in beside steps; with `wait`, something at least, where anything is on its way.
     fn carry(&mut self, wait: bool) -> Result<(), SchedulerError> {
         if let Some(keeper) = &mut self.keeper {
+            let aside = lock(&self.pulse).begin_aside(Instant::now());
             let carried = keeper.carry(&mut self.scheduler, &mut *self.backend, wait);
+            if aside {
+                lock(&self.pulse).end_aside();
+            }
             carried.map_err(SchedulerError::Backend)?;
         }
         Ok(())
@@ -486,7 +490,12 @@ impl EngineLoop {
         let began = Instant::now();
         loop {
             let command = match self.wait_for() {
-                Wait::Command => self.inbox.recv().ok(),
+                Wait::Command => {
+                    if let Some(keeper) = &mut self.keeper {
+                        keeper.let_go(&self.scheduler);
+                    }
+                    self.inbox.recv().ok()
+                }
                 Wait::Until(late) => {
                     match self.inbox.recv_timeout(late.saturating_duration_since(Instant::now())) {
                         Ok(command) => Some(command),

@@ -221,6 +221,11 @@ impl Keeper {
         Ok(())
     }
 
+    /// Lets go of what has come and nobody waits for any more: a member's words must not lie there until somebody asks something.
+    pub(crate) fn let_go(&mut self, scheduler: &Scheduler) {
+        self.landing.retain(|(landing, _)| scheduler.place_of(landing.id, landing.at).is_some());
+    }
+
     /// These blocks are on the device now.
     fn landed(&mut self, landings: Vec<Landing>, scheduler: &mut Scheduler) {
         let now = Instant::now();

@@ -1,5 +1,6 @@
 //! A model of true shape with drawn weights: to measure speed without a download. What it says is noise, and it says so.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -76,8 +77,11 @@ fn checkpoint(synthetic: &Synthetic) -> Result<Model, String> {
             MOST_FOR_THE_PROCESSOR >> 30
         ));
     }
-    let folder = Folder(std::env::temp_dir().join(format!("polder-drawn-{}", std::process::id())));
-    std::fs::create_dir_all(&folder.0).map_err(|error| error.to_string())?;
+    // Everybody may make folders there: one that is there already is somebody else's.
+    let path = std::env::temp_dir().join(format!("polder-drawn-{}", std::process::id()));
+    let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
+    made.map_err(|error| format!("{} cannot be made: {error}", path.display()))?;
+    let folder = Folder(path);
     let drawing = Drawing { seed: synthetic.seed, shard_bytes: 1 << 30 };
     drawn::write(&folder.0, &config, &drawing).map_err(|error| error.to_string())?;
     Model::open(&folder.0).map_err(|error| error.to_string())

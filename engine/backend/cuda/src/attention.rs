@@ -458,7 +458,8 @@ impl Attend {
             let fits = |plan: &DecodePlan| this.shared(plan) + 1024 <= most_shared;
             let one = plans[0].clustered(shape.kv_heads, fits, |plan| {
                 this.decode.allow_shared(small(this.shared(plan)))?;
-                this.clusters_at_once(plan)
+                // A card that does not say gets none.
+                Ok(this.clusters_at_once(plan).unwrap_or_default())
             })?;
             this.set_plans([one, plans[1], plans[2]])?;
         }

@@ -99,6 +99,19 @@ pub enum LoadError {
     /// An option that cannot be.
     #[error("cannot run a model with {0}")]
     Options(String),
+    /// There is no room for conversations.
+    #[error(
+        "{} MiB of the card's memory are left for conversations, and one block of {positions} positions takes {} KiB; end what else uses the card, give this engine more of it, or choose a smaller model",
+        .bytes >> 20, .block >> 10
+    )]
+    NoRoom {
+        /// Bytes that are left.
+        bytes: u64,
+        /// Positions of a block.
+        positions: u32,
+        /// Bytes of a block.
+        block: u64,
+    },
     /// There is no room for what computes.
     #[error(
         "the weights take {} of the card's {}, and what is left is not enough to compute with ({failure}); end what else uses the card, or choose a smaller model",
@@ -128,7 +141,7 @@ impl LoadError {
                 failure.out_of_memory
             }
             Self::Weights(WeightError::Device(failure)) => failure.out_of_memory,
-            Self::TooSmall(_) | Self::Beside { .. } => true,
+            Self::TooSmall(_) | Self::Beside { .. } | Self::NoRoom { .. } => true,
             _ => false,
         }
     }
@@ -237,6 +250,11 @@ impl Asked {
 const TILES: usize = 1 << 16;
 /// Rows of guesses that a step has room for, beside one of each sequence.
 const GUESSES: usize = 64;
+/// What one recorded step takes of the card's memory, within reason: the driver's figure is for all processes together.
+const LEAST_RECORDED: u64 = 256 << 10;
+const MOST_RECORDED: u64 = 8 << 20;
+/// Words of texts that room is made for at a start; more than that in one step is asked for when it comes.
+const MOST_RESETS: usize = 8 << 20;
 /// Logits of so many bytes are kept at once; rows beyond are done after them.
 const LOGITS_BYTES: usize = 256 << 20;
 
@@ -253,7 +271,9 @@ impl CudaBackend {
         let bytes = weights.matrix_bytes();
         let loaded = Self::with_weights(&model.spec, weights, &device, options);
         let mut backend = loaded.map_err(|error| match error {
-            LoadError::Device(failure) if failure.out_of_memory => {
+            LoadError::Device(failure) | LoadError::Kernels(KernelError::Device(failure))
+                if failure.out_of_memory =>
+            {
                 LoadError::Beside { weights: bytes, all: device.memory(), failure }
             }
             other => other,
@@ -285,12 +305,12 @@ impl CudaBackend {
     fn open(spec: &ModelSpec, weights: u64, options: &CudaOptions) -> Result<Device, LoadError> {
         let device = Device::open(options.device)?;
         check(spec, options)?;
-        budget::keep(&device, weights, options.memory)?;
-        // Before weights, which take minutes.
+        // Kernels first: a card that has none is not this engine's, whatever memory it has.
         for module in MODULES {
             let loaded = options.pack.load(module, &device);
             loaded.map_err(|why| NoCode::or(why, &device, &options.pack))?;
         }
+        budget::keep(&device, weights, options.memory)?;
         Ok(device)
     }
 
@@ -324,7 +344,10 @@ impl CudaBackend {
         let per_token = shape.block_bytes() / shape.block_tokens * layers;
         let staging = device.pinned(shape.block_bytes() * layers)?;
         let sampler = Sampler::load(&options.pack, device)?;
-        let memory = Memory::new(device, room)?;
+        let mut memory = Memory::new(device, room)?;
+        // Every sequence's text may begin in one step: with a budget there is no more to be had once the pool is there.
+        let texts = usize::from(options.slots) * (spec.context as usize + 4);
+        memory.make_room(device, texts.min(MOST_RESETS))?;
         let desk = || -> Result<Desk, Failure> {
             Ok(Desk {
                 words: device.pinned(words)?,
@@ -650,12 +673,24 @@ impl CudaBackend {
             return self.launches(size, layout, sharing);
         }
         let free = self.device.free_memory()?;
-        let graph = self.stream.capture(|| self.launches(size, layout, sharing))?;
+        let graph = match self.stream.capture(|| self.launches(size, layout, sharing)) {
+            Ok(graph) => graph,
+            // Nothing else is wrong: the step is launched kernel by kernel, and so are all that are not recorded yet.
+            Err(failure) if failure.out_of_memory => {
+                log::warn!(
+                    "the card has no memory left to record steps: they are launched ({failure})"
+                );
+                self.recorded = u64::MAX;
+                return self.launches(size, layout, sharing);
+            }
+            Err(failure) => return Err(failure),
+        };
         // SAFETY: as above.
         unsafe { self.stream.replay(&graph)? };
         self.graphs.insert(recorded, graph);
-        // Others may have taken some meanwhile: then it counts as more than it is.
-        self.recorded += free.saturating_sub(self.device.free_memory()?);
+        // Others may have taken or given back some meanwhile: it counts within what a step can take.
+        let took = free.saturating_sub(self.device.free_memory()?);
+        self.recorded += took.clamp(LEAST_RECORDED, MOST_RECORDED);
         Ok(())
     }
 
@@ -852,12 +887,11 @@ fn blocks(bytes: u64, per_token: u64, options: &CudaOptions) -> Result<u32, Load
     let asked = options.kv_tokens.div_ceil(options.block_tokens);
     let fit = bytes / per_token / u64::from(options.block_tokens);
     match u32::try_from(fit).unwrap_or(u32::MAX).min(asked) {
-        0 => Err(LoadError::Options(format!(
-            "{} MiB of the card's memory for conversations; one block of {} positions takes {} KiB",
-            bytes >> 20,
-            options.block_tokens,
-            (per_token * u64::from(options.block_tokens)) >> 10
-        ))),
+        0 => Err(LoadError::NoRoom {
+            bytes,
+            positions: options.block_tokens,
+            block: per_token * u64::from(options.block_tokens),
+        }),
         blocks => Ok(blocks),
     }
 }

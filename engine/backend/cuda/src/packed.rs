@@ -34,6 +34,15 @@ pub struct PackedTiles {
     pub least_packing: u32,
 }
 
+impl PackedTiles {
+    /// Removes the file, with a sentence in the log where that cannot be.
+    pub(crate) fn remove(&self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            log::warn!("packed weights in {} cannot be removed: {error}", self.path.display());
+        }
+    }
+}
+
 /// What the system surely reads at one request.
 const AT_ONCE: usize = 128 << 10;
 const MAGIC: &[u8; 16] = b"polder tiles 1\n\n";
@@ -58,6 +67,7 @@ fn key(kept: &PackedTiles, plan: &Plan<'_>) -> Key {
     ] {
         tell(text);
     }
+    polder_model::DECODING.iter().for_each(|text| tell(text));
     for part in &plan.parts {
         tell(&format!("{} {:?} {:?} {}", part.name, part.shape, part.format, part.count));
     }
@@ -102,8 +112,9 @@ impl Opened {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
                 log::warn!("packed weights in {path} are of no use ({error}); packing them again");
-                if let Err(error) = std::fs::remove_file(&kept.path) {
-                    log::warn!("and {path} cannot be removed: {error}");
+                // What cannot be read now may be whole.
+                if error.kind() == io::ErrorKind::InvalidData {
+                    kept.remove();
                 }
                 None
             }
@@ -229,14 +240,16 @@ impl Keeping {
         let partial = self.kept.path.with_extension(format!("{}.partial", std::process::id()));
         let file = File::create(&partial)?;
         let done = self.fill(&file, bytes, stop);
-        match done.and_then(|done| file.sync_all().map(|()| done)) {
+        match done.and_then(|done| if done { file.sync_all().map(|()| true) } else { Ok(false) }) {
             Ok(true) => {
                 std::fs::rename(&partial, &self.kept.path)?;
                 File::open(folder)?.sync_all()?;
                 Ok(true)
             }
             other => {
-                std::fs::remove_file(&partial)?;
+                if let Err(error) = std::fs::remove_file(&partial) {
+                    log::warn!("{} cannot be removed: {error}", partial.display());
+                }
                 other
             }
         }

@@ -114,14 +114,22 @@ impl DeviceWeights {
         let layers = layers.collect::<Result<_, _>>()?;
         let head = matrix(&mut parts);
         let output_norm = norms.norm(&model.weights.output_norm)?;
-        let unkept = match (kept, came) {
-            (Some(kept), Came::Packed | Came::Mended) => Keeping::of(kept, &plan, packing)
-                .map(|keeping| {
-                    ReadBack::new(card, plan.longest()).map(|from| Unkept { keeping, from })
-                })
-                .transpose()?,
+        drop(opened);
+        let keeping = kept.and_then(|kept| match came {
+            Came::Packed => Keeping::of(kept, &plan, packing),
+            // It was worth it once. The damaged one goes first: there may be no room for both.
+            Came::Mended => {
+                kept.remove();
+                Keeping::of(kept, &plan, 100)
+            }
             _ => None,
-        };
+        });
+        let unkept = keeping.and_then(|keeping| {
+            ReadBack::new(card, plan.longest())
+                .map(|from| Unkept { keeping, from })
+                .inspect_err(|why| log::warn!("packed weights are not kept: {why}"))
+                .ok()
+        });
         model.let_go();
         Ok((Self { embedding, layers, output_norm, head }, unkept))
     }

@@ -239,7 +239,9 @@ fn gpu_memory_that_ends_while_steps_run_fails_the_step_by_name() {
     let mut long = batch();
     long.resets.clear();
     long.histories.clear();
-    let history: Vec<u32> = (0..200_000).map(|n| n % 300).collect();
+    let limits = backend.limits();
+    let more = (u32::from(limits.slots) * (limits.context + 4) + 1).max(200_000);
+    let history: Vec<u32> = (0..more).map(|n| n % 300).collect();
     reset(&mut long, 0, &history);
     let failed = backend.submit(&long).unwrap_err();
     println!("{failed}");

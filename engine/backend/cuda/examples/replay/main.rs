@@ -118,14 +118,20 @@ fn main() {
         return traffic::write(&says, BufWriter::new(File::create(path).unwrap())).unwrap();
     }
     let began = Instant::now();
-    let (backend, device) = load(&asked);
+    let (mut backend, device) = load(&asked);
     let config = config(&asked);
     let limits = backend.limits();
     let store = (asked.host_gib > 0).then(|| {
         let model = ModelDigest::of([&b"replay"[..]]);
         let (bytes, tokens) = (limits.block_bytes() as usize, limits.block_tokens as usize);
         let host_bytes = asked.host_gib << 30;
-        let options = StoreOptions { host_bytes, ..StoreOptions::new(model, bytes, tokens) };
+        // As an engine opens it: memory that the card copies from and to by itself.
+        let memory = backend.host_memory(host_bytes);
+        if memory.is_none() {
+            eprintln!("the driver gives no such host memory: copies are slower than an engine's");
+        }
+        let options =
+            StoreOptions { host_bytes, memory, ..StoreOptions::new(model, bytes, tokens) };
         Arc::new(Store::open(options).unwrap())
     });
     println!(
