@@ -105,7 +105,7 @@ async fn vm_an_engine_of_the_image_with_the_driver_has_its_kernels_and_says_that
         // A machine without a card has nothing to wake, and nothing that failed.
         "cards: inactive exec-condition.",
         "failed units: .",
-        "sm_80: whole (A100)",
+        "sm_80: whole (",
         "sm_89: whole",
         "sm_90a: whole",
         "checked: 0.",
