@@ -29,7 +29,7 @@ test-aarch64: tools-aarch64 ## The CPU engine's tests on an emulated processor o
 
 test-gpu: tools-gpu        ## Every kernel and model on this machine's card; without one, packs what a machine with one runs.
 	POLDER_NVRTC=$(CACHE)/nvrtc/lib tests/gpu/pack $(ARCH)
-	@if command -v nvidia-smi >/dev/null; then tests/gpu/on-card test && tests/gpu/on-card sanitize; \
+	@if command -v nvidia-smi >/dev/null; then tests/gpu/on-card test && tests/gpu/on-card sanitize-if-there; \
 	else echo "No card here: on a machine with one, run tests/gpu/on-card test in a copy of this folder."; fi
 
 bench-gpu: tools-gpu       ## Whole models of true shapes, and agents beside chats, on this machine's card.
