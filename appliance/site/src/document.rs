@@ -440,13 +440,19 @@ impl Site {
     }
 
     /// Would an engine be told the same by `other`? What it keeps and how much memory it takes it is told when it starts, and without a
-    /// budget of its own it takes what others leave.
+    /// budget of its own it takes what others leave: their budgets, or what their models need.
     pub fn tells_alike(&self, other: &Self, name: &EngineName) -> bool {
         let (ours, theirs) = (self.engines.get(name), other.engines.get(name));
         let budgeted = ours.is_some_and(|slot| slot.memory.is_some());
-        ours == theirs
-            && self.keeping == other.keeping
-            && (budgeted || self.engines == other.engines)
+        let takes = |site: &Self| -> Vec<_> {
+            let of = |(name, slot): (&EngineName, &EngineSlot)| {
+                let needs =
+                    slot.memory.is_none().then(|| (slot.recipe.clone(), slot.conversations));
+                (name.clone(), slot.memory, needs)
+            };
+            site.engines.iter().map(of).collect()
+        };
+        ours == theirs && self.keeping == other.keeping && (budgeted || takes(self) == takes(other))
     }
 
     /// True while only this machine can reach the box: a trial.
@@ -622,8 +628,19 @@ mod tests {
         let mut alone = Site::unclaimed(8443);
         alone.engines.insert(fast.clone(), EngineSlot::serving("tiny".parse().unwrap()));
         let mut both = alone.clone();
-        both.engines.insert(slow, EngineSlot::serving("big".parse().unwrap()));
+        both.engines.insert(slow.clone(), EngineSlot::serving("big".parse().unwrap()));
         assert!(!alone.tells_alike(&both, &fast) && alone.tells_alike(&alone, &fast));
+        let with = |recipe: &str, memory: Option<u8>| {
+            let mut site = both.clone();
+            let memory = memory.map(Budget::Percent);
+            let slot = EngineSlot { memory, ..EngineSlot::serving(recipe.parse().unwrap()) };
+            site.engines.insert(slow.clone(), slot);
+            site
+        };
+        // What another with a budget serves is nothing to it, but how much that may take is.
+        assert!(with("big", Some(40)).tells_alike(&with("bigger", Some(40)), &fast));
+        assert!(!with("big", Some(40)).tells_alike(&with("big", Some(50)), &fast));
+        assert!(!with("big", None).tells_alike(&with("bigger", None), &fast));
         for site in [&mut alone, &mut both] {
             let slot = site.engines.get_mut(&fast).unwrap();
             slot.memory = Some(Budget::Percent(30));
