@@ -25,8 +25,21 @@ pub struct UnknownKey {
 
 /// Keys whose usual value does more than somebody may have wanted who mistyped one. A version that knows them always writes them, so that
 /// no newer one's file is taken for a mistake. All others are necessary, or their usual value is the strictest.
-const MORE_THAN_MEANT: [&str; 4] =
-    ["keeping", "keeping.days", "keeping.disk_percent", "verifier.mode"];
+/// Only a budget is not always written: no later key of an engine may be as near to it.
+const MORE_THAN_MEANT: [&str; 5] =
+    ["keeping", "keeping.days", "keeping.disk_percent", "verifier.mode", "engines.*.memory"];
+
+/// Is the key this one? A star stands for any name.
+fn matches(pattern: &str, key: &str) -> bool {
+    let (mut wanted, mut names) = (pattern.split('.'), key.split('.'));
+    loop {
+        match (wanted.next(), names.next()) {
+            (None, None) => return true,
+            (Some(wanted), Some(name)) if wanted == "*" || wanted == name => {}
+            _ => return false,
+        }
+    }
+}
 
 impl UnknownKey {
     pub(crate) fn at(path: &Path<'_>, document: &toml::Table) -> Self {
@@ -84,7 +97,7 @@ impl UnknownKey {
     /// This key and the one that may be meant, where the box would do more without that than somebody may have wanted.
     pub(crate) fn hides(&self) -> Option<(String, String)> {
         let meant = self.meant().filter(|_| !self.beside)?;
-        MORE_THAN_MEANT.contains(&meant.as_str()).then(|| (self.shown(), meant))
+        MORE_THAN_MEANT.iter().any(|p| matches(p, &meant)).then(|| (self.shown(), meant))
     }
 
     /// As much of it as a sentence can hold.
@@ -211,7 +224,8 @@ mod tests {
         site.apps.insert("wiki".parse().unwrap(), App { upstream, open_to: Default::default() });
         let recipe = "smollm2-135m-instruct".parse().unwrap();
         let conversations = crate::document::Conversations::Compact;
-        let slot = EngineSlot { conversations, ..EngineSlot::serving(recipe) };
+        let memory = Some("40 %".parse().unwrap());
+        let slot = EngineSlot { conversations, memory, ..EngineSlot::serving(recipe) };
         site.engines.insert("fast".parse().unwrap(), slot);
         let url = "unix:/run/auth.sock:/auth".parse().unwrap();
         site.verifier = Some(Verifier { url, mode: Default::default() });
@@ -261,7 +275,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 27);
+        assert_eq!(tried, 28);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }
@@ -277,6 +291,12 @@ mod tests {
                 "disk_precent = 1",
                 "keeping.disk_precent",
                 "keeping.disk_percent",
+            ),
+            (
+                "memory = \"40 %\"",
+                "memroy = \"30 %\"",
+                "engines.fast.memroy",
+                "engines.fast.memory",
             ),
             ("mode = \"nginx\"", "mod = \"forward\"", "verifier.mod", "verifier.mode"),
         ] {
