@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub struct Timed {
     /// Until its first token.
     pub first: f64,
-    /// Between one piece of the answer and the next.
+    /// Between one piece of the answer and the next: what who reads sees. A piece may be several tokens.
     pub gaps: Vec<f64>,
     /// Tokens of the answer.
     pub tokens: u32,

@@ -44,13 +44,17 @@ pub fn ratios(ours: &Figures, theirs: &Figures) -> [Ratio; 3] {
     [
         more("tokens a second", ours.rate, theirs.rate),
         less("first token, p95, s", ours.first_p95, theirs.first_p95),
-        less("between tokens, p99, s", ours.gap_p99, theirs.gap_p99),
+        less("between pieces, p99, s", ours.gap_p99, theirs.gap_p99),
     ]
 }
 
 /// Where one of them was not measured they count as equal.
 fn over(a: f64, b: f64) -> f64 {
     if a > 0.0 && b > 0.0 { a / b } else { 1.0 }
+}
+
+fn requests(count: usize) -> String {
+    format!("{count} request{}", if count == 1 { "" } else { "s" })
 }
 
 /// Parity first; then who answers at all; then all figures together, each counting the same.
@@ -63,11 +67,10 @@ pub fn verdict(parity: &Parity, ours: &Figures, theirs: &Figures) -> (Keep, Stri
         return (Keep::Neither, why);
     }
     if ours.failed != theirs.failed {
-        let (keep, failed) = match ours.failed < theirs.failed {
-            true => (Keep::Ours, theirs.failed),
-            false => (Keep::Theirs, ours.failed),
-        };
-        return (keep, format!("the other one failed {failed} requests"));
+        let keep = if ours.failed < theirs.failed { Keep::Ours } else { Keep::Theirs };
+        let why =
+            format!("Polder failed {}, the other one {}", requests(ours.failed), theirs.failed);
+        return (keep, why);
     }
     let all = ratios(ours, theirs);
     let mean = all.map(|r| r.ratio.ln()).iter().sum::<f64>() / all.len() as f64;
@@ -109,8 +112,12 @@ mod tests {
     #[test]
     fn who_fails_is_not_kept() {
         let (fast, slow) = (figures(900.0, 0.1, 0.01, 3), figures(9.0, 9.0, 0.9, 0));
-        assert_eq!(verdict(&parity(10), &fast, &slow).0, Keep::Theirs);
-        assert_eq!(verdict(&parity(10), &slow, &fast).0, Keep::Ours);
+        let (keep, why) = verdict(&parity(10), &fast, &slow);
+        assert_eq!(keep, Keep::Theirs);
+        assert_eq!(why, "Polder failed 3 requests, the other one 0");
+        let (keep, why) = verdict(&parity(10), &slow, &fast);
+        assert_eq!(keep, Keep::Ours);
+        assert_eq!(why, "Polder failed 0 requests, the other one 3");
     }
 
     proptest! {
