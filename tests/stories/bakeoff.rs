@@ -58,6 +58,7 @@ impl Drop for Rival {
 fn bakeoff(up: &Up, arguments: &[&str]) -> (bool, String, String) {
     let output = polder(&["bakeoff", "--ca", up.ca_file.to_str().unwrap(), "--key", &up.api_key])
         .args(arguments)
+        .env("POLDER_THEIR_API_KEY", &up.api_key)
         .output()
         .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -98,8 +99,9 @@ fn an_owner_hears_whether_another_engine_answers_alike_and_which_to_keep() {
     let (ok, told, why) =
         bakeoff(&up, &[&["--ours", &up.url, "--save", kept, "--mix", mix], &few[..]].concat());
     assert!(ok, "{told}{why}");
+    let their_ca = up.ca_file.to_str().unwrap();
     let (ok, told, why) =
-        bakeoff(&up, &["--ours", kept, "--theirs", &up.url, "--their-key", &up.api_key]);
+        bakeoff(&up, &["--ours", kept, "--theirs", &up.url, "--their-ca", their_ca]);
     assert!(ok, "{told}{why}");
     // The same engine twice.
     assert!(told.contains("of 2 prompts 2 identical"), "{told}");
@@ -121,4 +123,9 @@ fn what_cannot_be_compared_is_said_in_one_sentence() {
     );
     assert!(said(&["bakeoff", "--ours", "nowhere.json"]).contains("neither an address"));
     assert!(said(&["bakeoff"]).contains("--ours and --theirs"));
+    let secret = gone.replace("http://", "http://me:s3cret@");
+    for wrong in [&secret[..], "me:s3cret@box"] {
+        let told = said(&["bakeoff", "--ours", wrong]);
+        assert!(!told.contains("s3cret"), "{told}");
+    }
 }

@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 use crate::figures::Timed;
 use crate::parity::Token;
 
-/// A long prompt on a slow machine takes minutes.
+/// A long prompt on a slow machine takes minutes; an answer may take as long as it goes on coming.
 const PATIENCE: Duration = Duration::from_secs(900);
+/// Until there is a connection.
+const CONNECTING: Duration = Duration::from_secs(30);
 /// Alternatives that are asked for at each place.
 const BEST: u32 = 5;
 /// Most bytes of one line of a stream.
@@ -75,9 +77,22 @@ impl Endpoint {
         model: Option<&str>,
         trusted: Option<&[u8]>,
     ) -> Result<Self, AskError> {
+        Self::patient(url, key, model, trusted, PATIENCE)
+    }
+
+    fn patient(
+        url: &str,
+        key: Option<&str>,
+        model: Option<&str>,
+        trusted: Option<&[u8]>,
+        patience: Duration,
+    ) -> Result<Self, AskError> {
         let mut config = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_global(Some(PATIENCE));
+            .timeout_resolve(Some(CONNECTING))
+            .timeout_connect(Some(CONNECTING))
+            .timeout_per_write(Some(patience))
+            .timeout_per_read(Some(patience));
         if let Some(pem) = trusted {
             let roots: Vec<_> = ureq::tls::parse_pem(pem)
                 .filter_map(|item| match item {
@@ -105,7 +120,7 @@ impl Endpoint {
             (Some(model), names) if names.contains(&model) => model.to_owned(),
             (None, [only]) => (*only).to_owned(),
             _ => {
-                let (url, names) = (found.url, names.join(", "));
+                let (url, names) = (without_password(&found.url), names.join(", "));
                 return Err(AskError::WhichModel { url, names });
             }
         };
@@ -240,15 +255,91 @@ impl Endpoint {
     }
 
     fn unreachable(&self, why: &dyn std::fmt::Display) -> AskError {
-        AskError::Unreachable { url: self.url.clone(), why: why.to_string() }
+        let url = without_password(&self.url);
+        let mut why = why.to_string();
+        if let Some(secret) = password(&self.url) {
+            why = why.replace(secret, "");
+        }
+        AskError::Unreachable { url, why }
     }
 
     fn refused(&self, status: u16, said: &str) -> AskError {
         let said = said.chars().filter(|c| !c.is_control()).take(300).collect();
-        AskError::Refused { url: self.url.clone(), status, said }
+        AskError::Refused { url: without_password(&self.url), status, said }
     }
 
     fn strange(&self, why: &str) -> AskError {
-        AskError::Strange { url: self.url.clone(), why: why.to_owned() }
+        AskError::Strange { url: without_password(&self.url), why: why.to_owned() }
+    }
+}
+
+/// The name and password of an address, with the @ behind them. Up to the last @, as one may be in a password.
+fn password(url: &str) -> Option<&str> {
+    let start = url.find("://").map_or(0, |at| at + 3);
+    let end = url.rfind('@')?;
+    url.get(start..=end)
+}
+
+/// An address as it may be shown.
+pub fn without_password(url: &str) -> String {
+    match password(url) {
+        Some(secret) => url.replacen(secret, "", 1),
+        None => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn passwords_of_addresses_are_not_shown() {
+        for (url, shown) in [
+            ("https://box.local:8443", "https://box.local:8443"),
+            ("http://me:s3cret@box:80/v1", "http://box:80/v1"),
+            ("http://me:s3@cr/et@box", "http://box"),
+            ("me:s3cret@box", "box"),
+            ("@", ""),
+        ] {
+            assert_eq!(without_password(url), shown);
+        }
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        for url in [format!("http://me:s3cret@{closed}"), "http://me:s3cret@a b".to_owned()] {
+            let said = Endpoint::find(&url, None, None, None).unwrap_err().to_string();
+            assert!(!said.contains("s3cret"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_slow_answer_that_goes_on_coming_is_waited_for() {
+        let door = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", door.local_addr().unwrap());
+        let server = std::thread::spawn(move || {
+            let list = r#"{"data":[{"id":"m"}]}"#;
+            let head = "HTTP/1.1 200 OK\r\nconnection: close\r\n";
+            let listed = format!("{head}content-length: {}\r\n\r\n{list}", list.len());
+            let answer = format!("{head}content-type: text/event-stream\r\n\r\n");
+            let word = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
+            for first in [&listed, &answer] {
+                let (mut asked, _) = door.accept().unwrap();
+                let _ = asked.read(&mut [0; 4096]).unwrap();
+                asked.write_all(first.as_bytes()).unwrap();
+                if first == &answer {
+                    for _ in 0..8 {
+                        std::thread::sleep(Duration::from_millis(100));
+                        asked.write_all(word.as_bytes()).unwrap();
+                    }
+                    asked.write_all(b"data: [DONE]\n\n").unwrap();
+                }
+            }
+        });
+        // Longer than its patience altogether, and no piece of it.
+        let patience = Duration::from_millis(400);
+        let found = Endpoint::patient(&url, None, None, None, patience).unwrap();
+        assert_eq!(found.stream("x", 8).unwrap().tokens, 8);
+        server.join().unwrap();
     }
 }

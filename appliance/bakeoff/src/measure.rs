@@ -50,6 +50,12 @@ pub struct Side {
     pub answers: Vec<Vec<Token>>,
     /// How fast it was.
     pub figures: Figures,
+    /// What the prompts of the mix began with, so that no measurement finds those of another one known.
+    #[serde(default)]
+    pub salt: u64,
+    /// Why the first request failed, of those that did.
+    #[serde(default)]
+    pub why_failed: Option<String>,
 }
 
 impl Plan {
@@ -91,10 +97,12 @@ impl Plan {
     }
 }
 
-/// Asks one side everything. `progress` hears how many requests are done.
+/// Asks one side everything. `salt` is another number for each measurement: a plan may be asked again of a server that knows its
+/// prompts. `progress` hears how many requests are done.
 pub fn measure(
     server: &Endpoint,
     plan: &Plan,
+    salt: u64,
     progress: &(dyn Fn(usize) + Sync),
 ) -> Result<Side, AskError> {
     let mut answers = Vec::with_capacity(plan.prompts);
@@ -109,7 +117,7 @@ pub fn measure(
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(shape) = plan.shapes.get(at) else { return };
-            let prompt = ratio.prompt(shape, plan.seed.wrapping_add(at as u64 + 1));
+            let prompt = ratio.prompt(shape, plan.seed.wrapping_add(at as u64 + 1), salt);
             match server.stream(&prompt, shape.answer) {
                 Ok(one) => lock(&timed).push(one),
                 Err(error) => lock(&failed).push(error),
@@ -125,8 +133,11 @@ pub fn measure(
     });
     let took = began.elapsed().as_secs_f64();
     let (timed, mut failed) = (lock(&timed), lock(&failed));
+    let count = failed.len();
+    let first = if count > 0 { Some(failed.swap_remove(0)) } else { None };
+    let why_failed = first.as_ref().map(ToString::to_string);
     if timed.is_empty()
-        && let Some(error) = failed.pop()
+        && let Some(error) = first
     {
         return Err(error);
     }
@@ -136,7 +147,9 @@ pub fn measure(
         version: server.version(),
         card: crate::card::name(),
         answers,
-        figures: Figures::of(&timed, failed.len(), took),
+        figures: Figures::of(&timed, count, took),
+        salt,
+        why_failed,
     })
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use polder_bakeoff::card;
-use polder_bakeoff::endpoint::Endpoint;
+use polder_bakeoff::endpoint::{Endpoint, without_password};
 use polder_bakeoff::measure::{Plan, Side, measure, parity};
 use polder_bakeoff::mix::{Mix, Used};
 use polder_bakeoff::verdict::{Keep, ratios, verdict};
@@ -19,9 +19,12 @@ use crate::state::State;
 /// Both are asked over the API of OpenAI, the same prompts, one after the other: first for answers that are compared, then for
 /// requests as long as yours. Prompts are words in no order; nobody's texts are used. Where the card has no room for both at once,
 /// measure one with --save, stop it, and name that file in place of its address.
+///
+/// The box counts these requests as it counts all others: until 30 days later they are part of what it takes for your lengths.
+/// Where that matters, name lengths with --mix.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  polder bakeoff --ours https://box.local:8443 --ca ca.crt --theirs http://127.0.0.1:8000\n  polder bakeoff --ours https://box.local:8443 --ca ca.crt --save polder.json\n  polder bakeoff --ours polder.json --theirs http://127.0.0.1:8000 --mix lengths.jsonl"
+    after_help = "Examples:\n  polder bakeoff --ours https://box.local:8443 --ca ca.crt --theirs http://127.0.0.1:8000\n  polder bakeoff --ours https://box.local:8443 --ca ca.crt --mix lengths.jsonl --save polder.json\n  polder bakeoff --ours polder.json --theirs http://127.0.0.1:8000\n\nKeys are best kept out of command lines, which everybody on a machine can read. In a shell:\n  read -rs POLDER_API_KEY && export POLDER_API_KEY               # for --ours\n  read -rs POLDER_THEIR_API_KEY && export POLDER_THEIR_API_KEY   # for --theirs"
 )]
 pub(crate) struct Bakeoff {
     /// Polder: the address of a box, or a file of --save.
@@ -40,11 +43,14 @@ pub(crate) struct Bakeoff {
     #[arg(long, env = "POLDER_API_KEY", hide_env_values = true)]
     key: Option<String>,
     /// The API key for the other one, if it wants one.
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", env = "POLDER_THEIR_API_KEY", hide_env_values = true)]
     their_key: Option<String>,
     /// The box's own authority, where its certificate is from that: it is at /ca.crt of the box.
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// The other one's authority, where its certificate is from one that this machine does not trust anyway.
+    #[arg(long, value_name = "FILE")]
+    their_ca: Option<PathBuf>,
     /// Lengths of requests, one per line: {"prompt": 1200, "answer": 150, "known": 0}, in tokens; "known" is how much of the
     /// prompt all have in common. Without it: what this box has counted in the last 30 days.
     #[arg(long, value_name = "FILE")]
@@ -81,13 +87,16 @@ enum Named {
 
 impl Bakeoff {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let trusted = self.ca.as_deref().map(read).transpose()?;
-        let find = |address: &Option<String>, key: &Option<String>, model: &Option<String>| {
+        let find = |address: &Option<String>,
+                    key: &Option<String>,
+                    model: &Option<String>,
+                    ca: &Option<PathBuf>| {
             let Some(address) = address else { return Ok(None) };
+            let trusted = ca.as_deref().map(read).transpose()?;
             named(address, key.as_deref(), model.as_deref(), trusted.as_deref()).map(Some)
         };
-        let ours = find(&self.ours, &self.key, &self.model)?;
-        let theirs = find(&self.theirs, &self.their_key, &self.their_model)?;
+        let ours = find(&self.ours, &self.key, &self.model, &self.ca)?;
+        let theirs = find(&self.theirs, &self.their_key, &self.their_model, &self.their_ca)?;
         if let Some(file) = &self.save {
             let server = match (ours, theirs) {
                 (Some(Named::Running(server)), None) | (None, Some(Named::Running(server))) => {
@@ -122,10 +131,8 @@ impl Bakeoff {
 
     fn plan(&self, server: &Endpoint) -> anyhow::Result<Plan> {
         let (mix, at_once) = self.mix()?;
-        let seed =
-            SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
         let sizes = (self.prompts as usize, self.requests as usize, at_once);
-        Ok(Plan::new(&mix, server, sizes, seed)?)
+        Ok(Plan::new(&mix, server, sizes, fresh())?)
     }
 
     /// The mix, and how many ask at once.
@@ -150,11 +157,16 @@ impl Bakeoff {
         let (keep, why) = verdict(&parity, &ours.figures, &theirs.figures);
         let ratios = ratios(&ours.figures, &theirs.figures);
         let card = card::label(card::name().as_deref());
+        let told = |side: &Side| {
+            serde_json::json!({
+                "model": side.model, "version": side.version, "figures": side.figures,
+                "why_failed": side.why_failed,
+            })
+        };
         if self.json {
             let document = serde_json::json!({
                 "keep": keep, "why": why, "card": card, "parity": parity, "ratios": ratios,
-                "ours": { "model": ours.model, "version": ours.version, "figures": ours.figures },
-                "theirs": { "model": theirs.model, "version": theirs.version, "figures": theirs.figures },
+                "ours": told(ours), "theirs": told(theirs),
             });
             say(serde_json::to_string_pretty(&document)?);
             return Ok(());
@@ -178,6 +190,11 @@ impl Bakeoff {
                 ratio.what, ratio.ours, ratio.theirs, ratio.ratio
             ));
         }
+        for (who, side) in [("Polder", ours), ("the other one", theirs)] {
+            if let Some(why) = &side.why_failed {
+                say(format!("why {who} failed first: {why}"));
+            }
+        }
         say(match keep {
             Keep::Ours => format!("keep Polder: {why}"),
             Keep::Theirs => format!("keep the other one: {why}"),
@@ -197,12 +214,18 @@ fn named(
     if address.starts_with("http://") || address.starts_with("https://") {
         return Ok(Named::Running(Endpoint::find(address, key, model, trusted)?));
     }
-    let text = read(Path::new(address)).with_context(|| {
+    let text = std::fs::read(address).with_context(|| {
+        let address = without_password(address);
         format!("{address} is neither an address (http://...) nor a file of --save")
     })?;
     let side = serde_json::from_slice(&text)
         .with_context(|| format!("{address} is no file that --save wrote"))?;
     Ok(Named::Saved(Box::new(side)))
+}
+
+/// Another number each time.
+fn fresh() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
 }
 
 fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
@@ -235,12 +258,14 @@ fn watch(title: &str, server: &Endpoint, plan: &Plan) -> anyhow::Result<Side> {
             line.show(title, Some(&progress));
         }
     };
-    let side = measure(server, plan, &show)?;
+    let side = measure(server, plan, fresh(), &show)?;
     if let Ok(mut line) = line.lock() {
         line.finish("");
     }
     if side.figures.failed > 0 {
-        complain(format!("{title}: {} of {total} requests failed", side.figures.failed));
+        let why = side.why_failed.as_deref().unwrap_or("no reason is known");
+        let failed = side.figures.failed;
+        complain(format!("{title}: {failed} of {total} requests failed, the first: {why}"));
     }
     Ok(side)
 }
