@@ -6,7 +6,7 @@ use http::StatusCode;
 use maud::{Markup, html};
 use polder_control::{Plan, Progress, Run, RunState, StepState, Unit};
 use polder_page::{ProgressView, StepMark, bytes, card, count, per_second, steps};
-use polder_site::{EngineSlot, RecipeName, SiteChange};
+use polder_site::{RecipeName, Site, SiteChange};
 
 use crate::catalogue;
 use crate::host::{Host, SetupError};
@@ -59,12 +59,20 @@ pub(crate) fn adopt(runs: &[Run], title: &str) -> Option<(View, Event)> {
     Some((View::Running(run.clone()), Event::ImportBegan(run.id)))
 }
 
-/// What has to be different for this model to be served.
-pub(crate) fn change(recipe: RecipeName) -> SiteChange {
-    SiteChange::Engine {
-        name: SLOT.parse().expect("the literal is a valid name"),
-        slot: EngineSlot::serving(recipe),
-    }
+/// What has to be different for this model to be served. What else the slot says stays.
+pub(crate) fn change(site: &Site, recipe: RecipeName) -> SiteChange {
+    let name = SLOT.parse().expect("the literal is a valid name");
+    let slot = site.slot_with(&name, recipe);
+    SiteChange::Engine { name, slot }
+}
+
+/// What serving this model would do.
+pub(crate) async fn preview<H: Host>(
+    setup: &Setup<H>,
+    recipe: RecipeName,
+) -> Result<Plan, SetupError> {
+    let site = setup.host().status().await?.site;
+    setup.host().preview(change(&site, recipe)).await
 }
 
 /// The page.
@@ -90,7 +98,7 @@ pub(crate) async fn show<H: Host>(State(setup): State<Setup<H>>, who: Claimer) -
             .reload(2)
             .into_response(),
         View::Failed(run, why) => page.body(failed(&title, &run, &why)).into_response(),
-        View::NotBegun => match setup.host().preview(change(recipe.clone())).await {
+        View::NotBegun => match preview(&setup, recipe.clone()).await {
             Ok(plan) => page.body(not_begun(&title, &plan)).into_response(),
             Err(error) => page.body(cannot(&error)).into_response(),
         },

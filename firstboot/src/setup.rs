@@ -123,7 +123,8 @@ impl<H: Host> Setup<H> {
             None => wizard,
         };
         if let (View::NotBegun | View::Failed(..), Some(recipe)) = (&view, wizard.recipe()) {
-            let run = self.host().apply(import::change(recipe.clone())).await?;
+            let site = self.host().status().await?.site;
+            let run = self.host().apply(import::change(&site, recipe.clone())).await?;
             wizard = wizard.next(Event::ImportBegan(run))?;
         }
         self.keep(wizard, None).await.map(drop)
@@ -148,7 +149,7 @@ impl<H: Host> Setup<H> {
         if let (View::NotBegun, None, Some(recipe)) = (&view, &news, wizard.recipe())
             && runs.iter().any(|run| run.state == RunState::Running)
         {
-            let title = self.host().preview(import::change(recipe.clone())).await?.title;
+            let title = import::preview(self, recipe.clone()).await?.title;
             if let Some((view, event)) = import::adopt(&runs, &title) {
                 return Ok((view, Some(event)));
             }

@@ -1,6 +1,6 @@
 use anyhow::Context;
 use polder_recipes::Recipe;
-use polder_site::{Budget, EngineName, EngineSlot, SiteChange, Store, Version};
+use polder_site::{EngineName, EngineSlot, RecipeName, SiteChange, Store, Version};
 
 use crate::console::{complain, say};
 use crate::follow::Follower;
@@ -9,7 +9,7 @@ use crate::state::State;
 /// Show what the box is told to be, and what it was told before; tell it to serve a model.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  polder site show\n  polder site history\n  polder site diff 3"
+    after_help = "Examples:\n  polder site show\n  polder site history\n  polder site diff 3\n  polder site serve qwen3-4b --as fast --memory \"20 GiB\""
 )]
 pub(crate) struct Site {
     #[command(subcommand)]
@@ -84,13 +84,8 @@ impl Site {
             }
             Command::Serve { model, name, memory, state } => {
                 let folder = existing(&state)?;
-                let memory = match memory.as_deref() {
-                    Some("none") => None,
-                    Some(text) => Some(text.parse::<Budget>()?),
-                    None => crate::part::site(&folder)?.engines.get(&name).and_then(|s| s.memory),
-                };
                 let recipe = Recipe::find(&model)?.name.parse()?;
-                let slot = EngineSlot { memory, ..EngineSlot::serving(recipe) };
+                let slot = slot(&crate::part::site(&folder)?, &name, recipe, memory.as_deref())?;
                 let change = SiteChange::Engine { name, slot };
                 crate::part::runtime()?.block_on(Follower::of(&folder).apply(change))?;
             }
@@ -108,6 +103,22 @@ impl Site {
     }
 }
 
+/// With the model in it, and with this much memory where somebody said how much. All else stays as it is.
+fn slot(
+    site: &polder_site::Site,
+    name: &EngineName,
+    recipe: RecipeName,
+    memory: Option<&str>,
+) -> anyhow::Result<EngineSlot> {
+    let mut slot = site.slot_with(name, recipe);
+    match memory {
+        Some("none") => slot.memory = None,
+        Some(text) => slot.memory = Some(text.parse()?),
+        None => {}
+    }
+    Ok(slot)
+}
+
 fn print_differences(before: &polder_site::Site, after: &polder_site::Site) {
     before.differences(after).iter().for_each(|difference| say(format!("  {difference}")));
 }
@@ -121,4 +132,34 @@ fn existing(state: &State) -> anyhow::Result<std::path::PathBuf> {
         folder.display()
     );
     Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_site::{Conversations, Site};
+
+    use super::*;
+
+    #[test]
+    fn another_model_in_a_slot_leaves_how_it_holds_conversations_and_a_budget_that_nobody_named() {
+        let (name, tiny): (EngineName, RecipeName) =
+            ("fast".parse().unwrap(), "tiny".parse().unwrap());
+        let mut site = Site::unclaimed(8443);
+        let before = EngineSlot {
+            conversations: Conversations::Compact,
+            memory: Some("40 %".parse().unwrap()),
+            ..EngineSlot::serving(tiny)
+        };
+        site.engines.insert(name.clone(), before.clone());
+        let big: RecipeName = "big".parse().unwrap();
+        let with = |memory: Option<&str>| slot(&site, &name, big.clone(), memory).unwrap();
+        let same = EngineSlot { recipe: big.clone(), ..before };
+        assert_eq!(with(None), same);
+        assert_eq!(with(Some("none")), EngineSlot { memory: None, ..same.clone() });
+        let less = Some("20 %".parse().unwrap());
+        assert_eq!(with(Some("20 %")), EngineSlot { memory: less, ..same });
+        assert!(slot(&site, &name, big.clone(), Some("much")).is_err());
+        let new = "slow".parse().unwrap();
+        assert_eq!(slot(&site, &new, big.clone(), None).unwrap(), EngineSlot::serving(big.clone()));
+    }
 }
