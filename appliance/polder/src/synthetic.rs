@@ -1,6 +1,6 @@
 //! `polder engine --synthetic`: a model's true shape with drawn weights, to measure speed without a download.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use polder_backend_cuda::pack::Pack;
@@ -44,11 +44,10 @@ impl Synthetic {
             seed: self.seed,
         });
         (options.context, options.parallel) = (self.context, self.parallel);
-        let program = std::env::current_exe().ok();
-        let beside = program.as_deref().and_then(Path::parent).and_then(Path::parent);
         options.kernels = Pack {
-            shipped: beside.map(|folder| folder.join("lib/polder/kernels")),
-            made: Some(std::env::temp_dir().join("polder-kernels")),
+            shipped: std::env::current_exe().ok().as_deref().and_then(crate::kernels::shipped),
+            // No box, no place of its own: a folder that others can write to is none for code that runs.
+            made: None,
         };
         part::log("info");
         let runtime = part::runtime()?;
@@ -65,7 +64,7 @@ impl Synthetic {
 }
 
 /// Noise is nothing that a box's members should be answered with.
-fn outside_of_boxes(socket: &Path) -> anyhow::Result<()> {
+fn outside_of_boxes(socket: &std::path::Path) -> anyhow::Result<()> {
     if let Some(state) = socket.ancestors().skip(1).find(|folder| folder.join("site.toml").exists())
     {
         bail!(
