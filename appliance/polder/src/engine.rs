@@ -7,7 +7,7 @@ use polder_backend_cuda::device::Device;
 use polder_backend_cuda::pack::Pack;
 use polder_control::Sockets;
 use polder_engine_server::{Conversations, EngineOptions, Keeping, PackedWeights};
-use polder_planner::Room;
+use polder_planner::{Room, ShareError};
 use polder_recipes::Recipe;
 use polder_site::{EngineName, Site};
 use polder_supervisor::Part;
@@ -103,15 +103,34 @@ fn serve(name: EngineName, state: State) -> anyhow::Result<()> {
 
 /// What this engine may take of the memory that it shares with the others of the site: of the first card where there is one, else of the
 /// machine. `None` where it is alone and nobody said anything.
-fn memory(site: &Site, name: &EngineName) -> anyhow::Result<Option<u64>> {
+fn memory(site: &Site, name: &EngineName) -> Result<Option<u64>, ShareError> {
     let budgeted = site.engines.get(name).is_some_and(|slot| slot.memory.is_some());
     if site.engines.len() == 1 && !budgeted {
         return Ok(None);
     }
     let cards: Vec<_> = Device::memory_of(0).ok().map(Some).into_iter().collect();
-    let room = Room::of_machine(&cards, polder_supervisor::memory());
-    let shares = polder_supervisor::memory_shares(site, room).map_err(anyhow::Error::msg)?;
-    Ok(shares.get(name).copied().flatten())
+    memory_in(Room::of_machine(&cards, polder_supervisor::memory()), site, name)
+}
+
+/// The same in a room. What a change of the site may not do is decided before it is made. An engine that starts goes by its own budget, and
+/// ends only where its own model does not fit into that; without one it takes what is free where the others leave too little by their plans.
+fn memory_in(room: Room, site: &Site, name: &EngineName) -> Result<Option<u64>, ShareError> {
+    let Some(slot) = site.engines.get(name) else { return Ok(None) };
+    let Some(budget) = slot.memory else {
+        return Ok(polder_supervisor::memory_shares(site, room).map_or_else(
+            |error| {
+                log::warn!("this engine takes what is free: {error}");
+                None
+            },
+            |shares| shares.get(name).copied().flatten(),
+        ));
+    };
+    let mut own = site.clone();
+    own.engines.retain(|other, _| other == name);
+    match polder_supervisor::memory_shares(&own, room) {
+        Err(error @ ShareError::Small { .. }) => Err(error),
+        _ => Ok(Some(budget.of(room.bytes))),
+    }
 }
 
 /// Bytes of the state disk that what is kept never takes, however full it gets.
@@ -221,6 +240,33 @@ mod tests {
         site.engines.get_mut(&name).unwrap().memory = Some("1 MiB".parse().unwrap());
         let why = memory(&site, &name).unwrap_err().to_string();
         assert!(why.contains("raise engines.fast.memory"), "{why}");
+    }
+
+    #[test]
+    fn an_engine_starts_by_its_own_budget_whatever_the_others_are_told() {
+        let mut site = Site::unclaimed(1);
+        let (fast, slow): (EngineName, EngineName) =
+            ("fast".parse().unwrap(), "slow".parse().unwrap());
+        let mut put = |name: &EngineName, recipe: &str, memory: Option<&str>| {
+            let memory = memory.map(|text| text.parse().unwrap());
+            let serving = polder_site::EngineSlot::serving(recipe.parse().unwrap());
+            let slot = polder_site::EngineSlot { memory, ..serving };
+            site.engines.insert(name.clone(), slot);
+            site.clone()
+        };
+        let room = Room { bytes: 24_000_000_000, card: true };
+        put(&fast, "qwen3-4b", None);
+        // Both ran beside each other before there were budgets, or one of them on the processor: nobody may be stopped for a plan.
+        let open = put(&slow, "qwen3-30b-a3b", None);
+        assert_eq!(memory_in(room, &open, &fast), Ok(None));
+        assert_eq!(memory_in(room, &open, &slow), Ok(None));
+        put(&fast, "qwen3-4b", Some("20 GiB"));
+        let over = put(&slow, "smollm2-135m-instruct", Some("20 GiB"));
+        assert_eq!(memory_in(room, &over, &fast), Ok(Some(20 << 30)));
+        // Another one's model that does not fit ends the other one.
+        let small = put(&slow, "qwen3-30b-a3b", Some("1 GiB"));
+        assert_eq!(memory_in(room, &small, &fast), Ok(Some(20 << 30)));
+        assert!(matches!(memory_in(room, &small, &slow), Err(ShareError::Small { .. })));
     }
 
     #[test]

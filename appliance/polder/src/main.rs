@@ -102,10 +102,17 @@ fn main() -> ExitCode {
             console::complain(format!("error: {sentence}"));
             notify::failed(&sentence);
             // An engine says by it what it ended of.
-            let engine = error.downcast_ref::<polder_engine_server::EngineError>();
-            engine.map_or(ExitCode::FAILURE, |ended| ExitCode::from(ended.exit_status()))
+            exit_status(&error).map_or(ExitCode::FAILURE, ExitCode::from)
         }
     }
+}
+
+fn exit_status(error: &anyhow::Error) -> Option<u8> {
+    use polder_engine_server::EngineError;
+    if error.is::<polder_planner::ShareError>() {
+        return Some(EngineError::DOES_NOT_FIT);
+    }
+    error.downcast_ref().map(EngineError::exit_status)
 }
 
 #[cfg(test)]
@@ -113,6 +120,15 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn an_engine_whose_budget_is_too_small_ends_as_one_that_does_not_fit() {
+        let (title, what) = ("A model".to_owned(), "weights".to_owned());
+        let name = "fast".to_owned();
+        let small = polder_planner::ShareError::Small { name, title, what, needed: 2, budget: 1 };
+        assert_eq!(exit_status(&small.into()), Some(78));
+        assert_eq!(exit_status(&anyhow::anyhow!("something else")), None);
+    }
 
     #[test]
     fn every_command_has_a_sentence_and_an_example() {

@@ -2,20 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use polder_planner::{Lodger, Room, shares};
+use polder_planner::{Lodger, Room, ShareError, shares};
 use polder_recipes::Recipe;
-use polder_site::{EngineName, Site};
+use polder_site::{Conversations, EngineName, Site};
 
 /// Bytes for each engine of the site; `None`: whatever is free. The error is one sentence. An engine whose recipe this version does not
 /// know is left out: it does not start either.
-pub fn memory_shares(site: &Site, room: Room) -> Result<BTreeMap<EngineName, Option<u64>>, String> {
+pub fn memory_shares(
+    site: &Site,
+    room: Room,
+) -> Result<BTreeMap<EngineName, Option<u64>>, ShareError> {
     let known = site.engines.iter().filter_map(|(name, slot)| {
         let recipe = Recipe::find(slot.recipe.as_str()).ok()?;
         let budget = slot.memory.map(|budget| budget.of(room.bytes));
-        Some((name, Lodger { name: name.as_str(), recipe, budget }))
+        let compact = slot.conversations == Conversations::Compact;
+        Some((name, Lodger { name: name.as_str(), recipe, compact, budget }))
     });
     let (names, lodgers): (Vec<&EngineName>, Vec<Lodger<'_>>) = known.unzip();
-    let each = shares(room, &lodgers).map_err(|error| error.to_string())?;
+    let each = shares(room, &lodgers)?;
     Ok(names.into_iter().cloned().zip(each).collect())
 }
 

@@ -48,7 +48,8 @@ impl Shelf for Weights {
 
     fn fits(&self, site: &Site, machine: &Machine) -> Result<(), String> {
         let cards: Vec<Option<u64>> = machine.gpus.iter().map(|gpu| gpu.memory).collect();
-        memory_shares(site, Room::of_machine(&cards, machine.memory)).map(drop)
+        let room = Room::of_machine(&cards, machine.memory);
+        memory_shares(site, room).map(drop).map_err(|error| error.to_string())
     }
 
     fn import(

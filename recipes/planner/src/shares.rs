@@ -23,9 +23,15 @@ pub struct Lodger<'a> {
     pub name: &'a str,
     /// What it serves.
     pub recipe: &'a Recipe,
+    /// Whether it holds conversations in 8 bits a number where that is possible: on a card.
+    pub compact: bool,
     /// Bytes that it may take for everything, where somebody said so.
     pub budget: Option<u64>,
 }
+
+/// What the processor's engine takes for weights, at most, by their files: packing widens some formats to that. It starts with no less
+/// (`free_beside_weights` in the engine's loading), and a plan must not promise what it would refuse.
+const PROCESSOR_WIDENS: f64 = 1.5;
 
 /// Why engines cannot share a memory. One sentence: what, where, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -61,6 +67,21 @@ pub enum ShareError {
         needed: u64,
         /// What it may take, bytes.
         budget: u64,
+    },
+    /// An only engine's model is more than there is.
+    #[error(
+        "the weights of {title} alone take {} of memory, and {place} has {}: {} are lacking; choose a smaller model",
+        gb(.weights), gb(.whole), gb(&(.weights - .whole))
+    )]
+    Never {
+        /// The model.
+        title: String,
+        /// Whose memory.
+        place: &'static str,
+        /// Its weights, bytes.
+        weights: u64,
+        /// All of the memory, bytes.
+        whole: u64,
     },
     /// Those without a budget do not fit into what is left.
     #[error(
@@ -112,24 +133,27 @@ struct Needs {
 
 impl Needs {
     /// Of a model that its recipe does not describe only the files are known.
-    fn of(recipe: &Recipe, room: Room) -> Self {
-        let files = recipe.total_size().unwrap_or_default() as f64;
+    fn of(engine: &Lodger<'_>, room: Room) -> Self {
+        let recipe = engine.recipe;
+        let widened = if room.card { 1.0 } else { PROCESSOR_WIDENS };
+        let files = widened * recipe.total_size().unwrap_or_default() as f64;
         let assumed = room.assumptions();
         let (Some(architecture), Some(quantization)) = (&recipe.architecture, &recipe.quantization)
         else {
             return Self { weights: files, work: assumed.fixed_workspace, conversation: 0.0 };
         };
         let counted = Weights::of(architecture);
-        let mut weights = weights_size(recipe, &counted, quantization).value;
+        let mut weights = widened * weights_size(recipe, &counted, quantization).value;
         // A card's kernels read ggml's formats as 16 bits.
         if room.card && recipe.files.iter().any(|file| file.name.ends_with(".gguf")) {
             weights = weights.max(2.0 * counted.total());
         }
+        let kv_bits = if room.card && engine.compact { 8.0 } else { 16.0 };
         let shortest = LENGTHS[0].min(recipe.context.unwrap_or(LENGTHS[0]));
         Self {
             weights,
             work: workspace(architecture, &assumed).value,
-            conversation: KvShape::of(architecture, assumed.kv_bits).session_bytes(shortest),
+            conversation: KvShape::of(architecture, kv_bits).session_bytes(shortest),
         }
     }
 
@@ -145,16 +169,16 @@ impl Needs {
 }
 
 /// Bytes that each engine may take, in their order; `None`: whatever is free. Those with a budget have that. Of what it leaves those
-/// without have what each needs, and equal parts of the rest. An only engine without a budget is not held to any.
+/// without have what each needs, and equal parts of the rest. An only engine without a budget is not held to any, as long as its weights can be there at all.
 pub fn shares(room: Room, engines: &[Lodger<'_>]) -> Result<Vec<Option<u64>>, ShareError> {
-    let needs: Vec<u64> = engines.iter().map(|e| Needs::of(e.recipe, room).bytes()).collect();
+    let needs: Vec<u64> = engines.iter().map(|e| Needs::of(e, room).bytes()).collect();
     for (engine, needed) in engines.iter().zip(&needs) {
         match engine.budget {
             Some(budget) if budget < *needed => {
                 return Err(ShareError::Small {
                     name: engine.name.to_owned(),
                     title: engine.recipe.title.clone(),
-                    what: Needs::of(engine.recipe, room).in_words(),
+                    what: Needs::of(engine, room).in_words(),
                     needed: *needed,
                     budget,
                 });
@@ -169,7 +193,12 @@ pub fn shares(room: Room, engines: &[Lodger<'_>]) -> Result<Vec<Option<u64>>, Sh
         let (each, place) = (each.join(", "), room.place());
         return Err(ShareError::Over { given, each, place, whole: room.bytes });
     }
-    if let [Lodger { budget: None, .. }] = engines {
+    if let [only @ Lodger { budget: None, .. }] = engines {
+        let weights = Needs::of(only, room).weights.ceil() as u64;
+        if weights > room.bytes {
+            let (title, place) = (only.recipe.title.clone(), room.place());
+            return Err(ShareError::Never { title, place, weights, whole: room.bytes });
+        }
         return Ok(vec![None]);
     }
     let usable = (room.bytes as f64 * room.assumptions().utilisation) as u64;
@@ -196,7 +225,7 @@ mod tests {
     const GB: u64 = 1_000_000_000;
 
     fn lodger(name: &'static str, recipe: &str, budget: Option<u64>) -> Lodger<'static> {
-        Lodger { name, recipe: Recipe::find(recipe).unwrap(), budget }
+        Lodger { name, recipe: Recipe::find(recipe).unwrap(), compact: false, budget }
     }
 
     fn card(gb: u64) -> Room {
@@ -213,7 +242,7 @@ mod tests {
         assert_eq!(shares(card(80), &[lodger("fast", fast, None)]).unwrap(), [None]);
         let both = [lodger("fast", fast, None), lodger("slow", slow, None)];
         let each: Vec<u64> = shares(card(141), &both).unwrap().into_iter().flatten().collect();
-        let needs = both.map(|e| Needs::of(e.recipe, card(141)).bytes());
+        let needs = both.map(|e| Needs::of(&e, card(141)).bytes());
         assert_eq!(each[0] - needs[0], each[1] - needs[1]);
         let all: u64 = each.iter().sum();
         assert!((126 * GB..=127 * GB).contains(&all), "{all}");
@@ -249,6 +278,39 @@ mod tests {
     }
 
     #[test]
+    fn an_only_engine_whose_weights_can_never_be_there_is_refused() {
+        let big = [lodger("slow", "qwen3-30b-a3b", None)];
+        let why = refused(card(12), &big);
+        assert!(
+            why.contains("alone take ") && why.contains("the graphics card has 12.0 GB"),
+            "{why}"
+        );
+        assert!(why.ends_with("are lacking; choose a smaller model"), "{why}");
+        // Where they can, it is the engine that finds out whether there is room for conversations.
+        let weights = Needs::of(&big[0], card(80)).weights.ceil() as u64;
+        assert_eq!(shares(Room { bytes: weights, card: true }, &big).unwrap(), [None]);
+        assert!(shares(Room { bytes: weights - 1, card: true }, &big).is_err());
+    }
+
+    #[test]
+    fn the_processor_takes_more_for_weights_than_their_files_and_the_plan_says_so() {
+        let trial = lodger("fast", polder_recipes::DEFAULT_RECIPE, None);
+        let (size, machine) = (trial.recipe.total_size().unwrap(), Room::of_machine(&[], GB));
+        let weights = Needs::of(&trial, machine).weights;
+        assert!(weights >= 1.5 * size as f64 * 0.99, "{weights} for {size}");
+    }
+
+    #[test]
+    fn conversations_in_8_bits_need_half_as_much_and_only_a_card_holds_them_so() {
+        let full = lodger("fast", "qwen3-4b", None);
+        let compact = Lodger { compact: true, ..full };
+        let needs = |engine: &Lodger<'_>, room| Needs::of(engine, room).conversation;
+        assert_eq!(needs(&full, card(80)), 2.0 * needs(&compact, card(80)));
+        let machine = Room::of_machine(&[], 80 * GB);
+        assert_eq!(needs(&full, machine), needs(&compact, machine));
+    }
+
+    #[test]
     fn without_a_card_the_memory_of_the_machine_is_shared() {
         let room = Room::of_machine(&[], 16 * GB);
         assert_eq!(room, Room { bytes: 16 * GB, card: false });
@@ -275,6 +337,7 @@ mod tests {
             let engines: Vec<Lodger<'_>> = kinds.iter().map(|(at, budget)| Lodger {
                 name: "one",
                 recipe: &Recipe::builtin()[*at],
+                compact: false,
                 budget: budget.map(|gb| gb * GB),
             }).collect();
             match shares(room, &engines) {
@@ -283,7 +346,7 @@ mod tests {
                     prop_assert_eq!(each.len(), engines.len());
                     prop_assert!(each.iter().flatten().sum::<u64>() <= room.bytes);
                     for (engine, share) in engines.iter().zip(each) {
-                        let least = Needs::of(engine.recipe, room).bytes();
+                        let least = Needs::of(engine, room).bytes();
                         prop_assert!(share.is_none_or(|share| share >= least));
                     }
                 }
