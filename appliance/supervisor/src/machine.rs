@@ -103,11 +103,11 @@ fn control_group(text: &str) -> &str {
     text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/")
 }
 
-/// The graphics cards. Takes a moment where the driver's own tool is asked for memory sizes.
-pub(crate) async fn gpus() -> Vec<Gpu> {
+/// The graphics cards, and whether the driver's own tool told all that it ever will of them. Takes a moment where it is asked.
+pub(crate) async fn gpus() -> (Vec<Gpu>, bool) {
     let from_driver = driver_gpus(Path::new("/proc/driver/nvidia/gpus"));
     if from_driver.is_empty() && !Path::new("/dev/nvidiactl").exists() {
-        return Vec::new();
+        return (Vec::new(), false);
     }
     // A driver in trouble makes the tool hang.
     let asked = tokio::process::Command::new("nvidia-smi")
@@ -117,9 +117,9 @@ pub(crate) async fn gpus() -> Vec<Gpu> {
     match tokio::time::timeout(Duration::from_secs(5), asked).await {
         Ok(Ok(out)) if out.status.success() => {
             let listed = smi_gpus(&String::from_utf8_lossy(&out.stdout));
-            if listed.is_empty() { from_driver } else { listed }
+            if listed.is_empty() { (from_driver, false) } else { (listed, true) }
         }
-        _ => from_driver,
+        _ => (from_driver, false),
     }
 }
 
@@ -155,7 +155,7 @@ mod tests {
 
     #[tokio::test]
     async fn this_machine_has_a_processor_memory_and_a_disk() {
-        let machine = detect(Path::new("/"), gpus().await);
+        let machine = detect(Path::new("/"), gpus().await.0);
         assert!(!machine.cpu.is_empty());
         assert!(machine.threads > 0 && machine.memory > 1 << 20);
         assert!(machine.disk_total >= machine.disk_free && machine.disk_total > 0);

@@ -212,12 +212,12 @@ impl<P: Parts> Work<P> {
 
     pub(crate) async fn machine(&self) -> Machine {
         // Asking the driver takes a second, and cards are not changed while a box runs; early in its start the
-        // driver may not be there yet.
+        // driver may not be there yet, or not tell yet how much memory they have.
         let gpus = match self.gpus.get() {
             Some(gpus) => gpus.clone(),
             None => {
-                let gpus = machine::gpus().await;
-                if !gpus.is_empty() {
+                let (gpus, told) = machine::gpus().await;
+                if told {
                     let _ = self.gpus.set(gpus.clone());
                 }
                 gpus

@@ -20,8 +20,9 @@ const LOOK_STARTING: Duration = Duration::from_millis(200);
 const BUS_AWAY: Duration = Duration::from_secs(30);
 /// However long the bus is away: that says nothing about a part, and later it can be started.
 const FOREVER: Duration = Duration::MAX;
-/// How long a unit may stand in systemd's queue.
-const QUEUED: Duration = Duration::from_secs(30);
+/// How long a unit may stand in systemd's queue. An engine may stand there for as long as the cards take, a minute at most
+/// (polder-cards.service in the image).
+const QUEUED: Duration = Duration::from_secs(90);
 /// At the start of the box nobody waits longer than this for a list of leftovers.
 const LEFTOVERS: Duration = Duration::from_secs(5);
 
