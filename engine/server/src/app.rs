@@ -213,7 +213,10 @@ async fn health(State(app): State<Arc<App>>) -> Response {
     match app.engine.get() {
         Some(engine) => match engine.handle.hung() {
             None => {
-                let body = json!({"status": "ok", "model": app.served_as, "note": engine.note});
+                let mut body = json!({"status": "ok", "model": app.served_as});
+                if let Some(note) = &engine.note {
+                    body["note"] = note.as_str().into();
+                }
                 axum::Json(body).into_response()
             }
             Some(running) => hung(running),

@@ -273,7 +273,7 @@ DEVICE void prefill_wide(const AttendArgs& a) {
     for_tensor_cores();
     bar(warps);
 
-    u32 g = lane / 4, t = lane % 4, my_row = mine + warp_id() % 4 * 16 + g;  // and the eighth behind it
+    u32 g = lane / 4, t = lane % 4, my_row = mine + thread / WARP * 16 + g;  // and the eighth behind it
     float to_log2 = a.scale * LOG2_E;
     float scores[64], sums[64], largest[2] = {LOWEST, LOWEST}, total[2] = {}, change[2];
     u32 weights[32];
