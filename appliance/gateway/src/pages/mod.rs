@@ -10,6 +10,7 @@ mod audit;
 mod chat;
 mod connect;
 mod dashboard;
+mod engine;
 mod frame;
 mod home;
 mod invite;
@@ -84,6 +85,8 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/models/{recipe}", get(models::show))
         .route("/models/{recipe}/use", post(models::put_to_use))
         .route("/models/{recipe}/import", post(models::import))
+        .route("/engines/{name}", get(engine::show))
+        .route("/engines/{name}/memory", post(engine::save))
         .route("/engines/{name}/remove", post(models::remove_engine))
         .route("/apps", get(apps::list).post(apps::add))
         .route("/apps/{name}/remove", post(apps::remove))
