@@ -23,7 +23,7 @@ pub use messages::{
     ImageStatus, ImportSource, Machine, OfferStatus, OpenShell, PartState, PartStatus, Power,
     Reply, Request, UpdateStatus, UpdateWish,
 };
-pub use plan::{Plan, Progress, Run, RunId, RunState, Step, StepState, Unit};
+pub use plan::{CONFIRM, Plan, Progress, Run, RunId, RunState, Step, StepState, Unit};
 pub use wan::{UplinkState, UplinkStatus, WanReply, WanRequest, WanStatus};
 pub use wire::{Client, ControlError, Handler, Outlet, serve};
 
