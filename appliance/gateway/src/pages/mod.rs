@@ -12,6 +12,7 @@ mod connect;
 mod dashboard;
 mod engine;
 mod frame;
+mod handbook;
 mod home;
 mod invite;
 mod markdown;
@@ -66,6 +67,8 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/usage", get(usage::show).post(usage::decide))
         .route("/usage/forget", post(usage::forget))
         .route("/connect", get(connect::show))
+        .route("/handbook", get(handbook::contents))
+        .route("/handbook/{chapter}", get(handbook::show))
         .route("/ca", get(connect::ca))
         .route("/ca.crt", get(connect::ca_file))
         .route("/account", get(account::show))
