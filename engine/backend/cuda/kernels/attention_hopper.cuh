@@ -116,10 +116,10 @@ struct Wide {
     static constexpr u32 KEYS = 2 * TILE, VALUES = 2 * TILE;    // bytes
 };
 
-// Queries that meet keys in e4m3 are two e4m3, one in sixteenths of the other: with a power of two for a row they are what bf16 holds.
+// Queries that meet keys in e4m3 are two e4m3, one in sixteenths of the other: with a power of two for all rows of a group they are what bf16 holds.
 struct Split {
     u32 exponent;   // of the power of two, as f32 has it
-    // The row's largest value, as bf16 without its sign. It becomes 128 to 256; below that there are 16 bits.
+    // The largest value, as bf16 without its sign. It becomes 128 to 256; below that there are 16 bits.
     DEVICE Split(u32 largest) : exponent(127 + 7 - min(max(int(largest >> 7) - 127, -10), 100)) {}
     DEVICE float up() const { return __uint_as_float(exponent << 23); }
     DEVICE float down() const { return __uint_as_float((254 - exponent) << 23); }
@@ -174,19 +174,13 @@ DEVICE void store_shared(u32 address, u32 x, u32 y) {
     asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(address), "r"(x), "r"(y) : "memory");
 }
 
-DEVICE float load_shared(u32 address) {
-    float value;
-    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
-    return value;
-}
-
-DEVICE float4 load_shared_four(u32 address) {
-    float4 value;
-    asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
-                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+DEVICE uint4 load_shared_four(u32 address) {
+    uint4 words;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
                  : "r"(address)
                  : "memory");
-    return value;
+    return words;
 }
 
 template <bool FP8>
@@ -197,7 +191,7 @@ DEVICE void prefill_wide(const AttendArgs& a) {
     constexpr u32 KEY_STAGES = W::KEY_STAGES<FP8>, KEY_TILE = W::KEYS / KEY_STAGES;
     u32 base = (shared_address(shared_hopper) + 1023) & ~1023u;
     u32 keys = base + W::TILE, values = keys + W::KEYS, scales = values + W::VALUES;
-    u32 row_scales = scales + (FP8 ? KEY_STAGES * W::COLUMNS * 4 : 0), barriers = row_scales + (FP8 ? W::ROWS * 4 : 0);
+    u32 group_scales = scales + (FP8 ? KEY_STAGES * W::COLUMNS * 4 : 0), barriers = group_scales + (FP8 ? 32 : 0);
     // Of stage s: keys are there, values are there; keys may be overwritten, values may.
     auto barrier = [&](u32 which, u32 s) { return barriers + (which * 4 + s) * 8; };
     u32 warps = warp_id() / 4, lane = lane_id(), thread = threadIdx.x % W::GROUP, group = a.heads / a.kv_heads;
@@ -384,6 +378,25 @@ DEVICE void prefill_wide(const AttendArgs& a) {
         const u16* from = a.q + u64(about.x + token) * a.q_stride + (head * group + of - token * group) * W::D;
         pieces[i] = *reinterpret_cast<const uint4*>(from + thread % W::PIECES * 8);
     }
+    // With e4m3 a power of two for all rows of the group.
+    float to_log2 = a.scale * LOG2_E;
+    u32 largest = 0;
+    if (FP8) {
+#pragma unroll
+        for (u32 i = 0; i < EACH; i++) {
+            const u32 pairs[4] = {pieces[i].x, pieces[i].y, pieces[i].z, pieces[i].w};
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) largest = max(largest, max(pairs[j] & 0x7fff, pairs[j] >> 16 & 0x7fff));
+        }
+        u32 shared_by_warps = group_scales + (warps - 1) * 16;
+        largest = __reduce_max_sync(ALL, largest);
+        if (lane == 0) asm volatile("st.shared.u32 [%0], %1;" ::"r"(shared_by_warps + thread / WARP * 4), "r"(largest) : "memory");
+        bar(warps);
+        uint4 all = load_shared_four(shared_by_warps);
+        largest = max(max(all.x, all.y), max(all.z, all.w));
+    }
+    Split split(largest);
+    if (FP8) to_log2 *= split.down();
 #pragma unroll
     for (u32 i = 0; i < EACH; i++) {
         u32 row = mine + (i * W::GROUP + thread) / W::PIECES, piece = thread % W::PIECES;
@@ -392,28 +405,18 @@ DEVICE void prefill_wide(const AttendArgs& a) {
             store_shared(base + W::place(row, piece), words.x, words.y, words.z, words.w);
             continue;
         }
-        // Sixteen lanes have a row.
-        const u32 pairs[4] = {words.x, words.y, words.z, words.w};
-        u32 largest = 0, high[2], low[2];
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) largest = max(largest, max(pairs[j] & 0x7fff, pairs[j] >> 16 & 0x7fff));
-#pragma unroll
-        for (u32 j = 1; j < 16; j *= 2) largest = max(largest, __shfl_xor_sync(ALL, largest, j));
-        Split split(largest);
+        u32 high[2], low[2], to = base + W::place(row, piece / 2) + piece % 2 * 8;
         split.of(words.x, words.y, high[0], low[0]), split.of(words.z, words.w, high[1], low[1]);
-        u32 to = base + W::place(row, piece / 2) + piece % 2 * 8;
         store_shared(to, high[0], high[1]);
         store_shared(to + W::HALF, low[0], low[1]);
-        if (piece == 0) asm volatile("st.shared.f32 [%0], %1;" ::"r"(row_scales + row * 4), "f"(split.down()) : "memory");
     }
     for_tensor_cores();
     bar(warps);
 
     u32 g = lane / 4, t = lane % 4, my_row = mine + thread / WARP * 16 + g;  // and the eighth behind it
-    float to_log2[2] = {a.scale * LOG2_E, a.scale * LOG2_E};
-    if (FP8) to_log2[0] *= load_shared(row_scales + my_row * 4), to_log2[1] *= load_shared(row_scales + my_row * 4 + 32);
-    float scores[64], sums[64], largest[2] = {LOWEST, LOWEST}, total[2] = {}, change[2];
-    bool grows;
+    float scores[64], sums[64], above[2], total[2] = {}, change[2];
+    above[0] = above[1] = FP8 ? 0.0f : LOWEST;
+    bool seen[2] = {}, fresh = true, grows;
     u32 weights[32];
     u64 query_tile = tile_of(base + mine * 128, 16);
     auto start_scores = [&](u32 s) {
@@ -437,57 +440,84 @@ DEVICE void prefill_wide(const AttendArgs& a) {
         }
         products_sent();
     };
+    // What a row does not see.
+    auto hide = [&](u32 start) {
+        if (start + W::COLUMNS <= first_sees && (last_sees <= a.window || start >= last_sees - a.window)) return;
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            u32 sees = cached + min(first_row + my_row + i * 8, rows - 1) / group + 1;
+#pragma unroll
+            for (u32 n = 0; n < W::COLUMNS / 8; n++) {
+#pragma unroll
+                for (u32 j = 0; j < 2; j++) {
+                    u32 position = start + n * 8 + 2 * t + j;
+                    bool seen = position < sees && sees - position <= a.window;
+                    if (!seen) scores[n * 4 + 2 * i + j] = NOTHING;
+                }
+            }
+        }
+    };
+    auto most_of_four = [&](float (&most)[2]) {
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            most[i] = fmaxf(most[i], __shfl_xor_sync(ALL, most[i], 1));
+            most[i] = fmaxf(most[i], __shfl_xor_sync(ALL, most[i], 2));
+        }
+    };
+    // Scores to weights: powers of two of what they are above a row's `above`. That was the row's largest score once; only where a weight
+    // would be above 2^8 it grows, and `change` is for the sums then.
     auto weigh = [&](u32 step, u32 s) {
-        u32 start = step * W::COLUMNS;
-        if (FP8) {
-            u32 at = scales + s * W::COLUMNS * 4 + t * 16;
+        float most[2] = {NOTHING, NOTHING};
+        if constexpr (FP8) {
+            // With scales comes what is taken off, and lanes ask each other only where it grows.
 #pragma unroll
             for (u32 n = 0; n < W::COLUMNS / 8; n += 2) {
-                float4 scale = load_shared_four(at + n * 32);
+                uint4 scale = load_shared_four(scales + s * W::COLUMNS * 4 + t * 16 + n * 32);
+                float up[4] = {__uint_as_float(scale.x), __uint_as_float(scale.y), __uint_as_float(scale.z), __uint_as_float(scale.w)};
 #pragma unroll
-                for (u32 i = 0; i < 4; i += 2) {
-                    scores[n * 4 + i] *= scale.x, scores[n * 4 + i + 1] *= scale.y;
-                    scores[n * 4 + i + 4] *= scale.z, scores[n * 4 + i + 5] *= scale.w;
-                }
+                for (u32 j = 0; j < 4; j++) up[j] *= to_log2;
+#pragma unroll
+                for (u32 j = 0; j < 8; j++) scores[n * 4 + j] = fmaf(scores[n * 4 + j], up[j / 4 * 2 + j % 2], -above[j / 2 % 2]);
             }
             __syncwarp();
-        }
-        if (lane == 0) barrier_arrive(barrier(2, s));
-        if (start + W::COLUMNS > first_sees || (last_sees > a.window && start < last_sees - a.window)) {
+            if (lane == 0) barrier_arrive(barrier(2, s));
+            hide(step * W::COLUMNS);
+#pragma unroll
+            for (u32 n = 0; n < 64; n++) most[n / 2 % 2] = fmaxf(most[n / 2 % 2], scores[n]);
+            // Until each row has `seen` something this is done at every step.
+            grows = __any_sync(ALL, fresh || fmaxf(most[0], most[1]) > 8.0f);
+            if (grows) {
+                most_of_four(most);
+#pragma unroll
+                for (u32 i = 0; i < 2; i++) {
+                    bool sees = most[i] > NOTHING;
+                    // Without sums yet it may fall, too.
+                    float by = seen[i] ? fmaxf(most[i], 0.0f) : sees ? most[i] : 0.0f;
+                    change[i] = seen[i] ? exp_2(-by) : 1.0f;
+                    seen[i] |= sees, above[i] += by, total[i] *= change[i];
+#pragma unroll
+                    for (u32 n = 0; n < 32; n++) scores[n / 2 * 4 + 2 * i + n % 2] -= by;
+                }
+                fresh = __any_sync(ALL, !(seen[0] && seen[1]));
+            }
+        } else {
+            if (lane == 0) barrier_arrive(barrier(2, s));
+            hide(step * W::COLUMNS);
+#pragma unroll
+            for (u32 n = 0; n < 64; n++) most[n / 2 % 2] = fmaxf(most[n / 2 % 2], scores[n]);
+            most_of_four(most);
+            most[0] *= to_log2, most[1] *= to_log2;
+            grows = __any_sync(ALL, most[0] > above[0] + 8.0f || most[1] > above[1] + 8.0f);
 #pragma unroll
             for (u32 i = 0; i < 2; i++) {
-                u32 sees = cached + min(first_row + my_row + i * 8, rows - 1) / group + 1;
-#pragma unroll
-                for (u32 n = 0; n < W::COLUMNS / 8; n++) {
-#pragma unroll
-                    for (u32 j = 0; j < 2; j++) {
-                        u32 position = start + n * 8 + 2 * t + j;
-                        bool seen = position < sees && sees - position <= a.window;
-                        if (!seen) scores[n * 4 + 2 * i + j] = NOTHING;
-                    }
-                }
+                float now = grows ? fmaxf(most[i], above[i]) : above[i];
+                change[i] = exp_2(above[i] - now);
+                above[i] = now, total[i] *= change[i];
             }
-        }
-#pragma unroll
-        for (u32 i = 0; i < 2; i++) {
-            float most = NOTHING;
-#pragma unroll
-            for (u32 n = 0; n < W::COLUMNS / 8; n++) most = fmaxf(most, fmaxf(scores[n * 4 + 2 * i], scores[n * 4 + 2 * i + 1]));
-            most = fmaxf(most, __shfl_xor_sync(ALL, most, 1));
-            change[i] = fmaxf(most, __shfl_xor_sync(ALL, most, 2)) * to_log2[i];
-        }
-        // Weights may grow to 2^8 before sums are made smaller.
-        grows = __any_sync(ALL, change[0] > largest[0] + 8.0f || change[1] > largest[1] + 8.0f);
-#pragma unroll
-        for (u32 i = 0; i < 2; i++) {
-            float most = grows ? fmaxf(change[i], largest[i]) : largest[i];
-            change[i] = exp_2(largest[i] - most);
-            largest[i] = most;
-            total[i] *= change[i];
         }
 #pragma unroll
         for (u32 n = 0; n < 64; n++) {
-            scores[n] = exp_2(fmaf(scores[n], to_log2[n / 2 % 2], -largest[n / 2 % 2]));
+            scores[n] = exp_2(FP8 ? scores[n] : fmaf(scores[n], to_log2, -above[n / 2 % 2]));
             total[n / 2 % 2] += scores[n];
         }
     };
@@ -531,7 +561,7 @@ DEVICE void prefill_wide(const AttendArgs& a) {
             float all = total[i];
             all += __shfl_xor_sync(ALL, all, 1);
             all += __shfl_xor_sync(ALL, all, 2);
-            if (t == 0) part.ends[my_row + i * 8] = make_float2(largest[i], all);
+            if (t == 0) part.ends[my_row + i * 8] = make_float2(above[i], all);
             float* to = part.sums + (my_row + i * 8) * W::D + 2 * t;
 #pragma unroll
             for (u32 n = 0; n < W::D / 8; n++) {
@@ -560,11 +590,7 @@ DEVICE void prefill_wide(const AttendArgs& a) {
     for (u32 i = thread; i < 64 * W::PIECES; i += W::GROUP) {
         u32 at = mine + i / W::PIECES, row = first_row + at, piece = i % W::PIECES;
         if (row >= rows) continue;
-        uint4 words;
-        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-                     : "r"(base + W::place(at, piece))
-                     : "memory");
+        uint4 words = load_shared_four(base + W::place(at, piece));
         u16* to = a.out + (u64(about.x + row / group) * a.heads + head * group + row % group) * W::D + piece * 8;
         *reinterpret_cast<uint4*>(to) = words;
     }
