@@ -632,8 +632,8 @@ impl PrefillPlan {
     fn of(arch: Arch, shape: &HeadShape) -> Self {
         let (dim, format) = (shape.head_dim, shape.format);
         if arch.number == 90 && dim == 128 {
-            // Begins at a multiple of 1024, and ends with barriers; scales of four tiles of keys and one of queries.
-            let scales = if format == KvFormat::Fp8 { 5 * 128 * size_of::<f32>() } else { 0 };
+            // Begins at a multiple of 1024, and ends with barriers; before them scales of four tiles of keys, and what eight warps found.
+            let scales = if format == KvFormat::Fp8 { (4 * 128 + 8) * size_of::<f32>() } else { 0 };
             return Self {
                 rows: 128,
                 threads: 384,
