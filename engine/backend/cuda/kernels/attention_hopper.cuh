@@ -6,6 +6,7 @@
 //
 // Keys in e4m3 are multiplied as they are, and their scales are put onto scores; queries are two e4m3 then (`Split`). Values go to f16.
 #pragma once
+#include "attention.cuh"
 #if ARCH == 900
 
 // ---- Barriers in shared memory -----------------------------------------------------------------------------------------------

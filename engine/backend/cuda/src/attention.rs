@@ -1,4 +1,4 @@
-//! Heads and softmax attention over the pool: `kernels/heads.cu` and `kernels/attention.cu`.
+//! Heads and softmax attention over the pool: `kernels/heads.cu`, `kernels/attention.cu` and `kernels/prefill.cu`.
 
 use std::ffi::CString;
 
@@ -340,7 +340,7 @@ pub struct Attend {
     /// Puts cut walks together, where the card's kernel can cut them.
     join: Option<Kernel>,
     prefill_plan: PrefillPlan,
-    _module: Loaded,
+    _modules: [Loaded; 2],
 }
 
 /// One layer's attention of a step.
@@ -425,18 +425,20 @@ impl Attend {
     pub fn load(pack: &Pack, device: &Device, shape: HeadShape) -> Result<Self, KernelError> {
         shape.check();
         let most_shared = device.most_shared()? as usize;
-        let module = pack.load(module("attention"), device)?;
-        let kernel = |name: String| {
+        let modules = [module("attention"), module("prefill")];
+        let [few, many] = modules.map(|module| pack.load(module, device));
+        let (few, many) = (few?, many?);
+        let kernel = |module: &Loaded, name: String| {
             module.kernel(&CString::new(name).expect("a kernel's name has no zero byte"))
         };
         let (dim, format) = (shape.head_dim, shape.format.name());
         // A tile of sixteen rows of 256 does not fit into registers.
         let rows = if shape.group() > 8 && dim < 256 { 16 } else { 8 };
-        let decode = kernel(format!("decode_{dim}_{format}_{}", rows / 8))?;
-        let prefill = kernel(format!("prefill_{dim}_{format}"))?;
+        let decode = kernel(&few, format!("decode_{dim}_{format}_{}", rows / 8))?;
+        let prefill = kernel(&many, format!("prefill_{dim}_{format}"))?;
         let prefill_plan = PrefillPlan::of(device.arch(), &shape);
         prefill.allow_shared(small(prefill_plan.shared))?;
-        let join = prefill_plan.cuts.then(|| kernel("prefill_join".into())).transpose()?;
+        let join = prefill_plan.cuts.then(|| kernel(&many, "prefill_join".into())).transpose()?;
         let plans = [1, 2, DecodePlan::MANY]
             .map(|count| DecodePlan::of(most_shared, device.processors(), &shape, rows, count));
         let mut this = Self {
@@ -450,7 +452,7 @@ impl Attend {
             prefill,
             join,
             prefill_plan,
-            _module: module,
+            _modules: [few, many],
         };
         this.set_plans(plans)?;
         // With eight rows a cluster gains at 1k what it loses from 2k on; with sixteen it gains everywhere.
@@ -626,12 +628,12 @@ struct PrefillPlan {
 }
 
 impl PrefillPlan {
-    /// `Wide` of `attention_hopper.cuh`, `Tile` of `attention.cu`.
+    /// `Wide` of `attention_hopper.cuh`, `Tile` of `prefill.cu`.
     fn of(arch: Arch, shape: &HeadShape) -> Self {
         let (dim, format) = (shape.head_dim, shape.format);
         if arch.number == 90 && dim == 128 {
-            // Begins at a multiple of 1024, and ends with barriers; scales of four tiles of keys and one of queries.
-            let scales = if format == KvFormat::Fp8 { 5 * 128 * size_of::<f32>() } else { 0 };
+            // Begins at a multiple of 1024, and ends with barriers; before them scales of four tiles of keys, and what eight warps found.
+            let scales = if format == KvFormat::Fp8 { (4 * 128 + 8) * size_of::<f32>() } else { 0 };
             return Self {
                 rows: 128,
                 threads: 384,

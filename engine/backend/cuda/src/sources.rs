@@ -28,12 +28,14 @@ pub const MODULES: &[Module] = files!(".cu":
     "moe_few",
     "moe_many",
     "moe_route",
+    "prefill",
     "sampling",
     "synthetic",
     "wide",
 );
 /// What they include.
 pub const HEADERS: &[Module] = files!(".cuh":
+    "attention",
     "attention_hopper",
     "common",
     "kv",
