@@ -7,8 +7,8 @@ STATE ?= .polder
 # Without one, the port that the box had before; 8443 at first.
 PORT  ?=
 
-.PHONY: up test test-vm test-vm-all test-aarch64 test-gpu bench-gpu lint bench bench-engine fuzz deny clean
-.PHONY: tools-build tools-gpu tools-test tools-vm tools-aarch64 tools-cross tools-bench
+.PHONY: up test test-vm test-vm-all test-aarch64 test-gpu test-security bench-gpu lint bench bench-engine fuzz deny clean
+.PHONY: tools-build tools-gpu tools-security tools-test tools-vm tools-aarch64 tools-cross tools-bench
 
 up: tools-build            ## Build, fetch the default model, start the box, print where to claim it.
 	cargo build --release --locked -p polder
@@ -31,6 +31,10 @@ test-gpu: tools-gpu        ## Every kernel and model on this machine's card; wit
 	POLDER_NVRTC=$(CACHE)/nvrtc/lib tests/gpu/pack $(ARCH)
 	@if command -v nvidia-smi >/dev/null; then tests/gpu/on-card test && tests/gpu/on-card sanitize-if-there; \
 	else echo "No card here: on a machine with one, run tests/gpu/on-card test in a copy of this folder."; fi
+
+test-security: tools-security ## Other people's attackers against a real box: testssl.sh, sslyze, slowhttptest, h2load, schemathesis, malformed requests.
+	tests/security/prepare
+	tests/security/run $(TOOLS)
 
 bench-gpu: tools-gpu       ## Whole models of true shapes, loading, and agents beside chats, on this machine's card; VLLM=FOLDER beside vLLM.
 	POLDER_NVRTC=$(CACHE)/nvrtc/lib tests/gpu/pack $(ARCH)
@@ -81,6 +85,12 @@ tools-test: tools-gpu tools-bench
 	@tests/tools/venv tests/requirements.txt $(CACHE)/venv
 	@tests/tools/venv tests/clients/aider.txt $(CACHE)/venv-aider
 	@tests/tools/npm @anthropic-ai/claude-code@2.1.332 $(CACHE)/claude-code
+
+# Attackers, each by the name of its package; those from PyPI in environments of their own (sslyze wants an older cryptography).
+tools-security: tools-build
+	@tests/tools/apt testssl.sh slowhttptest nghttp2-client curl iproute2 python3-venv
+	@tests/tools/venv tests/security/sslyze.txt $(CACHE)/venv-sslyze
+	@tests/tools/venv tests/security/schemathesis.txt $(CACHE)/venv-schemathesis
 
 # What sets up the room in which images are made; everything else comes from the lock.
 tools-vm: tools-test

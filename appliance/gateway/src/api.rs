@@ -10,7 +10,7 @@ use axum::extract::{FromRequestParts, Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
@@ -33,7 +33,12 @@ pub(crate) fn routes() -> Router<Arc<Gateway>> {
     Router::new()
         .route("/v1/models", get(models))
         .route("/v1/models/{model}", get(model))
-        // What is read under /v1 is above; a client that looks for more hears that it is not there.
+        // What is asked by OpenAI's clients, so that another method hears what these take.
+        .route("/v1/chat/completions", post(ask))
+        .route("/v1/completions", post(ask))
+        .route("/v1/embeddings", post(ask))
+        .route("/v1/responses", post(ask))
+        // What an engine of another kind may answer beside. A client that looks for more to read hears that it is not there.
         .route("/v1/{*path}", post(ask).get(crate::front::not_found))
         .route("/v1/messages", anthropic())
         .route("/v1/messages/{*path}", anthropic())
@@ -42,6 +47,14 @@ pub(crate) fn routes() -> Router<Arc<Gateway>> {
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .route("/auth", get(crate::subrequest::auth))
+        .route("/openapi.json", get(description))
+}
+
+/// What programs can ask, for programs. Of every box alike, so that anybody may read it.
+const DESCRIPTION: &str = include_str!("openapi.json");
+
+async fn description() -> Response {
+    ([(CONTENT_TYPE, "application/json")], DESCRIPTION).into_response()
 }
 
 /// Who asks something of the API.
@@ -115,7 +128,7 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
     let (asker, caller) = match known.await {
         Ok(known) => known,
         Err(refusal) => {
-            if parts.version == http::Version::HTTP_2 {
+            if parts.version == http::Version::HTTP_2 || is_short(&parts.headers) {
                 swallow(body).await;
             }
             return Err(refusal);
@@ -140,6 +153,15 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
     let path = parts.uri.path_and_query().cloned().unwrap_or_else(root);
     let question = Question { method: Method::POST, path, headers: parts.headers, body: bytes };
     Ok(relay(&gateway, caller, Some(recipe.as_str()), question).await)
+}
+
+/// Is the body of this HTTP/1.1 request so short that it is sooner read than refused? A client that is still sending when
+/// the connection closes under its hands may never see the answer.
+fn is_short(headers: &HeaderMap) -> bool {
+    const SHORT: u64 = 256 << 10;
+    let length = headers.get(CONTENT_LENGTH).and_then(|l| l.to_str().ok()?.parse::<u64>().ok());
+    // Whoever expects to be asked for it has not sent it.
+    !headers.contains_key(EXPECT) && length.is_none_or(|length| length <= SHORT)
 }
 
 /// The same for Anthropic's clients.
@@ -283,6 +305,58 @@ mod tests {
         {
             assert_eq!(read(bad).unwrap_err().code, "invalid_json", "{bad}");
         }
+    }
+
+    /// Paths of `.route("…", …)` in a source, with the ways to ask.
+    fn routed(source: &str) -> std::collections::BTreeSet<(String, String)> {
+        let mut all = std::collections::BTreeSet::new();
+        for piece in source.split(".route(\"").skip(1) {
+            let (path, how) = piece.split_once('"').unwrap();
+            let how = how.lines().next().unwrap();
+            for (word, method) in [("get(", "get"), ("post(", "post"), ("anthropic(", "post")] {
+                if how.contains(word) {
+                    all.insert((path.replace("{*id}", "{model}"), method.to_owned()));
+                }
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn the_description_for_programs_names_every_route_there_is_and_no_other() {
+        let description: serde_json::Value = serde_json::from_str(DESCRIPTION).unwrap();
+        let described: std::collections::BTreeSet<(String, String)> = description["paths"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .flat_map(|(path, ways)| {
+                ways.as_object().unwrap().keys().map(|way| (path.clone(), way.clone()))
+            })
+            .collect();
+        let door = routed(include_str!("api.rs").split("mod tests").next().unwrap());
+        let engine = routed(include_str!("../../../engine/server/src/app.rs"));
+        // What the door alone asks an engine, and what it has its own answer to.
+        let between_us = ["/beginnings", "/kv", "/health", "/metrics"];
+        let open: std::collections::BTreeSet<_> = engine
+            .into_iter()
+            .filter(|(path, _)| !between_us.contains(&path.as_str()))
+            .chain(door)
+            .filter(|(path, _)| !path.contains("{*"))
+            .collect();
+        assert!(open.len() > 10, "{open:?}");
+        assert_eq!(described, open);
+    }
+
+    #[test]
+    fn every_part_that_the_description_refers_to_is_in_it() {
+        let description: serde_json::Value = serde_json::from_str(DESCRIPTION).unwrap();
+        let mut count = 0;
+        for part in DESCRIPTION.split("\"$ref\": \"#").skip(1) {
+            let pointer = part.split('"').next().unwrap();
+            assert!(description.pointer(pointer).is_some(), "{pointer}");
+            count += 1;
+        }
+        assert!(count > 20, "{count}");
     }
 
     #[test]

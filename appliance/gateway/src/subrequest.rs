@@ -92,7 +92,7 @@ pub(crate) async fn auth(State(gateway): State<Arc<Gateway>>, request: Request) 
     let parts = request.into_parts().0;
     let wanted = match Wanted::of(&parts.uri) {
         Ok(wanted) => wanted,
-        Err(error) => return error.into_response(),
+        Err(error) => return in_contract(error).into_response(),
     };
     let found = match verifier::member(&gateway, &parts).await {
         Ok(Some(member)) => Ok(member.into()),
@@ -104,7 +104,7 @@ pub(crate) async fn auth(State(gateway): State<Arc<Gateway>>, request: Request) 
     };
     let visitor = match found {
         Ok(visitor) => visitor,
-        Err(error) => return error.into_response(),
+        Err(error) => return in_contract(error).into_response(),
     };
     if !visitor.is_wanted(&wanted) {
         return ApiError::not_yours("you are signed in, but not in a group that may go here")
@@ -112,6 +112,14 @@ pub(crate) async fn auth(State(gateway): State<Arc<Gateway>>, request: Request) 
     }
     let box_name = gateway.status().site.name.to_string();
     answer(&visitor, &box_name).unwrap_or_else(|error| error.into_response())
+}
+
+/// Whoever asks knows 401 and 403, and makes an internal error of anything else, such as two keys at once (400).
+fn in_contract(mut error: ApiError) -> ApiError {
+    if error.status == StatusCode::BAD_REQUEST {
+        error.status = StatusCode::UNAUTHORIZED;
+    }
+    error
 }
 
 /// A key that was sent counts even if a session is there too; a bad key is not made good by it.
@@ -175,6 +183,12 @@ mod tests {
         assert_eq!(told("x-auth-request-user"), "Zoë van Dam");
         assert_eq!(told("x-auth-request-email"), "member-7@oak.local");
         assert_eq!(told("x-auth-request-groups"), "steward,member");
+    }
+
+    #[test]
+    fn a_server_in_front_hears_only_what_it_knows() {
+        assert_eq!(in_contract(ApiError::bad_request("x", "y")).status, StatusCode::UNAUTHORIZED);
+        assert_eq!(in_contract(ApiError::not_yours("y")).status, StatusCode::FORBIDDEN);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod manifest;
 mod offer;
 mod record;
 mod slots;
+mod small;
 mod source;
 mod trust;
 mod version;

@@ -11,12 +11,15 @@ use ureq::Agent;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
 use crate::manifest::LONGEST;
+use crate::small;
 use crate::{Here, Keys, Manifest, Refusal, UpdateError, Version, folder, judge};
 
 /// A server that says nothing for so long is not asked further.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// On a disk, updates lie at the top or in this folder.
 const ON_A_DISK: &str = "polder";
+/// So many manifests of a folder are looked at; there may be any number.
+const MOST_IN_A_FOLDER: usize = 64;
 
 /// The newest update that this box may take, with the texts that prove it and where it was found. `web` is asked
 /// where it is given; otherwise the disks mounted in `disks` are looked at.
@@ -124,18 +127,17 @@ fn on_disks(disks: &Path, arch: &str) -> Result<Vec<Candidate>, UpdateError> {
     let mut found = Vec::new();
     for disk in sorted(disks) {
         for place in [disk.clone(), disk.join(ON_A_DISK)] {
-            for path in sorted(&place) {
+            let is_one = |path: &PathBuf| {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                if !name.starts_with("polder_") || !name.ends_with(&format!("{arch}.toml")) {
-                    continue;
-                }
-                let size = fs::metadata(&path).map_err(UpdateError::file("read", &path))?.len();
-                if size > LONGEST as u64 {
-                    continue;
-                }
-                let text = fs::read_to_string(&path).map_err(UpdateError::file("read", &path))?;
+                name.starts_with("polder_") && name.ends_with(&format!("{arch}.toml"))
+            };
+            let all: Vec<PathBuf> = sorted(&place).into_iter().filter(is_one).collect();
+            // The last of them are the newest.
+            for path in &all[all.len().saturating_sub(MOST_IN_A_FOLDER)..] {
+                // One that cannot be read keeps no other from being found.
+                let Ok(text) = small::read(path, LONGEST) else { continue };
                 let signature = path.with_added_extension("minisig");
-                let signature = fs::read_to_string(signature).unwrap_or_default();
+                let signature = small::read(&signature, LONGEST).unwrap_or_default();
                 found.push(Candidate { text, signature, from: place.display().to_string() });
             }
         }
@@ -175,12 +177,12 @@ impl Shelf {
 
     /// What was remembered of a version, believed anew.
     pub fn manifest(&self, version: &Version, keys: &Keys) -> Result<Manifest, UpdateError> {
+        // Root asks too, and the folder is not root's.
         let read = |path: &Path| {
-            let size = fs::metadata(path).map_err(|_| UpdateError::NotHere(version.clone()))?;
-            if size.len() > LONGEST as u64 {
-                return Err(Refusal::Unreadable("it is too long to be one".to_owned()).into());
-            }
-            fs::read_to_string(path).map_err(UpdateError::file("read", path))
+            small::read(path, LONGEST).map_err(|why| match why.kind() {
+                std::io::ErrorKind::NotFound => UpdateError::NotHere(version.clone()),
+                _ => Refusal::Unreadable(why.to_string()).into(),
+            })
         };
         let [text, signature] = self.texts(version);
         Ok(keys.believe(&read(&text)?, &read(&signature)?)?)
@@ -330,6 +332,30 @@ mod tests {
         fs::remove_dir_all(disks.path().join("STICK")).unwrap();
         stick(disks.path(), &ours, &["0.0.9"]);
         assert!(look(&keys(&[&ours])).contains("not newer"));
+    }
+
+    #[test]
+    fn a_stick_that_was_made_to_do_harm_neither_hangs_nor_fills_nor_hides_a_good_one() {
+        let disks = tempfile::tempdir().unwrap();
+        let pair = pair();
+        stick(disks.path(), &pair, &["0.2.0"]);
+        let folder = disks.path().join("EVIL");
+        fs::create_dir(&folder).unwrap();
+        let at = |name: &str| folder.join(format!("polder_{name}_x86_64.toml"));
+        std::os::unix::fs::symlink("/dev/zero", at("0.3.0")).unwrap();
+        fs::create_dir(at("0.4.0")).unwrap();
+        fs::write(at("0.5.0"), [0xff; 100]).unwrap();
+        fs::write(at("0.6.0"), "version = 1").unwrap();
+        let endless = at("0.6.0").with_added_extension("minisig");
+        fs::File::create(endless).unwrap().set_len(4 << 30).unwrap();
+        let pipe = rustix::fs::FileType::Fifo;
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, at("0.7.0"), pipe, mode, 0).unwrap();
+        for n in 0..100 {
+            fs::write(at(&format!("0.1.{n}")), "nonsense").unwrap();
+        }
+        let found = find(None, disks.path(), &keys(&[&pair]), &here(), None).unwrap();
+        assert_eq!(found.manifest.version.as_str(), "0.2.0");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ring::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
+use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
 use crate::digest::hex;
@@ -136,7 +137,10 @@ impl KeyFolder {
     /// Makes the folder where it is missing.
     pub(crate) fn open(path: PathBuf) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
-        Ok(Self { path })
+        match path.symlink_metadata()?.is_dir() {
+            true => Ok(Self { path }),
+            false => Err(io::Error::other("it is a link, and keys are kept in a folder")),
+        }
     }
 
     /// All keys. What is no key is destroyed.
@@ -193,7 +197,9 @@ impl KeyFolder {
     pub(crate) fn destroy_all(&self) -> io::Result<()> {
         for entry in self.path.read_dir()? {
             let entry = entry?;
-            if entry.file_name().to_str().and_then(parse).is_some() {
+            // A folder is no key's file, whoever made it.
+            let is_folder = entry.file_type()?.is_dir();
+            if !is_folder && entry.file_name().to_str().and_then(parse).is_some() {
                 destroy(&entry.path())?;
             }
         }
@@ -216,17 +222,27 @@ impl KeyFolder {
     }
 }
 
-/// What a file system keeps of a removed file may be what was there last.
+/// Overwrites a key's file and removes it: what a file system keeps of a removed file may be what was there last.
+///
+/// Whoever took an engine over may have put something else here, for whoever erases its folder later and may do more than
+/// it. What a link leads to is not written to, and nobody waits at a pipe.
 fn destroy(path: &Path) -> io::Result<()> {
-    match OpenOptions::new().write(true).open(path) {
-        Ok(mut file) => {
-            file.write_all(&random::<FILE>()?)?;
-            file.sync_all()?;
-        }
+    let kind = match path.symlink_metadata() {
+        Ok(about) => about.file_type(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
+    };
+    if kind.is_file() {
+        let mut file = OpenOptions::new().write(true).custom_flags(not_elsewhere()).open(path)?;
+        file.write_all(&random::<FILE>()?)?;
+        file.sync_all()?;
     }
     std::fs::remove_file(path)
+}
+
+/// To open a file here and nowhere else, without waiting.
+pub(crate) fn not_elsewhere() -> i32 {
+    (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()
 }
 
 fn parse(name: &str) -> Option<KeyId> {

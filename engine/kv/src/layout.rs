@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use ring::digest::{SHA256, digest};
 
 use crate::digest::hex;
-use crate::keys::{KeyFolder, random};
+use crate::keys::{KeyFolder, not_elsewhere, random};
 use crate::options::{OpenError, StoreOptions};
 use crate::record::StoreIdentity;
 
@@ -34,8 +34,11 @@ pub fn erase(path: &Path) -> Result<(), OpenError> {
         Ok(_) => {}
     }
     let _lock = lock(path)?;
-    let keys = KeyFolder::open(path.join("keys")).map_err(failed)?;
-    keys.destroy_all().map_err(failed)?;
+    let keys = path.join("keys");
+    // A link in its place would lead to somebody else's keys; it goes with the rest.
+    if keys.symlink_metadata().is_ok_and(|about| about.is_dir()) {
+        KeyFolder::open(keys).and_then(|keys| keys.destroy_all()).map_err(failed)?;
+    }
     match std::fs::remove_dir_all(path) {
         // A folder that is mounted here, or whose own place is read-only, stays; it is empty.
         Err(_) if std::fs::read_dir(path).is_ok_and(|mut there| there.next().is_none()) => Ok(()),
@@ -91,8 +94,12 @@ impl Folder {
 fn lock(path: &Path) -> Result<File, OpenError> {
     let lock_path = path.join("lock");
     let at = |source| OpenError::Folder { path: lock_path.clone(), source };
+    // What is no plain file is not ours, and must not keep the folder from being erased.
+    if lock_path.symlink_metadata().is_ok_and(|about| !about.is_file() && !about.is_dir()) {
+        std::fs::remove_file(&lock_path).map_err(at)?;
+    }
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false).mode(0o600);
+    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(not_elsewhere());
     let lock = options.open(&lock_path).map_err(at)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),

@@ -251,3 +251,43 @@ fn an_erased_folder_is_gone_and_one_that_is_used_is_left_alone() {
     assert!(!path.exists());
     assert!(polder_kv::disk_size(&path).unwrap() > 1 << 20);
 }
+
+#[test]
+fn links_pipes_and_folders_that_an_attacker_left_lead_an_erasure_nowhere() {
+    use std::os::unix::fs::symlink;
+    let state = tempfile::tempdir().unwrap();
+    let precious = state.path().join("polder.db");
+    let others = state.path().join("kv/slow/keys");
+    std::fs::create_dir_all(&others).unwrap();
+    let others_key = others.join("0123456789abcdef01234567");
+    let untouched = || {
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "the members' book");
+        assert_eq!(std::fs::read_to_string(&others_key).unwrap(), "another engine's key");
+    };
+    std::fs::write(&precious, "the members' book").unwrap();
+    std::fs::write(&others_key, "another engine's key").unwrap();
+    let path = state.path().join("kv/fast");
+    let keys = path.join("keys");
+    let pipe = |at: &Path| {
+        let kind = rustix::fs::FileType::Fifo;
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, at, kind, mode, 0).unwrap();
+    };
+    // In place of keys.
+    std::fs::create_dir_all(&keys).unwrap();
+    symlink(&precious, keys.join("00112233445566778899aabb")).unwrap();
+    pipe(&keys.join("00112233445566778899aabc"));
+    std::fs::create_dir_all(keys.join("00112233445566778899aabd/x")).unwrap();
+    symlink(state.path(), path.join("blocks-000000")).unwrap();
+    symlink(&precious, path.join("lock")).unwrap();
+    polder_kv::erase(&path).unwrap();
+    assert!(!path.exists());
+    untouched();
+    // In place of their folder, and of the lock.
+    std::fs::create_dir_all(&path).unwrap();
+    symlink(&others, &keys).unwrap();
+    pipe(&path.join("lock"));
+    polder_kv::erase(&path).unwrap();
+    assert!(!path.exists());
+    untouched();
+}

@@ -186,6 +186,31 @@ async fn a_strangers_body_is_not_read() {
 }
 
 #[tokio::test]
+async fn a_program_with_a_wrong_key_that_is_still_sending_hears_so_and_keeps_its_connection() {
+    let house = House::open().await;
+    let mut stream = house.here().await;
+    let question = "{\"model\":\"small\"}";
+    for _ in 0..2 {
+        let head = format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nx-api-key: plk_wrong\r\ncontent-length: {}\r\n\r\n",
+            question.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        stream.write_all(question.as_bytes()).await.unwrap();
+        let answer = crate::house::until(&mut stream, "invalid_api_key").await;
+        assert_eq!(status_of(&answer), 401, "{answer}");
+        assert!(!answer.contains("connection: close"), "{answer}");
+    }
+    // Who asks whether to send it at all is told at once.
+    let mut polite = house.here().await;
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nx-api-key: plk_wrong\r\nexpect: 100-continue\r\ncontent-length: 20\r\n\r\n";
+    polite.write_all(head.as_bytes()).await.unwrap();
+    let answer = crate::house::until(&mut polite, "invalid_api_key").await;
+    assert_eq!(status_of(&answer), 401, "{answer}");
+}
+
+#[tokio::test]
 async fn places_come_back_when_connections_end() {
     let house = House::open_with(short()).await;
     for _ in 0..5 {
