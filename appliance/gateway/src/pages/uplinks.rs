@@ -2,16 +2,13 @@
 //! is confirmed: see the page of its run.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Form;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
-use polder_control::{
-    Client, Reply, Request, Sockets, UplinkState, UplinkStatus, WanReply, WanRequest, WanStatus,
-};
+use polder_control::{Reply, Request, Sockets, UplinkState, UplinkStatus, wan_status};
 use polder_page::{Field, Page, Tone, badge, banner, empty, field, tick};
 use polder_site::{
     InterfaceNameError, NameError, SiteChange, Target, TargetError, Uplink, UplinkName, Uplinks,
@@ -21,9 +18,6 @@ use serde::Deserialize;
 use crate::Gateway;
 use crate::pages::frame::{Trouble, answer, nav, piece, sentence, with_status};
 use crate::pages::who::{SignedIn, Steward};
-
-/// Whoever looks after the uplinks answers at once, or not at all.
-const ANSWER: Duration = Duration::from_secs(1);
 
 /// The form, as it was filled in.
 #[derive(Deserialize, Default)]
@@ -140,17 +134,6 @@ fn read(wish: &Wish, uplinks: &Uplinks) -> Result<(UplinkName, Uplink), String> 
     Ok((name, uplink))
 }
 
-/// How the uplinks are, as whoever looks after them says.
-pub(super) async fn status(gateway: &Gateway) -> Option<WanStatus> {
-    let asking = async {
-        let socket = Sockets::of(&gateway.state).wan();
-        let mut client: Client<WanRequest, WanReply> = Client::connect(&socket).await.ok()?;
-        let WanReply::Status(status) = client.ask(&WanRequest::Status).await.ok()?;
-        Some(status)
-    };
-    tokio::time::timeout(ANSWER, asking).await.ok().flatten()
-}
-
 /// For the dashboard: one card, where the site names uplinks.
 pub(super) async fn card(gateway: &Gateway) -> Markup {
     if gateway.status().site.uplinks.is_empty() {
@@ -171,7 +154,7 @@ async fn now(gateway: &Gateway) -> Markup {
             "The box uses the network as this machine has it. Add an uplink, and it looks after them.",
         );
     }
-    let Some(status) = status(gateway).await else {
+    let Some(status) = wan_status(&Sockets::of(&gateway.state)).await else {
         return banner(
             Tone::Warn,
             html! { p { "Whoever looks after the uplinks does not answer just now. The way out stays as it was; the box's log says why." } },
