@@ -33,6 +33,9 @@ pub struct WanStatus {
     pub back: Option<(UplinkName, u64)>,
     /// What could not be done, and what to do about it.
     pub trouble: Option<String>,
+    /// Who was told where the box is, or why they could not be; nothing where nobody is to be told.
+    #[serde(default)]
+    pub told: Option<String>,
 }
 
 /// How the uplinks are, as whoever looks after them says within a second; nothing where nobody does.

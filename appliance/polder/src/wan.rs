@@ -91,6 +91,7 @@ fn text(status: &WanStatus) -> String {
     if let Some((name, seconds)) = &status.back {
         lines.push(format!("back to {name} in {seconds} s at most, if all stays as it is"));
     }
+    lines.extend(status.told.clone());
     lines.extend(status.trouble.iter().map(|trouble| format!("trouble: {trouble}")));
     lines.join("\n")
 }
@@ -124,6 +125,7 @@ mod tests {
             why: "nobody answered through the one before it".into(),
             back: Some(("fibre".parse().unwrap(), 9)),
             trouble: None,
+            told: None,
         };
         assert_eq!(
             text(&status),

@@ -108,6 +108,9 @@ impl World {
         let place = format!("{}{place}", self.name);
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &place]).arg(wanbox()).args(args);
+        if args.first() == Some(&"page") {
+            command.stderr(std::fs::File::create(self.state.path().join("asked")).unwrap());
+        }
         command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap()
     }
 
@@ -348,6 +351,11 @@ fn sign_in_page() {
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
     world.serve("net", &["page", "198.51.100.21:443", &certificate, &key]);
     world.site(r#"["https://198.51.100.21/", "https://198.51.100.21/again"]"#);
+    let path = world.state.path().join("site.toml");
+    let mut site = std::fs::read_to_string(&path).unwrap();
+    site += "\n[dynamic_dns]\nhook = \"https://198.51.100.21/told?k={secret}\"\n";
+    std::fs::write(path, site).unwrap();
+    std::fs::write(world.state.path().join(polder_wan::SECRET), "open sesame\n").unwrap();
     world.run(Some(&certificate));
     wait(2.0);
     let status = world.status();
@@ -362,6 +370,17 @@ fn sign_in_page() {
     let status = world.status();
     assert_eq!(status.in_use().unwrap().name.as_str(), "u2", "{status:?}");
     assert_eq!(status.uplinks[0].state, polder_control::UplinkState::Silent);
+    // A service is told at the start, and again over the other way.
+    wait(1.5);
+    assert_eq!(
+        world.status().told.as_deref(),
+        Some("198.51.100.21 was told that the box is at u2")
+    );
+    let told = std::fs::read_to_string(world.state.path().join("asked")).unwrap();
+    for way in ["10.3.1.1", "10.3.2.1"] {
+        let line = format!("asked from {way}: GET /told?k=open%20sesame HTTP/1.1");
+        assert_eq!(told.lines().filter(|l| *l == line).count(), 1, "{way}: {told}");
+    }
 }
 
 fn five_flaps() -> Row {

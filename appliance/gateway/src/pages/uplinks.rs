@@ -16,6 +16,7 @@ use polder_site::{
 use serde::Deserialize;
 
 use crate::Gateway;
+use crate::pages::dynamic_dns;
 use crate::pages::frame::{Trouble, answer, nav, piece, sentence, with_status};
 use crate::pages::who::{SignedIn, Steward};
 
@@ -38,7 +39,8 @@ pub(super) async fn show(
     State(gateway): State<Arc<Gateway>>,
     Steward(who): Steward,
 ) -> Result<Response, Trouble> {
-    Ok(page(&gateway, &who, html! {}, &Wish::default()).await)
+    let dns = dynamic_dns::Wish::of(&gateway.status().site);
+    Ok(page(&gateway, &who, html! {}, &Wish::default(), &dns).await)
 }
 
 pub(super) async fn live(State(gateway): State<Arc<Gateway>>, Steward(_): Steward) -> Response {
@@ -59,7 +61,9 @@ pub(super) async fn set(
         }
         Err(why) => {
             let wrong = banner(Tone::Bad, html! { p { (sentence(&why)) } });
-            Ok(with_status(StatusCode::BAD_REQUEST, page(&gateway, &who, wrong, &wish).await))
+            let dns = dynamic_dns::Wish::of(&gateway.status().site);
+            let page = page(&gateway, &who, wrong, &wish, &dns).await;
+            Ok(with_status(StatusCode::BAD_REQUEST, page))
         }
     }
 }
@@ -167,6 +171,7 @@ async fn now(gateway: &Gateway) -> Markup {
         @if let Some((name, seconds)) = &status.back {
             p.soft { "Back to " (name) " in " (seconds) " s at most, if all stays as it is. Nobody is cut off by that." }
         }
+        @if let Some(told) = &status.told { p.soft { (sentence(told)) } }
         @if let Some(trouble) = &status.trouble { (banner(Tone::Bad, html! { p { (sentence(trouble)) } })) }
         @for uplink in &status.uplinks {
             div.stack {
@@ -209,7 +214,13 @@ fn interfaces() -> Vec<String> {
     names
 }
 
-async fn page(gateway: &Gateway, who: &SignedIn, top: Markup, wish: &Wish) -> Response {
+pub(super) async fn page(
+    gateway: &Gateway,
+    who: &SignedIn,
+    top: Markup,
+    wish: &Wish,
+    dns: &dynamic_dns::Wish,
+) -> Response {
     let uplinks = gateway.status().site.uplinks.clone();
     let mut listed: Vec<(&UplinkName, &Uplink)> = uplinks.iter().collect();
     listed.sort_by_key(|(_, uplink)| uplink.order);
@@ -260,6 +271,7 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup, wish: &Wish) -> Re
                 button type="submit" { "Do it" }
             }
         }
+        @if !uplinks.is_empty() { (dynamic_dns::section(gateway, dns)) }
     };
     let page = Page {
         title: "Uplinks",
