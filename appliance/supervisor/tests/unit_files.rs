@@ -86,6 +86,61 @@ fn ours() -> Vec<String> {
     names
 }
 
+/// Every value of a key that may be there several times.
+fn values(unit: &str, key: &str) -> Vec<String> {
+    let text = text_of(unit);
+    let lines = text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    lines.flat_map(|line| line.split(' ').map(str::to_owned)).collect()
+}
+
+#[test]
+fn an_engine_that_was_taken_over_finds_no_member_no_secret_and_no_network() {
+    let unit = "polder-engine@.service";
+    // An empty folder in place of the box's own, and in it these and nothing else: whoever adds one says here what an
+    // attacker learns by it.
+    assert_eq!(value(unit, "TemporaryFileSystem"), "/var/lib/polder:ro");
+    assert_eq!(
+        values(unit, "BindReadOnlyPaths"),
+        ["/var/lib/polder/site.toml", "/var/lib/polder/HISTORY", "/var/lib/polder/weights"]
+    );
+    assert_eq!(
+        values(unit, "BindPaths"),
+        [
+            "/run/polder/engine-%i:/var/lib/polder/run/engine-%i",
+            "-/var/lib/polder/kv/%i",
+            "-/var/lib/polder/packed/%i"
+        ]
+    );
+    // The ways to the supervisor, the door's console, the init system and the part that opens the disk.
+    assert_eq!(
+        values(unit, "InaccessiblePaths"),
+        ["/run/polder", "/run/dbus", "-/run/polder-seal"]
+    );
+    for (key, wanted) in [
+        ("PrivateNetwork", "yes"),
+        ("RestrictAddressFamilies", "AF_UNIX"),
+        ("IPAddressDeny", "any"),
+        ("PrivatePIDs", "yes"),
+        ("PrivateUsers", "yes"),
+        ("ProtectSystem", "strict"),
+        ("ProtectHome", "yes"),
+        ("NoNewPrivileges", "yes"),
+        ("CapabilityBoundingSet", ""),
+        ("AmbientCapabilities", ""),
+        ("DevicePolicy", "closed"),
+        ("MemoryDenyWriteExecute", "yes"),
+        ("RestrictNamespaces", "yes"),
+        ("KeyringMode", "private"),
+    ] {
+        assert_eq!(value(unit, key), wanted, "{key}");
+    }
+    // It writes what it keeps, and nothing that another part reads as its own.
+    assert_eq!(
+        values(unit, "ReadWritePaths"),
+        ["-/var/lib/polder/kv/%i", "-/var/lib/polder/packed/%i"]
+    );
+}
+
 #[test]
 fn systemd_finds_nothing_to_complain_about() {
     let units: Vec<String> = ours().iter().map(|unit| unit.replace("@.", "@1.")).collect();

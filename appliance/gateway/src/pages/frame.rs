@@ -10,7 +10,13 @@ use crate::{AskError, Gateway};
 
 /// What is above the pages of somebody who is signed in.
 pub(super) fn nav(gateway: &Gateway, member: &Member, here: &str) -> Nav {
-    let everyone = [("/", "Home"), ("/chat", "Chat"), ("/connect", "Connect"), ("/usage", "Usage")];
+    let everyone = [
+        ("/", "Home"),
+        ("/chat", "Chat"),
+        ("/connect", "Connect"),
+        ("/usage", "Usage"),
+        ("/handbook", "Handbook"),
+    ];
     let stewards = [
         ("/dashboard", "Dashboard"),
         ("/models", "Models"),

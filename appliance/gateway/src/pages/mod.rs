@@ -11,7 +11,9 @@ mod chat;
 mod connect;
 mod dashboard;
 mod dynamic_dns;
+mod engine;
 mod frame;
+mod handbook;
 mod home;
 mod invite;
 mod markdown;
@@ -66,6 +68,8 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/usage", get(usage::show).post(usage::decide))
         .route("/usage/forget", post(usage::forget))
         .route("/connect", get(connect::show))
+        .route("/handbook", get(handbook::contents))
+        .route("/handbook/{chapter}", get(handbook::show))
         .route("/ca", get(connect::ca))
         .route("/ca.crt", get(connect::ca_file))
         .route("/account", get(account::show))
@@ -86,6 +90,8 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/models/{recipe}", get(models::show))
         .route("/models/{recipe}/use", post(models::put_to_use))
         .route("/models/{recipe}/import", post(models::import))
+        .route("/engines/{name}", get(engine::show))
+        .route("/engines/{name}/memory", post(engine::save))
         .route("/engines/{name}/remove", post(models::remove_engine))
         .route("/apps", get(apps::list).post(apps::add))
         .route("/apps/{name}/remove", post(apps::remove))

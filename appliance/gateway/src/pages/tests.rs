@@ -394,6 +394,7 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/common/remove".into(),
         "/models/smollm2-135m-instruct/use".into(),
         "/models/smollm2-135m-instruct/import".into(),
+        "/engines/fast/memory".into(),
         "/engines/fast/remove".into(),
         "/runs/7/cancel".into(),
         "/runs/7/confirm".into(),
@@ -804,6 +805,28 @@ async fn a_steward_says_which_instructions_are_common_to_all() {
     let (status, page) = place.post("/common", steward, "title=Agent&text=+").await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(page.contains("are empty"), "{page}");
+}
+
+#[tokio::test]
+async fn a_steward_says_how_much_memory_a_model_takes() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let models = place.get("/models", steward).await.1;
+    assert!(models.contains("what is free") && models.contains("/engines/fast"), "{models}");
+    let form = "memory=24+GiB&conversations=compact";
+    assert_eq!(place.post("/engines/fast/memory", steward, form).await.1, "/runs/7");
+    let slot = EngineSlot {
+        memory: Some("24 GiB".parse().unwrap()),
+        conversations: polder_site::Conversations::Compact,
+        ..EngineSlot::serving("smollm2-135m-instruct".parse().unwrap())
+    };
+    let wanted = SiteChange::Engine { name: "fast".parse().unwrap(), slot };
+    let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
+    assert!(place.asked.lock().unwrap().iter().any(asked));
+    let (status, page) = place.post("/engines/fast/memory", steward, "memory=a+lot").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("is no amount of memory") && page.contains("value=\"a lot\""), "{page}");
+    assert_eq!(place.get("/engines/none", steward).await.0, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]
