@@ -44,6 +44,12 @@ impl Wan {
             }
             Some(Command::Status { state, json }) => {
                 let folder = state.folder()?;
+                // Looking must not make a box.
+                anyhow::ensure!(
+                    folder.is_dir(),
+                    "there is no box in {}; make one with `polder up`, or name another folder with --state",
+                    folder.display()
+                );
                 if part::site(&folder)?.uplinks.is_empty() {
                     anyhow::bail!(
                         "the site names no uplinks, so that the machine's own routes are used as they are; a steward adds some on the page Uplinks"
