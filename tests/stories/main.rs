@@ -18,4 +18,5 @@ mod restart;
 mod seed;
 mod stolen_disk;
 mod two_models;
+mod uplinks;
 mod wizard;

@@ -24,7 +24,7 @@ pub use messages::{
     Reply, Request, UpdateStatus, UpdateWish,
 };
 pub use plan::{CONFIRM, Plan, Progress, Run, RunId, RunState, Step, StepState, Unit};
-pub use wan::{UplinkState, UplinkStatus, WanReply, WanRequest, WanStatus};
+pub use wan::{UplinkState, UplinkStatus, WanReply, WanRequest, WanStatus, wan_status};
 pub use wire::{Client, ControlError, Handler, Outlet, serve};
 
 use std::path::{Path, PathBuf};

@@ -1,7 +1,10 @@
 use std::net::IpAddr;
+use std::time::Duration;
 
 use polder_site::{InterfaceName, UplinkName};
 use serde::{Deserialize, Serialize};
+
+use crate::{Client, Sockets};
 
 /// To the part that looks after the uplinks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +33,20 @@ pub struct WanStatus {
     pub back: Option<(UplinkName, u64)>,
     /// What could not be done, and what to do about it.
     pub trouble: Option<String>,
+    /// Who was told where the box is, or why they could not be; nothing where nobody is to be told.
+    #[serde(default)]
+    pub told: Option<String>,
+}
+
+/// How the uplinks are, as whoever looks after them says within a second; nothing where nobody does.
+pub async fn wan_status(sockets: &Sockets) -> Option<WanStatus> {
+    let asking = async {
+        let mut client: Client<WanRequest, WanReply> =
+            Client::connect(&sockets.wan()).await.ok()?;
+        let WanReply::Status(status) = client.ask(&WanRequest::Status).await.ok()?;
+        Some(status)
+    };
+    tokio::time::timeout(Duration::from_secs(1), asking).await.ok().flatten()
 }
 
 /// One way out.
@@ -81,6 +98,22 @@ impl WanStatus {
     /// The uplink that is used.
     pub fn in_use(&self) -> Option<&UplinkStatus> {
         self.uplinks.iter().find(|uplink| uplink.in_use)
+    }
+
+    /// Why a large transfer (an import, a backup) waits, and what to do about it; nothing where it may run now.
+    pub fn transfers_wait(&self) -> Option<String> {
+        let uplink = self.in_use().filter(|uplink| uplink.metered)?;
+        let name = &uplink.name;
+        let free = self.uplinks.iter().find(|other| !other.metered);
+        Some(match free {
+            Some(free) => format!(
+                "waiting: {name} is metered, and {} does not work just now; bring it on a disk, or say on the page Uplinks that {name} is not metered",
+                free.name
+            ),
+            None => format!(
+                "waiting: {name} is metered; bring it on a disk, or say on the page Uplinks that it is not metered"
+            ),
+        })
     }
 
     /// One sentence for everybody: how the box reaches the internet.
@@ -175,6 +208,12 @@ mod tests {
             UplinkStatus { lost_lately: 0, ..uplink(UplinkState::NoCable) }.sentence(),
             "no cable, or the device at its other end is off, for 2 hours"
         );
+        let metered = |metered| UplinkStatus { metered, ..uplink(UplinkState::Good) };
+        let all = |uplinks| WanStatus { uplinks, ..WanStatus::default() }.transfers_wait();
+        assert_eq!(all(vec![metered(false)]), None);
+        assert!(all(vec![metered(true)]).unwrap().contains("bring it on a disk"));
+        let spare = UplinkStatus { in_use: false, name: "dsl".parse().unwrap(), ..metered(false) };
+        assert!(all(vec![metered(true), spare]).unwrap().contains("dsl does not work"));
         let status = |state| WanStatus { uplinks: vec![uplink(state)], ..WanStatus::default() };
         assert!(status(UplinkState::Good).sentence().ends_with("through fibre."));
         assert!(status(UplinkState::Silent).sentence().contains("does not reach the internet"));

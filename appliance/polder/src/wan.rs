@@ -44,6 +44,12 @@ impl Wan {
             }
             Some(Command::Status { state, json }) => {
                 let folder = state.folder()?;
+                // Looking must not make a box.
+                anyhow::ensure!(
+                    folder.is_dir(),
+                    "there is no box in {}; make one with `polder up`, or name another folder with --state",
+                    folder.display()
+                );
                 if part::site(&folder)?.uplinks.is_empty() {
                     anyhow::bail!(
                         "the site names no uplinks, so that the machine's own routes are used as they are; a steward adds some on the page Uplinks"
@@ -91,6 +97,7 @@ fn text(status: &WanStatus) -> String {
     if let Some((name, seconds)) = &status.back {
         lines.push(format!("back to {name} in {seconds} s at most, if all stays as it is"));
     }
+    lines.extend(status.told.clone());
     lines.extend(status.trouble.iter().map(|trouble| format!("trouble: {trouble}")));
     lines.join("\n")
 }
@@ -124,6 +131,7 @@ mod tests {
             why: "nobody answered through the one before it".into(),
             back: Some(("fibre".parse().unwrap(), 9)),
             trouble: None,
+            told: None,
         };
         assert_eq!(
             text(&status),

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::apps::App;
 use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
+use crate::dynamic_dns::DynamicDns;
 use crate::names::{AppName, BoxName, EngineName};
 use crate::updates::Updates;
 use crate::uplinks::Uplinks;
@@ -65,6 +66,10 @@ pub enum SiteChange {
     RemoveUpdates,
     /// Go out by these ways, all of them; none leaves the machine's own routes as they are. Undone unless it is confirmed.
     Uplinks(Uplinks),
+    /// Tell this service or zone where the box is, whenever it goes out another way.
+    DynamicDns(DynamicDns),
+    /// Tell nobody any more.
+    RemoveDynamicDns,
 }
 
 impl SiteChange {
@@ -103,6 +108,8 @@ impl SiteChange {
             Self::Updates(updates) => next.updates = Some(updates.clone()),
             Self::RemoveUpdates => next.updates = None,
             Self::Uplinks(uplinks) => next.uplinks = uplinks.clone(),
+            Self::DynamicDns(dns) => next.dynamic_dns = Some(dns.clone()),
+            Self::RemoveDynamicDns => next.dynamic_dns = None,
         }
         next
     }

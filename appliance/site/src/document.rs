@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::apps::App;
 use crate::budget::Budget;
+use crate::dynamic_dns::{DynamicDns, DynamicDnsError};
 use crate::names::{AppName, BoxName, EngineName, RecipeName};
 use crate::unknown::UnknownKey;
 use crate::updates::Updates;
@@ -52,6 +53,9 @@ pub struct Site {
     /// The ways out to the internet, where the box looks after them; without any, the machine's own routes are used as they are.
     #[serde(default, skip_serializing_if = "Uplinks::is_empty")]
     pub uplinks: Uplinks,
+    /// Who is told where the box is, whenever it goes out another way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dynamic_dns: Option<DynamicDns>,
 }
 
 /// The public door.
@@ -257,6 +261,9 @@ pub enum SiteError {
     /// Uplinks that no box can have.
     #[error(transparent)]
     Uplinks(#[from] UplinksError),
+    /// Nobody could be told where the box is in that way.
+    #[error(transparent)]
+    DynamicDns(#[from] DynamicDnsError),
     /// A host name of an app that is a name of the box.
     #[error(
         "site.toml: the box would answer to {host} as the app {app} and as itself; call the app something else"
@@ -285,6 +292,7 @@ impl Site {
             verifier: None,
             updates: None,
             uplinks: Uplinks::new(),
+            dynamic_dns: None,
         }
     }
 
@@ -380,6 +388,7 @@ impl Site {
             return Err(SiteError::VerifierIsDoor);
         }
         uplinks::check(&self.uplinks)?;
+        self.dynamic_dns.as_ref().map_or(Ok(()), DynamicDns::check)?;
         self.check_common()?;
         self.check_apps()
     }

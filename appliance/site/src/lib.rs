@@ -8,6 +8,7 @@ mod apps;
 mod budget;
 mod change;
 mod document;
+mod dynamic_dns;
 mod names;
 mod store;
 mod unknown;
@@ -22,6 +23,7 @@ pub use document::{
     Conversations, Door, EngineKind, EngineSlot, Keeping, Metering, Sharing, Site, SiteError,
     UsageVisibility,
 };
+pub use dynamic_dns::{DnsName, DnsZone, DynamicDns, DynamicDnsError, HookUrl};
 pub use names::{AppName, BoxName, EngineName, NameError, RecipeName, UplinkName};
 pub use store::{Store, StoreError, Version, write_durably};
 pub use unknown::UnknownKey;

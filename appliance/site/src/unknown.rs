@@ -8,6 +8,7 @@ use serde_ignored::Path;
 
 use crate::apps::App;
 use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
+use crate::dynamic_dns::{DnsZone, DynamicDns};
 use crate::updates::Updates;
 use crate::uplinks::Uplink;
 use crate::verifier::Verifier;
@@ -150,6 +151,8 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["verifier"] => fields::<Verifier>(),
         ["updates"] => fields::<Updates>(),
         ["uplinks", _] => fields::<Uplink>(),
+        ["dynamic_dns"] => fields::<DynamicDns>(),
+        ["dynamic_dns", "zone"] => fields::<DnsZone>(),
         _ => &[],
     }
 }
@@ -240,6 +243,10 @@ mod tests {
         site.updates = Some(Updates { from: "https://example.org/polder".parse().unwrap() });
         let (interface, targets) = ("enp1s0".parse().unwrap(), Uplink::usual_targets());
         let uplink = Uplink { interface, order: 1, metered: false, targets };
+        let name = |text: &str| text.parse().unwrap();
+        let (server, key) = ("ns1".into(), name("box"));
+        let zone = DnsZone { name: name("a.b"), zone: name("b"), server, key };
+        site.dynamic_dns = Some(DynamicDns { hook: None, zone: Some(zone) });
         site.uplinks.insert("fibre".parse().unwrap(), uplink);
         site
     }
@@ -276,6 +283,8 @@ mod tests {
             &["verifier"],
             &["updates"],
             &["uplinks", "fibre"],
+            &["dynamic_dns"],
+            &["dynamic_dns", "zone"],
         ] {
             let mut table = &document;
             tables.iter().for_each(|name| table = table[*name].as_table().unwrap());
@@ -287,7 +296,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 33);
+        assert_eq!(tried, 39);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }

@@ -6,7 +6,8 @@
 //! --state DIR` and `toybox wan --state DIR`. A part misbehaves as the file `DIR/behave-PART` says, one word a line:
 //! `crash` dies at once, `load MS` gets ready slowly, `busy` spins on every core, `stubborn` does
 //! not end when asked, `linger MS` ends late, `not-at ADDRESS` (the gateway) cannot listen there and
-//! dies when there is nowhere else, `not-with RECIPE` (an engine) dies if that is its model.
+//! dies when there is nowhere else, `not-with RECIPE` (an engine) dies if that is its model, `metered` (the wan)
+//! has somebody pay for what goes out.
 
 use std::io::{Read, Write};
 use std::net::IpAddr;
@@ -16,8 +17,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polder_control::{
-    ControlError, DoorReply, DoorRequest, Doorway, Handler, Outlet, Sockets, WanReply, WanRequest,
-    WanStatus,
+    ControlError, DoorReply, DoorRequest, Doorway, Handler, Outlet, Sockets, UplinkState,
+    UplinkStatus, WanReply, WanRequest, WanStatus,
 };
 use polder_site::Store;
 use polder_supervisor::{Children, Ending, Options, Patience};
@@ -110,12 +111,13 @@ async fn wan(state: PathBuf) {
     behaviour.begin();
     let socket = Sockets::of(&state).wan();
     tokio::select! {
-        _ = polder_control::serve(&socket, Arc::new(Uplinks)) => {}
+        _ = polder_control::serve(&socket, Arc::new(Uplinks(state))) => {}
         () = behaviour.end() => {}
     }
 }
 
-struct Uplinks;
+/// In use is one that is metered as long as the part's behaviour says so.
+struct Uplinks(PathBuf);
 
 impl Handler<WanRequest, WanReply> for Uplinks {
     async fn handle(
@@ -123,7 +125,21 @@ impl Handler<WanRequest, WanReply> for Uplinks {
         _: WanRequest,
         outlet: &mut Outlet<WanReply>,
     ) -> Result<(), ControlError> {
-        outlet.send(&WanReply::Status(WanStatus::default())).await
+        let uplink = UplinkStatus {
+            name: "mobile".parse().expect("a name"),
+            interface: "wwan0".parse().expect("a name"),
+            metered: Behaviour::of(&self.0, "wan").has("metered"),
+            in_use: true,
+            state: UplinkState::Good,
+            for_seconds: 0,
+            loss_percent: 0,
+            delay_ms: None,
+            lost_lately: 0,
+            addresses: Vec::new(),
+            silent_targets: Vec::new(),
+        };
+        let status = WanStatus { uplinks: vec![uplink], ..WanStatus::default() };
+        outlet.send(&WanReply::Status(status)).await
     }
 }
 

@@ -229,6 +229,12 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
                 format!("Go out by {}", names.join(", else by "))
             }
         },
+        Wanted::Change(SiteChange::DynamicDns(dns)) => match (&dns.hook, &dns.zone) {
+            (Some(hook), _) => format!("Tell {} where the box is", hook.parts().0),
+            (None, Some(zone)) => format!("Keep {} where the box is", zone.name),
+            (None, None) => "Tell nobody where the box is".to_owned(),
+        },
+        Wanted::Change(SiteChange::RemoveDynamicDns) => "Tell nobody where the box is".to_owned(),
         Wanted::Change(SiteChange::RemoveUpdates) => "Look for updates on sticks only".to_owned(),
     }
 }

@@ -17,6 +17,11 @@ pub trait Shelf: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether bringing it in from there needs no network. It is asked before an import over one that somebody pays for.
+    fn is_near(&self, _recipe: &RecipeName, from: &ImportSource) -> bool {
+        matches!(from, ImportSource::Folder(_))
+    }
+
     /// Brings a model in, and returns when every file of it is there and checked. Stops soon
     /// after `stop` is set, with [`ImportEnd::Stopped`]; what was fetched stays.
     fn import(

@@ -52,6 +52,15 @@ impl Shelf for Weights {
         memory_shares(site, room).map(drop).map_err(|error| error.to_string())
     }
 
+    fn is_near(&self, recipe: &RecipeName, from: &ImportSource) -> bool {
+        match from {
+            ImportSource::Folder(_) => true,
+            ImportSource::Web(_) => false,
+            ImportSource::Recipe => Recipe::find(recipe.as_str())
+                .is_ok_and(|recipe| self.store.disk_with(recipe, &self.disks).is_some()),
+        }
+    }
+
     fn import(
         &self,
         recipe: &RecipeName,

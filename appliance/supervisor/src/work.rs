@@ -1,5 +1,6 @@
 mod confirm;
 mod image;
+mod import;
 mod shell;
 mod undo;
 
@@ -13,7 +14,6 @@ use polder_control::{
     RunState, Sockets, StepState,
 };
 use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store};
-use polder_weights::CancelFlag;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,7 +28,7 @@ use crate::pace::Pace;
 use crate::parts::{Part, Parts};
 use crate::plan::{Action, Observed, Wanted, must_be_confirmed, plan};
 use crate::runs::{Intent, Ledger, Open};
-use crate::shelf::{ImportEnd, Shelf};
+use crate::shelf::Shelf;
 use crate::supervisor::Patience;
 
 /// What the operating system allows the path of a socket.
@@ -517,39 +517,6 @@ impl<P: Parts> Work<P> {
             self.board.step(id, step, StepState::Done);
         }
         Ok(())
-    }
-
-    async fn import(
-        self: &Arc<Self>,
-        id: RunId,
-        step: usize,
-        recipe: RecipeName,
-        from: ImportSource,
-        cancel: &CancellationToken,
-    ) -> Result<(), Halt> {
-        let stop = CancelFlag::default();
-        let (work, flag) = (self.clone(), stop.clone());
-        let mut importing = tokio::task::spawn_blocking(move || {
-            let progress = |progress| work.board.progress(id, step, progress);
-            work.shelf.import(&recipe, &from, &progress, &flag)
-        });
-        let ended = tokio::select! {
-            ended = &mut importing => ended,
-            () = async { tokio::select! { () = cancel.cancelled() => (), () = self.ending.cancelled() => () } } => {
-                stop.cancel();
-                importing.await
-            }
-        };
-        match ended {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(ImportEnd::Stopped)) if cancel.is_cancelled() => Err(Halt::Cancelled),
-            Ok(Err(ImportEnd::Stopped)) => Err(Halt::Interrupted),
-            Ok(Err(ImportEnd::Failed(why))) => Err(Halt::Failed(step, why)),
-            Err(_) => Err(Halt::Failed(
-                step,
-                "the import broke down; the log says where; what was fetched is kept".to_owned(),
-            )),
-        }
     }
 
     async fn stop_engine(&self, name: &EngineName) {

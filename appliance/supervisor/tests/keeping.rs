@@ -634,6 +634,43 @@ async fn other_uplinks_are_undone_unless_somebody_confirms_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_import_waits_while_somebody_pays_for_what_goes_out_and_says_so() {
+    let box_ = Box_::new(&[("wan", "metered")]).await;
+    let SiteChange::Uplinks(mut uplinks) = two_uplinks() else { panic!() };
+    uplinks.values_mut().for_each(|uplink| uplink.metered = true);
+    let id = box_.apply(SiteChange::Uplinks(uplinks)).await;
+    while box_.run(id).await.waits_for_confirmation().is_none() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(box_.ask(Request::Confirm { run: id, by: ada() }).await, Reply::Done);
+    box_.until_over(id).await;
+    while !Sockets::of(box_.state.path()).wan().exists() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let import = |from| Request::Import { recipe: "m1".parse().unwrap(), from, by: ada() };
+    let Reply::Accepted(id) = box_.ask(import(ImportSource::Recipe)).await else { panic!() };
+    let waits = loop {
+        let run = box_.run(id).await;
+        if let StepState::Running(Some(progress)) = &run.steps[0] {
+            break progress.phase.clone();
+        }
+        assert_eq!(run.state, RunState::Running);
+        sleep(Duration::from_millis(10)).await;
+    };
+    assert!(waits.starts_with("waiting: mobile is metered; bring it on a disk"), "{waits}");
+    // Somebody brings it on a disk, or another uplink is used.
+    assert_eq!(box_.ask(Request::Cancel(id)).await, Reply::Done);
+    assert_eq!(box_.until_over(id).await.state, RunState::Cancelled);
+    let Reply::Accepted(id) = box_.ask(import(ImportSource::Folder("/m1".into()))).await else {
+        panic!()
+    };
+    assert_eq!(box_.until_over(id).await.state, RunState::Done);
+    behave(box_.state.path(), "wan", "");
+    box_.serve("m2").await;
+    box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_had_confirmed_when_the_box_went_down_still_has_to_be() {
     let box_ = Box_::new(&[]).await;
     let id = box_.apply(two_uplinks()).await;

@@ -79,10 +79,12 @@ fn page(address: &str, certificate: &str, key: &str) {
         let connection = rustls::ServerConnection::new(config.clone()).expect("it is set up");
         std::thread::spawn(move || {
             let mut stream = BufReader::new(rustls::StreamOwned::new(connection, stream));
+            let from = stream.get_ref().get_ref().peer_addr()?.ip();
             let mut line = String::new();
-            while stream.read_line(&mut line)? > 2 {
-                line.clear();
-            }
+            stream.read_line(&mut line)?;
+            // Whoever started it may read who asked for what.
+            eprintln!("asked from {from}: {}", line.trim());
+            while stream.read_line(&mut line)? > 2 {}
             stream.get_mut().write_all(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
         });
     }

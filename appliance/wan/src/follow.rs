@@ -8,9 +8,10 @@ use polder_control::{
     Client, ControlError, Event, Handler, Outlet, Reply, Request, Sockets, WanReply, WanRequest,
     WanStatus,
 };
-use polder_site::{Store, StoreError, Uplinks};
+use polder_site::{DynamicDns, Store, StoreError, Uplinks};
 use tokio::sync::{mpsc, watch};
 
+use crate::dynamic_dns::Teller;
 use crate::netlink::NetlinkError;
 use crate::policy::Policy;
 use crate::probe::Pages;
@@ -46,46 +47,67 @@ pub async fn serve(
 ) -> Result<(), WanError> {
     let site = Store::open(state)?.current()?.ok_or_else(|| WanError::NoBox(state.to_owned()))?;
     let (tell, uplinks) = watch::channel(site.uplinks);
+    let (tell_dns, dns) = watch::channel(site.dynamic_dns);
+    let (said, told_whom) = watch::channel(None);
     let (status, seen) = watch::channel(WanStatus::default());
-    let (announce, _announced) = mpsc::unbounded_channel();
+    let (announce, announced) = mpsc::unbounded_channel();
+    let teller = Teller { state: state.to_owned(), pages: pages.clone(), said };
     let sockets = Sockets::of(state);
-    let (desk, at) = (Arc::new(Desk(seen)), sockets.wan());
+    let (desk, at) = (Arc::new(Desk { seen, told_whom }), sockets.wan());
     let answering = polder_control::serve(&at, desk);
     let control = sockets.control();
     let options = Options { policy, pages, uplinks, status, announce };
     tokio::select! {
         ended = run(options, told) => Ok(ended?),
         ended = answering => Ok(ended?),
-        () = follow(&control, tell) => Ok(()),
+        () = follow(&control, tell, tell_dns) => Ok(()),
+        () = teller.tell(dns, announced) => Ok(()),
     }
 }
 
 /// Passes on which uplinks the site names, as the supervisor tells.
-async fn follow(control: &Path, tell: watch::Sender<Uplinks>) {
+async fn follow(
+    control: &Path,
+    tell: watch::Sender<Uplinks>,
+    dns: watch::Sender<Option<DynamicDns>>,
+) {
     loop {
-        if let Err(error) = watch_site(control, &tell).await {
+        if let Err(error) = watch_site(control, &tell, &dns).await {
             log::debug!("the supervisor does not tell about the site: {error}");
         }
         tokio::time::sleep(AGAIN).await;
     }
 }
 
-async fn watch_site(control: &Path, tell: &watch::Sender<Uplinks>) -> Result<(), ControlError> {
+async fn watch_site(
+    control: &Path,
+    tell: &watch::Sender<Uplinks>,
+    dns: &watch::Sender<Option<DynamicDns>>,
+) -> Result<(), ControlError> {
     let mut client: Client<Request, Reply> = Client::connect(control).await?;
     let mut reply = client.ask(&Request::Watch).await?;
     loop {
         if let Reply::Event(Event::Status(status)) = reply {
-            tell.send_if_modified(|uplinks| {
-                let new = *uplinks != status.site.uplinks;
-                *uplinks = status.site.uplinks;
-                new
-            });
+            replace(tell, status.site.uplinks);
+            replace(dns, status.site.dynamic_dns);
         }
         reply = client.next().await?.ok_or(ControlError::Closed)?;
     }
 }
 
-struct Desk(watch::Receiver<WanStatus>);
+/// Says something only where it is new.
+fn replace<T: PartialEq>(tell: &watch::Sender<T>, next: T) {
+    tell.send_if_modified(|now| {
+        let new = *now != next;
+        *now = next;
+        new
+    });
+}
+
+struct Desk {
+    seen: watch::Receiver<WanStatus>,
+    told_whom: watch::Receiver<Option<String>>,
+}
 
 impl Handler<WanRequest, WanReply> for Desk {
     async fn handle(
@@ -95,7 +117,8 @@ impl Handler<WanRequest, WanReply> for Desk {
     ) -> Result<(), ControlError> {
         match question {
             WanRequest::Status => {
-                let status = self.0.borrow().clone();
+                let mut status = self.seen.borrow().clone();
+                status.told = self.told_whom.borrow().clone();
                 outlet.send(&WanReply::Status(status)).await
             }
         }

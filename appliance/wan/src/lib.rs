@@ -3,6 +3,7 @@
 //! [`Machine`] decides, from events and the time alone; [`routing`] says what the kernel should have for that; [`run`] is the
 //! part of the box that asks, listens and does it.
 
+mod dynamic_dns;
 mod follow;
 mod machine;
 mod netlink;
@@ -15,6 +16,7 @@ mod status;
 mod uplink;
 mod window;
 
+pub use dynamic_dns::SECRET;
 pub use follow::{WanError, serve};
 pub use machine::{Decision, Event, Machine, View, Why};
 pub use netlink::{Netlink, NetlinkError, Observed};

@@ -55,7 +55,7 @@ pub(crate) async fn ask(
     let stream = connect(at, way).await?;
     let delay = begun.elapsed();
     if let TargetKind::Https { host, path, .. } = target {
-        page(stream, host, path, pages).await?;
+        page(stream, "HEAD", host, path, pages).await?;
     }
     Ok(delay)
 }
@@ -70,19 +70,27 @@ async fn connect(at: SocketAddr, way: &Way) -> io::Result<TcpStream> {
     TcpSocket::from_std_stream(socket.into()).connect(at).await
 }
 
-/// Asks for a page; any answer of a web server that can prove its name is one.
-async fn page(stream: TcpStream, host: &str, path: &str, pages: &Pages) -> io::Result<()> {
-    let strange = || io::Error::from(io::ErrorKind::InvalidData);
+/// Asks for a page of a web server that can prove its name, and gives the status of its answer.
+pub(crate) async fn page(
+    stream: TcpStream,
+    method: &str,
+    host: &str,
+    path: &str,
+    pages: &Pages,
+) -> io::Result<u16> {
+    let strange = || io::Error::new(io::ErrorKind::InvalidData, "it is no web server");
     let name = ServerName::try_from(host.to_owned()).map_err(|_| strange())?;
     let mut stream = TlsConnector::from(pages.0.clone()).connect(name, stream).await?;
     let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
     let request = format!(
-        "HEAD {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nUser-Agent: polder\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nUser-Agent: polder\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).await?;
-    let mut answer = [0; 9];
+    // `HTTP/1.1 204`
+    let mut answer = [0; 12];
     stream.read_exact(&mut answer).await?;
-    if answer.starts_with(b"HTTP/1.") { Ok(()) } else { Err(strange()) }
+    let answer = std::str::from_utf8(&answer).ok().and_then(|line| line.strip_prefix("HTTP/1."));
+    answer.and_then(|rest| rest.get(2..)?.parse().ok()).ok_or_else(strange)
 }
 
 /// Where a target is, with the family that the uplink has; nowhere if it has none that fits.

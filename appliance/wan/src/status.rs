@@ -40,7 +40,7 @@ pub(crate) fn status(
     });
     let listed: Vec<UplinkStatus> = uplinks.iter().zip(links).enumerate().filter_map(one).collect();
     let why = if listed.is_empty() { String::new() } else { words(why).to_owned() };
-    WanStatus { uplinks: listed, why, back, trouble }
+    WanStatus { uplinks: listed, why, back, trouble, told: None }
 }
 
 fn state(condition: Condition) -> UplinkState {

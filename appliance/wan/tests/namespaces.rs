@@ -108,6 +108,9 @@ impl World {
         let place = format!("{}{place}", self.name);
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &place]).arg(wanbox()).args(args);
+        if args.first() == Some(&"page") {
+            command.stderr(std::fs::File::create(self.state.path().join("asked")).unwrap());
+        }
         command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap()
     }
 
@@ -133,6 +136,14 @@ impl World {
             }
         }
         panic!("no rules: {}", self.ask("box", "ip rule"));
+    }
+
+    /// What the part takes of the machine's memory, in KiB.
+    fn memory(&self) -> u64 {
+        let pid = self.part.as_ref().unwrap().id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// Ends the part in order.
@@ -301,7 +312,7 @@ fn dead_upstream(what: &'static str, name: &str, server: &str, way: &str) -> Row
 }
 
 /// Neither what is on the uplink's own wire nor the machine's own table is anybody's business.
-fn near_and_main() {
+fn near_and_main() -> u64 {
     let mut world = World::new("n");
     let main = "sh -c 'ip route; ip -6 route; ip rule; ip -6 rule'";
     let before = world.ask("box", main);
@@ -328,12 +339,15 @@ fn near_and_main() {
     world.does("box", "ip addr add 10.1.0.2/24 dev w1");
     world.does("box", "ip route add default via 10.1.0.1 dev w1 metric 1021");
     wait(0.5);
+    let memory = world.memory();
+    assert!(memory < 40 << 10, "{memory} KiB");
     world.end();
     let lines = |text: String| -> std::collections::BTreeSet<String> {
         text.lines().map(str::to_owned).collect()
     };
     assert_eq!(lines(world.ask("box", main)), lines(before));
     assert_eq!(world.ask("box", "ip route show table 51901"), "");
+    memory
 }
 
 /// A provider whose sign-in page answers for everybody: only a certificate tells.
@@ -348,6 +362,11 @@ fn sign_in_page() {
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
     world.serve("net", &["page", "198.51.100.21:443", &certificate, &key]);
     world.site(r#"["https://198.51.100.21/", "https://198.51.100.21/again"]"#);
+    let path = world.state.path().join("site.toml");
+    let mut site = std::fs::read_to_string(&path).unwrap();
+    site += "\n[dynamic_dns]\nhook = \"https://198.51.100.21/told?k={secret}\"\n";
+    std::fs::write(path, site).unwrap();
+    std::fs::write(world.state.path().join(polder_wan::SECRET), "open sesame\n").unwrap();
     world.run(Some(&certificate));
     wait(2.0);
     let status = world.status();
@@ -362,6 +381,17 @@ fn sign_in_page() {
     let status = world.status();
     assert_eq!(status.in_use().unwrap().name.as_str(), "u2", "{status:?}");
     assert_eq!(status.uplinks[0].state, polder_control::UplinkState::Silent);
+    // A service is told at the start, and again over the other way.
+    wait(1.5);
+    assert_eq!(
+        world.status().told.as_deref(),
+        Some("198.51.100.21 was told that the box is at u2")
+    );
+    let told = std::fs::read_to_string(world.state.path().join("asked")).unwrap();
+    for way in ["10.3.1.1", "10.3.2.1"] {
+        let line = format!("asked from {way}: GET /told?k=open%20sesame HTTP/1.1");
+        assert_eq!(told.lines().filter(|l| *l == line).count(), 1, "{way}: {told}");
+    }
 }
 
 fn five_flaps() -> Row {
@@ -408,7 +438,7 @@ fn each_failure_is_left_in_its_time_and_streams_end_clearly() {
         std::thread::spawn(five_flaps),
         std::thread::spawn(forty_percent_loss),
     ];
-    let others = [std::thread::spawn(near_and_main), std::thread::spawn(sign_in_page)];
+    let (near, page) = (std::thread::spawn(near_and_main), std::thread::spawn(sign_in_page));
     let rows: Vec<_> = scenarios.into_iter().map(std::thread::JoinHandle::join).collect();
     println!(
         "| what happens | new connections go out again after | lost | a stream |\n|---|---|---|---|"
@@ -416,9 +446,9 @@ fn each_failure_is_left_in_its_time_and_streams_end_clearly() {
     for Row(what, after, lost, stream) in rows.iter().flatten() {
         println!("| {what} | {after} | {lost} | {stream} |");
     }
-    for other in others {
-        other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    }
+    page.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let memory = near.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    println!("the part takes {:.1} MiB", memory as f64 / 1024.0);
     for row in rows {
         drop(row.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
     }

@@ -10,6 +10,7 @@ mod audit;
 mod chat;
 mod connect;
 mod dashboard;
+mod dynamic_dns;
 mod engine;
 mod frame;
 mod handbook;
@@ -104,6 +105,7 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/versions/back", post(versions::back))
         .route("/versions/from", post(versions::from))
         .route("/uplinks", get(uplinks::show).post(uplinks::set))
+        .route("/uplinks/dns", post(dynamic_dns::set))
         .route("/uplinks/live", get(uplinks::live))
         .route("/uplinks/{name}/remove", post(uplinks::remove))
         .route("/uplinks/{name}/prefer", post(uplinks::prefer))

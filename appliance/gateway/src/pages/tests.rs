@@ -401,6 +401,7 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/uplinks".into(),
         "/uplinks/fibre/remove".into(),
         "/uplinks/fibre/prefer".into(),
+        "/uplinks/dns".into(),
         "/usage".into(),
         "/apps".into(),
         "/apps/wiki/remove".into(),

@@ -2,16 +2,13 @@
 //! is confirmed: see the page of its run.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Form;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
-use polder_control::{
-    Client, Reply, Request, Sockets, UplinkState, UplinkStatus, WanReply, WanRequest, WanStatus,
-};
+use polder_control::{Reply, Request, Sockets, UplinkState, UplinkStatus, wan_status};
 use polder_page::{Field, Page, Tone, badge, banner, empty, field, tick};
 use polder_site::{
     InterfaceNameError, NameError, SiteChange, Target, TargetError, Uplink, UplinkName, Uplinks,
@@ -19,11 +16,9 @@ use polder_site::{
 use serde::Deserialize;
 
 use crate::Gateway;
+use crate::pages::dynamic_dns;
 use crate::pages::frame::{Trouble, answer, nav, piece, sentence, with_status};
 use crate::pages::who::{SignedIn, Steward};
-
-/// Whoever looks after the uplinks answers at once, or not at all.
-const ANSWER: Duration = Duration::from_secs(1);
 
 /// The form, as it was filled in.
 #[derive(Deserialize, Default)]
@@ -44,7 +39,8 @@ pub(super) async fn show(
     State(gateway): State<Arc<Gateway>>,
     Steward(who): Steward,
 ) -> Result<Response, Trouble> {
-    Ok(page(&gateway, &who, html! {}, &Wish::default()).await)
+    let dns = dynamic_dns::Wish::of(&gateway.status().site);
+    Ok(page(&gateway, &who, html! {}, &Wish::default(), &dns).await)
 }
 
 pub(super) async fn live(State(gateway): State<Arc<Gateway>>, Steward(_): Steward) -> Response {
@@ -65,7 +61,9 @@ pub(super) async fn set(
         }
         Err(why) => {
             let wrong = banner(Tone::Bad, html! { p { (sentence(&why)) } });
-            Ok(with_status(StatusCode::BAD_REQUEST, page(&gateway, &who, wrong, &wish).await))
+            let dns = dynamic_dns::Wish::of(&gateway.status().site);
+            let page = page(&gateway, &who, wrong, &wish, &dns).await;
+            Ok(with_status(StatusCode::BAD_REQUEST, page))
         }
     }
 }
@@ -140,17 +138,6 @@ fn read(wish: &Wish, uplinks: &Uplinks) -> Result<(UplinkName, Uplink), String> 
     Ok((name, uplink))
 }
 
-/// How the uplinks are, as whoever looks after them says.
-pub(super) async fn status(gateway: &Gateway) -> Option<WanStatus> {
-    let asking = async {
-        let socket = Sockets::of(&gateway.state).wan();
-        let mut client: Client<WanRequest, WanReply> = Client::connect(&socket).await.ok()?;
-        let WanReply::Status(status) = client.ask(&WanRequest::Status).await.ok()?;
-        Some(status)
-    };
-    tokio::time::timeout(ANSWER, asking).await.ok().flatten()
-}
-
 /// For the dashboard: one card, where the site names uplinks.
 pub(super) async fn card(gateway: &Gateway) -> Markup {
     if gateway.status().site.uplinks.is_empty() {
@@ -171,7 +158,7 @@ async fn now(gateway: &Gateway) -> Markup {
             "The box uses the network as this machine has it. Add an uplink, and it looks after them.",
         );
     }
-    let Some(status) = status(gateway).await else {
+    let Some(status) = wan_status(&Sockets::of(&gateway.state)).await else {
         return banner(
             Tone::Warn,
             html! { p { "Whoever looks after the uplinks does not answer just now. The way out stays as it was; the box's log says why." } },
@@ -184,6 +171,7 @@ async fn now(gateway: &Gateway) -> Markup {
         @if let Some((name, seconds)) = &status.back {
             p.soft { "Back to " (name) " in " (seconds) " s at most, if all stays as it is. Nobody is cut off by that." }
         }
+        @if let Some(told) = &status.told { p.soft { (sentence(told)) } }
         @if let Some(trouble) = &status.trouble { (banner(Tone::Bad, html! { p { (sentence(trouble)) } })) }
         @for uplink in &status.uplinks {
             div.stack {
@@ -226,7 +214,13 @@ fn interfaces() -> Vec<String> {
     names
 }
 
-async fn page(gateway: &Gateway, who: &SignedIn, top: Markup, wish: &Wish) -> Response {
+pub(super) async fn page(
+    gateway: &Gateway,
+    who: &SignedIn,
+    top: Markup,
+    wish: &Wish,
+    dns: &dynamic_dns::Wish,
+) -> Response {
     let uplinks = gateway.status().site.uplinks.clone();
     let mut listed: Vec<(&UplinkName, &Uplink)> = uplinks.iter().collect();
     listed.sort_by_key(|(_, uplink)| uplink.order);
@@ -277,6 +271,7 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup, wish: &Wish) -> Re
                 button type="submit" { "Do it" }
             }
         }
+        @if !uplinks.is_empty() { (dynamic_dns::section(gateway, dns)) }
     };
     let page = Page {
         title: "Uplinks",

@@ -128,6 +128,9 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
         SiteChange::Updates(_) | SiteChange::RemoveUpdates => {
             back.updates = before.updates.clone();
         }
+        SiteChange::DynamicDns(_) | SiteChange::RemoveDynamicDns => {
+            back.dynamic_dns = before.dynamic_dns.clone();
+        }
         SiteChange::Uplinks(_) => back.uplinks = before.uplinks.clone(),
     }
     back
