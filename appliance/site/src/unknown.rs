@@ -7,6 +7,7 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde_ignored::Path;
 
 use crate::apps::App;
+use crate::certificate::{DnsHook, DnsUpdate, PublicCertificate};
 use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::updates::Updates;
 use crate::verifier::Verifier;
@@ -142,6 +143,9 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["apps", _] => fields::<App>(),
         ["verifier"] => fields::<Verifier>(),
         ["updates"] => fields::<Updates>(),
+        ["certificate"] => fields::<PublicCertificate>(),
+        ["certificate", "dns_update"] => fields::<DnsUpdate>(),
+        ["certificate", "dns_hook"] => fields::<DnsHook>(),
         _ => &[],
     }
 }
@@ -230,6 +234,21 @@ mod tests {
         let url = "unix:/run/auth.sock:/auth".parse().unwrap();
         site.verifier = Some(Verifier { url, mode: Default::default() });
         site.updates = Some(Updates { from: "https://example.org/polder".parse().unwrap() });
+        site.door.names.push("gpu.example.org".into());
+        site.certificate = Some(PublicCertificate {
+            names: vec!["gpu.example.org".parse().unwrap()],
+            directory: "https://acme.example/dir".parse().unwrap(),
+            account: Some("7".into()),
+            contact: Some("ada@example.org".into()),
+            root: None,
+            dns_update: Some(DnsUpdate {
+                server: "192.0.2.1".parse().unwrap(),
+                zone: "example.org".into(),
+                key: "box".into(),
+                wait: 20,
+            }),
+            dns_hook: None,
+        });
         site
     }
 
@@ -264,6 +283,8 @@ mod tests {
             &["apps", "wiki"],
             &["verifier"],
             &["updates"],
+            &["certificate"],
+            &["certificate", "dns_update"],
         ] {
             let mut table = &document;
             tables.iter().for_each(|name| table = table[*name].as_table().unwrap());
@@ -275,7 +296,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 28);
+        assert_eq!(tried, 38);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }
