@@ -17,7 +17,7 @@ pub struct PublicCertificate {
     /// An e-mail address that the authority may write to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contact: Option<String>,
-    /// The certificate, PEM, by which the directory itself is to be trusted; for a private authority.
+    /// Certificates, PEM, by which the directory and the hook are to be trusted as well; for a private authority.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
     /// The names are proved by records that the box writes into their zone.
