@@ -75,6 +75,17 @@ impl Acme {
         }))
     }
 
+    /// The certificate that is there, for a start that nobody waits for.
+    pub fn current(&self) -> Option<PublicChain> {
+        match self.folder.chain() {
+            Ok(chain) => chain.map(|(_, chain)| chain),
+            Err(error) => {
+                log::error!("the public certificate: {}", Trouble::Disk(error));
+                None
+            }
+        }
+    }
+
     /// What the door answers an authority.
     pub fn proofs(&self) -> &HttpProofs {
         &self.proofs

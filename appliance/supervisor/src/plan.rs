@@ -209,6 +209,13 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
             format!("Look for updates at {}", updates.from)
         }
         Wanted::Change(SiteChange::RemoveUpdates) => "Look for updates on sticks only".to_owned(),
+        Wanted::Change(SiteChange::Certificate(certificate)) => {
+            let names: Vec<&str> = certificate.names.iter().map(|name| name.as_str()).collect();
+            format!("Have {} sign a certificate for {}", certificate.directory, names.join(", "))
+        }
+        Wanted::Change(SiteChange::RemoveCertificate) => {
+            "Have no certificate but the box's own".to_owned()
+        }
     }
 }
 

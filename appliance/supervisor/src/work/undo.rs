@@ -128,6 +128,10 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
         SiteChange::Updates(_) | SiteChange::RemoveUpdates => {
             back.updates = before.updates.clone();
         }
+        SiteChange::Certificate(_) | SiteChange::RemoveCertificate => {
+            back.certificate = before.certificate.clone();
+            back.door.names = before.door.names.clone();
+        }
     }
     back
 }
