@@ -172,13 +172,7 @@ impl Acme {
         let now = now();
         let chain = self.folder.chain()?;
         serve(wanted.and(chain.as_ref().map(|(_, chain)| chain.clone())));
-        let mut diary = self.folder.diary()?;
-        let asked =
-            wanted.map(|w| serde_json::to_string(w).unwrap_or_default()).unwrap_or_default();
-        if diary.asked != asked {
-            diary = Diary { asked, ..Diary::default() };
-            self.folder.keep_diary(&diary)?;
-        }
+        let diary = self.diary_for(wanted)?;
         let secrets = self.folder.secrets()?;
         let seen = self.observe(now, wanted, chain.as_ref(), &diary)?;
         let next = match (decide::decide(&seen), &seen.held) {
@@ -213,7 +207,7 @@ impl Acme {
                 log::warn!("no public certificate can be had: {why}");
                 self.sleep_until(now + 60, now).await;
             }
-            (Next::AskHint, Some(wanted)) => self.ask_hint(wanted, chain, diary, &seen).await?,
+            (Next::AskHint, Some(wanted)) => self.ask_hint(wanted, chain, &seen).await?,
             (Next::Order(_) | Next::Resume, Some(wanted)) => {
                 log::info!("{}", seen_words(&seen));
                 self.obtain(wanted, chain, &seen).await?;
@@ -223,6 +217,20 @@ impl Acme {
             }
         }
         Ok(())
+    }
+
+    /// How it went so far with this wish.
+    fn diary_for(&self, wanted: Option<&PublicCertificate>) -> Result<Diary, PkiError> {
+        let asked = wanted.map(|w| serde_json::to_string(w).unwrap_or_default());
+        let asked = asked.unwrap_or_default();
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let diary = self.folder.diary()?;
+        if diary.asked == asked {
+            return Ok(diary);
+        }
+        let diary = Diary { asked, ..Diary::default() };
+        self.folder.keep_diary(&diary)?;
+        Ok(diary)
     }
 
     fn observe(
@@ -338,12 +346,11 @@ impl Acme {
         &self,
         wanted: &PublicCertificate,
         chain: Option<(String, PublicChain)>,
-        mut diary: Diary,
         seen: &Observed,
     ) -> Result<(), PkiError> {
         let Some((_, chain)) = chain else { return Ok(()) };
         let life = chain.validity().until - chain.validity().from;
-        let before = diary.hint.as_ref().and_then(|hint| hint.window);
+        let before = seen.hint.as_ref().and_then(|hint| hint.window);
         let secrets = self.folder.secrets()?;
         let asked = async {
             let web = Web::trusting(wanted.root.as_deref())
@@ -377,6 +384,9 @@ impl Acme {
                 (before, 6 * 3_600)
             }
         };
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Read only now: a steward may have asked for something meanwhile.
+        let mut diary = self.folder.diary()?;
         diary.hint = Some(Hint { window, again: decide::ask_hint_again(now(), again, life) });
         self.folder.keep_diary(&diary)
     }

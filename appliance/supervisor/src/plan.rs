@@ -417,6 +417,31 @@ mod tests {
     }
 
     #[test]
+    fn a_public_certificate_waits_for_the_door_only_where_its_name_is_new() {
+        let certificate = SiteChange::Certificate(Box::new(polder_site::PublicCertificate {
+            names: vec!["gpu.example.org".parse().unwrap()],
+            directory: "https://acme.example/dir".parse().unwrap(),
+            account: None,
+            contact: None,
+            root: None,
+            dns_update: None,
+            dns_hook: None,
+        }));
+        assert_eq!(
+            text(&serving(), Wanted::Change(certificate.clone())),
+            "Have https://acme.example/dir sign a certificate for gpu.example.org\n  \
+             1. Write down what the box should be\n  \
+             2. Open the door as written down; answers that run go on\n\
+             [write-site open-door]"
+        );
+        let mut known = serving();
+        known.site.door.names.push("gpu.example.org".into());
+        let text_of = |change| text(&known, Wanted::Change(change));
+        assert!(text_of(certificate).ends_with("[write-site]"));
+        assert!(text_of(SiteChange::RemoveCertificate).ends_with("[]"));
+    }
+
+    #[test]
     fn doing_a_plan_leaves_nothing_to_do() {
         for change in [serve("big"), SiteChange::RemoveEngine(fast())] {
             let mut box_ = serving();

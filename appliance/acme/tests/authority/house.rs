@@ -48,6 +48,8 @@ pub(crate) struct Habits {
     pub(crate) slow: u32,
     /// It serves only accounts that it gave.
     pub(crate) bound: bool,
+    /// Where it asks boxes for proofs; a free port without.
+    pub(crate) http_port: Option<u16>,
     /// Seconds that its certificates last; five years without.
     pub(crate) lasts: Option<u32>,
 }
@@ -55,6 +57,8 @@ pub(crate) struct Habits {
 /// Debian's pebble.
 pub(crate) struct Authority {
     pub(crate) port: u16,
+    /// `/roots/0` there is the certificate by which its own are trusted.
+    pub(crate) management: u16,
     pub(crate) http_port: u16,
     dns_port: u16,
     habits: Habits,
@@ -70,8 +74,10 @@ impl Authority {
     pub(crate) async fn open(dns_port: u16, habits: Habits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         certify_localhost(folder.path());
-        let (port, http_port) = (free_port(), free_port());
-        let mut authority = Self { port, http_port, dns_port, habits, folder, running: None };
+        let (port, management) = (free_port(), free_port());
+        let http_port = habits.http_port.unwrap_or_else(free_port);
+        let mut authority =
+            Self { port, management, http_port, dns_port, habits, folder, running: None };
         authority.begin().await;
         authority
     }
@@ -82,7 +88,7 @@ impl Authority {
         let at = |name: &str| self.folder.path().join(name).display().to_string();
         let mut settings = serde_json::json!({ "pebble": {
             "listenAddress": format!("127.0.0.1:{}", self.port),
-            "managementListenAddress": format!("127.0.0.1:{}", free_port()),
+            "managementListenAddress": format!("127.0.0.1:{}", self.management),
             "certificate": at("cert.pem"),
             "privateKey": at("key.pem"),
             "httpPort": self.http_port,

@@ -141,6 +141,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_name_that_did_not_come_to_the_door_goes_with_its_certificate() {
+        let before = Site::unclaimed(8443);
+        let change = SiteChange::Certificate(Box::new(polder_site::PublicCertificate {
+            names: vec!["gpu.example.org".parse().unwrap()],
+            directory: "https://acme.example/dir".parse().unwrap(),
+            account: None,
+            contact: None,
+            root: None,
+            dns_update: None,
+            dns_hook: None,
+        }));
+        let after = change.applied_to(&before);
+        assert_eq!(after.door.names, ["gpu.example.org"]);
+        assert_eq!(as_before(&change, &after, &before), before);
+    }
+
+    #[test]
     fn a_verifier_is_as_it_was_after_a_change_that_failed() {
         let before = Site::unclaimed(8443);
         let url = "unix:/run/auth.sock:/auth".parse().unwrap();
