@@ -7,6 +7,7 @@ use crate::certificate::PublicCertificate;
 use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::names::{AppName, BoxName, EngineName};
 use crate::updates::Updates;
+use crate::uplinks::Uplinks;
 use crate::verifier::Verifier;
 
 /// Everything a steward may ask to be different.
@@ -67,6 +68,8 @@ pub enum SiteChange {
     Certificate(Box<PublicCertificate>),
     /// Have none but the box's own.
     RemoveCertificate,
+    /// Go out by these ways, all of them; none leaves the machine's own routes as they are. Undone unless it is confirmed.
+    Uplinks(Uplinks),
 }
 
 impl SiteChange {
@@ -114,6 +117,7 @@ impl SiteChange {
                 next.certificate = Some((**certificate).clone());
             }
             Self::RemoveCertificate => next.certificate = None,
+            Self::Uplinks(uplinks) => next.uplinks = uplinks.clone(),
         }
         next
     }

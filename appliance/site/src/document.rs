@@ -9,6 +9,7 @@ use crate::certificate::{Proof, PublicCertificate, PublicName};
 use crate::names::{AppName, BoxName, EngineName, RecipeName};
 use crate::unknown::UnknownKey;
 use crate::updates::Updates;
+use crate::uplinks::{self, Uplinks, UplinksError};
 use crate::verifier::Verifier;
 
 /// The document's layout; raised when an old binary could misread a new file. A key that it may leave out of account is no
@@ -52,6 +53,9 @@ pub struct Site {
     /// A certificate that the world trusts; the box's own authority is always there beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<PublicCertificate>,
+    /// The ways out to the internet, where the box looks after them; without any, the machine's own routes are used as they are.
+    #[serde(default, skip_serializing_if = "Uplinks::is_empty")]
+    pub uplinks: Uplinks,
 }
 
 /// The public door.
@@ -270,6 +274,9 @@ pub enum SiteError {
         /// How long they may be.
         most: usize,
     },
+    /// Uplinks that no box can have.
+    #[error(transparent)]
+    Uplinks(#[from] UplinksError),
     /// A host name of an app that is a name of the box.
     #[error(
         "site.toml: the box would answer to {host} as the app {app} and as itself; call the app something else"
@@ -298,6 +305,7 @@ impl Site {
             verifier: None,
             updates: None,
             certificate: None,
+            uplinks: Uplinks::new(),
         }
     }
 
@@ -393,6 +401,7 @@ impl Site {
             return Err(SiteError::VerifierIsDoor);
         }
         self.check_certificate()?;
+        uplinks::check(&self.uplinks)?;
         self.check_common()?;
         self.check_apps()
     }

@@ -10,6 +10,7 @@ use crate::apps::App;
 use crate::certificate::{DnsHook, DnsUpdate, PublicCertificate};
 use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::updates::Updates;
+use crate::uplinks::Uplink;
 use crate::verifier::Verifier;
 
 /// Letters that a mistyped key may have wrong, and at most a third of them.
@@ -27,8 +28,14 @@ pub struct UnknownKey {
 /// Keys whose usual value does more than somebody may have wanted who mistyped one. A version that knows them always writes them, so that
 /// no newer one's file is taken for a mistake. All others are necessary, or their usual value is the strictest.
 /// Only a budget is not always written: no later key of an engine may be as near to it.
-const MORE_THAN_MEANT: [&str; 5] =
-    ["keeping", "keeping.days", "keeping.disk_percent", "verifier.mode", "engines.*.memory"];
+const MORE_THAN_MEANT: [&str; 6] = [
+    "keeping",
+    "keeping.days",
+    "keeping.disk_percent",
+    "verifier.mode",
+    "engines.*.memory",
+    "uplinks.*.metered",
+];
 
 /// Is the key this one? A star stands for any name.
 fn matches(pattern: &str, key: &str) -> bool {
@@ -146,6 +153,7 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["certificate"] => fields::<PublicCertificate>(),
         ["certificate", "dns_update"] => fields::<DnsUpdate>(),
         ["certificate", "dns_hook"] => fields::<DnsHook>(),
+        ["uplinks", _] => fields::<Uplink>(),
         _ => &[],
     }
 }
@@ -249,6 +257,9 @@ mod tests {
             }),
             dns_hook: None,
         });
+        let (interface, targets) = ("enp1s0".parse().unwrap(), Uplink::usual_targets());
+        let uplink = Uplink { interface, order: 1, metered: false, targets };
+        site.uplinks.insert("fibre".parse().unwrap(), uplink);
         site
     }
 
@@ -285,6 +296,7 @@ mod tests {
             &["updates"],
             &["certificate"],
             &["certificate", "dns_update"],
+            &["uplinks", "fibre"],
         ] {
             let mut table = &document;
             tables.iter().for_each(|name| table = table[*name].as_table().unwrap());
@@ -296,7 +308,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 38);
+        assert_eq!(tried, 43);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }

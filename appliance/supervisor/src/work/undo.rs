@@ -132,6 +132,7 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
             back.certificate = before.certificate.clone();
             back.door.names = before.door.names.clone();
         }
+        SiteChange::Uplinks(_) => back.uplinks = before.uplinks.clone(),
     }
     back
 }
