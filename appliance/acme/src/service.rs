@@ -189,6 +189,7 @@ impl Acme {
             }
             (next, _) => next,
         };
+        let told = self.shown.borrow().next.clone();
         self.shown.send_replace(PublicStatus {
             wanted: seen.wanted.iter().flat_map(|wanted| wanted.names.clone()).collect(),
             held: chain.as_ref().filter(|_| wanted.is_some()).map(|(_, chain)| held(chain, &seen)),
@@ -204,7 +205,9 @@ impl Acme {
         match (next, wanted) {
             (Next::Wait { until, .. }, _) => self.sleep_until(until, now).await,
             (Next::Tell(why), _) => {
-                log::warn!("no public certificate can be had: {why}");
+                if told != why {
+                    log::warn!("no public certificate can be had: {why}");
+                }
                 self.sleep_until(now + 60, now).await;
             }
             (Next::AskHint, Some(wanted)) => self.ask_hint(wanted, chain, &seen).await?,
@@ -228,7 +231,12 @@ impl Acme {
         if diary.asked == asked {
             return Ok(diary);
         }
-        let diary = Diary { asked, ..Diary::default() };
+        let directory = wanted.map(|w| w.directory.to_string()).unwrap_or_default();
+        // Another wish does not make the same authority forget that it wants to be left alone.
+        let same = diary.directory == directory;
+        let not_before = diary.tries.not_before.filter(|_| same);
+        let tries = Tries { not_before, ..Tries::default() };
+        let diary = Diary { asked, directory, tries, ..Diary::default() };
         self.folder.keep_diary(&diary)?;
         Ok(diary)
     }
@@ -324,7 +332,8 @@ impl Acme {
                     chain.issuer(),
                     chain.names().join(", ")
                 );
-                diary = Diary { asked: diary.asked, ..Diary::default() };
+                diary =
+                    Diary { asked: diary.asked, directory: diary.directory, ..Diary::default() };
             }
             Err(trouble) => {
                 let why = trouble.to_string();

@@ -60,6 +60,9 @@ pub(crate) struct Diary {
     /// What was asked for then: failures with another wish count no more.
     #[serde(default)]
     pub(crate) asked: String,
+    /// Of whom.
+    #[serde(default)]
+    pub(crate) directory: String,
     /// Whether somebody wants it renewed although it is not old.
     #[serde(default)]
     pub(crate) renew: bool,

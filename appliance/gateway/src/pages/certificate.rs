@@ -81,6 +81,7 @@ pub(super) async fn set(
     if let Err(why) = change.applied_to(&gateway.status().site).check() {
         return Ok(wrong(&why.to_string()));
     }
+    leave_the_hook(&gateway, &change)?;
     // Before the change, so that the first try has them.
     for (name, text) in [
         (SecretName::Account, &wish.account_secret),
@@ -111,8 +112,31 @@ pub(super) async fn remove(
     State(gateway): State<Arc<Gateway>>,
     Steward(who): Steward,
 ) -> Result<Response, Trouble> {
+    leave_the_hook(&gateway, &SiteChange::RemoveCertificate)?;
     change_site(&gateway, &who, SiteChange::RemoveCertificate).await?;
     Ok(Redirect::to("/certificate?said=certificate-removed").into_response())
+}
+
+/// Whoever names another service does not thereby hand it what was meant for the one before.
+fn leave_the_hook(gateway: &Gateway, change: &SiteChange) -> Result<(), Trouble> {
+    match &gateway.acme {
+        Some(acme) if moves_the_hook(&gateway.status().site, change) => {
+            acme.keep_secret(SecretName::Hook, SecretText::new("")).map_err(no_files)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Is the web service that is asked now not asked any more?
+fn moves_the_hook(site: &Site, change: &SiteChange) -> bool {
+    let hook =
+        |certificate: &PublicCertificate| certificate.dns_hook.as_ref().map(|h| h.url.clone());
+    let next = match change {
+        SiteChange::Certificate(certificate) => hook(certificate),
+        _ => None,
+    };
+    let before = site.certificate.as_ref().and_then(hook);
+    before.is_some() && next != before
 }
 
 async fn record(gateway: &Gateway, who: &SignedIn, what: &str, on: &str) -> Result<(), Trouble> {
@@ -409,6 +433,26 @@ mod tests {
         assert!(again.key_secret.is_empty());
         let shown = form(&again, &PublicStatus::default(), true).into_string();
         assert!(!shown.contains("never shown"));
+    }
+
+    #[test]
+    fn a_hook_elsewhere_does_not_get_the_secret_of_the_one_before() {
+        let to = |url: &str| {
+            let wish = Wish {
+                names: "gpu.example.org".into(),
+                authority: "lets-encrypt".into(),
+                proof: "dns-hook".into(),
+                hook: url.into(),
+                ..Wish::default()
+            };
+            SiteChange::Certificate(Box::new(wish.read().unwrap()))
+        };
+        let site = to("https://hook.example").applied_to(&Site::unclaimed(1));
+        assert!(!moves_the_hook(&site, &to("https://hook.example")));
+        assert!(moves_the_hook(&site, &to("https://elsewhere.example")));
+        assert!(moves_the_hook(&site, &SiteChange::RemoveCertificate));
+        // It may have been given at the machine before.
+        assert!(!moves_the_hook(&Site::unclaimed(1), &to("https://hook.example")));
     }
 
     #[test]
