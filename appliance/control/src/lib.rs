@@ -11,12 +11,14 @@
 //! which the connection carries [`Event`]s until either side closes it. The sockets are 0600:
 //! whoever can open them owns the state folder anyway.
 
+mod certificate;
 mod disk;
 mod messages;
 mod plan;
 mod wan;
 mod wire;
 
+pub use certificate::{FailedTry, HeldCertificate, PublicStatus, SecretName, SecretText};
 pub use disk::{Disk, Lock, RecoveryKey};
 pub use messages::{
     Actor, AuditEntry, BoxStatus, Claim, DoorReply, DoorRequest, Doorway, EngineStatus, Event, Gpu,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use polder_site::{Difference, Door, EngineName, RecipeName, Site, SiteChange};
 use serde::{Deserialize, Serialize};
 
+use crate::certificate::{PublicStatus, SecretName, SecretText};
 use crate::disk::{Disk, RecoveryKey};
 use crate::plan::{Plan, Run, RunId};
 
@@ -432,6 +433,17 @@ pub enum DoorRequest {
     /// answer: good for minutes, gone with the next one. → [`DoorReply::Key`], or a refusal while nobody owns
     /// the box.
     TestKey,
+    /// How is the certificate that the world trusts? → [`DoorReply::Certificate`].
+    Certificate,
+    /// Try at once what failed, or renew what is not old yet. → [`DoorReply::Certificate`].
+    RenewCertificate,
+    /// Keep this secret for it; an empty text forgets the one there is. → [`DoorReply::Certificate`].
+    KeepSecret {
+        /// Which.
+        name: SecretName,
+        /// Its text.
+        text: SecretText,
+    },
 }
 
 /// From the gateway.
@@ -458,6 +470,8 @@ pub enum DoorReply {
     Claimed,
     /// An API key, said once.
     Key(String),
+    /// The certificate that the world trusts.
+    Certificate(PublicStatus),
     /// No; one sentence.
     Refused(String),
 }
@@ -499,6 +513,7 @@ impl std::fmt::Debug for DoorReply {
                 .field("owner_key", owner_key)
                 .finish(),
             Self::Doorway(doorway) => doorway.fmt(f),
+            Self::Certificate(status) => status.fmt(f),
             Self::Claim(claim) => claim.fmt(f),
             Self::Claimed => f.write_str("Claimed"),
             Self::Key(_) => f.write_str("Key(hidden)"),

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use polder_acme::{Acme, AcmeError};
 use polder_control::{
-    Actor, Claim, ControlError, DoorReply, DoorRequest, Handler, Outlet, Request,
+    Actor, Claim, ControlError, DoorReply, DoorRequest, Handler, Outlet, Request, SecretName,
 };
 use polder_members::{MembersError, Secret};
 
@@ -16,6 +17,20 @@ pub(crate) const CLAIM_WINDOW: Duration = Duration::from_secs(30 * 60);
 /// A code would let in whoever stands before the machine.
 const OWNED: &str =
     "this box is claimed with its owner's key file and has no code; open it in a browser";
+
+/// Its files cannot be used.
+const NO_CERTIFICATE: &str =
+    "the folder pki/public in the box's state folder cannot be used; the log says why";
+
+/// For the audit trail; never the secret itself.
+pub(crate) fn secret_in_words(name: SecretName, gone: bool) -> (&'static str, &'static str) {
+    let on = match name {
+        SecretName::Account => "the account with the certificate authority",
+        SecretName::DnsKey => "the key to the DNS zone",
+        SecretName::Hook => "the DNS hook",
+    };
+    (if gone { "forgot the secret of" } else { "gave the secret of" }, on)
+}
 
 /// Answers the console.
 pub(crate) struct Console(pub(crate) Arc<Gateway>);
@@ -76,10 +91,30 @@ impl Console {
                 self.record("made the key", &minted.info.label).await;
                 Ok(DoorReply::Key(minted.key.expose().to_owned()))
             }
+            DoorRequest::Certificate => Ok(self.certificate(|_| Ok(()))),
+            DoorRequest::RenewCertificate => {
+                self.record("asked for a renewal of", "the public certificate").await;
+                Ok(self.certificate(|acme| acme.try_now()))
+            }
+            DoorRequest::KeepSecret { name, text } => {
+                let (what, on) = secret_in_words(name, text.expose().is_empty());
+                self.record(what, on).await;
+                Ok(self.certificate(|acme| acme.keep_secret(name, text)))
+            }
             DoorRequest::TestKey => match members.ask(|members| members.mint_test_key()).await? {
                 Some(minted) => Ok(DoorReply::Key(minted.key.expose().to_owned())),
                 None => Ok(DoorReply::Refused("nobody owns this box yet".to_owned())),
             },
+        }
+    }
+
+    fn certificate(&self, act: impl FnOnce(&Acme) -> Result<(), AcmeError>) -> DoorReply {
+        let Some(acme) = &self.0.acme else {
+            return DoorReply::Refused(NO_CERTIFICATE.to_owned());
+        };
+        match act(acme) {
+            Ok(()) => DoorReply::Certificate(acme.status()),
+            Err(error) => DoorReply::Refused(error.to_string()),
         }
     }
 

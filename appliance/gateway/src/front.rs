@@ -93,6 +93,8 @@ enum TurnedAway {
     ToTls(HeaderValue),
     /// Another method.
     Method,
+    /// A certificate authority gets the proof that a name is ours.
+    Proof(String),
 }
 
 struct Refused(StatusCode, String);
@@ -106,6 +108,11 @@ fn judge(
 ) -> Result<RequestHost, TurnedAway> {
     let refuse = |status, message: String| Err(TurnedAway::Refused(Refused(status, message)));
     let (limits, headers) = (&gateway.limits, request.headers());
+    // At whatever port and name it comes: the name is what it proves, and whoever may see this may see it everywhere.
+    let proof = gateway.acme.as_ref().filter(|_| request.method() == Method::GET);
+    if let Some(proof) = proof.and_then(|acme| acme.proofs().answer(request.uri().path())) {
+        return Err(TurnedAway::Proof(proof));
+    }
     let host = match request_host(request.uri(), headers) {
         Ok(host) => host,
         Err(refusal) => return refuse(StatusCode::BAD_REQUEST, refusal.to_string()),
@@ -220,6 +227,12 @@ impl TurnedAway {
             Self::ToTls(to) => {
                 let mut response = StatusCode::PERMANENT_REDIRECT.into_response();
                 response.headers_mut().insert(LOCATION, to);
+                close(&mut response, http1);
+                response
+            }
+            Self::Proof(proof) => {
+                let kind = HeaderValue::from_static("application/octet-stream");
+                let mut response = ([(http::header::CONTENT_TYPE, kind)], proof).into_response();
                 close(&mut response, http1);
                 response
             }

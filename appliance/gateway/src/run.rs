@@ -1,12 +1,13 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
+use polder_acme::{Acme, Patience};
 use polder_control::{BoxStatus, ControlError, DoorReply, DoorRequest, Sockets};
 use polder_members::{Members, MembersError};
 use polder_pki::{Keeper, Names, PkiError, Refreshed};
@@ -94,11 +95,13 @@ pub async fn run_on(
     let open = listen::open_all(&site.door, &handed)?;
 
     let sockets = Sockets::of(&state);
+    let acme = public_certificate(&state, &site, &keeper);
     let link = Link::follow(&sockets, site);
     let (ca_sent, ca) = watch::channel(ca_info(&keeper));
     let owner = Owner::of(&state)?;
     let mut gateway = Gateway::new(state, members.clone(), link.clone(), limits, ca);
     gateway.owner = owner;
+    gateway.acme = acme.clone();
     let gateway = Arc::new(gateway);
     let (closing, closed) = (CancellationToken::new(), CancellationToken::new());
     let host = Host {
@@ -112,6 +115,11 @@ pub async fn run_on(
     let tracker = TaskTracker::new();
     let status = link.watch();
     let listening = tokio::spawn(listen::keep_open(host, handed, open, status, tracker.clone()));
+    let certified = acme.map(|acme| {
+        let (status, keeper) = (link.watch(), keeper.clone());
+        let serve = move |chain| keeper.serve_publicly(chain);
+        Following(tokio::spawn(async move { acme.follow(status, serve).await }))
+    });
     let following = follow_site(gateway.clone(), keeper, link.watch(), ca_sent);
     let _following = Following(tokio::spawn(following));
     let _telling = Following(tokio::spawn(common::tell(gateway.clone(), link.watch())));
@@ -127,6 +135,8 @@ pub async fn run_on(
         () = shutdown => Ok(()),
     };
     closing.cancel();
+    // An order is gone on with at the next start.
+    drop(certified);
     let _ = listening.await;
     tracker.close();
     if tokio::time::timeout(gateway.limits.drain, tracker.wait()).await.is_err() {
@@ -135,6 +145,21 @@ pub async fn run_on(
         tracker.wait().await;
     }
     ended
+}
+
+/// Who looks after the certificate that the world trusts. Nothing of the box depends on it: where its files cannot be used, the
+/// door opens with the box's own certificate alone.
+fn public_certificate(state: &Path, site: &Site, keeper: &Keeper) -> Option<Arc<Acme>> {
+    match Acme::open(state, Patience::default()) {
+        Ok(acme) => {
+            keeper.serve_publicly(acme.current().filter(|_| site.certificate.is_some()));
+            Some(acme)
+        }
+        Err(error) => {
+            log::error!("no public certificate can be looked after: {error}");
+            None
+        }
+    }
 }
 
 /// Everything that is served.

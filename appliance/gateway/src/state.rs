@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
+use polder_acme::Acme;
 use polder_control::{BoxStatus, Doorway, Event, Reply, Request, Sockets};
 use polder_members::Members;
 use tokio::sync::{broadcast, watch};
@@ -47,6 +48,8 @@ pub struct Gateway {
     pub(crate) forgetting: tokio::sync::Mutex<()>,
     /// Whose the box is before it has members, where its seed says so.
     pub(crate) owner: Option<Owner>,
+    /// Who looks after the certificate that the world trusts; nobody where its files cannot be used.
+    pub(crate) acme: Option<Arc<Acme>>,
     /// What the door did since it opened.
     pub tally: Tally,
     ca: watch::Receiver<CaInfo>,
@@ -81,6 +84,7 @@ impl Gateway {
             verified: Verified::default(),
             forgetting: tokio::sync::Mutex::default(),
             owner: None,
+            acme: None,
             tally,
             ca,
             doorway,

@@ -8,14 +8,14 @@ use std::path::Path;
 use crate::PkiError;
 
 /// Makes the folder, 0700.
-pub(crate) fn private_folder(path: &Path) -> Result<(), PkiError> {
+pub fn private_folder(path: &Path) -> Result<(), PkiError> {
     let fail = |source| PkiError::Write { path: path.to_owned(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fail)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(fail)
 }
 
 /// Writes beside, 0600, syncs, renames over, syncs the folder.
-pub(crate) fn write(path: &Path, content: &str) -> Result<(), PkiError> {
+pub fn write(path: &Path, content: &str) -> Result<(), PkiError> {
     let fail = |source| PkiError::Write { path: path.to_owned(), source };
     let folder = path.parent().expect("every caller joins a file name to a folder");
     let beside = path.with_extension("new");
@@ -32,7 +32,7 @@ pub(crate) fn write(path: &Path, content: &str) -> Result<(), PkiError> {
 }
 
 /// Reads a text file; `None` if there is none. Whatever its permissions were, they are 0600 after.
-pub(crate) fn read(path: &Path) -> Result<Option<String>, PkiError> {
+pub fn read(path: &Path) -> Result<Option<String>, PkiError> {
     let fail = |source| PkiError::Read { path: path.to_owned(), source };
     match fs::read_to_string(path) {
         Ok(text) => {

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -9,6 +10,7 @@ use rustls::sign::CertifiedKey;
 use crate::authority::{Authority, Ca};
 use crate::decide::{self, AuthorityDue, LeafDue};
 use crate::leaf::{Leaf, Served};
+use crate::public::PublicChain;
 use crate::{Names, PkiError, files};
 
 /// Keeps the box's authority and certificate, and renews them when they are due.
@@ -57,7 +59,8 @@ impl Keeper {
             log::warn!("{statement}");
         }
         let (leaf, _) = current_leaf(folder, &authorities[signs], None, names, now)?;
-        let moment = Arc::new(Moment(RwLock::new(leaf.served.clone())));
+        let moment =
+            Arc::new(Moment { own: RwLock::new(leaf.served.clone()), public: RwLock::default() });
         let keeper = Self {
             folder: folder.to_owned(),
             inner: Mutex::new(Inner { authorities, signs, leaf }),
@@ -78,7 +81,7 @@ impl Keeper {
         let (leaf, due) = current_leaf(&self.folder, signer, Some(&inner.leaf), names, now)?;
         inner.signs = signs;
         if due.is_some() {
-            *self.moment.0.write().unwrap_or_else(PoisonError::into_inner) = leaf.served.clone();
+            *self.moment.own.write().unwrap_or_else(PoisonError::into_inner) = leaf.served.clone();
             inner.leaf = leaf;
         }
         if signs == before {
@@ -103,6 +106,12 @@ impl Keeper {
             pem: authority.pem.clone(),
             fingerprint: authority.fingerprint(),
         }
+    }
+
+    /// From now on, who comes by a name that this certificate speaks for gets it; everybody else, and everybody once it is
+    /// over, gets the box's own. Connections that are open stay open.
+    pub fn serve_publicly(&self, chain: Option<PublicChain>) {
+        *self.moment.public.write().unwrap_or_else(PoisonError::into_inner) = chain;
     }
 
     /// TLS 1.2 and 1.3 with the certificate of the moment, offering these protocols.
@@ -198,8 +207,11 @@ fn ca_path(folder: &Path) -> PathBuf {
     folder.join("ca.pem")
 }
 
-/// Hands rustls the certificate of the moment, whatever name the client asked for. Who comes by address names none.
-struct Moment(RwLock<Served>);
+/// Hands rustls the certificate of the moment. Who comes by address names none.
+struct Moment {
+    own: RwLock<Served>,
+    public: RwLock<Option<PublicChain>>,
+}
 
 impl fmt::Debug for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -209,7 +221,16 @@ impl fmt::Debug for Moment {
 
 impl ResolvesServerCert for Moment {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let served = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(host) = hello.server_name() {
+            let public = self.public.read().unwrap_or_else(PoisonError::into_inner);
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let now = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+            let host = host.to_ascii_lowercase();
+            if let Some(served) = public.as_ref().and_then(|chain| chain.served_at(&host, now)) {
+                return Some(served);
+            }
+        }
+        let served = self.own.read().unwrap_or_else(PoisonError::into_inner);
         Some(match hello.server_name() {
             Some(_) => served.by_name.clone(),
             None => served.by_address.clone(),

@@ -14,15 +14,17 @@
 mod addresses;
 mod authority;
 pub mod decide;
-mod files;
+pub mod files;
 mod keeper;
 mod leaf;
 mod names;
+mod public;
 
 pub use addresses::machine_addresses;
 pub use authority::Ca;
 pub use keeper::{Keeper, Refreshed};
 pub use names::Names;
+pub use public::PublicChain;
 
 use std::io;
 use std::path::PathBuf;

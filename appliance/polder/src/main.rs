@@ -4,6 +4,7 @@
 mod audit;
 mod bakeoff;
 mod boxes;
+mod certificate;
 mod claim;
 mod console;
 mod engine;
@@ -67,6 +68,7 @@ enum Command {
     Update(update::Update),
     Slots(slots::Slots),
     Shell(shell::Shell),
+    Certificate(certificate::Certificate),
     Seal(seal::Seal),
     Image(image::Image),
     Install(install::Install),
@@ -93,6 +95,7 @@ fn main() -> ExitCode {
         Command::Update(update) => update.run(),
         Command::Slots(slots) => slots.run(),
         Command::Shell(shell) => shell.run(),
+        Command::Certificate(certificate) => certificate.run(),
         Command::Seal(seal) => seal.run(),
         Command::Image(image) => image.run(),
         Command::Install(install) => install.run(),

@@ -3,6 +3,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::apps::App;
+use crate::certificate::PublicCertificate;
 use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::DynamicDns;
 use crate::names::{AppName, BoxName, EngineName};
@@ -64,6 +65,10 @@ pub enum SiteChange {
     Updates(Updates),
     /// Look for updates on sticks only.
     RemoveUpdates,
+    /// Have a certificate that the world trusts. The door answers to its names, too.
+    Certificate(Box<PublicCertificate>),
+    /// Have none but the box's own.
+    RemoveCertificate,
     /// Go out by these ways, all of them; none leaves the machine's own routes as they are. Undone unless it is confirmed.
     Uplinks(Uplinks),
     /// Tell this service or zone where the box is, whenever it goes out another way.
@@ -107,6 +112,16 @@ impl SiteChange {
             Self::RemoveVerifier => next.verifier = None,
             Self::Updates(updates) => next.updates = Some(updates.clone()),
             Self::RemoveUpdates => next.updates = None,
+            Self::Certificate(certificate) => {
+                for name in &certificate.names {
+                    let names = &mut next.door.names;
+                    if !names.iter().any(|known| known.eq_ignore_ascii_case(name.base())) {
+                        names.push(name.base().to_owned());
+                    }
+                }
+                next.certificate = Some((**certificate).clone());
+            }
+            Self::RemoveCertificate => next.certificate = None,
             Self::Uplinks(uplinks) => next.uplinks = uplinks.clone(),
             Self::DynamicDns(dns) => next.dynamic_dns = Some(dns.clone()),
             Self::RemoveDynamicDns => next.dynamic_dns = None,
@@ -226,6 +241,44 @@ mod tests {
         let url = "+ verifier.url = \"unix:/run/auth.sock:/auth\"";
         assert_eq!(lines, ["+ verifier.mode = \"nginx\"", url]);
         assert_eq!(SiteChange::RemoveVerifier.applied_to(&next), site);
+    }
+
+    #[test]
+    fn a_box_answers_to_the_names_that_it_gets_a_certificate_for() {
+        let site = Site::unclaimed(8443);
+        let certificate = PublicCertificate {
+            names: vec!["gpu.example.org".parse().unwrap(), "*.gpu.example.org".parse().unwrap()],
+            directory: "https://acme.example/dir".parse().unwrap(),
+            account: None,
+            contact: None,
+            root: None,
+            dns_update: None,
+            dns_hook: Some(crate::DnsHook {
+                url: "https://hook.example".parse().unwrap(),
+                wait: 20,
+            }),
+        };
+        let next = SiteChange::Certificate(Box::new(certificate.clone())).applied_to(&site);
+        assert_eq!(next.door.names, ["gpu.example.org"]);
+        next.check().unwrap();
+        assert_eq!(Site::from_toml(&next.to_toml()).unwrap(), next);
+        let gone = SiteChange::RemoveCertificate.applied_to(&next);
+        assert_eq!((gone.certificate, gone.door.names.len()), (None, 1));
+
+        let says = |change: &dyn Fn(&mut Site)| {
+            let mut site = next.clone();
+            change(&mut site);
+            site.check().unwrap_err().to_string()
+        };
+        let set = |change: fn(&mut PublicCertificate)| {
+            says(&|site| change(site.certificate.as_mut().unwrap()))
+        };
+        assert!(says(&|site| site.door.names.clear()).contains("does not answer to gpu.example"));
+        assert!(set(|c| c.names.clear()).contains("has 0 names"));
+        assert!(set(|c| c.dns_hook = None).contains("only to be had by a proof in the DNS"));
+        assert!(set(|c| c.root = Some("no".into())).contains("certificate in PEM"));
+        assert!(set(|c| c.contact = Some("a b".into())).contains("e-mail"));
+        assert!(set(|c| c.account = Some(String::new())).contains("certificate.account"));
     }
 
     #[test]

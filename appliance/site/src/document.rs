@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::apps::App;
 use crate::budget::Budget;
+use crate::certificate::{Proof, PublicCertificate, PublicName};
 use crate::dynamic_dns::{DynamicDns, DynamicDnsError};
 use crate::names::{AppName, BoxName, EngineName, RecipeName};
 use crate::unknown::UnknownKey;
@@ -50,6 +51,9 @@ pub struct Site {
     /// Where updates of the image are looked for; sticks are looked at without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updates: Option<Updates>,
+    /// A certificate that the world trusts; the box's own authority is always there beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<PublicCertificate>,
     /// The ways out to the internet, where the box looks after them; without any, the machine's own routes are used as they are.
     #[serde(default, skip_serializing_if = "Uplinks::is_empty")]
     pub uplinks: Uplinks,
@@ -240,6 +244,22 @@ pub enum SiteError {
         "site.toml: the verifier is at the box's own port, so that the box would ask itself for ever; name the port of the verifier"
     )]
     VerifierIsDoor,
+    /// A public certificate for nothing, or for more names than one may have.
+    #[error("site.toml: certificate.names has {0} names; write 1 to 100, or leave certificate out")]
+    CertificateNames(usize),
+    /// A public certificate for somebody else.
+    #[error(
+        "site.toml: certificate.names has {0}, and the box does not answer to {base}; add {base} to door.names first", base = .0.base()
+    )]
+    CertificateForeign(PublicName),
+    /// A wildcard that this proof cannot get.
+    #[error(
+        "site.toml: certificate.names has {0}, which is only to be had by a proof in the DNS; name each name, or choose dns_update or dns_hook"
+    )]
+    CertificateWildcard(PublicName),
+    /// A text that stands where a certificate, a zone or an address should.
+    #[error("site.toml: certificate.{0} is not {1}; correct it or leave it out")]
+    CertificateText(&'static str, &'static str),
     /// Instructions with a title that no line could show.
     #[error(
         "site.toml: common instructions need a title of 1 to 60 letters, and {0:?} is none; shorten it"
@@ -291,6 +311,7 @@ impl Site {
             apps: BTreeMap::new(),
             verifier: None,
             updates: None,
+            certificate: None,
             uplinks: Uplinks::new(),
             dynamic_dns: None,
         }
@@ -387,10 +408,62 @@ impl Site {
         if self.verifier.as_ref().and_then(|v| v.url.upstream().port()) == Some(self.door.port) {
             return Err(SiteError::VerifierIsDoor);
         }
+        self.check_certificate()?;
         uplinks::check(&self.uplinks)?;
         self.dynamic_dns.as_ref().map_or(Ok(()), DynamicDns::check)?;
         self.check_common()?;
         self.check_apps()
+    }
+
+    fn check_certificate(&self) -> Result<(), SiteError> {
+        let Some(certificate) = &self.certificate else { return Ok(()) };
+        let names = &certificate.names;
+        if !(1..=100).contains(&names.len()) {
+            return Err(SiteError::CertificateNames(names.len()));
+        }
+        let ours = |name: &&PublicName| {
+            self.door.names.iter().any(|own| {
+                let rest = name.base().strip_suffix(&own.to_ascii_lowercase());
+                rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            })
+        };
+        if let Some(foreign) = names.iter().find(|name| !ours(name)) {
+            return Err(SiteError::CertificateForeign(foreign.clone()));
+        }
+        if certificate.proof() == Proof::Http
+            && let Some(star) = names.iter().find(|name| name.is_wildcard())
+        {
+            return Err(SiteError::CertificateWildcard(star.clone()));
+        }
+        let plain = |text: &str| {
+            (1..=200).contains(&text.len()) && text.bytes().all(|c| c.is_ascii_graphic())
+        };
+        if certificate.account.as_deref().is_some_and(|account| !plain(account)) {
+            return Err(SiteError::CertificateText("account", "the number of an account's key"));
+        }
+        if certificate.contact.as_deref().is_some_and(|to| !plain(to) || !to.contains('@')) {
+            return Err(SiteError::CertificateText("contact", "an e-mail address"));
+        }
+        let pem = |text: &str| {
+            text.len() <= 16 << 10
+                && text.trim_start().starts_with("-----BEGIN CERTIFICATE-----")
+                && text.trim_end().ends_with("-----END CERTIFICATE-----")
+        };
+        if certificate.root.as_deref().is_some_and(|root| !pem(root)) {
+            return Err(SiteError::CertificateText("root", "a certificate in PEM"));
+        }
+        if let Some(update) = &certificate.dns_update
+            && ![&update.zone, &update.key].iter().all(|text| plain(text))
+        {
+            return Err(SiteError::CertificateText(
+                "dns_update",
+                "whole: it needs a zone and a key",
+            ));
+        }
+        if certificate.dns_update.is_some() && certificate.dns_hook.is_some() {
+            return Err(SiteError::CertificateText("dns_hook", "possible beside dns_update"));
+        }
+        Ok(())
     }
 
     fn check_common(&self) -> Result<(), SiteError> {

@@ -6,6 +6,7 @@
 
 mod apps;
 mod budget;
+mod certificate;
 mod change;
 mod document;
 mod dynamic_dns;
@@ -18,6 +19,10 @@ mod verifier;
 
 pub use apps::{App, Audience, Upstream, UpstreamError};
 pub use budget::{Budget, BudgetError};
+pub use certificate::{
+    CertificateError, DirectoryUrl, DnsHook, DnsUpdate, HostPort, Proof, PublicCertificate,
+    PublicName,
+};
 pub use change::{Difference, SiteChange};
 pub use document::{
     Conversations, Door, EngineKind, EngineSlot, Keeping, Metering, Sharing, Site, SiteError,

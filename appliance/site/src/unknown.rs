@@ -7,6 +7,7 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde_ignored::Path;
 
 use crate::apps::App;
+use crate::certificate::{DnsHook, DnsUpdate, PublicCertificate};
 use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::{DnsZone, DynamicDns};
 use crate::updates::Updates;
@@ -150,6 +151,9 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["apps", _] => fields::<App>(),
         ["verifier"] => fields::<Verifier>(),
         ["updates"] => fields::<Updates>(),
+        ["certificate"] => fields::<PublicCertificate>(),
+        ["certificate", "dns_update"] => fields::<DnsUpdate>(),
+        ["certificate", "dns_hook"] => fields::<DnsHook>(),
         ["uplinks", _] => fields::<Uplink>(),
         ["dynamic_dns"] => fields::<DynamicDns>(),
         ["dynamic_dns", "zone"] => fields::<DnsZone>(),
@@ -241,6 +245,21 @@ mod tests {
         let url = "unix:/run/auth.sock:/auth".parse().unwrap();
         site.verifier = Some(Verifier { url, mode: Default::default() });
         site.updates = Some(Updates { from: "https://example.org/polder".parse().unwrap() });
+        site.door.names.push("gpu.example.org".into());
+        site.certificate = Some(PublicCertificate {
+            names: vec!["gpu.example.org".parse().unwrap()],
+            directory: "https://acme.example/dir".parse().unwrap(),
+            account: Some("7".into()),
+            contact: Some("ada@example.org".into()),
+            root: None,
+            dns_update: Some(DnsUpdate {
+                server: "192.0.2.1".parse().unwrap(),
+                zone: "example.org".into(),
+                key: "box".into(),
+                wait: 20,
+            }),
+            dns_hook: None,
+        });
         let (interface, targets) = ("enp1s0".parse().unwrap(), Uplink::usual_targets());
         let uplink = Uplink { interface, order: 1, metered: false, targets };
         let name = |text: &str| text.parse().unwrap();
@@ -282,6 +301,8 @@ mod tests {
             &["apps", "wiki"],
             &["verifier"],
             &["updates"],
+            &["certificate"],
+            &["certificate", "dns_update"],
             &["uplinks", "fibre"],
             &["dynamic_dns"],
             &["dynamic_dns", "zone"],
@@ -296,7 +317,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 39);
+        assert_eq!(tried, 43);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }

@@ -236,6 +236,13 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
         },
         Wanted::Change(SiteChange::RemoveDynamicDns) => "Tell nobody where the box is".to_owned(),
         Wanted::Change(SiteChange::RemoveUpdates) => "Look for updates on sticks only".to_owned(),
+        Wanted::Change(SiteChange::Certificate(certificate)) => {
+            let names: Vec<&str> = certificate.names.iter().map(|name| name.as_str()).collect();
+            format!("Have {} sign a certificate for {}", certificate.directory, names.join(", "))
+        }
+        Wanted::Change(SiteChange::RemoveCertificate) => {
+            "Have no certificate but the box's own".to_owned()
+        }
     }
 }
 
@@ -467,6 +474,31 @@ mod tests {
         );
         let none = SiteChange::Uplinks(Default::default());
         assert!(text(&serving(), Wanted::Change(none)).ends_with("[]"));
+    }
+
+    #[test]
+    fn a_public_certificate_waits_for_the_door_only_where_its_name_is_new() {
+        let certificate = SiteChange::Certificate(Box::new(polder_site::PublicCertificate {
+            names: vec!["gpu.example.org".parse().unwrap()],
+            directory: "https://acme.example/dir".parse().unwrap(),
+            account: None,
+            contact: None,
+            root: None,
+            dns_update: None,
+            dns_hook: None,
+        }));
+        assert_eq!(
+            text(&serving(), Wanted::Change(certificate.clone())),
+            "Have https://acme.example/dir sign a certificate for gpu.example.org\n  \
+             1. Write down what the box should be\n  \
+             2. Open the door as written down; answers that run go on\n\
+             [write-site open-door]"
+        );
+        let mut known = serving();
+        known.site.door.names.push("gpu.example.org".into());
+        let text_of = |change| text(&known, Wanted::Change(change));
+        assert!(text_of(certificate).ends_with("[write-site]"));
+        assert!(text_of(SiteChange::RemoveCertificate).ends_with("[]"));
     }
 
     #[test]

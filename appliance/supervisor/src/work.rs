@@ -642,7 +642,8 @@ impl<P: Parts> Work<P> {
 
 /// Whether a change shows at the door: a name, an address.
 fn moves_the_door(intent: &Intent) -> bool {
-    matches!(intent, Intent::Change(SiteChange::Rename(_) | SiteChange::Door { .. }))
+    use SiteChange::{Certificate, Door, Rename};
+    matches!(intent, Intent::Change(Rename(_) | Door { .. } | Certificate(_)))
 }
 
 /// Whether a run would change the box, and whether it would bring in a model.

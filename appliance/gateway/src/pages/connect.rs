@@ -13,6 +13,7 @@ use polder_recipes::Recipe;
 
 use crate::Gateway;
 use crate::host::parse_host;
+use crate::pages::certificate;
 use crate::pages::chat::trial_banner;
 use crate::pages::frame::{answer, nav, plain_nav};
 use crate::pages::who::{Caller, SignedIn};
@@ -27,7 +28,9 @@ pub(super) async fn show(State(gateway): State<Arc<Gateway>>, who: SignedIn) -> 
         None => None,
     };
     let context = made_for.into_iter().chain(here).min();
-    let at = Address { base: format!("{}/v1", who.base), tls: who.peer.tls };
+    // What the world trusts nobody has to be told to trust.
+    let own = who.peer.tls && !certificate::trusts_by_itself(&gateway, &who.base);
+    let at = Address { base: format!("{}/v1", who.base), tls: own };
     let body = html! {
         (trial_banner(&gateway, &who.member))
         @if model.is_none() { (banner(Tone::Warn, html! { p { "This box serves no model yet; write its name in place of MODEL once it does." } })) }
@@ -93,6 +96,7 @@ fn by_address(base: &str) -> bool {
 
 struct Address {
     base: String,
+    /// Over TLS, with the box's own certificate.
     tls: bool,
 }
 

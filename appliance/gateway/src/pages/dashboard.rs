@@ -14,6 +14,7 @@ use polder_site::{Store, UnknownKey};
 
 use crate::Gateway;
 use crate::pages::audit::audit_table;
+use crate::pages::certificate;
 use crate::pages::frame::{self, Trouble, answer, nav, piece};
 use crate::pages::home::Said;
 use crate::pages::models::title;
@@ -92,7 +93,7 @@ async fn inside(gateway: &Gateway, samples: &Samples) -> Markup {
         @for engine in &status.engines { (engine_card(engine, &samples.of(&engine.name))) }
         (runs_card(&runs))
         (uplinks)
-        (door_card(&status.gateway, &gateway.ca().fingerprint))
+        (door_card(&status.gateway, gateway))
         (audit_card(&audit))
     }
 }
@@ -213,15 +214,16 @@ fn runs_card(runs: &[Run]) -> Markup {
     }
 }
 
-fn door_card(part: &PartStatus, fingerprint: &str) -> Markup {
+fn door_card(part: &PartStatus, gateway: &Gateway) -> Markup {
     html! {
         section.card {
             div.row.spread { h2 { "The door" } (state_badge(&part.state)) }
             p.soft.small { "Serves these pages and the API" (restarts(part)) "." }
             p.soft.small {
-                "Its certificate is signed by the box itself, SHA-256 " code { (fingerprint) } ". "
+                "Its certificate is signed by the box itself, SHA-256 " code { (gateway.ca().fingerprint) } ". "
                 a href="/ca" { "How a device is told to trust it" }
             }
+            (certificate::line(gateway))
             p.soft.small { a href="/shell" { "Open a remote shell for a while" } }
         }
     }

@@ -192,6 +192,13 @@ pub(super) fn said(code: &str) -> Markup {
         "app-removed" => "The app is closed. The box passes nothing on to it any more.",
         "verifier" => "The box asks that service from now on.",
         "verifier-removed" => "The box asks no other service any more.",
+        "certificate" => {
+            "The box gets its certificate by itself from now on. What it is doing is below."
+        }
+        "certificate-again" => "The box tries at once.",
+        "certificate-removed" => {
+            "The box has only its own certificate now. The names stay, and the other one is kept."
+        }
         "updates" => "Updates are looked for there from now on.",
         "confirmed" => "It stays.",
         "welcome" => "Welcome. This is your page of the box.",

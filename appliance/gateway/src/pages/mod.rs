@@ -7,6 +7,7 @@ mod account;
 mod answer;
 mod apps;
 mod audit;
+mod certificate;
 mod chat;
 mod connect;
 mod dashboard;
@@ -98,6 +99,9 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/apps/{name}/enter", get(apps::enter))
         .route("/verifier", post(verifier::set))
         .route("/verifier/remove", post(verifier::remove))
+        .route("/certificate", get(certificate::show).post(certificate::set))
+        .route("/certificate/again", post(certificate::again))
+        .route("/certificate/remove", post(certificate::remove))
         .route("/versions", get(versions::show))
         .route("/versions/check", post(versions::check))
         .route("/versions/fetch", post(versions::fetch))

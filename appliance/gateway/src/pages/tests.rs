@@ -323,13 +323,14 @@ async fn read(response: Response) -> (StatusCode, String) {
 }
 
 const FOR_MEMBERS: [&str; 5] = ["/", "/chat", "/connect", "/usage", "/account"];
-const FOR_STEWARDS: [&str; 12] = [
+const FOR_STEWARDS: [&str; 13] = [
     "/dashboard",
     "/dashboard/live",
     "/members",
     "/models",
     "/models/smollm2-135m-instruct",
     "/apps",
+    "/certificate",
     "/uplinks",
     "/uplinks/live",
     "/audit",
@@ -407,6 +408,9 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/apps/wiki/remove".into(),
         "/verifier".into(),
         "/verifier/remove".into(),
+        "/certificate".into(),
+        "/certificate/again".into(),
+        "/certificate/remove".into(),
     ];
     for path in &actions {
         let form = "role=member&disabled=yes&password=another+four+words+here";
@@ -870,6 +874,36 @@ async fn updates_are_looked_for_where_a_steward_says_and_nowhere_with_a_password
 }
 
 #[tokio::test]
+async fn a_steward_asks_for_a_public_certificate_and_a_name_of_the_network_is_refused() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let form = "names=gpu.example.org&authority=lets-encrypt&proof=http";
+    assert_eq!(place.post("/certificate", steward, form).await.1, "/certificate?said=certificate");
+    let removed = place.post("/certificate/remove", steward, "").await;
+    assert_eq!(removed.1, "/certificate?said=certificate-removed");
+    let wanted = |r: &Request| match r {
+        Request::Apply { change: SiteChange::Certificate(c), by: Actor::Member(_) } => {
+            c.names[0].as_str() == "gpu.example.org" && c.proof() == polder_site::Proof::Http
+        }
+        _ => false,
+    };
+    let gone =
+        |r: &Request| matches!(r, Request::Apply { change: SiteChange::RemoveCertificate, .. });
+    for asked in [&wanted as &dyn Fn(&Request) -> bool, &gone] {
+        assert!(place.asked.lock().unwrap().iter().any(asked));
+    }
+    for (form, says) in [
+        ("names=box.local&authority=lets-encrypt&proof=http", "not a name that the world can know"),
+        ("names=*.gpu.example.org&authority=lets-encrypt&proof=http", "by a proof in the DNS"),
+        ("names=gpu.example.org&authority=other&directory=http%3A%2F%2Fx&proof=http", "over TLS"),
+    ] {
+        let (status, page) = place.post("/certificate", steward, form).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{form}");
+        assert!(page.contains(says), "{form}: {page}");
+    }
+}
+
+#[tokio::test]
 async fn an_unclaimed_box_leads_to_its_wizard() {
     let place = place().await;
     let ids: Vec<_> = place.gateway.members.members().unwrap();
@@ -920,6 +954,7 @@ async fn pages_can_be_written_out_for_looking_at() {
         ("model", place.get("/models/smollm2-135m-instruct", steward).await.1),
         ("members", place.get("/members", steward).await.1),
         ("apps", place.get("/apps", steward).await.1),
+        ("certificate", place.get("/certificate", steward).await.1),
         ("run", place.get("/runs/7", steward).await.1),
         ("audit", place.get("/audit", steward).await.1),
         ("versions", place.get("/versions", steward).await.1),

@@ -3,6 +3,13 @@
 
 mod api;
 mod apps;
+#[allow(
+    dead_code,
+    reason = "it is the authority of another crate's tests, and has more than is needed here"
+)]
+#[path = "../../../acme/tests/authority/house.rs"]
+mod authority;
+mod certificate;
 mod framing;
 mod hostile_engine;
 mod house;

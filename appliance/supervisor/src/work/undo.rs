@@ -131,6 +131,10 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
         SiteChange::DynamicDns(_) | SiteChange::RemoveDynamicDns => {
             back.dynamic_dns = before.dynamic_dns.clone();
         }
+        SiteChange::Certificate(_) | SiteChange::RemoveCertificate => {
+            back.certificate = before.certificate.clone();
+            back.door.names = before.door.names.clone();
+        }
         SiteChange::Uplinks(_) => back.uplinks = before.uplinks.clone(),
     }
     back
@@ -139,6 +143,23 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_did_not_come_to_the_door_goes_with_its_certificate() {
+        let before = Site::unclaimed(8443);
+        let change = SiteChange::Certificate(Box::new(polder_site::PublicCertificate {
+            names: vec!["gpu.example.org".parse().unwrap()],
+            directory: "https://acme.example/dir".parse().unwrap(),
+            account: None,
+            contact: None,
+            root: None,
+            dns_update: None,
+            dns_hook: None,
+        }));
+        let after = change.applied_to(&before);
+        assert_eq!(after.door.names, ["gpu.example.org"]);
+        assert_eq!(as_before(&change, &after, &before), before);
+    }
 
     #[test]
     fn a_verifier_is_as_it_was_after_a_change_that_failed() {
