@@ -13,6 +13,7 @@
 mod disk;
 mod messages;
 mod plan;
+mod supply;
 mod wire;
 
 pub use disk::{Disk, Lock, RecoveryKey};
@@ -22,6 +23,7 @@ pub use messages::{
     Reply, Request, UpdateStatus, UpdateWish,
 };
 pub use plan::{Plan, Progress, Run, RunId, RunState, Step, StepState, Unit};
+pub use supply::{PowerPhase, PowerReply, PowerRequest, Supply};
 pub use wire::{Client, ControlError, Handler, Outlet, serve};
 
 use std::path::{Path, PathBuf};
@@ -48,6 +50,10 @@ impl Sockets {
     /// The gateway's private socket.
     pub fn gateway(&self) -> PathBuf {
         self.folder.join("gateway.sock")
+    }
+    /// The private socket of the part that watches the UPS.
+    pub fn power(&self) -> PathBuf {
+        self.folder.join("power.sock")
     }
     /// An engine's HTTP socket, in a folder that the engine makes: where parts are locked up, an
     /// engine sees its own folder and no other socket.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::apps::App;
 use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::names::{AppName, BoxName, EngineName};
+use crate::power::PowerPlan;
 use crate::updates::Updates;
 use crate::verifier::Verifier;
 
@@ -62,6 +63,10 @@ pub enum SiteChange {
     Updates(Updates),
     /// Look for updates on sticks only.
     RemoveUpdates,
+    /// Live off this UPS when the mains is away.
+    Power(PowerPlan),
+    /// Watch no UPS any more.
+    RemovePower,
 }
 
 impl SiteChange {
@@ -99,6 +104,8 @@ impl SiteChange {
             Self::RemoveVerifier => next.verifier = None,
             Self::Updates(updates) => next.updates = Some(updates.clone()),
             Self::RemoveUpdates => next.updates = None,
+            Self::Power(plan) => next.power = Some(plan.clone()),
+            Self::RemovePower => next.power = None,
         }
         next
     }

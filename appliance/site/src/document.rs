@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::apps::App;
 use crate::budget::Budget;
 use crate::names::{AppName, BoxName, EngineName, RecipeName};
+use crate::power::PowerPlan;
 use crate::unknown::UnknownKey;
 use crate::updates::Updates;
 use crate::verifier::Verifier;
@@ -48,6 +49,9 @@ pub struct Site {
     /// Where updates of the image are looked for; sticks are looked at without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updates: Option<Updates>,
+    /// The UPS that the box lives off when its mains is away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power: Option<PowerPlan>,
 }
 
 /// The public door.
@@ -219,6 +223,9 @@ pub enum SiteError {
         "site.toml: the engines may take {0} % of the memory, all together, and there are 100 %; lower engines.{1}.memory"
     )]
     SharesTooMuch(u32, EngineName),
+    /// What the box is to do on battery does not fit together.
+    #[error("site.toml: {0}")]
+    Power(String),
     /// A host name that no certificate could carry.
     #[error("site.toml: door.names has {0:?}, which is not a host name")]
     HostName(String),
@@ -277,6 +284,7 @@ impl Site {
             apps: BTreeMap::new(),
             verifier: None,
             updates: None,
+            power: None,
         }
     }
 
@@ -355,6 +363,9 @@ impl Site {
             (shares, self.engines.iter().max_by_key(|(_, slot)| share(slot)))
         {
             return Err(SiteError::SharesTooMuch(shares, largest.clone()));
+        }
+        if let Some(fault) = self.power.as_ref().and_then(PowerPlan::fault) {
+            return Err(SiteError::Power(fault));
         }
         for name in &self.door.names {
             let label = |l: &str| {

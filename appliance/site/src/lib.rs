@@ -9,6 +9,7 @@ mod budget;
 mod change;
 mod document;
 mod names;
+mod power;
 mod store;
 mod unknown;
 mod updates;
@@ -22,6 +23,7 @@ pub use document::{
     UsageVisibility,
 };
 pub use names::{AppName, BoxName, EngineName, NameError, RecipeName};
+pub use power::{PowerPlan, UpsAddress, UpsAddressError, UpsRole};
 pub use store::{Store, StoreError, Version, write_durably};
 pub use unknown::UnknownKey;
 pub use updates::{UpdateUrl, UpdateUrlError, Updates};

@@ -8,6 +8,7 @@ use serde_ignored::Path;
 
 use crate::apps::App;
 use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
+use crate::power::PowerPlan;
 use crate::updates::Updates;
 use crate::verifier::Verifier;
 
@@ -26,8 +27,17 @@ pub struct UnknownKey {
 /// Keys whose usual value does more than somebody may have wanted who mistyped one. A version that knows them always writes them, so that
 /// no newer one's file is taken for a mistake. All others are necessary, or their usual value is the strictest.
 /// Only a budget is not always written: no later key of an engine may be as near to it.
-const MORE_THAN_MEANT: [&str; 5] =
-    ["keeping", "keeping.days", "keeping.disk_percent", "verifier.mode", "engines.*.memory"];
+const MORE_THAN_MEANT: [&str; 9] = [
+    "keeping",
+    "keeping.days",
+    "keeping.disk_percent",
+    "verifier.mode",
+    "engines.*.memory",
+    "power.role",
+    "power.low_charge",
+    "power.margin",
+    "power.start_charge",
+];
 
 /// Is the key this one? A star stands for any name.
 fn matches(pattern: &str, key: &str) -> bool {
@@ -142,6 +152,7 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["apps", _] => fields::<App>(),
         ["verifier"] => fields::<Verifier>(),
         ["updates"] => fields::<Updates>(),
+        ["power"] => fields::<PowerPlan>(),
         _ => &[],
     }
 }
@@ -230,6 +241,9 @@ mod tests {
         let url = "unix:/run/auth.sock:/auth".parse().unwrap();
         site.verifier = Some(Verifier { url, mode: Default::default() });
         site.updates = Some(Updates { from: "https://example.org/polder".parse().unwrap() });
+        let mut power = PowerPlan::of("ups@localhost".parse().unwrap());
+        power.card_percent = Some(60);
+        site.power = Some(power);
         site
     }
 
@@ -264,6 +278,7 @@ mod tests {
             &["apps", "wiki"],
             &["verifier"],
             &["updates"],
+            &["power"],
         ] {
             let mut table = &document;
             tables.iter().for_each(|name| table = table[*name].as_table().unwrap());
@@ -275,7 +290,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 28);
+        assert_eq!(tried, 39);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }
@@ -299,6 +314,7 @@ mod tests {
                 "engines.fast.memory",
             ),
             ("mode = \"nginx\"", "mod = \"forward\"", "verifier.mod", "verifier.mode"),
+            ("margin = 120", "margn = 900", "power.margn", "power.margin"),
         ] {
             let mistyped = text.replace(right, wrong);
             let says = Site::from_toml(&mistyped).unwrap_err().to_string();

@@ -1,18 +1,22 @@
 mod image;
 mod shell;
+mod supply;
 mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use polder_control::{
-    Actor, AuditEntry, Disk, Gpu, ImportSource, Machine, PartState, Plan, Power, Run, RunId,
-    RunState, Sockets, StepState,
+    Actor, AuditEntry, Disk, Gpu, ImportSource, Machine, PartState, Plan, Power, PowerPhase,
+    Progress, Run, RunId, RunState, Sockets, StepState, Unit,
 };
 use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store};
 use polder_weights::CancelFlag;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -64,6 +68,16 @@ pub(crate) struct Work<P: Parts> {
     gpus: tokio::sync::OnceCell<Vec<Gpu>>,
     /// How it was when somebody last looked; whoever changes it forgets that.
     pub(crate) disk: tokio::sync::Mutex<Option<Disk>>,
+    /// How far the box has gone towards turning itself off for want of power.
+    power: watch::Sender<PowerPhase>,
+    /// Engines may be started: no UPS is watched, or its battery has what it takes.
+    may_start: watch::Sender<bool>,
+    /// All parts that answer people have ended for want of power.
+    drained: AtomicBool,
+    /// Ends them, or starts the engines when that is time.
+    rousing: Mutex<Option<JoinHandle<()>>>,
+    /// A box that cannot turn its machine off ends itself.
+    pub(crate) spent: CancellationToken,
     /// The supervisor is ending; runs stop where they are and are taken up at the next start.
     pub(crate) ending: CancellationToken,
 }
@@ -99,6 +113,7 @@ impl<P: Parts> Work<P> {
         ledger: Ledger,
     ) -> Arc<Self> {
         let sockets = Sockets::of(&state);
+        let may_start = watch::Sender::new(site.power.is_none());
         let image = parts.helper().map(|helper| Arc::new(Image::of(&state, helper)));
         Arc::new(Self {
             board: Board::new(sockets.clone(), site, safe, ledger.ended()),
@@ -117,6 +132,11 @@ impl<P: Parts> Work<P> {
             tasks: TaskTracker::new(),
             gpus: tokio::sync::OnceCell::new(),
             disk: tokio::sync::Mutex::default(),
+            power: watch::Sender::default(),
+            may_start,
+            drained: AtomicBool::new(false),
+            rousing: Mutex::default(),
+            spent: CancellationToken::new(),
             ending: CancellationToken::new(),
         })
     }
@@ -129,11 +149,17 @@ impl<P: Parts> Work<P> {
             false => self.board.site().engines,
         };
         let engines = engines.into_keys().map(Part::Engine);
-        let wanted: BTreeSet<Part> = std::iter::once(Part::Gateway).chain(engines).collect();
+        let power = self.board.site().power.map(|_| Part::Power);
+        let wanted: BTreeSet<Part> =
+            std::iter::once(Part::Gateway).chain(power).chain(engines).collect();
         self.tidy_what_is_kept().await;
         for part in &wanted {
-            self.keeper(part).ensure();
+            // Engines that may start do so at once; others when the battery has what it takes.
+            if !matches!(part, Part::Engine(_)) || self.engines_may_start() {
+                self.keeper(part).ensure();
+            }
         }
+        self.start_engines();
         self.parts.keep_only(&wanted).await;
         self.image_started();
         self.shell_again();
@@ -180,12 +206,19 @@ impl<P: Parts> Work<P> {
     /// Stops every part, the door first; the engines finish what came through it.
     pub(crate) async fn end(&self, now: bool) {
         self.ending.cancel();
+        if let Some(rousing) = lock(&self.rousing).take() {
+            rousing.abort();
+        }
         let order = if now { Order::StopNow } else { Order::Stop };
         let keepers: Vec<_> =
             lock(&self.keepers).iter().map(|(p, k)| (p.clone(), k.clone())).collect();
-        let (door, engines): (Vec<_>, Vec<_>) =
+        let (door, others): (Vec<_>, Vec<_>) =
             keepers.into_iter().partition(|(part, _)| *part == Part::Gateway);
-        for (group, patience) in [(door, self.patience.gateway), (engines, self.patience.last)] {
+        // The UPS is watched to the last.
+        let (power, engines): (Vec<_>, Vec<_>) =
+            others.into_iter().partition(|(part, _)| *part == Part::Power);
+        let Patience { gateway, last, .. } = self.patience;
+        for (group, patience) in [(door, gateway), (engines, last), (power, last)] {
             group.iter().for_each(|(_, keeper)| keeper.stop(order));
             let stopped = async {
                 for (_, keeper) in &group {
@@ -252,6 +285,10 @@ impl<P: Parts> Work<P> {
         if self.ending.is_cancelled() {
             return Err("the box is going down; ask again when it is back".to_owned());
         }
+        if self.power.borrow().refuses_all_work() {
+            return Err("the mains is away and the box ends its parts; ask again when it is back"
+                .to_owned());
+        }
         let (plan, actions) = self.plan_of(&intent).await?;
         if actions.is_empty() {
             let run = |id| Run { id, plan, steps: Vec::new(), state: RunState::Done };
@@ -282,6 +319,14 @@ impl<P: Parts> Work<P> {
     /// Turns the machine off or on again; the machine's going down then ends this box in order.
     pub(crate) async fn power(self: &Arc<Self>, how: Power, by: Actor) -> Result<(), Refusal> {
         let Some(machine) = self.parts.machine() else {
+            if self.power.borrow().is_final() && how == Power::Off {
+                self.record(by, "ended for want of power:", "the box").await?;
+                log::error!(
+                    "the battery of the UPS is nearly empty and all is written down; the box has stopped. It is only a program on this machine, which somebody else has to turn off"
+                );
+                self.spent.cancel();
+                return Ok(());
+            }
             return Err("this box is only a program on this machine and cannot turn it off; do that as you usually do"
                 .to_owned());
         };
@@ -497,6 +542,9 @@ impl<P: Parts> Work<P> {
                 }
                 Action::StartEngine(name) => self.start_engine(id, step, &name, cancel).await,
                 Action::OpenDoor => self.open_door(step, before).await,
+                Action::WatchUps(_) => {
+                    self.watch_ups(true).await.map_err(|why| Halt::Failed(step, why))
+                }
                 Action::Image(action) => self.image_action(id, step, action, cancel).await,
             };
             done?;
@@ -513,39 +561,88 @@ impl<P: Parts> Work<P> {
         from: ImportSource,
         cancel: &CancellationToken,
     ) -> Result<(), Halt> {
-        let stop = CancelFlag::default();
+        let stopped = async {
+            tokio::select! { () = cancel.cancelled() => (), () = self.ending.cancelled() => () }
+        };
+        tokio::pin!(stopped);
+        loop {
+            // On battery nothing is brought in: it would cost what answers need.
+            if self.power.borrow().pauses_work() {
+                let (phase, unit) = ("waits for the mains".to_owned(), Unit::Items);
+                let waits =
+                    Progress { phase, done: 0, total: None, unit, rate: None, eta_seconds: None };
+                self.board.progress(id, step, waits);
+            }
+            tokio::select! {
+                () = self.imports(true) => {}
+                () = &mut stopped => {
+                    return Err(if cancel.is_cancelled() { Halt::Cancelled } else { Halt::Interrupted });
+                }
+            }
+            let stop = CancelFlag::default();
+            let ended = self.import_once(id, step, &recipe, &from, &stop, stopped.as_mut()).await;
+            match ended {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(ImportEnd::Stopped)) if cancel.is_cancelled() => {
+                    return Err(Halt::Cancelled);
+                }
+                Ok(Err(ImportEnd::Stopped)) if self.ending.is_cancelled() => {
+                    return Err(Halt::Interrupted);
+                }
+                // For want of power; what was fetched is kept.
+                Ok(Err(ImportEnd::Stopped)) => {}
+                Ok(Err(ImportEnd::Failed(why))) => return Err(Halt::Failed(step, why)),
+                Err(_) => {
+                    return Err(Halt::Failed(
+                        step,
+                        "the import broke down; the log says where; what was fetched is kept"
+                            .to_owned(),
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Until it is there, or somebody or the power stops it.
+    async fn import_once(
+        self: &Arc<Self>,
+        id: RunId,
+        step: usize,
+        recipe: &RecipeName,
+        from: &ImportSource,
+        stop: &CancelFlag,
+        stopped: std::pin::Pin<&mut (impl Future<Output = ()> + Send)>,
+    ) -> Result<Result<(), ImportEnd>, tokio::task::JoinError> {
         let (work, flag) = (self.clone(), stop.clone());
+        let (recipe, from) = (recipe.clone(), from.clone());
         let mut importing = tokio::task::spawn_blocking(move || {
             let progress = |progress| work.board.progress(id, step, progress);
             work.shelf.import(&recipe, &from, &progress, &flag)
         });
-        let ended = tokio::select! {
+        tokio::select! {
             ended = &mut importing => ended,
-            () = async { tokio::select! { () = cancel.cancelled() => (), () = self.ending.cancelled() => () } } => {
+            () = stopped => {
                 stop.cancel();
                 importing.await
             }
-        };
-        match ended {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(ImportEnd::Stopped)) if cancel.is_cancelled() => Err(Halt::Cancelled),
-            Ok(Err(ImportEnd::Stopped)) => Err(Halt::Interrupted),
-            Ok(Err(ImportEnd::Failed(why))) => Err(Halt::Failed(step, why)),
-            Err(_) => Err(Halt::Failed(
-                step,
-                "the import broke down; the log says where; what was fetched is kept".to_owned(),
-            )),
+            () = self.imports(false) => {
+                stop.cancel();
+                importing.await
+            }
         }
     }
 
     async fn stop_engine(&self, name: &EngineName) {
-        let part = Part::Engine(name.clone());
-        let keeper = lock(&self.keepers).get(&part).cloned();
+        self.stop_part(&Part::Engine(name.clone())).await;
+    }
+
+    async fn stop_part(&self, part: &Part) {
+        let keeper = lock(&self.keepers).get(part).cloned();
         if let Some(keeper) = keeper {
             keeper.stop(Order::Stop);
             keeper.until_stopped().await;
-            lock(&self.keepers).remove(&part);
-            self.board.remove_part(&part);
+            lock(&self.keepers).remove(part);
+            self.board.remove_part(part);
         }
     }
 
@@ -571,8 +668,8 @@ impl<P: Parts> Work<P> {
         name: &EngineName,
         cancel: &CancellationToken,
     ) -> Result<(), Halt> {
-        let keeper = self.keeper(&Part::Engine(name.clone()));
-        let order = keeper.ensure();
+        let part = Part::Engine(name.clone());
+        let keeper = self.keeper(&part);
         let mut loading = keeper.shown.clone();
         let figures = async {
             let mut pace = Pace::default();
@@ -584,7 +681,7 @@ impl<P: Parts> Work<P> {
             }
         };
         tokio::select! {
-            state = keeper.until(order, settled) => match state {
+            state = self.settles(&part, &keeper) => match state {
                 PartState::GaveUp(why) => Err(Halt::Failed(step, format!(
                     "{why}; choose another model, or put right what it says and ask again"
                 ))),
@@ -601,7 +698,7 @@ impl<P: Parts> Work<P> {
     async fn open_door(self: &Arc<Self>, step: usize, before: &Site) -> Result<(), Halt> {
         let keeper = self.keeper(&Part::Gateway);
         let opening = async {
-            match keeper.until(keeper.ensure(), settled).await {
+            match self.settles(&Part::Gateway, &keeper).await {
                 PartState::GaveUp(why) => Err(why),
                 _ => doorway::opens(&self.board.site(), before, &self.sockets).await,
             }
@@ -621,6 +718,7 @@ impl<P: Parts> Work<P> {
         let grace = match part {
             Part::Gateway => self.patience.gateway,
             Part::Engine(_) => self.patience.engine,
+            Part::Power => self.patience.last,
         };
         let keeper = Keeper::new(self.parts.clone(), part.clone(), self.sockets.clone(), grace);
         let keeper = Arc::new(keeper);

@@ -223,6 +223,7 @@ pub(super) async fn place() -> Place {
     site.engines.insert("fast".parse().unwrap(), slot);
     let part = |state| PartStatus { state, restarts: 1, pid: Some(1) };
     let status = BoxStatus {
+        supply: None,
         safe: false,
         engines: vec![EngineStatus {
             name: "fast".parse().unwrap(),
