@@ -50,7 +50,10 @@ pub struct Watcher<H> {
     had_others: bool,
     left: Option<Instant>,
     off_asked: Option<Instant>,
+    /// What is wrong with hearing the UPS, once it was said.
     complained: String,
+    /// The same of telling the supervisor.
+    untold: String,
     test: Option<(Instant, i64)>,
     pace: Duration,
 }
@@ -77,6 +80,7 @@ impl<H: House> Watcher<H> {
             left: None,
             off_asked: None,
             complained: String::new(),
+            untold: String::new(),
             test: None,
             pace: LOOK,
         }
@@ -121,9 +125,13 @@ impl<H: House> Watcher<H> {
         };
         let supply = self.supply(&seen, why);
         match self.house.tell(&supply).await {
-            Ok(drained) => self.drained = drained && self.phase >= PowerPhase::Draining,
+            Ok(drained) => {
+                self.drained = drained && self.phase >= PowerPhase::Draining;
+                self.untold.clear();
+            }
             Err(why) => {
-                self.complain(format!("the supervisor was not told how the power is: {why}"))
+                let sentence = format!("the supervisor was not told how the power is: {why}");
+                complain(&mut self.untold, sentence);
             }
         }
         match self.phase {
@@ -166,7 +174,8 @@ impl<H: House> Watcher<H> {
                 if !matches!(error, UpsdError::Refused(_)) {
                     self.upsd = None;
                 }
-                self.complain(format!("the UPS {} is not heard: {error}", self.plan.ups));
+                let sentence = format!("the UPS {} is not heard: {error}", self.plan.ups);
+                complain(&mut self.complained, sentence);
             }
         }
     }
@@ -363,13 +372,13 @@ impl<H: House> Watcher<H> {
             log::warn!("the test of the battery could not be written down: {error}");
         }
     }
+}
 
-    /// Says something once, until something else is wrong.
-    fn complain(&mut self, sentence: String) {
-        if self.complained != sentence {
-            log::warn!("{sentence}");
-            self.complained = sentence;
-        }
+/// Says something once, until something else is wrong.
+fn complain(before: &mut String, sentence: String) {
+    if *before != sentence {
+        log::warn!("{sentence}");
+        *before = sentence;
     }
 }
 

@@ -214,11 +214,7 @@ impl<P: Parts> Work<P> {
             lock(&self.keepers).iter().map(|(p, k)| (p.clone(), k.clone())).collect();
         let (door, others): (Vec<_>, Vec<_>) =
             keepers.into_iter().partition(|(part, _)| *part == Part::Gateway);
-        // The UPS is watched to the last.
-        let (power, engines): (Vec<_>, Vec<_>) =
-            others.into_iter().partition(|(part, _)| *part == Part::Power);
-        let Patience { gateway, last, .. } = self.patience;
-        for (group, patience) in [(door, gateway), (engines, last), (power, last)] {
+        for (group, patience) in [(door, self.patience.gateway), (others, self.patience.last)] {
             group.iter().for_each(|(_, keeper)| keeper.stop(order));
             let stopped = async {
                 for (_, keeper) in &group {

@@ -29,7 +29,7 @@ const LEFTOVERS: Duration = Duration::from_secs(5);
 const ENGINE: &str = "polder-engine@";
 const SERVICE: &str = ".service";
 
-/// Parts as units of the init system: `polder-gateway.service` and `polder-engine@NAME.service`.
+/// Parts as units of the init system: `polder-gateway.service`, `polder-engine@NAME.service` and `polder-power.service`.
 ///
 /// They outlive the supervisor: `start` takes over a unit that runs already. The units have
 /// `Restart=no`, because the supervisor alone decides about restarts.
