@@ -17,5 +17,6 @@ mod power;
 mod rename;
 mod restart;
 mod seed;
+mod stolen_disk;
 mod two_models;
 mod wizard;

@@ -10,6 +10,7 @@ use crate::apps::App;
 use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::power::PowerPlan;
 use crate::updates::Updates;
+use crate::uplinks::Uplink;
 use crate::verifier::Verifier;
 
 /// Letters that a mistyped key may have wrong, and at most a third of them.
@@ -27,7 +28,7 @@ pub struct UnknownKey {
 /// Keys whose usual value does more than somebody may have wanted who mistyped one. A version that knows them always writes them, so that
 /// no newer one's file is taken for a mistake. All others are necessary, or their usual value is the strictest.
 /// Only a budget is not always written: no later key of an engine may be as near to it.
-const MORE_THAN_MEANT: [&str; 9] = [
+const MORE_THAN_MEANT: [&str; 10] = [
     "keeping",
     "keeping.days",
     "keeping.disk_percent",
@@ -37,6 +38,7 @@ const MORE_THAN_MEANT: [&str; 9] = [
     "power.low_charge",
     "power.margin",
     "power.start_charge",
+    "uplinks.*.metered",
 ];
 
 /// Is the key this one? A star stands for any name.
@@ -153,6 +155,7 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["verifier"] => fields::<Verifier>(),
         ["updates"] => fields::<Updates>(),
         ["power"] => fields::<PowerPlan>(),
+        ["uplinks", _] => fields::<Uplink>(),
         _ => &[],
     }
 }
@@ -244,6 +247,9 @@ mod tests {
         let mut power = PowerPlan::of("ups@localhost".parse().unwrap());
         power.card_percent = Some(60);
         site.power = Some(power);
+        let (interface, targets) = ("enp1s0".parse().unwrap(), Uplink::usual_targets());
+        let uplink = Uplink { interface, order: 1, metered: false, targets };
+        site.uplinks.insert("fibre".parse().unwrap(), uplink);
         site
     }
 
@@ -279,6 +285,7 @@ mod tests {
             &["verifier"],
             &["updates"],
             &["power"],
+            &["uplinks", "fibre"],
         ] {
             let mut table = &document;
             tables.iter().for_each(|name| table = table[*name].as_table().unwrap());
@@ -290,7 +297,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 39);
+        assert_eq!(tried, 44);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }

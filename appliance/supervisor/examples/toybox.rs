@@ -3,7 +3,8 @@
 //! run it.
 //!
 //! `toybox supervise --state DIR` keeps `toybox gateway --state DIR`, `toybox engine NAME
-//! --state DIR` and, where the site names a UPS, `toybox power watch --state DIR`, which says nothing of it. A part misbehaves as the file `DIR/behave-PART` says, one word a line:
+//! --state DIR` and, where the site names them, `toybox wan --state DIR`
+//! and `toybox power watch --state DIR`, which says nothing of a UPS. A part misbehaves as the file `DIR/behave-PART` says, one word a line:
 //! `crash` dies at once, `load MS` gets ready slowly, `busy` spins on every core, `stubborn` does
 //! not end when asked, `linger MS` ends late, `not-at ADDRESS` (the gateway) cannot listen there and
 //! dies when there is nowhere else, `not-with RECIPE` (an engine) dies if that is its model.
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use polder_control::{
     ControlError, DoorReply, DoorRequest, Doorway, Handler, Outlet, PowerReply, PowerRequest,
-    Sockets,
+    Sockets, WanReply, WanRequest, WanStatus,
 };
 use polder_site::Store;
 use polder_supervisor::{Children, Ending, Options, Patience};
@@ -31,7 +32,8 @@ fn main() {
         ["gateway", "--state", state] => gateway(state.into()),
         ["engine", name, "--state", state] => engine(name, state.into()),
         ["power", "watch", "--state", state] => power(state.into()),
-        _ => panic!("usage: toybox supervise|gateway|engine NAME|power watch --state DIR"),
+        ["wan", "--state", state] => wan(state.into()),
+        _ => panic!("usage: toybox supervise|gateway|engine NAME|power watch|wan --state DIR"),
     }
 }
 
@@ -124,6 +126,30 @@ impl Handler<DoorRequest, DoorReply> for Door {
             _ => DoorReply::Ready { ca_file, fingerprint, claimed: false, owner_key: false },
         };
         outlet.send(&reply).await
+    }
+}
+
+#[tokio::main]
+async fn wan(state: PathBuf) {
+    polder_supervisor::lifeline::hold();
+    let behaviour = Behaviour::of(&state, "wan");
+    behaviour.begin();
+    let socket = Sockets::of(&state).wan();
+    tokio::select! {
+        _ = polder_control::serve(&socket, Arc::new(Uplinks)) => {}
+        () = behaviour.end() => {}
+    }
+}
+
+struct Uplinks;
+
+impl Handler<WanRequest, WanReply> for Uplinks {
+    async fn handle(
+        &self,
+        _: WanRequest,
+        outlet: &mut Outlet<WanReply>,
+    ) -> Result<(), ControlError> {
+        outlet.send(&WanReply::Status(WanStatus::default())).await
     }
 }
 

@@ -18,6 +18,8 @@ pub enum Part {
     Engine(EngineName),
     /// What watches the UPS.
     Power,
+    /// Whoever looks after the uplinks, where the site names any.
+    Wan,
 }
 
 impl fmt::Display for Part {
@@ -26,6 +28,7 @@ impl fmt::Display for Part {
             Self::Gateway => f.write_str("gateway"),
             Self::Engine(name) => write!(f, "engine {name}"),
             Self::Power => f.write_str("watch over the UPS"),
+            Self::Wan => f.write_str("wan"),
         }
     }
 }

@@ -6,7 +6,8 @@ use hyper::body::Bytes;
 use hyper::{Request, StatusCode, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use polder_control::{
-    Client, DoorReply, DoorRequest, PowerReply, PowerRequest, Progress, Sockets, Unit,
+    Client, DoorReply, DoorRequest, PowerReply, PowerRequest, Progress, Sockets, Unit, WanReply,
+    WanRequest,
 };
 use serde::Deserialize;
 use tokio::net::UnixStream;
@@ -37,6 +38,7 @@ pub async fn ask(part: &Part, sockets: &Sockets, limit: Duration) -> Health {
             Part::Gateway => ask_gateway(&sockets.gateway()).await,
             Part::Engine(name) => ask_engine(&sockets.engine(name)).await,
             Part::Power => ask_power(&sockets.power()).await,
+            Part::Wan => ask_wan(&sockets.wan()).await,
         }
     };
     match tokio::time::timeout(limit, asked).await {
@@ -61,6 +63,14 @@ async fn ask_power(socket: &Path) -> Result<Health, String> {
     match client.ask(&PowerRequest::Ready).await.map_err(|e| e.to_string())? {
         PowerReply::Ready => Ok(Health::Ready(None)),
     }
+}
+
+async fn ask_wan(socket: &Path) -> Result<Health, String> {
+    let mut client: Client<WanRequest, WanReply> =
+        Client::connect(socket).await.map_err(|e| e.to_string())?;
+    let WanReply::Status(status) =
+        client.ask(&WanRequest::Status).await.map_err(|e| e.to_string())?;
+    Ok(Health::Ready(status.trouble))
 }
 
 async fn ask_engine(socket: &Path) -> Result<Health, String> {

@@ -1,3 +1,4 @@
+mod confirm;
 mod image;
 mod shell;
 mod supply;
@@ -29,7 +30,7 @@ use crate::kept;
 use crate::machine;
 use crate::pace::Pace;
 use crate::parts::{Part, Parts};
-use crate::plan::{Action, Observed, Wanted, plan};
+use crate::plan::{Action, Observed, Wanted, must_be_confirmed, plan};
 use crate::runs::{Intent, Ledger, Open};
 use crate::shelf::{ImportEnd, Shelf};
 use crate::supervisor::Patience;
@@ -84,6 +85,7 @@ pub(crate) struct Work<P: Parts> {
 
 struct Running {
     cancel: CancellationToken,
+    confirmed: CancellationToken,
     changes: bool,
     imports: bool,
     title: String,
@@ -150,8 +152,10 @@ impl<P: Parts> Work<P> {
         };
         let engines = engines.into_keys().map(Part::Engine);
         let power = self.board.site().power.map(|_| Part::Power);
+        let uplinks = (!self.board.site().uplinks.is_empty()).then_some(Part::Wan);
+        let others = power.into_iter().chain(uplinks);
         let wanted: BTreeSet<Part> =
-            std::iter::once(Part::Gateway).chain(power).chain(engines).collect();
+            std::iter::once(Part::Gateway).chain(engines).chain(others).collect();
         self.tidy_what_is_kept().await;
         for part in &wanted {
             // Engines that may start do so at once; others when the battery has what it takes.
@@ -190,6 +194,14 @@ impl<P: Parts> Work<P> {
                 if moves_the_door(&intent) && !actions.contains(&Action::OpenDoor) {
                     plan.steps.push(Action::OpenDoor.step());
                     actions.push(Action::OpenDoor);
+                }
+                // Nor has anybody said that it is good.
+                if let Intent::Change(change) = &intent
+                    && must_be_confirmed(change)
+                    && !actions.contains(&Action::Confirm)
+                {
+                    plan.steps.push(Action::Confirm.step());
+                    actions.push(Action::Confirm);
                 }
                 self.note(Actor::Itself, "went on with", &plan.title).await;
                 log::info!("going on with: {} (asked for by {by})", plan.title);
@@ -447,9 +459,10 @@ impl<P: Parts> Work<P> {
         actions: Vec<Action>,
     ) {
         let (changes, imports) = kind(&intent, &actions);
-        let cancel = CancellationToken::new();
+        let (cancel, confirmed) = (CancellationToken::new(), CancellationToken::new());
         let title = plan.title.clone();
-        lock(&self.running).insert(id, Running { cancel: cancel.clone(), changes, imports, title });
+        let running = Running { cancel: cancel.clone(), confirmed, changes, imports, title };
+        lock(&self.running).insert(id, running);
         self.board.post(id, plan, RunState::Running);
         let work = self.clone();
         self.tasks.spawn(async move {
@@ -541,6 +554,7 @@ impl<P: Parts> Work<P> {
                 Action::WatchUps(_) => {
                     self.watch_ups(true).await.map_err(|why| Halt::Failed(step, why))
                 }
+                Action::Confirm => self.until_confirmed(id, step, cancel).await,
                 Action::Image(action) => self.image_action(id, step, action, cancel).await,
             };
             done?;
@@ -647,7 +661,17 @@ impl<P: Parts> Work<P> {
         blocking(move || lock(&work.store).write(&next, &why).map_err(|e| with_source(&e))).await?;
         self.board.set_site(site);
         self.tidy_what_is_kept().await;
+        self.tend_uplinks().await;
         Ok(())
+    }
+
+    /// Whoever looks after the uplinks runs where there are any, and follows the site by itself.
+    async fn tend_uplinks(self: &Arc<Self>) {
+        if !self.board.site().uplinks.is_empty() {
+            self.keeper(&Part::Wan).ensure();
+        } else {
+            self.stop_part(&Part::Wan).await;
+        }
     }
 
     async fn tidy_what_is_kept(&self) {
@@ -714,7 +738,7 @@ impl<P: Parts> Work<P> {
         let grace = match part {
             Part::Gateway => self.patience.gateway,
             Part::Engine(_) => self.patience.engine,
-            Part::Power => self.patience.last,
+            Part::Power | Part::Wan => self.patience.last,
         };
         let keeper = Keeper::new(self.parts.clone(), part.clone(), self.sockets.clone(), grace);
         let keeper = Arc::new(keeper);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use polder_control::{
     Actor, BoxStatus, Client, ImportSource, PartState, Power, PowerPhase, Progress, Reply, Request,
-    RunId, RunState, Sockets, StepState, Supply,
+    RunId, RunState, Sockets, StepState, Supply, Unit,
 };
 use polder_site::{EngineSlot, PowerPlan, RecipeName, Site, SiteChange, Store};
 use polder_supervisor::{
@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-/// Models come in within 300 ms, in one go.
+/// Models come in within two seconds, in one go.
 #[derive(Default)]
 struct Slow {
     imported: Mutex<BTreeSet<RecipeName>>,
@@ -41,10 +41,12 @@ impl Shelf for Slow {
         &self,
         recipe: &RecipeName,
         _: &ImportSource,
-        _: &(dyn Fn(Progress) + Sync),
+        progress: &(dyn Fn(Progress) + Sync),
         stop: &CancelFlag,
     ) -> Result<(), ImportEnd> {
-        for _ in 0..60 {
+        let (phase, unit) = ("fetching".to_owned(), Unit::Bytes);
+        progress(Progress { phase, done: 0, total: None, unit, rate: None, eta_seconds: None });
+        for _ in 0..400 {
             if stop.is_cancelled() {
                 self.stopped.fetch_add(1, Ordering::SeqCst);
                 return Err(ImportEnd::Stopped);
@@ -76,7 +78,12 @@ impl Box_ {
         Store::open(state.path()).unwrap().write(&site, "test").unwrap();
         let (end, ending) = watch::channel(Ending::No);
         let second = Duration::from_secs(1);
-        let patience = Patience { gateway: 2 * second, engine: 2 * second, last: second };
+        let patience = Patience {
+            gateway: 2 * second,
+            engine: 2 * second,
+            last: second,
+            ..Patience::default()
+        };
         let options = Options {
             state: state.path().to_owned(),
             first: site,
@@ -145,6 +152,21 @@ impl Box_ {
         match self.ask(Request::Runs).await {
             Reply::Runs(runs) => runs.into_iter().find(|run| run.id == id).unwrap(),
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until its only step is at this.
+    async fn does(&self, id: RunId, wanted: &str) {
+        let begun = Instant::now();
+        loop {
+            let run = self.run(id).await;
+            if let [StepState::Running(Some(progress))] = &run.steps[..]
+                && progress.phase == wanted
+            {
+                return;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "still {run:?}");
+            sleep(Duration::from_millis(5)).await;
         }
     }
 
@@ -227,12 +249,10 @@ async fn an_import_waits_on_battery_and_goes_on_with_the_mains() {
         by: Actor::Console,
     };
     let Reply::Accepted(id) = box_.ask(import).await else { panic!() };
+    box_.does(id, "fetching").await;
     box_.say(PowerPhase::OnBattery, true).await;
-    sleep(Duration::from_millis(500)).await;
+    box_.does(id, "waits for the mains").await;
     assert_eq!(box_.shelf.stopped.load(Ordering::SeqCst), 1);
-    let run = box_.run(id).await;
-    let [StepState::Running(Some(progress))] = &run.steps[..] else { panic!("{run:?}") };
-    assert_eq!(progress.phase, "waits for the mains");
     box_.say(PowerPhase::Mains, true).await;
     assert_eq!(box_.ends(id).await, RunState::Done);
     assert!(box_.shelf.imported().unwrap().contains(&"m2".parse().unwrap()));

@@ -28,8 +28,11 @@ const LEFTOVERS: Duration = Duration::from_secs(5);
 
 const ENGINE: &str = "polder-engine@";
 const SERVICE: &str = ".service";
+const WAN: &str = "polder-wan.service";
+const POWER: &str = "polder-power.service";
 
-/// Parts as units of the init system: `polder-gateway.service`, `polder-engine@NAME.service` and `polder-power.service`.
+/// Parts as units of the init system: `polder-gateway.service`, `polder-engine@NAME.service`, `polder-power.service` and
+/// `polder-wan.service`.
 ///
 /// They outlive the supervisor: `start` takes over a unit that runs already. The units have
 /// `Restart=no`, because the supervisor alone decides about restarts.
@@ -188,7 +191,7 @@ impl Parts for Units {
             String,
             OwnedObjectPath,
         );
-        let ours = [format!("{ENGINE}*{SERVICE}")];
+        let ours = [format!("{ENGINE}*{SERVICE}"), WAN.to_owned(), POWER.to_owned()];
         let asked = (["active", "activating"].as_slice(), ours.as_slice());
         let listing = self.manager("ListUnitsByPatterns", &asked, LEFTOVERS);
         // A bus that is there and says nothing is waited for no longer than one that is away.
@@ -201,7 +204,7 @@ impl Parts for Units {
             Ok(listed) => listed,
             Err(why) => {
                 log::error!(
-                    "could not list the engines that an earlier supervisor left running: {why}"
+                    "could not list the parts that an earlier supervisor left running: {why}"
                 );
                 return;
             }
@@ -328,11 +331,18 @@ fn unit_of(part: &Part) -> String {
     match part {
         Part::Gateway => format!("polder-gateway{SERVICE}"),
         Part::Engine(name) => format!("{ENGINE}{name}{SERVICE}"),
-        Part::Power => format!("polder-power{SERVICE}"),
+        Part::Power => POWER.to_owned(),
+        Part::Wan => WAN.to_owned(),
     }
 }
 
 fn part_of(unit: &str) -> Option<Part> {
+    if unit == POWER {
+        return Some(Part::Power);
+    }
+    if unit == WAN {
+        return Some(Part::Wan);
+    }
     let name = unit.strip_prefix(ENGINE)?.strip_suffix(SERVICE)?;
     Some(Part::Engine(name.parse().ok()?))
 }
@@ -353,5 +363,8 @@ mod tests {
         }
         assert_eq!(part_of("polder-engine@Not A Name.service"), None);
         assert_eq!(part_of("polder-gateway.service"), None);
+        for part in [Part::Wan, Part::Power] {
+            assert_eq!(part_of(&unit_of(&part)), Some(part));
+        }
     }
 }

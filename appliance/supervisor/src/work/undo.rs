@@ -134,6 +134,7 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
             back.updates = before.updates.clone();
         }
         SiteChange::Power(_) | SiteChange::RemovePower => back.power = before.power.clone(),
+        SiteChange::Uplinks(_) => back.uplinks = before.uplinks.clone(),
     }
     back
 }

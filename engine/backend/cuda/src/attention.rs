@@ -601,7 +601,10 @@ impl Attend {
             // SAFETY: the same.
             unsafe { stream.launch(&self.prefill, &launch, &args) }?;
             if let Some(join) = self.join.as_ref().filter(|_| call.work.cut) {
-                let launch = Shape { block: 256, shared: 0, ..launch };
+                let [heads, tiles, _] = launch.grid;
+                // Eight rows for each block.
+                let grid = [heads, tiles, small(self.prefill_plan.rows / 8)];
+                let launch = Shape { grid, block: 256, shared: 0, ..launch };
                 // SAFETY: the same.
                 unsafe { stream.launch(join, &launch, &args) }?;
             }
@@ -627,11 +630,12 @@ impl PrefillPlan {
     fn of(arch: Arch, shape: &HeadShape) -> Self {
         let (dim, format) = (shape.head_dim, shape.format);
         if arch.number == 90 && dim == 128 {
-            // Begins at a multiple of 1024, and ends with barriers.
+            // Begins at a multiple of 1024, and ends with barriers; scales of four tiles of keys and one of queries.
+            let scales = if format == KvFormat::Fp8 { 5 * 128 * size_of::<f32>() } else { 0 };
             return Self {
                 rows: 128,
                 threads: 384,
-                shared: 1024 + 5 * 128 * dim * 2 + 64,
+                shared: 1024 + 5 * 128 * dim * 2 + scales + 128,
                 cuts: true,
             };
         }

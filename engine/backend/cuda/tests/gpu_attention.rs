@@ -141,7 +141,8 @@ impl Room {
     }
 }
 
-/// Runs a step of sequences (tokens, positions after it) and compares some rows of it with f64. Returns the error.
+/// Runs a step of sequences (tokens, positions after it) and compares some rows of it with f64. Queries of a head are `sizes` times as
+/// large, in turn; what products are multiplied with is as much smaller as the first of them says. Returns the error.
 fn check(
     chance: &mut Chance,
     attend: &mut Attend,
@@ -149,6 +150,7 @@ fn check(
     steps: &[(usize, usize)],
     window: Option<u32>,
     scale: f32,
+    sizes: [f32; 2],
 ) -> f64 {
     let device = device();
     let stream = device.stream().unwrap();
@@ -170,7 +172,11 @@ fn check(
     }
     // Rows that are nobody's, as a graph has them.
     tokens += 2;
-    let q = rounded(&chance.normals(tokens * width, 2.0));
+    let mut q = chance.normals(tokens * width, 2.0);
+    for (head, values) in q.chunks_mut(dim).enumerate() {
+        values.iter_mut().for_each(|v| *v *= sizes[head % 2]);
+    }
+    let (q, scale) = (rounded(&q), scale / sizes[0]);
     let work = attend.work(&sequences);
     let room = Room {
         q: device.buffer_of(&bits(&q)).unwrap(),
@@ -302,12 +308,30 @@ fn check_shape(chance: &mut Chance, shape: HeadShape) {
         for (m, window) in [None, Some(37), Some(512)].into_iter().enumerate() {
             attend.set_plans([plans[(n + 3 * m) % plans.len()]; 3]).unwrap();
             let scale = [1.0, 0.3][n % 2] / (shape.head_dim as f32).sqrt();
-            let error = check(chance, &mut attend, shape, step, window, scale);
+            let error = check(chance, &mut attend, shape, step, window, scale, [1.0; 2]);
             assert!(error < 5e-3, "{shape:?} {step:?} {window:?}: {error:.2e}");
             worst = worst.max(error);
         }
     }
     println!("{shape:?}: {worst:.2e}");
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_queries_of_any_size_ask_the_same() {
+    let device = device();
+    for format in [KvFormat::Bf16, KvFormat::Fp8] {
+        let shape = HeadShape { heads: 32, kv_heads: 4, head_dim: 128, block_tokens: 16, format };
+        let mut attend = Attend::load(&pack(), &device, shape).unwrap();
+        for sizes in [[1.0, 1.0], [1.0, 0.01], [0.0003, 0.001], [100.0, 3.0], [10_000.0, 5000.0]] {
+            let chance = &mut Chance::new(11);
+            let step = [(33, 700), (20, 1500)];
+            let scale = 1.0 / (shape.head_dim as f32).sqrt();
+            let error = check(chance, &mut attend, shape, &step, None, scale, sizes);
+            println!("{format:?} times {sizes:?}: {error:.2e}");
+            assert!(error < 5e-3, "{shape:?} {sizes:?}: {error:.2e}");
+        }
+    }
 }
 
 #[test]
@@ -832,7 +856,8 @@ impl Bench {
             sequences.push(numbers);
         }
         let width = shape.heads * shape.head_dim;
-        let q = bits(&chance.normals(count * tokens * width, 1.0));
+        let some = bits(&chance.normals(1 << 18, 1.0));
+        let q = some.repeat((count * tokens * width).div_ceil(some.len()));
         let work = attend.work(&sequences);
         let room = Room {
             q: device.buffer_of(&q).unwrap(),
@@ -1012,8 +1037,13 @@ fn gpu_speed_of_prefill_attention() {
                 (64, 65_536),
                 (128, 65_536),
                 (256, 65_536),
+                (512, 65_536),
+                (2048, 65_536),
             ];
             for (tokens, length) in steps {
+                if head_dim != 128 && tokens * length > 1 << 24 {
+                    continue;
+                }
                 let bench = Bench::new(&device, &mut chance, &attend, shape, (1, tokens, length));
                 let work = attend.work(&[[0, tokens as u32, 0, length as u32]]);
                 let us = bench.time(&device, &stream, (None, &attend), &work);
