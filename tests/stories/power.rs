@@ -54,11 +54,11 @@ fn an_answer_comes_to_its_end_when_the_battery_does_and_nothing_acknowledged_is_
     };
     assert_eq!(running.ask(&recorded), Reply::Done);
 
-    // Four answers that would go on for long, and the battery runs low.
+    // Answers that would go on for long, and the battery runs low.
     let mut body = chat(&up.model, "Tell me a long story.", 1900);
     body["ignore_eos"] = true.into();
     body["stream"] = true.into();
-    let streams: Vec<_> = (0..2)
+    let streams: Vec<_> = (0..6)
         .map(|_| {
             let (client, body) = (up.client(), body.clone());
             std::thread::spawn(move || {
@@ -98,10 +98,8 @@ fn an_answer_comes_to_its_end_when_the_battery_does_and_nothing_acknowledged_is_
     );
 
     // The mains is back; the battery charges first.
-    toy.block_on(async {
-        nut.start_upsd().await;
-        nut.say(&[("ups.status", "OL CHRG"), ("battery.charge", "35")]).await;
-    });
+    nut.write(&[("ups.status", "OL CHRG"), ("battery.charge", "35")]);
+    toy.block_on(nut.start_upsd());
     let running = Running::start(state.path(), free_port(), &[]);
     running.line_with("Ctrl-C");
     let waits =

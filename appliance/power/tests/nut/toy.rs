@@ -110,9 +110,8 @@ impl Nut {
         upsd
     }
 
-    /// From now on the UPS says this.
-    pub(crate) async fn say(&self, variables: &[(&str, &str)]) {
-        // In its file too, which the driver may read once more.
+    /// A driver that is started says this.
+    pub(crate) fn write(&self, variables: &[(&str, &str)]) {
         let file = self.folder().join("box.dev");
         let text = std::fs::read_to_string(&file).unwrap();
         let lines = text.lines().map(|line| {
@@ -122,6 +121,12 @@ impl Nut {
         });
         let text: Vec<String> = lines.collect();
         std::fs::write(file, text.join("\n") + "\n").unwrap();
+    }
+
+    /// From now on the UPS says this.
+    pub(crate) async fn say(&self, variables: &[(&str, &str)]) {
+        // In its file too, which the driver may read once more.
+        self.write(variables);
         let mut upsd = self.upsd().await;
         let begun = Instant::now();
         for (name, value) in variables {
