@@ -1,10 +1,13 @@
 //! Step 2: what this machine is, and what it can run.
 
+use std::path::Path;
+
 use axum::extract::State;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use polder_control::Machine;
 use polder_page::{bytes, card, facts};
+use polder_power::find::{Found, ups_below};
 
 use crate::catalogue;
 use crate::disk;
@@ -19,6 +22,8 @@ pub(crate) async fn show<H: Host>(State(setup): State<Setup<H>>, who: Claimer) -
         (Ok(machine), Ok(disk)) => (machine, disk),
         (Err(error), _) | (_, Err(error)) => return refuse(error),
     };
+    let look = || ups_below(Path::new("/sys/bus/usb/devices"));
+    let ups = tokio::task::spawn_blocking(look).await.unwrap_or_default();
     let (button, next) = match disk {
         None => {
             ("Go on: choose a model", "you choose a model. Nothing is fetched before you say so.")
@@ -27,7 +32,7 @@ pub(crate) async fn show<H: Host>(State(setup): State<Setup<H>>, who: Claimer) -
     };
     Page::new(Step::Machine)
         .notice(who.notice.as_deref())
-        .body(body(&machine, button))
+        .body(body(&machine, &ups, button))
         .next(next)
         .into_response()
 }
@@ -45,7 +50,16 @@ pub(crate) async fn seen<H: Host>(State(setup): State<Setup<H>>, _who: Claimer) 
     }
 }
 
-fn body(machine: &Machine, button: &str) -> Markup {
+/// What is plugged in; whether it is listened to, a steward says on the page Power.
+fn battery(ups: &[Found]) -> Markup {
+    html! {
+        @for ups in ups { (ups.name) ", plugged in by USB. " }
+        @if ups.is_empty() { span .soft { "none by USB; one on the network is named later, on the page Power" } }
+        @else { span .soft { "It is put to use after the set-up, on the page Power." } }
+    }
+}
+
+fn body(machine: &Machine, ups: &[Found], button: &str) -> Markup {
     let missing = || html! { span .soft { "not on this machine" } };
     let mut rows = vec![
         ("Processor", html! { (machine.cpu) ", " (machine.threads) " threads" }),
@@ -63,7 +77,7 @@ fn body(machine: &Machine, button: &str) -> Markup {
         rows.push(("Its driver", html! { (driver) }));
     }
     rows.push(("Second internet line", missing()));
-    rows.push(("Battery (UPS)", missing()));
+    rows.push(("Battery (UPS)", battery(ups)));
     rows.push(("Spare box for backups", missing()));
     html! {
         (card("What is in it", facts(&rows)))
@@ -71,5 +85,19 @@ fn body(machine: &Machine, button: &str) -> Markup {
         form method="post" action=(Step::Machine.path()) {
             button type="submit" { (button) }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ups_that_is_plugged_in_is_named_and_none_is_said_too() {
+        let (name, driver, id) =
+            ("Back-UPS ES 700".to_owned(), "usbhid-ups", "051d:0002".to_owned());
+        let shown = battery(&[Found { name, driver, id }]).into_string();
+        assert!(shown.contains("Back-UPS ES 700") && shown.contains("put to use"), "{shown}");
+        assert!(battery(&[]).into_string().contains("none by USB"));
     }
 }

@@ -13,6 +13,7 @@ mod engine_dies;
 mod import;
 mod install_page;
 mod keys;
+mod power;
 mod rename;
 mod restart;
 mod seed;

@@ -15,6 +15,7 @@ mod certificate;
 mod disk;
 mod messages;
 mod plan;
+mod supply;
 mod wan;
 mod wire;
 
@@ -26,6 +27,7 @@ pub use messages::{
     Reply, Request, UpdateStatus, UpdateWish,
 };
 pub use plan::{CONFIRM, Plan, Progress, Run, RunId, RunState, Step, StepState, Unit};
+pub use supply::{PowerPhase, PowerReply, PowerRequest, Supply};
 pub use wan::{UplinkState, UplinkStatus, WanReply, WanRequest, WanStatus, wan_status};
 pub use wire::{Client, ControlError, Handler, Outlet, serve};
 
@@ -53,6 +55,10 @@ impl Sockets {
     /// The gateway's private socket.
     pub fn gateway(&self) -> PathBuf {
         self.folder.join("gateway.sock")
+    }
+    /// The private socket of the part that watches the UPS.
+    pub fn power(&self) -> PathBuf {
+        self.folder.join("power.sock")
     }
     /// The socket of whoever looks after the uplinks.
     pub fn wan(&self) -> PathBuf {

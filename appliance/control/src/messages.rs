@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::certificate::{PublicStatus, SecretName, SecretText};
 use crate::disk::{Disk, RecoveryKey};
 use crate::plan::{Plan, Run, RunId};
+use crate::supply::Supply;
 
 /// Who did something: for the audit trail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +96,9 @@ pub enum Request {
         /// Who asked.
         by: Actor,
     },
+    /// From the part that watches the UPS: how the power is, every few seconds. What has to be done about it is done by the
+    /// supervisor. → [`Reply::Supplied`].
+    Supply(Box<Supply>),
     /// Set the machine's clock, where it has nobody to ask for the time. → [`Reply::Done`].
     SetClock {
         /// Unix seconds.
@@ -280,6 +284,11 @@ pub enum Reply {
     Disk(Option<Disk>),
     /// A new recovery key, said once.
     RecoveryKey(RecoveryKey),
+    /// Noted.
+    Supplied {
+        /// Every part that answers people has ended, and what they had to write is on disk.
+        drained: bool,
+    },
     /// Done, nothing to say.
     Done,
     /// No; one sentence: what, where, what to do.
@@ -311,6 +320,9 @@ pub struct BoxStatus {
     /// In safe mode no engine and no app runs; the next start of the machine leaves it.
     #[serde(default)]
     pub safe: bool,
+    /// The power, where a UPS is watched and was heard of.
+    #[serde(default)]
+    pub supply: Option<Supply>,
 }
 
 /// An engine at one moment.

@@ -249,6 +249,7 @@ mod tests {
     fn status(engines: &[(&str, &str)]) -> BoxStatus {
         let part = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
         BoxStatus {
+            supply: None,
             safe: false,
             site: Site::unclaimed(8443),
             gateway: part.clone(),

@@ -35,6 +35,7 @@ pub mod relay;
 mod run;
 mod state;
 mod subrequest;
+mod supply;
 mod tickets;
 mod verifier;
 pub mod wizard;

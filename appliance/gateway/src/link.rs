@@ -154,5 +154,5 @@ fn assumed(site: Site, sockets: &Sockets) -> BoxStatus {
             note: None,
         })
         .collect();
-    BoxStatus { safe: false, gateway: part(PartState::Ready), engines, site }
+    BoxStatus { supply: None, safe: false, gateway: part(PartState::Ready), engines, site }
 }

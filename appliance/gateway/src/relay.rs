@@ -17,6 +17,7 @@ use crate::engines::EngineAnswer;
 use crate::errors::{ApiError, Dialect};
 use crate::headers;
 use crate::leash::{Ending, Leash, MOST_TOKENS, Relayed};
+use crate::supply;
 
 /// To the engine: whose request it is, for fair shares. A number.
 const MEMBER: HeaderName = HeaderName::from_static("x-polder-member");
@@ -157,7 +158,12 @@ pub async fn relay(
     question: Question,
 ) -> Response {
     let dialect = Dialect::of(question.path.path());
-    let request = towards_engine(&caller, gateway.status().site.sharing.trusting, question);
+    let status = gateway.status();
+    let tokens = || most_used(&question.body);
+    if let Some(refusal) = supply::refusal(status.supply.as_ref(), caller.background, tokens) {
+        return refusal.into_response();
+    }
+    let request = towards_engine(&caller, status.site.sharing.trusting, question);
     let (revoked, ending) = (caller.revoked.clone(), caller.ending);
     let prompt = prompt_estimate(request.body());
     let mut waiting = Waiting { caller: Some(caller), model, prompt, sent: AtomicBool::new(false) };

@@ -207,8 +207,13 @@ mod tests {
         let site = Site::unclaimed(8443);
         let here = at(true);
         let part = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
-        let status =
-            BoxStatus { safe: false, site: site.clone(), gateway: part, engines: Vec::new() };
+        let status = BoxStatus {
+            supply: None,
+            safe: false,
+            site: site.clone(),
+            gateway: part,
+            engines: Vec::new(),
+        };
         let (state, ca_file) = (Path::new("/box"), Path::new("/box/pki/ca.crt"));
         let greeting = Greeting { site: &site, state, ca_file, fingerprint: "AA:BB", here: &here };
         let text = greeting.claimed(&status);

@@ -17,6 +17,7 @@ mod kernels;
 mod notify;
 mod part;
 mod plan;
+mod power;
 mod recipes;
 mod screen;
 mod seal;
@@ -54,6 +55,7 @@ enum Command {
     Status(status::Status),
     Claim(claim::Claim),
     Plan(plan::Plan),
+    Power(power::Power),
     Bakeoff(bakeoff::Bakeoff),
     Recipes(recipes::Recipes),
     Boxes(boxes::Boxes),
@@ -81,6 +83,7 @@ fn main() -> ExitCode {
         Command::Status(status) => status.run(),
         Command::Claim(claim) => claim.run(),
         Command::Plan(plan) => plan.run(),
+        Command::Power(power) => power.run(),
         Command::Bakeoff(bakeoff) => bakeoff.run(),
         Command::Recipes(recipes) => recipes.run(),
         Command::Boxes(boxes) => boxes.run(),

@@ -43,6 +43,9 @@ fn text(status: &BoxStatus, runs: &[Run]) -> String {
     if status.engines.is_empty() {
         lines.push("  no model is chosen yet".to_owned());
     }
+    if let Some(supply) = &status.supply {
+        lines.push(format!("  power         {}", supply.words));
+    }
     for run in runs.iter().filter(|run| run.state == RunState::Running) {
         lines.push(format!("  doing         {} (run {})", run.plan.title, run.id.0));
     }

@@ -349,7 +349,13 @@ mod tests {
             note: None,
         });
         let site = Site::unclaimed(443);
-        BoxStatus { safe: false, site, gateway: part(PartState::Ready), engines: engines.collect() }
+        BoxStatus {
+            supply: None,
+            safe: false,
+            site,
+            gateway: part(PartState::Ready),
+            engines: engines.collect(),
+        }
     }
 
     fn fresh() -> Facts {

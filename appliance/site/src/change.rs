@@ -7,6 +7,7 @@ use crate::certificate::PublicCertificate;
 use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::DynamicDns;
 use crate::names::{AppName, BoxName, EngineName};
+use crate::power::PowerPlan;
 use crate::updates::Updates;
 use crate::uplinks::Uplinks;
 use crate::verifier::Verifier;
@@ -69,6 +70,10 @@ pub enum SiteChange {
     Certificate(Box<PublicCertificate>),
     /// Have none but the box's own.
     RemoveCertificate,
+    /// Live off this UPS when the mains is away.
+    Power(PowerPlan),
+    /// Watch no UPS any more.
+    RemovePower,
     /// Go out by these ways, all of them; none leaves the machine's own routes as they are. Undone unless it is confirmed.
     Uplinks(Uplinks),
     /// Tell this service or zone where the box is, whenever it goes out another way.
@@ -122,6 +127,8 @@ impl SiteChange {
                 next.certificate = Some((**certificate).clone());
             }
             Self::RemoveCertificate => next.certificate = None,
+            Self::Power(plan) => next.power = Some(plan.clone()),
+            Self::RemovePower => next.power = None,
             Self::Uplinks(uplinks) => next.uplinks = uplinks.clone(),
             Self::DynamicDns(dns) => next.dynamic_dns = Some(dns.clone()),
             Self::RemoveDynamicDns => next.dynamic_dns = None,

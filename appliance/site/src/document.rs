@@ -8,6 +8,7 @@ use crate::budget::Budget;
 use crate::certificate::{Proof, PublicCertificate, PublicName};
 use crate::dynamic_dns::{DynamicDns, DynamicDnsError};
 use crate::names::{AppName, BoxName, EngineName, RecipeName};
+use crate::power::PowerPlan;
 use crate::unknown::UnknownKey;
 use crate::updates::Updates;
 use crate::uplinks::{self, Uplinks, UplinksError};
@@ -54,6 +55,9 @@ pub struct Site {
     /// A certificate that the world trusts; the box's own authority is always there beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<PublicCertificate>,
+    /// The UPS that the box lives off when its mains is away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power: Option<PowerPlan>,
     /// The ways out to the internet, where the box looks after them; without any, the machine's own routes are used as they are.
     #[serde(default, skip_serializing_if = "Uplinks::is_empty")]
     pub uplinks: Uplinks,
@@ -231,6 +235,9 @@ pub enum SiteError {
         "site.toml: the engines may take {0} % of the memory, all together, and there are 100 %; lower engines.{1}.memory"
     )]
     SharesTooMuch(u32, EngineName),
+    /// What the box is to do on battery does not fit together.
+    #[error("site.toml: {0}")]
+    Power(String),
     /// A host name that no certificate could carry.
     #[error("site.toml: door.names has {0:?}, which is not a host name")]
     HostName(String),
@@ -312,6 +319,7 @@ impl Site {
             verifier: None,
             updates: None,
             certificate: None,
+            power: None,
             uplinks: Uplinks::new(),
             dynamic_dns: None,
         }
@@ -392,6 +400,9 @@ impl Site {
             (shares, self.engines.iter().max_by_key(|(_, slot)| share(slot)))
         {
             return Err(SiteError::SharesTooMuch(shares, largest.clone()));
+        }
+        if let Some(fault) = self.power.as_ref().and_then(PowerPlan::fault) {
+            return Err(SiteError::Power(fault));
         }
         for name in &self.door.names {
             let label = |l: &str| {

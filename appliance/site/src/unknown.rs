@@ -10,6 +10,7 @@ use crate::apps::App;
 use crate::certificate::{DnsHook, DnsUpdate, PublicCertificate};
 use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::{DnsZone, DynamicDns};
+use crate::power::PowerPlan;
 use crate::updates::Updates;
 use crate::uplinks::Uplink;
 use crate::verifier::Verifier;
@@ -29,12 +30,16 @@ pub struct UnknownKey {
 /// Keys whose usual value does more than somebody may have wanted who mistyped one. A version that knows them always writes them, so that
 /// no newer one's file is taken for a mistake. All others are necessary, or their usual value is the strictest.
 /// Only a budget is not always written: no later key of an engine may be as near to it.
-const MORE_THAN_MEANT: [&str; 6] = [
+const MORE_THAN_MEANT: [&str; 10] = [
     "keeping",
     "keeping.days",
     "keeping.disk_percent",
     "verifier.mode",
     "engines.*.memory",
+    "power.role",
+    "power.low_charge",
+    "power.margin",
+    "power.start_charge",
     "uplinks.*.metered",
 ];
 
@@ -154,6 +159,7 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["certificate"] => fields::<PublicCertificate>(),
         ["certificate", "dns_update"] => fields::<DnsUpdate>(),
         ["certificate", "dns_hook"] => fields::<DnsHook>(),
+        ["power"] => fields::<PowerPlan>(),
         ["uplinks", _] => fields::<Uplink>(),
         ["dynamic_dns"] => fields::<DynamicDns>(),
         ["dynamic_dns", "zone"] => fields::<DnsZone>(),
@@ -260,6 +266,9 @@ mod tests {
             }),
             dns_hook: None,
         });
+        let mut power = PowerPlan::of("ups@localhost".parse().unwrap());
+        power.card_percent = Some(60);
+        site.power = Some(power);
         let (interface, targets) = ("enp1s0".parse().unwrap(), Uplink::usual_targets());
         let uplink = Uplink { interface, order: 1, metered: false, targets };
         let name = |text: &str| text.parse().unwrap();
@@ -303,6 +312,7 @@ mod tests {
             &["updates"],
             &["certificate"],
             &["certificate", "dns_update"],
+            &["power"],
             &["uplinks", "fibre"],
             &["dynamic_dns"],
             &["dynamic_dns", "zone"],
@@ -341,6 +351,7 @@ mod tests {
                 "engines.fast.memory",
             ),
             ("mode = \"nginx\"", "mod = \"forward\"", "verifier.mod", "verifier.mode"),
+            ("margin = 120", "margn = 900", "power.margn", "power.margin"),
         ] {
             let mistyped = text.replace(right, wrong);
             let says = Site::from_toml(&mistyped).unwrap_err().to_string();

@@ -3,7 +3,8 @@
 //! run it.
 //!
 //! `toybox supervise --state DIR` keeps `toybox gateway --state DIR`, `toybox engine NAME
-//! --state DIR` and `toybox wan --state DIR`. A part misbehaves as the file `DIR/behave-PART` says, one word a line:
+//! --state DIR` and, where the site names them, `toybox wan --state DIR`
+//! and `toybox power watch --state DIR`, which says nothing of a UPS. A part misbehaves as the file `DIR/behave-PART` says, one word a line:
 //! `crash` dies at once, `load MS` gets ready slowly, `busy` spins on every core, `stubborn` does
 //! not end when asked, `linger MS` ends late, `not-at ADDRESS` (the gateway) cannot listen there and
 //! dies when there is nowhere else, `not-with RECIPE` (an engine) dies if that is its model, `metered` (the wan)
@@ -17,8 +18,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polder_control::{
-    ControlError, DoorReply, DoorRequest, Doorway, Handler, Outlet, Sockets, UplinkState,
-    UplinkStatus, WanReply, WanRequest, WanStatus,
+    ControlError, DoorReply, DoorRequest, Doorway, Handler, Outlet, PowerReply, PowerRequest,
+    Sockets, UplinkState, UplinkStatus, WanReply, WanRequest, WanStatus,
 };
 use polder_site::Store;
 use polder_supervisor::{Children, Ending, Options, Patience};
@@ -31,8 +32,9 @@ fn main() {
         ["supervise", "--state", state] => supervise(state.into()),
         ["gateway", "--state", state] => gateway(state.into()),
         ["engine", name, "--state", state] => engine(name, state.into()),
+        ["power", "watch", "--state", state] => power(state.into()),
         ["wan", "--state", state] => wan(state.into()),
-        _ => panic!("usage: toybox supervise|gateway|engine NAME|wan --state DIR"),
+        _ => panic!("usage: toybox supervise|gateway|engine NAME|power watch|wan --state DIR"),
     }
 }
 
@@ -69,6 +71,30 @@ async fn gateway(state: PathBuf) {
     tokio::select! {
         _ = polder_control::serve(&socket, Arc::new(door)) => {}
         () = behaviour.end() => {}
+    }
+}
+
+#[tokio::main]
+async fn power(state: PathBuf) {
+    polder_supervisor::lifeline::hold();
+    let behaviour = Behaviour::of(&state, "power");
+    behaviour.begin();
+    let socket = Sockets::of(&state).power();
+    tokio::select! {
+        _ = polder_control::serve(&socket, Arc::new(Silent)) => {}
+        () = behaviour.end() => {}
+    }
+}
+
+struct Silent;
+
+impl Handler<PowerRequest, PowerReply> for Silent {
+    async fn handle(
+        &self,
+        _: PowerRequest,
+        outlet: &mut Outlet<PowerReply>,
+    ) -> Result<(), ControlError> {
+        outlet.send(&PowerReply::Ready).await
     }
 }
 

@@ -3,7 +3,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use polder_control::{
     BoxStatus, EngineStatus, Event, PartState, PartStatus, Plan, Progress, Run, RunId, RunState,
-    Sockets, StepState,
+    Sockets, StepState, Supply,
 };
 use polder_site::Site;
 use tokio::sync::watch;
@@ -29,6 +29,7 @@ struct Inner {
     clock: u64,
     site: Site,
     safe: bool,
+    supply: Option<Supply>,
     status_changed: u64,
     parts: BTreeMap<Part, watch::Receiver<Shown>>,
     /// With the number of the last change, newest run first.
@@ -41,6 +42,7 @@ impl Board {
             clock: 1,
             site,
             safe,
+            supply: None,
             status_changed: 1,
             parts: BTreeMap::new(),
             runs: ended.iter().map(|run| (0, run.clone())).collect(),
@@ -54,6 +56,18 @@ impl Board {
 
     pub(crate) fn set_site(&self, site: Site) {
         self.status_change(|inner| inner.site = site);
+    }
+
+    /// The power, where it was heard of.
+    pub(crate) fn supply(&self) -> Option<Supply> {
+        self.lock().supply.clone()
+    }
+
+    /// Nobody is woken for what is as it was.
+    pub(crate) fn set_supply(&self, supply: Option<Supply>) {
+        if self.supply() != supply {
+            self.status_change(|inner| inner.supply = supply);
+        }
     }
 
     pub(crate) fn add_part(&self, part: Part, shown: watch::Receiver<Shown>) {
@@ -198,6 +212,7 @@ impl Inner {
             gateway: self.part(&Part::Gateway),
             engines: self.site.engines.iter().map(engine).collect(),
             safe: self.safe,
+            supply: self.supply.clone(),
         }
     }
 }

@@ -74,6 +74,7 @@ impl<P: Parts> Desk<P> {
                 work.power(how, by).await?;
                 Reply::Done
             }
+            Request::Supply(supply) => Reply::Supplied { drained: work.supply(*supply).await },
             Request::SetClock { to, by } => {
                 work.set_clock(to, by).await?;
                 Reply::Done

@@ -16,6 +16,8 @@ pub enum Part {
     Gateway,
     /// The engine of one slot.
     Engine(EngineName),
+    /// What watches the UPS.
+    Power,
     /// Whoever looks after the uplinks, where the site names any.
     Wan,
 }
@@ -25,6 +27,7 @@ impl fmt::Display for Part {
         match self {
             Self::Gateway => f.write_str("gateway"),
             Self::Engine(name) => write!(f, "engine {name}"),
+            Self::Power => f.write_str("watch over the UPS"),
             Self::Wan => f.write_str("wan"),
         }
     }

@@ -55,6 +55,8 @@ pub enum Action {
     StartEngine(EngineName),
     /// Wait until the gateway, which follows the site while it runs, keeps the door that it says.
     OpenDoor,
+    /// Watch the UPS that the site names, or none.
+    WatchUps(bool),
     /// Wait until a steward confirms, over whatever way they have now, that the change did not lock them out.
     Confirm,
     /// Do something about the image.
@@ -81,6 +83,8 @@ impl Action {
             Self::OpenDoor => {
                 ("open-door", "Open the door as written down; answers that run go on".to_owned())
             }
+            Self::WatchUps(true) => ("watch-ups", "Listen to the UPS".to_owned()),
+            Self::WatchUps(false) => ("watch-ups", "Listen to no UPS any more".to_owned()),
             Self::Confirm => (
                 polder_control::CONFIRM,
                 format!(
@@ -145,6 +149,9 @@ pub fn plan(
             actions.extend(start);
             if must_be_confirmed(change) && next != observed.site {
                 actions.push(Action::Confirm);
+            }
+            if next.power != observed.site.power {
+                actions.push(Action::WatchUps(next.power.is_some()));
             }
             let door = |site: &Site| (site.name.clone(), site.door.clone());
             if door(&next) != door(&observed.site)
@@ -220,6 +227,10 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
         Wanted::Change(SiteChange::Updates(updates)) => {
             format!("Look for updates at {}", updates.from)
         }
+        Wanted::Change(SiteChange::Power(plan)) => {
+            format!("Live off the UPS {} when the mains is away", plan.ups)
+        }
+        Wanted::Change(SiteChange::RemovePower) => "Watch no UPS any more".to_owned(),
         Wanted::Change(SiteChange::Uplinks(uplinks)) => match uplinks.len() {
             0 => "Leave the ways to the internet as this machine has them".to_owned(),
             _ => {
@@ -502,6 +513,24 @@ mod tests {
     }
 
     #[test]
+    fn a_ups_is_written_down_and_listened_to_and_interrupts_nobody() {
+        let plan = polder_site::PowerPlan::of("ups@localhost".parse().unwrap());
+        assert_eq!(
+            text(&serving(), Wanted::Change(SiteChange::Power(plan.clone()))),
+            "Live off the UPS ups@localhost when the mains is away\n  \
+             1. Write down what the box should be\n  \
+             2. Listen to the UPS\n\
+             [write-site watch-ups]"
+        );
+        let mut box_ = serving();
+        box_.site.power = Some(plan.clone());
+        let same = text(&box_, Wanted::Change(SiteChange::Power(plan)));
+        assert!(same.ends_with("[]"), "{same}");
+        let none = text(&box_, Wanted::Change(SiteChange::RemovePower));
+        assert!(none.contains("Listen to no UPS any more"), "{none}");
+    }
+
+    #[test]
     fn doing_a_plan_leaves_nothing_to_do() {
         for change in [serve("big"), SiteChange::RemoveEngine(fast()), uplinks()] {
             let mut box_ = serving();
@@ -515,7 +544,8 @@ mod tests {
                     Action::StartEngine(name) => {
                         box_.engines.insert(name, PartState::Ready);
                     }
-                    Action::OpenDoor | Action::Confirm | Action::Image(_) => {}
+                    Action::OpenDoor | Action::WatchUps(_) | Action::Confirm | Action::Image(_) => {
+                    }
                 }
             }
             assert_eq!(plan(&box_, &wanted, &|_| None).1, []);

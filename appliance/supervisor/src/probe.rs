@@ -6,7 +6,8 @@ use hyper::body::Bytes;
 use hyper::{Request, StatusCode, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use polder_control::{
-    Client, DoorReply, DoorRequest, Progress, Sockets, Unit, WanReply, WanRequest,
+    Client, DoorReply, DoorRequest, PowerReply, PowerRequest, Progress, Sockets, Unit, WanReply,
+    WanRequest,
 };
 use serde::Deserialize;
 use tokio::net::UnixStream;
@@ -36,6 +37,7 @@ pub async fn ask(part: &Part, sockets: &Sockets, limit: Duration) -> Health {
         match part {
             Part::Gateway => ask_gateway(&sockets.gateway()).await,
             Part::Engine(name) => ask_engine(&sockets.engine(name)).await,
+            Part::Power => ask_power(&sockets.power()).await,
             Part::Wan => ask_wan(&sockets.wan()).await,
         }
     };
@@ -52,6 +54,14 @@ async fn ask_gateway(socket: &Path) -> Result<Health, String> {
     match client.ask(&DoorRequest::Ready).await.map_err(|e| e.to_string())? {
         DoorReply::Ready { .. } => Ok(Health::Ready(None)),
         other => Err(format!("it answered {other:?} when asked whether it is ready")),
+    }
+}
+
+async fn ask_power(socket: &Path) -> Result<Health, String> {
+    let mut client: Client<PowerRequest, PowerReply> =
+        Client::connect(socket).await.map_err(|e| e.to_string())?;
+    match client.ask(&PowerRequest::Ready).await.map_err(|e| e.to_string())? {
+        PowerReply::Ready => Ok(Health::Ready(None)),
     }
 }
 

@@ -148,6 +148,7 @@ pub async fn run<P: Parts>(
         ended = &mut serving => ended.map_err(Into::into),
         // A sender that is gone cannot call us back either.
         _ = ending.wait_for(|e| *e != Ending::No) => Ok(()),
+        () = work.spent.cancelled() => Ok(()),
     };
     let now = *ending.borrow_and_update() == Ending::Now;
     log::info!("ending{}", if now { " at once" } else { " in order; once more to hurry" });

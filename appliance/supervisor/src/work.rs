@@ -2,18 +2,22 @@ mod confirm;
 mod image;
 mod import;
 mod shell;
+mod supply;
 mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use polder_control::{
-    Actor, AuditEntry, Disk, Gpu, ImportSource, Machine, PartState, Plan, Power, Run, RunId,
-    RunState, Sockets, StepState,
+    Actor, AuditEntry, Disk, Gpu, ImportSource, Machine, PartState, Plan, Power, PowerPhase, Run,
+    RunId, RunState, Sockets, StepState,
 };
 use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -65,6 +69,16 @@ pub(crate) struct Work<P: Parts> {
     gpus: tokio::sync::OnceCell<Vec<Gpu>>,
     /// How it was when somebody last looked; whoever changes it forgets that.
     pub(crate) disk: tokio::sync::Mutex<Option<Disk>>,
+    /// How far the box has gone towards turning itself off for want of power.
+    power: watch::Sender<PowerPhase>,
+    /// Engines may be started: no UPS is watched, or its battery has what it takes.
+    may_start: watch::Sender<bool>,
+    /// All parts that answer people have ended for want of power.
+    drained: AtomicBool,
+    /// Ends them, or starts the engines when that is time.
+    rousing: Mutex<Option<JoinHandle<()>>>,
+    /// A box that cannot turn its machine off ends itself.
+    pub(crate) spent: CancellationToken,
     /// The supervisor is ending; runs stop where they are and are taken up at the next start.
     pub(crate) ending: CancellationToken,
 }
@@ -101,6 +115,7 @@ impl<P: Parts> Work<P> {
         ledger: Ledger,
     ) -> Arc<Self> {
         let sockets = Sockets::of(&state);
+        let may_start = watch::Sender::new(site.power.is_none());
         let image = parts.helper().map(|helper| Arc::new(Image::of(&state, helper)));
         Arc::new(Self {
             board: Board::new(sockets.clone(), site, safe, ledger.ended()),
@@ -119,6 +134,11 @@ impl<P: Parts> Work<P> {
             tasks: TaskTracker::new(),
             gpus: tokio::sync::OnceCell::new(),
             disk: tokio::sync::Mutex::default(),
+            power: watch::Sender::default(),
+            may_start,
+            drained: AtomicBool::new(false),
+            rousing: Mutex::default(),
+            spent: CancellationToken::new(),
             ending: CancellationToken::new(),
         })
     }
@@ -131,13 +151,19 @@ impl<P: Parts> Work<P> {
             false => self.board.site().engines,
         };
         let engines = engines.into_keys().map(Part::Engine);
+        let power = self.board.site().power.map(|_| Part::Power);
         let uplinks = (!self.board.site().uplinks.is_empty()).then_some(Part::Wan);
+        let others = power.into_iter().chain(uplinks);
         let wanted: BTreeSet<Part> =
-            std::iter::once(Part::Gateway).chain(engines).chain(uplinks).collect();
+            std::iter::once(Part::Gateway).chain(engines).chain(others).collect();
         self.tidy_what_is_kept().await;
         for part in &wanted {
-            self.keeper(part).ensure();
+            // Engines that may start do so at once; others when the battery has what it takes.
+            if !matches!(part, Part::Engine(_)) || self.engines_may_start() {
+                self.keeper(part).ensure();
+            }
         }
+        self.start_engines();
         self.parts.keep_only(&wanted).await;
         self.image_started();
         self.shell_again();
@@ -192,12 +218,15 @@ impl<P: Parts> Work<P> {
     /// Stops every part, the door first; the engines finish what came through it.
     pub(crate) async fn end(&self, now: bool) {
         self.ending.cancel();
+        if let Some(rousing) = lock(&self.rousing).take() {
+            rousing.abort();
+        }
         let order = if now { Order::StopNow } else { Order::Stop };
         let keepers: Vec<_> =
             lock(&self.keepers).iter().map(|(p, k)| (p.clone(), k.clone())).collect();
-        let (door, engines): (Vec<_>, Vec<_>) =
+        let (door, others): (Vec<_>, Vec<_>) =
             keepers.into_iter().partition(|(part, _)| *part == Part::Gateway);
-        for (group, patience) in [(door, self.patience.gateway), (engines, self.patience.last)] {
+        for (group, patience) in [(door, self.patience.gateway), (others, self.patience.last)] {
             group.iter().for_each(|(_, keeper)| keeper.stop(order));
             let stopped = async {
                 for (_, keeper) in &group {
@@ -264,6 +293,10 @@ impl<P: Parts> Work<P> {
         if self.ending.is_cancelled() {
             return Err("the box is going down; ask again when it is back".to_owned());
         }
+        if self.power.borrow().refuses_all_work() {
+            return Err("the mains is away and the box ends its parts; ask again when it is back"
+                .to_owned());
+        }
         let (plan, actions) = self.plan_of(&intent).await?;
         if actions.is_empty() {
             let run = |id| Run { id, plan, steps: Vec::new(), state: RunState::Done };
@@ -294,6 +327,14 @@ impl<P: Parts> Work<P> {
     /// Turns the machine off or on again; the machine's going down then ends this box in order.
     pub(crate) async fn power(self: &Arc<Self>, how: Power, by: Actor) -> Result<(), Refusal> {
         let Some(machine) = self.parts.machine() else {
+            if self.power.borrow().is_final() && how == Power::Off {
+                self.record(by, "ended for want of power:", "the box").await?;
+                log::error!(
+                    "the battery of the UPS is nearly empty and all is written down; the box has stopped. It is only a program on this machine, which somebody else has to turn off"
+                );
+                self.spent.cancel();
+                return Ok(());
+            }
             return Err("this box is only a program on this machine and cannot turn it off; do that as you usually do"
                 .to_owned());
         };
@@ -510,6 +551,9 @@ impl<P: Parts> Work<P> {
                 }
                 Action::StartEngine(name) => self.start_engine(id, step, &name, cancel).await,
                 Action::OpenDoor => self.open_door(step, before).await,
+                Action::WatchUps(_) => {
+                    self.watch_ups(true).await.map_err(|why| Halt::Failed(step, why))
+                }
                 Action::Confirm => self.until_confirmed(id, step, cancel).await,
                 Action::Image(action) => self.image_action(id, step, action, cancel).await,
             };
@@ -565,8 +609,8 @@ impl<P: Parts> Work<P> {
         name: &EngineName,
         cancel: &CancellationToken,
     ) -> Result<(), Halt> {
-        let keeper = self.keeper(&Part::Engine(name.clone()));
-        let order = keeper.ensure();
+        let part = Part::Engine(name.clone());
+        let keeper = self.keeper(&part);
         let mut loading = keeper.shown.clone();
         let figures = async {
             let mut pace = Pace::default();
@@ -578,7 +622,7 @@ impl<P: Parts> Work<P> {
             }
         };
         tokio::select! {
-            state = keeper.until(order, settled) => match state {
+            state = self.settles(&part, &keeper) => match state {
                 PartState::GaveUp(why) => Err(Halt::Failed(step, format!(
                     "{why}; choose another model, or put right what it says and ask again"
                 ))),
@@ -595,7 +639,7 @@ impl<P: Parts> Work<P> {
     async fn open_door(self: &Arc<Self>, step: usize, before: &Site) -> Result<(), Halt> {
         let keeper = self.keeper(&Part::Gateway);
         let opening = async {
-            match keeper.until(keeper.ensure(), settled).await {
+            match self.settles(&Part::Gateway, &keeper).await {
                 PartState::GaveUp(why) => Err(why),
                 _ => doorway::opens(&self.board.site(), before, &self.sockets).await,
             }
@@ -615,7 +659,7 @@ impl<P: Parts> Work<P> {
         let grace = match part {
             Part::Gateway => self.patience.gateway,
             Part::Engine(_) => self.patience.engine,
-            Part::Wan => self.patience.last,
+            Part::Power | Part::Wan => self.patience.last,
         };
         let keeper = Keeper::new(self.parts.clone(), part.clone(), self.sockets.clone(), grace);
         let keeper = Arc::new(keeper);

@@ -11,10 +11,11 @@ use polder_supervisor::Patience;
 
 /// As `systemd-analyze security` counts (10 is a process that may do anything): parts of a running box, then what
 /// writes slots and judges versions, then what needs terminals, devices or other people's files.
-const MOST_EXPOSED: [(&str, f64); 14] = [
+const MOST_EXPOSED: [(&str, f64); 15] = [
     ("polder-supervisor.service", 2.0),
     ("polder-gateway.service", 2.0),
     ("polder-engine@.service", 2.0),
+    ("polder-power.service", 2.0),
     ("polder-screen.service", 2.0),
     ("polder-wan.service", 2.3),
     ("polder-slots.service", 2.0),
@@ -30,10 +31,11 @@ const MOST_EXPOSED: [(&str, f64); 14] = [
 /// Keys that came with systemd 254 to 257, which the image has; older tools know nothing of them.
 const YOUNG_KEYS: [&str; 3] = ["PrivatePIDs", "PollLimitIntervalSec", "PollLimitBurst"];
 
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 6] = [
     "polder-supervisor.service",
     "polder-gateway.service",
     "polder-engine@.service",
+    "polder-power.service",
     "polder-screen.service",
     "polder-wan.service",
 ];
@@ -191,13 +193,18 @@ fn who_looks_after_the_uplinks_may_administer_the_network_and_nothing_else() {
         assert!(networkd.lines().any(|line| line == left_alone), "{networkd}");
     }
     let polkit = std::fs::read_to_string(tree().join("share/polkit-1/rules.d/50-polder.rules"));
-    assert!(polkit.unwrap().contains("polder-(gateway|wan|engine@"));
+    assert!(polkit.unwrap().contains("polder-(gateway|power|wan|engine@"));
 }
 
 #[test]
 fn nobody_who_is_locked_up_can_ask_about_the_disk() {
     // Not who answers the network, not who runs models.
-    for unit in ["polder-gateway.service", "polder-engine@.service", "polder-wan.service"] {
+    for unit in [
+        "polder-gateway.service",
+        "polder-engine@.service",
+        "polder-power.service",
+        "polder-wan.service",
+    ] {
         assert!(value(unit, "InaccessiblePaths").contains("-/run/polder-seal"), "{unit}");
     }
     assert_eq!(value("polder-seal.socket", "SocketUser"), "polder");
@@ -222,7 +229,12 @@ fn systemd_waits_longer_than_the_supervisor_before_it_kills() {
 
 #[test]
 fn the_supervisor_alone_decides_about_restarts_and_is_always_restarted_itself() {
-    for unit in ["polder-gateway.service", "polder-engine@.service", "polder-wan.service"] {
+    for unit in [
+        "polder-gateway.service",
+        "polder-engine@.service",
+        "polder-power.service",
+        "polder-wan.service",
+    ] {
         assert_eq!(value(unit, "Restart"), "no");
     }
     assert_eq!(value("polder-supervisor.service", "Restart"), "always");

@@ -12,7 +12,7 @@ use polder_chat::{TextStream, Tokenizer};
 use polder_scheduler::{Event, FinishReason, PromptLogprob, Refusal, Request, RequestId, Sink};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::handle::Handle;
+use crate::handle::{self, Handle};
 use crate::metrics::{Ended, Metrics};
 use crate::reply::{Heard, Part, Reply, ReplyForm};
 use crate::wire::answer::Usage;
@@ -103,6 +103,8 @@ pub(crate) struct Generation {
     usage: Usage,
     started: Instant,
     heard_any: bool,
+    /// It was ended before its time.
+    hurried: bool,
 }
 
 #[derive(Debug)]
@@ -204,6 +206,7 @@ impl Generation {
             usage: Usage { prompt, ..Usage::default() },
             started: Instant::now(),
             heard_any: false,
+            hurried: false,
         };
         let waiting = submitted.len();
         if waiting > 0 {
@@ -236,13 +239,15 @@ impl Generation {
             if self.choices.iter().all(|choice| choice.done) {
                 return None;
             }
-            match self.engine.hear(&mut self.events).await {
-                Some((index, event)) => {
+            let knows = self.hurried;
+            match self.engine.hear_or_hurry(&mut self.events, knows).await {
+                handle::Heard::Event((index, event)) => {
                     if let Err(error) = self.hear(index, event) {
                         return Some(Err(error));
                     }
                 }
-                None => return Some(Err(stopped())),
+                handle::Heard::Hurry if self.end_here() => {}
+                handle::Heard::Hurry | handle::Heard::Ended => return Some(Err(stopped())),
             }
         }
     }
@@ -264,6 +269,23 @@ impl Generation {
             }
         }
         least.into_values().map(u64::from).sum()
+    }
+
+    /// Ends every answer where it is, as if it had reached its limit. False where nothing was said yet: that is no answer.
+    fn end_here(&mut self) -> bool {
+        self.hurried = true;
+        if !self.heard_any {
+            return false;
+        }
+        for (index, choice) in self.choices.iter_mut().enumerate().filter(|(_, c)| !c.done) {
+            if let Some(id) = choice.id {
+                self.engine.cancel(id);
+            }
+            self.ready.extend(choice.begin(index, &self.tokenizer));
+            self.ready.extend(choice.finish(index, FinishReason::Length, &self.tokenizer));
+            self.metrics.ended(Ended::Length, self.started.elapsed());
+        }
+        true
     }
 
     fn hear(&mut self, index: usize, event: Event) -> Result<(), ApiError> {

@@ -11,12 +11,17 @@ use tokio::sync::watch;
 pub(crate) struct Handle {
     engine: EngineHandle,
     hung: watch::Receiver<bool>,
+    hurry: watch::Receiver<bool>,
 }
 
 impl Handle {
-    /// `hung` turns true when the engine is given up.
-    pub(crate) fn new(engine: EngineHandle, hung: watch::Receiver<bool>) -> Self {
-        Self { engine, hung }
+    /// `hung` turns true when the engine is given up, `hurry` when answers have to come to their end.
+    pub(crate) fn new(
+        engine: EngineHandle,
+        hung: watch::Receiver<bool>,
+        hurry: watch::Receiver<bool>,
+    ) -> Self {
+        Self { engine, hung, hurry }
     }
 
     /// What the engine says next. None: it has ended, or was given up. May be dropped while it waits.
@@ -28,6 +33,29 @@ impl Handle {
             Ok(_) = self.hung.wait_for(|hung| *hung) => None,
         }
     }
+
+    /// The same, but for answers that have to come to their end; once they know, they are not told again.
+    pub(crate) async fn hear_or_hurry<T>(
+        &mut self,
+        events: &mut UnboundedReceiver<T>,
+        knows: bool,
+    ) -> Heard<T> {
+        let mut hurry = self.hurry.clone();
+        tokio::select! {
+            heard = self.hear(events) => heard.map_or(Heard::Ended, Heard::Event),
+            Ok(_) = hurry.wait_for(|hurry| *hurry), if !knows => Heard::Hurry,
+        }
+    }
+}
+
+/// What an answer hears next.
+pub(crate) enum Heard<T> {
+    /// Something about it.
+    Event(T),
+    /// It has to come to its end.
+    Hurry,
+    /// The engine has ended, or was given up.
+    Ended,
 }
 
 impl Deref for Handle {

@@ -25,8 +25,11 @@ use crate::load::{EngineOptions, Parts, load};
 use crate::metrics::Metrics;
 use crate::socket::Door;
 
-/// Longest that answers in progress may go on after the engine was told to stop.
-const DRAIN: Duration = Duration::from_secs(30);
+/// Longest that answers in progress may go on after the engine was told to stop. Those that are longer are then ended where they are, as if
+/// they had reached their limit: whoever waits gets an end, and not a cut.
+const DRAIN: Duration = Duration::from_secs(20);
+/// Longest that those ends may take to reach whoever reads them.
+const LAST_WORDS: Duration = Duration::from_secs(4);
 /// Longest that is waited for what is kept to be on disk, after that.
 const SETTLE: Duration = Duration::from_secs(5);
 /// Most bytes of an answer that are kept for a slow reader beside what the system keeps.
@@ -82,6 +85,7 @@ pub async fn serve(
     let (tell_end, mut ended) = oneshot::channel();
     let mut tell_end = Some(tell_end);
     let (give_up, hung) = watch::channel(false);
+    let (hurry, hurried) = watch::channel(false);
     let mut moving = Moving { progress: 0, since: Instant::now() };
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -101,7 +105,7 @@ pub async fn serve(
                     Ok(parts) => parts,
                     Err(error) => break Err(error),
                 };
-                match (start(&app, parts, hung.clone()), tell_end.take()) {
+                match (start(&app, parts, hung.clone(), hurried.clone()), tell_end.take()) {
                     (Ok(thread), Some(tell)) => watch(thread, tell),
                     (Err(error), _) => break Err(EngineError::Scheduler(error)),
                     (Ok(_), None) => {}
@@ -132,7 +136,10 @@ pub async fn serve(
     app.stopping.store(true, Ordering::Relaxed);
     drop(door);
     let limit = if outcome.is_ok() { DRAIN } else { Duration::from_secs(1) };
-    if !connections.drain(limit).await {
+    let enough = || {
+        hurry.send_replace(true);
+    };
+    if !connections.drain(limit, enough).await {
         log::warn!("some answers took too long to finish and were cut off");
     }
     settle(&app).await;
@@ -171,6 +178,7 @@ fn start(
     app: &App,
     parts: Parts,
     hung: watch::Receiver<bool>,
+    hurried: watch::Receiver<bool>,
 ) -> Result<EngineThread, SchedulerError> {
     let vocab = parts.backend.limits().vocab;
     let thread = polder_scheduler::spawn_with_store(parts.backend, parts.config, parts.store)?;
@@ -180,7 +188,7 @@ fn start(
     let (calls, thinks) = (dialect.calls().unwrap_or("none"), dialect.thinks());
     log::info!(calls:% = calls, thinks:% = thinks; "how this model calls tools, and whether it may think first");
     let engine = Engine {
-        handle: Handle::new(thread.handle(), hung),
+        handle: Handle::new(thread.handle(), hung, hurried),
         grammars: Grammars::new(tokenizer.clone(), vocab),
         tokenizer,
         template: parts.template,
@@ -236,9 +244,16 @@ impl Connections {
         });
     }
 
-    /// Lets answers in progress finish; false where some took longer than `limit`.
-    async fn drain(mut self, limit: Duration) -> bool {
-        let finished = tokio::time::timeout(limit, self.graceful.shutdown()).await.is_ok();
+    /// Lets answers in progress finish, and says `enough` where some take longer than `limit`; false where they do not even
+    /// come to their end then.
+    async fn drain(mut self, limit: Duration, enough: impl FnOnce()) -> bool {
+        let mut finishing = std::pin::pin!(self.graceful.shutdown());
+        let mut finished = tokio::time::timeout(limit, &mut finishing).await.is_ok();
+        if !finished {
+            log::info!("answers that are still being written end where they are");
+            enough();
+            finished = tokio::time::timeout(LAST_WORDS, &mut finishing).await.is_ok();
+        }
         self.tasks.abort_all();
         while self.tasks.join_next().await.is_some() {}
         finished

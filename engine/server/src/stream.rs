@@ -246,7 +246,7 @@ mod tests {
         let metrics = Arc::new(Metrics::new());
         let tokenizer = Arc::new(tokenizer.unwrap());
         let (_give_up, hung) = tokio::sync::watch::channel(false);
-        let handle = crate::handle::Handle::new(engine.handle(), hung);
+        let handle = crate::handle::Handle::new(engine.handle(), hung.clone(), hung);
         let generation = Generation::start(handle, metrics, tokenizer, vec![job], 1).await.unwrap();
         let envelope = Envelope {
             kind: Kind::Completion,

@@ -18,6 +18,7 @@ use crate::pages::certificate;
 use crate::pages::frame::{self, Trouble, answer, nav, piece};
 use crate::pages::home::Said;
 use crate::pages::models::title;
+use crate::pages::power;
 use crate::pages::runs::run_line;
 use crate::pages::samples::{Sample, Samples, Series};
 use crate::pages::shell::now_open;
@@ -91,6 +92,14 @@ async fn inside(gateway: &Gateway, samples: &Samples) -> Markup {
             }
         }
         @for engine in &status.engines { (engine_card(engine, &samples.of(&engine.name))) }
+        @match &status.supply {
+            Some(supply) => (power::card(supply)),
+            None => section.card {
+                h2 { "The power" }
+                (empty("No UPS is watched: a power cut would cut every answer off."))
+                a href="/power" { "Choose a UPS" }
+            }
+        }
         (runs_card(&runs))
         (uplinks)
         (door_card(&status.gateway, gateway))

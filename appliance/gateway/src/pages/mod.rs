@@ -21,6 +21,7 @@ mod markdown;
 mod metrics;
 mod models;
 mod people;
+mod power;
 mod runs;
 mod samples;
 mod shell;
@@ -97,6 +98,8 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/apps", get(apps::list).post(apps::add))
         .route("/apps/{name}/remove", post(apps::remove))
         .route("/apps/{name}/enter", get(apps::enter))
+        .route("/power", get(power::show).post(power::set))
+        .route("/power/remove", post(power::remove))
         .route("/verifier", post(verifier::set))
         .route("/verifier/remove", post(verifier::remove))
         .route("/certificate", get(certificate::show).post(certificate::set))

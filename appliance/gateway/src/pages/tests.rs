@@ -87,6 +87,7 @@ impl Handler<Request, Reply> for Supervisor {
             }
             Request::Update { .. } => Reply::Accepted(RunId(7)),
             Request::Judge => Reply::Judged(None),
+            Request::Supply(_) => Reply::Supplied { drained: false },
             Request::Shell | Request::CloseShell { .. } => Reply::Shell(None),
             Request::OpenShell { .. } => Reply::Shell(Some(OpenShell {
                 fingerprint: "SHA256:abc".into(),
@@ -224,6 +225,7 @@ pub(super) async fn place() -> Place {
     site.engines.insert("fast".parse().unwrap(), slot);
     let part = |state| PartStatus { state, restarts: 1, pid: Some(1) };
     let status = BoxStatus {
+        supply: None,
         safe: false,
         engines: vec![EngineStatus {
             name: "fast".parse().unwrap(),
@@ -901,6 +903,29 @@ async fn a_steward_asks_for_a_public_certificate_and_a_name_of_the_network_is_re
         assert_eq!(status, StatusCode::BAD_REQUEST, "{form}");
         assert!(page.contains(says), "{form}: {page}");
     }
+}
+
+#[tokio::test]
+async fn a_ups_is_chosen_by_a_steward_and_a_mistyped_one_is_told_with_what_was_typed() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    assert_eq!(place.get("/power", Some(&place.member.1)).await.0, StatusCode::FORBIDDEN);
+    let page = place.get("/power", steward).await.1;
+    assert!(page.contains("Live off a UPS"), "{page}");
+    let form = "ups=ups%40localhost&role=primary&low_charge=35&start_charge=&card_percent=60";
+    let (status, to) = place.post("/power", steward, form).await;
+    assert!(status == StatusCode::SEE_OTHER && to.starts_with("/runs/"), "{status} {to}");
+    let mut plan = polder_site::PowerPlan::of("ups@localhost".parse().unwrap());
+    (plan.low_charge, plan.card_percent) = (35, Some(60));
+    let wanted = SiteChange::Power(plan);
+    let asked = |r: &Request| matches!(r, Request::Apply { change, .. } if *change == wanted);
+    assert!(place.asked.lock().unwrap().iter().any(asked));
+    let (status, page) = place.post("/power", steward, "ups=mine&low_charge=3").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("ups@localhost") && page.contains("value=\"mine\""), "{page}");
+    let (status, page) = place.post("/power", steward, "ups=a%40b&low_charge=3").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("choose 5 to 90 percent"), "{page}");
 }
 
 #[tokio::test]

@@ -327,7 +327,13 @@ pub(crate) fn box_status(site: &Site, sockets: &Sockets, state: PartState) -> Bo
             note: None,
         })
         .collect();
-    BoxStatus { safe: false, site: site.clone(), gateway: part(PartState::Ready), engines }
+    BoxStatus {
+        supply: None,
+        safe: false,
+        site: site.clone(),
+        gateway: part(PartState::Ready),
+        engines,
+    }
 }
 
 struct Supervisor {

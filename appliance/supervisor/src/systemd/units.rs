@@ -29,8 +29,10 @@ const LEFTOVERS: Duration = Duration::from_secs(5);
 const ENGINE: &str = "polder-engine@";
 const SERVICE: &str = ".service";
 const WAN: &str = "polder-wan.service";
+const POWER: &str = "polder-power.service";
 
-/// Parts as units of the init system: `polder-gateway.service`, `polder-engine@NAME.service` and `polder-wan.service`.
+/// Parts as units of the init system: `polder-gateway.service`, `polder-engine@NAME.service`, `polder-power.service` and
+/// `polder-wan.service`.
 ///
 /// They outlive the supervisor: `start` takes over a unit that runs already. The units have
 /// `Restart=no`, because the supervisor alone decides about restarts.
@@ -189,7 +191,7 @@ impl Parts for Units {
             String,
             OwnedObjectPath,
         );
-        let ours = [format!("{ENGINE}*{SERVICE}"), WAN.to_owned()];
+        let ours = [format!("{ENGINE}*{SERVICE}"), WAN.to_owned(), POWER.to_owned()];
         let asked = (["active", "activating"].as_slice(), ours.as_slice());
         let listing = self.manager("ListUnitsByPatterns", &asked, LEFTOVERS);
         // A bus that is there and says nothing is waited for no longer than one that is away.
@@ -329,11 +331,15 @@ fn unit_of(part: &Part) -> String {
     match part {
         Part::Gateway => format!("polder-gateway{SERVICE}"),
         Part::Engine(name) => format!("{ENGINE}{name}{SERVICE}"),
+        Part::Power => POWER.to_owned(),
         Part::Wan => WAN.to_owned(),
     }
 }
 
 fn part_of(unit: &str) -> Option<Part> {
+    if unit == POWER {
+        return Some(Part::Power);
+    }
     if unit == WAN {
         return Some(Part::Wan);
     }
@@ -357,6 +363,8 @@ mod tests {
         }
         assert_eq!(part_of("polder-engine@Not A Name.service"), None);
         assert_eq!(part_of("polder-gateway.service"), None);
-        assert_eq!(part_of(&unit_of(&Part::Wan)), Some(Part::Wan));
+        for part in [Part::Wan, Part::Power] {
+            assert_eq!(part_of(&unit_of(&part)), Some(part));
+        }
     }
 }

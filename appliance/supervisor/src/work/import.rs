@@ -1,4 +1,4 @@
-//! Brings in a model; not over an uplink that somebody pays for by what goes through it.
+//! Brings in a model; not over an uplink that somebody pays for by what goes through it, and not on battery.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +46,7 @@ impl<P: Parts> Work<P> {
                 Err(ImportEnd::Stopped) if self.ending.is_cancelled() => {
                     return Err(Halt::Interrupted);
                 }
-                // The uplink became a metered one; what was fetched is kept.
+                // The uplink became a metered one, or the mains is away; what was fetched is kept.
                 Err(ImportEnd::Stopped) => {}
                 Err(ImportEnd::Failed(why)) => return Err(Halt::Failed(step, why)),
                 Ok(()) => return Ok(()),
@@ -84,6 +84,7 @@ impl<P: Parts> Work<P> {
                 () = cancel.cancelled() => (),
                 () = self.ending.cancelled() => (),
                 () = must_stop => (),
+                () = self.imports(false) => (),
             } } => {
                 stop.cancel();
                 importing.await
@@ -97,6 +98,10 @@ impl<P: Parts> Work<P> {
 
     /// Why a large transfer may not run now.
     async fn must_wait(&self, near: bool) -> Option<String> {
+        // On battery nothing is brought in, from anywhere: it would cost what answers need.
+        if self.power.borrow().pauses_work() {
+            return Some("waits for the mains".to_owned());
+        }
         if near || self.board.site().uplinks.values().all(|uplink| !uplink.metered) {
             return None;
         }

@@ -6,7 +6,7 @@ use polder_control::PartState;
 use polder_site::{EngineName, Site, SiteChange};
 use tokio_util::sync::CancellationToken;
 
-use super::{Work, moves_the_door, settled};
+use super::{Work, moves_the_door};
 use crate::parts::{Part, Parts};
 use crate::runs::Intent;
 
@@ -50,6 +50,10 @@ impl<P: Parts> Work<P> {
                     // It follows the site back by itself, unless it died of the new one.
                     self.keeper(&Part::Gateway).ensure();
                 }
+                if site.power != back.power {
+                    // Whether that one is heard, its own run has seen; not waiting cannot fail.
+                    let _ = self.watch_ups(false).await;
+                }
                 format!("{why}; the change was undone")
             }
         }
@@ -65,9 +69,10 @@ impl<P: Parts> Work<P> {
         if self.ending.is_cancelled() {
             return LATER.to_owned();
         }
-        let keeper = self.keeper(&Part::Engine(name.clone()));
+        let part = Part::Engine(name.clone());
+        let keeper = self.keeper(&part);
         let state = tokio::select! {
-            state = keeper.until(keeper.ensure(), settled) => state,
+            state = self.settles(&part, &keeper) => state,
             () = cancel.cancelled() => return LATER.to_owned(),
             () = self.ending.cancelled() => return LATER.to_owned(),
         };
@@ -79,7 +84,7 @@ impl<P: Parts> Work<P> {
 
     /// After a run that did not finish, whatever the site says should run does.
     fn restore(self: &Arc<Self>) {
-        if self.ending.is_cancelled() {
+        if self.ending.is_cancelled() || !self.engines_may_start() {
             return;
         }
         for name in self.board.site().engines.keys() {
@@ -135,6 +140,7 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
             back.certificate = before.certificate.clone();
             back.door.names = before.door.names.clone();
         }
+        SiteChange::Power(_) | SiteChange::RemovePower => back.power = before.power.clone(),
         SiteChange::Uplinks(_) => back.uplinks = before.uplinks.clone(),
     }
     back

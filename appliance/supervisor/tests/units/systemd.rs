@@ -336,7 +336,8 @@ impl Manager {
         states: Vec<String>,
         patterns: Vec<String>,
     ) -> Vec<Listed> {
-        assert_eq!(patterns, ["polder-engine@*.service"]);
+        let others = ["polder-wan.service", "polder-power.service"];
+        assert_eq!(patterns, ["polder-engine@*.service", others[0], others[1]]);
         let units = self.0.units.lock().unwrap();
         let ours = units.iter().filter(|(name, unit)| {
             name.starts_with("polder-engine@") && states.iter().any(|state| state == unit.active)

@@ -1,0 +1,128 @@
+//! The monthly test of the battery: when, and what is remembered of it.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::policy::Seen;
+
+/// What a UPS calls its short test.
+pub const COMMAND: &str = "test.battery.start.quick";
+
+/// Between two tests.
+const EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
+/// After the box started, the battery is left alone for this long.
+const FIRST_DAY: Duration = Duration::from_secs(24 * 3600);
+/// Under this charge it is not tested.
+const FULL: u8 = 90;
+
+/// Whether to test now. `since_last` is none where none was ever made.
+pub fn is_due(seen: &Seen, running: Duration, since_last: Option<Duration>) -> bool {
+    let calm = |reading: &crate::reading::Reading| {
+        reading.flags.on_mains
+            && !reading.flags.on_battery
+            && !reading.flags.testing
+            && !reading.flags.forced
+            && reading.charge.is_some_and(|charge| charge >= FULL)
+    };
+    running >= FIRST_DAY
+        && seen.silent < Duration::from_secs(10)
+        && seen.on_mains >= Duration::from_secs(3600)
+        && seen.last.as_ref().is_some_and(calm)
+        && since_last.is_none_or(|since| since >= EVERY)
+}
+
+/// One test.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Test {
+    /// When it began, Unix seconds.
+    pub at: i64,
+    /// What the UPS said of it.
+    pub result: String,
+}
+
+/// The record of tests, a line of JSON each.
+#[derive(Debug, Clone)]
+pub struct Record(PathBuf);
+
+impl Record {
+    /// In this folder.
+    pub fn in_folder(folder: &Path) -> Self {
+        Self(folder.join("tests.jsonl"))
+    }
+
+    /// The last one. A line that was cut short by a power cut is left out of account.
+    pub fn last(&self) -> Option<Test> {
+        let text = std::fs::read_to_string(&self.0).ok()?;
+        text.lines().rev().find_map(|line| serde_json::from_str(line).ok())
+    }
+
+    /// Writes one down; on disk when this returns.
+    pub fn add(&self, test: &Test) -> io::Result<()> {
+        if let Some(folder) = self.0.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let mut file = std::fs::File::options().create(true).append(true).open(&self.0)?;
+        writeln!(file, "\n{}", serde_json::to_string(test)?)?;
+        file.sync_data()
+    }
+}
+
+impl std::fmt::Display for Test {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let day = jiff::Timestamp::from_second(self.at).unwrap_or_default();
+        write!(f, "{}: {}", day.strftime("%Y-%m-%d"), self.result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reading::{Flags, Reading};
+
+    fn calm() -> Seen {
+        let last = Reading { flags: Flags::parse("OL"), charge: Some(100), ..Reading::default() };
+        Seen { last: Some(last), on_mains: Duration::from_secs(9999), ..Seen::default() }
+    }
+
+    #[test]
+    fn the_battery_is_tested_once_a_month_and_only_in_calm() {
+        let day = |days: u64| Duration::from_secs(days * 24 * 3600);
+        assert!(is_due(&calm(), day(1), None));
+        assert!(is_due(&calm(), day(99), Some(day(30))));
+        assert!(!is_due(&calm(), day(99), Some(day(29))));
+        assert!(!is_due(&calm(), day(1) - Duration::from_secs(1), None), "the first day");
+        for (status, charge) in [
+            ("OB", Some(100)),
+            ("OL", Some(89)),
+            ("OL", None),
+            ("OL TEST", Some(100)),
+            ("FSD OL", Some(100)),
+            ("", Some(100)),
+        ] {
+            let mut seen = calm();
+            seen.last = Some(Reading { flags: Flags::parse(status), charge, ..Reading::default() });
+            assert!(!is_due(&seen, day(2), None), "{status} {charge:?}");
+        }
+        let silent = Seen { silent: Duration::from_secs(10), ..calm() };
+        assert!(!is_due(&silent, day(2), None));
+        assert!(!is_due(&Seen::default(), day(2), None));
+    }
+
+    #[test]
+    fn a_record_that_was_cut_short_is_read_up_to_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = Record::in_folder(&folder.path().join("power"));
+        assert_eq!(record.last(), None);
+        let test = Test { at: 1_767_225_600, result: "Done and passed".to_owned() };
+        record.add(&test).unwrap();
+        let path = folder.path().join("power/tests.jsonl");
+        let mut file = std::fs::File::options().append(true).open(path).unwrap();
+        file.write_all(b"{\"at\": 17").unwrap();
+        assert_eq!(record.last(), Some(test.clone()));
+        record.add(&Test { result: "Done and failed".to_owned(), ..test }).unwrap();
+        assert_eq!(record.last().unwrap().to_string(), "2026-01-01: Done and failed");
+    }
+}
