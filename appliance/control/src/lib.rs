@@ -10,11 +10,13 @@
 //! which the connection carries [`Event`]s until either side closes it. The sockets are 0600:
 //! whoever can open them owns the state folder anyway.
 
+mod backup;
 mod disk;
 mod messages;
 mod plan;
 mod wire;
 
+pub use backup::{BackupStatus, BackupWish, KitWords, LastBackup};
 pub use disk::{Disk, Lock, RecoveryKey};
 pub use messages::{
     Actor, AuditEntry, BoxStatus, Claim, DoorReply, DoorRequest, Doorway, EngineStatus, Event, Gpu,

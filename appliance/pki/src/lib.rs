@@ -14,6 +14,7 @@
 mod addresses;
 mod authority;
 pub mod decide;
+mod examine;
 mod files;
 mod keeper;
 mod leaf;
@@ -21,6 +22,7 @@ mod names;
 
 pub use addresses::machine_addresses;
 pub use authority::Ca;
+pub use examine::examine;
 pub use keeper::{Keeper, Refreshed};
 pub use names::Names;
 

@@ -3,6 +3,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::apps::App;
+use crate::backup::Backup;
 use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::names::{AppName, BoxName, EngineName};
 use crate::updates::Updates;
@@ -62,6 +63,10 @@ pub enum SiteChange {
     Updates(Updates),
     /// Look for updates on sticks only.
     RemoveUpdates,
+    /// Keep backups there, in this way.
+    Backup(Backup),
+    /// Make no more backups; those there are stay.
+    RemoveBackup,
 }
 
 impl SiteChange {
@@ -99,6 +104,8 @@ impl SiteChange {
             Self::RemoveVerifier => next.verifier = None,
             Self::Updates(updates) => next.updates = Some(updates.clone()),
             Self::RemoveUpdates => next.updates = None,
+            Self::Backup(backup) => next.backup = Some(backup.clone()),
+            Self::RemoveBackup => next.backup = None,
         }
         next
     }

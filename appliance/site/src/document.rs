@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::apps::App;
+use crate::backup::Backup;
 use crate::budget::Budget;
 use crate::names::{AppName, BoxName, EngineName, RecipeName};
 use crate::unknown::UnknownKey;
@@ -48,6 +49,9 @@ pub struct Site {
     /// Where updates of the image are looked for; sticks are looked at without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updates: Option<Updates>,
+    /// Where copies of the box's small precious state are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<Backup>,
 }
 
 /// The public door.
@@ -214,6 +218,11 @@ pub enum SiteError {
         "site.toml: keeping.disk_percent is {0}; choose 1 to 80, since weights and members need room on the same disk, or days = 0 to keep nothing there"
     )]
     KeepsTooMuch(u8),
+    /// Every copy would be removed again.
+    #[error(
+        "site.toml: backup.keep has only zeros, so that no backup would be kept; let it keep some hours, days, weeks or months"
+    )]
+    KeepsNoBackup,
     /// More than there is.
     #[error(
         "site.toml: the engines may take {0} % of the memory, all together, and there are 100 %; lower engines.{1}.memory"
@@ -277,6 +286,7 @@ impl Site {
             apps: BTreeMap::new(),
             verifier: None,
             updates: None,
+            backup: None,
         }
     }
 
@@ -370,6 +380,9 @@ impl Site {
         }
         if self.verifier.as_ref().and_then(|v| v.url.upstream().port()) == Some(self.door.port) {
             return Err(SiteError::VerifierIsDoor);
+        }
+        if self.backup.as_ref().is_some_and(|backup| !backup.keep.keeps_something()) {
+            return Err(SiteError::KeepsNoBackup);
         }
         self.check_common()?;
         self.check_apps()

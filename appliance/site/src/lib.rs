@@ -5,6 +5,7 @@
 //! for the file and its history, [`SiteChange`] for everything that may change.
 
 mod apps;
+mod backup;
 mod budget;
 mod change;
 mod document;
@@ -15,6 +16,7 @@ mod updates;
 mod verifier;
 
 pub use apps::{App, Audience, Upstream, UpstreamError};
+pub use backup::{Backup, BackupPlace, BackupPlaceError, Retention};
 pub use budget::{Budget, BudgetError};
 pub use change::{Difference, SiteChange};
 pub use document::{

@@ -7,6 +7,7 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde_ignored::Path;
 
 use crate::apps::App;
+use crate::backup::{Backup, Retention};
 use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::updates::Updates;
 use crate::verifier::Verifier;
@@ -26,8 +27,14 @@ pub struct UnknownKey {
 /// Keys whose usual value does more than somebody may have wanted who mistyped one. A version that knows them always writes them, so that
 /// no newer one's file is taken for a mistake. All others are necessary, or their usual value is the strictest.
 /// Only a budget is not always written: no later key of an engine may be as near to it.
-const MORE_THAN_MEANT: [&str; 5] =
-    ["keeping", "keeping.days", "keeping.disk_percent", "verifier.mode", "engines.*.memory"];
+const MORE_THAN_MEANT: [&str; 6] = [
+    "keeping",
+    "keeping.days",
+    "keeping.disk_percent",
+    "verifier.mode",
+    "engines.*.memory",
+    "backup.limit_kib",
+];
 
 /// Is the key this one? A star stands for any name.
 fn matches(pattern: &str, key: &str) -> bool {
@@ -142,6 +149,8 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["apps", _] => fields::<App>(),
         ["verifier"] => fields::<Verifier>(),
         ["updates"] => fields::<Updates>(),
+        ["backup"] => fields::<Backup>(),
+        ["backup", "keep"] => fields::<Retention>(),
         _ => &[],
     }
 }
@@ -230,6 +239,7 @@ mod tests {
         let url = "unix:/run/auth.sock:/auth".parse().unwrap();
         site.verifier = Some(Verifier { url, mode: Default::default() });
         site.updates = Some(Updates { from: "https://example.org/polder".parse().unwrap() });
+        site.backup = Some(Backup::to("/mnt/usb".parse().unwrap()));
         site
     }
 
@@ -264,6 +274,8 @@ mod tests {
             &["apps", "wiki"],
             &["verifier"],
             &["updates"],
+            &["backup"],
+            &["backup", "keep"],
         ] {
             let mut table = &document;
             tables.iter().for_each(|name| table = table[*name].as_table().unwrap());
@@ -275,7 +287,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 28);
+        assert_eq!(tried, 36);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }

@@ -1,3 +1,4 @@
+mod backup;
 mod image;
 mod shell;
 mod undo;
@@ -8,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use polder_control::{
-    Actor, AuditEntry, Disk, Gpu, ImportSource, Machine, PartState, Plan, Power, Run, RunId,
-    RunState, Sockets, StepState,
+    Actor, AuditEntry, BackupWish, Disk, Gpu, ImportSource, Machine, PartState, Plan, Power, Run,
+    RunId, RunState, Sockets, StepState,
 };
 use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store};
 use polder_weights::CancelFlag;
@@ -64,6 +65,10 @@ pub(crate) struct Work<P: Parts> {
     gpus: tokio::sync::OnceCell<Vec<Gpu>>,
     /// How it was when somebody last looked; whoever changes it forgets that.
     pub(crate) disk: tokio::sync::Mutex<Option<Disk>>,
+    /// Held by whoever makes, tries or restores a backup.
+    saving: tokio::sync::Mutex<()>,
+    /// A restored box waits to be put in place: the supervisor ends and begins anew.
+    pub(crate) anew: CancellationToken,
     /// The supervisor is ending; runs stop where they are and are taken up at the next start.
     pub(crate) ending: CancellationToken,
 }
@@ -117,6 +122,8 @@ impl<P: Parts> Work<P> {
             tasks: TaskTracker::new(),
             gpus: tokio::sync::OnceCell::new(),
             disk: tokio::sync::Mutex::default(),
+            saving: tokio::sync::Mutex::default(),
+            anew: CancellationToken::new(),
             ending: CancellationToken::new(),
         })
     }
@@ -152,6 +159,7 @@ impl<P: Parts> Work<P> {
         for open in again {
             self.resume(open).await;
         }
+        self.look_after_backups();
     }
 
     async fn resume(self: &Arc<Self>, open: Open) {
@@ -347,11 +355,12 @@ impl<P: Parts> Work<P> {
                 Wanted::Model(recipe.clone())
             }
             Intent::Update(wish) => Wanted::Image(self.image_change(*wish).await?),
+            Intent::Backup(wish) => Wanted::Backup(self.backup_wish(wish, &site)?),
         };
         let recipe = match &wanted {
             Wanted::Model(recipe) => Some(recipe),
             Wanted::Change(SiteChange::Engine { slot, .. }) => Some(&slot.recipe),
-            Wanted::Change(_) | Wanted::Image(_) => None,
+            Wanted::Change(_) | Wanted::Image(_) | Wanted::Backup(_) => None,
         };
         if let Some(recipe) = recipe
             && self.shelf.describe(recipe).is_none()
@@ -371,6 +380,10 @@ impl<P: Parts> Work<P> {
         if let Wanted::Change(change @ SiteChange::Engine { .. }) = &wanted {
             self.shelf.fits(&change.applied_to(&site), &self.machine().await)?;
         }
+        let store = match &wanted {
+            Wanted::Change(SiteChange::Backup(backup)) => Some(self.store_at(backup).await?),
+            _ => None,
+        };
         let imported = self.imported().await?.into_iter().collect();
         let engine =
             |name: &EngineName| (name.clone(), self.board.part(&Part::Engine(name.clone())).state);
@@ -378,6 +391,7 @@ impl<P: Parts> Work<P> {
             engines: site.engines.keys().map(engine).collect(),
             gateway: self.board.part(&Part::Gateway).state,
             imported,
+            store,
             site,
         };
         Ok(plan(&observed, &wanted, &|recipe| self.shelf.describe(recipe)))
@@ -474,7 +488,7 @@ impl<P: Parts> Work<P> {
     ) -> Result<(), Halt> {
         let from = match intent {
             Intent::Import { from, .. } => from,
-            Intent::Change(_) | Intent::Update(_) => &ImportSource::Recipe,
+            Intent::Change(_) | Intent::Update(_) | Intent::Backup(_) => &ImportSource::Recipe,
         };
         for (step, action) in actions.into_iter().enumerate() {
             if cancel.is_cancelled() {
@@ -498,6 +512,9 @@ impl<P: Parts> Work<P> {
                 Action::StartEngine(name) => self.start_engine(id, step, &name, cancel).await,
                 Action::OpenDoor => self.open_door(step, before).await,
                 Action::Image(action) => self.image_action(id, step, action, cancel).await,
+                Action::Backup { action, place, snapshot } => {
+                    self.backup_action(id, step, action, place, snapshot, cancel).await
+                }
             };
             done?;
             self.board.step(id, step, StepState::Done);
@@ -653,7 +670,8 @@ fn moves_the_door(intent: &Intent) -> bool {
 /// Whether a run would change the box, and whether it would bring in a model.
 fn kind(intent: &Intent, actions: &[Action]) -> (bool, bool) {
     let imports = actions.iter().any(|a| matches!(a, Action::ImportModel { .. }));
-    (matches!(intent, Intent::Change(_) | Intent::Update(_)), imports)
+    let restores = matches!(intent, Intent::Backup(BackupWish::Restore { .. }));
+    (restores || matches!(intent, Intent::Change(_) | Intent::Update(_)), imports)
 }
 
 fn settled(state: &PartState) -> bool {

@@ -24,7 +24,7 @@ impl<P: Parts> Work<P> {
         let site = self.board.site();
         let back = match intent {
             Intent::Change(change) => as_before(change, &site, before),
-            Intent::Import { .. } | Intent::Update(_) => site.clone(),
+            Intent::Import { .. } | Intent::Update(_) | Intent::Backup(_) => site.clone(),
         };
         if back == site {
             self.restore();
@@ -128,6 +128,7 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
         SiteChange::Updates(_) | SiteChange::RemoveUpdates => {
             back.updates = before.updates.clone();
         }
+        SiteChange::Backup(_) | SiteChange::RemoveBackup => back.backup = before.backup.clone(),
     }
     back
 }
