@@ -16,6 +16,7 @@ pub(super) fn nav(gateway: &Gateway, member: &Member, here: &str) -> Nav {
         ("/models", "Models"),
         ("/members", "Members"),
         ("/apps", "Apps"),
+        ("/backup", "Backups"),
         ("/versions", "Versions"),
         ("/audit", "Audit"),
     ];
@@ -186,6 +187,8 @@ pub(super) fn said(code: &str) -> Markup {
         "verifier" => "The box asks that service from now on.",
         "verifier-removed" => "The box asks no other service any more.",
         "updates" => "Updates are looked for there from now on.",
+        "kit" => "The key is on paper. Now say where backups go.",
+        "no-backup" => "No backups are made any more. Those there are stay.",
         "welcome" => "Welcome. This is your page of the box.",
         _ => return html! {},
     };

@@ -7,6 +7,7 @@ mod account;
 mod answer;
 mod apps;
 mod audit;
+mod backup;
 mod chat;
 mod connect;
 mod dashboard;
@@ -96,6 +97,12 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/versions/apply", post(versions::apply))
         .route("/versions/back", post(versions::back))
         .route("/versions/from", post(versions::from))
+        .route("/backup", get(backup::show))
+        .route("/backup/kit", post(backup::kit))
+        .route("/backup/confirm", post(backup::confirm))
+        .route("/backup/to", post(backup::to))
+        .route("/backup/now", post(backup::back_up))
+        .route("/backup/drill", post(backup::drill))
         .route("/shell", get(shell::show).post(shell::open))
         .route("/shell/close", post(shell::close))
         .route("/runs/{id}", get(runs::show))
