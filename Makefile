@@ -32,9 +32,12 @@ test-gpu: tools-gpu        ## Every kernel and model on this machine's card; wit
 	@if command -v nvidia-smi >/dev/null; then tests/gpu/on-card test && tests/gpu/on-card sanitize-if-there; \
 	else echo "No card here: on a machine with one, run tests/gpu/on-card test in a copy of this folder."; fi
 
-bench-gpu: tools-gpu       ## Whole models of true shapes, and agents beside chats, on this machine's card.
+bench-gpu: tools-gpu       ## Whole models of true shapes, loading, and agents beside chats, on this machine's card; VLLM=FOLDER beside vLLM.
 	POLDER_NVRTC=$(CACHE)/nvrtc/lib tests/gpu/pack $(ARCH)
-	@if command -v nvidia-smi >/dev/null; then tests/gpu/on-card bench && tests/gpu/on-card replay; \
+	@if command -v nvidia-smi >/dev/null; then \
+	    tests/gpu/on-card bench && tests/gpu/on-card loading && tests/gpu/on-card replay && \
+	    { [ -z "$(VLLM)" ] || { rm -rf target/beside && tests/gpu/stage-peer "$(VLLM)" target/beside && \
+	        bash target/beside/beside tables && bash target/beside/beside vllm; }; }; \
 	else echo "No card here: on a machine with one, run tests/gpu/on-card bench, and replay, in a copy of this folder."; fi
 
 lint:                      ## Formatting and lints, as `make test` checks them.
@@ -72,7 +75,7 @@ tools-gpu: tools-build
 # llama.cpp's server to compare with, a browser and its driver, the two rival front doors, openssl to check certificates with, networks of one's own, and the
 # clients that members use.
 tools-test: tools-gpu tools-bench
-	@tests/tools/apt chromium chromium-driver nginx-light restic caddy openssl curl python3-venv iproute2 util-linux
+	@tests/tools/apt chromium chromium-driver nginx-light restic caddy openssl curl python3-venv iproute2 nftables util-linux
 	@command -v npm >/dev/null || tests/tools/apt nodejs npm
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 	@tests/tools/venv tests/requirements.txt $(CACHE)/venv

@@ -7,6 +7,7 @@ use crate::backup::Backup;
 use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::names::{AppName, BoxName, EngineName};
 use crate::updates::Updates;
+use crate::uplinks::Uplinks;
 use crate::verifier::Verifier;
 
 /// Everything a steward may ask to be different.
@@ -67,6 +68,8 @@ pub enum SiteChange {
     Backup(Backup),
     /// Make no more backups; those there are stay.
     RemoveBackup,
+    /// Go out by these ways, all of them; none leaves the machine's own routes as they are. Undone unless it is confirmed.
+    Uplinks(Uplinks),
 }
 
 impl SiteChange {
@@ -106,6 +109,7 @@ impl SiteChange {
             Self::RemoveUpdates => next.updates = None,
             Self::Backup(backup) => next.backup = Some(backup.clone()),
             Self::RemoveBackup => next.backup = None,
+            Self::Uplinks(uplinks) => next.uplinks = uplinks.clone(),
         }
         next
     }

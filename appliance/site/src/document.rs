@@ -9,6 +9,7 @@ use crate::budget::Budget;
 use crate::names::{AppName, BoxName, EngineName, RecipeName};
 use crate::unknown::UnknownKey;
 use crate::updates::Updates;
+use crate::uplinks::{self, Uplinks, UplinksError};
 use crate::verifier::Verifier;
 
 /// The document's layout; raised when an old binary could misread a new file. A key that it may leave out of account is no
@@ -52,6 +53,9 @@ pub struct Site {
     /// Where copies of the box's small precious state are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<Backup>,
+    /// The ways out to the internet, where the box looks after them; without any, the machine's own routes are used as they are.
+    #[serde(default, skip_serializing_if = "Uplinks::is_empty")]
+    pub uplinks: Uplinks,
 }
 
 /// The public door.
@@ -259,6 +263,9 @@ pub enum SiteError {
         /// How long they may be.
         most: usize,
     },
+    /// Uplinks that no box can have.
+    #[error(transparent)]
+    Uplinks(#[from] UplinksError),
     /// A host name of an app that is a name of the box.
     #[error(
         "site.toml: the box would answer to {host} as the app {app} and as itself; call the app something else"
@@ -287,6 +294,7 @@ impl Site {
             verifier: None,
             updates: None,
             backup: None,
+            uplinks: Uplinks::new(),
         }
     }
 
@@ -384,6 +392,7 @@ impl Site {
         if self.backup.as_ref().is_some_and(|backup| !backup.keep.keeps_something()) {
             return Err(SiteError::KeepsNoBackup);
         }
+        uplinks::check(&self.uplinks)?;
         self.check_common()?;
         self.check_apps()
     }

@@ -10,6 +10,7 @@ use crate::apps::App;
 use crate::backup::{Backup, Retention};
 use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::updates::Updates;
+use crate::uplinks::Uplink;
 use crate::verifier::Verifier;
 
 /// Letters that a mistyped key may have wrong, and at most a third of them.
@@ -27,13 +28,14 @@ pub struct UnknownKey {
 /// Keys whose usual value does more than somebody may have wanted who mistyped one. A version that knows them always writes them, so that
 /// no newer one's file is taken for a mistake. All others are necessary, or their usual value is the strictest.
 /// Only a budget is not always written: no later key of an engine may be as near to it.
-const MORE_THAN_MEANT: [&str; 6] = [
+const MORE_THAN_MEANT: [&str; 7] = [
     "keeping",
     "keeping.days",
     "keeping.disk_percent",
     "verifier.mode",
     "engines.*.memory",
     "backup.limit_kib",
+    "uplinks.*.metered",
 ];
 
 /// Is the key this one? A star stands for any name.
@@ -151,6 +153,7 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["updates"] => fields::<Updates>(),
         ["backup"] => fields::<Backup>(),
         ["backup", "keep"] => fields::<Retention>(),
+        ["uplinks", _] => fields::<Uplink>(),
         _ => &[],
     }
 }
@@ -240,6 +243,9 @@ mod tests {
         site.verifier = Some(Verifier { url, mode: Default::default() });
         site.updates = Some(Updates { from: "https://example.org/polder".parse().unwrap() });
         site.backup = Some(Backup::to("/mnt/usb".parse().unwrap()));
+        let (interface, targets) = ("enp1s0".parse().unwrap(), Uplink::usual_targets());
+        let uplink = Uplink { interface, order: 1, metered: false, targets };
+        site.uplinks.insert("fibre".parse().unwrap(), uplink);
         site
     }
 
@@ -276,6 +282,7 @@ mod tests {
             &["updates"],
             &["backup"],
             &["backup", "keep"],
+            &["uplinks", "fibre"],
         ] {
             let mut table = &document;
             tables.iter().for_each(|name| table = table[*name].as_table().unwrap());
@@ -287,7 +294,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 36);
+        assert_eq!(tried, 41);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }

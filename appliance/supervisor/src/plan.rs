@@ -60,6 +60,8 @@ pub enum Action {
     StartEngine(EngineName),
     /// Wait until the gateway, which follows the site while it runs, keeps the door that it says.
     OpenDoor,
+    /// Wait until a steward confirms, over whatever way they have now, that the change did not lock them out.
+    Confirm,
     /// Do something about the image.
     Image(ImageAction),
     /// Do something about backups.
@@ -93,6 +95,13 @@ impl Action {
             Self::OpenDoor => {
                 ("open-door", "Open the door as written down; answers that run go on".to_owned())
             }
+            Self::Confirm => (
+                polder_control::CONFIRM,
+                format!(
+                    "Wait for a steward to confirm; without that it is undone after {} s",
+                    CONFIRM_WITHIN.as_secs()
+                ),
+            ),
             Self::Image(action) => return action.step(),
             Self::Backup { action, place, .. } => return action.step(&place.to_string()),
         };
@@ -153,6 +162,9 @@ pub fn plan(
             }
             actions.extend(then);
             actions.extend(start);
+            if must_be_confirmed(change) && next != observed.site {
+                actions.push(Action::Confirm);
+            }
             let door = |site: &Site| (site.name.clone(), site.door.clone());
             if door(&next) != door(&observed.site)
                 || matches!(observed.gateway, PartState::GaveUp(_))
@@ -255,6 +267,15 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
         Wanted::Change(SiteChange::Updates(updates)) => {
             format!("Look for updates at {}", updates.from)
         }
+        Wanted::Change(SiteChange::Uplinks(uplinks)) => match uplinks.len() {
+            0 => "Leave the ways to the internet as this machine has them".to_owned(),
+            _ => {
+                let mut names: Vec<_> = uplinks.iter().collect();
+                names.sort_by_key(|(_, uplink)| uplink.order);
+                let names: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
+                format!("Go out by {}", names.join(", else by "))
+            }
+        },
         Wanted::Change(SiteChange::RemoveUpdates) => "Look for updates on sticks only".to_owned(),
         Wanted::Change(SiteChange::Backup(backup)) => format!("Keep backups at {}", backup.to),
         Wanted::Change(SiteChange::RemoveBackup) => {
@@ -266,6 +287,14 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
             format!("Become the box whose backups are at {from}")
         }
     }
+}
+
+/// How long a steward has to confirm.
+pub(crate) const CONFIRM_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Whether a change may take away the very way over which somebody could take it back.
+pub(crate) fn must_be_confirmed(change: &SiteChange) -> bool {
+    matches!(change, SiteChange::Uplinks(_))
 }
 
 /// Bytes as people say them.
@@ -496,9 +525,34 @@ mod tests {
         assert!(nothing.ends_with("[]"), "{nothing}");
     }
 
+    fn uplinks() -> SiteChange {
+        let uplink = |interface: &str, order| polder_site::Uplink {
+            interface: interface.parse().unwrap(),
+            order,
+            metered: false,
+            targets: Vec::new(),
+        };
+        let named = [("mobile", uplink("wwan0", 2)), ("zfibre", uplink("enp1s0", 1))];
+        let named = named.into_iter().map(|(name, uplink)| (name.parse().unwrap(), uplink));
+        SiteChange::Uplinks(named.collect())
+    }
+
+    #[test]
+    fn other_uplinks_stay_only_if_somebody_confirms() {
+        assert_eq!(
+            text(&serving(), Wanted::Change(uplinks())),
+            "Go out by zfibre, else by mobile\n  \
+             1. Write down what the box should be\n  \
+             2. Wait for a steward to confirm; without that it is undone after 60 s\n\
+             [write-site confirm]"
+        );
+        let none = SiteChange::Uplinks(Default::default());
+        assert!(text(&serving(), Wanted::Change(none)).ends_with("[]"));
+    }
+
     #[test]
     fn doing_a_plan_leaves_nothing_to_do() {
-        for change in [serve("big"), SiteChange::RemoveEngine(fast())] {
+        for change in [serve("big"), SiteChange::RemoveEngine(fast()), uplinks()] {
             let mut box_ = serving();
             let wanted = Wanted::Change(change);
             let (_, actions) = plan(&box_, &wanted, &|_| None);
@@ -510,7 +564,10 @@ mod tests {
                     Action::StartEngine(name) => {
                         box_.engines.insert(name, PartState::Ready);
                     }
-                    Action::OpenDoor | Action::Image(_) | Action::Backup { .. } => {}
+                    Action::OpenDoor
+                    | Action::Confirm
+                    | Action::Image(_)
+                    | Action::Backup { .. } => {}
                 }
             }
             assert_eq!(plan(&box_, &wanted, &|_| None).1, []);

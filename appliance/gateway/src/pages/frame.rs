@@ -10,13 +10,20 @@ use crate::{AskError, Gateway};
 
 /// What is above the pages of somebody who is signed in.
 pub(super) fn nav(gateway: &Gateway, member: &Member, here: &str) -> Nav {
-    let everyone = [("/", "Home"), ("/chat", "Chat"), ("/connect", "Connect"), ("/usage", "Usage")];
+    let everyone = [
+        ("/", "Home"),
+        ("/chat", "Chat"),
+        ("/connect", "Connect"),
+        ("/usage", "Usage"),
+        ("/handbook", "Handbook"),
+    ];
     let stewards = [
         ("/dashboard", "Dashboard"),
         ("/models", "Models"),
         ("/members", "Members"),
         ("/apps", "Apps"),
         ("/backup", "Backups"),
+        ("/uplinks", "Uplinks"),
         ("/versions", "Versions"),
         ("/audit", "Audit"),
     ];
@@ -189,6 +196,7 @@ pub(super) fn said(code: &str) -> Markup {
         "updates" => "Updates are looked for there from now on.",
         "kit" => "The key is on paper. Now say where backups go.",
         "no-backup" => "No backups are made any more. Those there are stay.",
+        "confirmed" => "It stays.",
         "welcome" => "Welcome. This is your page of the box.",
         _ => return html! {},
     };

@@ -21,6 +21,7 @@ use serde::Deserialize;
 
 use crate::Gateway;
 use crate::pages::apps::change_site;
+use crate::pages::engine;
 use crate::pages::frame::{self, Trouble, answer, nav};
 use crate::pages::who::Steward;
 
@@ -53,6 +54,7 @@ pub(super) async fn list(
         div.grid {
             @for recipe in can { (model_card(recipe, &fits, &imported, &status)) }
         }
+        (engine::section(&status.site))
         (sharing(status.site.sharing, &status.site.common))
         (keeping(status.site.keeping))
         details {
@@ -312,7 +314,7 @@ pub(super) async fn remove_engine(
     Ok(Redirect::to("/dashboard?said=engine-removed").into_response())
 }
 
-fn accepted(reply: Reply) -> Result<Response, Trouble> {
+pub(super) fn accepted(reply: Reply) -> Result<Response, Trouble> {
     match reply {
         Reply::Accepted(run) => Ok(Redirect::to(&format!("/runs/{}", run.0)).into_response()),
         _ => Err(Trouble::odd_answer()),

@@ -129,6 +129,7 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
             back.updates = before.updates.clone();
         }
         SiteChange::Backup(_) | SiteChange::RemoveBackup => back.backup = before.backup.clone(),
+        SiteChange::Uplinks(_) => back.uplinks = before.uplinks.clone(),
     }
     back
 }

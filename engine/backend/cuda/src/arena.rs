@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use polder_backend::{HostBlock, HostMemory, Lent};
 
@@ -17,6 +18,8 @@ use crate::device::{Device, Failure};
 const CHUNK_BYTES: usize = 32 << 20;
 /// More is taken where fewer bytes than these are free.
 const LOW_BYTES: usize = 256 << 20;
+/// Whoever was refused asks again after this: what other programs took may be free by then.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// The system's large pages.
 const PAGE: usize = 2 << 20;
 
@@ -43,8 +46,8 @@ struct State {
     free: Vec<Place>,
     made: usize,
     growing: bool,
-    /// The system gives no more.
-    full: bool,
+    /// The system gave no more then.
+    refused: Option<Instant>,
 }
 
 /// Memory of one block, in a chunk that stays as long as the arena.
@@ -142,7 +145,8 @@ impl Arena {
 
     fn is_low(&self, state: &State) -> bool {
         let low = state.free.len() * self.block_bytes < LOW_BYTES;
-        low && !state.full && state.made < self.most
+        let again = state.refused.is_none_or(|when| when.elapsed() >= ASK_AGAIN);
+        low && again && state.made < self.most
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -157,9 +161,14 @@ fn grow_when_asked(asked: &Receiver<()>, arena: &Weak<Arena>) {
             let Some(arena) = arena.upgrade() else { return };
             let taken = arena.device.enter().and_then(|()| arena.take_chunk());
             let mut state = arena.lock();
-            if let Err(failure) = taken {
-                log::warn!("host memory for KV stays as it is: {failure}");
-                state.full = true;
+            match taken {
+                Ok(()) => state.refused = None,
+                Err(failure) => {
+                    // Once, and not every time that it is asked in vain.
+                    if state.refused.replace(Instant::now()).is_none() {
+                        log::warn!("host memory for KV stays as it is for now: {failure}");
+                    }
+                }
             }
             if !arena.is_low(&state) {
                 state.growing = false;

@@ -691,6 +691,10 @@ impl CudaBackend {
         // Others may have taken or given back some meanwhile: it counts within what a step can take.
         let took = free.saturating_sub(self.device.free_memory()?);
         self.recorded += took.clamp(LEAST_RECORDED, MOST_RECORDED);
+        if self.recorded > RECORDED_STEPS {
+            let (graphs, mebibytes) = (self.graphs.len(), self.recorded >> 20);
+            log::info!(graphs = graphs, mebibytes = mebibytes; "recorded steps have all the memory that they may have: steps of other sizes are launched");
+        }
         Ok(())
     }
 

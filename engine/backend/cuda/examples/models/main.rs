@@ -156,7 +156,10 @@ impl Bench {
                 continue;
             }
             let longest = prefills.iter().copied();
-            let room = |streams: usize, context: usize| (context + asked.steps + 16) * streams;
+            // Each stream's own, in whole blocks.
+            let room = |streams: usize, context: usize| {
+                (context + asked.steps + 16).next_multiple_of(64) * streams
+            };
             let longest = longest.chain(cases.iter().map(|case| room(case.streams, case.context)));
             let longest = longest.chain(lengths.iter().map(|length| room(1, *length)));
             let positions = longest.max().unwrap_or(0);
