@@ -3,8 +3,10 @@ use crate::Record;
 /// Seconds between two backups, and between a failed try and the next one.
 const HOUR: i64 = 3600;
 const AGAIN: i64 = 600;
+/// Seconds between two backups over a way that is paid for by what goes through it.
+const DAY: i64 = 24 * HOUR;
 /// Seconds between two drills.
-const WEEK: i64 = 7 * 24 * HOUR;
+const WEEK: i64 = 7 * DAY;
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,8 +18,10 @@ pub enum Due {
 }
 
 /// What is due at this moment, of a box whose site names a place. `now` is in Unix seconds; a clock that was set back makes due what lies
-/// in its future.
-pub fn due(record: &Record, now: i64) -> Option<Due> {
+/// in its future. `metered`: it goes over a way out that is paid for by what goes through it. Then a day may pass between two backups, and no more than
+/// that is ever lost; a drill waits for another way.
+pub fn due(record: &Record, now: i64, metered: bool) -> Option<Due> {
+    let every = if metered { DAY } else { HOUR };
     record.kit_confirmed?;
     let passed = |since: i64, time: i64| now >= since.saturating_add(time) || now < since;
     let tried = record.failed.as_ref().map(|failed| failed.at);
@@ -25,8 +29,11 @@ pub fn due(record: &Record, now: i64) -> Option<Due> {
         (_, Some(tried)) if passed(tried, AGAIN) => return Some(Due::Backup),
         (_, Some(_)) => {}
         (None, None) => return Some(Due::Backup),
-        (Some(saved), None) if passed(saved.at, HOUR) => return Some(Due::Backup),
+        (Some(saved), None) if passed(saved.at, every) => return Some(Due::Backup),
         _ => {}
+    }
+    if metered {
+        return None;
     }
     record.saved.as_ref()?;
     let held = record.drill.as_ref().map(|drill| drill.at);
@@ -45,9 +52,18 @@ mod tests {
 
     #[test]
     fn nothing_is_due_before_the_key_is_known_to_be_on_paper() {
-        assert_eq!(due(&Record::default(), 1_000_000), None);
+        assert_eq!(due(&Record::default(), 1_000_000, false), None);
         let record = Record { kit_confirmed: Some(1), ..Record::default() };
-        assert_eq!(due(&record, 1_000_000), Some(Due::Backup));
+        assert_eq!(due(&record, 1_000_000, false), Some(Due::Backup));
+    }
+
+    #[test]
+    fn over_a_metered_way_a_day_may_pass_and_drills_wait() {
+        let record =
+            Record { kit_confirmed: Some(1), saved: saved(1_000_000), ..Record::default() };
+        assert_eq!(due(&record, 1_000_000 + HOUR, true), None);
+        assert_eq!(due(&record, 1_000_000 + HOUR - 1, false), Some(Due::Drill));
+        assert_eq!(due(&record, 1_000_000 + DAY, true), Some(Due::Backup));
     }
 
     #[test]
@@ -55,12 +71,12 @@ mod tests {
         let drill = Some(Drill { at: 900_000, found: Ok("well".to_owned()) });
         let mut record =
             Record { kit_confirmed: Some(1), saved: saved(1_000_000), drill, failed: None };
-        assert_eq!(due(&record, 1_000_000 + HOUR - 1), None);
-        assert_eq!(due(&record, 1_000_000 + HOUR), Some(Due::Backup));
-        assert_eq!(due(&record, 5), Some(Due::Backup));
+        assert_eq!(due(&record, 1_000_000 + HOUR - 1, false), None);
+        assert_eq!(due(&record, 1_000_000 + HOUR, false), Some(Due::Backup));
+        assert_eq!(due(&record, 5, false), Some(Due::Backup));
         record.failed = Some(Failure { at: 1_001_000, why: "away".to_owned() });
-        assert_eq!(due(&record, 1_001_000 + AGAIN - 1), None);
-        assert_eq!(due(&record, 1_001_000 + AGAIN), Some(Due::Backup));
+        assert_eq!(due(&record, 1_001_000 + AGAIN - 1, false), None);
+        assert_eq!(due(&record, 1_001_000 + AGAIN, false), Some(Due::Backup));
     }
 
     /// A year in steps of ten minutes, with what is due done at once; the clock is set back an hour in its middle.
@@ -75,7 +91,7 @@ mod tests {
             if step == year / 1200 {
                 now -= HOUR;
             }
-            while let Some(what) = due(&record, now) {
+            while let Some(what) = due(&record, now, false) {
                 match what {
                     Due::Backup => (backups, record.saved) = (backups + 1, saved(now)),
                     Due::Drill => {

@@ -61,6 +61,15 @@ pub fn expected(folders: &Folders) -> Result<KitKey, BackupError> {
     KitKey::typed(&text)
 }
 
+/// Removes what a restore has fetched that does not go on, and its key. One that is being put in place goes on.
+pub fn give_up(folders: &Folders) -> Result<(), BackupError> {
+    if pending(folders) {
+        return Ok(());
+    }
+    remove(&folders.restore_key())?;
+    clear(&folders.restore())
+}
+
 /// Fetches a backup beside what is there, anew: what an earlier try has left is removed first.
 pub fn fetch(
     folders: &Folders,
@@ -345,6 +354,18 @@ mod tests {
             settle(state.path()).unwrap().unwrap();
             is_restored(state.path(), &key);
         }
+    }
+
+    #[test]
+    fn a_restore_that_is_given_up_leaves_no_key_and_one_that_is_ready_goes_on() {
+        let (state, key) = about_to();
+        let folders = Folders::of(state.path());
+        expect(&folders, &key).unwrap();
+        give_up(&folders).unwrap();
+        assert_eq!(expected(&folders).unwrap(), key);
+        fs::remove_file(order_path(&folders)).unwrap();
+        give_up(&folders).unwrap();
+        assert!(!folders.restore_key().exists() && !folders.restore().exists());
     }
 
     #[test]

@@ -202,3 +202,110 @@ fn what_is_stopped_ends_at_once_and_is_done_anew_the_next_time() {
     place.save(state.path());
     assert_eq!(place.restic().snapshots().unwrap().len(), 1);
 }
+
+/// Debian's rclone, which serves restic's protocol and lets nothing be removed.
+struct Server {
+    child: std::process::Child,
+    address: String,
+}
+
+const LOGIN: &str = "box:a-password-of-the-spare";
+
+impl Server {
+    fn start(folder: &Path) -> Self {
+        let port = {
+            let free = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+            free.local_addr().unwrap().port()
+        };
+        let (user, password) = LOGIN.split_once(':').unwrap();
+        let mut command = std::process::Command::new("rclone");
+        command.args(["serve", "restic", "--append-only", "--addr", &format!("127.0.0.1:{port}")]);
+        command.args(["--config", "/dev/null", "--user", user, "--pass", password]).arg(folder);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let child =
+            command.spawn().expect("rclone starts; install it (Debian: apt install rclone)");
+        let begun = std::time::Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(begun.elapsed().as_secs() < 20, "rclone does not listen");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        Self { child, address: format!("http://127.0.0.1:{port}/") }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What everybody on the machine can see of restic's processes.
+fn command_lines() -> String {
+    let mut all = String::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        for file in ["cmdline", "environ"] {
+            let bytes = fs::read(entry.path().join(file)).unwrap_or_default();
+            let text = String::from_utf8_lossy(&bytes).replace('\0', " ");
+            if file == "environ" || text.starts_with("restic") {
+                all += &text;
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn a_server_that_lets_nothing_be_removed_is_a_place_and_no_secret_is_seen_on_the_way() {
+    let (old, new, place) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), Place::new());
+    make_box(old.path());
+    let server = Server::start(&place.folder.path().join("served"));
+    let private = place.folder.path().join("private");
+    let of = |login: Option<&str>| {
+        let location =
+            Location::Server { address: server.address.clone(), login: login.map(str::to_owned) };
+        (Restic::of(&location, &place.key, 0, &private), location)
+    };
+    let (stranger, _) = of(None);
+    let refused = stranger.make().unwrap_err().to_string();
+    assert!(refused.contains("polder backup login"), "{refused}");
+    let (restic, location) = of(Some(LOGIN));
+    assert_eq!(look(&restic, &location).unwrap(), Store::Nothing);
+    restic.make().unwrap();
+    let stage = Folders::of(old.path()).stage();
+    gather(old.path(), &stage, "birch").unwrap();
+    let seen = std::sync::Mutex::new(String::new());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                *seen.lock().unwrap() += &command_lines();
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        });
+        for _ in 0..2 {
+            restic.save(&stage, "birch", &mut |_| {}, &Stop::default()).unwrap();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let seen = seen.into_inner().unwrap();
+    assert!(seen.contains("--password-file /dev/stdin"), "nobody looked at the right moment");
+    for secret in [place.key.expose(), "box:a-password"] {
+        assert!(!seen.contains(secret), "everybody could see {secret}");
+    }
+    assert!(
+        fs::read_dir(&private).unwrap().next().is_none(),
+        "the address with the password is still there"
+    );
+    let keep = Retention { hours: 1, days: 0, weeks: 0, months: 0 };
+    assert!(!restic.thin(&keep, &Stop::default()).unwrap(), "something was removed");
+    assert_eq!(restic.snapshots().unwrap().len(), 2);
+    let folders = Folders::of(new.path());
+    let newest = restore::choose(&restic.snapshots().unwrap(), None, "the server").unwrap();
+    restore::fetch(&folders, &restic, &newest, &mut |_| {}, &Stop::default()).unwrap();
+    assert_eq!(restore::examine(&folders).unwrap().name, "birch");
+    drop(server);
+    let away = restic.snapshots().unwrap_err().to_string();
+    assert!(away.contains("cannot be reached"), "{away}");
+}

@@ -10,7 +10,7 @@ use polder_backup::{
 };
 use polder_control::{
     Actor, BackupStatus, BackupWish, Client, DoorReply, DoorRequest, KitWords, LastBackup, Plan,
-    Progress, RunId, RunState, Sockets,
+    Progress, RunId, RunState, Sockets, WanReply, WanRequest,
 };
 use polder_site::{Backup, BackupPlace, Site, SiteChange};
 use tokio_util::sync::CancellationToken;
@@ -159,9 +159,28 @@ impl<P: Parts> Work<P> {
                 Err(Halt::Interrupted)
             }
             Ok(()) => Ok(()),
-            Err(BackupError::Stopped) if cancel.is_cancelled() => Err(Halt::Cancelled),
+            Err(BackupError::Stopped) if cancel.is_cancelled() => {
+                self.give_up_restore(action).await;
+                Err(Halt::Cancelled)
+            }
             Err(BackupError::Stopped) => Err(Halt::Interrupted),
-            Err(error) => Err(Halt::Failed(step, sentence(&error))),
+            Err(error) => {
+                self.give_up_restore(action).await;
+                Err(Halt::Failed(step, sentence(&error)))
+            }
+        }
+    }
+
+    /// A restore that failed leaves nothing: neither what was fetched nor the key that was typed for it.
+    async fn give_up_restore(&self, action: BackupAction) {
+        use BackupAction::{ExamineRestore, FetchForRestore, PutInPlace};
+        if !matches!(action, FetchForRestore | ExamineRestore | PutInPlace) {
+            return;
+        }
+        let folders = self.folders();
+        let gone = blocking(move || restore::give_up(&folders).map_err(|e| sentence(&e))).await;
+        if let Err(why) = gone {
+            log::warn!("{why}");
         }
     }
 
@@ -256,10 +275,26 @@ impl<P: Parts> Work<P> {
         });
     }
 
+    /// Whether what is sent now is paid for by its amount. Where nobody looks after the uplinks, it is not.
+    async fn is_metered(&self) -> bool {
+        const SOON: Duration = Duration::from_secs(2);
+        let asked = async {
+            let mut wan: Client<WanRequest, WanReply> =
+                Client::connect(&self.sockets.wan()).await?;
+            wan.ask_within(SOON, &WanRequest::Status).await
+        };
+        match asked.await {
+            Ok(WanReply::Status(status)) => status.in_use().is_some_and(|uplink| uplink.metered),
+            Err(_) => false,
+        }
+    }
+
     async fn do_what_is_due(self: &Arc<Self>) {
         let Some(backup) = self.board.site().backup else { return };
         let record = Record::read(&self.folders());
-        let Some(what) = due(&record, jiff::Timestamp::now().as_second()) else { return };
+        let metered = matches!(backup.to, BackupPlace::Server(_)) && self.is_metered().await;
+        let now = jiff::Timestamp::now().as_second();
+        let Some(what) = due(&record, now, metered) else { return };
         // Somebody is at it already.
         let Ok(_turn) = self.saving.try_lock() else { return };
         let actions = match what {
