@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::HeaderValue;
-use polder_control::{BoxStatus, Disk, Machine, Plan, RecoveryKey, Run, RunId};
-use polder_site::{RecipeName, SiteChange};
+use polder_control::{BoxStatus, Disk, KitWords, Machine, Plan, RecoveryKey, Run, RunId};
+use polder_site::{BackupPlace, RecipeName, SiteChange};
 
 use crate::wizard::Refusal;
 
@@ -173,6 +173,13 @@ pub trait Host: Send + Sync + 'static {
     fn runs(&self) -> impl Future<Output = Result<Vec<Run>, SetupError>> + Send;
     /// Stops one.
     fn cancel(&self, run: RunId) -> impl Future<Output = Result<(), SetupError>> + Send;
+
+    /// Begins to make this machine the box whose backups are there, if the key opens them.
+    fn restore(
+        &self,
+        from: BackupPlace,
+        key: KitWords,
+    ) -> impl Future<Output = Result<RunId, SetupError>> + Send;
 
     /// Addresses by which others may reach this machine; loopback is none.
     fn addresses(&self) -> impl Future<Output = Result<Vec<IpAddr>, SetupError>> + Send;

@@ -202,7 +202,7 @@ fn another() -> Markup {
 }
 
 /// The steps of a run, and how far the present one is.
-fn moving(run: &Run) -> Markup {
+pub(crate) fn moving(run: &Run) -> Markup {
     let all = run.plan.steps.iter().zip(&run.steps);
     let marks: Vec<_> =
         all.clone().map(|(step, state)| (mark(state), step.title.as_str())).collect();

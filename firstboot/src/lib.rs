@@ -14,6 +14,7 @@ mod member;
 mod model;
 mod page;
 mod planner;
+mod restore;
 mod setup;
 mod stored;
 mod wizard;

@@ -13,6 +13,7 @@ use crate::catalogue;
 use crate::disk;
 use crate::host::Host;
 use crate::page::Page;
+use crate::restore;
 use crate::setup::{Claimer, Setup, go, refuse};
 use crate::wizard::{Event, Step};
 
@@ -78,13 +79,17 @@ fn body(machine: &Machine, ups: &[Found], button: &str) -> Markup {
     }
     rows.push(("Second internet line", missing()));
     rows.push(("Battery (UPS)", battery(ups)));
-    rows.push(("Spare box for backups", missing()));
+    rows.push((
+        "Backups",
+        html! { span .soft { "you say where to, on the page Backups, when the box is set up" } },
+    ));
     html! {
         (card("What is in it", facts(&rows)))
         (card("What it can run", catalogue::summary(machine)))
         form method="post" action=(Step::Machine.path()) {
             button type="submit" { (button) }
         }
+        p { a href=(restore::PATH) { "Restore a box from its backups instead" } }
     }
 }
 

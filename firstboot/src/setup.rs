@@ -19,7 +19,7 @@ use crate::import::View;
 use crate::page;
 use crate::stored::Stored;
 use crate::wizard::{Event, Step, Wizard};
-use crate::{address, claim, disk, import, machine, member, model, planner};
+use crate::{address, claim, disk, import, machine, member, model, planner, restore};
 
 /// A form of the wizard is a few hundred bytes; a password may be long.
 const LONGEST_FORM: usize = 16 << 10;
@@ -52,6 +52,8 @@ impl<H: Host> Setup<H> {
             .route("/setup/", get(doorstep))
             .route(Step::Claim.path(), get(claim::show::<H>).post(claim::take::<H>))
             .route(Step::Machine.path(), get(machine::show::<H>).post(machine::seen::<H>))
+            .route(restore::PATH, get(restore::show::<H>).post(restore::begin::<H>))
+            .route(restore::GOING, get(restore::going::<H>))
             .route(disk::PATH, get(disk::show::<H>))
             .route(disk::SEAL, post(disk::seal::<H>))
             .route(disk::CONFIRM, post(disk::confirm::<H>))

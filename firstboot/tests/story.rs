@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use axum::Router;
 use axum::body::Body;
-use fake::{CODE, Fake, KEY, RECOVERY_KEY, fetching};
+use fake::{BACKUP_KEY, CODE, Fake, KEY, RECOVERY_KEY, fetching};
 use http::{Request, StatusCode, header};
 use http_body_util::BodyExt;
 use polder_control::{Disk, Lock, RunState, StepState};
@@ -274,6 +274,33 @@ async fn a_disk_stays_open_where_the_steward_says_so_and_where_there_is_no_chip(
         assert_eq!(person.post("/setup/disk/leave", "").await.to, "/setup/model");
         assert_eq!(fake.state().disk, Some(open));
     }
+}
+
+#[tokio::test]
+async fn a_box_is_restored_instead_of_set_up_with_its_place_and_the_key_from_paper() {
+    let fake = Fake::new();
+    let mut person = Browser::at(&fake);
+    // Nobody without a claim.
+    assert_ne!(person.get("/setup/restore").await.status, StatusCode::OK);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    assert!(person.get("/setup/machine").await.text.contains("/setup/restore"));
+    check_page("/setup/restore", &person.get("/setup/restore").await.text);
+    let refused = person.post("/setup/restore", "from=usb&key=x").await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert!(refused.text.contains("no place for backups"), "{}", refused.text);
+    let refused = person.post("/setup/restore", "from=%2Fmnt%2Fusb&key=wrong").await;
+    assert!(refused.text.contains("does not open") && refused.text.contains("/mnt/usb"));
+    assert!(!refused.text.contains("wrong"), "the key is shown again");
+    let form = format!("from=%2Fmnt%2Fusb&key={BACKUP_KEY}");
+    assert_eq!(person.post("/setup/restore", &form).await.to, "/setup/restore/going");
+    let going = person.get("/setup/restore/going").await.text;
+    assert!(
+        going.contains("put-in-place from /mnt/usb") && going.contains("1.0 MiB of 4.0 MiB"),
+        "{going}"
+    );
+    check_page("/setup/restore/going", &going);
+    fake.run_is(RunState::Failed("the disk is full".into()), Vec::new());
+    assert!(person.get("/setup/restore/going").await.text.contains("The disk is full"));
 }
 
 #[tokio::test]

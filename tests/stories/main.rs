@@ -6,6 +6,7 @@
 )]
 
 mod answer;
+mod backup;
 mod bakeoff;
 mod clients;
 mod command_line;

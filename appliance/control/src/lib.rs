@@ -11,6 +11,7 @@
 //! which the connection carries [`Event`]s until either side closes it. The sockets are 0600:
 //! whoever can open them owns the state folder anyway.
 
+mod backup;
 mod certificate;
 mod disk;
 mod messages;
@@ -19,6 +20,7 @@ mod supply;
 mod wan;
 mod wire;
 
+pub use backup::{BackupStatus, BackupWish, KitWords, LastBackup};
 pub use certificate::{FailedTry, HeldCertificate, PublicStatus, SecretName, SecretText};
 pub use disk::{Disk, Lock, RecoveryKey};
 pub use messages::{

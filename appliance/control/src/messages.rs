@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use polder_site::{Difference, Door, EngineName, RecipeName, Site, SiteChange};
 use serde::{Deserialize, Serialize};
 
+use crate::backup::{BackupStatus, BackupWish, KitWords};
 use crate::certificate::{PublicStatus, SecretName, SecretText};
 use crate::disk::{Disk, RecoveryKey};
 use crate::plan::{Plan, Run, RunId};
@@ -152,6 +153,31 @@ pub enum Request {
         /// Who did.
         by: Actor,
     },
+    /// Backups: what was made, what failed, what is lacking. → [`Reply::Backup`].
+    Backup,
+    /// The key of the emergency kit, made at first use, to be written down. → [`Reply::Kit`].
+    BackupKit {
+        /// Who sees it.
+        by: Actor,
+    },
+    /// The kit is on paper. → [`Reply::Done`].
+    ConfirmKit {
+        /// As it was typed back.
+        key: KitWords,
+        /// Who did.
+        by: Actor,
+    },
+    /// What would this do? → [`Reply::Preview`].
+    PreviewBackup(BackupWish),
+    /// Make a backup, hold a drill, or become the box of a backup. → [`Reply::Accepted`].
+    Backups {
+        /// Which.
+        wish: BackupWish,
+        /// Opens the backups, where they are not this box's own: for [`BackupWish::Restore`] alone.
+        key: Option<KitWords>,
+        /// Who says so.
+        by: Actor,
+    },
     /// Turns the connection into a stream of [`Event`]s, beginning with the current status and
     /// every run that is not over.
     Watch,
@@ -289,6 +315,10 @@ pub enum Reply {
         /// Every part that answers people has ended, and what they had to write is on disk.
         drained: bool,
     },
+    /// Backups.
+    Backup(Box<BackupStatus>),
+    /// The key of the emergency kit.
+    Kit(KitWords),
     /// Done, nothing to say.
     Done,
     /// No; one sentence: what, where, what to do.

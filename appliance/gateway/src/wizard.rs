@@ -9,13 +9,14 @@ use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use polder_control::{
-    Actor, BoxStatus, Disk, Machine, Plan, RecoveryKey, Reply, Request as Ask, Run, RunId,
+    Actor, BackupWish, BoxStatus, Disk, KitWords, Machine, Plan, RecoveryKey, Reply,
+    Request as Ask, Run, RunId,
 };
 use polder_firstboot::{
     ClaimRefusal, ClaimToken, Distance, Host, Newcomer, Setup, SetupError, Trust, Visitor, Window,
 };
 use polder_members::{ClaimRefused, MembersError, NewKey, NewMember, Secret, SetupWindow};
-use polder_site::{RecipeName, SiteChange};
+use polder_site::{BackupPlace, RecipeName, SiteChange};
 
 use crate::{AskError, Gateway, Peer, auth};
 
@@ -256,6 +257,14 @@ impl Host for ThisBox {
 
     async fn cancel(&self, run: RunId) -> Result<(), SetupError> {
         self.ask(Ask::Cancel(run)).await.map(drop)
+    }
+
+    async fn restore(&self, from: BackupPlace, key: KitWords) -> Result<RunId, SetupError> {
+        let wish = BackupWish::Restore { from, snapshot: None };
+        match self.ask(Ask::Backups { wish, key: Some(key), by: Actor::Claimer }).await? {
+            Reply::Accepted(run) => Ok(run),
+            _ => Err(odd_answer()),
+        }
     }
 
     async fn addresses(&self) -> Result<Vec<IpAddr>, SetupError> {

@@ -199,11 +199,11 @@ fn current_leaf(
     }
 }
 
-fn authority_path(folder: &Path, index: usize) -> PathBuf {
+pub(crate) fn authority_path(folder: &Path, index: usize) -> PathBuf {
     folder.join(format!("authority-{}.pem", index + 1))
 }
 
-fn ca_path(folder: &Path) -> PathBuf {
+pub(crate) fn ca_path(folder: &Path) -> PathBuf {
     folder.join("ca.pem")
 }
 

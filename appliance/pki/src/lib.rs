@@ -14,6 +14,7 @@
 mod addresses;
 mod authority;
 pub mod decide;
+mod examine;
 pub mod files;
 mod keeper;
 mod leaf;
@@ -22,6 +23,7 @@ mod public;
 
 pub use addresses::machine_addresses;
 pub use authority::Ca;
+pub use examine::examine;
 pub use keeper::{Keeper, Refreshed};
 pub use names::Names;
 pub use public::PublicChain;

@@ -2,6 +2,7 @@
 //! One file per subcommand; what they do is in the crates that they call.
 
 mod audit;
+mod backup;
 mod bakeoff;
 mod boxes;
 mod certificate;
@@ -62,6 +63,7 @@ enum Command {
     Weights(weights::Weights),
     Site(site::Site),
     Audit(audit::Audit),
+    Backup(backup::Backup),
     Supervise(supervise::Supervise),
     Gateway(gateway::Gateway),
     Engine(engine::Engine),
@@ -90,6 +92,7 @@ fn main() -> ExitCode {
         Command::Weights(weights) => weights.run(),
         Command::Site(site) => site.run(),
         Command::Audit(audit) => audit.run(),
+        Command::Backup(backup) => backup.run(),
         Command::Supervise(supervise) => supervise.run(),
         Command::Gateway(gateway) => gateway.run(),
         Command::Engine(engine) => engine.run(),

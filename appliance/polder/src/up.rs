@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use polder_backup::Folders;
 use polder_control::{DoorReply, DoorRequest, Sockets};
 use polder_recipes::{DEFAULT_RECIPE, Recipe};
 use polder_site::{EngineName, Site, SiteChange, Store};
 use polder_supervisor::{Children, Ending, Options, Patience, Weights};
+use tokio::sync::watch;
 
 use crate::console::heard;
 use crate::follow::Follower;
@@ -64,8 +66,24 @@ impl Up {
         done
     }
 
+    /// Runs the box; when another one was restored in its place, that one.
     async fn start(&self, state: &Path) -> anyhow::Result<()> {
         let (end, ending) = part::endings()?;
+        loop {
+            let ended = self.once(state, &end, ending.clone()).await;
+            let restored = polder_backup::restore::pending(&Folders::of(state));
+            if !restored || *ending.borrow() != Ending::No {
+                return ended;
+            }
+        }
+    }
+
+    async fn once(
+        &self,
+        state: &Path,
+        end: &watch::Sender<Ending>,
+        ending: watch::Receiver<Ending>,
+    ) -> anyhow::Result<()> {
         // The parts are as calm as this console.
         let level = std::env::var(part::LEVEL).unwrap_or_else(|_| "warn".to_owned());
         let parts = Children::of(&crate::supervise::program()?, state).with(part::LEVEL, &level);
@@ -86,7 +104,8 @@ impl Up {
             attended = self.attend(state) => attended,
             _ = over.wait_for(|e| *e != Ending::No) => Ok(true),
         };
-        if !matches!(attended, Ok(true)) {
+        let restored = polder_backup::restore::pending(&Folders::of(state));
+        if !matches!(attended, Ok(true)) && !restored {
             end.send_replace(Ending::InOrder);
         }
         let ended = supervising.await;

@@ -3,6 +3,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::apps::App;
+use crate::backup::Backup;
 use crate::certificate::PublicCertificate;
 use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::DynamicDns;
@@ -74,6 +75,10 @@ pub enum SiteChange {
     Power(PowerPlan),
     /// Watch no UPS any more.
     RemovePower,
+    /// Keep backups there, in this way.
+    Backup(Backup),
+    /// Make no more backups; those there are stay.
+    RemoveBackup,
     /// Go out by these ways, all of them; none leaves the machine's own routes as they are. Undone unless it is confirmed.
     Uplinks(Uplinks),
     /// Tell this service or zone where the box is, whenever it goes out another way.
@@ -129,6 +134,8 @@ impl SiteChange {
             Self::RemoveCertificate => next.certificate = None,
             Self::Power(plan) => next.power = Some(plan.clone()),
             Self::RemovePower => next.power = None,
+            Self::Backup(backup) => next.backup = Some(backup.clone()),
+            Self::RemoveBackup => next.backup = None,
             Self::Uplinks(uplinks) => next.uplinks = uplinks.clone(),
             Self::DynamicDns(dns) => next.dynamic_dns = Some(dns.clone()),
             Self::RemoveDynamicDns => next.dynamic_dns = None,

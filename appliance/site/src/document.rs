@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::apps::App;
+use crate::backup::Backup;
 use crate::budget::Budget;
 use crate::certificate::{Proof, PublicCertificate, PublicName};
 use crate::dynamic_dns::{DynamicDns, DynamicDnsError};
@@ -58,6 +59,9 @@ pub struct Site {
     /// The UPS that the box lives off when its mains is away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power: Option<PowerPlan>,
+    /// Where copies of the box's small precious state are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<Backup>,
     /// The ways out to the internet, where the box looks after them; without any, the machine's own routes are used as they are.
     #[serde(default, skip_serializing_if = "Uplinks::is_empty")]
     pub uplinks: Uplinks,
@@ -230,6 +234,11 @@ pub enum SiteError {
         "site.toml: keeping.disk_percent is {0}; choose 1 to 80, since weights and members need room on the same disk, or days = 0 to keep nothing there"
     )]
     KeepsTooMuch(u8),
+    /// Every copy would be removed again.
+    #[error(
+        "site.toml: backup.keep has only zeros, so that no backup would be kept; let it keep some hours, days, weeks or months"
+    )]
+    KeepsNoBackup,
     /// More than there is.
     #[error(
         "site.toml: the engines may take {0} % of the memory, all together, and there are 100 %; lower engines.{1}.memory"
@@ -320,6 +329,7 @@ impl Site {
             updates: None,
             certificate: None,
             power: None,
+            backup: None,
             uplinks: Uplinks::new(),
             dynamic_dns: None,
         }
@@ -420,6 +430,9 @@ impl Site {
             return Err(SiteError::VerifierIsDoor);
         }
         self.check_certificate()?;
+        if self.backup.as_ref().is_some_and(|backup| !backup.keep.keeps_something()) {
+            return Err(SiteError::KeepsNoBackup);
+        }
         uplinks::check(&self.uplinks)?;
         self.dynamic_dns.as_ref().map_or(Ok(()), DynamicDns::check)?;
         self.check_common()?;

@@ -5,6 +5,7 @@
 //! for the file and its history, [`SiteChange`] for everything that may change.
 
 mod apps;
+mod backup;
 mod budget;
 mod certificate;
 mod change;
@@ -19,6 +20,7 @@ mod uplinks;
 mod verifier;
 
 pub use apps::{App, Audience, Upstream, UpstreamError};
+pub use backup::{Backup, BackupPlace, BackupPlaceError, Retention};
 pub use budget::{Budget, BudgetError};
 pub use certificate::{
     CertificateError, DirectoryUrl, DnsHook, DnsUpdate, HostPort, Proof, PublicCertificate,

@@ -7,6 +7,7 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde_ignored::Path;
 
 use crate::apps::App;
+use crate::backup::{Backup, Retention};
 use crate::certificate::{DnsHook, DnsUpdate, PublicCertificate};
 use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::{DnsZone, DynamicDns};
@@ -30,7 +31,7 @@ pub struct UnknownKey {
 /// Keys whose usual value does more than somebody may have wanted who mistyped one. A version that knows them always writes them, so that
 /// no newer one's file is taken for a mistake. All others are necessary, or their usual value is the strictest.
 /// Only a budget is not always written: no later key of an engine may be as near to it.
-const MORE_THAN_MEANT: [&str; 10] = [
+const MORE_THAN_MEANT: [&str; 11] = [
     "keeping",
     "keeping.days",
     "keeping.disk_percent",
@@ -40,6 +41,7 @@ const MORE_THAN_MEANT: [&str; 10] = [
     "power.low_charge",
     "power.margin",
     "power.start_charge",
+    "backup.limit_kib",
     "uplinks.*.metered",
 ];
 
@@ -160,6 +162,8 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["certificate", "dns_update"] => fields::<DnsUpdate>(),
         ["certificate", "dns_hook"] => fields::<DnsHook>(),
         ["power"] => fields::<PowerPlan>(),
+        ["backup"] => fields::<Backup>(),
+        ["backup", "keep"] => fields::<Retention>(),
         ["uplinks", _] => fields::<Uplink>(),
         ["dynamic_dns"] => fields::<DynamicDns>(),
         ["dynamic_dns", "zone"] => fields::<DnsZone>(),
@@ -269,6 +273,7 @@ mod tests {
         let mut power = PowerPlan::of("ups@localhost".parse().unwrap());
         power.card_percent = Some(60);
         site.power = Some(power);
+        site.backup = Some(Backup::to("/mnt/usb".parse().unwrap()));
         let (interface, targets) = ("enp1s0".parse().unwrap(), Uplink::usual_targets());
         let uplink = Uplink { interface, order: 1, metered: false, targets };
         let name = |text: &str| text.parse().unwrap();
@@ -313,6 +318,8 @@ mod tests {
             &["certificate"],
             &["certificate", "dns_update"],
             &["power"],
+            &["backup"],
+            &["backup", "keep"],
             &["uplinks", "fibre"],
             &["dynamic_dns"],
             &["dynamic_dns", "zone"],

@@ -93,6 +93,19 @@ impl<P: Parts> Desk<P> {
             Request::Update { wish, by } => {
                 Reply::Accepted(work.apply(Intent::Update(wish), by).await?)
             }
+            Request::Backup => Reply::Backup(Box::new(work.backup_status().await?)),
+            Request::BackupKit { by } => Reply::Kit(work.backup_kit(by).await?),
+            Request::ConfirmKit { key, by } => {
+                work.confirm_kit(key, by).await?;
+                Reply::Done
+            }
+            Request::PreviewBackup(wish) => {
+                let plan = work.preview_backup(wish).await?;
+                Reply::Preview { differences: Vec::new(), plan }
+            }
+            Request::Backups { wish, key, by } => {
+                Reply::Accepted(work.back_up(wish, key, by).await?)
+            }
             Request::Judge => Reply::Judged(work.judge().await?),
             Request::Audit { before, limit } => Reply::Audit(work.audit(before, limit).await?),
             Request::Watch => unreachable!("answered before"),

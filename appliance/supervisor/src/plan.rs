@@ -1,7 +1,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use polder_control::{PartState, Plan, Step};
-use polder_site::{Budget, EngineName, RecipeName, Site, SiteChange};
+use polder_backup::{BackupAction, Store, drill_plan, first_plan, restore_plan, save_plan};
+use polder_control::{BackupWish, PartState, Plan, Step};
+use polder_site::{BackupPlace, Budget, EngineName, RecipeName, Site, SiteChange};
 
 use crate::image::{Change, ImageAction};
 use crate::shelf::Described;
@@ -17,6 +18,8 @@ pub struct Observed {
     pub gateway: PartState,
     /// How the engines are; one that is not named is stopped.
     pub engines: BTreeMap<EngineName, PartState>,
+    /// What is at the place that backups are to go to, where that is what is asked for.
+    pub store: Option<Store>,
 }
 
 /// What the box should become.
@@ -28,6 +31,8 @@ pub enum Wanted {
     Model(RecipeName),
     /// Another version of the image.
     Image(Change),
+    /// Something about backups.
+    Backup(BackupWish),
 }
 
 /// One thing to do. In a plan they come in an order that leaves the box working whenever one of
@@ -61,6 +66,15 @@ pub enum Action {
     Confirm,
     /// Do something about the image.
     Image(ImageAction),
+    /// Do something about backups.
+    Backup {
+        /// What.
+        action: BackupAction,
+        /// Where they are.
+        place: BackupPlace,
+        /// Which one; the newest without one.
+        snapshot: Option<String>,
+    },
 }
 
 impl Action {
@@ -93,6 +107,7 @@ impl Action {
                 ),
             ),
             Self::Image(action) => return action.step(),
+            Self::Backup { action, place, .. } => return action.step(&place.to_string()),
         };
         Step { id: id.to_owned(), title }
     }
@@ -119,6 +134,7 @@ pub fn plan(
                 actions.push(import(recipe));
             }
         }
+        Wanted::Backup(wish) => actions.extend(backup_actions(wish, &observed.site)),
         Wanted::Change(change) => {
             let next = change.applied_to(&observed.site);
             let mut missing: Vec<&RecipeName> = Vec::new();
@@ -142,10 +158,13 @@ pub fn plan(
             }
             actions.extend(missing.into_iter().map(import));
             actions.extend(stop);
+            let (first, then) = first_backup(change, observed);
+            actions.extend(first);
             if next != observed.site {
                 actions
                     .push(Action::WriteSite { site: Box::new(next.clone()), why: title.clone() });
             }
+            actions.extend(then);
             actions.extend(start);
             if must_be_confirmed(change) && next != observed.site {
                 actions.push(Action::Confirm);
@@ -162,6 +181,34 @@ pub fn plan(
         }
     }
     (Plan { title, steps: actions.iter().map(Action::step).collect() }, actions)
+}
+
+/// What a wish about backups comes to.
+fn backup_actions(wish: &BackupWish, site: &Site) -> Vec<Action> {
+    let of = |place: &BackupPlace, snapshot: &Option<String>, actions: Vec<BackupAction>| {
+        let action = |action| {
+            let (place, snapshot) = (place.clone(), snapshot.clone());
+            Action::Backup { action, place, snapshot }
+        };
+        actions.into_iter().map(action).collect()
+    };
+    match (wish, &site.backup) {
+        (BackupWish::Restore { from, snapshot }, _) => of(from, snapshot, restore_plan()),
+        (BackupWish::Now, Some(backup)) => of(&backup.to, &None, save_plan(backup)),
+        (BackupWish::Drill, Some(backup)) => of(&backup.to, &None, drill_plan()),
+        (BackupWish::Now | BackupWish::Drill, None) => Vec::new(),
+    }
+}
+
+/// Another place for backups is made and used before a change counts as done: what is to be done before the site is written, and what after.
+fn first_backup(change: &SiteChange, observed: &Observed) -> (Vec<Action>, Vec<Action>) {
+    let (SiteChange::Backup(backup), Some(store)) = (change, observed.store) else {
+        return (Vec::new(), Vec::new());
+    };
+    let action = |action| Action::Backup { action, place: backup.to.clone(), snapshot: None };
+    let all = |actions: Vec<BackupAction>| actions.into_iter().map(action).collect();
+    let (before, after) = first_plan(store, backup);
+    (all(before), all(after))
 }
 
 fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
@@ -254,6 +301,15 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
         Wanted::Change(SiteChange::RemoveCertificate) => {
             "Have no certificate but the box's own".to_owned()
         }
+        Wanted::Change(SiteChange::Backup(backup)) => format!("Keep backups at {}", backup.to),
+        Wanted::Change(SiteChange::RemoveBackup) => {
+            "Make no more backups; those there are stay".to_owned()
+        }
+        Wanted::Backup(BackupWish::Now) => "Make a backup".to_owned(),
+        Wanted::Backup(BackupWish::Drill) => "Restore the newest backup for a trial".to_owned(),
+        Wanted::Backup(BackupWish::Restore { from, .. }) => {
+            format!("Become the box whose backups are at {from}")
+        }
     }
 }
 
@@ -302,6 +358,7 @@ mod tests {
             imported: BTreeSet::new(),
             gateway: PartState::Ready,
             engines: BTreeMap::new(),
+            store: None,
         }
     }
 
@@ -449,6 +506,36 @@ mod tests {
     }
 
     #[test]
+    fn a_place_for_backups_is_made_ready_before_the_site_names_it_and_used_before_it_counts() {
+        let change = SiteChange::Backup(polder_site::Backup::to("/mnt/usb".parse().unwrap()));
+        let mut box_ = serving();
+        box_.store = Some(Store::Nothing);
+        assert_eq!(
+            text(&box_, Wanted::Change(change.clone())),
+            "Keep backups at /mnt/usb\n  \
+             1. Make a store for backups at /mnt/usb; what else is there stays as it is\n  \
+             2. Write down what the box should be\n  \
+             3. Encrypt the box's small state and send it to /mnt/usb\n  \
+             4. Keep one backup for each of 48 hours, 14 days, 8 weeks, 12 months, and remove others\n\
+             [make-store write-site save thin]"
+        );
+        box_.store = Some(Store::Ours(7));
+        let again = text(&box_, Wanted::Change(change.clone()));
+        assert!(again.ends_with("[write-site save thin]"), "{again}");
+        box_.site = change.applied_to(&box_.site);
+        for (wish, ids) in [
+            (BackupWish::Now, "[save thin]"),
+            (BackupWish::Drill, "[fetch-backup examine-backup start-gateway check-store]"),
+        ] {
+            let text = text(&box_, Wanted::Backup(wish));
+            assert!(text.ends_with(ids), "{text}");
+        }
+        let from = "disk:SPARE".parse().unwrap();
+        let restore = text(&fresh(), Wanted::Backup(BackupWish::Restore { from, snapshot: None }));
+        assert!(restore.ends_with("[fetch-backup examine-backup put-in-place]"), "{restore}");
+    }
+
+    #[test]
     fn a_verifier_is_only_written_down() {
         let url = "http://127.0.0.1:4180/auth".parse().unwrap();
         let verifier = polder_site::Verifier { url, mode: Default::default() };
@@ -544,8 +631,11 @@ mod tests {
                     Action::StartEngine(name) => {
                         box_.engines.insert(name, PartState::Ready);
                     }
-                    Action::OpenDoor | Action::WatchUps(_) | Action::Confirm | Action::Image(_) => {
-                    }
+                    Action::OpenDoor
+                    | Action::WatchUps(_)
+                    | Action::Confirm
+                    | Action::Image(_)
+                    | Action::Backup { .. } => {}
                 }
             }
             assert_eq!(plan(&box_, &wanted, &|_| None).1, []);

@@ -1,7 +1,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use polder_control::{Actor, ImportSource, Run, RunId, UpdateWish};
+use polder_control::{Actor, BackupWish, ImportSource, Run, RunId, UpdateWish};
 use polder_site::{RecipeName, Site, SiteChange, write_durably};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,7 @@ pub(crate) enum Intent {
     Change(SiteChange),
     Import { recipe: RecipeName, from: ImportSource },
     Update(UpdateWish),
+    Backup(BackupWish),
 }
 
 /// A run that is not over, as it is kept over a crash.

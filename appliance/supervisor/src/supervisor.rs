@@ -110,6 +110,9 @@ pub enum SupervisorError {
     /// The audit trail could not be used.
     #[error(transparent)]
     Trail(#[from] TrailError),
+    /// A restored box could not be put in place.
+    #[error("a restored box could not be put in place, and the next start tries again")]
+    Restore(#[from] polder_backup::BackupError),
     /// Nobody could ask us anything.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -126,6 +129,7 @@ pub async fn run<P: Parts>(
     let Options { state, patience, .. } = &options;
     make_folder(state)?;
     let _mine = take(state)?;
+    settle_restore(state)?;
     let store = Store::open(state)?;
     let (mut trail, verdict) = Trail::open(state)?;
     report(&mut trail, &verdict)?;
@@ -146,6 +150,8 @@ pub async fn run<P: Parts>(
     work.begin().await;
     let outcome = tokio::select! {
         ended = &mut serving => ended.map_err(Into::into),
+        // A restored box waits to be put in place: whoever called begins anew.
+        () = work.anew.cancelled() => Ok(()),
         // A sender that is gone cannot call us back either.
         _ = ending.wait_for(|e| *e != Ending::No) => Ok(()),
         () = work.spent.cancelled() => Ok(()),
@@ -174,6 +180,17 @@ async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Ou
         })
     })
     .await
+}
+
+/// Puts a restored box in place before anything is read of the one that was there.
+fn settle_restore(state: &Path) -> Result<(), SupervisorError> {
+    if let Some(settled) = polder_backup::restore::settle(state)? {
+        log::warn!(
+            "this is a restored box; what was here before is in {}",
+            settled.aside.display()
+        );
+    }
+    Ok(())
 }
 
 /// The site as it will be served: the one there is, or the first one, with the options' door.

@@ -1,3 +1,4 @@
+mod backup;
 mod confirm;
 mod image;
 mod import;
@@ -12,8 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use polder_control::{
-    Actor, AuditEntry, Disk, Gpu, ImportSource, Machine, PartState, Plan, Power, PowerPhase, Run,
-    RunId, RunState, Sockets, StepState,
+    Actor, AuditEntry, BackupWish, Disk, Gpu, ImportSource, Machine, PartState, Plan, Power,
+    PowerPhase, Run, RunId, RunState, Sockets, StepState,
 };
 use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store};
 use tokio::sync::watch;
@@ -79,6 +80,10 @@ pub(crate) struct Work<P: Parts> {
     rousing: Mutex<Option<JoinHandle<()>>>,
     /// A box that cannot turn its machine off ends itself.
     pub(crate) spent: CancellationToken,
+    /// Held by whoever makes, tries or restores a backup.
+    saving: tokio::sync::Mutex<()>,
+    /// A restored box waits to be put in place: the supervisor ends and begins anew.
+    pub(crate) anew: CancellationToken,
     /// The supervisor is ending; runs stop where they are and are taken up at the next start.
     pub(crate) ending: CancellationToken,
 }
@@ -139,6 +144,8 @@ impl<P: Parts> Work<P> {
             drained: AtomicBool::new(false),
             rousing: Mutex::default(),
             spent: CancellationToken::new(),
+            saving: tokio::sync::Mutex::default(),
+            anew: CancellationToken::new(),
             ending: CancellationToken::new(),
         })
     }
@@ -182,6 +189,7 @@ impl<P: Parts> Work<P> {
         for open in again {
             self.resume(open).await;
         }
+        self.look_after_backups();
     }
 
     async fn resume(self: &Arc<Self>, open: Open) {
@@ -400,11 +408,12 @@ impl<P: Parts> Work<P> {
                 Wanted::Model(recipe.clone())
             }
             Intent::Update(wish) => Wanted::Image(self.image_change(*wish).await?),
+            Intent::Backup(wish) => Wanted::Backup(self.backup_wish(wish, &site)?),
         };
         let recipe = match &wanted {
             Wanted::Model(recipe) => Some(recipe),
             Wanted::Change(SiteChange::Engine { slot, .. }) => Some(&slot.recipe),
-            Wanted::Change(_) | Wanted::Image(_) => None,
+            Wanted::Change(_) | Wanted::Image(_) | Wanted::Backup(_) => None,
         };
         if let Some(recipe) = recipe
             && self.shelf.describe(recipe).is_none()
@@ -424,6 +433,10 @@ impl<P: Parts> Work<P> {
         if let Wanted::Change(change @ SiteChange::Engine { .. }) = &wanted {
             self.shelf.fits(&change.applied_to(&site), &self.machine().await)?;
         }
+        let store = match &wanted {
+            Wanted::Change(SiteChange::Backup(backup)) => Some(self.store_at(backup).await?),
+            _ => None,
+        };
         let imported = self.imported().await?.into_iter().collect();
         let engine =
             |name: &EngineName| (name.clone(), self.board.part(&Part::Engine(name.clone())).state);
@@ -431,6 +444,7 @@ impl<P: Parts> Work<P> {
             engines: site.engines.keys().map(engine).collect(),
             gateway: self.board.part(&Part::Gateway).state,
             imported,
+            store,
             site,
         };
         Ok(plan(&observed, &wanted, &|recipe| self.shelf.describe(recipe)))
@@ -528,7 +542,7 @@ impl<P: Parts> Work<P> {
     ) -> Result<(), Halt> {
         let from = match intent {
             Intent::Import { from, .. } => from,
-            Intent::Change(_) | Intent::Update(_) => &ImportSource::Recipe,
+            Intent::Change(_) | Intent::Update(_) | Intent::Backup(_) => &ImportSource::Recipe,
         };
         for (step, action) in actions.into_iter().enumerate() {
             if cancel.is_cancelled() {
@@ -556,6 +570,9 @@ impl<P: Parts> Work<P> {
                 }
                 Action::Confirm => self.until_confirmed(id, step, cancel).await,
                 Action::Image(action) => self.image_action(id, step, action, cancel).await,
+                Action::Backup { action, place, snapshot } => {
+                    self.backup_action(id, step, action, place, snapshot, cancel).await
+                }
             };
             done?;
             self.board.step(id, step, StepState::Done);
@@ -693,7 +710,8 @@ fn moves_the_door(intent: &Intent) -> bool {
 /// Whether a run would change the box, and whether it would bring in a model.
 fn kind(intent: &Intent, actions: &[Action]) -> (bool, bool) {
     let imports = actions.iter().any(|a| matches!(a, Action::ImportModel { .. }));
-    (matches!(intent, Intent::Change(_) | Intent::Update(_)), imports)
+    let restores = matches!(intent, Intent::Backup(BackupWish::Restore { .. }));
+    (restores || matches!(intent, Intent::Change(_) | Intent::Update(_)), imports)
 }
 
 fn settled(state: &PartState) -> bool {

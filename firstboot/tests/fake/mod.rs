@@ -8,14 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use polder_control::{
-    BoxStatus, Disk, EngineStatus, Gpu, Lock, Machine, PartState, PartStatus, Plan, Progress,
-    RecoveryKey, Run, RunId, RunState, Step, StepState, Unit,
+    BoxStatus, Disk, EngineStatus, Gpu, KitWords, Lock, Machine, PartState, PartStatus, Plan,
+    Progress, RecoveryKey, Run, RunId, RunState, Step, StepState, Unit,
 };
 use polder_firstboot::{ClaimRefusal, ClaimToken, Host, Newcomer, SetupError, Trust, Window};
-use polder_site::{RecipeName, Site, SiteChange};
+use polder_site::{BackupPlace, RecipeName, Site, SiteChange};
 
 pub(crate) const CODE: &str = "ABCDE-FGHJK-23456";
 pub(crate) const KEY: &str = "pk-shown-once";
+pub(crate) const BACKUP_KEY: &str = "cbde-fghi";
 pub(crate) const RECOVERY_KEY: &str =
     "eujukuik-ljvniheb-tchngetr-henfkdfn-hjcrhelj-lufhrbcg-ivivhfvr-ncueblhj";
 
@@ -229,6 +230,19 @@ impl Host for Fake {
         self.there()?.disk.as_mut().unwrap().lock = Lock::Sealed;
         Ok(())
     }
+    async fn restore(&self, from: BackupPlace, key: KitWords) -> Result<RunId, SetupError> {
+        if key.0 != BACKUP_KEY {
+            return Err(SetupError::Refused("the key does not open the backups there".into()));
+        }
+        let mut state = self.there()?;
+        let id = RunId(state.runs.len() as u64 + 1);
+        let step = |id: &str| Step { id: id.into(), title: format!("{id} from {from}") };
+        let steps = vec![step("fetch-backup"), step("put-in-place")];
+        let plan = Plan { title: "Become the box".into(), steps };
+        let steps = vec![fetching(1 << 20, 4 << 20), StepState::Waiting];
+        state.runs.insert(0, Run { id, plan, steps, state: RunState::Running });
+        Ok(id)
+    }
     async fn leave_disk_open(&self) -> Result<(), SetupError> {
         self.there().map(drop)
     }
@@ -246,7 +260,7 @@ impl Host for Fake {
                 note: None,
             })
             .collect();
-        Ok(BoxStatus { safe: false, site, gateway: part, engines })
+        Ok(BoxStatus { safe: false, site, gateway: part, engines, supply: None })
     }
     async fn imported(&self) -> Result<Vec<RecipeName>, SetupError> {
         Ok(self.there()?.site.engines.values().map(|slot| slot.recipe.clone()).collect())

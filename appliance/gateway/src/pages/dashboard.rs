@@ -14,6 +14,7 @@ use polder_site::{Store, UnknownKey};
 
 use crate::Gateway;
 use crate::pages::audit::audit_table;
+use crate::pages::backup;
 use crate::pages::certificate;
 use crate::pages::frame::{self, Trouble, answer, nav, piece};
 use crate::pages::home::Said;
@@ -36,12 +37,14 @@ pub(super) async fn show(
         Ok(Reply::Disk(disk)) => disk,
         _ => None,
     };
+    let backups = backup::status(&gateway).await;
     let state = gateway.state.clone();
     let unknown = tokio::task::spawn_blocking(move || Store::unknown_in(&state)).await;
     let body = html! {
         (frame::said(&said.said))
         @if let Ok(Ok(unknown)) = &unknown { (unknown_keys(unknown)) }
         div.stack.wide data-refresh="/dashboard/live" data-every="3000" { (inside) }
+        @if let Some(backups) = &backups { (backup::card(backups)) }
         @if let Some(disk) = &disk { (disk_card(disk)) }
     };
     let page = Page {

@@ -22,6 +22,7 @@ pub(super) fn nav(gateway: &Gateway, member: &Member, here: &str) -> Nav {
         ("/models", "Models"),
         ("/members", "Members"),
         ("/apps", "Apps"),
+        ("/backup", "Backups"),
         ("/uplinks", "Uplinks"),
         ("/versions", "Versions"),
         ("/audit", "Audit"),
@@ -200,6 +201,8 @@ pub(super) fn said(code: &str) -> Markup {
             "The box has only its own certificate now. The names stay, and the other one is kept."
         }
         "updates" => "Updates are looked for there from now on.",
+        "kit" => "The key is on paper. Now say where backups go.",
+        "no-backup" => "No backups are made any more. Those there are stay.",
         "confirmed" => "It stays.",
         "welcome" => "Welcome. This is your page of the box.",
         _ => return html! {},

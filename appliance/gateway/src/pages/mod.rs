@@ -7,6 +7,7 @@ mod account;
 mod answer;
 mod apps;
 mod audit;
+mod backup;
 mod certificate;
 mod chat;
 mod connect;
@@ -111,6 +112,12 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/versions/apply", post(versions::apply))
         .route("/versions/back", post(versions::back))
         .route("/versions/from", post(versions::from))
+        .route("/backup", get(backup::show))
+        .route("/backup/kit", post(backup::kit))
+        .route("/backup/confirm", post(backup::confirm))
+        .route("/backup/to", post(backup::to))
+        .route("/backup/now", post(backup::back_up))
+        .route("/backup/drill", post(backup::drill))
         .route("/uplinks", get(uplinks::show).post(uplinks::set))
         .route("/uplinks/dns", post(dynamic_dns::set))
         .route("/uplinks/live", get(uplinks::live))

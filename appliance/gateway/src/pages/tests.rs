@@ -88,6 +88,11 @@ impl Handler<Request, Reply> for Supervisor {
             Request::Update { .. } => Reply::Accepted(RunId(7)),
             Request::Judge => Reply::Judged(None),
             Request::Supply(_) => Reply::Supplied { drained: false },
+            Request::Backup => Reply::Backup(Box::default()),
+            Request::BackupKit { .. } => Reply::Kit(kit()),
+            Request::PreviewBackup(_) => Reply::Refused("not here".into()),
+            Request::Backups { .. } => Reply::Accepted(RunId(7)),
+            Request::ConfirmKit { .. } => Reply::Done,
             Request::Shell | Request::CloseShell { .. } => Reply::Shell(None),
             Request::OpenShell { .. } => Reply::Shell(Some(OpenShell {
                 fingerprint: "SHA256:abc".into(),
@@ -101,6 +106,10 @@ impl Handler<Request, Reply> for Supervisor {
         };
         outlet.send(&reply).await
     }
+}
+
+fn kit() -> polder_control::KitWords {
+    polder_control::KitWords(polder_backup::KitKey::make().unwrap().expose().to_owned())
 }
 
 fn updates() -> UpdateStatus {
@@ -765,6 +774,38 @@ async fn a_steward_sees_what_runs_takes_an_update_and_goes_back() {
 }
 
 #[tokio::test]
+async fn a_steward_has_the_key_of_backups_on_paper_before_a_place_for_them_is_asked_for() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let (_, page) = place.get("/backup", steward).await;
+    assert!(page.contains("No backups are made") && page.contains("After the kit is on paper"));
+    assert!(place.get("/dashboard", steward).await.1.contains("No backups are made"));
+    let (status, sheet) = place.post("/backup/kit", steward, "").await;
+    assert!(status == StatusCode::OK && sheet.contains("<svg"), "{sheet}");
+    // Neither a link nor another site's picture shows it.
+    assert_eq!(place.get("/backup/kit", steward).await.0, StatusCode::METHOD_NOT_ALLOWED);
+    let typed = place.post("/backup/confirm", steward, "key=cbde+fghi").await;
+    assert_eq!(typed.1, "/backup?said=kit");
+    let asked = |r: &Request| matches!(r, Request::ConfirmKit { key, by: Actor::Member(_) } if key.0 == "cbde fghi");
+    assert!(place.asked.lock().unwrap().iter().any(asked));
+    // A place is done only after its steps were seen.
+    let form = "to=%2Fmnt%2Fusb&limit_kib=500";
+    let done = |r: &Request| matches!(r, Request::Apply { change: SiteChange::Backup(b), .. } if b.limit_kib == 500);
+    place.post("/backup/to", steward, form).await;
+    assert!(!place.asked.lock().unwrap().iter().any(done));
+    assert_eq!(place.post("/backup/to", steward, &format!("{form}&seen=yes")).await.1, "/runs/7");
+    assert!(place.asked.lock().unwrap().iter().any(done));
+    assert!(
+        place.post("/backup/to", steward, "to=usb").await.1.contains("is no place for backups")
+    );
+    for path in ["/backup/now", "/backup/drill"] {
+        assert_eq!(place.post(path, steward, "").await.1, "/runs/7");
+        assert_eq!(place.post(path, Some(&place.member.1), "").await.0, StatusCode::FORBIDDEN);
+    }
+    assert_eq!(place.post("/backup/kit", Some(&place.member.1), "").await.0, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
 async fn a_shell_is_opened_for_a_while_by_a_steward_and_by_nobody_else() {
     let place = place().await;
     let steward = Some(place.steward.1.as_str());
@@ -983,6 +1024,7 @@ async fn pages_can_be_written_out_for_looking_at() {
         ("run", place.get("/runs/7", steward).await.1),
         ("audit", place.get("/audit", steward).await.1),
         ("versions", place.get("/versions", steward).await.1),
+        ("backup", place.get("/backup", steward).await.1),
         ("sign-in", place.get("/sign-in", None).await.1),
         ("wrong", place.post("/sign-in", None, "name=Ada&password=x").await.1),
         ("ca", place.get("/ca", None).await.1),

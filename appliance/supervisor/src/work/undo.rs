@@ -24,7 +24,7 @@ impl<P: Parts> Work<P> {
         let site = self.board.site();
         let back = match intent {
             Intent::Change(change) => as_before(change, &site, before),
-            Intent::Import { .. } | Intent::Update(_) => site.clone(),
+            Intent::Import { .. } | Intent::Update(_) | Intent::Backup(_) => site.clone(),
         };
         if back == site {
             self.restore();
@@ -141,6 +141,7 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
             back.door.names = before.door.names.clone();
         }
         SiteChange::Power(_) | SiteChange::RemovePower => back.power = before.power.clone(),
+        SiteChange::Backup(_) | SiteChange::RemoveBackup => back.backup = before.backup.clone(),
         SiteChange::Uplinks(_) => back.uplinks = before.uplinks.clone(),
     }
     back

@@ -1,0 +1,394 @@
+//! Brings a box back: fetched beside what is there, looked at, then put in place. A power cut at any moment leaves the old state or the new
+//! one: until [`ready`] the folder is only added to, and from then on [`settle`] goes forward, however often it is begun.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use polder_control::Progress;
+use serde::{Deserialize, Serialize};
+
+use crate::gather::LABEL;
+pub use crate::gather::clear;
+use crate::key::private_folder;
+use crate::what::fate;
+use crate::{BackupError, Examined, Fate, Folders, KitKey, Record, Repository, Snapshot, Stop};
+
+/// Says that everything is there and what is done with it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Order {
+    /// Where the state goes that was there before.
+    aside: String,
+}
+
+/// What was put in place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// Where the state is that was there before.
+    pub aside: PathBuf,
+}
+
+/// Which of the backups: the newest, or the one whose name begins so.
+pub fn choose(
+    snapshots: &[Snapshot],
+    wanted: Option<&str>,
+    place: &str,
+) -> Result<Snapshot, BackupError> {
+    let found = match wanted {
+        None => snapshots.last(),
+        Some(wanted) if wanted.len() < 4 => None,
+        Some(wanted) => snapshots.iter().find(|snapshot| snapshot.id.starts_with(wanted)),
+    };
+    match (found, wanted) {
+        (Some(found), _) => found.readable().map(|()| found.clone()),
+        (None, None) => Err(BackupError::NoStore(place.to_owned())),
+        (None, Some(wanted)) => Err(BackupError::NoSnapshot {
+            wanted: wanted.chars().filter(|c| !c.is_control()).take(70).collect(),
+            place: place.to_owned(),
+        }),
+    }
+}
+
+/// Keeps the key that somebody typed for a restore, until it is over.
+pub fn expect(folders: &Folders, key: &KitKey) -> Result<(), BackupError> {
+    key.keep(&folders.restore_key())
+}
+
+/// The key that was typed for a restore.
+pub fn expected(folders: &Folders) -> Result<KitKey, BackupError> {
+    let path = folders.restore_key();
+    let text = fs::read_to_string(&path).map_err(|source| BackupError::File { path, source })?;
+    KitKey::typed(&text)
+}
+
+/// Removes what a restore has fetched that does not go on, and its key. One that is being put in place goes on.
+pub fn give_up(folders: &Folders) -> Result<(), BackupError> {
+    if pending(folders) {
+        return Ok(());
+    }
+    remove(&folders.restore_key())?;
+    clear(&folders.restore())
+}
+
+/// Fetches a backup beside what is there, anew: what an earlier try has left is removed first.
+pub fn fetch(
+    folders: &Folders,
+    repository: &dyn Repository,
+    snapshot: &Snapshot,
+    observer: &mut dyn FnMut(Progress),
+    stop: &Stop,
+) -> Result<(), BackupError> {
+    if pending(folders) {
+        let why = "an earlier restore is being put in place; start the box, and it is finished"
+            .to_owned();
+        return Err(BackupError::NotWhole(why));
+    }
+    clear(&folders.restore())?;
+    private_folder(&folders.restore())?;
+    repository.fetch(snapshot, &incoming(folders), observer, stop).map(drop)
+}
+
+/// Looks at what was fetched.
+pub fn examine(folders: &Folders) -> Result<Examined, BackupError> {
+    crate::examine(&incoming(folders))
+}
+
+/// From here on the restore is put in place, by this process or by the next start. The key goes with it, so that the box goes on with its
+/// backups.
+pub fn ready(folders: &Folders, key: &KitKey) -> Result<(), BackupError> {
+    key.keep(&folders.restore().join("key"))?;
+    sync_all(&folders.restore())?;
+    let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+    let order = Order { aside: format!("before-restore-{now}") };
+    let text = serde_json::to_vec(&order).expect("an order has only plain values");
+    let path = order_path(folders);
+    polder_site::write_durably(&path, &text).map_err(|source| BackupError::File { path, source })
+}
+
+/// Whether a restore waits to be put in place. Nothing may use the state folder before it was.
+pub fn pending(folders: &Folders) -> bool {
+    order_path(folders).exists() || placing_path(folders).exists()
+}
+
+/// Puts in place what is ready, if anything is. To be called before anything else opens the state folder.
+pub fn settle(state: &Path) -> Result<Option<Settled>, BackupError> {
+    let folders = Folders::of(state);
+    if !pending(&folders) {
+        return Ok(None);
+    }
+    let (order_at, placing_at) = (order_path(&folders), placing_path(&folders));
+    if !placing_at.exists() {
+        let order = read_order(&order_at)?;
+        put_aside(state, &state.join(&order.aside))?;
+        rename(&order_at, &placing_at)?;
+        sync(&folders.restore())?;
+    }
+    let order = read_order(&placing_at)?;
+    put_in_place(&incoming(&folders), state, Path::new(""))?;
+    let key = folders.restore().join("key");
+    if key.exists() {
+        private_folder(&folders.own())?;
+        rename(&key, &folders.key())?;
+    }
+    // Whoever restored from the paper has the paper.
+    Record::change(&folders, |record| {
+        let confirmed = Some(jiff::Timestamp::now().as_second());
+        *record = Record { kit_confirmed: confirmed, ..Record::default() };
+    })?;
+    let path = folders.restored();
+    fs::write(&path, "").map_err(|source| BackupError::File { path, source })?;
+    sync(state)?;
+    remove(&folders.restore_key())?;
+    remove(&placing_at)?;
+    clear(&folders.restore())?;
+    Ok(Some(Settled { aside: state.join(order.aside) }))
+}
+
+fn incoming(folders: &Folders) -> PathBuf {
+    folders.restore().join("incoming")
+}
+fn order_path(folders: &Folders) -> PathBuf {
+    folders.restore().join("ready.json")
+}
+fn placing_path(folders: &Folders) -> PathBuf {
+    folders.restore().join("placing.json")
+}
+
+fn read_order(path: &Path) -> Result<Order, BackupError> {
+    let fail = |source| BackupError::File { path: path.to_owned(), source };
+    let text = fs::read(path).map_err(fail)?;
+    let order: Order = serde_json::from_slice(&text).map_err(|e| fail(e.into()))?;
+    // It becomes a path.
+    match order.aside.starts_with("before-restore-") && !order.aside.contains('/') {
+        true => Ok(order),
+        false => Err(fail(io::Error::other("it names no folder of ours"))),
+    }
+}
+
+/// Everything that a backup may have, and what follows from it, leaves its place. Models stay: they are asked for by digest.
+fn put_aside(state: &Path, aside: &Path) -> Result<(), BackupError> {
+    private_folder(aside)?;
+    let fail = |source| BackupError::File { path: state.to_owned(), source };
+    for entry in fs::read_dir(state).map_err(fail)? {
+        let name = entry.map_err(fail)?.file_name();
+        let path = Path::new(&name);
+        let shown = name.to_string_lossy();
+        let moved = match fate(path) {
+            Fate::Copied | Fate::Database => !matches!(fate(&path.join("any")), Fate::Left(_)),
+            Fate::Left(_) => shown.starts_with("polder.db-") || shown.starts_with("runs."),
+        };
+        // What models read was kept for members of the former box, by numbers that others have now.
+        if name == "kv" {
+            clear(&state.join(path))?;
+        } else if moved {
+            rename(&state.join(path), &aside.join(path))?;
+        }
+    }
+    sync(aside)?;
+    sync(state)
+}
+
+/// Moves what was restored to its place; what is there already was moved before a crash.
+fn put_in_place(incoming: &Path, state: &Path, below: &Path) -> Result<(), BackupError> {
+    let folder = incoming.join(below);
+    let fail = |source| BackupError::File { path: folder.clone(), source };
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(fail(source)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(fail)?;
+        let path = below.join(entry.file_name());
+        if path == Path::new(LABEL) {
+            continue;
+        }
+        let is_folder = entry.file_type().map_err(fail)?.is_dir();
+        // Folders that both have, such as weights/, are merged.
+        if is_folder && state.join(&path).is_dir() {
+            put_in_place(incoming, state, &path)?;
+            continue;
+        }
+        if matches!(fate(&path), Fate::Left(_)) && path != Path::new("weights") {
+            continue;
+        }
+        rename(&entry.path(), &state.join(&path))?;
+    }
+    sync(&state.join(below))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), BackupError> {
+    fs::rename(from, to).map_err(|source| BackupError::File { path: from.to_owned(), source })
+}
+
+fn remove(path: &Path) -> Result<(), BackupError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(BackupError::File { path: path.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn sync(path: &Path) -> Result<(), BackupError> {
+    let synced = File::open(path).and_then(|file| file.sync_all());
+    synced.map_err(|source| BackupError::File { path: path.to_owned(), source })
+}
+
+/// Every file and folder below; nothing that was said to be there may be lost with the power.
+fn sync_all(folder: &Path) -> Result<(), BackupError> {
+    let fail = |source| BackupError::File { path: folder.to_owned(), source };
+    for entry in fs::read_dir(folder).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let kind = entry.file_type().map_err(fail)?;
+        if kind.is_dir() {
+            sync_all(&entry.path())?;
+        } else if kind.is_file() {
+            sync(&entry.path())?;
+        }
+    }
+    sync(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(path: PathBuf, text: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    /// A box that was set up a little, with a restore that is ready.
+    fn about_to() -> (tempfile::TempDir, KitKey) {
+        let state = tempfile::tempdir().unwrap();
+        for (path, text) in [
+            ("site.toml", "old"),
+            ("polder.db", "old"),
+            ("polder.db-wal", "old"),
+            ("pki/ca.pem", "old"),
+            ("runs.json", "old"),
+            ("kv/fast/x", "old"),
+            ("weights/blobs/sha256/aa", "old"),
+            ("weights/manifests/there.toml", "old"),
+            ("restore/incoming/site.toml", "new"),
+            ("restore/incoming/polder.db", "new"),
+            ("restore/incoming/pki/ca.pem", "new"),
+            ("restore/incoming/pki/authority-1.pem", "new"),
+            ("restore/incoming/audit/trail.jsonl", "new"),
+            ("restore/incoming/weights/manifests/tiny.toml", "new"),
+            ("restore/incoming/polder-backup.toml", "new"),
+        ] {
+            write(state.path().join(path), text);
+        }
+        let key = KitKey::make().unwrap();
+        ready(&Folders::of(state.path()), &key).unwrap();
+        (state, key)
+    }
+
+    fn is_restored(state: &Path, key: &KitKey) {
+        let text = |path: &str| fs::read_to_string(state.join(path)).unwrap();
+        for path in [
+            "site.toml",
+            "polder.db",
+            "pki/ca.pem",
+            "pki/authority-1.pem",
+            "audit/trail.jsonl",
+            "weights/manifests/tiny.toml",
+        ] {
+            assert_eq!(text(path), "new", "{path}");
+        }
+        assert_eq!(text("weights/blobs/sha256/aa"), "old");
+        for gone in ["polder.db-wal", "runs.json", "kv", "restore", "polder-backup.toml"] {
+            assert!(!state.join(gone).exists(), "{gone}");
+        }
+        let folders = Folders::of(state);
+        assert_eq!(KitKey::read(&folders).unwrap().unwrap(), *key);
+        assert!(Record::read(&folders).kit_confirmed.is_some() && folders.restored().exists());
+        let aside: Vec<_> = fs::read_dir(state)
+            .unwrap()
+            .flatten()
+            .filter(|e| e.file_name().to_string_lossy().starts_with("before-restore-"))
+            .collect();
+        assert_eq!(aside.len(), 1);
+        let kept = |path: &str| fs::read_to_string(aside[0].path().join(path)).unwrap();
+        assert_eq!(
+            [kept("site.toml"), kept("polder.db"), kept("pki/ca.pem"), kept("polder.db-wal")],
+            ["old"; 4]
+        );
+    }
+
+    #[test]
+    fn a_restored_box_is_in_place_and_what_was_there_before_is_put_aside() {
+        let (state, key) = about_to();
+        let settled = settle(state.path()).unwrap().unwrap();
+        assert!(settled.aside.join("site.toml").exists());
+        is_restored(state.path(), &key);
+        assert_eq!(settle(state.path()).unwrap(), None);
+    }
+
+    /// The order of a crash: after every single rename the process dies, and the next one goes on.
+    #[test]
+    fn wherever_it_is_cut_off_the_next_start_finishes_it() {
+        for steps in 0..12 {
+            let (state, key) = about_to();
+            let folders = Folders::of(state.path());
+            let order = read_order(&order_path(&folders)).unwrap();
+            let aside = state.path().join(&order.aside);
+            // Renames as `settle` does them, one by one.
+            let mut renames: Vec<(PathBuf, PathBuf)> = Vec::new();
+            for name in ["polder.db", "pki", "site.toml", "polder.db-wal", "runs.json"] {
+                renames.push((state.path().join(name), aside.join(name)));
+            }
+            renames.push((order_path(&folders), placing_path(&folders)));
+            for name in ["audit", "pki", "polder.db", "site.toml", "weights/manifests/tiny.toml"] {
+                renames.push((incoming(&folders).join(name), state.path().join(name)));
+            }
+            fs::create_dir_all(&aside).unwrap();
+            for (number, (from, to)) in renames.iter().take(steps).enumerate() {
+                if number == 5 {
+                    fs::remove_dir_all(state.path().join("kv")).unwrap();
+                }
+                fs::rename(from, to).unwrap();
+            }
+            settle(state.path()).unwrap().unwrap();
+            is_restored(state.path(), &key);
+        }
+    }
+
+    #[test]
+    fn a_restore_that_is_given_up_leaves_no_key_and_one_that_is_ready_goes_on() {
+        let (state, key) = about_to();
+        let folders = Folders::of(state.path());
+        expect(&folders, &key).unwrap();
+        give_up(&folders).unwrap();
+        assert_eq!(expected(&folders).unwrap(), key);
+        fs::remove_file(order_path(&folders)).unwrap();
+        give_up(&folders).unwrap();
+        assert!(!folders.restore_key().exists() && !folders.restore().exists());
+    }
+
+    #[test]
+    fn what_is_not_ready_is_never_put_in_place() {
+        let (state, _) = about_to();
+        fs::remove_file(order_path(&Folders::of(state.path()))).unwrap();
+        assert_eq!(settle(state.path()).unwrap(), None);
+        assert_eq!(fs::read_to_string(state.path().join("site.toml")).unwrap(), "old");
+    }
+
+    #[test]
+    fn a_backup_is_chosen_by_the_beginning_of_its_name_and_the_newest_without_one() {
+        let of = |id: &str| Snapshot {
+            id: id.into(),
+            time: id.into(),
+            hostname: "b".into(),
+            tags: None,
+        };
+        let all = [of("aaaa1111"), of("bbbb2222")];
+        assert_eq!(choose(&all, None, "x").unwrap().id, "bbbb2222");
+        assert_eq!(choose(&all, Some("aaaa"), "x").unwrap().id, "aaaa1111");
+        assert!(choose(&all, Some("a"), "x").is_err());
+        assert!(choose(&all, Some("cccc"), "x").unwrap_err().to_string().contains("cccc"));
+        assert!(choose(&[], None, "x").unwrap_err().to_string().contains("no backups at x"));
+    }
+}
