@@ -2,6 +2,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::alerts::Alerts;
 use crate::apps::App;
 use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::names::{AppName, BoxName, EngineName};
@@ -62,6 +63,10 @@ pub enum SiteChange {
     Updates(Updates),
     /// Look for updates on sticks only.
     RemoveUpdates,
+    /// Tell stewards in these ways that something is wrong.
+    Alerts(Alerts),
+    /// Tell nobody any more.
+    RemoveAlerts,
 }
 
 impl SiteChange {
@@ -99,6 +104,8 @@ impl SiteChange {
             Self::RemoveVerifier => next.verifier = None,
             Self::Updates(updates) => next.updates = Some(updates.clone()),
             Self::RemoveUpdates => next.updates = None,
+            Self::Alerts(alerts) => next.alerts = Some(alerts.clone()),
+            Self::RemoveAlerts => next.alerts = None,
         }
         next
     }

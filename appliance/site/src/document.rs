@@ -3,6 +3,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::alerts::{Alerts, MailError};
 use crate::apps::App;
 use crate::budget::Budget;
 use crate::names::{AppName, BoxName, EngineName, RecipeName};
@@ -48,6 +49,9 @@ pub struct Site {
     /// Where updates of the image are looked for; sticks are looked at without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updates: Option<Updates>,
+    /// How stewards are told that something is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alerts: Option<Alerts>,
 }
 
 /// The public door.
@@ -250,6 +254,9 @@ pub enum SiteError {
         /// How long they may be.
         most: usize,
     },
+    /// A mail server that cannot be used as it says.
+    #[error("site.toml: alerts.mail: {0}")]
+    Mail(#[from] MailError),
     /// A host name of an app that is a name of the box.
     #[error(
         "site.toml: the box would answer to {host} as the app {app} and as itself; call the app something else"
@@ -277,6 +284,7 @@ impl Site {
             apps: BTreeMap::new(),
             verifier: None,
             updates: None,
+            alerts: None,
         }
     }
 
@@ -370,6 +378,9 @@ impl Site {
         }
         if self.verifier.as_ref().and_then(|v| v.url.upstream().port()) == Some(self.door.port) {
             return Err(SiteError::VerifierIsDoor);
+        }
+        if let Some(mail) = self.alerts.as_ref().and_then(|alerts| alerts.mail.as_ref()) {
+            mail.check()?;
         }
         self.check_common()?;
         self.check_apps()

@@ -4,6 +4,7 @@
 //! The supervisor alone writes it; everyone else reads. See [`Site`] for the document, [`Store`]
 //! for the file and its history, [`SiteChange`] for everything that may change.
 
+mod alerts;
 mod apps;
 mod budget;
 mod change;
@@ -14,6 +15,7 @@ mod unknown;
 mod updates;
 mod verifier;
 
+pub use alerts::{Alerts, AlertsFrom, MailAddress, MailError, MailHost, MailSecurity, MailServer};
 pub use apps::{App, Audience, Upstream, UpstreamError};
 pub use budget::{Budget, BudgetError};
 pub use change::{Difference, SiteChange};

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde_ignored::Path;
 
+use crate::alerts::{Alerts, MailServer};
 use crate::apps::App;
 use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::updates::Updates;
@@ -142,6 +143,8 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["apps", _] => fields::<App>(),
         ["verifier"] => fields::<Verifier>(),
         ["updates"] => fields::<Updates>(),
+        ["alerts"] => fields::<Alerts>(),
+        ["alerts", "mail"] => fields::<MailServer>(),
         _ => &[],
     }
 }
@@ -230,6 +233,15 @@ mod tests {
         let url = "unix:/run/auth.sock:/auth".parse().unwrap();
         site.verifier = Some(Verifier { url, mode: Default::default() });
         site.updates = Some(Updates { from: "https://example.org/polder".parse().unwrap() });
+        let mail = MailServer {
+            server: "smtp.example.org".parse().unwrap(),
+            port: 465,
+            security: Default::default(),
+            sender: "box@example.org".parse().unwrap(),
+            user: Some("box".into()),
+            authority: Some("PEM".into()),
+        };
+        site.alerts = Some(Alerts { mail: Some(mail), ..Alerts::default() });
         site
     }
 
@@ -264,6 +276,8 @@ mod tests {
             &["apps", "wiki"],
             &["verifier"],
             &["updates"],
+            &["alerts"],
+            &["alerts", "mail"],
         ] {
             let mut table = &document;
             tables.iter().for_each(|name| table = table[*name].as_table().unwrap());
@@ -275,7 +289,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 28);
+        assert_eq!(tried, 40);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }

@@ -5,7 +5,9 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::{Request, StatusCode, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use polder_control::{Client, DoorReply, DoorRequest, Progress, Sockets, Unit};
+use polder_control::{
+    Client, DoorReply, DoorRequest, HealthReply, HealthRequest, Progress, Sockets, Unit,
+};
 use serde::Deserialize;
 use tokio::net::UnixStream;
 
@@ -34,6 +36,7 @@ pub async fn ask(part: &Part, sockets: &Sockets, limit: Duration) -> Health {
         match part {
             Part::Gateway => ask_gateway(&sockets.gateway()).await,
             Part::Engine(name) => ask_engine(&sockets.engine(name)).await,
+            Part::Health => ask_health(&sockets.health()).await,
         }
     };
     match tokio::time::timeout(limit, asked).await {
@@ -48,6 +51,15 @@ async fn ask_gateway(socket: &Path) -> Result<Health, String> {
         Client::connect(socket).await.map_err(|e| e.to_string())?;
     match client.ask(&DoorRequest::Ready).await.map_err(|e| e.to_string())? {
         DoorReply::Ready { .. } => Ok(Health::Ready(None)),
+        other => Err(format!("it answered {other:?} when asked whether it is ready")),
+    }
+}
+
+async fn ask_health(socket: &Path) -> Result<Health, String> {
+    let mut client: Client<HealthRequest, HealthReply> =
+        Client::connect(socket).await.map_err(|e| e.to_string())?;
+    match client.ask(&HealthRequest::Ready).await.map_err(|e| e.to_string())? {
+        HealthReply::Done => Ok(Health::Ready(None)),
         other => Err(format!("it answered {other:?} when asked whether it is ready")),
     }
 }

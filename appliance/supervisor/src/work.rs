@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use polder_control::{
-    Actor, AuditEntry, Disk, Gpu, ImportSource, Machine, PartState, Plan, Power, Run, RunId,
-    RunState, Sockets, StepState,
+    Actor, AuditEntry, AuditHead, Disk, Gpu, ImportSource, Machine, PartState, Plan, Power, Run,
+    RunId, RunState, Sockets, StepState,
 };
 use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store};
 use polder_weights::CancelFlag;
@@ -129,7 +129,8 @@ impl<P: Parts> Work<P> {
             false => self.board.site().engines,
         };
         let engines = engines.into_keys().map(Part::Engine);
-        let wanted: BTreeSet<Part> = std::iter::once(Part::Gateway).chain(engines).collect();
+        let wanted: BTreeSet<Part> =
+            [Part::Gateway, Part::Health].into_iter().chain(engines).collect();
         self.tidy_what_is_kept().await;
         for part in &wanted {
             self.keeper(part).ensure();
@@ -323,6 +324,11 @@ impl<P: Parts> Work<P> {
             })
         })
         .await
+    }
+
+    /// The last entry of the audit trail.
+    pub(crate) fn audit_head(&self) -> AuditHead {
+        lock(&self.trail).head()
     }
 
     pub(crate) async fn audit(
@@ -621,6 +627,8 @@ impl<P: Parts> Work<P> {
         let grace = match part {
             Part::Gateway => self.patience.gateway,
             Part::Engine(_) => self.patience.engine,
+            // It has nothing that somebody waits for.
+            Part::Health => self.patience.last,
         };
         let keeper = Keeper::new(self.parts.clone(), part.clone(), self.sockets.clone(), grace);
         let keeper = Arc::new(keeper);
@@ -628,10 +636,15 @@ impl<P: Parts> Work<P> {
         keepers.insert(part.clone(), keeper.clone());
         // Ends when the keeper does; holds nobody back.
         let (work, mut shown) = (Arc::downgrade(self), keeper.shown.clone());
+        let part = part.clone();
         tokio::spawn(async move {
             while shown.changed().await.is_ok() {
                 let Some(work) = work.upgrade() else { return };
                 work.board.part_changed();
+                let gave_up = matches!(shown.borrow().status.state, PartState::GaveUp(_));
+                if gave_up {
+                    work.note(Actor::Itself, "gave up", &format!("the {part}")).await;
+                }
             }
         });
         keeper

@@ -11,11 +11,13 @@ use polder_supervisor::Patience;
 
 /// As `systemd-analyze security` counts (10 is a process that may do anything): parts of a running box, then what
 /// writes slots and judges versions, then what needs terminals, devices or other people's files.
-const MOST_EXPOSED: [(&str, f64); 13] = [
+const MOST_EXPOSED: [(&str, f64); 15] = [
     ("polder-supervisor.service", 2.0),
     ("polder-gateway.service", 2.0),
     ("polder-engine@.service", 2.0),
     ("polder-screen.service", 2.0),
+    ("polder-health.service", 2.5),
+    ("polder-drives.service", 3.0),
     ("polder-slots.service", 2.0),
     ("polder-update@.service", 2.0),
     ("polder-rollback.service", 2.0),
@@ -29,11 +31,12 @@ const MOST_EXPOSED: [(&str, f64); 13] = [
 /// Keys that came with systemd 254 to 257, which the image has; older tools know nothing of them.
 const YOUNG_KEYS: [&str; 3] = ["PrivatePIDs", "PollLimitIntervalSec", "PollLimitBurst"];
 
-const SERVICES: [&str; 4] = [
+const SERVICES: [&str; 5] = [
     "polder-supervisor.service",
     "polder-gateway.service",
     "polder-engine@.service",
     "polder-screen.service",
+    "polder-health.service",
 ];
 
 fn tree() -> PathBuf {
@@ -123,7 +126,7 @@ fn a_stick_runs_the_installer_and_a_box_never_does() {
 #[test]
 fn nobody_who_is_locked_up_can_ask_about_the_disk() {
     // Not who answers the network, not who runs models.
-    for unit in ["polder-gateway.service", "polder-engine@.service"] {
+    for unit in ["polder-gateway.service", "polder-engine@.service", "polder-health.service"] {
         assert!(value(unit, "InaccessiblePaths").contains("-/run/polder-seal"), "{unit}");
     }
     assert_eq!(value("polder-seal.socket", "SocketUser"), "polder");
@@ -136,6 +139,7 @@ fn systemd_waits_longer_than_the_supervisor_before_it_kills() {
     let hurry = Duration::from_secs(2);
     assert!(seconds("polder-gateway.service", "TimeoutStopSec") > gateway + hurry);
     assert!(seconds("polder-engine@.service", "TimeoutStopSec") > engine + hurry);
+    assert!(seconds("polder-health.service", "TimeoutStopSec") > last + hurry);
     let imports = Duration::from_secs(3);
     let all = gateway + hurry + last + hurry + imports;
     assert!(seconds("polder-supervisor.service", "TimeoutStopSec") > all);
@@ -148,7 +152,7 @@ fn systemd_waits_longer_than_the_supervisor_before_it_kills() {
 
 #[test]
 fn the_supervisor_alone_decides_about_restarts_and_is_always_restarted_itself() {
-    for unit in ["polder-gateway.service", "polder-engine@.service"] {
+    for unit in ["polder-gateway.service", "polder-engine@.service", "polder-health.service"] {
         assert_eq!(value(unit, "Restart"), "no");
     }
     assert_eq!(value("polder-supervisor.service", "Restart"), "always");

@@ -4,6 +4,7 @@
 //! in; a member who is no steward is told so. What a person changes goes into the audit trail.
 
 mod account;
+mod alerts;
 mod answer;
 mod apps;
 mod audit;
@@ -12,6 +13,7 @@ mod connect;
 mod dashboard;
 mod engine;
 mod frame;
+mod health;
 mod home;
 mod invite;
 mod markdown;
@@ -22,6 +24,7 @@ mod runs;
 mod samples;
 mod shell;
 mod sign_in;
+mod status;
 mod usage;
 mod verifier;
 mod versions;
@@ -105,6 +108,13 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/runs/{id}/live", get(runs::live))
         .route("/runs/{id}/cancel", post(runs::cancel))
         .route("/audit", get(audit::show))
+        .route("/status", get(status::show))
+        .route("/issues", get(health::show))
+        .route("/issues/look", post(health::look))
+        .route("/issues/fix", post(health::fix))
+        .route("/issues/alerts", post(alerts::save))
+        .route("/issues/test", post(alerts::test))
+        .route("/support", post(health::support_text))
         .layer(DefaultBodyLimit::max(LONGEST_FORM));
     let chat = Router::new()
         .route("/chat", get(chat::show).post(chat::whole))

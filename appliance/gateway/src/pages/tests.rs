@@ -10,9 +10,10 @@ use axum::response::Response;
 use futures_util::StreamExt;
 use http_body_util::BodyExt;
 use polder_control::{
-    Actor, AuditEntry, BoxStatus, ControlError, Disk, EngineStatus, Event, Handler, ImageStatus,
-    Lock, Machine, OfferStatus, OpenShell, Outlet, PartState, PartStatus, Plan, Progress, Reply,
-    Request, Run, RunId, RunState, Sockets, Step, StepState, Unit, UpdateStatus, UpdateWish,
+    Actor, AuditEntry, AuditHead, BoxStatus, ControlError, Disk, EngineStatus, Event, Handler,
+    ImageStatus, Lock, Machine, OfferStatus, OpenShell, Outlet, PartState, PartStatus, Plan,
+    Progress, Reply, Request, Run, RunId, RunState, Sockets, Step, StepState, Unit, UpdateStatus,
+    UpdateWish,
 };
 use polder_members::{Member, Members, NewKey, NewMember, Role, Secret};
 use polder_site::{App, EngineSlot, Site, SiteChange, Verifier, VerifierMode};
@@ -92,7 +93,9 @@ impl Handler<Request, Reply> for Supervisor {
                 fingerprint: "SHA256:abc".into(),
                 until: 4_000_000_000,
             })),
+            Request::AuditHead => Reply::AuditHead(AuditHead { number: 3, hash: "ab".repeat(32) }),
             Request::Record { .. }
+            | Request::Noticed { .. }
             | Request::Power { .. }
             | Request::SetClock { .. }
             | Request::Cancel(_) => Reply::Done,

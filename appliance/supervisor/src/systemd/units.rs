@@ -328,6 +328,7 @@ fn unit_of(part: &Part) -> String {
     match part {
         Part::Gateway => format!("polder-gateway{SERVICE}"),
         Part::Engine(name) => format!("{ENGINE}{name}{SERVICE}"),
+        Part::Health => format!("polder-health{SERVICE}"),
     }
 }
 

@@ -128,6 +128,7 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
         SiteChange::Updates(_) | SiteChange::RemoveUpdates => {
             back.updates = before.updates.clone();
         }
+        SiteChange::Alerts(_) | SiteChange::RemoveAlerts => back.alerts = before.alerts.clone(),
     }
     back
 }
