@@ -202,7 +202,11 @@ impl Core {
         self.remembered.ledger.take(now, checks::all(&look.seen), &blind);
         let ledger = &self.remembered.ledger;
         for standing in ledger.standing.iter().filter(|s| !before.contains(&s.issue.id)) {
-            log::warn!("{}: {}", standing.issue.severity.word(), standing.issue.what);
+            let level = match standing.issue.severity {
+                Severity::Notice => log::Level::Info,
+                Severity::Warning | Severity::Urgent => log::Level::Warn,
+            };
+            log::log!(level, "{}: {}", standing.issue.severity.word(), standing.issue.what);
         }
         HealthReport {
             at: now,

@@ -151,8 +151,9 @@ async fn health(state: PathBuf) {
     polder_supervisor::lifeline::hold();
     let behaviour = Behaviour::of(&state, "health");
     behaviour.begin();
+    let (socket, well) = (Sockets::of(&state).health(), Arc::new(Well(state)));
     tokio::select! {
-        _ = polder_control::serve(&Sockets::of(&state).health(), Arc::new(Well(state.clone()))) => {}
+        _ = polder_control::serve(&socket, well) => {}
         () = behaviour.end() => {}
     }
 }

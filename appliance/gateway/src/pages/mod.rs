@@ -31,6 +31,8 @@ mod versions;
 mod who;
 
 #[cfg(test)]
+mod health_tests;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

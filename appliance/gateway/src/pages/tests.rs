@@ -279,7 +279,12 @@ impl Place {
             self.send(Method::GET, path, session, "application/x-www-form-urlencoded", "").await;
         read(response).await
     }
-    async fn post(&self, path: &str, session: Option<&str>, form: &str) -> (StatusCode, String) {
+    pub(super) async fn post(
+        &self,
+        path: &str,
+        session: Option<&str>,
+        form: &str,
+    ) -> (StatusCode, String) {
         let kind = "application/x-www-form-urlencoded";
         read(self.send(Method::POST, path, session, kind, form).await).await
     }
@@ -305,6 +310,9 @@ impl Place {
         request.extensions_mut().insert(Peer { remote, local, tls: false });
         self.router.clone().oneshot(request).await.unwrap()
     }
+    pub(super) fn asked(&self) -> Vec<Request> {
+        self.asked.lock().unwrap().clone()
+    }
     fn recorded(&self) -> Vec<(String, String)> {
         let asked = self.asked.lock().unwrap();
         let records = asked.iter().filter_map(|request| match request {
@@ -324,8 +332,9 @@ async fn read(response: Response) -> (StatusCode, String) {
     (status, String::from_utf8(bytes.to_vec()).unwrap())
 }
 
-const FOR_MEMBERS: [&str; 5] = ["/", "/chat", "/connect", "/usage", "/account"];
-const FOR_STEWARDS: [&str; 10] = [
+const FOR_MEMBERS: [&str; 6] = ["/", "/chat", "/connect", "/usage", "/account", "/status"];
+const FOR_STEWARDS: [&str; 11] = [
+    "/issues",
     "/dashboard",
     "/dashboard/live",
     "/members",
@@ -402,6 +411,11 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/apps/wiki/remove".into(),
         "/verifier".into(),
         "/verifier/remove".into(),
+        "/issues/look".into(),
+        "/issues/fix".into(),
+        "/issues/alerts".into(),
+        "/issues/test".into(),
+        "/support".into(),
     ];
     for path in &actions {
         let form = "role=member&disabled=yes&password=another+four+words+here";

@@ -121,7 +121,7 @@ impl Eyes {
             None => {}
         }
         if every(looks, 30) {
-            let looked = self.look_at_drives().await;
+            let looked = Self::look_at_drives().await;
             self.slow.drives = looked.as_ref().err().cloned();
             self.drives = looked.ok();
         }
@@ -232,10 +232,9 @@ impl Eyes {
     }
 
     /// On the image root looks at the disks now and then and leaves what they say; elsewhere this process tries itself.
-    async fn look_at_drives(&self) -> Result<Vec<Drive>, String> {
-        let left = self.sockets.folder().parent().map(|_| Path::new(DRIVES)).filter(|f| f.is_dir());
-        if let Some(folder) = left {
-            return drives_left_in(folder);
+    async fn look_at_drives() -> Result<Vec<Drive>, String> {
+        if Path::new(DRIVES).is_dir() {
+            return drives_left_in(Path::new(DRIVES));
         }
         let scan = tool("smartctl", &["--json", "--scan"]).await.map_err(|why| {
             format!("disks cannot be asked how they are: {why} (Debian: smartmontools)")
