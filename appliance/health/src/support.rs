@@ -202,8 +202,11 @@ fn scrubbed(text: &str, secrets: &[String]) -> String {
                 && run.bytes().any(|c| c.is_ascii_alphabetic())
         };
         let of_a_key = |c: char| c.is_ascii_alphanumeric() || "+/_-=".contains(c);
+        // A short name may be a part of other words, and is left out only where it stands alone.
+        let bare = word.trim_matches(|c: char| !c.is_alphanumeric());
+        let named = !bare.is_empty() && secrets.iter().any(|secret| secret == bare);
         match link {
-            _ if address || word.contains("-----") => OUT.to_owned(),
+            _ if named || address || word.contains("-----") => OUT.to_owned(),
             Some(at) if word.len() > at => format!("{}{OUT}", &word[..at]),
             _ if word.split(|c| !of_a_key(c)).any(|run| run.split('/').any(keylike)) => {
                 OUT.to_owned()
@@ -224,6 +227,8 @@ mod tests {
     fn keys_addresses_and_known_secrets_are_left_out_of_free_text() {
         let secrets = ["correct horse".to_owned()];
         let left = |text: &str| scrubbed(text, &secrets);
+        let short = ["Ada".to_owned()];
+        assert_eq!(scrubbed("Ada, and Adam (Ada)", &short), "(left out) and Adam (left out)");
         assert_eq!(left("it said correct horse twice"), "it said (left out) twice");
         assert_eq!(left("key pld_7f3kQ9xZ2mB4nV8cL1sD6hJ0 bad"), "key (left out) bad");
         assert_eq!(left("mail to ada@example.org failed"), "mail to (left out) failed");

@@ -433,3 +433,55 @@ async fn a_test_says_what_the_other_side_does_not_like_and_never_the_secret() {
     assert!(matches!(place.ask(far).await, HealthReply::Refused(_)));
     place.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_for_a_helper_has_no_canary_from_any_place_that_has_secrets() {
+    let files = tempfile::tempdir().unwrap();
+    let (inbox, authority) = Inbox::with(files.path(), false);
+    let mut mail = mail(&inbox, authority, MailSecurity::Tls);
+    mail.as_mut().unwrap().user = Some("CANARY-user".into());
+    let alerts = Alerts { mail, webhook: true, ntfy: true, dead_man: true, ..Alerts::default() };
+    let mut place = Place::new(alerts).await;
+    let url = |name: &str| format!("http://127.0.0.1:9/CANARY-{name}");
+    for (secret, value) in [
+        (AlertSecret::MailPassword, "CANARY-password".to_owned()),
+        (AlertSecret::WebhookUrl, url("hook")),
+        (AlertSecret::NtfyUrl, url("topic")),
+        (AlertSecret::NtfyToken, "CANARY-token".to_owned()),
+        (AlertSecret::DeadManUrl, url("well")),
+    ] {
+        place.keep(secret, &value).await;
+    }
+    {
+        let mut status = place.supervisor.status.lock().unwrap();
+        status.site.common.insert("Agent".into(), "CANARY-instructions".into());
+        status.site.door.names.push("canary.example.org".into());
+        let url = "http://127.0.0.1:9/CANARY-verifier".parse().unwrap();
+        status.site.verifier = Some(polder_site::Verifier { url, mode: Default::default() });
+        let from = "http://127.0.0.1:9/CANARY-updates".parse().unwrap();
+        status.site.updates = Some(polder_site::Updates { from });
+        // Last words with everything that a part may say by mistake.
+        let words = "it said ada@example.org CANARY-password pld_4f7a9c2e8b1d6035c9aa http://127.0.0.1:9/CANARY-hook Ada";
+        status.engines[0].part.state = PartState::GaveUp(words.into());
+        status.engines[0].note = Some("-----BEGIN PRIVATE KEY----- MC4CAQAwBQYDK2VwBCIEIJ+DYvh6SEqVTm50DFtMDoQikTmiCqirVv9mWG9qfSnF".into());
+    }
+    for name in ["pki", "kv", "audit"] {
+        std::fs::create_dir_all(place.state().join(name)).unwrap();
+        std::fs::write(place.state().join(name).join("secret.pem"), "CANARY-file").unwrap();
+    }
+    for channel in Channel::ALL {
+        place.ask(HealthRequest::Test(channel)).await;
+    }
+    place.look().await;
+    let by = polder_control::Actor::Member("Ada".into());
+    let HealthReply::Support(text) = place.ask(HealthRequest::Support { by }).await else {
+        panic!()
+    };
+    assert!(text.contains("1 common instructions") && text.contains("urgent part"), "{text}");
+    for canary in
+        ["CANARY", "canary.example", "ada@", "cem@", "pld_4f7a", "MC4CAQAw", "127.0.0.1:9", " Ada"]
+    {
+        assert!(!text.contains(canary), "{canary:?} is in:\n{text}");
+    }
+    place.stop().await;
+}

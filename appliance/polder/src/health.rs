@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use polder_control::{
-    Actor, Channel, Client, Fix, HealthReply, HealthReport, HealthRequest, ImportSource, Reply,
-    Request, Severity, Sockets, Standing,
+    Actor, Channel, Client, Fix, HealthReply, HealthReport, HealthRequest, ImportSource, Request,
+    Severity, Sockets, Standing,
 };
 use polder_site::SiteChange;
 use polder_supervisor::Part;
