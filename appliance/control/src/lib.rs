@@ -1,19 +1,21 @@
-//! What the parts say to each other: typed requests over two Unix sockets in `STATE/run/`.
+//! What the parts say to each other: typed requests over Unix sockets in `STATE/run/`.
 //!
 //! - `control.sock`, served by the supervisor: [`Request`] → [`Reply`]. The gateway, the wizard
 //!   and the command line use it to see and change the box.
+//! - `health.sock`, served by the part that looks after the box's health: [`HealthRequest`] → [`HealthReply`].
 //! - `gateway.sock`, served by the gateway: [`DoorRequest`] → [`DoorReply`]. The console uses it
 //!   for the few things that only the owner of the machine may do (open a claim, mint the key of
 //!   `polder up --yes`), the supervisor to see whether the door is as the site says.
 //! - `wan.sock`, served by the part that looks after the uplinks: [`WanRequest`] → [`WanReply`].
 //!
-//! They carry one JSON document per line, one reply per request, except [`Request::Watch`], after
+//! All carry one JSON document per line, one reply per request, except [`Request::Watch`], after
 //! which the connection carries [`Event`]s until either side closes it. The sockets are 0600:
 //! whoever can open them owns the state folder anyway.
 
 mod backup;
 mod certificate;
 mod disk;
+mod health;
 mod messages;
 mod plan;
 mod supply;
@@ -23,10 +25,15 @@ mod wire;
 pub use backup::{BackupStatus, BackupWish, KitWords, LastBackup};
 pub use certificate::{FailedTry, HeldCertificate, PublicStatus, SecretName, SecretText};
 pub use disk::{Disk, Lock, RecoveryKey};
+pub use health::{
+    AlertSecret, BackupSeen, BatterySeen, Channel, ChannelState, Check, Fix, HealthReply,
+    HealthReport, HealthRequest, Issue, IssueId, Past, Severity, Standing, Told, Unseen,
+    UplinkSeen,
+};
 pub use messages::{
-    Actor, AuditEntry, BoxStatus, Claim, DoorReply, DoorRequest, Doorway, EngineStatus, Event, Gpu,
-    ImageStatus, ImportSource, Machine, OfferStatus, OpenShell, PartState, PartStatus, Power,
-    Reply, Request, UpdateStatus, UpdateWish,
+    Actor, AuditEntry, AuditHead, BoxStatus, Claim, DoorReply, DoorRequest, Doorway, EngineStatus,
+    Event, Gpu, ImageStatus, ImportSource, Machine, OfferStatus, OpenShell, PartState, PartStatus,
+    Power, Reply, Request, StewardContact, UpdateStatus, UpdateWish,
 };
 pub use plan::{CONFIRM, Plan, Progress, Run, RunId, RunState, Step, StepState, Unit};
 pub use supply::{PowerPhase, PowerReply, PowerRequest, Supply};
@@ -65,6 +72,10 @@ impl Sockets {
     /// The socket of whoever looks after the uplinks.
     pub fn wan(&self) -> PathBuf {
         self.folder.join("wan.sock")
+    }
+    /// The socket of the part that looks after the box's health.
+    pub fn health(&self) -> PathBuf {
+        self.folder.join("health.sock")
     }
     /// An engine's HTTP socket, in a folder that the engine makes: where parts are locked up, an
     /// engine sees its own folder and no other socket.

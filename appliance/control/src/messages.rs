@@ -83,6 +83,17 @@ pub enum Request {
         /// To what: a member's or a key's name, never a secret.
         on: String,
     },
+    /// Something that the part which looks after the box's health did by itself: told stewards of an issue, or that it is
+    /// over. → [`Reply::Done`].
+    Noticed {
+        /// What: `told stewards of`.
+        what: String,
+        /// About what.
+        on: String,
+    },
+    /// The last entry of the audit trail, to be kept where nobody who changes the trail can change it too.
+    /// → [`Reply::AuditHead`].
+    AuditHead,
     /// The audit trail, newest first, from before this entry number. → [`Reply::Audit`].
     Audit {
         /// Only entries with a smaller number.
@@ -300,6 +311,8 @@ pub enum Reply {
     Imported(Vec<RecipeName>),
     /// Audit entries, newest first.
     Audit(Vec<AuditEntry>),
+    /// The last entry of the audit trail.
+    AuditHead(AuditHead),
     /// The image and its updates.
     Updates(Box<UpdateStatus>),
     /// The remote shell, if one is open.
@@ -454,6 +467,16 @@ pub struct AuditEntry {
     pub hash: String,
 }
 
+/// How long the audit trail is and what it ends with. Whoever keeps one elsewhere can tell later that entries were cut
+/// off or written anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditHead {
+    /// The last entry's number; 0 for an empty trail.
+    pub number: u64,
+    /// Its hash.
+    pub hash: String,
+}
+
 /// To the gateway, from the console only.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -486,6 +509,8 @@ pub enum DoorRequest {
         /// Its text.
         text: SecretText,
     },
+    /// Whom to tell when something is wrong. → [`DoorReply::Stewards`].
+    Stewards,
 }
 
 /// From the gateway.
@@ -514,8 +539,19 @@ pub enum DoorReply {
     Key(String),
     /// The certificate that the world trusts.
     Certificate(PublicStatus),
+    /// Everybody who looks after the box.
+    Stewards(Vec<StewardContact>),
     /// No; one sentence.
     Refused(String),
+}
+
+/// Somebody who looks after the box.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StewardContact {
+    /// Their name.
+    pub name: String,
+    /// Their e-mail address, where they gave one.
+    pub email: Option<String>,
 }
 
 /// What the gateway has made true of the site, which it follows while it runs.
@@ -559,6 +595,7 @@ impl std::fmt::Debug for DoorReply {
             Self::Claim(claim) => claim.fmt(f),
             Self::Claimed => f.write_str("Claimed"),
             Self::Key(_) => f.write_str("Key(hidden)"),
+            Self::Stewards(stewards) => write!(f, "Stewards({})", stewards.len()),
             Self::Refused(why) => write!(f, "Refused({why:?})"),
         }
     }

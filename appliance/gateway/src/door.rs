@@ -6,8 +6,9 @@ use std::time::Duration;
 use polder_acme::{Acme, AcmeError};
 use polder_control::{
     Actor, Claim, ControlError, DoorReply, DoorRequest, Handler, Outlet, Request, SecretName,
+    StewardContact,
 };
-use polder_members::{MembersError, Secret};
+use polder_members::{Member, MembersError, Secret};
 
 use crate::Gateway;
 
@@ -105,6 +106,12 @@ impl Console {
                 Some(minted) => Ok(DoorReply::Key(minted.key.expose().to_owned())),
                 None => Ok(DoorReply::Refused("nobody owns this box yet".to_owned())),
             },
+            DoorRequest::Stewards => {
+                let members = members.ask(|members| members.members()).await?;
+                let stewards = members.into_iter().filter(|m| m.is_steward() && !m.disabled);
+                let contact = |m: Member| StewardContact { name: m.name, email: m.email };
+                Ok(DoorReply::Stewards(stewards.map(contact).collect()))
+            }
         }
     }
 

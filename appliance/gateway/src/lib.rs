@@ -19,6 +19,7 @@ mod forgetting;
 mod front;
 mod handed;
 pub mod headers;
+mod health;
 pub mod host;
 mod leash;
 mod limits;

@@ -1,12 +1,19 @@
-use polder_control::{AuditEntry, Reply, Request};
+use anyhow::{Context, bail};
+use polder_control::{AuditEntry, AuditHead, Reply, Request};
+use polder_supervisor::Verdict;
 
 use crate::console::say;
 use crate::state::{State, unexpected};
 
 /// Show who did what to the box, and when; newest first.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  polder audit\n  polder audit --limit 500 --json")]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  polder audit\n  polder audit --limit 500 --json\n  polder audit verify"
+)]
 pub(crate) struct Audit {
+    #[command(subcommand)]
+    command: Option<Command>,
     #[command(flatten)]
     state: State,
     /// How many entries.
@@ -20,8 +27,42 @@ pub(crate) struct Audit {
     json: bool,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Check that no entry was changed or taken out; with a head that was kept elsewhere also that none was cut off the end.
+    #[command(
+        after_help = "Examples:\n  polder audit verify\n  polder audit verify --head 4711:5f7a...   as `polder audit head` printed it earlier\n\nThe box need not run. Exit status: 0 the trail is whole, 1 it is not."
+    )]
+    Verify {
+        /// The number and hash of an entry that was known before.
+        #[arg(long, value_name = "NUMBER:HASH", value_parser = read_head)]
+        head: Option<AuditHead>,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Print the last entry's number and hash, to be kept where nobody who changes the trail can change it too.
+    #[command(
+        after_help = "Example:\n  polder audit head    write it down, or keep it on another machine"
+    )]
+    Head {
+        #[command(flatten)]
+        state: State,
+    },
+}
+
 impl Audit {
     pub(crate) fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            None => {}
+            Some(Command::Verify { head, state }) => return verify(&state, head.as_ref()),
+            Some(Command::Head { state }) => {
+                let Reply::AuditHead(head) = state.ask(&Request::AuditHead)? else {
+                    return Err(unexpected());
+                };
+                say(format!("{}:{}", head.number, head.hash));
+                return Ok(());
+            }
+        }
         let (before, limit) = (self.before, self.limit);
         let Reply::Audit(entries) = self.state.ask(&Request::Audit { before, limit })? else {
             return Err(unexpected());
@@ -31,6 +72,28 @@ impl Audit {
         }
         Ok(())
     }
+}
+
+fn verify(state: &State, head: Option<&AuditHead>) -> anyhow::Result<()> {
+    match polder_supervisor::verify(&state.folder()?, head)? {
+        (last, Verdict::Whole | Verdict::Repaired { .. }) => {
+            say(format!("all {} entries are as they were written", last.number));
+            Ok(())
+        }
+        (_, Verdict::Broken(why)) => {
+            bail!(
+                "the audit trail is not what it was: {why}; ask every steward, and compare with a backup"
+            )
+        }
+    }
+}
+
+fn read_head(text: &str) -> anyhow::Result<AuditHead> {
+    let (number, hash) = text.split_once(':').context("write it as NUMBER:HASH")?;
+    let number = number.parse().context("write it as NUMBER:HASH")?;
+    let good = hash.len() == 64 && hash.bytes().all(|c| c.is_ascii_hexdigit());
+    anyhow::ensure!(good, "the hash has 64 letters from 0 to f");
+    Ok(AuditHead { number, hash: hash.to_ascii_lowercase() })
 }
 
 fn line(entry: &AuditEntry) -> String {

@@ -12,6 +12,7 @@ mod engine;
 mod follow;
 mod gateway;
 mod greeting;
+mod health;
 mod image;
 mod install;
 mod kernels;
@@ -29,6 +30,7 @@ mod slots;
 mod state;
 mod status;
 mod supervise;
+mod support;
 mod synthetic;
 mod up;
 mod update;
@@ -54,6 +56,8 @@ struct Cli {
 enum Command {
     Up(up::Up),
     Status(status::Status),
+    Health(health::Health),
+    Support(support::Support),
     Claim(claim::Claim),
     Plan(plan::Plan),
     Power(power::Power),
@@ -83,6 +87,8 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Up(up) => up.run(),
         Command::Status(status) => status.run(),
+        Command::Health(health) => health.run(),
+        Command::Support(support) => support.run(),
         Command::Claim(claim) => claim.run(),
         Command::Plan(plan) => plan.run(),
         Command::Power(power) => power.run(),

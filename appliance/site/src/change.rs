@@ -2,6 +2,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::alerts::Alerts;
 use crate::apps::App;
 use crate::backup::Backup;
 use crate::certificate::PublicCertificate;
@@ -85,6 +86,10 @@ pub enum SiteChange {
     DynamicDns(DynamicDns),
     /// Tell nobody any more.
     RemoveDynamicDns,
+    /// Tell stewards in these ways that something is wrong.
+    Alerts(Alerts),
+    /// Tell nobody any more.
+    RemoveAlerts,
 }
 
 impl SiteChange {
@@ -139,6 +144,8 @@ impl SiteChange {
             Self::Uplinks(uplinks) => next.uplinks = uplinks.clone(),
             Self::DynamicDns(dns) => next.dynamic_dns = Some(dns.clone()),
             Self::RemoveDynamicDns => next.dynamic_dns = None,
+            Self::Alerts(alerts) => next.alerts = Some(alerts.clone()),
+            Self::RemoveAlerts => next.alerts = None,
         }
         next
     }

@@ -3,6 +3,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::alerts::{Alerts, MailError};
 use crate::apps::App;
 use crate::backup::Backup;
 use crate::budget::Budget;
@@ -68,6 +69,9 @@ pub struct Site {
     /// Who is told where the box is, whenever it goes out another way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dynamic_dns: Option<DynamicDns>,
+    /// How stewards are told that something is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alerts: Option<Alerts>,
 }
 
 /// The public door.
@@ -300,6 +304,9 @@ pub enum SiteError {
     /// Nobody could be told where the box is in that way.
     #[error(transparent)]
     DynamicDns(#[from] DynamicDnsError),
+    /// A mail server that cannot be used as it says.
+    #[error("site.toml: alerts.mail: {0}")]
+    Mail(#[from] MailError),
     /// A host name of an app that is a name of the box.
     #[error(
         "site.toml: the box would answer to {host} as the app {app} and as itself; call the app something else"
@@ -332,6 +339,7 @@ impl Site {
             backup: None,
             uplinks: Uplinks::new(),
             dynamic_dns: None,
+            alerts: None,
         }
     }
 
@@ -435,6 +443,9 @@ impl Site {
         }
         uplinks::check(&self.uplinks)?;
         self.dynamic_dns.as_ref().map_or(Ok(()), DynamicDns::check)?;
+        if let Some(mail) = self.alerts.as_ref().and_then(|alerts| alerts.mail.as_ref()) {
+            mail.check()?;
+        }
         self.check_common()?;
         self.check_apps()
     }

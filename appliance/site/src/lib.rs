@@ -4,6 +4,7 @@
 //! The supervisor alone writes it; everyone else reads. See [`Site`] for the document, [`Store`]
 //! for the file and its history, [`SiteChange`] for everything that may change.
 
+mod alerts;
 mod apps;
 mod backup;
 mod budget;
@@ -19,6 +20,7 @@ mod updates;
 mod uplinks;
 mod verifier;
 
+pub use alerts::{Alerts, AlertsFrom, MailAddress, MailError, MailHost, MailSecurity, MailServer};
 pub use apps::{App, Audience, Upstream, UpstreamError};
 pub use backup::{Backup, BackupPlace, BackupPlaceError, Retention};
 pub use budget::{Budget, BudgetError};

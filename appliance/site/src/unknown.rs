@@ -6,6 +6,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde_ignored::Path;
 
+use crate::alerts::{Alerts, MailServer};
 use crate::apps::App;
 use crate::backup::{Backup, Retention};
 use crate::certificate::{DnsHook, DnsUpdate, PublicCertificate};
@@ -167,6 +168,8 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["uplinks", _] => fields::<Uplink>(),
         ["dynamic_dns"] => fields::<DynamicDns>(),
         ["dynamic_dns", "zone"] => fields::<DnsZone>(),
+        ["alerts"] => fields::<Alerts>(),
+        ["alerts", "mail"] => fields::<MailServer>(),
         _ => &[],
     }
 }
@@ -281,6 +284,15 @@ mod tests {
         let zone = DnsZone { name: name("a.b"), zone: name("b"), server, key };
         site.dynamic_dns = Some(DynamicDns { hook: None, zone: Some(zone) });
         site.uplinks.insert("fibre".parse().unwrap(), uplink);
+        let mail = MailServer {
+            server: "smtp.example.org".parse().unwrap(),
+            port: 465,
+            security: Default::default(),
+            sender: "box@example.org".parse().unwrap(),
+            user: Some("box".into()),
+            authority: Some("PEM".into()),
+        };
+        site.alerts = Some(Alerts { mail: Some(mail), ..Alerts::default() });
         site
     }
 
@@ -323,6 +335,8 @@ mod tests {
             &["uplinks", "fibre"],
             &["dynamic_dns"],
             &["dynamic_dns", "zone"],
+            &["alerts"],
+            &["alerts", "mail"],
         ] {
             let mut table = &document;
             tables.iter().for_each(|name| table = table[*name].as_table().unwrap());
@@ -335,6 +349,7 @@ mod tests {
             }
         }
         assert_eq!(tried, 43);
+        assert_eq!(tried, 40);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }

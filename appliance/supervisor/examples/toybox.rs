@@ -18,8 +18,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polder_control::{
-    ControlError, DoorReply, DoorRequest, Doorway, Handler, Outlet, PowerReply, PowerRequest,
-    Sockets, UplinkState, UplinkStatus, WanReply, WanRequest, WanStatus,
+    Check, ControlError, DoorReply, DoorRequest, Doorway, Handler, HealthReply, HealthReport,
+    HealthRequest, Issue, IssueId, Outlet, PowerReply, PowerRequest, Severity, Sockets, Standing,
+    UplinkState, UplinkStatus, WanReply, WanRequest, WanStatus,
 };
 use polder_site::Store;
 use polder_supervisor::{Children, Ending, Options, Patience};
@@ -34,7 +35,12 @@ fn main() {
         ["engine", name, "--state", state] => engine(name, state.into()),
         ["power", "watch", "--state", state] => power(state.into()),
         ["wan", "--state", state] => wan(state.into()),
-        _ => panic!("usage: toybox supervise|gateway|engine NAME|power watch|wan --state DIR"),
+        ["health", "watch", "--state", state] | ["health", "--state", state] => {
+            health(state.into())
+        }
+        _ => panic!(
+            "usage: toybox supervise|gateway|engine NAME|power watch|wan|health watch --state DIR"
+        ),
     }
 }
 
@@ -208,6 +214,43 @@ async fn engine(name: &str, state: PathBuf) {
         }
     });
     behaviour.end().await;
+}
+
+#[tokio::main]
+async fn health(state: PathBuf) {
+    polder_supervisor::lifeline::hold();
+    let behaviour = Behaviour::of(&state, "health");
+    behaviour.begin();
+    let (socket, well) = (Sockets::of(&state).health(), Arc::new(Well(state)));
+    tokio::select! {
+        _ = polder_control::serve(&socket, well) => {}
+        () = behaviour.end() => {}
+    }
+}
+
+/// All is well, unless the file `DIR/unsafe` says why it is not.
+struct Well(PathBuf);
+
+impl Handler<HealthRequest, HealthReply> for Well {
+    async fn handle(
+        &self,
+        question: HealthRequest,
+        outlet: &mut Outlet<HealthReply>,
+    ) -> Result<(), ControlError> {
+        let mut report = HealthReport::default();
+        if let Ok(what) = std::fs::read_to_string(self.0.join("unsafe")) {
+            let id = IssueId { check: Check::DiskSpace, on: "the toy".to_owned() };
+            let (advice, fix) = ("Make room".to_owned(), None);
+            let issue =
+                Issue { id, severity: Severity::Urgent, what, advice, fix, unsafe_to_update: true };
+            report.standing.push(Standing { issue, since: 0, gone_since: None });
+        }
+        let reply = match question {
+            HealthRequest::Report => HealthReply::Report(Box::new(report)),
+            _ => HealthReply::Done,
+        };
+        outlet.send(&reply).await
+    }
 }
 
 #[derive(Clone)]

@@ -4,7 +4,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use polder_control::{Actor, AuditEntry};
+use polder_control::{Actor, AuditEntry, AuditHead};
 use sha2::{Digest, Sha256};
 
 /// What stands before the first entry.
@@ -53,8 +53,8 @@ pub enum Verdict {
 
 /// Who did what, when: one JSON line per entry, each with a SHA-256 over the one before and itself,
 /// so that a line which was changed, or is missing before another one, shows. Lines cut off the end do
-/// not: nothing outside the file says how many there were. An entry is on the disk before it is
-/// acknowledged.
+/// not, unless somebody kept a [`Trail::head`] elsewhere: see [`verify`]. An entry is on the disk before it
+/// is acknowledged.
 #[derive(Debug)]
 pub struct Trail {
     path: PathBuf,
@@ -106,6 +106,11 @@ impl Trail {
         Ok(entry)
     }
 
+    /// How long the trail is and what it ends with, to be kept elsewhere.
+    pub fn head(&self) -> AuditHead {
+        AuditHead { number: self.last.number, hash: self.last.hash.clone() }
+    }
+
     /// Entries with a smaller number than `before`, newest first, at most `limit` of them.
     pub fn page(&self, before: Option<u64>, limit: u32) -> Result<Vec<AuditEntry>, TrailError> {
         let lines = self.offsets.len() - 1;
@@ -129,41 +134,99 @@ impl Trail {
 
     /// Reads every line, follows the chain, and takes off a torn end.
     fn check(&mut self) -> io::Result<Verdict> {
-        let mut reader = BufReader::new(File::open(&self.path)?);
-        let mut broken = None;
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            let read = (&mut reader).take(LONGEST_LINE).read_until(b'\n', &mut line)? as u64;
-            if read == 0 {
-                break;
-            }
-            if line.last() != Some(&b'\n') && reader.fill_buf()?.is_empty() {
-                self.file.set_len(self.end())?;
-                self.file.sync_all()?;
-                let repaired = Verdict::Repaired { bytes: read };
-                return Ok(broken.map_or(repaired, Verdict::Broken));
-            }
-            let number = self.offsets.len() as u64;
-            let entry = serde_json::from_slice::<AuditEntry>(&line).ok();
-            let fault = match &entry {
-                None => Some(format!("line {number} is not an entry")),
-                Some(e) if Some(e.number) != self.last.number.checked_add(1) => {
-                    Some(format!("entry {} follows entry {}", e.number, self.last.number))
-                }
-                Some(e) if e.hash != hash(&self.last.hash, e) => {
-                    Some(format!("entry {} or the one before it was changed", e.number))
-                }
-                Some(_) => None,
-            };
-            // The first fault is the one to tell; what comes after it follows from it.
-            broken = broken.or(fault);
-            self.offsets.push(self.end() + read);
+        let Self { path, offsets, last, .. } = self;
+        let mut end = 0;
+        let followed = follow(path, &mut |entry, bytes| {
+            end += bytes;
+            offsets.push(end);
             if let Some(entry) = entry {
-                self.last = entry;
+                *last = entry.clone();
             }
+        })?;
+        if followed.torn > 0 {
+            self.file.set_len(self.end())?;
+            self.file.sync_all()?;
         }
-        Ok(broken.map_or(Verdict::Whole, Verdict::Broken))
+        Ok(match (followed.fault, followed.torn) {
+            (Some(fault), _) => Verdict::Broken(fault),
+            (None, 0) => Verdict::Whole,
+            (None, bytes) => Verdict::Repaired { bytes },
+        })
+    }
+}
+
+/// Checks the trail of a state folder without touching it, also while a box runs on it. Where somebody kept a
+/// `head` elsewhere, entries that were cut off the end or written anew show as well. Half a line at the very end is one that is just being
+/// written, or was never acknowledged.
+pub fn verify(state: &Path, head: Option<&AuditHead>) -> Result<(AuditHead, Verdict), TrailError> {
+    let path = state.join("audit").join("trail.jsonl");
+    let (mut last, mut at_head) = (before_all(), None);
+    if head.is_some_and(|head| head.number == 0) {
+        at_head = Some(BEGINNING.to_owned());
+    }
+    let followed = follow(&path, &mut |entry, _| {
+        let Some(entry) = entry else { return };
+        if head.is_some_and(|head| head.number == entry.number) {
+            at_head = Some(entry.hash.clone());
+        }
+        last = entry.clone();
+    });
+    let followed = followed.map_err(|source| TrailError::Read { path, source })?;
+    let cut = head.and_then(|head| match at_head {
+        Some(hash) if hash == head.hash => None,
+        Some(_) => Some(format!(
+            "entry {} is not the one that was known before: it and what follows were written anew",
+            head.number
+        )),
+        None => Some(format!(
+            "it ends with entry {}, and entry {} was known before: the end was cut off",
+            last.number, head.number
+        )),
+    });
+    let verdict = followed.fault.or(cut).map_or(Verdict::Whole, Verdict::Broken);
+    Ok((AuditHead { number: last.number, hash: last.hash }, verdict))
+}
+
+/// What came of following the chain.
+struct Followed {
+    /// The first thing that is wrong.
+    fault: Option<String>,
+    /// Bytes of half a line at the very end.
+    torn: u64,
+}
+
+/// Reads every line and follows the chain; `each` hears of every line, its entry where it is one, and its length in bytes.
+fn follow(path: &Path, each: &mut dyn FnMut(Option<&AuditEntry>, u64)) -> io::Result<Followed> {
+    let mut reader = BufReader::new(File::open(path)?);
+    let (mut fault, mut last, mut lines) = (None, before_all(), 0u64);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = (&mut reader).take(LONGEST_LINE).read_until(b'\n', &mut line)? as u64;
+        if read == 0 {
+            return Ok(Followed { fault, torn: 0 });
+        }
+        if line.last() != Some(&b'\n') && reader.fill_buf()?.is_empty() {
+            return Ok(Followed { fault, torn: read });
+        }
+        lines += 1;
+        let entry = serde_json::from_slice::<AuditEntry>(&line).ok();
+        let wrong = match &entry {
+            None => Some(format!("line {lines} is not an entry")),
+            Some(e) if Some(e.number) != last.number.checked_add(1) => {
+                Some(format!("entry {} follows entry {}", e.number, last.number))
+            }
+            Some(e) if e.hash != hash(&last.hash, e) => {
+                Some(format!("entry {} or the one before it was changed", e.number))
+            }
+            Some(_) => None,
+        };
+        // The first fault is the one to tell; what comes after it follows from it.
+        fault = fault.or(wrong);
+        each(entry.as_ref(), read);
+        if let Some(entry) = entry {
+            last = entry;
+        }
     }
 }
 
@@ -269,6 +332,48 @@ mod tests {
         assert!(broken(verdict(format!("{text}garbage\n"))));
         assert!(broken(verdict(format!("{text}\n"))));
         assert_eq!(verdict(text.clone()), Verdict::Whole);
+    }
+
+    #[test]
+    fn a_trail_that_was_cut_or_written_anew_shows_to_whoever_kept_its_head() {
+        let state = tempfile::tempdir().unwrap();
+        let path = filled(state.path(), 5);
+        let whole = fs::read_to_string(&path).unwrap();
+        let (head, verdict) = verify(state.path(), None).unwrap();
+        assert_eq!((head.number, verdict), (5, Verdict::Whole));
+        assert_eq!(head, Trail::open(state.path()).unwrap().0.head());
+        // It only grew since.
+        Trail::open(state.path()).unwrap().0.append(Actor::Console, "looked", "x").unwrap();
+        assert_eq!(verify(state.path(), Some(&head)).unwrap().1, Verdict::Whole);
+        let cut: String = whole.lines().take(3).map(|line| format!("{line}\n")).collect();
+        fs::write(&path, cut).unwrap();
+        let (shorter, verdict) = verify(state.path(), Some(&head)).unwrap();
+        assert!(matches!(verdict, Verdict::Broken(why) if why.contains("cut off")));
+        assert_eq!(verify(state.path(), None).unwrap().1, Verdict::Whole);
+        // Somebody goes on from there: the chain is whole again, and still not the one that was.
+        for i in 0..4 {
+            Trail::open(state.path())
+                .unwrap()
+                .0
+                .append(Actor::Itself, "forged", &i.to_string())
+                .unwrap();
+        }
+        let anew = verify(state.path(), Some(&head)).unwrap().1;
+        assert!(matches!(anew, Verdict::Broken(why) if why.contains("written anew")));
+        assert_eq!(verify(state.path(), Some(&shorter)).unwrap().1, Verdict::Whole);
+        let nothing = AuditHead { number: 0, hash: BEGINNING.to_owned() };
+        assert_eq!(verify(state.path(), Some(&nothing)).unwrap().1, Verdict::Whole);
+    }
+
+    #[test]
+    fn looking_at_a_trail_does_not_change_it() {
+        let state = tempfile::tempdir().unwrap();
+        let path = filled(state.path(), 2);
+        let torn = [fs::read(&path).unwrap(), b"{\"number\":3".to_vec()].concat();
+        fs::write(&path, &torn).unwrap();
+        assert_eq!(verify(state.path(), None).unwrap().1, Verdict::Whole);
+        assert_eq!(fs::read(&path).unwrap(), torn);
+        assert!(verify(&state.path().join("nowhere"), None).is_err());
     }
 
     #[test]

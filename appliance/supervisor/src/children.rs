@@ -27,8 +27,7 @@ pub struct Children {
 }
 
 impl Children {
-    /// Parts run `program gateway --state STATE`, `program engine NAME --state STATE`, `program power watch --state STATE` and
-    /// `program wan --state STATE`.
+    /// Parts run `program gateway --state STATE`, `program engine NAME --state STATE` and so on.
     pub fn of(program: &Path, state: &Path) -> Self {
         Self { program: program.to_owned(), state: state.to_owned(), environment: Vec::new() }
     }
@@ -45,6 +44,7 @@ impl Children {
             Part::Engine(name) => vec!["engine", name.as_str()],
             Part::Power => vec!["power", "watch"],
             Part::Wan => vec!["wan"],
+            Part::Health => vec!["health", "watch"],
         }
     }
 }

@@ -107,6 +107,12 @@ impl<P: Parts> Desk<P> {
                 Reply::Accepted(work.back_up(wish, key, by).await?)
             }
             Request::Judge => Reply::Judged(work.judge().await?),
+            Request::Noticed { what, on } => {
+                // Nobody but a part of the box can open this socket, and what a person does is told by `Record`.
+                work.record(Actor::Itself, &what, &on).await?;
+                Reply::Done
+            }
+            Request::AuditHead => Reply::AuditHead(work.audit_head()),
             Request::Audit { before, limit } => Reply::Audit(work.audit(before, limit).await?),
             Request::Watch => unreachable!("answered before"),
         })

@@ -33,7 +33,7 @@ pub mod systemd;
 mod weights;
 mod work;
 
-pub use audit::{Trail, TrailError, Verdict};
+pub use audit::{Trail, TrailError, Verdict, verify};
 pub use children::Children;
 pub use image::{Change, Chore, Helper, ImageAction, Places};
 pub use kept::{kept_by, packed_by};

@@ -20,6 +20,8 @@ pub enum Part {
     Power,
     /// Whoever looks after the uplinks, where the site names any.
     Wan,
+    /// Whoever looks after the box's health.
+    Health,
 }
 
 impl fmt::Display for Part {
@@ -29,6 +31,7 @@ impl fmt::Display for Part {
             Self::Engine(name) => write!(f, "engine {name}"),
             Self::Power => f.write_str("watch over the UPS"),
             Self::Wan => f.write_str("wan"),
+            Self::Health => f.write_str("health watch"),
         }
     }
 }

@@ -293,6 +293,21 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
             (None, None) => "Tell nobody where the box is".to_owned(),
         },
         Wanted::Change(SiteChange::RemoveDynamicDns) => "Tell nobody where the box is".to_owned(),
+        Wanted::Change(SiteChange::Alerts(alerts)) => {
+            let ways = [
+                (alerts.mail.is_some(), "by mail"),
+                (alerts.webhook, "by webhook"),
+                (alerts.ntfy, "by ntfy"),
+            ];
+            let ways: Vec<_> = ways.iter().filter(|(on, _)| *on).map(|(_, way)| *way).collect();
+            match ways[..] {
+                [] => "Tell stewards on the dashboard only when something is wrong".to_owned(),
+                _ => format!("Tell stewards {} when something is wrong", ways.join(" and ")),
+            }
+        }
+        Wanted::Change(SiteChange::RemoveAlerts) => {
+            "Tell stewards on the dashboard only when something is wrong".to_owned()
+        }
         Wanted::Change(SiteChange::RemoveUpdates) => "Look for updates on sticks only".to_owned(),
         Wanted::Change(SiteChange::Certificate(certificate)) => {
             let names: Vec<&str> = certificate.names.iter().map(|name| name.as_str()).collect();

@@ -6,8 +6,8 @@ use hyper::body::Bytes;
 use hyper::{Request, StatusCode, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use polder_control::{
-    Client, DoorReply, DoorRequest, PowerReply, PowerRequest, Progress, Sockets, Unit, WanReply,
-    WanRequest,
+    Client, DoorReply, DoorRequest, HealthReply, HealthRequest, PowerReply, PowerRequest, Progress,
+    Sockets, Unit, WanReply, WanRequest,
 };
 use serde::Deserialize;
 use tokio::net::UnixStream;
@@ -39,6 +39,7 @@ pub async fn ask(part: &Part, sockets: &Sockets, limit: Duration) -> Health {
             Part::Engine(name) => ask_engine(&sockets.engine(name)).await,
             Part::Power => ask_power(&sockets.power()).await,
             Part::Wan => ask_wan(&sockets.wan()).await,
+            Part::Health => ask_health(&sockets.health()).await,
         }
     };
     match tokio::time::timeout(limit, asked).await {
@@ -71,6 +72,15 @@ async fn ask_wan(socket: &Path) -> Result<Health, String> {
     let WanReply::Status(status) =
         client.ask(&WanRequest::Status).await.map_err(|e| e.to_string())?;
     Ok(Health::Ready(status.trouble))
+}
+
+async fn ask_health(socket: &Path) -> Result<Health, String> {
+    let mut client: Client<HealthRequest, HealthReply> =
+        Client::connect(socket).await.map_err(|e| e.to_string())?;
+    match client.ask(&HealthRequest::Ready).await.map_err(|e| e.to_string())? {
+        HealthReply::Done => Ok(Health::Ready(None)),
+        other => Err(format!("it answered {other:?} when asked whether it is ready")),
+    }
 }
 
 async fn ask_engine(socket: &Path) -> Result<Health, String> {

@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use polder_control::{
-    Actor, AuditEntry, BackupWish, Disk, Gpu, ImportSource, Machine, PartState, Plan, Power,
-    PowerPhase, Run, RunId, RunState, Sockets, StepState,
+    Actor, AuditEntry, AuditHead, BackupWish, Disk, Gpu, ImportSource, Machine, PartState, Plan,
+    Power, PowerPhase, Run, RunId, RunState, Sockets, StepState,
 };
 use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store};
 use tokio::sync::watch;
@@ -162,7 +162,7 @@ impl<P: Parts> Work<P> {
         let uplinks = (!self.board.site().uplinks.is_empty()).then_some(Part::Wan);
         let others = power.into_iter().chain(uplinks);
         let wanted: BTreeSet<Part> =
-            std::iter::once(Part::Gateway).chain(engines).chain(others).collect();
+            [Part::Gateway, Part::Health].into_iter().chain(engines).chain(others).collect();
         self.tidy_what_is_kept().await;
         for part in &wanted {
             // Engines that may start do so at once; others when the battery has what it takes.
@@ -384,6 +384,11 @@ impl<P: Parts> Work<P> {
             })
         })
         .await
+    }
+
+    /// The last entry of the audit trail.
+    pub(crate) fn audit_head(&self) -> AuditHead {
+        lock(&self.trail).head()
     }
 
     pub(crate) async fn audit(
@@ -677,6 +682,8 @@ impl<P: Parts> Work<P> {
             Part::Gateway => self.patience.gateway,
             Part::Engine(_) => self.patience.engine,
             Part::Power | Part::Wan => self.patience.last,
+            // It has nothing that somebody waits for.
+            Part::Health => self.patience.last,
         };
         let keeper = Keeper::new(self.parts.clone(), part.clone(), self.sockets.clone(), grace);
         let keeper = Arc::new(keeper);
@@ -684,10 +691,15 @@ impl<P: Parts> Work<P> {
         keepers.insert(part.clone(), keeper.clone());
         // Ends when the keeper does; holds nobody back.
         let (work, mut shown) = (Arc::downgrade(self), keeper.shown.clone());
+        let part = part.clone();
         tokio::spawn(async move {
             while shown.changed().await.is_ok() {
                 let Some(work) = work.upgrade() else { return };
                 work.board.part_changed();
+                let gave_up = matches!(shown.borrow().status.state, PartState::GaveUp(_));
+                if gave_up {
+                    work.note(Actor::Itself, "gave up", &format!("the {part}")).await;
+                }
             }
         });
         keeper

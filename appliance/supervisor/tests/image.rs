@@ -333,3 +333,26 @@ fn toybox() -> PathBuf {
     let deps = std::env::current_exe().unwrap();
     deps.parent().unwrap().parent().unwrap().join("examples/toybox")
 }
+
+#[tokio::test]
+async fn an_update_is_refused_while_it_would_be_unsafe_and_only_then() {
+    let keys = keys();
+    let box_ = Box_::new(&keys);
+    box_.plug_in(&keys, "0.2.0");
+    assert!(matches!(box_.ask(Request::CheckUpdate).await, Reply::Updates(_)));
+    let preview = || Request::PreviewUpdate(UpdateWish::Apply);
+    // Nobody who looks after health has to answer for an update.
+    assert!(matches!(box_.ask(preview()).await, Reply::Preview { .. }));
+    fs::write(box_.root.state.join("unsafe"), "the disk is full").unwrap();
+    let health = Sockets::of(&box_.root.state).health();
+    while !health.exists() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for wish in [UpdateWish::Apply, UpdateWish::Fetch] {
+        let refused = box_.ask(Request::PreviewUpdate(wish)).await;
+        let why = "no update now: the disk is full. Make room";
+        assert_eq!(refused, Reply::Refused(why.to_owned()));
+    }
+    fs::remove_file(box_.root.state.join("unsafe")).unwrap();
+    assert!(matches!(box_.ask(preview()).await, Reply::Preview { .. }));
+}

@@ -18,6 +18,8 @@ const MOST_EXPOSED: [(&str, f64); 15] = [
     ("polder-power.service", 2.0),
     ("polder-screen.service", 2.0),
     ("polder-wan.service", 2.3),
+    ("polder-health.service", 2.0),
+    ("polder-drives.service", 2.5),
     ("polder-slots.service", 2.0),
     ("polder-update@.service", 2.0),
     ("polder-rollback.service", 2.0),
@@ -31,13 +33,14 @@ const MOST_EXPOSED: [(&str, f64); 15] = [
 /// Keys that came with systemd 254 to 257, which the image has; older tools know nothing of them.
 const YOUNG_KEYS: [&str; 3] = ["PrivatePIDs", "PollLimitIntervalSec", "PollLimitBurst"];
 
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 7] = [
     "polder-supervisor.service",
     "polder-gateway.service",
     "polder-engine@.service",
     "polder-power.service",
     "polder-screen.service",
     "polder-wan.service",
+    "polder-health.service",
 ];
 
 fn tree() -> PathBuf {
@@ -204,6 +207,7 @@ fn nobody_who_is_locked_up_can_ask_about_the_disk() {
         "polder-engine@.service",
         "polder-power.service",
         "polder-wan.service",
+        "polder-health.service",
     ] {
         assert!(value(unit, "InaccessiblePaths").contains("-/run/polder-seal"), "{unit}");
     }
@@ -217,6 +221,7 @@ fn systemd_waits_longer_than_the_supervisor_before_it_kills() {
     let hurry = Duration::from_secs(2);
     assert!(seconds("polder-gateway.service", "TimeoutStopSec") > gateway + hurry);
     assert!(seconds("polder-engine@.service", "TimeoutStopSec") > engine + hurry);
+    assert!(seconds("polder-health.service", "TimeoutStopSec") > last + hurry);
     let imports = Duration::from_secs(3);
     let all = gateway + hurry + last + hurry + imports;
     assert!(seconds("polder-supervisor.service", "TimeoutStopSec") > all);
@@ -234,6 +239,7 @@ fn the_supervisor_alone_decides_about_restarts_and_is_always_restarted_itself() 
         "polder-engine@.service",
         "polder-power.service",
         "polder-wan.service",
+        "polder-health.service",
     ] {
         assert_eq!(value(unit, "Restart"), "no");
     }

@@ -13,10 +13,12 @@ use polder_page::{Page, Tone, badge, banner, empty, percent, sparkline, stat, to
 use polder_site::{Store, UnknownKey};
 
 use crate::Gateway;
+use crate::health::report;
 use crate::pages::audit::audit_table;
 use crate::pages::backup;
 use crate::pages::certificate;
 use crate::pages::frame::{self, Trouble, answer, nav, piece};
+use crate::pages::health::worst;
 use crate::pages::home::Said;
 use crate::pages::models::title;
 use crate::pages::power;
@@ -33,6 +35,7 @@ pub(super) async fn show(
     Query(said): Query<Said>,
 ) -> Result<Response, Trouble> {
     let inside = inside(&gateway, &samples).await;
+    let health = report(&gateway).await;
     let disk = match gateway.ask(Request::Disk).await {
         Ok(Reply::Disk(disk)) => disk,
         _ => None,
@@ -43,6 +46,7 @@ pub(super) async fn show(
     let body = html! {
         (frame::said(&said.said))
         @if let Ok(Ok(unknown)) = &unknown { (unknown_keys(unknown)) }
+        (worst(health.as_ref()))
         div.stack.wide data-refresh="/dashboard/live" data-every="3000" { (inside) }
         @if let Some(backups) = &backups { (backup::card(backups)) }
         @if let Some(disk) = &disk { (disk_card(disk)) }

@@ -16,6 +16,7 @@ pub(super) fn nav(gateway: &Gateway, member: &Member, here: &str) -> Nav {
         ("/connect", "Connect"),
         ("/usage", "Usage"),
         ("/handbook", "Handbook"),
+        ("/status", "Status"),
     ];
     let stewards = [
         ("/dashboard", "Dashboard"),
@@ -25,6 +26,7 @@ pub(super) fn nav(gateway: &Gateway, member: &Member, here: &str) -> Nav {
         ("/backup", "Backups"),
         ("/uplinks", "Uplinks"),
         ("/versions", "Versions"),
+        ("/issues", "Health"),
         ("/audit", "Audit"),
     ];
     let stewards = if member.is_steward() { &stewards[..] } else { &[] };
@@ -204,6 +206,7 @@ pub(super) fn said(code: &str) -> Markup {
         "kit" => "The key is on paper. Now say where backups go.",
         "no-backup" => "No backups are made any more. Those there are stay.",
         "confirmed" => "It stays.",
+        "alerts" => "Kept. Send a test to see whether it arrives.",
         "welcome" => "Welcome. This is your page of the box.",
         _ => return html! {},
     };

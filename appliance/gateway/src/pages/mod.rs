@@ -4,6 +4,7 @@
 //! in; a member who is no steward is told so. What a person changes goes into the audit trail.
 
 mod account;
+mod alerts;
 mod answer;
 mod apps;
 mod audit;
@@ -16,6 +17,7 @@ mod dynamic_dns;
 mod engine;
 mod frame;
 mod handbook;
+mod health;
 mod home;
 mod invite;
 mod markdown;
@@ -27,12 +29,15 @@ mod runs;
 mod samples;
 mod shell;
 mod sign_in;
+mod status;
 mod uplinks;
 mod usage;
 mod verifier;
 mod versions;
 mod who;
 
+#[cfg(test)]
+mod health_tests;
 #[cfg(test)]
 mod tests;
 
@@ -130,6 +135,13 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/runs/{id}/cancel", post(runs::cancel))
         .route("/runs/{id}/confirm", post(runs::confirm))
         .route("/audit", get(audit::show))
+        .route("/status", get(status::show))
+        .route("/issues", get(health::show))
+        .route("/issues/look", post(health::look))
+        .route("/issues/fix", post(health::fix))
+        .route("/issues/alerts", post(alerts::save))
+        .route("/issues/test", post(alerts::test))
+        .route("/support", post(health::support_text))
         .layer(DefaultBodyLimit::max(LONGEST_FORM));
     let chat = Router::new()
         .route("/chat", get(chat::show).post(chat::whole))

@@ -10,9 +10,10 @@ use axum::response::Response;
 use futures_util::StreamExt;
 use http_body_util::BodyExt;
 use polder_control::{
-    Actor, AuditEntry, BoxStatus, ControlError, Disk, EngineStatus, Event, Handler, ImageStatus,
-    Lock, Machine, OfferStatus, OpenShell, Outlet, PartState, PartStatus, Plan, Progress, Reply,
-    Request, Run, RunId, RunState, Sockets, Step, StepState, Unit, UpdateStatus, UpdateWish,
+    Actor, AuditEntry, AuditHead, BoxStatus, ControlError, Disk, EngineStatus, Event, Handler,
+    ImageStatus, Lock, Machine, OfferStatus, OpenShell, Outlet, PartState, PartStatus, Plan,
+    Progress, Reply, Request, Run, RunId, RunState, Sockets, Step, StepState, Unit, UpdateStatus,
+    UpdateWish,
 };
 use polder_members::{Member, Members, NewKey, NewMember, Role, Secret};
 use polder_site::{App, EngineSlot, Site, SiteChange, Verifier, VerifierMode};
@@ -98,7 +99,9 @@ impl Handler<Request, Reply> for Supervisor {
                 fingerprint: "SHA256:abc".into(),
                 until: 4_000_000_000,
             })),
+            Request::AuditHead => Reply::AuditHead(AuditHead { number: 3, hash: "ab".repeat(32) }),
             Request::Record { .. }
+            | Request::Noticed { .. }
             | Request::Power { .. }
             | Request::SetClock { .. }
             | Request::Confirm { .. }
@@ -288,7 +291,12 @@ impl Place {
             self.send(Method::GET, path, session, "application/x-www-form-urlencoded", "").await;
         read(response).await
     }
-    async fn post(&self, path: &str, session: Option<&str>, form: &str) -> (StatusCode, String) {
+    pub(super) async fn post(
+        &self,
+        path: &str,
+        session: Option<&str>,
+        form: &str,
+    ) -> (StatusCode, String) {
         let kind = "application/x-www-form-urlencoded";
         read(self.send(Method::POST, path, session, kind, form).await).await
     }
@@ -314,6 +322,9 @@ impl Place {
         request.extensions_mut().insert(Peer { remote, local, tls: false });
         self.router.clone().oneshot(request).await.unwrap()
     }
+    pub(super) fn asked(&self) -> Vec<Request> {
+        self.asked.lock().unwrap().clone()
+    }
     fn recorded(&self) -> Vec<(String, String)> {
         let asked = self.asked.lock().unwrap();
         let records = asked.iter().filter_map(|request| match request {
@@ -333,8 +344,9 @@ async fn read(response: Response) -> (StatusCode, String) {
     (status, String::from_utf8(bytes.to_vec()).unwrap())
 }
 
-const FOR_MEMBERS: [&str; 5] = ["/", "/chat", "/connect", "/usage", "/account"];
-const FOR_STEWARDS: [&str; 13] = [
+const FOR_MEMBERS: [&str; 6] = ["/", "/chat", "/connect", "/usage", "/account", "/status"];
+const FOR_STEWARDS: [&str; 14] = [
+    "/issues",
     "/dashboard",
     "/dashboard/live",
     "/members",
@@ -422,6 +434,11 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/certificate".into(),
         "/certificate/again".into(),
         "/certificate/remove".into(),
+        "/issues/look".into(),
+        "/issues/fix".into(),
+        "/issues/alerts".into(),
+        "/issues/test".into(),
+        "/support".into(),
     ];
     for path in &actions {
         let form = "role=member&disabled=yes&password=another+four+words+here";

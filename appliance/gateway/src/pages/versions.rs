@@ -14,8 +14,10 @@ use polder_site::{RecipeName, Site, SiteChange, UpdateUrl, Updates};
 use serde::Deserialize;
 
 use crate::Gateway;
+use crate::health::report;
 use crate::pages::apps::change_site;
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
+use crate::pages::health::worst;
 use crate::pages::home::Said;
 use crate::pages::models::title;
 use crate::pages::who::{SignedIn, Steward};
@@ -102,8 +104,10 @@ async fn page(
         (Some(_), Some(_)) => Some(gateway.ask(Request::PreviewUpdate(UpdateWish::Apply)).await),
         _ => None,
     };
+    let health = report(gateway).await;
     let body = html! {
         (top)
+        (worst(health.as_ref()))
         (runs(&status, &site))
         @match &status.image {
             None => section.card {

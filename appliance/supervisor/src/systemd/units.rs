@@ -333,6 +333,7 @@ fn unit_of(part: &Part) -> String {
         Part::Engine(name) => format!("{ENGINE}{name}{SERVICE}"),
         Part::Power => POWER.to_owned(),
         Part::Wan => WAN.to_owned(),
+        Part::Health => format!("polder-health{SERVICE}"),
     }
 }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use polder_control::{
-    Actor, PartState, Plan, Progress, RunId, StepState, Unit, UpdateStatus, UpdateWish,
+    Actor, Client, HealthReply, HealthRequest, PartState, Plan, Progress, RunId, StepState, Unit,
+    UpdateStatus, UpdateWish,
 };
 use polder_update::{
     Able, Attempt, Here, JobState, Offer, Outcome, Start, UpdateError, Version, find,
@@ -26,6 +27,8 @@ const LOOK: Duration = Duration::from_secs(2);
 const LOOKS: u32 = 5;
 /// Between two looks at how far root is with writing.
 const WATCH: Duration = Duration::from_millis(500);
+/// What the part that looks after the box's health may take to answer.
+const HEALTH: Duration = Duration::from_secs(2);
 /// Where the site says where to look, this is how often, the first time a while after the start.
 const FIRST_CHECK: Duration = Duration::from_secs(15 * 60);
 const CHECK: Duration = Duration::from_secs(24 * 3600);
@@ -56,9 +59,30 @@ impl<P: Parts> Work<P> {
         Ok(self.plan_of(&Intent::Update(wish)).await?.0)
     }
 
+    /// Refused only where what is wrong makes the update itself unsafe. A health part that does not answer refuses nothing: the
+    /// update may be what mends it.
+    async fn safe_to_update(&self) -> Result<(), Refusal> {
+        let asked = async {
+            let path = self.sockets.health();
+            let mut client: Client<HealthRequest, HealthReply> =
+                Client::connect(&path).await.ok()?;
+            client.ask_within(HEALTH, &HealthRequest::Report).await.ok()
+        };
+        let Some(HealthReply::Report(report)) = asked.await else { return Ok(()) };
+        let unsafe_now = report.standing.iter().find(|s| s.issue.unsafe_to_update);
+        match unsafe_now.map(|standing| &standing.issue) {
+            None => Ok(()),
+            Some(issue) => Err(format!("no update now: {}. {}", issue.what, issue.advice)),
+        }
+    }
+
     /// What a wish comes to.
     pub(super) async fn image_change(&self, wish: UpdateWish) -> Result<Change, Refusal> {
         let image = self.image()?.clone();
+        // Going back is how a box gets out of trouble.
+        if wish != UpdateWish::Back {
+            self.safe_to_update().await?;
+        }
         blocking(move || {
             let slots = image.slots()?;
             let record = image.record().clone();

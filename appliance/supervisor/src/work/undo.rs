@@ -143,6 +143,7 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
         SiteChange::Power(_) | SiteChange::RemovePower => back.power = before.power.clone(),
         SiteChange::Backup(_) | SiteChange::RemoveBackup => back.backup = before.backup.clone(),
         SiteChange::Uplinks(_) => back.uplinks = before.uplinks.clone(),
+        SiteChange::Alerts(_) | SiteChange::RemoveAlerts => back.alerts = before.alerts.clone(),
     }
     back
 }

@@ -1,0 +1,94 @@
+use polder_control::{Check, Issue, Severity};
+
+use super::{DAY, issue, span};
+use crate::seen::Seen;
+
+/// Backups are made hourly and drills weekly.
+const LATE: i64 = DAY;
+const VERY_LATE: i64 = 7 * DAY;
+const UNPROVED: i64 = 21 * DAY;
+
+/// How old the last copy is, and when one was last restored to see whether it can be.
+pub(super) fn check(seen: &Seen) -> Vec<Issue> {
+    let Some(backup) = &seen.backup else { return Vec::new() };
+    let Some(to) = &backup.to else { return Vec::new() };
+    let why = |why: &Option<String>| {
+        why.as_ref().map(|why| format!(": {}", why.trim_end_matches('.'))).unwrap_or_default()
+    };
+    let advice = "Look whether the spare box or the disk is there and turned on, and whether it has room; then make a backup by hand to see what it says";
+    let age = backup.last.map(|last| seen.now.saturating_sub(last));
+    let copies = match age {
+        None => Some((
+            Severity::Warning,
+            format!("there is no backup on {to} yet{}", why(&backup.failed)),
+        )),
+        Some(age) if age > LATE => {
+            let severity = if age > VERY_LATE { Severity::Urgent } else { Severity::Warning };
+            Some((
+                severity,
+                format!("the last backup on {to} is {} old{}", span(age), why(&backup.failed)),
+            ))
+        }
+        Some(_) => None,
+    };
+    let unproved = backup.drill.map(|drill| seen.now.saturating_sub(drill));
+    let drill = match (&backup.drill_failed, unproved) {
+        (Some(_), _) => Some((
+            Severity::Urgent,
+            format!(
+                "the last backup could not be restored when that was tried{}",
+                why(&backup.drill_failed)
+            ),
+        )),
+        (None, Some(age)) if age > UNPROVED => Some((
+            Severity::Warning,
+            format!("nobody has tried for {} whether a backup can be restored", span(age)),
+        )),
+        _ => None,
+    };
+    let told =
+        |on, (severity, what): (Severity, String)| issue(Check::Backup, on, severity, what, advice);
+    let copies = copies.map(|issue| told("the copies", issue));
+    copies.into_iter().chain(drill.map(|issue| told("the drill", issue))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_control::BackupSeen;
+
+    use super::*;
+
+    fn told(
+        last: Option<i64>,
+        drill: Option<i64>,
+        drill_failed: Option<&str>,
+    ) -> Vec<(String, Severity)> {
+        let drill_failed = drill_failed.map(str::to_owned);
+        let to = Some("the spare elm".to_owned());
+        let backup = Some(BackupSeen { to, last, failed: None, drill, drill_failed });
+        let now = 100 * DAY;
+        let issues = check(&Seen { now, backup, ..Seen::default() });
+        issues.into_iter().map(|i| (i.id.on, i.severity)).collect()
+    }
+
+    #[test]
+    fn a_late_backup_a_missing_one_and_one_that_cannot_be_restored_are_told() {
+        let fresh = Some(100 * DAY - 3600);
+        assert_eq!(told(fresh, fresh, None), []);
+        assert_eq!(told(None, None, None), [("the copies".to_owned(), Severity::Warning)]);
+        assert_eq!(
+            told(Some(98 * DAY), fresh, None),
+            [("the copies".to_owned(), Severity::Warning)]
+        );
+        assert_eq!(
+            told(Some(80 * DAY), fresh, None),
+            [("the copies".to_owned(), Severity::Urgent)]
+        );
+        assert_eq!(
+            told(fresh, Some(70 * DAY), None),
+            [("the drill".to_owned(), Severity::Warning)]
+        );
+        let failed = told(fresh, fresh, Some("a file is missing."));
+        assert_eq!(failed, [("the drill".to_owned(), Severity::Urgent)]);
+    }
+}

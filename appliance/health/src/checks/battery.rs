@@ -1,0 +1,71 @@
+use polder_control::{Check, Issue, Severity};
+
+use super::{DAY, issue, span};
+use crate::seen::Seen;
+
+/// Lead batteries last three to five years.
+const OLD: i64 = 4 * 365 * DAY;
+/// The box tests a battery monthly.
+const UNTESTED: i64 = 70 * DAY;
+
+/// Mains, and whether the battery would carry the box.
+pub(super) fn check(seen: &Seen) -> Vec<Issue> {
+    let Some(battery) = &seen.battery else { return Vec::new() };
+    let mut issues = Vec::new();
+    if battery.on_mains == Some(false) {
+        let charge = battery.charge.map(|c| format!(", which has {c} % left")).unwrap_or_default();
+        let what = format!("the mains is away and the box runs from its battery{charge}");
+        let advice = "Nothing, if the power comes back soon: the box turns itself off in order before the battery is empty, and on again afterwards";
+        let issue = issue(Check::Battery, "the mains", Severity::Urgent, what, advice);
+        issues.push(Issue { unsafe_to_update: true, ..issue });
+    }
+    let aged = |since: Option<i64>| since.map(|since| seen.now.saturating_sub(since));
+    let told = |severity, what: String| {
+        let advice = "Buy a battery of the type that is printed on the UPS, and put it in; most can be changed while the box runs";
+        issue(Check::Battery, "the battery", severity, what, advice)
+    };
+    if battery.replace {
+        issues.push(told(Severity::Warning, "the UPS asks for a new battery".to_owned()));
+    } else if let Some(why) = &battery.test_failed {
+        let what = format!("the battery failed its last test: {}", why.trim_end_matches('.'));
+        issues.push(told(Severity::Warning, what));
+    } else if let Some(age) = aged(battery.installed).filter(|age| *age > OLD) {
+        let what = format!("the battery is {} years old", age / (365 * DAY));
+        issues.push(told(Severity::Notice, what));
+    } else if let Some(age) = aged(battery.tested).filter(|age| *age > UNTESTED) {
+        let what = format!("the battery was not tested for {}", span(age));
+        issues.push(told(Severity::Notice, what));
+    }
+    issues
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_control::BatterySeen;
+
+    use super::*;
+
+    fn told(battery: BatterySeen) -> Vec<Issue> {
+        check(&Seen { now: 2 * OLD, battery: Some(battery), ..Seen::default() })
+    }
+
+    #[test]
+    fn no_update_is_taken_while_the_mains_is_away() {
+        let away =
+            BatterySeen { on_mains: Some(false), charge: Some(71), ..BatterySeen::default() };
+        let issues = told(away);
+        assert!(issues[0].unsafe_to_update && issues[0].what.contains("71 %"));
+        assert_eq!(told(BatterySeen { on_mains: Some(true), ..BatterySeen::default() }), []);
+    }
+
+    #[test]
+    fn an_old_an_untested_and_a_failing_battery_are_told_one_at_a_time() {
+        let old = BatterySeen { installed: Some(0), tested: Some(0), ..BatterySeen::default() };
+        assert_eq!(told(old.clone()).len(), 1);
+        assert!(told(old.clone())[0].what.contains("8 years old"));
+        let failed = BatterySeen { test_failed: Some("it lasted 12 s".into()), ..old.clone() };
+        assert_eq!(told(failed)[0].severity, Severity::Warning);
+        let untested = BatterySeen { installed: None, ..old };
+        assert!(told(untested)[0].what.contains("not tested"));
+    }
+}
