@@ -75,7 +75,7 @@ tools-gpu: tools-build
 # llama.cpp's server to compare with, a browser and its driver, the two rival front doors, openssl to check certificates with, networks of one's own, and the
 # clients that members use.
 tools-test: tools-gpu tools-bench
-	@tests/tools/apt chromium chromium-driver nginx-light caddy openssl curl python3-venv iproute2 util-linux
+	@tests/tools/apt chromium chromium-driver nginx-light caddy openssl curl python3-venv iproute2 nftables util-linux
 	@command -v npm >/dev/null || tests/tools/apt nodejs npm
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 	@tests/tools/venv tests/requirements.txt $(CACHE)/venv

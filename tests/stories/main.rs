@@ -16,5 +16,6 @@ mod keys;
 mod rename;
 mod restart;
 mod seed;
+mod stolen_disk;
 mod two_models;
 mod wizard;

@@ -5,14 +5,16 @@
 //! - `gateway.sock`, served by the gateway: [`DoorRequest`] → [`DoorReply`]. The console uses it
 //!   for the few things that only the owner of the machine may do (open a claim, mint the key of
 //!   `polder up --yes`), the supervisor to see whether the door is as the site says.
+//! - `wan.sock`, served by the part that looks after the uplinks: [`WanRequest`] → [`WanReply`].
 //!
-//! Both carry one JSON document per line, one reply per request, except [`Request::Watch`], after
+//! They carry one JSON document per line, one reply per request, except [`Request::Watch`], after
 //! which the connection carries [`Event`]s until either side closes it. The sockets are 0600:
 //! whoever can open them owns the state folder anyway.
 
 mod disk;
 mod messages;
 mod plan;
+mod wan;
 mod wire;
 
 pub use disk::{Disk, Lock, RecoveryKey};
@@ -21,7 +23,8 @@ pub use messages::{
     ImageStatus, ImportSource, Machine, OfferStatus, OpenShell, PartState, PartStatus, Power,
     Reply, Request, UpdateStatus, UpdateWish,
 };
-pub use plan::{Plan, Progress, Run, RunId, RunState, Step, StepState, Unit};
+pub use plan::{CONFIRM, Plan, Progress, Run, RunId, RunState, Step, StepState, Unit};
+pub use wan::{UplinkState, UplinkStatus, WanReply, WanRequest, WanStatus};
 pub use wire::{Client, ControlError, Handler, Outlet, serve};
 
 use std::path::{Path, PathBuf};
@@ -48,6 +51,10 @@ impl Sockets {
     /// The gateway's private socket.
     pub fn gateway(&self) -> PathBuf {
         self.folder.join("gateway.sock")
+    }
+    /// The socket of whoever looks after the uplinks.
+    pub fn wan(&self) -> PathBuf {
+        self.folder.join("wan.sock")
     }
     /// An engine's HTTP socket, in a folder that the engine makes: where parts are locked up, an
     /// engine sees its own folder and no other socket.

@@ -60,6 +60,13 @@ pub enum Request {
     },
     /// Stop a run between steps or inside an import. → [`Reply::Done`].
     Cancel(RunId),
+    /// What a run did is good: it stays. → [`Reply::Done`].
+    Confirm {
+        /// Which run.
+        run: RunId,
+        /// Who says so.
+        by: Actor,
+    },
     /// Runs, newest first: those running, and the last ones that ended. → [`Reply::Runs`].
     Runs,
     /// Recipes whose every file is in the store and was checked. → [`Reply::Imported`].

@@ -19,6 +19,23 @@ pub struct Step {
     pub title: String,
 }
 
+/// The id of a step that waits until somebody confirms, with [`Request::Confirm`](crate::Request::Confirm).
+pub const CONFIRM: &str = "confirm";
+
+impl Run {
+    /// Whether it waits for somebody to confirm, and how many seconds are left.
+    pub fn waits_for_confirmation(&self) -> Option<u64> {
+        let running = |state: &StepState| match state {
+            StepState::Running(progress) => Some(progress.clone()),
+            _ => None,
+        };
+        let steps = self.plan.steps.iter().zip(&self.steps);
+        let mut waiting = steps.filter(|(step, _)| step.id == CONFIRM);
+        let progress = waiting.find_map(|(_, state)| running(state))?;
+        Some(progress.and_then(|progress| progress.eta_seconds).unwrap_or_default())
+    }
+}
+
 /// One line for the whole, then one numbered line per step.
 impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
@@ -13,6 +14,7 @@ use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
+use http_body_util::Limited;
 use polder_control::{BoxStatus, EngineStatus};
 use polder_members::{KeyGrant, Member, Role, Scope};
 use serde::Deserialize;
@@ -23,7 +25,7 @@ use crate::auth;
 use crate::body::swallow;
 use crate::engines::choose;
 use crate::errors::ApiError;
-use crate::relay::{Caller, Question, most_used, relay};
+use crate::relay::{Caller, Question, known_status, most_used, relay};
 use crate::verifier;
 
 /// Everything that programs use.
@@ -229,6 +231,11 @@ async fn health() -> Json<serde_json::Value> {
     Json(json!({ "status": "ok" }))
 }
 
+/// As Prometheus reads figures.
+const FIGURES: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// An engine's figures are a few KiB.
+const LONGEST_FIGURES: usize = 4 << 20;
+
 #[derive(Deserialize)]
 struct MetricsOf {
     /// An engine's own figures instead of the gateway's.
@@ -246,11 +253,14 @@ async fn metrics(
     if let Some(engine) = of.engine {
         let mut request = http::Request::new(Bytes::new());
         *request.uri_mut() = http::Uri::from_static("/metrics");
-        let answer = gateway.engine_request(Some(&engine), request).await?;
-        return Ok(answer.response.map(axum::body::Body::new).into_response());
+        let answer = gateway.engine_request(Some(&engine), request).await?.response;
+        let status = known_status(answer.status());
+        // The engine's own words, and nothing that a browser would take for a page of the box.
+        let text = Limited::new(answer.into_body(), LONGEST_FIGURES);
+        return Ok((status, [(CONTENT_TYPE, FIGURES)], Body::new(text)).into_response());
     }
     let text = gateway.tally.to_text(gateway.places.taken());
-    Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+    Ok(([(CONTENT_TYPE, FIGURES)], text).into_response())
 }
 
 #[cfg(test)]

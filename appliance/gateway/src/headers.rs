@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HOST,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// Beginnings of names by which we (or a proxy that trusts us) say who somebody is. The names are
 /// folded: see [`fold`].
@@ -105,14 +105,44 @@ pub fn towards_engine(headers: &HeaderMap) -> HeaderMap {
     })
 }
 
-/// What of an engine's answer goes on to the client: nothing of the connection, nothing about who
-/// is signed in, none of the figures that are between us.
+/// What of an engine's answer goes on to the client: what it is, when to come back, which fields were ignored, and
+/// how it is called in the engine's log. Nothing else: an engine that was taken over could otherwise sign people in or
+/// out, send them elsewhere, loosen what a page may do, or have browsers report to somebody.
 pub fn towards_client(headers: &HeaderMap) -> HeaderMap {
-    keep(headers, |name| {
-        let ours = [SET_COOKIE, WWW_AUTHENTICATE].contains(name);
-        let between_us = is_asserted(name.as_str()) && name.as_str() != "x-polder-ignored";
-        !ours && !between_us
-    })
+    let mut kept = HeaderMap::with_capacity(8);
+    for name in FROM_ENGINES {
+        let named: HeaderName = HeaderName::from_static(name);
+        for value in headers.get_all(&named) {
+            kept.append(named.clone(), value.clone());
+        }
+    }
+    if let Some(given) = kept.remove(CONTENT_TYPE) {
+        kept.insert(CONTENT_TYPE, plain_kind(&given));
+    }
+    kept
+}
+
+/// What an engine may say of its answer.
+const FROM_ENGINES: [&str; 6] = [
+    "content-type",
+    "retry-after",
+    "x-polder-ignored",
+    "x-request-id",
+    "request-id",
+    "openai-processing-ms",
+];
+
+/// The kinds of answers that programs read and browsers do not show as a page; any other is bytes.
+pub(crate) fn plain_kind(given: &HeaderValue) -> HeaderValue {
+    let kind = given.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+    let kind = kind.trim_ascii();
+    let plain = ["application/json", "text/event-stream", "text/plain"]
+        .iter()
+        .any(|plain| kind.eq_ignore_ascii_case(plain.as_bytes()));
+    match plain {
+        true => given.clone(),
+        false => HeaderValue::from_static("application/octet-stream"),
+    }
 }
 
 /// What of a client's request goes on to an app: the same, but credentials, which may be the app's.
@@ -142,7 +172,6 @@ pub fn framing_is_plain(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
     use proptest::prelude::*;
 
     use super::*;
@@ -215,10 +244,36 @@ mod tests {
             ("x-polder-ignored", "seedling"),
             ("trailer", "x-polder-usage"),
             ("set-cookie", "polder=x"),
+            ("content-length", "5"),
+            ("location", "//evil.example"),
+            ("refresh", "0;url=//evil.example"),
+            ("content-security-policy", "default-src *"),
+            ("access-control-allow-origin", "*"),
+            ("clear-site-data", "\"*\""),
+            ("nel", "{}"),
+            ("alt-svc", "h2=\"evil.example:443\""),
         ]));
         let mut names: Vec<&str> = kept.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["content-type", "x-polder-ignored"]);
+    }
+
+    #[test]
+    fn an_engines_answer_is_never_a_page() {
+        let kind = |given: &str| plain_kind(&given.parse().unwrap()).to_str().unwrap().to_owned();
+        for plain in ["application/json", "Text/Event-Stream; charset=utf-8", "text/plain"] {
+            assert_eq!(kind(plain), plain);
+        }
+        for page in [
+            "text/html",
+            "image/svg+xml",
+            "application/xhtml+xml",
+            "",
+            "text/html; a=text/plain",
+            "text/plainish",
+        ] {
+            assert_eq!(kind(page), "application/octet-stream", "{page}");
+        }
     }
 
     #[test]

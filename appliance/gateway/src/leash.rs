@@ -22,6 +22,10 @@ use crate::relay::Caller;
 /// The trailer in which an engine says what an answer used: `prompt=N,completion=M`.
 const USAGE: &str = "x-polder-usage";
 
+/// No question and no answer has more tokens: an engine that says so is wrong, or was taken over, and its figures must
+/// not break the books.
+pub(crate) const MOST_TOKENS: u64 = 1 << 30;
+
 /// How often the watchman looks at every answer that is under way.
 const ROUND: Duration = Duration::from_millis(100);
 
@@ -331,8 +335,9 @@ pub(crate) struct BrokenOff;
 fn used_in(trailers: &HeaderMap) -> Option<Used> {
     let text = trailers.get(USAGE)?.to_str().ok()?;
     let field = |name: &str| {
-        text.split(',')
-            .find_map(|part| part.trim().strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+        let parts = text.split(',').map(str::trim);
+        let said = |part: &str| part.strip_prefix(name)?.strip_prefix('=')?.parse::<u64>().ok();
+        parts.filter_map(said).next().map(|tokens| tokens.min(MOST_TOKENS))
     };
     Some(Used { prompt: field("prompt")?, completion: Some(field("completion")?) })
 }
@@ -405,6 +410,8 @@ mod tests {
         };
         assert_eq!(told("prompt=12,completion=34"), Some((12, 34)));
         assert_eq!(told("completion=34, prompt=12"), Some((12, 34)));
+        let most = format!("prompt={},completion={}", u64::MAX, i64::MAX);
+        assert_eq!(told(&most), Some((MOST_TOKENS, MOST_TOKENS)));
         for bad in ["", "prompt=12", "prompt=-1,completion=2", "prompt=1;completion=2", "x"] {
             assert_eq!(told(bad), None, "{bad}");
         }

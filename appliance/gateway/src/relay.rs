@@ -16,7 +16,7 @@ use crate::Gateway;
 use crate::engines::EngineAnswer;
 use crate::errors::{ApiError, Dialect};
 use crate::headers;
-use crate::leash::{Ending, Leash, Relayed};
+use crate::leash::{Ending, Leash, MOST_TOKENS, Relayed};
 
 /// To the engine: whose request it is, for fair shares. A number.
 const MEMBER: HeaderName = HeaderName::from_static("x-polder-member");
@@ -245,7 +245,8 @@ fn towards_client(
         .headers
         .get(PROMPT_TOKENS)
         .and_then(|value| value.to_str().ok()?.parse().ok())
-        .unwrap_or(0);
+        .unwrap_or(0)
+        .min(MOST_TOKENS);
     let events = parts
         .headers
         .get(CONTENT_TYPE)
@@ -261,8 +262,9 @@ fn towards_client(
     if let Ok(value) = HeaderValue::try_from(served_by) {
         headers.insert(SERVED_BY, value);
     }
+    // What somebody was told is nobody else's, whatever keeps answers on the way.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if events {
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         // nginx in front of us would otherwise hold tokens back.
         headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     }
@@ -270,7 +272,7 @@ fn towards_client(
 }
 
 /// An engine has no business with redirects, upgrades or sign-in.
-fn known_status(status: StatusCode) -> StatusCode {
+pub(crate) fn known_status(status: StatusCode) -> StatusCode {
     match status.as_u16() {
         200..=299 | 400 | 402..=599 => status,
         _ => StatusCode::BAD_GATEWAY,

@@ -310,8 +310,12 @@ impl Counts {
     }
 }
 
+/// No sum grows beyond this. Two of them still fit a column: one that does not would be refused, and with it every count
+/// of everybody that is written along.
+const MOST: i64 = 1 << 62;
+
 fn store(db: &mut Connection, taken: &Pending, clock: &Clock) -> Result<(), MembersError> {
-    let sql = |n: u64| n.min(i64::MAX as u64) as i64;
+    let sql = |n: u64| n.min(MOST as u64 - 1) as i64;
     let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     // A member or key that is gone meanwhile is passed over: nothing is kept about them.
     for ((day, member, key, model), counts) in &taken.usage {
@@ -319,8 +323,9 @@ fn store(db: &mut Connection, taken: &Pending, clock: &Clock) -> Result<(), Memb
             .prepare_cached(
                 "INSERT INTO usage (day, member, key, model, requests, prompt, completion)
                  SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE EXISTS (SELECT 1 FROM members WHERE id = ?2)
-                 ON CONFLICT DO UPDATE SET requests = requests + excluded.requests,
-                    prompt = prompt + excluded.prompt, completion = completion + excluded.completion",
+                 ON CONFLICT DO UPDATE SET requests = min(requests + excluded.requests, ?8),
+                    prompt = min(prompt + excluded.prompt, ?8),
+                    completion = min(completion + excluded.completion, ?8)",
             )?
             .execute(params![
                 day,
@@ -329,7 +334,8 @@ fn store(db: &mut Connection, taken: &Pending, clock: &Clock) -> Result<(), Memb
                 model,
                 sql(counts.requests),
                 sql(counts.prompt),
-                sql(counts.completion)
+                sql(counts.completion),
+                MOST
             ])?;
     }
     for ((key, month), tokens) in &taken.quota {
@@ -337,9 +343,9 @@ fn store(db: &mut Connection, taken: &Pending, clock: &Clock) -> Result<(), Memb
             .prepare_cached(
                 "INSERT INTO quota_use (key, month, tokens)
                  SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM keys WHERE id = ?1)
-                 ON CONFLICT DO UPDATE SET tokens = tokens + excluded.tokens",
+                 ON CONFLICT DO UPDATE SET tokens = min(tokens + excluded.tokens, ?4)",
             )?
-            .execute(params![key, month, sql(*tokens)])?;
+            .execute(params![key, month, sql(*tokens), MOST])?;
         change.execute("DELETE FROM quota_use WHERE month < ?1", [clock.month()])?;
     }
     for (key, at) in &taken.used {

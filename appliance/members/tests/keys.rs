@@ -196,6 +196,28 @@ fn a_months_quota_holds_over_a_restart_and_begins_anew_next_month() {
 }
 
 #[test]
+fn a_count_beyond_all_reason_keeps_nobody_elses_from_the_disk() {
+    let place = place();
+    let limits = KeyLimits { tokens_per_month: Some(1000), ..KeyLimits::default() };
+    let (minted, grant) = key(&place, limits);
+    place.members.set_metering(true);
+    for _ in 0..3 {
+        place.members.admit(&grant).map(|a| a.count("m", u64::MAX, u64::MAX)).ok();
+        place.members.count_chat(minted.info.member, "m", i64::MAX as u64, u64::MAX);
+        place.members.flush().unwrap();
+    }
+    let ben = place.add("Ben", Role::Member);
+    place.members.count_chat(ben.id, "m", 5, 6);
+    place.members.flush().unwrap();
+    let place = place.restart();
+    let bens = place.members.usage_of(ben.id, 30).unwrap();
+    assert_eq!(bens.iter().map(|r| (r.prompt, r.completion)).collect::<Vec<_>>(), [(5, 6)]);
+    assert!(
+        place.members.usage_of(minted.info.member, 30).unwrap().iter().all(|r| r.prompt > 1 << 60)
+    );
+}
+
+#[test]
 fn nothing_is_counted_about_a_member_until_the_site_says_so() {
     let place = place();
     let (minted, grant) = key(&place, KeyLimits::default());

@@ -85,7 +85,7 @@ impl Page<'_> {
                         }
                         (body)
                     }
-                    footer.foot { p { (nav.box_name) @if !nav.box_name.is_empty() { " is " } @else { "This box is " } "owned by the people who use it." } }
+                    footer.foot { p { (nav.box_name) @if !nav.box_name.is_empty() { " is " } @else { "This box is " } "owned by the people who use it." @if !nav.box_name.is_empty() { " " a href="/handbook" { "Handbook" } } } }
                 }
             }
         }

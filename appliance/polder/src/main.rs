@@ -29,6 +29,7 @@ mod supervise;
 mod synthetic;
 mod up;
 mod update;
+mod wan;
 mod weights;
 
 use std::process::ExitCode;
@@ -61,6 +62,7 @@ enum Command {
     Supervise(supervise::Supervise),
     Gateway(gateway::Gateway),
     Engine(engine::Engine),
+    Wan(wan::Wan),
     Screen(screen::Screen),
     Update(update::Update),
     Slots(slots::Slots),
@@ -86,6 +88,7 @@ fn main() -> ExitCode {
         Command::Supervise(supervise) => supervise.run(),
         Command::Gateway(gateway) => gateway.run(),
         Command::Engine(engine) => engine.run(),
+        Command::Wan(wan) => wan.run(),
         Command::Screen(screen) => screen.run(),
         Command::Update(update) => update.run(),
         Command::Slots(slots) => slots.run(),

@@ -1,4 +1,5 @@
 use anyhow::Context;
+use polder_control::{Actor, Request, RunId};
 use polder_recipes::Recipe;
 use polder_site::{EngineName, EngineSlot, RecipeName, SiteChange, Store, Version};
 
@@ -46,6 +47,14 @@ enum Command {
         #[command(flatten)]
         state: State,
     },
+    /// Say that a change that waits for it is good. Without that it is undone in a minute.
+    #[command(after_help = "Example:\n  polder site confirm 7")]
+    Confirm {
+        /// The run, as `polder status` names it.
+        run: u64,
+        #[command(flatten)]
+        state: State,
+    },
     /// Show what differs between two versions.
     #[command(
         after_help = "Examples:\n  polder site diff 3      from version 3 to now\n  polder site diff 2 3"
@@ -88,6 +97,11 @@ impl Site {
                 let slot = slot(&crate::part::site(&folder)?, &name, recipe, memory.as_deref())?;
                 let change = SiteChange::Engine { name, slot };
                 crate::part::runtime()?.block_on(Follower::of(&folder).apply(change))?;
+            }
+            Command::Confirm { run, state } => {
+                let (run, by) = (RunId(run), Actor::Console);
+                state.ask(&Request::Confirm { run, by })?;
+                say("It stays.");
             }
             Command::Diff { from, to, state } => {
                 let store = Store::open(&existing(&state)?)?;

@@ -6,6 +6,7 @@ use crate::apps::App;
 use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::names::{AppName, BoxName, EngineName};
 use crate::updates::Updates;
+use crate::uplinks::Uplinks;
 use crate::verifier::Verifier;
 
 /// Everything a steward may ask to be different.
@@ -62,6 +63,8 @@ pub enum SiteChange {
     Updates(Updates),
     /// Look for updates on sticks only.
     RemoveUpdates,
+    /// Go out by these ways, all of them; none leaves the machine's own routes as they are. Undone unless it is confirmed.
+    Uplinks(Uplinks),
 }
 
 impl SiteChange {
@@ -99,6 +102,7 @@ impl SiteChange {
             Self::RemoveVerifier => next.verifier = None,
             Self::Updates(updates) => next.updates = Some(updates.clone()),
             Self::RemoveUpdates => next.updates = None,
+            Self::Uplinks(uplinks) => next.uplinks = uplinks.clone(),
         }
         next
     }

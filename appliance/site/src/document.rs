@@ -8,6 +8,7 @@ use crate::budget::Budget;
 use crate::names::{AppName, BoxName, EngineName, RecipeName};
 use crate::unknown::UnknownKey;
 use crate::updates::Updates;
+use crate::uplinks::{self, Uplinks, UplinksError};
 use crate::verifier::Verifier;
 
 /// The document's layout; raised when an old binary could misread a new file. A key that it may leave out of account is no
@@ -48,6 +49,9 @@ pub struct Site {
     /// Where updates of the image are looked for; sticks are looked at without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updates: Option<Updates>,
+    /// The ways out to the internet, where the box looks after them; without any, the machine's own routes are used as they are.
+    #[serde(default, skip_serializing_if = "Uplinks::is_empty")]
+    pub uplinks: Uplinks,
 }
 
 /// The public door.
@@ -250,6 +254,9 @@ pub enum SiteError {
         /// How long they may be.
         most: usize,
     },
+    /// Uplinks that no box can have.
+    #[error(transparent)]
+    Uplinks(#[from] UplinksError),
     /// A host name of an app that is a name of the box.
     #[error(
         "site.toml: the box would answer to {host} as the app {app} and as itself; call the app something else"
@@ -277,6 +284,7 @@ impl Site {
             apps: BTreeMap::new(),
             verifier: None,
             updates: None,
+            uplinks: Uplinks::new(),
         }
     }
 
@@ -371,6 +379,7 @@ impl Site {
         if self.verifier.as_ref().and_then(|v| v.url.upstream().port()) == Some(self.door.port) {
             return Err(SiteError::VerifierIsDoor);
         }
+        uplinks::check(&self.uplinks)?;
         self.check_common()?;
         self.check_apps()
     }

@@ -12,6 +12,7 @@ mod names;
 mod store;
 mod unknown;
 mod updates;
+mod uplinks;
 mod verifier;
 
 pub use apps::{App, Audience, Upstream, UpstreamError};
@@ -21,8 +22,12 @@ pub use document::{
     Conversations, Door, EngineKind, EngineSlot, Keeping, Metering, Sharing, Site, SiteError,
     UsageVisibility,
 };
-pub use names::{AppName, BoxName, EngineName, NameError, RecipeName};
+pub use names::{AppName, BoxName, EngineName, NameError, RecipeName, UplinkName};
 pub use store::{Store, StoreError, Version, write_durably};
 pub use unknown::UnknownKey;
 pub use updates::{UpdateUrl, UpdateUrlError, Updates};
+pub use uplinks::{
+    InterfaceName, InterfaceNameError, Target, TargetError, TargetKind, Uplink, Uplinks,
+    UplinksError,
+};
 pub use verifier::{Verifier, VerifierMode, VerifierUrl, VerifierUrlError};

@@ -93,6 +93,10 @@ name!(
     /// A recipe: a pinned model.
     RecipeName, "recipe", 64, true
 );
+name!(
+    /// A way out to the internet, such as `fibre`.
+    UplinkName, "uplink", 32, false
+);
 
 #[cfg(test)]
 mod tests {

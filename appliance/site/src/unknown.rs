@@ -9,6 +9,7 @@ use serde_ignored::Path;
 use crate::apps::App;
 use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::updates::Updates;
+use crate::uplinks::Uplink;
 use crate::verifier::Verifier;
 
 /// Letters that a mistyped key may have wrong, and at most a third of them.
@@ -26,8 +27,14 @@ pub struct UnknownKey {
 /// Keys whose usual value does more than somebody may have wanted who mistyped one. A version that knows them always writes them, so that
 /// no newer one's file is taken for a mistake. All others are necessary, or their usual value is the strictest.
 /// Only a budget is not always written: no later key of an engine may be as near to it.
-const MORE_THAN_MEANT: [&str; 5] =
-    ["keeping", "keeping.days", "keeping.disk_percent", "verifier.mode", "engines.*.memory"];
+const MORE_THAN_MEANT: [&str; 6] = [
+    "keeping",
+    "keeping.days",
+    "keeping.disk_percent",
+    "verifier.mode",
+    "engines.*.memory",
+    "uplinks.*.metered",
+];
 
 /// Is the key this one? A star stands for any name.
 fn matches(pattern: &str, key: &str) -> bool {
@@ -142,6 +149,7 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["apps", _] => fields::<App>(),
         ["verifier"] => fields::<Verifier>(),
         ["updates"] => fields::<Updates>(),
+        ["uplinks", _] => fields::<Uplink>(),
         _ => &[],
     }
 }
@@ -230,6 +238,9 @@ mod tests {
         let url = "unix:/run/auth.sock:/auth".parse().unwrap();
         site.verifier = Some(Verifier { url, mode: Default::default() });
         site.updates = Some(Updates { from: "https://example.org/polder".parse().unwrap() });
+        let (interface, targets) = ("enp1s0".parse().unwrap(), Uplink::usual_targets());
+        let uplink = Uplink { interface, order: 1, metered: false, targets };
+        site.uplinks.insert("fibre".parse().unwrap(), uplink);
         site
     }
 
@@ -264,6 +275,7 @@ mod tests {
             &["apps", "wiki"],
             &["verifier"],
             &["updates"],
+            &["uplinks", "fibre"],
         ] {
             let mut table = &document;
             tables.iter().for_each(|name| table = table[*name].as_table().unwrap());
@@ -275,7 +287,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 28);
+        assert_eq!(tried, 33);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }

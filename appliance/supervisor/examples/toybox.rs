@@ -2,8 +2,8 @@
 //! its supervisor (a lifeline, an answer to "are you ready?", an end when asked), and the tests
 //! run it.
 //!
-//! `toybox supervise --state DIR` keeps `toybox gateway --state DIR` and `toybox engine NAME
-//! --state DIR`. A part misbehaves as the file `DIR/behave-PART` says, one word a line:
+//! `toybox supervise --state DIR` keeps `toybox gateway --state DIR`, `toybox engine NAME
+//! --state DIR` and `toybox wan --state DIR`. A part misbehaves as the file `DIR/behave-PART` says, one word a line:
 //! `crash` dies at once, `load MS` gets ready slowly, `busy` spins on every core, `stubborn` does
 //! not end when asked, `linger MS` ends late, `not-at ADDRESS` (the gateway) cannot listen there and
 //! dies when there is nowhere else, `not-with RECIPE` (an engine) dies if that is its model.
@@ -15,7 +15,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use polder_control::{ControlError, DoorReply, DoorRequest, Doorway, Handler, Outlet, Sockets};
+use polder_control::{
+    ControlError, DoorReply, DoorRequest, Doorway, Handler, Outlet, Sockets, WanReply, WanRequest,
+    WanStatus,
+};
 use polder_site::Store;
 use polder_supervisor::{Children, Ending, Options, Patience};
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,7 +30,8 @@ fn main() {
         ["supervise", "--state", state] => supervise(state.into()),
         ["gateway", "--state", state] => gateway(state.into()),
         ["engine", name, "--state", state] => engine(name, state.into()),
-        _ => panic!("usage: toybox supervise|gateway|engine NAME --state DIR"),
+        ["wan", "--state", state] => wan(state.into()),
+        _ => panic!("usage: toybox supervise|gateway|engine NAME|wan --state DIR"),
     }
 }
 
@@ -96,6 +100,30 @@ impl Handler<DoorRequest, DoorReply> for Door {
             _ => DoorReply::Ready { ca_file, fingerprint, claimed: false, owner_key: false },
         };
         outlet.send(&reply).await
+    }
+}
+
+#[tokio::main]
+async fn wan(state: PathBuf) {
+    polder_supervisor::lifeline::hold();
+    let behaviour = Behaviour::of(&state, "wan");
+    behaviour.begin();
+    let socket = Sockets::of(&state).wan();
+    tokio::select! {
+        _ = polder_control::serve(&socket, Arc::new(Uplinks)) => {}
+        () = behaviour.end() => {}
+    }
+}
+
+struct Uplinks;
+
+impl Handler<WanRequest, WanReply> for Uplinks {
+    async fn handle(
+        &self,
+        _: WanRequest,
+        outlet: &mut Outlet<WanReply>,
+    ) -> Result<(), ControlError> {
+        outlet.send(&WanReply::Status(WanStatus::default())).await
     }
 }
 

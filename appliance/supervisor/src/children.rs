@@ -27,7 +27,7 @@ pub struct Children {
 }
 
 impl Children {
-    /// Parts run `program gateway --state STATE` and `program engine NAME --state STATE`.
+    /// Parts run `program gateway --state STATE`, `program engine NAME --state STATE` and `program wan --state STATE`.
     pub fn of(program: &Path, state: &Path) -> Self {
         Self { program: program.to_owned(), state: state.to_owned(), environment: Vec::new() }
     }
@@ -42,6 +42,7 @@ impl Children {
         match part {
             Part::Gateway => vec!["gateway"],
             Part::Engine(name) => vec!["engine", name.as_str()],
+            Part::Wan => vec!["wan"],
         }
     }
 }

@@ -51,6 +51,10 @@ impl<P: Parts> Desk<P> {
                 work.cancel(id)?;
                 Reply::Done
             }
+            Request::Confirm { run, by } => {
+                work.confirm(run, by).await?;
+                Reply::Done
+            }
             Request::Runs => Reply::Runs(work.board.runs()),
             Request::Imported => Reply::Imported(work.imported().await?),
             Request::Record { by: Actor::Itself, .. } => {

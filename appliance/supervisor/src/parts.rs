@@ -16,6 +16,8 @@ pub enum Part {
     Gateway,
     /// The engine of one slot.
     Engine(EngineName),
+    /// Whoever looks after the uplinks, where the site names any.
+    Wan,
 }
 
 impl fmt::Display for Part {
@@ -23,6 +25,7 @@ impl fmt::Display for Part {
         match self {
             Self::Gateway => f.write_str("gateway"),
             Self::Engine(name) => write!(f, "engine {name}"),
+            Self::Wan => f.write_str("wan"),
         }
     }
 }

@@ -55,6 +55,8 @@ pub enum Action {
     StartEngine(EngineName),
     /// Wait until the gateway, which follows the site while it runs, keeps the door that it says.
     OpenDoor,
+    /// Wait until a steward confirms, over whatever way they have now, that the change did not lock them out.
+    Confirm,
     /// Do something about the image.
     Image(ImageAction),
 }
@@ -79,6 +81,13 @@ impl Action {
             Self::OpenDoor => {
                 ("open-door", "Open the door as written down; answers that run go on".to_owned())
             }
+            Self::Confirm => (
+                polder_control::CONFIRM,
+                format!(
+                    "Wait for a steward to confirm; without that it is undone after {} s",
+                    CONFIRM_WITHIN.as_secs()
+                ),
+            ),
             Self::Image(action) => return action.step(),
         };
         Step { id: id.to_owned(), title }
@@ -134,6 +143,9 @@ pub fn plan(
                     .push(Action::WriteSite { site: Box::new(next.clone()), why: title.clone() });
             }
             actions.extend(start);
+            if must_be_confirmed(change) && next != observed.site {
+                actions.push(Action::Confirm);
+            }
             let door = |site: &Site| (site.name.clone(), site.door.clone());
             if door(&next) != door(&observed.site)
                 || matches!(observed.gateway, PartState::GaveUp(_))
@@ -208,8 +220,25 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
         Wanted::Change(SiteChange::Updates(updates)) => {
             format!("Look for updates at {}", updates.from)
         }
+        Wanted::Change(SiteChange::Uplinks(uplinks)) => match uplinks.len() {
+            0 => "Leave the ways to the internet as this machine has them".to_owned(),
+            _ => {
+                let mut names: Vec<_> = uplinks.iter().collect();
+                names.sort_by_key(|(_, uplink)| uplink.order);
+                let names: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
+                format!("Go out by {}", names.join(", else by "))
+            }
+        },
         Wanted::Change(SiteChange::RemoveUpdates) => "Look for updates on sticks only".to_owned(),
     }
+}
+
+/// How long a steward has to confirm.
+pub(crate) const CONFIRM_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Whether a change may take away the very way over which somebody could take it back.
+pub(crate) fn must_be_confirmed(change: &SiteChange) -> bool {
+    matches!(change, SiteChange::Uplinks(_))
 }
 
 /// Bytes as people say them.
@@ -409,9 +438,34 @@ mod tests {
         assert!(nothing.ends_with("[]"), "{nothing}");
     }
 
+    fn uplinks() -> SiteChange {
+        let uplink = |interface: &str, order| polder_site::Uplink {
+            interface: interface.parse().unwrap(),
+            order,
+            metered: false,
+            targets: Vec::new(),
+        };
+        let named = [("mobile", uplink("wwan0", 2)), ("zfibre", uplink("enp1s0", 1))];
+        let named = named.into_iter().map(|(name, uplink)| (name.parse().unwrap(), uplink));
+        SiteChange::Uplinks(named.collect())
+    }
+
+    #[test]
+    fn other_uplinks_stay_only_if_somebody_confirms() {
+        assert_eq!(
+            text(&serving(), Wanted::Change(uplinks())),
+            "Go out by zfibre, else by mobile\n  \
+             1. Write down what the box should be\n  \
+             2. Wait for a steward to confirm; without that it is undone after 60 s\n\
+             [write-site confirm]"
+        );
+        let none = SiteChange::Uplinks(Default::default());
+        assert!(text(&serving(), Wanted::Change(none)).ends_with("[]"));
+    }
+
     #[test]
     fn doing_a_plan_leaves_nothing_to_do() {
-        for change in [serve("big"), SiteChange::RemoveEngine(fast())] {
+        for change in [serve("big"), SiteChange::RemoveEngine(fast()), uplinks()] {
             let mut box_ = serving();
             let wanted = Wanted::Change(change);
             let (_, actions) = plan(&box_, &wanted, &|_| None);
@@ -423,7 +477,7 @@ mod tests {
                     Action::StartEngine(name) => {
                         box_.engines.insert(name, PartState::Ready);
                     }
-                    Action::OpenDoor | Action::Image(_) => {}
+                    Action::OpenDoor | Action::Confirm | Action::Image(_) => {}
                 }
             }
             assert_eq!(plan(&box_, &wanted, &|_| None).1, []);

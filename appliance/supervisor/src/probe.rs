@@ -5,7 +5,9 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::{Request, StatusCode, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use polder_control::{Client, DoorReply, DoorRequest, Progress, Sockets, Unit};
+use polder_control::{
+    Client, DoorReply, DoorRequest, Progress, Sockets, Unit, WanReply, WanRequest,
+};
 use serde::Deserialize;
 use tokio::net::UnixStream;
 
@@ -34,6 +36,7 @@ pub async fn ask(part: &Part, sockets: &Sockets, limit: Duration) -> Health {
         match part {
             Part::Gateway => ask_gateway(&sockets.gateway()).await,
             Part::Engine(name) => ask_engine(&sockets.engine(name)).await,
+            Part::Wan => ask_wan(&sockets.wan()).await,
         }
     };
     match tokio::time::timeout(limit, asked).await {
@@ -50,6 +53,14 @@ async fn ask_gateway(socket: &Path) -> Result<Health, String> {
         DoorReply::Ready { .. } => Ok(Health::Ready(None)),
         other => Err(format!("it answered {other:?} when asked whether it is ready")),
     }
+}
+
+async fn ask_wan(socket: &Path) -> Result<Health, String> {
+    let mut client: Client<WanRequest, WanReply> =
+        Client::connect(socket).await.map_err(|e| e.to_string())?;
+    let WanReply::Status(status) =
+        client.ask(&WanRequest::Status).await.map_err(|e| e.to_string())?;
+    Ok(Health::Ready(status.trouble))
 }
 
 async fn ask_engine(socket: &Path) -> Result<Health, String> {

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::audit::{Trail, TrailError, Verdict};
 use crate::desk::Desk;
 use crate::parts::Parts;
+use crate::plan::CONFIRM_WITHIN;
 use crate::runs::Ledger;
 use crate::shelf::Shelf;
 use crate::work::Work;
@@ -43,12 +44,19 @@ pub struct Patience {
     /// The engines when the box ends. The gateway has gone by then, so that they should have
     /// nothing left.
     pub last: Duration,
+    /// How long a steward has to confirm a change that could lock everybody out.
+    pub confirm: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
         let seconds = Duration::from_secs;
-        Self { gateway: seconds(20), engine: seconds(30), last: seconds(8) }
+        Self {
+            gateway: seconds(20),
+            engine: seconds(30),
+            last: seconds(8),
+            confirm: CONFIRM_WITHIN,
+        }
     }
 }
 

@@ -1,3 +1,4 @@
+mod confirm;
 mod image;
 mod shell;
 mod undo;
@@ -25,7 +26,7 @@ use crate::kept;
 use crate::machine;
 use crate::pace::Pace;
 use crate::parts::{Part, Parts};
-use crate::plan::{Action, Observed, Wanted, plan};
+use crate::plan::{Action, Observed, Wanted, must_be_confirmed, plan};
 use crate::runs::{Intent, Ledger, Open};
 use crate::shelf::{ImportEnd, Shelf};
 use crate::supervisor::Patience;
@@ -70,6 +71,7 @@ pub(crate) struct Work<P: Parts> {
 
 struct Running {
     cancel: CancellationToken,
+    confirmed: CancellationToken,
     changes: bool,
     imports: bool,
     title: String,
@@ -129,7 +131,9 @@ impl<P: Parts> Work<P> {
             false => self.board.site().engines,
         };
         let engines = engines.into_keys().map(Part::Engine);
-        let wanted: BTreeSet<Part> = std::iter::once(Part::Gateway).chain(engines).collect();
+        let uplinks = (!self.board.site().uplinks.is_empty()).then_some(Part::Wan);
+        let wanted: BTreeSet<Part> =
+            std::iter::once(Part::Gateway).chain(engines).chain(uplinks).collect();
         self.tidy_what_is_kept().await;
         for part in &wanted {
             self.keeper(part).ensure();
@@ -164,6 +168,14 @@ impl<P: Parts> Work<P> {
                 if moves_the_door(&intent) && !actions.contains(&Action::OpenDoor) {
                     plan.steps.push(Action::OpenDoor.step());
                     actions.push(Action::OpenDoor);
+                }
+                // Nor has anybody said that it is good.
+                if let Intent::Change(change) = &intent
+                    && must_be_confirmed(change)
+                    && !actions.contains(&Action::Confirm)
+                {
+                    plan.steps.push(Action::Confirm.step());
+                    actions.push(Action::Confirm);
                 }
                 self.note(Actor::Itself, "went on with", &plan.title).await;
                 log::info!("going on with: {} (asked for by {by})", plan.title);
@@ -406,9 +418,10 @@ impl<P: Parts> Work<P> {
         actions: Vec<Action>,
     ) {
         let (changes, imports) = kind(&intent, &actions);
-        let cancel = CancellationToken::new();
+        let (cancel, confirmed) = (CancellationToken::new(), CancellationToken::new());
         let title = plan.title.clone();
-        lock(&self.running).insert(id, Running { cancel: cancel.clone(), changes, imports, title });
+        let running = Running { cancel: cancel.clone(), confirmed, changes, imports, title };
+        lock(&self.running).insert(id, running);
         self.board.post(id, plan, RunState::Running);
         let work = self.clone();
         self.tasks.spawn(async move {
@@ -497,6 +510,7 @@ impl<P: Parts> Work<P> {
                 }
                 Action::StartEngine(name) => self.start_engine(id, step, &name, cancel).await,
                 Action::OpenDoor => self.open_door(step, before).await,
+                Action::Confirm => self.until_confirmed(id, step, cancel).await,
                 Action::Image(action) => self.image_action(id, step, action, cancel).await,
             };
             done?;
@@ -539,13 +553,16 @@ impl<P: Parts> Work<P> {
     }
 
     async fn stop_engine(&self, name: &EngineName) {
-        let part = Part::Engine(name.clone());
-        let keeper = lock(&self.keepers).get(&part).cloned();
+        self.stop_part(&Part::Engine(name.clone())).await;
+    }
+
+    async fn stop_part(&self, part: &Part) {
+        let keeper = lock(&self.keepers).get(part).cloned();
         if let Some(keeper) = keeper {
             keeper.stop(Order::Stop);
             keeper.until_stopped().await;
-            lock(&self.keepers).remove(&part);
-            self.board.remove_part(&part);
+            lock(&self.keepers).remove(part);
+            self.board.remove_part(part);
         }
     }
 
@@ -554,7 +571,17 @@ impl<P: Parts> Work<P> {
         blocking(move || lock(&work.store).write(&next, &why).map_err(|e| with_source(&e))).await?;
         self.board.set_site(site);
         self.tidy_what_is_kept().await;
+        self.tend_uplinks().await;
         Ok(())
+    }
+
+    /// Whoever looks after the uplinks runs where there are any, and follows the site by itself.
+    async fn tend_uplinks(self: &Arc<Self>) {
+        if !self.board.site().uplinks.is_empty() {
+            self.keeper(&Part::Wan).ensure();
+        } else {
+            self.stop_part(&Part::Wan).await;
+        }
     }
 
     async fn tidy_what_is_kept(&self) {
@@ -621,6 +648,7 @@ impl<P: Parts> Work<P> {
         let grace = match part {
             Part::Gateway => self.patience.gateway,
             Part::Engine(_) => self.patience.engine,
+            Part::Wan => self.patience.last,
         };
         let keeper = Keeper::new(self.parts.clone(), part.clone(), self.sockets.clone(), grace);
         let keeper = Arc::new(keeper);

@@ -204,7 +204,8 @@ fn begin(
 
 fn options(state: &Path) -> Options {
     let second = Duration::from_secs(1);
-    let patience = Patience { gateway: 2 * second, engine: 2 * second, last: second };
+    let patience =
+        Patience { gateway: 2 * second, engine: 2 * second, last: second, confirm: second };
     let (state, first) = (state.to_owned(), Site::unclaimed(8443));
     Options { state, first, port: None, listen: None, patience }
 }
@@ -578,6 +579,71 @@ async fn a_door_that_does_not_open_is_put_back_as_it_was() {
     let taken = "could not be opened at 127.0.0.2, port 8443: it is taken; the change was undone";
     assert!(why.ends_with(taken), "{why}");
     assert_eq!(box_.status().await, before, "the gateway was touched");
+    box_.over().await;
+}
+
+fn two_uplinks() -> SiteChange {
+    let uplink = |interface: &str, order| polder_site::Uplink {
+        interface: interface.parse().unwrap(),
+        order,
+        metered: false,
+        targets: Vec::new(),
+    };
+    let named = [("fibre", uplink("enp1s0", 1)), ("mobile", uplink("wwan0", 2))];
+    let named = named.into_iter().map(|(name, uplink)| (name.parse().unwrap(), uplink));
+    SiteChange::Uplinks(named.collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_uplinks_are_undone_unless_somebody_confirms_them() {
+    let box_ = Box_::new(&[]).await;
+    let before = box_.status().await;
+    let wan = Sockets::of(box_.state.path()).wan();
+    let id = box_.apply(two_uplinks()).await;
+    box_.until(|s| s.site.uplinks.len() == 2).await;
+    while !wan.exists() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(box_.run(id).await.waits_for_confirmation(), Some(1));
+    let RunState::Failed(why) = box_.until_over(id).await.state else { panic!() };
+    assert_eq!(why, "nobody confirmed it in time; the change was undone");
+    assert_eq!(box_.status().await, before);
+    assert!(!wan.exists(), "nobody ended the part");
+
+    let late = box_.ask(Request::Confirm { run: id, by: ada() }).await;
+    assert!(matches!(&late, Reply::Refused(why) if why.contains("was undone")), "{late:?}");
+
+    let id = box_.apply(two_uplinks()).await;
+    while box_.run(id).await.waits_for_confirmation().is_none() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(box_.ask(Request::Confirm { run: id, by: ada() }).await, Reply::Done);
+    assert_eq!(box_.until_over(id).await.state, RunState::Done);
+    assert_eq!(box_.status().await.site.uplinks.len(), 2);
+    let audit = box_.audit().await;
+    assert!(
+        audit.iter().any(|e| e == "ada confirmed Go out by fibre, else by mobile"),
+        "{audit:?}"
+    );
+    // The part comes back with the box.
+    let box_ = box_.restarted().await;
+    while !wan.exists() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_had_confirmed_when_the_box_went_down_still_has_to_be() {
+    let box_ = Box_::new(&[]).await;
+    let id = box_.apply(two_uplinks()).await;
+    while box_.run(id).await.waits_for_confirmation().is_none() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    let box_ = box_.restarted().await;
+    let RunState::Failed(why) = box_.until_over(id).await.state else { panic!() };
+    assert!(why.ends_with("the change was undone"), "{why}");
+    assert!(box_.status().await.site.uplinks.is_empty());
     box_.over().await;
 }
 

@@ -11,11 +11,12 @@ use polder_supervisor::Patience;
 
 /// As `systemd-analyze security` counts (10 is a process that may do anything): parts of a running box, then what
 /// writes slots and judges versions, then what needs terminals, devices or other people's files.
-const MOST_EXPOSED: [(&str, f64); 13] = [
+const MOST_EXPOSED: [(&str, f64); 14] = [
     ("polder-supervisor.service", 2.0),
     ("polder-gateway.service", 2.0),
     ("polder-engine@.service", 2.0),
     ("polder-screen.service", 2.0),
+    ("polder-wan.service", 2.3),
     ("polder-slots.service", 2.0),
     ("polder-update@.service", 2.0),
     ("polder-rollback.service", 2.0),
@@ -29,11 +30,12 @@ const MOST_EXPOSED: [(&str, f64); 13] = [
 /// Keys that came with systemd 254 to 257, which the image has; older tools know nothing of them.
 const YOUNG_KEYS: [&str; 3] = ["PrivatePIDs", "PollLimitIntervalSec", "PollLimitBurst"];
 
-const SERVICES: [&str; 4] = [
+const SERVICES: [&str; 5] = [
     "polder-supervisor.service",
     "polder-gateway.service",
     "polder-engine@.service",
     "polder-screen.service",
+    "polder-wan.service",
 ];
 
 fn tree() -> PathBuf {
@@ -84,6 +86,61 @@ fn ours() -> Vec<String> {
     names
 }
 
+/// Every value of a key that may be there several times.
+fn values(unit: &str, key: &str) -> Vec<String> {
+    let text = text_of(unit);
+    let lines = text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    lines.flat_map(|line| line.split(' ').map(str::to_owned)).collect()
+}
+
+#[test]
+fn an_engine_that_was_taken_over_finds_no_member_no_secret_and_no_network() {
+    let unit = "polder-engine@.service";
+    // An empty folder in place of the box's own, and in it these and nothing else: whoever adds one says here what an
+    // attacker learns by it.
+    assert_eq!(value(unit, "TemporaryFileSystem"), "/var/lib/polder:ro");
+    assert_eq!(
+        values(unit, "BindReadOnlyPaths"),
+        ["/var/lib/polder/site.toml", "/var/lib/polder/HISTORY", "/var/lib/polder/weights"]
+    );
+    assert_eq!(
+        values(unit, "BindPaths"),
+        [
+            "/run/polder/engine-%i:/var/lib/polder/run/engine-%i",
+            "-/var/lib/polder/kv/%i",
+            "-/var/lib/polder/packed/%i"
+        ]
+    );
+    // The ways to the supervisor, the door's console, the init system and the part that opens the disk.
+    assert_eq!(
+        values(unit, "InaccessiblePaths"),
+        ["/run/polder", "/run/dbus", "-/run/polder-seal"]
+    );
+    for (key, wanted) in [
+        ("PrivateNetwork", "yes"),
+        ("RestrictAddressFamilies", "AF_UNIX"),
+        ("IPAddressDeny", "any"),
+        ("PrivatePIDs", "yes"),
+        ("PrivateUsers", "yes"),
+        ("ProtectSystem", "strict"),
+        ("ProtectHome", "yes"),
+        ("NoNewPrivileges", "yes"),
+        ("CapabilityBoundingSet", ""),
+        ("AmbientCapabilities", ""),
+        ("DevicePolicy", "closed"),
+        ("MemoryDenyWriteExecute", "yes"),
+        ("RestrictNamespaces", "yes"),
+        ("KeyringMode", "private"),
+    ] {
+        assert_eq!(value(unit, key), wanted, "{key}");
+    }
+    // It writes what it keeps, and nothing that another part reads as its own.
+    assert_eq!(
+        values(unit, "ReadWritePaths"),
+        ["-/var/lib/polder/kv/%i", "-/var/lib/polder/packed/%i"]
+    );
+}
+
 #[test]
 fn systemd_finds_nothing_to_complain_about() {
     let units: Vec<String> = ours().iter().map(|unit| unit.replace("@.", "@1.")).collect();
@@ -121,9 +178,26 @@ fn a_stick_runs_the_installer_and_a_box_never_does() {
 }
 
 #[test]
+fn who_looks_after_the_uplinks_may_administer_the_network_and_nothing_else() {
+    for key in ["AmbientCapabilities", "CapabilityBoundingSet"] {
+        assert_eq!(value("polder-wan.service", key), "CAP_NET_ADMIN");
+    }
+    // Over the network of the machine, and not of a namespace.
+    let text = text_of("polder-wan.service");
+    assert!(!text.contains("\nPrivateUsers=") && !text.contains("\nPrivateNetwork="));
+    let networkd = tree().join("lib/systemd/networkd.conf.d/50-polder.conf");
+    let networkd = std::fs::read_to_string(networkd).unwrap();
+    for left_alone in ["ManageForeignRoutes=no", "ManageForeignRoutingPolicyRules=no"] {
+        assert!(networkd.lines().any(|line| line == left_alone), "{networkd}");
+    }
+    let polkit = std::fs::read_to_string(tree().join("share/polkit-1/rules.d/50-polder.rules"));
+    assert!(polkit.unwrap().contains("polder-(gateway|wan|engine@"));
+}
+
+#[test]
 fn nobody_who_is_locked_up_can_ask_about_the_disk() {
     // Not who answers the network, not who runs models.
-    for unit in ["polder-gateway.service", "polder-engine@.service"] {
+    for unit in ["polder-gateway.service", "polder-engine@.service", "polder-wan.service"] {
         assert!(value(unit, "InaccessiblePaths").contains("-/run/polder-seal"), "{unit}");
     }
     assert_eq!(value("polder-seal.socket", "SocketUser"), "polder");
@@ -132,7 +206,7 @@ fn nobody_who_is_locked_up_can_ask_about_the_disk() {
 
 #[test]
 fn systemd_waits_longer_than_the_supervisor_before_it_kills() {
-    let Patience { gateway, engine, last } = Patience::default();
+    let Patience { gateway, engine, last, .. } = Patience::default();
     let hurry = Duration::from_secs(2);
     assert!(seconds("polder-gateway.service", "TimeoutStopSec") > gateway + hurry);
     assert!(seconds("polder-engine@.service", "TimeoutStopSec") > engine + hurry);
@@ -148,7 +222,7 @@ fn systemd_waits_longer_than_the_supervisor_before_it_kills() {
 
 #[test]
 fn the_supervisor_alone_decides_about_restarts_and_is_always_restarted_itself() {
-    for unit in ["polder-gateway.service", "polder-engine@.service"] {
+    for unit in ["polder-gateway.service", "polder-engine@.service", "polder-wan.service"] {
         assert_eq!(value(unit, "Restart"), "no");
     }
     assert_eq!(value("polder-supervisor.service", "Restart"), "always");

@@ -20,6 +20,7 @@ use crate::pages::models::title;
 use crate::pages::runs::run_line;
 use crate::pages::samples::{Sample, Samples, Series};
 use crate::pages::shell::now_open;
+use crate::pages::uplinks;
 use crate::pages::who::Steward;
 
 pub(super) async fn show(
@@ -72,6 +73,7 @@ async fn inside(gateway: &Gateway, samples: &Samples) -> Markup {
         Ok(Reply::Shell(shell)) => shell,
         _ => None,
     };
+    let uplinks = uplinks::card(gateway).await;
     html! {
         @if let Some(open) = &shell { (now_open(open)) }
         @if !gateway.supervisor_answers() {
@@ -89,6 +91,7 @@ async fn inside(gateway: &Gateway, samples: &Samples) -> Markup {
         }
         @for engine in &status.engines { (engine_card(engine, &samples.of(&engine.name))) }
         (runs_card(&runs))
+        (uplinks)
         (door_card(&status.gateway, &gateway.ca().fingerprint))
         (audit_card(&audit))
     }

@@ -10,12 +10,19 @@ use crate::{AskError, Gateway};
 
 /// What is above the pages of somebody who is signed in.
 pub(super) fn nav(gateway: &Gateway, member: &Member, here: &str) -> Nav {
-    let everyone = [("/", "Home"), ("/chat", "Chat"), ("/connect", "Connect"), ("/usage", "Usage")];
+    let everyone = [
+        ("/", "Home"),
+        ("/chat", "Chat"),
+        ("/connect", "Connect"),
+        ("/usage", "Usage"),
+        ("/handbook", "Handbook"),
+    ];
     let stewards = [
         ("/dashboard", "Dashboard"),
         ("/models", "Models"),
         ("/members", "Members"),
         ("/apps", "Apps"),
+        ("/uplinks", "Uplinks"),
         ("/versions", "Versions"),
         ("/audit", "Audit"),
     ];
@@ -186,6 +193,7 @@ pub(super) fn said(code: &str) -> Markup {
         "verifier" => "The box asks that service from now on.",
         "verifier-removed" => "The box asks no other service any more.",
         "updates" => "Updates are looked for there from now on.",
+        "confirmed" => "It stays.",
         "welcome" => "Welcome. This is your page of the box.",
         _ => return html! {},
     };

@@ -12,6 +12,7 @@ mod connect;
 mod dashboard;
 mod engine;
 mod frame;
+mod handbook;
 mod home;
 mod invite;
 mod markdown;
@@ -22,6 +23,7 @@ mod runs;
 mod samples;
 mod shell;
 mod sign_in;
+mod uplinks;
 mod usage;
 mod verifier;
 mod versions;
@@ -65,6 +67,8 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/usage", get(usage::show).post(usage::decide))
         .route("/usage/forget", post(usage::forget))
         .route("/connect", get(connect::show))
+        .route("/handbook", get(handbook::contents))
+        .route("/handbook/{chapter}", get(handbook::show))
         .route("/ca", get(connect::ca))
         .route("/ca.crt", get(connect::ca_file))
         .route("/account", get(account::show))
@@ -99,11 +103,16 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/versions/apply", post(versions::apply))
         .route("/versions/back", post(versions::back))
         .route("/versions/from", post(versions::from))
+        .route("/uplinks", get(uplinks::show).post(uplinks::set))
+        .route("/uplinks/live", get(uplinks::live))
+        .route("/uplinks/{name}/remove", post(uplinks::remove))
+        .route("/uplinks/{name}/prefer", post(uplinks::prefer))
         .route("/shell", get(shell::show).post(shell::open))
         .route("/shell/close", post(shell::close))
         .route("/runs/{id}", get(runs::show))
         .route("/runs/{id}/live", get(runs::live))
         .route("/runs/{id}/cancel", post(runs::cancel))
+        .route("/runs/{id}/confirm", post(runs::confirm))
         .route("/audit", get(audit::show))
         .layer(DefaultBodyLimit::max(LONGEST_FORM));
     let chat = Router::new()

@@ -65,6 +65,16 @@ pub(super) async fn cancel(
     Ok(Redirect::to("/dashboard?said=cancelled").into_response())
 }
 
+/// What the run did is good, says whoever still reaches the box.
+pub(super) async fn confirm(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Path(id): Path<u64>,
+) -> Result<Response, Trouble> {
+    gateway.ask(Request::Confirm { run: RunId(id), by: who.actor() }).await?;
+    Ok(Redirect::to("/dashboard?said=confirmed").into_response())
+}
+
 async fn find(gateway: &Gateway, id: RunId) -> Result<Run, Trouble> {
     let Reply::Runs(runs) = gateway.ask(Request::Runs).await? else {
         return Err(Trouble::odd_answer());
@@ -99,6 +109,14 @@ fn inside(run: &Run) -> Markup {
             RunState::Done => div data-done { (banner(Tone::Good, html! { p { "Done." } a href="/dashboard" { "To the dashboard" } })) },
             RunState::Failed(why) => div data-done { (banner(Tone::Bad, html! { p { (sentence(why)) } })) },
             RunState::Cancelled => div data-done { (banner(Tone::Warn, html! { p { "Stopped. What was fetched stays, so that doing it again goes on from there." } })) },
+        }
+        @if let Some(left) = run.waits_for_confirmation() {
+            (banner(Tone::Warn, html! {
+                p { "It is done, and you still reach the box. Say that it is good, or it is undone in " (left) " s." }
+                form method="post" action=(format!("/runs/{}/confirm", run.id.0)) {
+                    button type="submit" { "Keep it" }
+                }
+            }))
         }
         (steps("Steps", &marks))
         @for (step, state) in run.plan.steps.iter().zip(&run.steps) {

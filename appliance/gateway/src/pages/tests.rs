@@ -95,6 +95,7 @@ impl Handler<Request, Reply> for Supervisor {
             Request::Record { .. }
             | Request::Power { .. }
             | Request::SetClock { .. }
+            | Request::Confirm { .. }
             | Request::Cancel(_) => Reply::Done,
         };
         outlet.send(&reply).await
@@ -322,13 +323,15 @@ async fn read(response: Response) -> (StatusCode, String) {
 }
 
 const FOR_MEMBERS: [&str; 5] = ["/", "/chat", "/connect", "/usage", "/account"];
-const FOR_STEWARDS: [&str; 10] = [
+const FOR_STEWARDS: [&str; 12] = [
     "/dashboard",
     "/dashboard/live",
     "/members",
     "/models",
     "/models/smollm2-135m-instruct",
     "/apps",
+    "/uplinks",
+    "/uplinks/live",
     "/audit",
     "/audit?before=9",
     "/runs/7",
@@ -394,6 +397,10 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/engines/fast/memory".into(),
         "/engines/fast/remove".into(),
         "/runs/7/cancel".into(),
+        "/runs/7/confirm".into(),
+        "/uplinks".into(),
+        "/uplinks/fibre/remove".into(),
+        "/uplinks/fibre/prefer".into(),
         "/usage".into(),
         "/apps".into(),
         "/apps/wiki/remove".into(),
@@ -702,6 +709,29 @@ async fn a_steward_has_another_service_asked_and_one_elsewhere_is_refused() {
     let (status, page) = place.post("/verifier", steward, form).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(page.contains("is not a place on this machine") && page.contains("sso.example"));
+}
+
+#[tokio::test]
+async fn a_steward_adds_an_uplink_confirms_it_and_one_without_an_interface_is_refused() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let form = "name=mobile&interface=wwan0&metered=on&targets=9.9.9.9%3A443+1.1.1.1%3A443";
+    assert_eq!(place.post("/uplinks", steward, form).await.1, "/runs/7");
+    let targets = ["9.9.9.9:443", "1.1.1.1:443"].map(|target| target.parse().unwrap()).into();
+    let (interface, order) = ("wwan0".parse().unwrap(), 1);
+    let mobile = polder_site::Uplink { interface, order, metered: true, targets };
+    let uplinks = [("mobile".parse().unwrap(), mobile)].into();
+    let wanted = SiteChange::Uplinks(uplinks);
+    let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
+    assert!(place.asked.lock().unwrap().iter().any(asked));
+    assert_eq!(place.post("/runs/7/confirm", steward, "").await.1, "/dashboard?said=confirmed");
+    let asked = |r: &Request| matches!(r, Request::Confirm { run: RunId(7), by: Actor::Member(_) });
+    assert!(place.asked.lock().unwrap().iter().any(asked));
+    let (status, page) = place.post("/uplinks", steward, "name=mobile&interface=%3Cb%3E").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("is not the name of a network interface") && !page.contains("<b>"));
+    let (status, _) = place.post("/uplinks/fibre/remove", steward, "").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]

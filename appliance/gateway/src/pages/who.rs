@@ -76,14 +76,16 @@ impl FromRequestParts<Arc<Gateway>> for SignedIn {
     ) -> Result<Self, Response> {
         let Caller { peer, token, base } = Caller::from_request_parts(parts, gateway).await?;
         let Some(token) = token else { return Err(stranger(parts)) };
-        // Somebody is there: by the time they look at the dashboard it has something to show.
-        if let Some(samples) = parts.extensions.get::<Arc<Samples>>() {
-            samples.begin(gateway);
-        }
         let asked = token.clone();
         let found = gateway.members.ask(move |members| members.session(asked.expose())).await;
         match found {
-            Ok(Some(member)) => Ok(Self { member, token, peer, base }),
+            Ok(Some(member)) => {
+                // Somebody is there: by the time they look at the dashboard it has something to show.
+                if let Some(samples) = parts.extensions.get::<Arc<Samples>>() {
+                    samples.begin(gateway);
+                }
+                Ok(Self { member, token, peer, base })
+            }
             Ok(None) => Err(stranger(parts)),
             Err(error) => Err(Trouble::from(error).into_response()),
         }

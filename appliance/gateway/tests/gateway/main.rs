@@ -4,8 +4,10 @@
 mod api;
 mod apps;
 mod framing;
+mod hostile_engine;
 mod house;
 mod limits;
 mod proxies;
 mod tls;
+mod trust;
 mod verifier;

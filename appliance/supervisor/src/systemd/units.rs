@@ -28,8 +28,9 @@ const LEFTOVERS: Duration = Duration::from_secs(5);
 
 const ENGINE: &str = "polder-engine@";
 const SERVICE: &str = ".service";
+const WAN: &str = "polder-wan.service";
 
-/// Parts as units of the init system: `polder-gateway.service` and `polder-engine@NAME.service`.
+/// Parts as units of the init system: `polder-gateway.service`, `polder-engine@NAME.service` and `polder-wan.service`.
 ///
 /// They outlive the supervisor: `start` takes over a unit that runs already. The units have
 /// `Restart=no`, because the supervisor alone decides about restarts.
@@ -188,7 +189,7 @@ impl Parts for Units {
             String,
             OwnedObjectPath,
         );
-        let ours = [format!("{ENGINE}*{SERVICE}")];
+        let ours = [format!("{ENGINE}*{SERVICE}"), WAN.to_owned()];
         let asked = (["active", "activating"].as_slice(), ours.as_slice());
         let listing = self.manager("ListUnitsByPatterns", &asked, LEFTOVERS);
         // A bus that is there and says nothing is waited for no longer than one that is away.
@@ -201,7 +202,7 @@ impl Parts for Units {
             Ok(listed) => listed,
             Err(why) => {
                 log::error!(
-                    "could not list the engines that an earlier supervisor left running: {why}"
+                    "could not list the parts that an earlier supervisor left running: {why}"
                 );
                 return;
             }
@@ -328,10 +329,14 @@ fn unit_of(part: &Part) -> String {
     match part {
         Part::Gateway => format!("polder-gateway{SERVICE}"),
         Part::Engine(name) => format!("{ENGINE}{name}{SERVICE}"),
+        Part::Wan => WAN.to_owned(),
     }
 }
 
 fn part_of(unit: &str) -> Option<Part> {
+    if unit == WAN {
+        return Some(Part::Wan);
+    }
     let name = unit.strip_prefix(ENGINE)?.strip_suffix(SERVICE)?;
     Some(Part::Engine(name.parse().ok()?))
 }
@@ -352,5 +357,6 @@ mod tests {
         }
         assert_eq!(part_of("polder-engine@Not A Name.service"), None);
         assert_eq!(part_of("polder-gateway.service"), None);
+        assert_eq!(part_of(&unit_of(&Part::Wan)), Some(Part::Wan));
     }
 }

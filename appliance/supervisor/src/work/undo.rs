@@ -128,6 +128,7 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
         SiteChange::Updates(_) | SiteChange::RemoveUpdates => {
             back.updates = before.updates.clone();
         }
+        SiteChange::Uplinks(_) => back.uplinks = before.uplinks.clone(),
     }
     back
 }

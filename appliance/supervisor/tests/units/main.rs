@@ -167,7 +167,12 @@ fn begin(
         first: Site::unclaimed(8443),
         port: None,
         listen: None,
-        patience: Patience { gateway: 2 * second, engine: 2 * second, last: second },
+        patience: Patience {
+            gateway: 2 * second,
+            engine: 2 * second,
+            last: second,
+            confirm: second,
+        },
     };
     let units = Units::on(systemd.bus());
     (end, tokio::spawn(polder_supervisor::run(options, units, Arc::new(FullShelf), ending)))

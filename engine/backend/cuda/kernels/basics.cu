@@ -40,7 +40,7 @@ struct NormArgs {
     float* out_f32;         // [blocks][hidden], or null
     float eps;
     u32 hidden;             // even
-    u32 padded;             // not 0: `out` is laid out for many tokens (`image_word`), and so many rows of them
+    u32 padded;             // not 0: `out` is laid out for many tokens (`image_word`), and so many rows of them; or TURNED
 };
 
 // One block for each row. Picked rows are only read.
@@ -80,7 +80,8 @@ KERNEL rms_norm(const __grid_constant__ NormArgs a) {
     for (u32 i = threadIdx.x; i < pairs; i += blockDim.x) {
         float low = x[i].x * scale * a.weight[2 * i], high = x[i].y * scale * a.weight[2 * i + 1];
         u64 at = u64(blockIdx.x) * pairs + i;
-        u64 to = a.padded ? image_word(blockIdx.x, i, a.padded) : at;
+        u64 turned = u64(blockIdx.x) * pairs + turned_pair(i);
+        u64 to = a.padded == TURNED ? turned : a.padded ? image_word(blockIdx.x, i, a.padded) : at;
         if (a.out) reinterpret_cast<u32*>(a.out)[to] = to_bf16x2(low, high);
         if (a.out_f32) reinterpret_cast<float2*>(a.out_f32)[at] = make_float2(low, high);
     }

@@ -40,10 +40,7 @@ DEVICE u32 piece_at(u32 unit, u32 piece) {
     return chunk + (piece < 32 ? unit * 64 % GROUP * 8 : GROUP * 8 - 512) + piece * 16;
 }
 
-DEVICE void load_shared(Tiles<BF16>& tiles, const u8* unit) {
-#pragma unroll
-    for (u32 j = 0; j < 4; j++) tiles.words[j] = *reinterpret_cast<const uint4*>(unit + j * 512 + lane_id() * 16);
-}
+DEVICE void load_shared(Tiles<BF16>& tiles, const u8* unit) { tiles.load_shared(unit); }
 
 DEVICE void load_shared(Tiles<INT4>& tiles, const u8* unit) {
     tiles.words = *reinterpret_cast<const uint4*>(unit + lane_id() * 16);

@@ -3,7 +3,7 @@
 //
 // A matrix of R rows and K columns (K a multiple of 64, R rounded up to 16) is `R / 16` strips, one after the other; a strip
 // holds the columns of 16 rows in chunks, one after the other:
-//   BF16   64 columns: 4 x 512 bytes                                      2048
+//   BF16   64 columns: 2 x 8 rows, of which 2 x 512 bytes (below)         2048
 //   INT4   a group of 64 or 128 columns: 512 bytes for 64, then for each row
 //          a word: scale (f16, low half), 128 + zero (bf16, high half)     576 or 1088
 //   FP8    64 columns: 2 x 512 bytes, then for each row a scale (f32)      1088
@@ -11,6 +11,10 @@
 // Inside 64 columns, lane t = lane % 4 has the columns 16 t to 16 t + 15, and step j (of 4) of `mma` has of each lane the
 // columns 16 t + 4 j and the next one as its k = 2t, 2t + 1, and the two after as k = 2t + 8, 2t + 9. The sum is the same in any
 // order of columns, and so the right side (tokens) is read in rows of 32 bytes to a lane: see `Right`.
+//
+// In BF16 sixteen bytes are eight columns of one row, and 512 bytes are eight rows: of lane t's columns the first eight, or the other
+// eight, in place t ^ row % 8 / 2 of the row's 64 bytes. So they are also what `wgmma` reads from shared memory ("64-byte swizzle",
+// eight rows to the next eight 1024 bytes; `dense.cu`).
 #pragma once
 #include "common.cuh"
 
@@ -58,12 +62,22 @@ struct Tiles<BF16> {
     uint4 words[LOADS];
 
     DEVICE void load(const u8* strip, u32 column, u32) {
-        const u8* at = strip + u64(column / 64) * 2048 + lane_id() * 16;
+        const u8* at = strip + u64(column / 64) * 2048 + place();
 #pragma unroll
-        for (u32 j = 0; j < LOADS; j++) words[j] = load_once(at + j * 512);
+        for (u32 i = 0; i < LOADS; i++) words[i] = load_once(at + i * 512);
     }
+    // A chunk in shared memory.
+    DEVICE void load_shared(const u8* chunk) {
+#pragma unroll
+        for (u32 i = 0; i < LOADS; i++) words[i] = *reinterpret_cast<const uint4*>(chunk + place() + i * 512);
+    }
+    static DEVICE u32 place() { return (lane_id() ^ lane_id() / 8) * 16; }
     // The left side of step j.
-    DEVICE void step(u32 j, u32 (&a)[4]) const { a[0] = words[j].x, a[1] = words[j].y, a[2] = words[j].z, a[3] = words[j].w; }
+    DEVICE void step(u32 j, u32 (&a)[4]) const {
+        uint4 upper = words[j / 2], lower = words[2 + j / 2];
+        a[0] = j % 2 ? upper.z : upper.x, a[1] = j % 2 ? lower.z : lower.x;
+        a[2] = j % 2 ? upper.w : upper.y, a[3] = j % 2 ? lower.w : lower.y;
+    }
     // What the sums of the lane's rows lane / 4 and lane / 4 + 8 are multiplied with.
     DEVICE float2 scale() const { return make_float2(1.0f, 1.0f); }
 };
@@ -145,6 +159,11 @@ DEVICE u64 image_word(u32 token, u32 pair, u32 padded) {
     u32 word = pair % 32;
     return (u64(pair / 32) * padded + token) * 32 + (word % 8 ^ token % 8) * 4 + word / 8;
 }
+
+// For `dense.cu` tokens stay rows, and of each 64 columns the first eight of the lanes' sixteen come before the others, as BF16 has
+// them: where a pair goes.
+DEVICE u32 turned_pair(u32 pair) { return pair / 32 * 32 + pair / 4 % 2 * 16 + pair / 8 % 4 * 4 + pair % 4; }
+static constexpr u32 TURNED = 0xffffffffu;  // for who is told of `padded` rows
 
 // sums += tiles x right over 64 columns, for one strip and eight tokens. Lane holds of strip row g = lane / 4 (sums[0], [1]) and
 // g + 8 (sums[2], [3]) the tokens 2 t and 2 t + 1, t = lane % 4.

@@ -179,11 +179,10 @@ template <u32 FORMAT, u32 GROUP, bool SCALED>
 DEVICE void take(const u8* chunk, u32 u, u32 (&a)[4][4]) {
     const uint4* words = reinterpret_cast<const uint4*>(chunk) + lane_id();
     if constexpr (FORMAT == BF16) {
+        Tiles<BF16> tiles;
+        tiles.load_shared(chunk);
 #pragma unroll
-        for (u32 j = 0; j < 4; j++) {
-            uint4 w = words[j * 32];
-            a[j][0] = w.x, a[j][1] = w.y, a[j][2] = w.z, a[j][3] = w.w;
-        }
+        for (u32 j = 0; j < 4; j++) tiles.step(j, a[j]);
         return;
     } else if constexpr (FORMAT == INT4) {
         uint4 w = words[u * 32];

@@ -9,7 +9,7 @@ use crate::attention::{Attend, AttendCall, HeadShape, Heads, HeadsCall, Turn, Wo
 use crate::basics::{Basics, CopyBlocks, Embed, Norm};
 use crate::device::{Buffer, Device, Failure, Ptr, Stream};
 use crate::kv::Pool;
-use crate::linear::{self, Linear, Out, Right};
+use crate::linear::{self, Image, Linear, Out, Right};
 use crate::moe::{self, Mixture, Moe, Space};
 use crate::pack::{KernelError, Pack};
 use crate::step::{Layout, Size};
@@ -269,9 +269,13 @@ impl Forward {
                         self.right(stream, &layer.ffn_norm, tokens, pending, (gate_up, true))?;
                     let stride = *inner as usize;
                     let (at, activation) = (work.inner.at(), *activation);
-                    let out = Out::Gated { at, stride, activation };
+                    let turned = self.linear.turns(&gate_up.args(), &down.args(), tokens);
+                    let out = Out::Gated { at, stride, activation, turned };
                     self.multiply(stream, gate_up, tokens, right, None, out)?;
-                    let right = Right::Bf16 { at: work.inner.at(), stride };
+                    let right = match turned {
+                        true => Right::Image(Image { at, padded: linear::TURNED }),
+                        false => Right::Bf16 { at, stride },
+                    };
                     self.halve(stream, down, tokens, right, layer.ffn_post_norm.as_ref())
                 }
                 (DeviceFfn::Moe { router, gate_up, down }, Ffn::Moe(moe)) => {

@@ -18,6 +18,7 @@ pub mod budget;
 mod carry;
 pub mod compiler;
 pub mod cost;
+mod dense;
 pub mod device;
 mod forward;
 mod kv;

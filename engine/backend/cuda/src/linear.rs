@@ -1,10 +1,12 @@
-//! Weight matrices times the tokens of a step: `kernels/linear.cu` for few tokens, `kernels/wide.cu` for many.
+//! Weight matrices times the tokens of a step: `kernels/linear.cu` for few tokens, `kernels/wide.cu` for many, `kernels/dense.cu` for
+//! many and a matrix in bf16.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
 
 use polder_model::Activation;
 
+use crate::dense::{self, DenseArgs, TurnTokensArgs};
 use crate::device::{Buffer, Device, Failure, Kernel, Loaded, Ptr, Shape, Stream};
 use crate::pack::{KernelError, Pack};
 use crate::sources::module;
@@ -38,9 +40,12 @@ pub enum Right {
 pub struct Image {
     /// `[columns / 64][padded][64]` bf16, in an order of their own.
     pub at: Ptr,
-    /// Rows.
+    /// Rows, or [`TURNED`].
     pub padded: u32,
 }
+
+/// In place of [`Image::padded`]: `[tokens][columns]` bf16, of which each 64 have an order of their own (`turned_pair` of `tiles.cuh`).
+pub const TURNED: u32 = u32::MAX;
 
 /// Where the result goes. `stride` is in values, from one token to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +79,8 @@ pub enum Out {
         stride: usize,
         /// What the gate goes through.
         activation: Activation,
+        /// Whether they come [`TURNED`], where [`Linear::turns`] says that the next product takes them so.
+        turned: bool,
     },
 }
 
@@ -173,6 +180,11 @@ pub enum Plan {
         warps: u32,
         /// Blocks that share out the columns.
         split: u32,
+    },
+    /// Both sides from shared memory: `dense` of `dense.cu`, after the tokens are turned.
+    Dense {
+        /// Rows of a block.
+        width: u32,
     },
 }
 
@@ -324,7 +336,7 @@ fn widens(problem: &Problem, card: Card) -> bool {
 /// For many tokens: the shape that should be done first, in the tensor cores' clocks. What a block does beside multiplying, and what
 /// sharing out the columns costs, is about what was measured.
 fn many(problem: &Problem, card: Card) -> Plan {
-    let MatrixArgs { rows, columns, .. } = problem.matrix;
+    let MatrixArgs { rows, columns, format, .. } = problem.matrix;
     let (strips, tiles) = (rows.div_ceil(STRIP as u32), columns / COLUMNS as u32);
     let clocks = |(width, warps, split): &(u32, u32, u32)| {
         let blocks = strips.div_ceil(*warps) * (problem.tokens as u32).div_ceil(*width) * split;
@@ -338,8 +350,15 @@ fn many(problem: &Problem, card: Card) -> Plan {
     let ways = WIDE
         .into_iter()
         .filter(|(tokens, _, split)| *tokens == 128 && (!problem.gated || *split == 1));
-    let (tokens, warps, split) = ways.min_by_key(clocks).expect("the first shape is always there");
-    Plan::Wide { tokens, warps, split }
+    let best = ways.min_by_key(clocks).expect("the first shape is always there");
+    if format == TileFormat::Bf16.number()
+        && let Some((width, dense)) =
+            dense::best((rows, columns), problem.tokens as u32, card.processors)
+        && dense < clocks(&best)
+    {
+        return Plan::Dense { width };
+    }
+    Plan::Wide { tokens: best.0, warps: best.1, split: best.2 }
 }
 
 /// Slots of a block of `wide` for the tokens of a chunk, and the bytes that they take with the chunks that each warp has ahead, beside
@@ -360,9 +379,10 @@ fn chunk_bytes(matrix: &MatrixArgs) -> u32 {
 pub struct Linear {
     kernels: BTreeMap<Variant, Kernel>,
     lay_out: Kernel,
+    turn: Kernel,
     card: Card,
     scratch: Option<Buffer<u8>>,
-    _modules: [Loaded; 2],
+    _modules: [Loaded; 3],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -370,6 +390,7 @@ enum Variant {
     Split { format: u32, strips: u32, eights: u32, normed: bool },
     Held { group: u32, eights: u32, cluster: u32 },
     Wide { format: u32, group: u32, tokens: u32, warps: u32, split: u32 },
+    Dense { width: u32 },
 }
 
 const FORMATS: [&str; 3] = ["bf16", "int4", "fp8"];
@@ -383,6 +404,7 @@ impl Variant {
             Plan::Wide { tokens, warps, split } => {
                 Self::Wide { format, group, tokens, warps, split }
             }
+            Plan::Dense { width } => Self::Dense { width },
         }
     }
 
@@ -414,6 +436,9 @@ impl Variant {
                 split,
             }));
         }
+        if arch == 90 {
+            all.extend(dense::WIDTHS.map(|(width, _)| Self::Dense { width }));
+        }
         all
     }
 
@@ -427,6 +452,7 @@ impl Variant {
             Self::Wide { format, group, tokens, warps, split } => {
                 format!("wide_{}_{group}_{tokens}_{warps}x{split}", FORMATS[format as usize])
             }
+            Self::Dense { width } => format!("dense_{width}"),
         }
     }
 
@@ -439,6 +465,7 @@ impl Variant {
             }
             Self::Held { .. } => HELD_BYTES,
             Self::Wide { .. } => WIDE_BYTES + 1024,
+            Self::Dense { width } => dense::shared_bytes(width),
         }
     }
 }
@@ -446,13 +473,19 @@ impl Variant {
 impl Linear {
     /// Loads them.
     pub fn load(pack: &Pack, device: &Device) -> Result<Self, KernelError> {
-        let modules = [pack.load(module("linear"), device)?, pack.load(module("wide"), device)?];
+        let [split, wide, dense] = ["linear", "wide", "dense"].map(module);
+        let modules =
+            [pack.load(split, device)?, pack.load(wide, device)?, pack.load(dense, device)?];
         let card = Card { processors: device.processors(), arch: device.arch().number };
         let mut kernels = BTreeMap::new();
         for variant in Variant::all(card.arch) {
             let name = CString::new(variant.name()).expect("a name without a zero byte");
-            let wide = matches!(variant, Variant::Wide { .. });
-            let kernel = modules[usize::from(wide)].kernel(&name)?;
+            let of = match variant {
+                Variant::Split { .. } | Variant::Held { .. } => 0,
+                Variant::Wide { .. } => 1,
+                Variant::Dense { .. } => 2,
+            };
+            let kernel = modules[of].kernel(&name)?;
             let here = card.arch == 90 || matches!(variant, Variant::Split { .. });
             if variant.most_shared() > 48 << 10 && here {
                 kernel.allow_shared(variant.most_shared())?;
@@ -460,7 +493,8 @@ impl Linear {
             kernels.insert(variant, kernel);
         }
         let lay_out = modules[1].kernel(c"lay_out_tokens")?;
-        Ok(Self { kernels, lay_out, card, scratch: None, _modules: modules })
+        let turn = modules[2].kernel(c"turn_tokens")?;
+        Ok(Self { kernels, lay_out, turn, card, scratch: None, _modules: modules })
     }
 
     /// Takes memory for work on the way: [`scratch_bytes`] of the most tokens and the widest matrix. Without it, or with too little,
@@ -486,11 +520,20 @@ impl Linear {
         let scratch = self.scratch.as_ref()?;
         let enough = scratch_bytes(tokens, matrix.columns as usize) <= scratch.len();
         let problem = Problem { matrix: *matrix, tokens, normed: false, gated, scratch: enough };
-        let width = match plan(&problem, self.card) {
+        let padded = match plan(&problem, self.card) {
             Plan::Split { .. } | Plan::Held { .. } => return None,
-            Plan::Wide { tokens, .. } => tokens,
+            Plan::Wide { tokens: width, .. } => (tokens as u32).next_multiple_of(width),
+            Plan::Dense { .. } => TURNED,
         };
-        Some(Image { at: scratch.at(), padded: (tokens as u32).next_multiple_of(width) })
+        Some(Image { at: scratch.at(), padded })
+    }
+
+    /// Whether gated results of one matrix can come [`TURNED`], as a product of them with the next one reads them.
+    pub fn turns(&self, gate_up: &MatrixArgs, next: &MatrixArgs, tokens: usize) -> bool {
+        let turned = |matrix, gated| {
+            self.image(matrix, tokens, gated).is_some_and(|image| image.padded == TURNED)
+        };
+        turned(gate_up, true) && turned(next, false)
     }
 
     /// How a call is shared out.
@@ -535,6 +578,11 @@ impl Linear {
             ),
             "tokens laid out for {plan:?}"
         );
+        assert!(
+            !matches!(call.out, Out::Gated { turned: true, .. })
+                || matches!(plan, Plan::Dense { .. }),
+            "results turned by {plan:?}"
+        );
         let variant = Variant::of(plan, &call.matrix, problem.normed);
         let kernel = self.kernels.get(&variant).unwrap_or_else(|| panic!("no kernel for {plan:?}"));
         let mut arguments = arguments(call);
@@ -563,6 +611,10 @@ impl Linear {
             // SAFETY: the caller's promise.
             Plan::Wide { .. } => {
                 return unsafe { self.run_wide(stream, kernel, call, &arguments, plan) };
+            }
+            Plan::Dense { width } => {
+                // SAFETY: the caller's promise.
+                return unsafe { self.run_dense(stream, kernel, call, &arguments, width) };
             }
         };
         // SAFETY: the caller's promise.
@@ -631,6 +683,59 @@ impl Linear {
     }
 }
 
+impl Linear {
+    /// # Safety
+    /// As for [`Self::run`].
+    unsafe fn run_dense(
+        &self,
+        stream: &Stream,
+        kernel: &Kernel,
+        call: &Call,
+        a: &LinearArgs,
+        width: u32,
+    ) -> Result<(), Failure> {
+        let MatrixArgs { rows, columns, .. } = call.matrix;
+        let scratch = self.scratch.as_ref().expect("a dense plan is for lent memory");
+        let right = match call.right {
+            Right::Image(image) => {
+                assert!(image.padded == TURNED && a.pick == Ptr(0), "{image:?} is not turned");
+                image.at
+            }
+            _ => {
+                assert!(
+                    (a.tokens * columns * 2) as usize <= scratch.len(),
+                    "memory for {} tokens",
+                    a.tokens
+                );
+                let turn = TurnTokensArgs {
+                    from: a.right,
+                    pick: a.pick,
+                    to: scratch.at(),
+                    count: a.tokens,
+                    stride: a.right_stride,
+                    columns,
+                };
+                let threads = columns / 8 * a.tokens;
+                let shape = Shape { overlaps: true, ..Shape::row(threads.div_ceil(256), 256) };
+                // SAFETY: the caller's promise.
+                unsafe { stream.launch(&self.turn, &shape, &turn) }?;
+                scratch.at()
+            }
+        };
+        let mut dense = DenseArgs::new(&call.matrix, (right, columns), a.tokens, width)?;
+        (dense.bias, dense.out, dense.out_stride) = (a.bias, a.out, a.out_stride);
+        (dense.epilogue, dense.activation) = (a.epilogue, a.activation);
+        dense.turned = u32::from(matches!(call.out, Out::Gated { turned: true, .. }));
+        let shape = Shape {
+            shared: dense::shared_bytes(width),
+            overlaps: true,
+            ..Shape::row(dense::blocks(rows, a.tokens, width, self.card.processors), dense::THREADS)
+        };
+        // SAFETY: the caller's promise.
+        unsafe { stream.launch(kernel, &shape, &dense) }
+    }
+}
+
 /// Bytes of shared memory of a block of `linear`.
 fn split_bytes(strips: u32, eights: u32, warps: u32, normed_bytes: usize) -> u32 {
     let parts = warps * strips * eights * PART_BYTES;
@@ -657,7 +762,7 @@ fn arguments(call: &Call) -> LinearArgs {
         Out::Bf16 { at, stride } => (0, at, stride, 0),
         Out::F32 { at, stride } => (1, at, stride, 0),
         Out::Add { at, stride } => (2, at, stride, 0),
-        Out::Gated { at, stride, activation } => {
+        Out::Gated { at, stride, activation, .. } => {
             (3, at, stride, u32::from(activation == Activation::GeluTanh))
         }
     };
@@ -747,11 +852,42 @@ mod tests {
                                 assert!(bytes - 1024 >= width * 512 + warps * 1280);
                                 assert!(scratch_bytes(tokens, 64) >= tokens * 128);
                             }
+                            Plan::Dense { width } => {
+                                assert!(arch == 90 && scratch && format == TileFormat::Bf16);
+                                assert!(dense::shared_bytes(width) <= 227 << 10);
+                                assert!(scratch_bytes(tokens, 64) >= tokens * 128);
+                            }
                         }
                     }
                 }
             }
         }
+    }
+
+    #[test]
+    fn many_tokens_and_a_matrix_in_bf16_meet_in_shared_memory() {
+        let card = Card { processors: 132, arch: 90 };
+        let chosen = |(rows, columns), tokens, gated| {
+            let matrix = matrix(rows, columns, TileFormat::Bf16);
+            plan(&Problem { matrix, tokens, normed: false, gated, scratch: true }, card)
+        };
+        for (shape, gated, tokens, width) in [
+            ((24_576, 4096), true, 256, 192),
+            ((24_576, 4096), true, 512, 256),
+            ((6144, 4096), false, 512, 192),
+            ((6144, 4096), false, 2048, 256),
+            ((4096, 4096), false, 512, 128),
+            ((4096, 12_288), false, 1024, 256),
+        ] {
+            assert_eq!(chosen(shape, tokens, gated), Plan::Dense { width }, "{shape:?} {tokens}");
+            for more in [2048, 8192] {
+                assert_eq!(chosen(shape, more, gated), Plan::Dense { width: 256 }, "{shape:?}");
+            }
+        }
+        // A pair of blocks has 256 tokens: with fewer, one would have nothing.
+        assert!(matches!(chosen((6144, 4096), 128, false), Plan::Wide { .. }));
+        let (blocks, most) = (|tokens| dense::blocks(4096, tokens, 128, 132), 132);
+        assert_eq!((blocks(1), blocks(257), blocks(8192)), (64, 128, most));
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub const MODULES: &[Module] = files!(".cu":
     "attention",
     "basics",
     "carry",
+    "dense",
     "heads",
     "linear",
     "moe_few",

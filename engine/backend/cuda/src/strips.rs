@@ -4,7 +4,7 @@
 use half::f16;
 use polder_model::{Method, Stored4};
 
-use crate::tiles::{COLUMNS, STRIP, TileFormat};
+use crate::tiles::{COLUMNS, STRIP, TileFormat, bf16_piece};
 
 /// Sixteen outputs of a stored matrix: the first one's number there, a multiple of 8.
 pub(crate) type Sixteen<'a> = (Stored4<'a>, usize);
@@ -110,14 +110,9 @@ fn apart(nibbles: u32) -> u32 {
 /// Packs a strip of rows that are bf16, little-endian.
 pub(crate) fn bf16(rows: &[&[u8]; STRIP], out: &mut [u8]) {
     for (chunk, out) in out.chunks_exact_mut(2048).enumerate() {
-        for (at, to) in out.chunks_exact_mut(16).enumerate() {
-            let (lane, j) = (at % 32, at / 32);
-            let column = chunk * COLUMNS + lane % 4 * 16 + 4 * j;
-            let (a, b) = (&rows[lane / 4][2 * column..], &rows[lane / 4 + 8][2 * column..]);
-            to[..4].copy_from_slice(&a[..4]);
-            to[4..8].copy_from_slice(&b[..4]);
-            to[8..12].copy_from_slice(&a[4..8]);
-            to[12..].copy_from_slice(&b[4..8]);
+        for (n, to) in out.chunks_exact_mut(16).enumerate() {
+            let (row, column) = bf16_piece(n);
+            to.copy_from_slice(&rows[row][2 * (chunk * COLUMNS + column)..][..16]);
         }
     }
 }

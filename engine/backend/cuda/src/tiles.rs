@@ -191,6 +191,13 @@ pub enum Rows {
     },
 }
 
+/// The row of a chunk in bf16, and the first of the eight columns, that piece `n` of 16 bytes has: see `tiles.cuh`.
+pub(crate) fn bf16_piece(n: usize) -> (usize, usize) {
+    let (eight, half, g) = (n / 64, n / 32 % 2, n / 4 % 8);
+    let t = (n % 4) ^ (g / 2);
+    (eight * 8 + g, 16 * t + 8 * half)
+}
+
 /// The columns of a chunk of 64 that a lane feeds to step `j` of the tensor cores, in the order of its registers, each with its
 /// row: see `tiles.cuh`.
 fn fed(lane: usize, j: usize) -> [(usize, usize); 8] {
@@ -217,11 +224,11 @@ pub fn pack_strip(rows: &Rows, columns: usize, format: TileFormat, out: &mut [u8
     match (format, rows) {
         (TileFormat::Bf16, Rows::Values(values)) => {
             assert_eq!(values.len(), STRIP * columns, "values of a strip");
-            for (at, word) in out.chunks_exact_mut(16).enumerate() {
-                let (lane, j, chunk) = (at % 32, at / 32 % 4, at / 128);
-                for ((row, column), to) in fed(lane, j).into_iter().zip(word.chunks_exact_mut(2)) {
-                    let value = values[row * columns + chunk * COLUMNS + column];
-                    to.copy_from_slice(&bf16::from_f32(value).to_le_bytes());
+            for (at, piece) in out.chunks_exact_mut(16).enumerate() {
+                let (row, column) = bf16_piece(at % 128);
+                let from = row * columns + at / 128 * COLUMNS + column;
+                for (value, to) in values[from..].iter().zip(piece.chunks_exact_mut(2)) {
+                    to.copy_from_slice(&bf16::from_f32(*value).to_le_bytes());
                 }
             }
         }

@@ -312,6 +312,100 @@ fn gpu_a_product_in_four_bits_is_the_same_whoever_holds_the_tokens() {
     }
 }
 
+const DENSE: [Plan; 3] =
+    [Plan::Dense { width: 256 }, Plan::Dense { width: 192 }, Plan::Dense { width: 128 }];
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_a_product_from_shared_memory_alone_is_the_product_whatever_becomes_of_it() {
+    let device = device();
+    if device.arch().number != 90 {
+        return;
+    }
+    let linear = linear(&device);
+    for (tokens, (rows, columns), extras) in [
+        (1, (16, 64), false),
+        (61, (328, 1152), true),
+        (128, (224, 64), true),
+        (257, (2080, 640), false),
+        (300, (1001, 576), true),
+        (1025, (640, 128), true),
+    ] {
+        let case = Case::new(tokens as u64 + 9, (rows, columns), TileFormat::Bf16, tokens, extras);
+        let biased = case.with_bias();
+        for plan in DENSE {
+            let what = format!("{plan:?}, {tokens} x {rows} x {columns}");
+            // SAFETY: in all of them, the buffers are as long as the call says.
+            let run = |call: &Call| unsafe { linear.run_as(&case.stream, call, plan) }.unwrap();
+            let off = case.f32_error(run);
+            assert!(off < 1e-5, "{what}: {off}");
+            for stride in [rows, rows.next_multiple_of(8) + 8] {
+                let out = device.buffer::<u16>(tokens * stride).unwrap();
+                out.fill(POISON).unwrap();
+                run(&case.call(Out::Bf16 { at: out.at(), stride }));
+                let values = from_bits(&out.values().unwrap());
+                let between = values.chunks(stride).flat_map(|row| &row[rows..]);
+                assert!(between.into_iter().all(|v| v.is_nan()), "{what}: too much is written");
+                let values: Vec<f32> =
+                    values.chunks(stride).flat_map(|row| &row[..rows]).copied().collect();
+                let off_rounded = error(&values, &biased);
+                assert!(off_rounded < 4e-3, "{what}, bf16: {off_rounded}");
+
+                let before = Chance::new(5).normals(tokens * stride, 1.0);
+                let results = [0, 1].map(|_| {
+                    let x = device.buffer_of(&before).unwrap();
+                    run(&case.call(Out::Add { at: x.at(), stride }));
+                    x.values().unwrap()
+                });
+                assert!(results[0] == results[1], "{what}: to the bit, each time");
+                let sum: Vec<f64> = before
+                    .chunks(stride)
+                    .zip(biased.chunks(rows))
+                    .flat_map(|(x, y)| {
+                        let beyond = &x[rows..];
+                        let mut all: Vec<f64> =
+                            x.iter().zip(y).map(|(x, y)| f64::from(*x) + y).collect();
+                        all.extend(beyond.iter().map(|v| f64::from(*v)));
+                        all
+                    })
+                    .collect();
+                let off_added = error(&results[0], &sum);
+                assert!(off_added < 1e-5, "{what}, added: {off_added}");
+            }
+            println!("{what}: {off:.1e}");
+            if rows % 32 != 0 {
+                continue;
+            }
+            for activation in [Activation::Silu, Activation::GeluTanh] {
+                let stride = rows / 2 + 8;
+                let out = device.buffer::<u16>(tokens * stride).unwrap();
+                let gate = |turned| {
+                    out.fill(POISON).unwrap();
+                    let gate = Out::Gated { at: out.at(), stride, activation, turned };
+                    run(&Call { bias: Ptr(0), ..case.call(gate) });
+                    from_bits(&out.values().unwrap())
+                };
+                let values = gate(false);
+                if rows % 128 == 0 {
+                    // Of each 64, the first eight of sixteens come before the others.
+                    let turned =
+                        |at: usize| at / 64 * 64 + at / 8 % 2 * 32 + at / 16 % 4 * 8 + at % 8;
+                    for (row, to) in values.chunks(stride).zip(gate(true).chunks(stride)) {
+                        assert!(
+                            (0..rows / 2).all(|at| row[at] == to[turned(at)]),
+                            "{what}, turned"
+                        );
+                    }
+                }
+                let values: Vec<f32> =
+                    values.chunks(stride).flat_map(|row| &row[..rows / 2]).copied().collect();
+                let off = error(&values, &gated(&case.product, rows, activation));
+                assert!(off < 6e-3, "{what}, {activation:?}: {off}");
+            }
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_a_product_is_rounded_or_added_or_gated_as_asked() {
@@ -347,7 +441,7 @@ fn gpu_a_product_is_rounded_or_added_or_gated_as_asked() {
                 out.fill(POISON).unwrap();
                 let call = Call {
                     bias: Ptr(0),
-                    ..case.call(Out::Gated { at: out.at(), stride, activation })
+                    ..case.call(Out::Gated { at: out.at(), stride, activation, turned: false })
                 };
                 // SAFETY: as above.
                 unsafe { linear.run(&case.stream, &call) }.unwrap();
@@ -511,8 +605,15 @@ impl Copies {
         let bytes = packed_bytes(rows, columns, format);
         let count = (192_usize << 20).div_ceil(bytes).clamp(2, 48);
         let mut chance = Chance::new(9);
-        let piece: Vec<u8> =
-            (0..1 << 20).flat_map(|_| (chance.next() as u32 & 0x3f3f_3f3f).to_le_bytes()).collect();
+        let piece: Vec<u8> = match format {
+            TileFormat::Bf16 => {
+                let values = bits(&chance.normals(1 << 20, 0.02));
+                values.into_iter().flat_map(u16::to_le_bytes).collect()
+            }
+            _ => (0..1 << 20)
+                .flat_map(|_| (chance.next() as u32 & 0x3f3f_3f3f).to_le_bytes())
+                .collect(),
+        };
         let tiles = device.buffer::<u8>(count * bytes).unwrap();
         for at in (0..count * bytes).step_by(piece.len()) {
             tiles.write(at, &piece[..piece.len().min(count * bytes - at)]).unwrap();
@@ -604,7 +705,12 @@ fn gpu_speed_of_products() {
             };
             let out = match gate {
                 false => Out::Bf16 { at: to.0, stride: to.1 },
-                true => Out::Gated { at: to.0, stride: to.1, activation: Activation::Silu },
+                true => Out::Gated {
+                    at: to.0,
+                    stride: to.1,
+                    activation: Activation::Silu,
+                    turned: false,
+                },
             };
             let (none, matrix) = (Ptr(0), copies.args[0]);
             let call = Call { matrix, tokens, right, pick: none, bias: none, out };
@@ -667,7 +773,12 @@ fn gpu_speed_of_products_of_many_tokens() {
                 out: match gate {
                     false if added => Out::Add { at: to.0, stride: to.1 },
                     false => Out::Bf16 { at: to.0, stride: to.1 },
-                    true => Out::Gated { at: to.0, stride: to.1, activation: Activation::Silu },
+                    true => Out::Gated {
+                        at: to.0,
+                        stride: to.1,
+                        activation: Activation::Silu,
+                        turned: false,
+                    },
                 },
             };
             let ms = median_ms(&device, &stream, 7, || {
@@ -681,6 +792,80 @@ fn gpu_speed_of_products_of_many_tokens() {
             println!(
                 "{name} {rows} x {columns} {format:?} {tokens:5} tokens: {us:8.1} us {tflops:5.0} TFLOP/s {:?}",
                 linear.plan(&call)
+            );
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_speed_of_products_of_many_tokens_in_bf16_by_plan() {
+    let device = device();
+    let linear = linear(&device);
+    let stream = device.stream().unwrap();
+    let most = 8192;
+    for (name, (rows, columns), gate) in [
+        ("gate up 8B", (24_576, 4096), true),
+        ("qkv 8B", (6144, 4096), false),
+        ("o 8B, added", (4096, 4096), false),
+        ("down 8B, added", (4096, 12_288), false),
+    ] {
+        let copies = Copies::new(&device, (rows, columns), TileFormat::Bf16);
+        warm(&device, &stream, &copies);
+        let mut chance = Chance::new(3);
+        let right: Vec<u16> = bits(&chance.normals(1 << 20, 1.0));
+        let right: Vec<u16> = right.iter().cycle().take(most * columns).copied().collect();
+        let right = device.buffer_of(&right).unwrap();
+        let added = name.ends_with("added");
+        let out = device.buffer::<u16>(most * rows * 2).unwrap();
+        out.fill(0).unwrap();
+        for tokens in [128, 256, 384, 512, 1024, 2048, 8192] {
+            let to = (out.at(), if gate { rows / 2 } else { rows });
+            let call = Call {
+                matrix: copies.args[0],
+                tokens,
+                right: Right::Bf16 { at: right.at(), stride: columns },
+                pick: Ptr(0),
+                bias: Ptr(0),
+                out: match gate {
+                    false if added => Out::Add { at: to.0, stride: to.1 },
+                    false => Out::Bf16 { at: to.0, stride: to.1 },
+                    true => Out::Gated {
+                        at: to.0,
+                        stride: to.1,
+                        activation: Activation::Silu,
+                        turned: false,
+                    },
+                },
+            };
+            let speed = |plan, turned: bool| {
+                let right = match linear.image(&call.matrix, tokens, gate) {
+                    Some(image) if turned => Right::Image(image),
+                    _ => call.right,
+                };
+                let ms = median_ms(&device, &stream, 5, || {
+                    for matrix in copies.args.iter().take(2) {
+                        let call = Call { matrix: *matrix, right, ..call };
+                        // SAFETY: the buffers are as long as the call says.
+                        unsafe { linear.run_as(&stream, &call, plan) }.unwrap();
+                    }
+                });
+                2e-9 * (rows * columns * tokens) as f64 / (f64::from(ms) / 2.0)
+            };
+            let wide = [(16, 1), (8, 1), (8, 2), (8, 4)]
+                .into_iter()
+                .filter(|(_, split)| !gate || *split == 1)
+                .map(|(warps, split)| speed(Plan::Wide { tokens: 128, warps, split }, false))
+                .fold(0.0, f64::max);
+            let dense = DENSE.map(|plan| format!("{:4.0}", speed(plan, false)));
+            let chosen = linear.plan(&call);
+            let turned = match chosen {
+                Plan::Dense { .. } => format!("; laid out before {:4.0}", speed(chosen, true)),
+                _ => String::new(),
+            };
+            println!(
+                "{name} {rows} x {columns}, {tokens:5} tokens, TFLOP/s: wide {wide:4.0}, dense 256 / 192 / 128 {}{turned}; {chosen:?}",
+                dense.join(" / ")
             );
         }
     }

@@ -20,6 +20,11 @@ const VOCAB: u32 = 512;
 
 /// Of one layer; `experts` of them, or none.
 fn spec(head_dim: u32, heads: u32, experts: u32) -> ModelSpec {
+    spec_of(256, head_dim, heads, experts)
+}
+
+/// The same, with hidden states and a feed-forward part of another width.
+fn spec_of(width: u32, head_dim: u32, heads: u32, experts: u32) -> ModelSpec {
     let kind = match experts {
         0 => r#""model_type":"qwen3""#.to_owned(),
         _ => format!(
@@ -28,8 +33,8 @@ fn spec(head_dim: u32, heads: u32, experts: u32) -> ModelSpec {
         ),
     };
     let config = format!(
-        r#"{{{kind},"hidden_size":256,"num_hidden_layers":1,"num_attention_heads":{heads},
-            "num_key_value_heads":2,"head_dim":{head_dim},"intermediate_size":256,"vocab_size":{VOCAB},
+        r#"{{{kind},"hidden_size":{width},"num_hidden_layers":1,"num_attention_heads":{heads},
+            "num_key_value_heads":2,"head_dim":{head_dim},"intermediate_size":{width},"vocab_size":{VOCAB},
             "max_position_embeddings":1024,"rope_theta":10000.0,"rms_norm_eps":1e-6,
             "tie_word_embeddings":false,"hidden_act":"silu","attention_bias":false}}"#
     );
@@ -37,18 +42,22 @@ fn spec(head_dim: u32, heads: u32, experts: u32) -> ModelSpec {
 }
 
 fn load(spec: &ModelSpec, format: TileFormat, kv: KvFormat) -> CudaBackend {
+    load_for(spec, format, kv, (1024, 192))
+}
+
+/// For so many positions, and tokens of a step.
+fn load_for(
+    spec: &ModelSpec,
+    format: TileFormat,
+    kv: KvFormat,
+    (kv_tokens, step_tokens): (u32, u32),
+) -> CudaBackend {
     let made = Some(std::env::temp_dir().join("polder-test-kernels"));
     let pack = Pack { shipped: std::env::var_os("POLDER_KERNELS").map(Into::into), made };
     let device = Device::open(0).expect("these tests need a card");
     let weights = synthetic::draw(spec, format, &pack, &device, 7).unwrap();
-    let options = CudaOptions {
-        pack,
-        kv,
-        kv_tokens: 1024,
-        slots: 16,
-        step_tokens: 192,
-        ..CudaOptions::default()
-    };
+    let options =
+        CudaOptions { pack, kv, kv_tokens, slots: 16, step_tokens, ..CudaOptions::default() };
     CudaBackend::with_weights(spec, weights, &device, &options).unwrap()
 }
 
@@ -111,6 +120,26 @@ fn check(spec: &ModelSpec, format: TileFormat, kv: KvFormat) {
         assert!(middle < 0.03, "in pieces of {piece}: {middle}");
     }
     answer(&mut backend);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_small_a_thousand_tokens_at_once_say_what_pieces_of_them_say() {
+    // So wide, and so many, that matrices in bf16 and tokens meet in shared memory on Hopper, from a norm to the next stream.
+    if sanitized() {
+        return;
+    }
+    let spec = spec_of(2048, 128, 16, 0);
+    let mut backend = load_for(&spec, TileFormat::Bf16, KvFormat::Bf16, (2048, 1024));
+    let tokens = text(1000);
+    let whole = teacher_force(&mut backend, &tokens, 1000, &blocks(0, 63));
+    for (piece, length) in [(35, 300), (300, 900)] {
+        let pieces = teacher_force(&mut backend, &tokens[..length], piece, &blocks(64, 57));
+        let apart = whole.iter().zip(&pieces).map(|(whole, part)| distance(whole, part));
+        let worst = apart.fold(0.0, f64::max);
+        println!("in pieces of {piece}: {worst:.1e} at worst");
+        assert!(worst < 0.03, "in pieces of {piece}: {worst}");
+    }
 }
 
 const INT4_64: TileFormat = TileFormat::Int4 { group: 64 };

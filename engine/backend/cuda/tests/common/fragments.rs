@@ -14,9 +14,12 @@ pub(crate) fn left(
 ) -> [f64; 8] {
     match format {
         TileFormat::Bf16 => {
-            let at = j * 512 + lane * 16;
+            let (g, t) = (lane / 4, lane % 4);
             std::array::from_fn(|i| {
-                let bits = u16::from_le_bytes([chunk[at + 2 * i], chunk[at + 2 * i + 1]]);
+                // Of row g or g + 8, columns 8 to 15 of the lane's sixteen from step 2 on.
+                let piece = (i / 2 % 2 * 2 + j / 2) * 32 + g * 4 + (t ^ (g / 2));
+                let at = piece * 16 + (j % 2 * 4 + i / 4 * 2 + i % 2) * 2;
+                let bits = u16::from_le_bytes([chunk[at], chunk[at + 1]]);
                 bf16::from_bits(bits).to_f64()
             })
         }
