@@ -111,6 +111,9 @@ pub async fn run_on(
     };
     let tracker = TaskTracker::new();
     let status = link.watch();
+    let outside = gateway.outside.clone();
+    let outside = outside.follow(host.clone(), link.watch(), tracker.clone());
+    let outside = tokio::spawn(outside);
     let listening = tokio::spawn(listen::keep_open(host, handed, open, status, tracker.clone()));
     let following = follow_site(gateway.clone(), keeper, link.watch(), ca_sent);
     let _following = Following(tokio::spawn(following));
@@ -128,6 +131,7 @@ pub async fn run_on(
     };
     closing.cancel();
     let _ = listening.await;
+    let _ = outside.await;
     tracker.close();
     if tokio::time::timeout(gateway.limits.drain, tracker.wait()).await.is_err() {
         log::warn!("{} connections did not end in time and were cut off", tracker.len());

@@ -15,6 +15,7 @@ use crate::leash::Watchman;
 use crate::limits::{Limits, Places};
 use crate::link::{AskError, Link};
 use crate::metrics::Tally;
+use crate::outside::Outside;
 use crate::owner::Owner;
 use crate::tickets::Tickets;
 use crate::verifier::Verified;
@@ -47,6 +48,8 @@ pub struct Gateway {
     pub(crate) forgetting: tokio::sync::Mutex<()>,
     /// Whose the box is before it has members, where its seed says so.
     pub(crate) owner: Option<Owner>,
+    /// How members outside come in.
+    pub(crate) outside: Arc<Outside>,
     /// What the door did since it opened.
     pub tally: Tally,
     ca: watch::Receiver<CaInfo>,
@@ -68,6 +71,7 @@ impl Gateway {
         let (limits, tally) = (Arc::new(limits), Tally::default());
         let doorway = watch::Sender::new(Doorway::default());
         let tickets = Tickets::default();
+        let outside = Arc::new(Outside::open(&state));
         Self {
             members,
             state,
@@ -81,6 +85,7 @@ impl Gateway {
             verified: Verified::default(),
             forgetting: tokio::sync::Mutex::default(),
             owner: None,
+            outside,
             tally,
             ca,
             doorway,

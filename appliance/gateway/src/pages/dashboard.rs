@@ -20,8 +20,8 @@ use crate::pages::models::title;
 use crate::pages::runs::run_line;
 use crate::pages::samples::{Sample, Samples, Series};
 use crate::pages::shell::now_open;
-use crate::pages::uplinks;
 use crate::pages::who::Steward;
+use crate::pages::{outside, uplinks};
 
 pub(super) async fn show(
     State(gateway): State<Arc<Gateway>>,
@@ -74,6 +74,7 @@ async fn inside(gateway: &Gateway, samples: &Samples) -> Markup {
         _ => None,
     };
     let uplinks = uplinks::card(gateway).await;
+    let outside = outside::card(gateway);
     html! {
         @if let Some(open) = &shell { (now_open(open)) }
         @if !gateway.supervisor_answers() {
@@ -92,6 +93,7 @@ async fn inside(gateway: &Gateway, samples: &Samples) -> Markup {
         @for engine in &status.engines { (engine_card(engine, &samples.of(&engine.name))) }
         (runs_card(&runs))
         (uplinks)
+        (outside)
         (door_card(&status.gateway, &gateway.ca().fingerprint))
         (audit_card(&audit))
     }

@@ -18,6 +18,7 @@ mod invite;
 mod markdown;
 mod metrics;
 mod models;
+mod outside;
 mod people;
 mod runs;
 mod samples;
@@ -103,6 +104,10 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/versions/apply", post(versions::apply))
         .route("/versions/back", post(versions::back))
         .route("/versions/from", post(versions::from))
+        .route("/outside", get(outside::show).post(outside::set))
+        .route("/outside/live", get(outside::live))
+        .route("/outside/name", post(outside::answer_to))
+        .route("/outside/remove", post(outside::remove))
         .route("/uplinks", get(uplinks::show).post(uplinks::set))
         .route("/uplinks/live", get(uplinks::live))
         .route("/uplinks/{name}/remove", post(uplinks::remove))

@@ -323,7 +323,9 @@ async fn read(response: Response) -> (StatusCode, String) {
 }
 
 const FOR_MEMBERS: [&str; 5] = ["/", "/chat", "/connect", "/usage", "/account"];
-const FOR_STEWARDS: [&str; 12] = [
+const FOR_STEWARDS: [&str; 14] = [
+    "/outside",
+    "/outside/live",
     "/dashboard",
     "/dashboard/live",
     "/members",
@@ -406,6 +408,9 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/apps/wiki/remove".into(),
         "/verifier".into(),
         "/verifier/remove".into(),
+        "/outside".into(),
+        "/outside/name".into(),
+        "/outside/remove".into(),
     ];
     for path in &actions {
         let form = "role=member&disabled=yes&password=another+four+words+here";
