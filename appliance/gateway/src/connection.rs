@@ -17,11 +17,13 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
+use polder_reach::dial::Caller;
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::Gateway;
@@ -66,9 +68,26 @@ impl Host {
             log::debug!("a TLS handshake did not come to its end");
             return;
         };
+        self.serve(stream, peer(true)).await;
+    }
+
+    /// The same for somebody who came over a line to a relay. It is always TLS.
+    pub(crate) async fn converse_from_outside(self, caller: Caller) {
+        let peer = peer(caller.remote, caller.local, true);
+        let accepted = timeout(self.gateway.limits.handshake, self.tls.accept(caller.stream)).await;
+        match accepted {
+            Ok(Ok(stream)) => self.serve(stream, peer).await,
+            _ => log::debug!("a TLS handshake from outside did not come to its end"),
+        }
+    }
+
+    async fn serve<S>(self, stream: TlsStream<S>, peer: Peer)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         match stream.get_ref().1.alpn_protocol() {
-            Some(b"h2") => self.serve_http2(stream, peer(true)).await,
-            _ => self.serve_http1(stream, peer(true)).await,
+            Some(b"h2") => self.serve_http2(stream, peer).await,
+            _ => self.serve_http1(stream, peer).await,
         }
     }
 

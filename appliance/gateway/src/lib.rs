@@ -28,6 +28,7 @@ mod link;
 mod listen;
 mod metrics;
 pub mod origin;
+mod outside;
 mod owner;
 pub mod pages;
 mod patient;

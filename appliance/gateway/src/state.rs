@@ -16,6 +16,7 @@ use crate::leash::Watchman;
 use crate::limits::{Limits, Places};
 use crate::link::{AskError, Link};
 use crate::metrics::Tally;
+use crate::outside::Outside;
 use crate::owner::Owner;
 use crate::tickets::Tickets;
 use crate::verifier::Verified;
@@ -50,6 +51,8 @@ pub struct Gateway {
     pub(crate) owner: Option<Owner>,
     /// Who looks after the certificate that the world trusts; nobody where its files cannot be used.
     pub(crate) acme: Option<Arc<Acme>>,
+    /// How members outside come in.
+    pub(crate) outside: Arc<Outside>,
     /// What the door did since it opened.
     pub tally: Tally,
     ca: watch::Receiver<CaInfo>,
@@ -71,6 +74,7 @@ impl Gateway {
         let (limits, tally) = (Arc::new(limits), Tally::default());
         let doorway = watch::Sender::new(Doorway::default());
         let tickets = Tickets::default();
+        let outside = Arc::new(Outside::open(&state));
         Self {
             members,
             state,
@@ -85,6 +89,7 @@ impl Gateway {
             forgetting: tokio::sync::Mutex::default(),
             owner: None,
             acme: None,
+            outside,
             tally,
             ca,
             doorway,

@@ -21,6 +21,7 @@ mod part;
 mod plan;
 mod power;
 mod recipes;
+mod relay;
 mod screen;
 mod seal;
 mod seed;
@@ -72,6 +73,7 @@ enum Command {
     Gateway(gateway::Gateway),
     Engine(engine::Engine),
     Wan(wan::Wan),
+    Relay(relay::Relay),
     Screen(screen::Screen),
     Update(update::Update),
     Slots(slots::Slots),
@@ -103,6 +105,7 @@ fn main() -> ExitCode {
         Command::Gateway(gateway) => gateway.run(),
         Command::Engine(engine) => engine.run(),
         Command::Wan(wan) => wan.run(),
+        Command::Relay(relay) => relay.run(),
         Command::Screen(screen) => screen.run(),
         Command::Update(update) => update.run(),
         Command::Slots(slots) => slots.run(),

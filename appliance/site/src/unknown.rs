@@ -348,7 +348,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 43);
+        assert_eq!(tried, 80);
         assert_eq!(tried, 40);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);

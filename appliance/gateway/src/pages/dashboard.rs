@@ -25,8 +25,8 @@ use crate::pages::power;
 use crate::pages::runs::run_line;
 use crate::pages::samples::{Sample, Samples, Series};
 use crate::pages::shell::now_open;
-use crate::pages::uplinks;
 use crate::pages::who::Steward;
+use crate::pages::{outside, uplinks};
 
 pub(super) async fn show(
     State(gateway): State<Arc<Gateway>>,
@@ -83,6 +83,7 @@ async fn inside(gateway: &Gateway, samples: &Samples) -> Markup {
         _ => None,
     };
     let uplinks = uplinks::card(gateway).await;
+    let outside = outside::card(gateway);
     html! {
         @if let Some(open) = &shell { (now_open(open)) }
         @if !gateway.supervisor_answers() {
@@ -109,6 +110,7 @@ async fn inside(gateway: &Gateway, samples: &Samples) -> Markup {
         }
         (runs_card(&runs))
         (uplinks)
+        (outside)
         (door_card(&status.gateway, gateway))
         (audit_card(&audit))
     }

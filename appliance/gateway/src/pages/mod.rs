@@ -23,6 +23,7 @@ mod invite;
 mod markdown;
 mod metrics;
 mod models;
+mod outside;
 mod people;
 mod power;
 mod runs;
@@ -123,6 +124,10 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/backup/to", post(backup::to))
         .route("/backup/now", post(backup::back_up))
         .route("/backup/drill", post(backup::drill))
+        .route("/outside", get(outside::show).post(outside::set))
+        .route("/outside/live", get(outside::live))
+        .route("/outside/name", post(outside::answer_to))
+        .route("/outside/remove", post(outside::remove))
         .route("/uplinks", get(uplinks::show).post(uplinks::set))
         .route("/uplinks/dns", post(dynamic_dns::set))
         .route("/uplinks/live", get(uplinks::live))

@@ -345,8 +345,10 @@ async fn read(response: Response) -> (StatusCode, String) {
 }
 
 const FOR_MEMBERS: [&str; 6] = ["/", "/chat", "/connect", "/usage", "/account", "/status"];
-const FOR_STEWARDS: [&str; 14] = [
+const FOR_STEWARDS: [&str; 16] = [
     "/issues",
+    "/outside",
+    "/outside/live",
     "/dashboard",
     "/dashboard/live",
     "/members",
@@ -439,6 +441,9 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/issues/alerts".into(),
         "/issues/test".into(),
         "/support".into(),
+        "/outside".into(),
+        "/outside/name".into(),
+        "/outside/remove".into(),
     ];
     for path in &actions {
         let form = "role=member&disabled=yes&password=another+four+words+here";

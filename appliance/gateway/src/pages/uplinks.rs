@@ -257,6 +257,10 @@ pub(super) async fn page(
             }
         }
         section.card {
+            h2 { "Members outside" }
+            p { "A provider's network often lets nobody in. Then the box calls a relay, and members reach it there: " a href="/outside" { "Outside" } "." }
+        }
+        section.card {
             h2 { "Add an uplink, or change one" }
             p.soft { "An uplink is a network interface that gets its address by itself, from a router or a modem: fibre, cable, or a 5G modem that shows itself as a network card. What needs a name and password to dial in (PPPoE) belongs into the modem. The name of one that is there changes that one." }
             form.stack method="post" action="/uplinks" {

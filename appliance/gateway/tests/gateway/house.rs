@@ -216,6 +216,16 @@ impl House {
         address: &str,
         protocols: &[&str],
     ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        self.tls_over(self.from(address).await, host, protocols).await
+    }
+
+    /// The same over a connection that is there.
+    pub(crate) async fn tls_over(
+        &self,
+        stream: TcpStream,
+        host: &str,
+        protocols: &[&str],
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
         let ca = std::fs::read(self.ca_file()).unwrap();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(&ca).unwrap()).unwrap();
@@ -228,7 +238,7 @@ impl House {
         config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
         let name = rustls::pki_types::ServerName::try_from(host.to_owned()).unwrap();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-        connector.connect(name, self.from(address).await).await
+        connector.connect(name, stream).await
     }
 
     /// One request over plain HTTP from this machine, and everything that comes back until the

@@ -14,6 +14,7 @@ mod framing;
 mod hostile_engine;
 mod house;
 mod limits;
+mod outside;
 mod proxies;
 mod tls;
 mod trust;

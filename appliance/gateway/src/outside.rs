@@ -1,0 +1,230 @@
+//! Members outside: the lines that the box holds to a relay, over each of its uplinks, and who comes over them.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use polder_control::BoxStatus;
+use polder_reach::Pass;
+use polder_reach::dial::{Caller, LineState, Via, hold};
+use polder_site::Site;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
+
+use crate::connection::Host;
+
+/// What the box knows of its relay, and how its lines are.
+#[derive(Debug)]
+pub(crate) struct Outside {
+    file: PathBuf,
+    pass: watch::Sender<Option<Pass>>,
+    lines: watch::Sender<BTreeMap<Via, LineState>>,
+}
+
+impl Outside {
+    /// Reads the pass, where a steward has given one.
+    pub(crate) fn open(state: &Path) -> Self {
+        let file = state.join("relay.pass");
+        let pass = match fs::read_to_string(&file) {
+            Ok(text) => {
+                text.parse().inspect_err(|error| log::error!("{}: {error}", file.display())).ok()
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                log::error!("could not read {}: {error}", file.display());
+                None
+            }
+        };
+        Self { file, pass: watch::Sender::new(pass), lines: watch::Sender::default() }
+    }
+
+    /// The relay's host and port, where there is one.
+    pub(crate) fn relay(&self) -> Option<(String, u16)> {
+        self.pass.borrow().as_ref().map(|pass| (pass.host.clone(), pass.port))
+    }
+
+    /// How each line is.
+    pub(crate) fn lines(&self) -> BTreeMap<Via, LineState> {
+        self.lines.borrow().clone()
+    }
+
+    /// Keeps a pass, and calls with it; or forgets it, and hangs up.
+    pub(crate) fn keep(&self, pass: Option<Pass>) -> io::Result<()> {
+        match &pass {
+            Some(pass) => self.write(&pass.to_string())?,
+            None => match fs::remove_file(&self.file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            },
+        }
+        self.pass.send_replace(pass);
+        Ok(())
+    }
+
+    /// Whole or not at all, and nobody else's to read.
+    fn write(&self, text: &str) -> io::Result<()> {
+        let beside = self.file.with_extension("new");
+        match fs::remove_file(&beside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&beside, &self.file)?;
+        match self.file.parent() {
+            Some(folder) => File::open(folder)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+
+    /// Holds a line over every uplink while there is a pass, until the door closes.
+    pub(crate) async fn follow(
+        self: Arc<Self>,
+        host: Host,
+        mut status: watch::Receiver<Arc<BoxStatus>>,
+        tracker: TaskTracker,
+    ) {
+        let mut passes = self.pass.subscribe();
+        loop {
+            let pass = passes.borrow_and_update().clone();
+            let ways = ways(&status.borrow_and_update().site);
+            self.lines.send_replace(BTreeMap::new());
+            let mut lines = JoinSet::new();
+            for via in pass.iter().flat_map(|_| &ways) {
+                let (this, pass, via) = (self.clone(), pass.clone(), via.clone());
+                let (host, tracker) = (host.clone(), tracker.clone());
+                lines.spawn(async move {
+                    let Some(pass) = pass else { return };
+                    let told = |state| this.told(&via, state);
+                    hold(&pass, &via, told, move |caller| come_in(&host, &tracker, caller)).await;
+                });
+            }
+            // A status comes with every change of any part; only other uplinks matter here.
+            let other_ways = async {
+                while status.changed().await.is_ok() {
+                    if self::ways(&status.borrow().site) != ways {
+                        return;
+                    }
+                }
+                std::future::pending().await
+            };
+            tokio::select! {
+                () = host.closing.cancelled() => break,
+                changed = passes.changed() => if changed.is_err() { break },
+                () = other_ways => {}
+            }
+        }
+        // Who is being answered over a line keeps it until the door is closed for good.
+        self.lines.send_replace(BTreeMap::new());
+    }
+
+    fn told(&self, via: &Via, state: LineState) {
+        self.lines.send_if_modified(|lines| {
+            let before = lines.get(via);
+            match (&state, before) {
+                _ if before == Some(&state) => return false,
+                (LineState::Held { .. }, _) => {
+                    log::info!(via:? = via; "members outside can come in")
+                }
+                (LineState::Broken { why }, Some(LineState::Held { .. }) | None) => {
+                    log::warn!(via:? = via; "{why}");
+                }
+                _ => {}
+            }
+            // A line that is called again is still broken to whoever looks.
+            let waits =
+                matches!((&state, before), (LineState::Calling, Some(LineState::Broken { .. })));
+            if !waits {
+                lines.insert(via.clone(), state.clone());
+            }
+            !waits
+        });
+    }
+}
+
+/// Over which uplinks lines are held: each that the site names, so that one is there when another fails.
+fn ways(site: &Site) -> Vec<Via> {
+    let mut ways: Vec<Via> = site
+        .uplinks
+        .values()
+        .map(|uplink| Via::Interface(uplink.interface.as_str().to_owned()))
+        .collect();
+    if ways.is_empty() {
+        ways.push(Via::Any);
+    }
+    ways.sort();
+    ways
+}
+
+fn come_in(host: &Host, tracker: &TaskTracker, caller: Caller) {
+    let place = match host.gateway.places.take(caller.remote.ip()) {
+        Ok(place) => place,
+        Err(why) => {
+            host.gateway.tally.refused(why);
+            return;
+        }
+    };
+    host.gateway.tally.connection();
+    let (host, seat) = (host.clone(), host.workers.seat());
+    let runtime = seat.runtime().clone();
+    let conversation = async move {
+        let closed = host.closed.clone();
+        tokio::select! {
+            biased;
+            () = host.converse_from_outside(caller) => {}
+            () = closed.cancelled() => {}
+        }
+        drop((place, seat));
+    };
+    tracker.spawn_on(conversation, &runtime);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_pass_is_kept_for_nobody_else_to_read_until_it_is_taken_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let pass = Pass {
+            id: "oak".into(),
+            secret: [3; 32],
+            host: "r.example.org".into(),
+            port: 443,
+            fingerprint: [4; 32],
+        };
+        Outside::open(folder.path()).keep(Some(pass)).unwrap();
+        let file = folder.path().join("relay.pass");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        let outside = Outside::open(folder.path());
+        assert_eq!(outside.relay(), Some(("r.example.org".into(), 443)));
+        outside.keep(None).unwrap();
+        outside.keep(None).unwrap();
+        assert!(outside.relay().is_none() && !file.exists());
+        fs::write(&file, "polder-relay://half").unwrap();
+        assert!(Outside::open(folder.path()).relay().is_none());
+    }
+
+    #[test]
+    fn a_line_is_held_over_every_uplink_or_over_whatever_there_is() {
+        let mut site = Site::unclaimed(8443);
+        assert_eq!(ways(&site), [Via::Any]);
+        let uplink = |interface: &str, order| polder_site::Uplink {
+            interface: interface.parse().unwrap(),
+            order,
+            metered: false,
+            targets: Vec::new(),
+        };
+        site.uplinks.insert("mobile".parse().unwrap(), uplink("wwan0", 2));
+        site.uplinks.insert("fibre".parse().unwrap(), uplink("enp1s0", 1));
+        let both = ["enp1s0", "wwan0"].map(|name| Via::Interface(name.into()));
+        assert_eq!(ways(&site), both);
+    }
+}

@@ -1,0 +1,216 @@
+//! How members outside reach the box, for stewards: the relay's pass, how the lines to it are, and under which names.
+
+use std::sync::Arc;
+
+use axum::Form;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Redirect, Response};
+use maud::{Markup, html};
+use polder_control::Request;
+use polder_page::{Field, Page, Tone, badge, banner, empty, field, hidden};
+use polder_reach::dial::{LineState, Via};
+use polder_reach::{Pass, PassError, Place};
+use polder_site::SiteChange;
+use serde::Deserialize;
+
+use crate::Gateway;
+use crate::pages::frame::{Trouble, answer, nav, piece, sentence, with_status};
+use crate::pages::models;
+use crate::pages::who::{SignedIn, Steward};
+
+#[derive(Deserialize)]
+pub(super) struct Wish {
+    #[serde(default)]
+    pass: String,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Name {
+    name: String,
+}
+
+pub(super) async fn show(State(gateway): State<Arc<Gateway>>, Steward(who): Steward) -> Response {
+    page(&gateway, &who, html! {})
+}
+
+pub(super) async fn live(State(gateway): State<Arc<Gateway>>, Steward(_): Steward) -> Response {
+    piece(now(&gateway))
+}
+
+/// Takes a pass. It is a secret: what was pasted is shown to nobody again.
+pub(super) async fn set(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Form(wish): Form<Wish>,
+) -> Result<Response, Trouble> {
+    let pass = match wish.pass.parse::<Pass>() {
+        Ok(pass) => pass,
+        Err(why @ PassError) => {
+            let wrong = banner(Tone::Bad, html! { p { (sentence(&why.to_string())) } });
+            return Ok(with_status(StatusCode::BAD_REQUEST, page(&gateway, &who, wrong)));
+        }
+    };
+    let relay = format!("{}:{}", pass.host, pass.port);
+    keep(&gateway, Some(pass)).await?;
+    who.record(&gateway, "gave the box a relay's pass", &relay).await;
+    Ok(Redirect::to("/outside").into_response())
+}
+
+pub(super) async fn remove(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+) -> Result<Response, Trouble> {
+    let Some((host, port)) = gateway.outside.relay() else {
+        return Ok(Redirect::to("/outside").into_response());
+    };
+    keep(&gateway, None).await?;
+    who.record(&gateway, "took the relay's pass away", &format!("{host}:{port}")).await;
+    Ok(Redirect::to("/outside").into_response())
+}
+
+/// Lets the box answer to a name that the relay passes on.
+pub(super) async fn answer_to(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Form(Name { name }): Form<Name>,
+) -> Result<Response, Trouble> {
+    if !names(&gateway).contains(&name) {
+        return Err(Trouble::not_found("the relay passes on no such name"));
+    }
+    let door = gateway.status().site.door.clone();
+    let names = [door.names, vec![name]].concat();
+    let change = SiteChange::Door { listen: door.listen, names };
+    models::accepted(gateway.ask(Request::Apply { change, by: who.actor() }).await?)
+}
+
+async fn keep(gateway: &Arc<Gateway>, pass: Option<Pass>) -> Result<(), Trouble> {
+    let gateway = gateway.clone();
+    let kept = tokio::task::spawn_blocking(move || gateway.outside.keep(pass)).await;
+    match kept {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Trouble::Say(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the pass could not be kept: {error}"),
+        )),
+        Err(error) => Err(Trouble::Say(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+    }
+}
+
+/// What the relay passes on, as it said to any line.
+fn names(gateway: &Gateway) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    for state in gateway.outside.lines().into_values() {
+        if let LineState::Held { names, .. } = state {
+            all.extend(names);
+        }
+    }
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// For the dashboard: one card, where there is a relay.
+pub(super) fn card(gateway: &Gateway) -> Markup {
+    if gateway.outside.relay().is_none() {
+        return html! {};
+    }
+    html! {
+        section.card {
+            div.row.spread { h2 { "Members outside" } a href="/outside" { "Change" } }
+            (now(gateway))
+        }
+    }
+}
+
+fn now(gateway: &Gateway) -> Markup {
+    let Some((host, port)) = gateway.outside.relay() else {
+        return empty(
+            "Members outside reach the box only where its router lets them in. A relay needs no router that does.",
+        );
+    };
+    let (lines, status) = (gateway.outside.lines(), gateway.status());
+    html! {
+        p { "The box holds lines to the relay " code { (host) ":" (port) } "." }
+        @for (via, state) in &lines {
+            div.row.spread {
+                div {
+                    strong { (match via { Via::Any => "The way out", Via::Interface(name) => name.as_str() }) }
+                    p.soft.small { (words(state)) }
+                }
+                (mark(state))
+            }
+        }
+        @for name in names(gateway) {
+            div.row.spread {
+                p { "Outside it is called " code { "https://" (name) } }
+                @if status.site.answers_to(&name) { (badge(Tone::Good, "the box answers")) }
+                @else {
+                    form method="post" action="/outside/name" {
+                        (hidden("name", &name))
+                        button.quiet type="submit" { "Answer to it" }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn words(state: &LineState) -> String {
+    match state {
+        LineState::Calling => "It is calling the relay.".to_owned(),
+        LineState::Broken { why } => sentence(why),
+        LineState::Held { seen, place, .. } => {
+            let how = match place {
+                Place::Public => "it has a public address of its own",
+                Place::Router => "a router is before it, which could be told to let members in",
+                Place::Provider => "its provider lets nobody in, so members need the relay",
+            };
+            format!("The internet sees it as {}; {how}.", seen.ip())
+        }
+    }
+}
+
+fn mark(state: &LineState) -> Markup {
+    match state {
+        LineState::Calling => badge(Tone::Warn, "calling"),
+        LineState::Held { .. } => badge(Tone::Good, "line held"),
+        LineState::Broken { .. } => badge(Tone::Bad, "no line"),
+    }
+}
+
+fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Response {
+    let body = html! {
+        (top)
+        section.card {
+            h2 { "Now" }
+            div.stack data-refresh="/outside/live" data-every="2000" { (now(gateway)) }
+            @if gateway.outside.relay().is_some() {
+                form method="post" action="/outside/remove"
+                    data-confirm="Hang up? Members outside then cannot come in by the relay." {
+                    button.danger type="submit" { "Use no relay" }
+                }
+            }
+        }
+        section.card {
+            h2 { "A relay" }
+            p { "A small server with a public address, of your own or of somebody whom you trust to be there. It passes on what members' programs send and understands none of it: the keys are this box's. Whoever runs it sees who calls and when, and can hang up." }
+            ol {
+                li { "On the server: " code { "polder relay run --listen 0.0.0.0:443" } }
+                li { "There, once for each box: " code { "polder relay add oak --at relay.example.org:443 oak.relay.example.org" } }
+                li { "It prints one line, the pass. Paste it here." }
+            }
+            form.stack method="post" action="/outside" {
+                (field(&Field { name: "pass", label: "Pass", kind: "password", hint: "polder-relay://…", required: true, ..Field::default() }))
+                button type="submit" { "Call the relay" }
+            }
+        }
+    };
+    let page = Page {
+        title: "Outside",
+        lead: Some("How members who are not at the box's own network reach it."),
+        narrow: true,
+        ..Page::default()
+    };
+    answer(&page, &nav(gateway, &who.member, "/uplinks"), body)
+}

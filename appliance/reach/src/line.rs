@@ -1,0 +1,37 @@
+//! What a box and a relay say to each other: HTTP/2 over TLS, in which the relay asks, over the connection that the box made.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How a box is told from a caller, before anything is said.
+pub(crate) const PROTOCOL: &[u8] = b"polder-relay/1";
+/// What the relay asks first: who are you? The answer has both headers.
+pub(crate) const WHO: &str = "/who";
+/// The box, as the relay calls it.
+pub(crate) const ID: &str = "x-polder-box";
+/// Its secret, as its pass has it.
+pub(crate) const SECRET: &str = "x-polder-secret";
+/// What the relay says then, with a [`Welcome`].
+pub(crate) const WELCOME: &str = "/welcome";
+/// Or this, with a sentence.
+pub(crate) const REFUSED: &str = "/refused";
+/// Where a caller connected from, of a `CONNECT`; the authority is the name that they want.
+pub(crate) const CALLER: &str = "x-polder-caller";
+/// What it asks again and again: are you still there?
+pub(crate) const PING_PATH: &str = "/ping";
+/// How often it asks that, and how long either side waits to hear from the other.
+pub(crate) const PING: Duration = Duration::from_secs(1);
+pub(crate) const SILENCE: Duration = Duration::from_secs(3);
+/// Longest sentence or list that either side reads.
+pub(crate) const LONGEST: usize = 64 << 10;
+
+/// What a relay tells a box that it knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Welcome {
+    /// Names that callers find it by.
+    pub names: Vec<String>,
+    /// Where its line comes from, as the relay sees it.
+    pub seen: SocketAddr,
+}
