@@ -44,6 +44,17 @@ impl ModelSpec {
     /// How much work a token is for each position before it, beside its work at the start of a text: attention's
     /// multiplications over those of the matrices. Layers that look back a little way only count as if they never did.
     pub fn attention_slope(&self) -> f64 {
+        let (matrices, attention) = self.multiplications();
+        attention / matrices
+    }
+
+    /// Weights of its layers that a token is multiplied with: of a mixture, those of the experts that it goes to.
+    pub fn active_weights(&self) -> f64 {
+        self.multiplications().0
+    }
+
+    /// Of a token: with matrices, and with each position before it.
+    fn multiplications(&self) -> (f64, f64) {
         let (mut matrices, mut attention) = (0.0, 0.0);
         let hidden = f64::from(self.hidden);
         for layer in &self.layers {
@@ -63,7 +74,7 @@ impl ModelSpec {
                 attention += 2.0 * heads * head_dim;
             }
         }
-        attention / matrices
+        (matrices, attention)
     }
 
     /// Refuses numbers that no back end could execute, so that none has to check again: widths

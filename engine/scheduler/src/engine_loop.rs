@@ -402,6 +402,10 @@ impl EngineLoop {
                 let since = self.collected.max(Some(step.since)).unwrap_or(step.since);
                 keeper.stepped(step.tokens, step.read, now.saturating_duration_since(since));
             }
+            if step.read > 0 && step.tokens > step.read {
+                let since = self.collected.max(Some(step.since)).unwrap_or(step.since);
+                self.scheduler.paced(now.saturating_duration_since(since));
+            }
             self.collected = Some(now);
             self.scheduler.take(output, &mut self.events)?;
             self.hand_out_masks();

@@ -14,6 +14,7 @@ pub mod fake;
 mod grammar;
 mod keeper;
 mod mask_threads;
+mod pace;
 mod pool;
 mod pooling;
 mod prefix;

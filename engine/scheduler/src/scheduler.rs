@@ -27,6 +27,7 @@ use polder_backend::{Limits, Slot, StepBatch, TokenId};
 use crate::cost::Cost;
 use crate::drafting::StepTimes;
 use crate::fair;
+use crate::pace::Pace;
 use crate::pool::BlockPool;
 use crate::prefix::PrefixCache;
 use crate::queue::WaitingQueue;
@@ -49,6 +50,9 @@ pub struct Config {
     /// What a token costs, so that a step with long histories takes no longer than one without: its
     /// work is at most that of `step_tokens` tokens at the start of a text, beside what is decoded.
     pub cost: Cost,
+    /// A step that reads prompts beside answers should take no longer than this: less is read where it does. Without it,
+    /// `step_tokens` alone bounds what is read.
+    pub gap: Option<Duration>,
     /// So much work a member who comes back may be ahead of members who never went, before all get
     /// the same. A question that is shorter is read at once.
     pub credit: u32,
@@ -72,6 +76,7 @@ impl Default for Config {
             max_waiting: 256,
             step_tokens: 512,
             cost: Cost::default(),
+            gap: None,
             credit: 4096,
             steps_ahead: 0,
             draft_tokens: 16,
@@ -159,6 +164,7 @@ pub struct Scheduler {
     in_flight: VecDeque<InFlight>,
     spare_rows: Vec<Vec<RowOwner>>,
     accounts: Accounts,
+    pace: Pace,
     shares: Vec<Share>,
     /// Where blocks are kept beside the device.
     tiers: Option<Box<dyn Tiers>>,
@@ -198,6 +204,7 @@ impl Scheduler {
             in_flight: VecDeque::new(),
             spare_rows: Vec::new(),
             accounts: Accounts::new(config.credit.into()),
+            pace: Pace::new(config.gap),
             shares: Vec::new(),
             tiers: None,
             puts: Puts::default(),
@@ -207,6 +214,11 @@ impl Scheduler {
             stats: Stats::default(),
             limits,
         })
+    }
+
+    /// A step that read prompts and went on with answers took so long.
+    pub fn paced(&mut self, took: Duration) {
+        self.pace.saw(took);
     }
 
     /// Most tokens of one sequence, prompt and answer together.

@@ -217,6 +217,7 @@ pub(crate) fn on_card(
         patience: options.patience,
         cost: Cost { read_slope: slopes.read, decode_slope: slopes.decode },
         step_tokens: cost::STEP_WORK,
+        gap: Some(cost::gap(spec)),
         steps_ahead: 1,
         first_pace: CARD_PACE,
         ..Config::default()

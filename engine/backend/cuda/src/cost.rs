@@ -1,10 +1,20 @@
 //! What a token costs on a card, for whoever shares a card's time out.
 
+use std::time::Duration;
+
 use polder_model::{Attention, ModelSpec};
 
 /// Most work of a step beside what it decodes, in tokens at the start of a text: a prompt's share that does not hold up those who are
 /// being answered.
 pub const STEP_WORK: u32 = 1024;
+
+/// What a step that reads beside answers may take, so that these do not stutter: under 50 ms where that leaves a prompt its share, under
+/// 150 for a model that is so large that a share alone takes longer.
+pub fn gap(spec: &ModelSpec) -> Duration {
+    /// Between the 14B's, which are read in time, and the 22B of the 235B's, which are not.
+    const LARGE: f64 = 16e9;
+    Duration::from_millis(if spec.active_weights() < LARGE { 42 } else { 130 })
+}
 
 /// What each position before a token adds to its work, where a token at the start of a text takes 1.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -114,7 +114,7 @@ impl Scheduler {
             demands[share.reader].need += cost.read(share.from, share.tokens);
         }
         // Long histories make decoding take most of a step; reading goes on beside it.
-        let whole = f64::from(step_tokens);
+        let whole = f64::from(step_tokens) * self.pace.part();
         share::fill(&mut demands, (whole - decoded).max(whole / 4.0));
         share_out(&mut shares, &demands, cost, step_tokens - batch.inputs.len() as u32);
         for share in &shares {

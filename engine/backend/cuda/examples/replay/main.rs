@@ -2,7 +2,7 @@
 //! real ones, weights are drawn. `make bench-gpu` runs it.
 //!
 //! `replay [MODEL] [--trace FILE] [--agents 4,8] [--first 4] [--most 64] [--points 4] [--seconds 40] [--kv fp8|bf16] [--host-gib 0]
-//! [--drafts 0] [--step 1024] [--read-slope 1.0] [--decode-slope 1.0] [--first-bound 1.0] [--gap-bound 0.05]`, or
+//! [--drafts 0] [--step 1024] [--read-slope 1.0] [--decode-slope 1.0] [--first-bound 1.0] [--gap-bound 0.05] [--gap-ms 0]`, or
 //! `replay --write FILE [--seed 1] [--speakers 64] [--people 4]` for the trace alone, which others can play too.
 #![allow(clippy::unwrap_used, reason = "it measures; what fails ends it")]
 
@@ -46,6 +46,8 @@ struct Asked {
     step: u32,
     slopes: (f64, f64),
     bounds: Bounds,
+    /// What a step that reads beside answers may take, if not what an engine is given; nothing for no such bound.
+    gap: Option<Duration>,
     seed: u64,
     speakers: usize,
     people: usize,
@@ -69,6 +71,7 @@ impl Asked {
             step: cost::STEP_WORK,
             slopes: (1.0, 1.0),
             bounds: Bounds { first_p95: 1.0, gap_p99: 0.05 },
+            gap: None,
             seed: 1,
             speakers: 64,
             people: 4,
@@ -97,6 +100,7 @@ impl Asked {
                 "--decode-slope" => asked.slopes.1 = value().parse().unwrap(),
                 "--first-bound" => asked.bounds.first_p95 = value().parse().unwrap(),
                 "--gap-bound" => asked.bounds.gap_p99 = value().parse().unwrap(),
+                "--gap-ms" => asked.gap = Some(Duration::from_millis(value().parse().unwrap())),
                 "--seed" => asked.seed = value().parse().unwrap(),
                 "--speakers" => asked.speakers = value().parse().unwrap(),
                 "--people" => asked.people = value().parse().unwrap(),
@@ -211,6 +215,7 @@ fn config(asked: &Asked) -> Config {
             decode_slope: slopes.decode * asked.slopes.1,
         },
         step_tokens: asked.step,
+        gap: Some(asked.gap.unwrap_or(cost::gap(&spec))).filter(|gap| !gap.is_zero()),
         steps_ahead: 1,
         draft_tokens: asked.drafts,
         ..Config::default()
