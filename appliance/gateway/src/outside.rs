@@ -114,13 +114,15 @@ impl Outside {
                 std::future::pending().await
             };
             tokio::select! {
-                () = host.closing.cancelled() => break,
-                changed = passes.changed() => if changed.is_err() { break },
+                () = host.closing.cancelled() => {
+                    // Nobody new comes in, and who is being answered over a line keeps it until the door is closed for good.
+                    host.closed.cancelled().await;
+                    return;
+                }
+                changed = passes.changed() => if changed.is_err() { return },
                 () = other_ways => {}
             }
         }
-        // Who is being answered over a line keeps it until the door is closed for good.
-        self.lines.send_replace(BTreeMap::new());
     }
 
     fn told(&self, via: &Via, state: LineState) {
@@ -162,6 +164,9 @@ fn ways(site: &Site) -> Vec<Via> {
 }
 
 fn come_in(host: &Host, tracker: &TaskTracker, caller: Caller) {
+    if host.closing.is_cancelled() {
+        return;
+    }
     let place = match host.gateway.places.take(caller.remote.ip()) {
         Ok(place) => place,
         Err(why) => {

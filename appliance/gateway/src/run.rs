@@ -116,7 +116,7 @@ pub async fn run_on(
     let status = link.watch();
     let outside = gateway.outside.clone();
     let outside = outside.follow(host.clone(), link.watch(), tracker.clone());
-    let outside = tokio::spawn(outside);
+    let _outside = Following(tokio::spawn(outside));
     let listening = tokio::spawn(listen::keep_open(host, handed, open, status, tracker.clone()));
     let certified = acme.map(|acme| {
         let (status, keeper) = (link.watch(), keeper.clone());
@@ -141,7 +141,6 @@ pub async fn run_on(
     // An order is gone on with at the next start.
     drop(certified);
     let _ = listening.await;
-    let _ = outside.await;
     tracker.close();
     if tokio::time::timeout(gateway.limits.drain, tracker.wait()).await.is_err() {
         log::warn!("{} connections did not end in time and were cut off", tracker.len());

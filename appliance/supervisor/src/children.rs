@@ -59,6 +59,10 @@ impl Parts for Children {
             .arg(&self.state)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env(lifeline::MARK, "1")
+            // An init system that started us hears from us alone how we are.
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("WATCHDOG_PID")
+            .env_remove("WATCHDOG_USEC")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
