@@ -133,7 +133,9 @@ impl Outside {
                 (LineState::Held { .. }, _) => {
                     log::info!(via:? = via; "members outside can come in")
                 }
-                (LineState::Broken { why }, Some(LineState::Held { .. }) | None) => {
+                (LineState::Broken { why }, before)
+                    if !matches!(before, Some(LineState::Broken { .. })) =>
+                {
                     log::warn!(via:? = via; "{why}");
                 }
                 _ => {}

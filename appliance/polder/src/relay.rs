@@ -114,6 +114,12 @@ impl Relay {
 
 fn serve(listen: &[SocketAddr], register: &Register) -> anyhow::Result<()> {
     part::log("info");
+    // Each caller takes one, and 1,024 are the usual most.
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let all = rustix::process::Rlimit { current: most.maximum, ..most };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, all) {
+        log::warn!("no more files may be open than usual: {error}");
+    }
     let runtime = part::runtime()?;
     runtime.block_on(async {
         let mut listeners = Vec::new();

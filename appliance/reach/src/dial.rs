@@ -159,8 +159,8 @@ async fn once(
         .timer(TokioTimer::new())
         .max_header_list_size(16 << 10)
         .max_concurrent_streams(4096)
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(16 << 20);
+        .initial_stream_window_size(line::STREAM_WINDOW)
+        .initial_connection_window_size(line::LINE_WINDOW);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let mut held = false;

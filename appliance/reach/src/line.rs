@@ -24,6 +24,9 @@ pub(crate) const PING_PATH: &str = "/ping";
 /// How often it asks that, and how long either side waits to hear from the other.
 pub(crate) const PING: Duration = Duration::from_secs(1);
 pub(crate) const SILENCE: Duration = Duration::from_secs(3);
+/// Bytes that may be on their way of one caller, and of all together: who takes nothing holds up nobody else.
+pub(crate) const STREAM_WINDOW: u32 = 256 << 10;
+pub(crate) const LINE_WINDOW: u32 = 256 << 20;
 /// Longest sentence or list that either side reads.
 pub(crate) const LONGEST: usize = 64 << 10;
 

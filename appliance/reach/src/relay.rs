@@ -52,13 +52,18 @@ impl Default for Limits {
             beginning: Duration::from_secs(5),
             connections: 4096,
             of_one_address: 256,
-            lines: 4,
+            // One for each uplink that a site may have, and those that are dead without anybody having noticed.
+            lines: 16,
             patience: Duration::from_secs(10),
             line_patience: Duration::from_secs(1),
         }
     }
 }
 
+/// Whoever takes nothing for so long is given up.
+const STALL: Duration = Duration::from_secs(60);
+/// After a box has said its last the caller has this long to hang up.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 /// How often the folder is looked at: whoever was removed there is cut off within it.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -224,8 +229,8 @@ impl Relay {
         builder
             .timer(TokioTimer::new())
             .max_header_list_size(16 << 10)
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(16 << 20);
+            .initial_stream_window_size(line::STREAM_WINDOW)
+            .initial_connection_window_size(line::LINE_WINDOW);
         let end = CancellationToken::new();
         // Whatever happens here, the connection ends with it, and every stream over it.
         let _ends = end.clone().drop_guard();
@@ -291,7 +296,7 @@ impl Relay {
     }
 
     /// Passes a caller's bytes on to the box of that name and back, until either ends.
-    async fn pass_on(&self, name: &str, remote: SocketAddr, bytes: Vec<u8>, mut stream: TcpStream) {
+    async fn pass_on(&self, name: &str, remote: SocketAddr, bytes: Vec<u8>, stream: TcpStream) {
         let Some(id) = self.known().box_of(name).map(str::to_owned) else { return };
         let until = Instant::now() + self.limits.patience;
         let Some(mut line) = self.reach(&id, name, remote, until).await else {
@@ -299,8 +304,7 @@ impl Relay {
             return;
         };
         if line.write_all(&bytes).await.is_ok() {
-            // Either end's end is the other's.
-            let _ = tokio::io::copy_bidirectional(&mut stream, &mut line).await;
+            between(stream, line).await;
         }
     }
 
@@ -338,6 +342,7 @@ impl Relay {
     }
 
     fn count(&self, ip: IpAddr) -> Option<Counted<'_>> {
+        let ip = network(ip);
         let mut callers = self.callers();
         let all: usize = callers.values().sum();
         let own = callers.entry(ip).or_default();
@@ -361,6 +366,43 @@ impl Relay {
 
     fn callers(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
         self.callers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Carries bytes both ways until both ends have said their last, or one takes nothing any more: what nobody takes would fill the line
+/// that all callers share.
+async fn between(caller: impl AsyncRead + AsyncWrite, line: impl AsyncRead + AsyncWrite) {
+    let (from_caller, to_caller) = tokio::io::split(caller);
+    let (from_box, to_box) = tokio::io::split(line);
+    let (asks, answers) = (carry(from_caller, to_box), carry(from_box, to_caller));
+    tokio::pin!(asks, answers);
+    tokio::select! {
+        ended = &mut asks => if ended.is_ok() {
+            // Whoever has said all may still be answered.
+            let _ = answers.await;
+        },
+        ended = &mut answers => if ended.is_ok() {
+            let _ = timeout(LAST_WORDS, asks).await;
+        },
+    }
+}
+
+async fn carry(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
+    let mut some = vec![0; 16 << 10];
+    loop {
+        let count = from.read(&mut some).await?;
+        let stalled = || io::Error::from(io::ErrorKind::TimedOut);
+        if count == 0 {
+            return timeout(STALL, to.shutdown()).await.map_err(|_| stalled())?;
+        }
+        let taken = async {
+            to.write_all(&some[..count]).await?;
+            to.flush().await
+        };
+        timeout(STALL, taken).await.map_err(|_| stalled())??;
     }
 }
 
@@ -411,6 +453,17 @@ fn asking(path: &'static str, body: Bytes) -> Request<Full<Bytes>> {
         _ => "https://box/refused",
     });
     request
+}
+
+/// Whoever has an IPv6 address has 2^64 of them.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => {
+            let net = u128::from(ip) >> 64 << 64;
+            IpAddr::V6(net.into())
+        }
+        ip => ip,
+    }
 }
 
 fn decode(secret: &str) -> Vec<u8> {

@@ -349,7 +349,6 @@ mod tests {
             }
         }
         assert_eq!(tried, 80);
-        assert_eq!(tried, 40);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }

@@ -336,7 +336,7 @@ impl<P: Parts> Work<P> {
     pub(crate) async fn power(self: &Arc<Self>, how: Power, by: Actor) -> Result<(), Refusal> {
         let Some(machine) = self.parts.machine() else {
             if self.power.borrow().is_final() && how == Power::Off {
-                self.record(by, "ended for want of power:", "the box").await?;
+                self.try_to_record(by, "ended for want of power:", "the box").await;
                 log::error!(
                     "the battery of the UPS is nearly empty and all is written down; the box has stopped. It is only a program on this machine, which somebody else has to turn off"
                 );
@@ -350,7 +350,12 @@ impl<P: Parts> Work<P> {
             Power::Off => "turned off",
             Power::Restart => "started again",
         };
-        self.record(by, what, "the machine").await?;
+        let at_its_end = self.power.borrow().is_final();
+        match at_its_end {
+            // A disk that is full must not keep the machine on until its battery is flat.
+            true => self.try_to_record(by, what, "the machine").await,
+            false => drop(self.record(by, what, "the machine").await?),
+        }
         let gone = match how {
             Power::Off => machine.power_off().await,
             Power::Restart => machine.restart().await,
@@ -366,6 +371,16 @@ impl<P: Parts> Work<P> {
         let time = time.ok_or("that is no time that a clock can show")?;
         self.record(by, "set the clock to", &time.to_string()).await?;
         image.helper().does(Chore::SetClock(to)).await
+    }
+
+    /// The same where what is to be written down happens anyway.
+    async fn try_to_record(self: &Arc<Self>, by: Actor, what: &str, on: &str) {
+        let recorded = tokio::time::timeout(Duration::from_secs(5), self.record(by, what, on));
+        match recorded.await {
+            Ok(Ok(_)) => {}
+            Ok(Err(why)) => log::error!("not written to the audit trail: {what} {on}: {why}"),
+            Err(_) => log::error!("not written to the audit trail in time: {what} {on}"),
+        }
     }
 
     /// An entry in the audit trail; on the disk when this returns.
@@ -699,6 +714,9 @@ impl<P: Parts> Work<P> {
                 let gave_up = matches!(shown.borrow().status.state, PartState::GaveUp(_));
                 if gave_up {
                     work.note(Actor::Itself, "gave up", &format!("the {part}")).await;
+                    if part == Part::Power {
+                        work.unwatched().await;
+                    }
                 }
             }
         });

@@ -196,7 +196,7 @@ fn who_looks_after_the_uplinks_may_administer_the_network_and_nothing_else() {
         assert!(networkd.lines().any(|line| line == left_alone), "{networkd}");
     }
     let polkit = std::fs::read_to_string(tree().join("share/polkit-1/rules.d/50-polder.rules"));
-    assert!(polkit.unwrap().contains("polder-(gateway|power|wan|engine@"));
+    assert!(polkit.unwrap().contains("polder-(gateway|health|power|wan|engine@"));
 }
 
 #[test]

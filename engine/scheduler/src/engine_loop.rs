@@ -402,9 +402,9 @@ impl EngineLoop {
                 let since = self.collected.max(Some(step.since)).unwrap_or(step.since);
                 keeper.stepped(step.tokens, step.read, now.saturating_duration_since(since));
             }
-            if step.read > 0 && step.tokens > step.read {
+            if step.tokens > step.read {
                 let since = self.collected.max(Some(step.since)).unwrap_or(step.since);
-                self.scheduler.paced(now.saturating_duration_since(since));
+                self.scheduler.paced(now.saturating_duration_since(since), step.read > 0);
             }
             self.collected = Some(now);
             self.scheduler.take(output, &mut self.events)?;

@@ -18,12 +18,14 @@ const LESS: f64 = 0.5;
 pub(crate) struct Pace {
     gap: Option<Duration>,
     part: f64,
+    /// What steps take, in seconds, that only go on with answers, lately.
+    alone: f64,
 }
 
 impl Pace {
     /// Steps should take no longer than `gap`; without one, all of a step's work is always read.
     pub(crate) fn new(gap: Option<Duration>) -> Self {
-        Self { gap, part: 1.0 }
+        Self { gap, part: 1.0, alone: 0.0 }
     }
 
     /// 1 for all of it.
@@ -31,10 +33,17 @@ impl Pace {
         self.part
     }
 
+    /// A step that only went on with answers took so long.
+    pub(crate) fn saw_answers(&mut self, took: Duration) {
+        self.alone += 0.1 * (took.as_secs_f64() - self.alone);
+    }
+
     /// A step that read prompts and went on with answers took so long.
     pub(crate) fn saw(&mut self, took: Duration) {
         let Some(gap) = self.gap else { return };
-        let of_gap = took.as_secs_f64() / gap.as_secs_f64().max(1e-6);
+        // Where answers take most of it by themselves, reading nothing would not make them smooth.
+        let gap = gap.as_secs_f64().max(2.0 * self.alone).max(1e-6);
+        let of_gap = took.as_secs_f64() / gap;
         if of_gap > 1.0 {
             self.part *= (1.0 / of_gap).max(LESS);
         } else if of_gap < ROOMY {
@@ -71,6 +80,16 @@ mod tests {
             // Nor is less read than may be.
             prop_assert!(pace.part() == 1.0 || took >= 40.0 * ROOMY / MORE || pace.part() == LEAST);
         }
+    }
+
+    #[test]
+    fn answers_that_are_slow_by_themselves_do_not_keep_prompts_from_being_read() {
+        let mut pace = Pace::new(Some(Duration::from_millis(40)));
+        for _ in 0..100 {
+            pace.saw_answers(Duration::from_millis(60));
+            pace.saw(Duration::from_millis(100));
+        }
+        assert_eq!(pace.part(), 1.0);
     }
 
     #[test]

@@ -216,9 +216,12 @@ impl Scheduler {
         })
     }
 
-    /// A step that read prompts and went on with answers took so long.
-    pub fn paced(&mut self, took: Duration) {
-        self.pace.saw(took);
+    /// A step that went on with answers took so long; whether it read prompts as well.
+    pub fn paced(&mut self, took: Duration, read: bool) {
+        match read {
+            true => self.pace.saw(took),
+            false => self.pace.saw_answers(took),
+        }
     }
 
     /// Most tokens of one sequence, prompt and answer together.

@@ -71,6 +71,16 @@ pub(super) async fn set(
         }
     };
     let secret = wish.secret.trim();
+    change.applied_to(&gateway.status().site).check().map_err(|error| {
+        Trouble::Say(StatusCode::BAD_REQUEST, error.to_string().replacen("site.toml: ", "", 1))
+    })?;
+    if secret.is_empty()
+        && who_is_told(gateway.status().site.dynamic_dns.as_ref()) != who_is_told(told(&change))
+    {
+        // It was meant for somebody else.
+        let path = gateway.state.join(SECRET);
+        let _ = tokio::task::spawn_blocking(move || std::fs::remove_file(path)).await;
+    }
     if !secret.is_empty() {
         let (path, text) = (gateway.state.join(SECRET), format!("{secret}\n"));
         let written = tokio::task::spawn_blocking(move || write_durably(&path, text.as_bytes()));
@@ -83,6 +93,20 @@ pub(super) async fn set(
     }
     change_site(&gateway, &who, change).await?;
     Ok(Redirect::to("/uplinks").into_response())
+}
+
+fn told(change: &SiteChange) -> Option<&DynamicDns> {
+    match change {
+        SiteChange::DynamicDns(dns) => Some(dns),
+        _ => None,
+    }
+}
+
+/// The service or the zone's server that a secret is for.
+fn who_is_told(dns: Option<&DynamicDns>) -> Option<String> {
+    let dns = dns?;
+    let zone = dns.zone.as_ref().map(|zone| format!("{} {} {}", zone.server, zone.zone, zone.key));
+    dns.hook.as_ref().map(|hook| hook.parts().0.to_string()).or(zone)
 }
 
 /// Nobody where nothing was filled in.

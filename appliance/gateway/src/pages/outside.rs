@@ -146,7 +146,8 @@ fn now(gateway: &Gateway) -> Markup {
                 p { "Outside it is called " code { "https://" (name) } }
                 @if status.site.answers_to(&name) { (badge(Tone::Good, "the box answers")) }
                 @else {
-                    form method="post" action="/outside/name" {
+                    form method="post" action="/outside/name"
+                        data-confirm="Answer to it? The box makes a new certificate authority for this name, which every device has to be told to trust once more. With a public certificate for the name none has to." {
                         (hidden("name", &name))
                         button.quiet type="submit" { "Answer to it" }
                     }

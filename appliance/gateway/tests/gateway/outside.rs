@@ -99,7 +99,9 @@ async fn a_pass_that_is_taken_away_hangs_up_and_nonsense_is_refused_in_words() {
     let answer = house.gives("polder-relay://half").await;
     assert_eq!(status_of(&answer), 400);
     assert!(answer.contains("This is no pass of a relay"), "{answer}");
-    house.gives(&relay.pass()).await;
+    let pass = relay.pass();
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    house.gives(&pass).await;
     let stream = relay.call(&house).await.unwrap();
     drop(stream);
     let answer = house.steward("POST /outside/remove", "").await;

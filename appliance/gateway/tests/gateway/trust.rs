@@ -77,7 +77,8 @@ fn is_for_strangers(route: &Route) -> bool {
 }
 
 /// What a member may do besides what strangers may: by its beginning, or whole with `$`.
-const FOR_MEMBERS: [&str; 12] = [
+const FOR_MEMBERS: [&str; 13] = [
+    "/status$",
     "/$",
     "/keys$",
     "/keys/",

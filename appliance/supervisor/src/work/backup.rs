@@ -9,8 +9,8 @@ use polder_backup::{
     Stop, Store, due, examine, gather, locate, look, restore,
 };
 use polder_control::{
-    Actor, BackupStatus, BackupWish, Client, DoorReply, DoorRequest, KitWords, LastBackup, Plan,
-    Progress, RunId, RunState, Sockets, WanReply, WanRequest,
+    Actor, BackupSeen, BackupStatus, BackupWish, Client, DoorReply, DoorRequest, KitWords,
+    LastBackup, Plan, Progress, RunId, RunState, Sockets, Told, WanReply, WanRequest,
 };
 use polder_site::{Backup, BackupPlace, Site, SiteChange};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,8 @@ use crate::runs::Intent;
 /// Between two looks at what is due, and from the start to the first one.
 const LOOK: Duration = Duration::from_secs(30);
 const FIRST_LOOK: Duration = Duration::from_secs(10);
+/// How long a place for backups is waited for when a change is planned.
+const LOOK_AT_STORE: Duration = Duration::from_secs(12);
 /// A gateway on a restored box has this long to answer.
 const DRILL: Duration = Duration::from_secs(30);
 /// Of what is stored, this many percent are read in a drill: all of it in ten weeks, more or less.
@@ -129,13 +131,20 @@ impl<P: Parts> Work<P> {
     pub(super) async fn store_at(&self, backup: &Backup) -> Result<Store, Refusal> {
         self.kit_is_on_paper()?;
         let (folders, backup) = (self.folders(), backup.clone());
-        blocking(move || {
+        let to = backup.to.to_string();
+        let looks = blocking(move || {
             let key = KitKey::of_box(&folders).map_err(|e| sentence(&e))?;
             let location = locate(&backup.to, &folders).map_err(|e| sentence(&e))?;
             let store = Restic::of(&location, &key, backup.limit_kib, &folders.own());
             look(&store, &location).map_err(|e| sentence(&e))
-        })
-        .await
+        });
+        // A server that says nothing must hold up neither a start nor everybody's other wishes.
+        match tokio::time::timeout(LOOK_AT_STORE, looks).await {
+            Ok(found) => found,
+            Err(_) => {
+                Err(format!("{to} does not answer; see that it can be reached, then try again"))
+            }
+        }
     }
 
     /// One step of a run.
@@ -262,7 +271,9 @@ impl<P: Parts> Work<P> {
     pub(super) fn look_after_backups(self: &Arc<Self>) {
         let work = self.clone();
         self.tasks.spawn(async move {
-            work.after_a_restore().await;
+            // What a restore brings in may take hours; backups do not wait for it.
+            let bringing = work.clone();
+            work.tasks.spawn(async move { bringing.after_a_restore().await });
             let mut pause = FIRST_LOOK;
             loop {
                 tokio::select! {
@@ -290,8 +301,16 @@ impl<P: Parts> Work<P> {
     }
 
     async fn do_what_is_due(self: &Arc<Self>) {
-        let Some(backup) = self.board.site().backup else { return };
         let record = Record::read(&self.folders());
+        let wanted = self.board.site().backup;
+        if let Err(error) = Told::Backup(seen(&record, wanted.as_ref())).leave(&self.sockets) {
+            log::warn!("the health part does not hear of backups: {error}");
+        }
+        let Some(backup) = wanted else { return };
+        // What is left in the battery is for answers; and nothing begins that the end would cut off.
+        if self.power.borrow().pauses_work() {
+            return;
+        }
         let metered = matches!(backup.to, BackupPlace::Server(_)) && self.is_metered().await;
         let now = jiff::Timestamp::now().as_second();
         let Some(what) = due(&record, now, metered) else { return };
@@ -505,9 +524,28 @@ fn only_here(folder: &Path) -> Result<(), String> {
     let free = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr());
     site.door.port = free.map_err(|e| format!("no port is free: {e}"))?.port();
     site.door.listen = vec![std::net::IpAddr::from([127, 0, 0, 1])];
+    // A trial calls nobody: neither the relay nor an authority in the box's name.
+    (site.certificate, site.dynamic_dns, site.alerts) = (None, None, None);
+    (site.power, site.backup) = (None, None);
+    site.uplinks.clear();
+    match std::fs::remove_file(folder.join("relay.pass")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.to_string()),
+        _ => {}
+    }
     store.write(&site, "for a trial").map(drop).map_err(|e| with_source(&e))?;
     let run = Sockets::of(folder);
     std::fs::create_dir_all(run.folder()).map_err(|e| e.to_string())
+}
+
+/// What the health part is to know.
+fn seen(record: &Record, backup: Option<&Backup>) -> BackupSeen {
+    BackupSeen {
+        to: backup.map(|backup| backup.to.to_string()),
+        last: record.saved.as_ref().map(|saved| saved.at),
+        failed: record.failed.as_ref().map(|failed| failed.why.clone()),
+        drill: record.drill.as_ref().map(|drill| drill.at),
+        drill_failed: record.drill.as_ref().and_then(|drill| drill.found.clone().err()),
+    }
 }
 
 fn status(record: Record, site: &Site) -> BackupStatus {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use polder_control::{Actor, PartState, PowerPhase, Supply};
+use polder_control::{Actor, BatterySeen, PartState, PowerPhase, Supply, Told};
 use tokio::time::timeout;
 
 use super::{Work, lock, settled};
@@ -26,6 +26,15 @@ impl<P: Parts> Work<P> {
         let (phase, may_start) = (supply.phase, supply.may_start);
         let before = self.power.send_replace(phase);
         self.board.set_supply(Some(supply.clone()));
+        let seen = BatterySeen {
+            on_mains: supply.on_mains,
+            charge: supply.charge,
+            replace: supply.replace_battery,
+            ..BatterySeen::default()
+        };
+        if let Err(error) = Told::Battery(seen).leave(&self.sockets) {
+            log::warn!("the health part does not hear of the battery: {error}");
+        }
         if phase != before {
             // The box stops with this, whether or not it could be written down.
             self.note(Actor::Itself, power_words(phase), "the power").await;
@@ -39,6 +48,19 @@ impl<P: Parts> Work<P> {
             self.may_start.send_if_modified(|may| !std::mem::replace(may, true));
         }
         self.drained.load(Ordering::Acquire)
+    }
+
+    /// Nobody watches the UPS any more, although somebody should. What its last word held back goes on: that word may be of hours ago.
+    pub(super) async fn unwatched(self: &Arc<Self>) {
+        self.board.set_supply(None);
+        let before = self.power.send_replace(PowerPhase::Mains);
+        self.may_start.send_replace(true);
+        if before.refuses_all_work() {
+            self.wake();
+        }
+        log::error!(
+            "nobody watches the UPS: a power cut will not be noticed before its battery is empty"
+        );
     }
 
     /// Ends all parts that answer people: first the engines, whose answers come to their end through the open door, then the

@@ -114,8 +114,10 @@ impl Scheduler {
             demands[share.reader].need += cost.read(share.from, share.tokens);
         }
         // Long histories make decoding take most of a step; reading goes on beside it.
-        let whole = f64::from(step_tokens) * self.pace.part();
-        share::fill(&mut demands, (whole - decoded).max(whole / 4.0));
+        let whole = f64::from(step_tokens);
+        let read =
+            (whole * self.pace.part() - decoded).max(whole / 4.0 * self.pace.part().max(0.5));
+        share::fill(&mut demands, read);
         share_out(&mut shares, &demands, cost, step_tokens - batch.inputs.len() as u32);
         for share in &shares {
             if share.tokens > 0 {
