@@ -1,9 +1,8 @@
 //! Members outside: the lines that the box holds to a relay, over each of its uplinks, and who comes over them.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -55,7 +54,10 @@ impl Outside {
     /// Keeps a pass, and calls with it; or forgets it, and hangs up.
     pub(crate) fn keep(&self, pass: Option<Pass>) -> io::Result<()> {
         match &pass {
-            Some(pass) => self.write(&pass.to_string())?,
+            Some(pass) => {
+                polder_pki::files::write(&self.file, &pass.to_string())
+                    .map_err(io::Error::other)?;
+            }
             None => match fs::remove_file(&self.file) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -63,23 +65,6 @@ impl Outside {
         }
         self.pass.send_replace(pass);
         Ok(())
-    }
-
-    /// Whole or not at all, and nobody else's to read.
-    fn write(&self, text: &str) -> io::Result<()> {
-        let beside = self.file.with_extension("new");
-        match fs::remove_file(&beside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&beside, &self.file)?;
-        match self.file.parent() {
-            Some(folder) => File::open(folder)?.sync_all(),
-            None => Ok(()),
-        }
     }
 
     /// Holds a line over every uplink while there is a pass, until the door closes.
