@@ -192,6 +192,7 @@ impl<P: Parts> Work<P> {
             self.resume(open).await;
         }
         self.look_after_backups();
+        self.look_after_what_is_kept();
     }
 
     async fn resume(self: &Arc<Self>, open: Open) {

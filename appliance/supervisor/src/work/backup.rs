@@ -282,7 +282,6 @@ impl<P: Parts> Work<P> {
                 }
                 pause = LOOK;
                 work.do_what_is_due().await;
-                work.prove_what_is_kept().await;
             }
         });
     }
