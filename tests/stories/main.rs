@@ -20,6 +20,7 @@ mod power;
 mod rename;
 mod restart;
 mod seed;
+mod spare;
 mod stolen_disk;
 mod two_models;
 mod uplinks;

@@ -328,6 +328,7 @@ impl Eyes {
             match told {
                 Told::Battery(battery) => seen.battery = Some(battery),
                 Told::Backup(backup) => seen.backup = Some(backup),
+                Told::Spare(spare) => seen.spare = Some(*spare),
             }
         }
     }
