@@ -14,6 +14,7 @@ mod document;
 mod dynamic_dns;
 mod names;
 mod power;
+mod sign_in;
 mod store;
 mod unknown;
 mod updates;
@@ -36,6 +37,7 @@ pub use document::{
 pub use dynamic_dns::{DnsName, DnsZone, DynamicDns, DynamicDnsError, HookUrl};
 pub use names::{AppName, BoxName, EngineName, NameError, RecipeName, UplinkName};
 pub use power::{PowerPlan, UpsAddress, UpsAddressError, UpsRole};
+pub use sign_in::{IssuerUrl, SignIn, SignInError};
 pub use store::{Store, StoreError, Version, write_durably};
 pub use unknown::UnknownKey;
 pub use updates::{UpdateUrl, UpdateUrlError, Updates};
