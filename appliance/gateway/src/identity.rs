@@ -83,8 +83,8 @@ impl Identities {
         let Some(text) = files::read(&self.path())? else { return Ok(None) };
         // A file that is not what we wrote is as good as none.
         let kept = serde_json::from_str::<Kept>(&text).ok();
-        let kept = kept
-            .filter(|k| k.issuer == sign_in.issuer.as_str() && k.client == sign_in.client);
+        let kept =
+            kept.filter(|k| k.issuer == sign_in.issuer.as_str() && k.client == sign_in.client);
         Ok(kept.map(|kept| Secret::new(kept.secret)))
     }
 

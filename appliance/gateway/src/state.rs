@@ -12,9 +12,9 @@ use tokio::sync::{broadcast, watch};
 
 use crate::body::Buffers;
 use crate::engines::{EngineAnswer, EngineRefusal, Engines};
+use crate::identity::Identities;
 use crate::leash::Watchman;
 use crate::limits::{Limits, Places};
-use crate::identity::Identities;
 use crate::link::{AskError, Link};
 use crate::metrics::Tally;
 use crate::outside::Outside;

@@ -112,7 +112,8 @@ impl Members {
     }
 }
 
-const SELECT: &str = "SELECT id, name, digest IS NOT NULL, redirects, for_stewards, created_at FROM client_apps";
+const SELECT: &str =
+    "SELECT id, name, digest IS NOT NULL, redirects, for_stewards, created_at FROM client_apps";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<ClientApp> {
     let redirects: String = row.get(3)?;

@@ -288,14 +288,7 @@ fn insert(
     db.execute(
         "INSERT INTO identities (issuer, subject, member, shown, email, created_at, seen_at)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)",
-        params![
-            identity.issuer,
-            identity.subject,
-            id.0,
-            shown(identity),
-            proven(identity),
-            now
-        ],
+        params![identity.issuer, identity.subject, id.0, shown(identity), proven(identity), now],
     )?;
     Ok(())
 }

@@ -159,6 +159,9 @@ pub(crate) fn alive(
         .prepare_cached("SELECT member, created_at, seen_at FROM sessions WHERE digest = ?1")?
         .query_row([digest], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .optional()?;
-    let alive = |created: i64, seen: i64| now < created + SESSION_SECONDS && now < seen + IDLE_SECONDS;
-    Ok(found.filter(|(_, created, seen)| alive(*created, *seen)).map(|(id, created, _)| (id, created)))
+    let alive =
+        |created: i64, seen: i64| now < created + SESSION_SECONDS && now < seen + IDLE_SECONDS;
+    Ok(found
+        .filter(|(_, created, seen)| alive(*created, *seen))
+        .map(|(id, created, _)| (id, created)))
 }

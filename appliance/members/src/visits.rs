@@ -246,12 +246,8 @@ mod tests {
         let ada = members.add_member(&ada, Role::Steward).unwrap().id;
         let session = members.begin_session(ada).unwrap().1;
         let redirects = vec!["https://wiki.example/back".to_owned()];
-        let new = NewClientApp {
-            name: "Wiki".into(),
-            redirects,
-            with_secret: true,
-            for_stewards: false,
-        };
+        let new =
+            NewClientApp { name: "Wiki".into(), redirects, with_secret: true, for_stewards: false };
         let (app, secret) = members.add_client_app(&new).unwrap();
         let secret = secret.unwrap();
         assert!(members.is_client_secret(&app.id, secret.expose()).unwrap());

@@ -336,7 +336,10 @@ mod tests {
     #[test]
     fn what_is_not_known_here_is_told_to_the_app_by_name() {
         assert_eq!(told(true, |a| a.response_type = "token".into()), "unsupported_response_type");
-        assert_eq!(told(true, |a| a.response_type = "code id_token".into()), "unsupported_response_type");
+        assert_eq!(
+            told(true, |a| a.response_type = "code id_token".into()),
+            "unsupported_response_type"
+        );
         assert_eq!(told(true, |a| a.scope = "email".into()), "invalid_scope");
         assert_eq!(told(true, |a| a.request = Some("x".into())), "request_not_supported");
         assert_eq!(told(true, |a| a.request_uri = Some("x".into())), "request_uri_not_supported");

@@ -53,8 +53,7 @@ mod tests {
     use super::*;
 
     fn site(members: &[&str], stewards: &[&str]) -> SignIn {
-        let mut sign_in =
-            SignIn::at("house", "https://sso.example.org".parse().unwrap(), "box");
+        let mut sign_in = SignIn::at("house", "https://sso.example.org".parse().unwrap(), "box");
         let owned = |groups: &[&str]| groups.iter().map(|g| (*g).to_owned()).collect();
         (sign_in.members, sign_in.stewards) = (owned(members), owned(stewards));
         sign_in

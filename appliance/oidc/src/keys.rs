@@ -175,11 +175,7 @@ fn held(kept: Kept) -> Option<Held> {
 impl PrivateSigningKey for Signer {
     type VerificationKey = CoreJsonWebKey;
 
-    fn sign(
-        &self,
-        alg: &CoreJwsSigningAlgorithm,
-        message: &[u8],
-    ) -> Result<Vec<u8>, SigningError> {
+    fn sign(&self, alg: &CoreJwsSigningAlgorithm, message: &[u8]) -> Result<Vec<u8>, SigningError> {
         if *alg != CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha256 {
             return Err(SigningError::UnsupportedAlg("only RS256".to_owned()));
         }

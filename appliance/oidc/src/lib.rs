@@ -22,7 +22,8 @@ pub use groups::Standing;
 pub use keys::Keys;
 pub use service::{Answer, Known, Service, Services, Way};
 pub use token::{
-    Credentials, Given, Person, TokenAsked, TokenRefused, credentials, description, redeem, refresh, userinfo,
+    Credentials, Given, Person, TokenAsked, TokenRefused, credentials, description, redeem,
+    refresh, userinfo,
 };
 pub use ways::{MOST_FROM_ONE, Ways};
 

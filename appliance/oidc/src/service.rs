@@ -240,9 +240,8 @@ impl Service {
         let (told, kept) = (state.clone(), nonce.clone());
         let client = self.client(redirect)?;
         let flow = AuthenticationFlow::<CoreResponseType>::AuthorizationCode;
-        let mut request = client
-            .authorize_url(flow, move || told, move || kept)
-            .set_pkce_challenge(challenge);
+        let mut request =
+            client.authorize_url(flow, move || told, move || kept).set_pkce_challenge(challenge);
         // Of what is none of the standard's only a service that lists it wants to hear.
         let listed = |scope: &&str| {
             let known = self.described.scopes_supported();
@@ -458,11 +457,15 @@ fn unproven(error: ClaimsVerificationError) -> Unproven {
             "it is signed in a way that anybody who knows the client's secret could sign, or that this box does not know; a steward can choose RS256 or ES256 there"
         }
         E::SignatureVerification(_) => "its signature is wrong",
-        E::Expired(_) => "it was too old when it came; the clock of the service or of this box is wrong",
+        E::Expired(_) => {
+            "it was too old when it came; the clock of the service or of this box is wrong"
+        }
         E::InvalidIssuer(_) => "another service says it",
         E::InvalidAudience(_) => "it is meant for somebody else than this box",
         E::InvalidNonce(_) => "it is the answer to another question",
-        E::Other(_) => "it is of a time that is still to come; the clock of the service or of this box is wrong",
+        E::Other(_) => {
+            "it is of a time that is still to come; the clock of the service or of this box is wrong"
+        }
         _ => "it is of a kind that this box does not know",
     })
 }

@@ -7,8 +7,8 @@ use openidconnect::core::{
     CoreGenderClaim, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm,
 };
 use openidconnect::{
-    AccessToken, AdditionalClaims, Audience, EndUserEmail, EndUserName,
-    EndUserUsername, IdToken, IdTokenClaims, IssuerUrl, Nonce, StandardClaims, SubjectIdentifier,
+    AccessToken, AdditionalClaims, Audience, EndUserEmail, EndUserName, EndUserUsername, IdToken,
+    IdTokenClaims, IssuerUrl, Nonce, StandardClaims, SubjectIdentifier,
 };
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
@@ -86,12 +86,18 @@ impl TokenRefused {
 
     /// What it brought is not good.
     pub fn grant() -> Self {
-        Self::new("invalid_grant", "this was used, is too old, or its member has signed out; have them sign in again")
+        Self::new(
+            "invalid_grant",
+            "this was used, is too old, or its member has signed out; have them sign in again",
+        )
     }
 
     /// It wants something else.
     pub fn kind() -> Self {
-        Self::new("unsupported_grant_type", "only authorization_code and refresh_token are known here")
+        Self::new(
+            "unsupported_grant_type",
+            "only authorization_code and refresh_token are known here",
+        )
     }
 
     /// Two ways to say who it is, or none.
@@ -146,7 +152,10 @@ pub fn redeem(
 ) -> Result<(), TokenRefused> {
     refresh(given, client, issuer)?;
     if asked.redirect_uri.as_deref() != Some(given.redirect) {
-        return Err(TokenRefused::new("invalid_grant", "redirect_uri is not the one of the question"));
+        return Err(TokenRefused::new(
+            "invalid_grant",
+            "redirect_uri is not the one of the question",
+        ));
     }
     let verifier = asked.code_verifier.as_deref().filter(|verifier| !verifier.is_empty());
     let proven = match (given.challenge, verifier) {
@@ -160,7 +169,9 @@ pub fn redeem(
     };
     match proven {
         true => Ok(()),
-        false => Err(TokenRefused::new("invalid_grant", "code_verifier does not fit the code_challenge")),
+        false => {
+            Err(TokenRefused::new("invalid_grant", "code_verifier does not fit the code_challenge"))
+        }
     }
 }
 
@@ -197,12 +208,8 @@ struct Groups {
 }
 impl AdditionalClaims for Groups {}
 
-type Proof = IdToken<
-    Groups,
-    CoreGenderClaim,
-    CoreJweContentEncryptionAlgorithm,
-    CoreJwsSigningAlgorithm,
->;
+type Proof =
+    IdToken<Groups, CoreGenderClaim, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm>;
 
 impl Keys {
     /// Signs who somebody is, for an app that asked for `scope`. Blocks where a key must be made.
@@ -302,7 +309,6 @@ pub fn description(issuer: &str) -> Value {
     })
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -335,7 +341,10 @@ mod tests {
         assert_eq!(says(GIVEN, "wiki", "https://oak.example", &asked()), refused);
         let elsewhere = TokenAsked { redirect_uri: Some("https://evil.example".into()), ..asked() };
         assert_eq!(says(GIVEN, "wiki", GIVEN.issuer, &elsewhere), refused);
-        assert_eq!(says(GIVEN, "wiki", GIVEN.issuer, &TokenAsked { redirect_uri: None, ..asked() }), refused);
+        assert_eq!(
+            says(GIVEN, "wiki", GIVEN.issuer, &TokenAsked { redirect_uri: None, ..asked() }),
+            refused
+        );
         for verifier in [None, Some(""), Some("x"), Some(CHALLENGE)] {
             let verifier = verifier.map(str::to_owned);
             let asked = TokenAsked { code_verifier: verifier, ..asked() };

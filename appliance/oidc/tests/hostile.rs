@@ -371,7 +371,8 @@ fn a_service_that_is_away_or_none_or_another_says_so_in_a_sentence() {
         service.lie(lies);
         Services::default().of(&service.site(), None).map(drop).unwrap_err()
     };
-    let other = Lies { description: vec![("issuer", json!("https://evil.example"))], ..Lies::default() };
+    let other =
+        Lies { description: vec![("issuer", json!("https://evil.example"))], ..Lies::default() };
     assert!(matches!(says(other), OidcError::Elsewhere { .. }));
     for endpoint in ["authorization_endpoint", "token_endpoint", "userinfo_endpoint", "jwks_uri"] {
         let clear = json!("http://192.0.2.1/x");

@@ -263,8 +263,7 @@ mod tests {
         let issuer = "https://sso.example.org".parse().unwrap();
         let mut sign_in = SignIn::at("House", issuer, "box");
         (sign_in.members, sign_in.stewards) = (vec!["m".into()], vec!["s".into()]);
-        sign_in.root =
-            Some("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".into());
+        sign_in.root = Some("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".into());
         site.sign_in = Some(sign_in);
         site.updates = Some(Updates { from: "https://example.org/polder".parse().unwrap() });
         site.door.names.push("gpu.example.org".into());

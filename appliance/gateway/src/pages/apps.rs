@@ -20,8 +20,8 @@ use crate::Gateway;
 use crate::host::{RequestHost, parse_host};
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::home::Said;
-use crate::pages::{client_apps, verifier};
 use crate::pages::who::{SignedIn, Steward, own_path, percent};
+use crate::pages::{client_apps, verifier};
 
 /// How long the page waits to show what was changed.
 const SOON: Duration = Duration::from_secs(2);

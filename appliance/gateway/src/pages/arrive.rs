@@ -155,10 +155,10 @@ pub(super) async fn link(
         return Err(MembersError::WrongPassword.into());
     }
     let purpose = Purpose { next: "/account".to_owned(), link: Some((id, who.token.clone())) };
-    let caller =
-        Caller { peer: who.peer, token: Some(who.token.clone()), base: who.base.clone() };
+    let caller = Caller { peer: who.peer, token: Some(who.token.clone()), base: who.base.clone() };
     let begun = begin(&gateway, &caller, &headers, false, purpose).await;
-    let (to, cookie) = begun.map_err(|refusal| Trouble::Say(refusal.status(), refusal.to_string()))?;
+    let (to, cookie) =
+        begun.map_err(|refusal| Trouble::Say(refusal.status(), refusal.to_string()))?;
     // A redirect would be stopped by browsers after a form, which may lead to no other site.
     let body = html! { p { a href=(to) { "Go on to " (sign_in(&gateway).map_or(String::new(), |s| s.name)) } } };
     let page = Page { title: "On the way", narrow: true, ..Page::default() };
@@ -259,7 +259,8 @@ fn refused(gateway: &Gateway, next: &str, why: &Refusal) -> Response {
     if status == StatusCode::INTERNAL_SERVER_ERROR {
         log::error!("a sign-in failed: {why}");
     }
-    let mut response = with_status(status, sign_in::page(gateway, "", next, Some(&why.to_string())));
+    let mut response =
+        with_status(status, sign_in::page(gateway, "", next, Some(&why.to_string())));
     if status == StatusCode::SERVICE_UNAVAILABLE {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
     }
@@ -281,7 +282,8 @@ async fn begin(
         Some(had) => Secret::new(had.to_owned()),
         None => Secret::random()?,
     };
-    let (redirect, from) = (format!("{}/sign-in/back", caller.base), network(caller.peer.remote.ip()));
+    let (redirect, from) =
+        (format!("{}/sign-in/back", caller.base), network(caller.peer.remote.ip()));
     let on = (browser.expose(), from.as_str());
     let to = gateway.identities.begin(&sign_in, redirect, another, on, purpose).await?;
     Ok((to, set_cookie(caller, browser.expose(), COOKIE_SECONDS)))

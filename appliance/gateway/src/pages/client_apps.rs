@@ -64,7 +64,9 @@ pub(super) async fn remove(
 ) -> Result<Response, Trouble> {
     let asked = id.clone();
     let app = gateway.members.ask(move |m| m.client_app(&asked)).await?;
-    let app = app.ok_or_else(|| Trouble::not_found("there is no such app; perhaps it was removed meanwhile"))?;
+    let app = app.ok_or_else(|| {
+        Trouble::not_found("there is no such app; perhaps it was removed meanwhile")
+    })?;
     gateway.members.ask(move |m| m.remove_client_app(&id)).await?;
     who.record(&gateway, "let nobody sign in with the box any more at", &app.name).await;
     Ok(Redirect::to("/apps?said=client-removed").into_response())

@@ -115,9 +115,7 @@ pub(super) async fn look(
     Ok(page(&gateway, &who, top, &Wish::of(site)).await)
 }
 
-async fn keep(
-    work: impl FnOnce() -> Result<(), PkiError> + Send + 'static,
-) -> Result<(), Trouble> {
+async fn keep(work: impl FnOnce() -> Result<(), PkiError> + Send + 'static) -> Result<(), Trouble> {
     let done = tokio::task::spawn_blocking(work).await;
     let why = match done {
         Ok(Ok(())) => return Ok(()),
@@ -132,8 +130,7 @@ fn read(wish: &Wish) -> Result<SignIn, SignInError> {
     let lines = |text: &str| {
         text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect()
     };
-    let mut sign_in =
-        SignIn::at(wish.name.trim(), wish.issuer.trim().parse()?, wish.client.trim());
+    let mut sign_in = SignIn::at(wish.name.trim(), wish.issuer.trim().parse()?, wish.client.trim());
     if !wish.groups_claim.trim().is_empty() {
         sign_in.groups_claim = wish.groups_claim.trim().to_owned();
     }
@@ -141,7 +138,8 @@ fn read(wish: &Wish) -> Result<SignIn, SignInError> {
     sign_in.stewards = lines(&wish.stewards);
     sign_in.new_people = !wish.new_people.is_empty();
     sign_in.tell_email = !wish.tell_email.is_empty();
-    sign_in.root = Some(wish.root.trim()).filter(|pem| !pem.is_empty()).map(|pem| format!("{pem}\n"));
+    sign_in.root =
+        Some(wish.root.trim()).filter(|pem| !pem.is_empty()).map(|pem| format!("{pem}\n"));
     sign_in.check()?;
     Ok(sign_in)
 }
@@ -228,7 +226,8 @@ async fn page(gateway: &Arc<Gateway>, who: &SignedIn, top: Markup, wish: &Wish) 
         p { a href="/apps" { "Back to Apps" } }
     };
     let lead = "Let people sign in with what your collective has already. The box's own passwords go on working, also when the service is away.";
-    let page = Page { title: "Sign-in with your own identity", lead: Some(lead), ..Page::default() };
+    let page =
+        Page { title: "Sign-in with your own identity", lead: Some(lead), ..Page::default() };
     answer(&page, &nav(gateway, &who.member, "/apps"), body)
 }
 

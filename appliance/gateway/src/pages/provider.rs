@@ -52,9 +52,8 @@ pub(super) async fn authorize(
     let Query(asked) = asked.map_err(|_| shown("the app's question cannot be read"))?;
     let id = asked.client_id.clone();
     let app = gateway.members.ask(move |m| m.client_app(&id)).await?;
-    let facts = app
-        .as_ref()
-        .map(|app| AppFacts { redirects: &app.redirects, has_secret: app.has_secret });
+    let facts =
+        app.as_ref().map(|app| AppFacts { redirects: &app.redirects, has_secret: app.has_secret });
     let issuer = issuer(&caller);
     let tell = |wrong: Wrong| match wrong.told(&issuer) {
         Ok(to) => Ok(sent_on(&gateway, &headers, &to)),
@@ -73,7 +72,9 @@ pub(super) async fn authorize(
     };
     if wanted.max_age.is_some_and(|most| frame::now() - since > most) {
         return match wanted.silent {
-            true => tell(wanted.without("login_required", "the sign-in on the box is too long ago")),
+            true => {
+                tell(wanted.without("login_required", "the sign-in on the box is too long ago"))
+            }
             false => to_sign_in(uri.query(), true),
         };
     }
@@ -311,7 +312,8 @@ async fn signed_in(
 /// To the sign-in page, and then here again with the same question. A question that wants somebody to sign in anew does not
 /// want it a second time.
 fn to_sign_in(query: Option<&str>, again: bool) -> Result<Response, Trouble> {
-    let kept = |part: &&str| !again || !(part.starts_with("prompt=") || part.starts_with("max_age="));
+    let kept =
+        |part: &&str| !again || !(part.starts_with("prompt=") || part.starts_with("max_age="));
     let parts: Vec<&str> = query.unwrap_or_default().split('&').filter(kept).collect();
     let next = format!("/oidc/authorize?{}", parts.join("&"));
     if next.len() > LONGEST_PATH {

@@ -96,12 +96,7 @@ pub(super) async fn out(State(gateway): State<Arc<Gateway>>, caller: Caller) -> 
     (AppendHeaders([(header::SET_COOKIE, cookie)]), Redirect::to("/sign-in")).into_response()
 }
 
-pub(super) fn page(
-    gateway: &Gateway,
-    name: &str,
-    next: &str,
-    wrong: Option<&str>,
-) -> Response {
+pub(super) fn page(gateway: &Gateway, name: &str, next: &str, wrong: Option<&str>) -> Response {
     let page = Page { title: "Sign in", narrow: true, ..Page::default() };
     let status = gateway.status();
     answer(&page, &plain_nav(gateway), form(name, next, wrong, status.site.sign_in.as_ref()))
