@@ -21,6 +21,7 @@ mod handed;
 pub mod headers;
 mod health;
 pub mod host;
+mod identity;
 mod leash;
 mod limits;
 mod line;

@@ -106,6 +106,57 @@ const ADDITIONS: &[(&str, &str)] = &[
          INSERT OR IGNORE INTO forgetting (member, engine) VALUES (OLD.id, '*');
      END;",
     ),
+    (
+        "identities",
+        "-- Who a member is where the collective signs in, and the address that was proven there.
+     CREATE TABLE identities (
+         issuer TEXT NOT NULL,
+         subject TEXT NOT NULL,
+         member INTEGER NOT NULL REFERENCES members(id) ON DELETE CASCADE,
+         shown TEXT NOT NULL,
+         email TEXT,
+         made_steward INTEGER NOT NULL DEFAULT 0,
+         created_at INTEGER NOT NULL,
+         seen_at INTEGER NOT NULL,
+         PRIMARY KEY (issuer, subject),
+         UNIQUE (member, issuer)
+     ) STRICT, WITHOUT ROWID;",
+    ),
+    (
+        "client apps",
+        "-- Apps that let people sign in with the box.
+     CREATE TABLE client_apps (
+         id TEXT PRIMARY KEY,
+         name TEXT NOT NULL,
+         digest BLOB,
+         redirects TEXT NOT NULL,
+         for_stewards INTEGER NOT NULL,
+         created_at INTEGER NOT NULL
+     ) STRICT;
+     -- Each time that somebody went there; it ends with their session.
+     CREATE TABLE visits (
+         id TEXT PRIMARY KEY,
+         app TEXT NOT NULL REFERENCES client_apps(id) ON DELETE CASCADE,
+         session BLOB NOT NULL REFERENCES sessions(digest) ON DELETE CASCADE,
+         issuer TEXT NOT NULL,
+         redirect TEXT NOT NULL,
+         challenge TEXT,
+         nonce TEXT,
+         scope TEXT NOT NULL,
+         created_at INTEGER NOT NULL
+     ) STRICT;
+     CREATE INDEX visits_of_session ON visits(session);
+     CREATE INDEX visits_of_app ON visits(app);
+     -- What an app was given for it.
+     CREATE TABLE visit_tokens (
+         digest BLOB PRIMARY KEY,
+         visit TEXT NOT NULL REFERENCES visits(id) ON DELETE CASCADE,
+         kind TEXT NOT NULL CHECK (kind IN ('code', 'access', 'refresh')),
+         spent INTEGER NOT NULL DEFAULT 0,
+         expires_at INTEGER NOT NULL
+     ) STRICT;
+     CREATE INDEX tokens_of_visit ON visit_tokens(visit);",
+    ),
 ];
 
 /// Opens the file, private to its owner, and brings its layout up to date.

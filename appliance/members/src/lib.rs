@@ -9,10 +9,12 @@
 //! A method that returns `Ok` has its effect on the disk (SQLite, `synchronous=FULL`). The two
 //! exceptions are said where they are: a key's *last used* and usage counts follow within a second.
 
+mod client_apps;
 mod clock;
 mod database;
 mod error;
 mod forgetting;
+mod identities;
 mod invites;
 mod keys;
 mod limits;
@@ -22,14 +24,17 @@ mod secret;
 mod sessions;
 mod setup;
 mod usage;
+mod visits;
 mod words;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
+pub use client_apps::{ClientApp, NewClientApp};
 pub use clock::Clock;
 pub use error::{ClaimRefused, KeyRefused, LimitReached, MembersError, SignInRefused};
+pub use identities::{Arrived, Identity, IdentityRefused, Linked, Ruling};
 pub use invites::{Invite, InviteId};
 pub use keys::{Admission, KeyGrant, KeyId, KeyInfo, KeyLimits, MintedKey, NewKey, Scope};
 pub use people::{Member, MemberId, NewMember, Role, Share};
@@ -37,6 +42,7 @@ pub use secret::Secret;
 pub use sessions::{SESSION_SECONDS, SessionInfo};
 pub use setup::{ClaimToken, SetupWindow};
 pub use usage::{UsageRow, UsedLengths};
+pub use visits::{NewVisit, Visit, VisitTokens};
 
 use tokio_util::sync::CancellationToken;
 

@@ -14,6 +14,7 @@ mod document;
 mod dynamic_dns;
 mod names;
 mod power;
+mod sign_in;
 mod spare;
 mod store;
 mod unknown;
@@ -37,6 +38,7 @@ pub use document::{
 pub use dynamic_dns::{DnsName, DnsZone, DynamicDns, DynamicDnsError, HookUrl};
 pub use names::{AppName, BoxName, EngineName, NameError, RecipeName, UplinkName};
 pub use power::{PowerPlan, UpsAddress, UpsAddressError, UpsRole};
+pub use sign_in::{IssuerUrl, SignIn, SignInError};
 pub use spare::{Spare, SpareRole};
 pub use store::{Store, StoreError, Version, write_durably};
 pub use unknown::UnknownKey;

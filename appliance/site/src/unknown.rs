@@ -13,6 +13,7 @@ use crate::certificate::{DnsHook, DnsUpdate, PublicCertificate};
 use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::{DnsZone, DynamicDns};
 use crate::power::PowerPlan;
+use crate::sign_in::SignIn;
 use crate::spare::Spare;
 use crate::updates::Updates;
 use crate::uplinks::Uplink;
@@ -33,11 +34,12 @@ pub struct UnknownKey {
 /// Keys whose usual value does more than somebody may have wanted who mistyped one. A version that knows them always writes them, so that
 /// no newer one's file is taken for a mistake. All others are necessary, or their usual value is the strictest.
 /// Only a budget is not always written: no later key of an engine may be as near to it.
-const MORE_THAN_MEANT: [&str; 13] = [
+const MORE_THAN_MEANT: [&str; 14] = [
     "keeping",
     "keeping.days",
     "keeping.disk_percent",
     "verifier.mode",
+    "sign_in.members",
     "engines.*.memory",
     "power.role",
     "power.low_charge",
@@ -161,6 +163,7 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["engines", _] => fields::<EngineSlot>(),
         ["apps", _] => fields::<App>(),
         ["verifier"] => fields::<Verifier>(),
+        ["sign_in"] => fields::<SignIn>(),
         ["updates"] => fields::<Updates>(),
         ["certificate"] => fields::<PublicCertificate>(),
         ["certificate", "dns_update"] => fields::<DnsUpdate>(),
@@ -261,6 +264,11 @@ mod tests {
         site.engines.insert("fast".parse().unwrap(), slot);
         let url = "unix:/run/auth.sock:/auth".parse().unwrap();
         site.verifier = Some(Verifier { url, mode: Default::default() });
+        let issuer = "https://sso.example.org".parse().unwrap();
+        let mut sign_in = SignIn::at("House", issuer, "box");
+        (sign_in.members, sign_in.stewards) = (vec!["m".into()], vec!["s".into()]);
+        sign_in.root = Some("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".into());
+        site.sign_in = Some(sign_in);
         site.updates = Some(Updates { from: "https://example.org/polder".parse().unwrap() });
         site.door.names.push("gpu.example.org".into());
         site.certificate = Some(PublicCertificate {
@@ -331,6 +339,7 @@ mod tests {
             &["engines", "fast"],
             &["apps", "wiki"],
             &["verifier"],
+            &["sign_in"],
             &["updates"],
             &["certificate"],
             &["certificate", "dns_update"],
@@ -354,7 +363,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 84);
+        assert_eq!(tried, 94);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }
@@ -378,6 +387,7 @@ mod tests {
                 "engines.fast.memory",
             ),
             ("mode = \"nginx\"", "mod = \"forward\"", "verifier.mod", "verifier.mode"),
+            ("members = [\"m\"]", "membres = [\"m\"]", "sign_in.membres", "sign_in.members"),
             ("margin = 120", "margn = 900", "power.margn", "power.margin"),
         ] {
             let mistyped = text.replace(right, wrong);

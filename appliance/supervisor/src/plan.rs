@@ -296,6 +296,12 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
         Wanted::Change(SiteChange::RemoveVerifier) => {
             "Ask no verifier any more who somebody is".to_owned()
         }
+        Wanted::Change(SiteChange::SignIn(sign_in)) => {
+            format!("Let people sign in with {} ({})", sign_in.name, sign_in.issuer)
+        }
+        Wanted::Change(SiteChange::RemoveSignIn) => {
+            "Let people sign in with the box's own passwords only".to_owned()
+        }
         Wanted::Change(SiteChange::Updates(updates)) => {
             format!("Look for updates at {}", updates.from)
         }
@@ -628,6 +634,21 @@ mod tests {
              [write-site]"
         );
         let nothing = text(&serving(), Wanted::Change(SiteChange::RemoveVerifier));
+        assert!(nothing.ends_with("[]"), "{nothing}");
+    }
+
+    #[test]
+    fn where_people_sign_in_is_only_written_down() {
+        let issuer = "https://sso.example.org".parse().unwrap();
+        let sign_in = polder_site::SignIn::at("our house", issuer, "box");
+        let box_ = serving();
+        assert_eq!(
+            text(&box_, Wanted::Change(SiteChange::SignIn(Box::new(sign_in)))),
+            "Let people sign in with our house (https://sso.example.org)\n  \
+             1. Write down what the box should be\n\
+             [write-site]"
+        );
+        let nothing = text(&serving(), Wanted::Change(SiteChange::RemoveSignIn));
         assert!(nothing.ends_with("[]"), "{nothing}");
     }
 

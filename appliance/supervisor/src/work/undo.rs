@@ -130,6 +130,9 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
         SiteChange::Verifier(_) | SiteChange::RemoveVerifier => {
             back.verifier = before.verifier.clone();
         }
+        SiteChange::SignIn(_) | SiteChange::RemoveSignIn => {
+            back.sign_in = before.sign_in.clone();
+        }
         SiteChange::Updates(_) | SiteChange::RemoveUpdates => {
             back.updates = before.updates.clone();
         }
@@ -167,6 +170,17 @@ mod tests {
         let after = change.applied_to(&before);
         assert_eq!(after.door.names, ["gpu.example.org"]);
         assert_eq!(as_before(&change, &after, &before), before);
+    }
+
+    #[test]
+    fn where_people_sign_in_is_as_it_was_after_a_change_that_failed() {
+        let before = Site::unclaimed(8443);
+        let issuer = "https://sso.example.org".parse().unwrap();
+        let sign_in = Box::new(polder_site::SignIn::at("house", issuer, "box"));
+        let change = SiteChange::SignIn(sign_in);
+        let after = change.applied_to(&before);
+        assert_eq!(as_before(&change, &after, &before), before);
+        assert_eq!(as_before(&SiteChange::RemoveSignIn, &before, &after), after);
     }
 
     #[test]
