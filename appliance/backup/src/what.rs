@@ -35,6 +35,7 @@ pub fn fate(path: &Path) -> Fate {
         ["runs.json" | "runs.unreadable.json"] => Fate::Left("what was going on is over by then"),
         ["update", ..] => Fate::Left("it is about this machine's disk"),
         ["shell", ..] => Fate::Left("a shell that was opened here is not open elsewhere"),
+        ["spare", ..] => Fate::Left("it is about this box and the one that it is paired with"),
         ["backup" | "drill" | "restore", ..] => Fate::Left("it is about backups"),
         [first, ..] if first.starts_with("before-restore-") => {
             Fate::Left("it was put aside by a restore")
@@ -79,6 +80,7 @@ mod tests {
             "backup/key",
             "backup/stage/site.toml",
             "drill/polder.db",
+            "spare/term.json",
             "restore/incoming/site.toml",
             "before-restore-20261126T200000Z/site.toml",
             "lost+found/x",

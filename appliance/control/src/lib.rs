@@ -19,6 +19,7 @@ mod health;
 mod messages;
 mod plan;
 mod supply;
+mod takeover;
 mod wan;
 mod wire;
 
@@ -37,6 +38,7 @@ pub use messages::{
 };
 pub use plan::{CONFIRM, Plan, Progress, Run, RunId, RunState, Step, StepState, Unit};
 pub use supply::{PowerPhase, PowerReply, PowerRequest, Supply};
+pub use takeover::{Closed, Stand, TakeoverStatus, TakeoverWish};
 pub use wan::{UplinkState, UplinkStatus, WanReply, WanRequest, WanStatus, wan_status};
 pub use wire::{Client, ControlError, Handler, Outlet, serve};
 

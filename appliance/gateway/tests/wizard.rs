@@ -103,7 +103,7 @@ impl Unclaimed {
         Store::open(folder.path()).unwrap().write(&site, "test").unwrap();
         let ready = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
         let status =
-            BoxStatus { supply: None, safe: false, site, gateway: ready, engines: Vec::new() };
+            BoxStatus { supply: None, closed: None, safe: false, site, gateway: ready, engines: Vec::new() };
         let supervisor = Arc::new(Supervisor {
             status: watch::Sender::new(status),
             runs: Mutex::default(),

@@ -470,6 +470,11 @@ impl<P: Parts> Work<P> {
         Ok(plan(&observed, &wanted, &|recipe| self.shelf.describe(recipe)))
     }
 
+    /// Whether a run that changes the box, or brings in a model, goes on.
+    fn is_busy(&self) -> bool {
+        lock(&self.running).values().any(|run| run.changes || run.imports)
+    }
+
     fn place_for(&self, intent: &Intent, actions: &[Action]) -> Result<(), Refusal> {
         let (changes, imports) = kind(intent, actions);
         let running = lock(&self.running);

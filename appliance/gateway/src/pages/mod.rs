@@ -53,7 +53,7 @@ use axum::routing::{get, post};
 use polder_page::Asset;
 
 use crate::Gateway;
-pub(crate) use frame::{problem, problem_elsewhere};
+pub(crate) use frame::{answer as bare, problem, problem_elsewhere, sentence};
 use samples::Samples;
 pub(crate) use who::{own_path, percent};
 

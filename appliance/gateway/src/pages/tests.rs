@@ -238,6 +238,7 @@ pub(super) async fn place() -> Place {
     let part = |state| PartStatus { state, restarts: 1, pid: Some(1) };
     let status = BoxStatus {
         supply: None,
+        closed: None,
         safe: false,
         engines: vec![EngineStatus {
             name: "fast".parse().unwrap(),
