@@ -7,6 +7,7 @@
 mod alerts;
 mod apps;
 mod backup;
+mod spare;
 mod budget;
 mod certificate;
 mod change;
@@ -23,6 +24,7 @@ mod verifier;
 pub use alerts::{Alerts, AlertsFrom, MailAddress, MailError, MailHost, MailSecurity, MailServer};
 pub use apps::{App, Audience, Upstream, UpstreamError};
 pub use backup::{Backup, BackupPlace, BackupPlaceError, Retention};
+pub use spare::{Spare, SpareRole};
 pub use budget::{Budget, BudgetError};
 pub use certificate::{
     CertificateError, DirectoryUrl, DnsHook, DnsUpdate, HostPort, Proof, PublicCertificate,
