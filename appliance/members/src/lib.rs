@@ -44,7 +44,7 @@ pub use keys::{Admission, KeyGrant, KeyId, KeyInfo, KeyLimits, MintedKey, NewKey
 pub use people::{Member, MemberId, NewMember, Role, Share};
 pub use polder_recovery::Sheet;
 pub use recovery::{Recovered, RecoveryAsked, SheetInfo, Sheets, WhoRecovers};
-pub use revocations::{Revocation, Revoked, keep_revocations};
+pub use revocations::{GONE, Revocation, Revoked, keep_gone_lines, keep_revocations};
 pub use secret::Secret;
 pub use sessions::{SESSION_SECONDS, SessionInfo};
 pub use setup::{ClaimToken, SetupWindow};

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{MemberId, Members, MembersError, keys};
 
-/// The file's name, in the state folder.
-const FILE: &str = "gone.jsonl";
+/// The file of what was revoked, in the state folder. Backups have it, and no restore replaces it.
+pub const GONE: &str = "gone.jsonl";
 /// One answer has at most this many.
 const MOST: u32 = 1000;
 /// Lines and files beyond this are not ours: a line is some hundred bytes, and a collective is small.
@@ -110,11 +110,18 @@ impl Members {
 /// For a box that is not serving: adds to the state folder what works no more, so that whatever database is brought there honours it. Says
 /// how many were news.
 pub fn keep_revocations(state: &Path, wanted: &[Revocation]) -> io::Result<usize> {
-    let path = state.join(FILE);
+    let path = state.join(GONE);
     let before: BTreeSet<Revocation> = read_file(&path)?.into_iter().collect();
     let news: Vec<&Revocation> = wanted.iter().filter(|r| !before.contains(r)).collect();
     append(&path, news.iter().copied())?;
     Ok(news.len())
+}
+
+/// The same with lines of another such file, as they are there. What cannot be read of them is passed over.
+pub fn keep_gone_lines(state: &Path, lines: &str) -> io::Result<usize> {
+    let lines = lines.lines().filter(|line| line.len() <= LONGEST_LINE);
+    let read: Vec<Revocation> = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
+    keep_revocations(state, &read)
 }
 
 /// At the opening of a database: what the file knows and the database does not is made true, before anybody can come in. Returns the
@@ -276,7 +283,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<Revocation> {
 }
 
 fn file_beside(database: &Path) -> PathBuf {
-    database.with_file_name(FILE)
+    database.with_file_name(GONE)
 }
 
 /// What the file has, in order. Half a line at its end was never acknowledged. A line that cannot be read (a newer version's, or a failing
