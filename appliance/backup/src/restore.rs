@@ -90,7 +90,24 @@ pub fn fetch(
     }
     clear(&folders.restore())?;
     private_folder(&folders.restore())?;
-    repository.fetch(snapshot, &incoming(folders), observer, stop).map(drop)
+    repository.fetch(snapshot, &incoming(folders), observer, stop)?;
+    gone_since(folders, repository, snapshot)
+}
+
+/// An older backup than the newest knows nothing of who was removed since: the newest one does.
+fn gone_since(
+    folders: &Folders,
+    repository: &dyn Repository,
+    snapshot: &Snapshot,
+) -> Result<(), BackupError> {
+    let Some(newest) = repository.snapshots()?.pop().filter(|newest| newest.id != snapshot.id)
+    else {
+        return Ok(());
+    };
+    let lines = repository.lines(&newest, polder_members::GONE)?;
+    let path = incoming(folders).join(polder_members::GONE);
+    let keep = || polder_members::keep_gone_lines(&incoming(folders), &lines.join("\n"));
+    keep().map(drop).map_err(|source| BackupError::File { path, source })
 }
 
 /// Looks at what was fetched.
@@ -217,6 +234,10 @@ fn put_aside(state: &Path, aside: &Path) -> Result<(), BackupError> {
             Fate::Copied | Fate::Database => !matches!(fate(&path.join("any")), Fate::Left(_)),
             Fate::Left(_) => shown.starts_with("polder.db-") || shown.starts_with("runs."),
         };
+        // Who was removed is not let in again by what is restored.
+        if name == polder_members::GONE {
+            continue;
+        }
         // What models read was kept for members of the former box, by numbers that others have now.
         if name == "kv" {
             clear(&state.join(path))?;
@@ -250,6 +271,15 @@ fn put_in_place(incoming: &Path, state: &Path, below: &Path) -> Result<(), Backu
             continue;
         }
         if matches!(fate(&path), Fate::Left(_)) && path != Path::new("weights") {
+            continue;
+        }
+        if path == Path::new(polder_members::GONE) {
+            let merge = || -> io::Result<()> {
+                let lines = fs::read_to_string(entry.path())?;
+                polder_members::keep_gone_lines(state, &lines)?;
+                fs::remove_file(entry.path())
+            };
+            merge().map_err(fail)?;
             continue;
         }
         rename(&entry.path(), &state.join(&path))?;
@@ -339,6 +369,8 @@ mod tests {
             ("restore/incoming/audit/trail.jsonl", "new"),
             ("restore/incoming/weights/manifests/tiny.toml", "new"),
             ("restore/incoming/polder-backup.toml", "new"),
+            ("gone.jsonl", "{\"number\":1,\"at\":1,\"what\":{\"kind\":\"key\",\"key\":\"a\"}}\n"),
+            ("restore/incoming/gone.jsonl", "{\"number\":1,\"at\":2,\"what\":{\"kind\":\"key\",\"key\":\"b\"}}\n"),
         ] {
             write(state.path().join(path), text);
         }
@@ -360,6 +392,8 @@ mod tests {
             assert_eq!(text(path), "new", "{path}");
         }
         assert_eq!(text("weights/blobs/sha256/aa"), "old");
+        let gone = text("gone.jsonl");
+        assert!(gone.contains("\"a\"") && gone.contains("\"b\""), "who was removed comes back: {gone}");
         for name in ALWAYS_THERE {
             assert!(state.join(name).is_dir(), "{name}");
         }

@@ -107,6 +107,33 @@ fn a_box_comes_back_from_the_paper_alone_with_the_same_members_keys_and_authorit
 }
 
 #[test]
+fn an_older_backup_brings_nobody_back_who_was_removed_since() {
+    let (old, new, place) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), Place::new());
+    make_box(old.path());
+    let add = |name: &str| {
+        let members = Members::open(&old.path().join("polder.db")).unwrap();
+        let password = Secret::new("four words in a row".into());
+        let new = NewMember { name: name.into(), email: None, password };
+        members.add_member(&new, Role::Member).unwrap().id
+    };
+    let (ben, _) = (add("ben"), add("cleo"));
+    place.restic().make().unwrap();
+    place.save(old.path());
+    let before = place.restic().snapshots().unwrap().pop().unwrap();
+    Members::open(&old.path().join("polder.db")).unwrap().remove_member(ben).unwrap();
+    place.save(old.path());
+    let folders = Folders::of(new.path());
+    restore::fetch(&folders, &place.restic(), &before, &mut |_| {}, &Stop::default()).unwrap();
+    restore::examine(&folders).unwrap();
+    restore::ready(&folders, &place.key).unwrap();
+    restore::settle(new.path()).unwrap().unwrap();
+    let members = Members::open(&new.path().join("polder.db")).unwrap().members().unwrap();
+    let names: Vec<&str> = members.iter().map(|m| m.name.as_str()).collect();
+    assert_eq!(names, ["ada", "cleo"]);
+}
+
+#[test]
 fn no_secret_is_in_the_clear_in_the_store() {
     let (state, place) = (tempfile::tempdir().unwrap(), Place::new());
     let api_key = make_box(state.path());
