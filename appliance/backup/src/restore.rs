@@ -17,7 +17,7 @@ use crate::{BackupError, Examined, Fate, Folders, KitKey, Record, Repository, Sn
 /// Folders that parts are given by name before they start: an empty one is in no backup, and without it they would not start.
 const ALWAYS_THERE: [&str; 5] = ["audit", "health", "kv", "packed", "weights"];
 /// Where the key of the backups of the box before is, in what was put aside.
-const FORMER_KEY: &str = "backup-key";
+pub const FORMER_KEY: &str = "backup-key";
 
 /// Says that everything is there and what is done with it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -201,7 +201,8 @@ fn keep_former_key(folders: &Folders, key: &Path, aside: &Path) -> Result<(), Ba
     }
 }
 
-fn incoming(folders: &Folders) -> PathBuf {
+/// Where what was fetched lies until it is put in place.
+pub fn incoming(folders: &Folders) -> PathBuf {
     folders.restore().join("incoming")
 }
 fn order_path(folders: &Folders) -> PathBuf {

@@ -76,6 +76,8 @@ pub enum TakeoverWish {
     GiveBack,
     /// On the main box: go on with what its spare has handed over.
     TakeBack,
+    /// On the main box: send its models to the spare.
+    Send,
 }
 
 /// How a pair stands, for pages and the command line.

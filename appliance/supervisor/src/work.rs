@@ -2,8 +2,11 @@ mod backup;
 mod confirm;
 mod image;
 mod import;
+mod mirror;
+mod pair;
 mod shell;
 mod supply;
+mod takeover;
 mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +17,7 @@ use std::time::Duration;
 
 use polder_control::{
     Actor, AuditEntry, AuditHead, BackupWish, Disk, Gpu, ImportSource, Machine, PartState, Plan,
-    Power, PowerPhase, Run, RunId, RunState, Sockets, StepState,
+    Power, PowerPhase, Run, RunId, RunState, Sockets, StepState, TakeoverWish,
 };
 use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store};
 use tokio::sync::watch;
@@ -35,6 +38,8 @@ use crate::plan::{Action, Observed, Wanted, must_be_confirmed, plan};
 use crate::runs::{Intent, Ledger, Open};
 use crate::shelf::Shelf;
 use crate::supervisor::Patience;
+
+pub use takeover::Handing;
 
 /// What the operating system allows the path of a socket.
 const LONGEST_SOCKET: usize = 107;
@@ -84,6 +89,8 @@ pub(crate) struct Work<P: Parts> {
     saving: tokio::sync::Mutex<()>,
     /// A restored box waits to be put in place: the supervisor ends and begins anew.
     pub(crate) anew: CancellationToken,
+    /// The other box, where there is one.
+    pair: pair::Pair,
     /// The supervisor is ending; runs stop where they are and are taken up at the next start.
     pub(crate) ending: CancellationToken,
 }
@@ -146,6 +153,7 @@ impl<P: Parts> Work<P> {
             spent: CancellationToken::new(),
             saving: tokio::sync::Mutex::default(),
             anew: CancellationToken::new(),
+            pair: pair::Pair::default(),
             ending: CancellationToken::new(),
         })
     }
@@ -164,6 +172,7 @@ impl<P: Parts> Work<P> {
         let wanted: BTreeSet<Part> =
             [Part::Gateway, Part::Health].into_iter().chain(engines).chain(others).collect();
         self.tidy_what_is_kept().await;
+        self.settle_pair().await;
         for part in &wanted {
             // Engines that may start do so at once; others when the battery has what it takes.
             if !matches!(part, Part::Engine(_)) || self.engines_may_start() {
@@ -190,6 +199,7 @@ impl<P: Parts> Work<P> {
             self.resume(open).await;
         }
         self.look_after_backups();
+        self.look_after_the_pair();
     }
 
     async fn resume(self: &Arc<Self>, open: Open) {
@@ -429,11 +439,12 @@ impl<P: Parts> Work<P> {
             }
             Intent::Update(wish) => Wanted::Image(self.image_change(*wish).await?),
             Intent::Backup(wish) => Wanted::Backup(self.backup_wish(wish, &site)?),
+            Intent::Takeover(wish) => Wanted::Takeover(self.handing(wish).await?),
         };
         let recipe = match &wanted {
             Wanted::Model(recipe) => Some(recipe),
             Wanted::Change(SiteChange::Engine { slot, .. }) => Some(&slot.recipe),
-            Wanted::Change(_) | Wanted::Image(_) | Wanted::Backup(_) => None,
+            Wanted::Change(_) | Wanted::Image(_) | Wanted::Backup(_) | Wanted::Takeover(_) => None,
         };
         if let Some(recipe) = recipe
             && self.shelf.describe(recipe).is_none()
@@ -567,7 +578,10 @@ impl<P: Parts> Work<P> {
     ) -> Result<(), Halt> {
         let from = match intent {
             Intent::Import { from, .. } => from,
-            Intent::Change(_) | Intent::Update(_) | Intent::Backup(_) => &ImportSource::Recipe,
+            Intent::Change(_)
+            | Intent::Update(_)
+            | Intent::Backup(_)
+            | Intent::Takeover(_) => &ImportSource::Recipe,
         };
         for (step, action) in actions.into_iter().enumerate() {
             if cancel.is_cancelled() {
@@ -598,6 +612,12 @@ impl<P: Parts> Work<P> {
                 Action::Backup { action, place, snapshot } => {
                     self.backup_action(id, step, action, place, snapshot, cancel).await
                 }
+                Action::HandOver { action, .. } => match intent {
+                    Intent::Takeover(wish) => {
+                        self.hand_over(id, step, wish, action, cancel).await
+                    }
+                    _ => unreachable!("only a takeover has such steps"),
+                },
             };
             done?;
             self.board.step(id, step, StepState::Done);
@@ -745,8 +765,11 @@ fn moves_the_door(intent: &Intent) -> bool {
 /// Whether a run would change the box, and whether it would bring in a model.
 fn kind(intent: &Intent, actions: &[Action]) -> (bool, bool) {
     let imports = actions.iter().any(|a| matches!(a, Action::ImportModel { .. }));
+    let sends = matches!(intent, Intent::Takeover(TakeoverWish::Send));
+    let imports = imports || sends;
     let restores = matches!(intent, Intent::Backup(BackupWish::Restore { .. }));
-    (restores || matches!(intent, Intent::Change(_) | Intent::Update(_)), imports)
+    let changes = matches!(intent, Intent::Change(_) | Intent::Update(_) | Intent::Takeover(_));
+    (restores || (changes && !sends), imports)
 }
 
 fn settled(state: &PartState) -> bool {

@@ -4,15 +4,18 @@
 //! - [`stand`] says from it, and from what was heard since, whether this box may serve: pure.
 //! - [`allowed`] says whether a spare may take over: pure.
 //! - [`takeover`], [`give_back`] and [`receive`] are the plans that people see: pure.
+//! - [`hand`] is what a spare answers over the link: what it gives back, and which weights it has.
 //! - [`choose`] says with which models a box goes on, [`adapt`] what stays of a machine when another box's state comes to it: pure.
 
 mod adapt;
+mod hand;
 mod plan;
 mod stand;
 mod term;
 
 pub use adapt::{Choice, adapt, choose, models};
-pub use plan::{Action, Facts, Handing, give_back, receive, takeover};
+pub use hand::hand;
+pub use plan::{Action, Facts, give_back, receive, send, takeover};
 pub use polder_control::Stand;
 pub use stand::{Heard, LEASE, Permission, Silence, allowed, stand};
 pub use term::{Given, Side, Term, TermError};

@@ -1,6 +1,7 @@
 //! Pure: taking over, giving back and taking back, as steps that people see.
 
 use polder_control::{Plan, Step};
+use polder_site::RecipeName;
 use serde::{Deserialize, Serialize};
 
 use crate::{Choice, Permission};
@@ -29,6 +30,8 @@ pub enum Action {
     Await,
     /// Put this box's own former state in its place.
     PutBack,
+    /// Send a model to the spare.
+    Send(RecipeName),
 }
 
 /// What a takeover is about, as it is when it is planned.
@@ -58,6 +61,7 @@ impl Facts {
             match self.permission {
                 Permission::Silent => format!("{main} is silent, and stops serving by itself when it does not hear from its spare."),
                 Permission::Agreed => format!("{main} agrees."),
+                Permission::Begun => format!("A takeover was cut off after its term had begun; {main} serves nothing any more, and this box goes on with it."),
                 Permission::SaidDead => format!("You say that {main} is off. If it runs somewhere all the same, turn it off first: members who reach it would get answers from both."),
             },
             format!("{spare} becomes {main} from the backup {backup}, which is {} old. What was changed there in that time is lost: new members, new keys, passwords, usage.", time(*age)),
@@ -111,19 +115,16 @@ pub fn receive(spare: &str, term: u64) -> (Plan, Vec<Action>) {
     who.plan(format!("Take back from {spare}"), actions)
 }
 
-/// The same steps, for the ledger: what a run is about that was begun.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Handing {
-    /// A spare takes over; a steward may have said that the main box is dead.
-    Takeover {
-        /// The main box's name, as a steward typed it.
-        dead: bool,
-    },
-    /// It gives back.
-    GiveBack,
-    /// The main box takes back.
-    Receive,
+/// What a main box sends its spare: models by name, each with what people call it and its size.
+pub fn send(spare: &str, models: Vec<(RecipeName, String, Option<String>)>) -> (Plan, Vec<Action>) {
+    let step = |(_, title, size): &(RecipeName, String, Option<String>)| {
+        let size = size.as_ref().map(|size| format!(" ({size})")).unwrap_or_default();
+        let title = format!("Send {title}{size} to {spare}; what is there already is not sent again");
+        Step { id: "send-model".to_owned(), title }
+    };
+    let steps = models.iter().map(step).collect();
+    let title = format!("Send the models to {spare}");
+    (Plan { title, steps }, models.into_iter().map(|(recipe, ..)| Action::Send(recipe)).collect())
 }
 
 struct Who<'a> {
@@ -140,6 +141,7 @@ impl Who<'_> {
     fn step(&self, action: &Action) -> Step {
         let Self { other, term } = self;
         let (id, title) = match action {
+            Action::Send(recipe) => ("send-model", format!("Send {recipe} to {other}")),
             Action::Fetch => (
                 "fetch-backup",
                 format!("Fetch the last backup of {other}; nothing of this box changes yet"),
@@ -228,7 +230,8 @@ mod tests {
         for facts in [&facts, &agreed] {
             shown += &format!("{}\n\n{}\n\n", facts.sentences().join("\n"), takeover(facts).0);
         }
-        for (plan, _) in [give_back("oak", 5), receive("elm", 6)] {
+        let model = ("big".parse().unwrap(), "Big".to_owned(), Some("30 GiB".to_owned()));
+        for (plan, _) in [give_back("oak", 5), receive("elm", 6), send("elm", vec![model])] {
             shown += &format!("{plan}\n\n");
         }
         assert_eq!(shown, include_str!("plan.golden.txt"));

@@ -72,6 +72,8 @@ pub enum Permission {
     Agreed,
     /// A steward said that it is dead.
     SaidDead,
+    /// A takeover was cut off after its term had begun: nobody serves in it, and the main box will not.
+    Begun,
 }
 
 /// Whether a spare may take over from its main box; a sentence where it may not. Pure.

@@ -36,6 +36,9 @@ pub struct Term {
     /// On a spare that gives back: what the main box is to go on with.
     #[serde(default)]
     pub given: Option<Given>,
+    /// On a spare that stands in: the folder in the state folder where its own state was put aside.
+    #[serde(default)]
+    pub own: Option<String>,
 }
 
 /// A state that is handed over.
@@ -79,6 +82,7 @@ impl Term {
             theirs: main,
             yields: false,
             given: None,
+            own: None,
         }
     }
 
@@ -162,7 +166,7 @@ impl Term {
 
     /// On a spare whose own state is in place again.
     pub fn resting(&self) -> Self {
-        Self { mine: None, theirs: false, given: None, ..self.clone() }
+        Self { mine: None, theirs: false, given: None, own: None, ..self.clone() }
     }
 }
 

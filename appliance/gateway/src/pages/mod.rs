@@ -31,6 +31,7 @@ mod samples;
 mod shell;
 mod sign_in;
 mod status;
+mod takeover;
 mod uplinks;
 mod usage;
 mod verifier;
@@ -124,6 +125,10 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/backup/to", post(backup::to))
         .route("/backup/now", post(backup::back_up))
         .route("/backup/drill", post(backup::drill))
+        .route("/spare/takeover", get(takeover::show).post(takeover::take))
+        .route("/spare/takeover/back", post(takeover::back))
+        .route("/spare/takeover/send", post(takeover::send))
+        .route("/spare/takeover/silence", post(takeover::silence))
         .route("/outside", get(outside::show).post(outside::set))
         .route("/outside/live", get(outside::live))
         .route("/outside/name", post(outside::answer_to))

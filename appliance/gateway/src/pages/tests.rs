@@ -88,6 +88,10 @@ impl Handler<Request, Reply> for Supervisor {
             }
             Request::Update { .. } => Reply::Accepted(RunId(7)),
             Request::Judge => Reply::Judged(None),
+            Request::Takeover => Reply::Takeover(None),
+            Request::PreviewTakeover(_) => Reply::Refused("not here".into()),
+            Request::TakeOver { .. } => Reply::Accepted(RunId(7)),
+            Request::ServeAnyway { .. } | Request::Yield { .. } => Reply::Done,
             Request::Supply(_) => Reply::Supplied { drained: false },
             Request::Backup => Reply::Backup(Box::default()),
             Request::BackupKit { .. } => Reply::Kit(kit()),
@@ -346,7 +350,8 @@ async fn read(response: Response) -> (StatusCode, String) {
 }
 
 const FOR_MEMBERS: [&str; 6] = ["/", "/chat", "/connect", "/usage", "/account", "/status"];
-const FOR_STEWARDS: [&str; 16] = [
+const FOR_STEWARDS: [&str; 17] = [
+    "/spare/takeover",
     "/issues",
     "/outside",
     "/outside/live",
@@ -425,6 +430,10 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/engines/fast/remove".into(),
         "/runs/7/cancel".into(),
         "/runs/7/confirm".into(),
+        "/spare/takeover".into(),
+        "/spare/takeover/back".into(),
+        "/spare/takeover/send".into(),
+        "/spare/takeover/silence".into(),
         "/uplinks".into(),
         "/uplinks/fibre/remove".into(),
         "/uplinks/fibre/prefer".into(),

@@ -296,7 +296,7 @@ impl<P: Parts> Work<P> {
     }
 
     /// Whether what is sent now is paid for by its amount. Where nobody looks after the uplinks, it is not.
-    async fn is_metered(&self) -> bool {
+    pub(super) async fn is_metered(&self) -> bool {
         const SOON: Duration = Duration::from_secs(2);
         let asked = async {
             let mut wan: Client<WanRequest, WanReply> =

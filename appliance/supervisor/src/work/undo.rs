@@ -24,7 +24,10 @@ impl<P: Parts> Work<P> {
         let site = self.board.site();
         let back = match intent {
             Intent::Change(change) => as_before(change, &site, before),
-            Intent::Import { .. } | Intent::Update(_) | Intent::Backup(_) => site.clone(),
+            Intent::Import { .. }
+            | Intent::Update(_)
+            | Intent::Backup(_)
+            | Intent::Takeover(_) => site.clone(),
         };
         if back == site {
             self.restore();
