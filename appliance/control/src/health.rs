@@ -5,7 +5,7 @@ use std::path::Path;
 use polder_site::{EngineName, RecipeName};
 use serde::{Deserialize, Serialize};
 
-use crate::{Actor, Sockets};
+use crate::{Actor, Sockets, SpareStatus};
 
 /// What was looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -43,6 +43,8 @@ pub enum Check {
     Battery,
     /// Copies of the box's state, and whether they can be restored.
     Backup,
+    /// The other box, where one of the two is the other's spare.
+    Spare,
     /// Telling stewards.
     Alerts,
 }
@@ -67,6 +69,7 @@ impl Check {
             Self::Uplink => "uplink",
             Self::Battery => "battery",
             Self::Backup => "backup",
+            Self::Spare => "spare",
             Self::Alerts => "alerts",
         }
     }
@@ -349,6 +352,8 @@ pub enum Told {
     Battery(BatterySeen),
     /// From the part that makes backups.
     Backup(BackupSeen),
+    /// From the part that keeps in touch with the other box.
+    Spare(Box<SpareStatus>),
 }
 
 /// One way out of the box.
@@ -407,6 +412,7 @@ impl Told {
             Self::Uplinks(_) => "uplinks.json",
             Self::Battery(_) => "battery.json",
             Self::Backup(_) => "backup.json",
+            Self::Spare(_) => "spare.json",
         }
     }
 

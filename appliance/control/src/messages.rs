@@ -213,6 +213,15 @@ pub enum Request {
         /// Who says so.
         by: Actor,
     },
+    /// Pair with the spare at this address, which shows this code; from then on the box has a spare. → [`Reply::Accepted`].
+    PairSpare {
+        /// `HOST` or `HOST:PORT`.
+        address: String,
+        /// As it was typed.
+        code: SecretText,
+        /// Who says so.
+        by: Actor,
+    },
     /// Turns the connection into a stream of [`Event`]s, beginning with the current status and
     /// every run that is not over.
     Watch,

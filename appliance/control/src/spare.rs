@@ -153,7 +153,9 @@ impl SpareStatus {
             wrong.push(format!("{who} serves in this box's place: this one must not"));
         }
         if let Some(truncated) = &self.truncated {
-            wrong.push(format!("The audit trail does not fit to what the spare keeps of it: {truncated}"));
+            wrong.push(format!(
+                "The audit trail does not fit to what the spare keeps of it: {truncated}"
+            ));
         }
         if let Some((used, most, free)) = self.room
             && nearly_full(used, most, free)
@@ -190,7 +192,8 @@ mod tests {
         status.truncated = Some("the last ones were cut off".into());
         status.drill = Some((1, Err("it has no site.toml".into())));
         let wrong = status.wrong().join("\n");
-        for said in ["ash for 10 minutes (connection", "nearly used up", "cut off", "no site.toml"] {
+        for said in ["ash for 10 minutes (connection", "nearly used up", "cut off", "no site.toml"]
+        {
             assert!(wrong.contains(said), "{wrong}");
         }
         let code = SpareReply::Code { code: "4821-otter-lamp".into(), seconds: 600 };

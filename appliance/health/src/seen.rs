@@ -1,6 +1,6 @@
 //! What was seen of a box, as plain data: everything that checks look at.
 
-use polder_control::{BackupSeen, BatterySeen, PartState, UplinkSeen};
+use polder_control::{BackupSeen, BatterySeen, PartState, SpareStatus, UplinkSeen};
 use polder_site::{EngineName, RecipeName};
 
 /// A box at one moment. What could not be looked at is `None`, and is named in [`crate::look::Look::unseen`].
@@ -36,6 +36,8 @@ pub struct Seen {
     pub battery: Option<BatterySeen>,
     /// The backups, where somebody makes them.
     pub backup: Option<BackupSeen>,
+    /// The other box, where one of the two is the other's spare.
+    pub spare: Option<SpareStatus>,
     /// Ways to tell stewards that did not work for some time: which, since when, and why.
     pub mute: Vec<Mute>,
 }

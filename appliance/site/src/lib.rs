@@ -7,7 +7,6 @@
 mod alerts;
 mod apps;
 mod backup;
-mod spare;
 mod budget;
 mod certificate;
 mod change;
@@ -15,6 +14,7 @@ mod document;
 mod dynamic_dns;
 mod names;
 mod power;
+mod spare;
 mod store;
 mod unknown;
 mod updates;
@@ -24,7 +24,6 @@ mod verifier;
 pub use alerts::{Alerts, AlertsFrom, MailAddress, MailError, MailHost, MailSecurity, MailServer};
 pub use apps::{App, Audience, Upstream, UpstreamError};
 pub use backup::{Backup, BackupPlace, BackupPlaceError, Retention};
-pub use spare::{Spare, SpareRole};
 pub use budget::{Budget, BudgetError};
 pub use certificate::{
     CertificateError, DirectoryUrl, DnsHook, DnsUpdate, HostPort, Proof, PublicCertificate,
@@ -38,6 +37,7 @@ pub use document::{
 pub use dynamic_dns::{DnsName, DnsZone, DynamicDns, DynamicDnsError, HookUrl};
 pub use names::{AppName, BoxName, EngineName, NameError, RecipeName, UplinkName};
 pub use power::{PowerPlan, UpsAddress, UpsAddressError, UpsRole};
+pub use spare::{Spare, SpareRole};
 pub use store::{Store, StoreError, Version, write_durably};
 pub use unknown::UnknownKey;
 pub use updates::{UpdateUrl, UpdateUrlError, Updates};

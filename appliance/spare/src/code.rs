@@ -49,7 +49,8 @@ impl FromStr for Code {
             return Err(refuse());
         }
         let lower = typed.trim().to_ascii_lowercase();
-        let mut parts = lower.split(|c: char| c == '-' || c.is_whitespace()).filter(|p| !p.is_empty());
+        let mut parts =
+            lower.split(|c: char| c == '-' || c.is_whitespace()).filter(|p| !p.is_empty());
         let (Some(digits), Some(first), Some(second), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())
         else {
@@ -86,7 +87,10 @@ mod tests {
             assert!(word.bytes().all(|b| b.is_ascii_lowercase()), "{word}");
             assert!((4..=8).contains(&word.len()), "{word}");
             for other in &WORDS[at + 1..] {
-                assert!(word[..4.min(word.len())] != other[..4.min(other.len())] || word[4..] != other[4..]);
+                assert!(
+                    word[..4.min(word.len())] != other[..4.min(other.len())]
+                        || word[4..] != other[4..]
+                );
                 assert_ne!(word, other);
             }
         }
@@ -101,9 +105,21 @@ mod tests {
             assert_eq!(typed.parse::<Code>().unwrap(), code);
             assert_eq!(format!("{code:?}"), "Code(hidden)");
         }
-        for bad in ["", "4821", "4821-otter", "482-otter-lamp", "4821-otter-lamp-x", "x821-otter-lamp", "4821-ött-lamp", &"4".repeat(99)] {
+        for bad in [
+            "",
+            "4821",
+            "4821-otter",
+            "482-otter-lamp",
+            "4821-otter-lamp-x",
+            "x821-otter-lamp",
+            "4821-ött-lamp",
+            &"4".repeat(99),
+        ] {
             let error = bad.parse::<Code>().unwrap_err().to_string();
-            assert!(error.contains("no pairing code") && !error.contains("otter-lamp-x"), "{error}");
+            assert!(
+                error.contains("no pairing code") && !error.contains("otter-lamp-x"),
+                "{error}"
+            );
         }
     }
 

@@ -189,7 +189,8 @@ mod tests {
     }
 
     #[test]
-    fn of_two_that_pair_at_once_the_second_is_told_to_wait_and_a_lost_one_holds_nobody_up_for_long() {
+    fn of_two_that_pair_at_once_the_second_is_told_to_wait_and_a_lost_one_holds_nobody_up_for_long()
+    {
         let (mut desk, now, seen) = (Desk::default(), Instant::now(), binding());
         let code = desk.show(now).unwrap();
         let lost = Asking::begin(&code);

@@ -1,7 +1,6 @@
 //! The spare's door: strangers may only pair, the pinned main box may do everything else, and nobody else gets past the handshake.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -66,7 +65,6 @@ pub struct Mounts {
 
 /// Everything that the spare's side knows.
 pub(crate) struct Door {
-    pub(crate) state: PathBuf,
     pub(crate) folders: Folders,
     /// What this box is called.
     pub(crate) name: String,
@@ -81,13 +79,19 @@ pub(crate) struct Inner {
     pub(crate) tries: Vec<String>,
     pub(crate) peer: Option<Peer>,
     pub(crate) lease: Lease,
+    /// What the main box has said last of whether it stops in a silence.
+    pub(crate) yields: bool,
     pub(crate) tombstones: Tombstones,
     pub(crate) heads: Heads,
     pub(crate) store: Option<Store>,
 }
 
 impl Door {
-    pub(crate) fn open(state: &std::path::Path, name: &str, percent: u8) -> Result<Self, SpareError> {
+    pub(crate) fn open(
+        state: &std::path::Path,
+        name: &str,
+        percent: u8,
+    ) -> Result<Self, SpareError> {
         let folders = Folders::of(state);
         let identity = Identity::of_box(&folders)?;
         let peer = Peer::read(&folders)?.filter(|peer| peer.side == Side::Spare);
@@ -95,6 +99,7 @@ impl Door {
             desk: Desk::default(),
             tries: Vec::new(),
             lease: Lease::read(&folders),
+            yields: false,
             tombstones: Tombstones::read(&folders)?,
             heads: Heads::read(&folders)?,
             store: None,
@@ -107,7 +112,6 @@ impl Door {
                 inner.peer.as_ref().map(|peer| peer.certificate.clone());
         }
         Ok(Self {
-            state: state.to_owned(),
             folders,
             name: name.to_owned(),
             percent,
@@ -182,7 +186,11 @@ impl Door {
     }
 
     /// Listens until the future is dropped.
-    pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener, mounts: Mounts) -> Result<(), SpareError> {
+    pub(crate) async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        mounts: Mounts,
+    ) -> Result<(), SpareError> {
         let acceptor = TlsAcceptor::from(Arc::new(tls::server(&self.identity, self.pin.clone())?));
         let routers = Arc::new((strangers(&self), pinned(&self, mounts)));
         let (places, for_strangers) =
@@ -222,14 +230,19 @@ impl Door {
     ) -> Result<(), String> {
         let _ = stream.set_nodelay(true);
         // Until it has shown who it is, a caller counts as a stranger.
-        let stranger = for_strangers.try_acquire_owned().map_err(|_| "too many strangers".to_owned())?;
+        let stranger =
+            for_strangers.try_acquire_owned().map_err(|_| "too many strangers".to_owned())?;
         let stream = timeout(HANDSHAKE, acceptor.accept(stream)).await;
         let stream = stream.map_err(|_| "slow handshake".to_owned())?.map_err(|e| e.to_string())?;
         let shown = stream.get_ref().1.peer_certificates().and_then(|shown| shown.first());
         let shown = shown.map(Certificate::of);
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
-        builder.http2().timer(TokioTimer::new()).keep_alive_interval(Some(HEAD)).keep_alive_timeout(HEAD);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Some(HEAD))
+            .keep_alive_timeout(HEAD);
         let io = TokioIo::new(stream);
         match shown {
             Some(certificate) => {
@@ -381,7 +394,8 @@ pub(crate) fn is_local_network(ip: IpAddr) -> bool {
 
 /// A box's name as another one says it.
 pub(crate) fn plain(name: &str) -> bool {
-    (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+    (1..=64).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
 }
 
 async fn begin(
@@ -429,8 +443,13 @@ async fn prove(
     Ok(Json(Prove { exchange: asked.exchange, proof: BASE64_STANDARD.encode(proved.proof) }))
 }
 
-async fn hello(State(door): State<Arc<Door>>, Json(hello): Json<Hello>) -> Result<Json<Answer>, Refused> {
-    if !plain(&hello.name) || hello.key.as_ref().is_some_and(|key| key.len() > 100 || key.contains('\n')) {
+async fn hello(
+    State(door): State<Arc<Door>>,
+    Json(hello): Json<Hello>,
+) -> Result<Json<Answer>, Refused> {
+    if !plain(&hello.name)
+        || hello.key.as_ref().is_some_and(|key| key.len() > 100 || key.contains('\n'))
+    {
         return Err(closed(Closed::Nonsense));
     }
     if let Some(key) = &hello.key {
@@ -452,13 +471,23 @@ async fn hello(State(door): State<Arc<Door>>, Json(hello): Json<Hello>) -> Resul
     Ok(Json(door.answer()))
 }
 
-async fn beat(State(door): State<Arc<Door>>, Json(beat): Json<Beat>) -> Result<Json<Answer>, Refused> {
-    let heard = door.inner().lease.hear(beat.epoch, Instant::now(), now());
+async fn beat(
+    State(door): State<Arc<Door>>,
+    Json(beat): Json<Beat>,
+) -> Result<Json<Answer>, Refused> {
+    let heard = {
+        let mut inner = door.inner();
+        inner.yields = beat.yields;
+        inner.lease.hear(beat.epoch, Instant::now(), now())
+    };
     heard.map_err(|error| say(&error))?;
     Ok(Json(door.answer()))
 }
 
-async fn revoked(State(door): State<Arc<Door>>, Json(push): Json<Push>) -> Result<Json<Pushed>, Refused> {
+async fn revoked(
+    State(door): State<Arc<Door>>,
+    Json(push): Json<Push>,
+) -> Result<Json<Pushed>, Refused> {
     let added = tokio::task::spawn_blocking(move || door.inner().tombstones.add(&push)).await;
     match added {
         Ok(Ok(revocations)) => Ok(Json(Pushed { revocations })),
@@ -467,7 +496,10 @@ async fn revoked(State(door): State<Arc<Door>>, Json(push): Json<Push>) -> Resul
     }
 }
 
-async fn head(State(door): State<Arc<Door>>, Json(head): Json<Head>) -> Result<Json<Answer>, Refused> {
+async fn head(
+    State(door): State<Arc<Door>>,
+    Json(head): Json<Head>,
+) -> Result<Json<Answer>, Refused> {
     let kept = door.inner().heads.keep(head.number, &head.hash, now());
     let judged = kept.map_err(|why| Refused(StatusCode::BAD_REQUEST, why))?;
     if !matches!(judged, crate::Judged::Grown | crate::Judged::Same) {
@@ -509,4 +541,3 @@ impl DrillFound {
         polder_site::write_durably(&path, &text).map_err(SpareError::file(path))
     }
 }
-

@@ -36,7 +36,9 @@ pub enum SpareError {
     #[error("this box is paired with {0} already; unpair them first")]
     Taken(String),
     /// Nobody answers there.
-    #[error("{address} cannot be reached: {why}; see that the box is on, says that it is a spare, and is on the same network")]
+    #[error(
+        "{address} cannot be reached: {why}; see that the box is on, says that it is a spare, and is on the same network"
+    )]
     Away {
         /// Where.
         address: String,
@@ -44,13 +46,17 @@ pub enum SpareError {
         why: String,
     },
     /// The codes, or the certificates that they bind, are not the same at both ends.
-    #[error("the code is not the one that {address} shows; look at it again, and type it letter for letter")]
+    #[error(
+        "the code is not the one that {address} shows; look at it again, and type it letter for letter"
+    )]
     WrongCode {
         /// Where.
         address: String,
     },
     /// Somebody who knows another code stands between the boxes, or the spare is not what it says.
-    #[error("{address} does not prove that it knows the code: somebody may stand between the two boxes; nothing was paired. Show a new code and try again")]
+    #[error(
+        "{address} does not prove that it knows the code: somebody may stand between the two boxes; nothing was paired. Show a new code and try again"
+    )]
     Impostor {
         /// Where.
         address: String,
@@ -64,7 +70,9 @@ pub enum SpareError {
         why: String,
     },
     /// The other box said something that we do not understand.
-    #[error("{who} answered something that this version does not understand ({why}); are both boxes of one version?")]
+    #[error(
+        "{who} answered something that this version does not understand ({why}); are both boxes of one version?"
+    )]
     Foreign {
         /// Who.
         who: String,

@@ -9,9 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, StatusCode};
-use polder_control::{
-    BoxStatus, Client, PartState, Reply, Request as Ask, Sockets,
-};
+use polder_control::{BoxStatus, Client, PartState, Reply, Request as Ask, Sockets};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
@@ -105,10 +103,8 @@ async fn exchange(
         spare_name: begun.name.clone(),
     };
     let shared = asking.hear(&message, &binding).ok_or_else(|| foreign("its message"))?;
-    let prove = Prove {
-        exchange: begun.exchange,
-        proof: BASE64_STANDARD.encode(shared.main_proof()),
-    };
+    let prove =
+        Prove { exchange: begun.exchange, proof: BASE64_STANDARD.encode(shared.main_proof()) };
     let proved: Prove = say(&mut sender, address, "/pair/prove", &prove).await?;
     let proof = BASE64_STANDARD.decode(&proved.proof).map_err(|_| foreign("its proof"))?;
     match shared.is_spare(&proof) {
@@ -178,8 +174,7 @@ impl Follower {
     pub(crate) fn of(state: &Path, name: &str) -> Self {
         let folders = Folders::of(state);
         let lease = Lease::read(&folders);
-        let inner =
-            Followed { lease, answer: None, trouble: None, revoked: None, lacks: None };
+        let inner = Followed { lease, answer: None, trouble: None, revoked: None, lacks: None };
         Self { state: state.to_owned(), folders, name: name.to_owned(), inner: Mutex::new(inner) }
     }
 
@@ -218,7 +213,11 @@ impl Follower {
                 self.greet(link).await?;
                 greeted = Some(asked);
             }
-            let beat = Beat { epoch: self.epoch(), state: self.state_now().await };
+            let beat = Beat {
+                epoch: self.epoch(),
+                state: self.state_now().await,
+                yields: self.yields(),
+            };
             let answer: Answer = link.ask(Method::POST, "/link/beat", &beat).await?;
             *tries = 0;
             self.heard(asked, &answer)?;
@@ -243,6 +242,11 @@ impl Follower {
             peer.keep(&self.folders)?;
         }
         Ok(())
+    }
+
+    /// Whether this box has promised to stop in a silence; see the crate `takeover`.
+    fn yields(&self) -> bool {
+        polder_takeover::Term::read(&self.state).ok().flatten().is_some_and(|term| term.yields)
     }
 
     fn epoch(&self) -> u64 {
@@ -345,7 +349,8 @@ impl Follower {
 }
 
 async fn ask(state: &Path, question: &Ask) -> Option<Reply> {
-    let mut client: Client<Ask, Reply> = Client::connect(&Sockets::of(state).control()).await.ok()?;
+    let mut client: Client<Ask, Reply> =
+        Client::connect(&Sockets::of(state).control()).await.ok()?;
     client.ask_within(SOON, question).await.ok()
 }
 

@@ -99,7 +99,8 @@ impl Heads {
         let pairs = self.lines.windows(2).rev();
         let fresh = |line: &Line| line.broken && now.saturating_sub(line.at) < SPOKEN_OF;
         let [before, after] = pairs.clone().find(|pair| fresh(&pair[1]))? else { return None };
-        let at = jiff::Timestamp::from_second(after.at).map(|at| at.to_string()).unwrap_or_default();
+        let at =
+            jiff::Timestamp::from_second(after.at).map(|at| at.to_string()).unwrap_or_default();
         Some(match after.number < before.number {
             true => format!(
                 "at {at} the main box's audit trail had {} entries, and it had had {}: the last ones were cut off",

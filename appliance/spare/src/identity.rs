@@ -152,10 +152,14 @@ mod tests {
         let first = Identity::of_box(&folders).unwrap();
         let second = Identity::of_box(&folders).unwrap();
         assert_eq!(first.certificate(), second.certificate());
-        let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let mode =
+            |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(folders.own()), mode(&folders.identity())), (0o700, 0o600));
         let pem = first.certificate().pem();
-        assert_eq!(&CertificateDer::from_pem_slice(pem.as_bytes()).unwrap(), first.certificate().der());
+        assert_eq!(
+            &CertificateDer::from_pem_slice(pem.as_bytes()).unwrap(),
+            first.certificate().der()
+        );
         let text = String::from(first.certificate().clone());
         assert_eq!(&Certificate::try_from(text).unwrap(), first.certificate());
         assert!(Certificate::try_from("A".repeat(9000)).is_err());

@@ -35,7 +35,7 @@ pub use follow::pair;
 pub use heads::{Heads, Judged};
 pub use identity::{Certificate, Identity};
 pub use lease::{Lease, Standing};
-pub use link::Link;
+pub use link::{Body, Link};
 pub use messages::{Answer, Beat, DrillFound, Head, Hello, Push, Pushed, Room, State};
 pub use peer::{Peer, Side};
 pub use serve::serve;

@@ -59,7 +59,7 @@ impl Link {
         let ask = async {
             let mut kept = self.kept.lock().await;
             let mut sender = match kept.take() {
-                Some(mut sender) if sender.ready().await.is_ok() => sender,
+                Some(sender) if !sender.is_closed() => sender,
                 _ => connect(&self.address, self.config.clone()).await?.0,
             };
             let body = Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed();

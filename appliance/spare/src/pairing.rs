@@ -154,7 +154,8 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_right_code_and_the_same_certificates_convince_both_and_anything_else_convinces_neither() {
+    fn the_right_code_and_the_same_certificates_convince_both_and_anything_else_convinces_neither()
+    {
         let binding = binding();
         let code = "4821-otter-lamp";
         assert_eq!(exchange([code, code], [&binding, &binding]), (true, true));

@@ -55,6 +55,12 @@ impl Peer {
         polder_pki::files::write(&folders.peer(), &text).map_err(pki)
     }
 
+    /// Whether the spare of the box in this state folder is somewhere else than on the local network, as far as its address says.
+    pub fn is_far(state: &std::path::Path) -> bool {
+        let address = Self::read(&Folders::of(state)).ok().flatten().and_then(|peer| peer.address);
+        address.is_some_and(|address| !is_near(&address))
+    }
+
     /// Forgets the other box: it is let in no more, and its key to the backups is gone. Backups stay.
     pub fn forget(folders: &Folders) -> Result<(), SpareError> {
         for path in [
@@ -74,5 +80,34 @@ impl Peer {
             }
         }
         Ok(())
+    }
+}
+
+/// `HOST:PORT` of a local network: a private address, a name without dots or one that only local networks have.
+fn is_near(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match host.parse::<std::net::IpAddr>() {
+        Ok(ip) => crate::door::is_local_network(ip),
+        Err(_) => {
+            !host.contains('.')
+                || [".local", ".lan", ".internal"].iter().any(|end| host.ends_with(end))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_the_house_is_near_and_any_other_is_paid_for() {
+        for near in ["10.0.0.2:8444", "[fd00::2]:8444", "ash.local:8444", "ash:8444", "127.0.0.1:1"]
+        {
+            assert!(is_near(near), "{near}");
+        }
+        for far in ["8.8.8.8:8444", "ash.example.org:8444", "[2001:db8::1]:8444"] {
+            assert!(!is_near(far), "{far}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polder_control::{
-    ControlError, Handler, Outlet, Sockets, SparePeer, SpareReply, SpareRequest, SpareStatus,
+    ControlError, Handler, Outlet, Sockets, SparePeer, SpareReply, SpareRequest, SpareStatus, Told,
 };
 use polder_site::{Site, SpareRole};
 use tokio::net::TcpListener;
@@ -18,6 +18,8 @@ use crate::{Folders, Identity, Mounts, Peer, Side, SpareError, Store};
 
 /// What is old or was thinned out is looked at this often.
 const TIDY: Duration = Duration::from_secs(60);
+/// The health part is told this often.
+const TELL: Duration = Duration::from_secs(20);
 
 /// Runs the side that the site says until `told` is done. A site that says nothing about a spare needs no such part.
 pub async fn serve(
@@ -38,9 +40,10 @@ pub async fn serve(
             let listener = listen(port).map_err(|source| SpareError::Listen { port, source })?;
             let handler = Arc::new(OnSpare { door: door.clone(), port });
             tokio::select! {
-                ended = polder_control::serve(&socket, handler) => ended.map_err(Into::into),
+                ended = polder_control::serve(&socket, handler.clone()) => ended.map_err(Into::into),
                 ended = door.clone().serve(listener, mounts) => ended,
                 () = tidy(&door) => Ok(()),
+                () = tell(state, || handler.status()) => Ok(()),
                 () = told => Ok(()),
             }
         }
@@ -48,7 +51,8 @@ pub async fn serve(
             let follower = Arc::new(Follower::of(state, site.name.as_str()));
             let handler = Arc::new(OnMain { follower: follower.clone() });
             tokio::select! {
-                ended = polder_control::serve(&socket, handler) => ended.map_err(Into::into),
+                ended = polder_control::serve(&socket, handler.clone()) => ended.map_err(Into::into),
+                () = tell(state, || handler.status().unwrap_or_default()) => Ok(()),
                 () = follower.keep_in_touch() => Ok(()),
                 () = told => Ok(()),
             }
@@ -67,6 +71,17 @@ fn listen(port: u16) -> std::io::Result<TcpListener> {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(error),
         Err(_) => open(tokio::net::TcpSocket::new_v4()?, "0.0.0.0"),
+    }
+}
+
+/// The health part is to know how things are.
+async fn tell(state: &Path, status: impl Fn() -> SpareStatus) {
+    let sockets = Sockets::of(state);
+    loop {
+        if let Err(error) = Told::Spare(Box::new(status())).leave(&sockets) {
+            log::warn!("the health part does not hear of the other box: {error}");
+        }
+        tokio::time::sleep(TELL).await;
     }
 }
 
@@ -125,8 +140,9 @@ impl OnSpare {
             }
             SpareRequest::RemoveOld => {
                 for folder in old(&door.folders) {
-                    std::fs::remove_dir_all(&folder)
-                        .map_err(|error| format!("could not remove {}: {error}", folder.display()))?;
+                    std::fs::remove_dir_all(&folder).map_err(|error| {
+                        format!("could not remove {}: {error}", folder.display())
+                    })?;
                 }
                 Ok(SpareReply::Done)
             }
@@ -169,6 +185,7 @@ impl OnSpare {
             epoch: standing.epoch,
             peer_epoch: standing.peer_epoch,
             may_take_over: standing.may_take_over,
+            yields: inner.yields,
             must_ask: false,
             fenced: standing.fenced,
             revoked: None,
@@ -185,9 +202,14 @@ impl OnSpare {
 
 /// Stores of main boxes that are not paired with this one.
 fn old(folders: &Folders) -> Vec<std::path::PathBuf> {
-    let current = Peer::read(folders).ok().flatten().map(|peer| folders.store_of(&peer.certificate));
+    let current =
+        Peer::read(folders).ok().flatten().map(|peer| folders.store_of(&peer.certificate));
     let Ok(entries) = std::fs::read_dir(folders.stores()) else { return Vec::new() };
-    entries.flatten().map(|entry| entry.path()).filter(|path| Some(path) != current.as_ref()).collect()
+    entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| Some(path) != current.as_ref())
+        .collect()
 }
 
 struct OnMain {
@@ -247,6 +269,7 @@ impl OnMain {
             epoch: standing.epoch,
             peer_epoch: standing.peer_epoch,
             may_take_over: false,
+            yields: false,
             must_ask: standing.must_ask,
             fenced: standing.fenced,
             revoked: inner.revoked,

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use axum::Router;
 use axum::body::{Body, BodyDataStream};
 use axum::extract::{Path as In, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
-use axum::Router;
 use futures_util::StreamExt;
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
@@ -96,8 +96,10 @@ impl Store {
 
     /// Its room.
     pub fn room(&self) -> Result<Room, SpareError> {
-        let stat = rustix::fs::statvfs(&self.0.folder)
-            .map_err(|error| SpareError::File { path: self.0.folder.clone(), source: error.into() })?;
+        let stat = rustix::fs::statvfs(&self.0.folder).map_err(|error| SpareError::File {
+            path: self.0.folder.clone(),
+            source: error.into(),
+        })?;
         let total = stat.f_blocks.saturating_mul(stat.f_frsize);
         let free = stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(SPARED);
         let most = total / 100 * u64::from(self.0.percent);
@@ -127,7 +129,10 @@ impl Store {
     fn path(&self, kind: &str, name: &str) -> Result<PathBuf, Refused> {
         let hex = name.len() == 64 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         if !KINDS.contains(&kind) || !hex {
-            return Err(refused(StatusCode::BAD_REQUEST, "files of a store are named by 64 hex digits"));
+            return Err(refused(
+                StatusCode::BAD_REQUEST,
+                "files of a store are named by 64 hex digits",
+            ));
         }
         let folder = self.0.folder.join(kind);
         Ok(match kind {
@@ -165,14 +170,21 @@ impl Store {
         body: Body,
     ) -> Result<(), Refused> {
         if to.exists() {
-            return Err(refused(StatusCode::FORBIDDEN, "it is there already, and nothing is written twice"));
+            return Err(refused(
+                StatusCode::FORBIDDEN,
+                "it is there already, and nothing is written twice",
+            ));
         }
-        let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+        let length =
+            headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
         let length = length.ok_or_else(|| {
             refused(StatusCode::LENGTH_REQUIRED, "a file must say how long it is")
         })?;
         if length > largest {
-            return Err(refused(StatusCode::PAYLOAD_TOO_LARGE, format!("that is more than {} MiB", largest >> 20)));
+            return Err(refused(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("that is more than {} MiB", largest >> 20),
+            ));
         }
         let claim = self.claim(length)?;
         let number = PART.fetch_add(1, Ordering::Relaxed);
@@ -189,7 +201,10 @@ impl Store {
         };
         let digest = fill(&part.0, body.into_data_stream(), length, io).await?;
         if name.is_some_and(|name| name != digest) {
-            return Err(refused(StatusCode::BAD_REQUEST, "what came is not what its name says; send it again"));
+            return Err(refused(
+                StatusCode::BAD_REQUEST,
+                "what came is not what its name says; send it again",
+            ));
         }
         let (from, to) = (part.0.clone(), to.to_owned());
         let placed = tokio::task::spawn_blocking(move || put(&from, &to)).await;
@@ -227,8 +242,8 @@ async fn fill(
     let mut file = tokio::fs::File::from_std(file);
     let (mut context, mut came) = (Context::new(&SHA256), 0);
     while let Some(bytes) = body.next().await {
-        let bytes =
-            bytes.map_err(|_| refused(StatusCode::BAD_REQUEST, "the connection broke on the way"))?;
+        let bytes = bytes
+            .map_err(|_| refused(StatusCode::BAD_REQUEST, "the connection broke on the way"))?;
         came += bytes.len() as u64;
         if came > length {
             return Err(refused(StatusCode::BAD_REQUEST, "more came than was announced"));
@@ -237,7 +252,10 @@ async fn fill(
         file.write_all(&bytes).await.map_err(&io)?;
     }
     if came != length {
-        return Err(refused(StatusCode::BAD_REQUEST, "less came than was announced; send it again"));
+        return Err(refused(
+            StatusCode::BAD_REQUEST,
+            "less came than was announced; send it again",
+        ));
     }
     file.sync_all().await.map_err(&io)?;
     Ok(context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
@@ -252,7 +270,12 @@ fn put(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
         // Two sent the same at once; both are right, since the name is the digest.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied
+            ) =>
+        {
             fs::rename(from, to)?;
         }
         other => other?,
@@ -328,7 +351,10 @@ async fn write(
     };
     let there = path.parent().and_then(|folder| fs::read_dir(folder).ok());
     if there.is_some_and(|entries| entries.count() >= most) {
-        return Err(refused(StatusCode::INSUFFICIENT_STORAGE, format!("Insufficient Storage: there are too many files in {kind}")));
+        return Err(refused(
+            StatusCode::INSUFFICIENT_STORAGE,
+            format!("Insufficient Storage: there are too many files in {kind}"),
+        ));
     }
     store.take(&path, Some(&name), &headers, largest, body).await
 }
@@ -454,7 +480,9 @@ mod tests {
         assert_eq!(range("bytes=-10", 100), Some((90, 99)));
         assert_eq!(range("bytes=-1000", 100), Some((0, 99)));
         assert_eq!(range("bytes=5-1000", 100), Some((5, 99)));
-        for none in ["bytes=100-", "bytes=9-5", "bytes=-0", "bytes=a-b", "0-9", "bytes=0-9,20-29", ""] {
+        for none in
+            ["bytes=100-", "bytes=9-5", "bytes=-0", "bytes=a-b", "0-9", "bytes=0-9,20-29", ""]
+        {
             assert_eq!(range(none, 100), None, "{none}");
         }
         assert_eq!(range("bytes=0-", 0), None);
@@ -463,8 +491,12 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_name_leads_out_of_the_store(kind in ".{0,20}", name in ".{0,80}") {
-            let folder = tempfile::tempdir().unwrap();
-            let store = Store::open(folder.path(), folder.path(), 50).unwrap();
+            static STORE: std::sync::OnceLock<(tempfile::TempDir, Store)> = std::sync::OnceLock::new();
+            let (folder, store) = STORE.get_or_init(|| {
+                let folder = tempfile::tempdir().unwrap();
+                let store = Store::open(folder.path(), folder.path(), 50).unwrap();
+                (folder, store)
+            });
             if let Ok(path) = store.path(&kind, &name) {
                 proptest::prop_assert!(path.starts_with(folder.path()));
                 proptest::prop_assert!(!path.to_string_lossy().contains(".."));

@@ -78,7 +78,10 @@ impl Tombstones {
     pub fn add(&mut self, push: &Push) -> Result<u64, String> {
         let before = if push.anew { 0 } else { self.current.len() as u64 };
         if push.lines.len() > Push::MOST || push.after != before {
-            return Err(format!("revocations must go on after number {before}, at most {} at once", Push::MOST));
+            return Err(format!(
+                "revocations must go on after number {before}, at most {} at once",
+                Push::MOST
+            ));
         }
         let plain = |line: &String| {
             line.len() <= LONGEST
@@ -95,7 +98,9 @@ impl Tombstones {
             return Err("there are more revocations than a spare keeps".to_owned());
         }
         let mut text = String::new();
-        for line in push.anew.then_some(ANEW).into_iter().chain(push.lines.iter().map(String::as_str)) {
+        for line in
+            push.anew.then_some(ANEW).into_iter().chain(push.lines.iter().map(String::as_str))
+        {
             text += line;
             text.push('\n');
         }
@@ -171,7 +176,8 @@ mod tests {
 
     impl Two {
         fn new() -> Self {
-            let two = Self { main: tempfile::tempdir().unwrap(), spare: tempfile::tempdir().unwrap() };
+            let two =
+                Self { main: tempfile::tempdir().unwrap(), spare: tempfile::tempdir().unwrap() };
             fs::create_dir_all(two.folders().own()).unwrap();
             two
         }

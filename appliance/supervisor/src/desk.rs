@@ -120,6 +120,9 @@ impl<P: Parts> Desk<P> {
                 work.set_yields(yields, by).await?;
                 Reply::Done
             }
+            Request::PairSpare { address, code, by } => {
+                Reply::Accepted(work.pair_spare(address, code, by).await?)
+            }
             Request::Judge => Reply::Judged(work.judge().await?),
             Request::Noticed { what, on } => {
                 // Nobody but a part of the box can open this socket, and what a person does is told by `Record`.

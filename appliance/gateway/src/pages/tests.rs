@@ -94,6 +94,7 @@ impl Handler<Request, Reply> for Supervisor {
             Request::ServeAnyway { .. } | Request::Yield { .. } => Reply::Done,
             Request::Supply(_) => Reply::Supplied { drained: false },
             Request::Backup => Reply::Backup(Box::default()),
+            Request::PairSpare { .. } => Reply::Accepted(RunId(7)),
             Request::BackupKit { .. } => Reply::Kit(kit()),
             Request::PreviewBackup(_) => Reply::Refused("not here".into()),
             Request::Backups { .. } => Reply::Accepted(RunId(7)),
@@ -350,8 +351,9 @@ async fn read(response: Response) -> (StatusCode, String) {
 }
 
 const FOR_MEMBERS: [&str; 6] = ["/", "/chat", "/connect", "/usage", "/account", "/status"];
-const FOR_STEWARDS: [&str; 17] = [
+const FOR_STEWARDS: [&str; 18] = [
     "/spare/takeover",
+    "/spare",
     "/issues",
     "/outside",
     "/outside/live",
@@ -835,6 +837,42 @@ async fn a_steward_has_the_key_of_backups_on_paper_before_a_place_for_them_is_as
         assert_eq!(place.post(path, Some(&place.member.1), "").await.0, StatusCode::FORBIDDEN);
     }
     assert_eq!(place.post("/backup/kit", Some(&place.member.1), "").await.0, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_steward_pairs_the_box_with_a_spare_or_makes_it_one_and_nobody_else_does() {
+    let place = place().await;
+    let (steward, member) = (Some(place.steward.1.as_str()), Some(place.member.1.as_str()));
+    let (_, page) = place.get("/spare", steward).await;
+    for shown in
+        ["Have a spare", "Be the spare of another box", "remember each other&#39;s certificate"]
+    {
+        assert!(
+            page.contains(shown) || page.contains(&shown.replace("&#39;", "'")),
+            "{shown}: {page}"
+        );
+    }
+    let form = "address=ash.local&code=4821+otter+lamp";
+    assert_eq!(place.post("/spare/pair", member, form).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(place.post("/spare/pair", steward, form).await.1, "/runs/7");
+    let paired = |r: &Request| matches!(r, Request::PairSpare { address, code, by: Actor::Member(_) } if address == "ash.local" && code.expose() == "4821 otter lamp");
+    assert!(place.asked.lock().unwrap().iter().any(paired));
+    assert!(!format!("{:?}", place.asked.lock().unwrap()).contains("otter"));
+    // A change is done only after its steps were seen.
+    let done = |r: &Request| matches!(r, Request::Apply { change: SiteChange::Spare(s), .. } if s.disk_percent == 30);
+    place.post("/spare/be", steward, "disk_percent=30&port=8444").await;
+    assert!(!place.asked.lock().unwrap().iter().any(done));
+    let form = "disk_percent=30&port=8444&seen=yes";
+    assert_eq!(place.post("/spare/be", steward, form).await.1, "/runs/7");
+    assert!(place.asked.lock().unwrap().iter().any(done));
+    assert!(place.post("/spare/be", steward, "disk_percent=half").await.1.contains("whole number"));
+    // Without a part to ask, the page says so.
+    assert!(place.post("/spare/code", steward, "").await.1.contains("is not up"));
+    for path in ["be", "none", "code", "hide", "unpair", "remove-old"] {
+        let path = format!("/spare/{path}");
+        assert_eq!(place.post(&path, member, "seen=yes").await.0, StatusCode::FORBIDDEN, "{path}");
+        assert_eq!(place.get(&path, steward).await.0, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+    }
 }
 
 #[tokio::test]

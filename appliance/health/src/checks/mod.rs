@@ -13,6 +13,7 @@ mod gpu_memory;
 mod memory;
 mod part;
 mod queue;
+mod spare;
 mod update;
 mod uplink;
 mod weights;
@@ -30,7 +31,7 @@ const GIB: u64 = 1 << 30;
 
 /// Everything that is wrong with what was seen.
 pub fn all(seen: &Seen) -> Vec<Issue> {
-    let checks: [fn(&Seen) -> Vec<Issue>; 16] = [
+    let checks: [fn(&Seen) -> Vec<Issue>; 17] = [
         gpu_fault::check,
         gpu_memory::check,
         gpu_heat::check,
@@ -46,6 +47,7 @@ pub fn all(seen: &Seen) -> Vec<Issue> {
         uplink::check,
         battery::check,
         backup::check,
+        spare::check,
         alerts::check,
     ];
     checks.iter().flat_map(|check| check(seen)).collect()

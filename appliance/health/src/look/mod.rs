@@ -315,6 +315,7 @@ impl Eyes {
                 Told::Uplinks(uplinks) => seen.uplinks = uplinks,
                 Told::Battery(battery) => seen.battery = Some(battery),
                 Told::Backup(backup) => seen.backup = Some(backup),
+                Told::Spare(spare) => seen.spare = Some(*spare),
             }
         }
     }
