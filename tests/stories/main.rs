@@ -19,6 +19,7 @@ mod rename;
 mod restart;
 mod seed;
 mod stolen_disk;
+mod takeover;
 mod two_models;
 mod uplinks;
 mod wizard;

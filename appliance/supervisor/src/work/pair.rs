@@ -9,7 +9,7 @@ use polder_control::{
     Actor, Client, Closed, SpareReply, SpareRequest, SpareStatus, Stand, TakeoverWish,
 };
 use polder_spare::{Folders, Link, Peer};
-use polder_takeover::{Given, Heard, LEASE, Side, Term};
+use polder_takeover::{Given, Heard, Side, Term, lease};
 
 use super::{Refusal, Work, blocking, lock, with_source};
 use crate::parts::Parts;
@@ -243,7 +243,7 @@ impl<P: Parts> Work<P> {
 fn is_recent(stamp: &str, (boot, now): &(String, u64)) -> bool {
     let Some((of, at)) = stamp.trim().split_once(' ') else { return false };
     let age = at.parse::<u64>().ok().and_then(|at| now.checked_sub(at));
-    of == boot && age.is_some_and(|age| age + STAMP.as_secs() < LEASE.as_secs())
+    of == boot && age.is_some_and(|age| age + STAMP.as_secs() < lease().0.as_secs())
 }
 
 /// Which boot this is, and seconds since it, sleep included: a clock that nobody sets.

@@ -17,8 +17,8 @@ use polder_control::{
 use polder_site::{BackupPlace, Site, Store};
 use polder_spare::{Folders, Peer, Tombstones};
 use polder_takeover::{
-    Action, Facts, Permission, Side, Silence, Term, adapt, allowed, choose, give_back, models,
-    receive, takeover,
+    Action, Facts, Permission, Side, Silence, Term, adapt, allowed, choose, give_back, lease,
+    models, receive, takeover,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -429,13 +429,16 @@ impl<P: Parts> Work<P> {
 
 /// Whether the main box was heard a moment ago.
 fn is_there(status: &polder_control::SpareStatus) -> bool {
-    status.silent.is_some_and(|seconds| (0..10).contains(&seconds))
+    let soon = i64::try_from(lease().0.as_secs()).unwrap_or(i64::MAX).min(10);
+    status.silent.is_some_and(|seconds| (0..soon).contains(&seconds))
 }
 
 fn silence(status: &polder_control::SpareStatus, said_dead: bool) -> Silence {
     let since = status.silent.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0);
     // The part knows how long it was there itself to hear something, and counts no longer than that.
-    let since = if status.may_take_over { since.max(65) } else { since.min(64) };
+    let (lease, margin) = lease();
+    let waits = (lease + margin).as_secs();
+    let since = if status.may_take_over { since.max(waits) } else { since.min(waits - 1) };
     let there = is_there(status);
     Silence {
         since: Duration::from_secs(since),
