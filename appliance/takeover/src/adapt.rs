@@ -85,12 +85,16 @@ pub fn adapt(
     site.power.clone_from(&here.power);
     site.updates.clone_from(&here.updates);
     site.keeping = here.keeping;
+    // Which of the two this machine is.
+    site.spare = here.spare;
     (site.engines, site.backup) = (engines, backup);
     site
 }
 
 #[cfg(test)]
 mod tests {
+    use polder_site::{Spare, SpareRole};
+
     use super::*;
 
     fn site(name: &str, port: u16, engines: &[(&str, &str)]) -> Site {
@@ -144,19 +148,21 @@ mod tests {
     fn who_the_box_is_comes_with_it_and_what_the_machine_is_stays() {
         let mut main = site("oak", 443, &[("fast", "big")]);
         main.door.names.push("oak.example.org".into());
-        main.backup = Some(Backup::to("/mnt/usb".parse().unwrap()));
+        main.spare = Some(Spare::of(SpareRole::OfThis));
+        main.backup = Some(Backup::to("spare".parse().unwrap()));
         main.keeping.disk_percent = 50;
         let mut spare = site("elm", 8443, &[]);
         spare.door.listen = vec!["10.0.0.7".parse().unwrap()];
+        spare.spare = Some(Spare::of(SpareRole::ForAnother));
         let adapted = adapt(&main, &spare, BTreeMap::new(), None);
         assert_eq!(adapted.name, main.name);
         assert_eq!(adapted.door.names, main.door.names);
         assert_eq!((adapted.door.port, &adapted.door.listen), (8443, &spare.door.listen));
         assert_eq!((adapted.keeping, adapted.backup), (spare.keeping, None));
-        adapted_is_valid(&main, &spare);
-    }
-
-    fn adapted_is_valid(main: &Site, spare: &Site) {
-        adapt(main, spare, BTreeMap::new(), None).check().unwrap();
+        assert_eq!(adapted.spare, spare.spare);
+        adapted.check().unwrap();
+        // And back again, onto the main box's machine.
+        let back = adapt(&adapted, &main, main.engines.clone(), main.backup.clone());
+        assert_eq!(back, main);
     }
 }

@@ -110,7 +110,7 @@ pub fn allowed(term: &Term, main: &str, silence: &Silence) -> Result<Permission,
             "{main} is silent, but may serve members that this box does not see; make sure that it is off and stays off, then type its name"
         )),
         _ => Err(format!(
-            "{main} is there; let it agree on its own page Spare, or turn it off and wait a minute"
+            "{main} is there; to change over, turn it off, wait a minute, and type its name"
         )),
     }
 }

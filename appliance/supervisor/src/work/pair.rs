@@ -1,7 +1,7 @@
 //! Sees to it that of two paired boxes only one serves: keeps the term, closes and opens the door, and goes on with what a spare hands over.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -32,13 +32,16 @@ pub(super) struct Pair {
     goes_on: AtomicBool,
     /// The state is being handed over.
     pub(super) handing: AtomicBool,
-    stamped: std::sync::Mutex<Option<Instant>>,
+    stamped: Mutex<Option<Instant>>,
+    /// When the spare was last heard in this life. The part that hears it may begin anew in between.
+    heard: Mutex<Option<Instant>>,
 }
 
 impl Default for Pair {
     fn default() -> Self {
         let no = || AtomicBool::new(false);
-        Self { begun: Instant::now(), goes_on: no(), handing: no(), stamped: Default::default() }
+        let (stamped, heard) = Default::default();
+        Self { begun: Instant::now(), goes_on: no(), handing: no(), stamped, heard }
     }
 }
 
@@ -55,6 +58,12 @@ impl<P: Parts> Work<P> {
     pub(super) async fn settle_pair(self: &Arc<Self>) {
         self.pair.goes_on.store(self.served_a_moment_ago(), Ordering::Relaxed);
         self.look_at_pair().await;
+        if let Ok(Some(Seen { term, other, stand: Stand::Serves, .. })) = self.pair_seen().await
+            && term.side == Side::Spare
+        {
+            // The trail is the one that came with the backup, and knows nothing of it yet.
+            self.note(Actor::Itself, "began to serve in the place of", &other).await;
+        }
     }
 
     pub(super) fn look_after_the_pair(self: &Arc<Self>) {
@@ -107,9 +116,13 @@ impl<P: Parts> Work<P> {
     /// None where this box has no pair.
     pub(super) async fn pair_seen(&self) -> Result<Option<Seen>, Refusal> {
         let state = self.state.clone();
-        let Some((mut term, other)) = blocking(move || term_of(&state)).await? else {
+        let Some((mut term, other, new)) = blocking(move || term_of(&state)).await? else {
             return Ok(None);
         };
+        if new {
+            // It was alone until now, and nobody can have taken over from it.
+            self.pair.goes_on.store(true, Ordering::Relaxed);
+        }
         let status = self.spare_status().await;
         let mut heard = Heard { goes_on: self.goes_on(), ..Heard::default() };
         match &status {
@@ -123,11 +136,15 @@ impl<P: Parts> Work<P> {
                 }
                 let silent = status.silent.and_then(|seconds| u64::try_from(seconds).ok());
                 // What was heard in an earlier life counts for nothing in this one.
-                heard.ago = silent.map(Duration::from_secs).filter(|ago| *ago < self.pair.begun.elapsed());
+                let ago = silent.map(Duration::from_secs).filter(|ago| *ago < self.pair.begun.elapsed());
+                let at = ago.and_then(|ago| Instant::now().checked_sub(ago));
+                let mut kept = lock(&self.pair.heard);
+                *kept = (*kept).max(at);
                 heard.failed = status.trouble.is_some();
             }
             None => heard.failed = self.pair.begun.elapsed() > NO_PART,
         }
+        heard.ago = lock(&self.pair.heard).map(|at| at.elapsed());
         let stand = match polder_takeover::stand(&term, &heard) {
             Stand::Serves if self.pair.handing.load(Ordering::Relaxed) => Stand::Handed,
             stand => stand,
@@ -253,8 +270,8 @@ fn boot_time() -> Option<(String, u64)> {
     Some((boot.trim().to_owned(), u64::try_from(now.tv_sec).ok()?))
 }
 
-/// The term and the other box's name, kept in step with whether there is another box at all.
-fn term_of(state: &Path) -> Result<Option<(Term, String)>, Refusal> {
+/// The term, the other box's name and whether the term begins just now; kept in step with whether there is another box at all.
+fn term_of(state: &Path) -> Result<Option<(Term, String, bool)>, Refusal> {
     let peer = Peer::read(&Folders::of(state)).map_err(|error| error.to_string())?;
     let term = Term::read(state).map_err(|error| with_source(&error))?;
     match (peer, term) {
@@ -263,7 +280,7 @@ fn term_of(state: &Path) -> Result<Option<(Term, String)>, Refusal> {
             Term::forget(state).map_err(|error| with_source(&error))?;
             Ok(None)
         }
-        (Some(peer), Some(term)) => Ok(Some((term, peer.name))),
+        (Some(peer), Some(term)) => Ok(Some((term, peer.name, false))),
         (Some(peer), None) => {
             let side = match peer.side {
                 polder_spare::Side::Main => Side::Main,
@@ -271,7 +288,7 @@ fn term_of(state: &Path) -> Result<Option<(Term, String)>, Refusal> {
             };
             let term = Term::first(side);
             term.keep(state).map_err(|error| with_source(&error))?;
-            Ok(Some((term, peer.name)))
+            Ok(Some((term, peer.name, true)))
         }
     }
 }

@@ -415,6 +415,7 @@ impl<P: Parts> Work<P> {
             let aside = aside.ok_or("this box's own former state is not there any more; it stays closed until it is set up anew with `polder state reset`, or unpaired")?;
             let incoming = restore::incoming(&backups);
             gather(&aside, &incoming, "spare").map_err(say)?;
+            let _ = fs::remove_file(incoming.join(restore::FORMER_KEY));
             let kept = fs::read_to_string(aside.join(restore::FORMER_KEY)).ok();
             let key = match kept.and_then(|text| KitKey::typed(&text).ok()) {
                 Some(key) => key,
@@ -438,14 +439,10 @@ fn silence(status: &polder_control::SpareStatus, said_dead: bool) -> Silence {
     // The part knows how long it was there itself to hear something, and counts no longer than that.
     let (lease, margin) = lease();
     let waits = (lease + margin).as_secs();
-    let since = if status.may_take_over { since.max(waits) } else { since.min(waits - 1) };
-    let there = is_there(status);
-    Silence {
-        since: Duration::from_secs(since),
-        yields: status.yields,
-        agrees: status.may_take_over && there,
-        said_dead,
-    }
+    let silent = status.may_take_over && !is_there(status);
+    let since = if silent { since.max(waits) } else { since.min(waits - 1) };
+    // One that agrees and runs on would serve beside this one if the link broke just then: it is to be turned off.
+    Silence { since: Duration::from_secs(since), yields: status.yields, agrees: false, said_dead }
 }
 
 /// On a spare: its main box's backups, and the key to them.
