@@ -18,6 +18,7 @@ mod power;
 mod rename;
 mod restart;
 mod seed;
+mod spare;
 mod stolen_disk;
 mod takeover;
 mod two_models;

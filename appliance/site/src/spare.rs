@@ -54,3 +54,35 @@ fn usual_port() -> u16 {
 fn usual_percent() -> u8 {
     50
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Backup, BackupPlace, Site, SiteChange};
+
+    #[test]
+    fn a_box_is_a_spare_or_has_one_and_backups_go_to_a_spare_only_where_there_is_one() {
+        let site = Site::unclaimed(8443);
+        let to_spare = SiteChange::Backup(Backup::to(BackupPlace::Spare));
+        let says = to_spare.applied_to(&site).check().unwrap_err().to_string();
+        assert!(says.contains("this box has none; pair it"), "{says}");
+        let is_one = SiteChange::Spare(Spare::of(SpareRole::ForAnother)).applied_to(&site);
+        is_one.check().unwrap();
+        assert!(to_spare.applied_to(&is_one).check().is_err());
+        let has_one = SiteChange::Spare(Spare::of(SpareRole::OfThis)).applied_to(&site);
+        let sends = to_spare.applied_to(&has_one);
+        sends.check().unwrap();
+        assert_eq!(Site::from_toml(&sends.to_toml()).unwrap(), sends);
+        assert_eq!(SiteChange::RemoveSpare.applied_to(&sends), site);
+        for (port, disk_percent, said) in [
+            (8443, 50, "not the box's own 8443"),
+            (0, 50, "from 1"),
+            (8444, 0, "1 to 90"),
+            (8444, 99, "1 to 90"),
+        ] {
+            let spare = Spare { role: SpareRole::ForAnother, port, disk_percent };
+            let says = SiteChange::Spare(spare).applied_to(&site).check().unwrap_err().to_string();
+            assert!(says.contains(said), "{says}");
+        }
+    }
+}

@@ -86,9 +86,9 @@ async fn tell(state: &Path, status: impl Fn() -> SpareStatus) {
 }
 
 async fn tidy(door: &Door) {
-    loop {
+    for minute in 0u64.. {
         door.lapse(now());
-        let store = door.inner().store.clone();
+        let store = door.inner().store.clone().filter(|_| minute.is_multiple_of(10));
         if let Some(store) = store {
             let _ = tokio::task::spawn_blocking(move || store.count()).await;
         }

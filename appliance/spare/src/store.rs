@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use axum::Router;
 use axum::body::{Body, BodyDataStream};
@@ -54,6 +54,8 @@ struct Inner {
     coming: AtomicU64,
     /// Bytes in `all`, as last counted plus what came since.
     used: AtomicU64,
+    /// When the last backup came in, Unix seconds; 0 before the first. Asked for every second.
+    last: AtomicI64,
 }
 
 /// Why something is not done: a status for restic, and a sentence for whoever reads its log.
@@ -85,6 +87,7 @@ impl Store {
             percent,
             coming: AtomicU64::new(0),
             used: AtomicU64::new(bytes_in(all)),
+            last: AtomicI64::new(newest(&folder.join("snapshots")).unwrap_or(0)),
         };
         Ok(Self(Arc::new(inner)))
     }
@@ -108,10 +111,7 @@ impl Store {
 
     /// When the last backup came in, Unix seconds.
     pub fn last(&self) -> Option<i64> {
-        let entries = fs::read_dir(self.0.folder.join("snapshots")).ok()?;
-        let times = entries.flatten().filter_map(|entry| entry.metadata().ok()?.modified().ok());
-        let since = times.max()?.duration_since(std::time::UNIX_EPOCH).ok()?;
-        i64::try_from(since.as_secs()).ok()
+        Some(self.0.last.load(Ordering::Relaxed)).filter(|at| *at > 0)
     }
 
     /// The protocol's routes, below whatever they are nested in.
@@ -288,6 +288,14 @@ fn make(folder: &Path) -> Result<(), SpareError> {
     made.map_err(SpareError::file(folder))
 }
 
+/// When the newest file of a folder was written, Unix seconds.
+fn newest(folder: &Path) -> Option<i64> {
+    let entries = fs::read_dir(folder).ok()?;
+    let times = entries.flatten().filter_map(|entry| entry.metadata().ok()?.modified().ok());
+    let since = times.max()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_secs()).ok()
+}
+
 /// Bytes of all files below.
 pub(crate) fn bytes_in(folder: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(folder) else { return 0 };
@@ -356,7 +364,11 @@ async fn write(
             format!("Insufficient Storage: there are too many files in {kind}"),
         ));
     }
-    store.take(&path, Some(&name), &headers, largest, body).await
+    store.take(&path, Some(&name), &headers, largest, body).await?;
+    if kind == "snapshots" {
+        store.0.last.store(jiff::Timestamp::now().as_second(), Ordering::Relaxed);
+    }
+    Ok(())
 }
 
 async fn remove(

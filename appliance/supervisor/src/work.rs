@@ -202,6 +202,7 @@ impl<P: Parts> Work<P> {
         }
         self.look_after_backups();
         self.look_after_the_pair();
+        self.look_after_what_is_kept();
     }
 
     async fn resume(self: &Arc<Self>, open: Open) {

@@ -117,6 +117,7 @@ pub(super) fn members_status(error: &MembersError) -> StatusCode {
         E::NoMember | E::NoKey => StatusCode::NOT_FOUND,
         E::InviteGone => StatusCode::GONE,
         E::SetupOver => StatusCode::FORBIDDEN,
+        E::NeedsTwo(_) => StatusCode::FORBIDDEN,
         E::Busy => StatusCode::TOO_MANY_REQUESTS,
         E::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
         E::Open { .. } | E::Newer { .. } | E::Database(_) | E::Random(_) => {

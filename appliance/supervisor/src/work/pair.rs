@@ -67,13 +67,15 @@ impl<P: Parts> Work<P> {
     }
 
     pub(super) fn look_after_the_pair(self: &Arc<Self>) {
-        let work = self.clone();
+        // Whoever only waits keeps nothing of the supervisor alive.
+        let (work, ending) = (Arc::downgrade(self), self.ending.clone());
         self.tasks.spawn(async move {
             loop {
                 tokio::select! {
                     () = tokio::time::sleep(LOOK) => {}
-                    () = work.ending.cancelled() => return,
+                    () = ending.cancelled() => return,
                 }
+                let Some(work) = work.upgrade() else { return };
                 work.look_at_pair().await;
             }
         });

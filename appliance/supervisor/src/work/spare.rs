@@ -14,6 +14,8 @@ use crate::runs::Intent;
 
 /// The part tells the other box, which may be away.
 const LEAVE: Duration = Duration::from_secs(15);
+/// Between two looks at what is due.
+const LOOK: Duration = Duration::from_secs(5);
 const DAY: i64 = 86_400;
 const WEEK: i64 = 7 * DAY;
 /// Of what is stored, this many percent are read in a trial restore.
@@ -101,8 +103,21 @@ impl<P: Parts> Work<P> {
         }
     }
 
+    /// Holds what is due, by itself. To look costs next to nothing, and the first backup is proved as soon as it is there.
+    pub(super) fn look_after_what_is_kept(self: &Arc<Self>) {
+        let work = self.clone();
+        self.tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK) => work.prove_what_is_kept().await,
+                    () = work.ending.cancelled() => return,
+                }
+            }
+        });
+    }
+
     /// On a spare: once a week the newest backup is restored for a trial, a failed one again after a day.
-    pub(super) async fn prove_what_is_kept(self: &Arc<Self>) {
+    async fn prove_what_is_kept(self: &Arc<Self>) {
         let role = self.board.site().spare.map(|spare| spare.role);
         if role != Some(SpareRole::ForAnother) || self.power.borrow().pauses_work() {
             return;
