@@ -80,13 +80,15 @@ impl Machine {
         command.args(more).env("POLDER_LEASE", LEASE);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().unwrap();
-        let out = child.stdout.take().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
         if !more.is_empty() {
             // It is ready when it says so.
             let mut line = String::new();
-            BufReader::new(out).read_line(&mut line).unwrap();
+            out.read_line(&mut line).unwrap();
             assert!(line.contains("api_key"), "{line}: {}", log_of(state));
         }
+        // A box ends when nobody listens to it any more.
+        std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink()));
         let machine = Self { state: state.to_owned(), child };
         until("the box", &machine.state, || machine.ask(&Request::Status));
         machine

@@ -40,7 +40,7 @@ use crate::runs::{Intent, Ledger, Open};
 use crate::shelf::Shelf;
 use crate::supervisor::Patience;
 
-pub use takeover::Handing;
+pub(crate) use takeover::Handing;
 
 /// What the operating system allows the path of a socket.
 const LONGEST_SOCKET: usize = 107;
