@@ -290,6 +290,11 @@ impl Follower {
 
     /// First compares what the spare has with the trail as it is here, then sends what it ends with.
     async fn send_head(&self, link: &Link) -> Result<(), SpareError> {
+        // While the other one serves, the trail goes on there.
+        let status = ask(&self.state, &Ask::Status).await;
+        if matches!(status, Some(Reply::Status(status)) if status.closed.is_some()) {
+            return Ok(());
+        }
         let kept: Vec<Head> = link.ask(Method::GET, "/link/heads", &()).await?;
         if let Some(last) = kept.first() {
             let lacks = self.compare(last).await;

@@ -159,7 +159,12 @@ impl OnSpare {
                 inner.lease.raise().map(SpareReply::Epoch).map_err(say)
             }
             SpareRequest::SetEpoch(epoch) => {
-                door.inner().lease.raise_to(epoch).map_err(say)?;
+                let mut inner = door.inner();
+                // The state goes over with a new epoch, and with it a trail that went on here.
+                if epoch > inner.lease.standing(Side::Spare, now()).epoch {
+                    inner.heads.begin_anew(now()).map_err(say)?;
+                }
+                inner.lease.raise_to(epoch).map_err(say)?;
                 Ok(SpareReply::Epoch(epoch))
             }
             SpareRequest::Agree => Err("the main box agrees, not the spare".to_owned()),

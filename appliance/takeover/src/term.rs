@@ -39,6 +39,9 @@ pub struct Term {
     /// On a spare that stands in: the folder in the state folder where its own state was put aside.
     #[serde(default)]
     pub own: Option<String>,
+    /// On a spare that has given back: folders in the state folder that are of no use any more, and full of the other box's secrets.
+    #[serde(default)]
+    pub leftovers: Vec<String>,
 }
 
 /// A state that is handed over.
@@ -83,6 +86,7 @@ impl Term {
             yields: false,
             given: None,
             own: None,
+            leftovers: Vec::new(),
         }
     }
 
@@ -164,9 +168,10 @@ impl Term {
         newest.then(|| Self { mine: Some(given.term), highest: given.term, ..self.clone() })
     }
 
-    /// On a spare whose own state is in place again.
-    pub fn resting(&self) -> Self {
-        Self { mine: None, theirs: false, given: None, own: None, ..self.clone() }
+    /// On a spare whose own state is in place again. `aside` is where the state of the main box was put aside for it.
+    pub fn resting(&self, aside: String) -> Self {
+        let leftovers = self.own.iter().cloned().chain([aside]).collect();
+        Self { mine: None, theirs: false, given: None, own: None, leftovers, ..self.clone() }
     }
 }
 

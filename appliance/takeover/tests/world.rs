@@ -212,7 +212,7 @@ impl World {
             }
             Event::PutBack if self.spare.disk.given.is_some() && self.main_serves() && self.linked => {
                 self.spare.backup = self.main.revoked.clone();
-                self.spare.disk = self.spare.disk.resting();
+                self.spare.disk = self.spare.disk.resting(String::new());
             }
             // Somebody at the machine, who knows that the spare does not serve.
             Event::SayAlone

@@ -58,11 +58,21 @@ impl<P: Parts> Work<P> {
     pub(super) async fn settle_pair(self: &Arc<Self>) {
         self.pair.goes_on.store(self.served_a_moment_ago(), Ordering::Relaxed);
         self.look_at_pair().await;
-        if let Ok(Some(Seen { term, other, stand: Stand::Serves, .. })) = self.pair_seen().await
-            && term.side == Side::Spare
-        {
+        let Ok(Some(Seen { mut term, other, stand, .. })) = self.pair_seen().await else { return };
+        if term.side == Side::Spare && stand == Stand::Serves {
             // The trail is the one that came with the backup, and knows nothing of it yet.
-            self.note(Actor::Itself, "began to serve in the place of", &other).await;
+            self.note(Actor::Itself, "serves in the place of", &other).await;
+        }
+        if !term.leftovers.is_empty() {
+            let (state, leftovers) = (self.state.clone(), std::mem::take(&mut term.leftovers));
+            let gone = blocking(move || remove_leftovers(&state, &leftovers)).await;
+            let kept = match gone {
+                Ok(()) => self.keep_term(&term).await,
+                Err(why) => Err(why),
+            };
+            if let Err(why) = kept {
+                log::error!("what the main box's state left here is not removed: {why}");
+            }
         }
     }
 
@@ -256,6 +266,15 @@ impl<P: Parts> Work<P> {
         let text = std::fs::read_to_string(self.sockets.folder().join("served")).unwrap_or_default();
         boot_time().is_some_and(|now| is_recent(&text, &now))
     }
+}
+
+/// Only folders that a restore has put aside.
+fn remove_leftovers(state: &Path, leftovers: &[String]) -> Result<(), Refusal> {
+    let aside = |name: &&String| name.starts_with("before-restore-") && !name.contains('/');
+    for name in leftovers.iter().filter(aside) {
+        polder_backup::restore::clear(&state.join(name)).map_err(|error| with_source(&error))?;
+    }
+    Ok(())
 }
 
 /// Whether a stamp is of this boot and younger than a lease.

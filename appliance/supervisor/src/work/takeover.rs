@@ -421,8 +421,9 @@ impl<P: Parts> Work<P> {
                 Some(key) => key,
                 None => KitKey::make().map_err(say)?,
             };
-            keep_beside(&backups, &term.resting())?;
-            restore::ready(&backups, &key).map_err(say)
+            let put = restore::aside_now();
+            keep_beside(&backups, &term.resting(put.clone()))?;
+            restore::ready_as(&backups, &key, &put).map_err(say)
         })
         .await
     }
