@@ -14,6 +14,8 @@ mod engine_dies;
 mod import;
 mod install_page;
 mod keys;
+mod network;
+mod outside;
 mod power;
 mod rename;
 mod restart;

@@ -477,6 +477,18 @@ pub struct Machine {
     /// NVIDIA's cards in the machine that nothing drives.
     #[serde(default)]
     pub idle_cards: u32,
+    /// Its network ports, by name.
+    #[serde(default)]
+    pub ports: Vec<Port>,
+}
+
+/// A network port that is hardware.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// As the system calls it: `enp1s0`.
+    pub name: String,
+    /// A cable is in, and the device at its other end is on.
+    pub connected: bool,
 }
 
 /// A graphics processor.

@@ -65,6 +65,7 @@ impl Handler<Request, Reply> for Supervisor {
                 gpus: Vec::new(),
                 driver: None,
                 idle_cards: 0,
+                ports: Vec::new(),
             }),
             Request::Disk => Reply::Disk(Some(Disk {
                 lock: Lock::Sealed,
@@ -492,6 +493,8 @@ async fn signing_in_leads_where_one_wanted_to_go_and_a_wrong_password_says_so() 
     assert_eq!(response.headers()[header::LOCATION], "/audit");
     let token = cookie.split(['=', ';']).nth(1).unwrap();
     assert_eq!(place.get("/audit", Some(token)).await.0, StatusCode::OK);
+    // A steward's is in the trail.
+    assert_eq!(place.recorded(), [("signed in from".into(), "127.0.0.1".into())]);
 
     let (status, page) =
         place.post("/sign-in", None, "name=%3Cscript%3E&password=wrong&next=//evil.example").await;
