@@ -15,6 +15,7 @@ mod connection;
 mod door;
 mod engines;
 pub mod errors;
+mod fence;
 mod forgetting;
 mod front;
 mod handed;

@@ -14,6 +14,7 @@ const WRITTEN: [(&str, &str); 11] = [
     ("sign-in", include_str!("../chapters/sign-in.md")),
     ("update", include_str!("../chapters/update.md")),
     ("trouble", include_str!("../chapters/trouble.md")),
+    ("takeover", include_str!("../chapters/takeover.md")),
     ("moving", include_str!("../chapters/moving.md")),
     ("giving-away", include_str!("../chapters/giving-away.md")),
     ("limits-of-trust", include_str!("../chapters/limits-of-trust.md")),

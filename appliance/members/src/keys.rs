@@ -414,6 +414,8 @@ impl Members {
         change.commit()?;
         self.forget(|id, _| before.contains(id));
         self.reload(&db, owner)?;
+        drop(db);
+        self.keep_gone();
         Ok(minted)
     }
 
@@ -469,6 +471,8 @@ impl Members {
         change.commit()?;
         // It is gone for good: nothing that may fail stands between that and the key's end.
         self.forget(|id, _| *id == key.0);
+        drop(db);
+        self.keep_gone();
         Ok(info)
     }
 

@@ -151,14 +151,15 @@ impl Members {
         role: Role,
         by_identity: bool,
     ) -> Result<(), MembersError> {
+        let now = self.now();
         self.change_member(id, |change| {
             identities::note_role(change, id, role, by_identity)?;
             if role == Role::Member {
                 invites::withdraw_all_by(change, id)?;
             }
-            change
-                .execute("UPDATE members SET role = ?2 WHERE id = ?1", params![id.0, role.as_str()])
+            set_role(change, id, role, now)
         })?;
+        self.keep_gone();
         self.refresh_owner(id)
     }
 
@@ -185,6 +186,7 @@ impl Members {
             change
                 .execute("UPDATE members SET disabled = ?2 WHERE id = ?1", params![id.0, disabled])
         })?;
+        self.keep_gone();
         if disabled {
             self.sent_away(id);
         }
@@ -195,12 +197,9 @@ impl Members {
     /// (running streams end at once) and usage. Engines are to forget them too: see
     /// [`Members::to_forget`].
     pub fn remove_member(&self, id: MemberId) -> Result<(), MembersError> {
-        self.change_member(id, |change| {
-            invites::withdraw_all_by(change, id)?;
-            forgetting::note(change, id)?;
-            change.execute("DELETE FROM members WHERE id = ?1", [id.0])
-        })?;
+        self.change_member(id, |change| remove(change, id))?;
         self.sent_away(id);
+        self.keep_gone();
         Ok(())
     }
 
@@ -213,7 +212,7 @@ impl Members {
 
     /// Ends everything that runs in the name of one who may use the box no more. Cannot fail: the
     /// disk may be full, and the change is made.
-    fn sent_away(&self, id: MemberId) {
+    pub(crate) fn sent_away(&self, id: MemberId) {
         self.forget_owner(id);
         let token = self.0.gone.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         if let Some(token) = token {
@@ -328,8 +327,8 @@ impl Ready {
             return Err(MembersError::NameTaken(self.name.clone()));
         }
         change.execute(
-            "INSERT INTO members (name, name_key, email, role, password, created_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT INTO members (name, name_key, email, role, password, created_at, steward_since)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)",
             params![self.name, self.name_key, self.email, role.as_str(), self.password, now],
         )?;
         let id = MemberId(change.last_insert_rowid());
@@ -338,6 +337,27 @@ impl Ready {
         }
         Ok(id)
     }
+}
+
+/// Removes a member as part of another change.
+pub(crate) fn remove(change: &Connection, id: MemberId) -> rusqlite::Result<usize> {
+    invites::withdraw_all_by(change, id)?;
+    forgetting::note(change, id)?;
+    change.execute("DELETE FROM members WHERE id = ?1", [id.0])
+}
+
+/// Gives a role as part of another change; who is a steward already is it since then.
+pub(crate) fn set_role(
+    change: &Connection,
+    id: MemberId,
+    role: Role,
+    now: i64,
+) -> rusqlite::Result<usize> {
+    change.execute(
+        "UPDATE members SET steward_since = ?3 WHERE id = ?1 AND role <> ?2",
+        params![id.0, role.as_str(), now],
+    )?;
+    change.execute("UPDATE members SET role = ?2 WHERE id = ?1", params![id.0, role.as_str()])
 }
 
 const SELECT: &str =

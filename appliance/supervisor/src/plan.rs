@@ -8,6 +8,7 @@ use polder_site::{
 
 use crate::image::{Change, ImageAction};
 use crate::shelf::Described;
+use crate::work::Handing;
 
 /// The box as it is.
 #[derive(Debug, Clone)]
@@ -35,6 +36,8 @@ pub enum Wanted {
     Image(Change),
     /// Something about backups.
     Backup(BackupWish),
+    /// Another one of a pair is to serve.
+    Takeover(Handing),
 }
 
 /// One thing to do. In a plan they come in an order that leaves the box working whenever one of
@@ -80,6 +83,13 @@ pub enum Action {
         place: BackupPlace,
         /// Which one; the newest without one.
         snapshot: Option<String>,
+    },
+    /// Do something about which of a pair serves.
+    HandOver {
+        /// What.
+        action: polder_takeover::Action,
+        /// As people see it.
+        step: Step,
     },
 }
 
@@ -127,6 +137,7 @@ impl Action {
             ),
             Self::Image(action) => return action.step(),
             Self::Backup { action, place, .. } => return action.step(&place.to_string()),
+            Self::HandOver { step, .. } => return step.clone(),
         };
         Step { id: id.to_owned(), title }
     }
@@ -154,6 +165,10 @@ pub fn plan(
             }
         }
         Wanted::Backup(wish) => actions.extend(backup_actions(wish, &observed.site)),
+        Wanted::Takeover(handing) => {
+            let all = handing.actions.iter().cloned().zip(handing.plan.steps.iter().cloned());
+            actions.extend(all.map(|(action, step)| Action::HandOver { action, step }));
+        }
         Wanted::Change(change) => {
             let next = change.applied_to(&observed.site);
             let mut missing: Vec<&RecipeName> = Vec::new();
@@ -361,6 +376,7 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
         Wanted::Change(SiteChange::RemoveBackup) => {
             "Make no more backups; those there are stay".to_owned()
         }
+        Wanted::Takeover(handing) => handing.plan.title.clone(),
         Wanted::Backup(BackupWish::Now) => "Make a backup".to_owned(),
         Wanted::Backup(BackupWish::Drill) => "Restore the newest backup for a trial".to_owned(),
         Wanted::Backup(BackupWish::Restore { from, .. }) => {
@@ -738,7 +754,8 @@ mod tests {
                     | Action::WatchUps(_)
                     | Action::Confirm
                     | Action::Image(_)
-                    | Action::Backup { .. } => {}
+                    | Action::Backup { .. }
+                    | Action::HandOver { .. } => {}
                 }
             }
             assert_eq!(plan(&box_, &wanted, &|_| None).1, []);

@@ -36,6 +36,7 @@ mod shell;
 mod sign_in;
 mod spare;
 mod status;
+mod takeover;
 mod uplinks;
 mod usage;
 mod verifier;
@@ -58,7 +59,7 @@ use axum::routing::{get, post};
 use polder_page::Asset;
 
 use crate::Gateway;
-pub(crate) use frame::{problem, problem_elsewhere};
+pub(crate) use frame::{answer as bare, problem, problem_elsewhere, sentence};
 use samples::Samples;
 pub(crate) use who::{own_path, percent};
 
@@ -144,6 +145,10 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/backup/to", post(backup::to))
         .route("/backup/now", post(backup::back_up))
         .route("/backup/drill", post(backup::drill))
+        .route("/spare/takeover", get(takeover::show).post(takeover::take))
+        .route("/spare/takeover/back", post(takeover::back))
+        .route("/spare/takeover/send", post(takeover::send))
+        .route("/spare/takeover/silence", post(takeover::silence))
         .route("/spare", get(spare::show))
         .route("/spare/pair", post(spare::pair))
         .route("/spare/be", post(spare::be))

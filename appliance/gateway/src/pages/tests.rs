@@ -89,6 +89,10 @@ impl Handler<Request, Reply> for Supervisor {
             }
             Request::Update { .. } => Reply::Accepted(RunId(7)),
             Request::Judge => Reply::Judged(None),
+            Request::Takeover => Reply::Takeover(None),
+            Request::PreviewTakeover(_) => Reply::Refused("not here".into()),
+            Request::TakeOver { .. } => Reply::Accepted(RunId(7)),
+            Request::ServeAnyway { .. } | Request::Yield { .. } => Reply::Done,
             Request::Supply(_) => Reply::Supplied { drained: false },
             Request::Backup => Reply::Backup(Box::default()),
             Request::PairSpare { .. } => Reply::Accepted(RunId(7)),
@@ -240,6 +244,7 @@ pub(super) async fn place() -> Place {
     let part = |state| PartStatus { state, restarts: 1, pid: Some(1) };
     let status = BoxStatus {
         supply: None,
+        closed: None,
         safe: false,
         engines: vec![EngineStatus {
             name: "fast".parse().unwrap(),
@@ -347,7 +352,8 @@ async fn read(response: Response) -> (StatusCode, String) {
 }
 
 const FOR_MEMBERS: [&str; 6] = ["/", "/chat", "/connect", "/usage", "/account", "/status"];
-const FOR_STEWARDS: [&str; 18] = [
+const FOR_STEWARDS: [&str; 19] = [
+    "/spare/takeover",
     "/spare",
     "/issues",
     "/outside",
@@ -428,6 +434,10 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/engines/fast/remove".into(),
         "/runs/7/cancel".into(),
         "/runs/7/confirm".into(),
+        "/spare/takeover".into(),
+        "/spare/takeover/back".into(),
+        "/spare/takeover/send".into(),
+        "/spare/takeover/silence".into(),
         "/uplinks".into(),
         "/uplinks/fibre/remove".into(),
         "/uplinks/fibre/prefer".into(),

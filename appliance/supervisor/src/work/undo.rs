@@ -24,7 +24,9 @@ impl<P: Parts> Work<P> {
         let site = self.board.site();
         let back = match intent {
             Intent::Change(change) => as_before(change, &site, before),
-            Intent::Import { .. } | Intent::Update(_) | Intent::Backup(_) => site.clone(),
+            Intent::Import { .. } | Intent::Update(_) | Intent::Backup(_) | Intent::Takeover(_) => {
+                site.clone()
+            }
         };
         if back == site {
             self.restore();
@@ -147,6 +149,11 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
         SiteChange::Backup(_) | SiteChange::RemoveBackup => back.backup = before.backup.clone(),
         SiteChange::Uplinks(_) => back.uplinks = before.uplinks.clone(),
         SiteChange::Alerts(_) | SiteChange::RemoveAlerts => back.alerts = before.alerts.clone(),
+        SiteChange::Spare(_) | SiteChange::RemoveSpare => {
+            back.spare = before.spare;
+            // Without a spare there are no backups at it.
+            back.backup = before.backup.clone();
+        }
     }
     back
 }
