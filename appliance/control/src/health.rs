@@ -45,6 +45,8 @@ pub enum Check {
     Backup,
     /// Telling stewards.
     Alerts,
+    /// A change of model that was announced.
+    Model,
 }
 
 impl Check {
@@ -68,6 +70,7 @@ impl Check {
             Self::Battery => "battery",
             Self::Backup => "backup",
             Self::Alerts => "alerts",
+            Self::Model => "model",
         }
     }
 }

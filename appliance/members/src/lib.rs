@@ -16,11 +16,13 @@ mod forgetting;
 mod invites;
 mod keys;
 mod limits;
+mod money;
 mod password;
 mod people;
 mod secret;
 mod sessions;
 mod setup;
+mod trial;
 mod usage;
 mod words;
 
@@ -36,6 +38,7 @@ pub use people::{Member, MemberId, NewMember, Role, Share};
 pub use secret::Secret;
 pub use sessions::{SESSION_SECONDS, SessionInfo};
 pub use setup::{ClaimToken, SetupWindow};
+pub use trial::Trying;
 pub use usage::{UsageRow, UsedLengths};
 
 use tokio_util::sync::CancellationToken;
@@ -56,6 +59,8 @@ struct Inner {
     keys: RwLock<HashMap<String, Arc<keys::Live>>>,
     /// For members who run something without a key.
     gone: Mutex<HashMap<MemberId, CancellationToken>>,
+    /// Who tries a model that others do not reach yet.
+    trying: RwLock<HashMap<MemberId, Trying>>,
     hashing: Hashing,
     claims_by_address: KeyedBuckets<limits::Net>,
     claims_in_all: KeyedBuckets<()>,
@@ -75,12 +80,14 @@ impl Members {
     pub fn open_with_clock(path: &Path, clock: Clock) -> Result<Self, MembersError> {
         let db = database::open(path)?;
         let keys = keys::load(&db, &clock)?;
+        let trying = trial::load(&db)?;
         let ledger = Ledger::start(path, clock.clone())?;
         Ok(Self(Arc::new(Inner {
             path: path.to_owned(),
             db: Mutex::new(db),
             keys: RwLock::new(keys),
             gone: Mutex::default(),
+            trying: RwLock::new(trying),
             hashing: Hashing::new(),
             // A person mistypes a code a few times; a program tries many.
             claims_by_address: KeyedBuckets::new(10.0, 10.0),

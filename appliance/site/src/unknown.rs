@@ -12,7 +12,9 @@ use crate::backup::{Backup, Retention};
 use crate::certificate::{DnsHook, DnsUpdate, PublicCertificate};
 use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::{DnsZone, DynamicDns};
+use crate::money::Money;
 use crate::power::PowerPlan;
+use crate::succession::Succession;
 use crate::updates::Updates;
 use crate::uplinks::Uplink;
 use crate::verifier::Verifier;
@@ -156,6 +158,9 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["sharing"] => fields::<Sharing>(),
         ["keeping"] => fields::<Keeping>(),
         ["engines", _] => fields::<EngineSlot>(),
+        ["succession"] => fields::<Succession>(),
+        ["succession", "parked"] => fields::<EngineSlot>(),
+        ["money"] => fields::<Money>(),
         ["apps", _] => fields::<App>(),
         ["verifier"] => fields::<Verifier>(),
         ["updates"] => fields::<Updates>(),
@@ -254,7 +259,20 @@ mod tests {
         let conversations = crate::document::Conversations::Compact;
         let memory = Some("40 %".parse().unwrap());
         let slot = EngineSlot { conversations, memory, ..EngineSlot::serving(recipe) };
-        site.engines.insert("fast".parse().unwrap(), slot);
+        site.engines.insert("fast".parse().unwrap(), slot.clone());
+        let hours = |from, until| {
+            let at = |seconds| jiff::Timestamp::from_second(seconds).unwrap();
+            vec![crate::TrialHours { from: at(from), until: at(until) }]
+        };
+        let (alias, from) = ("house".parse().unwrap(), "fast".parse().unwrap());
+        let memory = None;
+        let slot = EngineSlot { memory, ..slot };
+        let begin =
+            crate::SuccessionStep::Begin { alias, from, slot, beside: false, hours: hours(9, 10) };
+        site = site.stepped(&begin).unwrap();
+        let at = jiff::Timestamp::from_second(20).unwrap();
+        site = site.stepped(&crate::SuccessionStep::Announce { at }).unwrap();
+        site.money = Some(Money { currency: "EUR".parse().unwrap() });
         let url = "unix:/run/auth.sock:/auth".parse().unwrap();
         site.verifier = Some(Verifier { url, mode: Default::default() });
         site.updates = Some(Updates { from: "https://example.org/polder".parse().unwrap() });
@@ -325,6 +343,8 @@ mod tests {
             &["keeping"],
             &["engines", "fast"],
             &["apps", "wiki"],
+            &["succession"],
+            &["money"],
             &["verifier"],
             &["updates"],
             &["certificate"],
@@ -348,7 +368,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 80);
+        assert_eq!(tried, 92);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }
@@ -444,6 +464,7 @@ mod tests {
 
         let mut less = site.clone();
         less.engines.clear();
+        (less.succession, less.aliases) = (None, Default::default());
         less.verifier = None;
         // Its table is not written as long as all in it is usual.
         less.sharing = Sharing::default();
