@@ -53,6 +53,8 @@ pub struct Gateway {
     pub(crate) acme: Option<Arc<Acme>>,
     /// How members outside come in.
     pub(crate) outside: Arc<Outside>,
+    /// Where the box answers while the addresses that it is told to listen on are gone: see `house`.
+    pub(crate) stand_ins: watch::Sender<Vec<std::net::IpAddr>>,
     /// What the door did since it opened.
     pub tally: Tally,
     ca: watch::Receiver<CaInfo>,
@@ -90,6 +92,7 @@ impl Gateway {
             owner: None,
             acme: None,
             outside,
+            stand_ins: watch::Sender::default(),
             tally,
             ca,
             doorway,
@@ -140,7 +143,7 @@ impl Gateway {
         model: Option<&str>,
         request: http::Request<Bytes>,
     ) -> Result<EngineAnswer, EngineRefusal> {
-        self.engines.ask(model, request, &AtomicBool::new(false)).await
+        self.engines.ask(None, model, request, &AtomicBool::new(false)).await
     }
 
     /// A steward is signed in from this address: connections from there get the places that are

@@ -50,6 +50,13 @@ pub(super) async fn show(
         div.stack.wide data-refresh="/dashboard/live" data-every="3000" { (inside) }
         @if let Some(backups) = &backups { (backup::card(backups)) }
         @if let Some(disk) = &disk { (disk_card(disk)) }
+        section.card {
+            h2 { "The collective" }
+            div.row {
+                a.button.quiet href="/money" { "Money" }
+                a.button.quiet href="/moving" { "Moving house" }
+            }
+        }
     };
     let page = Page {
         title: "Dashboard",

@@ -228,6 +228,11 @@ async fn engine(socket: std::path::PathBuf) {
 }
 
 pub(super) async fn place() -> Place {
+    place_of(|_| {}).await
+}
+
+/// The same with a site that says something else.
+pub(super) async fn place_of(different: impl FnOnce(&mut Site)) -> Place {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().to_owned();
     let sockets = Sockets::of(&state);
@@ -235,6 +240,7 @@ pub(super) async fn place() -> Place {
     site.name = "oak".parse().unwrap();
     let slot = EngineSlot::serving("smollm2-135m-instruct".parse().unwrap());
     site.engines.insert("fast".parse().unwrap(), slot);
+    different(&mut site);
     let part = |state| PartStatus { state, restarts: 1, pid: Some(1) };
     let status = BoxStatus {
         supply: None,
@@ -344,8 +350,12 @@ async fn read(response: Response) -> (StatusCode, String) {
     (status, String::from_utf8(bytes.to_vec()).unwrap())
 }
 
-const FOR_MEMBERS: [&str; 6] = ["/", "/chat", "/connect", "/usage", "/account", "/status"];
-const FOR_STEWARDS: [&str; 16] = [
+const FOR_MEMBERS: [&str; 7] =
+    ["/", "/chat", "/connect", "/usage", "/money", "/account", "/status"];
+const FOR_STEWARDS: [&str; 19] = [
+    "/models/change",
+    "/moving",
+    "/moving/sheet",
     "/issues",
     "/outside",
     "/outside/live",
@@ -444,6 +454,19 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/outside".into(),
         "/outside/name".into(),
         "/outside/remove".into(),
+        "/models/change".into(),
+        "/models/change/testers".into(),
+        "/models/names".into(),
+        "/models/names/remove".into(),
+        "/moving".into(),
+        "/money/currency".into(),
+        "/money/enter".into(),
+        "/money/dues".into(),
+        "/money/fund".into(),
+        "/money/correct".into(),
+        "/money/split".into(),
+        "/money/bring-in".into(),
+        "/money/name-off".into(),
     ];
     for path in &actions {
         let form = "role=member&disabled=yes&password=another+four+words+here";
@@ -459,6 +482,8 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/account/forget",
         "/account/sign-out-everywhere",
         "/usage/forget",
+        "/money/agree",
+        "/trial",
         "/chat",
         "/chat/stream",
     ];

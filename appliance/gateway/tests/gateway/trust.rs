@@ -77,7 +77,7 @@ fn is_for_strangers(route: &Route) -> bool {
 }
 
 /// What a member may do besides what strangers may: by its beginning, or whole with `$`.
-const FOR_MEMBERS: [&str; 13] = [
+const FOR_MEMBERS: [&str; 17] = [
     "/status$",
     "/$",
     "/keys$",
@@ -86,6 +86,10 @@ const FOR_MEMBERS: [&str; 13] = [
     "/connect$",
     "/account",
     "/usage/forget$",
+    "/money$",
+    "/money/mine.csv$",
+    "/money/agree$",
+    "/trial$",
     "/v1/",
     "/tokenize$",
     "/detokenize$",
