@@ -211,7 +211,9 @@ async fn follow_site(
     mut status: watch::Receiver<Arc<BoxStatus>>,
     ca: watch::Sender<CaInfo>,
 ) {
+    let mut house = gateway.stand_ins.subscribe();
     loop {
+        house.mark_unchanged();
         let site = status.borrow_and_update().site.clone();
         gateway.members.set_metering(site.usage.per_member);
         let (shared, names) = (keeper.clone(), names(&site));
@@ -230,12 +232,17 @@ async fn follow_site(
         // A status comes with every change of any part; only a changed site matters here.
         let same = |status: &Arc<BoxStatus>| status.site == site;
         let changed = async {
-            while let Ok(()) = status.changed().await {
-                if !same(&status.borrow()) {
-                    return true;
+            loop {
+                tokio::select! {
+                    // Other addresses: they stand in the certificate.
+                    Ok(()) = house.changed() => return true,
+                    changed = status.changed() => match changed {
+                        Err(_) => return false,
+                        Ok(()) if !same(&status.borrow()) => return true,
+                        Ok(()) => {}
+                    },
                 }
             }
-            false
         };
         if let Ok(false) = tokio::time::timeout(LOOK_AT_CERTIFICATES, changed).await {
             return;

@@ -55,6 +55,8 @@ pub struct Gateway {
     pub(crate) acme: Option<Arc<Acme>>,
     /// How members outside come in.
     pub(crate) outside: Arc<Outside>,
+    /// Where the box answers while the addresses that it is told to listen on are gone: see `house`.
+    pub(crate) stand_ins: watch::Sender<Vec<std::net::IpAddr>>,
     /// What the door did since it opened.
     pub tally: Tally,
     ca: watch::Receiver<CaInfo>,
@@ -94,6 +96,7 @@ impl Gateway {
             owner: None,
             acme: None,
             outside,
+            stand_ins: watch::Sender::default(),
             tally,
             ca,
             doorway,
@@ -144,7 +147,7 @@ impl Gateway {
         model: Option<&str>,
         request: http::Request<Bytes>,
     ) -> Result<EngineAnswer, EngineRefusal> {
-        self.engines.ask(model, request, &AtomicBool::new(false)).await
+        self.engines.ask(None, model, request, &AtomicBool::new(false)).await
     }
 
     /// The address of a member's that the collective's own identity has proven, where apps may be told it.

@@ -252,6 +252,49 @@ const ADDITIONS: &[(&str, &str)] = &[
          keep_models INTEGER NOT NULL
      ) STRICT;",
     ),
+    (
+        "trial",
+        "-- Who tries a model before everybody has it, and who has it under the usual name too.
+     CREATE TABLE trial (
+         member INTEGER PRIMARY KEY REFERENCES members(id) ON DELETE CASCADE,
+         under_alias INTEGER NOT NULL DEFAULT 0
+     ) STRICT;",
+    ),
+    (
+        "money",
+        "-- What was written down stays: a correction is another entry.
+     CREATE TABLE ledger (
+         id INTEGER PRIMARY KEY AUTOINCREMENT,
+         day TEXT NOT NULL,
+         kind TEXT NOT NULL CHECK (kind IN ('dues', 'share', 'payment', 'cost', 'fund')),
+         member INTEGER,
+         cents INTEGER NOT NULL CHECK (cents <> 0),
+         month TEXT,
+         note TEXT NOT NULL,
+         corrects INTEGER UNIQUE REFERENCES ledger(id),
+         known_by TEXT UNIQUE,
+         by_member INTEGER NOT NULL,
+         at INTEGER NOT NULL
+     ) STRICT;
+     CREATE INDEX ledger_of_member ON ledger(member);
+     CREATE TRIGGER ledger_changes_nothing BEFORE UPDATE ON ledger BEGIN
+         SELECT RAISE(ABORT, 'entries of the ledger stay as they are');
+     END;
+     CREATE TRIGGER ledger_loses_nothing BEFORE DELETE ON ledger BEGIN
+         SELECT RAISE(ABORT, 'entries of the ledger stay');
+     END;
+     -- What members were called who are no more, until somebody asks that it be forgotten.
+     CREATE TABLE ledger_names (member INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;
+     CREATE TRIGGER ledger_keeps_name AFTER DELETE ON members
+     WHEN EXISTS (SELECT 1 FROM ledger WHERE member = OLD.id OR by_member = OLD.id) BEGIN
+         INSERT OR REPLACE INTO ledger_names (member, name) VALUES (OLD.id, OLD.name);
+     END;
+     -- Who agrees that costs are split by usage, from which month on.
+     CREATE TABLE usage_shares (
+         member INTEGER PRIMARY KEY REFERENCES members(id) ON DELETE CASCADE,
+         from_month INTEGER NOT NULL
+     ) STRICT;",
+    ),
 ];
 
 /// Opens the file, private to its owner, and brings its layout up to date.

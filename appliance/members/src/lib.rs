@@ -20,6 +20,7 @@ mod identities;
 mod invites;
 mod keys;
 mod limits;
+mod money;
 mod password;
 mod people;
 mod recovery;
@@ -28,6 +29,7 @@ mod secret;
 mod sessions;
 mod setup;
 mod stewards;
+mod trial;
 mod usage;
 mod visits;
 mod words;
@@ -54,6 +56,7 @@ pub use secret::Secret;
 pub use sessions::{SESSION_SECONDS, SessionInfo};
 pub use setup::{ClaimToken, SetupWindow};
 pub use stewards::{Proposal, Replaced, Wanted};
+pub use trial::Trying;
 pub use usage::{UsageRow, UsedLengths};
 pub use visits::{NewVisit, Visit, VisitTokens};
 
@@ -77,6 +80,8 @@ struct Inner {
     gone: Mutex<HashMap<MemberId, CancellationToken>>,
     /// Up to which revocation the file beside the database has them all.
     gone_kept: Mutex<i64>,
+    /// Who tries a model that others do not reach yet.
+    trying: RwLock<HashMap<MemberId, Trying>>,
     hashing: Hashing,
     claims_by_address: KeyedBuckets<limits::Net>,
     claims_in_all: KeyedBuckets<()>,
@@ -99,6 +104,7 @@ impl Members {
         let mut db = database::open(path)?;
         let gone_kept = revocations::settle(&mut db, path)?;
         let keys = keys::load(&db, &clock)?;
+        let trying = trial::load(&db)?;
         let ledger = Ledger::start(path, clock.clone())?;
         Ok(Self(Arc::new(Inner {
             path: path.to_owned(),
@@ -106,6 +112,7 @@ impl Members {
             keys: RwLock::new(keys),
             gone: Mutex::default(),
             gone_kept: Mutex::new(gone_kept),
+            trying: RwLock::new(trying),
             hashing: Hashing::new(),
             // A person mistypes a code a few times; a program tries many.
             claims_by_address: KeyedBuckets::new(10.0, 10.0),

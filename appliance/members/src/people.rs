@@ -214,6 +214,7 @@ impl Members {
     /// disk may be full, and the change is made.
     pub(crate) fn sent_away(&self, id: MemberId) {
         self.forget_owner(id);
+        self.tries_no_more(id);
         let token = self.0.gone.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         if let Some(token) = token {
             token.cancel();

@@ -9,10 +9,12 @@ use crate::backup::{Backup, BackupPlace};
 use crate::budget::Budget;
 use crate::certificate::{Proof, PublicCertificate, PublicName};
 use crate::dynamic_dns::{DynamicDns, DynamicDnsError};
-use crate::names::{AppName, BoxName, EngineName, RecipeName};
+use crate::money::Money;
+use crate::names::{AppName, BoxName, EngineName, ModelAlias, RecipeName};
 use crate::power::PowerPlan;
 use crate::sign_in::{SignIn, SignInError};
 use crate::spare::{Spare, SpareRole};
+use crate::succession::Succession;
 use crate::unknown::UnknownKey;
 use crate::updates::Updates;
 use crate::uplinks::{self, Uplinks, UplinksError};
@@ -47,6 +49,15 @@ pub struct Site {
     /// The engines that should run, by slot. Empty until a model is chosen.
     #[serde(default)]
     pub engines: BTreeMap<EngineName, EngineSlot>,
+    /// What members' programs call models, and the slot that each name leads to. Looked up before recipes and slots.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aliases: BTreeMap<ModelAlias, EngineName>,
+    /// A change of model that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub succession: Option<Succession>,
+    /// What the collective's money is counted in, where it keeps its books here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub money: Option<Money>,
     /// Other web apps on this machine that the door stands before.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub apps: BTreeMap<AppName, App>,
@@ -314,6 +325,9 @@ pub enum SiteError {
         /// How long they may be.
         most: usize,
     },
+    /// A name of a model that leads nowhere, or a change of model that cannot be.
+    #[error("site.toml: {0}")]
+    Succession(String),
     /// Uplinks that no box can have.
     #[error(transparent)]
     Uplinks(#[from] UplinksError),
@@ -350,6 +364,9 @@ impl Site {
             common: BTreeMap::new(),
             keeping: Keeping::default(),
             engines: BTreeMap::new(),
+            aliases: BTreeMap::new(),
+            succession: None,
+            money: None,
             apps: BTreeMap::new(),
             verifier: None,
             sign_in: None,
@@ -472,6 +489,7 @@ impl Site {
             sign_in.check()?;
         }
         self.check_common()?;
+        self.check_succession().map_err(SiteError::Succession)?;
         self.check_apps()
     }
 

@@ -12,9 +12,11 @@ use crate::backup::{Backup, Retention};
 use crate::certificate::{DnsHook, DnsUpdate, PublicCertificate};
 use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::{DnsZone, DynamicDns};
+use crate::money::Money;
 use crate::power::PowerPlan;
 use crate::sign_in::SignIn;
 use crate::spare::Spare;
+use crate::succession::Succession;
 use crate::updates::Updates;
 use crate::uplinks::Uplink;
 use crate::verifier::Verifier;
@@ -161,6 +163,9 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["sharing"] => fields::<Sharing>(),
         ["keeping"] => fields::<Keeping>(),
         ["engines", _] => fields::<EngineSlot>(),
+        ["succession"] => fields::<Succession>(),
+        ["succession", "parked"] => fields::<EngineSlot>(),
+        ["money"] => fields::<Money>(),
         ["apps", _] => fields::<App>(),
         ["verifier"] => fields::<Verifier>(),
         ["sign_in"] => fields::<SignIn>(),
@@ -261,7 +266,20 @@ mod tests {
         let conversations = crate::document::Conversations::Compact;
         let memory = Some("40 %".parse().unwrap());
         let slot = EngineSlot { conversations, memory, ..EngineSlot::serving(recipe) };
-        site.engines.insert("fast".parse().unwrap(), slot);
+        site.engines.insert("fast".parse().unwrap(), slot.clone());
+        let hours = |from, until| {
+            let at = |seconds| jiff::Timestamp::from_second(seconds).unwrap();
+            vec![crate::TrialHours { from: at(from), until: at(until) }]
+        };
+        let (alias, from) = ("house".parse().unwrap(), "fast".parse().unwrap());
+        let memory = None;
+        let slot = EngineSlot { memory, ..slot };
+        let begin =
+            crate::SuccessionStep::Begin { alias, from, slot, beside: false, hours: hours(9, 10) };
+        site = site.stepped(&begin).unwrap();
+        let at = jiff::Timestamp::from_second(20).unwrap();
+        site = site.stepped(&crate::SuccessionStep::Announce { at }).unwrap();
+        site.money = Some(Money { currency: "EUR".parse().unwrap() });
         let url = "unix:/run/auth.sock:/auth".parse().unwrap();
         site.verifier = Some(Verifier { url, mode: Default::default() });
         let issuer = "https://sso.example.org".parse().unwrap();
@@ -338,6 +356,8 @@ mod tests {
             &["keeping"],
             &["engines", "fast"],
             &["apps", "wiki"],
+            &["succession"],
+            &["money"],
             &["verifier"],
             &["sign_in"],
             &["updates"],
@@ -363,7 +383,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 94);
+        assert_eq!(tried, 106);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }
@@ -460,6 +480,7 @@ mod tests {
 
         let mut less = site.clone();
         less.engines.clear();
+        (less.succession, less.aliases) = (None, Default::default());
         less.verifier = None;
         // Its table is not written as long as all in it is usual.
         less.sharing = Sharing::default();

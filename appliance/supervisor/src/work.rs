@@ -6,6 +6,7 @@ mod mirror;
 mod pair;
 mod shell;
 mod spare;
+mod succession;
 mod supply;
 mod takeover;
 mod undo;
@@ -20,7 +21,7 @@ use polder_control::{
     Actor, AuditEntry, AuditHead, BackupWish, Disk, Gpu, ImportSource, Machine, PartState, Plan,
     Power, PowerPhase, Run, RunId, RunState, Sockets, StepState, TakeoverWish,
 };
-use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store};
+use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store, SuccessionStep};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -193,6 +194,11 @@ impl<P: Parts> Work<P> {
         for open in never {
             let plan = self.plan_of(&open.intent).await.map_or_else(|why| empty(&why), |(p, _)| p);
             let why = "it was cut off again and again; look at the log, then ask for it once more";
+            if let (Intent::Change(SiteChange::Succession(step)), Some(before)) =
+                (&open.intent, &open.before)
+            {
+                self.leave_succession(step, before, why).await;
+            }
             let mut run = self.board.post(open.id, plan, RunState::Failed(why.to_owned()));
             run.state = RunState::Failed(why.to_owned());
             self.close(run).await;
@@ -203,6 +209,7 @@ impl<P: Parts> Work<P> {
         self.look_after_backups();
         self.look_after_the_pair();
         self.look_after_what_is_kept();
+        self.follow_the_clock();
     }
 
     async fn resume(self: &Arc<Self>, open: Open) {
@@ -433,6 +440,9 @@ impl<P: Parts> Work<P> {
         let site = self.board.site();
         let wanted = match intent {
             Intent::Change(change) => {
+                if let SiteChange::Succession(step) = change {
+                    site.stepped(step).map_err(|e| e.to_string())?;
+                }
                 change.applied_to(&site).check().map_err(|e| e.to_string())?;
                 Wanted::Change(change.clone())
             }
@@ -446,7 +456,10 @@ impl<P: Parts> Work<P> {
         };
         let recipe = match &wanted {
             Wanted::Model(recipe) => Some(recipe),
-            Wanted::Change(SiteChange::Engine { slot, .. }) => Some(&slot.recipe),
+            Wanted::Change(
+                SiteChange::Engine { slot, .. }
+                | SiteChange::Succession(SuccessionStep::Begin { slot, .. }),
+            ) => Some(&slot.recipe),
             Wanted::Change(_) | Wanted::Image(_) | Wanted::Backup(_) | Wanted::Takeover(_) => None,
         };
         if let Some(recipe) = recipe
@@ -464,7 +477,10 @@ impl<P: Parts> Work<P> {
                 self.state.display()
             ));
         }
-        if let Wanted::Change(change @ SiteChange::Engine { .. }) = &wanted {
+        if let Wanted::Change(change @ (SiteChange::Engine { .. } | SiteChange::Succession(_))) =
+            &wanted
+            && change.applied_to(&site).engines != site.engines
+        {
             self.shelf.fits(&change.applied_to(&site), &self.machine().await)?;
         }
         let store = match &wanted {

@@ -217,6 +217,8 @@ pub(super) fn said(code: &str) -> Markup {
         "no-backup" => "No backups are made any more. Those there are stay.",
         "confirmed" => "It stays.",
         "alerts" => "Kept. Send a test to see whether it arrives.",
+        "money" => "Written down.",
+        "money-name" => "The name is off the books. The entries stay under a number.",
         "welcome" => "Welcome. This is your page of the box.",
         _ => return html! {},
     };

@@ -26,6 +26,8 @@ mod invite;
 mod markdown;
 mod metrics;
 mod models;
+mod money;
+mod moving;
 mod outside;
 mod people;
 mod power;
@@ -36,6 +38,7 @@ mod shell;
 mod sign_in;
 mod spare;
 mod status;
+mod succession;
 mod takeover;
 mod uplinks;
 mod usage;
@@ -45,6 +48,8 @@ mod who;
 
 #[cfg(test)]
 mod health_tests;
+#[cfg(test)]
+mod life_tests;
 #[cfg(test)]
 mod tests;
 
@@ -90,6 +95,20 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/keeping", post(models::keep))
         .route("/usage", get(usage::show).post(usage::decide))
         .route("/usage/forget", post(usage::forget))
+        .route("/moving", get(moving::show).post(moving::settle))
+        .route("/moving/sheet", get(moving::sheet))
+        .route("/money", get(money::show))
+        .route("/money.csv", get(money::all))
+        .route("/money/mine.csv", get(money::mine))
+        .route("/money/agree", post(money::agree))
+        .route("/money/currency", post(money::currency))
+        .route("/money/enter", post(money::enter))
+        .route("/money/dues", post(money::dues))
+        .route("/money/fund", post(money::fund))
+        .route("/money/correct", post(money::correct))
+        .route("/money/split", post(money::split_month))
+        .route("/money/bring-in", post(money::bring_in))
+        .route("/money/name-off", post(money::name_off))
         .route("/connect", get(connect::show))
         .route("/handbook", get(handbook::contents))
         .route("/handbook/{chapter}", get(handbook::show))
@@ -112,6 +131,11 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/members/{id}/share", post(people::share))
         .route("/members/{id}/remove", post(people::remove))
         .route("/models", get(models::list))
+        .route("/models/change", get(succession::show).post(succession::step))
+        .route("/models/change/testers", post(succession::testing))
+        .route("/models/names", post(succession::name))
+        .route("/models/names/remove", post(succession::remove_name))
+        .route("/trial", post(succession::under_alias))
         .route("/models/{recipe}", get(models::show))
         .route("/models/{recipe}/use", post(models::put_to_use))
         .route("/models/{recipe}/import", post(models::import))

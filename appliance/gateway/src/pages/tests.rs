@@ -234,6 +234,11 @@ async fn engine(socket: std::path::PathBuf) {
 }
 
 pub(super) async fn place() -> Place {
+    place_of(|_| {}).await
+}
+
+/// The same with a site that says something else.
+pub(super) async fn place_of(different: impl FnOnce(&mut Site)) -> Place {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().to_owned();
     let sockets = Sockets::of(&state);
@@ -241,6 +246,7 @@ pub(super) async fn place() -> Place {
     site.name = "oak".parse().unwrap();
     let slot = EngineSlot::serving("smollm2-135m-instruct".parse().unwrap());
     site.engines.insert("fast".parse().unwrap(), slot);
+    different(&mut site);
     let part = |state| PartStatus { state, restarts: 1, pid: Some(1) };
     let status = BoxStatus {
         supply: None,
@@ -351,10 +357,14 @@ async fn read(response: Response) -> (StatusCode, String) {
     (status, String::from_utf8(bytes.to_vec()).unwrap())
 }
 
-const FOR_MEMBERS: [&str; 6] = ["/", "/chat", "/connect", "/usage", "/account", "/status"];
-const FOR_STEWARDS: [&str; 19] = [
+const FOR_MEMBERS: [&str; 7] =
+    ["/", "/chat", "/connect", "/usage", "/money", "/account", "/status"];
+const FOR_STEWARDS: [&str; 22] = [
     "/spare/takeover",
     "/spare",
+    "/models/change",
+    "/moving",
+    "/moving/sheet",
     "/issues",
     "/outside",
     "/outside/live",
@@ -463,6 +473,19 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/outside".into(),
         "/outside/name".into(),
         "/outside/remove".into(),
+        "/models/change".into(),
+        "/models/change/testers".into(),
+        "/models/names".into(),
+        "/models/names/remove".into(),
+        "/moving".into(),
+        "/money/currency".into(),
+        "/money/enter".into(),
+        "/money/dues".into(),
+        "/money/fund".into(),
+        "/money/correct".into(),
+        "/money/split".into(),
+        "/money/bring-in".into(),
+        "/money/name-off".into(),
     ];
     for path in &actions {
         let form = "role=member&disabled=yes&password=another+four+words+here";
@@ -478,6 +501,8 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/account/forget",
         "/account/sign-out-everywhere",
         "/usage/forget",
+        "/money/agree",
+        "/trial",
         "/chat",
         "/chat/stream",
     ];

@@ -86,7 +86,7 @@ fn is_for_strangers(route: &Route) -> bool {
 }
 
 /// What a member may do besides what strangers may: by its beginning, or whole with `$`.
-const FOR_MEMBERS: [&str; 14] = [
+const FOR_MEMBERS: [&str; 18] = [
     "/status$",
     "/$",
     "/keys$",
@@ -97,6 +97,10 @@ const FOR_MEMBERS: [&str; 14] = [
     "/usage/forget$",
     // Takes no session: apps ask there with what they were given.
     "/oidc/userinfo$",
+    "/money$",
+    "/money/mine.csv$",
+    "/money/agree$",
+    "/trial$",
     "/v1/",
     "/tokenize$",
     "/detokenize$",

@@ -47,6 +47,13 @@ impl<P: Parts> Work<P> {
                 format!("{why}; {}", self.model_before(name, cancel).await)
             }
             Intent::Change(SiteChange::Engine { .. }) => why,
+            Intent::Change(SiteChange::Succession(_)) if site.engines != back.engines => {
+                let serves = back.succession.as_ref().map(|under_way| under_way.serves().clone());
+                match serves.filter(|name| back.engines.contains_key(name)) {
+                    Some(name) => format!("{why}; {}", self.model_before(&name, cancel).await),
+                    None => format!("{why}; the change was undone"),
+                }
+            }
             _ => {
                 if moves_the_door(intent) && !self.ending.is_cancelled() {
                     // It follows the site back by itself, unless it died of the new one.
@@ -114,6 +121,14 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
                 None => back.engines.remove(name),
             };
         }
+        SiteChange::Alias { name, .. } | SiteChange::RemoveAlias(name) => {
+            match before.aliases.get(name) {
+                Some(to) => back.aliases.insert(name.clone(), to.clone()),
+                None => back.aliases.remove(name),
+            };
+        }
+        SiteChange::Succession(step) => return site.after_failed(step, before),
+        SiteChange::Money(_) | SiteChange::RemoveMoney => back.money = before.money.clone(),
         SiteChange::Usage(_) => back.usage = before.usage.clone(),
         SiteChange::Sharing(_) => back.sharing = before.sharing,
         SiteChange::Common { title, .. } | SiteChange::RemoveCommon(title) => {
