@@ -27,7 +27,7 @@ use crate::workers::Workers;
 use crate::{CaInfo, Gateway, api, common, forgetting, front, listen, pages, wizard};
 
 /// How often certificates are looked at.
-const LOOK_AT_CERTIFICATES: Duration = Duration::from_secs(3600);
+const LOOK_AT_CERTIFICATES: Duration = Duration::from_secs(30);
 
 /// What the gateway is started with.
 #[derive(Debug, Clone)]
@@ -192,6 +192,7 @@ async fn follow_site(
     mut status: watch::Receiver<Arc<BoxStatus>>,
     ca: watch::Sender<CaInfo>,
 ) {
+    let mut complaint = String::new();
     loop {
         let site = status.borrow_and_update().site.clone();
         gateway.members.set_metering(site.usage.per_member);
@@ -199,13 +200,18 @@ async fn follow_site(
         let refreshed = tokio::task::spawn_blocking(move || shared.refresh(&names, now())).await;
         match refreshed {
             Ok(Ok(refreshed)) => {
+                complaint.clear();
                 if let Refreshed::Authority { statement } = refreshed {
                     log::warn!("{statement}");
                     ca.send_replace(ca_info(&keeper));
                 }
                 gateway.doorway.send_modify(|known| known.names = site.host_names());
             }
-            Ok(Err(error)) => log::error!("certificates could not be renewed: {error}"),
+            Ok(Err(error)) if complaint != error.to_string() => {
+                log::error!("certificates could not be renewed: {error}");
+                complaint = error.to_string();
+            }
+            Ok(Err(_)) => {}
             Err(error) => log::error!("looking after certificates failed: {error}"),
         }
         // A status comes with every change of any part; only a changed site matters here.
