@@ -24,7 +24,7 @@ use crate::limits::Limits;
 use crate::link::Link;
 use crate::owner::Owner;
 use crate::workers::Workers;
-use crate::{CaInfo, Gateway, api, common, forgetting, front, listen, pages, wizard};
+use crate::{CaInfo, Gateway, api, common, deeds, forgetting, front, listen, pages, wizard};
 
 /// How often certificates are looked at.
 const LOOK_AT_CERTIFICATES: Duration = Duration::from_secs(30);
@@ -126,6 +126,7 @@ pub async fn run_on(
     let following = follow_site(gateway.clone(), keeper, link.watch(), ca_sent);
     let _following = Following(tokio::spawn(following));
     let _telling = Following(tokio::spawn(common::tell(gateway.clone(), link.watch())));
+    let _deeds = Following(tokio::spawn(deeds::follow(gateway.clone())));
     let _forgetting = Following(tokio::spawn(forgetting::follow(gateway.clone())));
 
     let console = sockets.gateway();

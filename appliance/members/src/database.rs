@@ -106,6 +106,15 @@ const ADDITIONS: &[(&str, &str)] = &[
          INSERT OR IGNORE INTO forgetting (member, engine) VALUES (OLD.id, '*');
      END;",
     ),
+    (
+        "deeds",
+        "-- What is still to be written into the audit trail.
+     CREATE TABLE deeds (
+         id INTEGER PRIMARY KEY AUTOINCREMENT,
+         at INTEGER NOT NULL,
+         text TEXT NOT NULL
+     ) STRICT;",
+    ),
 ];
 
 /// Opens the file, private to its owner, and brings its layout up to date.

@@ -11,6 +11,7 @@
 
 mod clock;
 mod database;
+mod deeds;
 mod error;
 mod forgetting;
 mod invites;
@@ -29,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 pub use clock::Clock;
+pub use deeds::Deed;
 pub use error::{ClaimRefused, KeyRefused, LimitReached, MembersError, SignInRefused};
 pub use invites::{Invite, InviteId};
 pub use keys::{Admission, KeyGrant, KeyId, KeyInfo, KeyLimits, MintedKey, NewKey, Scope};
