@@ -284,7 +284,7 @@ class Box:
                     words = (entry / "cmdline").read_bytes().split(b"\0")
                 except OSError:
                     continue
-                if str(self.state).encode() in words and os.path.basename(words[0]) == b"polder":
+                if str(self.state).encode() in words and os.path.basename(words[0]) == os.path.basename(BINARY).encode():
                     children.setdefault(words[1].decode(), int(entry.name))
         return children
 
