@@ -343,27 +343,10 @@ pub enum HealthReply {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Told {
-    /// From the part that looks after the uplinks.
-    Uplinks(Vec<UplinkSeen>),
     /// From the part that watches the UPS.
     Battery(BatterySeen),
     /// From the part that makes backups.
     Backup(BackupSeen),
-}
-
-/// One way out of the box.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UplinkSeen {
-    /// Its name in the site.
-    pub name: String,
-    /// It works.
-    pub works: bool,
-    /// What is sent goes out here.
-    pub in_use: bool,
-    /// Since when it is so, Unix seconds.
-    pub since: i64,
-    /// How it is, for people: `no cable, or the device at its other end is off`.
-    pub words: String,
 }
 
 /// A UPS and its battery.
@@ -404,7 +387,6 @@ impl Told {
 
     fn file(&self) -> &'static str {
         match self {
-            Self::Uplinks(_) => "uplinks.json",
             Self::Battery(_) => "battery.json",
             Self::Backup(_) => "backup.json",
         }

@@ -28,7 +28,6 @@ pub use disk::{Disk, Lock, RecoveryKey};
 pub use health::{
     AlertSecret, BackupSeen, BatterySeen, Channel, ChannelState, Check, Fix, HealthReply,
     HealthReport, HealthRequest, Issue, IssueId, Past, Severity, Standing, Told, Unseen,
-    UplinkSeen,
 };
 pub use messages::{
     Actor, AuditEntry, AuditHead, BoxStatus, Claim, DoorReply, DoorRequest, Doorway, EngineStatus,

@@ -1,6 +1,6 @@
 //! What was seen of a box, as plain data: everything that checks look at.
 
-use polder_control::{BackupSeen, BatterySeen, PartState, UplinkSeen};
+use polder_control::{BackupSeen, BatterySeen, PartState, UplinkStatus};
 use polder_site::{EngineName, RecipeName};
 
 /// A box at one moment. What could not be looked at is `None`, and is named in [`crate::look::Look::unseen`].
@@ -31,7 +31,7 @@ pub struct Seen {
     /// Files of models that are not what was imported.
     pub damaged: Vec<DamagedFile>,
     /// The ways out of the box; empty where nobody looks after them.
-    pub uplinks: Vec<UplinkSeen>,
+    pub uplinks: Vec<UplinkStatus>,
     /// The UPS, where there is one.
     pub battery: Option<BatterySeen>,
     /// The backups, where somebody makes them.

@@ -269,18 +269,20 @@ impl<P: Parts> Work<P> {
 
     /// Makes what is due, by itself. A backup an hour would fill the list of runs and the trail; only what changes is written there.
     pub(super) fn look_after_backups(self: &Arc<Self>) {
-        let work = self.clone();
+        // What a restore brings in may take hours; backups do not wait for it.
+        let bringing = self.clone();
+        self.tasks.spawn(async move { bringing.after_a_restore().await });
+        // Whoever only waits for an hour to pass keeps nothing of the supervisor alive.
+        let (work, ending) = (Arc::downgrade(self), self.ending.clone());
         self.tasks.spawn(async move {
-            // What a restore brings in may take hours; backups do not wait for it.
-            let bringing = work.clone();
-            work.tasks.spawn(async move { bringing.after_a_restore().await });
             let mut pause = FIRST_LOOK;
             loop {
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
-                    () = work.ending.cancelled() => return,
+                    () = ending.cancelled() => return,
                 }
                 pause = LOOK;
+                let Some(work) = work.upgrade() else { return };
                 work.do_what_is_due().await;
             }
         });
