@@ -1,7 +1,9 @@
 //! A year of looks at a box that is well, and one at a box where something goes wrong every few days: with the real checks, ledger,
 //! letters and memory.
 
-use polder_control::{BackupSeen, BatterySeen, Channel, PartState, Severity, UplinkSeen};
+use polder_control::{
+    BackupSeen, BatterySeen, Channel, PartState, Severity, UplinkState, UplinkStatus,
+};
 
 use crate::alerts::Told;
 use crate::checks::{self, DAY, HOUR, MINUTE};
@@ -35,12 +37,18 @@ fn well(now: i64) -> Seen {
         state: PartState::Ready,
         restarts: u32::from(passed % (40 * DAY) < HOUR),
     };
-    let uplink = |name: &str, in_use| UplinkSeen {
-        name: name.into(),
-        works: true,
+    let uplink = |name: &str, in_use: bool| UplinkStatus {
+        name: name.parse().unwrap(),
+        interface: name.parse().unwrap(),
+        metered: !in_use,
         in_use,
-        since: BEGIN,
-        words: "works".into(),
+        state: UplinkState::Good,
+        for_seconds: passed.unsigned_abs(),
+        loss_percent: 0,
+        delay_ms: Some(12),
+        lost_lately: 0,
+        addresses: Vec::new(),
+        silent_targets: Vec::new(),
     };
     let both = if passed % (30 * DAY) < 7 * DAY { 2 } else { 1 };
     Seen {
@@ -76,6 +84,10 @@ fn well(now: i64) -> Seen {
         }),
         ..Seen::default()
     }
+}
+
+fn lose(uplink: &mut UplinkStatus, since: i64) {
+    (uplink.state, uplink.for_seconds) = (UplinkState::Silent, since.unsigned_abs());
 }
 
 /// What a year leaves: letters, issues that ended, and bytes of the memory on disk at each quarter.
@@ -136,7 +148,7 @@ fn a_year_of_troubles_is_told_each_once_with_its_end_and_does_not_grow() {
         // an hour off once a quarter.
         let cut = passed % (9 * DAY);
         if (DAY..DAY + 2 * HOUR).contains(&cut) {
-            (seen.uplinks[0].works, seen.uplinks[0].since) = (false, seen.now - (cut - DAY));
+            lose(&mut seen.uplinks[0], cut - DAY);
         }
         let away = passed % (30 * DAY);
         if (10 * DAY..12 * DAY).contains(&away)
@@ -168,7 +180,7 @@ fn a_full_year_without_anybody_who_looks_brings_one_letter_a_day() {
     let alone = year(|seen| {
         seen.certificates = None;
         for uplink in &mut seen.uplinks {
-            (uplink.works, uplink.since) = (false, BEGIN);
+            lose(uplink, seen.now - BEGIN);
         }
     });
     assert!((366..=370).contains(&alone.letters), "{}", alone.letters);
