@@ -12,6 +12,7 @@ pub mod auth;
 mod body;
 mod common;
 mod connection;
+mod deeds;
 mod door;
 mod engines;
 pub mod errors;

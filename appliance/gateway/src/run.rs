@@ -24,10 +24,10 @@ use crate::limits::Limits;
 use crate::link::Link;
 use crate::owner::Owner;
 use crate::workers::Workers;
-use crate::{CaInfo, Gateway, api, common, fence, forgetting, front, listen, pages, wizard};
+use crate::{CaInfo, Gateway, api, common, deeds, fence, forgetting, front, listen, pages, wizard};
 
 /// How often certificates are looked at.
-const LOOK_AT_CERTIFICATES: Duration = Duration::from_secs(3600);
+const LOOK_AT_CERTIFICATES: Duration = Duration::from_secs(30);
 
 /// What the gateway is started with.
 #[derive(Debug, Clone)]
@@ -134,6 +134,7 @@ pub async fn run_on(
     let _following = Following(tokio::spawn(following));
     let _closing = Following(tokio::spawn(tell_closed(gateway.clone(), link.watch())));
     let _telling = Following(tokio::spawn(common::tell(gateway.clone(), link.watch())));
+    let _deeds = Following(tokio::spawn(deeds::follow(gateway.clone())));
     let _forgetting = Following(tokio::spawn(forgetting::follow(gateway.clone())));
 
     let console = sockets.gateway();
@@ -212,6 +213,7 @@ async fn follow_site(
     ca: watch::Sender<CaInfo>,
 ) {
     let mut house = gateway.stand_ins.subscribe();
+    let mut complaint = String::new();
     loop {
         house.mark_unchanged();
         let site = status.borrow_and_update().site.clone();
@@ -220,13 +222,18 @@ async fn follow_site(
         let refreshed = tokio::task::spawn_blocking(move || shared.refresh(&names, now())).await;
         match refreshed {
             Ok(Ok(refreshed)) => {
+                complaint.clear();
                 if let Refreshed::Authority { statement } = refreshed {
                     log::warn!("{statement}");
                     ca.send_replace(ca_info(&keeper));
                 }
                 gateway.doorway.send_modify(|known| known.names = site.host_names());
             }
-            Ok(Err(error)) => log::error!("certificates could not be renewed: {error}"),
+            Ok(Err(error)) if complaint != error.to_string() => {
+                log::error!("certificates could not be renewed: {error}");
+                complaint = error.to_string();
+            }
+            Ok(Err(_)) => {}
             Err(error) => log::error!("looking after certificates failed: {error}"),
         }
         // A status comes with every change of any part; only a changed site matters here.

@@ -295,6 +295,15 @@ const ADDITIONS: &[(&str, &str)] = &[
          from_month INTEGER NOT NULL
      ) STRICT;",
     ),
+    (
+        "deeds",
+        "-- What is still to be written into the audit trail.
+     CREATE TABLE deeds (
+         id INTEGER PRIMARY KEY AUTOINCREMENT,
+         at INTEGER NOT NULL,
+         text TEXT NOT NULL
+     ) STRICT;",
+    ),
 ];
 
 /// Opens the file, private to its owner, and brings its layout up to date.

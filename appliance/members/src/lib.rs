@@ -13,6 +13,7 @@ mod announcements;
 mod client_apps;
 mod clock;
 mod database;
+mod deeds;
 mod ending;
 mod error;
 mod forgetting;
@@ -41,6 +42,7 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 pub use announcements::Announcement;
 pub use client_apps::{ClientApp, NewClientApp};
 pub use clock::Clock;
+pub use deeds::Deed;
 pub use ending::{Ending, EndingAsked};
 pub use error::{
     ClaimRefused, KeyRefused, LimitReached, MembersError, RecoveryRefused, SignInRefused,
