@@ -35,6 +35,7 @@ pub fn fate(path: &Path) -> Fate {
         ["runs.json" | "runs.unreadable.json"] => Fate::Left("what was going on is over by then"),
         ["update", ..] => Fate::Left("it is about this machine's disk"),
         ["shell", ..] => Fate::Left("a shell that was opened here is not open elsewhere"),
+        ["spare", ..] => Fate::Left("it is about two machines and the link between them"),
         ["backup" | "drill" | "restore", ..] => Fate::Left("it is about backups"),
         [first, ..] if first.starts_with("before-restore-") => {
             Fate::Left("it was put aside by a restore")
@@ -76,6 +77,8 @@ mod tests {
             "runs.json",
             "update/record.json",
             "shell/open.json",
+            "spare/identity.pem",
+            "spare/stores/3f2a-9c01-77de-b402/config",
             "backup/key",
             "backup/stage/site.toml",
             "drill/polder.db",

@@ -189,6 +189,15 @@ pub enum Request {
         /// Who says so.
         by: Actor,
     },
+    /// Pair with the spare at this address, which shows this code; from then on the box has a spare. → [`Reply::Accepted`].
+    PairSpare {
+        /// `HOST` or `HOST:PORT`.
+        address: String,
+        /// As it was typed.
+        code: SecretText,
+        /// Who says so.
+        by: Actor,
+    },
     /// Turns the connection into a stream of [`Event`]s, beginning with the current status and
     /// every run that is not over.
     Watch,
@@ -439,6 +448,18 @@ pub struct Machine {
     /// NVIDIA's cards in the machine that nothing drives.
     #[serde(default)]
     pub idle_cards: u32,
+    /// Its network ports, by name.
+    #[serde(default)]
+    pub ports: Vec<Port>,
+}
+
+/// A network port that is hardware.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// As the system calls it: `enp1s0`.
+    pub name: String,
+    /// A cable is in, and the device at its other end is on.
+    pub connected: bool,
 }
 
 /// A graphics processor.

@@ -38,6 +38,7 @@ impl Supervisor {
                 gpus: Vec::new(),
                 driver: None,
                 idle_cards: 0,
+                ports: Vec::new(),
             }),
             Ask::Imported => Reply::Imported(Vec::new()),
             Ask::Runs => Reply::Runs(self.runs.lock().unwrap().clone()),

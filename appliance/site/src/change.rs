@@ -4,13 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::alerts::Alerts;
 use crate::apps::App;
-use crate::backup::Backup;
+use crate::backup::{Backup, BackupPlace};
 use crate::certificate::PublicCertificate;
 use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::DynamicDns;
 use crate::money::Money;
 use crate::names::{AppName, BoxName, EngineName, ModelAlias};
 use crate::power::PowerPlan;
+use crate::spare::Spare;
 use crate::succession::SuccessionStep;
 use crate::updates::Updates;
 use crate::uplinks::Uplinks;
@@ -97,6 +98,10 @@ pub enum SiteChange {
     Backup(Backup),
     /// Make no more backups; those there are stay.
     RemoveBackup,
+    /// Be the spare of another box, or have one.
+    Spare(Spare),
+    /// Neither is nor has a spare.
+    RemoveSpare,
     /// Go out by these ways, all of them; none leaves the machine's own routes as they are. Undone unless it is confirmed.
     Uplinks(Uplinks),
     /// Tell this service or zone where the box is, whenever it goes out another way.
@@ -167,6 +172,12 @@ impl SiteChange {
             Self::RemovePower => next.power = None,
             Self::Backup(backup) => next.backup = Some(backup.clone()),
             Self::RemoveBackup => next.backup = None,
+            Self::Spare(spare) => next.spare = Some(*spare),
+            Self::RemoveSpare => {
+                next.spare = None;
+                // There is nobody any more whom they could go to.
+                next.backup.take_if(|backup| backup.to == BackupPlace::Spare);
+            }
             Self::Uplinks(uplinks) => next.uplinks = uplinks.clone(),
             Self::DynamicDns(dns) => next.dynamic_dns = Some(dns.clone()),
             Self::RemoveDynamicDns => next.dynamic_dns = None,

@@ -5,13 +5,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::alerts::{Alerts, MailError};
 use crate::apps::App;
-use crate::backup::Backup;
+use crate::backup::{Backup, BackupPlace};
 use crate::budget::Budget;
 use crate::certificate::{Proof, PublicCertificate, PublicName};
 use crate::dynamic_dns::{DynamicDns, DynamicDnsError};
 use crate::money::Money;
 use crate::names::{AppName, BoxName, EngineName, ModelAlias, RecipeName};
 use crate::power::PowerPlan;
+use crate::spare::{Spare, SpareRole};
 use crate::succession::Succession;
 use crate::unknown::UnknownKey;
 use crate::updates::Updates;
@@ -74,6 +75,9 @@ pub struct Site {
     /// Where copies of the box's small precious state are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<Backup>,
+    /// The other box, where one of the two is the other's spare.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spare: Option<Spare>,
     /// The ways out to the internet, where the box looks after them; without any, the machine's own routes are used as they are.
     #[serde(default, skip_serializing_if = "Uplinks::is_empty")]
     pub uplinks: Uplinks,
@@ -249,6 +253,14 @@ pub enum SiteError {
         "site.toml: keeping.disk_percent is {0}; choose 1 to 80, since weights and members need room on the same disk, or days = 0 to keep nothing there"
     )]
     KeepsTooMuch(u8),
+    /// What the box is to be for another, or another for it, does not fit together.
+    #[error("site.toml: {0}")]
+    Spare(String),
+    /// There is none that backups could go to.
+    #[error(
+        "site.toml: backup.to is the spare, and this box has none; pair it with one on the page Spare first, or name another place for backups"
+    )]
+    NoSpare,
     /// Every copy would be removed again.
     #[error(
         "site.toml: backup.keep has only zeros, so that no backup would be kept; let it keep some hours, days, weeks or months"
@@ -354,6 +366,7 @@ impl Site {
             certificate: None,
             power: None,
             backup: None,
+            spare: None,
             uplinks: Uplinks::new(),
             dynamic_dns: None,
             alerts: None,
@@ -458,6 +471,7 @@ impl Site {
         if self.backup.as_ref().is_some_and(|backup| !backup.keep.keeps_something()) {
             return Err(SiteError::KeepsNoBackup);
         }
+        self.check_spare()?;
         uplinks::check(&self.uplinks)?;
         self.dynamic_dns.as_ref().map_or(Ok(()), DynamicDns::check)?;
         if let Some(mail) = self.alerts.as_ref().and_then(|alerts| alerts.mail.as_ref()) {
@@ -466,6 +480,16 @@ impl Site {
         self.check_common()?;
         self.check_succession().map_err(SiteError::Succession)?;
         self.check_apps()
+    }
+
+    fn check_spare(&self) -> Result<(), SiteError> {
+        let role = self.spare.as_ref().map(|spare| spare.role);
+        let to_spare = self.backup.as_ref().is_some_and(|b| b.to == BackupPlace::Spare);
+        if to_spare && role != Some(SpareRole::OfThis) {
+            return Err(SiteError::NoSpare);
+        }
+        let checked = self.spare.map_or(Ok(()), |spare| spare.check(self.door.port));
+        checked.map_err(SiteError::Spare)
     }
 
     fn check_certificate(&self) -> Result<(), SiteError> {

@@ -14,6 +14,7 @@ use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::{DnsZone, DynamicDns};
 use crate::money::Money;
 use crate::power::PowerPlan;
+use crate::spare::Spare;
 use crate::succession::Succession;
 use crate::updates::Updates;
 use crate::uplinks::Uplink;
@@ -34,7 +35,7 @@ pub struct UnknownKey {
 /// Keys whose usual value does more than somebody may have wanted who mistyped one. A version that knows them always writes them, so that
 /// no newer one's file is taken for a mistake. All others are necessary, or their usual value is the strictest.
 /// Only a budget is not always written: no later key of an engine may be as near to it.
-const MORE_THAN_MEANT: [&str; 11] = [
+const MORE_THAN_MEANT: [&str; 13] = [
     "keeping",
     "keeping.days",
     "keeping.disk_percent",
@@ -45,6 +46,8 @@ const MORE_THAN_MEANT: [&str; 11] = [
     "power.margin",
     "power.start_charge",
     "backup.limit_kib",
+    "spare.port",
+    "spare.disk_percent",
     "uplinks.*.metered",
 ];
 
@@ -169,6 +172,7 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["certificate", "dns_hook"] => fields::<DnsHook>(),
         ["power"] => fields::<PowerPlan>(),
         ["backup"] => fields::<Backup>(),
+        ["spare"] => fields::<Spare>(),
         ["backup", "keep"] => fields::<Retention>(),
         ["uplinks", _] => fields::<Uplink>(),
         ["dynamic_dns"] => fields::<DynamicDns>(),
@@ -295,6 +299,7 @@ mod tests {
         power.card_percent = Some(60);
         site.power = Some(power);
         site.backup = Some(Backup::to("/mnt/usb".parse().unwrap()));
+        site.spare = Some(Spare::of(crate::SpareRole::OfThis));
         let (interface, targets) = ("enp1s0".parse().unwrap(), Uplink::usual_targets());
         let uplink = Uplink { interface, order: 1, metered: false, targets };
         let name = |text: &str| text.parse().unwrap();
@@ -351,6 +356,7 @@ mod tests {
             &["certificate", "dns_update"],
             &["power"],
             &["backup"],
+            &["spare"],
             &["backup", "keep"],
             &["uplinks", "fibre"],
             &["dynamic_dns"],
@@ -368,7 +374,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 92);
+        assert_eq!(tried, 96);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }

@@ -106,6 +106,9 @@ impl<P: Parts> Desk<P> {
             Request::Backups { wish, key, by } => {
                 Reply::Accepted(work.back_up(wish, key, by).await?)
             }
+            Request::PairSpare { address, code, by } => {
+                Reply::Accepted(work.pair_spare(address, code, by).await?)
+            }
             Request::Judge => Reply::Judged(work.judge().await?),
             Request::Noticed { what, on } => {
                 // Nobody but a part of the box can open this socket, and what a person does is told by `Record`.

@@ -3,7 +3,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use polder_backup::{BackupAction, Store, drill_plan, first_plan, restore_plan, save_plan};
 use polder_control::{BackupWish, PartState, Plan, Step};
 use polder_site::{
-    BackupPlace, Budget, EngineName, RecipeName, Site, SiteChange, SuccessionStep, TrialHours,
+    BackupPlace, Budget, EngineName, RecipeName, Site, SiteChange, Spare, SpareRole,
+    SuccessionStep, TrialHours,
 };
 
 use crate::image::{Change, ImageAction};
@@ -64,6 +65,10 @@ pub enum Action {
     OpenDoor,
     /// Watch the UPS that the site names, or none.
     WatchUps(bool),
+    /// Tell the other box that the two are no pair any more, and forget it.
+    LeaveSpare,
+    /// Listen for the main box, keep in touch with the spare, or neither.
+    TendLink(Option<Spare>),
     /// Wait until a steward confirms, over whatever way they have now, that the change did not lock them out.
     Confirm,
     /// Do something about the image.
@@ -101,6 +106,19 @@ impl Action {
             }
             Self::WatchUps(true) => ("watch-ups", "Listen to the UPS".to_owned()),
             Self::WatchUps(false) => ("watch-ups", "Listen to no UPS any more".to_owned()),
+            Self::LeaveSpare => {
+                ("leave-spare", "Tell the other box that the two are no pair any more, and forget it; backups stay where they are".to_owned())
+            }
+            Self::TendLink(None) => ("tend-link", "Stop the link to the other box".to_owned()),
+            Self::TendLink(Some(spare)) => (
+                "tend-link",
+                match spare.role {
+                    SpareRole::ForAnother => {
+                        format!("Listen at port {} for the box that this one is the spare of", spare.port)
+                    }
+                    SpareRole::OfThis => "Keep in touch with the spare".to_owned(),
+                },
+            ),
             Self::Confirm => (
                 polder_control::CONFIRM,
                 format!(
@@ -170,6 +188,9 @@ pub fn plan(
             actions.extend(stop);
             let (first, then) = first_backup(change, observed);
             actions.extend(first);
+            if observed.site.spare.is_some() && next.spare.is_none() {
+                actions.push(Action::LeaveSpare);
+            }
             if next != observed.site {
                 actions
                     .push(Action::WriteSite { site: Box::new(next.clone()), why: title.clone() });
@@ -178,6 +199,9 @@ pub fn plan(
             actions.extend(start);
             if must_be_confirmed(change) && next != observed.site {
                 actions.push(Action::Confirm);
+            }
+            if next.spare != observed.site.spare {
+                actions.push(Action::TendLink(next.spare));
             }
             if next.power != observed.site.power {
                 actions.push(Action::WatchUps(next.power.is_some()));
@@ -382,6 +406,16 @@ fn title(wanted: &Wanted, site: &Site, known: &dyn Fn(&RecipeName) -> String) ->
             "Have no certificate but the box's own".to_owned()
         }
         Wanted::Change(SiteChange::Backup(backup)) => format!("Keep backups at {}", backup.to),
+        Wanted::Change(SiteChange::Spare(spare)) => match spare.role {
+            SpareRole::ForAnother => {
+                format!(
+                    "Be the spare of another box, with at most {} % of the disk",
+                    spare.disk_percent
+                )
+            }
+            SpareRole::OfThis => "Have a spare".to_owned(),
+        },
+        Wanted::Change(SiteChange::RemoveSpare) => "Have no spare any more, and be none".to_owned(),
         Wanted::Change(SiteChange::RemoveBackup) => {
             "Make no more backups; those there are stay".to_owned()
         }
@@ -477,6 +511,38 @@ mod tests {
         box_.site.keeping = keeping;
         let (plan, actions) = plan(&box_, &Wanted::Change(SiteChange::Keeping(keeping)), &|_| None);
         assert!(actions.is_empty() && plan.steps.is_empty());
+    }
+
+    #[test]
+    fn being_a_spare_having_one_and_neither_any_more_read_as_written_down() {
+        let change = |role| Wanted::Change(SiteChange::Spare(Spare::of(role)));
+        assert_eq!(
+            text(&fresh(), change(SpareRole::ForAnother)),
+            "Be the spare of another box, with at most 50 % of the disk\n  \
+             1. Write down what the box should be\n  \
+             2. Listen at port 8444 for the box that this one is the spare of\n\
+             [write-site tend-link]"
+        );
+        assert_eq!(
+            text(&fresh(), change(SpareRole::OfThis)),
+            "Have a spare\n  \
+             1. Write down what the box should be\n  \
+             2. Keep in touch with the spare\n\
+             [write-site tend-link]"
+        );
+        let mut paired = fresh();
+        paired.site.spare = Some(Spare::of(SpareRole::OfThis));
+        paired.site.backup = Some(polder_site::Backup::to(BackupPlace::Spare));
+        assert_eq!(
+            text(&paired, Wanted::Change(SiteChange::RemoveSpare)),
+            "Have no spare any more, and be none\n  \
+             1. Tell the other box that the two are no pair any more, and forget it; backups stay where they are\n  \
+             2. Write down what the box should be\n  \
+             3. Stop the link to the other box\n\
+             [leave-spare write-site tend-link]"
+        );
+        let next = SiteChange::RemoveSpare.applied_to(&paired.site);
+        assert_eq!((next.spare, next.backup), (None, None));
     }
 
     #[test]

@@ -3,6 +3,7 @@ mod confirm;
 mod image;
 mod import;
 mod shell;
+mod spare;
 mod succession;
 mod supply;
 mod undo;
@@ -161,7 +162,8 @@ impl<P: Parts> Work<P> {
         let engines = engines.into_keys().map(Part::Engine);
         let power = self.board.site().power.map(|_| Part::Power);
         let uplinks = (!self.board.site().uplinks.is_empty()).then_some(Part::Wan);
-        let others = power.into_iter().chain(uplinks);
+        let spare = self.board.site().spare.map(|_| Part::Spare);
+        let others = power.into_iter().chain(uplinks).chain(spare);
         let wanted: BTreeSet<Part> =
             [Part::Gateway, Part::Health].into_iter().chain(engines).chain(others).collect();
         self.tidy_what_is_kept().await;
@@ -197,6 +199,7 @@ impl<P: Parts> Work<P> {
         }
         self.look_after_backups();
         self.follow_the_clock();
+        self.look_after_what_is_kept();
     }
 
     async fn resume(self: &Arc<Self>, open: Open) {
@@ -604,6 +607,10 @@ impl<P: Parts> Work<P> {
                 Action::WatchUps(_) => {
                     self.watch_ups(true).await.map_err(|why| Halt::Failed(step, why))
                 }
+                Action::LeaveSpare => {
+                    self.leave_spare().await.map_err(|why| Halt::Failed(step, why))
+                }
+                Action::TendLink(_) => self.link_settles(step).await,
                 Action::Confirm => self.until_confirmed(id, step, cancel).await,
                 Action::Image(action) => self.image_action(id, step, action, cancel).await,
                 Action::Backup { action, place, snapshot } => {
@@ -633,9 +640,11 @@ impl<P: Parts> Work<P> {
     async fn write_site(self: &Arc<Self>, site: Site, why: String) -> Result<(), Refusal> {
         let (work, next) = (self.clone(), site.clone());
         blocking(move || lock(&work.store).write(&next, &why).map_err(|e| with_source(&e))).await?;
+        let before = self.board.site();
         self.board.set_site(site);
         self.tidy_what_is_kept().await;
         self.tend_uplinks().await;
+        self.tend_link(&before).await;
         Ok(())
     }
 
@@ -712,7 +721,7 @@ impl<P: Parts> Work<P> {
         let grace = match part {
             Part::Gateway => self.patience.gateway,
             Part::Engine(_) => self.patience.engine,
-            Part::Power | Part::Wan => self.patience.last,
+            Part::Power | Part::Wan | Part::Spare => self.patience.last,
             // It has nothing that somebody waits for.
             Part::Health => self.patience.last,
         };

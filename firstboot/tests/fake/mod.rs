@@ -69,6 +69,7 @@ impl Fake {
                 gpus: Vec::new(),
                 driver: None,
                 idle_cards: 0,
+                ports: Vec::new(),
             },
             disk: None,
             applied: Vec::new(),

@@ -24,6 +24,7 @@ pub(super) fn nav(gateway: &Gateway, member: &Member, here: &str) -> Nav {
         ("/members", "Members"),
         ("/apps", "Apps"),
         ("/backup", "Backups"),
+        ("/spare", "Spare"),
         ("/uplinks", "Uplinks"),
         ("/versions", "Versions"),
         ("/issues", "Health"),
@@ -203,6 +204,9 @@ pub(super) fn said(code: &str) -> Markup {
             "The box has only its own certificate now. The names stay, and the other one is kept."
         }
         "updates" => "Updates are looked for there from now on.",
+        "spare-hidden" => "The code is good no more.",
+        "spare-unpaired" => "This box has forgotten the main box. Its backups are still here.",
+        "spare-removed" => "The backups of former main boxes are removed.",
         "kit" => "The key is on paper. Now say where backups go.",
         "no-backup" => "No backups are made any more. Those there are stay.",
         "confirmed" => "It stays.",

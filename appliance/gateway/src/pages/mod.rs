@@ -32,6 +32,7 @@ mod runs;
 mod samples;
 mod shell;
 mod sign_in;
+mod spare;
 mod status;
 mod succession;
 mod uplinks;
@@ -148,6 +149,14 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/backup/to", post(backup::to))
         .route("/backup/now", post(backup::back_up))
         .route("/backup/drill", post(backup::drill))
+        .route("/spare", get(spare::show))
+        .route("/spare/pair", post(spare::pair))
+        .route("/spare/be", post(spare::be))
+        .route("/spare/none", post(spare::none))
+        .route("/spare/code", post(spare::code))
+        .route("/spare/hide", post(spare::hide))
+        .route("/spare/unpair", post(spare::unpair))
+        .route("/spare/remove-old", post(spare::remove_old))
         .route("/outside", get(outside::show).post(outside::set))
         .route("/outside/live", get(outside::live))
         .route("/outside/name", post(outside::answer_to))

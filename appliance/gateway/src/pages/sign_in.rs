@@ -7,12 +7,13 @@ use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{AppendHeaders, IntoResponse, Redirect, Response};
 use maud::{Markup, html};
+use polder_control::Actor;
 use polder_members::{Secret, SignInRefused};
 use polder_page::{Field, Page, Tone, banner, field, hidden};
 use serde::Deserialize;
 
 use crate::pages::frame::{self, Trouble, answer, plain_nav, sentence, with_status};
-use crate::pages::who::{Caller, own_path};
+use crate::pages::who::{Caller, own_path, record};
 use crate::{Gateway, auth};
 
 #[derive(Deserialize)]
@@ -57,7 +58,12 @@ pub(super) async fn take(
     let asked = name.clone();
     let done = gateway.members.ask(move |m| m.sign_in(&asked, &password, from)).await;
     let refused = match done {
-        Ok((_, token)) => {
+        Ok((member, token)) => {
+            // What a steward can do to the box, somebody with their password can.
+            if member.is_steward() {
+                let by = Actor::Member(member.name.clone());
+                record(&gateway, by, "signed in from", &from.to_string()).await;
+            }
             let cookie = auth::session_cookie(&token, caller.peer.tls);
             return (AppendHeaders([(header::SET_COOKIE, cookie)]), Redirect::to(own_path(&next)))
                 .into_response();

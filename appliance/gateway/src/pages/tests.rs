@@ -65,6 +65,7 @@ impl Handler<Request, Reply> for Supervisor {
                 gpus: Vec::new(),
                 driver: None,
                 idle_cards: 0,
+                ports: Vec::new(),
             }),
             Request::Disk => Reply::Disk(Some(Disk {
                 lock: Lock::Sealed,
@@ -90,6 +91,7 @@ impl Handler<Request, Reply> for Supervisor {
             Request::Judge => Reply::Judged(None),
             Request::Supply(_) => Reply::Supplied { drained: false },
             Request::Backup => Reply::Backup(Box::default()),
+            Request::PairSpare { .. } => Reply::Accepted(RunId(7)),
             Request::BackupKit { .. } => Reply::Kit(kit()),
             Request::PreviewBackup(_) => Reply::Refused("not here".into()),
             Request::Backups { .. } => Reply::Accepted(RunId(7)),
@@ -352,10 +354,11 @@ async fn read(response: Response) -> (StatusCode, String) {
 
 const FOR_MEMBERS: [&str; 7] =
     ["/", "/chat", "/connect", "/usage", "/money", "/account", "/status"];
-const FOR_STEWARDS: [&str; 19] = [
+const FOR_STEWARDS: [&str; 20] = [
     "/models/change",
     "/moving",
     "/moving/sheet",
+    "/spare",
     "/issues",
     "/outside",
     "/outside/live",
@@ -505,6 +508,8 @@ async fn signing_in_leads_where_one_wanted_to_go_and_a_wrong_password_says_so() 
     assert_eq!(response.headers()[header::LOCATION], "/audit");
     let token = cookie.split(['=', ';']).nth(1).unwrap();
     assert_eq!(place.get("/audit", Some(token)).await.0, StatusCode::OK);
+    // A steward's is in the trail.
+    assert_eq!(place.recorded(), [("signed in from".into(), "127.0.0.1".into())]);
 
     let (status, page) =
         place.post("/sign-in", None, "name=%3Cscript%3E&password=wrong&next=//evil.example").await;
@@ -850,6 +855,42 @@ async fn a_steward_has_the_key_of_backups_on_paper_before_a_place_for_them_is_as
         assert_eq!(place.post(path, Some(&place.member.1), "").await.0, StatusCode::FORBIDDEN);
     }
     assert_eq!(place.post("/backup/kit", Some(&place.member.1), "").await.0, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_steward_pairs_the_box_with_a_spare_or_makes_it_one_and_nobody_else_does() {
+    let place = place().await;
+    let (steward, member) = (Some(place.steward.1.as_str()), Some(place.member.1.as_str()));
+    let (_, page) = place.get("/spare", steward).await;
+    for shown in
+        ["Have a spare", "Be the spare of another box", "remember each other&#39;s certificate"]
+    {
+        assert!(
+            page.contains(shown) || page.contains(&shown.replace("&#39;", "'")),
+            "{shown}: {page}"
+        );
+    }
+    let form = "address=ash.local&code=4821+otter+lamp";
+    assert_eq!(place.post("/spare/pair", member, form).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(place.post("/spare/pair", steward, form).await.1, "/runs/7");
+    let paired = |r: &Request| matches!(r, Request::PairSpare { address, code, by: Actor::Member(_) } if address == "ash.local" && code.expose() == "4821 otter lamp");
+    assert!(place.asked.lock().unwrap().iter().any(paired));
+    assert!(!format!("{:?}", place.asked.lock().unwrap()).contains("otter"));
+    // A change is done only after its steps were seen.
+    let done = |r: &Request| matches!(r, Request::Apply { change: SiteChange::Spare(s), .. } if s.disk_percent == 30);
+    place.post("/spare/be", steward, "disk_percent=30&port=8444").await;
+    assert!(!place.asked.lock().unwrap().iter().any(done));
+    let form = "disk_percent=30&port=8444&seen=yes";
+    assert_eq!(place.post("/spare/be", steward, form).await.1, "/runs/7");
+    assert!(place.asked.lock().unwrap().iter().any(done));
+    assert!(place.post("/spare/be", steward, "disk_percent=half").await.1.contains("whole number"));
+    // Without a part to ask, the page says so.
+    assert!(place.post("/spare/code", steward, "").await.1.contains("is not up"));
+    for path in ["be", "none", "code", "hide", "unpair", "remove-old"] {
+        let path = format!("/spare/{path}");
+        assert_eq!(place.post(&path, member, "seen=yes").await.0, StatusCode::FORBIDDEN, "{path}");
+        assert_eq!(place.get(&path, steward).await.0, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+    }
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ mod memory;
 mod model;
 mod part;
 mod queue;
+mod spare;
 mod update;
 mod uplink;
 mod weights;
@@ -47,6 +48,7 @@ pub fn all(seen: &Seen) -> Vec<Issue> {
         uplink::check,
         battery::check,
         backup::check,
+        spare::check,
         alerts::check,
         model::check,
     ];

@@ -18,7 +18,7 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use polder_control::{
     BoxStatus, Check, Client, DoorReply, DoorRequest, PartState, Reply, Request, Sockets,
-    StewardContact, Told, Unseen,
+    StewardContact, Told, Unseen, wan_status,
 };
 use polder_site::EngineName;
 use serde::Serialize;
@@ -160,6 +160,7 @@ impl Eyes {
         }
         look.seen.update.clone_from(&self.slow.update);
         self.look_at_weights(&mut look, remembered, now).await;
+        self.look_at_uplinks(&mut look).await;
         self.told(&mut look.seen);
         look
     }
@@ -319,6 +320,19 @@ impl Eyes {
         look.seen.damaged.clone_from(&self.damaged);
     }
 
+    async fn look_at_uplinks(&self, look: &mut Look) {
+        let named = look.status.as_ref().is_some_and(|status| !status.site.uplinks.is_empty());
+        if !named {
+            return;
+        }
+        match wan_status(&self.sockets).await {
+            Some(wan) => look.seen.uplinks = wan.uplinks,
+            None => {
+                look.cannot(&[Check::Uplink], "whoever looks after the uplinks does not answer")
+            }
+        }
+    }
+
     /// What other parts left; what is old is no news.
     fn told(&self, seen: &mut Seen) {
         for (at, told) in Told::left_in(&self.sockets.folder().join(Told::FOLDER)) {
@@ -326,9 +340,9 @@ impl Eyes {
                 continue;
             }
             match told {
-                Told::Uplinks(uplinks) => seen.uplinks = uplinks,
                 Told::Battery(battery) => seen.battery = Some(battery),
                 Told::Backup(backup) => seen.backup = Some(backup),
+                Told::Spare(spare) => seen.spare = Some(*spare),
             }
         }
     }

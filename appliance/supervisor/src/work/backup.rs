@@ -31,7 +31,7 @@ const DRILL: Duration = Duration::from_secs(30);
 const READ: u8 = 10;
 
 impl<P: Parts> Work<P> {
-    fn folders(&self) -> Folders {
+    pub(super) fn folders(&self) -> Folders {
         Folders::of(&self.state)
     }
 
@@ -269,18 +269,20 @@ impl<P: Parts> Work<P> {
 
     /// Makes what is due, by itself. A backup an hour would fill the list of runs and the trail; only what changes is written there.
     pub(super) fn look_after_backups(self: &Arc<Self>) {
-        let work = self.clone();
+        // What a restore brings in may take hours; backups do not wait for it.
+        let bringing = self.clone();
+        self.tasks.spawn(async move { bringing.after_a_restore().await });
+        // Whoever only waits for an hour to pass keeps nothing of the supervisor alive.
+        let (work, ending) = (Arc::downgrade(self), self.ending.clone());
         self.tasks.spawn(async move {
-            // What a restore brings in may take hours; backups do not wait for it.
-            let bringing = work.clone();
-            work.tasks.spawn(async move { bringing.after_a_restore().await });
             let mut pause = FIRST_LOOK;
             loop {
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
-                    () = work.ending.cancelled() => return,
+                    () = ending.cancelled() => return,
                 }
                 pause = LOOK;
+                let Some(work) = work.upgrade() else { return };
                 work.do_what_is_due().await;
             }
         });
@@ -311,7 +313,12 @@ impl<P: Parts> Work<P> {
         if self.power.borrow().pauses_work() {
             return;
         }
-        let metered = matches!(backup.to, BackupPlace::Server(_)) && self.is_metered().await;
+        let far = match &backup.to {
+            BackupPlace::Server(_) => true,
+            BackupPlace::Spare => polder_spare::Peer::is_far(&self.state),
+            BackupPlace::Folder(_) | BackupPlace::Disk { .. } => false,
+        };
+        let metered = far && self.is_metered().await;
         let now = jiff::Timestamp::now().as_second();
         let Some(what) = due(&record, now, metered) else { return };
         // Somebody is at it already.
@@ -467,7 +474,7 @@ impl Reading<'_> {
 }
 
 /// Starts a gateway on a restored folder, at an address that only this machine reaches, and asks it who it is.
-async fn start_drill(folder: &Path) -> Result<(), BackupError> {
+pub(super) async fn start_drill(folder: &Path) -> Result<(), BackupError> {
     let not_whole = |why: String| BackupError::NotWhole(why);
     let at = folder.to_owned();
     let examined = tokio::task::spawn_blocking(move || {
@@ -526,7 +533,7 @@ fn only_here(folder: &Path) -> Result<(), String> {
     site.door.listen = vec![std::net::IpAddr::from([127, 0, 0, 1])];
     // A trial calls nobody: neither the relay nor an authority in the box's name.
     (site.certificate, site.dynamic_dns, site.alerts) = (None, None, None);
-    (site.power, site.backup) = (None, None);
+    (site.power, site.backup, site.spare) = (None, None, None);
     site.uplinks.clear();
     match std::fs::remove_file(folder.join("relay.pass")) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.to_string()),
