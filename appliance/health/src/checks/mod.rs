@@ -32,7 +32,7 @@ const GIB: u64 = 1 << 30;
 
 /// Everything that is wrong with what was seen.
 pub fn all(seen: &Seen) -> Vec<Issue> {
-    let checks: [fn(&Seen) -> Vec<Issue>; 17] = [
+    let checks: [fn(&Seen) -> Vec<Issue>; 18] = [
         gpu_fault::check,
         gpu_memory::check,
         gpu_heat::check,
