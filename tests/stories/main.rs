@@ -24,6 +24,7 @@ mod restart;
 mod seed;
 mod spare;
 mod stolen_disk;
+mod takeover;
 mod two_models;
 mod uplinks;
 mod wizard;

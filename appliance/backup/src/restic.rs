@@ -94,6 +94,8 @@ pub trait Repository: Send + Sync {
         observer: &mut dyn FnMut(Progress),
         stop: &Stop,
     ) -> Result<u64, BackupError>;
+    /// The lines of a small file of a backup; none where it has no such file.
+    fn lines(&self, snapshot: &Snapshot, file: &str) -> Result<Vec<String>, BackupError>;
     /// Reads that part of everything that is stored, in percent, and compares it with its digests.
     fn check(&self, percent: u8, stop: &Stop) -> Result<(), BackupError>;
 }
@@ -377,6 +379,21 @@ impl Repository for Restic {
         };
         self.run(&arguments, None, &mut |_| {}, &mut tick, stop)?;
         Ok(total)
+    }
+
+    fn lines(&self, snapshot: &Snapshot, file: &str) -> Result<Vec<String>, BackupError> {
+        snapshot.readable()?;
+        let (mut lines, stop) = (Vec::new(), Stop::default());
+        let name = format!("/{file}");
+        // What is not there it says nothing of.
+        let mut there = false;
+        let look = ["ls", &snapshot.id, "--no-lock", &name];
+        self.run(&look, None, &mut |line| there |= line.trim() == name, &mut || {}, &stop)?;
+        if there {
+            let dump = ["dump", &snapshot.id, "--no-lock", &name];
+            self.run(&dump, None, &mut |line| lines.push(line), &mut || {}, &stop)?;
+        }
+        Ok(lines)
     }
 
     fn check(&self, percent: u8, stop: &Stop) -> Result<(), BackupError> {

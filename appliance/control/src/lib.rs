@@ -21,6 +21,7 @@ mod messages;
 mod plan;
 mod spare;
 mod supply;
+mod takeover;
 mod wan;
 mod wire;
 
@@ -39,6 +40,7 @@ pub use messages::{
 pub use plan::{CONFIRM, Plan, Progress, Run, RunId, RunState, Step, StepState, Unit};
 pub use spare::{SparePeer, SpareReply, SpareRequest, SpareStatus};
 pub use supply::{PowerPhase, PowerReply, PowerRequest, Supply};
+pub use takeover::{Closed, Stand, TakeoverStatus, TakeoverWish};
 pub use wan::{UplinkState, UplinkStatus, WanReply, WanRequest, WanStatus, wan_status};
 pub use wire::{Client, ControlError, Handler, Outlet, serve};
 

@@ -90,6 +90,8 @@ pub struct SpareStatus {
     pub peer_epoch: u64,
     /// On a spare: it may take over.
     pub may_take_over: bool,
+    /// On a spare: its main box stops by itself when it does not hear from it for the lease.
+    pub yields: bool,
     /// On a main box: it must hear from the spare before it serves.
     pub must_ask: bool,
     /// Another box serves under a higher epoch.

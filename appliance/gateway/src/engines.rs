@@ -295,6 +295,7 @@ mod tests {
         let part = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
         BoxStatus {
             supply: None,
+            closed: None,
             safe: false,
             site: Site::unclaimed(8443),
             gateway: part.clone(),

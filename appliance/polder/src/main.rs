@@ -34,6 +34,7 @@ mod status;
 mod supervise;
 mod support;
 mod synthetic;
+mod takeover;
 mod up;
 mod update;
 mod wan;

@@ -13,6 +13,7 @@ use crate::console::{bytes, complain, say};
 use crate::follow::Follower;
 use crate::part;
 use crate::state::{State, runtime, unexpected};
+use crate::takeover::Serving;
 
 /// The part may have to find out first that the other box is away.
 const PATIENT: Duration = Duration::from_secs(15);
@@ -77,6 +78,8 @@ enum Command {
         #[command(flatten)]
         state: State,
     },
+    #[command(flatten)]
+    Serving(Serving),
     /// Keep the link between a box and its spare, on either side (its supervisor starts this).
     #[command(after_help = "Example:\n  polder spare serve --state /var/lib/polder")]
     Serve {
@@ -92,6 +95,7 @@ impl Spare {
             Command::Pair { address, state } => pair(&state, address),
             Command::Status { state, json } => status(&state, json),
             Command::Unpair { stay, plan, state } => unpair(&state, stay, plan),
+            Command::Serving(serving) => serving.run(),
             Command::Serve { state } => serve(&state),
         }
     }
@@ -102,7 +106,8 @@ fn serve(state: &State) -> anyhow::Result<()> {
     let site = part::site(&state)?;
     part::run(part::one_thread()?, Part::Spare, &state, |told| {
         let at = state.clone();
-        async move { polder_spare::serve(&at, &site, Mounts::default(), told).await }
+        let mounts = Mounts { hand: polder_takeover::hand(&at) };
+        async move { polder_spare::serve(&at, &site, mounts, told).await }
     })
 }
 

@@ -11,6 +11,7 @@ use crate::dynamic_dns::DynamicDns;
 use crate::money::Money;
 use crate::names::{AppName, BoxName, EngineName, ModelAlias};
 use crate::power::PowerPlan;
+use crate::sign_in::SignIn;
 use crate::spare::Spare;
 use crate::succession::SuccessionStep;
 use crate::updates::Updates;
@@ -82,6 +83,10 @@ pub enum SiteChange {
     Verifier(Verifier),
     /// Ask nobody any more.
     RemoveVerifier,
+    /// Let people sign in with what they have there.
+    SignIn(Box<SignIn>),
+    /// Let them sign in with the box's own passwords only.
+    RemoveSignIn,
     /// Look for updates there.
     Updates(Updates),
     /// Look for updates on sticks only.
@@ -156,6 +161,8 @@ impl SiteChange {
             }
             Self::Verifier(verifier) => next.verifier = Some(verifier.clone()),
             Self::RemoveVerifier => next.verifier = None,
+            Self::SignIn(sign_in) => next.sign_in = Some((**sign_in).clone()),
+            Self::RemoveSignIn => next.sign_in = None,
             Self::Updates(updates) => next.updates = Some(updates.clone()),
             Self::RemoveUpdates => next.updates = None,
             Self::Certificate(certificate) => {

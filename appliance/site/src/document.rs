@@ -12,6 +12,7 @@ use crate::dynamic_dns::{DynamicDns, DynamicDnsError};
 use crate::money::Money;
 use crate::names::{AppName, BoxName, EngineName, ModelAlias, RecipeName};
 use crate::power::PowerPlan;
+use crate::sign_in::{SignIn, SignInError};
 use crate::spare::{Spare, SpareRole};
 use crate::succession::Succession;
 use crate::unknown::UnknownKey;
@@ -63,6 +64,9 @@ pub struct Site {
     /// Who is asked about people that bring no credential of the box's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verifier: Option<Verifier>,
+    /// Where the collective's people sign in already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sign_in: Option<SignIn>,
     /// Where updates of the image are looked for; sticks are looked at without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updates: Option<Updates>,
@@ -333,6 +337,9 @@ pub enum SiteError {
     /// A mail server that cannot be used as it says.
     #[error("site.toml: alerts.mail: {0}")]
     Mail(#[from] MailError),
+    /// Nobody could sign in with that service.
+    #[error("site.toml: sign_in: {0}")]
+    SignIn(#[from] SignInError),
     /// A host name of an app that is a name of the box.
     #[error(
         "site.toml: the box would answer to {host} as the app {app} and as itself; call the app something else"
@@ -362,6 +369,7 @@ impl Site {
             money: None,
             apps: BTreeMap::new(),
             verifier: None,
+            sign_in: None,
             updates: None,
             certificate: None,
             power: None,
@@ -476,6 +484,9 @@ impl Site {
         self.dynamic_dns.as_ref().map_or(Ok(()), DynamicDns::check)?;
         if let Some(mail) = self.alerts.as_ref().and_then(|alerts| alerts.mail.as_ref()) {
             mail.check()?;
+        }
+        if let Some(sign_in) = &self.sign_in {
+            sign_in.check()?;
         }
         self.check_common()?;
         self.check_succession().map_err(SiteError::Succession)?;

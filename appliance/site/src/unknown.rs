@@ -14,6 +14,7 @@ use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::{DnsZone, DynamicDns};
 use crate::money::Money;
 use crate::power::PowerPlan;
+use crate::sign_in::SignIn;
 use crate::spare::Spare;
 use crate::succession::Succession;
 use crate::updates::Updates;
@@ -35,11 +36,12 @@ pub struct UnknownKey {
 /// Keys whose usual value does more than somebody may have wanted who mistyped one. A version that knows them always writes them, so that
 /// no newer one's file is taken for a mistake. All others are necessary, or their usual value is the strictest.
 /// Only a budget is not always written: no later key of an engine may be as near to it.
-const MORE_THAN_MEANT: [&str; 13] = [
+const MORE_THAN_MEANT: [&str; 14] = [
     "keeping",
     "keeping.days",
     "keeping.disk_percent",
     "verifier.mode",
+    "sign_in.members",
     "engines.*.memory",
     "power.role",
     "power.low_charge",
@@ -166,6 +168,7 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["money"] => fields::<Money>(),
         ["apps", _] => fields::<App>(),
         ["verifier"] => fields::<Verifier>(),
+        ["sign_in"] => fields::<SignIn>(),
         ["updates"] => fields::<Updates>(),
         ["certificate"] => fields::<PublicCertificate>(),
         ["certificate", "dns_update"] => fields::<DnsUpdate>(),
@@ -279,6 +282,11 @@ mod tests {
         site.money = Some(Money { currency: "EUR".parse().unwrap() });
         let url = "unix:/run/auth.sock:/auth".parse().unwrap();
         site.verifier = Some(Verifier { url, mode: Default::default() });
+        let issuer = "https://sso.example.org".parse().unwrap();
+        let mut sign_in = SignIn::at("House", issuer, "box");
+        (sign_in.members, sign_in.stewards) = (vec!["m".into()], vec!["s".into()]);
+        sign_in.root = Some("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".into());
+        site.sign_in = Some(sign_in);
         site.updates = Some(Updates { from: "https://example.org/polder".parse().unwrap() });
         site.door.names.push("gpu.example.org".into());
         site.certificate = Some(PublicCertificate {
@@ -351,6 +359,7 @@ mod tests {
             &["succession"],
             &["money"],
             &["verifier"],
+            &["sign_in"],
             &["updates"],
             &["certificate"],
             &["certificate", "dns_update"],
@@ -374,7 +383,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 96);
+        assert_eq!(tried, 106);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }
@@ -398,6 +407,7 @@ mod tests {
                 "engines.fast.memory",
             ),
             ("mode = \"nginx\"", "mod = \"forward\"", "verifier.mod", "verifier.mode"),
+            ("members = [\"m\"]", "membres = [\"m\"]", "sign_in.membres", "sign_in.members"),
             ("margin = 120", "margn = 900", "power.margn", "power.margin"),
         ] {
             let mistyped = text.replace(right, wrong);

@@ -79,6 +79,8 @@ pub(crate) struct Inner {
     pub(crate) tries: Vec<String>,
     pub(crate) peer: Option<Peer>,
     pub(crate) lease: Lease,
+    /// What the main box has said last of whether it stops in a silence.
+    pub(crate) yields: bool,
     pub(crate) tombstones: Tombstones,
     pub(crate) heads: Heads,
     pub(crate) store: Option<Store>,
@@ -97,6 +99,7 @@ impl Door {
             desk: Desk::default(),
             tries: Vec::new(),
             lease: Lease::read(&folders),
+            yields: false,
             tombstones: Tombstones::read(&folders)?,
             heads: Heads::read(&folders)?,
             store: None,
@@ -472,7 +475,11 @@ async fn beat(
     State(door): State<Arc<Door>>,
     Json(beat): Json<Beat>,
 ) -> Result<Json<Answer>, Refused> {
-    let heard = door.inner().lease.hear(beat.epoch, Instant::now(), now());
+    let heard = {
+        let mut inner = door.inner();
+        inner.yields = beat.yields;
+        inner.lease.hear(beat.epoch, Instant::now(), now())
+    };
     heard.map_err(|error| say(&error))?;
     Ok(Json(door.answer()))
 }

@@ -213,7 +213,8 @@ impl Follower {
                 self.greet(link).await?;
                 greeted = Some(asked);
             }
-            let beat = Beat { epoch: self.epoch(), state: self.state_now().await };
+            let beat =
+                Beat { epoch: self.epoch(), state: self.state_now().await, yields: self.yields() };
             let answer: Answer = link.ask(Method::POST, "/link/beat", &beat).await?;
             *tries = 0;
             self.heard(asked, &answer)?;
@@ -238,6 +239,11 @@ impl Follower {
             peer.keep(&self.folders)?;
         }
         Ok(())
+    }
+
+    /// Whether this box has promised to stop in a silence; see the crate `takeover`.
+    fn yields(&self) -> bool {
+        polder_takeover::Term::read(&self.state).ok().flatten().is_some_and(|term| term.yields)
     }
 
     fn epoch(&self) -> u64 {
@@ -281,6 +287,11 @@ impl Follower {
 
     /// First compares what the spare has with the trail as it is here, then sends what it ends with.
     async fn send_head(&self, link: &Link) -> Result<(), SpareError> {
+        // While the other one serves, the trail goes on there.
+        let status = ask(&self.state, &Ask::Status).await;
+        if matches!(status, Some(Reply::Status(status)) if status.closed.is_some()) {
+            return Ok(());
+        }
         let kept: Vec<Head> = link.ask(Method::GET, "/link/heads", &()).await?;
         if let Some(last) = kept.first() {
             let lacks = self.compare(last).await;

@@ -77,15 +77,30 @@ impl Heads {
         Ok(judged)
     }
 
+    /// The trail that comes next need not fit: the state was handed over, and with it a trail that went on elsewhere.
+    pub fn begin_anew(&mut self, now: i64) -> Result<(), SpareError> {
+        if self.last().is_none() {
+            return Ok(());
+        }
+        let line = Line { at: now, number: 0, hash: String::new(), broken: false };
+        let mut text = serde_json::to_vec(&line).expect("a line has only plain values");
+        text.push(b'\n');
+        let path = self.folders.heads();
+        append(&path, &text).map_err(|source| SpareError::File { path, source })?;
+        self.lines.push(line);
+        Ok(())
+    }
+
     /// The last one: number and hash.
     pub fn last(&self) -> Option<(u64, String)> {
-        self.lines.last().map(|line| (line.number, line.hash.clone()))
+        let last = self.lines.last().filter(|line| line.number > 0);
+        last.map(|line| (line.number, line.hash.clone()))
     }
 
     /// Those that a trail must still have, newest first, since it last broke: number and hash.
     pub fn to_compare(&self, most: usize) -> Vec<(u64, String)> {
         let mut found = Vec::new();
-        for line in self.lines.iter().rev().take(most) {
+        for line in self.lines.iter().rev().take(most).take_while(|line| line.number > 0) {
             found.push((line.number, line.hash.clone()));
             if line.broken {
                 break;
@@ -147,5 +162,21 @@ mod tests {
         assert_eq!(heads.to_compare(10), [(5, "ee".to_owned()), (4, "dd".to_owned())]);
         assert_eq!(heads.truncated(500 + SPOKEN_OF), None);
         assert!(Heads::read(&folders).unwrap().keep(1, "not hex", 1).is_err());
+    }
+
+    #[test]
+    fn a_trail_that_was_handed_over_need_not_fit_and_is_held_to_itself_from_then_on() {
+        let state = tempfile::tempdir().unwrap();
+        let folders = Folders::of(state.path());
+        fs::create_dir_all(folders.own()).unwrap();
+        let mut heads = Heads::read(&folders).unwrap();
+        heads.begin_anew(1).unwrap();
+        assert_eq!(heads.keep(9, "aa", 1).unwrap(), Judged::Grown);
+        heads.begin_anew(2).unwrap();
+        let mut heads = Heads::read(&folders).unwrap();
+        assert_eq!((heads.last(), heads.to_compare(9)), (None, Vec::new()));
+        assert_eq!(heads.keep(5, "bb", 3).unwrap(), Judged::Grown);
+        assert_eq!(heads.keep(5, "cc", 4).unwrap(), Judged::Rewritten);
+        assert!(heads.truncated(5).is_some());
     }
 }

@@ -2,7 +2,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Folders, LEASE, Side, SpareError};
+use crate::{Folders, Side, SpareError};
 
 /// When a box last heard of the other one, and the epochs: `STATE/spare/lease.json`. Written by the part `spare` alone.
 ///
@@ -45,9 +45,6 @@ pub struct Standing {
     /// Another box serves under a higher epoch: this one must not.
     pub fenced: bool,
 }
-
-/// The spare waits so many seconds longer than the main box does: no two clocks run alike.
-const MARGIN: i64 = 5;
 
 /// The word is written down this often: a lease is a minute, and a disk has only so many writes.
 const WRITE: i64 = 10;
@@ -127,8 +124,10 @@ impl Lease {
 /// at most; the main box trusts what is written down, which is older than the truth. A clock that was set back counts as long ago.
 fn decide(side: Side, silent: Option<i64>, since_start: i64, kept: &Kept) -> Standing {
     let fenced = kept.peer_epoch > kept.epoch;
-    let long = |seconds: i64| !(0..LEASE).contains(&seconds);
-    let waits = LEASE + MARGIN;
+    let (lease, margin) = polder_takeover::lease();
+    let whole = |time: std::time::Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    let long = |seconds: i64| !(0..whole(lease)).contains(&seconds);
+    let waits = whole(lease) + whole(margin);
     let waited =
         silent.is_some_and(|seconds| !(0..waits).contains(&seconds)) && since_start >= waits;
     Standing {
@@ -144,6 +143,9 @@ fn decide(side: Side, silent: Option<i64>, since_start: i64, kept: &Kept) -> Sta
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::LEASE;
+
+    const MARGIN: i64 = 5;
 
     fn at(side: Side, silent: Option<i64>, since_start: i64) -> Standing {
         decide(side, silent, since_start, &Kept::default())

@@ -39,6 +39,9 @@ pub struct Beat {
     pub epoch: u64,
     /// How it is.
     pub state: State,
+    /// It stops by itself when it does not hear from the spare for the lease.
+    #[serde(default)]
+    pub yields: bool,
 }
 
 /// The spare's answer to each of them.

@@ -70,6 +70,8 @@ impl Peer {
             folders.tombstones(),
             folders.heads(),
             folders.lease(),
+            // Of the crate `takeover`: a term is one of two boxes.
+            folders.own().join("term.json"),
             folders.drill(),
         ] {
             match std::fs::remove_file(&path) {

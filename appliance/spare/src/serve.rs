@@ -108,7 +108,7 @@ impl Handler<SpareRequest, SpareReply> for OnSpare {
         outlet: &mut Outlet<SpareReply>,
     ) -> Result<(), ControlError> {
         let answer = self.answer(question).await;
-        outlet.send(&answer.unwrap_or_else(|why| SpareReply::Refused(why))).await
+        outlet.send(&answer.unwrap_or_else(SpareReply::Refused)).await
     }
 }
 
@@ -159,7 +159,12 @@ impl OnSpare {
                 inner.lease.raise().map(SpareReply::Epoch).map_err(say)
             }
             SpareRequest::SetEpoch(epoch) => {
-                door.inner().lease.raise_to(epoch).map_err(say)?;
+                let mut inner = door.inner();
+                // The state goes over with a new epoch, and with it a trail that went on here.
+                if epoch > inner.lease.standing(Side::Spare, now()).epoch {
+                    inner.heads.begin_anew(now()).map_err(say)?;
+                }
+                inner.lease.raise_to(epoch).map_err(say)?;
                 Ok(SpareReply::Epoch(epoch))
             }
             SpareRequest::Agree => Err("the main box agrees, not the spare".to_owned()),
@@ -185,6 +190,7 @@ impl OnSpare {
             epoch: standing.epoch,
             peer_epoch: standing.peer_epoch,
             may_take_over: standing.may_take_over,
+            yields: inner.yields,
             must_ask: false,
             fenced: standing.fenced,
             revoked: None,
@@ -268,6 +274,7 @@ impl OnMain {
             epoch: standing.epoch,
             peer_epoch: standing.peer_epoch,
             may_take_over: false,
+            yields: false,
             must_ask: standing.must_ask,
             fenced: standing.fenced,
             revoked: inner.revoked,

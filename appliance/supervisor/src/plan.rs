@@ -9,6 +9,7 @@ use polder_site::{
 
 use crate::image::{Change, ImageAction};
 use crate::shelf::Described;
+use crate::work::Handing;
 
 /// The box as it is.
 #[derive(Debug, Clone)]
@@ -36,6 +37,8 @@ pub enum Wanted {
     Image(Change),
     /// Something about backups.
     Backup(BackupWish),
+    /// Another one of a pair is to serve.
+    Takeover(Handing),
 }
 
 /// One thing to do. In a plan they come in an order that leaves the box working whenever one of
@@ -81,6 +84,13 @@ pub enum Action {
         place: BackupPlace,
         /// Which one; the newest without one.
         snapshot: Option<String>,
+    },
+    /// Do something about which of a pair serves.
+    HandOver {
+        /// What.
+        action: polder_takeover::Action,
+        /// As people see it.
+        step: Step,
     },
 }
 
@@ -128,6 +138,7 @@ impl Action {
             ),
             Self::Image(action) => return action.step(),
             Self::Backup { action, place, .. } => return action.step(&place.to_string()),
+            Self::HandOver { step, .. } => return step.clone(),
         };
         Step { id: id.to_owned(), title }
     }
@@ -155,6 +166,10 @@ pub fn plan(
             }
         }
         Wanted::Backup(wish) => actions.extend(backup_actions(wish, &observed.site)),
+        Wanted::Takeover(handing) => {
+            let all = handing.actions.iter().cloned().zip(handing.plan.steps.iter().cloned());
+            actions.extend(all.map(|(action, step)| Action::HandOver { action, step }));
+        }
         Wanted::Change(change) => {
             let next = change.applied_to(&observed.site);
             let mut missing: Vec<&RecipeName> = Vec::new();
@@ -360,6 +375,12 @@ fn title(wanted: &Wanted, site: &Site, known: &dyn Fn(&RecipeName) -> String) ->
         Wanted::Change(SiteChange::RemoveVerifier) => {
             "Ask no verifier any more who somebody is".to_owned()
         }
+        Wanted::Change(SiteChange::SignIn(sign_in)) => {
+            format!("Let people sign in with {} ({})", sign_in.name, sign_in.issuer)
+        }
+        Wanted::Change(SiteChange::RemoveSignIn) => {
+            "Let people sign in with the box's own passwords only".to_owned()
+        }
         Wanted::Change(SiteChange::Updates(updates)) => {
             format!("Look for updates at {}", updates.from)
         }
@@ -419,6 +440,7 @@ fn title(wanted: &Wanted, site: &Site, known: &dyn Fn(&RecipeName) -> String) ->
         Wanted::Change(SiteChange::RemoveBackup) => {
             "Make no more backups; those there are stay".to_owned()
         }
+        Wanted::Takeover(handing) => handing.plan.title.clone(),
         Wanted::Backup(BackupWish::Now) => "Make a backup".to_owned(),
         Wanted::Backup(BackupWish::Drill) => "Restore the newest backup for a trial".to_owned(),
         Wanted::Backup(BackupWish::Restore { from, .. }) => {
@@ -695,6 +717,21 @@ mod tests {
         assert!(nothing.ends_with("[]"), "{nothing}");
     }
 
+    #[test]
+    fn where_people_sign_in_is_only_written_down() {
+        let issuer = "https://sso.example.org".parse().unwrap();
+        let sign_in = polder_site::SignIn::at("our house", issuer, "box");
+        let box_ = serving();
+        assert_eq!(
+            text(&box_, Wanted::Change(SiteChange::SignIn(Box::new(sign_in)))),
+            "Let people sign in with our house (https://sso.example.org)\n  \
+             1. Write down what the box should be\n\
+             [write-site]"
+        );
+        let nothing = text(&serving(), Wanted::Change(SiteChange::RemoveSignIn));
+        assert!(nothing.ends_with("[]"), "{nothing}");
+    }
+
     fn uplinks() -> SiteChange {
         let uplink = |interface: &str, order| polder_site::Uplink {
             interface: interface.parse().unwrap(),
@@ -781,7 +818,8 @@ mod tests {
                     | Action::WatchUps(_)
                     | Action::Confirm
                     | Action::Image(_)
-                    | Action::Backup { .. } => {}
+                    | Action::Backup { .. }
+                    | Action::HandOver { .. } => {}
                 }
             }
             assert_eq!(plan(&box_, &wanted, &|_| None).1, []);

@@ -2,10 +2,13 @@ mod backup;
 mod confirm;
 mod image;
 mod import;
+mod mirror;
+mod pair;
 mod shell;
 mod spare;
 mod succession;
 mod supply;
+mod takeover;
 mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +19,7 @@ use std::time::Duration;
 
 use polder_control::{
     Actor, AuditEntry, AuditHead, BackupWish, Disk, Gpu, ImportSource, Machine, PartState, Plan,
-    Power, PowerPhase, Run, RunId, RunState, Sockets, StepState,
+    Power, PowerPhase, Run, RunId, RunState, Sockets, StepState, TakeoverWish,
 };
 use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store, SuccessionStep};
 use tokio::sync::watch;
@@ -37,6 +40,8 @@ use crate::plan::{Action, Observed, Wanted, must_be_confirmed, plan};
 use crate::runs::{Intent, Ledger, Open};
 use crate::shelf::Shelf;
 use crate::supervisor::Patience;
+
+pub(crate) use takeover::Handing;
 
 /// What the operating system allows the path of a socket.
 const LONGEST_SOCKET: usize = 107;
@@ -86,6 +91,8 @@ pub(crate) struct Work<P: Parts> {
     saving: tokio::sync::Mutex<()>,
     /// A restored box waits to be put in place: the supervisor ends and begins anew.
     pub(crate) anew: CancellationToken,
+    /// The other box, where there is one.
+    pair: pair::Pair,
     /// The supervisor is ending; runs stop where they are and are taken up at the next start.
     pub(crate) ending: CancellationToken,
 }
@@ -148,6 +155,7 @@ impl<P: Parts> Work<P> {
             spent: CancellationToken::new(),
             saving: tokio::sync::Mutex::default(),
             anew: CancellationToken::new(),
+            pair: pair::Pair::default(),
             ending: CancellationToken::new(),
         })
     }
@@ -167,6 +175,7 @@ impl<P: Parts> Work<P> {
         let wanted: BTreeSet<Part> =
             [Part::Gateway, Part::Health].into_iter().chain(engines).chain(others).collect();
         self.tidy_what_is_kept().await;
+        self.settle_pair().await;
         for part in &wanted {
             // Engines that may start do so at once; others when the battery has what it takes.
             if !matches!(part, Part::Engine(_)) || self.engines_may_start() {
@@ -198,8 +207,9 @@ impl<P: Parts> Work<P> {
             self.resume(open).await;
         }
         self.look_after_backups();
-        self.follow_the_clock();
+        self.look_after_the_pair();
         self.look_after_what_is_kept();
+        self.follow_the_clock();
     }
 
     async fn resume(self: &Arc<Self>, open: Open) {
@@ -442,6 +452,7 @@ impl<P: Parts> Work<P> {
             }
             Intent::Update(wish) => Wanted::Image(self.image_change(*wish).await?),
             Intent::Backup(wish) => Wanted::Backup(self.backup_wish(wish, &site)?),
+            Intent::Takeover(wish) => Wanted::Takeover(self.handing(wish).await?),
         };
         let recipe = match &wanted {
             Wanted::Model(recipe) => Some(recipe),
@@ -449,7 +460,7 @@ impl<P: Parts> Work<P> {
                 SiteChange::Engine { slot, .. }
                 | SiteChange::Succession(SuccessionStep::Begin { slot, .. }),
             ) => Some(&slot.recipe),
-            Wanted::Change(_) | Wanted::Image(_) | Wanted::Backup(_) => None,
+            Wanted::Change(_) | Wanted::Image(_) | Wanted::Backup(_) | Wanted::Takeover(_) => None,
         };
         if let Some(recipe) = recipe
             && self.shelf.describe(recipe).is_none()
@@ -487,6 +498,11 @@ impl<P: Parts> Work<P> {
             site,
         };
         Ok(plan(&observed, &wanted, &|recipe| self.shelf.describe(recipe)))
+    }
+
+    /// Whether a run that changes the box, or brings in a model, goes on.
+    fn is_busy(&self) -> bool {
+        lock(&self.running).values().any(|run| run.changes || run.imports)
     }
 
     fn place_for(&self, intent: &Intent, actions: &[Action]) -> Result<(), Refusal> {
@@ -581,7 +597,9 @@ impl<P: Parts> Work<P> {
     ) -> Result<(), Halt> {
         let from = match intent {
             Intent::Import { from, .. } => from,
-            Intent::Change(_) | Intent::Update(_) | Intent::Backup(_) => &ImportSource::Recipe,
+            Intent::Change(_) | Intent::Update(_) | Intent::Backup(_) | Intent::Takeover(_) => {
+                &ImportSource::Recipe
+            }
         };
         for (step, action) in actions.into_iter().enumerate() {
             if cancel.is_cancelled() {
@@ -616,6 +634,10 @@ impl<P: Parts> Work<P> {
                 Action::Backup { action, place, snapshot } => {
                     self.backup_action(id, step, action, place, snapshot, cancel).await
                 }
+                Action::HandOver { action, .. } => match intent {
+                    Intent::Takeover(wish) => self.hand_over(id, step, wish, action, cancel).await,
+                    _ => unreachable!("only a takeover has such steps"),
+                },
             };
             done?;
             self.board.step(id, step, StepState::Done);
@@ -765,8 +787,11 @@ fn moves_the_door(intent: &Intent) -> bool {
 /// Whether a run would change the box, and whether it would bring in a model.
 fn kind(intent: &Intent, actions: &[Action]) -> (bool, bool) {
     let imports = actions.iter().any(|a| matches!(a, Action::ImportModel { .. }));
+    let sends = matches!(intent, Intent::Takeover(TakeoverWish::Send));
+    let imports = imports || sends;
     let restores = matches!(intent, Intent::Backup(BackupWish::Restore { .. }));
-    (restores || matches!(intent, Intent::Change(_) | Intent::Update(_)), imports)
+    let changes = matches!(intent, Intent::Change(_) | Intent::Update(_) | Intent::Takeover(_));
+    (restores || (changes && !sends), imports)
 }
 
 fn settled(state: &PartState) -> bool {

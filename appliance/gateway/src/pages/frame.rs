@@ -49,7 +49,7 @@ fn box_name(gateway: &Gateway) -> String {
 }
 
 /// A whole page as an answer.
-pub(super) fn answer(page: &Page<'_>, nav: &Nav, body: Markup) -> Response {
+pub(crate) fn answer(page: &Page<'_>, nav: &Nav, body: Markup) -> Response {
     Html(page.render(nav, body).into_string()).into_response()
 }
 
@@ -117,6 +117,7 @@ pub(super) fn members_status(error: &MembersError) -> StatusCode {
         E::NoMember | E::NoKey => StatusCode::NOT_FOUND,
         E::InviteGone => StatusCode::GONE,
         E::SetupOver => StatusCode::FORBIDDEN,
+        E::NeedsTwo(_) => StatusCode::FORBIDDEN,
         E::Busy => StatusCode::TOO_MANY_REQUESTS,
         E::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
         E::Open { .. } | E::Newer { .. } | E::Database(_) | E::Random(_) => {
@@ -194,6 +195,11 @@ pub(super) fn said(code: &str) -> Markup {
         }
         "app" => "The app is open. Its pages ask for the box's sign-in from now on.",
         "app-removed" => "The app is closed. The box passes nothing on to it any more.",
+        "client-removed" => "Nobody signs in there with this box any more.",
+        "identity" => "People can sign in there from now on. See whether it answers.",
+        "identity-removed" => "People sign in with the box's own passwords only.",
+        "linked" => "You can sign in there from now on.",
+        "unlinked" => "You sign in with your password only.",
         "verifier" => "The box asks that service from now on.",
         "verifier-removed" => "The box asks no other service any more.",
         "certificate" => {
@@ -220,7 +226,7 @@ pub(super) fn said(code: &str) -> Markup {
 }
 
 /// Errors are written to be part of a longer line; alone they are a sentence.
-pub(super) fn sentence(why: &str) -> String {
+pub(crate) fn sentence(why: &str) -> String {
     let why = why.trim();
     let first = why.split(' ').next().unwrap_or_default();
     // A file's or a model's name stays what it is.

@@ -90,9 +90,10 @@ pub(super) async fn mint(
     let minted = match read(&wish) {
         Ok(new) => {
             let owner = who.member.id;
-            gateway.members.ask(move |m| m.mint_key(owner, &new)).await.map_err(|e| e.to_string())
+            let minted = gateway.members.ask(move |m| m.mint_key(owner, &new)).await;
+            minted.map_err(|error| (frame::members_status(&error), error.to_string()))
         }
-        Err(why) => Err(why),
+        Err(why) => Err((StatusCode::BAD_REQUEST, why)),
     };
     match minted {
         Ok(minted) => {
@@ -100,9 +101,9 @@ pub(super) async fn mint(
             who.record(&gateway, "made key", &on).await;
             page(&gateway, &who, Top::Minted(minted), &Wish::default()).await
         }
-        Err(why) => {
+        Err((status, why)) => {
             let page = page(&gateway, &who, Top::Wrong(why), &wish).await?;
-            Ok(with_status(StatusCode::BAD_REQUEST, page))
+            Ok(with_status(status, page))
         }
     }
 }

@@ -7,10 +7,12 @@ mod account;
 mod alerts;
 mod answer;
 mod apps;
+mod arrive;
 mod audit;
 mod backup;
 mod certificate;
 mod chat;
+mod client_apps;
 mod connect;
 mod dashboard;
 mod dynamic_dns;
@@ -19,6 +21,7 @@ mod frame;
 mod handbook;
 mod health;
 mod home;
+mod identity;
 mod invite;
 mod markdown;
 mod metrics;
@@ -28,6 +31,7 @@ mod moving;
 mod outside;
 mod people;
 mod power;
+mod provider;
 mod runs;
 mod samples;
 mod shell;
@@ -35,6 +39,7 @@ mod sign_in;
 mod spare;
 mod status;
 mod succession;
+mod takeover;
 mod uplinks;
 mod usage;
 mod verifier;
@@ -59,7 +64,7 @@ use axum::routing::{get, post};
 use polder_page::Asset;
 
 use crate::Gateway;
-pub(crate) use frame::{problem, problem_elsewhere};
+pub(crate) use frame::{answer as bare, problem, problem_elsewhere, sentence};
 use samples::Samples;
 pub(crate) use who::{own_path, percent};
 
@@ -72,7 +77,15 @@ pub fn routes() -> Router<Arc<Gateway>> {
     let pages = Router::new()
         .route("/", get(home::show))
         .route("/sign-in", get(sign_in::show).post(sign_in::take))
+        .route("/sign-in/with", get(arrive::with))
+        .route("/sign-in/back", get(arrive::back))
         .route("/sign-out", post(sign_in::out))
+        .route("/.well-known/openid-configuration", get(provider::describe))
+        .route("/oidc/keys", get(provider::keys))
+        .route("/oidc/authorize", get(provider::authorize))
+        .route("/oidc/token", post(provider::token))
+        .route("/oidc/userinfo", get(provider::who).post(provider::who))
+        .route("/oidc/end", get(provider::end))
         .route("/invite/{token}", get(invite::show).post(invite::accept))
         .route("/keys", post(home::mint))
         .route("/keys/{id}/revoke", post(home::revoke))
@@ -103,6 +116,8 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/ca.crt", get(connect::ca_file))
         .route("/account", get(account::show))
         .route("/account/password", post(account::password))
+        .route("/account/link", post(arrive::link))
+        .route("/account/unlink", post(arrive::unlink))
         .route("/account/forget", post(account::forget))
         .route("/account/sign-out-everywhere", post(account::out_everywhere))
         .route("/dashboard", get(dashboard::show))
@@ -132,6 +147,11 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/apps/{name}/enter", get(apps::enter))
         .route("/power", get(power::show).post(power::set))
         .route("/power/remove", post(power::remove))
+        .route("/clients", post(client_apps::add))
+        .route("/clients/{id}/remove", post(client_apps::remove))
+        .route("/identity", get(identity::show).post(identity::set))
+        .route("/identity/look", post(identity::look))
+        .route("/identity/remove", post(identity::remove))
         .route("/verifier", post(verifier::set))
         .route("/verifier/remove", post(verifier::remove))
         .route("/certificate", get(certificate::show).post(certificate::set))
@@ -149,6 +169,10 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/backup/to", post(backup::to))
         .route("/backup/now", post(backup::back_up))
         .route("/backup/drill", post(backup::drill))
+        .route("/spare/takeover", get(takeover::show).post(takeover::take))
+        .route("/spare/takeover/back", post(takeover::back))
+        .route("/spare/takeover/send", post(takeover::send))
+        .route("/spare/takeover/silence", post(takeover::silence))
         .route("/spare", get(spare::show))
         .route("/spare/pair", post(spare::pair))
         .route("/spare/be", post(spare::be))

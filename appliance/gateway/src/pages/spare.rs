@@ -245,9 +245,9 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup, form: &Pairing) ->
         None => html! { (top) (have_one(form)) (be_one(None)) },
         Some(spare) => match status(gateway).await {
             Ok(status) => {
-                let backups_there = gateway.status().site.backup.as_ref();
-                let there = backups_there.is_some_and(|b| b.to == polder_site::BackupPlace::Spare);
-                html! { (top) (two(&status, there, form)) @if status.is_spare { (be_one(Some(spare))) } (end(&status)) }
+                let site = gateway.status().site.clone();
+                let there = site.backup.is_some_and(|b| b.to == polder_site::BackupPlace::Spare);
+                html! { (top) (two(&status, there, form)) p { a href="/spare/takeover" { "Which of the two serves: take over, give back, send models" } } @if status.is_spare { (be_one(Some(spare))) } (end(&status)) }
             }
             Err(why) => html! {
                 (top)

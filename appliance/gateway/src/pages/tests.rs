@@ -89,6 +89,10 @@ impl Handler<Request, Reply> for Supervisor {
             }
             Request::Update { .. } => Reply::Accepted(RunId(7)),
             Request::Judge => Reply::Judged(None),
+            Request::Takeover => Reply::Takeover(None),
+            Request::PreviewTakeover(_) => Reply::Refused("not here".into()),
+            Request::TakeOver { .. } => Reply::Accepted(RunId(7)),
+            Request::ServeAnyway { .. } | Request::Yield { .. } => Reply::Done,
             Request::Supply(_) => Reply::Supplied { drained: false },
             Request::Backup => Reply::Backup(Box::default()),
             Request::PairSpare { .. } => Reply::Accepted(RunId(7)),
@@ -246,6 +250,7 @@ pub(super) async fn place_of(different: impl FnOnce(&mut Site)) -> Place {
     let part = |state| PartStatus { state, restarts: 1, pid: Some(1) };
     let status = BoxStatus {
         supply: None,
+        closed: None,
         safe: false,
         engines: vec![EngineStatus {
             name: "fast".parse().unwrap(),
@@ -354,11 +359,12 @@ async fn read(response: Response) -> (StatusCode, String) {
 
 const FOR_MEMBERS: [&str; 7] =
     ["/", "/chat", "/connect", "/usage", "/money", "/account", "/status"];
-const FOR_STEWARDS: [&str; 20] = [
+const FOR_STEWARDS: [&str; 22] = [
+    "/spare/takeover",
+    "/spare",
     "/models/change",
     "/moving",
     "/moving/sheet",
-    "/spare",
     "/issues",
     "/outside",
     "/outside/live",
@@ -368,6 +374,7 @@ const FOR_STEWARDS: [&str; 20] = [
     "/models",
     "/models/smollm2-135m-instruct",
     "/apps",
+    "/identity",
     "/certificate",
     "/uplinks",
     "/uplinks/live",
@@ -437,6 +444,10 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/engines/fast/remove".into(),
         "/runs/7/cancel".into(),
         "/runs/7/confirm".into(),
+        "/spare/takeover".into(),
+        "/spare/takeover/back".into(),
+        "/spare/takeover/send".into(),
+        "/spare/takeover/silence".into(),
         "/uplinks".into(),
         "/uplinks/fibre/remove".into(),
         "/uplinks/fibre/prefer".into(),
@@ -445,6 +456,11 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/apps".into(),
         "/apps/wiki/remove".into(),
         "/verifier".into(),
+        "/identity".into(),
+        "/identity/look".into(),
+        "/identity/remove".into(),
+        "/clients".into(),
+        "/clients/x/remove".into(),
         "/verifier/remove".into(),
         "/certificate".into(),
         "/certificate/again".into(),
@@ -777,6 +793,55 @@ async fn a_steward_has_another_service_asked_and_one_elsewhere_is_refused() {
     let (status, page) = place.post("/verifier", steward, form).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(page.contains("is not a place on this machine") && page.contains("sso.example"));
+}
+
+#[tokio::test]
+async fn a_steward_names_where_people_sign_in_and_its_secret_is_in_no_request_and_no_page() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let form = "name=House&issuer=https%3A%2F%2Fsso.example.org&client=box&secret=s3cr3t&groups_claim=\
+                &members=a%0D%0Ab&new_people=yes";
+    assert_eq!(place.post("/identity", steward, form).await.1, "/identity?said=identity");
+    let issuer = "https://sso.example.org".parse().unwrap();
+    let mut wanted = polder_site::SignIn::at("House", issuer, "box");
+    wanted.members = vec!["a".into(), "b".into()];
+    wanted.new_people = true;
+    let wanted = SiteChange::SignIn(Box::new(wanted));
+    assert_eq!(
+        place.post("/identity/remove", steward, "").await.1,
+        "/identity?said=identity-removed"
+    );
+    let asked = format!("{:?}", place.asked.lock().unwrap());
+    assert!(!asked.contains("s3cr3t"), "{asked}");
+    for wanted in [wanted, SiteChange::RemoveSignIn] {
+        let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
+        assert!(place.asked.lock().unwrap().iter().any(asked), "{wanted:?}");
+    }
+    let form = "name=House&issuer=http%3A%2F%2Fsso.example.org&client=box&secret=s3cr3t";
+    let (status, page) = place.post("/identity", steward, form).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("not the address of a service") && !page.contains("s3cr3t"), "{page}");
+    assert_eq!(place.post("/identity/look", steward, "").await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn an_app_s_secret_is_shown_once_and_an_address_that_could_lead_anywhere_is_refused() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let form = "title=Wiki&redirects=https%3A%2F%2Fwiki.example%2Fback";
+    let (status, page) = place.post("/clients", steward, form).await;
+    assert_eq!(status, StatusCode::OK, "{page}");
+    assert!(page.contains("shown only now") && page.contains("openid-configuration"), "{page}");
+    let (_, list) = place.get("/apps", steward).await;
+    assert!(list.contains("https://wiki.example/back") && !list.contains("shown only now"));
+    let form = "title=Wiki&redirects=https%3A%2F%2F*.example%2Fback";
+    let (status, page) = place.post("/clients", steward, form).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("is not an address that people can be sent back to"), "{page}");
+    let id = list.split("/clients/").nth(1).unwrap().split('/').next().unwrap().to_owned();
+    let removed = place.post(&format!("/clients/{id}/remove"), steward, "").await;
+    assert_eq!(removed.1, "/apps?said=client-removed");
+    assert!(!place.get("/apps", steward).await.1.contains("wiki.example"));
 }
 
 #[tokio::test]
