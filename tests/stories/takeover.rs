@@ -275,9 +275,8 @@ fn the_box_dies_its_spare_goes_on_with_the_same_keys_and_gives_back_and_nothing_
     // The main box loses its power, and the spare goes on.
     main.cut();
     let cut = Instant::now();
-    let status = until("the silence", &elm, || {
-        spare.stand().filter(|status| status.outlook.is_ok())
-    });
+    let status =
+        until("the silence", &elm, || spare.stand().filter(|status| status.outlook.is_ok()));
     let told = status.outlook.unwrap().join("\n");
     assert!(told.contains("elm becomes polder") && told.contains("as on polder"), "{told}");
     let wrong = spare.says(&["spare", "takeover", "--main-is-dead", "elm"], "");
@@ -302,9 +301,11 @@ fn the_box_dies_its_spare_goes_on_with_the_same_keys_and_gives_back_and_nothing_
     let main = Machine::start(&network, "main", MAIN, &oak, &[]);
     until("the fence", &oak, || main.stand().filter(|status| status.stand == Stand::Fenced));
     for key in [&stays, &goes] {
-        let (code, said) = member.chat(MAIN, key);
-        assert_eq!(code, 503, "{said}");
-        assert!(said.contains("spare_serves") && said.contains("elm"), "{said}");
+        until("what the door says", &oak, || {
+            let (code, said) = member.chat(MAIN, key);
+            assert!(matches!(code, 0 | 503), "{code}: {said}");
+            (said.contains("spare_serves") && said.contains("elm")).then_some(())
+        });
     }
     assert_eq!(member.chat(SPARE, &stays).0, 200);
     let anyway = main.says(&["spare", "serve-anyway"], "");
@@ -313,9 +314,7 @@ fn the_box_dies_its_spare_goes_on_with_the_same_keys_and_gives_back_and_nothing_
     // And is given back to.
     until("the main box", &elm, || spare.stand().filter(|status| status.main_is_there));
     spare.does(&["spare", "give-back"], "");
-    until("an answer of the main box", &oak, || {
-        (member.chat(MAIN, &stays).0 == 200).then_some(())
-    });
+    until("an answer of the main box", &oak, || (member.chat(MAIN, &stays).0 == 200).then_some(()));
     let (code, said) = member.chat(MAIN, &goes);
     assert_eq!(code, 401, "a revoked key works again: {said}");
     let stand = |machine: &Machine| machine.stand().map(|status| status.stand);

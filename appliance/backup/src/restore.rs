@@ -189,7 +189,9 @@ pub fn settle(state: &Path) -> Result<Option<Settled>, BackupError> {
 fn keep_former_key(folders: &Folders, key: &Path, aside: &Path) -> Result<(), BackupError> {
     let read = |path: &Path| match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        read => read.map(Some).map_err(|source| BackupError::File { path: path.to_owned(), source }),
+        read => {
+            read.map(Some).map_err(|source| BackupError::File { path: path.to_owned(), source })
+        }
     };
     match read(&folders.key())? {
         Some(former) if Some(&former) != read(key)?.as_ref() => {
@@ -371,7 +373,10 @@ mod tests {
             ("restore/incoming/weights/manifests/tiny.toml", "new"),
             ("restore/incoming/polder-backup.toml", "new"),
             ("gone.jsonl", "{\"number\":1,\"at\":1,\"what\":{\"kind\":\"key\",\"key\":\"a\"}}\n"),
-            ("restore/incoming/gone.jsonl", "{\"number\":1,\"at\":2,\"what\":{\"kind\":\"key\",\"key\":\"b\"}}\n"),
+            (
+                "restore/incoming/gone.jsonl",
+                "{\"number\":1,\"at\":2,\"what\":{\"kind\":\"key\",\"key\":\"b\"}}\n",
+            ),
         ] {
             write(state.path().join(path), text);
         }
@@ -394,7 +399,10 @@ mod tests {
         }
         assert_eq!(text("weights/blobs/sha256/aa"), "old");
         let gone = text("gone.jsonl");
-        assert!(gone.contains("\"a\"") && gone.contains("\"b\""), "who was removed comes back: {gone}");
+        assert!(
+            gone.contains("\"a\"") && gone.contains("\"b\""),
+            "who was removed comes back: {gone}"
+        );
         for name in ALWAYS_THERE {
             assert!(state.join(name).is_dir(), "{name}");
         }

@@ -45,11 +45,15 @@ impl Closed {
             Stand::Fenced => format!(
                 "the spare serves now: {other} stands in for this box, at the same names and with the same keys, and this machine answers nobody until it is given back; a steward does that there, on the page Takeover"
             ),
-            Stand::Asks => format!("this box has just started and asks {other} whether it serves in its place; try again in a moment"),
+            Stand::Asks => format!(
+                "this box has just started and asks {other} whether it serves in its place; try again in a moment"
+            ),
             Stand::Waits => format!(
                 "this box was away and cannot ask its spare {other} whether that one serves now, so it serves nothing; see that {other} is on and can be reached, or, if it certainly does not serve, say so at this machine with `polder spare serve-anyway`"
             ),
-            Stand::Handed => format!("this box has given back to {other}, which is about to serve; try again in a minute"),
+            Stand::Handed => format!(
+                "this box has given back to {other}, which is about to serve; try again in a minute"
+            ),
             Stand::Serves | Stand::Own => "the door is open".to_owned(),
         }
     }

@@ -155,5 +155,12 @@ fn assumed(site: Site, sockets: &Sockets) -> BoxStatus {
             note: None,
         })
         .collect();
-    BoxStatus { supply: None, closed: None, safe: false, gateway: part(PartState::Ready), engines, site }
+    BoxStatus {
+        supply: None,
+        closed: None,
+        safe: false,
+        gateway: part(PartState::Ready),
+        engines,
+        site,
+    }
 }

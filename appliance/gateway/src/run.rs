@@ -114,7 +114,8 @@ pub async fn run_on(
     };
     let tracker = TaskTracker::new();
     let status = link.watch();
-    let (outside, beyond) = (gateway.outside.clone(), (host.clone(), link.watch(), tracker.clone()));
+    let (outside, beyond) =
+        (gateway.outside.clone(), (host.clone(), link.watch(), tracker.clone()));
     let calls = fence::while_open(link.watch(), move || {
         let (host, status, tracker) = beyond.clone();
         outside.clone().follow(host, status, tracker)

@@ -138,7 +138,9 @@ impl Serving {
 fn status(state: &State) -> anyhow::Result<TakeoverStatus> {
     match state.ask(&Request::Takeover)? {
         Reply::Takeover(Some(status)) => Ok(*status),
-        Reply::Takeover(None) => bail!("this box is paired with no other; see `polder spare --help`"),
+        Reply::Takeover(None) => {
+            bail!("this box is paired with no other; see `polder spare --help`")
+        }
         _ => Err(unexpected()),
     }
 }

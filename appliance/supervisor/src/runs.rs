@@ -1,9 +1,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use polder_control::{
-    Actor, BackupWish, ImportSource, Run, RunId, TakeoverWish, UpdateWish,
-};
+use polder_control::{Actor, BackupWish, ImportSource, Run, RunId, TakeoverWish, UpdateWish};
 use polder_site::{RecipeName, Site, SiteChange, write_durably};
 use serde::{Deserialize, Serialize};
 

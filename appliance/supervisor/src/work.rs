@@ -584,10 +584,9 @@ impl<P: Parts> Work<P> {
     ) -> Result<(), Halt> {
         let from = match intent {
             Intent::Import { from, .. } => from,
-            Intent::Change(_)
-            | Intent::Update(_)
-            | Intent::Backup(_)
-            | Intent::Takeover(_) => &ImportSource::Recipe,
+            Intent::Change(_) | Intent::Update(_) | Intent::Backup(_) | Intent::Takeover(_) => {
+                &ImportSource::Recipe
+            }
         };
         for (step, action) in actions.into_iter().enumerate() {
             if cancel.is_cancelled() {
@@ -623,9 +622,7 @@ impl<P: Parts> Work<P> {
                     self.backup_action(id, step, action, place, snapshot, cancel).await
                 }
                 Action::HandOver { action, .. } => match intent {
-                    Intent::Takeover(wish) => {
-                        self.hand_over(id, step, wish, action, cancel).await
-                    }
+                    Intent::Takeover(wish) => self.hand_over(id, step, wish, action, cancel).await,
                     _ => unreachable!("only a takeover has such steps"),
                 },
             };

@@ -130,7 +130,10 @@ mod tests {
         let chosen = choose(&main, &spare, &names(&["big", "huge", "small"]), &all);
         assert_eq!(said(&chosen), ["fast: big", "slow: huge"]);
         let chosen = choose(&main, &spare, &names(&["big", "huge", "small"]), &one);
-        assert_eq!(said(&chosen), ["fast: big", "slow: not huge, huge needs 80 GB, and 24 are there"]);
+        assert_eq!(
+            said(&chosen),
+            ["fast: big", "slow: not huge, huge needs 80 GB, and 24 are there"]
+        );
         let chosen = choose(&main, &spare, &names(&["small"]), &all);
         assert_eq!(
             said(&chosen),

@@ -64,18 +64,31 @@ impl Facts {
         let Self { main, spare, backup: (backup, age), .. } = self;
         let mut all = vec![
             match self.permission {
-                Permission::Silent => format!("{main} is silent, and stops serving by itself when it does not hear from its spare."),
+                Permission::Silent => format!(
+                    "{main} is silent, and stops serving by itself when it does not hear from its spare."
+                ),
                 Permission::Agreed => format!("{main} agrees."),
-                Permission::Begun => format!("A takeover was cut off after its term had begun; {main} serves nothing any more, and this box goes on with it."),
-                Permission::SaidDead => format!("You say that {main} is off. If it runs somewhere all the same, turn it off first: members who reach it would get answers from both."),
+                Permission::Begun => format!(
+                    "A takeover was cut off after its term had begun; {main} serves nothing any more, and this box goes on with it."
+                ),
+                Permission::SaidDead => format!(
+                    "You say that {main} is off. If it runs somewhere all the same, turn it off first: members who reach it would get answers from both."
+                ),
             },
-            format!("{spare} becomes {main} from the backup {backup}, which is {} old. What was changed there in that time is lost: new members, new keys, passwords, usage.", time(*age)),
+            format!(
+                "{spare} becomes {main} from the backup {backup}, which is {} old. What was changed there in that time is lost: new members, new keys, passwords, usage.",
+                time(*age)
+            ),
             match self.revoked {
-                0 => "No key and no member was revoked that the backup could still have.".to_owned(),
+                0 => {
+                    "No key and no member was revoked that the backup could still have.".to_owned()
+                }
                 1 => "One key or member that was revoked is taken out of it.".to_owned(),
                 n => format!("{n} keys and members that were revoked are taken out of it."),
             },
-            format!("Names, certificates, members and keys are those of {main}: nobody has to change anything. Addresses, uplinks, battery and disk are those of this machine."),
+            format!(
+                "Names, certificates, members and keys are those of {main}: nobody has to change anything. Addresses, uplinks, battery and disk are those of this machine."
+            ),
         ];
         all.extend(self.choices.iter().map(|choice| match choice {
             Choice::Theirs(name, recipe) => format!("{name} serves {recipe}, as on {main}."),
@@ -100,16 +113,14 @@ impl Facts {
 pub fn takeover(facts: &Facts) -> (Plan, Vec<Action>) {
     let title = format!("Take over from {}", facts.main);
     let who = Who { other: &facts.main, term: facts.next() };
-    let actions =
-        [Action::Fetch, Action::Examine, Action::Fit, Action::Raise, Action::PutInPlace];
+    let actions = [Action::Fetch, Action::Examine, Action::Fit, Action::Raise, Action::PutInPlace];
     who.plan(title, actions)
 }
 
 /// What a box that stands in does to give back. It is never stopped in its middle: see `Hand`.
 pub fn give_back(main: &str, term: u64) -> (Plan, Vec<Action>) {
     let who = Who { other: main, term: term + 1 };
-    let actions =
-        [Action::CloseDoor, Action::Save, Action::Hand, Action::Await, Action::PutBack];
+    let actions = [Action::CloseDoor, Action::Save, Action::Hand, Action::Await, Action::PutBack];
     who.plan(format!("Give back to {main}"), actions)
 }
 
@@ -124,7 +135,8 @@ pub fn receive(spare: &str, term: u64) -> (Plan, Vec<Action>) {
 pub fn send(spare: &str, models: Vec<(RecipeName, String, Option<String>)>) -> (Plan, Vec<Action>) {
     let step = |(_, title, size): &(RecipeName, String, Option<String>)| {
         let size = size.as_ref().map(|size| format!(" ({size})")).unwrap_or_default();
-        let title = format!("Send {title}{size} to {spare}; what is there already is not sent again");
+        let title =
+            format!("Send {title}{size} to {spare}; what is there already is not sent again");
         Step { id: "send-model".to_owned(), title }
     };
     let steps = models.iter().map(step).collect();

@@ -19,7 +19,9 @@ pub fn lease() -> (Duration, Duration) {
     let lease = *LEASED.get_or_init(|| {
         let other = std::env::var(OTHER_LEASE).ok().and_then(|text| text.parse().ok());
         let other = other.filter(|seconds| (1..=3600).contains(seconds)).map(Duration::from_secs);
-        other.inspect(|lease| log::warn!("the lease is {} s, for a trial", lease.as_secs())).unwrap_or(LEASE)
+        other
+            .inspect(|lease| log::warn!("the lease is {} s, for a trial", lease.as_secs()))
+            .unwrap_or(LEASE)
     });
     (lease, Duration::from_secs(lease.as_secs().div_ceil(12)))
 }

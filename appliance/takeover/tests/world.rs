@@ -4,9 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use polder_takeover::{
-    Given, Heard, LEASE, Side, Silence, Stand, Term, allowed, stand,
-};
+use polder_takeover::{Given, Heard, LEASE, Side, Silence, Stand, Term, allowed, stand};
 use proptest::prelude::*;
 
 /// What a state folder holds of the collective: which keys it would let in no more.
@@ -210,7 +208,9 @@ impl World {
                     self.main.stamp = None;
                 }
             }
-            Event::PutBack if self.spare.disk.given.is_some() && self.main_serves() && self.linked => {
+            Event::PutBack
+                if self.spare.disk.given.is_some() && self.main_serves() && self.linked =>
+            {
                 self.spare.backup = self.main.revoked.clone();
                 self.spare.disk = self.spare.disk.resting(String::new());
             }

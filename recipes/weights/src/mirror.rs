@@ -73,8 +73,8 @@ pub enum Judged {
 impl Manifest {
     /// One that came from somewhere else, checked: no name in it leads out of a store.
     pub fn foreign(text: &str) -> Result<Self, WeightsError> {
-        let manifest: Self = serde_json::from_str(text)
-            .map_err(|e| foreign(names::shorten(&e.to_string())))?;
+        let manifest: Self =
+            serde_json::from_str(text).map_err(|e| foreign(names::shorten(&e.to_string())))?;
         names::recipe_name(&manifest.recipe)?;
         names::files_together(manifest.files.iter().map(|file| file.name.as_str()))?;
         if manifest.files.is_empty() || manifest.files.len() > 4096 {
@@ -101,12 +101,14 @@ impl Store {
     pub fn held(&self, manifest: &Manifest) -> Result<HeldModel, WeightsError> {
         let held = |file: &&StoredFile| {
             let whole = self.has(&file.sha256, file.size);
-            let part = fs::symlink_metadata(self.mirrored(&file.sha256)).map_or(0, |part| part.len());
+            let part =
+                fs::symlink_metadata(self.mirrored(&file.sha256)).map_or(0, |part| part.len());
             let bytes = if whole { file.size } else { part.min(file.size) };
             Held { sha256: file.sha256, size: file.size, bytes, whole }
         };
         let files: Vec<Held> = manifest.blobs().iter().map(held).collect();
-        let lacking = files.iter().fold(0u64, |sum, held| sum.saturating_add(held.size - held.bytes));
+        let lacking =
+            files.iter().fold(0u64, |sum, held| sum.saturating_add(held.size - held.bytes));
         let room = space::free(self.root())?.saturating_sub(LEFT_FREE);
         Ok(HeldModel { files, lacking, room })
     }
@@ -152,7 +154,12 @@ impl Store {
     }
 
     /// Reads a file that is all here back from the disk; it is a blob only if it is what its name says.
-    pub fn judge(&self, blob: &Digest, size: u64, cancel: &CancelFlag) -> Result<Judged, WeightsError> {
+    pub fn judge(
+        &self,
+        blob: &Digest,
+        size: u64,
+        cancel: &CancelFlag,
+    ) -> Result<Judged, WeightsError> {
         if self.has(blob, size) {
             return Ok(Judged::Whole);
         }
@@ -191,7 +198,12 @@ impl Store {
     }
 
     /// A piece of a blob of ours, to be sent: its bytes, and their digest.
-    pub fn piece(&self, blob: &Digest, from: u64, count: u64) -> Result<(Vec<u8>, Digest), WeightsError> {
+    pub fn piece(
+        &self,
+        blob: &Digest,
+        from: u64,
+        count: u64,
+    ) -> Result<(Vec<u8>, Digest), WeightsError> {
         let path = self.blob(blob);
         let fail = || WeightsError::store("read", &path);
         let mut bytes = vec![0; usize::try_from(count.min(PIECE)).unwrap_or(BLOCK)];
@@ -244,9 +256,7 @@ mod tests {
 
     fn send(store: &Store, of: &[u8], from: usize, to: usize, bytes: &[u8]) -> Taken {
         let piece = &bytes[from..to];
-        store
-            .take_piece(&digest(of), of.len() as u64, from as u64, &digest(piece), piece)
-            .unwrap()
+        store.take_piece(&digest(of), of.len() as u64, from as u64, &digest(piece), piece).unwrap()
     }
 
     #[test]

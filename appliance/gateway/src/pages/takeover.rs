@@ -8,9 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use polder_control::{Plan, Reply, Request, Stand, TakeoverStatus, TakeoverWish};
-use polder_page::{
-    Field, Page, StepMark, Tone, badge, banner, field, hidden, steps,
-};
+use polder_page::{Field, Page, StepMark, Tone, badge, banner, field, hidden, steps};
 use serde::Deserialize;
 
 use crate::Gateway;
@@ -124,7 +122,9 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response
     };
     let page = Page {
         title: "Takeover",
-        lead: Some("Which of the two boxes serves the collective, and how the other one goes on in its place."),
+        lead: Some(
+            "Which of the two boxes serves the collective, and how the other one goes on in its place.",
+        ),
         narrow: true,
         ..Page::default()
     };
@@ -215,7 +215,15 @@ mod tests {
     fn status(is_spare: bool, stand: Stand) -> TakeoverStatus {
         let outlook = Ok(vec!["elm becomes <oak>.".to_owned()]);
         let main_is_there = true;
-        TakeoverStatus { is_spare, other: "oak".into(), stand, term: 1, yields: false, outlook, main_is_there }
+        TakeoverStatus {
+            is_spare,
+            other: "oak".into(),
+            stand,
+            term: 1,
+            yields: false,
+            outlook,
+            main_is_there,
+        }
     }
 
     #[test]

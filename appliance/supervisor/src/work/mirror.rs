@@ -34,7 +34,8 @@ impl<P: Parts> Work<P> {
     pub(super) async fn sending(&self, other: &str) -> Result<Handing, Refusal> {
         let site = self.board.site();
         let imported = self.imported().await?;
-        let mut models: Vec<RecipeName> = site.engines.into_values().map(|slot| slot.recipe).collect();
+        let mut models: Vec<RecipeName> =
+            site.engines.into_values().map(|slot| slot.recipe).collect();
         models.sort();
         models.dedup();
         models.retain(|recipe| imported.contains(recipe));
@@ -66,11 +67,19 @@ impl<P: Parts> Work<P> {
         }
     }
 
-    async fn send_whole(self: &Arc<Self>, id: RunId, step: usize, recipe: &RecipeName) -> Result<(), Refusal> {
+    async fn send_whole(
+        self: &Arc<Self>,
+        id: RunId,
+        step: usize,
+        recipe: &RecipeName,
+    ) -> Result<(), Refusal> {
         let (folder, name) = (self.state.join("weights"), recipe.to_string());
         let manifest = blocking(move || {
             let store = Store::open(folder).map_err(|e| e.to_string())?;
-            store.manifest(&name).map_err(|e| e.to_string())?.ok_or_else(|| format!("{name} is not here any more"))
+            store
+                .manifest(&name)
+                .map_err(|e| e.to_string())?
+                .ok_or_else(|| format!("{name} is not here any more"))
         })
         .await?;
         let link = Link::of(&Folders::of(&self.state)).map_err(|e| e.to_string())?;
@@ -79,7 +88,10 @@ impl<P: Parts> Work<P> {
         let had: u64 = held.files.iter().map(|file| file.bytes).sum();
         let mut further = Further { total, done: had, pace: Pace::default() };
         for file in &held.files {
-            self.send_file(&link, file, &mut further, &|progress| self.board.progress(id, step, progress)).await?;
+            self.send_file(&link, file, &mut further, &|progress| {
+                self.board.progress(id, step, progress)
+            })
+            .await?;
         }
         ask(&link, "/hand/weights/adopt", &manifest).await
     }
@@ -98,7 +110,8 @@ impl<P: Parts> Work<P> {
         loop {
             while at < file.size {
                 self.until_it_may_go(further, tell).await;
-                let limit = self.board.site().backup.map_or(0, |backup| u64::from(backup.limit_kib) << 10);
+                let limit =
+                    self.board.site().backup.map_or(0, |backup| u64::from(backup.limit_kib) << 10);
                 let most = if limit == 0 { PIECE } else { PIECE.min(limit) };
                 let begun = Instant::now();
                 match send_piece(link, &self.state, file, at, most.min(file.size - at)).await {
@@ -109,7 +122,10 @@ impl<P: Parts> Work<P> {
                         tell(further.now("sending"));
                         // Slower than it could, where the site says so.
                         if let Some(ms) = (sent * 1000).checked_div(limit) {
-                            tokio::time::sleep(Duration::from_millis(ms).saturating_sub(begun.elapsed())).await;
+                            tokio::time::sleep(
+                                Duration::from_millis(ms).saturating_sub(begun.elapsed()),
+                            )
+                            .await;
                         }
                     }
                     Ok(Taken::At(other)) => {
@@ -120,7 +136,9 @@ impl<P: Parts> Work<P> {
                     Err(why) => {
                         failures += 1;
                         if failures >= TRIES {
-                            return Err(format!("{why}; what was sent stays, and sending goes on from there"));
+                            return Err(format!(
+                                "{why}; what was sent stays, and sending goes on from there"
+                            ));
                         }
                         tokio::time::sleep(FIRST_WAIT * 2u32.pow(failures)).await;
                     }
@@ -135,7 +153,10 @@ impl<P: Parts> Work<P> {
                 Judged::Wrong => {
                     wrong += 1;
                     if wrong >= MOST_WRONG {
-                        return Err(format!("a file of it ({}) is damaged on this box; run `polder weights verify`, then import the model again", file.sha256));
+                        return Err(format!(
+                            "a file of it ({}) is damaged on this box; run `polder weights verify`, then import the model again",
+                            file.sha256
+                        ));
                     }
                     further.done = further.done.saturating_sub(at);
                     at = 0;
@@ -167,12 +188,23 @@ struct Further {
 impl Further {
     fn now(&mut self, phase: &str) -> Progress {
         let (done, total) = (self.done.min(self.total), Some(self.total));
-        let progress = Progress { phase: phase.to_owned(), done, total, unit: Unit::Bytes, rate: None, eta_seconds: None };
+        let progress = Progress {
+            phase: phase.to_owned(),
+            done,
+            total,
+            unit: Unit::Bytes,
+            rate: None,
+            eta_seconds: None,
+        };
         self.pace.of(progress, Instant::now())
     }
 }
 
-async fn ask<A: serde::de::DeserializeOwned>(link: &Link, path: &str, manifest: &Manifest) -> Result<A, Refusal> {
+async fn ask<A: serde::de::DeserializeOwned>(
+    link: &Link,
+    path: &str,
+    manifest: &Manifest,
+) -> Result<A, Refusal> {
     link.ask(Method::POST, path, manifest).await.map_err(|error| error.to_string())
 }
 
@@ -186,7 +218,13 @@ async fn judged(link: &Link, file: &Held) -> Result<Judged, Refusal> {
     }
 }
 
-async fn send_piece(link: &Link, state: &Path, file: &Held, from: u64, count: u64) -> Result<Taken, Refusal> {
+async fn send_piece(
+    link: &Link,
+    state: &Path,
+    file: &Held,
+    from: u64,
+    count: u64,
+) -> Result<Taken, Refusal> {
     let (folder, blob) = (state.join("weights"), file.sha256);
     let (bytes, sha256) = blocking(move || {
         let store = Store::open(folder).map_err(|e| e.to_string())?;
@@ -195,7 +233,8 @@ async fn send_piece(link: &Link, state: &Path, file: &Held, from: u64, count: u6
     .await?;
     let path = format!("/hand/weights/piece/{blob}/{}/{from}/{sha256}", file.size);
     let body = Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed();
-    let request = Request::builder().method(Method::PUT).uri(path).header("host", "spare").body(body);
+    let request =
+        Request::builder().method(Method::PUT).uri(path).header("host", "spare").body(body);
     let request = request.map_err(|error| error.to_string())?;
     let asked = async {
         let answer = link.open(request).await.map_err(|error| error.to_string())?;

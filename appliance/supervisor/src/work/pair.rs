@@ -1,8 +1,8 @@
 //! Sees to it that of two paired boxes only one serves: keeps the term, closes and opens the door, and goes on with what a spare hands over.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use polder_control::{
@@ -157,13 +157,15 @@ impl<P: Parts> Work<P> {
                 if term.heard(status.epoch.max(status.peer_epoch)) {
                     self.keep_term(&term).await?;
                 }
-                let own = if term.side == Side::Spare { term.highest } else { term.mine.unwrap_or(0) };
+                let own =
+                    if term.side == Side::Spare { term.highest } else { term.mine.unwrap_or(0) };
                 if status.epoch < own {
                     let _ = self.ask_spare_part(&SpareRequest::SetEpoch(own)).await;
                 }
                 let silent = status.silent.and_then(|seconds| u64::try_from(seconds).ok());
                 // What was heard in an earlier life counts for nothing in this one.
-                let ago = silent.map(Duration::from_secs).filter(|ago| *ago < self.pair.begun.elapsed());
+                let ago =
+                    silent.map(Duration::from_secs).filter(|ago| *ago < self.pair.begun.elapsed());
                 let at = ago.and_then(|ago| Instant::now().checked_sub(ago));
                 let mut kept = lock(&self.pair.heard);
                 *kept = (*kept).max(at);
@@ -191,7 +193,10 @@ impl<P: Parts> Work<P> {
         }
     }
 
-    pub(super) async fn ask_spare_part(&self, question: &SpareRequest) -> Result<SpareReply, Refusal> {
+    pub(super) async fn ask_spare_part(
+        &self,
+        question: &SpareRequest,
+    ) -> Result<SpareReply, Refusal> {
         let asked = async {
             let mut part: Client<SpareRequest, SpareReply> =
                 Client::connect(&self.sockets.spare()).await?;
@@ -200,21 +205,29 @@ impl<P: Parts> Work<P> {
         match asked.await {
             Ok(SpareReply::Refused(why)) => Err(why),
             Ok(reply) => Ok(reply),
-            Err(error) => Err(format!("the part that speaks with the other box does not answer: {error}")),
+            Err(error) => {
+                Err(format!("the part that speaks with the other box does not answer: {error}"))
+            }
         }
     }
 
     /// The machine's owner says that the spare does not serve. It holds while this box goes on; who is off for long asks anew.
     pub(crate) async fn serve_anyway(self: &Arc<Self>, by: Actor) -> Result<(), Refusal> {
         if by != Actor::Console {
-            return Err("only somebody at the machine itself can say so, with `polder spare serve-anyway`".to_owned());
+            return Err(
+                "only somebody at the machine itself can say so, with `polder spare serve-anyway`"
+                    .to_owned(),
+            );
         }
         let none = "this box has no spare that it would have to ask; it serves as it is";
         let seen = self.pair_seen().await?.ok_or(none)?;
         match (seen.term.side, seen.stand) {
             (Side::Main, Stand::Asks | Stand::Waits) => {}
             (_, Stand::Fenced) => {
-                return Err(format!("{} serves; give back there, on the page Takeover", seen.other));
+                return Err(format!(
+                    "{} serves; give back there, on the page Takeover",
+                    seen.other
+                ));
             }
             _ => return Err("this box is not waiting for anybody".to_owned()),
         }
@@ -225,13 +238,21 @@ impl<P: Parts> Work<P> {
     }
 
     /// Whether this main box stops in a silence of its spare.
-    pub(crate) async fn set_yields(self: &Arc<Self>, yields: bool, by: Actor) -> Result<(), Refusal> {
+    pub(crate) async fn set_yields(
+        self: &Arc<Self>,
+        yields: bool,
+        by: Actor,
+    ) -> Result<(), Refusal> {
         let none = "this box has no spare; pair it with one on the page Spare first";
         let seen = self.pair_seen().await?.ok_or(none)?;
         if seen.term.side == Side::Spare {
             return Err("this box is the spare; that is chosen on its main box".to_owned());
         }
-        let what = if yields { "let the box stop when it cannot hear" } else { "let the box go on when it cannot hear" };
+        let what = if yields {
+            "let the box stop when it cannot hear"
+        } else {
+            "let the box go on when it cannot hear"
+        };
         self.record(by, what, &seen.other).await?;
         self.keep_term(&Term { yields, ..seen.term }).await
     }
@@ -278,7 +299,8 @@ impl<P: Parts> Work<P> {
     }
 
     fn served_a_moment_ago(&self) -> bool {
-        let text = std::fs::read_to_string(self.sockets.folder().join("served")).unwrap_or_default();
+        let text =
+            std::fs::read_to_string(self.sockets.folder().join("served")).unwrap_or_default();
         boot_time().is_some_and(|now| is_recent(&text, &now))
     }
 }

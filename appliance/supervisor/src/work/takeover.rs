@@ -72,7 +72,9 @@ impl<P: Parts> Work<P> {
         by: Actor,
     ) -> Result<RunId, Refusal> {
         if wish == TakeoverWish::TakeBack {
-            return Err("a main box takes back by itself what its spare gives; give back there".to_owned());
+            return Err(
+                "a main box takes back by itself what its spare gives; give back there".to_owned()
+            );
         }
         self.apply(Intent::Takeover(wish), by).await
     }
@@ -84,7 +86,10 @@ impl<P: Parts> Work<P> {
         let (plan, actions) = match wish {
             TakeoverWish::TakeOver { dead } => {
                 if dead.as_ref().is_some_and(|typed| *typed != seen.other) {
-                    return Err(format!("the main box is called {}; type that, if it is off and stays off", seen.other));
+                    return Err(format!(
+                        "the main box is called {}; type that, if it is off and stays off",
+                        seen.other
+                    ));
                 }
                 takeover(&self.facts(&seen, dead.is_some()).await?)
             }
@@ -102,19 +107,26 @@ impl<P: Parts> Work<P> {
                     return Ok(Handing { plan: Plan { steps, ..plan }, actions });
                 }
                 if !seen.status.as_ref().is_some_and(is_there) {
-                    return Err(format!("{} is not there; turn it on, see that it reaches this box, and ask again", seen.other));
+                    return Err(format!(
+                        "{} is not there; turn it on, see that it reaches this box, and ask again",
+                        seen.other
+                    ));
                 }
                 (plan, actions)
             }
             TakeoverWish::Send => {
                 if seen.term.side == Side::Spare {
-                    return Err("this box is the spare; models are sent from its main box".to_owned());
+                    return Err(
+                        "this box is the spare; models are sent from its main box".to_owned()
+                    );
                 }
                 return self.sending(&seen.other).await;
             }
             TakeoverWish::TakeBack => {
                 let given = self.given().await?.ok_or("the spare gives nothing back just now")?;
-                seen.term.taking(&given).ok_or("what the spare gives back is older than what this box knows of")?;
+                seen.term
+                    .taking(&given)
+                    .ok_or("what the spare gives back is older than what this box knows of")?;
                 receive(&seen.other, given.term)
             }
         };
@@ -123,7 +135,9 @@ impl<P: Parts> Work<P> {
 
     /// Everything that a takeover is about, or why there can be none.
     async fn facts(&self, seen: &Seen, said_dead: bool) -> Result<Facts, Refusal> {
-        let status = seen.status.clone().ok_or("the part that speaks with the main box does not answer yet; ask again in a moment")?;
+        let status = seen.status.clone().ok_or(
+            "the part that speaks with the main box does not answer yet; ask again in a moment",
+        )?;
         // A takeover that was cut off after its term began: nobody serves in that term, and nobody else will.
         let begun = seen.term.highest > status.peer_epoch && status.epoch > status.peer_epoch;
         let permission = match begun && !seen.term.theirs && status.peer_epoch > 0 {
@@ -132,10 +146,12 @@ impl<P: Parts> Work<P> {
         };
         let (backup, main) = self.newest_of_main().await?;
         let state = self.state.clone();
-        let revoked = blocking(move || Tombstones::all(&Folders::of(&state)).map_err(|e| e.to_string()));
-        let age = backup.time.parse::<jiff::Timestamp>().map_or(0, |at| {
-            jiff::Timestamp::now().as_second() - at.as_second()
-        });
+        let revoked =
+            blocking(move || Tombstones::all(&Folders::of(&state)).map_err(|e| e.to_string()));
+        let age = backup
+            .time
+            .parse::<jiff::Timestamp>()
+            .map_or(0, |at| jiff::Timestamp::now().as_second() - at.as_second());
         Ok(Facts {
             main: seen.other.clone(),
             spare: self.board.site().name.to_string(),
@@ -211,7 +227,8 @@ impl<P: Parts> Work<P> {
             Action::Fetch => self.fetch_to_take(id, step, back, cancel).await,
             Action::Examine => {
                 let backups = Backups::of(&self.state);
-                blocking(move || restore::examine(&backups).map(drop).map_err(|e| with_source(&e))).await
+                blocking(move || restore::examine(&backups).map(drop).map_err(|e| with_source(&e)))
+                    .await
             }
             Action::Fit => self.fit(back).await,
             Action::Raise => self.raise().await,
@@ -234,7 +251,9 @@ impl<P: Parts> Work<P> {
     ) -> Result<(), Refusal> {
         let _turn = self.saving.lock().await;
         let given = match back {
-            true => Some(self.given().await?.ok_or("the spare gives nothing back any more")?.snapshot),
+            true => {
+                Some(self.given().await?.ok_or("the spare gives nothing back any more")?.snapshot)
+            }
             false => None,
         };
         let (state, work, stop) = (self.state.clone(), self.clone(), Stop::default());
@@ -280,7 +299,8 @@ impl<P: Parts> Work<P> {
         blocking(move || {
             let store = Store::open(&incoming).map_err(|e| with_source(&e))?;
             store.write(&next, "on another machine").map_err(|e| with_source(&e))?;
-            keep_of_machine(&state).map_err(|error| format!("could not keep what is this machine's: {error}"))?;
+            keep_of_machine(&state)
+                .map_err(|error| format!("could not keep what is this machine's: {error}"))?;
             bury(&state)
         })
         .await
@@ -334,7 +354,8 @@ impl<P: Parts> Work<P> {
         let closed = async {
             loop {
                 let asked = async {
-                    let mut door: Client<DoorRequest, DoorReply> = Client::connect(&gateway).await.ok()?;
+                    let mut door: Client<DoorRequest, DoorReply> =
+                        Client::connect(&gateway).await.ok()?;
                     door.ask(&DoorRequest::Doorway).await.ok()
                 };
                 if let Some(DoorReply::Doorway(doorway)) = asked.await
@@ -388,14 +409,20 @@ impl<P: Parts> Work<P> {
 
     async fn await_main(&self, cancel: &CancellationToken) -> Result<(), Refusal> {
         loop {
-            let seen = self.pair_seen().await?.ok_or("this box is paired with no other any more")?;
+            let seen =
+                self.pair_seen().await?.ok_or("this box is paired with no other any more")?;
             let Some(given) = &seen.term.given else {
                 return Err("a new term began; nothing is given back any more".to_owned());
             };
-            if seen.status.is_some_and(|status| is_there(&status) && status.peer_epoch >= given.term) {
+            if seen
+                .status
+                .is_some_and(|status| is_there(&status) && status.peer_epoch >= given.term)
+            {
                 return Ok(());
             }
-            let stopped = "it was stopped; the state stays handed over, and the main box may still take it".to_owned();
+            let stopped =
+                "it was stopped; the state stays handed over, and the main box may still take it"
+                    .to_owned();
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 () = cancel.cancelled() => return Err(stopped),
@@ -505,7 +532,8 @@ fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
 fn keep_beside(backups: &Backups, term: &Term) -> Result<(), Refusal> {
     let folder: PathBuf = restore::also(backups).join("spare");
     let path = folder.join("term.json");
-    let kept = fs::create_dir_all(&folder).and_then(|()| polder_site::write_durably(&path, &term.text()));
+    let kept =
+        fs::create_dir_all(&folder).and_then(|()| polder_site::write_durably(&path, &term.text()));
     kept.map_err(|error| format!("could not write {}: {error}", path.display()))
 }
 
@@ -517,4 +545,3 @@ fn bury(state: &Path) -> Result<(), Refusal> {
         .map(drop)
         .map_err(|error| format!("what was revoked could not be kept: {error}"))
 }
-
