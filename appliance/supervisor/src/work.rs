@@ -204,7 +204,10 @@ impl<P: Parts> Work<P> {
             self.close(run).await;
         }
         for open in again {
-            self.resume(open).await;
+            match open.intent {
+                Intent::Takeover(_) => self.resume_when_linked(open),
+                _ => self.resume(open).await,
+            }
         }
         self.look_after_backups();
         self.look_after_the_pair();
