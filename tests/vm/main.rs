@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 mod aarch64;
+mod battery;
 mod claimed;
 mod driver;
 mod first_boot;
@@ -19,3 +20,4 @@ mod sealed;
 mod shell;
 mod troubled;
 mod updates;
+mod uplinks;

@@ -35,7 +35,7 @@ pub use document::{
 };
 pub use dynamic_dns::{DnsName, DnsZone, DynamicDns, DynamicDnsError, HookUrl};
 pub use names::{AppName, BoxName, EngineName, NameError, RecipeName, UplinkName};
-pub use power::{PowerPlan, UpsAddress, UpsAddressError, UpsRole};
+pub use power::{PowerPlan, UpsAddress, UpsAddressError, UpsLine, UpsLineError, UpsRole};
 pub use store::{Store, StoreError, Version, write_durably};
 pub use unknown::UnknownKey;
 pub use updates::{UpdateUrl, UpdateUrlError, Updates};
