@@ -118,7 +118,8 @@ async fn vm_a_battery_that_runs_low_ends_in_a_machine_that_is_off_with_everythin
     assert_eq!(machine.said("Everything runs."), 0, "{}", machine.serial());
     ups.is("volts 26.0");
     machine.says("Everything runs.");
-    let answer = owned.client(&machine).with_key(Some(&key)).chat(MODEL, "What is the capital of France?");
+    let answer =
+        owned.client(&machine).with_key(Some(&key)).chat(MODEL, "What is the capital of France?");
     assert!(!answer.words().is_empty(), "a key that was shown is gone: {answer:?}");
     machine.power_button();
     machine.goes_off();

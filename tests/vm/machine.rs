@@ -499,7 +499,12 @@ impl Disks {
         command.args(disk);
         command.args(["-device", "nvme,drive=disk,serial=BOX0001,bootindex=1"]);
         command.args(["-device", "qemu-xhci", "-device", "virtio-rng-pci"]);
-        command.args(["-netdev", &forward, "-device", "virtio-net-pci,netdev=net,id=first,romfile="]);
+        command.args([
+            "-netdev",
+            &forward,
+            "-device",
+            "virtio-net-pci,netdev=net,id=first,romfile=",
+        ]);
         command.args(["-chardev", "socket,id=serial,path=/mnt/vm/serial.sock,server=on,wait=off"]);
         command.args([
             "-serial",

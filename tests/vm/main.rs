@@ -12,6 +12,7 @@ mod driver;
 mod first_boot;
 mod forgotten;
 mod guarded;
+mod indoors;
 mod install;
 mod machine;
 mod power;

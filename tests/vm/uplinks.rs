@@ -26,16 +26,22 @@ async fn vm_a_box_whose_first_cable_is_pulled_goes_out_by_the_second() {
     let second = format!(
         "user,id=second,net=10.0.3.0/24,restrict=on,hostfwd=tcp:127.0.0.1:{door}-:443,guestfwd=tcp:10.0.3.100:7-cmd:cat,guestfwd=tcp:10.0.3.100:8-cmd:cat"
     );
-    let more = ["-netdev", &second, "-device", "virtio-net-pci,netdev=second,id=second,mac=52:54:00:00:00:02,romfile="];
+    let more = [
+        "-netdev",
+        &second,
+        "-device",
+        "virtio-net-pci,netdev=second,id=second,mac=52:54:00:00:00:02,romfile=",
+    ];
     let mut machine = disks.switch_on_with_services_and(&[("watch", WATCH)], &more);
     machine.says("Everything runs.");
     let second = machine.says("cable 52:54:00:00:00:02 is ");
     let first = machine.says("cable 52:54:00:12:34:56 is ");
     let home = format!("https://localhost:{}", machine.port);
     let browser = owned.browser(&machine).await;
-    for (name, interface, target) in
-        [("fibre", &first, "10.0.2.100:7 10.0.2.100:8"), ("mobile", &second, "10.0.3.100:7 10.0.3.100:8")]
-    {
+    for (name, interface, target) in [
+        ("fibre", &first, "10.0.2.100:7 10.0.2.100:8"),
+        ("mobile", &second, "10.0.3.100:7 10.0.3.100:8"),
+    ] {
         browser.visit(&format!("{home}/uplinks")).await;
         browser.fill("name", name).await;
         browser.fill("interface", interface).await;
@@ -56,7 +62,10 @@ async fn vm_a_box_whose_first_cable_is_pulled_goes_out_by_the_second() {
         assert!(cut.elapsed() < scaled(PATIENCE), "{}", machine.serial());
         std::thread::sleep(Duration::from_millis(20));
     }
-    println!("uplinks: out by the second {:.2} s after the first cable was pulled", cut.elapsed().as_secs_f64());
+    println!(
+        "uplinks: out by the second {:.2} s after the first cable was pulled",
+        cut.elapsed().as_secs_f64()
+    );
     // Whoever comes by the second is answered.
     let folder = tempfile::tempdir().unwrap();
     let ca = folder.path().join("ca.pem");

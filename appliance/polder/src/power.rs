@@ -66,13 +66,17 @@ enum Command {
         state: State,
     },
     /// Keep the password for upsd, from standard input: this box's at another machine's, other machines' at its own.
-    #[command(after_help = "Examples:\n  polder power password < password.txt\n  polder power password < /dev/null    forget it")]
+    #[command(
+        after_help = "Examples:\n  polder power password < password.txt\n  polder power password < /dev/null    forget it"
+    )]
     Password {
         #[command(flatten)]
         state: State,
     },
     /// Have graphics cards draw a part of their usual power (root's part, which the supervisor asks for).
-    #[command(after_help = "Examples:\n  sudo polder power limit 60\n  sudo polder power limit 100    all of it again")]
+    #[command(
+        after_help = "Examples:\n  sudo polder power limit 60\n  sudo polder power limit 100    all of it again"
+    )]
     Limit {
         /// Percent of the usual.
         #[arg(value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(20..=100))]

@@ -68,7 +68,9 @@ enum Command {
         folder: Folder,
     },
     /// Print a unit for systemd that runs the relay, locked up, with how to install it.
-    #[command(after_help = "Example:\n  polder relay unit | sudo tee /etc/systemd/system/polder-relay.service")]
+    #[command(
+        after_help = "Example:\n  polder relay unit | sudo tee /etc/systemd/system/polder-relay.service"
+    )]
     Unit,
     /// Show which boxes may be reached here.
     #[command(after_help = "Example:\n  polder relay list")]

@@ -141,7 +141,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("nvidia-smi");
         // Written by another process: a file that a neighbour's fork holds open for writing cannot be run.
-        let written = Command::new("sh").args(["-c", "printf '%s' \"$1\" > \"$2\"", "sh", text]).arg(&program).status();
+        let written = Command::new("sh")
+            .args(["-c", "printf '%s' \"$1\" > \"$2\"", "sh", text])
+            .arg(&program)
+            .status();
         assert!(written.unwrap().success());
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         (folder, NvidiaSmi { program, within })

@@ -47,7 +47,10 @@ impl Driver {
         match line {
             UpsLine::Usb => {
                 let named = found.first().map(|found| found.driver);
-                Self::ALL.into_iter().find(|driver| Some(driver.name()) == named).unwrap_or(Self::UsbHid)
+                Self::ALL
+                    .into_iter()
+                    .find(|driver| Some(driver.name()) == named)
+                    .unwrap_or(Self::UsbHid)
             }
             UpsLine::Serial(_) => Self::Qx,
             UpsLine::Snmp(_) => Self::Snmp,
@@ -73,14 +76,21 @@ pub struct Passwords<'a> {
 }
 
 /// The files for a UPS that is plugged in like this.
-pub fn files(plan: &PowerPlan, line: &UpsLine, driver: Driver, passwords: &Passwords<'_>) -> Vec<ConfigFile> {
+pub fn files(
+    plan: &PowerPlan,
+    line: &UpsLine,
+    driver: Driver,
+    passwords: &Passwords<'_>,
+) -> Vec<ConfigFile> {
     let header = "# Written by Polder from its site; whatever is changed here is lost.\n";
     let file = |name, text: String| ConfigFile { name, text: format!("{header}{text}") };
     let name = plan.ups.name();
     let settings = match line {
         UpsLine::Usb => "port = auto".to_owned(),
         UpsLine::Serial(line) => format!("port = /dev/{line}\n  protocol = megatec"),
-        UpsLine::Snmp(std::net::IpAddr::V4(address)) => format!("port = {address}\n  community = public"),
+        UpsLine::Snmp(std::net::IpAddr::V4(address)) => {
+            format!("port = {address}\n  community = public")
+        }
         UpsLine::Snmp(std::net::IpAddr::V6(address)) => {
             format!("port = udp6:[{address}]:161\n  community = public")
         }
@@ -94,8 +104,14 @@ pub fn files(plan: &PowerPlan, line: &UpsLine, driver: Driver, passwords: &Passw
     if let Some(others) = passwords.others {
         users += &format!("[{}]\n  password = {}\n  upsmon secondary\n", plan.user, quoted(others));
     }
+    // Whether it is on battery is asked every other second, all else (the charge) less often: by default only every 30 s.
     vec![
-        file("ups.conf", format!("pollinterval = 2\n[{name}]\n  driver = {driver}\n  {settings}\n")),
+        file(
+            "ups.conf",
+            format!(
+                "pollinterval = 2\n[{name}]\n  driver = {driver}\n  pollfreq = 10\n  {settings}\n"
+            ),
+        ),
         file("upsd.conf", format!("LISTEN {listen} {PORT}\nMAXAGE 10\n")),
         file("upsd.users", users),
         ConfigFile { name: OWN_PASSWORD, text: format!("{}\n", passwords.own) },
@@ -110,7 +126,8 @@ fn quoted(value: &str) -> String {
 
 /// Has the UPS cut its outlet when this machine has ended, where the image has what does that.
 pub fn ask_for_the_cut(place: &Path) -> std::io::Result<()> {
-    let file = std::fs::File::options().create(true).truncate(true).write(true).open(place.join(CUT))?;
+    let file =
+        std::fs::File::options().create(true).truncate(true).write(true).open(place.join(CUT))?;
     file.sync_all()
 }
 
@@ -129,15 +146,24 @@ mod tests {
     #[test]
     fn nut_is_told_of_the_ups_and_of_nobody_whom_nobody_named() {
         let [ups, upsd, users, own] = &text("usb", None)[..] else { panic!("four files") };
-        assert!(ups.text.ends_with("[ups]\n  driver = usbhid-ups\n  port = auto\n"), "{}", ups.text);
+        assert!(
+            ups.text.ends_with("[ups]\n  driver = usbhid-ups\n  pollfreq = 10\n  port = auto\n"),
+            "{}",
+            ups.text
+        );
         assert!(upsd.text.contains("\nLISTEN 127.0.0.1 3493\n"), "{}", upsd.text);
         assert_eq!(users.text.matches('[').count(), 1, "{}", users.text);
         assert!(users.text.contains("[polder-itself]\n  password = \"0a1b\"\n  upsmon primary\n"));
         assert_eq!((own.name, own.text.as_str()), ("password", "0a1b\n"));
         let serial = &text("serial:ttyS1", None)[0].text;
-        assert!(serial.contains("driver = nutdrv_qx\n  port = /dev/ttyS1\n  protocol = megatec\n"));
+        assert!(serial.contains(
+            "driver = nutdrv_qx\n  pollfreq = 10\n  port = /dev/ttyS1\n  protocol = megatec\n"
+        ));
         let card = &text("snmp:2001:db8::9", None)[0].text;
-        assert!(card.contains("driver = snmp-ups\n  port = udp6:[2001:db8::9]:161\n"), "{card}");
+        assert!(
+            card.contains("driver = snmp-ups\n  pollfreq = 10\n  port = udp6:[2001:db8::9]:161\n"),
+            "{card}"
+        );
     }
 
     #[test]
@@ -146,7 +172,9 @@ mod tests {
         assert!(files[1].text.contains("LISTEN 0.0.0.0 3493"));
         let users = &files[2].text;
         assert!(
-            users.ends_with("[spare]\n  password = \"a \\\"word\\\" \\\\ more[root]\"\n  upsmon secondary\n"),
+            users.ends_with(
+                "[spare]\n  password = \"a \\\"word\\\" \\\\ more[root]\"\n  upsmon secondary\n"
+            ),
             "{users}"
         );
         let spare = users.split("[spare]").nth(1).unwrap();
@@ -155,7 +183,8 @@ mod tests {
 
     #[test]
     fn the_driver_is_the_one_for_what_is_plugged_in() {
-        let found = |driver| vec![Found { name: "A UPS".to_owned(), driver, id: "0665:5161".to_owned() }];
+        let found =
+            |driver| vec![Found { name: "A UPS".to_owned(), driver, id: "0665:5161".to_owned() }];
         assert_eq!(Driver::of(&UpsLine::Usb, &found("nutdrv_qx")), Driver::Qx);
         assert_eq!(Driver::of(&UpsLine::Usb, &found("usbhid-ups")), Driver::UsbHid);
         assert_eq!(Driver::of(&UpsLine::Usb, &[]), Driver::UsbHid);

@@ -176,7 +176,8 @@ impl FromStr for UpsLine {
 
 /// A name below /dev that is a serial line's.
 fn is_serial(name: &str) -> bool {
-    let number = ["ttyS", "ttyUSB", "ttyACM", "ttyAMA"].iter().find_map(|kind| name.strip_prefix(kind));
+    let number =
+        ["ttyS", "ttyUSB", "ttyACM", "ttyAMA"].iter().find_map(|kind| name.strip_prefix(kind));
     number.is_some_and(|n| (1..=3).contains(&n.len()) && n.chars().all(|c| c.is_ascii_digit()))
 }
 
@@ -343,8 +344,17 @@ mod tests {
             assert_eq!(PowerPlan::attached(line).fault(), None);
         }
         for bad in [
-            "", "USB", "usb:", "serial:", "serial:sda", "serial:../ttyS1", "serial:ttyS1\nport", "snmp:",
-            "snmp:host", "snmp:10.0.0.9:161", "serial:ttyS1234",
+            "",
+            "USB",
+            "usb:",
+            "serial:",
+            "serial:sda",
+            "serial:../ttyS1",
+            "serial:ttyS1\nport",
+            "snmp:",
+            "snmp:host",
+            "snmp:10.0.0.9:161",
+            "serial:ttyS1234",
         ] {
             let says = bad.parse::<UpsLine>().unwrap_err().to_string();
             assert!(says.contains("serial:ttyS1"), "{says}");

@@ -327,7 +327,10 @@ async fn nut_hears_a_ups_of_the_machines_own_and_cards_draw_less_while_the_box_s
     let site = fs::read_to_string(box_.root.state.join("site.toml")).unwrap();
     assert!(site.contains("attached = \"serial:ttyS1\"") && !site.contains("harbour"), "{site}");
     let long = SecretText::new(&"x".repeat(201));
-    assert!(matches!(box_.ask(Request::UpsPassword { text: long, by: by.clone() }).await, Reply::Refused(_)));
+    assert!(matches!(
+        box_.ask(Request::UpsPassword { text: long, by: by.clone() }).await,
+        Reply::Refused(_)
+    ));
 
     // A watch that ends while the box saves leaves no card at less than it had.
     box_.says(PowerPhase::Saving).await;

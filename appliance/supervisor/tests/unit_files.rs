@@ -78,9 +78,12 @@ fn seconds(unit: &str, key: &str) -> Duration {
 fn analyze(arguments: &[&str], units: &[String]) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
     for unit in ours() {
-        let text = ["/usr/bin/polder", "/usr/local/bin/polder", "/usr/lib/nut/%i", "/usr/lib/nut/upsd"]
-            .iter()
-            .fold(text_of(&unit), |text, program| text.replace(&format!("={program}"), "=/bin/true"));
+        let text =
+            ["/usr/bin/polder", "/usr/local/bin/polder", "/usr/lib/nut/%i", "/usr/lib/nut/upsd"]
+                .iter()
+                .fold(text_of(&unit), |text, program| {
+                    text.replace(&format!("={program}"), "=/bin/true")
+                });
         std::fs::write(folder.path().join(unit), text).unwrap();
     }
     let units = units.iter().map(|unit| folder.path().join(unit));
@@ -218,7 +221,10 @@ fn who_looks_after_the_uplinks_may_administer_the_network_and_nothing_else() {
 fn sees(unit: &str) -> Vec<String> {
     assert_eq!(value(unit, "TemporaryFileSystem"), "/var/lib/polder:ro", "{unit}");
     let bound = [values(unit, "BindReadOnlyPaths"), values(unit, "BindPaths")].concat();
-    bound.iter().map(|path| path.rsplit(':').next().unwrap().replace("/var/lib/polder/", "")).collect()
+    bound
+        .iter()
+        .map(|path| path.rsplit(':').next().unwrap().replace("/var/lib/polder/", ""))
+        .collect()
 }
 
 fn optional(unit: &str, key: &str) -> Vec<String> {
@@ -238,8 +244,14 @@ fn parts_do_not_see_each_others_secrets() {
     );
     for unit in ["polder-power.service", "polder-wan.service", health, "polder-gateway.service"] {
         // Who has the box's user may have systemd start and end its parts.
-        assert!(values(unit, "InaccessiblePaths").iter().any(|p| p.trim_start_matches('-') == "/run/dbus"), "{unit}");
-        let written = values(unit, "ReadWritePaths").into_iter().chain(optional(unit, "ReadOnlyPaths"));
+        assert!(
+            values(unit, "InaccessiblePaths")
+                .iter()
+                .any(|p| p.trim_start_matches('-') == "/run/dbus"),
+            "{unit}"
+        );
+        let written =
+            values(unit, "ReadWritePaths").into_iter().chain(optional(unit, "ReadOnlyPaths"));
         let own = unit == "polder-power.service";
         let ups = written.filter(|path| path.ends_with("/run/polder-ups")).count();
         assert_eq!(ups, usize::from(own), "{unit} reads what the box says to its upsd");
@@ -273,10 +285,12 @@ fn nut_hears_a_ups_and_reads_nothing_of_the_box() {
     assert_eq!(value("polder-ups@.service", "PartOf"), "polder-upsd.service");
     // What no card and no disk is.
     for device in values("polder-ups@.service", "DeviceAllow") {
-        let known = ["char-usb_device", "char-ttyS", "char-ttyAMA", "char-ttyUSB", "char-ttyACM", "rw"];
+        let known =
+            ["char-usb_device", "char-ttyS", "char-ttyAMA", "char-ttyUSB", "char-ttyACM", "rw"];
         assert!(known.contains(&device.as_str()), "{device}");
     }
-    let polkit = std::fs::read_to_string(tree().join("share/polkit-1/rules.d/50-polder.rules")).unwrap();
+    let polkit =
+        std::fs::read_to_string(tree().join("share/polkit-1/rules.d/50-polder.rules")).unwrap();
     for driver in polder_power::nut::Driver::ALL {
         assert!(polkit.contains(driver.name()), "{driver:?}");
     }

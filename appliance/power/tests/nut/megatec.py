@@ -1,14 +1,18 @@
-"""A UPS on a serial cable that speaks Megatec's protocol: at the end of a pseudo-terminal, whose other end is printed, or of a
-virtual machine's serial line, where a socket's path is given.
+"""A UPS on a serial cable that speaks Megatec's protocol: at the end of a pseudo-terminal, whose other end is printed; or of a
+virtual machine's serial line, where a socket's path is given; or of the cable ttyS1 of another system, where its /dev is given.
 
 Lines on standard input change how it is: "mains 0", "volts 25.1", "low 1". What it is told to do is printed: "cut S.5R0003",
 "test T"."""
 
+import fcntl
 import os
 import select
 import socket
+import struct
 import sys
 import tty
+
+TIOCSPTLCK, TIOCGPTN = 0x40045431, 0x80045430
 
 state = {"mains": 1.0, "volts": 27.0, "low": 0.0, "testing": 0.0}
 
@@ -43,6 +47,16 @@ def answer(asked):
 
 
 def cable():
+    if len(sys.argv) > 1 and os.path.isdir(sys.argv[1]):
+        here = os.open(sys.argv[1] + "/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
+        fcntl.ioctl(here, TIOCSPTLCK, struct.pack("i", 0))
+        (number,) = struct.unpack("I", fcntl.ioctl(here, TIOCGPTN, bytes(4)))
+        path = "%s/pts/%d" % (sys.argv[1], number)
+        os.chmod(path, 0o666)
+        # Held open, so that the cable stays plugged in while no driver runs.
+        tty.setraw(os.open(path, os.O_RDWR | os.O_NOCTTY))
+        os.symlink("pts/%d" % number, sys.argv[1] + "/ttyS1")
+        return here
     if len(sys.argv) > 1:
         line = socket.socket(socket.AF_UNIX)
         line.connect(sys.argv[1])

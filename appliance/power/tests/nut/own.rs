@@ -34,7 +34,9 @@ impl Megatec {
         let mut ups = python.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (tell, said) = channel();
         let out = BufReader::new(ups.stdout.take().unwrap());
-        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
+        std::thread::spawn(move || {
+            out.lines().map_while(Result::ok).try_for_each(|line| tell.send(line))
+        });
         let cable = said.recv_timeout(seconds(60)).unwrap();
         (Self { ups: Running(ups), said }, cable)
     }
@@ -44,11 +46,8 @@ impl Megatec {
     }
 
     /// Waits until it was told to do this.
-    fn does(&self, what: &str) {
-        let begun = Instant::now();
-        while !self.said.recv_timeout(seconds(60)).expect(what).starts_with(what) {
-            assert!(begun.elapsed() < seconds(60), "it was never told to {what}");
-        }
+    async fn does(&self, what: &str) {
+        until(what, || async { self.said.try_iter().any(|said| said.starts_with(what)) }).await;
     }
 }
 
@@ -68,11 +67,17 @@ impl OwnNut {
         drop(listener);
         let line: UpsLine = "serial:ttyS1".parse().unwrap();
         let mut plan = PowerPlan::attached(line.clone());
-        let passwords = Passwords { own: "0123456789abcdef", others: Some("a \"word\" for \\ others") };
+        let passwords =
+            Passwords { own: "0123456789abcdef", others: Some("a \"word\" for \\ others") };
         for file in files(&plan, &line, Driver::of(&line, &[]), &passwords) {
             let text = file.text.replace("/dev/ttyS1", cable).replace("3493", &port.to_string());
             let path = folder.path().join(file.name);
-            std::fs::write(&path, text.replace("pollinterval = 2", "pollinterval = 1")).unwrap();
+            std::fs::write(
+                &path,
+                text.replace("pollinterval = 2", "pollinterval = 1")
+                    .replace("pollfreq = 10", "pollfreq = 2"),
+            )
+            .unwrap();
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o640)).unwrap();
         }
         let run = |name: &str, arguments: &[&str]| {
@@ -113,7 +118,9 @@ async fn a_ups_of_ones_own_is_heard_and_cuts_its_outlet_when_all_has_ended() {
     let (mut ups, cable) = Megatec::start();
     let nut = OwnNut::start(&cable).await;
     let house = nut.watched(quick());
-    house.until("a figure", |told| told.last.charge == Some(100) && told.last.on_mains == Some(true)).await;
+    house
+        .until("a figure", |told| told.last.charge == Some(100) && told.last.on_mains == Some(true))
+        .await;
     // Others may listen and no more.
     let mut other = Upsd::connect(&nut.address).await.unwrap();
     other.sign_in("polder", "a \"word\" for \\ others").await.unwrap();
@@ -147,9 +154,12 @@ async fn a_ups_of_ones_own_is_heard_and_cuts_its_outlet_when_all_has_ended() {
         assert!(done.unwrap().success());
         assert_eq!(log.exists(), how == "poweroff");
     }
-    ups.does("cut S");
+    ups.does("cut S").await;
     let said = std::fs::read_to_string(log).unwrap();
-    assert!(said.contains("told to cut its outlet\n") && said.contains("the UPS cuts its outlet\n"), "{said}");
+    assert!(
+        said.contains("told to cut its outlet\n") && said.contains("the UPS cuts its outlet\n"),
+        "{said}"
+    );
 }
 
 #[tokio::test]
@@ -157,7 +167,7 @@ async fn a_battery_that_is_due_is_tested_by_the_ups_itself_and_that_is_written_d
     let (ups, cable) = Megatec::start();
     let nut = OwnNut::start(&cable).await;
     let house = nut.watched(Rules { settled: Duration::ZERO, ..quick() });
-    ups.does("test T");
+    ups.does("test T").await;
     let record = Record::in_folder(&nut.folder.path().join("record"));
     until("the record", || async { record.last().is_some() }).await;
     let last = record.last().unwrap();
@@ -171,7 +181,9 @@ async fn a_battery_that_is_due_is_tested_by_the_ups_itself_and_that_is_written_d
 async fn what_only_the_box_itself_may_say_nobody_else_says() {
     let (_ups, cable) = Megatec::start();
     let nut = OwnNut::start(&cable).await;
-    for (user, password) in [(ITSELF, "a \"word\" for \\ others"), ("polder", "0123456789abcdef"), (ITSELF, "")] {
+    for (user, password) in
+        [(ITSELF, "a \"word\" for \\ others"), ("polder", "0123456789abcdef"), (ITSELF, "")]
+    {
         let mut upsd = Upsd::connect(&nut.address).await.unwrap();
         let _ = upsd.sign_in(user, password).await;
         assert!(upsd.force().await.is_err(), "{user} {password:?}");

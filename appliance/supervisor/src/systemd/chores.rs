@@ -42,7 +42,9 @@ impl Chores {
     /// NUT's two programs, of which systemd takes care: a UPS that is not plugged in yet is waited for.
     async fn hear_ups(&self, driver: Option<Driver>) -> Result<(), String> {
         match driver {
-            Some(driver) => self.tell(&format!("polder-ups@{}.service", driver.name()), "StartUnit").await,
+            Some(driver) => {
+                self.tell(&format!("polder-ups@{}.service", driver.name()), "StartUnit").await
+            }
             None => {
                 // Its drivers end with it.
                 self.tell(UPSD, "StopUnit").await?;

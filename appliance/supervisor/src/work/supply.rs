@@ -192,10 +192,12 @@ impl<P: Parts> Work<P> {
             }
         };
         let own = self.board.site().power.is_some_and(|plan| plan.attached.is_some());
-        timeout(if own { FIRST_WORD_OF_OWN } else { FIRST_WORD }, heard).await.unwrap_or_else(|_| {
-            let said = self.board.supply().map(|supply| supply.words);
-            Err(said.unwrap_or_else(|| "the part that watches the UPS says nothing".to_owned()))
-        })
+        timeout(if own { FIRST_WORD_OF_OWN } else { FIRST_WORD }, heard).await.unwrap_or_else(
+            |_| {
+                let said = self.board.supply().map(|supply| supply.words);
+                Err(said.unwrap_or_else(|| "the part that watches the UPS says nothing".to_owned()))
+            },
+        )
     }
 }
 

@@ -83,9 +83,12 @@ impl<P: Parts> Work<P> {
     ) -> Result<(), Refusal> {
         let (path, gone) = (self.state.join(PASSWORD), text.expose().is_empty());
         if text.expose().len() > LONGEST || text.expose().chars().any(char::is_control) {
-            return Err(format!("the password is not kept: at most {LONGEST} characters in one line"));
+            return Err(format!(
+                "the password is not kept: at most {LONGEST} characters in one line"
+            ));
         }
-        self.record(by, if gone { "forgot" } else { "entered" }, "the password for the UPS").await?;
+        self.record(by, if gone { "forgot" } else { "entered" }, "the password for the UPS")
+            .await?;
         blocking(move || {
             let fail = |error: io::Error| {
                 format!("the password could not be written down ({error}); is the disk full?")
@@ -199,7 +202,8 @@ fn keep(place: &Path, wanted: &[ConfigFile]) -> io::Result<bool> {
         }
         let beside = place.join(format!(".{name}"));
         let _ = fs::remove_file(&beside);
-        let mut file = fs::File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
+        let mut file =
+            fs::File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
         if *name != OWN_PASSWORD {
             file.set_permissions(fs::Permissions::from_mode(0o640))?;
         }
