@@ -137,7 +137,7 @@ fn an_engine_that_was_taken_over_finds_no_member_no_secret_and_no_network() {
     // The ways to the supervisor, the door's console, the init system and the part that opens the disk.
     assert_eq!(
         values(unit, "InaccessiblePaths"),
-        ["/run/polder", "/run/dbus", "-/run/polder-seal"]
+        ["/run/polder", "/run/dbus", "-/run/polder-seal", "-/run/polder-ups", "-/run/polder-nut"]
     );
     for (key, wanted) in [
         ("PrivateNetwork", "yes"),
