@@ -11,7 +11,7 @@ use polder_supervisor::Patience;
 
 /// As `systemd-analyze security` counts (10 is a process that may do anything): parts of a running box, then what
 /// writes slots and judges versions, then what needs terminals, devices or other people's files.
-const MOST_EXPOSED: [(&str, f64); 21] = [
+const MOST_EXPOSED: [(&str, f64); 22] = [
     ("polder-supervisor.service", 2.0),
     ("polder-gateway.service", 2.0),
     ("polder-engine@.service", 2.0),
@@ -19,6 +19,7 @@ const MOST_EXPOSED: [(&str, f64); 21] = [
     ("polder-screen.service", 2.0),
     ("polder-wan.service", 2.3),
     ("polder-health.service", 2.0),
+    ("polder-spare.service", 2.0),
     ("polder-drives.service", 2.5),
     ("polder-upsd.service", 2.0),
     ("polder-ups@.service", 2.3),
@@ -38,7 +39,7 @@ const MOST_EXPOSED: [(&str, f64); 21] = [
 /// Keys that came with systemd 254 to 257, which the image has; older tools know nothing of them.
 const YOUNG_KEYS: [&str; 3] = ["PrivatePIDs", "PollLimitIntervalSec", "PollLimitBurst"];
 
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 8] = [
     "polder-supervisor.service",
     "polder-gateway.service",
     "polder-engine@.service",
@@ -46,6 +47,7 @@ const SERVICES: [&str; 7] = [
     "polder-screen.service",
     "polder-wan.service",
     "polder-health.service",
+    "polder-spare.service",
 ];
 
 fn tree() -> PathBuf {
@@ -214,7 +216,7 @@ fn who_looks_after_the_uplinks_may_administer_the_network_and_nothing_else() {
         assert!(networkd.lines().any(|line| line == left_alone), "{networkd}");
     }
     let polkit = std::fs::read_to_string(tree().join("share/polkit-1/rules.d/50-polder.rules"));
-    assert!(polkit.unwrap().contains("polder-(gateway|health|power|wan|engine@"));
+    assert!(polkit.unwrap().contains("polder-(gateway|health|power|spare|wan|engine@"));
 }
 
 /// What of the box's own folder a part sees: it has an empty one in its place, and in that these.
@@ -242,7 +244,17 @@ fn parts_do_not_see_each_others_secrets() {
         values(health, "BindPaths"),
         ["/var/lib/polder/health", "/var/lib/polder/weights", "/run/polder:/var/lib/polder/run"]
     );
-    for unit in ["polder-power.service", "polder-wan.service", health, "polder-gateway.service"] {
+    for place in ["power", "health", "uplinks", "pki", "polder.db"] {
+        let hidden = values("polder-spare.service", "InaccessiblePaths");
+        assert!(hidden.contains(&format!("-/var/lib/polder/{place}")), "the link sees {place}");
+    }
+    for unit in [
+        "polder-power.service",
+        "polder-wan.service",
+        health,
+        "polder-gateway.service",
+        "polder-spare.service",
+    ] {
         // Who has the box's user may have systemd start and end its parts.
         assert!(
             values(unit, "InaccessiblePaths")
@@ -319,6 +331,7 @@ fn nobody_who_is_locked_up_can_ask_about_the_disk() {
         "polder-power.service",
         "polder-wan.service",
         "polder-health.service",
+        "polder-spare.service",
     ] {
         assert!(value(unit, "InaccessiblePaths").contains("-/run/polder-seal"), "{unit}");
     }
@@ -351,6 +364,7 @@ fn the_supervisor_alone_decides_about_restarts_and_is_always_restarted_itself() 
         "polder-power.service",
         "polder-wan.service",
         "polder-health.service",
+        "polder-spare.service",
     ] {
         assert_eq!(value(unit, "Restart"), "no");
     }
