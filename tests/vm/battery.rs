@@ -66,6 +66,7 @@ impl Drop for Ups {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: `make test-vm-all` runs it; `indoors.rs` sees the same without a machine"]
 async fn vm_a_battery_that_runs_low_ends_in_a_machine_that_is_off_with_everything_kept() {
     let (disks, owned) = claimed().await;
     let mut machine = disks.switch_on_with(CABLE);
