@@ -15,15 +15,16 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 use http_body_util::Limited;
-use polder_control::{BoxStatus, EngineStatus};
+use polder_control::BoxStatus;
 use polder_members::{KeyGrant, Member, Role, Scope};
+use polder_site::EngineName;
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::Gateway;
 use crate::auth;
 use crate::body::swallow;
-use crate::engines::choose;
+use crate::elsewhere::{self, Model};
 use crate::errors::ApiError;
 use crate::relay::{Caller, Question, known_status, most_used, relay};
 use crate::verifier;
@@ -89,9 +90,19 @@ impl Asker {
     }
 
     /// A key may be for some models only, named by recipe or by slot.
-    fn may_use(&self, engine: &EngineStatus) -> bool {
+    fn may_use(&self, model: &Model) -> bool {
         let Self::Key(grant) = self else { return true };
-        grant.may_use(engine.recipe.as_str()) || grant.may_use(engine.name.as_str())
+        let slot = |slot: &EngineName| grant.may_use(slot.as_str());
+        grant.may_use(model.name.as_str()) || model.slot.as_ref().is_some_and(slot)
+    }
+
+    /// What its bearer lets nothing leave the box for lives elsewhere in vain.
+    fn reaches(&self, model: &Model) -> bool {
+        let stays_here = match self {
+            Self::Key(grant) => grant.stays_here,
+            Self::Member(member) => member.stays_here,
+        };
+        model.slot.is_some() || !stays_here
     }
 }
 
@@ -136,7 +147,7 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
     };
     let body = gateway.buffers.read(body).await?;
     let model = read(&body.bytes, named_model).await?;
-    let recipe = usable(&gateway.status(), &asker, model.as_deref())?.recipe.clone();
+    let recipe = usable(&gateway.status(), &asker, model.as_deref())?.name;
     let mut caller = caller;
     if caller.counts_tokens() {
         caller.reserve(read(&body.bytes, most_used).await)?;
@@ -210,30 +221,31 @@ fn renamed(body: &[u8], model: &str) -> Result<Bytes, ApiError> {
     Ok(Bytes::from(serde_json::Value::Object(question).to_string()))
 }
 
-/// The engine of a model, if they may use it.
-fn usable<'a>(
-    status: &'a BoxStatus,
-    asker: &Asker,
-    model: Option<&str>,
-) -> Result<&'a EngineStatus, ApiError> {
-    let engine = choose(status, model)?;
+/// The model that is asked for, if they may use it.
+fn usable(status: &BoxStatus, asker: &Asker, model: Option<&str>) -> Result<Model, ApiError> {
+    let model = elsewhere::find(status, model)?;
     match asker {
-        Asker::Key(grant) if !asker.may_use(engine) => Err(ApiError::not_yours(format!(
+        Asker::Key(grant) if !asker.may_use(&model) => Err(ApiError::not_yours(format!(
             "this API key may not use the model {}; it may use {}",
-            engine.recipe,
+            model.name,
             grant.models.join(", ")
         ))),
-        _ => Ok(engine),
+        _ => Ok(model),
     }
 }
 
-fn describe(engine: &EngineStatus) -> serde_json::Value {
-    json!({ "id": engine.recipe, "object": "model", "created": 0, "owned_by": "polder" })
+/// A model that lives only elsewhere says where.
+fn describe(model: &Model) -> serde_json::Value {
+    let owner = match (&model.slot, model.elsewhere.first()) {
+        (None, Some(upstream)) => upstream.as_str(),
+        _ => "polder",
+    };
+    json!({ "id": model.name, "object": "model", "created": 0, "owned_by": owner })
 }
 
 async fn models(State(gateway): State<Arc<Gateway>>, asker: Asker) -> Json<serde_json::Value> {
-    let status = gateway.status();
-    let usable = status.engines.iter().filter(|engine| asker.may_use(engine));
+    let all = elsewhere::models(&gateway.status());
+    let usable = all.iter().filter(|model| asker.may_use(model) && asker.reaches(model));
     let data: Vec<_> = usable.map(describe).collect();
     Json(json!({ "object": "list", "data": data }))
 }
@@ -243,9 +255,8 @@ async fn model(
     Path(model): Path<String>,
     asker: Asker,
 ) -> Result<Response, ApiError> {
-    let status = gateway.status();
-    let engine = usable(&status, &asker, Some(&model))?;
-    Ok(Json(describe(engine)).into_response())
+    let model = usable(&gateway.status(), &asker, Some(&model))?;
+    Ok(Json(describe(&model)).into_response())
 }
 
 /// Says that the door is open, to anybody; how the rest is, only to the watchful.

@@ -13,6 +13,7 @@ mod body;
 mod common;
 mod connection;
 mod door;
+mod elsewhere;
 mod engines;
 pub mod errors;
 mod forgetting;

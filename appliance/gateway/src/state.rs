@@ -140,7 +140,7 @@ impl Gateway {
         model: Option<&str>,
         request: http::Request<Bytes>,
     ) -> Result<EngineAnswer, EngineRefusal> {
-        self.engines.ask(model, request, &AtomicBool::new(false)).await
+        self.engines.ask(model, request, &AtomicBool::new(false), false).await
     }
 
     /// A steward is signed in from this address: connections from there get the places that are

@@ -6,11 +6,12 @@ use std::sync::LazyLock;
 use pulldown_cmark::{Alignment, CowStr, Event, HeadingLevel, Options, Parser, Tag, TagEnd, html};
 
 /// A chapter as it is written, by the end of its address.
-const WRITTEN: [(&str, &str); 10] = [
+const WRITTEN: [(&str, &str); 11] = [
     ("this-box", include_str!("../chapters/this-box.md")),
     ("first-day", include_str!("../chapters/first-day.md")),
     ("connect", include_str!("../chapters/connect.md")),
     ("people", include_str!("../chapters/people.md")),
+    ("elsewhere", include_str!("../chapters/elsewhere.md")),
     ("update", include_str!("../chapters/update.md")),
     ("trouble", include_str!("../chapters/trouble.md")),
     ("moving", include_str!("../chapters/moving.md")),

@@ -11,6 +11,7 @@
 
 mod clock;
 mod database;
+mod elsewhere;
 mod error;
 mod forgetting;
 mod invites;
@@ -29,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 pub use clock::Clock;
+pub use elsewhere::{BudgetUsedUp, Month, Reserved, SpentElsewhere, UsedElsewhere};
 pub use error::{ClaimRefused, KeyRefused, LimitReached, MembersError, SignInRefused};
 pub use invites::{Invite, InviteId};
 pub use keys::{Admission, KeyGrant, KeyId, KeyInfo, KeyLimits, MintedKey, NewKey, Scope};
@@ -40,6 +42,7 @@ pub use usage::{UsageRow, UsedLengths};
 
 use tokio_util::sync::CancellationToken;
 
+use elsewhere::Books;
 use limits::KeyedBuckets;
 use password::Hashing;
 use usage::Ledger;
@@ -62,6 +65,7 @@ struct Inner {
     sign_ins: KeyedBuckets<(String, limits::Net)>,
     sign_ins_by_address: KeyedBuckets<limits::Net>,
     ledger: Arc<Ledger>,
+    elsewhere: Arc<Books>,
 }
 
 impl Members {
@@ -74,6 +78,7 @@ impl Members {
     /// [`Members::open`], telling the time by `clock`: for tests of what expires.
     pub fn open_with_clock(path: &Path, clock: Clock) -> Result<Self, MembersError> {
         let db = database::open(path)?;
+        elsewhere::close_left_open(&db)?;
         let keys = keys::load(&db, &clock)?;
         let ledger = Ledger::start(path, clock.clone())?;
         Ok(Self(Arc::new(Inner {
@@ -88,6 +93,7 @@ impl Members {
             sign_ins: KeyedBuckets::new(10.0, 5.0),
             sign_ins_by_address: KeyedBuckets::new(60.0, 30.0),
             ledger,
+            elsewhere: Arc::default(),
             clock,
         })))
     }

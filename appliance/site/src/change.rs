@@ -8,10 +8,11 @@ use crate::backup::Backup;
 use crate::certificate::PublicCertificate;
 use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::DynamicDns;
-use crate::names::{AppName, BoxName, EngineName};
+use crate::names::{AppName, BoxName, EngineName, UpstreamName};
 use crate::power::PowerPlan;
 use crate::updates::Updates;
 use crate::uplinks::Uplinks;
+use crate::upstreams::UpstreamServer;
 use crate::verifier::Verifier;
 
 /// Everything a steward may ask to be different.
@@ -90,6 +91,15 @@ pub enum SiteChange {
     Alerts(Alerts),
     /// Tell nobody any more.
     RemoveAlerts,
+    /// Ask this server elsewhere when the box itself cannot answer.
+    Upstream {
+        /// What the box calls it.
+        name: UpstreamName,
+        /// What it is.
+        upstream: Box<UpstreamServer>,
+    },
+    /// Ask it no more.
+    RemoveUpstream(UpstreamName),
 }
 
 impl SiteChange {
@@ -146,7 +156,14 @@ impl SiteChange {
             Self::RemoveDynamicDns => next.dynamic_dns = None,
             Self::Alerts(alerts) => next.alerts = Some(alerts.clone()),
             Self::RemoveAlerts => next.alerts = None,
+            Self::Upstream { name, upstream } => {
+                next.upstreams.insert(name.clone(), (**upstream).clone());
+            }
+            Self::RemoveUpstream(name) => {
+                next.upstreams.remove(name);
+            }
         }
+        next.format = next.layout();
         next
     }
 }

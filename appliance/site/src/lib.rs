@@ -12,12 +12,15 @@ mod certificate;
 mod change;
 mod document;
 mod dynamic_dns;
+mod foreign;
+mod money;
 mod names;
 mod power;
 mod store;
 mod unknown;
 mod updates;
 mod uplinks;
+mod upstreams;
 mod verifier;
 
 pub use alerts::{Alerts, AlertsFrom, MailAddress, MailError, MailHost, MailSecurity, MailServer};
@@ -34,7 +37,9 @@ pub use document::{
     UsageVisibility,
 };
 pub use dynamic_dns::{DnsName, DnsZone, DynamicDns, DynamicDnsError, HookUrl};
-pub use names::{AppName, BoxName, EngineName, NameError, RecipeName, UplinkName};
+pub use foreign::{Container, ForeignFault, ImageDigest, ImageName, Served};
+pub use money::{Money, MoneyError};
+pub use names::{AppName, BoxName, EngineName, NameError, RecipeName, UplinkName, UpstreamName};
 pub use power::{PowerPlan, UpsAddress, UpsAddressError, UpsRole};
 pub use store::{Store, StoreError, Version, write_durably};
 pub use unknown::UnknownKey;
@@ -42,5 +47,8 @@ pub use updates::{UpdateUrl, UpdateUrlError, Updates};
 pub use uplinks::{
     InterfaceName, InterfaceNameError, Target, TargetError, TargetKind, Uplink, Uplinks,
     UplinksError,
+};
+pub use upstreams::{
+    Currency, UpstreamFault, UpstreamKind, UpstreamModel, UpstreamServer, UpstreamUrl, Upstreams,
 };
 pub use verifier::{Verifier, VerifierMode, VerifierUrl, VerifierUrlError};

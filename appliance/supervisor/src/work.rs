@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use crate::audit::Trail;
 use crate::board::Board;
 use crate::doorway;
+use crate::foreign;
 use crate::image::{Chore, Image};
 use crate::keeper::{Keeper, Order};
 use crate::kept;
@@ -432,6 +433,10 @@ impl<P: Parts> Work<P> {
         };
         let recipe = match &wanted {
             Wanted::Model(recipe) => Some(recipe),
+            // A server that somebody else runs may have a model that there is no recipe for.
+            Wanted::Change(SiteChange::Engine { slot, .. }) if !foreign::needs_weights(slot) => {
+                None
+            }
             Wanted::Change(SiteChange::Engine { slot, .. }) => Some(&slot.recipe),
             Wanted::Change(_) | Wanted::Image(_) | Wanted::Backup(_) => None,
         };
@@ -449,6 +454,11 @@ impl<P: Parts> Work<P> {
                 "the name {name} is too long for a socket in {}; choose a shorter one",
                 self.state.display()
             ));
+        }
+        if let Wanted::Change(SiteChange::Engine { name, slot }) = &wanted
+            && let Some(refusal) = foreign::refusal(name, slot, self.parts.machine().is_some())
+        {
+            return Err(refusal);
         }
         if let Wanted::Change(change @ SiteChange::Engine { .. }) = &wanted {
             self.shelf.fits(&change.applied_to(&site), &self.machine().await)?;
@@ -576,6 +586,13 @@ impl<P: Parts> Work<P> {
                 Action::ImportModel { recipe, .. } => {
                     self.import(id, step, recipe, from.clone(), cancel).await
                 }
+                Action::BringImage(container) => tokio::select! {
+                    brought = foreign::bring_image(&self.state, &container) => {
+                        brought.map_err(|why| Halt::Failed(step, why))
+                    }
+                    () = cancel.cancelled() => Err(Halt::Cancelled),
+                    () = self.ending.cancelled() => Err(Halt::Interrupted),
+                },
                 Action::StopEngine(name) => {
                     self.stop_engine(&name).await;
                     Ok(())

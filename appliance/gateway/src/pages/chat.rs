@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::Gateway;
+use crate::elsewhere;
 use crate::pages::answer::Listener;
 use crate::pages::frame::{Trouble, answer, nav, sentence};
 use crate::pages::markdown;
@@ -155,7 +156,7 @@ async fn ask(
         let why = "the conversation is empty or too long; begin a new one";
         return Err((StatusCode::BAD_REQUEST, why.into()));
     }
-    let first = || gateway.status().engines.first().map(|e| e.recipe.to_string());
+    let first = || elsewhere::models(&gateway.status()).first().map(|m| m.name.to_string());
     let model = Some(model).filter(|m| !m.is_empty()).map(str::to_owned).or_else(first);
     let mut body = json!({
         "messages": turns,
@@ -312,8 +313,13 @@ fn page(
     model: &str,
     wrong: Option<&str>,
 ) -> Response {
+    let shown = |model: &elsewhere::Model| match (&model.slot, model.elsewhere.first()) {
+        (None, Some(upstream)) => format!("{} (leaves the box, to {upstream})", title(&model.name)),
+        _ => title(&model.name),
+    };
+    let all = elsewhere::models(&gateway.status());
     let models: Vec<(String, String)> =
-        gateway.status().engines.iter().map(|e| (e.recipe.to_string(), title(&e.recipe))).collect();
+        all.iter().map(|model| (model.name.to_string(), shown(model))).collect();
     let body = html! {
         div.chat {
             h1.hidden-visually { "Chat" }

@@ -12,6 +12,7 @@ use polder_page::{Page, Tone, banner, card, copyable, facts};
 use polder_recipes::Recipe;
 
 use crate::Gateway;
+use crate::elsewhere;
 use crate::host::parse_host;
 use crate::pages::certificate;
 use crate::pages::chat::trial_banner;
@@ -20,7 +21,7 @@ use crate::pages::who::{Caller, SignedIn};
 
 pub(super) async fn show(State(gateway): State<Arc<Gateway>>, who: SignedIn) -> Response {
     let engine = gateway.status().engines.first().cloned();
-    let model = engine.as_ref().map(|engine| engine.recipe.to_string());
+    let model = elsewhere::models(&gateway.status()).first().map(|model| model.name.to_string());
     let name = model.as_deref().unwrap_or("MODEL");
     let made_for = model.as_deref().and_then(|name| Recipe::find(name).ok()?.context);
     let here = match &engine {

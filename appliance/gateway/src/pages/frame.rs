@@ -207,6 +207,9 @@ pub(super) fn said(code: &str) -> Markup {
         "no-backup" => "No backups are made any more. Those there are stay.",
         "confirmed" => "It stays.",
         "alerts" => "Kept. Send a test to see whether it arrives.",
+        "leaving" => "Kept. It holds from your next question on.",
+        "upstream" => "Kept. Press its test to see whether it answers.",
+        "upstream-removed" => "The box asks it no more, and its key is forgotten.",
         "welcome" => "Welcome. This is your page of the box.",
         _ => return html! {},
     };

@@ -144,7 +144,14 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
         SiteChange::Backup(_) | SiteChange::RemoveBackup => back.backup = before.backup.clone(),
         SiteChange::Uplinks(_) => back.uplinks = before.uplinks.clone(),
         SiteChange::Alerts(_) | SiteChange::RemoveAlerts => back.alerts = before.alerts.clone(),
+        SiteChange::Upstream { name, .. } | SiteChange::RemoveUpstream(name) => {
+            match before.upstreams.get(name) {
+                Some(server) => back.upstreams.insert(name.clone(), server.clone()),
+                None => back.upstreams.remove(name),
+            };
+        }
     }
+    back.format = back.layout();
     back
 }
 
