@@ -15,15 +15,16 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 use http_body_util::Limited;
-use polder_control::{BoxStatus, EngineStatus};
+use polder_control::BoxStatus;
 use polder_members::{KeyGrant, Member, Role, Scope, Trying};
-use polder_site::Site;
+use polder_site::{EngineName, Site};
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::Gateway;
 use crate::auth;
 use crate::body::swallow;
+use crate::elsewhere::{self, Model};
 use crate::errors::ApiError;
 use crate::naming;
 use crate::relay::{Caller, Question, known_status, most_used, relay};
@@ -90,12 +91,13 @@ impl Asker {
     }
 
     /// A key may be for some models only, by a name of the collective's own, by recipe or by slot.
-    fn may_use(&self, site: &Site, engine: &EngineStatus) -> bool {
+    fn may_use(&self, site: &Site, model: &Model) -> bool {
         let Self::Key(grant) = self else { return true };
-        let mut aliases = site.aliases.iter().filter(|(_, slot)| **slot == engine.name);
-        grant.may_use(engine.recipe.as_str())
-            || grant.may_use(engine.name.as_str())
-            || aliases.any(|(alias, _)| grant.may_use(alias.as_str()))
+        let by_slot = |slot: &EngineName| {
+            let mut aliases = site.aliases.iter().filter(|(_, led)| *led == slot);
+            grant.may_use(slot.as_str()) || aliases.any(|(alias, _)| grant.may_use(alias.as_str()))
+        };
+        grant.may_use(model.name.as_str()) || model.slot.as_ref().is_some_and(by_slot)
     }
 
     /// How they try the model that is on trial, if they were chosen for it.
@@ -105,6 +107,15 @@ impl Asker {
             Self::Member(member) => member.id,
         };
         gateway.members.trying(member)
+    }
+
+    /// What its bearer lets nothing leave the box for lives elsewhere in vain.
+    fn reaches(&self, model: &Model) -> bool {
+        let stays_here = match self {
+            Self::Key(grant) => grant.stays_here,
+            Self::Member(member) => member.stays_here,
+        };
+        model.slot.is_some() || !stays_here
     }
 }
 
@@ -149,19 +160,15 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
     };
     let body = gateway.buffers.read(body).await?;
     let model = read(&body.bytes, named_model).await?;
-    let (slot, recipe) = {
-        let (status, trying) = (gateway.status(), asker.trying(&gateway));
-        let engine = usable(&status, &asker, trying, model.as_deref())?;
-        (engine.name.clone(), engine.recipe.clone())
-    };
+    let found = usable(&gateway.status(), &asker, asker.trying(&gateway), model.as_deref())?;
     let mut caller = caller;
     if caller.counts_tokens() {
         caller.reserve(read(&body.bytes, most_used).await)?;
     }
     let bytes = match model {
         // Engines know their model by its own name, not by the slot that they run in.
-        Some(model) if model != recipe.as_str() => {
-            let recipe = recipe.clone();
+        Some(model) if model != found.name.as_str() => {
+            let recipe = found.name.clone();
             read(&body.bytes, move |body| renamed(body, recipe.as_str())).await?
         }
         _ => body.bytes.clone(),
@@ -169,7 +176,7 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
     let root = || PathAndQuery::from_static("/");
     let path = parts.uri.path_and_query().cloned().unwrap_or_else(root);
     let question = Question { method: Method::POST, path, headers: parts.headers, body: bytes };
-    Ok(relay(&gateway, caller, Some(&slot), Some(recipe.as_str()), question).await)
+    Ok(relay(&gateway, caller, &found, question).await)
 }
 
 /// Is the body of this HTTP/1.1 request so short that it is sooner read than refused? A client that is still sending when
@@ -227,23 +234,23 @@ fn renamed(body: &[u8], model: &str) -> Result<Bytes, ApiError> {
     Ok(Bytes::from(serde_json::Value::Object(question).to_string()))
 }
 
-/// The engine of a model, if they may use it.
-fn usable<'a>(
-    status: &'a BoxStatus,
+/// The model that is asked for, if they may use it.
+fn usable(
+    status: &BoxStatus,
     asker: &Asker,
     trying: Option<Trying>,
-    model: Option<&str>,
-) -> Result<&'a EngineStatus, ApiError> {
-    let engine = naming::resolve(status, trying, model, jiff::Timestamp::now())?;
+    asked: Option<&str>,
+) -> Result<Model, ApiError> {
+    let model = elsewhere::find(status, trying, asked)?;
     match asker {
-        Asker::Key(grant) if !may_ask(status, asker, engine, trying, model) => {
+        Asker::Key(grant) if !may_ask(status, asker, &model, trying, asked) => {
             Err(ApiError::not_yours(format!(
                 "this API key may not use the model {}; it may use {}",
-                engine.recipe,
+                model.name,
                 grant.models.join(", ")
             )))
         }
-        _ => Ok(engine),
+        _ => Ok(model),
     }
 }
 
@@ -251,28 +258,34 @@ fn usable<'a>(
 fn may_ask(
     status: &BoxStatus,
     asker: &Asker,
-    engine: &EngineStatus,
+    model: &Model,
     trying: Option<Trying>,
-    model: Option<&str>,
+    asked: Option<&str>,
 ) -> bool {
     let by_name = |name: &str| {
         let Asker::Key(grant) = asker else { return true };
         let led = naming::resolve(status, trying, Some(name), jiff::Timestamp::now());
-        grant.may_use(name) && led.is_ok_and(|led| led.name == engine.name)
+        grant.may_use(name) && led.is_ok_and(|led| Some(&led.name) == model.slot.as_ref())
     };
-    asker.may_use(&status.site, engine) || model.is_some_and(by_name)
+    asker.may_use(&status.site, model) || asked.is_some_and(by_name)
 }
 
-/// `root` is the model behind a name of the collective's own.
-fn describe(name: &str, engine: &EngineStatus) -> serde_json::Value {
-    json!({ "id": name, "object": "model", "created": 0, "owned_by": "polder", "root": engine.recipe })
+/// A model that lives only elsewhere says where; `root` is the model behind a name of the collective's own.
+fn describe(model: &Model) -> serde_json::Value {
+    let owner = match (&model.slot, model.elsewhere.first()) {
+        (None, Some(upstream)) => upstream.as_str(),
+        _ => "polder",
+    };
+    json!({ "id": model.shown, "object": "model", "created": 0, "owned_by": owner, "root": model.name })
 }
 
 async fn models(State(gateway): State<Arc<Gateway>>, asker: Asker) -> Json<serde_json::Value> {
     let (status, trying) = (gateway.status(), asker.trying(&gateway));
-    let usable = naming::names(&status, trying).into_iter();
-    let usable = usable.filter(|(name, e)| may_ask(&status, &asker, e, trying, Some(name)));
-    let data: Vec<_> = usable.map(|(name, engine)| describe(&name, engine)).collect();
+    let all = elsewhere::models(&status, trying);
+    let usable = all.iter().filter(|model| {
+        asker.reaches(model) && may_ask(&status, &asker, model, trying, Some(&model.shown))
+    });
+    let data: Vec<_> = usable.map(describe).collect();
     Json(json!({ "object": "list", "data": data }))
 }
 
@@ -282,10 +295,8 @@ async fn model(
     asker: Asker,
 ) -> Result<Response, ApiError> {
     let (status, trying) = (gateway.status(), asker.trying(&gateway));
-    let engine = usable(&status, &asker, trying, Some(&model))?;
-    let alias = status.site.aliases.keys().any(|alias| alias.as_str() == model);
-    let name = if alias { model.as_str() } else { engine.recipe.as_str() };
-    Ok(Json(describe(name, engine)).into_response())
+    let found = usable(&status, &asker, trying, Some(&model))?;
+    Ok(Json(describe(&found)).into_response())
 }
 
 /// Says that the door is open, to anybody; how the rest is, only to the watchful.

@@ -129,24 +129,55 @@ pub(crate) struct Engines {
     patience: Duration,
     /// For each thread its own: a connection belongs to the thread that opened it.
     lines: Mutex<HashMap<(ThreadId, PathBuf), Arc<Lines>>>,
+    /// Questions that each engine has not begun to answer.
+    waiting: Mutex<HashMap<EngineName, usize>>,
+}
+
+/// One of them, for as long as it waits.
+struct Queued<'a>(&'a Engines, EngineName);
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = waiting.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                waiting.remove(&self.1);
+            }
+        }
+    }
 }
 
 impl Engines {
     /// `patience`: how long a request waits for an engine that is starting.
     pub(crate) fn new(link: Link, patience: Duration) -> Self {
-        Self { link, patience, lines: Mutex::default() }
+        Self { link, patience, lines: Mutex::default(), waiting: Mutex::default() }
+    }
+
+    /// Questions that an engine was asked and has not begun to answer.
+    pub(crate) fn waiting(&self, engine: &EngineName) -> usize {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.get(engine).copied().unwrap_or(0)
+    }
+
+    fn queue(&self, engine: &EngineName) -> Queued<'_> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        *waiting.entry(engine.clone()).or_default() += 1;
+        Queued(self, engine.clone())
     }
 
     /// See [`crate::Gateway::engine_request`]. Sets `sent` once an engine may have seen the request. With a slot, only that engine is
-    /// asked, and only while it serves that model.
+    /// asked, and only while it serves that model. `at_once`: an engine that does not answer is not waited for.
     pub(crate) async fn ask(
         &self,
         slot: Option<&EngineName>,
         model: Option<&str>,
         request: http::Request<Bytes>,
         sent: &AtomicBool,
+        at_once: bool,
     ) -> Result<EngineAnswer, EngineRefusal> {
-        let deadline = Instant::now() + self.patience;
+        let patience = if at_once { Duration::ZERO } else { self.patience };
+        let deadline = Instant::now() + patience;
         let mut status = self.link.watch();
         let mut broke = false;
         loop {
@@ -154,8 +185,14 @@ impl Engines {
                 (Some(slot), Some(model)) => still_there(&status.borrow_and_update(), slot, model)?,
                 _ => choose(&status.borrow_and_update(), model)?.clone(),
             };
-            let wait = match readiness(&engine.part.state, self.link.is_up()) {
-                Readiness::Ready => match self.lines(&engine.socket).ask(&request, sent).await {
+            let queued = self.queue(&engine.name);
+            let asked = match readiness(&engine.part.state, self.link.is_up()) {
+                Readiness::Ready => Ok(self.lines(&engine.socket).ask(&request, sent).await),
+                other => Err(other),
+            };
+            drop(queued);
+            let wait = match asked {
+                Ok(asked) => match asked {
                     Ok(response) => {
                         return Ok(EngineAnswer {
                             engine: engine.name,
@@ -177,8 +214,8 @@ impl Engines {
                         return Err(EngineRefusal::Broke { recipe: engine.recipe, retry_after: 5 });
                     }
                 },
-                Readiness::Wait => self.patience,
-                Readiness::Never(why) => {
+                Err(Readiness::Ready | Readiness::Wait) => self.patience,
+                Err(Readiness::Never(why)) => {
                     return Err(EngineRefusal::Down { recipe: engine.recipe, why });
                 }
             };
@@ -238,6 +275,11 @@ enum Readiness {
     Ready,
     Wait,
     Never(String),
+}
+
+/// Would it be asked, and not waited for?
+pub(crate) fn is_ready(state: &PartState, supervisor_up: bool) -> bool {
+    matches!(readiness(state, supervisor_up), Readiness::Ready)
 }
 
 /// With the supervisor away its last word may be old, so the engine itself is asked.

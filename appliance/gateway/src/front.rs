@@ -25,6 +25,7 @@ use crate::headers;
 use crate::host::{RequestHost, request_host};
 use crate::origin::check_origin;
 use crate::peer::Peer;
+use crate::relay::SERVED_BY;
 
 /// Nothing from elsewhere, nothing inline, no frame around it. A page that needs more says so itself.
 const NOTHING_FOREIGN: HeaderValue = HeaderValue::from_static(polder_page::CONTENT_SECURITY_POLICY);
@@ -68,6 +69,13 @@ pub(crate) async fn answer(
         }
     };
     finish(&mut response, peer, host.as_ref());
+    if api
+        && host.is_some()
+        && let Ok(name) = HeaderValue::try_from(status.site.name.as_str())
+    {
+        // Whoever began to answer has said so.
+        response.headers_mut().entry(SERVED_BY).or_insert(name);
+    }
     gateway.tally.answered(response.status());
     response
 }

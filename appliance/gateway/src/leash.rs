@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
-use http_body::{Body as _, Frame};
+use http_body::{Body as _, Frame, SizeHint};
+use polder_upstream::{Metered, WireBody};
 use tokio::time::Instant;
 
 use crate::errors::{ApiError, Dialect};
@@ -25,6 +26,41 @@ const USAGE: &str = "x-polder-usage";
 /// No question and no answer has more tokens: an engine that says so is wrong, or was taken over, and its figures must
 /// not break the books.
 pub(crate) const MOST_TOKENS: u64 = 1 << 30;
+
+/// What somebody answers, as they say it. Dropping it stops their work.
+pub(crate) enum AnswerBody {
+    /// An engine of this box.
+    Engine(EngineBody),
+    /// A server elsewhere.
+    Elsewhere(Box<Metered<WireBody>>),
+}
+
+impl AnswerBody {
+    /// The error says nothing but that it broke off.
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ()>>> {
+        match self {
+            Self::Engine(body) => Pin::new(body).poll_frame(cx).map_err(drop),
+            Self::Elsewhere(body) => Pin::new(&mut **body).poll_frame(cx).map_err(|error| {
+                log::warn!("an answer from elsewhere broke off: {error}");
+            }),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Engine(body) => body.size_hint(),
+            // What passes is not always what came.
+            Self::Elsewhere(_) => SizeHint::default(),
+        }
+    }
+
+    fn broke(&self) -> Ending {
+        match self {
+            Self::Engine(_) => Ending::Broke,
+            Self::Elsewhere(_) => Ending::BrokeElsewhere,
+        }
+    }
+}
 
 /// How often the watchman looks at every answer that is under way.
 const ROUND: Duration = Duration::from_millis(100);
@@ -42,6 +78,8 @@ pub(crate) enum Ending {
     Stalled,
     /// The engine broke off.
     Broke,
+    /// A server elsewhere did.
+    BrokeElsewhere,
 }
 
 impl Ending {
@@ -78,6 +116,12 @@ impl Ending {
                 "engine_stopped",
                 "the engine stopped in the middle of this answer; ask again in a few seconds",
             ),
+            Self::BrokeElsewhere => ApiError::new(
+                StatusCode::BAD_GATEWAY,
+                "server_error",
+                "elsewhere_stopped",
+                "the server elsewhere that was answering stopped in the middle; ask again in a few seconds",
+            ),
         }
     }
 }
@@ -88,7 +132,7 @@ pub(crate) struct Leash {
 }
 
 struct Held {
-    upstream: Option<EngineBody>,
+    upstream: Option<AnswerBody>,
     ending: Option<Ending>,
     waker: Option<Waker>,
     /// When a piece was handed out that has not been followed by a wish for another.
@@ -115,7 +159,7 @@ impl Held {
 impl Leash {
     /// An answer of `model` to `caller`, whose prompt has this many tokens.
     pub(crate) fn new(
-        upstream: EngineBody,
+        upstream: AnswerBody,
         caller: Caller,
         model: String,
         prompt: u64,
@@ -171,7 +215,7 @@ impl Leash {
         }
         let Some(upstream) = &mut held.upstream else { return Poll::Ready(None) };
         let next = loop {
-            match Pin::new(&mut *upstream).poll_frame(cx) {
+            match upstream.poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => break Poll::Ready(Some(Ok(data))),
                     Err(frame) => {
@@ -179,7 +223,7 @@ impl Leash {
                         held.used = told.unwrap_or(held.used);
                     }
                 },
-                Poll::Ready(Some(Err(error))) => break Poll::Ready(Some(Err(error))),
+                Poll::Ready(Some(Err(()))) => break Poll::Ready(Some(Err(()))),
                 Poll::Ready(None) => break Poll::Ready(None),
                 Poll::Pending => break Poll::Pending,
             }
@@ -196,9 +240,10 @@ impl Leash {
                 }
                 Poll::Ready(Some(Ok(data)))
             }
-            Poll::Ready(Some(Err(_))) => {
+            Poll::Ready(Some(Err(()))) => {
+                let ending = upstream.broke();
                 held.upstream = None;
-                Poll::Ready(Some(Err(Ending::Broke)))
+                Poll::Ready(Some(Err(ending)))
             }
             Poll::Ready(None) => {
                 held.upstream = None;
@@ -207,8 +252,8 @@ impl Leash {
         }
     }
 
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.held().upstream.as_ref().map(http_body::Body::size_hint).unwrap_or_default()
+    fn size_hint(&self) -> SizeHint {
+        self.held().upstream.as_ref().map(AnswerBody::size_hint).unwrap_or_default()
     }
 }
 

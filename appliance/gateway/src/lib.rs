@@ -14,6 +14,7 @@ mod common;
 mod connection;
 mod deeds;
 mod door;
+mod elsewhere;
 mod engines;
 pub mod errors;
 mod fence;

@@ -9,15 +9,18 @@ use bytes::Bytes;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, TE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use polder_control::{BoxStatus, PowerPhase};
 use polder_members::{Admission, KeyGrant, MemberId, Members, MembersError, Share};
-use polder_site::EngineName;
+use polder_site::UpstreamName;
+use polder_upstream::{Leave, Way};
 use tokio_util::sync::CancellationToken;
 
 use crate::Gateway;
+use crate::elsewhere::{self, Model, Outcome};
 use crate::engines::EngineAnswer;
 use crate::errors::{ApiError, Dialect};
 use crate::headers;
-use crate::leash::{Ending, Leash, MOST_TOKENS, Relayed};
+use crate::leash::{AnswerBody, Ending, Leash, MOST_TOKENS, Relayed};
 use crate::supply;
 
 /// To the engine: whose request it is, for fair shares. A number.
@@ -33,8 +36,8 @@ const BACKGROUND: HeaderName = HeaderName::from_static("x-polder-background");
 const TRUSTING: HeaderName = HeaderName::from_static("x-polder-trusting");
 /// From the engine: tokens of the prompt.
 const PROMPT_TOKENS: &str = "x-polder-prompt-tokens";
-/// To the client: which box and which engine answered.
-const SERVED_BY: HeaderName = HeaderName::from_static("x-polder-served-by");
+/// To the client: which box, and which of its engines, or which server elsewhere answered.
+pub(crate) const SERVED_BY: HeaderName = HeaderName::from_static("x-polder-served-by");
 
 /// On whose behalf an engine works.
 pub struct Caller {
@@ -42,6 +45,7 @@ pub struct Caller {
     strict: bool,
     share: Share,
     background: bool,
+    leave: Leave,
     revoked: CancellationToken,
     /// What they hear when `revoked` fires.
     ending: Ending,
@@ -62,6 +66,7 @@ impl Caller {
             strict: grant.strict,
             share: grant.share,
             background: grant.background,
+            leave: leave(grant.stays_here),
             revoked: grant.revoked.clone(),
             ending: Ending::Revoked,
             account: Account::Key(members.admit(grant)?),
@@ -80,6 +85,7 @@ impl Caller {
                 strict: false,
                 share: found.share,
                 background: false,
+                leave: leave(found.stays_here),
                 revoked,
                 ending: Ending::SentAway,
                 account: Account::Chat(members.clone()),
@@ -124,6 +130,10 @@ impl Caller {
     }
 }
 
+fn leave(stays_here: bool) -> Leave {
+    if stays_here { Leave::Refused } else { Leave::Allowed }
+}
+
 /// What is asked of an engine.
 pub struct Question {
     /// POST, or GET for an engine's own figures.
@@ -146,56 +156,160 @@ impl Question {
         let path = PathAndQuery::from_static(path);
         Self { method: Method::POST, path, headers, body }
     }
+
+    /// Whose clients it comes from.
+    pub(crate) fn dialect(&self) -> Dialect {
+        Dialect::of(self.path.path())
+    }
 }
 
-/// Asks the engine in that slot, if it serves `model` still, and answers with what it says, as it says it.
+/// Asks whoever serves the model, its engine here (while it serves that model still) or a server elsewhere, and answers with what it says, as it
+/// says it.
 ///
-/// Dropping the answer stops the engine's work; so does revoking the caller's key. What was used is
+/// Dropping the answer stops the work; so does revoking the caller's key. What was used is
 /// counted when the answer is over, however it ends.
-pub async fn relay(
+pub(crate) async fn relay(
     gateway: &Arc<Gateway>,
     caller: Caller,
-    slot: Option<&EngineName>,
-    model: Option<&str>,
+    model: &Model,
     question: Question,
 ) -> Response {
-    let dialect = Dialect::of(question.path.path());
     let status = gateway.status();
     let tokens = || most_used(&question.body);
-    if let Some(refusal) = supply::refusal(status.supply.as_ref(), caller.background, tokens) {
-        return refusal.into_response();
+    let refusal = supply::refusal(status.supply.as_ref(), caller.background, tokens);
+    // A box that turns itself off begins nothing, wherever it would be answered.
+    let ends = status.supply.as_ref().is_some_and(|supply| supply.phase >= PowerPhase::Draining);
+    if let Some(refusal) = refusal.as_ref().filter(|_| ends || model.elsewhere.is_empty()) {
+        return refusal.clone().into_response();
     }
-    let request = towards_engine(&caller, status.site.sharing.trusting, question);
-    let (revoked, ending) = (caller.revoked.clone(), caller.ending);
-    let prompt = prompt_estimate(request.body());
-    let mut waiting = Waiting { caller: Some(caller), model, prompt, sent: AtomicBool::new(false) };
-    let asked = tokio::select! {
-        () = revoked.cancelled() => return ending.to_error().into_response(),
-        asked = gateway.engines.ask(slot, model, request, &waiting.sent) => asked,
-    };
-    let caller = waiting.caller.take();
-    match (asked, caller) {
-        (Ok(answer), Some(caller)) => towards_client(gateway, caller, answer, dialect),
-        (Err(error), _) => ApiError::from(error).into_response(),
-        (Ok(_), None) => unreachable!("the caller is taken once"),
+    let (revoked, ending, leave) = (caller.revoked.clone(), caller.ending, caller.leave);
+    let way = elsewhere::way(gateway, &status, model, leave, &question, refusal.is_some()).await;
+    let prompt = prompt_estimate(&question.body);
+    let waiting = Waiting::of(caller, model.name.to_string(), prompt);
+    let relaying = Relaying { gateway, status: &status, model, question: &question };
+    tokio::select! {
+        () = revoked.cancelled() => ending.to_error().into_response(),
+        response = relaying.along(way, waiting, refusal) => response,
     }
 }
 
-/// Somebody whose question an engine may be at work on, without a word of the answer yet. If they
-/// leave, or their key is revoked, the engine never says what it read: an estimate is counted.
-struct Waiting<'a> {
+/// One question on its way to whoever begins to answer it.
+struct Relaying<'a> {
+    gateway: &'a Arc<Gateway>,
+    status: &'a BoxStatus,
+    model: &'a Model,
+    question: &'a Question,
+}
+
+impl Relaying<'_> {
+    async fn along(&self, way: Way, mut waiting: Waiting, refusal: Option<ApiError>) -> Response {
+        let why = way.why_not.as_ref();
+        let mut failed = match self.elsewhere(&way.first, &mut waiting).await {
+            Ok(response) => return response,
+            Err(error) => error,
+        };
+        if let Some(refusal) = refusal {
+            return failed.unwrap_or(elsewhere::with_why(refusal, why)).into_response();
+        }
+        if !way.here {
+            let nobody = || why.map_or_else(ApiError::members_unreadable, elsewhere::why_not_error);
+            return failed.unwrap_or_else(nobody).into_response();
+        }
+        let Some(caller) = &waiting.caller else { unreachable!("nobody began to answer") };
+        let request = towards_engine(caller, self.status.site.sharing.trusting, self.question);
+        let name = self.model.name.as_str();
+        let sent = waiting.at(name);
+        // Where somebody else can answer, nobody waits for an engine that does not.
+        let at_once = !way.if_down.is_empty();
+        let slot = self.model.slot.as_ref();
+        let asked = self.gateway.engines.ask(slot, Some(name), request, &sent, at_once);
+        let refusal = match asked.await {
+            Ok(answer) => {
+                if elsewhere::is_full(answer.response.status())
+                    && let Ok(response) = self.elsewhere(&way.if_full, &mut waiting).await
+                {
+                    return response;
+                }
+                return self.answered(answer, waiting);
+            }
+            Err(refusal) => refusal,
+        };
+        match self.elsewhere(&way.if_down, &mut waiting).await {
+            Ok(response) => return response,
+            Err(error) => failed = error.or(failed),
+        }
+        // What the engine may have read of it is not counted: it said nothing.
+        waiting.caller = None;
+        let error = elsewhere::with_why(ApiError::from(refusal), why);
+        match failed {
+            Some(failed) => {
+                let message = format!("{}; and {}", error.message, failed.message);
+                ApiError { message, ..error }.into_response()
+            }
+            None => error.into_response(),
+        }
+    }
+
+    /// Asks these one after the other, until one begins to answer. The error is the last one's, if any was asked.
+    async fn elsewhere(
+        &self,
+        names: &[UpstreamName],
+        waiting: &mut Waiting,
+    ) -> Result<Response, Option<ApiError>> {
+        let mut last = None;
+        for name in names {
+            let Self { gateway, status, model, question } = self;
+            match elsewhere::ask(gateway, status, waiting, model, name, question).await {
+                Outcome::Begun(response) => return Ok(response),
+                Outcome::Refused(error) => {
+                    waiting.caller = None;
+                    return Ok(error.into_response());
+                }
+                Outcome::Failed(error) => last = Some(error),
+            }
+        }
+        Err(last)
+    }
+
+    fn answered(&self, answer: EngineAnswer, mut waiting: Waiting) -> Response {
+        let Some(caller) = waiting.take() else { unreachable!("the caller is taken once") };
+        towards_client(self.gateway, caller, answer, self.question.dialect())
+    }
+}
+
+/// Somebody whose question is being worked on, without a word of the answer yet. If they
+/// leave, or their key is revoked, nobody ever says what was read: an estimate is counted.
+pub(crate) struct Waiting {
     caller: Option<Caller>,
-    model: Option<&'a str>,
+    model: String,
     prompt: u64,
-    sent: AtomicBool,
+    sent: Arc<AtomicBool>,
 }
 
-impl Drop for Waiting<'_> {
+impl Waiting {
+    fn of(caller: Caller, model: String, prompt: u64) -> Self {
+        Self { caller: Some(caller), model, prompt, sent: Arc::default() }
+    }
+
+    /// Now at this one, which has not seen the question; says when it may have.
+    pub(crate) fn at(&mut self, model: &str) -> Arc<AtomicBool> {
+        model.clone_into(&mut self.model);
+        self.sent = Arc::default();
+        self.sent.clone()
+    }
+
+    /// An answer begins, and they have it from now on.
+    pub(crate) fn take(&mut self) -> Option<Caller> {
+        self.caller.take()
+    }
+}
+
+impl Drop for Waiting {
     fn drop(&mut self) {
         if let Some(caller) = self.caller.take()
             && self.sent.load(Ordering::Relaxed)
         {
-            caller.count(self.model.unwrap_or_default(), self.prompt, 0);
+            caller.count(&self.model, self.prompt, 0);
         }
     }
 }
@@ -222,10 +336,10 @@ pub(crate) fn most_used(question: &[u8]) -> u64 {
     prompt_estimate(question) + most.unwrap_or(USUAL).min(LONG)
 }
 
-fn towards_engine(caller: &Caller, trusting: bool, question: Question) -> http::Request<Bytes> {
-    let mut request = http::Request::new(question.body);
-    *request.method_mut() = question.method;
-    *request.uri_mut() = http::Uri::from(question.path);
+fn towards_engine(caller: &Caller, trusting: bool, question: &Question) -> http::Request<Bytes> {
+    let mut request = http::Request::new(question.body.clone());
+    *request.method_mut() = question.method.clone();
+    *request.uri_mut() = http::Uri::from(question.path.clone());
     *request.headers_mut() = headers::towards_engine(&question.headers);
     let headers = request.headers_mut();
     headers.insert(MEMBER, HeaderValue::from(caller.member.0));
@@ -259,24 +373,55 @@ fn towards_client(
         .headers
         .get(CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-    let leash = Leash::new(upstream, caller, recipe.to_string(), prompt);
-    gateway.watchman.watch(&leash);
-    let body = Relayed::new(leash, events.then_some(dialect), gateway.tally.stream());
-    let mut response = Response::new(Body::new(body));
-    *response.status_mut() = known_status(parts.status);
-    *response.headers_mut() = headers::towards_client(&parts.headers);
-    let headers = response.headers_mut();
-    let served_by = format!("{}/{engine}", gateway.status().site.name);
-    if let Ok(value) = HeaderValue::try_from(served_by) {
-        headers.insert(SERVED_BY, value);
+    let begun = Begun {
+        status: parts.status,
+        headers: parts.headers,
+        prompt,
+        model: recipe.to_string(),
+        served_by: format!("{}/{engine}", gateway.status().site.name),
+        events,
+    };
+    begun.towards_client(gateway, caller, AnswerBody::Engine(upstream), dialect)
+}
+
+/// An answer that begins.
+pub(crate) struct Begun {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    /// Tokens of the question.
+    pub(crate) prompt: u64,
+    /// As it is counted.
+    pub(crate) model: String,
+    pub(crate) served_by: String,
+    pub(crate) events: bool,
+}
+
+impl Begun {
+    pub(crate) fn towards_client(
+        self,
+        gateway: &Arc<Gateway>,
+        caller: Caller,
+        body: AnswerBody,
+        dialect: Dialect,
+    ) -> Response {
+        let leash = Leash::new(body, caller, self.model, self.prompt);
+        gateway.watchman.watch(&leash);
+        let body = Relayed::new(leash, self.events.then_some(dialect), gateway.tally.stream());
+        let mut response = Response::new(Body::new(body));
+        *response.status_mut() = known_status(self.status);
+        *response.headers_mut() = headers::towards_client(&self.headers);
+        let headers = response.headers_mut();
+        if let Ok(value) = HeaderValue::try_from(self.served_by) {
+            headers.insert(SERVED_BY, value);
+        }
+        // What somebody was told is nobody else's, whatever keeps answers on the way.
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.events {
+            // nginx in front of us would otherwise hold tokens back.
+            headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        }
+        response
     }
-    // What somebody was told is nobody else's, whatever keeps answers on the way.
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if events {
-        // nginx in front of us would otherwise hold tokens back.
-        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    }
-    response
 }
 
 /// An engine has no business with redirects, upgrades or sign-in.

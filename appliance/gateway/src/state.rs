@@ -147,7 +147,7 @@ impl Gateway {
         model: Option<&str>,
         request: http::Request<Bytes>,
     ) -> Result<EngineAnswer, EngineRefusal> {
-        self.engines.ask(None, model, request, &AtomicBool::new(false)).await
+        self.engines.ask(None, model, request, &AtomicBool::new(false), false).await
     }
 
     /// The address of a member's that the collective's own identity has proven, where apps may be told it.

@@ -50,6 +50,11 @@ impl Clock {
         i64::from(date.year()) * 12 + i64::from(date.month()) - 1
     }
 
+    /// Such a number as people write it, `2026-11`.
+    pub(crate) fn month_in_words(month: i64) -> String {
+        format!("{:04}-{:02}", month.div_euclid(12), month.rem_euclid(12) + 1)
+    }
+
     /// Seconds until next month begins in UTC.
     pub(crate) fn seconds_left_in_month(&self) -> u64 {
         let next = self

@@ -304,6 +304,30 @@ const ADDITIONS: &[(&str, &str)] = &[
          text TEXT NOT NULL
      ) STRICT;",
     ),
+    (
+        "elsewhere",
+        "ALTER TABLE members ADD COLUMN stays_here INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE keys ADD COLUMN stays_here INTEGER NOT NULL DEFAULT 0;
+     -- What was answered elsewhere and what it cost, in millionths: of everybody together, nobody by name.
+     CREATE TABLE elsewhere (
+         month INTEGER NOT NULL,
+         upstream TEXT NOT NULL,
+         model TEXT NOT NULL,
+         requests INTEGER NOT NULL,
+         prompt INTEGER NOT NULL,
+         completion INTEGER NOT NULL,
+         cost INTEGER NOT NULL,
+         PRIMARY KEY (month, upstream, model)
+     ) STRICT, WITHOUT ROWID;
+     -- What was set aside for questions whose answers are not over.
+     CREATE TABLE elsewhere_open (
+         id INTEGER PRIMARY KEY AUTOINCREMENT,
+         month INTEGER NOT NULL,
+         upstream TEXT NOT NULL,
+         model TEXT NOT NULL,
+         cost INTEGER NOT NULL
+     ) STRICT;",
+    ),
 ];
 
 /// Opens the file, private to its owner, and brings its layout up to date.

@@ -90,6 +90,8 @@ pub struct NewKey {
     pub strict: bool,
     /// Its requests wait for those of its owner's that are not in the background.
     pub background: bool,
+    /// What is asked with it is never answered elsewhere.
+    pub stays_here: bool,
     /// Good for this long; `None` until it is revoked.
     pub expires_in: Option<Duration>,
     /// What it may use.
@@ -113,6 +115,8 @@ pub struct KeyInfo {
     pub strict: bool,
     /// Its requests wait for the owner's others.
     pub background: bool,
+    /// What is asked with it is never answered elsewhere.
+    pub stays_here: bool,
     /// Unix seconds.
     pub created_at: i64,
     /// Unix seconds.
@@ -162,6 +166,8 @@ pub struct KeyGrant {
     pub strict: bool,
     /// Its requests wait for the owner's others.
     pub background: bool,
+    /// Nothing that is asked with it leaves the box: because of the key, or of its owner.
+    pub stays_here: bool,
     /// What its owner may claim of the engines.
     pub share: Share,
     /// Fires when the key is revoked, or its owner disabled or removed: end what runs.
@@ -543,8 +549,8 @@ impl Members {
             .execute(
                 "INSERT INTO keys (id, digest, member, label, scopes, models, strict, for_up,
                     created_at, expires_at, requests_per_minute, tokens_per_minute,
-                    tokens_per_month, at_once, background)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+                    tokens_per_month, at_once, background, stays_here)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
                 params![
                     id,
                     key.digest().0,
@@ -561,6 +567,7 @@ impl Members {
                     limits.tokens_per_month.map(|n| n as i64),
                     limits.at_once,
                     new.background,
+                    new.stays_here,
                 ],
             )
             .map_err(|e| match e.sqlite_error_code() {
@@ -576,6 +583,7 @@ impl Members {
             models: new.models.clone(),
             strict: new.strict,
             background: new.background,
+            stays_here: new.stays_here,
             created_at: now,
             expires_at,
             used_at: None,
@@ -633,11 +641,12 @@ fn read_live(
         let info = info_from_row(row)?;
         let digest: Vec<u8> = row.get(14)?;
         let share = Share { percent: row.get(18)?, answers_at_once: row.get(19)? };
-        Ok((info, digest, row.get(15)?, row.get::<_, String>(16)?, share))
+        let stays: bool = row.get(21)?;
+        Ok((info, digest, row.get(15)?, row.get::<_, String>(16)?, (share, stays)))
     })?;
     let mut live = Vec::new();
     for row in rows {
-        let (info, digest, member_name, role, share) = row?;
+        let (info, digest, member_name, role, (share, owner_stays)) = row?;
         let Ok(digest) = <[u8; 32]>::try_from(digest) else { continue };
         let counters =
             Counters::new(&info.limits, clock, info.tokens_this_month, info.used_at.unwrap_or(0));
@@ -651,6 +660,7 @@ fn read_live(
             models: info.models,
             strict: info.strict,
             background: info.background,
+            stays_here: info.stays_here || owner_stays,
             share,
             revoked: CancellationToken::new(),
             limits: info.limits,
@@ -665,7 +675,7 @@ fn read_live(
 const SELECT: &str = "SELECT k.id, k.member, k.label, k.scopes, k.models, k.strict, k.created_at,
     k.expires_at, k.used_at, k.requests_per_minute, k.tokens_per_minute, k.tokens_per_month,
     k.at_once, coalesce(q.tokens, 0), k.digest, m.name, m.role, k.background,
-    m.share_percent, m.answers_at_once
+    m.share_percent, m.answers_at_once, k.stays_here, m.stays_here
     FROM keys k JOIN members m ON m.id = k.member
     LEFT JOIN quota_use q ON q.key = k.id AND q.month = ?1";
 
@@ -680,6 +690,7 @@ fn info_from_row(row: &Row<'_>) -> rusqlite::Result<KeyInfo> {
         models: words(row.get(4)?),
         strict: row.get(5)?,
         background: row.get(17)?,
+        stays_here: row.get(20)?,
         created_at: row.get(6)?,
         expires_at: row.get(7)?,
         used_at: row.get(8)?,

@@ -14,6 +14,7 @@ mod client_apps;
 mod clock;
 mod database;
 mod deeds;
+mod elsewhere;
 mod ending;
 mod error;
 mod forgetting;
@@ -43,6 +44,7 @@ pub use announcements::Announcement;
 pub use client_apps::{ClientApp, NewClientApp};
 pub use clock::Clock;
 pub use deeds::Deed;
+pub use elsewhere::{BudgetUsedUp, Month, Reserved, SpentElsewhere, UsedElsewhere};
 pub use ending::{Ending, EndingAsked};
 pub use error::{
     ClaimRefused, KeyRefused, LimitReached, MembersError, RecoveryRefused, SignInRefused,
@@ -64,6 +66,7 @@ pub use visits::{NewVisit, Visit, VisitTokens};
 
 use tokio_util::sync::CancellationToken;
 
+use elsewhere::Books;
 use limits::KeyedBuckets;
 use password::Hashing;
 use usage::Ledger;
@@ -92,6 +95,7 @@ struct Inner {
     recoveries: KeyedBuckets<limits::Net>,
     recoveries_in_all: KeyedBuckets<()>,
     ledger: Arc<Ledger>,
+    elsewhere: Arc<Books>,
 }
 
 impl Members {
@@ -105,6 +109,7 @@ impl Members {
     pub fn open_with_clock(path: &Path, clock: Clock) -> Result<Self, MembersError> {
         let mut db = database::open(path)?;
         let gone_kept = revocations::settle(&mut db, path)?;
+        elsewhere::close_left_open(&db)?;
         let keys = keys::load(&db, &clock)?;
         let trying = trial::load(&db)?;
         let ledger = Ledger::start(path, clock.clone())?;
@@ -125,6 +130,7 @@ impl Members {
             recoveries: KeyedBuckets::new(5.0, 1.0),
             recoveries_in_all: KeyedBuckets::new(20.0, 10.0),
             ledger,
+            elsewhere: Arc::default(),
             clock,
         })))
     }

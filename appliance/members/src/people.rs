@@ -61,6 +61,8 @@ pub struct Member {
     pub created_at: i64,
     /// How much of the engines is theirs where there is not enough for all.
     pub share: Share,
+    /// They refuse to have their questions answered anywhere but on this box.
+    pub stays_here: bool,
 }
 
 /// What a member may claim of the engines beside others.
@@ -170,6 +172,17 @@ impl Members {
             change.execute(
                 "UPDATE members SET share_percent = ?2, answers_at_once = ?3 WHERE id = ?1",
                 params![id.0, share.percent, share.answers_at_once],
+            )
+        })?;
+        self.refresh_owner(id)
+    }
+
+    /// Whether a member refuses to have questions answered elsewhere. Their next one goes by it.
+    pub fn set_stays_here(&self, id: MemberId, stays_here: bool) -> Result<(), MembersError> {
+        self.change_member(id, |change| {
+            change.execute(
+                "UPDATE members SET stays_here = ?2 WHERE id = ?1",
+                params![id.0, stays_here],
             )
         })?;
         self.refresh_owner(id)
@@ -363,7 +376,7 @@ pub(crate) fn set_role(
 
 const SELECT: &str =
     "SELECT id, name, email, role, disabled, password IS NOT NULL, created_at, share_percent,
-    answers_at_once FROM members";
+    answers_at_once, stays_here FROM members";
 
 pub(crate) fn member(db: &Connection, id: MemberId) -> Result<Option<Member>, MembersError> {
     let mut query = db.prepare_cached(&format!("{SELECT} WHERE id = ?1"))?;
@@ -387,5 +400,6 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<Member> {
         has_password: row.get(5)?,
         created_at: row.get(6)?,
         share: Share { percent: row.get(7)?, answers_at_once: row.get(8)? },
+        stays_here: row.get(9)?,
     })
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior, params};
 
 use crate::clock::Clock;
+use crate::elsewhere::Settled;
 use crate::{KeyId, MemberId, Members, MembersError, database};
 
 /// Counts older than this are deleted.
@@ -146,6 +147,7 @@ struct Pending {
     usage: HashMap<(String, MemberId, String, String), Counts>,
     quota: HashMap<(String, i64), u64>,
     used: HashMap<String, i64>,
+    settled: Vec<Settled>,
     stop: bool,
 }
 
@@ -158,7 +160,10 @@ struct Counts {
 
 impl Pending {
     fn is_empty(&self) -> bool {
-        self.usage.is_empty() && self.quota.is_empty() && self.used.is_empty()
+        self.usage.is_empty()
+            && self.quota.is_empty()
+            && self.used.is_empty()
+            && self.settled.is_empty()
     }
 }
 
@@ -229,6 +234,14 @@ impl Ledger {
         self.tell(first);
     }
 
+    /// What an answer from elsewhere used, and that nothing is set aside for it any more.
+    pub(crate) fn add_settled(&self, settled: Settled) {
+        let mut pending = self.lock();
+        let first = pending.is_empty();
+        pending.settled.push(settled);
+        self.tell(first);
+    }
+
     /// Wakes the writer for the first count only: for more it is awake already, and waits.
     fn tell(&self, first: bool) {
         if first {
@@ -274,7 +287,7 @@ impl Ledger {
         }
     }
 
-    fn write(&self, db: &mut Connection, clock: &Clock) -> Result<(), MembersError> {
+    pub(crate) fn write(&self, db: &mut Connection, clock: &Clock) -> Result<(), MembersError> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = {
             let mut pending = self.lock();
@@ -297,6 +310,7 @@ impl Ledger {
             for (key, at) in taken.used {
                 pending.used.entry(key).or_insert(at);
             }
+            pending.settled.extend(taken.settled);
         }
         written
     }
@@ -312,7 +326,7 @@ impl Counts {
 
 /// No sum grows beyond this. Two of them still fit a column: one that does not would be refused, and with it every count
 /// of everybody that is written along.
-const MOST: i64 = 1 << 62;
+pub(crate) const MOST: i64 = 1 << 62;
 
 fn store(db: &mut Connection, taken: &Pending, clock: &Clock) -> Result<(), MembersError> {
     let sql = |n: u64| n.min(MOST as u64 - 1) as i64;
@@ -352,6 +366,9 @@ fn store(db: &mut Connection, taken: &Pending, clock: &Clock) -> Result<(), Memb
         change
             .prepare_cached("UPDATE keys SET used_at = ?2 WHERE id = ?1")?
             .execute(params![key, at])?;
+    }
+    for settled in &taken.settled {
+        settled.write(&change)?;
     }
     if !taken.usage.is_empty() {
         change.execute("DELETE FROM usage WHERE day < ?1", [clock.day_before(KEPT_DAYS)])?;

@@ -1,5 +1,5 @@
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,6 +13,7 @@ use polder_site::{EngineName, Site};
 use polder_supervisor::Part;
 use polder_weights::Store;
 
+use crate::foreign::{self, Image};
 use crate::kernels::Kernels;
 use crate::part;
 use crate::state::State;
@@ -45,6 +46,12 @@ enum Command {
         #[command(subcommand)]
         command: Kernels,
     },
+    /// Images of containers that serve a model in place of Polder's own engine.
+    #[command(after_help = "Example:\n  polder engine image import vllm.tar")]
+    Image {
+        #[command(subcommand)]
+        command: Image,
+    },
 }
 
 impl Engine {
@@ -55,6 +62,7 @@ impl Engine {
         }
         match (command, name) {
             (Some(Command::Kernels { command }), _) => command.run(),
+            (Some(Command::Image { command }), _) => command.run(),
             (None, Some(name)) => serve(name, state),
             (None, None) => unreachable!("a name is required where there is no subcommand"),
         }
@@ -67,6 +75,9 @@ fn serve(name: EngineName, state: State) -> anyhow::Result<()> {
     let slot = site.engines.get(&name).with_context(|| {
         format!("site.toml names no engine {name}; choose a model for it first")
     })?;
+    if let Some(served) = slot.served.clone() {
+        return foreign::serve(name, &state, slot.clone(), served);
+    }
     let recipe = Recipe::find(slot.recipe.as_str())?;
     let model = Store::open(state.join("weights"))?.model_folder(recipe).with_context(|| {
         format!(
@@ -75,10 +86,10 @@ fn serve(name: EngineName, state: State) -> anyhow::Result<()> {
             recipe.title, recipe.name
         )
     })?;
-    let socket = Sockets::of(&state).engine(&name);
-    if let Some(folder) = socket.parent() {
-        crate::state::make(folder)?;
+    if let Some(container) = slot.container.clone() {
+        return foreign::contain(name, &state, slot.clone(), container, model);
     }
+    let socket = socket(&state, &name)?;
     let mut options = EngineOptions::new(name.as_str(), socket, &model, recipe.name.as_str());
     options.kernels = kernels(&state, &name);
     options.conversations = match slot.conversations {
@@ -99,6 +110,15 @@ fn serve(name: EngineName, state: State) -> anyhow::Result<()> {
     }
     let runtime = part::runtime()?;
     part::run(runtime, Part::Engine(name), &state, |told| polder_engine_server::run(options, told))
+}
+
+/// Where it answers; the folder is made if need be.
+pub(crate) fn socket(state: &Path, name: &EngineName) -> anyhow::Result<PathBuf> {
+    let socket = Sockets::of(state).engine(name);
+    if let Some(folder) = socket.parent() {
+        crate::state::make(folder)?;
+    }
+    Ok(socket)
 }
 
 /// What this engine may take of the memory that it shares with the others of the site: of the first card where there is one, else of the

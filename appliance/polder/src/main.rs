@@ -10,6 +10,7 @@ mod claim;
 mod console;
 mod engine;
 mod follow;
+mod foreign;
 mod gateway;
 mod greeting;
 mod health;

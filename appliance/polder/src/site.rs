@@ -5,6 +5,7 @@ use polder_site::{EngineName, EngineSlot, RecipeName, SiteChange, Store, Version
 
 use crate::console::{complain, say};
 use crate::follow::Follower;
+use crate::foreign::By;
 use crate::state::State;
 
 /// Show what the box is told to be, and what it was told before; tell it to serve a model.
@@ -33,7 +34,7 @@ enum Command {
     },
     /// Serve a model beside others, or in place of one, with a part of the memory. The box is running.
     #[command(
-        after_help = "Examples:\n  polder site serve qwen3-4b --as fast --memory \"20 GiB\"\n  polder site serve qwen3-30b-a3b --as slow --memory \"60 %\""
+        after_help = "Examples:\n  polder site serve qwen3-4b --as fast --memory \"20 GiB\"\n  polder site serve qwen3-30b-a3b --as slow --memory \"60 %\"\n  polder site serve qwen3-30b-a3b --as slow --url http://127.0.0.1:8000/v1\n  polder site serve qwen3-30b-a3b --as slow --image docker.io/vllm/vllm-openai@sha256:DIGEST -- --model /weights --served-model-name qwen3-30b-a3b"
     )]
     Serve {
         /// The model, as `polder recipes` names it.
@@ -44,6 +45,8 @@ enum Command {
         /// Most memory that it may take, of the graphics card where there is one; `none`: what others leave. Without this, as before.
         #[arg(long)]
         memory: Option<String>,
+        #[command(flatten)]
+        by: By,
         #[command(flatten)]
         state: State,
     },
@@ -91,10 +94,16 @@ impl Site {
                     before = Some(site);
                 }
             }
-            Command::Serve { model, name, memory, state } => {
+            Command::Serve { model, name, memory, by, state } => {
                 let folder = existing(&state)?;
-                let recipe = Recipe::find(&model)?.name.parse()?;
+                // Another machine's server may have a model that there is no recipe for.
+                let recipe = match by.is_elsewhere() {
+                    true => model.parse()?,
+                    false => Recipe::find(&model)?.name.parse()?,
+                };
                 let slot = slot(&crate::part::site(&folder)?, &name, recipe, memory.as_deref())?;
+                by.keep_key(&folder, &name)?;
+                let slot = by.serving(slot)?;
                 let change = SiteChange::Engine { name, slot };
                 crate::part::runtime()?.block_on(Follower::of(&folder).apply(change))?;
             }

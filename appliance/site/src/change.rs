@@ -9,13 +9,14 @@ use crate::certificate::PublicCertificate;
 use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::DynamicDns;
 use crate::money::Money;
-use crate::names::{AppName, BoxName, EngineName, ModelAlias};
+use crate::names::{AppName, BoxName, EngineName, ModelAlias, UpstreamName};
 use crate::power::PowerPlan;
 use crate::sign_in::SignIn;
 use crate::spare::Spare;
 use crate::succession::SuccessionStep;
 use crate::updates::Updates;
 use crate::uplinks::Uplinks;
+use crate::upstreams::UpstreamServer;
 use crate::verifier::Verifier;
 
 /// Everything a steward may ask to be different.
@@ -117,6 +118,15 @@ pub enum SiteChange {
     Alerts(Alerts),
     /// Tell nobody any more.
     RemoveAlerts,
+    /// Ask this server elsewhere when the box itself cannot answer.
+    Upstream {
+        /// What the box calls it.
+        name: UpstreamName,
+        /// What it is.
+        upstream: Box<UpstreamServer>,
+    },
+    /// Ask it no more.
+    RemoveUpstream(UpstreamName),
 }
 
 impl SiteChange {
@@ -190,7 +200,14 @@ impl SiteChange {
             Self::RemoveDynamicDns => next.dynamic_dns = None,
             Self::Alerts(alerts) => next.alerts = Some(alerts.clone()),
             Self::RemoveAlerts => next.alerts = None,
+            Self::Upstream { name, upstream } => {
+                next.upstreams.insert(name.clone(), (**upstream).clone());
+            }
+            Self::RemoveUpstream(name) => {
+                next.upstreams.remove(name);
+            }
         }
+        next.format = next.layout();
         next
     }
 }

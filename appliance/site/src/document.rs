@@ -9,6 +9,7 @@ use crate::backup::{Backup, BackupPlace};
 use crate::budget::Budget;
 use crate::certificate::{Proof, PublicCertificate, PublicName};
 use crate::dynamic_dns::{DynamicDns, DynamicDnsError};
+use crate::foreign::{Container, ForeignFault, Served, is_word};
 use crate::money::Money;
 use crate::names::{AppName, BoxName, EngineName, ModelAlias, RecipeName};
 use crate::power::PowerPlan;
@@ -18,11 +19,14 @@ use crate::succession::Succession;
 use crate::unknown::UnknownKey;
 use crate::updates::Updates;
 use crate::uplinks::{self, Uplinks, UplinksError};
+use crate::upstreams::{UpstreamFault, Upstreams};
 use crate::verifier::Verifier;
 
 /// The document's layout; raised when an old binary could misread a new file. A key that it may leave out of account is no
 /// reason: see `unknown.rs`.
 const FORMAT: u32 = 1;
+/// The layout of a site with a slot that another server than our engine serves: a new word for an old key.
+const FORMAT_FOREIGN: u32 = 2;
 
 /// What the box is told to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +95,9 @@ pub struct Site {
     /// How stewards are told that something is wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alerts: Option<Alerts>,
+    /// Servers elsewhere that are asked when the box itself cannot answer.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub upstreams: Upstreams,
 }
 
 /// The public door.
@@ -183,6 +190,12 @@ pub struct EngineSlot {
     /// Most memory that it takes. Without one, an only engine takes what is free, and several share: see the planner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Budget>,
+    /// For [`EngineKind::Container`]: which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
+    /// For [`EngineKind::Url`]: where.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served: Option<Served>,
 }
 
 /// How an engine holds what was said in memory.
@@ -207,17 +220,55 @@ impl EngineSlot {
     /// That serves a model, with the usual values for everything else.
     pub fn serving(recipe: RecipeName) -> Self {
         let (kind, conversations) = (EngineKind::default(), Conversations::default());
-        Self { recipe, kind, conversations, memory: None }
+        Self { recipe, kind, conversations, memory: None, container: None, served: None }
+    }
+
+    /// What the model is called by whoever serves it, where that is not our own engine.
+    pub fn called(&self) -> &str {
+        let container = self.container.as_ref().and_then(|container| container.called.as_deref());
+        let served = self.served.as_ref().and_then(|served| served.called.as_deref());
+        container.or(served).unwrap_or(self.recipe.as_str())
+    }
+
+    fn check(&self, name: &EngineName) -> Result<(), ForeignFault> {
+        let (kind, needed, fits) = match self.kind {
+            EngineKind::Polder => {
+                ("polder", "container or served", self.container.is_none() && self.served.is_none())
+            }
+            EngineKind::Container => {
+                ("container", "container", self.container.is_some() && self.served.is_none())
+            }
+            EngineKind::Url => ("url", "served", self.served.is_some() && self.container.is_none()),
+        };
+        if !fits {
+            return Err(ForeignFault::Table { slot: name.to_string(), kind, needed });
+        }
+        let container = self.container.as_ref();
+        let arguments = container.map(|container| &container.arguments[..]).unwrap_or_default();
+        if arguments.len() > 100
+            || !arguments.iter().all(|word| is_word(word))
+            || !is_word(self.called())
+        {
+            return Err(ForeignFault::Word(name.to_string()));
+        }
+        if container.is_some_and(|container| container.port == 0) {
+            return Err(ForeignFault::Port(name.to_string()));
+        }
+        Ok(())
     }
 }
 
-/// What serves a model. Containers and foreign URLs come with the OS image.
+/// What serves a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EngineKind {
     /// Our own engine.
     #[default]
     Polder,
+    /// Another server, in a container that the box starts and stops.
+    Container,
+    /// Another server, which somebody else looks after.
+    Url,
 }
 
 /// `site.toml` does not say something that a box can be.
@@ -238,7 +289,7 @@ pub enum SiteError {
     },
     /// From another time.
     #[error(
-        "site.toml has format {found}, this version of polder reads format {FORMAT}; start the version that wrote it"
+        "site.toml has format {found}, this version of polder reads formats {FORMAT} and {FORMAT_FOREIGN}; start the version that wrote it"
     )]
     Format {
         /// What the file says.
@@ -340,6 +391,12 @@ pub enum SiteError {
     /// Nobody could sign in with that service.
     #[error("site.toml: sign_in: {0}")]
     SignIn(#[from] SignInError),
+    /// A server elsewhere that cannot be asked.
+    #[error("site.toml: {0}")]
+    Upstream(#[from] UpstreamFault),
+    /// A slot that nothing could serve as it says.
+    #[error("site.toml: {0}")]
+    Foreign(#[from] ForeignFault),
     /// A host name of an app that is a name of the box.
     #[error(
         "site.toml: the box would answer to {host} as the app {app} and as itself; call the app something else"
@@ -378,6 +435,7 @@ impl Site {
             uplinks: Uplinks::new(),
             dynamic_dns: None,
             alerts: None,
+            upstreams: Upstreams::new(),
         }
     }
 
@@ -412,7 +470,7 @@ impl Site {
         }
         let syntax = |error: toml::de::Error| SiteError::Syntax(one_line(&error.to_string()));
         let head: Head = toml::from_str(text).map_err(syntax)?;
-        if head.format != FORMAT {
+        if ![FORMAT, FORMAT_FOREIGN].contains(&head.format) {
             return Err(SiteError::Format { found: head.format });
         }
         let table: toml::Table = toml::from_str(text).map_err(syntax)?;
@@ -428,7 +486,13 @@ impl Site {
             SiteError::Syntax(format!("{}{hints}", one_line(&error.to_string())))
         })?;
         site.check()?;
-        Ok((site, unknown))
+        Ok((Self { format: site.layout(), ..site }, unknown))
+    }
+
+    /// The oldest layout that says all of it without being misread.
+    pub fn layout(&self) -> u32 {
+        let foreign = self.engines.values().any(|slot| slot.kind != EngineKind::Polder);
+        if foreign { FORMAT_FOREIGN } else { FORMAT }
     }
 
     /// Writes the document.
@@ -488,6 +552,10 @@ impl Site {
         if let Some(sign_in) = &self.sign_in {
             sign_in.check()?;
         }
+        self.upstreams
+            .iter()
+            .try_for_each(|(name, upstream)| upstream.check(name, self.door.port))?;
+        self.engines.iter().try_for_each(|(name, slot)| slot.check(name))?;
         self.check_common()?;
         self.check_succession().map_err(SiteError::Succession)?;
         self.check_apps()
@@ -629,7 +697,8 @@ impl Site {
                     slot.memory.is_none().then(|| (slot.recipe.clone(), slot.conversations));
                 (name.clone(), slot.memory, needs)
             };
-            site.engines.iter().map(of).collect()
+            // What another machine serves takes nothing here.
+            site.engines.iter().filter(|(_, slot)| slot.kind != EngineKind::Url).map(of).collect()
         };
         ours == theirs && self.keeping == other.keeping && (budgeted || takes(self) == takes(other))
     }
@@ -722,8 +791,8 @@ mod tests {
 
     #[test]
     fn a_file_from_a_newer_polder_says_so_instead_of_complaining_about_its_fields() {
-        let text = Site::unclaimed(8443).to_toml().replace("format = 1", "format = 2\nnew = true");
-        assert!(matches!(Site::from_toml(&text), Err(SiteError::Format { found: 2 })));
+        let text = Site::unclaimed(8443).to_toml().replace("format = 1", "format = 3\nnew = true");
+        assert!(matches!(Site::from_toml(&text), Err(SiteError::Format { found: 3 })));
     }
 
     #[test]

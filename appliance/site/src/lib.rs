@@ -5,6 +5,7 @@
 //! for the file and its history, [`SiteChange`] for everything that may change.
 
 mod alerts;
+mod amount;
 mod apps;
 mod backup;
 mod budget;
@@ -12,6 +13,7 @@ mod certificate;
 mod change;
 mod document;
 mod dynamic_dns;
+mod foreign;
 mod money;
 mod names;
 mod power;
@@ -22,9 +24,11 @@ mod succession;
 mod unknown;
 mod updates;
 mod uplinks;
+mod upstreams;
 mod verifier;
 
 pub use alerts::{Alerts, AlertsFrom, MailAddress, MailError, MailHost, MailSecurity, MailServer};
+pub use amount::{Amount, AmountError};
 pub use apps::{App, Audience, Upstream, UpstreamError};
 pub use backup::{Backup, BackupPlace, BackupPlaceError, Retention};
 pub use budget::{Budget, BudgetError};
@@ -38,8 +42,11 @@ pub use document::{
     UsageVisibility,
 };
 pub use dynamic_dns::{DnsName, DnsZone, DynamicDns, DynamicDnsError, HookUrl};
+pub use foreign::{Container, ForeignFault, ImageDigest, ImageName, Served};
 pub use money::{Currency, CurrencyError, Money};
-pub use names::{AppName, BoxName, EngineName, ModelAlias, NameError, RecipeName, UplinkName};
+pub use names::{
+    AppName, BoxName, EngineName, ModelAlias, NameError, RecipeName, UplinkName, UpstreamName,
+};
 pub use power::{PowerPlan, UpsAddress, UpsAddressError, UpsLine, UpsLineError, UpsRole};
 pub use sign_in::{IssuerUrl, SignIn, SignInError};
 pub use spare::{Spare, SpareRole};
@@ -50,5 +57,8 @@ pub use updates::{UpdateUrl, UpdateUrlError, Updates};
 pub use uplinks::{
     InterfaceName, InterfaceNameError, Target, TargetError, TargetKind, Uplink, Uplinks,
     UplinksError,
+};
+pub use upstreams::{
+    UpstreamFault, UpstreamKind, UpstreamModel, UpstreamServer, UpstreamUrl, Upstreams,
 };
 pub use verifier::{Verifier, VerifierMode, VerifierUrl, VerifierUrlError};

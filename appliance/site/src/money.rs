@@ -20,6 +20,12 @@ pub struct Currency(String);
 #[error("{0:?} is no currency; write its three letters, such as EUR")]
 pub struct CurrencyError(String);
 
+impl Default for Currency {
+    fn default() -> Self {
+        Self("EUR".to_owned())
+    }
+}
+
 impl Currency {
     /// Its three letters.
     pub fn as_str(&self) -> &str {

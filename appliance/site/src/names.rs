@@ -101,6 +101,10 @@ name!(
     /// A way out to the internet, such as `fibre`.
     UplinkName, "uplink", 32, false
 );
+name!(
+    /// A server elsewhere, such as `cloud`.
+    UpstreamName, "server", 32, false
+);
 
 #[cfg(test)]
 mod tests {

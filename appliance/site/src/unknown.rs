@@ -12,6 +12,7 @@ use crate::backup::{Backup, Retention};
 use crate::certificate::{DnsHook, DnsUpdate, PublicCertificate};
 use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::{DnsZone, DynamicDns};
+use crate::foreign::{Container, Served};
 use crate::money::Money;
 use crate::power::PowerPlan;
 use crate::sign_in::SignIn;
@@ -19,6 +20,7 @@ use crate::spare::Spare;
 use crate::succession::Succession;
 use crate::updates::Updates;
 use crate::uplinks::Uplink;
+use crate::upstreams::{UpstreamModel, UpstreamServer};
 use crate::verifier::Verifier;
 
 /// Letters that a mistyped key may have wrong, and at most a third of them.
@@ -35,8 +37,8 @@ pub struct UnknownKey {
 
 /// Keys whose usual value does more than somebody may have wanted who mistyped one. A version that knows them always writes them, so that
 /// no newer one's file is taken for a mistake. All others are necessary, or their usual value is the strictest.
-/// Only a budget is not always written: no later key of an engine may be as near to it.
-const MORE_THAN_MEANT: [&str; 14] = [
+/// Only a budget and an authority are not always written: no later key beside them may be as near to one.
+const MORE_THAN_MEANT: [&str; 16] = [
     "keeping",
     "keeping.days",
     "keeping.disk_percent",
@@ -51,6 +53,8 @@ const MORE_THAN_MEANT: [&str; 14] = [
     "spare.port",
     "spare.disk_percent",
     "uplinks.*.metered",
+    "upstreams.*.authority",
+    "engines.*.served.authority",
 ];
 
 /// Is the key this one? A star stands for any name.
@@ -166,6 +170,8 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["succession"] => fields::<Succession>(),
         ["succession", "parked"] => fields::<EngineSlot>(),
         ["money"] => fields::<Money>(),
+        ["engines", _, "container"] => fields::<Container>(),
+        ["engines", _, "served"] => fields::<Served>(),
         ["apps", _] => fields::<App>(),
         ["verifier"] => fields::<Verifier>(),
         ["sign_in"] => fields::<SignIn>(),
@@ -182,6 +188,8 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["dynamic_dns", "zone"] => fields::<DnsZone>(),
         ["alerts"] => fields::<Alerts>(),
         ["alerts", "mail"] => fields::<MailServer>(),
+        ["upstreams", _] => fields::<UpstreamServer>(),
+        ["upstreams", _, "models", _] => fields::<UpstreamModel>(),
         _ => &[],
     }
 }
@@ -324,6 +332,25 @@ mod tests {
             authority: Some("PEM".into()),
         };
         site.alerts = Some(Alerts { mail: Some(mail), ..Alerts::default() });
+        let amount = |text: &str| text.parse::<crate::Amount>().unwrap();
+        let model = UpstreamModel {
+            called: "big".into(),
+            input: amount("0.15"),
+            output: amount("0.6"),
+            cached: Some(amount("0.02")),
+        };
+        let upstream = UpstreamServer {
+            kind: crate::UpstreamKind::Cloud,
+            url: "https://api.example.org/v1".parse().unwrap(),
+            authority: None,
+            budget: amount("25"),
+            currency: Default::default(),
+            when_down: true,
+            when_full: true,
+            full_at: Some(8),
+            models: [("big".parse().unwrap(), model)].into(),
+        };
+        site.upstreams.insert("cloud".parse().unwrap(), upstream);
         site
     }
 
@@ -372,6 +399,8 @@ mod tests {
             &["dynamic_dns", "zone"],
             &["alerts"],
             &["alerts", "mail"],
+            &["upstreams", "cloud"],
+            &["upstreams", "cloud", "models", "big"],
         ] {
             let mut table = &document;
             tables.iter().for_each(|name| table = table[*name].as_table().unwrap());
@@ -383,7 +412,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 107);
+        assert_eq!(tried, 120);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }

@@ -14,6 +14,7 @@ mod children;
 mod desk;
 mod disk;
 mod doorway;
+mod foreign;
 mod image;
 mod keeper;
 mod kept;

@@ -3,10 +3,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use polder_backup::{BackupAction, Store, drill_plan, first_plan, restore_plan, save_plan};
 use polder_control::{BackupWish, PartState, Plan, Step};
 use polder_site::{
-    BackupPlace, Budget, EngineName, RecipeName, Site, SiteChange, Spare, SpareRole,
+    BackupPlace, Budget, Container, EngineName, RecipeName, Site, SiteChange, Spare, SpareRole,
     SuccessionStep, TrialHours,
 };
 
+use crate::foreign;
 use crate::image::{Change, ImageAction};
 use crate::shelf::Described;
 use crate::work::Handing;
@@ -53,6 +54,8 @@ pub enum Action {
         /// What it is.
         what: Described,
     },
+    /// Make sure that this image is there, and no other.
+    BringImage(Box<Container>),
     /// Stop an engine in order.
     StopEngine(EngineName),
     /// Make this the site.
@@ -102,6 +105,7 @@ impl Action {
                 let size = what.bytes.map(|b| format!(" ({})", size(b))).unwrap_or_default();
                 ("import-model", format!("Import {}{size}", what.title))
             }
+            Self::BringImage(container) => ("bring-image", foreign::image_step(container)),
             Self::StopEngine(name) => {
                 ("stop-engine", format!("Let the engine {name} finish and stop it"))
             }
@@ -173,7 +177,7 @@ pub fn plan(
         Wanted::Change(change) => {
             let next = change.applied_to(&observed.site);
             let mut missing: Vec<&RecipeName> = Vec::new();
-            let (mut stop, mut start) = (Vec::new(), Vec::new());
+            let (mut images, mut stop, mut start) = (Vec::new(), Vec::new(), Vec::new());
             let stays = |name: &EngineName| observed.site.tells_alike(&next, name);
             for name in observed.site.engines.keys() {
                 let state = observed.engines.get(name).unwrap_or(&PartState::Stopped);
@@ -186,9 +190,12 @@ pub fn plan(
                 if stays(name) && *state == PartState::Ready {
                     continue;
                 }
-                if !observed.imported.contains(&slot.recipe) && !missing.contains(&&slot.recipe) {
+                let here =
+                    observed.imported.contains(&slot.recipe) || !foreign::needs_weights(slot);
+                if !here && !missing.contains(&&slot.recipe) {
                     missing.push(&slot.recipe);
                 }
+                images.extend(slot.container.clone().map(|c| Action::BringImage(Box::new(c))));
                 start.push(Action::StartEngine(name.clone()));
             }
             // What is to run later is brought in now.
@@ -200,6 +207,7 @@ pub fn plan(
                 missing.push(&slot.recipe);
             }
             actions.extend(missing.into_iter().map(import));
+            actions.extend(images);
             actions.extend(stop);
             let (first, then) = first_backup(change, observed);
             actions.extend(first);
@@ -324,7 +332,7 @@ fn title(wanted: &Wanted, site: &Site, known: &dyn Fn(&RecipeName) -> String) ->
                 Some(part @ Budget::Percent(_)) => format!(", with {part} of the memory"),
                 None => String::new(),
             };
-            format!("Serve {} as {name}{memory}", known(&slot.recipe))
+            format!("Serve {} as {name}{memory}{}", known(&slot.recipe), foreign::title(slot))
         }
         Wanted::Change(SiteChange::RemoveEngine(name)) => format!("Remove the engine {name}"),
         Wanted::Change(SiteChange::Alias { name, to }) => {
@@ -418,6 +426,21 @@ fn title(wanted: &Wanted, site: &Site, known: &dyn Fn(&RecipeName) -> String) ->
         Wanted::Change(SiteChange::RemoveAlerts) => {
             "Tell stewards on the dashboard only when something is wrong".to_owned()
         }
+        Wanted::Change(SiteChange::Upstream { name, upstream }) => {
+            let models: Vec<&str> = upstream.models.keys().map(RecipeName::as_str).collect();
+            let of = match models[..] {
+                [] => "nothing yet".to_owned(),
+                _ => models.join(", "),
+            };
+            format!(
+                "Ask {name} at {} {}, for at most {} {} a month: {of}",
+                upstream.url,
+                upstream.when(),
+                upstream.budget,
+                upstream.currency
+            )
+        }
+        Wanted::Change(SiteChange::RemoveUpstream(name)) => format!("Ask {name} no more"),
         Wanted::Change(SiteChange::RemoveUpdates) => "Look for updates on sticks only".to_owned(),
         Wanted::Change(SiteChange::Certificate(certificate)) => {
             let names: Vec<&str> = certificate.names.iter().map(|name| name.as_str()).collect();
@@ -636,6 +659,88 @@ mod tests {
     }
 
     #[test]
+    fn another_server_in_a_slot_is_told_with_its_digest_and_its_image_is_brought_before_anything_stops()
+     {
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        let container = Container {
+            image: "docker.io/vllm/vllm-openai".parse().unwrap(),
+            digest: digest.parse().unwrap(),
+            port: 8000,
+            arguments: Vec::new(),
+            called: None,
+        };
+        let plain = EngineSlot::serving("big".parse().unwrap());
+        let kind = polder_site::EngineKind::Container;
+        let slot = EngineSlot { kind, container: Some(container), ..plain.clone() };
+        assert_eq!(
+            text(&serving(), Wanted::Change(SiteChange::Engine { name: fast(), slot })),
+            format!(
+                "Serve BIG as fast, from the container image docker.io/vllm/vllm-openai at {digest}\n  \
+                 1. Import BIG (94 MiB)\n  \
+                 2. Bring in the container image docker.io/vllm/vllm-openai unless it is here, and see that it is {digest}\n  \
+                 3. Let the engine fast finish and stop it\n  \
+                 4. Write down what the box should be\n  \
+                 5. Start the engine fast and wait until it answers\n\
+                 [import-model bring-image stop-engine write-site start-engine]"
+            )
+        );
+        let url = "http://127.0.0.1:8000/v1".parse().unwrap();
+        let served = Some(polder_site::Served { url, authority: None, called: None });
+        let slot = EngineSlot { kind: polder_site::EngineKind::Url, served, ..plain };
+        assert_eq!(
+            text(&fresh(), Wanted::Change(SiteChange::Engine { name: fast(), slot })),
+            "Serve BIG as fast, by the server at http://127.0.0.1:8000/v1\n  \
+             1. Write down what the box should be\n  \
+             2. Start the engine fast and wait until it answers\n\
+             [write-site start-engine]"
+        );
+    }
+
+    #[test]
+    fn a_server_elsewhere_is_told_with_when_it_is_asked_and_what_it_may_cost() {
+        let mut upstream = polder_site::UpstreamServer {
+            kind: polder_site::UpstreamKind::Cloud,
+            url: "https://api.example.org/v1".parse().unwrap(),
+            authority: None,
+            budget: "25".parse().unwrap(),
+            currency: Default::default(),
+            when_down: true,
+            when_full: true,
+            full_at: None,
+            models: Default::default(),
+        };
+        let asked = |upstream: &polder_site::UpstreamServer| {
+            let (name, upstream) = ("cloud".parse().unwrap(), Box::new(upstream.clone()));
+            text(&serving(), Wanted::Change(SiteChange::Upstream { name, upstream }))
+        };
+        assert_eq!(
+            asked(&upstream),
+            "Ask cloud at https://api.example.org/v1 when the box is down or full, for at most 25.00 EUR a month: nothing yet\n  \
+             1. Write down what the box should be\n\
+             [write-site]"
+        );
+        let price = "0.15".parse().unwrap();
+        let model = polder_site::UpstreamModel {
+            called: "v/big".into(),
+            input: price,
+            output: price,
+            cached: None,
+        };
+        upstream.models.insert("big".parse().unwrap(), model);
+        (upstream.when_down, upstream.when_full) = (false, false);
+        let only = asked(&upstream);
+        assert!(only.starts_with("Ask cloud at https://api.example.org/v1 for what only it has, for at most 25.00 EUR a month: big\n"), "{only}");
+        let mut asks = serving();
+        asks.site.upstreams.insert("cloud".parse().unwrap(), upstream);
+        assert_eq!(
+            text(&asks, Wanted::Change(SiteChange::RemoveUpstream("cloud".parse().unwrap()))),
+            "Ask cloud no more\n  \
+             1. Write down what the box should be\n\
+             [write-site]"
+        );
+    }
+
+    #[test]
     fn an_engine_is_removed_with_its_slot_and_its_weights_stay() {
         assert_eq!(
             text(&serving(), Wanted::Change(SiteChange::RemoveEngine(fast()))),
@@ -815,6 +920,7 @@ mod tests {
                         box_.engines.insert(name, PartState::Ready);
                     }
                     Action::OpenDoor
+                    | Action::BringImage(_)
                     | Action::WatchUps(_)
                     | Action::LeaveSpare
                     | Action::TendLink(_)

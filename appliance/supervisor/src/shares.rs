@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use polder_planner::{Lodger, Room, ShareError, shares};
 use polder_recipes::Recipe;
-use polder_site::{Conversations, EngineName, Site};
+use polder_site::{Conversations, EngineKind, EngineName, Site};
 
 /// Bytes for each engine of the site; `None`: whatever is free. The error is one sentence. An engine whose recipe this version does not
 /// know is left out: it does not start either.
@@ -13,6 +13,10 @@ pub fn memory_shares(
     room: Room,
 ) -> Result<BTreeMap<EngineName, Option<u64>>, ShareError> {
     let known = site.engines.iter().filter_map(|(name, slot)| {
+        // What another machine serves takes nothing here.
+        if slot.kind == EngineKind::Url {
+            return None;
+        }
         let recipe = Recipe::find(slot.recipe.as_str()).ok()?;
         let budget = slot.memory.map(|budget| budget.of(room.bytes));
         let compact = slot.conversations == Conversations::Compact;

@@ -31,6 +31,7 @@ use tokio_util::task::TaskTracker;
 use crate::audit::Trail;
 use crate::board::Board;
 use crate::doorway;
+use crate::foreign;
 use crate::image::{Chore, Image};
 use crate::keeper::{Keeper, Order};
 use crate::kept;
@@ -465,6 +466,10 @@ impl<P: Parts> Work<P> {
         };
         let recipe = match &wanted {
             Wanted::Model(recipe) => Some(recipe),
+            // A server that somebody else runs may have a model that there is no recipe for.
+            Wanted::Change(SiteChange::Engine { slot, .. }) if !foreign::needs_weights(slot) => {
+                None
+            }
             Wanted::Change(
                 SiteChange::Engine { slot, .. }
                 | SiteChange::Succession(SuccessionStep::Begin { slot, .. }),
@@ -485,6 +490,11 @@ impl<P: Parts> Work<P> {
                 "the name {name} is too long for a socket in {}; choose a shorter one",
                 self.state.display()
             ));
+        }
+        if let Wanted::Change(SiteChange::Engine { name, slot }) = &wanted
+            && let Some(refusal) = foreign::refusal(name, slot, self.parts.machine().is_some())
+        {
+            return Err(refusal);
         }
         if let Wanted::Change(change @ (SiteChange::Engine { .. } | SiteChange::Succession(_))) =
             &wanted
@@ -622,6 +632,13 @@ impl<P: Parts> Work<P> {
                 Action::ImportModel { recipe, .. } => {
                     self.import(id, step, recipe, from.clone(), cancel).await
                 }
+                Action::BringImage(container) => tokio::select! {
+                    brought = foreign::bring_image(&self.state, &container) => {
+                        brought.map_err(|why| Halt::Failed(step, why))
+                    }
+                    () = cancel.cancelled() => Err(Halt::Cancelled),
+                    () = self.ending.cancelled() => Err(Halt::Interrupted),
+                },
                 Action::StopEngine(name) => {
                     self.stop_engine(&name).await;
                     Ok(())

@@ -9,7 +9,7 @@ use axum::http::header;
 use axum::response::{AppendHeaders, IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use polder_members::{MembersError, Secret, SessionInfo};
-use polder_page::{Field, Page, Tone, badge, banner, card, facts, field, table, when};
+use polder_page::{Field, Page, Tone, badge, banner, card, facts, field, table, tick, when};
 use serde::Deserialize;
 
 use crate::pages::arrive;
@@ -81,6 +81,22 @@ pub(super) async fn forget(
     Ok(Redirect::to(&format!("/account?said={said}")).into_response())
 }
 
+#[derive(Deserialize)]
+pub(super) struct Leaving {
+    #[serde(default)]
+    stays_here: String,
+}
+
+pub(super) async fn leaving(
+    State(gateway): State<Arc<Gateway>>,
+    who: SignedIn,
+    Form(form): Form<Leaving>,
+) -> Result<Response, Trouble> {
+    let (id, stays_here) = (who.member.id, form.stays_here == "yes");
+    gateway.members.ask(move |m| m.set_stays_here(id, stays_here)).await?;
+    Ok(Redirect::to("/account?said=leaving").into_response())
+}
+
 pub(super) async fn out_everywhere(
     State(gateway): State<Arc<Gateway>>,
     who: SignedIn,
@@ -108,6 +124,7 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response
             ("Member since", when(who.member.created_at, frame::now())),
         ])))
         (kept(gateway))
+        (leaves(gateway, who.member.stays_here))
         section.card {
             h2 { "Where you are signed in" }
             (sessions_table(&sessions))
@@ -158,6 +175,29 @@ fn kept(gateway: &Gateway) -> Markup {
             p { strong { "Never kept in words: " } "what you ask, and what the model answers; though whoever had the disk and the key could work words out of those numbers. When a member is removed, all of this goes with them, except the lines of the audit trail." }
             form method="post" action="/account/forget" data-confirm="Forget what the models remember of your conversations? Nothing else is lost: the next question of each is answered a little later." {
                 button.quiet type="submit" { "Forget what the box remembers of my conversations" }
+            }
+        },
+    )
+}
+
+/// Whether, and to whom, what is asked may leave the box.
+fn leaves(gateway: &Gateway, stays_here: bool) -> Markup {
+    let status = gateway.status();
+    let site = &status.site;
+    card(
+        "What may leave the box",
+        html! {
+            @if site.upstreams.is_empty() {
+                p { "Nothing of what you ask leaves this box: it asks no other server." }
+            } @else {
+                p { "Where the box cannot answer, it may put your question, with all of the conversation, to a server elsewhere. Whoever runs that reads it. It is not told who you are." }
+                ul { @for (name, server) in &site.upstreams {
+                    li { strong { (name) } " (" code { (server.url.authority()) } "): " (server.when()) }
+                } }
+            }
+            form.stack method="post" action="/account/leaving" {
+                (tick("stays_here", "My questions never leave this box", "What the box cannot answer itself, it then does not answer. A single key can be marked so too.", stays_here))
+                button.quiet type="submit" { "Save" }
             }
         },
     )

@@ -21,8 +21,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::Gateway;
+use crate::elsewhere;
 use crate::errors::ApiError;
-use crate::naming;
 use crate::pages::answer::Listener;
 use crate::pages::frame::{Trouble, answer, nav, sentence};
 use crate::pages::models::{better_one_runs, is_trial, title};
@@ -159,14 +159,12 @@ async fn ask(
         return Err((StatusCode::BAD_REQUEST, why.into()));
     }
     let (status, trying) = (gateway.status(), gateway.members.trying(member));
-    let first = || naming::names(&status, trying).first().map(|(name, _)| name.clone());
+    let first = || elsewhere::models(&status, trying).first().map(|model| model.shown.clone());
     let model = Some(model).filter(|m| !m.is_empty()).map(str::to_owned).or_else(first);
-    let led = naming::resolve(&status, trying, model.as_deref(), jiff::Timestamp::now());
-    let engine = led.map_err(|why| {
+    let found = elsewhere::find(&status, trying, model.as_deref()).map_err(|why| {
         let why = ApiError::from(why);
         (why.status, why.message)
     })?;
-    let (slot, model) = (engine.name.clone(), engine.recipe.to_string());
     let mut body = json!({
         "messages": turns,
         "stream": true,
@@ -175,13 +173,13 @@ async fn ask(
         "top_p": 0.9,
         "stream_options": { "include_usage": true },
     });
-    body["model"] = Value::from(model.as_str());
+    body["model"] = Value::from(found.name.as_str());
     let question = Question::json("/v1/chat/completions", &body);
     let caller = match relay::Caller::chat(&gateway.members, member).await {
         Ok(caller) => caller,
         Err(error) => return Err((error.status, refusal(error.into_response().into_body()).await)),
     };
-    let response = relay::relay(gateway, caller, Some(&slot), Some(&model), question).await;
+    let response = relay::relay(gateway, caller, &found, question).await;
     let status = response.status();
     if status.is_success() {
         Ok(response.into_body())
@@ -320,17 +318,14 @@ fn page(
     model: &str,
     wrong: Option<&str>,
 ) -> Response {
-    let (status, trying) = (gateway.status(), gateway.members.trying(member.id));
-    let named = |(name, engine): (String, &EngineStatus)| {
-        let title = title(&engine.recipe);
-        let label = match name == engine.recipe.as_str() {
-            true => title,
-            false => format!("{name} ({title})"),
-        };
-        (name, label)
+    let shown = |model: &elsewhere::Model| match (&model.slot, model.elsewhere.first()) {
+        (None, Some(upstream)) => format!("{} (leaves the box, to {upstream})", title(&model.name)),
+        _ if model.shown == model.name.as_str() => title(&model.name),
+        _ => format!("{} ({})", model.shown, title(&model.name)),
     };
+    let all = elsewhere::models(&gateway.status(), gateway.members.trying(member.id));
     let models: Vec<(String, String)> =
-        naming::names(&status, trying).into_iter().map(named).collect();
+        all.iter().map(|model| (model.shown.clone(), shown(model))).collect();
     let body = html! {
         div.chat {
             h1.hidden-visually { "Chat" }

@@ -12,6 +12,7 @@ use polder_page::{Page, Tone, banner, card, copyable, facts};
 use polder_recipes::Recipe;
 
 use crate::Gateway;
+use crate::elsewhere;
 use crate::host::parse_host;
 use crate::naming;
 use crate::pages::certificate;
@@ -20,10 +21,13 @@ use crate::pages::frame::{answer, nav, plain_nav};
 use crate::pages::who::{Caller, SignedIn};
 
 pub(super) async fn show(State(gateway): State<Arc<Gateway>>, who: SignedIn) -> Response {
-    let (status, trying) = (gateway.status(), gateway.members.trying(who.member.id));
+    let status = gateway.status();
     // A name of the collective's own, where there is one: it stays when the model changes.
-    let first = naming::names(&status, trying).into_iter().next();
-    let (model, engine) = first.map(|(name, engine)| (name, engine.clone())).unzip();
+    let first =
+        elsewhere::models(&status, gateway.members.trying(who.member.id)).into_iter().next();
+    let at = |slot: &polder_site::EngineName| status.engines.iter().find(|e| e.name == *slot);
+    let engine = first.as_ref().and_then(|model| at(model.slot.as_ref()?)).cloned();
+    let model = first.map(|model| model.shown);
     let name = model.as_deref().unwrap_or("MODEL");
     let recipe = engine.as_ref().map(|engine| engine.recipe.as_str());
     let made_for = recipe.and_then(|name| Recipe::find(name).ok()?.context);

@@ -219,6 +219,9 @@ pub(super) fn said(code: &str) -> Markup {
         "alerts" => "Kept. Send a test to see whether it arrives.",
         "money" => "Written down.",
         "money-name" => "The name is off the books. The entries stay under a number.",
+        "leaving" => "Kept. It holds from your next question on.",
+        "upstream" => "Kept. Press its test to see whether it answers.",
+        "upstream-removed" => "The box asks it no more, and its key is forgotten.",
         "welcome" => "Welcome. This is your page of the box.",
         _ => return html! {},
     };

@@ -16,7 +16,7 @@ use polder_page::{
 use serde::Deserialize;
 
 use crate::Gateway;
-use crate::naming;
+use crate::elsewhere;
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::who::{Caller, SignedIn};
 use crate::pages::{apps, chat, succession};
@@ -50,6 +50,8 @@ pub(super) struct Wish {
     strict: String,
     #[serde(default)]
     background: String,
+    #[serde(default)]
+    stays_here: String,
 }
 
 /// What stands above the keys.
@@ -155,6 +157,7 @@ fn read(wish: &Wish) -> Result<NewKey, String> {
             .collect(),
         strict: wish.strict == "yes",
         background: wish.background == "yes",
+        stays_here: wish.stays_here == "yes",
         expires_in: days.map(|d| Duration::from_secs(d * 86400)),
         limits: KeyLimits {
             requests_per_minute: small("the limit of requests", &wish.requests)?,
@@ -173,9 +176,8 @@ async fn page(
 ) -> Result<Response, Trouble> {
     let owner = who.member.id;
     let keys = gateway.members.ask(move |m| m.keys_of(owner)).await?;
-    let (status, trying) = (gateway.status(), gateway.members.trying(owner));
-    let models: Vec<String> =
-        naming::names(&status, trying).into_iter().map(|(name, _)| name).collect();
+    let all = elsewhere::models(&gateway.status(), gateway.members.trying(owner));
+    let models: Vec<String> = all.into_iter().map(|model| model.shown).collect();
     let first = keys.is_empty() && !matches!(top, Top::Minted(_));
     let wrong = matches!(top, Top::Wrong(_));
     let body = html! {
@@ -289,6 +291,7 @@ fn opens(key: &KeyInfo) -> Markup {
             }
             @if !key.models.is_empty() { div.soft.small { "only " (key.models.join(", ")) } }
             @if key.background { div.soft.small { "in the background" } }
+            @if key.stays_here { div.soft.small { "never elsewhere" } }
             @if key.strict { div.soft.small { "strict" } }
         }
     }
@@ -347,6 +350,7 @@ fn new_key(wish: &Wish, models: &[String]) -> Markup {
                     }
                     p.hint { "With a monthly quota the box counts this key's tokens, and keeps that one number for the month." }
                     (tick("background", "In the background", "What is asked with this key waits for whatever else you ask: for agents that work through the night.", wish.background == "yes"))
+                    (tick("stays_here", "Never elsewhere", "What is asked with it is answered on this box or not at all, also where the box may ask another server when it is down or full.", wish.stays_here == "yes"))
                     (tick("strict", "Strict", "Refuse a request with a field that no specification has, instead of naming the field in the answer.", wish.strict == "yes"))
                 }
             }

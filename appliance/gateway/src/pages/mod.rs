@@ -16,6 +16,7 @@ mod client_apps;
 mod connect;
 mod dashboard;
 mod dynamic_dns;
+mod elsewhere;
 mod engine;
 mod frame;
 mod handbook;
@@ -119,6 +120,7 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/account/link", post(arrive::link))
         .route("/account/unlink", post(arrive::unlink))
         .route("/account/forget", post(account::forget))
+        .route("/account/leaving", post(account::leaving))
         .route("/account/sign-out-everywhere", post(account::out_everywhere))
         .route("/dashboard", get(dashboard::show))
         .route("/dashboard/live", get(dashboard::live))
@@ -139,6 +141,12 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/models/{recipe}", get(models::show))
         .route("/models/{recipe}/use", post(models::put_to_use))
         .route("/models/{recipe}/import", post(models::import))
+        .route("/elsewhere", get(elsewhere::show).post(elsewhere::set))
+        .route("/elsewhere/{name}", post(elsewhere::change))
+        .route("/elsewhere/{name}/model", post(elsewhere::set_model))
+        .route("/elsewhere/{name}/model/remove", post(elsewhere::remove_model))
+        .route("/elsewhere/{name}/test", post(elsewhere::test))
+        .route("/elsewhere/{name}/remove", post(elsewhere::remove))
         .route("/engines/{name}", get(engine::show))
         .route("/engines/{name}/memory", post(engine::save))
         .route("/engines/{name}/remove", post(models::remove_engine))

@@ -56,6 +56,15 @@ pub(super) async fn list(
         }
         (succession::card(&status.site))
         (engine::section(&status.site))
+        section.card {
+            h2 { "When this box cannot answer" }
+            p { @match status.site.upstreams.len() {
+                0 => "Nobody else is asked: what members ask stays here.",
+                1 => "One server elsewhere may be asked. What it is asked leaves the house.",
+                _ => "Servers elsewhere may be asked. What they are asked leaves the house.",
+            } }
+            a.button.quiet href="/elsewhere" { "Elsewhere" }
+        }
         (sharing(status.site.sharing, &status.site.common))
         (keeping(status.site.keeping))
         details {

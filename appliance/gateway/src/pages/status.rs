@@ -28,6 +28,7 @@ pub(super) async fn show(State(gateway): State<Arc<Gateway>>, who: SignedIn) -> 
                 p { (words(&engine.part.state)) }
             }
         }
+        (elsewhere(&status))
         (known(report.as_ref()))
     };
     let page = Page {
@@ -46,6 +47,22 @@ fn seen(status: &BoxStatus, all: bool) -> impl Iterator<Item = &EngineStatus> {
     status.engines.iter().filter(move |engine| all || Some(&engine.name) != on_trial)
 }
 
+/// Who else may be asked, where somebody is.
+fn elsewhere(status: &BoxStatus) -> Markup {
+    let servers = &status.site.upstreams;
+    html! {
+        @if !servers.is_empty() {
+            section.card {
+                h2 { "Elsewhere" }
+                @for (name, server) in servers {
+                    p { strong { (name) } " is asked " (server.when()) @if !server.models.is_empty() { ": " (server.models.keys().map(polder_site::RecipeName::as_str).collect::<Vec<_>>().join(", ")) } "." }
+                }
+                p.soft { "What is asked there leaves the house. " a href="/account" { "You can refuse that" } "." }
+            }
+        }
+    }
+}
+
 /// The whole box in one sentence.
 fn overall(status: &BoxStatus, supervised: bool) -> Markup {
     let ready = status.engines.iter().filter(|e| e.part.state == PartState::Ready).count();
@@ -53,6 +70,10 @@ fn overall(status: &BoxStatus, supervised: bool) -> Markup {
         _ if status.safe => (
             Tone::Warn,
             "The box was started without its models, on purpose. A steward is looking after it.",
+        ),
+        (_, 0) if !status.site.upstreams.is_empty() => (
+            Tone::Good,
+            "This box has no model of its own. What it is asked is answered elsewhere.",
         ),
         (_, 0) => (Tone::Plain, "No model was chosen yet. A steward does that."),
         (0, _) => (

@@ -360,7 +360,8 @@ async fn read(response: Response) -> (StatusCode, String) {
 
 const FOR_MEMBERS: [&str; 7] =
     ["/", "/chat", "/connect", "/usage", "/money", "/account", "/status"];
-const FOR_STEWARDS: [&str; 22] = [
+const FOR_STEWARDS: [&str; 23] = [
+    "/elsewhere",
     "/spare/takeover",
     "/spare",
     "/models/change",
@@ -487,6 +488,12 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/money/split".into(),
         "/money/bring-in".into(),
         "/money/name-off".into(),
+        "/elsewhere".into(),
+        "/elsewhere/cloud".into(),
+        "/elsewhere/cloud/model".into(),
+        "/elsewhere/cloud/model/remove".into(),
+        "/elsewhere/cloud/test".into(),
+        "/elsewhere/cloud/remove".into(),
     ];
     for path in &actions {
         let form = "role=member&disabled=yes&password=another+four+words+here";
@@ -501,6 +508,7 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/account/password",
         "/account/forget",
         "/account/sign-out-everywhere",
+        "/account/leaving",
         "/usage/forget",
         "/money/agree",
         "/trial",
@@ -1028,6 +1036,55 @@ async fn a_steward_says_how_much_memory_a_model_takes() {
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(page.contains("is no amount of memory") && page.contains("value=\"a lot\""), "{page}");
     assert_eq!(place.get("/engines/none", steward).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_steward_names_a_server_elsewhere_whose_key_no_page_ever_shows() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let page = place.get("/elsewhere", steward).await.1;
+    assert!(page.contains("What leaves the house") && page.contains("nobody answers"), "{page}");
+    let form = "name=cloud&kind=cloud&url=https://api.example.org/v1&key=sk-secret-of-ours&budget=12,50&when_down=yes";
+    assert_eq!(place.post("/elsewhere", steward, form).await.1, "/elsewhere?said=upstream");
+    let asked = place.asked.lock().unwrap().clone();
+    let change = asked.iter().find_map(|request| match request {
+        Request::Apply { change: SiteChange::Upstream { name, upstream }, .. } => {
+            Some((name, upstream))
+        }
+        _ => None,
+    });
+    let (name, upstream) = change.unwrap();
+    assert_eq!((name.as_str(), upstream.budget.to_string()), ("cloud", "12.50".into()));
+    assert!(upstream.when_down && !upstream.when_full);
+    assert!(!format!("{asked:?}").contains("sk-secret"), "the supervisor was told the key");
+    let state = place.gateway.state_folder();
+    let kept = std::fs::read_to_string(state.join("upstreams/secrets.json")).unwrap();
+    assert_eq!(kept, r#"{"cloud":"sk-secret-of-ours"}"#);
+    assert!(
+        place.recorded().iter().any(|(what, on)| what == "changed the key for" && on == "cloud")
+    );
+    let wrong = "name=cloud&url=http://10.0.0.1/v1&budget=1&key=sk-secret-of-ours";
+    let (status, page) = place.post("/elsewhere", steward, wrong).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("in the clear") && page.contains("http://10.0.0.1/v1"), "{page}");
+    assert!(!page.contains("sk-secret"), "{page}");
+    assert_eq!(place.post("/elsewhere/none/test", steward, "").await.0, StatusCode::NOT_FOUND);
+    let models = place.get("/models", steward).await.1;
+    assert!(models.contains("href=\"/elsewhere\""), "{models}");
+}
+
+#[tokio::test]
+async fn a_member_says_on_their_own_page_that_nothing_of_theirs_leaves_the_box() {
+    let place = place().await;
+    let (member, session) = (&place.member.0, Some(place.member.1.as_str()));
+    assert!(place.get("/account", session).await.1.contains("My questions never leave this box"));
+    let said = place.post("/account/leaving", session, "stays_here=yes").await;
+    assert_eq!(said.1, "/account?said=leaving");
+    assert!(place.gateway.members.member(member.id).unwrap().stays_here);
+    place.post("/account/leaving", session, "").await;
+    assert!(!place.gateway.members.member(member.id).unwrap().stays_here);
+    let (_, page) = place.post("/keys", session, "label=x&stays_here=yes").await;
+    assert!(page.contains("never elsewhere"), "{page}");
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use crate::Gateway;
 use crate::pages::apps::change_site;
+use crate::pages::elsewhere;
 use crate::pages::frame::{self, Trouble, answer, nav};
 use crate::pages::home::Said;
 use crate::pages::who::{SignedIn, Steward};
@@ -60,6 +61,7 @@ pub(super) async fn show(
                 }
             }
         }
+        (elsewhere::spent_section(&gateway).await?)
         @if let Some(all) = all {
             section.card {
                 h2 { "Everyone's, in the last " (DAYS) " days" }

@@ -418,6 +418,8 @@ struct Play {
     fat: usize,
     /// Headers come only after this.
     think_ms: u64,
+    /// Instead of 200.
+    status: Option<u16>,
 }
 
 impl Engine {
@@ -505,6 +507,7 @@ async fn answer(
     tokio::time::sleep(Duration::from_millis(play.think_ms)).await;
     let kind = if play.stream { "text/event-stream" } else { "application/json" };
     let response = Response::builder()
+        .status(play.status.unwrap_or(200))
         .header("content-type", kind)
         .header("trailer", "x-polder-usage")
         .header("x-polder-prompt-tokens", "7")

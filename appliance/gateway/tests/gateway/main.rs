@@ -10,6 +10,7 @@ mod apps;
 #[path = "../../../acme/tests/authority/house.rs"]
 mod authority;
 mod certificate;
+mod elsewhere;
 mod fence;
 mod framing;
 mod hostile_engine;

@@ -174,7 +174,14 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
             // Without a spare there are no backups at it.
             back.backup = before.backup.clone();
         }
+        SiteChange::Upstream { name, .. } | SiteChange::RemoveUpstream(name) => {
+            match before.upstreams.get(name) {
+                Some(server) => back.upstreams.insert(name.clone(), server.clone()),
+                None => back.upstreams.remove(name),
+            };
+        }
     }
+    back.format = back.layout();
     back
 }
 

@@ -1,0 +1,474 @@
+//! Asks servers elsewhere where the box itself cannot answer: as far as members let their questions leave, and within the month's
+//! budget. What is asked of whom is chosen by [`polder_upstream::whom_to_ask`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::response::Response;
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use http_body_util::{BodyExt, Limited};
+use jiff::Timestamp;
+use polder_control::{BoxStatus, EngineStatus, SecretText};
+use polder_members::{BudgetUsedUp, MembersError, Reserved, Trying, UsedElsewhere};
+use polder_site::{EngineName, RecipeName, UpstreamModel, UpstreamName, UpstreamServer};
+use polder_upstream::{
+    Answered, Asked, Candidate, Ended, Fault, Here, Holder, Leave, Meter, Metered, Price, Secrets,
+    SecretsError, Situation, Usage, Way, WhyNot, Wire, WireBody, answered, prompt_estimate, speaks,
+    whom_to_ask,
+};
+
+use crate::Gateway;
+use crate::engines::{EngineRefusal, is_ready};
+use crate::errors::ApiError;
+use crate::leash::AnswerBody;
+use crate::naming;
+use crate::relay::{Begun, Question, Waiting};
+
+/// A server that says nothing for so long in the middle of an answer has broken off.
+const IDLE: Duration = Duration::from_secs(120);
+/// One that was not reached is tried once more after this.
+const AGAIN: Duration = Duration::from_millis(100);
+/// A refusal is a sentence: no more of it is read, and no longer.
+const LONGEST_REFUSAL: usize = 64 << 10;
+const REFUSAL_WITHIN: Duration = Duration::from_secs(10);
+
+/// A model that members of this box can name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Model {
+    /// The name that leads to it: the model's own, a name of the collective's, or a slot's where two serve the same.
+    pub(crate) shown: String,
+    /// What it is.
+    pub(crate) name: RecipeName,
+    /// The slot that serves it here, if one does.
+    pub(crate) slot: Option<EngineName>,
+    /// Who else has it.
+    pub(crate) elsewhere: Vec<UpstreamName>,
+}
+
+impl Model {
+    fn here(status: &BoxStatus, shown: String, engine: &EngineStatus) -> Self {
+        let (name, slot) = (engine.recipe.clone(), Some(engine.name.clone()));
+        let elsewhere = who_has(status, &name);
+        Self { shown, name, slot, elsewhere }
+    }
+
+    fn only_elsewhere(status: &BoxStatus, name: &RecipeName) -> Self {
+        let elsewhere = who_has(status, name);
+        Self { shown: name.to_string(), name: name.clone(), slot: None, elsewhere }
+    }
+}
+
+fn who_has(status: &BoxStatus, name: &RecipeName) -> Vec<UpstreamName> {
+    let servers = status.site.upstreams.iter();
+    let have = servers.filter(|(_, server)| server.models.contains_key(name));
+    have.map(|(upstream, _)| upstream.clone()).collect()
+}
+
+/// Every model that somebody may name: those of the engines first, then those that live only elsewhere.
+pub(crate) fn models(status: &BoxStatus, trying: Option<Trying>) -> Vec<Model> {
+    let here = naming::names(status, trying).into_iter();
+    let mut all: Vec<Model> =
+        here.map(|(shown, engine)| Model::here(status, shown, engine)).collect();
+    for name in status.site.upstreams.values().flat_map(|server| server.models.keys()) {
+        // What an engine here serves, to whomever, is not asked for elsewhere under its name.
+        let served = status.engines.iter().any(|engine| engine.recipe == *name);
+        if !served && !all.iter().any(|model| model.shown == name.as_str()) {
+            all.push(Model::only_elsewhere(status, name));
+        }
+    }
+    all
+}
+
+/// The model that a request names: one here first; the only one if none is named.
+pub(crate) fn find(
+    status: &BoxStatus,
+    trying: Option<Trying>,
+    asked: Option<&str>,
+) -> Result<Model, EngineRefusal> {
+    let refusal = match naming::resolve(status, trying, asked, Timestamp::now()) {
+        // Also where none is named and others live elsewhere: nothing leaves the house by an oversight.
+        Ok(engine) => return Ok(Model::here(status, engine.recipe.to_string(), engine)),
+        Err(refusal @ (EngineRefusal::NoEngine | EngineRefusal::UnknownModel { .. })) => refusal,
+        Err(refusal) => return Err(refusal),
+    };
+    let mut all = models(status, trying);
+    let have = || all.iter().map(|model| model.shown.as_str()).collect::<Vec<_>>().join(", ");
+    match asked {
+        None => match all.len() {
+            0 => Err(refusal),
+            1 => Ok(all.remove(0)),
+            _ => Err(EngineRefusal::ModelNeeded { have: have() }),
+        },
+        Some(asked) => match all.iter().position(|model| model.shown == asked) {
+            Some(at) => Ok(all.swap_remove(at)),
+            None if all.is_empty() => Err(refusal),
+            None => {
+                let asked = asked.chars().take(80).collect();
+                Err(EngineRefusal::UnknownModel { asked, have: have() })
+            }
+        },
+    }
+}
+
+/// Whom this question is put to, in order. `refused`: the box would not begin it.
+pub(crate) async fn way(
+    gateway: &Gateway,
+    status: &BoxStatus,
+    model: &Model,
+    leave: Leave,
+    question: &Question,
+    refused: bool,
+) -> Way {
+    if model.elsewhere.is_empty() {
+        return Way { here: true, ..Way::default() };
+    }
+    let engine = status.engines.iter().find(|engine| Some(&engine.name) == model.slot.as_ref());
+    let here = match engine {
+        None => Here::Nowhere,
+        Some(engine) if !is_ready(&engine.part.state, gateway.supervisor_answers()) => Here::Down,
+        Some(_) if refused => Here::Refuses,
+        Some(engine) => Here::Ready { waiting: gateway.engines.waiting(&engine.name) },
+    };
+    // A box that answers by itself looks nothing up in its books.
+    let left = match here {
+        Here::Ready { .. } => None,
+        _ => left(gateway, status, model).await,
+    };
+    let path = question.path.path();
+    let elsewhere: Vec<Candidate<'_>> = model
+        .elsewhere
+        .iter()
+        .enumerate()
+        .filter_map(|(at, name)| {
+            let upstream = status.site.upstreams.get(name)?;
+            let cost = cost(upstream.models.get(&model.name)?, path, &question.body);
+            let left = left.as_ref().map_or(u64::MAX, |left| left[at]);
+            let speaks = speaks(upstream.kind, path);
+            Some(Candidate { name, upstream, speaks, cost, left })
+        })
+        .collect();
+    whom_to_ask(&Situation { here, leave, elsewhere: &elsewhere })
+}
+
+/// Most that a question may cost at a server, in millionths.
+fn cost(model: &UpstreamModel, path: &str, body: &Bytes) -> u64 {
+    let price = Price::of(model);
+    match Asked::of(path, body, &model.called) {
+        Ok(asked) => price.most(asked.body.len(), asked.answer, asked.answers),
+        Err(_) => price.most(body.len(), None, 1),
+    }
+}
+
+/// What each of them may still cost this month.
+async fn left(gateway: &Gateway, status: &BoxStatus, model: &Model) -> Option<Vec<u64>> {
+    let budgets: Vec<(UpstreamName, u64)> = model
+        .elsewhere
+        .iter()
+        .map(|name| {
+            let budget =
+                status.site.upstreams.get(name).map_or(0, |server| server.budget.millionths());
+            (name.clone(), budget)
+        })
+        .collect();
+    let looked_up = gateway
+        .members
+        .ask(move |members| {
+            let left = budgets.iter().map(|(name, budget)| {
+                let month = members.month_elsewhere(name.as_str())?;
+                Ok(budget.saturating_sub(month.spent).saturating_sub(month.reserved))
+            });
+            left.collect::<Result<Vec<u64>, MembersError>>()
+        })
+        .await;
+    match looked_up {
+        Ok(left) => Some(left),
+        Err(error) => {
+            // Whoever asks then hears of it when the money is to be set aside.
+            log::error!("what servers elsewhere cost this month could not be looked up: {error}");
+            None
+        }
+    }
+}
+
+/// What came of asking one server.
+pub(crate) enum Outcome {
+    /// It answers.
+    Begun(Response),
+    /// It, or the box, refuses the question itself: nobody else is asked.
+    Refused(ApiError),
+    /// It does not answer; another one may.
+    Failed(ApiError),
+}
+
+/// Puts a question to one server. Whoever waits is given to the answer when it begins.
+pub(crate) async fn ask(
+    gateway: &Arc<Gateway>,
+    status: &BoxStatus,
+    waiting: &mut Waiting,
+    model: &Model,
+    name: &UpstreamName,
+    question: &Question,
+) -> Outcome {
+    let Some((server, there)) = status.site.upstreams.get(name).and_then(|server| {
+        let there = server.models.get(&model.name)?;
+        Some((server, there))
+    }) else {
+        return Outcome::Failed(gone(name));
+    };
+    let asked = match Asked::of(question.path.path(), &question.body, &there.called) {
+        Ok(asked) => asked,
+        Err(error) => {
+            return Outcome::Refused(ApiError::bad_request("invalid_json", error.to_string()));
+        }
+    };
+    let price = Price::of(there);
+    let most = price.most(asked.body.len(), asked.answer, asked.answers);
+    let (reserved, key) = match set_aside(gateway, server, name, &model.name, most).await {
+        Ok(ready) => ready,
+        Err(error) => return Outcome::Failed(error),
+    };
+    let wire = match Wire::to(&server.url, server.authority.as_deref(), key.as_ref()) {
+        Ok(wire) => wire,
+        Err(error) => {
+            reserved.settle(UsedElsewhere::default());
+            return Outcome::Failed(unreachable(name, &error.to_string()));
+        }
+    };
+    let prompt = prompt_estimate(question.body.len());
+    let sent = waiting.at(&label(&model.name, name));
+    let mut spending = Spending { reserved: Some(reserved), price, prompt, sent };
+    let answer = put(&wire, question, &asked, &spending.sent).await;
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(error) => {
+            log::warn!(upstream:% = name; "a server elsewhere gave no answer: {error}");
+            // What it may have read it may have charged.
+            spending.over(match error.unseen() {
+                true => None,
+                false => Some(Usage { prompt, ..Usage::default() }),
+            });
+            return Outcome::Failed(unreachable(name, &error.to_string()));
+        }
+    };
+    if !answer.status().is_success() {
+        // It costs nobody anything.
+        waiting.at(model.name.as_str());
+        return refused(name, there, answer, key.as_ref(), spending).await;
+    }
+    begin(gateway, waiting, model, name, question, &asked, answer, key, spending)
+}
+
+/// The first byte of an answer is not there yet, so that one who was not reached may be tried again, once.
+async fn put(
+    wire: &Wire,
+    question: &Question,
+    asked: &Asked,
+    sent: &AtomicBool,
+) -> Result<http::Response<WireBody>, polder_upstream::WireError> {
+    let path = question.path.as_str();
+    for last in [false, true] {
+        let body = asked.body.clone();
+        let answer = wire.ask(question.method.clone(), path, &question.headers, body, sent).await;
+        match answer {
+            Err(error) if error.unseen() && !last => tokio::time::sleep(AGAIN).await,
+            answer => return answer,
+        }
+    }
+    unreachable!("the last try is returned")
+}
+
+#[expect(clippy::too_many_arguments, reason = "called once, by the one who has all of these")]
+fn begin(
+    gateway: &Arc<Gateway>,
+    waiting: &mut Waiting,
+    model: &Model,
+    name: &UpstreamName,
+    question: &Question,
+    asked: &Asked,
+    answer: http::Response<WireBody>,
+    key: Option<SecretText>,
+    mut spending: Spending,
+) -> Outcome {
+    let (parts, body) = answer.into_parts();
+    let events = parts
+        .headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+    let prompt = spending.prompt;
+    let meter = Meter {
+        events,
+        hide_usage: asked.hide_usage,
+        prompt,
+        secret: key.map(|key| key.expose().to_owned()),
+        idle: IDLE,
+        over: Box::new(move |ended: Ended| spending.over(Some(ended.usage))),
+    };
+    let body = Metered::new(body, meter);
+    let Some(caller) = waiting.take() else {
+        return Outcome::Failed(gone(name));
+    };
+    let begun = Begun {
+        status: parts.status,
+        headers: parts.headers,
+        prompt,
+        model: label(&model.name, name),
+        served_by: name.to_string(),
+        events,
+    };
+    Outcome::Begun(begun.towards_client(
+        gateway,
+        caller,
+        AnswerBody::Elsewhere(Box::new(body)),
+        question.dialect(),
+    ))
+}
+
+/// How usage of an answer from elsewhere is counted, beside that of the box itself.
+fn label(model: &RecipeName, upstream: &UpstreamName) -> String {
+    format!("{model} at {upstream}")
+}
+
+/// Sets the money aside and fetches the key.
+async fn set_aside(
+    gateway: &Gateway,
+    server: &UpstreamServer,
+    name: &UpstreamName,
+    model: &RecipeName,
+    most: u64,
+) -> Result<(Reserved, Option<SecretText>), ApiError> {
+    let (budget, state) = (server.budget.millionths(), gateway.state.clone());
+    let (upstream, model) = (name.clone(), model.clone());
+    let ready = gateway.members.ask(move |members| {
+        let key = Secrets::of(&state).get(Holder::Upstream(&upstream));
+        let reserved = members.reserve_elsewhere(upstream.as_str(), model.as_str(), budget, most);
+        (key, reserved)
+    });
+    let (key, reserved): (Result<_, SecretsError>, _) = ready.await;
+    let reserved: Result<Reserved, BudgetUsedUp> = reserved.map_err(|error| {
+        log::error!("the money for a question could not be set aside: {error}");
+        ApiError::members_unreadable()
+    })?;
+    let reserved = reserved.map_err(|used_up| used_up_error(name, used_up.seconds))?;
+    match key {
+        Ok(key) => Ok((reserved, key)),
+        Err(error) => {
+            log::error!("the key for {name} could not be read: {error}");
+            reserved.settle(UsedElsewhere::default());
+            Err(unreachable(name, "the box cannot read its key; a steward can put it in again"))
+        }
+    }
+}
+
+/// A head that says no: judged by it, and by the sentence that comes with it.
+async fn refused(
+    name: &UpstreamName,
+    there: &UpstreamModel,
+    answer: http::Response<WireBody>,
+    key: Option<&SecretText>,
+    mut spending: Spending,
+) -> Outcome {
+    let (parts, body) = answer.into_parts();
+    let body = Limited::new(body, LONGEST_REFUSAL).collect();
+    let body = tokio::time::timeout(REFUSAL_WITHIN, body).await;
+    let body = body.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
+    // Nobody charges for a refusal.
+    spending.over(None);
+    let secret = key.map(SecretText::expose);
+    let judged =
+        answered(name.as_str(), &there.called, parts.status, &parts.headers, &body, secret);
+    match judged {
+        Answered::Refused(fault) => Outcome::Refused(fault.into()),
+        Answered::Failed(fault) => {
+            log::warn!(upstream:% = name, status = parts.status.as_u16(); "{}", fault.message);
+            Outcome::Failed(fault.into())
+        }
+        Answered::Well => unreachable!("only other heads are judged here"),
+    }
+}
+
+/// Money that is set aside, until it is known what the answer used. Left by the client, it is what was read.
+struct Spending {
+    reserved: Option<Reserved>,
+    price: Price,
+    prompt: u64,
+    sent: Arc<AtomicBool>,
+}
+
+impl Spending {
+    /// The first call counts; `None` costs nothing.
+    fn over(&mut self, usage: Option<Usage>) {
+        let Some(reserved) = self.reserved.take() else { return };
+        reserved.settle(match usage {
+            None => UsedElsewhere::default(),
+            Some(usage) => UsedElsewhere {
+                prompt: usage.prompt,
+                completion: usage.completion,
+                cost: self.price.cost(&usage),
+                answered: true,
+            },
+        });
+    }
+}
+
+impl Drop for Spending {
+    fn drop(&mut self) {
+        let sent = self.sent.load(Ordering::Relaxed);
+        self.over(sent.then_some(Usage { prompt: self.prompt, ..Usage::default() }));
+    }
+}
+
+/// Why nobody elsewhere is asked, where nobody here can be either.
+pub(crate) fn why_not_error(why: &WhyNot) -> ApiError {
+    match why {
+        WhyNot::StaysHere(_) => ApiError::not_yours(why.to_string()),
+        WhyNot::BudgetUsedUp(name) => used_up_error(name, 0),
+        WhyNot::NotSpoken(_) => ApiError::bad_request("not_elsewhere", why.to_string()),
+    }
+}
+
+fn used_up_error(name: &UpstreamName, seconds: u64) -> ApiError {
+    let why = WhyNot::BudgetUsedUp(name.clone()).to_string();
+    let error =
+        ApiError::new(StatusCode::PAYMENT_REQUIRED, "insufficient_quota", "budget_used_up", why);
+    if seconds > 0 { error.after(seconds) } else { error }
+}
+
+fn unreachable(name: &UpstreamName, why: &str) -> ApiError {
+    let message =
+        format!("{name}, which was to be asked instead of this box, gave no answer: {why}");
+    ApiError::new(StatusCode::BAD_GATEWAY, "server_error", "elsewhere_away", message).after(30)
+}
+
+fn gone(name: &UpstreamName) -> ApiError {
+    unreachable(name, "the box was just told to ask it no more")
+}
+
+impl From<Fault> for ApiError {
+    fn from(fault: Fault) -> Self {
+        let kind = match fault.status.is_server_error() {
+            true => "server_error",
+            false => "invalid_request_error",
+        };
+        let error = Self::new(fault.status, kind, fault.code, fault.message);
+        match fault.retry_after {
+            Some(seconds) => error.after(seconds),
+            None => error,
+        }
+    }
+}
+
+/// The same error, saying too why nobody elsewhere was asked.
+pub(crate) fn with_why(error: ApiError, why: Option<&WhyNot>) -> ApiError {
+    match why {
+        Some(why) => ApiError { message: format!("{}; {why}", error.message), ..error },
+        None => error,
+    }
+}
+
+/// Whether an engine says by this that it has no room.
+pub(crate) fn is_full(status: StatusCode) -> bool {
+    [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&status)
+}

@@ -1,0 +1,167 @@
+//! Slots that another server than our own engine serves.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use polder_control::SecretText;
+use polder_site::{
+    Container, EngineKind, EngineName, EngineSlot, ImageDigest, Served, UpstreamUrl,
+};
+use polder_supervisor::Part;
+use polder_upstream::container::{Podman, digest_of_archive};
+use polder_upstream::{Holder, Secrets, StandIn};
+
+use crate::console::say;
+use crate::engine::socket;
+use crate::part;
+use crate::state::State;
+
+/// A key is one line.
+const LONGEST_KEY: u64 = 8192;
+
+/// Who serves a model, where that is not Polder's own engine.
+#[derive(Debug, clap::Args)]
+pub(crate) struct By {
+    /// Another server that speaks OpenAI's API, which somebody else starts: where its API begins.
+    #[arg(long, conflicts_with = "image")]
+    url: Option<UpstreamUrl>,
+    /// With --url: its certificate authority (PEM), where the world does not know it.
+    #[arg(long, value_name = "FILE", requires = "url")]
+    authority: Option<PathBuf>,
+    /// With --url: read its API key, one line, from standard input.
+    #[arg(long, requires = "url")]
+    key: bool,
+    /// A container that the box starts: its image as NAME@sha256:DIGEST. What it is told comes after `--`; the model's files are in /weights.
+    #[arg(long, value_name = "NAME@DIGEST")]
+    image: Option<String>,
+    /// With --image: where the server listens inside.
+    #[arg(long, default_value_t = 8000, requires = "image")]
+    port: u16,
+    /// What the server calls the model. [default: as the box does]
+    #[arg(long, value_name = "NAME")]
+    called: Option<String>,
+    /// With --image: what the server is told.
+    #[arg(last = true, requires = "image")]
+    arguments: Vec<String>,
+}
+
+impl By {
+    /// On another machine, or at least not the box's own affair.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.url.is_some()
+    }
+
+    /// Keeps the key that comes on standard input.
+    pub(crate) fn keep_key(&self, state: &Path, name: &EngineName) -> anyhow::Result<()> {
+        if !self.key {
+            return Ok(());
+        }
+        let mut text = String::new();
+        let input = std::io::stdin().lock();
+        input.take(LONGEST_KEY).read_to_string(&mut text).context("the key could not be read")?;
+        let key = SecretText::new(&text);
+        if key.expose().is_empty() {
+            bail!(
+                "no key came on standard input; write it there, as in `polder site serve … --key < FILE`"
+            );
+        }
+        Ok(Secrets::of(state).keep(Holder::Engine(name), &key)?)
+    }
+
+    /// The slot, served so.
+    pub(crate) fn serving(&self, slot: EngineSlot) -> anyhow::Result<EngineSlot> {
+        let called = self.called.clone();
+        if let Some(url) = self.url.clone() {
+            let read = |file: &PathBuf| {
+                std::fs::read_to_string(file)
+                    .with_context(|| format!("{} could not be read", file.display()))
+            };
+            let authority = self.authority.as_ref().map(read).transpose()?;
+            let served = Some(Served { url, authority, called });
+            return Ok(EngineSlot { kind: EngineKind::Url, served, container: None, ..slot });
+        }
+        let Some(image) = &self.image else {
+            let kind = EngineKind::Polder;
+            return Ok(EngineSlot { kind, served: None, container: None, ..slot });
+        };
+        let (image, digest) = image.split_once('@').context(
+            "an image is named with its digest, as in docker.io/vllm/vllm-openai@sha256:…; `podman images --digests` shows it",
+        )?;
+        let container = Some(Container {
+            image: image.parse()?,
+            digest: digest.parse()?,
+            port: self.port,
+            arguments: self.arguments.clone(),
+            called,
+        });
+        Ok(EngineSlot { kind: EngineKind::Container, container, served: None, ..slot })
+    }
+}
+
+/// What is done with images.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Image {
+    /// Bring in an image from a file that `podman save --format oci-archive` made; prints its digest.
+    #[command(
+        after_help = "Examples:\n  polder engine image import vllm.tar\n  polder engine image import /run/media/STICK/vllm.tar --is sha256:DIGEST"
+    )]
+    Import {
+        /// The file.
+        file: PathBuf,
+        /// Take it only if it is this image.
+        #[arg(long, value_name = "DIGEST")]
+        is: Option<ImageDigest>,
+        #[command(flatten)]
+        state: State,
+    },
+}
+
+impl Image {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Import { file, is, state } => {
+                let folder = state.folder()?;
+                let digest = match is {
+                    Some(digest) => digest,
+                    None => digest_of_archive(&file)?,
+                };
+                let podman = Podman::of(&folder);
+                part::runtime()?.block_on(podman.import(&file, &digest))?;
+                say(format!("The image {digest} is on the box."));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Passes what a slot is asked to a server that somebody else runs.
+pub(crate) fn serve(
+    name: EngineName,
+    state: &Path,
+    slot: EngineSlot,
+    served: Served,
+) -> anyhow::Result<()> {
+    let key = Secrets::of(state).get(Holder::Engine(&name))?;
+    let stand_in = StandIn { socket: socket(state, &name)?, called: slot.called().to_owned() };
+    let runtime = part::runtime()?;
+    part::run(runtime, Part::Engine(name), state, |told| async move {
+        stand_in.serve(&served, key.as_ref(), told).await
+    })
+}
+
+/// Runs a container, and passes to it what a slot is asked.
+pub(crate) fn contain(
+    name: EngineName,
+    state: &Path,
+    slot: EngineSlot,
+    container: Container,
+    model: PathBuf,
+) -> anyhow::Result<()> {
+    let stand_in = StandIn { socket: socket(state, &name)?, called: slot.called().to_owned() };
+    let podman = Podman::of(state);
+    let (runtime, part) = (part::runtime()?, Part::Engine(name.clone()));
+    part::run(runtime, part, state, |told| async move {
+        stand_in.contain(&podman, &name, &container, &model, told).await
+    })
+}

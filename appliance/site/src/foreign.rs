@@ -1,0 +1,216 @@
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::upstreams::UpstreamUrl;
+
+/// A server in a container that serves a slot's model instead of our own engine: vLLM, SGLang, NIM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// Where its image is pulled from, without a tag; or what it is called, for one that is only brought in as a file.
+    pub image: ImageName,
+    /// SHA-256 of its manifest: no other image is started.
+    pub digest: ImageDigest,
+    /// Where it listens inside the container, which has no network but its own loopback.
+    #[serde(default = "usual_port")]
+    pub port: u16,
+    /// What it is told when it starts. The model's files are in `/weights`, to be read only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub arguments: Vec<String>,
+    /// What it calls the model; the recipe's name without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub called: Option<String>,
+}
+
+fn usual_port() -> u16 {
+    8000
+}
+
+/// A server of the collective's that somebody else starts and stops, in place of our own engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// Where its API begins.
+    pub url: UpstreamUrl,
+    /// The authority that signed its certificate, PEM, where that is not one the world trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<String>,
+    /// What it calls the model; the recipe's name without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub called: Option<String>,
+}
+
+/// `docker.io/vllm/vllm-openai`: no tag, no digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ImageName(String);
+
+/// `sha256:` and 64 small hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ImageDigest(String);
+
+/// Something about a foreign server that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ForeignFault {
+    /// Not an image.
+    #[error(
+        "{0:?} is not what an image is called; write it without a tag, as in docker.io/vllm/vllm-openai"
+    )]
+    Image(String),
+    /// Not a digest.
+    #[error(
+        "{0:?} is not an image's digest; write sha256: and its 64 digits, as `podman images --digests` shows it"
+    )]
+    Digest(String),
+    /// The kind and its table do not go together.
+    #[error(
+        "engines.{slot} has kind {kind:?}, which needs a table engines.{slot}.{needed} and no other"
+    )]
+    Table {
+        /// Which slot.
+        slot: String,
+        /// What it says.
+        kind: &'static str,
+        /// What belongs to it.
+        needed: &'static str,
+    },
+    /// An argument or a name that cannot be passed on.
+    #[error(
+        "engines.{0} has an argument or a name for its model that is empty, too long or has a control character in it"
+    )]
+    Word(String),
+    /// Port 0.
+    #[error("engines.{0}.container.port is 0; write where the server listens")]
+    Port(String),
+}
+
+/// A word that may stand in a command line and in a log.
+pub(crate) fn is_word(text: &str) -> bool {
+    (1..=500).contains(&text.len()) && !text.chars().any(char::is_control)
+}
+
+impl ImageName {
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl ImageDigest {
+    /// As text, with `sha256:`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ImageName {
+    type Err = ForeignFault;
+
+    fn from_str(given: &str) -> Result<Self, ForeignFault> {
+        let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-._/:".contains(&c);
+        let last = given.rsplit('/').next().unwrap_or_default();
+        let part = |p: &str| !p.is_empty() && p.starts_with(|c: char| c.is_ascii_alphanumeric());
+        let good = given.len() <= 200
+            && given.bytes().all(plain)
+            && given.split('/').all(part)
+            && !last.contains(':');
+        if good {
+            Ok(Self(given.to_owned()))
+        } else {
+            Err(ForeignFault::Image(given.chars().take(80).collect()))
+        }
+    }
+}
+
+impl FromStr for ImageDigest {
+    type Err = ForeignFault;
+
+    fn from_str(given: &str) -> Result<Self, ForeignFault> {
+        let hex = given.strip_prefix("sha256:").unwrap_or_default();
+        let digit = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
+        match hex.len() == 64 && hex.bytes().all(digit) {
+            true => Ok(Self(given.to_owned())),
+            false => Err(ForeignFault::Digest(given.chars().take(80).collect())),
+        }
+    }
+}
+
+macro_rules! text {
+    ($name:ty) => {
+        impl TryFrom<String> for $name {
+            type Error = ForeignFault;
+            fn try_from(given: String) -> Result<Self, ForeignFault> {
+                given.parse()
+            }
+        }
+        impl From<$name> for String {
+            fn from(text: $name) -> Self {
+                text.0
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+text!(ImageName);
+text!(ImageDigest);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{EngineKind, EngineSlot, Site};
+
+    fn with(kind: &str, tables: &str) -> Result<Site, String> {
+        let slot = format!("\n[engines.big]\nkind = \"{kind}\"\nrecipe = \"tiny\"\n{tables}");
+        Site::from_toml(&(Site::unclaimed(8443).to_toml() + &slot)).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_slot_says_what_serves_it_and_an_older_version_is_told_by_the_format() {
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        let container = format!(
+            "[engines.big.container]\nimage = \"docker.io/vllm/vllm-openai\"\ndigest = \"{digest}\"\narguments = [\"--max-model-len\", \"8192\"]\n"
+        );
+        let site = with("container", &container).unwrap();
+        let slot = &site.engines[&"big".parse().unwrap()];
+        assert_eq!(slot.kind, EngineKind::Container);
+        assert_eq!(slot.container.as_ref().unwrap().port, 8000);
+        assert!(site.to_toml().starts_with("format = 2"), "{}", site.to_toml());
+        assert_eq!(Site::from_toml(&site.to_toml()).unwrap().to_toml(), site.to_toml());
+        let served = with("url", "[engines.big.served]\nurl = \"http://127.0.0.1:8000/v1\"\n");
+        assert_eq!(served.unwrap().engines[&"big".parse().unwrap()].kind, EngineKind::Url);
+        // One that has only our own engines stays readable by those before.
+        assert!(with("polder", "").unwrap().to_toml().starts_with("format = 1"));
+    }
+
+    #[test]
+    fn a_kind_without_its_table_or_with_another_is_refused() {
+        let served = "[engines.big.served]\nurl = \"http://127.0.0.1:8000/v1\"\n";
+        assert!(with("container", "").unwrap_err().contains("engines.big.container"));
+        assert!(with("url", "").unwrap_err().contains("engines.big.served"));
+        assert!(with("container", served).unwrap_err().contains("engines.big.container"));
+        assert!(with("polder", served).is_err());
+        assert!(with("magic", "").unwrap_err().contains("magic"));
+    }
+
+    #[test]
+    fn images_and_digests_that_are_none_are_refused() {
+        for good in ["docker.io/vllm/vllm-openai", "localhost/toy", "registry.example.org:5000/a/b"]
+        {
+            assert!(good.parse::<ImageName>().is_ok(), "{good}");
+        }
+        for bad in ["", "a:latest", "a@sha256:x", "-a", "a b", "a/../b", "A/b", "/a", "a//b"] {
+            assert!(bad.parse::<ImageName>().is_err(), "{bad}");
+        }
+        for bad in
+            ["", "sha256:", "sha256:AB", &format!("sha256:{}", "AB".repeat(32)), &"ab".repeat(32)]
+        {
+            assert!(bad.parse::<ImageDigest>().is_err(), "{bad}");
+        }
+        let _ = EngineSlot::serving("tiny".parse().unwrap());
+    }
+}

@@ -1,0 +1,26 @@
+//! Servers elsewhere and in containers: whom a question is put to, what it may cost, and how it is asked.
+//!
+//! [`whom_to_ask`] decides, as a pure function; [`Price`] says what an answer may cost and did; [`Wire`] carries a question over TLS
+//! and brings back a [`Metered`] answer, which counts what it used; [`StandIn`] answers at an engine's socket for a server
+//! that is not ours; [`container`] runs such a server under podman.
+
+mod choose;
+pub mod container;
+mod fault;
+mod meter;
+mod price;
+mod question;
+mod secrets;
+mod stand_in;
+mod usage;
+mod wire;
+
+pub use choose::{Candidate, Here, Leave, Situation, Way, WhyNot, whom_to_ask};
+pub use fault::{Answered, Fault, answered};
+pub use meter::{Ended, Meter, Metered};
+pub use price::{Price, prompt_estimate};
+pub use question::{Asked, QuestionFault, speaks};
+pub use secrets::{Holder, Secrets, SecretsError};
+pub use stand_in::{StandIn, StandInError};
+pub use usage::{MOST_TOKENS, Usage};
+pub use wire::{Place, Wire, WireBody, WireError, fetch_authority};

@@ -1,0 +1,132 @@
+//! The API keys of servers elsewhere: one private file, `STATE/upstreams/secrets.json`, which the gateway alone writes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use polder_control::SecretText;
+use polder_pki::{PkiError, files};
+use polder_site::{EngineName, UpstreamName};
+
+/// Longer is no key.
+const LONGEST: usize = 4096;
+
+/// Whose key it is.
+#[derive(Debug, Clone, Copy)]
+pub enum Holder<'a> {
+    /// A server elsewhere's.
+    Upstream(&'a UpstreamName),
+    /// That of a server that serves a slot of this box.
+    Engine(&'a EngineName),
+}
+
+impl Holder<'_> {
+    /// Names have no slash in them.
+    fn entry(self) -> String {
+        match self {
+            Self::Upstream(name) => name.to_string(),
+            Self::Engine(name) => format!("engine/{name}"),
+        }
+    }
+}
+
+/// The keys of a box.
+#[derive(Debug, Clone)]
+pub struct Secrets(PathBuf);
+
+/// Something about the file of keys.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretsError {
+    /// It could not be read or written.
+    #[error(transparent)]
+    File(#[from] PkiError),
+    /// It holds something else.
+    #[error("{} is not a list of keys (line {line}); remove it and put the keys in again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        line: usize,
+    },
+    /// Not a key.
+    #[error(
+        "that is no API key: it is longer than any, or has a sign in it that cannot be sent; copy it once more"
+    )]
+    NoKey,
+}
+
+impl Secrets {
+    /// Those of the box in this state folder.
+    pub fn of(state: &Path) -> Self {
+        Self(state.join("upstreams").join("secrets.json"))
+    }
+
+    /// The key, if there is one.
+    pub fn get(&self, of: Holder<'_>) -> Result<Option<SecretText>, SecretsError> {
+        Ok(self.all()?.remove(&of.entry()))
+    }
+
+    /// Keeps a key; an empty one forgets the one there is.
+    pub fn keep(&self, of: Holder<'_>, key: &SecretText) -> Result<(), SecretsError> {
+        let text = key.expose();
+        if text.len() > LONGEST || !text.bytes().all(|c| c.is_ascii_graphic()) {
+            return Err(SecretsError::NoKey);
+        }
+        let mut all = self.all()?;
+        match text.is_empty() {
+            true => drop(all.remove(&of.entry())),
+            false => drop(all.insert(of.entry(), key.clone())),
+        }
+        if let Some(folder) = self.0.parent() {
+            files::private_folder(folder)?;
+        }
+        let text = serde_json::to_string(&all).expect("names and texts are JSON");
+        Ok(files::write(&self.0, &text)?)
+    }
+
+    fn all(&self) -> Result<BTreeMap<String, SecretText>, SecretsError> {
+        let Some(text) = files::read(&self.0)? else { return Ok(BTreeMap::new()) };
+        // Not the error itself: it may have a piece of a key in it.
+        serde_json::from_str(&text)
+            .map_err(|error| SecretsError::Damaged { path: self.0.clone(), line: error.line() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_private_and_each_is_its_holders_alone() {
+        let state = tempfile::tempdir().unwrap();
+        let secrets = Secrets::of(state.path());
+        let name: UpstreamName = "cloud".parse().unwrap();
+        let slot: EngineName = "cloud".parse().unwrap();
+        assert!(secrets.get(Holder::Upstream(&name)).unwrap().is_none());
+        secrets.keep(Holder::Upstream(&name), &SecretText::new(" sk-one\n")).unwrap();
+        secrets.keep(Holder::Engine(&slot), &SecretText::new("sk-two")).unwrap();
+        assert_eq!(secrets.get(Holder::Upstream(&name)).unwrap().unwrap().expose(), "sk-one");
+        assert_eq!(secrets.get(Holder::Engine(&slot)).unwrap().unwrap().expose(), "sk-two");
+        let path = state.path().join("upstreams/secrets.json");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        secrets.keep(Holder::Upstream(&name), &SecretText::new("")).unwrap();
+        assert!(secrets.get(Holder::Upstream(&name)).unwrap().is_none());
+        assert!(secrets.get(Holder::Engine(&slot)).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused_and_a_damaged_file_says_nothing_of_its_keys() {
+        let state = tempfile::tempdir().unwrap();
+        let secrets = Secrets::of(state.path());
+        let name: UpstreamName = "cloud".parse().unwrap();
+        for bad in ["a b", "a\r\nx-evil: 1", &"x".repeat(LONGEST + 1)] {
+            let kept = secrets.keep(Holder::Upstream(&name), &SecretText::new(bad));
+            assert!(matches!(kept, Err(SecretsError::NoKey)), "{bad}");
+        }
+        secrets.keep(Holder::Upstream(&name), &SecretText::new("sk-one")).unwrap();
+        std::fs::write(state.path().join("upstreams/secrets.json"), "{\"cloud\":\"sk-one").unwrap();
+        let says = secrets.get(Holder::Upstream(&name)).unwrap_err().to_string();
+        assert!(says.contains("put the keys in again") && !says.contains("sk-one"), "{says}");
+    }
+}

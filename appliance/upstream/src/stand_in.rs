@@ -1,0 +1,350 @@
+//! Answers at an engine's socket for a server that is not our own: one in a container, or one that somebody else runs. To the door and
+//! the supervisor it is an engine like any other.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use polder_control::SecretText;
+use polder_site::{Container, EngineName, Served};
+use serde_json::json;
+use tokio::net::UnixListener;
+
+use crate::container::{ContainerError, Podman, Running};
+use crate::meter::{Meter, Metered};
+use crate::price::prompt_estimate;
+use crate::question::Asked;
+use crate::wire::{Place, Wire, WireBody, WireError};
+
+/// The door's own limit for a question.
+const LONGEST: usize = 64 << 20;
+/// A server that says nothing for so long in the middle of an answer has broken off.
+const IDLE: Duration = Duration::from_secs(300);
+/// Between two looks at a server that does not answer yet, and at one that does.
+const LOOK_STARTING: Duration = Duration::from_millis(200);
+const LOOK_READY: Duration = Duration::from_secs(2);
+/// One look takes no longer.
+const LOOK: Duration = Duration::from_secs(5);
+/// Answers that are going on have so long when the slot is stopped; the supervisor is as patient.
+const DRAIN: Duration = Duration::from_secs(600);
+/// What a server may say of its answer.
+const FROM_SERVERS: [&str; 5] =
+    ["content-type", "retry-after", "x-request-id", "request-id", "openai-processing-ms"];
+
+/// Stands in for the engine of one slot.
+pub struct StandIn {
+    /// Where the door and the supervisor ask.
+    pub socket: PathBuf,
+    /// What its server calls the model.
+    pub called: String,
+}
+
+/// It could not begin, or its server ended.
+#[derive(Debug, thiserror::Error)]
+pub enum StandInError {
+    /// The socket.
+    #[error("could not listen at {}: {source}", path.display())]
+    Listen {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The container.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// The server's address or key.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// A container ended by itself.
+    #[error("the container ended: {0}")]
+    Ended(String),
+}
+
+struct Shared {
+    called: String,
+    wire: RwLock<Option<Wire>>,
+    ready: AtomicBool,
+    running: AtomicUsize,
+}
+
+type Whole = Response<http_body_util::combinators::UnsyncBoxBody<Bytes, io::Error>>;
+
+impl StandIn {
+    /// Passes questions to a server that somebody else runs, until `told`.
+    pub async fn serve(
+        self,
+        served: &Served,
+        key: Option<&SecretText>,
+        told: impl Future<Output = ()>,
+    ) -> Result<(), StandInError> {
+        let wire = Wire::to(&served.url, served.authority.as_deref(), key)?;
+        let shared = self.shared(Some(wire));
+        let look = async {
+            look_after(&shared).await;
+            unreachable!("it is looked after for ever")
+        };
+        self.answer(&shared, told, look).await
+    }
+
+    /// Runs a container and passes questions to the server in it, until `told`; then the container is ended too.
+    pub async fn contain(
+        self,
+        podman: &Podman,
+        slot: &EngineName,
+        container: &Container,
+        model: &Path,
+        told: impl Future<Output = ()>,
+    ) -> Result<(), StandInError> {
+        let mut running = podman.start(slot, container, model).await?;
+        let shared = self.shared(None);
+        let looking = async {
+            let ended = async {
+                // Its network is there a moment after it was started.
+                while running.network().is_none() {
+                    tokio::select! {
+                        why = running.ended() => return why,
+                        () = tokio::time::sleep(LOOK_STARTING) => {}
+                    }
+                }
+                if let Some(network) = running.network()
+                    && let Ok(wire) =
+                        Wire::at(Place::Inside { network, port: container.port }, None)
+                {
+                    *shared.wire.write().unwrap_or_else(PoisonError::into_inner) = Some(wire);
+                }
+                running.ended().await
+            };
+            tokio::select! {
+                why = ended => StandInError::Ended(why),
+                () = look_after(&shared) => unreachable!("it is looked after for ever"),
+            }
+        };
+        let done = self.answer(&shared, told, looking).await;
+        Running::stop(running).await;
+        done
+    }
+
+    fn shared(&self, wire: Option<Wire>) -> Arc<Shared> {
+        Arc::new(Shared {
+            called: self.called.clone(),
+            wire: RwLock::new(wire),
+            ready: AtomicBool::new(false),
+            running: AtomicUsize::new(0),
+        })
+    }
+
+    /// Answers at the socket until it is told to end, or `broken` comes back.
+    async fn answer(
+        &self,
+        shared: &Arc<Shared>,
+        told: impl Future<Output = ()>,
+        broken: impl Future<Output = StandInError>,
+    ) -> Result<(), StandInError> {
+        let fail = |source| StandInError::Listen { path: self.socket.clone(), source };
+        match std::fs::remove_file(&self.socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&self.socket).map_err(fail)?;
+        std::fs::set_permissions(&self.socket, std::fs::Permissions::from_mode(0o600))
+            .map_err(fail)?;
+        let accept = async {
+            loop {
+                let Ok((stream, _)) = listener.accept().await else {
+                    tokio::time::sleep(LOOK_STARTING).await;
+                    continue;
+                };
+                let shared = shared.clone();
+                tokio::spawn(async move {
+                    let service = service_fn(move |request| reply(shared.clone(), request));
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        };
+        let (mut broken, mut told) = (std::pin::pin!(broken), std::pin::pin!(told));
+        tokio::select! {
+            error = &mut broken => return Err(error),
+            () = &mut told => {}
+            () = accept => unreachable!("it takes connections for ever"),
+        }
+        let _ = std::fs::remove_file(&self.socket);
+        let drained = async {
+            while shared.running.load(Ordering::SeqCst) > 0 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::select! {
+            error = broken => Err(error),
+            _ = tokio::time::timeout(DRAIN, drained) => Ok(()),
+        }
+    }
+}
+
+/// Looks whether the server answers, for ever.
+async fn look_after(shared: &Shared) {
+    loop {
+        let wire = shared.wire.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let well = match wire {
+            Some(wire) => is_well(&wire.within(LOOK)).await,
+            None => false,
+        };
+        shared.ready.store(well, Ordering::SeqCst);
+        tokio::time::sleep(if well { LOOK_READY } else { LOOK_STARTING }).await;
+    }
+}
+
+/// Servers have `/health`; those that do not have a list of models.
+async fn is_well(wire: &Wire) -> bool {
+    match wire.fetch("/health").await.map(|answer| answer.status()) {
+        Ok(StatusCode::NOT_FOUND) => {
+            wire.fetch("/v1/models").await.is_ok_and(|answer| answer.status().is_success())
+        }
+        Ok(status) => status.is_success(),
+        Err(_) => false,
+    }
+}
+
+/// One that counts itself among those that are going on.
+struct Going(Arc<Shared>);
+
+impl Going {
+    fn on(shared: &Arc<Shared>) -> Self {
+        shared.running.fetch_add(1, Ordering::SeqCst);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Going {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+async fn reply(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Whole, Infallible> {
+    let path = request.uri().path().to_owned();
+    Ok(match (request.method(), path.as_str()) {
+        (&Method::GET, "/health") => match shared.ready.load(Ordering::SeqCst) {
+            true => plain(StatusCode::OK, &json!({ "status": "ok" })),
+            false => plain(
+                StatusCode::SERVICE_UNAVAILABLE,
+                &json!({ "status": "waiting for the server" }),
+            ),
+        },
+        (&Method::GET, "/metrics") => figures(&shared).await,
+        // Nothing is kept here, and nothing is common.
+        (_, "/kv" | "/beginnings") => {
+            refuse(StatusCode::NOT_FOUND, "not_here", "this server keeps nothing for members")
+        }
+        (&Method::POST, _) => ask(shared, request).await,
+        _ => refuse(StatusCode::NOT_FOUND, "not_found", "there is nothing here"),
+    })
+}
+
+async fn figures(shared: &Shared) -> Whole {
+    let wire = shared.wire.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let Some(wire) = wire else { return not_yet() };
+    match wire.within(LOOK).fetch("/metrics").await {
+        Ok(answer) => {
+            let status = answer.status();
+            let mut response = Response::new(whole(answer.into_body()));
+            *response.status_mut() = status;
+            response
+        }
+        Err(error) => refuse(StatusCode::BAD_GATEWAY, "server_away", &error.to_string()),
+    }
+}
+
+async fn ask(shared: Arc<Shared>, request: Request<Incoming>) -> Whole {
+    let going = Going::on(&shared);
+    let wire = shared.wire.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let Some(wire) = wire else { return not_yet() };
+    let (parts, body) = request.into_parts();
+    let Ok(body) = Limited::new(body, LONGEST).collect().await else {
+        return refuse(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body_too_large",
+            "the question is too long or broke off",
+        );
+    };
+    let body = body.to_bytes();
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let asked = match Asked::of(parts.uri.path(), &body, &shared.called) {
+        Ok(asked) => asked,
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, "invalid_json", &error.to_string()),
+    };
+    let prompt = prompt_estimate(body.len());
+    let sent = AtomicBool::new(false);
+    match wire.ask(Method::POST, path, &parts.headers, asked.body, &sent).await {
+        Ok(answer) => pass_on(answer, asked.hide_usage, prompt, going),
+        // What never reached it may be put again; a broken connection says the same to the door as a broken engine.
+        Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, "server_away", &error.to_string()),
+    }
+}
+
+fn pass_on(answer: Response<WireBody>, hide_usage: bool, prompt: u64, going: Going) -> Whole {
+    let (parts, body) = answer.into_parts();
+    let events = parts
+        .headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+    let well = parts.status.is_success();
+    let over = Box::new(move |_| drop(going));
+    let meter = Meter { events, hide_usage, prompt, secret: None, idle: IDLE, over };
+    let body = Metered::new(body, meter).map_err(io::Error::other);
+    let mut response = Response::new(BodyExt::boxed_unsync(body));
+    *response.status_mut() = parts.status;
+    let headers = response.headers_mut();
+    keep(&parts.headers, headers);
+    if well {
+        headers.insert("trailer", HeaderValue::from_static("x-polder-usage"));
+        headers.insert("x-polder-prompt-tokens", HeaderValue::from(prompt));
+    }
+    response
+}
+
+fn keep(from: &HeaderMap, to: &mut HeaderMap) {
+    for name in FROM_SERVERS {
+        if let Some(value) = from.get(name) {
+            to.insert(HeaderName::from_static(name), value.clone());
+        }
+    }
+}
+
+fn whole(body: Bytes) -> http_body_util::combinators::UnsyncBoxBody<Bytes, io::Error> {
+    BodyExt::boxed_unsync(Full::new(body).map_err(|never: Infallible| match never {}))
+}
+
+fn plain(status: StatusCode, value: &serde_json::Value) -> Whole {
+    let mut response = Response::new(whole(Bytes::from(value.to_string())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn refuse(status: StatusCode, code: &str, message: &str) -> Whole {
+    let error = json!({ "error": { "message": message, "type": "server_error", "param": null, "code": code } });
+    plain(status, &error)
+}
+
+fn not_yet() -> Whole {
+    refuse(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "starting",
+        "the server of this model is still starting; try again in a while",
+    )
+}

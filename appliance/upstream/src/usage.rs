@@ -1,0 +1,333 @@
+//! Listens to an answer for what it used, without holding it up. Pure: bytes in, bytes out.
+
+use bytes::Bytes;
+use serde_json::Value;
+
+/// No question and no answer has more tokens: a server that says so is wrong, and its figures must not break the books.
+pub const MOST_TOKENS: u64 = 1 << 30;
+/// An event longer than this is passed on unread.
+const LONGEST_EVENT: usize = 1 << 20;
+/// An answer that is no stream and longer than this is passed on unread.
+const LONGEST_WHOLE: usize = 8 << 20;
+
+/// What an answer used, in tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Read, those kept from before too.
+    pub prompt: u64,
+    /// Written.
+    pub completion: u64,
+    /// Of those read: kept from before.
+    pub cached: u64,
+}
+
+/// What a server said of it so far: it may say it in pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Told {
+    prompt: Option<u64>,
+    completion: Option<u64>,
+    cached: Option<u64>,
+}
+
+impl Told {
+    /// Takes what an event or an answer says, in OpenAI's words or Anthropic's.
+    fn take(&mut self, value: &Value) {
+        for place in [&value["usage"], &value["message"]["usage"], &value["response"]["usage"]] {
+            if place.is_object() {
+                self.take_usage(place);
+            }
+        }
+    }
+
+    fn take_usage(&mut self, usage: &Value) {
+        let number = |value: &Value| value.as_u64().map(|n| n.min(MOST_TOKENS));
+        let of = |name: &str| number(&usage[name]);
+        let read = of("cache_read_input_tokens");
+        let cached = number(&usage["prompt_tokens_details"]["cached_tokens"])
+            .or_else(|| number(&usage["input_tokens_details"]["cached_tokens"]))
+            .or(read);
+        // Anthropic's input has nothing in it that was kept, or is kept from now on.
+        let beside = read.unwrap_or(0) + of("cache_creation_input_tokens").unwrap_or(0);
+        let prompt = of("prompt_tokens").or_else(|| of("input_tokens").map(|n| n + beside));
+        self.prompt = prompt.map(|n| n.min(MOST_TOKENS)).or(self.prompt);
+        self.cached = cached.or(self.cached);
+        self.completion =
+            of("completion_tokens").or_else(|| of("output_tokens")).or(self.completion);
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        let prompt = self.prompt?;
+        let completion = self.completion.unwrap_or(0);
+        Some(Usage { prompt, completion, cached: self.cached.unwrap_or(0).min(prompt) })
+    }
+}
+
+/// Hears an answer.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    events: bool,
+    /// Leave out the event that only says what was used.
+    hide_usage: bool,
+    /// What must not reach a client: the key that the server was asked with.
+    secret: Option<String>,
+    held: Vec<u8>,
+    /// Where the present line begins in what is held.
+    line: usize,
+    /// Too long to be held: passed on until it is over.
+    passing: bool,
+    told: Told,
+    /// Events with something in them.
+    pieces: u64,
+    bytes: u64,
+}
+
+impl Listener {
+    pub(crate) fn new(events: bool, hide_usage: bool, secret: Option<String>) -> Self {
+        let secret = secret.filter(|secret| secret.len() >= 8);
+        Self {
+            events,
+            hide_usage,
+            secret,
+            held: Vec::new(),
+            line: 0,
+            passing: false,
+            told: Told::default(),
+            pieces: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Takes the next bytes, cut anywhere, and gives those that may go on.
+    pub(crate) fn push(&mut self, data: &[u8]) -> Bytes {
+        self.bytes += data.len() as u64;
+        if !self.events {
+            return self.push_whole(data);
+        }
+        let mut out = Vec::with_capacity(self.held.len() + data.len());
+        for byte in data {
+            self.held.push(*byte);
+            if *byte != b'\n' {
+                if self.held.len() >= LONGEST_EVENT {
+                    self.passing = true;
+                    out.append(&mut self.held);
+                    self.line = 0;
+                }
+                continue;
+            }
+            let blank =
+                self.held[self.line..].trim_ascii().is_empty() && (self.line > 0 || !self.passing);
+            self.line = self.held.len();
+            if blank {
+                let event = std::mem::take(&mut self.held);
+                self.line = 0;
+                match std::mem::take(&mut self.passing) {
+                    true => out.extend_from_slice(&event),
+                    false => self.event(event, &mut out),
+                }
+            }
+        }
+        Bytes::from(out)
+    }
+
+    fn push_whole(&mut self, data: &[u8]) -> Bytes {
+        if self.passing {
+            return Bytes::copy_from_slice(data);
+        }
+        self.held.extend_from_slice(data);
+        if self.held.len() > LONGEST_WHOLE {
+            self.passing = true;
+            return Bytes::from(std::mem::take(&mut self.held));
+        }
+        Bytes::new()
+    }
+
+    /// What is left when the answer is over.
+    pub(crate) fn end(&mut self) -> Bytes {
+        let held = std::mem::take(&mut self.held);
+        self.line = 0;
+        if self.events {
+            let mut out = Vec::new();
+            match self.passing {
+                true => out = held,
+                false => self.event(held, &mut out),
+            }
+            return Bytes::from(out);
+        }
+        if let Ok(value) = serde_json::from_slice::<Value>(&held) {
+            self.told.take(&value);
+        }
+        Bytes::from(self.without_secret(held))
+    }
+
+    fn event(&mut self, event: Vec<u8>, out: &mut Vec<u8>) {
+        let data = event
+            .split(|byte| *byte == b'\n')
+            .find_map(|line| line.trim_ascii().strip_prefix(b"data:"))
+            .map(<[u8]>::trim_ascii);
+        if let Some(data) = data.filter(|data| data.starts_with(b"{")) {
+            self.pieces += 1;
+            if contains(data, b"\"usage\"")
+                && let Ok(value) = serde_json::from_slice::<Value>(data)
+            {
+                self.told.take(&value);
+                let only = value["choices"].as_array().is_some_and(Vec::is_empty);
+                if only && value["usage"].is_object() {
+                    self.pieces -= 1;
+                    if self.hide_usage {
+                        return;
+                    }
+                }
+            }
+        }
+        out.append(&mut self.without_secret(event));
+    }
+
+    fn without_secret(&self, text: Vec<u8>) -> Vec<u8> {
+        match &self.secret {
+            Some(secret) if contains(&text, secret.as_bytes()) => {
+                String::from_utf8_lossy(&text).replace(secret.as_str(), "(hidden)").into_bytes()
+            }
+            _ => text,
+        }
+    }
+
+    /// What the server said that it used, if it did.
+    pub(crate) fn told(&self) -> Option<Usage> {
+        self.told.usage()
+    }
+
+    /// What was used, by the look of it: a token in each event, or in every four bytes.
+    pub(crate) fn estimate(&self, prompt: u64) -> Usage {
+        let completion = if self.events { self.pieces } else { self.bytes / 4 };
+        let prompt = self.told.prompt.unwrap_or(prompt);
+        let completion = completion.max(self.told.completion.unwrap_or(0));
+        Usage { prompt, completion, cached: self.told.cached.unwrap_or(0).min(prompt) }
+    }
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const STREAM: &str = "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\"}}],\"usage\":null}\n\n\
+        : ping\n\n\
+        data: {\"choices\":[{\"delta\":{\"content\":\"Hi\"}}]}\r\n\r\n\
+        data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":4,\"prompt_tokens_details\":{\"cached_tokens\":3}}}\n\n\
+        data: [DONE]\n\n";
+
+    fn heard(listener: &mut Listener, pieces: &[&[u8]]) -> String {
+        let mut out = Vec::new();
+        pieces.iter().for_each(|piece| out.extend_from_slice(&listener.push(piece)));
+        out.extend_from_slice(&listener.end());
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn what_a_stream_used_is_heard_and_left_out_only_for_whoever_did_not_ask() {
+        let mut listener = Listener::new(true, false, None);
+        assert_eq!(heard(&mut listener, &[STREAM.as_bytes()]), STREAM);
+        let told = Usage { prompt: 9, completion: 4, cached: 3 };
+        assert_eq!(listener.told(), Some(told));
+        let mut hiding = Listener::new(true, true, None);
+        let without = heard(&mut hiding, &[STREAM.as_bytes()]);
+        assert!(!without.contains("prompt_tokens") && without.ends_with("data: [DONE]\n\n"));
+        assert_eq!((hiding.told(), hiding.estimate(1).completion), (Some(told), 4));
+    }
+
+    #[test]
+    fn anthropics_words_are_understood_too_and_pieces_are_put_together() {
+        let stream = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":5,\"cache_read_input_tokens\":20,\"output_tokens\":1}}}\n\n\
+            event: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":17}}\n\n";
+        let mut listener = Listener::new(true, true, None);
+        assert_eq!(heard(&mut listener, &[stream.as_bytes()]), stream);
+        assert_eq!(listener.told(), Some(Usage { prompt: 25, completion: 17, cached: 20 }));
+    }
+
+    #[test]
+    fn an_answer_that_is_whole_is_read_whole() {
+        let body = "{\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2}}";
+        let mut listener = Listener::new(false, true, None);
+        assert_eq!(heard(&mut listener, &[&body.as_bytes()[..9], &body.as_bytes()[9..]]), body);
+        assert_eq!(listener.told(), Some(Usage { prompt: 3, completion: 2, cached: 0 }));
+    }
+
+    #[test]
+    fn a_stream_that_is_cut_is_estimated_by_what_was_seen() {
+        let mut listener = Listener::new(true, true, None);
+        listener.push(STREAM.split_once(": ping").unwrap().0.as_bytes());
+        assert_eq!(listener.told(), None);
+        assert_eq!(listener.estimate(12), Usage { prompt: 12, completion: 1, cached: 0 });
+    }
+
+    #[test]
+    fn a_key_that_a_server_repeats_goes_no_further() {
+        let secret = || Some("sk-very-secret".to_owned());
+        let text = "data: {\"error\":{\"message\":\"bad key sk-very-secret\"}}\n\n";
+        let mut listener = Listener::new(true, false, secret());
+        assert_eq!(
+            heard(&mut listener, &[&text.as_bytes()[..40], &text.as_bytes()[40..]]),
+            text.replace("sk-very-secret", "(hidden)")
+        );
+        let mut whole = Listener::new(false, false, secret());
+        assert_eq!(heard(&mut whole, &[b"[\"sk-very", b"-secret\"]"]), "[\"(hidden)\"]");
+    }
+
+    #[test]
+    fn impossible_figures_are_bounded() {
+        let body = format!(
+            "{{\"usage\":{{\"prompt_tokens\":{},\"completion_tokens\":-5,\"prompt_tokens_details\":7}}}}",
+            u64::MAX
+        );
+        let mut listener = Listener::new(false, false, None);
+        heard(&mut listener, &[body.as_bytes()]);
+        assert_eq!(listener.told(), Some(Usage { prompt: MOST_TOKENS, completion: 0, cached: 0 }));
+    }
+
+    #[test]
+    fn what_has_no_end_is_not_kept() {
+        for events in [true, false] {
+            let mut listener = Listener::new(events, true, None);
+            let mut passed = 0;
+            for _ in 0..20 {
+                passed += listener.push(&[b'x'; 1 << 19]).len();
+                assert!(listener.held.len() <= LONGEST_WHOLE);
+            }
+            passed += listener.end().len();
+            assert_eq!(passed, 20 << 19, "{events}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn how_the_bytes_are_cut_does_not_matter(cuts in proptest::collection::vec(0..STREAM.len(), 0..6), hide: bool) {
+            let mut cuts = cuts;
+            cuts.sort_unstable();
+            let mut pieces = Vec::new();
+            let mut from = 0;
+            for cut in cuts.into_iter().chain([STREAM.len()]) {
+                pieces.push(&STREAM.as_bytes()[from..cut]);
+                from = cut;
+            }
+            let (mut whole, mut parts) = (Listener::new(true, hide, None), Listener::new(true, hide, None));
+            prop_assert_eq!(heard(&mut whole, &[STREAM.as_bytes()]), heard(&mut parts, &pieces));
+            prop_assert_eq!(whole.told(), parts.told());
+        }
+
+        #[test]
+        fn no_bytes_panic_or_are_lost(pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..30), 0..10), events: bool) {
+            let mut listener = Listener::new(events, false, None);
+            let mut out = Vec::new();
+            for piece in &pieces {
+                out.extend_from_slice(&listener.push(piece));
+            }
+            out.extend_from_slice(&listener.end());
+            prop_assert_eq!(out, pieces.concat());
+        }
+    }
+}

@@ -1,0 +1,427 @@
+//! Carries one request to a server elsewhere, or in a container, and brings its answer back. Each has a connection of its own.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT,
+};
+use http::{HeaderMap, HeaderName, Method, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use polder_control::SecretText;
+use polder_site::UpstreamUrl;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+/// The look-up of a name, the connection and TLS may each take so long.
+const CONNECT: Duration = Duration::from_secs(5);
+/// A server may think so long before its answer begins.
+const HEAD: Duration = Duration::from_secs(300);
+/// Most of a short answer that is read whole.
+const LONGEST_SHORT: usize = 1 << 20;
+
+/// No answer began. Each sentence is fit for a person and has no key in it.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// It was not reached: it has not seen the request.
+    #[error("{host} cannot be reached ({why})")]
+    Unreachable {
+        /// Who.
+        host: String,
+        /// Why not.
+        why: String,
+    },
+    /// It was reached and is not the one that is trusted: it has not seen the request.
+    #[error(
+        "{host} did not show a certificate that is trusted ({why}); a steward can look at its address and its authority"
+    )]
+    Untrusted {
+        /// Who.
+        host: String,
+        /// Why not.
+        why: String,
+    },
+    /// It may have seen the request.
+    #[error("{host} broke off before it answered")]
+    Broke {
+        /// Who.
+        host: String,
+    },
+    /// It may be at work on it.
+    #[error("{host} did not begin to answer within {seconds} s")]
+    Silent {
+        /// Who.
+        host: String,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// What is trusted cannot be read.
+    #[error("the certificate of its authority cannot be read; put it in again")]
+    Authority,
+    /// Its key cannot be sent.
+    #[error("its key cannot be sent; put it in again")]
+    Key,
+}
+
+impl WireError {
+    /// The server has certainly not seen the request, so that it may be put again.
+    pub fn unseen(&self) -> bool {
+        !matches!(self, Self::Broke { .. } | Self::Silent { .. })
+    }
+}
+
+/// Where a server is.
+#[derive(Clone)]
+pub enum Place {
+    /// At an address, over TLS where the configuration is there.
+    Web(UpstreamUrl, Option<Arc<ClientConfig>>),
+    /// At a port of the loopback inside the network of a process, which has no other.
+    Inside {
+        /// That network, as `/proc/PID/ns/net`.
+        network: PathBuf,
+        /// The port.
+        port: u16,
+    },
+}
+
+/// The way to one server.
+#[derive(Clone)]
+pub struct Wire {
+    place: Place,
+    key: Option<HeaderValue>,
+    head: Duration,
+}
+
+impl Wire {
+    /// To a server at an address, trusting its authority (PEM) alone where one is named, else whom browsers trust.
+    pub fn to(
+        url: &UpstreamUrl,
+        authority: Option<&str>,
+        key: Option<&SecretText>,
+    ) -> Result<Self, WireError> {
+        let tls = match url.is_tls() {
+            true => Some(Arc::new(trusting(authority)?)),
+            false => None,
+        };
+        Self::at(Place::Web(url.clone(), tls), key)
+    }
+
+    /// To a server at this place.
+    pub fn at(place: Place, key: Option<&SecretText>) -> Result<Self, WireError> {
+        let bearer = |key: &SecretText| {
+            let mut value = HeaderValue::try_from(format!("Bearer {}", key.expose()))
+                .map_err(|_| WireError::Key)?;
+            value.set_sensitive(true);
+            Ok(value)
+        };
+        Ok(Self { place, key: key.map(bearer).transpose()?, head: HEAD })
+    }
+
+    /// Waits only so long for an answer to begin.
+    pub fn within(mut self, head: Duration) -> Self {
+        self.head = head;
+        self
+    }
+
+    /// Who it is, for sentences.
+    fn host(&self) -> String {
+        match &self.place {
+            Place::Web(url, _) => url.authority(),
+            Place::Inside { port, .. } => format!("port {port} in the container"),
+        }
+    }
+
+    /// Asks. Of the client's own headers only those go along that say what dialect it speaks; `sent` is set once the server may have
+    /// seen the request.
+    pub async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        from_client: &HeaderMap,
+        body: Bytes,
+        sent: &AtomicBool,
+    ) -> Result<Response<WireBody>, WireError> {
+        let host = self.host();
+        let unreachable = |why: String| WireError::Unreachable { host: host.clone(), why };
+        let stream = self.connect().await?;
+        let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream));
+        let (mut sender, connection) = timeout(CONNECT, shaken)
+            .await
+            .map_err(|_| unreachable("it takes too long".to_owned()))?
+            .map_err(|error| unreachable(error.to_string()))?;
+        let worked = Worked(tokio::spawn(async move { drop(connection.await) }));
+        let request = self.request(method, path, from_client, body)?;
+        sent.store(true, Ordering::Relaxed);
+        match timeout(self.head, sender.send_request(request)).await {
+            Ok(Ok(answer)) => Ok(answer.map(|body| WireBody { body, _worked: worked })),
+            Ok(Err(_)) => Err(WireError::Broke { host }),
+            Err(_) => Err(WireError::Silent { host, seconds: self.head.as_secs() }),
+        }
+    }
+
+    /// Asks for something short, and reads it whole.
+    pub async fn fetch(&self, path: &str) -> Result<Response<Bytes>, WireError> {
+        let none = HeaderMap::new();
+        let answer =
+            self.ask(Method::GET, path, &none, Bytes::new(), &AtomicBool::new(false)).await?;
+        let (head, body) = answer.into_parts();
+        let broke = || WireError::Broke { host: self.host() };
+        let body = timeout(self.head, Limited::new(body, LONGEST_SHORT).collect()).await;
+        let body = body.map_err(|_| broke())?.map_err(|_| broke())?.to_bytes();
+        Ok(Response::from_parts(head, body))
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        from_client: &HeaderMap,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, WireError> {
+        let (host, before) = match &self.place {
+            Place::Web(url, _) => (url.authority(), url.path()),
+            Place::Inside { .. } => ("localhost".to_owned(), ""),
+        };
+        let broke = || WireError::Broke { host: self.host() };
+        let mut request = Request::new(Full::new(body.clone()));
+        *request.uri_mut() = format!("{before}{path}").parse().map_err(|_| broke())?;
+        let headers = request.headers_mut();
+        headers.insert(HOST, HeaderValue::try_from(host).map_err(|_| broke())?);
+        headers.insert(USER_AGENT, HeaderValue::from_static("polder"));
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
+        if method != Method::GET {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        }
+        for name in DIALECT {
+            if let Some(value) = from_client.get(name) {
+                headers.insert(HeaderName::from_static(name), value.clone());
+            }
+        }
+        if let Some(key) = &self.key {
+            headers.insert(AUTHORIZATION, key.clone());
+        }
+        *request.method_mut() = method;
+        Ok(request)
+    }
+
+    async fn connect(&self) -> Result<Stream, WireError> {
+        let host = self.host();
+        let unreachable = |why: String| WireError::Unreachable { host: host.clone(), why };
+        let late = |_| unreachable(format!("no answer within {} s", CONNECT.as_secs()));
+        match &self.place {
+            Place::Inside { network, port } => {
+                let (network, port) = (network.clone(), *port);
+                let connected = tokio::task::spawn_blocking(move || inside(&network, port)).await;
+                let stream = connected
+                    .map_err(|_| unreachable("the way into its network broke down".to_owned()))?
+                    .map_err(|error| unreachable(error.to_string()))?;
+                Ok(Box::new(stream))
+            }
+            Place::Web(url, tls) => {
+                let to = (url.host(), url.port());
+                let stream = timeout(CONNECT, TcpStream::connect(to)).await.map_err(late)?;
+                let stream = stream.map_err(|error| unreachable(error.to_string()))?;
+                // A token is a small packet that somebody waits for.
+                let _ = stream.set_nodelay(true);
+                let Some(tls) = tls else { return Ok(Box::new(stream)) };
+                let name = ServerName::try_from(url.host().to_owned())
+                    .map_err(|error| unreachable(error.to_string()))?;
+                let shaken = TlsConnector::from(tls.clone()).connect(name, stream);
+                let shaken = timeout(CONNECT, shaken).await.map_err(late)?;
+                Ok(Box::new(shaken.map_err(|error| {
+                    let why = error.to_string();
+                    match error.get_ref().is_some_and(|e| e.is::<rustls::Error>()) {
+                        true => WireError::Untrusted { host: host.clone(), why },
+                        false => unreachable(why),
+                    }
+                })?))
+            }
+        }
+    }
+}
+
+/// What Anthropic's clients say of what they understand.
+const DIALECT: [&str; 2] = ["anthropic-version", "anthropic-beta"];
+
+trait Both: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Both for T {}
+type Stream = Box<dyn Both>;
+
+/// Connects to a loopback port in another network. A thread of its own goes in there and ends: a socket stays in the network
+/// that it was made in, and no other thread of this process is ever there.
+fn inside(network: &std::path::Path, port: u16) -> io::Result<TcpStream> {
+    let network = std::fs::File::open(network)?;
+    let thread = std::thread::Builder::new().name("inside".to_owned()).spawn(move || {
+        use std::os::fd::AsFd;
+        let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(network.as_fd(), kind)?;
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let stream = std::net::TcpStream::connect_timeout(&to, CONNECT)?;
+        stream.set_nonblocking(true)?;
+        Ok::<_, io::Error>(stream)
+    })?;
+    let stream = thread.join().map_err(|_| io::Error::other("it broke down"))??;
+    TcpStream::from_std(stream)
+}
+
+/// Ends the work on a connection with whoever wanted it.
+#[derive(Debug)]
+struct Worked(JoinHandle<()>);
+
+impl Drop for Worked {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// An answer as its server writes it. Dropping it closes the connection, and the server stops working on it.
+#[derive(Debug)]
+pub struct WireBody {
+    body: Incoming,
+    _worked: Worked,
+}
+
+impl Body for WireBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn trusting(authority: Option<&str>) -> Result<ClientConfig, WireError> {
+    let mut roots = RootCertStore::empty();
+    match authority {
+        Some(pem) => {
+            for root in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+                let root = root.map_err(|_| WireError::Authority)?;
+                roots.add(root).map_err(|_| WireError::Authority)?;
+            }
+            if roots.is_empty() {
+                return Err(WireError::Authority);
+            }
+        }
+        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
+    }
+    let mut tls = builder()?.with_root_certificates(roots).with_no_client_auth();
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(tls)
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn builder() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, WireError> {
+    ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|_| WireError::Authority)
+}
+
+/// Fetches another Polder box's own authority, PEM, and takes it only with this fingerprint (SHA-256), as that box's screen and its page
+/// "Trust this box" show it. The way there is not trusted, and nothing secret goes over it.
+pub async fn fetch_authority(url: &UpstreamUrl, fingerprint: &str) -> Result<String, String> {
+    let wanted: String = fingerprint.chars().filter(char::is_ascii_hexdigit).collect();
+    let wanted = wanted.to_ascii_uppercase();
+    if wanted.len() != 64 {
+        return Err("a fingerprint has 64 digits and letters from A to F; read it off the other box's screen".to_owned());
+    }
+    if !url.is_tls() {
+        return Err(
+            "an address on this machine without TLS has no fingerprint; leave it empty".to_owned()
+        );
+    }
+    let say = |error: WireError| error.to_string();
+    let mut tls = builder()
+        .map_err(say)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody(provider())))
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let bare: UpstreamUrl = format!("https://{}/", url.authority())
+        .parse()
+        .map_err(|error: polder_site::UpstreamFault| error.to_string())?;
+    let wire = Wire::at(Place::Web(bare, Some(Arc::new(tls))), None).map_err(say)?;
+    let answer = wire.within(Duration::from_secs(10)).fetch("/ca.crt").await.map_err(say)?;
+    let none = || format!("{} gives no certificate; is it a Polder box?", url.authority());
+    let der = CertificateDer::from_pem_slice(answer.body()).map_err(|_| none())?;
+    let found: String = Sha256::digest(&der).iter().map(|byte| format!("{byte:02X}")).collect();
+    match found == wanted {
+        true => String::from_utf8(answer.into_body().to_vec()).map_err(|_| none()),
+        false => Err(format!(
+            "the certificate of {} has another fingerprint than this one; read it off the other box's screen again, and if it is the same there, somebody is in between",
+            url.authority()
+        )),
+    }
+}
+
+/// Takes any certificate: what is fetched is compared with its fingerprint.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

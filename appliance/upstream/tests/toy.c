@@ -1,0 +1,77 @@
+/* A server that speaks as much of OpenAI's API as a test needs, in one file without a library: it goes into a container that has nothing else. */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static void end(int signal) { (void)signal; _exit(0); }
+
+/* What the model's file says, and whether it could be changed. */
+static void look(char *out, size_t room) {
+    char text[64] = "nothing";
+    int file = open("/weights/word.txt", O_RDONLY);
+    ssize_t n = file < 0 ? -1 : read(file, text, sizeof text - 1);
+    if (n >= 0) text[n] = 0;
+    int changed = open("/weights/word.txt", O_WRONLY) >= 0 || open("/weights/new", O_CREAT | O_WRONLY, 0600) >= 0
+        || open("/new", O_CREAT | O_WRONLY, 0600) >= 0;
+    int out_there = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(53), .sin_addr.s_addr = inet_addr("192.0.2.1")};
+    int reached = connect(out_there, (struct sockaddr *)&to, sizeof to) == 0 || errno != ENETUNREACH;
+    close(out_there);
+    snprintf(out, room, "%s %s %s", text, changed ? "changed" : "kept", reached ? "reached" : "alone");
+}
+
+int main(int count, char **given) {
+    signal(SIGTERM, end);
+    signal(SIGPIPE, SIG_IGN);
+    int port = count > 1 ? atoi(given[1]) : 8000, yes = 1;
+    int door = socket(AF_INET, SOCK_STREAM, 0);
+    setsockopt(door, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    if (bind(door, (struct sockaddr *)&at, sizeof at) || listen(door, 16)) return 1;
+    for (;;) {
+        int line = accept(door, 0, 0);
+        if (line < 0) continue;
+        char asked[65536];
+        size_t have = 0;
+        char *body = 0;
+        size_t length = 0;
+        while (have < sizeof asked - 1) {
+            ssize_t n = read(line, asked + have, sizeof asked - 1 - have);
+            if (n <= 0) break;
+            have += n;
+            asked[have] = 0;
+            if (!body && (body = strstr(asked, "\r\n\r\n"))) {
+                body += 4;
+                char *said = strcasestr(asked, "content-length:");
+                length = said && said < body ? strtoul(said + 15, 0, 10) : 0;
+            }
+            if (body && (size_t)(asked + have - body) >= length) break;
+        }
+        char answer[1024], seen[128], whole[2048];
+        if (!strncmp(asked, "GET /health", 11)) {
+            strcpy(answer, "{}");
+        } else {
+            int right = body && strstr(body, "\"model\":\"toy\"");
+            look(seen, sizeof seen);
+            snprintf(answer, sizeof answer,
+                "{\"choices\":[{\"index\":0,\"finish_reason\":\"stop\",\"message\":{\"role\":\"assistant\",\"content\":\"%s %s\"}}],"
+                "\"usage\":{\"prompt_tokens\":11,\"completion_tokens\":3,\"total_tokens\":14}}",
+                seen, right ? "toy" : "wrong");
+        }
+        snprintf(whole, sizeof whole,
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %zu\r\nconnection: close\r\nset-cookie: toy=1\r\n\r\n%s",
+            strlen(answer), answer);
+        for (size_t sent = 0; sent < strlen(whole);) {
+            ssize_t n = write(line, whole + sent, strlen(whole) - sent);
+            if (n <= 0) break;
+            sent += n;
+        }
+        close(line);
+    }
+}
