@@ -165,15 +165,11 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
         SiteChange::Spare(_) => back.spare = before.spare,
         SiteChange::RemoveSpare => {
             back.spare = before.spare;
+            // Without a spare there are no backups at it.
             back.backup = before.backup.clone();
         }
         SiteChange::Uplinks(_) => back.uplinks = before.uplinks.clone(),
         SiteChange::Alerts(_) | SiteChange::RemoveAlerts => back.alerts = before.alerts.clone(),
-        SiteChange::Spare(_) | SiteChange::RemoveSpare => {
-            back.spare = before.spare;
-            // Without a spare there are no backups at it.
-            back.backup = before.backup.clone();
-        }
         SiteChange::Upstream { name, .. } | SiteChange::RemoveUpstream(name) => {
             match before.upstreams.get(name) {
                 Some(server) => back.upstreams.insert(name.clone(), server.clone()),
