@@ -244,7 +244,8 @@ impl FromStr for UpstreamUrl {
                 && !l.starts_with('-')
                 && l.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
         };
-        if !address && !(host.len() <= 253 && host.split('.').all(label)) {
+        let named = host.len() <= 253 && host.split('.').all(label);
+        if !(address || named) {
             return Err(refuse());
         }
         if path.contains("..") || path.contains("//") {
