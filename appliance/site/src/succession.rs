@@ -56,7 +56,6 @@ pub struct TrialHours {
 }
 
 /// What may be done about a change of model.
-#[expect(clippy::large_enum_variant, reason = "one is made when a steward presses a button")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SuccessionStep {
