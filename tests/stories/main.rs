@@ -10,7 +10,6 @@ mod backup;
 mod bakeoff;
 mod clients;
 mod command_line;
-mod elsewhere;
 mod engine_dies;
 mod import;
 mod install_page;

@@ -76,7 +76,7 @@ fn serve(name: EngineName, state: State) -> anyhow::Result<()> {
         format!("site.toml names no engine {name}; choose a model for it first")
     })?;
     if let Some(served) = slot.served.clone() {
-        return foreign::serve(name, &state, slot.clone(), served);
+        return foreign::serve(name, &state, slot.clone(), *served);
     }
     let recipe = Recipe::find(slot.recipe.as_str())?;
     let model = Store::open(state.join("weights"))?.model_folder(recipe).with_context(|| {
@@ -87,7 +87,7 @@ fn serve(name: EngineName, state: State) -> anyhow::Result<()> {
         )
     })?;
     if let Some(container) = slot.container.clone() {
-        return foreign::contain(name, &state, slot.clone(), container, model);
+        return foreign::contain(name, &state, slot.clone(), *container, model);
     }
     let socket = socket(&state, &name)?;
     let mut options = EngineOptions::new(name.as_str(), socket, &model, recipe.name.as_str());

@@ -78,7 +78,7 @@ impl By {
                     .with_context(|| format!("{} could not be read", file.display()))
             };
             let authority = self.authority.as_ref().map(read).transpose()?;
-            let served = Some(Served { url, authority, called });
+            let served = Some(Box::new(Served { url, authority, called }));
             return Ok(EngineSlot { kind: EngineKind::Url, served, container: None, ..slot });
         }
         let Some(image) = &self.image else {
@@ -88,13 +88,13 @@ impl By {
         let (image, digest) = image.split_once('@').context(
             "an image is named with its digest, as in docker.io/vllm/vllm-openai@sha256:…; `podman images --digests` shows it",
         )?;
-        let container = Some(Container {
+        let container = Some(Box::new(Container {
             image: image.parse()?,
             digest: digest.parse()?,
             port: self.port,
             arguments: self.arguments.clone(),
             called,
-        });
+        }));
         Ok(EngineSlot { kind: EngineKind::Container, container, served: None, ..slot })
     }
 }

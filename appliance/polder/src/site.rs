@@ -46,7 +46,7 @@ enum Command {
         #[arg(long)]
         memory: Option<String>,
         #[command(flatten)]
-        by: By,
+        by: Box<By>,
         #[command(flatten)]
         state: State,
     },

@@ -192,10 +192,10 @@ pub struct EngineSlot {
     pub memory: Option<Budget>,
     /// For [`EngineKind::Container`]: which.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub container: Option<Container>,
+    pub container: Option<Box<Container>>,
     /// For [`EngineKind::Url`]: where.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub served: Option<Served>,
+    pub served: Option<Box<Served>>,
 }
 
 /// How an engine holds what was said in memory.

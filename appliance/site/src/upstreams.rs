@@ -244,8 +244,8 @@ impl FromStr for UpstreamUrl {
                 && !l.starts_with('-')
                 && l.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
         };
-        let named = host.len() <= 253 && host.split('.').all(label);
-        if !(address || named) {
+        let name = host.len() <= 253 && host.split('.').all(label);
+        if !address && !name {
             return Err(refuse());
         }
         if path.contains("..") || path.contains("//") {

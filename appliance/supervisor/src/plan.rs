@@ -195,7 +195,7 @@ pub fn plan(
                 if !here && !missing.contains(&&slot.recipe) {
                     missing.push(&slot.recipe);
                 }
-                images.extend(slot.container.clone().map(|c| Action::BringImage(Box::new(c))));
+                images.extend(slot.container.clone().map(Action::BringImage));
                 start.push(Action::StartEngine(name.clone()));
             }
             // What is to run later is brought in now.
@@ -671,7 +671,7 @@ mod tests {
         };
         let plain = EngineSlot::serving("big".parse().unwrap());
         let kind = polder_site::EngineKind::Container;
-        let slot = EngineSlot { kind, container: Some(container), ..plain.clone() };
+        let slot = EngineSlot { kind, container: Some(Box::new(container)), ..plain.clone() };
         assert_eq!(
             text(&serving(), Wanted::Change(SiteChange::Engine { name: fast(), slot })),
             format!(
@@ -685,7 +685,7 @@ mod tests {
             )
         );
         let url = "http://127.0.0.1:8000/v1".parse().unwrap();
-        let served = Some(polder_site::Served { url, authority: None, called: None });
+        let served = Some(Box::new(polder_site::Served { url, authority: None, called: None }));
         let slot = EngineSlot { kind: polder_site::EngineKind::Url, served, ..plain };
         assert_eq!(
             text(&fresh(), Wanted::Change(SiteChange::Engine { name: fast(), slot })),
