@@ -907,7 +907,8 @@ mod tests {
 
     #[test]
     fn doing_a_plan_leaves_nothing_to_do() {
-        for change in [serve("big"), SiteChange::RemoveEngine(fast()), uplinks()] {
+        let spare = SiteChange::Spare(Spare::of(SpareRole::ForAnother));
+        for change in [serve("big"), SiteChange::RemoveEngine(fast()), uplinks(), spare] {
             let mut box_ = serving();
             let wanted = Wanted::Change(change);
             let (_, actions) = plan(&box_, &wanted, &|_| None);
