@@ -142,7 +142,7 @@ mod tests {
             note: None,
         };
         let engines = site.engines.iter().map(engine).collect();
-        BoxStatus { supply: None, safe: false, gateway: part.clone(), engines, site }
+        BoxStatus { closed: None, supply: None, safe: false, gateway: part.clone(), engines, site }
     }
 
     fn begun(beside: bool) -> Site {

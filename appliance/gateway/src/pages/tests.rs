@@ -272,7 +272,7 @@ pub(super) async fn place_of(different: impl FnOnce(&mut Site)) -> Place {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let members = Members::open(&state.join("polder.db")).unwrap();
-    let link = Link::follow(&sockets, site);
+    let link = Link::follow(&sockets, site, None);
     let ca = CaInfo {
         file: state.join("ca.pem"),
         pem: "-----BEGIN CERTIFICATE-----\n".into(),
@@ -1131,7 +1131,7 @@ async fn an_unclaimed_box_leads_to_its_wizard() {
     let folder = tempfile::tempdir().unwrap();
     let members = Members::open(&folder.path().join("polder.db")).unwrap();
     let (_, ca) = watch::channel(place.gateway.ca());
-    let link = Link::follow(&Sockets::of(folder.path()), Site::unclaimed(8443));
+    let link = Link::follow(&Sockets::of(folder.path()), Site::unclaimed(8443), None);
     let gateway =
         Arc::new(Gateway::new(folder.path().into(), members, link, Limits::default(), ca));
     let router = super::routes().with_state(gateway);
