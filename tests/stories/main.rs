@@ -14,6 +14,8 @@ mod engine_dies;
 mod import;
 mod install_page;
 mod keys;
+mod model_change;
+mod moving;
 mod network;
 mod outside;
 mod power;

@@ -66,6 +66,8 @@ mod tests {
             "pki/authority-1.pem",
             "pki/leaf.pem",
             "pki/ca.pem",
+            "pki/identity/keys.json",
+            "pki/identity/secret.json",
             "seed.toml",
             "end.json",
             "ended.json",

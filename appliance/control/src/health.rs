@@ -47,6 +47,8 @@ pub enum Check {
     Spare,
     /// Telling stewards.
     Alerts,
+    /// A change of model that was announced.
+    Model,
 }
 
 impl Check {
@@ -71,6 +73,7 @@ impl Check {
             Self::Backup => "backup",
             Self::Spare => "spare",
             Self::Alerts => "alerts",
+            Self::Model => "model",
         }
     }
 }

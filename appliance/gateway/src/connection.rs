@@ -27,11 +27,11 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::Gateway;
-use crate::{fence, front};
 use crate::limits::Limits;
 use crate::patient::Patient;
 use crate::peer::{Peer, canonical};
 use crate::workers::Workers;
+use crate::{fence, front};
 
 /// The first byte of a TLS record that begins a handshake; no HTTP method begins with it.
 const TLS_HANDSHAKE: u8 = 0x16;

@@ -24,10 +24,10 @@ use crate::limits::Limits;
 use crate::link::Link;
 use crate::owner::Owner;
 use crate::workers::Workers;
-use crate::{CaInfo, Gateway, api, common, fence, forgetting, front, listen, pages, wizard};
+use crate::{CaInfo, Gateway, api, common, deeds, fence, forgetting, front, listen, pages, wizard};
 
 /// How often certificates are looked at.
-const LOOK_AT_CERTIFICATES: Duration = Duration::from_secs(3600);
+const LOOK_AT_CERTIFICATES: Duration = Duration::from_secs(30);
 
 /// What the gateway is started with.
 #[derive(Debug, Clone)]
@@ -98,6 +98,7 @@ pub async fn run_on(
     let acme = public_certificate(&state, &site, &keeper);
     let link = Link::follow(&sockets, site, fence::before_anybody_says(&state));
     let (ca_sent, ca) = watch::channel(ca_info(&keeper));
+    let _shown = Following(tokio::spawn(show_authority(sockets.authority(), ca.clone())));
     let owner = Owner::of(&state)?;
     let mut gateway = Gateway::new(state, members.clone(), link.clone(), limits, ca);
     gateway.owner = owner;
@@ -134,6 +135,7 @@ pub async fn run_on(
     let _following = Following(tokio::spawn(following));
     let _closing = Following(tokio::spawn(tell_closed(gateway.clone(), link.watch())));
     let _telling = Following(tokio::spawn(common::tell(gateway.clone(), link.watch())));
+    let _deeds = Following(tokio::spawn(deeds::follow(gateway.clone())));
     let _forgetting = Following(tokio::spawn(forgetting::follow(gateway.clone())));
 
     let console = sockets.gateway();
@@ -211,31 +213,44 @@ async fn follow_site(
     mut status: watch::Receiver<Arc<BoxStatus>>,
     ca: watch::Sender<CaInfo>,
 ) {
+    let mut house = gateway.stand_ins.subscribe();
+    let mut complaint = String::new();
     loop {
+        house.mark_unchanged();
         let site = status.borrow_and_update().site.clone();
         gateway.members.set_metering(site.usage.per_member);
         let (shared, names) = (keeper.clone(), names(&site));
         let refreshed = tokio::task::spawn_blocking(move || shared.refresh(&names, now())).await;
         match refreshed {
             Ok(Ok(refreshed)) => {
+                complaint.clear();
                 if let Refreshed::Authority { statement } = refreshed {
                     log::warn!("{statement}");
                     ca.send_replace(ca_info(&keeper));
                 }
                 gateway.doorway.send_modify(|known| known.names = site.host_names());
             }
-            Ok(Err(error)) => log::error!("certificates could not be renewed: {error}"),
+            Ok(Err(error)) if complaint != error.to_string() => {
+                log::error!("certificates could not be renewed: {error}");
+                complaint = error.to_string();
+            }
+            Ok(Err(_)) => {}
             Err(error) => log::error!("looking after certificates failed: {error}"),
         }
         // A status comes with every change of any part; only a changed site matters here.
         let same = |status: &Arc<BoxStatus>| status.site == site;
         let changed = async {
-            while let Ok(()) = status.changed().await {
-                if !same(&status.borrow()) {
-                    return true;
+            loop {
+                tokio::select! {
+                    // Other addresses: they stand in the certificate.
+                    Ok(()) = house.changed() => return true,
+                    changed = status.changed() => match changed {
+                        Err(_) => return false,
+                        Ok(()) if !same(&status.borrow()) => return true,
+                        Ok(()) => {}
+                    },
                 }
             }
-            false
         };
         if let Ok(false) = tokio::time::timeout(LOOK_AT_CERTIFICATES, changed).await {
             return;
@@ -245,6 +260,23 @@ async fn follow_site(
 
 fn names(site: &Site) -> Names {
     Names::of(site, polder_pki::machine_addresses())
+}
+
+/// Leaves the certificate that members trust where parts find it that see no keys, also when it becomes another.
+async fn show_authority(place: PathBuf, mut ca: watch::Receiver<CaInfo>) {
+    loop {
+        let (pem, path) = (ca.borrow_and_update().pem.clone(), place.clone());
+        let written = tokio::task::spawn_blocking(move || {
+            path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+            polder_site::write_durably(&path, pem.as_bytes())
+        });
+        if let Ok(Err(error)) = written.await {
+            log::warn!("{} could not be written: {error}", place.display());
+        }
+        if ca.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 fn ca_info(keeper: &Keeper) -> CaInfo {

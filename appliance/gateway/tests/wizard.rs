@@ -103,8 +103,14 @@ impl Unclaimed {
         let site = Site::unclaimed(port);
         Store::open(folder.path()).unwrap().write(&site, "test").unwrap();
         let ready = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
-        let status =
-            BoxStatus { supply: None, closed: None, safe: false, site, gateway: ready, engines: Vec::new() };
+        let status = BoxStatus {
+            supply: None,
+            closed: None,
+            safe: false,
+            site,
+            gateway: ready,
+            engines: Vec::new(),
+        };
         let supervisor = Arc::new(Supervisor {
             status: watch::Sender::new(status),
             runs: Mutex::default(),

@@ -40,6 +40,19 @@ pub struct Seen {
     pub spare: Option<SpareStatus>,
     /// Ways to tell stewards that did not work for some time: which, since when, and why.
     pub mute: Vec<Mute>,
+    /// A change of model that was announced.
+    pub switch: Option<SwitchSeen>,
+}
+
+/// A name of a model leads to another one from some moment on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SwitchSeen {
+    /// What members' programs call it.
+    pub alias: String,
+    /// The model that comes.
+    pub model: String,
+    /// Unix seconds.
+    pub at: i64,
 }
 
 /// A graphics card, as `nvidia-smi -q -x` tells.

@@ -6,20 +6,18 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::Seen;
+use crate::policy::{Rules, Seen};
 
 /// What a UPS calls its short test.
 pub const COMMAND: &str = "test.battery.start.quick";
 
 /// Between two tests.
 const EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
-/// After the box started, the battery is left alone for this long.
-const FIRST_DAY: Duration = Duration::from_secs(24 * 3600);
 /// Under this charge it is not tested.
 const FULL: u8 = 90;
 
 /// Whether to test now. `since_last` is none where none was ever made.
-pub fn is_due(seen: &Seen, running: Duration, since_last: Option<Duration>) -> bool {
+pub fn is_due(rules: &Rules, seen: &Seen, running: Duration, since_last: Option<Duration>) -> bool {
     let calm = |reading: &crate::reading::Reading| {
         reading.flags.on_mains
             && !reading.flags.on_battery
@@ -27,9 +25,9 @@ pub fn is_due(seen: &Seen, running: Duration, since_last: Option<Duration>) -> b
             && !reading.flags.forced
             && reading.charge.is_some_and(|charge| charge >= FULL)
     };
-    running >= FIRST_DAY
+    running >= rules.settled
         && seen.silent < Duration::from_secs(10)
-        && seen.on_mains >= Duration::from_secs(3600)
+        && seen.on_mains >= rules.calm
         && seen.last.as_ref().is_some_and(calm)
         && since_last.is_none_or(|since| since >= EVERY)
 }
@@ -41,6 +39,14 @@ pub struct Test {
     pub at: i64,
     /// What the UPS said of it.
     pub result: String,
+}
+
+impl Test {
+    /// How long before `now` it was. Nothing where it lies in the future: then the clock was wrong, at that time or since, and
+    /// a battery must not go untested for years because of it.
+    pub fn before(&self, now: i64) -> Option<Duration> {
+        u64::try_from(now.saturating_sub(self.at)).ok().map(Duration::from_secs)
+    }
 }
 
 /// The record of tests, a line of JSON each.
@@ -87,6 +93,11 @@ mod tests {
         Seen { last: Some(last), on_mains: Duration::from_secs(9999), ..Seen::default() }
     }
 
+    fn is_due(seen: &Seen, running: Duration, since: Option<Duration>) -> bool {
+        let plan = polder_site::PowerPlan::of("ups@localhost".parse().unwrap());
+        super::is_due(&Rules::of(&plan), seen, running, since)
+    }
+
     #[test]
     fn the_battery_is_tested_once_a_month_and_only_in_calm() {
         let day = |days: u64| Duration::from_secs(days * 24 * 3600);
@@ -109,6 +120,29 @@ mod tests {
         let silent = Seen { silent: Duration::from_secs(10), ..calm() };
         assert!(!is_due(&silent, day(2), None));
         assert!(!is_due(&Seen::default(), day(2), None));
+    }
+
+    /// A year with a leap day in it, looked at every hour as the watch does it, with the record on disk. In its middle the
+    /// clock is in 2060 for a day, and a test is made there.
+    #[test]
+    fn in_a_year_a_battery_is_tested_every_month_and_a_clock_that_was_wrong_stops_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = Record::in_folder(folder.path());
+        let hour = Duration::from_secs(3600);
+        let (begin, mut tests) = (1_830_297_600, Vec::new());
+        for n in 0..366 * 24_u32 {
+            let right = begin + i64::from(n) * 3600;
+            let wrong = (180 * 24..181 * 24).contains(&n);
+            let now = if wrong { right + 32 * 365 * 24 * 3600 } else { right };
+            let since = record.last().and_then(|last| last.before(now));
+            if is_due(&calm(), hour * n, since) {
+                record.add(&Test { at: now, result: "Done and passed".to_owned() }).unwrap();
+                tests.push(n / 24);
+            }
+        }
+        assert_eq!(tests, [1, 31, 61, 91, 121, 151, 180, 181, 211, 241, 271, 301, 331, 361]);
+        let size = std::fs::metadata(folder.path().join("tests.jsonl")).unwrap().len();
+        assert!(size < 2000, "{size}");
     }
 
     #[test]

@@ -9,9 +9,12 @@ use crate::backup::{Backup, BackupPlace};
 use crate::budget::Budget;
 use crate::certificate::{Proof, PublicCertificate, PublicName};
 use crate::dynamic_dns::{DynamicDns, DynamicDnsError};
-use crate::names::{AppName, BoxName, EngineName, RecipeName};
+use crate::money::Money;
+use crate::names::{AppName, BoxName, EngineName, ModelAlias, RecipeName};
 use crate::power::PowerPlan;
+use crate::sign_in::{SignIn, SignInError};
 use crate::spare::{Spare, SpareRole};
+use crate::succession::Succession;
 use crate::unknown::UnknownKey;
 use crate::updates::Updates;
 use crate::uplinks::{self, Uplinks, UplinksError};
@@ -46,12 +49,24 @@ pub struct Site {
     /// The engines that should run, by slot. Empty until a model is chosen.
     #[serde(default)]
     pub engines: BTreeMap<EngineName, EngineSlot>,
+    /// What members' programs call models, and the slot that each name leads to. Looked up before recipes and slots.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aliases: BTreeMap<ModelAlias, EngineName>,
+    /// A change of model that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub succession: Option<Succession>,
+    /// What the collective's money is counted in, where it keeps its books here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub money: Option<Money>,
     /// Other web apps on this machine that the door stands before.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub apps: BTreeMap<AppName, App>,
     /// Who is asked about people that bring no credential of the box's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verifier: Option<Verifier>,
+    /// Where the collective's people sign in already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sign_in: Option<SignIn>,
     /// Where updates of the image are looked for; sticks are looked at without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updates: Option<Updates>,
@@ -310,6 +325,9 @@ pub enum SiteError {
         /// How long they may be.
         most: usize,
     },
+    /// A name of a model that leads nowhere, or a change of model that cannot be.
+    #[error("site.toml: {0}")]
+    Succession(String),
     /// Uplinks that no box can have.
     #[error(transparent)]
     Uplinks(#[from] UplinksError),
@@ -319,6 +337,9 @@ pub enum SiteError {
     /// A mail server that cannot be used as it says.
     #[error("site.toml: alerts.mail: {0}")]
     Mail(#[from] MailError),
+    /// Nobody could sign in with that service.
+    #[error("site.toml: sign_in: {0}")]
+    SignIn(#[from] SignInError),
     /// A host name of an app that is a name of the box.
     #[error(
         "site.toml: the box would answer to {host} as the app {app} and as itself; call the app something else"
@@ -343,8 +364,12 @@ impl Site {
             common: BTreeMap::new(),
             keeping: Keeping::default(),
             engines: BTreeMap::new(),
+            aliases: BTreeMap::new(),
+            succession: None,
+            money: None,
             apps: BTreeMap::new(),
             verifier: None,
+            sign_in: None,
             updates: None,
             certificate: None,
             power: None,
@@ -460,7 +485,11 @@ impl Site {
         if let Some(mail) = self.alerts.as_ref().and_then(|alerts| alerts.mail.as_ref()) {
             mail.check()?;
         }
+        if let Some(sign_in) = &self.sign_in {
+            sign_in.check()?;
+        }
         self.check_common()?;
+        self.check_succession().map_err(SiteError::Succession)?;
         self.check_apps()
     }
 

@@ -213,11 +213,8 @@ impl Follower {
                 self.greet(link).await?;
                 greeted = Some(asked);
             }
-            let beat = Beat {
-                epoch: self.epoch(),
-                state: self.state_now().await,
-                yields: self.yields(),
-            };
+            let beat =
+                Beat { epoch: self.epoch(), state: self.state_now().await, yields: self.yields() };
             let answer: Answer = link.ask(Method::POST, "/link/beat", &beat).await?;
             *tries = 0;
             self.heard(asked, &answer)?;

@@ -108,7 +108,7 @@ impl Handler<SpareRequest, SpareReply> for OnSpare {
         outlet: &mut Outlet<SpareReply>,
     ) -> Result<(), ControlError> {
         let answer = self.answer(question).await;
-        outlet.send(&answer.unwrap_or_else(|why| SpareReply::Refused(why))).await
+        outlet.send(&answer.unwrap_or_else(SpareReply::Refused)).await
     }
 }
 

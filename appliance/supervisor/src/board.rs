@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
 use polder_control::{
-    BoxStatus, Closed, EngineStatus, Event, PartState, PartStatus, Plan, Progress, Run, RunId, RunState,
-    Sockets, StepState, Supply,
+    BoxStatus, Closed, EngineStatus, Event, PartState, PartStatus, Plan, Progress, Run, RunId,
+    RunState, Sockets, StepState, Supply,
 };
 use polder_site::Site;
 use tokio::sync::watch;

@@ -6,9 +6,11 @@ mod mirror;
 mod pair;
 mod shell;
 mod spare;
+mod succession;
 mod supply;
 mod takeover;
 mod undo;
+mod ups;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -20,7 +22,7 @@ use polder_control::{
     Actor, AuditEntry, AuditHead, BackupWish, Disk, Gpu, ImportSource, Machine, PartState, Plan,
     Power, PowerPhase, Run, RunId, RunState, Sockets, StepState, TakeoverWish,
 };
-use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store};
+use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store, SuccessionStep};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -78,6 +80,8 @@ pub(crate) struct Work<P: Parts> {
     pub(crate) disk: tokio::sync::Mutex<Option<Disk>>,
     /// How far the box has gone towards turning itself off for want of power.
     power: watch::Sender<PowerPhase>,
+    /// What graphics cards may draw, in percent of the usual.
+    card_power: watch::Sender<u8>,
     /// Engines may be started: no UPS is watched, or its battery has what it takes.
     may_start: watch::Sender<bool>,
     /// All parts that answer people have ended for want of power.
@@ -148,6 +152,7 @@ impl<P: Parts> Work<P> {
             gpus: tokio::sync::OnceCell::new(),
             disk: tokio::sync::Mutex::default(),
             power: watch::Sender::default(),
+            card_power: watch::Sender::new(100),
             may_start,
             drained: AtomicBool::new(false),
             rousing: Mutex::default(),
@@ -174,6 +179,8 @@ impl<P: Parts> Work<P> {
         let wanted: BTreeSet<Part> =
             [Part::Gateway, Part::Health].into_iter().chain(engines).chain(others).collect();
         self.tidy_what_is_kept().await;
+        self.hear_ups_again();
+        self.tend_cards();
         self.settle_pair().await;
         for part in &wanted {
             // Engines that may start do so at once; others when the battery has what it takes.
@@ -193,6 +200,11 @@ impl<P: Parts> Work<P> {
         for open in never {
             let plan = self.plan_of(&open.intent).await.map_or_else(|why| empty(&why), |(p, _)| p);
             let why = "it was cut off again and again; look at the log, then ask for it once more";
+            if let (Intent::Change(SiteChange::Succession(step)), Some(before)) =
+                (&open.intent, &open.before)
+            {
+                self.leave_succession(step, before, why).await;
+            }
             let mut run = self.board.post(open.id, plan, RunState::Failed(why.to_owned()));
             run.state = RunState::Failed(why.to_owned());
             self.close(run).await;
@@ -206,6 +218,7 @@ impl<P: Parts> Work<P> {
         self.look_after_backups();
         self.look_after_the_pair();
         self.look_after_what_is_kept();
+        self.follow_the_clock();
     }
 
     async fn resume(self: &Arc<Self>, open: Open) {
@@ -436,6 +449,9 @@ impl<P: Parts> Work<P> {
         let site = self.board.site();
         let wanted = match intent {
             Intent::Change(change) => {
+                if let SiteChange::Succession(step) = change {
+                    site.stepped(step).map_err(|e| e.to_string())?;
+                }
                 change.applied_to(&site).check().map_err(|e| e.to_string())?;
                 Wanted::Change(change.clone())
             }
@@ -449,7 +465,10 @@ impl<P: Parts> Work<P> {
         };
         let recipe = match &wanted {
             Wanted::Model(recipe) => Some(recipe),
-            Wanted::Change(SiteChange::Engine { slot, .. }) => Some(&slot.recipe),
+            Wanted::Change(
+                SiteChange::Engine { slot, .. }
+                | SiteChange::Succession(SuccessionStep::Begin { slot, .. }),
+            ) => Some(&slot.recipe),
             Wanted::Change(_) | Wanted::Image(_) | Wanted::Backup(_) | Wanted::Takeover(_) => None,
         };
         if let Some(recipe) = recipe
@@ -467,7 +486,10 @@ impl<P: Parts> Work<P> {
                 self.state.display()
             ));
         }
-        if let Wanted::Change(change @ SiteChange::Engine { .. }) = &wanted {
+        if let Wanted::Change(change @ (SiteChange::Engine { .. } | SiteChange::Succession(_))) =
+            &wanted
+            && change.applied_to(&site).engines != site.engines
+        {
             self.shelf.fits(&change.applied_to(&site), &self.machine().await)?;
         }
         let store = match &wanted {

@@ -52,6 +52,13 @@ pub(super) async fn show(
         @if let Some(backups) = &backups { (backup::card(backups)) }
         (spare)
         @if let Some(disk) = &disk { (disk_card(disk)) }
+        section.card {
+            h2 { "The collective" }
+            div.row {
+                a.button.quiet href="/money" { "Money" }
+                a.button.quiet href="/moving" { "Moving house" }
+            }
+        }
     };
     let page = Page {
         title: "Dashboard",

@@ -195,6 +195,11 @@ pub(super) fn said(code: &str) -> Markup {
         }
         "app" => "The app is open. Its pages ask for the box's sign-in from now on.",
         "app-removed" => "The app is closed. The box passes nothing on to it any more.",
+        "client-removed" => "Nobody signs in there with this box any more.",
+        "identity" => "People can sign in there from now on. See whether it answers.",
+        "identity-removed" => "People sign in with the box's own passwords only.",
+        "linked" => "You can sign in there from now on.",
+        "unlinked" => "You sign in with your password only.",
         "verifier" => "The box asks that service from now on.",
         "verifier-removed" => "The box asks no other service any more.",
         "certificate" => {
@@ -212,6 +217,8 @@ pub(super) fn said(code: &str) -> Markup {
         "no-backup" => "No backups are made any more. Those there are stay.",
         "confirmed" => "It stays.",
         "alerts" => "Kept. Send a test to see whether it arrives.",
+        "money" => "Written down.",
+        "money-name" => "The name is off the books. The entries stay under a number.",
         "welcome" => "Welcome. This is your page of the box.",
         _ => return html! {},
     };

@@ -110,6 +110,7 @@ impl Handler<Request, Reply> for Supervisor {
             | Request::Noticed { .. }
             | Request::Power { .. }
             | Request::SetClock { .. }
+            | Request::UpsPassword { .. }
             | Request::Confirm { .. }
             | Request::Cancel(_) => Reply::Done,
         };
@@ -234,6 +235,11 @@ async fn engine(socket: std::path::PathBuf) {
 }
 
 pub(super) async fn place() -> Place {
+    place_of(|_| {}).await
+}
+
+/// The same with a site that says something else.
+pub(super) async fn place_of(different: impl FnOnce(&mut Site)) -> Place {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().to_owned();
     let sockets = Sockets::of(&state);
@@ -241,6 +247,7 @@ pub(super) async fn place() -> Place {
     site.name = "oak".parse().unwrap();
     let slot = EngineSlot::serving("smollm2-135m-instruct".parse().unwrap());
     site.engines.insert("fast".parse().unwrap(), slot);
+    different(&mut site);
     let part = |state| PartStatus { state, restarts: 1, pid: Some(1) };
     let status = BoxStatus {
         supply: None,
@@ -266,7 +273,7 @@ pub(super) async fn place() -> Place {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let members = Members::open(&state.join("polder.db")).unwrap();
-    let link = Link::follow(&sockets, site);
+    let link = Link::follow(&sockets, site, None);
     let ca = CaInfo {
         file: state.join("ca.pem"),
         pem: "-----BEGIN CERTIFICATE-----\n".into(),
@@ -351,10 +358,14 @@ async fn read(response: Response) -> (StatusCode, String) {
     (status, String::from_utf8(bytes.to_vec()).unwrap())
 }
 
-const FOR_MEMBERS: [&str; 6] = ["/", "/chat", "/connect", "/usage", "/account", "/status"];
-const FOR_STEWARDS: [&str; 18] = [
+const FOR_MEMBERS: [&str; 7] =
+    ["/", "/chat", "/connect", "/usage", "/money", "/account", "/status"];
+const FOR_STEWARDS: [&str; 22] = [
     "/spare/takeover",
     "/spare",
+    "/models/change",
+    "/moving",
+    "/moving/sheet",
     "/issues",
     "/outside",
     "/outside/live",
@@ -364,6 +375,7 @@ const FOR_STEWARDS: [&str; 18] = [
     "/models",
     "/models/smollm2-135m-instruct",
     "/apps",
+    "/identity",
     "/certificate",
     "/uplinks",
     "/uplinks/live",
@@ -445,6 +457,11 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/apps".into(),
         "/apps/wiki/remove".into(),
         "/verifier".into(),
+        "/identity".into(),
+        "/identity/look".into(),
+        "/identity/remove".into(),
+        "/clients".into(),
+        "/clients/x/remove".into(),
         "/verifier/remove".into(),
         "/certificate".into(),
         "/certificate/again".into(),
@@ -457,6 +474,19 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/outside".into(),
         "/outside/name".into(),
         "/outside/remove".into(),
+        "/models/change".into(),
+        "/models/change/testers".into(),
+        "/models/names".into(),
+        "/models/names/remove".into(),
+        "/moving".into(),
+        "/money/currency".into(),
+        "/money/enter".into(),
+        "/money/dues".into(),
+        "/money/fund".into(),
+        "/money/correct".into(),
+        "/money/split".into(),
+        "/money/bring-in".into(),
+        "/money/name-off".into(),
     ];
     for path in &actions {
         let form = "role=member&disabled=yes&password=another+four+words+here";
@@ -472,6 +502,8 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/account/forget",
         "/account/sign-out-everywhere",
         "/usage/forget",
+        "/money/agree",
+        "/trial",
         "/chat",
         "/chat/stream",
     ];
@@ -765,6 +797,55 @@ async fn a_steward_has_another_service_asked_and_one_elsewhere_is_refused() {
 }
 
 #[tokio::test]
+async fn a_steward_names_where_people_sign_in_and_its_secret_is_in_no_request_and_no_page() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let form = "name=House&issuer=https%3A%2F%2Fsso.example.org&client=box&secret=s3cr3t&groups_claim=\
+                &members=a%0D%0Ab&new_people=yes";
+    assert_eq!(place.post("/identity", steward, form).await.1, "/identity?said=identity");
+    let issuer = "https://sso.example.org".parse().unwrap();
+    let mut wanted = polder_site::SignIn::at("House", issuer, "box");
+    wanted.members = vec!["a".into(), "b".into()];
+    wanted.new_people = true;
+    let wanted = SiteChange::SignIn(Box::new(wanted));
+    assert_eq!(
+        place.post("/identity/remove", steward, "").await.1,
+        "/identity?said=identity-removed"
+    );
+    let asked = format!("{:?}", place.asked.lock().unwrap());
+    assert!(!asked.contains("s3cr3t"), "{asked}");
+    for wanted in [wanted, SiteChange::RemoveSignIn] {
+        let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
+        assert!(place.asked.lock().unwrap().iter().any(asked), "{wanted:?}");
+    }
+    let form = "name=House&issuer=http%3A%2F%2Fsso.example.org&client=box&secret=s3cr3t";
+    let (status, page) = place.post("/identity", steward, form).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("not the address of a service") && !page.contains("s3cr3t"), "{page}");
+    assert_eq!(place.post("/identity/look", steward, "").await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn an_app_s_secret_is_shown_once_and_an_address_that_could_lead_anywhere_is_refused() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let form = "title=Wiki&redirects=https%3A%2F%2Fwiki.example%2Fback";
+    let (status, page) = place.post("/clients", steward, form).await;
+    assert_eq!(status, StatusCode::OK, "{page}");
+    assert!(page.contains("shown only now") && page.contains("openid-configuration"), "{page}");
+    let (_, list) = place.get("/apps", steward).await;
+    assert!(list.contains("https://wiki.example/back") && !list.contains("shown only now"));
+    let form = "title=Wiki&redirects=https%3A%2F%2F*.example%2Fback";
+    let (status, page) = place.post("/clients", steward, form).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("is not an address that people can be sent back to"), "{page}");
+    let id = list.split("/clients/").nth(1).unwrap().split('/').next().unwrap().to_owned();
+    let removed = place.post(&format!("/clients/{id}/remove"), steward, "").await;
+    assert_eq!(removed.1, "/apps?said=client-removed");
+    assert!(!place.get("/apps", steward).await.1.contains("wiki.example"));
+}
+
+#[tokio::test]
 async fn a_steward_adds_an_uplink_confirms_it_and_one_without_an_interface_is_refused() {
     let place = place().await;
     let steward = Some(place.steward.1.as_str());
@@ -1051,7 +1132,7 @@ async fn an_unclaimed_box_leads_to_its_wizard() {
     let folder = tempfile::tempdir().unwrap();
     let members = Members::open(&folder.path().join("polder.db")).unwrap();
     let (_, ca) = watch::channel(place.gateway.ca());
-    let link = Link::follow(&Sockets::of(folder.path()), Site::unclaimed(8443));
+    let link = Link::follow(&Sockets::of(folder.path()), Site::unclaimed(8443), None);
     let gateway =
         Arc::new(Gateway::new(folder.path().into(), members, link, Limits::default(), ca));
     let router = super::routes().with_state(gateway);
