@@ -85,7 +85,8 @@ tools-gpu: tools-build
 	@tests/tools/nvrtc $(CACHE)/nvrtc
 
 # llama.cpp's server to compare with, a UPS that is a file, a browser and its driver, the two rival front doors, openssl to check certificates with, an authority and a DNS server
-# to get certificates by, networks of one's own, what asks disks how they are, a mail server, and the clients that members use.
+# to get certificates by, networks of one's own, what asks disks how they are, a mail server, two services that people sign in with and two apps' clients
+# for it, and the clients that members use.
 tools-test: tools-gpu tools-bench
 	@tests/tools/apt chromium chromium-driver nut-server nut-client nginx-light restic rclone caddy openssl curl python3-venv iproute2 nftables util-linux
 	@tests/tools/apt pebble bind9 bind9-dnsutils smartmontools python3-aiosmtpd
@@ -93,6 +94,9 @@ tools-test: tools-gpu tools-bench
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 	@tests/tools/venv tests/requirements.txt $(CACHE)/venv
 	@tests/tools/venv tests/clients/aider.txt $(CACHE)/venv-aider
+	@tests/tools/venv tests/oidc/requirements.txt $(CACHE)/venv-oidc
+	@tests/tools/npm oidc-provider@9.13.3 $(CACHE)/oidc-provider
+	@tests/tools/npm openid-client@6.9.0 $(CACHE)/openid-client
 	@tests/tools/npm @anthropic-ai/claude-code@2.1.332 $(CACHE)/claude-code
 
 # Attackers, each by the name of its package; those from PyPI in environments of their own (sslyze wants an older cryptography).

@@ -12,6 +12,7 @@ use polder_control::Progress;
 use polder_site::Retention;
 use serde::Deserialize;
 
+use crate::passage::Passage;
 use crate::progress::{self, News};
 use crate::record::Saved;
 use crate::{BackupError, KitKey, Location};
@@ -93,6 +94,8 @@ pub trait Repository: Send + Sync {
         observer: &mut dyn FnMut(Progress),
         stop: &Stop,
     ) -> Result<u64, BackupError>;
+    /// The lines of a small file of a backup; none where it has no such file.
+    fn lines(&self, snapshot: &Snapshot, file: &str) -> Result<Vec<String>, BackupError>;
     /// Reads that part of everything that is stored, in percent, and compares it with its digests.
     fn check(&self, percent: u8, stop: &Stop) -> Result<(), BackupError>;
 }
@@ -133,12 +136,23 @@ impl Restic {
         stop: &Stop,
     ) -> Result<(), BackupError> {
         let address = self.address_file()?;
+        let passage = match &self.location {
+            Location::Spare { address, .. } => Some(Passage::to(address).map_err(|error| {
+                BackupError::Away { place: self.place(), why: error.to_string() }
+            })?),
+            _ => None,
+        };
         let mut command = Command::new(&self.program);
         match (&self.location, &address) {
             (_, Some(file)) => command.arg("--repository-file").arg(&file.0),
             (Location::Folder(path), None) => command.arg("--repo").arg(path),
             (Location::Server { address, .. }, None) => {
                 command.arg("--repo").arg(format!("rest:{address}"))
+            }
+            (Location::Spare { pinned, identity, .. }, None) => {
+                let address = passage.as_ref().map(Passage::address).unwrap_or_default();
+                command.arg("--repo").arg(format!("rest:https://{address}/backup/"));
+                command.arg("--cacert").arg(pinned).arg("--tls-client-cert").arg(identity)
             }
         };
         command.args(["--password-file", "/dev/stdin", "--no-cache"]);
@@ -365,6 +379,21 @@ impl Repository for Restic {
         };
         self.run(&arguments, None, &mut |_| {}, &mut tick, stop)?;
         Ok(total)
+    }
+
+    fn lines(&self, snapshot: &Snapshot, file: &str) -> Result<Vec<String>, BackupError> {
+        snapshot.readable()?;
+        let (mut lines, stop) = (Vec::new(), Stop::default());
+        let name = format!("/{file}");
+        // What is not there it says nothing of.
+        let mut there = false;
+        let look = ["ls", &snapshot.id, "--no-lock", &name];
+        self.run(&look, None, &mut |line| there |= line.trim() == name, &mut || {}, &stop)?;
+        if there {
+            let dump = ["dump", &snapshot.id, "--no-lock", &name];
+            self.run(&dump, None, &mut |line| lines.push(line), &mut || {}, &stop)?;
+        }
+        Ok(lines)
     }
 
     fn check(&self, percent: u8, stop: &Stop) -> Result<(), BackupError> {

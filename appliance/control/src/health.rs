@@ -5,7 +5,7 @@ use std::path::Path;
 use polder_site::{EngineName, RecipeName};
 use serde::{Deserialize, Serialize};
 
-use crate::{Actor, Sockets};
+use crate::{Actor, Sockets, SpareStatus};
 
 /// What was looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -43,8 +43,12 @@ pub enum Check {
     Battery,
     /// Copies of the box's state, and whether they can be restored.
     Backup,
+    /// The other box, where one of the two is the other's spare.
+    Spare,
     /// Telling stewards.
     Alerts,
+    /// A change of model that was announced.
+    Model,
 }
 
 impl Check {
@@ -67,7 +71,9 @@ impl Check {
             Self::Uplink => "uplink",
             Self::Battery => "battery",
             Self::Backup => "backup",
+            Self::Spare => "spare",
             Self::Alerts => "alerts",
+            Self::Model => "model",
         }
     }
 }
@@ -347,6 +353,8 @@ pub enum Told {
     Battery(BatterySeen),
     /// From the part that makes backups.
     Backup(BackupSeen),
+    /// From the part that keeps in touch with the other box.
+    Spare(Box<SpareStatus>),
 }
 
 /// A UPS and its battery.
@@ -389,6 +397,7 @@ impl Told {
         match self {
             Self::Battery(_) => "battery.json",
             Self::Backup(_) => "backup.json",
+            Self::Spare(_) => "spare.json",
         }
     }
 

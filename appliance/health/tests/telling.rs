@@ -226,6 +226,7 @@ impl Place {
             note: None,
         };
         let status = BoxStatus {
+            closed: None,
             site,
             gateway: part(PartState::Ready),
             engines: vec![engine],

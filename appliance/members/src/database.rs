@@ -107,6 +107,195 @@ const ADDITIONS: &[(&str, &str)] = &[
      END;",
     ),
     (
+        "identities",
+        "-- Who a member is where the collective signs in, and the address that was proven there.
+     CREATE TABLE identities (
+         issuer TEXT NOT NULL,
+         subject TEXT NOT NULL,
+         member INTEGER NOT NULL REFERENCES members(id) ON DELETE CASCADE,
+         shown TEXT NOT NULL,
+         email TEXT,
+         made_steward INTEGER NOT NULL DEFAULT 0,
+         created_at INTEGER NOT NULL,
+         seen_at INTEGER NOT NULL,
+         PRIMARY KEY (issuer, subject),
+         UNIQUE (member, issuer)
+     ) STRICT, WITHOUT ROWID;",
+    ),
+    (
+        "client apps",
+        "-- Apps that let people sign in with the box.
+     CREATE TABLE client_apps (
+         id TEXT PRIMARY KEY,
+         name TEXT NOT NULL,
+         digest BLOB,
+         redirects TEXT NOT NULL,
+         for_stewards INTEGER NOT NULL,
+         created_at INTEGER NOT NULL
+     ) STRICT;
+     -- Each time that somebody went there; it ends with their session.
+     CREATE TABLE visits (
+         id TEXT PRIMARY KEY,
+         app TEXT NOT NULL REFERENCES client_apps(id) ON DELETE CASCADE,
+         session BLOB NOT NULL REFERENCES sessions(digest) ON DELETE CASCADE,
+         issuer TEXT NOT NULL,
+         redirect TEXT NOT NULL,
+         challenge TEXT,
+         nonce TEXT,
+         scope TEXT NOT NULL,
+         created_at INTEGER NOT NULL
+     ) STRICT;
+     CREATE INDEX visits_of_session ON visits(session);
+     CREATE INDEX visits_of_app ON visits(app);
+     -- What an app was given for it.
+     CREATE TABLE visit_tokens (
+         digest BLOB PRIMARY KEY,
+         visit TEXT NOT NULL REFERENCES visits(id) ON DELETE CASCADE,
+         kind TEXT NOT NULL CHECK (kind IN ('code', 'access', 'refresh')),
+         spent INTEGER NOT NULL DEFAULT 0,
+         expires_at INTEGER NOT NULL
+     ) STRICT;
+     CREATE INDEX tokens_of_visit ON visit_tokens(visit);",
+    ),
+    (
+        "revocations",
+        "-- What must never work again, so that a spare and a restored backup honour it. Only grows.
+     CREATE TABLE revocations (
+         number INTEGER PRIMARY KEY AUTOINCREMENT,
+         at INTEGER NOT NULL,
+         kind TEXT NOT NULL CHECK (kind IN ('member', 'key', 'shut-out', 'let-in', 'no-steward')),
+         member INTEGER,
+         since INTEGER,
+         key TEXT
+     ) STRICT;
+     CREATE INDEX revocations_of_member ON revocations(member);
+     CREATE UNIQUE INDEX revoked_once ON revocations(kind, ifnull(member, 0), ifnull(since, 0), ifnull(key, ''))
+         WHERE kind IN ('member', 'key');
+     -- Whoever removes somebody, also a version that knows nothing of this.
+     CREATE TRIGGER revoke_member AFTER DELETE ON members BEGIN
+         INSERT OR IGNORE INTO revocations (at, kind, member, since)
+         VALUES (unixepoch(), 'member', OLD.id, OLD.created_at);
+     END;
+     -- A removed member's keys go with them. The box's own, which live ten minutes, are nobody's affair.
+     CREATE TRIGGER revoke_key AFTER DELETE ON keys
+     WHEN NOT (OLD.for_up AND OLD.expires_at IS NOT NULL)
+          AND EXISTS (SELECT 1 FROM members WHERE id = OLD.member) BEGIN
+         INSERT OR IGNORE INTO revocations (at, kind, key) VALUES (unixepoch(), 'key', OLD.id);
+     END;
+     CREATE TRIGGER revoke_access AFTER UPDATE OF disabled ON members
+     WHEN OLD.disabled <> NEW.disabled
+          AND CASE NEW.disabled WHEN 0 THEN 'let-in' ELSE 'shut-out' END IS NOT
+              (SELECT kind FROM revocations WHERE member = NEW.id AND since = NEW.created_at
+               AND kind IN ('let-in', 'shut-out') ORDER BY number DESC LIMIT 1) BEGIN
+         INSERT INTO revocations (at, kind, member, since) VALUES
+             (unixepoch(), CASE NEW.disabled WHEN 0 THEN 'let-in' ELSE 'shut-out' END, NEW.id, NEW.created_at);
+     END;
+     CREATE TRIGGER revoke_stewardship AFTER UPDATE OF role ON members
+     WHEN OLD.role = 'steward' AND NEW.role = 'member'
+          AND NOT EXISTS (SELECT 1 FROM revocations WHERE kind = 'no-steward' AND member = NEW.id
+                          AND since = NEW.created_at AND at >= unixepoch() - 1) BEGIN
+         INSERT INTO revocations (at, kind, member, since)
+         VALUES (unixepoch(), 'no-steward', NEW.id, NEW.created_at);
+     END;",
+    ),
+    (
+        "collective",
+        "-- What everybody is told, and who has read it.
+     CREATE TABLE announcements (
+         id INTEGER PRIMARY KEY AUTOINCREMENT,
+         at INTEGER NOT NULL,
+         by TEXT NOT NULL,
+         text TEXT NOT NULL
+     ) STRICT;
+     CREATE TABLE announcements_read (
+         member INTEGER NOT NULL REFERENCES members(id) ON DELETE CASCADE,
+         announcement INTEGER NOT NULL REFERENCES announcements(id) ON DELETE CASCADE,
+         PRIMARY KEY (member, announcement)
+     ) STRICT, WITHOUT ROWID;
+     -- Since when somebody looks after the box: who does not yet for a day confirms no change of stewards.
+     ALTER TABLE members ADD COLUMN steward_since INTEGER NOT NULL DEFAULT 0;
+     -- What one steward wants done with another: a second one says yes to it, or somebody says no.
+     CREATE TABLE proposals (
+         id INTEGER PRIMARY KEY AUTOINCREMENT,
+         target INTEGER NOT NULL UNIQUE REFERENCES members(id) ON DELETE CASCADE,
+         what TEXT NOT NULL CHECK (what IN ('member', 'remove')),
+         successor INTEGER REFERENCES members(id) ON DELETE CASCADE,
+         by INTEGER NOT NULL REFERENCES members(id) ON DELETE CASCADE,
+         at INTEGER NOT NULL
+     ) STRICT;
+     -- Recovery sheets: what is kept of each is its digest.
+     CREATE TABLE sheets (
+         made INTEGER NOT NULL,
+         number INTEGER NOT NULL CHECK (number BETWEEN 1 AND 3),
+         holder INTEGER REFERENCES members(id) ON DELETE SET NULL,
+         holder_name TEXT NOT NULL,
+         digest BLOB,
+         confirmed_at INTEGER,
+         PRIMARY KEY (made, number)
+     ) STRICT, WITHOUT ROWID;
+     -- Two sheets were shown: whom they make a steward when nobody has refused it by then.
+     CREATE TABLE recovery (
+         one INTEGER PRIMARY KEY CHECK (one = 1),
+         asked_at INTEGER NOT NULL,
+         member INTEGER REFERENCES members(id) ON DELETE CASCADE,
+         name TEXT NOT NULL,
+         name_key TEXT NOT NULL,
+         password TEXT,
+         holders TEXT NOT NULL
+     ) STRICT;
+     -- The end of the collective, as far as one has asked for it.
+     CREATE TABLE ending (
+         one INTEGER PRIMARY KEY CHECK (one = 1),
+         by TEXT NOT NULL,
+         member INTEGER REFERENCES members(id) ON DELETE CASCADE,
+         at INTEGER NOT NULL,
+         keep_models INTEGER NOT NULL
+     ) STRICT;",
+    ),
+    (
+        "trial",
+        "-- Who tries a model before everybody has it, and who has it under the usual name too.
+     CREATE TABLE trial (
+         member INTEGER PRIMARY KEY REFERENCES members(id) ON DELETE CASCADE,
+         under_alias INTEGER NOT NULL DEFAULT 0
+     ) STRICT;",
+    ),
+    (
+        "money",
+        "-- What was written down stays: a correction is another entry.
+     CREATE TABLE ledger (
+         id INTEGER PRIMARY KEY AUTOINCREMENT,
+         day TEXT NOT NULL,
+         kind TEXT NOT NULL CHECK (kind IN ('dues', 'share', 'payment', 'cost', 'fund')),
+         member INTEGER,
+         cents INTEGER NOT NULL CHECK (cents <> 0),
+         month TEXT,
+         note TEXT NOT NULL,
+         corrects INTEGER UNIQUE REFERENCES ledger(id),
+         known_by TEXT UNIQUE,
+         by_member INTEGER NOT NULL,
+         at INTEGER NOT NULL
+     ) STRICT;
+     CREATE INDEX ledger_of_member ON ledger(member);
+     CREATE TRIGGER ledger_changes_nothing BEFORE UPDATE ON ledger BEGIN
+         SELECT RAISE(ABORT, 'entries of the ledger stay as they are');
+     END;
+     CREATE TRIGGER ledger_loses_nothing BEFORE DELETE ON ledger BEGIN
+         SELECT RAISE(ABORT, 'entries of the ledger stay');
+     END;
+     -- What members were called who are no more, until somebody asks that it be forgotten.
+     CREATE TABLE ledger_names (member INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;
+     CREATE TRIGGER ledger_keeps_name AFTER DELETE ON members
+     WHEN EXISTS (SELECT 1 FROM ledger WHERE member = OLD.id OR by_member = OLD.id) BEGIN
+         INSERT OR REPLACE INTO ledger_names (member, name) VALUES (OLD.id, OLD.name);
+     END;
+     -- Who agrees that costs are split by usage, from which month on.
+     CREATE TABLE usage_shares (
+         member INTEGER PRIMARY KEY REFERENCES members(id) ON DELETE CASCADE,
+         from_month INTEGER NOT NULL
+     ) STRICT;",
+    ),
+    (
         "deeds",
         "-- What is still to be written into the audit trail.
      CREATE TABLE deeds (

@@ -39,6 +39,11 @@ pub enum MembersError {
     /// The box would have nobody to look after it.
     #[error("this is the last steward; make somebody else a steward first")]
     LastSteward,
+    /// One steward alone would change another.
+    #[error(
+        "{0} is a steward, whom one steward alone does not change; propose it on the page Stewards, and another one agrees"
+    )]
+    NeedsTwo(String),
     /// No member has that id.
     #[error("there is no such member; perhaps they were removed meanwhile")]
     NoMember,
@@ -173,4 +178,21 @@ impl LimitReached {
             Self::Concurrency { .. } | Self::Reserved { .. } => 1,
         }
     }
+}
+
+/// What was asked for with recovery sheets was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoveryRefused {
+    /// The sheets are mistyped, or not two of those in force.
+    #[error(transparent)]
+    Sheets(polder_recovery::RecoveryError),
+    /// Too many tries.
+    #[error("too many tries; wait {seconds} seconds")]
+    TooMany {
+        /// How long to wait.
+        seconds: u64,
+    },
+    /// It could not be looked up, or what else was typed is not good.
+    #[error(transparent)]
+    Failed(#[from] MembersError),
 }

@@ -417,6 +417,8 @@ impl Members {
         change.commit()?;
         self.forget(|id, _| before.contains(id));
         self.reload(&db, owner)?;
+        drop(db);
+        self.keep_gone();
         Ok(minted)
     }
 
@@ -472,6 +474,8 @@ impl Members {
         change.commit()?;
         // It is gone for good: nothing that may fail stands between that and the key's end.
         self.forget(|id, _| *id == key.0);
+        drop(db);
+        self.keep_gone();
         Ok(info)
     }
 

@@ -9,36 +9,58 @@
 //! A method that returns `Ok` has its effect on the disk (SQLite, `synchronous=FULL`). The two
 //! exceptions are said where they are: a key's *last used* and usage counts follow within a second.
 
+mod announcements;
+mod client_apps;
 mod clock;
 mod database;
 mod deeds;
+mod ending;
 mod error;
 mod forgetting;
+mod identities;
 mod invites;
 mod keys;
 mod limits;
+mod money;
 mod password;
 mod people;
+mod recovery;
+mod revocations;
 mod secret;
 mod sessions;
 mod setup;
+mod stewards;
+mod trial;
 mod usage;
+mod visits;
 mod words;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
+pub use announcements::Announcement;
+pub use client_apps::{ClientApp, NewClientApp};
 pub use clock::Clock;
 pub use deeds::Deed;
-pub use error::{ClaimRefused, KeyRefused, LimitReached, MembersError, SignInRefused};
+pub use ending::{Ending, EndingAsked};
+pub use error::{
+    ClaimRefused, KeyRefused, LimitReached, MembersError, RecoveryRefused, SignInRefused,
+};
+pub use identities::{Arrived, Identity, IdentityRefused, Linked, Ruling};
 pub use invites::{Invite, InviteId};
 pub use keys::{Admission, KeyGrant, KeyId, KeyInfo, KeyLimits, MintedKey, NewKey, Scope};
 pub use people::{Member, MemberId, NewMember, Role, Share};
+pub use polder_recovery::Sheet;
+pub use recovery::{Recovered, RecoveryAsked, SheetInfo, Sheets, WhoRecovers};
+pub use revocations::{GONE, Revocation, Revoked, keep_gone_lines, keep_revocations};
 pub use secret::Secret;
 pub use sessions::{SESSION_SECONDS, SessionInfo};
 pub use setup::{ClaimToken, SetupWindow};
+pub use stewards::{Proposal, Replaced, Wanted};
+pub use trial::Trying;
 pub use usage::{UsageRow, UsedLengths};
+pub use visits::{NewVisit, Visit, VisitTokens};
 
 use tokio_util::sync::CancellationToken;
 
@@ -58,11 +80,17 @@ struct Inner {
     keys: RwLock<HashMap<String, Arc<keys::Live>>>,
     /// For members who run something without a key.
     gone: Mutex<HashMap<MemberId, CancellationToken>>,
+    /// Up to which revocation the file beside the database has them all.
+    gone_kept: Mutex<i64>,
+    /// Who tries a model that others do not reach yet.
+    trying: RwLock<HashMap<MemberId, Trying>>,
     hashing: Hashing,
     claims_by_address: KeyedBuckets<limits::Net>,
     claims_in_all: KeyedBuckets<()>,
     sign_ins: KeyedBuckets<(String, limits::Net)>,
     sign_ins_by_address: KeyedBuckets<limits::Net>,
+    recoveries: KeyedBuckets<limits::Net>,
+    recoveries_in_all: KeyedBuckets<()>,
     ledger: Arc<Ledger>,
 }
 
@@ -75,20 +103,27 @@ impl Members {
 
     /// [`Members::open`], telling the time by `clock`: for tests of what expires.
     pub fn open_with_clock(path: &Path, clock: Clock) -> Result<Self, MembersError> {
-        let db = database::open(path)?;
+        let mut db = database::open(path)?;
+        let gone_kept = revocations::settle(&mut db, path)?;
         let keys = keys::load(&db, &clock)?;
+        let trying = trial::load(&db)?;
         let ledger = Ledger::start(path, clock.clone())?;
         Ok(Self(Arc::new(Inner {
             path: path.to_owned(),
             db: Mutex::new(db),
             keys: RwLock::new(keys),
             gone: Mutex::default(),
+            gone_kept: Mutex::new(gone_kept),
+            trying: RwLock::new(trying),
             hashing: Hashing::new(),
             // A person mistypes a code a few times; a program tries many.
             claims_by_address: KeyedBuckets::new(10.0, 10.0),
             claims_in_all: KeyedBuckets::new(60.0, 60.0),
             sign_ins: KeyedBuckets::new(10.0, 5.0),
             sign_ins_by_address: KeyedBuckets::new(60.0, 30.0),
+            // A sheet has 128 random bits: this is against noise, not against luck.
+            recoveries: KeyedBuckets::new(5.0, 1.0),
+            recoveries_in_all: KeyedBuckets::new(20.0, 10.0),
             ledger,
             clock,
         })))

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Members, MembersError, Secret, forgetting, invites, setup, words};
+use crate::{Members, MembersError, Secret, forgetting, identities, invites, setup, words};
 
 /// Names a member; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -141,13 +141,25 @@ impl Members {
     /// Makes somebody a steward or a member. The last steward stays one. Who becomes a mere member
     /// has the invites withdrawn that they made.
     pub fn set_role(&self, id: MemberId, role: Role) -> Result<(), MembersError> {
+        self.change_role(id, role, false)
+    }
+
+    /// The same at the word of the service that they sign in with, which may then take it back.
+    pub(crate) fn change_role(
+        &self,
+        id: MemberId,
+        role: Role,
+        by_identity: bool,
+    ) -> Result<(), MembersError> {
+        let now = self.now();
         self.change_member(id, |change| {
+            identities::note_role(change, id, role, by_identity)?;
             if role == Role::Member {
                 invites::withdraw_all_by(change, id)?;
             }
-            change
-                .execute("UPDATE members SET role = ?2 WHERE id = ?1", params![id.0, role.as_str()])
+            set_role(change, id, role, now)
         })?;
+        self.keep_gone();
         self.refresh_owner(id)
     }
 
@@ -174,6 +186,7 @@ impl Members {
             change
                 .execute("UPDATE members SET disabled = ?2 WHERE id = ?1", params![id.0, disabled])
         })?;
+        self.keep_gone();
         if disabled {
             self.sent_away(id);
         }
@@ -184,12 +197,9 @@ impl Members {
     /// (running streams end at once) and usage. Engines are to forget them too: see
     /// [`Members::to_forget`].
     pub fn remove_member(&self, id: MemberId) -> Result<(), MembersError> {
-        self.change_member(id, |change| {
-            invites::withdraw_all_by(change, id)?;
-            forgetting::note(change, id)?;
-            change.execute("DELETE FROM members WHERE id = ?1", [id.0])
-        })?;
+        self.change_member(id, |change| remove(change, id))?;
         self.sent_away(id);
+        self.keep_gone();
         Ok(())
     }
 
@@ -202,8 +212,9 @@ impl Members {
 
     /// Ends everything that runs in the name of one who may use the box no more. Cannot fail: the
     /// disk may be full, and the change is made.
-    fn sent_away(&self, id: MemberId) {
+    pub(crate) fn sent_away(&self, id: MemberId) {
         self.forget_owner(id);
+        self.tries_no_more(id);
         let token = self.0.gone.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         if let Some(token) = token {
             token.cancel();
@@ -242,16 +253,24 @@ impl Members {
         new: &Secret,
         keep: &str,
     ) -> Result<(), MembersError> {
+        if !self.check_password(id, present)? {
+            return Err(MembersError::WrongPassword);
+        }
+        self.store_password(id, new, keep)
+    }
+
+    pub(crate) fn check_password(
+        &self,
+        id: MemberId,
+        present: &Secret,
+    ) -> Result<bool, MembersError> {
         let stored = password_of(&self.db(), id)?;
         // Without this, an open browser would be a place to guess at 30 a second.
         let slow = (format!("#{}", id.0), crate::limits::Net::of([127, 0, 0, 1].into()));
         if self.0.sign_ins.take(slow, self.0.clock.millis()).is_err() {
             return Err(MembersError::Busy);
         }
-        if !self.0.hashing.verify(present.expose(), stored.as_deref())? {
-            return Err(MembersError::WrongPassword);
-        }
-        self.store_password(id, new, keep)
+        self.0.hashing.verify(present.expose(), stored.as_deref())
     }
 
     /// Sets the password of somebody who forgot theirs, or never had one: at a steward's word.
@@ -309,8 +328,8 @@ impl Ready {
             return Err(MembersError::NameTaken(self.name.clone()));
         }
         change.execute(
-            "INSERT INTO members (name, name_key, email, role, password, created_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT INTO members (name, name_key, email, role, password, created_at, steward_since)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)",
             params![self.name, self.name_key, self.email, role.as_str(), self.password, now],
         )?;
         let id = MemberId(change.last_insert_rowid());
@@ -319,6 +338,27 @@ impl Ready {
         }
         Ok(id)
     }
+}
+
+/// Removes a member as part of another change.
+pub(crate) fn remove(change: &Connection, id: MemberId) -> rusqlite::Result<usize> {
+    invites::withdraw_all_by(change, id)?;
+    forgetting::note(change, id)?;
+    change.execute("DELETE FROM members WHERE id = ?1", [id.0])
+}
+
+/// Gives a role as part of another change; who is a steward already is it since then.
+pub(crate) fn set_role(
+    change: &Connection,
+    id: MemberId,
+    role: Role,
+    now: i64,
+) -> rusqlite::Result<usize> {
+    change.execute(
+        "UPDATE members SET steward_since = ?3 WHERE id = ?1 AND role <> ?2",
+        params![id.0, role.as_str(), now],
+    )?;
+    change.execute("UPDATE members SET role = ?2 WHERE id = ?1", params![id.0, role.as_str()])
 }
 
 const SELECT: &str =

@@ -75,6 +75,10 @@ impl<P: Parts> Desk<P> {
                 Reply::Done
             }
             Request::Supply(supply) => Reply::Supplied { drained: work.supply(*supply).await },
+            Request::UpsPassword { text, by } => {
+                work.keep_ups_password(text, by).await?;
+                Reply::Done
+            }
             Request::SetClock { to, by } => {
                 work.set_clock(to, by).await?;
                 Reply::Done
@@ -105,6 +109,23 @@ impl<P: Parts> Desk<P> {
             }
             Request::Backups { wish, key, by } => {
                 Reply::Accepted(work.back_up(wish, key, by).await?)
+            }
+            Request::Takeover => Reply::Takeover(work.takeover_status().await?.map(Box::new)),
+            Request::PreviewTakeover(wish) => {
+                let plan = work.preview_takeover(wish).await?;
+                Reply::Preview { differences: Vec::new(), plan }
+            }
+            Request::TakeOver { wish, by } => Reply::Accepted(work.take_over(wish, by).await?),
+            Request::ServeAnyway { by } => {
+                work.serve_anyway(by).await?;
+                Reply::Done
+            }
+            Request::Yield { yields, by } => {
+                work.set_yields(yields, by).await?;
+                Reply::Done
+            }
+            Request::PairSpare { address, code, by } => {
+                Reply::Accepted(work.pair_spare(address, code, by).await?)
             }
             Request::Judge => Reply::Judged(work.judge().await?),
             Request::Noticed { what, on } => {

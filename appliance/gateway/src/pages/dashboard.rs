@@ -26,7 +26,7 @@ use crate::pages::runs::run_line;
 use crate::pages::samples::{Sample, Samples, Series};
 use crate::pages::shell::now_open;
 use crate::pages::who::Steward;
-use crate::pages::{outside, uplinks};
+use crate::pages::{outside, spare, uplinks};
 
 pub(super) async fn show(
     State(gateway): State<Arc<Gateway>>,
@@ -41,6 +41,7 @@ pub(super) async fn show(
         _ => None,
     };
     let backups = backup::status(&gateway).await;
+    let spare = spare::card(&gateway).await;
     let state = gateway.state.clone();
     let unknown = tokio::task::spawn_blocking(move || Store::unknown_in(&state)).await;
     let body = html! {
@@ -49,7 +50,15 @@ pub(super) async fn show(
         (worst(health.as_ref()))
         div.stack.wide data-refresh="/dashboard/live" data-every="3000" { (inside) }
         @if let Some(backups) = &backups { (backup::card(backups)) }
+        (spare)
         @if let Some(disk) = &disk { (disk_card(disk)) }
+        section.card {
+            h2 { "The collective" }
+            div.row {
+                a.button.quiet href="/money" { "Money" }
+                a.button.quiet href="/moving" { "Moving house" }
+            }
+        }
     };
     let page = Page {
         title: "Dashboard",

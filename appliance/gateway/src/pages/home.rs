@@ -16,9 +16,10 @@ use polder_page::{
 use serde::Deserialize;
 
 use crate::Gateway;
+use crate::naming;
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::who::{Caller, SignedIn};
-use crate::pages::{apps, chat};
+use crate::pages::{apps, chat, succession};
 
 #[derive(Deserialize)]
 pub(super) struct Said {
@@ -172,8 +173,9 @@ async fn page(
 ) -> Result<Response, Trouble> {
     let owner = who.member.id;
     let keys = gateway.members.ask(move |m| m.keys_of(owner)).await?;
+    let (status, trying) = (gateway.status(), gateway.members.trying(owner));
     let models: Vec<String> =
-        gateway.status().engines.iter().map(|e| e.recipe.to_string()).collect();
+        naming::names(&status, trying).into_iter().map(|(name, _)| name).collect();
     let first = keys.is_empty() && !matches!(top, Top::Minted(_));
     let wrong = matches!(top, Top::Wrong(_));
     let body = html! {
@@ -184,6 +186,8 @@ async fn page(
             Top::Minted(minted) => (shown_once(minted)),
         }
         (chat::trial_banner(gateway, &who.member))
+        (succession::told(gateway, &who.member))
+        (succession::trial(gateway, &who.member))
         @if models.is_empty() { (nothing_served(who.member.is_steward())) }
         div.grid {
             section.card {

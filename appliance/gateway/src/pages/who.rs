@@ -123,11 +123,14 @@ fn stranger(parts: &Parts) -> Response {
     Redirect::to(&format!("/sign-in?next={}", percent(wanted))).into_response()
 }
 
+/// Bytes of a path that somebody goes on to: an app's question at `/oidc/authorize` is a long one.
+pub(super) const LONGEST_PATH: usize = 2000;
+
 /// A path of ours, and nothing that a browser could read as another site.
 pub(crate) fn own_path(given: &str) -> &str {
     let ours = given.starts_with('/')
         && !given.starts_with("//")
-        && given.len() <= 500
+        && given.len() <= LONGEST_PATH
         && given.chars().all(|c| c.is_ascii_graphic() && c != '\\');
     if ours { given } else { "/" }
 }

@@ -54,9 +54,18 @@ fn filled(path: &str) -> String {
 }
 
 /// What a stranger may see or do.
-const FOR_STRANGERS: [(&str, &str); 10] = [
+const FOR_STRANGERS: [(&str, &str); 17] = [
     ("GET", "/sign-in"),
     ("POST", "/sign-in"),
+    // Say that there is no such way in, or none that was begun.
+    ("GET", "/sign-in/with"),
+    ("GET", "/sign-in/back"),
+    // Say that no app lets people sign in with the box, or which one it would be.
+    ("GET", "/.well-known/openid-configuration"),
+    ("GET", "/oidc/keys"),
+    ("GET", "/oidc/authorize"),
+    ("POST", "/oidc/token"),
+    ("GET", "/oidc/end"),
     // Ends a session that is not there.
     ("POST", "/sign-out"),
     // Says that there is no such invite.
@@ -77,7 +86,7 @@ fn is_for_strangers(route: &Route) -> bool {
 }
 
 /// What a member may do besides what strangers may: by its beginning, or whole with `$`.
-const FOR_MEMBERS: [&str; 13] = [
+const FOR_MEMBERS: [&str; 18] = [
     "/status$",
     "/$",
     "/keys$",
@@ -86,6 +95,12 @@ const FOR_MEMBERS: [&str; 13] = [
     "/connect$",
     "/account",
     "/usage/forget$",
+    // Takes no session: apps ask there with what they were given.
+    "/oidc/userinfo$",
+    "/money$",
+    "/money/mine.csv$",
+    "/money/agree$",
+    "/trial$",
     "/v1/",
     "/tokenize$",
     "/detokenize$",
@@ -199,7 +214,8 @@ async fn a_stolen_key_opens_the_api_and_no_page() {
         format!("cookie: polder={key}\norigin: http://localhost"),
     ] {
         for route in routes() {
-            let program = ["/v1/", "/tokenize", "/detokenize", "/metrics", "/auth"];
+            let program =
+                ["/v1/", "/tokenize", "/detokenize", "/metrics", "/auth", "/oidc/userinfo"];
             if is_for_strangers(&route) || program.iter().any(|p| route.1.starts_with(p)) {
                 continue;
             }

@@ -26,7 +26,9 @@ use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt;
 
 use crate::memory::Remembered;
-use crate::seen::{DamagedFile, Drive, HostMemory, PartSeen, Queue, Seen, Space, UpdateSeen};
+use crate::seen::{
+    DamagedFile, Drive, HostMemory, PartSeen, Queue, Seen, Space, SwitchSeen, UpdateSeen,
+};
 
 /// What a tool may take. A driver in trouble makes its tool hang.
 const TOOL: Duration = Duration::from_secs(20);
@@ -75,6 +77,17 @@ struct Slow {
     weights: Option<String>,
 }
 
+/// The change of model that members were told of.
+fn announced(status: &BoxStatus) -> Option<SwitchSeen> {
+    let under_way = status.site.succession.as_ref()?;
+    let slot = status.site.engines.get(&under_way.to).or(under_way.parked.as_ref())?;
+    Some(SwitchSeen {
+        alias: under_way.alias.to_string(),
+        model: slot.recipe.to_string(),
+        at: under_way.at?.as_second(),
+    })
+}
+
 impl Eyes {
     /// For the box in this state folder.
     pub fn of(state: &Path) -> Self {
@@ -103,6 +116,7 @@ impl Eyes {
         look.status = self.ask_status().await;
         look.seen.parts = look.status.as_deref().map(|status| self.parts(status, now));
         if let Some(status) = &look.status {
+            look.seen.switch = announced(status);
             look.seen.queues = self.queues(status, now).await;
         }
         let synchronised = self.synchronised(&mut look).await;
@@ -202,6 +216,9 @@ impl Eyes {
     }
 
     async fn synchronised(&self, look: &mut Look) -> Option<bool> {
+        if let Some(synchronised) = clock::timesyncd(Path::new(clock::TIMESYNCD)) {
+            return Some(synchronised);
+        }
         if let Ok(shown) = tool("timedatectl", &["show"]).await
             && let Some(synchronised) = clock::timedatectl(&shown)
         {
@@ -257,7 +274,9 @@ impl Eyes {
     }
 
     fn space(&self, remembered: &mut Remembered, now: i64) -> Option<Space> {
-        let about = rustix::fs::statvfs(&self.state).ok()?;
+        // Of the box's folder the unit shows what this part needs; models lie on the disk that everything lies on.
+        let about = rustix::fs::statvfs(self.state.join("weights"));
+        let about = about.or_else(|_| rustix::fs::statvfs(&self.state)).ok()?;
         let free = about.f_bavail.saturating_mul(about.f_frsize);
         let total = about.f_blocks.saturating_mul(about.f_frsize);
         remembered.note_space(now, free);
@@ -328,6 +347,7 @@ impl Eyes {
             match told {
                 Told::Battery(battery) => seen.battery = Some(battery),
                 Told::Backup(backup) => seen.backup = Some(backup),
+                Told::Spare(spare) => seen.spare = Some(*spare),
             }
         }
     }

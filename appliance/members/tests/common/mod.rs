@@ -12,7 +12,7 @@ pub(crate) struct Place {
     pub(crate) members: Members,
     pub(crate) clock: Clock,
     pub(crate) path: PathBuf,
-    _folder: tempfile::TempDir,
+    pub(crate) _folder: tempfile::TempDir,
 }
 
 pub(crate) const PASSWORD: &str = "four words in a row";

@@ -1,0 +1,357 @@
+//! What must never work again, as a list that only grows: in the database, filled by its own triggers, and beside it in a file that no
+//! backup brings back to an earlier day.
+
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use serde::{Deserialize, Serialize};
+
+use crate::{MemberId, Members, MembersError, keys};
+
+/// The file of what was revoked, in the state folder. Backups have it, and no restore replaces it.
+pub const GONE: &str = "gone.jsonl";
+/// One answer has at most this many.
+const MOST: u32 = 1000;
+/// Lines and files beyond this are not ours: a line is some hundred bytes, and a collective is small.
+const LONGEST_LINE: usize = 500;
+const LONGEST_FILE: u64 = 64 << 20;
+
+/// One thing that works no more.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Revocation {
+    /// Counted from 1, growing.
+    pub number: u64,
+    /// Unix seconds.
+    pub at: i64,
+    /// What.
+    pub what: Revoked,
+}
+
+/// What works no more. A member is told by their id and when they joined, so that somebody else who has the same id in another version
+/// of the database is not meant. No names: who left is to be forgotten.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Revoked {
+    /// A member was removed.
+    Member {
+        /// Who.
+        member: MemberId,
+        /// When they joined, in Unix seconds.
+        since: i64,
+    },
+    /// A key was revoked.
+    Key {
+        /// Its public id.
+        key: String,
+    },
+    /// A member may not come in for now.
+    ShutOut {
+        /// Who.
+        member: MemberId,
+        /// When they joined.
+        since: i64,
+    },
+    /// A member may come in again.
+    LetIn {
+        /// Who.
+        member: MemberId,
+        /// When they joined.
+        since: i64,
+    },
+    /// A member is no steward any more.
+    NoSteward {
+        /// Who.
+        member: MemberId,
+        /// When they joined.
+        since: i64,
+    },
+}
+
+impl Members {
+    /// What was revoked after number `n`, in order; at most 1000, so ask again with the last one's number.
+    pub fn revocations_since(&self, n: u64) -> Result<Vec<Revocation>, MembersError> {
+        Ok(read_since(&self.db(), n)?)
+    }
+
+    /// Makes true here what was revoked elsewhere, or in a later version of this box: idempotent. Of how many it was news.
+    pub fn apply_revocations(&self, wanted: &[Revocation]) -> Result<usize, MembersError> {
+        let news = {
+            let mut db = self.db();
+            let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let news = apply(&change, wanted)?;
+            change.commit()?;
+            let live = keys::load(&db, &self.0.clock)?;
+            *self.0.keys.write().unwrap_or_else(PoisonError::into_inner) = live;
+            news
+        };
+        self.keep_gone();
+        Ok(news)
+    }
+
+    /// Brings the file up to date with the list. A file that cannot be written is tried again with the next change, and at each start.
+    pub(crate) fn keep_gone(&self) {
+        let mut kept = self.0.gone_kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = keep_after(&self.db(), &file_beside(&self.0.path), *kept);
+        match written {
+            Ok(last) => *kept = last,
+            Err(error) => log::error!(
+                "what was revoked could not be written to {}: {error}; until it is, a restored backup could bring it back",
+                file_beside(&self.0.path).display()
+            ),
+        }
+    }
+}
+
+/// For a box that is not serving: adds to the state folder what works no more, so that whatever database is brought there honours it. Says
+/// how many were news.
+pub fn keep_revocations(state: &Path, wanted: &[Revocation]) -> io::Result<usize> {
+    let path = state.join(GONE);
+    let before: BTreeSet<Revocation> = read_file(&path)?.into_iter().collect();
+    let news: Vec<&Revocation> = wanted.iter().filter(|r| !before.contains(r)).collect();
+    append(&path, news.iter().copied())?;
+    Ok(news.len())
+}
+
+/// The same with lines of another such file, as they are there. What cannot be read of them is passed over.
+pub fn keep_gone_lines(state: &Path, lines: &str) -> io::Result<usize> {
+    let lines = lines.lines().filter(|line| line.len() <= LONGEST_LINE);
+    let read: Vec<Revocation> = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
+    keep_revocations(state, &read)
+}
+
+/// At the opening of a database: what the file knows and the database does not is made true, before anybody can come in. Returns the
+/// number up to which the file has everything.
+pub(crate) fn settle(db: &mut Connection, path: &Path) -> Result<i64, MembersError> {
+    let file = file_beside(path);
+    let unreadable = |error: io::Error| MembersError::Open {
+        path: file.clone(),
+        why: format!("{error}; without it somebody who was removed could come back"),
+    };
+    let known = read_file(&file).map_err(unreadable)?;
+    if !known.is_empty() {
+        let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let news = apply(&change, &known)?;
+        change.commit()?;
+        if news > 0 {
+            log::warn!(
+                "{news} members or keys of this database were removed or revoked later than it; they were removed again"
+            );
+        }
+    }
+    // All of the list that the file has not: after a restore, or where an older version removed somebody.
+    let mut all = Vec::new();
+    let mut last = 0;
+    loop {
+        let some = read_since(db, last)?;
+        let Some(end) = some.last() else { break };
+        last = end.number;
+        all.extend(some);
+    }
+    let there: BTreeSet<(i64, Revoked)> = known.into_iter().map(|r| (r.at, r.what)).collect();
+    let missing: Vec<&Revocation> =
+        all.iter().filter(|r| !there.contains(&(r.at, r.what.clone()))).collect();
+    if let Err(error) = append(&file, missing.iter().copied()) {
+        log::error!("what was revoked could not be written to {}: {error}", file.display());
+        return Ok(0);
+    }
+    Ok(last as i64)
+}
+
+fn keep_after(db: &Connection, file: &Path, after: i64) -> Result<i64, MembersError> {
+    let mut last = after;
+    loop {
+        let some = read_since(db, last.max(0) as u64)?;
+        let Some(end) = some.last() else { return Ok(last) };
+        append(file, some.iter()).map_err(|error| MembersError::Open {
+            path: file.to_owned(),
+            why: error.to_string(),
+        })?;
+        last = end.number as i64;
+    }
+}
+
+/// Makes each of them true that the list does not have, and puts it there.
+fn apply(change: &Transaction<'_>, wanted: &[Revocation]) -> Result<usize, MembersError> {
+    let mut news = 0;
+    for revocation in wanted {
+        let Columns { kind, member, since, key } = columns(&revocation.what);
+        let known: bool = change.query_row(
+            "SELECT EXISTS (SELECT 1 FROM revocations
+             WHERE kind = ?1 AND member IS ?2 AND since IS ?3 AND key IS ?4
+             AND (at = ?5 OR kind IN ('member', 'key')))",
+            params![kind, member, since, key, revocation.at],
+            |row| row.get(0),
+        )?;
+        if known {
+            continue;
+        }
+        // Under its own number where that is free; the list of another line of history may have used it.
+        let taken: bool = change.query_row(
+            "SELECT EXISTS (SELECT 1 FROM revocations WHERE number = ?1)",
+            [revocation.number as i64],
+            |row| row.get(0),
+        )?;
+        let number = (!taken && revocation.number > 0).then_some(revocation.number as i64);
+        change.execute(
+            "INSERT INTO revocations (number, at, kind, member, since, key)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![number, revocation.at, kind, member, since, key],
+        )?;
+        news += make_true(change, &revocation.what)?;
+    }
+    Ok(news)
+}
+
+fn make_true(change: &Transaction<'_>, what: &Revoked) -> rusqlite::Result<usize> {
+    let only = "id = ?1 AND created_at = ?2";
+    let of = |member: &MemberId, since: &i64, work: &str| {
+        change.execute(&format!("{work} WHERE {only}"), params![member.0, since])
+    };
+    match what {
+        Revoked::Key { key } => change.execute("DELETE FROM keys WHERE id = ?1", [key]),
+        Revoked::Member { member, since } => {
+            change.execute(
+                "DELETE FROM invites WHERE made_by IN (SELECT id FROM members WHERE id = ?1 AND created_at = ?2)",
+                params![member.0, since],
+            )?;
+            of(member, since, "DELETE FROM members")
+        }
+        Revoked::ShutOut { member, since } => {
+            change.execute("DELETE FROM sessions WHERE member = ?1", [member.0])?;
+            of(member, since, "UPDATE members SET disabled = 1")
+        }
+        Revoked::LetIn { member, since } => of(member, since, "UPDATE members SET disabled = 0"),
+        Revoked::NoSteward { member, since } => {
+            of(member, since, "UPDATE members SET role = 'member'")
+        }
+    }
+}
+
+struct Columns<'a> {
+    kind: &'static str,
+    member: Option<i64>,
+    since: Option<i64>,
+    key: Option<&'a str>,
+}
+
+fn columns(what: &Revoked) -> Columns<'_> {
+    let of = |kind, member: &MemberId, since: &i64| Columns {
+        kind,
+        member: Some(member.0),
+        since: Some(*since),
+        key: None,
+    };
+    match what {
+        Revoked::Member { member, since } => of("member", member, since),
+        Revoked::ShutOut { member, since } => of("shut-out", member, since),
+        Revoked::LetIn { member, since } => of("let-in", member, since),
+        Revoked::NoSteward { member, since } => of("no-steward", member, since),
+        Revoked::Key { key } => Columns { kind: "key", member: None, since: None, key: Some(key) },
+    }
+}
+
+fn read_since(db: &Connection, n: u64) -> rusqlite::Result<Vec<Revocation>> {
+    let mut query = db.prepare_cached(
+        "SELECT number, at, kind, member, since, key FROM revocations
+         WHERE number > ?1 ORDER BY number LIMIT ?2",
+    )?;
+    let rows = query.query_map(params![n.min(i64::MAX as u64) as i64, MOST], from_row)?;
+    rows.collect()
+}
+
+fn from_row(row: &Row<'_>) -> rusqlite::Result<Revocation> {
+    let (kind, key): (String, Option<String>) = (row.get(2)?, row.get(5)?);
+    let member = MemberId(row.get::<_, Option<i64>>(3)?.unwrap_or_default());
+    let since = row.get::<_, Option<i64>>(4)?.unwrap_or_default();
+    Ok(Revocation {
+        number: row.get::<_, i64>(0)?.max(0) as u64,
+        at: row.get(1)?,
+        what: match kind.as_str() {
+            "key" => Revoked::Key { key: key.unwrap_or_default() },
+            "shut-out" => Revoked::ShutOut { member, since },
+            "let-in" => Revoked::LetIn { member, since },
+            "no-steward" => Revoked::NoSteward { member, since },
+            // The column has a CHECK.
+            _ => Revoked::Member { member, since },
+        },
+    })
+}
+
+fn file_beside(database: &Path) -> PathBuf {
+    database.with_file_name(GONE)
+}
+
+/// What the file has, in order. Half a line at its end was never acknowledged. A line that cannot be read (a newer version's, or a failing
+/// disk's) costs itself and is said in the log: a box that does not start because of it would help nobody.
+fn read_file(path: &Path) -> io::Result<Vec<Revocation>> {
+    let mut text = Vec::new();
+    match OpenOptions::new().read(true).open(path) {
+        Ok(file) => file.take(LONGEST_FILE).read_to_end(&mut text)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let whole = text.iter().rposition(|b| *b == b'\n').unwrap_or(0);
+    let mut found = BTreeSet::new();
+    let lines = text[..whole].split(|b| *b == b'\n').enumerate();
+    for (number, line) in lines.filter(|(_, line)| !line.is_empty()) {
+        let read = match line.len() {
+            0..=LONGEST_LINE => serde_json::from_slice(line).map_err(|error| error.to_string()),
+            _ => Err("it is too long".to_owned()),
+        };
+        match read {
+            Ok(revocation) => drop(found.insert(revocation)),
+            Err(why) => log::error!(
+                "line {} of {} says nothing that this version understands: {why}",
+                number + 1,
+                path.display()
+            ),
+        }
+    }
+    Ok(found.into_iter().collect())
+}
+
+/// Writes whole lines, on the disk when it returns. A half line that a power cut left is ended first.
+fn append<'a>(path: &Path, some: impl Iterator<Item = &'a Revocation>) -> io::Result<()> {
+    let mut text = String::new();
+    for revocation in some {
+        text += &serde_json::to_string(revocation).expect("numbers and letters");
+        text.push('\n');
+    }
+    if text.is_empty() {
+        return Ok(());
+    }
+    let mut options = OpenOptions::new();
+    let mut file = options.read(true).append(true).create(true).mode(0o600).open(path)?;
+    trim_half_line(&mut file)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    std::fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn trim_half_line(file: &mut std::fs::File) -> io::Result<()> {
+    let mut text = Vec::new();
+    file.take(LONGEST_FILE).read_to_end(&mut text)?;
+    let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    if whole < text.len() { file.set_len(whole as u64) } else { Ok(()) }
+}
+
+/// The number of the newest, for tests and pages.
+pub(crate) fn newest(db: &Connection) -> rusqlite::Result<u64> {
+    let newest = db
+        .query_row("SELECT max(number) FROM revocations", [], |row| row.get::<_, Option<i64>>(0))
+        .optional()?;
+    Ok(newest.flatten().unwrap_or_default().max(0) as u64)
+}
+
+impl Members {
+    /// The number of the newest revocation; 0 where there was none.
+    pub fn newest_revocation(&self) -> Result<u64, MembersError> {
+        Ok(newest(&self.db())?)
+    }
+}

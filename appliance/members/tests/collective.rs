@@ -1,0 +1,377 @@
+//! Who leaves, who looks after the box, who gets in when nobody can, and the end: with a clock that tests move.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use common::{PASSWORD, Place, home, person, place, secret};
+use polder_members::{
+    Member, Members, MembersError, NewKey, RecoveryRefused, Revocation, Revoked, Role, Secret,
+    Wanted, WhoRecovers, keep_revocations,
+};
+
+const DAY: i64 = 24 * 3600;
+
+/// A box with four people, of whom three are stewards for days.
+fn collective() -> (Place, [Member; 4]) {
+    let place = place();
+    let people = [
+        place.add("Ada", Role::Steward),
+        place.add("Ben", Role::Steward),
+        place.add("Cleo", Role::Steward),
+        place.add("Dan", Role::Member),
+    ];
+    place.clock.pass(2 * DAY);
+    (place, people)
+}
+
+/// Three sheets in force, as text on paper.
+fn sheets(place: &Place, by: &Member, holders: [&Member; 3]) -> Vec<Secret> {
+    place.members.make_sheets(by.id, holders.map(|h| h.id)).unwrap();
+    let mut papers = Vec::new();
+    for (number, holder) in (1..).zip(holders) {
+        let sheet = place.members.show_sheet(holder.id).unwrap();
+        let paper = secret(sheet.expose());
+        assert_eq!(place.members.confirm_sheet(holder.id, &paper).unwrap(), number == 3);
+        papers.push(paper);
+    }
+    papers
+}
+
+fn told(place: &Place) -> String {
+    place.members.announcements().unwrap().first().unwrap().text.clone()
+}
+
+fn said(error: impl std::error::Error) -> String {
+    error.to_string()
+}
+
+#[test]
+fn whoever_was_removed_stays_away_from_a_database_that_is_brought_back_from_before() {
+    let (place, [_, ben, _, dan]) = collective();
+    let key = place
+        .members
+        .mint_key(dan.id, &NewKey { label: "laptop".into(), ..NewKey::default() })
+        .unwrap();
+    let other = place
+        .members
+        .mint_key(ben.id, &NewKey { label: "old".into(), ..NewKey::default() })
+        .unwrap();
+    let (_, session) = place.members.begin_session(dan.id).unwrap();
+    let before = place.path.with_file_name("backup.db");
+    rusqlite_copy(&place.path, &before);
+
+    place.members.remove_member(dan.id).unwrap();
+    place.members.revoke_key(ben.id, &other.info.id).unwrap();
+    place.members.set_role(ben.id, Role::Member).unwrap();
+    let list = place.members.revocations_since(0).unwrap();
+    assert_eq!(list.len(), 3, "{list:?}");
+    assert!(list.windows(2).all(|two| two[0].number < two[1].number));
+    assert_eq!(place.members.revocations_since(list[1].number).unwrap(), list[2..]);
+    assert_eq!(place.members.newest_revocation().unwrap(), list[2].number);
+
+    // The disk brings yesterday back, as a restore does.
+    let Place { members, path, clock, _folder } = place;
+    drop(members);
+    for end in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{end}", path.display()));
+    }
+    std::fs::rename(&before, &path).unwrap();
+    let members = Members::open_with_clock(&path, clock).unwrap();
+    assert!(members.members().unwrap().iter().all(|m| m.name != "Dan"));
+    assert!(
+        members.verify_key(key.key.expose()).is_err()
+            && members.verify_key(other.key.expose()).is_err()
+    );
+    assert!(members.session(session.expose()).unwrap().is_none());
+    assert!(members.sign_in("Dan", &secret(PASSWORD), home()).is_err());
+    assert_eq!(members.member(ben.id).unwrap().role, Role::Member);
+    assert_eq!(members.revocations_since(0).unwrap(), list, "the list has a hole");
+    // And the engines are told to forget again, as the number of a member is known to them.
+    assert!(members.to_forget(&["fast".into()]).unwrap().iter().any(|(id, _)| *id == dan.id));
+}
+
+#[test]
+fn a_spare_keeps_what_was_revoked_without_a_database_and_honours_it_when_it_has_one() {
+    let (place, [_, _, _, dan]) = collective();
+    place.members.remove_member(dan.id).unwrap();
+    let list = place.members.revocations_since(0).unwrap();
+    let spare = tempfile::tempdir().unwrap();
+    assert_eq!(keep_revocations(spare.path(), &list).unwrap(), 1);
+    assert_eq!(keep_revocations(spare.path(), &list).unwrap(), 0, "twice is once");
+    let members = Members::open(&spare.path().join("polder.db")).unwrap();
+    assert_eq!(members.revocations_since(0).unwrap(), list);
+    // Half a line that a power cut left, and one of a newer version, cost nothing else.
+    let file = spare.path().join("gone.jsonl");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let newer = "{\"number\":9,\"at\":1,\"what\":{\"kind\":\"passkey\",\"id\":\"x\"}}\n";
+    std::fs::write(&file, format!("{newer}{text}{{\"number\":7")).unwrap();
+    let more = [Revocation { number: 8, at: 5, what: Revoked::Key { key: "abc".into() } }];
+    assert_eq!(keep_revocations(spare.path(), &more).unwrap(), 1);
+    drop(members);
+    let members = Members::open(&spare.path().join("polder.db")).unwrap();
+    assert_eq!(members.revocations_since(0).unwrap().len(), 2);
+}
+
+#[test]
+fn revocations_of_a_box_that_runs_are_applied_once_and_mean_nobody_else() {
+    let (place, [ada, ben, _, dan]) = collective();
+    let key = place.members.mint_key(dan.id, &NewKey::default()).unwrap();
+    let other =
+        |member: &Member| Revoked::Member { member: member.id, since: member.created_at - 7 };
+    let wanted = [
+        Revocation { number: 1, at: 1, what: other(&ada) },
+        Revocation { number: 2, at: 2, what: Revoked::Key { key: key.info.id.0.clone() } },
+        Revocation {
+            number: 3,
+            at: 3,
+            what: Revoked::ShutOut { member: ben.id, since: ben.created_at },
+        },
+    ];
+    assert_eq!(place.members.apply_revocations(&wanted).unwrap(), 2);
+    assert_eq!(place.members.apply_revocations(&wanted).unwrap(), 0);
+    assert!(place.members.verify_key(key.key.expose()).is_err());
+    assert_eq!(
+        place.members.members().unwrap().len(),
+        4,
+        "somebody else of the same number was meant"
+    );
+    assert!(place.members.member(ben.id).unwrap().disabled);
+    let place = place.restart();
+    assert!(place.members.member(ben.id).unwrap().disabled);
+    place.members.set_disabled(ben.id, false).unwrap();
+    assert!(!place.restart().members.member(ben.id).unwrap().disabled);
+}
+
+#[test]
+fn what_is_announced_is_shown_to_each_until_they_have_read_it_and_not_to_who_came_later() {
+    let (place, [ada, ben, ..]) = collective();
+    place.members.announce("The box is off on Sunday.", "Ada").unwrap();
+    let second = place.members.announce("It is on again.", "Ada").unwrap();
+    assert_eq!(place.members.unread(&ada).unwrap().len(), 2);
+    place.members.has_read(ada.id, second).unwrap();
+    assert_eq!(place.members.unread(&ada).unwrap(), []);
+    assert_eq!(place.members.unread(&ben).unwrap()[0].text, "It is on again.");
+    place.clock.pass(10);
+    let eve = place.add("Eve", Role::Member);
+    assert_eq!(place.members.unread(&eve).unwrap(), []);
+    assert!(
+        place.members.announce(" ", "Ada").is_err()
+            && place.members.announce(&"x".repeat(400), "Ada").is_err()
+    );
+    for n in 0..300 {
+        place.members.announce(&format!("{n}"), "Ada").unwrap();
+    }
+    assert_eq!(place.members.announcements().unwrap().len(), 200);
+}
+
+#[test]
+fn any_two_stewards_replace_a_third_and_everybody_is_told() {
+    let (place, [ada, ben, cleo, dan]) = collective();
+    let members = &place.members;
+    assert!(
+        matches!(members.may_alone(ada.id, ben.id), Err(MembersError::NeedsTwo(name)) if name == "Ben")
+    );
+    members.may_alone(ada.id, dan.id).unwrap();
+    members.may_alone(ada.id, ada.id).unwrap();
+    assert!(
+        members.propose(dan.id, ben.id, Wanted::Member, None).is_err(),
+        "a member proposes nothing"
+    );
+    assert!(members.propose(ada.id, ada.id, Wanted::Member, None).is_err());
+    assert!(
+        members.propose(ada.id, dan.id, Wanted::Member, None).is_err(),
+        "who is no steward needs no two"
+    );
+    let proposal = members.propose(ada.id, ben.id, Wanted::Removed, Some(dan.id)).unwrap();
+    assert!(told(&place).contains("Ben is removed from the box, and Dan becomes a steward"));
+    assert!(members.propose(cleo.id, ben.id, Wanted::Member, None).is_err(), "one at a time");
+    for (who, why) in
+        [(ada.id, "asked for it yourself"), (ben.id, "about you"), (dan.id, "a steward now")]
+    {
+        let refused = said(members.agree(who, proposal.id).unwrap_err());
+        assert!(refused.contains(why), "{refused}");
+    }
+    // The one whom it is about cannot stop it while there are two others.
+    assert!(members.refuse_proposal(ben.id, proposal.id).is_err());
+    let (_, session) = members.begin_session(ben.id).unwrap();
+    members.agree(cleo.id, proposal.id).unwrap();
+    assert!(told(&place).contains("Ada and Cleo decided"), "{}", told(&place));
+    assert!(members.session(session.expose()).unwrap().is_none());
+    assert!(members.member(ben.id).is_err() && members.member(dan.id).unwrap().is_steward());
+    assert_eq!(members.proposals().unwrap(), []);
+    assert!(members.agree(cleo.id, proposal.id).is_err());
+}
+
+#[test]
+fn the_last_two_cannot_remove_each_other_and_a_second_self_of_today_counts_for_nothing() {
+    let place = place();
+    let (ada, ben) = (place.add("Ada", Role::Steward), place.add("Ben", Role::Steward));
+    place.clock.pass(2 * DAY);
+    let proposal = place.members.propose(ada.id, ben.id, Wanted::Member, None).unwrap();
+    assert!(place.members.agree(ada.id, proposal.id).is_err());
+    let puppet = place.add("Ada 2", Role::Steward);
+    let refused = said(place.members.agree(puppet.id, proposal.id).unwrap_err());
+    assert!(refused.contains("less than a day"), "{refused}");
+    // Ben is there, and there are three now: not he, but the other one may say no.
+    assert!(place.members.refuse_proposal(ben.id, proposal.id).is_err());
+    place.members.remove_member(puppet.id).unwrap();
+    place.members.refuse_proposal(ben.id, proposal.id).unwrap();
+    assert!(told(&place).contains("Ben said no"));
+    // A proposal that nobody answers is gone after two weeks.
+    let proposal = place.members.propose(ada.id, ben.id, Wanted::Member, None).unwrap();
+    place.clock.pass(15 * DAY);
+    assert_eq!(place.members.proposals().unwrap(), []);
+    assert!(place.members.agree(ben.id, proposal.id).is_err());
+}
+
+#[test]
+fn two_sheets_make_a_member_a_steward_after_a_day_also_when_the_machine_was_off_meanwhile() {
+    let (place, [ada, ben, cleo, dan]) = collective();
+    let papers = sheets(&place, &ada, [&ben, &cleo, &dan]);
+    let asked = place
+        .members
+        .ask_recovery([&papers[0], &papers[2]], &WhoRecovers::Member("dan".into()), home())
+        .unwrap();
+    assert_eq!(
+        (asked.name.as_str(), asked.holders.as_str(), asked.new),
+        ("Dan", "Ben and Dan", false)
+    );
+    assert_eq!(asked.due_at - asked.asked_at, DAY);
+    assert!(told(&place).contains("in 24 hours"));
+    assert_eq!(place.members.settle_recovery().unwrap(), None);
+    place.clock.pass(DAY - 60);
+    assert_eq!(place.members.settle_recovery().unwrap(), None);
+    assert!(!place.members.member(dan.id).unwrap().is_steward());
+    // Off, and on again when the time has passed.
+    place.clock.pass(3 * DAY);
+    let place = place.restart();
+    let done = place.members.settle_recovery().unwrap().unwrap();
+    assert_eq!(done.name.as_deref(), Some("Dan"));
+    assert!(place.members.member(dan.id).unwrap().is_steward());
+    assert!(told(&place).contains("Dan is a steward now"));
+    // Used up.
+    let again = place.members.ask_recovery(
+        [&papers[1], &papers[2]],
+        &WhoRecovers::Member("Dan".into()),
+        home(),
+    );
+    assert!(matches!(again, Err(RecoveryRefused::Sheets(_))), "{again:?}");
+    assert_eq!(place.members.settle_recovery().unwrap(), None);
+}
+
+#[test]
+fn a_steward_who_is_there_says_no_and_one_who_comes_late_does_not() {
+    let (place, [ada, ben, cleo, dan]) = collective();
+    let papers = sheets(&place, &ada, [&ben, &cleo, &dan]);
+    let who = WhoRecovers::New(person("Eve"));
+    let ask = || place.members.ask_recovery([&papers[0], &papers[1]], &who, home()).unwrap();
+    assert!(ask().new);
+    assert!(place.members.refuse_recovery(dan.id).is_err(), "a member stops nothing");
+    place.clock.pass(DAY - 1);
+    place.members.refuse_recovery(ada.id).unwrap();
+    assert!(told(&place).contains("Ada said no"));
+    place.clock.pass(2 * DAY);
+    assert_eq!(place.members.settle_recovery().unwrap(), None);
+    assert!(place.members.members().unwrap().iter().all(|m| m.name != "Eve"));
+    ask();
+    place.clock.pass(DAY);
+    assert!(place.members.refuse_recovery(ada.id).is_err());
+    assert_eq!(place.members.settle_recovery().unwrap().unwrap().name.as_deref(), Some("Eve"));
+    let (eve, _) = place.members.sign_in("Eve", &secret(PASSWORD), home()).unwrap();
+    assert!(eve.is_steward());
+}
+
+#[test]
+fn one_sheet_alone_is_nothing_and_guessing_is_slowed_down() {
+    let (place, [ada, ben, cleo, dan]) = collective();
+    let who = WhoRecovers::Member("Dan".into());
+    let papers = sheets(&place, &ada, [&ben, &cleo, &dan]);
+    let try_ = |a: &Secret, b: &Secret| {
+        said(place.members.ask_recovery([a, b], &who, home()).unwrap_err())
+    };
+    assert!(try_(&papers[0], &papers[0]).contains("same sheet twice"));
+    assert!(try_(&papers[0], &secret("cbde fghi")).contains("slip of the pen"));
+    // One of an earlier set beside one in force.
+    let newer = sheets(&place, &ben, [&ben, &cleo, &dan]);
+    assert!(try_(&papers[0], &newer[1]).contains("not two sheets"));
+    assert!(
+        try_(&papers[0], &papers[1]).contains("not two sheets"),
+        "the earlier set is still good"
+    );
+    try_(&papers[0], &papers[1]);
+    assert!(try_(&newer[0], &newer[1]).contains("too many tries"));
+    assert_eq!(place.members.recovery().unwrap(), None);
+    place.clock.pass(3600);
+    let steward = WhoRecovers::Member("Ada".into());
+    let refused = place.members.ask_recovery([&newer[0], &newer[1]], &steward, home());
+    assert!(said(refused.unwrap_err()).contains("steward already"));
+    place.members.ask_recovery([&newer[0], &newer[1]], &who, home()).unwrap();
+}
+
+#[test]
+fn sheets_in_force_stay_so_until_each_of_the_new_ones_is_on_paper() {
+    let (place, [ada, ben, cleo, dan]) = collective();
+    let papers = sheets(&place, &ada, [&ben, &cleo, &dan]);
+    assert!(
+        place.members.make_sheets(dan.id, [ben.id, cleo.id, dan.id]).is_err(),
+        "a member makes none"
+    );
+    assert!(place.members.make_sheets(ada.id, [ben.id, ben.id, dan.id]).is_err(), "three people");
+    place.members.make_sheets(ada.id, [ada.id, ben.id, dan.id]).unwrap();
+    assert!(place.members.show_sheet(cleo.id).is_err(), "none waits for her");
+    let first = place.members.show_sheet(ada.id).unwrap();
+    let second = place.members.show_sheet(ada.id).unwrap();
+    assert!(place.members.confirm_sheet(ada.id, &secret(first.expose())).is_err());
+    assert!(!place.members.confirm_sheet(ada.id, &secret(second.expose())).unwrap());
+    let known = place.members.sheets().unwrap();
+    assert_eq!((known.in_force.len(), known.in_making.len()), (3, 3));
+    assert!(known.of(ada.id).is_none() && known.of(dan.id).is_some());
+    place
+        .members
+        .ask_recovery([&papers[0], &papers[1]], &WhoRecovers::Member("Dan".into()), home())
+        .unwrap();
+    // Nothing of what is on them is in the database.
+    let text = std::fs::read(&place.path).unwrap();
+    let wal = std::fs::read(format!("{}-wal", place.path.display())).unwrap_or_default();
+    for paper in papers.iter().map(Secret::expose).chain([second.expose()]) {
+        for form in [paper.to_owned(), paper.replace('-', "")] {
+            let there = |bytes: &[u8]| bytes.windows(form.len()).any(|w| w == form.as_bytes());
+            assert!(!there(&text) && !there(&wal));
+        }
+    }
+}
+
+#[test]
+fn the_end_needs_two_stewards_or_two_sheets() {
+    let (place, [ada, ben, cleo, dan]) = collective();
+    assert!(place.members.ask_to_end(dan.id, false).is_err());
+    assert!(place.members.agree_to_end(ada.id).is_err(), "nobody asked");
+    place.members.ask_to_end(ada.id, true).unwrap();
+    assert!(told(&place).contains("Take your data with you"));
+    assert!(place.members.ask_to_end(ben.id, false).is_err(), "one at a time");
+    for who in [ada.id, dan.id] {
+        assert!(place.members.agree_to_end(who).is_err());
+    }
+    let ending = place.members.agree_to_end(ben.id).unwrap();
+    assert_eq!((ending.by, ending.keep_models), (vec!["Ada".to_owned(), "Ben".to_owned()], true));
+    place.members.take_end_back(cleo.id).unwrap();
+    assert_eq!(place.members.ending().unwrap(), None);
+    // Whoever asked and is no steward any more asks for nothing.
+    place.members.ask_to_end(ada.id, false).unwrap();
+    let proposal = place.members.propose(ben.id, ada.id, Wanted::Member, None).unwrap();
+    place.members.agree(cleo.id, proposal.id).unwrap();
+    assert_eq!(place.members.ending().unwrap(), None);
+    place.members.ask_to_end(ben.id, false).unwrap();
+    place.clock.pass(8 * DAY);
+    assert_eq!(place.members.ending().unwrap(), None, "it is forgotten after a week");
+    let papers = sheets(&place, &ben, [&ben, &cleo, &dan]);
+    assert!(place.members.end_with_sheets([&papers[0], &papers[0]], false, home()).is_err());
+    let ending = place.members.end_with_sheets([&papers[2], &papers[1]], false, home()).unwrap();
+    assert_eq!(ending.by, ["the recovery sheets of Cleo and Dan"]);
+}
+
+/// A copy as a backup makes it.
+fn rusqlite_copy(from: &std::path::Path, to: &std::path::Path) {
+    let db = rusqlite::Connection::open(from).unwrap();
+    db.execute("VACUUM INTO ?1", [to.to_str().unwrap()]).unwrap();
+}
