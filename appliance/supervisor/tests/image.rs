@@ -233,13 +233,15 @@ impl Box_ {
     async fn told(&self, chores: &[Chore]) {
         let begun = std::time::Instant::now();
         loop {
-            let mut told = self.root.told.lock().unwrap();
-            if told.ends_with(chores) {
-                told.clear();
-                return;
+            {
+                let mut told = self.root.told.lock().unwrap();
+                if told.ends_with(chores) {
+                    told.clear();
+                    return;
+                }
+                let waited = begun.elapsed();
+                assert!(waited < Duration::from_secs(30), "waited for {chores:?}: {told:?}");
             }
-            assert!(begun.elapsed() < Duration::from_secs(30), "waited for {chores:?}: {told:?}");
-            drop(told);
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

@@ -12,7 +12,6 @@ use axum::response::{IntoResponse, Response};
 use axum::{Form, Json};
 use http_body_util::BodyExt;
 use maud::{Markup, PreEscaped, html};
-use polder_control::EngineStatus;
 use polder_members::{Member, MemberId};
 use polder_page::{Asset, Choice, Page, Tone, asset, banner, hidden};
 use serde::{Deserialize, Serialize};

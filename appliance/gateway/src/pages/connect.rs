@@ -14,7 +14,6 @@ use polder_recipes::Recipe;
 use crate::Gateway;
 use crate::elsewhere;
 use crate::host::parse_host;
-use crate::naming;
 use crate::pages::certificate;
 use crate::pages::chat::trial_banner;
 use crate::pages::frame::{answer, nav, plain_nav};
