@@ -9,6 +9,7 @@ mod answer;
 mod backup;
 mod bakeoff;
 mod clients;
+mod collective;
 mod command_line;
 mod engine_dies;
 mod import;

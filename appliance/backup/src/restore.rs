@@ -309,7 +309,10 @@ mod tests {
             ("restore/incoming/weights/manifests/tiny.toml", "new"),
             ("restore/incoming/polder-backup.toml", "new"),
             ("gone.jsonl", "{\"number\":1,\"at\":1,\"what\":{\"kind\":\"key\",\"key\":\"a\"}}\n"),
-            ("restore/incoming/gone.jsonl", "{\"number\":1,\"at\":2,\"what\":{\"kind\":\"key\",\"key\":\"b\"}}\n"),
+            (
+                "restore/incoming/gone.jsonl",
+                "{\"number\":1,\"at\":2,\"what\":{\"kind\":\"key\",\"key\":\"b\"}}\n",
+            ),
         ] {
             write(state.path().join(path), text);
         }
@@ -332,7 +335,10 @@ mod tests {
         }
         assert_eq!(text("weights/blobs/sha256/aa"), "old");
         let gone = text("gone.jsonl");
-        assert!(gone.contains("\"a\"") && gone.contains("\"b\""), "who was removed comes back: {gone}");
+        assert!(
+            gone.contains("\"a\"") && gone.contains("\"b\""),
+            "who was removed comes back: {gone}"
+        );
         for gone in ["polder.db-wal", "runs.json", "kv", "restore", "polder-backup.toml"] {
             assert!(!state.join(gone).exists(), "{gone}");
         }

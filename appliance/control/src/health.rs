@@ -45,6 +45,8 @@ pub enum Check {
     Backup,
     /// Telling stewards.
     Alerts,
+    /// Who looks after the box.
+    Stewards,
 }
 
 impl Check {
@@ -68,6 +70,7 @@ impl Check {
             Self::Battery => "battery",
             Self::Backup => "backup",
             Self::Alerts => "alerts",
+            Self::Stewards => "stewards",
         }
     }
 }

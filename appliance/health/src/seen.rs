@@ -36,6 +36,8 @@ pub struct Seen {
     pub battery: Option<BatterySeen>,
     /// The backups, where somebody makes them.
     pub backup: Option<BackupSeen>,
+    /// How many look after the box, where it is more than a trial and its door tells.
+    pub stewards: Option<usize>,
     /// Ways to tell stewards that did not work for some time: which, since when, and why.
     pub mute: Vec<Mute>,
 }

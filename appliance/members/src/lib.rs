@@ -17,6 +17,7 @@ mod error;
 mod forgetting;
 mod invites;
 mod keys;
+mod leaving;
 mod limits;
 mod password;
 mod people;
@@ -41,6 +42,7 @@ pub use error::{
 };
 pub use invites::{Invite, InviteId};
 pub use keys::{Admission, KeyGrant, KeyId, KeyInfo, KeyLimits, MintedKey, NewKey, Scope};
+pub use leaving::Belongings;
 pub use people::{Member, MemberId, NewMember, Role, Share};
 pub use polder_recovery::Sheet;
 pub use recovery::{Recovered, RecoveryAsked, SheetInfo, Sheets, WhoRecovers};

@@ -350,7 +350,7 @@ pub(crate) fn member(db: &Connection, id: MemberId) -> Result<Option<Member>, Me
     Ok(query.query_row([id.0], from_row).optional()?)
 }
 
-fn password_of(db: &Connection, id: MemberId) -> Result<Option<String>, MembersError> {
+pub(crate) fn password_of(db: &Connection, id: MemberId) -> Result<Option<String>, MembersError> {
     let stored: Option<Option<String>> = db
         .query_row("SELECT password FROM members WHERE id = ?1", [id.0], |row| row.get(0))
         .optional()?;

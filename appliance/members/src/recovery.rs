@@ -234,8 +234,10 @@ impl Members {
             return Err(MembersError::Field("the 24 hours are over".into()));
         }
         change.execute("DELETE FROM recovery", [])?;
-        let text =
-            format!("{} said no to the recovery sheets: {} becomes no steward.", by.name, asked.name);
+        let text = format!(
+            "{} said no to the recovery sheets: {} becomes no steward.",
+            by.name, asked.name
+        );
         announcements::announce(&change, now, &text, &by.name)?;
         change.commit()?;
         Ok(asked)
@@ -384,11 +386,10 @@ fn make_steward(
     now: i64,
 ) -> Result<Option<MemberId>, MembersError> {
     type Kept = (Option<i64>, String, String, Option<String>);
-    let (member, name, name_key, password): Kept = change.query_row(
-        "SELECT member, name, name_key, password FROM recovery",
-        [],
-        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
-    )?;
+    let (member, name, name_key, password): Kept =
+        change.query_row("SELECT member, name, name_key, password FROM recovery", [], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        })?;
     match member {
         Some(id) => {
             let found = people::member(change, MemberId(id))?.filter(|m| !m.disabled);
@@ -409,16 +410,20 @@ fn make_steward(
 
 fn recovery(db: &Connection) -> Result<Option<RecoveryAsked>, MembersError> {
     let found = db
-        .query_row("SELECT name, password IS NOT NULL, holders, asked_at FROM recovery", [], |row| {
-            let asked_at: i64 = row.get(3)?;
-            Ok(RecoveryAsked {
-                name: row.get(0)?,
-                new: row.get(1)?,
-                holders: row.get(2)?,
-                asked_at,
-                due_at: asked_at.saturating_add(WAIT),
-            })
-        })
+        .query_row(
+            "SELECT name, password IS NOT NULL, holders, asked_at FROM recovery",
+            [],
+            |row| {
+                let asked_at: i64 = row.get(3)?;
+                Ok(RecoveryAsked {
+                    name: row.get(0)?,
+                    new: row.get(1)?,
+                    holders: row.get(2)?,
+                    asked_at,
+                    due_at: asked_at.saturating_add(WAIT),
+                })
+            },
+        )
         .optional()?;
     Ok(found)
 }

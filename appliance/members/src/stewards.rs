@@ -77,8 +77,9 @@ impl Members {
                 "for yourself nobody else is needed: on your own account page, or on the page Members",
             ));
         }
-        steward(&change, target)
-            .map_err(|_| field("they are no steward; one steward is enough, on the page Members"))?;
+        steward(&change, target).map_err(|_| {
+            field("they are no steward; one steward is enough, on the page Members")
+        })?;
         if let Some(successor) = successor {
             let next = people::member(&change, successor)?.ok_or(MembersError::NoMember)?;
             if next.disabled || next.role == Role::Steward {
@@ -211,9 +212,9 @@ pub(crate) fn wanted_in_words(proposal: &Proposal) -> String {
 
 /// Somebody who may look after the box now.
 pub(crate) fn steward(db: &Connection, id: MemberId) -> Result<Member, MembersError> {
-    people::member(db, id)?.filter(Member::is_steward).ok_or_else(|| {
-        MembersError::Field("only somebody who is a steward now can do that".into())
-    })
+    people::member(db, id)?
+        .filter(Member::is_steward)
+        .ok_or_else(|| MembersError::Field("only somebody who is a steward now can do that".into()))
 }
 
 /// How many look after the box.
@@ -259,9 +260,14 @@ fn one(db: &Connection, id: i64) -> Result<Proposal, MembersError> {
         Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
     };
     let found = db
-        .query_row("SELECT target, what, successor, by, at FROM proposals WHERE id = ?1", [id], read)
+        .query_row(
+            "SELECT target, what, successor, by, at FROM proposals WHERE id = ?1",
+            [id],
+            read,
+        )
         .optional()?;
-    let gone = || MembersError::Field("there is no such proposal any more; somebody answered it".into());
+    let gone =
+        || MembersError::Field("there is no such proposal any more; somebody answered it".into());
     let (target, what, successor, by, at) = found.ok_or_else(gone)?;
     let named = |id: i64| people::member(db, MemberId(id))?.ok_or(MembersError::NoMember);
     Ok(Proposal {

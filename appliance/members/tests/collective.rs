@@ -5,8 +5,8 @@ mod common;
 
 use common::{PASSWORD, Place, home, person, place, secret};
 use polder_members::{
-    Member, Members, MembersError, NewKey, RecoveryRefused, Revocation, Revoked, Role, Secret, Wanted, WhoRecovers,
-    keep_revocations,
+    Member, Members, MembersError, NewKey, RecoveryRefused, Revocation, Revoked, Role, Secret,
+    Wanted, WhoRecovers, keep_revocations,
 };
 
 const DAY: i64 = 24 * 3600;
@@ -48,8 +48,14 @@ fn said(error: impl std::error::Error) -> String {
 #[test]
 fn whoever_was_removed_stays_away_from_a_database_that_is_brought_back_from_before() {
     let (place, [_, ben, _, dan]) = collective();
-    let key = place.members.mint_key(dan.id, &NewKey { label: "laptop".into(), ..NewKey::default() }).unwrap();
-    let other = place.members.mint_key(ben.id, &NewKey { label: "old".into(), ..NewKey::default() }).unwrap();
+    let key = place
+        .members
+        .mint_key(dan.id, &NewKey { label: "laptop".into(), ..NewKey::default() })
+        .unwrap();
+    let other = place
+        .members
+        .mint_key(ben.id, &NewKey { label: "old".into(), ..NewKey::default() })
+        .unwrap();
     let (_, session) = place.members.begin_session(dan.id).unwrap();
     let before = place.path.with_file_name("backup.db");
     rusqlite_copy(&place.path, &before);
@@ -72,7 +78,10 @@ fn whoever_was_removed_stays_away_from_a_database_that_is_brought_back_from_befo
     std::fs::rename(&before, &path).unwrap();
     let members = Members::open_with_clock(&path, clock).unwrap();
     assert!(members.members().unwrap().iter().all(|m| m.name != "Dan"));
-    assert!(members.verify_key(key.key.expose()).is_err() && members.verify_key(other.key.expose()).is_err());
+    assert!(
+        members.verify_key(key.key.expose()).is_err()
+            && members.verify_key(other.key.expose()).is_err()
+    );
     assert!(members.session(session.expose()).unwrap().is_none());
     assert!(members.sign_in("Dan", &secret(PASSWORD), home()).is_err());
     assert_eq!(members.member(ben.id).unwrap().role, Role::Member);
@@ -107,21 +116,52 @@ fn a_spare_keeps_what_was_revoked_without_a_database_and_honours_it_when_it_has_
 fn revocations_of_a_box_that_runs_are_applied_once_and_mean_nobody_else() {
     let (place, [ada, ben, _, dan]) = collective();
     let key = place.members.mint_key(dan.id, &NewKey::default()).unwrap();
-    let other = |member: &Member| Revoked::Member { member: member.id, since: member.created_at - 7 };
+    let other =
+        |member: &Member| Revoked::Member { member: member.id, since: member.created_at - 7 };
     let wanted = [
         Revocation { number: 1, at: 1, what: other(&ada) },
         Revocation { number: 2, at: 2, what: Revoked::Key { key: key.info.id.0.clone() } },
-        Revocation { number: 3, at: 3, what: Revoked::ShutOut { member: ben.id, since: ben.created_at } },
+        Revocation {
+            number: 3,
+            at: 3,
+            what: Revoked::ShutOut { member: ben.id, since: ben.created_at },
+        },
     ];
     assert_eq!(place.members.apply_revocations(&wanted).unwrap(), 2);
     assert_eq!(place.members.apply_revocations(&wanted).unwrap(), 0);
     assert!(place.members.verify_key(key.key.expose()).is_err());
-    assert_eq!(place.members.members().unwrap().len(), 4, "somebody else of the same number was meant");
+    assert_eq!(
+        place.members.members().unwrap().len(),
+        4,
+        "somebody else of the same number was meant"
+    );
     assert!(place.members.member(ben.id).unwrap().disabled);
     let place = place.restart();
     assert!(place.members.member(ben.id).unwrap().disabled);
     place.members.set_disabled(ben.id, false).unwrap();
     assert!(!place.restart().members.member(ben.id).unwrap().disabled);
+}
+
+#[test]
+fn a_spare_of_a_box_that_was_ended_lets_none_of_its_members_in() {
+    let (place, people) = collective();
+    let backup = place.path.with_file_name("backup.db");
+    rusqlite_copy(&place.path, &backup);
+    place.members.everybody_is_gone().unwrap();
+    let list = place.members.revocations_since(0).unwrap();
+    assert_eq!(list[0].what, Revoked::Everybody);
+    let spare = tempfile::tempdir().unwrap();
+    let path = spare.path().join("polder.db");
+    std::fs::rename(&backup, &path).unwrap();
+    keep_revocations(spare.path(), &list).unwrap();
+    let members = Members::open_with_clock(&path, place.clock.clone()).unwrap();
+    assert!(!members.is_claimed().unwrap() && members.member(people[0].id).is_err());
+    // Whoever has that machine next is meant by nothing of it.
+    place.clock.pass(60);
+    members.add_member(&person("Eve"), Role::Steward).unwrap();
+    drop(members);
+    let members = Members::open_with_clock(&path, place.clock.clone()).unwrap();
+    assert_eq!(members.members().unwrap().len(), 1);
 }
 
 #[test]
@@ -136,7 +176,10 @@ fn what_is_announced_is_shown_to_each_until_they_have_read_it_and_not_to_who_cam
     place.clock.pass(10);
     let eve = place.add("Eve", Role::Member);
     assert_eq!(place.members.unread(&eve).unwrap(), []);
-    assert!(place.members.announce(" ", "Ada").is_err() && place.members.announce(&"x".repeat(400), "Ada").is_err());
+    assert!(
+        place.members.announce(" ", "Ada").is_err()
+            && place.members.announce(&"x".repeat(400), "Ada").is_err()
+    );
     for n in 0..300 {
         place.members.announce(&format!("{n}"), "Ada").unwrap();
     }
@@ -147,16 +190,26 @@ fn what_is_announced_is_shown_to_each_until_they_have_read_it_and_not_to_who_cam
 fn any_two_stewards_replace_a_third_and_everybody_is_told() {
     let (place, [ada, ben, cleo, dan]) = collective();
     let members = &place.members;
-    assert!(matches!(members.may_alone(ada.id, ben.id), Err(MembersError::NeedsTwo(name)) if name == "Ben"));
+    assert!(
+        matches!(members.may_alone(ada.id, ben.id), Err(MembersError::NeedsTwo(name)) if name == "Ben")
+    );
     members.may_alone(ada.id, dan.id).unwrap();
     members.may_alone(ada.id, ada.id).unwrap();
-    assert!(members.propose(dan.id, ben.id, Wanted::Member, None).is_err(), "a member proposes nothing");
+    assert!(
+        members.propose(dan.id, ben.id, Wanted::Member, None).is_err(),
+        "a member proposes nothing"
+    );
     assert!(members.propose(ada.id, ada.id, Wanted::Member, None).is_err());
-    assert!(members.propose(ada.id, dan.id, Wanted::Member, None).is_err(), "who is no steward needs no two");
+    assert!(
+        members.propose(ada.id, dan.id, Wanted::Member, None).is_err(),
+        "who is no steward needs no two"
+    );
     let proposal = members.propose(ada.id, ben.id, Wanted::Removed, Some(dan.id)).unwrap();
     assert!(told(&place).contains("Ben is removed from the box, and Dan becomes a steward"));
     assert!(members.propose(cleo.id, ben.id, Wanted::Member, None).is_err(), "one at a time");
-    for (who, why) in [(ada.id, "asked for it yourself"), (ben.id, "about you"), (dan.id, "a steward now")] {
+    for (who, why) in
+        [(ada.id, "asked for it yourself"), (ben.id, "about you"), (dan.id, "a steward now")]
+    {
         let refused = said(members.agree(who, proposal.id).unwrap_err());
         assert!(refused.contains(why), "{refused}");
     }
@@ -201,7 +254,10 @@ fn two_sheets_make_a_member_a_steward_after_a_day_also_when_the_machine_was_off_
         .members
         .ask_recovery([&papers[0], &papers[2]], &WhoRecovers::Member("dan".into()), home())
         .unwrap();
-    assert_eq!((asked.name.as_str(), asked.holders.as_str(), asked.new), ("Dan", "Ben and Dan", false));
+    assert_eq!(
+        (asked.name.as_str(), asked.holders.as_str(), asked.new),
+        ("Dan", "Ben and Dan", false)
+    );
     assert_eq!(asked.due_at - asked.asked_at, DAY);
     assert!(told(&place).contains("in 24 hours"));
     assert_eq!(place.members.settle_recovery().unwrap(), None);
@@ -216,7 +272,11 @@ fn two_sheets_make_a_member_a_steward_after_a_day_also_when_the_machine_was_off_
     assert!(place.members.member(dan.id).unwrap().is_steward());
     assert!(told(&place).contains("Dan is a steward now"));
     // Used up.
-    let again = place.members.ask_recovery([&papers[1], &papers[2]], &WhoRecovers::Member("Dan".into()), home());
+    let again = place.members.ask_recovery(
+        [&papers[1], &papers[2]],
+        &WhoRecovers::Member("Dan".into()),
+        home(),
+    );
     assert!(matches!(again, Err(RecoveryRefused::Sheets(_))), "{again:?}");
     assert_eq!(place.members.settle_recovery().unwrap(), None);
 }
@@ -248,13 +308,18 @@ fn one_sheet_alone_is_nothing_and_guessing_is_slowed_down() {
     let (place, [ada, ben, cleo, dan]) = collective();
     let who = WhoRecovers::Member("Dan".into());
     let papers = sheets(&place, &ada, [&ben, &cleo, &dan]);
-    let try_ = |a: &Secret, b: &Secret| said(place.members.ask_recovery([a, b], &who, home()).unwrap_err());
+    let try_ = |a: &Secret, b: &Secret| {
+        said(place.members.ask_recovery([a, b], &who, home()).unwrap_err())
+    };
     assert!(try_(&papers[0], &papers[0]).contains("same sheet twice"));
     assert!(try_(&papers[0], &secret("cbde fghi")).contains("slip of the pen"));
     // One of an earlier set beside one in force.
     let newer = sheets(&place, &ben, [&ben, &cleo, &dan]);
     assert!(try_(&papers[0], &newer[1]).contains("not two sheets"));
-    assert!(try_(&papers[0], &papers[1]).contains("not two sheets"), "the earlier set is still good");
+    assert!(
+        try_(&papers[0], &papers[1]).contains("not two sheets"),
+        "the earlier set is still good"
+    );
     try_(&papers[0], &papers[1]);
     assert!(try_(&newer[0], &newer[1]).contains("too many tries"));
     assert_eq!(place.members.recovery().unwrap(), None);
@@ -269,7 +334,10 @@ fn one_sheet_alone_is_nothing_and_guessing_is_slowed_down() {
 fn sheets_in_force_stay_so_until_each_of_the_new_ones_is_on_paper() {
     let (place, [ada, ben, cleo, dan]) = collective();
     let papers = sheets(&place, &ada, [&ben, &cleo, &dan]);
-    assert!(place.members.make_sheets(dan.id, [ben.id, cleo.id, dan.id]).is_err(), "a member makes none");
+    assert!(
+        place.members.make_sheets(dan.id, [ben.id, cleo.id, dan.id]).is_err(),
+        "a member makes none"
+    );
     assert!(place.members.make_sheets(ada.id, [ben.id, ben.id, dan.id]).is_err(), "three people");
     place.members.make_sheets(ada.id, [ada.id, ben.id, dan.id]).unwrap();
     assert!(place.members.show_sheet(cleo.id).is_err(), "none waits for her");
@@ -280,7 +348,10 @@ fn sheets_in_force_stay_so_until_each_of_the_new_ones_is_on_paper() {
     let known = place.members.sheets().unwrap();
     assert_eq!((known.in_force.len(), known.in_making.len()), (3, 3));
     assert!(known.of(ada.id).is_none() && known.of(dan.id).is_some());
-    place.members.ask_recovery([&papers[0], &papers[1]], &WhoRecovers::Member("Dan".into()), home()).unwrap();
+    place
+        .members
+        .ask_recovery([&papers[0], &papers[1]], &WhoRecovers::Member("Dan".into()), home())
+        .unwrap();
     // Nothing of what is on them is in the database.
     let text = std::fs::read(&place.path).unwrap();
     let wal = std::fs::read(format!("{}-wal", place.path.display())).unwrap_or_default();
@@ -320,7 +391,6 @@ fn the_end_needs_two_stewards_or_two_sheets() {
     let ending = place.members.end_with_sheets([&papers[2], &papers[1]], false, home()).unwrap();
     assert_eq!(ending.by, ["the recovery sheets of Cleo and Dan"]);
 }
-
 
 /// A copy as a backup makes it.
 fn rusqlite_copy(from: &std::path::Path, to: &std::path::Path) {

@@ -71,14 +71,8 @@ mod tests {
         let (others, _) = set();
         for number in 0..3usize {
             for other in (0..3usize).filter(|o| *o != number) {
-                assert_eq!(
-                    pair(&kept, &sheets[number], &others[other]),
-                    Err(RecoveryError::Wrong)
-                );
-                assert_eq!(
-                    pair(&kept, &others[other], &sheets[number]),
-                    Err(RecoveryError::Wrong)
-                );
+                assert_eq!(pair(&kept, &sheets[number], &others[other]), Err(RecoveryError::Wrong));
+                assert_eq!(pair(&kept, &others[other], &sheets[number]), Err(RecoveryError::Wrong));
             }
         }
     }

@@ -14,6 +14,7 @@ mod children;
 mod desk;
 mod disk;
 mod doorway;
+mod erase;
 mod image;
 mod keeper;
 mod kept;
@@ -35,6 +36,7 @@ mod work;
 
 pub use audit::{Trail, TrailError, Verdict, verify};
 pub use children::Children;
+pub use erase::ending;
 pub use image::{Change, Chore, Helper, ImageAction, Places};
 pub use kept::{kept_by, packed_by};
 pub use machine::memory;

@@ -15,6 +15,7 @@ pub(super) fn nav(gateway: &Gateway, member: &Member, here: &str) -> Nav {
         ("/chat", "Chat"),
         ("/connect", "Connect"),
         ("/usage", "Usage"),
+        ("/collective", "Collective"),
         ("/handbook", "Handbook"),
         ("/status", "Status"),
     ];
@@ -110,6 +111,7 @@ impl IntoResponse for Trouble {
 pub(super) fn members_status(error: &MembersError) -> StatusCode {
     use MembersError as E;
     match error {
+        E::NeedsTwo(_) => StatusCode::FORBIDDEN,
         E::Field(_) | E::NameTaken(_) | E::LastSteward | E::WrongPassword | E::Claimed => {
             StatusCode::BAD_REQUEST
         }
@@ -207,6 +209,17 @@ pub(super) fn said(code: &str) -> Markup {
         "no-backup" => "No backups are made any more. Those there are stay.",
         "confirmed" => "It stays.",
         "alerts" => "Kept. Send a test to see whether it arrives.",
+        "announced" => "Everybody sees it on their first page.",
+        "proposed" => "It is proposed, and everybody is told. Another steward has to agree.",
+        "replaced" => "It is done, and everybody is told.",
+        "refused" => "It does not happen, and everybody is told.",
+        "sheets" => "The three are told. Each of them finds their sheet on this page.",
+        "sheet" => "It is on paper. The sheets are in force when all three are.",
+        "sheets-whole" => "All three are on paper and in force. Earlier ones are good for nothing.",
+        "end-asked" => {
+            "It is asked for, and everybody is told. Nothing is erased until another steward agrees."
+        }
+        "end-back" => "It is taken back. Nothing was erased.",
         "welcome" => "Welcome. This is your page of the box.",
         _ => return html! {},
     };

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use crate::Gateway;
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::who::{Caller, SignedIn};
-use crate::pages::{apps, chat};
+use crate::pages::{apps, chat, collective};
 
 #[derive(Deserialize)]
 pub(super) struct Said {
@@ -173,6 +173,7 @@ async fn page(
     let keys = gateway.members.ask(move |m| m.keys_of(owner)).await?;
     let models: Vec<String> =
         gateway.status().engines.iter().map(|e| e.recipe.to_string()).collect();
+    let unread = collective::unread(gateway, &who.member).await?;
     let first = keys.is_empty() && !matches!(top, Top::Minted(_));
     let wrong = matches!(top, Top::Wrong(_));
     let body = html! {
@@ -182,6 +183,7 @@ async fn page(
             Top::Wrong(why) => (banner(Tone::Bad, html! { p { (sentence(why)) } })),
             Top::Minted(minted) => (shown_once(minted)),
         }
+        (unread)
         (chat::trial_banner(gateway, &who.member))
         @if models.is_empty() { (nothing_served(who.member.is_steward())) }
         div.grid {

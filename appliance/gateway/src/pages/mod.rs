@@ -11,15 +11,19 @@ mod audit;
 mod backup;
 mod certificate;
 mod chat;
+mod collective;
 mod connect;
 mod dashboard;
 mod dynamic_dns;
+mod ending;
 mod engine;
 mod frame;
 mod handbook;
 mod health;
 mod home;
 mod invite;
+mod leave;
+mod locked_out;
 mod markdown;
 mod metrics;
 mod models;
@@ -28,15 +32,19 @@ mod people;
 mod power;
 mod runs;
 mod samples;
+mod sheets;
 mod shell;
 mod sign_in;
 mod status;
+mod stewards;
 mod uplinks;
 mod usage;
 mod verifier;
 mod versions;
 mod who;
 
+#[cfg(test)]
+mod collective_tests;
 #[cfg(test)]
 mod health_tests;
 #[cfg(test)]
@@ -54,6 +62,7 @@ use polder_page::Asset;
 
 use crate::Gateway;
 pub(crate) use frame::{problem, problem_elsewhere};
+pub(crate) use locked_out::follow as follow_recovery;
 use samples::Samples;
 pub(crate) use who::{own_path, percent};
 
@@ -85,6 +94,28 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/account/password", post(account::password))
         .route("/account/forget", post(account::forget))
         .route("/account/sign-out-everywhere", post(account::out_everywhere))
+        .route("/account/leave", get(leave::show).post(leave::leave))
+        .route("/account/export", get(leave::export))
+        .route("/collective", get(collective::show))
+        .route("/collective/read", post(collective::read))
+        .route("/collective/announce", post(collective::announce))
+        .route("/collective/stewards", get(stewards::show))
+        .route("/collective/stewards/propose", post(stewards::propose))
+        .route("/collective/stewards/{id}/agree", post(stewards::agree))
+        .route("/collective/stewards/{id}/refuse", post(stewards::refuse))
+        .route("/collective/recovery/refuse", post(stewards::refuse_recovery))
+        .route("/collective/sheets", get(sheets::show))
+        .route("/collective/sheets/make", post(sheets::make))
+        .route("/collective/sheets/show", post(sheets::write_down))
+        .route("/collective/sheets/confirm", post(sheets::confirm))
+        .route("/collective/end", get(ending::show))
+        .route("/collective/end/ask", post(ending::ask))
+        .route("/collective/end/back", post(ending::take_back))
+        .route("/collective/end/agree", post(ending::agree))
+        .route("/collective/end/sheets", post(ending::with_sheets))
+        .route("/collective/end/record", get(ending::record_before))
+        .route("/ended", get(ending::ended))
+        .route("/locked-out", get(locked_out::show).post(locked_out::ask))
         .route("/dashboard", get(dashboard::show))
         .route("/dashboard/live", get(dashboard::live))
         .route("/members", get(people::show))
@@ -94,6 +125,7 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/members/{id}/disable", post(people::disable))
         .route("/members/{id}/password", post(people::password))
         .route("/members/{id}/share", post(people::share))
+        .route("/members/{id}/leave", get(leave::of_member))
         .route("/members/{id}/remove", post(people::remove))
         .route("/models", get(models::list))
         .route("/models/{recipe}", get(models::show))

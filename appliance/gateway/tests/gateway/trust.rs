@@ -54,7 +54,12 @@ fn filled(path: &str) -> String {
 }
 
 /// What a stranger may see or do.
-const FOR_STRANGERS: [(&str, &str); 10] = [
+const FOR_STRANGERS: [(&str, &str); 13] = [
+    // In the box's own network, to those who hold two recovery sheets.
+    ("GET", "/locked-out"),
+    ("POST", "/locked-out"),
+    // Of a box that is nobody's.
+    ("GET", "/ended"),
     ("GET", "/sign-in"),
     ("POST", "/sign-in"),
     // Ends a session that is not there.
@@ -77,7 +82,14 @@ fn is_for_strangers(route: &Route) -> bool {
 }
 
 /// What a member may do besides what strangers may: by its beginning, or whole with `$`.
-const FOR_MEMBERS: [&str; 13] = [
+const FOR_MEMBERS: [&str; 20] = [
+    "/collective$",
+    "/collective/read$",
+    "/collective/sheets$",
+    "/collective/sheets/show$",
+    "/collective/sheets/confirm$",
+    "/collective/end$",
+    "/collective/end/sheets$",
     "/status$",
     "/$",
     "/keys$",

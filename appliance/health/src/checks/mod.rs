@@ -13,6 +13,7 @@ mod gpu_memory;
 mod memory;
 mod part;
 mod queue;
+mod stewards;
 mod update;
 mod uplink;
 mod weights;
@@ -30,7 +31,7 @@ const GIB: u64 = 1 << 30;
 
 /// Everything that is wrong with what was seen.
 pub fn all(seen: &Seen) -> Vec<Issue> {
-    let checks: [fn(&Seen) -> Vec<Issue>; 16] = [
+    let checks: [fn(&Seen) -> Vec<Issue>; 17] = [
         gpu_fault::check,
         gpu_memory::check,
         gpu_heat::check,
@@ -47,6 +48,7 @@ pub fn all(seen: &Seen) -> Vec<Issue> {
         battery::check,
         backup::check,
         alerts::check,
+        stewards::check,
     ];
     checks.iter().flat_map(|check| check(seen)).collect()
 }

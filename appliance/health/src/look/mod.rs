@@ -73,6 +73,7 @@ struct Slow {
     drives: Option<String>,
     update: Option<UpdateSeen>,
     weights: Option<String>,
+    stewards: Option<usize>,
 }
 
 impl Eyes {
@@ -145,6 +146,11 @@ impl Eyes {
             self.slow.update = self.update().await;
         }
         look.seen.update.clone_from(&self.slow.update);
+        if every(looks, 10) {
+            self.slow.stewards = self.stewards().await.map(|stewards| stewards.len());
+        }
+        let trial = look.status.as_deref().is_none_or(|status| status.site.is_trial());
+        look.seen.stewards = self.slow.stewards.filter(|_| !trial);
         self.look_at_weights(&mut look, remembered, now).await;
         self.told(&mut look.seen);
         look
