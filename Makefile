@@ -7,8 +7,8 @@ STATE ?= .polder
 # Without one, the port that the box had before; 8443 at first.
 PORT  ?=
 
-.PHONY: up test test-vm test-vm-all test-aarch64 test-gpu test-security bench-gpu lint bench bench-engine fuzz deny clean
-.PHONY: tools-build tools-gpu tools-security tools-test tools-vm tools-aarch64 tools-cross tools-bench
+.PHONY: up test test-vm test-vm-all test-aarch64 test-gpu test-security soak bench-resilience bench-gpu lint bench bench-engine fuzz deny clean
+.PHONY: tools-build tools-gpu tools-security tools-resilience tools-test tools-vm tools-aarch64 tools-cross tools-bench
 
 up: tools-build            ## Build, fetch the default model, start the box, print where to claim it.
 	cargo build --release --locked -p polder
@@ -35,6 +35,14 @@ test-gpu: tools-gpu        ## Every kernel and model on this machine's card; wit
 test-security: tools-security ## Other people's attackers against a real box: testssl.sh, sslyze, slowhttptest, h2load, schemathesis, malformed requests.
 	tests/security/prepare
 	tests/security/run $(TOOLS)
+
+soak: tools-resilience     ## Mixed traffic on a real box for MINUTES (60), a fault every minute; SEED repeats one. Needs root.
+	tests/resilience/prepare
+	MINUTES=$(or $(MINUTES),60) SEED=$(SEED) tests/resilience/soak
+
+bench-resilience: tools-test tools-resilience ## How long it takes when something fails, and what the parts take of memory: one table. Needs root.
+	tests/resilience/prepare release
+	tests/resilience/bench
 
 bench-gpu: tools-gpu       ## Whole models of true shapes, loading, and agents beside chats, on this machine's card; VLLM=FOLDER beside vLLM.
 	POLDER_NVRTC=$(CACHE)/nvrtc/lib tests/gpu/pack $(ARCH)
@@ -77,7 +85,8 @@ tools-gpu: tools-build
 	@tests/tools/nvrtc $(CACHE)/nvrtc
 
 # llama.cpp's server to compare with, a UPS that is a file, a browser and its driver, the two rival front doors, openssl to check certificates with, an authority and a DNS server
-# to get certificates by, networks of one's own, what asks disks how they are, a mail server, and the clients that members use.
+# to get certificates by, networks of one's own, what asks disks how they are, a mail server, two services that people sign in with and two apps' clients
+# for it, and the clients that members use.
 tools-test: tools-gpu tools-bench
 	@tests/tools/apt chromium chromium-driver nut-server nut-client nginx-light restic rclone caddy openssl curl python3-venv iproute2 nftables util-linux
 	@tests/tools/apt pebble bind9 bind9-dnsutils smartmontools python3-aiosmtpd
@@ -85,6 +94,9 @@ tools-test: tools-gpu tools-bench
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 	@tests/tools/venv tests/requirements.txt $(CACHE)/venv
 	@tests/tools/venv tests/clients/aider.txt $(CACHE)/venv-aider
+	@tests/tools/venv tests/oidc/requirements.txt $(CACHE)/venv-oidc
+	@tests/tools/npm oidc-provider@9.13.3 $(CACHE)/oidc-provider
+	@tests/tools/npm openid-client@6.9.0 $(CACHE)/openid-client
 	@tests/tools/npm @anthropic-ai/claude-code@2.1.332 $(CACHE)/claude-code
 
 # Attackers, each by the name of its package; those from PyPI in environments of their own (sslyze wants an older cryptography).
@@ -92,6 +104,10 @@ tools-security: tools-build
 	@tests/tools/apt testssl.sh slowhttptest nghttp2-client curl iproute2 python3-venv
 	@tests/tools/venv tests/security/sslyze.txt $(CACHE)/venv-sslyze
 	@tests/tools/venv tests/security/schemathesis.txt $(CACHE)/venv-schemathesis
+
+# Networks and a disk of one's own, a UPS that is a file, a clock that can be wrong, backups, and what reads the box's database.
+tools-resilience: tools-build
+	@tests/tools/apt faketime nut-server nut-client iproute2 nftables e2fsprogs mount restic python3
 
 # What sets up the room in which images are made; everything else comes from the lock.
 tools-vm: tools-test

@@ -5,7 +5,7 @@ use std::path::Path;
 use axum::extract::State;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
-use polder_control::Machine;
+use polder_control::{Machine, Port};
 use polder_page::{bytes, card, facts};
 use polder_power::find::{Found, ups_below};
 
@@ -60,6 +60,27 @@ fn battery(ups: &[Found]) -> Markup {
     }
 }
 
+/// Where a line to the internet may be plugged in. Which of them is used, and in which order, a steward says on the page Uplinks.
+fn lines(ports: &[Port]) -> Markup {
+    let list = |connected| {
+        let names = ports.iter().filter(|port| port.connected == connected);
+        names.map(|port| port.name.as_str()).collect::<Vec<_>>().join(" and ")
+    };
+    let (with, without) = (list(true), list(false));
+    html! {
+        @if !with.is_empty() { "a cable is in " (with) ". " }
+        @if !without.is_empty() { "No cable in " (without) ", or what it leads to is off. " }
+        span .soft {
+            @match ports.len() {
+                0 => "This machine does not show its network ports. ",
+                1 => "A second line, such as a 5G modem that shows itself as a network card, takes over when the first fails. ",
+                _ => "With a line in two of them, one takes over when the other fails. ",
+            }
+            "You name them on the page Uplinks when the box is set up. A line that wants a name and a password (PPPoE) gets them in its modem."
+        }
+    }
+}
+
 fn body(machine: &Machine, ups: &[Found], button: &str) -> Markup {
     let missing = || html! { span .soft { "not on this machine" } };
     let mut rows = vec![
@@ -77,7 +98,7 @@ fn body(machine: &Machine, ups: &[Found], button: &str) -> Markup {
     if let Some(driver) = &machine.driver {
         rows.push(("Its driver", html! { (driver) }));
     }
-    rows.push(("Second internet line", missing()));
+    rows.push(("Internet lines", lines(&machine.ports)));
     rows.push(("Battery (UPS)", battery(ups)));
     rows.push((
         "Backups",
@@ -96,6 +117,16 @@ fn body(machine: &Machine, ups: &[Found], button: &str) -> Markup {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_second_line_is_asked_for_where_there_is_none_and_put_to_use_where_there_is() {
+        let port = |name: &str, connected| Port { name: name.to_owned(), connected };
+        let one = lines(&[port("enp1s0", true)]).into_string();
+        assert!(one.contains("a cable is in enp1s0") && one.contains("5G modem"), "{one}");
+        let two = lines(&[port("enp1s0", true), port("enp2s0", false)]).into_string();
+        assert!(two.contains("No cable in enp2s0") && two.contains("PPPoE"), "{two}");
+        assert!(lines(&[]).into_string().contains("does not show"));
+    }
 
     #[test]
     fn a_ups_that_is_plugged_in_is_named_and_none_is_said_too() {

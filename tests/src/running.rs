@@ -105,6 +105,16 @@ impl Running {
         Self::start_as(command, state, port, arguments)
     }
 
+    /// A box with the trial model, a steward and a key, in a network namespace that is there already.
+    pub fn ready_inside(namespace: &str, state: &Path, port: u16) -> (Self, Up) {
+        import_trial_model(state);
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(need("POLDER_BIN"));
+        let running = Self::start_as(command, state, port, &["--yes", "--json"]);
+        let up = running.up();
+        (running, up)
+    }
+
     /// A program in the network of a box that was cut off.
     pub fn beside(&self, program: &Path) -> Command {
         let mut command = Command::new("nsenter");

@@ -32,7 +32,7 @@ fn done(state: &Path, arguments: &[&str], typed: &str) -> String {
 }
 
 /// The key, as a person would type it from the sheet.
-fn key_on(sheet: &str) -> String {
+pub(crate) fn key_on(sheet: &str) -> String {
     let letters = |line: &&str| line.trim().chars().all(|c| c.is_ascii_lowercase() || c == ' ');
     let lines = sheet.lines().filter(|line| line.starts_with("    ") && !line.trim().is_empty());
     let lines: Vec<&str> = lines.filter(letters).collect();

@@ -1,80 +1,33 @@
 //! Somebody adds a second way to the internet, and a cable comes out.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use polder_control::{
     Actor, Client, Reply, Request, RunId, RunState, Sockets, UplinkState, WanStatus,
 };
 use polder_site::{SiteChange, Uplink, Uplinks};
-use polder_stories::{polder, send_signal};
+use polder_stories::polder;
 
-/// A machine with two cables, and the internet at the other end of both; in network namespaces.
-struct Network {
-    name: String,
-    processes: Vec<Child>,
+use crate::network::Network;
+
+/// A machine with two cables, and the internet at the other end of both.
+fn two_cables() -> Network {
+    let mut network = Network::of(&["box", "net"]);
+    for (n, cable) in [(1, "fibre"), (2, "mobile")] {
+        network.cable(cable, [("box", &format!("10.{n}.0.2")), ("net", &format!("10.{n}.0.1"))]);
+        let (inside, outside) = (network.host("box"), network.host("net"));
+        network.shell(&format!(
+            "ip -n {inside} route add default via 10.{n}.0.1 dev {cable} metric 102{n}
+             ip -n {outside} addr add 198.51.100.{n}/32 dev lo"
+        ));
+    }
+    network.runs("net", &["python3", "-m", "http.server", "443"]);
+    network
 }
 
-impl Network {
-    fn new() -> Self {
-        let name = format!("ps{}", std::process::id());
-        let mut network = Self { name: name.clone(), processes: Vec::new() };
-        network.shell(&format!("ip netns add {name}box; ip netns add {name}net"));
-        for place in ["box", "net"] {
-            network.shell(&format!("ip -n {name}{place} link set lo up"));
-        }
-        for (n, cable) in [(1, "fibre"), (2, "mobile")] {
-            network.shell(&format!(
-                "ip link add {cable} netns {name}box type veth peer name {cable} netns {name}net
-                 ip -n {name}box addr add 10.{n}.0.2/24 dev {cable}
-                 ip -n {name}net addr add 10.{n}.0.1/24 dev {cable}
-                 ip -n {name}box link set {cable} up
-                 ip -n {name}net link set {cable} up
-                 ip -n {name}box route add default via 10.{n}.0.1 dev {cable} metric 102{n}
-                 ip -n {name}net addr add 198.51.100.{n}/32 dev lo"
-            ));
-        }
-        let server = ["python3", "-m", "http.server", "443"];
-        let server = network.inside("net", &server).stderr(Stdio::null()).spawn().unwrap();
-        network.processes.push(server);
-        network
-    }
-
-    fn shell(&self, script: &str) {
-        let done = Command::new("sh").args(["-ec", script]).output().unwrap();
-        let said = String::from_utf8_lossy(&done.stderr);
-        assert!(
-            done.status.success(),
-            "{said}: this story needs root, and iproute2 as `make test` installs it"
-        );
-    }
-
-    fn inside(&self, place: &str, command: &[&str]) -> Command {
-        let mut inside = Command::new("ip");
-        inside.args(["netns", "exec", &format!("{}{place}", self.name)]).args(command);
-        inside.stdout(Stdio::null());
-        inside
-    }
-
-    fn rules(&self) -> String {
-        let mut command = self.inside("box", &["ip", "rule"]);
-        String::from_utf8(command.stdout(Stdio::piped()).output().unwrap().stdout).unwrap()
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        for process in &mut self.processes {
-            send_signal(process.id(), rustix::process::Signal::TERM);
-            let _ = process.wait();
-        }
-        for place in ["box", "net"] {
-            let _ = Command::new("ip")
-                .args(["netns", "del", &format!("{}{place}", self.name)])
-                .output();
-        }
-    }
+fn rules(network: &Network) -> String {
+    String::from_utf8(network.inside("box", &["ip", "rule"]).output().unwrap().stdout).unwrap()
 }
 
 fn ask(state: &Path, request: &Request) -> Option<Reply> {
@@ -103,7 +56,7 @@ fn words(state: &Path, arguments: &[&str]) -> String {
 }
 
 /// Changes the uplinks, and says that it is good.
-fn change(state: &Path, uplinks: Uplinks) {
+pub(crate) fn change_uplinks(state: &Path, uplinks: Uplinks) {
     let change = SiteChange::Uplinks(uplinks);
     let asked = until("the box", || {
         ask(state, &Request::Apply { change: change.clone(), by: Actor::Console })
@@ -121,15 +74,13 @@ fn change(state: &Path, uplinks: Uplinks) {
 
 #[test]
 fn a_second_uplink_is_added_confirmed_and_used_when_the_cable_of_the_first_comes_out() {
-    let mut network = Network::new();
+    let mut network = two_cables();
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path();
     let binary = polder(&[]).get_program().to_str().unwrap().to_owned();
     let up = [&binary, "up", "--state", state.to_str().unwrap(), "--port", "8443"];
-    let log = std::fs::File::create(state.join("story.log")).unwrap();
-    let running = network.inside("box", &up).stdin(Stdio::null()).stderr(log).spawn().unwrap();
-    network.processes.push(running);
-    let before = network.rules();
+    network.runs("box", &up);
+    let before = rules(&network);
 
     let targets = ["198.51.100.1:443", "198.51.100.2:443"].map(|t| t.parse().unwrap());
     let uplink = |interface: &str, order| {
@@ -137,14 +88,14 @@ fn a_second_uplink_is_added_confirmed_and_used_when_the_cable_of_the_first_comes
         Uplink { interface, order, metered: order == 2, targets }
     };
     let names = [("glass", uplink("fibre", 1)), ("radio", uplink("mobile", 2))];
-    change(state, names.map(|(name, uplink)| (name.parse().unwrap(), uplink)).into());
+    change_uplinks(state, names.map(|(name, uplink)| (name.parse().unwrap(), uplink)).into());
 
     let status = || words(state, &["wan", "status"]);
     let said =
         until("an uplink in use", || Some(status()).filter(|s| s.contains("through glass.")));
     assert!(said.contains("mobile, metered: works"), "{said}");
 
-    network.shell(&format!("ip -n {}net link set fibre down", network.name));
+    network.shell(&format!("ip -n {} link set fibre down", network.host("net")));
     let said = until("the other one", || Some(status()).filter(|s| s.contains("through radio.")));
     for told in
         ["no cable, or the device at its other end is off", "the one before it lost its cable"]
@@ -157,7 +108,7 @@ fn a_second_uplink_is_added_confirmed_and_used_when_the_cable_of_the_first_comes
     assert!(json.transfers_wait().unwrap().contains("radio is metered"), "{json:?}");
 
     // Without uplinks of its own the machine is as it was.
-    change(state, Uplinks::new());
-    until("the machine's own routes", || (network.rules() == before).then_some(()));
+    change_uplinks(state, Uplinks::new());
+    until("the machine's own routes", || (rules(&network) == before).then_some(()));
     assert!(status().contains("the site names no uplinks"), "{}", status());
 }

@@ -92,8 +92,8 @@ async fn browser_a_stranger_walks_the_wizard_and_reads_a_streamed_answer_on_the_
 
 /// Every page that a steward has, and what one sees who went wrong.
 async fn look_around(browser: &Browser, port: u16, prefix: &str) {
-    let pages = "/ chat dashboard members models usage audit connect ca account sign-in nowhere \
-                 invite/nothing";
+    let pages = "/ chat dashboard members models models/change moving moving/sheet usage money audit connect ca account \
+                 sign-in nowhere invite/nothing";
     for page in pages.split_whitespace() {
         let path = page.trim_start_matches('/');
         browser.visit(&format!("http://localhost:{port}/{path}")).await;

@@ -80,6 +80,8 @@ pub struct Observed {
     pub pending: Option<Pending>,
     /// What was tried.
     pub tries: Tries,
+    /// When what there is was obtained, by the clock of this machine, Unix seconds.
+    pub obtained: Option<i64>,
     /// What the authority said about what there is; nothing before it was asked.
     pub hint: Option<Hint>,
 }
@@ -152,7 +154,9 @@ pub fn decide(seen: &Observed) -> Next {
     let window = seen.hint.as_ref().and_then(|hint| hint.window);
     let renewed = renew_at(held.validity, window, held.dice);
     if renewed <= seen.now {
-        return at(after_failures, Next::Order(Reason::Age));
+        let rested =
+            seen.obtained.map_or(seen.now, |obtained| rest_until(obtained, life, seen.now));
+        return at(after_failures.max(rested), Next::Order(Reason::Age));
     }
     // A clock that went back must not silence us for years.
     let ask = seen.hint.as_ref().map_or(seen.now, |hint| hint.again.min(seen.now + DAY));
@@ -160,6 +164,14 @@ pub fn decide(seen: &Observed) -> Next {
         true => at(ask, Next::AskHint),
         false => at(renewed, Next::Order(Reason::Age)),
     }
+}
+
+/// A certificate that is old as soon as it was signed means that the clock is ahead, or that the authority wants it renewed for ever: the
+/// next one is not ordered before a part of its life has gone by on this machine too. Otherwise one order would follow the other, until the authority
+/// takes none for a week.
+fn rest_until(obtained: i64, life: i64, now: i64) -> i64 {
+    // One from the future is one from before the clock was set.
+    if obtained > now { now } else { obtained + (life / 24).min(DAY) }
 }
 
 fn goes_on(order: &Pending, wanted: &Wanted, now: i64) -> bool {
@@ -272,6 +284,7 @@ mod tests {
             held: None,
             pending: None,
             tries: Tries::default(),
+            obtained: None,
             hint: None,
         }
     }
@@ -279,6 +292,68 @@ mod tests {
     fn steady() -> Observed {
         let hint = Some(Hint { window: None, again: NOW + DAY });
         Observed { held: Some(held(NOW - DAY, 90)), hint, ..fresh() }
+    }
+
+    /// What a year of hours at an authority costs whose certificates last so long, with the machine's clock ahead by so much in the
+    /// second quarter, and the authority away for a day in the third: orders, questions about renewing, and whether members' devices met a
+    /// certificate that was over.
+    fn year(life: i64, ahead: i64) -> (u32, u32, bool) {
+        let mut seen = fresh();
+        let (mut orders, mut questions, mut over) = (0, 0, false);
+        for hour in 0..366 * 24 {
+            let right = NOW + hour * HOUR;
+            let day = hour / 24;
+            seen.now = if (91..182).contains(&day) { right + ahead } else { right };
+            // What can be done at once is.
+            for _ in 0..50 {
+                match decide(&seen) {
+                    Next::Order(_) | Next::Resume if day == 200 => {
+                        let failed = seen.tries.failed + 1;
+                        seen.tries = Tries { failed, last: seen.now, not_before: None };
+                    }
+                    Next::Order(_) | Next::Resume => {
+                        orders += 1;
+                        let validity = Validity { from: right - HOUR, until: right - HOUR + life };
+                        seen.held =
+                            Some(Held { validity, dice: right.unsigned_abs(), ..held(0, 1) });
+                        (seen.tries, seen.hint) = (Tries::default(), None);
+                        seen.obtained = Some(seen.now);
+                    }
+                    Next::AskHint => {
+                        questions += 1;
+                        let again = ask_hint_again(seen.now, 6 * HOUR, life);
+                        seen.hint = Some(Hint { window: None, again });
+                    }
+                    _ => break,
+                }
+            }
+            over |= seen.held.as_ref().is_none_or(|held| held.validity.until <= right);
+        }
+        (orders, questions, over)
+    }
+
+    #[test]
+    fn in_a_year_every_certificate_is_renewed_in_time_and_no_authority_is_asked_too_often() {
+        for days in [90, 47, 6] {
+            let (made, asked, over) = year(days * DAY, 0);
+            // At two thirds of their lives, a thirtieth earlier at most.
+            let (least, most) = (366 * 3 / (days * 2), 366 * 30 / (days * 19) + 1);
+            let made_so = i64::from(made);
+            assert!(!over && (least..=most).contains(&made_so), "{days}: {made}");
+            assert!(asked <= 366 * 4 + made, "{days}: {asked}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_for_a_quarter_orders_one_certificate_a_day_at_most() {
+        for days in [90, 47, 6] {
+            for ahead in [5, 70, 400] {
+                let (made, _, over) = year(days * DAY, ahead * DAY);
+                let usual = year(days * DAY, 0).0;
+                let a_day = u32::try_from(91 * DAY / (days * DAY / 24).min(DAY)).unwrap();
+                assert!(!over && made <= usual + a_day + 2, "{days} {ahead}: {made}");
+            }
+        }
     }
 
     #[test]

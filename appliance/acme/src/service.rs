@@ -276,6 +276,7 @@ impl Acme {
             held,
             pending,
             tries: diary.tries.clone(),
+            obtained: diary.obtained,
             hint: diary.hint.clone(),
         })
     }
@@ -332,8 +333,9 @@ impl Acme {
                     chain.issuer(),
                     chain.names().join(", ")
                 );
-                diary =
-                    Diary { asked: diary.asked, directory: diary.directory, ..Diary::default() };
+                let (asked, directory) = (diary.asked, diary.directory);
+                let obtained = Some(now());
+                diary = Diary { asked, directory, obtained, ..Diary::default() };
             }
             Err(trouble) => {
                 let why = trouble.to_string();

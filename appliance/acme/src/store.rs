@@ -66,6 +66,9 @@ pub(crate) struct Diary {
     /// Whether somebody wants it renewed although it is not old.
     #[serde(default)]
     pub(crate) renew: bool,
+    /// When the certificate that there is was obtained, by this machine's clock, Unix seconds.
+    #[serde(default)]
+    pub(crate) obtained: Option<i64>,
 }
 
 impl Folder {

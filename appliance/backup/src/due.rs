@@ -24,7 +24,8 @@ pub fn due(record: &Record, now: i64, metered: bool) -> Option<Due> {
     let every = if metered { DAY } else { HOUR };
     record.kit_confirmed?;
     let passed = |since: i64, time: i64| now >= since.saturating_add(time) || now < since;
-    let tried = record.failed.as_ref().map(|failed| failed.at);
+    // Old backups that could not be removed are no reason to make new ones: the next hour's tries that again.
+    let tried = record.failed.as_ref().filter(|failed| !failed.thinning).map(|failed| failed.at);
     match (&record.saved, tried) {
         (_, Some(tried)) if passed(tried, AGAIN) => return Some(Due::Backup),
         (_, Some(_)) => {}
@@ -74,9 +75,18 @@ mod tests {
         assert_eq!(due(&record, 1_000_000 + HOUR - 1, false), None);
         assert_eq!(due(&record, 1_000_000 + HOUR, false), Some(Due::Backup));
         assert_eq!(due(&record, 5, false), Some(Due::Backup));
-        record.failed = Some(Failure { at: 1_001_000, why: "away".to_owned() });
+        record.failed = Some(Failure { at: 1_001_000, why: "away".to_owned(), thinning: false });
         assert_eq!(due(&record, 1_001_000 + AGAIN - 1, false), None);
         assert_eq!(due(&record, 1_001_000 + AGAIN, false), Some(Due::Backup));
+    }
+
+    #[test]
+    fn a_failed_removal_of_old_backups_makes_no_new_ones_before_the_hour() {
+        let failed = Some(Failure { at: 1_000_001, why: "locked".to_owned(), thinning: true });
+        let drill = Some(Drill { at: 900_000, found: Ok("well".to_owned()) });
+        let record = Record { kit_confirmed: Some(1), saved: saved(1_000_000), drill, failed };
+        assert_eq!(due(&record, 1_000_000 + AGAIN + 1, false), None);
+        assert_eq!(due(&record, 1_000_000 + HOUR, false), Some(Due::Backup));
     }
 
     /// A year in steps of ten minutes, with what is due done at once; the clock is set back an hour in its middle.

@@ -14,6 +14,7 @@ mod examine;
 mod gather;
 mod key;
 mod kit;
+mod passage;
 mod place;
 mod plan;
 mod progress;

@@ -24,6 +24,17 @@ pub enum Location {
         /// `name:password`, where it asks for them.
         login: Option<String>,
     },
+    /// The spare that this box is paired with.
+    Spare {
+        /// What it is called, for people.
+        name: String,
+        /// `HOST:PORT`.
+        address: String,
+        /// The only certificate that is taken from it, in PEM.
+        pinned: PathBuf,
+        /// This box's certificate for the link and the key to it, in PEM.
+        identity: PathBuf,
+    },
 }
 
 impl Location {
@@ -32,6 +43,7 @@ impl Location {
         match self {
             Self::Folder(path) => path.display().to_string(),
             Self::Server { address, .. } => address.clone(),
+            Self::Spare { name, .. } => format!("the spare {name}"),
         }
     }
 }
@@ -77,7 +89,19 @@ pub fn locate(place: &BackupPlace, folders: &Folders) -> Result<Location, Backup
             };
             Ok(Location::Server { address: address.clone(), login })
         }
+        BackupPlace::Spare => spare(folders),
     }
+}
+
+fn spare(folders: &Folders) -> Result<Location, BackupError> {
+    let at = polder_spare::Folders::of(&folders.state);
+    let away = |why: String| BackupError::Away { place: "spare".to_owned(), why };
+    let peer = polder_spare::Peer::read(&at).map_err(|error| away(error.to_string()))?;
+    let peer = peer.and_then(|peer| Some((peer.address?, peer.name)));
+    let (address, name) = peer.ok_or_else(|| {
+        away("this box is paired with no spare; pair it on the page Spare".to_owned())
+    })?;
+    Ok(Location::Spare { name, address, pinned: at.peer_certificate(), identity: at.identity() })
 }
 
 /// What is there; an error where it is somebody else's or cannot be reached.

@@ -1,7 +1,7 @@
 //! Pure: what has to be done for a backup, a drill or a restore, as steps.
 
 use polder_control::Step;
-use polder_site::{Backup, Retention};
+use polder_site::{Backup, BackupPlace, Retention};
 
 use crate::Store;
 
@@ -96,7 +96,11 @@ pub fn first_plan(store: Store, backup: &Backup) -> (Vec<BackupAction>, Vec<Back
 
 /// What every backup takes.
 pub fn save_plan(backup: &Backup) -> Vec<BackupAction> {
-    vec![BackupAction::Save, BackupAction::Thin(backup.keep)]
+    match backup.to {
+        // It lets nothing be removed from here, and thins out by itself after each trial restore.
+        BackupPlace::Spare => vec![BackupAction::Save],
+        _ => vec![BackupAction::Save, BackupAction::Thin(backup.keep)],
+    }
 }
 
 /// What a drill takes.
@@ -126,6 +130,12 @@ mod tests {
         let (before, after) = first_plan(Store::Nothing, &backup);
         let all = [before, after, drill_plan(), restore_plan()].map(|plan| text(&plan)).join("\n");
         assert_eq!(all, include_str!("plan.golden.txt"));
+    }
+
+    #[test]
+    fn nothing_is_to_be_removed_from_a_spare() {
+        let backup = Backup::to(BackupPlace::Spare);
+        assert_eq!(save_plan(&backup), [BackupAction::Save]);
     }
 
     #[test]

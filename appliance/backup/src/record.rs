@@ -33,6 +33,9 @@ pub struct Failure {
     pub at: i64,
     /// One sentence.
     pub why: String,
+    /// The backup itself was made; only old ones could not be removed.
+    #[serde(default)]
+    pub thinning: bool,
 }
 
 /// A drill that was held.

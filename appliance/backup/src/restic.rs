@@ -12,6 +12,7 @@ use polder_control::Progress;
 use polder_site::Retention;
 use serde::Deserialize;
 
+use crate::passage::Passage;
 use crate::progress::{self, News};
 use crate::record::Saved;
 use crate::{BackupError, KitKey, Location};
@@ -135,12 +136,23 @@ impl Restic {
         stop: &Stop,
     ) -> Result<(), BackupError> {
         let address = self.address_file()?;
+        let passage = match &self.location {
+            Location::Spare { address, .. } => Some(Passage::to(address).map_err(|error| {
+                BackupError::Away { place: self.place(), why: error.to_string() }
+            })?),
+            _ => None,
+        };
         let mut command = Command::new(&self.program);
         match (&self.location, &address) {
             (_, Some(file)) => command.arg("--repository-file").arg(&file.0),
             (Location::Folder(path), None) => command.arg("--repo").arg(path),
             (Location::Server { address, .. }, None) => {
                 command.arg("--repo").arg(format!("rest:{address}"))
+            }
+            (Location::Spare { pinned, identity, .. }, None) => {
+                let address = passage.as_ref().map(Passage::address).unwrap_or_default();
+                command.arg("--repo").arg(format!("rest:https://{address}/backup/"));
+                command.arg("--cacert").arg(pinned).arg("--tls-client-cert").arg(identity)
             }
         };
         command.args(["--password-file", "/dev/stdin", "--no-cache"]);

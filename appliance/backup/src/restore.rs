@@ -14,6 +14,11 @@ use crate::key::private_folder;
 use crate::what::fate;
 use crate::{BackupError, Examined, Fate, Folders, KitKey, Record, Repository, Snapshot, Stop};
 
+/// Folders that parts are given by name before they start: an empty one is in no backup, and without it they would not start.
+pub const ALWAYS_THERE: [&str; 5] = ["audit", "health", "kv", "packed", "weights"];
+/// Where the key of the backups of the box before is, in what was put aside.
+pub const FORMER_KEY: &str = "backup-key";
+
 /// Says that everything is there and what is done with it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
@@ -113,10 +118,24 @@ pub fn examine(folders: &Folders) -> Result<Examined, BackupError> {
 /// From here on the restore is put in place, by this process or by the next start. The key goes with it, so that the box goes on with its
 /// backups.
 pub fn ready(folders: &Folders, key: &KitKey) -> Result<(), BackupError> {
+    ready_as(folders, key, &aside_now())
+}
+
+/// A name for the folder to which what is there now is put aside.
+pub fn aside_now() -> String {
+    format!("before-restore-{}", jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ"))
+}
+
+/// Where files wait that are put over whatever is at their place, with the restored state and in the same go: what this machine keeps.
+pub fn also(folders: &Folders) -> PathBuf {
+    folders.restore().join("also")
+}
+
+/// The same with a name from [`aside_now`] that the caller has to know afterwards.
+pub fn ready_as(folders: &Folders, key: &KitKey, aside: &str) -> Result<(), BackupError> {
     key.keep(&folders.restore().join("key"))?;
     sync_all(&folders.restore())?;
-    let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
-    let order = Order { aside: format!("before-restore-{now}") };
+    let order = Order { aside: aside.to_owned() };
     let text = serde_json::to_vec(&order).expect("an order has only plain values");
     let path = order_path(folders);
     polder_site::write_durably(&path, &text).map_err(|source| BackupError::File { path, source })
@@ -142,9 +161,14 @@ pub fn settle(state: &Path) -> Result<Option<Settled>, BackupError> {
     }
     let order = read_order(&placing_at)?;
     put_in_place(&incoming(&folders), state, Path::new(""))?;
+    put_over(&also(&folders), state, Path::new(""))?;
+    for name in ALWAYS_THERE {
+        private_folder(&state.join(name))?;
+    }
     let key = folders.restore().join("key");
     if key.exists() {
         private_folder(&folders.own())?;
+        keep_former_key(&folders, &key, &state.join(&order.aside))?;
         rename(&key, &folders.key())?;
     }
     // Whoever restored from the paper has the paper.
@@ -161,7 +185,26 @@ pub fn settle(state: &Path) -> Result<Option<Settled>, BackupError> {
     Ok(Some(Settled { aside: state.join(order.aside) }))
 }
 
-fn incoming(folders: &Folders) -> PathBuf {
+/// The backups of the box that was here before are still wherever they were sent, and only this opens them.
+fn keep_former_key(folders: &Folders, key: &Path, aside: &Path) -> Result<(), BackupError> {
+    let read = |path: &Path| match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => {
+            read.map(Some).map_err(|source| BackupError::File { path: path.to_owned(), source })
+        }
+    };
+    match read(&folders.key())? {
+        Some(former) if Some(&former) != read(key)?.as_ref() => {
+            private_folder(aside)?;
+            rename(&folders.key(), &aside.join(FORMER_KEY))?;
+            sync(aside)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where what was fetched lies until it is put in place.
+pub fn incoming(folders: &Folders) -> PathBuf {
     folders.restore().join("incoming")
 }
 fn order_path(folders: &Folders) -> PathBuf {
@@ -243,6 +286,27 @@ fn put_in_place(incoming: &Path, state: &Path, below: &Path) -> Result<(), Backu
             continue;
         }
         rename(&entry.path(), &state.join(&path))?;
+    }
+    sync(&state.join(below))
+}
+
+/// Moves files over those at the same places; one that was moved before a crash is there already.
+fn put_over(from: &Path, state: &Path, below: &Path) -> Result<(), BackupError> {
+    let folder = from.join(below);
+    let fail = |source| BackupError::File { path: folder.clone(), source };
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(fail(source)),
+    };
+    private_folder(&state.join(below))?;
+    for entry in entries {
+        let entry = entry.map_err(fail)?;
+        let path = below.join(entry.file_name());
+        match entry.file_type().map_err(fail)?.is_dir() {
+            true => put_over(from, state, &path)?,
+            false => rename(&entry.path(), &state.join(&path))?,
+        }
     }
     sync(&state.join(below))
 }
@@ -339,7 +403,10 @@ mod tests {
             gone.contains("\"a\"") && gone.contains("\"b\""),
             "who was removed comes back: {gone}"
         );
-        for gone in ["polder.db-wal", "runs.json", "kv", "restore", "polder-backup.toml"] {
+        for name in ALWAYS_THERE {
+            assert!(state.join(name).is_dir(), "{name}");
+        }
+        for gone in ["polder.db-wal", "runs.json", "kv/fast", "restore", "polder-backup.toml"] {
             assert!(!state.join(gone).exists(), "{gone}");
         }
         let folders = Folders::of(state);
@@ -394,6 +461,35 @@ mod tests {
             settle(state.path()).unwrap().unwrap();
             is_restored(state.path(), &key);
         }
+    }
+
+    #[test]
+    fn what_a_machine_keeps_is_put_over_what_came_in_the_same_go() {
+        let (state, key) = about_to();
+        let folders = Folders::of(state.path());
+        fs::remove_file(order_path(&folders)).unwrap();
+        write(state.path().join("spare/term.json"), "old");
+        write(state.path().join("restore/incoming/power/login"), "theirs");
+        write(also(&folders).join("spare/term.json"), "raised");
+        write(also(&folders).join("power/login"), "ours");
+        let aside = aside_now();
+        ready_as(&folders, &key, &aside).unwrap();
+        assert_eq!(fs::read_to_string(state.path().join("spare/term.json")).unwrap(), "old");
+        assert_eq!(settle(state.path()).unwrap().unwrap().aside, state.path().join(aside));
+        let text = |path: &str| fs::read_to_string(state.path().join(path)).unwrap();
+        assert_eq!([text("spare/term.json"), text("power/login")], ["raised", "ours"]);
+        is_restored(state.path(), &key);
+    }
+
+    #[test]
+    fn the_key_of_the_former_boxs_backups_is_put_aside_with_it() {
+        let (state, key) = about_to();
+        let folders = Folders::of(state.path());
+        let former = KitKey::of_box(&folders).unwrap();
+        let aside = settle(state.path()).unwrap().unwrap().aside;
+        is_restored(state.path(), &key);
+        let kept = fs::read_to_string(aside.join(FORMER_KEY)).unwrap();
+        assert_eq!(KitKey::typed(&kept).unwrap(), former);
     }
 
     #[test]

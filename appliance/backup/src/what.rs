@@ -36,6 +36,7 @@ pub fn fate(path: &Path) -> Fate {
         ["update", ..] => Fate::Left("it is about this machine's disk"),
         ["end.json" | "ended.json"] => Fate::Left("it is about the end of a box"),
         ["shell", ..] => Fate::Left("a shell that was opened here is not open elsewhere"),
+        ["spare", ..] => Fate::Left("it is about two machines and the link between them"),
         ["backup" | "drill" | "restore", ..] => Fate::Left("it is about backups"),
         [first, ..] if first.starts_with("before-restore-") => {
             Fate::Left("it was put aside by a restore")
@@ -65,6 +66,8 @@ mod tests {
             "pki/authority-1.pem",
             "pki/leaf.pem",
             "pki/ca.pem",
+            "pki/identity/keys.json",
+            "pki/identity/secret.json",
             "seed.toml",
             "end.json",
             "ended.json",
@@ -80,6 +83,8 @@ mod tests {
             "runs.json",
             "update/record.json",
             "shell/open.json",
+            "spare/identity.pem",
+            "spare/stores/3f2a-9c01-77de-b402/config",
             "backup/key",
             "backup/stage/site.toml",
             "drill/polder.db",

@@ -107,33 +107,6 @@ fn a_box_comes_back_from_the_paper_alone_with_the_same_members_keys_and_authorit
 }
 
 #[test]
-fn an_older_backup_brings_nobody_back_who_was_removed_since() {
-    let (old, new, place) =
-        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), Place::new());
-    make_box(old.path());
-    let add = |name: &str| {
-        let members = Members::open(&old.path().join("polder.db")).unwrap();
-        let password = Secret::new("four words in a row".into());
-        let new = NewMember { name: name.into(), email: None, password };
-        members.add_member(&new, Role::Member).unwrap().id
-    };
-    let (ben, _) = (add("ben"), add("cleo"));
-    place.restic().make().unwrap();
-    place.save(old.path());
-    let before = place.restic().snapshots().unwrap().pop().unwrap();
-    Members::open(&old.path().join("polder.db")).unwrap().remove_member(ben).unwrap();
-    place.save(old.path());
-    let folders = Folders::of(new.path());
-    restore::fetch(&folders, &place.restic(), &before, &mut |_| {}, &Stop::default()).unwrap();
-    restore::examine(&folders).unwrap();
-    restore::ready(&folders, &place.key).unwrap();
-    restore::settle(new.path()).unwrap().unwrap();
-    let members = Members::open(&new.path().join("polder.db")).unwrap().members().unwrap();
-    let names: Vec<&str> = members.iter().map(|m| m.name.as_str()).collect();
-    assert_eq!(names, ["ada", "cleo"]);
-}
-
-#[test]
 fn no_secret_is_in_the_clear_in_the_store() {
     let (state, place) = (tempfile::tempdir().unwrap(), Place::new());
     let api_key = make_box(state.path());
@@ -335,4 +308,145 @@ fn a_server_that_lets_nothing_be_removed_is_a_place_and_no_secret_is_seen_on_the
     drop(server);
     let away = restic.snapshots().unwrap_err().to_string();
     assert!(away.contains("cannot be reached"), "{away}");
+}
+
+/// The spare's side of a link, on a thread of its own until it is dropped.
+struct Spare {
+    runtime: tokio::runtime::Runtime,
+    state: tempfile::TempDir,
+    port: u16,
+}
+
+impl Spare {
+    fn start(disk_percent: u8) -> Self {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let port =
+            std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        let mut site = Site::unclaimed(8443);
+        site.name = "ash".parse().unwrap();
+        let spare = polder_site::Spare::of(polder_site::SpareRole::ForAnother);
+        site.spare = Some(polder_site::Spare { port, disk_percent, ..spare });
+        let at = state.path().to_owned();
+        runtime.spawn(async move {
+            let mounts = polder_spare::Mounts::default();
+            polder_spare::serve(&at, &site, mounts, std::future::pending()).await.unwrap();
+        });
+        Self { runtime, state, port }
+    }
+
+    fn pair_with(&self, main: &Path) {
+        use polder_control::{Client, Sockets, SpareReply, SpareRequest};
+        let path = Sockets::of(self.state.path()).spare();
+        let begun = std::time::Instant::now();
+        let code = self.runtime.block_on(async {
+            let mut part: Client<SpareRequest, SpareReply> = loop {
+                match Client::connect(&path).await {
+                    Ok(part) => break part,
+                    Err(error) => assert!(begun.elapsed().as_secs() < 30, "{error}"),
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            };
+            match part.ask(&SpareRequest::ShowCode).await.unwrap() {
+                SpareReply::Code { code, .. } => code.parse().unwrap(),
+                other => panic!("{other:?}"),
+            }
+        });
+        let address = format!("127.0.0.1:{}", self.port);
+        let pairing = polder_spare::pair(main, &address, &code, "birch", None);
+        self.runtime.block_on(pairing).unwrap();
+    }
+
+    fn store(&self) -> PathBuf {
+        let folders = polder_spare::Folders::of(self.state.path());
+        let peer = polder_spare::Peer::read(&folders).unwrap().unwrap();
+        folders.store_of(&peer.certificate)
+    }
+}
+
+/// What restic itself says when it is to remove all but the last one. It would go on trying for a minute.
+fn forget(spare: &Spare, main: &Path, key: &KitKey) -> String {
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::{Command, Stdio};
+    let at = polder_spare::Folders::of(main);
+    let mut restic = Command::new("restic")
+        .args(["--repo", &format!("rest:https://127.0.0.1:{}/backup/", spare.port)])
+        .arg("--cacert")
+        .arg(at.peer_certificate())
+        .arg("--tls-client-cert")
+        .arg(at.identity())
+        .args(["--password-file", "/dev/stdin", "--no-cache"])
+        .args(["forget", "--keep-last", "1", "--group-by", "", "--prune"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    writeln!(restic.stdin.take().unwrap(), "{}", key.expose()).unwrap();
+    let lines = BufReader::new(restic.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let said = lines.into_iter().find(|line| line.contains("40")).unwrap_or_default();
+    restic.kill().unwrap();
+    restic.wait().unwrap();
+    said
+}
+
+#[test]
+fn a_spare_keeps_backups_that_the_main_box_can_read_and_restore_and_not_remove() {
+    let (spare, main) = (Spare::start(50), tempfile::tempdir().unwrap());
+    make_box(main.path());
+    let folders = Folders::of(main.path());
+    let key = KitKey::of_box(&folders).unwrap();
+    let alone = polder_backup::locate(&polder_site::BackupPlace::Spare, &folders).unwrap_err();
+    assert!(alone.to_string().contains("paired with no spare"), "{alone}");
+    spare.pair_with(main.path());
+    let location = polder_backup::locate(&polder_site::BackupPlace::Spare, &folders).unwrap();
+    let restic = Restic::of(&location, &key, 0, &folders.own());
+    assert_eq!(look(&restic, &location).unwrap(), Store::Nothing);
+    restic.make().unwrap();
+    let save = || {
+        gather(main.path(), &folders.stage(), "birch").unwrap();
+        restic.save(&folders.stage(), "birch", &mut |_| {}, &Stop::default()).unwrap()
+    };
+    let (first, second) = (save(), save());
+    assert!(first.added > second.added, "{first:?} {second:?}");
+    assert_eq!(look(&restic, &location).unwrap(), Store::Ours(2));
+    restic.check(100, &Stop::default()).unwrap();
+
+    // As with `rclone serve restic --append-only`: nothing of the past can be taken away from here.
+    let only_the_last = Retention { hours: 1, days: 0, weeks: 0, months: 0 };
+    assert!(forget(&spare, main.path(), &key).contains("403"));
+    assert_eq!(look(&restic, &location).unwrap(), Store::Ours(2));
+
+    let back = tempfile::tempdir().unwrap();
+    let newest = restore::choose(&restic.snapshots().unwrap(), None, "the spare").unwrap();
+    restic.fetch(&newest, back.path(), &mut |_| {}, &Stop::default()).unwrap();
+    assert_eq!(polder_backup::examine(back.path()).unwrap().members, 1);
+
+    // On the spare it is a store in a folder, which a trial restore opens, and where old ones do go.
+    let there = Location::Folder(spare.store());
+    let there = Restic::of(&there, &key, 0, &spare.state.path().join("private"));
+    there.check(100, &Stop::default()).unwrap();
+    assert!(there.thin(&only_the_last, &Stop::default()).unwrap());
+    assert_eq!(there.snapshots().unwrap().len(), 1);
+    for file in files_in(&spare.state.path().join("spare")) {
+        let text = fs::read(&file).unwrap();
+        assert!(!text.windows(CANARY.len()).any(|w| w == CANARY.as_bytes()), "{}", file.display());
+    }
+
+    drop(spare);
+    let away = restic.snapshots().unwrap_err().to_string();
+    assert!(away.contains("the spare ash") && away.contains("cannot be reached"), "{away}");
+}
+
+#[test]
+fn a_spare_without_room_says_so() {
+    let (spare, main) = (Spare::start(0), tempfile::tempdir().unwrap());
+    make_box(main.path());
+    spare.pair_with(main.path());
+    let folders = Folders::of(main.path());
+    let key = KitKey::of_box(&folders).unwrap();
+    let location = polder_backup::locate(&polder_site::BackupPlace::Spare, &folders).unwrap();
+    let full = Restic::of(&location, &key, 0, &folders.own()).make().unwrap_err();
+    assert!(matches!(full, BackupError::NoSpace(_)), "{full:?}");
+    assert!(full.to_string().contains("the spare ash is full"), "{full}");
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use polder_site::{EngineName, RecipeName};
 use serde::{Deserialize, Serialize};
 
-use crate::{Actor, Sockets};
+use crate::{Actor, Sockets, SpareStatus};
 
 /// What was looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -43,10 +43,14 @@ pub enum Check {
     Battery,
     /// Copies of the box's state, and whether they can be restored.
     Backup,
+    /// The other box, where one of the two is the other's spare.
+    Spare,
     /// Telling stewards.
     Alerts,
     /// Who looks after the box.
     Stewards,
+    /// A change of model that was announced.
+    Model,
 }
 
 impl Check {
@@ -69,8 +73,10 @@ impl Check {
             Self::Uplink => "uplink",
             Self::Battery => "battery",
             Self::Backup => "backup",
+            Self::Spare => "spare",
             Self::Alerts => "alerts",
             Self::Stewards => "stewards",
+            Self::Model => "model",
         }
     }
 }
@@ -346,27 +352,12 @@ pub enum HealthReply {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Told {
-    /// From the part that looks after the uplinks.
-    Uplinks(Vec<UplinkSeen>),
     /// From the part that watches the UPS.
     Battery(BatterySeen),
     /// From the part that makes backups.
     Backup(BackupSeen),
-}
-
-/// One way out of the box.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UplinkSeen {
-    /// Its name in the site.
-    pub name: String,
-    /// It works.
-    pub works: bool,
-    /// What is sent goes out here.
-    pub in_use: bool,
-    /// Since when it is so, Unix seconds.
-    pub since: i64,
-    /// How it is, for people: `no cable, or the device at its other end is off`.
-    pub words: String,
+    /// From the part that keeps in touch with the other box.
+    Spare(Box<SpareStatus>),
 }
 
 /// A UPS and its battery.
@@ -407,9 +398,9 @@ impl Told {
 
     fn file(&self) -> &'static str {
         match self {
-            Self::Uplinks(_) => "uplinks.json",
             Self::Battery(_) => "battery.json",
             Self::Backup(_) => "backup.json",
+            Self::Spare(_) => "spare.json",
         }
     }
 

@@ -6,6 +6,7 @@
 //! - `gateway.sock`, served by the gateway: [`DoorRequest`] → [`DoorReply`]. The console uses it
 //!   for the few things that only the owner of the machine may do (open a claim, mint the key of
 //!   `polder up --yes`), the supervisor to see whether the door is as the site says.
+//! - `spare.sock`, served by the part that looks after the spare, on either side: [`SpareRequest`] → [`SpareReply`].
 //! - `wan.sock`, served by the part that looks after the uplinks: [`WanRequest`] → [`WanReply`].
 //!
 //! All carry one JSON document per line, one reply per request, except [`Request::Watch`], after
@@ -19,7 +20,9 @@ mod ending;
 mod health;
 mod messages;
 mod plan;
+mod spare;
 mod supply;
+mod takeover;
 mod wan;
 mod wire;
 
@@ -30,15 +33,16 @@ pub use ending::{END, ENDED, EndRecord, EndedBox};
 pub use health::{
     AlertSecret, BackupSeen, BatterySeen, Channel, ChannelState, Check, Fix, HealthReply,
     HealthReport, HealthRequest, Issue, IssueId, Past, Severity, Standing, Told, Unseen,
-    UplinkSeen,
 };
 pub use messages::{
     Actor, AuditEntry, AuditHead, BoxStatus, Claim, DoorReply, DoorRequest, Doorway, EngineStatus,
     Event, Gpu, ImageStatus, ImportSource, Machine, OfferStatus, OpenShell, PartState, PartStatus,
-    Power, Reply, Request, StewardContact, UpdateStatus, UpdateWish,
+    Port, Power, Reply, Request, StewardContact, UpdateStatus, UpdateWish,
 };
 pub use plan::{CONFIRM, Plan, Progress, Run, RunId, RunState, Step, StepState, Unit};
+pub use spare::{SparePeer, SpareReply, SpareRequest, SpareStatus};
 pub use supply::{PowerPhase, PowerReply, PowerRequest, Supply};
+pub use takeover::{Closed, Stand, TakeoverStatus, TakeoverWish};
 pub use wan::{UplinkState, UplinkStatus, WanReply, WanRequest, WanStatus, wan_status};
 pub use wire::{Client, ControlError, Handler, Outlet, serve};
 
@@ -74,6 +78,10 @@ impl Sockets {
     /// The socket of whoever looks after the uplinks.
     pub fn wan(&self) -> PathBuf {
         self.folder.join("wan.sock")
+    }
+    /// The socket of the part that looks after the spare.
+    pub fn spare(&self) -> PathBuf {
+        self.folder.join("spare.sock")
     }
     /// The socket of the part that looks after the box's health.
     pub fn health(&self) -> PathBuf {

@@ -10,6 +10,7 @@ use crate::disk::{Disk, RecoveryKey};
 use crate::ending::EndRecord;
 use crate::plan::{Plan, Run, RunId};
 use crate::supply::Supply;
+use crate::takeover::{Closed, TakeoverStatus, TakeoverWish};
 
 /// Who did something: for the audit trail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,6 +206,38 @@ pub enum Request {
         /// SHA-256 of the certificate of the box's own authority.
         fingerprint: String,
     },
+    /// Which of a pair serves. → [`Reply::Takeover`]; nothing where the box has no pair.
+    Takeover,
+    /// What would this do? → [`Reply::Preview`].
+    PreviewTakeover(TakeoverWish),
+    /// Take over, give back, or go on. → [`Reply::Accepted`].
+    TakeOver {
+        /// Which.
+        wish: TakeoverWish,
+        /// Who says so.
+        by: Actor,
+    },
+    /// On a main box that cannot ask its spare: that one certainly does not serve. Only from the machine itself. → [`Reply::Done`].
+    ServeAnyway {
+        /// Who says so.
+        by: Actor,
+    },
+    /// On a main box: whether it stops when it does not hear from its spare for the lease. → [`Reply::Done`].
+    Yield {
+        /// Whether.
+        yields: bool,
+        /// Who says so.
+        by: Actor,
+    },
+    /// Pair with the spare at this address, which shows this code; from then on the box has a spare. → [`Reply::Accepted`].
+    PairSpare {
+        /// `HOST` or `HOST:PORT`.
+        address: String,
+        /// As it was typed.
+        code: SecretText,
+        /// Who says so.
+        by: Actor,
+    },
     /// Turns the connection into a stream of [`Event`]s, beginning with the current status and
     /// every run that is not over.
     Watch,
@@ -346,6 +379,8 @@ pub enum Reply {
     },
     /// Backups.
     Backup(Box<BackupStatus>),
+    /// Which of a pair serves.
+    Takeover(Option<Box<TakeoverStatus>>),
     /// The key of the emergency kit.
     Kit(KitWords),
     /// The end is written down and will be carried out whatever happens; to be printed.
@@ -384,6 +419,9 @@ pub struct BoxStatus {
     /// The power, where a UPS is watched and was heard of.
     #[serde(default)]
     pub supply: Option<Supply>,
+    /// Why nobody is let in, though the box runs: another one serves in its place, or may.
+    #[serde(default)]
+    pub closed: Option<Closed>,
 }
 
 /// An engine at one moment.
@@ -457,6 +495,18 @@ pub struct Machine {
     /// NVIDIA's cards in the machine that nothing drives.
     #[serde(default)]
     pub idle_cards: u32,
+    /// Its network ports, by name.
+    #[serde(default)]
+    pub ports: Vec<Port>,
+}
+
+/// A network port that is hardware.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// As the system calls it: `enp1s0`.
+    pub name: String,
+    /// A cable is in, and the device at its other end is on.
+    pub connected: bool,
 }
 
 /// A graphics processor.
@@ -581,6 +631,9 @@ pub struct Doorway {
     pub shut: Vec<(IpAddr, String)>,
     /// Every host name that its certificate was last made for.
     pub names: Vec<String>,
+    /// It is closed to everybody, and who was being answered was cut off.
+    #[serde(default)]
+    pub closed: bool,
 }
 
 /// A claim code and how long it is good for.

@@ -16,15 +16,16 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 use http_body_util::Limited;
 use polder_control::{BoxStatus, EngineStatus};
-use polder_members::{KeyGrant, Member, Role, Scope};
+use polder_members::{KeyGrant, Member, Role, Scope, Trying};
+use polder_site::Site;
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::Gateway;
 use crate::auth;
 use crate::body::swallow;
-use crate::engines::choose;
 use crate::errors::ApiError;
+use crate::naming;
 use crate::relay::{Caller, Question, known_status, most_used, relay};
 use crate::verifier;
 
@@ -88,10 +89,22 @@ impl Asker {
         }
     }
 
-    /// A key may be for some models only, named by recipe or by slot.
-    fn may_use(&self, engine: &EngineStatus) -> bool {
+    /// A key may be for some models only, by a name of the collective's own, by recipe or by slot.
+    fn may_use(&self, site: &Site, engine: &EngineStatus) -> bool {
         let Self::Key(grant) = self else { return true };
-        grant.may_use(engine.recipe.as_str()) || grant.may_use(engine.name.as_str())
+        let mut aliases = site.aliases.iter().filter(|(_, slot)| **slot == engine.name);
+        grant.may_use(engine.recipe.as_str())
+            || grant.may_use(engine.name.as_str())
+            || aliases.any(|(alias, _)| grant.may_use(alias.as_str()))
+    }
+
+    /// How they try the model that is on trial, if they were chosen for it.
+    fn trying(&self, gateway: &Gateway) -> Option<Trying> {
+        let member = match self {
+            Self::Key(grant) => grant.member,
+            Self::Member(member) => member.id,
+        };
+        gateway.members.trying(member)
     }
 }
 
@@ -136,7 +149,11 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
     };
     let body = gateway.buffers.read(body).await?;
     let model = read(&body.bytes, named_model).await?;
-    let recipe = usable(&gateway.status(), &asker, model.as_deref())?.recipe.clone();
+    let (slot, recipe) = {
+        let (status, trying) = (gateway.status(), asker.trying(&gateway));
+        let engine = usable(&status, &asker, trying, model.as_deref())?;
+        (engine.name.clone(), engine.recipe.clone())
+    };
     let mut caller = caller;
     if caller.counts_tokens() {
         caller.reserve(read(&body.bytes, most_used).await)?;
@@ -152,7 +169,7 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
     let root = || PathAndQuery::from_static("/");
     let path = parts.uri.path_and_query().cloned().unwrap_or_else(root);
     let question = Question { method: Method::POST, path, headers: parts.headers, body: bytes };
-    Ok(relay(&gateway, caller, Some(recipe.as_str()), question).await)
+    Ok(relay(&gateway, caller, Some(&slot), Some(recipe.as_str()), question).await)
 }
 
 /// Is the body of this HTTP/1.1 request so short that it is sooner read than refused? A client that is still sending when
@@ -214,27 +231,48 @@ fn renamed(body: &[u8], model: &str) -> Result<Bytes, ApiError> {
 fn usable<'a>(
     status: &'a BoxStatus,
     asker: &Asker,
+    trying: Option<Trying>,
     model: Option<&str>,
 ) -> Result<&'a EngineStatus, ApiError> {
-    let engine = choose(status, model)?;
+    let engine = naming::resolve(status, trying, model, jiff::Timestamp::now())?;
     match asker {
-        Asker::Key(grant) if !asker.may_use(engine) => Err(ApiError::not_yours(format!(
-            "this API key may not use the model {}; it may use {}",
-            engine.recipe,
-            grant.models.join(", ")
-        ))),
+        Asker::Key(grant) if !may_ask(status, asker, engine, trying, model) => {
+            Err(ApiError::not_yours(format!(
+                "this API key may not use the model {}; it may use {}",
+                engine.recipe,
+                grant.models.join(", ")
+            )))
+        }
         _ => Ok(engine),
     }
 }
 
-fn describe(engine: &EngineStatus) -> serde_json::Value {
-    json!({ "id": engine.recipe, "object": "model", "created": 0, "owned_by": "polder" })
+/// A key for the collective's own name opens what is tried under it, too.
+fn may_ask(
+    status: &BoxStatus,
+    asker: &Asker,
+    engine: &EngineStatus,
+    trying: Option<Trying>,
+    model: Option<&str>,
+) -> bool {
+    let by_name = |name: &str| {
+        let Asker::Key(grant) = asker else { return true };
+        let led = naming::resolve(status, trying, Some(name), jiff::Timestamp::now());
+        grant.may_use(name) && led.is_ok_and(|led| led.name == engine.name)
+    };
+    asker.may_use(&status.site, engine) || model.is_some_and(by_name)
+}
+
+/// `root` is the model behind a name of the collective's own.
+fn describe(name: &str, engine: &EngineStatus) -> serde_json::Value {
+    json!({ "id": name, "object": "model", "created": 0, "owned_by": "polder", "root": engine.recipe })
 }
 
 async fn models(State(gateway): State<Arc<Gateway>>, asker: Asker) -> Json<serde_json::Value> {
-    let status = gateway.status();
-    let usable = status.engines.iter().filter(|engine| asker.may_use(engine));
-    let data: Vec<_> = usable.map(describe).collect();
+    let (status, trying) = (gateway.status(), asker.trying(&gateway));
+    let usable = naming::names(&status, trying).into_iter();
+    let usable = usable.filter(|(name, e)| may_ask(&status, &asker, e, trying, Some(name)));
+    let data: Vec<_> = usable.map(|(name, engine)| describe(&name, engine)).collect();
     Json(json!({ "object": "list", "data": data }))
 }
 
@@ -243,9 +281,11 @@ async fn model(
     Path(model): Path<String>,
     asker: Asker,
 ) -> Result<Response, ApiError> {
-    let status = gateway.status();
-    let engine = usable(&status, &asker, Some(&model))?;
-    Ok(Json(describe(engine)).into_response())
+    let (status, trying) = (gateway.status(), asker.trying(&gateway));
+    let engine = usable(&status, &asker, trying, Some(&model))?;
+    let alias = status.site.aliases.keys().any(|alias| alias.as_str() == model);
+    let name = if alias { model.as_str() } else { engine.recipe.as_str() };
+    Ok(Json(describe(name, engine)).into_response())
 }
 
 /// Says that the door is open, to anybody; how the rest is, only to the watchful.

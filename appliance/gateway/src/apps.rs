@@ -82,6 +82,10 @@ pub(crate) async fn answer(
         return ApiError::new(StatusCode::NOT_IMPLEMENTED, "invalid_request_error", "upgrade", why)
             .into_response();
     }
+    let visitor = match visitor.with_email(gateway).await {
+        Ok(visitor) => visitor,
+        Err(error) => return refuse(error),
+    };
     let told = match visitor.headers(gateway.status().site.name.as_str()) {
         Ok(told) => told,
         Err(error) => return refuse(error),

@@ -27,11 +27,11 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::Gateway;
-use crate::front;
 use crate::limits::Limits;
 use crate::patient::Patient;
 use crate::peer::{Peer, canonical};
 use crate::workers::Workers;
+use crate::{fence, front};
 
 /// The first byte of a TLS record that begins a handshake; no HTTP method begins with it.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -52,8 +52,16 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Serves one connection until it is over.
+    /// Serves one connection until it is over, or another box serves in this one's place.
     pub(crate) async fn converse(self, stream: TcpStream) {
+        let shuts = fence::shuts(self.gateway.link.watch());
+        tokio::select! {
+            () = self.speak(stream) => {}
+            () = shuts => {}
+        }
+    }
+
+    async fn speak(self, stream: TcpStream) {
         let (Ok(remote), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
         prepare(&stream);
         let limit = self.gateway.limits.handshake;
@@ -74,9 +82,13 @@ impl Host {
     /// The same for somebody who came over a line to a relay. It is always TLS.
     pub(crate) async fn converse_from_outside(self, caller: Caller) {
         let peer = peer(caller.remote, caller.local, true);
+        let shuts = fence::shuts(self.gateway.link.watch());
         let accepted = timeout(self.gateway.limits.handshake, self.tls.accept(caller.stream)).await;
         match accepted {
-            Ok(Ok(stream)) => self.serve(stream, peer).await,
+            Ok(Ok(stream)) => tokio::select! {
+                () = self.serve(stream, peer) => {}
+                () = shuts => {}
+            },
             _ => log::debug!("a TLS handshake from outside did not come to its end"),
         }
     }

@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use polder_acme::{Acme, AcmeError};
 use polder_control::{
-    Actor, Claim, ControlError, DoorReply, DoorRequest, Handler, Outlet, Request, SecretName,
-    StewardContact,
+    Actor, Claim, ControlError, DoorReply, DoorRequest, Handler, Outlet, SecretName, StewardContact,
 };
 use polder_members::{Member, MembersError, Secret};
 
-use crate::Gateway;
+use crate::{Gateway, deeds};
 
 /// How long a claim code is good.
 pub(crate) const CLAIM_WINDOW: Duration = Duration::from_secs(30 * 60);
@@ -128,10 +127,6 @@ impl Console {
     /// For the audit trail, which the supervisor keeps. Its absence keeps nobody at the console from
     /// their box.
     async fn record(&self, what: &str, on: &str) {
-        let entry =
-            Request::Record { by: Actor::Console, what: what.to_owned(), on: on.to_owned() };
-        if let Err(error) = self.0.ask(entry).await {
-            log::warn!("the audit trail was not told that somebody at the console {what}: {error}");
-        }
+        deeds::record(&self.0, Actor::Console, what, on).await;
     }
 }

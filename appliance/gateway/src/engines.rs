@@ -53,6 +53,34 @@ pub enum EngineRefusal {
         /// What there is, joined by commas.
         have: String,
     },
+    /// It is tried by a few, and this is not one of them.
+    #[error(
+        "the model {asked} is on trial with a few members whom a steward chose; use the usual one"
+    )]
+    OnTrial {
+        /// What was asked for, cut to a readable length.
+        asked: String,
+    },
+    /// It makes room for the trial of another one.
+    #[error(
+        "the model {model} is away while another one is in its place; try again in {retry_after} seconds"
+    )]
+    Away {
+        /// What was asked for, cut to a readable length.
+        model: String,
+        /// When trying again makes sense.
+        retry_after: u64,
+    },
+    /// Another model took its place while the request waited.
+    #[error(
+        "the model {recipe} has just made room for another one; try again in {retry_after} seconds"
+    )]
+    Moved {
+        /// What it served.
+        recipe: String,
+        /// When trying again makes sense.
+        retry_after: u64,
+    },
     /// It is starting, and did not become ready in time.
     #[error("the model {recipe} is still starting; try again in {retry_after} seconds")]
     NotReady {
@@ -85,11 +113,12 @@ impl EngineRefusal {
     /// Seconds after which the same request may well succeed, where that is so.
     pub fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::NotReady { retry_after, .. } | Self::Broke { retry_after, .. } => {
-                Some(*retry_after)
-            }
+            Self::NotReady { retry_after, .. }
+            | Self::Broke { retry_after, .. }
+            | Self::Away { retry_after, .. }
+            | Self::Moved { retry_after, .. } => Some(*retry_after),
             Self::NoEngine | Self::Down { .. } => Some(60),
-            Self::UnknownModel { .. } | Self::ModelNeeded { .. } => None,
+            Self::UnknownModel { .. } | Self::ModelNeeded { .. } | Self::OnTrial { .. } => None,
         }
     }
 }
@@ -108,9 +137,11 @@ impl Engines {
         Self { link, patience, lines: Mutex::default() }
     }
 
-    /// See [`crate::Gateway::engine_request`]. Sets `sent` once an engine may have seen the request.
+    /// See [`crate::Gateway::engine_request`]. Sets `sent` once an engine may have seen the request. With a slot, only that engine is
+    /// asked, and only while it serves that model.
     pub(crate) async fn ask(
         &self,
+        slot: Option<&EngineName>,
         model: Option<&str>,
         request: http::Request<Bytes>,
         sent: &AtomicBool,
@@ -119,7 +150,10 @@ impl Engines {
         let mut status = self.link.watch();
         let mut broke = false;
         loop {
-            let engine = choose(&status.borrow_and_update(), model)?.clone();
+            let engine = match (slot, model) {
+                (Some(slot), Some(model)) => still_there(&status.borrow_and_update(), slot, model)?,
+                _ => choose(&status.borrow_and_update(), model)?.clone(),
+            };
             let wait = match readiness(&engine.part.state, self.link.is_up()) {
                 Readiness::Ready => match self.lines(&engine.socket).ask(&request, sent).await {
                     Ok(response) => {
@@ -217,6 +251,17 @@ fn readiness(state: &PartState, supervisor_up: bool) -> Readiness {
     }
 }
 
+/// The engine in a slot, if it serves this model still.
+fn still_there(
+    status: &BoxStatus,
+    slot: &EngineName,
+    model: &str,
+) -> Result<EngineStatus, EngineRefusal> {
+    let there = |engine: &&EngineStatus| engine.name == *slot && engine.recipe.as_str() == model;
+    let moved = || EngineRefusal::Moved { recipe: model.to_owned(), retry_after: 2 };
+    status.engines.iter().find(there).cloned().ok_or_else(moved)
+}
+
 /// The engine that serves `model`: by recipe first, then by slot; the only one if none is named.
 pub(crate) fn choose<'a>(
     status: &'a BoxStatus,
@@ -250,6 +295,7 @@ mod tests {
         let part = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
         BoxStatus {
             supply: None,
+            closed: None,
             safe: false,
             site: Site::unclaimed(8443),
             gateway: part.clone(),

@@ -200,6 +200,7 @@ impl From<EngineRefusal> for ApiError {
                 "model_not_found",
                 message,
             ),
+            EngineRefusal::OnTrial { .. } => Self::not_yours(message),
             EngineRefusal::ModelNeeded { .. } => Self::bad_request("model_required", message),
             _ => {
                 let error = Self::new(

@@ -19,6 +19,7 @@ use crate::apps;
 use crate::auth;
 use crate::body::{BodyRefusal, Bounded};
 use crate::errors::ApiError;
+use crate::fence;
 use crate::handed::PLAIN_PORT;
 use crate::headers;
 use crate::host::{RequestHost, request_host};
@@ -45,6 +46,14 @@ pub(crate) async fn answer(
     let http1 = request.version() < Version::HTTP_2;
     // One for the whole request: whose host name it is must not change on the way.
     let status = gateway.status();
+    // Before anything that a request brings is looked at: a key that was revoked on the other box is good here.
+    if let Some(closed) = &status.closed {
+        let mut response = fence::answer(closed, api);
+        close(&mut response, http1);
+        finish(&mut response, peer, None);
+        gateway.tally.answered(response.status());
+        return response;
+    }
     let (host, mut response) = match judge(&gateway, &status.site, &peer, &request) {
         Err(turned_away) => (None, turned_away.into_answer(api, http1)),
         Ok(host) => {

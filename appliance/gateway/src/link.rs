@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_control::{
-    BoxStatus, Client, EngineStatus, Event, PartState, PartStatus, Reply, Request, Sockets,
+    BoxStatus, Client, Closed, EngineStatus, Event, PartState, PartStatus, Reply, Request, Sockets,
 };
 use polder_site::Site;
 use tokio::sync::{broadcast, watch};
@@ -42,9 +42,10 @@ pub(crate) struct Link {
 
 impl Link {
     /// Begins to follow the supervisor of this state folder. Until it answers, the box is taken to
-    /// be what `site` says, with every engine still starting.
-    pub(crate) fn follow(sockets: &Sockets, site: Site) -> Self {
-        let (status, status_seen) = watch::channel(Arc::new(assumed(site, sockets)));
+    /// be what `site` says, with every engine still starting, and its door as `closed` says.
+    pub(crate) fn follow(sockets: &Sockets, site: Site, closed: Option<Closed>) -> Self {
+        let assumed = BoxStatus { closed, ..assumed(site, sockets) };
+        let (status, status_seen) = watch::channel(Arc::new(assumed));
         let (up, up_seen) = watch::channel(false);
         let (events, _) = broadcast::channel(256);
         let link = Self { control: sockets.control(), status: status_seen, up: up_seen, events };
@@ -154,5 +155,12 @@ fn assumed(site: Site, sockets: &Sockets) -> BoxStatus {
             note: None,
         })
         .collect();
-    BoxStatus { supply: None, safe: false, gateway: part(PartState::Ready), engines, site }
+    BoxStatus {
+        supply: None,
+        closed: None,
+        safe: false,
+        gateway: part(PartState::Ready),
+        engines,
+        site,
+    }
 }

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use polder_control::BoxStatus;
+use polder_pki::machine_addresses;
 use polder_site::Door;
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -18,14 +19,15 @@ use tokio_util::task::TaskTracker;
 use crate::GatewayError;
 use crate::connection::Host;
 use crate::handed::Handed;
-use crate::peer::canonical;
+use crate::house::{GONE, stand_ins};
+use crate::peer::{canonical, is_local_network};
 
 /// Connections that the kernel keeps for us while we are busy.
 const BACKLOG: u32 = 1024;
 /// How often an address that could not be had is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
-/// Opens every address of the door. At least one must be had.
+/// Opens every address of the door. At least one must be had, or one that may stand in for it.
 pub(crate) fn open_all(
     door: &Door,
     handed: &Handed,
@@ -44,6 +46,8 @@ pub(crate) fn open_all(
         }
     }
     match (open.is_empty(), failed) {
+        // The box may stand in another house.
+        (true, Some(_)) if !stand_ins(&door.listen, &machine_addresses()).is_empty() => Ok(open),
         (true, Some(error)) => Err(error),
         _ => Ok(open),
     }
@@ -62,9 +66,25 @@ pub(crate) async fn keep_open(
         .into_iter()
         .map(|(address, listener)| (address, Running::start(&host, listener, &tracker)))
         .collect();
+    let mut gone_since: Option<Instant> = None;
     loop {
         let door = status.borrow_and_update().site.door.clone();
-        let wanted = [addresses(&door), handed.plain(&door).collect()].concat();
+        let mut instead = stand_ins(&door.listen, &machine_addresses());
+        if instead.is_empty() {
+            gone_since = None;
+        } else if gone_since.get_or_insert_with(Instant::now).elapsed() < GONE {
+            instead.clear();
+        }
+        if *host.gateway.stand_ins.borrow() != instead {
+            if !instead.is_empty() {
+                log::warn!(
+                    "the addresses that the site names are gone; the box answers where it is now, and the page \"Moving house\" makes that last"
+                );
+            }
+            host.gateway.stand_ins.send_replace(instead.clone());
+        }
+        let instead = instead.into_iter().map(|ip| SocketAddr::new(ip, door.port)).collect();
+        let wanted = [addresses(&door), handed.plain(&door).collect(), instead].concat();
         let gone: Vec<_> = running.keys().filter(|a| !wanted.contains(a)).copied().collect();
         for address in gone {
             if let Some(listener) = running.remove(&address) {
@@ -83,17 +103,20 @@ pub(crate) async fn keep_open(
                     running.insert(address, Running::start(&host, listener, &tracker));
                 }
                 Err(error) => {
-                    log::warn!("could not listen on {address}, trying again: {error}");
+                    if gone_since.is_none() {
+                        log::warn!("could not listen on {address}, trying again: {error}");
+                    }
                     shut.push((address.ip(), error.to_string()));
                 }
             }
         }
-        let missing = !shut.is_empty();
+        let watched = door.listen.iter().any(|ip| is_local_network(*ip) && !ip.is_loopback());
+        let again = !shut.is_empty() || watched;
         host.gateway.doorway.send_modify(|known| (known.door, known.shut) = (Some(door), shut));
         tokio::select! {
             () = host.closing.cancelled() => break,
             changed = status.changed() => if changed.is_err() { break },
-            () = tokio::time::sleep(TRY_AGAIN), if missing => {}
+            () = tokio::time::sleep(TRY_AGAIN), if again => {}
         }
     }
     for (_, listener) in running {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use polder_control::BoxStatus;
 use polder_reach::Pass;
-use polder_reach::dial::{Caller, LineState, Via, hold};
+use polder_reach::dial::{Caller, LineState, Rank, Via, hold};
 use polder_site::Site;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -67,7 +67,8 @@ impl Outside {
         Ok(())
     }
 
-    /// Holds a line over every uplink while there is a pass, until the door closes.
+    /// Holds a line over every uplink while there is a pass, until the door closes. A line whose uplink stays is left alone
+    /// when another comes or goes: whoever is being answered over it notices nothing.
     pub(crate) async fn follow(
         self: Arc<Self>,
         host: Host,
@@ -77,35 +78,49 @@ impl Outside {
         let mut passes = self.pass.subscribe();
         loop {
             let pass = passes.borrow_and_update().clone();
-            let ways = ways(&status.borrow_and_update().site);
             self.lines.send_replace(BTreeMap::new());
-            let mut lines = JoinSet::new();
-            for via in pass.iter().flat_map(|_| &ways) {
-                let (this, pass, via) = (self.clone(), pass.clone(), via.clone());
-                let (host, tracker) = (host.clone(), tracker.clone());
-                lines.spawn(async move {
-                    let Some(pass) = pass else { return };
-                    let told = |state| this.told(&via, state);
-                    hold(&pass, &via, told, move |caller| come_in(&host, &tracker, caller)).await;
+            let mut held: BTreeMap<Via, (Rank, JoinSet<()>)> = BTreeMap::new();
+            loop {
+                let ways = ways(&status.borrow_and_update().site);
+                held.retain(|via, _| ways.contains(via));
+                self.lines.send_if_modified(|lines| {
+                    let before = lines.len();
+                    lines.retain(|via, _| ways.contains(via));
+                    lines.len() != before
                 });
-            }
-            // A status comes with every change of any part; only other uplinks matter here.
-            let other_ways = async {
-                while status.changed().await.is_ok() {
-                    if self::ways(&status.borrow().site) != ways {
+                for (rank, via) in pass.iter().flat_map(|_| ways.iter().enumerate()) {
+                    let line = held.entry(via.clone()).or_default();
+                    line.0.set(u8::try_from(rank).unwrap_or(u8::MAX));
+                    let (Some(pass), true) = (pass.clone(), line.1.is_empty()) else { continue };
+                    let (this, rank, via) = (self.clone(), line.0.clone(), via.clone());
+                    let (host, tracker) = (host.clone(), tracker.clone());
+                    line.1.spawn(async move {
+                        let told = |state| this.told(&via, state);
+                        let take = move |caller| come_in(&host, &tracker, caller);
+                        hold(&pass, &via, &rank, told, take).await;
+                    });
+                }
+                // A status comes with every change of any part; only other uplinks matter here.
+                let other_ways = async {
+                    while status.changed().await.is_ok() {
+                        if self::ways(&status.borrow().site) != ways {
+                            return;
+                        }
+                    }
+                    std::future::pending().await
+                };
+                tokio::select! {
+                    () = host.closing.cancelled() => {
+                        // Nobody new comes in, and who is being answered over a line keeps it until the door is closed for good.
+                        host.closed.cancelled().await;
                         return;
                     }
+                    changed = passes.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return,
+                    },
+                    () = other_ways => {}
                 }
-                std::future::pending().await
-            };
-            tokio::select! {
-                () = host.closing.cancelled() => {
-                    // Nobody new comes in, and who is being answered over a line keeps it until the door is closed for good.
-                    host.closed.cancelled().await;
-                    return;
-                }
-                changed = passes.changed() => if changed.is_err() { return },
-                () = other_ways => {}
             }
         }
     }
@@ -136,18 +151,14 @@ impl Outside {
     }
 }
 
-/// Over which uplinks lines are held: each that the site names, so that one is there when another fails.
+/// Over which uplinks lines are held: each that the site names, so that one is there when another fails. Callers are wanted over
+/// the first: those that cost nothing by the amount come before the others, and then in the order of the site.
 fn ways(site: &Site) -> Vec<Via> {
-    let mut ways: Vec<Via> = site
-        .uplinks
-        .values()
-        .map(|uplink| Via::Interface(uplink.interface.as_str().to_owned()))
-        .collect();
-    if ways.is_empty() {
-        ways.push(Via::Any);
-    }
-    ways.sort();
-    ways
+    let mut uplinks: Vec<_> = site.uplinks.values().collect();
+    uplinks.sort_by_key(|uplink| (uplink.metered, uplink.order, uplink.interface.as_str()));
+    let interface = |uplink: &polder_site::Uplink| uplink.interface.as_str().to_owned();
+    let ways: Vec<Via> = uplinks.into_iter().map(|u| Via::Interface(interface(u))).collect();
+    if ways.is_empty() { vec![Via::Any] } else { ways }
 }
 
 fn come_in(host: &Host, tracker: &TaskTracker, caller: Caller) {
@@ -205,18 +216,19 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_held_over_every_uplink_or_over_whatever_there_is() {
+    fn a_line_is_held_over_every_uplink_and_callers_are_wanted_where_they_cost_nothing() {
         let mut site = Site::unclaimed(8443);
         assert_eq!(ways(&site), [Via::Any]);
-        let uplink = |interface: &str, order| polder_site::Uplink {
+        let uplink = |interface: &str, order, metered| polder_site::Uplink {
             interface: interface.parse().unwrap(),
             order,
-            metered: false,
+            metered,
             targets: Vec::new(),
         };
-        site.uplinks.insert("mobile".parse().unwrap(), uplink("wwan0", 2));
-        site.uplinks.insert("fibre".parse().unwrap(), uplink("enp1s0", 1));
-        let both = ["enp1s0", "wwan0"].map(|name| Via::Interface(name.into()));
-        assert_eq!(ways(&site), both);
+        site.uplinks.insert("mobile".parse().unwrap(), uplink("wwan0", 1, true));
+        site.uplinks.insert("fibre".parse().unwrap(), uplink("enp2s0", 2, false));
+        site.uplinks.insert("dsl".parse().unwrap(), uplink("enp1s0", 3, false));
+        let all = ["enp2s0", "enp1s0", "wwan0"].map(|name| Via::Interface(name.into()));
+        assert_eq!(ways(&site), all);
     }
 }

@@ -10,6 +10,7 @@ use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, TE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use polder_members::{Admission, KeyGrant, MemberId, Members, MembersError, Share};
+use polder_site::EngineName;
 use tokio_util::sync::CancellationToken;
 
 use crate::Gateway;
@@ -147,13 +148,14 @@ impl Question {
     }
 }
 
-/// Asks the engine that serves `model` and answers with what it says, as it says it.
+/// Asks the engine in that slot, if it serves `model` still, and answers with what it says, as it says it.
 ///
 /// Dropping the answer stops the engine's work; so does revoking the caller's key. What was used is
 /// counted when the answer is over, however it ends.
 pub async fn relay(
     gateway: &Arc<Gateway>,
     caller: Caller,
+    slot: Option<&EngineName>,
     model: Option<&str>,
     question: Question,
 ) -> Response {
@@ -169,7 +171,7 @@ pub async fn relay(
     let mut waiting = Waiting { caller: Some(caller), model, prompt, sent: AtomicBool::new(false) };
     let asked = tokio::select! {
         () = revoked.cancelled() => return ending.to_error().into_response(),
-        asked = gateway.engines.ask(model, request, &waiting.sent) => asked,
+        asked = gateway.engines.ask(slot, model, request, &waiting.sent) => asked,
     };
     let caller = waiting.caller.take();
     match (asked, caller) {

@@ -24,10 +24,10 @@ use crate::limits::Limits;
 use crate::link::Link;
 use crate::owner::Owner;
 use crate::workers::Workers;
-use crate::{CaInfo, Gateway, api, common, forgetting, front, listen, pages, wizard};
+use crate::{CaInfo, Gateway, api, common, deeds, fence, forgetting, front, listen, pages, wizard};
 
 /// How often certificates are looked at.
-const LOOK_AT_CERTIFICATES: Duration = Duration::from_secs(3600);
+const LOOK_AT_CERTIFICATES: Duration = Duration::from_secs(30);
 
 /// What the gateway is started with.
 #[derive(Debug, Clone)]
@@ -103,7 +103,7 @@ pub async fn run_on(
 
     let sockets = Sockets::of(&state);
     let acme = public_certificate(&state, &site, &keeper);
-    let link = Link::follow(&sockets, site);
+    let link = Link::follow(&sockets, site, fence::before_anybody_says(&state));
     let (ca_sent, ca) = watch::channel(ca_info(&keeper));
     let owner = Owner::of(&state)?;
     let mut gateway = Gateway::new(state, members.clone(), link.clone(), limits, ca);
@@ -121,18 +121,27 @@ pub async fn run_on(
     };
     let tracker = TaskTracker::new();
     let status = link.watch();
-    let outside = gateway.outside.clone();
-    let outside = outside.follow(host.clone(), link.watch(), tracker.clone());
-    let _outside = Following(tokio::spawn(outside));
+    let (outside, beyond) =
+        (gateway.outside.clone(), (host.clone(), link.watch(), tracker.clone()));
+    let calls = fence::while_open(link.watch(), move || {
+        let (host, status, tracker) = beyond.clone();
+        outside.clone().follow(host, status, tracker)
+    });
+    let _outside = Following(tokio::spawn(calls));
     let listening = tokio::spawn(listen::keep_open(host, handed, open, status, tracker.clone()));
     let certified = acme.map(|acme| {
         let (status, keeper) = (link.watch(), keeper.clone());
-        let serve = move |chain| keeper.serve_publicly(chain);
-        Following(tokio::spawn(async move { acme.follow(status, serve).await }))
+        let orders = fence::while_open(link.watch(), move || {
+            let (acme, status, keeper) = (acme.clone(), status.clone(), keeper.clone());
+            async move { acme.follow(status, move |chain| keeper.serve_publicly(chain)).await }
+        });
+        Following(tokio::spawn(orders))
     });
     let following = follow_site(gateway.clone(), keeper, link.watch(), ca_sent);
     let _following = Following(tokio::spawn(following));
+    let _closing = Following(tokio::spawn(tell_closed(gateway.clone(), link.watch())));
     let _telling = Following(tokio::spawn(common::tell(gateway.clone(), link.watch())));
+    let _deeds = Following(tokio::spawn(deeds::follow(gateway.clone())));
     let _forgetting = Following(tokio::spawn(forgetting::follow(gateway.clone())));
 
     let _recovering = Following(tokio::spawn(pages::follow_recovery(gateway.clone())));
@@ -174,6 +183,17 @@ fn public_certificate(state: &Path, site: &Site, keeper: &Keeper) -> Option<Arc<
     }
 }
 
+/// Says that the door is closed once it is: whoever hands a state over waits for that.
+async fn tell_closed(gateway: Arc<Gateway>, mut status: watch::Receiver<Arc<BoxStatus>>) {
+    loop {
+        let closed = status.borrow_and_update().closed.is_some();
+        gateway.doorway.send_modify(|known| known.closed = closed);
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Everything that is served.
 fn router(gateway: Arc<Gateway>) -> Router {
     Router::new()
@@ -201,31 +221,44 @@ async fn follow_site(
     mut status: watch::Receiver<Arc<BoxStatus>>,
     ca: watch::Sender<CaInfo>,
 ) {
+    let mut house = gateway.stand_ins.subscribe();
+    let mut complaint = String::new();
     loop {
+        house.mark_unchanged();
         let site = status.borrow_and_update().site.clone();
         gateway.members.set_metering(site.usage.per_member);
         let (shared, names) = (keeper.clone(), names(&site));
         let refreshed = tokio::task::spawn_blocking(move || shared.refresh(&names, now())).await;
         match refreshed {
             Ok(Ok(refreshed)) => {
+                complaint.clear();
                 if let Refreshed::Authority { statement } = refreshed {
                     log::warn!("{statement}");
                     ca.send_replace(ca_info(&keeper));
                 }
                 gateway.doorway.send_modify(|known| known.names = site.host_names());
             }
-            Ok(Err(error)) => log::error!("certificates could not be renewed: {error}"),
+            Ok(Err(error)) if complaint != error.to_string() => {
+                log::error!("certificates could not be renewed: {error}");
+                complaint = error.to_string();
+            }
+            Ok(Err(_)) => {}
             Err(error) => log::error!("looking after certificates failed: {error}"),
         }
         // A status comes with every change of any part; only a changed site matters here.
         let same = |status: &Arc<BoxStatus>| status.site == site;
         let changed = async {
-            while let Ok(()) = status.changed().await {
-                if !same(&status.borrow()) {
-                    return true;
+            loop {
+                tokio::select! {
+                    // Other addresses: they stand in the certificate.
+                    Ok(()) = house.changed() => return true,
+                    changed = status.changed() => match changed {
+                        Err(_) => return false,
+                        Ok(()) if !same(&status.borrow()) => return true,
+                        Ok(()) => {}
+                    },
                 }
             }
-            false
         };
         if let Ok(false) = tokio::time::timeout(LOOK_AT_CERTIFICATES, changed).await {
             return;

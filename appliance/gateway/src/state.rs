@@ -7,11 +7,12 @@ use std::sync::atomic::AtomicBool;
 use bytes::Bytes;
 use polder_acme::Acme;
 use polder_control::{BoxStatus, Doorway, Event, Reply, Request, Sockets};
-use polder_members::Members;
+use polder_members::{MemberId, Members, MembersError};
 use tokio::sync::{broadcast, watch};
 
 use crate::body::Buffers;
 use crate::engines::{EngineAnswer, EngineRefusal, Engines};
+use crate::identity::Identities;
 use crate::leash::Watchman;
 use crate::limits::{Limits, Places};
 use crate::link::{AskError, Link};
@@ -45,6 +46,7 @@ pub struct Gateway {
     pub(crate) watchman: Arc<Watchman>,
     pub(crate) tickets: Tickets,
     pub(crate) verified: Verified,
+    pub(crate) identities: Arc<Identities>,
     /// Held by whoever has engines forget members.
     pub(crate) forgetting: tokio::sync::Mutex<()>,
     /// Whose the box is before it has members, where its seed says so.
@@ -53,6 +55,8 @@ pub struct Gateway {
     pub(crate) acme: Option<Arc<Acme>>,
     /// How members outside come in.
     pub(crate) outside: Arc<Outside>,
+    /// Where the box answers while the addresses that it is told to listen on are gone: see `house`.
+    pub(crate) stand_ins: watch::Sender<Vec<std::net::IpAddr>>,
     /// What the door did since it opened.
     pub tally: Tally,
     ca: watch::Receiver<CaInfo>,
@@ -75,6 +79,7 @@ impl Gateway {
         let doorway = watch::Sender::new(Doorway::default());
         let tickets = Tickets::default();
         let outside = Arc::new(Outside::open(&state));
+        let identities = Arc::new(Identities::of(&state));
         Self {
             members,
             state,
@@ -86,10 +91,12 @@ impl Gateway {
             watchman,
             tickets,
             verified: Verified::default(),
+            identities,
             forgetting: tokio::sync::Mutex::default(),
             owner: None,
             acme: None,
             outside,
+            stand_ins: watch::Sender::default(),
             tally,
             ca,
             doorway,
@@ -140,7 +147,17 @@ impl Gateway {
         model: Option<&str>,
         request: http::Request<Bytes>,
     ) -> Result<EngineAnswer, EngineRefusal> {
-        self.engines.ask(model, request, &AtomicBool::new(false)).await
+        self.engines.ask(None, model, request, &AtomicBool::new(false)).await
+    }
+
+    /// The address of a member's that the collective's own identity has proven, where apps may be told it.
+    pub(crate) async fn proven_email(&self, id: MemberId) -> Result<Option<String>, MembersError> {
+        let status = self.status();
+        let Some(sign_in) = status.site.sign_in.as_ref().filter(|s| s.tell_email) else {
+            return Ok(None);
+        };
+        let issuer = sign_in.issuer.to_string();
+        self.members.ask(move |m| m.proven_email(id, &issuer)).await
     }
 
     /// A steward is signed in from this address: connections from there get the places that are

@@ -45,11 +45,13 @@ pub(crate) struct Visitor {
     id: MemberId,
     name: String,
     pub(crate) role: Role,
+    /// Their address, where it is proven and may be told.
+    email: Option<String>,
 }
 
 impl From<Member> for Visitor {
     fn from(member: Member) -> Self {
-        Self { id: member.id, name: member.name, role: member.role }
+        Self { id: member.id, name: member.name, role: member.role, email: None }
     }
 }
 
@@ -62,6 +64,15 @@ impl Visitor {
         }
     }
 
+    /// With the address that is proven to be theirs, where the site lets apps have it.
+    pub(crate) async fn with_email(mut self, gateway: &Gateway) -> Result<Self, ApiError> {
+        self.email = gateway.proven_email(self.id).await.map_err(|error| {
+            log::error!("a member's proven address could not be looked up: {error}");
+            ApiError::members_unreadable()
+        })?;
+        Ok(self)
+    }
+
     /// What an app is told of them.
     pub(crate) fn headers(
         &self,
@@ -69,8 +80,10 @@ impl Visitor {
     ) -> Result<[(HeaderName, HeaderValue); 4], ApiError> {
         // Apps behind a proxy tell people apart by their address. What a member typed is neither
         // proven nor theirs alone, so it is never sent: with it one member could pass for another.
-        // This one cannot receive mail, and the number in it is never given to anybody else.
-        let email = format!("member-{}@{box_name}.local", self.id);
+        // The usual one cannot receive mail, and the number in it is never given to anybody else; the other one was proven
+        // where the collective signs in.
+        let usual = || format!("member-{}@{box_name}.local", self.id);
+        let email = self.email.clone().unwrap_or_else(usual);
         let told = |name, value: &str| -> Result<_, ApiError> {
             Ok((HeaderName::from_static(name), header_text(value)?))
         };
@@ -110,6 +123,10 @@ pub(crate) async fn auth(State(gateway): State<Arc<Gateway>>, request: Request) 
         return ApiError::not_yours("you are signed in, but not in a group that may go here")
             .into_response();
     }
+    let visitor = match visitor.with_email(&gateway).await {
+        Ok(visitor) => visitor,
+        Err(error) => return error.into_response(),
+    };
     let box_name = gateway.status().site.name.to_string();
     answer(&visitor, &box_name).unwrap_or_else(|error| error.into_response())
 }
@@ -135,7 +152,8 @@ pub(crate) async fn visitor(
                 "this API key does not open other apps; make one on your page of the box that does",
             ));
         }
-        return Ok(Visitor { id: grant.member, name: grant.member_name.clone(), role: grant.role });
+        let (id, name, role) = (grant.member, grant.member_name.clone(), grant.role);
+        return Ok(Visitor { id, name, role, email: None });
     }
     let member = auth::signed_in(&gateway.members, headers, tls).await;
     let member = member.ok_or_else(|| {
@@ -171,7 +189,7 @@ mod tests {
     use super::*;
 
     fn visitor(role: Role) -> Visitor {
-        Visitor { id: MemberId(7), name: "Zoë van Dam".into(), role }
+        Visitor { id: MemberId(7), name: "Zoë van Dam".into(), role, email: None }
     }
 
     #[test]
@@ -183,6 +201,9 @@ mod tests {
         assert_eq!(told("x-auth-request-user"), "Zoë van Dam");
         assert_eq!(told("x-auth-request-email"), "member-7@oak.local");
         assert_eq!(told("x-auth-request-groups"), "steward,member");
+        let proven = Visitor { email: Some("zoe@example.org".into()), ..visitor(Role::Member) };
+        let response = answer(&proven, "oak").unwrap();
+        assert_eq!(response.headers()["x-auth-request-email"], "zoe@example.org");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use polder_firstboot::{
 use polder_members::{ClaimRefused, MembersError, NewKey, NewMember, Secret, SetupWindow};
 use polder_site::{BackupPlace, RecipeName, SiteChange};
 
-use crate::{AskError, Gateway, Peer, auth};
+use crate::{AskError, Gateway, Peer, auth, deeds};
 
 /// What the key is called that the wizard's last page shows.
 const FIRST_KEY: &str = "first key";
@@ -63,10 +63,7 @@ impl ThisBox {
 
     /// For the audit trail; its absence keeps nobody from their box.
     async fn record(&self, what: &str, on: &str) {
-        let entry = Ask::Record { by: Actor::Claimer, what: what.to_owned(), on: on.to_owned() };
-        if let Err(error) = self.ask(entry).await {
-            log::warn!("the audit trail was not told that somebody {what}: {error}");
-        }
+        deeds::record(&self.0, Actor::Claimer, what, on).await;
     }
 }
 

@@ -38,6 +38,7 @@ impl Supervisor {
                 gpus: Vec::new(),
                 driver: None,
                 idle_cards: 0,
+                ports: Vec::new(),
             }),
             Ask::Imported => Reply::Imported(Vec::new()),
             Ask::Runs => Reply::Runs(self.runs.lock().unwrap().clone()),
@@ -102,8 +103,14 @@ impl Unclaimed {
         let site = Site::unclaimed(port);
         Store::open(folder.path()).unwrap().write(&site, "test").unwrap();
         let ready = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
-        let status =
-            BoxStatus { supply: None, safe: false, site, gateway: ready, engines: Vec::new() };
+        let status = BoxStatus {
+            supply: None,
+            closed: None,
+            safe: false,
+            site,
+            gateway: ready,
+            engines: Vec::new(),
+        };
         let supervisor = Arc::new(Supervisor {
             status: watch::Sender::new(status),
             runs: Mutex::default(),

@@ -6,13 +6,17 @@ use std::sync::LazyLock;
 use pulldown_cmark::{Alignment, CowStr, Event, HeadingLevel, Options, Parser, Tag, TagEnd, html};
 
 /// A chapter as it is written, by the end of its address.
-const WRITTEN: [(&str, &str); 10] = [
+const WRITTEN: [(&str, &str); 14] = [
     ("this-box", include_str!("../chapters/this-box.md")),
     ("first-day", include_str!("../chapters/first-day.md")),
     ("connect", include_str!("../chapters/connect.md")),
     ("people", include_str!("../chapters/people.md")),
+    ("sign-in", include_str!("../chapters/sign-in.md")),
+    ("another-model", include_str!("../chapters/another-model.md")),
+    ("money", include_str!("../chapters/money.md")),
     ("update", include_str!("../chapters/update.md")),
     ("trouble", include_str!("../chapters/trouble.md")),
+    ("takeover", include_str!("../chapters/takeover.md")),
     ("moving", include_str!("../chapters/moving.md")),
     ("giving-away", include_str!("../chapters/giving-away.md")),
     ("limits-of-trust", include_str!("../chapters/limits-of-trust.md")),

@@ -12,6 +12,8 @@ pub mod memory;
 mod secrets;
 pub mod seen;
 mod support;
+#[cfg(test)]
+mod year;
 
 pub use daemon::{HealthError, run};
 pub use look::{DRIVES, leave_drives};

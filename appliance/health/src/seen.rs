@@ -1,6 +1,6 @@
 //! What was seen of a box, as plain data: everything that checks look at.
 
-use polder_control::{BackupSeen, BatterySeen, PartState, UplinkSeen};
+use polder_control::{BackupSeen, BatterySeen, PartState, SpareStatus, UplinkStatus};
 use polder_site::{EngineName, RecipeName};
 
 /// A box at one moment. What could not be looked at is `None`, and is named in [`crate::look::Look::unseen`].
@@ -31,15 +31,30 @@ pub struct Seen {
     /// Files of models that are not what was imported.
     pub damaged: Vec<DamagedFile>,
     /// The ways out of the box; empty where nobody looks after them.
-    pub uplinks: Vec<UplinkSeen>,
+    pub uplinks: Vec<UplinkStatus>,
     /// The UPS, where there is one.
     pub battery: Option<BatterySeen>,
     /// The backups, where somebody makes them.
     pub backup: Option<BackupSeen>,
     /// How many look after the box, where it is more than a trial and its door tells.
     pub stewards: Option<usize>,
+    /// The other box, where one of the two is the other's spare.
+    pub spare: Option<SpareStatus>,
     /// Ways to tell stewards that did not work for some time: which, since when, and why.
     pub mute: Vec<Mute>,
+    /// A change of model that was announced.
+    pub switch: Option<SwitchSeen>,
+}
+
+/// A name of a model leads to another one from some moment on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SwitchSeen {
+    /// What members' programs call it.
+    pub alias: String,
+    /// The model that comes.
+    pub model: String,
+    /// Unix seconds.
+    pub at: i64,
 }
 
 /// A graphics card, as `nvidia-smi -q -x` tells.

@@ -66,7 +66,8 @@ fn unknown() -> String {
 }
 
 fn machine(machine: &Machine) -> String {
-    let Machine { cpu, threads, memory, disk_free, disk_total, gpus, driver, idle_cards } = machine;
+    let Machine { cpu, threads, memory, disk_free, disk_total, gpus, driver, idle_cards, ports } =
+        machine;
     let mut text = format!(
         "{cpu}, {threads} threads, {} MiB memory\ndisk: {} of {} MiB free\n",
         memory >> 20,
@@ -76,6 +77,10 @@ fn machine(machine: &Machine) -> String {
     for gpu in gpus {
         let memory = gpu.memory.map_or("?".to_owned(), |bytes| (bytes >> 20).to_string());
         let _ = writeln!(text, "card: {}, {memory} MiB", gpu.name);
+    }
+    for port in ports {
+        let cable = if port.connected { "cable in" } else { "no cable" };
+        let _ = writeln!(text, "port {}: {cable}", port.name);
     }
     let _ = writeln!(
         text,

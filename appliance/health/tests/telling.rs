@@ -231,6 +231,7 @@ impl Place {
             engines: vec![engine],
             safe: false,
             supply: None,
+            closed: None,
         };
         let (status, noticed) = (Arc::new(Mutex::new(status)), Arc::default());
         let supervisor = Supervisor { status, noticed };

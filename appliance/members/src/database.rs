@@ -107,6 +107,57 @@ const ADDITIONS: &[(&str, &str)] = &[
      END;",
     ),
     (
+        "identities",
+        "-- Who a member is where the collective signs in, and the address that was proven there.
+     CREATE TABLE identities (
+         issuer TEXT NOT NULL,
+         subject TEXT NOT NULL,
+         member INTEGER NOT NULL REFERENCES members(id) ON DELETE CASCADE,
+         shown TEXT NOT NULL,
+         email TEXT,
+         made_steward INTEGER NOT NULL DEFAULT 0,
+         created_at INTEGER NOT NULL,
+         seen_at INTEGER NOT NULL,
+         PRIMARY KEY (issuer, subject),
+         UNIQUE (member, issuer)
+     ) STRICT, WITHOUT ROWID;",
+    ),
+    (
+        "client apps",
+        "-- Apps that let people sign in with the box.
+     CREATE TABLE client_apps (
+         id TEXT PRIMARY KEY,
+         name TEXT NOT NULL,
+         digest BLOB,
+         redirects TEXT NOT NULL,
+         for_stewards INTEGER NOT NULL,
+         created_at INTEGER NOT NULL
+     ) STRICT;
+     -- Each time that somebody went there; it ends with their session.
+     CREATE TABLE visits (
+         id TEXT PRIMARY KEY,
+         app TEXT NOT NULL REFERENCES client_apps(id) ON DELETE CASCADE,
+         session BLOB NOT NULL REFERENCES sessions(digest) ON DELETE CASCADE,
+         issuer TEXT NOT NULL,
+         redirect TEXT NOT NULL,
+         challenge TEXT,
+         nonce TEXT,
+         scope TEXT NOT NULL,
+         created_at INTEGER NOT NULL
+     ) STRICT;
+     CREATE INDEX visits_of_session ON visits(session);
+     CREATE INDEX visits_of_app ON visits(app);
+     -- What an app was given for it.
+     CREATE TABLE visit_tokens (
+         digest BLOB PRIMARY KEY,
+         visit TEXT NOT NULL REFERENCES visits(id) ON DELETE CASCADE,
+         kind TEXT NOT NULL CHECK (kind IN ('code', 'access', 'refresh')),
+         spent INTEGER NOT NULL DEFAULT 0,
+         expires_at INTEGER NOT NULL
+     ) STRICT;
+     CREATE INDEX tokens_of_visit ON visit_tokens(visit);",
+    ),
+    (
         "revocations",
         "-- What must never work again, so that a spare and a restored backup honour it. Only grows.
      CREATE TABLE revocations (
@@ -199,6 +250,58 @@ const ADDITIONS: &[(&str, &str)] = &[
          member INTEGER REFERENCES members(id) ON DELETE CASCADE,
          at INTEGER NOT NULL,
          keep_models INTEGER NOT NULL
+     ) STRICT;",
+    ),
+    (
+        "trial",
+        "-- Who tries a model before everybody has it, and who has it under the usual name too.
+     CREATE TABLE trial (
+         member INTEGER PRIMARY KEY REFERENCES members(id) ON DELETE CASCADE,
+         under_alias INTEGER NOT NULL DEFAULT 0
+     ) STRICT;",
+    ),
+    (
+        "money",
+        "-- What was written down stays: a correction is another entry.
+     CREATE TABLE ledger (
+         id INTEGER PRIMARY KEY AUTOINCREMENT,
+         day TEXT NOT NULL,
+         kind TEXT NOT NULL CHECK (kind IN ('dues', 'share', 'payment', 'cost', 'fund')),
+         member INTEGER,
+         cents INTEGER NOT NULL CHECK (cents <> 0),
+         month TEXT,
+         note TEXT NOT NULL,
+         corrects INTEGER UNIQUE REFERENCES ledger(id),
+         known_by TEXT UNIQUE,
+         by_member INTEGER NOT NULL,
+         at INTEGER NOT NULL
+     ) STRICT;
+     CREATE INDEX ledger_of_member ON ledger(member);
+     CREATE TRIGGER ledger_changes_nothing BEFORE UPDATE ON ledger BEGIN
+         SELECT RAISE(ABORT, 'entries of the ledger stay as they are');
+     END;
+     CREATE TRIGGER ledger_loses_nothing BEFORE DELETE ON ledger BEGIN
+         SELECT RAISE(ABORT, 'entries of the ledger stay');
+     END;
+     -- What members were called who are no more, until somebody asks that it be forgotten.
+     CREATE TABLE ledger_names (member INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;
+     CREATE TRIGGER ledger_keeps_name AFTER DELETE ON members
+     WHEN EXISTS (SELECT 1 FROM ledger WHERE member = OLD.id OR by_member = OLD.id) BEGIN
+         INSERT OR REPLACE INTO ledger_names (member, name) VALUES (OLD.id, OLD.name);
+     END;
+     -- Who agrees that costs are split by usage, from which month on.
+     CREATE TABLE usage_shares (
+         member INTEGER PRIMARY KEY REFERENCES members(id) ON DELETE CASCADE,
+         from_month INTEGER NOT NULL
+     ) STRICT;",
+    ),
+    (
+        "deeds",
+        "-- What is still to be written into the audit trail.
+     CREATE TABLE deeds (
+         id INTEGER PRIMARY KEY AUTOINCREMENT,
+         at INTEGER NOT NULL,
+         text TEXT NOT NULL
      ) STRICT;",
     ),
 ];

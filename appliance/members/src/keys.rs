@@ -25,6 +25,9 @@ const TEST: &str = "the box's own test";
 const TEST_LIVES: Duration = Duration::from_secs(10 * 60);
 /// A member has at most this many keys.
 const MOST_PER_MEMBER: i64 = 100;
+/// A key that expired is shown for so many seconds, so that its member sees why a program stopped, and then removed: a program that
+/// makes itself a new one each night must not fill the list.
+const EXPIRED_KEPT: i64 = 30 * 24 * 3600;
 /// "Last used" is written at most this often, in seconds.
 const USED_EVERY: i64 = 60;
 
@@ -516,6 +519,10 @@ impl Members {
         if new.models.len() > 64 || !new.models.iter().all(name_ok) {
             return Err(MembersError::Field("a model's name in the key is not one".into()));
         }
+        change.execute(
+            "DELETE FROM keys WHERE member = ?1 AND expires_at <= ?2",
+            [owner.0, self.now().saturating_sub(EXPIRED_KEPT)],
+        )?;
         let held: i64 =
             change.query_row("SELECT count(*) FROM keys WHERE member = ?1", [owner.0], |row| {
                 row.get(0)

@@ -57,6 +57,7 @@ impl Members {
     /// Everything that the database has about a member, as files: what it is called, and its text. Nothing of it opens anything.
     pub fn own_data(&self, id: MemberId) -> Result<Vec<(&'static str, String)>, MembersError> {
         let member = self.member(id)?;
+        let name = member.name.clone();
         let keys = self.keys_of(id)?;
         let usage = self.usage_of(id, KEPT_DAYS as u32)?;
         let profile = json!({
@@ -108,10 +109,21 @@ impl Members {
             })
             .collect();
         let (sessions, invites) = (self.own_sessions(id)?, self.own_invites(id)?);
+        let linked: Vec<Value> = self
+            .identities(id)?
+            .iter()
+            .map(|l| json!({ "issuer": l.issuer, "name": l.shown, "email": l.email, "last_used": time(l.seen_at) }))
+            .collect();
+        // Of others in it, only their numbers.
+        let money = polder_ledger::write_own(&self.ledger_of(id)?, &|member| {
+            if member == id.0 { name.clone() } else { format!("member {member}") }
+        });
         let text = |value: &Value| format!("{value:#}\n");
         Ok(vec![
             ("profile.json", text(&profile)),
             ("keys.json", text(&json!(keys))),
+            ("identities.json", text(&json!(linked))),
+            ("money.csv", money),
             ("sessions.json", text(&sessions)),
             ("invites.json", text(&invites)),
             ("usage-by-month.json", text(&json!(months))),

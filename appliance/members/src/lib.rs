@@ -10,15 +10,19 @@
 //! exceptions are said where they are: a key's *last used* and usage counts follow within a second.
 
 mod announcements;
+mod client_apps;
 mod clock;
 mod database;
+mod deeds;
 mod ending;
 mod error;
 mod forgetting;
+mod identities;
 mod invites;
 mod keys;
 mod leaving;
 mod limits;
+mod money;
 mod password;
 mod people;
 mod recovery;
@@ -27,7 +31,9 @@ mod secret;
 mod sessions;
 mod setup;
 mod stewards;
+mod trial;
 mod usage;
+mod visits;
 mod words;
 
 use std::collections::HashMap;
@@ -35,11 +41,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 pub use announcements::Announcement;
+pub use client_apps::{ClientApp, NewClientApp};
 pub use clock::Clock;
+pub use deeds::Deed;
 pub use ending::{Ending, EndingAsked};
 pub use error::{
     ClaimRefused, KeyRefused, LimitReached, MembersError, RecoveryRefused, SignInRefused,
 };
+pub use identities::{Arrived, Identity, IdentityRefused, Linked, Ruling};
 pub use invites::{Invite, InviteId};
 pub use keys::{Admission, KeyGrant, KeyId, KeyInfo, KeyLimits, MintedKey, NewKey, Scope};
 pub use leaving::Belongings;
@@ -51,7 +60,9 @@ pub use secret::Secret;
 pub use sessions::{SESSION_SECONDS, SessionInfo};
 pub use setup::{ClaimToken, SetupWindow};
 pub use stewards::{Proposal, Replaced, Wanted};
+pub use trial::Trying;
 pub use usage::{UsageRow, UsedLengths};
+pub use visits::{NewVisit, Visit, VisitTokens};
 
 use tokio_util::sync::CancellationToken;
 
@@ -73,6 +84,8 @@ struct Inner {
     gone: Mutex<HashMap<MemberId, CancellationToken>>,
     /// Up to which revocation the file beside the database has them all.
     gone_kept: Mutex<i64>,
+    /// Who tries a model that others do not reach yet.
+    trying: RwLock<HashMap<MemberId, Trying>>,
     hashing: Hashing,
     claims_by_address: KeyedBuckets<limits::Net>,
     claims_in_all: KeyedBuckets<()>,
@@ -95,6 +108,7 @@ impl Members {
         let mut db = database::open(path)?;
         let gone_kept = revocations::settle(&mut db, path)?;
         let keys = keys::load(&db, &clock)?;
+        let trying = trial::load(&db)?;
         let ledger = Ledger::start(path, clock.clone())?;
         Ok(Self(Arc::new(Inner {
             path: path.to_owned(),
@@ -102,6 +116,7 @@ impl Members {
             keys: RwLock::new(keys),
             gone: Mutex::default(),
             gone_kept: Mutex::new(gone_kept),
+            trying: RwLock::new(trying),
             hashing: Hashing::new(),
             // A person mistypes a code a few times; a program tries many.
             claims_by_address: KeyedBuckets::new(10.0, 10.0),

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Members, MembersError, Secret, forgetting, invites, setup, words};
+use crate::{Members, MembersError, Secret, forgetting, identities, invites, setup, words};
 
 /// Names a member; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -141,8 +141,19 @@ impl Members {
     /// Makes somebody a steward or a member. The last steward stays one. Who becomes a mere member
     /// has the invites withdrawn that they made.
     pub fn set_role(&self, id: MemberId, role: Role) -> Result<(), MembersError> {
+        self.change_role(id, role, false)
+    }
+
+    /// The same at the word of the service that they sign in with, which may then take it back.
+    pub(crate) fn change_role(
+        &self,
+        id: MemberId,
+        role: Role,
+        by_identity: bool,
+    ) -> Result<(), MembersError> {
         let now = self.now();
         self.change_member(id, |change| {
+            identities::note_role(change, id, role, by_identity)?;
             if role == Role::Member {
                 invites::withdraw_all_by(change, id)?;
             }
@@ -203,6 +214,7 @@ impl Members {
     /// disk may be full, and the change is made.
     pub(crate) fn sent_away(&self, id: MemberId) {
         self.forget_owner(id);
+        self.tries_no_more(id);
         let token = self.0.gone.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         if let Some(token) = token {
             token.cancel();
@@ -241,16 +253,24 @@ impl Members {
         new: &Secret,
         keep: &str,
     ) -> Result<(), MembersError> {
+        if !self.check_password(id, present)? {
+            return Err(MembersError::WrongPassword);
+        }
+        self.store_password(id, new, keep)
+    }
+
+    pub(crate) fn check_password(
+        &self,
+        id: MemberId,
+        present: &Secret,
+    ) -> Result<bool, MembersError> {
         let stored = password_of(&self.db(), id)?;
         // Without this, an open browser would be a place to guess at 30 a second.
         let slow = (format!("#{}", id.0), crate::limits::Net::of([127, 0, 0, 1].into()));
         if self.0.sign_ins.take(slow, self.0.clock.millis()).is_err() {
             return Err(MembersError::Busy);
         }
-        if !self.0.hashing.verify(present.expose(), stored.as_deref())? {
-            return Err(MembersError::WrongPassword);
-        }
-        self.store_password(id, new, keep)
+        self.0.hashing.verify(present.expose(), stored.as_deref())
     }
 
     /// Sets the password of somebody who forgot theirs, or never had one: at a steward's word.
@@ -327,13 +347,19 @@ pub(crate) fn remove(change: &Connection, id: MemberId) -> rusqlite::Result<usiz
     change.execute("DELETE FROM members WHERE id = ?1", [id.0])
 }
 
-/// Gives a role as part of another change; who is a steward already is it since then.
-pub(crate) fn set_role(
+/// Gives a role at people's own word as part of another change: no service that they sign in with takes it back.
+pub(crate) fn give_role(
     change: &Connection,
     id: MemberId,
     role: Role,
     now: i64,
 ) -> rusqlite::Result<usize> {
+    identities::note_role(change, id, role, false)?;
+    set_role(change, id, role, now)
+}
+
+/// Gives a role as part of another change; who is a steward already is it since then.
+fn set_role(change: &Connection, id: MemberId, role: Role, now: i64) -> rusqlite::Result<usize> {
     change.execute(
         "UPDATE members SET steward_since = ?3 WHERE id = ?1 AND role <> ?2",
         params![id.0, role.as_str(), now],

@@ -148,3 +148,20 @@ impl Members {
         Ok(())
     }
 }
+
+/// Whose session this is, and when it began, unless it is too old.
+pub(crate) fn alive(
+    db: &rusqlite::Connection,
+    digest: &[u8],
+    now: i64,
+) -> rusqlite::Result<Option<(i64, i64)>> {
+    let found: Option<(i64, i64, i64)> = db
+        .prepare_cached("SELECT member, created_at, seen_at FROM sessions WHERE digest = ?1")?
+        .query_row([digest], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()?;
+    let alive =
+        |created: i64, seen: i64| now < created + SESSION_SECONDS && now < seen + IDLE_SECONDS;
+    Ok(found
+        .filter(|(_, created, seen)| alive(*created, *seen))
+        .map(|(id, created, _)| (id, created)))
+}

@@ -7,7 +7,7 @@ use std::sync::Barrier;
 use std::time::Duration;
 
 use common::{PASSWORD, home, person, place, secret};
-use polder_members::{MembersError, Role, SignInRefused};
+use polder_members::{KeyLimits, LimitReached, MembersError, NewKey, Role, SignInRefused};
 
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -269,4 +269,108 @@ fn who_wants_to_be_forgotten_is_noted_until_every_engine_has_confirmed_it() {
     assert_eq!(left(&["fast"]), [pair(&ada, "fast"), pair(&ben, "fast")]);
     assert_eq!(left(&["fast", "slow"]), [pair(&ada, "fast"), pair(&ben, "fast")]);
     assert!(left(&[]).is_empty() && left(&["fast"]).is_empty());
+}
+
+/// A leap year and more, hour by hour, in the real database.
+#[test]
+fn in_a_year_nothing_grows_quotas_begin_with_their_months_and_nobody_is_locked_out() {
+    const HOUR: i64 = 3600;
+    // Through 2028 and on, until counts of more than 400 days ago have to go.
+    const BEGIN: i64 = 1_830_297_600;
+    const DAYS: i64 = 420;
+    const LEAP_DAY: i64 = 59;
+    let place = place();
+    let ahead = BEGIN - jiff::Timestamp::now().as_second();
+    place.clock.pass(ahead);
+    place.members.set_metering(true);
+    let ada = place.add("Ada", Role::Steward);
+    let everybody = [ada.clone(), place.add("Ben", Role::Member), place.add("Cleo", Role::Member)];
+    let quota = KeyLimits { tokens_per_month: Some(31_000), ..KeyLimits::default() };
+    let limits = [KeyLimits::default(), quota];
+    let keys: Vec<_> = everybody
+        .iter()
+        .flat_map(|member| limits.map(|limits| (member, limits)))
+        .map(|(member, limits)| {
+            let new = NewKey { label: "daily".into(), limits, ..NewKey::default() };
+            place.members.mint_key(member.id, &new).unwrap().key.expose().to_owned()
+        })
+        .collect();
+    let session = place.members.begin_session(ada.id).unwrap().1;
+    let mut signed_in = Some(session);
+    let (mut refused, mut tokens) = (Vec::new(), 0_u64);
+    for day in 0..DAYS {
+        for hour in 0..24 {
+            for key in &keys {
+                let grant = place.members.verify_key(key).expect("a key ended by itself");
+                match place.members.admit(&grant) {
+                    Ok(admission) => {
+                        admission.count("m", 40, 10);
+                        tokens += 50;
+                    }
+                    Err(LimitReached::Month { seconds, .. }) => {
+                        if refused.last() != Some(&(day, hour, seconds)) {
+                            refused.push((day, hour, seconds));
+                        }
+                    }
+                    Err(other) => panic!("{other:?}"),
+                }
+            }
+            place.clock.pass(HOUR);
+        }
+        // One of them comes by every second day; each session is good for a month at most.
+        if day % 2 == 0 {
+            let member = &everybody[usize::try_from(day / 2 % 3).unwrap()];
+            let (_, token) = place.members.begin_session(member.id).unwrap();
+            if member.id == ada.id {
+                // Six days ago.
+                let old = signed_in.replace(token).unwrap();
+                assert!(place.members.session(old.expose()).unwrap().is_some(), "{day}");
+            }
+        }
+        if day % 7 == 0 {
+            let week = Duration::from_secs(7 * 24 * 3600);
+            place.members.invite(ada.id, Role::Member, "a friend", week).unwrap();
+        }
+        if day % 4 == 0 {
+            // A program makes itself a key for a day, and forgets it.
+            let expires_in = Some(Duration::from_secs(24 * 3600));
+            let new = NewKey { label: "nightly".into(), expires_in, ..NewKey::default() };
+            place.members.mint_key(ada.id, &new).expect("old keys stand in the way of new ones");
+        }
+        place.members.flush().unwrap();
+        if day == LEAP_DAY {
+            let rows = place.members.usage_of(ada.id, 2).unwrap();
+            assert!(rows.iter().any(|row| row.day == "2028-02-29"), "{rows:?}");
+        }
+    }
+
+    // Six members' quotas of 31 000 are over after 620 hours of 50 tokens: in every month on its 26th day, and good again when the next
+    // begins; February has one day more.
+    let days: std::collections::BTreeSet<i64> = refused.iter().map(|(day, ..)| *day).collect();
+    let begins = days.iter().filter(|day| !days.contains(&(*day - 1)));
+    let begins: Vec<i64> = begins.copied().collect();
+    assert_eq!(begins[..4], [25, 56, 85, 116], "{begins:?}");
+    let last_hour = refused.iter().filter(|(day, hour, _)| (*day, *hour) == (LEAP_DAY, 23)).count();
+    assert_eq!(last_hour, 1);
+    assert!(refused.iter().all(|(_, _, seconds)| *seconds <= 31 * 24 * 3600));
+
+    // Nothing of what is over is left, and no day is missing.
+    let used = place.members.usage_of_all(4000).unwrap();
+    let mut days: Vec<&str> = used.iter().map(|row| row.day.as_str()).collect();
+    days.dedup();
+    assert_eq!(days.len(), 400, "{:?} to {:?}", days.first(), days.last());
+    let counted: u64 = used.iter().map(|row| row.prompt + row.completion).sum();
+    assert!(counted < tokens && counted > tokens / 420 * 395, "{counted} of {tokens}");
+    assert_eq!(place.members.invites().unwrap().len(), 1);
+    let db = rusqlite::Connection::open(&place.path).unwrap();
+    let count = |table: &str| -> i64 {
+        db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+    };
+    assert!(count("sessions") <= 8, "{}", count("sessions"));
+    assert!(count("invites") <= 2, "{}", count("invites"));
+    assert!(count("quota_use") <= 6, "{}", count("quota_use"));
+    assert!(count("keys") <= 6 + 10, "{}", count("keys"));
+    assert!(count("usage") <= 400 * 6, "{}", count("usage"));
+    let pages: i64 = db.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+    assert!(pages * 4096 < 4 << 20, "{} KiB", pages * 4);
 }

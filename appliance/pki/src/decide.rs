@@ -65,6 +65,8 @@ pub enum AuthorityDue {
     TooWide,
     /// The ones it has are about to end.
     Ends,
+    /// The ones it has were made while the clock was ahead, and no device takes them before that day.
+    Future,
 }
 
 /// Why another certificate is needed.
@@ -148,6 +150,11 @@ impl AuthorityFacts {
     fn ends_soon(&self, now: i64) -> bool {
         plausible(now) && self.validity.until - now < LEAF_DAYS * DAY
     }
+
+    /// Not while the clock is wrong: then nobody knows.
+    fn is_of_the_future(&self, now: i64) -> bool {
+        plausible(now) && now < self.validity.from
+    }
 }
 
 /// Which of the box's authorities (oldest first) signs now, or why another one is needed.
@@ -159,13 +166,17 @@ pub fn choose_authority(
     names: &Names,
     now: i64,
 ) -> Result<usize, AuthorityDue> {
-    let lasting = || authorities.iter().enumerate().rev().filter(|(_, a)| !a.ends_soon(now));
+    let good = |a: &AuthorityFacts| !a.ends_soon(now) && !a.is_of_the_future(now);
+    let lasting = || authorities.iter().enumerate().rev().filter(|(_, a)| good(a));
     let speaks_for_all = |a: &AuthorityFacts| names.hosts.iter().all(|host| a.permits_host(host));
     if let Some((index, _)) = lasting().find(|(_, a)| a.is_narrow() && speaks_for_all(a)) {
         return Ok(index);
     }
     Err(match (authorities.is_empty(), lasting().next()) {
         (true, _) => AuthorityDue::None,
+        (false, None) if authorities.iter().all(|a| a.is_of_the_future(now)) => {
+            AuthorityDue::Future
+        }
         (false, None) => AuthorityDue::Ends,
         (false, Some((_, newest))) if !newest.is_narrow() => AuthorityDue::TooWide,
         (false, Some((_, newest))) => AuthorityDue::Outside(
@@ -299,6 +310,24 @@ mod tests {
         );
         let narrow = authority(&["garden.local", "localhost"]);
         assert_eq!(choose_authority(&[wide, narrow], &wanted, NOW), Ok(1));
+    }
+
+    #[test]
+    fn a_clock_that_was_years_ahead_for_a_moment_costs_nobody_their_trust() {
+        let (now, n) = (authority(&["oak.local"]), names(&["oak.local"], &[]));
+        // A clock battery that thinks it is 2046 has another one made.
+        let ahead = NOW + 20 * 365 * DAY;
+        assert_eq!(
+            choose_authority(std::slice::from_ref(&now), &n, ahead),
+            Err(AuthorityDue::Ends)
+        );
+        let later = AuthorityFacts { validity: authority_validity(ahead), ..now.clone() };
+        assert_eq!(choose_authority(&[now.clone(), later.clone()], &n, ahead), Ok(1));
+        // Put right, members' devices have the first one and take the other one not before 2046.
+        assert_eq!(choose_authority(&[now.clone(), later.clone()], &n, NOW), Ok(0));
+        assert_eq!(choose_authority(&[now, later.clone()], &n, 0), Ok(1));
+        // A box that was first started with such a clock.
+        assert_eq!(choose_authority(&[later], &n, NOW), Err(AuthorityDue::Future));
     }
 
     #[test]

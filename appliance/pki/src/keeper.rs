@@ -168,6 +168,9 @@ fn signing(
             "the old one may speak for a name without a dot, below which others may have theirs; take the old one off every device".to_owned()
         }
         AuthorityDue::Ends => "the old one is near its end".to_owned(),
+        AuthorityDue::Future => {
+            "the old one was made while the clock was ahead, and no device takes it yet".to_owned()
+        }
     };
     let statement = format!(
         "The box has another certificate authority, because {why}; members must install its certificate once more (SHA-256 {fingerprint}). The old one is kept, unused."

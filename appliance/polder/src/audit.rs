@@ -1,5 +1,5 @@
 use anyhow::{Context, bail};
-use polder_control::{AuditEntry, AuditHead, Reply, Request};
+use polder_control::{AuditEntry, AuditHead, Reply, Request, SpareReply, SpareRequest};
 use polder_supervisor::Verdict;
 
 use crate::console::say;
@@ -31,12 +31,15 @@ pub(crate) struct Audit {
 enum Command {
     /// Check that no entry was changed or taken out; with a head that was kept elsewhere also that none was cut off the end.
     #[command(
-        after_help = "Examples:\n  polder audit verify\n  polder audit verify --head 4711:5f7a...   as `polder audit head` printed it earlier\n\nThe box need not run. Exit status: 0 the trail is whole, 1 it is not."
+        after_help = "Examples:\n  polder audit verify\n  polder audit verify --spare                  with what the box's spare keeps of it\n  polder audit verify --head 4711:5f7a...   as `polder audit head` printed it earlier\n\nThe box need not run. Exit status: 0 the trail is whole, 1 it is not."
     )]
     Verify {
         /// The number and hash of an entry that was known before.
         #[arg(long, value_name = "NUMBER:HASH", value_parser = read_head)]
         head: Option<AuditHead>,
+        /// Compare with everything that the box's spare keeps of the trail; the box and its spare must run.
+        #[arg(long, conflicts_with = "head")]
+        spare: bool,
         #[command(flatten)]
         state: State,
     },
@@ -54,7 +57,8 @@ impl Audit {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self.command {
             None => {}
-            Some(Command::Verify { head, state }) => return verify(&state, head.as_ref()),
+            Some(Command::Verify { spare: true, state, .. }) => return verify_with_spare(&state),
+            Some(Command::Verify { head, state, .. }) => return verify(&state, head.as_ref()),
             Some(Command::Head { state }) => {
                 let Reply::AuditHead(head) = state.ask(&Request::AuditHead)? else {
                     return Err(unexpected());
@@ -86,6 +90,25 @@ fn verify(state: &State, head: Option<&AuditHead>) -> anyhow::Result<()> {
             )
         }
     }
+}
+
+/// Every entry that the spare knows must be there as it was.
+fn verify_with_spare(state: &State) -> anyhow::Result<()> {
+    let SpareReply::Heads(heads) = crate::spare::ask(state, &SpareRequest::Heads)? else {
+        return Err(unexpected());
+    };
+    verify(state, None)?;
+    for (number, hash) in &heads {
+        let head = AuditHead { number: *number, hash: hash.clone() };
+        if let (_, Verdict::Broken(why)) = polder_supervisor::verify(&state.folder()?, Some(&head))?
+        {
+            bail!(
+                "the audit trail is not what the spare keeps of it: {why}; ask every steward, and compare with a backup"
+            )
+        }
+    }
+    say(format!("the {} that the spare keeps are among them, as they were", heads.len()));
+    Ok(())
 }
 
 fn read_head(text: &str) -> anyhow::Result<AuditHead> {

@@ -28,11 +28,13 @@ mod seed;
 mod shell;
 mod site;
 mod slots;
+mod spare;
 mod state;
 mod status;
 mod supervise;
 mod support;
 mod synthetic;
+mod takeover;
 mod up;
 mod update;
 mod wan;
@@ -69,6 +71,7 @@ enum Command {
     Site(site::Site),
     Audit(audit::Audit),
     Backup(backup::Backup),
+    Spare(spare::Spare),
     Supervise(supervise::Supervise),
     Gateway(gateway::Gateway),
     Engine(engine::Engine),
@@ -101,6 +104,7 @@ fn main() -> ExitCode {
         Command::Site(site) => site.run(),
         Command::Audit(audit) => audit.run(),
         Command::Backup(backup) => backup.run(),
+        Command::Spare(spare) => spare.run(),
         Command::Supervise(supervise) => supervise.run(),
         Command::Gateway(gateway) => gateway.run(),
         Command::Engine(engine) => engine.run(),

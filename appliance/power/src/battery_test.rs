@@ -43,6 +43,14 @@ pub struct Test {
     pub result: String,
 }
 
+impl Test {
+    /// How long before `now` it was. Nothing where it lies in the future: then the clock was wrong, at that time or since, and
+    /// a battery must not go untested for years because of it.
+    pub fn before(&self, now: i64) -> Option<Duration> {
+        u64::try_from(now.saturating_sub(self.at)).ok().map(Duration::from_secs)
+    }
+}
+
 /// The record of tests, a line of JSON each.
 #[derive(Debug, Clone)]
 pub struct Record(PathBuf);
@@ -109,6 +117,29 @@ mod tests {
         let silent = Seen { silent: Duration::from_secs(10), ..calm() };
         assert!(!is_due(&silent, day(2), None));
         assert!(!is_due(&Seen::default(), day(2), None));
+    }
+
+    /// A year with a leap day in it, looked at every hour as the watch does it, with the record on disk. In its middle the
+    /// clock is in 2060 for a day, and a test is made there.
+    #[test]
+    fn in_a_year_a_battery_is_tested_every_month_and_a_clock_that_was_wrong_stops_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = Record::in_folder(folder.path());
+        let hour = Duration::from_secs(3600);
+        let (begin, mut tests) = (1_830_297_600, Vec::new());
+        for n in 0..366 * 24_u32 {
+            let right = begin + i64::from(n) * 3600;
+            let wrong = (180 * 24..181 * 24).contains(&n);
+            let now = if wrong { right + 32 * 365 * 24 * 3600 } else { right };
+            let since = record.last().and_then(|last| last.before(now));
+            if is_due(&calm(), hour * n, since) {
+                record.add(&Test { at: now, result: "Done and passed".to_owned() }).unwrap();
+                tests.push(n / 24);
+            }
+        }
+        assert_eq!(tests, [1, 31, 61, 91, 121, 151, 180, 181, 211, 241, 271, 301, 331, 361]);
+        let size = std::fs::metadata(folder.path().join("tests.jsonl")).unwrap().len();
+        assert!(size < 2000, "{size}");
     }
 
     #[test]

@@ -347,9 +347,7 @@ impl<H: House> Watcher<H> {
             return;
         }
         let now = unix_now();
-        let since = Record::in_folder(&self.folder)
-            .last()
-            .map(|last| Duration::from_secs(u64::try_from(now - last.at).unwrap_or(0)));
+        let since = Record::in_folder(&self.folder).last().and_then(|last| last.before(now));
         if !battery_test::is_due(seen, self.begun.elapsed(), since) {
             return;
         }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -80,17 +81,34 @@ pub enum Via {
     Interface(String),
 }
 
+/// How much a box would rather have callers over another of its lines: they come over those with the smallest number. It may change
+/// while a line is held.
+#[derive(Debug, Clone, Default)]
+pub struct Rank(Arc<AtomicU8>);
+
+impl Rank {
+    /// The relay hears of it within a second.
+    pub fn set(&self, rank: u8) {
+        self.0.store(rank, Ordering::Relaxed);
+    }
+    /// As it was set last; 0 at first.
+    pub fn get(&self) -> u8 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Holds one line for ever: ends when it is dropped. `told` hears how it is, `take` has every caller.
 pub async fn hold(
     pass: &Pass,
     via: &Via,
+    rank: &Rank,
     told: impl Fn(LineState),
     take: impl Fn(Caller) + Clone + Send + Sync + 'static,
 ) {
     let mut pause = SOON;
     loop {
         told(LineState::Calling);
-        let ended = once(pass, via, &told, take.clone()).await;
+        let ended = once(pass, via, rank, &told, take.clone()).await;
         let (why, wait) = match ended {
             Ended::Broke(why) => {
                 pause = SOON;
@@ -118,6 +136,7 @@ enum Ended {
 async fn once(
     pass: &Pass,
     via: &Via,
+    rank: &Rank,
     told: &impl Fn(LineState),
     take: impl Fn(Caller) + Clone + Send + Sync + 'static,
 ) -> Ended {
@@ -152,6 +171,7 @@ async fn once(
         heard,
         asked,
         local,
+        rank: rank.clone(),
     });
     let service = service_fn(move |request| answer(known.clone(), request, take.clone()));
     let mut builder = Builder::new(TokioExecutor::new());
@@ -219,6 +239,7 @@ struct Line {
     /// Told whenever the relay asks whether we are still there.
     asked: watch::Sender<()>,
     local: SocketAddr,
+    rank: Rank,
 }
 
 /// What the relay asks.
@@ -256,12 +277,15 @@ async fn answer(
                 secret.set_sensitive(true);
                 response.headers_mut().insert(line::ID, id);
                 response.headers_mut().insert(line::SECRET, secret);
+                response.headers_mut().insert(line::RANK, u16::from(line.rank.get()).into());
             }
             Ok(response)
         }
         line::PING_PATH => {
             line.asked.send_replace(());
-            Ok(only(StatusCode::OK))
+            let mut response = only(StatusCode::OK);
+            response.headers_mut().insert(line::RANK, u16::from(line.rank.get()).into());
+            Ok(response)
         }
         line::WELCOME if !welcomed => {
             let body = body(request).await;

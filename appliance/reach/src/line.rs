@@ -21,6 +21,8 @@ pub(crate) const REFUSED: &str = "/refused";
 pub(crate) const CALLER: &str = "x-polder-caller";
 /// What it asks again and again: are you still there?
 pub(crate) const PING_PATH: &str = "/ping";
+/// How much the box would rather have callers over another line, from 0: said with who it is and in every answer to a ping.
+pub(crate) const RANK: &str = "x-polder-rank";
 /// How often it asks that, and how long either side waits to hear from the other.
 pub(crate) const PING: Duration = Duration::from_secs(1);
 pub(crate) const SILENCE: Duration = Duration::from_secs(3);

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -121,6 +121,8 @@ struct Line {
     number: u64,
     secret: Vec<u8>,
     send: SendRequest<Full<Bytes>>,
+    /// As the box said last. Callers go over the lines with the smallest.
+    rank: AtomicU8,
     /// Cancelled when the box may hold it no more.
     end: CancellationToken,
 }
@@ -243,7 +245,7 @@ impl Relay {
             who.await.map_err(|_| "the box did not say who it is".to_owned())?.map_err(text)?;
         let said = |name| who.headers().get(name).and_then(|value| value.to_str().ok());
         let (id, secret) = (said(line::ID).unwrap_or(""), said(line::SECRET).unwrap_or(""));
-        let secret = decode(secret);
+        let (secret, rank) = (decode(secret), rank(&who).into());
         let Some(names) = self.known().admit(id, &secret) else {
             let why = "the relay does not know this pass; add the box again there, and give it the new one";
             let refused = asking(line::REFUSED, Bytes::from_static(why.as_bytes()));
@@ -256,16 +258,16 @@ impl Relay {
         answer.await.map_err(|_| "the box did not take its names".to_owned())?.map_err(text)?;
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let ping = send.clone();
-        let line = Arc::new(Line { number, secret, send, end });
+        let line = Arc::new(Line { number, secret, send, rank, end });
         let id = id.to_owned();
-        self.add(&id, line);
+        self.add(&id, line.clone());
         log::info!(from:% = remote; "{id} holds a line");
         let ended = tokio::select! {
             ended = connection => match ended {
                 Ok(ended) => ended.map_err(text),
                 Err(error) => Err(error.to_string()),
             },
-            why = silent(ping) => Err(why),
+            why = silent(ping, &line.rank) => Err(why),
         };
         self.remove(&id, number);
         ended
@@ -308,7 +310,7 @@ impl Relay {
         }
     }
 
-    /// A way to the box over its newest line that takes the caller; waits for one while there is none.
+    /// A way to the box over the line that it prefers, the newest of several, that takes the caller; waits for one while there is none.
     async fn reach(
         &self,
         id: &str,
@@ -319,8 +321,10 @@ impl Relay {
         let mut changed = self.changed.subscribe();
         loop {
             changed.borrow_and_update();
-            let lines: Vec<Arc<Line>> = self.lines().get(id).cloned().unwrap_or_default();
-            for line in lines.iter().rev() {
+            let mut lines: Vec<Arc<Line>> = self.lines().get(id).cloned().unwrap_or_default();
+            lines.reverse();
+            lines.sort_by_key(|line| line.rank.load(Ordering::Relaxed));
+            for line in &lines {
                 let call = call(line.send.clone(), name, remote);
                 match timeout(self.limits.line_patience, call).await {
                     Ok(Ok(io)) => return Some(io),
@@ -408,16 +412,22 @@ async fn carry(
 
 /// Comes back when the box does not answer any more. A question of our own, and not HTTP/2's keep-alive: a program answers it, not a library,
 /// and the box knows by it that the relay is there.
-async fn silent(mut send: SendRequest<Full<Bytes>>) -> String {
+async fn silent(mut send: SendRequest<Full<Bytes>>, known: &AtomicU8) -> String {
     loop {
         tokio::time::sleep(line::PING).await;
         match timeout(line::SILENCE, send.send_request(asking(line::PING_PATH, Bytes::new()))).await
         {
-            Ok(Ok(_)) => {}
+            Ok(Ok(answer)) => known.store(rank(&answer), Ordering::Relaxed),
             Ok(Err(error)) => return error.to_string(),
             Err(_) => return "the box has fallen silent".to_owned(),
         }
     }
+}
+
+/// What a box says of its line; one of an older version prefers none.
+fn rank<B>(answer: &http::Response<B>) -> u8 {
+    let said = answer.headers().get(line::RANK).and_then(|value| value.to_str().ok());
+    said.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 /// Asks the box over its line to take a caller.

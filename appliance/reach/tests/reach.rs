@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use polder_reach::dial::{Caller, LineState, Via, hold};
+use polder_reach::dial::{Caller, LineState, Rank, Via, hold};
 use polder_reach::relay::{Limits, run};
 use polder_reach::{Pass, Place, Register};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -64,6 +64,9 @@ struct House {
     state: watch::Receiver<LineState>,
     trust: Arc<ClientConfig>,
     callers: Arc<Mutex<Vec<SocketAddr>>>,
+    /// The number of the line over which each of them came, from 0.
+    over: Arc<Mutex<Vec<usize>>>,
+    ranks: Vec<Rank>,
     tasks: Vec<JoinHandle<()>>,
     key: TlsAcceptor,
 }
@@ -90,6 +93,8 @@ impl House {
             state: watch::channel(LineState::Calling).1,
             trust: Arc::new(trust),
             callers: Arc::default(),
+            over: Arc::default(),
+            ranks: Vec::new(),
             tasks: Vec::new(),
             key: TlsAcceptor::from(Arc::new(server)),
         };
@@ -100,8 +105,11 @@ impl House {
     fn line(&mut self, pass: &Pass) -> watch::Receiver<LineState> {
         let (told, state) = watch::channel(LineState::Calling);
         let (pass, key, callers) = (pass.clone(), self.key.clone(), self.callers.clone());
+        let (over, number, rank) = (self.over.clone(), self.ranks.len(), Rank::default());
+        self.ranks.push(rank.clone());
         let take = move |caller: Caller| {
             callers.lock().unwrap().push(caller.remote);
+            over.lock().unwrap().push(number);
             let key = key.clone();
             tokio::spawn(async move {
                 let Ok(mut stream) = key.accept(caller.stream).await else { return };
@@ -116,7 +124,7 @@ impl House {
             });
         };
         self.tasks.push(tokio::spawn(async move {
-            hold(&pass, &Via::Any, |state| drop(told.send_replace(state)), take).await;
+            hold(&pass, &Via::Any, &rank, |state| drop(told.send_replace(state)), take).await;
         }));
         state
     }
@@ -301,6 +309,33 @@ async fn when_a_line_dies_without_a_word_callers_come_over_the_other_and_cut_ans
     // The box notices as well.
     let broken = newest.wait_for(|state| matches!(state, LineState::Broken { .. }));
     timeout(Duration::from_secs(8), broken).await.unwrap().unwrap();
+    relay.end().await;
+}
+
+#[tokio::test]
+async fn callers_come_over_the_line_that_the_box_prefers_and_over_another_when_it_changes_its_mind()
+{
+    let folder = tempfile::tempdir().unwrap();
+    let relay = Relay::start(folder.path(), "127.0.0.1:0", Limits::default()).await;
+    let pass = relay.pass();
+    let mut house = House::new(&pass);
+    held(&mut house.state).await;
+    held(&mut house.line(&pass)).await;
+    for preferred in [0, 1, 0] {
+        house.ranks.iter().enumerate().for_each(|(n, rank)| rank.set(u8::from(n != preferred)));
+        let begun = Instant::now();
+        // The relay hears of it with its next ping.
+        loop {
+            echoes(&mut house.call(relay.at).await.unwrap(), b"hello").await.unwrap();
+            if house.over.lock().unwrap().last() == Some(&preferred) {
+                break;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(10), "still not over {preferred}");
+            sleep(Duration::from_millis(50)).await;
+        }
+        echoes(&mut house.call(relay.at).await.unwrap(), b"once more").await.unwrap();
+        assert_eq!(house.over.lock().unwrap().last(), Some(&preferred));
+    }
     relay.end().await;
 }
 

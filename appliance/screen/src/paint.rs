@@ -351,6 +351,7 @@ mod tests {
         let site = Site::unclaimed(443);
         BoxStatus {
             supply: None,
+            closed: None,
             safe: false,
             site,
             gateway: part(PartState::Ready),

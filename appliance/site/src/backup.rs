@@ -64,12 +64,14 @@ pub enum BackupPlace {
     },
     /// A server that speaks restic's own protocol, by its address.
     Server(String),
+    /// The spare that this box is paired with.
+    Spare,
 }
 
 /// Not a place for backups.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no place for backups; write a folder from the root (/mnt/backup), a disk by its label (disk:LABEL), or a server without name and password in it (rest:https://spare.local:8000/box)"
+    "{0:?} is no place for backups; write a folder from the root (/mnt/backup), a disk by its label (disk:LABEL), a server without name and password in it (rest:https://spare.local:8000/box), or the box's spare (spare)"
 )]
 pub struct BackupPlaceError(String);
 
@@ -83,6 +85,9 @@ impl FromStr for BackupPlace {
         let refuse = || BackupPlaceError(given.chars().take(80).collect());
         if given.len() > LONGEST || given.chars().any(char::is_control) {
             return Err(refuse());
+        }
+        if given == "spare" {
+            return Ok(Self::Spare);
         }
         if let Some(label) = given.strip_prefix("disk:") {
             // It becomes a part of a path, and file systems allow no longer ones.
@@ -115,6 +120,7 @@ impl fmt::Display for BackupPlace {
             Self::Folder(path) => write!(f, "{}", path.display()),
             Self::Disk { label } => write!(f, "disk:{label}"),
             Self::Server(address) => write!(f, "rest:{address}"),
+            Self::Spare => f.write_str("spare"),
         }
     }
 }
@@ -138,7 +144,9 @@ mod tests {
 
     #[test]
     fn a_place_is_a_folder_a_disk_or_a_server_and_is_written_as_it_was_read() {
-        for given in ["/mnt/backup", "disk:POLDER-BACKUP", "rest:https://spare.local:8000/box"] {
+        for given in
+            ["/mnt/backup", "disk:POLDER-BACKUP", "rest:https://spare.local:8000/box", "spare"]
+        {
             assert_eq!(given.parse::<BackupPlace>().unwrap().to_string(), given);
         }
         for bad in [

@@ -4,12 +4,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::alerts::Alerts;
 use crate::apps::App;
-use crate::backup::Backup;
+use crate::backup::{Backup, BackupPlace};
 use crate::certificate::PublicCertificate;
 use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::DynamicDns;
-use crate::names::{AppName, BoxName, EngineName};
+use crate::money::Money;
+use crate::names::{AppName, BoxName, EngineName, ModelAlias};
 use crate::power::PowerPlan;
+use crate::sign_in::SignIn;
+use crate::spare::Spare;
+use crate::succession::SuccessionStep;
 use crate::updates::Updates;
 use crate::uplinks::Uplinks;
 use crate::verifier::Verifier;
@@ -36,6 +40,21 @@ pub enum SiteChange {
     },
     /// Stop an engine and forget its slot (its weights stay).
     RemoveEngine(EngineName),
+    /// Have a name of members' programs lead to this slot.
+    Alias {
+        /// The name.
+        name: ModelAlias,
+        /// The slot.
+        to: EngineName,
+    },
+    /// Have the name lead nowhere.
+    RemoveAlias(ModelAlias),
+    /// Go on with a change of model. One that cannot be gone on with changes nothing: see [`Site::stepped`].
+    Succession(SuccessionStep),
+    /// Keep the books in this currency.
+    Money(Money),
+    /// Keep no books any more; what was written down stays.
+    RemoveMoney,
     /// Count usage, or stop counting.
     Usage(Metering),
     /// Let members have more together, or less.
@@ -64,6 +83,10 @@ pub enum SiteChange {
     Verifier(Verifier),
     /// Ask nobody any more.
     RemoveVerifier,
+    /// Let people sign in with what they have there.
+    SignIn(Box<SignIn>),
+    /// Let them sign in with the box's own passwords only.
+    RemoveSignIn,
     /// Look for updates there.
     Updates(Updates),
     /// Look for updates on sticks only.
@@ -80,6 +103,10 @@ pub enum SiteChange {
     Backup(Backup),
     /// Make no more backups; those there are stay.
     RemoveBackup,
+    /// Be the spare of another box, or have one.
+    Spare(Spare),
+    /// Neither is nor has a spare.
+    RemoveSpare,
     /// Go out by these ways, all of them; none leaves the machine's own routes as they are. Undone unless it is confirmed.
     Uplinks(Uplinks),
     /// Tell this service or zone where the box is, whenever it goes out another way.
@@ -108,6 +135,15 @@ impl SiteChange {
             Self::RemoveEngine(name) => {
                 next.engines.remove(name);
             }
+            Self::Alias { name, to } => {
+                next.aliases.insert(name.clone(), to.clone());
+            }
+            Self::RemoveAlias(name) => {
+                next.aliases.remove(name);
+            }
+            Self::Succession(step) => return site.stepped(step).unwrap_or(next),
+            Self::Money(money) => next.money = Some(money.clone()),
+            Self::RemoveMoney => next.money = None,
             Self::Usage(metering) => next.usage = metering.clone(),
             Self::Sharing(sharing) => next.sharing = *sharing,
             Self::Common { title, text } => {
@@ -125,6 +161,8 @@ impl SiteChange {
             }
             Self::Verifier(verifier) => next.verifier = Some(verifier.clone()),
             Self::RemoveVerifier => next.verifier = None,
+            Self::SignIn(sign_in) => next.sign_in = Some((**sign_in).clone()),
+            Self::RemoveSignIn => next.sign_in = None,
             Self::Updates(updates) => next.updates = Some(updates.clone()),
             Self::RemoveUpdates => next.updates = None,
             Self::Certificate(certificate) => {
@@ -141,6 +179,12 @@ impl SiteChange {
             Self::RemovePower => next.power = None,
             Self::Backup(backup) => next.backup = Some(backup.clone()),
             Self::RemoveBackup => next.backup = None,
+            Self::Spare(spare) => next.spare = Some(*spare),
+            Self::RemoveSpare => {
+                next.spare = None;
+                // There is nobody any more whom they could go to.
+                next.backup.take_if(|backup| backup.to == BackupPlace::Spare);
+            }
             Self::Uplinks(uplinks) => next.uplinks = uplinks.clone(),
             Self::DynamicDns(dns) => next.dynamic_dns = Some(dns.clone()),
             Self::RemoveDynamicDns => next.dynamic_dns = None,

@@ -5,12 +5,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::alerts::{Alerts, MailError};
 use crate::apps::App;
-use crate::backup::Backup;
+use crate::backup::{Backup, BackupPlace};
 use crate::budget::Budget;
 use crate::certificate::{Proof, PublicCertificate, PublicName};
 use crate::dynamic_dns::{DynamicDns, DynamicDnsError};
-use crate::names::{AppName, BoxName, EngineName, RecipeName};
+use crate::money::Money;
+use crate::names::{AppName, BoxName, EngineName, ModelAlias, RecipeName};
 use crate::power::PowerPlan;
+use crate::sign_in::{SignIn, SignInError};
+use crate::spare::{Spare, SpareRole};
+use crate::succession::Succession;
 use crate::unknown::UnknownKey;
 use crate::updates::Updates;
 use crate::uplinks::{self, Uplinks, UplinksError};
@@ -45,12 +49,24 @@ pub struct Site {
     /// The engines that should run, by slot. Empty until a model is chosen.
     #[serde(default)]
     pub engines: BTreeMap<EngineName, EngineSlot>,
+    /// What members' programs call models, and the slot that each name leads to. Looked up before recipes and slots.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aliases: BTreeMap<ModelAlias, EngineName>,
+    /// A change of model that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub succession: Option<Succession>,
+    /// What the collective's money is counted in, where it keeps its books here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub money: Option<Money>,
     /// Other web apps on this machine that the door stands before.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub apps: BTreeMap<AppName, App>,
     /// Who is asked about people that bring no credential of the box's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verifier: Option<Verifier>,
+    /// Where the collective's people sign in already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sign_in: Option<SignIn>,
     /// Where updates of the image are looked for; sticks are looked at without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updates: Option<Updates>,
@@ -63,6 +79,9 @@ pub struct Site {
     /// Where copies of the box's small precious state are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<Backup>,
+    /// The other box, where one of the two is the other's spare.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spare: Option<Spare>,
     /// The ways out to the internet, where the box looks after them; without any, the machine's own routes are used as they are.
     #[serde(default, skip_serializing_if = "Uplinks::is_empty")]
     pub uplinks: Uplinks,
@@ -238,6 +257,14 @@ pub enum SiteError {
         "site.toml: keeping.disk_percent is {0}; choose 1 to 80, since weights and members need room on the same disk, or days = 0 to keep nothing there"
     )]
     KeepsTooMuch(u8),
+    /// What the box is to be for another, or another for it, does not fit together.
+    #[error("site.toml: {0}")]
+    Spare(String),
+    /// There is none that backups could go to.
+    #[error(
+        "site.toml: backup.to is the spare, and this box has none; pair it with one on the page Spare first, or name another place for backups"
+    )]
+    NoSpare,
     /// Every copy would be removed again.
     #[error(
         "site.toml: backup.keep has only zeros, so that no backup would be kept; let it keep some hours, days, weeks or months"
@@ -298,6 +325,9 @@ pub enum SiteError {
         /// How long they may be.
         most: usize,
     },
+    /// A name of a model that leads nowhere, or a change of model that cannot be.
+    #[error("site.toml: {0}")]
+    Succession(String),
     /// Uplinks that no box can have.
     #[error(transparent)]
     Uplinks(#[from] UplinksError),
@@ -307,6 +337,9 @@ pub enum SiteError {
     /// A mail server that cannot be used as it says.
     #[error("site.toml: alerts.mail: {0}")]
     Mail(#[from] MailError),
+    /// Nobody could sign in with that service.
+    #[error("site.toml: sign_in: {0}")]
+    SignIn(#[from] SignInError),
     /// A host name of an app that is a name of the box.
     #[error(
         "site.toml: the box would answer to {host} as the app {app} and as itself; call the app something else"
@@ -331,12 +364,17 @@ impl Site {
             common: BTreeMap::new(),
             keeping: Keeping::default(),
             engines: BTreeMap::new(),
+            aliases: BTreeMap::new(),
+            succession: None,
+            money: None,
             apps: BTreeMap::new(),
             verifier: None,
+            sign_in: None,
             updates: None,
             certificate: None,
             power: None,
             backup: None,
+            spare: None,
             uplinks: Uplinks::new(),
             dynamic_dns: None,
             alerts: None,
@@ -441,13 +479,28 @@ impl Site {
         if self.backup.as_ref().is_some_and(|backup| !backup.keep.keeps_something()) {
             return Err(SiteError::KeepsNoBackup);
         }
+        self.check_spare()?;
         uplinks::check(&self.uplinks)?;
         self.dynamic_dns.as_ref().map_or(Ok(()), DynamicDns::check)?;
         if let Some(mail) = self.alerts.as_ref().and_then(|alerts| alerts.mail.as_ref()) {
             mail.check()?;
         }
+        if let Some(sign_in) = &self.sign_in {
+            sign_in.check()?;
+        }
         self.check_common()?;
+        self.check_succession().map_err(SiteError::Succession)?;
         self.check_apps()
+    }
+
+    fn check_spare(&self) -> Result<(), SiteError> {
+        let role = self.spare.as_ref().map(|spare| spare.role);
+        let to_spare = self.backup.as_ref().is_some_and(|b| b.to == BackupPlace::Spare);
+        if to_spare && role != Some(SpareRole::OfThis) {
+            return Err(SiteError::NoSpare);
+        }
+        let checked = self.spare.map_or(Ok(()), |spare| spare.check(self.door.port));
+        checked.map_err(SiteError::Spare)
     }
 
     fn check_certificate(&self) -> Result<(), SiteError> {

@@ -12,9 +12,13 @@ mod certificate;
 mod change;
 mod document;
 mod dynamic_dns;
+mod money;
 mod names;
 mod power;
+mod sign_in;
+mod spare;
 mod store;
+mod succession;
 mod unknown;
 mod updates;
 mod uplinks;
@@ -34,9 +38,13 @@ pub use document::{
     UsageVisibility,
 };
 pub use dynamic_dns::{DnsName, DnsZone, DynamicDns, DynamicDnsError, HookUrl};
-pub use names::{AppName, BoxName, EngineName, NameError, RecipeName, UplinkName};
+pub use money::{Currency, CurrencyError, Money};
+pub use names::{AppName, BoxName, EngineName, ModelAlias, NameError, RecipeName, UplinkName};
 pub use power::{PowerPlan, UpsAddress, UpsAddressError, UpsRole};
+pub use sign_in::{IssuerUrl, SignIn, SignInError};
+pub use spare::{Spare, SpareRole};
 pub use store::{Store, StoreError, Version, write_durably};
+pub use succession::{Stage, Succession, SuccessionError, SuccessionStep, TrialHours};
 pub use unknown::UnknownKey;
 pub use updates::{UpdateUrl, UpdateUrlError, Updates};
 pub use uplinks::{

@@ -94,6 +94,10 @@ name!(
     RecipeName, "recipe", 64, true
 );
 name!(
+    /// What members' programs call a model, whichever it is just now, such as `house`.
+    ModelAlias, "model", 64, true
+);
+name!(
     /// A way out to the internet, such as `fibre`.
     UplinkName, "uplink", 32, false
 );

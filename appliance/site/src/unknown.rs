@@ -12,7 +12,11 @@ use crate::backup::{Backup, Retention};
 use crate::certificate::{DnsHook, DnsUpdate, PublicCertificate};
 use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::{DnsZone, DynamicDns};
+use crate::money::Money;
 use crate::power::PowerPlan;
+use crate::sign_in::SignIn;
+use crate::spare::Spare;
+use crate::succession::Succession;
 use crate::updates::Updates;
 use crate::uplinks::Uplink;
 use crate::verifier::Verifier;
@@ -32,17 +36,20 @@ pub struct UnknownKey {
 /// Keys whose usual value does more than somebody may have wanted who mistyped one. A version that knows them always writes them, so that
 /// no newer one's file is taken for a mistake. All others are necessary, or their usual value is the strictest.
 /// Only a budget is not always written: no later key of an engine may be as near to it.
-const MORE_THAN_MEANT: [&str; 11] = [
+const MORE_THAN_MEANT: [&str; 14] = [
     "keeping",
     "keeping.days",
     "keeping.disk_percent",
     "verifier.mode",
+    "sign_in.members",
     "engines.*.memory",
     "power.role",
     "power.low_charge",
     "power.margin",
     "power.start_charge",
     "backup.limit_kib",
+    "spare.port",
+    "spare.disk_percent",
     "uplinks.*.metered",
 ];
 
@@ -156,14 +163,19 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["sharing"] => fields::<Sharing>(),
         ["keeping"] => fields::<Keeping>(),
         ["engines", _] => fields::<EngineSlot>(),
+        ["succession"] => fields::<Succession>(),
+        ["succession", "parked"] => fields::<EngineSlot>(),
+        ["money"] => fields::<Money>(),
         ["apps", _] => fields::<App>(),
         ["verifier"] => fields::<Verifier>(),
+        ["sign_in"] => fields::<SignIn>(),
         ["updates"] => fields::<Updates>(),
         ["certificate"] => fields::<PublicCertificate>(),
         ["certificate", "dns_update"] => fields::<DnsUpdate>(),
         ["certificate", "dns_hook"] => fields::<DnsHook>(),
         ["power"] => fields::<PowerPlan>(),
         ["backup"] => fields::<Backup>(),
+        ["spare"] => fields::<Spare>(),
         ["backup", "keep"] => fields::<Retention>(),
         ["uplinks", _] => fields::<Uplink>(),
         ["dynamic_dns"] => fields::<DynamicDns>(),
@@ -254,9 +266,27 @@ mod tests {
         let conversations = crate::document::Conversations::Compact;
         let memory = Some("40 %".parse().unwrap());
         let slot = EngineSlot { conversations, memory, ..EngineSlot::serving(recipe) };
-        site.engines.insert("fast".parse().unwrap(), slot);
+        site.engines.insert("fast".parse().unwrap(), slot.clone());
+        let hours = |from, until| {
+            let at = |seconds| jiff::Timestamp::from_second(seconds).unwrap();
+            vec![crate::TrialHours { from: at(from), until: at(until) }]
+        };
+        let (alias, from) = ("house".parse().unwrap(), "fast".parse().unwrap());
+        let memory = None;
+        let slot = EngineSlot { memory, ..slot };
+        let begin =
+            crate::SuccessionStep::Begin { alias, from, slot, beside: false, hours: hours(9, 10) };
+        site = site.stepped(&begin).unwrap();
+        let at = jiff::Timestamp::from_second(20).unwrap();
+        site = site.stepped(&crate::SuccessionStep::Announce { at }).unwrap();
+        site.money = Some(Money { currency: "EUR".parse().unwrap() });
         let url = "unix:/run/auth.sock:/auth".parse().unwrap();
         site.verifier = Some(Verifier { url, mode: Default::default() });
+        let issuer = "https://sso.example.org".parse().unwrap();
+        let mut sign_in = SignIn::at("House", issuer, "box");
+        (sign_in.members, sign_in.stewards) = (vec!["m".into()], vec!["s".into()]);
+        sign_in.root = Some("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".into());
+        site.sign_in = Some(sign_in);
         site.updates = Some(Updates { from: "https://example.org/polder".parse().unwrap() });
         site.door.names.push("gpu.example.org".into());
         site.certificate = Some(PublicCertificate {
@@ -277,6 +307,7 @@ mod tests {
         power.card_percent = Some(60);
         site.power = Some(power);
         site.backup = Some(Backup::to("/mnt/usb".parse().unwrap()));
+        site.spare = Some(Spare::of(crate::SpareRole::OfThis));
         let (interface, targets) = ("enp1s0".parse().unwrap(), Uplink::usual_targets());
         let uplink = Uplink { interface, order: 1, metered: false, targets };
         let name = |text: &str| text.parse().unwrap();
@@ -325,12 +356,16 @@ mod tests {
             &["keeping"],
             &["engines", "fast"],
             &["apps", "wiki"],
+            &["succession"],
+            &["money"],
             &["verifier"],
+            &["sign_in"],
             &["updates"],
             &["certificate"],
             &["certificate", "dns_update"],
             &["power"],
             &["backup"],
+            &["spare"],
             &["backup", "keep"],
             &["uplinks", "fibre"],
             &["dynamic_dns"],
@@ -348,7 +383,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 80);
+        assert_eq!(tried, 106);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }
@@ -372,6 +407,7 @@ mod tests {
                 "engines.fast.memory",
             ),
             ("mode = \"nginx\"", "mod = \"forward\"", "verifier.mod", "verifier.mode"),
+            ("members = [\"m\"]", "membres = [\"m\"]", "sign_in.membres", "sign_in.members"),
             ("margin = 120", "margn = 900", "power.margn", "power.margin"),
         ] {
             let mistyped = text.replace(right, wrong);
@@ -444,6 +480,7 @@ mod tests {
 
         let mut less = site.clone();
         less.engines.clear();
+        (less.succession, less.aliases) = (None, Default::default());
         less.verifier = None;
         // Its table is not written as long as all in it is usual.
         less.sharing = Sharing::default();

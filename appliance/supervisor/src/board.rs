@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
 use polder_control::{
-    BoxStatus, EngineStatus, Event, PartState, PartStatus, Plan, Progress, Run, RunId, RunState,
-    Sockets, StepState, Supply,
+    BoxStatus, Closed, EngineStatus, Event, PartState, PartStatus, Plan, Progress, Run, RunId,
+    RunState, Sockets, StepState, Supply,
 };
 use polder_site::Site;
 use tokio::sync::watch;
@@ -30,6 +30,7 @@ struct Inner {
     site: Site,
     safe: bool,
     supply: Option<Supply>,
+    closed: Option<Closed>,
     status_changed: u64,
     parts: BTreeMap<Part, watch::Receiver<Shown>>,
     /// With the number of the last change, newest run first.
@@ -43,6 +44,7 @@ impl Board {
             site,
             safe,
             supply: None,
+            closed: None,
             status_changed: 1,
             parts: BTreeMap::new(),
             runs: ended.iter().map(|run| (0, run.clone())).collect(),
@@ -67,6 +69,18 @@ impl Board {
     pub(crate) fn set_supply(&self, supply: Option<Supply>) {
         if self.supply() != supply {
             self.status_change(|inner| inner.supply = supply);
+        }
+    }
+
+    /// Whether the door is closed, though the box runs.
+    pub(crate) fn closed(&self) -> Option<Closed> {
+        self.lock().closed.clone()
+    }
+
+    /// Closes the door to everybody, or opens it.
+    pub(crate) fn set_closed(&self, closed: Option<Closed>) {
+        if self.closed() != closed {
+            self.status_change(|inner| inner.closed = closed);
         }
     }
 
@@ -213,6 +227,7 @@ impl Inner {
             engines: self.site.engines.iter().map(engine).collect(),
             safe: self.safe,
             supply: self.supply.clone(),
+            closed: self.closed.clone(),
         }
     }
 }

@@ -44,6 +44,7 @@ impl Children {
             Part::Engine(name) => vec!["engine", name.as_str()],
             Part::Power => vec!["power", "watch"],
             Part::Wan => vec!["wan"],
+            Part::Spare => vec!["spare", "serve"],
             Part::Health => vec!["health", "watch"],
         }
     }

@@ -106,6 +106,23 @@ impl<P: Parts> Desk<P> {
             Request::Backups { wish, key, by } => {
                 Reply::Accepted(work.back_up(wish, key, by).await?)
             }
+            Request::Takeover => Reply::Takeover(work.takeover_status().await?.map(Box::new)),
+            Request::PreviewTakeover(wish) => {
+                let plan = work.preview_takeover(wish).await?;
+                Reply::Preview { differences: Vec::new(), plan }
+            }
+            Request::TakeOver { wish, by } => Reply::Accepted(work.take_over(wish, by).await?),
+            Request::ServeAnyway { by } => {
+                work.serve_anyway(by).await?;
+                Reply::Done
+            }
+            Request::Yield { yields, by } => {
+                work.set_yields(yields, by).await?;
+                Reply::Done
+            }
+            Request::PairSpare { address, code, by } => {
+                Reply::Accepted(work.pair_spare(address, code, by).await?)
+            }
             Request::Judge => Reply::Judged(work.judge().await?),
             Request::Noticed { what, on } => {
                 // Nobody but a part of the box can open this socket, and what a person does is told by `Record`.

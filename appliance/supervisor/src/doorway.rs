@@ -61,7 +61,12 @@ mod tests {
     use super::*;
 
     fn kept(site: &Site) -> Doorway {
-        Doorway { door: Some(site.door.clone()), shut: Vec::new(), names: site.host_names() }
+        Doorway {
+            door: Some(site.door.clone()),
+            shut: Vec::new(),
+            names: site.host_names(),
+            closed: false,
+        }
     }
 
     #[test]

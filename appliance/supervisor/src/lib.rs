@@ -33,6 +33,8 @@ mod supervisor;
 pub mod systemd;
 mod weights;
 mod work;
+#[cfg(test)]
+mod year;
 
 pub use audit::{Trail, TrailError, Verdict, verify};
 pub use children::Children;

@@ -2,7 +2,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use polder_control::{Gpu, Machine};
+use polder_control::{Gpu, Machine, Port};
 
 /// What the operating system tells of the hardware, besides the graphics cards.
 pub(crate) fn detect(state: &Path, gpus: Vec<Gpu>) -> Machine {
@@ -22,7 +22,23 @@ pub(crate) fn detect(state: &Path, gpus: Vec<Gpu>) -> Machine {
         gpus,
         driver: image.then(|| about_driver(driver, cards.len() as u32, idle)),
         idle_cards: idle,
+        ports: ports(Path::new("/sys/class/net")),
     }
+}
+
+fn ports(net: &Path) -> Vec<Port> {
+    let found = fs::read_dir(net).into_iter().flatten().flatten();
+    // Only hardware has a device behind it.
+    let real = found.filter(|entry| entry.path().join("device").exists());
+    let mut ports: Vec<Port> = real
+        .filter_map(|entry| {
+            let carrier = fs::read_to_string(entry.path().join("carrier")).unwrap_or_default();
+            let name = entry.file_name().into_string().ok()?;
+            Some(Port { name, connected: carrier.trim() == "1" })
+        })
+        .collect();
+    ports.sort_by(|a, b| a.name.cmp(&b.name));
+    ports
 }
 
 /// About the driver in an image, for the NVIDIA cards in the machine, of which some are idle.
@@ -183,6 +199,21 @@ mod tests {
         driven.sort_unstable();
         assert_eq!(driven, [false, false, true]);
         assert_eq!(nvidia_cards(&folder.path().join("none")), [false; 0]);
+    }
+
+    #[test]
+    fn only_hardware_is_a_network_port() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, device, carrier) in
+            [("enp2s0", true, "0\n"), ("enp1s0", true, "1\n"), ("lo", false, "1\n")]
+        {
+            let path = folder.path().join(name);
+            fs::create_dir_all(if device { path.join("device") } else { path.clone() }).unwrap();
+            fs::write(path.join("carrier"), carrier).unwrap();
+        }
+        let port = |name: &str, connected| Port { name: name.to_owned(), connected };
+        assert_eq!(ports(folder.path()), [port("enp1s0", true), port("enp2s0", false)]);
+        assert!(ports(&folder.path().join("missing")).is_empty());
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub enum Part {
     Power,
     /// Whoever looks after the uplinks, where the site names any.
     Wan,
+    /// Whoever keeps in touch with the other box, where one of the two is the other's spare.
+    Spare,
     /// Whoever looks after the box's health.
     Health,
 }
@@ -31,6 +33,7 @@ impl fmt::Display for Part {
             Self::Engine(name) => write!(f, "engine {name}"),
             Self::Power => f.write_str("watch over the UPS"),
             Self::Wan => f.write_str("wan"),
+            Self::Spare => f.write_str("link to the other box"),
             Self::Health => f.write_str("health watch"),
         }
     }

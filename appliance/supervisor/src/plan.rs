@@ -2,10 +2,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use polder_backup::{BackupAction, Store, drill_plan, first_plan, restore_plan, save_plan};
 use polder_control::{BackupWish, PartState, Plan, Step};
-use polder_site::{BackupPlace, Budget, EngineName, RecipeName, Site, SiteChange};
+use polder_site::{
+    BackupPlace, Budget, EngineName, RecipeName, Site, SiteChange, Spare, SpareRole,
+    SuccessionStep, TrialHours,
+};
 
 use crate::image::{Change, ImageAction};
 use crate::shelf::Described;
+use crate::work::Handing;
 
 /// The box as it is.
 #[derive(Debug, Clone)]
@@ -33,6 +37,8 @@ pub enum Wanted {
     Image(Change),
     /// Something about backups.
     Backup(BackupWish),
+    /// Another one of a pair is to serve.
+    Takeover(Handing),
 }
 
 /// One thing to do. In a plan they come in an order that leaves the box working whenever one of
@@ -62,6 +68,10 @@ pub enum Action {
     OpenDoor,
     /// Watch the UPS that the site names, or none.
     WatchUps(bool),
+    /// Tell the other box that the two are no pair any more, and forget it.
+    LeaveSpare,
+    /// Listen for the main box, keep in touch with the spare, or neither.
+    TendLink(Option<Spare>),
     /// Wait until a steward confirms, over whatever way they have now, that the change did not lock them out.
     Confirm,
     /// Do something about the image.
@@ -74,6 +84,13 @@ pub enum Action {
         place: BackupPlace,
         /// Which one; the newest without one.
         snapshot: Option<String>,
+    },
+    /// Do something about which of a pair serves.
+    HandOver {
+        /// What.
+        action: polder_takeover::Action,
+        /// As people see it.
+        step: Step,
     },
 }
 
@@ -99,6 +116,19 @@ impl Action {
             }
             Self::WatchUps(true) => ("watch-ups", "Listen to the UPS".to_owned()),
             Self::WatchUps(false) => ("watch-ups", "Listen to no UPS any more".to_owned()),
+            Self::LeaveSpare => {
+                ("leave-spare", "Tell the other box that the two are no pair any more, and forget it; backups stay where they are".to_owned())
+            }
+            Self::TendLink(None) => ("tend-link", "Stop the link to the other box".to_owned()),
+            Self::TendLink(Some(spare)) => (
+                "tend-link",
+                match spare.role {
+                    SpareRole::ForAnother => {
+                        format!("Listen at port {} for the box that this one is the spare of", spare.port)
+                    }
+                    SpareRole::OfThis => "Keep in touch with the spare".to_owned(),
+                },
+            ),
             Self::Confirm => (
                 polder_control::CONFIRM,
                 format!(
@@ -108,6 +138,7 @@ impl Action {
             ),
             Self::Image(action) => return action.step(),
             Self::Backup { action, place, .. } => return action.step(&place.to_string()),
+            Self::HandOver { step, .. } => return step.clone(),
         };
         Step { id: id.to_owned(), title }
     }
@@ -125,7 +156,7 @@ pub fn plan(
     };
     let import =
         |recipe: &RecipeName| Action::ImportModel { recipe: recipe.clone(), what: known(recipe) };
-    let title = title(wanted, &|recipe| known(recipe).title);
+    let title = title(wanted, &observed.site, &|recipe| known(recipe).title);
     let mut actions = Vec::new();
     match wanted {
         Wanted::Image(change) => actions.extend(change.actions().into_iter().map(Action::Image)),
@@ -135,6 +166,10 @@ pub fn plan(
             }
         }
         Wanted::Backup(wish) => actions.extend(backup_actions(wish, &observed.site)),
+        Wanted::Takeover(handing) => {
+            let all = handing.actions.iter().cloned().zip(handing.plan.steps.iter().cloned());
+            actions.extend(all.map(|(action, step)| Action::HandOver { action, step }));
+        }
         Wanted::Change(change) => {
             let next = change.applied_to(&observed.site);
             let mut missing: Vec<&RecipeName> = Vec::new();
@@ -156,10 +191,21 @@ pub fn plan(
                 }
                 start.push(Action::StartEngine(name.clone()));
             }
+            // What is to run later is brought in now.
+            let parked = next.succession.as_ref().and_then(|succession| succession.parked.as_ref());
+            if let Some(slot) = parked
+                && !observed.imported.contains(&slot.recipe)
+                && !missing.contains(&&slot.recipe)
+            {
+                missing.push(&slot.recipe);
+            }
             actions.extend(missing.into_iter().map(import));
             actions.extend(stop);
             let (first, then) = first_backup(change, observed);
             actions.extend(first);
+            if observed.site.spare.is_some() && next.spare.is_none() {
+                actions.push(Action::LeaveSpare);
+            }
             if next != observed.site {
                 actions
                     .push(Action::WriteSite { site: Box::new(next.clone()), why: title.clone() });
@@ -168,6 +214,9 @@ pub fn plan(
             actions.extend(start);
             if must_be_confirmed(change) && next != observed.site {
                 actions.push(Action::Confirm);
+            }
+            if next.spare != observed.site.spare {
+                actions.push(Action::TendLink(next.spare));
             }
             if next.power != observed.site.power {
                 actions.push(Action::WatchUps(next.power.is_some()));
@@ -211,7 +260,49 @@ fn first_backup(change: &SiteChange, observed: &Observed) -> (Vec<Action>, Vec<A
     (all(before), all(after))
 }
 
-fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
+/// A step of a change of model. What it is about stands in the site before it.
+fn succession(step: &SuccessionStep, site: &Site, known: &dyn Fn(&RecipeName) -> String) -> String {
+    use SuccessionStep as S;
+    let under_way = site.succession.as_ref();
+    let alias = under_way.map_or("?", |s| s.alias.as_str());
+    let model = |which: fn(&polder_site::Succession) -> &EngineName| {
+        let slot = under_way.and_then(|s| site.engines.get(which(s)).or(s.parked.as_ref()));
+        slot.map_or_else(|| "the model".to_owned(), |slot| known(&slot.recipe))
+    };
+    let (old, new) = (model(|s| &s.from), model(|s| &s.to));
+    match step {
+        S::Begin { alias, from, slot, beside: true, .. } => format!(
+            "Try {} beside the engine {from}, before the name {alias} is switched to it",
+            known(&slot.recipe)
+        ),
+        S::Begin { alias, from, slot, hours, .. } => {
+            let hours: Vec<String> = hours.iter().map(span).collect();
+            format!(
+                "Try {} in the place of the engine {from}, {}, before the name {alias} is switched to it",
+                known(&slot.recipe),
+                hours.join(" and ")
+            )
+        }
+        S::Announce { at } => format!("Announce that {alias} is {new} from {} on", moment(*at)),
+        S::Withdraw => format!("Take back that {alias} will be {new}"),
+        S::HoursBegin { until } => format!("Run {new} for its trial until {}", moment(*until)),
+        S::HoursEnd { .. } => format!("End the hours of the trial; {old} serves again"),
+        S::Switch => format!("Switch the name {alias} from {old} to {new}"),
+        S::Return => format!("Return the name {alias} from {new} to {old}"),
+        S::LetGo => format!("Let {old} go; its files stay"),
+        S::CallOff => format!("Call the change off; {old} stays"),
+    }
+}
+
+fn moment(at: jiff::Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M UTC").to_string()
+}
+
+fn span(hours: &TrialHours) -> String {
+    format!("{} to {}", moment(hours.from), hours.until.strftime("%H:%M UTC"))
+}
+
+fn title(wanted: &Wanted, site: &Site, known: &dyn Fn(&RecipeName) -> String) -> String {
     match wanted {
         Wanted::Image(change) => change.title(),
         Wanted::Model(recipe) => format!("Bring in {}", known(recipe)),
@@ -236,6 +327,19 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
             format!("Serve {} as {name}{memory}", known(&slot.recipe))
         }
         Wanted::Change(SiteChange::RemoveEngine(name)) => format!("Remove the engine {name}"),
+        Wanted::Change(SiteChange::Alias { name, to }) => {
+            format!("Have the name {name} lead to the engine {to}")
+        }
+        Wanted::Change(SiteChange::RemoveAlias(name)) => {
+            format!("Have the name {name} lead nowhere")
+        }
+        Wanted::Change(SiteChange::Succession(step)) => succession(step, site, known),
+        Wanted::Change(SiteChange::Money(money)) => {
+            format!("Keep the collective's books in {}", money.currency)
+        }
+        Wanted::Change(SiteChange::RemoveMoney) => {
+            "Keep no books any more; what was written down stays".to_owned()
+        }
         Wanted::Change(SiteChange::Usage(usage)) if usage.per_member => {
             "Count usage per member".to_owned()
         }
@@ -270,6 +374,12 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
         }
         Wanted::Change(SiteChange::RemoveVerifier) => {
             "Ask no verifier any more who somebody is".to_owned()
+        }
+        Wanted::Change(SiteChange::SignIn(sign_in)) => {
+            format!("Let people sign in with {} ({})", sign_in.name, sign_in.issuer)
+        }
+        Wanted::Change(SiteChange::RemoveSignIn) => {
+            "Let people sign in with the box's own passwords only".to_owned()
         }
         Wanted::Change(SiteChange::Updates(updates)) => {
             format!("Look for updates at {}", updates.from)
@@ -317,9 +427,20 @@ fn title(wanted: &Wanted, known: &dyn Fn(&RecipeName) -> String) -> String {
             "Have no certificate but the box's own".to_owned()
         }
         Wanted::Change(SiteChange::Backup(backup)) => format!("Keep backups at {}", backup.to),
+        Wanted::Change(SiteChange::Spare(spare)) => match spare.role {
+            SpareRole::ForAnother => {
+                format!(
+                    "Be the spare of another box, with at most {} % of the disk",
+                    spare.disk_percent
+                )
+            }
+            SpareRole::OfThis => "Have a spare".to_owned(),
+        },
+        Wanted::Change(SiteChange::RemoveSpare) => "Have no spare any more, and be none".to_owned(),
         Wanted::Change(SiteChange::RemoveBackup) => {
             "Make no more backups; those there are stay".to_owned()
         }
+        Wanted::Takeover(handing) => handing.plan.title.clone(),
         Wanted::Backup(BackupWish::Now) => "Make a backup".to_owned(),
         Wanted::Backup(BackupWish::Drill) => "Restore the newest backup for a trial".to_owned(),
         Wanted::Backup(BackupWish::Restore { from, .. }) => {
@@ -412,6 +533,38 @@ mod tests {
         box_.site.keeping = keeping;
         let (plan, actions) = plan(&box_, &Wanted::Change(SiteChange::Keeping(keeping)), &|_| None);
         assert!(actions.is_empty() && plan.steps.is_empty());
+    }
+
+    #[test]
+    fn being_a_spare_having_one_and_neither_any_more_read_as_written_down() {
+        let change = |role| Wanted::Change(SiteChange::Spare(Spare::of(role)));
+        assert_eq!(
+            text(&fresh(), change(SpareRole::ForAnother)),
+            "Be the spare of another box, with at most 50 % of the disk\n  \
+             1. Write down what the box should be\n  \
+             2. Listen at port 8444 for the box that this one is the spare of\n\
+             [write-site tend-link]"
+        );
+        assert_eq!(
+            text(&fresh(), change(SpareRole::OfThis)),
+            "Have a spare\n  \
+             1. Write down what the box should be\n  \
+             2. Keep in touch with the spare\n\
+             [write-site tend-link]"
+        );
+        let mut paired = fresh();
+        paired.site.spare = Some(Spare::of(SpareRole::OfThis));
+        paired.site.backup = Some(polder_site::Backup::to(BackupPlace::Spare));
+        assert_eq!(
+            text(&paired, Wanted::Change(SiteChange::RemoveSpare)),
+            "Have no spare any more, and be none\n  \
+             1. Tell the other box that the two are no pair any more, and forget it; backups stay where they are\n  \
+             2. Write down what the box should be\n  \
+             3. Stop the link to the other box\n\
+             [leave-spare write-site tend-link]"
+        );
+        let next = SiteChange::RemoveSpare.applied_to(&paired.site);
+        assert_eq!((next.spare, next.backup), (None, None));
     }
 
     #[test]
@@ -564,6 +717,21 @@ mod tests {
         assert!(nothing.ends_with("[]"), "{nothing}");
     }
 
+    #[test]
+    fn where_people_sign_in_is_only_written_down() {
+        let issuer = "https://sso.example.org".parse().unwrap();
+        let sign_in = polder_site::SignIn::at("our house", issuer, "box");
+        let box_ = serving();
+        assert_eq!(
+            text(&box_, Wanted::Change(SiteChange::SignIn(Box::new(sign_in)))),
+            "Let people sign in with our house (https://sso.example.org)\n  \
+             1. Write down what the box should be\n\
+             [write-site]"
+        );
+        let nothing = text(&serving(), Wanted::Change(SiteChange::RemoveSignIn));
+        assert!(nothing.ends_with("[]"), "{nothing}");
+    }
+
     fn uplinks() -> SiteChange {
         let uplink = |interface: &str, order| polder_site::Uplink {
             interface: interface.parse().unwrap(),
@@ -650,11 +818,109 @@ mod tests {
                     | Action::WatchUps(_)
                     | Action::Confirm
                     | Action::Image(_)
-                    | Action::Backup { .. } => {}
+                    | Action::Backup { .. }
+                    | Action::HandOver { .. } => {}
                 }
             }
             assert_eq!(plan(&box_, &wanted, &|_| None).1, []);
         }
+    }
+
+    fn step(step: SuccessionStep) -> Wanted {
+        Wanted::Change(SiteChange::Succession(step))
+    }
+
+    fn begin(beside: bool) -> SuccessionStep {
+        let at = |seconds| jiff::Timestamp::from_second(seconds).unwrap();
+        let hours = TrialHours { from: at(1_800_000_000), until: at(1_800_003_600) };
+        SuccessionStep::Begin {
+            alias: "house".parse().unwrap(),
+            from: fast(),
+            slot: EngineSlot {
+                memory: Some("40 %".parse().unwrap()),
+                ..EngineSlot::serving("big".parse().unwrap())
+            },
+            beside,
+            hours: (!beside).then_some(hours).into_iter().collect(),
+        }
+    }
+
+    /// A box on which `big` is on trial.
+    fn trying(beside: bool) -> Observed {
+        let mut box_ = serving();
+        box_.site.engines.get_mut(&fast()).unwrap().memory = Some("40 %".parse().unwrap());
+        box_.site = box_.site.stepped(&begin(beside)).unwrap();
+        box_.imported.insert("big".parse().unwrap());
+        box_.engines = box_.site.engines.keys().map(|n| (n.clone(), PartState::Ready)).collect();
+        box_
+    }
+
+    #[test]
+    fn a_model_is_tried_beside_the_old_one_which_serves_on() {
+        let mut box_ = serving();
+        box_.site.engines.get_mut(&fast()).unwrap().memory = Some("40 %".parse().unwrap());
+        assert_eq!(
+            text(&box_, step(begin(true))),
+            "Try BIG beside the engine fast, before the name house is switched to it\n  \
+             1. Import BIG (94 MiB)\n  \
+             2. Write down what the box should be\n  \
+             3. Start the engine fast-2 and wait until it answers\n\
+             [import-model write-site start-engine]"
+        );
+        assert_eq!(
+            text(&box_, step(begin(false))),
+            "Try BIG in the place of the engine fast, 2027-01-15 08:00 UTC to 09:00 UTC, before the name house is switched to it\n  \
+             1. Import BIG (94 MiB)\n  \
+             2. Write down what the box should be\n\
+             [import-model write-site]"
+        );
+    }
+
+    #[test]
+    fn switching_a_name_to_a_model_that_runs_stops_nothing_and_so_does_going_back() {
+        let mut box_ = trying(true);
+        assert_eq!(
+            text(&box_, step(SuccessionStep::Switch)),
+            "Switch the name house from TINY to BIG\n  \
+             1. Write down what the box should be\n\
+             [write-site]"
+        );
+        box_.site = box_.site.stepped(&SuccessionStep::Switch).unwrap();
+        assert_eq!(
+            text(&box_, step(SuccessionStep::Return)),
+            "Return the name house from BIG to TINY\n  \
+             1. Write down what the box should be\n\
+             [write-site]"
+        );
+        assert_eq!(
+            text(&box_, step(SuccessionStep::LetGo)),
+            "Let TINY go; its files stay\n  \
+             1. Let the engine fast finish and stop it\n  \
+             2. Write down what the box should be\n\
+             [stop-engine write-site]"
+        );
+    }
+
+    #[test]
+    fn where_only_one_fits_the_old_model_finishes_before_the_site_names_the_new_one() {
+        let at = jiff::Timestamp::from_second(1_800_090_000).unwrap();
+        let mut box_ = trying(false);
+        let announce = text(&box_, step(SuccessionStep::Announce { at }));
+        assert!(announce.starts_with("Announce that house is BIG from 2027-01-16 09:00 UTC on"));
+        assert_eq!(
+            text(&box_, step(SuccessionStep::Switch)),
+            "Switch the name house from TINY to BIG\n  \
+             1. Let the engine fast finish and stop it\n  \
+             2. Write down what the box should be\n  \
+             3. Start the engine fast-2 and wait until it answers\n\
+             [stop-engine write-site start-engine]"
+        );
+        box_.site = box_.site.stepped(&SuccessionStep::Switch).unwrap();
+        box_.engines = [("fast-2".parse().unwrap(), PartState::Ready)].into();
+        let back = text(&box_, step(SuccessionStep::Return));
+        assert!(back.ends_with("[stop-engine write-site start-engine]"), "{back}");
+        let gone = text(&box_, step(SuccessionStep::LetGo));
+        assert!(gone.ends_with("[write-site]"), "{gone}");
     }
 
     #[test]

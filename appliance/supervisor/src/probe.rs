@@ -7,7 +7,7 @@ use hyper::{Request, StatusCode, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use polder_control::{
     Client, DoorReply, DoorRequest, HealthReply, HealthRequest, PowerReply, PowerRequest, Progress,
-    Sockets, Unit, WanReply, WanRequest,
+    Sockets, SpareReply, SpareRequest, Unit, WanReply, WanRequest,
 };
 use serde::Deserialize;
 use tokio::net::UnixStream;
@@ -39,6 +39,7 @@ pub async fn ask(part: &Part, sockets: &Sockets, limit: Duration) -> Health {
             Part::Engine(name) => ask_engine(&sockets.engine(name)).await,
             Part::Power => ask_power(&sockets.power()).await,
             Part::Wan => ask_wan(&sockets.wan()).await,
+            Part::Spare => ask_spare(&sockets.spare()).await,
             Part::Health => ask_health(&sockets.health()).await,
         }
     };
@@ -72,6 +73,15 @@ async fn ask_wan(socket: &Path) -> Result<Health, String> {
     let WanReply::Status(status) =
         client.ask(&WanRequest::Status).await.map_err(|e| e.to_string())?;
     Ok(Health::Ready(status.trouble))
+}
+
+async fn ask_spare(socket: &Path) -> Result<Health, String> {
+    let mut client: Client<SpareRequest, SpareReply> =
+        Client::connect(socket).await.map_err(|e| e.to_string())?;
+    match client.ask(&SpareRequest::Status).await.map_err(|e| e.to_string())? {
+        SpareReply::Status(_) => Ok(Health::Ready(None)),
+        other => Err(format!("it answered {other:?} when asked how it is")),
+    }
 }
 
 async fn ask_health(socket: &Path) -> Result<Health, String> {

@@ -1,7 +1,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use polder_control::{Actor, BackupWish, ImportSource, Run, RunId, UpdateWish};
+use polder_control::{Actor, BackupWish, ImportSource, Run, RunId, TakeoverWish, UpdateWish};
 use polder_site::{RecipeName, Site, SiteChange, write_durably};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,7 @@ pub(crate) enum Intent {
     Import { recipe: RecipeName, from: ImportSource },
     Update(UpdateWish),
     Backup(BackupWish),
+    Takeover(TakeoverWish),
 }
 
 /// A run that is not over, as it is kept over a crash.

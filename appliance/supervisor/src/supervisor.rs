@@ -207,6 +207,11 @@ async fn settle_end<P: Parts>(state: &Path, parts: &P) -> Result<bool, Superviso
         ended.disk = disk::reset(reset).await;
         erase::write_ended(state, &ended).map_err(failed)?;
     }
+    for name in polder_backup::restore::ALWAYS_THERE {
+        let path = state.join(name);
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(failed)?;
+    }
     erase::over(state).map_err(failed)?;
     make_folder(state)?;
     Ok(true)

@@ -3,8 +3,13 @@ mod confirm;
 mod ending;
 mod image;
 mod import;
+mod mirror;
+mod pair;
 mod shell;
+mod spare;
+mod succession;
 mod supply;
+mod takeover;
 mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,9 +20,9 @@ use std::time::Duration;
 
 use polder_control::{
     Actor, AuditEntry, AuditHead, BackupWish, Disk, Gpu, ImportSource, Machine, PartState, Plan,
-    Power, PowerPhase, Run, RunId, RunState, Sockets, StepState,
+    Power, PowerPhase, Run, RunId, RunState, Sockets, StepState, TakeoverWish,
 };
-use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store};
+use polder_site::{Difference, EngineName, RecipeName, Site, SiteChange, Store, SuccessionStep};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +41,8 @@ use crate::plan::{Action, Observed, Wanted, must_be_confirmed, plan};
 use crate::runs::{Intent, Ledger, Open};
 use crate::shelf::Shelf;
 use crate::supervisor::Patience;
+
+pub(crate) use takeover::Handing;
 
 /// What the operating system allows the path of a socket.
 const LONGEST_SOCKET: usize = 107;
@@ -85,6 +92,8 @@ pub(crate) struct Work<P: Parts> {
     saving: tokio::sync::Mutex<()>,
     /// A restored box waits to be put in place: the supervisor ends and begins anew.
     pub(crate) anew: CancellationToken,
+    /// The other box, where there is one.
+    pair: pair::Pair,
     /// The supervisor is ending; runs stop where they are and are taken up at the next start.
     pub(crate) ending: CancellationToken,
 }
@@ -147,6 +156,7 @@ impl<P: Parts> Work<P> {
             spent: CancellationToken::new(),
             saving: tokio::sync::Mutex::default(),
             anew: CancellationToken::new(),
+            pair: pair::Pair::default(),
             ending: CancellationToken::new(),
         })
     }
@@ -161,10 +171,12 @@ impl<P: Parts> Work<P> {
         let engines = engines.into_keys().map(Part::Engine);
         let power = self.board.site().power.map(|_| Part::Power);
         let uplinks = (!self.board.site().uplinks.is_empty()).then_some(Part::Wan);
-        let others = power.into_iter().chain(uplinks);
+        let spare = self.board.site().spare.map(|_| Part::Spare);
+        let others = power.into_iter().chain(uplinks).chain(spare);
         let wanted: BTreeSet<Part> =
             [Part::Gateway, Part::Health].into_iter().chain(engines).chain(others).collect();
         self.tidy_what_is_kept().await;
+        self.settle_pair().await;
         for part in &wanted {
             // Engines that may start do so at once; others when the battery has what it takes.
             if !matches!(part, Part::Engine(_)) || self.engines_may_start() {
@@ -183,6 +195,11 @@ impl<P: Parts> Work<P> {
         for open in never {
             let plan = self.plan_of(&open.intent).await.map_or_else(|why| empty(&why), |(p, _)| p);
             let why = "it was cut off again and again; look at the log, then ask for it once more";
+            if let (Intent::Change(SiteChange::Succession(step)), Some(before)) =
+                (&open.intent, &open.before)
+            {
+                self.leave_succession(step, before, why).await;
+            }
             let mut run = self.board.post(open.id, plan, RunState::Failed(why.to_owned()));
             run.state = RunState::Failed(why.to_owned());
             self.close(run).await;
@@ -191,6 +208,9 @@ impl<P: Parts> Work<P> {
             self.resume(open).await;
         }
         self.look_after_backups();
+        self.look_after_the_pair();
+        self.look_after_what_is_kept();
+        self.follow_the_clock();
     }
 
     async fn resume(self: &Arc<Self>, open: Open) {
@@ -421,6 +441,9 @@ impl<P: Parts> Work<P> {
         let site = self.board.site();
         let wanted = match intent {
             Intent::Change(change) => {
+                if let SiteChange::Succession(step) = change {
+                    site.stepped(step).map_err(|e| e.to_string())?;
+                }
                 change.applied_to(&site).check().map_err(|e| e.to_string())?;
                 Wanted::Change(change.clone())
             }
@@ -430,11 +453,15 @@ impl<P: Parts> Work<P> {
             }
             Intent::Update(wish) => Wanted::Image(self.image_change(*wish).await?),
             Intent::Backup(wish) => Wanted::Backup(self.backup_wish(wish, &site)?),
+            Intent::Takeover(wish) => Wanted::Takeover(self.handing(wish).await?),
         };
         let recipe = match &wanted {
             Wanted::Model(recipe) => Some(recipe),
-            Wanted::Change(SiteChange::Engine { slot, .. }) => Some(&slot.recipe),
-            Wanted::Change(_) | Wanted::Image(_) | Wanted::Backup(_) => None,
+            Wanted::Change(
+                SiteChange::Engine { slot, .. }
+                | SiteChange::Succession(SuccessionStep::Begin { slot, .. }),
+            ) => Some(&slot.recipe),
+            Wanted::Change(_) | Wanted::Image(_) | Wanted::Backup(_) | Wanted::Takeover(_) => None,
         };
         if let Some(recipe) = recipe
             && self.shelf.describe(recipe).is_none()
@@ -451,7 +478,10 @@ impl<P: Parts> Work<P> {
                 self.state.display()
             ));
         }
-        if let Wanted::Change(change @ SiteChange::Engine { .. }) = &wanted {
+        if let Wanted::Change(change @ (SiteChange::Engine { .. } | SiteChange::Succession(_))) =
+            &wanted
+            && change.applied_to(&site).engines != site.engines
+        {
             self.shelf.fits(&change.applied_to(&site), &self.machine().await)?;
         }
         let store = match &wanted {
@@ -469,6 +499,11 @@ impl<P: Parts> Work<P> {
             site,
         };
         Ok(plan(&observed, &wanted, &|recipe| self.shelf.describe(recipe)))
+    }
+
+    /// Whether a run that changes the box, or brings in a model, goes on.
+    fn is_busy(&self) -> bool {
+        lock(&self.running).values().any(|run| run.changes || run.imports)
     }
 
     fn place_for(&self, intent: &Intent, actions: &[Action]) -> Result<(), Refusal> {
@@ -563,7 +598,9 @@ impl<P: Parts> Work<P> {
     ) -> Result<(), Halt> {
         let from = match intent {
             Intent::Import { from, .. } => from,
-            Intent::Change(_) | Intent::Update(_) | Intent::Backup(_) => &ImportSource::Recipe,
+            Intent::Change(_) | Intent::Update(_) | Intent::Backup(_) | Intent::Takeover(_) => {
+                &ImportSource::Recipe
+            }
         };
         for (step, action) in actions.into_iter().enumerate() {
             if cancel.is_cancelled() {
@@ -589,11 +626,19 @@ impl<P: Parts> Work<P> {
                 Action::WatchUps(_) => {
                     self.watch_ups(true).await.map_err(|why| Halt::Failed(step, why))
                 }
+                Action::LeaveSpare => {
+                    self.leave_spare().await.map_err(|why| Halt::Failed(step, why))
+                }
+                Action::TendLink(_) => self.link_settles(step).await,
                 Action::Confirm => self.until_confirmed(id, step, cancel).await,
                 Action::Image(action) => self.image_action(id, step, action, cancel).await,
                 Action::Backup { action, place, snapshot } => {
                     self.backup_action(id, step, action, place, snapshot, cancel).await
                 }
+                Action::HandOver { action, .. } => match intent {
+                    Intent::Takeover(wish) => self.hand_over(id, step, wish, action, cancel).await,
+                    _ => unreachable!("only a takeover has such steps"),
+                },
             };
             done?;
             self.board.step(id, step, StepState::Done);
@@ -618,9 +663,11 @@ impl<P: Parts> Work<P> {
     async fn write_site(self: &Arc<Self>, site: Site, why: String) -> Result<(), Refusal> {
         let (work, next) = (self.clone(), site.clone());
         blocking(move || lock(&work.store).write(&next, &why).map_err(|e| with_source(&e))).await?;
+        let before = self.board.site();
         self.board.set_site(site);
         self.tidy_what_is_kept().await;
         self.tend_uplinks().await;
+        self.tend_link(&before).await;
         Ok(())
     }
 
@@ -697,7 +744,7 @@ impl<P: Parts> Work<P> {
         let grace = match part {
             Part::Gateway => self.patience.gateway,
             Part::Engine(_) => self.patience.engine,
-            Part::Power | Part::Wan => self.patience.last,
+            Part::Power | Part::Wan | Part::Spare => self.patience.last,
             // It has nothing that somebody waits for.
             Part::Health => self.patience.last,
         };
@@ -741,8 +788,11 @@ fn moves_the_door(intent: &Intent) -> bool {
 /// Whether a run would change the box, and whether it would bring in a model.
 fn kind(intent: &Intent, actions: &[Action]) -> (bool, bool) {
     let imports = actions.iter().any(|a| matches!(a, Action::ImportModel { .. }));
+    let sends = matches!(intent, Intent::Takeover(TakeoverWish::Send));
+    let imports = imports || sends;
     let restores = matches!(intent, Intent::Backup(BackupWish::Restore { .. }));
-    (restores || matches!(intent, Intent::Change(_) | Intent::Update(_)), imports)
+    let changes = matches!(intent, Intent::Change(_) | Intent::Update(_) | Intent::Takeover(_));
+    (restores || (changes && !sends), imports)
 }
 
 fn settled(state: &PartState) -> bool {

@@ -13,6 +13,9 @@ use polder_control::{
     Request, Run, RunId, RunState, Sockets, StepState, Unit,
 };
 use polder_site::{EngineSlot, RecipeName, Site, SiteChange, Store};
+
+#[path = "keeping/succession.rs"]
+mod succession;
 use polder_supervisor::{
     Children, Described, Ending, ImportEnd, Options, Patience, Shelf, SupervisorError,
 };

@@ -11,7 +11,7 @@ use polder_supervisor::Patience;
 
 /// As `systemd-analyze security` counts (10 is a process that may do anything): parts of a running box, then what
 /// writes slots and judges versions, then what needs terminals, devices or other people's files.
-const MOST_EXPOSED: [(&str, f64); 17] = [
+const MOST_EXPOSED: [(&str, f64); 18] = [
     ("polder-supervisor.service", 2.0),
     ("polder-gateway.service", 2.0),
     ("polder-engine@.service", 2.0),
@@ -19,6 +19,7 @@ const MOST_EXPOSED: [(&str, f64); 17] = [
     ("polder-screen.service", 2.0),
     ("polder-wan.service", 2.3),
     ("polder-health.service", 2.0),
+    ("polder-spare.service", 2.0),
     ("polder-drives.service", 2.5),
     ("polder-slots.service", 2.0),
     ("polder-update@.service", 2.0),
@@ -33,7 +34,7 @@ const MOST_EXPOSED: [(&str, f64); 17] = [
 /// Keys that came with systemd 254 to 257, which the image has; older tools know nothing of them.
 const YOUNG_KEYS: [&str; 3] = ["PrivatePIDs", "PollLimitIntervalSec", "PollLimitBurst"];
 
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 8] = [
     "polder-supervisor.service",
     "polder-gateway.service",
     "polder-engine@.service",
@@ -41,6 +42,7 @@ const SERVICES: [&str; 7] = [
     "polder-screen.service",
     "polder-wan.service",
     "polder-health.service",
+    "polder-spare.service",
 ];
 
 fn tree() -> PathBuf {
@@ -196,7 +198,7 @@ fn who_looks_after_the_uplinks_may_administer_the_network_and_nothing_else() {
         assert!(networkd.lines().any(|line| line == left_alone), "{networkd}");
     }
     let polkit = std::fs::read_to_string(tree().join("share/polkit-1/rules.d/50-polder.rules"));
-    assert!(polkit.unwrap().contains("polder-(gateway|health|power|wan|engine@"));
+    assert!(polkit.unwrap().contains("polder-(gateway|health|power|spare|wan|engine@"));
 }
 
 #[test]
@@ -208,6 +210,7 @@ fn nobody_who_is_locked_up_can_ask_about_the_disk() {
         "polder-power.service",
         "polder-wan.service",
         "polder-health.service",
+        "polder-spare.service",
     ] {
         assert!(value(unit, "InaccessiblePaths").contains("-/run/polder-seal"), "{unit}");
     }
@@ -240,6 +243,7 @@ fn the_supervisor_alone_decides_about_restarts_and_is_always_restarted_itself() 
         "polder-power.service",
         "polder-wan.service",
         "polder-health.service",
+        "polder-spare.service",
     ] {
         assert_eq!(value(unit, "Restart"), "no");
     }

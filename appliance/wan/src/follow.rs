@@ -47,7 +47,9 @@ pub async fn serve(
 ) -> Result<(), WanError> {
     let site = Store::open(state)?.current()?.ok_or_else(|| WanError::NoBox(state.to_owned()))?;
     let (tell, uplinks) = watch::channel(site.uplinks);
-    let (tell_dns, dns) = watch::channel(site.dynamic_dns);
+    // A box of a pair does not say that it is where its names are before it knows that it serves.
+    let paired = state.join("spare/term.json").exists();
+    let (tell_dns, dns) = watch::channel(site.dynamic_dns.filter(|_| !paired));
     let (said, told_whom) = watch::channel(None);
     let (status, seen) = watch::channel(WanStatus::default());
     let (announce, announced) = mpsc::unbounded_channel();
@@ -89,7 +91,8 @@ async fn watch_site(
     loop {
         if let Reply::Event(Event::Status(status)) = reply {
             replace(tell, status.site.uplinks);
-            replace(dns, status.site.dynamic_dns);
+            let serves = status.closed.is_none();
+            replace(dns, status.site.dynamic_dns.filter(|_| serves));
         }
         reply = client.next().await?.ok_or(ControlError::Closed)?;
     }

@@ -69,6 +69,7 @@ impl Fake {
                 gpus: Vec::new(),
                 driver: None,
                 idle_cards: 0,
+                ports: Vec::new(),
             },
             disk: None,
             applied: Vec::new(),
@@ -260,7 +261,7 @@ impl Host for Fake {
                 note: None,
             })
             .collect();
-        Ok(BoxStatus { safe: false, site, gateway: part, engines, supply: None })
+        Ok(BoxStatus { safe: false, site, gateway: part, engines, supply: None, closed: None })
     }
     async fn imported(&self) -> Result<Vec<RecipeName>, SetupError> {
         Ok(self.there()?.site.engines.values().map(|slot| slot.recipe.clone()).collect())

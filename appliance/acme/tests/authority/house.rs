@@ -372,7 +372,7 @@ fn status(certificate: Option<PublicCertificate>) -> BoxStatus {
     let mut site = Site::unclaimed(8443);
     site.certificate = certificate;
     let gateway = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
-    BoxStatus { site, gateway, engines: Vec::new(), safe: false, supply: None }
+    BoxStatus { site, gateway, engines: Vec::new(), safe: false, supply: None, closed: None }
 }
 
 /// A web service over TLS that hands every request to `answer`: method, path, headers and body in, a status out.

@@ -12,6 +12,7 @@ use polder_members::{MembersError, Secret, SessionInfo};
 use polder_page::{Field, Page, Tone, badge, banner, card, facts, field, table, when};
 use serde::Deserialize;
 
+use crate::pages::arrive;
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::home::Said;
 use crate::pages::people::share_in_words;
@@ -92,7 +93,11 @@ pub(super) async fn out_everywhere(
 
 async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response, Trouble> {
     let (id, token) = (who.member.id, who.token.clone());
-    let sessions = gateway.members.ask(move |m| m.sessions(id, token.expose())).await?;
+    let (sessions, linked) = gateway
+        .members
+        .ask(move |m| Ok::<_, MembersError>((m.sessions(id, token.expose())?, m.identities(id)?)))
+        .await?;
+    let status = gateway.status();
     let body = html! {
         (top)
         (card("You", facts(&[
@@ -109,6 +114,9 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response
             form method="post" action="/account/sign-out-everywhere" {
                 button.quiet type="submit" { "Sign out everywhere" }
             }
+        }
+        @if let Some(sign_in) = &status.site.sign_in {
+            (arrive::section(sign_in, &linked, who.member.has_password))
         }
         section.card {
             h2 { "Change your password" }
@@ -139,8 +147,11 @@ fn kept(gateway: &Gateway) -> Markup {
         html! {
             ul {
                 li { "Your name, your role, the e-mail address if you gave one, and your password in a form that cannot be turned back." }
+                @if gateway.status().site.sign_in.is_some() {
+                    li { "If you sign in with what your collective has already: what you are called there, by number and name, and the address that was proven there." }
+                }
                 li { "Fingerprints of your keys, what you called them, their limits, and when each was last used." }
-                li { "Which browsers are signed in: when, and last used when." }
+                li { "Which browsers are signed in: when, and last used when. And at which other apps you signed in with this box, as long as you are signed in." }
                 li {
                     @if gateway.members.metering() {
                         "How many requests and tokens you used, per day, model and key, for 400 days. "

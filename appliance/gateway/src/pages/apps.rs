@@ -20,8 +20,8 @@ use crate::Gateway;
 use crate::host::{RequestHost, parse_host};
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::home::Said;
-use crate::pages::verifier;
 use crate::pages::who::{SignedIn, Steward, own_path, percent};
+use crate::pages::{client_apps, verifier};
 
 /// How long the page waits to show what was changed.
 const SOON: Duration = Duration::from_secs(2);
@@ -49,8 +49,8 @@ pub(super) async fn list(
     State(gateway): State<Arc<Gateway>>,
     Steward(who): Steward,
     Query(said): Query<Said>,
-) -> Response {
-    page(&gateway, &who, frame::said(&said.said), &Wish::default(), &Default::default())
+) -> Result<Response, Trouble> {
+    page(&gateway, &who, frame::said(&said.said), Filled::default()).await
 }
 
 pub(super) async fn add(
@@ -62,10 +62,9 @@ pub(super) async fn add(
         Ok(read) => read,
         Err(why) => {
             let wrong = banner(Tone::Bad, html! { p { (sentence(&why)) } });
-            return Ok(with_status(
-                StatusCode::BAD_REQUEST,
-                page(&gateway, &who, wrong, &wish, &Default::default()),
-            ));
+            let filled = Filled { app: Some(&wish), ..Filled::default() };
+            let page = page(&gateway, &who, wrong, filled).await?;
+            return Ok(with_status(StatusCode::BAD_REQUEST, page));
         }
     };
     change_site(&gateway, &who, SiteChange::App { name, app }).await?;
@@ -181,13 +180,23 @@ fn address(site: &Site, base: &str, app: &AppName) -> Option<String> {
     Some(format!("https://{}", RequestHost { name, port }))
 }
 
-pub(super) fn page(
+/// The page's forms, as they were filled in.
+#[derive(Default)]
+pub(super) struct Filled<'a> {
+    pub(super) app: Option<&'a Wish>,
+    pub(super) verifier: Option<&'a verifier::Wish>,
+    pub(super) client: Option<&'a client_apps::Wish>,
+}
+
+pub(super) async fn page(
     gateway: &Gateway,
     who: &SignedIn,
     top: Markup,
-    wish: &Wish,
-    other: &verifier::Wish,
-) -> Response {
+    filled: Filled<'_>,
+) -> Result<Response, Trouble> {
+    let clients = gateway.members.ask(|m| m.client_apps()).await?;
+    let (no_app, no_verifier, no_client) = Default::default();
+    let wish: &Wish = filled.app.unwrap_or(&no_app);
     let status = gateway.status();
     let site = &status.site;
     let row = |(name, app): (&AppName, &App)| -> Vec<Markup> {
@@ -229,11 +238,18 @@ pub(super) fn page(
                 button type="submit" { "Open it" }
             }
         }
-        (verifier::section(site, other))
+        (client_apps::section(&clients, filled.client.unwrap_or(&no_client)))
+        section.card {
+            h2 { "Sign in here with what you have" }
+            p.soft { "Your collective has a place already where its people sign in? They can come in here with it." }
+            @if let Some(sign_in) = &site.sign_in { p { "People can sign in with " strong { (sign_in.name) } "." } }
+            p { a.button.quiet href="/identity" { "Sign-in with your own identity" } }
+        }
+        (verifier::section(site, filled.verifier.unwrap_or(&no_verifier)))
     };
     let lead = "Web apps on this machine that ask the box who their visitors are.";
     let page = Page { title: "Apps", lead: Some(lead), ..Page::default() };
-    answer(&page, &nav(gateway, &who.member, "/apps"), body)
+    Ok(answer(&page, &nav(gateway, &who.member, "/apps"), body))
 }
 
 #[cfg(test)]

@@ -286,7 +286,7 @@ fn place(status: &BackupStatus, backup: Option<&Backup>, wish: &Wish) -> Markup 
             @if status.kit {
                 form.stack method="post" action="/backup/to" {
                     div.fields {
-                        (field(&Field { name: "to", label: "Place", hint: "a folder (/mnt/usb), a disk by its label (disk:POLDER-BACKUP), or a server (rest:https://spare.local:8000/box); empty for nowhere", value: to, ..Field::default() }))
+                        (field(&Field { name: "to", label: "Place", hint: "a folder (/mnt/usb), a disk by its label (disk:POLDER-BACKUP), a server (rest:https://spare.local:8000/box), or the box that is paired with this one (spare); empty for nowhere", value: to, ..Field::default() }))
                         (field(&Field { name: "limit_kib", label: "At most so many KiB per second", hint: "empty for as fast as it goes", value: limit, ..Field::default() }))
                     }
                     button type="submit" { "See what would be done" }

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Form, Json};
 use http_body_util::BodyExt;
 use maud::{Markup, PreEscaped, html};
+use polder_control::EngineStatus;
 use polder_members::{Member, MemberId};
 use polder_page::{Asset, Choice, Page, Tone, asset, banner, hidden};
 use serde::{Deserialize, Serialize};
@@ -20,11 +21,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::Gateway;
+use crate::errors::ApiError;
+use crate::naming;
 use crate::pages::answer::Listener;
 use crate::pages::frame::{Trouble, answer, nav, sentence};
-use crate::pages::markdown;
 use crate::pages::models::{better_one_runs, is_trial, title};
 use crate::pages::who::SignedIn;
+use crate::pages::{markdown, succession};
 use crate::relay::{self, Question};
 
 /// Bytes of a whole conversation, as it is sent with every question.
@@ -155,8 +158,15 @@ async fn ask(
         let why = "the conversation is empty or too long; begin a new one";
         return Err((StatusCode::BAD_REQUEST, why.into()));
     }
-    let first = || gateway.status().engines.first().map(|e| e.recipe.to_string());
+    let (status, trying) = (gateway.status(), gateway.members.trying(member));
+    let first = || naming::names(&status, trying).first().map(|(name, _)| name.clone());
     let model = Some(model).filter(|m| !m.is_empty()).map(str::to_owned).or_else(first);
+    let led = naming::resolve(&status, trying, model.as_deref(), jiff::Timestamp::now());
+    let engine = led.map_err(|why| {
+        let why = ApiError::from(why);
+        (why.status, why.message)
+    })?;
+    let (slot, model) = (engine.name.clone(), engine.recipe.to_string());
     let mut body = json!({
         "messages": turns,
         "stream": true,
@@ -165,15 +175,13 @@ async fn ask(
         "top_p": 0.9,
         "stream_options": { "include_usage": true },
     });
-    if let Some(model) = &model {
-        body["model"] = Value::from(model.as_str());
-    }
+    body["model"] = Value::from(model.as_str());
     let question = Question::json("/v1/chat/completions", &body);
     let caller = match relay::Caller::chat(&gateway.members, member).await {
         Ok(caller) => caller,
         Err(error) => return Err((error.status, refusal(error.into_response().into_body()).await)),
     };
-    let response = relay::relay(gateway, caller, model.as_deref(), question).await;
+    let response = relay::relay(gateway, caller, Some(&slot), Some(&model), question).await;
     let status = response.status();
     if status.is_success() {
         Ok(response.into_body())
@@ -312,12 +320,22 @@ fn page(
     model: &str,
     wrong: Option<&str>,
 ) -> Response {
+    let (status, trying) = (gateway.status(), gateway.members.trying(member.id));
+    let named = |(name, engine): (String, &EngineStatus)| {
+        let title = title(&engine.recipe);
+        let label = match name == engine.recipe.as_str() {
+            true => title,
+            false => format!("{name} ({title})"),
+        };
+        (name, label)
+    };
     let models: Vec<(String, String)> =
-        gateway.status().engines.iter().map(|e| (e.recipe.to_string(), title(&e.recipe))).collect();
+        naming::names(&status, trying).into_iter().map(named).collect();
     let body = html! {
         div.chat {
             h1.hidden-visually { "Chat" }
             (trial_banner(gateway, member))
+            (succession::told(gateway, member))
             @if models.is_empty() { (banner(Tone::Warn, html! { p { "This box serves no model yet." } @if member.is_steward() { a href="/models" { "Choose one" } } })) }
             div.talk #talk role="log" aria-label="The conversation" aria-live="polite" {
                 @if turns.is_empty() {

@@ -151,9 +151,11 @@ async fn page(
         }
         @if steward { (announce_form(text)) }
         section.card {
-            h2 { "Coming and going" }
+            h2 { "The life of the collective" }
             ul {
                 li { a href="/account/leave" { "Leave" } ": take your data along, and be forgotten." }
+                li { a href="/money" { "Money" } ": dues, payments and what the box costs." }
+                @if steward { li { a href="/moving" { "Moving house" } ": another network, the same names." } }
                 li { a href="/collective/end" { "The end" } ": when the collective ends, or the box is given away." }
             }
         }

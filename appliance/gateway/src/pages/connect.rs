@@ -13,16 +13,20 @@ use polder_recipes::Recipe;
 
 use crate::Gateway;
 use crate::host::parse_host;
+use crate::naming;
 use crate::pages::certificate;
 use crate::pages::chat::trial_banner;
 use crate::pages::frame::{answer, nav, plain_nav};
 use crate::pages::who::{Caller, SignedIn};
 
 pub(super) async fn show(State(gateway): State<Arc<Gateway>>, who: SignedIn) -> Response {
-    let engine = gateway.status().engines.first().cloned();
-    let model = engine.as_ref().map(|engine| engine.recipe.to_string());
+    let (status, trying) = (gateway.status(), gateway.members.trying(who.member.id));
+    // A name of the collective's own, where there is one: it stays when the model changes.
+    let first = naming::names(&status, trying).into_iter().next();
+    let (model, engine) = first.map(|(name, engine)| (name, engine.clone())).unzip();
     let name = model.as_deref().unwrap_or("MODEL");
-    let made_for = model.as_deref().and_then(|name| Recipe::find(name).ok()?.context);
+    let recipe = engine.as_ref().map(|engine| engine.recipe.as_str());
+    let made_for = recipe.and_then(|name| Recipe::find(name).ok()?.context);
     let here = match &engine {
         Some(engine) => holds(&gateway, engine).await,
         None => None,

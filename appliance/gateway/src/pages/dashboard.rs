@@ -27,7 +27,7 @@ use crate::pages::runs::run_line;
 use crate::pages::samples::{Sample, Samples, Series};
 use crate::pages::shell::now_open;
 use crate::pages::who::Steward;
-use crate::pages::{outside, uplinks};
+use crate::pages::{outside, spare, uplinks};
 
 pub(super) async fn show(
     State(gateway): State<Arc<Gateway>>,
@@ -47,6 +47,7 @@ pub(super) async fn show(
         .ask(|m| Ok::<_, polder_members::MembersError>((m.members()?, m.recovery()?)))
         .await?;
     let stewards = people.0.iter().filter(|m| m.is_steward()).count();
+    let spare = spare::card(&gateway).await;
     let state = gateway.state.clone();
     let unknown = tokio::task::spawn_blocking(move || Store::unknown_in(&state)).await;
     let body = html! {
@@ -57,7 +58,15 @@ pub(super) async fn show(
         @if stewards < 2 { section.card { h2 { "You are the only steward" } (collective::press_for_a_second(true)) } }
         div.stack.wide data-refresh="/dashboard/live" data-every="3000" { (inside) }
         @if let Some(backups) = &backups { (backup::card(backups)) }
+        (spare)
         @if let Some(disk) = &disk { (disk_card(disk)) }
+        section.card {
+            h2 { "The collective" }
+            div.row {
+                a.button.quiet href="/money" { "Money" }
+                a.button.quiet href="/moving" { "Moving house" }
+            }
+        }
     };
     let page = Page {
         title: "Dashboard",

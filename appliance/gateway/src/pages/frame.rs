@@ -25,6 +25,7 @@ pub(super) fn nav(gateway: &Gateway, member: &Member, here: &str) -> Nav {
         ("/members", "Members"),
         ("/apps", "Apps"),
         ("/backup", "Backups"),
+        ("/spare", "Spare"),
         ("/uplinks", "Uplinks"),
         ("/versions", "Versions"),
         ("/issues", "Health"),
@@ -49,7 +50,7 @@ fn box_name(gateway: &Gateway) -> String {
 }
 
 /// A whole page as an answer.
-pub(super) fn answer(page: &Page<'_>, nav: &Nav, body: Markup) -> Response {
+pub(crate) fn answer(page: &Page<'_>, nav: &Nav, body: Markup) -> Response {
     Html(page.render(nav, body).into_string()).into_response()
 }
 
@@ -111,13 +112,13 @@ impl IntoResponse for Trouble {
 pub(super) fn members_status(error: &MembersError) -> StatusCode {
     use MembersError as E;
     match error {
-        E::NeedsTwo(_) => StatusCode::FORBIDDEN,
         E::Field(_) | E::NameTaken(_) | E::LastSteward | E::WrongPassword | E::Claimed => {
             StatusCode::BAD_REQUEST
         }
         E::NoMember | E::NoKey => StatusCode::NOT_FOUND,
         E::InviteGone => StatusCode::GONE,
         E::SetupOver => StatusCode::FORBIDDEN,
+        E::NeedsTwo(_) => StatusCode::FORBIDDEN,
         E::Busy => StatusCode::TOO_MANY_REQUESTS,
         E::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
         E::Open { .. } | E::Newer { .. } | E::Database(_) | E::Random(_) => {
@@ -195,6 +196,11 @@ pub(super) fn said(code: &str) -> Markup {
         }
         "app" => "The app is open. Its pages ask for the box's sign-in from now on.",
         "app-removed" => "The app is closed. The box passes nothing on to it any more.",
+        "client-removed" => "Nobody signs in there with this box any more.",
+        "identity" => "People can sign in there from now on. See whether it answers.",
+        "identity-removed" => "People sign in with the box's own passwords only.",
+        "linked" => "You can sign in there from now on.",
+        "unlinked" => "You sign in with your password only.",
         "verifier" => "The box asks that service from now on.",
         "verifier-removed" => "The box asks no other service any more.",
         "certificate" => {
@@ -205,6 +211,9 @@ pub(super) fn said(code: &str) -> Markup {
             "The box has only its own certificate now. The names stay, and the other one is kept."
         }
         "updates" => "Updates are looked for there from now on.",
+        "spare-hidden" => "The code is good no more.",
+        "spare-unpaired" => "This box has forgotten the main box. Its backups are still here.",
+        "spare-removed" => "The backups of former main boxes are removed.",
         "kit" => "The key is on paper. Now say where backups go.",
         "no-backup" => "No backups are made any more. Those there are stay.",
         "confirmed" => "It stays.",
@@ -220,6 +229,8 @@ pub(super) fn said(code: &str) -> Markup {
             "It is asked for, and everybody is told. Nothing is erased until another steward agrees."
         }
         "end-back" => "It is taken back. Nothing was erased.",
+        "money" => "Written down.",
+        "money-name" => "The name is off the books. The entries stay under a number.",
         "welcome" => "Welcome. This is your page of the box.",
         _ => return html! {},
     };
@@ -227,7 +238,7 @@ pub(super) fn said(code: &str) -> Markup {
 }
 
 /// Errors are written to be part of a longer line; alone they are a sentence.
-pub(super) fn sentence(why: &str) -> String {
+pub(crate) fn sentence(why: &str) -> String {
     let why = why.trim();
     let first = why.split(' ').next().unwrap_or_default();
     // A file's or a model's name stays what it is.

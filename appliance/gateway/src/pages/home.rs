@@ -16,9 +16,10 @@ use polder_page::{
 use serde::Deserialize;
 
 use crate::Gateway;
+use crate::naming;
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::who::{Caller, SignedIn};
-use crate::pages::{apps, chat, collective};
+use crate::pages::{apps, chat, collective, succession};
 
 #[derive(Deserialize)]
 pub(super) struct Said {
@@ -89,9 +90,10 @@ pub(super) async fn mint(
     let minted = match read(&wish) {
         Ok(new) => {
             let owner = who.member.id;
-            gateway.members.ask(move |m| m.mint_key(owner, &new)).await.map_err(|e| e.to_string())
+            let minted = gateway.members.ask(move |m| m.mint_key(owner, &new)).await;
+            minted.map_err(|error| (frame::members_status(&error), error.to_string()))
         }
-        Err(why) => Err(why),
+        Err(why) => Err((StatusCode::BAD_REQUEST, why)),
     };
     match minted {
         Ok(minted) => {
@@ -99,9 +101,9 @@ pub(super) async fn mint(
             who.record(&gateway, "made key", &on).await;
             page(&gateway, &who, Top::Minted(minted), &Wish::default()).await
         }
-        Err(why) => {
+        Err((status, why)) => {
             let page = page(&gateway, &who, Top::Wrong(why), &wish).await?;
-            Ok(with_status(StatusCode::BAD_REQUEST, page))
+            Ok(with_status(status, page))
         }
     }
 }
@@ -171,8 +173,9 @@ async fn page(
 ) -> Result<Response, Trouble> {
     let owner = who.member.id;
     let keys = gateway.members.ask(move |m| m.keys_of(owner)).await?;
+    let (status, trying) = (gateway.status(), gateway.members.trying(owner));
     let models: Vec<String> =
-        gateway.status().engines.iter().map(|e| e.recipe.to_string()).collect();
+        naming::names(&status, trying).into_iter().map(|(name, _)| name).collect();
     let unread = collective::unread(gateway, &who.member).await?;
     let first = keys.is_empty() && !matches!(top, Top::Minted(_));
     let wrong = matches!(top, Top::Wrong(_));
@@ -185,6 +188,8 @@ async fn page(
         }
         (unread)
         (chat::trial_banner(gateway, &who.member))
+        (succession::told(gateway, &who.member))
+        (succession::trial(gateway, &who.member))
         @if models.is_empty() { (nothing_served(who.member.is_steward())) }
         div.grid {
             section.card {

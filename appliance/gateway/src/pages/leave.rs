@@ -274,6 +274,8 @@ fn pack(
         "What the box {box_name} has about {name}, made {}.\n\n\
          profile.json          your name, role, share of the machine\n\
          keys.json             your API keys: what you called them and their limits, not what opens them\n\
+         identities.json       services elsewhere that sign you in here\n\
+         money.csv             what is in the books about you, as a table\n\
          sessions.json         browsers that are signed in\n\
          invites.json          invites that you made and nobody took yet\n\
          usage-by-month.json   requests and tokens, by month and model\n\

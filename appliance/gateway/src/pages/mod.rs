@@ -7,10 +7,12 @@ mod account;
 mod alerts;
 mod answer;
 mod apps;
+mod arrive;
 mod audit;
 mod backup;
 mod certificate;
 mod chat;
+mod client_apps;
 mod collective;
 mod connect;
 mod dashboard;
@@ -21,22 +23,29 @@ mod frame;
 mod handbook;
 mod health;
 mod home;
+mod identity;
 mod invite;
 mod leave;
 mod locked_out;
 mod markdown;
 mod metrics;
 mod models;
+mod money;
+mod moving;
 mod outside;
 mod people;
 mod power;
+mod provider;
 mod runs;
 mod samples;
 mod sheets;
 mod shell;
 mod sign_in;
+mod spare;
 mod status;
 mod stewards;
+mod succession;
+mod takeover;
 mod uplinks;
 mod usage;
 mod verifier;
@@ -47,6 +56,8 @@ mod who;
 mod collective_tests;
 #[cfg(test)]
 mod health_tests;
+#[cfg(test)]
+mod life_tests;
 #[cfg(test)]
 mod tests;
 
@@ -61,7 +72,7 @@ use axum::routing::{get, post};
 use polder_page::Asset;
 
 use crate::Gateway;
-pub(crate) use frame::{problem, problem_elsewhere};
+pub(crate) use frame::{answer as bare, problem, problem_elsewhere, sentence};
 pub(crate) use locked_out::follow as follow_recovery;
 use samples::Samples;
 pub(crate) use who::{own_path, percent};
@@ -75,7 +86,15 @@ pub fn routes() -> Router<Arc<Gateway>> {
     let pages = Router::new()
         .route("/", get(home::show))
         .route("/sign-in", get(sign_in::show).post(sign_in::take))
+        .route("/sign-in/with", get(arrive::with))
+        .route("/sign-in/back", get(arrive::back))
         .route("/sign-out", post(sign_in::out))
+        .route("/.well-known/openid-configuration", get(provider::describe))
+        .route("/oidc/keys", get(provider::keys))
+        .route("/oidc/authorize", get(provider::authorize))
+        .route("/oidc/token", post(provider::token))
+        .route("/oidc/userinfo", get(provider::who).post(provider::who))
+        .route("/oidc/end", get(provider::end))
         .route("/invite/{token}", get(invite::show).post(invite::accept))
         .route("/keys", post(home::mint))
         .route("/keys/{id}/revoke", post(home::revoke))
@@ -85,6 +104,20 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/keeping", post(models::keep))
         .route("/usage", get(usage::show).post(usage::decide))
         .route("/usage/forget", post(usage::forget))
+        .route("/moving", get(moving::show).post(moving::settle))
+        .route("/moving/sheet", get(moving::sheet))
+        .route("/money", get(money::show))
+        .route("/money.csv", get(money::all))
+        .route("/money/mine.csv", get(money::mine))
+        .route("/money/agree", post(money::agree))
+        .route("/money/currency", post(money::currency))
+        .route("/money/enter", post(money::enter))
+        .route("/money/dues", post(money::dues))
+        .route("/money/fund", post(money::fund))
+        .route("/money/correct", post(money::correct))
+        .route("/money/split", post(money::split_month))
+        .route("/money/bring-in", post(money::bring_in))
+        .route("/money/name-off", post(money::name_off))
         .route("/connect", get(connect::show))
         .route("/handbook", get(handbook::contents))
         .route("/handbook/{chapter}", get(handbook::show))
@@ -92,6 +125,8 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/ca.crt", get(connect::ca_file))
         .route("/account", get(account::show))
         .route("/account/password", post(account::password))
+        .route("/account/link", post(arrive::link))
+        .route("/account/unlink", post(arrive::unlink))
         .route("/account/forget", post(account::forget))
         .route("/account/sign-out-everywhere", post(account::out_everywhere))
         .route("/account/leave", get(leave::show).post(leave::leave))
@@ -128,6 +163,11 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/members/{id}/leave", get(leave::of_member))
         .route("/members/{id}/remove", post(people::remove))
         .route("/models", get(models::list))
+        .route("/models/change", get(succession::show).post(succession::step))
+        .route("/models/change/testers", post(succession::testing))
+        .route("/models/names", post(succession::name))
+        .route("/models/names/remove", post(succession::remove_name))
+        .route("/trial", post(succession::under_alias))
         .route("/models/{recipe}", get(models::show))
         .route("/models/{recipe}/use", post(models::put_to_use))
         .route("/models/{recipe}/import", post(models::import))
@@ -139,6 +179,11 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/apps/{name}/enter", get(apps::enter))
         .route("/power", get(power::show).post(power::set))
         .route("/power/remove", post(power::remove))
+        .route("/clients", post(client_apps::add))
+        .route("/clients/{id}/remove", post(client_apps::remove))
+        .route("/identity", get(identity::show).post(identity::set))
+        .route("/identity/look", post(identity::look))
+        .route("/identity/remove", post(identity::remove))
         .route("/verifier", post(verifier::set))
         .route("/verifier/remove", post(verifier::remove))
         .route("/certificate", get(certificate::show).post(certificate::set))
@@ -156,6 +201,18 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/backup/to", post(backup::to))
         .route("/backup/now", post(backup::back_up))
         .route("/backup/drill", post(backup::drill))
+        .route("/spare/takeover", get(takeover::show).post(takeover::take))
+        .route("/spare/takeover/back", post(takeover::back))
+        .route("/spare/takeover/send", post(takeover::send))
+        .route("/spare/takeover/silence", post(takeover::silence))
+        .route("/spare", get(spare::show))
+        .route("/spare/pair", post(spare::pair))
+        .route("/spare/be", post(spare::be))
+        .route("/spare/none", post(spare::none))
+        .route("/spare/code", post(spare::code))
+        .route("/spare/hide", post(spare::hide))
+        .route("/spare/unpair", post(spare::unpair))
+        .route("/spare/remove-old", post(spare::remove_old))
         .route("/outside", get(outside::show).post(outside::set))
         .route("/outside/live", get(outside::live))
         .route("/outside/name", post(outside::answer_to))

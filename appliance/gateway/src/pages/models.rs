@@ -21,9 +21,9 @@ use serde::Deserialize;
 
 use crate::Gateway;
 use crate::pages::apps::change_site;
-use crate::pages::engine;
 use crate::pages::frame::{self, Trouble, answer, nav};
 use crate::pages::who::Steward;
+use crate::pages::{engine, succession};
 
 #[derive(Deserialize)]
 pub(super) struct From {
@@ -54,6 +54,7 @@ pub(super) async fn list(
         div.grid {
             @for recipe in can { (model_card(recipe, &fits, &imported, &status)) }
         }
+        (succession::card(&status.site))
         (engine::section(&status.site))
         (sharing(status.site.sharing, &status.site.common))
         (keeping(status.site.keeping))

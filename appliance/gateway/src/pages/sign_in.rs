@@ -7,18 +7,23 @@ use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{AppendHeaders, IntoResponse, Redirect, Response};
 use maud::{Markup, html};
+use polder_control::Actor;
 use polder_members::{Secret, SignInRefused};
 use polder_page::{Field, Page, Tone, banner, field, hidden};
+use polder_site::SignIn;
 use serde::Deserialize;
 
 use crate::pages::frame::{self, Trouble, answer, plain_nav, sentence, with_status};
-use crate::pages::who::{Caller, own_path};
+use crate::pages::who::{Caller, own_path, percent, record};
 use crate::{Gateway, auth};
 
 #[derive(Deserialize)]
 pub(super) struct Wanted {
     #[serde(default)]
     next: String,
+    /// Anything: also whoever is signed in signs in anew.
+    #[serde(default)]
+    again: String,
 }
 
 #[derive(Deserialize)]
@@ -39,7 +44,8 @@ pub(super) async fn show(
     if !gateway.members.ask(|members| members.is_claimed()).await? {
         return Ok(Redirect::to("/setup").into_response());
     }
-    if let Some(token) = caller.token
+    if wanted.again.is_empty()
+        && let Some(token) = caller.token
         && gateway.members.ask(move |m| m.session(token.expose())).await?.is_some()
     {
         return Ok(Redirect::to(own_path(&wanted.next)).into_response());
@@ -57,7 +63,12 @@ pub(super) async fn take(
     let asked = name.clone();
     let done = gateway.members.ask(move |m| m.sign_in(&asked, &password, from)).await;
     let refused = match done {
-        Ok((_, token)) => {
+        Ok((member, token)) => {
+            // What a steward can do to the box, somebody with their password can.
+            if member.is_steward() {
+                let by = Actor::Member(member.name.clone());
+                record(&gateway, by, "signed in from", &from.to_string()).await;
+            }
             let cookie = auth::session_cookie(&token, caller.peer.tls);
             return (AppendHeaders([(header::SET_COOKIE, cookie)]), Redirect::to(own_path(&next)))
                 .into_response();
@@ -91,14 +102,22 @@ pub(super) async fn out(State(gateway): State<Arc<Gateway>>, caller: Caller) -> 
     (AppendHeaders([(header::SET_COOKIE, cookie)]), Redirect::to("/sign-in")).into_response()
 }
 
-fn page(gateway: &Gateway, name: &str, next: &str, wrong: Option<&str>) -> Response {
+pub(super) fn page(gateway: &Gateway, name: &str, next: &str, wrong: Option<&str>) -> Response {
     let page = Page { title: "Sign in", narrow: true, ..Page::default() };
-    answer(&page, &plain_nav(gateway), form(name, next, wrong))
+    let status = gateway.status();
+    answer(&page, &plain_nav(gateway), form(name, next, wrong, status.site.sign_in.as_ref()))
 }
 
-fn form(name: &str, next: &str, wrong: Option<&str>) -> Markup {
+fn form(name: &str, next: &str, wrong: Option<&str>, other: Option<&SignIn>) -> Markup {
     html! {
         @if let Some(why) = wrong { (banner(Tone::Bad, html! { p { (sentence(why)) } })) }
+        @if let Some(other) = other {
+            @let to = format!("/sign-in/with?next={}", percent(next));
+            section.card {
+                p { a.button href=(to) { "Sign in with " (other.name) } }
+                p.soft.small { a href=(format!("{to}&another=yes")) { "As somebody else there" } }
+            }
+        }
         section.card {
             form.stack method="post" action="/sign-in" {
                 (hidden("next", next))

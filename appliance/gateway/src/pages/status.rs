@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::Response;
 use maud::{Markup, html};
-use polder_control::{BoxStatus, Check, HealthReport, PartState, Severity};
+use polder_control::{BoxStatus, Check, EngineStatus, HealthReport, PartState, Severity};
 use polder_page::{Page, Tone, badge, banner};
 
 use crate::Gateway;
@@ -14,13 +14,15 @@ use crate::health::report;
 use crate::pages::dashboard::state_badge;
 use crate::pages::frame::{answer, nav, sentence};
 use crate::pages::models::title;
+use crate::pages::succession;
 use crate::pages::who::SignedIn;
 
 pub(super) async fn show(State(gateway): State<Arc<Gateway>>, who: SignedIn) -> Response {
     let (status, report) = (gateway.status(), report(&gateway).await);
     let body = html! {
         (overall(&status, gateway.supervisor_answers()))
-        @for engine in &status.engines {
+        (succession::told(&gateway, &who.member))
+        @for engine in seen(&status, gateway.members.trying(who.member.id).is_some() || who.member.is_steward()) {
             section.card {
                 div.row.spread { h2 { (title(&engine.recipe)) } (state_badge(&engine.part.state)) }
                 p { (words(&engine.part.state)) }
@@ -36,6 +38,12 @@ pub(super) async fn show(State(gateway): State<Arc<Gateway>>, who: SignedIn) -> 
         ..Page::default()
     };
     answer(&page, &nav(&gateway, &who.member, "/status"), body)
+}
+
+/// Engines that somebody may use, or look after.
+fn seen(status: &BoxStatus, all: bool) -> impl Iterator<Item = &EngineStatus> {
+    let on_trial = status.site.succession.as_ref().and_then(|s| s.on_trial());
+    status.engines.iter().filter(move |engine| all || Some(&engine.name) != on_trial)
 }
 
 /// The whole box in one sentence.

@@ -65,6 +65,7 @@ impl Handler<Request, Reply> for Supervisor {
                 gpus: Vec::new(),
                 driver: None,
                 idle_cards: 0,
+                ports: Vec::new(),
             }),
             Request::Disk => Reply::Disk(Some(Disk {
                 lock: Lock::Sealed,
@@ -88,8 +89,13 @@ impl Handler<Request, Reply> for Supervisor {
             }
             Request::Update { .. } => Reply::Accepted(RunId(7)),
             Request::Judge => Reply::Judged(None),
+            Request::Takeover => Reply::Takeover(None),
+            Request::PreviewTakeover(_) => Reply::Refused("not here".into()),
+            Request::TakeOver { .. } => Reply::Accepted(RunId(7)),
+            Request::ServeAnyway { .. } | Request::Yield { .. } => Reply::Done,
             Request::Supply(_) => Reply::Supplied { drained: false },
             Request::Backup => Reply::Backup(Box::default()),
+            Request::PairSpare { .. } => Reply::Accepted(RunId(7)),
             Request::BackupKit { .. } => Reply::Kit(kit()),
             Request::PreviewBackup(_) => Reply::Refused("not here".into()),
             Request::Backups { .. } => Reply::Accepted(RunId(7)),
@@ -240,11 +246,20 @@ async fn engine(socket: std::path::PathBuf) {
 }
 
 pub(super) async fn place() -> Place {
-    place_at(Clock::system()).await
+    place_with(Clock::system(), |_| {}).await
 }
 
 /// The same, telling the time by this clock.
 pub(super) async fn place_at(clock: Clock) -> Place {
+    place_with(clock, |_| {}).await
+}
+
+/// The same with a site that says something else.
+pub(super) async fn place_of(different: impl FnOnce(&mut Site)) -> Place {
+    place_with(Clock::system(), different).await
+}
+
+async fn place_with(clock: Clock, different: impl FnOnce(&mut Site)) -> Place {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().to_owned();
     let sockets = Sockets::of(&state);
@@ -252,9 +267,11 @@ pub(super) async fn place_at(clock: Clock) -> Place {
     site.name = "oak".parse().unwrap();
     let slot = EngineSlot::serving("smollm2-135m-instruct".parse().unwrap());
     site.engines.insert("fast".parse().unwrap(), slot);
+    different(&mut site);
     let part = |state| PartStatus { state, restarts: 1, pid: Some(1) };
     let status = BoxStatus {
         supply: None,
+        closed: None,
         safe: false,
         engines: vec![EngineStatus {
             name: "fast".parse().unwrap(),
@@ -276,7 +293,7 @@ pub(super) async fn place_at(clock: Clock) -> Place {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let members = Members::open_with_clock(&state.join("polder.db"), clock).unwrap();
-    let link = Link::follow(&sockets, site);
+    let link = Link::follow(&sockets, site, None);
     let ca = CaInfo {
         file: state.join("ca.pem"),
         pem: "-----BEGIN CERTIFICATE-----\n".into(),
@@ -361,11 +378,12 @@ async fn read(response: Response) -> (StatusCode, String) {
     (status, String::from_utf8(bytes.to_vec()).unwrap())
 }
 
-const FOR_MEMBERS: [&str; 10] = [
+const FOR_MEMBERS: [&str; 11] = [
     "/",
     "/chat",
     "/connect",
     "/usage",
+    "/money",
     "/account",
     "/account/leave",
     "/collective",
@@ -373,9 +391,14 @@ const FOR_MEMBERS: [&str; 10] = [
     "/collective/end",
     "/status",
 ];
-const FOR_STEWARDS: [&str; 18] = [
+const FOR_STEWARDS: [&str; 24] = [
     "/collective/stewards",
     "/members/2/leave",
+    "/spare/takeover",
+    "/spare",
+    "/models/change",
+    "/moving",
+    "/moving/sheet",
     "/issues",
     "/outside",
     "/outside/live",
@@ -385,6 +408,7 @@ const FOR_STEWARDS: [&str; 18] = [
     "/models",
     "/models/smollm2-135m-instruct",
     "/apps",
+    "/identity",
     "/certificate",
     "/uplinks",
     "/uplinks/live",
@@ -463,6 +487,10 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/engines/fast/remove".into(),
         "/runs/7/cancel".into(),
         "/runs/7/confirm".into(),
+        "/spare/takeover".into(),
+        "/spare/takeover/back".into(),
+        "/spare/takeover/send".into(),
+        "/spare/takeover/silence".into(),
         "/uplinks".into(),
         "/uplinks/fibre/remove".into(),
         "/uplinks/fibre/prefer".into(),
@@ -471,6 +499,11 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/apps".into(),
         "/apps/wiki/remove".into(),
         "/verifier".into(),
+        "/identity".into(),
+        "/identity/look".into(),
+        "/identity/remove".into(),
+        "/clients".into(),
+        "/clients/x/remove".into(),
         "/verifier/remove".into(),
         "/certificate".into(),
         "/certificate/again".into(),
@@ -483,6 +516,19 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/outside".into(),
         "/outside/name".into(),
         "/outside/remove".into(),
+        "/models/change".into(),
+        "/models/change/testers".into(),
+        "/models/names".into(),
+        "/models/names/remove".into(),
+        "/moving".into(),
+        "/money/currency".into(),
+        "/money/enter".into(),
+        "/money/dues".into(),
+        "/money/fund".into(),
+        "/money/correct".into(),
+        "/money/split".into(),
+        "/money/bring-in".into(),
+        "/money/name-off".into(),
     ];
     for path in &actions {
         let form = "role=member&disabled=yes&password=another+four+words+here";
@@ -498,6 +544,8 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/account/forget",
         "/account/sign-out-everywhere",
         "/usage/forget",
+        "/money/agree",
+        "/trial",
         "/chat",
         "/chat/stream",
     ];
@@ -519,6 +567,8 @@ async fn signing_in_leads_where_one_wanted_to_go_and_a_wrong_password_says_so() 
     assert_eq!(response.headers()[header::LOCATION], "/audit");
     let token = cookie.split(['=', ';']).nth(1).unwrap();
     assert_eq!(place.get("/audit", Some(token)).await.0, StatusCode::OK);
+    // A steward's is in the trail.
+    assert_eq!(place.recorded(), [("signed in from".into(), "127.0.0.1".into())]);
 
     let (status, page) =
         place.post("/sign-in", None, "name=%3Cscript%3E&password=wrong&next=//evil.example").await;
@@ -803,6 +853,55 @@ async fn a_steward_has_another_service_asked_and_one_elsewhere_is_refused() {
 }
 
 #[tokio::test]
+async fn a_steward_names_where_people_sign_in_and_its_secret_is_in_no_request_and_no_page() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let form = "name=House&issuer=https%3A%2F%2Fsso.example.org&client=box&secret=s3cr3t&groups_claim=\
+                &members=a%0D%0Ab&new_people=yes";
+    assert_eq!(place.post("/identity", steward, form).await.1, "/identity?said=identity");
+    let issuer = "https://sso.example.org".parse().unwrap();
+    let mut wanted = polder_site::SignIn::at("House", issuer, "box");
+    wanted.members = vec!["a".into(), "b".into()];
+    wanted.new_people = true;
+    let wanted = SiteChange::SignIn(Box::new(wanted));
+    assert_eq!(
+        place.post("/identity/remove", steward, "").await.1,
+        "/identity?said=identity-removed"
+    );
+    let asked = format!("{:?}", place.asked.lock().unwrap());
+    assert!(!asked.contains("s3cr3t"), "{asked}");
+    for wanted in [wanted, SiteChange::RemoveSignIn] {
+        let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
+        assert!(place.asked.lock().unwrap().iter().any(asked), "{wanted:?}");
+    }
+    let form = "name=House&issuer=http%3A%2F%2Fsso.example.org&client=box&secret=s3cr3t";
+    let (status, page) = place.post("/identity", steward, form).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("not the address of a service") && !page.contains("s3cr3t"), "{page}");
+    assert_eq!(place.post("/identity/look", steward, "").await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn an_app_s_secret_is_shown_once_and_an_address_that_could_lead_anywhere_is_refused() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let form = "title=Wiki&redirects=https%3A%2F%2Fwiki.example%2Fback";
+    let (status, page) = place.post("/clients", steward, form).await;
+    assert_eq!(status, StatusCode::OK, "{page}");
+    assert!(page.contains("shown only now") && page.contains("openid-configuration"), "{page}");
+    let (_, list) = place.get("/apps", steward).await;
+    assert!(list.contains("https://wiki.example/back") && !list.contains("shown only now"));
+    let form = "title=Wiki&redirects=https%3A%2F%2F*.example%2Fback";
+    let (status, page) = place.post("/clients", steward, form).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("is not an address that people can be sent back to"), "{page}");
+    let id = list.split("/clients/").nth(1).unwrap().split('/').next().unwrap().to_owned();
+    let removed = place.post(&format!("/clients/{id}/remove"), steward, "").await;
+    assert_eq!(removed.1, "/apps?said=client-removed");
+    assert!(!place.get("/apps", steward).await.1.contains("wiki.example"));
+}
+
+#[tokio::test]
 async fn a_steward_adds_an_uplink_confirms_it_and_one_without_an_interface_is_refused() {
     let place = place().await;
     let steward = Some(place.steward.1.as_str());
@@ -878,6 +977,42 @@ async fn a_steward_has_the_key_of_backups_on_paper_before_a_place_for_them_is_as
         assert_eq!(place.post(path, Some(&place.member.1), "").await.0, StatusCode::FORBIDDEN);
     }
     assert_eq!(place.post("/backup/kit", Some(&place.member.1), "").await.0, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_steward_pairs_the_box_with_a_spare_or_makes_it_one_and_nobody_else_does() {
+    let place = place().await;
+    let (steward, member) = (Some(place.steward.1.as_str()), Some(place.member.1.as_str()));
+    let (_, page) = place.get("/spare", steward).await;
+    for shown in
+        ["Have a spare", "Be the spare of another box", "remember each other&#39;s certificate"]
+    {
+        assert!(
+            page.contains(shown) || page.contains(&shown.replace("&#39;", "'")),
+            "{shown}: {page}"
+        );
+    }
+    let form = "address=ash.local&code=4821+otter+lamp";
+    assert_eq!(place.post("/spare/pair", member, form).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(place.post("/spare/pair", steward, form).await.1, "/runs/7");
+    let paired = |r: &Request| matches!(r, Request::PairSpare { address, code, by: Actor::Member(_) } if address == "ash.local" && code.expose() == "4821 otter lamp");
+    assert!(place.asked.lock().unwrap().iter().any(paired));
+    assert!(!format!("{:?}", place.asked.lock().unwrap()).contains("otter"));
+    // A change is done only after its steps were seen.
+    let done = |r: &Request| matches!(r, Request::Apply { change: SiteChange::Spare(s), .. } if s.disk_percent == 30);
+    place.post("/spare/be", steward, "disk_percent=30&port=8444").await;
+    assert!(!place.asked.lock().unwrap().iter().any(done));
+    let form = "disk_percent=30&port=8444&seen=yes";
+    assert_eq!(place.post("/spare/be", steward, form).await.1, "/runs/7");
+    assert!(place.asked.lock().unwrap().iter().any(done));
+    assert!(place.post("/spare/be", steward, "disk_percent=half").await.1.contains("whole number"));
+    // Without a part to ask, the page says so.
+    assert!(place.post("/spare/code", steward, "").await.1.contains("is not up"));
+    for path in ["be", "none", "code", "hide", "unpair", "remove-old"] {
+        let path = format!("/spare/{path}");
+        assert_eq!(place.post(&path, member, "seen=yes").await.0, StatusCode::FORBIDDEN, "{path}");
+        assert_eq!(place.get(&path, steward).await.0, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+    }
 }
 
 #[tokio::test]
@@ -1053,7 +1188,7 @@ async fn an_unclaimed_box_leads_to_its_wizard() {
     let folder = tempfile::tempdir().unwrap();
     let members = Members::open(&folder.path().join("polder.db")).unwrap();
     let (_, ca) = watch::channel(place.gateway.ca());
-    let link = Link::follow(&Sockets::of(folder.path()), Site::unclaimed(8443));
+    let link = Link::follow(&Sockets::of(folder.path()), Site::unclaimed(8443), None);
     let gateway =
         Arc::new(Gateway::new(folder.path().into(), members, link, Limits::default(), ca));
     let router = super::routes().with_state(gateway);

@@ -70,6 +70,10 @@ pub(super) async fn show(
             }
         }
     };
+    let body = html! {
+        (body)
+        p { a href="/money" { "Money: dues, payments and the fund" } }
+    };
     let page = Page {
         title: "Usage",
         lead: Some("How much of the box was used. Never what was asked or answered."),

@@ -34,7 +34,8 @@ pub(super) async fn set(
         Ok(verifier) => verifier,
         Err(why) => {
             let wrong = banner(Tone::Bad, html! { p { (sentence(&why.to_string())) } });
-            let page = apps::page(&gateway, &who, wrong, &apps::Wish::default(), &wish);
+            let filled = apps::Filled { verifier: Some(&wish), ..apps::Filled::default() };
+            let page = apps::page(&gateway, &who, wrong, filled).await?;
             return Ok(with_status(StatusCode::BAD_REQUEST, page));
         }
     };

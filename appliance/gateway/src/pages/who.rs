@@ -6,12 +6,12 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
-use polder_control::{Actor, Request};
+use polder_control::Actor;
 use polder_members::{Member, Secret};
 
 use crate::pages::frame::{self, Trouble};
 use crate::pages::samples::Samples;
-use crate::{Gateway, Peer, auth};
+use crate::{Gateway, Peer, auth, deeds};
 
 /// A member who is signed in. Strangers are sent to sign in.
 pub(super) struct SignedIn {
@@ -40,17 +40,14 @@ impl SignedIn {
     }
 
     /// Writes into the audit trail what this person did. It is done already: a supervisor that is
-    /// away makes a line in the log instead.
+    /// away is told later.
     pub(super) async fn record(&self, gateway: &Gateway, what: &str, on: &str) {
         record(gateway, self.actor(), what, on).await;
     }
 }
 
 pub(super) async fn record(gateway: &Gateway, by: Actor, what: &str, on: &str) {
-    let request = Request::Record { by: by.clone(), what: what.to_owned(), on: on.to_owned() };
-    if let Err(error) = gateway.ask(request).await {
-        log::error!(by:% = by, what = what, on = on; "not written to the audit trail: {error}");
-    }
+    deeds::record(gateway, by, what, on).await;
 }
 
 impl FromRequestParts<Arc<Gateway>> for Caller {
@@ -126,11 +123,14 @@ fn stranger(parts: &Parts) -> Response {
     Redirect::to(&format!("/sign-in?next={}", percent(wanted))).into_response()
 }
 
+/// Bytes of a path that somebody goes on to: an app's question at `/oidc/authorize` is a long one.
+pub(super) const LONGEST_PATH: usize = 2000;
+
 /// A path of ours, and nothing that a browser could read as another site.
 pub(crate) fn own_path(given: &str) -> &str {
     let ours = given.starts_with('/')
         && !given.starts_with("//")
-        && given.len() <= 500
+        && given.len() <= LONGEST_PATH
         && given.chars().all(|c| c.is_ascii_graphic() && c != '\\');
     if ours { given } else { "/" }
 }

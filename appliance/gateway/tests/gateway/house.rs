@@ -339,6 +339,7 @@ pub(crate) fn box_status(site: &Site, sockets: &Sockets, state: PartState) -> Bo
         .collect();
     BoxStatus {
         supply: None,
+        closed: None,
         safe: false,
         site: site.clone(),
         gateway: part(PartState::Ready),

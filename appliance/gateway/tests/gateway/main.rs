@@ -10,12 +10,17 @@ mod apps;
 #[path = "../../../acme/tests/authority/house.rs"]
 mod authority;
 mod certificate;
+mod fence;
 mod framing;
 mod hostile_engine;
 mod house;
+mod identity;
 mod limits;
 mod outside;
+mod provider;
 mod proxies;
+mod surfer;
 mod tls;
 mod trust;
 mod verifier;
+mod window;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use polder_members::Role;
 
-use crate::house::{House, Wish, new_member, say, status_of};
+use crate::house::{House, Wish, new_member, say, soon, status_of};
 
 /// Where routes are written down.
 const SOURCES: [&str; 2] =
@@ -54,7 +54,7 @@ fn filled(path: &str) -> String {
 }
 
 /// What a stranger may see or do.
-const FOR_STRANGERS: [(&str, &str); 13] = [
+const FOR_STRANGERS: [(&str, &str); 20] = [
     // In the box's own network, to those who hold two recovery sheets.
     ("GET", "/locked-out"),
     ("POST", "/locked-out"),
@@ -62,6 +62,15 @@ const FOR_STRANGERS: [(&str, &str); 13] = [
     ("GET", "/ended"),
     ("GET", "/sign-in"),
     ("POST", "/sign-in"),
+    // Say that there is no such way in, or none that was begun.
+    ("GET", "/sign-in/with"),
+    ("GET", "/sign-in/back"),
+    // Say that no app lets people sign in with the box, or which one it would be.
+    ("GET", "/.well-known/openid-configuration"),
+    ("GET", "/oidc/keys"),
+    ("GET", "/oidc/authorize"),
+    ("POST", "/oidc/token"),
+    ("GET", "/oidc/end"),
     // Ends a session that is not there.
     ("POST", "/sign-out"),
     // Says that there is no such invite.
@@ -82,7 +91,7 @@ fn is_for_strangers(route: &Route) -> bool {
 }
 
 /// What a member may do besides what strangers may: by its beginning, or whole with `$`.
-const FOR_MEMBERS: [&str; 20] = [
+const FOR_MEMBERS: [&str; 25] = [
     "/collective$",
     "/collective/read$",
     "/collective/sheets$",
@@ -98,6 +107,12 @@ const FOR_MEMBERS: [&str; 20] = [
     "/connect$",
     "/account",
     "/usage/forget$",
+    // Takes no session: apps ask there with what they were given.
+    "/oidc/userinfo$",
+    "/money$",
+    "/money/mine.csv$",
+    "/money/agree$",
+    "/trial$",
     "/v1/",
     "/tokenize$",
     "/detokenize$",
@@ -211,7 +226,8 @@ async fn a_stolen_key_opens_the_api_and_no_page() {
         format!("cookie: polder={key}\norigin: http://localhost"),
     ] {
         for route in routes() {
-            let program = ["/v1/", "/tokenize", "/detokenize", "/metrics", "/auth"];
+            let program =
+                ["/v1/", "/tokenize", "/detokenize", "/metrics", "/auth", "/oidc/userinfo"];
             if is_for_strangers(&route) || program.iter().any(|p| route.1.starts_with(p)) {
                 continue;
             }
@@ -321,4 +337,36 @@ async fn a_session_is_a_new_one_at_every_sign_in_and_an_old_one_ends_with_it_sig
     assert_eq!(status_of(&house.ask(&format!("GET /account\n{with}"), "").await), 200);
     house.ask(&format!("POST /sign-out\n{form}\n{with}"), "").await;
     assert!(leads_to_sign_in(&house.ask(&format!("GET /account\n{with}"), "").await));
+}
+
+/// Whoever can make the supervisor fail must not be able to do something that nobody can look up later.
+#[tokio::test]
+async fn what_the_audit_trail_could_not_be_told_is_told_at_the_next_start() {
+    let noted = |members: &polder_members::Members, _: &polder_members::Member| {
+        members.note_deed("{").unwrap();
+        let deed = r#"{"by":{"member":"Ada"},"what":"made key","on":"laptop"}"#;
+        members.note_deed(deed).unwrap();
+    };
+    let house = House::open_as(Wish { members: noted, ..Wish::default() }).await;
+    let told = |records: &[String]| {
+        records.iter().any(|record| {
+            record.starts_with("Ada made key laptop (at 20") && record.ends_with("UTC, told later)")
+        })
+    };
+    soon("the deed of an earlier life", || told(&house.records.lock().unwrap())).await;
+}
+
+/// While the supervisor is away, what a member does is noted, and told to nobody as if it were done.
+#[tokio::test]
+async fn a_key_made_while_the_supervisor_is_away_is_noted_for_the_audit_trail() {
+    let house = House::open_as(Wish { supervised: false, ..Wish::default() }).await;
+    let head = format!(
+        "POST /keys\ncookie: polder={}\norigin: http://localhost\ncontent-type: application/x-www-form-urlencoded",
+        house.session
+    );
+    let made = house.ask(&head, "label=laptop").await;
+    assert_eq!(status_of(&made), 200, "{made}");
+    let members = polder_members::Members::open(&house.folder.path().join("polder.db")).unwrap();
+    let untold = members.untold_deeds().unwrap();
+    assert!(untold.iter().any(|deed| deed.text.contains("made key")), "{untold:?}");
 }

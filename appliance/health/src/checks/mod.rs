@@ -11,8 +11,10 @@ mod gpu_fault;
 mod gpu_heat;
 mod gpu_memory;
 mod memory;
+mod model;
 mod part;
 mod queue;
+mod spare;
 mod stewards;
 mod update;
 mod uplink;
@@ -31,7 +33,7 @@ const GIB: u64 = 1 << 30;
 
 /// Everything that is wrong with what was seen.
 pub fn all(seen: &Seen) -> Vec<Issue> {
-    let checks: [fn(&Seen) -> Vec<Issue>; 17] = [
+    let checks: [fn(&Seen) -> Vec<Issue>; 19] = [
         gpu_fault::check,
         gpu_memory::check,
         gpu_heat::check,
@@ -47,8 +49,10 @@ pub fn all(seen: &Seen) -> Vec<Issue> {
         uplink::check,
         battery::check,
         backup::check,
+        spare::check,
         alerts::check,
         stewards::check,
+        model::check,
     ];
     checks.iter().flat_map(|check| check(seen)).collect()
 }
@@ -140,6 +144,7 @@ mod tests {
                 backup: Some(polder_control::BackupSeen {
                     to: Some("x".into()), last: Some(from), drill: Some(until), ..Default::default()
                 }),
+                switch: Some(SwitchSeen { alias: "house".into(), model: "m".into(), at: until }),
                 ..Seen::default()
             };
             let issues = all(&seen);

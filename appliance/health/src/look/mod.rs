@@ -18,7 +18,7 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use polder_control::{
     BoxStatus, Check, Client, DoorReply, DoorRequest, PartState, Reply, Request, Sockets,
-    StewardContact, Told, Unseen,
+    StewardContact, Told, Unseen, wan_status,
 };
 use polder_site::EngineName;
 use serde::Serialize;
@@ -26,7 +26,9 @@ use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt;
 
 use crate::memory::Remembered;
-use crate::seen::{DamagedFile, Drive, HostMemory, PartSeen, Queue, Seen, Space, UpdateSeen};
+use crate::seen::{
+    DamagedFile, Drive, HostMemory, PartSeen, Queue, Seen, Space, SwitchSeen, UpdateSeen,
+};
 
 /// What a tool may take. A driver in trouble makes its tool hang.
 const TOOL: Duration = Duration::from_secs(20);
@@ -76,6 +78,17 @@ struct Slow {
     stewards: Option<usize>,
 }
 
+/// The change of model that members were told of.
+fn announced(status: &BoxStatus) -> Option<SwitchSeen> {
+    let under_way = status.site.succession.as_ref()?;
+    let slot = status.site.engines.get(&under_way.to).or(under_way.parked.as_ref())?;
+    Some(SwitchSeen {
+        alias: under_way.alias.to_string(),
+        model: slot.recipe.to_string(),
+        at: under_way.at?.as_second(),
+    })
+}
+
 impl Eyes {
     /// For the box in this state folder.
     pub fn of(state: &Path) -> Self {
@@ -104,6 +117,7 @@ impl Eyes {
         look.status = self.ask_status().await;
         look.seen.parts = look.status.as_deref().map(|status| self.parts(status, now));
         if let Some(status) = &look.status {
+            look.seen.switch = announced(status);
             look.seen.queues = self.queues(status, now).await;
         }
         let synchronised = self.synchronised(&mut look).await;
@@ -152,6 +166,7 @@ impl Eyes {
         let trial = look.status.as_deref().is_none_or(|status| status.site.is_trial());
         look.seen.stewards = self.slow.stewards.filter(|_| !trial);
         self.look_at_weights(&mut look, remembered, now).await;
+        self.look_at_uplinks(&mut look).await;
         self.told(&mut look.seen);
         look
     }
@@ -311,6 +326,19 @@ impl Eyes {
         look.seen.damaged.clone_from(&self.damaged);
     }
 
+    async fn look_at_uplinks(&self, look: &mut Look) {
+        let named = look.status.as_ref().is_some_and(|status| !status.site.uplinks.is_empty());
+        if !named {
+            return;
+        }
+        match wan_status(&self.sockets).await {
+            Some(wan) => look.seen.uplinks = wan.uplinks,
+            None => {
+                look.cannot(&[Check::Uplink], "whoever looks after the uplinks does not answer")
+            }
+        }
+    }
+
     /// What other parts left; what is old is no news.
     fn told(&self, seen: &mut Seen) {
         for (at, told) in Told::left_in(&self.sockets.folder().join(Told::FOLDER)) {
@@ -318,9 +346,9 @@ impl Eyes {
                 continue;
             }
             match told {
-                Told::Uplinks(uplinks) => seen.uplinks = uplinks,
                 Told::Battery(battery) => seen.battery = Some(battery),
                 Told::Backup(backup) => seen.backup = Some(backup),
+                Told::Spare(spare) => seen.spare = Some(*spare),
             }
         }
     }

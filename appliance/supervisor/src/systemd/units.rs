@@ -29,10 +29,11 @@ const LEFTOVERS: Duration = Duration::from_secs(5);
 const ENGINE: &str = "polder-engine@";
 const SERVICE: &str = ".service";
 const WAN: &str = "polder-wan.service";
+const SPARE: &str = "polder-spare.service";
 const POWER: &str = "polder-power.service";
 
-/// Parts as units of the init system: `polder-gateway.service`, `polder-engine@NAME.service`, `polder-power.service` and
-/// `polder-wan.service`.
+/// Parts as units of the init system: `polder-gateway.service`, `polder-engine@NAME.service`, `polder-power.service`,
+/// `polder-wan.service` and `polder-spare.service`.
 ///
 /// They outlive the supervisor: `start` takes over a unit that runs already. The units have
 /// `Restart=no`, because the supervisor alone decides about restarts.
@@ -366,6 +367,7 @@ fn unit_of(part: &Part) -> String {
         Part::Engine(name) => format!("{ENGINE}{name}{SERVICE}"),
         Part::Power => POWER.to_owned(),
         Part::Wan => WAN.to_owned(),
+        Part::Spare => SPARE.to_owned(),
         Part::Health => format!("polder-health{SERVICE}"),
     }
 }
@@ -376,6 +378,9 @@ fn part_of(unit: &str) -> Option<Part> {
     }
     if unit == WAN {
         return Some(Part::Wan);
+    }
+    if unit == SPARE {
+        return Some(Part::Spare);
     }
     let name = unit.strip_prefix(ENGINE)?.strip_suffix(SERVICE)?;
     Some(Part::Engine(name.parse().ok()?))
@@ -397,7 +402,7 @@ mod tests {
         }
         assert_eq!(part_of("polder-engine@Not A Name.service"), None);
         assert_eq!(part_of("polder-gateway.service"), None);
-        for part in [Part::Wan, Part::Power] {
+        for part in [Part::Wan, Part::Power, Part::Spare] {
             assert_eq!(part_of(&unit_of(&part)), Some(part));
         }
     }

@@ -10,7 +10,7 @@ use polder_backup::{
 };
 use polder_control::{
     Actor, BackupSeen, BackupStatus, BackupWish, Client, DoorReply, DoorRequest, KitWords,
-    LastBackup, Plan, Progress, RunId, RunState, Sockets, Told, WanReply, WanRequest,
+    LastBackup, Plan, Progress, RunId, Sockets, Told, WanReply, WanRequest,
 };
 use polder_site::{Backup, BackupPlace, Site, SiteChange};
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,7 @@ const DRILL: Duration = Duration::from_secs(30);
 const READ: u8 = 10;
 
 impl<P: Parts> Work<P> {
-    fn folders(&self) -> Folders {
+    pub(super) fn folders(&self) -> Folders {
         Folders::of(&self.state)
     }
 
@@ -241,6 +241,9 @@ impl<P: Parts> Work<P> {
         let folders = self.folders();
         let work = move || {
             let now = jiff::Timestamp::now().as_second();
+            if done.is_err() && is_of_a_drill(action) {
+                forget_drill(&folders);
+            }
             let why = match &done {
                 Ok(()) | Err(BackupError::Stopped) => return done,
                 Err(error) => sentence(error),
@@ -250,7 +253,8 @@ impl<P: Parts> Work<P> {
             };
             let noted = match action {
                 MakeStore | Save | Thin(_) => Record::change(&folders, |record| {
-                    record.failed = Some(Failure { at: now, why });
+                    let thinning = matches!(action, Thin(_));
+                    record.failed = Some(Failure { at: now, why, thinning });
                 }),
                 FetchForDrill | ExamineDrill | StartDrill | CheckStore => {
                     Record::change(&folders, |record| {
@@ -269,25 +273,34 @@ impl<P: Parts> Work<P> {
 
     /// Makes what is due, by itself. A backup an hour would fill the list of runs and the trail; only what changes is written there.
     pub(super) fn look_after_backups(self: &Arc<Self>) {
-        let work = self.clone();
+        // What a restore brings in may take hours; backups do not wait for it.
+        let bringing = self.clone();
         self.tasks.spawn(async move {
-            // What a restore brings in may take hours; backups do not wait for it.
-            let bringing = work.clone();
-            work.tasks.spawn(async move { bringing.after_a_restore().await });
+            // One that a power cut has ended; a run that was cut off with it may be at it again already.
+            if let Ok(_turn) = bringing.saving.try_lock() {
+                let folders = bringing.folders();
+                let _ = tokio::task::spawn_blocking(move || forget_drill(&folders)).await;
+            }
+            bringing.after_a_restore().await;
+        });
+        // Whoever only waits for an hour to pass keeps nothing of the supervisor alive.
+        let (work, ending) = (Arc::downgrade(self), self.ending.clone());
+        self.tasks.spawn(async move {
             let mut pause = FIRST_LOOK;
             loop {
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
-                    () = work.ending.cancelled() => return,
+                    () = ending.cancelled() => return,
                 }
                 pause = LOOK;
+                let Some(work) = work.upgrade() else { return };
                 work.do_what_is_due().await;
             }
         });
     }
 
     /// Whether what is sent now is paid for by its amount. Where nobody looks after the uplinks, it is not.
-    async fn is_metered(&self) -> bool {
+    pub(super) async fn is_metered(&self) -> bool {
         const SOON: Duration = Duration::from_secs(2);
         let asked = async {
             let mut wan: Client<WanRequest, WanReply> =
@@ -311,7 +324,12 @@ impl<P: Parts> Work<P> {
         if self.power.borrow().pauses_work() {
             return;
         }
-        let metered = matches!(backup.to, BackupPlace::Server(_)) && self.is_metered().await;
+        let far = match &backup.to {
+            BackupPlace::Server(_) => true,
+            BackupPlace::Spare => polder_spare::Peer::is_far(&self.state),
+            BackupPlace::Folder(_) | BackupPlace::Disk { .. } => false,
+        };
+        let metered = far && self.is_metered().await;
         let now = jiff::Timestamp::now().as_second();
         let Some(what) = due(&record, now, metered) else { return };
         // Somebody is at it already.
@@ -357,30 +375,61 @@ impl<P: Parts> Work<P> {
         if !marker.exists() {
             return;
         }
-        self.note(Actor::Itself, "was restored from", "a backup").await;
-        let there = self.imported().await.unwrap_or_default();
+        const TOLD: &str = "told\n";
+        if std::fs::read_to_string(&marker).is_ok_and(|text| text != TOLD) {
+            self.note(Actor::Itself, "was restored from", "a backup").await;
+            if let Err(error) = std::fs::write(&marker, TOLD) {
+                log::warn!("could not write {}: {error}", marker.display());
+            }
+        }
         for (name, slot) in self.board.site().engines {
-            if there.contains(&slot.recipe) {
+            // A start takes up what was cut off, which may be this very model: only one comes in at a time.
+            if !self.until_nothing_runs().await {
+                return;
+            }
+            if self.imported().await.unwrap_or_default().contains(&slot.recipe) {
                 continue;
             }
             let change = SiteChange::Engine { name, slot };
-            match self.apply(Intent::Change(change), Actor::Itself).await {
-                Ok(id) => {
-                    let over = |run: &polder_control::Run| run.state != RunState::Running;
-                    while !self.board.run(id).as_ref().is_none_or(over) {
-                        tokio::select! {
-                            () = tokio::time::sleep(Duration::from_secs(1)) => {}
-                            () = self.ending.cancelled() => return,
-                        }
-                    }
-                }
-                Err(why) => log::error!("a model of the restored box is not brought in: {why}"),
+            if let Err(why) = self.apply(Intent::Change(change), Actor::Itself).await {
+                log::error!("a model of the restored box is not brought in: {why}");
             }
+        }
+        if !self.until_nothing_runs().await {
+            return;
+        }
+        // What could not be had today is tried again at the next start.
+        let there = self.imported().await.unwrap_or_default();
+        if !self.board.site().engines.values().all(|slot| there.contains(&slot.recipe)) {
+            return;
         }
         if let Err(error) = std::fs::remove_file(&marker) {
             log::warn!("could not remove {}: {error}", marker.display());
         }
     }
+
+    /// False when the box ends before that.
+    async fn until_nothing_runs(&self) -> bool {
+        while self.is_busy() {
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(500)) => {}
+                () = self.ending.cancelled() => return false,
+            }
+        }
+        !self.ending.is_cancelled()
+    }
+}
+
+/// A copy of everybody's keys is not left lying about, however a drill ended.
+fn forget_drill(folders: &Folders) {
+    if let Err(error) = restore::clear(&folders.drill()) {
+        log::error!("a trial restore could not be removed: {}", sentence(&error));
+    }
+}
+
+fn is_of_a_drill(action: BackupAction) -> bool {
+    use BackupAction::{CheckStore, ExamineDrill, FetchForDrill, StartDrill};
+    matches!(action, FetchForDrill | ExamineDrill | StartDrill | CheckStore)
 }
 
 /// What a step works on, on a thread where it may block.
@@ -467,7 +516,7 @@ impl Reading<'_> {
 }
 
 /// Starts a gateway on a restored folder, at an address that only this machine reaches, and asks it who it is.
-async fn start_drill(folder: &Path) -> Result<(), BackupError> {
+pub(super) async fn start_drill(folder: &Path) -> Result<(), BackupError> {
     let not_whole = |why: String| BackupError::NotWhole(why);
     let at = folder.to_owned();
     let examined = tokio::task::spawn_blocking(move || {
@@ -526,7 +575,7 @@ fn only_here(folder: &Path) -> Result<(), String> {
     site.door.listen = vec![std::net::IpAddr::from([127, 0, 0, 1])];
     // A trial calls nobody: neither the relay nor an authority in the box's name.
     (site.certificate, site.dynamic_dns, site.alerts) = (None, None, None);
-    (site.power, site.backup) = (None, None);
+    (site.power, site.backup, site.spare) = (None, None, None);
     site.uplinks.clear();
     match std::fs::remove_file(folder.join("relay.pass")) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.to_string()),

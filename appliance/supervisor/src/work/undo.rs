@@ -24,7 +24,9 @@ impl<P: Parts> Work<P> {
         let site = self.board.site();
         let back = match intent {
             Intent::Change(change) => as_before(change, &site, before),
-            Intent::Import { .. } | Intent::Update(_) | Intent::Backup(_) => site.clone(),
+            Intent::Import { .. } | Intent::Update(_) | Intent::Backup(_) | Intent::Takeover(_) => {
+                site.clone()
+            }
         };
         if back == site {
             self.restore();
@@ -45,6 +47,13 @@ impl<P: Parts> Work<P> {
                 format!("{why}; {}", self.model_before(name, cancel).await)
             }
             Intent::Change(SiteChange::Engine { .. }) => why,
+            Intent::Change(SiteChange::Succession(_)) if site.engines != back.engines => {
+                let serves = back.succession.as_ref().map(|under_way| under_way.serves().clone());
+                match serves.filter(|name| back.engines.contains_key(name)) {
+                    Some(name) => format!("{why}; {}", self.model_before(&name, cancel).await),
+                    None => format!("{why}; the change was undone"),
+                }
+            }
             _ => {
                 if moves_the_door(intent) && !self.ending.is_cancelled() {
                     // It follows the site back by itself, unless it died of the new one.
@@ -112,6 +121,14 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
                 None => back.engines.remove(name),
             };
         }
+        SiteChange::Alias { name, .. } | SiteChange::RemoveAlias(name) => {
+            match before.aliases.get(name) {
+                Some(to) => back.aliases.insert(name.clone(), to.clone()),
+                None => back.aliases.remove(name),
+            };
+        }
+        SiteChange::Succession(step) => return site.after_failed(step, before),
+        SiteChange::Money(_) | SiteChange::RemoveMoney => back.money = before.money.clone(),
         SiteChange::Usage(_) => back.usage = before.usage.clone(),
         SiteChange::Sharing(_) => back.sharing = before.sharing,
         SiteChange::Common { title, .. } | SiteChange::RemoveCommon(title) => {
@@ -130,6 +147,9 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
         SiteChange::Verifier(_) | SiteChange::RemoveVerifier => {
             back.verifier = before.verifier.clone();
         }
+        SiteChange::SignIn(_) | SiteChange::RemoveSignIn => {
+            back.sign_in = before.sign_in.clone();
+        }
         SiteChange::Updates(_) | SiteChange::RemoveUpdates => {
             back.updates = before.updates.clone();
         }
@@ -144,6 +164,11 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
         SiteChange::Backup(_) | SiteChange::RemoveBackup => back.backup = before.backup.clone(),
         SiteChange::Uplinks(_) => back.uplinks = before.uplinks.clone(),
         SiteChange::Alerts(_) | SiteChange::RemoveAlerts => back.alerts = before.alerts.clone(),
+        SiteChange::Spare(_) | SiteChange::RemoveSpare => {
+            back.spare = before.spare;
+            // Without a spare there are no backups at it.
+            back.backup = before.backup.clone();
+        }
     }
     back
 }
@@ -167,6 +192,17 @@ mod tests {
         let after = change.applied_to(&before);
         assert_eq!(after.door.names, ["gpu.example.org"]);
         assert_eq!(as_before(&change, &after, &before), before);
+    }
+
+    #[test]
+    fn where_people_sign_in_is_as_it_was_after_a_change_that_failed() {
+        let before = Site::unclaimed(8443);
+        let issuer = "https://sso.example.org".parse().unwrap();
+        let sign_in = Box::new(polder_site::SignIn::at("house", issuer, "box"));
+        let change = SiteChange::SignIn(sign_in);
+        let after = change.applied_to(&before);
+        assert_eq!(as_before(&change, &after, &before), before);
+        assert_eq!(as_before(&SiteChange::RemoveSignIn, &before, &after), after);
     }
 
     #[test]

@@ -1,0 +1,85 @@
+//! What people do, on its way into the audit trail. The supervisor keeps that, and may be away or have no room just now: a deed that
+//! was acknowledged is not forgotten over it. It is noted in the database first, and told again until it is in the trail.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_control::{Actor, Request};
+use polder_members::Deed;
+use serde::{Deserialize, Serialize};
+
+use crate::{AskError, Gateway};
+
+/// Between two looks for what is not told. Longer than one telling takes, so that what was there at the look before is nobody
+/// else's affair any more.
+const LOOK: Duration = Duration::from_secs(25);
+
+/// As it is noted.
+#[derive(Serialize, Deserialize)]
+struct Note {
+    by: Actor,
+    what: String,
+    on: String,
+}
+
+/// Writes into the audit trail what was done just now.
+pub(crate) async fn record(gateway: &Gateway, by: Actor, what: &str, on: &str) {
+    let note = Note { by: by.clone(), what: what.to_owned(), on: on.to_owned() };
+    let text = serde_json::to_string(&note).unwrap_or_default();
+    let noted = gateway.members.ask(move |members| members.note_deed(&text)).await;
+    let told = gateway.ask(Request::Record { by: note.by, what: note.what, on: note.on }).await;
+    match (told, noted) {
+        (Ok(_), Ok(id)) => is_told(gateway, id).await,
+        (Ok(_), Err(_)) => {}
+        (Err(error), Ok(_)) => {
+            log::warn!("the audit trail is told later that {by} {what}: {error}");
+        }
+        (Err(error), Err(full)) => {
+            log::error!(by:% = by, what = what, on = on; "not written to the audit trail: {error}; {full}");
+        }
+    }
+}
+
+/// Tells what could not be told, for ever.
+pub(crate) async fn follow(gateway: Arc<Gateway>) {
+    // All that is there at the start is of an earlier life.
+    let mut known = untold(&gateway).await;
+    loop {
+        for deed in &known {
+            if let Err(error) = tell(&gateway, deed).await {
+                log::debug!("the audit trail cannot be told yet: {error}");
+                break;
+            }
+            is_told(&gateway, deed.id).await;
+        }
+        let before: BTreeSet<i64> = untold(&gateway).await.iter().map(|deed| deed.id).collect();
+        tokio::time::sleep(LOOK).await;
+        known = untold(&gateway).await;
+        known.retain(|deed| before.contains(&deed.id));
+    }
+}
+
+async fn untold(gateway: &Gateway) -> Vec<Deed> {
+    let asked = gateway.members.ask(|members| members.untold_deeds()).await;
+    asked.unwrap_or_else(|error| {
+        log::warn!("it cannot be read what the audit trail is still to be told: {error}");
+        Vec::new()
+    })
+}
+
+async fn tell(gateway: &Gateway, deed: &Deed) -> Result<(), AskError> {
+    let Ok(Note { by, what, on }) = serde_json::from_str(&deed.text) else {
+        log::error!("a deed was noted that cannot be read, and is left out of the audit trail");
+        return Ok(());
+    };
+    let at = jiff::Timestamp::from_second(deed.at).unwrap_or_default();
+    let on = format!("{on} (at {}, told later)", at.strftime("%Y-%m-%d %H:%M:%S UTC"));
+    gateway.ask(Request::Record { by, what, on: on.trim_start().to_owned() }).await.map(drop)
+}
+
+async fn is_told(gateway: &Gateway, id: i64) {
+    if let Err(error) = gateway.members.ask(move |members| members.deed_is_told(id)).await {
+        log::warn!("the audit trail may be told twice what was done once: {error}");
+    }
+}

@@ -1,0 +1,408 @@
+//! What stewards write down.
+
+use std::sync::Arc;
+
+use axum::Form;
+use axum::extract::State;
+use axum::response::{IntoResponse, Redirect, Response};
+use jiff::civil::Date;
+use maud::{Markup, html};
+use polder_ledger::{
+    Basis, Books, Cents, EntryId, Kind, LedgerError, Month, MonthError, NewEntry, shares,
+};
+use polder_members::Member;
+use polder_page::{Choice, Field, Tone, badge, card, empty, field, hidden, select, table};
+use polder_site::Currency;
+
+use super::{Fields, HEAD, SHOWN, Told, about_to, again, balance, row, told, value, wrong};
+use crate::Gateway;
+use crate::pages::frame::Trouble;
+use crate::pages::who::{SignedIn, Steward};
+
+/// Today, as the box has it.
+fn today() -> Date {
+    jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date()
+}
+
+fn day(fields: &Fields) -> Result<Date, String> {
+    match value(fields, "day") {
+        "" => Ok(today()),
+        typed => typed
+            .parse()
+            .map_err(|_| LedgerError::Day(typed.chars().take(40).collect()).to_string()),
+    }
+}
+
+fn amount(fields: &Fields) -> Result<Cents, String> {
+    Cents::typed(value(fields, "amount")).map_err(|e| e.to_string())
+}
+
+fn month(fields: &Fields) -> Result<Option<Month>, String> {
+    match value(fields, "month") {
+        "" => Ok(None),
+        typed => typed.parse().map(Some).map_err(|e: MonthError| e.to_string()),
+    }
+}
+
+/// A payment or a cost.
+fn one(fields: &Fields) -> Result<NewEntry, String> {
+    let member = value(fields, "member").parse().ok();
+    let kind = match value(fields, "kind") {
+        "payment" if member.is_none() => return Err("choose whose payment it is".to_owned()),
+        "payment" => Kind::Payment,
+        "cost" => Kind::Cost,
+        _ => return Err("the form says neither payment nor cost; open the page anew".to_owned()),
+    };
+    let month = month(fields)?.filter(|_| kind == Kind::Cost);
+    let member = member.filter(|_| kind == Kind::Payment);
+    let entry = NewEntry::of(kind, day(fields)?, member, amount(fields)?);
+    let entry = NewEntry { month, note: value(fields, "note").to_owned(), ..entry };
+    entry.check().map_err(|e| e.to_string())?;
+    Ok(entry)
+}
+
+pub(crate) async fn enter(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Form(fields): Form<Fields>,
+) -> Result<Response, Trouble> {
+    match one(&fields) {
+        Ok(entry) => {
+            let what = format!("a {}", entry.kind.word());
+            write(&gateway, &who, vec![entry], &what, &fields).await
+        }
+        Err(why) => wrong(&gateway, &who, &why, &fields).await,
+    }
+}
+
+/// Dues of everybody for a month: first what would be written, then it is.
+pub(crate) async fn dues(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Form(fields): Form<Fields>,
+) -> Result<Response, Trouble> {
+    let told = told(&gateway, &who).await?;
+    let entries = match dues_of(&told, &fields) {
+        Ok(entries) => entries,
+        Err(why) => return wrong(&gateway, &who, &why, &fields).await,
+    };
+    if value(&fields, "seen").is_empty() {
+        return Ok(preview(&gateway, &who, &told, "Dues", &entries, "/money/dues", &fields));
+    }
+    write(&gateway, &who, entries, "dues of everybody", &fields).await
+}
+
+/// Whoever has dues for the month already has them once.
+fn dues_of(told: &Told, fields: &Fields) -> Result<Vec<NewEntry>, String> {
+    let month = month(fields)?.ok_or("say for which month, such as 2026-11")?;
+    let (amount, day) = (amount(fields)?, day(fields)?);
+    let books = Books::of(&told.entries);
+    let has = |member: &Member| {
+        told.entries.iter().any(|entry| {
+            let what = &entry.what;
+            what.kind == Kind::Dues
+                && what.member == Some(member.id.0)
+                && what.month == Some(month)
+                && what.corrects.is_none()
+                && !books.corrected.contains(&entry.id)
+        })
+    };
+    let owe = told.members.iter().filter(|member| !member.disabled && !has(member));
+    let entries: Vec<NewEntry> = owe
+        .map(|member| {
+            let entry = NewEntry::of(Kind::Dues, day, Some(member.id.0), amount);
+            NewEntry { month: Some(month), ..entry }
+        })
+        .collect();
+    match entries.first() {
+        None => Err(format!("everybody has dues for {month} already")),
+        Some(first) => first.check().map(|()| entries).map_err(|e| e.to_string()),
+    }
+}
+
+/// The fund is counted, and the difference is written down.
+pub(crate) async fn fund(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Form(fields): Form<Fields>,
+) -> Result<Response, Trouble> {
+    let told = told(&gateway, &who).await?;
+    let read = || -> Result<NewEntry, String> {
+        let difference = amount(&fields)? - Books::of(&told.entries).fund;
+        let entry = NewEntry::of(Kind::Fund, day(&fields)?, None, difference);
+        let entry = NewEntry { note: value(&fields, "note").to_owned(), ..entry };
+        match entry.check() {
+            Err(LedgerError::Nothing) => Err("the fund has that much already".to_owned()),
+            Err(why) => Err(why.to_string()),
+            Ok(()) => Ok(entry),
+        }
+    };
+    match read() {
+        Ok(entry) => write(&gateway, &who, vec![entry], "the fund's balance", &fields).await,
+        Err(why) => wrong(&gateway, &who, &why, &fields).await,
+    }
+}
+
+pub(crate) async fn correct(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Form(fields): Form<Fields>,
+) -> Result<Response, Trouble> {
+    let told = told(&gateway, &who).await?;
+    let number = value(&fields, "entry").parse().ok().map(EntryId);
+    let entry = told.entries.iter().find(|entry| Some(entry.id) == number);
+    let Some(entry) = entry else {
+        return wrong(&gateway, &who, "there is no such entry; open the page anew", &fields).await;
+    };
+    let back = entry.taken_back(today(), value(&fields, "note").to_owned());
+    let what = format!("a correction of entry {}", entry.id.0);
+    write(&gateway, &who, vec![back], &what, &fields).await
+}
+
+/// Splits what a month cost: first what would be written, then it is.
+pub(crate) async fn split_month(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Form(fields): Form<Fields>,
+) -> Result<Response, Trouble> {
+    let told = told(&gateway, &who).await?;
+    let month = match month(&fields) {
+        Ok(Some(month)) => month,
+        Ok(None) => {
+            let why = "say which month, such as 2026-11";
+            return wrong(&gateway, &who, why, &fields).await;
+        }
+        Err(why) => return wrong(&gateway, &who, &why, &fields).await,
+    };
+    let asked = gateway.members.ask(move |members| {
+        Ok::<_, polder_members::MembersError>((
+            members.usage_agreed(month)?,
+            members.usage_in_month(month)?,
+        ))
+    });
+    let (agreed, used) = asked.await?;
+    let counted = gateway.status().site.usage.per_member;
+    let members: Vec<i64> = told.members.iter().filter(|m| !m.disabled).map(|m| m.id.0).collect();
+    let used = counted.then_some(&used);
+    let (basis, parts) = shares(&told.entries, month, &members, &agreed, used);
+    if parts.is_empty() {
+        let why = format!(
+            "nothing of {month} is left to be split: no cost is written down for it, or all of it was split"
+        );
+        return wrong(&gateway, &who, &why, &fields).await;
+    }
+    let entries: Vec<NewEntry> = parts
+        .into_iter()
+        .map(|share| {
+            let entry = NewEntry::of(Kind::Share, today(), Some(share.member), share.amount);
+            let note = match basis {
+                Basis::Equally => "in equal parts",
+                Basis::Usage(_) => "by usage",
+            };
+            NewEntry { month: Some(month), note: note.to_owned(), ..entry }
+        })
+        .collect();
+    if value(&fields, "seen").is_empty() {
+        let title = match basis {
+            Basis::Equally => format!("Costs of {month}, in equal parts"),
+            Basis::Usage(_) => format!("Costs of {month}, by usage: everybody agreed"),
+        };
+        return Ok(preview(&gateway, &who, &told, &title, &entries, "/money/split", &fields));
+    }
+    write(&gateway, &who, entries, &format!("everybody's part of the costs of {month}"), &fields)
+        .await
+}
+
+/// Somebody who left asks that their name goes.
+pub(crate) async fn name_off(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Form(fields): Form<Fields>,
+) -> Result<Response, Trouble> {
+    let member: i64 = value(&fields, "member").parse().unwrap_or(0);
+    gateway.members.ask(move |members| members.take_name_off(member)).await?;
+    // Not who it was: the trail stays, too.
+    who.record(&gateway, "took a name off the books:", &format!("former member {member}")).await;
+    Ok(Redirect::to("/money?said=money-name").into_response())
+}
+
+pub(super) async fn write(
+    gateway: &Gateway,
+    who: &SignedIn,
+    entries: Vec<NewEntry>,
+    what: &str,
+    fields: &Fields,
+) -> Result<Response, Trouble> {
+    let me = who.member.id;
+    match gateway.members.ask(move |members| members.enter(me, &entries)).await {
+        Ok(_) => {
+            who.record(gateway, "wrote into the books:", what).await;
+            Ok(Redirect::to("/money?said=money").into_response())
+        }
+        Err(why) => wrong(gateway, who, &why.to_string(), fields).await,
+    }
+}
+
+fn preview(
+    gateway: &Gateway,
+    who: &SignedIn,
+    told: &Told,
+    title: &str,
+    entries: &[NewEntry],
+    action: &str,
+    fields: &Fields,
+) -> Response {
+    let rows: Vec<Vec<Markup>> = entries
+        .iter()
+        .map(|entry| {
+            let name = entry.member.map(|member| told.names.of(member)).unwrap_or_default();
+            vec![html! { (name) }, html! { (entry.amount.to_string()) }]
+        })
+        .collect();
+    let sum: Cents = entries.iter().map(|entry| entry.amount).sum();
+    let body = html! {
+        section.card {
+            h2 { (title) }
+            (table("What would be written down", &["Member", "Amount"], &rows))
+            p { "Together " strong { (sum.to_string()) } "." }
+            (again(action, fields))
+        }
+    };
+    about_to(gateway, who, title, body)
+}
+
+/// All of it, and the forms.
+pub(super) fn section(told: &Told, books: &Books, currency: &Currency, fields: &Fields) -> Markup {
+    html! {
+        (balances(told, books, currency))
+        (forms(told, fields))
+        (entries(told, books, currency))
+    }
+}
+
+fn balances(told: &Told, books: &Books, currency: &Currency) -> Markup {
+    let member = |id: i64| told.members.iter().find(|member| member.id.0 == id);
+    let mut all: Vec<i64> = told.members.iter().map(|m| m.id.0).collect();
+    all.extend(books.members.keys().filter(|id| member(**id).is_none()));
+    let rows: Vec<Vec<Markup>> = all
+        .into_iter()
+        .map(|id| {
+            let gone = member(id).is_none();
+            let named = told.names.0.contains_key(&id);
+            vec![
+                html! { (told.names.of(id)) @if gone { " " (badge(Tone::Plain, "left")) } },
+                html! { (balance(books.of_member(id), currency)) },
+                html! {
+                    @if gone && named {
+                        form method="post" action="/money/name-off" data-confirm="Take the name off? Their entries stay under a number." {
+                            (hidden("member", &id.to_string()))
+                            button.quiet type="submit" { "They ask that their name goes" }
+                        }
+                    }
+                },
+            ]
+        })
+        .collect();
+    html! {
+        section.card {
+            h2 { "Everybody" }
+            (table("Balances", &["Member", "Balance", ""], &rows))
+        }
+    }
+}
+
+fn forms(told: &Told, fields: &Fields) -> Markup {
+    let day = today().to_string();
+    let month = Month::of(today()).to_string();
+    let members: Vec<(String, &str)> =
+        told.members.iter().map(|m| (m.id.0.to_string(), m.name.as_str())).collect();
+    let members: Vec<Choice<'_>> =
+        members.iter().map(|(value, label)| Choice { value, label }).collect();
+    let or = |name: &str, usual: &str| match value(fields, name) {
+        "" => usual.to_owned(),
+        typed => typed.to_owned(),
+    };
+    let text = |name, label, value: &str| {
+        field(&Field { name, label, value, required: name == "amount", ..Field::default() })
+    };
+    html! {
+        div.grid {
+            (card("A payment", html! {
+                form.stack method="post" action="/money/enter" {
+                    (hidden("kind", "payment"))
+                    (select("member", "Of", "", &members, &or("member", "")))
+                    (text("amount", "Amount", &or("amount", "")))
+                    (text("day", "Day", &or("day", &day)))
+                    (text("note", "Note", &or("note", "")))
+                    button type="submit" { "Write it down" }
+                }
+            }))
+            (card("A cost", html! {
+                form.stack method="post" action="/money/enter" {
+                    (hidden("kind", "cost"))
+                    (text("amount", "Amount", ""))
+                    (text("day", "Day", &day))
+                    (text("month", "For the month", &month))
+                    (text("note", "What for", ""))
+                    button type="submit" { "Write it down" }
+                }
+            }))
+            (card("Dues for everybody", html! {
+                form.stack method="post" action="/money/dues" {
+                    (text("month", "For the month", &month))
+                    (text("amount", "Amount for each", ""))
+                    button.quiet type="submit" { "Show what would be written" }
+                }
+            }))
+            (card("A month's costs on everybody", html! {
+                form.stack method="post" action="/money/split" {
+                    (text("month", "The month", &month))
+                    button.quiet type="submit" { "Show everybody's part" }
+                }
+            }))
+            (card("The fund was counted", html! {
+                form.stack method="post" action="/money/fund" {
+                    (text("amount", "It has", ""))
+                    (text("note", "Why it differs", ""))
+                    button.quiet type="submit" { "Write the difference down" }
+                }
+            }))
+        }
+    }
+}
+
+fn entries(told: &Told, books: &Books, currency: &Currency) -> Markup {
+    let rows: Vec<Vec<Markup>> = told
+        .entries
+        .iter()
+        .rev()
+        .take(SHOWN)
+        .map(|entry| {
+            let mut cells = row(entry, told, books, currency);
+            let name = entry.what.member.map(|member| told.names.of(member)).unwrap_or_default();
+            cells.insert(2, html! { (name) });
+            let open = entry.what.corrects.is_none() && !books.corrected.contains(&entry.id);
+            cells.push(html! {
+                @if open {
+                    form method="post" action="/money/correct" data-confirm="Take this entry back with another one?" {
+                        (hidden("entry", &entry.id.0.to_string()))
+                        button.quiet type="submit" aria-label=(format!("Take entry {} back", entry.id.0)) { "Take back" }
+                    }
+                }
+            });
+            cells
+        })
+        .collect();
+    let mut head = HEAD.to_vec();
+    head.insert(2, "Member");
+    head.push("");
+    html! {
+        section.card {
+            h2 { "What was written down" }
+            @if rows.is_empty() { (empty("Nothing yet.")) } @else {
+                (table("Entries", &head, &rows))
+                @if told.entries.len() > SHOWN { p.soft { "These are the last " (SHOWN) "; the table has all." } }
+            }
+        }
+    }
+}

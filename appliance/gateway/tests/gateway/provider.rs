@@ -1,0 +1,268 @@
+//! People sign in with the box on other apps: the client library from npm, and the one of Open WebUI.
+
+use std::process::Command;
+
+use polder_members::{ClientApp, Members, NewClientApp, Role, Secret};
+use serde_json::Value;
+
+use crate::house::{House, Wish, new_member, status_of};
+use crate::surfer::{Program, Seen, Surfer, free_port, listens, script, tools};
+
+struct Place {
+    house: House,
+    base: String,
+    back: String,
+    app: ClientApp,
+    secret: Option<Secret>,
+}
+
+impl Place {
+    async fn open(with_secret: bool, for_stewards: bool) -> Self {
+        let house = House::open_as(Wish {
+            members: |members, _| {
+                members.add_member(&new_member("grace"), Role::Member).unwrap();
+            },
+            ..Wish::default()
+        })
+        .await;
+        let base = format!("http://localhost:{}", house.port);
+        let back = "http://localhost:1/back".to_owned();
+        let new = NewClientApp {
+            name: "Wiki".into(),
+            redirects: vec![back.clone()],
+            with_secret,
+            for_stewards,
+        };
+        let (app, secret) = members(&house).add_client_app(&new).unwrap();
+        Self { house, base, back, app, secret }
+    }
+
+    fn client(&self) -> Program {
+        let secret = self.secret.as_ref().map_or("", Secret::expose);
+        let (run, packages) = (script("client.mjs"), tools("openid-client"));
+        let all = [&run, &packages, &self.base, &self.app.id, secret, &self.back];
+        Program::start(Command::new("node").args(all))
+    }
+
+    /// Signs somebody in on the box.
+    fn browser(&self, who: &str) -> Surfer {
+        let browser = Surfer::new();
+        let fields = [("name", who), ("password", "correct horse battery")];
+        let page = browser.post(&format!("{}/sign-in", self.base), &fields);
+        assert_eq!(page.status, 200, "{page:?}");
+        browser
+    }
+
+    /// Whatever somebody signed in asks at the app's wish.
+    fn authorize(&self, browser: &Surfer, change: &str) -> Seen {
+        let scope = "scope=openid+profile+offline_access&response_type=code&state=s";
+        let client = format!("client_id={}&redirect_uri={}", self.app.id, percent(&self.back));
+        browser.step(&format!("{}/oidc/authorize?{client}&{scope}{change}", self.base))
+    }
+}
+
+fn members(house: &House) -> Members {
+    Members::open(&house.folder.path().join("polder.db")).unwrap()
+}
+
+fn percent(text: &str) -> String {
+    text.replace(':', "%3A").replace('/', "%2F").replace('?', "%3F").replace('=', "%3D")
+}
+
+fn read(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|_| panic!("the client says: {line}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_signs_in_at_an_app_with_the_box_and_is_gone_there_when_they_are_gone_here() {
+    for with_secret in [true, false] {
+        let place = Place::open(with_secret, false).await;
+        let mut client = place.client();
+        let browser = Surfer::new();
+        // Nobody is signed in yet: the box asks, and goes on with the app's question.
+        let to = client.ask("begin");
+        let form = browser.get(&to);
+        assert!(form.url.contains("/sign-in?next="), "{form:?}");
+        let next = form.body.split("name=\"next\" value=\"").nth(1).unwrap();
+        let next = next.split('"').next().unwrap().replace("&amp;", "&");
+        let sent = browser.curl(&[
+            "-H",
+            &format!("Origin: {}", place.base),
+            "--data-urlencode",
+            "name=ada",
+            "--data-urlencode",
+            "password=correct horse battery",
+            "--data-urlencode",
+            &format!("next={next}"),
+            &format!("{}/sign-in", place.base),
+        ]);
+        assert!(sent.url.contains("/oidc/authorize?"), "{sent:?}");
+        let back = browser.step(&sent.url);
+        assert!(back.url.starts_with("http://localhost:1/back?code="), "{back:?}");
+        let said = read(&client.ask(&back.url));
+        assert_eq!(said["proof"]["iss"], place.base.as_str());
+        assert_eq!(said["proof"]["sub"], "member-1");
+        assert_eq!(said["told"]["name"], "ada");
+        assert_eq!(said["told"]["groups"], serde_json::json!(["stewards", "members"]));
+        assert_eq!(said["told"]["email"], "member-1@oak.local");
+        assert_eq!(said["told"]["email_verified"], false);
+        // A code is good once, and who brings it again loses what it was good for.
+        assert_eq!(client.ask("refresh"), "{}");
+        assert_eq!(read(&client.ask("who"))["sub"], "member-1");
+        assert!(client.ask(&back.url).contains("invalid_grant"));
+        assert!(client.ask("who").starts_with("no "));
+        // Signed in here means signed in there, without a question; signed out here means out there.
+        let back = browser.step(&client.ask("begin"));
+        read(&client.ask(&back.url));
+        assert_eq!(read(&client.ask("who"))["sub"], "member-1");
+        browser.post(&format!("{}/sign-out", place.base), &[]);
+        assert!(client.ask("who").starts_with("no "));
+        assert!(client.ask("refresh").contains("invalid_grant"));
+        // A member who is removed.
+        let grace = place.browser("grace");
+        let back = grace.step(&client.ask("begin"));
+        let said = read(&client.ask(&back.url));
+        assert_eq!(said["told"]["groups"], serde_json::json!(["members"]));
+        let db = members(&place.house);
+        let id = db.members().unwrap().into_iter().find(|m| m.name == "grace").unwrap().id;
+        db.remove_member(id).unwrap();
+        assert!(client.ask("who").starts_with("no "));
+        assert!(client.ask("refresh").contains("invalid_grant"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn open_webuis_client_signs_people_in_over_tls_with_the_boxs_own_authority() {
+    let place = Place::open(true, false).await;
+    let port = free_port();
+    let callback = format!("http://127.0.0.1:{port}/oauth/oidc/callback");
+    let new = NewClientApp {
+        name: "Open WebUI".into(),
+        redirects: vec![callback.clone()],
+        with_secret: true,
+        for_stewards: false,
+    };
+    let (app, secret) = members(&place.house).add_client_app(&new).unwrap();
+    let tls = format!("https://localhost:{}", place.house.port);
+    let ca = place.house.folder.path().join("pki/ca.pem");
+    let _app = Program::begin(
+        Command::new(tools("venv-oidc/bin/python"))
+            .args([&script("webui.py"), &port.to_string()])
+            .env("OAUTH_CLIENT_ID", &app.id)
+            .env("OAUTH_CLIENT_SECRET", secret.unwrap().expose())
+            .env("OPENID_PROVIDER_URL", format!("{tls}/.well-known/openid-configuration"))
+            .env("OPENID_REDIRECT_URI", &callback)
+            .env("OAUTH_SCOPES", "openid email profile groups")
+            .env("OAUTH_CODE_CHALLENGE_METHOD", "S256")
+            .env("OAUTH_USERNAME_CLAIM", "name")
+            .env("OAUTH_ROLES_CLAIM", "groups")
+            .env("OAUTH_ALLOWED_ROLES", "members")
+            .env("OAUTH_ADMIN_ROLES", "stewards")
+            .env("SSL_CERT_FILE", &ca),
+    );
+    listens(port);
+    let ca = ca.display().to_string();
+    for (who, role) in [("ada", "admin"), ("grace", "user")] {
+        let browser = Surfer::new();
+        let trusting = |arguments: &[&str]| browser.curl(&[&["--cacert", &ca], arguments].concat());
+        let fields = format!("name={who}&password=correct+horse+battery");
+        let origin = format!("Origin: {tls}");
+        let signed_in = trusting(&["-H", &origin, "-d", &fields, &format!("{tls}/sign-in")]);
+        assert_eq!(signed_in.status, 303, "{signed_in:?}");
+        let login = format!("http://127.0.0.1:{port}/oauth/oidc/login");
+        let page = trusting(&["-L", "--max-redirs", "9", &login]);
+        assert_eq!(page.status, 200, "{page:?}");
+        let told = read(&page.body);
+        assert_eq!((told["name"].as_str(), told["role"].as_str()), (Some(who), Some(role)));
+        assert!(told["email"].as_str().unwrap().ends_with("@oak.local"), "{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_sent_to_an_address_that_a_steward_did_not_write_down() {
+    let place = Place::open(true, false).await;
+    let browser = place.browser("ada");
+    let good = place.authorize(&browser, "");
+    assert!(good.status == 303 && good.url.contains("code="), "{good:?}");
+    let issuer = percent(&place.base);
+    assert!(good.url.contains("&state=s&iss=") && good.url.ends_with(&issuer), "{good:?}");
+    for question in [
+        format!("client_id={}&redirect_uri=https%3A%2F%2Fevil.example", place.app.id),
+        format!("client_id={}", place.app.id),
+        format!("client_id=other&redirect_uri={}", percent(&place.back)),
+        format!("client_id={0}&client_id={0}&redirect_uri={1}", place.app.id, percent(&place.back)),
+    ] {
+        let address =
+            format!("{}/oidc/authorize?{question}&response_type=code&scope=openid", place.base);
+        let page = browser.step(&address);
+        assert_eq!(page.status, 400, "{question}: {page:?}");
+        assert!(!page.heads.contains("location"), "{question}: {page:?}");
+    }
+    // The first state counts as the question has it: one that comes twice is refused.
+    assert_eq!(place.authorize(&browser, "&state=t").status, 400);
+    // A program that may ask nobody anything.
+    let stranger = place.authorize(&Surfer::new(), "&prompt=none");
+    assert!(stranger.url.contains("error=login_required"), "{stranger:?}");
+    assert!(place.authorize(&browser, "&prompt=none").url.contains("code="));
+    // One that wants them to sign in anew.
+    let again = place.authorize(&browser, "&prompt=login&max_age=9999");
+    if again.url.contains("/sign-in?") {
+        assert!(again.url.ends_with("&again=yes") && !again.url.contains("prompt"), "{again:?}");
+        assert_eq!(
+            browser.step(&again.url).status,
+            200,
+            "whoever is signed in is asked all the same"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_for_stewards_tells_a_member_so_and_one_that_is_removed_gets_nothing() {
+    let place = Place::open(true, true).await;
+    let denied = place.authorize(&place.browser("grace"), "");
+    assert!(denied.url.contains("error=access_denied"), "{denied:?}");
+    let ada = place.browser("ada");
+    let code = place.authorize(&ada, "");
+    let code = code.url.split("code=").nth(1).unwrap().split('&').next().unwrap().to_owned();
+    // An app is no browser: it has no cookies.
+    let program = Surfer::new();
+    let token = |extra: &str| {
+        let form = format!(
+            "grant_type=authorization_code&code={code}&redirect_uri={}{extra}",
+            percent(&place.back)
+        );
+        program.curl(&["-d", &form, &format!("{}/oidc/token", place.base)])
+    };
+    let id = &place.app.id;
+    let secret = place.secret.as_ref().unwrap().expose();
+    // Whoever has no secret, a wrong one, or two ways to say so gets nothing, and the code stays good.
+    for extra in [
+        String::new(),
+        format!("&client_id={id}"),
+        format!("&client_id={id}&client_secret=wrong"),
+        format!("&client_id=other&client_secret={secret}"),
+    ] {
+        let refused = token(&extra);
+        assert!([400, 401].contains(&refused.status), "{extra}: {refused:?}");
+        assert!(refused.heads.contains("cache-control: no-store"), "{refused:?}");
+    }
+    let good = token(&format!("&client_id={id}&client_secret={secret}"));
+    assert_eq!(good.status, 200, "{good:?}");
+    let given = read(&good.body);
+    let who = |token: &str| {
+        let bearer = format!("Authorization: Bearer {token}");
+        program.curl(&["-H", &bearer, &format!("{}/oidc/userinfo", place.base)])
+    };
+    let access = given["access_token"].as_str().unwrap();
+    assert_eq!(who(access).status, 200);
+    // A key of the box is no such token, and such a token is no key.
+    assert_eq!(who(&place.house.key).status, 401);
+    let key = format!("GET /v1/models\nauthorization: Bearer {access}");
+    assert_eq!(status_of(&place.house.ask(&key, "").await), 401);
+    members(&place.house).remove_client_app(id).unwrap();
+    assert_eq!(who(access).status, 401);
+    assert!(place.authorize(&ada, "").status == 400);
+    for path in ["/.well-known/openid-configuration", "/oidc/keys"] {
+        assert_eq!(ada.step(&format!("{}{path}", place.base)).status, 404);
+    }
+}

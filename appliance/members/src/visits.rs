@@ -1,0 +1,354 @@
+//! Somebody at an app that they signed in to with the box. All that the app was given for it hangs on their session here:
+//! when that ends, because they sign out or are sent away, so does it.
+
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+
+use crate::secret::{self, Digest};
+use crate::{Member, MemberId, Members, MembersError, Secret, people, sessions};
+
+/// A code is redeemed by a program, at once. In seconds.
+const CODE: i64 = 60;
+/// How long an app may ask who somebody is without asking for a new token, in seconds.
+const ACCESS: i64 = 600;
+/// A session is no longer either.
+const REFRESH: i64 = sessions::SESSION_SECONDS;
+/// Of one session; the oldest ends.
+const MOST: i64 = 50;
+
+/// Somebody who goes to an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewVisit {
+    /// Which app.
+    pub app: String,
+    /// The address under which the box answers for them.
+    pub issuer: String,
+    /// Where they are sent back to.
+    pub redirect: String,
+    /// What the app will have to know to redeem the code (PKCE, S256).
+    pub challenge: Option<String>,
+    /// What the app wants to find again.
+    pub nonce: Option<String>,
+    /// What the app wants to know, words with spaces between.
+    pub scope: String,
+}
+
+/// Somebody at an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Visit {
+    /// Which visit.
+    pub id: String,
+    /// Who.
+    pub member: Member,
+    /// When they signed in on the box; Unix seconds.
+    pub signed_in_at: i64,
+    /// What was asked for.
+    pub asked: NewVisit,
+}
+
+/// What an app is given.
+#[derive(Debug)]
+pub struct VisitTokens {
+    /// With which it asks who somebody is.
+    pub access: Secret,
+    /// With which it gets new ones, once.
+    pub refresh: Option<Secret>,
+    /// How long the first is good, in seconds.
+    pub seconds: i64,
+}
+
+impl Members {
+    /// A code for the app, of the holder of `session`.
+    pub fn begin_visit(&self, session: &str, new: &NewVisit) -> Result<Secret, MembersError> {
+        let (code, id) = (secret::token()?, secret::short_id()?);
+        let (session, now) = (Digest::of(session), self.now());
+        let mut db = self.db();
+        let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        sessions::alive(&change, &session.0, now)?.ok_or(MembersError::NoMember)?;
+        change.execute("DELETE FROM visit_tokens WHERE expires_at <= ?1", [now])?;
+        // Without a token there is no way back to it.
+        change.execute(
+            "DELETE FROM visits WHERE NOT EXISTS (SELECT 1 FROM visit_tokens WHERE visit = visits.id)",
+            [],
+        )?;
+        change.execute(
+            "INSERT INTO visits (id, app, session, issuer, redirect, challenge, nonce, scope, created_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            params![
+                id,
+                new.app,
+                session.0,
+                new.issuer,
+                new.redirect,
+                new.challenge,
+                new.nonce,
+                new.scope,
+                now
+            ],
+        )?;
+        change.execute(
+            "DELETE FROM visits WHERE session = ?1 AND id NOT IN
+             (SELECT id FROM visits WHERE session = ?1 ORDER BY created_at DESC, rowid DESC LIMIT ?2)",
+            params![session.0, MOST],
+        )?;
+        keep(&change, &code, &id, "code", now + CODE)?;
+        change.commit()?;
+        Ok(code)
+    }
+
+    /// Takes a code, once. One that comes again was stolen, or is replayed: the visit ends.
+    pub fn redeem_code(&self, code: &str) -> Result<Option<Visit>, MembersError> {
+        self.take(code, "code")
+    }
+
+    /// Takes what new tokens are to be had with, once; in the same way.
+    pub fn take_refresh(&self, token: &str) -> Result<Option<Visit>, MembersError> {
+        self.take(token, "refresh")
+    }
+
+    /// When the session with this cookie began, Unix seconds; nothing if it is none.
+    pub fn signed_in_since(&self, session: &str) -> Result<Option<i64>, MembersError> {
+        let (digest, now) = (Digest::of(session), self.now());
+        Ok(sessions::alive(&self.db(), &digest.0, now)?.map(|(_, since)| since))
+    }
+
+    /// Whose visit an app asks about.
+    pub fn visit_behind(&self, access: &str) -> Result<Option<Visit>, MembersError> {
+        let now = self.now();
+        let db = self.db();
+        match token(&db, access, "access", now)? {
+            Some((id, _)) => visit(&db, &id, now),
+            None => Ok(None),
+        }
+    }
+
+    /// New tokens for a visit. The access tokens before them end.
+    pub fn visit_tokens(&self, visit: &str, refresh: bool) -> Result<VisitTokens, MembersError> {
+        let access = secret::token()?;
+        let refresh = if refresh { Some(secret::token()?) } else { None };
+        let now = self.now();
+        let mut db = self.db();
+        let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let there: bool = change.query_row(
+            "SELECT EXISTS (SELECT 1 FROM visits WHERE id = ?1)",
+            [visit],
+            |row| row.get(0),
+        )?;
+        if !there {
+            return Err(MembersError::NoMember);
+        }
+        change.execute("DELETE FROM visit_tokens WHERE visit = ?1 AND kind = 'access'", [visit])?;
+        keep(&change, &access, visit, "access", now + ACCESS)?;
+        if let Some(refresh) = &refresh {
+            keep(&change, refresh, visit, "refresh", now + REFRESH)?;
+        }
+        change.commit()?;
+        Ok(VisitTokens { access, refresh, seconds: ACCESS })
+    }
+
+    /// Ends a visit with all that the app was given for it.
+    pub fn end_visit(&self, visit: &str) -> Result<(), MembersError> {
+        self.db().execute("DELETE FROM visits WHERE id = ?1", [visit])?;
+        Ok(())
+    }
+
+    fn take(&self, given: &str, kind: &str) -> Result<Option<Visit>, MembersError> {
+        let now = self.now();
+        let mut db = self.db();
+        let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let Some((id, spent)) = token(&change, given, kind, now)? else { return Ok(None) };
+        if spent {
+            change.execute("DELETE FROM visits WHERE id = ?1", [&id])?;
+            change.commit()?;
+            log::warn!(kind = kind; "a token that an app had used already came again; its visit is ended");
+            return Ok(None);
+        }
+        change.execute(
+            "UPDATE visit_tokens SET spent = 1 WHERE digest = ?1",
+            [Digest::of(given).0],
+        )?;
+        let found = visit(&change, &id, now)?;
+        change.commit()?;
+        Ok(found)
+    }
+}
+
+fn keep(
+    db: &Connection,
+    token: &Secret,
+    visit: &str,
+    kind: &str,
+    expires_at: i64,
+) -> rusqlite::Result<usize> {
+    db.execute(
+        "INSERT INTO visit_tokens (digest, visit, kind, expires_at) VALUES (?1, ?2, ?3, ?4)",
+        params![token.digest().0, visit, kind, expires_at],
+    )
+}
+
+/// The visit of a token, and whether it was used.
+fn token(
+    db: &Connection,
+    given: &str,
+    kind: &str,
+    now: i64,
+) -> rusqlite::Result<Option<(String, bool)>> {
+    db.prepare_cached(
+        "SELECT visit, spent FROM visit_tokens WHERE digest = ?1 AND kind = ?2 AND expires_at > ?3",
+    )?
+    .query_row(params![Digest::of(given).0, kind, now], |row| Ok((row.get(0)?, row.get(1)?)))
+    .optional()
+}
+
+fn visit(db: &Connection, id: &str, now: i64) -> Result<Option<Visit>, MembersError> {
+    let found = db
+        .prepare_cached(
+            "SELECT session, app, issuer, redirect, challenge, nonce, scope FROM visits WHERE id = ?1",
+        )?
+        .query_row([id], |row| {
+            let asked = NewVisit {
+                app: row.get(1)?,
+                issuer: row.get(2)?,
+                redirect: row.get(3)?,
+                challenge: row.get(4)?,
+                nonce: row.get(5)?,
+                scope: row.get(6)?,
+            };
+            Ok((row.get::<_, Vec<u8>>(0)?, asked))
+        })
+        .optional()?;
+    let Some((session, asked)) = found else { return Ok(None) };
+    let Some((member, signed_in_at)) = sessions::alive(db, &session, now)? else { return Ok(None) };
+    let member = people::member(db, MemberId(member))?.filter(|member| !member.disabled);
+    Ok(member.map(|member| Visit { id: id.to_owned(), member, signed_in_at, asked }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Clock, NewClientApp, NewMember, Role};
+
+    struct Place {
+        members: Members,
+        clock: Clock,
+        app: String,
+        ada: MemberId,
+        session: Secret,
+        _folder: tempfile::TempDir,
+    }
+
+    fn place() -> Place {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Clock::system();
+        let path = folder.path().join("polder.db");
+        let members = Members::open_with_clock(&path, clock.clone()).unwrap();
+        let password = Secret::new("four words in a row".into());
+        let ada = NewMember { name: "ada".into(), email: None, password };
+        let ada = members.add_member(&ada, Role::Steward).unwrap().id;
+        let session = members.begin_session(ada).unwrap().1;
+        let redirects = vec!["https://wiki.example/back".to_owned()];
+        let new =
+            NewClientApp { name: "Wiki".into(), redirects, with_secret: true, for_stewards: false };
+        let (app, secret) = members.add_client_app(&new).unwrap();
+        let secret = secret.unwrap();
+        assert!(members.is_client_secret(&app.id, secret.expose()).unwrap());
+        assert!(!members.is_client_secret(&app.id, "").unwrap());
+        assert!(!members.is_client_secret("nobody", secret.expose()).unwrap());
+        Place { members, clock, app: app.id, ada, session, _folder: folder }
+    }
+
+    impl Place {
+        fn new_visit(&self) -> NewVisit {
+            NewVisit {
+                app: self.app.clone(),
+                issuer: "https://oak.local".into(),
+                redirect: "https://wiki.example/back".into(),
+                challenge: Some("c".into()),
+                nonce: None,
+                scope: "openid".into(),
+            }
+        }
+        fn code(&self) -> Secret {
+            self.members.begin_visit(self.session.expose(), &self.new_visit()).unwrap()
+        }
+        fn tokens(&self) -> VisitTokens {
+            let visit = self.members.redeem_code(self.code().expose()).unwrap().unwrap();
+            assert_eq!((visit.member.id, &visit.asked), (self.ada, &self.new_visit()));
+            self.members.visit_tokens(&visit.id, true).unwrap()
+        }
+        fn is_good(&self, tokens: &VisitTokens) -> bool {
+            self.members.visit_behind(tokens.access.expose()).unwrap().is_some()
+        }
+    }
+
+    #[test]
+    fn a_code_that_comes_again_ends_what_it_was_good_for() {
+        let place = place();
+        let code = place.code();
+        let visit = place.members.redeem_code(code.expose()).unwrap().unwrap();
+        let tokens = place.members.visit_tokens(&visit.id, true).unwrap();
+        assert!(place.is_good(&tokens));
+        assert_eq!(place.members.redeem_code(code.expose()).unwrap(), None);
+        assert!(!place.is_good(&tokens));
+        let refresh = tokens.refresh.unwrap();
+        assert_eq!(place.members.take_refresh(refresh.expose()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_refresh_token_is_good_once_and_a_second_time_ends_the_visit() {
+        let place = place();
+        let first = place.tokens();
+        let refresh = first.refresh.as_ref().unwrap();
+        let visit = place.members.take_refresh(refresh.expose()).unwrap().unwrap();
+        let second = place.members.visit_tokens(&visit.id, true).unwrap();
+        assert!(place.is_good(&second) && !place.is_good(&first));
+        assert_eq!(place.members.take_refresh(refresh.expose()).unwrap(), None);
+        assert!(!place.is_good(&second));
+        // One kind is not another.
+        let tokens = place.tokens();
+        assert_eq!(place.members.take_refresh(tokens.access.expose()).unwrap(), None);
+        assert_eq!(place.members.redeem_code(tokens.access.expose()).unwrap(), None);
+    }
+
+    #[test]
+    fn what_an_app_was_given_ends_with_the_session_the_member_and_the_app() {
+        let place = place();
+        let begin = |place: &Place| place.members.begin_session(place.ada).unwrap().1;
+        let tokens = place.tokens();
+        place.members.sign_out(place.session.expose()).unwrap();
+        assert!(!place.is_good(&tokens));
+        let place = Place { session: begin(&place), ..place };
+        let tokens = place.tokens();
+        place.members.remove_client_app(&place.app).unwrap();
+        assert!(!place.is_good(&tokens));
+        assert!(place.members.begin_visit("not-a-session", &place.new_visit()).is_err());
+    }
+
+    #[test]
+    fn codes_and_tokens_grow_old_and_sessions_too() {
+        let place = place();
+        let code = place.code();
+        place.clock.pass(61);
+        assert_eq!(place.members.redeem_code(code.expose()).unwrap(), None);
+        let tokens = place.tokens();
+        place.clock.pass(601);
+        assert!(!place.is_good(&tokens));
+        let refresh = tokens.refresh.unwrap();
+        let visit = place.members.take_refresh(refresh.expose()).unwrap().unwrap();
+        let tokens = place.members.visit_tokens(&visit.id, true).unwrap();
+        // Nobody was at the box for a week: its own session is too old by then.
+        place.clock.pass(8 * 24 * 3600);
+        let refresh = tokens.refresh.unwrap();
+        assert_eq!(place.members.take_refresh(refresh.expose()).unwrap(), None);
+    }
+
+    #[test]
+    fn visits_of_one_session_are_bounded() {
+        let place = place();
+        for _ in 0..MOST + 5 {
+            place.code();
+        }
+        let count: i64 =
+            place.members.db().query_row("SELECT count(*) FROM visits", [], |r| r.get(0)).unwrap();
+        assert_eq!(count, MOST);
+    }
+}

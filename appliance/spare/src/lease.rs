@@ -1,0 +1,224 @@
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Folders, Side, SpareError};
+
+/// When a box last heard of the other one, and the epochs: `STATE/spare/lease.json`. Written by the part `spare` alone.
+///
+/// An epoch is counted up when the spare takes over. Of two boxes with the same members the one of the higher epoch serves.
+#[derive(Debug)]
+pub struct Lease {
+    folders: Folders,
+    kept: Kept,
+    started: Instant,
+    heard: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Kept {
+    /// Unix seconds of the last word, some seconds old at most.
+    heard: Option<i64>,
+    /// Under which this box serves or would serve.
+    epoch: u64,
+    /// The other one's, as last heard.
+    peer_epoch: u64,
+    /// The main box has said that the spare may take over.
+    agreed: bool,
+}
+
+/// How the two are to each other at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Seconds since the last word; none where there never was one.
+    pub silent: Option<i64>,
+    /// This box's epoch.
+    pub epoch: u64,
+    /// The other one's.
+    pub peer_epoch: u64,
+    /// On the spare: the main box was silent for a lease, or has agreed.
+    pub may_take_over: bool,
+    /// On the main box: it was out of touch for a lease or longer, so that the spare may serve by now. It must hear from it, or be told by a
+    /// steward that there is none, before it serves.
+    pub must_ask: bool,
+    /// Another box serves under a higher epoch: this one must not.
+    pub fenced: bool,
+}
+
+/// The word is written down this often: a lease is a minute, and a disk has only so many writes.
+const WRITE: i64 = 10;
+
+impl Lease {
+    /// As it was left. Where the file cannot be read, this box knows nothing and is as careful as it can be.
+    pub fn read(folders: &Folders) -> Self {
+        let kept = match std::fs::read(folders.lease()) {
+            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
+                log::error!("{}: {error}; it is begun anew", folders.lease().display());
+                Kept::default()
+            }),
+            Err(_) => Kept::default(),
+        };
+        Self { folders: folders.clone(), kept, started: Instant::now(), heard: None }
+    }
+
+    /// The other box was heard, with this epoch. `since` is from when on that is certain: on the main box the moment at which it asked, since
+    /// the spare counts from when it heard the question and not from when the answer came.
+    pub fn hear(&mut self, peer_epoch: u64, since: Instant, now: i64) -> Result<(), SpareError> {
+        self.heard = Some(since);
+        let old = self.kept.heard.is_none_or(|heard| now < heard || now - heard >= WRITE);
+        if !old && self.kept.peer_epoch == peer_epoch && !self.kept.agreed {
+            return Ok(());
+        }
+        // A box that is heard again has not agreed to a takeover of now.
+        self.kept = Kept { heard: Some(now), peer_epoch, agreed: false, ..self.kept.clone() };
+        self.write()
+    }
+
+    /// The main box asks the spare to take over: a planned change.
+    pub fn agree(&mut self) -> Result<(), SpareError> {
+        self.kept.agreed = true;
+        self.write()
+    }
+
+    /// Serves from now on, under an epoch above every one that is known. On disk when this returns.
+    pub fn raise(&mut self) -> Result<u64, SpareError> {
+        self.raise_to(self.kept.epoch.max(self.kept.peer_epoch) + 1)?;
+        Ok(self.kept.epoch)
+    }
+
+    /// Knows that this epoch is its own. Never lowered.
+    pub fn raise_to(&mut self, epoch: u64) -> Result<(), SpareError> {
+        if epoch > self.kept.epoch {
+            self.kept.epoch = epoch;
+            return self.write();
+        }
+        Ok(())
+    }
+
+    /// How the two are to each other, seen from this side. `now` in Unix seconds.
+    pub fn standing(&self, side: Side, now: i64) -> Standing {
+        let kept = &self.kept;
+        let written = kept.heard.map(|heard| now.saturating_sub(heard));
+        let silent = match (self.heard, written) {
+            (Some(heard), _) => Some(i64::try_from(heard.elapsed().as_secs()).unwrap_or(i64::MAX)),
+            (None, written) => written,
+        };
+        decide(side, silent, self.since_start(), kept)
+    }
+
+    fn since_start(&self) -> i64 {
+        i64::try_from(self.started.elapsed().as_secs()).unwrap_or(i64::MAX)
+    }
+
+    fn write(&self) -> Result<(), SpareError> {
+        let path = self.folders.lease();
+        let text = serde_json::to_vec(&self.kept).expect("a lease has only plain values");
+        let pki = |error: polder_pki::PkiError| SpareError::Certificate(error.to_string());
+        polder_pki::files::private_folder(self.folders.own()).map_err(pki)?;
+        polder_site::write_durably(&path, &text).map_err(SpareError::file(path))
+    }
+}
+
+/// Each side errs to the side of not serving. The spare does not know how long it was away itself, so that it counts from its own start
+/// at most; the main box trusts what is written down, which is older than the truth. A clock that was set back counts as long ago.
+fn decide(side: Side, silent: Option<i64>, since_start: i64, kept: &Kept) -> Standing {
+    let fenced = kept.peer_epoch > kept.epoch;
+    let (lease, margin) = polder_takeover::lease();
+    let whole = |time: std::time::Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    let long = |seconds: i64| !(0..whole(lease)).contains(&seconds);
+    let waits = whole(lease) + whole(margin);
+    let waited =
+        silent.is_some_and(|seconds| !(0..waits).contains(&seconds)) && since_start >= waits;
+    Standing {
+        silent,
+        epoch: kept.epoch,
+        peer_epoch: kept.peer_epoch,
+        may_take_over: side == Side::Spare && (kept.agreed || waited),
+        must_ask: side == Side::Main && (fenced || silent.is_some_and(long)),
+        fenced,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LEASE;
+
+    const MARGIN: i64 = 5;
+
+    fn at(side: Side, silent: Option<i64>, since_start: i64) -> Standing {
+        decide(side, silent, since_start, &Kept::default())
+    }
+
+    #[test]
+    fn the_spare_may_take_over_only_after_a_lease_of_silence_that_it_was_there_for_itself() {
+        let waits = LEASE + MARGIN;
+        assert!(!at(Side::Spare, Some(waits - 1), 1000).may_take_over);
+        assert!(at(Side::Spare, Some(waits), 1000).may_take_over);
+        // It was off itself.
+        assert!(!at(Side::Spare, Some(9999), waits - 1).may_take_over);
+        // It has never heard a word: there is no box to take over for.
+        assert!(!at(Side::Spare, None, 9999).may_take_over);
+        let agreed = Kept { agreed: true, ..Kept::default() };
+        assert!(decide(Side::Spare, Some(0), 0, &agreed).may_take_over);
+    }
+
+    #[test]
+    fn the_main_box_must_ask_once_the_spare_may_have_taken_over_or_its_clock_makes_no_sense() {
+        assert!(!at(Side::Main, Some(LEASE - 1), 1).must_ask);
+        assert!(at(Side::Main, Some(LEASE), 1).must_ask);
+        assert!(at(Side::Main, Some(-5), 1).must_ask);
+        // Paired a moment ago: nobody has taken over yet.
+        assert!(!at(Side::Main, None, 1).must_ask);
+        let fenced = Kept { epoch: 1, peer_epoch: 2, ..Kept::default() };
+        let standing = decide(Side::Main, Some(0), 1, &fenced);
+        assert!(standing.must_ask && standing.fenced);
+    }
+
+    /// Whatever the main box's silence was, one of the two does not serve.
+    #[test]
+    fn there_is_no_moment_at_which_the_spare_may_take_over_and_the_main_box_need_not_ask() {
+        for silent in 0..300 {
+            // The main box's record is never younger than what the spare knows.
+            for lag in 0..WRITE {
+                let spare = at(Side::Spare, Some(silent), 1000).may_take_over;
+                let main = at(Side::Main, Some(silent + lag), 0).must_ask;
+                assert!(!spare || main, "{silent} {lag}");
+            }
+        }
+    }
+
+    #[test]
+    fn epochs_only_grow_and_are_there_after_a_restart() {
+        let state = tempfile::tempdir().unwrap();
+        let folders = Folders::of(state.path());
+        let mut lease = Lease::read(&folders);
+        lease.hear(4, Instant::now(), 1000).unwrap();
+        assert!(lease.standing(Side::Main, 1000).fenced);
+        assert_eq!(lease.raise().unwrap(), 5);
+        lease.raise_to(3).unwrap();
+        let lease = Lease::read(&folders);
+        let standing = lease.standing(Side::Spare, 1030);
+        assert_eq!((standing.epoch, standing.peer_epoch, standing.silent), (5, 4, Some(30)));
+        assert!(!standing.fenced && !standing.may_take_over);
+    }
+
+    #[test]
+    fn an_agreement_is_over_when_the_other_box_is_heard_again_and_words_cost_few_writes() {
+        let state = tempfile::tempdir().unwrap();
+        let folders = Folders::of(state.path());
+        let mut lease = Lease::read(&folders);
+        lease.hear(0, Instant::now(), 1000).unwrap();
+        let written = |folders: &Folders| std::fs::read_to_string(folders.lease()).unwrap();
+        let first = written(&folders);
+        lease.hear(0, Instant::now(), 1005).unwrap();
+        assert_eq!(written(&folders), first);
+        lease.hear(0, Instant::now(), 1010).unwrap();
+        assert_ne!(written(&folders), first);
+        lease.agree().unwrap();
+        assert!(lease.standing(Side::Spare, 1010).may_take_over);
+        lease.hear(0, Instant::now(), 1011).unwrap();
+        assert!(!lease.standing(Side::Spare, 1011).may_take_over);
+    }
+}

@@ -1,0 +1,547 @@
+//! Takes over from a main box, gives back to it, and goes on with what was given: as runs that people see.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use polder_backup::{
+    Folders as Backups, KitKey, Location, Record, Repository, Restic, Snapshot, Stop, gather,
+    restore,
+};
+use polder_control::{
+    Actor, Client, DoorReply, DoorRequest, Plan, Progress, RunId, SpareReply, SpareRequest,
+    TakeoverStatus, TakeoverWish,
+};
+use polder_site::{BackupPlace, Site, Store};
+use polder_spare::{Folders, Peer, Tombstones};
+use polder_takeover::{
+    Action, Facts, Permission, Side, Silence, Term, adapt, allowed, choose, give_back, lease,
+    models, receive, takeover,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::pair::Seen;
+use super::{Halt, Refusal, Work, blocking, with_source};
+use crate::parts::Parts;
+use crate::runs::Intent;
+
+/// Between two looks at whether the main box serves, and at whether the door is closed.
+const LOOK: Duration = Duration::from_millis(300);
+/// Files in the state folder that are about this machine, and stay when another box's state comes to it.
+const MACHINE: [&str; 2] = ["power", "upstreams"];
+
+/// What a wish comes to on this box.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Handing {
+    /// The steps that people see.
+    pub plan: Plan,
+    /// What is done.
+    pub actions: Vec<Action>,
+}
+
+impl<P: Parts> Work<P> {
+    pub(crate) async fn takeover_status(&self) -> Result<Option<TakeoverStatus>, Refusal> {
+        let Some(seen) = self.pair_seen().await? else { return Ok(None) };
+        let is_spare = seen.term.side == Side::Spare;
+        let outlook = match is_spare && !seen.term.theirs {
+            // What a steward would be told who types the name: nothing is done with it here.
+            true => self.facts(&seen, true).await.map(|facts| facts.sentences()),
+            false => Ok(Vec::new()),
+        };
+        let main_is_there = is_spare && seen.status.as_ref().is_some_and(is_there);
+        Ok(Some(TakeoverStatus {
+            is_spare,
+            other: seen.other,
+            stand: seen.stand,
+            term: seen.term.highest,
+            yields: seen.term.yields,
+            outlook,
+            main_is_there,
+        }))
+    }
+
+    pub(crate) async fn preview_takeover(&self, wish: TakeoverWish) -> Result<Plan, Refusal> {
+        Ok(self.handing(&wish).await?.plan)
+    }
+
+    pub(crate) async fn take_over(
+        self: &Arc<Self>,
+        wish: TakeoverWish,
+        by: Actor,
+    ) -> Result<RunId, Refusal> {
+        if wish == TakeoverWish::TakeBack {
+            return Err(
+                "a main box takes back by itself what its spare gives; give back there".to_owned()
+            );
+        }
+        self.apply(Intent::Takeover(wish), by).await
+    }
+
+    /// What a wish comes to, or why it cannot be had.
+    pub(super) async fn handing(&self, wish: &TakeoverWish) -> Result<Handing, Refusal> {
+        let none = "this box is paired with no other; do that on the page Spare first";
+        let seen = self.pair_seen().await?.ok_or(none)?;
+        let (plan, actions) = match wish {
+            TakeoverWish::TakeOver { dead } => {
+                if dead.as_ref().is_some_and(|typed| *typed != seen.other) {
+                    return Err(format!(
+                        "the main box is called {}; type that, if it is off and stays off",
+                        seen.other
+                    ));
+                }
+                takeover(&self.facts(&seen, dead.is_some()).await?)
+            }
+            TakeoverWish::GiveBack => {
+                let (plan, mut actions) = give_back(&seen.other, seen.term.highest);
+                let handed = seen.term.given.is_some();
+                if seen.term.side != Side::Spare || !seen.term.theirs {
+                    return Err("this box does not stand in for another one, so there is nothing to give back".to_owned());
+                }
+                if handed {
+                    // What was cut off goes on: the state is out of this box's hands.
+                    let skipped = actions.iter().position(|a| *a == Action::Await).unwrap_or(0);
+                    actions.drain(..skipped);
+                    let steps = plan.steps[skipped..].to_vec();
+                    return Ok(Handing { plan: Plan { steps, ..plan }, actions });
+                }
+                if !seen.status.as_ref().is_some_and(is_there) {
+                    return Err(format!(
+                        "{} is not there; turn it on, see that it reaches this box, and ask again",
+                        seen.other
+                    ));
+                }
+                (plan, actions)
+            }
+            TakeoverWish::Send => {
+                if seen.term.side == Side::Spare {
+                    return Err(
+                        "this box is the spare; models are sent from its main box".to_owned()
+                    );
+                }
+                return self.sending(&seen.other).await;
+            }
+            TakeoverWish::TakeBack => {
+                let given = self.given().await?.ok_or("the spare gives nothing back just now")?;
+                seen.term
+                    .taking(&given)
+                    .ok_or("what the spare gives back is older than what this box knows of")?;
+                receive(&seen.other, given.term)
+            }
+        };
+        Ok(Handing { plan, actions })
+    }
+
+    /// Everything that a takeover is about, or why there can be none.
+    async fn facts(&self, seen: &Seen, said_dead: bool) -> Result<Facts, Refusal> {
+        let status = seen.status.clone().ok_or(
+            "the part that speaks with the main box does not answer yet; ask again in a moment",
+        )?;
+        // A takeover that was cut off after its term began: nobody serves in that term, and nobody else will.
+        let begun = seen.term.highest > status.peer_epoch && status.epoch > status.peer_epoch;
+        let permission = match begun && !seen.term.theirs && status.peer_epoch > 0 {
+            true => Permission::Begun,
+            false => allowed(&seen.term, &seen.other, &silence(&status, said_dead))?,
+        };
+        let (backup, main) = self.newest_of_main().await?;
+        let state = self.state.clone();
+        let revoked =
+            blocking(move || Tombstones::all(&Folders::of(&state)).map_err(|e| e.to_string()));
+        let age = backup
+            .time
+            .parse::<jiff::Timestamp>()
+            .map_or(0, |at| jiff::Timestamp::now().as_second() - at.as_second());
+        Ok(Facts {
+            main: seen.other.clone(),
+            spare: self.board.site().name.to_string(),
+            backup: (backup.id.chars().take(8).collect(), age),
+            term: seen.term.highest,
+            permission,
+            choices: self.choices(&main).await?,
+            revoked: revoked.await?.len(),
+        })
+    }
+
+    async fn choices(&self, main: &Site) -> Result<Vec<polder_takeover::Choice>, Refusal> {
+        let (machine, imported) = (self.machine().await, self.imported().await?);
+        let fits = |site: &Site| self.shelf.fits(site, &machine);
+        Ok(choose(main, &self.board.site(), &imported.into_iter().collect(), &fits))
+    }
+
+    /// The main box's newest backup, and the site in it.
+    async fn newest_of_main(&self) -> Result<(Snapshot, Site), Refusal> {
+        let state = self.state.clone();
+        blocking(move || {
+            let say = |error: polder_backup::BackupError| with_source(&error);
+            let (store, _) = store_of_main(&state)?;
+            let all = store.snapshots().map_err(say)?;
+            let newest = restore::choose(&all, None, "this spare").map_err(say)?;
+            let text = store.lines(&newest, "site.toml").map_err(say)?.join("\n");
+            let site = Site::from_toml(&text).map_err(|error| error.to_string())?;
+            Ok((newest, site))
+        })
+        .await
+    }
+
+    /// One step of a run.
+    pub(super) async fn hand_over(
+        self: &Arc<Self>,
+        id: RunId,
+        step: usize,
+        wish: &TakeoverWish,
+        action: Action,
+        cancel: &CancellationToken,
+    ) -> Result<(), Halt> {
+        let done = self.hand_over_step(id, step, wish, &action, cancel).await;
+        match done {
+            Ok(()) if matches!(action, Action::PutInPlace | Action::PutBack) => {
+                self.anew.cancel();
+                // The ledger of the box that was here goes with it.
+                Err(Halt::Interrupted)
+            }
+            Ok(()) => Ok(()),
+            Err(_) if cancel.is_cancelled() => {
+                self.pair.handing.store(false, Ordering::Relaxed);
+                Err(Halt::Cancelled)
+            }
+            Err(_) if self.ending.is_cancelled() => Err(Halt::Interrupted),
+            Err(why) => {
+                // Until it was handed over the state is this box's, and it serves on.
+                self.pair.handing.store(false, Ordering::Relaxed);
+                Err(Halt::Failed(step, why))
+            }
+        }
+    }
+
+    async fn hand_over_step(
+        self: &Arc<Self>,
+        id: RunId,
+        step: usize,
+        wish: &TakeoverWish,
+        action: &Action,
+        cancel: &CancellationToken,
+    ) -> Result<(), Refusal> {
+        let back = *wish == TakeoverWish::TakeBack;
+        match action {
+            Action::Fetch => self.fetch_to_take(id, step, back, cancel).await,
+            Action::Examine => {
+                let backups = Backups::of(&self.state);
+                blocking(move || restore::examine(&backups).map(drop).map_err(|e| with_source(&e)))
+                    .await
+            }
+            Action::Fit => self.fit(back).await,
+            Action::Raise => self.raise().await,
+            Action::PutInPlace => self.put_in_place(back).await,
+            Action::CloseDoor => self.close_door().await,
+            Action::Save => self.save_last(id, step).await,
+            Action::Hand => self.hand().await,
+            Action::Await => self.await_main(cancel).await,
+            Action::PutBack => self.put_back_own().await,
+            Action::Send(recipe) => self.send_model(id, step, recipe, cancel).await,
+        }
+    }
+
+    async fn fetch_to_take(
+        self: &Arc<Self>,
+        id: RunId,
+        step: usize,
+        back: bool,
+        cancel: &CancellationToken,
+    ) -> Result<(), Refusal> {
+        let _turn = self.saving.lock().await;
+        let given = match back {
+            true => {
+                Some(self.given().await?.ok_or("the spare gives nothing back any more")?.snapshot)
+            }
+            false => None,
+        };
+        let (state, work, stop) = (self.state.clone(), self.clone(), Stop::default());
+        let (place, told) = (self.board.site().backup.map(|backup| backup.to), stop.clone());
+        let fetching = blocking(move || {
+            let say = |error: polder_backup::BackupError| with_source(&error);
+            let backups = Backups::of(&state);
+            let (store, key) = match back {
+                true => store_on_spare(&state, place)?,
+                false => store_of_main(&state)?,
+            };
+            let all = store.snapshots().map_err(say)?;
+            let chosen = restore::choose(&all, given.as_deref(), "the spare").map_err(say)?;
+            let mut observer = |progress: Progress| work.board.progress(id, step, progress);
+            restore::expect(&backups, &key).map_err(say)?;
+            restore::fetch(&backups, &store, &chosen, &mut observer, &told).map_err(say)
+        });
+        tokio::pin!(fetching);
+        tokio::select! {
+            done = &mut fetching => done,
+            () = cancel.cancelled() => { stop.now(); fetching.await }
+            () = self.ending.cancelled() => { stop.now(); fetching.await }
+        }
+    }
+
+    /// What came becomes a box of this machine.
+    async fn fit(&self, back: bool) -> Result<(), Refusal> {
+        let incoming = restore::incoming(&Backups::of(&self.state));
+        let read = incoming.clone();
+        let came = blocking(move || {
+            let site = Store::open(&read).and_then(|store| store.current());
+            site.map_err(|e| with_source(&e))?.ok_or("the backup has no site.toml".to_owned())
+        })
+        .await?;
+        let here = self.board.site();
+        let next = match back {
+            // The main box's own models and its own place for backups.
+            true => adapt(&came, &here, here.engines.clone(), here.backup.clone()),
+            false => adapt(&came, &here, models(&came, &self.choices(&came).await?), None),
+        };
+        next.check().map_err(|error| error.to_string())?;
+        let state = self.state.clone();
+        blocking(move || {
+            let store = Store::open(&incoming).map_err(|e| with_source(&e))?;
+            store.write(&next, "on another machine").map_err(|e| with_source(&e))?;
+            keep_of_machine(&state)
+                .map_err(|error| format!("could not keep what is this machine's: {error}"))?;
+            bury(&state)
+        })
+        .await
+    }
+
+    /// From here on the main box serves nothing when it comes back.
+    async fn raise(&self) -> Result<(), Refusal> {
+        let seen = self.pair_seen().await?.ok_or("this box is paired with no other any more")?;
+        let mut term = seen.term;
+        let status = seen.status.ok_or("the part that speaks with the main box does not answer")?;
+        if status.epoch > status.peer_epoch && status.peer_epoch > 0 && !term.theirs {
+            // It was raised before this run was cut off.
+            return Ok(());
+        }
+        match self.ask_spare_part(&SpareRequest::RaiseEpoch).await? {
+            SpareReply::Epoch(epoch) => {
+                term.raise();
+                term.heard(epoch);
+                self.keep_term(&term).await
+            }
+            _ => Err("the part that speaks with the main box answered something else".to_owned()),
+        }
+    }
+
+    /// The term is put in place with the state, in the one go that no power cut divides.
+    async fn put_in_place(&self, back: bool) -> Result<(), Refusal> {
+        let seen = self.pair_seen().await?.ok_or("this box is paired with no other any more")?;
+        let aside = restore::aside_now();
+        let next = match back {
+            true => {
+                let given = self.given().await?.ok_or("the spare gives nothing back any more")?;
+                seen.term.taking(&given).ok_or("another term began since")?
+            }
+            false => Term { own: Some(aside.clone()), ..seen.term.serving() },
+        };
+        let state = self.state.clone();
+        blocking(move || {
+            let backups = Backups::of(&state);
+            keep_beside(&backups, &next)?;
+            let key = restore::expected(&backups).map_err(|e| with_source(&e))?;
+            restore::ready_as(&backups, &key, &aside).map_err(|e| with_source(&e))
+        })
+        .await
+    }
+
+    /// Comes back when nobody is let in any more.
+    async fn close_door(self: &Arc<Self>) -> Result<(), Refusal> {
+        self.pair.handing.store(true, Ordering::Relaxed);
+        self.look_at_pair().await;
+        let gateway = self.sockets.gateway();
+        let closed = async {
+            loop {
+                let asked = async {
+                    let mut door: Client<DoorRequest, DoorReply> =
+                        Client::connect(&gateway).await.ok()?;
+                    door.ask(&DoorRequest::Doorway).await.ok()
+                };
+                if let Some(DoorReply::Doorway(doorway)) = asked.await
+                    && doorway.closed
+                {
+                    return;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = closed => Ok(()),
+            () = tokio::time::sleep(Duration::from_secs(30)) => Err("the door does not close; look at its log, then try again".to_owned()),
+            () = self.ending.cancelled() => Err("the box ends".to_owned()),
+        }
+    }
+
+    async fn save_last(self: &Arc<Self>, id: RunId, step: usize) -> Result<(), Refusal> {
+        let _turn = self.saving.lock().await;
+        let (state, name, work) = (self.state.clone(), self.board.site().name, self.clone());
+        blocking(move || {
+            let say = |error: polder_backup::BackupError| with_source(&error);
+            let (store, _) = store_of_main(&state)?;
+            let backups = Backups::of(&state);
+            let stage = backups.stage();
+            gather(&state, &stage, name.as_str()).map_err(say)?;
+            let mut observer = |progress: Progress| work.board.progress(id, step, progress);
+            let saved = store.save(&stage, name.as_str(), &mut observer, &Stop::default());
+            restore::clear(&stage).map_err(say)?;
+            let saved = saved.map_err(say)?;
+            Record::change(&backups, |record| record.saved = Some(saved)).map(drop).map_err(say)
+        })
+        .await
+    }
+
+    /// The state is the main box's from here on, whatever happens.
+    async fn hand(&self) -> Result<(), Refusal> {
+        let seen = self.pair_seen().await?.ok_or("this box is paired with no other any more")?;
+        let state = self.state.clone();
+        let saved = blocking(move || {
+            let saved = Record::read(&Backups::of(&state)).saved;
+            saved.ok_or_else(|| "the last backup was not made".to_owned())
+        });
+        let mut term = seen.term;
+        let highest = term.give(saved.await?.id);
+        self.keep_term(&term).await?;
+        // If this does not arrive, the next look at the pair does it.
+        let _ = self.ask_spare_part(&SpareRequest::SetEpoch(highest)).await;
+        Ok(())
+    }
+
+    async fn await_main(&self, cancel: &CancellationToken) -> Result<(), Refusal> {
+        loop {
+            let seen =
+                self.pair_seen().await?.ok_or("this box is paired with no other any more")?;
+            let Some(given) = &seen.term.given else {
+                return Err("a new term began; nothing is given back any more".to_owned());
+            };
+            if seen
+                .status
+                .is_some_and(|status| is_there(&status) && status.peer_epoch >= given.term)
+            {
+                return Ok(());
+            }
+            let stopped =
+                "it was stopped; the state stays handed over, and the main box may still take it"
+                    .to_owned();
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = cancel.cancelled() => return Err(stopped),
+                () = self.ending.cancelled() => return Err(stopped),
+            }
+        }
+    }
+
+    /// The spare's own state, as it was put aside when it took over.
+    async fn put_back_own(&self) -> Result<(), Refusal> {
+        let seen = self.pair_seen().await?.ok_or("this box is paired with no other any more")?;
+        let (state, term) = (self.state.clone(), seen.term);
+        blocking(move || {
+            let say = |error: polder_backup::BackupError| with_source(&error);
+            let backups = Backups::of(&state);
+            let aside = term.own.as_ref().map(|name| state.join(name)).filter(|path| path.join("site.toml").exists());
+            let aside = aside.ok_or("this box's own former state is not there any more; it stays closed until it is set up anew with `polder state reset`, or unpaired")?;
+            let incoming = restore::incoming(&backups);
+            gather(&aside, &incoming, "spare").map_err(say)?;
+            let _ = fs::remove_file(incoming.join(restore::FORMER_KEY));
+            let kept = fs::read_to_string(aside.join(restore::FORMER_KEY)).ok();
+            let key = match kept.and_then(|text| KitKey::typed(&text).ok()) {
+                Some(key) => key,
+                None => KitKey::make().map_err(say)?,
+            };
+            let put = restore::aside_now();
+            keep_beside(&backups, &term.resting(put.clone()))?;
+            restore::ready_as(&backups, &key, &put).map_err(say)
+        })
+        .await
+    }
+}
+
+/// Whether the main box was heard a moment ago.
+fn is_there(status: &polder_control::SpareStatus) -> bool {
+    let soon = i64::try_from(lease().0.as_secs()).unwrap_or(i64::MAX).min(10);
+    status.silent.is_some_and(|seconds| (0..soon).contains(&seconds))
+}
+
+fn silence(status: &polder_control::SpareStatus, said_dead: bool) -> Silence {
+    let since = status.silent.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0);
+    // The part knows how long it was there itself to hear something, and counts no longer than that.
+    let (lease, margin) = lease();
+    let waits = (lease + margin).as_secs();
+    let silent = status.may_take_over && !is_there(status);
+    let since = if silent { since.max(waits) } else { since.min(waits - 1) };
+    // One that agrees and runs on would serve beside this one if the link broke just then: it is to be turned off.
+    Silence { since: Duration::from_secs(since), yields: status.yields, agrees: false, said_dead }
+}
+
+/// On a spare: its main box's backups, and the key to them.
+fn store_of_main(state: &Path) -> Result<(Restic, KitKey), Refusal> {
+    let folders = Folders::of(state);
+    let none = "this box is paired with no other any more";
+    let peer = Peer::read(&folders).map_err(|e| e.to_string())?.ok_or(none)?;
+    let text = fs::read_to_string(folders.main_key()).map_err(|_| {
+        format!("{} has not given this spare the key to its backups, so there is nothing to take over with; set its backups up, with the emergency kit, on its page Backups", peer.name)
+    })?;
+    let key = KitKey::typed(&text).map_err(|e| with_source(&e))?;
+    let location = Location::Folder(folders.store_of(&peer.certificate));
+    Ok((Restic::of(&location, &key, 0, &Backups::of(state).own()), key))
+}
+
+/// On a main box: the same, over the link.
+fn store_on_spare(state: &Path, place: Option<BackupPlace>) -> Result<(Restic, KitKey), Refusal> {
+    let backups = Backups::of(state);
+    let key = KitKey::of_box(&backups).map_err(|e| with_source(&e))?;
+    let place = place.ok_or("this box keeps no backups at its spare")?;
+    let location = polder_backup::locate(&place, &backups).map_err(|e| with_source(&e))?;
+    Ok((Restic::of(&location, &key, 0, &backups.own()), key))
+}
+
+/// Files of this machine wait beside, to be put over what came.
+fn keep_of_machine(state: &Path) -> std::io::Result<()> {
+    let backups = Backups::of(state);
+    let (also, incoming) = (restore::also(&backups), restore::incoming(&backups));
+    for name in MACHINE {
+        let theirs = incoming.join(name);
+        if theirs.is_dir() {
+            fs::remove_dir_all(&theirs)?;
+        }
+        copy_folder(&state.join(name), &also.join(name))?;
+    }
+    Ok(())
+}
+
+fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    if !from.is_dir() {
+        return Ok(());
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (kind, target) = (entry.file_type()?, to.join(entry.file_name()));
+        if kind.is_dir() {
+            copy_folder(&entry.path(), &target)?;
+        } else if kind.is_file() {
+            // With its mode: secrets stay with their owner.
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+/// The term that is put in place with the state.
+fn keep_beside(backups: &Backups, term: &Term) -> Result<(), Refusal> {
+    let folder: PathBuf = restore::also(backups).join("spare");
+    let path = folder.join("term.json");
+    let kept =
+        fs::create_dir_all(&folder).and_then(|()| polder_site::write_durably(&path, &term.text()));
+    kept.map_err(|error| format!("could not write {}: {error}", path.display()))
+}
+
+/// What was revoked on the other box never works again here: it is kept where no restore takes it away, before anything is put in place.
+fn bury(state: &Path) -> Result<(), Refusal> {
+    let folders = Folders::of(state);
+    let lines = Tombstones::all(&folders).map_err(|error| error.to_string())?;
+    polder_members::keep_gone_lines(state, &lines.join("\n"))
+        .map(drop)
+        .map_err(|error| format!("what was revoked could not be kept: {error}"))
+}

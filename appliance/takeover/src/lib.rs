@@ -1,0 +1,21 @@
+//! Which of two paired boxes serves a collective, and how one takes over from the other and gives back.
+//!
+//! - [`Term`] is what a box knows of who serves, in `STATE/spare/term.json`: no restore replaces it.
+//! - [`stand`] says from it, and from what was heard since, whether this box may serve: pure.
+//! - [`allowed`] says whether a spare may take over: pure.
+//! - [`takeover`], [`give_back`] and [`receive`] are the plans that people see: pure.
+//! - [`hand`] is what a spare answers over the link: what it gives back, and which weights it has.
+//! - [`choose`] says with which models a box goes on, [`adapt`] what stays of a machine when another box's state comes to it: pure.
+
+mod adapt;
+mod hand;
+mod plan;
+mod stand;
+mod term;
+
+pub use adapt::{Choice, adapt, choose, models};
+pub use hand::hand;
+pub use plan::{Action, Facts, give_back, receive, send, takeover};
+pub use polder_control::Stand;
+pub use stand::{Heard, LEASE, Permission, Silence, allowed, lease, stand};
+pub use term::{Given, Side, Term, TermError};

@@ -1,0 +1,223 @@
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// No term of ours is larger.
+const LONGEST: u64 = 16 << 10;
+
+/// Which of the pair a box is. It stays what it is when it takes over: only terms change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// The box that members know.
+    Main,
+    /// The one that keeps its backups.
+    Spare,
+}
+
+/// What a box knows of who serves. Terms are numbered; who serves does so in the highest one that anybody has begun.
+///
+/// It lies where no backup and no restore touches it: an older state must not bring back an older term.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Term {
+    /// Which of the pair this box is.
+    pub side: Side,
+    /// The term in which this box serves the collective, if it does.
+    pub mine: Option<u64>,
+    /// The highest that it has begun or heard of.
+    pub highest: u64,
+    /// The state in place is the collective's: always on the main box, on a spare while it stands in.
+    pub theirs: bool,
+    /// On the main box: it stops when it has not heard from its spare for the lease. Only then may silence be taken for its end.
+    #[serde(default)]
+    pub yields: bool,
+    /// On a spare that gives back: what the main box is to go on with.
+    #[serde(default)]
+    pub given: Option<Given>,
+    /// On a spare that stands in: the folder in the state folder where its own state was put aside.
+    #[serde(default)]
+    pub own: Option<String>,
+    /// On a spare that has given back: folders in the state folder that are of no use any more, and full of the other box's secrets.
+    #[serde(default)]
+    pub leftovers: Vec<String>,
+}
+
+/// A state that is handed over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Given {
+    /// The term that the other box serves in from now on.
+    pub term: u64,
+    /// The backup to restore.
+    pub snapshot: String,
+}
+
+/// The term could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum TermError {
+    /// The file could not be used.
+    #[error("could not use {}; until it can be, this box does not serve", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It does not say a term.
+    #[error("{} cannot be read ({why}), so this box cannot know whether its spare serves; see that the spare does not, then unpair the boxes and pair them again", path.display())]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+}
+
+impl Term {
+    /// A pair begins: the main box serves in the first term.
+    pub fn first(side: Side) -> Self {
+        let main = side == Side::Main;
+        Self {
+            side,
+            mine: main.then_some(1),
+            highest: 1,
+            theirs: main,
+            yields: false,
+            given: None,
+            own: None,
+            leftovers: Vec::new(),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(state: &Path) -> PathBuf {
+        state.join("spare/term.json")
+    }
+
+    /// What this box knows; none where it has no pair.
+    pub fn read(state: &Path) -> Result<Option<Self>, TermError> {
+        let path = Self::path(state);
+        let fail = |source| TermError::File { path: path.clone(), source };
+        let text = match fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(fail(error)),
+            Ok(file) if file.len() > LONGEST => {
+                return Err(TermError::Damaged { path, why: "it is too long".to_owned() });
+            }
+            Ok(_) => fs::read(&path).map_err(fail)?,
+        };
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|error| TermError::Damaged { path, why: error.to_string() })
+    }
+
+    /// Keeps it; on the disk when this returns.
+    pub fn keep(&self, state: &Path) -> Result<(), TermError> {
+        let path = Self::path(state);
+        let fail = |source| TermError::File { path: path.clone(), source };
+        polder_site::write_durably(&path, &self.text()).map_err(fail)
+    }
+
+    /// As it is written.
+    pub fn text(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).expect("a term has only plain values")
+    }
+
+    /// The pair is no more.
+    pub fn forget(state: &Path) -> Result<(), TermError> {
+        let path = Self::path(state);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(TermError::File { path, source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What the other box said of the highest term. True if that is news, which is to be kept before anything else is done.
+    pub fn heard(&mut self, highest: u64) -> bool {
+        let news = highest > self.highest;
+        self.highest = self.highest.max(highest);
+        news
+    }
+
+    /// A new term begins, and nobody serves in it yet: whoever served before hears of it and stops. On a spare that takes over.
+    pub fn raise(&mut self) -> u64 {
+        self.highest += 1;
+        self.given = None;
+        self.highest
+    }
+
+    /// This box serves in the term that was raised.
+    pub fn serving(&self) -> Self {
+        Self { mine: Some(self.highest), theirs: true, given: None, ..self.clone() }
+    }
+
+    /// This box serves no more; the other one is to, with this state.
+    pub fn give(&mut self, snapshot: String) -> u64 {
+        self.highest += 1;
+        self.mine = None;
+        self.given = Some(Given { term: self.highest, snapshot });
+        self.highest
+    }
+
+    /// On the main box: it goes on where the spare left off. Only with the term that was given, and only if none began since.
+    pub fn taking(&self, given: &Given) -> Option<Self> {
+        let newest = given.term >= self.highest;
+        newest.then(|| Self { mine: Some(given.term), highest: given.term, ..self.clone() })
+    }
+
+    /// On a spare whose own state is in place again. `aside` is where the state of the main box was put aside for it.
+    pub fn resting(&self, aside: String) -> Self {
+        let leftovers = self.own.iter().cloned().chain([aside]).collect();
+        Self { mine: None, theirs: false, given: None, own: None, leftovers, ..self.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_term_comes_back_as_it_was_and_a_damaged_one_is_no_permission() {
+        let state = tempfile::tempdir().unwrap();
+        assert_eq!(Term::read(state.path()).unwrap(), None);
+        fs::create_dir(state.path().join("spare")).unwrap();
+        let mut term = Term::first(Side::Spare);
+        term.raise();
+        term.give("1a2b3c4d".to_owned());
+        term.keep(state.path()).unwrap();
+        assert_eq!(Term::read(state.path()).unwrap(), Some(term));
+        for bad in ["", "{", "null", "{\"side\":\"main\"}"] {
+            fs::write(Term::path(state.path()), bad).unwrap();
+            let error = Term::read(state.path()).unwrap_err().to_string();
+            assert!(error.contains("cannot know whether its spare serves"), "{error}");
+        }
+        Term::forget(state.path()).unwrap();
+        Term::forget(state.path()).unwrap();
+    }
+
+    #[test]
+    fn what_was_given_is_taken_once_and_not_after_a_newer_term() {
+        let mut spare = Term::first(Side::Spare);
+        spare.raise();
+        let mut spare = spare.serving();
+        assert_eq!(spare.give("a".to_owned()), 3);
+        let given = spare.given.clone().unwrap();
+        let mut main = Term::first(Side::Main);
+        assert_eq!(main.taking(&given).unwrap().mine, Some(3));
+        main.heard(4);
+        assert_eq!(main.taking(&given), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes: Vec<u8>) {
+            let state = tempfile::tempdir().unwrap();
+            fs::create_dir(state.path().join("spare")).unwrap();
+            fs::write(Term::path(state.path()), bytes).unwrap();
+            let _ = Term::read(state.path());
+        }
+    }
+}

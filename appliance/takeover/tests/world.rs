@@ -1,0 +1,330 @@
+//! Two boxes, the link between them, and everything that can happen, in every order: nobody revoked is ever let in again, and never do
+//! both serve.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use polder_takeover::{Given, Heard, LEASE, Side, Silence, Stand, Term, allowed, stand};
+use proptest::prelude::*;
+
+/// What a state folder holds of the collective: which keys it would let in no more.
+type Revoked = BTreeSet<u32>;
+
+/// A main box. What is on its disk outlives everything; the rest is of one life of its supervisor, or of one boot.
+struct Main {
+    disk: Term,
+    revoked: Revoked,
+    up: bool,
+    heard: Option<u64>,
+    failed: bool,
+    goes_on: bool,
+    /// When it last stamped that it serves; lost with the boot.
+    stamp: Option<u64>,
+}
+
+struct Spare {
+    disk: Term,
+    revoked: Revoked,
+    up: bool,
+    /// What it has of the main box: its last backup.
+    backup: Revoked,
+    /// What it was told at once.
+    tombs: Revoked,
+    last: Option<u64>,
+    began: u64,
+    yields: bool,
+    /// A takeover that has raised the term and is not in place yet.
+    placing: bool,
+    given_backup: Option<Revoked>,
+}
+
+struct World {
+    now: u64,
+    linked: bool,
+    main: Main,
+    spare: Spare,
+    next_key: u32,
+    /// Revoked by somebody on the box that served, and told to whoever is promised to know.
+    gone: Revoked,
+    /// Restored on the main box, not in place yet.
+    incoming: Option<(Given, Revoked)>,
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Wait(u64),
+    Link(bool),
+    Beat,
+    MainProcess(bool),
+    MainPowerCut,
+    SpareProcess(bool),
+    Backup,
+    Revoke,
+    TakeOver { dead: bool },
+    Place,
+    GiveUpPlacing,
+    GiveBack,
+    Fetch,
+    PlaceAtMain,
+    PutBack,
+    SayAlone,
+    RestoreOlder,
+}
+
+impl World {
+    fn new(yields: bool) -> Self {
+        let disk = Term { yields, ..Term::first(Side::Main) };
+        let (revoked, backup, tombs) = (Revoked::new(), Revoked::new(), Revoked::new());
+        let main = Main {
+            disk,
+            revoked: revoked.clone(),
+            up: true,
+            heard: None,
+            failed: false,
+            goes_on: false,
+            stamp: None,
+        };
+        let spare = Spare {
+            disk: Term::first(Side::Spare),
+            revoked,
+            up: true,
+            backup,
+            tombs,
+            last: None,
+            began: 0,
+            yields: false,
+            placing: false,
+            given_backup: None,
+        };
+        Self {
+            now: 0,
+            linked: true,
+            main,
+            spare,
+            next_key: 0,
+            gone: Revoked::new(),
+            incoming: None,
+        }
+    }
+
+    fn main_stand(&self) -> Stand {
+        let ago = self.main.heard.map(|at| Duration::from_secs(self.now - at));
+        let Main { failed, goes_on, .. } = self.main;
+        stand(&self.main.disk, &Heard { ago, failed, goes_on })
+    }
+    fn main_serves(&self) -> bool {
+        self.main.up && self.main_stand() == Stand::Serves
+    }
+    fn spare_serves(&self) -> bool {
+        self.spare.up && stand(&self.spare.disk, &Heard::default()) == Stand::Serves
+    }
+
+    /// The main box asks; the spare hears and answers.
+    fn beat(&mut self) {
+        if !self.main.up {
+            return;
+        }
+        if !(self.linked && self.spare.up) {
+            self.main.failed = true;
+            return;
+        }
+        let asked = self.now;
+        self.spare.last = Some(self.now);
+        self.spare.yields = self.main.disk.yields;
+        self.main.disk.heard(self.spare.disk.highest);
+        (self.main.heard, self.main.failed) = (Some(asked), false);
+    }
+
+    /// Seconds since the main box was last heard: after a start only what was since then is known.
+    fn silence(&self, dead: bool) -> Silence {
+        let since = self.now - self.spare.last.unwrap_or(0).max(self.spare.began);
+        let Spare { yields, .. } = self.spare;
+        Silence { since: Duration::from_secs(since), yields, agrees: false, said_dead: dead }
+    }
+
+    /// A main box that serves writes down that it does.
+    fn stamp(&mut self) {
+        if self.main_serves() {
+            self.main.stamp = Some(self.now);
+        }
+    }
+
+    fn happens(&mut self, event: &Event) {
+        self.stamp();
+        match event {
+            Event::Wait(seconds) => {
+                self.now += seconds;
+                self.stamp();
+            }
+            Event::Link(up) => self.linked = *up,
+            Event::Beat => self.beat(),
+            Event::MainProcess(false) => self.main.up = false,
+            Event::MainProcess(true) if !self.main.up => {
+                let soon = |at: u64| self.now - at <= LEASE.as_secs();
+                let goes_on = self.main.stamp.is_some_and(soon);
+                (self.main.up, self.main.goes_on) = (true, goes_on);
+                (self.main.heard, self.main.failed) = (None, false);
+            }
+            Event::MainPowerCut => (self.main.up, self.main.stamp) = (false, None),
+            Event::SpareProcess(up) => {
+                if *up && !self.spare.up {
+                    self.spare.began = self.now;
+                }
+                self.spare.up = *up;
+            }
+            Event::Backup if self.linked && self.spare.up && self.main_serves() => {
+                self.spare.backup = self.main.revoked.clone();
+            }
+            Event::Revoke => self.revoke(),
+            Event::TakeOver { dead } if self.spare.up && !self.spare.disk.theirs => {
+                // A steward who says so has looked.
+                let off = !self.main.up && self.main.stamp.is_none_or(|at| self.now - at > 60);
+                if allowed(&self.spare.disk, "oak", &self.silence(*dead && off)).is_ok() {
+                    self.spare.disk.raise();
+                    self.spare.placing = true;
+                }
+            }
+            Event::Place if self.spare.up && self.spare.placing => {
+                self.spare.disk = self.spare.disk.serving();
+                self.spare.revoked = &self.spare.backup | &self.spare.tombs;
+                self.spare.placing = false;
+            }
+            Event::GiveUpPlacing => self.spare.placing = false,
+            Event::GiveBack if self.spare_serves() => {
+                self.spare.given_backup = Some(self.spare.revoked.clone());
+                self.spare.disk.give("x".to_owned());
+            }
+            Event::Fetch if self.main.up && self.linked && self.spare.up => {
+                let given = self.spare.disk.given.clone();
+                self.incoming = given.zip(self.spare.given_backup.clone()).or(self.incoming.take());
+            }
+            Event::PlaceAtMain => {
+                if let Some((given, revoked)) = self.incoming.take()
+                    && let Some(term) = self.main.disk.taking(&given)
+                {
+                    (self.main.disk, self.main.revoked) = (term, revoked);
+                    // The supervisor begins anew, and has heard nobody in this life.
+                    (self.main.heard, self.main.failed, self.main.goes_on) = (None, false, false);
+                    self.main.stamp = None;
+                }
+            }
+            Event::PutBack
+                if self.spare.disk.given.is_some() && self.main_serves() && self.linked =>
+            {
+                self.spare.backup = self.main.revoked.clone();
+                self.spare.disk = self.spare.disk.resting(String::new());
+            }
+            // Somebody at the machine, who knows that the spare does not serve.
+            Event::SayAlone
+                if self.main.up
+                    && matches!(self.main_stand(), Stand::Asks | Stand::Waits)
+                    && !self.spare.disk.theirs
+                    && !self.spare.placing
+                    && self.spare.disk.highest == self.main.disk.highest
+                    && !self.main.disk.yields =>
+            {
+                self.main.goes_on = true;
+            }
+            // A backup of long ago is restored on the main box; the tombstones its spare has are applied.
+            Event::RestoreOlder if self.main.up => {
+                self.main.revoked = self.spare.tombs.clone();
+                (self.main.heard, self.main.goes_on, self.main.stamp) = (None, false, None);
+            }
+            _ => {}
+        }
+    }
+
+    fn revoke(&mut self) {
+        let key = self.next_key;
+        if self.spare_serves() {
+            self.next_key += 1;
+            self.spare.revoked.insert(key);
+            self.spare.tombs.insert(key);
+            self.gone.insert(key);
+        } else if self.main_serves() && self.linked && self.spare.up {
+            // It counts as told when the spare has it on disk.
+            self.next_key += 1;
+            self.main.revoked.insert(key);
+            self.spare.tombs.insert(key);
+            self.gone.insert(key);
+        }
+    }
+
+    fn check(&self) -> Result<(), TestCaseError> {
+        let (main, spare) = (self.main_serves(), self.spare_serves());
+        prop_assert!(!(main && spare), "both serve: {:?} {:?}", self.main.disk, self.spare.disk);
+        for key in &self.gone {
+            prop_assert!(!main || self.main.revoked.contains(key), "the main box lets {key} in");
+            prop_assert!(!spare || self.spare.revoked.contains(key), "the spare lets {key} in");
+        }
+        Ok(())
+    }
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => (0u64..90).prop_map(Event::Wait),
+        2 => any::<bool>().prop_map(Event::Link),
+        6 => Just(Event::Beat),
+        2 => any::<bool>().prop_map(Event::MainProcess),
+        1 => Just(Event::MainPowerCut),
+        2 => any::<bool>().prop_map(Event::SpareProcess),
+        2 => Just(Event::Backup),
+        3 => Just(Event::Revoke),
+        4 => any::<bool>().prop_map(|dead| Event::TakeOver { dead }),
+        4 => Just(Event::Place),
+        1 => Just(Event::GiveUpPlacing),
+        3 => Just(Event::GiveBack),
+        3 => Just(Event::Fetch),
+        3 => Just(Event::PlaceAtMain),
+        2 => Just(Event::PutBack),
+        1 => Just(Event::SayAlone),
+        1 => Just(Event::RestoreOlder),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+    #[test]
+    fn in_every_order_of_events_nobody_revoked_comes_in_and_never_do_both_serve(
+        yields: bool,
+        events in prop::collection::vec(event(), 1..80),
+    ) {
+        let mut world = World::new(yields);
+        for event in &events {
+            world.happens(event);
+            world.check()?;
+        }
+    }
+}
+
+/// The way it is meant: nobody who reads the test above could otherwise be sure that anything happens in it.
+#[test]
+fn the_main_box_dies_its_spare_takes_over_and_gives_back() {
+    use Event::{
+        Backup, Beat, Fetch, GiveBack, MainPowerCut, MainProcess, Place, PlaceAtMain, PutBack,
+        Revoke, TakeOver, Wait,
+    };
+    let mut world = World::new(false);
+    let happen = |world: &mut World, events: &[Event]| {
+        for event in events {
+            world.happens(event);
+            world.check().unwrap();
+        }
+    };
+    assert!(!world.main_serves(), "it has not asked yet");
+    happen(&mut world, &[Beat]);
+    assert!(world.main_serves());
+    happen(&mut world, &[Backup, Revoke, MainPowerCut, Wait(70), TakeOver { dead: false }, Place]);
+    assert!(!world.spare_serves(), "silence alone was enough");
+    happen(&mut world, &[TakeOver { dead: true }, Place, Revoke]);
+    assert!(world.spare_serves() && world.spare.revoked.len() == 2);
+    happen(&mut world, &[MainProcess(true), Wait(99), Beat]);
+    assert_eq!(world.main_stand(), Stand::Fenced);
+    happen(&mut world, &[GiveBack, Fetch, PlaceAtMain]);
+    assert_eq!(world.main_stand(), Stand::Asks);
+    happen(&mut world, &[Beat]);
+    assert!(world.main_serves() && world.main.revoked.len() == 2);
+    happen(&mut world, &[PutBack]);
+    assert!(!world.spare.disk.theirs);
+}

@@ -1,0 +1,126 @@
+//! The collective gets another model: a few try it, everybody hears when it comes, and one press brings the old one back. Programs
+//! keep the name that they use.
+
+use std::time::{Duration, Instant};
+
+use polder_control::{Actor, PartState, Reply, Request};
+use polder_site::{SiteChange, Stage, SuccessionStep};
+use polder_stories::{Browser, Client, Running, chat, free_port, import_trial_model, polder};
+
+use crate::wizard::{claim_link, walk};
+
+const MODEL: &str = "smollm2-135m-instruct";
+
+/// Which slot answers to a name.
+fn served(client: &Client, name: &str) -> String {
+    let answer = client.chat(name, "Say hello.");
+    assert_eq!(answer.status, 200, "{name}: {}", answer.text);
+    answer.header("x-polder-served-by").unwrap().split('/').next_back().unwrap().to_owned()
+}
+
+/// Presses a step, looks at what would happen, and agrees.
+async fn press(browser: &Browser, label: &str) {
+    browser.press(label).await;
+    browser.hear("Do it").await;
+    browser.press("Do it").await;
+    browser.at("/runs/").await;
+    browser.hear("Done.").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browser_another_model_is_tried_announced_switched_and_brought_back_under_one_name() {
+    let state = tempfile::tempdir().unwrap();
+    import_trial_model(state.path());
+    let running = Running::start(state.path(), free_port(), &[]);
+    let steward = Browser::open(1280, 900, false, true).await;
+    let key = walk(&steward, &claim_link(&running), None).await;
+    let home = format!("http://localhost:{}", running.port);
+    let url = format!("https://localhost:{}", running.port);
+    let client = Client::new(&url, &state.path().join("pki/ca.pem"), Some(&key));
+    // With a budget of its own the old model is not started again when another one comes.
+    let serve = ["site", "serve", MODEL, "--as", "fast", "--memory", "1 GiB", "--state"];
+    assert!(polder(&serve).arg(state.path()).output().unwrap().status.success());
+    let first = running.engine_pid();
+
+    steward.visit(&format!("{home}/models")).await;
+    steward.press("Change the model").await;
+    steward.at("/models/change").await;
+    steward.select("[name='recipe']", "SmolLM2 135M Instruct").await;
+    steward.fill("alias", "house").await;
+    steward.fill("memory", "1 GiB").await;
+    steward.press("Ada").await;
+    steward.picture("model-change-1-begin").await;
+    steward.fits_its_window().await;
+    steward.is_usable_by_ear_and_keyboard().await;
+    press(&steward, "Show the steps").await;
+    assert_eq!(running.engine_pid(), first, "the old one served on");
+    assert_eq!(
+        (served(&client, "house"), served(&client, "fast-2")),
+        ("fast".into(), "fast-2".into())
+    );
+    let ids = client.get("/v1/models").text;
+    assert!(ids.contains("\"house\"") && ids.contains("\"fast-2\""), "{ids}");
+
+    // Who wants it has it under the usual name too, and who is not chosen any more has it under none.
+    steward.visit(&home).await;
+    steward.hear("You try SmolLM2").await;
+    steward.press_first("#under_alias").await;
+    steward.press("Save").await;
+    let begun = Instant::now();
+    while served(&client, "house") != "fast-2" {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the usual name leads elsewhere");
+    }
+    steward.visit(&format!("{home}/models/change")).await;
+    steward.press("Ada").await;
+    steward.press("Let these try it, and nobody else").await;
+    let begun = Instant::now();
+    while client.chat("fast-2", "Hi.").status != 403 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "anybody tries it");
+    }
+    assert_eq!(served(&client, "house"), "fast");
+    let ids = client.get("/v1/models").text;
+    assert!(!ids.contains("fast-2"), "{ids}");
+
+    // Announced, and done by the box; an answer under way is finished by whom it was begun.
+    let far = jiff_in(3600);
+    let announce = |at| {
+        let change = SiteChange::Succession(SuccessionStep::Announce { at });
+        running.ask(&Request::Apply { change, by: Actor::Console })
+    };
+    assert!(matches!(announce(far), Reply::Accepted(_)));
+    for page in ["", "status", "chat"] {
+        steward.visit(&format!("{home}/{page}")).await;
+        steward.hear("makes room for").await;
+    }
+    steward.picture("model-change-2-announced").await;
+    let mut long = chat("house", "Tell me a long story.", 300);
+    long["ignore_eos"] = true.into();
+    long["stream"] = true.into();
+    let mut stream = client.stream("/v1/chat/completions", &long);
+    stream.next().unwrap().unwrap();
+    running.until("a free box", |_| matches!(announce(jiff_in(0)), Reply::Accepted(_)));
+    running.until("the switch", |s| {
+        s.site.succession.as_ref().is_some_and(|s| s.stage == Stage::Switched)
+    });
+    let begun = Instant::now();
+    while served(&client, "house") != "fast-2" {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the name was not switched");
+    }
+    let rest: Vec<String> = stream.map(|event| event.expect("the stream was cut")).collect();
+    assert_eq!(rest.last().map(String::as_str), Some("[DONE]"));
+
+    steward.visit(&format!("{home}/models/change")).await;
+    press(&steward, "Return to the former model").await;
+    assert_eq!(served(&client, "house"), "fast");
+    steward.visit(&format!("{home}/models/change")).await;
+    press(&steward, "Call the change off").await;
+    let status = running.status();
+    assert_eq!(status.engines.len(), 1);
+    assert_eq!(status.engines[0].part.state, PartState::Ready);
+    assert_eq!(served(&client, "house"), "fast");
+    steward.close().await;
+}
+
+fn jiff_in(seconds: i64) -> jiff::Timestamp {
+    jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds)
+}
