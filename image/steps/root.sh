@@ -41,6 +41,9 @@ find $r/etc/systemd/system -maxdepth 1 -type l ! -lname /dev/null -delete
 chroot $r systemctl preset-all 2>&1
 chroot $r systemctl set-default multi-user.target
 
+# NUT is told by Polder what to do, and the hook at the machine's end is ours.
+rm -f $r/usr/lib/systemd/system-shutdown/nutshutdown
+
 # Nothing of package management, of the build, or of one machine's life.
 rm -rf $r/etc/apt $r/var/cache $r/var/log $r/var/lib/apt $r/var/backups $r/etc/ssh/ssh_host_* $r/usr/share/factory/var
 mkdir -p $r/usr/lib/sysimage && mv $r/var/lib/dpkg $r/usr/lib/sysimage/dpkg

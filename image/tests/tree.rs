@@ -70,8 +70,14 @@ fn the_cards_are_closed_to_everybody_who_speaks_with_people() {
         let allowed = unit.get("DeviceAllow").into_iter().flatten();
         let cards = allowed.filter(|device| device.contains("nvidia")).count();
         // The supervisor asks how much memory they have, the part that looks after health how they are.
-        let may = ["polder-engine@.service", "polder-supervisor.service", "polder-health.service"]
-            .contains(&name.as_str());
+        let may = [
+            "polder-engine@.service",
+            "polder-supervisor.service",
+            "polder-health.service",
+            // Root, who limits what they draw and has no network.
+            "polder-limit@.service",
+        ]
+        .contains(&name.as_str());
         assert!(cards == 0 || may, "{name}");
         if unit.get("User").is_some_and(|user| user == &["polder"]) {
             let policy = |key: &str, value: &str| unit.get(key).is_some_and(|is| is == &[value]);

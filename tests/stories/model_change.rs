@@ -3,13 +3,18 @@
 
 use std::time::{Duration, Instant};
 
-use polder_control::{Actor, PartState, Reply, Request};
+use polder_control::{Actor, BoxStatus, PartState, Reply, Request};
 use polder_site::{SiteChange, Stage, SuccessionStep};
 use polder_stories::{Browser, Client, Running, chat, free_port, import_trial_model, polder};
 
 use crate::wizard::{claim_link, walk};
 
 const MODEL: &str = "smollm2-135m-instruct";
+
+/// What waits, off the browser's threads.
+fn wait<T>(look: impl FnOnce() -> T) -> T {
+    tokio::task::block_in_place(look)
+}
 
 /// Which slot answers to a name.
 fn served(client: &Client, name: &str) -> String {
@@ -40,7 +45,7 @@ async fn browser_another_model_is_tried_announced_switched_and_brought_back_unde
     // With a budget of its own the old model is not started again when another one comes.
     let serve = ["site", "serve", MODEL, "--as", "fast", "--memory", "1 GiB", "--state"];
     assert!(polder(&serve).arg(state.path()).output().unwrap().status.success());
-    let first = running.engine_pid();
+    let first = wait(|| running.engine_pid());
 
     steward.visit(&format!("{home}/models")).await;
     steward.press("Change the model").await;
@@ -53,7 +58,7 @@ async fn browser_another_model_is_tried_announced_switched_and_brought_back_unde
     steward.fits_its_window().await;
     steward.is_usable_by_ear_and_keyboard().await;
     press(&steward, "Show the steps").await;
-    assert_eq!(running.engine_pid(), first, "the old one served on");
+    assert_eq!(wait(|| running.engine_pid()), first, "the old one served on");
     assert_eq!(
         (served(&client, "house"), served(&client, "fast-2")),
         ("fast".into(), "fast-2".into())
@@ -85,7 +90,7 @@ async fn browser_another_model_is_tried_announced_switched_and_brought_back_unde
     let far = jiff_in(3600);
     let announce = |at| {
         let change = SiteChange::Succession(SuccessionStep::Announce { at });
-        running.ask(&Request::Apply { change, by: Actor::Console })
+        wait(|| running.ask(&Request::Apply { change, by: Actor::Console }))
     };
     assert!(matches!(announce(far), Reply::Accepted(_)));
     for page in ["", "status", "chat"] {
@@ -98,10 +103,13 @@ async fn browser_another_model_is_tried_announced_switched_and_brought_back_unde
     long["stream"] = true.into();
     let mut stream = client.stream("/v1/chat/completions", &long);
     stream.next().unwrap().unwrap();
-    running.until("a free box", |_| matches!(announce(jiff_in(0)), Reply::Accepted(_)));
-    running.until("the switch", |s| {
-        s.site.succession.as_ref().is_some_and(|s| s.stage == Stage::Switched)
-    });
+    let begun = Instant::now();
+    while !matches!(announce(jiff_in(0)), Reply::Accepted(_)) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the box stays busy");
+    }
+    let switched =
+        |s: &BoxStatus| s.site.succession.as_ref().is_some_and(|s| s.stage == Stage::Switched);
+    wait(|| running.until("the switch", switched));
     let begun = Instant::now();
     while served(&client, "house") != "fast-2" {
         assert!(begun.elapsed() < Duration::from_secs(60), "the name was not switched");
@@ -114,7 +122,7 @@ async fn browser_another_model_is_tried_announced_switched_and_brought_back_unde
     assert_eq!(served(&client, "house"), "fast");
     steward.visit(&format!("{home}/models/change")).await;
     press(&steward, "Call the change off").await;
-    let status = running.status();
+    let status = wait(|| running.status());
     assert_eq!(status.engines.len(), 1);
     assert_eq!(status.engines[0].part.state, PartState::Ready);
     assert_eq!(served(&client, "house"), "fast");

@@ -429,6 +429,15 @@ impl Disks {
         self.start(self.disk(), &["-no-reboot"], services)
     }
 
+    /// Services, and more words for QEMU.
+    pub(crate) fn switch_on_with_services_and(
+        &self,
+        services: &[(&str, &str)],
+        more: &[&str],
+    ) -> Machine {
+        self.start(self.disk(), &[&["-no-reboot"], more].concat(), services)
+    }
+
     /// The same with every write and flush of its disk written down in `writes.log`.
     pub(crate) fn switch_on_with_a_log_of_writes(&self) -> Machine {
         fs::write(self.place("writes.log"), "").unwrap();
@@ -458,8 +467,9 @@ impl Disks {
     fn start(&self, disk: &[&str], more: &[&str], services: &[(&str, &str)]) -> Machine {
         let (port, shell) = (free_port(), free_port());
         let folder = self.folder.path().to_owned();
+        // Two places in its network take connections: somebody to ask whether an uplink works.
         let forward = format!(
-            "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:443,hostfwd=tcp:127.0.0.1:{shell}-:22"
+            "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:443,hostfwd=tcp:127.0.0.1:{shell}-:22,guestfwd=tcp:10.0.2.100:7-cmd:cat,guestfwd=tcp:10.0.2.100:8-cmd:cat"
         );
         let mut command = self.command();
         command.args(self.kind.emulator()).args(["-accel", "tcg,thread=multi"]);
@@ -489,7 +499,12 @@ impl Disks {
         command.args(disk);
         command.args(["-device", "nvme,drive=disk,serial=BOX0001,bootindex=1"]);
         command.args(["-device", "qemu-xhci", "-device", "virtio-rng-pci"]);
-        command.args(["-netdev", &forward, "-device", "virtio-net-pci,netdev=net,romfile="]);
+        command.args([
+            "-netdev",
+            &forward,
+            "-device",
+            "virtio-net-pci,netdev=net,id=first,romfile=",
+        ]);
         command.args(["-chardev", "socket,id=serial,path=/mnt/vm/serial.sock,server=on,wait=off"]);
         command.args([
             "-serial",
@@ -648,7 +663,7 @@ impl Machine {
     }
 
     /// Has QEMU do something.
-    fn order(&self, what: &str) {
+    pub(crate) fn order(&self, what: &str) {
         self.ask_qemu(what).unwrap();
     }
 

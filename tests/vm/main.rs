@@ -6,11 +6,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 mod aarch64;
+mod battery;
 mod claimed;
 mod driver;
 mod first_boot;
 mod forgotten;
 mod guarded;
+mod indoors;
 mod install;
 mod machine;
 mod power;
@@ -19,3 +21,4 @@ mod sealed;
 mod shell;
 mod troubled;
 mod updates;
+mod uplinks;

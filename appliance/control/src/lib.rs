@@ -87,6 +87,10 @@ impl Sockets {
     pub fn health(&self) -> PathBuf {
         self.folder.join("health.sock")
     }
+    /// No socket: the certificate that members trust, which the gateway leaves for parts that see nothing of the box's keys.
+    pub fn authority(&self) -> PathBuf {
+        self.folder.join("ca.pem")
+    }
     /// An engine's HTTP socket, in a folder that the engine makes: where parts are locked up, an
     /// engine sees its own folder and no other socket.
     pub fn engine(&self, name: &polder_site::EngineName) -> PathBuf {

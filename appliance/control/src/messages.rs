@@ -113,6 +113,14 @@ pub enum Request {
     /// From the part that watches the UPS: how the power is, every few seconds. What has to be done about it is done by the
     /// supervisor. → [`Reply::Supplied`].
     Supply(Box<Supply>),
+    /// Keep this password for upsd: the box's own at another machine's, that of other machines at its own. An empty text forgets the one
+    /// there is. → [`Reply::Done`].
+    UpsPassword {
+        /// The password.
+        text: SecretText,
+        /// Who entered it.
+        by: Actor,
+    },
     /// Set the machine's clock, where it has nobody to ask for the time. → [`Reply::Done`].
     SetClock {
         /// Unix seconds.

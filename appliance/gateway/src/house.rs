@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use polder_site::{BackupPlace, Proof, Site};
+use polder_site::{BackupPlace, Proof, Site, SpareRole};
 
 use crate::peer::is_local_network;
 
@@ -190,6 +190,14 @@ pub(crate) fn inventory(site: &Site, here: &[IpAddr], relay: Option<&str>) -> Ve
             _ => (Fate::Look, "Carry it along, or see that it can be reached from the new house."),
         };
         item("Backups", backup.to.to_string(), fate, then, Some("/backup"));
+    }
+    if let Some(spare) = &site.spare {
+        let now = match spare.role {
+            SpareRole::OfThis => "another box is its spare",
+            SpareRole::ForAnother => "it is the spare of another box",
+        };
+        let then = "The two find each other where they were when they were paired. If that was an address which changes, pair them again there; a name that the new router knows as well goes on.";
+        item("Spare", now.to_owned(), Fate::Look, then, Some("/spare"));
     }
     if let Some(mail) = site.alerts.as_ref().and_then(|alerts| alerts.mail.as_ref()) {
         let (fate, then) = match is_near(mail.server.as_str()) {

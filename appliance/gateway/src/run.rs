@@ -105,6 +105,7 @@ pub async fn run_on(
     let acme = public_certificate(&state, &site, &keeper);
     let link = Link::follow(&sockets, site, fence::before_anybody_says(&state));
     let (ca_sent, ca) = watch::channel(ca_info(&keeper));
+    let _shown = Following(tokio::spawn(show_authority(sockets.authority(), ca.clone())));
     let owner = Owner::of(&state)?;
     let mut gateway = Gateway::new(state, members.clone(), link.clone(), limits, ca);
     gateway.owner = owner;
@@ -268,6 +269,23 @@ async fn follow_site(
 
 fn names(site: &Site) -> Names {
     Names::of(site, polder_pki::machine_addresses())
+}
+
+/// Leaves the certificate that members trust where parts find it that see no keys, also when it becomes another.
+async fn show_authority(place: PathBuf, mut ca: watch::Receiver<CaInfo>) {
+    loop {
+        let (pem, path) = (ca.borrow_and_update().pem.clone(), place.clone());
+        let written = tokio::task::spawn_blocking(move || {
+            path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+            polder_site::write_durably(&path, pem.as_bytes())
+        });
+        if let Ok(Err(error)) = written.await {
+            log::warn!("{} could not be written: {error}", place.display());
+        }
+        if ca.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 fn ca_info(keeper: &Keeper) -> CaInfo {

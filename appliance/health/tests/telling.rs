@@ -226,12 +226,12 @@ impl Place {
             note: None,
         };
         let status = BoxStatus {
+            closed: None,
             site,
             gateway: part(PartState::Ready),
             engines: vec![engine],
             safe: false,
             supply: None,
-            closed: None,
         };
         let (status, noticed) = (Arc::new(Mutex::new(status)), Arc::default());
         let supervisor = Supervisor { status, noticed };

@@ -219,6 +219,7 @@ mod tests {
     fn an_engine_that_begins_to_answer_is_told_once() {
         let part = |state| PartStatus { state, restarts: 0, pid: None };
         let status = |state| BoxStatus {
+            closed: None,
             supply: None,
             safe: false,
             site: Site::unclaimed(1),

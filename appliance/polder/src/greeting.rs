@@ -208,6 +208,7 @@ mod tests {
         let here = at(true);
         let part = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
         let status = BoxStatus {
+            closed: None,
             supply: None,
             safe: false,
             site: site.clone(),

@@ -1,12 +1,13 @@
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use polder_control::{
     Actor, Client, ControlError, Handler, Outlet, PowerPhase, PowerReply, PowerRequest, Reply,
-    Request, Sockets, Supply,
+    Request, SecretText, Sockets, Supply,
 };
-use polder_power::cards::NvidiaSmi;
+use polder_power::cards::{NvidiaSmi, limit_all};
 use polder_power::find::{self, Found};
 use polder_power::watch::{House, Watcher};
 use polder_site::{PowerPlan, SiteChange, UpsAddress, UpsRole};
@@ -19,11 +20,13 @@ use crate::state::{State, runtime, unexpected};
 
 /// The supervisor answers within this, or is asked again at the next look.
 const LIMIT: Duration = Duration::from_secs(5);
+/// Nobody's password is longer, in bytes.
+const LONGEST_PASSWORD: u64 = 4096;
 
 /// Live off a UPS when the mains is away: which one, and how it is.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  polder power find                  UPSes on this machine's USB\n  polder power use ups@localhost     watch this one from now on\n  polder power status                how the power is, and what comes next"
+    after_help = "Examples:\n  polder power find                  UPSes on this machine's USB\n  polder power use usb               watch the one on USB (where Polder's image runs)\n  polder power use ups@localhost     watch one that NUT on this machine looks after\n  polder power status                how the power is, and what comes next"
 )]
 pub(crate) struct Power {
     #[command(subcommand)]
@@ -43,10 +46,11 @@ enum Command {
     },
     /// Watch this UPS from now on, or with `none` no UPS.
     #[command(
-        after_help = "Examples:\n  polder power use ups@localhost\n  polder power use ups@10.0.0.2 --secondary    another machine looks after it\n  polder power use none"
+        after_help = "Examples:\n  polder power use usb                         plugged into this machine, where Polder's image runs\n  polder power use ups@localhost               NUT on this machine looks after it\n  polder power use ups@10.0.0.2 --secondary    another machine looks after it\n  polder power use none"
     )]
     Use {
-        /// Its name at the machine whose upsd looks after it.
+        /// Its name at the machine whose upsd looks after it. On Polder's own image also usb, serial:LINE or snmp:ADDRESS: how it is
+        /// plugged in.
         #[arg(value_name = "NAME@HOST")]
         ups: String,
         /// Another machine looks after it and tells this one.
@@ -55,11 +59,28 @@ enum Command {
         /// At this charge the box stops, in percent. [default: 30]
         #[arg(long, value_name = "PERCENT")]
         low_charge: Option<u8>,
-        /// Who this box is to upsd; the password is the first line of power/password in the state folder. [default: polder]
+        /// Who this box is to upsd; `polder power password` keeps the password. [default: polder]
         #[arg(long, value_name = "NAME")]
         user: Option<String>,
         #[command(flatten)]
         state: State,
+    },
+    /// Keep the password for upsd, from standard input: this box's at another machine's, other machines' at its own.
+    #[command(
+        after_help = "Examples:\n  polder power password < password.txt\n  polder power password < /dev/null    forget it"
+    )]
+    Password {
+        #[command(flatten)]
+        state: State,
+    },
+    /// Have graphics cards draw a part of their usual power (root's part, which the supervisor asks for).
+    #[command(
+        after_help = "Examples:\n  sudo polder power limit 60\n  sudo polder power limit 100    all of it again"
+    )]
+    Limit {
+        /// Percent of the usual.
+        #[arg(value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(20..=100))]
+        percent: u8,
     },
     /// List the UPSes that are plugged into this machine's USB.
     #[command(after_help = "Example:\n  polder power find")]
@@ -94,7 +115,10 @@ impl Power {
                 let change = match ups.as_str() {
                     "none" => SiteChange::RemovePower,
                     ups => {
-                        let mut plan = PowerPlan::of(ups.parse::<UpsAddress>()?);
+                        let mut plan = match ups.contains('@') {
+                            true => PowerPlan::of(ups.parse::<UpsAddress>()?),
+                            false => PowerPlan::attached(ups.parse()?),
+                        };
                         if secondary {
                             plan.role = UpsRole::Secondary;
                         }
@@ -111,6 +135,27 @@ impl Power {
                 } else {
                     "the UPS is heard and watched"
                 });
+                Ok(())
+            }
+            Command::Password { state } => {
+                let mut text = String::new();
+                let longest = std::io::stdin().take(LONGEST_PASSWORD).read_to_string(&mut text);
+                longest.context("the password could not be read")?;
+                let text = SecretText::new(text.lines().next().unwrap_or_default());
+                let gone = text.expose().is_empty();
+                match state.ask(&Request::UpsPassword { text, by: Actor::Console })? {
+                    Reply::Done => {}
+                    _ => return Err(unexpected()),
+                }
+                say(if gone { "no password is kept any more" } else { "the password is kept" });
+                Ok(())
+            }
+            Command::Limit { percent } => {
+                let part = (percent < 100).then_some(percent);
+                if let Err(why) = limit_all(&mut NvidiaSmi::default(), part) {
+                    bail!("graphics cards draw what they drew: {why}");
+                }
+                say(format!("graphics cards may draw {percent} % of their usual power"));
                 Ok(())
             }
             Command::Find => {
@@ -162,7 +207,7 @@ fn watch(state: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("could not make {}", folder.display()))?;
     part::run(part::one_thread()?, Part::Power, state, |told| async move {
         let house = Supervisor { control: sockets.control() };
-        let watcher = Watcher::new(plan, folder, house, Box::new(NvidiaSmi));
+        let watcher = Watcher::new(plan, folder, house);
         let socket = sockets.power();
         tokio::select! {
             served = polder_control::serve(&socket, std::sync::Arc::new(Here)) => served,

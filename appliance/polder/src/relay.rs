@@ -67,6 +67,11 @@ enum Command {
         #[command(flatten)]
         folder: Folder,
     },
+    /// Print a unit for systemd that runs the relay, locked up, with how to install it.
+    #[command(
+        after_help = "Example:\n  polder relay unit | sudo tee /etc/systemd/system/polder-relay.service"
+    )]
+    Unit,
     /// Show which boxes may be reached here.
     #[command(after_help = "Example:\n  polder relay list")]
     List {
@@ -91,6 +96,10 @@ impl Relay {
                         format!("{host:?} is no host name or address that a box could call")
                     })?;
                 say(pass);
+                Ok(())
+            }
+            Command::Unit => {
+                say(polder_reach::UNIT.trim_end());
                 Ok(())
             }
             Command::Remove { name, folder } => {

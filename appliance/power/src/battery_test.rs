@@ -6,20 +6,18 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::Seen;
+use crate::policy::{Rules, Seen};
 
 /// What a UPS calls its short test.
 pub const COMMAND: &str = "test.battery.start.quick";
 
 /// Between two tests.
 const EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
-/// After the box started, the battery is left alone for this long.
-const FIRST_DAY: Duration = Duration::from_secs(24 * 3600);
 /// Under this charge it is not tested.
 const FULL: u8 = 90;
 
 /// Whether to test now. `since_last` is none where none was ever made.
-pub fn is_due(seen: &Seen, running: Duration, since_last: Option<Duration>) -> bool {
+pub fn is_due(rules: &Rules, seen: &Seen, running: Duration, since_last: Option<Duration>) -> bool {
     let calm = |reading: &crate::reading::Reading| {
         reading.flags.on_mains
             && !reading.flags.on_battery
@@ -27,9 +25,9 @@ pub fn is_due(seen: &Seen, running: Duration, since_last: Option<Duration>) -> b
             && !reading.flags.forced
             && reading.charge.is_some_and(|charge| charge >= FULL)
     };
-    running >= FIRST_DAY
+    running >= rules.settled
         && seen.silent < Duration::from_secs(10)
-        && seen.on_mains >= Duration::from_secs(3600)
+        && seen.on_mains >= rules.calm
         && seen.last.as_ref().is_some_and(calm)
         && since_last.is_none_or(|since| since >= EVERY)
 }
@@ -93,6 +91,11 @@ mod tests {
     fn calm() -> Seen {
         let last = Reading { flags: Flags::parse("OL"), charge: Some(100), ..Reading::default() };
         Seen { last: Some(last), on_mains: Duration::from_secs(9999), ..Seen::default() }
+    }
+
+    fn is_due(seen: &Seen, running: Duration, since: Option<Duration>) -> bool {
+        let plan = polder_site::PowerPlan::of("ups@localhost".parse().unwrap());
+        super::is_due(&Rules::of(&plan), seen, running, since)
     }
 
     #[test]

@@ -1,6 +1,13 @@
 //! Less power for graphics cards while the box lives off its battery.
 
-use std::process::Command;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A driver in trouble makes its tool hang; one that is well answers within a second or two.
+const WITHIN: Duration = Duration::from_secs(10);
+/// Between two looks whether it has ended.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What can set how much power cards may draw.
 pub trait Cards: Send + 'static {
@@ -40,29 +47,54 @@ pub fn limit_all(cards: &mut dyn Cards, percent: Option<u8>) -> Result<(), Strin
     first
 }
 
-/// NVIDIA's cards, by the driver's own program.
-#[derive(Debug, Default)]
-pub struct NvidiaSmi;
+/// NVIDIA's cards, by the driver's own program, which takes root to change anything. Each call waits at most ten seconds.
+#[derive(Debug)]
+pub struct NvidiaSmi {
+    program: PathBuf,
+    within: Duration,
+}
+
+impl Default for NvidiaSmi {
+    fn default() -> Self {
+        Self { program: "nvidia-smi".into(), within: WITHIN }
+    }
+}
 
 impl Cards for NvidiaSmi {
     fn limits(&mut self) -> Result<Vec<Card>, String> {
         let query = "--query-gpu=index,power.default_limit,power.min_limit";
-        let said = run(&[query, "--format=csv,noheader,nounits"])?;
+        let said = self.run(&[query, "--format=csv,noheader,nounits"])?;
         Ok(said.lines().filter_map(parse).collect())
     }
 
     fn limit(&mut self, card: u32, watts: u32) -> Result<(), String> {
-        run(&["-i", &card.to_string(), "-pl", &watts.to_string()]).map(drop)
+        self.run(&["-i", &card.to_string(), "-pl", &watts.to_string()]).map(drop)
     }
 }
 
-fn run(arguments: &[&str]) -> Result<String, String> {
-    let out = Command::new("nvidia-smi").args(arguments).output();
-    let out = out.map_err(|error| format!("nvidia-smi could not be run ({error})"))?;
-    let said = String::from_utf8_lossy(&out.stdout).into_owned();
-    match out.status.success() {
-        true => Ok(said),
-        false => Err(format!("nvidia-smi said: {}", said.lines().next().unwrap_or("nothing"))),
+impl NvidiaSmi {
+    fn run(&self, arguments: &[&str]) -> Result<String, String> {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let child = command.spawn();
+        let mut child = child.map_err(|error| format!("nvidia-smi could not be run ({error})"))?;
+        let begun = Instant::now();
+        // What it says is a line for each card, which a pipe holds.
+        while child.try_wait().map_err(|error| error.to_string())?.is_none() {
+            if begun.elapsed() >= self.within {
+                // In the kernel's hands it may not even be killed; nobody waits for that.
+                let _ = child.kill();
+                let _ = child.try_wait();
+                return Err("nvidia-smi does not answer; the driver may be in trouble".to_owned());
+            }
+            std::thread::sleep(LOOK);
+        }
+        let out = child.wait_with_output().map_err(|error| error.to_string())?;
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        match out.status.success() {
+            true => Ok(said),
+            false => Err(format!("nvidia-smi said: {}", said.lines().next().unwrap_or("nothing"))),
+        }
     }
 }
 
@@ -101,5 +133,42 @@ mod tests {
         assert_eq!(limit_all(&mut cards, Some(60)), Err("no".to_owned()));
         assert_eq!(limit_all(&mut cards, None), Err("no".to_owned()));
         assert_eq!(cards.0, [(0, 420), (2, 250), (0, 700), (2, 300)]);
+    }
+
+    /// A program in the place of the driver's.
+    fn tool(text: &str, within: Duration) -> (tempfile::TempDir, NvidiaSmi) {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("nvidia-smi");
+        // Written by another process: a file that a neighbour's fork holds open for writing cannot be run.
+        let written = Command::new("sh")
+            .args(["-c", "printf '%s' \"$1\" > \"$2\"", "sh", text])
+            .arg(&program)
+            .status();
+        assert!(written.unwrap().success());
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        (folder, NvidiaSmi { program, within })
+    }
+
+    #[test]
+    fn the_drivers_tool_is_told_each_cards_limit_and_what_it_refuses_is_said() {
+        let script = "#!/bin/sh\ncase $1 in --query*) echo '0, 450.00, 150.00' ;; *) echo \"$@\" >> \"$0.log\" ;; esac\n";
+        let (folder, mut cards) = tool(script, WITHIN);
+        limit_all(&mut cards, Some(60)).unwrap();
+        limit_all(&mut cards, None).unwrap();
+        let log = std::fs::read_to_string(folder.path().join("nvidia-smi.log")).unwrap();
+        assert_eq!(log, "-i 0 -pl 270\n-i 0 -pl 450\n");
+        let script = "#!/bin/sh\ncase $1 in --query*) echo '0, 450.00, 150.00' ;; *) echo 'no permission'; exit 4 ;; esac\n";
+        let (_folder, mut cards) = tool(script, WITHIN);
+        let said = limit_all(&mut cards, Some(60)).unwrap_err();
+        assert_eq!(said, "nvidia-smi said: no permission");
+    }
+
+    #[test]
+    fn a_tool_that_hangs_is_waited_for_no_longer_than_its_time() {
+        let (_folder, mut cards) = tool("#!/bin/sh\nexec sleep 600\n", Duration::from_millis(100));
+        let begun = Instant::now();
+        let said = limit_all(&mut cards, Some(60)).unwrap_err();
+        assert!(said.contains("does not answer") && begun.elapsed() < Duration::from_secs(60));
     }
 }

@@ -6,6 +6,7 @@
 pub mod battery_test;
 pub mod cards;
 pub mod find;
+pub mod nut;
 pub mod policy;
 pub mod protocol;
 pub mod reading;

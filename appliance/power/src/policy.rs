@@ -38,6 +38,10 @@ pub struct Rules {
     pub doubt: Duration,
     /// The mains has to be back for this long before parts that were told to stop are started again.
     pub steady: Duration,
+    /// After the box started, its battery is not tested for this long.
+    pub settled: Duration,
+    /// Nor before the mains was there for this long without a break.
+    pub calm: Duration,
 }
 
 impl Rules {
@@ -60,6 +64,8 @@ impl Rules {
             blind: seconds(120),
             doubt: seconds(30),
             steady: seconds(10),
+            settled: seconds(24 * 3600),
+            calm: seconds(3600),
         }
     }
 
@@ -177,6 +183,10 @@ pub fn decide(rules: &Rules, seen: &Seen, done: &Done, phase: PowerPhase) -> (Po
             () if !last.flags.needs_battery() && seen.on_mains >= rules.steady => {
                 (Mains, Why::Mains)
             }
+            // What it said last is that the mains is there, and then it fell silent: a fault to be shown, and none to stay off for.
+            () if !last.flags.needs_battery() && seen.silent >= rules.blind => {
+                (Mains, Why::SilentOnMains)
+            }
             () if !last.flags.needs_battery() => (Draining, Why::Returning),
             () if over || short => (TellSecondaries, Why::Done),
             () => (Draining, pressing.unwrap_or(Why::Long)),
@@ -235,7 +245,9 @@ fn pressing(rules: &Rules, seen: &Seen, last: &Reading) -> Option<Why> {
 pub fn may_start(rules: &Rules, seen: &Seen, waited: Duration) -> bool {
     const PATIENCE: Duration = Duration::from_secs(60);
     let Some(last) = &seen.last else { return waited >= PATIENCE };
-    let full = last.charge.map_or(waited >= PATIENCE, |charge| charge >= rules.start_charge);
+    // What it said of its charge before it fell silent is no news any more.
+    let charge = last.charge.filter(|_| seen.silent < PATIENCE);
+    let full = charge.map_or(waited >= PATIENCE, |charge| charge >= rules.start_charge);
     full && !last.flags.needs_battery() && !last.flags.forced
 }
 

@@ -8,7 +8,7 @@ use polder_control::{PowerPhase, Supply};
 use polder_site::{PowerPlan, UpsRole};
 
 use crate::battery_test::{self, Record, Test};
-use crate::cards::{self, Cards};
+use crate::nut;
 use crate::policy::{self, Done, Memory, Rules, Seen, Why};
 use crate::upsd::{Upsd, UpsdError};
 use crate::words::words;
@@ -37,15 +37,15 @@ pub struct Watcher<H> {
     plan: PowerPlan,
     rules: Rules,
     folder: PathBuf,
+    /// Where the image has what it tells a NUT of its own.
+    own: PathBuf,
     house: H,
-    cards: Box<dyn Cards>,
     upsd: Option<Upsd>,
     begun: Instant,
     memory: Memory,
     phase: PowerPhase,
     entered: Instant,
     drained: bool,
-    limited: bool,
     forced: bool,
     had_others: bool,
     left: Option<Instant>,
@@ -60,21 +60,20 @@ pub struct Watcher<H> {
 
 impl<H: House> Watcher<H> {
     /// For this plan. `folder` holds the password and the record of tests.
-    pub fn new(plan: PowerPlan, folder: PathBuf, house: H, cards: Box<dyn Cards>) -> Self {
+    pub fn new(plan: PowerPlan, folder: PathBuf, house: H) -> Self {
         let now = Instant::now();
         Self {
             rules: Rules::of(&plan),
             plan,
             folder,
+            own: PathBuf::from(nut::PLACE),
             house,
-            cards,
             upsd: None,
             begun: now,
             memory: Memory::default(),
             phase: PowerPhase::Mains,
             entered: now,
             drained: false,
-            limited: false,
             forced: false,
             had_others: false,
             left: None,
@@ -95,6 +94,12 @@ impl<H: House> Watcher<H> {
     /// The same by other rules.
     pub fn with_rules(mut self, rules: Rules) -> Self {
         self.rules = rules;
+        self
+    }
+
+    /// The same with NUT's files for a UPS of this machine's own in another place than the image's.
+    pub fn with_own(mut self, place: PathBuf) -> Self {
+        self.own = place;
         self
     }
 
@@ -183,13 +188,17 @@ impl<H: House> Watcher<H> {
     /// A connection, with the rights that the box has there. Without them the UPS is still heard.
     async fn connect(&mut self) -> Result<Upsd, UpsdError> {
         let mut upsd = Upsd::connect(&self.plan.ups).await?;
-        let password = std::fs::read_to_string(self.folder.join("password")).unwrap_or_default();
+        let (user, file) = match self.plan.attached {
+            Some(_) => (nut::ITSELF, self.own.join(nut::OWN_PASSWORD)),
+            None => (self.plan.user.as_str(), self.folder.join("password")),
+        };
+        let password = std::fs::read_to_string(file).unwrap_or_default();
         let password = password.lines().next().unwrap_or_default().to_owned();
         if password.is_empty() {
             return Ok(upsd);
         }
         let signed = async {
-            upsd.sign_in(&self.plan.user, &password).await?;
+            upsd.sign_in(user, &password).await?;
             match self.plan.role {
                 // So that the machine which looks after the UPS waits for this one.
                 UpsRole::Secondary if self.phase < PowerPhase::PowerOff => upsd.log_in().await,
@@ -225,13 +234,6 @@ impl<H: House> Watcher<H> {
         }
         (self.phase, self.entered) = (phase, Instant::now());
         self.drained &= phase >= PowerPhase::Draining;
-        let percent = (phase >= PowerPhase::Saving).then_some(self.plan.card_percent).flatten();
-        if percent.is_some() != self.limited {
-            self.limited = percent.is_some();
-            if let Err(why) = cards::limit_all(&mut *self.cards, percent) {
-                log::warn!("graphics cards draw what they drew: {why}");
-            }
-        }
     }
 
     fn supply(&self, seen: &Seen, why: Why) -> Supply {
@@ -308,6 +310,17 @@ impl<H: House> Watcher<H> {
                 }
             }
             UpsRole::Primary => {
+                if self.plan.attached.is_some() {
+                    match nut::ask_for_the_cut(&self.own) {
+                        Ok(()) => {
+                            log::info!("the UPS cuts its power when this machine has ended");
+                            return;
+                        }
+                        Err(error) => log::warn!(
+                            "the UPS cannot be told at the machine's very end ({error}); it is told now"
+                        ),
+                    }
+                }
                 let Some(upsd) = &mut self.upsd else { return };
                 const CUT: &str = "shutdown.return";
                 let cut = async {
@@ -335,7 +348,7 @@ impl<H: House> Watcher<H> {
         if let Some((begun, at)) = self.test {
             let result = seen.last.as_ref().and_then(|last| last.test_result.clone());
             let going_on = seen.last.as_ref().is_some_and(|last| last.flags.testing);
-            if begun.elapsed() >= TEST_TAKES || (begun.elapsed() >= LOOK * 10 && !going_on) {
+            if begun.elapsed() >= TEST_TAKES || (begun.elapsed() >= self.pace * 10 && !going_on) {
                 let result =
                     result.unwrap_or_else(|| "the UPS does not say how it went".to_owned());
                 self.write_down(Test { at, result });
@@ -348,7 +361,7 @@ impl<H: House> Watcher<H> {
         }
         let now = unix_now();
         let since = Record::in_folder(&self.folder).last().and_then(|last| last.before(now));
-        if !battery_test::is_due(seen, self.begun.elapsed(), since) {
+        if !battery_test::is_due(&self.rules, seen, self.begun.elapsed(), since) {
             return;
         }
         match upsd.command(battery_test::COMMAND).await {

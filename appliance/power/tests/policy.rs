@@ -154,12 +154,14 @@ proptest! {
     #[test]
     fn a_box_that_began_to_stop_either_stops_or_starts_everything_again(world in world()) {
         for second in live(&world, &rules()) {
-            let Second { before, after, mains, heard, .. } = second;
+            let Second { before, after, mains, heard, why, .. } = second;
             if before == Draining {
                 prop_assert!(matches!(after, Draining | Mains | TellSecondaries), "{second:?}");
             }
             if after < before {
-                prop_assert!(after == Mains && mains && heard, "went back on battery: {second:?}");
+                // A UPS that is silent for two minutes said last that the mains is there.
+                let silent = why == Why::SilentOnMains && !heard;
+                prop_assert!(after == Mains && (mains && heard || silent), "went back on battery: {second:?}");
             }
         }
     }
@@ -253,6 +255,28 @@ fn mains_that_comes_back_while_parts_end_is_believed_after_ten_seconds() {
     assert_eq!(decide(&seen), (Draining, Why::Returning));
     seen.on_mains = seconds(10);
     assert_eq!(decide(&seen), (Mains, Why::Mains));
+}
+
+#[test]
+fn a_ups_that_falls_silent_just_after_the_mains_came_back_keeps_no_box_off() {
+    let mut memory = Memory::default();
+    memory.hear(seconds(0), reading("OB LB", 20, 60));
+    memory.hear(seconds(100), reading("OL CHRG", 20, 60));
+    memory.hear(seconds(103), reading("OL CHRG", 20, 60));
+    let drained = Done { drained: true, in_phase: seconds(300), ..Done::default() };
+    let at = |now| decide(&rules(), &memory.seen(seconds(now)), &drained, Draining);
+    assert_eq!(at(103), (Draining, Why::Returning));
+    assert_eq!(at(103 + 119), (Draining, Why::Returning), "it may be on battery again");
+    assert_eq!(at(103 + 120), (Mains, Why::SilentOnMains));
+    // Nor do its engines wait for a charge that nobody tells them.
+    assert!(may_start(&rules(), &memory.seen(seconds(103 + 120)), seconds(9999)));
+    assert!(!may_start(&rules(), &memory.seen(seconds(103)), seconds(9999)));
+    // One that was last heard on battery is not believed to be on mains, however long that is ago.
+    let mut memory = Memory::default();
+    memory.hear(seconds(0), reading("OB LB", 20, 60));
+    let seen = memory.seen(seconds(9999));
+    assert_eq!(decide(&rules(), &seen, &drained, Draining).0, TellSecondaries);
+    assert!(!may_start(&rules(), &seen, seconds(9999)));
 }
 
 #[test]

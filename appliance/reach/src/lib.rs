@@ -18,3 +18,6 @@ mod rewind;
 pub use pass::{Pass, PassError};
 pub use place::{Place, place};
 pub use register::{Register, RegisterError};
+
+/// A unit that runs the relay on a small server, with how to install it.
+pub const UNIT: &str = include_str!("../polder-relay.service");

@@ -69,10 +69,10 @@ mod tests {
     fn a_stolen_sheet_beside_one_of_another_set_or_a_made_up_one_is_nothing() {
         let (sheets, kept) = set();
         let (others, _) = set();
-        for number in 0..3usize {
-            for other in (0..3usize).filter(|o| *o != number) {
-                assert_eq!(pair(&kept, &sheets[number], &others[other]), Err(RecoveryError::Wrong));
-                assert_eq!(pair(&kept, &others[other], &sheets[number]), Err(RecoveryError::Wrong));
+        for (number, sheet) in sheets.iter().enumerate() {
+            for (_, other) in others.iter().enumerate().filter(|(n, _)| *n != number) {
+                assert_eq!(pair(&kept, sheet, other), Err(RecoveryError::Wrong));
+                assert_eq!(pair(&kept, other, sheet), Err(RecoveryError::Wrong));
             }
         }
     }

@@ -3,7 +3,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Who is told where the box is, whenever it goes out another way: one of the two. Secrets are not here: see `STATE/uplinks.secret`.
+/// Who is told where the box is, whenever it goes out another way: one of the two. Secrets are not here: see `STATE/uplinks/secret`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DynamicDns {
     /// A web service, which is asked for this address.

@@ -40,7 +40,7 @@ pub use document::{
 pub use dynamic_dns::{DnsName, DnsZone, DynamicDns, DynamicDnsError, HookUrl};
 pub use money::{Currency, CurrencyError, Money};
 pub use names::{AppName, BoxName, EngineName, ModelAlias, NameError, RecipeName, UplinkName};
-pub use power::{PowerPlan, UpsAddress, UpsAddressError, UpsRole};
+pub use power::{PowerPlan, UpsAddress, UpsAddressError, UpsLine, UpsLineError, UpsRole};
 pub use sign_in::{IssuerUrl, SignIn, SignInError};
 pub use spare::{Spare, SpareRole};
 pub use store::{Store, StoreError, Version, write_durably};

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -8,10 +9,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct PowerPlan {
     /// Which UPS, at which upsd: `NAME@HOST`, `NAME@HOST:PORT`.
     pub ups: UpsAddress,
+    /// How it is plugged into this machine, whose image then runs NUT for it; without it, that upsd is somebody else's affair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attached: Option<UpsLine>,
     /// Whether this box looks after the UPS for others, or is one of those others.
     #[serde(default)]
     pub role: UpsRole,
-    /// Who the box is to upsd. The password is the first line of `power/password` in the state folder.
+    /// Who the box is to upsd; for a UPS of its own, who other machines are to it. The password is the first line of
+    /// `power/password` in the state folder.
     #[serde(default = "usual_user")]
     pub user: String,
     /// On battery for this many seconds, the box begins to save: less power for cards, no new long answers.
@@ -64,6 +69,7 @@ impl PowerPlan {
     pub fn of(ups: UpsAddress) -> Self {
         Self {
             ups,
+            attached: None,
             role: UpsRole::default(),
             user: usual_user(),
             save_after: usual_saving(),
@@ -74,6 +80,12 @@ impl PowerPlan {
             card_percent: None,
             self_test: usual_test(),
         }
+    }
+
+    /// The usual plan for a UPS of this machine's own.
+    pub fn attached(line: UpsLine) -> Self {
+        let ups = UpsAddress { name: OWN.to_owned(), host: "localhost".to_owned(), port: UPSD };
+        Self { attached: Some(line), ..Self::of(ups) }
     }
 
     /// What is wrong with it, as the end of a sentence that begins with where.
@@ -96,6 +108,13 @@ impl PowerPlan {
         if card_percent.is_some_and(|percent| !(20..=100).contains(&percent)) {
             return Some("power.card_percent is out of range; choose 20 to 100".to_owned());
         }
+        let own = Self::attached(UpsLine::Usb).ups;
+        if self.attached.is_some() && (self.ups != own || self.role != UpsRole::Primary) {
+            return Some(format!(
+                "power.ups is {} as {}, and power.attached says that it is this machine's own; write {own} as primary, or leave power.attached out",
+                self.ups, self.role
+            ));
+        }
         if !is_word(&self.user) {
             return Some("power.user is no name; use letters, digits, - and _".to_owned());
         }
@@ -114,6 +133,77 @@ pub enum UpsRole {
     Secondary,
 }
 
+impl fmt::Display for UpsRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Primary => "primary",
+            Self::Secondary => "secondary",
+        })
+    }
+}
+
+/// How a UPS is plugged into this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UpsLine {
+    /// `usb`: by USB, the only one there.
+    Usb,
+    /// `serial:ttyS1`: by this serial line, speaking Megatec's protocol.
+    Serial(String),
+    /// `snmp:10.0.0.9`: by a card of its own in the network, at this address.
+    Snmp(IpAddr),
+}
+
+/// Not a way to plug in a UPS.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no way to plug in a UPS; write usb, or serial: and a line such as serial:ttyS1, or snmp: and an address such as snmp:10.0.0.9"
+)]
+pub struct UpsLineError(String);
+
+impl FromStr for UpsLine {
+    type Err = UpsLineError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let fail = || UpsLineError(text.chars().filter(|c| !c.is_control()).take(80).collect());
+        match text.split_once(':') {
+            None if text == "usb" => Ok(Self::Usb),
+            Some(("serial", line)) if is_serial(line) => Ok(Self::Serial(line.to_owned())),
+            Some(("snmp", address)) => address.parse().map(Self::Snmp).map_err(|_| fail()),
+            _ => Err(fail()),
+        }
+    }
+}
+
+/// A name below /dev that is a serial line's.
+fn is_serial(name: &str) -> bool {
+    let number =
+        ["ttyS", "ttyUSB", "ttyACM", "ttyAMA"].iter().find_map(|kind| name.strip_prefix(kind));
+    number.is_some_and(|n| (1..=3).contains(&n.len()) && n.chars().all(|c| c.is_ascii_digit()))
+}
+
+impl fmt::Display for UpsLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usb => f.write_str("usb"),
+            Self::Serial(line) => write!(f, "serial:{line}"),
+            Self::Snmp(address) => write!(f, "snmp:{address}"),
+        }
+    }
+}
+
+impl Serialize for UpsLine {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for UpsLine {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// A UPS at an upsd.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpsAddress {
@@ -122,6 +212,8 @@ pub struct UpsAddress {
     port: u16,
 }
 
+/// What a UPS of this machine's own is called at its upsd.
+const OWN: &str = "ups";
 /// Where upsd listens.
 const UPSD: u16 = 3493;
 
@@ -242,6 +334,34 @@ mod tests {
             let says = bad.parse::<UpsAddress>().unwrap_err().to_string();
             assert!(says.contains("ups@localhost"), "{says}");
         }
+    }
+
+    #[test]
+    fn a_ups_of_ones_own_is_plugged_in_in_one_of_three_ways() {
+        for text in ["usb", "serial:ttyS1", "serial:ttyUSB0", "snmp:10.0.0.9", "snmp:2001:db8::9"] {
+            let line: UpsLine = text.parse().unwrap();
+            assert_eq!(line.to_string(), text);
+            assert_eq!(PowerPlan::attached(line).fault(), None);
+        }
+        for bad in [
+            "",
+            "USB",
+            "usb:",
+            "serial:",
+            "serial:sda",
+            "serial:../ttyS1",
+            "serial:ttyS1\nport",
+            "snmp:",
+            "snmp:host",
+            "snmp:10.0.0.9:161",
+            "serial:ttyS1234",
+        ] {
+            let says = bad.parse::<UpsLine>().unwrap_err().to_string();
+            assert!(says.contains("serial:ttyS1"), "{says}");
+        }
+        let mut plan = PowerPlan::of("box@10.0.0.2".parse().unwrap());
+        plan.attached = Some(UpsLine::Usb);
+        assert!(plan.fault().unwrap().contains("ups@localhost as primary"));
     }
 
     #[test]

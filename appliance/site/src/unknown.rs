@@ -303,7 +303,7 @@ mod tests {
             }),
             dns_hook: None,
         });
-        let mut power = PowerPlan::of("ups@localhost".parse().unwrap());
+        let mut power = PowerPlan::attached("usb".parse().unwrap());
         power.card_percent = Some(60);
         site.power = Some(power);
         site.backup = Some(Backup::to("/mnt/usb".parse().unwrap()));
@@ -383,7 +383,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 106);
+        assert_eq!(tried, 107);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }

@@ -75,6 +75,10 @@ impl<P: Parts> Desk<P> {
                 Reply::Done
             }
             Request::Supply(supply) => Reply::Supplied { drained: work.supply(*supply).await },
+            Request::UpsPassword { text, by } => {
+                work.keep_ups_password(text, by).await?;
+                Reply::Done
+            }
             Request::SetClock { to, by } => {
                 work.set_clock(to, by).await?;
                 Reply::Done

@@ -816,6 +816,8 @@ mod tests {
                     }
                     Action::OpenDoor
                     | Action::WatchUps(_)
+                    | Action::LeaveSpare
+                    | Action::TendLink(_)
                     | Action::Confirm
                     | Action::Image(_)
                     | Action::Backup { .. }

@@ -11,6 +11,7 @@ mod succession;
 mod supply;
 mod takeover;
 mod undo;
+mod ups;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -80,6 +81,8 @@ pub(crate) struct Work<P: Parts> {
     pub(crate) disk: tokio::sync::Mutex<Option<Disk>>,
     /// How far the box has gone towards turning itself off for want of power.
     power: watch::Sender<PowerPhase>,
+    /// What graphics cards may draw, in percent of the usual.
+    card_power: watch::Sender<u8>,
     /// Engines may be started: no UPS is watched, or its battery has what it takes.
     may_start: watch::Sender<bool>,
     /// All parts that answer people have ended for want of power.
@@ -150,6 +153,7 @@ impl<P: Parts> Work<P> {
             gpus: tokio::sync::OnceCell::new(),
             disk: tokio::sync::Mutex::default(),
             power: watch::Sender::default(),
+            card_power: watch::Sender::new(100),
             may_start,
             drained: AtomicBool::new(false),
             rousing: Mutex::default(),
@@ -176,6 +180,8 @@ impl<P: Parts> Work<P> {
         let wanted: BTreeSet<Part> =
             [Part::Gateway, Part::Health].into_iter().chain(engines).chain(others).collect();
         self.tidy_what_is_kept().await;
+        self.hear_ups_again();
+        self.tend_cards();
         self.settle_pair().await;
         for part in &wanted {
             // Engines that may start do so at once; others when the battery has what it takes.
@@ -205,7 +211,10 @@ impl<P: Parts> Work<P> {
             self.close(run).await;
         }
         for open in again {
-            self.resume(open).await;
+            match open.intent {
+                Intent::Takeover(_) => self.resume_when_linked(open),
+                _ => self.resume(open).await,
+            }
         }
         self.look_after_backups();
         self.look_after_the_pair();

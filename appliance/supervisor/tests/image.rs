@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use minisign::KeyPair;
 use polder_control::{
-    Actor, Client, ImportSource, Progress, Reply, Request, Run, RunState, Sockets, UpdateStatus,
-    UpdateWish,
+    Actor, Client, ImportSource, PowerPhase, Progress, Reply, Request, Run, RunState, SecretText,
+    Sockets, Supply, UpdateStatus, UpdateWish,
 };
+use polder_power::nut::Driver;
 use polder_recipes::Digest;
-use polder_site::{RecipeName, Site};
+use polder_site::{PowerPlan, RecipeName, Site, SiteChange};
 use polder_supervisor::{
     Children, Chore, Described, Ending, Helper, ImportEnd, Options, Part, Parts, PartsError,
     Patience, Places, Shelf, SupervisorError,
@@ -124,7 +125,12 @@ impl Box_ {
             fs::create_dir_all(&path).unwrap();
             path
         };
-        let places = Places { told: place("told"), disks: place("disks"), keys: place("keys") };
+        let places = Places {
+            told: place("told"),
+            disks: place("disks"),
+            keys: place("keys"),
+            nut: place("nut"),
+        };
         fs::write(places.keys.join("a.pub"), keys.pk.to_box().unwrap().to_string()).unwrap();
         let slots = Slots {
             running: "0.1.0".parse().unwrap(),
@@ -203,6 +209,41 @@ impl Box_ {
         }
     }
 
+    /// A change of the site, through which the UPS is heard on mains.
+    async fn change(&self, change: SiteChange) -> Run {
+        let by = Actor::Member("Ada".into());
+        let Reply::Accepted(id) = self.ask(Request::Apply { change, by }).await else { panic!() };
+        loop {
+            self.says(PowerPhase::Mains).await;
+            let Reply::Runs(runs) = self.ask(Request::Runs).await else { panic!() };
+            let run = runs.into_iter().find(|run| run.id == id).unwrap();
+            if run.state != RunState::Running {
+                return run;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn says(&self, phase: PowerPhase) {
+        let supply = Supply { phase, may_start: true, on_mains: Some(true), ..Supply::default() };
+        self.ask(Request::Supply(Box::new(supply))).await;
+    }
+
+    /// Waits until root was told this last, and forgets what it was told.
+    async fn told(&self, chores: &[Chore]) {
+        let begun = std::time::Instant::now();
+        loop {
+            let mut told = self.root.told.lock().unwrap();
+            if told.ends_with(chores) {
+                told.clear();
+                return;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(30), "waited for {chores:?}: {told:?}");
+            drop(told);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     async fn audit(&self) -> Vec<String> {
         let Reply::Audit(entries) = self.ask(Request::Audit { before: None, limit: 50 }).await
         else {
@@ -248,6 +289,67 @@ impl Box_ {
 
 fn keys() -> KeyPair {
     KeyPair::generate_unencrypted_keypair().unwrap()
+}
+
+#[tokio::test]
+async fn nut_hears_a_ups_of_the_machines_own_and_cards_draw_less_while_the_box_saves() {
+    let box_ = Box_::new(&keys());
+    let mut plan = PowerPlan::attached("serial:ttyS1".parse().unwrap());
+    plan.card_percent = Some(60);
+    let run = box_.change(SiteChange::Power(plan.clone())).await;
+    assert_eq!(run.state, RunState::Done, "{run:?}");
+    box_.told(&[Chore::HearUps(None), Chore::HearUps(Some(Driver::Qx))]).await;
+    let nut = |name: &str| fs::read_to_string(box_.root.places.nut.join(name)).unwrap();
+    assert!(nut("ups.conf").contains("/dev/ttyS1"));
+    assert!(nut("upsd.conf").contains("LISTEN 127.0.0.1 "));
+    assert!(!nut("upsd.users").contains("[polder]"));
+
+    box_.says(PowerPhase::Saving).await;
+    box_.told(&[Chore::LimitCards(60)]).await;
+    box_.says(PowerPhase::Draining).await;
+    box_.says(PowerPhase::Mains).await;
+    box_.told(&[Chore::LimitCards(100)]).await;
+
+    // With a password other machines may ask too; it is in one file of the box's and one of NUT's, and nowhere else.
+    let text = SecretText::new("a lamp beside the harbour");
+    let by = Actor::Member("Ada".into());
+    assert_eq!(box_.ask(Request::UpsPassword { text, by: by.clone() }).await, Reply::Done);
+    box_.told(&[Chore::HearUps(None), Chore::HearUps(Some(Driver::Qx))]).await;
+    assert!(nut("upsd.conf").contains("LISTEN 0.0.0.0 "));
+    assert!(nut("upsd.users").contains("[polder]\n  password = \"a lamp beside the harbour\""));
+    let kept = box_.root.state.join("power/password");
+    assert_eq!(fs::read_to_string(&kept).unwrap(), "a lamp beside the harbour\n");
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(fs::metadata(&kept).unwrap().permissions().mode() & 0o777, 0o600);
+    let trail = box_.audit().await;
+    assert!(trail.contains(&"Ada entered the password for the UPS".to_owned()), "{trail:?}");
+    assert!(trail.iter().all(|entry| !entry.contains("harbour")));
+    let site = fs::read_to_string(box_.root.state.join("site.toml")).unwrap();
+    assert!(site.contains("attached = \"serial:ttyS1\"") && !site.contains("harbour"), "{site}");
+    let long = SecretText::new(&"x".repeat(201));
+    assert!(matches!(
+        box_.ask(Request::UpsPassword { text: long, by: by.clone() }).await,
+        Reply::Refused(_)
+    ));
+
+    // A watch that ends while the box saves leaves no card at less than it had.
+    box_.says(PowerPhase::Saving).await;
+    box_.told(&[Chore::LimitCards(60)]).await;
+    let run = box_.change(SiteChange::RemovePower).await;
+    assert_eq!(run.state, RunState::Done, "{run:?}");
+    let begun = std::time::Instant::now();
+    loop {
+        let told = box_.root.told.lock().unwrap().clone();
+        if [Chore::HearUps(None), Chore::LimitCards(100)].iter().all(|chore| told.contains(chore)) {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "{told:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!box_.root.places.nut.join("ups.conf").exists());
+    let empty = SecretText::new("");
+    assert_eq!(box_.ask(Request::UpsPassword { text: empty, by }).await, Reply::Done);
+    assert!(!kept.exists());
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use polder_supervisor::Patience;
 
 /// As `systemd-analyze security` counts (10 is a process that may do anything): parts of a running box, then what
 /// writes slots and judges versions, then what needs terminals, devices or other people's files.
-const MOST_EXPOSED: [(&str, f64); 18] = [
+const MOST_EXPOSED: [(&str, f64); 22] = [
     ("polder-supervisor.service", 2.0),
     ("polder-gateway.service", 2.0),
     ("polder-engine@.service", 2.0),
@@ -21,6 +21,11 @@ const MOST_EXPOSED: [(&str, f64); 18] = [
     ("polder-health.service", 2.0),
     ("polder-spare.service", 2.0),
     ("polder-drives.service", 2.5),
+    ("polder-upsd.service", 2.0),
+    ("polder-ups@.service", 2.3),
+    ("polder-limit@.service", 2.5),
+    // On somebody's small server.
+    (RELAY, 2.0),
     ("polder-slots.service", 2.0),
     ("polder-update@.service", 2.0),
     ("polder-rollback.service", 2.0),
@@ -49,8 +54,15 @@ fn tree() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../image/tree/usr")
 }
 
+/// Not on the image: `polder relay unit` prints it.
+const RELAY: &str = "polder-relay.service";
+
 fn text_of(unit: &str) -> String {
-    std::fs::read_to_string(tree().join("lib/systemd/system").join(unit)).unwrap()
+    let path = match unit {
+        RELAY => Path::new(env!("CARGO_MANIFEST_DIR")).join("../reach").join(unit),
+        _ => tree().join("lib/systemd/system").join(unit),
+    };
+    std::fs::read_to_string(path).unwrap()
 }
 
 fn value(unit: &str, key: &str) -> String {
@@ -68,7 +80,12 @@ fn seconds(unit: &str, key: &str) -> Duration {
 fn analyze(arguments: &[&str], units: &[String]) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
     for unit in ours() {
-        let text = text_of(&unit).replace("/usr/bin/polder", "/bin/true");
+        let text =
+            ["/usr/bin/polder", "/usr/local/bin/polder", "/usr/lib/nut/%i", "/usr/lib/nut/upsd"]
+                .iter()
+                .fold(text_of(&unit), |text, program| {
+                    text.replace(&format!("={program}"), "=/bin/true")
+                });
         std::fs::write(folder.path().join(unit), text).unwrap();
     }
     let units = units.iter().map(|unit| folder.path().join(unit));
@@ -89,6 +106,7 @@ fn ours() -> Vec<String> {
     let mut names: Vec<String> = names
         .filter(|name| [".service", ".socket", ".timer"].iter().any(|kind| name.ends_with(kind)))
         .collect();
+    names.push(RELAY.to_owned());
     names.sort();
     names
 }
@@ -121,7 +139,7 @@ fn an_engine_that_was_taken_over_finds_no_member_no_secret_and_no_network() {
     // The ways to the supervisor, the door's console, the init system and the part that opens the disk.
     assert_eq!(
         values(unit, "InaccessiblePaths"),
-        ["/run/polder", "/run/dbus", "-/run/polder-seal"]
+        ["/run/polder", "/run/dbus", "-/run/polder-seal", "-/run/polder-ups", "-/run/polder-nut"]
     );
     for (key, wanted) in [
         ("PrivateNetwork", "yes"),
@@ -199,6 +217,109 @@ fn who_looks_after_the_uplinks_may_administer_the_network_and_nothing_else() {
     }
     let polkit = std::fs::read_to_string(tree().join("share/polkit-1/rules.d/50-polder.rules"));
     assert!(polkit.unwrap().contains("polder-(gateway|health|power|spare|wan|engine@"));
+}
+
+/// What of the box's own folder a part sees: it has an empty one in its place, and in that these.
+fn sees(unit: &str) -> Vec<String> {
+    assert_eq!(value(unit, "TemporaryFileSystem"), "/var/lib/polder:ro", "{unit}");
+    let bound = [values(unit, "BindReadOnlyPaths"), values(unit, "BindPaths")].concat();
+    bound
+        .iter()
+        .map(|path| path.rsplit(':').next().unwrap().replace("/var/lib/polder/", ""))
+        .collect()
+}
+
+fn optional(unit: &str, key: &str) -> Vec<String> {
+    if text_of(unit).contains(&format!("\n{key}=")) { values(unit, key) } else { Vec::new() }
+}
+
+#[test]
+fn parts_do_not_see_each_others_secrets() {
+    assert_eq!(sees("polder-power.service"), ["site.toml", "HISTORY", "run", "power"]);
+    assert_eq!(sees("polder-wan.service"), ["site.toml", "HISTORY", "uplinks", "run"]);
+    let health = "polder-health.service";
+    assert!(!text_of(health).contains("\nBindReadOnlyPaths="));
+    assert_eq!(value(health, "TemporaryFileSystem"), "/var/lib/polder:ro");
+    assert_eq!(
+        values(health, "BindPaths"),
+        ["/var/lib/polder/health", "/var/lib/polder/weights", "/run/polder:/var/lib/polder/run"]
+    );
+    for place in ["power", "health", "uplinks", "pki", "polder.db"] {
+        let hidden = values("polder-spare.service", "InaccessiblePaths");
+        assert!(hidden.contains(&format!("-/var/lib/polder/{place}")), "the link sees {place}");
+    }
+    for unit in [
+        "polder-power.service",
+        "polder-wan.service",
+        health,
+        "polder-gateway.service",
+        "polder-spare.service",
+    ] {
+        // Who has the box's user may have systemd start and end its parts.
+        assert!(
+            values(unit, "InaccessiblePaths")
+                .iter()
+                .any(|p| p.trim_start_matches('-') == "/run/dbus"),
+            "{unit}"
+        );
+        let written =
+            values(unit, "ReadWritePaths").into_iter().chain(optional(unit, "ReadOnlyPaths"));
+        let own = unit == "polder-power.service";
+        let ups = written.filter(|path| path.ends_with("/run/polder-ups")).count();
+        assert_eq!(ups, usize::from(own), "{unit} reads what the box says to its upsd");
+        let hidden = values(unit, "InaccessiblePaths").contains(&"-/run/polder-ups".to_owned());
+        assert_eq!(hidden, !own, "{unit}");
+    }
+    // What is to be shown has to be there before.
+    let folders = std::fs::read_to_string(tree().join("lib/tmpfiles.d/polder.conf")).unwrap();
+    for folder in ["power", "uplinks", "health", "weights"] {
+        let line = format!("d  /var/lib/polder/{folder} ");
+        assert!(folders.contains(&line), "{folder} is not made before parts start");
+    }
+}
+
+#[test]
+fn nut_hears_a_ups_and_reads_nothing_of_the_box() {
+    for unit in ["polder-upsd.service", "polder-ups@.service"] {
+        assert_eq!(value(unit, "User"), "nut", "{unit}");
+        let hidden = values(unit, "InaccessiblePaths");
+        for place in ["/var/lib/polder", "/run/polder", "/run/dbus", "-/run/polder-ups/password"] {
+            assert!(hidden.iter().any(|path| path == place), "{unit} sees {place}");
+        }
+        for key in ["CapabilityBoundingSet", "AmbientCapabilities"] {
+            assert_eq!(value(unit, key), "", "{unit}");
+        }
+        // As the supervisor's files say, which are written before, and for as long as it wants.
+        assert!(value(unit, "ConditionPathExists").starts_with("/run/polder-ups/"), "{unit}");
+        assert_eq!(value(unit, "Restart"), "always", "{unit}");
+        assert_eq!(value(unit, "IPAddressDeny"), "any", "{unit}");
+    }
+    assert_eq!(value("polder-ups@.service", "PartOf"), "polder-upsd.service");
+    // What no card and no disk is.
+    for device in values("polder-ups@.service", "DeviceAllow") {
+        let known =
+            ["char-usb_device", "char-ttyS", "char-ttyAMA", "char-ttyUSB", "char-ttyACM", "rw"];
+        assert!(known.contains(&device.as_str()), "{device}");
+    }
+    let polkit =
+        std::fs::read_to_string(tree().join("share/polkit-1/rules.d/50-polder.rules")).unwrap();
+    for driver in polder_power::nut::Driver::ALL {
+        assert!(polkit.contains(driver.name()), "{driver:?}");
+    }
+}
+
+#[test]
+fn the_ups_cuts_its_outlet_last_of_all_and_only_where_the_watch_asked_for_it() {
+    use std::os::unix::fs::PermissionsExt;
+    let hook = tree().join("lib/systemd/system-shutdown/polder-ups");
+    assert_eq!(hook.metadata().unwrap().permissions().mode() & 0o111, 0o111);
+    let text = std::fs::read_to_string(&hook).unwrap();
+    let asked = format!("{}/{}", polder_power::nut::PLACE, polder_power::nut::CUT);
+    assert!(text.contains(&format!("[ \"$1\" = poweroff ] && [ -e {asked} ] || exit 0")), "{text}");
+    // Elsewhere, nothing was asked for; what says so is the shell itself.
+    for how in ["reboot", "halt", "poweroff"] {
+        assert!(Command::new("sh").arg(&hook).arg(how).status().unwrap().success(), "{how}");
+    }
 }
 
 #[test]

@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(adapted.name, main.name);
         assert_eq!(adapted.door.names, main.door.names);
         assert_eq!((adapted.door.port, &adapted.door.listen), (8443, &spare.door.listen));
-        assert_eq!((adapted.keeping, adapted.backup), (spare.keeping, None));
+        assert_eq!((adapted.keeping, &adapted.backup), (spare.keeping, &None));
         assert_eq!(adapted.spare, spare.spare);
         adapted.check().unwrap();
         // And back again, onto the main box's machine.

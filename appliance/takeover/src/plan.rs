@@ -54,6 +54,11 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// The term that the spare serves in. One that was begun is gone on with.
+    fn next(&self) -> u64 {
+        self.term + u64::from(self.permission != Permission::Begun)
+    }
+
     /// Everything that somebody should know before, one sentence each.
     pub fn sentences(&self) -> Vec<String> {
         let Self { main, spare, backup: (backup, age), .. } = self;
@@ -98,7 +103,7 @@ impl Facts {
         }
         all.push(format!(
             "Term {} begins. When the machine of {main} comes back it hears that its own term is over, serves nothing, and says so; giving back is one press on the page Takeover.",
-            self.term + 1
+            self.next()
         ));
         all
     }
@@ -107,7 +112,7 @@ impl Facts {
 /// What a spare does to become its main box.
 pub fn takeover(facts: &Facts) -> (Plan, Vec<Action>) {
     let title = format!("Take over from {}", facts.main);
-    let who = Who { other: &facts.main, term: facts.term + 1 };
+    let who = Who { other: &facts.main, term: facts.next() };
     let actions = [Action::Fetch, Action::Examine, Action::Fit, Action::Raise, Action::PutInPlace];
     who.plan(title, actions)
 }

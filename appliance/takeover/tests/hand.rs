@@ -98,9 +98,9 @@ async fn a_model_without_room_is_refused_with_figures_and_a_hostile_list_and_nam
     ] {
         assert_eq!(ask(&hand, "PUT", &path, b"x".to_vec()).await.0, StatusCode::BAD_REQUEST);
     }
-    let too_long =
-        ask(&hand, "PUT", &format!("/weights/piece/{good}/99999999/0/{good}"), vec![0; 9 << 20]);
-    assert_eq!(too_long.await.0, StatusCode::PAYLOAD_TOO_LARGE);
+    let path = format!("/weights/piece/{good}/99999999/0/{good}");
+    let too_long = ask(&hand, "PUT", &path, vec![0; 9 << 20]).await;
+    assert_eq!(too_long.0, StatusCode::PAYLOAD_TOO_LARGE);
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use crate::probe::{self, Pages};
 use crate::run::Announcement;
 
 /// What only the service or the zone's server may know; in the state folder.
-pub const SECRET: &str = "uplinks.secret";
+pub const SECRET: &str = "uplinks/secret";
 /// For how long others may keep the address: one that is wrong should not be kept for long.
 const TTL: u32 = 60;
 /// A service has this long to answer.

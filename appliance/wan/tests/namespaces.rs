@@ -366,6 +366,7 @@ fn sign_in_page() {
     let mut site = std::fs::read_to_string(&path).unwrap();
     site += "\n[dynamic_dns]\nhook = \"https://198.51.100.21/told?k={secret}\"\n";
     std::fs::write(path, site).unwrap();
+    std::fs::create_dir_all(world.state.path().join("uplinks")).unwrap();
     std::fs::write(world.state.path().join(polder_wan::SECRET), "open sesame\n").unwrap();
     world.run(Some(&certificate));
     wait(2.0);

@@ -51,6 +51,7 @@ impl Polder {
         Store::open(&state).expect("a fresh folder").write(&site, "bench").expect("a valid site");
         let part = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
         let status = BoxStatus {
+            closed: None,
             supply: None,
             safe: false,
             site,

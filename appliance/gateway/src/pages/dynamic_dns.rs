@@ -20,7 +20,7 @@ use crate::pages::uplinks;
 use crate::pages::who::Steward;
 
 /// What only the service or the server may know; whoever looks after the uplinks reads it there.
-const SECRET: &str = "uplinks.secret";
+const SECRET: &str = "uplinks/secret";
 
 /// The form, as it was filled in.
 #[derive(Deserialize, Default)]
@@ -83,7 +83,10 @@ pub(super) async fn set(
     }
     if !secret.is_empty() {
         let (path, text) = (gateway.state.join(SECRET), format!("{secret}\n"));
-        let written = tokio::task::spawn_blocking(move || write_durably(&path, text.as_bytes()));
+        let written = tokio::task::spawn_blocking(move || {
+            path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+            write_durably(&path, text.as_bytes())
+        });
         let written = written.await.map_err(|_| std::io::Error::other("it broke down"));
         written.and_then(|done| done).map_err(|error| {
             let why = format!("the secret could not be written down ({error}); is the disk full?");

@@ -8,10 +8,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
-use polder_control::{PowerPhase, Reply, Request, Supply};
+use polder_control::{PowerPhase, Reply, Request, SecretText, Supply};
 use polder_page::{Choice, Field, Page, Tone, badge, banner, facts, field, select};
 use polder_power::find::ups_below;
-use polder_site::{PowerPlan, SiteChange, UpsRole};
+use polder_site::{PowerPlan, SiteChange, UpsAddressError, UpsLine, UpsLineError, UpsRole};
 use serde::Deserialize;
 
 use crate::Gateway;
@@ -22,7 +22,13 @@ use crate::pages::who::{SignedIn, Steward};
 #[derive(Deserialize, Default)]
 pub(super) struct Wish {
     #[serde(default)]
+    attached: String,
+    #[serde(default)]
+    line: String,
+    #[serde(default)]
     ups: String,
+    #[serde(default)]
+    password: String,
     #[serde(default)]
     role: String,
     #[serde(default)]
@@ -53,7 +59,13 @@ pub(super) async fn set(
         site.check().map(|()| change).map_err(|error| error.to_string())
     });
     match checked {
-        Ok(change) => run(&gateway, &who, change).await,
+        Ok(change) => {
+            if !wish.password.trim().is_empty() {
+                let text = SecretText::new(&wish.password);
+                gateway.ask(Request::UpsPassword { text, by: who.actor() }).await?;
+            }
+            run(&gateway, &who, change).await
+        }
         Err(why) => {
             let wrong = banner(Tone::Bad, html! { p { (sentence(&why)) } });
             let page = page(&gateway, &who, wrong, &wish).await;
@@ -79,8 +91,20 @@ async fn run(gateway: &Gateway, who: &SignedIn, change: SiteChange) -> Result<Re
 
 impl Wish {
     fn of(plan: &PowerPlan) -> Self {
+        let (attached, line) = match &plan.attached {
+            None => ("", String::new()),
+            Some(UpsLine::Usb) => ("usb", String::new()),
+            Some(UpsLine::Serial(line)) => ("serial", line.clone()),
+            Some(UpsLine::Snmp(address)) => ("snmp", address.to_string()),
+        };
         Self {
-            ups: plan.ups.to_string(),
+            attached: attached.to_owned(),
+            line,
+            ups: match attached {
+                "" => plan.ups.to_string(),
+                _ => String::new(),
+            },
+            password: String::new(),
             role: if plan.role == UpsRole::Secondary { "secondary" } else { "primary" }.to_owned(),
             low_charge: plan.low_charge.to_string(),
             start_charge: plan.start_charge.to_string(),
@@ -90,14 +114,26 @@ impl Wish {
 
     /// What they want; what the form does not ask stays as it was.
     fn plan(&self, before: Option<PowerPlan>) -> Result<PowerPlan, String> {
-        let ups =
-            self.ups.trim().parse().map_err(|e: polder_site::UpsAddressError| e.to_string())?;
+        let line = self.line.trim();
+        let attached = match self.attached.as_str() {
+            "" => None,
+            "usb" => Some("usb".to_owned()),
+            kind => Some(format!("{kind}:{line}")),
+        };
+        let fresh = match attached {
+            Some(attached) => {
+                PowerPlan::attached(attached.parse().map_err(|e: UpsLineError| e.to_string())?)
+            }
+            None => {
+                PowerPlan::of(self.ups.trim().parse().map_err(|e: UpsAddressError| e.to_string())?)
+            }
+        };
         let mut plan = match before {
-            Some(plan) => PowerPlan { ups, ..plan },
-            None => PowerPlan::of(ups),
+            Some(plan) => PowerPlan { ups: fresh.ups, attached: fresh.attached, ..plan },
+            None => fresh,
         };
         plan.role = match self.role.as_str() {
-            "secondary" => UpsRole::Secondary,
+            "secondary" if plan.attached.is_none() => UpsRole::Secondary,
             _ => UpsRole::Primary,
         };
         let percent = |text: &str, usual: u8| match text.trim() {
@@ -120,6 +156,13 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup, wish: &Wish) -> Re
     let status = gateway.status();
     let look = || ups_below(Path::new("/sys/bus/usb/devices"));
     let found = tokio::task::spawn_blocking(look).await.unwrap_or_default();
+    let user = status.site.power.as_ref().map_or("polder", |plan| &plan.user);
+    let ways = [
+        Choice { value: "usb", label: "into this machine, by USB" },
+        Choice { value: "serial", label: "into this machine, by a serial cable" },
+        Choice { value: "snmp", label: "into the network, by a card of its own (SNMP)" },
+        Choice { value: "", label: "into another machine, or this one's NUT looks after it" },
+    ];
     let body = html! {
         (top)
         @if let Some(supply) = &status.supply { (card(supply)) }
@@ -127,11 +170,14 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup, wish: &Wish) -> Re
             h2 { @if status.site.power.is_some() { "The UPS" } @else { "Live off a UPS" } }
             p.soft { "When the mains is away, the box lives off this UPS: imports wait, then new long answers are refused, and before the battery is empty every answer comes to a proper end, everything is written down, and the machine turns itself off. When the mains is back and the battery charged, it goes on." }
             @for ups in &found {
-                p { "Plugged in here: " (ups.name) " (" code { (ups.id) } "), for which NUT's driver is " code { (ups.driver) } "." }
+                p { "Plugged in here, by USB: " (ups.name) " (" code { (ups.id) } "), for which NUT's driver is " code { (ups.driver) } "." }
             }
             form.stack method="post" action="/power" {
                 div.fields {
-                    (field(&Field { name: "ups", label: "Which UPS", hint: "Its name, and the machine whose upsd looks after it: ups@localhost", value: &wish.ups, required: true, ..Field::default() }))
+                    (select("attached", "How it is plugged in", "The first three where Polder's own image runs; elsewhere set NUT up on the machine", &ways, &wish.attached))
+                    (field(&Field { name: "line", label: "Which line, or which address", hint: "For a serial cable such as ttyS1; for a card in the network such as 10.0.0.9", value: &wish.line, ..Field::default() }))
+                    (field(&Field { name: "ups", label: "Or which UPS elsewhere", hint: "Its name, and the machine whose upsd looks after it: ups@10.0.0.2", value: &wish.ups, ..Field::default() }))
+                    (field(&Field { name: "password", label: "Password for upsd", kind: "password", hint: "This box's at the other machine; for a UPS of its own, what other machines on it say to be told. Empty leaves it as it is", autocomplete: "off", ..Field::default() }))
                     (select("role", "This box", "", &[
                         Choice { value: "primary", label: "looks after the UPS" },
                         Choice { value: "secondary", label: "is told by another machine" },
@@ -142,7 +188,7 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup, wish: &Wish) -> Re
                 }
                 div.row { button type="submit" { "Listen to it" } }
             }
-            p.soft.small { "If upsd wants a name and a password before other machines are told, the name is power.user of site.toml (usually polder) and the password the first line of " code { "power/password" } " in the box's state folder." }
+            p.soft.small { "To upsd at another machine this box is " code { (user) } "; and that is what other machines call themselves at this one. Without a password a UPS elsewhere is heard and nobody is told, and a UPS of this box's own is for this box alone." }
             @if status.site.power.is_some() {
                 form method="post" action="/power/remove" data-confirm="Watch it no more? A power cut then cuts every answer off." {
                     button.danger type="submit" { "Watch it no more" }
@@ -213,6 +259,16 @@ mod tests {
         let wish = Wish { low_charge: "35".into(), ..Wish::of(&before) };
         let plan = wish.plan(Some(before)).unwrap();
         assert_eq!((plan.margin, plan.low_charge, plan.start_charge), (300, 35, 40));
+        let own = |attached: &str, line: &str| {
+            let wish = Wish { attached: attached.into(), line: line.into(), ..Wish::default() };
+            wish.plan(None).map(|plan| (plan.ups.to_string(), Wish::of(&plan).line))
+        };
+        assert_eq!(own("usb", "ttyS9"), Ok(("ups@localhost".into(), String::new())));
+        assert_eq!(own("serial", " ttyS1 "), Ok(("ups@localhost".into(), "ttyS1".into())));
+        assert_eq!(own("snmp", "10.0.0.9"), Ok(("ups@localhost".into(), "10.0.0.9".into())));
+        for (attached, line) in [("serial", "sda"), ("snmp", ""), ("parallel", "lp0")] {
+            assert!(own(attached, line).unwrap_err().contains("serial:ttyS1"), "{attached} {line}");
+        }
         for (ups, low_charge) in [("here", "30"), ("ups@h", "many"), ("ups@h", "300")] {
             let wish = Wish { ups: ups.into(), low_charge: low_charge.into(), ..Wish::default() };
             assert!(wish.plan(None).is_err(), "{ups} {low_charge}");

@@ -15,7 +15,7 @@ use polder_control::{
 use polder_page::{
     Field, Page, StepMark, Tone, badge, banner, bytes, facts, field, hidden, steps, when,
 };
-use polder_site::{SiteChange, Spare, SpareRole};
+use polder_site::{BackupPlace, SiteChange, Spare, SpareRole};
 use serde::Deserialize;
 
 use crate::Gateway;
@@ -245,8 +245,8 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup, form: &Pairing) ->
         None => html! { (top) (have_one(form)) (be_one(None)) },
         Some(spare) => match status(gateway).await {
             Ok(status) => {
-                let site = gateway.status().site.clone();
-                let there = site.backup.is_some_and(|b| b.to == polder_site::BackupPlace::Spare);
+                let backup = gateway.status().site.backup.clone();
+                let there = backup.is_some_and(|backup| backup.to == BackupPlace::Spare);
                 html! { (top) (two(&status, there, form)) p { a href="/spare/takeover" { "Which of the two serves: take over, give back, send models" } } @if status.is_spare { (be_one(Some(spare))) } (end(&status)) }
             }
             Err(why) => html! {

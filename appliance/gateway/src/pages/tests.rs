@@ -122,6 +122,7 @@ impl Handler<Request, Reply> for Supervisor {
             | Request::Noticed { .. }
             | Request::Power { .. }
             | Request::SetClock { .. }
+            | Request::UpsPassword { .. }
             | Request::Confirm { .. }
             | Request::Cancel(_) => Reply::Done,
         };

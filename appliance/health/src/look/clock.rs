@@ -1,5 +1,7 @@
 //! Whether somebody tells the machine the time, and whether its clock jumped.
 
+use std::path::Path;
+
 use crate::seen::Clock;
 
 /// Two clocks read at one moment: that on the wall, and one that only ever goes on (also while the machine sleeps).
@@ -61,6 +63,14 @@ impl Watch {
     }
 }
 
+/// Where systemd's own keeper of the time leaves how it is, for parts that may not speak with systemd.
+pub(crate) const TIMESYNCD: &str = "/run/systemd/timesync";
+
+/// From systemd-timesyncd's folder, where that runs: once somebody told the time there is a file in it.
+pub(crate) fn timesyncd(folder: &Path) -> Option<bool> {
+    folder.is_dir().then(|| folder.join("synchronized").exists())
+}
+
 /// From `timedatectl show`.
 pub(crate) fn timedatectl(shown: &str) -> Option<bool> {
     let line = shown.lines().find_map(|line| line.strip_prefix("NTPSynchronized="))?;
@@ -83,6 +93,11 @@ mod tests {
 
     #[test]
     fn what_chronyc_and_timedatectl_print_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(timesyncd(&folder.path().join("timesync")), None);
+        assert_eq!(timesyncd(folder.path()), Some(false));
+        std::fs::write(folder.path().join("synchronized"), []).unwrap();
+        assert_eq!(timesyncd(folder.path()), Some(true));
         // chrony 4.3, with a clock of its own and with nobody to ask.
         let alone = "7F7F0101,,10,1795724077.519306565,0.000000000,0.000000000,0.000000000,0.000,0.000,0.000,0.000000000,0.000000000,0.0,Normal\n";
         let nobody = "00000000,,0,0.000000000,0.000000000,0.000000000,0.000000000,0.000,0.000,0.000,1.000000000,1.000000000,0.0,Not synchronised\n";

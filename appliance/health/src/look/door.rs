@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use polder_control::Sockets;
 use polder_site::Site;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -34,7 +35,7 @@ pub(crate) fn certificates(site: &Site, state: &Path) -> Result<Vec<Certificate>
     let mut all: Vec<Certificate> = found.into_values().collect();
     all.sort_by(|a, b| a.on.cmp(&b.on));
     // A stranger's look at the door does not show the authority's whole life.
-    let pem = std::fs::read(state.join("pki/ca.pem"))
+    let pem = std::fs::read(Sockets::of(state).authority())
         .map_err(|e| format!("the authority's certificate: {e}"))?;
     let pem = x509_parser::pem::Pem::iter_from_buffer(&pem).next();
     let authority = pem.and_then(Result::ok).and_then(|pem| validity(&pem.contents));
@@ -155,8 +156,8 @@ mod tests {
         asked.not_before = rcgen::date_time_ymd(2026, 1, 1);
         asked.not_after = rcgen::date_time_ymd(2027, 1, 1);
         let certificate = asked.self_signed(&key).unwrap();
-        std::fs::create_dir(state.join("pki")).unwrap();
-        std::fs::write(state.join("pki/ca.pem"), certificate.pem()).unwrap();
+        std::fs::create_dir(state.join("run")).unwrap();
+        std::fs::write(Sockets::of(state).authority(), certificate.pem()).unwrap();
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider)

@@ -222,6 +222,9 @@ impl Eyes {
     }
 
     async fn synchronised(&self, look: &mut Look) -> Option<bool> {
+        if let Some(synchronised) = clock::timesyncd(Path::new(clock::TIMESYNCD)) {
+            return Some(synchronised);
+        }
         if let Ok(shown) = tool("timedatectl", &["show"]).await
             && let Some(synchronised) = clock::timedatectl(&shown)
         {
@@ -277,7 +280,9 @@ impl Eyes {
     }
 
     fn space(&self, remembered: &mut Remembered, now: i64) -> Option<Space> {
-        let about = rustix::fs::statvfs(&self.state).ok()?;
+        // Of the box's folder the unit shows what this part needs; models lie on the disk that everything lies on.
+        let about = rustix::fs::statvfs(self.state.join("weights"));
+        let about = about.or_else(|_| rustix::fs::statvfs(&self.state)).ok()?;
         let free = about.f_bavail.saturating_mul(about.f_frsize);
         let total = about.f_blocks.saturating_mul(about.f_frsize);
         remembered.note_space(now, free);

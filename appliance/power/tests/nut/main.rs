@@ -1,13 +1,13 @@
 //! The watcher against NUT itself: upsd, the driver of a toy UPS, and upsmon on another machine.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on shall stop")]
 
+mod own;
 mod toy;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use polder_control::{PowerPhase, Supply};
-use polder_power::cards::{Card, Cards};
 use polder_power::policy::Rules;
 use polder_power::watch::{House, Watcher};
 use polder_site::{PowerPlan, UpsRole};
@@ -45,6 +45,8 @@ fn quick() -> Rules {
         blind: seconds(5),
         doubt: seconds(2),
         steady: seconds(2),
+        settled: seconds(24 * 3600),
+        calm: seconds(1),
     }
 }
 
@@ -55,7 +57,6 @@ struct Told {
     last: Supply,
     drained: bool,
     off: Option<Instant>,
-    watts: Vec<u32>,
 }
 
 #[derive(Clone, Default)]
@@ -79,28 +80,18 @@ impl House for Toy {
     }
 }
 
-impl Cards for Toy {
-    fn limits(&mut self) -> Result<Vec<Card>, String> {
-        Ok(vec![Card { index: 0, usual: 700, lowest: 200 }])
-    }
-    fn limit(&mut self, _: u32, watts: u32) -> Result<(), String> {
-        self.0.lock().unwrap().watts.push(watts);
-        Ok(())
-    }
-}
-
 /// A watcher of this UPS that runs, and the house that it tells.
 fn watched(nut: &Nut, role: UpsRole) -> (Toy, tokio::task::JoinHandle<()>) {
     let _ = log::set_logger(&Shown).map(|()| log::set_max_level(log::LevelFilter::Info));
     let mut plan = PowerPlan::of(nut.address());
-    (plan.role, plan.card_percent) = (role, Some(50));
+    plan.role = role;
     let (user, folder) = match role {
         UpsRole::Primary => ("polder", nut.folder().to_owned()),
         UpsRole::Secondary => ("other", nut.folder().join("other")),
     };
     plan.user = user.to_owned();
     let house = Toy::default();
-    let watcher = Watcher::new(plan, folder, house.clone(), Box::new(house.clone()));
+    let watcher = Watcher::new(plan, folder, house.clone());
     let others = if role == UpsRole::Primary { quick().others } else { Duration::ZERO };
     (
         house,
@@ -164,10 +155,8 @@ async fn a_short_cut_pauses_and_saves_and_leaves_no_trace() {
     house.reaches(PowerPhase::Saving).await;
     let words = house.words();
     assert!(words.contains("At 30 %") && words.contains("no new long answers"), "{words}");
-    house.until("less power for cards", |told| told.watts == [350]).await;
     nut.say(&[("ups.status", "OL CHRG")]).await;
     house.reaches(PowerPhase::Mains).await;
-    house.until("all power for cards", |told| told.watts == [350, 700]).await;
     assert!(!nut.is_forced().await, "nobody else is to be told of a short cut");
 }
 

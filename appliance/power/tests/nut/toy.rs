@@ -9,7 +9,7 @@ use polder_site::UpsAddress;
 use tempfile::TempDir;
 
 /// Debian's programs; the wrappers beside them want a system-wide configuration.
-fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     let path = Path::new("/lib/nut").join(name);
     assert!(path.exists(), "{} is missing: apt-get install nut-server nut-client", path.display());
     path
@@ -23,7 +23,7 @@ pub(crate) struct Nut {
 }
 
 /// A process of ours.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -177,7 +177,7 @@ impl Other {
     }
 }
 
-async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let begun = Instant::now();
     while !holds().await {
         assert!(begun.elapsed() < Duration::from_secs(20), "waited for {what}");

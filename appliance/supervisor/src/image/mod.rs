@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use polder_control::{ImageStatus, OfferStatus, UpdateStatus};
+use polder_power::nut::Driver;
 use polder_update::{Job, KEYS, Keys, Record, Shelf, Slots, UpdateError, Version, age, why};
 
 pub(crate) use ability::able;
@@ -35,6 +36,10 @@ pub enum Chore {
     OpenShell,
     /// Set the machine's clock, in Unix seconds.
     SetClock(u64),
+    /// Run NUT with this driver, as its files say, or end it.
+    HearUps(Option<Driver>),
+    /// Have graphics cards draw this part of their usual power, in percent.
+    LimitCards(u8),
 }
 
 /// Whoever does root's part. Comes back when it is done; the error is one sentence.
@@ -57,11 +62,18 @@ pub struct Places {
     pub disks: PathBuf,
     /// Where the image has the keys that may sign updates.
     pub keys: PathBuf,
+    /// Where NUT finds what it is told of a UPS.
+    pub nut: PathBuf,
 }
 
 impl Default for Places {
     fn default() -> Self {
-        Self { told: TOLD.into(), disks: DISKS.into(), keys: KEYS.into() }
+        Self {
+            told: TOLD.into(),
+            disks: DISKS.into(),
+            keys: KEYS.into(),
+            nut: polder_power::nut::PLACE.into(),
+        }
     }
 }
 
@@ -114,6 +126,10 @@ impl Image {
 
     pub(crate) fn disks(&self) -> &Path {
         &self.places.disks
+    }
+
+    pub(crate) fn nut(&self) -> &Path {
+        &self.places.nut
     }
 
     pub(crate) fn keys(&self) -> Result<Keys, UpdateError> {

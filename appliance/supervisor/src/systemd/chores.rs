@@ -2,6 +2,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
+use polder_power::nut::Driver;
 use tokio::time::sleep;
 use zbus::{OwnedObjectPath, OwnedVariant};
 
@@ -10,11 +11,14 @@ use crate::systemd::bus::{Bus, MANAGER, Place, say};
 
 /// How long the bus may be away before a chore counts as not done.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// NUT's server.
+const UPSD: &str = "polder-upsd.service";
 /// Between two looks at a unit that works.
 const LOOK: Duration = Duration::from_millis(300);
 
 /// Work of the image, as units that run once: `polder-slots.service` looks, `polder-update@VERSION.service`
-/// writes, `polder-rollback.service` goes back, `polder-clock@SECONDS.service` sets the clock.
+/// writes, `polder-rollback.service` goes back, `polder-clock@SECONDS.service` sets the clock, `polder-limit@PERCENT.service` limits
+/// graphics cards; and NUT: `polder-ups@DRIVER.service` beside `polder-upsd.service`, which go on.
 #[derive(Clone)]
 pub struct Chores {
     bus: Bus,
@@ -27,12 +31,39 @@ impl Chores {
     }
 
     async fn run(&self, unit: String) -> Result<(), String> {
+        self.tell(&unit, "StartUnit").await?;
+        let result = self.until_over(&unit).await?;
+        match result.as_str() {
+            "success" => Ok(()),
+            other => Err(format!("{unit} failed ({other}); `journalctl -u {unit}` says why")),
+        }
+    }
+
+    /// NUT's two programs, of which systemd takes care: a UPS that is not plugged in yet is waited for.
+    async fn hear_ups(&self, driver: Option<Driver>) -> Result<(), String> {
+        match driver {
+            Some(driver) => {
+                self.tell(&format!("polder-ups@{}.service", driver.name()), "StartUnit").await
+            }
+            None => {
+                // Its drivers end with it.
+                self.tell(UPSD, "StopUnit").await?;
+                self.until_over(UPSD).await.map(drop)
+            }
+        }
+    }
+
+    async fn tell(&self, unit: &str, what: &str) -> Result<(), String> {
+        let told: zbus::Result<OwnedObjectPath> =
+            self.bus.ask(&MANAGER, what, &(unit, "replace"), PATIENCE).await;
+        told.map(drop).map_err(|error| format!("could not run {unit}: {}", say(&error)))
+    }
+
+    /// Waits until nothing more happens to it, and returns how it went.
+    async fn until_over(&self, unit: &str) -> Result<String, String> {
         let fail = |error: zbus::Error| format!("could not run {unit}: {}", say(&error));
-        let started: zbus::Result<OwnedObjectPath> =
-            self.bus.ask(&MANAGER, "StartUnit", &(unit.as_str(), "replace"), PATIENCE).await;
-        started.map_err(fail)?;
         let path: OwnedObjectPath =
-            self.bus.ask(&MANAGER, "LoadUnit", &unit.as_str(), PATIENCE).await.map_err(fail)?;
+            self.bus.ask(&MANAGER, "LoadUnit", &unit, PATIENCE).await.map_err(fail)?;
         let property = |interface: &'static str, name: &'static str| {
             let place = Place {
                 service: MANAGER.service,
@@ -60,14 +91,10 @@ impl Chores {
             }
             sleep(LOOK).await;
         }
-        let result: String = property("org.freedesktop.systemd1.Service", "Result")
+        property("org.freedesktop.systemd1.Service", "Result")
             .await
             .and_then(|value| value.try_into())
-            .map_err(fail)?;
-        match result.as_str() {
-            "success" => Ok(()),
-            other => Err(format!("{unit} failed ({other}); `journalctl -u {unit}` says why")),
-        }
+            .map_err(fail)
     }
 }
 
@@ -80,6 +107,8 @@ impl Helper for Chores {
             Chore::OpenShell => "polder-shell.service".to_owned(),
             Chore::SetClock(to) => format!("polder-clock@{to}.service"),
             Chore::GoBack => "polder-rollback.service".to_owned(),
+            Chore::LimitCards(percent) => format!("polder-limit@{percent}.service"),
+            Chore::HearUps(driver) => return Box::pin(self.hear_ups(driver)),
         };
         Box::pin(self.run(unit))
     }

@@ -13,7 +13,7 @@ use polder_takeover::{Given, Heard, Side, Term, lease};
 
 use super::{Refusal, Work, blocking, lock, with_source};
 use crate::parts::Parts;
-use crate::runs::Intent;
+use crate::runs::{Intent, Open};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
@@ -88,6 +88,21 @@ impl<P: Parts> Work<P> {
                 let Some(work) = work.upgrade() else { return };
                 work.look_at_pair().await;
             }
+        });
+    }
+
+    /// What is to be done about the other box cannot be planned before the part that speaks with it is there.
+    pub(super) fn resume_when_linked(self: &Arc<Self>, open: Open) {
+        let work = self.clone();
+        self.tasks.spawn(async move {
+            let begun = Instant::now();
+            while work.spare_status().await.is_none() && begun.elapsed() < NO_PART {
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK) => {}
+                    () = work.ending.cancelled() => return,
+                }
+            }
+            work.resume(open).await;
         });
     }
 

@@ -15,6 +15,8 @@ use crate::parts::{Part, Parts};
 const UNHEARD: Duration = Duration::from_secs(90);
 /// A UPS that was just named has this long to be heard.
 const FIRST_WORD: Duration = Duration::from_secs(8);
+/// The same for one of this machine's own, whose driver is started only now and looks for it.
+const FIRST_WORD_OF_OWN: Duration = Duration::from_secs(45);
 
 impl<P: Parts> Work<P> {
     /// How the power is. True once all parts that answer people have ended.
@@ -25,6 +27,7 @@ impl<P: Parts> Work<P> {
         }
         let (phase, may_start) = (supply.phase, supply.may_start);
         let before = self.power.send_replace(phase);
+        self.power_of_cards(phase);
         self.board.set_supply(Some(supply.clone()));
         let seen = BatterySeen {
             on_mains: supply.on_mains,
@@ -54,6 +57,7 @@ impl<P: Parts> Work<P> {
     pub(super) async fn unwatched(self: &Arc<Self>) {
         self.board.set_supply(None);
         let before = self.power.send_replace(PowerPhase::Mains);
+        self.power_of_cards(PowerPhase::Mains);
         self.may_start.send_replace(true);
         if before.refuses_all_work() {
             self.wake();
@@ -154,10 +158,12 @@ impl<P: Parts> Work<P> {
 
     /// Watches the UPS that the site names, or none; and waits until it is heard, where that is wanted.
     pub(super) async fn watch_ups(self: &Arc<Self>, wait: bool) -> Result<(), String> {
+        self.tend_nut().await?;
         if self.board.site().power.is_none() {
             self.stop_part(&Part::Power).await;
             self.board.set_supply(None);
             let before = self.power.send_replace(PowerPhase::Mains);
+            self.power_of_cards(PowerPhase::Mains);
             self.may_start.send_replace(true);
             if before.refuses_all_work() {
                 self.wake();
@@ -185,10 +191,13 @@ impl<P: Parts> Work<P> {
                 }
             }
         };
-        timeout(FIRST_WORD, heard).await.unwrap_or_else(|_| {
-            let said = self.board.supply().map(|supply| supply.words);
-            Err(said.unwrap_or_else(|| "the part that watches the UPS says nothing".to_owned()))
-        })
+        let own = self.board.site().power.is_some_and(|plan| plan.attached.is_some());
+        timeout(if own { FIRST_WORD_OF_OWN } else { FIRST_WORD }, heard).await.unwrap_or_else(
+            |_| {
+                let said = self.board.supply().map(|supply| supply.words);
+                Err(said.unwrap_or_else(|| "the part that watches the UPS says nothing".to_owned()))
+            },
+        )
     }
 }
 

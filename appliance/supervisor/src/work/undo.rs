@@ -162,13 +162,13 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
         }
         SiteChange::Power(_) | SiteChange::RemovePower => back.power = before.power.clone(),
         SiteChange::Backup(_) | SiteChange::RemoveBackup => back.backup = before.backup.clone(),
-        SiteChange::Uplinks(_) => back.uplinks = before.uplinks.clone(),
-        SiteChange::Alerts(_) | SiteChange::RemoveAlerts => back.alerts = before.alerts.clone(),
-        SiteChange::Spare(_) | SiteChange::RemoveSpare => {
+        SiteChange::Spare(_) => back.spare = before.spare,
+        SiteChange::RemoveSpare => {
             back.spare = before.spare;
-            // Without a spare there are no backups at it.
             back.backup = before.backup.clone();
         }
+        SiteChange::Uplinks(_) => back.uplinks = before.uplinks.clone(),
+        SiteChange::Alerts(_) | SiteChange::RemoveAlerts => back.alerts = before.alerts.clone(),
     }
     back
 }

@@ -1,0 +1,331 @@
+//! The image's own system without a machine around it, in namespaces of this one: its init, its units locked up as they are, its NUT. What
+//! needs no firmware, no disk and no kernel of its own is seen here in seconds, with processors that are not emulated.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use polder_control::{Actor, Client, Reply, Request, RunState, StepState};
+use polder_site::{SiteChange, Uplink, Uplinks};
+use polder_stories::scaled;
+use tempfile::TempDir;
+
+use crate::machine::Kind;
+
+/// Whatever one waits for here takes seconds on a machine that does nothing else.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The system, and what it keeps when it is off.
+struct Indoors {
+    folder: TempDir,
+    system: Option<Child>,
+}
+
+impl Indoors {
+    fn new() -> Self {
+        let mut indoors = Self { folder: tempfile::tempdir().unwrap(), system: None };
+        indoors.start();
+        indoors
+    }
+
+    fn start(&mut self) {
+        let folder = self.folder.path();
+        fs::write(folder.join("kmsg"), []).unwrap();
+        let log = fs::File::create(folder.join("system.log")).unwrap();
+        let mut command = Command::new("unshare");
+        command.args([
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--cgroup",
+            "--net",
+            "--uts",
+            "--ipc",
+            "--",
+        ]);
+        command.args(["sh", "-c", include_str!("indoors.sh"), "indoors"]);
+        command.arg(Kind::Plain.image().with_extension("root")).arg(folder);
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        self.system = Some(command.spawn().unwrap());
+        self.until("the supervisor", |indoors| indoors.polder(&["status"]).status.success());
+    }
+
+    /// Its init, as this machine counts processes.
+    fn init(&self) -> Option<u32> {
+        let outer = self.system.as_ref()?.id();
+        let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    }
+
+    fn inside(&self, command: &[&str]) -> Output {
+        let init = self.init().unwrap_or(0).to_string();
+        let mut enter = Command::new("nsenter");
+        enter.args(["-t", &init, "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "--"]);
+        enter.args([
+            "/usr/bin/env",
+            "-i",
+            "PATH=/usr/sbin:/usr/bin",
+            "POLDER_STATE=/var/lib/polder",
+        ]);
+        enter.args(command).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// As somebody with the box's user would.
+    fn polder(&self, arguments: &[&str]) -> Output {
+        self.inside(&[&["runuser", "-u", "polder", "--", "polder"], arguments].concat())
+    }
+
+    fn says(&self, arguments: &[&str]) -> String {
+        let output = self.polder(arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}\n{}", self.log());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) -> Duration {
+        let begun = Instant::now();
+        while !holds(self) {
+            assert!(begun.elapsed() < scaled(PATIENCE), "waited for {what}:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        begun.elapsed()
+    }
+
+    fn log(&self) -> String {
+        let journal = self.inside(&["journalctl", "-b", "--no-pager", "-n", "60"]);
+        let system = fs::read_to_string(self.folder.path().join("system.log")).unwrap_or_default();
+        format!("{system}\n{}", String::from_utf8_lossy(&journal.stdout))
+    }
+
+    /// Waits until it has turned itself off.
+    fn goes_off(&mut self) {
+        let begun = Instant::now();
+        let system = self.system.as_mut().unwrap();
+        while system.try_wait().unwrap().is_none() {
+            if begun.elapsed() > scaled(PATIENCE) {
+                panic!("it does not turn itself off:\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.system = None;
+    }
+
+    /// What a unit's process finds in place of the box's own folder.
+    fn sees(&self, unit: &str) -> Vec<String> {
+        let pid = self.inside(&["systemctl", "show", "-P", "MainPID", unit]).stdout;
+        let pid = String::from_utf8(pid).unwrap();
+        let listed = self.inside(&["ls", &format!("/proc/{}/root/var/lib/polder", pid.trim())]);
+        String::from_utf8(listed.stdout).unwrap().split_whitespace().map(str::to_owned).collect()
+    }
+
+    async fn ask(&self, request: Request) -> Reply {
+        let socket = format!("/proc/{}/root/run/polder/control.sock", self.init().unwrap());
+        let mut desk = Client::connect(&PathBuf::from(socket)).await.unwrap();
+        desk.ask(&request).await.unwrap()
+    }
+}
+
+impl Drop for Indoors {
+    fn drop(&mut self) {
+        // Its init goes with it.
+        if let Some(system) = &mut self.system {
+            let _ = system.kill();
+            let _ = system.wait();
+        }
+    }
+}
+
+/// A UPS at the end of the system's serial cable.
+struct Ups {
+    ups: Child,
+    told: Arc<Mutex<Vec<String>>>,
+}
+
+impl Ups {
+    fn of(indoors: &Indoors) -> Self {
+        let mut python = Command::new("python3");
+        python.args(["-c", include_str!("../../appliance/power/tests/nut/megatec.py")]);
+        python.arg(format!("/proc/{}/root/dev", indoors.init().unwrap()));
+        let mut ups = python.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let told = Arc::<Mutex<Vec<_>>>::default();
+        let (out, tell) = (BufReader::new(ups.stdout.take().unwrap()), told.clone());
+        std::thread::spawn(move || {
+            out.lines().map_while(Result::ok).for_each(|line| tell.lock().unwrap().push(line));
+        });
+        Self { ups, told }
+    }
+
+    fn is(&mut self, how: &str) {
+        writeln!(self.ups.stdin.as_mut().unwrap(), "{how}").unwrap();
+    }
+
+    fn was_told_to_cut(&self) -> bool {
+        self.told.lock().unwrap().iter().any(|what| what.starts_with("cut S"))
+    }
+}
+
+impl Drop for Ups {
+    fn drop(&mut self) {
+        let _ = self.ups.kill();
+        let _ = self.ups.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indoors_a_battery_that_runs_low_ends_in_a_system_that_is_off_and_an_outlet_that_is_cut() {
+    let mut indoors = Indoors::new();
+    let mut ups = Ups::of(&indoors);
+    let said = indoors.says(&["power", "use", "serial:ttyS1"]);
+    assert!(said.contains("heard and watched"), "{said}");
+    let said = indoors.says(&["power", "status"]);
+    assert!(said.contains("The mains is there.") && said.contains("battery   100 %"), "{said}");
+    assert_eq!(indoors.sees("polder-power.service"), ["HISTORY", "power", "run", "site.toml"]);
+    assert_eq!(indoors.sees("polder-health.service"), ["health", "run", "weights"]);
+
+    // What was acknowledged the moment before is what may be lost.
+    let said = Request::Record {
+        by: Actor::Console,
+        what: "said before the cut".to_owned(),
+        on: "the story".to_owned(),
+    };
+    assert_eq!(indoors.ask(said).await, Reply::Done);
+    let cut = Instant::now();
+    ups.is("mains 0\nvolts 21.0");
+    indoors.goes_off();
+    println!("indoors: system off {:.1} s after the mains went away", cut.elapsed().as_secs_f64());
+    assert!(ups.was_told_to_cut());
+    let last = fs::read_to_string(indoors.folder.path().join("kmsg")).unwrap();
+    assert!(last.ends_with("polder: the UPS cuts its outlet\n"), "{last}");
+
+    // The mains is back, and the battery charges first.
+    indoors.start();
+    let mut ups = Ups::of(&indoors);
+    ups.is("volts 22.4");
+    indoors.until("the battery", |indoors| {
+        indoors
+            .says(&["power", "status"])
+            .contains("Engines start when the battery has 40 %; it has 3")
+    });
+    let trail = indoors.says(&["audit"]);
+    for wanted in
+        ["said before the cut", "ends its parts, for want of", "turns itself off, for want of"]
+    {
+        assert!(trail.contains(wanted), "no {wanted:?} in {trail}");
+    }
+    ups.is("volts 26.0");
+    indoors.until("a full battery", |indoors| {
+        indoors.says(&["power", "status"]).starts_with("The mains is there.\n")
+    });
+    // A button turns it off without a word to the UPS.
+    indoors.inside(&["systemctl", "poweroff", "--no-block"]);
+    indoors.goes_off();
+    assert!(!ups.was_told_to_cut(), "the outlet is cut though the mains is there");
+}
+
+/// A network beyond two cables, in which somebody takes connections at 10.9.N.1.
+struct Beyond(Child);
+
+impl Beyond {
+    fn of(indoors: &Indoors) -> Self {
+        let listen = "import socket, select\n\
+            doors = [socket.create_server((f'10.9.{n}.1', p)) for n in (1, 2) for p in (7, 8)]\n\
+            print('there', flush=True)\n\
+            while True:\n    for door in select.select(doors, [], [])[0]: door.accept()[0].close()";
+        let script = format!(
+            "ip link set lo up; echo; read moved; for n in 1 2; do ip addr add 10.9.$n.1/24 dev far$n; ip link set far$n up; done; exec python3 -c \"{listen}\""
+        );
+        let mut beyond = Command::new("unshare");
+        beyond.args(["--net", "sh", "-c", &script]);
+        let mut beyond = beyond.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(beyond.stdout.take().unwrap());
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        for n in [1, 2] {
+            let moved = format!("ip link set far{n} netns {}", beyond.id());
+            let init = indoors.init().unwrap().to_string();
+            let done =
+                Command::new("nsenter").args(["-t", &init, "-n", "sh", "-c", &moved]).status();
+            assert!(done.unwrap().success());
+        }
+        beyond.stdin.take().unwrap().write_all(b"moved\n").unwrap();
+        out.read_line(&mut line).unwrap();
+        assert!(line.contains("there"), "{line}");
+        for n in [1, 2] {
+            let way = format!("ip route add default via 10.9.{n}.1 dev up{n} metric {n}");
+            indoors.inside(&["sh", "-c", &way]);
+        }
+        Self(beyond)
+    }
+
+    fn pull(&self, cable: &str) {
+        let beyond = self.0.id().to_string();
+        let mut pull = Command::new("nsenter");
+        pull.args(["-t", &beyond, "-n", "ip", "link", "set", cable, "down"]);
+        assert!(pull.status().unwrap().success());
+    }
+}
+
+impl Drop for Beyond {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indoors_a_system_whose_first_cable_is_pulled_goes_out_by_the_second() {
+    let indoors = Indoors::new();
+    let beyond = Beyond::of(&indoors);
+    let uplink = |n: u8| Uplink {
+        interface: format!("up{n}").parse().unwrap(),
+        order: n,
+        metered: false,
+        targets: [7, 8].map(|port| format!("10.9.{n}.1:{port}").parse().unwrap()).to_vec(),
+    };
+    let both = [("fibre", uplink(1)), ("mobile", uplink(2))];
+    let both: Uplinks =
+        both.into_iter().map(|(name, uplink)| (name.parse().unwrap(), uplink)).collect();
+    let (change, by) = (SiteChange::Uplinks(both), Actor::Console);
+    let Reply::Accepted(run) = indoors.ask(Request::Apply { change, by: by.clone() }).await else {
+        panic!("the uplinks are refused")
+    };
+    loop {
+        let Reply::Runs(runs) = indoors.ask(Request::Runs).await else { panic!() };
+        let state = runs.into_iter().find(|known| known.id == run).unwrap();
+        match state.state {
+            RunState::Done => break,
+            RunState::Running => {}
+            other => panic!("{other:?}"),
+        }
+        if matches!(state.steps.last(), Some(StepState::Running(_))) {
+            indoors.ask(Request::Confirm { run, by: by.clone() }).await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // The part that answers starts only now.
+    let status =
+        |indoors: &Indoors| String::from_utf8(indoors.polder(&["wan", "status"]).stdout).unwrap();
+    indoors.until("both uplinks", |indoors| status(indoors).matches(": works").count() == 2);
+    assert!(status(&indoors).contains("through fibre"), "{}", status(&indoors));
+    assert_eq!(indoors.sees("polder-wan.service"), ["HISTORY", "run", "site.toml", "uplinks"]);
+    let way = |indoors: &Indoors| {
+        let init = indoors.init().unwrap().to_string();
+        let mut ask = Command::new("nsenter");
+        ask.args(["-t", &init, "-n", "ip", "-4", "route", "get", "198.51.100.7"]);
+        String::from_utf8(ask.output().unwrap().stdout).unwrap()
+    };
+    assert!(way(&indoors).contains("dev up1"), "{}", way(&indoors));
+    let cut = Instant::now();
+    beyond.pull("far1");
+    while !way(&indoors).contains("dev up2") {
+        assert!(cut.elapsed() < scaled(PATIENCE), "{}", indoors.log());
+    }
+    println!(
+        "indoors: out by the second {:.3} s after the first cable was pulled",
+        cut.elapsed().as_secs_f64()
+    );
+    assert!(status(&indoors).contains("through mobile"), "{}", status(&indoors));
+}
