@@ -83,7 +83,7 @@ enum Standing {
 /// How this box is claimed.
 enum Way {
     /// With a code from the machine.
-    Code { window: Window, begun: bool },
+    Code { window: Window, begun: bool, ended: Option<&'static str> },
     /// With the other half of the owner's key, by signing this.
     Owner(String),
 }
@@ -102,13 +102,14 @@ async fn standing<H: Host>(setup: &Setup<H>, who: &Neighbour) -> Result<Standing
         return Ok(Standing::Here(Way::Owner(text)));
     }
     let begun = wizard.step() != Step::Claim && !over;
-    Ok(Standing::Here(Way::Code { window, begun }))
+    let ended = setup.host().ended();
+    Ok(Standing::Here(Way::Code { window, begun, ended }))
 }
 
 fn page(way: Way, error: Option<&str>) -> Page {
-    let (window, begun) = match way {
+    let (window, begun, ended) = match way {
         Way::Owner(text) => return owner_page(&text, error),
-        Way::Code { window, begun } => (window, begun),
+        Way::Code { window, begun, ended } => (window, begun, ended),
     };
     let body = match window {
         Window::Open(left) => html! {
@@ -137,6 +138,12 @@ fn page(way: Way, error: Option<&str>) -> Page {
                 a href=(Step::Claim.path()) { "load this page again" } " and type the code."
             }
         },
+    };
+    let body = html! {
+        (body)
+        @if let Some(page) = ended {
+            p .hint { "Others had this box before, and ended it: " a href=(page) { "what was done, and how it was verified" } "." }
+        }
     };
     Page::new(Step::Claim)
         .body(body)

@@ -181,6 +181,11 @@ pub trait Host: Send + Sync + 'static {
         key: KitWords,
     ) -> impl Future<Output = Result<RunId, SetupError>> + Send;
 
+    /// Where the record is, on a box that others have ended.
+    fn ended(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Addresses by which others may reach this machine; loopback is none.
     fn addresses(&self) -> impl Future<Output = Result<Vec<IpAddr>, SetupError>> + Send;
     /// How to trust the box.

@@ -96,6 +96,31 @@ impl Client {
         Stream { lines: BufReader::new(body).lines() }
     }
 
+    /// GET as a browser with this cookie.
+    pub fn look(&self, path: &str, cookie: &str) -> Answer {
+        let request = self.agent.get(format!("{}{path}", self.url)).header("cookie", cookie);
+        answer(request.call().unwrap_or_else(|e| panic!("GET {path}: {e}")))
+    }
+
+    /// POST of a form, as a page of the box itself does it.
+    pub fn form(&self, path: &str, cookie: &str, fields: &[(&str, &str)]) -> Answer {
+        let request = self
+            .agent
+            .post(format!("{}{path}", self.url))
+            .header("cookie", cookie)
+            .header("origin", &self.url);
+        let fields = fields.iter().copied();
+        answer(request.send_form(fields).unwrap_or_else(|e| panic!("POST {path}: {e}")))
+    }
+
+    /// Signs in, and gives the browser's cookie.
+    pub fn sign_in(&self, name: &str, password: &str) -> String {
+        let answer = self.form("/sign-in", "", &[("name", name), ("password", password)]);
+        assert_eq!(answer.status, 303, "{}", answer.text);
+        let cookie = answer.header("set-cookie").expect("a cookie").to_owned();
+        cookie.split(';').next().expect("it has a value").to_owned()
+    }
+
     /// A short, greedy chat.
     pub fn chat(&self, model: &str, words: &str) -> Answer {
         self.post("/v1/chat/completions", &chat(model, words, 12))

@@ -47,6 +47,8 @@ pub enum Check {
     Spare,
     /// Telling stewards.
     Alerts,
+    /// Who looks after the box.
+    Stewards,
     /// A change of model that was announced.
     Model,
 }
@@ -73,6 +75,7 @@ impl Check {
             Self::Backup => "backup",
             Self::Spare => "spare",
             Self::Alerts => "alerts",
+            Self::Stewards => "stewards",
             Self::Model => "model",
         }
     }

@@ -16,6 +16,7 @@
 mod backup;
 mod certificate;
 mod disk;
+mod ending;
 mod health;
 mod messages;
 mod plan;
@@ -28,6 +29,7 @@ mod wire;
 pub use backup::{BackupStatus, BackupWish, KitWords, LastBackup};
 pub use certificate::{FailedTry, HeldCertificate, PublicStatus, SecretName, SecretText};
 pub use disk::{Disk, Lock, RecoveryKey};
+pub use ending::{END, ENDED, EndRecord, EndedBox};
 pub use health::{
     AlertSecret, BackupSeen, BatterySeen, Channel, ChannelState, Check, Fix, HealthReply,
     HealthReport, HealthRequest, Issue, IssueId, Past, Severity, Standing, Told, Unseen,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::backup::{BackupStatus, BackupWish, KitWords};
 use crate::certificate::{PublicStatus, SecretName, SecretText};
 use crate::disk::{Disk, RecoveryKey};
+use crate::ending::EndRecord;
 use crate::plan::{Plan, Run, RunId};
 use crate::supply::Supply;
 use crate::takeover::{Closed, TakeoverStatus, TakeoverWish};
@@ -198,6 +199,21 @@ pub enum Request {
         /// Who says so.
         by: Actor,
     },
+    /// What would the end of the box do? → [`Reply::Preview`].
+    PreviewEnd {
+        /// The models stay.
+        keep_models: bool,
+    },
+    /// Erase everything that the box keeps of its members, and be a new box: two have agreed. → [`Reply::Ended`], and soon after that
+    /// the box ends.
+    End {
+        /// The models stay.
+        keep_models: bool,
+        /// Who decided it, in order.
+        by: Vec<String>,
+        /// SHA-256 of the certificate of the box's own authority.
+        fingerprint: String,
+    },
     /// Which of a pair serves. → [`Reply::Takeover`]; nothing where the box has no pair.
     Takeover,
     /// What would this do? → [`Reply::Preview`].
@@ -375,6 +391,8 @@ pub enum Reply {
     Takeover(Option<Box<TakeoverStatus>>),
     /// The key of the emergency kit.
     Kit(KitWords),
+    /// The end is written down and will be carried out whatever happens; to be printed.
+    Ended(Box<EndRecord>),
     /// Done, nothing to say.
     Done,
     /// No; one sentence: what, where, what to do.

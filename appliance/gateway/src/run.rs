@@ -53,6 +53,9 @@ pub enum GatewayError {
     /// The members' database could not be opened.
     #[error(transparent)]
     Members(#[from] MembersError),
+    /// Everything here is about to be erased.
+    #[error("this box was ended and is being erased; the supervisor finishes that first")]
+    Ending,
     /// Keys or certificates.
     #[error(transparent)]
     Pki(#[from] PkiError),
@@ -85,6 +88,10 @@ pub async fn run_on(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), GatewayError> {
     let GatewayOptions { state, limits } = options;
+    // A visitor can have the door started by itself, in the middle of it.
+    if state.join(polder_control::END).exists() {
+        return Err(GatewayError::Ending);
+    }
     let site = Store::open(&state)?
         .current()?
         .ok_or_else(|| GatewayError::NoSite { state: state.clone() })?;
@@ -137,6 +144,8 @@ pub async fn run_on(
     let _telling = Following(tokio::spawn(common::tell(gateway.clone(), link.watch())));
     let _deeds = Following(tokio::spawn(deeds::follow(gateway.clone())));
     let _forgetting = Following(tokio::spawn(forgetting::follow(gateway.clone())));
+
+    let _recovering = Following(tokio::spawn(pages::follow_recovery(gateway.clone())));
 
     let console = sockets.gateway();
     let console = pin!(polder_control::serve::<DoorRequest, DoorReply, _>(

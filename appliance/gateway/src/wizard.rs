@@ -264,6 +264,10 @@ impl Host for ThisBox {
         }
     }
 
+    fn ended(&self) -> Option<&'static str> {
+        self.0.state.join(polder_control::ENDED).exists().then_some("/ended")
+    }
+
     async fn addresses(&self) -> Result<Vec<IpAddr>, SetupError> {
         Ok(polder_pki::machine_addresses())
     }

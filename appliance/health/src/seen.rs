@@ -36,6 +36,8 @@ pub struct Seen {
     pub battery: Option<BatterySeen>,
     /// The backups, where somebody makes them.
     pub backup: Option<BackupSeen>,
+    /// How many look after the box, where it is more than a trial and its door tells.
+    pub stewards: Option<usize>,
     /// The other box, where one of the two is the other's spare.
     pub spare: Option<SpareStatus>,
     /// Ways to tell stewards that did not work for some time: which, since when, and why.

@@ -163,7 +163,7 @@ const ADDITIONS: &[(&str, &str)] = &[
      CREATE TABLE revocations (
          number INTEGER PRIMARY KEY AUTOINCREMENT,
          at INTEGER NOT NULL,
-         kind TEXT NOT NULL CHECK (kind IN ('member', 'key', 'shut-out', 'let-in', 'no-steward')),
+         kind TEXT NOT NULL CHECK (kind IN ('member', 'key', 'shut-out', 'let-in', 'no-steward', 'everybody')),
          member INTEGER,
          since INTEGER,
          key TEXT

@@ -21,6 +21,7 @@ mod forgetting;
 mod identities;
 mod invites;
 mod keys;
+mod leaving;
 mod limits;
 mod money;
 mod password;
@@ -52,6 +53,7 @@ pub use error::{
 pub use identities::{Arrived, Identity, IdentityRefused, Linked, Ruling};
 pub use invites::{Invite, InviteId};
 pub use keys::{Admission, KeyGrant, KeyId, KeyInfo, KeyLimits, MintedKey, NewKey, Scope};
+pub use leaving::Belongings;
 pub use people::{Member, MemberId, NewMember, Role, Share};
 pub use polder_recovery::Sheet;
 pub use recovery::{Recovered, RecoveryAsked, SheetInfo, Sheets, WhoRecovers};

@@ -360,13 +360,19 @@ pub(crate) fn remove(change: &Connection, id: MemberId) -> rusqlite::Result<usiz
     change.execute("DELETE FROM members WHERE id = ?1", [id.0])
 }
 
-/// Gives a role as part of another change; who is a steward already is it since then.
-pub(crate) fn set_role(
+/// Gives a role at people's own word as part of another change: no service that they sign in with takes it back.
+pub(crate) fn give_role(
     change: &Connection,
     id: MemberId,
     role: Role,
     now: i64,
 ) -> rusqlite::Result<usize> {
+    identities::note_role(change, id, role, false)?;
+    set_role(change, id, role, now)
+}
+
+/// Gives a role as part of another change; who is a steward already is it since then.
+fn set_role(change: &Connection, id: MemberId, role: Role, now: i64) -> rusqlite::Result<usize> {
     change.execute(
         "UPDATE members SET steward_since = ?3 WHERE id = ?1 AND role <> ?2",
         params![id.0, role.as_str(), now],
@@ -383,7 +389,7 @@ pub(crate) fn member(db: &Connection, id: MemberId) -> Result<Option<Member>, Me
     Ok(query.query_row([id.0], from_row).optional()?)
 }
 
-fn password_of(db: &Connection, id: MemberId) -> Result<Option<String>, MembersError> {
+pub(crate) fn password_of(db: &Connection, id: MemberId) -> Result<Option<String>, MembersError> {
     let stored: Option<Option<String>> = db
         .query_row("SELECT password FROM members WHERE id = ?1", [id.0], |row| row.get(0))
         .optional()?;

@@ -394,7 +394,7 @@ fn make_steward(
         Some(id) => {
             let found = people::member(change, MemberId(id))?.filter(|m| !m.disabled);
             let Some(member) = found else { return Ok(None) };
-            people::set_role(change, member.id, Role::Steward, now)?;
+            people::give_role(change, member.id, Role::Steward, now)?;
             Ok(Some(member.id))
         }
         None => {

@@ -70,6 +70,8 @@ pub enum Revoked {
         /// When they joined.
         since: i64,
     },
+    /// The box was ended: whoever had joined by then.
+    Everybody,
 }
 
 impl Members {
@@ -91,6 +93,15 @@ impl Members {
         };
         self.keep_gone();
         Ok(news)
+    }
+
+    /// The box is being ended: a spare that hears of it lets none of its members in any more. Here everything is erased anyway; it is written
+    /// on the list only.
+    pub fn everybody_is_gone(&self) -> Result<(), MembersError> {
+        let now = self.now();
+        self.db().execute("INSERT INTO revocations (at, kind) VALUES (?1, 'everybody')", [now])?;
+        self.keep_gone();
+        Ok(())
     }
 
     /// Brings the file up to date with the list. A file that cannot be written is tried again with the next change, and at each start.
@@ -202,17 +213,21 @@ fn apply(change: &Transaction<'_>, wanted: &[Revocation]) -> Result<usize, Membe
              VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             params![number, revocation.at, kind, member, since, key],
         )?;
-        news += make_true(change, &revocation.what)?;
+        news += make_true(change, revocation)?;
     }
     Ok(news)
 }
 
-fn make_true(change: &Transaction<'_>, what: &Revoked) -> rusqlite::Result<usize> {
+fn make_true(change: &Transaction<'_>, revocation: &Revocation) -> rusqlite::Result<usize> {
     let only = "id = ?1 AND created_at = ?2";
     let of = |member: &MemberId, since: &i64, work: &str| {
         change.execute(&format!("{work} WHERE {only}"), params![member.0, since])
     };
-    match what {
+    match &revocation.what {
+        Revoked::Everybody => {
+            change.execute("DELETE FROM invites", [])?;
+            change.execute("DELETE FROM members WHERE created_at <= ?1", [revocation.at])
+        }
         Revoked::Key { key } => change.execute("DELETE FROM keys WHERE id = ?1", [key]),
         Revoked::Member { member, since } => {
             change.execute(
@@ -251,6 +266,7 @@ fn columns(what: &Revoked) -> Columns<'_> {
         Revoked::ShutOut { member, since } => of("shut-out", member, since),
         Revoked::LetIn { member, since } => of("let-in", member, since),
         Revoked::NoSteward { member, since } => of("no-steward", member, since),
+        Revoked::Everybody => Columns { kind: "everybody", member: None, since: None, key: None },
         Revoked::Key { key } => Columns { kind: "key", member: None, since: None, key: Some(key) },
     }
 }
@@ -276,6 +292,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<Revocation> {
             "shut-out" => Revoked::ShutOut { member, since },
             "let-in" => Revoked::LetIn { member, since },
             "no-steward" => Revoked::NoSteward { member, since },
+            "everybody" => Revoked::Everybody,
             // The column has a CHECK.
             _ => Revoked::Member { member, since },
         },

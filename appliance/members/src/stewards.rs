@@ -138,7 +138,7 @@ impl Members {
             steward(&change, proposal.by.id)?;
             let target = proposal.target.id;
             if let Some(successor) = &proposal.successor {
-                people::set_role(&change, successor.id, Role::Steward, now)?;
+                people::give_role(&change, successor.id, Role::Steward, now)?;
             }
             match proposal.what {
                 Wanted::Removed => {
@@ -146,7 +146,7 @@ impl Members {
                 }
                 Wanted::Member => {
                     invites::withdraw_all_by(&change, target)?;
-                    people::set_role(&change, target, Role::Member, now)?;
+                    people::give_role(&change, target, Role::Member, now)?;
                     // What they wanted as a steward goes with it.
                     change.execute("DELETE FROM proposals WHERE by = ?1", [target.0])?;
                 }

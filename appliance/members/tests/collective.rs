@@ -143,6 +143,28 @@ fn revocations_of_a_box_that_runs_are_applied_once_and_mean_nobody_else() {
 }
 
 #[test]
+fn a_spare_of_a_box_that_was_ended_lets_none_of_its_members_in() {
+    let (place, people) = collective();
+    let backup = place.path.with_file_name("backup.db");
+    rusqlite_copy(&place.path, &backup);
+    place.members.everybody_is_gone().unwrap();
+    let list = place.members.revocations_since(0).unwrap();
+    assert_eq!(list[0].what, Revoked::Everybody);
+    let spare = tempfile::tempdir().unwrap();
+    let path = spare.path().join("polder.db");
+    std::fs::rename(&backup, &path).unwrap();
+    keep_revocations(spare.path(), &list).unwrap();
+    let members = Members::open_with_clock(&path, place.clock.clone()).unwrap();
+    assert!(!members.is_claimed().unwrap() && members.member(people[0].id).is_err());
+    // Whoever has that machine next is meant by nothing of it.
+    place.clock.pass(60);
+    members.add_member(&person("Eve"), Role::Steward).unwrap();
+    drop(members);
+    let members = Members::open_with_clock(&path, place.clock.clone()).unwrap();
+    assert_eq!(members.members().unwrap().len(), 1);
+}
+
+#[test]
 fn what_is_announced_is_shown_to_each_until_they_have_read_it_and_not_to_who_came_later() {
     let (place, [ada, ben, ..]) = collective();
     place.members.announce("The box is off on Sunday.", "Ada").unwrap();

@@ -69,10 +69,11 @@ impl Up {
     /// Runs the box; when another one was restored in its place, that one.
     async fn start(&self, state: &Path) -> anyhow::Result<()> {
         let (end, ending) = part::endings()?;
+        let mut another = Another::No;
         loop {
-            let ended = self.once(state, &end, ending.clone()).await;
-            let restored = polder_backup::restore::pending(&Folders::of(state));
-            if !restored || *ending.borrow() != Ending::No {
+            let ended = self.once(state, &end, ending.clone(), another).await;
+            another = Another::waits(state);
+            if another == Another::No || *ending.borrow() != Ending::No {
                 return ended;
             }
         }
@@ -83,6 +84,7 @@ impl Up {
         state: &Path,
         end: &watch::Sender<Ending>,
         ending: watch::Receiver<Ending>,
+        another: Another,
     ) -> anyhow::Result<()> {
         // The parts are as calm as this console.
         let level = std::env::var(part::LEVEL).unwrap_or_else(|_| "warn".to_owned());
@@ -101,11 +103,10 @@ impl Up {
         let attended = tokio::select! {
             // It could not begin, or was told to end while somebody watched.
             ended = &mut supervising => return Ok(ended?),
-            attended = self.attend(state) => attended,
+            attended = self.attend(state, another) => attended,
             _ = over.wait_for(|e| *e != Ending::No) => Ok(true),
         };
-        let restored = polder_backup::restore::pending(&Folders::of(state));
-        if !matches!(attended, Ok(true)) && !restored {
+        if !matches!(attended, Ok(true)) && Another::waits(state) == Another::No {
             end.send_replace(Ending::InOrder);
         }
         let ended = supervising.await;
@@ -115,9 +116,11 @@ impl Up {
 
     /// Tells the person at the console what they need, then what changes. False when nobody
     /// listens: then the box ends, as it does when the terminal is closed.
-    async fn attend(&self, state: &Path) -> anyhow::Result<bool> {
+    async fn attend(&self, state: &Path, another: Another) -> anyhow::Result<bool> {
         let follower = Follower::of(state);
-        if !heard(self.greet(state, &follower).await?)? {
+        // After its end the box is nobody's: `--yes` was said of the one before.
+        let yes = self.yes && another != Another::New;
+        if !heard(self.greet(state, &follower, yes).await?)? {
             return Ok(false);
         }
         follower.tell(follower.status().await?).await?;
@@ -125,14 +128,14 @@ impl Up {
     }
 
     /// What is said first, once the box is up.
-    async fn greet(&self, state: &Path, follower: &Follower) -> anyhow::Result<String> {
+    async fn greet(&self, state: &Path, follower: &Follower, yes: bool) -> anyhow::Result<String> {
         let door = follower.door().await?;
         let status = follower.status().await?;
         let here = Surroundings::of_this_machine();
         let site = status.site.clone();
         let (ca_file, fingerprint) = (&*door.ca_file, &*door.fingerprint);
         let greeting = Greeting { site: &site, state, ca_file, fingerprint, here: &here };
-        let text = if self.yes {
+        let text = if yes {
             let model = self.serve(follower, &site).await?;
             let DoorReply::Key(key) = follower.ask_door(&DoorRequest::UpKey).await? else {
                 return Err(unexpected());
@@ -178,6 +181,28 @@ impl Up {
             return Ok(());
         }
         listen.iter().try_for_each(|address| try_port(*address, port))
+    }
+}
+
+/// Whether another box begins in the place of the one that ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Another {
+    No,
+    /// One from a backup.
+    Restored,
+    /// A new one: the one that ran was ended.
+    New,
+}
+
+impl Another {
+    fn waits(state: &Path) -> Self {
+        if polder_supervisor::ending(state) {
+            Self::New
+        } else if polder_backup::restore::pending(&Folders::of(state)) {
+            Self::Restored
+        } else {
+            Self::No
+        }
     }
 }
 

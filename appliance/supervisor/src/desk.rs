@@ -135,6 +135,13 @@ impl<P: Parts> Desk<P> {
             }
             Request::AuditHead => Reply::AuditHead(work.audit_head()),
             Request::Audit { before, limit } => Reply::Audit(work.audit(before, limit).await?),
+            Request::PreviewEnd { keep_models } => {
+                let plan = work.preview_end(keep_models).await?;
+                Reply::Preview { differences: Vec::new(), plan }
+            }
+            Request::End { keep_models, by, fingerprint } => {
+                Reply::Ended(Box::new(work.end_box(keep_models, by, fingerprint).await?))
+            }
             Request::Watch => unreachable!("answered before"),
         })
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_control::{Actor, Client, Disk, RecoveryKey};
-use polder_seal::{Answer, Ask, SOCKET};
+use polder_seal::{Answer, Ask, Reset, SOCKET};
 
 use crate::parts::Parts;
 use crate::work::{Refusal, Work};
@@ -49,6 +49,23 @@ impl<P: Parts> Work<P> {
             _ => Err(odd()),
         }
     }
+}
+
+/// Has the disk forget after a box was ended: the machine then starts again by itself. What became of it, in words; nothing where the disk
+/// is its owner's affair.
+pub(crate) async fn reset(reset: Reset) -> Option<String> {
+    if !Path::new(SOCKET).exists() {
+        return None;
+    }
+    Some(match ask(&Ask::Reset(reset)).await {
+        Ok(_) => "the disk forgets at the start that follows".to_owned(),
+        Err(why) => {
+            log::error!("the disk's own key could not be destroyed: {why}");
+            format!(
+                "the disk's own key could not be destroyed ({why}); press f at the machine's own screen, then e"
+            )
+        }
+    })
 }
 
 async fn ask(question: &Ask) -> Result<Answer, Refusal> {

@@ -14,6 +14,7 @@ mod children;
 mod desk;
 mod disk;
 mod doorway;
+mod erase;
 mod foreign;
 mod image;
 mod keeper;
@@ -38,6 +39,7 @@ mod year;
 
 pub use audit::{Trail, TrailError, Verdict, verify};
 pub use children::Children;
+pub use erase::ending;
 pub use image::{Change, Chore, Helper, ImageAction, Places};
 pub use kept::{kept_by, packed_by};
 pub use machine::memory;

@@ -68,6 +68,12 @@ pub trait Parts: Send + Sync + 'static {
         async {}
     }
 
+    /// Ends every part that an earlier supervisor left running, and waits until they have ended: before a state folder is erased under
+    /// them.
+    fn quiet(&self) -> impl Future<Output = Result<(), PartsError>> + Send {
+        async { Ok(()) }
+    }
+
     /// Comes back when every end that was asked for has been passed on to whoever brings it about;
     /// to be waited for before the process ends.
     fn passed_on(&self) -> impl Future<Output = ()> + Send {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_control::{Actor, ControlError, Sockets};
-use polder_seal::SAFE_MODE;
+use polder_seal::{Reset, SAFE_MODE};
 use polder_site::{Site, Store, StoreError};
 use tokio::sync::watch;
 
@@ -18,6 +18,7 @@ use crate::plan::CONFIRM_WITHIN;
 use crate::runs::Ledger;
 use crate::shelf::Shelf;
 use crate::work::Work;
+use crate::{disk, erase};
 
 /// Which box, and how it begins.
 #[derive(Debug, Clone)]
@@ -113,6 +114,9 @@ pub enum SupervisorError {
     /// A restored box could not be put in place.
     #[error("a restored box could not be put in place, and the next start tries again")]
     Restore(#[from] polder_backup::BackupError),
+    /// A box that was ended could not be erased.
+    #[error("this box was ended and could not be erased yet ({0}); the next start goes on with it")]
+    End(String),
     /// Nobody could ask us anything.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -126,9 +130,14 @@ pub async fn run<P: Parts>(
     shelf: Arc<dyn Shelf>,
     mut ending: watch::Receiver<Ending>,
 ) -> Result<(), SupervisorError> {
+    let mut options = options;
+    make_folder(&options.state)?;
+    let _mine = take(&options.state)?;
+    if settle_end(&options.state, &parts).await? {
+        // What a seed called it was part of what is gone.
+        options.first.name = Site::unclaimed(options.first.door.port).name;
+    }
     let Options { state, patience, .. } = &options;
-    make_folder(state)?;
-    let _mine = take(state)?;
     settle_restore(state)?;
     let store = Store::open(state)?;
     let (mut trail, verdict) = Trail::open(state)?;
@@ -180,6 +189,32 @@ async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Ou
         })
     })
     .await
+}
+
+/// Erases a box that was ended, before anything is read of it. True where that was so.
+async fn settle_end<P: Parts>(state: &Path, parts: &P) -> Result<bool, SupervisorError> {
+    if !erase::ending(state) {
+        return Ok(false);
+    }
+    log::warn!("this box was ended; everything that it keeps of its members is erased");
+    parts.quiet().await.map_err(|error| SupervisorError::End(error.to_string()))?;
+    let failed = |error: io::Error| SupervisorError::End(error.to_string());
+    let of = state.to_owned();
+    let ended = tokio::task::spawn_blocking(move || erase::carry_out(&of)).await;
+    let ended = ended.map_err(|error| SupervisorError::End(error.to_string()))?.map_err(failed)?;
+    if let Some(mut ended) = ended {
+        let reset = if ended.keep_models { Reset::KeepModels } else { Reset::Everything };
+        ended.disk = disk::reset(reset).await;
+        erase::write_ended(state, &ended).map_err(failed)?;
+    }
+    for name in polder_backup::restore::ALWAYS_THERE {
+        let path = state.join(name);
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(failed)?;
+    }
+    erase::over(state).map_err(failed)?;
+    make_folder(state)?;
+    Ok(true)
 }
 
 /// Puts a restored box in place before anything is read of the one that was there.

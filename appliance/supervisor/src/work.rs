@@ -1,5 +1,6 @@
 mod backup;
 mod confirm;
+mod ending;
 mod image;
 mod import;
 mod mirror;

@@ -85,6 +85,8 @@ pub fn adapt(
     site.power.clone_from(&here.power);
     site.updates.clone_from(&here.updates);
     site.keeping = here.keeping;
+    // Their keys are this machine's own: a spare at a rented server may have nothing but them.
+    site.upstreams.clone_from(&here.upstreams);
     // Which of the two this machine is.
     site.spare = here.spare;
     (site.engines, site.backup) = (engines, backup);

@@ -144,6 +144,14 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response
                 button type="submit" { "Change it" }
             }
         }
+        section.card {
+            h2 { "Your data, and leaving" }
+            p { "Download everything that the box has about you, or leave it for good." }
+            div.row {
+                a.button.quiet href="/account/export" { "Download my data" }
+                a.button.quiet href="/account/leave" { "Leave" }
+            }
+        }
     };
     let page = Page { title: "Your account", narrow: true, ..Page::default() };
     Ok(answer(&page, &nav(gateway, &who.member, "/account"), body))

@@ -17,6 +17,7 @@ use crate::health::report;
 use crate::pages::audit::audit_table;
 use crate::pages::backup;
 use crate::pages::certificate;
+use crate::pages::collective;
 use crate::pages::frame::{self, Trouble, answer, nav, piece};
 use crate::pages::health::worst;
 use crate::pages::home::Said;
@@ -41,6 +42,11 @@ pub(super) async fn show(
         _ => None,
     };
     let backups = backup::status(&gateway).await;
+    let people = gateway
+        .members
+        .ask(|m| Ok::<_, polder_members::MembersError>((m.members()?, m.recovery()?)))
+        .await?;
+    let stewards = people.0.iter().filter(|m| m.is_steward()).count();
     let spare = spare::card(&gateway).await;
     let state = gateway.state.clone();
     let unknown = tokio::task::spawn_blocking(move || Store::unknown_in(&state)).await;
@@ -48,6 +54,8 @@ pub(super) async fn show(
         (frame::said(&said.said))
         @if let Ok(Ok(unknown)) = &unknown { (unknown_keys(unknown)) }
         (worst(health.as_ref()))
+        @if let Some(asked) = &people.1 { (collective::recovery_waits(asked, true)) }
+        @if stewards < 2 { section.card { h2 { "You are the only steward" } (collective::press_for_a_second(true)) } }
         div.stack.wide data-refresh="/dashboard/live" data-every="3000" { (inside) }
         @if let Some(backups) = &backups { (backup::card(backups)) }
         (spare)

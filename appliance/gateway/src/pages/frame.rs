@@ -15,6 +15,7 @@ pub(super) fn nav(gateway: &Gateway, member: &Member, here: &str) -> Nav {
         ("/chat", "Chat"),
         ("/connect", "Connect"),
         ("/usage", "Usage"),
+        ("/collective", "Collective"),
         ("/handbook", "Handbook"),
         ("/status", "Status"),
     ];
@@ -217,6 +218,17 @@ pub(super) fn said(code: &str) -> Markup {
         "no-backup" => "No backups are made any more. Those there are stay.",
         "confirmed" => "It stays.",
         "alerts" => "Kept. Send a test to see whether it arrives.",
+        "announced" => "Everybody sees it on their first page.",
+        "proposed" => "It is proposed, and everybody is told. Another steward has to agree.",
+        "replaced" => "It is done, and everybody is told.",
+        "refused" => "It does not happen, and everybody is told.",
+        "sheets" => "The three are told. Each of them finds their sheet on this page.",
+        "sheet" => "It is on paper. The sheets are in force when all three are.",
+        "sheets-whole" => "All three are on paper and in force. Earlier ones are good for nothing.",
+        "end-asked" => {
+            "It is asked for, and everybody is told. Nothing is erased until another steward agrees."
+        }
+        "end-back" => "It is taken back. Nothing was erased.",
         "money" => "Written down.",
         "money-name" => "The name is off the books. The entries stay under a number.",
         "leaving" => "Kept. It holds from your next question on.",

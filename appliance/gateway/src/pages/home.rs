@@ -19,7 +19,7 @@ use crate::Gateway;
 use crate::elsewhere;
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::who::{Caller, SignedIn};
-use crate::pages::{apps, chat, succession};
+use crate::pages::{apps, chat, collective, succession};
 
 #[derive(Deserialize)]
 pub(super) struct Said {
@@ -178,6 +178,7 @@ async fn page(
     let keys = gateway.members.ask(move |m| m.keys_of(owner)).await?;
     let all = elsewhere::models(&gateway.status(), gateway.members.trying(owner));
     let models: Vec<String> = all.into_iter().map(|model| model.shown).collect();
+    let unread = collective::unread(gateway, &who.member).await?;
     let first = keys.is_empty() && !matches!(top, Top::Minted(_));
     let wrong = matches!(top, Top::Wrong(_));
     let body = html! {
@@ -187,6 +188,7 @@ async fn page(
             Top::Wrong(why) => (banner(Tone::Bad, html! { p { (sentence(why)) } })),
             Top::Minted(minted) => (shown_once(minted)),
         }
+        (unread)
         (chat::trial_banner(gateway, &who.member))
         (succession::told(gateway, &who.member))
         (succession::trial(gateway, &who.member))

@@ -13,10 +13,12 @@ mod backup;
 mod certificate;
 mod chat;
 mod client_apps;
+mod collective;
 mod connect;
 mod dashboard;
 mod dynamic_dns;
 mod elsewhere;
+mod ending;
 mod engine;
 mod frame;
 mod handbook;
@@ -24,6 +26,8 @@ mod health;
 mod home;
 mod identity;
 mod invite;
+mod leave;
+mod locked_out;
 mod markdown;
 mod metrics;
 mod models;
@@ -35,10 +39,12 @@ mod power;
 mod provider;
 mod runs;
 mod samples;
+mod sheets;
 mod shell;
 mod sign_in;
 mod spare;
 mod status;
+mod stewards;
 mod succession;
 mod takeover;
 mod uplinks;
@@ -47,6 +53,8 @@ mod verifier;
 mod versions;
 mod who;
 
+#[cfg(test)]
+mod collective_tests;
 #[cfg(test)]
 mod health_tests;
 #[cfg(test)]
@@ -66,6 +74,7 @@ use polder_page::Asset;
 
 use crate::Gateway;
 pub(crate) use frame::{answer as bare, problem, problem_elsewhere, sentence};
+pub(crate) use locked_out::follow as follow_recovery;
 use samples::Samples;
 pub(crate) use who::{own_path, percent};
 
@@ -122,6 +131,28 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/account/forget", post(account::forget))
         .route("/account/leaving", post(account::leaving))
         .route("/account/sign-out-everywhere", post(account::out_everywhere))
+        .route("/account/leave", get(leave::show).post(leave::leave))
+        .route("/account/export", get(leave::export))
+        .route("/collective", get(collective::show))
+        .route("/collective/read", post(collective::read))
+        .route("/collective/announce", post(collective::announce))
+        .route("/collective/stewards", get(stewards::show))
+        .route("/collective/stewards/propose", post(stewards::propose))
+        .route("/collective/stewards/{id}/agree", post(stewards::agree))
+        .route("/collective/stewards/{id}/refuse", post(stewards::refuse))
+        .route("/collective/recovery/refuse", post(stewards::refuse_recovery))
+        .route("/collective/sheets", get(sheets::show))
+        .route("/collective/sheets/make", post(sheets::make))
+        .route("/collective/sheets/show", post(sheets::write_down))
+        .route("/collective/sheets/confirm", post(sheets::confirm))
+        .route("/collective/end", get(ending::show))
+        .route("/collective/end/ask", post(ending::ask))
+        .route("/collective/end/back", post(ending::take_back))
+        .route("/collective/end/agree", post(ending::agree))
+        .route("/collective/end/sheets", post(ending::with_sheets))
+        .route("/collective/end/record", get(ending::record_before))
+        .route("/ended", get(ending::ended))
+        .route("/locked-out", get(locked_out::show).post(locked_out::ask))
         .route("/dashboard", get(dashboard::show))
         .route("/dashboard/live", get(dashboard::live))
         .route("/members", get(people::show))
@@ -131,6 +162,7 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/members/{id}/disable", post(people::disable))
         .route("/members/{id}/password", post(people::password))
         .route("/members/{id}/share", post(people::share))
+        .route("/members/{id}/leave", get(leave::of_member))
         .route("/members/{id}/remove", post(people::remove))
         .route("/models", get(models::list))
         .route("/models/change", get(succession::show).post(succession::step))

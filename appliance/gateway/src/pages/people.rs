@@ -107,7 +107,18 @@ pub(super) async fn role(
         Role::Steward => "made a steward",
         Role::Member => "made a member",
     };
-    change(&gateway, &who, id, what, "role", move |m| m.set_role(id, role)).await
+    let by = who.member.name.clone();
+    change(&gateway, &who, id, what, "role", move |m| {
+        let before = m.member(id)?;
+        m.set_role(id, role)?;
+        let told = match (before.role, role) {
+            (Role::Member, Role::Steward) => format!("{by} made {} a steward.", before.name),
+            (Role::Steward, Role::Member) => format!("{} is no steward any more.", before.name),
+            _ => return Ok(()),
+        };
+        m.announce(&told, &by).map(drop)
+    })
+    .await
 }
 
 pub(super) async fn disable(
@@ -162,7 +173,21 @@ pub(super) async fn share(
         },
     };
     let what = format!("set to {} the share of", share_in_words(share));
-    change(&gateway, &who, id, &what, "share", move |m| m.set_share(id, share)).await
+    // A share takes nothing away that a steward needs to be one.
+    let done = gateway
+        .members
+        .ask(move |m| {
+            m.set_share(id, share)?;
+            Ok::<_, MembersError>(m.member(id)?.name)
+        })
+        .await;
+    match done {
+        Ok(name) => {
+            who.record(&gateway, &what, &name).await;
+            Ok(Redirect::to("/members?said=share").into_response())
+        }
+        Err(error) => refused(&gateway, &who, error).await,
+    }
 }
 
 async fn change(
@@ -173,9 +198,11 @@ async fn change(
     said: &str,
     work: impl FnOnce(&polder_members::Members) -> Result<(), MembersError> + Send + 'static,
 ) -> Result<Response, Trouble> {
+    let by = who.member.id;
     let done = gateway
         .members
         .ask(move |m| {
+            m.may_alone(by, id)?;
             // The name, before the member may be gone.
             let name = m.member(id)?.name;
             work(m)?;
@@ -362,18 +389,18 @@ fn actions(m: &Member, me: bool) -> Markup {
         details.actions {
             summary aria-label=(format!("Change {}", m.name)) { "Change" }
             div.stack {
-                @if !me { div.row {
+                @if !me && m.is_steward() {
+                    p.soft.small { "A steward is changed by two: " a href="/collective/stewards" { "propose it" } "." }
+                } @else if !me { div.row {
                     form method="post" action=(at("role")) { input type="hidden" name="role" value=(other); button.quiet type="submit" { (label) } }
                     form method="post" action=(at("disable")) {
                         input type="hidden" name="disabled" value=(if m.disabled { "no" } else { "yes" });
                         button.quiet type="submit" { @if m.disabled { "Let in again" } @else { "Disable" } }
                     }
-                    form method="post" action=(at("remove")) data-confirm=(format!("Remove {} with everything that is kept about them? Their keys stop at once.", m.name)) {
-                        button.danger type="submit" { "Remove" }
-                    }
+                    a.button.danger href=(at("leave")) { "Remove" }
                 } }
                 (share_form(m))
-                @if !me { form.row method="post" action=(at("password")) {
+                @if !me && !m.is_steward() { form.row method="post" action=(at("password")) {
                     label.hidden-visually for=(format!("password-{}", m.id)) { "New password for " (m.name) }
                     input.short id=(format!("password-{}", m.id)) name="password" type="password" autocomplete="new-password" required placeholder="new password";
                     button.quiet type="submit" { "Set password" }

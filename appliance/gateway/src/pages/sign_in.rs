@@ -128,7 +128,7 @@ fn form(name: &str, next: &str, wrong: Option<&str>, other: Option<&SignIn>) -> 
                 button type="submit" { "Sign in" }
             }
         }
-        p.soft.small { "No account yet? A steward can send you an invite. Password forgotten? A steward can set a new one." }
+        p.soft.small { "No account yet? A steward can send you an invite. Password forgotten? A steward can set a new one. No steward can get in any more? " a href="/locked-out" { "Nobody can get in" } }
         p.soft.small { "A warning about the certificate? " a href="/ca" { "Trust this box" } " once, and it is gone." }
     }
 }

@@ -10,12 +10,12 @@ use axum::response::Response;
 use futures_util::StreamExt;
 use http_body_util::BodyExt;
 use polder_control::{
-    Actor, AuditEntry, AuditHead, BoxStatus, ControlError, Disk, EngineStatus, Event, Handler,
-    ImageStatus, Lock, Machine, OfferStatus, OpenShell, Outlet, PartState, PartStatus, Plan,
-    Progress, Reply, Request, Run, RunId, RunState, Sockets, Step, StepState, Unit, UpdateStatus,
-    UpdateWish,
+    Actor, AuditEntry, AuditHead, BoxStatus, ControlError, Disk, EndRecord, EngineStatus, Event,
+    Handler, ImageStatus, Lock, Machine, OfferStatus, OpenShell, Outlet, PartState, PartStatus,
+    Plan, Progress, Reply, Request, Run, RunId, RunState, Sockets, Step, StepState, Unit,
+    UpdateStatus, UpdateWish,
 };
-use polder_members::{Member, Members, NewKey, NewMember, Role, Secret};
+use polder_members::{Clock, Member, Members, NewKey, NewMember, Role, Secret};
 use polder_site::{App, EngineSlot, Site, SiteChange, Verifier, VerifierMode};
 use tokio::sync::watch;
 use tower::ServiceExt;
@@ -24,7 +24,7 @@ use crate::limits::Limits;
 use crate::link::Link;
 use crate::{CaInfo, Gateway, Peer};
 
-const PASSWORD: &str = "four words in a row";
+pub(super) const PASSWORD: &str = "four words in a row";
 const HOSTILE: &str = "<script>alert('x')</script>";
 
 /// A box with a steward, a member, a model and some history.
@@ -106,6 +106,18 @@ impl Handler<Request, Reply> for Supervisor {
                 until: 4_000_000_000,
             })),
             Request::AuditHead => Reply::AuditHead(AuditHead { number: 3, hash: "ab".repeat(32) }),
+            Request::PreviewEnd { .. } => {
+                Reply::Preview { differences: Vec::new(), plan: runs().remove(0).plan }
+            }
+            Request::End { keep_models, by, fingerprint } => Reply::Ended(Box::new(EndRecord {
+                name: "oak".into(),
+                at: "2026-11-27T10:00:00Z".into(),
+                by,
+                fingerprint,
+                keep_models,
+                steps: vec!["Overwrite the keys".into()],
+                audit: AuditHead { number: 12, hash: "ab".repeat(32) },
+            })),
             Request::Record { .. }
             | Request::Noticed { .. }
             | Request::Power { .. }
@@ -235,11 +247,20 @@ async fn engine(socket: std::path::PathBuf) {
 }
 
 pub(super) async fn place() -> Place {
-    place_of(|_| {}).await
+    place_with(Clock::system(), |_| {}).await
+}
+
+/// The same, telling the time by this clock.
+pub(super) async fn place_at(clock: Clock) -> Place {
+    place_with(clock, |_| {}).await
 }
 
 /// The same with a site that says something else.
 pub(super) async fn place_of(different: impl FnOnce(&mut Site)) -> Place {
+    place_with(Clock::system(), different).await
+}
+
+async fn place_with(clock: Clock, different: impl FnOnce(&mut Site)) -> Place {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().to_owned();
     let sockets = Sockets::of(&state);
@@ -272,7 +293,7 @@ pub(super) async fn place_of(different: impl FnOnce(&mut Site)) -> Place {
     while !sockets.control().exists() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    let members = Members::open(&state.join("polder.db")).unwrap();
+    let members = Members::open_with_clock(&state.join("polder.db"), clock).unwrap();
     let link = Link::follow(&sockets, site, None);
     let ca = CaInfo {
         file: state.join("ca.pem"),
@@ -358,9 +379,22 @@ async fn read(response: Response) -> (StatusCode, String) {
     (status, String::from_utf8(bytes.to_vec()).unwrap())
 }
 
-const FOR_MEMBERS: [&str; 7] =
-    ["/", "/chat", "/connect", "/usage", "/money", "/account", "/status"];
-const FOR_STEWARDS: [&str; 23] = [
+const FOR_MEMBERS: [&str; 11] = [
+    "/",
+    "/chat",
+    "/connect",
+    "/usage",
+    "/money",
+    "/account",
+    "/account/leave",
+    "/collective",
+    "/collective/sheets",
+    "/collective/end",
+    "/status",
+];
+const FOR_STEWARDS: [&str; 25] = [
+    "/collective/stewards",
+    "/members/2/leave",
     "/elsewhere",
     "/spare/takeover",
     "/spare",
@@ -436,6 +470,15 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         format!("/members/{id}/password"),
         format!("/members/{id}/share"),
         format!("/members/{id}/remove"),
+        "/collective/announce".into(),
+        "/collective/stewards/propose".into(),
+        "/collective/stewards/1/agree".into(),
+        "/collective/stewards/1/refuse".into(),
+        "/collective/recovery/refuse".into(),
+        "/collective/sheets/make".into(),
+        "/collective/end/ask".into(),
+        "/collective/end/back".into(),
+        "/collective/end/agree".into(),
         "/sharing".into(),
         "/keeping".into(),
         "/common".into(),
@@ -628,12 +671,26 @@ async fn a_steward_changes_members_and_the_last_one_stays() {
     let (_, to) = place.post(&format!("/members/{ben}/role"), steward, "role=steward").await;
     assert_eq!(to, "/members?said=role");
     assert!(place.gateway.members.member(ben).unwrap().is_steward());
+    // From now on they are two, and neither of them is changed by the other alone.
+    for (act, form) in [
+        ("role", "role=member"),
+        ("disable", "disabled=yes"),
+        ("remove", ""),
+        ("password", "password=another+four+words"),
+    ] {
+        let (status, page) = place.post(&format!("/members/{ben}/{act}"), steward, form).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{act}");
+        assert!(page.contains("one steward alone does not change"), "{act}: {page}");
+    }
+    let own = Some(place.member.1.as_str());
+    let (_, to) = place.post(&format!("/members/{ben}/role"), own, "role=member").await;
+    assert_eq!(to, "/members?said=role", "oneself one may");
     place.post(&format!("/members/{ben}/disable"), steward, "disabled=yes").await;
     assert_eq!(place.get("/", Some(&place.member.1)).await.1, "/sign-in");
     place.post(&format!("/members/{ben}/remove"), steward, "").await;
     assert!(place.gateway.members.member(ben).is_err());
     let what: Vec<String> = place.recorded().into_iter().map(|(what, _)| what).collect();
-    assert_eq!(what, ["made a steward", "disabled", "removed"]);
+    assert_eq!(what, ["made a steward", "made a member", "disabled", "removed"]);
 }
 
 #[tokio::test]

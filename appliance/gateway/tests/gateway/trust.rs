@@ -54,7 +54,12 @@ fn filled(path: &str) -> String {
 }
 
 /// What a stranger may see or do.
-const FOR_STRANGERS: [(&str, &str); 17] = [
+const FOR_STRANGERS: [(&str, &str); 20] = [
+    // In the box's own network, to those who hold two recovery sheets.
+    ("GET", "/locked-out"),
+    ("POST", "/locked-out"),
+    // Of a box that is nobody's.
+    ("GET", "/ended"),
     ("GET", "/sign-in"),
     ("POST", "/sign-in"),
     // Say that there is no such way in, or none that was begun.
@@ -86,7 +91,14 @@ fn is_for_strangers(route: &Route) -> bool {
 }
 
 /// What a member may do besides what strangers may: by its beginning, or whole with `$`.
-const FOR_MEMBERS: [&str; 18] = [
+const FOR_MEMBERS: [&str; 25] = [
+    "/collective$",
+    "/collective/read$",
+    "/collective/sheets$",
+    "/collective/sheets/show$",
+    "/collective/sheets/confirm$",
+    "/collective/end$",
+    "/collective/end/sheets$",
     "/status$",
     "/$",
     "/keys$",

@@ -15,6 +15,7 @@ mod model;
 mod part;
 mod queue;
 mod spare;
+mod stewards;
 mod update;
 mod uplink;
 mod weights;
@@ -32,7 +33,7 @@ const GIB: u64 = 1 << 30;
 
 /// Everything that is wrong with what was seen.
 pub fn all(seen: &Seen) -> Vec<Issue> {
-    let checks: [fn(&Seen) -> Vec<Issue>; 18] = [
+    let checks: [fn(&Seen) -> Vec<Issue>; 19] = [
         gpu_fault::check,
         gpu_memory::check,
         gpu_heat::check,
@@ -50,6 +51,7 @@ pub fn all(seen: &Seen) -> Vec<Issue> {
         backup::check,
         spare::check,
         alerts::check,
+        stewards::check,
         model::check,
     ];
     checks.iter().flat_map(|check| check(seen)).collect()

@@ -75,6 +75,7 @@ struct Slow {
     drives: Option<String>,
     update: Option<UpdateSeen>,
     weights: Option<String>,
+    stewards: Option<usize>,
 }
 
 /// The change of model that members were told of.
@@ -159,6 +160,11 @@ impl Eyes {
             self.slow.update = self.update().await;
         }
         look.seen.update.clone_from(&self.slow.update);
+        if every(looks, 10) {
+            self.slow.stewards = self.stewards().await.map(|stewards| stewards.len());
+        }
+        let trial = look.status.as_deref().is_none_or(|status| status.site.is_trial());
+        look.seen.stewards = self.slow.stewards.filter(|_| !trial);
         self.look_at_weights(&mut look, remembered, now).await;
         self.look_at_uplinks(&mut look).await;
         self.told(&mut look.seen);

@@ -180,27 +180,8 @@ impl Parts for Units {
     }
 
     async fn keep_only(&self, wanted: &BTreeSet<Part>) {
-        type Listed = (
-            String,
-            String,
-            String,
-            String,
-            String,
-            String,
-            OwnedObjectPath,
-            u32,
-            String,
-            OwnedObjectPath,
-        );
         let ours = [format!("{ENGINE}*{SERVICE}"), WAN.to_owned(), POWER.to_owned()];
-        let asked = (["active", "activating"].as_slice(), ours.as_slice());
-        let listing = self.manager("ListUnitsByPatterns", &asked, LEFTOVERS);
-        // A bus that is there and says nothing is waited for no longer than one that is away.
-        let listed: Result<Vec<Listed>, String> =
-            match tokio::time::timeout(LEFTOVERS, listing).await {
-                Ok(listed) => listed.map_err(|error| say(&error)),
-                Err(_) => Err("the message bus does not answer".to_owned()),
-            };
+        let listed = self.running(&ours).await;
         let listed = match listed {
             Ok(listed) => listed,
             Err(why) => {
@@ -210,12 +191,37 @@ impl Parts for Units {
                 return;
             }
         };
-        for (unit, ..) in listed {
+        for unit in listed {
             if part_of(&unit).is_some_and(|part| wanted.contains(&part)) {
                 continue;
             }
             log::info!("{unit} still runs but is not in the site any more; ending it");
             self.tell("stop", "StopUnit", (unit, "replace".to_owned()));
+        }
+    }
+
+    async fn quiet(&self) -> Result<(), PartsError> {
+        let ours = [
+            format!("{ENGINE}*{SERVICE}"),
+            unit_of(&Part::Gateway),
+            unit_of(&Part::Health),
+            WAN.to_owned(),
+            POWER.to_owned(),
+        ];
+        let begun = Instant::now();
+        loop {
+            let fail = |why: String| PartsError::Unit { act: "end", unit: ours.join(", "), why };
+            let listed = self.running(&ours).await.map_err(fail)?;
+            if listed.is_empty() {
+                return Ok(());
+            }
+            if begun.elapsed() > QUEUED {
+                return Err(fail(format!("{} still run", listed.join(", "))));
+            }
+            for unit in listed {
+                self.tell("stop", "StopUnit", (unit, "replace".to_owned()));
+            }
+            tokio::time::sleep(LOOK_STARTING).await;
         }
     }
 
@@ -240,6 +246,33 @@ impl Drop for Promise<'_> {
 }
 
 impl Units {
+    /// Those units of these patterns that run, or are about to.
+    async fn running(&self, patterns: &[String]) -> Result<Vec<String>, String> {
+        type Listed = (
+            String,
+            String,
+            String,
+            String,
+            String,
+            String,
+            OwnedObjectPath,
+            u32,
+            String,
+            OwnedObjectPath,
+        );
+        let asked = (["active", "activating", "deactivating"].as_slice(), patterns);
+        let listing = self.manager("ListUnitsByPatterns", &asked, LEFTOVERS);
+        // A bus that is there and says nothing is waited for no longer than one that is away.
+        match tokio::time::timeout(LEFTOVERS, listing).await {
+            Ok(Ok(listed)) => {
+                let listed: Vec<Listed> = listed;
+                Ok(listed.into_iter().map(|(unit, ..)| unit).collect())
+            }
+            Ok(Err(error)) => Err(say(&error)),
+            Err(_) => Err("the message bus does not answer".to_owned()),
+        }
+    }
+
     /// Tells the manager something that nobody waits for.
     fn tell<B>(&self, act: &'static str, method: &'static str, body: B)
     where
