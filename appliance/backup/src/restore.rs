@@ -15,7 +15,8 @@ use crate::what::fate;
 use crate::{BackupError, Examined, Fate, Folders, KitKey, Record, Repository, Snapshot, Stop};
 
 /// Folders that parts are given by name before they start: an empty one is in no backup, and without it they would not start.
-pub const ALWAYS_THERE: [&str; 5] = ["audit", "health", "kv", "packed", "weights"];
+pub const ALWAYS_THERE: [&str; 8] =
+    ["audit", "health", "kv", "packed", "power", "uplinks", "upstreams", "weights"];
 /// Where the key of the backups of the box before is, in what was put aside.
 pub const FORMER_KEY: &str = "backup-key";
 

@@ -49,6 +49,8 @@ impl Cents {
             || (one_kind
                 && other_kind
                 && (1..=3).contains(&parts[0].len())
+                // 0.125 is an eighth, not a hundred and twenty-five.
+                && !parts[0].starts_with('0')
                 && parts[1..].iter().all(|part| part.len() == 3));
         let plain: String = parts.concat();
         if !grouped || plain.is_empty() || ![plain.as_str(), cents].iter().all(|t| all_digits(t)) {
@@ -184,6 +186,8 @@ mod tests {
             "1,234,56.7.8",
             "--1",
             "1.234.50",
+            "0.125",
+            "-0,500",
         ] {
             assert!(Cents::typed(bad).is_err(), "{bad:?}: {:?}", Cents::typed(bad));
         }

@@ -102,6 +102,8 @@ pub fn read_bank(
     if texts.is_empty() {
         return Err(LedgerError::Column("the text"));
     }
+    // Some banks write amounts without a sign, and which way the money went beside them.
+    let side = column(&["af bij", "debit/credit", "soll/haben", "s/h"]);
     let members = by_name(members);
     let (mut rows, mut seen) = (Vec::new(), BTreeMap::new());
     for record in table.records() {
@@ -113,6 +115,10 @@ pub fn read_bank(
         let cell = |at: usize| record.get(at).unwrap_or_default();
         let day = day_of(cell(day)).map_err(|e| line(at, &e.to_string()))?;
         let amount = Cents::typed(cell(amount)).map_err(|e| line(at, &e.to_string()))?;
+        let goes_out = side.is_some_and(|at| {
+            ["af", "debit", "soll", "s"].contains(&cell(at).to_lowercase().as_str())
+        });
+        let amount = if goes_out { -amount.size() } else { amount };
         let text = texts.iter().map(|at| cell(*at)).filter(|text| !text.is_empty());
         let text = plain(&text.collect::<Vec<_>>().join(" · "));
         // The same line twice in one table is two transfers.
@@ -243,6 +249,15 @@ mod tests {
                 ("payment", Some(2), 100),
             ]
         );
+    }
+
+    #[test]
+    fn which_way_the_money_went_may_stand_beside_an_amount_without_a_sign() {
+        let table = "Datum;Bedrag (EUR);Af Bij;Mededelingen\n20261127;12,50;Af;power\n20261127;12,50;Bij;who knows\n";
+        let rows = read_bank(table, &members(), &BTreeSet::new()).unwrap();
+        let amounts: Vec<i64> = rows.iter().map(|row| row.amount.0).collect();
+        assert_eq!(amounts, [-1250, 1250]);
+        assert!(matches!(&rows[0].found, Found::New(entry) if entry.kind == Kind::Cost));
     }
 
     #[test]

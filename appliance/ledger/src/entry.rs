@@ -161,7 +161,8 @@ impl NewEntry {
         if self.amount == Cents(0) {
             return Err(LedgerError::Nothing);
         }
-        let wrong_sign = self.amount.0 < 0 && self.corrects.is_none() && self.kind != Kind::Fund;
+        let either_sign = matches!(self.kind, Kind::Fund | Kind::Share);
+        let wrong_sign = self.amount.0 < 0 && self.corrects.is_none() && !either_sign;
         if wrong_sign || self.kind.has_member() != self.member.is_some() {
             return Err(LedgerError::Amount(self.amount.to_string()));
         }

@@ -82,9 +82,10 @@ pub fn shares<'a>(
         }
         false => (Basis::Equally, vec![1; members.len()]),
     };
+    // Less than nothing is left where a cost was taken back after it was split: then it goes back.
     let parts = match left.0 {
-        1.. => split(left, &weights),
-        _ => Vec::new(),
+        0 => Vec::new(),
+        _ => split(left, &weights),
     };
     let parts = members.iter().zip(parts).map(|(member, amount)| Share { member: *member, amount });
     (basis, parts.filter(|share| share.amount != Cents(0)).collect())

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use polder_site::{Backup, EngineName, EngineSlot, RecipeName, Site};
+use polder_site::{Backup, EngineKind, EngineName, EngineSlot, RecipeName, Site};
 
 /// What becomes of a model of the main box on its spare.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,8 +34,10 @@ pub fn choose(
 ) -> Vec<Choice> {
     let mut site = adapt(main, spare, BTreeMap::new(), None);
     let mut choices = Vec::new();
+    // What another server serves needs no weights here.
+    let there = |slot: &EngineSlot| slot.kind == EngineKind::Url || imported.contains(&slot.recipe);
     for (name, slot) in &main.engines {
-        if !imported.contains(&slot.recipe) {
+        if !there(slot) {
             let why = "its weights are not here".to_owned();
             choices.push(Choice::Without(name.clone(), slot.recipe.clone(), why));
             continue;
@@ -50,7 +52,7 @@ pub fn choose(
         }
     }
     if site.engines.is_empty() {
-        let mut own = spare.engines.values().filter(|slot| imported.contains(&slot.recipe));
+        let mut own = spare.engines.values().filter(|slot| there(slot));
         for choice in &mut choices {
             let Choice::Without(name, instead_of, why) = choice.clone() else { continue };
             let Some(slot) = own.next().cloned() else { break };

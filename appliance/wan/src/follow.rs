@@ -48,7 +48,7 @@ pub async fn serve(
     let site = Store::open(state)?.current()?.ok_or_else(|| WanError::NoBox(state.to_owned()))?;
     let (tell, uplinks) = watch::channel(site.uplinks);
     // A box of a pair does not say that it is where its names are before it knows that it serves.
-    let paired = state.join("spare/term.json").exists();
+    let paired = site.spare.is_some();
     let (tell_dns, dns) = watch::channel(site.dynamic_dns.filter(|_| !paired));
     let (said, told_whom) = watch::channel(None);
     let (status, seen) = watch::channel(WanStatus::default());
