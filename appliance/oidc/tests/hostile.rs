@@ -392,7 +392,7 @@ fn a_service_that_is_away_or_none_or_another_says_so_in_a_sentence() {
     assert!(matches!(away, OidcError::Away { .. }), "{away}");
     assert!(away.to_string().contains("sign in with your password"), "{away}");
     let mut site = service.site();
-    site.root = Some("-----BEGIN CERTIFICATE-----\nnone\n-----END CERTIFICATE-----\n".into());
+    site.root = Some("-----BEGIN CERTIFICATE-----\n!none!\n-----END CERTIFICATE-----\n".into());
     let root = Services::default().of(&site, None).map(drop).unwrap_err();
     assert!(matches!(root, OidcError::Root), "{root}");
 }
