@@ -148,7 +148,7 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response
             h2 { "Your data, and leaving" }
             p { "Download everything that the box has about you, or leave it for good." }
             div.row {
-                a.button.quiet href="/account/export" { "Download my data" }
+                form method="post" action="/account/export" { button.quiet type="submit" { "Download my data" } }
                 a.button.quiet href="/account/leave" { "Leave" }
             }
         }

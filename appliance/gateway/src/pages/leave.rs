@@ -151,7 +151,7 @@ async fn own_page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Resp
         section.card {
             h2 { "First: take your data along" }
             p { "One archive with everything that the box has about you: profile, the names of your keys, what was counted. Only you get it. Conversations are not in it: the box keeps none in words; those of the chat page are in your browser." }
-            a.button.quiet href="/account/export" { "Download my data" }
+            form method="post" action="/account/export" { button.quiet type="submit" { "Download my data" } }
         }
         section.card {
             h2 { "Then: leave" }
