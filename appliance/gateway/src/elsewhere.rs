@@ -13,7 +13,9 @@ use http_body_util::{BodyExt, Limited};
 use jiff::Timestamp;
 use polder_control::{BoxStatus, EngineStatus, SecretText};
 use polder_members::{BudgetUsedUp, MembersError, Reserved, Trying, UsedElsewhere};
-use polder_site::{EngineName, RecipeName, UpstreamModel, UpstreamName, UpstreamServer};
+use polder_site::{
+    EngineName, EngineSlot, RecipeName, Site, UpstreamModel, UpstreamName, UpstreamServer,
+};
 use polder_upstream::{
     Answered, Asked, Candidate, Ended, Fault, Here, Holder, Leave, Meter, Metered, Price, Secrets,
     SecretsError, Situation, Usage, Way, WhyNot, Wire, WireBody, answered, prompt_estimate, speaks,
@@ -80,6 +82,17 @@ pub(crate) fn models(status: &BoxStatus, trying: Option<Trying>) -> Vec<Model> {
         }
     }
     all
+}
+
+/// Does the slot that serves it pass every question on to a server at another machine?
+pub(crate) fn lives_on_another_machine(site: &Site, model: &Model) -> bool {
+    let slot = model.slot.as_ref().and_then(|slot| site.engines.get(slot));
+    slot.is_some_and(is_on_another_machine)
+}
+
+/// The same of a slot.
+pub(crate) fn is_on_another_machine(slot: &EngineSlot) -> bool {
+    slot.served.as_ref().is_some_and(|served| !served.url.is_this_machine())
 }
 
 /// The model that a request names: one here first; the only one if none is named.

@@ -183,6 +183,12 @@ pub(crate) async fn relay(
         return refusal.clone().into_response();
     }
     let (revoked, ending, leave) = (caller.revoked.clone(), caller.ending, caller.leave);
+    if leave == Leave::Refused && elsewhere::lives_on_another_machine(&status.site, model) {
+        return ApiError::not_yours(
+            "this model is served by another machine, and you let nothing leave the box",
+        )
+        .into_response();
+    }
     let way = elsewhere::way(gateway, &status, model, leave, &question, refusal.is_some()).await;
     let prompt = prompt_estimate(&question.body);
     let waiting = Waiting::of(caller, model.name.to_string(), prompt);

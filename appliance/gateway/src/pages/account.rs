@@ -195,9 +195,17 @@ fn leaves(gateway: &Gateway, stays_here: bool) -> Markup {
     card(
         "What may leave the box",
         html! {
-            @if site.upstreams.is_empty() {
+            @let passed_on = site.engines.iter().filter(|(_, slot)| is_on_another_machine(slot)).collect::<Vec<_>>();
+            @if site.upstreams.is_empty() && passed_on.is_empty() {
                 p { "Nothing of what you ask leaves this box: it asks no other server." }
-            } @else {
+            }
+            @if !passed_on.is_empty() {
+                p { "These models are served by another machine, which reads each question to them:" }
+                ul { @for (name, slot) in &passed_on {
+                    li { strong { (name) } @if let Some(served) = &slot.served { " (" code { (served.url.authority()) } ")" } }
+                } }
+            }
+            @if !site.upstreams.is_empty() {
                 p { "Where the box cannot answer, it may put your question, with all of the conversation, to a server elsewhere. Whoever runs that reads it. It is not told who you are." }
                 ul { @for (name, server) in &site.upstreams {
                     li { strong { (name) } " (" code { (server.url.authority()) } "): " (server.when()) }
