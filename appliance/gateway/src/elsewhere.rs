@@ -258,11 +258,11 @@ pub(crate) async fn ask(
         Ok(answer) => answer,
         Err(error) => {
             log::warn!(upstream:% = name; "a server elsewhere gave no answer: {error}");
-            // What it may have read it may have charged.
-            spending.over(match error.unseen() {
-                true => None,
-                false => Some(Usage { prompt, ..Usage::default() }),
-            });
+            // What it may have read it may answer to its end, and charge: then the most is booked.
+            if error.unseen() {
+                spending.over(None);
+            }
+            drop(spending);
             return Outcome::Failed(unreachable(name, &error.to_string()));
         }
     };
@@ -383,12 +383,12 @@ async fn refused(
     key: Option<&SecretText>,
     mut spending: Spending,
 ) -> Outcome {
+    // Nobody charges for a refusal, also where the client does not wait for its sentence.
+    spending.over(None);
     let (parts, body) = answer.into_parts();
     let body = Limited::new(body, LONGEST_REFUSAL).collect();
     let body = tokio::time::timeout(REFUSAL_WITHIN, body).await;
     let body = body.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
-    // Nobody charges for a refusal.
-    spending.over(None);
     let secret = key.map(SecretText::expose);
     let judged =
         answered(name.as_str(), &there.called, parts.status, &parts.headers, &body, secret);
@@ -402,7 +402,7 @@ async fn refused(
     }
 }
 
-/// Money that is set aside, until it is known what the answer used. Left by the client, it is what was read.
+/// Money that is set aside, until it is known what the answer used. Where that is never known, all of it is booked.
 struct Spending {
     reserved: Option<Reserved>,
     price: Price,
@@ -428,8 +428,11 @@ impl Spending {
 
 impl Drop for Spending {
     fn drop(&mut self) {
-        let sent = self.sent.load(Ordering::Relaxed);
-        self.over(sent.then_some(Usage { prompt: self.prompt, ..Usage::default() }));
+        match self.sent.load(Ordering::Relaxed) {
+            // It may be at work on the whole answer: what was set aside is booked.
+            true => drop(self.reserved.take()),
+            false => self.over(None),
+        }
     }
 }
 
