@@ -12,6 +12,7 @@ use polder_members::{MembersError, Secret, SessionInfo};
 use polder_page::{Field, Page, Tone, badge, banner, card, facts, field, table, tick, when};
 use serde::Deserialize;
 
+use crate::elsewhere::is_on_another_machine;
 use crate::pages::arrive;
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::home::Said;
@@ -192,10 +193,11 @@ fn kept(gateway: &Gateway) -> Markup {
 fn leaves(gateway: &Gateway, stays_here: bool) -> Markup {
     let status = gateway.status();
     let site = &status.site;
+    let passed_on: Vec<_> =
+        site.engines.iter().filter(|(_, slot)| is_on_another_machine(slot)).collect();
     card(
         "What may leave the box",
         html! {
-            @let passed_on = site.engines.iter().filter(|(_, slot)| is_on_another_machine(slot)).collect::<Vec<_>>();
             @if site.upstreams.is_empty() && passed_on.is_empty() {
                 p { "Nothing of what you ask leaves this box: it asks no other server." }
             }
