@@ -76,13 +76,14 @@ pub(super) async fn set(
             return Ok(with_status(StatusCode::BAD_REQUEST, page));
         }
     };
-    let secret = wish.secret.trim().to_owned();
+    let (of, secret) = (sign_in.clone(), wish.secret.trim().to_owned());
+    // First what may be refused: the secret of the service that stays is not overwritten for nothing.
+    change_site(&gateway, &who, SiteChange::SignIn(Box::new(sign_in))).await?;
     if !secret.is_empty() {
-        let (identities, of) = (gateway.identities.clone(), sign_in.clone());
+        let identities = gateway.identities.clone();
         keep(move || identities.keep_secret(&of, &Secret::new(secret))).await?;
         who.record(&gateway, "entered", "the secret for where people sign in").await;
     }
-    change_site(&gateway, &who, SiteChange::SignIn(Box::new(sign_in))).await?;
     Ok(Redirect::to("/identity?said=identity").into_response())
 }
 
@@ -90,6 +91,13 @@ pub(super) async fn remove(
     State(gateway): State<Arc<Gateway>>,
     Steward(who): Steward,
 ) -> Result<Response, Trouble> {
+    if !who.member.has_password {
+        let why = "you have no password on this box and could not sign in any more; set one for yourself first";
+        let wrong = banner(Tone::Bad, html! { p { (sentence(why)) } });
+        let wish = Wish::of(&gateway.status().site);
+        let page = page(&gateway, &who, wrong, &wish).await;
+        return Ok(with_status(StatusCode::BAD_REQUEST, page));
+    }
     change_site(&gateway, &who, SiteChange::RemoveSignIn).await?;
     let identities = gateway.identities.clone();
     keep(move || identities.forget_secret()).await?;
