@@ -77,7 +77,10 @@ pub(crate) fn models(status: &BoxStatus, trying: Option<Trying>) -> Vec<Model> {
     for name in status.site.upstreams.values().flat_map(|server| server.models.keys()) {
         // What an engine here serves, to whomever, is not asked for elsewhere under its name.
         let served = status.engines.iter().any(|engine| engine.recipe == *name);
-        if !served && !all.iter().any(|model| model.shown == name.as_str()) {
+        // Nor what was put aside here for the hours in which another one is tried.
+        let parked = status.site.succession.as_ref().and_then(|now| now.parked.as_ref());
+        let parked = parked.is_some_and(|slot| slot.recipe == *name);
+        if !served && !parked && !all.iter().any(|model| model.shown == name.as_str()) {
             all.push(Model::only_elsewhere(status, name));
         }
     }
