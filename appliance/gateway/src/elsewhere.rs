@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use polder_control::{BoxStatus, EngineStatus, SecretText};
 use polder_members::{BudgetUsedUp, MembersError, Reserved, Trying, UsedElsewhere};
 use polder_site::{
-    EngineName, EngineSlot, RecipeName, Site, UpstreamModel, UpstreamName, UpstreamServer,
+    EngineName, EngineSlot, RecipeName, Site, UpstreamKind, UpstreamModel, UpstreamName, UpstreamServer,
 };
 use polder_upstream::{
     Answered, Asked, Candidate, Ended, Fault, Here, Holder, Leave, Meter, Metered, Price, Secrets,
@@ -247,6 +247,7 @@ pub(crate) async fn ask(
         Err(error) => return Outcome::Failed(error),
     };
     let wire = match Wire::to(&server.url, server.authority.as_deref(), key.as_ref()) {
+        Ok(wire) if server.kind == UpstreamKind::Polder => wire.to_polder(),
         Ok(wire) => wire,
         Err(error) => {
             reserved.settle(UsedElsewhere::default());

@@ -98,6 +98,11 @@ impl Caller {
         }
     }
 
+    /// What they ask now does not leave the box, whatever they said of it.
+    pub(crate) fn keep_here(&mut self) {
+        self.leave = Leave::Refused;
+    }
+
     /// Why they may have no more of an answer, if so.
     pub(crate) fn ending(&self) -> Option<Ending> {
         if self.revoked.is_cancelled() {
