@@ -223,8 +223,8 @@ async fn page(gateway: &Arc<Gateway>, who: &SignedIn, top: Markup, wish: &Wish) 
                 (tick("new_people", "Make members of people who are new here", "Otherwise only those come in who linked themselves on their account page.", !wish.new_people.is_empty()))
                 div.fields {
                     (text("groups_claim", "Claim with the groups", "groups, unless the service is set otherwise", if wish.groups_claim.is_empty() { "groups" } else { &wish.groups_claim }, false))
-                    (lines("members", "Groups that may come in", "One a line. Empty: whoever the service knows.", &wish.members))
-                    (lines("stewards", "Groups of stewards", "One a line. Empty: it makes nobody a steward. Who leaves them is a member again; stewards whom you made here stay.", &wish.stewards))
+                    (lines("members", "Groups that may come in", "One a line. Empty: whoever the service knows. The box looks when somebody signs in; to shut somebody out at once, disable them on the page Members.", &wish.members))
+                    (lines("stewards", "Groups of stewards", "One a line. Empty: it makes nobody a steward. Who leaves them is a member again the next time they sign in there; to shut somebody out at once, disable them on the page Members. Stewards whom you made here stay.", &wish.stewards))
                 }
                 (tick("tell_email", "Tell other apps the addresses that it has proven", "Instead of member-1@… Apps tell people apart by their address: for one that is in use already everybody is somebody new.", !wish.tell_email.is_empty()))
                 (lines("root", "Certificate of its authority", "Only if browsers do not know the authority that signed its certificate. Then no other is trusted for it.", &wish.root))
