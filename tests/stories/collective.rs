@@ -48,7 +48,7 @@ fn a_member_takes_their_data_along_leaves_and_nothing_of_theirs_works_any_more()
     stream.next().unwrap().unwrap();
 
     let cookie = client.sign_in(PEOPLE[2], PASSWORD);
-    let data = client.look("/account/export", &cookie);
+    let data = client.form("/account/export", &cookie, &[]);
     assert_eq!((data.status, data.header("content-type")), (200, Some("application/zip")));
     let page = client.look("/account/leave", &cookie).text;
     assert!(page.contains("API keys (1)") && page.contains("kept of your conversations"), "{page}");

@@ -110,12 +110,13 @@ impl Asker {
     }
 
     /// What its bearer lets nothing leave the box for lives elsewhere in vain.
-    fn reaches(&self, model: &Model) -> bool {
+    fn reaches(&self, site: &Site, model: &Model) -> bool {
         let stays_here = match self {
             Self::Key(grant) => grant.stays_here,
             Self::Member(member) => member.stays_here,
         };
-        model.slot.is_some() || !stays_here
+        let here = model.slot.is_some() && !elsewhere::lives_on_another_machine(site, model);
+        here || !stays_here
     }
 }
 
@@ -162,6 +163,10 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
     let model = read(&body.bytes, named_model).await?;
     let found = usable(&gateway.status(), &asker, asker.trying(&gateway), model.as_deref())?;
     let mut caller = caller;
+    // Two boxes that name each other would pass it round for ever.
+    if parts.headers.contains_key(polder_upstream::ELSEWHERE) {
+        caller.keep_here();
+    }
     if caller.counts_tokens() {
         caller.reserve(read(&body.bytes, most_used).await)?;
     }
@@ -283,7 +288,7 @@ async fn models(State(gateway): State<Arc<Gateway>>, asker: Asker) -> Json<serde
     let (status, trying) = (gateway.status(), asker.trying(&gateway));
     let all = elsewhere::models(&status, trying);
     let usable = all.iter().filter(|model| {
-        asker.reaches(model) && may_ask(&status, &asker, model, trying, Some(&model.shown))
+        asker.reaches(&status.site, model) && may_ask(&status, &asker, model, trying, Some(&model.shown))
     });
     let data: Vec<_> = usable.map(describe).collect();
     Json(json!({ "object": "list", "data": data }))

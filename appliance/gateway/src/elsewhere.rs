@@ -13,7 +13,9 @@ use http_body_util::{BodyExt, Limited};
 use jiff::Timestamp;
 use polder_control::{BoxStatus, EngineStatus, SecretText};
 use polder_members::{BudgetUsedUp, MembersError, Reserved, Trying, UsedElsewhere};
-use polder_site::{EngineName, RecipeName, UpstreamModel, UpstreamName, UpstreamServer};
+use polder_site::{
+    EngineName, EngineSlot, RecipeName, Site, UpstreamKind, UpstreamModel, UpstreamName, UpstreamServer,
+};
 use polder_upstream::{
     Answered, Asked, Candidate, Ended, Fault, Here, Holder, Leave, Meter, Metered, Price, Secrets,
     SecretsError, Situation, Usage, Way, WhyNot, Wire, WireBody, answered, prompt_estimate, speaks,
@@ -75,11 +77,25 @@ pub(crate) fn models(status: &BoxStatus, trying: Option<Trying>) -> Vec<Model> {
     for name in status.site.upstreams.values().flat_map(|server| server.models.keys()) {
         // What an engine here serves, to whomever, is not asked for elsewhere under its name.
         let served = status.engines.iter().any(|engine| engine.recipe == *name);
-        if !served && !all.iter().any(|model| model.shown == name.as_str()) {
+        // Nor what was put aside here for the hours in which another one is tried.
+        let parked = status.site.succession.as_ref().and_then(|now| now.parked.as_ref());
+        let parked = parked.is_some_and(|slot| slot.recipe == *name);
+        if !served && !parked && !all.iter().any(|model| model.shown == name.as_str()) {
             all.push(Model::only_elsewhere(status, name));
         }
     }
     all
+}
+
+/// Does the slot that serves it pass every question on to a server at another machine?
+pub(crate) fn lives_on_another_machine(site: &Site, model: &Model) -> bool {
+    let slot = model.slot.as_ref().and_then(|slot| site.engines.get(slot));
+    slot.is_some_and(is_on_another_machine)
+}
+
+/// The same of a slot.
+pub(crate) fn is_on_another_machine(slot: &EngineSlot) -> bool {
+    slot.served.as_ref().is_some_and(|served| !served.url.is_this_machine())
 }
 
 /// The model that a request names: one here first; the only one if none is named.
@@ -231,6 +247,7 @@ pub(crate) async fn ask(
         Err(error) => return Outcome::Failed(error),
     };
     let wire = match Wire::to(&server.url, server.authority.as_deref(), key.as_ref()) {
+        Ok(wire) if server.kind == UpstreamKind::Polder => wire.to_polder(),
         Ok(wire) => wire,
         Err(error) => {
             reserved.settle(UsedElsewhere::default());
@@ -245,11 +262,11 @@ pub(crate) async fn ask(
         Ok(answer) => answer,
         Err(error) => {
             log::warn!(upstream:% = name; "a server elsewhere gave no answer: {error}");
-            // What it may have read it may have charged.
-            spending.over(match error.unseen() {
-                true => None,
-                false => Some(Usage { prompt, ..Usage::default() }),
-            });
+            // What it may have read it may answer to its end, and charge: then the most is booked.
+            if error.unseen() {
+                spending.over(None);
+            }
+            drop(spending);
             return Outcome::Failed(unreachable(name, &error.to_string()));
         }
     };
@@ -370,12 +387,12 @@ async fn refused(
     key: Option<&SecretText>,
     mut spending: Spending,
 ) -> Outcome {
+    // Nobody charges for a refusal, also where the client does not wait for its sentence.
+    spending.over(None);
     let (parts, body) = answer.into_parts();
     let body = Limited::new(body, LONGEST_REFUSAL).collect();
     let body = tokio::time::timeout(REFUSAL_WITHIN, body).await;
     let body = body.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
-    // Nobody charges for a refusal.
-    spending.over(None);
     let secret = key.map(SecretText::expose);
     let judged =
         answered(name.as_str(), &there.called, parts.status, &parts.headers, &body, secret);
@@ -389,7 +406,7 @@ async fn refused(
     }
 }
 
-/// Money that is set aside, until it is known what the answer used. Left by the client, it is what was read.
+/// Money that is set aside, until it is known what the answer used. Where that is never known, all of it is booked.
 struct Spending {
     reserved: Option<Reserved>,
     price: Price,
@@ -415,8 +432,11 @@ impl Spending {
 
 impl Drop for Spending {
     fn drop(&mut self) {
-        let sent = self.sent.load(Ordering::Relaxed);
-        self.over(sent.then_some(Usage { prompt: self.prompt, ..Usage::default() }));
+        match self.sent.load(Ordering::Relaxed) {
+            // It may be at work on the whole answer: what was set aside is booked.
+            true => drop(self.reserved.take()),
+            false => self.over(None),
+        }
     }
 }
 

@@ -98,6 +98,11 @@ impl Caller {
         }
     }
 
+    /// What they ask now does not leave the box, whatever they said of it.
+    pub(crate) fn keep_here(&mut self) {
+        self.leave = Leave::Refused;
+    }
+
     /// Why they may have no more of an answer, if so.
     pub(crate) fn ending(&self) -> Option<Ending> {
         if self.revoked.is_cancelled() {
@@ -183,6 +188,12 @@ pub(crate) async fn relay(
         return refusal.clone().into_response();
     }
     let (revoked, ending, leave) = (caller.revoked.clone(), caller.ending, caller.leave);
+    if leave == Leave::Refused && elsewhere::lives_on_another_machine(&status.site, model) {
+        return ApiError::not_yours(
+            "this model is served by another machine, and you let nothing leave the box",
+        )
+        .into_response();
+    }
     let way = elsewhere::way(gateway, &status, model, leave, &question, refusal.is_some()).await;
     let prompt = prompt_estimate(&question.body);
     let waiting = Waiting::of(caller, model.name.to_string(), prompt);

@@ -105,6 +105,10 @@ impl Members {
         }
         let changed = self.follow_groups(&member, &identity.issuer, ruling)?;
         if !ruling.admitted {
+            // Who has a password may still come in by it; nobody else stays in by an old session.
+            if !member.has_password {
+                self.sign_out_everywhere(id)?;
+            }
             return Err(IdentityRefused::NotAdmitted);
         }
         let (member, session) = self.begin_session(id)?;

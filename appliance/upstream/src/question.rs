@@ -41,9 +41,9 @@ impl Asked {
     pub fn of(path: &str, body: &[u8], called: &str) -> Result<Self, QuestionFault> {
         let mut question: Map<String, Value> = serde_json::from_slice(body)?;
         let number = |name: &str| question.get(name).and_then(Value::as_u64);
-        let answer = number("max_completion_tokens")
-            .or_else(|| number("max_output_tokens"))
-            .or_else(|| number("max_tokens"));
+        // Which of them a server heeds is its own affair.
+        let limits = ["max_completion_tokens", "max_output_tokens", "max_tokens"];
+        let answer = limits.into_iter().filter_map(number).max();
         let answers = number("n").unwrap_or(1).max(number("best_of").unwrap_or(1));
         let stream = question.get("stream").and_then(Value::as_bool).unwrap_or(false);
         let tells = ["/v1/chat/completions", "/v1/completions"].contains(&path);
@@ -104,6 +104,8 @@ pub(crate) mod tests {
             (asked.answer, asked.answers, asked.stream, asked.hide_usage),
             (Some(7), 2, false, false)
         );
+        let both = Asked::of(CHAT, br#"{"max_completion_tokens":1,"max_tokens":9}"#, "b").unwrap();
+        assert_eq!(both.answer, Some(9));
     }
 
     #[test]

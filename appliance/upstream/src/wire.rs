@@ -39,6 +39,9 @@ const HEAD: Duration = Duration::from_secs(300);
 /// Most of a short answer that is read whole.
 const LONGEST_SHORT: usize = 1 << 20;
 
+/// From one Polder box to another: this question was passed on already, and goes no further.
+pub const ELSEWHERE: HeaderName = HeaderName::from_static("polder-elsewhere");
+
 /// No answer began. Each sentence is fit for a person and has no key in it.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
@@ -109,6 +112,7 @@ pub struct Wire {
     place: Place,
     key: Option<HeaderValue>,
     head: Duration,
+    passes_on: bool,
 }
 
 impl Wire {
@@ -133,7 +137,13 @@ impl Wire {
             value.set_sensitive(true);
             Ok(value)
         };
-        Ok(Self { place, key: key.map(bearer).transpose()?, head: HEAD })
+        Ok(Self { place, key: key.map(bearer).transpose()?, head: HEAD, passes_on: false })
+    }
+
+    /// To another Polder box: what it is asked is not to go on from there.
+    pub fn to_polder(mut self) -> Self {
+        self.passes_on = true;
+        self
     }
 
     /// Waits only so long for an answer to begin.
@@ -216,6 +226,9 @@ impl Wire {
             if let Some(value) = from_client.get(name) {
                 headers.insert(HeaderName::from_static(name), value.clone());
             }
+        }
+        if self.passes_on {
+            headers.insert(ELSEWHERE, HeaderValue::from_static("1"));
         }
         if let Some(key) = &self.key {
             headers.insert(AUTHORIZATION, key.clone());

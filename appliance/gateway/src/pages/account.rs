@@ -12,6 +12,7 @@ use polder_members::{MembersError, Secret, SessionInfo};
 use polder_page::{Field, Page, Tone, badge, banner, card, facts, field, table, tick, when};
 use serde::Deserialize;
 
+use crate::elsewhere::is_on_another_machine;
 use crate::pages::arrive;
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::home::Said;
@@ -148,7 +149,7 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response
             h2 { "Your data, and leaving" }
             p { "Download everything that the box has about you, or leave it for good." }
             div.row {
-                a.button.quiet href="/account/export" { "Download my data" }
+                form method="post" action="/account/export" { button.quiet type="submit" { "Download my data" } }
                 a.button.quiet href="/account/leave" { "Leave" }
             }
         }
@@ -192,12 +193,21 @@ fn kept(gateway: &Gateway) -> Markup {
 fn leaves(gateway: &Gateway, stays_here: bool) -> Markup {
     let status = gateway.status();
     let site = &status.site;
+    let passed_on: Vec<_> =
+        site.engines.iter().filter(|(_, slot)| is_on_another_machine(slot)).collect();
     card(
         "What may leave the box",
         html! {
-            @if site.upstreams.is_empty() {
+            @if site.upstreams.is_empty() && passed_on.is_empty() {
                 p { "Nothing of what you ask leaves this box: it asks no other server." }
-            } @else {
+            }
+            @if !passed_on.is_empty() {
+                p { "These models are served by another machine, which reads each question to them:" }
+                ul { @for (name, slot) in &passed_on {
+                    li { strong { (name) } @if let Some(served) = &slot.served { " (" code { (served.url.authority()) } ")" } }
+                } }
+            }
+            @if !site.upstreams.is_empty() {
                 p { "Where the box cannot answer, it may put your question, with all of the conversation, to a server elsewhere. Whoever runs that reads it. It is not told who you are." }
                 ul { @for (name, server) in &site.upstreams {
                     li { strong { (name) } " (" code { (server.url.authority()) } "): " (server.when()) }

@@ -103,26 +103,45 @@ async fn keep(
     let read = async {
         let name = name?;
         let server = read(&wish, before.as_ref()).await?;
+        // A key is for whoever gave it.
+        let moved = before.as_ref().is_some_and(|before| before.url.authority() != server.url.authority());
         // The site is asked before a key is put down for what it does not take.
         let upstream = Box::new(server);
         let change = SiteChange::Upstream { name: name.clone(), upstream };
         change.applied_to(&gateway.status().site).check().map_err(|e| e.to_string())?;
-        let key = SecretText::new(&wish.key);
-        if !key.expose().is_empty() || wish.forget_key == "yes" {
-            let (secrets, holder) = (Secrets::of(&gateway.state), name.clone());
-            let kept = gateway.members.ask(move |_| secrets.keep(Holder::Upstream(&holder), &key));
-            kept.await.map_err(|e| e.to_string())?;
-            who.record(gateway, "changed the key for", name.as_str()).await;
+        let new_key = SecretText::new(&wish.key);
+        let changes_key = !new_key.expose().is_empty() || wish.forget_key == "yes";
+        if moved && key(gateway, &name).await?.is_some() {
+            if !changes_key {
+                return Err(format!(
+                    "the key that is kept for {name} is for {}; type the one for the new address, or tick that the old one be forgotten",
+                    before.as_ref().map_or("", |before| before.url.host())
+                ));
+            }
+            // Nobody at the new address ever sees it, whatever becomes of the rest.
+            keep_key(gateway, &name, SecretText::new("")).await?;
         }
-        Ok::<_, String>(change)
+        Ok::<_, String>((name, change, changes_key.then_some(new_key)))
     };
     match read.await {
-        Ok(change) => {
+        Ok((name, change, new_key)) => {
             change_site(gateway, who, change).await?;
+            if let Some(new_key) = new_key {
+                let kept = keep_key(gateway, &name, new_key).await;
+                kept.map_err(|why| Trouble::Say(StatusCode::INTERNAL_SERVER_ERROR, why))?;
+                who.record(gateway, "changed the key for", name.as_str()).await;
+            }
             Ok(Redirect::to("/elsewhere?said=upstream").into_response())
         }
         Err(why) => wrong(gateway, who, &why, before.is_none().then_some(&wish)).await,
     }
+}
+
+/// An empty key is none.
+async fn keep_key(gateway: &Gateway, name: &UpstreamName, key: SecretText) -> Result<(), String> {
+    let (secrets, holder) = (Secrets::of(&gateway.state), name.clone());
+    let kept = gateway.members.ask(move |_| secrets.keep(Holder::Upstream(&holder), &key));
+    kept.await.map_err(|error| error.to_string())
 }
 
 /// Whoever filled in the form wrong sees it as it was filled in.

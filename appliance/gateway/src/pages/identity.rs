@@ -76,13 +76,14 @@ pub(super) async fn set(
             return Ok(with_status(StatusCode::BAD_REQUEST, page));
         }
     };
-    let secret = wish.secret.trim().to_owned();
+    let (of, secret) = (sign_in.clone(), wish.secret.trim().to_owned());
+    // First what may be refused: the secret of the service that stays is not overwritten for nothing.
+    change_site(&gateway, &who, SiteChange::SignIn(Box::new(sign_in))).await?;
     if !secret.is_empty() {
-        let (identities, of) = (gateway.identities.clone(), sign_in.clone());
+        let identities = gateway.identities.clone();
         keep(move || identities.keep_secret(&of, &Secret::new(secret))).await?;
         who.record(&gateway, "entered", "the secret for where people sign in").await;
     }
-    change_site(&gateway, &who, SiteChange::SignIn(Box::new(sign_in))).await?;
     Ok(Redirect::to("/identity?said=identity").into_response())
 }
 
@@ -90,6 +91,13 @@ pub(super) async fn remove(
     State(gateway): State<Arc<Gateway>>,
     Steward(who): Steward,
 ) -> Result<Response, Trouble> {
+    if !who.member.has_password {
+        let why = "you have no password on this box and could not sign in any more; set one for yourself first";
+        let wrong = banner(Tone::Bad, html! { p { (sentence(why)) } });
+        let wish = Wish::of(&gateway.status().site);
+        let page = page(&gateway, &who, wrong, &wish).await;
+        return Ok(with_status(StatusCode::BAD_REQUEST, page));
+    }
     change_site(&gateway, &who, SiteChange::RemoveSignIn).await?;
     let identities = gateway.identities.clone();
     keep(move || identities.forget_secret()).await?;
@@ -215,8 +223,8 @@ async fn page(gateway: &Arc<Gateway>, who: &SignedIn, top: Markup, wish: &Wish) 
                 (tick("new_people", "Make members of people who are new here", "Otherwise only those come in who linked themselves on their account page.", !wish.new_people.is_empty()))
                 div.fields {
                     (text("groups_claim", "Claim with the groups", "groups, unless the service is set otherwise", if wish.groups_claim.is_empty() { "groups" } else { &wish.groups_claim }, false))
-                    (lines("members", "Groups that may come in", "One a line. Empty: whoever the service knows.", &wish.members))
-                    (lines("stewards", "Groups of stewards", "One a line. Empty: it makes nobody a steward. Who leaves them is a member again; stewards whom you made here stay.", &wish.stewards))
+                    (lines("members", "Groups that may come in", "One a line. Empty: whoever the service knows. The box looks when somebody signs in; to shut somebody out at once, disable them on the page Members.", &wish.members))
+                    (lines("stewards", "Groups of stewards", "One a line. Empty: it makes nobody a steward. Who leaves them is a member again the next time they sign in there; to shut somebody out at once, disable them on the page Members. Stewards whom you made here stay.", &wish.stewards))
                 }
                 (tick("tell_email", "Tell other apps the addresses that it has proven", "Instead of member-1@… Apps tell people apart by their address: for one that is in use already everybody is somebody new.", !wish.tell_email.is_empty()))
                 (lines("root", "Certificate of its authority", "Only if browsers do not know the authority that signed its certificate. Then no other is trusted for it.", &wish.root))

@@ -151,7 +151,7 @@ async fn own_page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Resp
         section.card {
             h2 { "First: take your data along" }
             p { "One archive with everything that the box has about you: profile, the names of your keys, what was counted. Only you get it. Conversations are not in it: the box keeps none in words; those of the chat page are in your browser." }
-            a.button.quiet href="/account/export" { "Download my data" }
+            form method="post" action="/account/export" { button.quiet type="submit" { "Download my data" } }
         }
         section.card {
             h2 { "Then: leave" }
@@ -182,6 +182,8 @@ struct Surroundings {
     engines: Vec<String>,
     trusting: bool,
     backups: Option<String>,
+    /// What makes a new member of whoever signs in there.
+    welcomes: Option<String>,
 }
 
 fn surroundings(gateway: &Gateway) -> Surroundings {
@@ -190,6 +192,7 @@ fn surroundings(gateway: &Gateway) -> Surroundings {
         engines: site.engines.keys().map(ToString::to_string).collect(),
         trusting: site.sharing.trusting,
         backups: site.backup.map(|backup| backup.to.to_string()),
+        welcomes: site.sign_in.filter(|sign_in| sign_in.new_people).map(|sign_in| sign_in.name),
     }
 }
 
@@ -256,6 +259,14 @@ fn plan(title: &str, goes: &Belongings, around: &Surroundings, own: bool) -> Pla
             ),
         );
     }
+    if let Some(name) = around.welcomes.as_ref().filter(|_| !own) {
+        step(
+            "welcomes",
+            format!(
+                "{name} can make a new member of them the next time they sign in there: to keep them out, disable them instead, or take them out of its groups"
+            ),
+        );
+    }
     Plan { title: title.to_owned(), steps }
 }
 
@@ -305,12 +316,15 @@ mod tests {
             engines: vec!["fast".into()],
             trusting: false,
             backups: Some("/mnt/usb".into()),
+            welcomes: Some("House".into()),
         };
-        let bare = Surroundings { engines: Vec::new(), trusting: true, backups: None };
+        let bare =
+            Surroundings { engines: Vec::new(), trusting: true, backups: None, welcomes: None };
         let shared = Surroundings {
             engines: vec!["fast".into(), "slow".into()],
             trusting: true,
             backups: None,
+            welcomes: Some("House".into()),
         };
         let text = format!(
             "{}\n\n{}\n\n{}\n",

@@ -143,7 +143,7 @@ async fn a_steward_keeps_the_books_and_a_member_sees_their_own_and_the_fund() {
     let mine = place.get("/money/mine.csv", member).await.1;
     assert_eq!(mine.lines().count(), 4, "{mine}");
     assert!(mine.lines().skip(1).all(|line| line.contains("Ben O'Hara")), "{mine}");
-    assert_eq!(place.get("/money.csv", member).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(place.post("/money.csv", member, "").await.0, StatusCode::FORBIDDEN);
 
     // A mistake is another entry, once.
     assert_eq!(place.post("/money/correct", steward, "entry=1").await.1, written);
@@ -181,7 +181,7 @@ async fn a_table_of_a_bank_is_shown_then_written_down_and_brings_nothing_twice()
     assert!(page.contains("0 new, 2 known already"), "{page}");
     place.post("/money/bring-in", steward, &seen).await;
     assert_eq!(place.gateway.members.ledger().unwrap().len(), 2);
-    let all = place.get("/money.csv", steward).await.1;
+    let all = place.post("/money.csv", steward, "").await.1;
     assert!(all.contains("'=mains") && !all.contains(",=mains"), "{all}");
     let (status, page) = place.post("/money/bring-in", steward, "table=a%2Cb%0A1%2C2").await;
     assert_eq!(status, StatusCode::BAD_REQUEST);

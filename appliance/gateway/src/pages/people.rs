@@ -139,6 +139,10 @@ pub(super) async fn remove(
     Path(id): Path<i64>,
 ) -> Result<Response, Trouble> {
     let id = MemberId(id);
+    if id == who.member.id {
+        // There they hear what goes, and prove who they are.
+        return Ok(Redirect::to("/account/leave").into_response());
+    }
     let done = change(&gateway, &who, id, "removed", "removed", move |m| m.remove_member(id)).await;
     // It was noted with the removal, and goes on by itself where an engine does not answer.
     tokio::spawn(async move { forgetting::carry_out(&gateway).await });
@@ -152,6 +156,11 @@ pub(super) async fn password(
     Form(form): Form<NewPassword>,
 ) -> Result<Response, Trouble> {
     let (id, new) = (MemberId(id), Secret::new(form.password));
+    if id == who.member.id && who.member.has_password {
+        // There the present one is asked for: a browser left open is not enough.
+        let why = MembersError::Field("change your own password on your account page".into());
+        return refused(&gateway, &who, why).await;
+    }
     change(&gateway, &who, id, "set a password for", "password-set", move |m| {
         m.set_password(id, &new)
     })

@@ -134,7 +134,7 @@ pub(super) fn section() -> Markup {
     html! {
         section.card {
             h2 { "Tables" }
-            p { a.button.quiet href="/money.csv" { "Everything as a table" } }
+            form method="post" action="/money.csv" { button.quiet type="submit" { "Everything as a table" } }
             form.stack method="post" action="/money/bring-in" {
                 div.field {
                     label for="table" { "A bank's table, or one of ours" }
