@@ -84,6 +84,9 @@ pub enum BackupError {
     /// The members' database could not be copied.
     #[error("the members' database could not be copied")]
     Database(#[source] rusqlite::Error),
+    /// The members' database of a backup could not be used.
+    #[error("the members' database in the backup could not be made ready")]
+    Restored(#[source] rusqlite::Error),
     /// The system has no random numbers.
     #[error("no key could be made: {0}")]
     Random(String),

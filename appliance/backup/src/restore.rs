@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use polder_control::Progress;
+use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
 use crate::gather::LABEL;
@@ -114,6 +115,32 @@ fn gone_since(
 /// Looks at what was fetched.
 pub fn examine(folders: &Folders) -> Result<Examined, BackupError> {
     crate::examine(&incoming(folders))
+}
+
+/// What was asked for and not yet settled when the backup was made may have been refused or withdrawn since: it is not revived. Nobody is
+/// signed in, and no invite is good. To be called before [`ready`], but for a state that never served elsewhere.
+pub fn begin_anew(folders: &Folders) -> Result<(), BackupError> {
+    let path = incoming(folders).join("polder.db");
+    if !path.exists() {
+        return Ok(());
+    }
+    let fail = BackupError::Restored;
+    let db = Connection::open(&path).map_err(fail)?;
+    // With a sign-in goes what was done in it.
+    db.pragma_update(None, "foreign_keys", true).map_err(fail)?;
+    for table in ["recovery", "proposals", "ending", "invites", "sessions"] {
+        let there: bool = db
+            .query_row(
+                "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?1)",
+                [table],
+                |row| row.get(0),
+            )
+            .map_err(fail)?;
+        if there {
+            db.execute(&format!("DELETE FROM {table}"), []).map_err(fail)?;
+        }
+    }
+    db.close().map_err(|(_, error)| fail(error))
 }
 
 /// From here on the restore is put in place, by this process or by the next start. The key goes with it, so that the box goes on with its
@@ -503,6 +530,30 @@ mod tests {
         fs::remove_file(order_path(&folders)).unwrap();
         give_up(&folders).unwrap();
         assert!(!folders.restore_key().exists() && !folders.restore().exists());
+    }
+
+    #[test]
+    fn nothing_that_waited_for_a_word_comes_back_and_nobody_is_signed_in() {
+        let state = tempfile::tempdir().unwrap();
+        let folders = Folders::of(state.path());
+        begin_anew(&folders).unwrap();
+        fs::create_dir_all(incoming(&folders)).unwrap();
+        let db = Connection::open(incoming(&folders).join("polder.db")).unwrap();
+        // As of an older version, that has not all of them.
+        db.execute_batch(
+            "CREATE TABLE members (id INTEGER); INSERT INTO members VALUES (1);
+             CREATE TABLE invites (id INTEGER); INSERT INTO invites VALUES (1);
+             CREATE TABLE sessions (id INTEGER PRIMARY KEY); INSERT INTO sessions VALUES (1);
+             CREATE TABLE visits (session INTEGER REFERENCES sessions ON DELETE CASCADE);
+             INSERT INTO visits VALUES (1);",
+        )
+        .unwrap();
+        begin_anew(&folders).unwrap();
+        for (table, rows) in [("members", 1), ("invites", 0), ("sessions", 0), ("visits", 0)] {
+            let count = format!("SELECT count(*) FROM {table}");
+            let found: i64 = db.query_row(&count, [], |row| row.get(0)).unwrap();
+            assert_eq!(found, rows, "{table}");
+        }
     }
 
     #[test]

@@ -285,8 +285,28 @@ impl Members {
         from: IpAddr,
     ) -> Result<Ending, RecoveryRefused> {
         self.may_try_sheets(from)?;
-        let holders = pair_of(&self.db(), &read(sheets)?)?;
+        let (sheets, now) = (read(sheets)?, self.now());
+        let db = self.db();
+        let holders = pair_of(&db, &sheets)?;
         self.0.recoveries.forgive(&Net::of(from));
+        if stewards::stewards(&db).map_err(MembersError::from)? >= 2 {
+            return Err(MembersError::Field(
+                "two stewards are there: they end the collective, on the page The end".into(),
+            )
+            .into());
+        }
+        // One steward who hands sheets to three friends would otherwise end it in an hour.
+        let newest: Option<i64> = match made(&db, true)? {
+            Some(made) => infos(&db, made)?.iter().filter_map(|s| s.confirmed_at).max(),
+            None => None,
+        };
+        if newest.is_none_or(|newest| now.saturating_sub(newest) < WAIT) {
+            return Err(MembersError::Field(
+                "these recovery sheets are younger than 24 hours; until then everybody can still hear of them"
+                    .into(),
+            )
+            .into());
+        }
         Ok(Ending { by: vec![format!("the recovery sheets of {holders}")], keep_models })
     }
 
@@ -323,11 +343,18 @@ fn pair_of(db: &Connection, sheets: &[Sheet; 2]) -> Result<String, RecoveryRefus
     let kept: [Digest; SHEETS as usize] = digests.try_into().map_err(|_| wrong())?;
     let (first, second) = pair(&kept, &sheets[0], &sheets[1]).map_err(RecoveryRefused::Sheets)?;
     let infos = infos(db, made)?;
-    let names: Vec<&str> = infos
-        .iter()
-        .filter(|s| [first, second].contains(&s.number))
-        .map(|s| s.holder.as_str())
-        .collect();
+    let mut names = Vec::new();
+    for sheet in infos.iter().filter(|s| [first, second].contains(&s.number)) {
+        let holder = sheet.member.map(|id| people::member(db, id)).transpose()?.flatten();
+        if holder.is_none_or(|holder| holder.disabled) {
+            return Err(MembersError::Field(format!(
+                "the sheet of {} is good for nothing: they are no member any more, or may not come in",
+                sheet.holder
+            ))
+            .into());
+        }
+        names.push(sheet.holder.as_str());
+    }
     Ok(names.join(" and "))
 }
 

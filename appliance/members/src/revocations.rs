@@ -223,6 +223,12 @@ fn make_true(change: &Transaction<'_>, revocation: &Revocation) -> rusqlite::Res
     let of = |member: &MemberId, since: &i64, work: &str| {
         change.execute(&format!("{work} WHERE {only}"), params![member.0, since])
     };
+    let uninvite = |member: &MemberId, since: &i64| {
+        change.execute(
+            "DELETE FROM invites WHERE made_by IN (SELECT id FROM members WHERE id = ?1 AND created_at = ?2)",
+            params![member.0, since],
+        )
+    };
     match &revocation.what {
         Revoked::Everybody => {
             change.execute("DELETE FROM invites", [])?;
@@ -230,18 +236,17 @@ fn make_true(change: &Transaction<'_>, revocation: &Revocation) -> rusqlite::Res
         }
         Revoked::Key { key } => change.execute("DELETE FROM keys WHERE id = ?1", [key]),
         Revoked::Member { member, since } => {
-            change.execute(
-                "DELETE FROM invites WHERE made_by IN (SELECT id FROM members WHERE id = ?1 AND created_at = ?2)",
-                params![member.0, since],
-            )?;
+            uninvite(member, since)?;
             of(member, since, "DELETE FROM members")
         }
         Revoked::ShutOut { member, since } => {
             change.execute("DELETE FROM sessions WHERE member = ?1", [member.0])?;
+            uninvite(member, since)?;
             of(member, since, "UPDATE members SET disabled = 1")
         }
         Revoked::LetIn { member, since } => of(member, since, "UPDATE members SET disabled = 0"),
         Revoked::NoSteward { member, since } => {
+            uninvite(member, since)?;
             of(member, since, "UPDATE members SET role = 'member'")
         }
     }

@@ -388,8 +388,15 @@ fn the_end_needs_two_stewards_or_two_sheets() {
     assert_eq!(place.members.ending().unwrap(), None, "it is forgotten after a week");
     let papers = sheets(&place, &ben, [&ben, &cleo, &dan]);
     assert!(place.members.end_with_sheets([&papers[0], &papers[0]], false, home()).is_err());
-    let ending = place.members.end_with_sheets([&papers[2], &papers[1]], false, home()).unwrap();
-    assert_eq!(ending.by, ["the recovery sheets of Cleo and Dan"]);
+    let end = || place.members.end_with_sheets([&papers[2], &papers[1]], false, home());
+    let db = rusqlite::Connection::open(&place.path).unwrap();
+    assert!(said(end().unwrap_err()).contains("two stewards"));
+    db.execute("UPDATE members SET role = 'member' WHERE name = 'Cleo'", []).unwrap();
+    assert!(said(end().unwrap_err()).contains("younger than 24 hours"));
+    place.clock.pass(DAY);
+    assert_eq!(end().unwrap().by, ["the recovery sheets of Cleo and Dan"]);
+    db.execute("UPDATE members SET disabled = 1 WHERE name = 'Dan'", []).unwrap();
+    assert!(said(end().unwrap_err()).contains("the sheet of Dan"));
 }
 
 /// A copy as a backup makes it.

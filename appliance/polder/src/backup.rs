@@ -324,6 +324,7 @@ fn restore_box(
     line.finish("");
     fetched?;
     let examined = restore::examine(&folders)?;
+    restore::begin_anew(&folders)?;
     restore::ready(&folders, &key)?;
     let settled = restore::settle(&folder)?;
     say(format!("this is {}", examined.words()));

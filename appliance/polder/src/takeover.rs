@@ -114,7 +114,9 @@ impl Serving {
             }
             Self::ServeAnyway { state } => {
                 state.ask(&Request::ServeAnyway { by: Actor::Console })?;
-                say("this box serves without having heard from its spare");
+                say(
+                    "this box serves without having heard from its spare, and goes on when it does not hear from it",
+                );
                 Ok(())
             }
             Self::Yield { how, state } => {

@@ -44,6 +44,9 @@ const LONGEST_FROM_STRANGER: usize = 16 << 10;
 const LONGEST: usize = 2 << 20;
 /// A pairing that the main box does not settle by coming back is forgotten.
 pub(crate) const SETTLE: i64 = 600;
+/// Why two boxes stay a pair.
+pub const STANDS_IN: &str =
+    "one of the two stands in for the other; give back first, on the page Takeover";
 /// Failed tries that are remembered.
 const TRIES_TOLD: usize = 10;
 
@@ -127,6 +130,17 @@ impl Door {
 
     fn pinned(&self) -> Option<Certificate> {
         self.pin.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// While this box stands in for the main box, both would serve once they are no pair any more.
+    pub(crate) fn may_part(&self) -> Result<(), String> {
+        let state = self.folders.own().parent().unwrap_or(std::path::Path::new("."));
+        match polder_takeover::Term::read(state) {
+            Ok(Some(term)) if term.side == polder_takeover::Side::Spare && term.theirs => {
+                Err(STANDS_IN.to_owned())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Forgets the main box; connections that it still has are good for nothing from now on.
@@ -519,6 +533,7 @@ async fn agree(State(door): State<Arc<Door>>) -> Result<(), Refused> {
 }
 
 async fn unpair(State(door): State<Arc<Door>>) -> Result<(), Refused> {
+    door.may_part().map_err(|why| Refused(StatusCode::CONFLICT, why))?;
     log::info!("the main box ended the pairing");
     door.forget().map_err(|error| say(&error))
 }

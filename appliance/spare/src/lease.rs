@@ -83,7 +83,7 @@ impl Lease {
 
     /// Serves from now on, under an epoch above every one that is known. On disk when this returns.
     pub fn raise(&mut self) -> Result<u64, SpareError> {
-        self.raise_to(self.kept.epoch.max(self.kept.peer_epoch) + 1)?;
+        self.raise_to(self.kept.epoch.max(self.kept.peer_epoch).saturating_add(1))?;
         Ok(self.kept.epoch)
     }
 

@@ -134,6 +134,7 @@ impl OnSpare {
                 Ok(SpareReply::Done)
             }
             SpareRequest::Unpair => {
+                door.may_part()?;
                 door.inner().desk.close();
                 door.forget().map_err(say)?;
                 Ok(SpareReply::Done)

@@ -152,7 +152,7 @@ pub(crate) fn carry_out(state: &Path) -> io::Result<Option<EndedBox>> {
     let mut left = Vec::new();
     for _ in 0..LOOKS {
         let mut files = Vec::new();
-        walk(state, Path::new(""), order.keep_models, &mut files)?;
+        walk(state, Path::new(""), order.keep_models, &mut files, &mut Vec::new())?;
         files.sort_by(|a, b| (turn(a), a).cmp(&(turn(b), b)));
         left.clear();
         for file in files {
@@ -164,12 +164,13 @@ pub(crate) fn carry_out(state: &Path) -> io::Result<Option<EndedBox>> {
         }
         remove_folders(state, Path::new(""), order.keep_models);
         sync(state)?;
-        let mut again = Vec::new();
-        walk(state, Path::new(""), order.keep_models, &mut again)?;
-        if again.is_empty() {
+        let (mut again, mut unread) = (Vec::new(), Vec::new());
+        walk(state, Path::new(""), order.keep_models, &mut again, &mut unread)?;
+        if again.is_empty() && unread.is_empty() {
             left.clear();
             break;
         }
+        left.append(&mut unread);
     }
     left.truncate(MOST_LEFT);
     let ended = EndedBox {
@@ -229,8 +230,14 @@ fn turn(path: &Path) -> Turn {
     }
 }
 
-/// Every file, link and socket that goes.
-fn walk(state: &Path, below: &Path, keep_models: bool, found: &mut Vec<PathBuf>) -> io::Result<()> {
+/// Every file, link and socket that goes. A folder that cannot be read stops nothing: it is among what is left.
+fn walk(
+    state: &Path,
+    below: &Path,
+    keep_models: bool,
+    found: &mut Vec<PathBuf>,
+    unread: &mut Vec<String>,
+) -> io::Result<()> {
     for entry in fs::read_dir(state.join(below))? {
         let entry = entry?;
         let path = below.join(entry.file_name());
@@ -239,7 +246,12 @@ fn walk(state: &Path, below: &Path, keep_models: bool, found: &mut Vec<PathBuf>)
         }
         // A link to a folder is removed, not followed.
         match entry.file_type()?.is_dir() {
-            true => walk(state, &path, keep_models, found)?,
+            true => {
+                if let Err(error) = walk(state, &path, keep_models, found, unread) {
+                    log::error!("{} cannot be read: {error}", path.display());
+                    unread.push(format!("{}: {error}", path.display()));
+                }
+            }
             false => found.push(path),
         }
     }
@@ -418,7 +430,7 @@ mod tests {
     #[test]
     fn a_power_cut_anywhere_is_gone_on_from_at_the_next_start() {
         let mut all = Vec::new();
-        walk(state().path(), Path::new(""), false, &mut all).unwrap();
+        walk(state().path(), Path::new(""), false, &mut all, &mut Vec::new()).unwrap();
         all.sort_by(|a, b| (turn(a), a).cmp(&(turn(b), b)));
         assert_eq!(all[0], Path::new("backup/key"), "keys go first");
         for cut in 0..all.len() {

@@ -248,6 +248,12 @@ fn parts_do_not_see_each_others_secrets() {
         let hidden = values("polder-spare.service", "InaccessiblePaths");
         assert!(hidden.contains(&format!("-/var/lib/polder/{place}")), "the link sees {place}");
     }
+    for unit in ["polder-screen.service", "polder-judge.service"] {
+        let hidden = values(unit, "InaccessiblePaths");
+        for place in ["spare", "restore", "drill", "relay.pass", "gone.jsonl", "backup", "power"] {
+            assert!(hidden.contains(&format!("-/var/lib/polder/{place}")), "{unit} sees {place}");
+        }
+    }
     for unit in [
         "polder-power.service",
         "polder-wan.service",

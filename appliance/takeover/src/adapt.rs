@@ -92,6 +92,9 @@ pub fn adapt(
     // Which of the two this machine is.
     site.spare = here.spare;
     (site.engines, site.backup) = (engines, backup);
+    // A change of model that was under way there is about engines that are not here.
+    site.succession = None;
+    site.aliases.retain(|_, to| site.engines.contains_key(to));
     site
 }
 
@@ -171,5 +174,18 @@ mod tests {
         // And back again, onto the main box's machine.
         let back = adapt(&adapted, &main, main.engines.clone(), main.backup.clone());
         assert_eq!(back, main);
+    }
+
+    #[test]
+    fn a_name_that_leads_to_a_model_that_is_not_here_does_not_come_along() {
+        let mut main = site("oak", 443, &[("fast", "big"), ("slow", "huge")]);
+        main.aliases.insert("house".parse().unwrap(), "fast".parse().unwrap());
+        main.aliases.insert("night".parse().unwrap(), "slow".parse().unwrap());
+        let spare = site("elm", 8443, &[("fast", "small")]);
+        let chosen = choose(&main, &spare, &names(&["small"]), &|_| Ok(()));
+        let adapted = adapt(&main, &spare, models(&main, &chosen), None);
+        let led: Vec<&str> = adapted.aliases.keys().map(|alias| alias.as_str()).collect();
+        assert_eq!((led, &adapted.succession), (vec!["house"], &None));
+        adapted.check().unwrap();
     }
 }

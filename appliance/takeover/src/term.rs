@@ -144,7 +144,7 @@ impl Term {
 
     /// A new term begins, and nobody serves in it yet: whoever served before hears of it and stops. On a spare that takes over.
     pub fn raise(&mut self) -> u64 {
-        self.highest += 1;
+        self.highest = self.highest.saturating_add(1);
         self.given = None;
         self.highest
     }
@@ -156,7 +156,7 @@ impl Term {
 
     /// This box serves no more; the other one is to, with this state.
     pub fn give(&mut self, snapshot: String) -> u64 {
-        self.highest += 1;
+        self.highest = self.highest.saturating_add(1);
         self.mine = None;
         self.given = Some(Given { term: self.highest, snapshot });
         self.highest

@@ -12,11 +12,12 @@ use polder_control::{
     Actor, BackupSeen, BackupStatus, BackupWish, Client, DoorReply, DoorRequest, KitWords,
     LastBackup, Plan, Progress, RunId, Sockets, Told, WanReply, WanRequest,
 };
-use polder_site::{Backup, BackupPlace, Site, SiteChange};
+use polder_site::{Backup, BackupPlace, EngineSlot, Site, SiteChange};
 use tokio_util::sync::CancellationToken;
 
 use super::{Halt, Refusal, Work, blocking, with_source};
 use crate::children::Children;
+use crate::foreign;
 use crate::parts::{Part, Parts, Process};
 use crate::runs::Intent;
 
@@ -387,7 +388,10 @@ impl<P: Parts> Work<P> {
             if !self.until_nothing_runs().await {
                 return;
             }
-            if self.imported().await.unwrap_or_default().contains(&slot.recipe) {
+            // Other servers have their models elsewhere.
+            if !foreign::needs_weights(&slot)
+                || self.imported().await.unwrap_or_default().contains(&slot.recipe)
+            {
                 continue;
             }
             let change = SiteChange::Engine { name, slot };
@@ -400,7 +404,9 @@ impl<P: Parts> Work<P> {
         }
         // What could not be had today is tried again at the next start.
         let there = self.imported().await.unwrap_or_default();
-        if !self.board.site().engines.values().all(|slot| there.contains(&slot.recipe)) {
+        let lacks =
+            |slot: &EngineSlot| foreign::needs_weights(slot) && !there.contains(&slot.recipe);
+        if self.board.site().engines.values().any(lacks) {
             return;
         }
         if let Err(error) = std::fs::remove_file(&marker) {
@@ -482,7 +488,10 @@ impl Reading<'_> {
                 restore::fetch(folders, &store, &chosen, &mut observer, stop)
             }
             BackupAction::ExamineRestore => restore::examine(folders).map(drop),
-            BackupAction::PutInPlace => restore::ready(folders, &restore::expected(folders)?),
+            BackupAction::PutInPlace => {
+                restore::begin_anew(folders)?;
+                restore::ready(folders, &restore::expected(folders)?)
+            }
             // Not on this thread.
             BackupAction::StartDrill => Ok(()),
         }

@@ -11,6 +11,7 @@ use polder_control::{
 use polder_spare::{Folders, Link, Peer};
 use polder_takeover::{Given, Heard, Side, Term, lease};
 
+use super::takeover::is_there;
 use super::{Refusal, Work, blocking, lock, with_source};
 use crate::parts::Parts;
 use crate::runs::{Intent, Open};
@@ -23,6 +24,8 @@ const SOON: Duration = Duration::from_secs(2);
 const NO_PART: Duration = Duration::from_secs(20);
 /// A box that serves says so on its disk this often.
 const STAMP: Duration = Duration::from_secs(5);
+/// What is given back and could not be taken is tried again after this.
+const AGAIN: Duration = Duration::from_secs(300);
 
 /// What the supervisor knows of the pair in this life of its own.
 #[derive(Debug)]
@@ -35,13 +38,15 @@ pub(super) struct Pair {
     stamped: Mutex<Option<Instant>>,
     /// When the spare was last heard in this life. The part that hears it may begin anew in between.
     heard: Mutex<Option<Instant>>,
+    /// When what is given back could not be taken.
+    pub(super) not_taken: Mutex<Option<Instant>>,
 }
 
 impl Default for Pair {
     fn default() -> Self {
         let no = || AtomicBool::new(false);
-        let (stamped, heard) = Default::default();
-        Self { begun: Instant::now(), goes_on: no(), handing: no(), stamped, heard }
+        let (stamped, heard, not_taken) = Default::default();
+        Self { begun: Instant::now(), goes_on: no(), handing: no(), stamped, heard, not_taken }
     }
 }
 
@@ -154,7 +159,12 @@ impl<P: Parts> Work<P> {
         let mut heard = Heard { goes_on: self.goes_on(), ..Heard::default() };
         match &status {
             Some(status) => {
-                if term.heard(status.epoch.max(status.peer_epoch)) {
+                // Only a spare begins terms: what a main box says of them is no news to it.
+                let highest = match term.side {
+                    Side::Spare => status.epoch,
+                    Side::Main => status.epoch.max(status.peer_epoch),
+                };
+                if term.heard(highest) {
                     self.keep_term(&term).await?;
                 }
                 let own =
@@ -224,14 +234,28 @@ impl<P: Parts> Work<P> {
         match (seen.term.side, seen.stand) {
             (Side::Main, Stand::Asks | Stand::Waits) => {}
             (_, Stand::Fenced) => {
+                let lost = match seen.status.as_ref().is_some_and(is_there) {
+                    true => "",
+                    false => {
+                        "; if that box is lost for good: `polder spare unpair`, then restore its newest backup"
+                    }
+                };
                 return Err(format!(
-                    "{} serves; give back there, on the page Takeover",
+                    "{} serves; give back there, on the page Takeover{lost}",
                     seen.other
                 ));
             }
             _ => return Err("this box is not waiting for anybody".to_owned()),
         }
-        self.record(by, "let the box serve without hearing from", &seen.other).await?;
+        let what = match seen.term.yields {
+            true => "let the box serve, and from now on go on when it cannot hear",
+            false => "let the box serve without hearing from",
+        };
+        self.record(by, what, &seen.other).await?;
+        if seen.term.yields {
+            // It would stop again at once, and the spare is not to count on a stop that does not come.
+            self.keep_term(&Term { yields: false, ..seen.term }).await?;
+        }
         self.pair.goes_on.store(true, Ordering::Relaxed);
         self.look_at_pair().await;
         Ok(())
@@ -247,6 +271,10 @@ impl<P: Parts> Work<P> {
         let seen = self.pair_seen().await?.ok_or(none)?;
         if seen.term.side == Side::Spare {
             return Err("this box is the spare; that is chosen on its main box".to_owned());
+        }
+        let unheard = !seen.status.as_ref().is_some_and(is_there);
+        if !yields && seen.term.yields && unheard && by != Actor::Console {
+            return Err("the spare cannot be heard and counts on this box to stop; at the machine itself, `polder spare yield off`, once you know that it does not serve".to_owned());
         }
         let what = if yields {
             "let the box stop when it cannot hear"
@@ -265,13 +293,15 @@ impl<P: Parts> Work<P> {
     }
 
     async fn take_back_what_is_given(self: &Arc<Self>, term: &Term) {
-        if self.is_busy() {
+        let waits = lock(&self.pair.not_taken).is_some_and(|at| at.elapsed() < AGAIN);
+        if waits || self.is_busy() {
             return;
         }
         match self.given().await {
             Ok(Some(given)) if term.taking(&given).is_some() => {
                 let intent = Intent::Takeover(TakeoverWish::TakeBack);
                 if let Err(why) = self.apply(intent, Actor::Itself).await {
+                    *lock(&self.pair.not_taken) = Some(Instant::now());
                     log::error!("what the spare hands over is not taken: {why}");
                 }
             }

@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_backup::{KitKey, Location, Repository, Restic, Stop, examine, restore};
-use polder_control::{Actor, Client, PartState, RunId, SecretText, SpareReply, SpareRequest};
+use polder_control::{
+    Actor, Client, PartState, RunId, SecretText, SpareReply, SpareRequest, Stand,
+};
 use polder_site::{Retention, Site, SiteChange, Spare, SpareRole};
 use polder_spare::{Code, DrillFound, Folders, Peer, Side};
 
+use super::takeover::is_there;
 use super::{Halt, Refusal, Work, blocking};
 use crate::parts::{Part, Parts};
 use crate::runs::Intent;
@@ -86,6 +89,14 @@ impl<P: Parts> Work<P> {
 
     /// The part tells the other box. Where the part does not answer, this box forgets the other one all the same.
     pub(super) async fn leave_spare(&self) -> Result<(), Refusal> {
+        // A term that cannot be read is ended this way.
+        if let Ok(Some(seen)) = self.pair_seen().await {
+            let stands_in = seen.term.side == polder_takeover::Side::Spare && seen.term.theirs;
+            let heard = seen.status.as_ref().is_some_and(is_there);
+            if stands_in || (seen.stand == Stand::Fenced && heard) {
+                return Err(polder_spare::STANDS_IN.to_owned());
+            }
+        }
         let asked = async {
             let path = self.sockets.spare();
             let mut part: Client<SpareRequest, SpareReply> = Client::connect(&path).await?;

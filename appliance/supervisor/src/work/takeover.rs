@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use polder_backup::{
     Folders as Backups, KitKey, Location, Record, Repository, Restic, Snapshot, Stop, gather,
@@ -23,7 +23,7 @@ use polder_takeover::{
 use tokio_util::sync::CancellationToken;
 
 use super::pair::Seen;
-use super::{Halt, Refusal, Work, blocking, with_source};
+use super::{Halt, Refusal, Work, blocking, lock, with_source};
 use crate::parts::Parts;
 use crate::runs::Intent;
 
@@ -202,15 +202,31 @@ impl<P: Parts> Work<P> {
             }
             Ok(()) => Ok(()),
             Err(_) if cancel.is_cancelled() => {
-                self.pair.handing.store(false, Ordering::Relaxed);
+                self.come_to_nothing(wish).await;
                 Err(Halt::Cancelled)
             }
             Err(_) if self.ending.is_cancelled() => Err(Halt::Interrupted),
             Err(why) => {
-                // Until it was handed over the state is this box's, and it serves on.
-                self.pair.handing.store(false, Ordering::Relaxed);
+                self.come_to_nothing(wish).await;
                 Err(Halt::Failed(step, why))
             }
+        }
+    }
+
+    /// What was fetched has the other box's secrets, and goes.
+    async fn come_to_nothing(&self, wish: &TakeoverWish) {
+        // Until it was handed over the state is this box's, and it serves on.
+        self.pair.handing.store(false, Ordering::Relaxed);
+        if *wish == TakeoverWish::Send {
+            return;
+        }
+        if *wish == TakeoverWish::TakeBack {
+            *lock(&self.pair.not_taken) = Some(Instant::now());
+        }
+        let backups = Backups::of(&self.state);
+        let gone = blocking(move || restore::give_up(&backups).map_err(|e| with_source(&e))).await;
+        if let Err(why) = gone {
+            log::warn!("{why}");
         }
     }
 
@@ -257,12 +273,12 @@ impl<P: Parts> Work<P> {
             false => None,
         };
         let (state, work, stop) = (self.state.clone(), self.clone(), Stop::default());
-        let (place, told) = (self.board.site().backup.map(|backup| backup.to), stop.clone());
+        let told = stop.clone();
         let fetching = blocking(move || {
             let say = |error: polder_backup::BackupError| with_source(&error);
             let backups = Backups::of(&state);
             let (store, key) = match back {
-                true => store_on_spare(&state, place)?,
+                true => store_on_spare(&state)?,
                 false => store_of_main(&state)?,
             };
             let all = store.snapshots().map_err(say)?;
@@ -291,7 +307,11 @@ impl<P: Parts> Work<P> {
         let here = self.board.site();
         let next = match back {
             // The main box's own models and its own place for backups.
-            true => adapt(&came, &here, here.engines.clone(), here.backup.clone()),
+            true => {
+                let site = adapt(&came, &here, here.engines.clone(), here.backup.clone());
+                // With what its engines are called and which of them is to follow which.
+                Site { aliases: here.aliases.clone(), succession: here.succession.clone(), ..site }
+            }
             false => adapt(&came, &here, models(&came, &self.choices(&came).await?), None),
         };
         next.check().map_err(|error| error.to_string())?;
@@ -340,6 +360,7 @@ impl<P: Parts> Work<P> {
         blocking(move || {
             let backups = Backups::of(&state);
             keep_beside(&backups, &next)?;
+            restore::begin_anew(&backups).map_err(|e| with_source(&e))?;
             let key = restore::expected(&backups).map_err(|e| with_source(&e))?;
             restore::ready_as(&backups, &key, &aside).map_err(|e| with_source(&e))
         })
@@ -439,7 +460,7 @@ impl<P: Parts> Work<P> {
             let say = |error: polder_backup::BackupError| with_source(&error);
             let backups = Backups::of(&state);
             let aside = term.own.as_ref().map(|name| state.join(name)).filter(|path| path.join("site.toml").exists());
-            let aside = aside.ok_or("this box's own former state is not there any more; it stays closed until it is set up anew with `polder state reset`, or unpaired")?;
+            let aside = aside.ok_or("this box's own former state is not there any more; it stays closed until it is set up anew with `polder state reset`")?;
             let incoming = restore::incoming(&backups);
             gather(&aside, &incoming, "spare").map_err(say)?;
             let _ = fs::remove_file(incoming.join(restore::FORMER_KEY));
@@ -457,7 +478,7 @@ impl<P: Parts> Work<P> {
 }
 
 /// Whether the main box was heard a moment ago.
-fn is_there(status: &polder_control::SpareStatus) -> bool {
+pub(super) fn is_there(status: &polder_control::SpareStatus) -> bool {
     let soon = i64::try_from(lease().0.as_secs()).unwrap_or(i64::MAX).min(10);
     status.silent.is_some_and(|seconds| (0..soon).contains(&seconds))
 }
@@ -487,11 +508,12 @@ fn store_of_main(state: &Path) -> Result<(Restic, KitKey), Refusal> {
 }
 
 /// On a main box: the same, over the link.
-fn store_on_spare(state: &Path, place: Option<BackupPlace>) -> Result<(Restic, KitKey), Refusal> {
+fn store_on_spare(state: &Path) -> Result<(Restic, KitKey), Refusal> {
     let backups = Backups::of(state);
     let key = KitKey::of_box(&backups).map_err(|e| with_source(&e))?;
-    let place = place.ok_or("this box keeps no backups at its spare")?;
-    let location = polder_backup::locate(&place, &backups).map_err(|e| with_source(&e))?;
+    // Wherever the box sends its own backups: what is given lies on the spare.
+    let location =
+        polder_backup::locate(&BackupPlace::Spare, &backups).map_err(|e| with_source(&e))?;
     Ok((Restic::of(&location, &key, 0, &backups.own()), key))
 }
 
