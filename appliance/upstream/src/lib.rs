@@ -23,4 +23,4 @@ pub use question::{Asked, QuestionFault, speaks};
 pub use secrets::{Holder, Secrets, SecretsError};
 pub use stand_in::{StandIn, StandInError};
 pub use usage::{MOST_TOKENS, Usage};
-pub use wire::{Place, Wire, WireBody, WireError, fetch_authority};
+pub use wire::{ELSEWHERE, Place, Wire, WireBody, WireError, fetch_authority};
