@@ -288,7 +288,8 @@ async fn models(State(gateway): State<Arc<Gateway>>, asker: Asker) -> Json<serde
     let (status, trying) = (gateway.status(), asker.trying(&gateway));
     let all = elsewhere::models(&status, trying);
     let usable = all.iter().filter(|model| {
-        asker.reaches(&status.site, model) && may_ask(&status, &asker, model, trying, Some(&model.shown))
+        asker.reaches(&status.site, model)
+            && may_ask(&status, &asker, model, trying, Some(&model.shown))
     });
     let data: Vec<_> = usable.map(describe).collect();
     Json(json!({ "object": "list", "data": data }))

@@ -14,7 +14,8 @@ use jiff::Timestamp;
 use polder_control::{BoxStatus, EngineStatus, SecretText};
 use polder_members::{BudgetUsedUp, MembersError, Reserved, Trying, UsedElsewhere};
 use polder_site::{
-    EngineName, EngineSlot, RecipeName, Site, UpstreamKind, UpstreamModel, UpstreamName, UpstreamServer,
+    EngineName, EngineSlot, RecipeName, Site, UpstreamKind, UpstreamModel, UpstreamName,
+    UpstreamServer,
 };
 use polder_upstream::{
     Answered, Asked, Candidate, Ended, Fault, Here, Holder, Leave, Meter, Metered, Price, Secrets,

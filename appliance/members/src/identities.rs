@@ -370,6 +370,13 @@ mod tests {
         let outside = Ruling { admitted: false, ..OPEN };
         assert!(matches!(members.arrive(&ada, outside), Err(IdentityRefused::NotAdmitted)));
         assert_eq!(members.members().unwrap().len(), 0);
+        let bea = identity("bea");
+        let came = members.arrive(&bea, OPEN).unwrap();
+        let (id, token) = (came.member.id, came.session.expose().to_owned());
+        assert_eq!(members.sessions(id, &token).unwrap().len(), 1);
+        assert!(matches!(members.arrive(&bea, outside), Err(IdentityRefused::NotAdmitted)));
+        assert_eq!(members.sessions(id, &token).unwrap().len(), 0);
+        members.remove_member(id).unwrap();
         let first = members.arrive(&ada, OPEN).unwrap();
         assert_eq!((first.member.name.as_str(), first.joined), ("ada", true));
         assert!(!first.member.has_password && !first.member.is_steward());

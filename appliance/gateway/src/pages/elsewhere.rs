@@ -104,7 +104,8 @@ async fn keep(
         let name = name?;
         let server = read(&wish, before.as_ref()).await?;
         // A key is for whoever gave it.
-        let moved = before.as_ref().is_some_and(|before| before.url.authority() != server.url.authority());
+        let moved =
+            before.as_ref().is_some_and(|before| before.url.authority() != server.url.authority());
         // The site is asked before a key is put down for what it does not take.
         let upstream = Box::new(server);
         let change = SiteChange::Upstream { name: name.clone(), upstream };

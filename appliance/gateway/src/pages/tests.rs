@@ -665,8 +665,7 @@ async fn a_steward_changes_members_and_the_last_one_stays() {
     let place = place().await;
     let (ada, ben) = (place.steward.0.id, place.member.0.id);
     let steward = Some(place.steward.1.as_str());
-    let (status, page) =
-        place.post(&format!("/members/{ada}/role"), steward, "role=member").await;
+    let (status, page) = place.post(&format!("/members/{ada}/role"), steward, "role=member").await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(page.contains("This is the last steward"));
     let (_, to) = place.post(&format!("/members/{ada}/remove"), steward, "").await;
