@@ -198,6 +198,8 @@ fn answer(response: ureq::http::Response<ureq::Body>) -> Answer {
         .iter()
         .map(|(n, v)| (n.as_str().to_owned(), v.to_str().unwrap_or_default().to_owned()))
         .collect();
-    let text = response.into_body().read_to_string().expect("the body is text");
+    let body = response.into_body().read_to_vec().expect("the body comes whole");
+    // Also what is no text, such as an archive.
+    let text = String::from_utf8_lossy(&body).into_owned();
     Answer { status, headers, text }
 }

@@ -158,7 +158,7 @@ fn after_the_end_nothing_of_the_members_is_left_and_others_claim_the_box() {
     let client = up.client();
     assert_eq!(client.with_key(Some(&keys[2])).chat(&up.model, "Hi.").status, 200);
     // What is looked for afterwards is there before.
-    assert!(with(state.path(), &[b"Canaryfinch"]).len() > 1);
+    assert!(!with(state.path(), &[b"Canaryfinch"]).is_empty());
     let ca = std::fs::read(&up.ca_file).unwrap();
     let record = decide(&client, "stay");
     assert!(record.contains("RECORD OF THE END of the box polder"), "{record}");

@@ -53,7 +53,7 @@ async fn browser_another_model_is_tried_announced_switched_and_brought_back_unde
     steward.select("[name='recipe']", "SmolLM2 135M Instruct").await;
     steward.fill("alias", "house").await;
     steward.fill("memory", "1 GiB").await;
-    steward.press("Ada").await;
+    steward.press_first("label[for^='tester-']").await;
     steward.picture("model-change-1-begin").await;
     steward.fits_its_window().await;
     steward.is_usable_by_ear_and_keyboard().await;
@@ -76,7 +76,7 @@ async fn browser_another_model_is_tried_announced_switched_and_brought_back_unde
         assert!(begun.elapsed() < Duration::from_secs(60), "the usual name leads elsewhere");
     }
     steward.visit(&format!("{home}/models/change")).await;
-    steward.press("Ada").await;
+    steward.press_first("label[for^='tester-']").await;
     steward.press("Let these try it, and nobody else").await;
     let begun = Instant::now();
     while client.chat("fast-2", "Hi.").status != 403 {

@@ -185,9 +185,12 @@ pub fn plan(
                     stop.push(Action::StopEngine(name.clone()));
                 }
             }
+            // Whoever names a server elsewhere because an engine is away does not wait for that engine.
+            let about_others =
+                matches!(change, SiteChange::Upstream { .. } | SiteChange::RemoveUpstream(_));
             for (name, slot) in &next.engines {
                 let state = observed.engines.get(name).unwrap_or(&PartState::Stopped);
-                if stays(name) && *state == PartState::Ready {
+                if stays(name) && (*state == PartState::Ready || about_others) {
                     continue;
                 }
                 let here =

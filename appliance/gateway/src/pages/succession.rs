@@ -485,7 +485,7 @@ fn names(site: &Site) -> Markup {
             @if !engines.is_empty() {
                 form.stack method="post" action="/models/names" {
                     div.fields {
-                        (field(&Field { name: "alias", label: "Name", value: "", ..Field::default() }))
+                        (field(&Field { name: "called", label: "Name", value: "", ..Field::default() }))
                         (select("to", "Leads to the slot", "", &engines, ""))
                     }
                     button.quiet type="submit" { "Keep the name" }
@@ -502,7 +502,7 @@ pub(super) async fn name(
     Form(fields): Form<Fields>,
 ) -> Result<Response, Trouble> {
     let bad = |e: polder_site::NameError| Trouble::Say(StatusCode::BAD_REQUEST, e.to_string());
-    let name = value(&fields, "alias").parse().map_err(bad)?;
+    let name = value(&fields, "called").parse().map_err(bad)?;
     let to = value(&fields, "to").parse().map_err(bad)?;
     super::apps::change_site(&gateway, &who, SiteChange::Alias { name, to }).await?;
     Ok(Redirect::to("/models/change").into_response())
