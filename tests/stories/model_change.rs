@@ -93,6 +93,8 @@ async fn browser_another_model_is_tried_announced_switched_and_brought_back_unde
         wait(|| running.ask(&Request::Apply { change, by: Actor::Console }))
     };
     assert!(matches!(announce(far), Reply::Accepted(_)));
+    let announced = |s: &BoxStatus| s.site.succession.as_ref().is_some_and(|s| s.at.is_some());
+    wait(|| running.until("the announcement", announced));
     for page in ["", "status", "chat"] {
         steward.visit(&format!("{home}/{page}")).await;
         steward.hear("makes room for").await;

@@ -216,7 +216,8 @@ impl Members {
         // Held throughout, so that two cannot pass where there is room for one.
         let mut db = self.db();
         let now = self.book(&mut db, upstream)?;
-        if now.spent.saturating_add(now.reserved).saturating_add(cost) > budget {
+        // What costs nothing needs no budget.
+        if cost > 0 && now.spent.saturating_add(now.reserved).saturating_add(cost) > budget {
             return Ok(Err(BudgetUsedUp { seconds: clock.seconds_left_in_month() }));
         }
         db.prepare_cached(
