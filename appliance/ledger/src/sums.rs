@@ -149,6 +149,14 @@ mod tests {
             NewEntry { month: Some("2026-10".parse().unwrap()), ..of(Kind::Cost, None, 50) };
         what.push(other);
         assert_eq!(split(&what).iter().map(|s| s.amount.0).sum::<i64>(), 9, "another month");
+        what.push(book(&what)[0].taken_back(day(), String::new()));
+        let back = split(&what);
+        assert_eq!(
+            back.iter().map(|s| s.amount.0).sum::<i64>(),
+            9 - 101,
+            "what was split goes back"
+        );
+        assert!(back.iter().all(|s| of(Kind::Share, Some(s.member), s.amount.0).check().is_ok()));
     }
 
     fn entries() -> impl Strategy<Value = Vec<NewEntry>> {
@@ -203,7 +211,8 @@ mod tests {
             let sum = |kind: Kind| entries.iter().filter(|e| e.what.kind == kind).map(|e| e.what.amount).sum::<Cents>();
             let left = sum(Kind::Cost) - sum(Kind::Share);
             let given: Cents = parts.iter().map(|share| share.amount).sum();
-            prop_assert_eq!(given, if left.0 > 0 { left } else { Cents(0) });
+            // Less than nothing goes back.
+            prop_assert_eq!(given, left);
         }
     }
 }
