@@ -99,6 +99,11 @@ impl Keeper {
         if matches!(order, Order::Run(_)) && !down { order } else { self.start() }
     }
 
+    /// Keeps nothing any more, whoever else still waits for this part.
+    pub(crate) fn let_go(&self) {
+        self.task.abort();
+    }
+
     pub(crate) fn stop(&self, order: Order) {
         self.order.send_replace(order);
     }
@@ -122,7 +127,7 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        self.task.abort();
+        self.let_go();
     }
 }
 

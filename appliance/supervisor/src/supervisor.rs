@@ -147,6 +147,7 @@ pub async fn run<P: Parts>(
     let ledger = Ledger::open(state)
         .map_err(|source| SupervisorError::State { path: state.join("runs.json"), source })?;
     let work = Work::new(state.clone(), parts, shelf, *patience, site, safe, store, trail, ledger);
+    let _gone = Gone(work.clone());
 
     let control = Sockets::of(state).control();
     let serving = polder_control::serve(&control, Arc::new(Desk(work.clone())));
@@ -178,6 +179,16 @@ pub async fn run<P: Parts>(
     work.end_now();
     end.await;
     outcome
+}
+
+/// Lets go of everything that would go on by itself when the supervisor is gone, however it went: a task that only waits
+/// must not keep a part, while the next supervisor keeps it too.
+struct Gone<P: Parts>(Arc<Work<P>>);
+
+impl<P: Parts> Drop for Gone<P> {
+    fn drop(&mut self) {
+        self.0.let_go();
+    }
 }
 
 /// Polls once, so that what a future does before its first wait is done.

@@ -290,6 +290,16 @@ impl<P: Parts> Work<P> {
         lock(&self.keepers).values().for_each(|keeper| keeper.stop(Order::StopNow));
     }
 
+    /// Nothing goes on by itself from here on, and parts that still run are kept by nobody: the next supervisor takes them over.
+    pub(crate) fn let_go(&self) {
+        self.ending.cancel();
+        if let Some(task) = lock(&self.rousing).take() {
+            task.abort();
+        }
+        let keepers = std::mem::take(&mut *lock(&self.keepers));
+        keepers.values().for_each(|keeper| keeper.let_go());
+    }
+
     pub(crate) async fn machine(&self) -> Machine {
         // Asking the driver takes a second, and cards are not changed while a box runs; early in its start the
         // driver may not be there yet, or not tell yet how much memory they have.
