@@ -89,7 +89,7 @@ tools-gpu: tools-build
 # for it, and the clients that members use.
 tools-test: tools-gpu tools-bench
 	@tests/tools/apt chromium chromium-driver nut-server nut-client nginx-light restic rclone caddy openssl curl python3-venv iproute2 nftables util-linux
-	@tests/tools/apt pebble bind9 bind9-dnsutils smartmontools python3-aiosmtpd podman crun
+	@tests/tools/apt pebble bind9 bind9-dnsutils smartmontools python3-aiosmtpd podman crun faketime
 	@command -v npm >/dev/null || tests/tools/apt nodejs npm
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 	@tests/tools/venv tests/requirements.txt $(CACHE)/venv

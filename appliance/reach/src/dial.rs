@@ -16,10 +16,9 @@ use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use polder_pin::{Known, Versions};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -29,7 +28,7 @@ use tokio_rustls::TlsConnector;
 use crate::line::{self, Welcome};
 use crate::pass::Pass;
 use crate::place::{Place, from_outside, place};
-use crate::relay::{fingerprint, prepare};
+use crate::relay::prepare;
 
 /// For each step of a call.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -155,8 +154,12 @@ async fn once(
     let stream = match timeout(PATIENCE, connector.connect(name, stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
+            let why = match polder_pin::is_stranger(&error) {
+                true => "its certificate has another fingerprint".to_owned(),
+                false => error.to_string(),
+            };
             return Ended::NotReached(format!(
-                "who answers at {at} is not the relay of this pass ({error})"
+                "who answers at {at} is not the relay of this pass ({why})"
             ));
         }
         Err(_) => return Ended::NotReached(format!("the relay {at} does not answer")),
@@ -348,60 +351,12 @@ async fn connect(address: SocketAddr, via: &Via) -> std::io::Result<TcpStream> {
 }
 
 fn config(fingerprint: [u8; 32]) -> ClientConfig {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let pinned = Arc::new(Pinned { fingerprint, provider: provider.clone() });
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
+    // Whoever signed it and whatever it says: the pass names it.
+    let mut config = polder_pin::calling(Known::fingerprint(fingerprint), Versions::Only13)
         .expect("the provider knows TLS 1.3")
-        .dangerous()
-        .with_custom_certificate_verifier(pinned)
         .with_no_client_auth();
     config.alpn_protocols = vec![line::PROTOCOL.to_vec()];
     // The relay tells by what we speak, not by a name.
     config.enable_sni = false;
     config
-}
-
-/// One certificate, whoever signed it and whatever it says: the pass names it.
-#[derive(Debug)]
-struct Pinned {
-    fingerprint: [u8; 32],
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        match fingerprint(certificate) == self.fingerprint {
-            true => Ok(ServerCertVerified::assertion()),
-            false => Err(rustls::Error::General("its certificate has another fingerprint".into())),
-        }
-    }
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }

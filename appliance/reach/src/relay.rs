@@ -25,7 +25,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::first::{First, LONGEST, first};
 use crate::line::{self, Welcome};
-use crate::pass::Pass;
 use crate::register::{Known, Register, RegisterError};
 use crate::rewind::{Ends, Rewind};
 
@@ -502,9 +501,4 @@ pub(crate) fn prepare(stream: &TcpStream) {
     if let Err(error) = set {
         log::debug!("a connection's options could not be set: {error}");
     }
-}
-
-/// What a box checks a relay by.
-pub(crate) fn fingerprint(certificate: &[u8]) -> [u8; 32] {
-    Pass::digest(certificate)
 }

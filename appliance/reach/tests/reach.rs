@@ -255,7 +255,7 @@ async fn a_box_with_a_wrong_secret_is_refused_in_words_and_one_with_another_rela
     let mut house = House::new(&Pass { fingerprint: [0; 32], ..pass });
     let broken = house.state.wait_for(|state| matches!(state, LineState::Broken { .. }));
     let LineState::Broken { why } = broken.await.unwrap().clone() else { panic!() };
-    assert!(why.contains("is not the relay of this pass"), "{why}");
+    assert!(why.contains("is not the relay of this pass (its certificate has another"), "{why}");
     relay.end().await;
 }
 
