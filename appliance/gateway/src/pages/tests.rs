@@ -392,7 +392,8 @@ const FOR_MEMBERS: [&str; 11] = [
     "/collective/end",
     "/status",
 ];
-const FOR_STEWARDS: [&str; 25] = [
+const FOR_STEWARDS: [&str; 26] = [
+    "/power",
     "/collective/stewards",
     "/members/2/leave",
     "/elsewhere",
@@ -493,6 +494,9 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/spare/takeover/back".into(),
         "/spare/takeover/send".into(),
         "/spare/takeover/silence".into(),
+        "/power".into(),
+        "/power/use".into(),
+        "/power/remove".into(),
         "/uplinks".into(),
         "/uplinks/fibre/remove".into(),
         "/uplinks/fibre/prefer".into(),
