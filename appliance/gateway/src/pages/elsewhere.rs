@@ -366,7 +366,7 @@ async fn page(
         lead: Some("Who is asked when this box cannot answer, and what that may cost."),
         ..Page::default()
     };
-    Ok(answer(&page, &nav(gateway, &who.member, "/models"), body))
+    Ok(answer(&page, &nav(gateway, &who.member, "/elsewhere"), body))
 }
 
 fn server_card(

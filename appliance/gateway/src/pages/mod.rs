@@ -186,6 +186,7 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/apps/{name}/remove", post(apps::remove))
         .route("/apps/{name}/enter", get(apps::enter))
         .route("/power", get(power::show).post(power::set))
+        .route("/power/use", post(power::take))
         .route("/power/remove", post(power::remove))
         .route("/clients", post(client_apps::add))
         .route("/clients/{id}/remove", post(client_apps::remove))

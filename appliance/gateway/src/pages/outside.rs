@@ -296,5 +296,5 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Response {
         narrow: true,
         ..Page::default()
     };
-    answer(&page, &nav(gateway, &who.member, "/uplinks"), body)
+    answer(&page, &nav(gateway, &who.member, "/outside"), body)
 }

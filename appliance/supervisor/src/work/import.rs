@@ -3,44 +3,57 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_control::{ImportSource, RunId, StepState, wan_status};
-use polder_site::RecipeName;
+use polder_control::{ImportSource, RunId, RunState, StepState, wan_status};
+use polder_site::{RecipeName, Site};
 use polder_weights::CancelFlag;
 use tokio_util::sync::CancellationToken;
 
-use super::{Halt, Work, blocking};
+use super::{Halt, Work, blocking, kind, lock, not_kept};
 use crate::parts::Parts;
+use crate::plan::Action;
+use crate::runs::Intent;
 use crate::shelf::ImportEnd;
 use crate::weights::nothing_yet;
 
 /// Between two looks at whether a large transfer may run.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// How far an import came.
+enum Imported {
+    /// The model is in.
+    In,
+    /// It had to wait, and may go on. Others may have changed the box meanwhile: [`Work::take_up`].
+    Waited,
+}
+
 impl<P: Parts> Work<P> {
-    pub(super) async fn import(
+    async fn import(
         self: &Arc<Self>,
         id: RunId,
         step: usize,
         recipe: RecipeName,
         from: ImportSource,
         cancel: &CancellationToken,
-    ) -> Result<(), Halt> {
+    ) -> Result<Imported, Halt> {
         let (shelf, asked) = (self.shelf.clone(), (recipe.clone(), from.clone()));
         let near = blocking(move || Ok(shelf.is_near(&asked.0, &asked.1))).await;
         let near = near.map_err(|why| Halt::Failed(step, why))?;
         loop {
-            let waiting = async {
-                while let Some(why) = self.must_wait(near).await {
-                    let waiting = polder_control::Progress { phase: why, ..nothing_yet() };
-                    self.board.progress(id, step, waiting);
-                    tokio::time::sleep(LOOK).await;
-                }
-            };
-            tokio::select! {
-                () = waiting => self.board.step(id, step, StepState::Running(None)),
-                () = cancel.cancelled() => return Err(Halt::Cancelled),
-                () = self.ending.cancelled() => return Err(Halt::Interrupted),
+            if self.must_wait(near).await.is_some() {
+                self.step_aside(id);
+                let waiting = async {
+                    while let Some(why) = self.must_wait(near).await {
+                        self.waits(id, step, why);
+                        tokio::time::sleep(LOOK).await;
+                    }
+                };
+                return tokio::select! {
+                    () = waiting => Ok(Imported::Waited),
+                    () = cancel.cancelled() => Err(Halt::Cancelled),
+                    () = self.ending.cancelled() => Err(Halt::Interrupted),
+                };
             }
+            self.board.step(id, step, StepState::Running(None));
             match self.import_now(id, step, &recipe, &from, near, cancel).await {
                 Err(ImportEnd::Stopped) if cancel.is_cancelled() => return Err(Halt::Cancelled),
                 Err(ImportEnd::Stopped) if self.ending.is_cancelled() => {
@@ -49,9 +62,73 @@ impl<P: Parts> Work<P> {
                 // The uplink became a metered one, or the mains is away; what was fetched is kept.
                 Err(ImportEnd::Stopped) => {}
                 Err(ImportEnd::Failed(why)) => return Err(Halt::Failed(step, why)),
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(Imported::In),
             }
         }
+    }
+
+    /// The same, and after a wait what is to be done instead of the plan that the run began with.
+    pub(super) async fn bring_in(
+        self: &Arc<Self>,
+        id: RunId,
+        step: usize,
+        recipe: RecipeName,
+        from: &ImportSource,
+        intent: &Intent,
+        cancel: &CancellationToken,
+    ) -> Result<Option<(Vec<Action>, Site)>, Halt> {
+        match self.import(id, step, recipe, from.clone(), cancel).await? {
+            Imported::In => Ok(None),
+            Imported::Waited => self.take_up(id, step, intent, cancel).await.map(Some),
+        }
+    }
+
+    /// A run that waits for an uplink or the mains may wait for days: others may change the box meanwhile, and bring in models.
+    fn step_aside(&self, id: RunId) {
+        if let Some(running) = lock(&self.running).get_mut(&id) {
+            (running.changes, running.imports) = (false, false);
+        }
+    }
+
+    /// Takes its place among the runs again after [`Self::step_aside`], when it is free, and gives what is to be done by now, with the
+    /// site to go back to: the box may be another than the one that the plan was made for.
+    async fn take_up(
+        &self,
+        id: RunId,
+        step: usize,
+        intent: &Intent,
+        cancel: &CancellationToken,
+    ) -> Result<(Vec<Action>, Site), Halt> {
+        loop {
+            {
+                let _gate = self.gate.lock().await;
+                let fail = |why| Halt::Failed(step, why);
+                let (plan, actions) = self.plan_of(intent).await.map_err(fail)?;
+                match self.place_for(intent, &actions) {
+                    Ok(()) => {
+                        let site = self.board.site();
+                        let noted = lock(&self.ledger).rebase(id, &site);
+                        noted.map_err(|error| fail(not_kept(&error)))?;
+                        if let Some(running) = lock(&self.running).get_mut(&id) {
+                            (running.changes, running.imports) = kind(intent, &actions);
+                        }
+                        self.board.post(id, plan, RunState::Running);
+                        return Ok((actions, site));
+                    }
+                    Err(why) => self.waits(id, step, format!("waiting: {why}")),
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = cancel.cancelled() => return Err(Halt::Cancelled),
+                () = self.ending.cancelled() => return Err(Halt::Interrupted),
+            }
+        }
+    }
+
+    fn waits(&self, id: RunId, step: usize, why: String) {
+        let waiting = polder_control::Progress { phase: why, ..nothing_yet() };
+        self.board.progress(id, step, waiting);
     }
 
     /// Until it is in, or may not go on.
