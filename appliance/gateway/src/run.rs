@@ -129,6 +129,9 @@ pub async fn run_on(
         outside.clone().follow(host, status, tracker)
     });
     let _outside = Following(tokio::spawn(calls));
+    let routers = gateway.outside.clone();
+    let routers = routers.look_at_routers(sockets.clone(), keeper.clone(), link.watch());
+    let _routers = Following(tokio::spawn(routers));
     let listening = tokio::spawn(listen::keep_open(host, handed, open, status, tracker.clone()));
     let certified = acme.map(|acme| {
         let (status, keeper) = (link.watch(), keeper.clone());

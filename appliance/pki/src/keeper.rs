@@ -111,6 +111,14 @@ impl Keeper {
         }
     }
 
+    /// SHA-256 of the certificate that whoever names no host is shown, by which somebody far away knows this door again.
+    pub fn shown_without_a_name(&self) -> [u8; 32] {
+        let served = self.moment.own.read().unwrap_or_else(PoisonError::into_inner);
+        let certificate = served.by_address.cert.first().map_or(&[][..], |first| first.as_ref());
+        use sha2::Digest;
+        sha2::Sha256::digest(certificate).into()
+    }
+
     /// From now on, who comes by a name that this certificate speaks for gets it; everybody else, and everybody once it is
     /// over, gets the box's own. Connections that are open stay open.
     pub fn serve_publicly(&self, chain: Option<PublicChain>) {

@@ -590,6 +590,7 @@ fn two_uplinks() -> SiteChange {
         interface: interface.parse().unwrap(),
         order,
         metered: false,
+        ask_router: false,
         targets: Vec::new(),
     };
     let named = [("fibre", uplink("enp1s0", 1)), ("mobile", uplink("wwan0", 2))];

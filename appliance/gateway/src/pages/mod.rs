@@ -224,6 +224,7 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/outside", get(outside::show).post(outside::set))
         .route("/outside/live", get(outside::live))
         .route("/outside/name", post(outside::answer_to))
+        .route("/outside/port", post(outside::port))
         .route("/outside/remove", post(outside::remove))
         .route("/uplinks", get(uplinks::show).post(uplinks::set))
         .route("/uplinks/dns", post(dynamic_dns::set))

@@ -517,6 +517,7 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/support".into(),
         "/outside".into(),
         "/outside/name".into(),
+        "/outside/port".into(),
         "/outside/remove".into(),
         "/models/change".into(),
         "/models/change/testers".into(),
@@ -924,7 +925,8 @@ async fn a_steward_adds_an_uplink_confirms_it_and_one_without_an_interface_is_re
     assert_eq!(place.post("/uplinks", steward, form).await.1, "/runs/7");
     let targets = ["9.9.9.9:443", "1.1.1.1:443"].map(|target| target.parse().unwrap()).into();
     let (interface, order) = ("wwan0".parse().unwrap(), 1);
-    let mobile = polder_site::Uplink { interface, order, metered: true, targets };
+    let mobile =
+        polder_site::Uplink { interface, order, metered: true, ask_router: false, targets };
     let uplinks = [("mobile".parse().unwrap(), mobile)].into();
     let wanted = SiteChange::Uplinks(uplinks);
     let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
@@ -936,6 +938,45 @@ async fn a_steward_adds_an_uplink_confirms_it_and_one_without_an_interface_is_re
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(page.contains("is not the name of a network interface") && !page.contains("<b>"));
     let (status, _) = place.post("/uplinks/fibre/remove", steward, "").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_steward_has_a_router_asked_and_reads_before_what_that_opens() {
+    let targets = ["9.9.9.9:443", "1.1.1.1:443"].map(|target| target.parse().unwrap()).to_vec();
+    let (interface, order) = ("enp1s0".parse().unwrap(), 1);
+    let asked = polder_site::Uplink { interface, order, metered: false, ask_router: true, targets };
+    let quiet = polder_site::Uplink {
+        interface: "wwan0".parse().unwrap(),
+        order: 2,
+        ask_router: false,
+        ..asked.clone()
+    };
+    let place = place_of(|site| {
+        site.uplinks.insert("fibre".parse().unwrap(), asked);
+        site.uplinks.insert("mobile".parse().unwrap(), quiet);
+    })
+    .await;
+    let steward = Some(place.steward.1.as_str());
+    let (_, page) = place.get("/outside", steward).await;
+    for shown in [
+        "pass callers at port 8443 on to this box",
+        "Anybody on the internet can then knock at the box's sign-in page and its API",
+        "Its router is not asked.",
+        "Give the port back",
+        "does not say anything yet",
+    ] {
+        assert!(page.contains(shown), "{shown}: {page}");
+    }
+    for (form, uplink, ask) in
+        [("uplink=mobile&ask=on", "mobile", true), ("uplink=fibre", "fibre", false)]
+    {
+        assert_eq!(place.post("/outside/port", steward, form).await.1, "/runs/7");
+        let wanted = SiteChange::AskRouter { uplink: uplink.parse().unwrap(), ask };
+        let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
+        assert!(place.asked.lock().unwrap().iter().any(asked), "{form}");
+    }
+    let (status, _) = place.post("/outside/port", steward, "uplink=moon&ask=on").await;
     assert_eq!(status, StatusCode::NOT_FOUND);
 }
 
