@@ -66,7 +66,7 @@ fuzz: tools-build          ## Fuzz every parser for SECONDS each (60 unless said
 	tests/fuzz/run $(or $(SECONDS),60)
 
 deny: tools-build          ## Licences, sources and duplicate versions of everything we build on.
-	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny@0.20.2
 	cargo deny check licenses bans sources
 
 clean:                     ## Forget what was built. The box in $(STATE) stays.
