@@ -86,10 +86,10 @@ tools-gpu: tools-build
 
 # llama.cpp's server to compare with, a UPS that is a file, a router that lets callers in, a browser and its driver, the two rival front doors, openssl to check certificates with, an authority and a DNS server
 # to get certificates by, networks of one's own, what asks disks how they are, a mail server, two services that people sign in with and two apps' clients
-# for it, and the clients that members use.
+# for it, a registry of container images, and the clients that members use.
 tools-test: tools-gpu tools-bench
 	@tests/tools/apt chromium chromium-driver nut-server nut-client nginx-light restic rclone caddy openssl curl python3-venv iproute2 nftables util-linux
-	@tests/tools/apt pebble bind9 bind9-dnsutils smartmontools python3-aiosmtpd podman crun faketime miniupnpd-nftables
+	@tests/tools/apt pebble bind9 bind9-dnsutils smartmontools python3-aiosmtpd podman crun faketime miniupnpd-nftables docker-registry
 	@command -v npm >/dev/null || tests/tools/apt nodejs npm
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 	@tests/tools/venv tests/requirements.txt $(CACHE)/venv

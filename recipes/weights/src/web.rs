@@ -10,6 +10,7 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, BodyReader, Proxy};
 
 use crate::progress::{CancelFlag, Event, Teller};
+use crate::registry::{ACCEPT, Passes};
 use crate::{Options, WeightsError, names};
 
 /// Tries of the first request: a wrong address should not take minutes to say so.
@@ -20,6 +21,8 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(120);
 /// Makes requests as the options say. Proxies come from the environment, but for this machine.
 pub(crate) struct Web {
     agent: Agent,
+    /// A registry of images: it is asked for kinds of manifests, and gives passes.
+    passes: Option<Passes>,
     pub(crate) pace: Pace,
     pub(crate) connections: usize,
 }
@@ -103,7 +106,11 @@ impl Web {
             first_wait: options.first_wait,
             longest_wait: options.longest_wait,
         };
-        Ok(Self { agent, pace, connections: options.connections.clamp(1, 32) })
+        Ok(Self { agent, passes: None, pace, connections: options.connections.clamp(1, 32) })
+    }
+    /// The same, for a registry of container images.
+    pub(crate) fn of_registry(self) -> Self {
+        Self { passes: Some(Passes::default()), ..self }
     }
     /// Asks for a file or a part of it; with `mark`, only if the file is still that one.
     pub(crate) fn get(
@@ -112,6 +119,31 @@ impl Web {
         range: Option<&Range<u64>>,
         mark: Option<&str>,
     ) -> Result<Reply, Fault> {
+        let Some(passes) = &self.passes else {
+            let answer = self.call(url, range, mark, None).map_err(|e| fault(&e))?;
+            return judge(answer, range, mark);
+        };
+        let answer = self.call(url, range, mark, Some(passes)).map_err(|e| fault(&e))?;
+        let challenge = match answer.status().as_u16() {
+            401 => text(answer.headers(), "www-authenticate").map(str::to_owned),
+            _ => None,
+        };
+        match challenge {
+            Some(challenge) if passes.renew(&self.agent, &challenge) => {
+                drop(answer);
+                let answer = self.call(url, range, mark, Some(passes)).map_err(|e| fault(&e))?;
+                judge(answer, range, mark)
+            }
+            _ => judge(answer, range, mark),
+        }
+    }
+    fn call(
+        &self,
+        url: &str,
+        range: Option<&Range<u64>>,
+        mark: Option<&str>,
+        passes: Option<&Passes>,
+    ) -> Result<Response<Body>, ureq::Error> {
         let secure = url.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("https://"));
         let mut request = self.agent.get(url).config().https_only(secure).build();
         if let Some(range) = range {
@@ -122,8 +154,14 @@ impl Web {
                 request = request.header("if-range", tag);
             }
         }
-        let answer = request.call().map_err(|e| fault(&e))?;
-        judge(answer, range, mark)
+        if let Some(passes) = passes {
+            request = request.header("accept", ACCEPT);
+            // On to another server it does not go along.
+            if let Some(pass) = passes.now() {
+                request = request.header("authorization", format!("Bearer {pass}"));
+            }
+        }
+        request.call()
     }
     /// A small answer as a whole: a list, an index.
     pub(crate) fn small(

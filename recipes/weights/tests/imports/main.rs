@@ -6,6 +6,7 @@ mod cuts;
 mod folder;
 mod hub;
 mod keeping;
+mod registry;
 mod server;
 mod web;
 mod wheel;
