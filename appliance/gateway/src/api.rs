@@ -16,7 +16,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 use http_body_util::Limited;
 use polder_control::BoxStatus;
-use polder_members::{KeyGrant, Member, Role, Scope, Trying};
+use polder_members::{KeyGrant, Member, Role, Scope, Secret, Trying};
 use polder_site::{EngineName, Site};
 use serde::Deserialize;
 use serde_json::json;
@@ -71,7 +71,14 @@ impl Asker {
     async fn of(gateway: &Gateway, parts: &Parts) -> Result<Self, ApiError> {
         match verifier::member(gateway, parts).await? {
             Some(member) => Ok(Self::Member(member)),
-            None => api_key(gateway, &parts.headers).map(Self::Key),
+            None => match api_key(gateway, &parts.headers) {
+                Ok(grant) => Ok(Self::Key(grant)),
+                // It is no key: perhaps it is what an app was given for somebody who signed in there with the box.
+                Err(refusal) => match behind_app(gateway, &parts.headers).await? {
+                    Some(member) => Ok(Self::Member(member)),
+                    None => Err(refusal),
+                },
+            },
         }
     }
 
@@ -129,6 +136,17 @@ impl FromRequestParts<Arc<Gateway>> for Asker {
     ) -> Result<Self, ApiError> {
         Self::of(gateway, parts).await
     }
+}
+
+/// Who is at an app that may ask models in their name.
+async fn behind_app(gateway: &Gateway, headers: &HeaderMap) -> Result<Option<Member>, ApiError> {
+    let given = auth::key_in(headers)?.filter(|_| !auth::has_our_key(headers));
+    let Some(token) = given.map(|token| Secret::new(token.to_owned())) else { return Ok(None) };
+    let found = gateway.members.ask(move |members| members.asks_models_for(token.expose())).await;
+    found.map_err(|error| {
+        log::error!("a member at an app could not be looked up: {error}");
+        ApiError::members_unreadable()
+    })
 }
 
 fn api_key(gateway: &Gateway, headers: &HeaderMap) -> Result<Arc<KeyGrant>, ApiError> {

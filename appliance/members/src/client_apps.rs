@@ -19,12 +19,14 @@ pub struct ClientApp {
     pub redirects: Vec<String>,
     /// Only stewards may go there.
     pub for_stewards: bool,
+    /// What it was given for somebody opens the API in their name.
+    pub asks_models: bool,
     /// Unix seconds.
     pub created_at: i64,
 }
 
 /// An app as it is written down. Its addresses were checked by whoever asks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NewClientApp {
     /// 1 to 60 letters.
     pub name: String,
@@ -34,6 +36,8 @@ pub struct NewClientApp {
     pub with_secret: bool,
     /// Only stewards may go there.
     pub for_stewards: bool,
+    /// Lets it ask models in the name of whoever is there.
+    pub asks_models: bool,
 }
 
 impl Members {
@@ -58,15 +62,16 @@ impl Members {
             )));
         }
         db.execute(
-            "INSERT INTO client_apps (id, name, digest, redirects, for_stewards, created_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT INTO client_apps (id, name, digest, redirects, for_stewards, created_at, asks_models)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             params![
                 id,
                 name,
                 secret.as_ref().map(|secret| secret.digest().0),
                 new.redirects.join("\n"),
                 new.for_stewards,
-                now
+                now,
+                new.asks_models
             ],
         )?;
         let app = ClientApp {
@@ -75,6 +80,7 @@ impl Members {
             has_secret: secret.is_some(),
             redirects: new.redirects.clone(),
             for_stewards: new.for_stewards,
+            asks_models: new.asks_models,
             created_at: now,
         };
         Ok((app, secret))
@@ -108,12 +114,14 @@ impl Members {
     /// Lets people sign in there no more; what it was given is worth nothing from now on.
     pub fn remove_client_app(&self, id: &str) -> Result<(), MembersError> {
         self.db().execute("DELETE FROM client_apps WHERE id = ?1", [id])?;
+        self.keep_gone();
         Ok(())
     }
 }
 
 const SELECT: &str =
-    "SELECT id, name, digest IS NOT NULL, redirects, for_stewards, created_at FROM client_apps";
+    "SELECT id, name, digest IS NOT NULL, redirects, for_stewards, created_at, asks_models
+    FROM client_apps";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<ClientApp> {
     let redirects: String = row.get(3)?;
@@ -124,5 +132,6 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<ClientApp> {
         redirects: redirects.lines().map(str::to_owned).collect(),
         for_stewards: row.get(4)?,
         created_at: row.get(5)?,
+        asks_models: row.get(6)?,
     })
 }

@@ -328,6 +328,82 @@ const ADDITIONS: &[(&str, &str)] = &[
          cost INTEGER NOT NULL
      ) STRICT;",
     ),
+    (
+        "kept a member",
+        "-- The stewards made them a member: no group of a service makes them a steward until a steward lets it.
+     ALTER TABLE members ADD COLUMN kept_member INTEGER NOT NULL DEFAULT 0;
+     -- The same for somebody who was removed: a digest of who they are at a service, in case they come in by it anew.
+     CREATE TABLE kept_identities (identity TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;",
+    ),
+    (
+        "apps that ask models",
+        "ALTER TABLE client_apps ADD COLUMN asks_models INTEGER NOT NULL DEFAULT 0;",
+    ),
+    (
+        "revocations of what people sign in with",
+        "-- The same list, without a fixed set of kinds: apps that were removed, links that were undone, and who is kept a member are on it too.
+     DROP TRIGGER revoke_member;
+     DROP TRIGGER revoke_key;
+     DROP TRIGGER revoke_access;
+     DROP TRIGGER revoke_stewardship;
+     CREATE TABLE revoked (
+         number INTEGER PRIMARY KEY AUTOINCREMENT,
+         at INTEGER NOT NULL,
+         kind TEXT NOT NULL,
+         member INTEGER,
+         since INTEGER,
+         key TEXT
+     ) STRICT;
+     INSERT INTO revoked SELECT number, at, kind, member, since, key FROM revocations;
+     DROP TABLE revocations;
+     ALTER TABLE revoked RENAME TO revocations;
+     CREATE INDEX revocations_of_member ON revocations(member);
+     CREATE UNIQUE INDEX revoked_once ON revocations(kind, ifnull(member, 0), ifnull(since, 0), ifnull(key, ''))
+         WHERE kind IN ('member', 'key', 'app', 'link', 'kept-identity');
+     CREATE TRIGGER revoke_member AFTER DELETE ON members BEGIN
+         INSERT OR IGNORE INTO revocations (at, kind, member, since)
+         VALUES (unixepoch(), 'member', OLD.id, OLD.created_at);
+     END;
+     CREATE TRIGGER revoke_key AFTER DELETE ON keys
+     WHEN NOT (OLD.for_up AND OLD.expires_at IS NOT NULL)
+          AND EXISTS (SELECT 1 FROM members WHERE id = OLD.member) BEGIN
+         INSERT OR IGNORE INTO revocations (at, kind, key) VALUES (unixepoch(), 'key', OLD.id);
+     END;
+     CREATE TRIGGER revoke_access AFTER UPDATE OF disabled ON members
+     WHEN OLD.disabled <> NEW.disabled
+          AND CASE NEW.disabled WHEN 0 THEN 'let-in' ELSE 'shut-out' END IS NOT
+              (SELECT kind FROM revocations WHERE member = NEW.id AND since = NEW.created_at
+               AND kind IN ('let-in', 'shut-out') ORDER BY number DESC LIMIT 1) BEGIN
+         INSERT INTO revocations (at, kind, member, since) VALUES
+             (unixepoch(), CASE NEW.disabled WHEN 0 THEN 'let-in' ELSE 'shut-out' END, NEW.id, NEW.created_at);
+     END;
+     CREATE TRIGGER revoke_stewardship AFTER UPDATE OF role ON members
+     WHEN OLD.role = 'steward' AND NEW.role = 'member'
+          AND NOT EXISTS (SELECT 1 FROM revocations WHERE kind = 'no-steward' AND member = NEW.id
+                          AND since = NEW.created_at AND at >= unixepoch() - 1) BEGIN
+         INSERT INTO revocations (at, kind, member, since)
+         VALUES (unixepoch(), 'no-steward', NEW.id, NEW.created_at);
+     END;
+     CREATE TRIGGER revoke_app AFTER DELETE ON client_apps BEGIN
+         INSERT OR IGNORE INTO revocations (at, kind, key) VALUES (unixepoch(), 'app', OLD.id);
+     END;
+     -- Told by when it was made: who somebody is elsewhere is nobody's affair. A removed member's links go with them.
+     CREATE TRIGGER revoke_link AFTER DELETE ON identities BEGIN
+         INSERT OR IGNORE INTO revocations (at, kind, member, since, key)
+         SELECT unixepoch(), 'link', id, created_at, CAST(OLD.created_at AS TEXT) FROM members WHERE id = OLD.member;
+     END;
+     CREATE TRIGGER revoke_groups AFTER UPDATE OF kept_member ON members
+     WHEN OLD.kept_member <> NEW.kept_member
+          AND CASE NEW.kept_member WHEN 0 THEN 'groups-again' ELSE 'kept-member' END IS NOT
+              (SELECT kind FROM revocations WHERE member = NEW.id AND since = NEW.created_at
+               AND kind IN ('groups-again', 'kept-member') ORDER BY number DESC LIMIT 1) BEGIN
+         INSERT INTO revocations (at, kind, member, since) VALUES
+             (unixepoch(), CASE NEW.kept_member WHEN 0 THEN 'groups-again' ELSE 'kept-member' END, NEW.id, NEW.created_at);
+     END;
+     CREATE TRIGGER revoke_identity AFTER INSERT ON kept_identities BEGIN
+         INSERT OR IGNORE INTO revocations (at, kind, key) VALUES (unixepoch(), 'kept-identity', NEW.identity);
+     END;",
+    ),
 ];
 
 /// Opens the file, private to its owner, and brings its layout up to date.

@@ -1,7 +1,7 @@
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 use crate::people::Ready;
-use crate::{Member, MemberId, Members, MembersError, Role, Secret, people, words};
+use crate::{Member, MemberId, Members, MembersError, Role, Secret, kept, people, words};
 
 /// Letters of what a service says of somebody, as it is kept.
 const LONGEST: usize = 100;
@@ -45,6 +45,22 @@ pub struct Arrived {
     pub changed: bool,
 }
 
+/// What follows from what a service says of somebody's groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Follows {
+    Nothing,
+    Becomes(Role),
+}
+
+/// What groups change about somebody: never what people on the box decided.
+fn follows(member: &Member, made_by_groups: bool, steward: Option<bool>) -> Follows {
+    match (steward, member.role) {
+        (Some(true), Role::Member) if !member.kept_member => Follows::Becomes(Role::Steward),
+        (Some(false), Role::Steward) if made_by_groups => Follows::Becomes(Role::Member),
+        _ => Follows::Nothing,
+    }
+}
+
 /// Somebody did not come in by their identity.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityRefused {
@@ -52,7 +68,10 @@ pub enum IdentityRefused {
     #[error(
         "you are in none of the groups that may come in; ask whoever looks after the groups, or sign in with your password"
     )]
-    NotAdmitted,
+    NotAdmitted {
+        /// Whom that made a member, who was a steward by the groups.
+        unmade: Option<String>,
+    },
     /// Nobody here has that identity, and nobody is made a member by it.
     #[error(
         "nobody on this box is linked to you there; sign in with your password and link it on your account page, or ask a steward for an invite"
@@ -90,12 +109,18 @@ pub struct Linked {
 }
 
 impl Members {
-    /// Lets in whom a service has proven to be `identity`, and makes their role what its groups say:
-    /// but the last steward stays one, and whoever was made a steward here is never unmade by it.
-    pub fn arrive(&self, identity: &Identity, ruling: Ruling) -> Result<Arrived, IdentityRefused> {
+    /// Lets in whom `service`, as people call it, has proven to be `identity`, and makes their role what its groups say: but the last
+    /// steward stays one, and what people on the box decided stays. Everybody is told of a steward more or less. Who is refused may
+    /// have lost their role all the same.
+    pub fn arrive(
+        &self,
+        identity: &Identity,
+        ruling: Ruling,
+        service: &str,
+    ) -> Result<Arrived, IdentityRefused> {
         let (id, joined) = match self.seen(identity)? {
             Some(id) => (id, false),
-            None if !ruling.admitted => return Err(IdentityRefused::NotAdmitted),
+            None if !ruling.admitted => return Err(IdentityRefused::NotAdmitted { unmade: None }),
             None if !ruling.new_people => return Err(IdentityRefused::Unknown),
             None => (self.welcome(identity)?, true),
         };
@@ -103,13 +128,13 @@ impl Members {
         if member.disabled {
             return Err(IdentityRefused::Disabled);
         }
-        let changed = self.follow_groups(&member, &identity.issuer, ruling)?;
+        let changed = self.follow_groups(&member, &identity.issuer, ruling, service)?;
         if !ruling.admitted {
             // Who has a password may still come in by it; nobody else stays in by an old session.
             if !member.has_password {
                 self.sign_out_everywhere(id)?;
             }
-            return Err(IdentityRefused::NotAdmitted);
+            return Err(IdentityRefused::NotAdmitted { unmade: changed.then_some(member.name) });
         }
         let (member, session) = self.begin_session(id)?;
         Ok(Arrived { member, session, joined, changed })
@@ -136,15 +161,23 @@ impl Members {
             return Err(IdentityRefused::Another);
         }
         insert(&change, id, identity, self.now())?;
-        Ok(change.commit().map_err(MembersError::from)?)
+        change.commit().map_err(MembersError::from)?;
+        drop(db);
+        self.keep_gone();
+        Ok(())
     }
 
-    /// Links a member to an identity no more. Who is a steward only because of it is none afterwards, and who has no password
-    /// keeps it: they could not come in any more.
-    pub fn unlink_identity(&self, id: MemberId, issuer: &str) -> Result<(), MembersError> {
+    /// Links a member to an identity no more. Who is a steward only because of it is none afterwards, of which everybody is told, and who has
+    /// no password keeps it: they could not come in any more. True where their role is another now.
+    pub fn unlink_identity(
+        &self,
+        id: MemberId,
+        issuer: &str,
+        service: &str,
+    ) -> Result<bool, MembersError> {
         let member = self.member(id)?;
         let Some(linked) = self.identities(id)?.into_iter().find(|l| l.issuer == issuer) else {
-            return Ok(());
+            return Ok(false);
         };
         if !member.has_password {
             return Err(MembersError::Field(
@@ -152,14 +185,20 @@ impl Members {
                     .into(),
             ));
         }
-        if linked.made_steward && member.role == Role::Steward {
-            self.change_role(id, Role::Member, true)?;
+        let unmade = linked.made_steward && member.role == Role::Steward;
+        if unmade {
+            let why = format!(
+                "{} is no steward any more: the groups at {service} made them one, and they are not linked to it any more.",
+                member.name
+            );
+            self.follow_service(id, Role::Member, service, &why)?;
         }
         self.db().execute(
             "DELETE FROM identities WHERE member = ?1 AND issuer = ?2",
             params![id.0, issuer],
         )?;
-        Ok(())
+        self.keep_gone();
+        Ok(unmade)
     }
 
     /// A member's identities.
@@ -233,6 +272,8 @@ impl Members {
         let id = ready.insert(&change, Role::Member, now)?;
         insert(&change, id, identity, now)?;
         change.commit()?;
+        drop(db);
+        self.keep_gone();
         Ok(id)
     }
 
@@ -242,22 +283,25 @@ impl Members {
         member: &Member,
         issuer: &str,
         ruling: Ruling,
+        service: &str,
     ) -> Result<bool, MembersError> {
-        let made_here = || -> Result<bool, MembersError> {
-            let linked = self.identities(member.id)?;
-            Ok(!linked.iter().any(|linked| linked.issuer == issuer && linked.made_steward))
+        let linked = self.identities(member.id)?;
+        let made_by_groups = linked.iter().any(|l| l.issuer == issuer && l.made_steward);
+        let Follows::Becomes(role) = follows(member, made_by_groups, ruling.steward) else {
+            return Ok(false);
         };
-        let role = match (ruling.steward, member.role) {
-            (Some(true), Role::Member) => Role::Steward,
-            (Some(false), Role::Steward) if !made_here()? => Role::Member,
-            _ => return Ok(false),
+        let name = &member.name;
+        let why = match role {
+            Role::Steward => format!("{name} is a steward now: the groups at {service} say so."),
+            Role::Member => {
+                format!("{name} is no steward any more: the groups at {service} say so.")
+            }
         };
-        match self.change_role(member.id, role, true) {
+        match self.follow_service(member.id, role, service, &why) {
             Ok(()) => Ok(true),
             Err(MembersError::LastSteward) => {
                 log::warn!(
-                    "{} is in no group of stewards any more and stays one: there is no other",
-                    member.name
+                    "{name} is in no group of stewards any more and stays one: there is no other"
                 );
                 Ok(false)
             }
@@ -294,6 +338,7 @@ fn insert(
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)",
         params![identity.issuer, identity.subject, id.0, shown(identity), proven(identity), now],
     )?;
+    kept::honour(db, id, &identity.issuer, &identity.subject)?;
     Ok(())
 }
 
@@ -338,6 +383,7 @@ mod tests {
     use crate::NewMember;
 
     const ISSUER: &str = "https://sso.example.org";
+    const HOUSE: &str = "House";
     const OPEN: Ruling = Ruling { admitted: true, steward: None, new_people: true };
 
     fn place() -> (tempfile::TempDir, Members) {
@@ -366,34 +412,40 @@ mod tests {
         let (_folder, members) = place();
         let ada = identity("ada");
         let shut = Ruling { new_people: false, ..OPEN };
-        assert!(matches!(members.arrive(&ada, shut), Err(IdentityRefused::Unknown)));
+        assert!(matches!(members.arrive(&ada, shut, HOUSE), Err(IdentityRefused::Unknown)));
         let outside = Ruling { admitted: false, ..OPEN };
-        assert!(matches!(members.arrive(&ada, outside), Err(IdentityRefused::NotAdmitted)));
+        assert!(matches!(
+            members.arrive(&ada, outside, HOUSE),
+            Err(IdentityRefused::NotAdmitted { .. })
+        ));
         assert_eq!(members.members().unwrap().len(), 0);
         let bea = identity("bea");
-        let came = members.arrive(&bea, OPEN).unwrap();
+        let came = members.arrive(&bea, OPEN, HOUSE).unwrap();
         let (id, token) = (came.member.id, came.session.expose().to_owned());
         assert_eq!(members.sessions(id, &token).unwrap().len(), 1);
-        assert!(matches!(members.arrive(&bea, outside), Err(IdentityRefused::NotAdmitted)));
+        assert!(matches!(
+            members.arrive(&bea, outside, HOUSE),
+            Err(IdentityRefused::NotAdmitted { .. })
+        ));
         assert_eq!(members.sessions(id, &token).unwrap().len(), 0);
         members.remove_member(id).unwrap();
-        let first = members.arrive(&ada, OPEN).unwrap();
+        let first = members.arrive(&ada, OPEN, HOUSE).unwrap();
         assert_eq!((first.member.name.as_str(), first.joined), ("ada", true));
         assert!(!first.member.has_password && !first.member.is_steward());
-        let again = members.arrive(&ada, shut).unwrap();
+        let again = members.arrive(&ada, shut, HOUSE).unwrap();
         assert_eq!((again.member.id, again.joined), (first.member.id, false));
         // Another one under the same name is another one.
         let same_name = Identity { subject: "other".into(), ..ada.clone() };
-        let other = members.arrive(&same_name, OPEN).unwrap();
+        let other = members.arrive(&same_name, OPEN, HOUSE).unwrap();
         assert_eq!(other.member.name, "ada 2");
         // And so is the same one of another service.
         let elsewhere = Identity { issuer: "https://evil.example".into(), ..ada.clone() };
-        assert_eq!(members.arrive(&elsewhere, OPEN).unwrap().member.name, "ada 3");
+        assert_eq!(members.arrive(&elsewhere, OPEN, HOUSE).unwrap().member.name, "ada 3");
         // Who is sent away does not come back by it; who is removed begins anew.
         members.set_disabled(first.member.id, true).unwrap();
-        assert!(matches!(members.arrive(&ada, OPEN), Err(IdentityRefused::Disabled)));
+        assert!(matches!(members.arrive(&ada, OPEN, HOUSE), Err(IdentityRefused::Disabled)));
         members.remove_member(first.member.id).unwrap();
-        assert_ne!(members.arrive(&ada, OPEN).unwrap().member.id, first.member.id);
+        assert_ne!(members.arrive(&ada, OPEN, HOUSE).unwrap().member.id, first.member.id);
     }
 
     #[test]
@@ -403,11 +455,11 @@ mod tests {
             ["", "<script>", "\u{202e}", &"x".repeat(500), "a\r\nb", "--"].iter().enumerate()
         {
             let new = Identity { names: vec![(*name).into()], ..identity(&number.to_string()) };
-            let name = members.arrive(&new, OPEN).unwrap().member.name;
+            let name = members.arrive(&new, OPEN, HOUSE).unwrap().member.name;
             assert!(!name.is_empty() && name.chars().count() <= 40, "{name:?}");
         }
         let nameless = Identity { names: Vec::new(), ..identity("none") };
-        assert!(members.arrive(&nameless, OPEN).unwrap().member.name.starts_with("member"));
+        assert!(members.arrive(&nameless, OPEN, HOUSE).unwrap().member.name.starts_with("member"));
     }
 
     #[test]
@@ -416,7 +468,7 @@ mod tests {
         let ada = add(&members, "ada", Role::Steward);
         members.link_identity(ada, &identity("ada")).unwrap();
         let role = |who: &str, ruling| {
-            let arrived = members.arrive(&identity(who), ruling).unwrap();
+            let arrived = members.arrive(&identity(who), ruling, HOUSE).unwrap();
             (arrived.member.is_steward(), arrived.changed)
         };
         // Made on the box: the service's word takes nothing away.
@@ -432,12 +484,84 @@ mod tests {
         members.set_role(ada, Role::Steward).unwrap();
         // Out of every group: kept out, and no steward any more.
         let out = Ruling { admitted: false, ..groups(false) };
-        assert!(members.arrive(&identity("bo"), out).is_err());
+        assert!(members.arrive(&identity("bo"), out, HOUSE).is_err());
         let bo = members.members().unwrap().into_iter().find(|m| m.name == "bo").unwrap();
         assert!(!bo.is_steward());
         // A steward's own hand counts more than the service's.
         members.set_role(bo.id, Role::Steward).unwrap();
         assert_eq!(role("bo", groups(false)), (true, false));
+    }
+
+    fn told(members: &Members) -> String {
+        members.announcements().unwrap().first().map(|a| a.text.clone()).unwrap_or_default()
+    }
+
+    #[test]
+    fn everybody_is_told_whom_groups_make_and_unmake_a_steward() {
+        let (_folder, members) = place();
+        add(&members, "ada", Role::Steward);
+        let count = || members.announcements().unwrap().len();
+        members.arrive(&identity("bo"), groups(true), HOUSE).unwrap();
+        assert_eq!(told(&members), "bo is a steward now: the groups at House say so.");
+        members.arrive(&identity("bo"), groups(true), HOUSE).unwrap();
+        assert_eq!(count(), 1, "what stays as it is is no news");
+        // Out of every group: the refusal says whom it unmade, for the trail.
+        let out = Ruling { admitted: false, ..groups(false) };
+        match members.arrive(&identity("bo"), out, HOUSE) {
+            Err(IdentityRefused::NotAdmitted { unmade }) => assert_eq!(unmade.unwrap(), "bo"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(told(&members), "bo is no steward any more: the groups at House say so.");
+        assert_eq!((members.announcements().unwrap()[0].by.as_str(), count()), (HOUSE, 2));
+        let bo = members.arrive(&identity("bo"), groups(true), HOUSE).unwrap().member;
+        members.set_password(bo.id, &Secret::new("four words in a row".into())).unwrap();
+        assert!(members.unlink_identity(bo.id, ISSUER, HOUSE).unwrap());
+        assert!(told(&members).contains("are not linked to it any more"), "{}", told(&members));
+    }
+
+    #[test]
+    fn whom_people_made_a_member_no_group_makes_a_steward_until_one_of_them_lets_it() {
+        let (folder, members) = place();
+        let (ada, ben) = (add(&members, "ada", Role::Steward), add(&members, "ben", Role::Steward));
+        members.db().execute("UPDATE members SET steward_since = 0", []).unwrap();
+        let comes = |members: &Members| {
+            members.arrive(&identity("bo"), groups(true), HOUSE).unwrap().member
+        };
+        let bo = comes(&members);
+        assert!(bo.is_steward());
+        let decide = |what| {
+            let proposal = members.propose(ada, comes(&members).id, what, None).unwrap();
+            members.agree(ben, proposal.id).unwrap();
+        };
+        decide(crate::Wanted::Member);
+        let back = comes(&members);
+        assert!(!back.is_steward() && back.kept_member);
+        // The word of groups that say no changes nothing about it, nor does unlinking and linking anew.
+        members.arrive(&identity("bo"), groups(false), HOUSE).unwrap();
+        members.set_password(bo.id, &Secret::new("four words in a row".into())).unwrap();
+        members.unlink_identity(bo.id, ISSUER, HOUSE).unwrap();
+        members.link_identity(bo.id, &identity("bo")).unwrap();
+        assert!(!comes(&members).is_steward());
+        // Only a steward lifts it, and everybody hears of it.
+        assert!(members.let_groups_decide(bo.id, bo.id).is_err());
+        members.let_groups_decide(ada, bo.id).unwrap();
+        assert!(told(&members).contains("ada lets the groups"), "{}", told(&members));
+        assert!(comes(&members).is_steward());
+        // Whoever is removed by two and comes in anew is a member like others, and stays one.
+        decide(crate::Wanted::Removed);
+        let anew = comes(&members);
+        assert!(anew.id != bo.id && !anew.is_steward() && anew.kept_member);
+        assert!(!comes(&members).is_steward());
+        // Also when one steward removes them after that.
+        members.remove_member(anew.id).unwrap();
+        let anew = comes(&members);
+        assert!(!anew.is_steward() && anew.kept_member);
+        let who = std::fs::read_to_string(folder.path().join(crate::GONE)).unwrap();
+        assert!(!who.contains("sso.example") && !who.contains("\"bo"), "{who}");
+        // A steward's own hand is the other way of lifting it.
+        members.set_role(anew.id, Role::Steward).unwrap();
+        assert!(!comes(&members).kept_member);
+        assert!(comes(&members).is_steward());
     }
 
     #[test]
@@ -449,15 +573,15 @@ mod tests {
         let refused = |id, subject| members.link_identity(id, &identity(subject)).unwrap_err();
         assert!(matches!(refused(bo, "1"), IdentityRefused::Taken));
         assert!(matches!(refused(ada, "2"), IdentityRefused::Another));
-        assert_eq!(members.arrive(&identity("1"), OPEN).unwrap().member.id, ada);
-        members.unlink_identity(ada, ISSUER).unwrap();
+        assert_eq!(members.arrive(&identity("1"), OPEN, HOUSE).unwrap().member.id, ada);
+        members.unlink_identity(ada, ISSUER, HOUSE).unwrap();
         assert!(members.identities(ada).unwrap().is_empty());
         members.link_identity(bo, &identity("1")).unwrap();
         // Who has no password keeps the only way in; who is a steward by the service alone ends being one.
-        let cy = members.arrive(&identity("cy"), groups(true)).unwrap().member;
-        assert!(members.unlink_identity(cy.id, ISSUER).is_err());
+        let cy = members.arrive(&identity("cy"), groups(true), HOUSE).unwrap().member;
+        assert!(members.unlink_identity(cy.id, ISSUER, HOUSE).is_err());
         members.set_password(cy.id, &Secret::new("four words in a row".into())).unwrap();
-        members.unlink_identity(cy.id, ISSUER).unwrap();
+        members.unlink_identity(cy.id, ISSUER, HOUSE).unwrap();
         assert!(!members.member(cy.id).unwrap().is_steward());
     }
 
@@ -466,7 +590,7 @@ mod tests {
         let (_folder, members) = place();
         let with = |subject: &str, email: Option<&str>| {
             let new = Identity { email: email.map(str::to_owned), ..identity(subject) };
-            members.arrive(&new, OPEN).unwrap().member.id
+            members.arrive(&new, OPEN, HOUSE).unwrap().member.id
         };
         let ada = with("ada", Some("ada@example.org"));
         let told = |id| members.proven_email(id, ISSUER).unwrap();

@@ -3,7 +3,9 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 
 use crate::secret::{self, Digest};
-use crate::{Member, MemberId, Members, MembersError, NewMember, Role, Secret, people, words};
+use crate::{
+    Member, MemberId, Members, MembersError, NewMember, Role, Secret, announcements, people, words,
+};
 
 /// Names an invite; not secret.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -97,16 +99,23 @@ impl Members {
         let now = self.now();
         let mut db = self.db();
         let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let role: String = change
+        let (role, by): (String, Option<String>) = change
             .query_row(
-                "DELETE FROM invites WHERE digest = ?1 AND expires_at > ?2 RETURNING role",
+                "DELETE FROM invites WHERE digest = ?1 AND expires_at > ?2
+                 RETURNING role, (SELECT name FROM members WHERE id = made_by)",
                 params![Digest::of(token).0, now],
-                |row| row.get(0),
+                |row| Ok((row.get(0)?, row.get(1)?)),
             )
             .optional()?
             .ok_or(MembersError::InviteGone)?;
         let id = ready.insert(&change, Role::from_column(&role), now)?;
         let member = people::member(&change, id)?.ok_or(MembersError::NoMember)?;
+        if member.role == Role::Steward {
+            // Of any other steward more everybody hears, too.
+            let by = by.unwrap_or_else(|| "a steward who is gone".to_owned());
+            let told = format!("{} is a steward now: {by} invited them as one.", member.name);
+            announcements::announce(&change, now, &told, &by)?;
+        }
         change.commit()?;
         Ok(member)
     }

@@ -6,7 +6,7 @@ use rusqlite::params;
 use serde_json::{Value, json};
 
 use crate::usage::KEPT_DAYS;
-use crate::{MemberId, Members, MembersError};
+use crate::{MemberId, Members, MembersError, announcements, people};
 
 /// How much goes with a member.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct Belongings {
     pub sheet: bool,
     /// They are the only one who looks after the box.
     pub last_steward: bool,
+    /// Without them one steward is left, alone.
+    pub leaves_one: bool,
 }
 
 impl Members {
@@ -51,7 +53,24 @@ impl Members {
                 &[id.0],
             )? > 0,
             last_steward: member.is_steward() && stewards == 1,
+            leaves_one: member.is_steward() && stewards == 2,
         })
+    }
+
+    /// A member leaves by themselves. Where they were a steward everybody is told.
+    pub fn leave(&self, id: MemberId) -> Result<(), MembersError> {
+        let member = self.member(id)?;
+        let now = self.now();
+        self.change_member(id, |change| {
+            if member.is_steward() {
+                let told = format!("{} left, and is no steward any more.", member.name);
+                announcements::announce(change, now, &told, "the box")?;
+            }
+            people::remove(change, id)
+        })?;
+        self.sent_away(id);
+        self.keep_gone();
+        Ok(())
     }
 
     /// Everything that the database has about a member, as files: what it is called, and its text. Nothing of it opens anything.
@@ -68,6 +87,7 @@ impl Members {
             "share_percent": member.share.percent,
             "answers_at_once": member.share.answers_at_once,
             "disabled": member.disabled,
+            "no_steward_by_groups": member.kept_member,
         });
         let keys: Vec<Value> = keys
             .iter()

@@ -20,6 +20,7 @@ mod error;
 mod forgetting;
 mod identities;
 mod invites;
+mod kept;
 mod keys;
 mod leaving;
 mod limits;

@@ -13,59 +13,28 @@ const MOST_AT_ONCE: usize = 5_000;
 impl Members {
     /// Writes entries down, all or none. Gives how many.
     pub fn enter(&self, by: MemberId, entries: &[NewEntry]) -> Result<usize, MembersError> {
-        if entries.len() > MOST_AT_ONCE {
-            return Err(MembersError::Field("those are too many entries at once".into()));
-        }
-        for entry in entries {
-            entry.check().map_err(|error| MembersError::Field(error.to_string()))?;
-        }
+        self.enter_from(by, |_| Ok(entries.to_vec()))
+    }
+
+    /// Writes down what follows from the books, which nobody else changes meanwhile: of two who write the same month's dues at once, the
+    /// second finds those of the first. All or none; gives how many.
+    pub fn enter_from(
+        &self,
+        by: MemberId,
+        follows: impl FnOnce(&[Entry]) -> Result<Vec<NewEntry>, String>,
+    ) -> Result<usize, MembersError> {
         let now = self.now();
         let mut db = self.db();
         let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let known = known(&read(&change, None)?);
-        let mut numbers = numbers(&read(&change, None)?);
-        let mut written = 0;
-        for entry in entries {
-            if entry.known_by.as_ref().is_some_and(|key| known.contains(key)) {
-                continue;
-            }
-            if let Some(member) = entry.member
-                && !is_known(&change, member)?
-            {
-                return Err(MembersError::NoMember);
-            }
-            let corrects = match (entry.corrects, &entry.known_by) {
-                // In a table that is brought in, numbers are those of the books that it is from.
-                (Some(EntryId(number)), Some(_)) => Some(*numbers.get(&number).ok_or_else(|| {
-                    let why = format!("entry {number}, which another one takes back, is not here and not in the table before it");
-                    MembersError::Field(why)
-                })?),
-                (corrects, _) => corrects.map(|id| id.0),
-            };
-            if let Some(id) = corrects {
-                free_to_correct(&change, id)?;
-            }
-            change.execute(
-                "INSERT INTO ledger (day, kind, member, cents, month, note, corrects, known_by, by_member, at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-                params![
-                    entry.day.to_string(),
-                    entry.kind.word(),
-                    entry.member,
-                    entry.amount.0,
-                    entry.month.map(|month| month.to_string()),
-                    entry.note,
-                    corrects,
-                    entry.known_by,
-                    by.0,
-                    now
-                ],
-            )?;
-            if let Some(number) = entry.known_by.as_deref().and_then(own_number) {
-                numbers.insert(number, change.last_insert_rowid());
-            }
-            written += 1;
+        let before = read(&change, None)?;
+        let entries = follows(&before).map_err(MembersError::Field)?;
+        if entries.len() > MOST_AT_ONCE {
+            return Err(MembersError::Field("those are too many entries at once".into()));
         }
+        for entry in &entries {
+            entry.check().map_err(|error| MembersError::Field(error.to_string()))?;
+        }
+        let written = write(&change, by, &before, &entries, now)?;
         change.commit()?;
         Ok(written)
     }
@@ -148,6 +117,59 @@ impl Members {
         }
         Ok(used)
     }
+}
+
+fn write(
+    change: &Connection,
+    by: MemberId,
+    before: &[Entry],
+    entries: &[NewEntry],
+    now: i64,
+) -> Result<usize, MembersError> {
+    let (known, mut numbers) = (known(before), numbers(before));
+    let mut written = 0;
+    for entry in entries {
+        if entry.known_by.as_ref().is_some_and(|key| known.contains(key)) {
+            continue;
+        }
+        if let Some(member) = entry.member
+            && !is_known(change, member)?
+        {
+            return Err(MembersError::NoMember);
+        }
+        let corrects = match (entry.corrects, &entry.known_by) {
+            // In a table that is brought in, numbers are those of the books that it is from.
+            (Some(EntryId(number)), Some(_)) => Some(*numbers.get(&number).ok_or_else(|| {
+                let why = format!("entry {number}, which another one takes back, is not here and not in the table before it");
+                MembersError::Field(why)
+            })?),
+            (corrects, _) => corrects.map(|id| id.0),
+        };
+        if let Some(id) = corrects {
+            free_to_correct(change, id)?;
+        }
+        change.execute(
+            "INSERT INTO ledger (day, kind, member, cents, month, note, corrects, known_by, by_member, at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            params![
+                entry.day.to_string(),
+                entry.kind.word(),
+                entry.member,
+                entry.amount.0,
+                entry.month.map(|month| month.to_string()),
+                entry.note,
+                corrects,
+                entry.known_by,
+                by.0,
+                now
+            ],
+        )?;
+        if let Some(number) = entry.known_by.as_deref().and_then(own_number) {
+            numbers.insert(number, change.last_insert_rowid());
+        }
+        written += 1;
+    }
+    Ok(written)
 }
 
 fn read(db: &Connection, member: Option<MemberId>) -> Result<Vec<Entry>, MembersError> {
@@ -270,6 +292,40 @@ mod tests {
             assert!(why.contains("entries of the ledger stay"), "{why}");
         }
         assert_eq!(members.ledger().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn of_two_stewards_who_write_the_same_dues_at_once_one_does() {
+        let Place { members, ada, ben, .. } = &place();
+        // Two programs, so that nothing but the database stands between them.
+        let other = Members::open(members.path()).unwrap();
+        let month = "2026-11".parse().unwrap();
+        for round in 0..20 {
+            let cents = 1000 + round;
+            let once = |before: &[Entry]| {
+                let there = before.iter().any(|entry| entry.what.amount == Cents(cents));
+                // Long enough for the other one to come in between.
+                std::thread::sleep(std::time::Duration::from_millis(2));
+                let all = [*ada, *ben].map(|member| NewEntry {
+                    month: Some(month),
+                    ..of(Kind::Dues, Some(member), cents)
+                });
+                if there { Err("there already".to_owned()) } else { Ok(all.to_vec()) }
+            };
+            let start = std::sync::Barrier::new(2);
+            let done = std::thread::scope(|scope| {
+                let both = [members, &other].map(|members| {
+                    scope.spawn(|| {
+                        start.wait();
+                        members.enter_from(*ada, once)
+                    })
+                });
+                both.map(|one| one.join().unwrap())
+            });
+            let written: usize = done.iter().flatten().sum();
+            assert!(written == 2 && done.iter().any(Result::is_err), "{done:?}");
+        }
+        assert_eq!(members.ledger().unwrap().len(), 40);
     }
 
     #[test]

@@ -4,7 +4,10 @@ use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Members, MembersError, Secret, forgetting, identities, invites, setup, words};
+use crate::{
+    Members, MembersError, Secret, announcements, ending, forgetting, identities, invites, kept,
+    setup, stewards, words,
+};
 
 /// Names a member; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -63,6 +66,8 @@ pub struct Member {
     pub share: Share,
     /// They refuse to have their questions answered anywhere but on this box.
     pub stays_here: bool,
+    /// People on the box made them a member: no group of a service makes them a steward until a steward lets it.
+    pub kept_member: bool,
 }
 
 /// What a member may claim of the engines beside others.
@@ -143,26 +148,64 @@ impl Members {
     /// Makes somebody a steward or a member. The last steward stays one. Who becomes a mere member
     /// has the invites withdrawn that they made.
     pub fn set_role(&self, id: MemberId, role: Role) -> Result<(), MembersError> {
-        self.change_role(id, role, false)
-    }
-
-    /// The same at the word of the service that they sign in with, which may then take it back.
-    pub(crate) fn change_role(
-        &self,
-        id: MemberId,
-        role: Role,
-        by_identity: bool,
-    ) -> Result<(), MembersError> {
         let now = self.now();
         self.change_member(id, |change| {
-            identities::note_role(change, id, role, by_identity)?;
             if role == Role::Member {
                 invites::withdraw_all_by(change, id)?;
             }
+            give_role(change, id, role, now)
+        })?;
+        self.keep_gone();
+        self.refresh_owner(id)
+    }
+
+    /// The same at the word of the service that they sign in with, which may then take it back. Everybody is told why; `service` is what
+    /// people call it.
+    pub(crate) fn follow_service(
+        &self,
+        id: MemberId,
+        role: Role,
+        service: &str,
+        why: &str,
+    ) -> Result<(), MembersError> {
+        let now = self.now();
+        self.change_member(id, |change| {
+            identities::note_role(change, id, role, true)?;
+            if role == Role::Member {
+                invites::withdraw_all_by(change, id)?;
+                // What they wanted as a steward goes with it.
+                change.execute("DELETE FROM proposals WHERE by = ?1", [id.0])?;
+                ending::forget_of(change, id)?;
+            }
+            announcements::announce(change, now, why, service)?;
             set_role(change, id, role, now)
         })?;
         self.keep_gone();
         self.refresh_owner(id)
+    }
+
+    /// Lets the groups of the service that they sign in with make somebody a steward again, whom people on the box made a member.
+    /// Everybody is told.
+    pub fn let_groups_decide(&self, by: MemberId, id: MemberId) -> Result<(), MembersError> {
+        let now = self.now();
+        {
+            let mut db = self.db();
+            let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let by = stewards::steward(&change, by)?;
+            let them = member(&change, id)?.ok_or(MembersError::NoMember)?;
+            if !them.kept_member {
+                return Ok(());
+            }
+            change.execute("UPDATE members SET kept_member = 0 WHERE id = ?1", [id.0])?;
+            let told = format!(
+                "{} lets the groups that {} is in decide again whether they are a steward.",
+                by.name, them.name
+            );
+            announcements::announce(&change, now, &told, &by.name)?;
+            change.commit()?;
+        }
+        self.keep_gone();
+        Ok(())
     }
 
     /// Gives a member more or less of the engines than others. Their next request has it.
@@ -235,7 +278,7 @@ impl Members {
     }
 
     /// Does `work` to a member unless it would leave the box without an enabled steward.
-    fn change_member(
+    pub(crate) fn change_member(
         &self,
         id: MemberId,
         work: impl FnOnce(&Connection) -> rusqlite::Result<usize>,
@@ -355,12 +398,13 @@ impl Ready {
 
 /// Removes a member as part of another change.
 pub(crate) fn remove(change: &Connection, id: MemberId) -> rusqlite::Result<usize> {
+    kept::note(change, id)?;
     invites::withdraw_all_by(change, id)?;
     forgetting::note(change, id)?;
     change.execute("DELETE FROM members WHERE id = ?1", [id.0])
 }
 
-/// Gives a role at people's own word as part of another change: no service that they sign in with takes it back.
+/// Gives a role at people's own word as part of another change: no service that they sign in with takes it back, or gives it back.
 pub(crate) fn give_role(
     change: &Connection,
     id: MemberId,
@@ -368,6 +412,10 @@ pub(crate) fn give_role(
     now: i64,
 ) -> rusqlite::Result<usize> {
     identities::note_role(change, id, role, false)?;
+    change.execute(
+        "UPDATE members SET kept_member = ?2 WHERE id = ?1 AND (role = 'steward' OR ?2 = 0)",
+        params![id.0, role == Role::Member],
+    )?;
     set_role(change, id, role, now)
 }
 
@@ -382,7 +430,7 @@ fn set_role(change: &Connection, id: MemberId, role: Role, now: i64) -> rusqlite
 
 const SELECT: &str =
     "SELECT id, name, email, role, disabled, password IS NOT NULL, created_at, share_percent,
-    answers_at_once, stays_here FROM members";
+    answers_at_once, stays_here, kept_member FROM members";
 
 pub(crate) fn member(db: &Connection, id: MemberId) -> Result<Option<Member>, MembersError> {
     let mut query = db.prepare_cached(&format!("{SELECT} WHERE id = ?1"))?;
@@ -407,5 +455,6 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<Member> {
         created_at: row.get(6)?,
         share: Share { percent: row.get(7)?, answers_at_once: row.get(8)? },
         stays_here: row.get(9)?,
+        kept_member: row.get(10)?,
     })
 }

@@ -1,6 +1,7 @@
 //! What must never work again, as a list that only grows: in the database, filled by its own triggers, and beside it in a file that no
 //! backup brings back to an earlier day.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
@@ -69,6 +70,39 @@ pub enum Revoked {
         member: MemberId,
         /// When they joined.
         since: i64,
+    },
+    /// An app that let people sign in with the box was removed.
+    App {
+        /// Its public id.
+        app: String,
+    },
+    /// A member is linked no more to who they are at a service.
+    Link {
+        /// Who.
+        member: MemberId,
+        /// When they joined.
+        since: i64,
+        /// When they were linked, in Unix seconds. Who they are there is not told.
+        linked: i64,
+    },
+    /// The stewards made them a member: no group of a service makes them a steward again.
+    KeptMember {
+        /// Who.
+        member: MemberId,
+        /// When they joined.
+        since: i64,
+    },
+    /// A steward lets the groups decide about them again.
+    GroupsAgain {
+        /// Who.
+        member: MemberId,
+        /// When they joined.
+        since: i64,
+    },
+    /// The same of somebody who was removed, should they come in anew by who they are at a service.
+    KeptIdentity {
+        /// A digest of that.
+        identity: String,
     },
     /// The box was ended: whoever had joined by then.
     Everybody,
@@ -150,7 +184,7 @@ pub(crate) fn settle(db: &mut Connection, path: &Path) -> Result<i64, MembersErr
         change.commit()?;
         if news > 0 {
             log::warn!(
-                "{news} members or keys of this database were removed or revoked later than it; they were removed again"
+                "{news} members, keys, apps or links of this database were removed or revoked later than it; they were removed again"
             );
         }
     }
@@ -194,7 +228,7 @@ fn apply(change: &Transaction<'_>, wanted: &[Revocation]) -> Result<usize, Membe
         let known: bool = change.query_row(
             "SELECT EXISTS (SELECT 1 FROM revocations
              WHERE kind = ?1 AND member IS ?2 AND since IS ?3 AND key IS ?4
-             AND (at = ?5 OR kind IN ('member', 'key')))",
+             AND (at = ?5 OR kind IN ('member', 'key', 'app', 'link', 'kept-identity')))",
             params![kind, member, since, key, revocation.at],
             |row| row.get(0),
         )?;
@@ -232,6 +266,7 @@ fn make_true(change: &Transaction<'_>, revocation: &Revocation) -> rusqlite::Res
     match &revocation.what {
         Revoked::Everybody => {
             change.execute("DELETE FROM invites", [])?;
+            change.execute("DELETE FROM client_apps WHERE created_at <= ?1", [revocation.at])?;
             change.execute("DELETE FROM members WHERE created_at <= ?1", [revocation.at])
         }
         Revoked::Key { key } => change.execute("DELETE FROM keys WHERE id = ?1", [key]),
@@ -249,6 +284,20 @@ fn make_true(change: &Transaction<'_>, revocation: &Revocation) -> rusqlite::Res
             uninvite(member, since)?;
             of(member, since, "UPDATE members SET role = 'member'")
         }
+        Revoked::App { app } => change.execute("DELETE FROM client_apps WHERE id = ?1", [app]),
+        Revoked::Link { member, since, linked } => change.execute(
+            "DELETE FROM identities WHERE created_at = ?3
+             AND member IN (SELECT id FROM members WHERE id = ?1 AND created_at = ?2)",
+            params![member.0, since, linked],
+        ),
+        Revoked::KeptMember { member, since } => {
+            of(member, since, "UPDATE members SET kept_member = 1")
+        }
+        Revoked::GroupsAgain { member, since } => {
+            of(member, since, "UPDATE members SET kept_member = 0")
+        }
+        Revoked::KeptIdentity { identity } => change
+            .execute("INSERT OR IGNORE INTO kept_identities (identity) VALUES (?1)", [identity]),
     }
 }
 
@@ -256,7 +305,7 @@ struct Columns<'a> {
     kind: &'static str,
     member: Option<i64>,
     since: Option<i64>,
-    key: Option<&'a str>,
+    key: Option<Cow<'a, str>>,
 }
 
 fn columns(what: &Revoked) -> Columns<'_> {
@@ -266,20 +315,32 @@ fn columns(what: &Revoked) -> Columns<'_> {
         since: Some(*since),
         key: None,
     };
+    fn named<'a>(kind: &'static str, key: &'a str) -> Columns<'a> {
+        Columns { kind, member: None, since: None, key: Some(key.into()) }
+    }
     match what {
         Revoked::Member { member, since } => of("member", member, since),
         Revoked::ShutOut { member, since } => of("shut-out", member, since),
         Revoked::LetIn { member, since } => of("let-in", member, since),
         Revoked::NoSteward { member, since } => of("no-steward", member, since),
         Revoked::Everybody => Columns { kind: "everybody", member: None, since: None, key: None },
-        Revoked::Key { key } => Columns { kind: "key", member: None, since: None, key: Some(key) },
+        Revoked::Key { key } => named("key", key),
+        Revoked::App { app } => named("app", app),
+        Revoked::Link { member, since, linked } => {
+            Columns { key: Some(linked.to_string().into()), ..of("link", member, since) }
+        }
+        Revoked::KeptMember { member, since } => of("kept-member", member, since),
+        Revoked::GroupsAgain { member, since } => of("groups-again", member, since),
+        Revoked::KeptIdentity { identity } => named("kept-identity", identity),
     }
 }
 
 fn read_since(db: &Connection, n: u64) -> rusqlite::Result<Vec<Revocation>> {
     let mut query = db.prepare_cached(
         "SELECT number, at, kind, member, since, key FROM revocations
-         WHERE number > ?1 ORDER BY number LIMIT ?2",
+         WHERE number > ?1 AND kind IN ('member', 'key', 'shut-out', 'let-in', 'no-steward', 'everybody',
+             'app', 'link', 'kept-member', 'groups-again', 'kept-identity')
+         ORDER BY number LIMIT ?2",
     )?;
     let rows = query.query_map(params![n.min(i64::MAX as u64) as i64, MOST], from_row)?;
     rows.collect()
@@ -289,16 +350,22 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<Revocation> {
     let (kind, key): (String, Option<String>) = (row.get(2)?, row.get(5)?);
     let member = MemberId(row.get::<_, Option<i64>>(3)?.unwrap_or_default());
     let since = row.get::<_, Option<i64>>(4)?.unwrap_or_default();
+    let key = key.unwrap_or_default();
     Ok(Revocation {
         number: row.get::<_, i64>(0)?.max(0) as u64,
         at: row.get(1)?,
         what: match kind.as_str() {
-            "key" => Revoked::Key { key: key.unwrap_or_default() },
+            "key" => Revoked::Key { key },
+            "app" => Revoked::App { app: key },
+            "link" => Revoked::Link { member, since, linked: key.parse().unwrap_or_default() },
+            "kept-member" => Revoked::KeptMember { member, since },
+            "groups-again" => Revoked::GroupsAgain { member, since },
+            "kept-identity" => Revoked::KeptIdentity { identity: key },
             "shut-out" => Revoked::ShutOut { member, since },
             "let-in" => Revoked::LetIn { member, since },
             "no-steward" => Revoked::NoSteward { member, since },
             "everybody" => Revoked::Everybody,
-            // The column has a CHECK.
+            // What a newer version writes there is not read at all.
             _ => Revoked::Member { member, since },
         },
     })

@@ -58,6 +58,49 @@ impl Members {
         Err(MembersError::NeedsTwo(target_is.name))
     }
 
+    /// One steward makes a member a steward, or stops being one. Everybody is told. Another steward's role is for two.
+    pub fn decide_role(
+        &self,
+        by: MemberId,
+        target: MemberId,
+        role: Role,
+    ) -> Result<(), MembersError> {
+        let now = self.now();
+        {
+            let mut db = self.db();
+            let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let by = steward(&change, by)?;
+            let them = people::member(&change, target)?.ok_or(MembersError::NoMember)?;
+            if them.is_steward() && by.id != target {
+                return Err(MembersError::NeedsTwo(them.name));
+            }
+            if role == Role::Member {
+                invites::withdraw_all_by(&change, target)?;
+                change.execute("DELETE FROM proposals WHERE by = ?1", [target.0])?;
+                ending::forget_of(&change, target)?;
+            }
+            people::give_role(&change, target, role, now)?;
+            if stewards(&change)? == 0 {
+                return Err(MembersError::LastSteward);
+            }
+            let told = match (them.role, role) {
+                (Role::Member, Role::Steward) => {
+                    Some(format!("{} made {} a steward.", by.name, them.name))
+                }
+                (Role::Steward, Role::Member) => {
+                    Some(format!("{} is no steward any more.", them.name))
+                }
+                _ => None,
+            };
+            if let Some(told) = told {
+                announcements::announce(&change, now, &told, &by.name)?;
+            }
+            change.commit()?;
+        }
+        self.keep_gone();
+        self.refresh_owner(target)
+    }
+
     /// One steward proposes that another be replaced. Everybody is told.
     pub fn propose(
         &self,
@@ -137,11 +180,18 @@ impl Members {
             // Whoever proposed it may be a steward no more.
             steward(&change, proposal.by.id)?;
             let target = proposal.target.id;
+            let holds_sheet: bool = change.query_row(
+                "SELECT EXISTS (SELECT 1 FROM sheets WHERE holder = ?1 AND confirmed_at IS NOT NULL)",
+                [target.0],
+                |row| row.get(0),
+            )?;
             if let Some(successor) = &proposal.successor {
                 people::give_role(&change, successor.id, Role::Steward, now)?;
             }
             match proposal.what {
                 Wanted::Removed => {
+                    // Should they come in anew by who they are elsewhere, then as a member.
+                    people::give_role(&change, target, Role::Member, now)?;
                     people::remove(&change, target)?;
                 }
                 Wanted::Member => {
@@ -157,12 +207,15 @@ impl Members {
                 return Err(MembersError::LastSteward);
             }
             let by = people::member(&change, by)?.ok_or(MembersError::NoMember)?;
-            let told = format!(
+            let mut told = format!(
                 "{} and {} decided that {}. It is done.",
                 proposal.by.name,
                 by.name,
                 wanted_in_words(&proposal)
             );
+            if holds_sheet {
+                told += " They keep a recovery sheet, which stays good until new ones are made.";
+            }
             announcements::announce(&change, now, &told, &by.name)?;
             change.commit()?;
             (Replaced { proposal, told }, target)

@@ -12,6 +12,8 @@ const CODE: i64 = 60;
 const ACCESS: i64 = 600;
 /// A session is no longer either.
 const REFRESH: i64 = sessions::SESSION_SECONDS;
+/// Letters of everything that an app is given.
+const TOKEN_LETTERS: usize = 52;
 /// Of one session; the oldest ends.
 const MOST: i64 = 50;
 
@@ -119,6 +121,20 @@ impl Members {
             Some((id, _)) => visit(&db, &id, now),
             None => Ok(None),
         }
+    }
+
+    /// In whose name an app asks models with what it was given for them: where a steward lets that app, and they may be there.
+    pub fn asks_models_for(&self, access: &str) -> Result<Option<Member>, MembersError> {
+        // What is none of ours is not even looked for.
+        if access.len() != TOKEN_LETTERS {
+            return Ok(None);
+        }
+        let Some(visit) = self.visit_behind(access)? else { return Ok(None) };
+        let app = self.client_app(&visit.asked.app)?;
+        let lets = app
+            .filter(|app| app.asks_models)
+            .is_some_and(|app| !app.for_stewards || visit.member.is_steward());
+        Ok(lets.then_some(visit.member))
     }
 
     /// New tokens for a visit. The access tokens before them end.
@@ -246,8 +262,12 @@ mod tests {
         let ada = members.add_member(&ada, Role::Steward).unwrap().id;
         let session = members.begin_session(ada).unwrap().1;
         let redirects = vec!["https://wiki.example/back".to_owned()];
-        let new =
-            NewClientApp { name: "Wiki".into(), redirects, with_secret: true, for_stewards: false };
+        let new = NewClientApp {
+            name: "Wiki".into(),
+            redirects,
+            with_secret: true,
+            ..Default::default()
+        };
         let (app, secret) = members.add_client_app(&new).unwrap();
         let secret = secret.unwrap();
         assert!(members.is_client_secret(&app.id, secret.expose()).unwrap());
@@ -321,6 +341,39 @@ mod tests {
         place.members.remove_client_app(&place.app).unwrap();
         assert!(!place.is_good(&tokens));
         assert!(place.members.begin_visit("not-a-session", &place.new_visit()).is_err());
+    }
+
+    #[test]
+    fn an_app_asks_models_only_where_a_steward_lets_it_and_only_with_a_token_that_is_good() {
+        let place = place();
+        let asks = |place: &Place, token: &str| {
+            place.members.asks_models_for(token).unwrap().map(|member| member.id)
+        };
+        assert_eq!(asks(&place, place.tokens().access.expose()), None);
+        let redirects = vec!["https://chat.example/back".to_owned()];
+        let new = NewClientApp {
+            name: "Chat".into(),
+            redirects,
+            asks_models: true,
+            ..Default::default()
+        };
+        let app = place.members.add_client_app(&new).unwrap().0.id;
+        let place = Place { app, ..place };
+        let (code, tokens) = (place.code(), place.tokens());
+        assert_eq!(asks(&place, tokens.access.expose()), Some(place.ada));
+        for other in
+            [code.expose(), tokens.refresh.as_ref().unwrap().expose(), "", place.session.expose()]
+        {
+            assert_eq!(asks(&place, other), None);
+        }
+        place
+            .members
+            .end_visit(&place.members.visit_behind(tokens.access.expose()).unwrap().unwrap().id)
+            .unwrap();
+        assert_eq!(asks(&place, tokens.access.expose()), None);
+        let tokens = place.tokens();
+        place.clock.pass(601);
+        assert_eq!(asks(&place, tokens.access.expose()), None);
     }
 
     #[test]

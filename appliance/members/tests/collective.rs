@@ -5,8 +5,9 @@ mod common;
 
 use common::{PASSWORD, Place, home, person, place, secret};
 use polder_members::{
-    Member, Members, MembersError, NewKey, RecoveryRefused, Revocation, Revoked, Role, Secret,
-    Wanted, WhoRecovers, keep_revocations,
+    Identity, Member, Members, MembersError, NewClientApp, NewKey, NewVisit, RecoveryRefused,
+    Revocation, Revoked, Role, Ruling, Secret, Wanted, WhoRecovers, keep_gone_lines,
+    keep_revocations,
 };
 
 const DAY: i64 = 24 * 3600;
@@ -64,10 +65,12 @@ fn whoever_was_removed_stays_away_from_a_database_that_is_brought_back_from_befo
     place.members.revoke_key(ben.id, &other.info.id).unwrap();
     place.members.set_role(ben.id, Role::Member).unwrap();
     let list = place.members.revocations_since(0).unwrap();
-    assert_eq!(list.len(), 3, "{list:?}");
+    // Made a member by people's hand: no group makes him a steward either.
+    assert!(matches!(list[2].what, Revoked::KeptMember { .. }), "{list:?}");
+    assert_eq!(list.len(), 4, "{list:?}");
     assert!(list.windows(2).all(|two| two[0].number < two[1].number));
     assert_eq!(place.members.revocations_since(list[1].number).unwrap(), list[2..]);
-    assert_eq!(place.members.newest_revocation().unwrap(), list[2].number);
+    assert_eq!(place.members.newest_revocation().unwrap(), list[3].number);
 
     // The disk brings yesterday back, as a restore does.
     let Place { members, path, clock, _folder } = place;
@@ -88,6 +91,156 @@ fn whoever_was_removed_stays_away_from_a_database_that_is_brought_back_from_befo
     assert_eq!(members.revocations_since(0).unwrap(), list, "the list has a hole");
     // And the engines are told to forget again, as the number of a member is known to them.
     assert!(members.to_forget(&["fast".into()]).unwrap().iter().any(|(id, _)| *id == dan.id));
+}
+
+/// What somebody has on a box that signs people in at other apps and by a service.
+struct Signs {
+    app: String,
+    kept: String,
+    refresh: String,
+}
+
+const HOUSE: &str = "https://sso.house.example";
+
+fn at_house(subject: &str) -> Identity {
+    let (issuer, names) = (HOUSE.to_owned(), vec![subject.to_owned()]);
+    Identity { issuer, subject: subject.to_owned(), names, email: None }
+}
+
+fn keepers() -> Ruling {
+    Ruling { admitted: true, steward: Some(true), new_people: true }
+}
+
+/// Dan is at an app with his session; there are two apps, and Dan and Ben are linked.
+fn signs(place: &Place, ben: &Member, dan: &Member) -> Signs {
+    let members = &place.members;
+    let add = |name: &str| {
+        let redirects = vec!["https://app.example/back".to_owned()];
+        let new = NewClientApp { name: name.into(), redirects, ..NewClientApp::default() };
+        members.add_client_app(&new).unwrap().0.id
+    };
+    let (app, kept) = (add("Wiki"), add("Chat"));
+    for member in [ben, dan] {
+        members.link_identity(member.id, &at_house(&member.name)).unwrap();
+    }
+    let (_, session) = members.begin_session(dan.id).unwrap();
+    let visit = NewVisit {
+        app: kept.clone(),
+        issuer: "https://oak.local".into(),
+        redirect: "https://app.example/back".into(),
+        challenge: None,
+        nonce: None,
+        scope: "openid".into(),
+    };
+    let code = members.begin_visit(session.expose(), &visit).unwrap();
+    let visit = members.redeem_code(code.expose()).unwrap().unwrap();
+    let tokens = members.visit_tokens(&visit.id, true).unwrap();
+    Signs { app, kept, refresh: tokens.refresh.unwrap().expose().to_owned() }
+}
+
+/// What was undone stays undone; what was not is there.
+fn undone_stays_undone(members: &Members, signs: &Signs, ben: &Member, dan: &Member) {
+    assert_eq!(members.client_app(&signs.app).unwrap(), None, "a removed app is back");
+    assert!(members.client_app(&signs.kept).unwrap().is_some());
+    assert_eq!(members.identities(dan.id).unwrap(), [], "a link that was undone is back");
+    assert_eq!(members.identities(ben.id).unwrap().len(), 1);
+    let came = members.arrive(&at_house("Ben"), keepers(), "House").unwrap().member;
+    assert!(came.id == ben.id && !came.is_steward(), "groups undid what two stewards decided");
+    let anew = members.arrive(&at_house("Cleo"), keepers(), "House").unwrap().member;
+    assert!(!anew.is_steward(), "whom two stewards removed is a steward again");
+    let strange = members.arrive(&at_house("Dan"), keepers(), "House").unwrap().member;
+    assert_ne!(strange.id, dan.id);
+}
+
+fn undo(place: &Place, signs: &Signs, [ada, ben, cleo, dan]: &[Member; 4]) {
+    let members = &place.members;
+    members.remove_client_app(&signs.app).unwrap();
+    members.unlink_identity(dan.id, HOUSE, "House").unwrap();
+    let proposal = members.propose(ada.id, cleo.id, Wanted::Removed, None).unwrap();
+    members.agree(ben.id, proposal.id).unwrap();
+    let eve = place.add("Eve", Role::Steward);
+    place.clock.pass(2 * DAY);
+    let proposal = members.propose(ada.id, ben.id, Wanted::Member, None).unwrap();
+    members.agree(eve.id, proposal.id).unwrap();
+}
+
+#[test]
+fn apps_links_and_decisions_about_stewards_stay_undone_after_a_restore() {
+    let (place, people) = collective();
+    let signs = signs(&place, &people[1], &people[3]);
+    place.members.link_identity(people[2].id, &at_house("Cleo")).unwrap();
+    let before = place.path.with_file_name("backup.db");
+    rusqlite_copy(&place.path, &before);
+    undo(&place, &signs, &people);
+    let list = place.members.revocations_since(0).unwrap();
+    let text = std::fs::read_to_string(place.path.with_file_name("gone.jsonl")).unwrap();
+    assert_eq!(text.lines().count(), list.len());
+    assert!(!text.contains("house.example") && !text.contains("Cleo"), "{text}");
+
+    // The disk brings yesterday back.
+    let Place { members, path, clock, _folder } = place;
+    drop(members);
+    for end in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{end}", path.display()));
+    }
+    std::fs::rename(&before, &path).unwrap();
+    let members = Members::open_with_clock(&path, clock.clone()).unwrap();
+    assert_eq!(members.revocations_since(0).unwrap(), list, "the list has a hole");
+    undone_stays_undone(&members, &signs, &people[1], &people[3]);
+    // Once: what is decided anew from then on counts.
+    members.let_groups_decide(people[0].id, people[1].id).unwrap();
+    members
+        .link_identity(people[3].id, &Identity { subject: "d".into(), ..at_house("Dan") })
+        .unwrap();
+    drop(members);
+    let members = Members::open_with_clock(&path, clock).unwrap();
+    assert_eq!(members.identities(people[3].id).unwrap().len(), 1);
+    assert!(members.arrive(&at_house("Ben"), keepers(), "House").unwrap().member.is_steward());
+}
+
+#[test]
+fn a_spare_that_takes_over_from_an_older_backup_knows_of_apps_links_and_decisions() {
+    let (place, people) = collective();
+    let signs = signs(&place, &people[1], &people[3]);
+    place.members.link_identity(people[2].id, &at_house("Cleo")).unwrap();
+    let spare = tempfile::tempdir().unwrap();
+    let path = spare.path().join("polder.db");
+    rusqlite_copy(&place.path, &path);
+    undo(&place, &signs, &people);
+    // What the spare was pushed line by line, as the two boxes do it.
+    let lines = std::fs::read_to_string(place.path.with_file_name("gone.jsonl")).unwrap();
+    assert!(keep_gone_lines(spare.path(), &lines).unwrap() > 4);
+    let members = Members::open_with_clock(&path, place.clock.clone()).unwrap();
+    undone_stays_undone(&members, &signs, &people[1], &people[3]);
+    // What apps were given hangs on sign-ins; a takeover begins those anew, and so it ends with them.
+    assert!(!signs.refresh.is_empty());
+}
+
+#[test]
+fn a_list_of_the_version_before_goes_on_under_its_own_numbers() {
+    let (place, [_, _, _, dan]) = collective();
+    place.members.remove_member(dan.id).unwrap();
+    let list = place.members.revocations_since(0).unwrap();
+    let Place { members, path, clock, _folder } = place;
+    drop(members);
+    // As the version before left it.
+    let db = rusqlite::Connection::open(&path).unwrap();
+    db.execute_batch(
+        "DROP TRIGGER revoke_app; DROP TRIGGER revoke_link; DROP TRIGGER revoke_groups; DROP TRIGGER revoke_identity;
+         ALTER TABLE members DROP COLUMN kept_member; DROP TABLE kept_identities;
+         DELETE FROM additions WHERE name IN ('kept a member', 'revocations of what people sign in with');",
+    )
+    .unwrap();
+    drop(db);
+    let members = Members::open_with_clock(&path, clock).unwrap();
+    assert_eq!(members.revocations_since(0).unwrap(), list);
+    let redirects = vec!["https://app.example/back".to_owned()];
+    let new = NewClientApp { name: "a".into(), redirects, ..NewClientApp::default() };
+    let app = members.add_client_app(&new).unwrap().0.id;
+    members.remove_client_app(&app).unwrap();
+    let after = members.revocations_since(list[0].number).unwrap();
+    assert_eq!((after.len(), &after[0].what), (1, &Revoked::App { app }));
+    assert_eq!(after[0].number, list[0].number + 1);
 }
 
 #[test]
@@ -222,6 +375,55 @@ fn any_two_stewards_replace_a_third_and_everybody_is_told() {
     assert!(members.member(ben.id).is_err() && members.member(dan.id).unwrap().is_steward());
     assert_eq!(members.proposals().unwrap(), []);
     assert!(members.agree(cleo.id, proposal.id).is_err());
+}
+
+#[test]
+fn everybody_hears_of_a_steward_more_or_less_however_it_came() {
+    let (place, [ada, ben, cleo, dan]) = collective();
+    let members = &place.members;
+    let week = std::time::Duration::from_secs(7 * 24 * 3600);
+    let invite = |role| members.invite(ada.id, role, "somebody", week).unwrap().1;
+    let count = || members.announcements().unwrap().len();
+    members.accept_invite(invite(Role::Member).expose(), &person("Eve")).unwrap();
+    assert_eq!(count(), 0, "a member more is no such news");
+    members.accept_invite(invite(Role::Steward).expose(), &person("Fay")).unwrap();
+    assert_eq!(told(&place), "Fay is a steward now: Ada invited them as one.");
+    members.decide_role(ada.id, dan.id, Role::Steward).unwrap();
+    assert_eq!(told(&place), "Ada made Dan a steward.");
+    let refused = members.decide_role(ada.id, ben.id, Role::Member);
+    assert!(matches!(refused, Err(MembersError::NeedsTwo(name)) if name == "Ben"));
+    assert!(members.member(ben.id).unwrap().is_steward());
+    members.decide_role(dan.id, dan.id, Role::Member).unwrap();
+    assert_eq!(told(&place), "Dan is no steward any more.");
+    assert!(
+        members.decide_role(dan.id, dan.id, Role::Steward).is_err(),
+        "nobody makes themselves one"
+    );
+    assert!(!members.belongings(cleo.id).unwrap().leaves_one);
+    members.leave(cleo.id).unwrap();
+    assert_eq!(told(&place), "Cleo left, and is no steward any more.");
+    for who in members.members().unwrap().iter().filter(|m| m.name == "Fay") {
+        members.leave(who.id).unwrap();
+    }
+    assert!(members.belongings(ben.id).unwrap().leaves_one);
+    members.leave(ben.id).unwrap();
+    assert!(matches!(members.leave(ada.id), Err(MembersError::LastSteward)));
+    assert!(matches!(
+        members.decide_role(ada.id, ada.id, Role::Member),
+        Err(MembersError::LastSteward)
+    ));
+    let before = count();
+    members.leave(dan.id).unwrap();
+    assert_eq!(count(), before, "who is no steward leaves quietly");
+}
+
+#[test]
+fn a_steward_whom_two_remove_may_still_hold_a_recovery_sheet_and_everybody_is_told() {
+    let (place, [ada, ben, cleo, dan]) = collective();
+    sheets(&place, &ada, [&ben, &cleo, &dan]);
+    let proposal = place.members.propose(ada.id, ben.id, Wanted::Removed, None).unwrap();
+    place.members.agree(cleo.id, proposal.id).unwrap();
+    assert!(told(&place).contains("keep a recovery sheet"), "{}", told(&place));
 }
 
 #[test]

@@ -17,8 +17,9 @@ use subtle::ConstantTimeEq;
 
 use crate::{Keys, OidcError};
 
-/// How long a proof is good, in seconds: as long as an app takes to read it.
-const PROVEN_FOR: i64 = 300;
+/// How long a proof is good, in seconds: as long as the token beside it. An app that uses both asks for new ones before the first of them
+/// is over, and Open WebUI begins with that five minutes before.
+const PROVEN_FOR: i64 = 600;
 
 /// A question at the token endpoint, as it came.
 #[derive(Default, Clone, Deserialize)]

@@ -87,8 +87,10 @@ pub fn table(caption: &str, head: &[&str], rows: &[Vec<Markup>]) -> Markup {
 /// One labelled input.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Field<'a> {
-    /// What it is called in the form; also its id.
+    /// What it is called in the form; also its id, unless that is given.
     pub name: &'a str,
+    /// Its id, where another form of the page has a field of the same name; the name when empty.
+    pub id: &'a str,
     /// What a person reads.
     pub label: &'a str,
     /// `text` when empty.
@@ -112,7 +114,8 @@ pub fn field(f: &Field<'_>) -> Markup {
     let or = |text: &'static str, given| {
         if str::is_empty(given) { text.to_owned() } else { given.to_owned() }
     };
-    let (hint, error) = (format!("{}-hint", f.name), format!("{}-error", f.name));
+    let id = if f.id.is_empty() { f.name } else { f.id };
+    let (hint, error) = (format!("{id}-hint"), format!("{id}-error"));
     let mut described: Vec<&str> = Vec::new();
     if !f.hint.is_empty() {
         described.push(&hint);
@@ -123,9 +126,9 @@ pub fn field(f: &Field<'_>) -> Markup {
     let described = (!described.is_empty()).then(|| described.join(" "));
     html! {
         div.field .wrong[!f.error.is_empty()] {
-            label for=(f.name) { (f.label) }
+            label for=(id) { (f.label) }
             @if !f.hint.is_empty() { p.hint id=(hint) { (f.hint) } }
-            input id=(f.name) name=(f.name) type=(or("text", f.kind)) value=[(f.kind != "password").then_some(f.value)]
+            input id=(id) name=(f.name) type=(or("text", f.kind)) value=[(f.kind != "password").then_some(f.value)]
                 autocomplete=(or("off", f.autocomplete)) required[f.required] autofocus[f.autofocus]
                 aria-describedby=[described] aria-invalid=[(!f.error.is_empty()).then_some("true")];
             @if !f.error.is_empty() { p.error id=(error) { (f.error) } }

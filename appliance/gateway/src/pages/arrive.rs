@@ -112,26 +112,33 @@ async fn arrive(
     let Standing { admitted, steward } = Standing::of(sign_in, known.groups.as_deref());
     let ruling = Ruling { admitted, steward, new_people: sign_in.new_people };
     let (identity, before) = (identity(&known), caller.token.clone());
+    let service = sign_in.name.clone();
     let arrived = gateway
         .members
         .ask(move |m| {
-            let arrived = m.arrive(&identity, ruling)?;
+            let arrived = m.arrive(&identity, ruling, &service)?;
             // Whoever was signed in here before is not any more, also for apps that they went to.
             if let Some(before) = before {
                 m.sign_out(before.expose())?;
             }
             Ok::<_, IdentityRefused>(arrived)
         })
-        .await?;
+        .await;
+    let by_groups = format!("changed the role by the groups at {}", sign_in.name);
+    if let Err(IdentityRefused::NotAdmitted { unmade: Some(name) }) = &arrived {
+        let on = format!("{name} as member");
+        who::record(gateway, Actor::Itself, &by_groups, &on).await;
+    }
+    let arrived = arrived?;
     let role = format!("as {}", arrived.member.role.as_str());
     let by = Actor::Member(arrived.member.name.clone());
     if arrived.joined {
         let what = format!("joined through {}", sign_in.name);
         who::record(gateway, by, &what, &role).await;
-    } else if arrived.changed {
-        let what = format!("changed the role by the groups at {}", sign_in.name);
+    }
+    if arrived.changed {
         let on = format!("{} {role}", arrived.member.name);
-        who::record(gateway, Actor::Itself, &what, &on).await;
+        who::record(gateway, Actor::Itself, &by_groups, &on).await;
     }
     let to = if arrived.joined { "/?said=welcome" } else { own_path(next) };
     let cookies = [
@@ -179,8 +186,14 @@ pub(super) async fn unlink(
         return Err(Trouble::not_found("people sign in on this box with its own passwords only"));
     };
     let (id, issuer) = (who.member.id, sign_in.issuer.to_string());
-    gateway.members.ask(move |m| m.unlink_identity(id, &issuer)).await?;
+    let service = sign_in.name.clone();
+    let unmade = gateway.members.ask(move |m| m.unlink_identity(id, &issuer, &service)).await?;
     who.record(&gateway, "unlinked themselves from", &sign_in.name).await;
+    if unmade {
+        let on = format!("{} as member", who.member.name);
+        let what = format!("changed the role, which was by the groups at {},", sign_in.name);
+        who::record(&gateway, Actor::Itself, &what, &on).await;
+    }
     Ok(Redirect::to("/account?said=unlinked").into_response())
 }
 

@@ -10,7 +10,7 @@ use maud::{Markup, html};
 use polder_members::{ClientApp, MembersError, NewClientApp, Secret};
 use polder_oidc::Redirect as Address;
 use polder_page::{
-    Choice, Field, Page, Tone, badge, banner, copyable, empty, facts, field, select, table,
+    Choice, Field, Page, Tone, badge, banner, copyable, empty, facts, field, select, table, tick,
 };
 use serde::Deserialize;
 
@@ -30,6 +30,7 @@ pub(super) struct Wish {
     redirects: String,
     kind: String,
     audience: String,
+    asks_models: String,
 }
 
 pub(super) async fn add(
@@ -85,6 +86,7 @@ fn read(wish: &Wish) -> Result<NewClientApp, String> {
         redirects,
         with_secret: wish.kind != "public",
         for_stewards: wish.audience == "stewards",
+        asks_models: !wish.asks_models.is_empty(),
     })
 }
 
@@ -126,6 +128,7 @@ pub(super) fn section(clients: &[ClientApp], wish: &Wish) -> Markup {
             html! {
                 @if app.for_stewards { (badge(Tone::Warn, "stewards only")) } @else { (badge(Tone::Plain, "members")) }
                 @if !app.has_secret { " " (badge(Tone::Plain, "no secret")) }
+                @if app.asks_models { " " (badge(Tone::Warn, "asks models in their name")) }
             },
             html! { form method="post" action=(format!("/clients/{}/remove", app.id))
                 data-confirm=(format!("Let nobody sign in at “{}” with the box any more? Who is there is asked again.", app.name)) {
@@ -157,6 +160,7 @@ pub(super) fn section(clients: &[ClientApp], wish: &Wish) -> Markup {
                         Choice { value: "stewards", label: "stewards only" },
                     ], &wish.audience))
                 }
+                (tick("asks_models", "It may ask models in the name of whoever is signed in there", "For an app to chat in. What is asked counts as that member's own, by their share of the machine. Only for an app that you trust as you trust the box: it can ask whatever it wants.", !wish.asks_models.is_empty()))
                 button type="submit" { "Write it down" }
             }
         }

@@ -55,6 +55,29 @@ async fn what_a_steward_announces_is_on_everybodys_first_page_until_they_have_re
 }
 
 #[tokio::test]
+async fn whom_stewards_made_a_member_is_marked_and_one_of_them_lets_groups_decide_again() {
+    let (place, _, [ada, ben, cleo, dan]) = collective().await;
+    let members = &place.gateway.members;
+    let proposal = members.propose(ada.0, ben.0, polder_members::Wanted::Member, None).unwrap();
+    members.agree(cleo.0, proposal.id).unwrap();
+    let (_, page) = place.get("/members", Some(&ada.1)).await;
+    assert_eq!(page.matches("no steward by groups").count(), 1, "{page}");
+    let lift = format!("/members/{}/groups", ben.0);
+    assert!(page.contains(&lift), "{page}");
+    // Not they themselves, and nobody who is no steward.
+    for session in [&ben.1, &dan.1] {
+        assert_eq!(place.post(&lift, Some(session), "").await.0, StatusCode::FORBIDDEN);
+    }
+    assert!(members.member(ben.0).unwrap().kept_member);
+    let (_, to) = place.post(&lift, Some(&ada.1), "").await;
+    assert_eq!(to, "/members?said=groups");
+    let (_, page) = place.get("/members", Some(&ada.1)).await;
+    assert!(!page.contains("no steward by groups"), "{page}");
+    assert!(place.get("/", Some(&dan.1)).await.1.contains("decide again"), "nobody was told");
+    assert!(what(&place).contains(&"let the groups decide about the role of".to_owned()));
+}
+
+#[tokio::test]
 async fn two_stewards_replace_a_third_by_way_of_the_pages() {
     let (place, _, [ada, ben, cleo, dan]) = collective().await;
     let form = format!("target={}&what=remove&successor={}", ben.0, dan.0);

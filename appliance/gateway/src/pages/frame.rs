@@ -282,6 +282,7 @@ pub(super) fn said(code: &str) -> Markup {
         "no-backup" => "No backups are made any more. Those there are stay.",
         "confirmed" => "It stays.",
         "alerts" => "Kept. Send a test to see whether it arrives.",
+        "groups" => "The groups count again from their next sign-in on, and everybody is told.",
         "announced" => "Everybody sees it on their first page.",
         "proposed" => "It is proposed, and everybody is told. Another steward has to agree.",
         "replaced" => "It is done, and everybody is told.",

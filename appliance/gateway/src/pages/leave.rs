@@ -71,15 +71,7 @@ pub(super) async fn leave(
                 if !m.is_own_password(id, &password)? {
                     return Err(MembersError::WrongPassword);
                 }
-                let member = m.member(id)?;
-                m.remove_member(id)?;
-                if member.is_steward() {
-                    m.announce(
-                        &format!("{} left, and is no steward any more.", member.name),
-                        "the box",
-                    )?;
-                }
-                Ok(())
+                m.leave(id)
             })
             .await
     } else {
@@ -128,6 +120,9 @@ pub(super) async fn of_member(
         section.card {
             (listed(&plan))
             p.soft { "Their data is theirs: on their own page they can take it along before. You do not see it." }
+            @if goes.sheet {
+                (banner(Tone::Warn, html! { p { "They keep a recovery sheet, which stays good after they are removed: have new ones made, on the page " a href="/collective/sheets" { "Recovery sheets" } "." } }))
+            }
             @match &alone {
                 Err(why) => { (banner(Tone::Warn, html! { p { (sentence(&why.to_string())) } })) a.button href="/collective/stewards" { "To the page Stewards" } }
                 Ok(()) => form method="post" action=(format!("/members/{id}/remove")) {
@@ -159,6 +154,9 @@ async fn own_page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Resp
             @if goes.last_steward {
                 (banner(Tone::Warn, html! { p { "You are the only steward. Make somebody else a steward first, on the page Members, or end the box." } }))
             } @else {
+                @if goes.leaves_one {
+                    (banner(Tone::Warn, html! { p { "Without you one steward is left, alone: nobody can help when they are ill, leave or forget their password. Make somebody else a steward before, on the page " a href="/members" { "Members" } "." } }))
+                }
                 @if goes.sheet {
                     (banner(Tone::Warn, html! { p { "You hold a recovery sheet. It stays good after you have left: give it to the stewards, or have them make new ones." } }))
                 }

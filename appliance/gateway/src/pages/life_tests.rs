@@ -110,6 +110,12 @@ fn with_books(site: &mut Site) {
     site.money = Some(Money { currency: "EUR".parse().unwrap() });
 }
 
+/// By what a page that shows what would be written knows it.
+fn seen(page: &str) -> String {
+    let value = page.split("name=\"seen\" value=\"").nth(1).unwrap_or_else(|| panic!("{page}"));
+    format!("&seen={}", value.split('"').next().unwrap())
+}
+
 #[tokio::test]
 async fn a_steward_keeps_the_books_and_a_member_sees_their_own_and_the_fund() {
     let place = place_of(with_books).await;
@@ -126,12 +132,14 @@ async fn a_steward_keeps_the_books_and_a_member_sees_their_own_and_the_fund() {
     let dues = "month=2026-11&amount=10";
     let (_, page) = place.post("/money/dues", steward, dues).await;
     assert!(page.contains("Together") && page.contains("20.00"), "{page}");
-    assert_eq!(place.post("/money/dues", steward, &format!("{dues}&seen=yes")).await.1, written);
-    let again = place.post("/money/dues", steward, &format!("{dues}&seen=yes")).await;
+    let dues = format!("{dues}{}", seen(&page));
+    assert_eq!(place.post("/money/dues", steward, &dues).await.1, written);
+    let again = place.post("/money/dues", steward, &dues).await;
     assert!(again.1.contains("Everybody has dues for 2026-11 already"), "{}", again.1);
-    let split = "month=2026-11&seen=yes";
-    assert_eq!(place.post("/money/split", steward, split).await.1, written);
-    assert!(place.post("/money/split", steward, split).await.1.contains("is left to be split"));
+    let split = "month=2026-11".to_owned();
+    let split = format!("{split}{}", seen(&place.post("/money/split", steward, &split).await.1));
+    assert_eq!(place.post("/money/split", steward, &split).await.1, written);
+    assert!(place.post("/money/split", steward, &split).await.1.contains("is left to be split"));
 
     let books = Books::of(&place.gateway.members.ledger().unwrap());
     assert_eq!(books.fund, Cents(1250 - 3101));
@@ -164,6 +172,48 @@ async fn a_steward_keeps_the_books_and_a_member_sees_their_own_and_the_fund() {
         assert_eq!(status, StatusCode::BAD_REQUEST, "{path} {form}");
         assert!(page.to_lowercase().contains(says), "{path} {form}: {page}");
     }
+}
+
+#[tokio::test]
+async fn two_stewards_who_press_at_once_write_a_months_dues_and_costs_once() {
+    let place = place_of(with_books).await;
+    let members = &place.gateway.members;
+    members.set_role(place.member.0.id, polder_members::Role::Steward).unwrap();
+    let (ada, ben) = (Some(place.steward.1.as_str()), Some(place.member.1.as_str()));
+    place.post("/money/enter", ada, "kind=cost&amount=30&month=2026-10").await;
+    let mut entries = 1;
+    for (path, form) in
+        [("/money/dues", "month=2026-10&amount=7"), ("/money/split", "month=2026-10")]
+    {
+        // Both have seen it.
+        let form = format!("{form}{}", seen(&place.post(path, ada, form).await.1));
+        let (one, two) = tokio::join!(place.post(path, ada, &form), place.post(path, ben, &form));
+        let both = [one, two];
+        let done = both.iter().filter(|(_, to)| to == "/money?said=money").count();
+        assert_eq!(done, 1, "{both:?}");
+        let other = both.iter().find(|(_, to)| to != "/money?said=money").unwrap();
+        assert_eq!(other.0, StatusCode::BAD_REQUEST, "{path}");
+        entries += 2;
+        assert_eq!(members.ledger().unwrap().len(), entries, "{path}");
+    }
+    // What was shown is what is written: with another cost in between it is shown once more.
+    place.post("/money/enter", ada, "kind=cost&amount=5&month=2026-10").await;
+    let form =
+        format!("month=2026-10{}", seen(&place.post("/money/split", ada, "month=2026-10").await.1));
+    place.post("/money/enter", ben, "kind=cost&amount=1&month=2026-10").await;
+    let (status, page) = place.post("/money/split", ada, &form).await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert!(page.contains("nothing was written") && page.contains("3.00"), "{page}");
+    assert_eq!(members.ledger().unwrap().len(), entries + 2);
+    let form = format!("month=2026-10{}", seen(&page));
+    assert_eq!(place.post("/money/split", ada, &form).await.1, "/money?said=money");
+    // Whoever counts the fund counts it once.
+    let (one, two) = tokio::join!(
+        place.post("/money/fund", ada, "amount=9"),
+        place.post("/money/fund", ben, "amount=9")
+    );
+    assert!(one.1.contains("that much already") != two.1.contains("that much already"));
+    assert_eq!(Books::of(&members.ledger().unwrap()).fund, Cents(900));
 }
 
 #[tokio::test]

@@ -160,6 +160,7 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/members/invite/{id}/withdraw", post(people::withdraw))
         .route("/members/{id}/role", post(people::role))
         .route("/members/{id}/disable", post(people::disable))
+        .route("/members/{id}/groups", post(people::groups))
         .route("/members/{id}/password", post(people::password))
         .route("/members/{id}/share", post(people::share))
         .route("/members/{id}/leave", get(leave::of_member))

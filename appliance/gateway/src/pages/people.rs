@@ -107,16 +107,19 @@ pub(super) async fn role(
         Role::Steward => "made a steward",
         Role::Member => "made a member",
     };
-    let by = who.member.name.clone();
-    change(&gateway, &who, id, what, "role", move |m| {
-        let before = m.member(id)?;
-        m.set_role(id, role)?;
-        let told = match (before.role, role) {
-            (Role::Member, Role::Steward) => format!("{by} made {} a steward.", before.name),
-            (Role::Steward, Role::Member) => format!("{} is no steward any more.", before.name),
-            _ => return Ok(()),
-        };
-        m.announce(&told, &by).map(drop)
+    let by = who.member.id;
+    change(&gateway, &who, id, what, "role", move |m| m.decide_role(by, id, role)).await
+}
+
+/// What people on the box decided about somebody's role ends: the groups of their service count again.
+pub(super) async fn groups(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Path(id): Path<i64>,
+) -> Result<Response, Trouble> {
+    let (id, by) = (MemberId(id), who.member.id);
+    change(&gateway, &who, id, "let the groups decide about the role of", "groups", move |m| {
+        m.let_groups_decide(by, id)
     })
     .await
 }
@@ -328,6 +331,7 @@ fn member_table(members: &[Member], me: MemberId) -> Markup {
                 html! { div.row {
                     (badge(if m.role == Role::Steward { Tone::Good } else { Tone::Plain }, m.role.as_str()))
                     @if m.disabled { (badge(Tone::Bad, "disabled")) }
+                    @if m.kept_member { (badge(Tone::Warn, "no steward by groups")) }
                     @if !m.has_password { (badge(Tone::Plain, "no password")) }
                     @if m.share != Share::default() { (badge(Tone::Plain, &share_in_words(m.share))) }
                 } },
@@ -407,6 +411,10 @@ fn actions(m: &Member, me: bool) -> Markup {
                         button.quiet type="submit" { @if m.disabled { "Let in again" } @else { "Disable" } }
                     }
                     a.button.danger href=(at("leave")) { "Remove" }
+                } }
+                @if m.kept_member { form.stack method="post" action=(at("groups")) {
+                    p.soft.small { "People on this box made them a member. That holds, whatever groups say where they sign in." }
+                    div { button.quiet type="submit" { "Let groups decide again" } }
                 } }
                 (share_form(m))
                 @if !me && !m.is_steward() { form.row method="post" action=(at("password")) {

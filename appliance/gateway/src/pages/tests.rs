@@ -504,6 +504,7 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/members/invite/x/withdraw".into(),
         format!("/members/{id}/role"),
         format!("/members/{id}/disable"),
+        format!("/members/{id}/groups"),
         format!("/members/{id}/password"),
         format!("/members/{id}/share"),
         format!("/members/{id}/remove"),

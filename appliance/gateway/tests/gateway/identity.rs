@@ -317,7 +317,7 @@ async fn a_real_browser_goes_to_the_service_and_back_and_on_to_an_app() {
         name: "Wiki".into(),
         redirects: vec![back],
         with_secret: true,
-        for_stewards: false,
+        ..polder_members::NewClientApp::default()
     };
     let (app, _) = place.members().add_client_app(&new).unwrap();
     let question = format!(

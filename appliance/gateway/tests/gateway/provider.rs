@@ -32,6 +32,7 @@ impl Place {
             redirects: vec![back.clone()],
             with_secret,
             for_stewards,
+            ..NewClientApp::default()
         };
         let (app, secret) = members(&house).add_client_app(&new).unwrap();
         Self { house, base, back, app, secret }
@@ -140,7 +141,7 @@ async fn open_webuis_client_signs_people_in_over_tls_with_the_boxs_own_authority
         name: "Open WebUI".into(),
         redirects: vec![callback.clone()],
         with_secret: true,
-        for_stewards: false,
+        ..NewClientApp::default()
     };
     let (app, secret) = members(&place.house).add_client_app(&new).unwrap();
     let tls = format!("https://localhost:{}", place.house.port);
@@ -176,6 +177,48 @@ async fn open_webuis_client_signs_people_in_over_tls_with_the_boxs_own_authority
         assert_eq!((told["name"].as_str(), told["role"].as_str()), (Some(who), Some(role)));
         assert!(told["email"].as_str().unwrap().ends_with("@oak.local"), "{told}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_a_steward_lets_asks_models_in_a_members_name_until_they_sign_out() {
+    let place = Place::open(true, false).await;
+    let back = place.back.clone();
+    let new = NewClientApp {
+        name: "Chat".into(),
+        redirects: vec![back],
+        with_secret: true,
+        asks_models: true,
+        ..NewClientApp::default()
+    };
+    let (app, secret) = members(&place.house).add_client_app(&new).unwrap();
+    let place = Place { app, secret, ..place };
+    let grace = place.browser("grace");
+    let code = place.authorize(&grace, "");
+    let code = code.url.split("code=").nth(1).unwrap().split('&').next().unwrap().to_owned();
+    let form = format!(
+        "grant_type=authorization_code&code={code}&redirect_uri={}&client_id={}&client_secret={}",
+        percent(&place.back),
+        place.app.id,
+        place.secret.as_ref().unwrap().expose()
+    );
+    let given = Surfer::new().curl(&["-d", &form, &format!("{}/oidc/token", place.base)]);
+    let given = read(&given.body);
+    let access = given["access_token"].as_str().unwrap();
+    let listed = async |token: &str| {
+        let ask = format!("GET /v1/models\nauthorization: Bearer {token}");
+        status_of(&place.house.ask(&ask, "").await)
+    };
+    assert_eq!(listed(access).await, 200);
+    // It opens the API and nothing else, and no other token of theirs does.
+    let refresh = given["refresh_token"].as_str().unwrap();
+    assert_eq!(listed(refresh).await, 401);
+    assert_eq!(listed(&access.to_uppercase()).await, 401);
+    let auth = format!("GET /auth\nauthorization: Bearer {access}");
+    assert_eq!(status_of(&place.house.ask(&auth, "").await), 401);
+    let figures = format!("GET /metrics\nauthorization: Bearer {access}");
+    assert_eq!(status_of(&place.house.ask(&figures, "").await), 403, "grace is no steward");
+    grace.post(&format!("{}/sign-out", place.base), &[]);
+    assert_eq!(listed(access).await, 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]

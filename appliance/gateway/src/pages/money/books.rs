@@ -4,19 +4,21 @@ use std::sync::Arc;
 
 use axum::Form;
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use jiff::civil::Date;
 use maud::{Markup, html};
 use polder_ledger::{
-    Basis, Books, Cents, EntryId, Kind, LedgerError, Month, MonthError, NewEntry, shares,
+    Basis, Books, Cents, Entry, EntryId, Kind, LedgerError, Month, MonthError, NewEntry, shares,
 };
-use polder_members::Member;
-use polder_page::{Choice, Field, Tone, badge, card, empty, field, hidden, select, table};
+use polder_members::{Member, Members};
+use polder_page::{Choice, Field, Tone, badge, banner, card, empty, field, hidden, select, table};
 use polder_site::Currency;
+use sha2::{Digest as _, Sha256};
 
 use super::{Fields, HEAD, SHOWN, Told, about_to, again, balance, row, told, value, wrong};
 use crate::Gateway;
-use crate::pages::frame::Trouble;
+use crate::pages::frame::{Trouble, sentence, with_status};
 use crate::pages::who::{SignedIn, Steward};
 
 /// Today, as the box has it.
@@ -75,30 +77,90 @@ pub(crate) async fn enter(
     }
 }
 
-/// Dues of everybody for a month: first what would be written, then it is.
+/// What would be written down, and what that is called.
+struct Planned {
+    title: String,
+    /// For the audit trail.
+    what: String,
+    entries: Vec<NewEntry>,
+}
+
+impl Planned {
+    /// By which it is known whether what is written is what was shown.
+    fn seal(&self) -> String {
+        let digest = Sha256::digest(format!("{:?}", self.entries));
+        digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// First what would be written, then it is: as it was shown, or it is shown anew. The plan is made once more where nobody can write in between.
+async fn planned(
+    gateway: &Gateway,
+    who: &SignedIn,
+    action: &str,
+    fields: &Fields,
+    plan: impl Fn(&[Entry]) -> Result<Planned, String> + Send + Sync + 'static,
+) -> Result<Response, Trouble> {
+    let before = told(gateway, who).await?;
+    let first = match plan(&before.entries) {
+        Ok(planned) => planned,
+        Err(why) => return wrong(gateway, who, &why, fields).await,
+    };
+    let seen = value(fields, "seen").to_owned();
+    if seen.is_empty() {
+        return Ok(preview(gateway, who, &before, &first, action, fields, None));
+    }
+    let (me, plan) = (who.member.id, Arc::new(plan));
+    let again = plan.clone();
+    let work = move |members: &Members| {
+        members.enter_from(me, |entries| {
+            let planned = again(entries)?;
+            match planned.seal() == seen {
+                true => Ok(planned.entries),
+                false => Err(CHANGED.to_owned()),
+            }
+        })
+    };
+    match gateway.members.ask(work).await {
+        Ok(_) => {
+            who.record(gateway, "wrote into the books:", &first.what).await;
+            Ok(Redirect::to("/money?said=money").into_response())
+        }
+        Err(error) if error.to_string() == CHANGED => {
+            let now = told(gateway, who).await?;
+            match plan(&now.entries) {
+                Ok(planned) => {
+                    let page = preview(gateway, who, &now, &planned, action, fields, Some(CHANGED));
+                    Ok(with_status(StatusCode::CONFLICT, page))
+                }
+                Err(why) => wrong(gateway, who, &why, fields).await,
+            }
+        }
+        Err(error) => wrong(gateway, who, &error.to_string(), fields).await,
+    }
+}
+
+const CHANGED: &str = "the books, or the day, changed since this was shown, so nothing was written; look at it once more";
+
+/// Dues of everybody for a month.
 pub(crate) async fn dues(
     State(gateway): State<Arc<Gateway>>,
     Steward(who): Steward,
     Form(fields): Form<Fields>,
 ) -> Result<Response, Trouble> {
-    let told = told(&gateway, &who).await?;
-    let entries = match dues_of(&told, &fields) {
-        Ok(entries) => entries,
-        Err(why) => return wrong(&gateway, &who, &why, &fields).await,
-    };
-    if value(&fields, "seen").is_empty() {
-        return Ok(preview(&gateway, &who, &told, "Dues", &entries, "/money/dues", &fields));
-    }
-    write(&gateway, &who, entries, "dues of everybody", &fields).await
+    let members = gateway.members.ask(|members| members.members()).await?;
+    let asked = fields.clone();
+    let plan = move |entries: &[Entry]| dues_of(entries, &members, &asked);
+    planned(&gateway, &who, "/money/dues", &fields, plan).await
 }
 
 /// Whoever has dues for the month already has them once.
-fn dues_of(told: &Told, fields: &Fields) -> Result<Vec<NewEntry>, String> {
+fn dues_of(entries: &[Entry], members: &[Member], fields: &Fields) -> Result<Planned, String> {
     let month = month(fields)?.ok_or("say for which month, such as 2026-11")?;
     let (amount, day) = (amount(fields)?, day(fields)?);
-    let books = Books::of(&told.entries);
+    let books = Books::of(entries);
     let has = |member: &Member| {
-        told.entries.iter().any(|entry| {
+        entries.iter().any(|entry| {
             let what = &entry.what;
             what.kind == Kind::Dues
                 && what.member == Some(member.id.0)
@@ -107,39 +169,44 @@ fn dues_of(told: &Told, fields: &Fields) -> Result<Vec<NewEntry>, String> {
                 && !books.corrected.contains(&entry.id)
         })
     };
-    let owe = told.members.iter().filter(|member| !member.disabled && !has(member));
+    let owe = members.iter().filter(|member| !member.disabled && !has(member));
     let entries: Vec<NewEntry> = owe
         .map(|member| {
             let entry = NewEntry::of(Kind::Dues, day, Some(member.id.0), amount);
             NewEntry { month: Some(month), ..entry }
         })
         .collect();
-    match entries.first() {
-        None => Err(format!("everybody has dues for {month} already")),
-        Some(first) => first.check().map(|()| entries).map_err(|e| e.to_string()),
-    }
+    let first = entries.first().ok_or_else(|| format!("everybody has dues for {month} already"))?;
+    first.check().map_err(|error| error.to_string())?;
+    let title = format!("Dues for {month}");
+    Ok(Planned { title, what: format!("dues of everybody for {month}"), entries })
 }
 
-/// The fund is counted, and the difference is written down.
+/// The fund is counted, and the difference is written down: to what the books say at that moment.
 pub(crate) async fn fund(
     State(gateway): State<Arc<Gateway>>,
     Steward(who): Steward,
     Form(fields): Form<Fields>,
 ) -> Result<Response, Trouble> {
-    let told = told(&gateway, &who).await?;
-    let read = || -> Result<NewEntry, String> {
-        let difference = amount(&fields)? - Books::of(&told.entries).fund;
-        let entry = NewEntry::of(Kind::Fund, day(&fields)?, None, difference);
-        let entry = NewEntry { note: value(&fields, "note").to_owned(), ..entry };
-        match entry.check() {
-            Err(LedgerError::Nothing) => Err("the fund has that much already".to_owned()),
-            Err(why) => Err(why.to_string()),
-            Ok(()) => Ok(entry),
+    let (me, asked) = (who.member.id, fields.clone());
+    let done = gateway.members.ask(move |members| {
+        members.enter_from(me, |entries| {
+            let difference = amount(&asked)? - Books::of(entries).fund;
+            let entry = NewEntry::of(Kind::Fund, day(&asked)?, None, difference);
+            let entry = NewEntry { note: value(&asked, "note").to_owned(), ..entry };
+            match entry.check() {
+                Err(LedgerError::Nothing) => Err("the fund has that much already".to_owned()),
+                Err(why) => Err(why.to_string()),
+                Ok(()) => Ok(vec![entry]),
+            }
+        })
+    });
+    match done.await {
+        Ok(_) => {
+            who.record(&gateway, "wrote into the books:", "the fund's balance").await;
+            Ok(Redirect::to("/money?said=money").into_response())
         }
-    };
-    match read() {
-        Ok(entry) => write(&gateway, &who, vec![entry], "the fund's balance", &fields).await,
-        Err(why) => wrong(&gateway, &who, &why, &fields).await,
+        Err(why) => wrong(&gateway, &who, &why.to_string(), &fields).await,
     }
 }
 
@@ -159,13 +226,12 @@ pub(crate) async fn correct(
     write(&gateway, &who, vec![back], &what, &fields).await
 }
 
-/// Splits what a month cost: first what would be written, then it is.
+/// Splits what a month cost.
 pub(crate) async fn split_month(
     State(gateway): State<Arc<Gateway>>,
     Steward(who): Steward,
     Form(fields): Form<Fields>,
 ) -> Result<Response, Trouble> {
-    let told = told(&gateway, &who).await?;
     let month = match month(&fields) {
         Ok(Some(month)) => month,
         Ok(None) => {
@@ -178,39 +244,34 @@ pub(crate) async fn split_month(
         Ok::<_, polder_members::MembersError>((
             members.usage_agreed(month)?,
             members.usage_in_month(month)?,
+            members.members()?,
         ))
     });
-    let (agreed, used) = asked.await?;
-    let counted = gateway.status().site.usage.per_member;
-    let members: Vec<i64> = told.members.iter().filter(|m| !m.disabled).map(|m| m.id.0).collect();
-    let used = counted.then_some(&used);
-    let (basis, parts) = shares(&told.entries, month, &members, &agreed, used);
-    if parts.is_empty() {
-        let why = format!(
-            "nothing of {month} is left to be split: no cost is written down for it, or all of it was split"
-        );
-        return wrong(&gateway, &who, &why, &fields).await;
-    }
-    let entries: Vec<NewEntry> = parts
-        .into_iter()
-        .map(|share| {
-            let entry = NewEntry::of(Kind::Share, today(), Some(share.member), share.amount);
-            let note = match basis {
-                Basis::Equally => "in equal parts",
-                Basis::Usage(_) => "by usage",
-            };
-            NewEntry { month: Some(month), note: note.to_owned(), ..entry }
-        })
-        .collect();
-    if value(&fields, "seen").is_empty() {
-        let title = match basis {
-            Basis::Equally => format!("Costs of {month}, in equal parts"),
-            Basis::Usage(_) => format!("Costs of {month}, by usage: everybody agreed"),
+    let (agreed, used, members) = asked.await?;
+    let used = gateway.status().site.usage.per_member.then_some(used);
+    let members: Vec<i64> = members.iter().filter(|m| !m.disabled).map(|m| m.id.0).collect();
+    let plan = move |entries: &[Entry]| {
+        let (basis, parts) = shares(entries, month, &members, &agreed, used.as_ref());
+        if parts.is_empty() {
+            return Err(format!(
+                "nothing of {month} is left to be split: no cost is written down for it, or all of it was split"
+            ));
+        }
+        let (note, how) = match basis {
+            Basis::Equally => ("in equal parts", "in equal parts"),
+            Basis::Usage(_) => ("by usage", "by usage: everybody agreed"),
         };
-        return Ok(preview(&gateway, &who, &told, &title, &entries, "/money/split", &fields));
-    }
-    write(&gateway, &who, entries, &format!("everybody's part of the costs of {month}"), &fields)
-        .await
+        let entry = |member, amount| {
+            let entry = NewEntry::of(Kind::Share, today(), Some(member), amount);
+            NewEntry { month: Some(month), note: note.to_owned(), ..entry }
+        };
+        Ok(Planned {
+            title: format!("Costs of {month}, {how}"),
+            what: format!("everybody's part of the costs of {month}"),
+            entries: parts.into_iter().map(|share| entry(share.member, share.amount)).collect(),
+        })
+    };
+    planned(&gateway, &who, "/money/split", &fields, plan).await
 }
 
 /// Somebody who left asks that their name goes.
@@ -247,11 +308,12 @@ fn preview(
     gateway: &Gateway,
     who: &SignedIn,
     told: &Told,
-    title: &str,
-    entries: &[NewEntry],
+    planned: &Planned,
     action: &str,
     fields: &Fields,
+    why: Option<&str>,
 ) -> Response {
+    let entries = &planned.entries;
     let rows: Vec<Vec<Markup>> = entries
         .iter()
         .map(|entry| {
@@ -261,14 +323,15 @@ fn preview(
         .collect();
     let sum: Cents = entries.iter().map(|entry| entry.amount).sum();
     let body = html! {
+        @if let Some(why) = why { (banner(Tone::Warn, html! { p { (sentence(why)) } })) }
         section.card {
-            h2 { (title) }
+            h2 { (planned.title) }
             (table("What would be written down", &["Member", "Amount"], &rows))
             p { "Together " strong { (sum.to_string()) } "." }
-            (again(action, fields))
+            (again(action, fields, &planned.seal()))
         }
     };
-    about_to(gateway, who, title, body)
+    about_to(gateway, who, &planned.title, body)
 }
 
 /// All of it, and the forms.
@@ -322,8 +385,17 @@ fn forms(told: &Told, fields: &Fields) -> Markup {
         "" => usual.to_owned(),
         typed => typed.to_owned(),
     };
-    let text = |name, label, value: &str| {
-        field(&Field { name, label, value, required: name == "amount", ..Field::default() })
+    // Several forms ask for an amount: each label leads to its own.
+    let text = |form: &str, name, label, value: &str| {
+        let id = format!("{form}-{name}");
+        field(&Field {
+            name,
+            id: &id,
+            label,
+            value,
+            required: name == "amount",
+            ..Field::default()
+        })
     };
     html! {
         div.grid {
@@ -331,39 +403,39 @@ fn forms(told: &Told, fields: &Fields) -> Markup {
                 form.stack method="post" action="/money/enter" {
                     (hidden("kind", "payment"))
                     (select("member", "Of", "", &members, &or("member", "")))
-                    (text("amount", "Amount", &or("amount", "")))
-                    (text("day", "Day", &or("day", &day)))
-                    (text("note", "Note", &or("note", "")))
+                    (text("payment", "amount", "Amount", &or("amount", "")))
+                    (text("payment", "day", "Day", &or("day", &day)))
+                    (text("payment", "note", "Note", &or("note", "")))
                     button type="submit" { "Write it down" }
                 }
             }))
             (card("A cost", html! {
                 form.stack method="post" action="/money/enter" {
                     (hidden("kind", "cost"))
-                    (text("amount", "Amount", ""))
-                    (text("day", "Day", &day))
-                    (text("month", "For the month", &month))
-                    (text("note", "What for", ""))
+                    (text("cost", "amount", "Amount", ""))
+                    (text("cost", "day", "Day", &day))
+                    (text("cost", "month", "For the month", &month))
+                    (text("cost", "note", "What for", ""))
                     button type="submit" { "Write it down" }
                 }
             }))
             (card("Dues for everybody", html! {
                 form.stack method="post" action="/money/dues" {
-                    (text("month", "For the month", &month))
-                    (text("amount", "Amount for each", ""))
+                    (text("dues", "month", "For the month", &month))
+                    (text("dues", "amount", "Amount for each", ""))
                     button.quiet type="submit" { "Show what would be written" }
                 }
             }))
             (card("A month's costs on everybody", html! {
                 form.stack method="post" action="/money/split" {
-                    (text("month", "The month", &month))
+                    (text("split", "month", "The month", &month))
                     button.quiet type="submit" { "Show everybody's part" }
                 }
             }))
             (card("The fund was counted", html! {
                 form.stack method="post" action="/money/fund" {
-                    (text("amount", "It has", ""))
-                    (text("note", "Why it differs", ""))
+                    (text("fund", "amount", "It has", ""))
+                    (text("fund", "note", "Why it differs", ""))
                     button.quiet type="submit" { "Write the difference down" }
                 }
             }))

@@ -303,12 +303,12 @@ fn as_table(name: &str, text: String) -> Response {
     ([kind, saved], text).into_response()
 }
 
-/// A form that does what was shown: everything that was typed, once more.
-fn again(action: &str, fields: &Fields) -> Markup {
+/// A form that does what was shown: everything that was typed, once more, and by what it is known.
+fn again(action: &str, fields: &Fields, seen: &str) -> Markup {
     html! {
         form.row method="post" action=(action) {
             @for (name, value) in fields.iter().filter(|(name, _)| name != "seen") { (hidden(name, value)) }
-            (hidden("seen", "yes"))
+            (hidden("seen", seen))
             button type="submit" { "Write it down" }
             a.button.quiet href="/money" { "Back" }
         }

@@ -48,7 +48,7 @@ pub(crate) async fn bring_in(
             }
             (table("Lines", &["Day", "Amount", "Text", "What comes of it"], &brought.rows))
             @if brought.entries.is_empty() { p { a.button.quiet href="/money" { "Back" } } }
-            @else { (again("/money/bring-in", &fields)) }
+            @else { (again("/money/bring-in", &fields, "yes")) }
         }
     };
     Ok(about_to(&gateway, &who, "Bring a table in", body))
