@@ -643,13 +643,9 @@ impl<P: Parts> Work<P> {
                 Action::ImportModel { recipe, .. } => {
                     self.import(id, step, recipe, from.clone(), cancel).await
                 }
-                Action::BringImage(container) => tokio::select! {
-                    brought = foreign::bring_image(&self.state, &container) => {
-                        brought.map_err(|why| Halt::Failed(step, why))
-                    }
-                    () = cancel.cancelled() => Err(Halt::Cancelled),
-                    () = self.ending.cancelled() => Err(Halt::Interrupted),
-                },
+                Action::BringImage(container) => {
+                    self.bring_image(id, step, *container, cancel).await
+                }
                 Action::StopEngine(name) => {
                     self.stop_engine(&name).await;
                     Ok(())
