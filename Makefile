@@ -66,7 +66,7 @@ fuzz: tools-build          ## Fuzz every parser for SECONDS each (60 unless said
 	tests/fuzz/run $(or $(SECONDS),60)
 
 deny: tools-build          ## Licences, sources and duplicate versions of everything we build on.
-	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny@0.20.2
 	cargo deny check licenses bans sources
 
 clean:                     ## Forget what was built. The box in $(STATE) stays.
@@ -84,12 +84,12 @@ tools-build:
 tools-gpu: tools-build
 	@tests/tools/nvrtc $(CACHE)/nvrtc
 
-# llama.cpp's server to compare with, a UPS that is a file, a browser and its driver, the two rival front doors, openssl to check certificates with, an authority and a DNS server
+# llama.cpp's server to compare with, a UPS that is a file, a router that lets callers in, a browser and its driver, the two rival front doors, openssl to check certificates with, an authority and a DNS server
 # to get certificates by, networks of one's own, what asks disks how they are, a mail server, two services that people sign in with and two apps' clients
 # for it, a registry of container images, and the clients that members use.
 tools-test: tools-gpu tools-bench
 	@tests/tools/apt chromium chromium-driver nut-server nut-client nginx-light restic rclone caddy openssl curl python3-venv iproute2 nftables util-linux
-	@tests/tools/apt pebble bind9 bind9-dnsutils smartmontools python3-aiosmtpd podman crun docker-registry
+	@tests/tools/apt pebble bind9 bind9-dnsutils smartmontools python3-aiosmtpd podman crun faketime miniupnpd-nftables docker-registry
 	@command -v npm >/dev/null || tests/tools/apt nodejs npm
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 	@tests/tools/venv tests/requirements.txt $(CACHE)/venv

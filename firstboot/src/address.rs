@@ -241,15 +241,10 @@ async fn page<H: Host>(
         (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => return refuse(error),
     };
     let answer = answer.unwrap_or_else(|| Answer::now(&site, &addresses));
-    let next = if who.wizard.is_reopened() {
-        "that is all: the members and the models stay as they are."
-    } else {
-        "you make the first member: yourself."
-    };
     Page::new(Step::Address)
         .notice(who.notice.as_deref())
         .body(body(&answer, &site, &addresses, &trust, error))
-        .next(next)
+        .next("what the box does when the mains goes away: it looks for a battery (UPS).")
         .into_response()
 }
 

@@ -7,7 +7,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::HeaderValue;
-use polder_control::{BoxStatus, Disk, KitWords, Machine, Plan, RecoveryKey, Run, RunId};
+use polder_control::{
+    BoxStatus, Disk, KitWords, Machine, Plan, RecoveryKey, Run, RunId, SecretText,
+};
+use polder_power::around::{Around, Heard};
 use polder_site::{BackupPlace, RecipeName, SiteChange};
 
 use crate::wizard::Refusal;
@@ -185,6 +188,19 @@ pub trait Host: Send + Sync + 'static {
     fn ended(&self) -> Option<&'static str> {
         None
     }
+
+    /// UPSes of this machine's own.
+    fn batteries(&self) -> impl Future<Output = Around> + Send;
+    /// UPSes that NUT at this place listens to, or one sentence.
+    fn batteries_at(
+        &self,
+        place: String,
+    ) -> impl Future<Output = Result<Vec<Heard>, String>> + Send;
+    /// Keeps what the box says to upsd.
+    fn ups_password(
+        &self,
+        password: SecretText,
+    ) -> impl Future<Output = Result<(), SetupError>> + Send;
 
     /// Addresses by which others may reach this machine; loopback is none.
     fn addresses(&self) -> impl Future<Output = Result<Vec<IpAddr>, SetupError>> + Send;

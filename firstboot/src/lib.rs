@@ -4,6 +4,7 @@
 //! gateway to mount; whatever it needs of the box goes through [`Host`].
 
 mod address;
+mod battery;
 mod catalogue;
 mod claim;
 mod disk;
@@ -19,6 +20,7 @@ mod setup;
 mod stored;
 mod wizard;
 
+pub use battery::{Chosen, Offers};
 pub use host::{
     ClaimRefusal, ClaimToken, Distance, Host, Newcomer, SetupError, Trust, Visitor, Window,
 };

@@ -1,13 +1,11 @@
 //! Step 2: what this machine is, and what it can run.
 
-use std::path::Path;
-
 use axum::extract::State;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use polder_control::{Machine, Port};
 use polder_page::{bytes, card, facts};
-use polder_power::find::{Found, ups_below};
+use polder_power::around::Around;
 
 use crate::catalogue;
 use crate::disk;
@@ -19,12 +17,11 @@ use crate::wizard::{Event, Step};
 
 /// The page.
 pub(crate) async fn show<H: Host>(State(setup): State<Setup<H>>, who: Claimer) -> Response {
-    let (machine, disk) = match tokio::join!(setup.host().machine(), setup.host().disk()) {
-        (Ok(machine), Ok(disk)) => (machine, disk),
-        (Err(error), _) | (_, Err(error)) => return refuse(error),
+    let host = setup.host();
+    let (machine, disk, ups) = match tokio::join!(host.machine(), host.disk(), host.batteries()) {
+        (Ok(machine), Ok(disk), ups) => (machine, disk, ups),
+        (Err(error), ..) | (_, Err(error), _) => return refuse(error),
     };
-    let look = || ups_below(Path::new("/sys/bus/usb/devices"));
-    let ups = tokio::task::spawn_blocking(look).await.unwrap_or_default();
     let (button, next) = match disk {
         None => {
             ("Go on: choose a model", "you choose a model. Nothing is fetched before you say so.")
@@ -51,12 +48,13 @@ pub(crate) async fn seen<H: Host>(State(setup): State<Setup<H>>, _who: Claimer) 
     }
 }
 
-/// What is plugged in; whether it is listened to, a steward says on the page Power.
-fn battery(ups: &[Found]) -> Markup {
+/// What is plugged in; whether the box lives off it is a step of its own.
+fn battery(ups: &Around) -> Markup {
     html! {
-        @for ups in ups { (ups.name) ", plugged in by USB. " }
-        @if ups.is_empty() { span .soft { "none by USB; one on the network is named later, on the page Power" } }
-        @else { span .soft { "It is put to use after the set-up, on the page Power." } }
+        @for ups in &ups.usb { (ups.name) ", plugged in by USB. " }
+        @for ups in &ups.here { (ups.name) ", to which NUT on this machine listens. " }
+        @if ups.usb.is_empty() && ups.here.is_empty() { span .soft { "none found; a later step looks again, in the network too" } }
+        @else { span .soft { "A later step puts it to use." } }
     }
 }
 
@@ -81,7 +79,7 @@ fn lines(ports: &[Port]) -> Markup {
     }
 }
 
-fn body(machine: &Machine, ups: &[Found], button: &str) -> Markup {
+fn body(machine: &Machine, ups: &Around, button: &str) -> Markup {
     let missing = || html! { span .soft { "not on this machine" } };
     let mut rows = vec![
         ("Processor", html! { (machine.cpu) ", " (machine.threads) " threads" }),
@@ -132,8 +130,9 @@ mod tests {
     fn a_ups_that_is_plugged_in_is_named_and_none_is_said_too() {
         let (name, driver, id) =
             ("Back-UPS ES 700".to_owned(), "usbhid-ups", "051d:0002".to_owned());
-        let shown = battery(&[Found { name, driver, id }]).into_string();
-        assert!(shown.contains("Back-UPS ES 700") && shown.contains("put to use"), "{shown}");
-        assert!(battery(&[]).into_string().contains("none by USB"));
+        let usb = vec![polder_power::find::Found { name, driver, id }];
+        let shown = battery(&Around { usb, here: Vec::new() }).into_string();
+        assert!(shown.contains("Back-UPS ES 700") && shown.contains("puts it to use"), "{shown}");
+        assert!(battery(&Around::default()).into_string().contains("none found"));
     }
 }

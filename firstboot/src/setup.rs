@@ -9,8 +9,8 @@ use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use polder_control::RunState;
-use polder_site::RecipeName;
+use polder_control::{RunId, RunState, SecretText};
+use polder_site::{PowerPlan, RecipeName, SiteChange};
 use tokio::sync::Mutex;
 
 use crate::address::Door;
@@ -19,7 +19,7 @@ use crate::import::View;
 use crate::page;
 use crate::stored::Stored;
 use crate::wizard::{Event, Step, Wizard};
-use crate::{address, claim, disk, import, machine, member, model, planner, restore};
+use crate::{address, battery, claim, disk, import, machine, member, model, planner, restore};
 
 /// A form of the wizard is a few hundred bytes; a password may be long.
 const LONGEST_FORM: usize = 16 << 10;
@@ -65,6 +65,9 @@ impl<H: Host> Setup<H> {
             .route("/setup/import/progress", get(import::progress::<H>))
             .route(Step::Address.path(), get(address::show::<H>).post(address::decide::<H>))
             .route("/setup/address/opening", get(address::progress::<H>))
+            .route(Step::Power.path(), get(battery::show::<H>).post(battery::choose::<H>))
+            .route(battery::ON, post(battery::on::<H>))
+            .route(battery::PROGRESS, get(battery::progress::<H>))
             .route(Step::Member.path(), get(member::show::<H>).post(member::make::<H>))
             .route("/setup/claim.js", get(|| script(include_str!("../assets/claim.js"))))
             .route("/setup/owner.js", get(|| script(include_str!("../assets/owner.js"))))
@@ -173,6 +176,23 @@ impl<H: Host> Setup<H> {
             Door::Move(change) => Event::DoorMoves(self.host().apply(change.clone()).await?),
         };
         Ok((self.keep(wizard.next(event)?, notice).await?, door))
+    }
+
+    /// Has the box listen to this UPS, which it notes as begun.
+    pub(crate) async fn live_off(
+        &self,
+        plan: PowerPlan,
+        password: Option<SecretText>,
+    ) -> Result<(), SetupError> {
+        let _turn = self.0.turn.lock().await;
+        let wizard = self.read().await?.wizard;
+        // Asked first, so that a refusal leaves no trace.
+        wizard.clone().next(Event::PowerBegan(RunId(0)))?;
+        if let Some(password) = password {
+            self.host().ups_password(password).await?;
+        }
+        let run = self.host().apply(SiteChange::Power(plan)).await?;
+        self.keep(wizard.next(Event::PowerBegan(run))?, None).await.map(drop)
     }
 
     /// The person chose this model. One that is being brought in has to be stopped first; one

@@ -116,6 +116,14 @@ mod tests {
     }
 
     #[test]
+    fn notes_of_a_version_without_a_step_for_the_battery_lead_to_it() {
+        let json = Stored { wizard: midway(), notice: None }.to_json();
+        let older = json.replace("\"power_run\":null,\"power\":false,", "");
+        assert_ne!(older, json);
+        assert_eq!(Stored::read(Some(&older), None).wizard, midway());
+    }
+
+    #[test]
     fn notes_that_contradict_themselves_are_not_believed() {
         let json = Stored { wizard: Wizard::new(), notice: None }.to_json();
         let over = json.replace("\"over\":false", "\"over\":true");

@@ -21,6 +21,8 @@ pub enum Step {
     Import,
     /// Name the box and say who may reach it.
     Address,
+    /// Say whether it lives off a battery when the mains is away.
+    Power,
     /// Make the first member, a steward.
     Member,
     /// The wizard is over.
@@ -29,8 +31,15 @@ pub enum Step {
 
 impl Step {
     /// Every step that has a page to fill in, in order.
-    pub const NUMBERED: [Self; 6] =
-        [Self::Claim, Self::Machine, Self::Model, Self::Import, Self::Address, Self::Member];
+    pub const NUMBERED: [Self; 7] = [
+        Self::Claim,
+        Self::Machine,
+        Self::Model,
+        Self::Import,
+        Self::Address,
+        Self::Power,
+        Self::Member,
+    ];
 
     /// What the page is called.
     pub const fn title(self) -> &'static str {
@@ -40,6 +49,7 @@ impl Step {
             Self::Model => "Choose a model",
             Self::Import => "Bring the model in",
             Self::Address => "Name and addresses",
+            Self::Power => "When the mains goes away",
             Self::Member => "The first member",
             Self::Done => "Done",
         }
@@ -53,6 +63,7 @@ impl Step {
             Self::Model => "Model",
             Self::Import => "Import",
             Self::Address => "Name",
+            Self::Power => "Battery",
             Self::Member => "You",
             Self::Done => "Done",
         }
@@ -66,6 +77,7 @@ impl Step {
             Self::Model => "/setup/model",
             Self::Import => "/setup/import",
             Self::Address => "/setup/address",
+            Self::Power => "/setup/power",
             Self::Member => "/setup/member",
             Self::Done => "/",
         }
@@ -94,6 +106,11 @@ pub struct Wizard {
     wanted: Option<Address>,
     door_run: Option<RunId>,
     name: Option<BoxName>,
+    // Both came later than the first notes.
+    #[serde(default)]
+    power_run: Option<RunId>,
+    #[serde(default)]
+    power: bool,
     member: Option<String>,
 }
 
@@ -132,6 +149,10 @@ pub enum Event {
     DoorStuck,
     /// It is done: the box has the name and addresses that the person wants.
     Addressed,
+    /// The supervisor began to listen to a UPS.
+    PowerBegan(RunId),
+    /// The person goes on from there: with that UPS, or without one.
+    PowerSettled,
     /// There is a first steward.
     MemberMade(String),
     /// Somebody at the machine opened the wizard again.
@@ -179,6 +200,8 @@ impl Wizard {
             wanted: None,
             door_run: None,
             name: None,
+            power_run: None,
+            power: false,
             member: None,
         }
     }
@@ -201,6 +224,7 @@ impl Wizard {
             (Step::Model, self.recipe.is_some()),
             (Step::Import, self.is_served()),
             (Step::Address, self.name.is_some()),
+            (Step::Power, self.power),
             (Step::Member, self.member.is_some()),
         ];
         conditions.into_iter().find(|(_, holds)| !holds).map_or(Step::Done, |(step, _)| step)
@@ -224,6 +248,10 @@ impl Wizard {
     /// What the supervisor does about that.
     pub const fn door_run(&self) -> Option<RunId> {
         self.door_run
+    }
+    /// What the supervisor did, or does, about a UPS.
+    pub const fn power_run(&self) -> Option<RunId> {
+        self.power_run
     }
     /// What the box was called here.
     pub const fn name(&self) -> Option<&BoxName> {
@@ -285,6 +313,14 @@ impl Wizard {
                 self.wants()?;
                 self.name = self.wanted.take().map(|address| address.name);
                 self.door_run = None;
+            }
+            Event::PowerBegan(run) => {
+                self.at_least(Step::Power)?;
+                (self.power_run, self.power) = (Some(run), false);
+            }
+            Event::PowerSettled => {
+                self.at_least(Step::Power)?;
+                self.power = true;
             }
             Event::MemberMade(member) => {
                 self.at_least(Step::Member)?;
@@ -368,6 +404,7 @@ mod tests {
             Event::ImportDone(RunId(1)),
             address("box"),
             Event::Addressed,
+            Event::PowerSettled,
             Event::MemberMade("ada".into()),
         ]
     }
@@ -409,9 +446,10 @@ mod tests {
         assert!(again.is_reopened());
         assert_eq!(again.clone().next(Event::Reopened), Err(Refusal::NotOver));
         let mut again = again.next(Event::Claimed).unwrap().next(Event::MachineSeen).unwrap();
-        // The model is still there, the first member too: only the name is asked for.
+        // The model is still there, the first member too: only the name and the battery are asked for.
         assert_eq!(again.step(), Step::Address);
         again = again.next(address("other")).and_then(|w| w.next(Event::Addressed)).unwrap();
+        again = again.next(Event::PowerSettled).unwrap();
         assert_eq!((again.step(), again.member()), (Step::Done, Some("ada")));
     }
 
@@ -423,7 +461,7 @@ mod tests {
         let other = stopped.next(Event::Chose(recipe("big"))).unwrap();
         assert_eq!((other.step(), other.run()), (Step::Import, None));
 
-        let named = after(&story()[..7]);
+        let named = after(&story()[..8]);
         let other = named.next(Event::Chose(recipe("big"))).unwrap();
         assert_eq!(other.step(), Step::Import);
         let there = other
@@ -453,6 +491,8 @@ mod tests {
             run().prop_map(Event::DoorMoves),
             Just(Event::DoorStuck),
             Just(Event::Addressed),
+            run().prop_map(Event::PowerBegan),
+            Just(Event::PowerSettled),
             "[a-z\"<\u{e9}]{1,6}".prop_map(Event::MemberMade),
             Just(Event::Reopened),
         ]
@@ -466,7 +506,7 @@ mod tests {
             let mut wizard = Wizard::new();
             // Kept apart from the machine's own books.
             let (mut claimed, mut seen, mut there, mut named) = (false, false, false, false);
-            let (mut member, mut ends, mut openings) = (false, 0, 0);
+            let (mut power, mut member, mut ends, mut openings) = (false, false, 0, 0);
             for event in events {
                 let before = wizard.clone();
                 let Ok(after) = wizard.clone().next(event.clone()) else { continue };
@@ -482,13 +522,17 @@ mod tests {
                         prop_assert!(before.wanted().is_some());
                     }
                     Event::Addressed => named = true,
+                    Event::PowerBegan(_) | Event::PowerSettled => {
+                        prop_assert!(claimed && seen && there && named);
+                        power = event == Event::PowerSettled;
+                    }
                     Event::MemberMade(_) => {
-                        prop_assert!(claimed && seen && there && named && !member);
+                        prop_assert!(claimed && seen && there && named && power && !member);
                         member = true;
                     }
                     Event::Reopened => {
                         prop_assert_eq!(before.step(), Step::Done);
-                        (claimed, seen, named) = (false, false, false);
+                        (claimed, seen, named, power) = (false, false, false, false);
                         openings += 1;
                     }
                 }
@@ -496,12 +540,13 @@ mod tests {
                 there = there || after.is_served();
                 if after.step() == Step::Done && before.step() != Step::Done {
                     ends += 1;
-                    prop_assert!(claimed && seen && there && named && member);
+                    prop_assert!(claimed && seen && there && named && power && member);
                 }
                 prop_assert!(after.step() <= Step::Claim || claimed);
                 prop_assert!(after.step() <= Step::Machine || seen);
                 prop_assert!(after.step() <= Step::Import || after.is_served());
                 prop_assert!(after.step() <= Step::Address || named);
+                prop_assert!(after.step() <= Step::Power || power);
                 prop_assert!(after.step() <= Step::Member || member);
                 prop_assert!(ends <= openings + 1);
                 prop_assert_eq!(after.check(), Ok(()));

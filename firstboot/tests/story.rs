@@ -12,7 +12,9 @@ use http::{Request, StatusCode, header};
 use http_body_util::BodyExt;
 use polder_control::{Disk, Lock, RunState, StepState};
 use polder_firstboot::{Distance, Setup, Visitor};
-use polder_site::SiteChange;
+use polder_power::around::Heard;
+use polder_power::find::Found;
+use polder_site::{PowerPlan, SiteChange, UpsLine, UpsRole};
 use tower::ServiceExt;
 
 const MODEL: &str = "smollm2-135m-instruct";
@@ -112,6 +114,10 @@ impl Browser {
                     continue;
                 }
                 "/setup/address" => "name=dune&reach=here".into(),
+                "/setup/power" => {
+                    assert_eq!(self.post("/setup/power/on", "").await.to, "/setup/member");
+                    continue;
+                }
                 "/setup/member" => format!("name=ada&password={PASSWORD}&again={PASSWORD}"),
                 other => panic!("led to {other:?}: {}", page.text),
             };
@@ -160,7 +166,7 @@ async fn a_person_walks_from_the_code_to_a_key_without_any_script() {
     let mut person = Browser::at(&fake);
     assert_eq!(person.get("/setup").await.to, "/setup/claim");
     let page = person.get("/setup/claim").await;
-    assert!(page.text.contains("Step 1 of 6"), "{}", page.text);
+    assert!(page.text.contains("Step 1 of 7"), "{}", page.text);
 
     let answer = person.post("/setup/claim", &format!("code={CODE}")).await;
     assert_eq!((answer.status, answer.to.as_str()), (StatusCode::SEE_OTHER, "/setup/machine"));
@@ -195,11 +201,13 @@ async fn a_person_walks_from_the_code_to_a_key_without_any_script() {
     assert!(!page.text.contains("href=\"/trust\""), "its name is not final yet");
     let answer = person.post("/setup/address", "name=Dune&reach=here").await;
     assert!(answer.text.contains("takes its name"), "{}", answer.text);
-    assert_eq!(person.get("/setup/address").await.to, "/setup/member");
+    assert_eq!(person.get("/setup/address").await.to, "/setup/power");
     assert_eq!(fake.state().site.name.as_str(), "dune");
+    assert!(person.get("/setup/power").await.text.contains("found none"));
+    assert_eq!(person.post("/setup/power/on", "").await.to, "/setup/member");
 
     let page = person.get("/setup/member").await;
-    assert!(page.text.contains("dune") && page.text.contains("Step 6 of 6"));
+    assert!(page.text.contains("dune") && page.text.contains("Step 7 of 7"));
     let form = "name=ada&password=four+words+in+a+row&again=four+words+in+a+row";
     let done = person.post("/setup/member", form).await;
     assert_eq!(done.status, StatusCode::OK);
@@ -305,9 +313,10 @@ async fn a_box_is_restored_instead_of_set_up_with_its_place_and_the_key_from_pap
 
 #[tokio::test]
 async fn a_crash_at_any_step_leaves_the_person_where_they_were() {
-    for until in
-        ["/setup/machine", "/setup/model", "/setup/import", "/setup/address", "/setup/member"]
+    for until in ["machine", "model", "import", "address", "power", "member"]
+        .map(|step| format!("/setup/{step}"))
     {
+        let until = until.as_str();
         let fake = Fake::new();
         let mut person = Browser::at(&fake);
         person.post("/setup/claim", &format!("code={CODE}")).await;
@@ -342,12 +351,16 @@ async fn of_two_claimers_at_once_exactly_one_gets_in() {
 async fn nothing_is_shown_or_taken_before_the_code() {
     let fake = Fake::new();
     let mut stranger = Browser::at(&fake);
-    for path in ["machine", "model", "planner", "import", "import/progress", "address", "member"] {
+    for path in
+        ["machine", "model", "planner", "import", "import/progress", "address", "power", "member"]
+    {
         let answer = stranger.get(&format!("/setup/{path}")).await;
         assert_eq!(answer.to, "/setup/claim", "{path}");
         assert!(!answer.text.contains("Ryzen"));
     }
-    for path in ["machine", "model", "import", "import/stop", "address", "member"] {
+    for path in
+        ["machine", "model", "import", "import/stop", "address", "power", "power/on", "member"]
+    {
         let form = "recipe=x&name=eve&password=long+enough+word&again=long+enough+word&reach=here";
         assert_eq!(
             stranger.post(&format!("/setup/{path}"), form).await.to,
@@ -497,7 +510,9 @@ async fn later_pages_lead_back_and_earlier_ones_can_be_looked_at_again() {
     let fake = Fake::new();
     let mut person = Browser::at(&fake);
     person.post("/setup/claim", &format!("code={CODE}")).await;
-    for later in ["/setup/model", "/setup/import", "/setup/address", "/setup/member"] {
+    for later in
+        ["/setup/model", "/setup/import", "/setup/address", "/setup/power", "/setup/member"]
+    {
         assert_eq!(person.get(later).await.to, "/setup/machine");
         assert_eq!(person.post(later, "name=a&recipe=b").await.to, "/setup/machine");
     }
@@ -542,7 +557,7 @@ async fn opening_the_door_keeps_loopback_and_the_address_the_person_came_by() {
         "the name is left"
     );
     assert_eq!(person.get("/setup/address/opening").await.status, StatusCode::NO_CONTENT);
-    assert_eq!(person.get("/setup").await.to, "/setup/member");
+    assert_eq!(person.get("/setup").await.to, "/setup/power");
     let site = fake.state().site.clone();
     let listen: Vec<String> = site.door.listen.iter().map(IpAddr::to_string).collect();
     assert_eq!(listen, ["127.0.0.1", "192.168.1.20"]);
@@ -566,7 +581,7 @@ async fn a_box_that_is_open_to_its_networks_stays_so_unless_somebody_says_otherw
     assert!(picked.split('>').next().unwrap().contains("checked"), "{picked}");
     assert!(page.contains("https://NAME.local.") && !page.contains(":443"));
     person.post("/setup/address", "name=polder&reach=everywhere").await;
-    assert_eq!(person.get("/setup").await.to, "/setup/member");
+    assert_eq!(person.get("/setup").await.to, "/setup/power");
     assert_eq!(fake.state().site.door.listen, everywhere);
 }
 
@@ -590,7 +605,7 @@ async fn a_gateway_that_dies_in_the_middle_of_a_new_door_finishes_what_it_began(
     fake.run_is(RunState::Done, vec![StepState::Done]);
     person.get("/setup/address").await;
     person.crash(&fake);
-    assert_eq!(person.get("/setup/address").await.to, "/setup/member");
+    assert_eq!(person.get("/setup/address").await.to, "/setup/power");
     assert_eq!(fake.state().applied.len(), 3);
 }
 
@@ -609,7 +624,7 @@ async fn a_door_that_cannot_be_opened_says_why_and_asks_again() {
     let page = person.get("/setup/address").await;
     assert!(page.text.contains("The address is gone.") && page.text.contains("name=\"reach\""));
     person.post("/setup/address", "name=polder&reach=here").await;
-    assert_eq!(person.get("/setup").await.to, "/setup/member");
+    assert_eq!(person.get("/setup").await.to, "/setup/power");
 }
 
 #[tokio::test]
@@ -720,7 +735,9 @@ async fn a_reopened_wizard_asks_for_a_code_again_and_makes_no_second_first_membe
     assert_eq!(person.post("/setup/machine", "").await.to, "/setup/model");
     assert_eq!(person.get("/setup").await.to, "/setup/address");
     person.post("/setup/address", "name=other&reach=here").await;
-    assert_eq!(person.get("/setup/address").await.to, "/");
+    assert_eq!(person.get("/setup/address").await.to, "/setup/power");
+    assert!(person.get("/setup/power").await.text.contains("that is all"));
+    assert_eq!(person.post("/setup/power/on", "").await.to, "/");
     assert_eq!(fake.state().site.name.as_str(), "other");
     assert_eq!(fake.state().steward.as_deref(), Some("ada"));
     assert_eq!(person.get("/setup").await.to, "/");
@@ -781,4 +798,102 @@ async fn the_planner_works_every_number_out_and_refuses_nonsense_with_a_sentence
     }
     // Looking changes nothing.
     assert_eq!(person.get("/setup").await.to, "/setup/machine");
+}
+
+/// A UPS to which NUT on some machine listens.
+fn heard(address: &str) -> Heard {
+    Heard {
+        address: address.parse().unwrap(),
+        name: "Eaton 5E".into(),
+        on_mains: Some(true),
+        charge: Some(100),
+        runtime: Some(std::time::Duration::from_secs(12 * 60)),
+    }
+}
+
+async fn at_the_battery(fake: &Fake) -> Browser {
+    let mut person = Browser::at(fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    person.walk(fake, "/setup/power").await;
+    person
+}
+
+#[tokio::test]
+async fn a_ups_that_is_plugged_in_is_named_and_used_with_one_button() {
+    let fake = Fake::new();
+    let (name, id) = ("Eaton 5E".to_owned(), "0463:ffff".to_owned());
+    fake.state().around.usb = vec![Found { name, driver: "usbhid-ups", id }];
+    let mut person = at_the_battery(&fake).await;
+    let page = person.get("/setup/power").await.text;
+    assert!(page.contains("An Eaton 5E is plugged in") && page.contains("Listen to the UPS"));
+    assert_eq!(person.post("/setup/power", "ups=usb").await.to, "/setup/power");
+    let plan = fake.state().site.power.clone().unwrap();
+    assert_eq!(plan, PowerPlan::attached(UpsLine::Usb));
+    let page = person.get("/setup/power").await.text;
+    assert!(page.contains("The box listens to its UPS"), "{page}");
+
+    // While it is being listened for, a crash changes nothing, and going on is the person's affair.
+    fake.run_is(RunState::Running, vec![StepState::Done, StepState::Running(None)]);
+    person.crash(&fake);
+    let page = person.get("/setup/power").await.text;
+    assert!(page.contains("may take a minute") && page.contains("content=\"2\""), "{page}");
+    assert!(person.get("/setup/power/progress").await.text.contains("Listen to the UPS"));
+    fake.run_is(RunState::Done, vec![StepState::Done; 2]);
+    assert_eq!(person.get("/setup/power/progress").await.status, StatusCode::NO_CONTENT);
+    assert_eq!(person.get("/setup").await.to, "/setup/power");
+    assert_eq!(person.post("/setup/power/on", "").await.to, "/setup/member");
+    person.walk(&fake, "/").await;
+}
+
+#[tokio::test]
+async fn a_ups_that_is_not_heard_is_said_so_and_another_can_be_tried_or_none() {
+    let fake = Fake::new();
+    fake.state().around.here = vec![heard("ups@localhost")];
+    let mut person = at_the_battery(&fake).await;
+    let page = person.get("/setup/power").await.text;
+    assert!(page.contains("NUT on this machine listens to it") && page.contains("12 minutes"));
+    person.post("/setup/power", "ups=ups%40localhost").await;
+    fake.run_is(RunState::Failed("the driver does not hear the UPS".into()), Vec::new());
+    fake.state().site.power = None;
+    let page = person.get("/setup/power").await.text;
+    assert!(page.contains("The driver does not hear the UPS.") && page.contains("Live off it"));
+    assert_eq!(person.post("/setup/power/on", "").await.to, "/setup/member");
+}
+
+#[tokio::test]
+async fn a_ups_of_another_machines_is_found_by_that_machines_address() {
+    let fake = Fake::new();
+    fake.state().elsewhere = vec![heard("cellar@10.0.0.2")];
+    let mut person = at_the_battery(&fake).await;
+    let page = person.get("/setup/power?at=10.0.0.9").await.text;
+    assert!(page.contains("No machine at 10.0.0.9") && page.contains("value=\"snmp:10.0.0.9\""));
+    let page = person.get("/setup/power?at=10.0.0.2").await.text;
+    assert!(page.contains("10.0.0.2 listens to it") && page.contains("does not wait"), "{page}");
+    let form = "ups=cellar%4010.0.0.2&password=the+other%27s+word";
+    assert_eq!(person.post("/setup/power", form).await.to, "/setup/power");
+    let plan = fake.state().site.power.clone().unwrap();
+    assert_eq!((plan.role, plan.ups.name()), (UpsRole::Secondary, "cellar"));
+    assert_eq!(fake.state().ups_password.as_deref(), Some("the other's word"));
+    assert!(!fake.state().notes.as_ref().unwrap().contains("word"), "the notes keep no password");
+
+    for bad in ["ups=", "ups=serial%3Asda", "ups=%3Cscript%3E", ""] {
+        let refused = person.post("/setup/power", bad).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{bad}");
+        assert!(refused.text.contains("role=\"alert\"") && !refused.text.contains("<script>"));
+    }
+}
+
+#[tokio::test]
+async fn a_box_that_is_only_a_program_says_that_it_cannot_drive_a_ups_by_itself() {
+    let fake = Fake::new();
+    fake.state().image = false;
+    let (name, id) = ("Eaton 5E".to_owned(), "0463:ffff".to_owned());
+    fake.state().around.usb = vec![Found { name, driver: "usbhid-ups", id }];
+    let mut person = at_the_battery(&fake).await;
+    let page = person.get("/setup/power").await.text;
+    assert!(page.contains("plugged in") && page.contains("Set NUT up on this machine."), "{page}");
+    assert!(!page.contains("value=\"usb\""));
+    let refused = person.post("/setup/power", "ups=usb").await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert!(fake.state().site.power.is_none());
 }

@@ -418,7 +418,8 @@ class House:
             assert said.status == 303, (path, said.status, said.text[:600])
         until("the model", lambda: at.get("/setup/import").headers.get("location") == "/setup/address", 120, 0.5)
         at.post("/setup/address", {"name": "polder", "reach": "everywhere"})
-        until("the address", lambda: at.get("/setup/address").headers.get("location") == "/setup/member", 120, 0.5)
+        until("the address", lambda: at.get("/setup/address").headers.get("location") == "/setup/power", 120, 0.5)
+        at.post("/setup/power/on", {})
         self.password = "four quiet brown otters"
         done = at.post("/setup/member", {"name": "Ada", "password": self.password, "again": self.password})
         key = re.search(r"plk_\w+", done.text)

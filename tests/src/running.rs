@@ -96,6 +96,20 @@ impl Running {
         Self::start_as(Command::new(need("POLDER_BIN")), state, port, arguments)
     }
 
+    /// The same on a machine whose calendar is ahead by this many hours; what it waits for takes as long as ever.
+    pub fn start_hours_later(state: &Path, port: u16, hours: u32) -> Self {
+        let library = std::fs::read_dir("/usr/lib")
+            .expect("there are libraries")
+            .flatten()
+            .map(|entry| entry.path().join("faketime/libfaketime.so.1"))
+            .find(|path| path.exists())
+            .expect("Debian's package faketime is there");
+        let mut command = Command::new(need("POLDER_BIN"));
+        command.env("LD_PRELOAD", library).env("FAKETIME", format!("+{hours}h"));
+        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        Self::start_as(command, state, port, &[])
+    }
+
     /// The same in a network of its own, in which there is nothing but the box: a client that runs [`Self::beside`] it
     /// reaches nobody else.
     pub fn start_cut_off(state: &Path, port: u16, arguments: &[&str]) -> Self {

@@ -150,6 +150,60 @@ fn is_somebody_elses(running: &Running, up: &Up, keys: &[String; 3], ca: &[u8], 
     assert!(claimed.header("location").unwrap().starts_with("/setup/"), "{claimed:?}");
 }
 
+/// What is on a recovery sheet, read off the page.
+fn written_on(page: &str) -> String {
+    let lines = page.split("<strong><code>").skip(1);
+    lines.filter_map(|rest| rest.split("</code>").next()).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn when_no_steward_is_left_two_of_three_sheets_make_one_after_a_day_in_which_nobody_said_no() {
+    let state = tempfile::tempdir().unwrap();
+    let keys = collective(state.path());
+    let port = free_port();
+    let (running, up) = Running::ready_again(state.path(), port);
+    let client = up.client();
+    let cookies = PEOPLE.map(|name| client.sign_in(name, PASSWORD));
+    // The three of them are the first in the database.
+    let holders = [("first", "1"), ("second", "2"), ("third", "3")];
+    let made = client.form("/collective/sheets/make", &cookies[0], &holders);
+    assert_eq!(made.header("location"), Some("/collective/sheets?said=sheets"), "{}", made.text);
+    let sheets = cookies.each_ref().map(|cookie| {
+        let sheet = written_on(&client.form("/collective/sheets/show", cookie, &[]).text);
+        let typed = client.form("/collective/sheets/confirm", cookie, &[("sheet", &sheet)]);
+        assert_eq!(typed.status, 303, "{}", typed.text);
+        sheet
+    });
+    assert_eq!(client.with_key(Some(&keys[1])).get("/v1/models").status, 200);
+    // Both stewards are gone; who is left has a sheet, and another one is found among what they left.
+    let asked = |first: &str, second: &str| {
+        let fields = [("first", first), ("second", second), ("name", PEOPLE[2])];
+        client.form("/locked-out", "", &fields)
+    };
+    assert_eq!(asked(&sheets[2], &sheets[2]).status, 403);
+    let answer = asked(&sheets[2], &sheets[1]);
+    assert!(answer.text.contains("Every member is told"), "{}", answer.text);
+    assert!(client.look("/", &cookies[2]).text.contains("recovery sheets were used"));
+    assert_eq!(client.look("/members", &cookies[2]).status, 403);
+    assert!(running.stop().success());
+
+    let running = Running::start_hours_later(state.path(), port, 20);
+    let early = client.look("/members", &cookies[2]);
+    assert_eq!(early.status, 403, "{}", running.log());
+    assert!(running.stop().success());
+    let running = Running::start_hours_later(state.path(), port, 25);
+    let begun = Instant::now();
+    while client.look("/members", &cookies[2]).status != 200 {
+        assert!(begun.elapsed() < scaled(Duration::from_secs(30)), "{}", running.log());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let told = client.look("/audit", &cookies[2]).text;
+    assert!(told.contains("made a steward by recovery sheets"), "{told}");
+    for sheet in &sheets {
+        assert!(with(state.path(), &[sheet.as_bytes()]).is_empty(), "a sheet is on the disk");
+    }
+}
+
 #[test]
 fn after_the_end_nothing_of_the_members_is_left_and_others_claim_the_box() {
     let state = tempfile::tempdir().unwrap();

@@ -85,7 +85,7 @@ fn a_second_uplink_is_added_confirmed_and_used_when_the_cable_of_the_first_comes
     let targets = ["198.51.100.1:443", "198.51.100.2:443"].map(|t| t.parse().unwrap());
     let uplink = |interface: &str, order| {
         let (interface, targets) = (interface.parse().unwrap(), targets.to_vec());
-        Uplink { interface, order, metered: order == 2, targets }
+        Uplink { interface, order, metered: order == 2, ask_router: false, targets }
     };
     let names = [("glass", uplink("fibre", 1)), ("radio", uplink("mobile", 2))];
     change_uplinks(state, names.map(|(name, uplink)| (name.parse().unwrap(), uplink)).into());

@@ -38,14 +38,17 @@ pub(crate) async fn walk(browser: &Browser, link: &str, pictures: Option<&str>) 
     browser.at("/setup/address").await;
     look("4-address").await;
     browser.press("Go on").await;
+    browser.at("/setup/power").await;
+    look("5-power").await;
+    browser.press("Go on without one").await;
     browser.at("/setup/member").await;
-    look("5-member").await;
+    look("6-member").await;
     browser.fill("name", "Ada").await;
     browser.fill("password", "four quiet brown otters").await;
     browser.fill("again", "four quiet brown otters").await;
     browser.press("Make me the first steward").await;
     browser.hear("Ask the model something").await;
-    look("6-done").await;
+    look("7-done").await;
     let page = browser.words().await;
     let key = page.split_whitespace().find(|w| w.starts_with("plk_"));
     key.unwrap_or_else(|| panic!("the last page shows no key:\n{page}"))
@@ -147,6 +150,9 @@ async fn browser_the_wizard_can_be_walked_without_javascript_on_a_narrow_dark_sc
     browser.at("/setup/address").await;
     browser.picture("no-scripts-4-address").await;
     browser.press("Go on").await;
+    browser.at("/setup/power").await;
+    browser.picture("no-scripts-5-power").await;
+    browser.press("Go on without one").await;
     browser.fill("name", "Ada").await;
     browser.fill("password", "four quiet brown otters").await;
     browser.fill("again", "four quiet brown otters").await;

@@ -1,5 +1,8 @@
 //! The mains goes away and does not come back: the machine, which hears its UPS through a serial cable, is off before the battery is
 //! empty, and the UPS cuts its outlet after it.
+//!
+//! The cable ends in a USB plug. On a serial line of the board's own the firmware talks too: it takes for keys pressed in its
+//! boot menu what a UPS gives back of lines that it does not understand.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -12,12 +15,12 @@ use polder_stories::scaled;
 use crate::claimed::{MODEL, claimed};
 use crate::machine::PATIENCE;
 
-/// The cable: the machine's second serial line.
+/// The cable, with a converter of FTDI's at its end.
 const CABLE: &[&str] = &[
     "-chardev",
     "socket,id=ups,path=/mnt/vm/ups.sock,server=on,wait=off",
     "-device",
-    "isa-serial,chardev=ups,index=1",
+    "usb-serial,chardev=ups",
 ];
 
 /// A UPS that speaks Megatec's protocol, in a process of its own.
@@ -31,7 +34,7 @@ impl Ups {
     fn at(cable: &Path) -> Self {
         let begun = Instant::now();
         while !cable.exists() {
-            assert!(begun.elapsed() < PATIENCE, "the machine has no second serial line");
+            assert!(begun.elapsed() < PATIENCE, "the machine has no such cable");
             std::thread::sleep(Duration::from_millis(100));
         }
         let mut python = Command::new("python3");
@@ -76,7 +79,7 @@ async fn vm_a_battery_that_runs_low_ends_in_a_machine_that_is_off_with_everythin
     let browser = owned.browser(&machine).await;
     browser.visit(&format!("{home}/power")).await;
     browser.select("[name='attached']", "into this machine, by a serial cable").await;
-    browser.fill("line", "ttyS1").await;
+    browser.fill("line", "ttyUSB0").await;
     browser.press("Listen to it").await;
     browser.hear("Listen to the UPS").await;
     browser.hear("Done.").await;

@@ -69,6 +69,9 @@ pub(crate) async fn claim(disks: &Disks, pictures: bool) -> (Machine, Owned) {
     browser.press("Bring this model in").await;
     browser.at("/setup/address").await;
     browser.press("Go on").await;
+    browser.at("/setup/power").await;
+    show("vm-1-power").await;
+    browser.press("Go on without one").await;
     browser.at("/setup/member").await;
     browser.fill("name", OWNER).await;
     browser.fill("password", PASSWORD).await;

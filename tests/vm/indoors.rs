@@ -283,6 +283,7 @@ async fn indoors_a_system_whose_first_cable_is_pulled_goes_out_by_the_second() {
         interface: format!("up{n}").parse().unwrap(),
         order: n,
         metered: false,
+        ask_router: false,
         targets: [7, 8].map(|port| format!("10.9.{n}.1:{port}").parse().unwrap()).to_vec(),
     };
     let both = [("fibre", uplink(1)), ("mobile", uplink(2))];

@@ -92,7 +92,7 @@ impl Kind {
     }
 
     /// The room with the emulator in it.
-    fn room(self) -> Room {
+    pub(crate) fn room(self) -> Room {
         let name =
             if self == Self::Aarch64 { "POLDER_VM_TESTER_AARCH64" } else { "POLDER_VM_TESTER" };
         Room::at(&need(name))
@@ -487,7 +487,7 @@ impl Disks {
             "none",
         ]);
         // The watchdog that a real board has.
-        command.args(["-device", "i6300esb", "-action", "watchdog=reset"]).args(more);
+        command.args(["-device", "i6300esb", "-action", "watchdog=reset"]);
         command.args(["-uuid", "b0c5e1f2-4a3d-4c7e-9a1b-2d3e4f506172"]);
         let code = if self.guarded {
             "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
@@ -555,6 +555,8 @@ impl Disks {
         for file in ["serial.log", "serial.sock"] {
             let _ = fs::remove_file(folder.join(file));
         }
+        // Last: it may be plugged into what the machine has.
+        command.args(more);
         let log = fs::File::create(folder.join("qemu.log")).unwrap();
         let qemu =
             command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();

@@ -9,6 +9,7 @@ mod aarch64;
 mod battery;
 mod claimed;
 mod driver;
+mod erased;
 mod first_boot;
 mod forgotten;
 mod guarded;

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 use crate::decide::{self, Held, Hint, Next, Observed, Pending, Tries, Wanted};
 use crate::obtain::{Obtain, Step};
 use crate::prove::{self, HttpProofs};
-use crate::store::{Diary, Folder};
+use crate::store::{Diary, Folder, Waiting};
 use crate::trouble::Trouble;
 use crate::web::Web;
 
@@ -117,6 +117,52 @@ impl Acme {
         Ok(())
     }
 
+    /// Keeps secrets for when the site says this, and not before: a change that is refused must cost the certificate that there is
+    /// nothing, nor may the service that proves it hear what is meant for another. An empty text forgets one.
+    pub fn keep_for(
+        &self,
+        wanted: Option<&PublicCertificate>,
+        secrets: impl IntoIterator<Item = (SecretName, SecretText)>,
+    ) -> Result<(), AcmeError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting =
+            Waiting { asked: in_one_line(wanted), secrets: secrets.into_iter().collect() };
+        match waiting.secrets.is_empty() {
+            true => self.folder.forget_waiting()?,
+            false => self.folder.keep_waiting(&waiting)?,
+        }
+        Ok(())
+    }
+
+    /// The change was refused: nothing of what came with it is kept.
+    pub fn leave_waiting(&self) -> Result<(), AcmeError> {
+        self.keep_for(None, [])
+    }
+
+    /// The change was taken; a site that said so before does not tell.
+    pub fn look(&self) {
+        self.nudge.notify_one();
+    }
+
+    /// What waited for this wish counts from now on.
+    fn adopt(&self, wanted: Option<&PublicCertificate>) -> Result<(), PkiError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = in_one_line(wanted);
+        let Some(waiting) = self.folder.waiting()?.filter(|waiting| waiting.asked == asked) else {
+            return Ok(());
+        };
+        let mut secrets = self.folder.secrets()?;
+        for (name, text) in waiting.secrets {
+            match text.expose().is_empty() {
+                true => secrets.remove(&name),
+                false => secrets.insert(name, text),
+            };
+        }
+        self.folder.keep_secrets(&secrets)?;
+        self.folder.forget_waiting()?;
+        self.forgive(false)
+    }
+
     /// Tries at once what failed, or renews what is not old yet. What an authority asked for is still respected.
     pub fn try_now(&self) -> Result<(), AcmeError> {
         if self.shown.borrow().wanted.is_empty() {
@@ -172,6 +218,7 @@ impl Acme {
         let now = now();
         let chain = self.folder.chain()?;
         serve(wanted.and(chain.as_ref().map(|(_, chain)| chain.clone())));
+        self.adopt(wanted)?;
         let diary = self.diary_for(wanted)?;
         let secrets = self.folder.secrets()?;
         let seen = self.observe(now, wanted, chain.as_ref(), &diary)?;
@@ -224,8 +271,7 @@ impl Acme {
 
     /// How it went so far with this wish.
     fn diary_for(&self, wanted: Option<&PublicCertificate>) -> Result<Diary, PkiError> {
-        let asked = wanted.map(|w| serde_json::to_string(w).unwrap_or_default());
-        let asked = asked.unwrap_or_default();
+        let asked = in_one_line(wanted);
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let diary = self.folder.diary()?;
         if diary.asked == asked {
@@ -403,6 +449,11 @@ impl Acme {
     }
 }
 
+/// A wish as it is noted down; empty for none.
+fn in_one_line(wanted: Option<&PublicCertificate>) -> String {
+    wanted.map(|wanted| serde_json::to_string(wanted).unwrap_or_default()).unwrap_or_default()
+}
+
 fn held(chain: &PublicChain, seen: &Observed) -> HeldCertificate {
     let window = seen.hint.as_ref().and_then(|hint| hint.window);
     HeldCertificate {
@@ -428,4 +479,54 @@ fn seen_words(seen: &Observed) -> String {
 fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wish(hook: &str) -> PublicCertificate {
+        PublicCertificate {
+            names: vec!["gpu.example.org".parse().unwrap()],
+            directory: "https://ca.example.org/dir".parse().unwrap(),
+            account: None,
+            contact: None,
+            root: None,
+            dns_update: None,
+            dns_hook: Some(polder_site::DnsHook { url: hook.parse().unwrap(), wait: 20 }),
+        }
+    }
+
+    #[test]
+    fn what_came_with_a_change_counts_when_the_box_is_told_so_and_never_before() {
+        let state = tempfile::tempdir().unwrap();
+        let acme = Acme::open(state.path(), Patience::default()).unwrap();
+        let hook = |acme: &Acme| {
+            let secrets = acme.folder.secrets().unwrap();
+            secrets.get(&SecretName::Hook).map(|text| text.expose().to_owned())
+        };
+        let (here, there) = (wish("https://a.example"), wish("https://b.example"));
+        acme.keep_secret(SecretName::Hook, SecretText::new("ada:first")).unwrap();
+        acme.keep_for(Some(&there), [(SecretName::Hook, SecretText::new("ada:second"))]).unwrap();
+        acme.adopt(Some(&here)).unwrap();
+        assert_eq!(
+            hook(&acme).as_deref(),
+            Some("ada:first"),
+            "the service of now got the next one's"
+        );
+        // Refused.
+        acme.leave_waiting().unwrap();
+        acme.adopt(Some(&there)).unwrap();
+        assert_eq!(hook(&acme).as_deref(), Some("ada:first"));
+        // Taken, over a restart.
+        acme.keep_for(Some(&there), [(SecretName::Hook, SecretText::new("ada:second"))]).unwrap();
+        let acme = Acme::open(state.path(), Patience::default()).unwrap();
+        acme.adopt(Some(&there)).unwrap();
+        assert_eq!(hook(&acme).as_deref(), Some("ada:second"));
+        assert!(!state.path().join("pki/public/secrets-next.json").exists());
+        // Nobody asks a hook any more.
+        acme.keep_for(None, [(SecretName::Hook, SecretText::new(""))]).unwrap();
+        acme.adopt(None).unwrap();
+        assert_eq!(hook(&acme), None);
+    }
 }

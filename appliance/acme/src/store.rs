@@ -20,6 +20,14 @@ pub(crate) struct Folder(PathBuf);
 
 pub(crate) type Secrets = BTreeMap<SecretName, SecretText>;
 
+/// Secrets that came with a wish, for when the box is told to have it so; an empty text is to be forgotten then.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Waiting {
+    /// The wish, as [`Diary::asked`] has it.
+    pub(crate) asked: String,
+    pub(crate) secrets: Secrets,
+}
+
 /// The account with an authority: its key, which is kept before the authority hears of it, and what it answered.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Account {
@@ -87,6 +95,18 @@ impl Folder {
 
     pub(crate) fn keep_secrets(&self, secrets: &Secrets) -> Result<(), PkiError> {
         self.write("secrets.json", secrets)
+    }
+
+    pub(crate) fn waiting(&self) -> Result<Option<Waiting>, PkiError> {
+        self.read("secrets-next.json")
+    }
+
+    pub(crate) fn keep_waiting(&self, waiting: &Waiting) -> Result<(), PkiError> {
+        self.write("secrets-next.json", waiting)
+    }
+
+    pub(crate) fn forget_waiting(&self) -> Result<(), PkiError> {
+        self.remove("secrets-next.json")
     }
 
     pub(crate) fn account(

@@ -43,7 +43,10 @@ pub use plan::{CONFIRM, Plan, Progress, Run, RunId, RunState, Step, StepState, U
 pub use spare::{SparePeer, SpareReply, SpareRequest, SpareStatus};
 pub use supply::{PowerPhase, PowerReply, PowerRequest, Supply};
 pub use takeover::{Closed, Stand, TakeoverStatus, TakeoverWish};
-pub use wan::{UplinkState, UplinkStatus, WanReply, WanRequest, WanStatus, wan_status};
+pub use wan::{
+    Family, PortState, UplinkState, UplinkStatus, WanReply, WanRequest, WanStatus, wan_asked,
+    wan_status,
+};
 pub use wire::{Client, ControlError, Handler, Outlet, serve};
 
 use std::path::{Path, PathBuf};

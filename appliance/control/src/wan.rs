@@ -1,4 +1,5 @@
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use polder_site::{InterfaceName, UplinkName};
@@ -7,11 +8,13 @@ use serde::{Deserialize, Serialize};
 use crate::{Client, Sockets};
 
 /// To the part that looks after the uplinks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WanRequest {
     /// → [`WanReply::Status`].
     Status,
+    /// By which address somebody outside sees what leaves through these interfaces → [`WanReply::Status`].
+    Seen(BTreeMap<InterfaceName, IpAddr>),
 }
 
 /// From it.
@@ -40,10 +43,15 @@ pub struct WanStatus {
 
 /// How the uplinks are, as whoever looks after them says within a second; nothing where nobody does.
 pub async fn wan_status(sockets: &Sockets) -> Option<WanStatus> {
+    wan_asked(sockets, &WanRequest::Status).await
+}
+
+/// The same, as an answer to this.
+pub async fn wan_asked(sockets: &Sockets, request: &WanRequest) -> Option<WanStatus> {
     let asking = async {
         let mut client: Client<WanRequest, WanReply> =
             Client::connect(&sockets.wan()).await.ok()?;
-        let WanReply::Status(status) = client.ask(&WanRequest::Status).await.ok()?;
+        let WanReply::Status(status) = client.ask(request).await.ok()?;
         Some(status)
     };
     tokio::time::timeout(Duration::from_secs(1), asking).await.ok().flatten()
@@ -74,6 +82,95 @@ pub struct UplinkStatus {
     pub addresses: Vec<IpAddr>,
     /// Targets that never answer while others do.
     pub silent_targets: Vec<String>,
+    /// What came of asking its router for a port; nothing where it is not asked.
+    #[serde(default)]
+    pub port: Option<PortState>,
+    /// From whom nobody answers here while the other family is well.
+    #[serde(default)]
+    pub dead: Option<Family>,
+    /// What goes out here although another uplink is in use: it is dead there.
+    #[serde(default)]
+    pub stands_in: Option<Family>,
+}
+
+/// One of the two kinds of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// By whether it is IPv6.
+    pub const fn of(six: bool) -> Self {
+        if six { Self::V6 } else { Self::V4 }
+    }
+
+    /// As it is called.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+}
+
+/// What a router made of the question for a port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortState {
+    /// It is being asked.
+    Asking,
+    /// It passes callers on.
+    Mapped {
+        /// In which protocol it said so.
+        by: String,
+        /// Its address outside.
+        address: Ipv4Addr,
+        /// The port there.
+        port: u16,
+    },
+    /// It passes callers on, and yet nobody on the internet is one: its address outside is private, or its provider's.
+    Useless {
+        /// The address.
+        address: Ipv4Addr,
+        /// The port there.
+        port: u16,
+    },
+    /// It does not, or nobody could ask it.
+    Refused {
+        /// One sentence.
+        why: String,
+    },
+    /// The uplink has a public address itself: there is no router to ask.
+    NotNeeded,
+    /// The uplink has no IPv4 address, or no router.
+    NoRouter,
+}
+
+impl PortState {
+    /// One sentence for people.
+    pub fn sentence(&self) -> String {
+        match self {
+            Self::Asking => "its router is being asked for a port".to_owned(),
+            Self::Mapped { by, address, port } => format!(
+                "its router passes callers at {address}:{port} on to this box ({by}); whether they come through is told by a relay"
+            ),
+            Self::Useless { address, port } => format!(
+                "its router gave port {port}, but at {address}, where nobody on the internet can call: another router or the provider's is before it; members outside need the relay"
+            ),
+            Self::Refused { why } => why.clone(),
+            Self::NotNeeded => {
+                "it has a public address of its own, so that no router is asked".to_owned()
+            }
+            Self::NoRouter => {
+                "there is no router to ask: it has no IPv4 address, or nobody passes on".to_owned()
+            }
+        }
+    }
 }
 
 /// How an uplink is.
@@ -100,9 +197,14 @@ impl WanStatus {
         self.uplinks.iter().find(|uplink| uplink.in_use)
     }
 
+    /// Uplinks that anything goes out by: the one in use, and one that stands in for what is dead there.
+    pub fn used(&self) -> impl Iterator<Item = &UplinkStatus> {
+        self.uplinks.iter().filter(|uplink| uplink.in_use || uplink.stands_in.is_some())
+    }
+
     /// Why a large transfer (an import, a backup) waits, and what to do about it; nothing where it may run now.
     pub fn transfers_wait(&self) -> Option<String> {
-        let uplink = self.in_use().filter(|uplink| uplink.metered)?;
+        let uplink = self.used().find(|uplink| uplink.metered)?;
         let name = &uplink.name;
         let free = self.uplinks.iter().find(|other| !other.metered);
         Some(match free {
@@ -164,6 +266,16 @@ impl UplinkStatus {
         if !self.silent_targets.is_empty() {
             said += &format!("; {} never answers", self.silent_targets.join(" and "));
         }
+        if let Some(family) = self.dead {
+            said += &format!("; nobody answers over {}", family.name());
+        }
+        if let Some(family) = self.stands_in {
+            said +=
+                &format!("; {} goes out here, because it is dead on the one in use", family.name());
+        }
+        if let Some(port) = &self.port {
+            said += &format!("; {}", port.sentence());
+        }
         said
     }
 }
@@ -195,6 +307,9 @@ mod tests {
             lost_lately: 2,
             addresses: Vec::new(),
             silent_targets: Vec::new(),
+            port: None,
+            dead: None,
+            stands_in: None,
         }
     }
 
@@ -214,6 +329,14 @@ mod tests {
         assert!(all(vec![metered(true)]).unwrap().contains("bring it on a disk"));
         let spare = UplinkStatus { in_use: false, name: "dsl".parse().unwrap(), ..metered(false) };
         assert!(all(vec![metered(true), spare]).unwrap().contains("dsl does not work"));
+        let stands_in = Some(Family::V6);
+        let beside = UplinkStatus { stands_in, in_use: false, ..metered(true) };
+        assert!(
+            beside.sentence().ends_with("IPv6 goes out here, because it is dead on the one in use")
+        );
+        assert!(all(vec![metered(false), beside]).is_some(), "half of it may go where it costs");
+        let dead = UplinkStatus { dead: Some(Family::V4), ..metered(false) };
+        assert!(dead.sentence().ends_with("nobody answers over IPv4"));
         let status = |state| WanStatus { uplinks: vec![uplink(state)], ..WanStatus::default() };
         assert!(status(UplinkState::Good).sentence().ends_with("through fibre."));
         assert!(status(UplinkState::Silent).sentence().contains("does not reach the internet"));

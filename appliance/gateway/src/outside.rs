@@ -3,18 +3,24 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use polder_control::BoxStatus;
+use polder_control::{BoxStatus, PortState, Sockets, WanRequest, wan_asked};
+use polder_pki::Keeper;
 use polder_reach::Pass;
-use polder_reach::dial::{Caller, LineState, Rank, Via, hold};
-use polder_site::Site;
+use polder_reach::dial::{Caller, Doors, Knock, LineState, Rank, Tried, Via, hold};
+use polder_site::{InterfaceName, Site};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 use crate::connection::Host;
+
+/// How often routers are looked at, where nothing else happens.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// What the box knows of its relay, and how its lines are.
 #[derive(Debug)]
@@ -22,6 +28,8 @@ pub(crate) struct Outside {
     file: PathBuf,
     pass: watch::Sender<Option<Pass>>,
     lines: watch::Sender<BTreeMap<Via, LineState>>,
+    /// Where a relay should knock, for each line.
+    knocks: Mutex<BTreeMap<Via, Knock>>,
 }
 
 impl Outside {
@@ -38,7 +46,8 @@ impl Outside {
                 None
             }
         };
-        Self { file, pass: watch::Sender::new(pass), lines: watch::Sender::default() }
+        let (pass, lines) = (watch::Sender::new(pass), watch::Sender::default());
+        Self { file, pass, lines, knocks: Mutex::default() }
     }
 
     /// The relay's host and port, where there is one.
@@ -93,11 +102,11 @@ impl Outside {
                     line.0.set(u8::try_from(rank).unwrap_or(u8::MAX));
                     let (Some(pass), true) = (pass.clone(), line.1.is_empty()) else { continue };
                     let (this, rank, via) = (self.clone(), line.0.clone(), via.clone());
-                    let (host, tracker) = (host.clone(), tracker.clone());
+                    let (host, tracker, knock) = (host.clone(), tracker.clone(), self.knock(&via));
                     line.1.spawn(async move {
                         let told = |state| this.told(&via, state);
                         let take = move |caller| come_in(&host, &tracker, caller);
-                        hold(&pass, &via, &rank, told, take).await;
+                        hold(&pass, &via, &rank, &knock, told, take).await;
                     });
                 }
                 // A status comes with every change of any part; only other uplinks matter here.
@@ -125,11 +134,57 @@ impl Outside {
         }
     }
 
+    fn knock(&self, via: &Via) -> Knock {
+        let mut knocks = self.knocks.lock().unwrap_or_else(PoisonError::into_inner);
+        knocks.entry(via.clone()).or_default().clone()
+    }
+
+    /// Tells whoever looks after the uplinks by which addresses a relay sees them, and the relay at which ports to knock.
+    pub(crate) async fn look_at_routers(
+        self: Arc<Self>,
+        sockets: Sockets,
+        keeper: Arc<Keeper>,
+        status: watch::Receiver<Arc<BoxStatus>>,
+    ) {
+        let mut lines = self.lines.subscribe();
+        loop {
+            let site = status.borrow().site.clone();
+            let mut ports = BTreeMap::new();
+            if !site.uplinks.is_empty() {
+                let seen = WanRequest::Seen(seen(&lines.borrow_and_update()));
+                let said = wan_asked(&sockets, &seen).await.unwrap_or_default();
+                ports.extend(said.uplinks.into_iter().filter_map(|uplink| {
+                    let Some(PortState::Mapped { port, .. }) = uplink.port else { return None };
+                    Some((Via::Interface(uplink.interface.as_str().to_owned()), port))
+                }));
+            }
+            for via in ways(&site) {
+                let (own, mapped) = (site.door.port, ports.get(&via).copied());
+                let fingerprint = keeper.shown_without_a_name();
+                self.knock(&via).set(Some(Doors { own, mapped, fingerprint }));
+            }
+            let other = tokio::time::timeout(LOOK, lines.changed());
+            if matches!(other.await, Ok(Err(_))) {
+                return;
+            }
+            // Lines that come and go say so many times at once.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
     fn told(&self, via: &Via, state: LineState) {
         self.lines.send_if_modified(|lines| {
             let before = lines.get(via);
             match (&state, before) {
                 _ if before == Some(&state) => return false,
+                (LineState::Held { tried, .. }, Some(LineState::Held { tried: before, .. }))
+                    if tried != before =>
+                {
+                    if let Some(Tried { port, open }) = tried {
+                        let how = if *open { "came through" } else { "did not come through" };
+                        log::info!(via:? = via; "a call from outside at port {port} {how}");
+                    }
+                }
                 (LineState::Held { .. }, _) => {
                     log::info!(via:? = via; "members outside can come in")
                 }
@@ -149,6 +204,17 @@ impl Outside {
             !waits
         });
     }
+}
+
+/// By which address a relay sees what leaves through an interface.
+fn seen(lines: &BTreeMap<Via, LineState>) -> BTreeMap<InterfaceName, IpAddr> {
+    let of = |(via, state): (&Via, &LineState)| match (via, state) {
+        (Via::Interface(name), LineState::Held { seen, .. }) => {
+            Some((name.parse().ok()?, seen.ip()))
+        }
+        _ => None,
+    };
+    lines.iter().filter_map(of).collect()
 }
 
 /// Over which uplinks lines are held: each that the site names, so that one is there when another fails. Callers are wanted over
@@ -223,6 +289,7 @@ mod tests {
             interface: interface.parse().unwrap(),
             order,
             metered,
+            ask_router: false,
             targets: Vec::new(),
         };
         site.uplinks.insert("mobile".parse().unwrap(), uplink("wwan0", 1, true));

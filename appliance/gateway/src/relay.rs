@@ -350,15 +350,22 @@ pub(crate) fn most_used(question: &[u8]) -> u64 {
     /// Where nothing is said of the answer's length.
     const USUAL: u64 = 1024;
     const LONG: u64 = 8192;
+    /// As many as any server gives to one question.
+    const MOST_ANSWERS: u64 = 128;
     #[derive(serde::Deserialize)]
     struct Wish {
         max_tokens: Option<u64>,
         max_completion_tokens: Option<u64>,
         max_output_tokens: Option<u64>,
+        n: Option<u64>,
     }
     let wish = serde_json::from_slice::<Wish>(question).ok();
-    let most = wish.and_then(|w| w.max_completion_tokens.or(w.max_output_tokens).or(w.max_tokens));
-    prompt_estimate(question) + most.unwrap_or(USUAL).min(LONG)
+    // Which of them counts is the server's to say, so the largest is set aside; what is not used is given back.
+    let most = wish.as_ref().and_then(|w| {
+        [w.max_tokens, w.max_completion_tokens, w.max_output_tokens].into_iter().flatten().max()
+    });
+    let answers = wish.and_then(|w| w.n).unwrap_or(1).clamp(1, MOST_ANSWERS);
+    prompt_estimate(question) + most.unwrap_or(USUAL).min(LONG) * answers
 }
 
 fn towards_engine(caller: &Caller, trusting: bool, question: &Question) -> http::Request<Bytes> {
@@ -458,5 +465,27 @@ pub(crate) fn known_status(status: StatusCode) -> StatusCode {
     match status.as_u16() {
         200..=299 | 400 | 402..=599 => status,
         _ => StatusCode::BAD_GATEWAY,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::most_used;
+
+    #[test]
+    fn what_is_set_aside_is_the_longest_answer_that_any_field_allows_as_often_as_it_is_asked_for() {
+        let most = |question: &str| most_used(question.as_bytes()) - question.len() as u64 / 4;
+        assert_eq!(most(r#"{"max_tokens":7}"#), 7);
+        // A small one in the newer field hides no large one in the older, whichever the server goes by.
+        let both = r#"{"max_completion_tokens":1,"max_output_tokens":5,"max_tokens":4000}"#;
+        assert_eq!(most(both), 4000);
+        assert_eq!(most(r#"{"max_completion_tokens":4000,"max_tokens":1}"#), 4000);
+        assert_eq!(most(r#"{"max_tokens":10,"n":3}"#), 30);
+        assert_eq!(most(r#"{"max_tokens":99999999999,"n":0}"#), 8192);
+        assert_eq!(most(r#"{"n":99999999999}"#), 1024 * 128);
+        assert_eq!(
+            (most("{}"), most("no JSON"), most(r#"{"max_tokens":"x"}"#)),
+            (1024, 1024, 1024)
+        );
     }
 }

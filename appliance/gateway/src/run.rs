@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use axum::Router;
 use polder_acme::{Acme, Patience};
 use polder_control::{BoxStatus, ControlError, DoorReply, DoorRequest, Sockets};
 use polder_members::{Members, MembersError};
-use polder_pki::{Keeper, Names, PkiError, Refreshed};
+use polder_pki::{Clock, Keeper, Names, PkiError, Refreshed};
 use polder_site::{Site, Store, StoreError};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -97,7 +97,7 @@ pub async fn run_on(
         .ok_or_else(|| GatewayError::NoSite { state: state.clone() })?;
     let members = Members::open(&state.join("polder.db"))?;
     members.set_metering(site.usage.per_member);
-    let keeper = Arc::new(Keeper::open(&state.join("pki"), &names(&site), now())?);
+    let keeper = Arc::new(Keeper::open(&state.join("pki"), &names(&site), Clock::here())?);
     let tls = TlsAcceptor::from(keeper.server_config(&["h2", "http/1.1"])?);
     let open = listen::open_all(&site.door, &handed)?;
 
@@ -129,6 +129,9 @@ pub async fn run_on(
         outside.clone().follow(host, status, tracker)
     });
     let _outside = Following(tokio::spawn(calls));
+    let routers = gateway.outside.clone();
+    let routers = routers.look_at_routers(sockets.clone(), keeper.clone(), link.watch());
+    let _routers = Following(tokio::spawn(routers));
     let listening = tokio::spawn(listen::keep_open(host, handed, open, status, tracker.clone()));
     let certified = acme.map(|acme| {
         let (status, keeper) = (link.watch(), keeper.clone());
@@ -229,7 +232,8 @@ async fn follow_site(
         let site = status.borrow_and_update().site.clone();
         gateway.members.set_metering(site.usage.per_member);
         let (shared, names) = (keeper.clone(), names(&site));
-        let refreshed = tokio::task::spawn_blocking(move || shared.refresh(&names, now())).await;
+        let refreshed =
+            tokio::task::spawn_blocking(move || shared.refresh(&names, Clock::here())).await;
         match refreshed {
             Ok(Ok(refreshed)) => {
                 complaint.clear();
@@ -291,10 +295,4 @@ async fn show_authority(place: PathBuf, mut ca: watch::Receiver<CaInfo>) {
 fn ca_info(keeper: &Keeper) -> CaInfo {
     let ca = keeper.ca();
     CaInfo { file: ca.file, pem: ca.pem, fingerprint: ca.fingerprint }
-}
-
-/// Unix seconds; a clock before 1970 is as wrong as one in 1970.
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

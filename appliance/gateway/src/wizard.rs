@@ -10,12 +10,13 @@ use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use polder_control::{
     Actor, BackupWish, BoxStatus, Disk, KitWords, Machine, Plan, RecoveryKey, Reply,
-    Request as Ask, Run, RunId,
+    Request as Ask, Run, RunId, SecretText,
 };
 use polder_firstboot::{
     ClaimRefusal, ClaimToken, Distance, Host, Newcomer, Setup, SetupError, Trust, Visitor, Window,
 };
 use polder_members::{ClaimRefused, MembersError, NewKey, NewMember, Secret, SetupWindow};
+use polder_power::around::{self, Around, Heard};
 use polder_site::{BackupPlace, RecipeName, SiteChange};
 
 use crate::{AskError, Gateway, Peer, auth, deeds};
@@ -266,6 +267,18 @@ impl Host for ThisBox {
 
     fn ended(&self) -> Option<&'static str> {
         self.0.state.join(polder_control::ENDED).exists().then_some("/ended")
+    }
+
+    async fn batteries(&self) -> Around {
+        around::look().await
+    }
+
+    async fn batteries_at(&self, place: String) -> Result<Vec<Heard>, String> {
+        around::at(&place).await.map_err(|error| error.to_string())
+    }
+
+    async fn ups_password(&self, text: SecretText) -> Result<(), SetupError> {
+        self.ask(Ask::UpsPassword { text, by: Actor::Claimer }).await.map(drop)
     }
 
     async fn addresses(&self) -> Result<Vec<IpAddr>, SetupError> {

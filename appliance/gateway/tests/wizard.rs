@@ -216,7 +216,7 @@ async fn a_stranger_becomes_the_first_steward_through_the_real_door() {
     let code = at.code(DoorRequest::OpenClaim).await;
     let page = at.get("/setup/claim").await;
     assert!(
-        page.contains("Step 1 of 6")
+        page.contains("Step 1 of 7")
             && page.contains("content-security-policy: default-src 'none'")
     );
     assert!(at.get("/setup/claim.js").await.contains("location.hash"));
@@ -234,7 +234,15 @@ async fn a_stranger_becomes_the_first_steward_through_the_real_door() {
     assert_eq!(to(&at.get("/setup/import").await), "/setup/address");
     assert!(at.get("/setup/address").await.contains("compare this fingerprint"));
     assert!(at.post("/setup/address", "name=dune&reach=here").await.contains("takes its name"));
-    assert_eq!(to(&at.get("/setup/address").await), "/setup/member");
+    assert_eq!(to(&at.get("/setup/address").await), "/setup/power");
+    assert!(at.get("/setup/power").await.contains("Go on without one"));
+    // Nobody speaks of a UPS there, and the page says so.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let page = at.get(&format!("/setup/power?at={nobody}")).await;
+    assert!(page.contains(&format!("No machine at {nobody} listens to a UPS")), "{page}");
+    at.start().await;
+    assert_eq!(to(&at.get("/setup").await), "/setup/power");
+    assert_eq!(to(&at.post("/setup/power/on", "").await), "/setup/member");
     assert_eq!(at.supervisor.status.borrow().site.name.as_str(), "dune");
 
     let short = at.post("/setup/member", "name=ada&password=short&again=short").await;
@@ -280,7 +288,8 @@ async fn a_box_that_is_set_up_is_opened_again_only_from_the_console() {
     at.post("/setup/model", &format!("recipe={MODEL}")).await;
     at.get("/setup/import").await;
     at.post("/setup/address", "name=dune&reach=here").await;
-    assert_eq!(to(&at.get("/setup/address").await), "/");
+    assert_eq!(to(&at.get("/setup/address").await), "/setup/power");
+    assert_eq!(to(&at.post("/setup/power/on", "").await), "/");
     assert_eq!(to(&at.get("/setup").await), "/");
 }
 

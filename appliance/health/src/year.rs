@@ -49,6 +49,9 @@ fn well(now: i64) -> Seen {
         lost_lately: 0,
         addresses: Vec::new(),
         silent_targets: Vec::new(),
+        port: None,
+        dead: None,
+        stands_in: None,
     };
     let both = if passed % (30 * DAY) < 7 * DAY { 2 } else { 1 };
     Seen {

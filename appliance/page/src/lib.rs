@@ -25,7 +25,7 @@ pub use parts::{
     Choice, Field, ProgressView, StepMark, Tone, badge, banner, card, copyable, empty, facts,
     field, hidden, progress, select, stat, steps, table, tick,
 };
-pub use shell::{CONTENT_SECURITY_POLICY, Nav, NavLink, Page, page};
+pub use shell::{CONTENT_SECURITY_POLICY, Nav, NavGroup, NavLink, Page, page};
 pub use units::{
     bytes, count, duration, per_second, percent, tokens_per_second, when, when_rfc3339,
 };

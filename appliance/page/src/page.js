@@ -54,6 +54,17 @@
     const button = event.target.closest("[data-copy]");
     if (button) copy(button);
   });
+  // A list above the page shuts when one turns elsewhere.
+  const shut = (but) => {
+    for (const group of document.querySelectorAll("details.group[open]")) if (group !== but) group.open = false;
+  };
+  document.addEventListener("click", (event) => shut(event.target.closest("details.group")));
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    const open = document.querySelector("details.group[open]");
+    if (open && open.contains(document.activeElement)) open.querySelector("summary").focus();
+    shut(null);
+  });
   document.addEventListener("submit", (event) => {
     const question = event.target.dataset.confirm;
     if (question && !confirm(question)) event.preventDefault();

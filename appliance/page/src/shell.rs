@@ -13,6 +13,8 @@ pub struct Nav {
     pub box_name: String,
     /// Where one can go; empty for strangers and in the wizard.
     pub links: Vec<NavLink>,
+    /// More of them, by what they are about, each a list that opens; for those who have many.
+    pub groups: Vec<NavGroup>,
     /// Who is signed in, by name.
     pub who: Option<String>,
 }
@@ -26,6 +28,15 @@ pub struct NavLink {
     pub label: &'static str,
     /// True on the page itself.
     pub current: bool,
+}
+
+/// Places to go that belong together.
+#[derive(Debug, Clone)]
+pub struct NavGroup {
+    /// What it says.
+    pub label: &'static str,
+    /// Where one can go.
+    pub links: Vec<NavLink>,
 }
 
 /// A page with more than a title and a body.
@@ -102,12 +113,14 @@ fn header(nav: &Nav) -> Markup {
             @if !nav.links.is_empty() {
                 nav aria-label="Pages" {
                     ul {
-                        @for link in &nav.links {
+                        @for link in &nav.links { (place(link)) }
+                        @for group in &nav.groups {
+                            @let here = group.links.iter().any(|link| link.current);
                             li {
-                                @if link.current {
-                                    a href=(link.href) aria-current="page" { (link.label) }
-                                } @else {
-                                    a href=(link.href) { (link.label) }
+                                // Of one name only one is open, without a script.
+                                details.group name="pages" {
+                                    summary aria-current=[here.then_some("true")] { (group.label) }
+                                    ul { @for link in &group.links { (place(link)) } }
                                 }
                             }
                         }
@@ -124,6 +137,10 @@ fn header(nav: &Nav) -> Markup {
     }
 }
 
+fn place(link: &NavLink) -> Markup {
+    html! { li { a href=(link.href) aria-current=[link.current.then_some("page")] { (link.label) } } }
+}
+
 /// A dyke between two waters.
 const MARK: &str = r#"<svg class="mark" viewBox="0 0 32 32" aria-hidden="true" focusable="false"><rect class="mark-sky" width="32" height="32" rx="8"/><path class="mark-land" d="M3 17 L10 10 H22 L29 17 Z"/><path class="mark-water" d="M4 21.5 q3 -2.6 6 0 t6 0 t6 0 t6 0 M7 26 q3 -2.4 6 0 t6 0 t6 0"/></svg>"#;
 
@@ -136,11 +153,27 @@ mod tests {
         let nav = Nav {
             box_name: "<script>alert(1)</script>".into(),
             links: vec![NavLink { href: "/", label: "Home", current: true }],
+            groups: Vec::new(),
             who: Some("\"><img src=x onerror=alert(1)>".into()),
         };
         let text = page("</title><script>", &nav, html! { p { "x" } }).into_string();
         assert_eq!(text.matches("<script").count(), 1, "only page.js");
         assert!(!text.contains("<img"));
+    }
+
+    #[test]
+    fn a_group_opens_without_a_script_and_says_that_one_is_in_it() {
+        let link = |href, current| NavLink { href, label: "A page", current };
+        let groups = vec![
+            NavGroup { label: "Models", links: vec![link("/a", false)] },
+            NavGroup { label: "Machine", links: vec![link("/b", true), link("/c", false)] },
+        ];
+        let nav = Nav { links: vec![link("/", false)], groups, ..Nav::default() };
+        let text = page("A", &nav, html! {}).into_string();
+        assert_eq!(text.matches("<details class=\"group\" name=\"pages\">").count(), 2);
+        assert!(text.contains("<summary>Models</summary>"), "{text}");
+        assert!(text.contains("<summary aria-current=\"true\">Machine</summary>"), "{text}");
+        assert!(text.contains("<a href=\"/b\" aria-current=\"page\">"), "{text}");
     }
 
     #[test]

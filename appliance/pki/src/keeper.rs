@@ -8,6 +8,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use crate::authority::{Authority, Ca};
+use crate::clock::Clock;
 use crate::decide::{self, AuthorityDue, LeafDue};
 use crate::leaf::{Leaf, Served};
 use crate::public::PublicChain;
@@ -47,8 +48,9 @@ pub enum Refreshed {
 }
 
 impl Keeper {
-    /// Opens the folder, making what is missing. `now` is in Unix seconds.
-    pub fn open(folder: &Path, names: &Names, now: i64) -> Result<Self, PkiError> {
+    /// Opens the folder, making what is missing.
+    pub fn open(folder: &Path, names: &Names, clock: impl Into<Clock>) -> Result<Self, PkiError> {
+        let now = clock.into();
         files::private_folder(folder)?;
         let mut authorities = Vec::new();
         while let Some(authority) = Authority::read(&authority_path(folder, authorities.len()))? {
@@ -72,7 +74,8 @@ impl Keeper {
 
     /// Makes true again what time or a new name changed. Cheap when nothing is due; connections
     /// that are open stay open.
-    pub fn refresh(&self, names: &Names, now: i64) -> Result<Refreshed, PkiError> {
+    pub fn refresh(&self, names: &Names, clock: impl Into<Clock>) -> Result<Refreshed, PkiError> {
+        let now = clock.into();
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let inner = &mut *inner;
         let before = inner.signs;
@@ -106,6 +109,14 @@ impl Keeper {
             pem: authority.pem.clone(),
             fingerprint: authority.fingerprint(),
         }
+    }
+
+    /// SHA-256 of the certificate that whoever names no host is shown, by which somebody far away knows this door again.
+    pub fn shown_without_a_name(&self) -> [u8; 32] {
+        let served = self.moment.own.read().unwrap_or_else(PoisonError::into_inner);
+        let certificate = served.by_address.cert.first().map_or(&[][..], |first| first.as_ref());
+        use sha2::Digest;
+        sha2::Sha256::digest(certificate).into()
     }
 
     /// From now on, who comes by a name that this certificate speaks for gets it; everybody else, and everybody once it is
@@ -146,14 +157,14 @@ fn signing(
     folder: &Path,
     authorities: &mut Vec<Authority>,
     names: &Names,
-    now: i64,
+    now: Clock,
 ) -> Result<(usize, Option<String>), PkiError> {
     let facts: Vec<_> = authorities.iter().map(|authority| authority.facts.clone()).collect();
     let due = match decide::choose_authority(&facts, names, now) {
         Ok(index) => return Ok((index, None)),
         Err(due) => due,
     };
-    let made = Authority::make(&authority_path(folder, authorities.len()), names, now)?;
+    let made = Authority::make(&authority_path(folder, authorities.len()), names, now.now)?;
     let fingerprint = made.fingerprint();
     authorities.push(made);
     let why = match due {
@@ -184,7 +195,7 @@ fn current_leaf(
     authority: &Authority,
     held: Option<&Leaf>,
     names: &Names,
-    now: i64,
+    now: Clock,
 ) -> Result<(Leaf, Option<LeafDue>), PkiError> {
     let path = folder.join("leaf.pem");
     let there = match held {
@@ -192,12 +203,15 @@ fn current_leaf(
         None => Leaf::read(&path)?,
     };
     let due = decide::leaf_due(there.as_ref().map(|l| &l.facts), &authority.facts, names, now);
+    let before = there.as_ref().map(|leaf| leaf.facts.validity);
     match (there, due) {
         (Some(leaf), None) => Ok((leaf, None)),
         (_, due) => {
             let due = due.unwrap_or(LeafDue::None);
             log::info!("made a certificate for the box: {due}");
-            Ok((Leaf::make(&path, authority, names, now)?, Some(due)))
+            let held = before.filter(|_| due == LeafDue::Early);
+            let validity = decide::leaf_validity(now, authority.facts.validity, held);
+            Ok((Leaf::make(&path, authority, names, validity)?, Some(due)))
         }
     }
 }

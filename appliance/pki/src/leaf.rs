@@ -13,7 +13,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::authority::{self, Authority};
-use crate::decide::{self, LeafFacts};
+use crate::decide::{LeafFacts, Validity};
 use crate::{Names, PkiError, files};
 
 /// A certificate ready to be served.
@@ -38,14 +38,14 @@ impl Leaf {
         path: &Path,
         authority: &Authority,
         names: &Names,
-        now: i64,
+        validity: Validity,
     ) -> Result<Self, PkiError> {
         let key = KeyPair::generate()?;
         let all = authority.facts.permitted(names);
         let hosts = Names { addresses: Vec::new(), ..all.clone() };
         let mut text = String::new();
         for names in [&all, &hosts] {
-            text += &Self::params(names, authority, now)?.signed_by(&key, &authority.issuer)?.pem();
+            text += &Self::params(names, validity)?.signed_by(&key, &authority.issuer)?.pem();
         }
         text += &key.serialize_pem();
         files::write(path, &text)?;
@@ -55,11 +55,7 @@ impl Leaf {
         })
     }
 
-    fn params(
-        permitted: &Names,
-        authority: &Authority,
-        now: i64,
-    ) -> Result<CertificateParams, PkiError> {
+    fn params(permitted: &Names, validity: Validity) -> Result<CertificateParams, PkiError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, permitted.spoken());
@@ -72,7 +68,6 @@ impl Leaf {
         params
             .subject_alt_names
             .extend(permitted.addresses.iter().copied().map(SanType::IpAddress));
-        let validity = decide::leaf_validity(now, authority.facts.validity);
         authority::set_validity(&mut params, validity);
         Ok(params)
     }

@@ -13,6 +13,7 @@
 
 mod addresses;
 mod authority;
+mod clock;
 pub mod decide;
 mod examine;
 pub mod files;
@@ -23,6 +24,7 @@ mod public;
 
 pub use addresses::machine_addresses;
 pub use authority::Ca;
+pub use clock::Clock;
 pub use examine::examine;
 pub use keeper::{Keeper, Refreshed};
 pub use names::Names;

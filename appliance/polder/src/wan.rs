@@ -122,6 +122,9 @@ mod tests {
             lost_lately: 0,
             addresses: Vec::new(),
             silent_targets: Vec::new(),
+            port: None,
+            dead: None,
+            stands_in: None,
         };
         let status = WanStatus {
             uplinks: vec![

@@ -3,6 +3,7 @@
 //! [`policy`] decides and does nothing, [`protocol`] reads and writes lines and connects to nobody; [`upsd`] and [`watch`] are
 //! the shells around them. The part that runs is [`watch::run`].
 
+pub mod around;
 pub mod battery_test;
 pub mod cards;
 pub mod find;

@@ -104,8 +104,13 @@ impl Upsd {
 
     /// What the UPS says about itself.
     pub async fn reading(&mut self) -> Result<Reading, UpsdError> {
-        let variables = self.list(&Ask::ListVar(self.ups.clone())).await?;
-        Reading::of(&variables).ok_or_else(|| UpsdError::Refused("DATA-STALE".to_owned()))
+        Reading::of(&self.variables().await?)
+            .ok_or_else(|| UpsdError::Refused("DATA-STALE".to_owned()))
+    }
+
+    /// The same in upsd's own words.
+    pub async fn variables(&mut self) -> Result<BTreeMap<String, String>, UpsdError> {
+        self.list(&Ask::ListVar(self.ups.clone())).await
     }
 
     /// The commands that it takes.

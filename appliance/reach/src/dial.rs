@@ -16,10 +16,9 @@ use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use polder_pin::{Known, Versions};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -29,7 +28,7 @@ use tokio_rustls::TlsConnector;
 use crate::line::{self, Welcome};
 use crate::pass::Pass;
 use crate::place::{Place, from_outside, place};
-use crate::relay::{fingerprint, prepare};
+use crate::relay::prepare;
 
 /// For each step of a call.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -64,12 +63,57 @@ pub enum LineState {
         seen: SocketAddr,
         /// Whether this uplink can be called from outside without a relay.
         place: Place,
+        /// What came of it when the relay tried.
+        #[serde(default)]
+        tried: Option<Tried>,
     },
     /// It is not held; it will be called again.
     Broken {
         /// One sentence.
         why: String,
     },
+}
+
+/// What came of a relay's knocking at the address that a line comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tried {
+    /// At which port.
+    pub port: u16,
+    /// This box answered, by its certificate.
+    pub open: bool,
+}
+
+/// Where a relay should knock, so that the box knows whether callers come through without it. It may change while a line is held.
+#[derive(Debug, Clone, Default)]
+pub struct Knock(Arc<Mutex<Option<Doors>>>);
+
+/// What answers where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Doors {
+    /// The box's own port.
+    pub own: u16,
+    /// The one that its router passes on, where it is another or known at all.
+    pub mapped: Option<u16>,
+    /// SHA-256 of the certificate that whoever names no host is shown there.
+    pub fingerprint: [u8; 32],
+}
+
+impl Knock {
+    /// The relay hears of it within a second.
+    pub fn set(&self, doors: Option<Doors>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = doors;
+    }
+
+    /// What is said to the relay of a line that ends there. Behind a provider's translation the address is others' too.
+    fn wish(&self, place: Place) -> Option<String> {
+        let doors = (*self.0.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let port = match place {
+            Place::Public => doors.own,
+            Place::Router => doors.mapped.unwrap_or(doors.own),
+            Place::Provider => return None,
+        };
+        Some(format!("{port} {}", BASE64_URL_SAFE_NO_PAD.encode(doors.fingerprint)))
+    }
 }
 
 /// By which uplink a line leaves the box.
@@ -102,13 +146,14 @@ pub async fn hold(
     pass: &Pass,
     via: &Via,
     rank: &Rank,
+    knock: &Knock,
     told: impl Fn(LineState),
     take: impl Fn(Caller) + Clone + Send + Sync + 'static,
 ) {
     let mut pause = SOON;
     loop {
         told(LineState::Calling);
-        let ended = once(pass, via, rank, &told, take.clone()).await;
+        let ended = once(pass, via, (rank, knock), &told, take.clone()).await;
         let (why, wait) = match ended {
             Ended::Broke(why) => {
                 pause = SOON;
@@ -136,7 +181,7 @@ enum Ended {
 async fn once(
     pass: &Pass,
     via: &Via,
-    rank: &Rank,
+    (rank, knock): (&Rank, &Knock),
     told: &impl Fn(LineState),
     take: impl Fn(Caller) + Clone + Send + Sync + 'static,
 ) -> Ended {
@@ -155,8 +200,12 @@ async fn once(
     let stream = match timeout(PATIENCE, connector.connect(name, stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
+            let why = match polder_pin::is_stranger(&error) {
+                true => "its certificate has another fingerprint".to_owned(),
+                false => error.to_string(),
+            };
             return Ended::NotReached(format!(
-                "who answers at {at} is not the relay of this pass ({error})"
+                "who answers at {at} is not the relay of this pass ({why})"
             ));
         }
         Err(_) => return Ended::NotReached(format!("the relay {at} does not answer")),
@@ -165,6 +214,9 @@ async fn once(
     let mut hears = heard.subscribe();
     let asked = watch::Sender::new(());
     let mut is_asked = asked.subscribe();
+    let tried: watch::Sender<Option<Tried>> = watch::Sender::default();
+    let mut is_tried = tried.subscribe();
+    let mut welcomed: Option<Welcome> = None;
     let known = Arc::new(Line {
         id: pass.id.clone(),
         secret: Mutex::new(Some(BASE64_URL_SAFE_NO_PAD.encode(pass.secret))),
@@ -172,6 +224,8 @@ async fn once(
         asked,
         local,
         rank: rank.clone(),
+        knock: knock.clone(),
+        tried,
     });
     let service = service_fn(move |request| answer(known.clone(), request, take.clone()));
     let mut builder = Builder::new(TokioExecutor::new());
@@ -203,11 +257,16 @@ async fn once(
                 match heard {
                     Some(Heard::Welcome(welcome)) => {
                         held = true;
-                        let place = place(local.ip(), welcome.seen.ip());
-                        told(LineState::Held { names: welcome.names, seen: welcome.seen, place });
+                        told(held_as(&welcome, local, None));
+                        welcomed = Some(welcome);
                     }
                     Some(Heard::Refused(why)) => return Ended::Refused(why),
                     None => return Ended::Broke(format!("the line to the relay {at} broke")),
+                }
+            }
+            Ok(()) = is_tried.changed() => {
+                if let Some(welcome) = &welcomed {
+                    told(held_as(welcome, local, *is_tried.borrow_and_update()));
                 }
             }
             Ok(()) = is_asked.changed() => {
@@ -222,6 +281,11 @@ async fn once(
             }
         }
     }
+}
+
+fn held_as(welcome: &Welcome, local: SocketAddr, tried: Option<Tried>) -> LineState {
+    let (names, seen) = (welcome.names.clone(), welcome.seen);
+    LineState::Held { names, seen, place: place(local.ip(), seen.ip()), tried }
 }
 
 /// What the relay said of the line.
@@ -240,6 +304,9 @@ struct Line {
     asked: watch::Sender<()>,
     local: SocketAddr,
     rank: Rank,
+    knock: Knock,
+    /// What came of the relay's knocking last.
+    tried: watch::Sender<Option<Tried>>,
 }
 
 /// What the relay asks.
@@ -283,8 +350,20 @@ async fn answer(
         }
         line::PING_PATH => {
             line.asked.send_replace(());
+            let said = request.headers().get(line::TRIED).and_then(|value| value.to_str().ok());
+            if let Some(now) = said.and_then(tried) {
+                line.tried.send_if_modified(|before| before.replace(now) != Some(now));
+            }
             let mut response = only(StatusCode::OK);
             response.headers_mut().insert(line::RANK, u16::from(line.rank.get()).into());
+            let place = match &*line.heard.borrow() {
+                Some(Heard::Welcome(welcome)) => Some(place(line.local.ip(), welcome.seen.ip())),
+                _ => None,
+            };
+            let wish = place.and_then(|place| line.knock.wish(place));
+            if let Some(wish) = wish.and_then(|wish| http::HeaderValue::from_str(&wish).ok()) {
+                response.headers_mut().insert(line::TRY, wish);
+            }
             Ok(response)
         }
         line::WELCOME if !welcomed => {
@@ -305,6 +384,17 @@ async fn answer(
         }
         _ => Ok(only(StatusCode::NOT_FOUND)),
     }
+}
+
+/// `8443 open`
+fn tried(said: &str) -> Option<Tried> {
+    let (port, how) = said.split_once(' ')?;
+    let open = match how {
+        "open" => true,
+        "closed" => false,
+        _ => return None,
+    };
+    Some(Tried { port: port.parse().ok()?, open })
 }
 
 async fn body(request: Request<Incoming>) -> Bytes {
@@ -347,61 +437,13 @@ async fn connect(address: SocketAddr, via: &Via) -> std::io::Result<TcpStream> {
     socket.connect(address).await
 }
 
-fn config(fingerprint: [u8; 32]) -> ClientConfig {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let pinned = Arc::new(Pinned { fingerprint, provider: provider.clone() });
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
+pub(crate) fn config(fingerprint: [u8; 32]) -> ClientConfig {
+    // Whoever signed it and whatever it says: the pass names it.
+    let mut config = polder_pin::calling(Known::fingerprint(fingerprint), Versions::Only13)
         .expect("the provider knows TLS 1.3")
-        .dangerous()
-        .with_custom_certificate_verifier(pinned)
         .with_no_client_auth();
     config.alpn_protocols = vec![line::PROTOCOL.to_vec()];
     // The relay tells by what we speak, not by a name.
     config.enable_sni = false;
     config
-}
-
-/// One certificate, whoever signed it and whatever it says: the pass names it.
-#[derive(Debug)]
-struct Pinned {
-    fingerprint: [u8; 32],
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        match fingerprint(certificate) == self.fingerprint {
-            true => Ok(ServerCertVerified::assertion()),
-            false => Err(rustls::Error::General("its certificate has another fingerprint".into())),
-        }
-    }
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }

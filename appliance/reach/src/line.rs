@@ -23,6 +23,14 @@ pub(crate) const CALLER: &str = "x-polder-caller";
 pub(crate) const PING_PATH: &str = "/ping";
 /// How much the box would rather have callers over another line, from 0: said with who it is and in every answer to a ping.
 pub(crate) const RANK: &str = "x-polder-rank";
+/// Said in answers to a ping by a box that wants to know whether callers come through to it without a relay: the port, and the SHA-256
+/// of the certificate that answers there. The relay knocks at the address that the line comes from, and nowhere else.
+pub(crate) const TRY: &str = "x-polder-try";
+/// What came of it, said with the next ping: the port, and `open` or `closed`.
+pub(crate) const TRIED: &str = "x-polder-tried";
+/// How often it knocks, and at least how long after the last time where the box wants it done elsewhere.
+pub(crate) const KNOCK: Duration = Duration::from_secs(20);
+pub(crate) const KNOCK_ELSEWHERE: Duration = Duration::from_secs(2);
 /// How often it asks that, and how long either side waits to hear from the other.
 pub(crate) const PING: Duration = Duration::from_secs(1);
 pub(crate) const SILENCE: Duration = Duration::from_secs(3);

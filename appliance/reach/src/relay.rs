@@ -19,13 +19,13 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::first::{First, LONGEST, first};
 use crate::line::{self, Welcome};
-use crate::pass::Pass;
 use crate::register::{Known, Register, RegisterError};
 use crate::rewind::{Ends, Rewind};
 
@@ -64,6 +64,8 @@ impl Default for Limits {
 const STALL: Duration = Duration::from_secs(60);
 /// After a box has said its last the caller has this long to hang up.
 const LAST_WORDS: Duration = Duration::from_secs(10);
+/// A box that wants to be knocked at has this long to answer.
+const KNOCKING: Duration = Duration::from_secs(5);
 /// How often the folder is looked at: whoever was removed there is cut off within it.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -267,7 +269,7 @@ impl Relay {
                 Ok(ended) => ended.map_err(text),
                 Err(error) => Err(error.to_string()),
             },
-            why = silent(ping, &line.rank) => Err(why),
+            why = silent(ping, &line.rank, remote.ip()) => Err(why),
         };
         self.remove(&id, number);
         ended
@@ -412,16 +414,81 @@ async fn carry(
 
 /// Comes back when the box does not answer any more. A question of our own, and not HTTP/2's keep-alive: a program answers it, not a library,
 /// and the box knows by it that the relay is there.
-async fn silent(mut send: SendRequest<Full<Bytes>>, known: &AtomicU8) -> String {
+async fn silent(mut send: SendRequest<Full<Bytes>>, known: &AtomicU8, remote: IpAddr) -> String {
+    let mut knocking = Knocking::default();
     loop {
         tokio::time::sleep(line::PING).await;
-        match timeout(line::SILENCE, send.send_request(asking(line::PING_PATH, Bytes::new()))).await
-        {
-            Ok(Ok(answer)) => known.store(rank(&answer), Ordering::Relaxed),
+        let mut asking = asking(line::PING_PATH, Bytes::new());
+        if let Some(tried) = knocking.tried().and_then(|tried| tried.parse().ok()) {
+            asking.headers_mut().insert(line::TRIED, tried);
+        }
+        match timeout(line::SILENCE, send.send_request(asking)).await {
+            Ok(Ok(answer)) => {
+                known.store(rank(&answer), Ordering::Relaxed);
+                knocking.want(&answer, remote);
+            }
             Ok(Err(error)) => return error.to_string(),
             Err(_) => return "the box has fallen silent".to_owned(),
         }
     }
+}
+
+/// Knocks where a box wants it, now and then, and only at the address that it called from: whoever has a pass finds out about
+/// nobody's ports but those of their own address.
+#[derive(Default)]
+struct Knocking {
+    task: JoinSet<String>,
+    /// What was wanted last, and when that was done.
+    last: Option<(String, Instant)>,
+    tried: Option<String>,
+}
+
+impl Knocking {
+    /// What came of it last.
+    fn tried(&mut self) -> Option<&str> {
+        if let Some(Ok(tried)) = self.task.try_join_next() {
+            self.tried = Some(tried);
+        }
+        self.tried.as_deref()
+    }
+
+    fn want<B>(&mut self, answer: &http::Response<B>, remote: IpAddr) {
+        let said = answer.headers().get(line::TRY).and_then(|value| value.to_str().ok());
+        let Some((wish, (port, fingerprint))) = said.and_then(|said| Some((said, knock(said)?)))
+        else {
+            return;
+        };
+        let due = self.last.as_ref().is_none_or(|(last, at)| {
+            let pause = if last == wish { line::KNOCK } else { line::KNOCK_ELSEWHERE };
+            at.elapsed() >= pause
+        });
+        if due && self.task.is_empty() {
+            self.last = Some((wish.to_owned(), Instant::now()));
+            self.task.spawn(async move {
+                let open = answers(SocketAddr::new(remote, port), fingerprint).await;
+                format!("{port} {}", if open { "open" } else { "closed" })
+            });
+        }
+    }
+}
+
+/// `8443 FINGERPRINT`
+fn knock(said: &str) -> Option<(u16, [u8; 32])> {
+    let (port, fingerprint) = said.split_once(' ')?;
+    Some((port.parse().ok().filter(|port| *port != 0)?, decode(fingerprint).try_into().ok()?))
+}
+
+/// Whether whoever has this certificate answers there.
+async fn answers(at: SocketAddr, fingerprint: [u8; 32]) -> bool {
+    let mut config = crate::dial::config(fingerprint);
+    config.alpn_protocols.clear();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let knocking = async {
+        let stream = TcpStream::connect(at).await?;
+        let name = rustls_pki_types::ServerName::IpAddress(at.ip().into());
+        connector.connect(name, stream).await
+    };
+    matches!(timeout(KNOCKING, knocking).await, Ok(Ok(_)))
 }
 
 /// What a box says of its line; one of an older version prefers none.
@@ -502,9 +569,4 @@ pub(crate) fn prepare(stream: &TcpStream) {
     if let Err(error) = set {
         log::debug!("a connection's options could not be set: {error}");
     }
-}
-
-/// What a box checks a relay by.
-pub(crate) fn fingerprint(certificate: &[u8]) -> [u8; 32] {
-    Pass::digest(certificate)
 }

@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use polder_reach::dial::{Caller, LineState, Rank, Via, hold};
+use polder_reach::dial::{Caller, Doors, Knock, LineState, Rank, Tried, Via, hold};
 use polder_reach::relay::{Limits, run};
 use polder_reach::{Pass, Place, Register};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use sha2::Digest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -67,6 +68,8 @@ struct House {
     /// The number of the line over which each of them came, from 0.
     over: Arc<Mutex<Vec<usize>>>,
     ranks: Vec<Rank>,
+    knock: Knock,
+    fingerprint: [u8; 32],
     tasks: Vec<JoinHandle<()>>,
     key: TlsAcceptor,
 }
@@ -95,6 +98,8 @@ impl House {
             callers: Arc::default(),
             over: Arc::default(),
             ranks: Vec::new(),
+            knock: Knock::default(),
+            fingerprint: sha2::Sha256::digest(made.cert.der()).into(),
             tasks: Vec::new(),
             key: TlsAcceptor::from(Arc::new(server)),
         };
@@ -107,6 +112,7 @@ impl House {
         let (pass, key, callers) = (pass.clone(), self.key.clone(), self.callers.clone());
         let (over, number, rank) = (self.over.clone(), self.ranks.len(), Rank::default());
         self.ranks.push(rank.clone());
+        let knock = self.knock.clone();
         let take = move |caller: Caller| {
             callers.lock().unwrap().push(caller.remote);
             over.lock().unwrap().push(number);
@@ -124,7 +130,8 @@ impl House {
             });
         };
         self.tasks.push(tokio::spawn(async move {
-            hold(&pass, &Via::Any, &rank, |state| drop(told.send_replace(state)), take).await;
+            hold(&pass, &Via::Any, &rank, &knock, |state| drop(told.send_replace(state)), take)
+                .await;
         }));
         state
     }
@@ -201,11 +208,42 @@ impl Wire {
 }
 
 #[tokio::test]
+async fn a_relay_that_knocks_says_whether_this_box_answers_there_and_takes_nobody_else_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let relay = Relay::start(folder.path(), "127.0.0.1:0", Limits::default()).await;
+    let mut house = House::new(&relay.pass());
+    let LineState::Held { tried: None, .. } = held(&mut house.state).await else { panic!() };
+    let door = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (own, key) = (door.local_addr().unwrap().port(), house.key.clone());
+    house.tasks.push(tokio::spawn(async move {
+        while let Ok((stream, _)) = door.accept().await {
+            drop(key.accept(stream).await);
+        }
+    }));
+    // A port at which nobody listens: it was somebody's just now.
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = closed.local_addr().unwrap().port();
+    drop(closed);
+    let fingerprint = house.fingerprint;
+    for (mapped, fingerprint, want) in [
+        (None, fingerprint, Tried { port: own, open: true }),
+        (Some(nobody), fingerprint, Tried { port: nobody, open: false }),
+        (Some(own), fingerprint, Tried { port: own, open: true }),
+        (Some(own), [9; 32], Tried { port: own, open: false }),
+    ] {
+        house.knock.set(Some(Doors { own, mapped, fingerprint }));
+        let is_so = |state: &LineState| matches!(state, LineState::Held { tried: Some(tried), .. } if *tried == want);
+        let waiting = timeout(Duration::from_secs(30), house.state.wait_for(is_so));
+        assert!(waiting.await.is_ok(), "{want:?}");
+    }
+}
+
+#[tokio::test]
 async fn callers_reach_a_box_by_its_name_and_are_never_taken_for_somebody_near() {
     let folder = tempfile::tempdir().unwrap();
     let relay = Relay::start(folder.path(), "127.0.0.1:0", Limits::default()).await;
     let mut house = House::new(&relay.pass());
-    let LineState::Held { names, seen, place } = held(&mut house.state).await else { panic!() };
+    let LineState::Held { names, seen, place, .. } = held(&mut house.state).await else { panic!() };
     assert_eq!((names, seen.ip()), (vec![NAME.to_owned()], relay.at.ip()));
     assert_eq!(place, Place::Router);
     // The handshake is with the box: only its key is trusted here.
@@ -255,7 +293,7 @@ async fn a_box_with_a_wrong_secret_is_refused_in_words_and_one_with_another_rela
     let mut house = House::new(&Pass { fingerprint: [0; 32], ..pass });
     let broken = house.state.wait_for(|state| matches!(state, LineState::Broken { .. }));
     let LineState::Broken { why } = broken.await.unwrap().clone() else { panic!() };
-    assert!(why.contains("is not the relay of this pass"), "{why}");
+    assert!(why.contains("is not the relay of this pass (its certificate has another"), "{why}");
     relay.end().await;
 }
 

@@ -9,7 +9,7 @@ use crate::certificate::PublicCertificate;
 use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::DynamicDns;
 use crate::money::Money;
-use crate::names::{AppName, BoxName, EngineName, ModelAlias, UpstreamName};
+use crate::names::{AppName, BoxName, EngineName, ModelAlias, UplinkName, UpstreamName};
 use crate::power::PowerPlan;
 use crate::sign_in::SignIn;
 use crate::spare::Spare;
@@ -110,6 +110,13 @@ pub enum SiteChange {
     RemoveSpare,
     /// Go out by these ways, all of them; none leaves the machine's own routes as they are. Undone unless it is confirmed.
     Uplinks(Uplinks),
+    /// Ask the router before an uplink to let callers in at the door's port, or ask it no more.
+    AskRouter {
+        /// Which uplink.
+        uplink: UplinkName,
+        /// Ask.
+        ask: bool,
+    },
     /// Tell this service or zone where the box is, whenever it goes out another way.
     DynamicDns(DynamicDns),
     /// Tell nobody any more.
@@ -196,6 +203,11 @@ impl SiteChange {
                 next.backup.take_if(|backup| backup.to == BackupPlace::Spare);
             }
             Self::Uplinks(uplinks) => next.uplinks = uplinks.clone(),
+            Self::AskRouter { uplink, ask } => {
+                if let Some(uplink) = next.uplinks.get_mut(uplink) {
+                    uplink.ask_router = *ask;
+                }
+            }
             Self::DynamicDns(dns) => next.dynamic_dns = Some(dns.clone()),
             Self::RemoveDynamicDns => next.dynamic_dns = None,
             Self::Alerts(alerts) => next.alerts = Some(alerts.clone()),

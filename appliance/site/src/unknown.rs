@@ -318,7 +318,7 @@ mod tests {
         site.backup = Some(Backup::to("/mnt/usb".parse().unwrap()));
         site.spare = Some(Spare::of(crate::SpareRole::OfThis));
         let (interface, targets) = ("enp1s0".parse().unwrap(), Uplink::usual_targets());
-        let uplink = Uplink { interface, order: 1, metered: false, targets };
+        let uplink = Uplink { interface, order: 1, metered: false, ask_router: true, targets };
         let name = |text: &str| text.parse().unwrap();
         let (server, key) = ("ns1".into(), name("box"));
         let zone = DnsZone { name: name("a.b"), zone: name("b"), server, key };

@@ -21,6 +21,9 @@ pub struct Uplink {
     /// Somebody pays for what goes through it, or only so much may: large transfers wait. Always written: see `unknown.rs`.
     #[serde(default)]
     pub metered: bool,
+    /// Its router is asked to let callers from the internet in at the door's port.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ask_router: bool,
     /// Who is asked whether the uplink leads anywhere; without any, [`Uplink::usual_targets`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<Target>,
@@ -37,6 +40,11 @@ impl Uplink {
         ["1.1.1.1:443", "9.9.9.9:443", "[2606:4700:4700::1111]:443", "[2620:fe::fe]:443"]
             .map(|target| target.parse().expect("the literals are targets"))
             .into()
+    }
+
+    /// The same uplink, whatever its router is asked for.
+    pub fn without_router(&self) -> Self {
+        Self { ask_router: false, ..self.clone() }
     }
 
     /// The targets that are asked.
@@ -239,7 +247,7 @@ text!(Target, TargetError);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Site;
+    use crate::{Site, SiteChange};
 
     fn site(uplinks: &str) -> Result<Site, String> {
         let text = format!("{}\n{uplinks}", Site::unclaimed(8443).to_toml());
@@ -270,6 +278,13 @@ mod tests {
         assert_eq!((mobile.order, mobile.metered, mobile.probed().len()), (2, true, 2));
         assert_eq!(Site::from_toml(&site.to_toml()).unwrap(), site);
         assert!(!Site::unclaimed(1).to_toml().contains("uplinks"));
+        assert!(!site.to_toml().contains("ask_router"), "off, and so not written");
+        let ask = |name: &str, ask| SiteChange::AskRouter { uplink: name.parse().unwrap(), ask };
+        let asking = ask("fibre", true).applied_to(&site);
+        assert!(asking.uplinks[&"fibre".parse().unwrap()].ask_router);
+        assert_eq!(Site::from_toml(&asking.to_toml()).unwrap(), asking);
+        assert_eq!(ask("fibre", false).applied_to(&asking), site);
+        assert_eq!(ask("moon", true).applied_to(&site), site);
     }
 
     #[test]

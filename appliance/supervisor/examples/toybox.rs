@@ -169,6 +169,9 @@ impl Handler<WanRequest, WanReply> for Uplinks {
             lost_lately: 0,
             addresses: Vec::new(),
             silent_targets: Vec::new(),
+            port: None,
+            dead: None,
+            stands_in: None,
         };
         let status = WanStatus { uplinks: vec![uplink], ..WanStatus::default() };
         outlet.send(&WanReply::Status(status)).await

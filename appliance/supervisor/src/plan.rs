@@ -408,6 +408,13 @@ fn title(wanted: &Wanted, site: &Site, known: &dyn Fn(&RecipeName) -> String) ->
                 format!("Go out by {}", names.join(", else by "))
             }
         },
+        Wanted::Change(SiteChange::AskRouter { uplink, ask: true }) => format!(
+            "Ask the router of {uplink} to pass callers at port {} on to this box: anybody on the internet can then knock at its sign-in page and its API, and at nothing else",
+            site.door.port
+        ),
+        Wanted::Change(SiteChange::AskRouter { uplink, ask: false }) => {
+            format!("Give back the port that the router of {uplink} passes on to this box")
+        }
         Wanted::Change(SiteChange::DynamicDns(dns)) => match (&dns.hook, &dns.zone) {
             (Some(hook), _) => format!("Tell {} where the box is", hook.parts().0),
             (None, Some(zone)) => format!("Keep {} where the box is", zone.name),
@@ -847,6 +854,7 @@ mod tests {
             interface: interface.parse().unwrap(),
             order,
             metered: false,
+            ask_router: false,
             targets: Vec::new(),
         };
         let named = [("mobile", uplink("wwan0", 2)), ("zfibre", uplink("enp1s0", 1))];
@@ -865,6 +873,28 @@ mod tests {
         );
         let none = SiteChange::Uplinks(Default::default());
         assert!(text(&serving(), Wanted::Change(none)).ends_with("[]"));
+    }
+
+    #[test]
+    fn what_a_router_is_asked_for_and_what_that_opens_is_said_before_it_is_asked() {
+        let uplink: polder_site::UplinkName = "mobile".parse().unwrap();
+        let ask = |ask| SiteChange::AskRouter { uplink: uplink.clone(), ask };
+        let mut box_ = serving();
+        box_.site = uplinks().applied_to(&box_.site);
+        assert_eq!(
+            text(&box_, Wanted::Change(ask(true))),
+            "Ask the router of mobile to pass callers at port 8443 on to this box: anybody on the internet can then knock at its sign-in page and its API, and at nothing else\n  \
+             1. Write down what the box should be\n\
+             [write-site]"
+        );
+        assert!(text(&box_, Wanted::Change(ask(false))).ends_with("[]"));
+        box_.site = ask(true).applied_to(&box_.site);
+        assert_eq!(
+            text(&box_, Wanted::Change(ask(false))),
+            "Give back the port that the router of mobile passes on to this box\n  \
+             1. Write down what the box should be\n\
+             [write-site]"
+        );
     }
 
     #[test]

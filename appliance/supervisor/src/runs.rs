@@ -106,6 +106,16 @@ impl Ledger {
         })
     }
 
+    /// A run that waited goes on with the site as it is by now, which it goes back to if it fails.
+    pub(crate) fn rebase(&mut self, id: RunId, before: &Site) -> io::Result<()> {
+        self.change(|page| {
+            page.open
+                .iter_mut()
+                .filter(|open| open.id == id)
+                .for_each(|open| open.before = Some(before.clone()));
+        })
+    }
+
     /// A run is over.
     pub(crate) fn end(&mut self, run: Run) -> io::Result<()> {
         self.change(|page| {

@@ -513,6 +513,12 @@ impl<P: Parts> Work<P> {
         {
             self.shelf.fits(&change.applied_to(&site), &self.machine().await)?;
         }
+        if let Wanted::Change(SiteChange::Power(power)) = &wanted
+            && power.attached.is_some()
+            && self.image.is_none()
+        {
+            return Err(ups::NO_NUT.to_owned());
+        }
         let store = match &wanted {
             Wanted::Change(SiteChange::Backup(backup)) => Some(self.store_at(backup).await?),
             _ => None,
@@ -565,7 +571,8 @@ impl<P: Parts> Work<P> {
         self.board.post(id, plan, RunState::Running);
         let work = self.clone();
         self.tasks.spawn(async move {
-            let outcome = match work.carry_out(id, &intent, &before, actions, &cancel).await {
+            let mut before = before;
+            let outcome = match work.carry_out(id, &intent, &mut before, actions, &cancel).await {
                 Err(Halt::Failed(step, why)) => {
                     let why = work.put_back(&intent, &before, why, &cancel).await;
                     Err(Halt::Failed(step, why))
@@ -621,7 +628,7 @@ impl<P: Parts> Work<P> {
         self: &Arc<Self>,
         id: RunId,
         intent: &Intent,
-        before: &Site,
+        before: &mut Site,
         actions: Vec<Action>,
         cancel: &CancellationToken,
     ) -> Result<(), Halt> {
@@ -631,7 +638,8 @@ impl<P: Parts> Work<P> {
                 &ImportSource::Recipe
             }
         };
-        for (step, action) in actions.into_iter().enumerate() {
+        let mut actions = actions.into_iter().enumerate();
+        while let Some((step, action)) = actions.next() {
             if cancel.is_cancelled() {
                 return Err(Halt::Cancelled);
             }
@@ -640,11 +648,29 @@ impl<P: Parts> Work<P> {
             }
             self.board.step(id, step, StepState::Running(None));
             let done = match action {
-                Action::ImportModel { recipe, .. } => {
-                    self.import(id, step, recipe, from.clone(), cancel).await
-                }
-                Action::BringImage(container) => {
-                    self.bring_image(id, step, *container, cancel).await
+                Action::ImportModel { .. } | Action::BringImage(_) => {
+                    let brought = match action {
+                        Action::ImportModel { recipe, .. } => {
+                            self.bring_in(id, step, recipe, from, intent, cancel).await
+                        }
+                        Action::BringImage(container) => {
+                            self.bring_image(id, step, *container, intent, cancel).await
+                        }
+                        _ => Ok(None),
+                    };
+                    match brought {
+                        Ok(None) => Ok(()),
+                        Ok(Some((anew, site))) => {
+                            *before = site;
+                            actions = anew.into_iter().enumerate();
+                            continue;
+                        }
+                        Err(halt) => {
+                            // A run changes nothing before its model is in: whatever is another now is what others did.
+                            *before = self.board.site();
+                            Err(halt)
+                        }
+                    }
                 }
                 Action::StopEngine(name) => {
                     self.stop_engine(&name).await;

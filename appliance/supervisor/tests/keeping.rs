@@ -592,6 +592,7 @@ fn two_uplinks() -> SiteChange {
         interface: interface.parse().unwrap(),
         order,
         metered: false,
+        ask_router: false,
         targets: Vec::new(),
     };
     let named = [("fibre", uplink("enp1s0", 1)), ("mobile", uplink("wwan0", 2))];
@@ -638,8 +639,8 @@ async fn other_uplinks_are_undone_unless_somebody_confirms_them() {
     box_.over().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_import_waits_while_somebody_pays_for_what_goes_out_and_says_so() {
+/// A box that goes out by an uplink that somebody pays for.
+async fn on_a_metered_line() -> Box_ {
     let box_ = Box_::new(&[("wan", "metered")]).await;
     let SiteChange::Uplinks(mut uplinks) = two_uplinks() else { panic!() };
     uplinks.values_mut().for_each(|uplink| uplink.metered = true);
@@ -652,26 +653,81 @@ async fn an_import_waits_while_somebody_pays_for_what_goes_out_and_says_so() {
     while !Sockets::of(box_.state.path()).wan().exists() {
         sleep(Duration::from_millis(10)).await;
     }
-    let import = |from| Request::Import { recipe: "m1".parse().unwrap(), from, by: ada() };
-    let Reply::Accepted(id) = box_.ask(import(ImportSource::Recipe)).await else { panic!() };
-    let waits = loop {
+    box_
+}
+
+/// What the first step of a run waits for.
+async fn waits(box_: &Box_, id: RunId) -> String {
+    loop {
         let run = box_.run(id).await;
-        if let StepState::Running(Some(progress)) = &run.steps[0] {
-            break progress.phase.clone();
+        if let StepState::Running(Some(progress)) = &run.steps[0]
+            && progress.phase.starts_with("waiting")
+        {
+            return progress.phase.clone();
         }
         assert_eq!(run.state, RunState::Running);
         sleep(Duration::from_millis(10)).await;
-    };
-    assert!(waits.starts_with("waiting: mobile is metered; bring it on a disk"), "{waits}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_waits_while_somebody_pays_for_what_goes_out_and_says_so() {
+    let box_ = on_a_metered_line().await;
+    let import = |from| Request::Import { recipe: "m1".parse().unwrap(), from, by: ada() };
+    let Reply::Accepted(id) = box_.ask(import(ImportSource::Recipe)).await else { panic!() };
+    let why = waits(&box_, id).await;
+    assert!(why.starts_with("waiting: mobile is metered; bring it on a disk"), "{why}");
     // Somebody brings it on a disk, or another uplink is used.
-    assert_eq!(box_.ask(Request::Cancel(id)).await, Reply::Done);
-    assert_eq!(box_.until_over(id).await.state, RunState::Cancelled);
-    let Reply::Accepted(id) = box_.ask(import(ImportSource::Folder("/m1".into()))).await else {
+    let Reply::Accepted(disk) = box_.ask(import(ImportSource::Folder("/m1".into()))).await else {
         panic!()
     };
-    assert_eq!(box_.until_over(id).await.state, RunState::Done);
+    assert_eq!(box_.until_over(disk).await.state, RunState::Done);
+    assert_eq!(box_.ask(Request::Cancel(id)).await, Reply::Done);
+    assert_eq!(box_.until_over(id).await.state, RunState::Cancelled);
     behave(box_.state.path(), "wan", "");
     box_.serve("m2").await;
+    box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn imports_that_wait_for_a_line_hold_nobody_up_and_go_on_with_the_box_as_it_is_then() {
+    let box_ = on_a_metered_line().await;
+    let slot = |name: &str, model: &str| {
+        let slot = EngineSlot::serving(model.parse().unwrap());
+        SiteChange::Engine { name: name.parse().unwrap(), slot }
+    };
+    // Two at once, each of which would change the box.
+    let first = box_.apply(slot("fast", "m1")).await;
+    waits(&box_, first).await;
+    let second = box_.apply(slot("large", "m2")).await;
+    waits(&box_, second).await;
+    let dropped = box_.apply(slot("fast", "m3")).await;
+    waits(&box_, dropped).await;
+
+    // The box is changed meanwhile, and a run that is stopped takes none of that back.
+    let renamed = box_.apply(SiteChange::Rename("dune".parse().unwrap())).await;
+    assert_eq!(box_.until_over(renamed).await.state, RunState::Done);
+    box_.shelf.imported.lock().unwrap().insert("m4".parse().unwrap());
+    let here = box_.apply(slot("fast", "m4")).await;
+    assert_eq!(box_.until_over(here).await.state, RunState::Done);
+    assert_eq!(box_.ask(Request::Cancel(dropped)).await, Reply::Done);
+    assert_eq!(box_.until_over(dropped).await.state, RunState::Cancelled);
+    let site = box_.status().await.site;
+    assert_eq!(site.engines[&"fast".parse().unwrap()].recipe.as_str(), "m4");
+    assert_eq!(site.name.as_str(), "dune");
+
+    // They wait over a restart too, and then go on one after the other.
+    let box_ = box_.restarted().await;
+    waits(&box_, first).await;
+    waits(&box_, second).await;
+    box_.shelf.import_ms.store(300, Ordering::SeqCst);
+    behave(box_.state.path(), "wan", "");
+    assert_eq!(box_.until_over(first).await.state, RunState::Done);
+    assert_eq!(box_.until_over(second).await.state, RunState::Done);
+    let site = box_.status().await.site;
+    assert_eq!(site.name.as_str(), "dune", "an old plan was written over a newer site");
+    let serves = |name: &str| site.engines[&name.parse().unwrap()].recipe.to_string();
+    assert_eq!((serves("fast"), serves("large")), ("m1".to_owned(), "m2".to_owned()));
     box_.over().await;
 }
 

@@ -19,13 +19,11 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use polder_control::SecretText;
+use polder_pin::{Known, Versions};
 use polder_site::UpstreamUrl;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use sha2::{Digest, Sha256};
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -351,19 +349,14 @@ fn trusting(authority: Option<&str>) -> Result<ClientConfig, WireError> {
         }
         None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
     }
-    let mut tls = builder()?.with_root_certificates(roots).with_no_client_auth();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|_| WireError::Authority)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(tls)
-}
-
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
-}
-
-fn builder() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, WireError> {
-    ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(|_| WireError::Authority)
 }
 
 /// Fetches another Polder box's own authority, PEM, and takes it only with this fingerprint (SHA-256), as that box's screen and its page
@@ -380,10 +373,9 @@ pub async fn fetch_authority(url: &UpstreamUrl, fingerprint: &str) -> Result<Str
         );
     }
     let say = |error: WireError| error.to_string();
-    let mut tls = builder()
-        .map_err(say)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(provider())))
+    // Any certificate is taken on the way: what is fetched is compared with its fingerprint.
+    let mut tls = polder_pin::calling(Known::anybody(), Versions::Both)
+        .map_err(|_| say(WireError::Authority))?
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     let bare: UpstreamUrl = format!("https://{}/", url.authority())
@@ -393,51 +385,13 @@ pub async fn fetch_authority(url: &UpstreamUrl, fingerprint: &str) -> Result<Str
     let answer = wire.within(Duration::from_secs(10)).fetch("/ca.crt").await.map_err(say)?;
     let none = || format!("{} gives no certificate; is it a Polder box?", url.authority());
     let der = CertificateDer::from_pem_slice(answer.body()).map_err(|_| none())?;
-    let found: String = Sha256::digest(&der).iter().map(|byte| format!("{byte:02X}")).collect();
+    let found = polder_pin::fingerprint(&der);
+    let found: String = found.iter().map(|byte| format!("{byte:02X}")).collect();
     match found == wanted {
         true => String::from_utf8(answer.into_body().to_vec()).map_err(|_| none()),
         false => Err(format!(
             "the certificate of {} has another fingerprint than this one; read it off the other box's screen again, and if it is the same there, somebody is in between",
             url.authority()
         )),
-    }
-}
-
-/// Takes any certificate: what is fetched is compared with its fingerprint.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -42,7 +42,9 @@ async fn run(state: &str, pages: Pages) {
     let told = async move {
         term.recv().await;
     };
-    if let Err(error) = polder_wan::serve(state.as_ref(), Policy::default(), pages, told).await {
+    // Nobody who tests waits a minute for a router.
+    let policy = Policy { port_check: Duration::from_secs(1), ..Policy::default() };
+    if let Err(error) = polder_wan::serve(state.as_ref(), policy, pages, told).await {
         eprintln!("error: {error}");
         std::process::exit(1);
     }

@@ -37,7 +37,9 @@ fn telling(
     announced: &Announcement,
 ) -> Result<Telling, String> {
     let public = |six: bool| {
-        announced.addresses.iter().copied().find(|a| a.is_ipv6() == six && is_public(*a))
+        let own = announced.addresses.iter().copied();
+        let router = announced.router.map(IpAddr::V4).into_iter();
+        own.chain(router).find(|a| a.is_ipv6() == six && is_public(*a))
     };
     match (&dns.hook, &dns.zone) {
         (Some(hook), _) => page(hook, secret, public(false), public(true)),
@@ -86,7 +88,7 @@ fn records(
 ) -> Result<Telling, String> {
     if four.is_none() && six.is_none() {
         return Err(format!(
-            "{uplink} has no public address of its own, so that {} would lead nowhere; a service that sees where it is asked from can still be told (a hook)",
+            "{uplink} has no public address of its own, and none of its router is known, so that {} would lead nowhere; a service that sees where it is asked from can still be told (a hook)",
             zone.name
         ));
     }
@@ -108,13 +110,11 @@ fn records(
 }
 
 /// Whether others can reach it, as far as an address tells.
-fn is_public(address: IpAddr) -> bool {
+pub(crate) fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(four) => {
-            let [a, b, ..] = four.octets();
-            let shared = a == 100 && (64..128).contains(&b);
             !(four.is_private()
-                || shared
+                || is_shared(address)
                 || four.is_loopback()
                 || four.is_link_local()
                 || four.is_unspecified()
@@ -123,6 +123,11 @@ fn is_public(address: IpAddr) -> bool {
         }
         IpAddr::V6(six) => six.segments()[0] & 0xe000 == 0x2000,
     }
+}
+
+/// RFC 6598: what providers put their customers behind.
+pub(crate) fn is_shared(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(four) if four.octets()[0] == 100 && four.octets()[1] & 0xc0 == 64)
 }
 
 /// What it goes by.
@@ -233,7 +238,7 @@ mod tests {
 
     fn announced(addresses: &[&str]) -> Announcement {
         let addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
-        Announcement { uplink: "mobile".parse().unwrap(), addresses }
+        Announcement { uplink: "mobile".parse().unwrap(), addresses, router: None }
     }
 
     fn hook(url: &str) -> DynamicDns {
@@ -276,6 +281,31 @@ mod tests {
         );
         let why = telling(&zone(), None, &announced(&["192.168.1.2", "100.100.1.1", "fe80::1"]));
         assert!(why.unwrap_err().contains("mobile has no public address"));
+    }
+
+    #[test]
+    fn a_zone_gets_the_routers_address_where_the_uplink_has_none_of_its_own() {
+        let behind = |addresses: &[&str], router: &str| {
+            let router = Some(router.parse().unwrap());
+            let Ok(Telling::Records(changes)) =
+                telling(&zone(), None, &Announcement { router, ..announced(addresses) })
+            else {
+                return Vec::new();
+            };
+            let added = |change: &Change| match change {
+                Change::Add { data: Data::A(at), .. } => Some(at.to_string()),
+                Change::Add { data: Data::Aaaa(at), .. } => Some(at.to_string()),
+                _ => None,
+            };
+            changes.iter().filter_map(added).collect()
+        };
+        assert_eq!(behind(&["192.168.1.7"], "203.0.113.5"), ["203.0.113.5"]);
+        assert_eq!(
+            behind(&["192.168.1.7", "2001:db8::7"], "203.0.113.5"),
+            ["203.0.113.5", "2001:db8::7"]
+        );
+        assert_eq!(behind(&["198.51.100.4"], "203.0.113.5"), ["198.51.100.4"]);
+        assert!(behind(&["192.168.1.7"], "100.64.1.1").is_empty());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The part among the others: follows the site, tells how the uplinks are.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +10,7 @@ use polder_control::{
     Client, ControlError, Event, Handler, Outlet, Reply, Request, Sockets, WanReply, WanRequest,
     WanStatus,
 };
-use polder_site::{DynamicDns, Store, StoreError, Uplinks};
+use polder_site::{DynamicDns, InterfaceName, Store, StoreError, Uplinks};
 use tokio::sync::{mpsc, watch};
 
 use crate::dynamic_dns::Teller;
@@ -52,47 +54,51 @@ pub async fn serve(
     let (tell_dns, dns) = watch::channel(site.dynamic_dns.filter(|_| !paired));
     let (said, told_whom) = watch::channel(None);
     let (status, seen) = watch::channel(WanStatus::default());
+    // Nor does it ask for a port that its spare may have.
+    let (tell_door, door) = watch::channel(Some(site.door.port).filter(|_| !paired));
+    let (seen_outside, outside) = watch::channel(BTreeMap::new());
     let (announce, announced) = mpsc::unbounded_channel();
     let teller = Teller { state: state.to_owned(), pages: pages.clone(), said };
     let sockets = Sockets::of(state);
-    let (desk, at) = (Arc::new(Desk { seen, told_whom }), sockets.wan());
+    let (desk, at) = (Arc::new(Desk { seen, told_whom, seen_outside }), sockets.wan());
     let answering = polder_control::serve(&at, desk);
     let control = sockets.control();
-    let options = Options { policy, pages, uplinks, status, announce };
+    let options = Options { policy, pages, uplinks, door, seen: outside, status, announce };
+    let site = Site { uplinks: tell, dns: tell_dns, door: tell_door };
     tokio::select! {
         ended = run(options, told) => Ok(ended?),
         ended = answering => Ok(ended?),
-        () = follow(&control, tell, tell_dns) => Ok(()),
+        () = follow(&control, site) => Ok(()),
         () = teller.tell(dns, announced) => Ok(()),
     }
 }
 
-/// Passes on which uplinks the site names, as the supervisor tells.
-async fn follow(
-    control: &Path,
-    tell: watch::Sender<Uplinks>,
+/// What the site says of all this, as it is now.
+struct Site {
+    uplinks: watch::Sender<Uplinks>,
     dns: watch::Sender<Option<DynamicDns>>,
-) {
+    door: watch::Sender<Option<u16>>,
+}
+
+/// Passes on what the site says, as the supervisor tells.
+async fn follow(control: &Path, tell: Site) {
     loop {
-        if let Err(error) = watch_site(control, &tell, &dns).await {
+        if let Err(error) = watch_site(control, &tell).await {
             log::debug!("the supervisor does not tell about the site: {error}");
         }
         tokio::time::sleep(AGAIN).await;
     }
 }
 
-async fn watch_site(
-    control: &Path,
-    tell: &watch::Sender<Uplinks>,
-    dns: &watch::Sender<Option<DynamicDns>>,
-) -> Result<(), ControlError> {
+async fn watch_site(control: &Path, tell: &Site) -> Result<(), ControlError> {
     let mut client: Client<Request, Reply> = Client::connect(control).await?;
     let mut reply = client.ask(&Request::Watch).await?;
     loop {
         if let Reply::Event(Event::Status(status)) = reply {
-            replace(tell, status.site.uplinks);
+            replace(&tell.uplinks, status.site.uplinks);
             let serves = status.closed.is_none();
-            replace(dns, status.site.dynamic_dns.filter(|_| serves));
+            replace(&tell.dns, status.site.dynamic_dns.filter(|_| serves));
+            replace(&tell.door, Some(status.site.door.port).filter(|_| serves));
         }
         reply = client.next().await?.ok_or(ControlError::Closed)?;
     }
@@ -110,6 +116,7 @@ fn replace<T: PartialEq>(tell: &watch::Sender<T>, next: T) {
 struct Desk {
     seen: watch::Receiver<WanStatus>,
     told_whom: watch::Receiver<Option<String>>,
+    seen_outside: watch::Sender<BTreeMap<InterfaceName, IpAddr>>,
 }
 
 impl Handler<WanRequest, WanReply> for Desk {
@@ -118,12 +125,11 @@ impl Handler<WanRequest, WanReply> for Desk {
         question: WanRequest,
         outlet: &mut Outlet<WanReply>,
     ) -> Result<(), ControlError> {
-        match question {
-            WanRequest::Status => {
-                let mut status = self.seen.borrow().clone();
-                status.told = self.told_whom.borrow().clone();
-                outlet.send(&WanReply::Status(status)).await
-            }
+        if let WanRequest::Seen(seen) = question {
+            replace(&self.seen_outside, seen);
         }
+        let mut status = self.seen.borrow().clone();
+        status.told = self.told_whom.borrow().clone();
+        outlet.send(&WanReply::Status(status)).await
     }
 }

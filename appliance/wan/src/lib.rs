@@ -4,10 +4,12 @@
 //! part of the box that asks, listens and does it.
 
 mod dynamic_dns;
+mod families;
 mod follow;
 mod machine;
 mod netlink;
 mod policy;
+mod ports;
 mod probe;
 pub mod routing;
 mod run;
@@ -17,6 +19,7 @@ mod uplink;
 mod window;
 
 pub use dynamic_dns::SECRET;
+pub use families::Heard;
 pub use follow::{WanError, serve};
 pub use machine::{Decision, Event, Machine, View, Why};
 pub use netlink::{Netlink, NetlinkError, Observed};

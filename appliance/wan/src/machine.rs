@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use crate::Time;
+use crate::families::{self, Heard};
 use crate::policy::Policy;
 use crate::uplink::{Condition, Uplink};
 use crate::window::Quality;
@@ -30,6 +31,8 @@ pub enum Event {
         round: u64,
         /// Per target the delay, or nothing where it was lost. Empty where nothing could be asked.
         results: Vec<Option<Duration>>,
+        /// The same counted for IPv4 and IPv6.
+        heard: [Heard; 2],
     },
     /// Whether anybody uses the way out that is in use.
     Busy(bool),
@@ -54,6 +57,20 @@ pub enum Decision {
     },
     /// End the connections that hang on this uplink: they would hang for minutes otherwise.
     CutOff(usize),
+    /// Of one family, new connections go out here from now on; the other one stays where it is.
+    Lead {
+        /// IPv6.
+        six: bool,
+        /// By which uplink.
+        uplink: usize,
+    },
+    /// End the connections of one family that hang on this uplink.
+    CutOffFamily {
+        /// IPv6.
+        six: bool,
+        /// Which uplink.
+        uplink: usize,
+    },
     /// The world should know where the box is now.
     Announce(usize),
 }
@@ -82,6 +99,8 @@ pub struct View {
     pub flaps: usize,
     /// Targets that never answer while others do.
     pub away: Vec<usize>,
+    /// Whether nobody answers over IPv4, or over IPv6, while the other is well.
+    pub dead: [bool; 2],
 }
 
 /// Decides which of several uplinks is used. Uplinks are named by their place in the order in which they are preferred. Time
@@ -91,6 +110,8 @@ pub struct Machine {
     policy: Policy,
     uplinks: Vec<Uplink>,
     in_use: usize,
+    /// By which uplink IPv4 and IPv6 go out.
+    ways: [usize; 2],
     since: Time,
     busy: bool,
     /// Nothing was said about the way out in use yet.
@@ -110,6 +131,7 @@ impl Machine {
             uplinks: metered.iter().map(|metered| Uplink::new(&policy, *metered, now)).collect(),
             policy,
             in_use: 0,
+            ways: [0, 0],
             since: now,
             busy: true,
             unannounced: true,
@@ -135,11 +157,11 @@ impl Machine {
                     self.unannounced |= there && uplink == self.in_use;
                 }
             }
-            Event::Probed { uplink, round, results } => {
+            Event::Probed { uplink, round, results, heard } => {
                 if let Some(it) = self.uplinks.get_mut(uplink)
                     && let Some((_, begun)) = it.round.take_if(|(under_way, _)| *under_way == round)
                 {
-                    it.take(&results, &self.policy, now);
+                    it.take(&results, heard, &self.policy, now);
                     let spare = uplink != self.in_use;
                     it.next_round = (begun + it.pace(spare, &self.policy)).max(now);
                     let answered = results.iter().any(Option::is_some);
@@ -182,6 +204,11 @@ impl Machine {
         (self.in_use, self.since)
     }
 
+    /// By which uplinks IPv4 and IPv6 go out: the one that is used, unless a family is dead there and lives at another one.
+    pub fn ways(&self) -> [usize; 2] {
+        self.ways
+    }
+
     /// Whether it matters that anybody uses the way out: a better one waits.
     pub fn wants_to_know_busy(&self) -> bool {
         self.returning().is_some()
@@ -205,6 +232,7 @@ impl Machine {
             quality: it.quality(&self.policy),
             flaps: it.flaps(),
             away: it.away(&self.policy),
+            dead: it.families.dead(),
         })
     }
 
@@ -213,6 +241,7 @@ impl Machine {
             uplink.forget(&self.policy, now);
         }
         self.choose(now, decisions);
+        self.lead(decisions);
         self.hasten(now);
         // Where a better way is in use, nothing should hang on a worse one.
         if self.uplinks[self.in_use].condition() > Condition::Silent {
@@ -239,6 +268,26 @@ impl Machine {
                 uplink.next_round = uplink.next_round.min(now + self.policy.interval);
             }
         }
+    }
+
+    /// Leads a family that is dead here out by another uplink, and back.
+    fn lead(&mut self, decisions: &mut Vec<Decision>) {
+        let seen: Vec<_> = self.uplinks.iter().map(|u| (u.condition(), &u.families)).collect();
+        let ways = families::ways(self.in_use, &seen);
+        for six in [false, true] {
+            let (before, now) = (self.ways[usize::from(six)], ways[usize::from(six)]);
+            let apart = |way| way != self.in_use;
+            // Where the whole box goes another way, that was said.
+            if before == now || !(apart(now) || self.uplinks[now].families.came_back(six)) {
+                continue;
+            }
+            decisions.push(Decision::Lead { six, uplink: now });
+            self.unannounced = true;
+            if self.uplinks[self.in_use].families.dead()[usize::from(six)] {
+                decisions.push(Decision::CutOffFamily { six, uplink: self.in_use });
+            }
+        }
+        self.ways = ways;
     }
 
     fn choose(&mut self, now: Time, decisions: &mut Vec<Decision>) {

@@ -34,6 +34,8 @@ pub struct Policy {
     pub longest_hold: Duration,
     /// How long it is remembered that an uplink was lost.
     pub memory: Duration,
+    /// Between two questions to a router whether it still passes callers on.
+    pub port_check: Duration,
 }
 
 impl Default for Policy {
@@ -55,6 +57,7 @@ impl Default for Policy {
             hold: seconds(60),
             longest_hold: seconds(3600),
             memory: seconds(3600),
+            port_check: seconds(60),
         }
     }
 }

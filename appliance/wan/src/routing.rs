@@ -164,12 +164,12 @@ pub struct Routing {
     pub routes: BTreeSet<Route>,
 }
 
-/// What should be there, with these uplinks in their order, of which one is in use.
+/// What should be there, with these uplinks in their order, of which one is in use for each family: IPv4, then IPv6.
 ///
 /// Probes find their uplink by their mark, answers theirs by the address that they come from, and everything else the one in use;
 /// what is near comes first for all but probes. Behind each table packets end, so that nothing that is meant for one uplink leaks out
 /// through another.
-pub fn wanted(links: &[Link], in_use: usize) -> Routing {
+pub fn wanted(links: &[Link], in_use: [usize; 2]) -> Routing {
     let mut routing = Routing::default();
     let Routing { rules, routes } = &mut routing;
     if links.is_empty() {
@@ -207,7 +207,7 @@ pub fn wanted(links: &[Link], in_use: usize) -> Routing {
             if let Some(gateway) = link.gateway(six) {
                 let how = out(gateway.via, gateway.source);
                 routes.insert(Route { six, table, to: None, metric: 1, how: how.clone() });
-                if place as usize == in_use {
+                if place as usize == in_use[usize::from(six)] {
                     routes.insert(Route { six, table: TABLE, to: None, metric: 1, how });
                 }
             }
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn probes_answers_and_everything_else_find_their_own_way_and_never_anothers() {
-        let routing = wanted(&[fibre(), mobile()], 0);
+        let routing = wanted(&[fibre(), mobile()], [0; 2]);
         let link = |how: How| match how {
             How::Out { link, .. } => link,
             How::Unreachable => 0,
@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(way("2620:fe::fe", None, Some(MARK + 1)), 0);
         assert_eq!(way("192.0.2.9", Some("192.0.2.7"), None), 2);
 
-        let routing = wanted(&[fibre(), mobile()], 1);
+        let routing = wanted(&[fibre(), mobile()], [1; 2]);
         assert!(matches!(
             super::tests::way(&routing, "9.9.9.9", None, None),
             How::Out { link: 3, .. }
@@ -331,12 +331,30 @@ mod tests {
     }
 
     #[test]
+    fn a_family_that_goes_out_elsewhere_takes_nothing_of_the_other_along() {
+        let mut other = fibre();
+        other.index = 9;
+        let (before, after) =
+            (wanted(&[fibre(), other.clone()], [0; 2]), wanted(&[fibre(), other], [0, 1]));
+        let acts = difference(&before, &after);
+        assert!(
+            matches!(acts[..], [Act::Route(Route { table: TABLE, six: true, .. })]),
+            "{acts:?}"
+        );
+        assert!(matches!(way(&after, "2620:fe::fe", None, None), How::Out { link: 9, .. }));
+        assert!(matches!(way(&after, "9.9.9.9", None, None), How::Out { link: 2, .. }));
+        assert!(matches!(way(&after, "2620:fe::fe", None, Some(MARK)), How::Out { link: 2, .. }));
+    }
+
+    #[test]
     fn a_switch_is_one_act_for_each_family() {
-        let (before, after) = (wanted(&[fibre(), fibre()], 0), wanted(&[fibre(), mobile()], 0));
+        let (before, after) =
+            (wanted(&[fibre(), fibre()], [0; 2]), wanted(&[fibre(), mobile()], [0; 2]));
         assert_ne!(before, after);
         let mut other = fibre();
         other.index = 9;
-        let (before, after) = (wanted(&[fibre(), other.clone()], 0), wanted(&[fibre(), other], 1));
+        let (before, after) =
+            (wanted(&[fibre(), other.clone()], [0; 2]), wanted(&[fibre(), other], [1; 2]));
         let acts = difference(&before, &after);
         assert_eq!(acts.len(), 2, "{acts:?}");
         assert!(acts.iter().all(|act| matches!(act, Act::Route(Route { table: TABLE, .. }))));
@@ -344,10 +362,10 @@ mod tests {
 
     #[test]
     fn an_interface_that_is_gone_leaves_its_table_with_a_wall_only() {
-        let routing = wanted(&[Link::default(), mobile()], 0);
+        let routing = wanted(&[Link::default(), mobile()], [0; 2]);
         assert_eq!(way(&routing, "9.9.9.9", None, None), How::Unreachable);
         assert_eq!(way(&routing, "9.9.9.9", None, Some(MARK)), How::Unreachable);
-        assert_eq!(wanted(&[], 0), Routing::default());
+        assert_eq!(wanted(&[], [0; 2]), Routing::default());
     }
 
     #[test]
@@ -377,7 +395,7 @@ mod tests {
             before in prop::collection::vec(a_link(), 0..4), after in prop::collection::vec(a_link(), 0..4),
             used in (0..4usize, 0..4usize),
         ) {
-            let (mut have, want) = (wanted(&before, used.0), wanted(&after, used.1));
+            let (mut have, want) = (wanted(&before, [used.0; 2]), wanted(&after, [used.1; 2]));
             for act in difference(&have, &want) {
                 match act {
                     Act::Route(route) => {

@@ -1,17 +1,19 @@
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use polder_control::WanStatus;
-use polder_site::{TargetKind, Uplink, UplinkName, Uplinks};
+use polder_control::{Family, WanStatus};
+use polder_site::{InterfaceName, TargetKind, Uplink, UplinkName, Uplinks};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::Time;
+use crate::families::Heard;
 use crate::machine::{Decision, Event, Machine, Why};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::policy::Policy;
+use crate::ports::{self, Ports};
 use crate::probe::{self, Pages, Way};
 use crate::routing::{self, Link, MARK, Routing};
 use crate::sockets::{self, Connection};
@@ -30,6 +32,10 @@ pub struct Options {
     pub pages: Pages,
     /// The uplinks; others from the moment that others are sent.
     pub uplinks: watch::Receiver<Uplinks>,
+    /// The door's port, which routers are asked to pass on where the site says so; none while the box does not serve.
+    pub door: watch::Receiver<Option<u16>>,
+    /// By which address somebody outside sees what leaves through an interface.
+    pub seen: watch::Receiver<BTreeMap<InterfaceName, IpAddr>>,
     /// How they are, for whoever wants to know.
     pub status: watch::Sender<WanStatus>,
     /// The uplink in use whenever it changed and was seen to work, with its addresses.
@@ -41,8 +47,10 @@ pub struct Options {
 pub struct Announcement {
     /// Through which uplink.
     pub uplink: UplinkName,
-    /// Its addresses.
+    /// Its addresses, and those of another one where a family goes out there.
     pub addresses: Vec<IpAddr>,
+    /// By which the internet knows its router, where it has no public IPv4 address itself.
+    pub router: Option<Ipv4Addr>,
 }
 
 /// Looks after the uplinks until `told`. Leaves the machine's routing as it was before.
@@ -59,11 +67,14 @@ pub async fn run(mut options: Options, told: impl Future<Output = ()>) -> Result
             () = &mut told => break,
             changed = keeper.options.uplinks.changed() => match changed {
                 Ok(()) => {
-                    keeper.begin_anew();
+                    keeper.follow_site();
                     keeper.look().await?;
                 }
                 Err(_) => break,
             },
+            Ok(()) = keeper.options.door.changed() => keeper.ask_routers(),
+            Ok(()) = keeper.options.seen.changed() => keeper.tell_of_routers(),
+            () = keeper.ports.changed() => keeper.tell_of_routers(),
             () = keeper.netlink.changed() => keeper.look().await?,
             Some((generation, event)) = keeper.heard.recv() => {
                 if generation == keeper.generation {
@@ -105,6 +116,11 @@ struct Keeper<'a> {
     have: Routing,
     why: Why,
     trouble: Option<String>,
+    ports: Ports,
+    /// By which address the internet knew each router last.
+    routers: BTreeMap<UplinkName, Ipv4Addr>,
+    /// What was announced last.
+    announced: Option<Announcement>,
     results: mpsc::UnboundedSender<(u64, Event)>,
     heard: mpsc::UnboundedReceiver<(u64, Event)>,
     names: Arc<Mutex<Names>>,
@@ -124,6 +140,9 @@ impl<'a> Keeper<'a> {
             have: Routing::default(),
             why: Why::Start,
             trouble: None,
+            ports: Ports::new(options.policy.port_check),
+            routers: BTreeMap::new(),
+            announced: None,
             results,
             heard,
             names: Arc::default(),
@@ -137,6 +156,75 @@ impl<'a> Keeper<'a> {
         self.began.elapsed()
     }
 
+    /// Who only wants another router asked keeps everything that is known of the uplinks.
+    fn follow_site(&mut self) {
+        let next = self.options.uplinks.borrow_and_update().clone();
+        let same = next.len() == self.uplinks.len()
+            && self.uplinks.iter().all(|(name, known)| {
+                let next = next.get(name).map(Uplink::without_router);
+                next.is_some_and(|next| next == known.without_router())
+            });
+        if !same {
+            return self.begin_anew();
+        }
+        for (name, known) in &mut self.uplinks {
+            known.ask_router = next.get(name).is_some_and(|next| next.ask_router);
+        }
+    }
+
+    /// Asks those routers that the site says, as their uplinks are now.
+    fn ask_routers(&mut self) {
+        let door = *self.options.door.borrow_and_update();
+        let mut wanted = BTreeMap::new();
+        for (place, (name, uplink)) in self.uplinks.iter().enumerate() {
+            if let Some(door) = door.filter(|_| uplink.ask_router) {
+                let (link, device) = (&self.links[place], uplink.interface.as_str());
+                let question = ports::question(link, device, mark(place), door);
+                wanted.insert(name.clone(), question);
+            }
+        }
+        self.ports.want(wanted);
+        self.tell_of_routers();
+    }
+
+    /// Says again where the box is when only its router is somewhere else.
+    fn tell_of_routers(&mut self) {
+        let (states, seen) = (self.ports.states(), self.options.seen.borrow_and_update().clone());
+        for (place, (name, uplink)) in self.uplinks.iter().enumerate() {
+            let seen = seen.get(&uplink.interface).copied();
+            if let Some(now) = ports::outside(&self.links[place], states.get(name), seen) {
+                self.routers.insert(name.clone(), now);
+            }
+        }
+        if let Some(before) = &self.announced
+            && let Some(now) = self.announcement(self.machine.in_use().0)
+            && now.uplink == before.uplink
+            && now.router.is_some()
+            && now.router != before.router
+        {
+            log::info!("the router of {} is known as {:?} now", now.uplink, now.router);
+            self.announce(now);
+        }
+    }
+
+    fn announcement(&self, uplink: usize) -> Option<Announcement> {
+        let name = self.uplinks.get(uplink)?.0.clone();
+        let of = |six: bool| {
+            let link = &self.links[self.machine.ways()[usize::from(six)]];
+            link.addresses.iter().copied().filter(move |ip| ip.is_ipv6() == six)
+        };
+        let addresses = of(false).chain(of(true)).collect();
+        let four = self.uplinks.get(self.machine.ways()[0]).map(|(name, _)| name);
+        let router = four.and_then(|name| self.routers.get(name)).copied();
+        Some(Announcement { uplink: name, addresses, router })
+    }
+
+    fn announce(&mut self, now: Announcement) {
+        self.announced = Some(now.clone());
+        // Nobody may want to know.
+        let _ = self.options.announce.send(now);
+    }
+
     /// Other uplinks: nothing that is known says anything about them.
     fn begin_anew(&mut self) {
         let uplinks = self.options.uplinks.borrow_and_update().clone();
@@ -146,6 +234,8 @@ impl<'a> Keeper<'a> {
         self.machine = Machine::new(self.options.policy.clone(), &metered, self.now());
         self.generation += 1;
         self.links = vec![Link::default(); self.uplinks.len()];
+        self.routers.clear();
+        self.announced = None;
         self.why = Why::Start;
     }
 
@@ -168,11 +258,13 @@ impl<'a> Keeper<'a> {
                 decisions.extend(self.machine.take(event, now));
             }
             if (&before.addresses, &before.gateways) != (&next.addresses, &next.gateways) {
+                self.routers.remove(&self.uplinks[place].0);
                 let event = Event::Address { uplink: place, there: next.is_configured() };
                 decisions.extend(self.machine.take(event, now));
             }
         }
         self.follow(decisions).await;
+        self.ask_routers();
         if !gone.is_empty() {
             let local = &self.local;
             let orphaned =
@@ -195,13 +287,19 @@ impl<'a> Keeper<'a> {
         for decision in decisions {
             match decision {
                 Decision::Use { .. } => {}
-                Decision::CutOff(uplink) => self.cut_off(uplink),
+                Decision::CutOff(uplink) => self.cut_off(uplink, |_| true),
+                Decision::Lead { six, uplink } => {
+                    let name = &self.uplinks[uplink].0;
+                    log::info!("{} goes out through {name} now", Family::of(six).name());
+                }
+                Decision::CutOffFamily { six, uplink } => {
+                    self.cut_off(uplink, |c| c.here.ip().to_canonical().is_ipv6() == six);
+                }
                 Decision::Probe { uplink, round } => self.probe(uplink, round),
                 Decision::Announce(uplink) => {
-                    let addresses = self.links[uplink].addresses.iter().copied().collect();
-                    let uplink = self.uplinks[uplink].0.clone();
-                    // Nobody may want to know.
-                    let _ = self.options.announce.send(Announcement { uplink, addresses });
+                    if let Some(now) = self.announcement(uplink) {
+                        self.announce(now);
+                    }
                 }
             }
         }
@@ -209,7 +307,7 @@ impl<'a> Keeper<'a> {
 
     /// Makes the kernel's rules and tables what they should be.
     async fn reconcile(&mut self) {
-        let want = routing::wanted(&self.links, self.machine.in_use().0);
+        let want = routing::wanted(&self.links, self.machine.ways());
         let mut trouble = None;
         for act in routing::difference(&self.have, &want) {
             if let Err(error) = self.netlink.apply(&act).await {
@@ -229,8 +327,7 @@ impl<'a> Keeper<'a> {
     fn probe(&self, uplink: usize, round: u64) {
         let (_, it) = &self.uplinks[uplink];
         let speaks = [false, true].map(|six| self.links[uplink].speaks(six));
-        let mark = MARK + u32::try_from(uplink).expect("there are few uplinks");
-        let way = Way { mark, device: it.interface.to_string() };
+        let way = Way { mark: mark(uplink), device: it.interface.to_string() };
         let (pages, patience) = (self.options.pages.clone(), self.options.policy.patience);
         let probes = it.probed().into_iter().map(|target| {
             let known = self.addresses_of(target.kind());
@@ -238,14 +335,15 @@ impl<'a> Keeper<'a> {
             let (way, pages) = (way.clone(), pages.clone());
             at.map(|at| async move {
                 let asked = probe::ask(target.kind(), at, &way, &pages);
-                match tokio::time::timeout(patience, asked).await {
+                let answer = match tokio::time::timeout(patience, asked).await {
                     Ok(Ok(delay)) => Some(delay),
                     Ok(Err(error)) => {
                         log::debug!("{target} through {}: {error}", way.device);
                         None
                     }
                     Err(_) => None,
-                }
+                };
+                (usize::from(at.is_ipv6()), answer)
             })
         });
         let probes: Vec<_> = probes.flatten().collect();
@@ -254,10 +352,16 @@ impl<'a> Keeper<'a> {
             let begun = Instant::now();
             let asked = futures_util::future::join_all(probes).await;
             // What is refused at once is asked no more often than what is silent.
-            if asked.iter().all(Option::is_none) {
+            if asked.iter().all(|(_, answer)| answer.is_none()) {
                 tokio::time::sleep_until(begun + patience).await;
             }
-            let event = Event::Probed { uplink, round, results: asked };
+            let mut heard = [Heard::default(); 2];
+            for (family, answer) in &asked {
+                heard[*family].asked += 1;
+                heard[*family].answered += usize::from(answer.is_some());
+            }
+            let delays = asked.into_iter().map(|(_, answer)| answer).collect();
+            let event = Event::Probed { uplink, round, results: delays, heard };
             let _ = results.send((generation, event));
         });
     }
@@ -291,9 +395,10 @@ impl<'a> Keeper<'a> {
         known.map_or_else(Vec::new, |(_, list)| list)
     }
 
-    fn cut_off(&self, uplink: usize) {
+    fn cut_off(&self, uplink: usize, which: impl Fn(&Connection) -> bool) {
         let (link, local) = (&self.links[uplink], &self.local);
-        end_all(self.uplinks[uplink].0.as_str(), |connection| hangs(connection, link, local));
+        let hangs = |connection: &Connection| which(connection) && hangs(connection, link, local);
+        end_all(self.uplinks[uplink].0.as_str(), hangs);
     }
 
     /// Whether anybody would notice if the way out changed.
@@ -321,7 +426,7 @@ impl<'a> Keeper<'a> {
     }
 
     fn tell(&mut self) {
-        let status = status::status(
+        let mut status = status::status(
             &self.machine,
             &self.uplinks,
             &self.links,
@@ -329,11 +434,17 @@ impl<'a> Keeper<'a> {
             self.trouble.clone(),
             self.now(),
         );
+        let mut ports = self.ports.states();
+        for uplink in &mut status.uplinks {
+            uplink.port = ports.remove(&uplink.name);
+        }
         self.options.status.send_replace(status);
     }
 
     /// The machine's own routes are good enough for whoever looks after nothing.
     async fn leave(&mut self) {
+        // While there is still a way to each router.
+        std::mem::replace(&mut self.ports, Ports::new(LOOK)).end().await;
         match self.netlink.observe().await {
             Ok(observed) => self.have = observed.routing,
             Err(error) => log::warn!("{error}"),
@@ -342,6 +453,11 @@ impl<'a> Keeper<'a> {
         self.links.clear();
         self.reconcile().await;
     }
+}
+
+/// The mark of an uplink's own packets.
+fn mark(place: usize) -> u32 {
+    MARK + u32::try_from(place).expect("there are few uplinks")
 }
 
 /// Whether a connection goes nowhere when the uplink does not: what is on its wire still answers, as long as the wire is there.

@@ -1,6 +1,6 @@
 //! The machine's figures as people and other parts see them.
 
-use polder_control::{UplinkState, UplinkStatus, WanStatus};
+use polder_control::{Family, UplinkState, UplinkStatus, WanStatus};
 use polder_site::{Uplink, UplinkName};
 
 use crate::machine::{Machine, Why};
@@ -33,6 +33,15 @@ pub(crate) fn status(
             lost_lately: u32::try_from(view.flaps).unwrap_or(u32::MAX),
             addresses: link.addresses.iter().copied().collect(),
             silent_targets: silent.map(ToString::to_string).collect(),
+            port: None,
+            dead: [false, true]
+                .into_iter()
+                .find(|six| view.dead[usize::from(*six)])
+                .map(Family::of),
+            stands_in: [false, true]
+                .into_iter()
+                .find(|six| place != in_use && machine.ways()[usize::from(*six)] == place)
+                .map(Family::of),
         })
     };
     let back = machine.returning().and_then(|(place, when)| {

@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 
 use crate::Time;
+use crate::families::{Families, Heard};
 use crate::policy::Policy;
 use crate::window::{Quality, Window};
 
@@ -33,6 +34,7 @@ pub(crate) struct Uplink {
     poor: bool,
     answered: u32,
     unanswered: u32,
+    pub(crate) families: Families,
     window: Window,
     /// Rounds since it became poor.
     since_poor: Window,
@@ -57,6 +59,7 @@ impl Uplink {
             poor: false,
             answered: 0,
             unanswered: 0,
+            families: Families::default(),
             window: Window::of(policy.window),
             since_poor: Window::of(policy.recovery),
             condition: Condition::NoCarrier,
@@ -118,6 +121,7 @@ impl Uplink {
     pub(crate) fn take(
         &mut self,
         results: &[Option<std::time::Duration>],
+        heard: [Heard; 2],
         policy: &Policy,
         now: Time,
     ) {
@@ -136,6 +140,7 @@ impl Uplink {
             self.answered = 0;
             self.unanswered = self.unanswered.saturating_add(1);
         }
+        self.families.take(heard, policy, now);
         self.window.take(results);
         self.since_poor.take(results);
         if self.unanswered >= policy.down_after {
@@ -205,7 +210,9 @@ impl Uplink {
     /// it is a spare that works, few do.
     pub(crate) fn pace(&self, spare: bool, policy: &Policy) -> std::time::Duration {
         match () {
-            () if self.unanswered > 0 && !self.silent => policy.patience,
+            () if (self.unanswered > 0 && !self.silent) || self.families.hurries(policy) => {
+                policy.patience
+            }
             () if spare && self.metered && self.condition == Condition::Good => {
                 policy.spare_interval
             }

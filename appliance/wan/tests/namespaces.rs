@@ -2,6 +2,9 @@
 //! `--nocapture` to see the table.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
+#[path = "namespaces/ports.rs"]
+mod ports;
+
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -10,6 +13,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const SERVER: &str = "198.51.100.1:80";
 const SERVER6: &str = "[2001:db8:100::1]:80";
+
+/// How the part of this box sees it; nothing where it does not answer.
+fn status_of(
+    state: &std::path::Path,
+    request: &polder_control::WanRequest,
+) -> Option<polder_control::WanStatus> {
+    let sockets = polder_control::Sockets::of(state);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(polder_control::wan_asked(&sockets, request))
+}
 
 /// A box with two uplinks, two providers that translate addresses, and the internet behind them.
 struct World {
@@ -192,14 +205,7 @@ impl World {
 
     /// How the part itself sees it.
     fn status(&self) -> polder_control::WanStatus {
-        let socket = polder_control::Sockets::of(self.state.path()).wan();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            use polder_control::{Client, WanReply, WanRequest};
-            let mut client: Client<WanRequest, WanReply> = Client::connect(&socket).await.unwrap();
-            let WanReply::Status(status) = client.ask(&WanRequest::Status).await.unwrap();
-            status
-        })
+        status_of(self.state.path(), &polder_control::WanRequest::Status).unwrap()
     }
 }
 
@@ -308,6 +314,49 @@ fn dead_upstream(what: &'static str, name: &str, server: &str, way: &str) -> Row
     wait(6.0);
     assert_eq!((seen.count(back, "cut"), seen.count(back, "lost")), (0, 0));
     assert_eq!(world.status().uplinks[0].state, polder_control::UplinkState::Good);
+    row
+}
+
+/// The provider's IPv6 dies, and its IPv4 does not, or the other way round.
+fn one_family(six: bool) -> Row {
+    let (dies, lives) = if six { ("ipv6", "ipv4") } else { ("ipv4", "ipv6") };
+    let mut world = World::new(if six { "6" } else { "4" });
+    world.does("net", "ip addr add 2001:db8:100::2/128 dev lo nodad");
+    world.serve("net", &["answer", "[2001:db8:100::2]:443"]);
+    world.site(
+        r#"["198.51.100.11:443", "198.51.100.12:443", "[2001:db8:100::1]:443", "[2001:db8:100::2]:443"]"#,
+    );
+    world.run(None);
+    let (four, sixth) = (world.traffic(SERVER), world.traffic(SERVER6));
+    let (dead, well, by) = match six {
+        true => (&sixth, &four, "fd02::2"),
+        false => (&four, &sixth, "10.3.2.1"),
+    };
+    let at = now();
+    world.does("i1", &format!("nft add rule inet f f meta nfproto {dies} drop"));
+    wait(5.0);
+    let what = if six { "IPv6 dies alone" } else { "IPv4 dies alone" };
+    let row = row(what, dead, at, by);
+    assert!(dead.first(at, "cut", "ConnectionAborted").is_some(), "{}", row.3);
+    assert!(dead.first(at, "stream", by).unwrap() < 4500, "{}", row.3);
+    assert_eq!((well.count(at, "cut"), well.count(at, "lost")), (0, 0), "{lives} is left alone");
+    assert_eq!(well.ways().len(), 1, "{:?}", well.ways());
+    let status = world.status();
+    let family = Some(polder_control::Family::of(six));
+    let [first, second] = &status.uplinks[..] else { panic!("{status:?}") };
+    assert!(first.in_use && !second.in_use, "{status:?}");
+    assert_eq!((first.dead, second.stands_in, second.dead), (family, family, None), "{status:?}");
+    // Back by itself, and nobody is cut off by that.
+    world.lives(1);
+    let back = now();
+    let begun = std::time::Instant::now();
+    while world.status().uplinks[1].stands_in.is_some() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", world.status());
+        wait(0.2);
+    }
+    wait(0.5);
+    assert_eq!(dead.ways().len(), 3, "there and back: {:?}", dead.ways());
+    assert_eq!((dead.count(back, "cut"), well.count(at, "cut")), (0, 0));
     row
 }
 
@@ -436,6 +485,8 @@ fn each_failure_is_left_in_its_time_and_streams_end_clearly() {
         std::thread::spawn(carrier_loss),
         std::thread::spawn(|| dead_upstream("dead upstream", "d", SERVER, "10.3.2.1")),
         std::thread::spawn(|| dead_upstream("dead upstream, IPv6", "s", SERVER6, "fd02::2")),
+        std::thread::spawn(|| one_family(true)),
+        std::thread::spawn(|| one_family(false)),
         std::thread::spawn(five_flaps),
         std::thread::spawn(forty_percent_loss),
     ];

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use polder_wan::{Condition, Decision, Event, Machine, Policy, Why};
+use polder_wan::{Condition, Decision, Event, Heard, Machine, Policy, Why};
 use proptest::prelude::*;
 
 const fn s(seconds: u64) -> Duration {
@@ -108,7 +108,8 @@ impl World {
                 match what {
                     Coming::Busy(busy) => self.take(Event::Busy(busy)),
                     Coming::Result(uplink, round, results) => {
-                        self.take(Event::Probed { uplink, round, results });
+                        let heard = Default::default();
+                        self.take(Event::Probed { uplink, round, results, heard });
                     }
                     Coming::Change(uplink, step) => {
                         let next = self.stories[uplink][step].1;
@@ -166,6 +167,100 @@ impl World {
         };
         self.log.iter().filter_map(cut).collect()
     }
+}
+
+/// Of both families, from a number.
+fn heard(asked: u64, answered: u64) -> [Heard; 2] {
+    [0, 2].map(|shift| {
+        let of = |number: u64| (number >> shift) as usize % 4;
+        Heard { asked: of(asked), answered: of(answered).min(of(asked)) }
+    })
+}
+
+/// What a machine of two uplinks decided, each with what answers there in each second: IPv4 and IPv6, of two targets each.
+fn families(
+    seconds: u64,
+    answers: impl Fn(usize, Duration) -> [bool; 2],
+) -> (Machine, Vec<(Duration, Decision)>) {
+    let mut machine = Machine::new(Policy::default(), &[false, false], s(0));
+    let mut decisions = Vec::new();
+    for uplink in [0, 1] {
+        decisions.extend(machine.take(Event::Carrier { uplink, up: true }, s(0)));
+        decisions.extend(machine.take(Event::Address { uplink, there: true }, s(0)));
+    }
+    let (mut log, mut coming, mut now) = (Vec::new(), Vec::new(), s(0));
+    while now < s(seconds) {
+        for decision in decisions.drain(..) {
+            match decision {
+                Decision::Probe { uplink, round } => {
+                    let lives = answers(uplink, now);
+                    let took = if lives == [true; 2] { ms(20) } else { ms(750) };
+                    coming.push((now + took, uplink, round, lives));
+                }
+                other => log.push((now, other)),
+            }
+        }
+        coming.sort();
+        let next = coming.first().map(|(at, ..)| *at);
+        let tick = machine.next_tick().map(|at| at.max(now));
+        now = next.into_iter().chain(tick).min().unwrap().max(now + ms(1));
+        decisions = match next {
+            Some(at) if at <= now => {
+                let (_, uplink, round, lives) = coming.remove(0);
+                let one = |lives: bool| Heard { asked: 2, answered: 2 * usize::from(lives) };
+                let results = lives.iter().flat_map(|lives| vec![lives.then_some(ms(20)); 2]);
+                let results = results.collect();
+                let heard = lives.map(one);
+                machine.take(Event::Probed { uplink, round, results, heard }, now)
+            }
+            _ => machine.tick(now),
+        };
+    }
+    (machine, log)
+}
+
+#[test]
+fn a_family_that_dies_alone_goes_out_elsewhere_within_the_same_time_and_comes_back() {
+    let dead = |now: Duration| (s(30)..s(60)).contains(&now);
+    for six in [false, true] {
+        let answers = |uplink: usize, now: Duration| match (uplink, six) {
+            (0, false) => [!dead(now), true],
+            (0, true) => [true, !dead(now)],
+            _ => [true, true],
+        };
+        let (machine, log) = families(50, answers);
+        assert_eq!(machine.in_use().0, 0, "the other one stays");
+        assert_eq!(machine.ways(), if six { [0, 1] } else { [1, 0] });
+        let moved: Vec<_> = log.iter().filter(|(at, _)| *at > s(29)).collect();
+        let [
+            (at, Decision::Lead { six: s1, uplink: 1 }),
+            (_, Decision::CutOffFamily { six: s2, uplink: 0 }),
+            (told, Decision::Announce(0)),
+        ] = moved[..]
+        else {
+            panic!("{moved:?}")
+        };
+        assert_eq!((*s1, *s2), (six, six));
+        assert!(*at < ms(33_500), "{at:?}");
+        assert!(*told < ms(35_000), "{told:?}");
+        let (machine, log) = families(80, answers);
+        assert_eq!(machine.ways(), [0, 0]);
+        let back: Vec<_> = log.iter().filter(|(at, _)| *at > s(59)).collect();
+        assert!(
+            matches!(back[..], [(_, Decision::Lead { uplink: 0, .. }), (_, Decision::Announce(0))]),
+            "nobody is cut off on the way back: {back:?}"
+        );
+    }
+}
+
+#[test]
+fn a_family_that_dies_everywhere_or_with_all_the_rest_is_nobodys_to_lead() {
+    let led =
+        |log: &[(Duration, Decision)]| log.iter().any(|(_, d)| matches!(d, Decision::Lead { .. }));
+    let (machine, log) = families(60, |_, now| [true, now < s(30)]);
+    assert!(machine.ways() == [0, 0] && !led(&log), "{log:?}");
+    let (machine, log) = families(60, |uplink, now| [uplink == 1 || now < s(30); 2]);
+    assert!(machine.in_use().0 == 1 && machine.ways() == [1, 1] && !led(&log), "{log:?}");
 }
 
 fn always(link: Link) -> Vec<(Duration, Link)> {
@@ -370,6 +465,9 @@ proptest! {
                     }
                     Decision::Announce(uplink) => prop_assert_eq!(uplink, used),
                     Decision::Probe { .. } => unreachable!("not in the log"),
+                    Decision::Lead { .. } | Decision::CutOffFamily { .. } => {
+                        unreachable!("these links do not tell families apart")
+                    }
                 }
             }
             seen = world.log.len();
@@ -408,10 +506,10 @@ proptest! {
                 0 => Event::Carrier { uplink, up: number % 2 == 0 },
                 1 => Event::Address { uplink, there: number % 2 == 0 },
                 2 => Event::Busy(number % 2 == 0),
-                3 => Event::Probed { uplink, round: number, results: vec![None; number as usize % 4] },
+                3 => Event::Probed { uplink, round: number, results: vec![None; number as usize % 4], heard: heard(number, 0) },
                 _ => {
                     let results = vec![Some(ms(number)); number as usize % 4];
-                    Event::Probed { uplink, round: rounds[uplink], results }
+                    Event::Probed { uplink, round: rounds[uplink], results, heard: heard(number, number) }
                 }
             };
             for decision in machine.take(event, now).into_iter().chain(machine.tick(now)) {
@@ -420,6 +518,7 @@ proptest! {
                 }
             }
             prop_assert!(machine.in_use().0 < uplinks.max(1));
+            prop_assert!(machine.ways().iter().all(|way| *way < uplinks.max(1)));
         }
     }
 }

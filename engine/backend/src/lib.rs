@@ -21,11 +21,13 @@
 
 pub mod check;
 mod host;
+mod keep;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 pub use host::{HostBlock, HostMemory, Lent};
+pub use keep::Writer;
 
 /// An index into the model's vocabulary.
 #[derive(

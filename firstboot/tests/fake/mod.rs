@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use polder_control::{
     BoxStatus, Disk, EngineStatus, Gpu, KitWords, Lock, Machine, PartState, PartStatus, Plan,
-    Progress, RecoveryKey, Run, RunId, RunState, Step, StepState, Unit,
+    Progress, RecoveryKey, Run, RunId, RunState, SecretText, Step, StepState, Unit,
 };
 use polder_firstboot::{ClaimRefusal, ClaimToken, Host, Newcomer, SetupError, Trust, Window};
+use polder_power::around::{Around, Heard};
 use polder_site::{BackupPlace, RecipeName, Site, SiteChange};
 
 pub(crate) const CODE: &str = "ABCDE-FGHJK-23456";
@@ -37,10 +38,29 @@ pub(crate) struct State {
     /// Nothing on a machine whose disk is its owner's affair.
     pub(crate) disk: Option<Disk>,
     pub(crate) applied: Vec<SiteChange>,
+    /// UPSes of this machine's own.
+    pub(crate) around: Around,
+    /// And at 10.0.0.2.
+    pub(crate) elsewhere: Vec<Heard>,
+    pub(crate) ups_password: Option<String>,
+    /// The machine runs from Polder's image.
+    pub(crate) image: bool,
     /// The disk is full.
     pub(crate) cannot_save: bool,
     /// The supervisor does not answer.
     pub(crate) away: bool,
+}
+
+impl State {
+    /// What a box that is only a program refuses.
+    fn can(&self, change: &SiteChange) -> Result<(), SetupError> {
+        match change {
+            SiteChange::Power(power) if power.attached.is_some() && !self.image => {
+                Err(SetupError::Refused("set NUT up on this machine".into()))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -73,6 +93,10 @@ impl Fake {
             },
             disk: None,
             applied: Vec::new(),
+            around: Around::default(),
+            elsewhere: Vec::new(),
+            ups_password: None,
+            image: true,
             cannot_save: false,
             away: false,
         })))
@@ -130,6 +154,13 @@ pub(crate) fn plan_for(change: &SiteChange) -> Plan {
                 step("import-model", format!("Import {} (98.4 MB)", slot.recipe)),
                 step("start-engine", "Start the engine fast".into()),
                 step("write-site", "Note it in site.toml".into()),
+            ],
+        },
+        SiteChange::Power(power) => Plan {
+            title: format!("Live off the UPS {} when the mains is away", power.ups),
+            steps: vec![
+                step("write-site", "Note it".into()),
+                step("watch-ups", "Listen to the UPS".into()),
             ],
         },
         _ => Plan {
@@ -267,13 +298,14 @@ impl Host for Fake {
         Ok(self.there()?.site.engines.values().map(|slot| slot.recipe.clone()).collect())
     }
     async fn preview(&self, change: SiteChange) -> Result<Plan, SetupError> {
-        drop(self.there()?);
+        self.there()?.can(&change)?;
         Ok(plan_for(&change))
     }
     async fn apply(&self, change: SiteChange) -> Result<RunId, SetupError> {
         let mut state = self.there()?;
         let id = RunId(state.runs.len() as u64 + 1);
         let plan = plan_for(&change);
+        state.can(&change)?;
         let imports = matches!(change, SiteChange::Engine { .. });
         let (steps, run_state) = if imports {
             let waiting = plan.steps.iter().skip(1).map(|_| StepState::Waiting);
@@ -295,6 +327,19 @@ impl Host for Fake {
         if let Some(run) = state.runs.iter_mut().find(|r| r.id == run) {
             run.state = RunState::Cancelled;
         }
+        Ok(())
+    }
+    async fn batteries(&self) -> Around {
+        self.state().around.clone()
+    }
+    async fn batteries_at(&self, place: String) -> Result<Vec<Heard>, String> {
+        match place.as_str() {
+            "10.0.0.2" => Ok(self.state().elsewhere.clone()),
+            other => Err(format!("no machine at {other} listens to a UPS")),
+        }
+    }
+    async fn ups_password(&self, password: SecretText) -> Result<(), SetupError> {
+        self.there()?.ups_password = Some(password.expose().to_owned());
         Ok(())
     }
     async fn addresses(&self) -> Result<Vec<IpAddr>, SetupError> {

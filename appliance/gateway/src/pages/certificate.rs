@@ -15,13 +15,13 @@ use polder_site::{
 };
 use serde::Deserialize;
 
-use crate::Gateway;
 use crate::door::secret_in_words;
 use crate::host::parse_host;
 use crate::pages::apps::change_site;
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::home::Said;
 use crate::pages::who::{SignedIn, Steward};
+use crate::{AskError, Gateway};
 
 /// Authorities that a steward can choose by name: what the form calls them, their directory, what people read.
 const AUTHORITIES: [(&str, &str, &str); 3] = [
@@ -33,6 +33,9 @@ const AUTHORITIES: [(&str, &str, &str); 3] = [
     ),
     ("zerossl", "https://acme.zerossl.com/v2/DV90", "ZeroSSL (needs an account there)"),
 ];
+
+/// Nobody looks after a public certificate on this box just now.
+const NO_ACME: &str = "the folder for public certificates (pki/public) could not be opened when the box started, so that none is asked for nor renewed; see whether the disk is full, then restart the box; its log says more";
 
 /// The form, as it was filled in.
 #[derive(Deserialize, Default)]
@@ -81,22 +84,61 @@ pub(super) async fn set(
     if let Err(why) = change.applied_to(&gateway.status().site).check() {
         return Ok(wrong(&why.to_string()));
     }
-    leave_the_hook(&gateway, &change)?;
-    // Before the change, so that the first try has them.
-    for (name, text) in [
-        (SecretName::Account, &wish.account_secret),
-        (SecretName::DnsKey, &wish.key_secret),
-        (SecretName::Hook, &wish.hook_secret),
-    ] {
-        if !text.trim().is_empty() {
-            let (what, on) = secret_in_words(name, false);
-            record(&gateway, &who, what, on).await?;
-            let acme = gateway.acme.as_ref().ok_or_else(no_acme)?;
-            acme.keep_secret(name, SecretText::new(text)).map_err(no_files)?;
+    match change_with(&gateway, &who, change, wish.secrets()).await {
+        Ok(()) => Ok(Redirect::to("/certificate?said=certificate").into_response()),
+        Err(error) if error.status().is_server_error() => Err(error),
+        Err(error) => {
+            let again = match wish.secrets().is_empty() {
+                true => "",
+                false => " The secrets that you typed have to be typed again.",
+            };
+            let why = format!(
+                "{} The certificate of now and its secrets stay as they were.{again}",
+                sentence(&error.to_string())
+            );
+            Ok(wrong(&why))
         }
     }
-    change_site(&gateway, &who, change).await?;
-    Ok(Redirect::to("/certificate?said=certificate").into_response())
+}
+
+/// Makes the change, with secrets that count when it is made and never if it is refused.
+async fn change_with(
+    gateway: &Gateway,
+    who: &SignedIn,
+    change: SiteChange,
+    typed: Vec<(SecretName, SecretText)>,
+) -> Result<(), Trouble> {
+    let wanted = match &change {
+        SiteChange::Certificate(wanted) => Some(wanted.as_ref().clone()),
+        _ => None,
+    };
+    let mut secrets = typed.clone();
+    // Whoever names another service does not thereby hand it what was meant for the one before.
+    let moves = moves_the_hook(&gateway.status().site, &change);
+    if moves && typed.iter().all(|(name, _)| *name != SecretName::Hook) {
+        secrets.push((SecretName::Hook, SecretText::new("")));
+    }
+    let acme = match (&gateway.acme, typed.is_empty()) {
+        (None, false) => return Err(no_acme()),
+        (acme, _) => acme.as_ref(),
+    };
+    if let Some(acme) = acme {
+        // Before the change, so that the first try has them.
+        acme.keep_for(wanted.as_ref(), secrets).map_err(no_files)?;
+    }
+    let changed = change_site(gateway, who, change).await;
+    match (&changed, acme) {
+        (Ok(()), Some(acme)) => acme.look(),
+        // Of a change whose answer was lost nobody knows whether it was made; they wait for it.
+        (Err(Trouble::Ask(AskError::Away(_))), _) | (_, None) => {}
+        (Err(_), Some(acme)) => acme.leave_waiting().map_err(no_files)?,
+    }
+    changed?;
+    for (name, _) in typed {
+        let (what, on) = secret_in_words(name, false);
+        record(gateway, who, what, on).await?;
+    }
+    Ok(())
 }
 
 pub(super) async fn again(
@@ -112,19 +154,8 @@ pub(super) async fn remove(
     State(gateway): State<Arc<Gateway>>,
     Steward(who): Steward,
 ) -> Result<Response, Trouble> {
-    leave_the_hook(&gateway, &SiteChange::RemoveCertificate)?;
-    change_site(&gateway, &who, SiteChange::RemoveCertificate).await?;
+    change_with(&gateway, &who, SiteChange::RemoveCertificate, Vec::new()).await?;
     Ok(Redirect::to("/certificate?said=certificate-removed").into_response())
-}
-
-/// Whoever names another service does not thereby hand it what was meant for the one before.
-fn leave_the_hook(gateway: &Gateway, change: &SiteChange) -> Result<(), Trouble> {
-    match &gateway.acme {
-        Some(acme) if moves_the_hook(&gateway.status().site, change) => {
-            acme.keep_secret(SecretName::Hook, SecretText::new("")).map_err(no_files)
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Is the web service that is asked now not asked any more?
@@ -146,8 +177,7 @@ async fn record(gateway: &Gateway, who: &SignedIn, what: &str, on: &str) -> Resu
 }
 
 fn no_acme() -> Trouble {
-    let why = "the folder for public certificates cannot be used; the box's log says why";
-    Trouble::Say(StatusCode::INTERNAL_SERVER_ERROR, why.to_owned())
+    Trouble::Say(StatusCode::INTERNAL_SERVER_ERROR, NO_ACME.to_owned())
 }
 
 fn no_files(error: AcmeError) -> Trouble {
@@ -191,6 +221,17 @@ impl Wish {
             wish.wait = hook.wait.to_string();
         }
         wish
+    }
+
+    /// Those that were typed.
+    fn secrets(&self) -> Vec<(SecretName, SecretText)> {
+        let all = [
+            (SecretName::Account, &self.account_secret),
+            (SecretName::DnsKey, &self.key_secret),
+            (SecretName::Hook, &self.hook_secret),
+        ];
+        let typed = all.into_iter().filter(|(_, text)| !text.trim().is_empty());
+        typed.map(|(name, text)| (name, SecretText::new(text))).collect()
     }
 
     fn read(&self) -> Result<PublicCertificate, String> {
@@ -238,6 +279,7 @@ fn page(gateway: &Gateway, who: &SignedIn, top: Markup, wish: &Wish) -> Response
     let site = gateway.status().site.clone();
     let body = html! {
         (top)
+        @if gateway.acme.is_none() { (banner(Tone::Bad, html! { p { (sentence(NO_ACME)) } })) }
         (state(&status, site.certificate.is_some()))
         (form(wish, &status, site.certificate.is_some()))
     };
@@ -265,10 +307,10 @@ fn state(status: &PublicStatus, wanted: bool) -> Markup {
                     }))
                 }
                 @if let Some(held) = &status.held { (held_facts(held, now)) }
-                p { @match &status.doing {
+                @if !status.next.is_empty() || status.doing.is_some() { p { @match &status.doing {
                     Some(doing) => { "Just now the box " (doing) "." },
                     None => { "Next: " (status.next) "." },
-                } }
+                } } }
                 div.row {
                     form method="post" action="/certificate/again" {
                         button.quiet type="submit" { @if status.failed.is_some() || status.held.is_none() { "Try now" } @else { "Renew now" } }
@@ -369,7 +411,12 @@ fn form(wish: &Wish, status: &PublicStatus, wanted: bool) -> Markup {
 
 /// On the dashboard: which names, until when, what comes next, what failed.
 pub(super) fn line(gateway: &Gateway) -> Markup {
-    let Some(acme) = &gateway.acme else { return html! {} };
+    let Some(acme) = &gateway.acme else {
+        // Who wants none misses nothing.
+        return html! {
+            @if gateway.status().site.certificate.is_some() { (banner(Tone::Bad, html! { p { (sentence(NO_ACME)) } })) }
+        };
+    };
     let (status, now) = (acme.status(), frame::now());
     html! {
         @if status.wanted.is_empty() {

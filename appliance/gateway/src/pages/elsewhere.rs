@@ -526,7 +526,7 @@ async fn page(
         lead: Some("Who is asked when this box cannot answer, and what that may cost."),
         ..Page::default()
     };
-    Ok(answer(&page, &nav(gateway, &who.member, "/models"), body))
+    Ok(answer(&page, &nav(gateway, &who.member, "/elsewhere"), body))
 }
 #[cfg(test)]
 mod tests {

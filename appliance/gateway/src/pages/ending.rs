@@ -239,7 +239,7 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response
         narrow: true,
         ..Page::default()
     };
-    Ok(answer(&page, &nav(gateway, &who.member, "/collective"), body))
+    Ok(answer(&page, &nav(gateway, &who.member, "/collective/end"), body))
 }
 
 /// What nobody should be told otherwise.

@@ -4,40 +4,104 @@ use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
 use maud::{DOCTYPE, Markup, html};
 use polder_members::{Member, MembersError};
-use polder_page::{Nav, NavLink, Page, Tone, banner};
+use polder_page::{Nav, NavGroup, NavLink, Page, Tone, banner};
 
 use crate::{AskError, Gateway};
 
+/// Of everybody: what they came for.
+const FIRST: &[(&str, &str)] = &[("/", "Home"), ("/chat", "Chat")];
+/// Of every member: the rest. Stewards, who have more than a line holds, find it by what it is about.
+const EVERYONE: &[(&str, &str)] = &[
+    ("/connect", "Connect"),
+    ("/usage", "Usage"),
+    ("/money", "Money"),
+    ("/collective", "Collective"),
+    ("/handbook", "Handbook"),
+    ("/status", "Status"),
+];
+/// Of stewards, by what somebody looks for who does not know our words.
+const GROUPS: &[(&str, &[(&str, &str)])] = &[
+    (
+        "Yours",
+        &[
+            ("/connect", "Connect your programs"),
+            ("/usage", "Usage"),
+            ("/account", "Your account"),
+            ("/handbook", "Handbook"),
+        ],
+    ),
+    (
+        "People",
+        &[
+            ("/members", "Members and invites"),
+            ("/collective", "The collective"),
+            ("/collective/stewards", "Stewards"),
+            ("/collective/sheets", "Sheets to get back in"),
+            ("/identity", "Sign in elsewhere"),
+            ("/apps", "Apps beside the box"),
+        ],
+    ),
+    (
+        "Models",
+        &[
+            ("/models", "Models"),
+            ("/models/change", "Change the model"),
+            ("/elsewhere", "Servers elsewhere"),
+        ],
+    ),
+    (
+        "Machine",
+        &[
+            ("/dashboard", "How the box is"),
+            ("/issues", "Health"),
+            ("/versions", "Updates"),
+            ("/audit", "Who did what"),
+            ("/status", "What members see"),
+            ("/shell", "Help from afar"),
+            ("/moving", "Moving house"),
+            ("/collective/end", "The end of the box"),
+        ],
+    ),
+    (
+        "Network and power",
+        &[
+            ("/uplinks", "Lines to the internet"),
+            ("/outside", "Reaching it from outside"),
+            ("/certificate", "Certificate"),
+            ("/power", "Power and UPS"),
+        ],
+    ),
+    (
+        "Backups",
+        &[
+            ("/backup", "Backups"),
+            ("/spare", "The spare"),
+            ("/spare/takeover", "The spare takes over"),
+        ],
+    ),
+    ("Money", &[("/money", "Money")]),
+];
+
 /// What is above the pages of somebody who is signed in.
 pub(super) fn nav(gateway: &Gateway, member: &Member, here: &str) -> Nav {
-    let everyone = [
-        ("/", "Home"),
-        ("/chat", "Chat"),
-        ("/connect", "Connect"),
-        ("/usage", "Usage"),
-        ("/collective", "Collective"),
-        ("/handbook", "Handbook"),
-        ("/status", "Status"),
-    ];
-    let stewards = [
-        ("/dashboard", "Dashboard"),
-        ("/models", "Models"),
-        ("/members", "Members"),
-        ("/apps", "Apps"),
-        ("/backup", "Backups"),
-        ("/spare", "Spare"),
-        ("/uplinks", "Uplinks"),
-        ("/versions", "Versions"),
-        ("/issues", "Health"),
-        ("/audit", "Audit"),
-    ];
-    let stewards = if member.is_steward() { &stewards[..] } else { &[] };
-    let links = everyone
-        .iter()
-        .chain(stewards)
-        .map(|&(href, label)| NavLink { href, label, current: href == here })
-        .collect();
-    Nav { box_name: box_name(gateway), links, who: Some(member.name.clone()) }
+    let links = |places: &'static [(&str, &str)]| {
+        places.iter().map(|&(href, label)| NavLink { href, label, current: href == here })
+    };
+    let mut nav =
+        Nav { box_name: box_name(gateway), who: Some(member.name.clone()), ..Nav::default() };
+    nav.links.extend(links(FIRST));
+    if member.is_steward() {
+        for &(label, places) in GROUPS {
+            match places {
+                // A list of one would be a press more for nothing.
+                [_] => nav.links.extend(links(places)),
+                _ => nav.groups.push(NavGroup { label, links: links(places).collect() }),
+            }
+        }
+    } else {
+        nav.links.extend(links(EVERYONE));
+    }
+    nav
 }
 
 /// What is above the pages of a stranger: the box's name.

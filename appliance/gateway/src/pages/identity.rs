@@ -236,7 +236,7 @@ async fn page(gateway: &Arc<Gateway>, who: &SignedIn, top: Markup, wish: &Wish) 
     let lead = "Let people sign in with what your collective has already. The box's own passwords go on working, also when the service is away.";
     let page =
         Page { title: "Sign-in with your own identity", lead: Some(lead), ..Page::default() };
-    answer(&page, &nav(gateway, &who.member, "/apps"), body)
+    answer(&page, &nav(gateway, &who.member, "/identity"), body)
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ pub(super) async fn settle(
             }
         };
         let page = Page { title: "Moving house", narrow: true, ..Page::default() };
-        return Ok(answer(&page, &nav(&gateway, &who.member, "/dashboard"), body));
+        return Ok(answer(&page, &nav(&gateway, &who.member, "/moving"), body));
     }
     match gateway.ask(Request::Apply { change, by: who.actor() }).await? {
         Reply::Accepted(run) => Ok(Redirect::to(&format!("/runs/{}", run.0)).into_response()),
@@ -100,7 +100,7 @@ pub(super) async fn sheet(
         }
     };
     let page = Page { title: "Sheet for the new house", narrow: true, ..Page::default() };
-    Ok(answer(&page, &nav(&gateway, &who.member, "/dashboard"), body))
+    Ok(answer(&page, &nav(&gateway, &who.member, "/moving"), body))
 }
 
 fn all(gateway: &Gateway, site: &Site) -> Vec<Item> {
@@ -135,7 +135,7 @@ fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Response {
         ),
         ..Page::default()
     };
-    answer(&page, &nav(gateway, &who.member, "/dashboard"), body)
+    answer(&page, &nav(gateway, &who.member, "/moving"), body)
 }
 
 /// The box was switched on where its addresses are not.

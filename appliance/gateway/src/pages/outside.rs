@@ -7,9 +7,9 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
-use polder_control::Request;
+use polder_control::{PortState, Request, Sockets, WanStatus, wan_status};
 use polder_page::{Field, Page, Tone, badge, banner, empty, field, hidden};
-use polder_reach::dial::{LineState, Via};
+use polder_reach::dial::{LineState, Tried, Via};
 use polder_reach::{Pass, PassError, Place};
 use polder_site::SiteChange;
 use serde::Deserialize;
@@ -30,12 +30,33 @@ pub(super) struct Name {
     name: String,
 }
 
+/// Whether a router is asked.
+#[derive(Deserialize)]
+pub(super) struct Port {
+    uplink: String,
+    #[serde(default)]
+    ask: Option<String>,
+}
+
 pub(super) async fn show(State(gateway): State<Arc<Gateway>>, Steward(who): Steward) -> Response {
-    page(&gateway, &who, html! {})
+    page(&gateway, &who, html! {}).await
 }
 
 pub(super) async fn live(State(gateway): State<Arc<Gateway>>, Steward(_): Steward) -> Response {
-    piece(now(&gateway))
+    piece(html! { (now(&gateway)) (ports(&gateway).await) })
+}
+
+/// Has the router of an uplink asked to let callers in, or asked no more.
+pub(super) async fn port(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Form(Port { uplink, ask }): Form<Port>,
+) -> Result<Response, Trouble> {
+    let site = gateway.status().site.clone();
+    let known = site.uplinks.keys().find(|name| name.as_str() == uplink);
+    let uplink = known.cloned().ok_or_else(|| Trouble::not_found("there is no such uplink"))?;
+    let change = SiteChange::AskRouter { uplink, ask: ask.is_some() };
+    models::accepted(gateway.ask(Request::Apply { change, by: who.actor() }).await?)
 }
 
 /// Takes a pass. It is a secret: what was pasted is shown to nobody again.
@@ -48,7 +69,7 @@ pub(super) async fn set(
         Ok(pass) => pass,
         Err(why @ PassError) => {
             let wrong = banner(Tone::Bad, html! { p { (sentence(&why.to_string())) } });
-            return Ok(with_status(StatusCode::BAD_REQUEST, page(&gateway, &who, wrong)));
+            return Ok(with_status(StatusCode::BAD_REQUEST, page(&gateway, &who, wrong).await));
         }
     };
     let relay = format!("{}:{}", pass.host, pass.port);
@@ -161,11 +182,27 @@ fn words(state: &LineState) -> String {
     match state {
         LineState::Calling => "It is calling the relay.".to_owned(),
         LineState::Broken { why } => sentence(why),
-        LineState::Held { seen, place, .. } => {
-            let how = match place {
-                Place::Public => "it has a public address of its own",
-                Place::Router => "a router is before it, which could be told to let members in",
-                Place::Provider => "its provider lets nobody in, so members need the relay",
+        LineState::Held { seen, place, tried, .. } => {
+            let how = match (place, tried) {
+                (Place::Provider, _) => {
+                    "its provider lets nobody in, so members need the relay".to_owned()
+                }
+                (Place::Public, None) => "it has a public address of its own".to_owned(),
+                (Place::Public, Some(Tried { port, open: true })) => {
+                    format!("it is public: the relay knocked at port {port}, and this box answered")
+                }
+                (Place::Public, Some(Tried { port, open: false })) => format!(
+                    "it has a public address of its own, but nobody answered when the relay knocked at port {port}: a firewall is before it, or the box does not listen there"
+                ),
+                (Place::Router, None) => {
+                    "a router is before it, which could be told to let members in".to_owned()
+                }
+                (Place::Router, Some(Tried { port, open: true })) => format!(
+                    "it is public through a mapped port: the relay knocked at port {port}, and this box answered"
+                ),
+                (Place::Router, Some(Tried { port, open: false })) => format!(
+                    "a router is before it, and nobody answered when the relay knocked at port {port}; members need the relay until it lets them in"
+                ),
             };
             format!("The internet sees it as {}; {how}.", seen.ip())
         }
@@ -180,12 +217,58 @@ fn mark(state: &LineState) -> Markup {
     }
 }
 
-fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Response {
+/// What the router of each uplink is asked for, and what it said.
+async fn ports(gateway: &Gateway) -> Markup {
+    let site = gateway.status().site.clone();
+    let mut uplinks: Vec<_> = site.uplinks.iter().collect();
+    uplinks.sort_by_key(|(_, uplink)| uplink.order);
+    let asked = uplinks.iter().any(|(_, uplink)| uplink.ask_router);
+    let said = match asked {
+        true => wan_status(&Sockets::of(&gateway.state)).await.unwrap_or_default(),
+        false => WanStatus::default(),
+    };
+    let port = site.door.port;
+    html! {
+        @if !uplinks.is_empty() {
+            h3 { "Through a router" }
+            p.soft { "A router may be asked to pass callers at port " (port) " on to this box (PCP, NAT-PMP or UPnP). Anybody on the internet can then knock at the box's sign-in page and its API, and at nothing else. It is asked again every minute, and the port is given back when you switch this off." }
+        }
+        @for (name, uplink) in uplinks {
+            @let state = said.uplinks.iter().find(|u| u.name == *name).and_then(|u| u.port.as_ref());
+            div.row.spread {
+                div {
+                    strong { (name) }
+                    p.soft.small { (port_words(uplink.ask_router, state)) }
+                }
+                form method="post" action="/outside/port"
+                    data-confirm=(if uplink.ask_router { format!("Give the port back? Callers who come by the router of “{name}” are cut off.") } else { format!("Ask the router of “{name}” for port {port}? Anybody on the internet can then knock at the box's sign-in page and its API.") }) {
+                    (hidden("uplink", name.as_str()))
+                    @if !uplink.ask_router { (hidden("ask", "on")) }
+                    button.quiet type="submit" { (if uplink.ask_router { "Give the port back" } else { "Ask its router" }) }
+                }
+            }
+        }
+    }
+}
+
+fn port_words(asked: bool, state: Option<&PortState>) -> String {
+    match (asked, state) {
+        (false, _) => "Its router is not asked.".to_owned(),
+        (true, Some(state)) => sentence(&state.sentence()),
+        (true, None) => {
+            "It is to be asked; whoever looks after the uplinks does not say anything yet."
+                .to_owned()
+        }
+    }
+}
+
+async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Response {
+    let (now, ports) = (now(gateway), ports(gateway).await);
     let body = html! {
         (top)
         section.card {
             h2 { "Now" }
-            div.stack data-refresh="/outside/live" data-every="2000" { (now(gateway)) }
+            div.stack data-refresh="/outside/live" data-every="2000" { (now) (ports) }
             @if gateway.outside.relay().is_some() {
                 form method="post" action="/outside/remove"
                     data-confirm="Hang up? Members outside then cannot come in by the relay." {
@@ -213,5 +296,5 @@ fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Response {
         narrow: true,
         ..Page::default()
     };
-    answer(&page, &nav(gateway, &who.member, "/uplinks"), body)
+    answer(&page, &nav(gateway, &who.member, "/outside"), body)
 }

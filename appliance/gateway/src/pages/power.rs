@@ -1,16 +1,16 @@
 //! The power: how the battery is and what comes next, for the dashboard, and which UPS is watched, for stewards to choose.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use axum::Form;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use polder_control::{PowerPhase, Reply, Request, SecretText, Supply};
+use polder_firstboot::{Chosen, Offers};
 use polder_page::{Choice, Field, Page, Tone, badge, banner, facts, field, select};
-use polder_power::find::ups_below;
+use polder_power::around;
 use polder_site::{PowerPlan, SiteChange, UpsAddressError, UpsLine, UpsLineError, UpsRole};
 use serde::Deserialize;
 
@@ -39,12 +39,44 @@ pub(super) struct Wish {
     card_percent: String,
 }
 
+/// Where else to look for one.
+#[derive(Deserialize)]
+pub(super) struct Asked {
+    at: Option<String>,
+}
+
 pub(super) async fn show(
     State(gateway): State<Arc<Gateway>>,
     Steward(who): Steward,
+    Query(asked): Query<Asked>,
 ) -> Result<Response, Trouble> {
-    let wish = gateway.status().site.power.as_ref().map(Wish::of).unwrap_or_default();
-    Ok(page(&gateway, &who, html! {}, &wish).await)
+    let wish = now(&gateway);
+    Ok(page(&gateway, &who, Shown { wish, at: asked.at, wrong: None }).await)
+}
+
+/// One of the buttons beside what was found.
+pub(super) async fn take(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Form(chosen): Form<Chosen>,
+) -> Result<Response, Trouble> {
+    match chosen.plan(gateway.status().site.power.clone()) {
+        Ok(plan) => {
+            if let Some(text) = chosen.password() {
+                gateway.ask(Request::UpsPassword { text, by: who.actor() }).await?;
+            }
+            run(&gateway, &who, SiteChange::Power(plan)).await
+        }
+        Err(why) => {
+            let shown = Shown { wrong: Some(why), wish: now(&gateway), at: None };
+            Ok(with_status(StatusCode::BAD_REQUEST, page(&gateway, &who, shown).await))
+        }
+    }
+}
+
+/// The form as the site would fill it in.
+fn now(gateway: &Gateway) -> Wish {
+    gateway.status().site.power.as_ref().map(Wish::of).unwrap_or_default()
 }
 
 pub(super) async fn set(
@@ -67,8 +99,7 @@ pub(super) async fn set(
             run(&gateway, &who, change).await
         }
         Err(why) => {
-            let wrong = banner(Tone::Bad, html! { p { (sentence(&why)) } });
-            let page = page(&gateway, &who, wrong, &wish).await;
+            let page = page(&gateway, &who, Shown { wrong: Some(why), wish, at: None }).await;
             Ok(with_status(StatusCode::BAD_REQUEST, page))
         }
     }
@@ -152,11 +183,20 @@ impl Wish {
     }
 }
 
-async fn page(gateway: &Gateway, who: &SignedIn, top: Markup, wish: &Wish) -> Response {
+/// What a steward may have asked, and what came of it.
+#[derive(Default)]
+struct Shown {
+    wrong: Option<String>,
+    wish: Wish,
+    at: Option<String>,
+}
+
+async fn page(gateway: &Gateway, who: &SignedIn, shown: Shown) -> Response {
     let status = gateway.status();
-    let look = || ups_below(Path::new("/sys/bus/usb/devices"));
-    let found = tokio::task::spawn_blocking(look).await.unwrap_or_default();
-    let user = status.site.power.as_ref().map_or("polder", |plan| &plan.user);
+    let Shown { wrong, wish, at } = shown;
+    let offers = offers(gateway, at).await;
+    let watched = status.site.power.as_ref();
+    let user = watched.map_or("polder", |plan| &plan.user);
     let ways = [
         Choice { value: "usb", label: "into this machine, by USB" },
         Choice { value: "serial", label: "into this machine, by a serial cable" },
@@ -164,14 +204,30 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup, wish: &Wish) -> Re
         Choice { value: "", label: "into another machine, or this one's NUT looks after it" },
     ];
     let body = html! {
-        (top)
+        @if let Some(why) = &wrong { (banner(Tone::Bad, html! { p { (sentence(why)) } })) }
         @if let Some(supply) = &status.supply { (card(supply)) }
         section.card {
-            h2 { @if status.site.power.is_some() { "The UPS" } @else { "Live off a UPS" } }
-            p.soft { "When the mains is away, the box lives off this UPS: imports wait, then new long answers are refused, and before the battery is empty every answer comes to a proper end, everything is written down, and the machine turns itself off. When the mains is back and the battery charged, it goes on." }
-            @for ups in &found {
-                p { "Plugged in here, by USB: " (ups.name) " (" code { (ups.id) } "), for which NUT's driver is " code { (ups.driver) } "." }
+            h2 { @if watched.is_some() { "What happens when the mains is away" } @else { "Live off a UPS" } }
+            p.soft { "Imports wait, then new long answers are refused, and before the battery is empty every answer comes to a proper end, everything is written down, and the machine turns itself off. When the mains is back and the battery charged, it goes on." }
+            @match watched {
+                None => { p { "No UPS is listened to: a power cut ends the box in the middle of what it does." } }
+                Some(plan) => {
+                    p { "The box listens to " strong { (plan.ups) } @if let Some(line) = &plan.attached { ", plugged in as " code { (line) } } "." }
+                    form method="post" action="/power/remove" data-confirm="Listen to it no more? A power cut then cuts every answer off." {
+                        button.danger type="submit" { "Listen to it no more" }
+                    }
+                    p.hint { "From then on a power cut ends the box without warning." }
+                }
             }
+        }
+        @if watched.is_some() && wrong.is_none() && offers.asked.is_none() {
+            details { summary { "Another UPS" } div.stack { (offers.render("/power", "/power/use")) } }
+        } @else {
+            (offers.render("/power", "/power/use"))
+        }
+        section.card {
+            h2 { "By hand" }
+            p.soft { "For what the box does not find by itself, and for when it stops." }
             form.stack method="post" action="/power" {
                 div.fields {
                     (select("attached", "How it is plugged in", "The first three where Polder's own image runs; elsewhere set NUT up on the machine", &ways, &wish.attached))
@@ -187,13 +243,9 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup, wish: &Wish) -> Re
                     (field(&Field { name: "card_percent", label: "Power of graphics cards on battery", hint: "Percent of the usual; empty leaves them alone", value: &wish.card_percent, ..Field::default() }))
                 }
                 div.row { button type="submit" { "Listen to it" } }
+                p.hint { "The box looks whether it hears the UPS, and takes the change back if not." }
             }
             p.soft.small { "To upsd at another machine this box is " code { (user) } "; and that is what other machines call themselves at this one. Without a password a UPS elsewhere is heard and nobody is told, and a UPS of this box's own is for this box alone." }
-            @if status.site.power.is_some() {
-                form method="post" action="/power/remove" data-confirm="Watch it no more? A power cut then cuts every answer off." {
-                    button.danger type="submit" { "Watch it no more" }
-                }
-            }
         }
     };
     let page = Page {
@@ -201,7 +253,24 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup, wish: &Wish) -> Re
         lead: Some("What the box does when its mains is away."),
         ..Page::default()
     };
-    answer(&page, &nav(gateway, &who.member, "/dashboard"), body)
+    answer(&page, &nav(gateway, &who.member, "/power"), body)
+}
+
+/// What there is, as in the wizard.
+async fn offers(gateway: &Gateway, at: Option<String>) -> Offers {
+    let asked = async {
+        let place = at.filter(|place| !place.trim().is_empty())?;
+        let heard = around::at(&place).await.map_err(|error| error.to_string());
+        Some((place, heard))
+    };
+    let own = gateway.ask(Request::Preview(Offers::own_change()));
+    let (around, own, asked) = tokio::join!(around::look(), own, asked);
+    let own = match own {
+        Ok(Reply::Preview { plan, .. }) => Ok(plan),
+        Ok(_) => Err(Trouble::odd_answer().to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    Offers { usb: around.usb, here: around.here, own, asked }
 }
 
 /// How the power is: on the dashboard, and above its settings.

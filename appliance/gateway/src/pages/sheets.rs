@@ -68,7 +68,7 @@ pub(super) async fn write_down(
             let name = gateway.status().site.name.to_string();
             let page = Page { title: "Recovery sheet", narrow: true, ..Page::default() };
             let body = sheet(&made, &name, &who.member.name, &who.base);
-            Ok(answer(&page, &nav(&gateway, &who.member, "/collective"), body))
+            Ok(answer(&page, &nav(&gateway, &who.member, "/collective/sheets"), body))
         }
         Err(error) => wrong(&gateway, &who, &error).await,
     }
@@ -130,7 +130,7 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response
         narrow: true,
         ..Page::default()
     };
-    Ok(answer(&page, &nav(gateway, &who.member, "/collective"), body))
+    Ok(answer(&page, &nav(gateway, &who.member, "/collective/sheets"), body))
 }
 
 fn to_keep(mine: &SheetInfo) -> Markup {

@@ -133,7 +133,7 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response
         }
     };
     let page = Page { title: "Stewards", narrow: true, ..Page::default() };
-    Ok(answer(&page, &nav(gateway, &who.member, "/collective"), body))
+    Ok(answer(&page, &nav(gateway, &who.member, "/collective/stewards"), body))
 }
 
 fn proposed(proposal: &Proposal, who: &SignedIn) -> Markup {

@@ -238,7 +238,7 @@ fn about_to(
         }
     };
     let page = Page { title: "Change the model", narrow: true, ..Page::default() };
-    answer(&page, &nav(gateway, &who.member, "/models"), body)
+    answer(&page, &nav(gateway, &who.member, "/models/change"), body)
 }
 
 /// What a step means for members and their conversations, said plainly.
@@ -316,7 +316,7 @@ async fn page(
         narrow: true,
         ..Page::default()
     };
-    Ok(answer(&page, &nav(gateway, &who.member, "/models"), body))
+    Ok(answer(&page, &nav(gateway, &who.member, "/models/change"), body))
 }
 
 fn begin_form(site: &Site, members: &[Member], fields: &Fields) -> Markup {

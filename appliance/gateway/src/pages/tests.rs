@@ -81,6 +81,11 @@ impl Handler<Request, Reply> for Supervisor {
             Request::Preview(_) => {
                 Reply::Preview { differences: Vec::new(), plan: runs().remove(0).plan }
             }
+            Request::Apply { change: SiteChange::Certificate(wish), .. }
+                if wish.contact.as_deref() == Some("refused@example.org") =>
+            {
+                Reply::Refused("the box is busy".into())
+            }
             Request::Apply { .. } | Request::Import { .. } => Reply::Accepted(RunId(7)),
             Request::Audit { .. } => Reply::Audit(audit()),
             Request::Updates | Request::CheckUpdate => Reply::Updates(Box::new(updates())),
@@ -247,20 +252,20 @@ async fn engine(socket: std::path::PathBuf) {
 }
 
 pub(super) async fn place() -> Place {
-    place_with(Clock::system(), |_| {}).await
+    place_with(Clock::system(), |_| {}, false).await
 }
 
 /// The same, telling the time by this clock.
 pub(super) async fn place_at(clock: Clock) -> Place {
-    place_with(clock, |_| {}).await
+    place_with(clock, |_| {}, false).await
 }
 
 /// The same with a site that says something else.
 pub(super) async fn place_of(different: impl FnOnce(&mut Site)) -> Place {
-    place_with(Clock::system(), different).await
+    place_with(Clock::system(), different, false).await
 }
 
-async fn place_with(clock: Clock, different: impl FnOnce(&mut Site)) -> Place {
+async fn place_with(clock: Clock, different: impl FnOnce(&mut Site), acme: bool) -> Place {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().to_owned();
     let sockets = Sockets::of(&state);
@@ -301,7 +306,10 @@ async fn place_with(clock: Clock, different: impl FnOnce(&mut Site)) -> Place {
         fingerprint: (0..32).map(|i| format!("{i:02X}")).collect::<Vec<_>>().join(":"),
     };
     let (_, ca) = watch::channel(ca);
-    let gateway = Arc::new(Gateway::new(state, members, link, Limits::default(), ca));
+    let acme = acme.then(|| polder_acme::Acme::open(&state, Default::default()).unwrap());
+    let mut gateway = Gateway::new(state, members, link, Limits::default(), ca);
+    gateway.acme = acme;
+    let gateway = Arc::new(gateway);
     let join = |name: &str, role| {
         let new = NewMember {
             name: name.into(),
@@ -392,7 +400,8 @@ const FOR_MEMBERS: [&str; 11] = [
     "/collective/end",
     "/status",
 ];
-const FOR_STEWARDS: [&str; 25] = [
+const FOR_STEWARDS: [&str; 26] = [
+    "/power",
     "/collective/stewards",
     "/members/2/leave",
     "/elsewhere",
@@ -439,6 +448,34 @@ async fn every_page_opens_for_a_steward_and_the_members_own_for_a_member() {
         assert_eq!(status, StatusCode::FORBIDDEN, "{path} for a member");
         assert!(page.contains("This is for stewards"), "{path}");
     }
+}
+
+/// Pages that are led to by something on another one: of one run, one model, one member, or a moving part.
+const LED_TO: [&str; 7] =
+    ["/live", "/7", "/smollm2-135m-instruct", "?", "/2/leave", "/moving/sheet", "/account/leave"];
+
+#[tokio::test]
+async fn every_page_of_a_stewards_is_in_the_lists_above_and_marked_when_one_is_there() {
+    let place = place().await;
+    let pages =
+        FOR_STEWARDS.iter().chain(&FOR_MEMBERS).copied().chain(["/versions", "/backup", "/shell"]);
+    for path in pages.filter(|path| !LED_TO.iter().any(|part| path.contains(part))) {
+        let page = place.get(path, Some(&place.steward.1)).await.1;
+        let above = page.split("<nav").nth(1).unwrap().split("</nav>").next().unwrap();
+        let marked = format!("<a href=\"{path}\" aria-current=\"page\">");
+        assert_eq!(above.matches(&marked).count(), 1, "{path}: {above}");
+        assert_eq!(above.matches("aria-current=\"page\"").count(), 1, "{path}");
+        // What one sees without opening anything fits a telephone.
+        let shut = above.matches("<summary").count()
+            + above.split("<details").next().unwrap().matches("<a ").count();
+        assert!(shut <= 10, "{shut} things at once");
+    }
+    // Members have all of theirs in one line.
+    let page = place.get("/usage", Some(&place.member.1)).await.1;
+    assert!(
+        !page.contains("<summary>Machine")
+            && page.contains("<a href=\"/usage\" aria-current=\"page\">")
+    );
 }
 
 #[tokio::test]
@@ -493,6 +530,9 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/spare/takeover/back".into(),
         "/spare/takeover/send".into(),
         "/spare/takeover/silence".into(),
+        "/power".into(),
+        "/power/use".into(),
+        "/power/remove".into(),
         "/uplinks".into(),
         "/uplinks/fibre/remove".into(),
         "/uplinks/fibre/prefer".into(),
@@ -517,6 +557,7 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/support".into(),
         "/outside".into(),
         "/outside/name".into(),
+        "/outside/port".into(),
         "/outside/remove".into(),
         "/models/change".into(),
         "/models/change/testers".into(),
@@ -924,7 +965,8 @@ async fn a_steward_adds_an_uplink_confirms_it_and_one_without_an_interface_is_re
     assert_eq!(place.post("/uplinks", steward, form).await.1, "/runs/7");
     let targets = ["9.9.9.9:443", "1.1.1.1:443"].map(|target| target.parse().unwrap()).into();
     let (interface, order) = ("wwan0".parse().unwrap(), 1);
-    let mobile = polder_site::Uplink { interface, order, metered: true, targets };
+    let mobile =
+        polder_site::Uplink { interface, order, metered: true, ask_router: false, targets };
     let uplinks = [("mobile".parse().unwrap(), mobile)].into();
     let wanted = SiteChange::Uplinks(uplinks);
     let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
@@ -936,6 +978,45 @@ async fn a_steward_adds_an_uplink_confirms_it_and_one_without_an_interface_is_re
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(page.contains("is not the name of a network interface") && !page.contains("<b>"));
     let (status, _) = place.post("/uplinks/fibre/remove", steward, "").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_steward_has_a_router_asked_and_reads_before_what_that_opens() {
+    let targets = ["9.9.9.9:443", "1.1.1.1:443"].map(|target| target.parse().unwrap()).to_vec();
+    let (interface, order) = ("enp1s0".parse().unwrap(), 1);
+    let asked = polder_site::Uplink { interface, order, metered: false, ask_router: true, targets };
+    let quiet = polder_site::Uplink {
+        interface: "wwan0".parse().unwrap(),
+        order: 2,
+        ask_router: false,
+        ..asked.clone()
+    };
+    let place = place_of(|site| {
+        site.uplinks.insert("fibre".parse().unwrap(), asked);
+        site.uplinks.insert("mobile".parse().unwrap(), quiet);
+    })
+    .await;
+    let steward = Some(place.steward.1.as_str());
+    let (_, page) = place.get("/outside", steward).await;
+    for shown in [
+        "pass callers at port 8443 on to this box",
+        "Anybody on the internet can then knock at the box's sign-in page and its API",
+        "Its router is not asked.",
+        "Give the port back",
+        "does not say anything yet",
+    ] {
+        assert!(page.contains(shown), "{shown}: {page}");
+    }
+    for (form, uplink, ask) in
+        [("uplink=mobile&ask=on", "mobile", true), ("uplink=fibre", "fibre", false)]
+    {
+        assert_eq!(place.post("/outside/port", steward, form).await.1, "/runs/7");
+        let wanted = SiteChange::AskRouter { uplink: uplink.parse().unwrap(), ask };
+        let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
+        assert!(place.asked.lock().unwrap().iter().any(asked), "{form}");
+    }
+    let (status, _) = place.post("/outside/port", steward, "uplink=moon&ask=on").await;
     assert_eq!(status, StatusCode::NOT_FOUND);
 }
 
@@ -1331,4 +1412,64 @@ async fn pages_can_be_written_out_for_looking_at() {
         let page = page.replace("</head>", &format!("<style>{style}</style></head>"));
         std::fs::write(folder.join(format!("{name}.html")), page).unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_refused_costs_the_one_before_no_secret() {
+    let hook = |url: &str, more: &str| {
+        format!("names=gpu.example.org&authority=lets-encrypt&proof=dns-hook&hook={url}{more}")
+    };
+    let wanted = polder_site::PublicCertificate {
+        names: vec!["gpu.example.org".parse().unwrap()],
+        directory: "https://acme-v02.api.letsencrypt.org/directory".parse().unwrap(),
+        account: None,
+        contact: None,
+        root: None,
+        dns_update: None,
+        dns_hook: Some(polder_site::DnsHook {
+            url: "https://hook.example".parse().unwrap(),
+            wait: 20,
+        }),
+    };
+    let different = |site: &mut Site| {
+        site.certificate = Some(wanted);
+        site.door.names.push("gpu.example.org".to_owned());
+    };
+    let place = place_with(Clock::system(), different, true).await;
+    let steward = Some(place.steward.1.as_str());
+    let acme = place.gateway.acme.clone().unwrap();
+    let name = polder_control::SecretName::Hook;
+    acme.keep_secret(name, polder_control::SecretText::new("ada:first")).unwrap();
+
+    let more = "&contact=refused%40example.org&hook_secret=ada%3Asecond";
+    let (status, page) =
+        place.post("/certificate", steward, &hook("https://other.example", more)).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("The box is busy.") && page.contains("stay as they were"), "{page}");
+    assert!(page.contains("typed again") && page.contains("https://other.example"), "{page}");
+    assert!(!page.contains("ada:second") && page.contains("There is one. Empty: it stays."));
+    let folder = place.gateway.state.join("pki/public");
+    let kept = || std::fs::read_to_string(folder.join("secrets.json")).unwrap();
+    assert!(kept().contains("ada:first") && !kept().contains("second"));
+    assert!(!folder.join("secrets-next.json").exists());
+    assert!(place.recorded().iter().all(|(_, on)| on != "the DNS hook"));
+
+    // Taken, it waits until the box is told so.
+    let form = hook("https://other.example", "&hook_secret=ada%3Asecond");
+    let (_, to) = place.post("/certificate", steward, &form).await;
+    assert_eq!(to, "/certificate?said=certificate");
+    assert!(kept().contains("ada:first"), "the service of now would get the next one's");
+    assert!(std::fs::read_to_string(folder.join("secrets-next.json")).unwrap().contains("second"));
+}
+
+#[tokio::test]
+async fn a_box_that_cannot_look_after_a_certificate_says_so_where_one_looks() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let page = place.get("/certificate", steward).await.1;
+    assert!(page.contains("none is asked for nor renewed"), "{page}");
+    assert!(!page.contains("Next: ."), "{page}");
+    let place = place_with(Clock::system(), |_| {}, true).await;
+    let page = place.get("/certificate", Some(&place.steward.1)).await.1;
+    assert!(!page.contains("none is asked for nor renewed"), "{page}");
 }

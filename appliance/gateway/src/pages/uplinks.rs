@@ -129,7 +129,9 @@ fn read(wish: &Wish, uplinks: &Uplinks) -> Result<(UplinkName, Uplink), String> 
             .map_err(|_| format!("{number:?} is no place in an order; write 1 for the first"))?,
     };
     let metered = wish.metered.is_some();
-    let uplink = Uplink { interface, order, metered, targets: targets.map_err(|e| e.to_string())? };
+    let ask_router = uplinks.get(&name).is_some_and(|before| before.ask_router);
+    let targets = targets.map_err(|e| e.to_string())?;
+    let uplink = Uplink { interface, order, metered, ask_router, targets };
     let mut all = uplinks.clone();
     all.insert(UplinkName::clone(&name), uplink.clone());
     let mut site = polder_site::Site::unclaimed(1);

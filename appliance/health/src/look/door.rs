@@ -3,15 +3,14 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use polder_control::Sockets;
+use polder_pin::{Known, Versions};
 use polder_site::Site;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme};
+use rustls::ClientConnection;
+use rustls::pki_types::ServerName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::seen::Certificate;
@@ -63,12 +62,9 @@ pub(crate) fn inside(site: &Site) -> SocketAddr {
 
 fn shown(address: SocketAddr, name: &str) -> Result<Vec<u8>, String> {
     let say = |e: &dyn std::fmt::Display| format!("the door at {address} does not answer: {e}");
-    let taken = Arc::new(Taken::default());
-    let config = ClientConfig::builder_with_provider(taken.provider.clone())
-        .with_safe_default_protocol_versions()
+    // Any certificate will do, because it is looked at and not trusted; nothing is said over the connection.
+    let config = polder_pin::calling(Known::anybody(), Versions::Both)
         .map_err(|e| say(&e))?
-        .dangerous()
-        .with_custom_certificate_verifier(taken.clone())
         .with_no_client_auth();
     let name = ServerName::try_from(name.to_owned()).map_err(|e| say(&e))?;
     let mut connection = ClientConnection::new(Arc::new(config), name).map_err(|e| say(&e))?;
@@ -78,68 +74,14 @@ fn shown(address: SocketAddr, name: &str) -> Result<Vec<u8>, String> {
     while connection.is_handshaking() {
         connection.complete_io(&mut socket).map_err(|e| say(&e))?;
     }
-    let shown = taken.shown.lock().expect("nothing panics while it holds this").take();
-    shown.ok_or_else(|| say(&"it shows no certificate"))
+    let shown = connection.peer_certificates().and_then(|chain| chain.first());
+    shown.map(|own| own.to_vec()).ok_or_else(|| say(&"it shows no certificate"))
 }
 
 fn validity(der: &[u8]) -> Option<(i64, i64)> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let validity = certificate.validity();
     Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
-}
-
-/// Takes any certificate, because it is looked at and not trusted; nothing is said over the connection.
-#[derive(Debug)]
-struct Taken {
-    provider: Arc<CryptoProvider>,
-    shown: Mutex<Option<Vec<u8>>>,
-}
-
-impl Default for Taken {
-    fn default() -> Self {
-        Self {
-            provider: Arc::new(rustls::crypto::ring::default_provider()),
-            shown: Mutex::default(),
-        }
-    }
-}
-
-impl ServerCertVerifier for Taken {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        *self.shown.lock().expect("nothing panics while it holds this") = Some(end_entity.to_vec());
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

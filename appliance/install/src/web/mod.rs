@@ -7,10 +7,10 @@ mod server;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use polder_members::{ClaimRefused, Members, MembersError, Secret};
-use polder_pki::{Keeper, Names, PkiError, machine_addresses};
+use polder_pki::{Clock, Keeper, Names, PkiError, machine_addresses};
 use polder_site::Site;
 use tokio_rustls::TlsAcceptor;
 
@@ -60,7 +60,7 @@ impl Face {
     pub fn open(installer: Arc<Installer>, folder: &Path) -> Result<Self, WebError> {
         let site = Site::unclaimed(PORT);
         let members = Members::open(&folder.join("code.db"))?;
-        let keeper = Keeper::open(&folder.join("pki"), &names(&site), now())?;
+        let keeper = Keeper::open(&folder.join("pki"), &names(&site), Clock::here())?;
         let face = Self(Arc::new(Inner { installer, members, keeper, site }));
         face.new_code()?;
         Ok(face)
@@ -98,7 +98,7 @@ impl Face {
     /// Another address needs another certificate, and a code that is over is not shown any more.
     fn follow(&self) -> Result<(), WebError> {
         let Inner { installer, members, keeper, site } = &*self.0;
-        keeper.refresh(&names(site), now())?;
+        keeper.refresh(&names(site), Clock::here())?;
         let fingerprint = keeper.ca().fingerprint;
         let open = matches!(members.setup_window()?, polder_members::SetupWindow::Open { .. });
         installer.change(|view| {
@@ -140,10 +140,4 @@ impl std::fmt::Debug for Face {
 
 fn names(site: &Site) -> Names {
     Names::of(site, machine_addresses())
-}
-
-/// Unix seconds; a clock before 1970 is as wrong as one in 1970.
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use polder_control::{PowerPhase, Supply};
+use polder_power::around;
 use polder_power::policy::Rules;
 use polder_power::watch::{House, Watcher};
 use polder_site::{PowerPlan, UpsRole};
-use toy::Nut;
+use toy::{Nut, until};
 
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -268,4 +269,41 @@ async fn a_secondary_is_told_ends_its_parts_first_and_leaves_only_then() {
     second.drained();
     let (second, first) = (second.off().await, first.off().await);
     assert!(first >= second + seconds(2), "the power went before the other machine was down");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ups_that_nut_listens_to_is_found_by_its_machines_address_alone() {
+    let mut nut = Nut::start().await;
+    let ups = nut.address();
+    let place = format!("127.0.0.1:{}", ups.port());
+    let found = around::at(&place).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].address, ups);
+    let words = found[0].words();
+    assert!(words.starts_with("An Eaton 5E 650i is there"), "{words}");
+    assert!(words.contains("NUT on this machine") && words.contains("100 % and holds 30 minutes"));
+    // Its driver is gone: it is named, and said to be silent.
+    nut.stop_only_the_driver();
+    until("silence", || async {
+        around::at(&place).await.is_ok_and(|found| found[0].on_mains.is_none())
+    })
+    .await;
+    nut.stop_upsd();
+    let why = around::at(&place).await.unwrap_err().to_string();
+    assert!(why.contains("is upsd running there?"), "{why}");
+}
+
+#[tokio::test]
+async fn whoever_answers_and_is_no_upsd_is_said_so_and_not_waited_for_long() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let place = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let text = "HTTP/1.1 400 Bad Request\r\n".repeat(4000);
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, text.as_bytes()).await;
+        }
+    });
+    let why = around::at(&place).await.unwrap_err().to_string();
+    assert!(why.contains("no upsd") || why.contains("broke"), "{why}");
 }

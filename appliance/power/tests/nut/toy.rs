@@ -44,7 +44,7 @@ impl Nut {
         write("ups.conf", "pollinterval = 1\n[box]\n driver = dummy-ups\n port = box.dev\n");
         write(
             "box.dev",
-            "ups.status: OL\nbattery.charge: 100\nbattery.runtime: 1800\nups.load: 20\n",
+            "ups.status: OL\nbattery.charge: 100\nbattery.runtime: 1800\nups.load: 20\nups.mfr: Eaton\nups.model: 5E 650i\n",
         );
         write("upsd.conf", &format!("LISTEN 127.0.0.1 {port}\nMAXAGE 3\n"));
         write(
@@ -98,6 +98,11 @@ impl Nut {
 
     pub(crate) fn stop_upsd(&mut self) {
         self.upsd = None;
+    }
+
+    /// upsd then knows its name and nothing more.
+    pub(crate) fn stop_only_the_driver(&mut self) {
+        self.driver = None;
     }
 
     pub(crate) fn stop_driver(&mut self) {

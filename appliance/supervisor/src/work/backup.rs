@@ -309,7 +309,7 @@ impl<P: Parts> Work<P> {
             wan.ask_within(SOON, &WanRequest::Status).await
         };
         match asked.await {
-            Ok(WanReply::Status(status)) => status.in_use().is_some_and(|uplink| uplink.metered),
+            Ok(WanReply::Status(status)) => status.used().any(|uplink| uplink.metered),
             Err(_) => false,
         }
     }

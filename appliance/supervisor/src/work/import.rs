@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_control::{ImportSource, Progress, RunId, StepState, wan_status};
-use polder_site::{Container, RecipeName};
+use polder_control::{ImportSource, Progress, RunId, RunState, StepState, wan_status};
+use polder_site::{Container, RecipeName, Site};
 use polder_weights::CancelFlag;
 use tokio_util::sync::CancellationToken;
 
-use super::{Halt, Work, blocking};
+use super::{Halt, Work, blocking, kind, lock, not_kept};
 use crate::foreign;
 use crate::parts::Parts;
+use crate::plan::Action;
+use crate::runs::Intent;
 use crate::shelf::ImportEnd;
 use crate::weights::nothing_yet;
 
@@ -21,15 +23,23 @@ const LOOK: Duration = Duration::from_secs(2);
 type Bring<T> =
     dyn Fn(&(dyn Fn(Progress) + Sync), &CancelFlag) -> Result<T, ImportEnd> + Send + Sync;
 
+/// How far an import came.
+enum Imported<T> {
+    /// It is in.
+    In(T),
+    /// It had to wait, and may go on. Others may have changed the box meanwhile: [`Work::take_up`].
+    Waited,
+}
+
 impl<P: Parts> Work<P> {
-    pub(super) async fn import(
+    async fn import(
         self: &Arc<Self>,
         id: RunId,
         step: usize,
         recipe: RecipeName,
         from: ImportSource,
         cancel: &CancellationToken,
-    ) -> Result<(), Halt> {
+    ) -> Result<Imported<()>, Halt> {
         let (shelf, asked) = (self.shelf.clone(), (recipe.clone(), from.clone()));
         let near = blocking(move || Ok(shelf.is_near(&asked.0, &asked.1))).await;
         let near = near.map_err(|why| Halt::Failed(step, why))?;
@@ -40,34 +50,40 @@ impl<P: Parts> Work<P> {
         self.transfer(id, step, near, Arc::new(bring), cancel).await
     }
 
-    /// An image that is here is not asked for anywhere.
+    /// A container's image, as [`Self::bring_in`]; one that is here is not asked for anywhere.
     pub(super) async fn bring_image(
         self: &Arc<Self>,
         id: RunId,
         step: usize,
         container: Container,
+        intent: &Intent,
         cancel: &CancellationToken,
-    ) -> Result<(), Halt> {
+    ) -> Result<Option<(Vec<Action>, Site)>, Halt> {
         let failed = |why| Halt::Failed(step, why);
         if foreign::has_image(&self.state, &container).await.map_err(failed)? {
-            return Ok(());
+            return Ok(None);
         }
         let (state, wanted) = (self.state.clone(), container.clone());
         let bring = move |progress: &(dyn Fn(Progress) + Sync), stop: &CancelFlag| {
             foreign::fetch_image(&state, &wanted, progress, stop)
         };
         let near = foreign::is_near(&container);
-        let fetched = self.transfer(id, step, near, Arc::new(bring), cancel).await?;
+        let fetched = match self.transfer(id, step, near, Arc::new(bring), cancel).await? {
+            Imported::In(fetched) => fetched,
+            Imported::Waited => return self.take_up(id, step, intent, cancel).await.map(Some),
+        };
         let unpacking = Progress { phase: "unpacking".to_owned(), ..nothing_yet() };
         self.board.progress(id, step, unpacking);
         tokio::select! {
-            taken = foreign::take_in(&self.state, &container, fetched) => taken.map_err(failed),
+            taken = foreign::take_in(&self.state, &container, fetched) => {
+                taken.map(|()| None).map_err(failed)
+            }
             () = cancel.cancelled() => Err(Halt::Cancelled),
             () = self.ending.cancelled() => Err(Halt::Interrupted),
         }
     }
 
-    /// Until it is in: it waits where it has to, and goes on.
+    /// Until it is in, or had to wait and may go on.
     async fn transfer<T: Send + 'static>(
         self: &Arc<Self>,
         id: RunId,
@@ -75,20 +91,23 @@ impl<P: Parts> Work<P> {
         near: bool,
         bring: Arc<Bring<T>>,
         cancel: &CancellationToken,
-    ) -> Result<T, Halt> {
+    ) -> Result<Imported<T>, Halt> {
         loop {
-            let waiting = async {
-                while let Some(why) = self.must_wait(near).await {
-                    let waiting = Progress { phase: why, ..nothing_yet() };
-                    self.board.progress(id, step, waiting);
-                    tokio::time::sleep(LOOK).await;
-                }
-            };
-            tokio::select! {
-                () = waiting => self.board.step(id, step, StepState::Running(None)),
-                () = cancel.cancelled() => return Err(Halt::Cancelled),
-                () = self.ending.cancelled() => return Err(Halt::Interrupted),
+            if self.must_wait(near).await.is_some() {
+                self.step_aside(id);
+                let waiting = async {
+                    while let Some(why) = self.must_wait(near).await {
+                        self.waits(id, step, why);
+                        tokio::time::sleep(LOOK).await;
+                    }
+                };
+                return tokio::select! {
+                    () = waiting => Ok(Imported::Waited),
+                    () = cancel.cancelled() => Err(Halt::Cancelled),
+                    () = self.ending.cancelled() => Err(Halt::Interrupted),
+                };
             }
+            self.board.step(id, step, StepState::Running(None));
             match self.transfer_now(id, step, near, &bring, cancel).await {
                 Err(ImportEnd::Stopped) if cancel.is_cancelled() => return Err(Halt::Cancelled),
                 Err(ImportEnd::Stopped) if self.ending.is_cancelled() => {
@@ -97,9 +116,73 @@ impl<P: Parts> Work<P> {
                 // The uplink became a metered one, or the mains is away; what was fetched is kept.
                 Err(ImportEnd::Stopped) => {}
                 Err(ImportEnd::Failed(why)) => return Err(Halt::Failed(step, why)),
-                Ok(done) => return Ok(done),
+                Ok(done) => return Ok(Imported::In(done)),
             }
         }
+    }
+
+    /// The same, and after a wait what is to be done instead of the plan that the run began with.
+    pub(super) async fn bring_in(
+        self: &Arc<Self>,
+        id: RunId,
+        step: usize,
+        recipe: RecipeName,
+        from: &ImportSource,
+        intent: &Intent,
+        cancel: &CancellationToken,
+    ) -> Result<Option<(Vec<Action>, Site)>, Halt> {
+        match self.import(id, step, recipe, from.clone(), cancel).await? {
+            Imported::In(()) => Ok(None),
+            Imported::Waited => self.take_up(id, step, intent, cancel).await.map(Some),
+        }
+    }
+
+    /// A run that waits for an uplink or the mains may wait for days: others may change the box meanwhile, and bring in models.
+    fn step_aside(&self, id: RunId) {
+        if let Some(running) = lock(&self.running).get_mut(&id) {
+            (running.changes, running.imports) = (false, false);
+        }
+    }
+
+    /// Takes its place among the runs again after [`Self::step_aside`], when it is free, and gives what is to be done by now, with the
+    /// site to go back to: the box may be another than the one that the plan was made for.
+    async fn take_up(
+        &self,
+        id: RunId,
+        step: usize,
+        intent: &Intent,
+        cancel: &CancellationToken,
+    ) -> Result<(Vec<Action>, Site), Halt> {
+        loop {
+            {
+                let _gate = self.gate.lock().await;
+                let fail = |why| Halt::Failed(step, why);
+                let (plan, actions) = self.plan_of(intent).await.map_err(fail)?;
+                match self.place_for(intent, &actions) {
+                    Ok(()) => {
+                        let site = self.board.site();
+                        let noted = lock(&self.ledger).rebase(id, &site);
+                        noted.map_err(|error| fail(not_kept(&error)))?;
+                        if let Some(running) = lock(&self.running).get_mut(&id) {
+                            (running.changes, running.imports) = kind(intent, &actions);
+                        }
+                        self.board.post(id, plan, RunState::Running);
+                        return Ok((actions, site));
+                    }
+                    Err(why) => self.waits(id, step, format!("waiting: {why}")),
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = cancel.cancelled() => return Err(Halt::Cancelled),
+                () = self.ending.cancelled() => return Err(Halt::Interrupted),
+            }
+        }
+    }
+
+    fn waits(&self, id: RunId, step: usize, why: String) {
+        let waiting = Progress { phase: why, ..nothing_yet() };
+        self.board.progress(id, step, waiting);
     }
 
     /// Until it is in, or may not go on.

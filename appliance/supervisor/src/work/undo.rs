@@ -168,7 +168,9 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
             // Without a spare there are no backups at it.
             back.backup = before.backup.clone();
         }
-        SiteChange::Uplinks(_) => back.uplinks = before.uplinks.clone(),
+        SiteChange::Uplinks(_) | SiteChange::AskRouter { .. } => {
+            back.uplinks = before.uplinks.clone();
+        }
         SiteChange::Alerts(_) | SiteChange::RemoveAlerts => back.alerts = before.alerts.clone(),
         SiteChange::Upstream { name, .. } | SiteChange::RemoveUpstream(name) => {
             match before.upstreams.get(name) {

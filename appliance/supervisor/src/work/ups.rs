@@ -23,6 +23,8 @@ const ALL: u8 = 100;
 const LIMITED: &str = "cards-limited";
 /// In the state folder.
 const PASSWORD: &str = "power/password";
+/// Where the machine is somebody else's affair.
+pub(super) const NO_NUT: &str = "Polder is only a program on this machine, and listens to a UPS by itself only where its own image runs; set NUT up here (on Debian the package nut-server), and look again: the box then finds the UPS as NUT's";
 /// Longer than any password that upsd takes.
 const LONGEST: usize = 200;
 
@@ -34,7 +36,7 @@ impl<P: Parts> Work<P> {
         let Some(image) = &self.image else {
             return match line {
                 None => Ok(()),
-                Some(_) => Err("Polder sets NUT up only where its own image runs; set it up on this machine and name the UPS as NAME@localhost".to_owned()),
+                Some(_) => Err(NO_NUT.to_owned()),
             };
         };
         let place = image.nut().to_owned();

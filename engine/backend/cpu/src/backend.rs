@@ -6,13 +6,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use polder_backend::check::{Slots, carried};
-use polder_backend::{Backend, BackendError, BlockId, Limits, StepBatch, StepOutput, Ticket};
+use polder_backend::{
+    Backend, BackendError, BlockId, Limits, StepBatch, StepOutput, Ticket, Writer,
+};
 use polder_model::{Attention, Model};
 
 use crate::forward::Forward;
 use crate::kernels::Isa;
 use crate::kv::{KvFormat, PAGE};
-use crate::packed::{PackedWeights, Shelf, Writer};
+use crate::packed::{PackedWeights, Shelf};
 use crate::team::Team;
 
 /// How weights are kept and multiplied.

@@ -12,7 +12,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+
+use polder_backend::Writer;
 
 use crate::kernels::Lines;
 use crate::team::Team;
@@ -113,43 +114,10 @@ impl Shelf {
         if self.had_all() || bytes < kept.least_bytes {
             return None;
         }
-        let (kept, told) = (kept.clone(), told(kept, precision));
-        let ended = Arc::new(AtomicBool::new(false));
-        let stop = ended.clone();
-        let write = move || {
-            let path = kept.path.display();
-            match write(&kept, &told, &self.made, bytes, &stop) {
-                Ok(true) => log::info!("packed weights are in {path} for the next start"),
-                Ok(false) => {}
-                Err(error) => log::warn!("packed weights are not kept in {path}: {error}"),
-            }
-        };
-        let thread = std::thread::Builder::new().name("polder-packed".into()).spawn(write).ok()?;
-        Some(Writer { ended, thread: Some(thread) })
-    }
-}
-
-/// The thread that writes. Dropping it ends it, whether it is done or not.
-#[derive(Debug)]
-pub(crate) struct Writer {
-    ended: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Writer {
-    /// Waits until it is done.
-    pub(crate) fn settle(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            // It says itself what went wrong.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
-        self.settle();
+        let (told, made) = (told(kept, precision), self.made);
+        Writer::start(kept.path.clone(), bytes, kept.reserve_bytes, move |file, stop| {
+            fill(file, &told, &made, stop)
+        })
     }
 }
 
@@ -273,48 +241,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Writes the file beside its name and renames it. False where it was told to stop.
-fn write(
-    kept: &PackedWeights,
-    told: &str,
-    matrices: &[(String, Arc<Bytes>)],
-    bytes: u64,
-    stop: &AtomicBool,
-) -> io::Result<bool> {
-    let folder = kept.path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let disk = rustix::fs::statvfs(folder)?;
-    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    if free < bytes.saturating_add(kept.reserve_bytes) {
-        let (bytes, free) = (bytes >> 20, free >> 20);
-        return Err(io::Error::other(format!("they take {bytes} MiB, and {free} MiB are free")));
-    }
-    // With this process in its name: another one may still be writing its own.
-    let partial = kept.path.with_extension(format!("{}.partial", std::process::id()));
-    clear_partials(folder)?;
-    let file = File::create(&partial)?;
-    let done = fill(&file, told, matrices, stop);
-    let done = done.and_then(|done| file.sync_all().map(|()| done));
-    match done {
-        Ok(true) => std::fs::rename(&partial, &kept.path).map(|()| true),
-        other => {
-            std::fs::remove_file(&partial)?;
-            other
-        }
-    }
-}
-
-/// What writers left that are gone.
-fn clear_partials(folder: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|ending| ending == "partial") {
-            std::fs::remove_file(path)?;
-        }
-    }
-    Ok(())
-}
-
+/// False where it was told to stop.
 fn fill(
     mut file: &File,
     told: &str,

@@ -4,6 +4,11 @@
 //! `restore [--tokens 32768] [--streams 8] [--kv bf16|fp8]`
 #![allow(clippy::unwrap_used, unsafe_code, reason = "it measures; what fails ends it")]
 
+#[path = "models/drawn.rs"]
+mod drawn;
+#[path = "models/shapes.rs"]
+mod shapes;
+
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,20 +17,11 @@ use polder_backend::{Backend, Begun, BlockId, HostBlock, Sampling, TokenId};
 use polder_backend_cuda::attention::KvFormat;
 use polder_backend_cuda::backend::{CudaBackend, CudaOptions};
 use polder_backend_cuda::device::Device;
-use polder_backend_cuda::pack::Pack;
-use polder_backend_cuda::synthetic;
-use polder_backend_cuda::tiles::TileFormat;
 use polder_kv::{ModelDigest, Store, StoreOptions};
-use polder_model::huggingface;
 use polder_scheduler::{
     Claim, Config, EngineHandle, Event, MemberId, Request, RequestId, spawn_with_store,
 };
 
-const CONFIG: &str = r#"{"model_type":"qwen3_moe","hidden_size":2048,"num_hidden_layers":48,"num_attention_heads":32,
-    "num_key_value_heads":4,"head_dim":128,"intermediate_size":6144,"moe_intermediate_size":768,"num_experts":128,
-    "num_experts_per_tok":8,"norm_topk_prob":true,"decoder_sparse_step":1,"mlp_only_layers":[],"vocab_size":151936,
-    "max_position_embeddings":262144,"rope_theta":1000000.0,"rms_norm_eps":1e-6,"tie_word_embeddings":false,
-    "hidden_act":"silu","attention_bias":false}"#;
 const HOST_BYTES: u64 = 14 << 30;
 
 /// How blocks go out and come in.
@@ -68,16 +64,7 @@ fn main() {
 }
 
 fn load(device: &Device, kv: KvFormat, tokens: usize) -> CudaBackend {
-    let pack = Pack {
-        shipped: std::env::var_os("POLDER_KERNELS").map(Into::into),
-        made: Some(std::env::temp_dir().join("polder-test-kernels")),
-    };
-    let spec = huggingface::parse_config(CONFIG.as_bytes()).unwrap();
-    let format = TileFormat::Int4 { group: 128 };
-    let weights =
-        synthetic::draw(&spec, format, &pack, device, 1).unwrap_or_else(|e| panic!("{e}"));
     let options = CudaOptions {
-        pack,
         kv,
         // One long conversation and the others, and never two long ones.
         kv_tokens: (tokens + tokens / 2 + 8192) as u32,
@@ -85,7 +72,7 @@ fn load(device: &Device, kv: KvFormat, tokens: usize) -> CudaBackend {
         step_tokens: 2048,
         ..CudaOptions::default()
     };
-    CudaBackend::with_weights(&spec, weights, device, &options).unwrap_or_else(|e| panic!("{e}"))
+    drawn::load(device, options)
 }
 
 fn told(what: &str, seconds: f64, bytes: u64) {

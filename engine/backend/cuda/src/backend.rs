@@ -6,7 +6,7 @@ use std::sync::Arc;
 use polder_backend::check::{Slots, carried};
 use polder_backend::{
     Backend, BackendError, Begun, BlockId, Carried, HostBlock, HostMemory, Limits, OutputRow,
-    Place, Row, StepBatch, StepOutput, Ticket, Want,
+    Place, Row, StepBatch, StepOutput, Ticket, Want, Writer,
 };
 use polder_model::drawn::Stored;
 use polder_model::{Attention, Ffn, Model, ModelSpec};
@@ -21,7 +21,7 @@ use crate::ledger::RECORDED_STEPS;
 use crate::moe::Unfit;
 use crate::no_code::NoCode;
 use crate::pack::{KernelError, Pack};
-use crate::packed::{PackedTiles, Writer};
+use crate::packed::PackedTiles;
 use crate::sampling::{self, MOST_VOCAB, Memory, Packed, Room, Sampler, Way};
 use crate::sources::MODULES;
 use crate::step::{Layout, RECORDED, SEQUENCE, Size, fill_up, samples, write};

@@ -8,11 +8,10 @@ use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 
+use polder_backend::Writer;
 use rustix::fs::{Advice, fadvise};
 use sha2::{Digest, Sha256};
 
@@ -203,58 +202,13 @@ impl Keeping {
         self,
         mut bytes: impl FnMut(&Piece, &mut Vec<u8>) -> Result<(), E> + Send + 'static,
     ) -> Option<Writer> {
-        let ended = Arc::new(AtomicBool::new(false));
-        let stop = ended.clone();
-        let work = move || {
-            let path = self.kept.path.display();
-            match self.write(&mut bytes, &stop) {
-                Ok(true) => log::info!("packed weights are in {path} for the next start"),
-                Ok(false) => {}
-                Err(error) => log::warn!("packed weights are not kept in {path}: {error}"),
-            }
-        };
-        let thread = std::thread::Builder::new().name("polder-packed".into()).spawn(work).ok()?;
-        Some(Writer { ended, thread: Some(thread) })
+        let (path, reserve) = (self.kept.path.clone(), self.kept.reserve_bytes);
+        Writer::start(path, file_bytes(&self.pieces), reserve, move |file, stop| {
+            self.fill(file, &mut bytes, stop)
+        })
     }
 
-    /// Writes the file beside its name and renames it. False where it was told to stop.
-    fn write<E: std::fmt::Display>(
-        &self,
-        bytes: &mut impl FnMut(&Piece, &mut Vec<u8>) -> Result<(), E>,
-        stop: &AtomicBool,
-    ) -> io::Result<bool> {
-        let folder = self.kept.path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder)?;
-        clear_partials(folder)?;
-        let whole = file_bytes(&self.pieces);
-        let disk = rustix::fs::statvfs(folder)?;
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free < whole.saturating_add(self.kept.reserve_bytes) {
-            let (whole, free) = (whole >> 20, free >> 20);
-            let keep = self.kept.reserve_bytes >> 20;
-            return Err(io::Error::other(format!(
-                "they take {whole} MiB, and {free} MiB are free, of which {keep} MiB stay so"
-            )));
-        }
-        // With this process in its name: another one may still be writing its own.
-        let partial = self.kept.path.with_extension(format!("{}.partial", std::process::id()));
-        let file = File::create(&partial)?;
-        let done = self.fill(&file, bytes, stop);
-        match done.and_then(|done| if done { file.sync_all().map(|()| true) } else { Ok(false) }) {
-            Ok(true) => {
-                std::fs::rename(&partial, &self.kept.path)?;
-                File::open(folder)?.sync_all()?;
-                Ok(true)
-            }
-            other => {
-                if let Err(error) = std::fs::remove_file(&partial) {
-                    log::warn!("{} cannot be removed: {error}", partial.display());
-                }
-                other
-            }
-        }
-    }
-
+    /// False where it was told to stop.
     fn fill<E: std::fmt::Display>(
         &self,
         file: &File,
@@ -274,40 +228,5 @@ impl Keeping {
         file.set_len(file_bytes(&self.pieces))?;
         file.write_all_at(&head(&self.key, &sums), 0)?;
         Ok(true)
-    }
-}
-
-/// What writers left that are gone.
-fn clear_partials(folder: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|ending| ending == "partial") {
-            std::fs::remove_file(path)?;
-        }
-    }
-    Ok(())
-}
-
-/// The thread that writes. Dropping it ends it, whether it is done or not.
-#[derive(Debug)]
-pub struct Writer {
-    ended: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Writer {
-    /// Waits until it is done.
-    pub fn settle(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            // It says itself what went wrong.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
-        self.settle();
     }
 }

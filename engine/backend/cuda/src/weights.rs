@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use polder_backend::Writer;
 use polder_model::{FfnWeights, LayerWeights, Model, Tensor};
 
 use crate::device::{Buffer, Device, Failure};
 use crate::loading::{Brought, Came, Card, ReadBack, bring};
-use crate::packed::{Keeping, Opened, PackedTiles, Writer};
+use crate::packed::{Keeping, Opened, PackedTiles};
 use crate::packing::{Part, Plan};
 use crate::tiles::Matrix;
 

@@ -102,7 +102,7 @@ async fn page(
         lead: Some("What was written down of dues, payments and costs. The box moves no money."),
         ..Page::default()
     };
-    Ok(answer(&page, &nav(gateway, &who.member, "/usage"), body))
+    Ok(answer(&page, &nav(gateway, &who.member, "/money"), body))
 }
 
 async fn wrong(
@@ -318,5 +318,5 @@ fn again(action: &str, fields: &Fields) -> Markup {
 /// A page that shows what would be written down.
 fn about_to(gateway: &Gateway, who: &SignedIn, title: &str, body: Markup) -> Response {
     let page = Page { title, narrow: true, ..Page::default() };
-    answer(&page, &nav(gateway, &who.member, "/usage"), body)
+    answer(&page, &nav(gateway, &who.member, "/money"), body)
 }

@@ -94,20 +94,28 @@ impl Streams {
         }
     }
 
-    fn step(&self, at: usize) -> StepBatch {
+    /// What each stream feeds at position `context + at`: what was sampled last, and so many guesses behind it.
+    pub(crate) fn step(&self, at: usize, guesses: usize) -> StepBatch {
         let mut batch = StepBatch::default();
         for n in 0..self.count {
-            let first = batch.block_table.len() as u32;
-            batch.inputs.push(Input::Sampled(Slot(n as u16)));
-            batch.positions.push((self.context + at) as u32);
-            batch.block_table.extend(self.table(n, self.context + at + 1));
-            let token = n as u32;
+            let slot = Slot(n as u16);
+            let (first, blocks) = (batch.inputs.len() as u32, batch.block_table.len() as u32);
+            for i in 0..=guesses {
+                batch.inputs.push(match i {
+                    0 => Input::Sampled(slot),
+                    _ => {
+                        Input::Host(TokenId(((n * 7919 + i * 104_729 + at * 31) % 150_000) as u32))
+                    }
+                });
+                batch.positions.push((self.context + at + i) as u32);
+                batch.outputs.push(sample(first + i as u32, n));
+            }
+            batch.block_table.extend(self.table(n, self.context + at + 1 + guesses));
             batch.sequences.push(SequenceStep {
-                slot: Slot(n as u16),
-                tokens: token..token + 1,
-                blocks: first..batch.block_table.len() as u32,
+                slot,
+                tokens: first..batch.inputs.len() as u32,
+                blocks: blocks..batch.block_table.len() as u32,
             });
-            batch.outputs.push(sample(token, n));
         }
         batch
     }
@@ -130,10 +138,10 @@ impl Streams {
 
     fn run(&self, backend: &mut CudaBackend, steps: usize) -> Vec<f64> {
         let mut times = Vec::new();
-        let mut ticket = backend.submit(&self.step(0)).unwrap();
+        let mut ticket = backend.submit(&self.step(0, 0)).unwrap();
         let mut last = Instant::now();
         for at in 1..steps {
-            let next = backend.submit(&self.step(at)).unwrap();
+            let next = backend.submit(&self.step(at, 0)).unwrap();
             backend.collect(ticket).unwrap();
             times.push(last.elapsed().as_secs_f64() * 1e3);
             last = Instant::now();

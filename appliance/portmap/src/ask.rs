@@ -1,0 +1,434 @@
+//! Asks, within limits: every packet leaves through the uplink that it is about, and only its own router is heard.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpSocket, UdpSocket};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::pcp::{self, Answer, Nonce};
+use crate::upnp::{self, Action, Control, Said};
+
+/// How long an answer is waited for before the question is sent again; the last one is the end.
+const PATIENCE: [Duration; 3] =
+    [Duration::from_millis(250), Duration::from_millis(500), Duration::from_millis(1000)];
+/// All routers that want to be found have said so by then.
+const SEARCHING: Duration = Duration::from_millis(2500);
+/// For one page of a router.
+const PAGE: Duration = Duration::from_secs(4);
+/// Packets of others that are passed over while one waits for an answer.
+const MOST_STRAYS: usize = 64;
+/// Ports that are tried at a router that says that one is taken, after the one that was wanted.
+const OTHERS: [u16; 4] = [8443, 10_443, 20_443, 40_443];
+
+/// The way to one router.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    /// The interface.
+    pub device: String,
+    /// Found by the kernel's rules; 0 for none.
+    pub mark: u32,
+    /// This machine's address there.
+    pub own: Ipv4Addr,
+    /// The router.
+    pub router: Ipv4Addr,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish {
+    /// This machine's port, and the one outside if it can be had.
+    pub port: u16,
+    /// For how many seconds.
+    pub seconds: u32,
+    /// The same in every question about this port, also after a restart: a router lets nobody else change it.
+    pub nonce: Nonce,
+}
+
+/// How a router was spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Speech {
+    /// RFC 6887.
+    Pcp,
+    /// RFC 6886.
+    NatPmp,
+    /// An Internet Gateway Device.
+    Upnp,
+}
+
+impl Speech {
+    /// As it is called.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pcp => "PCP",
+            Self::NatPmp => "NAT-PMP",
+            Self::Upnp => "UPnP",
+        }
+    }
+}
+
+/// A port that a router gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapping {
+    /// By which protocol.
+    pub speech: Speech,
+    /// The address outside, as the router says.
+    pub address: Ipv4Addr,
+    /// The port outside.
+    pub port: u16,
+    /// Seconds until it takes it back, from [`Self::at`]; 0 for never.
+    pub lifetime: u32,
+    /// Its clock, where the protocol has one.
+    pub epoch: Option<u32>,
+    /// When it said so.
+    pub at: Instant,
+    control: Option<Control>,
+}
+
+impl Mapping {
+    /// Whether less than half of its time is over.
+    pub fn is_fresh(&self) -> bool {
+        self.lifetime == 0 || self.at.elapsed().as_secs() * 2 < self.lifetime.into()
+    }
+
+    /// Whether the router may have taken it back.
+    pub fn is_over(&self) -> bool {
+        self.lifetime != 0 && self.at.elapsed().as_secs() >= self.lifetime.into()
+    }
+}
+
+/// No port.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The router says no.
+    #[error("the router {router} refuses ({}): {why}", speech.name())]
+    Refused {
+        /// Which.
+        router: Ipv4Addr,
+        /// In which protocol.
+        speech: Speech,
+        /// In words.
+        why: String,
+    },
+    /// It says nothing.
+    #[error(
+        "the router {0} does not answer when it is asked for a port: it knows none of PCP, NAT-PMP and UPnP, or they are switched off in its settings"
+    )]
+    Silent(Ipv4Addr),
+    /// It could not be asked.
+    #[error("the router {0} could not be asked: {1}")]
+    Unasked(Ipv4Addr, String),
+}
+
+/// What came of one protocol.
+enum Heard {
+    Given(Mapping),
+    Refused(Speech, String),
+    Silence,
+}
+
+/// Asks for a port, or again for the one of `before`, which renews it: first as it was heard last, else in every protocol that there
+/// is. Takes a few seconds at most where nobody answers.
+pub async fn ask(way: &Way, wish: &Wish, before: Option<&Mapping>) -> Result<Mapping, Refusal> {
+    let mut speeches = [Speech::Pcp, Speech::NatPmp, Speech::Upnp];
+    speeches.sort_by_key(|speech| before.is_none_or(|before| before.speech != *speech));
+    let (mut refused, mut broken) = (None, None);
+    for speech in speeches {
+        let before = before.filter(|before| before.speech == speech);
+        let heard = match speech {
+            Speech::Pcp => pcp(way, wish, before).await,
+            Speech::NatPmp => natpmp(way, wish, before).await,
+            Speech::Upnp => upnp(way, wish, before).await,
+        };
+        match heard {
+            Ok(Heard::Given(mapping)) => return Ok(mapping),
+            Ok(Heard::Refused(speech, why)) => {
+                refused.get_or_insert(Refusal::Refused { router: way.router, speech, why });
+            }
+            Ok(Heard::Silence) => {}
+            // A router that has closed the port says so; that is silence in words.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) => broken = Some(Refusal::Unasked(way.router, error.to_string())),
+        }
+    }
+    Err(refused.or(broken).unwrap_or(Refusal::Silent(way.router)))
+}
+
+/// Gives a port back, as far as the router hears it within two seconds; whether it said so.
+pub async fn give_back(way: &Way, wish: &Wish, mapping: &Mapping) -> bool {
+    let giving = async {
+        match mapping.speech {
+            Speech::Pcp => {
+                let message = pcp::pcp_request(way.own, wish.port, 0, 0, &wish.nonce);
+                let read = |bytes: &[u8]| pcp::pcp_answer(bytes, wish.port, &wish.nonce);
+                matches!(exchange(way, &message, read).await, Ok(Some(Answer::Given(_))))
+            }
+            Speech::NatPmp => {
+                let message = pcp::pmp_request(wish.port, 0, 0);
+                let read = |bytes: &[u8]| pcp::pmp_answer(bytes, wish.port);
+                matches!(exchange(way, &message, read).await, Ok(Some(Answer::Given(_))))
+            }
+            Speech::Upnp => {
+                let Some(control) = &mapping.control else { return false };
+                let action = Action::Delete { outside: mapping.port };
+                matches!(act(way, control, action).await, Ok(Some(Said::Done)))
+            }
+        }
+    };
+    timeout(Duration::from_secs(2), giving).await.unwrap_or(false)
+}
+
+async fn pcp(way: &Way, wish: &Wish, before: Option<&Mapping>) -> io::Result<Heard> {
+    let outside = before.map_or(wish.port, |before| before.port);
+    let message = pcp::pcp_request(way.own, wish.port, outside, wish.seconds, &wish.nonce);
+    let read = |bytes: &[u8]| pcp::pcp_answer(bytes, wish.port, &wish.nonce);
+    Ok(match exchange(way, &message, read).await? {
+        Some(Answer::Given(given)) => {
+            match given.address.filter(|ip| !ip.is_unspecified() && given.port != 0) {
+                Some(address) => Heard::Given(mapping(Speech::Pcp, given, address)),
+                None => Heard::Refused(Speech::Pcp, pcp::why(false, 7).to_owned()),
+            }
+        }
+        Some(Answer::Refused(number)) => {
+            Heard::Refused(Speech::Pcp, pcp::why(false, number).to_owned())
+        }
+        _ => Heard::Silence,
+    })
+}
+
+async fn natpmp(way: &Way, wish: &Wish, before: Option<&Mapping>) -> io::Result<Heard> {
+    let read = |bytes: &[u8]| pcp::pmp_answer(bytes, wish.port);
+    let refused = |number| Heard::Refused(Speech::NatPmp, pcp::why(true, number).to_owned());
+    let address = match exchange(way, &pcp::pmp_address_request(), read).await? {
+        Some(Answer::Address { address, .. }) if !address.is_unspecified() => address,
+        Some(Answer::Address { .. }) => return Ok(refused(3)),
+        Some(Answer::Refused(number)) => return Ok(refused(number)),
+        _ => return Ok(Heard::Silence),
+    };
+    let outside = before.map_or(wish.port, |before| before.port);
+    let message = pcp::pmp_request(wish.port, outside, wish.seconds);
+    Ok(match exchange(way, &message, read).await? {
+        Some(Answer::Given(given)) => Heard::Given(mapping(Speech::NatPmp, given, address)),
+        Some(Answer::Refused(number)) => refused(number),
+        _ => Heard::Silence,
+    })
+}
+
+fn mapping(speech: Speech, given: pcp::Given, address: Ipv4Addr) -> Mapping {
+    Mapping {
+        speech,
+        address,
+        port: given.port,
+        // Whoever gives for no time at all is asked again soon.
+        lifetime: given.lifetime.max(1),
+        epoch: Some(given.epoch),
+        at: Instant::now(),
+        control: None,
+    }
+}
+
+async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>) -> io::Result<Heard> {
+    let refused = |number| Ok(Heard::Refused(Speech::Upnp, upnp::why(number).to_owned()));
+    let known = before.and_then(|before| before.control.clone());
+    let answers = async |control: &Control| act(way, control, Action::Address).await;
+    let (control, said) = match known {
+        // Where it was last; found anew when it is there no more.
+        Some(control) => match answers(&control).await {
+            Ok(Some(said)) => (control, Some(said)),
+            _ => return Box::pin(upnp(way, wish, None)).await,
+        },
+        None => {
+            let Some(control) = search(way).await? else { return Ok(Heard::Silence) };
+            let said = answers(&control).await?;
+            (control, said)
+        }
+    };
+    let address = match said {
+        Some(Said::Address(address)) if !address.is_unspecified() => address,
+        Some(Said::Refused(number)) => return refused(number),
+        Some(_) => {
+            return Ok(Heard::Refused(Speech::Upnp, pcp::why(false, 7).to_owned()));
+        }
+        None => return Ok(Heard::Silence),
+    };
+    let to = SocketAddrV4::new(way.own, wish.port);
+    let first = before.map_or(wish.port, |before| before.port);
+    let mut last = upnp::TAKEN;
+    for outside in std::iter::once(first).chain(OTHERS.into_iter().filter(|port| *port != first)) {
+        // Some routers give a port to whoever asks last.
+        let ours = match act(way, &control, Action::Who { outside }).await? {
+            Some(Said::Who(who)) if who.ip() != to.ip() => continue,
+            Some(Said::Who(who)) => who == to,
+            _ => false,
+        };
+        let kept = before.filter(|before| ours && before.port == outside && before.is_fresh());
+        if let Some(before) = kept {
+            return Ok(Heard::Given(Mapping { address, ..before.clone() }));
+        }
+        for seconds in [wish.seconds, 0] {
+            match act(way, &control, Action::Add { outside, to, seconds }).await? {
+                Some(Said::Done) => {
+                    return Ok(Heard::Given(Mapping {
+                        speech: Speech::Upnp,
+                        address,
+                        port: outside,
+                        lifetime: seconds,
+                        epoch: None,
+                        at: Instant::now(),
+                        control: Some(control),
+                    }));
+                }
+                Some(Said::Refused(upnp::ONLY_FOR_EVER)) => {}
+                Some(Said::Refused(number)) => {
+                    last = number;
+                    break;
+                }
+                _ => return Ok(Heard::Silence),
+            }
+        }
+        // Who gives nobody a port gives no other one either.
+        if last == 606 {
+            break;
+        }
+    }
+    refused(last)
+}
+
+/// Asks over UDP, again where nothing comes; nothing where nothing does. The kernel passes on only what the router itself sends.
+async fn exchange<T>(
+    way: &Way,
+    message: &[u8],
+    read: impl Fn(&[u8]) -> Option<T>,
+) -> io::Result<Option<T>> {
+    let socket = udp(way)?;
+    socket.connect(SocketAddr::from((way.router, pcp::PORT))).await?;
+    let mut bytes = [0; pcp::LONGEST + 1];
+    for patience in PATIENCE {
+        socket.send(message).await?;
+        let until = Instant::now() + patience;
+        for _ in 0..MOST_STRAYS {
+            match timeout_at(until, socket.recv(&mut bytes)).await {
+                Ok(count) => {
+                    if let Some(answer) = read(&bytes[..count?]) {
+                        return Ok(Some(answer));
+                    }
+                }
+                Err(_) => break,
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Finds the page of the router that gives ports.
+async fn search(way: &Way) -> io::Result<Option<Control>> {
+    let socket = udp(way)?;
+    let until = Instant::now() + SEARCHING;
+    for search in upnp::searches() {
+        // To the router alone too: not every network carries what is meant for many.
+        for to in [SocketAddr::from(upnp::SEARCH), (way.router, upnp::SEARCH.port()).into()] {
+            if let Err(error) = socket.send_to(search.as_bytes(), to).await
+                && to.ip() == way.router
+            {
+                return Err(error);
+            }
+        }
+    }
+    let mut bytes = [0; upnp::LONGEST_FOUND + 1];
+    let mut seen: Vec<(u16, String)> = Vec::new();
+    for _ in 0..MOST_STRAYS {
+        let Ok(came) = timeout_at(until, socket.recv_from(&mut bytes)).await else { break };
+        let Ok((count, from)) = came else { continue };
+        if from.ip() != way.router {
+            continue;
+        }
+        let Some(page) = upnp::found(&bytes[..count], way.router) else { continue };
+        // It says the same again and again.
+        if seen.contains(&page) || seen.len() >= 4 {
+            continue;
+        }
+        seen.push(page.clone());
+        let (port, path) = page;
+        let described = fetch(way, port, http::Request::get(path).body(Bytes::new())).await;
+        if let Ok(described) = described
+            && let Some(control) = upnp::control(&described, way.router, port)
+        {
+            return Ok(Some(control));
+        }
+    }
+    Ok(None)
+}
+
+/// Asks the router's page; nothing where its answer cannot be read.
+async fn act(way: &Way, control: &Control, action: Action) -> io::Result<Option<Said>> {
+    let (service, name) = (control.service, action.name());
+    let request = http::Request::post(control.path.as_str())
+        .header("content-type", "text/xml; charset=\"utf-8\"")
+        .header("soapaction", format!("\"{service}#{name}\""))
+        .body(Bytes::from(action.page(service)));
+    Ok(upnp::said(action, &fetch(way, control.port, request).await?))
+}
+
+/// A page of the router, whatever its status: a refusal comes as an error of the server with words in it.
+async fn fetch(
+    way: &Way,
+    port: u16,
+    request: http::Result<http::Request<Bytes>>,
+) -> io::Result<String> {
+    let odd = |error: &dyn std::fmt::Display| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("its page cannot be read: {error}"))
+    };
+    let (mut parts, body) = request.map_err(|error| odd(&error))?.into_parts();
+    let host = format!("{}:{port}", way.router).parse().expect("an address is a header");
+    parts.headers.insert(http::header::HOST, host);
+    let fetching = async {
+        let socket = TcpSocket::from_std_stream(prepared(way, Type::STREAM)?.into());
+        let stream = TokioIo::new(socket.connect((way.router, port).into()).await?);
+        let (mut send, connection) = hyper::client::conn::http1::Builder::new()
+            .max_buf_size(32 << 10)
+            .handshake(stream)
+            .await
+            .map_err(|error| odd(&error))?;
+        let asking = async {
+            let request = http::Request::from_parts(parts, Full::new(body));
+            let answer = send.send_request(request).await.map_err(|error| odd(&error))?;
+            let body = Limited::new(answer.into_body(), upnp::LONGEST_PAGE).collect().await;
+            let body = body.map_err(|error| odd(&error))?.to_bytes();
+            String::from_utf8(body.into()).map_err(|error| odd(&error))
+        };
+        tokio::pin!(asking, connection);
+        let mut open = true;
+        loop {
+            tokio::select! {
+                page = &mut asking => return page,
+                _ended = &mut connection, if open => open = false,
+            }
+        }
+    };
+    timeout(PAGE, fetching).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+fn udp(way: &Way) -> io::Result<UdpSocket> {
+    let socket = prepared(way, Type::DGRAM)?;
+    socket.set_multicast_if_v4(&way.own)?;
+    socket.set_multicast_ttl_v4(2)?;
+    UdpSocket::from_std(socket.into())
+}
+
+/// A socket whose packets leave through the uplink, whatever else the machine uses: two routers may have the same address.
+fn prepared(way: &Way, kind: Type) -> io::Result<Socket> {
+    let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
+    let socket = Socket::new(Domain::IPV4, kind, Some(protocol))?;
+    if way.mark != 0 {
+        socket.set_mark(way.mark)?;
+    }
+    socket.bind_device(Some(way.device.as_bytes()))?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::from((way.own, 0)).into())?;
+    Ok(socket)
+}
