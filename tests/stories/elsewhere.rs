@@ -88,6 +88,7 @@ fn server(
         input: amount(price),
         output: amount(price),
         cached: None,
+        longest: None,
     };
     UpstreamServer {
         kind,
@@ -198,9 +199,10 @@ fn llama_cpp_serves_a_slot_and_when_it_is_gone_another_box_answers_within_a_budg
     assert_eq!(events.last().map(String::as_str), Some("[DONE]"));
 
     // It goes: for a while with a price, so that the money is used up by what elm says that it used.
+    // Six are set aside for each (a byte a token, and what a server puts around it), and a third of one it costs.
     let dear = UpstreamServer {
-        budget: "1".parse().unwrap(),
-        ..server(UpstreamKind::Polder, &format!("{}/v1", up.url), Some(&up.ca_file), "5000", "1")
+        budget: "7".parse().unwrap(),
+        ..server(UpstreamKind::Polder, &format!("{}/v1", up.url), Some(&up.ca_file), "5000", "7")
     };
     oak.may_ask("elm", Some(&up.api_key), dear);
     drop(llama);

@@ -182,9 +182,7 @@ async fn ask(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Re
     let found = usable(&gateway.status(), &asker, asker.trying(&gateway), model.as_deref())?;
     let mut caller = caller;
     // Two boxes that name each other would pass it round for ever.
-    if parts.headers.contains_key(polder_upstream::ELSEWHERE) {
-        caller.keep_here();
-    }
+    caller.was_passed_on(polder_upstream::hops(&parts.headers));
     if caller.counts_tokens() {
         caller.reserve(read(&body.bytes, most_used).await)?;
     }

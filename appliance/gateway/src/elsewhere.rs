@@ -14,13 +14,12 @@ use jiff::Timestamp;
 use polder_control::{BoxStatus, EngineStatus, SecretText};
 use polder_members::{BudgetUsedUp, MembersError, Reserved, Trying, UsedElsewhere};
 use polder_site::{
-    EngineName, EngineSlot, RecipeName, Site, UpstreamKind, UpstreamModel, UpstreamName,
-    UpstreamServer,
+    EngineName, EngineSlot, RecipeName, Site, UpstreamModel, UpstreamName, UpstreamServer,
 };
 use polder_upstream::{
-    Answered, Asked, Candidate, Ended, Fault, Here, Holder, Leave, Meter, Metered, Price, Secrets,
-    SecretsError, Situation, Usage, Way, WhyNot, Wire, WireBody, answered, prompt_estimate, speaks,
-    whom_to_ask,
+    Answered, Asked, Candidate, Ended, Fault, Here, Holder, Leave, Meter, Metered, Price,
+    QuestionFault, Secrets, SecretsError, Situation, Usage, Way, WhyNot, Wire, WireBody, answered,
+    prompt_estimate, speaks, whom_to_ask,
 };
 
 use crate::Gateway;
@@ -94,6 +93,24 @@ pub(crate) fn lives_on_another_machine(site: &Site, model: &Model) -> bool {
     slot.is_some_and(is_on_another_machine)
 }
 
+/// Why a question that was passed on so often already is not passed on to the server of this model's slot, if so. One elsewhere is asked by the first
+/// box alone; one at this very machine by the second too, since it may be no box, but not by a third: then it is this one.
+pub(crate) fn goes_no_further(site: &Site, model: &Model, hops: u8) -> Option<ApiError> {
+    let slot = model.slot.as_ref().and_then(|slot| site.engines.get(slot))?;
+    let served = slot.served.as_ref()?;
+    let most = if served.url.is_this_machine() { 1 } else { 0 };
+    (hops > most).then(|| {
+        passed_on(format!(
+            "this box has the model {} from another server, and this question was passed on by another box already; it goes no further, or it might go round for ever",
+            model.name
+        ))
+    })
+}
+
+fn passed_on(message: String) -> ApiError {
+    ApiError::new(StatusCode::LOOP_DETECTED, "server_error", "passed_on_already", message)
+}
+
 /// The same of a slot.
 pub(crate) fn is_on_another_machine(slot: &EngineSlot) -> bool {
     slot.served.as_ref().is_some_and(|served| !served.url.is_this_machine())
@@ -155,28 +172,32 @@ pub(crate) async fn way(
         _ => left(gateway, status, model).await,
     };
     let path = question.path.path();
+    let costs: Vec<(u64, Option<String>)> = model
+        .elsewhere
+        .iter()
+        .map(|name| {
+            let there = status.site.upstreams.get(name).and_then(|u| u.models.get(&model.name));
+            match there.map(|there| Asked::paid(path, &question.body, there)) {
+                Some(Ok((_, cost))) => (cost, None),
+                Some(Err(QuestionFault::Unpriced(what))) => (0, Some(what)),
+                // Whoever is asked says what is wrong with it.
+                Some(Err(_)) | None => (0, None),
+            }
+        })
+        .collect();
     let elsewhere: Vec<Candidate<'_>> = model
         .elsewhere
         .iter()
         .enumerate()
         .filter_map(|(at, name)| {
             let upstream = status.site.upstreams.get(name)?;
-            let cost = cost(upstream.models.get(&model.name)?, path, &question.body);
+            let (cost, unpriced) = (costs[at].0, costs[at].1.as_deref());
             let left = left.as_ref().map_or(u64::MAX, |left| left[at]);
             let speaks = speaks(upstream.kind, path);
-            Some(Candidate { name, upstream, speaks, cost, left })
+            Some(Candidate { name, upstream, speaks, unpriced, cost, left })
         })
         .collect();
     whom_to_ask(&Situation { here, leave, elsewhere: &elsewhere })
-}
-
-/// Most that a question may cost at a server, in millionths.
-fn cost(model: &UpstreamModel, path: &str, body: &Bytes) -> u64 {
-    let price = Price::of(model);
-    match Asked::of(path, body, &model.called) {
-        Ok(asked) => price.most(asked.body.len(), asked.answer, asked.answers),
-        Err(_) => price.most(body.len(), None, 1),
-    }
 }
 
 /// What each of them may still cost this month.
@@ -235,20 +256,23 @@ pub(crate) async fn ask(
     }) else {
         return Outcome::Failed(gone(name));
     };
-    let asked = match Asked::of(question.path.path(), &question.body, &there.called) {
+    let (asked, most) = match Asked::paid(question.path.path(), &question.body, there) {
         Ok(asked) => asked,
         Err(error) => {
-            return Outcome::Refused(ApiError::bad_request("invalid_json", error.to_string()));
+            let code = match error {
+                QuestionFault::Json(_) => "invalid_json",
+                QuestionFault::Limit(_) => "invalid_limit",
+                QuestionFault::Unpriced(_) => "unpriced_elsewhere",
+            };
+            return Outcome::Refused(ApiError::bad_request(code, error.to_string()));
         }
     };
     let price = Price::of(there);
-    let most = price.most(asked.body.len(), asked.answer, asked.answers);
     let (reserved, key) = match set_aside(gateway, server, name, &model.name, most).await {
         Ok(ready) => ready,
         Err(error) => return Outcome::Failed(error),
     };
     let wire = match Wire::to(&server.url, server.authority.as_deref(), key.as_ref()) {
-        Ok(wire) if server.kind == UpstreamKind::Polder => wire.to_polder(),
         Ok(wire) => wire,
         Err(error) => {
             reserved.settle(UsedElsewhere::default());
@@ -257,10 +281,15 @@ pub(crate) async fn ask(
     };
     let prompt = prompt_estimate(question.body.len());
     let sent = waiting.at(&label(&model.name, name));
-    let mut spending = Spending { reserved: Some(reserved), price, prompt, sent };
-    let answer = put(&wire, question, &asked, &spending.sent).await;
+    let mut spending = Spending { reserved: Some(reserved), price, prompt, most, sent };
+    let answer = bounded(&wire, question, &asked, &spending.sent).await;
     let answer = match answer {
-        Ok(answer) => answer,
+        Ok(Heard::Begins(answer)) => answer,
+        Ok(Heard::Refuses(parts, body)) => {
+            // It costs nobody anything.
+            waiting.at(model.name.as_str());
+            return refused(name, there, &parts, &body, key.as_ref(), spending);
+        }
         Err(error) => {
             log::warn!(upstream:% = name; "a server elsewhere gave no answer: {error}");
             // What it may have read it may answer to its end, and charge: then the most is booked.
@@ -271,12 +300,48 @@ pub(crate) async fn ask(
             return Outcome::Failed(unreachable(name, &error.to_string()));
         }
     };
-    if !answer.status().is_success() {
-        // It costs nobody anything.
-        waiting.at(model.name.as_str());
-        return refused(name, there, answer, key.as_ref(), spending).await;
-    }
     begin(gateway, waiting, model, name, question, &asked, answer, key, spending)
+}
+
+/// What a server says first.
+enum Heard {
+    /// An answer.
+    Begins(http::Response<WireBody>),
+    /// No, and why.
+    Refuses(http::response::Parts, Bytes),
+}
+
+/// Puts the question; once more by the newer name of an answer's limit, to a server that refuses the older one, which only we had written.
+async fn bounded(
+    wire: &Wire,
+    question: &Question,
+    asked: &Asked,
+    sent: &AtomicBool,
+) -> Result<Heard, polder_upstream::WireError> {
+    let answer = put(wire, question, asked, sent).await?;
+    if answer.status().is_success() {
+        return Ok(Heard::Begins(answer));
+    }
+    let (parts, body) = answer.into_parts();
+    let body = short(body).await;
+    let again = match parts.status {
+        StatusCode::BAD_REQUEST => asked.by_the_newer_name(&body),
+        _ => None,
+    };
+    let Some(again) = again else { return Ok(Heard::Refuses(parts, body)) };
+    let answer = put(wire, question, &again, sent).await?;
+    if answer.status().is_success() {
+        return Ok(Heard::Begins(answer));
+    }
+    let (parts, body) = answer.into_parts();
+    Ok(Heard::Refuses(parts, short(body).await))
+}
+
+/// As much of a refusal as is read.
+async fn short(body: WireBody) -> Bytes {
+    let body = Limited::new(body, LONGEST_REFUSAL).collect();
+    let body = tokio::time::timeout(REFUSAL_WITHIN, body).await;
+    body.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default()
 }
 
 /// The first byte of an answer is not there yet, so that one who was not reached may be tried again, once.
@@ -381,22 +446,18 @@ async fn set_aside(
 }
 
 /// A head that says no: judged by it, and by the sentence that comes with it.
-async fn refused(
+fn refused(
     name: &UpstreamName,
     there: &UpstreamModel,
-    answer: http::Response<WireBody>,
+    parts: &http::response::Parts,
+    body: &Bytes,
     key: Option<&SecretText>,
     mut spending: Spending,
 ) -> Outcome {
-    // Nobody charges for a refusal, also where the client does not wait for its sentence.
+    // Nobody charges for a refusal.
     spending.over(None);
-    let (parts, body) = answer.into_parts();
-    let body = Limited::new(body, LONGEST_REFUSAL).collect();
-    let body = tokio::time::timeout(REFUSAL_WITHIN, body).await;
-    let body = body.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
     let secret = key.map(SecretText::expose);
-    let judged =
-        answered(name.as_str(), &there.called, parts.status, &parts.headers, &body, secret);
+    let judged = answered(name.as_str(), &there.called, parts.status, &parts.headers, body, secret);
     match judged {
         Answered::Refused(fault) => Outcome::Refused(fault.into()),
         Answered::Failed(fault) => {
@@ -412,6 +473,8 @@ struct Spending {
     reserved: Option<Reserved>,
     price: Price,
     prompt: u64,
+    /// What was set aside.
+    most: u64,
     sent: Arc<AtomicBool>,
 }
 
@@ -419,6 +482,13 @@ impl Spending {
     /// The first call counts; `None` costs nothing.
     fn over(&mut self, usage: Option<Usage>) {
         let Some(reserved) = self.reserved.take() else { return };
+        if let Some(cost) = usage.map(|usage| self.price.cost(&usage)).filter(|c| *c > self.most) {
+            // It did not keep to its limit, or reads more into a question than there is in it.
+            log::warn!(
+                "a server elsewhere says that an answer cost {cost} millionths, and {} were the most by what it was asked",
+                self.most
+            );
+        }
         reserved.settle(match usage {
             None => UsedElsewhere::default(),
             Some(usage) => UsedElsewhere {
@@ -445,7 +515,9 @@ impl Drop for Spending {
 pub(crate) fn why_not_error(why: &WhyNot) -> ApiError {
     match why {
         WhyNot::StaysHere(_) => ApiError::not_yours(why.to_string()),
+        WhyNot::PassedOn(_) => passed_on(why.to_string()),
         WhyNot::BudgetUsedUp(name) => used_up_error(name, 0),
+        WhyNot::Unpriced(..) => ApiError::bad_request("unpriced_elsewhere", why.to_string()),
         WhyNot::NotSpoken(_) => ApiError::bad_request("not_elsewhere", why.to_string()),
     }
 }

@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use polder_control::{BoxStatus, PowerPhase};
 use polder_members::{Admission, KeyGrant, MemberId, Members, MembersError, Share};
 use polder_site::UpstreamName;
-use polder_upstream::{Leave, Way};
+use polder_upstream::{AWAY, ELSEWHERE, Leave, Way};
 use tokio_util::sync::CancellationToken;
 
 use crate::Gateway;
@@ -46,6 +46,8 @@ pub struct Caller {
     share: Share,
     background: bool,
     leave: Leave,
+    /// How often it was passed on by boxes before it came here.
+    hops: u8,
     revoked: CancellationToken,
     /// What they hear when `revoked` fires.
     ending: Ending,
@@ -67,6 +69,7 @@ impl Caller {
             share: grant.share,
             background: grant.background,
             leave: leave(grant.stays_here),
+            hops: 0,
             revoked: grant.revoked.clone(),
             ending: Ending::Revoked,
             account: Account::Key(members.admit(grant)?),
@@ -86,6 +89,7 @@ impl Caller {
                 share: found.share,
                 background: false,
                 leave: leave(found.stays_here),
+                hops: 0,
                 revoked,
                 ending: Ending::SentAway,
                 account: Account::Chat(members.clone()),
@@ -98,9 +102,12 @@ impl Caller {
         }
     }
 
-    /// What they ask now does not leave the box, whatever they said of it.
-    pub(crate) fn keep_here(&mut self) {
-        self.leave = Leave::Refused;
+    /// What they ask now was passed on so often already; then it is for this box alone, whatever they said of it.
+    pub(crate) fn was_passed_on(&mut self, hops: u8) {
+        self.hops = hops;
+        if hops > 0 && self.leave == Leave::Allowed {
+            self.leave = Leave::PassedOn;
+        }
     }
 
     /// Why they may have no more of an answer, if so.
@@ -194,6 +201,9 @@ pub(crate) async fn relay(
         )
         .into_response();
     }
+    if let Some(refusal) = elsewhere::goes_no_further(&status.site, model, caller.hops) {
+        return refusal.into_response();
+    }
     let way = elsewhere::way(gateway, &status, model, leave, &question, refusal.is_some()).await;
     let prompt = prompt_estimate(&question.body);
     let waiting = Waiting::of(caller, model.name.to_string(), prompt);
@@ -236,12 +246,16 @@ impl Relaying<'_> {
         let asked = self.gateway.engines.ask(slot, Some(name), request, &sent, at_once);
         let refusal = match asked.await {
             Ok(answer) => {
-                if elsewhere::is_full(answer.response.status())
-                    && let Ok(response) = self.elsewhere(&way.if_full, &mut waiting).await
-                {
-                    return response;
+                // What a slot passes questions on to may be gone before anybody has heard of it.
+                let others = match answer.response.headers().contains_key(AWAY) {
+                    true => &way.if_down[..],
+                    false if elsewhere::is_full(answer.response.status()) => &way.if_full[..],
+                    false => &[],
+                };
+                match self.elsewhere(others, &mut waiting).await {
+                    Ok(response) => return response,
+                    Err(_) => return self.answered(answer, waiting),
                 }
-                return self.answered(answer, waiting);
             }
             Err(refusal) => refusal,
         };
@@ -367,6 +381,10 @@ fn towards_engine(caller: &Caller, trusting: bool, question: &Question) -> http:
         headers.insert(MOST_RUNNING, HeaderValue::from(most));
     }
     headers.insert(BACKGROUND, HeaderValue::from_static(if caller.background { "1" } else { "0" }));
+    headers.remove(ELSEWHERE);
+    if caller.hops > 0 {
+        headers.insert(ELSEWHERE, HeaderValue::from(u16::from(caller.hops)));
+    }
     headers.insert(TRUSTING, HeaderValue::from_static(if trusting { "1" } else { "0" }));
     // The engine tells what it used in a trailer, after the last token.
     headers.insert(TE, HeaderValue::from_static("trailers"));

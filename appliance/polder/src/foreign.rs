@@ -10,7 +10,7 @@ use polder_site::{
 };
 use polder_supervisor::Part;
 use polder_upstream::container::{Podman, digest_of_archive};
-use polder_upstream::{Holder, Secrets, StandIn};
+use polder_upstream::{Holder, Secrets, ServerRecipe, StandIn};
 
 use crate::console::say;
 use crate::engine::socket;
@@ -26,8 +26,8 @@ pub(crate) struct By {
     /// Another server that speaks OpenAI's API, which somebody else starts: where its API begins.
     #[arg(long, conflicts_with = "image")]
     url: Option<UpstreamUrl>,
-    /// With --url: its certificate authority (PEM), where the world does not know it.
-    #[arg(long, value_name = "FILE", requires = "url")]
+    /// With --url: its certificate authority (PEM), where the world does not know it. With --image: that of the registry.
+    #[arg(long, value_name = "FILE")]
     authority: Option<PathBuf>,
     /// With --url: read its API key, one line, from standard input.
     #[arg(long, requires = "url")]
@@ -35,14 +35,20 @@ pub(crate) struct By {
     /// A container that the box starts: its image as NAME@sha256:DIGEST. What it is told comes after `--`; the model's files are in /weights.
     #[arg(long, value_name = "NAME@DIGEST")]
     image: Option<String>,
+    /// A container that the box starts, by a recipe: vllm, sglang. What it is told beside comes after `--`.
+    #[arg(long, value_name = "RECIPE", conflicts_with_all = ["url", "image", "port", "authority", "called"])]
+    server: Option<String>,
+    /// With --server: this image instead of the recipe's own.
+    #[arg(long, value_name = "DIGEST", requires = "server")]
+    digest: Option<ImageDigest>,
     /// With --image: where the server listens inside.
     #[arg(long, default_value_t = 8000, requires = "image")]
     port: u16,
     /// What the server calls the model. [default: as the box does]
     #[arg(long, value_name = "NAME")]
     called: Option<String>,
-    /// With --image: what the server is told.
-    #[arg(last = true, requires = "image")]
+    /// With --image or --server: what the server is told.
+    #[arg(last = true)]
     arguments: Vec<String>,
 }
 
@@ -71,26 +77,46 @@ impl By {
 
     /// The slot, served so.
     pub(crate) fn serving(&self, slot: EngineSlot) -> anyhow::Result<EngineSlot> {
+        if let Some(server) = &self.server {
+            let recipe = ServerRecipe::find(server)?;
+            let model = slot.recipe.as_str();
+            let container = recipe.container(model, self.digest.clone(), &self.arguments)?;
+            say(format!(
+                "{} as a container: nobody has run that under Polder yet, with a graphics card least of all; if it does not start, `polder status` says why, and Polder's own engine is one command away.",
+                recipe.title
+            ));
+            let container = Some(Box::new(container));
+            return Ok(EngineSlot { kind: EngineKind::Container, container, served: None, ..slot });
+        }
+        if self.image.is_none() && !self.arguments.is_empty() {
+            bail!(
+                "what comes after `--` is told to a container; name one with --image or --server"
+            );
+        }
         let called = self.called.clone();
+        let read = |file: &PathBuf| {
+            std::fs::read_to_string(file)
+                .with_context(|| format!("{} could not be read", file.display()))
+        };
+        let authority = self.authority.as_ref().map(read).transpose()?;
         if let Some(url) = self.url.clone() {
-            let read = |file: &PathBuf| {
-                std::fs::read_to_string(file)
-                    .with_context(|| format!("{} could not be read", file.display()))
-            };
-            let authority = self.authority.as_ref().map(read).transpose()?;
             let served = Some(Box::new(Served { url, authority, called }));
             return Ok(EngineSlot { kind: EngineKind::Url, served, container: None, ..slot });
         }
         let Some(image) = &self.image else {
+            if authority.is_some() {
+                bail!("an authority belongs to --url or to --image; name one of the two");
+            }
             let kind = EngineKind::Polder;
             return Ok(EngineSlot { kind, served: None, container: None, ..slot });
         };
         let (image, digest) = image.split_once('@').context(
-            "an image is named with its digest, as in docker.io/vllm/vllm-openai@sha256:…; `podman images --digests` shows it",
+            "an image is named with its digest, as in docker.io/vllm/vllm-openai@sha256:…, because a name alone may be another image tomorrow; the registry's page of the version shows it, or `podman images --digests` where it was fetched before",
         )?;
         let container = Some(Box::new(Container {
             image: image.parse()?,
             digest: digest.parse()?,
+            authority,
             port: self.port,
             arguments: self.arguments.clone(),
             called,

@@ -34,7 +34,7 @@ enum Command {
     },
     /// Serve a model beside others, or in place of one, with a part of the memory. The box is running.
     #[command(
-        after_help = "Examples:\n  polder site serve qwen3-4b --as fast --memory \"20 GiB\"\n  polder site serve qwen3-30b-a3b --as slow --memory \"60 %\"\n  polder site serve qwen3-30b-a3b --as slow --url http://127.0.0.1:8000/v1\n  polder site serve qwen3-30b-a3b --as slow --image docker.io/vllm/vllm-openai@sha256:DIGEST -- --model /weights --served-model-name qwen3-30b-a3b"
+        after_help = "Examples:\n  polder site serve qwen3-4b --as fast --memory \"20 GiB\"\n  polder site serve qwen3-30b-a3b --as slow --memory \"60 %\"\n  polder site serve qwen3-30b-a3b --as slow --url http://127.0.0.1:8000/v1\n  polder site serve qwen3-30b-a3b --as slow --server vllm -- --max-model-len 32768\n  polder site serve qwen3-30b-a3b --as slow --image docker.io/vllm/vllm-openai@sha256:DIGEST -- --model /weights --served-model-name qwen3-30b-a3b"
     )]
     Serve {
         /// The model, as `polder recipes` names it.

@@ -68,7 +68,7 @@ impl Supervise {
         ending: watch::Receiver<Ending>,
     ) -> anyhow::Result<()> {
         let bus = Bus::system();
-        let parts = Units::on(bus.clone());
+        let parts = Units::on(bus.clone(), state);
         let machine = tokio::spawn(end_with_the_machine(Host::on(bus), end));
         let shelf = Arc::new(Weights::of(state)?);
         let ran = polder_supervisor::run(self.options(state), parts, shelf, ending.clone()).await;

@@ -12,6 +12,9 @@ pub struct Container {
     pub image: ImageName,
     /// SHA-256 of its manifest: no other image is started.
     pub digest: ImageDigest,
+    /// The authority that signed the certificate of the registry that it is fetched from, PEM, where that is not one the world trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<String>,
     /// Where it listens inside the container, which has no network but its own loopback.
     #[serde(default = "usual_port")]
     pub port: u16,

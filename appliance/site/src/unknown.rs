@@ -38,7 +38,7 @@ pub struct UnknownKey {
 /// Keys whose usual value does more than somebody may have wanted who mistyped one. A version that knows them always writes them, so that
 /// no newer one's file is taken for a mistake. All others are necessary, or their usual value is the strictest.
 /// Only a budget and an authority are not always written: no later key beside them may be as near to one.
-const MORE_THAN_MEANT: [&str; 16] = [
+const MORE_THAN_MEANT: [&str; 17] = [
     "keeping",
     "keeping.days",
     "keeping.disk_percent",
@@ -55,6 +55,7 @@ const MORE_THAN_MEANT: [&str; 16] = [
     "uplinks.*.metered",
     "upstreams.*.authority",
     "engines.*.served.authority",
+    "engines.*.container.authority",
 ];
 
 /// Is the key this one? A star stands for any name.
@@ -338,6 +339,7 @@ mod tests {
             input: amount("0.15"),
             output: amount("0.6"),
             cached: Some(amount("0.02")),
+            longest: Some(8192),
         };
         let upstream = UpstreamServer {
             kind: crate::UpstreamKind::Cloud,

@@ -68,6 +68,10 @@ pub struct UpstreamModel {
     /// For what it reads and had kept from before; without it, the same as `input`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cached: Option<Amount>,
+    /// Most tokens that it writes in one answer there. Where nothing is said, neither here nor in the question, a server that costs money is told to
+    /// end after 4096.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longest: Option<u32>,
 }
 
 /// Where an API begins: TLS, or plain HTTP to this machine.
@@ -105,6 +109,11 @@ pub enum UpstreamFault {
     /// Too many.
     #[error("upstreams.{0} has {1} models, and {MOST_MODELS} are the most; remove some")]
     ManyModels(UpstreamName, usize),
+    /// Nothing may ever be written.
+    #[error(
+        "upstreams.{0}.models.{1}.longest is 0; write how long an answer there may be, or leave it out"
+    )]
+    NothingLong(UpstreamName, RecipeName),
     /// Nobody may ever wait.
     #[error(
         "upstreams.{0}.full_at is 0, so that nothing would be asked of the box itself; write 1 or more, or leave it out"
@@ -134,6 +143,9 @@ impl UpstreamServer {
         }
         if self.url.is_this_machine() && self.url.port() == door {
             return Err(UpstreamFault::Itself(name.clone()));
+        }
+        if let Some((model, _)) = self.models.iter().find(|(_, model)| model.longest == Some(0)) {
+            return Err(UpstreamFault::NothingLong(name.clone(), model.clone()));
         }
         let called = |text: &str| {
             (1..=200).contains(&text.len()) && text.bytes().all(|c| c.is_ascii_graphic())
@@ -295,6 +307,7 @@ mod tests {
             input: price("0.15"),
             output: price("0.6"),
             cached: None,
+            longest: None,
         };
         UpstreamServer {
             kind: UpstreamKind::Cloud,
@@ -343,6 +356,8 @@ mod tests {
         assert!(says(|u| u.url = "https://localhost:8443/v1".parse().unwrap()).contains("itself"));
         let called = says(|u| u.models.values_mut().for_each(|m| m.called = "a b".into()));
         assert!(called.contains("upstreams.cloud.models.big.called"), "{called}");
+        let longest = says(|u| u.models.values_mut().for_each(|m| m.longest = Some(0)));
+        assert!(longest.contains("upstreams.cloud.models.big.longest"), "{longest}");
     }
 
     #[test]

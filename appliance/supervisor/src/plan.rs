@@ -675,6 +675,7 @@ mod tests {
         let container = Container {
             image: "docker.io/vllm/vllm-openai".parse().unwrap(),
             digest: digest.parse().unwrap(),
+            authority: None,
             port: 8000,
             arguments: Vec::new(),
             called: None,
@@ -687,7 +688,7 @@ mod tests {
             format!(
                 "Serve BIG as fast, from the container image docker.io/vllm/vllm-openai at {digest}\n  \
                  1. Import BIG (94 MiB)\n  \
-                 2. Bring in the container image docker.io/vllm/vllm-openai unless it is here, and see that it is {digest}\n  \
+                 2. Fetch the container image docker.io/vllm/vllm-openai unless it is here, and see that it is {digest}\n  \
                  3. Let the engine fast finish and stop it\n  \
                  4. Write down what the box should be\n  \
                  5. Start the engine fast and wait until it answers\n\
@@ -735,6 +736,7 @@ mod tests {
             input: price,
             output: price,
             cached: None,
+            longest: None,
         };
         upstream.models.insert("big".parse().unwrap(), model);
         (upstream.when_down, upstream.when_full) = (false, false);

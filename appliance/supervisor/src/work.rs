@@ -648,8 +648,17 @@ impl<P: Parts> Work<P> {
             }
             self.board.step(id, step, StepState::Running(None));
             let done = match action {
-                Action::ImportModel { recipe, .. } => {
-                    match self.bring_in(id, step, recipe, from, intent, cancel).await {
+                Action::ImportModel { .. } | Action::BringImage(_) => {
+                    let brought = match action {
+                        Action::ImportModel { recipe, .. } => {
+                            self.bring_in(id, step, recipe, from, intent, cancel).await
+                        }
+                        Action::BringImage(container) => {
+                            self.bring_image(id, step, *container, intent, cancel).await
+                        }
+                        _ => Ok(None),
+                    };
+                    match brought {
                         Ok(None) => Ok(()),
                         Ok(Some((anew, site))) => {
                             *before = site;
@@ -663,13 +672,6 @@ impl<P: Parts> Work<P> {
                         }
                     }
                 }
-                Action::BringImage(container) => tokio::select! {
-                    brought = foreign::bring_image(&self.state, &container) => {
-                        brought.map_err(|why| Halt::Failed(step, why))
-                    }
-                    () = cancel.cancelled() => Err(Halt::Cancelled),
-                    () = self.ending.cancelled() => Err(Halt::Interrupted),
-                },
                 Action::StopEngine(name) => {
                     self.stop_engine(&name).await;
                     Ok(())

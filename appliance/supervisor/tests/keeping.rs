@@ -14,6 +14,8 @@ use polder_control::{
 };
 use polder_site::{EngineSlot, RecipeName, Site, SiteChange, Store};
 
+#[path = "keeping/image.rs"]
+mod image;
 #[path = "keeping/succession.rs"]
 mod succession;
 use polder_supervisor::{

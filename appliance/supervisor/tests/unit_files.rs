@@ -11,10 +11,11 @@ use polder_supervisor::Patience;
 
 /// As `systemd-analyze security` counts (10 is a process that may do anything): parts of a running box, then what
 /// writes slots and judges versions, then what needs terminals, devices or other people's files.
-const MOST_EXPOSED: [(&str, f64); 22] = [
+const MOST_EXPOSED: [(&str, f64); 23] = [
     ("polder-supervisor.service", 2.0),
     ("polder-gateway.service", 2.0),
     ("polder-engine@.service", 2.0),
+    ("polder-served@.service", 2.0),
     ("polder-power.service", 2.0),
     ("polder-screen.service", 2.0),
     ("polder-wan.service", 2.3),
@@ -39,10 +40,11 @@ const MOST_EXPOSED: [(&str, f64); 22] = [
 /// Keys that came with systemd 254 to 257, which the image has; older tools know nothing of them.
 const YOUNG_KEYS: [&str; 3] = ["PrivatePIDs", "PollLimitIntervalSec", "PollLimitBurst"];
 
-const SERVICES: [&str; 8] = [
+const SERVICES: [&str; 9] = [
     "polder-supervisor.service",
     "polder-gateway.service",
     "polder-engine@.service",
+    "polder-served@.service",
     "polder-power.service",
     "polder-screen.service",
     "polder-wan.service",
@@ -216,7 +218,37 @@ fn who_looks_after_the_uplinks_may_administer_the_network_and_nothing_else() {
         assert!(networkd.lines().any(|line| line == left_alone), "{networkd}");
     }
     let polkit = std::fs::read_to_string(tree().join("share/polkit-1/rules.d/50-polder.rules"));
-    assert!(polkit.unwrap().contains("polder-(gateway|health|power|spare|wan|engine@"));
+    assert!(polkit.unwrap().contains(
+        "polder-(gateway|health|power|spare|wan|engine@[a-z0-9-]{1,32}|served@[a-z0-9-]{1,32})"
+    ));
+}
+
+#[test]
+fn what_passes_questions_on_sees_where_to_and_with_which_keys_and_nothing_else_of_the_box() {
+    let unit = "polder-served@.service";
+    assert_eq!(value(unit, "TemporaryFileSystem"), "/var/lib/polder:ro");
+    // No member, no weights, nothing that is kept of conversations.
+    assert_eq!(
+        values(unit, "BindReadOnlyPaths"),
+        ["/var/lib/polder/site.toml", "/var/lib/polder/HISTORY", "-/var/lib/polder/upstreams"]
+    );
+    let socket = "/run/polder/engine-%i:/var/lib/polder/run/engine-%i";
+    assert_eq!(values(unit, "BindPaths"), [socket]);
+    // The same socket as an engine's: to the door it is one.
+    assert!(values("polder-engine@.service", "BindPaths").contains(&socket.to_owned()));
+    assert_eq!(
+        values(unit, "InaccessiblePaths"),
+        values("polder-engine@.service", "InaccessiblePaths")
+    );
+    // It reaches a server, and no card.
+    assert_eq!(value(unit, "RestrictAddressFamilies"), "AF_UNIX AF_INET AF_INET6");
+    let text = text_of(unit);
+    assert!(!text.contains("\nPrivateNetwork=") && !text.contains("\nIPAddressDeny="), "{text}");
+    assert_eq!(
+        (value(unit, "PrivateDevices"), value(unit, "CapabilityBoundingSet")),
+        ("yes".into(), String::new())
+    );
+    assert_eq!(value(unit, "ExecStart"), value("polder-engine@.service", "ExecStart"));
 }
 
 /// What of the box's own folder a part sees: it has an empty one in its place, and in that these.
@@ -334,6 +366,7 @@ fn nobody_who_is_locked_up_can_ask_about_the_disk() {
     for unit in [
         "polder-gateway.service",
         "polder-engine@.service",
+        "polder-served@.service",
         "polder-power.service",
         "polder-wan.service",
         "polder-health.service",
@@ -351,6 +384,7 @@ fn systemd_waits_longer_than_the_supervisor_before_it_kills() {
     let hurry = Duration::from_secs(2);
     assert!(seconds("polder-gateway.service", "TimeoutStopSec") > gateway + hurry);
     assert!(seconds("polder-engine@.service", "TimeoutStopSec") > engine + hurry);
+    assert!(seconds("polder-served@.service", "TimeoutStopSec") > engine + hurry);
     assert!(seconds("polder-health.service", "TimeoutStopSec") > last + hurry);
     let imports = Duration::from_secs(3);
     let all = gateway + hurry + last + hurry + imports;
@@ -367,6 +401,7 @@ fn the_supervisor_alone_decides_about_restarts_and_is_always_restarted_itself() 
     for unit in [
         "polder-gateway.service",
         "polder-engine@.service",
+        "polder-served@.service",
         "polder-power.service",
         "polder-wan.service",
         "polder-health.service",

@@ -28,6 +28,8 @@ pub enum Leave {
     Allowed,
     /// Its member, or the key, says no.
     Refused,
+    /// Another box passed it on to this one: it goes no further, or it might go round for ever.
+    PassedOn,
 }
 
 /// A server elsewhere that has the model.
@@ -39,6 +41,8 @@ pub struct Candidate<'a> {
     pub upstream: &'a UpstreamServer,
     /// It understands this kind of question.
     pub speaks: bool,
+    /// What in the question could cost there what cannot be told before, if anything.
+    pub unpriced: Option<&'a str>,
     /// Most that this question may cost there, in millionths.
     pub cost: u64,
     /// What is left of the month's budget, in millionths, without what is set aside for others.
@@ -79,6 +83,16 @@ pub enum WhyNot {
         "it could be answered elsewhere, by {0}, but this key or its owner lets nothing leave the box"
     )]
     StaysHere(UpstreamName),
+    /// It came from another box.
+    #[error(
+        "it could be answered by {0}, but another box passed it on to this one already, and a question is passed on once only"
+    )]
+    PassedOn(UpstreamName),
+    /// It has a price that cannot be told before.
+    #[error(
+        "{0} could answer it, but it costs money there, and what {1} would cost cannot be told before; ask without"
+    )]
+    Unpriced(UpstreamName, String),
     /// The month's budget would not do.
     #[error(
         "{0} could answer it, but this month's budget for that is used up; a steward can raise it on the page Elsewhere"
@@ -151,11 +165,13 @@ impl Able {
         let (mut names, mut why_not) = (Vec::new(), None);
         for candidate in all {
             let name = candidate.name.clone();
-            let why = match () {
-                () if situation.leave == Leave::Refused => WhyNot::StaysHere(name),
-                () if !candidate.speaks => WhyNot::NotSpoken(name),
-                () if candidate.cost > candidate.left => WhyNot::BudgetUsedUp(name),
-                () => {
+            let why = match (situation.leave, candidate.unpriced) {
+                (Leave::Refused, _) => WhyNot::StaysHere(name),
+                (Leave::PassedOn, _) => WhyNot::PassedOn(name),
+                _ if !candidate.speaks => WhyNot::NotSpoken(name),
+                (_, Some(what)) => WhyNot::Unpriced(name, what.to_owned()),
+                _ if candidate.cost > candidate.left => WhyNot::BudgetUsedUp(name),
+                _ => {
                     names.push(name);
                     continue;
                 }
@@ -178,13 +194,21 @@ mod tests {
         name: UpstreamName,
         upstream: UpstreamServer,
         speaks: bool,
+        unpriced: Option<&'static str>,
         cost: u64,
         left: u64,
     }
 
     fn case(name: &str, when_down: bool, when_full: bool, cost: u64) -> Case {
         let upstream = UpstreamServer { when_down, when_full, ..upstream() };
-        Case { name: name.parse().unwrap(), upstream, speaks: true, cost, left: 1000 }
+        Case {
+            name: name.parse().unwrap(),
+            upstream,
+            speaks: true,
+            unpriced: None,
+            cost,
+            left: 1000,
+        }
     }
 
     fn way(here: Here, leave: Leave, cases: &[Case]) -> Way {
@@ -192,6 +216,7 @@ mod tests {
             name: Box::leak(Box::new(case.name.clone())),
             upstream: Box::leak(Box::new(case.upstream.clone())),
             speaks: case.speaks,
+            unpriced: case.unpriced,
             cost: case.cost,
             left: case.left,
         };
@@ -253,7 +278,21 @@ mod tests {
             let asked = way(here, Leave::Refused, &[case("cloud", true, true, 0)]);
             assert!(asked.first.is_empty() && asked.if_down.is_empty() && asked.if_full.is_empty());
             assert!(matches!(asked.why_not, Some(WhyNot::StaysHere(_))), "{here:?}");
+            let asked = way(here, Leave::PassedOn, &[case("cloud", true, true, 0)]);
+            assert!(asked.first.is_empty() && asked.if_down.is_empty() && asked.if_full.is_empty());
+            let why = asked.why_not.unwrap();
+            assert!(matches!(why, WhyNot::PassedOn(_)), "{here:?}");
+            assert!(!why.to_string().contains("owner"), "nobody here said so: {why}");
         }
+    }
+
+    #[test]
+    fn what_costs_nobody_knows_how_much_is_not_asked_for_money() {
+        let picture = Case { unpriced: Some("a picture"), ..case("cloud", true, true, 5) };
+        let asked = way(Here::Down, Leave::Allowed, &[picture]);
+        assert!(asked.first.is_empty() && asked.here);
+        let why = asked.why_not.unwrap().to_string();
+        assert!(why.contains("what a picture would cost"), "{why}");
     }
 
     #[test]

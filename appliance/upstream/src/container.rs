@@ -11,6 +11,8 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::process::{Child, Command};
 
+use crate::cards::Cards;
+
 /// Another program than `podman` on the path: for tests.
 const PROGRAM: &str = "POLDER_PODMAN";
 /// A container has so long to end when it is asked to.
@@ -23,14 +25,13 @@ const BRING: Duration = Duration::from_secs(4 * 3600);
 const LONGEST_LIST: u64 = 4 << 20;
 /// Files in an archive that are looked at before it counts as none.
 const MOST_FILES: usize = 10_000;
-/// Where a driver says how cards are put into containers.
-const CARDS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
-
 /// podman with images and containers of this box alone.
 #[derive(Debug, Clone)]
 pub struct Podman {
     program: PathBuf,
     state: PathBuf,
+    /// Where cards and their driver are looked for.
+    machine: PathBuf,
 }
 
 /// What podman did not do.
@@ -57,7 +58,7 @@ pub enum ContainerError {
     },
     /// The image is not there.
     #[error(
-        "the container image {0} is not on this box; bring it in with `polder engine image import FILE`, from `podman save --format oci-archive`"
+        "the container image {0} is not on this box; let the box fetch it by serving it again, or bring it in with `polder engine image import FILE`, from `podman save --format oci-archive`"
     )]
     NoImage(ImageDigest),
     /// The file is none, or cannot be read.
@@ -86,6 +87,9 @@ pub enum ContainerError {
         /// Why not.
         source: io::Error,
     },
+    /// A list of manifests could not be kept.
+    #[error("the list that names the image could not be kept: {0}")]
+    List(io::Error),
     /// Only root can go into a container's network.
     #[error(
         "a container has no network of its own, and to reach it polder has to run as root, which it does not here"
@@ -97,7 +101,12 @@ impl Podman {
     /// For the box in this state folder.
     pub fn of(state: &Path) -> Self {
         let program = std::env::var_os(PROGRAM).map_or_else(|| "podman".into(), PathBuf::from);
-        Self { program, state: state.to_owned() }
+        Self { program, state: state.to_owned(), machine: "/".into() }
+    }
+
+    /// With the cards of another machine, whose files are here: for tests.
+    pub fn with_cards_of(self, machine: &Path) -> Self {
+        Self { machine: machine.to_owned(), ..self }
     }
 
     /// By this program instead.
@@ -144,6 +153,16 @@ impl Podman {
 
     /// What podman itself calls the image of this digest, if it is on the box.
     pub async fn find(&self, digest: &ImageDigest) -> Result<Option<String>, ContainerError> {
+        let mut found = self.find_own(digest).await?;
+        for own in self.listed(digest) {
+            if found.is_none() {
+                found = self.find_own(&own).await?;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn find_own(&self, digest: &ImageDigest) -> Result<Option<String>, ContainerError> {
         let list = ["images", "--all", "--digests", "--no-trunc", "--format", "json"];
         let said = self.say("list its images", &list, LOOK).await?;
         Ok(found_in(&said, digest))
@@ -162,12 +181,43 @@ impl Podman {
         self.find(digest).await?.map(drop).ok_or_else(|| ContainerError::NoImage(digest.clone()))
     }
 
-    /// Fetches the image of this digest from where the site says that it is, over the network.
-    pub async fn pull(&self, container: &Container) -> Result<(), ContainerError> {
-        let name = format!("{}@{}", container.image, container.digest);
-        self.say("fetch the image", &["pull", "--quiet", &name], BRING).await?;
-        let found = self.find(&container.digest).await?;
-        found.map(drop).ok_or_else(|| ContainerError::NoImage(container.digest.clone()))
+    /// Takes in an image whose files lie in a folder, as they were fetched: each of them was compared with its digest already, and podman does it again. `own` is the
+    /// digest of its manifest; `list` is the list of manifests that the site names instead, word for word, where it names one.
+    pub async fn take_in(
+        &self,
+        folder: &Path,
+        own: &ImageDigest,
+        list: Option<&[u8]>,
+    ) -> Result<(), ContainerError> {
+        let from = format!("dir:{}", folder.display());
+        self.say("take in the image", &["pull", "--quiet", &from], BRING).await?;
+        if self.find_own(own).await?.is_none() {
+            return Err(ContainerError::NoImage(own.clone()));
+        }
+        let Some(list) = list else { return Ok(()) };
+        let keep = || -> io::Result<()> {
+            std::fs::create_dir_all(self.lists())?;
+            std::fs::write(self.lists().join(format!("{}.json", hex(list))), list)
+        };
+        keep().map_err(ContainerError::List)
+    }
+
+    /// The lists of manifests of those images that the site names by such a list's digest.
+    fn lists(&self) -> PathBuf {
+        self.state.join("containers/lists")
+    }
+
+    /// What the list of this digest names, where it was kept and is what it says.
+    fn listed(&self, digest: &ImageDigest) -> Vec<ImageDigest> {
+        let name = digest.as_str().trim_start_matches("sha256:");
+        let read = std::fs::File::open(self.lists().join(format!("{name}.json")));
+        let mut text = Vec::new();
+        let read = read.and_then(|file| file.take(LONGEST_LIST).read_to_end(&mut text));
+        if read.is_err() || hex(&text) != name {
+            return Vec::new();
+        }
+        let index: Index = serde_json::from_slice(&text).unwrap_or_default();
+        index.manifests.iter().filter_map(|one| one.digest.parse().ok()).collect()
     }
 
     /// Starts the container of a slot, in the foreground of a child process. One that an earlier life of the slot left behind goes first.
@@ -186,8 +236,13 @@ impl Podman {
         let pid_file = self.pid_file(slot);
         // That of an earlier life would lead into a network that is gone, or somebody else's.
         let _ = std::fs::remove_file(&pid_file);
-        let cards = CARDS.iter().any(|folder| Path::new(folder).is_dir());
-        let arguments = run_arguments(slot, container, &image, &files, &pid_file, cards);
+        let cards = Cards::of(&self.machine);
+        if let Some(how) = cards.how() {
+            log::warn!(
+                "the container of {slot} is given the graphics cards of this machine {how}; nobody has run that with a card yet"
+            );
+        }
+        let arguments = run_arguments(slot, container, &image, &files, &pid_file, &cards);
         let child = self.command(&arguments).spawn().map_err(ContainerError::NoPodman)?;
         Ok(Running { podman: self.clone(), slot: slot.clone(), child, pid_file })
     }
@@ -270,7 +325,7 @@ fn run_arguments(
     image: &str,
     files: &[(String, PathBuf)],
     pid_file: &Path,
-    cards: bool,
+    cards: &Cards,
 ) -> Vec<String> {
     let mut arguments: Vec<String> = [
         "run",
@@ -294,9 +349,7 @@ fn run_arguments(
     arguments.push(format!("--stop-timeout={STOP}"));
     arguments.push(format!("--name={}", name_of(slot)));
     arguments.push(format!("--pidfile={}", pid_file.display()));
-    if cards {
-        arguments.push("--device=nvidia.com/gpu=all".to_owned());
-    }
+    arguments.extend(cards.arguments());
     let mount = |(name, path): &(String, PathBuf)| {
         format!("--mount=type=bind,source={},target=/weights/{name},readonly", path.display())
     };
@@ -352,7 +405,7 @@ fn check_archive(path: &Path, wanted: &ImageDigest) -> Result<(), ContainerError
     let hex = wanted.as_str().trim_start_matches("sha256:");
     let manifest = read_in(path, &format!("blobs/sha256/{hex}"))?;
     let manifest = manifest.ok_or_else(|| none("its image is not in it"))?;
-    let is: String = Sha256::digest(&manifest).iter().map(|byte| format!("{byte:02x}")).collect();
+    let is = self::hex(&manifest);
     match is == hex {
         true => Ok(()),
         false => Err(ContainerError::WrongDigest {
@@ -363,15 +416,21 @@ fn check_archive(path: &Path, wanted: &ImageDigest) -> Result<(), ContainerError
     }
 }
 
+#[derive(Deserialize, Default)]
+struct Index {
+    manifests: Vec<Manifest>,
+}
+
+#[derive(Deserialize)]
+struct Manifest {
+    digest: String,
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn digests_in(path: &Path) -> Result<Vec<String>, ContainerError> {
-    #[derive(Deserialize)]
-    struct Index {
-        manifests: Vec<Manifest>,
-    }
-    #[derive(Deserialize)]
-    struct Manifest {
-        digest: String,
-    }
     let none = |why: String| ContainerError::Archive { path: path.to_owned(), why };
     let index =
         read_in(path, "index.json")?.ok_or_else(|| none("it has no index.json".to_owned()))?;
@@ -421,6 +480,7 @@ mod tests {
         Container {
             image: "docker.io/vllm/vllm-openai".parse().unwrap(),
             digest: format!("sha256:{}", "ab".repeat(32)).parse().unwrap(),
+            authority: None,
             port: 8000,
             arguments: arguments.iter().map(|word| (*word).to_owned()).collect(),
             called: None,
@@ -432,7 +492,14 @@ mod tests {
         let files = [("model.safetensors".to_owned(), PathBuf::from("/s/weights/blobs/sha256/00"))];
         let container = container(&["--model", "/weights", "--port", "8000"]);
         let slot = "big".parse().unwrap();
-        let run = run_arguments(&slot, &container, "e6f6", &files, Path::new("/s/run/x.pid"), true);
+        let run = run_arguments(
+            &slot,
+            &container,
+            "e6f6",
+            &files,
+            Path::new("/s/run/x.pid"),
+            &Cards::Described,
+        );
         assert_eq!(
             run.join(" "),
             "run --rm --replace --pull=never --network=none --cgroups=disabled --read-only --tmpfs=/tmp --env=HOME=/tmp \

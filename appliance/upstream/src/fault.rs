@@ -86,6 +86,13 @@ pub fn answered(
                 format!("{name} has no room for the question now; try again in a little while"),
             )
         }),
+        508 => Answered::Failed(fault(
+            bad,
+            "passed_on_elsewhere",
+            format!(
+                "{name} has the model {there} from another server itself, and a question is passed on once only; a steward can name that server on the page Elsewhere"
+            ),
+        )),
         300..=399 => Answered::Failed(fault(
             bad,
             "moved_elsewhere",

@@ -4,23 +4,30 @@
 //! and brings back a [`Metered`] answer, which counts what it used; [`StandIn`] answers at an engine's socket for a server
 //! that is not ours; [`container`] runs such a server under podman.
 
+mod cards;
 mod choose;
 pub mod container;
 mod fault;
 mod meter;
+mod paid;
 mod price;
 mod question;
 mod secrets;
+mod servers;
 mod stand_in;
+mod terms;
 mod usage;
 mod wire;
 
 pub use choose::{Candidate, Here, Leave, Situation, Way, WhyNot, whom_to_ask};
 pub use fault::{Answered, Fault, answered};
 pub use meter::{Ended, Meter, Metered};
+pub use paid::{BEFORE_IT, LONGEST_ANSWER, USUAL_ANSWER};
 pub use price::{Price, prompt_estimate};
 pub use question::{Asked, QuestionFault, speaks};
 pub use secrets::{Holder, Secrets, SecretsError};
-pub use stand_in::{StandIn, StandInError};
+pub use servers::{Packed, Run, ServerFault, ServerRecipe};
+pub use stand_in::{AWAY, StandIn, StandInError};
+pub use terms::{Term, terms, terms_of_removal};
 pub use usage::{MOST_TOKENS, Usage};
-pub use wire::{ELSEWHERE, Place, Wire, WireBody, WireError, fetch_authority};
+pub use wire::{ELSEWHERE, Place, Wire, WireBody, WireError, fetch_authority, hops};

@@ -4,10 +4,6 @@ use polder_site::UpstreamModel;
 
 use crate::usage::Usage;
 
-/// Where nothing is said of an answer's length, so many tokens are set aside for it.
-const USUAL_ANSWER: u64 = 4096;
-/// No more than this is set aside for one answer; what is longer is still counted as it was.
-const LONG_ANSWER: u64 = 131_072;
 /// Prices are for so many tokens.
 const PER: u128 = 1_000_000;
 
@@ -43,14 +39,15 @@ impl Price {
         u64::try_from(sum.div_ceil(PER)).unwrap_or(u64::MAX)
     }
 
-    /// Most that a question of so many bytes may cost, and be answered with so many tokens at most: a token for every second
-    /// byte, which is more than any text has but the oddest, and nothing kept from before.
-    pub fn most(&self, bytes: usize, answer: Option<u64>, answers: u64) -> u64 {
-        let completion =
-            answer.unwrap_or(USUAL_ANSWER).min(LONG_ANSWER).saturating_mul(answers.clamp(1, 128));
-        let usage = Usage { prompt: bytes.div_ceil(2) as u64, completion, cached: 0 };
+    /// It costs nothing, whatever is asked.
+    pub fn is_free(&self) -> bool {
+        (self.input, self.output, self.cached) == (0, 0, 0)
+    }
+
+    /// Most that a question may cost which uses so much at most, whatever of it was kept from before.
+    pub fn most(&self, usage: &Usage) -> u64 {
         let dearest = Self { input: self.input.max(self.cached), ..*self };
-        dearest.cost(&usage)
+        dearest.cost(&Usage { cached: 0, ..*usage })
     }
 }
 
@@ -73,6 +70,7 @@ mod tests {
             input: amount(input),
             output: amount(output),
             cached,
+            longest: None,
         })
     }
 
@@ -96,29 +94,29 @@ mod tests {
     #[test]
     fn a_box_of_friends_costs_nothing() {
         let free = price("0", "0", None);
-        assert_eq!(
-            (free.most(32 << 20, Some(u64::MAX), 128), free.cost(&Usage::default())),
-            (0, 0)
-        );
+        let much = Usage { prompt: 32 << 20, completion: u64::MAX, cached: 0 };
+        assert!(free.is_free() && !price("0", "0", Some("0.01")).is_free());
+        assert_eq!((free.most(&much), free.cost(&Usage::default())), (0, 0));
     }
 
     proptest! {
         #[test]
-        fn what_is_set_aside_is_enough_for_any_answer_as_long_as_was_asked_for(
-            bytes in 0usize..1 << 25, answer in 0u64..LONG_ANSWER, part in 0.0f64..1.0, kept in 0.0f64..1.0,
+        fn what_is_set_aside_is_enough_for_any_answer_within_it(
+            prompt in 0u64..1 << 25, completion in 0u64..1 << 20, part in 0.0f64..=1.0, kept in 0.0f64..=1.0,
             input in 0u64..100_000_000, output in 0u64..100_000_000, cached in 0u64..100_000_000,
         ) {
             let price = Price { input, output, cached };
-            let prompt = ((bytes / 2) as f64 * part) as u64;
-            let usage = Usage { prompt, completion: (answer as f64 * part) as u64, cached: (prompt as f64 * kept) as u64 };
-            prop_assert!(price.cost(&usage) <= price.most(bytes, Some(answer), 1));
+            let most = price.most(&Usage { prompt, completion, cached: 0 });
+            let prompt = (prompt as f64 * part) as u64;
+            let usage = Usage { prompt, completion: (completion as f64 * part) as u64, cached: (prompt as f64 * kept) as u64 };
+            prop_assert!(price.cost(&usage) <= most);
         }
 
         #[test]
-        fn no_figures_overflow(prompt: u64, completion: u64, cached: u64, input: u64, output: u64, bytes: usize) {
+        fn no_figures_overflow(prompt: u64, completion: u64, cached: u64, input: u64, output: u64) {
             let price = Price { input, output, cached: input };
             let _ = price.cost(&Usage { prompt, completion, cached });
-            let _ = price.most(bytes, Some(completion), prompt);
+            let _ = price.most(&Usage { prompt, completion, cached });
         }
     }
 }

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use polder_site::UpstreamKind;
 use serde_json::{Map, Value};
 
+use crate::usage::Usage;
+
 /// A question that may be sent on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
@@ -13,16 +15,27 @@ pub struct Asked {
     pub stream: bool,
     /// The events say at their end what was used because we asked for that, and not the client.
     pub hide_usage: bool,
-    /// Most tokens of an answer, where the question says so.
-    pub answer: Option<u64>,
-    /// How many answers are wanted.
-    pub answers: u64,
+    /// Most that it can use there, where that had to be made sure of; see [`Asked::paid`].
+    pub most: Usage,
+    /// How long the answer may be is there because we said so, and not the client.
+    pub(crate) limited: bool,
 }
 
-/// A question that is none.
+/// A question that is none, or none that can be passed on. Each sentence is fit for a person.
 #[derive(Debug, thiserror::Error)]
-#[error("the request's body is not a JSON object: {0}")]
-pub struct QuestionFault(#[from] serde_json::Error);
+pub enum QuestionFault {
+    /// Not JSON.
+    #[error("the request's body is not a JSON object: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A limit that is none.
+    #[error(
+        "{0} is not a whole number of 1 or more, and this question would be answered for money, for which the box has to know the most"
+    )]
+    Limit(&'static str),
+    /// What it costs cannot be told before.
+    #[error("what {0} costs cannot be told before, and this question would be answered for money")]
+    Unpriced(String),
+}
 
 /// Does a server of this kind take questions at this path?
 pub fn speaks(kind: UpstreamKind, path: &str) -> bool {
@@ -39,12 +52,10 @@ pub fn speaks(kind: UpstreamKind, path: &str) -> bool {
 impl Asked {
     /// The question in `body`, asked at `path`, of the model that is `called` so there.
     pub fn of(path: &str, body: &[u8], called: &str) -> Result<Self, QuestionFault> {
-        let mut question: Map<String, Value> = serde_json::from_slice(body)?;
-        let number = |name: &str| question.get(name).and_then(Value::as_u64);
-        // Which of them a server heeds is its own affair.
-        let limits = ["max_completion_tokens", "max_output_tokens", "max_tokens"];
-        let answer = limits.into_iter().filter_map(number).max();
-        let answers = number("n").unwrap_or(1).max(number("best_of").unwrap_or(1));
+        Ok(Self::passed_on(path, serde_json::from_slice(body)?, called))
+    }
+
+    pub(crate) fn passed_on(path: &str, mut question: Map<String, Value>, called: &str) -> Self {
         let stream = question.get("stream").and_then(Value::as_bool).unwrap_or(false);
         let tells = ["/v1/chat/completions", "/v1/completions"].contains(&path);
         let mut hide_usage = false;
@@ -61,7 +72,7 @@ impl Asked {
         }
         question.insert("model".to_owned(), called.into());
         let body = Bytes::from(Value::Object(question).to_string());
-        Ok(Self { body, stream, hide_usage, answer, answers })
+        Self { body, stream, hide_usage, most: Usage::default(), limited: false }
     }
 }
 
@@ -100,12 +111,7 @@ pub(crate) mod tests {
             asked.body,
             r#"{"z":1.5,"model":"v/big","messages":[{"model":"big"}],"n":2,"max_tokens":7}"#
         );
-        assert_eq!(
-            (asked.answer, asked.answers, asked.stream, asked.hide_usage),
-            (Some(7), 2, false, false)
-        );
-        let both = Asked::of(CHAT, br#"{"max_completion_tokens":1,"max_tokens":9}"#, "b").unwrap();
-        assert_eq!(both.answer, Some(9));
+        assert!(!asked.stream && !asked.hide_usage);
     }
 
     #[test]

@@ -43,6 +43,9 @@ const DRAIN: Duration = Duration::from_secs(600);
 const FROM_SERVERS: [&str; 5] =
     ["content-type", "retry-after", "x-request-id", "request-id", "openai-processing-ms"];
 
+/// To the door: nobody has begun to answer this, and the server of the slot is away, so that it is for whoever is asked when the engine is down.
+pub const AWAY: HeaderName = HeaderName::from_static("x-polder-away");
+
 /// Stands in for the engine of one slot.
 pub struct StandIn {
     /// Where the door and the supervisor ask.
@@ -290,10 +293,25 @@ async fn ask(shared: Arc<Shared>, request: Request<Incoming>) -> Whole {
     let prompt = prompt_estimate(body.len());
     let sent = AtomicBool::new(false);
     match wire.ask(Method::POST, path, &parts.headers, asked.body, &sent).await {
+        // What stands before a server that is gone says so.
+        Ok(answer) if [502, 504].contains(&answer.status().as_u16()) => {
+            shared.ready.store(false, Ordering::SeqCst);
+            away(pass_on(answer, asked.hide_usage, prompt, going))
+        }
         Ok(answer) => pass_on(answer, asked.hide_usage, prompt, going),
-        // What never reached it may be put again; a broken connection says the same to the door as a broken engine.
-        Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, "server_away", &error.to_string()),
+        // A broken connection says the same to the door as a broken engine.
+        Err(error) => {
+            shared.ready.store(false, Ordering::SeqCst);
+            let (status, why) = (StatusCode::SERVICE_UNAVAILABLE, error.to_string());
+            away(refuse(status, "server_away", &why))
+        }
     }
+}
+
+/// The same, with the door told that the server is away.
+fn away(mut response: Whole) -> Whole {
+    response.headers_mut().insert(AWAY, HeaderValue::from_static("1"));
+    response
 }
 
 fn pass_on(answer: Response<WireBody>, hide_usage: bool, prompt: u64, going: Going) -> Whole {
@@ -342,9 +360,9 @@ fn refuse(status: StatusCode, code: &str, message: &str) -> Whole {
 }
 
 fn not_yet() -> Whole {
-    refuse(
+    away(refuse(
         StatusCode::SERVICE_UNAVAILABLE,
         "starting",
         "the server of this model is still starting; try again in a while",
-    )
+    ))
 }

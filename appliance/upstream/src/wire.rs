@@ -37,8 +37,15 @@ const HEAD: Duration = Duration::from_secs(300);
 /// Most of a short answer that is read whole.
 const LONGEST_SHORT: usize = 1 << 20;
 
-/// From one Polder box to another: this question was passed on already, and goes no further.
+/// How often a question was passed on before, in every question that a box puts to a server at an address. Another Polder box goes by it, so
+/// that no question goes round in a circle; others do not know it.
 pub const ELSEWHERE: HeaderName = HeaderName::from_static("polder-elsewhere");
+
+/// How often the question with these headers was passed on already. What is no number counts as more than any box passes on.
+pub fn hops(headers: &HeaderMap) -> u8 {
+    let Some(value) = headers.get(ELSEWHERE) else { return 0 };
+    value.to_str().ok().and_then(|text| text.trim().parse().ok()).unwrap_or(u8::MAX)
+}
 
 /// No answer began. Each sentence is fit for a person and has no key in it.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +117,6 @@ pub struct Wire {
     place: Place,
     key: Option<HeaderValue>,
     head: Duration,
-    passes_on: bool,
 }
 
 impl Wire {
@@ -135,13 +141,7 @@ impl Wire {
             value.set_sensitive(true);
             Ok(value)
         };
-        Ok(Self { place, key: key.map(bearer).transpose()?, head: HEAD, passes_on: false })
-    }
-
-    /// To another Polder box: what it is asked is not to go on from there.
-    pub fn to_polder(mut self) -> Self {
-        self.passes_on = true;
-        self
+        Ok(Self { place, key: key.map(bearer).transpose()?, head: HEAD })
     }
 
     /// Waits only so long for an answer to begin.
@@ -158,7 +158,7 @@ impl Wire {
         }
     }
 
-    /// Asks. Of the client's own headers only those go along that say what dialect it speaks; `sent` is set once the server may have
+    /// Asks. Of the client's own headers only those go along that say what dialect it speaks, and how often it was passed on; `sent` is set once the server may have
     /// seen the request.
     pub async fn ask(
         &self,
@@ -225,8 +225,11 @@ impl Wire {
                 headers.insert(HeaderName::from_static(name), value.clone());
             }
         }
-        if self.passes_on {
-            headers.insert(ELSEWHERE, HeaderValue::from_static("1"));
+        if matches!(self.place, Place::Web(..)) {
+            headers.insert(
+                ELSEWHERE,
+                HeaderValue::from(u16::from(hops(from_client).saturating_add(1))),
+            );
         }
         if let Some(key) = &self.key {
             headers.insert(AUTHORIZATION, key.clone());

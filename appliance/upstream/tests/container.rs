@@ -26,7 +26,9 @@ fn podman(state: &Path) -> Podman {
 }
 
 fn program(state: &Path) -> PathBuf {
-    if !Path::new("/sys/fs/cgroup/unified").exists() {
+    let (both, cards) = (Path::new("/sys/fs/cgroup/unified").exists(), state.join("cards"));
+    let described = cards.join("var/run/cdi");
+    if !both && !described.exists() {
         return "podman".into();
     }
     let program = state.join("podman");
@@ -34,7 +36,17 @@ fn program(state: &Path) -> PathBuf {
         let limits =
             "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n";
         std::fs::write(state.join("containers.conf"), limits).unwrap();
-        let script = "#!/bin/sh\nexport CONTAINERS_CONF=\"${0%/*}/containers.conf\"\nexec unshare -m sh -c 'umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; exec podman \"$@\"' sh \"$@\"\n";
+        let mut before = String::new();
+        if both {
+            before += "umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; ";
+        }
+        if described.exists() {
+            // Where podman looks for descriptions of cards, in a view of the machine of its own.
+            before += "mkdir -p /run/cdi; mount --bind ${0%/*}/cards/var/run/cdi /run/cdi; ";
+        }
+        let script = format!(
+            "#!/bin/sh\nexport CONTAINERS_CONF=\"${{0%/*}}/containers.conf\"\nexec unshare -m sh -c '{before}exec podman \"$@\"' \"$0\" \"$@\"\n"
+        );
         std::fs::write(&program, script).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
@@ -69,14 +81,15 @@ fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// An OCI archive with this program alone in it; the layer can be spoilt after its digest was written down.
-fn archive(path: &Path, program: &[u8], spoil: bool) -> ImageDigest {
-    let entry = |name: &str, mode: u32, bytes: &[u8], tar: &mut tar::Builder<Vec<u8>>| {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(bytes.len() as u64);
-        header.set_mode(mode);
-        tar.append_data(&mut header, name, bytes).unwrap();
-    };
+fn entry(name: &str, mode: u32, bytes: &[u8], tar: &mut tar::Builder<Vec<u8>>) {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(mode);
+    tar.append_data(&mut header, name, bytes).unwrap();
+}
+
+/// An image with this program alone in it: its layer, its configuration and its manifest.
+fn image(program: &[u8]) -> (Vec<u8>, String, String) {
     let mut layer = tar::Builder::new(Vec::new());
     entry("toy", 0o755, program, &mut layer);
     let layer = layer.into_inner().unwrap();
@@ -92,6 +105,29 @@ fn archive(path: &Path, program: &[u8], spoil: bool) -> ImageDigest {
         hex(&layer),
         layer.len()
     );
+    (layer, config, manifest)
+}
+
+/// A folder as a registry's files are fetched into, and the list of manifests that leads to it.
+fn fetched(folder: &Path, program: &[u8]) -> (ImageDigest, String) {
+    let (layer, config, manifest) = image(program);
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(folder.join("version"), "Directory Transport Version: 1.1\n").unwrap();
+    std::fs::write(folder.join("manifest.json"), &manifest).unwrap();
+    for blob in [&layer[..], config.as_bytes()] {
+        std::fs::write(folder.join(hex(blob)), blob).unwrap();
+    }
+    let own = format!("sha256:{}", hex(manifest.as_bytes()));
+    let list = format!(
+        "{{\"schemaVersion\":2,\"manifests\":[{{\"digest\":\"{own}\",\"size\":{}}}]}}",
+        manifest.len()
+    );
+    (own.parse().unwrap(), list)
+}
+
+/// An OCI archive of such an image; the layer can be spoilt after its digest was written down.
+fn archive(path: &Path, program: &[u8], spoil: bool) -> ImageDigest {
+    let (layer, config, manifest) = image(program);
     let digest = hex(manifest.as_bytes());
     let index = format!(
         "{{\"schemaVersion\":2,\"manifests\":[{{\"mediaType\":\"application/vnd.oci.image.manifest.v1+json\",\"digest\":\"sha256:{digest}\",\"size\":{}}}]}}",
@@ -118,6 +154,7 @@ fn container(digest: ImageDigest, arguments: &[&str]) -> Container {
     Container {
         image: "localhost/toy".parse().unwrap(),
         digest,
+        authority: None,
         port: 8123,
         arguments: arguments.iter().map(|word| (*word).to_owned()).collect(),
         called: Some("toy".to_owned()),
@@ -217,6 +254,66 @@ async fn a_server_in_a_container_answers_as_an_engine_sees_the_models_file_and_n
         .output()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&list.stdout).trim(), "", "a container is left");
+}
+
+#[tokio::test]
+async fn what_was_fetched_is_taken_in_and_known_by_the_digest_that_the_site_names() {
+    let (state, _) = state();
+    let folder = state.path().join("fetched");
+    let (own, list) = fetched(&folder, b"a program");
+    let listed: ImageDigest = format!("sha256:{}", hex(list.as_bytes())).parse().unwrap();
+    let podman = podman(state.path());
+    assert_eq!(podman.find(&own).await.unwrap(), None);
+    podman.take_in(&folder, &own, Some(list.as_bytes())).await.unwrap();
+    let known = podman.find(&own).await.unwrap();
+    assert!(known.is_some() && podman.find(&listed).await.unwrap() == known);
+    // A list that was changed leads nowhere.
+    let kept = state.path().join("containers/lists").join(format!("{}.json", hex(list.as_bytes())));
+    std::fs::write(&kept, list.replace("schemaVersion", "schemaversion")).unwrap();
+    assert_eq!(podman.find(&listed).await.unwrap(), None);
+    // Bytes that are not what the manifest says are podman's to refuse, too.
+    let other = state.path().join("other");
+    let (own, _) = fetched(&other, b"another program");
+    let (layer, ..) = image(b"another program");
+    let mut spoilt = layer.clone();
+    spoilt[600] ^= 1;
+    std::fs::write(other.join(hex(&layer)), spoilt).unwrap();
+    let refused = podman.take_in(&other, &own, None).await.unwrap_err();
+    assert!(matches!(refused, ContainerError::Podman { .. }), "{refused}");
+    assert_eq!(podman.find(&own).await.unwrap(), None);
+}
+
+/// A card that nobody has: a description that puts another name on a device that every machine has.
+#[tokio::test]
+async fn a_card_that_is_described_for_containers_is_in_the_container() {
+    if !is_root() {
+        return;
+    }
+    let (state, model) = state();
+    let cards = state.path().join("cards");
+    std::fs::create_dir_all(cards.join("var/run/cdi")).unwrap();
+    let description = "{\"cdiVersion\":\"0.3.0\",\"kind\":\"nvidia.com/gpu\",\"devices\":[{\"name\":\"all\",\"containerEdits\":{\"deviceNodes\":[{\"path\":\"/dev/a-card\",\"type\":\"c\",\"major\":1,\"minor\":3}]}}]}";
+    std::fs::write(cards.join("var/run/cdi/nvidia.json"), description).unwrap();
+    let file = state.path().join("toy.tar");
+    let digest = archive(&file, &toy(), false);
+    let podman = podman(state.path()).with_cards_of(&cards);
+    podman.import(&file, &digest).await.unwrap();
+    let socket = state.path().join("engine.sock");
+    let stand_in = StandIn { socket: socket.clone(), called: "toy".to_owned() };
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (slot, container) = ("big".parse().unwrap(), container(digest, &["8123"]));
+    let running = async {
+        let told = async { drop(stopped.await) };
+        stand_in.contain(&podman, &slot, &container, &model, told).await.unwrap();
+    };
+    let asking = async {
+        until_well(&socket).await;
+        let question = "{\"model\":\"tiny\"}";
+        let answer = ask(&socket, "POST", "/v1/chat/completions", question).await.unwrap();
+        assert!(answer.2.contains("word kept alone with a card toy"), "{}", answer.2);
+        drop(stop);
+    };
+    tokio::join!(running, asking);
 }
 
 #[tokio::test]

@@ -23,7 +23,9 @@ static void look(char *out, size_t room) {
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(53), .sin_addr.s_addr = inet_addr("192.0.2.1")};
     int reached = connect(out_there, (struct sockaddr *)&to, sizeof to) == 0 || errno != ENETUNREACH;
     close(out_there);
-    snprintf(out, room, "%s %s %s", text, changed ? "changed" : "kept", reached ? "reached" : "alone");
+    int card = open("/dev/a-card", O_RDWR);
+    if (card >= 0) close(card);
+    snprintf(out, room, "%s %s %s%s", text, changed ? "changed" : "kept", reached ? "reached" : "alone", card < 0 ? "" : " with a card");
 }
 
 int main(int count, char **given) {

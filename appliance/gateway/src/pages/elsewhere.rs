@@ -7,16 +7,12 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
-use polder_control::SecretText;
-use polder_members::{Month, SpentElsewhere};
-use polder_page::{
-    Choice, Field, Page, ProgressView, Tone, badge, banner, count, empty, facts, field, hidden,
-    progress, select, table, tick,
-};
+use polder_control::{Reply, Request, SecretText};
+use polder_page::{Field, Page, StepMark, Tone, banner, empty, facts, field, hidden, steps, tick};
 use polder_site::{
     Amount, RecipeName, SiteChange, UpstreamKind, UpstreamModel, UpstreamName, UpstreamServer,
 };
-use polder_upstream::{Holder, Secrets, Wire, fetch_authority};
+use polder_upstream::{Holder, Secrets, Term, Wire, fetch_authority, terms, terms_of_removal};
 use serde::Deserialize;
 
 use crate::Gateway;
@@ -24,6 +20,11 @@ use crate::pages::apps::change_site;
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::home::Said;
 use crate::pages::who::{SignedIn, Steward};
+
+mod cards;
+
+pub(in crate::pages) use cards::spent_section;
+use cards::{filled, server_card, server_fields};
 
 /// A test waits no longer.
 const TEST: std::time::Duration = std::time::Duration::from_secs(15);
@@ -46,6 +47,8 @@ pub(super) struct Wish {
     when_down: String,
     when_full: String,
     full_at: String,
+    /// What it comes to was seen, and agreed to.
+    seen: String,
 }
 
 /// The form for one of its models.
@@ -57,6 +60,15 @@ pub(super) struct ModelWish {
     input: String,
     output: String,
     cached: String,
+    longest: String,
+    seen: String,
+}
+
+/// The form that only agrees.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub(super) struct Agreed {
+    seen: String,
 }
 
 pub(super) async fn show(
@@ -110,6 +122,9 @@ async fn keep(
         let upstream = Box::new(server);
         let change = SiteChange::Upstream { name: name.clone(), upstream };
         change.applied_to(&gateway.status().site).check().map_err(|e| e.to_string())?;
+        if wish.seen.is_empty() {
+            return Ok((name, change, None));
+        }
         let new_key = SecretText::new(&wish.key);
         let changes_key = !new_key.expose().is_empty() || wish.forget_key == "yes";
         if moved && key(gateway, &name).await?.is_some() {
@@ -125,6 +140,27 @@ async fn keep(
         Ok::<_, String>((name, change, changes_key.then_some(new_key)))
     };
     match read.await {
+        Ok((name, change, _)) if wish.seen.is_empty() => {
+            let action = match before {
+                Some(_) => format!("/elsewhere/{name}"),
+                None => "/elsewhere".to_owned(),
+            };
+            let has_key = key(gateway, &name).await.is_ok_and(|key| key.is_some());
+            let (SiteChange::Upstream { upstream: server, .. }, site) =
+                (&change, &gateway.status().site)
+            else {
+                unreachable!("it was made so above")
+            };
+            let moved = before.as_ref().filter(|was| was.url.authority() != server.url.authority());
+            let agreement = Agreement {
+                terms: terms(&name, server, site),
+                action: &action,
+                fields: server_values(&name, server),
+                more: key_fields(moved, has_key),
+                agree: "Ask it so",
+            };
+            about_to(gateway, who, change, agreement).await
+        }
         Ok((name, change, new_key)) => {
             change_site(gateway, who, change).await?;
             if let Some(new_key) = new_key {
@@ -220,17 +256,30 @@ pub(super) async fn set_model(
             "" => None,
             text => Some(amount("the price for what was kept", text)?),
         };
+        let longest = match wish.longest.trim() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| format!("{text} is not a number of tokens"))?),
+        };
         let input = amount("the price for what it reads", &wish.input)?;
         let output = amount("the price for what it writes", &wish.output)?;
-        Ok::<_, String>((model, UpstreamModel { called, input, output, cached }))
+        Ok::<_, String>((model, UpstreamModel { called, input, output, cached, longest }))
     };
     let (model, there) = match read() {
         Ok(read) => read,
         Err(why) => return wrong(&gateway, &who, &why, None).await,
     };
     server.models.insert(model, there);
-    change_site(&gateway, &who, SiteChange::Upstream { name, upstream: Box::new(server) }).await?;
-    Ok(Redirect::to("/elsewhere?said=upstream").into_response())
+    let fields = [
+        ("model", &wish.model),
+        ("called", &wish.called),
+        ("input", &wish.input),
+        ("output", &wish.output),
+        ("cached", &wish.cached),
+        ("longest", &wish.longest),
+    ];
+    let fields = fields.map(|(name, value)| (name, value.clone())).into();
+    let action = format!("/elsewhere/{name}/model");
+    agreed(&gateway, &who, name, server, fields, &action, &wish.seen).await
 }
 
 pub(super) async fn remove_model(
@@ -241,7 +290,31 @@ pub(super) async fn remove_model(
 ) -> Result<Response, Trouble> {
     let (name, mut server) = known(&gateway, &name)?;
     server.models.retain(|model, _| model.as_str() != wish.model);
-    change_site(&gateway, &who, SiteChange::Upstream { name, upstream: Box::new(server) }).await?;
+    let (fields, action) = (vec![("model", wish.model)], format!("/elsewhere/{name}/model/remove"));
+    agreed(&gateway, &who, name, server, fields, &action, &wish.seen).await
+}
+
+/// Shows what another list of its models comes to, and keeps it once that was seen.
+async fn agreed(
+    gateway: &Arc<Gateway>,
+    who: &SignedIn,
+    name: UpstreamName,
+    server: UpstreamServer,
+    fields: Vec<(&'static str, String)>,
+    action: &str,
+    seen: &str,
+) -> Result<Response, Trouble> {
+    let site = gateway.status().site.clone();
+    let terms = terms(&name, &server, &site);
+    let change = SiteChange::Upstream { name, upstream: Box::new(server) };
+    if let Err(why) = change.applied_to(&site).check() {
+        return wrong(gateway, who, &why.to_string(), None).await;
+    }
+    if seen.is_empty() {
+        let agreement = Agreement { terms, action, fields, more: html! {}, agree: "Ask it so" };
+        return about_to(gateway, who, change, agreement).await;
+    }
+    change_site(gateway, who, change).await?;
     Ok(Redirect::to("/elsewhere?said=upstream").into_response())
 }
 
@@ -249,9 +322,21 @@ pub(super) async fn remove(
     State(gateway): State<Arc<Gateway>>,
     Steward(who): Steward,
     Path(name): Path<String>,
+    Form(agreed): Form<Agreed>,
 ) -> Result<Response, Trouble> {
-    let (name, _) = known(&gateway, &name)?;
-    change_site(&gateway, &who, SiteChange::RemoveUpstream(name.clone())).await?;
+    let (name, server) = known(&gateway, &name)?;
+    let change = SiteChange::RemoveUpstream(name.clone());
+    if agreed.seen.is_empty() {
+        let agreement = Agreement {
+            terms: terms_of_removal(&name, &server, &gateway.status().site),
+            action: &format!("/elsewhere/{name}/remove"),
+            fields: Vec::new(),
+            more: html! {},
+            agree: "Ask it no more",
+        };
+        return about_to(&gateway, &who, change, agreement).await;
+    }
+    change_site(&gateway, &who, change).await?;
     let secrets = Secrets::of(&gateway.state);
     let forgotten =
         gateway.members.ask(move |_| secrets.keep(Holder::Upstream(&name), &SecretText::new("")));
@@ -259,6 +344,81 @@ pub(super) async fn remove(
         log::error!("the key of a server elsewhere that was removed is still there: {error}");
     }
     Ok(Redirect::to("/elsewhere?said=upstream-removed").into_response())
+}
+
+/// What is about to be done, and the form that agrees to it.
+struct Agreement<'a> {
+    terms: Vec<Term>,
+    action: &'a str,
+    /// What the form said, to be said again.
+    fields: Vec<(&'static str, String)>,
+    /// What only whoever agrees has to say.
+    more: Markup,
+    agree: &'a str,
+}
+
+/// The steps and what they come to, to be agreed to. Nothing is done yet.
+async fn about_to(
+    gateway: &Gateway,
+    who: &SignedIn,
+    change: SiteChange,
+    agreement: Agreement<'_>,
+) -> Result<Response, Trouble> {
+    let Reply::Preview { plan, .. } = gateway.ask(Request::Preview(change)).await? else {
+        return Err(Trouble::odd_answer());
+    };
+    let Agreement { terms, action, fields, more, agree } = agreement;
+    let facts_of: Vec<(&str, Markup)> =
+        terms.iter().map(|(about, sentence)| (*about, html! { (sentence) })).collect();
+    let body = html! {
+        section.card {
+            h2 { (plan.title) }
+            @if plan.steps.is_empty() { p { "It is so already." } }
+            @else { (steps("Steps", &plan.steps.iter().map(|s| (StepMark::Later, s.title.as_str())).collect::<Vec<_>>())) }
+            h3 { "What it comes to" }
+            (facts(&facts_of))
+            form.stack method="post" action=(action) {
+                @for (name, value) in &fields { (hidden(name, value)) }
+                (hidden("seen", "yes"))
+                (more)
+                div.row { button type="submit" { (agree) } a.button.quiet href="/elsewhere" { "Back" } }
+            }
+        }
+    };
+    let page = Page { title: "Elsewhere", narrow: true, ..Page::default() };
+    Ok(answer(&page, &nav(gateway, &who.member, "/models"), body))
+}
+
+/// What makes the same server of a form again. No key is among it.
+fn server_values(name: &UpstreamName, server: &UpstreamServer) -> Vec<(&'static str, String)> {
+    let wish = filled(server);
+    vec![
+        ("name", name.to_string()),
+        ("kind", wish.kind),
+        ("url", wish.url),
+        ("authority", server.authority.clone().unwrap_or_default()),
+        ("budget", wish.budget),
+        ("currency", wish.currency),
+        ("when_down", wish.when_down),
+        ("when_full", wish.when_full),
+        ("full_at", wish.full_at),
+    ]
+}
+
+/// The key is asked for where it is agreed to: a page that shows what was typed never has it.
+fn key_fields(moved: Option<&UpstreamServer>, has_key: bool) -> Markup {
+    let hint = match (has_key, moved) {
+        (true, Some(was)) => format!(
+            "The one that is kept is for {}. Type the one for the new address, or tick that it be forgotten",
+            was.url.host()
+        ),
+        (true, None) => "Kept; type another one to change it".to_owned(),
+        (false, _) => "Only this box keeps it, in a file of its own; empty: none".to_owned(),
+    };
+    html! {
+        (field(&Field { name: "key", label: "API key", kind: "password", hint: &hint, ..Field::default() }))
+        @if has_key { (tick("forget_key", "Forget its key", "", false)) }
+    }
 }
 
 /// Asks the server what models it has, which costs nothing, and says how that went.
@@ -358,7 +518,7 @@ async fn page(
         section.card {
             h2 { "Ask another one" }
             p.soft { "Another Polder box, a server of your own or of friends that speaks OpenAI's API (vLLM, SGLang, NIM, llama.cpp), or a company's." }
-            form.stack method="post" action="/elsewhere" { (server_fields(form.unwrap_or(&fresh), None)) button type="submit" { "Keep this" } }
+            form.stack method="post" action="/elsewhere" { (server_fields(form.unwrap_or(&fresh), true)) button type="submit" { "See what it comes to" } }
         }
     };
     let page = Page {
@@ -368,205 +528,6 @@ async fn page(
     };
     Ok(answer(&page, &nav(gateway, &who.member, "/elsewhere"), body))
 }
-
-fn server_card(
-    name: &UpstreamName,
-    server: &UpstreamServer,
-    month: Month,
-    has_key: bool,
-) -> Markup {
-    let kind = match server.kind {
-        UpstreamKind::Polder => "another Polder box",
-        UpstreamKind::Server => "a server that speaks OpenAI's API",
-        UpstreamKind::Cloud => "a company's server",
-    };
-    html! {
-        section.card {
-            div.row.spread { h2 { (name) } (badge(Tone::Plain, kind)) }
-            (facts(&[
-                ("At", html! { code { (server.url) } @if server.authority.is_some() { " " span.soft { "(its own certificate authority is trusted, and no other)" } } }),
-                ("Asked", html! { (server.when()) @if let Some(most) = server.full_at.filter(|_| server.when_full) { "; full is when " (most) " questions wait" } }),
-                ("Key", html! { @if has_key { "kept by this box, in a file of its own" } @else { "none" } }),
-            ]))
-            (budget(server, month))
-            (models_table(name, server))
-            div.row {
-                form method="post" action=(format!("/elsewhere/{name}/test")) { button.quiet type="submit" { "Test it" } }
-                form method="post" action=(format!("/elsewhere/{name}/remove")) data-confirm=(format!("Ask {name} no more? Its key is forgotten. What it cost stays in the books.")) {
-                    button.danger type="submit" { "Ask it no more" }
-                }
-            }
-            details {
-                summary { "Let the box ask it for a model" }
-                form.stack method="post" action=(format!("/elsewhere/{name}/model")) {
-                    div.fields {
-                        (own_field(name, "model", "The model, as members call it", "The name of one that this box serves, or a new one that then lives only there"))
-                        (own_field(name, "called", "What it is called there", "Empty: the same"))
-                        (own_field(name, "input", "Price of a million tokens read", "As in 0.15; 0 where it costs nothing"))
-                        (own_field(name, "output", "Price of a million tokens written", ""))
-                        (own_field(name, "cached", "Price of a million tokens that it had kept", "Empty: as those read"))
-                    }
-                    button type="submit" { "Keep this" }
-                }
-            }
-            details {
-                summary { "Change it" }
-                form.stack method="post" action=(format!("/elsewhere/{name}")) {
-                    (server_fields(&filled(server), Some((name, has_key))))
-                    button type="submit" { "Keep this" }
-                }
-            }
-        }
-    }
-}
-
-/// A field whose id is this server's alone: the same form is on the page for each of them.
-fn own_field(server: &UpstreamName, name: &str, label: &str, hint: &str) -> Markup {
-    let id = format!("{server}-{name}");
-    html! {
-        div.field {
-            label for=(id) { (label) }
-            @if !hint.is_empty() { p.hint { (hint) } }
-            input id=(id) name=(name) type="text" autocomplete="off";
-        }
-    }
-}
-
-fn filled(server: &UpstreamServer) -> Wish {
-    let yes = |on: bool| if on { "yes".to_owned() } else { String::new() };
-    let kind = match server.kind {
-        UpstreamKind::Polder => "polder",
-        UpstreamKind::Server => "server",
-        UpstreamKind::Cloud => "cloud",
-    };
-    Wish {
-        kind: kind.to_owned(),
-        url: server.url.to_string(),
-        budget: server.budget.to_string(),
-        currency: server.currency.to_string(),
-        when_down: yes(server.when_down),
-        when_full: yes(server.when_full),
-        full_at: server.full_at.map(|most| most.to_string()).unwrap_or_default(),
-        ..Wish::default()
-    }
-}
-
-fn server_fields(wish: &Wish, known: Option<(&UpstreamName, bool)>) -> Markup {
-    let text = |name, label, hint, value: &str| {
-        field(&Field { name, label, hint, value, ..Field::default() })
-    };
-    let has_key = known.is_some_and(|(_, has_key)| has_key);
-    let key = if has_key {
-        "Kept; type another one to change it"
-    } else {
-        "Only this box keeps it, in a file of its own; empty: none"
-    };
-    html! {
-        div.fields {
-            @if known.is_none() { (field(&Field { name: "name", label: "What the box calls it", hint: "Answers say it: “cloud”, “elm”", value: &wish.name, required: true, ..Field::default() })) }
-            (select("kind", "It is", "", &[
-                Choice { value: "polder", label: "another Polder box" },
-                Choice { value: "server", label: "another server that speaks OpenAI's API" },
-                Choice { value: "cloud", label: "a company's server" },
-            ], &wish.kind))
-            (text("url", "Where its API begins", "https://elm.example.org:8443/v1", &wish.url))
-            (field(&Field { name: "key", label: "API key", kind: "password", hint: key, ..Field::default() }))
-            (text("budget", "Most that it may cost in a month", "As in 25; 0 only for what costs nothing", &wish.budget))
-            (text("currency", "In", "EUR", &wish.currency))
-        }
-        (tick("when_down", "Ask it when the box is down", "When the engine of a model starts, stopped or broke", wish.when_down == "yes"))
-        (tick("when_full", "Ask it when the box is full", "When the engine has no room for the question", wish.when_full == "yes"))
-        (text("full_at", "Full is also when so many questions wait", "Empty: only when the engine refuses", &wish.full_at))
-        @if has_key { (tick("forget_key", "Forget its key", "", false)) }
-        details {
-            summary { "It has a certificate that the world does not know" }
-            p.soft { "Another Polder box has its own authority. Its fingerprint is on its screen and its page “Trust this box”; with it, this box fetches and checks the certificate by itself." }
-            (text("fingerprint", "Fingerprint of the other box", "Sixty-four digits and letters, with or without colons", &wish.fingerprint))
-            div.field {
-                label for="authority" { "Or the authority's certificate (PEM)" }
-                textarea #authority name="authority" rows="4" { (wish.authority) }
-            }
-        }
-    }
-}
-
-/// A bar for the month, and the same in words.
-fn budget(server: &UpstreamServer, month: Month) -> Markup {
-    let money = Amount::of_millionths;
-    let (limit, spent) = (server.budget.millionths(), month.spent);
-    let fraction = match limit {
-        0 => None,
-        limit => Some((spent.saturating_add(month.reserved)) as f64 / limit as f64),
-    };
-    let mut amount =
-        format!("{} of {} {} spent this month", money(spent), server.budget, server.currency);
-    if month.reserved > 0 {
-        amount += &format!(", {} set aside for answers that are not over", money(month.reserved));
-    }
-    html! {
-        @match fraction {
-            Some(fraction) => {
-                (progress(&ProgressView { what: "This month's budget".into(), fraction: Some(fraction.min(1.0)), amount, ..Default::default() }))
-                @if spent >= limit { (banner(Tone::Warn, html! { p { "It is used up: this server is asked again next month, or when the budget is raised." } })) }
-            },
-            None => p.soft { "It may cost nothing: only models without a price are asked." },
-        }
-    }
-}
-
-fn models_table(name: &UpstreamName, server: &UpstreamServer) -> Markup {
-    let rows: Vec<Vec<Markup>> = server
-        .models
-        .iter()
-        .map(|(model, there)| {
-            vec![
-                html! { strong { (model) } },
-                html! { code { (there.called) } },
-                html! { (there.input) " / " (there.output) @if let Some(cached) = there.cached { " / " (cached) } },
-                html! { form method="post" action=(format!("/elsewhere/{name}/model/remove")) { (hidden("model", model.as_str())) button.quiet type="submit" aria-label=(format!("Ask {name} no more for {model}")) { "Remove" } } },
-            ]
-        })
-        .collect();
-    html! {
-        @if rows.is_empty() { (empty("The box asks it for no model yet. Name one below.")) }
-        @else { (table("Models there", &["Model", "Called there", "Price read / written / kept", ""], &rows)) }
-    }
-}
-
-/// What was answered elsewhere in the last months and what it cost, for everybody: it is everybody's money.
-pub(super) async fn spent_section(gateway: &Gateway) -> Result<Markup, Trouble> {
-    const MONTHS: u32 = 6;
-    let rows = gateway.members.ask(|m| m.spent_elsewhere(MONTHS)).await?;
-    let status = gateway.status();
-    let currency = |row: &SpentElsewhere| {
-        let server = status.site.upstreams.iter().find(|(name, _)| name.as_str() == row.upstream);
-        server.map(|(_, server)| server.currency.to_string()).unwrap_or_default()
-    };
-    let cells: Vec<Vec<Markup>> = rows
-        .iter()
-        .map(|row| {
-            vec![
-                html! { (row.month) },
-                html! { (row.upstream) },
-                html! { (row.model) },
-                html! { (count(row.requests)) },
-                html! { (count(row.prompt)) " / " (count(row.completion)) },
-                html! { (Amount::of_millionths(row.cost)) " " (currency(row)) },
-            ]
-        })
-        .collect();
-    Ok(html! {
-        @if !cells.is_empty() || !status.site.upstreams.is_empty() {
-            section.card {
-                h2 { "Answered elsewhere" }
-                p.soft { "By everybody together, in calendar months (UTC). Who asked is not in these books." }
-                @if cells.is_empty() { (empty("Nothing yet.")) }
-                @else { (table("Answered elsewhere", &["Month", "Server", "Model", "Requests", "Tokens read / written", "Cost"], &cells)) }
-            }
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

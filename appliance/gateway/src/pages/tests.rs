@@ -1189,8 +1189,29 @@ async fn a_steward_names_a_server_elsewhere_whose_key_no_page_ever_shows() {
     let steward = Some(place.steward.1.as_str());
     let page = place.get("/elsewhere", steward).await.1;
     assert!(page.contains("What leaves the house") && page.contains("nobody answers"), "{page}");
-    let form = "name=cloud&kind=cloud&url=https://api.example.org/v1&key=sk-secret-of-ours&budget=12,50&when_down=yes";
-    assert_eq!(place.post("/elsewhere", steward, form).await.1, "/elsewhere?said=upstream");
+    let form = "name=cloud&kind=cloud&url=https://api.example.org/v1&budget=12,50&when_down=yes";
+    // First what it comes to, and nothing done.
+    let (status, page) = place.post("/elsewhere", steward, form).await;
+    assert_eq!(status, StatusCode::OK);
+    for said in [
+        "What it comes to",
+        "None yet: the box asks it for nothing before a model is named.",
+        "encrypted on its way to api.example.org",
+        "x-polder-served-by",
+        "name=\"budget\" value=\"12.50\"",
+        "name=\"seen\" value=\"yes\"",
+        "type=\"password\"",
+    ] {
+        assert!(page.contains(said), "{said}: {page}");
+    }
+    let applied = || {
+        let asked = place.asked.lock().unwrap();
+        asked.iter().filter(|request| matches!(request, Request::Apply { .. })).count()
+    };
+    assert_eq!(applied(), 0);
+    let form = format!("{form}&key=sk-secret-of-ours&seen=yes");
+    assert_eq!(place.post("/elsewhere", steward, &form).await.1, "/elsewhere?said=upstream");
+    assert_eq!(applied(), 1);
     let asked = place.asked.lock().unwrap().clone();
     let change = asked.iter().find_map(|request| match request {
         Request::Apply { change: SiteChange::Upstream { name, upstream }, .. } => {

@@ -1,7 +1,9 @@
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use polder_site::{EngineKind, Store};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use zbus::{OwnedObjectPath, OwnedVariant, Type};
@@ -27,27 +29,43 @@ const QUEUED: Duration = Duration::from_secs(90);
 const LEFTOVERS: Duration = Duration::from_secs(5);
 
 const ENGINE: &str = "polder-engine@";
+/// A slot that another server serves: it has a network, and neither cards nor weights.
+const SERVED: &str = "polder-served@";
 const SERVICE: &str = ".service";
 const WAN: &str = "polder-wan.service";
 const SPARE: &str = "polder-spare.service";
 const POWER: &str = "polder-power.service";
 
-/// Parts as units of the init system: `polder-gateway.service`, `polder-engine@NAME.service`, `polder-power.service`,
-/// `polder-wan.service` and `polder-spare.service`.
+/// Parts as units of the init system: `polder-gateway.service`, `polder-engine@NAME.service` (or `polder-served@NAME.service`, where another
+/// server serves the slot), `polder-power.service`, `polder-wan.service` and `polder-spare.service`.
 ///
 /// They outlive the supervisor: `start` takes over a unit that runs already. The units have
 /// `Restart=no`, because the supervisor alone decides about restarts.
 #[derive(Clone)]
 pub struct Units {
     bus: Bus,
+    /// Where the site is, which says what serves a slot.
+    state: PathBuf,
     /// What the manager is being told and nobody waits for.
     telling: TaskTracker,
 }
 
 impl Units {
-    /// Units of the systemd that answers on this bus.
-    pub fn on(bus: Bus) -> Self {
-        Self { bus, telling: TaskTracker::new() }
+    /// Units of the systemd that answers on this bus, for the box in this state folder.
+    pub fn on(bus: Bus, state: &Path) -> Self {
+        Self { bus, state: state.to_owned(), telling: TaskTracker::new() }
+    }
+
+    /// The unit of a part, as the site is now.
+    async fn unit_now(&self, part: &Part) -> String {
+        let Part::Engine(name) = part else { return unit_of(part, false) };
+        let (state, name) = (self.state.clone(), name.clone());
+        let served = tokio::task::spawn_blocking(move || {
+            let site = Store::open(&state).and_then(|store| store.current()).ok().flatten();
+            let slot = site.and_then(|mut site| site.engines.remove(&name));
+            slot.is_some_and(|slot| slot.kind == EngineKind::Url)
+        });
+        unit_of(part, served.await.unwrap_or(false))
     }
 
     async fn manager<B, R>(&self, method: &str, body: &B, patience: Duration) -> zbus::Result<R>
@@ -117,7 +135,7 @@ impl Parts for Units {
     }
 
     async fn start(&self, part: &Part) -> Result<UnitProcess, PartsError> {
-        let unit = unit_of(part);
+        let unit = self.unit_now(part).await;
         let fail = |act: &'static str| {
             let unit = unit.clone();
             move |why: String| PartsError::Unit { act, unit, why }
@@ -180,7 +198,12 @@ impl Parts for Units {
     }
 
     async fn keep_only(&self, wanted: &BTreeSet<Part>) {
-        let ours = [format!("{ENGINE}*{SERVICE}"), WAN.to_owned(), POWER.to_owned()];
+        let ours = [
+            format!("{ENGINE}*{SERVICE}"),
+            format!("{SERVED}*{SERVICE}"),
+            WAN.to_owned(),
+            POWER.to_owned(),
+        ];
         let listed = self.running(&ours).await;
         let listed = match listed {
             Ok(listed) => listed,
@@ -192,7 +215,10 @@ impl Parts for Units {
             }
         };
         for unit in listed {
-            if part_of(&unit).is_some_and(|part| wanted.contains(&part)) {
+            let part = part_of(&unit).filter(|part| wanted.contains(part));
+            if let Some(part) = part
+                && self.unit_now(&part).await == unit
+            {
                 continue;
             }
             log::info!("{unit} still runs but is not in the site any more; ending it");
@@ -203,8 +229,9 @@ impl Parts for Units {
     async fn quiet(&self) -> Result<(), PartsError> {
         let ours = [
             format!("{ENGINE}*{SERVICE}"),
-            unit_of(&Part::Gateway),
-            unit_of(&Part::Health),
+            format!("{SERVED}*{SERVICE}"),
+            unit_of(&Part::Gateway, false),
+            unit_of(&Part::Health, false),
             WAN.to_owned(),
             POWER.to_owned(),
         ];
@@ -361,9 +388,10 @@ async fn rung(bell: &mut watch::Receiver<u64>, limit: Duration) {
 
 /// The unit of a part. Every character of an engine's name may stand in a unit's name as it is, and
 /// the unit file reads it with `%i`, which is the name unchanged.
-fn unit_of(part: &Part) -> String {
+fn unit_of(part: &Part, served: bool) -> String {
     match part {
         Part::Gateway => format!("polder-gateway{SERVICE}"),
+        Part::Engine(name) if served => format!("{SERVED}{name}{SERVICE}"),
         Part::Engine(name) => format!("{ENGINE}{name}{SERVICE}"),
         Part::Power => POWER.to_owned(),
         Part::Wan => WAN.to_owned(),
@@ -382,7 +410,8 @@ fn part_of(unit: &str) -> Option<Part> {
     if unit == SPARE {
         return Some(Part::Spare);
     }
-    let name = unit.strip_prefix(ENGINE)?.strip_suffix(SERVICE)?;
+    let name = unit.strip_prefix(ENGINE).or_else(|| unit.strip_prefix(SERVED))?;
+    let name = name.strip_suffix(SERVICE)?;
     Some(Part::Engine(name.parse().ok()?))
 }
 
@@ -394,16 +423,18 @@ mod tests {
     fn every_engine_name_is_a_units_name_as_it_stands() {
         for name in ["fast", "a-b-c", "0", "x".repeat(32).as_str()] {
             let part = Part::Engine(name.parse().unwrap());
-            let unit = unit_of(&part);
-            // What unit names may be made of: unit_name_is_valid() in systemd.
-            let valid = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);
-            assert!(unit.len() < 256 && unit.chars().all(valid), "{unit}");
-            assert_eq!(part_of(&unit), Some(part));
+            for served in [false, true] {
+                let unit = unit_of(&part, served);
+                // What unit names may be made of: unit_name_is_valid() in systemd.
+                let valid = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);
+                assert!(unit.len() < 256 && unit.chars().all(valid), "{unit}");
+                assert_eq!(part_of(&unit), Some(part.clone()));
+            }
         }
         assert_eq!(part_of("polder-engine@Not A Name.service"), None);
         assert_eq!(part_of("polder-gateway.service"), None);
         for part in [Part::Wan, Part::Power, Part::Spare] {
-            assert_eq!(part_of(&unit_of(&part)), Some(part));
+            assert_eq!(part_of(&unit_of(&part, false)), Some(part));
         }
     }
 }

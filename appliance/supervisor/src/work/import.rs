@@ -1,14 +1,15 @@
-//! Brings in a model; not over an uplink that somebody pays for by what goes through it, and not on battery.
+//! Brings in a model, or a container's image; not over an uplink that somebody pays for by what goes through it, and not on battery.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_control::{ImportSource, RunId, RunState, StepState, wan_status};
-use polder_site::{RecipeName, Site};
+use polder_control::{ImportSource, Progress, RunId, RunState, StepState, wan_status};
+use polder_site::{Container, RecipeName, Site};
 use polder_weights::CancelFlag;
 use tokio_util::sync::CancellationToken;
 
 use super::{Halt, Work, blocking, kind, lock, not_kept};
+use crate::foreign;
 use crate::parts::Parts;
 use crate::plan::Action;
 use crate::runs::Intent;
@@ -18,10 +19,14 @@ use crate::weights::nothing_yet;
 /// Between two looks at whether a large transfer may run.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// Brings something large in, tells how far it is, and stops when it is told to.
+type Bring<T> =
+    dyn Fn(&(dyn Fn(Progress) + Sync), &CancelFlag) -> Result<T, ImportEnd> + Send + Sync;
+
 /// How far an import came.
-enum Imported {
-    /// The model is in.
-    In,
+enum Imported<T> {
+    /// It is in.
+    In(T),
     /// It had to wait, and may go on. Others may have changed the box meanwhile: [`Work::take_up`].
     Waited,
 }
@@ -34,10 +39,59 @@ impl<P: Parts> Work<P> {
         recipe: RecipeName,
         from: ImportSource,
         cancel: &CancellationToken,
-    ) -> Result<Imported, Halt> {
+    ) -> Result<Imported<()>, Halt> {
         let (shelf, asked) = (self.shelf.clone(), (recipe.clone(), from.clone()));
         let near = blocking(move || Ok(shelf.is_near(&asked.0, &asked.1))).await;
         let near = near.map_err(|why| Halt::Failed(step, why))?;
+        let shelf = self.shelf.clone();
+        let bring = move |progress: &(dyn Fn(Progress) + Sync), stop: &CancelFlag| {
+            shelf.import(&recipe, &from, progress, stop)
+        };
+        self.transfer(id, step, near, Arc::new(bring), cancel).await
+    }
+
+    /// A container's image, as [`Self::bring_in`]; one that is here is not asked for anywhere.
+    pub(super) async fn bring_image(
+        self: &Arc<Self>,
+        id: RunId,
+        step: usize,
+        container: Container,
+        intent: &Intent,
+        cancel: &CancellationToken,
+    ) -> Result<Option<(Vec<Action>, Site)>, Halt> {
+        let failed = |why| Halt::Failed(step, why);
+        if foreign::has_image(&self.state, &container).await.map_err(failed)? {
+            return Ok(None);
+        }
+        let (state, wanted) = (self.state.clone(), container.clone());
+        let bring = move |progress: &(dyn Fn(Progress) + Sync), stop: &CancelFlag| {
+            foreign::fetch_image(&state, &wanted, progress, stop)
+        };
+        let near = foreign::is_near(&container);
+        let fetched = match self.transfer(id, step, near, Arc::new(bring), cancel).await? {
+            Imported::In(fetched) => fetched,
+            Imported::Waited => return self.take_up(id, step, intent, cancel).await.map(Some),
+        };
+        let unpacking = Progress { phase: "unpacking".to_owned(), ..nothing_yet() };
+        self.board.progress(id, step, unpacking);
+        tokio::select! {
+            taken = foreign::take_in(&self.state, &container, fetched) => {
+                taken.map(|()| None).map_err(failed)
+            }
+            () = cancel.cancelled() => Err(Halt::Cancelled),
+            () = self.ending.cancelled() => Err(Halt::Interrupted),
+        }
+    }
+
+    /// Until it is in, or had to wait and may go on.
+    async fn transfer<T: Send + 'static>(
+        self: &Arc<Self>,
+        id: RunId,
+        step: usize,
+        near: bool,
+        bring: Arc<Bring<T>>,
+        cancel: &CancellationToken,
+    ) -> Result<Imported<T>, Halt> {
         loop {
             if self.must_wait(near).await.is_some() {
                 self.step_aside(id);
@@ -54,7 +108,7 @@ impl<P: Parts> Work<P> {
                 };
             }
             self.board.step(id, step, StepState::Running(None));
-            match self.import_now(id, step, &recipe, &from, near, cancel).await {
+            match self.transfer_now(id, step, near, &bring, cancel).await {
                 Err(ImportEnd::Stopped) if cancel.is_cancelled() => return Err(Halt::Cancelled),
                 Err(ImportEnd::Stopped) if self.ending.is_cancelled() => {
                     return Err(Halt::Interrupted);
@@ -62,7 +116,7 @@ impl<P: Parts> Work<P> {
                 // The uplink became a metered one, or the mains is away; what was fetched is kept.
                 Err(ImportEnd::Stopped) => {}
                 Err(ImportEnd::Failed(why)) => return Err(Halt::Failed(step, why)),
-                Ok(()) => return Ok(Imported::In),
+                Ok(done) => return Ok(Imported::In(done)),
             }
         }
     }
@@ -78,7 +132,7 @@ impl<P: Parts> Work<P> {
         cancel: &CancellationToken,
     ) -> Result<Option<(Vec<Action>, Site)>, Halt> {
         match self.import(id, step, recipe, from.clone(), cancel).await? {
-            Imported::In => Ok(None),
+            Imported::In(()) => Ok(None),
             Imported::Waited => self.take_up(id, step, intent, cancel).await.map(Some),
         }
     }
@@ -127,25 +181,24 @@ impl<P: Parts> Work<P> {
     }
 
     fn waits(&self, id: RunId, step: usize, why: String) {
-        let waiting = polder_control::Progress { phase: why, ..nothing_yet() };
+        let waiting = Progress { phase: why, ..nothing_yet() };
         self.board.progress(id, step, waiting);
     }
 
     /// Until it is in, or may not go on.
-    async fn import_now(
+    async fn transfer_now<T: Send + 'static>(
         self: &Arc<Self>,
         id: RunId,
         step: usize,
-        recipe: &RecipeName,
-        from: &ImportSource,
         near: bool,
+        bring: &Arc<Bring<T>>,
         cancel: &CancellationToken,
-    ) -> Result<(), ImportEnd> {
+    ) -> Result<T, ImportEnd> {
         let stop = CancelFlag::default();
-        let (work, flag, recipe, from) = (self.clone(), stop.clone(), recipe.clone(), from.clone());
+        let (work, flag, bring) = (self.clone(), stop.clone(), bring.clone());
         let mut importing = tokio::task::spawn_blocking(move || {
             let progress = |progress| work.board.progress(id, step, progress);
-            work.shelf.import(&recipe, &from, &progress, &flag)
+            bring(&progress, &flag)
         });
         let must_stop = async {
             loop {

@@ -6,7 +6,7 @@ mod systemd;
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use polder_control::{
     Actor, BoxStatus, Client, ImportSource, PartState, Power, Progress, Reply, Request, Run,
     RunState, Sockets,
 };
-use polder_site::{EngineSlot, RecipeName, Site, SiteChange};
+use polder_site::{Container, EngineKind, EngineSlot, RecipeName, Served, Site, SiteChange};
 use polder_supervisor::systemd::{Bus, Host, Units};
 use polder_supervisor::{
     Described, Ending, ImportEnd, Options, Part, Parts, Patience, Shelf, SupervisorError,
@@ -174,7 +174,7 @@ fn begin(
             confirm: second,
         },
     };
-    let units = Units::on(systemd.bus());
+    let units = Units::on(systemd.bus(), &options.state);
     (end, tokio::spawn(polder_supervisor::run(options, units, Arc::new(FullShelf), ending)))
 }
 
@@ -269,6 +269,45 @@ async fn parts_outlive_a_supervisor_that_crashes_and_the_next_one_takes_them_ove
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_another_server_serves_is_a_unit_with_a_network_and_one_that_a_container_serves_is_refused()
+ {
+    const SERVED: &str = "polder-served@fast.service";
+    let box_ = Box_::serving().await;
+    let recipe: polder_site::RecipeName = "tiny".parse().unwrap();
+    let mut slot = EngineSlot::serving(recipe);
+    let url = "https://elm.example.org:8443/v1".parse().unwrap();
+    slot.kind = EngineKind::Url;
+    slot.served = Some(Box::new(Served { url, authority: None, called: None }));
+    let change = SiteChange::Engine { name: "fast".parse().unwrap(), slot: slot.clone() };
+    box_.change(change).await;
+    // The one went, the other came; and what is asked of the slot goes the same way as before.
+    assert_eq!(box_.systemd.pid(ENGINE), 0);
+    assert_ne!(box_.systemd.pid(SERVED), 0);
+    let status = box_.until(|s| ready(s)).await;
+    assert_eq!(status.engines[0].part.pid, Some(box_.systemd.pid(SERVED)));
+    // The next supervisor takes it over.
+    let pid = box_.systemd.pid(SERVED);
+    let box_ = box_.crashed().await;
+    let status = box_.until(|s| ready(s)).await;
+    assert_eq!((status.engines[0].part.pid, box_.systemd.pid(SERVED)), (Some(pid), pid));
+    slot.kind = EngineKind::Container;
+    slot.served = None;
+    slot.container = Some(Box::new(Container {
+        image: "docker.io/vllm/vllm-openai".parse().unwrap(),
+        digest: format!("sha256:{}", "ab".repeat(32)).parse().unwrap(),
+        authority: None,
+        port: 8000,
+        arguments: Vec::new(),
+        called: None,
+    }));
+    let by = Actor::Member("ada".to_owned());
+    let change = SiteChange::Engine { name: "fast".parse().unwrap(), slot };
+    let Reply::Refused(why) = box_.ask(Request::Apply { change, by }).await else { panic!() };
+    assert!(why.contains("no container") && why.contains("--url"), "{why}");
+    box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bus_that_is_away_kills_nobody_and_what_died_meanwhile_is_seen_afterwards() {
     let mut box_ = Box_::serving().await;
     let before = box_.status().await;
@@ -347,7 +386,8 @@ async fn a_start_that_is_given_up_leaves_nothing_running_that_ran_before_it() {
     let mut box_ = Box_::new().await;
     box_.systemd.start(LEFT_OVER).await;
     box_.systemd.go_away().await;
-    let (units, part) = (Units::on(box_.systemd.bus()), "left-over".parse().unwrap());
+    let (units, part) =
+        (Units::on(box_.systemd.bus(), box_.state.path()), "left-over".parse().unwrap());
     let start = async { units.start(&Part::Engine(part)).await.map(drop) };
     let started = tokio::time::timeout(Duration::from_millis(300), start).await;
     assert!(started.is_err(), "there is no bus");
@@ -383,7 +423,7 @@ async fn a_supervisor_that_ends_while_it_starts_a_part_has_it_stopped_first() {
 
 #[tokio::test]
 async fn a_bus_that_says_nothing_does_not_hold_up_the_start_of_the_box() {
-    let units = Units::on(Bus::over(std::future::pending));
+    let units = Units::on(Bus::over(std::future::pending), Path::new("/nowhere"));
     let begun = Instant::now();
     units.keep_only(&BTreeSet::new()).await;
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
@@ -394,7 +434,10 @@ async fn a_user_who_may_not_start_units_is_told_what_to_look_at() {
     let state = tempfile::tempdir().unwrap();
     let systemd = Systemd::of(&toybox(), state.path()).await;
     systemd.forbid();
-    let Err(error) = Units::on(systemd.bus()).start(&Part::Gateway).await else { panic!() };
+    let Err(error) = Units::on(systemd.bus(), Path::new("/nowhere")).start(&Part::Gateway).await
+    else {
+        panic!()
+    };
     let said = error.to_string();
     assert!(said.starts_with("could not start polder-gateway.service: "), "{said}");
     assert!(said.contains("polkit"), "{said}");

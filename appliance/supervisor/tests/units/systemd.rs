@@ -219,7 +219,11 @@ impl All {
 
     async fn live(self: Arc<Self>, unit: &str) {
         let part = unit.strip_suffix(".service").unwrap().strip_prefix("polder-").unwrap();
-        let arguments: Vec<&str> = part.splitn(2, '@').collect();
+        let mut arguments: Vec<&str> = part.splitn(2, '@').collect();
+        // The same program, by its unit file.
+        if arguments[0] == "served" {
+            arguments[0] = "engine";
+        }
         let mut child = Command::new(&self.program)
             .args(arguments)
             .arg("--state")
@@ -337,10 +341,13 @@ impl Manager {
         patterns: Vec<String>,
     ) -> Vec<Listed> {
         let others = ["polder-wan.service", "polder-power.service"];
-        assert_eq!(patterns, ["polder-engine@*.service", others[0], others[1]]);
+        let slots = ["polder-engine@*.service", "polder-served@*.service"];
+        assert_eq!(patterns, [slots[0], slots[1], others[0], others[1]]);
         let units = self.0.units.lock().unwrap();
         let ours = units.iter().filter(|(name, unit)| {
-            name.starts_with("polder-engine@") && states.iter().any(|state| state == unit.active)
+            let slot =
+                ["polder-engine@", "polder-served@"].iter().any(|kind| name.starts_with(kind));
+            slot && states.iter().any(|state| state == unit.active)
         });
         ours.map(|(name, unit)| {
             let text = String::new;

@@ -1,0 +1,125 @@
+//! A container's image, fetched by its digest from Debian's docker-registry as a step of a run, and taken in by the real podman.
+
+use std::process::{Child, Command, Stdio};
+
+use polder_site::{Container, EngineKind};
+
+use super::*;
+
+struct Registry {
+    folder: TempDir,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl Registry {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let config = format!(
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
+            folder.path().join("store").display()
+        );
+        std::fs::write(folder.path().join("config.yml"), config).unwrap();
+        Self { folder, port, child: None }
+    }
+
+    fn open(&mut self) {
+        let child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(self.folder.path().join("config.yml"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("docker-registry is there (make tools-test)");
+        self.child = Some(child);
+        let begun = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the registry does not open");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn close(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Puts an image with one file in it there, from another machine's podman; gives its digest.
+    fn fill(&self) -> String {
+        let path = |name: &str| self.folder.path().join(name);
+        std::fs::write(path("word"), "word").unwrap();
+        let run = |program: &str, arguments: &[&str]| {
+            let done = Command::new(program).args(arguments).output().unwrap();
+            assert!(done.status.success(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
+            String::from_utf8(done.stdout).unwrap().trim().to_owned()
+        };
+        let (layer, digest) = (path("layer.tar"), path("digest"));
+        let folder = self.folder.path().display().to_string();
+        run("tar", &["-C", &folder, "-cf", layer.to_str().unwrap(), "word"]);
+        let (root, runroot) = (path("root"), path("runroot"));
+        let podman = |arguments: &[&str]| {
+            let own = ["--root", root.to_str().unwrap(), "--runroot", runroot.to_str().unwrap()];
+            let own =
+                [&own[..], &["--cgroup-manager", "cgroupfs", "--events-backend", "none"]].concat();
+            run("podman", &[&own[..], arguments].concat())
+        };
+        let id = podman(&["import", "--quiet", layer.to_str().unwrap()]);
+        let to = format!("docker://127.0.0.1:{}/house/toy:1", self.port);
+        let file = digest.to_str().unwrap();
+        podman(&["push", "--quiet", "--tls-verify=false", "--digestfile", file, &id, &to]);
+        podman(&["rmi", "--force", &id]);
+        std::fs::read_to_string(digest).unwrap().trim().to_owned()
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_containers_image_is_fetched_by_its_digest_as_a_step_and_once() {
+    let mut registry = Registry::new();
+    registry.open();
+    let digest = registry.fill();
+    let box_ = Box_::new(&[]).await;
+    let mut slot = EngineSlot::serving("m1".parse().unwrap());
+    slot.kind = EngineKind::Container;
+    let container = |digest: &str| Container {
+        image: format!("127.0.0.1:{}/house/toy", registry.port).parse().unwrap(),
+        digest: digest.parse().unwrap(),
+        authority: None,
+        port: 8000,
+        arguments: Vec::new(),
+        called: None,
+    };
+    let change = |name: &str, container: Container| {
+        let slot = EngineSlot { container: Some(Box::new(container)), ..slot.clone() };
+        SiteChange::Engine { name: name.parse().unwrap(), slot }
+    };
+    // Another one of that name is not taken, and nothing has changed.
+    let other = container(&format!("sha256:{}", "ab".repeat(32)));
+    let run = box_.until_over(box_.apply(change("big", other)).await).await;
+    let RunState::Failed(why) = &run.state else { panic!("{run:?}") };
+    assert!(why.contains("is not on this box") && why.contains("404"), "{why}");
+    assert!(box_.status().await.site.engines.is_empty());
+    let run = box_.until_over(box_.apply(change("big", container(&digest))).await).await;
+    assert_eq!(run.state, RunState::Done, "{run:?}");
+    let step = run.plan.steps.iter().find(|step| step.id == "bring-image").unwrap();
+    assert!(step.title.contains(&digest), "{step:?}");
+    // podman has it now, and what was fetched is gone.
+    let blobs = box_.state.path().join("containers/fetched/blobs/sha256");
+    assert_eq!(std::fs::read_dir(blobs).unwrap().count(), 0);
+    let podman = polder_upstream::container::Podman::of(box_.state.path());
+    assert!(podman.find(&digest.parse().unwrap()).await.unwrap().is_some());
+    // Nobody is asked for what is here.
+    let wanted = container(&digest);
+    registry.close();
+    let run = box_.until_over(box_.apply(change("other", wanted)).await).await;
+    assert_eq!(run.state, RunState::Done, "{run:?}");
+    box_.over().await;
+}
