@@ -17,6 +17,7 @@ mod import;
 mod install_page;
 mod keys;
 mod model_change;
+mod money;
 mod moving;
 mod network;
 mod outside;
