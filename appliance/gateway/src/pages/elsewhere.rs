@@ -472,7 +472,7 @@ fn server_fields(wish: &Wish, known: Option<(&UpstreamName, bool)>) -> Markup {
             (text("url", "Where its API begins", "https://elm.example.org:8443/v1", &wish.url))
             (field(&Field { name: "key", label: "API key", kind: "password", hint: key, ..Field::default() }))
             (text("budget", "Most that it may cost in a month", "As in 25; 0 only for what costs nothing", &wish.budget))
-            (text("currency", "In", "EUR", &wish.currency))
+            (text("currency", "Currency", "EUR", &wish.currency))
         }
         (tick("when_down", "Ask it when the box is down", "When the engine of a model starts, stopped or broke", wish.when_down == "yes"))
         (tick("when_full", "Ask it when the box is full", "When the engine has no room for the question", wish.when_full == "yes"))
