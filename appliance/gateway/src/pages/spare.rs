@@ -274,8 +274,8 @@ fn have_one(form: &Pairing) -> Markup {
             p { "On the other box, which has stewards of its own, open this same page and let it be the spare of another box. It then shows a code, such as " code { "4821-otter-lamp" } ". Type the code here, within ten minutes." }
             form.stack method="post" action="/spare/pair" autocomplete="off" {
                 div.fields {
-                    (field(&Field { name: "address", label: "Where the spare is", hint: "its name or address on the local network, such as ash.local or 192.168.1.20", value: &form.address, required: true, ..Field::default() }))
-                    (field(&Field { name: "code", label: "The code that it shows", hint: "four digits and two words", required: true, ..Field::default() }))
+                    (field(&Field { name: "address", label: "Where the spare is", hint: "Its name or address on the local network, such as ash.local or 192.168.1.20", value: &form.address, required: true, ..Field::default() }))
+                    (field(&Field { name: "code", label: "The code that it shows", hint: "Four digits and two words", required: true, ..Field::default() }))
                 }
                 button type="submit" { "Pair the two boxes" }
             }
@@ -300,8 +300,8 @@ fn be_one(now: Option<Spare>) -> Markup {
             }
             form.stack method="post" action="/spare/be" {
                 div.fields {
-                    (field(&Field { name: "disk_percent", label: "At most so much of the disk", hint: "in percent, 1 to 90", value: &percent, ..Field::default() }))
-                    (field(&Field { name: "port", label: "Port", hint: "where the main box finds it", value: &port, ..Field::default() }))
+                    (field(&Field { name: "disk_percent", label: "At most so much of the disk", hint: "In percent, 1 to 90", value: &percent, ..Field::default() }))
+                    (field(&Field { name: "port", label: "Port", hint: "Where the main box finds it", value: &port, ..Field::default() }))
                 }
                 button.quiet[now.is_some()] type="submit" { "See what would be done" }
             }
