@@ -16,12 +16,14 @@ use crate::{Certificate, Identity, SpareError};
 
 /// Whose certificate is let in; none while nobody is paired.
 pub(crate) type Pin = Arc<RwLock<Option<Certificate>>>;
+/// Whose certificates are let in to hear that they are out.
+pub(crate) type Out = Arc<RwLock<Vec<Certificate>>>;
 
-/// The spare's side. A caller that shows the pinned certificate is let in as the main box, one that shows none as a stranger, and one that
-/// shows another not at all.
-pub(crate) fn server(identity: &Identity, pin: Pin) -> Result<ServerConfig, SpareError> {
+/// The spare's side. A caller that shows the pinned certificate is let in as the main box, one of a former main box to hear that it is out,
+/// one that shows none as a stranger, and one that shows another not at all.
+pub(crate) fn server(identity: &Identity, pin: Pin, out: Out) -> Result<ServerConfig, SpareError> {
     let provider = provider();
-    let checks = Pinned { pin, algorithms: provider.signature_verification_algorithms };
+    let checks = Pinned { pin, out, algorithms: provider.signature_verification_algorithms };
     let config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(cannot)?
@@ -53,7 +55,7 @@ fn calling(
     let provider = provider();
     let algorithms = provider.signature_verification_algorithms;
     let checks: Arc<dyn ServerCertVerifier> = match pin {
-        Some(pin) => Arc::new(Pinned { pin, algorithms }),
+        Some(pin) => Arc::new(Pinned { pin, out: Out::default(), algorithms }),
         None => Arc::new(Anybody(algorithms)),
     };
     Ok(ClientConfig::builder_with_provider(provider)
@@ -76,17 +78,22 @@ fn cannot(error: Error) -> SpareError {
     SpareError::Certificate(error.to_string())
 }
 
-/// Takes one certificate and no other.
+/// Takes one certificate, those of former main boxes, and no other.
 #[derive(Debug)]
 struct Pinned {
     pin: Pin,
+    out: Out,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Pinned {
     fn check(&self, shown: &CertificateDer<'_>) -> Result<(), Error> {
         let pin = self.pin.read().expect("nothing panics while it holds this");
-        match pin.as_ref().is_some_and(|pin| pin.der() == shown) {
+        let out = || {
+            let out = self.out.read().expect("nothing panics while it holds this");
+            out.iter().any(|former| former.der() == shown)
+        };
+        match pin.as_ref().is_some_and(|pin| pin.der() == shown) || out() {
             true => Ok(()),
             false => Err(CertificateError::ApplicationVerificationFailure.into()),
         }
