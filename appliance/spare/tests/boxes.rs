@@ -72,6 +72,8 @@ impl Side {
     /// As after a crash of the part.
     async fn restart(mut self, name: &str, role: SpareRole) -> Self {
         self.running.abort();
+        // Until it is gone its socket counts as somebody's.
+        let _ = (&mut self.running).await;
         let folder = self._folder.take();
         let mut side = Self::at(&self.state, name, role, self.port).await;
         side._folder = folder;
@@ -555,14 +557,10 @@ async fn a_main_box_that_is_gone_for_good_hears_so_for_years_and_its_certificate
         asked.unwrap_err().to_string()
     };
     // While the spare's part runs as before, and as a main box, and when it has no spare.
-    let (state, port) = (spare.state.clone(), spare.port);
     let mut other = Some(spare);
     for role in [None, Some(SpareRole::OfThis)] {
         if let Some(role) = role {
-            let folder = other.take().and_then(|mut side| side._folder.take());
-            let mut side = Side::at(&state, "oak", role, port).await;
-            side._folder = folder;
-            other = Some(side);
+            other = Some(other.take().unwrap().restart("oak", role).await);
         }
         for (method, path) in [
             (Method::GET, "/backup/config"),
