@@ -119,6 +119,13 @@ impl Running {
         Self::start_as(command, state, port, arguments)
     }
 
+    /// `polder up` in a network namespace that is there already.
+    pub fn start_inside(namespace: &str, state: &Path, port: u16) -> Self {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(need("POLDER_BIN"));
+        Self::start_as(command, state, port, &[])
+    }
+
     /// A box with the trial model, a steward and a key, in a network namespace that is there already.
     pub fn ready_inside(namespace: &str, state: &Path, port: u16) -> (Self, Up) {
         import_trial_model(state);

@@ -23,6 +23,7 @@ mod network;
 mod outside;
 mod power;
 mod rename;
+mod rented;
 mod restart;
 mod seed;
 mod spare;

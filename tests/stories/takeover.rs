@@ -25,7 +25,10 @@ struct Network(String);
 
 impl Network {
     fn new() -> Self {
-        let name = format!("pt{}", std::process::id());
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NETWORKS: AtomicU32 = AtomicU32::new(0);
+        let number = NETWORKS.fetch_add(1, Ordering::Relaxed);
+        let name = format!("pt{}n{number}", std::process::id());
         let mut script = format!(
             "ip netns add {name}net; ip -n {name}net link set lo up
              ip -n {name}net link add switch type bridge
@@ -193,6 +196,12 @@ impl Member<'_> {
         self.curl(address, &["-H", &header, "-H", json, "-d", &body, url])
     }
 
+    /// Whether this key is known there: 200, 401, or 503 and why not.
+    fn models(&self, address: &str, key: &str) -> (u16, String) {
+        let header = format!("authorization: Bearer {key}");
+        self.curl(address, &["-H", &header, "https://polder.local:8443/v1/models"])
+    }
+
     fn post(&self, address: &str, path: &str, fields: &[(&str, &str)]) -> u16 {
         let url = format!("https://polder.local:8443{path}");
         let mut arguments = vec!["-H", "origin: https://polder.local:8443", "-X", "POST"];
@@ -320,4 +329,86 @@ fn the_box_dies_its_spare_goes_on_with_the_same_keys_and_gives_back_and_nothing_
     let stand = |machine: &Machine| machine.stand().map(|status| status.stand);
     assert_eq!((stand(&main), stand(&spare)), (Some(Stand::Serves), Some(Stand::Own)));
     assert_ne!(member.chat(SPARE, &stays).0, 200, "the spare still serves");
+}
+
+#[test]
+fn the_box_is_lost_for_good_its_spare_stays_and_gets_a_spare_and_the_old_one_never_serves_again() {
+    let network = Network::new();
+    let folder = tempfile::tempdir().unwrap();
+    let [oak, elm, ash] = ["a", "b", "c"].map(|name| folder.path().join(name));
+    for state in [&oak, &elm, &ash] {
+        std::fs::create_dir(state).unwrap();
+    }
+    // No model: this is about who serves.
+    let ([stays, goes], _) = two_keys(&oak);
+    let main = Machine::start(&network, "main", MAIN, &oak, &[]);
+    let spare = Machine::start(&network, "spare", SPARE, &elm, &[]);
+    let code = spare.does(&["spare", "be"], "");
+    main.does(&["spare", "pair", SPARE], &code);
+    let key = key_on(&main.does(&["backup", "kit"], ""));
+    main.does(&["backup", "kit", "--confirm"], &key);
+    main.does(&["backup", "to", "spare"], "");
+    let ca = folder.path().join("members-ca.pem");
+    std::fs::copy(oak.join("pki/ca.pem"), &ca).unwrap();
+    let member = Member { network: &network, ca, jar: folder.path().join("jar") };
+    assert_eq!(member.models(MAIN, &stays).0, 200, "{}", log_of(&oak));
+    let early = spare.says(&["spare", "become-main", "--sentence", "polder is gone for good"], "");
+    assert!(!early.status.success(), "a box that stands in for nobody stayed in its place");
+
+    main.cut();
+    until("the silence", &elm, || spare.stand().filter(|status| status.outlook.is_ok()));
+    spare.does(&["spare", "takeover", "--main-is-dead", "polder"], "");
+    until("the spare", &elm, || (member.models(SPARE, &stays).0 == 200).then_some(()));
+
+    // A refused end of the pairing changes nothing, and the plan tells what is to come.
+    let parted = spare.says(&["spare", "unpair"], "");
+    let why = String::from_utf8_lossy(&parted.stderr).into_owned();
+    assert!(!parted.status.success() && why.contains("stands in for the other"), "{why}");
+    let plan = spare.does(&["spare", "become-main", "--plan"], "");
+    assert!(plan.contains("gone for good") && plan.contains("1. Write down"), "{plan}");
+    let wrong = spare.says(&["spare", "become-main", "--sentence", "polder is gone"], "");
+    let why = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(why.contains("type the sentence"), "{why}");
+    spare.does(&["spare", "become-main", "--sentence", "Polder is gone for good."], "");
+    assert_eq!(member.models(SPARE, &stays).0, 200, "members noticed something");
+    assert_eq!(spare.stand(), None, "it stands in for somebody still");
+
+    // Years later the old machine is found in a cellar, and turned on.
+    let main = Machine::start(&network, "main", MAIN, &oak, &[]);
+    let out = |main: &Machine| {
+        until("that it is out", &oak, || main.stand().filter(|s| s.stand == Stand::Retired))
+    };
+    out(&main);
+    for key in [&stays, &goes] {
+        until("what its door says", &oak, || {
+            let (code, said) = member.models(MAIN, key);
+            assert!(matches!(code, 0 | 503), "{code}: {said}");
+            said.contains("out for good").then_some(())
+        });
+    }
+    for no in [&["spare", "serve-anyway"][..], &["spare", "unpair"], &["backup", "now"]] {
+        assert!(!main.says(no, "").status.success(), "{no:?}");
+    }
+
+    // The new main box gets a spare of its own, and sends it a backup.
+    let third = Machine::start(&network, "net", "10.83.0.254", &ash, &[]);
+    let code = third.does(&["spare", "be"], "");
+    spare.does(&["spare", "pair", "10.83.0.254"], &code);
+    let key = key_on(&spare.does(&["backup", "kit"], ""));
+    spare.does(&["backup", "kit", "--confirm"], &key);
+    spare.does(&["backup", "to", "spare"], "");
+    let stand = |machine: &Machine| machine.stand().map(|status| status.stand);
+    assert_eq!((stand(&spare), stand(&third)), (Some(Stand::Serves), Some(Stand::Own)));
+    assert_eq!(member.models(SPARE, &stays).0, 200);
+
+    // Not even when nobody is there who could tell it: it knows.
+    spare.cut();
+    main.cut();
+    let main = Machine::start(&network, "main", MAIN, &oak, &[]);
+    out(&main);
+    let anyway = main.says(&["spare", "serve-anyway"], "");
+    assert!(!anyway.status.success(), "a box that is out was let in");
+    until("what its door says", &oak, || {
+        member.models(MAIN, &stays).1.contains("out for good").then_some(())
+    });
 }

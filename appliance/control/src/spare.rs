@@ -23,6 +23,9 @@ pub enum SpareRequest {
     SetEpoch(u64),
     /// On a main box: tell the spare that it may take over now. → [`SpareReply::Done`].
     Agree,
+    /// On a spare that stands in: the main box is gone for good. It is forgotten, its certificate opens nothing any more, and it hears so if it ever
+    /// comes back. → [`SpareReply::Done`].
+    Retire,
 }
 
 /// From it.
@@ -112,6 +115,10 @@ pub struct SpareStatus {
     pub drill: Option<(i64, Result<String, String>)>,
     /// On a spare: bytes of backups of boxes that are not paired with it any more.
     pub old: u64,
+    /// On a former main box: the other one is the main box for good, and this one never is again.
+    pub retired: bool,
+    /// Former main boxes that this one followed for good: each with since when, Unix seconds.
+    pub formers: Vec<(String, i64)>,
 }
 
 /// The other box.
@@ -149,7 +156,11 @@ impl SpareStatus {
             let why = self.trouble.clone().unwrap_or_default();
             wrong.push(format!("Nothing was ever heard of {who} ({why})"));
         }
-        if self.fenced {
+        if self.retired {
+            wrong.push(format!(
+                "{who} is the collective's main box for good: this machine never serves as it again; make it new"
+            ));
+        } else if self.fenced {
             wrong.push(format!("{who} serves in this box's place: this one must not"));
         }
         if let Some(truncated) = &self.truncated {

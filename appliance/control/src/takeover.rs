@@ -16,6 +16,8 @@ pub enum Stand {
     Fenced,
     /// The state was handed to the other box.
     Handed,
+    /// The other box is the collective's main box for good. This one never serves as it again.
+    Retired,
 }
 
 impl Stand {
@@ -54,6 +56,9 @@ impl Closed {
             Stand::Handed => format!(
                 "this box has given back to {other}, which is about to serve; try again in a minute"
             ),
+            Stand::Retired => format!(
+                "this machine is out for good: its stewards have said that it is lost, and the collective goes on with {other}, at the same names and with the same keys; it never serves as that collective again, and to use it for something else it has to be made new"
+            ),
             Stand::Serves | Stand::Own => "the door is open".to_owned(),
         }
     }
@@ -82,6 +87,19 @@ pub enum TakeoverWish {
     TakeBack,
     /// On the main box: send its models to the spare.
     Send,
+    /// On a spare that serves: it is the main box, for good. With the sentence that says that the other one is gone, see
+    /// [`TakeoverWish::gone_for_good`]; none only to look at the plan.
+    BecomeMain {
+        /// The sentence, as it was typed.
+        gone: Option<String>,
+    },
+}
+
+impl TakeoverWish {
+    /// What a steward types to say that the main box never comes back.
+    pub fn gone_for_good(main: &str) -> String {
+        format!("{main} is gone for good")
+    }
 }
 
 /// How a pair stands, for pages and the command line.
@@ -97,7 +115,7 @@ pub struct TakeoverStatus {
     pub term: u64,
     /// On a main box: it stops when it does not hear from its spare for the lease.
     pub yields: bool,
-    /// What may be known before a takeover, or why there can be none.
+    /// What may be known before a takeover, or why there can be none. On a spare that serves: before it becomes the main box for good.
     pub outlook: Result<Vec<String>, String>,
     /// On a spare that serves: since when the main box is there again, so that it can be given back to; none while it is away.
     pub main_is_there: bool,
@@ -112,7 +130,7 @@ mod tests {
         let said = |stand| Closed { stand, other: "elm".to_owned() }.sentence();
         assert!(said(Stand::Fenced).contains("the spare serves now: elm"));
         assert!(said(Stand::Waits).contains("serve-anyway"));
-        for stand in [Stand::Asks, Stand::Waits, Stand::Fenced, Stand::Handed] {
+        for stand in [Stand::Asks, Stand::Waits, Stand::Fenced, Stand::Handed, Stand::Retired] {
             assert!(!stand.is_open());
             let nameless = Closed { stand, other: String::new() }.sentence();
             assert!(nameless.contains("the other box"), "{nameless}");

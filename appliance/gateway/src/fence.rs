@@ -41,6 +41,7 @@ pub(crate) fn answer(closed: &Closed, api: bool) -> Response {
     if api {
         let code = match closed.stand {
             Stand::Fenced => "spare_serves",
+            Stand::Retired => "retired",
             _ => "not_serving",
         };
         return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", code, sentence)
@@ -50,6 +51,7 @@ pub(crate) fn answer(closed: &Closed, api: bool) -> Response {
     let page = Page {
         title: match closed.stand {
             Stand::Fenced => "The spare serves now",
+            Stand::Retired => "This machine is out for good",
             _ => "This box serves nothing just now",
         },
         reload: Some(u32::try_from(seconds).unwrap_or(30)),
@@ -111,6 +113,9 @@ mod tests {
         standing_in.give("x".to_owned());
         standing_in.keep(state.path()).unwrap();
         assert_eq!(stand(), Some(Stand::Handed));
+        let out = Term { retired: true, ..Term::first(Side::Main) };
+        out.keep(state.path()).unwrap();
+        assert_eq!(stand(), Some(Stand::Retired));
         std::fs::write(Term::path(state.path()), "{").unwrap();
         assert_eq!(stand(), Some(Stand::Waits));
     }

@@ -3,8 +3,8 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use polder_backup::{
-    Folders, Kit, KitKey, Location, Repository, Restic, Snapshot, Stop, locate, restore,
-    restore_plan,
+    Folders, Kit, KitKey, Location, Repository, Restic, Snapshot, Stop, Unpaired, keep_pairing,
+    locate, restore, restore_plan,
 };
 use polder_control::{Actor, BackupStatus, BackupWish, KitWords, Plan, Reply, Request, Sockets};
 use polder_site::{Backup as Wanted, BackupPlace, SiteChange};
@@ -324,6 +324,7 @@ fn restore_box(
     line.finish("");
     fetched?;
     let examined = restore::examine(&folders)?;
+    keep_pairing(&folders)?;
     restore::begin_anew(&folders)?;
     restore::ready(&folders, &key)?;
     let settled = restore::settle(&folder)?;
@@ -331,6 +332,9 @@ fn restore_box(
     say(format!("its certificate authority has the fingerprint {}", examined.fingerprint));
     if let Some(settled) = settled {
         complain(format!("what was here before is in {}", settled.aside.display()));
+    }
+    if let Some(lost) = Unpaired::noted(&folder) {
+        complain(lost.sentence());
     }
     say(format!("start it with: polder up --state {}", folder.display()));
     Ok(())

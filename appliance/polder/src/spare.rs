@@ -207,6 +207,9 @@ fn text(status: &SpareStatus) -> String {
         None if status.is_spare => {
             lines.push("this box is a spare, and nobody has paired with it".to_owned())
         }
+        None if !status.formers.is_empty() => {
+            lines.push("this box is the main box, and is paired with no spare".to_owned());
+        }
         None => lines.push("this box is to have a spare and is paired with none".to_owned()),
         Some(peer) => {
             let at = peer.address.as_ref().map(|at| format!(" at {at}")).unwrap_or_default();
@@ -236,6 +239,12 @@ fn text(status: &SpareStatus) -> String {
             None => "  last trial restore  none yet".to_owned(),
         });
     }
+    lines.extend(
+        status
+            .formers
+            .iter()
+            .map(|(name, _)| format!("  out for good        the former machine of {name}")),
+    );
     lines.extend(status.tries.iter().map(|failed| format!("  a try that failed   {failed}")));
     lines.extend(status.wrong().into_iter().map(|wrong| format!("  look after          {wrong}")));
     lines.join("\n")

@@ -42,6 +42,20 @@ pub(crate) enum Serving {
         #[command(flatten)]
         state: State,
     },
+    /// On a spare that serves: be the main box for good, because the other machine is lost. Afterwards this box can have a spare of its own.
+    #[command(
+        after_help = "Examples:\n  polder spare become-main --plan\n  polder spare become-main --sentence \"oak is gone for good\"\n\nThere is no way back: if the old machine ever turns up it hears that it is out, and never serves as this collective again."
+    )]
+    BecomeMain {
+        /// That the main box never comes back, in so many words: NAME is gone for good.
+        #[arg(long, value_name = "SENTENCE", required_unless_present = "plan")]
+        sentence: Option<String>,
+        /// Only say what would be done.
+        #[arg(long)]
+        plan: bool,
+        #[command(flatten)]
+        state: State,
+    },
     /// On a main box: send the models that it serves to the spare, so that the spare can serve them too.
     #[command(
         after_help = "Examples:\n  polder spare send\n  polder spare send --plan\n\nWhat the spare has is not sent again, and what was cut goes on where it was."
@@ -106,6 +120,17 @@ impl Serving {
                 say(format!("{other} serves; this box is its spare again"));
                 Ok(())
             }
+            Self::BecomeMain { plan: true, state, .. } => {
+                for sentence in status(&state)?.outlook.unwrap_or_default() {
+                    say(sentence);
+                }
+                preview(&state, TakeoverWish::BecomeMain { gone: None })
+            }
+            Self::BecomeMain { plan: false, sentence, state } => {
+                carry_out(&state, TakeoverWish::BecomeMain { gone: sentence })?;
+                say("this box is the main box for good; it can have a spare: `polder spare pair`");
+                Ok(())
+            }
             Self::Send { plan: true, state } => preview(&state, TakeoverWish::Send),
             Self::Send { plan: false, state } => {
                 carry_out(&state, TakeoverWish::Send)?;
@@ -156,6 +181,9 @@ fn text(status: &TakeoverStatus) -> String {
         }
         (true, Stand::Serves) => format!("this box serves for {other}, which is away"),
         (true, _) => format!("this box has given back to {other}"),
+        (false, Stand::Retired) => {
+            format!("this machine is out for good, and {other} is the main box; make it new")
+        }
         (false, Stand::Serves) => format!("this box serves, and {other} is its spare"),
         (false, Stand::Fenced) => format!("{other} serves in this box's place; give back there"),
         (false, _) => format!("this box serves nothing until it hears from its spare {other}"),

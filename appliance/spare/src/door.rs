@@ -26,8 +26,8 @@ use crate::messages::{Answer, Beat, Begin, Begun, Head, Hello, Prove, Push, Push
 use crate::pairing::Binding;
 use crate::store::Refused;
 use crate::{
-    Certificate, Desk, DrillFound, Folders, Heads, Identity, Lease, Peer, Side, SpareError, Store,
-    Tombstones, tls,
+    Certificate, Desk, DrillFound, Folders, Former, Heads, Identity, Lease, Peer, Side, SpareError,
+    Store, Tombstones, tls,
 };
 
 /// From the first byte to the end of the handshake.
@@ -47,6 +47,12 @@ pub(crate) const SETTLE: i64 = 600;
 /// Why two boxes stay a pair.
 pub const STANDS_IN: &str =
     "one of the two stands in for the other; give back first, on the page Takeover";
+/// To one that this box has forgotten.
+pub(crate) const NO_PAIR: &str = "the two boxes are not paired any more";
+/// To who would part with the box that follows this one, and serve beside it then.
+pub(crate) const RETIRED: &str = "it is the collective's main box for good, and this machine never is again; make the machine new instead";
+/// To a box that was the main box.
+const OUT: &str = "this box is the collective's main box for good, and the one that asks never is again; make that machine new";
 /// Failed tries that are remembered.
 const TRIES_TOLD: usize = 10;
 
@@ -74,6 +80,8 @@ pub(crate) struct Door {
     pub(crate) percent: u8,
     pub(crate) identity: Identity,
     pub(crate) pin: tls::Pin,
+    /// Former main boxes.
+    out: tls::Out,
     pub(crate) inner: Mutex<Inner>,
 }
 
@@ -109,6 +117,8 @@ impl Door {
             peer: None,
         };
         let pin = tls::Pin::default();
+        let formers = Former::all(&folders)?.into_iter().map(|former| former.certificate);
+        let out = tls::Out::new(formers.collect::<Vec<_>>().into());
         if let Some(peer) = peer {
             inner.adopt(peer, &folders, percent)?;
             *pin.write().unwrap_or_else(PoisonError::into_inner) =
@@ -120,6 +130,7 @@ impl Door {
             percent,
             identity,
             pin,
+            out,
             inner: Mutex::new(inner),
         })
     }
@@ -130,6 +141,37 @@ impl Door {
 
     fn pinned(&self) -> Option<Certificate> {
         self.pin.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn is_out(&self, certificate: &Certificate) -> bool {
+        self.out.read().unwrap_or_else(PoisonError::into_inner).contains(certificate)
+    }
+
+    /// This box stands in, and stays the main box for good: the other one's certificate opens nothing any more, and it hears why.
+    pub(crate) fn retire(&self, port: u16) -> Result<(), String> {
+        let say = |error: SpareError| error.to_string();
+        let state = self.folders.own().parent().unwrap_or(std::path::Path::new("."));
+        let term = polder_takeover::Term::read(state).map_err(|error| error.to_string())?;
+        let term = term.filter(|term| term.stands_in()).ok_or(
+            "this box does not stand in for another one, so there is none that could be gone",
+        )?;
+        let (peer, epoch) = {
+            let inner = self.inner();
+            let peer = inner.peer.clone().ok_or_else(|| say(SpareError::Alone))?;
+            (peer, inner.lease.standing(Side::Spare, now()).epoch)
+        };
+        let certificate = peer.certificate.clone();
+        let former = Former {
+            name: peer.name,
+            certificate: peer.certificate,
+            term: term.highest.max(epoch),
+            port,
+            at: now(),
+        };
+        // Before anything is forgotten: from here on it is out, whatever is cut off.
+        former.keep(&self.folders).map_err(say)?;
+        self.out.write().unwrap_or_else(PoisonError::into_inner).push(certificate);
+        self.forget().map_err(say)
     }
 
     /// While this box stands in for the main box, both would serve once they are no pair any more.
@@ -196,6 +238,7 @@ impl Door {
             room: inner.store.as_ref().and_then(|store| store.room().ok()),
             backup: inner.store.as_ref().and_then(Store::last),
             drill: DrillFound::read(&self.folders),
+            retired: false,
         }
     }
 
@@ -205,8 +248,9 @@ impl Door {
         listener: TcpListener,
         mounts: Mounts,
     ) -> Result<(), SpareError> {
-        let acceptor = TlsAcceptor::from(Arc::new(tls::server(&self.identity, self.pin.clone())?));
-        let routers = Arc::new((strangers(&self), pinned(&self, mounts)));
+        let config = tls::server(&self.identity, self.pin.clone(), self.out.clone())?;
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let routers = Arc::new((strangers(&self), pinned(&self, mounts), out(&self)));
         let (places, for_strangers) =
             (Arc::new(Semaphore::new(MOST)), Arc::new(Semaphore::new(MOST_STRANGERS)));
         let mut conversations = tokio::task::JoinSet::new();
@@ -239,7 +283,7 @@ impl Door {
         stream: TcpStream,
         remote: SocketAddr,
         acceptor: &TlsAcceptor,
-        routers: &(Router, Router),
+        routers: &(Router, Router, Router),
         for_strangers: Arc<Semaphore>,
     ) -> Result<(), String> {
         let _ = stream.set_nodelay(true);
@@ -261,7 +305,11 @@ impl Door {
         match shown {
             Some(certificate) => {
                 drop(stranger);
-                let router = routers.1.clone().layer(Extension(Caller { certificate, remote }));
+                let router = match self.is_out(&certificate) {
+                    true => &routers.2,
+                    false => &routers.1,
+                };
+                let router = router.clone().layer(Extension(Caller { certificate, remote }));
                 let served = builder.serve_connection(io, TowerToHyperService::new(Plain(router)));
                 served.await.map_err(|error| error.to_string())
             }
@@ -335,6 +383,25 @@ fn pinned(door: &Arc<Door>, mounts: Mounts) -> Router {
         .layer(from_fn_with_state(door.clone(), still_pinned))
 }
 
+/// What a former main box may ask: whether it is still out.
+fn out(door: &Arc<Door>) -> Router {
+    // What is said is read, so that the connection can be kept.
+    let told = async |State(door): State<Arc<Door>>,
+                      Extension(caller): Extension<Caller>,
+                      _: axum::body::Bytes| {
+        let former = Former::all(&door.folders).unwrap_or_default();
+        let former = former.into_iter().find(|former| former.certificate == caller.certificate);
+        let epoch = former.map_or(u64::MAX, |former| former.term);
+        Json(Answer { name: door.name.clone(), epoch, retired: true, ..Answer::default() })
+    };
+    Router::new()
+        .route("/link/hello", post(told))
+        .route("/link/beat", post(told))
+        .fallback(async |_: axum::body::Bytes| Refused(StatusCode::GONE, OUT.to_owned()))
+        .layer(DefaultBodyLimit::max(LONGEST_FROM_STRANGER))
+        .with_state(door.clone())
+}
+
 /// A connection may be older than the end of the pairing.
 async fn still_pinned(
     State(door): State<Arc<Door>>,
@@ -344,8 +411,7 @@ async fn still_pinned(
 ) -> Response {
     match door.pinned() == Some(caller.certificate) {
         true => next.run(request).await,
-        false => Refused(StatusCode::FORBIDDEN, "the two boxes are not paired any more".to_owned())
-            .into_response(),
+        false => Refused(StatusCode::FORBIDDEN, NO_PAIR.to_owned()).into_response(),
     }
 }
 

@@ -53,6 +53,10 @@ impl Folders {
     pub fn lease(&self) -> PathBuf {
         self.own.join("lease.json")
     }
+    /// Boxes that this one followed for good, see [`Former`](crate::Former).
+    pub fn formers(&self) -> PathBuf {
+        self.own.join("formers.json")
+    }
     /// On the spare: what the last trial restore found.
     pub fn drill(&self) -> PathBuf {
         self.own.join("drill.json")

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
-use crate::door::{now, plain};
+use crate::door::{NO_PAIR, RETIRED, now, plain};
 use crate::link::{self, Body, connect};
 use crate::messages::{Answer, Beat, Begin, Begun, Head, Hello, Prove, Pushed};
 use crate::pairing::{Asking, Binding};
@@ -218,6 +218,11 @@ impl Follower {
             let answer: Answer = link.ask(Method::POST, "/link/beat", &beat).await?;
             *tries = 0;
             self.heard(asked, &answer)?;
+            if answer.retired {
+                // Nothing else of this box is wanted there.
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
             self.send_revoked(link, &answer).await?;
             if looked.is_none_or(|looked| looked.elapsed() >= TRAIL) {
                 self.send_head(link).await?;
@@ -231,6 +236,9 @@ impl Follower {
         let key = std::fs::read_to_string(self.state.join("backup/key")).ok();
         let hello = Hello { name: self.name.clone(), key: key.map(|key| key.trim().to_owned()) };
         let answer: Answer = link.ask(Method::POST, "/link/hello", &hello).await?;
+        if answer.retired {
+            return Ok(());
+        }
         let peer = Peer::read(&self.folders)?;
         if let Some(mut peer) = peer.filter(|peer| !peer.settled || peer.name != answer.name)
             && plain(&answer.name)
@@ -252,6 +260,9 @@ impl Follower {
 
     fn heard(&self, asked: Instant, answer: &Answer) -> Result<(), SpareError> {
         let mut inner = self.inner();
+        if answer.retired {
+            inner.lease.retire()?;
+        }
         inner.lease.hear(answer.epoch, asked, now())?;
         inner.answer = Some(answer.clone());
         inner.trouble = None;
@@ -333,14 +344,27 @@ impl Follower {
         Link::of(&self.folders)?.ask(Method::POST, "/link/agree", &()).await
     }
 
-    /// Tells the spare, where it answers, and forgets it either way.
+    /// Tells the spare, and forgets it, unless it says no: then both stay a pair. One that cannot be reached is forgotten all the same.
     pub(crate) async fn unpair(&self) -> Result<(), SpareError> {
+        if self.inner().lease.standing(Side::Main, now()).retired {
+            let who = Peer::read(&self.folders)?.map(|peer| peer.name).unwrap_or_default();
+            return Err(SpareError::Refused { who, why: RETIRED.to_owned() });
+        }
         let told = match Link::of(&self.folders) {
             Ok(link) => link.ask::<_, ()>(Method::POST, "/link/unpair", &()).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = told {
-            log::warn!("the spare was not told that it is none any more: {error}");
+        match told {
+            Ok(()) => {}
+            // It has forgotten this box already.
+            Err(SpareError::Refused { why, .. }) if why.contains(NO_PAIR) => {}
+            // It was asked and would not, or there is no telling: two that disagree about it may both serve.
+            Err(error @ (SpareError::Refused { .. } | SpareError::Foreign { .. })) => {
+                return Err(error);
+            }
+            Err(error) => {
+                log::warn!("the spare was not told that it is none any more: {error}");
+            }
         }
         Peer::forget(&self.folders)?;
         let mut inner = self.inner();

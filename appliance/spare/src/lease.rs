@@ -26,6 +26,8 @@ struct Kept {
     peer_epoch: u64,
     /// The main box has said that the spare may take over.
     agreed: bool,
+    /// On a former main box: it has heard that it is out, for good.
+    retired: bool,
 }
 
 /// How the two are to each other at one moment.
@@ -44,6 +46,8 @@ pub struct Standing {
     pub must_ask: bool,
     /// Another box serves under a higher epoch: this one must not.
     pub fenced: bool,
+    /// On the main box: the other one is the main box for good.
+    pub retired: bool,
 }
 
 /// The word is written down this often: a lease is a minute, and a disk has only so many writes.
@@ -72,6 +76,15 @@ impl Lease {
         }
         // A box that is heard again has not agreed to a takeover of now.
         self.kept = Kept { heard: Some(now), peer_epoch, agreed: false, ..self.kept.clone() };
+        self.write()
+    }
+
+    /// On a main box: its spare is the main box, and this one never is again. On disk when this returns.
+    pub fn retire(&mut self) -> Result<(), SpareError> {
+        if self.kept.retired {
+            return Ok(());
+        }
+        self.kept.retired = true;
         self.write()
     }
 
@@ -137,6 +150,7 @@ fn decide(side: Side, silent: Option<i64>, since_start: i64, kept: &Kept) -> Sta
         may_take_over: side == Side::Spare && (kept.agreed || waited),
         must_ask: side == Side::Main && (fenced || silent.is_some_and(long)),
         fenced,
+        retired: kept.retired,
     }
 }
 

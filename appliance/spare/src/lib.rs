@@ -5,6 +5,7 @@
 //! - [`Link`] is the main box's side of the link, [`serve`] runs whichever side this box is.
 //! - [`Store`] is where backups are put, in restic's REST protocol; nothing in it can be removed from outside.
 //! - [`Tombstones`] are keys and members that must never work again, [`Heads`] what the main box's trail ended with.
+//! - [`Former`] is a main box that was lost, and hears so if it ever comes back.
 //! - [`Lease`] says when the two last heard of each other, and under which epoch.
 
 mod code;
@@ -13,6 +14,7 @@ mod door;
 mod error;
 mod folders;
 mod follow;
+mod former;
 mod heads;
 mod identity;
 mod lease;
@@ -32,6 +34,7 @@ pub use door::{Caller, Mounts, STANDS_IN};
 pub use error::SpareError;
 pub use folders::Folders;
 pub use follow::pair;
+pub use former::Former;
 pub use heads::{Heads, Judged};
 pub use identity::{Certificate, Identity};
 pub use lease::{Lease, Standing};

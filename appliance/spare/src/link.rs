@@ -58,8 +58,14 @@ impl Link {
         let text = serde_json::to_vec(question).map_err(|error| self.foreign(error))?;
         let ask = async {
             let mut kept = self.kept.lock().await;
-            let mut sender = match kept.take() {
-                Some(sender) if !sender.is_closed() => sender,
+            // The answer before may be read and its connection not yet ready for the next question.
+            let mut sender = kept.take();
+            let ready = match &mut sender {
+                Some(sender) => sender.ready().await.is_ok(),
+                None => false,
+            };
+            let mut sender = match sender {
+                Some(sender) if ready => sender,
                 _ => connect(&self.address, self.config.clone()).await?.0,
             };
             let body = Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed();

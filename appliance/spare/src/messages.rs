@@ -65,6 +65,9 @@ pub struct Answer {
     pub backup: Option<i64>,
     /// What its last trial restore found.
     pub drill: Option<DrillFound>,
+    /// The one who asks is out: this box is the collective's main box, for good.
+    #[serde(default)]
+    pub retired: bool,
 }
 
 /// The disk that the spare keeps backups on.

@@ -51,6 +51,8 @@ impl Peer {
         polder_pki::files::private_folder(folders.own()).map_err(pki)?;
         polder_pki::files::write(&folders.peer_certificate(), &self.certificate.pem())
             .map_err(pki)?;
+        // What a restore has noted of a pairing that this machine has not: see the crate `backup`.
+        let _ = std::fs::remove_file(folders.own().join("unpaired"));
         let text = serde_json::to_string_pretty(self).expect("a peer has only plain values");
         polder_pki::files::write(&folders.peer(), &text).map_err(pki)
     }

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use crate::door::{Door, now};
 use crate::follow::Follower;
 use crate::store::bytes_in;
-use crate::{Folders, Identity, Mounts, Peer, Side, SpareError, Store};
+use crate::{Folders, Former, Identity, Mounts, Peer, Side, SpareError, Store};
 
 /// What is old or was thinned out is looked at this often.
 const TIDY: Duration = Duration::from_secs(60);
@@ -28,13 +28,11 @@ pub async fn serve(
     mounts: Mounts,
     told: impl Future<Output = ()>,
 ) -> Result<(), SpareError> {
-    let Some(spare) = &site.spare else {
-        told.await;
-        return Ok(());
-    };
+    let folders = Folders::of(state);
+    let formers = Former::all(&folders)?;
     let socket = Sockets::of(state).spare();
-    match spare.role {
-        SpareRole::ForAnother => {
+    match site.spare {
+        Some(spare) if spare.role == SpareRole::ForAnother => {
             let door = Arc::new(Door::open(state, site.name.as_str(), spare.disk_percent)?);
             let port = spare.port;
             let listener = listen(port).map_err(|source| SpareError::Listen { port, source })?;
@@ -47,16 +45,52 @@ pub async fn serve(
                 () = told => Ok(()),
             }
         }
-        SpareRole::OfThis => {
+        None if formers.is_empty() => {
+            told.await;
+            Ok(())
+        }
+        // A box that has a spare or is to have one, or that has to tell its former main box that it is out.
+        follows => {
             let follower = Arc::new(Follower::of(state, site.name.as_str()));
             let handler = Arc::new(OnMain { follower: follower.clone() });
+            let in_touch = async {
+                match follows {
+                    Some(_) => follower.keep_in_touch().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 ended = polder_control::serve(&socket, handler.clone()) => ended.map_err(Into::into),
+                ended = tell_formers(state, site, &formers) => ended,
                 () = tell(state, || handler.status().unwrap_or_default()) => Ok(()),
-                () = follower.keep_in_touch() => Ok(()),
+                () = in_touch => Ok(()),
                 () = told => Ok(()),
             }
         }
+    }
+}
+
+/// Keeps an ear open where former main boxes look for this one.
+async fn tell_formers(state: &Path, site: &Site, formers: &[Former]) -> Result<(), SpareError> {
+    let mut ports: Vec<u16> = formers.iter().map(|former| former.port).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    let door = Arc::new(Door::open(state, site.name.as_str(), 1)?);
+    let mut listening = tokio::task::JoinSet::new();
+    for port in ports {
+        match listen(port) {
+            Ok(listener) => {
+                listening.spawn(door.clone().serve(listener, Mounts::default()));
+            }
+            // The box serves and has its spare all the same; a machine that cannot ask serves nothing.
+            Err(error) => log::error!(
+                "port {port} is not to be had ({error}): if the former main box comes back, it cannot hear that it is out, and waits"
+            ),
+        }
+    }
+    match listening.join_next().await {
+        Some(ended) => ended.unwrap_or(Ok(())),
+        None => std::future::pending().await,
     }
 }
 
@@ -169,6 +203,11 @@ impl OnSpare {
                 Ok(SpareReply::Epoch(epoch))
             }
             SpareRequest::Agree => Err("the main box agrees, not the spare".to_owned()),
+            SpareRequest::Retire => {
+                door.retire(self.port)?;
+                door.inner().desk.close();
+                Ok(SpareReply::Done)
+            }
         }
     }
 
@@ -202,6 +241,8 @@ impl OnSpare {
             backup: inner.store.as_ref().and_then(Store::last),
             drill: crate::DrillFound::read(&door.folders).map(|drill| (drill.at, drill.found)),
             old: old(&door.folders).iter().map(|folder| bytes_in(folder)).sum(),
+            retired: false,
+            formers: formers(&door.folders),
         }
     }
 }
@@ -250,6 +291,7 @@ impl OnMain {
             SpareRequest::ShowCode
             | SpareRequest::HideCode
             | SpareRequest::RemoveOld
+            | SpareRequest::Retire
             | SpareRequest::RaiseEpoch => {
                 Ok(SpareReply::Refused("this box is no spare; it has one".to_owned()))
             }
@@ -286,8 +328,15 @@ impl OnMain {
             backup: answer.backup,
             drill: answer.drill.map(|drill| (drill.at, drill.found)),
             old: 0,
+            retired: standing.retired,
+            formers: formers(folders),
         })
     }
+}
+
+fn formers(folders: &Folders) -> Vec<(String, i64)> {
+    let all = Former::all(folders).unwrap_or_default();
+    all.into_iter().map(|former| (former.name, former.at)).collect()
 }
 
 fn shown(peer: &Peer) -> SparePeer {

@@ -11,13 +11,16 @@ use crate::{Certificate, Identity, SpareError};
 
 /// Whose certificate is let in; none while nobody is paired.
 pub(crate) type Pin = Arc<RwLock<Option<Certificate>>>;
+/// Whose certificates are let in to hear that they are out.
+pub(crate) type Out = Arc<RwLock<Vec<Certificate>>>;
 
-/// The spare's side. A caller that shows the pinned certificate is let in as the main box, one that shows none as a stranger, and one that
-/// shows another not at all.
-pub(crate) fn server(identity: &Identity, pin: Pin) -> Result<ServerConfig, SpareError> {
+/// The spare's side. A caller that shows the pinned certificate is let in as the main box, one of a former main box to hear that it is out,
+/// one that shows none as a stranger, and one that shows another not at all.
+pub(crate) fn server(identity: &Identity, pin: Pin, out: Out) -> Result<ServerConfig, SpareError> {
     let known = Known::by(move |shown| {
         let pin = pin.read().expect("nothing panics while it holds this");
-        pin.as_ref().is_some_and(|pin| pin.der() == shown)
+        let out = out.read().expect("nothing panics while it holds this");
+        pin.iter().chain(out.iter()).any(|known| known.der() == shown)
     });
     let config = polder_pin::called(known, Versions::Only13)
         .map_err(cannot)?

@@ -72,6 +72,8 @@ impl Side {
     /// As after a crash of the part.
     async fn restart(mut self, name: &str, role: SpareRole) -> Self {
         self.running.abort();
+        // Until it is gone its socket counts as somebody's.
+        let _ = (&mut self.running).await;
         let folder = self._folder.take();
         let mut side = Self::at(&self.state, name, role, self.port).await;
         side._folder = folder;
@@ -512,4 +514,75 @@ async fn a_store_takes_what_its_name_says_once_and_gives_nothing_away_but_locks(
 fn digest(text: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, text);
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The spare stands in, as the supervisor writes it down when it has taken over.
+fn stands_in(spare: &Side) {
+    let mut term = polder_takeover::Term::first(polder_takeover::Side::Spare);
+    term.raise();
+    term.serving().keep(&spare.state).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spare_that_stands_in_parts_with_nobody_and_the_main_box_does_not_forget_it_then() {
+    let (spare, main_folder) = paired().await;
+    let main = Side::at(main_folder.path(), "elm", SpareRole::OfThis, 0).await;
+    stands_in(&spare);
+    for side in [&main, &spare] {
+        match side.ask(&SpareRequest::Unpair).await.unwrap() {
+            SpareReply::Refused(why) => assert!(why.contains("stands in for the other"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    let there = |side: &Side| Peer::read(&side.folders()).unwrap().is_some();
+    assert!(there(&main) && there(&spare), "one side forgot the other");
+    until("they stay in touch", async || main.status().await.silent == Some(0)).await;
+    // Given back, both agree.
+    polder_takeover::Term::first(polder_takeover::Side::Spare).keep(&spare.state).unwrap();
+    assert_eq!(main.ask(&SpareRequest::Unpair).await.unwrap(), SpareReply::Done);
+    assert!(!there(&main) && !there(&spare));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_main_box_that_is_gone_for_good_hears_so_for_years_and_its_certificate_opens_nothing() {
+    let (spare, main_folder) = paired().await;
+    let early = spare.ask(&SpareRequest::Retire).await.unwrap();
+    assert!(matches!(early, SpareReply::Refused(why) if why.contains("does not stand in")));
+    stands_in(&spare);
+    assert_eq!(spare.ask(&SpareRequest::Retire).await.unwrap(), SpareReply::Done);
+    assert_eq!(Peer::read(&spare.folders()).unwrap(), None);
+    let link = Link::of(&Folders::of(main_folder.path())).unwrap();
+    let says = async |method: Method, path: &str| {
+        let asked = link.ask::<_, serde_json::Value>(method, path, &()).await;
+        asked.unwrap_err().to_string()
+    };
+    // While the spare's part runs as before, and as a main box, and when it has no spare.
+    let mut other = Some(spare);
+    for role in [None, Some(SpareRole::OfThis)] {
+        if let Some(role) = role {
+            other = Some(other.take().unwrap().restart("oak", role).await);
+        }
+        for (method, path) in [
+            (Method::GET, "/backup/config"),
+            (Method::POST, "/link/unpair"),
+            (Method::GET, "/link/heads"),
+            (Method::GET, "/hand/given"),
+        ] {
+            let why = says(method, path).await;
+            assert!(why.contains("for good"), "{path}: {why}");
+        }
+        let answer: Answer = link.ask(Method::POST, "/link/beat", &Beat::default()).await.unwrap();
+        assert!(answer.retired && answer.epoch >= 2, "{answer:?}");
+    }
+    // It comes back, hears it, keeps it, and parts with nobody.
+    let main = Side::at(main_folder.path(), "oak", SpareRole::OfThis, 0).await;
+    until("it hears that it is out", async || main.status().await.retired).await;
+    drop(other);
+    let main = main.restart("oak", SpareRole::OfThis).await;
+    assert!(main.status().await.retired, "it forgot");
+    match main.ask(&SpareRequest::Unpair).await.unwrap() {
+        SpareReply::Refused(why) => assert!(why.contains("never is again"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(Peer::read(&main.folders()).unwrap().is_some());
 }

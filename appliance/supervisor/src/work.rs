@@ -176,7 +176,7 @@ impl<P: Parts> Work<P> {
         let engines = engines.into_keys().map(Part::Engine);
         let power = self.board.site().power.map(|_| Part::Power);
         let uplinks = (!self.board.site().uplinks.is_empty()).then_some(Part::Wan);
-        let spare = self.board.site().spare.map(|_| Part::Spare);
+        let spare = self.has_link().then_some(Part::Spare);
         let others = power.into_iter().chain(uplinks).chain(spare);
         let wanted: BTreeSet<Part> =
             [Part::Gateway, Part::Health].into_iter().chain(engines).chain(others).collect();

@@ -15,7 +15,7 @@ mod term;
 
 pub use adapt::{Choice, adapt, choose, models};
 pub use hand::hand;
-pub use plan::{Action, Facts, give_back, receive, send, takeover};
+pub use plan::{Action, Facts, ForGood, become_main, give_back, receive, send, takeover};
 pub use polder_control::Stand;
 pub use stand::{Heard, LEASE, Permission, Silence, allowed, lease, stand};
 pub use term::{Given, Side, Term, TermError};

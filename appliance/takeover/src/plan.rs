@@ -32,6 +32,12 @@ pub enum Action {
     PutBack,
     /// Send a model to the spare.
     Send(RecipeName),
+    /// Write down that the main box is gone for good, and forget it.
+    Retire,
+    /// Write down that this box is the main box.
+    WriteRole,
+    /// Listen for the box that was the main box.
+    Listen,
 }
 
 /// What a takeover is about, as it is when it is planned.
@@ -131,6 +137,57 @@ pub fn receive(spare: &str, term: u64) -> (Plan, Vec<Action>) {
     who.plan(format!("Take back from {spare}"), actions)
 }
 
+/// What is so when a box that stands in is to be the main box for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForGood {
+    /// What the main box is called.
+    pub main: String,
+    /// It can be heard now.
+    pub there: bool,
+    /// The highest term so far.
+    pub term: u64,
+    /// Where this box listens for it.
+    pub port: u16,
+    /// The folder with what this box was before.
+    pub own: Option<String>,
+    /// Its certificate is revoked already: what was cut off goes on.
+    pub retired: bool,
+}
+
+impl ForGood {
+    /// Everything that somebody should know before, one sentence each.
+    pub fn sentences(&self) -> Vec<String> {
+        let Self { main, port, .. } = self;
+        let mut all = vec![
+            format!("This box is {main} from now on, for good: the machine that was {main} is never given back to. What was changed there after its last backup is lost."),
+            match self.there {
+                true => "That machine can be heard just now. It hears at once that it is out; if it is not lost at all, give back to it instead.".to_owned(),
+                false => format!("If that machine ever comes back, in years even, it asks this box before it serves, hears that it is out, and says so on its own page. It finds this box at the address at which it knows it, at port {port}; where it cannot ask, it serves nothing either."),
+            },
+            "Its certificate opens nothing here any more, its backups included. It can be used again once it is made new.".to_owned(),
+            "Its disk has the collective's keys and its certificate authority. If somebody may have taken it: give the relay a new pass, and let members make new keys.".to_owned(),
+            "This box can have a spare of its own afterwards, and needs a place for its backups.".to_owned(),
+        ];
+        if let Some(own) = &self.own {
+            all.push(format!("What this box was before it took over stays on its disk, in {own}, and nobody serves it."));
+        }
+        all
+    }
+}
+
+/// What a box that stands in does to be the main box for good. After the first step there is no way back.
+pub fn become_main(facts: &ForGood) -> (Plan, Vec<Action>) {
+    let who = Who { other: &facts.main, term: facts.term };
+    let title = format!("Be {} for good", facts.main);
+    let (mut plan, mut actions) =
+        who.plan(title, [Action::Retire, Action::WriteRole, Action::Listen]);
+    if facts.retired {
+        plan.steps.remove(0);
+        actions.remove(0);
+    }
+    (plan, actions)
+}
+
 /// What a main box sends its spare: models by name, each with what people call it and its size.
 pub fn send(spare: &str, models: Vec<(RecipeName, String, Option<String>)>) -> (Plan, Vec<Action>) {
     let step = |(_, title, size): &(RecipeName, String, Option<String>)| {
@@ -159,6 +216,18 @@ impl Who<'_> {
         let Self { other, term } = self;
         let (id, title) = match action {
             Action::Send(recipe) => ("send-model", format!("Send {recipe} to {other}")),
+            Action::Retire => (
+                "retire",
+                format!("Write down that the machine that was {other} is gone for good: its certificate opens nothing here any more"),
+            ),
+            Action::WriteRole => (
+                "write-role",
+                "Write down that this box is the main box, and can have a spare of its own".to_owned(),
+            ),
+            Action::Listen => (
+                "listen",
+                "Listen for that machine, to tell it so if it ever comes back".to_owned(),
+            ),
             Action::Fetch => (
                 "fetch-backup",
                 format!("Fetch the last backup of {other}; nothing of this box changes yet"),
@@ -248,6 +317,18 @@ mod tests {
             shown += &format!("{}\n\n{}\n\n", facts.sentences().join("\n"), takeover(facts).0);
         }
         let model = ("big".parse().unwrap(), "Big".to_owned(), Some("30 GiB".to_owned()));
+        let for_good = ForGood {
+            main: "oak".to_owned(),
+            there: false,
+            term: 5,
+            port: 8444,
+            own: Some("before-restore-20261127T020000Z".to_owned()),
+            retired: false,
+        };
+        let there = ForGood { there: true, own: None, retired: true, ..for_good.clone() };
+        for facts in [&for_good, &there] {
+            shown += &format!("{}\n\n{}\n\n", facts.sentences().join("\n"), become_main(facts).0);
+        }
         for (plan, _) in [give_back("oak", 5), receive("elm", 6), send("elm", vec![model])] {
             shown += &format!("{plan}\n\n");
         }

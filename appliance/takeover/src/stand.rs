@@ -40,6 +40,9 @@ pub struct Heard {
 
 /// Whether this box may serve. Pure; `heard` is for a main box only.
 pub fn stand(term: &Term, heard: &Heard) -> Stand {
+    if term.retired {
+        return Stand::Retired;
+    }
     if !term.theirs {
         return Stand::Own;
     }

@@ -33,6 +33,9 @@ pub struct Term {
     /// On the main box: it stops when it has not heard from its spare for the lease. Only then may silence be taken for its end.
     #[serde(default)]
     pub yields: bool,
+    /// On a main box: its spare is the main box for good. It never serves as this collective again, whatever else is true.
+    #[serde(default)]
+    pub retired: bool,
     /// On a spare that gives back: what the main box is to go on with.
     #[serde(default)]
     pub given: Option<Given>,
@@ -84,6 +87,7 @@ impl Term {
             highest: 1,
             theirs: main,
             yields: false,
+            retired: false,
             given: None,
             own: None,
             leftovers: Vec::new(),
@@ -135,6 +139,11 @@ impl Term {
         }
     }
 
+    /// On a spare: it serves in the main box's place, or has just handed its state over.
+    pub fn stands_in(&self) -> bool {
+        self.side == Side::Spare && self.theirs
+    }
+
     /// What the other box said of the highest term. True if that is news, which is to be kept before anything else is done.
     pub fn heard(&mut self, highest: u64) -> bool {
         let news = highest > self.highest;
@@ -164,7 +173,7 @@ impl Term {
 
     /// On the main box: it goes on where the spare left off. Only with the term that was given, and only if none began since.
     pub fn taking(&self, given: &Given) -> Option<Self> {
-        let newest = given.term >= self.highest;
+        let newest = given.term >= self.highest && !self.retired;
         newest.then(|| Self { mine: Some(given.term), highest: given.term, ..self.clone() })
     }
 

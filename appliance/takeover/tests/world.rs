@@ -36,6 +36,8 @@ struct Spare {
     /// A takeover that has raised the term and is not in place yet.
     placing: bool,
     given_backup: Option<Revoked>,
+    /// It is the main box for good, and tells the former one so.
+    for_good: bool,
 }
 
 struct World {
@@ -48,6 +50,8 @@ struct World {
     gone: Revoked,
     /// Restored on the main box, not in place yet.
     incoming: Option<(Given, Revoked)>,
+    /// Once the spare is the main box for good: it, and a spare of its own that it is paired with.
+    next: Option<Box<World>>,
 }
 
 #[derive(Debug, Clone)]
@@ -60,7 +64,9 @@ enum Event {
     SpareProcess(bool),
     Backup,
     Revoke,
-    TakeOver { dead: bool },
+    TakeOver {
+        dead: bool,
+    },
     Place,
     GiveUpPlacing,
     GiveBack,
@@ -69,6 +75,10 @@ enum Event {
     PutBack,
     SayAlone,
     RestoreOlder,
+    /// The spare that stands in is the main box from now on, and gets a spare of its own.
+    BecomeMain,
+    /// The same between the box that is the main box for good and its own spare.
+    Next(Box<Event>),
 }
 
 impl World {
@@ -95,8 +105,10 @@ impl World {
             yields: false,
             placing: false,
             given_backup: None,
+            for_good: false,
         };
         Self {
+            next: None,
             now: 0,
             linked: true,
             main,
@@ -116,7 +128,9 @@ impl World {
         self.main.up && self.main_stand() == Stand::Serves
     }
     fn spare_serves(&self) -> bool {
-        self.spare.up && stand(&self.spare.disk, &Heard::default()) == Stand::Serves
+        !self.spare.for_good
+            && self.spare.up
+            && stand(&self.spare.disk, &Heard::default()) == Stand::Serves
     }
 
     /// The main box asks; the spare hears and answers.
@@ -129,6 +143,8 @@ impl World {
             return;
         }
         let asked = self.now;
+        // It is told by its revoked certificate, for as long as that box lives.
+        self.main.disk.retired |= self.spare.for_good;
         self.spare.last = Some(self.now);
         self.spare.yields = self.main.disk.yields;
         self.main.disk.heard(self.spare.disk.highest);
@@ -155,7 +171,28 @@ impl World {
             Event::Wait(seconds) => {
                 self.now += seconds;
                 self.stamp();
+                if let Some(next) = &mut self.next {
+                    next.happens(event);
+                }
             }
+            Event::Next(event) => {
+                let Some(next) = &mut self.next else { return };
+                // Of all events only time is one for everybody.
+                if !matches!(**event, Event::Wait(_)) {
+                    next.happens(event);
+                }
+            }
+            Event::BecomeMain if self.spare_serves() => self.become_main(),
+            // A process or a power cut of it is an event of its own world.
+            Event::SpareProcess(_) if self.spare.for_good => {}
+            // That machine is another one's main box now, and takes part here only by what it answers.
+            Event::TakeOver { .. }
+            | Event::Place
+            | Event::GiveBack
+            | Event::PutBack
+            | Event::Backup
+            | Event::Fetch
+                if self.spare.for_good => {}
             Event::Link(up) => self.linked = *up,
             Event::Beat => self.beat(),
             Event::MainProcess(false) => self.main.up = false,
@@ -219,6 +256,7 @@ impl World {
                 if self.main.up
                     && matches!(self.main_stand(), Stand::Asks | Stand::Waits)
                     && !self.spare.disk.theirs
+                    && !self.spare.for_good
                     && !self.spare.placing
                     && self.spare.disk.highest == self.main.disk.highest
                     && !self.main.disk.yields =>
@@ -232,6 +270,22 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// As the pair ends for it: the term of the two is forgotten, and the one with its new spare is another.
+    fn become_main(&mut self) {
+        let mut next = Self::new(false);
+        next.now = self.now;
+        (next.next_key, next.gone) = (self.next_key, self.gone.clone());
+        next.main.revoked = self.spare.revoked.clone();
+        // It was alone until now, and nobody can have taken over from it.
+        next.main.goes_on = true;
+        next.spare.revoked = self.spare.revoked.clone();
+        (next.spare.backup, next.spare.tombs) = (self.gone.clone(), self.gone.clone());
+        next.spare.began = self.now;
+        self.spare.for_good = true;
+        self.spare.placing = false;
+        self.next = Some(Box::new(next));
     }
 
     fn revoke(&mut self) {
@@ -250,9 +304,20 @@ impl World {
         }
     }
 
+    /// How many boxes serve the collective, of all that ever did.
+    fn serving(&self) -> usize {
+        let next = self.next.as_ref().map_or(0, |next| next.serving());
+        usize::from(self.main_serves()) + usize::from(self.spare_serves()) + next
+    }
+
     fn check(&self) -> Result<(), TestCaseError> {
         let (main, spare) = (self.main_serves(), self.spare_serves());
-        prop_assert!(!(main && spare), "both serve: {:?} {:?}", self.main.disk, self.spare.disk);
+        let (one, other) = (&self.main.disk, &self.spare.disk);
+        prop_assert!(self.serving() <= 1, "{} serve: {one:?} {other:?}", self.serving());
+        if let Some(next) = &self.next {
+            next.check()?;
+            prop_assert!(!main && !spare, "a box that is out serves: {one:?} {other:?}");
+        }
         for key in &self.gone {
             prop_assert!(!main || self.main.revoked.contains(key), "the main box lets {key} in");
             prop_assert!(!spare || self.spare.revoked.contains(key), "the spare lets {key} in");
@@ -262,6 +327,15 @@ impl World {
 }
 
 fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        2 => Just(Event::BecomeMain),
+        30 => plain_event(),
+        20 => plain_event().prop_map(|event| Event::Next(Box::new(event))),
+        2 => Just(Event::Next(Box::new(Event::BecomeMain))),
+    ]
+}
+
+fn plain_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => (0u64..90).prop_map(Event::Wait),
         2 => any::<bool>().prop_map(Event::Link),
@@ -288,7 +362,7 @@ proptest! {
     #[test]
     fn in_every_order_of_events_nobody_revoked_comes_in_and_never_do_both_serve(
         yields: bool,
-        events in prop::collection::vec(event(), 1..80),
+        events in prop::collection::vec(event(), 1..90),
     ) {
         let mut world = World::new(yields);
         for event in &events {
@@ -327,4 +401,32 @@ fn the_main_box_dies_its_spare_takes_over_and_gives_back() {
     assert!(world.main_serves() && world.main.revoked.len() == 2);
     happen(&mut world, &[PutBack]);
     assert!(!world.spare.disk.theirs);
+}
+
+/// The main box is lost, its spare stays, gets a spare of its own, is lost too, and the first one comes back after years.
+#[test]
+fn a_box_that_is_gone_for_good_never_serves_again_not_even_when_everybody_else_is_away() {
+    use Event::{
+        Backup, Beat, BecomeMain, Link, MainPowerCut, MainProcess, Next, Place, RestoreOlder,
+        SayAlone, TakeOver, Wait,
+    };
+    let mut world = World::new(false);
+    let next = |event| Next(Box::new(event));
+    let mut happen = |events: &[Event]| {
+        for event in events {
+            world.happens(event);
+            world.check().unwrap();
+        }
+        world.serving()
+    };
+    happen(&[Beat, Backup, MainPowerCut, Wait(70), TakeOver { dead: true }, Place]);
+    assert_eq!(happen(&[BecomeMain]), 1);
+    assert_eq!(happen(&[next(Beat), next(Backup)]), 1);
+    assert_eq!(happen(&[MainProcess(true), Beat]), 1, "it is back, and hears that it is out");
+    assert_eq!(happen(&[next(MainPowerCut), Wait(70)]), 0);
+    assert_eq!(happen(&[next(TakeOver { dead: true }), next(Place)]), 1);
+    // Nobody is there any more who could tell it, and it knows.
+    assert_eq!(happen(&[Link(false), MainPowerCut, MainProcess(true), Beat, SayAlone]), 1);
+    assert_eq!(happen(&[RestoreOlder, SayAlone]), 1);
+    assert_eq!(world.main_stand(), Stand::Retired);
 }

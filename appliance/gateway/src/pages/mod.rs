@@ -213,6 +213,7 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/backup/drill", post(backup::drill))
         .route("/spare/takeover", get(takeover::show).post(takeover::take))
         .route("/spare/takeover/back", post(takeover::back))
+        .route("/spare/takeover/stay", post(takeover::stay))
         .route("/spare/takeover/send", post(takeover::send))
         .route("/spare/takeover/silence", post(takeover::silence))
         .route("/spare", get(spare::show))

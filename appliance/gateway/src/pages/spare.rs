@@ -8,6 +8,7 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
+use polder_backup::Unpaired;
 use polder_control::{
     Client, Plan, Reply, Request, SecretText, Sockets, SparePeer, SpareReply, SpareRequest,
     SpareStatus,
@@ -242,7 +243,14 @@ async fn status(gateway: &Gateway) -> Result<SpareStatus, String> {
 async fn page(gateway: &Gateway, who: &SignedIn, top: Markup, form: &Pairing) -> Response {
     let spare = gateway.status().site.spare;
     let body = match spare {
-        None => html! { (top) (have_one(form)) (be_one(None)) },
+        None => {
+            let lost = Unpaired::noted(&gateway.state).map(Unpaired::sentence);
+            html! {
+                (top)
+                @if let Some(lost) = lost { (banner(Tone::Warn, html! { p { (lost) } })) }
+                (have_one(form)) (be_one(None))
+            }
+        }
         Some(spare) => match status(gateway).await {
             Ok(status) => {
                 let backup = gateway.status().site.backup.clone();
@@ -335,6 +343,13 @@ fn two(status: &SpareStatus, backups_there: bool, form: &Pairing) -> Markup {
             }
             None if status.is_spare => (ready(status)),
             None => (have_one(form)),
+        }
+        @if !status.formers.is_empty() {
+            section.card {
+                h2 { "Machines that are out for good" }
+                ul { @for (name, at) in &status.formers { li { "The former machine of " b { (name) } ", since " (when(*at, now())) } } }
+                p.soft { "This box is in their place. If one of them ever comes back it hears so here, and serves nothing." }
+            }
         }
         @if status.old > 0 {
             section.card {

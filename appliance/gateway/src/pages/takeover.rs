@@ -21,6 +21,9 @@ pub(super) struct Wish {
     /// The main box's name, typed by somebody who says that it is dead.
     #[serde(default)]
     dead: String,
+    /// That the main box never comes back, in a sentence.
+    #[serde(default)]
+    gone: String,
     /// The person has seen the steps.
     #[serde(default)]
     seen: String,
@@ -54,6 +57,16 @@ pub(super) async fn back(
     Form(wish): Form<Wish>,
 ) -> Result<Response, Trouble> {
     step(&gateway, &who, &wish, TakeoverWish::GiveBack, "/spare/takeover/back").await
+}
+
+/// The box that stands in is the main box, for good.
+pub(super) async fn stay(
+    gateway: State<Arc<Gateway>>,
+    Steward(who): Steward,
+    Form(wish): Form<Wish>,
+) -> Result<Response, Trouble> {
+    let gone = Some(wish.gone.trim().to_owned());
+    step(&gateway, &who, &wish, TakeoverWish::BecomeMain { gone }, "/spare/takeover/stay").await
 }
 
 pub(super) async fn send(
@@ -145,6 +158,15 @@ fn on_spare(status: &TakeoverStatus) -> Markup {
                     p.soft { (other) " is away. When it is on again and reaches this box, you can give back here." }
                 }
             }
+            section.card {
+                h2 { "The other machine is gone for good" }
+                p { "It burnt, was stolen, or nobody will mend it. Then this box stays in its place, and can have a spare of its own:" }
+                @if let Ok(sentences) = &status.outlook { ul { @for sentence in sentences { li { (sentence) } } } }
+                form.stack method="post" action="/spare/takeover/stay" autocomplete="off" {
+                    (field(&Field { name: "gone", label: "Type this sentence, if it is so", hint: &TakeoverWish::gone_for_good(other), required: true, ..Field::default() }))
+                    button.danger type="submit" { "See what would be done" }
+                }
+            }
         };
     }
     html! {
@@ -197,6 +219,7 @@ fn about_to(gateway: &Gateway, who: &SignedIn, plan: &Plan, form: &Wish, action:
             div.stack { (steps("Steps", &plan.steps.iter().map(|s| (StepMark::Later, s.title.as_str())).collect::<Vec<_>>())) }
             form method="post" action=(action) {
                 (hidden("dead", &form.dead))
+                (hidden("gone", &form.gone))
                 (hidden("seen", "yes"))
                 button type="submit" { "Do it" }
             }
@@ -232,6 +255,7 @@ mod tests {
         assert!(text.contains("becomes &lt;oak&gt;") && text.contains("name=\"dead\""), "{text}");
         let text = on_spare(&status(true, Stand::Serves)).into_string();
         assert!(text.contains("/spare/takeover/back") && !text.contains("name=\"dead\""), "{text}");
+        assert!(text.contains("oak is gone for good") && text.contains("/spare/takeover/stay"));
         let away = TakeoverStatus { main_is_there: false, ..status(true, Stand::Serves) };
         assert!(!on_spare(&away).into_string().contains("/spare/takeover/back"));
         let text = on_main(&status(false, Stand::Serves)).into_string();

@@ -529,6 +529,7 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/runs/7/confirm".into(),
         "/spare/takeover".into(),
         "/spare/takeover/back".into(),
+        "/spare/takeover/stay".into(),
         "/spare/takeover/send".into(),
         "/spare/takeover/silence".into(),
         "/power".into(),

@@ -489,6 +489,7 @@ impl Reading<'_> {
             }
             BackupAction::ExamineRestore => restore::examine(folders).map(drop),
             BackupAction::PutInPlace => {
+                polder_backup::keep_pairing(folders)?;
                 restore::begin_anew(folders)?;
                 restore::ready(folders, &restore::expected(folders)?)
             }

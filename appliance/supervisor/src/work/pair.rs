@@ -131,8 +131,9 @@ impl<P: Parts> Work<P> {
         let closed = (!stand.is_open()).then_some(Closed { stand, other: other.clone() });
         let news = before != closed.as_ref().map(|closed| closed.stand);
         self.board.set_closed(closed);
-        if news && matches!(stand, Stand::Fenced | Stand::Waits) {
+        if news && matches!(stand, Stand::Fenced | Stand::Waits | Stand::Retired) {
             let what = match stand {
+                Stand::Retired => "closed the door for good, because the main box is now",
                 Stand::Fenced => "closed the door, because in its place serves",
                 _ => "closed the door until it hears from",
             };
@@ -164,7 +165,9 @@ impl<P: Parts> Work<P> {
                     Side::Spare => status.epoch,
                     Side::Main => status.epoch.max(status.peer_epoch),
                 };
-                if term.heard(highest) {
+                let retired = status.retired && term.side == Side::Main && !term.retired;
+                term.retired |= retired;
+                if term.heard(highest) || retired {
                     self.keep_term(&term).await?;
                 }
                 let own =
@@ -233,6 +236,9 @@ impl<P: Parts> Work<P> {
         let seen = self.pair_seen().await?.ok_or(none)?;
         match (seen.term.side, seen.stand) {
             (Side::Main, Stand::Asks | Stand::Waits) => {}
+            (_, Stand::Retired) => {
+                return Err(Closed { stand: seen.stand, other: seen.other }.sentence());
+            }
             (_, Stand::Fenced) => {
                 let lost = match seen.status.as_ref().is_some_and(is_there) {
                     true => "",

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use polder_backup::{KitKey, Location, Repository, Restic, Stop, examine, restore};
 use polder_control::{
-    Actor, Client, PartState, RunId, SecretText, SpareReply, SpareRequest, Stand,
+    Actor, Client, Closed, PartState, RunId, SecretText, SpareReply, SpareRequest, Stand,
 };
 use polder_site::{Retention, Site, SiteChange, Spare, SpareRole};
-use polder_spare::{Code, DrillFound, Folders, Peer, Side};
+use polder_spare::{Code, DrillFound, Folders, Former, Peer, Side};
 
 use super::takeover::is_there;
 use super::{Halt, Refusal, Work, blocking};
@@ -61,10 +61,15 @@ impl<P: Parts> Work<P> {
         begun
     }
 
+    /// Whether the part that speaks with other boxes has anything to do.
+    pub(super) fn has_link(&self) -> bool {
+        self.board.site().spare.is_some() || Former::any(&self.state)
+    }
+
     /// The part runs where there is another box, and starts anew with what the site says of it now.
     pub(super) async fn tend_link(self: &Arc<Self>, before: &Site) {
         let now = self.board.site();
-        if now.spare.is_none() {
+        if !self.has_link() {
             return self.stop_part(&Part::Spare).await;
         }
         if (before.spare, &before.name) != (now.spare, &now.name) {
@@ -74,7 +79,7 @@ impl<P: Parts> Work<P> {
     }
 
     pub(super) async fn link_settles(self: &Arc<Self>, step: usize) -> Result<(), Halt> {
-        if self.board.site().spare.is_none() {
+        if !self.has_link() {
             return Ok(());
         }
         let keeper = self.keeper(&Part::Spare);
@@ -91,10 +96,20 @@ impl<P: Parts> Work<P> {
     pub(super) async fn leave_spare(&self) -> Result<(), Refusal> {
         // A term that cannot be read is ended this way.
         if let Ok(Some(seen)) = self.pair_seen().await {
-            let stands_in = seen.term.side == polder_takeover::Side::Spare && seen.term.theirs;
             let heard = seen.status.as_ref().is_some_and(is_there);
-            if stands_in || (seen.stand == Stand::Fenced && heard) {
+            if seen.stand == Stand::Retired {
+                let closed = Closed { stand: seen.stand, other: seen.other };
+                return Err(closed.sentence());
+            }
+            if seen.term.stands_in() || (seen.stand == Stand::Fenced && heard) {
                 return Err(polder_spare::STANDS_IN.to_owned());
+            }
+            // The spare counts on the stop that this box has promised, and would take over by silence alone.
+            if seen.term.side == polder_takeover::Side::Main && seen.term.yields && !heard {
+                return Err(format!(
+                    "{} cannot be heard, and may take over because this box has promised to stop then; see that it is off or can be reached, or, once you know that it does not serve, `polder spare yield off` at this machine",
+                    seen.other
+                ));
             }
         }
         let asked = async {
@@ -106,12 +121,20 @@ impl<P: Parts> Work<P> {
             Ok(SpareReply::Done) => Ok(()),
             Ok(SpareReply::Refused(why)) => Err(why),
             Ok(_) => Err("the link to the other box answered something else".to_owned()),
+            // It may be asking the other box still, which may refuse: the two must not disagree.
+            Err(error) if self.link_runs() => Err(format!(
+                "the part that speaks with the other box does not answer ({error}); ask again in a moment"
+            )),
             Err(error) => {
                 log::warn!("the other box is not told that the two are no pair any more: {error}");
                 let folders = Folders::of(&self.state);
                 blocking(move || Peer::forget(&folders).map_err(|e| e.to_string())).await
             }
         }
+    }
+
+    fn link_runs(&self) -> bool {
+        self.board.part(&Part::Spare).state == PartState::Ready
     }
 
     /// Holds what is due, by itself. To look costs next to nothing, and the first backup is proved as soon as it is there.

@@ -11,14 +11,14 @@ use polder_backup::{
     restore,
 };
 use polder_control::{
-    Actor, Client, DoorReply, DoorRequest, Plan, Progress, RunId, SpareReply, SpareRequest,
+    Actor, Client, DoorReply, DoorRequest, Plan, Progress, RunId, SpareReply, SpareRequest, Stand,
     TakeoverStatus, TakeoverWish,
 };
-use polder_site::{BackupPlace, Site, Store};
-use polder_spare::{Folders, Peer, Tombstones};
+use polder_site::{BackupPlace, Site, Spare, SpareRole, Store};
+use polder_spare::{Folders, Former, Peer, Tombstones};
 use polder_takeover::{
-    Action, Facts, Permission, Side, Silence, Term, adapt, allowed, choose, give_back, lease,
-    models, receive, takeover,
+    Action, Facts, ForGood, Permission, Side, Silence, Term, adapt, allowed, become_main, choose,
+    give_back, lease, models, receive, takeover,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -45,10 +45,11 @@ impl<P: Parts> Work<P> {
     pub(crate) async fn takeover_status(&self) -> Result<Option<TakeoverStatus>, Refusal> {
         let Some(seen) = self.pair_seen().await? else { return Ok(None) };
         let is_spare = seen.term.side == Side::Spare;
-        let outlook = match is_spare && !seen.term.theirs {
+        let outlook = match (is_spare, seen.stand) {
             // What a steward would be told who types the name: nothing is done with it here.
-            true => self.facts(&seen, true).await.map(|facts| facts.sentences()),
-            false => Ok(Vec::new()),
+            (true, Stand::Own) => self.facts(&seen, true).await.map(|facts| facts.sentences()),
+            (true, Stand::Serves) => Ok(self.for_good(&seen).sentences()),
+            _ => Ok(Vec::new()),
         };
         let main_is_there = is_spare && seen.status.as_ref().is_some_and(is_there);
         Ok(Some(TakeoverStatus {
@@ -76,13 +77,70 @@ impl<P: Parts> Work<P> {
                 "a main box takes back by itself what its spare gives; give back there".to_owned()
             );
         }
+        if wish == (TakeoverWish::BecomeMain { gone: None }) {
+            let why = "say that the main box is gone for good, in a sentence that the plan names";
+            return Err(why.to_owned());
+        }
         self.apply(Intent::Takeover(wish), by).await
+    }
+
+    /// What there is to know before this box, which stands in, is the main box for good.
+    fn for_good(&self, seen: &Seen) -> ForGood {
+        let port = self.board.site().spare.map_or(polder_spare::PORT, |spare| spare.port);
+        ForGood {
+            main: seen.other.clone(),
+            there: seen.status.as_ref().is_some_and(is_there),
+            term: seen.term.highest,
+            port,
+            own: seen.term.own.clone(),
+            retired: false,
+        }
+    }
+
+    /// The main box is out, and the site does not say yet that this box is in its place: it was cut off in between.
+    async fn retired_already(&self) -> Result<Option<ForGood>, Refusal> {
+        let Some(spare) = self.board.site().spare.filter(|s| s.role == SpareRole::ForAnother)
+        else {
+            return Ok(None);
+        };
+        let state = self.state.clone();
+        let all = blocking(move || Former::all(&Folders::of(&state)).map_err(|e| e.to_string()));
+        Ok(all.await?.pop().map(|former| ForGood {
+            main: former.name,
+            there: false,
+            term: former.term,
+            port: spare.port,
+            own: None,
+            retired: true,
+        }))
+    }
+
+    async fn retire_main(&self) -> Result<(), Refusal> {
+        match self.ask_spare_part(&SpareRequest::Retire).await? {
+            SpareReply::Done => Ok(()),
+            _ => Err("the part that speaks with the main box answered something else".to_owned()),
+        }
+    }
+
+    /// The main box is out: this one is to have a spare of its own, and can be paired with one.
+    async fn write_role(self: &Arc<Self>) -> Result<(), Refusal> {
+        let mut site = self.board.site();
+        let spare = site.spare.unwrap_or(Spare::of(SpareRole::OfThis));
+        site.spare = Some(Spare { role: SpareRole::OfThis, ..spare });
+        self.write_site(site, "is the main box for good".to_owned()).await
     }
 
     /// What a wish comes to, or why it cannot be had.
     pub(super) async fn handing(&self, wish: &TakeoverWish) -> Result<Handing, Refusal> {
         let none = "this box is paired with no other; do that on the page Spare first";
-        let seen = self.pair_seen().await?.ok_or(none)?;
+        let Some(seen) = self.pair_seen().await? else {
+            let facts = match wish {
+                TakeoverWish::BecomeMain { .. } => self.retired_already().await?.ok_or(none)?,
+                _ => return Err(none.to_owned()),
+            };
+            let (plan, actions) = become_main(&facts);
+            return Ok(Handing { plan, actions });
+        };
         let (plan, actions) = match wish {
             TakeoverWish::TakeOver { dead } => {
                 if dead.as_ref().is_some_and(|typed| *typed != seen.other) {
@@ -113,6 +171,18 @@ impl<P: Parts> Work<P> {
                     ));
                 }
                 (plan, actions)
+            }
+            TakeoverWish::BecomeMain { gone } => {
+                if seen.stand != Stand::Serves || seen.term.side != Side::Spare {
+                    return Err("this box does not stand in for another one, so it cannot stay in its place".to_owned());
+                }
+                let sentence = TakeoverWish::gone_for_good(&seen.other);
+                if gone.as_ref().is_some_and(|typed| !said(typed, &sentence)) {
+                    return Err(format!(
+                        "type the sentence \"{sentence}\", if that is so; nothing was changed"
+                    ));
+                }
+                become_main(&self.for_good(&seen))
             }
             TakeoverWish::Send => {
                 if seen.term.side == Side::Spare {
@@ -217,7 +287,7 @@ impl<P: Parts> Work<P> {
     async fn come_to_nothing(&self, wish: &TakeoverWish) {
         // Until it was handed over the state is this box's, and it serves on.
         self.pair.handing.store(false, Ordering::Relaxed);
-        if *wish == TakeoverWish::Send {
+        if matches!(wish, TakeoverWish::Send | TakeoverWish::BecomeMain { .. }) {
             return;
         }
         if *wish == TakeoverWish::TakeBack {
@@ -255,6 +325,12 @@ impl<P: Parts> Work<P> {
             Action::Await => self.await_main(cancel).await,
             Action::PutBack => self.put_back_own().await,
             Action::Send(recipe) => self.send_model(id, step, recipe, cancel).await,
+            Action::Retire => self.retire_main().await,
+            Action::WriteRole => self.write_role().await,
+            Action::Listen => match self.link_settles(step).await {
+                Err(Halt::Failed(_, why)) => Err(why),
+                _ => Ok(()),
+            },
         }
     }
 
@@ -475,6 +551,15 @@ impl<P: Parts> Work<P> {
         })
         .await
     }
+}
+
+/// Whether a sentence was typed, give or take how people write.
+fn said(typed: &str, sentence: &str) -> bool {
+    let plain = |text: &str| -> String {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        words.join(" ").trim_end_matches('.').to_lowercase()
+    };
+    plain(typed) == plain(sentence)
 }
 
 /// Whether the main box was heard a moment ago.
