@@ -158,3 +158,116 @@ fn a_member_outside_asks_again_within_five_seconds_when_the_line_that_lets_peopl
     assert_eq!(running.stop().code(), Some(0));
     assert_eq!(counted(state), 1, "the cut answer was counted twice");
 }
+
+/// The box behind a router of the house's own, which is miniupnpd, and a relay on the other side of it.
+fn behind_a_router(network: &mut Network, folder: &Path) {
+    network.cable("lan", [("box", "192.168.1.2"), ("router", "192.168.1.1")]);
+    network.cable("wan", [("router", "11.7.0.5"), ("net", "11.7.0.1")]);
+    let (inside, router, outside) =
+        (network.host("box"), network.host("router"), network.host("net"));
+    let (rules, config) = (folder.join("rules.nft"), folder.join("miniupnpd.conf"));
+    let lines = [
+        "table inet filter {",
+        "chain let_in {\n}",
+        "chain lead {\n}",
+        "chain leave {\n}",
+        "chain forward { type filter hook forward priority 0; policy drop;",
+        "ct state established,related accept",
+        "iifname lan accept",
+        "jump let_in\n}",
+        "chain prerouting { type nat hook prerouting priority -100;",
+        "jump lead\n}",
+        "chain postrouting { type nat hook postrouting priority 100;",
+        "jump leave",
+        "oifname wan masquerade\n}",
+        "}\n",
+    ];
+    std::fs::write(&rules, lines.join("\n")).unwrap();
+    let lines = [
+        "ext_ifname=wan",
+        "listening_ip=lan",
+        "port=5000",
+        "secure_mode=yes",
+        "enable_natpmp=yes",
+        "enable_upnp=yes",
+        "uuid=e8f1a3b2-0000-4000-8000-000000000001",
+        "upnp_table_name=filter",
+        "upnp_nat_table_name=filter",
+        "upnp_forward_chain=let_in",
+        "upnp_nat_chain=lead",
+        "upnp_nat_postrouting_chain=leave",
+        "allow 1024-65535 192.168.1.0/24 1024-65535",
+        "deny 0-65535 0.0.0.0/0 0-65535\n",
+    ];
+    std::fs::write(&config, lines.join("\n")).unwrap();
+    network.shell(&format!(
+        "ip -n {inside} route add default via 192.168.1.1 dev lan
+         ip -n {router} route add default via 11.7.0.1
+         ip netns exec {router} sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward'
+         ip netns exec {router} nft -f {rules}
+         for n in 1 2 9; do ip -n {outside} addr add 198.51.100.$n/32 dev lo; done",
+        rules = rules.display()
+    ));
+    for target in ["198.51.100.1", "198.51.100.2"] {
+        network.runs("net", &["python3", "-m", "http.server", "443", "--bind", target]);
+    }
+    let (config, pid) = (config.to_str().unwrap(), folder.join("miniupnpd.pid"));
+    network.runs("router", &["miniupnpd", "-d", "-f", config, "-P", pid.to_str().unwrap()]);
+}
+
+#[test]
+fn a_member_comes_in_through_the_router_for_as_long_as_a_steward_has_it_asked() {
+    let mut network = Network::of(&["box", "router", "net"]);
+    let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    behind_a_router(&mut network, other.path());
+    let state = folder.path();
+    let (at, kept) = (format!("{RELAY}:443"), other.path().join("relay"));
+    let kept = kept.to_str().unwrap();
+    let pass = polder(&["relay", "add", "oak", "--at", &at, NAME, "--folder", kept]).output();
+    let pass = String::from_utf8(pass.unwrap().stdout).unwrap();
+    let pass = pass.split_whitespace().find(|word| word.starts_with("polder-relay://")).unwrap();
+    let mut file = std::fs::File::options();
+    let mut file = file.write(true).create_new(true).mode(0o600).open(state.join("relay.pass"));
+    std::io::Write::write_all(file.as_mut().unwrap(), pass.as_bytes()).unwrap();
+    let binary = polder(&[]).get_program().to_str().unwrap().to_owned();
+    network.runs("net", &[&binary, "relay", "run", "--listen", &at, "--folder", kept]);
+
+    let (running, up) = Running::ready_inside(&network.host("box"), state, 8443);
+    let listen = vec!["0.0.0.0".parse().unwrap()];
+    running.change(SiteChange::Door { listen, names: vec![NAME.to_owned()] });
+    let targets = ["198.51.100.1:443", "198.51.100.2:443"].map(|t| t.parse().unwrap()).to_vec();
+    let (interface, order) = ("lan".parse().unwrap(), 1);
+    let glass = Uplink { interface, order, metered: false, ask_router: false, targets };
+    change_uplinks(state, [("glass".parse().unwrap(), glass)].into());
+
+    let (lead, ca) = (format!("{NAME}:8443:11.7.0.5"), up.ca_file.to_str().unwrap().to_owned());
+    let (url, bearer) =
+        (format!("https://{NAME}:8443/v1/models"), format!("authorization: Bearer {}", up.api_key));
+    let comes_in = || {
+        let curl =
+            ["curl", "-sS", "--fail", "--max-time", "5", "--resolve", &lead, "--cacert", &ca];
+        let curl = [&curl[..], &["-H", &bearer, &url]].concat();
+        network.inside("net", &curl).output().unwrap().status.success()
+    };
+    assert!(!comes_in(), "the router lets nobody in by itself");
+    let ask = |ask| SiteChange::AskRouter { uplink: "glass".parse().unwrap(), ask };
+    running.change(ask(true));
+    until("a member who comes in by the router", || comes_in().then_some(()));
+    let status = || {
+        let said = polder(&["wan", "status", "--state", state.to_str().unwrap()]).output().unwrap();
+        String::from_utf8(said.stdout).unwrap()
+    };
+    let said = status();
+    assert!(
+        said.contains("its router passes callers at 11.7.0.5:8443 on to this box (PCP)"),
+        "{said}"
+    );
+    // Somebody outside has tried it.
+    until("a call of the relay", || {
+        running.log().contains("a call from outside at port 8443 came through").then_some(())
+    });
+    running.change(ask(false));
+    until("a door that is closed again", || (!comes_in()).then_some(()));
+    assert!(!status().contains("router"), "{}", status());
+    assert_eq!(running.stop().code(), Some(0));
+}

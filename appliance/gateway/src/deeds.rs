@@ -1,8 +1,9 @@
 //! What people do, on its way into the audit trail. The supervisor keeps that, and may be away or have no room just now: a deed that
-//! was acknowledged is not forgotten over it. It is noted in the database first, and told again until it is in the trail.
+//! was acknowledged is not forgotten over it. It is noted in the database first, and told again until it is in the trail. Where a full
+//! disk takes neither, it waits in memory for room.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use polder_control::{Actor, Request};
@@ -14,6 +15,32 @@ use crate::{AskError, Gateway};
 /// Between two looks for what is not told. Longer than one telling takes, so that what was there at the look before is nobody
 /// else's affair any more.
 const LOOK: Duration = Duration::from_secs(25);
+
+/// Between two tries to note what waits in memory.
+const AGAIN: Duration = Duration::from_secs(1);
+/// More do not wait there.
+const MOST: usize = 10_000;
+
+/// What could be neither told nor noted: when, in Unix seconds, and as it is noted.
+#[derive(Default)]
+pub(crate) struct Unnoted(Mutex<Vec<(i64, String)>>);
+
+impl Unnoted {
+    fn wait(&self, text: String) {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() < MOST {
+            waiting.push((jiff::Timestamp::now().as_second(), text));
+        }
+    }
+
+    fn first(&self) -> Option<(i64, String)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).first().cloned()
+    }
+
+    fn is_noted(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(0);
+    }
+}
 
 /// As it is noted.
 #[derive(Serialize, Deserialize)]
@@ -27,6 +54,7 @@ struct Note {
 pub(crate) async fn record(gateway: &Gateway, by: Actor, what: &str, on: &str) {
     let note = Note { by: by.clone(), what: what.to_owned(), on: on.to_owned() };
     let text = serde_json::to_string(&note).unwrap_or_default();
+    let again = text.clone();
     let noted = gateway.members.ask(move |members| members.note_deed(&text)).await;
     let told = gateway.ask(Request::Record { by: note.by, what: note.what, on: note.on }).await;
     match (told, noted) {
@@ -36,26 +64,44 @@ pub(crate) async fn record(gateway: &Gateway, by: Actor, what: &str, on: &str) {
             log::warn!("the audit trail is told later that {by} {what}: {error}");
         }
         (Err(error), Err(full)) => {
-            log::error!(by:% = by, what = what, on = on; "not written to the audit trail: {error}; {full}");
+            // In the log as well: a door that dies now forgets it.
+            log::error!(by:% = by, what = what, on = on; "not in the audit trail until there is room: {error}; {full}");
+            gateway.unnoted.wait(again);
         }
     }
 }
 
-/// Tells what could not be told, for ever.
+/// Notes and tells what could not be noted or told, for ever.
 pub(crate) async fn follow(gateway: Arc<Gateway>) {
+    tokio::join!(note_again(&gateway), tell_again(&gateway));
+}
+
+async fn note_again(gateway: &Gateway) {
+    loop {
+        while let Some((at, text)) = gateway.unnoted.first() {
+            match gateway.members.ask(move |members| members.note_deed_of(at, &text)).await {
+                Ok(_) => gateway.unnoted.is_noted(),
+                Err(_) => break,
+            }
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+async fn tell_again(gateway: &Gateway) {
     // All that is there at the start is of an earlier life.
-    let mut known = untold(&gateway).await;
+    let mut known = untold(gateway).await;
     loop {
         for deed in &known {
-            if let Err(error) = tell(&gateway, deed).await {
+            if let Err(error) = tell(gateway, deed).await {
                 log::debug!("the audit trail cannot be told yet: {error}");
                 break;
             }
-            is_told(&gateway, deed.id).await;
+            is_told(gateway, deed.id).await;
         }
-        let before: BTreeSet<i64> = untold(&gateway).await.iter().map(|deed| deed.id).collect();
+        let before: BTreeSet<i64> = untold(gateway).await.iter().map(|deed| deed.id).collect();
         tokio::time::sleep(LOOK).await;
-        known = untold(&gateway).await;
+        known = untold(gateway).await;
         known.retain(|deed| before.contains(&deed.id));
     }
 }

@@ -11,6 +11,7 @@ use polder_members::{MemberId, Members, MembersError};
 use tokio::sync::{broadcast, watch};
 
 use crate::body::Buffers;
+use crate::deeds::Unnoted;
 use crate::engines::{EngineAnswer, EngineRefusal, Engines};
 use crate::identity::Identities;
 use crate::leash::Watchman;
@@ -57,6 +58,8 @@ pub struct Gateway {
     pub(crate) outside: Arc<Outside>,
     /// Where the box answers while the addresses that it is told to listen on are gone: see `house`.
     pub(crate) stand_ins: watch::Sender<Vec<std::net::IpAddr>>,
+    /// What people did that no disk took.
+    pub(crate) unnoted: Unnoted,
     /// What the door did since it opened.
     pub tally: Tally,
     ca: watch::Receiver<CaInfo>,
@@ -97,6 +100,7 @@ impl Gateway {
             acme: None,
             outside,
             stand_ins: watch::Sender::default(),
+            unnoted: Unnoted::default(),
             tally,
             ca,
             doorway,

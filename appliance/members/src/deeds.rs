@@ -21,12 +21,16 @@ pub struct Deed {
 }
 
 impl Members {
-    /// Notes a deed; on the disk when this returns.
+    /// Notes a deed of just now; on the disk when this returns.
     pub fn note_deed(&self, text: &str) -> Result<i64, MembersError> {
+        self.note_deed_of(self.now(), text)
+    }
+
+    /// Notes a deed of an earlier second, in Unix time; on the disk when this returns.
+    pub fn note_deed_of(&self, at: i64, text: &str) -> Result<i64, MembersError> {
         let mut db = self.db();
         let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        change
-            .execute("INSERT INTO deeds (at, text) VALUES (?1, ?2)", params![self.now(), text])?;
+        change.execute("INSERT INTO deeds (at, text) VALUES (?1, ?2)", params![at, text])?;
         let id = change.last_insert_rowid();
         change.execute("DELETE FROM deeds WHERE id <= ?1", [id - MOST])?;
         change.commit()?;

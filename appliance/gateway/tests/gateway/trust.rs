@@ -371,3 +371,27 @@ async fn a_key_made_while_the_supervisor_is_away_is_noted_for_the_audit_trail() 
     let untold = members.untold_deeds().unwrap();
     assert!(untold.iter().any(|deed| deed.text.contains("made key")), "{untold:?}");
 }
+
+/// A full disk takes the key's row as the last thing, and then neither the trail's line nor the note about it.
+#[tokio::test]
+async fn a_deed_that_no_disk_takes_is_noted_as_soon_as_there_is_room() {
+    let house = House::open_as(Wish { supervised: false, ..Wish::default() }).await;
+    let path = house.folder.path().join("polder.db");
+    let full = rusqlite::Connection::open(&path).unwrap();
+    full.execute_batch(
+        "CREATE TRIGGER full BEFORE INSERT ON deeds BEGIN SELECT RAISE(ABORT, 'full'); END",
+    )
+    .unwrap();
+    let head = format!(
+        "POST /keys\ncookie: polder={}\norigin: http://localhost\ncontent-type: application/x-www-form-urlencoded",
+        house.session
+    );
+    assert_eq!(status_of(&house.ask(&head, "label=laptop").await), 200);
+    let members = polder_members::Members::open(&path).unwrap();
+    assert_eq!(members.untold_deeds().unwrap(), []);
+    full.execute_batch("DROP TRIGGER full").unwrap();
+    let noted = |members: &polder_members::Members| {
+        members.untold_deeds().unwrap().iter().any(|deed| deed.text.contains("made key"))
+    };
+    soon("the deed is noted", || noted(&members)).await;
+}

@@ -283,12 +283,12 @@ async fn a_slot_that_another_server_serves_is_a_unit_with_a_network_and_one_that
     // The one went, the other came; and what is asked of the slot goes the same way as before.
     assert_eq!(box_.systemd.pid(ENGINE), 0);
     assert_ne!(box_.systemd.pid(SERVED), 0);
-    let status = box_.until(|s| ready(s)).await;
+    let status = box_.until(ready).await;
     assert_eq!(status.engines[0].part.pid, Some(box_.systemd.pid(SERVED)));
     // The next supervisor takes it over.
     let pid = box_.systemd.pid(SERVED);
     let box_ = box_.crashed().await;
-    let status = box_.until(|s| ready(s)).await;
+    let status = box_.until(ready).await;
     assert_eq!((status.engines[0].part.pid, box_.systemd.pid(SERVED)), (Some(pid), pid));
     slot.kind = EngineKind::Container;
     slot.served = None;

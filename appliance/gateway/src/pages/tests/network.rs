@@ -1,0 +1,113 @@
+//! Uplinks, servers elsewhere and certificates.
+
+use super::*;
+
+#[tokio::test]
+async fn a_steward_adds_an_uplink_confirms_it_and_one_without_an_interface_is_refused() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let form = "name=mobile&interface=wwan0&metered=on&targets=9.9.9.9%3A443+1.1.1.1%3A443";
+    assert_eq!(place.post("/uplinks", steward, form).await.1, "/runs/7");
+    let targets = ["9.9.9.9:443", "1.1.1.1:443"].map(|target| target.parse().unwrap()).into();
+    let (interface, order) = ("wwan0".parse().unwrap(), 1);
+    let mobile =
+        polder_site::Uplink { interface, order, metered: true, ask_router: false, targets };
+    let uplinks = [("mobile".parse().unwrap(), mobile)].into();
+    let wanted = SiteChange::Uplinks(uplinks);
+    let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
+    assert!(place.asked.lock().unwrap().iter().any(asked));
+    assert_eq!(place.post("/runs/7/confirm", steward, "").await.1, "/dashboard?said=confirmed");
+    let asked = |r: &Request| matches!(r, Request::Confirm { run: RunId(7), by: Actor::Member(_) });
+    assert!(place.asked.lock().unwrap().iter().any(asked));
+    let (status, page) = place.post("/uplinks", steward, "name=mobile&interface=%3Cb%3E").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("is not the name of a network interface") && !page.contains("<b>"));
+    let (status, _) = place.post("/uplinks/fibre/remove", steward, "").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_steward_names_a_server_elsewhere_whose_key_no_page_ever_shows() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let page = place.get("/elsewhere", steward).await.1;
+    assert!(page.contains("What leaves the house") && page.contains("nobody answers"), "{page}");
+    let form = "name=cloud&kind=cloud&url=https://api.example.org/v1&budget=12,50&when_down=yes";
+    // First what it comes to, and nothing done.
+    let (status, page) = place.post("/elsewhere", steward, form).await;
+    assert_eq!(status, StatusCode::OK);
+    for said in [
+        "What it comes to",
+        "None yet: the box asks it for nothing before a model is named.",
+        "encrypted on its way to api.example.org",
+        "x-polder-served-by",
+        "name=\"budget\" value=\"12.50\"",
+        "name=\"seen\" value=\"yes\"",
+        "type=\"password\"",
+    ] {
+        assert!(page.contains(said), "{said}: {page}");
+    }
+    let applied = || {
+        let asked = place.asked.lock().unwrap();
+        asked.iter().filter(|request| matches!(request, Request::Apply { .. })).count()
+    };
+    assert_eq!(applied(), 0);
+    let form = format!("{form}&key=sk-secret-of-ours&seen=yes");
+    assert_eq!(place.post("/elsewhere", steward, &form).await.1, "/elsewhere?said=upstream");
+    assert_eq!(applied(), 1);
+    let asked = place.asked.lock().unwrap().clone();
+    let change = asked.iter().find_map(|request| match request {
+        Request::Apply { change: SiteChange::Upstream { name, upstream }, .. } => {
+            Some((name, upstream))
+        }
+        _ => None,
+    });
+    let (name, upstream) = change.unwrap();
+    assert_eq!((name.as_str(), upstream.budget.to_string()), ("cloud", "12.50".into()));
+    assert!(upstream.when_down && !upstream.when_full);
+    assert!(!format!("{asked:?}").contains("sk-secret"), "the supervisor was told the key");
+    let state = place.gateway.state_folder();
+    let kept = std::fs::read_to_string(state.join("upstreams/secrets.json")).unwrap();
+    assert_eq!(kept, r#"{"cloud":"sk-secret-of-ours"}"#);
+    assert!(
+        place.recorded().iter().any(|(what, on)| what == "changed the key for" && on == "cloud")
+    );
+    let wrong = "name=cloud&url=http://10.0.0.1/v1&budget=1&key=sk-secret-of-ours";
+    let (status, page) = place.post("/elsewhere", steward, wrong).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("in the clear") && page.contains("http://10.0.0.1/v1"), "{page}");
+    assert!(!page.contains("sk-secret"), "{page}");
+    assert_eq!(place.post("/elsewhere/none/test", steward, "").await.0, StatusCode::NOT_FOUND);
+    let models = place.get("/models", steward).await.1;
+    assert!(models.contains("href=\"/elsewhere\""), "{models}");
+}
+
+#[tokio::test]
+async fn a_steward_asks_for_a_public_certificate_and_a_name_of_the_network_is_refused() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let form = "names=gpu.example.org&authority=lets-encrypt&proof=http";
+    assert_eq!(place.post("/certificate", steward, form).await.1, "/certificate?said=certificate");
+    let removed = place.post("/certificate/remove", steward, "").await;
+    assert_eq!(removed.1, "/certificate?said=certificate-removed");
+    let wanted = |r: &Request| match r {
+        Request::Apply { change: SiteChange::Certificate(c), by: Actor::Member(_) } => {
+            c.names[0].as_str() == "gpu.example.org" && c.proof() == polder_site::Proof::Http
+        }
+        _ => false,
+    };
+    let gone =
+        |r: &Request| matches!(r, Request::Apply { change: SiteChange::RemoveCertificate, .. });
+    for asked in [&wanted as &dyn Fn(&Request) -> bool, &gone] {
+        assert!(place.asked.lock().unwrap().iter().any(asked));
+    }
+    for (form, says) in [
+        ("names=box.local&authority=lets-encrypt&proof=http", "not a name that the world can know"),
+        ("names=*.gpu.example.org&authority=lets-encrypt&proof=http", "by a proof in the DNS"),
+        ("names=gpu.example.org&authority=other&directory=http%3A%2F%2Fx&proof=http", "over TLS"),
+    ] {
+        let (status, page) = place.post("/certificate", steward, form).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{form}");
+        assert!(page.contains(says), "{form}: {page}");
+    }
+}
