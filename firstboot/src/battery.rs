@@ -310,7 +310,9 @@ async fn page<H: Host>(
         View::Heard => page.body(open(setup, at, wrong, true).await).next(next).into_response(),
         View::Open(failed) => {
             let wrong = wrong.or(failed.as_deref().filter(|_| at.is_none()));
-            page.body(open(setup, at, wrong, false).await).next(next).into_response()
+            // Another one that was tried in vain leaves the one before.
+            let has_one = supply.is_some();
+            page.body(open(setup, at, wrong, has_one).await).next(next).into_response()
         }
     }
 }

@@ -75,7 +75,11 @@ impl Asker {
                 Ok(grant) => Ok(Self::Key(grant)),
                 // It is no key: perhaps it is what an app was given for somebody who signed in there with the box.
                 Err(refusal) => match behind_app(gateway, &parts.headers).await? {
-                    Some(member) => Ok(Self::Member(member)),
+                    Some(mut member) => {
+                        // Models, as any member's: what a steward may see beside is not for an app.
+                        member.role = Role::Member;
+                        Ok(Self::Member(member))
+                    }
                     None => Err(refusal),
                 },
             },

@@ -322,6 +322,8 @@ async fn bounded(
     if answer.status().is_success() {
         return Ok(Heard::Begins(answer));
     }
+    // Nobody charges for a refusal, also where whoever asked does not wait for its sentence.
+    sent.store(false, Ordering::Relaxed);
     let (parts, body) = answer.into_parts();
     let body = short(body).await;
     let again = match parts.status {
@@ -333,6 +335,7 @@ async fn bounded(
     if answer.status().is_success() {
         return Ok(Heard::Begins(answer));
     }
+    sent.store(false, Ordering::Relaxed);
     let (parts, body) = answer.into_parts();
     Ok(Heard::Refuses(parts, short(body).await))
 }

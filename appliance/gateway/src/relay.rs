@@ -352,19 +352,20 @@ pub(crate) fn most_used(question: &[u8]) -> u64 {
     const LONG: u64 = 8192;
     /// As many as any server gives to one question.
     const MOST_ANSWERS: u64 = 128;
-    #[derive(serde::Deserialize)]
+    #[derive(serde::Deserialize, Default)]
+    #[serde(default)]
     struct Wish {
-        max_tokens: Option<u64>,
-        max_completion_tokens: Option<u64>,
-        max_output_tokens: Option<u64>,
-        n: Option<u64>,
+        max_tokens: serde_json::Value,
+        max_completion_tokens: serde_json::Value,
+        max_output_tokens: serde_json::Value,
+        n: serde_json::Value,
     }
-    let wish = serde_json::from_slice::<Wish>(question).ok();
+    // One that is no number hides no other.
+    let wish = serde_json::from_slice::<Wish>(question).unwrap_or_default();
     // Which of them counts is the server's to say, so the largest is set aside; what is not used is given back.
-    let most = wish.as_ref().and_then(|w| {
-        [w.max_tokens, w.max_completion_tokens, w.max_output_tokens].into_iter().flatten().max()
-    });
-    let answers = wish.and_then(|w| w.n).unwrap_or(1).clamp(1, MOST_ANSWERS);
+    let limits = [wish.max_tokens, wish.max_completion_tokens, wish.max_output_tokens];
+    let most = limits.iter().filter_map(serde_json::Value::as_u64).max();
+    let answers = wish.n.as_u64().unwrap_or(1).clamp(1, MOST_ANSWERS);
     prompt_estimate(question) + most.unwrap_or(USUAL).min(LONG) * answers
 }
 
@@ -481,6 +482,7 @@ mod tests {
         assert_eq!(most(both), 4000);
         assert_eq!(most(r#"{"max_completion_tokens":4000,"max_tokens":1}"#), 4000);
         assert_eq!(most(r#"{"max_tokens":10,"n":3}"#), 30);
+        assert_eq!(most(r#"{"max_tokens":4000,"max_output_tokens":-1,"n":"x"}"#), 4000);
         assert_eq!(most(r#"{"max_tokens":99999999999,"n":0}"#), 8192);
         assert_eq!(most(r#"{"n":99999999999}"#), 1024 * 128);
         assert_eq!(

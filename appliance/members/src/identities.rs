@@ -193,6 +193,7 @@ impl Members {
             );
             self.follow_service(id, Role::Member, service, &why)?;
         }
+        kept::note_link(&self.db(), id, issuer)?;
         self.db().execute(
             "DELETE FROM identities WHERE member = ?1 AND issuer = ?2",
             params![id.0, issuer],
@@ -562,6 +563,22 @@ mod tests {
         members.set_role(anew.id, Role::Steward).unwrap();
         assert!(!comes(&members).kept_member);
         assert!(comes(&members).is_steward());
+    }
+
+    #[test]
+    fn whom_people_made_a_member_is_one_too_who_unlinks_leaves_and_comes_in_anew() {
+        let (_folder, members) = place();
+        let (ada, ben) = (add(&members, "ada", Role::Steward), add(&members, "ben", Role::Steward));
+        members.db().execute("UPDATE members SET steward_since = 0", []).unwrap();
+        let comes = || members.arrive(&identity("bo"), groups(true), HOUSE).unwrap().member;
+        let bo = comes();
+        let proposal = members.propose(ada, bo.id, crate::Wanted::Member, None).unwrap();
+        members.agree(ben, proposal.id).unwrap();
+        members.set_password(bo.id, &Secret::new("four words in a row".into())).unwrap();
+        members.unlink_identity(bo.id, ISSUER, HOUSE).unwrap();
+        members.leave(bo.id).unwrap();
+        let anew = comes();
+        assert!(anew.id != bo.id && !anew.is_steward() && anew.kept_member);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! That people on the box decided somebody is to be no steward, kept for who they are at a service, beyond their removal.
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use sha2::{Digest as _, Sha256};
 
 use crate::MemberId;
@@ -16,8 +16,26 @@ pub(crate) fn note(db: &Connection, id: MemberId) -> rusqlite::Result<()> {
         .query_map([id.0], |row| Ok(digest(&row.get::<_, String>(0)?, &row.get::<_, String>(1)?)))?
         .collect::<Result<_, _>>()?;
     for identity in kept {
-        db.execute("INSERT OR IGNORE INTO kept_identities (identity) VALUES (?1)", [identity])?;
+        keep(db, identity)?;
     }
+    Ok(())
+}
+
+/// The same before they are linked no more to who they are at this service, so that unlinking and leaving is no way round it.
+pub(crate) fn note_link(db: &Connection, id: MemberId, issuer: &str) -> rusqlite::Result<()> {
+    let subject: Option<String> = db
+        .query_row(
+            "SELECT subject FROM identities JOIN members ON members.id = identities.member
+             WHERE member = ?1 AND issuer = ?2 AND kept_member",
+            params![id.0, issuer],
+            |row| row.get(0),
+        )
+        .optional()?;
+    subject.map_or(Ok(()), |subject| keep(db, digest(issuer, &subject)))
+}
+
+fn keep(db: &Connection, identity: String) -> rusqlite::Result<()> {
+    db.execute("INSERT OR IGNORE INTO kept_identities (identity) VALUES (?1)", [identity])?;
     Ok(())
 }
 

@@ -15,6 +15,8 @@ use crate::words::say;
 const USB: &str = "/sys/bus/usb/devices";
 /// Nobody's upsd has more of them; one that says so is not believed.
 const MOST: usize = 16;
+/// All of them together are waited for so long; one that is not heard by then is named all the same.
+const WITHIN: Duration = Duration::from_secs(10);
 /// Letters of a name that a UPS gives itself.
 const LONGEST_NAME: usize = 80;
 
@@ -75,24 +77,25 @@ pub async fn at(place: &str) -> Result<Vec<Heard>, LookError> {
     let fail = |source| LookError::Upsd { place: shown.clone(), source };
     let mut upsd = Upsd::connect(&asked).await.map_err(fail)?;
     let listed = upsd.list_ups().await.map_err(fail)?;
-    let mut heard = Vec::new();
+    let (mut heard, until) = (Vec::new(), tokio::time::Instant::now() + WITHIN);
     for (name, description) in listed.into_iter().take(MOST) {
         // Names that could not be written down are no use to anybody.
         let Ok(address) = with_name(&asked, &name) else { continue };
-        heard.push(one(address, &description).await);
+        heard.push(one(address, &description, until).await);
     }
     if heard.is_empty() { Err(LookError::None(shown)) } else { Ok(heard) }
 }
 
 /// How it is just now, as far as it says.
-async fn one(address: UpsAddress, description: &str) -> Heard {
+async fn one(address: UpsAddress, description: &str, until: tokio::time::Instant) -> Heard {
     let told = async {
         let mut upsd = Upsd::connect(&address).await.ok()?;
         let reading = upsd.reading().await.ok();
         let variables = upsd.variables().await.ok()?;
         Some((reading, variables))
     };
-    let (reading, variables) = told.await.unwrap_or_default();
+    let told = tokio::time::timeout_at(until, told).await.ok().flatten();
+    let (reading, variables) = told.unwrap_or_default();
     let get = |name: &str| variables.get(name).map(|text| clean(text)).filter(|t| !t.is_empty());
     let maker = get("device.mfr").or(get("ups.mfr"));
     let model = get("device.model").or(get("ups.model"));

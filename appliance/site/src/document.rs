@@ -254,6 +254,15 @@ impl EngineSlot {
         if container.is_some_and(|container| container.port == 0) {
             return Err(ForeignFault::Port(name.to_string()));
         }
+        let pem = |text: &str| {
+            text.len() <= 16 << 10
+                && text.trim_start().starts_with("-----BEGIN CERTIFICATE-----")
+                && text.trim_end().ends_with("-----END CERTIFICATE-----")
+        };
+        let authority = container.and_then(|container| container.authority.as_deref());
+        if authority.is_some_and(|text| !pem(text)) {
+            return Err(ForeignFault::Authority(name.to_string()));
+        }
         Ok(())
     }
 }

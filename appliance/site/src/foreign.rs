@@ -86,6 +86,11 @@ pub enum ForeignFault {
     /// Port 0.
     #[error("engines.{0}.container.port is 0; write where the server listens")]
     Port(String),
+    /// Not a certificate.
+    #[error(
+        "engines.{0}.container.authority is not a certificate in PEM; correct it or leave it out"
+    )]
+    Authority(String),
 }
 
 /// A word that may stand in a command line and in a log.
@@ -184,6 +189,8 @@ mod tests {
         assert_eq!(slot.container.as_ref().unwrap().port, 8000);
         assert!(site.to_toml().starts_with("format = 2"), "{}", site.to_toml());
         assert_eq!(Site::from_toml(&site.to_toml()).unwrap().to_toml(), site.to_toml());
+        let text = format!("{container}authority = \"no\"\n");
+        assert!(with("container", &text).unwrap_err().contains("certificate in PEM"));
         let served = with("url", "[engines.big.served]\nurl = \"http://127.0.0.1:8000/v1\"\n");
         assert_eq!(served.unwrap().engines[&"big".parse().unwrap()].kind, EngineKind::Url);
         // One that has only our own engines stays readable by those before.

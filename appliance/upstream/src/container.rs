@@ -25,6 +25,7 @@ const BRING: Duration = Duration::from_secs(4 * 3600);
 const LONGEST_LIST: u64 = 4 << 20;
 /// Files in an archive that are looked at before it counts as none.
 const MOST_FILES: usize = 10_000;
+
 /// podman with images and containers of this box alone.
 #[derive(Debug, Clone)]
 pub struct Podman {
@@ -153,19 +154,16 @@ impl Podman {
 
     /// What podman itself calls the image of this digest, if it is on the box.
     pub async fn find(&self, digest: &ImageDigest) -> Result<Option<String>, ContainerError> {
-        let mut found = self.find_own(digest).await?;
-        for own in self.listed(digest) {
-            if found.is_none() {
-                found = self.find_own(&own).await?;
-            }
-        }
-        Ok(found)
+        let images = self.images().await?;
+        // Asked once, however many the list names.
+        let listed = || self.listed(digest).iter().find_map(|own| found_in(&images, own));
+        Ok(found_in(&images, digest).or_else(listed))
     }
 
-    async fn find_own(&self, digest: &ImageDigest) -> Result<Option<String>, ContainerError> {
+    /// All of them, as podman lists them.
+    async fn images(&self) -> Result<String, ContainerError> {
         let list = ["images", "--all", "--digests", "--no-trunc", "--format", "json"];
-        let said = self.say("list its images", &list, LOOK).await?;
-        Ok(found_in(&said, digest))
+        self.say("list its images", &list, LOOK).await
     }
 
     /// Brings in the image of this digest from an archive. What is in the archive is looked at before podman is.
@@ -191,7 +189,7 @@ impl Podman {
     ) -> Result<(), ContainerError> {
         let from = format!("dir:{}", folder.display());
         self.say("take in the image", &["pull", "--quiet", &from], BRING).await?;
-        if self.find_own(own).await?.is_none() {
+        if found_in(&self.images().await?, own).is_none() {
             return Err(ContainerError::NoImage(own.clone()));
         }
         let Some(list) = list else { return Ok(()) };

@@ -17,11 +17,13 @@ pub const BEFORE_IT: u64 = 1024;
 /// What says how long an answer may be. Which of them a server heeds is its own affair.
 const LIMITS: [&str; 3] = ["max_completion_tokens", "max_output_tokens", "max_tokens"];
 /// What a client may ask for that costs beside the tokens of its text, or another price, or goes round the limit.
-const COSTS_BESIDE: [&str; 23] = [
+const COSTS_BESIDE: [&str; 27] = [
     "audio",
     "background",
     "container",
     "conversation",
+    "enable_search",
+    "extra_body",
     "file_ids",
     "files",
     "images",
@@ -37,6 +39,8 @@ const COSTS_BESIDE: [&str; 23] = [
     "previous_response_id",
     "provider",
     "route",
+    "search_parameters",
+    "search_settings",
     "service_tier",
     "speed",
     "use_beam_search",
@@ -191,6 +195,12 @@ fn part(value: &Value, deep: usize) -> Option<String> {
     if let Some(kind) = kind.filter(|kind| !TEXT.contains(kind)) {
         return Some(format!("a part of the kind \u{201c}{}\u{201d}", short(kind)));
     }
+    // What OpenAI takes for a reference although it does not say that it is one: of any length.
+    let says = ["type", "role", "content", "text"];
+    if deep == 0 && object.contains_key("id") && !says.iter().any(|name| object.contains_key(*name))
+    {
+        return Some("something that is stored there".to_owned());
+    }
     let other = ["audio", "images", "image_url", "file", "source"];
     if let Some(name) =
         other.into_iter().find(|name| object.get(*name).is_some_and(|v| !v.is_null()))
@@ -200,8 +210,12 @@ fn part(value: &Value, deep: usize) -> Option<String> {
     if deep > DEEPEST {
         return Some("so deep a nest of answers".to_owned());
     }
-    let content = object.get("content").into_iter().chain(object.get("output"));
-    content.filter_map(Value::as_array).flatten().find_map(|inner| part(inner, deep + 1))
+    let mut content = object.get("content").into_iter().chain(object.get("output"));
+    content.find_map(|content| match content {
+        Value::Array(all) => all.iter().find_map(|inner| part(inner, deep + 1)),
+        // One part where there should be a list, which some take.
+        one => part(one, deep + 1),
+    })
 }
 
 fn short(kind: &str) -> String {
@@ -299,7 +313,10 @@ mod tests {
             (message(json!({"type": "file", "file": {}})), "file"),
             (message(json!({"type": "tool_result", "content": [{"type": "image"}]})), "image"),
             (json!({"input": [{"type": "item_reference", "id": "x"}]}), "item_reference"),
+            (json!({"input": [{"id": "msg_1"}]}), "stored there"),
             (json!({"messages": [{"role": "user", "images": ["AA"], "content": "x"}]}), "images"),
+            (json!({"messages": [{"role": "user", "content": {"type": "image"}}]}), "image"),
+            (json!({"search_parameters": {"mode": "on"}}), "search_parameters"),
         ] {
             let says = paid(CHAT, &question, None).unwrap_err().to_string();
             assert!(says.contains(named) && says.contains("cannot be told before"), "{says}");

@@ -299,6 +299,10 @@ async fn ask(shared: Arc<Shared>, request: Request<Incoming>) -> Whole {
             away(pass_on(answer, asked.hide_usage, prompt, going))
         }
         Ok(answer) => pass_on(answer, asked.hide_usage, prompt, going),
+        // One that takes long is at work, on this question too: nobody else is asked it, and others may go on asking.
+        Err(error @ WireError::Silent { .. }) => {
+            refuse(StatusCode::GATEWAY_TIMEOUT, "server_silent", &error.to_string())
+        }
         // A broken connection says the same to the door as a broken engine.
         Err(error) => {
             shared.ready.store(false, Ordering::SeqCst);

@@ -294,8 +294,12 @@ fn pass_url(challenge: &str) -> Option<String> {
         rest[at..].split('"').next().filter(|value| value.len() <= 1000)
     };
     let realm = value("realm")?;
-    let secure = realm.starts_with("https://")
-        || ["http://127.0.0.1", "http://localhost"].iter().any(|here| realm.starts_with(here));
+    let here = realm.strip_prefix("http://").is_some_and(|rest| {
+        let authority = rest.split('/').next().unwrap_or_default();
+        let (host, port) = authority.split_once(':').unwrap_or((authority, ""));
+        ["127.0.0.1", "localhost"].contains(&host) && port.bytes().all(|c| c.is_ascii_digit())
+    });
+    let secure = here || realm.starts_with("https://");
     if !secure || realm.contains(['?', '#', ' ']) {
         return None;
     }
@@ -346,10 +350,14 @@ mod tests {
             pass_url(challenge).unwrap(),
             "https://auth.example.org/token?service=r&scope=repository%3Aa/b%3Apull"
         );
+        let here = "Bearer realm=\"http://127.0.0.1:5001/token\",service=\"r\"";
+        assert_eq!(pass_url(here).unwrap(), "http://127.0.0.1:5001/token?service=r");
         for bad in [
             "",
             "Basic realm=\"x\"",
             "Bearer realm=\"http://auth.example.org\"",
+            "Bearer realm=\"http://127.0.0.1.example.org/token\"",
+            "Bearer realm=\"http://localhost:80@example.org/token\"",
             "Bearer service=\"x\"",
         ] {
             assert_eq!(pass_url(bad), None, "{bad}");
