@@ -224,8 +224,8 @@ async fn ask_and_ask_again(
                 tell(state(&mapping));
                 *given = Some(mapping);
             }
-            // Who does not answer just now may still pass callers on.
-            Err(polder_portmap::Refusal::Silent(_))
+            // Who does not answer just now, or cannot be asked, may still pass callers on.
+            Err(polder_portmap::Refusal::Silent(_) | polder_portmap::Refusal::Unasked(..))
                 if given.as_ref().is_some_and(|m| !m.is_over()) =>
             {
                 pause = check;
