@@ -91,12 +91,17 @@ pub fn keep_pairing(folders: &Folders) -> Result<(), BackupError> {
         site.check().map_err(|e| not_whole(&e))?;
         store.write(&site, "restored on another machine").map_err(|e| not_whole(&e))?;
     }
-    let Some(lost) = lost else { return Ok(()) };
+    let word = match lost {
+        Some(lost) => lost.word(),
+        // What an earlier restore has noted is not so any more.
+        None if note_in(&state).exists() => "\n",
+        None => return Ok(()),
+    };
     let note = note_in(&restore::also(folders));
     let folder = note.parent().unwrap_or(Path::new("."));
     private_folder(&restore::also(folders))?;
     private_folder(folder)?;
-    polder_site::write_durably(&note, lost.word().as_bytes())
+    polder_site::write_durably(&note, word.as_bytes())
         .map_err(|source| BackupError::File { path: note, source })
 }
 
@@ -168,5 +173,13 @@ mod tests {
         assert_eq!(Unpaired::noted(state.path()), Some(Unpaired::HadSpare));
         let here = Site::from_toml(&fs::read_to_string(state.path().join("site.toml")).unwrap());
         assert_eq!(here.unwrap().spare, None);
+        // Another backup, of a box that was alone.
+        fs::create_dir_all(restore::incoming(&folders)).unwrap();
+        let store = polder_site::Store::open(&restore::incoming(&folders)).unwrap();
+        store.write(&Site::unclaimed(8443), "as it was").unwrap();
+        keep_pairing(&folders).unwrap();
+        restore::ready_as(&folders, &crate::KitKey::make().unwrap(), "before-restore-2").unwrap();
+        restore::settle(state.path()).unwrap().unwrap();
+        assert_eq!(Unpaired::noted(state.path()), None);
     }
 }

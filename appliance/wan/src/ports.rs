@@ -179,15 +179,14 @@ async fn keep(
                 };
                 if let Some(mapping) = given {
                     let heard = give_back(&way, &wish, &mapping).await;
-                    log::info!(
-                        "{name}: port {} {}",
-                        mapping.port,
-                        if heard {
-                            "is given back"
-                        } else {
-                            "could not be given back; it ends by itself"
+                    let how = match (heard, mapping.lifetime) {
+                        (true, _) => "is given back",
+                        (false, 0) => {
+                            "could not be given back, and the router gave it for ever; remove it in the router's settings"
                         }
-                    );
+                        (false, _) => "could not be given back; it ends by itself",
+                    };
+                    log::info!("{name}: port {} {how}", mapping.port);
                 }
                 changed.is_err()
             }
@@ -224,8 +223,8 @@ async fn ask_and_ask_again(
                 tell(state(&mapping));
                 *given = Some(mapping);
             }
-            // Who does not answer just now may still pass callers on.
-            Err(polder_portmap::Refusal::Silent(_))
+            // Who does not answer just now, or cannot be asked, may still pass callers on.
+            Err(polder_portmap::Refusal::Silent(_) | polder_portmap::Refusal::Unasked(..))
                 if given.as_ref().is_some_and(|m| !m.is_over()) =>
             {
                 pause = check;

@@ -3,7 +3,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use polder_control::{Family, WanStatus};
+use polder_control::{Family, PortState, WanStatus};
 use polder_site::{InterfaceName, TargetKind, Uplink, UplinkName, Uplinks};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -192,8 +192,15 @@ impl<'a> Keeper<'a> {
         let (states, seen) = (self.ports.states(), self.options.seen.borrow_and_update().clone());
         for (place, (name, uplink)) in self.uplinks.iter().enumerate() {
             let seen = seen.get(&uplink.interface).copied();
-            if let Some(now) = ports::outside(&self.links[place], states.get(name), seen) {
-                self.routers.insert(name.clone(), now);
+            match (ports::outside(&self.links[place], states.get(name), seen), states.get(name)) {
+                (Some(now), _) => {
+                    self.routers.insert(name.clone(), now);
+                }
+                // What somebody outside saw was the provider's translation, as the router knows now.
+                (None, Some(PortState::Useless { .. })) => {
+                    self.routers.remove(name);
+                }
+                (None, _) => {}
             }
         }
         if let Some(before) = &self.announced
