@@ -639,6 +639,9 @@ pub struct Doorway {
     pub shut: Vec<(IpAddr, String)>,
     /// Every host name that its certificate was last made for.
     pub names: Vec<String>,
+    /// Answers of engines that are under way.
+    #[serde(default)]
+    pub answering: u32,
     /// It is closed to everybody, and who was being answered was cut off.
     #[serde(default)]
     pub closed: bool,

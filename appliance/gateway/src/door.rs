@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use polder_acme::{Acme, AcmeError};
 use polder_control::{
-    Actor, Claim, ControlError, DoorReply, DoorRequest, Handler, Outlet, SecretName, StewardContact,
+    Actor, Claim, ControlError, DoorReply, DoorRequest, Doorway, Handler, Outlet, SecretName,
+    StewardContact,
 };
 use polder_members::{Member, MembersError, Secret};
 
@@ -75,7 +76,11 @@ impl Console {
                     owner_key,
                 })
             }
-            DoorRequest::Doorway => Ok(DoorReply::Doorway(self.0.doorway.borrow().clone())),
+            DoorRequest::Doorway => {
+                let doorway = self.0.doorway.borrow().clone();
+                let answering = u32::try_from(self.0.tally.streams()).unwrap_or(0);
+                Ok(DoorReply::Doorway(Doorway { answering, ..doorway }))
+            }
             DoorRequest::OpenClaim => {
                 let code = members.ask(|members| members.open_claim(CLAIM_WINDOW)).await?;
                 self.record("opened the claim window", "the box").await;

@@ -20,6 +20,10 @@ use crate::{Certificate, Folders, Identity, Peer, SpareError, tls};
 
 /// To connect, and to answer a short question.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// As the field of IPv4 has it: the two lowest bits are somebody else's.
+const LOWER_EFFORT: u8 = 1 << 2;
+/// Bytes that wait in the kernel.
+const QUEUE: usize = 256 << 10;
 /// Bytes of an answer to one.
 const LONGEST: usize = 1 << 20;
 
@@ -88,7 +92,7 @@ impl Link {
     /// Sends one request over a connection of its own and gives the answer as it comes: for what is large. A status that is no success is
     /// an answer too.
     pub async fn open(&self, request: Request<Body>) -> Result<Response<Incoming>, SpareError> {
-        let connect = timeout(PATIENCE, connect(&self.address, self.config.clone()));
+        let connect = timeout(PATIENCE, connect_as(&self.address, self.config.clone(), true));
         let (mut sender, _) = connect.await.map_err(|_| slow(&self.address))??;
         sender.send_request(request).await.map_err(|error| away(&self.address, &error))
     }
@@ -125,13 +129,38 @@ pub(crate) fn request(method: Method, path: &str, body: Body) -> Result<Request<
         .map_err(|error| SpareError::Foreign { who: "this box".to_owned(), why: error.to_string() })
 }
 
+/// What is large goes behind everything else, where the network between the two tells one from the other: the class for that (LE, RFC 8622), and no more
+/// in the kernel's own queue than is needed.
+fn behind_others(stream: &TcpStream) {
+    use rustix::net::sockopt;
+    let class = match stream.peer_addr() {
+        Ok(peer) if peer.is_ipv6() => sockopt::set_ipv6_tclass(stream, u32::from(LOWER_EFFORT)),
+        _ => sockopt::set_ip_tos(stream, LOWER_EFFORT),
+    };
+    let queue = sockopt::set_socket_send_buffer_size(stream, QUEUE);
+    if let Err(error) = class.and(queue) {
+        log::debug!("what is sent cannot go behind everything else: {error}");
+    }
+}
+
 /// Connects, and says which certificate the other side showed.
 pub(crate) async fn connect(
     address: &str,
     config: Arc<ClientConfig>,
 ) -> Result<(SendRequest<Body>, Certificate), SpareError> {
+    connect_as(address, config, false).await
+}
+
+async fn connect_as(
+    address: &str,
+    config: Arc<ClientConfig>,
+    behind: bool,
+) -> Result<(SendRequest<Body>, Certificate), SpareError> {
     let stream = TcpStream::connect(address).await.map_err(|error| away(address, &error))?;
     let _ = stream.set_nodelay(true);
+    if behind {
+        behind_others(&stream);
+    }
     let connected = TlsConnector::from(config).connect(tls::name(), stream).await;
     let stream = connected.map_err(|error| away(address, &error))?;
     let shown = stream.get_ref().1.peer_certificates().and_then(|shown| shown.first());
@@ -163,4 +192,23 @@ pub(crate) fn away(address: &str, error: &dyn std::error::Error) -> SpareError {
 
 pub(crate) fn slow(address: &str) -> SpareError {
     SpareError::Away { address: address.to_owned(), why: "it does not answer in time".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_large_goes_behind_everything_else() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = tokio::net::TcpListener::bind(address).await else { continue };
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            behind_others(&stream);
+            let class = match address.starts_with('[') {
+                true => rustix::net::sockopt::ipv6_tclass(&stream).unwrap(),
+                false => u32::from(rustix::net::sockopt::ip_tos(&stream).unwrap()),
+            };
+            assert_eq!(class, u32::from(LOWER_EFFORT), "{address}");
+        }
+    }
 }

@@ -117,7 +117,8 @@ impl Door {
         let taken = |address: &IpAddr| self.behaviour.has(&format!("not-at {address}"));
         let shut = site.door.listen.iter().copied().filter(taken);
         let shut = shut.map(|address| (address, "it is taken".to_owned())).collect();
-        Doorway { names: site.host_names(), door: Some(site.door), shut, closed: false }
+        let (names, door) = (site.host_names(), Some(site.door));
+        Doorway { names, door, shut, answering: 0, closed: false }
     }
 }
 

@@ -65,6 +65,7 @@ mod tests {
             door: Some(site.door.clone()),
             shut: Vec::new(),
             names: site.host_names(),
+            answering: 0,
             closed: false,
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request};
-use polder_control::{Plan, Progress, RunId, Unit};
+use polder_control::{Client, DoorReply, DoorRequest, Plan, Progress, RunId, Unit};
 use polder_site::RecipeName;
 use polder_spare::{Folders, Link};
 use polder_takeover::{Action, send};
@@ -24,6 +24,11 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 const TRIES: u32 = 8;
 /// Between two looks at whether sending may go on: the way out is metered, or the mains is away.
 const WAIT: Duration = Duration::from_secs(10);
+/// Bytes of a piece while members are answered, and how many times as long as it took nothing is sent afterwards.
+const SMALL: u64 = 256 << 10;
+const LEFT_TO_OTHERS: u32 = 4;
+/// The gateway says how it is within this.
+const SOON: Duration = Duration::from_secs(2);
 /// A piece must be taken within this; then it is sent again.
 const PIECE_WITHIN: Duration = Duration::from_secs(120);
 /// Files that arrive damaged this often are damaged here.
@@ -112,21 +117,15 @@ impl<P: Parts> Work<P> {
                 self.until_it_may_go(further, tell).await;
                 let limit =
                     self.board.site().backup.map_or(0, |backup| u64::from(backup.limit_kib) << 10);
-                let most = if limit == 0 { PIECE } else { PIECE.min(limit) };
+                let turn = Turn::of(limit, self.answering().await);
                 let begun = Instant::now();
-                match send_piece(link, &self.state, file, at, most.min(file.size - at)).await {
+                match send_piece(link, &self.state, file, at, turn.most.min(file.size - at)).await {
                     Ok(Taken::Here(now)) => {
                         further.done += now - at;
                         let sent = now - at;
                         (at, failures) = (now, 0);
                         tell(further.now("sending"));
-                        // Slower than it could, where the site says so.
-                        if let Some(ms) = (sent * 1000).checked_div(limit) {
-                            tokio::time::sleep(
-                                Duration::from_millis(ms).saturating_sub(begun.elapsed()),
-                            )
-                            .await;
-                        }
+                        tokio::time::sleep(turn.pause(sent, begun.elapsed())).await;
                     }
                     Ok(Taken::At(other)) => {
                         further.done = (further.done + other).saturating_sub(at);
@@ -165,6 +164,19 @@ impl<P: Parts> Work<P> {
         }
     }
 
+    /// Answers of engines that are under way; none where the gateway says nothing.
+    pub(super) async fn answering(&self) -> u32 {
+        let path = self.sockets.gateway();
+        let asked = async {
+            let mut door: Client<DoorRequest, DoorReply> = Client::connect(&path).await?;
+            door.ask_within(SOON, &DoorRequest::Doorway).await
+        };
+        match asked.await {
+            Ok(DoorReply::Doorway(doorway)) => doorway.answering,
+            _ => 0,
+        }
+    }
+
     /// What is sent is never more urgent than the bill, or than what is left in the battery.
     async fn until_it_may_go(&self, further: &mut Further, tell: &(dyn Fn(Progress) + Sync)) {
         loop {
@@ -176,6 +188,34 @@ impl<P: Parts> Work<P> {
             tell(further.now(phase));
             tokio::time::sleep(WAIT).await;
         }
+    }
+}
+
+/// How much is sent at once, and how long the line is left to others after it. Pure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Turn {
+    /// Bytes of a piece.
+    most: u64,
+    /// Bytes in a second, as the site says; 0 for any.
+    limit: u64,
+    /// Somebody is being answered.
+    yields: bool,
+}
+
+impl Turn {
+    fn of(limit: u64, answering: u32) -> Self {
+        let yields = answering > 0;
+        let whole = if yields { SMALL } else { PIECE };
+        let most = if limit == 0 { whole } else { whole.min(limit) };
+        Self { most, limit, yields }
+    }
+
+    /// Slower than it could, where the site says so; and while members are answered the line and the disk are theirs for most of the time.
+    fn pause(&self, sent: u64, took: Duration) -> Duration {
+        let limited = (sent * 1000).checked_div(self.limit).map(Duration::from_millis);
+        let limited = limited.unwrap_or_default().saturating_sub(took);
+        let yielded = if self.yields { took * LEFT_TO_OTHERS } else { Duration::ZERO };
+        limited.max(yielded)
     }
 }
 
@@ -249,4 +289,30 @@ async fn send_piece(
     tokio::time::timeout(PIECE_WITHIN, asked)
         .await
         .unwrap_or_else(|_| Err("the spare does not answer in time".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn what_is_sent_leaves_most_of_the_line_to_members_while_they_are_answered() {
+        let idle = Turn::of(0, 0);
+        assert_eq!((idle.most, idle.pause(PIECE, SECOND)), (PIECE, Duration::ZERO));
+        let busy = Turn::of(0, 3);
+        assert_eq!((busy.most, busy.pause(SMALL, SECOND)), (SMALL, 4 * SECOND));
+    }
+
+    #[test]
+    fn the_sites_limit_holds_whether_somebody_is_answered_or_not() {
+        for answering in [0, 1] {
+            let turn = Turn::of(100 << 10, answering);
+            assert_eq!(turn.most, 100 << 10);
+            assert!(turn.pause(100 << 10, SECOND / 10) >= SECOND * 9 / 10);
+        }
+        // A slow line is slow enough.
+        assert_eq!(Turn::of(1 << 20, 0).pause(1 << 20, 2 * SECOND), Duration::ZERO);
+    }
 }
