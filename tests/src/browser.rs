@@ -183,7 +183,15 @@ impl Browser {
                 self.words().await
             )
         };
-        button.click().await.expect("a button can be pressed");
+        // What is folded away cannot be pressed; the same words may be on the page as well.
+        let mut all = self.client.find_all(Locator::XPath(&path)).await.expect("there was one");
+        all.insert(0, button);
+        for seen in all {
+            if seen.is_displayed().await.unwrap_or(false) {
+                return seen.click().await.expect("a button can be pressed");
+            }
+        }
+        panic!("{words:?} is folded away at {}", self.place().await);
     }
 
     /// Presses the first button that matches.

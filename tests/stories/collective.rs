@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use polder_control::EndedBox;
+use polder_control::{EndedBox, PartState};
 use polder_members::{Clock, Members, NewKey, NewMember, Role, Secret};
 use polder_stories::{
     Client, Running, Up, chat, free_port, import_trial_model, scaled, send_signal,
@@ -150,6 +150,10 @@ fn is_somebody_elses(running: &Running, up: &Up, keys: &[String; 3], ca: &[u8], 
     assert!(claimed.header("location").unwrap().starts_with("/setup/"), "{claimed:?}");
 }
 
+fn open_again(running: &Running) {
+    running.until("the door is open", |status| status.gateway.state == PartState::Ready);
+}
+
 /// What is on a recovery sheet, read off the page.
 fn written_on(page: &str) -> String {
     let lines = page.split("<strong><code>").skip(1);
@@ -188,10 +192,12 @@ fn when_no_steward_is_left_two_of_three_sheets_make_one_after_a_day_in_which_nob
     assert!(running.stop().success());
 
     let running = Running::start_hours_later(state.path(), port, 20);
+    open_again(&running);
     let early = client.look("/members", &cookies[2]);
     assert_eq!(early.status, 403, "{}", running.log());
     assert!(running.stop().success());
     let running = Running::start_hours_later(state.path(), port, 25);
+    open_again(&running);
     let begun = Instant::now();
     while client.look("/members", &cookies[2]).status != 200 {
         assert!(begun.elapsed() < scaled(Duration::from_secs(30)), "{}", running.log());

@@ -50,7 +50,8 @@ fn paid_service() -> UpstreamServer {
         kind: UpstreamKind::Cloud,
         url: format!("http://127.0.0.1:{ITS_PORT}/v1").parse().unwrap(),
         authority: None,
-        budget: amount("1"),
+        // Six are set aside for a question, and a third of one it costs.
+        budget: amount("7"),
         currency: Default::default(),
         when_down: true,
         when_full: false,

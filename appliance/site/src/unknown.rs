@@ -414,7 +414,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 121);
+        assert_eq!(tried, 122);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }
