@@ -50,8 +50,8 @@ fn paid_service() -> UpstreamServer {
         kind: UpstreamKind::Cloud,
         url: format!("http://127.0.0.1:{ITS_PORT}/v1").parse().unwrap(),
         authority: None,
-        // Six are set aside for a question, and a third of one it costs.
-        budget: amount("7"),
+        // More than five are set aside for a question, and a fifth of one it costs.
+        budget: amount("6"),
         currency: Default::default(),
         when_down: true,
         when_full: false,
