@@ -171,9 +171,10 @@ impl Term {
         self.highest
     }
 
-    /// On the main box: it goes on where the spare left off. Only with the term that was given, and only if none began since.
+    /// On the main box: it goes on where the spare left off. Only with the term that was given, only if none began since, and only
+    /// once: what this box did in that term would be undone, revocations too.
     pub fn taking(&self, given: &Given) -> Option<Self> {
-        let newest = given.term >= self.highest && !self.retired;
+        let newest = given.term >= self.highest && self.mine != Some(given.term) && !self.retired;
         newest.then(|| Self { mine: Some(given.term), highest: given.term, ..self.clone() })
     }
 
@@ -215,7 +216,8 @@ mod tests {
         assert_eq!(spare.give("a".to_owned()), 3);
         let given = spare.given.clone().unwrap();
         let mut main = Term::first(Side::Main);
-        assert_eq!(main.taking(&given).unwrap().mine, Some(3));
+        let took = main.taking(&given).unwrap();
+        assert_eq!((took.mine, took.taking(&given)), (Some(3), None));
         main.heard(4);
         assert_eq!(main.taking(&given), None);
     }

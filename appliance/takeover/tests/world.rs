@@ -403,6 +403,27 @@ fn the_main_box_dies_its_spare_takes_over_and_gives_back() {
     assert!(!world.spare.disk.theirs);
 }
 
+/// The spare offers what it gave back until it has its own state again.
+#[test]
+fn a_main_box_that_took_its_state_back_does_not_take_it_once_more() {
+    use Event::{
+        Backup, Beat, Fetch, GiveBack, MainPowerCut, MainProcess, Place, PlaceAtMain, Revoke,
+        TakeOver, Wait,
+    };
+    let mut world = World::new(false);
+    for event in [
+        &[Beat, Backup, MainPowerCut, Wait(70), TakeOver { dead: true }, Place][..],
+        &[MainProcess(true), Beat, GiveBack, Fetch, PlaceAtMain, Beat],
+        &[Fetch, Revoke, PlaceAtMain, Beat],
+    ]
+    .concat()
+    {
+        world.happens(&event);
+        world.check().unwrap();
+    }
+    assert!(world.main_serves() && world.main.revoked.len() == 1);
+}
+
 /// The main box is lost, its spare stays, gets a spare of its own, is lost too, and the first one comes back after years.
 #[test]
 fn a_box_that_is_gone_for_good_never_serves_again_not_even_when_everybody_else_is_away() {

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use polder_control::PowerPhase;
 use polder_power::battery_test::Record;
@@ -81,21 +81,35 @@ impl OwnNut {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o640)).unwrap();
         }
         let run = |name: &str, arguments: &[&str]| {
-            let log = std::fs::File::create(folder.path().join(format!("{name}.log"))).unwrap();
+            let log = std::fs::File::options().create(true).append(true);
+            let log = log.open(folder.path().join(format!("{name}.log"))).unwrap();
             let mut command = Command::new(program(name));
             command.args(arguments).args(["-u", "root", "-D"]).envs(variables(folder.path()));
             command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
             Running(command.spawn().unwrap())
         };
-        let programs = [run("nutdrv_qx", &["-a", "ups"]), run("upsd", &[])];
+        let programs: [(&str, &[&str]); 2] = [("nutdrv_qx", &["-a", "ups"]), ("upsd", &[])];
+        let mut running = programs.map(|(name, arguments)| run(name, arguments));
         let address: UpsAddress = format!("ups@127.0.0.1:{port}").parse().unwrap();
-        until("the UPS", || async {
+        let heard = async || {
             let Ok(mut upsd) = Upsd::connect(&address).await else { return false };
             upsd.reading().await.is_ok_and(|said| said.charge.is_some())
-        })
-        .await;
+        };
+        let begun = Instant::now();
+        while !heard().await {
+            // As the units on the image are: what ends is begun again.
+            for ((name, arguments), running) in programs.iter().zip(&mut running) {
+                if running.0.try_wait().unwrap().is_some() {
+                    *running = run(name, arguments);
+                }
+            }
+            let log = |name| std::fs::read_to_string(folder.path().join(name)).unwrap();
+            let logs = || log("nutdrv_qx.log") + &log("upsd.log");
+            assert!(begun.elapsed() < seconds(60), "the UPS is not heard: {}", logs());
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
         plan.ups = address.clone();
-        Self { folder, address, plan, _programs: programs }
+        Self { folder, address, plan, _programs: running }
     }
 
     /// A watcher that runs.

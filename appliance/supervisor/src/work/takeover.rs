@@ -196,7 +196,7 @@ impl<P: Parts> Work<P> {
                 let given = self.given().await?.ok_or("the spare gives nothing back just now")?;
                 seen.term
                     .taking(&given)
-                    .ok_or("what the spare gives back is older than what this box knows of")?;
+                    .ok_or("this box has taken back what the spare gives already, or has heard of something newer; nothing was changed")?;
                 receive(&seen.other, given.term)
             }
         };
