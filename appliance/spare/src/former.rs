@@ -233,7 +233,7 @@ mod tests {
         oak.clone().keep(&folders).unwrap();
         let oak = Former { term: 5, ..oak };
         oak.clone().keep(&folders).unwrap();
-        assert_eq!(Former::all(&folders), [oak.clone()]);
+        assert_eq!(Former::all(&folders), std::slice::from_ref(&oak));
         assert_eq!(Former::unfinished(&folders), None, "it was followed long ago");
         let elm = Former { unfinished: true, ..elm };
         elm.clone().keep(&folders).unwrap();
