@@ -119,6 +119,8 @@ pub struct SpareStatus {
     pub retired: bool,
     /// Former main boxes that this one followed for good: each with since when, Unix seconds.
     pub formers: Vec<(String, i64)>,
+    /// Where a list of them lies that could not be read: one that only it knew cannot hear that it is out.
+    pub formers_aside: Option<String>,
 }
 
 /// The other box.

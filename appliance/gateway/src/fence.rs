@@ -58,7 +58,10 @@ pub(crate) fn answer(closed: &Closed, api: bool) -> Response {
         narrow: true,
         ..Page::default()
     };
-    let body = html! { (banner(Tone::Warn, html! { p { (pages::sentence(&sentence)) } })) };
+    let body = html! {
+        (banner(Tone::Warn, html! { p { (pages::sentence(&sentence)) } }))
+        @if closed.stand == Stand::Waits { (pages::anyway(&closed.other, true)) }
+    };
     let mut response = pages::bare(&page, &Nav::default(), body);
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -127,6 +130,19 @@ mod tests {
             let response = answer(&closed, api);
             assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
             assert_eq!(response.headers()[RETRY_AFTER], "30");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_box_that_waits_tells_whoever_looks_after_it_what_to_type_and_what_that_may_cost() {
+        for (stand, told) in [(Stand::Waits, true), (Stand::Fenced, false), (Stand::Asks, false)] {
+            let response = answer(&Closed { stand, other: "elm".to_owned() }, false);
+            let page = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+            let page = String::from_utf8(page.to_vec()).unwrap();
+            let says = |text: &str| assert_eq!(page.contains(text), told, "{text}: {page}");
+            says("For whoever looks after this box");
+            says("you have seen with your own eyes that elm is off");
+            assert!(!page.contains("<form"), "{page}");
         }
     }
 }

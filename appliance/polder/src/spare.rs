@@ -245,6 +245,9 @@ fn text(status: &SpareStatus) -> String {
             .iter()
             .map(|(name, _)| format!("  out for good        the former machine of {name}")),
     );
+    lines.extend(status.formers_aside.iter().map(|path| {
+        format!("  look after          the list of machines that are out for good could not be read and lies in {path}; never say `polder spare serve-anyway` at one of them")
+    }));
     lines.extend(status.tries.iter().map(|failed| format!("  a try that failed   {failed}")));
     lines.extend(status.wrong().into_iter().map(|wrong| format!("  look after          {wrong}")));
     lines.join("\n")

@@ -95,6 +95,8 @@ pub(crate) struct Inner {
     pub(crate) tombstones: Tombstones,
     pub(crate) heads: Heads,
     pub(crate) store: Option<Store>,
+    /// Main boxes that are out for good, as this door lets them in to hear so.
+    pub(crate) formers: Vec<Former>,
 }
 
 impl Door {
@@ -106,6 +108,7 @@ impl Door {
         let folders = Folders::of(state);
         let identity = Identity::of_box(&folders)?;
         let peer = Peer::read(&folders)?.filter(|peer| peer.side == Side::Spare);
+        let formers = Former::all(&folders);
         let mut inner = Inner {
             desk: Desk::default(),
             tries: Vec::new(),
@@ -115,10 +118,11 @@ impl Door {
             heads: Heads::read(&folders)?,
             store: None,
             peer: None,
+            formers,
         };
         let pin = tls::Pin::default();
-        let formers = Former::all(&folders)?.into_iter().map(|former| former.certificate);
-        let out = tls::Out::new(formers.collect::<Vec<_>>().into());
+        let certificates = inner.formers.iter().map(|former| former.certificate.clone());
+        let out = tls::Out::new(certificates.collect::<Vec<_>>().into());
         if let Some(peer) = peer {
             inner.adopt(peer, &folders, percent)?;
             *pin.write().unwrap_or_else(PoisonError::into_inner) =
@@ -167,9 +171,11 @@ impl Door {
             term: term.highest.max(epoch),
             port,
             at: now(),
+            unfinished: true,
         };
         // Before anything is forgotten: from here on it is out, whatever is cut off.
-        former.keep(&self.folders).map_err(say)?;
+        former.clone().keep(&self.folders).map_err(say)?;
+        self.inner().formers.push(former);
         self.out.write().unwrap_or_else(PoisonError::into_inner).push(certificate);
         self.forget().map_err(say)
     }
@@ -389,9 +395,9 @@ fn out(door: &Arc<Door>) -> Router {
     let told = async |State(door): State<Arc<Door>>,
                       Extension(caller): Extension<Caller>,
                       _: axum::body::Bytes| {
-        let former = Former::all(&door.folders).unwrap_or_default();
-        let former = former.into_iter().find(|former| former.certificate == caller.certificate);
-        let epoch = former.map_or(u64::MAX, |former| former.term);
+        let inner = door.inner();
+        let former = inner.formers.iter().rfind(|former| former.certificate == caller.certificate);
+        let epoch = former.map_or(0, |former| former.term);
         Json(Answer { name: door.name.clone(), epoch, retired: true, ..Answer::default() })
     };
     Router::new()
@@ -555,6 +561,11 @@ async fn beat(
     State(door): State<Arc<Door>>,
     Json(beat): Json<Beat>,
 ) -> Result<Json<Answer>, Refused> {
+    // What begins here must have a number above it that the main box still believes.
+    if beat.epoch > polder_takeover::MOST_TERMS / 2 {
+        let why = format!("no two boxes change places so often that term {} begins", beat.epoch);
+        return Err(Refused(StatusCode::BAD_REQUEST, why));
+    }
     let heard = {
         let mut inner = door.inner();
         inner.yields = beat.yields;

@@ -57,6 +57,14 @@ impl Folders {
     pub fn formers(&self) -> PathBuf {
         self.own.join("formers.json")
     }
+    /// The same once more, for when the list cannot be read.
+    pub fn formers_copy(&self) -> PathBuf {
+        self.own.join("formers.copy.json")
+    }
+    /// A list of them that could not be read.
+    pub fn formers_aside(&self) -> PathBuf {
+        self.own.join("formers.damaged.json")
+    }
     /// On the spare: what the last trial restore found.
     pub fn drill(&self) -> PathBuf {
         self.own.join("drill.json")

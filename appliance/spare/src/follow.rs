@@ -263,6 +263,11 @@ impl Follower {
         if answer.retired {
             inner.lease.retire()?;
         }
+        // Nothing could ever follow such a number, and the door would stay closed.
+        if answer.epoch > polder_takeover::MOST_TERMS {
+            let why = format!("that term number {} has begun", answer.epoch);
+            return Err(SpareError::Foreign { who: answer.name.clone(), why });
+        }
         inner.lease.hear(answer.epoch, asked, now())?;
         inner.answer = Some(answer.clone());
         inner.trouble = None;

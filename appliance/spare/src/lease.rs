@@ -1,5 +1,7 @@
+use std::io;
 use std::time::Instant;
 
+use polder_takeover::MOST_TERMS;
 use serde::{Deserialize, Serialize};
 
 use crate::{Folders, Side, SpareError};
@@ -30,6 +32,17 @@ struct Kept {
     retired: bool,
 }
 
+impl Kept {
+    /// What a box of an earlier version believed of a peer that names a number nobody can have come to is let go.
+    fn of(text: &[u8]) -> Result<Self, serde_json::Error> {
+        let kept: Self = serde_json::from_slice(text)?;
+        Ok(match kept.peer_epoch.max(kept.epoch) <= MOST_TERMS {
+            true => kept,
+            false => Self { retired: kept.retired, ..Self::default() },
+        })
+    }
+}
+
 /// How the two are to each other at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
@@ -57,13 +70,21 @@ impl Lease {
     /// As it was left. Where the file cannot be read, this box knows nothing and is as careful as it can be.
     pub fn read(folders: &Folders) -> Self {
         let kept = match std::fs::read(folders.lease()) {
-            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
+            Ok(text) => Kept::of(&text).unwrap_or_else(|error| {
                 log::error!("{}: {error}; it is begun anew", folders.lease().display());
                 Kept::default()
             }),
             Err(_) => Kept::default(),
         };
         Self { folders: folders.clone(), kept, started: Instant::now(), heard: None }
+    }
+
+    /// Whether this box has heard that it is out for good, as it is written down here; none where that cannot be read.
+    pub fn is_out(folders: &Folders) -> Option<bool> {
+        match std::fs::read(folders.lease()) {
+            Ok(text) => serde_json::from_slice(&text).ok().map(|kept: Kept| kept.retired),
+            Err(error) => (error.kind() == io::ErrorKind::NotFound).then_some(false),
+        }
     }
 
     /// The other box was heard, with this epoch. `since` is from when on that is certain: on the main box the moment at which it asked, since
@@ -216,6 +237,21 @@ mod tests {
         let standing = lease.standing(Side::Spare, 1030);
         assert_eq!((standing.epoch, standing.peer_epoch, standing.silent), (5, 4, Some(30)));
         assert!(!standing.fenced && !standing.may_take_over);
+    }
+
+    #[test]
+    fn a_number_that_nobody_can_have_come_to_is_let_go_and_that_a_box_is_out_is_not() {
+        let state = tempfile::tempdir().unwrap();
+        let folders = Folders::of(state.path());
+        assert_eq!(Lease::is_out(&folders), Some(false));
+        let mut lease = Lease::read(&folders);
+        lease.hear(u64::MAX, Instant::now(), 1000).unwrap();
+        lease.retire().unwrap();
+        let standing = Lease::read(&folders).standing(Side::Main, 1000);
+        assert!(standing.retired && !standing.fenced, "{standing:?}");
+        assert_eq!(Lease::is_out(&folders), Some(true));
+        std::fs::write(folders.lease(), "{").unwrap();
+        assert_eq!(Lease::is_out(&folders), None);
     }
 
     #[test]

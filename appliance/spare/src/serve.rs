@@ -29,7 +29,7 @@ pub async fn serve(
     told: impl Future<Output = ()>,
 ) -> Result<(), SpareError> {
     let folders = Folders::of(state);
-    let formers = Former::all(&folders)?;
+    let formers = Former::mend(&folders);
     let socket = Sockets::of(state).spare();
     match site.spare {
         Some(spare) if spare.role == SpareRole::ForAnother => {
@@ -45,7 +45,7 @@ pub async fn serve(
                 () = told => Ok(()),
             }
         }
-        None if formers.is_empty() => {
+        None if formers.is_empty() && Former::aside(&folders).is_none() => {
             told.await;
             Ok(())
         }
@@ -61,7 +61,7 @@ pub async fn serve(
             };
             tokio::select! {
                 ended = polder_control::serve(&socket, handler.clone()) => ended.map_err(Into::into),
-                ended = tell_formers(state, site, &formers) => ended,
+                () = tell_formers(state, site, &formers) => Ok(()),
                 () = tell(state, || handler.status().unwrap_or_default()) => Ok(()),
                 () = in_touch => Ok(()),
                 () = told => Ok(()),
@@ -71,27 +71,36 @@ pub async fn serve(
 }
 
 /// Keeps an ear open where former main boxes look for this one.
-async fn tell_formers(state: &Path, site: &Site, formers: &[Former]) -> Result<(), SpareError> {
+///
+/// Never comes back: the box serves and has its spare, whatever becomes of this. A machine that cannot ask serves nothing.
+async fn tell_formers(state: &Path, site: &Site, formers: &[Former]) {
     let mut ports: Vec<u16> = formers.iter().map(|former| former.port).collect();
     ports.sort_unstable();
     ports.dedup();
-    let door = Arc::new(Door::open(state, site.name.as_str(), 1)?);
+    let cannot = "if the former main box comes back, it cannot hear that it is out, and waits";
+    let door = match Door::open(state, site.name.as_str(), 1) {
+        _ if ports.is_empty() => return std::future::pending().await,
+        Ok(door) => Arc::new(door),
+        Err(error) => {
+            log::error!("{error}: {cannot}");
+            return std::future::pending().await;
+        }
+    };
     let mut listening = tokio::task::JoinSet::new();
     for port in ports {
         match listen(port) {
             Ok(listener) => {
                 listening.spawn(door.clone().serve(listener, Mounts::default()));
             }
-            // The box serves and has its spare all the same; a machine that cannot ask serves nothing.
-            Err(error) => log::error!(
-                "port {port} is not to be had ({error}): if the former main box comes back, it cannot hear that it is out, and waits"
-            ),
+            Err(error) => log::error!("port {port} is not to be had ({error}): {cannot}"),
         }
     }
-    match listening.join_next().await {
-        Some(ended) => ended.unwrap_or(Ok(())),
-        None => std::future::pending().await,
+    while let Some(ended) = listening.join_next().await {
+        if let Ok(Err(error)) = ended {
+            log::error!("{error}: {cannot}");
+        }
     }
+    std::future::pending().await
 }
 
 /// Both kinds of addresses through one socket, where the machine has both.
@@ -243,6 +252,7 @@ impl OnSpare {
             old: old(&door.folders).iter().map(|folder| bytes_in(folder)).sum(),
             retired: false,
             formers: formers(&door.folders),
+            formers_aside: aside(&door.folders),
         }
     }
 }
@@ -330,13 +340,17 @@ impl OnMain {
             old: 0,
             retired: standing.retired,
             formers: formers(folders),
+            formers_aside: aside(folders),
         })
     }
 }
 
 fn formers(folders: &Folders) -> Vec<(String, i64)> {
-    let all = Former::all(folders).unwrap_or_default();
-    all.into_iter().map(|former| (former.name, former.at)).collect()
+    Former::all(folders).into_iter().map(|former| (former.name, former.at)).collect()
+}
+
+fn aside(folders: &Folders) -> Option<String> {
+    Former::aside(folders).map(|path| path.display().to_string())
 }
 
 fn shown(peer: &Peer) -> SparePeer {

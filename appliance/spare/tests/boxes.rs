@@ -560,6 +560,8 @@ async fn a_main_box_that_is_gone_for_good_hears_so_for_years_and_its_certificate
     let mut other = Some(spare);
     for role in [None, Some(SpareRole::OfThis)] {
         if let Some(role) = role {
+            // The disk has lost the list, and the second copy of it tells that box all the same.
+            std::fs::write(other.as_ref().unwrap().folders().formers(), "{").unwrap();
             other = Some(other.take().unwrap().restart("oak", role).await);
         }
         for (method, path) in [
@@ -585,4 +587,35 @@ async fn a_main_box_that_is_gone_for_good_hears_so_for_years_and_its_certificate
         other => panic!("{other:?}"),
     }
     assert!(Peer::read(&main.folders()).unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_former_main_boxes_that_cannot_be_read_stops_nobody_in_any_role() {
+    for role in [SpareRole::ForAnother, SpareRole::OfThis] {
+        let folder = tempfile::tempdir().unwrap();
+        let folders = Folders::of(folder.path());
+        Identity::of_box(&folders).unwrap();
+        for path in [folders.formers(), folders.formers_copy()] {
+            std::fs::write(path, "[{]").unwrap();
+        }
+        let side = Side::at(folder.path(), "ash", role, 0).await;
+        let aside = side.status().await.formers_aside;
+        assert_eq!(aside, Some(folders.formers_aside().display().to_string()));
+        // And once more, with what was set aside.
+        let side = side.restart("ash", role).await;
+        assert!(side.status().await.formers_aside.is_some());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_of_a_term_that_nothing_could_follow_is_refused_in_a_sentence() {
+    let (spare, main) = paired().await;
+    let link = Link::of(&Folders::of(main.path())).unwrap();
+    let beat = |epoch| Beat { epoch, ..Beat::default() };
+    let refused = link.ask::<_, Answer>(Method::POST, "/link/beat", &beat(u64::MAX)).await;
+    let why = refused.unwrap_err().to_string();
+    assert!(why.contains("no two boxes change places so often"), "{why}");
+    assert_eq!(spare.status().await.peer_epoch, 0);
+    let answer: Answer = link.ask(Method::POST, "/link/beat", &beat(7)).await.unwrap();
+    assert_eq!((answer.epoch, spare.status().await.peer_epoch), (0, 7));
 }

@@ -18,4 +18,4 @@ pub use hand::hand;
 pub use plan::{Action, Facts, ForGood, become_main, give_back, receive, send, takeover};
 pub use polder_control::Stand;
 pub use stand::{Heard, LEASE, Permission, Silence, allowed, lease, stand};
-pub use term::{Given, Side, Term, TermError};
+pub use term::{Given, MOST_TERMS, Side, Term, TermError};

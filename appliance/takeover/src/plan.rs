@@ -162,7 +162,7 @@ impl ForGood {
             format!("This box is {main} from now on, for good: the machine that was {main} is never given back to. What was changed there after its last backup is lost."),
             match self.there {
                 true => "That machine can be heard just now. It hears at once that it is out; if it is not lost at all, give back to it instead.".to_owned(),
-                false => format!("If that machine ever comes back, in years even, it asks this box before it serves, hears that it is out, and says so on its own page. It finds this box at the address at which it knows it, at port {port}; where it cannot ask, it serves nothing either."),
+                false => format!("If that machine ever comes back, in years even, it asks this box before it serves, hears that it is out, and says so on its own page. It finds this box at the address at which it knows it, at port {port}; where it cannot ask, it serves nothing either, unless somebody at it says `polder spare serve-anyway`."),
             },
             "Its certificate opens nothing here any more, its backups included. It can be used again once it is made new.".to_owned(),
             "Its disk has the collective's keys and its certificate authority. If somebody may have taken it: give the relay a new pass, and let members make new keys.".to_owned(),

@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// No term of ours is larger.
+/// No term has a higher number: one begins when boxes change places. A peer that says more is not believed, since nothing could ever follow it.
+pub const MOST_TERMS: u64 = 1 << 32;
+
+/// No file of ours is larger.
 const LONGEST: u64 = 16 << 10;
 
 /// Which of the pair a box is. It stays what it is when it takes over: only terms change.
@@ -146,8 +149,10 @@ impl Term {
 
     /// What the other box said of the highest term. True if that is news, which is to be kept before anything else is done.
     pub fn heard(&mut self, highest: u64) -> bool {
-        let news = highest > self.highest;
-        self.highest = self.highest.max(highest);
+        let news = highest > self.highest && highest <= MOST_TERMS;
+        if news {
+            self.highest = highest;
+        }
         news
     }
 
@@ -174,7 +179,9 @@ impl Term {
     /// On the main box: it goes on where the spare left off. Only with the term that was given, only if none began since, and only
     /// once: what this box did in that term would be undone, revocations too.
     pub fn taking(&self, given: &Given) -> Option<Self> {
-        let newest = given.term >= self.highest && self.mine != Some(given.term) && !self.retired;
+        let newest = (self.highest..=MOST_TERMS).contains(&given.term)
+            && self.mine != Some(given.term)
+            && !self.retired;
         newest.then(|| Self { mine: Some(given.term), highest: given.term, ..self.clone() })
     }
 
@@ -220,6 +227,9 @@ mod tests {
         assert_eq!((took.mine, took.taking(&given)), (Some(3), None));
         main.heard(4);
         assert_eq!(main.taking(&given), None);
+        // Nobody's number closes the door for ever.
+        assert!(!main.heard(u64::MAX) && main.highest == 4);
+        assert_eq!(main.taking(&Given { term: u64::MAX, ..given }), None);
     }
 
     proptest::proptest! {

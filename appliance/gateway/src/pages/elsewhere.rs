@@ -14,6 +14,7 @@ use polder_site::{
 };
 use polder_upstream::{Holder, Secrets, Term, Wire, fetch_authority, terms, terms_of_removal};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use crate::Gateway;
 use crate::pages::apps::change_site;
@@ -47,7 +48,7 @@ pub(super) struct Wish {
     when_down: String,
     when_full: String,
     full_at: String,
-    /// What it comes to was seen, and agreed to.
+    /// What it comes to was seen, and agreed to: the seal of what was shown, see [`seal`].
     seen: String,
 }
 
@@ -121,9 +122,14 @@ async fn keep(
         // The site is asked before a key is put down for what it does not take.
         let upstream = Box::new(server);
         let change = SiteChange::Upstream { name: name.clone(), upstream };
-        change.applied_to(&gateway.status().site).check().map_err(|e| e.to_string())?;
-        if wish.seen.is_empty() {
-            return Ok((name, change, None));
+        let site = gateway.status().site.clone();
+        change.applied_to(&site).check().map_err(|e| e.to_string())?;
+        let SiteChange::Upstream { upstream: server, .. } = &change else {
+            unreachable!("it was made so above")
+        };
+        let terms = terms(&name, server, &site);
+        if wish.seen != seal(&change, &terms) {
+            return Ok((name, change, Err(terms)));
         }
         let new_key = SecretText::new(&wish.key);
         let changes_key = !new_key.expose().is_empty() || wish.forget_key == "yes";
@@ -137,31 +143,30 @@ async fn keep(
             // Nobody at the new address ever sees it, whatever becomes of the rest.
             keep_key(gateway, &name, SecretText::new("")).await?;
         }
-        Ok::<_, String>((name, change, changes_key.then_some(new_key)))
+        Ok::<_, String>((name, change, Ok(changes_key.then_some(new_key))))
     };
     match read.await {
-        Ok((name, change, _)) if wish.seen.is_empty() => {
+        Ok((name, change, Err(terms))) => {
             let action = match before {
                 Some(_) => format!("/elsewhere/{name}"),
                 None => "/elsewhere".to_owned(),
             };
             let has_key = key(gateway, &name).await.is_ok_and(|key| key.is_some());
-            let (SiteChange::Upstream { upstream: server, .. }, site) =
-                (&change, &gateway.status().site)
-            else {
+            let SiteChange::Upstream { upstream: server, .. } = &change else {
                 unreachable!("it was made so above")
             };
             let moved = before.as_ref().filter(|was| was.url.authority() != server.url.authority());
             let agreement = Agreement {
-                terms: terms(&name, server, site),
+                terms,
                 action: &action,
                 fields: server_values(&name, server),
                 more: key_fields(moved, has_key),
                 agree: "Ask it so",
+                anew: !wish.seen.is_empty(),
             };
             about_to(gateway, who, change, agreement).await
         }
-        Ok((name, change, new_key)) => {
+        Ok((name, change, Ok(new_key))) => {
             change_site(gateway, who, change).await?;
             if let Some(new_key) = new_key {
                 let kept = keep_key(gateway, &name, new_key).await;
@@ -204,7 +209,11 @@ async fn read(wish: &Wish, before: Option<&UpstreamServer>) -> Result<UpstreamSe
     let authority = match (wish.fingerprint.trim(), wish.authority.trim()) {
         ("", "") => same.and_then(|before| before.authority.clone()),
         ("", pem) => Some(format!("{}\n", pem.replace("\r\n", "\n").trim())),
-        (fingerprint, _) => Some(fetch_authority(&url, fingerprint).await?),
+        // As it is when the form that agrees sends it back.
+        (fingerprint, _) => {
+            let pem = fetch_authority(&url, fingerprint).await?;
+            Some(format!("{}\n", pem.replace("\r\n", "\n").trim()))
+        }
     };
     let full_at = match wish.full_at.trim() {
         "" => None,
@@ -310,8 +319,9 @@ async fn agreed(
     if let Err(why) = change.applied_to(&site).check() {
         return wrong(gateway, who, &why.to_string(), None).await;
     }
-    if seen.is_empty() {
-        let agreement = Agreement { terms, action, fields, more: html! {}, agree: "Ask it so" };
+    if seen != seal(&change, &terms) {
+        let (more, agree, anew) = (html! {}, "Ask it so", !seen.is_empty());
+        let agreement = Agreement { terms, action, fields, more, agree, anew };
         return about_to(gateway, who, change, agreement).await;
     }
     change_site(gateway, who, change).await?;
@@ -326,13 +336,15 @@ pub(super) async fn remove(
 ) -> Result<Response, Trouble> {
     let (name, server) = known(&gateway, &name)?;
     let change = SiteChange::RemoveUpstream(name.clone());
-    if agreed.seen.is_empty() {
+    let terms = terms_of_removal(&name, &server, &gateway.status().site);
+    if agreed.seen != seal(&change, &terms) {
         let agreement = Agreement {
-            terms: terms_of_removal(&name, &server, &gateway.status().site),
+            terms,
             action: &format!("/elsewhere/{name}/remove"),
             fields: Vec::new(),
             more: html! {},
             agree: "Ask it no more",
+            anew: !agreed.seen.is_empty(),
         };
         return about_to(&gateway, &who, change, agreement).await;
     }
@@ -355,7 +367,17 @@ struct Agreement<'a> {
     /// What only whoever agrees has to say.
     more: Markup,
     agree: &'a str,
+    /// Something else was agreed to: it is shown once more, and nothing was done.
+    anew: bool,
 }
+
+/// By which it is known whether what is done is what was shown. Neither the key nor what is spent is in it.
+fn seal(change: &SiteChange, terms: &[Term]) -> String {
+    let digest = Sha256::digest(format!("{change:?}\n{terms:?}"));
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+const ANEW: &str = "this is not what was shown when it was agreed to: somebody has changed it meanwhile, so nothing was done; look at it once more";
 
 /// The steps and what they come to, to be agreed to. Nothing is done yet.
 async fn about_to(
@@ -364,13 +386,15 @@ async fn about_to(
     change: SiteChange,
     agreement: Agreement<'_>,
 ) -> Result<Response, Trouble> {
+    let Agreement { terms, action, fields, more, agree, anew } = agreement;
+    let seen = seal(&change, &terms);
     let Reply::Preview { plan, .. } = gateway.ask(Request::Preview(change)).await? else {
         return Err(Trouble::odd_answer());
     };
-    let Agreement { terms, action, fields, more, agree } = agreement;
     let facts_of: Vec<(&str, Markup)> =
         terms.iter().map(|(about, sentence)| (*about, html! { (sentence) })).collect();
     let body = html! {
+        @if anew { (banner(Tone::Warn, html! { p { (sentence(ANEW)) } })) }
         section.card {
             h2 { (plan.title) }
             @if plan.steps.is_empty() { p { "It is so already." } }
@@ -379,14 +403,15 @@ async fn about_to(
             (facts(&facts_of))
             form.stack method="post" action=(action) {
                 @for (name, value) in &fields { (hidden(name, value)) }
-                (hidden("seen", "yes"))
+                (hidden("seen", &seen))
                 (more)
                 div.row { button type="submit" { (agree) } a.button.quiet href="/elsewhere" { "Back" } }
             }
         }
     };
     let page = Page { title: "Elsewhere", narrow: true, ..Page::default() };
-    Ok(answer(&page, &nav(gateway, &who.member, "/models"), body))
+    let response = answer(&page, &nav(gateway, &who.member, "/models"), body);
+    Ok(if anew { with_status(StatusCode::CONFLICT, response) } else { response })
 }
 
 /// What makes the same server of a form again. No key is among it.

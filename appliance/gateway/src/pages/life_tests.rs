@@ -111,7 +111,7 @@ fn with_books(site: &mut Site) {
 }
 
 /// By what a page that shows what would be written knows it.
-fn seen(page: &str) -> String {
+pub(super) fn seen(page: &str) -> String {
     let value = page.split("name=\"seen\" value=\"").nth(1).unwrap_or_else(|| panic!("{page}"));
     format!("&seen={}", value.split('"').next().unwrap())
 }

@@ -76,6 +76,7 @@ use crate::Gateway;
 pub(crate) use frame::{answer as bare, problem, problem_elsewhere, sentence};
 pub(crate) use locked_out::follow as follow_recovery;
 use samples::Samples;
+pub(crate) use takeover::anyway;
 pub(crate) use who::{own_path, percent};
 
 /// No form here is longer; the chat has its own limit.

@@ -344,9 +344,12 @@ fn two(status: &SpareStatus, backups_there: bool, form: &Pairing) -> Markup {
             None if status.is_spare => (ready(status)),
             None => (have_one(form)),
         }
-        @if !status.formers.is_empty() {
+        @if !status.formers.is_empty() || status.formers_aside.is_some() {
             section.card {
                 h2 { "Machines that are out for good" }
+                @if let Some(path) = &status.formers_aside {
+                    (banner(Tone::Warn, html! { p { "The list of them could not be read and was set aside, as " code { (path) } ". Those that are named here are still told. One that only that list knew cannot hear that it is out: if it ever comes back it waits and serves nothing. Never say " code { "polder spare serve-anyway" } " at such a machine." } }))
+                }
                 ul { @for (name, at) in &status.formers { li { "The former machine of " b { (name) } ", since " (when(*at, now())) } } }
                 p.soft { "This box is in their place. If one of them ever comes back it hears so here, and serves nothing." }
             }

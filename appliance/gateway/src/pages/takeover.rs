@@ -191,9 +191,13 @@ fn on_main(status: &TakeoverStatus) -> Markup {
     let other = &status.other;
     html! {
         section.card {
-            div.row.spread { h2 { "This box serves" } (badge(Tone::Good, "it has a spare")) }
+            @match status.stand {
+                Stand::Waits => div.row.spread { h2 { "This box does not serve" } (badge(Tone::Warn, "it cannot hear its spare")) },
+                _ => div.row.spread { h2 { "This box serves" } (badge(Tone::Good, "it has a spare")) },
+            }
             p { "If it stops, " (other) " can go on in its place: a steward says so there, on the page Takeover of that box, at its own name. When this box comes back it asks " (other) " before it lets anybody in." }
         }
+        (anyway(other, status.stand == Stand::Waits))
         section.card {
             h2 { "Models on the spare" }
             p { "The spare serves this box's models where it has them and they fit, and its own smaller one where not. They are sent by their fingerprints: what is there is not sent again, what was cut goes on where it was, and over a metered way out it waits." }
@@ -208,6 +212,22 @@ fn on_main(status: &TakeoverStatus) -> Markup {
                 p { "This box goes on. A takeover then needs a steward at the spare who says that this box is off." }
                 form method="post" action="/spare/takeover/silence" { (hidden("yields", "yes")) button.quiet type="submit" { "Stop serving instead" } }
             }
+        }
+    }
+}
+
+/// How somebody at the machine lets a box serve that waits for its spare, and what that may cost. A page only tells: whoever reaches it from elsewhere
+/// has not seen the other machine.
+pub(crate) fn anyway(other: &str, waits: bool) -> Markup {
+    let other = if other.is_empty() { "its spare" } else { other };
+    html! {
+        section.card {
+            h2 { @if waits { "For whoever looks after this box" } @else { "If this box ever waits for its spare" } }
+            p { "When it comes back it asks " (other) " who serves, and lets nobody in before it has heard. If that machine is broken, is away, or a cable is out, the box waits. First look there: turn " (other) " on, and see that its cable is in." }
+            p { "If " (other) " is certainly not serving, somebody who stands at this machine can let it serve all the same, at its own screen and keyboard:" }
+            pre { code { "polder spare serve-anyway" } }
+            p { "Be sure before you type it: you have seen with your own eyes that " (other) " is off, or its own page Takeover says that it is at rest. If both serve, it is like two people who keep the same books without knowing of each other. Members get answers from both, what one of them writes down the other lacks, a key that was taken away on one still opens the other, and in the end one of the two is thrown away with everything in it." }
+            p.soft { "It is written into the audit trail. A box that had promised to stop in a silence takes that back with it. It holds until the machine was off for a minute; then it asks again." }
         }
     }
 }
@@ -260,5 +280,11 @@ mod tests {
         assert!(!on_spare(&away).into_string().contains("/spare/takeover/back"));
         let text = on_main(&status(false, Stand::Serves)).into_string();
         assert!(text.contains("/spare/takeover/send") && text.contains("silence"), "{text}");
+        // The page names the command and what it may cost, and has no button for it.
+        assert!(text.contains("polder spare serve-anyway") && text.contains("asks oak"), "{text}");
+        assert!(text.contains("a key that was taken away") && !text.contains("takeover/serve"));
+        assert!(text.contains("If this box ever waits"), "{text}");
+        let waits = on_main(&status(false, Stand::Waits)).into_string();
+        assert!(waits.contains("For whoever looks after") && waits.contains("does not serve"));
     }
 }

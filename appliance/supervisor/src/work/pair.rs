@@ -370,6 +370,8 @@ fn term_of(state: &Path) -> Result<Option<(Term, String, bool)>, Refusal> {
     let term = Term::read(state).map_err(|error| with_source(&error))?;
     match (peer, term) {
         (None, None) => Ok(None),
+        // Whatever became of the rest: it never serves again.
+        (None, Some(term)) if term.retired => Ok(Some((term, String::new(), false))),
         (None, Some(_)) => {
             Term::forget(state).map_err(|error| with_source(&error))?;
             Ok(None)
@@ -408,5 +410,10 @@ mod tests {
         Term::first(Side::Main).keep(state.path()).unwrap();
         assert!(term_of(state.path()).unwrap().is_none());
         assert_eq!(Term::read(state.path()).unwrap(), None);
+        // That a box is out for good outlives it.
+        let out = Term { retired: true, ..Term::first(Side::Main) };
+        out.keep(state.path()).unwrap();
+        assert_eq!(term_of(state.path()).unwrap().unwrap().0, out);
+        assert_eq!(Term::read(state.path()).unwrap(), Some(out));
     }
 }

@@ -8,7 +8,7 @@ use polder_control::{
     Actor, Client, Closed, PartState, RunId, SecretText, SpareReply, SpareRequest, Stand,
 };
 use polder_site::{Retention, Site, SiteChange, Spare, SpareRole};
-use polder_spare::{Code, DrillFound, Folders, Former, Peer, Side};
+use polder_spare::{Code, DrillFound, Folders, Former, Lease, Peer, Side};
 
 use super::takeover::is_there;
 use super::{Halt, Refusal, Work, blocking};
@@ -94,8 +94,15 @@ impl<P: Parts> Work<P> {
 
     /// The part tells the other box. Where the part does not answer, this box forgets the other one all the same.
     pub(super) async fn leave_spare(&self) -> Result<(), Refusal> {
+        let seen = self.pair_seen().await;
+        if let Err(why) = &seen {
+            let folders = Folders::of(&self.state);
+            let out = blocking(move || Ok(Lease::is_out(&folders))).await?;
+            let heard = self.spare_status().await.as_ref().is_some_and(is_there);
+            may_leave_unread(out, heard, why)?;
+        }
         // A term that cannot be read is ended this way.
-        if let Ok(Some(seen)) = self.pair_seen().await {
+        if let Ok(Some(seen)) = seen {
             let heard = seen.status.as_ref().is_some_and(is_there);
             if seen.stand == Stand::Retired {
                 let closed = Closed { stand: seen.stand, other: seen.other };
@@ -231,6 +238,19 @@ impl<P: Parts> Work<P> {
     }
 }
 
+/// Whether a box that cannot read its own term may leave the other one. `out`: whether it has heard that it is out for good, in the words of the other file
+/// that says so, where that can be read. Without a pair a box serves: one that is out must not come to that.
+fn may_leave_unread(out: Option<bool>, heard: bool, why: &str) -> Result<(), Refusal> {
+    match (out, heard) {
+        (Some(true), _) => Err(Closed { stand: Stand::Retired, other: String::new() }.sentence()),
+        // The other box is asked first, and says no to one that is out.
+        (Some(false), _) | (None, true) => Ok(()),
+        (None, false) => Err(format!(
+            "{why}; whether this box is out for good cannot be read either, so it forgets nothing before it hears the other box; see that that one can be reached, or make this machine new"
+        )),
+    }
+}
+
 /// What this box keeps of its main box.
 struct Kept {
     at: Folders,
@@ -265,6 +285,17 @@ fn is_due(last: Option<&DrillFound>, now: i64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_box_that_is_out_for_good_and_cannot_read_its_term_does_not_forget_that() {
+        let may = |out, heard| may_leave_unread(out, heard, "it is damaged");
+        for heard in [true, false] {
+            assert!(may(Some(true), heard).unwrap_err().contains("out for good"));
+            assert_eq!(may(Some(false), heard), Ok(()));
+        }
+        assert!(may(None, false).unwrap_err().contains("it is damaged; whether"));
+        assert_eq!(may(None, true), Ok(()));
+    }
 
     #[test]
     fn a_trial_is_due_at_the_first_backup_every_week_and_the_day_after_a_bad_one() {

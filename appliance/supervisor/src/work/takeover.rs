@@ -97,15 +97,16 @@ impl<P: Parts> Work<P> {
         }
     }
 
-    /// The main box is out, and the site does not say yet that this box is in its place: it was cut off in between.
+    /// The main box is out, and the site does not say yet that this box is in its place: it was cut off in between. Another one, that was followed long
+    /// ago, is none of this.
     async fn retired_already(&self) -> Result<Option<ForGood>, Refusal> {
         let Some(spare) = self.board.site().spare.filter(|s| s.role == SpareRole::ForAnother)
         else {
             return Ok(None);
         };
         let state = self.state.clone();
-        let all = blocking(move || Former::all(&Folders::of(&state)).map_err(|e| e.to_string()));
-        Ok(all.await?.pop().map(|former| ForGood {
+        let cut_off = blocking(move || Ok(Former::unfinished(&Folders::of(&state))));
+        Ok(cut_off.await?.map(|former| ForGood {
             main: former.name,
             there: false,
             term: former.term,
@@ -127,17 +128,18 @@ impl<P: Parts> Work<P> {
         let mut site = self.board.site();
         let spare = site.spare.unwrap_or(Spare::of(SpareRole::OfThis));
         site.spare = Some(Spare { role: SpareRole::OfThis, ..spare });
-        self.write_site(site, "is the main box for good".to_owned()).await
+        self.write_site(site, "is the main box for good".to_owned()).await?;
+        let state = self.state.clone();
+        blocking(move || Former::finish(&Folders::of(&state)).map_err(|e| e.to_string())).await
     }
 
     /// What a wish comes to, or why it cannot be had.
     pub(super) async fn handing(&self, wish: &TakeoverWish) -> Result<Handing, Refusal> {
         let none = "this box is paired with no other; do that on the page Spare first";
         let Some(seen) = self.pair_seen().await? else {
-            let facts = match wish {
-                TakeoverWish::BecomeMain { .. } => self.retired_already().await?.ok_or(none)?,
-                _ => return Err(none.to_owned()),
-            };
+            let TakeoverWish::BecomeMain { gone } = wish else { return Err(none.to_owned()) };
+            let facts = self.retired_already().await?.ok_or(none)?;
+            gone_is_said(gone.as_deref(), &facts.main)?;
             let (plan, actions) = become_main(&facts);
             return Ok(Handing { plan, actions });
         };
@@ -176,12 +178,7 @@ impl<P: Parts> Work<P> {
                 if seen.stand != Stand::Serves || seen.term.side != Side::Spare {
                     return Err("this box does not stand in for another one, so it cannot stay in its place".to_owned());
                 }
-                let sentence = TakeoverWish::gone_for_good(&seen.other);
-                if gone.as_ref().is_some_and(|typed| !said(typed, &sentence)) {
-                    return Err(format!(
-                        "type the sentence \"{sentence}\", if that is so; nothing was changed"
-                    ));
-                }
+                gone_is_said(gone.as_deref(), &seen.other)?;
                 become_main(&self.for_good(&seen))
             }
             TakeoverWish::Send => {
@@ -550,6 +547,17 @@ impl<P: Parts> Work<P> {
             restore::ready_as(&backups, &key, &put).map_err(say)
         })
         .await
+    }
+}
+
+/// Whoever only looks has typed nothing.
+fn gone_is_said(typed: Option<&str>, main: &str) -> Result<(), Refusal> {
+    let sentence = TakeoverWish::gone_for_good(main);
+    match typed.is_none_or(|typed| said(typed, &sentence)) {
+        true => Ok(()),
+        false => {
+            Err(format!("type the sentence \"{sentence}\", if that is so; nothing was changed"))
+        }
     }
 }
 

@@ -42,7 +42,6 @@ async fn a_steward_names_a_server_elsewhere_whose_key_no_page_ever_shows() {
         "encrypted on its way to api.example.org",
         "x-polder-served-by",
         "name=\"budget\" value=\"12.50\"",
-        "name=\"seen\" value=\"yes\"",
         "type=\"password\"",
     ] {
         assert!(page.contains(said), "{said}: {page}");
@@ -52,7 +51,18 @@ async fn a_steward_names_a_server_elsewhere_whose_key_no_page_ever_shows() {
         asked.iter().filter(|request| matches!(request, Request::Apply { .. })).count()
     };
     assert_eq!(applied(), 0);
-    let form = format!("{form}&key=sk-secret-of-ours&seen=yes");
+    // What is agreed to is what was shown: not another budget, and not the same after the box has changed.
+    let seen = super::super::life_tests::seen(&page);
+    let other = form.replace("12,50", "9999");
+    for (form, seen) in [(other.as_str(), seen.as_str()), (form, "&seen=yes")] {
+        let form = format!("{form}&key=sk-secret-of-ours{seen}");
+        let (status, page) = place.post("/elsewhere", steward, &form).await;
+        assert_eq!(status, StatusCode::CONFLICT);
+        assert!(page.contains("nothing was done") && !page.contains("sk-secret"), "{page}");
+        assert_eq!(applied(), 0);
+        assert!(!place.gateway.state_folder().join("upstreams/secrets.json").exists());
+    }
+    let form = format!("{form}&key=sk-secret-of-ours{seen}");
     assert_eq!(place.post("/elsewhere", steward, &form).await.1, "/elsewhere?said=upstream");
     assert_eq!(applied(), 1);
     let asked = place.asked.lock().unwrap().clone();
