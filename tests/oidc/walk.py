@@ -213,6 +213,8 @@ def walk(who, browser, base, webui_base):
         browser.fill("[name=name]", who)
         browser.fill("[name=password]", PASSWORD)
         browser.press("form button[type=submit]")
+    # The first time they are asked what it may see and do.
+    browser.press("form[action='/oidc/agree'] button[value=yes]")
     wait("Open WebUI's own page", lambda: browser.place().startswith(webui_base) and "/auth" not in browser.place(), browser)
     me = wait("who it takes them for", lambda: browser.run(
         "const x = new XMLHttpRequest(); x.open('GET', '/api/v1/auths/', false);"

@@ -88,6 +88,7 @@ fn server(
         input: amount(price),
         output: amount(price),
         cached: None,
+        written: None,
         longest: None,
     };
     UpstreamServer {

@@ -44,6 +44,7 @@ fn paid_service() -> UpstreamServer {
         input: amount("5000"),
         output: amount("1"),
         cached: None,
+        written: None,
         longest: None,
     };
     UpstreamServer {

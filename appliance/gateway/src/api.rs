@@ -16,7 +16,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 use http_body_util::Limited;
 use polder_control::BoxStatus;
-use polder_members::{KeyGrant, Member, Role, Scope, Secret, Trying};
+use polder_members::{AtApp, KeyGrant, Member, Role, Scope, Secret, Trying};
 use polder_site::{EngineName, Site};
 use serde::Deserialize;
 use serde_json::json;
@@ -65,6 +65,8 @@ enum Asker {
     Key(Arc<KeyGrant>),
     /// Somebody whom the site's verifier knows.
     Member(Member),
+    /// Somebody in whose name an app asks, which they agreed to.
+    AtApp(AtApp),
 }
 
 impl Asker {
@@ -75,10 +77,10 @@ impl Asker {
                 Ok(grant) => Ok(Self::Key(grant)),
                 // It is no key: perhaps it is what an app was given for somebody who signed in there with the box.
                 Err(refusal) => match behind_app(gateway, &parts.headers).await? {
-                    Some(mut member) => {
+                    Some(mut at) => {
                         // Models, as any member's: what a steward may see beside is not for an app.
-                        member.role = Role::Member;
-                        Ok(Self::Member(member))
+                        at.member.role = Role::Member;
+                        Ok(Self::AtApp(at))
                     }
                     None => Err(refusal),
                 },
@@ -89,7 +91,7 @@ impl Asker {
     fn role(&self) -> Role {
         match self {
             Self::Key(grant) => grant.role,
-            Self::Member(member) => member.role,
+            Self::Member(member) | Self::AtApp(AtApp { member, .. }) => member.role,
         }
     }
 
@@ -98,6 +100,11 @@ impl Asker {
         match self {
             Self::Key(grant) => Caller::key(&gateway.members, grant),
             Self::Member(member) => Caller::chat(&gateway.members, member.id).await,
+            Self::AtApp(at) => {
+                let mut caller = Caller::chat(&gateway.members, at.member.id).await?;
+                caller.ends_with(at.ended.clone());
+                Ok(caller)
+            }
         }
     }
 
@@ -115,7 +122,7 @@ impl Asker {
     fn trying(&self, gateway: &Gateway) -> Option<Trying> {
         let member = match self {
             Self::Key(grant) => grant.member,
-            Self::Member(member) => member.id,
+            Self::Member(member) | Self::AtApp(AtApp { member, .. }) => member.id,
         };
         gateway.members.trying(member)
     }
@@ -124,7 +131,7 @@ impl Asker {
     fn reaches(&self, site: &Site, model: &Model) -> bool {
         let stays_here = match self {
             Self::Key(grant) => grant.stays_here,
-            Self::Member(member) => member.stays_here,
+            Self::Member(member) | Self::AtApp(AtApp { member, .. }) => member.stays_here,
         };
         let here = model.slot.is_some() && !elsewhere::lives_on_another_machine(site, model);
         here || !stays_here
@@ -143,7 +150,7 @@ impl FromRequestParts<Arc<Gateway>> for Asker {
 }
 
 /// Who is at an app that may ask models in their name.
-async fn behind_app(gateway: &Gateway, headers: &HeaderMap) -> Result<Option<Member>, ApiError> {
+async fn behind_app(gateway: &Gateway, headers: &HeaderMap) -> Result<Option<AtApp>, ApiError> {
     let given = auth::key_in(headers)?.filter(|_| !auth::has_our_key(headers));
     let Some(token) = given.map(|token| Secret::new(token.to_owned())) else { return Ok(None) };
     let found = gateway.members.ask(move |members| members.asks_models_for(token.expose())).await;

@@ -1,8 +1,8 @@
 //! What people do, on its way into the audit trail. The supervisor keeps that, and may be away or have no room just now: a deed that
 //! was acknowledged is not forgotten over it. It is noted in the database first, and told again until it is in the trail. Where a full
-//! disk takes neither, it waits in memory for room.
+//! disk takes neither, it waits in memory for room. Of what does not fit there either the trail says how much it was, and when.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,27 +18,70 @@ const LOOK: Duration = Duration::from_secs(25);
 
 /// Between two tries to note what waits in memory.
 const AGAIN: Duration = Duration::from_secs(1);
-/// More do not wait there.
+/// More do not wait there: who has done so much on a full disk is counted from then on. To refuse what people do instead would keep a steward from
+/// making room.
 const MOST: usize = 10_000;
 
 /// What could be neither told nor noted: when, in Unix seconds, and as it is noted.
 #[derive(Default)]
-pub(crate) struct Unnoted(Mutex<Vec<(i64, String)>>);
+pub(crate) struct Unnoted(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    deeds: VecDeque<(i64, String)>,
+    missing: Option<Missing>,
+}
+
+/// What did not even find room in memory.
+struct Missing {
+    count: u64,
+    first: i64,
+    last: i64,
+}
+
+impl Missing {
+    /// As the trail is told of it.
+    fn note(&self) -> (i64, String) {
+        let time = |at: i64| {
+            let at = jiff::Timestamp::from_second(at).unwrap_or_default();
+            at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+        };
+        let Self { count, first, last } = self;
+        let what = "had no room to keep what people did:".to_owned();
+        let on = format!(
+            "{count} {} between {} and {}, which the log of the door has",
+            if *count == 1 { "deed" } else { "deeds" },
+            time(*first),
+            time(*last)
+        );
+        let note = Note { by: Actor::Itself, what, on };
+        (*last, serde_json::to_string(&note).unwrap_or_default())
+    }
+}
 
 impl Unnoted {
     fn wait(&self, text: String) {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.len() < MOST {
-            waiting.push((jiff::Timestamp::now().as_second(), text));
+        let now = jiff::Timestamp::now().as_second();
+        // Behind one that was not kept, none is: the trail is in order.
+        if waiting.deeds.len() < MOST && waiting.missing.is_none() {
+            waiting.deeds.push_back((now, text));
+            return;
         }
+        let missing = waiting.missing.get_or_insert(Missing { count: 0, first: now, last: now });
+        (missing.count, missing.last) = (missing.count + 1, now);
     }
 
     fn first(&self) -> Option<(i64, String)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).first().cloned()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).deeds.front().cloned()
     }
 
     fn is_noted(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(0);
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.deeds.pop_front();
+        if let Some(missing) = waiting.missing.take() {
+            waiting.deeds.push_back(missing.note());
+        }
     }
 }
 
@@ -121,11 +164,45 @@ async fn tell(gateway: &Gateway, deed: &Deed) -> Result<(), AskError> {
     };
     let at = jiff::Timestamp::from_second(deed.at).unwrap_or_default();
     let on = format!("{on} (at {}, told later)", at.strftime("%Y-%m-%d %H:%M:%S UTC"));
-    gateway.ask(Request::Record { by, what, on: on.trim_start().to_owned() }).await.map(drop)
+    let on = on.trim_start().to_owned();
+    let request = match by {
+        // The box itself, which is told otherwise.
+        Actor::Itself => Request::Noticed { what, on },
+        by => Request::Record { by, what, on },
+    };
+    gateway.ask(request).await.map(drop)
 }
 
 async fn is_told(gateway: &Gateway, id: i64) {
     if let Err(error) = gateway.members.ask(move |members| members.deed_is_told(id)).await {
         log::warn!("the audit trail may be told twice what was done once: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_finds_no_room_even_in_memory_is_told_as_a_number_in_its_place() {
+        let unnoted = Unnoted::default();
+        let deed = |n: usize| format!("deed {n}");
+        (0..MOST + 3).for_each(|n| unnoted.wait(deed(n)));
+        assert_eq!(unnoted.first().unwrap().1, deed(0));
+        unnoted.is_noted();
+        // There is room again, and what comes now is behind what is missing.
+        unnoted.is_noted();
+        unnoted.wait("later".into());
+        let mut told = Vec::new();
+        while let Some((_, text)) = unnoted.first() {
+            told.push(text);
+            unnoted.is_noted();
+        }
+        assert_eq!(told.len(), MOST);
+        assert_eq!(told[MOST - 3], deed(MOST - 1));
+        assert!(told[MOST - 2].contains("3 deeds between"), "{}", told[MOST - 2]);
+        assert_eq!(told[MOST - 1], "later");
+        let note: Note = serde_json::from_str(&told[MOST - 2]).unwrap();
+        assert_eq!(note.by, Actor::Itself);
     }
 }

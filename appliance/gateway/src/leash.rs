@@ -74,6 +74,8 @@ pub(crate) enum Ending {
     Expired,
     /// The member, who has no key, may not use the box any more.
     SentAway,
+    /// The member took back that the app, which asks in their name, may.
+    TakenBack,
     /// The client took nothing for too long.
     Stalled,
     /// The engine broke off.
@@ -103,6 +105,12 @@ impl Ending {
                 "invalid_request_error",
                 "member_sent_away",
                 "you may not use this box any more, so the answer was ended; ask a steward",
+            ),
+            Self::TakenBack => ApiError::new(
+                StatusCode::FORBIDDEN,
+                "invalid_request_error",
+                "app_taken_back",
+                "this app may not ask in your name any more, so the answer was ended; sign in to the box at the app again",
             ),
             Self::Stalled => ApiError::new(
                 StatusCode::REQUEST_TIMEOUT,

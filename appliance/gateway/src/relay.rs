@@ -102,6 +102,12 @@ impl Caller {
         }
     }
 
+    /// An app asks in their name: what it is told ends with this too, which is theirs to take back.
+    pub(crate) fn ends_with(&mut self, ended: CancellationToken) {
+        self.revoked = ended;
+        self.ending = Ending::TakenBack;
+    }
+
     /// What they ask now was passed on so often already; then it is for this box alone, whatever they said of it.
     pub(crate) fn was_passed_on(&mut self, hops: u8) {
         self.hops = hops;

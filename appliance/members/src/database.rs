@@ -404,6 +404,28 @@ const ADDITIONS: &[(&str, &str)] = &[
          INSERT OR IGNORE INTO revocations (at, kind, key) VALUES (unixepoch(), 'kept-identity', NEW.identity);
      END;",
     ),
+    (
+        "agreements with apps",
+        "-- What a member agreed to that an app may learn of them and do in their name.
+     CREATE TABLE agreements (
+         member INTEGER NOT NULL REFERENCES members(id) ON DELETE CASCADE,
+         app TEXT NOT NULL REFERENCES client_apps(id) ON DELETE CASCADE,
+         scope TEXT NOT NULL,
+         asks_models INTEGER NOT NULL,
+         at INTEGER NOT NULL,
+         PRIMARY KEY (member, app)
+     ) STRICT, WITHOUT ROWID;
+     CREATE INDEX agreements_of_app ON agreements(app);
+     CREATE UNIQUE INDEX taken_back_once ON revocations(member, since, key) WHERE kind = 'agreement';
+     -- What the app was given ends with it. An app's and a member's end is on the list by itself.
+     CREATE TRIGGER revoke_agreement AFTER DELETE ON agreements BEGIN
+         DELETE FROM visits WHERE app = OLD.app
+             AND session IN (SELECT digest FROM sessions WHERE member = OLD.member);
+         INSERT OR IGNORE INTO revocations (at, kind, member, since, key)
+         SELECT unixepoch(), 'agreement', members.id, members.created_at, OLD.app || ' ' || OLD.at
+         FROM members JOIN client_apps ON client_apps.id = OLD.app WHERE members.id = OLD.member;
+     END;",
+    ),
 ];
 
 /// Opens the file, private to its owner, and brings its layout up to date.

@@ -4,7 +4,7 @@ use rusqlite::params;
 
 use crate::{Members, MembersError};
 
-/// More are not kept: whoever cannot write a trail for so long has other troubles. The oldest go.
+/// More are not kept: whoever cannot write a trail for so long has other troubles. What comes then is refused, so that whoever notes it knows.
 const MOST: i64 = 10_000;
 /// As many are handed out at once.
 const A_HANDFUL: i64 = 100;
@@ -21,7 +21,7 @@ pub struct Deed {
 }
 
 impl Members {
-    /// Notes a deed of just now; on the disk when this returns.
+    /// Notes a deed of just now; on the disk when this returns. An error where ten thousand wait to be told.
     pub fn note_deed(&self, text: &str) -> Result<i64, MembersError> {
         self.note_deed_of(self.now(), text)
     }
@@ -30,9 +30,13 @@ impl Members {
     pub fn note_deed_of(&self, at: i64, text: &str) -> Result<i64, MembersError> {
         let mut db = self.db();
         let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let waiting: i64 = change.query_row("SELECT count(*) FROM deeds", [], |row| row.get(0))?;
+        if waiting >= MOST {
+            let why = format!("{MOST} deeds wait already to be written into the audit trail");
+            return Err(MembersError::Field(why));
+        }
         change.execute("INSERT INTO deeds (at, text) VALUES (?1, ?2)", params![at, text])?;
         let id = change.last_insert_rowid();
-        change.execute("DELETE FROM deeds WHERE id <= ?1", [id - MOST])?;
         change.commit()?;
         Ok(id)
     }
@@ -74,5 +78,22 @@ mod tests {
         members.deed_is_told(second).unwrap();
         assert!(members.untold_deeds().unwrap().is_empty());
         assert!(members.note_deed("joined").unwrap() > second);
+    }
+
+    #[test]
+    fn none_of_those_that_wait_is_pushed_out_by_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let members = Members::open(&folder.path().join("polder.db")).unwrap();
+        let all = format!(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {MOST})
+             INSERT INTO deeds (at, text) SELECT 1, 'deed ' || i FROM n"
+        );
+        members.db().execute_batch(&all).unwrap();
+        let refused = members.note_deed("one more").unwrap_err().to_string();
+        assert!(refused.contains("10000 deeds wait already"), "{refused}");
+        let first = members.untold_deeds().unwrap().remove(0);
+        assert_eq!(first.text, "deed 1");
+        members.deed_is_told(first.id).unwrap();
+        members.note_deed("one more").unwrap();
     }
 }

@@ -134,6 +134,11 @@ impl Members {
             .iter()
             .map(|l| json!({ "issuer": l.issuer, "name": l.shown, "email": l.email, "last_used": time(l.seen_at) }))
             .collect();
+        let apps: Vec<Value> = self
+            .agreements(id)?
+            .iter()
+            .map(|a| json!({ "app": a.name, "learns": a.scope, "asks_models": a.asks_models, "agreed": time(a.at) }))
+            .collect();
         // Of others in it, only their numbers.
         let money = polder_ledger::write_own(&self.ledger_of(id)?, &|member| {
             if member == id.0 { name.clone() } else { format!("member {member}") }
@@ -143,6 +148,7 @@ impl Members {
             ("profile.json", text(&profile)),
             ("keys.json", text(&json!(keys))),
             ("identities.json", text(&json!(linked))),
+            ("apps.json", text(&json!(apps))),
             ("money.csv", money),
             ("sessions.json", text(&sessions)),
             ("invites.json", text(&invites)),

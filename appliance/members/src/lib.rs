@@ -9,6 +9,7 @@
 //! A method that returns `Ok` has its effect on the disk (SQLite, `synchronous=FULL`). The two
 //! exceptions are said where they are: a key's *last used* and usage counts follow within a second.
 
+mod agreements;
 mod announcements;
 mod client_apps;
 mod clock;
@@ -42,6 +43,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
+pub use agreements::Agreement;
 pub use announcements::Announcement;
 pub use client_apps::{ClientApp, NewClientApp};
 pub use clock::Clock;
@@ -65,7 +67,7 @@ pub use setup::{ClaimToken, SetupWindow};
 pub use stewards::{Proposal, Replaced, Wanted};
 pub use trial::Trying;
 pub use usage::{UsageRow, UsedLengths};
-pub use visits::{NewVisit, Visit, VisitTokens};
+pub use visits::{AtApp, NewVisit, Visit, VisitTokens};
 
 use tokio_util::sync::CancellationToken;
 
@@ -86,6 +88,8 @@ struct Inner {
     keys: RwLock<HashMap<String, Arc<keys::Live>>>,
     /// For members who run something without a key.
     gone: Mutex<HashMap<MemberId, CancellationToken>>,
+    /// For members in whose name an app asks models, by its public id.
+    at_apps: Mutex<HashMap<(MemberId, String), CancellationToken>>,
     /// Up to which revocation the file beside the database has them all.
     gone_kept: Mutex<i64>,
     /// Who tries a model that others do not reach yet.
@@ -121,6 +125,7 @@ impl Members {
             db: Mutex::new(db),
             keys: RwLock::new(keys),
             gone: Mutex::default(),
+            at_apps: Mutex::default(),
             gone_kept: Mutex::new(gone_kept),
             trying: RwLock::new(trying),
             hashing: Hashing::new(),

@@ -104,6 +104,17 @@ pub enum Revoked {
         /// A digest of that.
         identity: String,
     },
+    /// A member agreed no more to what an app may learn of them and do in their name.
+    Agreement {
+        /// Who.
+        member: MemberId,
+        /// When they joined.
+        since: i64,
+        /// The app's public id.
+        app: String,
+        /// When they had agreed, in Unix seconds: what they agree to later holds.
+        agreed: i64,
+    },
     /// The box was ended: whoever had joined by then.
     Everybody,
 }
@@ -184,7 +195,7 @@ pub(crate) fn settle(db: &mut Connection, path: &Path) -> Result<i64, MembersErr
         change.commit()?;
         if news > 0 {
             log::warn!(
-                "{news} members, keys, apps or links of this database were removed or revoked later than it; they were removed again"
+                "{news} members, keys, apps, links or agreements of this database were removed or revoked later than it; they were removed again"
             );
         }
     }
@@ -228,7 +239,7 @@ fn apply(change: &Transaction<'_>, wanted: &[Revocation]) -> Result<usize, Membe
         let known: bool = change.query_row(
             "SELECT EXISTS (SELECT 1 FROM revocations
              WHERE kind = ?1 AND member IS ?2 AND since IS ?3 AND key IS ?4
-             AND (at = ?5 OR kind IN ('member', 'key', 'app', 'link', 'kept-identity')))",
+             AND (at = ?5 OR kind IN ('member', 'key', 'app', 'link', 'kept-identity', 'agreement')))",
             params![kind, member, since, key, revocation.at],
             |row| row.get(0),
         )?;
@@ -290,6 +301,11 @@ fn make_true(change: &Transaction<'_>, revocation: &Revocation) -> rusqlite::Res
              AND member IN (SELECT id FROM members WHERE id = ?1 AND created_at = ?2)",
             params![member.0, since, linked],
         ),
+        Revoked::Agreement { member, since, app, agreed } => change.execute(
+            "DELETE FROM agreements WHERE app = ?3 AND at <= ?4
+             AND member IN (SELECT id FROM members WHERE id = ?1 AND created_at = ?2)",
+            params![member.0, since, app, agreed],
+        ),
         Revoked::KeptMember { member, since } => {
             of(member, since, "UPDATE members SET kept_member = 1")
         }
@@ -329,6 +345,10 @@ fn columns(what: &Revoked) -> Columns<'_> {
         Revoked::Link { member, since, linked } => {
             Columns { key: Some(linked.to_string().into()), ..of("link", member, since) }
         }
+        Revoked::Agreement { member, since, app, agreed } => Columns {
+            key: Some(format!("{app} {agreed}").into()),
+            ..of("agreement", member, since)
+        },
         Revoked::KeptMember { member, since } => of("kept-member", member, since),
         Revoked::GroupsAgain { member, since } => of("groups-again", member, since),
         Revoked::KeptIdentity { identity } => named("kept-identity", identity),
@@ -339,7 +359,7 @@ fn read_since(db: &Connection, n: u64) -> rusqlite::Result<Vec<Revocation>> {
     let mut query = db.prepare_cached(
         "SELECT number, at, kind, member, since, key FROM revocations
          WHERE number > ?1 AND kind IN ('member', 'key', 'shut-out', 'let-in', 'no-steward', 'everybody',
-             'app', 'link', 'kept-member', 'groups-again', 'kept-identity')
+             'app', 'link', 'kept-member', 'groups-again', 'kept-identity', 'agreement')
          ORDER BY number LIMIT ?2",
     )?;
     let rows = query.query_map(params![n.min(i64::MAX as u64) as i64, MOST], from_row)?;
@@ -358,6 +378,11 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<Revocation> {
             "key" => Revoked::Key { key },
             "app" => Revoked::App { app: key },
             "link" => Revoked::Link { member, since, linked: key.parse().unwrap_or_default() },
+            "agreement" => {
+                let (app, agreed) = key.split_once(' ').unwrap_or((&key, ""));
+                let agreed = agreed.parse().unwrap_or_default();
+                Revoked::Agreement { member, since, app: app.to_owned(), agreed }
+            }
             "kept-member" => Revoked::KeptMember { member, since },
             "groups-again" => Revoked::GroupsAgain { member, since },
             "kept-identity" => Revoked::KeptIdentity { identity: key },

@@ -1,10 +1,11 @@
-//! Somebody at an app that they signed in to with the box. All that the app was given for it hangs on their session here:
-//! when that ends, because they sign out or are sent away, so does it.
+//! Somebody at an app that they signed in to with the box. All that the app was given for it hangs on their session here, and on what they
+//! agreed to for that app: when either ends, so does it.
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use tokio_util::sync::CancellationToken;
 
 use crate::secret::{self, Digest};
-use crate::{Member, MemberId, Members, MembersError, Secret, people, sessions};
+use crate::{Member, MemberId, Members, MembersError, Secret, agreements, people, sessions};
 
 /// A code is redeemed by a program, at once. In seconds.
 const CODE: i64 = 60;
@@ -58,14 +59,33 @@ pub struct VisitTokens {
     pub seconds: i64,
 }
 
+/// Somebody in whose name an app asks models.
+#[derive(Debug, Clone)]
+pub struct AtApp {
+    /// Who.
+    pub member: Member,
+    /// Fires when they take back that the app may, when it is removed, and when they are sent away: end what it asks.
+    pub ended: CancellationToken,
+}
+
 impl Members {
-    /// A code for the app, of the holder of `session`.
-    pub fn begin_visit(&self, session: &str, new: &NewVisit) -> Result<Secret, MembersError> {
+    /// A code for the app, of the holder of `session`; `None` while they have not agreed to what it wants.
+    pub fn begin_visit(
+        &self,
+        session: &str,
+        new: &NewVisit,
+    ) -> Result<Option<Secret>, MembersError> {
         let (code, id) = (secret::token()?, secret::short_id()?);
         let (session, now) = (Digest::of(session), self.now());
         let mut db = self.db();
         let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        sessions::alive(&change, &session.0, now)?.ok_or(MembersError::NoMember)?;
+        let (member, _) =
+            sessions::alive(&change, &session.0, now)?.ok_or(MembersError::NoMember)?;
+        match agreements::is_agreed(&change, MemberId(member), &new.app, &new.scope)? {
+            Some(true) => {}
+            Some(false) => return Ok(None),
+            None => return Err(MembersError::Field("the app was removed meanwhile".into())),
+        }
         change.execute("DELETE FROM visit_tokens WHERE expires_at <= ?1", [now])?;
         // Without a token there is no way back to it.
         change.execute(
@@ -94,7 +114,7 @@ impl Members {
         )?;
         keep(&change, &code, &id, "code", now + CODE)?;
         change.commit()?;
-        Ok(code)
+        Ok(Some(code))
     }
 
     /// Takes a code, once. One that comes again was stolen, or is replayed: the visit ends.
@@ -123,18 +143,23 @@ impl Members {
         }
     }
 
-    /// In whose name an app asks models with what it was given for them: where a steward lets that app, and they may be there.
-    pub fn asks_models_for(&self, access: &str) -> Result<Option<Member>, MembersError> {
+    /// In whose name an app asks models with what it was given for them: where a steward lets that app, they agreed to it, and they may
+    /// be there.
+    pub fn asks_models_for(&self, access: &str) -> Result<Option<AtApp>, MembersError> {
         // What is none of ours is not even looked for.
         if access.len() != TOKEN_LETTERS {
             return Ok(None);
         }
         let Some(visit) = self.visit_behind(access)? else { return Ok(None) };
+        let ended = self.at_app(visit.member.id, &visit.asked.app);
+        // Looked up after that: what was taken back just before it was taken is never told by it.
         let app = self.client_app(&visit.asked.app)?;
         let lets = app
             .filter(|app| app.asks_models)
             .is_some_and(|app| !app.for_stewards || visit.member.is_steward());
-        Ok(lets.then_some(visit.member))
+        let agreed = agreements::agreed(&self.db(), visit.member.id, &visit.asked.app)?;
+        let agreed = agreed.is_some_and(|(_, asks_models)| asks_models);
+        Ok((lets && agreed).then_some(AtApp { member: visit.member, ended }))
     }
 
     /// New tokens for a visit. The access tokens before them end.
@@ -234,6 +259,10 @@ fn visit(db: &Connection, id: &str, now: i64) -> Result<Option<Visit>, MembersEr
         .optional()?;
     let Some((session, asked)) = found else { return Ok(None) };
     let Some((member, signed_in_at)) = sessions::alive(db, &session, now)? else { return Ok(None) };
+    // A version that knew nothing of agreements let people in at an app without one.
+    if agreements::agreed(db, MemberId(member), &asked.app)?.is_none() {
+        return Ok(None);
+    }
     let member = people::member(db, MemberId(member))?.filter(|member| !member.disabled);
     Ok(member.map(|member| Visit { id: id.to_owned(), member, signed_in_at, asked }))
 }
@@ -270,6 +299,7 @@ mod tests {
         };
         let (app, secret) = members.add_client_app(&new).unwrap();
         let secret = secret.unwrap();
+        members.agree_to_app(ada, &app.id, "openid", false).unwrap();
         assert!(members.is_client_secret(&app.id, secret.expose()).unwrap());
         assert!(!members.is_client_secret(&app.id, "").unwrap());
         assert!(!members.is_client_secret("nobody", secret.expose()).unwrap());
@@ -288,7 +318,7 @@ mod tests {
             }
         }
         fn code(&self) -> Secret {
-            self.members.begin_visit(self.session.expose(), &self.new_visit()).unwrap()
+            self.members.begin_visit(self.session.expose(), &self.new_visit()).unwrap().unwrap()
         }
         fn tokens(&self) -> VisitTokens {
             let visit = self.members.redeem_code(self.code().expose()).unwrap().unwrap();
@@ -347,7 +377,7 @@ mod tests {
     fn an_app_asks_models_only_where_a_steward_lets_it_and_only_with_a_token_that_is_good() {
         let place = place();
         let asks = |place: &Place, token: &str| {
-            place.members.asks_models_for(token).unwrap().map(|member| member.id)
+            place.members.asks_models_for(token).unwrap().map(|at| at.member.id)
         };
         assert_eq!(asks(&place, place.tokens().access.expose()), None);
         let redirects = vec!["https://chat.example/back".to_owned()];
@@ -359,6 +389,7 @@ mod tests {
         };
         let app = place.members.add_client_app(&new).unwrap().0.id;
         let place = Place { app, ..place };
+        place.members.agree_to_app(place.ada, &place.app, "openid", true).unwrap();
         let (code, tokens) = (place.code(), place.tokens());
         assert_eq!(asks(&place, tokens.access.expose()), Some(place.ada));
         for other in
@@ -374,6 +405,60 @@ mod tests {
         let tokens = place.tokens();
         place.clock.pass(601);
         assert_eq!(asks(&place, tokens.access.expose()), None);
+    }
+
+    #[test]
+    fn without_a_members_word_an_app_is_given_nothing_and_what_grew_is_asked_anew() {
+        let place = place();
+        let begin = |scope: &str| {
+            let visit = NewVisit { scope: scope.into(), ..place.new_visit() };
+            place.members.begin_visit(place.session.expose(), &visit).unwrap()
+        };
+        assert!(begin("openid").is_some() && begin("openid email").is_none());
+        place.members.agree_to_app(place.ada, &place.app, "openid email", false).unwrap();
+        assert!(begin("openid email").is_some() && begin("openid").is_some());
+        let tokens = place.tokens();
+        // The app is let do more: what it has goes on being what it was, and no more.
+        let db = place.members.db();
+        db.execute("UPDATE client_apps SET asks_models = 1", []).unwrap();
+        drop(db);
+        assert!(place.members.asks_models_for(tokens.access.expose()).unwrap().is_none());
+        assert!(place.is_good(&tokens) && begin("openid").is_none());
+        place.members.agree_to_app(place.ada, &place.app, "openid", true).unwrap();
+        let there = place.members.agreements(place.ada).unwrap();
+        assert_eq!((there[0].scope.as_str(), there[0].asks_models), ("openid email", true));
+        let at = place.members.asks_models_for(tokens.access.expose()).unwrap().unwrap();
+        // Taken back, everything ends at once, and agreeing anew brings none of it back.
+        assert!(!at.ended.is_cancelled());
+        assert!(place.members.take_back_from_app(place.ada, &place.app).unwrap());
+        assert!(at.ended.is_cancelled());
+        assert!(!place.members.take_back_from_app(place.ada, &place.app).unwrap());
+        assert!(!place.is_good(&tokens) && begin("openid").is_none());
+        place.members.agree_to_app(place.ada, &place.app, "openid", true).unwrap();
+        assert!(!place.is_good(&tokens));
+        let refresh = tokens.refresh.as_ref().unwrap();
+        assert_eq!(place.members.take_refresh(refresh.expose()).unwrap(), None);
+        let tokens = place.tokens();
+        let at = place.members.asks_models_for(tokens.access.expose()).unwrap().unwrap();
+        assert!(!at.ended.is_cancelled());
+        place.members.set_disabled(place.ada, true).unwrap_err();
+        place.members.remove_client_app(&place.app).unwrap();
+        assert!(at.ended.is_cancelled() && place.members.agreements(place.ada).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_an_older_version_gave_an_app_without_asking_is_good_for_nothing() {
+        let place = place();
+        let tokens = place.tokens();
+        // As it left it.
+        let db = place.members.db();
+        db.execute_batch("CREATE TABLE kept AS SELECT * FROM visits; CREATE TABLE kept_tokens AS SELECT * FROM visit_tokens;
+            DELETE FROM agreements; INSERT INTO visits SELECT * FROM kept; INSERT INTO visit_tokens SELECT * FROM kept_tokens;")
+            .unwrap();
+        drop(db);
+        assert!(!place.is_good(&tokens));
+        let refresh = tokens.refresh.unwrap();
+        assert_eq!(place.members.take_refresh(refresh.expose()).unwrap(), None);
     }
 
     #[test]

@@ -132,7 +132,9 @@ fn signs(place: &Place, ben: &Member, dan: &Member) -> Signs {
         nonce: None,
         scope: "openid".into(),
     };
-    let code = members.begin_visit(session.expose(), &visit).unwrap();
+    members.agree_to_app(dan.id, &kept, "openid", true).unwrap();
+    members.agree_to_app(ben.id, &kept, "openid", false).unwrap();
+    let code = members.begin_visit(session.expose(), &visit).unwrap().unwrap();
     let visit = members.redeem_code(code.expose()).unwrap().unwrap();
     let tokens = members.visit_tokens(&visit.id, true).unwrap();
     Signs { app, kept, refresh: tokens.refresh.unwrap().expose().to_owned() }
@@ -142,6 +144,8 @@ fn signs(place: &Place, ben: &Member, dan: &Member) -> Signs {
 fn undone_stays_undone(members: &Members, signs: &Signs, ben: &Member, dan: &Member) {
     assert_eq!(members.client_app(&signs.app).unwrap(), None, "a removed app is back");
     assert!(members.client_app(&signs.kept).unwrap().is_some());
+    assert_eq!(members.agreements(dan.id).unwrap(), [], "what was taken back from an app is back");
+    assert_eq!(members.agreements(ben.id).unwrap().len(), 1);
     assert_eq!(members.identities(dan.id).unwrap(), [], "a link that was undone is back");
     assert_eq!(members.identities(ben.id).unwrap().len(), 1);
     let came = members.arrive(&at_house("Ben"), keepers(), "House").unwrap().member;
@@ -156,6 +160,7 @@ fn undo(place: &Place, signs: &Signs, [ada, ben, cleo, dan]: &[Member; 4]) {
     let members = &place.members;
     members.remove_client_app(&signs.app).unwrap();
     members.unlink_identity(dan.id, HOUSE, "House").unwrap();
+    assert!(members.take_back_from_app(dan.id, &signs.kept).unwrap());
     let proposal = members.propose(ada.id, cleo.id, Wanted::Removed, None).unwrap();
     members.agree(ben.id, proposal.id).unwrap();
     let eve = place.add("Eve", Role::Steward);
@@ -192,8 +197,11 @@ fn apps_links_and_decisions_about_stewards_stay_undone_after_a_restore() {
     members
         .link_identity(people[3].id, &Identity { subject: "d".into(), ..at_house("Dan") })
         .unwrap();
+    clock.pass(5);
+    members.agree_to_app(people[3].id, &signs.kept, "openid", false).unwrap();
     drop(members);
     let members = Members::open_with_clock(&path, clock).unwrap();
+    assert_eq!(members.agreements(people[3].id).unwrap().len(), 1);
     assert_eq!(members.identities(people[3].id).unwrap().len(), 1);
     assert!(members.arrive(&at_house("Ben"), keepers(), "House").unwrap().member.is_steward());
 }
@@ -227,8 +235,9 @@ fn a_list_of_the_version_before_goes_on_under_its_own_numbers() {
     let db = rusqlite::Connection::open(&path).unwrap();
     db.execute_batch(
         "DROP TRIGGER revoke_app; DROP TRIGGER revoke_link; DROP TRIGGER revoke_groups; DROP TRIGGER revoke_identity;
+         DROP TABLE agreements;
          ALTER TABLE members DROP COLUMN kept_member; DROP TABLE kept_identities;
-         DELETE FROM additions WHERE name IN ('kept a member', 'revocations of what people sign in with');",
+         DELETE FROM additions WHERE name IN ('kept a member', 'revocations of what people sign in with', 'agreements with apps');",
     )
     .unwrap();
     drop(db);

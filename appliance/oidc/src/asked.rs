@@ -32,7 +32,7 @@ pub struct Asked {
     pub code_challenge: Option<String>,
     /// `S256`.
     pub code_challenge_method: Option<String>,
-    /// `none` or `login`.
+    /// `none`, `login` or `consent`.
     pub prompt: Option<String>,
     /// Seconds since which somebody may have signed in.
     pub max_age: Option<String>,
@@ -68,6 +68,8 @@ pub struct Wanted {
     pub scope: String,
     /// Nobody may be asked anything.
     pub silent: bool,
+    /// They are to be asked what the app may, whatever they agreed to before.
+    pub asks_them: bool,
     /// Whoever signed in longer ago than this must do so again, in seconds.
     pub max_age: Option<i64>,
 }
@@ -157,6 +159,7 @@ pub fn judge(asked: &Asked, app: Option<AppFacts<'_>>) -> Result<Wanted, Wrong> 
         challenge,
         scope,
         silent,
+        asks_them: prompts.contains(&"consent"),
         max_age,
     })
 }
@@ -348,6 +351,8 @@ mod tests {
         assert_eq!(told(true, |a| a.prompt = Some("none login".into())), "invalid_request");
         assert_eq!(says(true, |a| a.prompt = Some("login".into())).unwrap().max_age, Some(0));
         assert!(says(true, |a| a.prompt = Some("none".into())).unwrap().silent);
+        assert!(says(true, |a| a.prompt = Some("login consent".into())).unwrap().asks_them);
+        assert!(!says(true, |a| a.prompt = Some("login".into())).unwrap().asks_them);
         assert_eq!(says(true, |a| a.max_age = Some("60".into())).unwrap().max_age, Some(60));
     }
 

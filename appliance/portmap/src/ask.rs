@@ -17,8 +17,12 @@ use crate::upnp::{self, Action, Control, Said};
 /// How long an answer is waited for before the question is sent again; the last one is the end.
 const PATIENCE: [Duration; 3] =
     [Duration::from_millis(250), Duration::from_millis(500), Duration::from_millis(1000)];
+/// For everything that one router is asked, in all protocols: one that stalls in the middle of its pages holds nobody up for longer.
+const WHOLE: Duration = Duration::from_secs(10);
 /// All routers that want to be found have said so by then.
 const SEARCHING: Duration = Duration::from_millis(2500);
+/// Between two looks for what comes late.
+const LATE: Duration = Duration::from_millis(50);
 /// For one page of a router.
 const PAGE: Duration = Duration::from_secs(4);
 /// Packets of others that are passed over while one waits for an answer.
@@ -133,17 +137,33 @@ enum Heard {
 }
 
 /// Asks for a port, or again for the one of `before`, which renews it: first as it was heard last, else in every protocol that there
-/// is. Takes a few seconds at most where nobody answers.
+/// is. Takes ten seconds at most.
 pub async fn ask(way: &Way, wish: &Wish, before: Option<&Mapping>) -> Result<Mapping, Refusal> {
+    ask_within(WHOLE, way, wish, before).await
+}
+
+async fn ask_within(
+    whole: Duration,
+    way: &Way,
+    wish: &Wish,
+    before: Option<&Mapping>,
+) -> Result<Mapping, Refusal> {
     let mut speeches = [Speech::Pcp, Speech::NatPmp, Speech::Upnp];
     speeches.sort_by_key(|speech| before.is_none_or(|before| before.speech != *speech));
     let (mut refused, mut broken) = (None, None);
+    let (until, mut late) = (Instant::now() + whole, Vec::new());
     for speech in speeches {
         let before = before.filter(|before| before.speech == speech);
-        let heard = match speech {
-            Speech::Pcp => pcp(way, wish, before).await,
-            Speech::NatPmp => natpmp(way, wish, before).await,
-            Speech::Upnp => upnp(way, wish, before).await,
+        let asking = async {
+            match speech {
+                Speech::Pcp => pcp(way, wish, before, &mut late).await,
+                Speech::NatPmp => natpmp(way, wish, before, &mut late).await,
+                Speech::Upnp => upnp(way, wish, before).await,
+            }
+        };
+        let heard = match timeout_at(until, asking).await {
+            Ok(heard) => heard,
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "it takes too long to answer")),
         };
         match heard {
             Ok(Heard::Given(mapping)) => return Ok(mapping),
@@ -156,7 +176,50 @@ pub async fn ask(way: &Way, wish: &Wish, before: Option<&Mapping>) -> Result<Map
             Err(error) => broken = Some(Refusal::Unasked(way.router, error.to_string())),
         }
     }
+    // One that takes its time over a no has not been silent.
+    if refused.is_none() {
+        match hear_late(&late, wish, until).await {
+            Some(Heard::Given(mapping)) => return Ok(mapping),
+            Some(Heard::Refused(speech, why)) => {
+                refused = Some(Refusal::Refused { router: way.router, speech, why });
+            }
+            Some(Heard::Silence) | None => {}
+        }
+    }
     Err(refused.or(broken).unwrap_or(Refusal::Silent(way.router)))
+}
+
+/// A question over UDP that was not answered in time.
+struct Late(Speech, UdpSocket);
+
+/// What comes to such questions until then.
+async fn hear_late(late: &[Late], wish: &Wish, until: Instant) -> Option<Heard> {
+    let mut bytes = [0; pcp::LONGEST + 1];
+    let mut strays = 0;
+    while !late.is_empty() && strays < MOST_STRAYS {
+        for Late(speech, socket) in late {
+            let Ok(count) = socket.try_recv(&mut bytes) else { continue };
+            strays += 1;
+            let message = &bytes[..count];
+            let answer = match speech {
+                Speech::Pcp => pcp::pcp_answer(message, wish.port, &wish.nonce),
+                _ => pcp::pmp_answer(message, wish.port),
+            };
+            match answer {
+                Some(Answer::Given(given)) if *speech == Speech::Pcp => return Some(by_pcp(given)),
+                Some(Answer::Refused(number)) => {
+                    let why = pcp::why(*speech == Speech::NatPmp, number).to_owned();
+                    return Some(Heard::Refused(*speech, why));
+                }
+                _ => {}
+            }
+        }
+        if Instant::now() >= until {
+            return None;
+        }
+        tokio::time::sleep(LATE).await;
+    }
+    None
 }
 
 /// Gives a port back, as far as the router hears it within two seconds; whether it said so.
@@ -166,12 +229,12 @@ pub async fn give_back(way: &Way, wish: &Wish, mapping: &Mapping) -> bool {
             Speech::Pcp => {
                 let message = pcp::pcp_request(way.own, wish.port, 0, 0, &wish.nonce);
                 let read = |bytes: &[u8]| pcp::pcp_answer(bytes, wish.port, &wish.nonce);
-                matches!(exchange(way, &message, read).await, Ok(Some(Answer::Given(_))))
+                matches!(exchange(way, &message, read).await, Ok((Some(Answer::Given(_)), _)))
             }
             Speech::NatPmp => {
                 let message = pcp::pmp_request(wish.port, 0, 0);
                 let read = |bytes: &[u8]| pcp::pmp_answer(bytes, wish.port);
-                matches!(exchange(way, &message, read).await, Ok(Some(Answer::Given(_))))
+                matches!(exchange(way, &message, read).await, Ok((Some(Answer::Given(_)), _)))
             }
             Speech::Upnp => {
                 let Some(control) = &mapping.control else { return false };
@@ -183,39 +246,66 @@ pub async fn give_back(way: &Way, wish: &Wish, mapping: &Mapping) -> bool {
     timeout(Duration::from_secs(2), giving).await.unwrap_or(false)
 }
 
-async fn pcp(way: &Way, wish: &Wish, before: Option<&Mapping>) -> io::Result<Heard> {
+async fn pcp(
+    way: &Way,
+    wish: &Wish,
+    before: Option<&Mapping>,
+    late: &mut Vec<Late>,
+) -> io::Result<Heard> {
     let outside = before.map_or(wish.port, |before| before.port);
     let message = pcp::pcp_request(way.own, wish.port, outside, wish.seconds, &wish.nonce);
     let read = |bytes: &[u8]| pcp::pcp_answer(bytes, wish.port, &wish.nonce);
-    Ok(match exchange(way, &message, read).await? {
-        Some(Answer::Given(given)) => {
-            match given.address.filter(|ip| !ip.is_unspecified() && given.port != 0) {
-                Some(address) => Heard::Given(mapping(Speech::Pcp, given, address)),
-                None => Heard::Refused(Speech::Pcp, pcp::why(false, 7).to_owned()),
-            }
-        }
+    let (answer, socket) = exchange(way, &message, read).await?;
+    Ok(match answer {
+        Some(Answer::Given(given)) => by_pcp(given),
         Some(Answer::Refused(number)) => {
             Heard::Refused(Speech::Pcp, pcp::why(false, number).to_owned())
         }
-        _ => Heard::Silence,
+        Some(_) => Heard::Silence,
+        None => {
+            late.push(Late(Speech::Pcp, socket));
+            Heard::Silence
+        }
     })
 }
 
-async fn natpmp(way: &Way, wish: &Wish, before: Option<&Mapping>) -> io::Result<Heard> {
+fn by_pcp(given: pcp::Given) -> Heard {
+    match given.address.filter(|ip| !ip.is_unspecified() && given.port != 0) {
+        Some(address) => Heard::Given(mapping(Speech::Pcp, given, address)),
+        None => Heard::Refused(Speech::Pcp, pcp::why(false, 7).to_owned()),
+    }
+}
+
+async fn natpmp(
+    way: &Way,
+    wish: &Wish,
+    before: Option<&Mapping>,
+    late: &mut Vec<Late>,
+) -> io::Result<Heard> {
     let read = |bytes: &[u8]| pcp::pmp_answer(bytes, wish.port);
     let refused = |number| Heard::Refused(Speech::NatPmp, pcp::why(true, number).to_owned());
-    let address = match exchange(way, &pcp::pmp_address_request(), read).await? {
+    let (answer, socket) = exchange(way, &pcp::pmp_address_request(), read).await?;
+    let address = match answer {
         Some(Answer::Address { address, .. }) if !address.is_unspecified() => address,
         Some(Answer::Address { .. }) => return Ok(refused(3)),
         Some(Answer::Refused(number)) => return Ok(refused(number)),
-        _ => return Ok(Heard::Silence),
+        Some(_) => return Ok(Heard::Silence),
+        None => {
+            late.push(Late(Speech::NatPmp, socket));
+            return Ok(Heard::Silence);
+        }
     };
     let outside = before.map_or(wish.port, |before| before.port);
     let message = pcp::pmp_request(wish.port, outside, wish.seconds);
-    Ok(match exchange(way, &message, read).await? {
+    let (answer, socket) = exchange(way, &message, read).await?;
+    Ok(match answer {
         Some(Answer::Given(given)) => Heard::Given(mapping(Speech::NatPmp, given, address)),
         Some(Answer::Refused(number)) => refused(number),
-        _ => Heard::Silence,
+        Some(_) => Heard::Silence,
+        None => {
+            late.push(Late(Speech::NatPmp, socket));
+            Heard::Silence
+        }
     })
 }
 
@@ -259,6 +349,8 @@ async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>) -> io::Result<He
     let to = SocketAddrV4::new(way.own, wish.port);
     let first = before.map_or(wish.port, |before| before.port);
     let mut last = upnp::TAKEN;
+    // Asked for ever once at most: who refuses that too has another reason.
+    let mut for_ever = false;
     for outside in std::iter::once(first).chain(OTHERS.into_iter().filter(|port| *port != first)) {
         // Some routers give a port to whoever asks last.
         let ours = match act(way, &control, Action::Who { outside }).await? {
@@ -270,7 +362,8 @@ async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>) -> io::Result<He
         if let Some(before) = kept {
             return Ok(Heard::Given(Mapping { address, ..before.clone() }));
         }
-        for seconds in [wish.seconds, 0] {
+        let times = if for_ever { &[wish.seconds][..] } else { &[wish.seconds, 0] };
+        for &seconds in times {
             match act(way, &control, Action::Add { outside, to, seconds }).await? {
                 Some(Said::Done) => {
                     return Ok(Heard::Given(Mapping {
@@ -283,10 +376,13 @@ async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>) -> io::Result<He
                         control: Some(control),
                     }));
                 }
-                Some(Said::Refused(upnp::ONLY_FOR_EVER)) => {}
                 Some(Said::Refused(number)) => {
                     last = number;
-                    break;
+                    // Some that know no end say only that they could not, or that what they were told is wrong.
+                    if seconds == 0 || !upnp::may_want_no_end(number) {
+                        break;
+                    }
+                    for_ever = true;
                 }
                 _ => return Ok(Heard::Silence),
             }
@@ -299,12 +395,12 @@ async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>) -> io::Result<He
     refused(last)
 }
 
-/// Asks over UDP, again where nothing comes; nothing where nothing does. The kernel passes on only what the router itself sends.
+/// Asks over UDP, again where nothing comes; nothing where nothing does, and in any case where it may still come to. The kernel passes on only what the router itself sends.
 async fn exchange<T>(
     way: &Way,
     message: &[u8],
     read: impl Fn(&[u8]) -> Option<T>,
-) -> io::Result<Option<T>> {
+) -> io::Result<(Option<T>, UdpSocket)> {
     let socket = udp(way)?;
     socket.connect(SocketAddr::from((way.router, pcp::PORT))).await?;
     let mut bytes = [0; pcp::LONGEST + 1];
@@ -315,14 +411,14 @@ async fn exchange<T>(
             match timeout_at(until, socket.recv(&mut bytes)).await {
                 Ok(count) => {
                     if let Some(answer) = read(&bytes[..count?]) {
-                        return Ok(Some(answer));
+                        return Ok((Some(answer), socket));
                     }
                 }
                 Err(_) => break,
             }
         }
     }
-    Ok(None)
+    Ok((None, socket))
 }
 
 /// Finds the page of the router that gives ports.
@@ -431,4 +527,166 @@ fn prepared(way: &Way, kind: Type) -> io::Result<Socket> {
     socket.set_nonblocking(true)?;
     socket.bind(&SocketAddr::from((way.own, 0)).into())?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    const NONCE: Nonce = [7; 12];
+
+    /// A router at an address of this machine's own.
+    fn way(router: [u8; 4]) -> Way {
+        let own = Ipv4Addr::LOCALHOST;
+        Way { device: "lo".into(), mark: 0, own, router: router.into() }
+    }
+
+    fn wish() -> Wish {
+        Wish { port: 8443, seconds: 1200, nonce: NONCE }
+    }
+
+    /// Says that it speaks UPnP, and has its pages answered.
+    fn upnp_router(router: [u8; 4], page: impl Fn(TcpStream, &str) + Send + 'static) {
+        let pages = TcpListener::bind((Ipv4Addr::from(router), 0)).unwrap();
+        let port = pages.local_addr().unwrap().port();
+        let found = UdpSocket::bind((Ipv4Addr::from(router), upnp::SEARCH.port())).unwrap();
+        std::thread::spawn(move || {
+            let mut bytes = [0; 2048];
+            while let Ok((_, from)) = found.recv_from(&mut bytes) {
+                let at = Ipv4Addr::from(router);
+                let said = format!("HTTP/1.1 200 OK\r\nLOCATION: http://{at}:{port}/it\r\n\r\n");
+                let _ = found.send_to(said.as_bytes(), from);
+            }
+        });
+        std::thread::spawn(move || {
+            for mut stream in pages.incoming().flatten() {
+                let mut asked = Vec::new();
+                let mut bytes = [0; 4096];
+                while !asked.windows(4).any(|end| end == b"\r\n\r\n")
+                    || (asked.starts_with(b"POST") && !asked.ends_with(b"Envelope>\r\n"))
+                {
+                    match stream.read(&mut bytes) {
+                        Ok(0) | Err(_) => break,
+                        Ok(count) => asked.extend_from_slice(&bytes[..count]),
+                    }
+                }
+                let asked = String::from_utf8_lossy(&asked).into_owned();
+                page(stream, &asked);
+            }
+        });
+    }
+
+    fn answers(mut stream: TcpStream, page: &str) {
+        let text = format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{page}",
+            page.len()
+        );
+        let _ = stream.write_all(text.as_bytes());
+    }
+
+    const DESCRIBED: &str = "<root><device><serviceList><service>\
+        <serviceType>urn:schemas-upnp-org:service:WANIPConnection:1</serviceType>\
+        <controlURL>/do</controlURL></service></serviceList></device></root>";
+
+    fn body(words: &str) -> String {
+        format!("<Envelope><Body>{words}</Body></Envelope>")
+    }
+
+    const ADDRESS: &str = "<GetExternalIPAddressResponse><NewExternalIPAddress>203.0.113.5</NewExternalIPAddress></GetExternalIPAddressResponse>";
+
+    #[tokio::test]
+    async fn a_router_that_stalls_holds_nobody_up_for_longer_than_one_deadline() {
+        // Each page comes just before nobody would wait for it any more, and every port is another device's.
+        upnp_router([127, 0, 77, 1], |stream, asked| {
+            if asked.starts_with("GET") {
+                return answers(stream, DESCRIBED);
+            }
+            std::thread::sleep(Duration::from_millis(700));
+            let fault =
+                |number: u16| body(&format!("<Fault><errorCode>{number}</errorCode></Fault>"));
+            match asked {
+                asked if asked.contains("GetExternalIPAddress") => answers(stream, &body(ADDRESS)),
+                asked if asked.contains("GetSpecific") => answers(stream, &fault(upnp::NO_SUCH)),
+                _ => answers(stream, &fault(upnp::TAKEN)),
+            }
+        });
+        let (begun, whole) = (Instant::now(), Duration::from_millis(2500));
+        let (way, wish) = (way([127, 0, 77, 1]), wish());
+        let refusal = ask_within(whole, &way, &wish, None).await.unwrap_err();
+        assert!(refusal.to_string().contains("it takes too long to answer"), "{refusal}");
+        // All of its pages would have taken eight seconds.
+        assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_router_that_could_not_for_a_while_is_asked_once_for_ever() {
+        for (at, number, given) in
+            [(2, 402, true), (3, 501, true), (4, 725, true), (5, 501, false), (6, 606, false)]
+        {
+            let asked: Arc<Mutex<Vec<u32>>> = Arc::default();
+            let heard = asked.clone();
+            upnp_router([127, 0, 77, at], move |stream, asked| {
+                if asked.starts_with("GET") {
+                    return answers(stream, DESCRIBED);
+                }
+                let fault =
+                    |number: u16| body(&format!("<Fault><errorCode>{number}</errorCode></Fault>"));
+                let said = match asked {
+                    asked if asked.contains("GetExternalIPAddress") => body(ADDRESS),
+                    asked if asked.contains("GetSpecific") => fault(upnp::NO_SUCH),
+                    asked => {
+                        let seconds = asked.split("<NewLeaseDuration>").nth(1).unwrap();
+                        let seconds = seconds.split('<').next().unwrap().parse().unwrap();
+                        heard.lock().unwrap().push(seconds);
+                        match seconds {
+                            0 if given => body("<AddPortMappingResponse></AddPortMappingResponse>"),
+                            _ => fault(number),
+                        }
+                    }
+                };
+                answers(stream, &said);
+            });
+            let answer = ask(&way([127, 0, 77, at]), &wish(), None).await;
+            let asked = asked.lock().unwrap().clone();
+            match answer {
+                Ok(mapping) => {
+                    assert!(given && mapping.lifetime == 0 && mapping.speech == Speech::Upnp);
+                    assert_eq!(asked, [1200, 0], "{number}");
+                }
+                Err(refusal) => {
+                    assert!(!given && matches!(refusal, Refusal::Refused { .. }), "{refusal}");
+                    let for_ever = asked.iter().filter(|seconds| **seconds == 0).count();
+                    assert_eq!(for_ever, usize::from(number != 606), "{asked:?}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_router_that_takes_its_time_over_a_no_was_not_silent() {
+        let router = UdpSocket::bind(("127.0.77.9", pcp::PORT)).unwrap();
+        std::thread::spawn(move || {
+            let mut bytes = [0; 200];
+            while let Ok((count, from)) = router.recv_from(&mut bytes) {
+                if (count, bytes[0]) != (60, 2) {
+                    continue;
+                }
+                let mut answer = bytes[..60].to_vec();
+                // Not authorised, three seconds later.
+                (answer[1], answer[3]) = (0x81, 2);
+                let router = router.try_clone().unwrap();
+                std::thread::spawn(move || {
+                    std::thread::sleep(Duration::from_secs(3));
+                    let _ = router.send_to(&answer, from);
+                });
+            }
+        });
+        let refusal = ask(&way([127, 0, 77, 9]), &wish(), None).await.unwrap_err();
+        let said = matches!(refusal, Refusal::Refused { speech: Speech::Pcp, .. });
+        assert!(said, "{refusal}");
+    }
 }

@@ -190,6 +190,12 @@ pub fn said(action: Action, page: &str) -> Option<Said> {
 pub const TAKEN: u16 = 718;
 /// It knows no end of what it gives.
 pub const ONLY_FOR_EVER: u16 = 725;
+/// Whether a router that refuses a port for a while may give it for ever: it says so, or it could not (501), or takes the time for a wrong
+/// word (402).
+pub fn may_want_no_end(number: u16) -> bool {
+    matches!(number, ONLY_FOR_EVER | 402 | 501)
+}
+
 /// There is no such port.
 pub const NO_SUCH: u16 = 714;
 

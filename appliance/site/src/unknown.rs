@@ -339,6 +339,7 @@ mod tests {
             input: amount("0.15"),
             output: amount("0.6"),
             cached: Some(amount("0.02")),
+            written: Some(amount("0.20")),
             longest: Some(8192),
         };
         let upstream = UpstreamServer {
@@ -414,7 +415,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 122);
+        assert_eq!(tried, 123);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }

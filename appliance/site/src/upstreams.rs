@@ -68,6 +68,9 @@ pub struct UpstreamModel {
     /// For what it reads and had kept from before; without it, the same as `input`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cached: Option<Amount>,
+    /// For what it reads and keeps from then on for some minutes; without it, a quarter more than `input`. For an hour it is taken to be 1.6 times this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written: Option<Amount>,
     /// Most tokens that it writes in one answer there. Where nothing is said, neither here nor in the question, a server that costs money is told to
     /// end after 4096.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -307,6 +310,7 @@ mod tests {
             input: price("0.15"),
             output: price("0.6"),
             cached: None,
+            written: None,
             longest: None,
         };
         UpstreamServer {

@@ -222,13 +222,13 @@ mod tests {
         let trailers = collected.trailers().unwrap();
         assert_eq!(trailers[USAGE], "prompt=9,completion=2");
         assert!(!collected.to_bytes().windows(5).any(|w| w == b"usage"));
-        let usage = Usage { prompt: 9, completion: 2, cached: 0 };
+        let usage = Usage { prompt: 9, completion: 2, ..Usage::default() };
         assert_eq!(*seen.lock().unwrap(), [Ended { usage, told: true, complete: true }]);
     }
 
     #[tokio::test]
     async fn one_that_breaks_hangs_or_is_left_is_counted_once_by_what_was_seen() {
-        let usage = Usage { prompt: 40, completion: 2, cached: 0 };
+        let usage = Usage { prompt: 40, completion: 2, ..Usage::default() };
         for end in [End::Breaks, End::Hangs] {
             let (body, seen) = metered(end);
             assert!(body.collect().await.is_err());

@@ -78,7 +78,7 @@ impl Asked {
             return Ok((Self::of(path, body, &there.called)?, 0));
         }
         let asked = Self::bounded(path, serde_json::from_slice(body)?, there)?;
-        let most = price.most(&asked.most);
+        let most = price.most(&asked.most, keeps_long(&asked.body));
         Ok((asked, most))
     }
 
@@ -124,7 +124,7 @@ impl Asked {
         let asked = Self::passed_on(path, question, &there.called);
         // No token stands for less than a byte.
         let prompt = asked.body.len() as u64 + BEFORE_IT.saturating_mul(questions);
-        Ok(Self { most: Usage { prompt, completion, cached: 0 }, limited, ..asked })
+        Ok(Self { most: Usage { prompt, completion, ..Usage::default() }, limited, ..asked })
     }
 
     /// The same, saying by its newer name how long the answer may be: for a server that refused the older one, which only we had written.
@@ -143,6 +143,13 @@ impl Asked {
             ..self.clone()
         })
     }
+}
+
+/// Whether what goes out lets the server keep it for an hour, which costs more than for minutes: only where it has a field for that, which may be in
+/// many places. A text that speaks of one has other signs around it.
+fn keeps_long(sent: &[u8]) -> bool {
+    let has = |field: &[u8]| sent.windows(field.len()).any(|part| part == field);
+    has(b"\"ttl\"") || has(b"\"prompt_cache_retention\"")
 }
 
 /// A number of 1 or more, if there is anything.
@@ -237,6 +244,8 @@ mod tests {
             input: input.parse().unwrap(),
             output: output.parse().unwrap(),
             cached: None,
+            // Counted here are tokens, not money.
+            written: Some(input.parse().unwrap()),
             longest,
         }
     }
@@ -250,6 +259,24 @@ mod tests {
 
     fn sent(asked: &Asked) -> Value {
         serde_json::from_slice(&asked.body).unwrap()
+    }
+
+    #[test]
+    fn what_a_question_may_keep_there_is_set_aside_for_and_for_an_hour_where_it_says_so() {
+        let there = UpstreamModel { written: None, ..model("1", "1", None) };
+        let cost = |content: Value| {
+            let question = json!({ "model": "m", "max_tokens": 10, "messages": [{ "role": "user", "content": content }] });
+            let (asked, cost) =
+                Asked::paid("/v1/messages", question.to_string().as_bytes(), &there).unwrap();
+            (asked.most.prompt, cost - 10)
+        };
+        let (read, most) = cost(json!("the \"ttl\" of a name"));
+        assert_eq!(most, (read * 5).div_ceil(4));
+        let part = |ttl: Value| json!([{ "type": "text", "text": "x", "cache_control": ttl }]);
+        let (read, most) = cost(part(json!({ "type": "ephemeral" })));
+        assert_eq!(most, (read * 5).div_ceil(4));
+        let (read, most) = cost(part(json!({ "type": "ephemeral", "ttl": "1h" })));
+        assert_eq!(most, read * 2);
     }
 
     #[test]
@@ -358,7 +385,7 @@ mod tests {
             _ => 1,
         };
         let completion = limit.expect("every paid question has a limit") * n * prompts;
-        Usage { prompt: bytes as u64 + BEFORE_IT, completion, cached: 0 }
+        Usage { prompt: bytes as u64 + BEFORE_IT, completion, ..Usage::default() }
     }
 
     proptest! {

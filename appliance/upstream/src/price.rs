@@ -13,25 +13,38 @@ pub struct Price {
     input: u64,
     output: u64,
     cached: u64,
+    written: u64,
+    written_long: u64,
 }
 
 impl Price {
     /// As the site says.
     pub fn of(model: &UpstreamModel) -> Self {
         let cached = model.cached.unwrap_or(model.input);
+        let input = model.input.millionths();
+        // As Anthropic has it: a quarter more than reading, and for an hour twice as much as that. Who says a price says it for minutes.
+        let written = match model.written {
+            Some(written) => written.millionths(),
+            None => times(input, 5, 4),
+        };
         Self {
-            input: model.input.millionths(),
+            input,
             output: model.output.millionths(),
             cached: cached.millionths(),
+            written,
+            written_long: times(written, 8, 5),
         }
     }
 
     /// What an answer that used this costs, rounded up.
     pub fn cost(&self, usage: &Usage) -> u64 {
-        let cached = usage.cached.min(usage.prompt);
+        let usage = usage.sane();
+        let plain = usage.prompt - usage.cached - usage.written - usage.written_long;
         let parts = [
-            (usage.prompt - cached, self.input),
-            (cached, self.cached),
+            (plain, self.input),
+            (usage.cached, self.cached),
+            (usage.written, self.written),
+            (usage.written_long, self.written_long),
             (usage.completion, self.output),
         ];
         let each = parts.iter().map(|(n, price)| u128::from(*n) * u128::from(*price));
@@ -41,14 +54,24 @@ impl Price {
 
     /// It costs nothing, whatever is asked.
     pub fn is_free(&self) -> bool {
-        (self.input, self.output, self.cached) == (0, 0, 0)
+        (self.input, self.output, self.cached, self.written) == (0, 0, 0, 0)
     }
 
-    /// Most that a question may cost which uses so much at most, whatever of it was kept from before.
-    pub fn most(&self, usage: &Usage) -> u64 {
-        let dearest = Self { input: self.input.max(self.cached), ..*self };
-        dearest.cost(&Usage { cached: 0, ..*usage })
+    /// Most that a question may cost which uses so much at most, whatever of it was kept from before or is from now on. For an hour only where the
+    /// question says so.
+    pub fn most(&self, usage: &Usage, may_keep_long: bool) -> u64 {
+        let mut input = self.input.max(self.cached).max(self.written);
+        if may_keep_long {
+            input = input.max(self.written_long);
+        }
+        let read = Usage { prompt: usage.prompt, completion: usage.completion, ..Usage::default() };
+        Self { input, ..*self }.cost(&read)
     }
+}
+
+/// A price that is a part more, rounded up.
+fn times(price: u64, by: u128, of: u128) -> u64 {
+    u64::try_from((u128::from(price) * by).div_ceil(of)).unwrap_or(u64::MAX)
 }
 
 /// What a question is taken to have been where nobody says how many tokens it had: a token for every four bytes.
@@ -70,6 +93,7 @@ mod tests {
             input: amount(input),
             output: amount(output),
             cached,
+            written: None,
             longest: None,
         })
     }
@@ -77,7 +101,9 @@ mod tests {
     #[test]
     fn an_answer_costs_what_was_read_kept_and_written_and_never_less() {
         let price = price("0.15", "0.60", Some("0.02"));
-        let used = |prompt, cached, completion| price.cost(&Usage { prompt, cached, completion });
+        let used = |prompt, cached, completion| {
+            price.cost(&Usage { prompt, cached, completion, ..Usage::default() })
+        };
         assert_eq!(used(1_000_000, 0, 1_000_000), 750_000);
         assert_eq!(used(1_000_000, 1_000_000, 0), 20_000);
         assert_eq!(used(1_000_000, 2_000_000, 0), 20_000, "no more is kept than was read");
@@ -87,36 +113,62 @@ mod tests {
 
     #[test]
     fn without_a_price_for_what_was_kept_it_costs_as_if_it_was_not() {
-        let usage = Usage { prompt: 1_000_000, cached: 1_000_000, completion: 0 };
+        let usage = Usage { prompt: 1_000_000, cached: 1_000_000, ..Usage::default() };
         assert_eq!(price("3", "15", None).cost(&usage), 3_000_000);
     }
 
     #[test]
     fn a_box_of_friends_costs_nothing() {
         let free = price("0", "0", None);
-        let much = Usage { prompt: 32 << 20, completion: u64::MAX, cached: 0 };
+        let much = Usage { prompt: 32 << 20, completion: u64::MAX, ..Usage::default() };
         assert!(free.is_free() && !price("0", "0", Some("0.01")).is_free());
-        assert_eq!((free.most(&much), free.cost(&Usage::default())), (0, 0));
+        assert_eq!((free.most(&much, true), free.cost(&Usage::default())), (0, 0));
+    }
+
+    #[test]
+    fn what_is_kept_from_now_on_costs_a_quarter_more_and_for_an_hour_twice_as_much() {
+        let (minutes, hour) = (
+            Usage { prompt: 2_000_000, written: 1_000_000, ..Usage::default() },
+            Usage { prompt: 2_000_000, written_long: 1_000_000, ..Usage::default() },
+        );
+        let usual = price("3", "15", Some("0.30"));
+        assert_eq!((usual.cost(&minutes), usual.cost(&hour)), (6_750_000, 9_000_000));
+        assert_eq!((usual.most(&minutes, false), usual.most(&hour, true)), (7_500_000, 12_000_000));
+        let said = Price { written: 0, written_long: 0, ..usual };
+        assert_eq!((said.cost(&minutes), said.cost(&hour)), (3_000_000, 3_000_000));
+        let both = Usage { prompt: 10, cached: 20, written: 20, written_long: 20, completion: 0 };
+        assert_eq!(both.sane(), Usage { prompt: 10, written_long: 10, ..Usage::default() });
     }
 
     proptest! {
         #[test]
         fn what_is_set_aside_is_enough_for_any_answer_within_it(
-            prompt in 0u64..1 << 25, completion in 0u64..1 << 20, part in 0.0f64..=1.0, kept in 0.0f64..=1.0,
-            input in 0u64..100_000_000, output in 0u64..100_000_000, cached in 0u64..100_000_000,
+            prompt in 0u64..1 << 25, completion in 0u64..1 << 20, part in 0.0f64..=1.0,
+            kept in 0.0f64..=1.0, short in 0.0f64..=1.0, long in 0.0f64..=1.0, hours: bool,
+            prices: [u32; 5],
         ) {
-            let price = Price { input, output, cached };
-            let most = price.most(&Usage { prompt, completion, cached: 0 });
-            let prompt = (prompt as f64 * part) as u64;
-            let usage = Usage { prompt, completion: (completion as f64 * part) as u64, cached: (prompt as f64 * kept) as u64 };
+            let [input, output, cached, written, written_long] = prices.map(|p| u64::from(p % 100_000_000));
+            let price = Price { input, output, cached, written, written_long };
+            let of = |of: u64, part: f64| (of as f64 * part) as u64;
+            let most = price.most(&Usage { prompt, completion, ..Usage::default() }, hours);
+            let prompt = of(prompt, part);
+            let usage = Usage {
+                prompt,
+                completion: of(completion, part),
+                cached: of(prompt, kept),
+                written: of(prompt, short),
+                written_long: if hours { of(prompt, long) } else { 0 },
+            };
             prop_assert!(price.cost(&usage) <= most);
         }
 
         #[test]
-        fn no_figures_overflow(prompt: u64, completion: u64, cached: u64, input: u64, output: u64) {
-            let price = Price { input, output, cached: input };
-            let _ = price.cost(&Usage { prompt, completion, cached });
-            let _ = price.most(&Usage { prompt, completion, cached });
+        fn no_figures_overflow(tokens: [u64; 5], prices: [u64; 5]) {
+            let [input, output, cached, written, written_long] = prices;
+            let price = Price { input, output, cached, written, written_long };
+            let [prompt, completion, cached, written, written_long] = tokens;
+            let _ = price.cost(&Usage { prompt, completion, cached, written, written_long });
+            let _ = price.most(&Usage { prompt, completion, ..Usage::default() }, true);
         }
     }
 }

@@ -21,6 +21,7 @@ use polder_control::SecretText;
 use polder_site::{Container, EngineName, Served};
 use serde_json::json;
 use tokio::net::UnixListener;
+use tokio::sync::Notify;
 
 use crate::container::{ContainerError, Podman, Running};
 use crate::meter::{Meter, Metered};
@@ -80,6 +81,8 @@ struct Shared {
     called: String,
     wire: RwLock<Option<Wire>>,
     ready: AtomicBool,
+    /// Something said that the server may be gone: it is looked at now.
+    doubt: Notify,
     running: AtomicUsize,
 }
 
@@ -145,6 +148,7 @@ impl StandIn {
             called: self.called.clone(),
             wire: RwLock::new(wire),
             ready: AtomicBool::new(false),
+            doubt: Notify::new(),
             running: AtomicUsize::new(0),
         })
     }
@@ -207,7 +211,10 @@ async fn look_after(shared: &Shared) {
             None => false,
         };
         shared.ready.store(well, Ordering::SeqCst);
-        tokio::time::sleep(if well { LOOK_READY } else { LOOK_STARTING }).await;
+        tokio::select! {
+            () = tokio::time::sleep(if well { LOOK_READY } else { LOOK_STARTING }) => {}
+            () = shared.doubt.notified(), if well => {}
+        }
     }
 }
 
@@ -293,9 +300,11 @@ async fn ask(shared: Arc<Shared>, request: Request<Incoming>) -> Whole {
     let prompt = prompt_estimate(body.len());
     let sent = AtomicBool::new(false);
     match wire.ask(Method::POST, path, &parts.headers, asked.body, &sent).await {
-        // What stands before a server that is gone says so.
-        Ok(answer) if [502, 504].contains(&answer.status().as_u16()) => {
-            shared.ready.store(false, Ordering::SeqCst);
+        // What stands before a server says that it got no answer out of it: it is gone, or one of several is, or it broke over this question
+        // alone. This question is for others; whether the slot is down, only a look at it says. A 504 is no such word: there the server is
+        // at work and takes long, as where it is silent, and to have others asked would be paid for twice. Nor is a 503: that one is full.
+        Ok(answer) if answer.status() == StatusCode::BAD_GATEWAY => {
+            shared.doubt.notify_one();
             away(pass_on(answer, asked.hide_usage, prompt, going))
         }
         Ok(answer) => pass_on(answer, asked.hide_usage, prompt, going),
@@ -303,7 +312,7 @@ async fn ask(shared: Arc<Shared>, request: Request<Incoming>) -> Whole {
         Err(error @ WireError::Silent { .. }) => {
             refuse(StatusCode::GATEWAY_TIMEOUT, "server_silent", &error.to_string())
         }
-        // A broken connection says the same to the door as a broken engine.
+        // Nobody is there, or the connection broke before a byte of an answer: to the door the same as a broken engine.
         Err(error) => {
             shared.ready.store(false, Ordering::SeqCst);
             let (status, why) = (StatusCode::SERVICE_UNAVAILABLE, error.to_string());
@@ -369,4 +378,98 @@ fn not_yet() -> Whole {
         "starting",
         "the server of this model is still starting; try again in a while",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, UnixStream};
+
+    use super::*;
+
+    /// What stands before a server: well by its own word, and each question gets the status that it names; 0 is a connection that breaks.
+    async fn proxy(listener: TcpListener) {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut asked = Vec::new();
+                let mut piece = [0; 4096];
+                loop {
+                    let n = stream.read(&mut piece).await.unwrap_or(0);
+                    asked.extend_from_slice(&piece[..n]);
+                    let text = String::from_utf8_lossy(&asked);
+                    if n == 0 || text.starts_with("GET") || text.ends_with('}') {
+                        break;
+                    }
+                }
+                let text = String::from_utf8_lossy(&asked).into_owned();
+                let status = match text.split("\"status\":").nth(1) {
+                    None => "200",
+                    Some(rest) => rest.get(..3).unwrap_or("0"),
+                };
+                if status.starts_with('0') {
+                    return;
+                }
+                let answer = format!(
+                    "HTTP/1.1 {status} x\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{}}"
+                );
+                let _ = stream.write_all(answer.as_bytes()).await;
+            });
+        }
+    }
+
+    async fn asked(socket: &Path, method: &str, path: &str, body: &str) -> String {
+        let mut stream = UnixStream::connect(socket).await.unwrap();
+        let text = format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_word_about_one_question_takes_no_whole_slot_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("engine.sock");
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/v1", listener.local_addr().unwrap()).parse().unwrap();
+        let served = Served { url, authority: None, called: None };
+        let there = tokio::spawn(proxy(listener));
+        let stand_in = StandIn { socket: socket.clone(), called: "toy".to_owned() };
+        let serving = tokio::spawn(async move {
+            stand_in.serve(&served, None, std::future::pending()).await.unwrap();
+        });
+        let until = async |well: &str| {
+            for _ in 0..1500 {
+                if socket.exists() && asked(&socket, "GET", "/health", "").await.contains(well) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            panic!("the slot never said {well}");
+        };
+        until("HTTP/1.1 200").await;
+        for (status, away) in [(504, false), (503, false), (500, false), (502, true)] {
+            let question = format!("{{\"model\":\"m\",\"status\":{status}}}");
+            let answer = asked(&socket, "POST", "/v1/chat/completions", &question).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+            assert_eq!(answer.contains("x-polder-away"), away, "{answer}");
+            // Others are asked at once whether the slot is well.
+            let health = asked(&socket, "GET", "/health", "").await;
+            assert!(health.starts_with("HTTP/1.1 200"), "{status}: {health}");
+        }
+        // One that breaks off is gone until it was looked at; one that is gone stays so.
+        let answer = asked(&socket, "POST", "/v1/chat/completions", "{\"status\":0}").await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("x-polder-away"), "{answer}");
+        until("HTTP/1.1 200").await;
+        there.abort();
+        let _ = there.await;
+        let answer = asked(&socket, "POST", "/v1/chat/completions", "{\"model\":\"m\"}").await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("x-polder-away"), "{answer}");
+        assert!(asked(&socket, "GET", "/health", "").await.starts_with("HTTP/1.1 503"));
+        serving.abort();
+    }
 }

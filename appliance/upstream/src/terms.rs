@@ -130,10 +130,14 @@ fn price(server: &UpstreamServer) -> Vec<Term> {
             Some(kept) => format!(", {kept} for a million that it had kept from before"),
             None => String::new(),
         };
+        let keeping = match model.written {
+            Some(written) => format!(" What it keeps from then on costs {written}."),
+            None => String::new(),
+        };
         all.push((
             "Price",
             format!(
-                "{name}: {} {money} for a million tokens read{kept}, {} for a million written.",
+                "{name}: {} {money} for a million tokens read{kept}, {} for a million written.{keeping}",
                 model.input, model.output
             ),
         ));
@@ -195,7 +199,8 @@ fn changes(server: &UpstreamServer, before: Option<&UpstreamServer>) -> Option<T
     for (name, model) in &server.models {
         let prices = |model: &UpstreamModel| {
             let kept = model.cached.map(|kept| format!(" / {kept}")).unwrap_or_default();
-            format!("{} / {}{kept}", model.input, model.output)
+            let keeping = model.written.map(|it| format!(" (keeping: {it})")).unwrap_or_default();
+            format!("{} / {}{kept}{keeping}", model.input, model.output)
         };
         if let Some(was) = before.models.get(name) {
             differ(&format!("the price of {name}"), prices(was), prices(model));
@@ -228,6 +233,7 @@ mod tests {
             input: amount(input),
             output: amount(output),
             cached: None,
+            written: None,
             longest,
         }
     }
@@ -254,6 +260,7 @@ mod tests {
         server.models.insert("small".parse().unwrap(), model("vendor/small", "0.15", "0.60", None));
         let mut large = model("large", "3", "15", Some(32_000));
         large.cached = Some("0.30".parse().unwrap());
+        large.written = Some("3.75".parse().unwrap());
         server.models.insert("large".parse().unwrap(), large);
         (server.when_full, server.full_at) = (true, Some(8));
         say(

@@ -19,14 +19,33 @@ pub struct Usage {
     pub completion: u64,
     /// Of those read: kept from before.
     pub cached: u64,
+    /// Of those read: kept from now on for some minutes, which may cost more.
+    pub written: u64,
+    /// Of those read: kept from now on for an hour.
+    pub written_long: u64,
+}
+
+impl Usage {
+    /// The same, as far as it goes together: no part of what was read is more than that. Of figures that cannot be, the dearer count.
+    pub(crate) fn sane(self) -> Self {
+        let written_long = self.written_long.min(self.prompt);
+        let written = self.written.min(self.prompt - written_long);
+        let cached = self.cached.min(self.prompt - written_long - written);
+        Self { cached, written, written_long, ..self }
+    }
 }
 
 /// What a server said of it so far: it may say it in pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Told {
+    /// All that was read.
     prompt: Option<u64>,
+    /// What was read without what was, or is, kept: the other way of saying it.
+    fresh: Option<u64>,
     completion: Option<u64>,
     cached: Option<u64>,
+    written: Option<u64>,
+    written_long: Option<u64>,
 }
 
 impl Told {
@@ -42,23 +61,44 @@ impl Told {
     fn take_usage(&mut self, usage: &Value) {
         let number = |value: &Value| value.as_u64().map(|n| n.min(MOST_TOKENS));
         let of = |name: &str| number(&usage[name]);
+        let details = [&usage["prompt_tokens_details"], &usage["input_tokens_details"]];
+        let detail = |name: &str| details.iter().find_map(|details| number(&details[name]));
         let read = of("cache_read_input_tokens");
-        let cached = number(&usage["prompt_tokens_details"]["cached_tokens"])
-            .or_else(|| number(&usage["input_tokens_details"]["cached_tokens"]))
-            .or(read);
-        // Anthropic's input has nothing in it that was kept, or is kept from now on.
-        let beside = read.unwrap_or(0) + of("cache_creation_input_tokens").unwrap_or(0);
-        let prompt = of("prompt_tokens").or_else(|| of("input_tokens").map(|n| n + beside));
-        self.prompt = prompt.map(|n| n.min(MOST_TOKENS)).or(self.prompt);
-        self.cached = cached.or(self.cached);
+        self.cached = detail("cached_tokens").or(read).or(self.cached);
+        let spans = &usage["cache_creation"];
+        let long = number(&spans["ephemeral_1h_input_tokens"]);
+        let short = number(&spans["ephemeral_5m_input_tokens"]);
+        let both = short.or(long).map(|_| short.unwrap_or(0) + long.unwrap_or(0));
+        let written = of("cache_creation_input_tokens").or_else(|| detail("cache_write_tokens"));
+        // Where the two ways to say it differ, the dearer.
+        self.written = written.max(both).or(self.written);
+        self.written_long = long.or(self.written_long);
+        self.prompt = of("prompt_tokens").or(self.prompt);
+        match of("input_tokens") {
+            // OpenAI's newer words: all of it, and its parts below.
+            Some(all) if usage["input_tokens_details"].is_object() => self.prompt = Some(all),
+            Some(fresh) => self.fresh = Some(fresh),
+            None => {}
+        }
         self.completion =
             of("completion_tokens").or_else(|| of("output_tokens")).or(self.completion);
     }
 
+    /// All that was read. Anthropic's input has nothing in it that was kept, or is kept from now on; and each part may be said in another event.
+    fn read(&self) -> Option<u64> {
+        let beside = self.cached.unwrap_or(0) + self.written.unwrap_or(0);
+        let read = self.prompt.or_else(|| self.fresh.map(|n| n + beside))?;
+        Some(read.min(MOST_TOKENS))
+    }
+
+    fn usage_of(&self, prompt: u64, completion: u64) -> Usage {
+        let (written, long) = (self.written.unwrap_or(0), self.written_long.unwrap_or(0));
+        let (cached, written) = (self.cached.unwrap_or(0), written.saturating_sub(long));
+        Usage { prompt, completion, cached, written, written_long: long }.sane()
+    }
+
     fn usage(&self) -> Option<Usage> {
-        let prompt = self.prompt?;
-        let completion = self.completion.unwrap_or(0);
-        Some(Usage { prompt, completion, cached: self.cached.unwrap_or(0).min(prompt) })
+        Some(self.usage_of(self.read()?, self.completion.unwrap_or(0)))
     }
 }
 
@@ -199,9 +239,9 @@ impl Listener {
     /// What was used, by the look of it: a token in each event, or in every four bytes.
     pub(crate) fn estimate(&self, prompt: u64) -> Usage {
         let completion = if self.events { self.pieces } else { self.bytes / 4 };
-        let prompt = self.told.prompt.unwrap_or(prompt);
+        let prompt = self.told.read().unwrap_or(prompt);
         let completion = completion.max(self.told.completion.unwrap_or(0));
-        Usage { prompt, completion, cached: self.told.cached.unwrap_or(0).min(prompt) }
+        self.told.usage_of(prompt, completion)
     }
 }
 
@@ -232,7 +272,7 @@ mod tests {
     fn what_a_stream_used_is_heard_and_left_out_only_for_whoever_did_not_ask() {
         let mut listener = Listener::new(true, false, None);
         assert_eq!(heard(&mut listener, &[STREAM.as_bytes()]), STREAM);
-        let told = Usage { prompt: 9, completion: 4, cached: 3 };
+        let told = Usage { prompt: 9, completion: 4, cached: 3, ..Usage::default() };
         assert_eq!(listener.told(), Some(told));
         let mut hiding = Listener::new(true, true, None);
         let without = heard(&mut hiding, &[STREAM.as_bytes()]);
@@ -246,7 +286,43 @@ mod tests {
             event: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":17}}\n\n";
         let mut listener = Listener::new(true, true, None);
         assert_eq!(heard(&mut listener, &[stream.as_bytes()]), stream);
-        assert_eq!(listener.told(), Some(Usage { prompt: 25, completion: 17, cached: 20 }));
+        assert_eq!(
+            listener.told(),
+            Some(Usage { prompt: 25, completion: 17, cached: 20, ..Usage::default() })
+        );
+    }
+
+    #[test]
+    fn what_is_kept_from_now_on_is_heard_and_no_later_event_makes_less_of_it() {
+        let stream = "event: message_start\ndata: {\"message\":{\"usage\":{\"input_tokens\":5,\"cache_read_input_tokens\":20,\
+            \"cache_creation_input_tokens\":100,\"cache_creation\":{\"ephemeral_5m_input_tokens\":40,\"ephemeral_1h_input_tokens\":60},\"output_tokens\":1}}}\n\n\
+            event: message_delta\ndata: {\"usage\":{\"input_tokens\":5,\"output_tokens\":17}}\n\n";
+        let mut listener = Listener::new(true, true, None);
+        heard(&mut listener, &[stream.as_bytes()]);
+        let told = Usage { prompt: 125, completion: 17, cached: 20, written: 40, written_long: 60 };
+        assert_eq!(listener.told(), Some(told));
+        // Only the sum, only the spans, and the words of those who pass on to several.
+        for (usage, told) in [
+            ("{\"input_tokens\":5,\"cache_creation_input_tokens\":7}", (12, 0, 7, 0)),
+            (
+                "{\"input_tokens\":5,\"cache_creation\":{\"ephemeral_1h_input_tokens\":7}}",
+                (12, 0, 0, 7),
+            ),
+            (
+                "{\"prompt_tokens\":50,\"prompt_tokens_details\":{\"cached_tokens\":20,\"cache_write_tokens\":30}}",
+                (50, 20, 30, 0),
+            ),
+            (
+                "{\"input_tokens\":50,\"input_tokens_details\":{\"cached_tokens\":20}}",
+                (50, 20, 0, 0),
+            ),
+        ] {
+            let mut listener = Listener::new(false, true, None);
+            heard(&mut listener, &[format!("{{\"usage\":{usage}}}").as_bytes()]);
+            let (prompt, cached, written, written_long) = told;
+            let told = Usage { prompt, completion: 0, cached, written, written_long };
+            assert_eq!(listener.told(), Some(told), "{usage}");
+        }
     }
 
     #[test]
@@ -254,7 +330,10 @@ mod tests {
         let body = "{\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2}}";
         let mut listener = Listener::new(false, true, None);
         assert_eq!(heard(&mut listener, &[&body.as_bytes()[..9], &body.as_bytes()[9..]]), body);
-        assert_eq!(listener.told(), Some(Usage { prompt: 3, completion: 2, cached: 0 }));
+        assert_eq!(
+            listener.told(),
+            Some(Usage { prompt: 3, completion: 2, cached: 0, ..Usage::default() })
+        );
     }
 
     #[test]
@@ -262,7 +341,10 @@ mod tests {
         let mut listener = Listener::new(true, true, None);
         listener.push(STREAM.split_once(": ping").unwrap().0.as_bytes());
         assert_eq!(listener.told(), None);
-        assert_eq!(listener.estimate(12), Usage { prompt: 12, completion: 1, cached: 0 });
+        assert_eq!(
+            listener.estimate(12),
+            Usage { prompt: 12, completion: 1, cached: 0, ..Usage::default() }
+        );
     }
 
     #[test]
@@ -286,7 +368,10 @@ mod tests {
         );
         let mut listener = Listener::new(false, false, None);
         heard(&mut listener, &[body.as_bytes()]);
-        assert_eq!(listener.told(), Some(Usage { prompt: MOST_TOKENS, completion: 0, cached: 0 }));
+        assert_eq!(
+            listener.told(),
+            Some(Usage { prompt: MOST_TOKENS, completion: 0, cached: 0, ..Usage::default() })
+        );
     }
 
     #[test]

@@ -16,13 +16,18 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words[..] {
-        ["run", state] => run(state, Pages::usual()),
-        ["run", state, roots] => run(state, trusting(roots)),
+        // Nobody who tests waits a minute for a router.
+        ["run", state] => run(state, Pages::usual(), Duration::from_secs(1)),
+        ["run", state, roots] => run(state, trusting(roots), Duration::from_secs(1)),
+        // As long as a box of people waits before it looks whether a port is still passed on.
+        ["run", state, roots, "seldom"] => {
+            run(state, trusting(roots), Policy::default().port_check)
+        }
         ["answer", ref addresses @ ..] => answer(addresses),
         ["page", address, certificate, key] => page(address, certificate, key),
         ["traffic", address] => traffic(address.parse().expect("an address with a port")),
         _ => panic!(
-            "usage: wanbox run STATE [ROOTS.pem] | answer ADDRESS... | page ADDRESS CERTIFICATE KEY | traffic ADDRESS"
+            "usage: wanbox run STATE [ROOTS.pem [seldom]] | answer ADDRESS... | page ADDRESS CERTIFICATE KEY | traffic ADDRESS"
         ),
     }
 }
@@ -36,14 +41,13 @@ fn trusting(path: &str) -> Pages {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn run(state: &str, pages: Pages) {
+async fn run(state: &str, pages: Pages, port_check: Duration) {
     use tokio::signal::unix::{SignalKind, signal};
     let mut term = signal(SignalKind::terminate()).expect("signals can be heard");
     let told = async move {
         term.recv().await;
     };
-    // Nobody who tests waits a minute for a router.
-    let policy = Policy { port_check: Duration::from_secs(1), ..Policy::default() };
+    let policy = Policy { port_check, ..Policy::default() };
     if let Err(error) = polder_wan::serve(state.as_ref(), policy, pages, told).await {
         eprintln!("error: {error}");
         std::process::exit(1);

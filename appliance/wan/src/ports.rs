@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use polder_control::PortState;
@@ -17,6 +18,8 @@ use crate::routing::{Link, within};
 const LIFETIME: u32 = 1200;
 /// A router that refuses or is silent is asked less and less often, at most by this; at once where its uplink changed.
 const SELDOM: Duration = Duration::from_secs(900);
+/// A question that is under way when nobody wants the port any more is heard to its end for so long: what comes of it is given back.
+const LATE: Duration = Duration::from_secs(1);
 /// At the end ports are given back for so long.
 const PARTING: Duration = Duration::from_secs(3);
 
@@ -87,6 +90,10 @@ pub(crate) fn outside(
     }
 }
 
+/// Who asks a router through an interface, one after the other: a port that is given back late takes none along that was asked for meanwhile,
+/// which to the router is the same one.
+type Turns = Arc<Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>>;
+
 /// The uplinks whose routers are asked, and what came of it.
 pub(crate) struct Ports {
     questions: BTreeMap<UplinkName, watch::Sender<Question>>,
@@ -94,13 +101,15 @@ pub(crate) struct Ports {
     states: watch::Sender<BTreeMap<UplinkName, PortState>>,
     seen: watch::Receiver<BTreeMap<UplinkName, PortState>>,
     check: Duration,
+    turns: Turns,
 }
 
 impl Ports {
     /// None yet; asked about again after `check`.
     pub(crate) fn new(check: Duration) -> Self {
         let (states, seen) = watch::channel(BTreeMap::new());
-        Self { questions: BTreeMap::new(), keeping: JoinSet::new(), states, seen, check }
+        let turns = Turns::default();
+        Self { questions: BTreeMap::new(), keeping: JoinSet::new(), states, seen, check, turns }
     }
 
     /// Asks these, and no others any more.
@@ -119,7 +128,7 @@ impl Ports {
                     let (send, questions) = watch::channel(question);
                     self.questions.insert(name.clone(), send);
                     let (states, check) = (self.states.clone(), self.check);
-                    self.keeping.spawn(keep(name, questions, states, check));
+                    self.keeping.spawn(keep(name, questions, states, check, self.turns.clone()));
                 }
             }
         }
@@ -156,6 +165,7 @@ async fn keep(
     mut questions: watch::Receiver<Question>,
     states: watch::Sender<BTreeMap<UplinkName, PortState>>,
     check: Duration,
+    turns: Turns,
 ) {
     loop {
         let question = questions.borrow_and_update().clone();
@@ -173,10 +183,13 @@ async fn keep(
                 let wish = Wish { port, seconds: LIFETIME, nonce: nonce(&way.device) };
                 let mut given = None;
                 tell(PortState::Asking);
-                let changed = tokio::select! {
-                    changed = questions.changed() => changed,
-                    () = ask_and_ask_again(&way, &wish, &mut given, &tell, check) => Ok(()),
+                let turn = {
+                    let mut turns = turns.lock().unwrap_or_else(PoisonError::into_inner);
+                    turns.entry(way.device.clone()).or_default().clone()
                 };
+                let _turn = turn.lock().await;
+                let changed =
+                    ask_and_ask_again(&way, &wish, &mut given, &tell, check, &mut questions).await;
                 if let Some(mapping) = given {
                     let heard = give_back(&way, &wish, &mapping).await;
                     let how = match (heard, mapping.lifetime) {
@@ -203,10 +216,23 @@ async fn ask_and_ask_again(
     given: &mut Option<Mapping>,
     tell: &impl Fn(PortState),
     check: Duration,
-) {
+    questions: &mut watch::Receiver<Question>,
+) -> Result<(), watch::error::RecvError> {
     let mut pause = check;
     loop {
-        match ask(way, wish, given.as_ref()).await {
+        let before = given.clone();
+        let asking = ask(way, wish, before.as_ref());
+        tokio::pin!(asking);
+        let answer = tokio::select! {
+            answer = &mut asking => answer,
+            changed = questions.changed() => {
+                if let Ok(Ok(mapping)) = tokio::time::timeout(LATE, asking).await {
+                    *given = Some(mapping);
+                }
+                return changed;
+            }
+        };
+        match answer {
             Ok(mapping) => {
                 if let Some(before) = given.as_ref()
                     && let (Some(then), Some(now)) = (before.epoch, mapping.epoch)
@@ -234,7 +260,10 @@ async fn ask_and_ask_again(
                 tell(PortState::Refused { why: refusal.to_string() });
             }
         }
-        tokio::time::sleep(pause.max(Duration::from_millis(500))).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause.max(Duration::from_millis(500))) => {}
+            changed = questions.changed() => return changed,
+        }
     }
 }
 

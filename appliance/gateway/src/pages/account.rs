@@ -13,11 +13,11 @@ use polder_page::{Field, Page, Tone, badge, banner, card, facts, field, table, t
 use serde::Deserialize;
 
 use crate::elsewhere::is_on_another_machine;
-use crate::pages::arrive;
 use crate::pages::frame::{self, Trouble, answer, nav, sentence, with_status};
 use crate::pages::home::Said;
 use crate::pages::people::share_in_words;
 use crate::pages::who::SignedIn;
+use crate::pages::{agree, arrive};
 use crate::{Gateway, auth, forgetting};
 
 /// Somebody who wants to be forgotten waits no longer than this to hear that it is done; done it is in any case.
@@ -110,9 +110,12 @@ pub(super) async fn out_everywhere(
 
 async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response, Trouble> {
     let (id, token) = (who.member.id, who.token.clone());
-    let (sessions, linked) = gateway
+    let (sessions, linked, agreed) = gateway
         .members
-        .ask(move |m| Ok::<_, MembersError>((m.sessions(id, token.expose())?, m.identities(id)?)))
+        .ask(move |m| {
+            let sessions = m.sessions(id, token.expose())?;
+            Ok::<_, MembersError>((sessions, m.identities(id)?, m.agreements(id)?))
+        })
         .await?;
     let status = gateway.status();
     let body = html! {
@@ -133,6 +136,7 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Response
                 button.quiet type="submit" { "Sign out everywhere" }
             }
         }
+        (agree::section(&agreed))
         @if let Some(sign_in) = &status.site.sign_in {
             (arrive::section(sign_in, &linked, who.member.has_password))
         }
@@ -169,7 +173,7 @@ fn kept(gateway: &Gateway) -> Markup {
                     li { "If you sign in with what your collective has already: what you are called there, by number and name, and the address that was proven there." }
                 }
                 li { "Fingerprints of your keys, what you called them, their limits, and when each was last used." }
-                li { "Which browsers are signed in: when, and last used when. And at which other apps you signed in with this box, as long as you are signed in." }
+                li { "Which browsers are signed in: when, and last used when. And at which other apps you signed in with this box, as long as you are signed in; and what you agreed to for each, until you take it back." }
                 li {
                     @if gateway.members.metering() {
                         "How many requests and tokens you used, per day, model and key, for 400 days. "
@@ -178,7 +182,7 @@ fn kept(gateway: &Gateway) -> Markup {
                         "No usage: this box does not count what its members use. (A key with a monthly quota has one number: its tokens this month.)"
                     }
                 }
-                li { "In the audit trail: when you joined, made or revoked a key, changed something about the box, or had your conversations forgotten." }
+                li { "In the audit trail: when you joined, made or revoked a key, agreed to what an app may, or took that back, changed something about the box, or had your conversations forgotten." }
                 li { (memory(gateway)) }
             }
             p { strong { "Never kept in words: " } "what you ask, and what the model answers; though whoever had the disk and the key could work words out of those numbers. When a member is removed, all of this goes with them, except the lines of the audit trail." }

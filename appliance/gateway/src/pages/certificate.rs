@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use polder_acme::AcmeError;
-use polder_control::{HeldCertificate, PublicStatus, Request, SecretName, SecretText};
+use polder_control::{HeldCertificate, PublicStatus, SecretName, SecretText};
 use polder_page::{Choice, Field, Page, Tone, badge, banner, empty, facts, field, select, when};
 use polder_site::{
     CertificateError, DirectoryUrl, DnsHook, DnsUpdate, PublicCertificate, Site, SiteChange,
@@ -136,7 +136,8 @@ async fn change_with(
     changed?;
     for (name, _) in typed {
         let (what, on) = secret_in_words(name, false);
-        record(gateway, who, what, on).await?;
+        // It is changed already: who keeps the trail and is away or has no room hears of it later.
+        who.record(gateway, what, on).await;
     }
     Ok(())
 }
@@ -145,8 +146,8 @@ pub(super) async fn again(
     State(gateway): State<Arc<Gateway>>,
     Steward(who): Steward,
 ) -> Result<Response, Trouble> {
-    record(&gateway, &who, "asked for a renewal of", "the public certificate").await?;
     gateway.acme.as_ref().ok_or_else(no_acme)?.try_now().map_err(no_files)?;
+    who.record(&gateway, "asked for a renewal of", "the public certificate").await;
     Ok(Redirect::to("/certificate?said=certificate-again").into_response())
 }
 
@@ -168,12 +169,6 @@ fn moves_the_hook(site: &Site, change: &SiteChange) -> bool {
     };
     let before = site.certificate.as_ref().and_then(hook);
     before.is_some() && next != before
-}
-
-async fn record(gateway: &Gateway, who: &SignedIn, what: &str, on: &str) -> Result<(), Trouble> {
-    let (what, on) = (what.to_owned(), on.to_owned());
-    gateway.ask(Request::Record { by: who.actor(), what, on }).await?;
-    Ok(())
 }
 
 fn no_acme() -> Trouble {

@@ -140,7 +140,7 @@ pub(super) fn section(clients: &[ClientApp], wish: &Wish) -> Markup {
     html! {
         section.card {
             h2 { "Sign in with the box" }
-            p.soft { "An app that speaks OpenID Connect can send people to this box to sign in, wherever it runs. It learns their name, an address of the box's own and whether they are a steward. Who signs out or is removed here is out there too, as soon as the app asks again." }
+            p.soft { "An app that speaks OpenID Connect can send people to this box to sign in, wherever it runs. It learns their name, an address of the box's own and whether they are a steward. Who signs out or is removed here is out there too, as soon as the app asks again. Everybody is asked on their first way there whether the app may see and do what it wants to, and can take that back." }
             @if rows.is_empty() { (empty("No app lets people sign in with the box yet.")) }
             @else { (table("Apps that people sign in to with the box", &["App", "Sends people back to", "For", ""], &rows)) }
             form.stack method="post" action="/clients" {
@@ -160,7 +160,7 @@ pub(super) fn section(clients: &[ClientApp], wish: &Wish) -> Markup {
                         Choice { value: "stewards", label: "stewards only" },
                     ], &wish.audience))
                 }
-                (tick("asks_models", "It may ask models in the name of whoever is signed in there", "For an app to chat in. What is asked counts as that member's own, by their share of the machine. Only for an app that you trust as you trust the box: it can ask whatever it wants.", !wish.asks_models.is_empty()))
+                (tick("asks_models", "It may ask models in the name of whoever is signed in there", "For an app to chat in. What is asked counts as that member's own, by their share of the machine. Only for an app that you trust as you trust the box: it can ask whatever it wants. The box tells each member so before, and asks them.", !wish.asks_models.is_empty()))
                 button type="submit" { "Write it down" }
             }
         }

@@ -61,6 +61,7 @@ pub(super) struct ModelWish {
     input: String,
     output: String,
     cached: String,
+    written: String,
     longest: String,
     seen: String,
 }
@@ -265,13 +266,17 @@ pub(super) async fn set_model(
             "" => None,
             text => Some(amount("the price for what was kept", text)?),
         };
+        let written = match wish.written.trim() {
+            "" => None,
+            text => Some(amount("the price for what is kept from then on", text)?),
+        };
         let longest = match wish.longest.trim() {
             "" => None,
             text => Some(text.parse().map_err(|_| format!("{text} is not a number of tokens"))?),
         };
         let input = amount("the price for what it reads", &wish.input)?;
         let output = amount("the price for what it writes", &wish.output)?;
-        Ok::<_, String>((model, UpstreamModel { called, input, output, cached, longest }))
+        Ok::<_, String>((model, UpstreamModel { called, input, output, cached, written, longest }))
     };
     let (model, there) = match read() {
         Ok(read) => read,
@@ -284,6 +289,7 @@ pub(super) async fn set_model(
         ("input", &wish.input),
         ("output", &wish.output),
         ("cached", &wish.cached),
+        ("written", &wish.written),
         ("longest", &wish.longest),
     ];
     let fields = fields.map(|(name, value)| (name, value.clone())).into();

@@ -263,6 +263,9 @@ pub(super) fn said(code: &str) -> Markup {
         "client-removed" => "Nobody signs in there with this box any more.",
         "identity" => "People can sign in there from now on. See whether it answers.",
         "identity-removed" => "People sign in with the box's own passwords only.",
+        "app-back" => {
+            "Taken back. What the app had of you opens nothing any more, and what it was asking in your name has ended."
+        }
         "linked" => "You can sign in there from now on.",
         "unlinked" => "You sign in with your password only.",
         "verifier" => "The box asks that service from now on.",

@@ -284,6 +284,7 @@ fn pack(
          profile.json          your name, role, share of the machine\n\
          keys.json             your API keys: what you called them and their limits, not what opens them\n\
          identities.json       services elsewhere that sign you in here\n\
+         apps.json             apps that you agreed may learn who you are, or ask models in your name\n\
          money.csv             what is in the books about you, as a table\n\
          sessions.json         browsers that are signed in\n\
          invites.json          invites that you made and nobody took yet\n\

@@ -4,6 +4,7 @@
 //! in; a member who is no steward is told so. What a person changes goes into the audit trail.
 
 mod account;
+mod agree;
 mod alerts;
 mod answer;
 mod apps;
@@ -94,6 +95,7 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/.well-known/openid-configuration", get(provider::describe))
         .route("/oidc/keys", get(provider::keys))
         .route("/oidc/authorize", get(provider::authorize))
+        .route("/oidc/agree", post(agree::agree))
         .route("/oidc/token", post(provider::token))
         .route("/oidc/userinfo", get(provider::who).post(provider::who))
         .route("/oidc/end", get(provider::end))
@@ -129,6 +131,7 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/account/password", post(account::password))
         .route("/account/link", post(arrive::link))
         .route("/account/unlink", post(arrive::unlink))
+        .route("/account/apps/take-back", post(agree::take_back))
         .route("/account/forget", post(account::forget))
         .route("/account/leaving", post(account::leaving))
         .route("/account/sign-out-everywhere", post(account::out_everywhere))

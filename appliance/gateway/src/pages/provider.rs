@@ -19,6 +19,7 @@ use polder_page::{Page, Tone, banner};
 
 use crate::Gateway;
 use crate::host::parse_host;
+use crate::pages::agree;
 use crate::pages::frame::{self, Trouble, answer, plain_nav};
 use crate::pages::who::{Caller, LONGEST_PATH, percent};
 
@@ -67,7 +68,7 @@ pub(super) async fn authorize(
     let Some((member, since)) = signed_in(&gateway, &caller).await? else {
         return match wanted.silent {
             true => tell(wanted.without("login_required", "nobody is signed in on the box")),
-            false => to_sign_in(uri.query(), false),
+            false => to_sign_in(uri.query(), None),
         };
     };
     if wanted.max_age.is_some_and(|most| frame::now() - since > most) {
@@ -75,15 +76,24 @@ pub(super) async fn authorize(
             true => {
                 tell(wanted.without("login_required", "the sign-in on the box is too long ago"))
             }
-            false => to_sign_in(uri.query(), true),
+            false => to_sign_in(uri.query(), Some(&wanted)),
         };
     }
     if app.for_stewards && !member.is_steward() {
         return tell(wanted.without("access_denied", "this app is for stewards"));
     }
-    let_in(&gateway, &caller, &headers, app, &wanted, &issuer).await
+    if !wanted.asks_them
+        && let Some(on) = let_in(&gateway, &caller, &headers, app, &wanted, &issuer).await?
+    {
+        return Ok(on);
+    }
+    match wanted.silent {
+        true => tell(wanted.without("consent_required", "they have not agreed to it yet")),
+        false => agree::ask(&gateway, &member, app, &wanted, uri.query().unwrap_or_default()).await,
+    }
 }
 
+/// On to the app with a code; nothing where they have not agreed to what it wants.
 async fn let_in(
     gateway: &Arc<Gateway>,
     caller: &Caller,
@@ -91,7 +101,7 @@ async fn let_in(
     app: &ClientApp,
     wanted: &Wanted,
     issuer: &str,
-) -> Result<Response, Trouble> {
+) -> Result<Option<Response>, Trouble> {
     let Some(session) = caller.token.clone() else { return Err(MembersError::NoMember.into()) };
     let visit = NewVisit {
         app: app.id.clone(),
@@ -102,7 +112,7 @@ async fn let_in(
         scope: wanted.scope.clone(),
     };
     let code = gateway.members.ask(move |m| m.begin_visit(session.expose(), &visit)).await?;
-    Ok(sent_on(gateway, headers, &wanted.with_code(code.expose(), issuer)))
+    Ok(code.map(|code| sent_on(gateway, headers, &wanted.with_code(code.expose(), issuer))))
 }
 
 /// An app redeems a code, or what it got for one.
@@ -280,19 +290,29 @@ pub(super) async fn end(State(gateway): State<Arc<Gateway>>) -> Response {
 
 async fn person(gateway: &Gateway, visit: &Visit) -> Result<Person, MembersError> {
     let member = &visit.member;
-    let proven = gateway.proven_email(member.id).await?;
-    let box_name = gateway.status().site.name.to_string();
+    let (email, email_verified) = address(gateway, member).await?;
     Ok(Person {
         subject: format!("member-{}", member.id),
         name: member.name.clone(),
-        email_verified: proven.is_some(),
-        email: proven.unwrap_or_else(|| format!("member-{}@{box_name}.local", member.id)),
+        email_verified,
+        email,
         groups: match member.role {
             Role::Steward => vec!["stewards", "members"],
             Role::Member => vec!["members"],
         },
         signed_in_at: visit.signed_in_at,
     })
+}
+
+/// The address that apps are told, and whether it is proven.
+pub(super) async fn address(
+    gateway: &Gateway,
+    member: &Member,
+) -> Result<(String, bool), MembersError> {
+    let proven = gateway.proven_email(member.id).await?;
+    let is_proven = proven.is_some();
+    let own = || format!("member-{}@{}.local", member.id, gateway.status().site.name);
+    Ok((proven.unwrap_or_else(own), is_proven))
 }
 
 async fn signed_in(
@@ -310,23 +330,27 @@ async fn signed_in(
 }
 
 /// To the sign-in page, and then here again with the same question. A question that wants somebody to sign in anew does not
-/// want it a second time.
-fn to_sign_in(query: Option<&str>, again: bool) -> Result<Response, Trouble> {
-    let kept =
-        |part: &&str| !again || !(part.starts_with("prompt=") || part.starts_with("max_age="));
-    let parts: Vec<&str> = query.unwrap_or_default().split('&').filter(kept).collect();
+/// want it a second time; what else it wants of them is still to come.
+fn to_sign_in(query: Option<&str>, again: Option<&Wanted>) -> Result<Response, Trouble> {
+    let kept = |part: &&str| {
+        again.is_none() || !(part.starts_with("prompt=") || part.starts_with("max_age="))
+    };
+    let mut parts: Vec<&str> = query.unwrap_or_default().split('&').filter(kept).collect();
+    if again.is_some_and(|wanted| wanted.asks_them) {
+        parts.push("prompt=consent");
+    }
     let next = format!("/oidc/authorize?{}", parts.join("&"));
     if next.len() > LONGEST_PATH {
         let why = "the app sends more along than the box can remember while you sign in; sign in here first, and then go to the app";
         return Err(Trouble::Say(StatusCode::BAD_REQUEST, why.to_owned()));
     }
-    let again = if again { "&again=yes" } else { "" };
+    let again = if again.is_some() { "&again=yes" } else { "" };
     Ok(Redirect::to(&format!("/sign-in?next={}{again}", percent(&next))).into_response())
 }
 
 /// To an app. Straight from our own sign-in form a redirect would be stopped by browsers: such a form may lead to no other
 /// site. Then a page goes on by itself.
-fn sent_on(gateway: &Gateway, headers: &HeaderMap, to: &str) -> Response {
+pub(super) fn sent_on(gateway: &Gateway, headers: &HeaderMap, to: &str) -> Response {
     let from_our_form = headers.get("sec-fetch-site").is_some_and(|site| site == "same-origin");
     if !from_our_form {
         return Redirect::to(to).into_response();
@@ -341,7 +365,7 @@ fn sent_on(gateway: &Gateway, headers: &HeaderMap, to: &str) -> Response {
 }
 
 /// The address under which somebody asks, always written in the same way. The door has checked that it is one of the box's.
-fn issuer(caller: &Caller) -> String {
+pub(super) fn issuer(caller: &Caller) -> String {
     let Some((scheme, host)) = caller.base.split_once("://") else { return caller.base.clone() };
     let usual = if scheme == "https" { 443 } else { 80 };
     match parse_host(host.as_bytes()) {

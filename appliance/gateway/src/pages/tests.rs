@@ -50,6 +50,17 @@ struct Supervisor {
     asked: Arc<Mutex<Vec<Request>>>,
 }
 
+impl Supervisor {
+    /// From a change by this contact on.
+    fn has_no_room(&self) -> bool {
+        let filled = |asked: &Request| {
+            matches!(asked, Request::Apply { change: SiteChange::Certificate(wish), .. }
+                if wish.contact.as_deref() == Some("unrecorded@example.org"))
+        };
+        self.asked.lock().unwrap().iter().any(filled)
+    }
+}
+
 impl Handler<Request, Reply> for Supervisor {
     async fn handle(
         &self,
@@ -130,6 +141,9 @@ impl Handler<Request, Reply> for Supervisor {
                 steps: vec!["Overwrite the keys".into()],
                 audit: AuditHead { number: 12, hash: "ab".repeat(32) },
             })),
+            Request::Record { .. } if self.has_no_room() => {
+                Reply::Refused("the audit trail has no room".into())
+            }
             Request::Record { .. }
             | Request::Noticed { .. }
             | Request::Power { .. }

@@ -325,6 +325,14 @@ async fn a_real_browser_goes_to_the_service_and_back_and_on_to_an_app() {
         place.base, app.id, place.site.issuer
     );
     window.visit(&question);
+    // The first time they are asked, and no is no.
+    window.hear("Sign in at Wiki?");
+    window.press("css selector", "button[value=no]");
+    window.at("/back-at-the-app?error=access_denied");
+    window.visit(&question);
+    window.press("css selector", "button[value=yes]");
+    window.at("/back-at-the-app?code=");
+    window.visit(&question);
     window.at("/back-at-the-app?code=");
     // Signed out, they sign in by the form, which may lead to no other site: the page after it goes on by itself.
     window.visit(&format!("{}/oidc/end", place.base));
@@ -334,6 +342,7 @@ async fn a_real_browser_goes_to_the_service_and_back_and_on_to_an_app() {
     window.fill("input[name=name]", "ada");
     window.fill("input[name=password]", "correct horse battery");
     window.press("css selector", "form[action='/sign-in'] button");
+    window.press("css selector", "button[value=yes]");
     window.at("/back-at-the-app?code=");
     // Linking begins with a form too, and comes back from the service.
     window.visit(&format!("{}/account", place.base));

@@ -54,11 +54,62 @@ impl Place {
         browser
     }
 
-    /// Whatever somebody signed in asks at the app's wish.
-    fn authorize(&self, browser: &Surfer, change: &str) -> Seen {
+    /// Goes to the app's question; whoever is asked there agrees.
+    fn agreeing(&self, browser: &Surfer, to: &str) -> Seen {
+        let page = browser.step(to);
+        if page.status != 200 || !page.body.contains("action=\"/oidc/agree\"") {
+            return page;
+        }
+        browser.step(&self.says(browser, &page, "yes").url)
+    }
+
+    /// Presses a button of the page that asks.
+    fn says(&self, browser: &Surfer, page: &Seen, says: &str) -> Seen {
+        let value = |name: &str| {
+            let rest = page.body.split(&format!("name=\"{name}\" value=\"")).nth(1).unwrap();
+            rest.split('"').next().unwrap().replace("&amp;", "&")
+        };
+        let fields = ["question", "asks_models"].map(|name| format!("{name}={}", value(name)));
+        browser.curl(&[
+            "-H",
+            &format!("Origin: {}", self.base),
+            "--data-urlencode",
+            &fields[0],
+            "--data-urlencode",
+            &fields[1],
+            "-d",
+            &format!("says={says}"),
+            &format!("{}/oidc/agree", self.base),
+        ])
+    }
+
+    /// What the app gets for somebody who is signed in and agrees.
+    fn given(&self, browser: &Surfer) -> Value {
+        let code = self.authorize(browser, "");
+        let code = code.url.split("code=").nth(1).unwrap().split('&').next().unwrap().to_owned();
+        let form = format!(
+            "grant_type=authorization_code&code={code}&redirect_uri={}&client_id={}&client_secret={}",
+            percent(&self.back),
+            self.app.id,
+            self.secret.as_ref().unwrap().expose()
+        );
+        let given = Surfer::new().curl(&["-d", &form, &format!("{}/oidc/token", self.base)]);
+        read(&given.body)
+    }
+
+    fn access(&self, browser: &Surfer) -> String {
+        self.given(browser)["access_token"].as_str().unwrap().to_owned()
+    }
+
+    fn question(&self, change: &str) -> String {
         let scope = "scope=openid+profile+offline_access&response_type=code&state=s";
         let client = format!("client_id={}&redirect_uri={}", self.app.id, percent(&self.back));
-        browser.step(&format!("{}/oidc/authorize?{client}&{scope}{change}", self.base))
+        format!("{}/oidc/authorize?{client}&{scope}{change}", self.base)
+    }
+
+    /// Whatever somebody signed in asks at the app's wish.
+    fn authorize(&self, browser: &Surfer, change: &str) -> Seen {
+        self.agreeing(browser, &self.question(change))
     }
 }
 
@@ -98,7 +149,7 @@ async fn a_person_signs_in_at_an_app_with_the_box_and_is_gone_there_when_they_ar
             &format!("{}/sign-in", place.base),
         ]);
         assert!(sent.url.contains("/oidc/authorize?"), "{sent:?}");
-        let back = browser.step(&sent.url);
+        let back = place.agreeing(&browser, &sent.url);
         assert!(back.url.starts_with("http://localhost:1/back?code="), "{back:?}");
         let said = read(&client.ask(&back.url));
         assert_eq!(said["proof"]["iss"], place.base.as_str());
@@ -121,7 +172,7 @@ async fn a_person_signs_in_at_an_app_with_the_box_and_is_gone_there_when_they_ar
         assert!(client.ask("refresh").contains("invalid_grant"));
         // A member who is removed.
         let grace = place.browser("grace");
-        let back = grace.step(&client.ask("begin"));
+        let back = place.agreeing(&grace, &client.ask("begin"));
         let said = read(&client.ask(&back.url));
         assert_eq!(said["told"]["groups"], serde_json::json!(["members"]));
         let db = members(&place.house);
@@ -172,6 +223,13 @@ async fn open_webuis_client_signs_people_in_over_tls_with_the_boxs_own_authority
         assert_eq!(signed_in.status, 303, "{signed_in:?}");
         let login = format!("http://127.0.0.1:{port}/oauth/oidc/login");
         let page = trusting(&["-L", "--max-redirs", "9", &login]);
+        assert!(page.body.contains("Sign in at Open WebUI?"), "{page:?}");
+        let question = page.body.split("name=\"question\" value=\"").nth(1).unwrap();
+        let question = question.split('"').next().unwrap().replace("&amp;", "&");
+        let question = format!("question={question}");
+        let agree = format!("{tls}/oidc/agree");
+        let yes = ["-H", &origin, "--data-urlencode", &question, "-d", "says=yes", &agree];
+        let page = trusting(&[&["-L", "--max-redirs", "9"], &yes[..]].concat());
         assert_eq!(page.status, 200, "{page:?}");
         let told = read(&page.body);
         assert_eq!((told["name"].as_str(), told["role"].as_str()), (Some(who), Some(role)));
@@ -193,16 +251,9 @@ async fn an_app_that_a_steward_lets_asks_models_in_a_members_name_until_they_sig
     let (app, secret) = members(&place.house).add_client_app(&new).unwrap();
     let place = Place { app, secret, ..place };
     let grace = place.browser("grace");
-    let code = place.authorize(&grace, "");
-    let code = code.url.split("code=").nth(1).unwrap().split('&').next().unwrap().to_owned();
-    let form = format!(
-        "grant_type=authorization_code&code={code}&redirect_uri={}&client_id={}&client_secret={}",
-        percent(&place.back),
-        place.app.id,
-        place.secret.as_ref().unwrap().expose()
-    );
-    let given = Surfer::new().curl(&["-d", &form, &format!("{}/oidc/token", place.base)]);
-    let given = read(&given.body);
+    let page = grace.step(&place.question(""));
+    assert!(page.body.contains("Ask models in your name"), "{page:?}");
+    let given = place.given(&grace);
     let access = given["access_token"].as_str().unwrap();
     let listed = async |token: &str| {
         let ask = format!("GET /v1/models\nauthorization: Bearer {token}");
@@ -217,8 +268,76 @@ async fn an_app_that_a_steward_lets_asks_models_in_a_members_name_until_they_sig
     assert_eq!(status_of(&place.house.ask(&auth, "").await), 401);
     let figures = format!("GET /metrics\nauthorization: Bearer {access}");
     assert_eq!(status_of(&place.house.ask(&figures, "").await), 403, "grace is no steward");
-    grace.post(&format!("{}/sign-out", place.base), &[]);
+    // What they agreed to is on their own page; taken back, it opens nothing from that moment on.
+    let account = grace.get(&format!("{}/account", place.base));
+    assert!(account.body.contains("asks models in your name"), "{account:?}");
+    let taken = format!("{}/account/apps/take-back", place.base);
+    let page = grace.post(&taken, &[("app", &place.app.id)]);
+    assert!(page.url.ends_with("/account?said=app-back"), "{page:?}");
+    assert!(!page.body.contains("asks models in your name"), "{page:?}");
     assert_eq!(listed(access).await, 401);
+    let renew = format!(
+        "grant_type=refresh_token&refresh_token={refresh}&client_id={}&client_secret={}",
+        place.app.id,
+        place.secret.as_ref().unwrap().expose()
+    );
+    let renewed = Surfer::new().curl(&["-d", &renew, &format!("{}/oidc/token", place.base)]);
+    assert!(renewed.status == 400 && renewed.body.contains("invalid_grant"), "{renewed:?}");
+    // Agreed to anew, and ended by signing out.
+    let access = place.access(&grace);
+    assert_eq!(listed(&access).await, 200);
+    grace.post(&format!("{}/sign-out", place.base), &[]);
+    assert_eq!(listed(&access).await, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_an_app_learns_anything_its_member_is_asked_once_and_again_when_it_wants_more() {
+    let place = Place::open(true, false).await;
+    let grace = place.browser("grace");
+    let page = grace.step(&place.question("&prompt=none"));
+    assert!(page.url.contains("error=consent_required"), "{page:?}");
+    let page = grace.step(&place.question(""));
+    assert_eq!(page.status, 200, "{page:?}");
+    for words in ["Sign in at Wiki?", "Your name: <strong>grace", "Nothing. It asks this box only"]
+    {
+        assert!(page.body.contains(words), "{words}: {page:?}");
+    }
+    assert!(!page.body.contains("e-mail address") && !page.body.contains("more than you agreed"));
+    // No is told to the app, and is no yes.
+    let no = place.says(&grace, &page, "no");
+    assert!(no.url.contains("error=access_denied") && no.url.contains("state=s"), "{no:?}");
+    // Another site's page cannot press the button, and nobody says it for somebody else.
+    let foreign = grace.curl(&[
+        "-H",
+        "Origin: https://evil.example",
+        "-d",
+        "says=yes",
+        &format!("{}/oidc/agree", place.base),
+    ]);
+    assert_eq!(foreign.status, 403, "{foreign:?}");
+    assert_eq!(grace.step(&place.question("")).status, 200, "asked until they say yes");
+    assert!(place.agreeing(&grace, &place.question("")).url.contains("code="));
+    assert!(grace.step(&place.question("&prompt=none")).url.contains("code="));
+    assert!(grace.step(&place.question("")).url.contains("code="));
+    let other = place.browser("ada").step(&place.question(""));
+    assert!(other.status == 200 && other.body.contains("Sign in at Wiki?"), "{other:?}");
+    // An app that asks them to be asked, and one that wants to see more.
+    let page = grace.step(&place.question("&prompt=consent"));
+    assert!(page.status == 200 && !page.body.contains("more than you agreed"), "{page:?}");
+    let on = place.says(&grace, &page, "yes");
+    assert!(grace.step(&on.url).url.contains("code="), "{on:?}");
+    let more = place.question("").replace("openid+profile", "openid+profile+email");
+    let page = grace.step(&more);
+    for words in ["more than you agreed to before", "member-2@oak.local"] {
+        assert!(page.body.contains(words), "{words}: {page:?}");
+    }
+    // A question that was changed on the way through the browser is judged like any other.
+    let bent = format!("client_id={}&redirect_uri=https://evil.example&scope=openid", place.app.id);
+    let origin = format!("Origin: {}", place.base);
+    let bent = format!("question={bent}");
+    let to = format!("{}/oidc/agree", place.base);
+    let page = grace.curl(&["-H", &origin, "--data-urlencode", &bent, "-d", "says=yes", &to]);
+    assert!(page.status == 400 && !page.heads.contains("location"), "{page:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

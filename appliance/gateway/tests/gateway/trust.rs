@@ -91,7 +91,8 @@ fn is_for_strangers(route: &Route) -> bool {
 }
 
 /// What a member may do besides what strangers may: by its beginning, or whole with `$`.
-const FOR_MEMBERS: [&str; 25] = [
+const FOR_MEMBERS: [&str; 26] = [
+    "/oidc/agree$",
     "/collective$",
     "/collective/read$",
     "/collective/sheets$",

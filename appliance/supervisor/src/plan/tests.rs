@@ -228,6 +228,7 @@ fn a_server_elsewhere_is_told_with_when_it_is_asked_and_what_it_may_cost() {
         input: price,
         output: price,
         cached: None,
+        written: None,
         longest: None,
     };
     upstream.models.insert("big".parse().unwrap(), model);

@@ -1,9 +1,15 @@
 //! A box behind a real router, miniupnpd, and a member on the other side of it.
 
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use polder_control::{PortState, WanRequest, WanStatus};
+use polder_control::{
+    BoxStatus, ControlError, Event, Handler, Outlet, PartState, PartStatus, PortState, Reply,
+    Request, Sockets, WanRequest, WanStatus,
+};
+use polder_site::Site;
+use tokio::sync::watch;
 
 use super::{shell, status_of, tools, wanbox};
 
@@ -128,6 +134,12 @@ impl House {
 
     /// The box begins: its door answers, and the part looks after the uplink.
     fn begins(&mut self) {
+        self.stands();
+        self.runs(&[]);
+    }
+
+    /// All of it but the part.
+    fn stands(&mut self) {
         let made = rcgen::generate_simple_self_signed(vec!["11.7.0.1".to_owned()]).unwrap();
         let (certificate, key) = (self.at("cert.pem"), self.at("key.pem"));
         std::fs::write(&certificate, made.cert.pem()).unwrap();
@@ -138,8 +150,51 @@ impl House {
             self.starts("box", &["answer", "192.168.1.2:8443"]),
         ];
         self.others.extend(others);
+    }
+
+    fn runs(&mut self, how: &[&str]) {
         let state = self.state.path().to_str().unwrap().to_owned();
-        self.part = Some(self.starts("box", &["run", &state, &certificate]));
+        let certificate = self.at("cert.pem");
+        let all = [&["run", &state, &certificate], how].concat();
+        self.part = Some(self.starts("box", &all));
+    }
+
+    /// Says to the part what the site is, each time that it becomes another one, as the supervisor does.
+    fn supervised(&self) -> watch::Sender<Site> {
+        let text = std::fs::read_to_string(self.at("site.toml")).unwrap();
+        let (tell, site) = watch::channel(Site::from_toml(&text).unwrap());
+        let socket = Sockets::of(self.state.path()).control();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            // Until nobody has another site to tell.
+            let ends = site.clone();
+            let gone = async move { while ends.clone().changed().await.is_ok() {} };
+            let serving = polder_control::serve(&socket, Arc::new(Supervisor(site)));
+            runtime.unwrap().block_on(async {
+                tokio::select! {
+                    () = gone => {}
+                    _ = serving => {}
+                }
+            });
+        });
+        tell
+    }
+
+    /// Whom the router lets in: its rules, and what it would let in again after it was started anew.
+    fn holds(&self) -> String {
+        let list = Command::new("ip")
+            .args(["netns", "exec", &format!("{}router", self.name)])
+            .args(["nft", "list", "chain", "inet", "filter", "prerouting_miniupnpd"])
+            .output()
+            .unwrap();
+        let rules = String::from_utf8_lossy(&list.stdout).into_owned();
+        let rules = rules.lines().filter(|line| line.contains("dnat")).collect::<String>();
+        rules + std::fs::read_to_string(self.at("leases")).unwrap_or_default().trim()
+    }
+
+    /// It lets nobody in any more.
+    fn holds_nothing(&self) {
+        self.until("a router that holds nothing", || self.holds().is_empty().then_some(()));
     }
 
     /// The part ends in order, as when the box leaves.
@@ -242,6 +297,7 @@ fn a_port_by_pcp() {
 
     house.ends();
     assert_eq!(house.member(AFTERWARDS), None, "it was given back");
+    house.holds_nothing();
 }
 
 /// Whether the service was told this address.
@@ -262,6 +318,7 @@ fn a_port_by_nat_pmp() {
     house.reached(OUTSIDE);
     house.ends();
     assert_eq!(house.member(OUTSIDE), None);
+    house.holds_nothing();
 }
 
 fn a_port_by_upnp() {
@@ -274,8 +331,10 @@ fn a_port_by_upnp() {
     house.power_on();
     house.router_on();
     house.reached(OUTSIDE);
+    assert!(house.holds().contains("8443"), "{}", house.holds());
     house.ends();
     assert_eq!(house.member(OUTSIDE), None);
+    house.holds_nothing();
 }
 
 /// By UPnP: over PCP miniupnpd tries every port there is before it says no. What somebody outside sees is still worth telling.
@@ -313,6 +372,75 @@ fn nobody_who_answers() {
     house.ends();
 }
 
+/// Switched off and on again within a moment, at a router that hears the first late: what is given back takes nothing along that was asked for
+/// since.
+fn a_port_that_is_wanted_again_at_once() {
+    let mut house = House::new("o", &format!("enable_natpmp=yes\nenable_upnp=no\n{ALLOWS}"));
+    house.router_on();
+    let tell = house.supervised();
+    house.stands();
+    // As seldom as on a box: nothing is put right by the next look.
+    house.runs(&["seldom"]);
+    house.mapped("PCP", OUTSIDE);
+    house.reached(OUTSIDE);
+    let ask = |on: bool| {
+        tell.send_modify(|site| {
+            site.uplinks.values_mut().for_each(|uplink| uplink.ask_router = on)
+        });
+    };
+    // What gives a port back (a lifetime of 0) gets lost at first.
+    house
+        .does("router", "nft 'add chain inet filter input { type filter hook input priority 0; }'");
+    house.does("router", "nft add rule inet filter input udp dport 5351 @th,96,32 0 drop");
+    ask(false);
+    house.until("a port that nobody wants", || house.port().is_none().then_some(()));
+    ask(true);
+    std::thread::sleep(Duration::from_millis(300));
+    house.does("router", "nft flush chain inet filter input");
+    // By now the last word about the first one was said.
+    std::thread::sleep(Duration::from_secs(3));
+    house.mapped("PCP", OUTSIDE);
+    let (begun, mut seen) = (Instant::now(), None);
+    while seen.is_none() && begun.elapsed() < Duration::from_secs(20) {
+        seen = house.member(OUTSIDE);
+    }
+    assert_eq!(seen.as_deref(), Some("11.7.0.1"), "the router holds: {}", house.holds());
+    // Off is off, also at the router.
+    ask(false);
+    house.holds_nothing();
+    assert_eq!(house.member(OUTSIDE), None);
+    house.ends();
+}
+
+struct Supervisor(watch::Receiver<Site>);
+
+impl Handler<Request, Reply> for Supervisor {
+    async fn handle(
+        &self,
+        question: Request,
+        outlet: &mut Outlet<Reply>,
+    ) -> Result<(), ControlError> {
+        let mut site = self.0.clone();
+        if !matches!(question, Request::Watch) {
+            return outlet.send(&Reply::Refused("only the site is told here".into())).await;
+        }
+        loop {
+            let status = BoxStatus {
+                site: site.borrow_and_update().clone(),
+                gateway: PartStatus { state: PartState::Ready, restarts: 0, pid: None },
+                engines: Vec::new(),
+                safe: false,
+                supply: None,
+                closed: None,
+            };
+            outlet.send(&Reply::Event(Event::Status(Box::new(status)))).await?;
+            if site.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
 #[test]
 fn a_router_passes_members_on_for_as_long_as_the_box_asks_it() {
     tools();
@@ -322,6 +450,7 @@ fn a_router_passes_members_on_for_as_long_as_the_box_asks_it() {
         a_port_by_upnp,
         a_router_that_refuses,
         nobody_who_answers,
+        a_port_that_is_wanted_again_at_once,
     ];
     let all = all.map(std::thread::spawn);
     // All of them come to their end, and take what they started along, before anything is said.

@@ -48,6 +48,7 @@ pub(super) fn server_card(
                         (own_field(name, "input", "Price of a million tokens read", "As in 0.15; 0 where it costs nothing"))
                         (own_field(name, "output", "Price of a million tokens written", ""))
                         (own_field(name, "cached", "Price of a million tokens that it had kept", "Empty: as those read"))
+                        (own_field(name, "written", "Price of a million tokens that it keeps from then on", "For minutes. Empty: a quarter more than those read"))
                         (own_field(name, "longest", "Longest answer there, in tokens", "Empty: where it costs money and the question does not say, 4096"))
                     }
                     button type="submit" { "See what it comes to" }
@@ -158,7 +159,7 @@ fn models_table(name: &UpstreamName, server: &UpstreamServer) -> Markup {
             vec![
                 html! { strong { (model) } },
                 html! { code { (there.called) } },
-                html! { (there.input) " / " (there.output) @if let Some(cached) = there.cached { " / " (cached) } },
+                html! { (there.input) " / " (there.output) @if let Some(cached) = there.cached { " / " (cached) } @if let Some(written) = there.written { " (keeping: " (written) ")" } },
                 html! { @match there.longest { Some(longest) => (longest), None => "" } },
                 html! { form method="post" action=(format!("/elsewhere/{name}/model/remove")) { (hidden("model", model.as_str())) button.quiet type="submit" aria-label=(format!("Ask {name} no more for {model}")) { "Remove" } } },
             ]

@@ -93,6 +93,22 @@ async fn a_steward_names_a_server_elsewhere_whose_key_no_page_ever_shows() {
 }
 
 #[tokio::test]
+async fn a_change_of_the_certificate_that_is_made_is_not_said_to_have_failed_where_the_trail_has_no_room()
+ {
+    let place = place_with(Clock::system(), |_| {}, true).await;
+    let steward = Some(place.steward.1.as_str());
+    let form = "names=gpu.example.org&authority=lets-encrypt&proof=http&account=a\
+                &contact=unrecorded%40example.org&account_secret=c2VjcmV0LXNlY3JldA";
+    let (status, said) = place.post("/certificate", steward, form).await;
+    assert_eq!((status, said.as_str()), (StatusCode::SEE_OTHER, "/certificate?said=certificate"));
+    // It waits to be told.
+    let members = place.gateway.members.clone();
+    let untold = members.ask(|m| m.untold_deeds()).await.unwrap();
+    assert!(untold.iter().any(|deed| deed.text.contains("secret")), "{untold:?}");
+    assert!(untold.iter().all(|deed| !deed.text.contains("c2VjcmV0")), "{untold:?}");
+}
+
+#[tokio::test]
 async fn a_steward_asks_for_a_public_certificate_and_a_name_of_the_network_is_refused() {
     let place = place().await;
     let steward = Some(place.steward.1.as_str());
