@@ -81,8 +81,8 @@ impl OwnNut {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o640)).unwrap();
         }
         let run = |name: &str, arguments: &[&str]| {
-            let log = std::fs::File::options().create(true).append(true);
-            let log = log.open(folder.path().join(format!("{name}.log"))).unwrap();
+            let log = folder.path().join(format!("{name}.log"));
+            let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
             let mut command = Command::new(program(name));
             command.args(arguments).args(["-u", "root", "-D"]).envs(variables(folder.path()));
             command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
