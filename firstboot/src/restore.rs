@@ -103,5 +103,6 @@ fn under_way(run: &Run) -> Markup {
     html! {
         (card("It is being restored", moving(run)))
         p { "When it is done, this machine answers as the restored box, under that box's name and certificate: your browser may warn you once, or lose this page. Sign in there as you always did." }
+        p { "Passwords are those of the day of the backup: whoever changed theirs since signs in with the former one, and should change it again at once, above all if somebody else knew it. Everybody reads this on their first page." }
     }
 }

@@ -129,18 +129,52 @@ pub fn begin_anew(folders: &Folders) -> Result<(), BackupError> {
     // With a sign-in goes what was done in it.
     db.pragma_update(None, "foreign_keys", true).map_err(fail)?;
     for table in ["recovery", "proposals", "ending", "invites", "sessions"] {
-        let there: bool = db
-            .query_row(
-                "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?1)",
-                [table],
-                |row| row.get(0),
-            )
-            .map_err(fail)?;
-        if there {
+        if has(&db, table).map_err(fail)? {
             db.execute(&format!("DELETE FROM {table}"), []).map_err(fail)?;
         }
     }
     db.close().map_err(|(_, error)| fail(error))
+}
+
+/// What no list knows of: a password that was changed after the backup is the former one again, which somebody else may know. Everybody reads so
+/// on their first page. `made_at`: of the backup, RFC 3339. To be called before [`ready`].
+pub fn tell_of_passwords(folders: &Folders, made_at: &str) -> Result<(), BackupError> {
+    let path = incoming(folders).join("polder.db");
+    if !path.exists() {
+        return Ok(());
+    }
+    let fail = BackupError::Restored;
+    let db = Connection::open(&path).map_err(fail)?;
+    // An older version's has no such table.
+    if has(&db, "announcements").map_err(fail)? {
+        let text = old_passwords(made_at);
+        let now = jiff::Timestamp::now().as_second();
+        db.execute(
+            "INSERT INTO announcements (at, by, text) VALUES (?1, 'the box', ?2)",
+            rusqlite::params![now, text],
+        )
+        .map_err(fail)?;
+    }
+    db.close().map_err(|(_, error)| fail(error))
+}
+
+/// What whoever restores a box has to know, in words.
+pub fn old_passwords(made_at: &str) -> String {
+    let when = match made_at.parse::<jiff::Timestamp>() {
+        Ok(at) => at.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+        Err(_) => "an earlier day".to_owned(),
+    };
+    format!(
+        "The box was restored from a backup of {when}. Passwords are those of then: whoever changed theirs since signs in with the former one, and should change it again at once, above all if somebody else knew it."
+    )
+}
+
+fn has(db: &Connection, table: &str) -> rusqlite::Result<bool> {
+    db.query_row(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?1)",
+        [table],
+        |row| row.get(0),
+    )
 }
 
 /// From here on the restore is put in place, by this process or by the next start. The key goes with it, so that the box goes on with its
@@ -554,6 +588,39 @@ mod tests {
             let found: i64 = db.query_row(&count, [], |row| row.get(0)).unwrap();
             assert_eq!(found, rows, "{table}");
         }
+    }
+
+    #[test]
+    fn everybody_reads_that_passwords_are_those_of_the_backup() {
+        let state = tempfile::tempdir().unwrap();
+        let folders = Folders::of(state.path());
+        tell_of_passwords(&folders, "2026-11-20T10:00:00Z").unwrap();
+        fs::create_dir_all(incoming(&folders)).unwrap();
+        let path = incoming(&folders).join("polder.db");
+        // As of a version that announces nothing.
+        Connection::open(&path)
+            .unwrap()
+            .execute_batch("CREATE TABLE members (id INTEGER)")
+            .unwrap();
+        tell_of_passwords(&folders, "2026-11-20T10:00:00Z").unwrap();
+        fs::remove_file(&path).unwrap();
+        let members = polder_members::Members::open(&path).unwrap();
+        let new = polder_members::NewMember {
+            name: "ada".into(),
+            email: None,
+            password: polder_members::Secret::new("four words in a row".into()),
+        };
+        let ada = members.add_member(&new, polder_members::Role::Steward).unwrap();
+        drop(members);
+        tell_of_passwords(&folders, "2026-11-20T10:00:00.5Z").unwrap();
+        let members = polder_members::Members::open(&path).unwrap();
+        let told = members.unread(&ada).unwrap();
+        let text = &told[0].text;
+        assert!(
+            text.contains("backup of 2026-11-20 10:00 UTC. Passwords are those of then"),
+            "{text}"
+        );
+        assert!(old_passwords("not a time").contains("of an earlier day"));
     }
 
     #[test]

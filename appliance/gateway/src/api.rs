@@ -152,6 +152,8 @@ impl FromRequestParts<Arc<Gateway>> for Asker {
 /// Who is at an app that may ask models in their name.
 async fn behind_app(gateway: &Gateway, headers: &HeaderMap) -> Result<Option<AtApp>, ApiError> {
     let given = auth::key_in(headers)?.filter(|_| !auth::has_our_key(headers));
+    // What strangers make up ends here, in memory.
+    let given = given.filter(|token| gateway.members.may_be_at_app(token));
     let Some(token) = given.map(|token| Secret::new(token.to_owned())) else { return Ok(None) };
     let found = gateway.members.ask(move |members| members.asks_models_for(token.expose())).await;
     found.map_err(|error| {

@@ -9,10 +9,11 @@ use bytes::Bytes;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, TE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http_body_util::{BodyExt, Limited};
 use polder_control::{BoxStatus, PowerPhase};
 use polder_members::{Admission, KeyGrant, MemberId, Members, MembersError, Share};
 use polder_site::UpstreamName;
-use polder_upstream::{AWAY, ELSEWHERE, Leave, Way};
+use polder_upstream::{AWAY, ELSEWHERE, Leave, Way, WhyNot};
 use tokio_util::sync::CancellationToken;
 
 use crate::Gateway;
@@ -253,13 +254,19 @@ impl Relaying<'_> {
         let refusal = match asked.await {
             Ok(answer) => {
                 // What a slot passes questions on to may be gone before anybody has heard of it.
-                let others = match answer.response.headers().contains_key(AWAY) {
+                let away = answer.response.headers().contains_key(AWAY);
+                let others = match away {
                     true => &way.if_down[..],
                     false if elsewhere::is_full(answer.response.status()) => &way.if_full[..],
                     false => &[],
                 };
                 match self.elsewhere(others, &mut waiting).await {
                     Ok(response) => return response,
+                    // Who asked hears too why nobody else answers.
+                    Err(failed) if away && (failed.is_some() || why.is_some()) => {
+                        waiting.caller = None;
+                        return self.away(answer, failed, why).await;
+                    }
                     Err(_) => return self.answered(answer, waiting),
                 }
             }
@@ -300,6 +307,39 @@ impl Relaying<'_> {
             }
         }
         Err(last)
+    }
+
+    /// What the slot said of its server that is away, and what came of asking others.
+    async fn away(
+        &self,
+        answer: EngineAnswer,
+        failed: Option<ApiError>,
+        why: Option<&WhyNot>,
+    ) -> Response {
+        /// Longer than anything that a stand-in, or a proxy, says of that.
+        const LONGEST: usize = 64 << 10;
+        let EngineAnswer { engine, response, .. } = answer;
+        let status = response.status();
+        let said = Limited::new(response.into_body(), LONGEST).collect().await;
+        let said = said.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let said = serde_json::from_slice::<serde_json::Value>(&said).unwrap_or_default();
+        let message = match said["error"]["message"].as_str() {
+            Some(message) => message.trim_end_matches('.').to_owned(),
+            None => format!("the server that {} stands for is away", self.model.name),
+        };
+        let retry_after = failed.as_ref().and_then(|failed| failed.retry_after);
+        let message = match &failed {
+            Some(failed) => format!("{message}; and {}", failed.message),
+            None => message,
+        };
+        let error = ApiError::new(status, "server_error", "server_away", message);
+        let error = elsewhere::with_why(ApiError { retry_after, ..error }, why);
+        let mut response = error.into_response();
+        let served_by = format!("{}/{engine}", self.status.site.name);
+        if let Ok(served_by) = HeaderValue::try_from(served_by) {
+            response.headers_mut().insert(SERVED_BY, served_by);
+        }
+        response
     }
 
     fn answered(&self, answer: EngineAnswer, mut waiting: Waiting) -> Response {
@@ -358,21 +398,50 @@ pub(crate) fn most_used(question: &[u8]) -> u64 {
     const LONG: u64 = 8192;
     /// As many as any server gives to one question.
     const MOST_ANSWERS: u64 = 128;
-    #[derive(serde::Deserialize, Default)]
-    #[serde(default)]
-    struct Wish {
-        max_tokens: serde_json::Value,
-        max_completion_tokens: serde_json::Value,
-        max_output_tokens: serde_json::Value,
-        n: serde_json::Value,
-    }
-    // One that is no number hides no other.
-    let wish = serde_json::from_slice::<Wish>(question).unwrap_or_default();
     // Which of them counts is the server's to say, so the largest is set aside; what is not used is given back.
-    let limits = [wish.max_tokens, wish.max_completion_tokens, wish.max_output_tokens];
-    let most = limits.iter().filter_map(serde_json::Value::as_u64).max();
-    let answers = wish.n.as_u64().unwrap_or(1).clamp(1, MOST_ANSWERS);
-    prompt_estimate(question) + most.unwrap_or(USUAL).min(LONG) * answers
+    let wish = serde_json::from_slice::<Wish>(question).unwrap_or_default();
+    let answers = wish.answers.unwrap_or(1).clamp(1, MOST_ANSWERS);
+    prompt_estimate(question) + wish.most.unwrap_or(USUAL).min(LONG) * answers
+}
+
+/// How long the answer may be by any of the fields that say so, and how many there may be. One that is no number hides no other, and one that
+/// comes twice counts as the larger: which of the two an engine takes is its own affair.
+#[derive(Default)]
+struct Wish {
+    most: Option<u64>,
+    answers: Option<u64>,
+}
+
+impl<'de> serde::Deserialize<'de> for Wish {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> serde::de::Visitor<'de> for Fields {
+            type Value = Wish;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a question")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Wish, A::Error> {
+                let mut wish = Wish::default();
+                while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+                    let field = match &*name {
+                        "max_tokens" | "max_completion_tokens" | "max_output_tokens" => {
+                            &mut wish.most
+                        }
+                        "n" => &mut wish.answers,
+                        _ => {
+                            map.next_value::<serde::de::IgnoredAny>()?;
+                            continue;
+                        }
+                    };
+                    *field = map.next_value::<serde_json::Value>()?.as_u64().max(*field);
+                }
+                Ok(wish)
+            }
+        }
+        from.deserialize_map(Fields)
+    }
 }
 
 fn towards_engine(caller: &Caller, trusting: bool, question: &Question) -> http::Request<Bytes> {
@@ -482,6 +551,9 @@ mod tests {
     #[test]
     fn what_is_set_aside_is_the_longest_answer_that_any_field_allows_as_often_as_it_is_asked_for() {
         let most = |question: &str| most_used(question.as_bytes()) - question.len() as u64 / 4;
+        // A field that comes twice.
+        assert_eq!(most("{\"max_tokens\":5,\"max_tokens\":700,\"n\":3,\"n\":2}"), 2100);
+        assert_eq!(most("{\"max_tokens\":700,\"max\\u005ftokens\":5,\"other\":{\"n\":9}}"), 700);
         assert_eq!(most(r#"{"max_tokens":7}"#), 7);
         // A small one in the newer field hides no large one in the older, whichever the server goes by.
         let both = r#"{"max_completion_tokens":1,"max_output_tokens":5,"max_tokens":4000}"#;

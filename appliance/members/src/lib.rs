@@ -90,6 +90,8 @@ struct Inner {
     gone: Mutex<HashMap<MemberId, CancellationToken>>,
     /// For members in whose name an app asks models, by its public id.
     at_apps: Mutex<HashMap<(MemberId, String), CancellationToken>>,
+    /// What apps ask with, by digest, with its end: so that what strangers make up costs no look into the database.
+    access: Mutex<HashMap<[u8; 32], i64>>,
     /// Up to which revocation the file beside the database has them all.
     gone_kept: Mutex<i64>,
     /// Who tries a model that others do not reach yet.
@@ -119,6 +121,7 @@ impl Members {
         elsewhere::close_left_open(&db)?;
         let keys = keys::load(&db, &clock)?;
         let trying = trial::load(&db)?;
+        let access = visits::load(&db)?;
         let ledger = Ledger::start(path, clock.clone())?;
         Ok(Self(Arc::new(Inner {
             path: path.to_owned(),
@@ -126,6 +129,7 @@ impl Members {
             keys: RwLock::new(keys),
             gone: Mutex::default(),
             at_apps: Mutex::default(),
+            access: Mutex::new(access),
             gone_kept: Mutex::new(gone_kept),
             trying: RwLock::new(trying),
             hashing: Hashing::new(),

@@ -1,6 +1,9 @@
 //! Somebody at an app that they signed in to with the box. All that the app was given for it hangs on their session here, and on what they
 //! agreed to for that app: when either ends, so does it.
 
+use std::collections::HashMap;
+use std::sync::PoisonError;
+
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use tokio_util::sync::CancellationToken;
 
@@ -147,7 +150,7 @@ impl Members {
     /// be there.
     pub fn asks_models_for(&self, access: &str) -> Result<Option<AtApp>, MembersError> {
         // What is none of ours is not even looked for.
-        if access.len() != TOKEN_LETTERS {
+        if !self.may_be_at_app(access) {
             return Ok(None);
         }
         let Some(visit) = self.visit_behind(access)? else { return Ok(None) };
@@ -160,6 +163,18 @@ impl Members {
         let agreed = agreements::agreed(&self.db(), visit.member.id, &visit.asked.app)?;
         let agreed = agreed.is_some_and(|(_, asks_models)| asks_models);
         Ok((lets && agreed).then_some(AtApp { member: visit.member, ended }))
+    }
+
+    /// Whether this could be what an app asks with; no is certain. *In memory*.
+    pub fn may_be_at_app(&self, access: &str) -> bool {
+        access.len() == TOKEN_LETTERS
+            && self
+                .0
+                .access
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get(&Digest::of(access).0)
+                .is_some_and(|end| *end > self.now())
     }
 
     /// New tokens for a visit. The access tokens before them end.
@@ -183,6 +198,10 @@ impl Members {
             keep(&change, refresh, visit, "refresh", now + REFRESH)?;
         }
         change.commit()?;
+        let mut known = self.0.access.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, end| *end > now);
+        known.insert(access.digest().0, now + ACCESS);
+        drop(known);
         Ok(VisitTokens { access, refresh, seconds: ACCESS })
     }
 
@@ -211,6 +230,13 @@ impl Members {
         change.commit()?;
         Ok(found)
     }
+}
+
+pub(crate) fn load(db: &Connection) -> rusqlite::Result<HashMap<[u8; 32], i64>> {
+    let mut query =
+        db.prepare("SELECT digest, expires_at FROM visit_tokens WHERE kind = 'access'")?;
+    let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    rows.collect()
 }
 
 fn keep(
@@ -403,7 +429,14 @@ mod tests {
             .unwrap();
         assert_eq!(asks(&place, tokens.access.expose()), None);
         let tokens = place.tokens();
+        // A stranger's costs no look into the database, and one that is good is known after a restart too.
+        assert!(place.members.may_be_at_app(tokens.access.expose()));
+        assert!(!place.members.may_be_at_app(&"A".repeat(TOKEN_LETTERS)));
+        let path = place.members.path().to_owned();
+        let again = Members::open_with_clock(&path, place.clock.clone()).unwrap();
+        assert!(again.asks_models_for(tokens.access.expose()).unwrap().is_some());
         place.clock.pass(601);
+        assert!(!place.members.may_be_at_app(tokens.access.expose()));
         assert_eq!(asks(&place, tokens.access.expose()), None);
     }
 

@@ -326,10 +326,12 @@ fn restore_box(
     let examined = restore::examine(&folders)?;
     keep_pairing(&folders)?;
     restore::begin_anew(&folders)?;
+    restore::tell_of_passwords(&folders, &examined.made_at)?;
     restore::ready(&folders, &key)?;
     let settled = restore::settle(&folder)?;
     say(format!("this is {}", examined.words()));
     say(format!("its certificate authority has the fingerprint {}", examined.fingerprint));
+    complain(restore::old_passwords(&examined.made_at));
     if let Some(settled) = settled {
         complain(format!("what was here before is in {}", settled.aside.display()));
     }

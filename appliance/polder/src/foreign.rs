@@ -141,6 +141,22 @@ pub(crate) enum Image {
         #[command(flatten)]
         state: State,
     },
+    /// Keep user and password for a registry that lets not everybody in; the password comes on standard input.
+    #[command(
+        after_help = "Examples:\n  polder engine image login registry.example.org --user house < FILE\n  polder engine image login registry.lan:5000 --forget"
+    )]
+    Login {
+        /// The registry, as images name it: what is before the first slash.
+        registry: String,
+        /// Who.
+        #[arg(long, required_unless_present = "forget")]
+        user: Option<String>,
+        /// Keep nothing for it any more.
+        #[arg(long, conflicts_with = "user")]
+        forget: bool,
+        #[command(flatten)]
+        state: State,
+    },
 }
 
 impl Image {
@@ -155,6 +171,34 @@ impl Image {
                 let podman = Podman::of(&folder);
                 part::runtime()?.block_on(podman.import(&file, &digest))?;
                 say(format!("The image {digest} is on the box."));
+                Ok(())
+            }
+            Self::Login { registry, user, state, .. } => {
+                let folder = state.folder()?;
+                let named: polder_site::ImageName =
+                    format!("{registry}/image").parse().with_context(|| {
+                        format!("{registry} is no registry, as in registry.lan:5000")
+                    })?;
+                let kept = match user {
+                    None => SecretText::new(""),
+                    Some(user) => {
+                        let mut text = String::new();
+                        let input = std::io::stdin().lock().take(LONGEST_KEY);
+                        { input }
+                            .read_to_string(&mut text)
+                            .context("the password could not be read")?;
+                        let line = text.strip_suffix('\n').unwrap_or(&text);
+                        polder_upstream::login(&user, &SecretText::new(line))?
+                    }
+                };
+                let host = named.as_str().split('/').next().unwrap_or_default();
+                Secrets::of(&folder).keep(Holder::Registry(host), &kept)?;
+                say(match kept.expose().is_empty() {
+                    true => format!("The box keeps nothing for {host} any more."),
+                    false => format!(
+                        "Images of {host} are fetched with this user and password from now on."
+                    ),
+                });
                 Ok(())
             }
         }

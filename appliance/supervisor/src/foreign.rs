@@ -7,6 +7,7 @@ use polder_control::Progress;
 use polder_recipes::Digest;
 use polder_site::{Container, EngineKind, EngineName, EngineSlot, ImageDigest};
 use polder_upstream::container::{ContainerError, Podman};
+use polder_upstream::{Holder, Secrets};
 use polder_weights::{CancelFlag, FetchedImage, Options, Store, WeightsError};
 
 use crate::shelf::ImportEnd;
@@ -106,6 +107,9 @@ fn store(state: &Path, container: &Container) -> Result<Store, String> {
         // Whom this machine trusts is for registries out there; one on the machine itself that has no authority is asked in the clear.
         options.ca_file = None;
     }
+    let host = container.image.as_str().split('/').next().unwrap_or_default();
+    let kept = Secrets::of(state).get(Holder::Registry(host)).map_err(|e| e.to_string())?;
+    options.login = kept.map(|login| login.expose().to_owned());
     Store::open_with(folder, options).map_err(|error| error.to_string())
 }
 

@@ -25,7 +25,7 @@ pub use meter::{Ended, Meter, Metered};
 pub use paid::{BEFORE_IT, LONGEST_ANSWER, USUAL_ANSWER};
 pub use price::{Price, prompt_estimate};
 pub use question::{Asked, QuestionFault, speaks};
-pub use secrets::{Holder, Secrets, SecretsError};
+pub use secrets::{Holder, Secrets, SecretsError, login};
 pub use servers::{Packed, Run, ServerFault, ServerRecipe};
 pub use stand_in::{AWAY, StandIn, StandInError};
 pub use terms::{Term, terms, terms_of_removal};

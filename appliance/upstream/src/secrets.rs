@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use polder_control::SecretText;
 use polder_pki::{PkiError, files};
 use polder_site::{EngineName, UpstreamName};
@@ -17,6 +19,8 @@ pub enum Holder<'a> {
     Upstream(&'a UpstreamName),
     /// That of a server that serves a slot of this box.
     Engine(&'a EngineName),
+    /// User and password for a registry of container images, by its host as images name it: see [`login`].
+    Registry(&'a str),
 }
 
 impl Holder<'_> {
@@ -25,6 +29,7 @@ impl Holder<'_> {
         match self {
             Self::Upstream(name) => name.to_string(),
             Self::Engine(name) => format!("engine/{name}"),
+            Self::Registry(host) => format!("registry/{host}"),
         }
     }
 }
@@ -52,6 +57,21 @@ pub enum SecretsError {
         "that is no API key: it is longer than any, or has a sign in it that cannot be sent; copy it once more"
     )]
     NoKey,
+    /// Not a user and a password.
+    #[error(
+        "a registry wants a user without a colon, and a password in one line; neither may be empty"
+    )]
+    NoLogin,
+}
+
+/// User and password as a registry is told them: in base64, so that a password may have any sign in it. A user has no colon.
+pub fn login(user: &str, password: &SecretText) -> Result<SecretText, SecretsError> {
+    let plain = |text: &str| !text.is_empty() && !text.contains(char::is_control);
+    if !plain(user) || user.contains(':') || !plain(password.expose()) {
+        return Err(SecretsError::NoLogin);
+    }
+    let both = format!("{user}:{}", password.expose());
+    Ok(SecretText::new(&STANDARD.encode(both)))
 }
 
 impl Secrets {
@@ -113,6 +133,22 @@ mod tests {
         secrets.keep(Holder::Upstream(&name), &SecretText::new("")).unwrap();
         assert!(secrets.get(Holder::Upstream(&name)).unwrap().is_none());
         assert!(secrets.get(Holder::Engine(&slot)).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_user_and_a_password_are_kept_for_one_registry_as_it_is_told_them() {
+        let state = tempfile::tempdir().unwrap();
+        let secrets = Secrets::of(state.path());
+        let password = SecretText::new("a heron, stands: in reeds");
+        let both = login("house", &password).unwrap();
+        assert_eq!(STANDARD.decode(both.expose()).unwrap(), b"house:a heron, stands: in reeds");
+        secrets.keep(Holder::Registry("registry.lan:5000"), &both).unwrap();
+        assert_eq!(secrets.get(Holder::Registry("registry.lan:5000")).unwrap(), Some(both));
+        assert_eq!(secrets.get(Holder::Registry("registry.lan")).unwrap(), None);
+        for (user, password) in [("", "x"), ("a:b", "x"), ("a", ""), ("a", "x\ny"), ("a\r", "x")] {
+            let refused = login(user, &SecretText::new(password)).unwrap_err().to_string();
+            assert!(refused.contains("a user without a colon"), "{user:?} {password:?}");
+        }
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Store {
         cancel: &CancelFlag,
     ) -> Result<FetchedImage, WeightsError> {
         let at = Place::of(name, self.options.ca_file.is_some())?;
-        let web = Web::new(&self.options, &at.base)?.of_registry();
+        let web = Web::new(&self.options, &at.base)?.of_registry(&self.options);
         let mut teller = Teller::new(observer, self.options.tell_every);
         teller.begin(Phase::CheckingSpace, 0, None);
         let ask = |digest: &Digest, teller: &mut Teller<'_>| {
@@ -115,8 +115,8 @@ impl Store {
         drop(teller);
         let recipe = at.recipe(&own, &manifest)?;
         let source = Origin::AsTheRecipeSays;
-        let imported =
-            self.import_by(&recipe, &source, observer, cancel, |web| web.of_registry())?;
+        let of_registry = |web: Web| web.of_registry(&self.options);
+        let imported = self.import_by(&recipe, &source, observer, cancel, of_registry)?;
         let folder = self.images().join(own.to_string());
         let fail = || WeightsError::writing("the image", &folder);
         view::remove(&folder).map_err(fail())?;
@@ -253,32 +253,52 @@ fn for_this_machine(list: &[Described]) -> Option<&Described> {
     })
 }
 
-/// Passes that a registry gives to anybody who asks, each for a few minutes.
-#[derive(Default)]
-pub(crate) struct Passes(Mutex<Option<String>>);
+/// Passes that a registry gives to anybody who asks, each for a few minutes; or to whoever has a password, which some want to see each time.
+pub(crate) struct Passes {
+    /// As a request says it.
+    now: Mutex<Option<String>>,
+    /// User and password in base64.
+    login: Option<String>,
+}
 
 impl Passes {
-    pub(crate) fn now(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    pub(crate) fn of(login: Option<String>) -> Self {
+        Self { now: Mutex::default(), login }
     }
 
-    /// Asks for a pass where the registry says that they are to be had; whether there is one now.
+    pub(crate) fn now(&self) -> Option<String> {
+        self.now.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// Asks for a pass where the registry says that they are to be had, or takes the password where it wants that itself; whether there is another
+    /// one now than before.
     pub(crate) fn renew(&self, agent: &Agent, challenge: &str) -> bool {
-        let pass = ask_for_pass(agent, challenge);
-        let got = pass.is_some();
-        *self.0.lock().unwrap_or_else(|e| e.into_inner()) = pass;
+        let basic = self.login.as_ref().map(|login| format!("Basic {login}"));
+        let asks_itself = challenge.get(..5).is_some_and(|kind| kind.eq_ignore_ascii_case("basic"));
+        let pass = match asks_itself {
+            true => basic,
+            false => ask_for_pass(agent, challenge, basic).map(|pass| format!("Bearer {pass}")),
+        };
+        let mut now = self.now.lock().unwrap_or_else(|e| e.into_inner());
+        // The same once more would be refused once more.
+        let got = pass.is_some() && *now != pass;
+        *now = pass;
         got
     }
 }
 
-fn ask_for_pass(agent: &Agent, challenge: &str) -> Option<String> {
+fn ask_for_pass(agent: &Agent, challenge: &str, basic: Option<String>) -> Option<String> {
     #[derive(Deserialize)]
     struct Pass {
         #[serde(alias = "access_token")]
         token: String,
     }
     let url = pass_url(challenge)?;
-    let mut answer = agent.get(&url).call().ok().filter(|answer| answer.status().is_success())?;
+    let mut asked = agent.get(&url);
+    if let Some(basic) = basic {
+        asked = asked.header("authorization", basic);
+    }
+    let mut answer = asked.call().ok().filter(|answer| answer.status().is_success())?;
     let text = answer.body_mut().with_config().limit(LONGEST_TOKEN).read_to_vec().ok()?;
     let pass: Pass = serde_json::from_slice(&text).ok()?;
     let fine = !pass.token.is_empty() && pass.token.bytes().all(|byte| byte.is_ascii_graphic());

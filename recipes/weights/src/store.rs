@@ -21,6 +21,8 @@ pub struct Options {
     pub hub_endpoint: Option<String>,
     /// Trust these certificates (PEM) and no others; `SSL_CERT_FILE`. Unset: the common public ones.
     pub ca_file: Option<PathBuf>,
+    /// Who asks a registry of images that lets not everybody in: user and password as HTTP has them (`Basic`), in base64. Shown nowhere.
+    pub login: Option<String>,
     /// Where fetched wheels are kept; `POLDER_DOWNLOADS`. Unset: `downloads/` in the store.
     pub downloads: Option<PathBuf>,
     /// The command that is pip. Unset: the first of `python3 -m pip`, `pip`, `pip3` that works.
@@ -59,6 +61,7 @@ impl Default for Options {
         Self {
             hub_endpoint: None,
             ca_file: None,
+            login: None,
             downloads: None,
             pip: None,
             connections: 4,

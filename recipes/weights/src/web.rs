@@ -109,8 +109,8 @@ impl Web {
         Ok(Self { agent, passes: None, pace, connections: options.connections.clamp(1, 32) })
     }
     /// The same, for a registry of container images.
-    pub(crate) fn of_registry(self) -> Self {
-        Self { passes: Some(Passes::default()), ..self }
+    pub(crate) fn of_registry(self, options: &Options) -> Self {
+        Self { passes: Some(Passes::of(options.login.clone())), ..self }
     }
     /// Asks for a file or a part of it; with `mark`, only if the file is still that one.
     pub(crate) fn get(
@@ -123,6 +123,10 @@ impl Web {
             let answer = self.call(url, range, mark, None).map_err(|e| fault(&e))?;
             return judge(answer, range, mark);
         };
+        let refused = |fault| match fault {
+            Fault::Final(what, SIGN_IN) => Fault::Final(what, SIGN_IN_IMAGES),
+            other => other,
+        };
         let answer = self.call(url, range, mark, Some(passes)).map_err(|e| fault(&e))?;
         let challenge = match answer.status().as_u16() {
             401 => text(answer.headers(), "www-authenticate").map(str::to_owned),
@@ -132,9 +136,9 @@ impl Web {
             Some(challenge) if passes.renew(&self.agent, &challenge) => {
                 drop(answer);
                 let answer = self.call(url, range, mark, Some(passes)).map_err(|e| fault(&e))?;
-                judge(answer, range, mark)
+                judge(answer, range, mark).map_err(refused)
             }
-            _ => judge(answer, range, mark),
+            _ => judge(answer, range, mark).map_err(refused),
         }
     }
     fn call(
@@ -158,7 +162,7 @@ impl Web {
             request = request.header("accept", ACCEPT);
             // On to another server it does not go along.
             if let Some(pass) = passes.now() {
-                request = request.header("authorization", format!("Bearer {pass}"));
+                request = request.header("authorization", pass);
             }
         }
         request.call()
@@ -252,6 +256,9 @@ pub(crate) fn sleep(wait: Duration, stopped: &dyn Fn() -> bool) {
 const USE_ANOTHER: &str = "use another source";
 const SIGN_IN: &str = "it wants a sign-in that this box does not have; fetch the model with another \
                        machine and import it from a folder";
+/// The same of a registry of images.
+const SIGN_IN_IMAGES: &str = "it wants a user and a password that this box does not have, or takes those that it has no more; keep them with \
+                              `polder engine image login REGISTRY --user NAME < FILE`, or bring the image in as a file";
 
 fn judge(
     answer: Response<Body>,

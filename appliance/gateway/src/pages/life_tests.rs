@@ -117,6 +117,36 @@ pub(super) fn seen(page: &str) -> String {
 }
 
 #[tokio::test]
+async fn the_same_payment_entered_twice_is_asked_about_and_written_only_if_it_was() {
+    let place = place_of(with_books).await;
+    let (steward, ben) = (Some(place.steward.1.as_str()), place.member.0.id);
+    let written = "/money?said=money";
+    let payment = format!("kind=payment&member={ben}&amount=12%2C50&day=2026-11-02");
+    let count = || place.gateway.members.ledger().unwrap().len();
+    // A form that was sent twice at once, too.
+    let both = tokio::join!(
+        place.post("/money/enter", steward, &payment),
+        place.post("/money/enter", steward, &payment)
+    );
+    let mut said = [both.0.0, both.1.0];
+    said.sort();
+    assert_eq!((said, count()), ([StatusCode::SEE_OTHER, StatusCode::CONFLICT], 1));
+    let (status, page) = place.post("/money/enter", steward, &payment).await;
+    assert_eq!((status, count()), (StatusCode::CONFLICT, 1));
+    assert!(page.contains("The same payment once more?") && page.contains("12.50"), "{page}");
+    let twice = format!("{payment}{}", seen(&page));
+    assert_eq!(place.post("/money/enter", steward, &twice).await.1, written);
+    // Another day, another amount and what was taken back are no question.
+    for other in [payment.replace("11-02", "11-03"), payment.replace("12%2C50", "13")] {
+        assert_eq!(place.post("/money/enter", steward, &other).await.1, written, "{other}");
+    }
+    let last = place.gateway.members.ledger().unwrap().last().unwrap().id.0;
+    assert_eq!(place.post("/money/correct", steward, &format!("entry={last}")).await.1, written);
+    let again = payment.replace("12%2C50", "13");
+    assert_eq!(place.post("/money/enter", steward, &again).await.1, written);
+}
+
+#[tokio::test]
 async fn a_steward_keeps_the_books_and_a_member_sees_their_own_and_the_fund() {
     let place = place_of(with_books).await;
     let (steward, member) = (Some(place.steward.1.as_str()), Some(place.member.1.as_str()));

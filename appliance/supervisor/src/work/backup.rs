@@ -491,6 +491,7 @@ impl Reading<'_> {
             BackupAction::PutInPlace => {
                 polder_backup::keep_pairing(folders)?;
                 restore::begin_anew(folders)?;
+                restore::tell_of_passwords(folders, &restore::examine(folders)?.made_at)?;
                 restore::ready(folders, &restore::expected(folders)?)
             }
             // Not on this thread.

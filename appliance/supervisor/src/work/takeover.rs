@@ -533,7 +533,7 @@ impl<P: Parts> Work<P> {
             let say = |error: polder_backup::BackupError| with_source(&error);
             let backups = Backups::of(&state);
             let aside = term.own.as_ref().map(|name| state.join(name)).filter(|path| path.join("site.toml").exists());
-            let aside = aside.ok_or("this box's own former state is not there any more; it stays closed until it is set up anew with `polder state reset`")?;
+            let aside = aside.ok_or("this box's own former state is not there any more; it stays closed until it is set up anew: install it again, or where it runs under `polder up`, give it an empty folder with --state")?;
             let incoming = restore::incoming(&backups);
             gather(&aside, &incoming, "spare").map_err(say)?;
             let _ = fs::remove_file(incoming.join(restore::FORMER_KEY));

@@ -47,6 +47,20 @@ impl Registry {
         }
     }
 
+    /// From now on it wants a user and a password.
+    fn guard(&mut self) {
+        self.close();
+        let path = |name: &str| self.folder.path().join(name);
+        // `a heron, stands: in reeds`, by crypt(3), as htpasswd -B does.
+        let people = "house:$2y$05$Qk2Yc1mT0bXo8uV7rWn3LeHj5gZMtEOsFKI9HwJmpAD1oM0SilNt6\n";
+        std::fs::write(path("people"), people).unwrap();
+        let config = std::fs::read_to_string(path("config.yml")).unwrap();
+        let people = path("people");
+        let auth = format!("auth:\n  htpasswd:\n    realm: x\n    path: {}\n", people.display());
+        std::fs::write(path("config.yml"), config + &auth).unwrap();
+        self.open();
+    }
+
     /// Puts an image with one file in it there, from another machine's podman; gives its digest.
     fn fill(&self) -> String {
         let path = |name: &str| self.folder.path().join(name);
@@ -86,6 +100,7 @@ async fn a_containers_image_is_fetched_by_its_digest_as_a_step_and_once() {
     let mut registry = Registry::new();
     registry.open();
     let digest = registry.fill();
+    registry.guard();
     let box_ = Box_::new(&[]).await;
     let mut slot = EngineSlot::serving("m1".parse().unwrap());
     slot.kind = EngineKind::Container;
@@ -101,6 +116,15 @@ async fn a_containers_image_is_fetched_by_its_digest_as_a_step_and_once() {
         let slot = EngineSlot { container: Some(Box::new(container)), ..slot.clone() };
         SiteChange::Engine { name: name.parse().unwrap(), slot }
     };
+    // Nobody gets it without the password, which is in no file but one.
+    let run = box_.until_over(box_.apply(change("big", container(&digest))).await).await;
+    let RunState::Failed(why) = &run.state else { panic!("{run:?}") };
+    assert!(why.contains("401") && why.contains("polder engine image login"), "{why}");
+    let secrets = polder_upstream::Secrets::of(box_.state.path());
+    let password = polder_control::SecretText::new("a heron, stands: in reeds");
+    let login = polder_upstream::login("house", &password).unwrap();
+    let host = format!("127.0.0.1:{}", registry.port);
+    secrets.keep(polder_upstream::Holder::Registry(&host), &login).unwrap();
     // Another one of that name is not taken, and nothing has changed.
     let other = container(&format!("sha256:{}", "ab".repeat(32)));
     let run = box_.until_over(box_.apply(change("big", other)).await).await;
@@ -111,6 +135,13 @@ async fn a_containers_image_is_fetched_by_its_digest_as_a_step_and_once() {
     assert_eq!(run.state, RunState::Done, "{run:?}");
     let step = run.plan.steps.iter().find(|step| step.id == "bring-image").unwrap();
     assert!(step.title.contains(&digest), "{step:?}");
+    let grep = |text: &str| {
+        let found = Command::new("grep").args(["-rlF", text]).arg(box_.state.path()).output();
+        String::from_utf8(found.unwrap().stdout).unwrap()
+    };
+    assert_eq!(grep(password.expose()), "");
+    let file = box_.state.path().join("upstreams/secrets.json");
+    assert_eq!(grep(login.expose()).trim(), file.display().to_string());
     // podman has it now, and what was fetched is gone.
     let blobs = box_.state.path().join("containers/fetched/blobs/sha256");
     assert_eq!(std::fs::read_dir(blobs).unwrap().count(), 0);

@@ -41,15 +41,20 @@ impl Registry {
                 key.display()
             );
         }
-        std::fs::write(path("config.yml"), config).unwrap();
+        let ca = tls.then(|| path("ca.pem"));
+        Self::serving(folder, &config, port, ca)
+    }
+
+    fn serving(folder: tempfile::TempDir, config: &str, port: u16, ca: Option<PathBuf>) -> Self {
+        let file = folder.path().join("config.yml");
+        std::fs::write(&file, config).unwrap();
         let child = Command::new("docker-registry")
             .arg("serve")
-            .arg(path("config.yml"))
+            .arg(file)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("docker-registry is there (make tools-test)");
-        let ca = tls.then(|| path("ca.pem"));
         let registry = Self { folder, child, port, ca };
         let begun = Instant::now();
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
@@ -57,6 +62,21 @@ impl Registry {
             std::thread::sleep(Duration::from_millis(20));
         }
         registry
+    }
+
+    /// The same images behind a user and a password.
+    fn guarded(&self) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        // Made by crypt(3), as htpasswd -B does.
+        let people = "house:$2y$05$Qk2Yc1mT0bXo8uV7rWn3LeHj5gZMtEOsFKI9HwJmpAD1oM0SilNt6";
+        std::fs::write(folder.path().join("people"), format!("{people}\n")).unwrap();
+        let config = format!(
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\nauth:\n  htpasswd:\n    realm: house\n    path: {}\n",
+            self.folder.path().join("store").display(),
+            folder.path().join("people").display()
+        );
+        Self::serving(folder, &config, port, None)
     }
 
     fn image(&self) -> String {
@@ -270,8 +290,8 @@ fn what_is_not_what_its_digest_says_is_not_taken() {
     assert!(says.contains("in which registry"), "{says}");
 }
 
-/// A registry that lets nobody in without a pass, and gives one to whoever asks; each is good for a few questions only.
-fn with_passes(things: HashMap<String, Vec<u8>>) -> u16 {
+/// A registry that lets nobody in without a pass, and gives one to whoever asks, or to this login alone; each is good for a few questions only.
+fn with_passes(things: HashMap<String, Vec<u8>>, login: Option<&'static str>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
@@ -286,9 +306,12 @@ fn with_passes(things: HashMap<String, Vec<u8>>) -> u16 {
             let shown = head.iter().any(|line| {
                 line.eq_ignore_ascii_case(&format!("authorization: Bearer pass-{pass}"))
             });
-            let (status, more, body) = if path
-                .starts_with("/token?service=r&scope=repository%3Atoy%3Apull")
-            {
+            let basic = login.map(|login| format!("authorization: Basic {login}"));
+            let known = basic.is_none_or(|b| head.iter().any(|line| line.eq_ignore_ascii_case(&b)));
+            let asks = path.starts_with("/token?service=r&scope=repository%3Atoy%3Apull");
+            let (status, more, body) = if asks && !known {
+                ("401 Unauthorized", String::new(), Vec::new())
+            } else if asks {
                 (pass, good_for) = (pass + 1, 2);
                 ("200 OK", String::new(), format!("{{\"token\":\"pass-{pass}\"}}").into_bytes())
             } else if !shown || good_for == 0 {
@@ -323,9 +346,44 @@ fn a_pass_is_asked_for_where_a_registry_wants_one_and_again_when_it_is_over() {
     for blob in layers.iter().chain([&config]) {
         things.insert(format!("/v2/toy/blobs/sha256:{}", digest(blob)), blob.clone());
     }
-    let port = with_passes(things);
+    let port = with_passes(things.clone(), None);
     let state = tempfile::tempdir().unwrap();
     let store = images(state.path(), quick());
     let fetched = fetch(&store, &format!("127.0.0.1:{port}/toy"), &wanted).unwrap();
     assert_whole(&fetched, &text, &[&layers[0], &layers[1], &layers[2], &config]);
+    // One that gives passes only to whoever it knows.
+    let image = format!("127.0.0.1:{}/toy", with_passes(things, Some(LOGIN)));
+    for (login, well) in [(None, false), (Some(WRONG), false), (Some(LOGIN), true)] {
+        let state = tempfile::tempdir().unwrap();
+        let login = login.map(str::to_owned);
+        let store = images(state.path(), Options { login, ..quick() });
+        assert_eq!(fetch(&store, &image, &wanted).is_ok(), well);
+    }
+}
+
+/// `house:a heron, stands: in reeds`, and another password.
+const LOGIN: &str = "aG91c2U6YSBoZXJvbiwgc3RhbmRzOiBpbiByZWVkcw==";
+const WRONG: &str = "aG91c2U6YW5vdGhlcg==";
+
+#[test]
+fn a_registry_that_wants_a_password_gives_an_image_to_whoever_has_it_and_to_nobody_else() {
+    let registry = Registry::open(false);
+    let (layer, config) = (bytes(8, 600_000), b"{}".to_vec());
+    let text = manifest(&config, std::slice::from_ref(&layer));
+    [&layer, &config].into_iter().for_each(|blob| drop(registry.put_blob(blob)));
+    let wanted = registry.put_manifest(OCI, &text);
+    let guarded = registry.guarded();
+    let state = tempfile::tempdir().unwrap();
+    for login in [None, Some(WRONG)] {
+        let options = Options { login: login.map(str::to_owned), ..quick() };
+        assert!(!format!("{options:?}").contains("aG91c2U6"));
+        let store = images(state.path(), options);
+        let says = fetch(&store, &guarded.image(), &wanted).unwrap_err().to_string();
+        assert!(says.contains("401") && says.contains("polder engine image login"), "{says}");
+        assert!(!says.contains("aG91c2U6"), "{says}");
+    }
+    let options = Options { login: Some(LOGIN.to_owned()), chunk: 100_000, ..quick() };
+    let store = images(state.path(), options);
+    let fetched = fetch(&store, &guarded.image(), &wanted).unwrap();
+    assert_whole(&fetched, &text, &[&layer, &config]);
 }

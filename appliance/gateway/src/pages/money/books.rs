@@ -71,10 +71,50 @@ pub(crate) async fn enter(
     match one(&fields) {
         Ok(entry) => {
             let what = format!("a {}", entry.kind.word());
-            write(&gateway, &who, vec![entry], &what, &fields).await
+            let seen = value(&fields, "seen").to_owned();
+            let planned = Planned {
+                title: format!("The same {} once more?", entry.kind.word()),
+                what: what.clone(),
+                entries: vec![entry.clone()],
+            };
+            // A form that was sent twice, or two stewards with one receipt: looked for where nobody can write in between.
+            let (me, seal) = (who.member.id, planned.seal());
+            let done = gateway.members.ask(move |members| {
+                members.enter_from(me, |entries| match seen != seal && is_there(entries, &entry) {
+                    true => Err(TWICE.to_owned()),
+                    false => Ok(vec![entry]),
+                })
+            });
+            match done.await {
+                Ok(_) => {
+                    who.record(&gateway, "wrote into the books:", &what).await;
+                    Ok(Redirect::to("/money?said=money").into_response())
+                }
+                Err(error) if error.to_string() == TWICE => {
+                    let now = told(&gateway, &who).await?;
+                    let action = "/money/enter";
+                    let page =
+                        preview(&gateway, &who, &now, &planned, action, &fields, Some(TWICE));
+                    Ok(with_status(StatusCode::CONFLICT, page))
+                }
+                Err(error) => wrong(&gateway, &who, &error.to_string(), &fields).await,
+            }
         }
         Err(why) => wrong(&gateway, &who, &why, &fields).await,
     }
+}
+
+const TWICE: &str = "the same is in the books already: the same day, the same amount, of the same member, so nothing was written; write it down once more only if it was paid twice";
+
+/// Whether the books have one that nobody could tell from it by its day, its amount and whose it is, and that was not taken back.
+fn is_there(entries: &[Entry], new: &NewEntry) -> bool {
+    let books = Books::of(entries);
+    entries.iter().any(|entry| {
+        let what = &entry.what;
+        let same = (what.kind, what.day, what.member, what.amount, what.month)
+            == (new.kind, new.day, new.member, new.amount, new.month);
+        same && what.corrects.is_none() && !books.corrected.contains(&entry.id)
+    })
 }
 
 /// What would be written down, and what that is called.

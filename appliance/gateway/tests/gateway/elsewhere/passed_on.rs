@@ -126,8 +126,9 @@ async fn a_slot_that_died_before_the_door_has_heard_of_it_is_asked_for_elsewhere
         );
     soon("it listens", || socket.exists()).await;
     let refused = house.chat("{\"model\":\"small\",\"cloud_status\":502,\"tokens\":1}").await;
-    // The cloud of this test plays the same refusal, so that what the slot said stands.
+    // The cloud of this test plays the same refusal, so that what the slot said stands, with why nobody else answered.
     assert!(status_of(&refused) == 502 && refused.contains("oak/fast"), "{refused}");
+    assert!(refused.contains("; and cloud failed to answer (status 502)"), "{refused}");
     assert_eq!((gone.requests() >= 1, cloud.requests()), (true, 3));
     serving.abort();
 }
