@@ -168,6 +168,17 @@ impl Term {
         Self { mine: Some(self.highest), theirs: true, given: None, ..self.clone() }
     }
 
+    /// The same on a spare, whose state until now is put aside at `aside`. Its own is what was put aside first: what it puts aside
+    /// when it takes over once more, before it had its own again, is the collective's.
+    pub fn placed(&self, aside: String) -> Self {
+        let mut placed = self.serving();
+        match placed.own {
+            Some(_) => placed.leftovers.push(aside),
+            None => placed.own = Some(aside),
+        }
+        placed
+    }
+
     /// This box serves no more; the other one is to, with this state.
     pub fn give(&mut self, snapshot: String) -> u64 {
         self.highest = self.highest.saturating_add(1);
@@ -230,6 +241,19 @@ mod tests {
         // Nobody's number closes the door for ever.
         assert!(!main.heard(u64::MAX) && main.highest == 4);
         assert_eq!(main.taking(&Given { term: u64::MAX, ..given }), None);
+    }
+
+    #[test]
+    fn a_spare_that_takes_over_once_more_rests_in_its_own_state_all_the_same() {
+        let mut spare = Term::first(Side::Spare);
+        spare.raise();
+        let mut spare = spare.placed("own".to_owned());
+        spare.give("a".to_owned());
+        spare.raise();
+        let spare = spare.placed("theirs".to_owned());
+        assert_eq!((spare.own.as_deref(), spare.leftovers.len()), (Some("own"), 1));
+        let rests = spare.resting("theirs again".to_owned());
+        assert_eq!((rests.own, rests.leftovers.len(), rests.theirs), (None, 3, false));
     }
 
     proptest::proptest! {

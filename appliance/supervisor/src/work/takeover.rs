@@ -427,7 +427,7 @@ impl<P: Parts> Work<P> {
                 let given = self.given().await?.ok_or("the spare gives nothing back any more")?;
                 seen.term.taking(&given).ok_or("another term began since")?
             }
-            false => Term { own: Some(aside.clone()), ..seen.term.serving() },
+            false => seen.term.placed(aside.clone()),
         };
         let state = self.state.clone();
         blocking(move || {
