@@ -390,7 +390,7 @@ fn begin(
         prompt,
         secret: key.map(|key| key.expose().to_owned()),
         idle: IDLE,
-        over: Box::new(move |ended: Ended| spending.over(Some(ended.usage))),
+        over: Box::new(move |ended: Ended| spending.ended(&ended)),
     };
     let body = Metered::new(body, meter);
     let Some(caller) = waiting.take() else {
@@ -448,6 +448,11 @@ async fn set_aside(
     }
 }
 
+/// Whether somebody between the box and the server stopped waiting: the server may be at work on the answer, and charge for it.
+fn late(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 504 | 524)
+}
+
 /// A head that says no: judged by it, and by the sentence that comes with it.
 fn refused(
     name: &UpstreamName,
@@ -457,12 +462,18 @@ fn refused(
     key: Option<&SecretText>,
     mut spending: Spending,
 ) -> Outcome {
-    // Nobody charges for a refusal.
-    spending.over(None);
+    // Nobody charges for a refusal; but for an answer that came too late for somebody on the way.
+    match late(parts.status) {
+        true => spending.sent.store(true, Ordering::Relaxed),
+        false => spending.over(None),
+    }
+    drop(spending);
     let secret = key.map(SecretText::expose);
     let judged = answered(name.as_str(), &there.called, parts.status, &parts.headers, body, secret);
     match judged {
         Answered::Refused(fault) => Outcome::Refused(fault.into()),
+        // Another one would be paid for the same.
+        Answered::Failed(fault) if late(parts.status) => Outcome::Refused(fault.into()),
         Answered::Failed(fault) => {
             log::warn!(upstream:% = name, status = parts.status.as_u16(); "{}", fault.message);
             Outcome::Failed(fault.into())
@@ -482,6 +493,23 @@ struct Spending {
 }
 
 impl Spending {
+    /// An answer is over. Where its server did not say what it read, the most that it may have read is booked: it may charge that, and who only
+    /// listens to the first word of each answer would otherwise go past the budget.
+    fn ended(&mut self, ended: &Ended) {
+        if ended.told_prompt {
+            return self.over(Some(ended.usage));
+        }
+        let Some(reserved) = self.reserved.take() else { return };
+        // What was set aside is for a token in each byte, four times the estimate.
+        let read = Usage { prompt: self.prompt.saturating_mul(4).saturating_add(4), ..ended.usage };
+        reserved.settle(UsedElsewhere {
+            prompt: ended.usage.prompt,
+            completion: ended.usage.completion,
+            cost: self.price.most(&read, true).min(self.most),
+            answered: true,
+        });
+    }
+
     /// The first call counts; `None` costs nothing.
     fn over(&mut self, usage: Option<Usage>) {
         let Some(reserved) = self.reserved.take() else { return };

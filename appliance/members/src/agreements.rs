@@ -139,8 +139,12 @@ pub(crate) fn agreed(
 }
 
 fn covers((known, lets): (&str, bool), asks_models: bool, scope: &str) -> bool {
-    let all = scope.split_whitespace().all(|word| known.split(' ').any(|known| known == word));
-    all && (lets || !asks_models)
+    has_all(known, scope) && (lets || !asks_models)
+}
+
+/// Whether all words of `scope` are among those known.
+pub(crate) fn has_all(known: &str, scope: &str) -> bool {
+    scope.split_whitespace().all(|word| known.split(' ').any(|known| known == word))
 }
 
 fn together(before: &str, scope: &str) -> String {

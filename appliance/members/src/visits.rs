@@ -285,8 +285,9 @@ fn visit(db: &Connection, id: &str, now: i64) -> Result<Option<Visit>, MembersEr
         .optional()?;
     let Some((session, asked)) = found else { return Ok(None) };
     let Some((member, signed_in_at)) = sessions::alive(db, &session, now)? else { return Ok(None) };
-    // A version that knew nothing of agreements let people in at an app without one.
-    if agreements::agreed(db, MemberId(member), &asked.app)?.is_none() {
+    // A version that knew nothing of agreements let people in at an app without one, and perhaps with more than was agreed to since.
+    let agreed = agreements::agreed(db, MemberId(member), &asked.app)?;
+    if !agreed.is_some_and(|(known, _)| agreements::has_all(&known, &asked.scope)) {
         return Ok(None);
     }
     let member = people::member(db, MemberId(member))?.filter(|member| !member.disabled);

@@ -349,8 +349,8 @@ async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>) -> io::Result<He
     let to = SocketAddrV4::new(way.own, wish.port);
     let first = before.map_or(wish.port, |before| before.port);
     let mut last = upnp::TAKEN;
-    // Asked for ever once at most: who refuses that too has another reason.
-    let mut for_ever = false;
+    let both = [wish.seconds, 0];
+    let mut times = &both[..];
     for outside in std::iter::once(first).chain(OTHERS.into_iter().filter(|port| *port != first)) {
         // Some routers give a port to whoever asks last.
         let ours = match act(way, &control, Action::Who { outside }).await? {
@@ -362,7 +362,6 @@ async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>) -> io::Result<He
         if let Some(before) = kept {
             return Ok(Heard::Given(Mapping { address, ..before.clone() }));
         }
-        let times = if for_ever { &[wish.seconds][..] } else { &[wish.seconds, 0] };
         for &seconds in times {
             match act(way, &control, Action::Add { outside, to, seconds }).await? {
                 Some(Said::Done) => {
@@ -382,7 +381,11 @@ async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>) -> io::Result<He
                     if seconds == 0 || !upnp::may_want_no_end(number) {
                         break;
                     }
-                    for_ever = true;
+                    times = match number {
+                        upnp::ONLY_FOR_EVER => &both[1..],
+                        // Asked for ever once at most: who refuses that too has another reason.
+                        _ => &both[..1],
+                    };
                 }
                 _ => return Ok(Heard::Silence),
             }

@@ -22,6 +22,8 @@ pub struct Ended {
     pub usage: Usage,
     /// The server said so; otherwise it is an estimate.
     pub told: bool,
+    /// The server said what it read, at least.
+    pub told_prompt: bool,
     /// It came to its end.
     pub complete: bool,
 }
@@ -86,7 +88,8 @@ impl<B> Metered<B> {
         let told = self.listener.told().filter(|_| complete);
         let usage = told.unwrap_or_else(|| self.listener.estimate(self.prompt));
         if let Some(over) = self.over.take() {
-            over(Ended { usage, told: told.is_some(), complete });
+            let told_prompt = self.listener.told_prompt();
+            over(Ended { usage, told: told.is_some(), told_prompt, complete });
         }
         usage
     }
@@ -223,7 +226,10 @@ mod tests {
         assert_eq!(trailers[USAGE], "prompt=9,completion=2");
         assert!(!collected.to_bytes().windows(5).any(|w| w == b"usage"));
         let usage = Usage { prompt: 9, completion: 2, ..Usage::default() };
-        assert_eq!(*seen.lock().unwrap(), [Ended { usage, told: true, complete: true }]);
+        assert_eq!(
+            *seen.lock().unwrap(),
+            [Ended { usage, told: true, told_prompt: true, complete: true }]
+        );
     }
 
     #[tokio::test]
@@ -232,12 +238,18 @@ mod tests {
         for end in [End::Breaks, End::Hangs] {
             let (body, seen) = metered(end);
             assert!(body.collect().await.is_err());
-            assert_eq!(*seen.lock().unwrap(), [Ended { usage, told: false, complete: false }]);
+            assert_eq!(
+                *seen.lock().unwrap(),
+                [Ended { usage, told: false, told_prompt: false, complete: false }]
+            );
         }
         let (mut body, seen) = metered(End::Hangs);
         let _ = body.frame().await;
         let _ = body.frame().await;
         drop(body);
-        assert_eq!(*seen.lock().unwrap(), [Ended { usage, told: false, complete: false }]);
+        assert_eq!(
+            *seen.lock().unwrap(),
+            [Ended { usage, told: false, told_prompt: false, complete: false }]
+        );
     }
 }

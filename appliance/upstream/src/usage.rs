@@ -236,6 +236,11 @@ impl Listener {
         self.told.usage()
     }
 
+    /// Whether the server said what it read.
+    pub(crate) fn told_prompt(&self) -> bool {
+        self.told.read().is_some()
+    }
+
     /// What was used, by the look of it: a token in each event, or in every four bytes.
     pub(crate) fn estimate(&self, prompt: u64) -> Usage {
         let completion = if self.events { self.pieces } else { self.bytes / 4 };

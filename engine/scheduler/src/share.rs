@@ -106,18 +106,24 @@ pub(crate) struct Demand {
 }
 
 /// Who reads in this step: those furthest behind, as many as there is work for, and whoever needs so little that it costs no turn.
-/// A member who is passed over is further behind in the next step, so that nobody waits longer than a step for each of the others.
+/// A member who is passed over is further behind in the next step. A turn takes nobody further ahead than a whole step does a member of
+/// the usual weight, so that whoever has a small share is not away for as long as it would take to make up for one.
 pub(crate) fn turns(demands: &mut [Demand], budget: f64) {
     /// This part of a step's reading is little.
     const LITTLE: f64 = 1.0 / 16.0;
     let mut order: Vec<usize> = (0..demands.len()).collect();
     order.sort_by(|a, b| demands[*a].used.total_cmp(&demands[*b].used));
+    let turn = |demand: &Demand| demand.need.min(budget * demand.weight);
+    if demands.iter().map(turn).sum::<f64>() <= budget {
+        return;
+    }
     let mut covered = 0.0;
     for index in order {
         let demand = &mut demands[index];
-        if covered >= budget && demand.need > budget * LITTLE {
-            demand.need = 0.0;
-        }
+        demand.need = match covered >= budget && demand.need > budget * LITTLE {
+            true => 0.0,
+            false => turn(demand),
+        };
         covered += demand.need;
     }
 }
@@ -247,6 +253,7 @@ mod tests {
                 let mut demands: Vec<Demand> = (from..weights.len())
                     .map(|n| demand(accounts.used(&names[n]), weights[n], 1e9))
                     .collect();
+                turns(&mut demands, 512.0);
                 fill(&mut demands, 512.0);
                 for (n, d) in (from..).zip(&demands) {
                     accounts.spend(&names[n], d.gets, weights[n]);

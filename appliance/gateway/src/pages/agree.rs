@@ -60,6 +60,7 @@ pub(super) async fn ask(
         }
         form.stack method="post" action="/oidc/agree" {
             (hidden("question", query))
+            (hidden("member", &member.id.to_string()))
             (hidden("asks_models", if app.asks_models { "yes" } else { "" }))
             div.row {
                 button type="submit" name="says" value="yes" { "Agree and go on" }
@@ -78,6 +79,8 @@ pub(super) async fn ask(
 pub(super) struct Said {
     #[serde(default)]
     question: String,
+    #[serde(default)]
+    member: String,
     #[serde(default)]
     asks_models: String,
     #[serde(default)]
@@ -113,6 +116,12 @@ pub(super) async fn agree(
     let Some(app) = app else { return Err(unreadable()) };
     if said.says != "yes" {
         return tell(wanted.without("access_denied", "they did not agree to it"));
+    }
+    // Somebody else may have signed in since in this browser, who was shown nothing.
+    if said.member != who.member.id.to_string() {
+        return Err(shown(
+            "somebody else signed in on this browser meanwhile, so nothing was agreed to; go to the app again",
+        ));
     }
     // As it was shown: what the app was let do since is asked anew.
     let (member, asks_models) = (who.member.id, app.asks_models && said.asks_models == "yes");

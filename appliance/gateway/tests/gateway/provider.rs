@@ -69,7 +69,8 @@ impl Place {
             let rest = page.body.split(&format!("name=\"{name}\" value=\"")).nth(1).unwrap();
             rest.split('"').next().unwrap().replace("&amp;", "&")
         };
-        let fields = ["question", "asks_models"].map(|name| format!("{name}={}", value(name)));
+        let fields =
+            ["question", "member", "asks_models"].map(|name| format!("{name}={}", value(name)));
         browser.curl(&[
             "-H",
             &format!("Origin: {}", self.base),
@@ -77,6 +78,8 @@ impl Place {
             &fields[0],
             "--data-urlencode",
             &fields[1],
+            "--data-urlencode",
+            &fields[2],
             "-d",
             &format!("says={says}"),
             &format!("{}/oidc/agree", self.base),
@@ -227,8 +230,11 @@ async fn open_webuis_client_signs_people_in_over_tls_with_the_boxs_own_authority
         let question = page.body.split("name=\"question\" value=\"").nth(1).unwrap();
         let question = question.split('"').next().unwrap().replace("&amp;", "&");
         let question = format!("question={question}");
+        let member = page.body.split("name=\"member\" value=\"").nth(1).unwrap();
+        let member = format!("member={}", member.split('"').next().unwrap());
         let agree = format!("{tls}/oidc/agree");
-        let yes = ["-H", &origin, "--data-urlencode", &question, "-d", "says=yes", &agree];
+        let yes =
+            ["-H", &origin, "--data-urlencode", &question, "-d", &member, "-d", "says=yes", &agree];
         let page = trusting(&[&["-L", "--max-redirs", "9"], &yes[..]].concat());
         assert_eq!(page.status, 200, "{page:?}");
         let told = read(&page.body);
@@ -321,6 +327,9 @@ async fn before_an_app_learns_anything_its_member_is_asked_once_and_again_when_i
     assert!(grace.step(&place.question("")).url.contains("code="));
     let other = place.browser("ada").step(&place.question(""));
     assert!(other.status == 200 && other.body.contains("Sign in at Wiki?"), "{other:?}");
+    // A page that was shown to somebody else who was signed in here before agrees to nothing.
+    let old = place.says(&grace, &other, "yes");
+    assert!(old.status == 400 && old.body.contains("somebody else signed in"), "{old:?}");
     // An app that asks them to be asked, and one that wants to see more.
     let page = grace.step(&place.question("&prompt=consent"));
     assert!(page.status == 200 && !page.body.contains("more than you agreed"), "{page:?}");

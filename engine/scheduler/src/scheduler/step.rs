@@ -145,7 +145,13 @@ fn share_out(shares: &mut [Share], demands: &[Demand], cost: Cost, mut most: u32
     });
     let mut work = 0.0;
     for prompts in shares.chunk_by_mut(|a, b| a.reader == b.reader) {
-        work += demands[prompts[0].reader].gets;
+        let gets = demands[prompts[0].reader].gets;
+        if gets == 0.0 {
+            // It is not their turn, and what others leave over is not worth a walk over their history.
+            prompts.iter_mut().for_each(|share| share.tokens = 0);
+            continue;
+        }
+        work += gets;
         let oldest = prompts.iter().map(|share| share.index).min();
         let (first, mut rest): (Vec<_>, Vec<_>) =
             prompts.iter_mut().partition(|share| Some(share.index) == oldest);
