@@ -44,7 +44,8 @@ fn paid_service() -> UpstreamServer {
         input: amount("5000"),
         output: amount("1"),
         cached: None,
-        written: None,
+        // What it keeps from then on costs no more than reading.
+        written: Some(amount("5000")),
         longest: None,
     };
     UpstreamServer {
