@@ -329,7 +329,7 @@ async fn before_an_app_learns_anything_its_member_is_asked_once_and_again_when_i
     assert!(other.status == 200 && other.body.contains("Sign in at Wiki?"), "{other:?}");
     // A page that was shown to somebody else who was signed in here before agrees to nothing.
     let old = place.says(&grace, &other, "yes");
-    assert!(old.status == 400 && old.body.contains("somebody else signed in"), "{old:?}");
+    assert!(old.status == 400 && old.body.contains("omebody else signed in"), "{old:?}");
     // An app that asks them to be asked, and one that wants to see more.
     let page = grace.step(&place.question("&prompt=consent"));
     assert!(page.status == 200 && !page.body.contains("more than you agreed"), "{page:?}");
