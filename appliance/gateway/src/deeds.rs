@@ -49,7 +49,7 @@ impl Missing {
         let Self { count, first, last } = self;
         let what = "had no room to keep what people did:".to_owned();
         let on = format!(
-            "{count} {} between {} and {}, which the log of the door has",
+            "{count} {} between {} and {}, told only to the log of the door",
             if *count == 1 { "deed" } else { "deeds" },
             time(*first),
             time(*last)

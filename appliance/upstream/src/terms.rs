@@ -132,7 +132,9 @@ fn price(server: &UpstreamServer) -> Vec<Term> {
         };
         let keeping = match model.written {
             Some(written) => format!(" What it keeps from then on costs {written}."),
-            None => String::new(),
+            None => {
+                " What it keeps from then on counts a quarter more than reading, and for an hour twice as much.".to_owned()
+            }
         };
         all.push((
             "Price",

@@ -48,7 +48,7 @@ pub(super) fn server_card(
                         (own_field(name, "input", "Price of a million tokens read", "As in 0.15; 0 where it costs nothing"))
                         (own_field(name, "output", "Price of a million tokens written", ""))
                         (own_field(name, "cached", "Price of a million tokens that it had kept", "Empty: as those read"))
-                        (own_field(name, "written", "Price of a million tokens that it keeps from then on", "For minutes. Empty: a quarter more than those read"))
+                        (own_field(name, "written", "Whole price of a million tokens that it reads and keeps from then on", "For minutes. Empty: a quarter more than those only read"))
                         (own_field(name, "longest", "Longest answer there, in tokens", "Empty: where it costs money and the question does not say, 4096"))
                     }
                     button type="submit" { "See what it comes to" }
