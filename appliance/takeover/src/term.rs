@@ -198,7 +198,7 @@ impl Term {
 
     /// On a spare whose own state is in place again. `aside` is where the state of the main box was put aside for it.
     pub fn resting(&self, aside: String) -> Self {
-        let leftovers = self.own.iter().cloned().chain([aside]).collect();
+        let leftovers = self.leftovers.iter().chain(&self.own).cloned().chain([aside]).collect();
         Self { mine: None, theirs: false, given: None, own: None, leftovers, ..self.clone() }
     }
 }

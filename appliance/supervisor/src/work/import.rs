@@ -235,6 +235,10 @@ impl<P: Parts> Work<P> {
         if near || self.board.site().uplinks.values().all(|uplink| !uplink.metered) {
             return None;
         }
-        wan_status(&self.sockets).await?.transfers_wait()
+        match wan_status(&self.sockets).await {
+            Some(status) => status.transfers_wait(),
+            // Just after a start, perhaps: not known is not free.
+            None => Some("waiting until it is known by which line it would come".to_owned()),
+        }
     }
 }
