@@ -196,9 +196,16 @@ impl Browser {
 
     /// Presses the first button that matches.
     pub async fn press_first(&self, css: &str) {
-        self.see(css).await;
-        let button = self.client.find(Locator::Css(css)).await.expect("it was seen");
-        button.click().await.expect("a button can be pressed");
+        let begun = Instant::now();
+        loop {
+            self.see(css).await;
+            // It may have been seen on a page that another one is just taking the place of.
+            let found = self.client.find(Locator::Css(css)).await;
+            if found.is_ok() || begun.elapsed() > scaled(PATIENCE) {
+                let button = found.expect("it was seen");
+                return button.click().await.expect("a button can be pressed");
+            }
+        }
     }
 
     /// Chooses a file of this computer.

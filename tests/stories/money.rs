@@ -136,6 +136,7 @@ async fn browser_books_are_kept_a_bank_s_table_comes_in_and_usage_counts_only_wh
     ada.visit(&format!("{home}/money")).await;
     ada.press_first("label[for='agree']").await;
     ada.press_first("form[action='/money/agree'] button").await;
+    ada.see("[name='agree'][checked]").await;
     send(&ada, "split", &[]).await;
     ada.hear("in equal parts").await;
     ada.hear("15.00").await;
@@ -143,7 +144,7 @@ async fn browser_books_are_kept_a_bank_s_table_comes_in_and_usage_counts_only_wh
     cleo.visit(&format!("{home}/money")).await;
     cleo.press_first("label[for='agree']").await;
     cleo.press_first("form[action='/money/agree'] button").await;
-    cleo.at("/money").await;
+    cleo.see("[name='agree'][checked]").await;
     let begun = Instant::now();
     loop {
         ada.visit(&format!("{home}/money")).await;
