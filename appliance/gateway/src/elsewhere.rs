@@ -322,8 +322,8 @@ async fn bounded(
     if answer.status().is_success() {
         return Ok(Heard::Begins(answer));
     }
-    // Nobody charges for a refusal, also where whoever asked does not wait for its sentence.
-    sent.store(false, Ordering::Relaxed);
+    // Nobody charges for a refusal, also where whoever asked does not wait for its sentence; but for an answer that is late.
+    sent.store(late(answer.status()), Ordering::Relaxed);
     let (parts, body) = answer.into_parts();
     let body = short(body).await;
     let again = match parts.status {
@@ -335,7 +335,7 @@ async fn bounded(
     if answer.status().is_success() {
         return Ok(Heard::Begins(answer));
     }
-    sent.store(false, Ordering::Relaxed);
+    sent.store(late(answer.status()), Ordering::Relaxed);
     let (parts, body) = answer.into_parts();
     Ok(Heard::Refuses(parts, short(body).await))
 }
@@ -462,10 +462,9 @@ fn refused(
     key: Option<&SecretText>,
     mut spending: Spending,
 ) -> Outcome {
-    // Nobody charges for a refusal; but for an answer that came too late for somebody on the way.
-    match late(parts.status) {
-        true => spending.sent.store(true, Ordering::Relaxed),
-        false => spending.over(None),
+    // Nobody charges for a refusal; what may still be answered is booked when this is dropped.
+    if !late(parts.status) {
+        spending.over(None);
     }
     drop(spending);
     let secret = key.map(SecretText::expose);
