@@ -93,6 +93,30 @@ fn several_that_begin_alike_and_come_together_read_their_beginning_once() {
 }
 
 #[test]
+fn nobody_gives_up_a_slot_for_one_that_waits_for_a_beginning() {
+    let config = Config { step_tokens: 8, ..Config::default() };
+    let mut bench = Bench::new(limits(100, 3), config);
+    let claim = Claim { trusting: true, ..Claim::default() };
+    let text: Vec<u32> = (0..56).map(|at| (at * 7 + 2) % VOCAB).collect();
+    let reads = Request { claim, ..request("ada", text.clone(), 2, 0) };
+    let other: Vec<u32> = (0..30).map(|at| (at * 5 + 1) % VOCAB).collect();
+    let asks = vec![
+        (RequestId(0), reads.clone()),
+        (RequestId(1), request("ada", other, 4, 1)),
+        // They trust ada, whose prompt begins as theirs do: there is a slot for one of them only.
+        (RequestId(2), Request { member: MemberId::new("bob"), ..reads.clone() }),
+        (RequestId(3), Request { member: MemberId::new("eve"), ..reads }),
+    ];
+    bench.scheduler.admit(asks).unwrap();
+    while bench.scheduler.stats().cached_tokens == 0 {
+        assert_eq!(bench.scheduler.stats().slots_given_up, 0);
+        assert!(bench.turn());
+    }
+    while bench.turn() {}
+    assert!((0..4).all(|id| bench.end_of(RequestId(id)).is_some()));
+}
+
+#[test]
 fn a_sequence_that_read_what_was_there_already_can_still_fill_the_whole_pool() {
     let mut bench = Bench::new(limits(6, 1), Config::default());
     let mut whole = request("m", vec![6, 8, 10, 12], 20, 5);

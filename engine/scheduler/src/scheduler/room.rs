@@ -41,14 +41,7 @@ impl Scheduler {
             };
             // What a step in flight samples is read too.
             let need = blocks_for(tokens.len() as u32 + in_flight, self.limits.block_tokens);
-            // The last token is read in any case: what follows it is asked for. So is a prompt that is judged, or
-            // whose mean is wanted.
-            let most = match (request.prompt_logprobs, request.pooling) {
-                (None, None | Some(Pooling::Last)) => {
-                    (tokens.len() - 1) / self.limits.block_tokens as usize
-                }
-                _ => 0,
-            };
+            let most = most_found(request, tokens, self.limits.block_tokens);
             let (member, claim) = (request.member.clone(), request.claim);
             let whose = whose(&member, claim);
             self.prefixes.find(whose, tokens, most, &mut chain, &mut blocks);
@@ -81,6 +74,19 @@ impl Scheduler {
                 }
             }
         }
+    }
+
+    /// Whether the member's next request waits for a beginning that is just being read, so that a slot is of no use to it.
+    fn is_held(&mut self, member: &MemberId) -> bool {
+        let Some(waiting) = self.waiting.peek(member) else { return false };
+        let (request, tokens) = (&waiting.request, waiting.tokens());
+        let most = most_found(request, tokens, self.limits.block_tokens);
+        let (mut chain, mut blocks) = (Vec::new(), Vec::new());
+        let whose = whose(member, request.claim);
+        self.prefixes.find(whose, tokens, most, &mut chain, &mut blocks);
+        let held = self.is_being_read(whose, tokens, most, blocks.len());
+        self.prefixes.leave(&mut chain);
+        held
     }
 
     /// Whether a running sequence of the member is just reading how these tokens begin, further than what is kept:
@@ -191,12 +197,17 @@ impl Scheduler {
     }
 
     /// Members who run nothing get slots of members who run several, as soon as what was planned for
-    /// those is read back.
+    /// those is read back; not for a request that would not take it.
     pub(super) fn give_up_slots(&mut self) {
         let without = self.waiting.members().filter(|m| fair::running(&self.running, m) == 0);
+        let without: Vec<MemberId> = without.cloned().collect();
         let leaving = self.running.iter().filter(|sequence| sequence.leaving).count();
-        let missing = without.count().saturating_sub(self.free_slots.len() + leaving);
-        for _ in 0..missing {
+        let there = self.free_slots.len() + leaving;
+        let missing = match without.len() > there {
+            true => without.iter().filter(|member| !self.is_held(member)).count(),
+            false => 0,
+        };
+        for _ in 0..missing.saturating_sub(there) {
             let Some(index) = fair::leaver(&self.running) else { break };
             self.running[index].leaving = true;
         }
@@ -324,6 +335,15 @@ impl Scheduler {
         let sequence = self.running.remove(index);
         self.free_slots.push(sequence.slot);
         sequence
+    }
+}
+
+/// How many blocks of these tokens need not be read where they are kept. The last token is read in any case: what follows
+/// it is asked for. So is a prompt that is judged, or whose mean is wanted.
+fn most_found(request: &Request, tokens: &[TokenId], block_tokens: u32) -> usize {
+    match (request.prompt_logprobs, request.pooling) {
+        (None, None | Some(Pooling::Last)) => (tokens.len() - 1) / block_tokens as usize,
+        _ => 0,
     }
 }
 

@@ -155,7 +155,9 @@ fn share_out(shares: &mut [Share], demands: &[Demand], cost: Cost, mut most: u32
         let oldest = prompts.iter().map(|share| share.index).min();
         let (first, mut rest): (Vec<_>, Vec<_>) =
             prompts.iter_mut().partition(|share| Some(share.index) == oldest);
-        let kept = first.iter().map(|share| need(share).min(work / 2.0)).sum::<f64>();
+        // Half of it, and a token at least: what its token lacks is not given away beside it in step after step.
+        let half = |share: &Share| (work / 2.0).max(cost.read(share.from, 1)).min(work);
+        let kept = first.iter().map(|share| need(share).min(half(share))).sum::<f64>();
         let mut left = rest.len() as f64;
         let mut read = |share: &mut Share, work: f64| {
             share.tokens = share.tokens.min(cost.readable(share.from, work)).min(most);
@@ -203,6 +205,16 @@ mod tests {
         assert_eq!(shared(&[9_000, 9_000, 9_000], 100.0, Cost::default(), 512), [50, 25, 25]);
         assert_eq!(shared(&[20, 9_000, 9_000], 101.0, Cost::default(), 512), [20, 40, 41]);
         assert_eq!(shared(&[9_000, 9_000], 100.0, Cost::default(), 70), [20, 50]);
+    }
+
+    #[test]
+    fn the_oldest_prompts_next_token_is_read_though_it_takes_more_than_half_of_the_work() {
+        let cost = Cost { read_slope: 0.5, decode_slope: 0.0 };
+        let share = |index, from, tokens| Share { index, reader: 0, from, tokens };
+        let mut shares = [share(0, 30, 1), share(1, 0, 8)];
+        let demand = Demand { used: 0.0, weight: 1.0, need: 1e9, gets: 24.0 };
+        share_out(&mut shares, &[demand], cost, 24);
+        assert_eq!(shares.map(|share| share.tokens), [1, 4]);
     }
 
     #[test]
