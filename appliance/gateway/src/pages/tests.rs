@@ -421,11 +421,12 @@ const FOR_MEMBERS: [&str; 11] = [
     "/collective/end",
     "/status",
 ];
-const FOR_STEWARDS: [&str; 26] = [
+const FOR_STEWARDS: [&str; 27] = [
     "/power",
     "/collective/stewards",
     "/members/2/leave",
     "/elsewhere",
+    "/registries",
     "/spare/takeover",
     "/spare",
     "/models/change",
@@ -601,6 +602,8 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/elsewhere/cloud/model/remove".into(),
         "/elsewhere/cloud/test".into(),
         "/elsewhere/cloud/remove".into(),
+        "/registries".into(),
+        "/registries/forget".into(),
     ];
     for path in &actions {
         let form = "role=member&disabled=yes&password=another+four+words+here";
