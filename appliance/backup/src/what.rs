@@ -80,6 +80,7 @@ mod tests {
             "kv/fast/blocks",
             "packed/fast/weights.bin",
             "upstreams/secrets.json",
+            "uplinks/owed.json",
             "containers/overlay/l/x",
             "run/control.sock",
             "safe-mode",

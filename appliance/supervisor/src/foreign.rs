@@ -1,5 +1,6 @@
 //! Slots that another server than our own engine serves: what people are told of them, and bringing in a container's image.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -30,11 +31,21 @@ pub(crate) fn needs_weights(slot: &EngineSlot) -> bool {
 }
 
 /// The step that brings an image in.
-pub(crate) fn image_step(container: &Container) -> String {
+pub(crate) fn image_step(container: &Container, login: bool) -> String {
+    let registry = container.image.registry();
+    let how = match login {
+        true => format!("with the user and password kept for {registry}"),
+        false => format!("without a password: none is kept for {registry}"),
+    };
     format!(
-        "Fetch the container image {} unless it is here, and see that it is {}",
+        "Fetch the container image {} unless it is here ({how}), and see that it is {}",
         container.image, container.digest
     )
+}
+
+/// The registries that the box has a user and a password for. Where that cannot be read it has none: fetching says why.
+pub(crate) fn logins(state: &Path) -> BTreeSet<String> {
+    Secrets::of(state).registries().unwrap_or_default()
 }
 
 /// Whether the image of this digest is on the box already.
@@ -107,7 +118,7 @@ fn store(state: &Path, container: &Container) -> Result<Store, String> {
         // Whom this machine trusts is for registries out there; one on the machine itself that has no authority is asked in the clear.
         options.ca_file = None;
     }
-    let host = container.image.as_str().split('/').next().unwrap_or_default();
+    let host = container.image.registry();
     let kept = Secrets::of(state).get(Holder::Registry(host)).map_err(|e| e.to_string())?;
     options.login = kept.map(|login| login.expose().to_owned());
     Store::open_with(folder, options).map_err(|error| error.to_string())

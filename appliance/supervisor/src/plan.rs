@@ -25,6 +25,8 @@ pub struct Observed {
     pub engines: BTreeMap<EngineName, PartState>,
     /// What is at the place that backups are to go to, where that is what is asked for.
     pub store: Option<Store>,
+    /// Registries of images that the box has a user and a password for.
+    pub logins: BTreeSet<String>,
 }
 
 /// What the box should become.
@@ -55,7 +57,12 @@ pub enum Action {
         what: Described,
     },
     /// Make sure that this image is there, and no other.
-    BringImage(Box<Container>),
+    BringImage {
+        /// Which, and for whom.
+        container: Box<Container>,
+        /// Whether something is kept to show its registry.
+        login: bool,
+    },
     /// Stop an engine in order.
     StopEngine(EngineName),
     /// Make this the site.
@@ -105,7 +112,9 @@ impl Action {
                 let size = what.bytes.map(|b| format!(" ({})", size(b))).unwrap_or_default();
                 ("import-model", format!("Import {}{size}", what.title))
             }
-            Self::BringImage(container) => ("bring-image", foreign::image_step(container)),
+            Self::BringImage { container, login } => {
+                ("bring-image", foreign::image_step(container, *login))
+            }
             Self::StopEngine(name) => {
                 ("stop-engine", format!("Let the engine {name} finish and stop it"))
             }
@@ -198,7 +207,10 @@ pub fn plan(
                 if !here && !missing.contains(&&slot.recipe) {
                     missing.push(&slot.recipe);
                 }
-                images.extend(slot.container.clone().map(Action::BringImage));
+                images.extend(slot.container.clone().map(|container| Action::BringImage {
+                    login: observed.logins.contains(container.image.registry()),
+                    container,
+                }));
                 start.push(Action::StartEngine(name.clone()));
             }
             // What is to run later is brought in now.

@@ -532,6 +532,7 @@ impl<P: Parts> Work<P> {
             imported,
             store,
             site,
+            logins: crate::foreign::logins(&self.state),
         };
         Ok(plan(&observed, &wanted, &|recipe| self.shelf.describe(recipe)))
     }
@@ -648,12 +649,12 @@ impl<P: Parts> Work<P> {
             }
             self.board.step(id, step, StepState::Running(None));
             let done = match action {
-                Action::ImportModel { .. } | Action::BringImage(_) => {
+                Action::ImportModel { .. } | Action::BringImage { .. } => {
                     let brought = match action {
                         Action::ImportModel { recipe, .. } => {
                             self.bring_in(id, step, recipe, from, intent, cancel).await
                         }
-                        Action::BringImage(container) => {
+                        Action::BringImage { container, .. } => {
                             self.bring_image(id, step, *container, intent, cancel).await
                         }
                         _ => Ok(None),

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -36,6 +36,8 @@ const IDLE: Duration = Duration::from_secs(300);
 /// Between two looks at a server that does not answer yet, and at one that does.
 const LOOK_STARTING: Duration = Duration::from_millis(200);
 const LOOK_READY: Duration = Duration::from_secs(2);
+/// A connection that comes about, or is refused, does so within this time.
+const SOON: Duration = Duration::from_secs(1);
 /// One look takes no longer.
 const LOOK: Duration = Duration::from_secs(5);
 /// Answers that are going on have so long when the slot is stopped; the supervisor is as patient.
@@ -299,7 +301,13 @@ async fn ask(shared: Arc<Shared>, request: Request<Incoming>) -> Whole {
     };
     let prompt = prompt_estimate(body.len());
     let sent = AtomicBool::new(false);
-    match wire.ask(Method::POST, path, &parts.headers, asked.body, &sent).await {
+    let begun = Instant::now();
+    let mut answer = wire.ask(Method::POST, path, &parts.headers, asked.body.clone(), &sent).await;
+    // Nobody has seen it, and one connection that does not come about says little; where that took long, so would the next.
+    if matches!(answer, Err(WireError::Unreachable { .. })) && begun.elapsed() < SOON {
+        answer = wire.ask(Method::POST, path, &parts.headers, asked.body, &sent).await;
+    }
+    match answer {
         // What stands before a server says that it got no answer out of it: it is gone, or one of several is, or it broke over this question
         // alone. This question is for others; whether the slot is down, only a look at it says. A 504 is no such word: there the server is
         // at work and takes long, as where it is silent, and to have others asked would be paid for twice. Nor is a 503: that one is full.
@@ -312,9 +320,14 @@ async fn ask(shared: Arc<Shared>, request: Request<Incoming>) -> Whole {
         Err(error @ WireError::Silent { .. }) => {
             refuse(StatusCode::GATEWAY_TIMEOUT, "server_silent", &error.to_string())
         }
-        // Nobody is there, or the connection broke before a byte of an answer: to the door the same as a broken engine.
+        // Nobody is there, or the connection broke before a byte of an answer: to the door the same as a broken engine. One that broke may be
+        // one of many: the slot is down where the next one does not come about, else only by a look.
         Err(error) => {
-            shared.ready.store(false, Ordering::SeqCst);
+            let there = matches!(error, WireError::Broke { .. }) && wire.is_there(SOON).await;
+            if !there {
+                shared.ready.store(false, Ordering::SeqCst);
+            }
+            shared.doubt.notify_one();
             let (status, why) = (StatusCode::SERVICE_UNAVAILABLE, error.to_string());
             away(refuse(status, "server_away", &why))
         }
@@ -461,10 +474,12 @@ mod tests {
             let health = asked(&socket, "GET", "/health", "").await;
             assert!(health.starts_with("HTTP/1.1 200"), "{status}: {health}");
         }
-        // One that breaks off is gone until it was looked at; one that is gone stays so.
+        // One that breaks off is away for this question, and for no other where it takes the next connection.
         let answer = asked(&socket, "POST", "/v1/chat/completions", "{\"status\":0}").await;
         assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("x-polder-away"), "{answer}");
-        until("HTTP/1.1 200").await;
+        let health = asked(&socket, "GET", "/health", "").await;
+        assert!(health.starts_with("HTTP/1.1 200"), "one reset took the slot down: {health}");
+        // One that is gone stays so.
         there.abort();
         let _ = there.await;
         let answer = asked(&socket, "POST", "/v1/chat/completions", "{\"model\":\"m\"}").await;

@@ -186,6 +186,11 @@ impl Wire {
         }
     }
 
+    /// Whether a connection to it comes about within this time.
+    pub(crate) async fn is_there(&self, within: Duration) -> bool {
+        timeout(within, self.connect()).await.is_ok_and(|stream| stream.is_ok())
+    }
+
     /// Asks for something short, and reads it whole.
     pub async fn fetch(&self, path: &str) -> Result<Response<Bytes>, WireError> {
         let none = HeaderMap::new();

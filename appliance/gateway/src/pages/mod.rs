@@ -38,6 +38,7 @@ mod outside;
 mod people;
 mod power;
 mod provider;
+mod registries;
 mod runs;
 mod samples;
 mod sheets;
@@ -184,6 +185,8 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/elsewhere/{name}/model/remove", post(elsewhere::remove_model))
         .route("/elsewhere/{name}/test", post(elsewhere::test))
         .route("/elsewhere/{name}/remove", post(elsewhere::remove))
+        .route("/registries", get(registries::show).post(registries::keep))
+        .route("/registries/forget", post(registries::forget))
         .route("/engines/{name}", get(engine::show))
         .route("/engines/{name}/memory", post(engine::save))
         .route("/engines/{name}/remove", post(models::remove_engine))

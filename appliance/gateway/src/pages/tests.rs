@@ -427,6 +427,7 @@ const FOR_STEWARDS: [&str; 27] = [
     "/collective/stewards",
     "/members/2/leave",
     "/elsewhere",
+    "/registries",
     "/spare/takeover",
     "/spare",
     "/models/change",
@@ -602,6 +603,8 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/elsewhere/cloud/model/remove".into(),
         "/elsewhere/cloud/test".into(),
         "/elsewhere/cloud/remove".into(),
+        "/registries".into(),
+        "/registries/forget".into(),
     ];
     for path in &actions {
         let form = "role=member&disabled=yes&password=another+four+words+here";

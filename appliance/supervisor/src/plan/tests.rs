@@ -20,6 +20,7 @@ fn fresh() -> Observed {
         gateway: PartState::Ready,
         engines: BTreeMap::new(),
         store: None,
+        logins: BTreeSet::new(),
     }
 }
 
@@ -175,12 +176,17 @@ fn another_server_in_a_slot_is_told_with_its_digest_and_its_image_is_brought_bef
     let plain = EngineSlot::serving("big".parse().unwrap());
     let kind = polder_site::EngineKind::Container;
     let slot = EngineSlot { kind, container: Some(Box::new(container)), ..plain.clone() };
+    let mut known = serving();
+    known.logins.insert("docker.io".to_owned());
+    let with =
+        text(&known, Wanted::Change(SiteChange::Engine { name: fast(), slot: slot.clone() }));
+    assert!(with.contains("(with the user and password kept for docker.io)"), "{with}");
     assert_eq!(
         text(&serving(), Wanted::Change(SiteChange::Engine { name: fast(), slot })),
         format!(
             "Serve BIG as fast, from the container image docker.io/vllm/vllm-openai at {digest}\n  \
              1. Import BIG (94 MiB)\n  \
-             2. Fetch the container image docker.io/vllm/vllm-openai unless it is here, and see that it is {digest}\n  \
+             2. Fetch the container image docker.io/vllm/vllm-openai unless it is here (without a password: none is kept for docker.io), and see that it is {digest}\n  \
              3. Let the engine fast finish and stop it\n  \
              4. Write down what the box should be\n  \
              5. Start the engine fast and wait until it answers\n\
@@ -449,7 +455,7 @@ fn doing_a_plan_leaves_nothing_to_do() {
                     box_.engines.insert(name, PartState::Ready);
                 }
                 Action::OpenDoor
-                | Action::BringImage(_)
+                | Action::BringImage { .. }
                 | Action::WatchUps(_)
                 | Action::LeaveSpare
                 | Action::TendLink(_)
