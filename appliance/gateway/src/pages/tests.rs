@@ -423,6 +423,7 @@ const FOR_MEMBERS: [&str; 11] = [
 ];
 const FOR_STEWARDS: [&str; 27] = [
     "/power",
+    "/power/live",
     "/collective/stewards",
     "/members/2/leave",
     "/elsewhere",
