@@ -886,7 +886,7 @@ fn not_kept(error: &std::io::Error) -> Refusal {
     format!("the run could not be noted in the state folder ({error}); is the disk full?")
 }
 
-fn with_source(error: &dyn std::error::Error) -> Refusal {
+pub(crate) fn with_source(error: &dyn std::error::Error) -> Refusal {
     match error.source() {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
