@@ -15,6 +15,7 @@ use base64::prelude::BASE64_STANDARD;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use polder_takeover::Moment;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -47,6 +48,9 @@ pub(crate) const SETTLE: i64 = 600;
 /// Why two boxes stay a pair.
 pub const STANDS_IN: &str =
     "one of the two stands in for the other; give back first, on the page Takeover";
+/// The same where a takeover has begun and is not in place yet.
+pub const TAKES_OVER: &str =
+    "the spare is about to take over; wait until it serves, or has left it to the main box";
 /// To one that this box has forgotten.
 pub(crate) const NO_PAIR: &str = "the two boxes are not paired any more";
 /// To who would part with the box that follows this one, and serve beside it then.
@@ -183,12 +187,19 @@ impl Door {
     /// While this box stands in for the main box, both would serve once they are no pair any more.
     pub(crate) fn may_part(&self) -> Result<(), String> {
         let state = self.folders.own().parent().unwrap_or(std::path::Path::new("."));
+        let began = self.inner().lease.standing(Side::Spare, now()).began;
         match polder_takeover::Term::read(state) {
-            Ok(Some(term)) if term.side == polder_takeover::Side::Spare && term.theirs => {
-                Err(STANDS_IN.to_owned())
-            }
+            Ok(Some(term)) if term.stands_in() => Err(STANDS_IN.to_owned()),
+            // The main box has heard of the term and serves nothing: it would wait for a box that knows it no more.
+            Ok(Some(term)) if term.is_begun(began) => Err(TAKES_OVER.to_owned()),
             _ => Ok(()),
         }
+    }
+
+    /// Whether the state was handed to the main box, and with it a trail that went on here.
+    pub(crate) fn has_handed(&self) -> bool {
+        let state = self.folders.own().parent().unwrap_or(std::path::Path::new("."));
+        polder_takeover::Term::read(state).ok().flatten().is_some_and(|term| term.given.is_some())
     }
 
     /// Forgets the main box; connections that it still has are good for nothing from now on.
@@ -569,7 +580,8 @@ async fn beat(
     let heard = {
         let mut inner = door.inner();
         inner.yields = beat.yields;
-        inner.lease.hear(beat.epoch, Instant::now(), now())
+        let left = inner.lease.hear_of_leaving(beat.may_be_left);
+        left.and_then(|()| inner.lease.hear(beat.epoch, Moment::now(), now()))
     };
     heard.map_err(|error| say(&error))?;
     Ok(Json(door.answer()))

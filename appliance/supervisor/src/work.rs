@@ -1,4 +1,5 @@
 mod backup;
+mod begun;
 mod confirm;
 mod ending;
 mod image;
@@ -93,7 +94,7 @@ pub(crate) struct Work<P: Parts> {
     /// A box that cannot turn its machine off ends itself.
     pub(crate) spent: CancellationToken,
     /// Held by whoever makes, tries or restores a backup.
-    saving: tokio::sync::Mutex<()>,
+    saving: Arc<tokio::sync::Mutex<()>>,
     /// A restored box waits to be put in place: the supervisor ends and begins anew.
     pub(crate) anew: CancellationToken,
     /// The other box, where there is one.
@@ -107,6 +108,8 @@ struct Running {
     confirmed: CancellationToken,
     changes: bool,
     imports: bool,
+    /// It takes over from the main box.
+    takes_over: bool,
     title: String,
 }
 
@@ -159,7 +162,7 @@ impl<P: Parts> Work<P> {
             drained: AtomicBool::new(false),
             rousing: Mutex::default(),
             spent: CancellationToken::new(),
-            saving: tokio::sync::Mutex::default(),
+            saving: Arc::default(),
             anew: CancellationToken::new(),
             pair: pair::Pair::default(),
             ending: CancellationToken::new(),
@@ -541,6 +544,11 @@ impl<P: Parts> Work<P> {
         lock(&self.running).values().any(|run| run.changes || run.imports)
     }
 
+    /// The same without those that only bring in a model, which may take hours.
+    fn is_changing(&self) -> bool {
+        lock(&self.running).values().any(|run| run.changes)
+    }
+
     fn place_for(&self, intent: &Intent, actions: &[Action]) -> Result<(), Refusal> {
         let (changes, imports) = kind(intent, actions);
         let running = lock(&self.running);
@@ -566,7 +574,9 @@ impl<P: Parts> Work<P> {
         let (changes, imports) = kind(&intent, &actions);
         let (cancel, confirmed) = (CancellationToken::new(), CancellationToken::new());
         let title = plan.title.clone();
-        let running = Running { cancel: cancel.clone(), confirmed, changes, imports, title };
+        let takes_over = matches!(intent, Intent::Takeover(TakeoverWish::TakeOver { .. }));
+        let cancelled = cancel.clone();
+        let running = Running { cancel: cancelled, confirmed, changes, imports, takes_over, title };
         lock(&self.running).insert(id, running);
         self.board.post(id, plan, RunState::Running);
         let work = self.clone();
@@ -640,7 +650,8 @@ impl<P: Parts> Work<P> {
         };
         let mut actions = actions.into_iter().enumerate();
         while let Some((step, action)) = actions.next() {
-            if cancel.is_cancelled() {
+            // Once its term has begun a takeover is not stopped: nobody would serve.
+            if cancel.is_cancelled() && !action.is_without_return() {
                 return Err(Halt::Cancelled);
             }
             if self.ending.is_cancelled() {

@@ -20,15 +20,20 @@ use polder_takeover::{
     Action, Facts, ForGood, Permission, Side, Silence, Term, adapt, allowed, become_main, choose,
     give_back, lease, models, receive, takeover,
 };
+use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 
-use super::pair::Seen;
+use super::pair::{Seen, change_term};
 use super::{Halt, Refusal, Work, blocking, lock, with_source};
 use crate::parts::Parts;
 use crate::runs::Intent;
 
 /// Between two looks at whether the main box serves, and at whether the door is closed.
 const LOOK: Duration = Duration::from_millis(300);
+/// A turn at the backups is waited for so long before the door closes.
+const TURN: Duration = Duration::from_secs(60);
+/// So many last backups are made where the audit trail goes on after each.
+const MOST_SAVES: usize = 5;
 /// Files in the state folder that are about this machine, and stay when another box's state comes to it.
 const MACHINE: [&str; 2] = ["power", "upstreams"];
 
@@ -205,9 +210,7 @@ impl<P: Parts> Work<P> {
         let status = seen.status.clone().ok_or(
             "the part that speaks with the main box does not answer yet; ask again in a moment",
         )?;
-        // A takeover that was cut off after its term began: nobody serves in that term, and nobody else will.
-        let begun = seen.term.highest > status.peer_epoch && status.epoch > status.peer_epoch;
-        let permission = match begun && !seen.term.theirs && status.peer_epoch > 0 {
+        let permission = match seen.is_begun() {
             true => Permission::Begun,
             false => allowed(&seen.term, &seen.other, &silence(&status, said_dead))?,
         };
@@ -268,22 +271,26 @@ impl<P: Parts> Work<P> {
                 Err(Halt::Interrupted)
             }
             Ok(()) => Ok(()),
-            Err(_) if cancel.is_cancelled() => {
-                self.come_to_nothing(wish).await;
-                Err(Halt::Cancelled)
+            // It is said to be ready, so that the next start puts it in place, whatever failed after that.
+            Err(why) if restore::pending(&Backups::of(&self.state)) => {
+                log::error!("{why}; it is put in place all the same");
+                self.anew.cancel();
+                Err(Halt::Interrupted)
             }
+            Err(_) if cancel.is_cancelled() => Err(Halt::Cancelled),
             Err(_) if self.ending.is_cancelled() => Err(Halt::Interrupted),
-            Err(why) => {
-                self.come_to_nothing(wish).await;
-                Err(Halt::Failed(step, why))
-            }
+            Err(why) => Err(Halt::Failed(step, why)),
         }
     }
 
-    /// What was fetched has the other box's secrets, and goes.
-    async fn come_to_nothing(&self, wish: &TakeoverWish) {
+    /// After a run that failed or was stopped: what was fetched has the other box's secrets, and goes.
+    pub(super) async fn come_to_nothing(&self, wish: &TakeoverWish) {
         // Until it was handed over the state is this box's, and it serves on.
         self.pair.handing.store(false, Ordering::Relaxed);
+        drop(lock(&self.pair.turn).take());
+        if matches!(wish, TakeoverWish::TakeOver { .. }) {
+            self.takeover_failed();
+        }
         if matches!(wish, TakeoverWish::Send | TakeoverWish::BecomeMain { .. }) {
             return;
         }
@@ -316,9 +323,9 @@ impl<P: Parts> Work<P> {
             Action::Fit => self.fit(back).await,
             Action::Raise => self.raise().await,
             Action::PutInPlace => self.put_in_place(back).await,
-            Action::CloseDoor => self.close_door().await,
+            Action::CloseDoor => self.close_door(cancel).await,
             Action::Save => self.save_last(id, step).await,
-            Action::Hand => self.hand().await,
+            Action::Hand => self.hand(id, step).await,
             Action::Await => self.await_main(cancel).await,
             Action::PutBack => self.put_back_own().await,
             Action::Send(recipe) => self.send_model(id, step, recipe, cancel).await,
@@ -338,7 +345,7 @@ impl<P: Parts> Work<P> {
         back: bool,
         cancel: &CancellationToken,
     ) -> Result<(), Refusal> {
-        let _turn = self.saving.lock().await;
+        let _turn = self.turn_to_take(cancel).await?;
         let given = match back {
             true => {
                 Some(self.given().await?.ok_or("the spare gives nothing back any more")?.snapshot)
@@ -399,20 +406,39 @@ impl<P: Parts> Work<P> {
         .await
     }
 
+    /// A trial restore gives way: nobody serves meanwhile.
+    async fn turn_to_take(
+        &self,
+        cancel: &CancellationToken,
+    ) -> Result<OwnedMutexGuard<()>, Refusal> {
+        let turn = self.saving.clone().lock_owned();
+        tokio::pin!(turn);
+        loop {
+            self.pair.hurry.notify_waiters();
+            tokio::select! {
+                turn = &mut turn => return Ok(turn),
+                () = tokio::time::sleep(LOOK) => {}
+                () = cancel.cancelled() => return Err("it was stopped".to_owned()),
+                () = self.ending.cancelled() => return Err("the box ends".to_owned()),
+            }
+        }
+    }
+
     /// From here on the main box serves nothing when it comes back.
     async fn raise(&self) -> Result<(), Refusal> {
         let seen = self.pair_seen().await?.ok_or("this box is paired with no other any more")?;
-        let mut term = seen.term;
-        let status = seen.status.ok_or("the part that speaks with the main box does not answer")?;
-        if status.epoch > status.peer_epoch && status.peer_epoch > 0 && !term.theirs {
+        if seen.is_begun() {
             // It was raised before this run was cut off.
             return Ok(());
         }
         match self.ask_spare_part(&SpareRequest::RaiseEpoch).await? {
-            SpareReply::Epoch(epoch) => {
-                term.raise();
-                term.heard(epoch);
-                self.keep_term(&term).await
+            SpareReply::Epoch(began) => {
+                *lock(&self.pair.failed) = (0, None);
+                let late = "this box has heard of a later term; look at the page Takeover";
+                self.change_term(move |term| {
+                    term.begin(began).then_some(()).ok_or_else(|| late.to_owned())
+                })
+                .await
             }
             _ => Err("the part that speaks with the main box answered something else".to_owned()),
         }
@@ -427,6 +453,9 @@ impl<P: Parts> Work<P> {
                 let given = self.given().await?.ok_or("the spare gives nothing back any more")?;
                 seen.term.taking(&given).ok_or("another term began since")?
             }
+            false if seen.term.left.is_some() => {
+                return Err("it was left to the main box meanwhile".to_owned());
+            }
             false => seen.term.placed(aside.clone()),
         };
         let state = self.state.clone();
@@ -440,8 +469,19 @@ impl<P: Parts> Work<P> {
         .await
     }
 
-    /// Comes back when nobody is let in any more.
-    async fn close_door(self: &Arc<Self>) -> Result<(), Refusal> {
+    /// Comes back when nobody is let in any more. The turn at the backups is taken before: nobody is to wait for one at a closed door.
+    async fn close_door(self: &Arc<Self>, cancel: &CancellationToken) -> Result<(), Refusal> {
+        let seen = self.pair_seen().await?.ok_or("this box is paired with no other any more")?;
+        let turn = tokio::select! {
+            turn = self.saving.clone().lock_owned() => turn,
+            () = tokio::time::sleep(TURN) => return Err("a backup or a trial restore goes on here; ask again when it is done, this box serves on".to_owned()),
+            () = cancel.cancelled() => return Err("it was stopped".to_owned()),
+            () = self.ending.cancelled() => return Err("the box ends".to_owned()),
+        };
+        *lock(&self.pair.turn) = Some(turn);
+        // Before the last backup: the trail that goes over is to know it.
+        self.record(Actor::Itself, "closes the door and hands the state back to", &seen.other)
+            .await?;
         self.pair.handing.store(true, Ordering::Relaxed);
         self.look_at_pair().await;
         let gateway = self.sockets.gateway();
@@ -467,8 +507,9 @@ impl<P: Parts> Work<P> {
         }
     }
 
+    /// Under the turn that was taken when the door closed.
     async fn save_last(self: &Arc<Self>, id: RunId, step: usize) -> Result<(), Refusal> {
-        let _turn = self.saving.lock().await;
+        *lock(&self.pair.saved) = Some(self.audit_head());
         let (state, name, work) = (self.state.clone(), self.board.site().name, self.clone());
         blocking(move || {
             let say = |error: polder_backup::BackupError| with_source(&error);
@@ -485,20 +526,37 @@ impl<P: Parts> Work<P> {
         .await
     }
 
-    /// The state is the main box's from here on, whatever happens.
-    async fn hand(&self) -> Result<(), Refusal> {
-        let seen = self.pair_seen().await?.ok_or("this box is paired with no other any more")?;
-        let state = self.state.clone();
-        let saved = blocking(move || {
-            let saved = Record::read(&Backups::of(&state)).saved;
-            saved.ok_or_else(|| "the last backup was not made".to_owned())
-        });
-        let mut term = seen.term;
-        let highest = term.give(saved.await?.id);
-        self.keep_term(&term).await?;
-        // If this does not arrive, the next look at the pair does it.
-        let _ = self.ask_spare_part(&SpareRequest::SetEpoch(highest)).await;
-        Ok(())
+    /// The state is the main box's from here on, whatever happens. A line that came into the audit trail after the last backup would be in neither of
+    /// the two: then another one is made.
+    async fn hand(self: &Arc<Self>, id: RunId, step: usize) -> Result<(), Refusal> {
+        for _ in 0..MOST_SAVES {
+            if let Some(highest) = self.hand_at_rest().await? {
+                // If this does not arrive, the next look at the pair does it.
+                let _ = self.ask_spare_part(&SpareRequest::SetEpoch(highest)).await;
+                drop(lock(&self.pair.turn).take());
+                return Ok(());
+            }
+            log::info!("the audit trail went on after the last backup; another one is made");
+            self.save_last(id, step).await?;
+        }
+        Err("the audit trail does not come to rest; look at it, then try again".to_owned())
+    }
+
+    /// None where the trail went on since the last backup.
+    async fn hand_at_rest(self: &Arc<Self>) -> Result<Option<u64>, Refusal> {
+        let _terms = self.pair.terms.lock().await;
+        let (state, work) = (self.state.clone(), self.clone());
+        blocking(move || {
+            let saved =
+                Record::read(&Backups::of(&state)).saved.ok_or("the last backup was not made")?;
+            // Nothing is written there until the term is on the disk.
+            let trail = lock(&work.trail);
+            if lock(&work.pair.saved).as_ref() != Some(&trail.head()) {
+                return Ok(None);
+            }
+            change_term(&state, |term| Ok(Some(term.give(saved.id))))
+        })
+        .await
     }
 
     async fn await_main(&self, cancel: &CancellationToken) -> Result<(), Refusal> {
@@ -581,7 +639,10 @@ fn silence(status: &polder_control::SpareStatus, said_dead: bool) -> Silence {
     // The part knows how long it was there itself to hear something, and counts no longer than that.
     let (lease, margin) = lease();
     let waits = (lease + margin).as_secs();
-    let silent = status.may_take_over && !is_there(status);
+    let long = status
+        .silent
+        .is_some_and(|seconds| !(0..i64::try_from(waits).unwrap_or(i64::MAX)).contains(&seconds));
+    let silent = status.may_take_over && long;
     let since = if silent { since.max(waits) } else { since.min(waits - 1) };
     // One that agrees and runs on would serve beside this one if the link broke just then: it is to be turned off.
     Silence { since: Duration::from_secs(since), yields: status.yields, agrees: false, said_dead }
