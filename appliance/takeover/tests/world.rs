@@ -84,6 +84,10 @@ enum Event {
     TakeOver {
         dead: bool,
     },
+    /// The same with a power cut between the two files that say that a term began.
+    TakeOverCutOff {
+        dead: bool,
+    },
     Place,
     GiveUpPlacing,
     /// The spare looks at what it began: it goes on with it, or leaves it to the main box.
@@ -240,6 +244,7 @@ impl World {
             Event::SpareProcess(_) if self.spare.for_good => {}
             // That machine is another one's main box now, and takes part here only by what it answers.
             Event::TakeOver { .. }
+            | Event::TakeOverCutOff { .. }
             | Event::Place
             | Event::Tend
             | Event::GiveBack
@@ -260,6 +265,8 @@ impl World {
             Event::SpareProcess(up) => {
                 if *up && !self.spare.up {
                     (self.spare.began, self.spare.failed) = (self.now, 0);
+                    // The first look hears what the other file says.
+                    self.spare.took.map(|took| self.spare.disk.heard(took));
                 }
                 // A run that was cut off is none any more.
                 (self.spare.up, self.spare.placing) = (*up, self.spare.placing && *up);
@@ -276,7 +283,17 @@ impl World {
                     (self.spare.placing, self.spare.failed) = (true, 0);
                 }
             }
+            Event::TakeOverCutOff { dead } if self.spare.up && !self.spare.placing => {
+                let off = !self.main.up && self.main.stamp.is_none_or(|at| self.now - at > 60);
+                if allowed(&self.spare.disk, "oak", &self.silence(*dead && off)).is_ok() {
+                    self.spare.took = Some(self.spare.disk.highest + 1);
+                    self.spare.up = false;
+                }
+            }
             Event::Place if self.spare.up && self.spare.placing => {
+                let began = self.spare.took.unwrap_or_default();
+                assert!(self.spare.disk.begin(began), "it takes over in a term that is over");
+                assert!(self.spare.disk.leaves().is_none());
                 self.spare.disk = self.spare.disk.serving();
                 self.spare.revoked = &self.spare.backup | &self.spare.tombs;
                 self.spare.placing = false;
@@ -466,6 +483,7 @@ fn plain_event() -> impl Strategy<Value = Event> {
         2 => Just(Event::Backup),
         3 => Just(Event::Revoke),
         4 => any::<bool>().prop_map(|dead| Event::TakeOver { dead }),
+        2 => any::<bool>().prop_map(|dead| Event::TakeOverCutOff { dead }),
         4 => Just(Event::Place),
         2 => Just(Event::GiveUpPlacing),
         2 => Just(Event::Tend),

@@ -427,21 +427,24 @@ impl<P: Parts> Work<P> {
     /// From here on the main box serves nothing when it comes back.
     async fn raise(&self) -> Result<(), Refusal> {
         let seen = self.pair_seen().await?.ok_or("this box is paired with no other any more")?;
-        if seen.is_begun() {
-            // It was raised before this run was cut off.
-            return Ok(());
-        }
-        match self.ask_spare_part(&SpareRequest::RaiseEpoch).await? {
-            SpareReply::Epoch(began) => {
-                *lock(&self.pair.failed) = (0, None);
-                let late = "this box has heard of a later term; look at the page Takeover";
-                self.change_term(move |term| {
-                    term.begin(began).then_some(()).ok_or_else(|| late.to_owned())
-                })
-                .await
-            }
-            _ => Err("the part that speaks with the main box answered something else".to_owned()),
-        }
+        // It was raised before this run was cut off.
+        let begun = seen.status.as_ref().filter(|_| seen.is_begun()).and_then(|s| s.began);
+        let began = match begun {
+            Some(began) => began,
+            None => match self.ask_spare_part(&SpareRequest::RaiseEpoch).await? {
+                SpareReply::Epoch(began) => {
+                    *lock(&self.pair.failed) = (0, None);
+                    began
+                }
+                _ => {
+                    let odd = "the part that speaks with the main box answered something else";
+                    return Err(odd.to_owned());
+                }
+            },
+        };
+        let late = "this box has heard of a later term; look at the page Takeover";
+        let begin = move |term: &mut Term| term.begin(began).then_some(()).ok_or(late.to_owned());
+        self.change_term(begin).await
     }
 
     /// The term is put in place with the state, in the one go that no power cut divides.
@@ -453,7 +456,7 @@ impl<P: Parts> Work<P> {
                 let given = self.given().await?.ok_or("the spare gives nothing back any more")?;
                 seen.term.taking(&given).ok_or("another term began since")?
             }
-            false if seen.term.left.is_some() => {
+            false if seen.term.leaves().is_some() => {
                 return Err("it was left to the main box meanwhile".to_owned());
             }
             false => seen.term.placed(aside.clone()),
