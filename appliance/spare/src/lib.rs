@@ -22,6 +22,7 @@ mod link;
 mod messages;
 pub mod pairing;
 mod peer;
+mod routes;
 mod serve;
 mod store;
 mod tls;
