@@ -329,6 +329,12 @@ fn the_box_dies_its_spare_goes_on_with_the_same_keys_and_gives_back_and_nothing_
     let stand = |machine: &Machine| machine.stand().map(|status| status.stand);
     assert_eq!((stand(&main), stand(&spare)), (Some(Stand::Serves), Some(Stand::Own)));
     assert_ne!(member.chat(SPARE, &stays).0, 200, "the spare still serves");
+    // What the spare did last is in the trail that went over.
+    let Some(Reply::Audit(trail)) = main.ask(&Request::Audit { before: None, limit: 200 }) else {
+        panic!("no trail")
+    };
+    let hands = |entry: &polder_control::AuditEntry| entry.what.contains("hands the state back");
+    assert!(trail.iter().any(hands), "{trail:?}");
 }
 
 #[test]
@@ -411,4 +417,71 @@ fn the_box_is_lost_for_good_its_spare_stays_and_gets_a_spare_and_the_old_one_nev
     until("what its door says", &oak, || {
         member.models(MAIN, &stays).1.contains("out for good").then_some(())
     });
+}
+
+/// As a power cut leaves it after the term began and before the state was in place: it is written where the spare keeps what the two boxes heard of each
+/// other, and nowhere else.
+fn cut_off_in_its_middle(state: &Path) {
+    let path = state.join("spare/lease.json");
+    let text = std::fs::read(&path).unwrap();
+    let mut kept: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let term = kept["epoch"].as_u64().unwrap().max(kept["peer_epoch"].as_u64().unwrap()) + 1;
+    (kept["epoch"], kept["began"]) = (term.into(), term.into());
+    std::fs::write(&path, kept.to_string()).unwrap();
+}
+
+#[test]
+fn a_takeover_that_is_cut_off_is_left_to_a_box_that_is_there_and_gone_on_with_where_it_is_silent() {
+    let network = Network::new();
+    let folder = tempfile::tempdir().unwrap();
+    let [oak, elm] = ["a", "b"].map(|name| folder.path().join(name));
+    for state in [&oak, &elm] {
+        std::fs::create_dir(state).unwrap();
+    }
+    // No model: this is about who serves.
+    let ([stays, _], _) = two_keys(&oak);
+    let main = Machine::start(&network, "main", MAIN, &oak, &[]);
+    let spare = Machine::start(&network, "spare", SPARE, &elm, &[]);
+    let code = spare.does(&["spare", "be"], "");
+    main.does(&["spare", "pair", SPARE], &code);
+    let key = key_on(&main.does(&["backup", "kit"], ""));
+    main.does(&["backup", "kit", "--confirm"], &key);
+    main.does(&["backup", "to", "spare"], "");
+    let ca = folder.path().join("members-ca.pem");
+    std::fs::copy(oak.join("pki/ca.pem"), &ca).unwrap();
+    let member = Member { network: &network, ca, jar: folder.path().join("jar") };
+    until("that the two know each other", &elm, || {
+        let text = std::fs::read_to_string(elm.join("spare/lease.json")).ok()?;
+        (text.contains("\"peer_epoch\":1") && text.contains("\"may_be_left\":true")).then_some(())
+    });
+
+    // The main box is on: it serves on with all that it has, and nobody presses anything.
+    spare.cut();
+    cut_off_in_its_middle(&elm);
+    let spare = Machine::start(&network, "spare", SPARE, &elm, &[]);
+    until("that it is left to the main box", &oak, || {
+        main.stand().filter(|status| status.stand == Stand::Serves && status.term == 3)
+    });
+    until("an answer of the main box", &oak, || {
+        (member.models(MAIN, &stays).0 == 200).then_some(())
+    });
+    assert_eq!(spare.stand().map(|status| status.stand), Some(Stand::Own));
+    let said = |machine: &Machine, what: &str| match machine
+        .ask(&Request::Audit { before: None, limit: 50 })
+    {
+        Some(Reply::Audit(entries)) => entries.iter().any(|entry| entry.what.contains(what)),
+        other => panic!("{other:?}"),
+    };
+    assert!(said(&spare, "leaves it to") && said(&main, "it was left to it by"));
+
+    // The same once more with a main box that is silent: the spare goes on, by itself too.
+    main.cut();
+    spare.cut();
+    cut_off_in_its_middle(&elm);
+    let spare = Machine::start(&network, "spare", SPARE, &elm, &[]);
+    until("the spare", &elm, || (member.models(SPARE, &stays).0 == 200).then_some(()));
+    assert_eq!(spare.stand().map(|status| (status.stand, status.term)), Some((Stand::Serves, 4)));
+    let main = Machine::start(&network, "main", MAIN, &oak, &[]);
+    until("the fence", &oak, || main.stand().filter(|status| status.stand == Stand::Fenced));
+    assert_eq!(member.models(SPARE, &stays).0, 200);
 }

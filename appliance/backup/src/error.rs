@@ -63,6 +63,20 @@ pub enum BackupError {
         /// Where.
         place: String,
     },
+    /// The newest lies in the future, or says no time.
+    #[error(
+        "the newest backup at {place}, {wanted}, says that it was made at {time}, and the clock of this machine says {now}; set the clock that is wrong, or name the backup that is meant"
+    )]
+    Future {
+        /// Its name.
+        wanted: String,
+        /// Where.
+        place: String,
+        /// When it says that it was made.
+        time: String,
+        /// What this machine's clock says.
+        now: String,
+    },
     /// Something is there that is not ours.
     #[error("{place} has other things in it; choose an empty folder, or one that is not there yet")]
     Foreign {

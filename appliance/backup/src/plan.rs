@@ -26,6 +26,8 @@ pub enum BackupAction {
     FetchForRestore,
     /// See whether it is a whole box.
     ExamineRestore,
+    /// Choose the models that fit this machine.
+    FitRestore,
     /// Put it in place, and start the parts with it.
     PutInPlace,
 }
@@ -57,6 +59,10 @@ impl BackupAction {
             Self::FetchForRestore => (
                 "fetch-backup",
                 format!("Fetch the backup from {place}; nothing of this box changes yet"),
+            ),
+            Self::FitRestore => (
+                "fit",
+                "Choose which of its models fit this machine; what does not is left out, and the page Backups says so".to_owned(),
             ),
             Self::PutInPlace => (
                 "put-in-place",
@@ -111,8 +117,8 @@ pub fn drill_plan() -> Vec<BackupAction> {
 
 /// What a restore takes.
 pub fn restore_plan() -> Vec<BackupAction> {
-    use BackupAction::{ExamineRestore, FetchForRestore, PutInPlace};
-    vec![FetchForRestore, ExamineRestore, PutInPlace]
+    use BackupAction::{ExamineRestore, FetchForRestore, FitRestore, PutInPlace};
+    vec![FetchForRestore, ExamineRestore, FitRestore, PutInPlace]
 }
 
 #[cfg(test)]

@@ -54,9 +54,17 @@ pub struct Snapshot {
     /// What it is.
     #[serde(default)]
     pub tags: Option<Vec<String>>,
+    /// The one that it was made from, where there was one.
+    #[serde(default)]
+    pub parent: Option<String>,
 }
 
 impl Snapshot {
+    /// When it was made, by the clock of the box that made it; none where that is no time.
+    pub fn at(&self) -> Option<jiff::Timestamp> {
+        self.time.parse().ok()
+    }
+
     /// An error where it is of a format that this version does not know.
     pub fn readable(&self) -> Result<(), BackupError> {
         let tags = self.tags.iter().flatten();
@@ -316,9 +324,7 @@ impl Repository for Restic {
         let text = self.text(&["snapshots", "--json", "--no-lock", "--tag", TAG])?;
         let found: Option<Vec<Snapshot>> =
             serde_json::from_str(text.trim()).map_err(|_| self.odd("which backups there are"))?;
-        let mut found = found.unwrap_or_default();
-        found.sort_by(|a, b| a.time.cmp(&b.time));
-        Ok(found)
+        Ok(in_order(found.unwrap_or_default()))
     }
 
     fn thin(&self, keep: &Retention, stop: &Stop) -> Result<bool, BackupError> {
@@ -402,6 +408,28 @@ impl Repository for Restic {
     }
 }
 
+/// Oldest first, by the moment and not by how it is written: offsets and fractions differ from box to box. Of two at one moment the one that was made from
+/// the other is the later, else the one that the store names later.
+fn in_order(mut found: Vec<Snapshot>) -> Vec<Snapshot> {
+    found.sort_by_cached_key(Snapshot::at);
+    let at_one = |a: &Snapshot, b: &Snapshot| a.at() == b.at();
+    found.chunk_by(at_one).flat_map(by_descent).collect()
+}
+
+/// Parents before children, and else as they were. So many at one moment as no box makes are left as they are.
+fn by_descent(group: &[Snapshot]) -> Vec<Snapshot> {
+    const MOST: usize = 100;
+    let mut left = group.to_vec();
+    let mut ordered = Vec::new();
+    while (2..=MOST).contains(&left.len()) {
+        let is_there = |id: &String| left.iter().any(|other| other.id == *id);
+        let first = left.iter().position(|one| !one.parent.as_ref().is_some_and(is_there));
+        ordered.push(left.remove(first.unwrap_or(0)));
+    }
+    ordered.append(&mut left);
+    ordered
+}
+
 /// Whether so many bytes fit, with some to spare.
 fn room(folder: &Path, bytes: u64) -> Result<(), BackupError> {
     const SPARE: u64 = 16 << 20;
@@ -442,12 +470,71 @@ mod tests {
             time: "2026-01-01T00:00:00Z".into(),
             hostname: "birch".into(),
             tags: Some(tags.iter().map(|tag| (*tag).to_owned()).collect()),
+            parent: None,
         };
         assert!(of(&["polder"]).readable().is_ok());
         assert!(of(&["polder", "polder-format-1"]).readable().is_ok());
         for newer in ["polder-format-2", "polder-format-x"] {
             let error = of(&["polder", newer]).readable().unwrap_err().to_string();
             assert!(error.contains("newer format"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_newest_is_the_newest_by_the_clock_and_not_by_how_its_time_is_written() {
+        let of = |(id, time, parent): &(&str, &str, &str)| Snapshot {
+            id: (*id).into(),
+            time: (*time).into(),
+            hostname: "birch".into(),
+            tags: None,
+            parent: (!parent.is_empty()).then(|| (*parent).into()),
+        };
+        let ids = |all: &[(&str, &str, &str)]| -> Vec<String> {
+            in_order(all.iter().map(of).collect()).into_iter().map(|found| found.id).collect()
+        };
+        // By its text the first of these would be the last.
+        let offsets = [
+            ("a", "2026-11-27T11:30:00+02:00", ""),
+            ("c", "2026-11-27T10:00:00.5Z", ""),
+            ("b", "2026-11-27T10:00:00Z", ""),
+            ("d", "2026-11-27T05:00:00.500000001-05:00", ""),
+            ("e", "2026-11-27T10:00:01.1Z", ""),
+            ("f", "2026-11-27T10:00:01.09Z", ""),
+        ];
+        assert_eq!(ids(&offsets), ["a", "b", "c", "d", "f", "e"]);
+        // At one moment: as they follow from each other, else as the store has them.
+        let one = "2026-11-27T10:00:00Z";
+        assert_eq!(ids(&[("b", one, "a"), ("a", "2026-11-27T12:00:00+02:00", "")]), ["a", "b"]);
+        assert_eq!(ids(&[("c", one, "b"), ("b", one, "a"), ("a", one, "")]), ["a", "b", "c"]);
+        assert_eq!(ids(&[("c", one, "b"), ("a", one, ""), ("b", one, "a")]), ["a", "b", "c"]);
+        assert_eq!(ids(&[("x", one, ""), ("a", one, "")]), ["x", "a"]);
+        // Two that call each other their parents are no reason to go on for ever.
+        assert_eq!(ids(&[("x", one, "a"), ("a", one, "x")]), ["x", "a"]);
+        // What has no time is never the newest.
+        assert_eq!(ids(&[("a", one, ""), ("z", "zzz", "a")]), ["z", "a"]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn an_order_has_everything_once_and_time_goes_on_in_it(
+            seconds in proptest::collection::vec((0i64..4, -14i8..=14, 0u32..3, 0usize..6), 0..12),
+        ) {
+            let all: Vec<Snapshot> = seconds.iter().enumerate().map(|(number, (second, hours, nanos, parent))| {
+                let at = jiff::Timestamp::new(1_800_000_000 + second, *nanos as i32).unwrap();
+                let offset = jiff::tz::Offset::constant(*hours);
+                Snapshot {
+                    id: number.to_string(),
+                    time: at.display_with_offset(offset).to_string(),
+                    hostname: "birch".into(),
+                    tags: None,
+                    parent: (*parent < number).then(|| parent.to_string()),
+                }
+            }).collect();
+            let ordered = in_order(all.clone());
+            proptest::prop_assert!(ordered.iter().is_sorted_by_key(|found| found.at()));
+            let mut ids: Vec<usize> = ordered.iter().map(|found| found.id.parse().unwrap()).collect();
+            ids.sort_unstable();
+            proptest::prop_assert_eq!(ids, (0..all.len()).collect::<Vec<_>>());
         }
     }
 

@@ -35,12 +35,37 @@ pub struct Settled {
     pub aside: PathBuf,
 }
 
-/// Which of the backups: the newest, or the one whose name begins so.
+/// A clock that goes wrong by less than this is no reason to refuse a backup.
+const AHEAD: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
+
+/// Which of the backups: the newest, or the one whose name begins so. One that lies more than a day in the future is not taken for the newest: either it hides
+/// the newest for ever, or this machine's clock is wrong, and with it whatever else follows from it.
 pub fn choose(
     snapshots: &[Snapshot],
     wanted: Option<&str>,
     place: &str,
 ) -> Result<Snapshot, BackupError> {
+    choose_at(jiff::Timestamp::now(), snapshots, wanted, place)
+}
+
+fn choose_at(
+    now: jiff::Timestamp,
+    snapshots: &[Snapshot],
+    wanted: Option<&str>,
+    place: &str,
+) -> Result<Snapshot, BackupError> {
+    let newest = snapshots.last().filter(|_| wanted.is_none());
+    if let Some(newest) = newest
+        && newest.at().is_none_or(|at| at.duration_since(now) > AHEAD)
+    {
+        let plain = |text: &str| text.chars().filter(|c| !c.is_control()).take(40).collect();
+        return Err(BackupError::Future {
+            wanted: newest.id.chars().filter(char::is_ascii_hexdigit).take(8).collect(),
+            place: place.to_owned(),
+            time: plain(&newest.time),
+            now: now.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+        });
+    }
     let found = match wanted {
         None => snapshots.last(),
         Some(wanted) if wanted.len() < 4 => None,
@@ -635,9 +660,10 @@ mod tests {
     fn a_backup_is_chosen_by_the_beginning_of_its_name_and_the_newest_without_one() {
         let of = |id: &str| Snapshot {
             id: id.into(),
-            time: id.into(),
+            time: "2026-11-27T10:00:00Z".into(),
             hostname: "b".into(),
             tags: None,
+            parent: None,
         };
         let all = [of("aaaa1111"), of("bbbb2222")];
         assert_eq!(choose(&all, None, "x").unwrap().id, "bbbb2222");
@@ -645,5 +671,35 @@ mod tests {
         assert!(choose(&all, Some("a"), "x").is_err());
         assert!(choose(&all, Some("cccc"), "x").unwrap_err().to_string().contains("cccc"));
         assert!(choose(&[], None, "x").unwrap_err().to_string().contains("no backups at x"));
+    }
+
+    #[test]
+    fn a_backup_of_the_future_is_not_taken_for_the_newest_and_can_be_named() {
+        let now: jiff::Timestamp = "2026-11-27T10:00:00Z".parse().unwrap();
+        let of = |time: &str| Snapshot {
+            id: "aaaa1111".into(),
+            time: time.into(),
+            hostname: "b".into(),
+            tags: None,
+            parent: None,
+        };
+        for near in ["2026-11-27T10:00:00Z", "2026-11-28T11:59:59.9+02:00", "1970-01-01T00:00:00Z"]
+        {
+            assert!(choose_at(now, &[of(near)], None, "x").is_ok(), "{near}");
+        }
+        for far in [
+            "2026-11-28T10:00:00.1Z",
+            "2026-11-28T05:00:01-05:00",
+            "2107-01-01T00:00:00Z",
+            "soon\n",
+        ] {
+            let error = choose_at(now, &[of(far)], None, "x").unwrap_err().to_string();
+            assert!(
+                error.contains("aaaa1111") && error.contains("2026-11-27 10:00 UTC"),
+                "{error}"
+            );
+            assert!(!error.contains('\n') && error.contains("clock"), "{error}");
+            assert!(choose_at(now, &[of(far)], Some("aaaa"), "x").is_ok());
+        }
     }
 }

@@ -13,6 +13,9 @@ pub struct BackupStatus {
     pub failed: Option<(i64, String)>,
     /// When the last drill was held, in Unix seconds, and what was found: well, or what is wrong.
     pub drill: Option<(i64, Result<String, String>)>,
+    /// After a restore on another machine: what of the box's models did not fit it, one sentence each, until a steward has chosen others.
+    #[serde(default)]
+    pub left_out: Vec<String>,
 }
 
 /// A backup that was made.

@@ -93,6 +93,10 @@ pub struct SpareStatus {
     pub peer_epoch: u64,
     /// On a spare: it may take over.
     pub may_take_over: bool,
+    /// On a spare: the last epoch that it began itself to take over.
+    pub began: Option<u64>,
+    /// On a spare: its main box knows how to go on where a takeover comes to nothing.
+    pub may_be_left: bool,
     /// On a spare: its main box stops by itself when it does not hear from it for the lease.
     pub yields: bool,
     /// On a main box: it must hear from the spare before it serves.

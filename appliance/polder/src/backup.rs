@@ -8,6 +8,7 @@ use polder_backup::{
 };
 use polder_control::{Actor, BackupStatus, BackupWish, KitWords, Plan, Reply, Request, Sockets};
 use polder_site::{Backup as Wanted, BackupPlace, SiteChange};
+use polder_supervisor::{Weights, fit_restored};
 
 use crate::console::{ProgressLine, bytes, complain, say};
 use crate::follow::Follower;
@@ -163,7 +164,8 @@ fn text(status: &BackupStatus, now: i64) -> String {
         Some((at, Err(why))) => format!("  last drill    {}, not good: {why}", ago(now, *at)),
         None => "  last drill    none yet".to_owned(),
     });
-    lines.extend(status.wrong(now).into_iter().map(|wrong| format!("  look after    {wrong}")));
+    let wrong = status.wrong(now).into_iter().chain(status.left_out.iter().cloned());
+    lines.extend(wrong.map(|wrong| format!("  look after    {wrong}")));
     lines.join("\n")
 }
 
@@ -327,6 +329,9 @@ fn restore_box(
     keep_pairing(&folders)?;
     restore::begin_anew(&folders)?;
     restore::tell_of_passwords(&folders, &examined.made_at)?;
+    let machine = runtime()?.block_on(polder_supervisor::this_machine(&folder));
+    let left =
+        fit_restored(&folder, &Weights::of(&folder)?, &machine).map_err(anyhow::Error::msg)?;
     restore::ready(&folders, &key)?;
     let settled = restore::settle(&folder)?;
     say(format!("this is {}", examined.words()));
@@ -334,6 +339,9 @@ fn restore_box(
     complain(restore::old_passwords(&examined.made_at));
     if let Some(settled) = settled {
         complain(format!("what was here before is in {}", settled.aside.display()));
+    }
+    for left in &left {
+        complain(left.sentence());
     }
     if let Some(lost) = Unpaired::noted(&folder) {
         complain(lost.sentence());
@@ -366,6 +374,7 @@ mod tests {
             last: Some(LastBackup { at: 900, bytes: 1 << 20, added: 1024, thinned: true }),
             failed: None,
             drill: Some((500, Ok("the newest backup is a whole box".to_owned()))),
+            left_out: Vec::new(),
         };
         assert_eq!(
             text(&status, 1000),
@@ -374,7 +383,12 @@ mod tests {
              last drill    8 minutes ago: the newest backup is a whole box"
         );
         status.failed = Some((950, "the disk is full".to_owned()));
-        let text = text(&status, 1000);
-        assert!(text.ends_with("look after    The last backup failed: the disk is full"), "{text}");
+        let failed = text(&status, 1000);
+        assert!(
+            failed.ends_with("look after    The last backup failed: the disk is full"),
+            "{failed}"
+        );
+        status.left_out.push("fast is left out".to_owned());
+        assert!(text(&status, 1000).ends_with("look after    fast is left out"));
     }
 }

@@ -2,16 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::StatusCode;
-use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Extension, Json, Router};
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
+use axum::extract::Request;
+use axum::response::Response;
+use axum::{Extension, Router};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -22,9 +17,8 @@ use tokio_rustls::TlsAcceptor;
 use tower::Service;
 
 use crate::desk::Closed;
-use crate::messages::{Answer, Beat, Begin, Begun, Head, Hello, Prove, Push, Pushed};
-use crate::pairing::Binding;
-use crate::store::Refused;
+use crate::messages::Answer;
+use crate::routes::{out, pinned, strangers};
 use crate::{
     Certificate, Desk, DrillFound, Folders, Former, Heads, Identity, Lease, Peer, Side, SpareError,
     Store, Tombstones, tls,
@@ -39,20 +33,18 @@ const STRANGER: Duration = Duration::from_secs(30);
 /// Connections at once: all, and those that have not shown who they are.
 const MOST: usize = 64;
 const MOST_STRANGERS: usize = 8;
-/// Bytes of a message; backups and whatever is mounted have limits of their own.
-const LONGEST_FROM_STRANGER: usize = 16 << 10;
-const LONGEST: usize = 2 << 20;
 /// A pairing that the main box does not settle by coming back is forgotten.
 pub(crate) const SETTLE: i64 = 600;
 /// Why two boxes stay a pair.
 pub const STANDS_IN: &str =
     "one of the two stands in for the other; give back first, on the page Takeover";
+/// The same where a takeover has begun and is not in place yet.
+pub const TAKES_OVER: &str =
+    "the spare is about to take over; wait until it serves, or has left it to the main box";
 /// To one that this box has forgotten.
 pub(crate) const NO_PAIR: &str = "the two boxes are not paired any more";
 /// To who would part with the box that follows this one, and serve beside it then.
 pub(crate) const RETIRED: &str = "it is the collective's main box for good, and this machine never is again; make the machine new instead";
-/// To a box that was the main box.
-const OUT: &str = "this box is the collective's main box for good, and the one that asks never is again; make that machine new";
 /// Failed tries that are remembered.
 const TRIES_TOLD: usize = 10;
 
@@ -143,7 +135,7 @@ impl Door {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pinned(&self) -> Option<Certificate> {
+    pub(crate) fn pinned(&self) -> Option<Certificate> {
         self.pin.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -183,12 +175,19 @@ impl Door {
     /// While this box stands in for the main box, both would serve once they are no pair any more.
     pub(crate) fn may_part(&self) -> Result<(), String> {
         let state = self.folders.own().parent().unwrap_or(std::path::Path::new("."));
+        let began = self.inner().lease.standing(Side::Spare, now()).began;
         match polder_takeover::Term::read(state) {
-            Ok(Some(term)) if term.side == polder_takeover::Side::Spare && term.theirs => {
-                Err(STANDS_IN.to_owned())
-            }
+            Ok(Some(term)) if term.stands_in() => Err(STANDS_IN.to_owned()),
+            // The main box has heard of the term and serves nothing: it would wait for a box that knows it no more.
+            Ok(Some(term)) if term.is_begun(began) => Err(TAKES_OVER.to_owned()),
             _ => Ok(()),
         }
+    }
+
+    /// Whether the state was handed to the main box, and with it a trail that went on here.
+    pub(crate) fn has_handed(&self) -> bool {
+        let state = self.folders.own().parent().unwrap_or(std::path::Path::new("."));
+        polder_takeover::Term::read(state).ok().flatten().is_some_and(|term| term.given.is_some())
     }
 
     /// Forgets the main box; connections that it still has are good for nothing from now on.
@@ -218,7 +217,7 @@ impl Door {
     }
 
     /// A main box proved that it knows the code.
-    fn pair(&self, main: Certificate, name: String) -> Result<(), SpareError> {
+    pub(crate) fn pair(&self, main: Certificate, name: String) -> Result<(), SpareError> {
         self.forget()?;
         let (paired_at, address) = (now(), None);
         let peer =
@@ -230,7 +229,7 @@ impl Door {
         Ok(())
     }
 
-    fn answer(&self) -> Answer {
+    pub(crate) fn answer(&self) -> Answer {
         let inner = self.inner();
         let standing = inner.lease.standing(Side::Spare, now());
         let (revocations, revoked_digest) = inner.tombstones.have();
@@ -356,117 +355,12 @@ impl Inner {
         Ok(())
     }
 
-    fn failed(&mut self, remote: SocketAddr, why: Closed) {
+    pub(crate) fn failed(&mut self, remote: SocketAddr, why: Closed) {
         if self.tries.len() == TRIES_TOLD {
             self.tries.remove(0);
         }
         let at = jiff::Timestamp::from_second(now()).map(|at| at.to_string()).unwrap_or_default();
         self.tries.push(format!("{at}, from {}: {why}", remote.ip()));
-    }
-}
-
-fn strangers(door: &Arc<Door>) -> Router {
-    Router::new()
-        .route("/pair/begin", post(begin))
-        .route("/pair/prove", post(prove))
-        .layer(DefaultBodyLimit::max(LONGEST_FROM_STRANGER))
-        .with_state(door.clone())
-}
-
-fn pinned(door: &Arc<Door>, mounts: Mounts) -> Router {
-    Router::new()
-        .route("/link/hello", post(hello))
-        .route("/link/beat", post(beat))
-        .route("/link/revoked", post(revoked))
-        .route("/link/head", post(head))
-        .route("/link/heads", get(heads))
-        .route("/link/agree", post(agree))
-        .route("/link/unpair", post(unpair))
-        .layer(DefaultBodyLimit::max(LONGEST))
-        .with_state(door.clone())
-        .nest_service("/backup", Backups(door.clone()))
-        .nest("/hand", mounts.hand)
-        .layer(from_fn_with_state(door.clone(), still_pinned))
-}
-
-/// What a former main box may ask: whether it is still out.
-fn out(door: &Arc<Door>) -> Router {
-    // What is said is read, so that the connection can be kept.
-    let told = async |State(door): State<Arc<Door>>,
-                      Extension(caller): Extension<Caller>,
-                      _: axum::body::Bytes| {
-        let inner = door.inner();
-        let former = inner.formers.iter().rfind(|former| former.certificate == caller.certificate);
-        let epoch = former.map_or(0, |former| former.term);
-        Json(Answer { name: door.name.clone(), epoch, retired: true, ..Answer::default() })
-    };
-    Router::new()
-        .route("/link/hello", post(told))
-        .route("/link/beat", post(told))
-        .fallback(async |_: axum::body::Bytes| Refused(StatusCode::GONE, OUT.to_owned()))
-        .layer(DefaultBodyLimit::max(LONGEST_FROM_STRANGER))
-        .with_state(door.clone())
-}
-
-/// A connection may be older than the end of the pairing.
-async fn still_pinned(
-    State(door): State<Arc<Door>>,
-    Extension(caller): Extension<Caller>,
-    request: Request,
-    next: Next,
-) -> Response {
-    match door.pinned() == Some(caller.certificate) {
-        true => next.run(request).await,
-        false => Refused(StatusCode::FORBIDDEN, NO_PAIR.to_owned()).into_response(),
-    }
-}
-
-/// The store of whoever is paired at that moment.
-#[derive(Clone)]
-struct Backups(Arc<Door>);
-impl Service<Request> for Backups {
-    type Response = Response;
-    type Error = std::convert::Infallible;
-    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Response, Self::Error>> + Send>>;
-    fn poll_ready(
-        &mut self,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Result<(), Self::Error>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-    fn call(&mut self, request: Request) -> Self::Future {
-        let store = self.0.inner().store.clone();
-        Box::pin(async move {
-            match store {
-                Some(store) => store.routes().call(request).await,
-                None => Ok(StatusCode::NOT_FOUND.into_response()),
-            }
-        })
-    }
-}
-
-fn say(error: &SpareError) -> Refused {
-    log::error!("{error}");
-    Refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
-}
-
-fn closed(why: Closed) -> Refused {
-    let status = match why {
-        Closed::Nonsense => StatusCode::BAD_REQUEST,
-        Closed::Busy => StatusCode::CONFLICT,
-        _ => StatusCode::FORBIDDEN,
-    };
-    Refused(status, why.to_string())
-}
-
-/// Codes are for those who are in the same house.
-fn near(ip: IpAddr) -> Result<(), Refused> {
-    match is_local_network(ip) {
-        true => Ok(()),
-        false => Err(Refused(
-            StatusCode::FORBIDDEN,
-            "boxes pair on one local network; afterwards they may be anywhere".to_owned(),
-        )),
     }
 }
 
@@ -482,137 +376,6 @@ pub(crate) fn is_local_network(ip: IpAddr) -> bool {
 pub(crate) fn plain(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
-}
-
-async fn begin(
-    State(door): State<Arc<Door>>,
-    Extension(remote): Extension<SocketAddr>,
-    Json(asked): Json<Begin>,
-) -> Result<Json<Begun>, Refused> {
-    near(remote.ip())?;
-    let nonsense = || closed(Closed::Nonsense);
-    let message = BASE64_STANDARD.decode(&asked.message).map_err(|_| nonsense())?;
-    if !plain(&asked.name) {
-        return Err(nonsense());
-    }
-    let binding = Binding {
-        main: asked.certificate,
-        main_name: asked.name,
-        spare: door.identity.certificate().clone(),
-        spare_name: door.name.clone(),
-    };
-    let begun = door.inner().desk.begin(Instant::now(), &message, &binding);
-    let (exchange, message) = begun.map_err(closed)?;
-    let message = BASE64_STANDARD.encode(message);
-    Ok(Json(Begun { exchange, name: door.name.clone(), message }))
-}
-
-async fn prove(
-    State(door): State<Arc<Door>>,
-    Extension(remote): Extension<SocketAddr>,
-    Json(asked): Json<Prove>,
-) -> Result<Json<Prove>, Refused> {
-    near(remote.ip())?;
-    let proof = BASE64_STANDARD.decode(&asked.proof).map_err(|_| closed(Closed::Nonsense))?;
-    let proved = {
-        let mut inner = door.inner();
-        let proved = inner.desk.prove(Instant::now(), &asked.exchange, &proof);
-        proved.map_err(|why| {
-            log::warn!("{} could not pair: {why}", remote.ip());
-            inner.failed(remote, why);
-            closed(why)
-        })?
-    };
-    // Pinned and on disk before the main box hears that it may do the same.
-    door.pair(proved.main, proved.name).map_err(|error| say(&error))?;
-    log::info!("paired with a box at {}", remote.ip());
-    Ok(Json(Prove { exchange: asked.exchange, proof: BASE64_STANDARD.encode(proved.proof) }))
-}
-
-async fn hello(
-    State(door): State<Arc<Door>>,
-    Json(hello): Json<Hello>,
-) -> Result<Json<Answer>, Refused> {
-    if !plain(&hello.name)
-        || hello.key.as_ref().is_some_and(|key| key.len() > 100 || key.contains('\n'))
-    {
-        return Err(closed(Closed::Nonsense));
-    }
-    if let Some(key) = &hello.key {
-        let path = door.folders.main_key();
-        let same = std::fs::read_to_string(&path).is_ok_and(|there| there.trim() == key);
-        if !same {
-            polder_pki::files::write(&path, &format!("{key}\n"))
-                .map_err(|error| say(&SpareError::Certificate(error.to_string())))?;
-        }
-    }
-    {
-        let mut inner = door.inner();
-        let peer = inner.peer.as_mut();
-        if let Some(peer) = peer.filter(|peer| !peer.settled || peer.name != hello.name) {
-            (peer.settled, peer.name) = (true, hello.name);
-            peer.keep(&door.folders).map_err(|error| say(&error))?;
-        }
-    }
-    Ok(Json(door.answer()))
-}
-
-async fn beat(
-    State(door): State<Arc<Door>>,
-    Json(beat): Json<Beat>,
-) -> Result<Json<Answer>, Refused> {
-    // What begins here must have a number above it that the main box still believes.
-    if beat.epoch > polder_takeover::MOST_TERMS / 2 {
-        let why = format!("no two boxes change places so often that term {} begins", beat.epoch);
-        return Err(Refused(StatusCode::BAD_REQUEST, why));
-    }
-    let heard = {
-        let mut inner = door.inner();
-        inner.yields = beat.yields;
-        inner.lease.hear(beat.epoch, Instant::now(), now())
-    };
-    heard.map_err(|error| say(&error))?;
-    Ok(Json(door.answer()))
-}
-
-async fn revoked(
-    State(door): State<Arc<Door>>,
-    Json(push): Json<Push>,
-) -> Result<Json<Pushed>, Refused> {
-    let added = tokio::task::spawn_blocking(move || door.inner().tombstones.add(&push)).await;
-    match added {
-        Ok(Ok(revocations)) => Ok(Json(Pushed { revocations })),
-        Ok(Err(why)) => Err(Refused(StatusCode::CONFLICT, why)),
-        Err(error) => Err(Refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
-    }
-}
-
-async fn head(
-    State(door): State<Arc<Door>>,
-    Json(head): Json<Head>,
-) -> Result<Json<Answer>, Refused> {
-    let kept = door.inner().heads.keep(head.number, &head.hash, now());
-    let judged = kept.map_err(|why| Refused(StatusCode::BAD_REQUEST, why))?;
-    if !matches!(judged, crate::Judged::Grown | crate::Judged::Same) {
-        log::error!("the main box's audit trail does not fit to what is kept of it: {judged:?}");
-    }
-    Ok(Json(door.answer()))
-}
-
-async fn heads(State(door): State<Arc<Door>>) -> Json<Vec<Head>> {
-    const MOST: usize = 500;
-    let heads = door.inner().heads.to_compare(MOST);
-    Json(heads.into_iter().map(|(number, hash)| Head { number, hash }).collect())
-}
-
-async fn agree(State(door): State<Arc<Door>>) -> Result<(), Refused> {
-    door.inner().lease.agree().map_err(|error| say(&error))
-}
-
-async fn unpair(State(door): State<Arc<Door>>) -> Result<(), Refused> {
-    door.may_part().map_err(|why| Refused(StatusCode::CONFLICT, why))?;
-    log::info!("the main box ended the pairing");
-    door.forget().map_err(|error| say(&error))
 }
 
 /// Unix seconds.

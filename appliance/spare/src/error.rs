@@ -32,6 +32,11 @@ pub enum SpareError {
     /// This box is paired with none.
     #[error("this box is paired with no other; pair it on the page Spare")]
     Alone,
+    /// No other box would believe the number of a term.
+    #[error(
+        "term {0} cannot begin, since no other box would believe its number; pair the boxes anew"
+    )]
+    Terms(u64),
     /// This box has a pair already.
     #[error("this box is paired with {0} already; unpair them first")]
     Taken(String),

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, StatusCode};
 use polder_control::{BoxStatus, Client, PartState, Reply, Request as Ask, Sockets};
+use polder_takeover::Moment;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
@@ -208,16 +209,21 @@ impl Follower {
     ) -> Result<std::convert::Infallible, SpareError> {
         let (mut greeted, mut looked): (Option<Instant>, Option<Instant>) = (None, None);
         loop {
-            let asked = Instant::now();
+            // The moment counts for the lease, and pauses in between do not.
+            let (asked, heard_from) = (Instant::now(), Moment::now());
             if greeted.is_none_or(|greeted| greeted.elapsed() >= HELLO) {
                 self.greet(link).await?;
                 greeted = Some(asked);
             }
-            let beat =
-                Beat { epoch: self.epoch(), state: self.state_now().await, yields: self.yields() };
+            let beat = Beat {
+                epoch: self.epoch(),
+                state: self.state_now().await,
+                yields: self.yields(),
+                may_be_left: true,
+            };
             let answer: Answer = link.ask(Method::POST, "/link/beat", &beat).await?;
             *tries = 0;
-            self.heard(asked, &answer)?;
+            self.heard(heard_from, &answer)?;
             if answer.retired {
                 // Nothing else of this box is wanted there.
                 tokio::time::sleep(AGAIN).await;
@@ -258,7 +264,7 @@ impl Follower {
         self.inner().lease.standing(Side::Main, now()).epoch
     }
 
-    fn heard(&self, asked: Instant, answer: &Answer) -> Result<(), SpareError> {
+    fn heard(&self, asked: Moment, answer: &Answer) -> Result<(), SpareError> {
         let mut inner = self.inner();
         if answer.retired {
             inner.lease.retire()?;

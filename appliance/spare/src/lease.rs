@@ -1,7 +1,6 @@
 use std::io;
-use std::time::Instant;
 
-use polder_takeover::MOST_TERMS;
+use polder_takeover::{MOST_TERMS, Moment};
 use serde::{Deserialize, Serialize};
 
 use crate::{Folders, Side, SpareError};
@@ -13,8 +12,8 @@ use crate::{Folders, Side, SpareError};
 pub struct Lease {
     folders: Folders,
     kept: Kept,
-    started: Instant,
-    heard: Option<Instant>,
+    started: Moment,
+    heard: Option<Moment>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +25,10 @@ struct Kept {
     epoch: u64,
     /// The other one's, as last heard.
     peer_epoch: u64,
+    /// On a spare: the last one that it began itself. What was begun and cut off is known by it.
+    began: Option<u64>,
+    /// On a spare: its main box knows how to go on where a takeover comes to nothing.
+    may_be_left: bool,
     /// The main box has said that the spare may take over.
     agreed: bool,
     /// On a former main box: it has heard that it is out, for good.
@@ -61,6 +64,10 @@ pub struct Standing {
     pub fenced: bool,
     /// On the main box: the other one is the main box for good.
     pub retired: bool,
+    /// On the spare: the last epoch that it began itself.
+    pub began: Option<u64>,
+    /// On the spare: the main box knows how to go on where a takeover comes to nothing.
+    pub may_be_left: bool,
 }
 
 /// The word is written down this often: a lease is a minute, and a disk has only so many writes.
@@ -76,7 +83,7 @@ impl Lease {
             }),
             Err(_) => Kept::default(),
         };
-        Self { folders: folders.clone(), kept, started: Instant::now(), heard: None }
+        Self { folders: folders.clone(), kept, started: Moment::now(), heard: None }
     }
 
     /// Whether this box has heard that it is out for good, as it is written down here; none where that cannot be read.
@@ -89,7 +96,7 @@ impl Lease {
 
     /// The other box was heard, with this epoch. `since` is from when on that is certain: on the main box the moment at which it asked, since
     /// the spare counts from when it heard the question and not from when the answer came.
-    pub fn hear(&mut self, peer_epoch: u64, since: Instant, now: i64) -> Result<(), SpareError> {
+    pub fn hear(&mut self, peer_epoch: u64, since: Moment, now: i64) -> Result<(), SpareError> {
         self.heard = Some(since);
         let old = self.kept.heard.is_none_or(|heard| now < heard || now - heard >= WRITE);
         if !old && self.kept.peer_epoch == peer_epoch && !self.kept.agreed {
@@ -115,14 +122,31 @@ impl Lease {
         self.write()
     }
 
-    /// Serves from now on, under an epoch above every one that is known. On disk when this returns.
+    /// On the spare: whether the main box knows how to go on where a takeover comes to nothing.
+    pub fn hear_of_leaving(&mut self, may_be_left: bool) -> Result<(), SpareError> {
+        if self.kept.may_be_left == may_be_left {
+            return Ok(());
+        }
+        self.kept.may_be_left = may_be_left;
+        self.write()
+    }
+
+    /// Serves from now on, under an epoch above every one that is known. On disk when this returns, and that it was this box that began it.
     pub fn raise(&mut self) -> Result<u64, SpareError> {
-        self.raise_to(self.kept.epoch.max(self.kept.peer_epoch).saturating_add(1))?;
-        Ok(self.kept.epoch)
+        let epoch = self.kept.epoch.max(self.kept.peer_epoch).saturating_add(1);
+        if epoch > MOST_TERMS {
+            return Err(SpareError::Terms(epoch));
+        }
+        (self.kept.epoch, self.kept.began) = (epoch, Some(epoch));
+        self.write()?;
+        Ok(epoch)
     }
 
     /// Knows that this epoch is its own. Never lowered.
     pub fn raise_to(&mut self, epoch: u64) -> Result<(), SpareError> {
+        if epoch > MOST_TERMS {
+            return Err(SpareError::Terms(epoch));
+        }
         if epoch > self.kept.epoch {
             self.kept.epoch = epoch;
             return self.write();
@@ -172,6 +196,8 @@ fn decide(side: Side, silent: Option<i64>, since_start: i64, kept: &Kept) -> Sta
         must_ask: side == Side::Main && (fenced || silent.is_some_and(long)),
         fenced,
         retired: kept.retired,
+        began: kept.began,
+        may_be_left: kept.may_be_left,
     }
 }
 
@@ -229,7 +255,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let folders = Folders::of(state.path());
         let mut lease = Lease::read(&folders);
-        lease.hear(4, Instant::now(), 1000).unwrap();
+        lease.hear(4, Moment::now(), 1000).unwrap();
         assert!(lease.standing(Side::Main, 1000).fenced);
         assert_eq!(lease.raise().unwrap(), 5);
         lease.raise_to(3).unwrap();
@@ -237,6 +263,24 @@ mod tests {
         let standing = lease.standing(Side::Spare, 1030);
         assert_eq!((standing.epoch, standing.peer_epoch, standing.silent), (5, 4, Some(30)));
         assert!(!standing.fenced && !standing.may_take_over);
+        // Which of them it began itself is there too, and no other is taken for it.
+        assert_eq!(standing.began, Some(5));
+        let mut lease = lease;
+        lease.raise_to(9).unwrap();
+        lease.hear_of_leaving(true).unwrap();
+        let standing = Lease::read(&folders).standing(Side::Spare, 1030);
+        assert_eq!((standing.epoch, standing.began, standing.may_be_left), (9, Some(5), true));
+    }
+
+    #[test]
+    fn no_term_begins_whose_number_the_other_box_would_not_believe() {
+        let state = tempfile::tempdir().unwrap();
+        let mut lease = Lease::read(&Folders::of(state.path()));
+        assert!(lease.raise_to(MOST_TERMS + 1).is_err());
+        lease.raise_to(MOST_TERMS).unwrap();
+        let why = lease.raise().unwrap_err().to_string();
+        assert!(why.contains("pair the boxes anew"), "{why}");
+        assert_eq!(lease.standing(Side::Spare, 0).epoch, MOST_TERMS);
     }
 
     #[test]
@@ -245,7 +289,7 @@ mod tests {
         let folders = Folders::of(state.path());
         assert_eq!(Lease::is_out(&folders), Some(false));
         let mut lease = Lease::read(&folders);
-        lease.hear(u64::MAX, Instant::now(), 1000).unwrap();
+        lease.hear(u64::MAX, Moment::now(), 1000).unwrap();
         lease.retire().unwrap();
         let standing = Lease::read(&folders).standing(Side::Main, 1000);
         assert!(standing.retired && !standing.fenced, "{standing:?}");
@@ -259,16 +303,16 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let folders = Folders::of(state.path());
         let mut lease = Lease::read(&folders);
-        lease.hear(0, Instant::now(), 1000).unwrap();
+        lease.hear(0, Moment::now(), 1000).unwrap();
         let written = |folders: &Folders| std::fs::read_to_string(folders.lease()).unwrap();
         let first = written(&folders);
-        lease.hear(0, Instant::now(), 1005).unwrap();
+        lease.hear(0, Moment::now(), 1005).unwrap();
         assert_eq!(written(&folders), first);
-        lease.hear(0, Instant::now(), 1010).unwrap();
+        lease.hear(0, Moment::now(), 1010).unwrap();
         assert_ne!(written(&folders), first);
         lease.agree().unwrap();
         assert!(lease.standing(Side::Spare, 1010).may_take_over);
-        lease.hear(0, Instant::now(), 1011).unwrap();
+        lease.hear(0, Moment::now(), 1011).unwrap();
         assert!(!lease.standing(Side::Spare, 1011).may_take_over);
     }
 }

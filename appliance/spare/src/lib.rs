@@ -22,6 +22,7 @@ mod link;
 mod messages;
 pub mod pairing;
 mod peer;
+mod routes;
 mod serve;
 mod store;
 mod tls;
@@ -30,7 +31,7 @@ mod words;
 
 pub use code::Code;
 pub use desk::{Desk, EXCHANGE, MINUTES, TRIES};
-pub use door::{Caller, Mounts, STANDS_IN};
+pub use door::{Caller, Mounts, STANDS_IN, TAKES_OVER};
 pub use error::SpareError;
 pub use folders::Folders;
 pub use follow::pair;

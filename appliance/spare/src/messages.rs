@@ -42,6 +42,9 @@ pub struct Beat {
     /// It stops by itself when it does not hear from the spare for the lease.
     #[serde(default)]
     pub yields: bool,
+    /// It asks what a spare leaves to it that began to take over and did not; one of an earlier version does not.
+    #[serde(default)]
+    pub may_be_left: bool,
 }
 
 /// The spare's answer to each of them.

@@ -203,9 +203,10 @@ impl OnSpare {
                 inner.lease.raise().map(SpareReply::Epoch).map_err(say)
             }
             SpareRequest::SetEpoch(epoch) => {
+                let handed = door.has_handed();
                 let mut inner = door.inner();
-                // The state goes over with a new epoch, and with it a trail that went on here.
-                if epoch > inner.lease.standing(Side::Spare, now()).epoch {
+                // The state goes over with a new epoch, and with it a trail that went on here. What is only left to the main box keeps its trail.
+                if handed && epoch > inner.lease.standing(Side::Spare, now()).epoch {
                     inner.heads.begin_anew(now()).map_err(say)?;
                 }
                 inner.lease.raise_to(epoch).map_err(say)?;
@@ -239,6 +240,8 @@ impl OnSpare {
             epoch: standing.epoch,
             peer_epoch: standing.peer_epoch,
             may_take_over: standing.may_take_over,
+            began: standing.began,
+            may_be_left: standing.may_be_left,
             yields: inner.yields,
             must_ask: false,
             fenced: standing.fenced,
@@ -327,6 +330,8 @@ impl OnMain {
             epoch: standing.epoch,
             peer_epoch: standing.peer_epoch,
             may_take_over: false,
+            began: None,
+            may_be_left: false,
             yields: false,
             must_ask: standing.must_ask,
             fenced: standing.fenced,

@@ -450,6 +450,18 @@ async fn the_main_box_keeps_in_touch_sends_what_it_revoked_and_what_its_trail_en
     link.ask::<_, ()>(Method::POST, "/link/agree", &()).await.unwrap();
     assert!(spare.status().await.may_take_over);
     assert_eq!(spare.ask(&SpareRequest::RaiseEpoch).await.unwrap(), SpareReply::Epoch(1));
+    // The term has begun, and nobody serves in it yet: neither of the two may forget the other.
+    polder_takeover::Term::first(polder_takeover::Side::Spare).keep(&spare.state).unwrap();
+    let refused = spare.ask(&SpareRequest::Unpair).await.unwrap();
+    assert!(
+        matches!(&refused, SpareReply::Refused(why) if why.contains("about to take over")),
+        "{refused:?}"
+    );
+    let refused = link.ask::<_, ()>(Method::POST, "/link/unpair", &()).await.unwrap_err();
+    assert!(refused.to_string().contains("about to take over"), "{refused}");
+    assert_eq!(spare.status().await.began, Some(1));
+    assert!(spare.status().await.may_be_left);
+    polder_takeover::Term::forget(&spare.state).unwrap();
     // The main box that comes back hears that another serves.
     let main = Side::at(folder.path(), "elm", SpareRole::OfThis, 0).await;
     until("it is fenced", async || {

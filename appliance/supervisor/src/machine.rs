@@ -4,6 +4,11 @@ use std::time::Duration;
 
 use polder_control::{Gpu, Machine, Port};
 
+/// The machine that this runs on, its graphics cards included.
+pub async fn this_machine(state: &Path) -> Machine {
+    detect(state, gpus().await.0)
+}
+
 /// What the operating system tells of the hardware, besides the graphics cards.
 pub(crate) fn detect(state: &Path, gpus: Vec<Gpu>) -> Machine {
     let (disk_free, disk_total) = disk(state);

@@ -105,6 +105,11 @@ pub enum Action {
 }
 
 impl Action {
+    /// The state of another box is put in place: what was done before has closed its door already, and to stop now would leave nobody who serves.
+    pub fn is_without_return(&self) -> bool {
+        matches!(self, Self::HandOver { action: polder_takeover::Action::PutInPlace, .. })
+    }
+
     /// The step that people see.
     pub fn step(&self) -> Step {
         let (id, title) = match self {

@@ -55,7 +55,15 @@ pub fn choose(
         let mut own = spare.engines.values().filter(|slot| there(slot));
         for choice in &mut choices {
             let Choice::Without(name, instead_of, why) = choice.clone() else { continue };
-            let Some(slot) = own.next().cloned() else { break };
+            let fitting = own.find(|slot| {
+                site.engines.insert(name.clone(), (*slot).clone());
+                let fitting = fits(&site).is_ok();
+                if !fitting {
+                    site.engines.remove(&name);
+                }
+                fitting
+            });
+            let Some(slot) = fitting.cloned() else { break };
             *choice = Choice::Own { name, slot, instead_of, why };
         }
     }
@@ -150,6 +158,13 @@ mod tests {
             ]
         );
         assert_eq!(models(&main, &chosen).len(), 1);
+        // Nor is one of its own taken that does not fit beside what was chosen already.
+        let none = |site: &Site| match site.engines.len() {
+            0 => Ok(()),
+            _ => Err("no memory is left".to_owned()),
+        };
+        let chosen = choose(&main, &spare, &names(&["small"]), &none);
+        assert!(models(&main, &chosen).is_empty(), "{chosen:?}");
         let chosen = choose(&main, &spare, &names(&[]), &all);
         assert!(models(&main, &chosen).is_empty());
     }

@@ -1,4 +1,4 @@
-//! What a spare answers its main box over their link: what it gives back, and weights by digest.
+//! What a spare answers its main box over their link: what it gives back, what it leaves to it, and weights by digest.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -27,6 +27,7 @@ pub fn hand(state: &Path) -> Router {
     let hand = Arc::new(Hand { state: state.to_owned(), judging: Mutex::default() });
     Router::new()
         .route("/given", get(given))
+        .route("/left", get(left))
         .route("/weights/held", post(held))
         .route("/weights/adopt", post(adopt))
         .route("/weights/judge/{blob}/{size}", post(judge))
@@ -79,7 +80,19 @@ impl IntoResponse for Refused {
 async fn given(State(hand): State<Arc<Hand>>) -> Result<Json<Option<Given>>, Refused> {
     let term = Term::read(&hand.state)
         .map_err(|error| Refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    Ok(Json(term.filter(|term| term.mine.is_none()).and_then(|term| term.given)))
+    let newest = |term: &Term| term.mine.is_none();
+    let given = term.filter(newest).and_then(|term| {
+        // Another term may have begun since.
+        term.given.filter(|given| given.term == term.highest)
+    });
+    Ok(Json(given))
+}
+
+/// The term in which the main box goes on with what it has, because this box does not take over after all; null where there is none.
+async fn left(State(hand): State<Arc<Hand>>) -> Result<Json<Option<u64>>, Refused> {
+    let term = Term::read(&hand.state)
+        .map_err(|error| Refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    Ok(Json(term.and_then(|term| term.leaves())))
 }
 
 async fn held(State(hand): State<Arc<Hand>>, list: String) -> Result<Json<HeldModel>, Refused> {

@@ -42,6 +42,9 @@ pub struct Term {
     /// On a spare that gives back: what the main box is to go on with.
     #[serde(default)]
     pub given: Option<Given>,
+    /// On a spare that did not take over after all: the term in which the main box goes on with what it has.
+    #[serde(default)]
+    pub left: Option<u64>,
     /// On a spare that stands in: the folder in the state folder where its own state was put aside.
     #[serde(default)]
     pub own: Option<String>,
@@ -92,6 +95,7 @@ impl Term {
             yields: false,
             retired: false,
             given: None,
+            left: None,
             own: None,
             leftovers: Vec::new(),
         }
@@ -114,9 +118,12 @@ impl Term {
             }
             Ok(_) => fs::read(&path).map_err(fail)?,
         };
-        serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|error| TermError::Damaged { path, why: error.to_string() })
+        let damaged = |why: String| TermError::Damaged { path: path.clone(), why };
+        let term: Self = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+        match term.highest <= MOST_TERMS {
+            true => Ok(Some(term)),
+            false => Err(damaged(format!("it says that term {} has begun", term.highest))),
+        }
     }
 
     /// Keeps it; on the disk when this returns.
@@ -159,8 +166,51 @@ impl Term {
     /// A new term begins, and nobody serves in it yet: whoever served before hears of it and stops. On a spare that takes over.
     pub fn raise(&mut self) -> u64 {
         self.highest = self.highest.saturating_add(1);
-        self.given = None;
+        (self.given, self.left) = (None, None);
         self.highest
+    }
+
+    /// The same with the number under which the part that speaks with the main box has begun it. False where this box knows of a later one.
+    pub fn begin(&mut self, began: u64) -> bool {
+        let newest = (self.highest..=MOST_TERMS).contains(&began) && self.mine != Some(began);
+        if newest {
+            (self.highest, self.given, self.left) = (began, None, None);
+        }
+        newest
+    }
+
+    /// On a spare: it has begun a term in which it does not serve yet. `began`: the last one that it began itself, as the part that speaks with the
+    /// main box has written down; that is written first.
+    pub fn is_begun(&self, began: Option<u64>) -> bool {
+        let later = |began: u64| began >= self.highest && self.mine != Some(began);
+        self.side == Side::Spare && began.is_some_and(later)
+    }
+
+    /// On a spare: the main box still has the newest state of the collective, since this box did not serve after it.
+    pub fn may_leave(&self) -> bool {
+        self.side == Side::Spare && !self.theirs && self.mine.is_none()
+    }
+
+    /// On a spare that has begun a term and does not take over: the main box goes on with what it has, in a term above that one. None where its state
+    /// is not the newest.
+    pub fn leave(&mut self) -> Option<u64> {
+        if !self.may_leave() {
+            return None;
+        }
+        self.left = Some(self.raise());
+        self.left
+    }
+
+    /// What a main box that asks is told: the term in which it goes on with what it has. None where something else happened since.
+    pub fn leaves(&self) -> Option<u64> {
+        self.left.filter(|left| self.may_leave() && *left == self.highest)
+    }
+
+    /// On a main box whose spare does not take over: it goes on with what it has, in the term that is left to it. None where that is over.
+    pub fn going_on(&self, left: u64) -> Option<Self> {
+        let free = self.side == Side::Main && !self.retired && self.mine.is_none_or(|m| m < left);
+        let newest = (self.highest..=MOST_TERMS).contains(&left);
+        (free && newest).then(|| Self { mine: Some(left), highest: left, ..self.clone() })
     }
 
     /// This box serves in the term that was raised.
@@ -241,6 +291,53 @@ mod tests {
         // Nobody's number closes the door for ever.
         assert!(!main.heard(u64::MAX) && main.highest == 4);
         assert_eq!(main.taking(&Given { term: u64::MAX, ..given }), None);
+    }
+
+    #[test]
+    fn a_takeover_that_comes_to_nothing_is_left_the_second_time_as_the_first_and_never_what_served()
+    {
+        let mut main = Term::first(Side::Main);
+        let mut spare = Term::first(Side::Spare);
+        for began in [2, 4, 6] {
+            assert_eq!((spare.is_begun(Some(began - 2)), spare.raise()), (false, began));
+            assert!(spare.is_begun(Some(began)) && spare.leaves().is_none());
+            main.heard(began);
+            let left = spare.leave().unwrap();
+            assert_eq!((left, spare.leaves()), (began + 1, Some(left)));
+            assert!(!spare.is_begun(Some(began)), "it goes on with what it has left");
+            main = main.going_on(left).unwrap();
+            assert_eq!(
+                (main.mine, main.going_on(left), main.going_on(left - 1)),
+                (Some(left), None, None)
+            );
+        }
+        // Cut off between the two files: the part has written it down, and the term is as it was.
+        assert!(spare.is_begun(Some(8)));
+        assert!(!spare.begin(6) && spare.begin(8) && spare.begin(8));
+        assert_eq!((spare.highest, spare.left), (8, None));
+        let mut serves = spare.placed("own".to_owned());
+        assert_eq!((serves.is_begun(Some(8)), serves.leave()), (false, None));
+        serves.give("a".to_owned());
+        serves.raise();
+        assert!(
+            serves.is_begun(Some(10)) && serves.leave().is_none(),
+            "what it did here would be undone"
+        );
+        assert_eq!(
+            (main.going_on(u64::MAX), Term { retired: true, ..main }.going_on(99)),
+            (None, None)
+        );
+    }
+
+    #[test]
+    fn a_number_of_a_term_that_nobody_can_have_come_to_is_damage() {
+        let state = tempfile::tempdir().unwrap();
+        fs::create_dir(state.path().join("spare")).unwrap();
+        let most = Term { highest: MOST_TERMS, ..Term::first(Side::Main) };
+        most.keep(state.path()).unwrap();
+        assert!(Term::read(state.path()).is_ok());
+        Term { highest: MOST_TERMS + 1, ..most }.keep(state.path()).unwrap();
+        assert!(Term::read(state.path()).unwrap_err().to_string().contains("cannot be read"));
     }
 
     #[test]

@@ -1,16 +1,24 @@
-//! Two boxes, the link between them, and everything that can happen, in every order: nobody revoked is ever let in again, and never do
-//! both serve.
+//! Two boxes, the link between them, and everything that can happen, in every order: nobody revoked is ever let in again, never do
+//! both serve, and nobody is left without a box that serves because a takeover was cut off.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use polder_takeover::{Given, Heard, LEASE, Side, Silence, Stand, Term, allowed, stand};
+use polder_takeover::{
+    Begun, Given, Heard, LEASE, Next, Side, Silence, Stand, Term, allowed, next_of, stand,
+};
 use proptest::prelude::*;
+
+/// What was begun has somebody who serves after so many seconds, and what follows of a restore.
+const BOUND: u64 = 330;
+/// Between two looks.
+const LOOK: u64 = 3;
 
 /// What a state folder holds of the collective: which keys it would let in no more.
 type Revoked = BTreeSet<u32>;
 
 /// A main box. What is on its disk outlives everything; the rest is of one life of its supervisor, or of one boot.
+#[derive(Clone)]
 struct Main {
     disk: Term,
     revoked: Revoked,
@@ -20,8 +28,11 @@ struct Main {
     goes_on: bool,
     /// When it last stamped that it serves; lost with the boot.
     stamp: Option<u64>,
+    /// What the spare answered when it was asked what it leaves to this box.
+    left: Option<u64>,
 }
 
+#[derive(Clone)]
 struct Spare {
     disk: Term,
     revoked: Revoked,
@@ -33,13 +44,19 @@ struct Spare {
     last: Option<u64>,
     began: u64,
     yields: bool,
-    /// A takeover that has raised the term and is not in place yet.
+    /// The last term that it began itself, on its disk.
+    took: Option<u64>,
+    /// A run that has raised the term and not put the state in place yet.
     placing: bool,
+    /// How often that came to nothing in this life, and when it last did.
+    failed: u32,
+    failed_at: u64,
     given_backup: Option<Revoked>,
     /// It is the main box for good, and tells the former one so.
     for_good: bool,
 }
 
+#[derive(Clone)]
 struct World {
     now: u64,
     linked: bool,
@@ -67,8 +84,17 @@ enum Event {
     TakeOver {
         dead: bool,
     },
+    /// The same with a power cut between the two files that say that a term began.
+    TakeOverCutOff {
+        dead: bool,
+    },
     Place,
     GiveUpPlacing,
+    /// The spare looks at what it began: it goes on with it, or leaves it to the main box.
+    Tend,
+    /// A main box whose door is closed asks what is left to it, and goes by the answer.
+    AskLeft,
+    GoOnAsLeft,
     GiveBack,
     Fetch,
     PlaceAtMain,
@@ -93,6 +119,7 @@ impl World {
             failed: false,
             goes_on: false,
             stamp: None,
+            left: None,
         };
         let spare = Spare {
             disk: Term::first(Side::Spare),
@@ -103,7 +130,10 @@ impl World {
             last: None,
             began: 0,
             yields: false,
+            took: None,
             placing: false,
+            failed: 0,
+            failed_at: 0,
             given_backup: None,
             for_good: false,
         };
@@ -158,6 +188,33 @@ impl World {
         Silence { since: Duration::from_secs(since), yields, agrees: false, said_dead: dead }
     }
 
+    /// It was heard a moment ago, in this life of the spare.
+    fn main_is_there(&self) -> bool {
+        self.spare.last.is_some_and(|at| at >= self.spare.began && self.now - at < 10)
+    }
+
+    fn is_begun(&self) -> bool {
+        !self.spare.for_good && self.spare.disk.is_begun(self.spare.took)
+    }
+
+    /// What was begun and is not in place: the look that a spare takes every second.
+    fn tend(&mut self) {
+        if !(self.spare.up && self.is_begun() && !self.spare.placing) {
+            return;
+        }
+        let begun = Begun {
+            failed: self.spare.failed,
+            since: Duration::from_secs(self.now - self.spare.failed_at.max(self.spare.began)),
+            there: self.main_is_there(),
+            may_leave: self.spare.disk.may_leave(),
+        };
+        match next_of(&begun) {
+            Next::GoesOn => self.spare.placing = true,
+            Next::Leaves => drop(self.spare.disk.leave()),
+            Next::Waits => {}
+        }
+    }
+
     /// A main box that serves writes down that it does.
     fn stamp(&mut self) {
         if self.main_serves() {
@@ -187,7 +244,9 @@ impl World {
             Event::SpareProcess(_) if self.spare.for_good => {}
             // That machine is another one's main box now, and takes part here only by what it answers.
             Event::TakeOver { .. }
+            | Event::TakeOverCutOff { .. }
             | Event::Place
+            | Event::Tend
             | Event::GiveBack
             | Event::PutBack
             | Event::Backup
@@ -200,33 +259,65 @@ impl World {
                 let soon = |at: u64| self.now - at <= LEASE.as_secs();
                 let goes_on = self.main.stamp.is_some_and(soon);
                 (self.main.up, self.main.goes_on) = (true, goes_on);
-                (self.main.heard, self.main.failed) = (None, false);
+                (self.main.heard, self.main.failed, self.main.left) = (None, false, None);
             }
             Event::MainPowerCut => (self.main.up, self.main.stamp) = (false, None),
             Event::SpareProcess(up) => {
                 if *up && !self.spare.up {
-                    self.spare.began = self.now;
+                    (self.spare.began, self.spare.failed) = (self.now, 0);
+                    // The first look hears what the other file says.
+                    self.spare.took.map(|took| self.spare.disk.heard(took));
                 }
-                self.spare.up = *up;
+                // A run that was cut off is none any more.
+                (self.spare.up, self.spare.placing) = (*up, self.spare.placing && *up);
             }
             Event::Backup if self.linked && self.spare.up && self.main_serves() => {
                 self.spare.backup = self.main.revoked.clone();
             }
             Event::Revoke => self.revoke(),
-            Event::TakeOver { dead } if self.spare.up && !self.spare.disk.theirs => {
+            Event::TakeOver { dead } if self.spare.up && !self.spare.placing => {
                 // A steward who says so has looked.
                 let off = !self.main.up && self.main.stamp.is_none_or(|at| self.now - at > 60);
                 if allowed(&self.spare.disk, "oak", &self.silence(*dead && off)).is_ok() {
-                    self.spare.disk.raise();
-                    self.spare.placing = true;
+                    self.spare.took = Some(self.spare.disk.raise());
+                    (self.spare.placing, self.spare.failed) = (true, 0);
+                }
+            }
+            Event::TakeOverCutOff { dead } if self.spare.up && !self.spare.placing => {
+                let off = !self.main.up && self.main.stamp.is_none_or(|at| self.now - at > 60);
+                if allowed(&self.spare.disk, "oak", &self.silence(*dead && off)).is_ok() {
+                    self.spare.took = Some(self.spare.disk.highest + 1);
+                    self.spare.up = false;
                 }
             }
             Event::Place if self.spare.up && self.spare.placing => {
+                let began = self.spare.took.unwrap_or_default();
+                assert!(self.spare.disk.begin(began), "it takes over in a term that is over");
+                assert!(self.spare.disk.leaves().is_none());
                 self.spare.disk = self.spare.disk.serving();
                 self.spare.revoked = &self.spare.backup | &self.spare.tombs;
                 self.spare.placing = false;
             }
-            Event::GiveUpPlacing => self.spare.placing = false,
+            Event::GiveUpPlacing if self.spare.placing => {
+                self.spare.placing = false;
+                (self.spare.failed, self.spare.failed_at) = (self.spare.failed + 1, self.now);
+            }
+            Event::Tend => self.tend(),
+            Event::AskLeft
+                if self.main.up
+                    && self.linked
+                    && self.spare.up
+                    && !self.spare.for_good
+                    && self.main_stand() == Stand::Fenced =>
+            {
+                self.main.left = self.spare.disk.leaves();
+            }
+            Event::GoOnAsLeft if self.main.up => {
+                let left = self.main.left.take();
+                if let Some(next) = left.and_then(|left| self.main.disk.going_on(left)) {
+                    self.main.disk = next;
+                }
+            }
             Event::GiveBack if self.spare_serves() => {
                 self.spare.given_backup = Some(self.spare.revoked.clone());
                 self.spare.disk.give("x".to_owned());
@@ -258,6 +349,7 @@ impl World {
                     && !self.spare.disk.theirs
                     && !self.spare.for_good
                     && !self.spare.placing
+                    && !self.is_begun()
                     && self.spare.disk.highest == self.main.disk.highest
                     && !self.main.disk.yields =>
             {
@@ -310,6 +402,51 @@ impl World {
         usize::from(self.main_serves()) + usize::from(self.spare_serves()) + next
     }
 
+    /// Whether somebody serves in the end, once everybody is on and nobody does anything but what boxes do by themselves; with
+    /// `main` off where it is off.
+    fn settles(&self, main: bool) -> bool {
+        let mut world = self.clone();
+        world.happens(&Event::SpareProcess(true));
+        match main {
+            true => {
+                world.happens(&Event::Link(true));
+                world.happens(&Event::MainProcess(true));
+            }
+            false => world.happens(&Event::MainProcess(false)),
+        }
+        let looks = [
+            Event::Wait(LOOK),
+            Event::Beat,
+            Event::AskLeft,
+            Event::GoOnAsLeft,
+            Event::Tend,
+            Event::Place,
+            Event::Fetch,
+            Event::PlaceAtMain,
+        ];
+        for _ in 0..BOUND / LOOK {
+            looks.iter().for_each(|event| world.happens(event));
+            assert!(world.serving() <= 1);
+            if world.serving() == 1 {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// What was begun and cut off is left to nobody.
+    fn check_in_the_end(&self) -> Result<(), TestCaseError> {
+        let (one, other) = (&self.main.disk, &self.spare.disk);
+        if let Some(next) = &self.next {
+            return next.check_in_the_end();
+        }
+        prop_assert!(self.settles(true), "both are on, and nobody serves: {one:?} {other:?}");
+        if self.is_begun() {
+            prop_assert!(self.settles(false), "the spare does not go on: {one:?} {other:?}");
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<(), TestCaseError> {
         let (main, spare) = (self.main_serves(), self.spare_serves());
         let (one, other) = (&self.main.disk, &self.spare.disk);
@@ -346,8 +483,12 @@ fn plain_event() -> impl Strategy<Value = Event> {
         2 => Just(Event::Backup),
         3 => Just(Event::Revoke),
         4 => any::<bool>().prop_map(|dead| Event::TakeOver { dead }),
+        2 => any::<bool>().prop_map(|dead| Event::TakeOverCutOff { dead }),
         4 => Just(Event::Place),
-        1 => Just(Event::GiveUpPlacing),
+        2 => Just(Event::GiveUpPlacing),
+        2 => Just(Event::Tend),
+        2 => Just(Event::AskLeft),
+        2 => Just(Event::GoOnAsLeft),
         3 => Just(Event::GiveBack),
         3 => Just(Event::Fetch),
         3 => Just(Event::PlaceAtMain),
@@ -369,6 +510,7 @@ proptest! {
             world.happens(event);
             world.check()?;
         }
+        world.check_in_the_end()?;
     }
 }
 

@@ -172,6 +172,7 @@ async fn page(
     let backup = gateway.status().site.backup.clone();
     let body = html! {
         (top)
+        (left_out(&status))
         (how(&status))
         (paper(&status))
         (place(&status, backup.as_ref(), wish))
@@ -223,6 +224,19 @@ fn wrongs(status: &BackupStatus) -> Markup {
     }
 }
 
+/// What a restore left out because it does not fit this machine.
+fn left_out(status: &BackupStatus) -> Markup {
+    html! {
+        @if !status.left_out.is_empty() {
+            (banner(Tone::Warn, html! {
+                p { "This box came back from a backup on a machine that its models do not all fit." }
+                @for left in &status.left_out { p { (sentence(left)) } }
+                p { a href="/models" { "Choose models that fit" } }
+            }))
+        }
+    }
+}
+
 /// On the dashboard.
 pub(super) fn card(status: &BackupStatus) -> Markup {
     html! {
@@ -232,6 +246,7 @@ pub(super) fn card(status: &BackupStatus) -> Markup {
                 @if status.wrong(now()).is_empty() { (badge(Tone::Good, "made every hour")) }
             }
             (wrongs(status))
+            (left_out(status))
             @if status.to.is_some() { (figures(status)) }
             p.soft.small { a href="/backup" { "Look after backups" } }
         }

@@ -316,7 +316,7 @@ fn a_place_for_backups_is_made_ready_before_the_site_names_it_and_used_before_it
     }
     let from = "disk:SPARE".parse().unwrap();
     let restore = text(&fresh(), Wanted::Backup(BackupWish::Restore { from, snapshot: None }));
-    assert!(restore.ends_with("[fetch-backup examine-backup put-in-place]"), "{restore}");
+    assert!(restore.ends_with("[fetch-backup examine-backup fit put-in-place]"), "{restore}");
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polder_backup::{
-    BackupAction, BackupError, Drill, Due, Failure, Folders, KitKey, Record, Repository, Restic,
-    Stop, Store, due, examine, gather, locate, look, restore,
+    BackupAction, BackupError, Drill, Due, Failure, Folders, KitKey, LeftOut, Record, Repository,
+    Restic, Stop, Store, due, examine, gather, locate, look, restore,
 };
 use polder_control::{
     Actor, BackupSeen, BackupStatus, BackupWish, Client, DoorReply, DoorRequest, KitWords,
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Halt, Refusal, Work, blocking, with_source};
 use crate::children::Children;
+use crate::fit::fit_restored;
 use crate::foreign;
 use crate::parts::{Part, Parts, Process};
 use crate::runs::Intent;
@@ -37,8 +38,13 @@ impl<P: Parts> Work<P> {
     }
 
     pub(crate) async fn backup_status(&self) -> Result<BackupStatus, Refusal> {
-        let (folders, site) = (self.folders(), self.board.site());
-        blocking(move || Ok(status(Record::read(&folders), &site))).await
+        let (folders, site, state) = (self.folders(), self.board.site(), self.state.clone());
+        blocking(move || {
+            let left = LeftOut::noted(&state, &site);
+            let left_out = left.iter().map(LeftOut::sentence).collect();
+            Ok(BackupStatus { left_out, ..status(Record::read(&folders), &site) })
+        })
+        .await
     }
 
     /// The key, to be written down; who sees it is written down too.
@@ -183,8 +189,8 @@ impl<P: Parts> Work<P> {
 
     /// A restore that failed leaves nothing: neither what was fetched nor the key that was typed for it.
     async fn give_up_restore(&self, action: BackupAction) {
-        use BackupAction::{ExamineRestore, FetchForRestore, PutInPlace};
-        if !matches!(action, FetchForRestore | ExamineRestore | PutInPlace) {
+        use BackupAction::{ExamineRestore, FetchForRestore, FitRestore, PutInPlace};
+        if !matches!(action, FetchForRestore | ExamineRestore | FitRestore | PutInPlace) {
             return;
         }
         let folders = self.folders();
@@ -211,6 +217,12 @@ impl<P: Parts> Work<P> {
                 () = self.ending.cancelled() => Err(BackupError::Stopped),
             };
             return self.noted(action, held).await;
+        }
+        if action == BackupAction::FitRestore {
+            let (state, shelf, machine) =
+                (self.state.clone(), self.shelf.clone(), self.machine().await);
+            let fitted = blocking(move || fit_restored(&state, &*shelf, &machine).map(drop)).await;
+            return fitted.map_err(BackupError::NotWhole);
         }
         let stop = Stop::default();
         let (told, state) = (stop.clone(), self.state.clone());
@@ -379,6 +391,9 @@ impl<P: Parts> Work<P> {
         const TOLD: &str = "told\n";
         if std::fs::read_to_string(&marker).is_ok_and(|text| text != TOLD) {
             self.note(Actor::Itself, "was restored from", "a backup").await;
+            for left in LeftOut::noted(&self.state, &self.board.site()) {
+                self.note(Actor::Itself, "went on after the restore:", &left.sentence()).await;
+            }
             if let Err(error) = std::fs::write(&marker, TOLD) {
                 log::warn!("could not write {}: {error}", marker.display());
             }
@@ -495,7 +510,7 @@ impl Reading<'_> {
                 restore::ready(folders, &restore::expected(folders)?)
             }
             // Not on this thread.
-            BackupAction::StartDrill => Ok(()),
+            BackupAction::StartDrill | BackupAction::FitRestore => Ok(()),
         }
     }
 
@@ -620,6 +635,7 @@ fn status(record: Record, site: &Site) -> BackupStatus {
         }),
         failed: record.failed.map(|failed| (failed.at, failed.why)),
         drill: record.drill.map(|drill| (drill.at, drill.found)),
+        left_out: Vec::new(),
     }
 }
 

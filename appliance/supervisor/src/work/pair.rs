@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use polder_control::{
-    Actor, Client, Closed, SpareReply, SpareRequest, SpareStatus, Stand, TakeoverWish,
+    Actor, AuditHead, Client, Closed, SpareReply, SpareRequest, SpareStatus, Stand, TakeoverWish,
 };
 use polder_spare::{Folders, Link, Peer};
-use polder_takeover::{Given, Heard, Side, Term, lease};
+use polder_takeover::{Given, Heard, Moment, Side, Term, lease};
+use tokio::sync::{Notify, OwnedMutexGuard};
 
 use super::takeover::is_there;
 use super::{Refusal, Work, blocking, lock, with_source};
@@ -21,32 +22,52 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The part that speaks with the other box answers within this.
 const SOON: Duration = Duration::from_secs(2);
 /// A part that does not answer for so long after the start cannot ask the spare either.
-const NO_PART: Duration = Duration::from_secs(20);
+pub(super) const NO_PART: Duration = Duration::from_secs(20);
 /// A box that serves says so on its disk this often.
 const STAMP: Duration = Duration::from_secs(5);
 /// What is given back and could not be taken is tried again after this.
 const AGAIN: Duration = Duration::from_secs(300);
 
 /// What the supervisor knows of the pair in this life of its own.
-#[derive(Debug)]
 pub(super) struct Pair {
-    begun: Instant,
+    /// When this life began.
+    pub(super) begun: Moment,
     /// It served a moment ago, or a steward at the machine said that the spare does not: see [`Heard::goes_on`].
     goes_on: AtomicBool,
     /// The state is being handed over.
     pub(super) handing: AtomicBool,
     stamped: Mutex<Option<Instant>>,
     /// When the spare was last heard in this life. The part that hears it may begin anew in between.
-    heard: Mutex<Option<Instant>>,
+    heard: Mutex<Option<Moment>>,
     /// When what is given back could not be taken.
     pub(super) not_taken: Mutex<Option<Instant>>,
+    /// How often a takeover came to nothing in this life, and when it last did.
+    pub(super) failed: Mutex<(u32, Option<Moment>)>,
+    /// Held by whoever changes the term: it is read, changed and written in one go.
+    pub(super) terms: tokio::sync::Mutex<()>,
+    /// The turn at the backups, from before the door closes until the state is handed over.
+    pub(super) turn: Mutex<Option<OwnedMutexGuard<()>>>,
+    /// What the audit trail ended with in the last backup.
+    pub(super) saved: Mutex<Option<AuditHead>>,
+    /// A takeover waits for its turn: trial restores give way.
+    pub(super) hurry: Notify,
 }
 
 impl Default for Pair {
     fn default() -> Self {
-        let no = || AtomicBool::new(false);
-        let (stamped, heard, not_taken) = Default::default();
-        Self { begun: Instant::now(), goes_on: no(), handing: no(), stamped, heard, not_taken }
+        Self {
+            begun: Moment::now(),
+            goes_on: AtomicBool::new(false),
+            handing: AtomicBool::new(false),
+            stamped: Mutex::default(),
+            heard: Mutex::default(),
+            not_taken: Mutex::default(),
+            failed: Mutex::default(),
+            terms: tokio::sync::Mutex::default(),
+            turn: Mutex::default(),
+            saved: Mutex::default(),
+            hurry: Notify::new(),
+        }
     }
 }
 
@@ -58,21 +79,34 @@ pub(super) struct Seen {
     pub(super) stand: Stand,
 }
 
+impl Seen {
+    /// A takeover was cut off, or came to nothing, after its term had begun: nobody serves in it, and the main box will not.
+    pub(super) fn is_begun(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| self.term.is_begun(status.began))
+    }
+}
+
 impl<P: Parts> Work<P> {
     /// Before the door opens for the first time: closed where it may have to be.
     pub(super) async fn settle_pair(self: &Arc<Self>) {
         self.pair.goes_on.store(self.served_a_moment_ago(), Ordering::Relaxed);
         self.look_at_pair().await;
-        let Ok(Some(Seen { mut term, other, stand, .. })) = self.pair_seen().await else { return };
+        let Ok(Some(Seen { term, other, stand, .. })) = self.pair_seen().await else { return };
         if term.side == Side::Spare && stand == Stand::Serves {
             // The trail is the one that came with the backup, and knows nothing of it yet.
             self.note(Actor::Itself, "serves in the place of", &other).await;
         }
         if !term.leftovers.is_empty() {
-            let (state, leftovers) = (self.state.clone(), std::mem::take(&mut term.leftovers));
+            let (state, leftovers) = (self.state.clone(), term.leftovers);
             let gone = blocking(move || remove_leftovers(&state, &leftovers)).await;
             let kept = match gone {
-                Ok(()) => self.keep_term(&term).await,
+                Ok(()) => {
+                    self.change_term(|term| {
+                        term.leftovers.clear();
+                        Ok(())
+                    })
+                    .await
+                }
                 Err(why) => Err(why),
             };
             if let Err(why) = kept {
@@ -98,10 +132,16 @@ impl<P: Parts> Work<P> {
 
     /// What is to be done about the other box cannot be planned before the part that speaks with it is there.
     pub(super) fn resume_when_linked(self: &Arc<Self>, open: Open) {
+        if matches!(open.intent, Intent::Takeover(TakeoverWish::TakeOver { .. })) {
+            return self.resume_takeover(open);
+        }
+        // It is given back to a box that is heard, which takes a moment more.
+        let heard = matches!(open.intent, Intent::Takeover(TakeoverWish::GiveBack));
         let work = self.clone();
         self.tasks.spawn(async move {
             let begun = Instant::now();
-            while work.spare_status().await.is_none() && begun.elapsed() < NO_PART {
+            let linked = |status: SpareStatus| !heard || is_there(&status);
+            while !work.spare_status().await.is_some_and(linked) && begun.elapsed() < NO_PART {
                 tokio::select! {
                     () = tokio::time::sleep(LOOK) => {}
                     () = work.ending.cancelled() => return,
@@ -126,6 +166,9 @@ impl<P: Parts> Work<P> {
     }
 
     async fn go_by(self: &Arc<Self>, seen: Seen) {
+        if seen.is_begun() {
+            self.tend_what_is_begun(&seen).await;
+        }
         let Seen { term, other, stand, .. } = seen;
         let before = self.board.closed().map(|closed| closed.stand);
         let closed = (!stand.is_open()).then_some(Closed { stand, other: other.clone() });
@@ -141,7 +184,11 @@ impl<P: Parts> Work<P> {
         }
         match (term.side, stand) {
             (Side::Main, Stand::Serves) => self.stamp(),
-            (Side::Main, Stand::Fenced) => self.take_back_what_is_given(&term).await,
+            (Side::Main, Stand::Fenced) => {
+                if !self.goes_on_as_left(&term, &other).await {
+                    self.take_back_what_is_given(&term).await;
+                }
+            }
             _ => {}
         }
     }
@@ -168,7 +215,12 @@ impl<P: Parts> Work<P> {
                 let retired = status.retired && term.side == Side::Main && !term.retired;
                 term.retired |= retired;
                 if term.heard(highest) || retired {
-                    self.keep_term(&term).await?;
+                    let changed = self.change_term(move |term| {
+                        term.heard(highest);
+                        term.retired |= retired;
+                        Ok(term.clone())
+                    });
+                    term = changed.await?;
                 }
                 let own =
                     if term.side == Side::Spare { term.highest } else { term.mine.unwrap_or(0) };
@@ -179,7 +231,7 @@ impl<P: Parts> Work<P> {
                 // What was heard in an earlier life counts for nothing in this one.
                 let ago =
                     silent.map(Duration::from_secs).filter(|ago| *ago < self.pair.begun.elapsed());
-                let at = ago.and_then(|ago| Instant::now().checked_sub(ago));
+                let at = ago.and_then(|ago| Moment::now().before(ago));
                 let mut kept = lock(&self.pair.heard);
                 *kept = (*kept).max(at);
                 heard.failed = status.trouble.is_some();
@@ -194,9 +246,14 @@ impl<P: Parts> Work<P> {
         Ok(Some(Seen { term, other, status, stand }))
     }
 
-    pub(super) async fn keep_term(&self, term: &Term) -> Result<(), Refusal> {
-        let (state, term) = (self.state.clone(), term.clone());
-        blocking(move || term.keep(&state).map_err(|error| with_source(&error))).await
+    /// Changes the term as it is on the disk, where it is again when this returns. Nobody else changes it meanwhile.
+    pub(super) async fn change_term<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Term) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let _terms = self.pair.terms.lock().await;
+        let state = self.state.clone();
+        blocking(move || change_term(&state, change)).await
     }
 
     pub(super) async fn spare_status(&self) -> Option<SpareStatus> {
@@ -260,7 +317,11 @@ impl<P: Parts> Work<P> {
         self.record(by, what, &seen.other).await?;
         if seen.term.yields {
             // It would stop again at once, and the spare is not to count on a stop that does not come.
-            self.keep_term(&Term { yields: false, ..seen.term }).await?;
+            self.change_term(|term| {
+                term.yields = false;
+                Ok(())
+            })
+            .await?;
         }
         self.pair.goes_on.store(true, Ordering::Relaxed);
         self.look_at_pair().await;
@@ -288,7 +349,11 @@ impl<P: Parts> Work<P> {
             "let the box go on when it cannot hear"
         };
         self.record(by, what, &seen.other).await?;
-        self.keep_term(&Term { yields, ..seen.term }).await
+        self.change_term(move |term| {
+            term.yields = yields;
+            Ok(())
+        })
+        .await
     }
 
     /// What the spare hands over, over the link. None where it hands over nothing.
@@ -300,7 +365,8 @@ impl<P: Parts> Work<P> {
 
     async fn take_back_what_is_given(self: &Arc<Self>, term: &Term) {
         let waits = lock(&self.pair.not_taken).is_some_and(|at| at.elapsed() < AGAIN);
-        if waits || self.is_busy() {
+        // A model that comes in may take hours, and is no reason to stay closed.
+        if waits || self.is_changing() {
             return;
         }
         match self.given().await {
@@ -341,6 +407,21 @@ impl<P: Parts> Work<P> {
     }
 }
 
+/// The term on the disk, read, changed and written. Only to be called by whoever holds [`Pair::terms`].
+pub(super) fn change_term<T>(
+    state: &Path,
+    change: impl FnOnce(&mut Term) -> Result<T, Refusal>,
+) -> Result<T, Refusal> {
+    let read = Term::read(state).map_err(|error| with_source(&error))?;
+    let before = read.ok_or("this box is paired with no other any more")?;
+    let mut term = before.clone();
+    let done = change(&mut term)?;
+    if term != before {
+        term.keep(state).map_err(|error| with_source(&error))?;
+    }
+    Ok(done)
+}
+
 /// Only folders that a restore has put aside.
 fn remove_leftovers(state: &Path, leftovers: &[String]) -> Result<(), Refusal> {
     let aside = |name: &&String| name.starts_with("before-restore-") && !name.contains('/');
@@ -357,11 +438,10 @@ fn is_recent(stamp: &str, (boot, now): &(String, u64)) -> bool {
     of == boot && age.is_some_and(|age| age + STAMP.as_secs() < lease().0.as_secs())
 }
 
-/// Which boot this is, and seconds since it, sleep included: a clock that nobody sets.
+/// Which boot this is, and seconds since it.
 fn boot_time() -> Option<(String, u64)> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Some((boot.trim().to_owned(), u64::try_from(now.tv_sec).ok()?))
+    Some((boot.trim().to_owned(), Moment::now().since_boot().as_secs()))
 }
 
 /// The term, the other box's name and whether the term begins just now; kept in step with whether there is another box at all.

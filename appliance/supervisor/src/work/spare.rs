@@ -23,6 +23,8 @@ const DAY: i64 = 86_400;
 const WEEK: i64 = 7 * DAY;
 /// Of what is stored, this many percent are read in a trial restore.
 const READ: u8 = 10;
+/// Why a trial restore says nothing.
+const GAVE_WAY: &str = "it gave way to a takeover";
 
 impl<P: Parts> Work<P> {
     /// Proves to the spare that somebody here knows its code; from then on the box has a spare.
@@ -108,6 +110,10 @@ impl<P: Parts> Work<P> {
                 let closed = Closed { stand: seen.stand, other: seen.other };
                 return Err(closed.sentence());
             }
+            // In the middle of a takeover the main box would be left with a spare that knows it no more.
+            if self.takes_over() || seen.is_begun() {
+                return Err(polder_spare::TAKES_OVER.to_owned());
+            }
             if seen.term.stands_in() || (seen.stand == Stand::Fenced && heard) {
                 return Err(polder_spare::STANDS_IN.to_owned());
             }
@@ -172,7 +178,8 @@ impl<P: Parts> Work<P> {
         }
         let Ok(_turn) = self.saving.try_lock() else { return };
         let found = self.drill_kept(&kept).await;
-        if self.ending.is_cancelled() {
+        // It is due still.
+        if self.ending.is_cancelled() || found.as_ref().is_err_and(|why| why == GAVE_WAY) {
             return;
         }
         let bad_before = last.is_some_and(|last| last.found.is_err());
@@ -233,6 +240,12 @@ impl<P: Parts> Work<P> {
             () = self.ending.cancelled() => {
                 stop.now();
                 Err("the box went down in the middle of it".to_owned())
+            }
+            () = self.pair.hurry.notified() => {
+                stop.now();
+                // What it reads must have ended before something else is put in the same place.
+                let _ = work.await;
+                Err(GAVE_WAY.to_owned())
             }
         }
     }

@@ -21,6 +21,9 @@ impl<P: Parts> Work<P> {
         why: String,
         cancel: &CancellationToken,
     ) -> String {
+        if let Intent::Takeover(wish) = intent {
+            self.come_to_nothing(wish).await;
+        }
         let site = self.board.site();
         let back = match intent {
             Intent::Change(change) => as_before(change, &site, before),

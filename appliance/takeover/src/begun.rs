@@ -1,0 +1,74 @@
+//! Pure: what becomes of a takeover whose term has begun and whose state is not in place, because it was cut off or came to nothing.
+
+use std::time::Duration;
+
+/// After its own start a spare listens for so long whether its main box is there, before it goes on by itself.
+pub const LISTENS: Duration = Duration::from_secs(10);
+/// The first pause after a try that came to nothing; it doubles with each one after it.
+const FIRST_PAUSE: Duration = Duration::from_secs(10);
+/// The longest pause. Where the main box is silent nobody serves for longer than this and the restore itself.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// A takeover in whose term nobody serves yet: the main box will not, since it hears of the term before it serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begun {
+    /// How many tries came to nothing, since this spare's supervisor began.
+    pub failed: u32,
+    /// Since the last of them; since the supervisor began where there was none.
+    pub since: Duration,
+    /// The main box was heard a moment ago: it is on, and serves nothing.
+    pub there: bool,
+    /// The main box still has the newest state of the collective, and knows how to go on with it.
+    pub may_leave: bool,
+}
+
+/// What a spare does about it, by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// It takes over.
+    GoesOn,
+    /// Nothing just now.
+    Waits,
+    /// It does not take over: the main box serves on, with all that it has.
+    Leaves,
+}
+
+/// What is done now. A main box that is there is left to serve on, since it has what its last backup lacks; one that is silent is not waited for.
+pub fn next_of(begun: &Begun) -> Next {
+    let pause = match begun.failed {
+        0 => LISTENS,
+        failed => FIRST_PAUSE.saturating_mul(1 << (failed - 1).min(10)).min(LONGEST_PAUSE),
+    };
+    match begun {
+        Begun { there: true, may_leave: true, .. } => Next::Leaves,
+        Begun { since, .. } if *since >= pause => Next::GoesOn,
+        _ => Next::Waits,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begun(failed: u32, since: u64) -> Begun {
+        Begun { failed, since: Duration::from_secs(since), there: false, may_leave: true }
+    }
+
+    #[test]
+    fn a_main_box_that_is_there_serves_on_where_it_still_has_the_newest_state() {
+        let there = Begun { there: true, ..begun(0, 0) };
+        assert_eq!(next_of(&there), Next::Leaves);
+        assert_eq!(next_of(&Begun { failed: 7, ..there }), Next::Leaves);
+        let newer_here = Begun { may_leave: false, ..there };
+        assert_eq!(next_of(&newer_here), Next::Waits);
+        assert_eq!(next_of(&Begun { since: LISTENS, ..newer_here }), Next::GoesOn);
+    }
+
+    #[test]
+    fn a_silent_one_is_not_waited_for_and_no_pause_is_longer_than_five_minutes() {
+        for (failed, waits) in [(0, 10), (1, 10), (2, 20), (3, 40), (6, 300), (u32::MAX, 300)] {
+            assert_eq!(next_of(&begun(failed, waits - 1)), Next::Waits, "{failed}");
+            assert_eq!(next_of(&begun(failed, waits)), Next::GoesOn, "{failed}");
+        }
+    }
+}
