@@ -182,6 +182,8 @@ fn updates() -> UpdateStatus {
         }),
         trying: None,
         why: vec!["Ada put in 0.1.0 in place of 0.0.9. It stays.".into()],
+        looked: None,
+        unlooked: None,
     }
 }
 
@@ -299,6 +301,7 @@ async fn place_with(clock: Clock, different: impl FnOnce(&mut Site), acme: bool)
     let status = BoxStatus {
         supply: None,
         closed: None,
+        others: Vec::new(),
         safe: false,
         engines: vec![EngineStatus {
             name: "fast".parse().unwrap(),
@@ -574,6 +577,7 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/certificate/again".into(),
         "/certificate/remove".into(),
         "/issues/look".into(),
+        "/issues/again".into(),
         "/issues/fix".into(),
         "/issues/alerts".into(),
         "/issues/test".into(),
