@@ -115,7 +115,9 @@ impl Handler<Request, Reply> for Supervisor {
             Request::Takeover => Reply::Takeover(None),
             Request::PreviewTakeover(_) => Reply::Refused("not here".into()),
             Request::TakeOver { .. } => Reply::Accepted(RunId(7)),
-            Request::ServeAnyway { .. } | Request::Yield { .. } => Reply::Done,
+            Request::ServeAnyway { .. } | Request::Yield { .. } | Request::StartPart { .. } => {
+                Reply::Done
+            }
             Request::Supply(_) => Reply::Supplied { drained: false },
             Request::Backup => Reply::Backup(Box::default()),
             Request::PairSpare { .. } => Reply::Accepted(RunId(7)),
