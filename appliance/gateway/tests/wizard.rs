@@ -106,6 +106,7 @@ impl Unclaimed {
         let status = BoxStatus {
             supply: None,
             closed: None,
+            others: Vec::new(),
             safe: false,
             site,
             gateway: ready,

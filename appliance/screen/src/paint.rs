@@ -352,6 +352,7 @@ mod tests {
         BoxStatus {
             supply: None,
             closed: None,
+            others: Vec::new(),
             safe: false,
             site,
             gateway: part(PartState::Ready),

@@ -314,6 +314,7 @@ mod tests {
         });
         let mut power = PowerPlan::attached("usb".parse().unwrap());
         power.card_percent = Some(60);
+        power.battery_since = Some("2023-05-01".parse().unwrap());
         site.power = Some(power);
         site.backup = Some(Backup::to("/mnt/usb".parse().unwrap()));
         site.spare = Some(Spare::of(crate::SpareRole::OfThis));

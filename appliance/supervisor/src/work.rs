@@ -1,3 +1,4 @@
+mod again;
 mod backup;
 mod begun;
 mod confirm;

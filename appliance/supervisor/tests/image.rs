@@ -460,3 +460,33 @@ async fn an_update_is_refused_while_it_would_be_unsafe_and_only_then() {
     fs::remove_file(box_.root.state.join("unsafe")).unwrap();
     assert!(matches!(box_.ask(preview()).await, Reply::Preview { .. }));
 }
+
+#[tokio::test]
+async fn that_nobody_could_be_asked_for_updates_is_remembered_since_when_until_somebody_answers() {
+    let keys = keys();
+    let box_ = Box_::new(&keys);
+    // Without a place to look nobody failed.
+    assert!(matches!(box_.ask(Request::CheckUpdate).await, Reply::Refused(_)));
+    assert_eq!(box_.updates().await.unlooked, None);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let from = format!("http://{free}/updates").parse().unwrap();
+    let change = SiteChange::Updates(polder_site::Updates { from });
+    let applied = box_.ask(Request::Apply { change, by: Actor::Console }).await;
+    let Reply::Accepted(id) = applied else { panic!("{applied:?}") };
+    let done = || async {
+        let Reply::Runs(runs) = box_.ask(Request::Runs).await else { panic!() };
+        runs.into_iter().find(|run| run.id == id).unwrap().state != RunState::Running
+    };
+    while !done().await {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(matches!(box_.ask(Request::CheckUpdate).await, Reply::Refused(_)));
+    let (since, why) = box_.updates().await.unlooked.unwrap();
+    assert!(why.contains("gave no update") && since > 1_700_000_000, "{why}");
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert!(matches!(box_.ask(Request::CheckUpdate).await, Reply::Refused(_)));
+    assert_eq!(box_.updates().await.unlooked.unwrap().0, since, "since the first time");
+    box_.plug_in(&keys, "0.2.0");
+    assert!(matches!(box_.ask(Request::CheckUpdate).await, Reply::Updates(_)));
+    assert_eq!(box_.updates().await.unlooked, None);
+}

@@ -252,6 +252,7 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/status", get(status::show))
         .route("/issues", get(health::show))
         .route("/issues/look", post(health::look))
+        .route("/issues/again", post(health::again))
         .route("/issues/fix", post(health::fix))
         .route("/issues/alerts", post(alerts::save))
         .route("/issues/test", post(alerts::test))

@@ -146,9 +146,10 @@ pub(super) fn card(gateway: &Gateway) -> Markup {
 
 fn now(gateway: &Gateway) -> Markup {
     let Some((host, port)) = gateway.outside.relay() else {
-        return empty(
-            "Members outside reach the box only where its router lets them in. A relay needs no router that does.",
-        );
+        return html! {
+            (empty("Members outside reach the box only where its router lets them in. A relay needs no router that does."))
+            p.soft { "Without a relay nobody knocks from outside: the box cannot tell whether callers get through to it, whatever its router says. Try it from a telephone that is not in this network." }
+        };
     };
     let (lines, status) = (gateway.outside.lines(), gateway.status());
     html! {

@@ -6,6 +6,7 @@ use axum::Form;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
+use jiff::civil::Date;
 use maud::{Markup, html};
 use polder_control::{PowerPhase, Reply, Request, SecretText, Supply};
 use polder_firstboot::{Chosen, Offers};
@@ -37,6 +38,10 @@ pub(super) struct Wish {
     start_charge: String,
     #[serde(default)]
     card_percent: String,
+    /// What a form does not ask stays as it was: none is none of its fields.
+    others: Option<String>,
+    others_halt: Option<String>,
+    battery_since: Option<String>,
 }
 
 /// Where else to look for one.
@@ -150,6 +155,9 @@ impl Wish {
             low_charge: plan.low_charge.to_string(),
             start_charge: plan.start_charge.to_string(),
             card_percent: plan.card_percent.map(|p| p.to_string()).unwrap_or_default(),
+            others: Some(plan.others.to_string()),
+            others_halt: Some(plan.others_halt.to_string()),
+            battery_since: plan.battery_since.map(|day| day.to_string()),
         }
     }
 
@@ -189,8 +197,36 @@ impl Wish {
             "" => None,
             text => Some(percent(text, 100)?),
         };
+        let seconds = |text: &Option<String>, usual: u32| match text.as_deref().map(str::trim) {
+            None | Some("") => Ok(usual),
+            Some(text) => text.parse().map_err(|_| {
+                format!("{text:?} is no number of seconds; write a whole number such as 60")
+            }),
+        };
+        plan.others = seconds(&self.others, plan.others)?;
+        plan.others_halt = seconds(&self.others_halt, plan.others_halt)?;
+        match self.battery_since.as_deref().map(str::trim) {
+            None => {}
+            Some("") => plan.battery_since = None,
+            Some(text) => plan.battery_since = Some(day(text)?),
+        }
         Ok(plan)
     }
+}
+
+/// A day that has begun somewhere.
+fn day(text: &str) -> Result<Date, String> {
+    let day: Date = text.parse().map_err(|_| {
+        let text: String = text.chars().filter(|c| !c.is_control()).take(40).collect();
+        format!("{text:?} is no day; write it as year, month and day, such as 2026-03-01")
+    })?;
+    let tomorrow = jiff::Zoned::now().date().tomorrow();
+    if tomorrow.is_ok_and(|tomorrow| day > tomorrow) {
+        return Err(format!(
+            "{day} has not come yet; write the day on which the battery was put in"
+        ));
+    }
+    Ok(day)
 }
 
 /// What a steward may have asked, and what came of it.
@@ -252,6 +288,9 @@ async fn page(gateway: &Gateway, who: &SignedIn, shown: Shown) -> Response {
                     ], &wish.role))
                     (field(&Field { name: "low_charge", label: "Stop at this charge", hint: "Percent; usually 30", value: &wish.low_charge, ..Field::default() }))
                     (field(&Field { name: "start_charge", label: "Start engines from this charge on", hint: "Percent; usually 40", value: &wish.start_charge, ..Field::default() }))
+                    (field(&Field { name: "battery_since", label: "Battery put in on", kind: "date", hint: "Year, month, day, as on the battery's label or the bill; a day that the UPS itself tells and that is later counts more", value: wish.battery_since.as_deref().unwrap_or_default(), ..Field::default() }))
+                    (field(&Field { name: "others", label: "Other machines on the UPS have", hint: "Seconds to say goodbye once they are told; usually 60, at most 3600", value: wish.others.as_deref().unwrap_or_default(), ..Field::default() }))
+                    (field(&Field { name: "others_halt", label: "And need to be off after that", hint: "Seconds from their goodbye until they draw no power; usually 20, at most 300. The battery has to last for it: the box begins to stop that much sooner", value: wish.others_halt.as_deref().unwrap_or_default(), ..Field::default() }))
                     (field(&Field { name: "card_percent", label: "Power of graphics cards on battery", hint: "Percent of the usual; empty leaves them alone", value: &wish.card_percent, ..Field::default() }))
                 }
                 div.row { button type="submit" { "Listen to it" } }
@@ -318,15 +357,25 @@ pub(super) fn card(supply: &Supply) -> Markup {
                     ("Battery", or(supply.charge.map(|charge| format!("{charge} %")))),
                     ("Lasts", or(supply.runtime.map(|seconds| format!("{} minutes", seconds / 60)))),
                     ("Load", or(supply.load.map(|load| format!("{load} %")))),
+                    ("Battery in since", html! { (supply.battery_since.map_or_else(|| "nobody has said".to_owned(), month)) }),
                 ]))
             }
             @if supply.replace_battery {
                 (banner(Tone::Warn, html! { p { "The UPS asks for a new battery: this one may not last as long as it says." } }))
             }
+            @if let Some(failed) = &supply.test_failed {
+                (banner(Tone::Warn, html! { p { "The battery failed its last test: the UPS says “" (failed) "”. It may not last as long as it says." } }))
+            }
             @if let Some(test) = &supply.last_test { p.soft.small { "Last test of the battery, " (test) } }
             p.soft.small { a href="/power" { "Which UPS, and when the box stops" } }
         }
     }
+}
+
+/// As precise as people remember it.
+fn month(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds)
+        .map_or_else(|_| "nobody knows".to_owned(), |at| at.strftime("%B %Y").to_string())
 }
 
 /// A battery, as full as it is.
@@ -353,6 +402,20 @@ mod tests {
         let wish = Wish { low_charge: "35".into(), ..Wish::of(&before) };
         let plan = wish.plan(Some(before)).unwrap();
         assert_eq!((plan.margin, plan.low_charge, plan.start_charge), (300, 35, 40));
+        let since = |text: &str| {
+            let wish = Wish { battery_since: Some(text.into()), ..Wish::of(&plan) };
+            wish.plan(Some(plan.clone())).map(|plan| Wish::of(&plan).battery_since)
+        };
+        assert_eq!(since("2023-05-01"), Ok(Some("2023-05-01".into())));
+        assert_eq!(since(""), Ok(None));
+        assert!(since("last spring").unwrap_err().contains("2026-03-01"));
+        assert!(since("2199-01-01").unwrap_err().contains("has not come yet"));
+        let halt = |text: &str| {
+            let wish = Wish { others_halt: Some(text.into()), ..Wish::of(&plan) };
+            wish.plan(Some(plan.clone())).map(|plan| plan.others_halt)
+        };
+        assert_eq!((halt("90"), halt("")), (Ok(90), Ok(20)));
+        assert!(halt("soon").unwrap_err().contains("no number of seconds"));
         let own = |attached: &str, line: &str| {
             let wish = Wish { attached: attached.into(), line: line.into(), ..Wish::default() };
             wish.plan(None).map(|plan| (plan.ups.to_string(), Wish::of(&plan).line))

@@ -115,7 +115,9 @@ impl Handler<Request, Reply> for Supervisor {
             Request::Takeover => Reply::Takeover(None),
             Request::PreviewTakeover(_) => Reply::Refused("not here".into()),
             Request::TakeOver { .. } => Reply::Accepted(RunId(7)),
-            Request::ServeAnyway { .. } | Request::Yield { .. } => Reply::Done,
+            Request::ServeAnyway { .. } | Request::Yield { .. } | Request::StartPart { .. } => {
+                Reply::Done
+            }
             Request::Supply(_) => Reply::Supplied { drained: false },
             Request::Backup => Reply::Backup(Box::default()),
             Request::PairSpare { .. } => Reply::Accepted(RunId(7)),
@@ -182,6 +184,8 @@ fn updates() -> UpdateStatus {
         }),
         trying: None,
         why: vec!["Ada put in 0.1.0 in place of 0.0.9. It stays.".into()],
+        looked: None,
+        unlooked: None,
     }
 }
 
@@ -299,6 +303,7 @@ async fn place_with(clock: Clock, different: impl FnOnce(&mut Site), acme: bool)
     let status = BoxStatus {
         supply: None,
         closed: None,
+        others: Vec::new(),
         safe: false,
         engines: vec![EngineStatus {
             name: "fast".parse().unwrap(),
@@ -576,6 +581,7 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/certificate/again".into(),
         "/certificate/remove".into(),
         "/issues/look".into(),
+        "/issues/again".into(),
         "/issues/fix".into(),
         "/issues/alerts".into(),
         "/issues/test".into(),

@@ -183,6 +183,8 @@ impl Image {
             }),
             trying: record.attempt.as_ref().map(|attempt| attempt.to.to_string()),
             why: why(&record),
+            looked: record.looked,
+            unlooked: record.unlooked,
         }
     }
 }

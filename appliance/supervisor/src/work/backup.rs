@@ -10,7 +10,7 @@ use polder_backup::{
 };
 use polder_control::{
     Actor, BackupSeen, BackupStatus, BackupWish, Client, DoorReply, DoorRequest, KitWords,
-    LastBackup, Plan, Progress, RunId, Sockets, Told, WanReply, WanRequest,
+    LastBackup, Plan, Progress, RunId, Sockets, Told,
 };
 use polder_site::{Backup, BackupPlace, EngineSlot, Site, SiteChange};
 use tokio_util::sync::CancellationToken;
@@ -312,20 +312,6 @@ impl<P: Parts> Work<P> {
         });
     }
 
-    /// Whether what is sent now is paid for by its amount. Where nobody looks after the uplinks, it is not.
-    pub(super) async fn is_metered(&self) -> bool {
-        const SOON: Duration = Duration::from_secs(2);
-        let asked = async {
-            let mut wan: Client<WanRequest, WanReply> =
-                Client::connect(&self.sockets.wan()).await?;
-            wan.ask_within(SOON, &WanRequest::Status).await
-        };
-        match asked.await {
-            Ok(WanReply::Status(status)) => status.used().any(|uplink| uplink.metered),
-            Err(_) => false,
-        }
-    }
-
     async fn do_what_is_due(self: &Arc<Self>) {
         let record = Record::read(&self.folders());
         let wanted = self.board.site().backup;
@@ -342,7 +328,7 @@ impl<P: Parts> Work<P> {
             BackupPlace::Spare => polder_spare::Peer::is_far(&self.state),
             BackupPlace::Folder(_) | BackupPlace::Disk { .. } => false,
         };
-        let metered = far && self.is_metered().await;
+        let metered = far && self.costs().await.is_some();
         let now = jiff::Timestamp::now().as_second();
         let Some(what) = due(&record, now, metered) else { return };
         // Somebody is at it already.

@@ -232,7 +232,13 @@ impl<P: Parts> Work<P> {
         if self.power.borrow().pauses_work() {
             return Some("waits for the mains".to_owned());
         }
-        if near || self.board.site().uplinks.values().all(|uplink| !uplink.metered) {
+        if near { None } else { self.costs().await }
+    }
+
+    /// Why what is sent or fetched now may be paid for by its amount; nothing where it is not. One rule for whatever is large: a model, a backup, what
+    /// goes to the spare.
+    pub(super) async fn costs(&self) -> Option<String> {
+        if self.board.site().uplinks.values().all(|uplink| !uplink.metered) {
             return None;
         }
         match wan_status(&self.sockets).await {
