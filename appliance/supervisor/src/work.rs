@@ -5,6 +5,7 @@ mod image;
 mod import;
 mod mirror;
 mod pair;
+mod ports;
 mod shell;
 mod spare;
 mod succession;
@@ -233,6 +234,13 @@ impl<P: Parts> Work<P> {
                 if moves_the_door(&intent) && !actions.contains(&Action::OpenDoor) {
                     plan.steps.push(Action::OpenDoor.step());
                     actions.push(Action::OpenDoor);
+                }
+                // Nor whether the port has its address.
+                if let Intent::Change(SiteChange::Port { .. }) = &intent
+                    && !actions.contains(&Action::GiveAddresses)
+                {
+                    plan.steps.push(Action::GiveAddresses.step());
+                    actions.push(Action::GiveAddresses);
                 }
                 // Nor has anybody said that it is good.
                 if let Intent::Change(change) = &intent
@@ -519,6 +527,9 @@ impl<P: Parts> Work<P> {
         {
             return Err(ups::NO_NUT.to_owned());
         }
+        if let Wanted::Change(SiteChange::Port { port, .. }) = &wanted {
+            self.may_have_address(port)?;
+        }
         let store = match &wanted {
             Wanted::Change(SiteChange::Backup(backup)) => Some(self.store_at(backup).await?),
             _ => None,
@@ -683,6 +694,9 @@ impl<P: Parts> Work<P> {
                 Action::OpenDoor => self.open_door(step, before).await,
                 Action::WatchUps(_) => {
                     self.watch_ups(true).await.map_err(|why| Halt::Failed(step, why))
+                }
+                Action::GiveAddresses => {
+                    self.give_addresses().await.map_err(|why| Halt::Failed(step, why))
                 }
                 Action::LeaveSpare => {
                     self.leave_spare().await.map_err(|why| Halt::Failed(step, why))

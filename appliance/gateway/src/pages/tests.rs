@@ -81,9 +81,9 @@ impl Handler<Request, Reply> for Supervisor {
                 disk_free: 400 << 30,
                 disk_total: 500 << 30,
                 gpus: Vec::new(),
-                driver: None,
+                driver: Some("this image has no NVIDIA driver".into()),
                 idle_cards: 0,
-                ports: Vec::new(),
+                ports: vec![polder_control::Port { name: "enp1s0".into(), connected: true }],
             }),
             Request::Disk => Reply::Disk(Some(Disk {
                 lock: Lock::Sealed,
