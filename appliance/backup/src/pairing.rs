@@ -91,7 +91,7 @@ pub fn keep_pairing(folders: &Folders) -> Result<(), BackupError> {
     site.ports = polder_seed::ports(&state).unwrap_or_default();
     private_folder(&restore::also(folders))?;
     let decided = restore::also(folders).join(polder_seed::BOUND);
-    polder_site::write_durably(&decided, b"-\n")
+    polder_site::write_durably(&decided, b"none: this box was restored\n")
         .map_err(|source| BackupError::File { path: decided, source })?;
     if site != came {
         site.check().map_err(|e| not_whole(&e))?;
@@ -181,7 +181,7 @@ mod tests {
         // The address at which it is reached now is this machine's, also where it came from a seed; the other box's is not taken.
         let (seed, bound) = (state.path().join("seed.toml"), state.path().join("seed.port"));
         fs::write(&seed, "version = 1\n[network]\naddress = \"10.0.0.5/8\"\n").unwrap();
-        assert_eq!(fs::read_to_string(&bound).unwrap(), "-\n");
+        assert_eq!(fs::read_to_string(&bound).unwrap(), "none: this box was restored\n");
         assert!(polder_seed::ports(state.path()).unwrap().is_empty());
         fs::write(&bound, "enp1s0\n").unwrap();
         // Another backup, of a box that was alone.

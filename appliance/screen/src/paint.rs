@@ -84,7 +84,8 @@ pub fn paint(facts: &Facts, mode: &Mode, width: usize) -> String {
         }
         Mode::Network => {
             lines.push("  Network".to_owned());
-            lines.extend(network(facts).into_iter().map(|line| format!("  {line}")));
+            let indented = |line: String| if line.is_empty() { line } else { format!("  {line}") };
+            lines.extend(network(facts).into_iter().map(indented));
         }
         Mode::Power => {
             lines.push("  Answers under way are finished first.".to_owned());
@@ -514,7 +515,10 @@ mod tests {
             wrong: Some("it has no length".into()),
         };
         let text = paint(&facts, &typing, 120);
-        assert!(text.contains("> 10.0.0.5_\n\n  it has no length.\n"), "{text}");
+        assert!(
+            text.contains("> 10.0.0.5_\n") && text.contains("\n  it has no length.\n"),
+            "{text}"
+        );
         assert!(paint(&facts, &Mode::Port("a0".parse().unwrap()), 120).contains("d from a router"));
     }
 

@@ -17,7 +17,7 @@ use polder_control::{
 };
 use polder_power::nut::Driver;
 use polder_recipes::Digest;
-use polder_site::{PortAddress, PowerPlan, RecipeName, Site, SiteChange};
+use polder_site::{Backup, PortAddress, PowerPlan, RecipeName, Site, SiteChange};
 use polder_supervisor::{
     Children, Chore, Described, Ending, Helper, ImportEnd, Options, Part, Parts, PartsError,
     Patience, Places, Shelf, SupervisorError,
@@ -495,6 +495,13 @@ async fn an_address_of_a_port_is_given_by_root_and_taken_back_unless_somebody_co
         let why = format!("this machine has no network port called {other}; it has enp1s0");
         assert_eq!(said, Reply::Refused(why));
     }
+    // A disk that the image only reads is no place for backups, and that is said.
+    let change = SiteChange::Backup(Backup::to("disk:SAFE".parse().unwrap()));
+    let said = box_.ask(Request::Apply { change, by: by.clone() }).await;
+    assert!(
+        matches!(&said, Reply::Refused(why) if why.contains("does not write to them yet")),
+        "{said:?}"
+    );
     let site = |box_: &Box_| fs::read_to_string(box_.root.state.join("site.toml")).unwrap();
     let run = box_.change(port("enp1s0", "10.0.0.5/8 10.0.0.1")).await;
     let RunState::Failed(why) = run.state else { panic!("{run:?}") };

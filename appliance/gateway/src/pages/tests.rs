@@ -560,6 +560,8 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/uplinks/fibre/remove".into(),
         "/uplinks/fibre/prefer".into(),
         "/uplinks/dns".into(),
+        "/uplinks/ports".into(),
+        "/uplinks/ports/enp1s0/dhcp".into(),
         "/usage".into(),
         "/apps".into(),
         "/apps/wiki/remove".into(),

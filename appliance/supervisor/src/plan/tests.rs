@@ -462,7 +462,9 @@ fn a_ups_is_written_down_and_listened_to_and_interrupts_nobody() {
 #[test]
 fn doing_a_plan_leaves_nothing_to_do() {
     let spare = SiteChange::Spare(Spare::of(SpareRole::ForAnother));
-    for change in [serve("big"), SiteChange::RemoveEngine(fast()), uplinks(), spare] {
+    let address = polder_site::PortAddress::line("10.0.0.5/8").unwrap();
+    let port = SiteChange::Port { port: "enp1s0".parse().unwrap(), address };
+    for change in [serve("big"), SiteChange::RemoveEngine(fast()), uplinks(), spare, port] {
         let mut box_ = serving();
         let wanted = Wanted::Change(change);
         let (_, actions) = plan(&box_, &wanted, &|_| None);
@@ -475,6 +477,7 @@ fn doing_a_plan_leaves_nothing_to_do() {
                     box_.engines.insert(name, PartState::Ready);
                 }
                 Action::OpenDoor
+                | Action::GiveAddresses
                 | Action::BringImage(_)
                 | Action::WatchUps(_)
                 | Action::LeaveSpare
