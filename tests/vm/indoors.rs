@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use polder_control::{Actor, Client, Reply, Request, RunState, StepState};
-use polder_site::{SiteChange, Uplink, Uplinks};
+use polder_site::{PortAddress, SiteChange, Uplink, Uplinks};
 use polder_stories::scaled;
 use tempfile::TempDir;
 
@@ -329,4 +329,81 @@ async fn indoors_a_system_whose_first_cable_is_pulled_goes_out_by_the_second() {
         cut.elapsed().as_secs_f64()
     );
     assert!(status(&indoors).contains("through mobile"), "{}", status(&indoors));
+}
+
+/// What networkd has given a port, as this machine's `ip` shows it.
+fn addresses(indoors: &Indoors, port: &str) -> String {
+    let init = indoors.init().unwrap().to_string();
+    let mut ask = Command::new("nsenter");
+    ask.args(["-t", &init, "-n", "ip", "-o", "addr", "show", "dev", port]);
+    String::from_utf8(ask.output().unwrap().stdout).unwrap()
+}
+
+async fn run_of(indoors: &Indoors, line: &str) -> polder_control::RunId {
+    let address = match line {
+        "" => PortAddress::default(),
+        line => PortAddress::line(line).unwrap(),
+    };
+    let change = SiteChange::Port { port: "up1".parse().unwrap(), address };
+    match indoors.ask(Request::Apply { change, by: Actor::Console }).await {
+        Reply::Accepted(run) => run,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// How a run ends; `confirm`: somebody says that it is good.
+async fn end_of(indoors: &Indoors, id: polder_control::RunId, confirm: bool) -> RunState {
+    loop {
+        let Reply::Runs(runs) = indoors.ask(Request::Runs).await else { panic!() };
+        let run = runs.into_iter().find(|known| known.id == id).unwrap();
+        if run.state != RunState::Running {
+            return run.state;
+        }
+        if confirm && run.waits_for_confirmation().is_some() {
+            indoors.ask(Request::Confirm { run: id, by: Actor::Console }).await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indoors_networkd_gives_a_port_the_address_that_the_site_says_and_takes_it_back() {
+    let mut indoors = Indoors::new();
+    // The other ends of the cables are on.
+    let plug = "ip link set far1 up; ip link set far2 up";
+    indoors.inside(&["sh", "-c", plug]);
+    let has = |address: &'static str| move |i: &Indoors| addresses(i, "up1").contains(address);
+    let lacks = |address: &'static str| move |i: &Indoors| !addresses(i, "up1").contains(address);
+    let first = run_of(&indoors, "10.77.0.5/24 10.77.0.1 fd77::5/64").await;
+    indoors.until("the address", has("inet 10.77.0.5/24"));
+    indoors.until("the other family's", has("inet6 fd77::5/64"));
+    assert!(!addresses(&indoors, "up2").contains("10.77"), "the other port is left alone");
+    assert_eq!(end_of(&indoors, first, true).await, RunState::Done);
+    // Another one, which nobody confirms: the first is back.
+    let second = run_of(&indoors, "10.78.0.5/24").await;
+    indoors.until("the other address", has("inet 10.78.0.5/24"));
+    indoors.until("the first gone", lacks("10.77.0.5"));
+    let RunState::Failed(why) = end_of(&indoors, second, false).await else { panic!() };
+    assert!(why.ends_with("nobody confirmed it in time; the change was undone"), "{why}");
+    indoors.until("the first again", has("inet 10.77.0.5/24"));
+    indoors.until("the second gone", lacks("10.78.0.5"));
+    // It is there after a start, before anybody asks for it.
+    indoors.inside(&["systemctl", "--no-block", "poweroff"]);
+    indoors.goes_off();
+    indoors.start();
+    indoors.inside(&["sh", "-c", plug]);
+    indoors.until("the address after a start", has("inet 10.77.0.5/24"));
+    // These cables are no hardware, which the image's own file is about.
+    let usual = "printf '[Match]\nName=up1\n\n[Network]\nDHCP=yes\n' > /run/systemd/network/80-cable.network";
+    indoors.inside(&["sh", "-c", usual]);
+    let third = run_of(&indoors, "").await;
+    assert_eq!(end_of(&indoors, third, true).await, RunState::Done);
+    indoors.until("no address of its own", lacks("10.77.0.5"));
+    // Only what the site says is written, and by nobody but root.
+    let (change, by) = (PortAddress::line("10.79.0.5/24").unwrap(), Actor::Console);
+    let change = SiteChange::Port { port: "up9".parse().unwrap(), address: change };
+    let refused = indoors.ask(Request::Apply { change, by }).await;
+    assert!(matches!(&refused, Reply::Refused(why) if why.contains("no network port called up9")));
+    let listed = indoors.inside(&["ls", "/run/systemd/network"]).stdout;
+    assert!(!String::from_utf8(listed).unwrap().contains("70-polder-port-"));
 }

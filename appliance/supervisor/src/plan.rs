@@ -80,6 +80,8 @@ pub enum Action {
     WatchUps(bool),
     /// Tell the other box that the two are no pair any more, and forget it.
     LeaveSpare,
+    /// Have the system give the port its addresses.
+    GiveAddresses,
     /// Listen for the main box, keep in touch with the spare, or neither.
     TendLink(Option<Spare>),
     /// Wait until a steward confirms, over whatever way they have now, that the change did not lock them out.
@@ -134,6 +136,10 @@ impl Action {
             }
             Self::WatchUps(true) => ("watch-ups", "Listen to the UPS".to_owned()),
             Self::WatchUps(false) => ("watch-ups", "Listen to no UPS any more".to_owned()),
+            Self::GiveAddresses => (
+                "give-addresses",
+                "Give the port its address; the other ports keep theirs".to_owned(),
+            ),
             Self::LeaveSpare => {
                 ("leave-spare", "Tell the other box that the two are no pair any more, and forget it; backups stay where they are".to_owned())
             }
@@ -240,6 +246,9 @@ pub fn plan(
             }
             actions.extend(then);
             actions.extend(start);
+            if next.ports != observed.site.ports {
+                actions.push(Action::GiveAddresses);
+            }
             if must_be_confirmed(change) && next != observed.site {
                 actions.push(Action::Confirm);
             }
@@ -425,6 +434,9 @@ fn title(wanted: &Wanted, site: &Site, known: &dyn Fn(&RecipeName) -> String) ->
                 format!("Go out by {}", names.join(", else by "))
             }
         },
+        Wanted::Change(SiteChange::Port { port, address }) => {
+            format!("Give the port {port} {address}")
+        }
         Wanted::Change(SiteChange::AskRouter { uplink, ask: true }) => format!(
             "Ask the router of {uplink} to pass callers at port {} on to this box: anybody on the internet can then knock at its sign-in page and its API, and at nothing else",
             site.door.port
@@ -504,7 +516,7 @@ pub(crate) const CONFIRM_WITHIN: std::time::Duration = std::time::Duration::from
 
 /// Whether a change may take away the very way over which somebody could take it back.
 pub(crate) fn must_be_confirmed(change: &SiteChange) -> bool {
-    matches!(change, SiteChange::Uplinks(_))
+    matches!(change, SiteChange::Uplinks(_) | SiteChange::Port { .. })
 }
 
 /// Bytes as people say them.

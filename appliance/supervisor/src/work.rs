@@ -12,6 +12,7 @@ mod mirror;
 mod pair;
 mod parts;
 mod planned;
+mod ports;
 mod run;
 mod shell;
 mod spare;

@@ -11,7 +11,7 @@ use polder_supervisor::Patience;
 
 /// As `systemd-analyze security` counts (10 is a process that may do anything): parts of a running box, then what
 /// writes slots and judges versions, then what needs terminals, devices or other people's files.
-const MOST_EXPOSED: [(&str, f64); 23] = [
+const MOST_EXPOSED: [(&str, f64); 25] = [
     ("polder-supervisor.service", 2.0),
     ("polder-gateway.service", 2.0),
     ("polder-engine@.service", 2.0),
@@ -33,6 +33,8 @@ const MOST_EXPOSED: [(&str, f64); 23] = [
     ("polder-judge.service", 2.0),
     ("polder-clock@.service", 2.5),
     ("polder-seed.service", 2.0),
+    ("polder-seed-port.service", 2.5),
+    ("polder-ports.service", 2.5),
     ("polder-seal@.service", 3.0),
     ("polder-shell.service", 4.0),
     ("polder-installer.service", 4.0),
@@ -314,6 +316,25 @@ fn parts_do_not_see_each_others_secrets() {
         let line = format!("d  /var/lib/polder/{folder} ");
         assert!(folders.contains(&line), "{folder} is not made before parts start");
     }
+}
+
+#[test]
+fn who_gives_ports_their_addresses_writes_for_networkd_alone_and_sends_nothing() {
+    let unit = "polder-ports.service";
+    assert_eq!(values(unit, "ReadWritePaths"), ["-/run/systemd/network"]);
+    assert_eq!(values(unit, "ReadOnlyPaths"), ["-/var/lib/polder"]);
+    assert_eq!(value(unit, "CapabilityBoundingSet"), "CAP_DAC_READ_SEARCH");
+    // networkctl refuses to work in another network namespace than networkd's.
+    assert!(!text_of(unit).contains("\nPrivateNetwork="));
+    for unit in [unit, "polder-seed-port.service"] {
+        assert_eq!(value(unit, "RestrictAddressFamilies"), "AF_UNIX", "{unit}");
+        assert_eq!(value(unit, "IPAddressDeny"), "any", "{unit}");
+    }
+    let polkit = std::fs::read_to_string(tree().join("share/polkit-1/rules.d/50-polder.rules"));
+    assert!(polkit.unwrap().contains("|ports|"));
+    // A folder that is made later would not be its to write.
+    let folders = std::fs::read_to_string(tree().join("lib/tmpfiles.d/polder.conf")).unwrap();
+    assert!(folders.contains("d  /run/systemd/network "), "{folders}");
 }
 
 #[test]

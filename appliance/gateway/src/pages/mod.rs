@@ -36,6 +36,7 @@ mod money;
 mod moving;
 mod outside;
 mod people;
+mod ports;
 mod power;
 mod provider;
 mod registries;
@@ -240,6 +241,8 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/uplinks", get(uplinks::show).post(uplinks::set))
         .route("/uplinks/dns", post(dynamic_dns::set))
         .route("/uplinks/live", get(uplinks::live))
+        .route("/uplinks/ports", post(ports::set))
+        .route("/uplinks/ports/{port}/dhcp", post(ports::by_dhcp))
         .route("/uplinks/{name}/remove", post(uplinks::remove))
         .route("/uplinks/{name}/prefer", post(uplinks::prefer))
         .route("/shell", get(shell::show).post(shell::open))

@@ -32,6 +32,9 @@ const DRILL: Duration = Duration::from_secs(30);
 /// Of what is stored, this many percent are read in a drill: all of it in ten weeks, more or less.
 const READ: u8 = 10;
 
+/// A place that nothing could be written to.
+const READ_ONLY: &str = "this box runs from Polder's image, which reads USB disks and does not write to them yet; let backups go to a server or to a spare";
+
 impl<P: Parts> Work<P> {
     pub(super) fn folders(&self) -> Folders {
         Folders::of(&self.state)
@@ -136,6 +139,9 @@ impl<P: Parts> Work<P> {
 
     /// What is at a place that backups are to go to.
     pub(super) async fn store_at(&self, backup: &Backup) -> Result<Store, Refusal> {
+        if self.image.is_some() && matches!(backup.to, BackupPlace::Disk { .. }) {
+            return Err(READ_ONLY.to_owned());
+        }
         self.kit_is_on_paper()?;
         let (folders, backup) = (self.folders(), backup.clone());
         let to = backup.to.to_string();

@@ -108,6 +108,9 @@ impl<P: Parts> Work<P> {
         {
             return Err(ups::NO_NUT.to_owned());
         }
+        if let Wanted::Change(SiteChange::Port { port, .. }) = &wanted {
+            self.may_have_address(port)?;
+        }
         let store = match &wanted {
             Wanted::Change(SiteChange::Backup(backup)) => Some(self.store_at(backup).await?),
             _ => None,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use polder_control::{
     Actor, BackupWish, ImportSource, Plan, Run, RunId, RunState, StepState, TakeoverWish,
 };
-use polder_site::Site;
+use polder_site::{Site, SiteChange};
 use tokio_util::sync::CancellationToken;
 
 use super::{Halt, Refusal, Running, Work, lock, moves_the_door};
@@ -24,6 +24,13 @@ impl<P: Parts> Work<P> {
                 if moves_the_door(&intent) && !actions.contains(&Action::OpenDoor) {
                     plan.steps.push(Action::OpenDoor.step());
                     actions.push(Action::OpenDoor);
+                }
+                // Nor whether the port has its address.
+                if let Intent::Change(SiteChange::Port { .. }) = &intent
+                    && !actions.contains(&Action::GiveAddresses)
+                {
+                    plan.steps.push(Action::GiveAddresses.step());
+                    actions.push(Action::GiveAddresses);
                 }
                 // Nor has anybody said that it is good.
                 if let Intent::Change(change) = &intent
@@ -242,6 +249,9 @@ impl<P: Parts> Work<P> {
                 Action::OpenDoor => self.open_door(step, before).await,
                 Action::WatchUps(_) => {
                     self.watch_ups(true).await.map_err(|why| Halt::Failed(step, why))
+                }
+                Action::GiveAddresses => {
+                    self.give_addresses().await.map_err(|why| Halt::Failed(step, why))
                 }
                 Action::LeaveSpare => {
                     self.leave_spare().await.map_err(|why| Halt::Failed(step, why))
