@@ -502,11 +502,6 @@ impl<P: Parts> Work<P> {
                 self.state.display()
             ));
         }
-        if let Wanted::Change(SiteChange::Engine { name, slot }) = &wanted
-            && let Some(refusal) = foreign::refusal(name, slot, self.parts.machine().is_some())
-        {
-            return Err(refusal);
-        }
         if let Wanted::Change(change @ (SiteChange::Engine { .. } | SiteChange::Succession(_))) =
             &wanted
             && change.applied_to(&site).engines != site.engines
@@ -584,7 +579,10 @@ impl<P: Parts> Work<P> {
                 other => other,
             };
             let state = match outcome {
-                Ok(()) => RunState::Done,
+                Ok(()) => {
+                    work.forget_images(before).await;
+                    RunState::Done
+                }
                 Err(Halt::Failed(step, why)) => {
                     work.board.step(id, step, StepState::Failed(why.clone()));
                     RunState::Failed(why)
@@ -735,6 +733,15 @@ impl<P: Parts> Work<P> {
             self.keeper(&Part::Wan).ensure();
         } else {
             self.stop_part(&Part::Wan).await;
+        }
+    }
+
+    /// Images of containers that nobody needs since this run. One that failed forgets none: it is asked for again, perhaps, and they are large.
+    async fn forget_images(&self, before: Site) {
+        let (state, now) = (self.state.clone(), self.board.site());
+        let forget = move || foreign::forget_images(&state, &before, &now);
+        if let Err(error) = tokio::task::spawn_blocking(forget).await {
+            log::error!("looking after the images of containers failed: {error}");
         }
     }
 
