@@ -358,8 +358,9 @@ async fn indoors_a_container_serves_a_slot_without_anybodys_rights_and_goes_with
     let indoors = Indoors::new();
     let var = indoors.folder.path().join("var/tmp");
     let digest = toy::archive(&var.join("toy.tar"), &toy::toy(), false);
-    let status = Command::new("cp").arg("-Lr").arg(need("POLDER_SMOLLM2_FOLDER"));
-    assert!({ status }.arg(var.join("disk")).status().unwrap().success());
+    let mut copy = Command::new("cp");
+    copy.arg("-Lr").arg(need("POLDER_SMOLLM2_FOLDER")).arg(var.join("disk"));
+    assert!(copy.status().unwrap().success());
     indoors.inside(&["chmod", "-R", "a+rX", "/var/tmp/toy.tar", "/var/tmp/disk"]);
     indoors.says(&["weights", "import", "smollm2-135m-instruct", "--from", "/var/tmp/disk"]);
     indoors.says(&["engine", "image", "import", "/var/tmp/toy.tar"]);
