@@ -8,12 +8,16 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use polder_control::{Actor, Client, Reply, Request, RunState, StepState};
-use polder_site::{PortAddress, SiteChange, Uplink, Uplinks};
-use polder_stories::scaled;
+use polder_control::{Actor, Client, Reply, Request, RunId, RunState, StepState};
+use polder_site::{Container, EngineKind, EngineSlot, PortAddress, SiteChange, Uplink, Uplinks};
+use polder_stories::{need, scaled};
 use tempfile::TempDir;
 
 use crate::machine::Kind;
+
+#[path = "../../appliance/upstream/tests/toy/mod.rs"]
+#[allow(dead_code, reason = "another test takes all of it")]
+mod toy;
 
 /// Whatever one waits for here takes seconds on a machine that does nothing else.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -339,7 +343,7 @@ fn addresses(indoors: &Indoors, port: &str) -> String {
     String::from_utf8(ask.output().unwrap().stdout).unwrap()
 }
 
-async fn run_of(indoors: &Indoors, line: &str) -> polder_control::RunId {
+async fn run_of(indoors: &Indoors, line: &str) -> RunId {
     let address = match line {
         "" => PortAddress::default(),
         line => PortAddress::line(line).unwrap(),
@@ -352,7 +356,7 @@ async fn run_of(indoors: &Indoors, line: &str) -> polder_control::RunId {
 }
 
 /// How a run ends; `confirm`: somebody says that it is good.
-async fn end_of(indoors: &Indoors, id: polder_control::RunId, confirm: bool) -> RunState {
+async fn end_of(indoors: &Indoors, id: RunId, confirm: bool) -> RunState {
     loop {
         let Reply::Runs(runs) = indoors.ask(Request::Runs).await else { panic!() };
         let run = runs.into_iter().find(|known| known.id == id).unwrap();
@@ -406,4 +410,109 @@ async fn indoors_networkd_gives_a_port_the_address_that_the_site_says_and_takes_
     assert!(matches!(&refused, Reply::Refused(why) if why.contains("no network port called up9")));
     let listed = indoors.inside(&["ls", "/run/systemd/network"]).stdout;
     assert!(!String::from_utf8(listed).unwrap().contains("70-polder-port-"));
+}
+
+/// What the process of a slot answers to one question over its own socket; the whole of it, as it comes.
+fn ask_slot(indoors: &Indoors, head: &str, body: &str) -> Option<String> {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    let folder = format!("/proc/{}/root/run/polder/engine-big", indoors.init()?);
+    let socket = fs::read_dir(folder).ok()?.flatten().next()?.path();
+    let mut stream = UnixStream::connect(socket).ok()?;
+    stream.set_read_timeout(Some(scaled(Duration::from_secs(20)))).ok()?;
+    let length = body.len();
+    let text = format!(
+        "{head} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(text.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indoors_a_container_serves_a_slot_without_anybodys_rights_and_goes_with_it() {
+    let indoors = Indoors::new();
+    let var = indoors.folder.path().join("var/tmp");
+    let digest = toy::archive(&var.join("toy.tar"), &toy::toy(), false);
+    let mut copy = Command::new("cp");
+    copy.arg("-Lr").arg(need("POLDER_SMOLLM2_FOLDER")).arg(var.join("disk"));
+    assert!(copy.status().unwrap().success());
+    indoors.inside(&["chmod", "-R", "a+rX", "/var/tmp/toy.tar", "/var/tmp/disk"]);
+    indoors.says(&["weights", "import", "smollm2-135m-instruct", "--from", "/var/tmp/disk"]);
+    indoors.says(&["engine", "image", "import", "/var/tmp/toy.tar"]);
+
+    let mut slot = EngineSlot::serving("smollm2-135m-instruct".parse().unwrap());
+    slot.kind = EngineKind::Container;
+    slot.container = Some(Box::new(Container {
+        image: "localhost/toy".parse().unwrap(),
+        digest,
+        authority: None,
+        port: 8000,
+        arguments: vec!["8000".to_owned()],
+        called: Some("toy".to_owned()),
+    }));
+    let name: polder_site::EngineName = "big".parse().unwrap();
+    let change = SiteChange::Engine { name: name.clone(), slot };
+    let run = accepted(&indoors, change).await;
+    until_done(&indoors, run).await;
+    const UNIT: &str = "polder-contained@big.service";
+    let answers = |indoors: &Indoors| {
+        let answer = ask_slot(indoors, "POST /v1/chat/completions", "{\"model\":\"m\"}");
+        answer.is_some_and(|answer| answer.contains("200 OK") && answer.contains("kept alone toy"))
+    };
+    indoors.until("an answer", answers);
+    assert_eq!(
+        indoors.sees(UNIT),
+        ["HISTORY", "containers", "run", "site.toml", "weights"],
+        "{}",
+        indoors.log()
+    );
+    // Nobody of them is root, or could become it.
+    let toy = |indoors: &Indoors| {
+        let found = indoors.inside(&["pidof", "toy"]).stdout;
+        String::from_utf8(found).unwrap().trim().to_owned()
+    };
+    let first = toy(&indoors);
+    let about = indoors.inside(&["cat", &format!("/proc/{first}/status")]).stdout;
+    let about = String::from_utf8(about).unwrap();
+    for wanted in ["Uid:\t640\t640\t640\t640", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1"] {
+        assert!(about.contains(wanted), "no {wanted:?} in {about}");
+    }
+    let tasks = "/sys/fs/cgroup/system.slice/system-polder\\x2dcontained.slice/polder-contained@big.service/cgroup.procs";
+    let users = format!("for pid in $(cat '{tasks}'); do stat -c %u /proc/$pid; done | sort -u");
+    let users = indoors.inside(&["sh", "-c", &users]).stdout;
+    assert_eq!(String::from_utf8(users).unwrap(), "640\n");
+
+    // Killed, it takes the container along, and is started again with what it had unpacked.
+    indoors.inside(&["systemctl", "kill", "--kill-whom=main", "--signal=KILL", UNIT]);
+    indoors.until("another container", |indoors| {
+        let now = toy(indoors);
+        !now.is_empty() && !now.contains(' ') && now != first && answers(indoors)
+    });
+    let unpacked = "/var/lib/polder/containers/slots/big";
+    assert!(indoors.inside(&["test", "-d", unpacked]).status.success());
+    let run = accepted(&indoors, SiteChange::RemoveEngine(name)).await;
+    until_done(&indoors, run).await;
+    assert_eq!(toy(&indoors), "");
+    assert!(!indoors.inside(&["test", "-e", unpacked]).status.success());
+}
+
+async fn accepted(indoors: &Indoors, change: SiteChange) -> RunId {
+    match indoors.ask(Request::Apply { change, by: Actor::Console }).await {
+        Reply::Accepted(run) => run,
+        other => panic!("refused: {other:?}"),
+    }
+}
+
+async fn until_done(indoors: &Indoors, id: RunId) {
+    loop {
+        let Reply::Runs(runs) = indoors.ask(Request::Runs).await else { panic!() };
+        let run = runs.into_iter().find(|known| known.id == id).unwrap();
+        match run.state {
+            RunState::Done => return,
+            RunState::Running => tokio::time::sleep(Duration::from_millis(50)).await,
+            other => panic!("{other:?}\n{}", indoors.log()),
+        }
+    }
 }

@@ -18,12 +18,13 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use polder_control::SecretText;
-use polder_site::{Container, EngineName, Served};
+use polder_site::{Container, Served};
 use serde_json::json;
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
 
 use crate::container::{ContainerError, Podman, Running};
+use crate::images::Image;
 use crate::meter::{Meter, Metered};
 use crate::price::prompt_estimate;
 use crate::question::Asked;
@@ -86,7 +87,11 @@ struct Shared {
     /// Something said that the server may be gone: it is looked at now.
     doubt: Notify,
     running: AtomicUsize,
+    /// How much of its image is unpacked, in thousandths; more while nothing is.
+    unpacked: AtomicUsize,
 }
+
+const PER_MILLE: f64 = 1000.0;
 
 type Whole = Response<http_body_util::combinators::UnsyncBoxBody<Bytes, io::Error>>;
 
@@ -107,41 +112,42 @@ impl StandIn {
         self.answer(&shared, told, look).await
     }
 
-    /// Runs a container and passes questions to the server in it, until `told`; then the container is ended too.
+    /// Unpacks an image unless it is, runs a container of it and passes questions to the server in it, until `told`; then the container is ended too. It has
+    /// the network of this process, which must lead nowhere.
     pub async fn contain(
         self,
         podman: &Podman,
-        slot: &EngineName,
         container: &Container,
+        image: &Image,
         model: &Path,
         told: impl Future<Output = ()>,
     ) -> Result<(), StandInError> {
-        let mut running = podman.start(slot, container, model).await?;
         let shared = self.shared(None);
-        let looking = async {
-            let ended = async {
-                // Its network is there a moment after it was started.
-                while running.network().is_none() {
-                    tokio::select! {
-                        why = running.ended() => return why,
-                        () = tokio::time::sleep(LOOK_STARTING) => {}
-                    }
-                }
-                if let Some(network) = running.network()
-                    && let Ok(wire) =
-                        Wire::at(Place::Inside { network, port: container.port }, None)
-                {
-                    *shared.wire.write().unwrap_or_else(PoisonError::into_inner) = Some(wire);
-                }
-                running.ended().await
+        let mut running: Option<Running> = None;
+        let server = async {
+            let unpacking = |part: f64| {
+                shared.unpacked.store((part * PER_MILLE) as usize, Ordering::SeqCst);
             };
+            let known = podman.unpack(image, unpacking).await?;
+            shared.unpacked.store(usize::MAX, Ordering::SeqCst);
+            let started = running.insert(podman.start(container, &known, model)?);
+            let wire = Wire::at(Place::Near(container.port), None)?;
+            *shared.wire.write().unwrap_or_else(PoisonError::into_inner) = Some(wire);
+            Err::<std::convert::Infallible, _>(StandInError::Ended(started.ended().await))
+        };
+        let broken = async {
             tokio::select! {
-                why = ended => StandInError::Ended(why),
+                ended = server => match ended {
+                    Err(error) => error,
+                    Ok(never) => match never {},
+                },
                 () = look_after(&shared) => unreachable!("it is looked after for ever"),
             }
         };
-        let done = self.answer(&shared, told, looking).await;
-        Running::stop(running).await;
+        let done = self.answer(&shared, told, broken).await;
+        if let Some(running) = running {
+            running.stop().await;
+        }
         done
     }
 
@@ -152,6 +158,7 @@ impl StandIn {
             ready: AtomicBool::new(false),
             doubt: Notify::new(),
             running: AtomicUsize::new(0),
+            unpacked: AtomicUsize::new(usize::MAX),
         })
     }
 
@@ -252,10 +259,7 @@ async fn reply(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Whole,
     Ok(match (request.method(), path.as_str()) {
         (&Method::GET, "/health") => match shared.ready.load(Ordering::SeqCst) {
             true => plain(StatusCode::OK, &json!({ "status": "ok" })),
-            false => plain(
-                StatusCode::SERVICE_UNAVAILABLE,
-                &json!({ "status": "waiting for the server" }),
-            ),
+            false => plain(StatusCode::SERVICE_UNAVAILABLE, &waiting(&shared)),
         },
         (&Method::GET, "/metrics") => figures(&shared).await,
         // Nothing is kept here, and nothing is common.
@@ -265,6 +269,14 @@ async fn reply(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Whole,
         (&Method::POST, _) => ask(shared, request).await,
         _ => refuse(StatusCode::NOT_FOUND, "not_found", "there is nothing here"),
     })
+}
+
+/// What it waits for, as an engine says it that loads.
+fn waiting(shared: &Shared) -> serde_json::Value {
+    match shared.unpacked.load(Ordering::SeqCst) {
+        usize::MAX => json!({ "status": "waiting for the server" }),
+        part => json!({ "status": "unpacking the image", "progress": part as f64 / PER_MILLE }),
+    }
 }
 
 async fn figures(shared: &Shared) -> Whole {

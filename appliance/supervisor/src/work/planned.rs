@@ -91,11 +91,6 @@ impl<P: Parts> Work<P> {
                 self.state.display()
             ));
         }
-        if let Wanted::Change(SiteChange::Engine { name, slot }) = &wanted
-            && let Some(refusal) = foreign::refusal(name, slot, self.parts.machine().is_some())
-        {
-            return Err(refusal);
-        }
         if let Wanted::Change(change @ (SiteChange::Engine { .. } | SiteChange::Succession(_))) =
             &wanted
             && change.applied_to(&site).engines != site.engines

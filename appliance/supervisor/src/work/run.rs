@@ -149,7 +149,10 @@ impl<P: Parts> Work<P> {
                 other => other,
             };
             let state = match outcome {
-                Ok(()) => RunState::Done,
+                Ok(()) => {
+                    work.forget_images(before).await;
+                    RunState::Done
+                }
                 Err(Halt::Failed(step, why)) => {
                     work.board.step(id, step, StepState::Failed(why.clone()));
                     RunState::Failed(why)
