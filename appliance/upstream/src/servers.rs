@@ -207,7 +207,7 @@ mod tests {
             let recipe = ServerRecipe::find(name);
             recipe.and_then(|recipe| recipe.container("m", None, &[])).unwrap_err().to_string()
         };
-        let mut unpinned = ServerRecipe::find("sglang").unwrap();
+        let mut unpinned = ServerRecipe::find("sglang").unwrap().clone();
         assert!(unpinned.container("m", None, &[]).is_ok());
         unpinned.container.as_mut().unwrap().digest = None;
         let unpinned = unpinned.container("m", None, &[]).unwrap_err().to_string();
