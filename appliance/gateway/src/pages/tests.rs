@@ -426,7 +426,7 @@ const FOR_MEMBERS: [&str; 11] = [
     "/collective/end",
     "/status",
 ];
-const FOR_STEWARDS: [&str; 27] = [
+const FOR_STEWARDS: [&str; 28] = [
     "/power",
     "/power/live",
     "/collective/stewards",
