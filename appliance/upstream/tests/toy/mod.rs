@@ -42,7 +42,9 @@ pub(crate) fn image(program: &[u8]) -> (Vec<u8>, String, String) {
     entry("su", 0o4755, b"x", &mut layer);
     let mut shut = tar::Header::new_gnu();
     shut.set_entry_type(tar::EntryType::Directory);
-    (shut.set_mode(0o555), shut.set_uid(1000), shut.set_size(0));
+    shut.set_mode(0o555);
+    shut.set_uid(1000);
+    shut.set_size(0);
     layer.append_data(&mut shut, "shut", &b""[..]).unwrap();
     entry("shut/file", 0o444, b"y", &mut layer);
     let layer = layer.into_inner().unwrap();
