@@ -122,6 +122,11 @@ impl Authority {
         reachable(self.port).await;
     }
 
+    /// With its certificate and key.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub(crate) fn root(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("ca.pem")).unwrap()
     }

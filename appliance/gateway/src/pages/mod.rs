@@ -191,6 +191,7 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/apps/{name}/remove", post(apps::remove))
         .route("/apps/{name}/enter", get(apps::enter))
         .route("/power", get(power::show).post(power::set))
+        .route("/power/live", get(power::live))
         .route("/power/use", post(power::take))
         .route("/power/remove", post(power::remove))
         .route("/clients", post(client_apps::add))

@@ -15,7 +15,7 @@ use polder_site::{PowerPlan, SiteChange, UpsAddressError, UpsLine, UpsLineError,
 use serde::Deserialize;
 
 use crate::Gateway;
-use crate::pages::frame::{Trouble, answer, nav, sentence, with_status};
+use crate::pages::frame::{Trouble, answer, nav, piece, sentence, with_status};
 use crate::pages::who::{SignedIn, Steward};
 
 /// The form, as it was filled in.
@@ -52,6 +52,16 @@ pub(super) async fn show(
 ) -> Result<Response, Trouble> {
     let wish = now(&gateway);
     Ok(page(&gateway, &who, Shown { wish, at: asked.at, wrong: None }).await)
+}
+
+/// How things stand, again and again.
+pub(super) async fn live(State(gateway): State<Arc<Gateway>>, Steward(_): Steward) -> Response {
+    let status = gateway.status();
+    piece(if status.site.power.is_some() {
+        state(status.supply.as_ref())
+    } else {
+        html! {}
+    })
 }
 
 /// One of the buttons beside what was found.
@@ -205,7 +215,9 @@ async fn page(gateway: &Gateway, who: &SignedIn, shown: Shown) -> Response {
     ];
     let body = html! {
         @if let Some(why) = &wrong { (banner(Tone::Bad, html! { p { (sentence(why)) } })) }
-        @if let Some(supply) = &status.supply { (card(supply)) }
+        @if watched.is_some() {
+            div.stack data-refresh="/power/live" data-every="3000" { (state(status.supply.as_ref())) }
+        }
         section.card {
             h2 { @if watched.is_some() { "What happens when the mains is away" } @else { "Live off a UPS" } }
             p.soft { "Imports wait, then new long answers are refused, and before the battery is empty every answer comes to a proper end, everything is written down, and the machine turns itself off. When the mains is back and the battery charged, it goes on." }
@@ -254,6 +266,19 @@ async fn page(gateway: &Gateway, who: &SignedIn, shown: Shown) -> Response {
         ..Page::default()
     };
     answer(&page, &nav(gateway, &who.member, "/power"), body)
+}
+
+/// How the power is, or that nobody knows yet, where a UPS is listened to.
+fn state(supply: Option<&Supply>) -> Markup {
+    match supply {
+        Some(supply) => card(supply),
+        None => html! {
+            section.card {
+                div.row.spread { h2 { "The power" } (badge(Tone::Warn, "not heard yet")) }
+                p { "The UPS has not said anything yet. After a start that takes a moment; where it stays so, look at its cable." }
+            }
+        },
+    }
 }
 
 /// What there is, as in the wizard.
@@ -342,6 +367,13 @@ mod tests {
             let wish = Wish { ups: ups.into(), low_charge: low_charge.into(), ..Wish::default() };
             assert!(wish.plan(None).is_err(), "{ups} {low_charge}");
         }
+    }
+
+    #[test]
+    fn a_ups_that_has_not_said_anything_is_not_passed_over() {
+        assert!(state(None).into_string().contains("not heard yet"));
+        let heard = Supply { on_mains: Some(true), ..Supply::default() };
+        assert!(state(Some(&heard)).into_string().contains("on mains"));
     }
 
     #[test]

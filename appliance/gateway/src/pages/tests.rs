@@ -421,8 +421,9 @@ const FOR_MEMBERS: [&str; 11] = [
     "/collective/end",
     "/status",
 ];
-const FOR_STEWARDS: [&str; 26] = [
+const FOR_STEWARDS: [&str; 27] = [
     "/power",
+    "/power/live",
     "/collective/stewards",
     "/members/2/leave",
     "/elsewhere",
