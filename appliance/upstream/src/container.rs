@@ -545,7 +545,7 @@ mod tests {
         fs::write(folder.join("a/b/c"), "x").unwrap();
         std::os::unix::fs::symlink(&beside, folder.join("a/out")).unwrap();
         for shut in ["a/b", "a"] {
-            fs::set_permissions(folder.join(shut), fs::Permissions::from_mode(0o0)).unwrap();
+            fs::set_permissions(folder.join(shut), fs::Permissions::from_mode(0o000)).unwrap();
         }
         erase(&folder).unwrap();
         assert!(!folder.exists());

@@ -291,6 +291,7 @@ async fn a_slot_that_another_server_serves_is_a_unit_with_a_network_and_one_that
     let box_ = box_.crashed().await;
     let status = box_.until(ready).await;
     assert_eq!((status.engines[0].part.pid, box_.systemd.pid(SERVED)), (Some(pid), pid));
+    slot.recipe = "m1".parse().unwrap();
     slot.kind = EngineKind::Container;
     slot.served = None;
     slot.container = Some(Box::new(Container {

@@ -221,7 +221,7 @@ impl All {
         let part = unit.strip_suffix(".service").unwrap().strip_prefix("polder-").unwrap();
         let mut arguments: Vec<&str> = part.splitn(2, '@').collect();
         // The same program, by its unit file.
-        if arguments[0] == "served" {
+        if ["served", "contained"].contains(&arguments[0]) {
             arguments[0] = "engine";
         }
         let mut child = Command::new(&self.program)
