@@ -421,7 +421,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 127);
+        assert_eq!(tried, 129);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }
