@@ -373,7 +373,11 @@ async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>, book: &Book) -> 
     for outside in std::iter::once(first).chain(OTHERS.into_iter().filter(|port| *port != first)) {
         // Some routers give a port to whoever asks last.
         let ours = match act(way, &control, Action::Who { outside }).await? {
-            Some(Said::Who(who)) if who.ip() != to.ip() => continue,
+            Some(Said::Who(who)) if who.ip() != to.ip() => {
+                // It is theirs now, whatever was given before.
+                book.refused(Speech::Upnp, outside, None);
+                continue;
+            }
             Some(Said::Who(who)) => who == to,
             _ => false,
         };

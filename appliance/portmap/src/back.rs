@@ -128,20 +128,20 @@ enum Closed {
     No,
 }
 
-/// Closes it where it still leads here; whoever was told so just now need not ask.
+/// Closes it where it still leads here. Where the router does not say whom it leads to, only what it gave this box is closed (`given`).
 async fn close(
     way: &Way,
     control: &Control,
     outside: u16,
     to: SocketAddrV4,
-    known: bool,
+    given: bool,
 ) -> io::Result<Closed> {
-    if !known {
-        match act(way, control, Action::Who { outside }).await? {
-            Some(Said::Who(who)) if who != to => return Ok(Closed::Others),
-            Some(Said::Refused(upnp::NO_SUCH)) => return Ok(Closed::Before),
-            _ => {}
-        }
+    match act(way, control, Action::Who { outside }).await? {
+        Some(Said::Who(who)) if who == to => {}
+        Some(Said::Who(_)) => return Ok(Closed::Others),
+        Some(Said::Refused(upnp::NO_SUCH)) => return Ok(Closed::Before),
+        _ if given => {}
+        _ => return Ok(Closed::No),
     }
     Ok(match act(way, control, Action::Delete { outside }).await? {
         Some(Said::Done) => Closed::Now,

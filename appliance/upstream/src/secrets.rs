@@ -1,6 +1,7 @@
-//! The API keys of servers elsewhere: one private file, `STATE/upstreams/secrets.json`, which the gateway alone writes.
+//! The API keys of servers elsewhere: one private file, `STATE/upstreams/secrets.json`, which the gateway writes, and whoever sits before the machine.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -98,13 +99,15 @@ impl Secrets {
         if text.len() > LONGEST || !text.bytes().all(|c| c.is_ascii_graphic()) {
             return Err(SecretsError::NoKey);
         }
+        let folder = self.0.parent().expect("it is in a folder");
+        files::private_folder(folder)?;
+        // The gateway writes here, and whoever sits before the machine: one after the other, so that neither loses what the other kept.
+        let turn = File::open(folder).and_then(|turn| turn.lock().map(|()| turn));
+        let _turn = turn.map_err(|source| PkiError::Read { path: folder.to_owned(), source })?;
         let mut all = self.all()?;
         match text.is_empty() {
             true => drop(all.remove(&of.entry())),
             false => drop(all.insert(of.entry(), key.clone())),
-        }
-        if let Some(folder) = self.0.parent() {
-            files::private_folder(folder)?;
         }
         let text = serde_json::to_string(&all).expect("names and texts are JSON");
         Ok(files::write(&self.0, &text)?)
@@ -140,6 +143,20 @@ mod tests {
         secrets.keep(Holder::Upstream(&name), &SecretText::new("")).unwrap();
         assert!(secrets.get(Holder::Upstream(&name)).unwrap().is_none());
         assert!(secrets.get(Holder::Engine(&slot)).unwrap().is_some());
+    }
+
+    #[test]
+    fn two_who_keep_something_at_once_lose_nothing_of_each_other() {
+        let state = tempfile::tempdir().unwrap();
+        let keep = |who: char| {
+            let secrets = Secrets::of(state.path());
+            for n in 0..40 {
+                let name: UpstreamName = format!("{who}{n}").parse().unwrap();
+                secrets.keep(Holder::Upstream(&name), &SecretText::new("sk")).unwrap();
+            }
+        };
+        std::thread::scope(|both| ['a', 'b'].map(|who| both.spawn(move || keep(who))).map(drop));
+        assert_eq!(Secrets::of(state.path()).all().unwrap().len(), 80);
     }
 
     #[test]
