@@ -81,6 +81,27 @@ fn choose_at(
     }
 }
 
+/// The newest in a store on this machine's own disk where nobody can name one, as before a takeover. Where the clocks contradict each other, it is the
+/// one that arrived last: a main box whose clock was wrong for an hour must not keep its spare from serving for ever.
+pub fn choose_arrived(
+    snapshots: &[Snapshot],
+    store: &Path,
+    place: &str,
+) -> Result<Snapshot, BackupError> {
+    let future = match choose(snapshots, None, place) {
+        Err(future @ BackupError::Future { .. }) => future,
+        chosen => return chosen,
+    };
+    let arrived = |snapshot: &Snapshot| {
+        let file = fs::metadata(store.join("snapshots").join(&snapshot.id));
+        file.and_then(|file| file.modified()).ok()
+    };
+    let last = snapshots.iter().filter(|one| arrived(one).is_some()).max_by_key(|one| arrived(one));
+    let last = last.ok_or_else(|| BackupError::NoStore(place.to_owned()))?;
+    log::warn!("{future}; the backup that arrived last is {} of {}", last.id, last.time);
+    last.readable().map(|()| last.clone())
+}
+
 /// Keeps the key that somebody typed for a restore, until it is over.
 pub fn expect(folders: &Folders, key: &KitKey) -> Result<(), BackupError> {
     key.keep(&folders.restore_key())
@@ -671,6 +692,32 @@ mod tests {
         assert!(choose(&all, Some("a"), "x").is_err());
         assert!(choose(&all, Some("cccc"), "x").unwrap_err().to_string().contains("cccc"));
         assert!(choose(&[], None, "x").unwrap_err().to_string().contains("no backups at x"));
+    }
+
+    #[test]
+    fn where_clocks_contradict_each_other_a_spare_takes_what_arrived_last() {
+        let store = tempfile::tempdir().unwrap();
+        fs::create_dir(store.path().join("snapshots")).unwrap();
+        let day = |days: i64| {
+            (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * days)).to_string()
+        };
+        let of = |id: &str, days: i64, arrived: u64| {
+            let file = fs::File::create(store.path().join("snapshots").join(id)).unwrap();
+            let when = std::time::UNIX_EPOCH + std::time::Duration::from_secs(arrived);
+            file.set_modified(when).unwrap();
+            let time = day(days);
+            Snapshot { id: id.into(), time, hostname: "b".into(), tags: None, parent: None }
+        };
+        let newest = |all: &[Snapshot]| choose_arrived(all, store.path(), "x").map(|s| s.id);
+        // The main box's clock was a month ahead for an hour.
+        let all = [of("aaaa", -2, 100), of("cccc", 0, 300), of("bbbb", 30, 200)];
+        assert_eq!(newest(&all).unwrap(), "cccc");
+        // This machine's own is a month behind.
+        let all = [of("aaaa", 28, 100), of("bbbb", 29, 200), of("cccc", 30, 300)];
+        assert_eq!(newest(&all).unwrap(), "cccc");
+        // Neither: the newest is the newest, whenever it was copied here.
+        assert_eq!(newest(&[of("aaaa", -2, 300), of("bbbb", -1, 200)]).unwrap(), "bbbb");
+        assert!(newest(&[]).is_err());
     }
 
     #[test]

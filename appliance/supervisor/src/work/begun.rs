@@ -87,14 +87,16 @@ impl<P: Parts> Work<P> {
         if self.takes_over() || restore::pending(&backups) {
             return Ok(());
         }
-        self.record(Actor::Itself, "does not take over, and leaves it to", other).await?;
+        // What was fetched has the other box's secrets; and a disk that it has filled must not keep both boxes closed.
+        let fetched = backups.clone();
+        blocking(move || restore::give_up(&fetched).map_err(|e| with_source(&e))).await?;
         let why = "this box has served since, so nothing can be left";
         let left = self.change_term(move |term| term.leave().ok_or_else(|| why.to_owned())).await?;
         *lock(&self.pair.failed) = (0, None);
         // If this does not arrive, the next look at the pair does it.
         let _ = self.ask_spare_part(&SpareRequest::SetEpoch(left)).await;
-        // What was fetched has the other box's secrets.
-        blocking(move || restore::give_up(&backups).map_err(|e| with_source(&e))).await
+        self.note(Actor::Itself, "does not take over, and leaves it to", other).await;
+        Ok(())
     }
 
     /// On a main box whose spare had begun a term: true where that one leaves it to this box, which serves on.
@@ -125,7 +127,11 @@ impl<P: Parts> Work<P> {
     }
 
     /// Takes up a takeover that was cut off, once it is known whether the main box is there.
-    pub(super) fn resume_takeover(self: &Arc<Self>, open: Open) {
+    pub(super) fn resume_takeover(self: &Arc<Self>, mut open: Open) {
+        // That the main box is dead was said of another moment: it may have been turned on since, and serve.
+        if let Intent::Takeover(TakeoverWish::TakeOver { dead }) = &mut open.intent {
+            *dead = None;
+        }
         let (cancel, title) = (CancellationToken::new(), "Take over, or leave it to the main box");
         let waiting = Running {
             cancel: cancel.clone(),

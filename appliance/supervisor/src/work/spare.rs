@@ -204,10 +204,11 @@ impl<P: Parts> Work<P> {
         let (own, store, told) = (self.folders(), kept.store(&self.folders()), stop.clone());
         let fetch = async {
             let (own, store, told) = (own.clone(), store.clone(), told.clone());
+            let folder = kept.store.clone();
             blocking(move || {
                 let say = |error| super::with_source(&error);
-                let newest = restore::choose(&store.snapshots().map_err(say)?, None, "the spare");
-                let newest = newest.map_err(say)?;
+                let all = store.snapshots().map_err(say)?;
+                let newest = restore::choose_arrived(&all, &folder, "the spare").map_err(say)?;
                 restore::clear(&own.drill()).map_err(say)?;
                 store.fetch(&newest, &own.drill(), &mut |_| {}, &told).map_err(say)?;
                 examine(&own.drill()).map(|examined| examined.words()).map_err(say)

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::for_good::gone_is_said;
 use super::pair::Seen;
-use super::taking::store_of_main;
+use super::taking::{newest_of_main, store_of_main};
 use super::{Halt, Refusal, Work, blocking, lock, with_source};
 use crate::parts::Parts;
 use crate::runs::Intent;
@@ -183,8 +183,7 @@ impl<P: Parts> Work<P> {
         blocking(move || {
             let say = |error: polder_backup::BackupError| with_source(&error);
             let (store, _) = store_of_main(&state)?;
-            let all = store.snapshots().map_err(say)?;
-            let newest = restore::choose(&all, None, "this spare").map_err(say)?;
+            let newest = newest_of_main(&state, &store)?;
             let text = store.lines(&newest, "site.toml").map_err(say)?.join("\n");
             let site = Site::from_toml(&text).map_err(|error| error.to_string())?;
             Ok((newest, site))

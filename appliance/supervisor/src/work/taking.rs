@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_backup::{Folders as Backups, KitKey, Location, Repository, Restic, Stop, restore};
+use polder_backup::{
+    Folders as Backups, KitKey, Location, Repository, Restic, Snapshot, Stop, restore,
+};
 use polder_control::{Progress, RunId, SpareReply, SpareRequest};
 use polder_site::{BackupPlace, Site, Store};
 use polder_spare::{Folders, Peer, Tombstones};
@@ -45,8 +47,13 @@ impl<P: Parts> Work<P> {
                 true => store_on_spare(&state)?,
                 false => store_of_main(&state)?,
             };
-            let all = store.snapshots().map_err(say)?;
-            let chosen = restore::choose(&all, given.as_deref(), "the spare").map_err(say)?;
+            let chosen = match back {
+                true => {
+                    let all = store.snapshots().map_err(say)?;
+                    restore::choose(&all, given.as_deref(), "the spare").map_err(say)?
+                }
+                false => newest_of_main(&state, &store)?,
+            };
             let mut observer = |progress: Progress| work.board.progress(id, step, progress);
             restore::expect(&backups, &key).map_err(say)?;
             restore::fetch(&backups, &store, &chosen, &mut observer, &told).map_err(say)
@@ -148,6 +155,10 @@ impl<P: Parts> Work<P> {
         let state = self.state.clone();
         blocking(move || {
             let backups = Backups::of(&state);
+            if !back {
+                // Also what was revoked since the last look: from here on its place is what was fetched.
+                bury(&state)?;
+            }
             keep_beside(&backups, &next)?;
             restore::begin_anew(&backups).map_err(|e| with_source(&e))?;
             let key = restore::expected(&backups).map_err(|e| with_source(&e))?;
@@ -168,6 +179,16 @@ pub(super) fn store_of_main(state: &Path) -> Result<(Restic, KitKey), Refusal> {
     let key = KitKey::typed(&text).map_err(|e| with_source(&e))?;
     let location = Location::Folder(folders.store_of(&peer.certificate));
     Ok((Restic::of(&location, &key, 0, &Backups::of(state).own()), key))
+}
+
+/// On a spare: the newest of them.
+pub(super) fn newest_of_main(state: &Path, store: &Restic) -> Result<Snapshot, Refusal> {
+    let say = |error: polder_backup::BackupError| with_source(&error);
+    let folders = Folders::of(state);
+    let none = "this box is paired with no other any more";
+    let peer = Peer::read(&folders).map_err(|e| e.to_string())?.ok_or(none)?;
+    let all = store.snapshots().map_err(say)?;
+    restore::choose_arrived(&all, &folders.store_of(&peer.certificate), "this spare").map_err(say)
 }
 
 /// On a main box: the same, over the link.
