@@ -184,10 +184,8 @@ impl<P: Parts> Work<P> {
         }
         match (term.side, stand) {
             (Side::Main, Stand::Serves) => self.stamp(),
-            (Side::Main, Stand::Fenced) => {
-                if !self.goes_on_as_left(&term, &other).await {
-                    self.take_back_what_is_given(&term).await;
-                }
+            (Side::Main, Stand::Fenced) if !self.goes_on_as_left(&term, &other).await => {
+                self.take_back_what_is_given(&term).await;
             }
             _ => {}
         }

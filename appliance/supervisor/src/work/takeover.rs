@@ -168,7 +168,10 @@ impl<P: Parts> Work<P> {
         })
     }
 
-    pub(super) async fn choices(&self, main: &Site) -> Result<Vec<polder_takeover::Choice>, Refusal> {
+    pub(super) async fn choices(
+        &self,
+        main: &Site,
+    ) -> Result<Vec<polder_takeover::Choice>, Refusal> {
         let (machine, imported) = (self.machine().await, self.imported().await?);
         let fits = |site: &Site| self.shelf.fits(site, &machine);
         Ok(choose(main, &self.board.site(), &imported.into_iter().collect(), &fits))
