@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polder_backup::{Folders as Backups, restore};
-use polder_control::{Actor, RunState, SpareRequest, TakeoverWish};
+use polder_control::{Actor, RunState, SpareRequest, SpareStatus, TakeoverWish};
 use polder_spare::{Folders, Link};
 use polder_takeover::{Begun, Moment, Next, Term, next_of};
 use tokio_util::sync::CancellationToken;
@@ -63,9 +63,16 @@ impl<P: Parts> Work<P> {
         next_of(&Begun {
             failed,
             since: at.unwrap_or(self.pair.begun).elapsed(),
-            there: status.is_some_and(is_there),
+            there: status.is_some_and(|status| self.hears_main(status)),
             may_leave: seen.term.may_leave() && status.is_some_and(|status| status.may_be_left),
         })
+    }
+
+    /// Whether the main box was heard a moment ago, and in this life: what is written down of the one before may be its last word.
+    fn hears_main(&self, status: &SpareStatus) -> bool {
+        let silent = status.silent.and_then(|seconds| u64::try_from(seconds).ok());
+        let lived = self.pair.begun.elapsed();
+        is_there(status) && silent.is_some_and(|silent| Duration::from_secs(silent) < lived)
     }
 
     /// A run that takes over goes on, or waits for its turn to.
@@ -172,7 +179,7 @@ impl<P: Parts> Work<P> {
         };
         if !seen.is_begun() {
             // Where the main box was silent it is so for as long as anybody has to listen; where it is there, that is the answer.
-            let known = status.may_take_over || is_there(status) || seen.term.stands_in();
+            let known = status.may_take_over || self.hears_main(status) || seen.term.stands_in();
             return if known { Resumed::Planned } else { Resumed::Waits };
         }
         match self.next_of(&seen) {
