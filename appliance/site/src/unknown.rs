@@ -416,7 +416,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 123);
+        assert_eq!(tried, 125);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }
