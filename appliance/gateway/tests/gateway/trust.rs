@@ -41,6 +41,7 @@ fn filled(path: &str) -> String {
         "{id}" => "1",
         "{model}" => "small",
         "{name}" => "fast",
+        "{port}" => "enp1s0",
         "{recipe}" => "smollm2-135m-instruct",
         "{token}" => "not-a-token",
         "{chapter}" => "this-box",
