@@ -72,6 +72,8 @@ fn the_cards_are_closed_to_everybody_who_speaks_with_people() {
         // The supervisor asks how much memory they have, the part that looks after health how they are.
         let may = [
             "polder-engine@.service",
+            // An engine of others, in a network of its own.
+            "polder-contained@.service",
             "polder-supervisor.service",
             "polder-health.service",
             // Root, who limits what they draw and has no network.
