@@ -88,7 +88,7 @@ pub fn keep_pairing(folders: &Folders) -> Result<(), BackupError> {
     };
     let (mut site, lost) = pairing(&came, here, paired);
     // Whoever restores a box sits before it at an address that it has now; the seed of the box that comes was for another machine.
-    site.ports = polder_seed::ports(&state).unwrap_or_default();
+    site.ports = polder_seed::ports_to_give(&state).unwrap_or_default();
     private_folder(&restore::also(folders))?;
     let decided = restore::also(folders).join(polder_seed::BOUND);
     polder_site::write_durably(&decided, b"none: this box was restored\n")
@@ -189,6 +189,10 @@ mod tests {
         let store = polder_site::Store::open(&restore::incoming(&folders)).unwrap();
         store.write(&Site::unclaimed(8443), "as it was").unwrap();
         keep_pairing(&folders).unwrap();
+        // It has the address that this machine has by its own seed.
+        let came = store.current().unwrap().unwrap();
+        let port = "enp1s0".parse().unwrap();
+        assert_eq!(came.ports[&port].to_string(), "10.0.0.5/8");
         restore::ready_as(&folders, &crate::KitKey::make().unwrap(), "before-restore-2").unwrap();
         restore::settle(state.path()).unwrap().unwrap();
         assert_eq!(Unpaired::noted(state.path()), None);

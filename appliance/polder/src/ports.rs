@@ -71,24 +71,24 @@ impl Ports {
             }
             Command::Give { state, networks } => {
                 part::log("info");
-                give(&state.folder()?, &networks.networks)
+                give(&networks.networks, &polder_seed::ports_to_give(&state.folder()?)?)
             }
             Command::Bind { state, networks } => {
                 part::log("info");
                 let state = state.folder()?;
-                while !polder_seed::bind(&state, Path::new("/sys/class/net"))? {
+                let give = |ports: &polder_site::Ports| give(&networks.networks, ports);
+                while !polder_seed::bind(&state, Path::new("/sys/class/net"), give)? {
                     std::thread::sleep(LOOK);
                 }
-                give(&state, &networks.networks)
+                Ok(())
             }
         }
     }
 }
 
-fn give(state: &Path, networks: &Path) -> anyhow::Result<()> {
-    if !polder_address::give(networks, &polder_seed::ports(state)?)? {
-        return Ok(());
-    }
+/// networkd is told also where its files say it already: it may not have taken them the time before.
+fn give(networks: &Path, ports: &polder_site::Ports) -> anyhow::Result<()> {
+    polder_address::give(networks, ports)?;
     let told = Program::new("networkctl").arg("reload").output();
     let told = told.context("could not run networkctl, which has networkd read what is new")?;
     let said = String::from_utf8_lossy(&told.stderr);

@@ -11,7 +11,7 @@ mod take;
 
 pub use network::{Network, NetworkError, Wanted};
 pub use owner::{NotAKey, OwnerKey, claim_text};
-pub use port::{Seen, bind, choose, look, ports};
+pub use port::{Seen, bind, bound, choose, look, ports, ports_to_give};
 pub use take::{BOUND, KEPT, TakeError, take};
 
 use polder_site::BoxName;

@@ -64,8 +64,19 @@ pub fn ports(state: &Path) -> Result<Ports, TakeError> {
     Ok(ports)
 }
 
+/// The same where the seed that was kept cannot be followed: it takes nothing away from what the site says.
+pub fn ports_to_give(state: &Path) -> Result<Ports, TakeError> {
+    ports(state).or_else(|error| match error {
+        TakeError::Seed(fault) => {
+            log::warn!("{fault}; ports have what the site says, or ask a router");
+            of_site(state)
+        }
+        other => Err(other),
+    })
+}
+
 /// What the site alone says.
-pub(crate) fn of_site(state: &Path) -> Result<Ports, TakeError> {
+fn of_site(state: &Path) -> Result<Ports, TakeError> {
     let site = read(&state.join("site.toml"))?.unwrap_or_default();
     Ok(polder_site::ports_of(&site).unwrap_or_else(|fault| {
         log::warn!("{fault}; ports have what the seed says, or ask a router");
@@ -80,26 +91,37 @@ fn kept(state: &Path) -> Result<Option<Network>, TakeError> {
 }
 
 /// The port that was chosen for it.
-fn bound(state: &Path) -> Result<Option<InterfaceName>, TakeError> {
+pub fn bound(state: &Path) -> Result<Option<InterfaceName>, TakeError> {
     let text = read(&state.join(BOUND))?;
     Ok(text.and_then(|text| text.trim().parse().ok()))
 }
 
-/// Chooses the port that the seed's address is for, once and for good. True when nothing is left to choose.
-pub fn bind(state: &Path, net: &Path) -> Result<bool, TakeError> {
-    let Some(network) = kept(state)? else { return Ok(true) };
-    // Also where a restored box was told that it is for none.
-    if read(&state.join(BOUND))?.is_some() {
-        return Ok(true);
-    }
+/// Chooses the port that the seed's address is for, once and for good, and has `give` give all ports theirs. True when nothing is left to
+/// choose. The choice is written down last: one whose address could not be given is made again.
+pub fn bind<E: From<TakeError>>(
+    state: &Path,
+    net: &Path,
+    give: impl FnOnce(&Ports) -> Result<(), E>,
+) -> Result<bool, E> {
+    // Where it was chosen before, also where a restored box was told that it is for none, nothing is left but to give.
+    let unbound = match read(&state.join(BOUND))? {
+        Some(_) => None,
+        None => kept(state)?,
+    };
+    let mut ports = ports_to_give(state)?;
+    let Some(network) = unbound else { return give(&ports).map(|()| true) };
     let Some(port) = choose(network.port.as_ref(), &look(net)) else { return Ok(false) };
     log::info!("the seed's address {} is for the port {port}", network.address);
+    ports.entry(port.clone()).or_insert(network.address);
+    give(&ports)?;
     replace(state, &state.join(BOUND), &format!("{port}\n"))?;
     Ok(true)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use polder_site::{PortAddress, Site, SiteChange};
 
     use super::*;
@@ -111,6 +133,42 @@ mod tests {
         fs::create_dir_all(at.join("device")).unwrap();
         let fields = [("type", "1\n"), ("address", number), ("carrier", carrier)];
         fields.iter().for_each(|(field, text)| fs::write(at.join(field), text).unwrap());
+    }
+
+    fn bind(state: &Path, net: &Path) -> Result<bool, TakeError> {
+        super::bind(state, net, |_| Ok(()))
+    }
+
+    #[test]
+    fn a_choice_whose_address_could_not_be_given_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, net) = (folder.path().join("state"), folder.path().join("net"));
+        fs::create_dir(&state).unwrap();
+        fs::write(state.join(KEPT), SEED).unwrap();
+        port(&net, "enp1s0", "52:54:00:00:00:01\n", "1\n");
+        let no =
+            || TakeError::File { act: "write", path: "x".into(), source: io::Error::other("") };
+        assert!(super::bind(&state, &net, |_| Err(no())).is_err());
+        assert!(!state.join(BOUND).exists());
+        let given = |ports: &Ports| {
+            assert_eq!(ports.len(), 1);
+            Ok::<_, TakeError>(())
+        };
+        // Once with the choice, and once more after it.
+        for _ in 0..2 {
+            assert!(super::bind(&state, &net, given).unwrap());
+            assert!(state.join(BOUND).exists());
+        }
+    }
+
+    #[test]
+    fn a_kept_seed_that_nobody_can_read_takes_nothing_away_from_the_site() {
+        let state = tempfile::tempdir().unwrap();
+        fs::write(state.path().join(KEPT), "version = 9").unwrap();
+        let site = "[ports.enp2s0]\naddresses = [\"10.0.0.5/8\"]\n";
+        fs::write(state.path().join("site.toml"), site).unwrap();
+        assert!(ports(state.path()).is_err());
+        assert_eq!(ports_to_give(state.path()).unwrap().len(), 1);
     }
 
     #[test]

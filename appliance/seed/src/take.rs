@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::{OpenOptionsExt, chown};
+use std::os::unix::fs::{OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use crate::{Seed, SeedError};
@@ -45,12 +45,7 @@ pub fn take(state: &Path, from: &Path, networks: &Path) -> Result<Option<Seed>, 
         true => Ok(()),
         false => keep(state, from, &kept),
     };
-    // A seed that cannot be followed takes nothing away from what the site says.
-    let given = crate::ports(state).or_else(|error| match error {
-        TakeError::Seed(_) => crate::port::of_site(state),
-        other => Err(other),
-    })?;
-    polder_address::give(networks, &given)?;
+    polder_address::give(networks, &crate::ports_to_give(state)?)?;
     keeping?;
     read(&kept)?.map(|text| Ok(Seed::parse(&text)?)).transpose()
 }
@@ -76,11 +71,12 @@ pub(crate) fn replace(state: &Path, path: &Path, text: &str) -> Result<(), TakeE
         let mut file =
             fs::File::options().write(true).create_new(true).mode(0o600).open(&partial)?;
         file.write_all(text.as_bytes())?;
-        file.sync_all()?;
         // It is the box's own like everything beside it.
         let owner = fs::metadata(state)?;
         use std::os::unix::fs::MetadataExt;
-        chown(&partial, Some(owner.uid()), Some(owner.gid()))?;
+        // By the open file: whose folder it is may put another under the name.
+        fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+        file.sync_all()?;
         fs::rename(&partial, path)?;
         fs::File::open(state)?.sync_all()
     };
@@ -135,7 +131,8 @@ mod tests {
         fs::write(&from, SEED.replace("[network]", "[network]\nport = \"enp1s0\"")).unwrap();
         let seed = take(&state, &from, &networks).unwrap().unwrap();
         assert_eq!(seed.name.unwrap().as_str(), "meadow");
-        assert!(crate::bind(&state, Path::new("/nowhere")).unwrap());
+        let give = |_: &polder_site::Ports| Ok::<_, TakeError>(());
+        assert!(crate::bind(&state, Path::new("/nowhere"), give).unwrap());
         fs::remove_dir_all(&networks).unwrap();
         fs::remove_file(&from).unwrap();
         take(&state, &from, &networks).unwrap();

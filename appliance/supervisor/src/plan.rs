@@ -3,8 +3,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use polder_backup::{BackupAction, Store, drill_plan, first_plan, restore_plan, save_plan};
 use polder_control::{BackupWish, PartState, Plan, Step};
 use polder_site::{
-    BackupPlace, Budget, Container, EngineName, RecipeName, Site, SiteChange, Spare, SpareRole,
-    SuccessionStep, TrialHours,
+    BackupPlace, Budget, Container, EngineName, InterfaceName, RecipeName, Site, SiteChange, Spare,
+    SpareRole, SuccessionStep, TrialHours,
 };
 
 use crate::foreign;
@@ -27,6 +27,8 @@ pub struct Observed {
     pub store: Option<Store>,
     /// Registries of images that the box has a user and a password for.
     pub logins: BTreeSet<String>,
+    /// The port that is asked about, where it is not in the machine and no seed has an address for it.
+    pub gone: Option<InterfaceName>,
 }
 
 /// What the box should become.
@@ -195,7 +197,7 @@ pub fn plan(
             actions.extend(all.map(|(action, step)| Action::HandOver { action, step }));
         }
         Wanted::Change(change) => {
-            let next = change.applied_to(&observed.site);
+            let next = site_after(observed, change);
             let mut missing: Vec<&RecipeName> = Vec::new();
             let (mut images, mut stop, mut start) = (Vec::new(), Vec::new(), Vec::new());
             let stays = |name: &EngineName| observed.site.tells_alike(&next, name);
@@ -509,6 +511,19 @@ fn title(wanted: &Wanted, site: &Site, known: &dyn Fn(&RecipeName) -> String) ->
             format!("Become the box whose backups are at {from}")
         }
     }
+}
+
+/// What the site is to be. Of a port that is gone nothing is kept: another may have its address.
+fn site_after(observed: &Observed, change: &SiteChange) -> Site {
+    let mut next = change.applied_to(&observed.site);
+    if let SiteChange::Port { port, address } = change
+        && address.by_dhcp()
+        && observed.gone.as_ref() == Some(port)
+    {
+        next.ports.remove(port);
+        next.format = next.layout();
+    }
+    next
 }
 
 /// How long a steward has to confirm.

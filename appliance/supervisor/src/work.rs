@@ -204,14 +204,16 @@ impl<P: Parts> Work<P> {
         });
         for open in never {
             let plan = self.plan_of(&open.intent).await.map_or_else(|why| empty(&why), |(p, _)| p);
-            let why = "it was cut off again and again; look at the log, then ask for it once more";
+            let why = "it was cut off again and again; look at the log, then ask for it once more"
+                .to_owned();
             if let (Intent::Change(SiteChange::Succession(step)), Some(before)) =
                 (&open.intent, &open.before)
             {
-                self.leave_succession(step, before, why).await;
+                self.leave_succession(step, before, &why).await;
             }
-            let mut run = self.board.post(open.id, plan, RunState::Failed(why.to_owned()));
-            run.state = RunState::Failed(why.to_owned());
+            let why = self.put_back_unconfirmed(&open.intent, open.before.as_ref(), why).await;
+            let mut run = self.board.post(open.id, plan, RunState::Failed(why.clone()));
+            run.state = RunState::Failed(why);
             self.close(run).await;
         }
         for open in again {

@@ -113,6 +113,8 @@ struct Box_ {
     _folder: TempDir,
     root: Arc<Root>,
     running: Option<Running>,
+    /// How long a steward has to confirm.
+    confirm: Duration,
 }
 
 type Running = (watch::Sender<Ending>, JoinHandle<Result<(), SupervisorError>>);
@@ -144,7 +146,8 @@ impl Box_ {
         let state = place("state");
         let root = Root { places, state, slots: Mutex::new(slots), told: Mutex::default() };
         root.write_down();
-        let mut box_ = Self { _folder: folder, root: Arc::new(root), running: None };
+        let confirm = Duration::from_secs(1);
+        let mut box_ = Self { _folder: folder, root: Arc::new(root), running: None, confirm };
         box_.start();
         box_
     }
@@ -153,7 +156,7 @@ impl Box_ {
         let state = self.root.state.clone();
         let parts = OnAnImage(Children::of(&toybox(), &state), self.root.clone());
         let first = Site::unclaimed(1);
-        let patience = Patience { confirm: Duration::from_secs(1), ..Patience::default() };
+        let patience = Patience { confirm: self.confirm, ..Patience::default() };
         let options = Options { state, first, port: None, listen: None, patience };
         let (end, ending) = watch::channel(Ending::No);
         let task = tokio::spawn(polder_supervisor::run(options, parts, Arc::new(NoModels), ending));
@@ -515,6 +518,10 @@ async fn an_address_of_a_port_is_given_by_root_and_taken_back_unless_somebody_co
         address: PortAddress::line(line).unwrap(),
     };
     let by = Actor::Member("Ada".into());
+    let by_dhcp = |name: &str| SiteChange::Port {
+        port: name.parse().unwrap(),
+        address: PortAddress::default(),
+    };
     for (name, kind) in [("enp1s0", "1\n"), ("lo0", "772\n")] {
         fs::create_dir(box_.root.places.ports.join(name)).unwrap();
         fs::write(box_.root.places.ports.join(name).join("type"), kind).unwrap();
@@ -540,7 +547,9 @@ async fn an_address_of_a_port_is_given_by_root_and_taken_back_unless_somebody_co
     box_.gave_addresses(2).await;
     assert!(!site(&box_).contains("10.0.0.5"), "{}", site(&box_));
 
-    // The power goes before anybody could say that it is good: at the next start it still has to be said.
+    // The power goes before anybody could say that it is good: at the next start it still has to be said, for which there is time.
+    box_.confirm = Duration::from_secs(20);
+    box_.start_again("0.1.0", &["polder_0.1.0.efi"]).await;
     let change = port("enp1s0", "10.0.0.6/8");
     let Reply::Accepted(run) = box_.ask(Request::Apply { change, by: by.clone() }).await else {
         panic!()
@@ -570,4 +579,31 @@ async fn an_address_of_a_port_is_given_by_root_and_taken_back_unless_somebody_co
         trail.contains(&"Ada confirmed Give the port enp1s0 10.0.0.6/8".to_owned()),
         "{trail:?}"
     );
+
+    // Its card is taken out while a change of it is under way: the change cannot go on, and is undone.
+    let change = port("enp1s0", "10.0.0.7/8");
+    let Reply::Accepted(run) = box_.ask(Request::Apply { change, by: by.clone() }).await else {
+        panic!()
+    };
+    box_.gave_addresses(1).await;
+    assert!(site(&box_).contains("10.0.0.7"), "{}", site(&box_));
+    fs::remove_dir_all(box_.root.places.ports.join("enp1s0")).unwrap();
+    box_.start_again("0.1.0", &["polder_0.1.0.efi"]).await;
+    box_.gave_addresses(1).await;
+    let Reply::Runs(runs) = box_.ask(Request::Runs).await else { panic!() };
+    let ended = runs.into_iter().find(|known| known.id == run).unwrap().state;
+    let RunState::Failed(why) = ended else { panic!("{ended:?}") };
+    assert!(why.contains("no network port") && why.contains("was undone"), "{why}");
+    assert!(site(&box_).contains("addresses = [\"10.0.0.6/8\"]"), "{}", site(&box_));
+
+    // What it has is given up, so that another port may have it; nothing is left of it.
+    let change = by_dhcp("enp1s0");
+    let Reply::Accepted(run) = box_.ask(Request::Apply { change, by: by.clone() }).await else {
+        panic!()
+    };
+    box_.gave_addresses(1).await;
+    while box_.ask(Request::Confirm { run, by: by.clone() }).await != Reply::Done {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!site(&box_).contains("enp1s0"), "{}", site(&box_));
 }

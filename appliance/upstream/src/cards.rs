@@ -56,11 +56,9 @@ impl Cards {
         for folder in LIBRARIES.map(|folder| machine.join(folder)) {
             for name in names_in(&folder) {
                 let needed = NEEDED.iter().any(|needed| name.starts_with(needed));
-                // Names with a sign of podman's own in them are nobody's.
-                let plain = name.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-".contains(&c));
                 let new = libraries.iter().all(|(known, _)| *known != name);
                 if needed
-                    && plain
+                    && is_plain(&name)
                     && new
                     && libraries.len() < MOST
                     && let Ok(real) = std::fs::canonicalize(folder.join(&name))
@@ -100,6 +98,11 @@ impl Cards {
             }
         }
     }
+}
+
+/// Whether podman reads this name as a name: there is no sign of its own in it.
+pub(crate) fn is_plain(name: &str) -> bool {
+    name.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-".contains(&c))
 }
 
 /// Does any file here say how these cards get into a container?

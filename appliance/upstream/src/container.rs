@@ -13,8 +13,8 @@ use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin, Command};
 
-use crate::cards::Cards;
-use crate::images::{Image, free, room_for};
+use crate::cards::{Cards, is_plain};
+use crate::images::{Image, RESERVE, free, room_for};
 
 /// Another program than `podman` on the path: for tests.
 const PROGRAM: &str = "POLDER_PODMAN";
@@ -26,6 +26,8 @@ const LOOK: Duration = Duration::from_secs(60);
 const UNPACK: Duration = Duration::from_secs(4 * 3600);
 /// Between two looks at how far it is.
 const TICK: Duration = Duration::from_millis(500);
+/// How often half an image is erased, at most.
+const CLEARINGS: usize = 10;
 /// How much longer an image is unpacked than as it is fetched; nobody knows before.
 const UNPACKED: u64 = 3;
 /// What a namespace is that podman runs in: it is the only user there, every process of it ends with the first, and that one is [`INSIDE`].
@@ -49,6 +51,8 @@ pub struct Podman {
     folder: PathBuf,
     /// Where cards and their driver are looked for.
     machine: PathBuf,
+    /// Bytes of the disk that no image takes.
+    reserve: u64,
 }
 
 /// What podman did not do.
@@ -104,6 +108,14 @@ pub enum ContainerError {
         /// Why not.
         source: io::Error,
     },
+    /// One of them has a name that podman would read as something else.
+    #[error(
+        "the model has a file called {name:?}, which no container can be given: letters, digits and the signs . _ - are what such a name may have; rename the file and bring the model in again"
+    )]
+    WeightsName {
+        /// What it is called.
+        name: String,
+    },
     /// A list of manifests could not be kept.
     #[error("the list that names the image could not be kept: {0}")]
     List(io::Error),
@@ -129,6 +141,18 @@ pub enum ContainerError {
         /// Bytes.
         free: u64,
     },
+    /// It became full.
+    #[error(
+        "the disk is too full for the container image: unpacking it left {:.1} GB free, of which the box needs {:.1} GB for its own records, so what was unpacked is gone again; remove a model that nobody uses, or take a larger disk",
+        *left as f64 / 1e9,
+        *kept as f64 / 1e9
+    )]
+    Full {
+        /// Bytes that were still free.
+        left: u64,
+        /// Bytes that have to be.
+        kept: u64,
+    },
     /// The container would be on a network.
     #[error(
         "a container is started only where no way leads out of the network, and here one does; a slot that a container serves has to be started by the box itself"
@@ -140,7 +164,8 @@ impl Podman {
     /// For a slot of the box in this state folder.
     pub fn of(state: &Path, slot: &EngineName) -> Self {
         let program = std::env::var_os(PROGRAM).map_or_else(|| "podman".into(), PathBuf::from);
-        Self { program, slot: slot.clone(), folder: unpacked_by(state, slot), machine: "/".into() }
+        let folder = unpacked_by(state, slot);
+        Self { program, slot: slot.clone(), folder, machine: "/".into(), reserve: RESERVE }
     }
 
     /// With the cards of another machine, whose files are here: for tests.
@@ -261,22 +286,49 @@ impl Podman {
         let expected = image.bytes.saturating_mul(UNPACKED);
         room_for("the unpacked container image", expected, &self.folder)?;
         let before = free(&self.folder).map_err(keep)?;
+        if let Err(error) = self.pull(image, before, expected, told).await {
+            // Half an image is of no use, and takes room that others need.
+            self.clear().await;
+            return Err(error);
+        }
+        let known = found_in(&self.images().await?, &image.manifest);
+        known.ok_or_else(|| ContainerError::NoImage(image.manifest.clone()))
+    }
+
+    /// Has podman read the image, and ends that where the disk becomes too full: the box's own user may write to its last byte.
+    async fn pull(
+        &self,
+        image: &Image,
+        before: u64,
+        expected: u64,
+        told: impl Fn(f64),
+    ) -> Result<(), ContainerError> {
         told(0.0);
         let from = format!("dir:{}", image.folder.display());
         let pull = ["pull", "--quiet", &from];
         let mut pulling = std::pin::pin!(self.say("unpack the image", &pull, UNPACK));
         loop {
             tokio::select! {
-                done = &mut pulling => break drop(done?),
+                done = &mut pulling => return done.map(drop),
                 () = tokio::time::sleep(TICK) => {
-                    let taken = before.saturating_sub(free(&self.folder).unwrap_or(before));
+                    let left = free(&self.folder).unwrap_or(before);
+                    room_left(left, self.reserve)?;
                     // That it is all there only podman says.
-                    told((taken as f64 / expected.max(1) as f64).min(0.99));
+                    told((before.saturating_sub(left) as f64 / expected.max(1) as f64).min(0.99));
                 }
             }
         }
-        let known = found_in(&self.images().await?, &image.manifest);
-        known.ok_or_else(|| ContainerError::NoImage(image.manifest.clone()))
+    }
+
+    /// Erases what is unpacked. Whoever wrote there was killed, and may need a moment to be gone.
+    async fn clear(&self) {
+        for _ in 0..CLEARINGS {
+            match erase(&self.path("storage")).and_then(|()| erase(&self.path("tmp"))) {
+                Ok(()) => return,
+                Err(error) => log::warn!("half an image is still there: {error}"),
+            }
+            tokio::time::sleep(TICK).await;
+        }
     }
 
     /// Starts the container of the slot, of an image that podman knows by this name, in the foreground of a child process.
@@ -344,6 +396,14 @@ impl Running {
     }
 }
 
+/// Refuses to take what the box's own records need.
+fn room_left(left: u64, kept: u64) -> Result<(), ContainerError> {
+    match left >= kept {
+        true => Ok(()),
+        false => Err(ContainerError::Full { left, kept }),
+    }
+}
+
 /// Where a slot has its image unpacked.
 pub fn unpacked_by(state: &Path, slot: &EngineName) -> PathBuf {
     state.join("containers/slots").join(slot.as_str())
@@ -393,6 +453,9 @@ fn files(folder: &Path) -> Result<Vec<(String, PathBuf)>, ContainerError> {
     for entry in fs::read_dir(folder).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let name = entry.file_name().to_string_lossy().into_owned();
+        if !is_plain(&name) {
+            return Err(ContainerError::WeightsName { name });
+        }
         files.push((name, fs::canonicalize(entry.path()).map_err(fail)?));
     }
     files.sort();
@@ -501,6 +564,61 @@ mod tests {
              --mount=type=bind,source=/s/weights/blobs/sha256/00,target=/weights/model.safetensors,readonly \
              e6f6 --model /weights --port 8000"
         );
+    }
+
+    #[test]
+    fn a_file_with_a_sign_of_podmans_own_in_its_name_is_refused_in_words() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("model-00001_of.safetensors"), "").unwrap();
+        assert_eq!(files(folder.path()).unwrap().len(), 1);
+        for odd in ["a,target=", "a b", "a\"b", "a\nb", "ä"] {
+            let path = folder.path().join(odd);
+            fs::write(&path, "").unwrap();
+            let refused = files(folder.path()).unwrap_err();
+            let said = refused.to_string();
+            assert!(
+                matches!(&refused, ContainerError::WeightsName { name } if name == odd),
+                "{said}"
+            );
+            assert!(said.contains("rename the file") && !said.contains('\n'), "{said}");
+            fs::remove_file(path).unwrap();
+        }
+    }
+
+    /// A podman that knows no image and, asked to unpack one, does this.
+    fn podman_that(state: &Path, unpacks: &str) -> Podman {
+        let program = state.join("podman");
+        let text = format!(
+            "#!/bin/sh\ncase \"$*\" in\n*pull*) mkdir -p \"$2/half\"; {unpacks};;\n*) echo '[]';;\nesac\n"
+        );
+        fs::write(&program, text).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        Podman::of(state, &"big".parse().unwrap()).run_by(&program)
+    }
+
+    #[tokio::test]
+    async fn half_an_image_is_erased_whether_podman_failed_or_the_disk_became_too_full() {
+        let state = tempfile::tempdir().unwrap();
+        let manifest = container(&[]).digest;
+        let image = Image { manifest, folder: state.path().join("image"), bytes: 1 };
+        let podman = podman_that(state.path(), "echo 'Error: no' >&2; exit 125");
+        let failed = podman.unpack(&image, |_| ()).await.unwrap_err();
+        assert!(matches!(failed, ContainerError::Podman { .. }), "{failed}");
+        assert!(!podman.path("storage").exists());
+
+        let mut podman = podman_that(state.path(), "sleep 60");
+        podman.reserve = u64::MAX;
+        let full = podman.unpack(&image, |_| ()).await.unwrap_err();
+        assert!(matches!(full, ContainerError::Full { .. }), "{full}");
+        let said = full.to_string();
+        assert!(said.contains("the disk is too full for the container image"), "{said}");
+        assert!(!podman.path("storage").exists());
+    }
+
+    #[test]
+    fn the_last_of_the_disk_is_the_boxs_own() {
+        assert!(room_left(RESERVE, RESERVE).is_ok());
+        assert!(room_left(RESERVE - 1, RESERVE).is_err());
     }
 
     #[test]

@@ -143,6 +143,12 @@ fn shown(
             }
             @for (name, port) in site.ports.iter().filter(|(name, _)| !here(name)) {
                 p.soft.small { code { (name) } " is not in this machine now. It would have " (port) "." }
+                @if !port.by_dhcp() {
+                    form method="post" action=(format!("/uplinks/ports/{name}/dhcp"))
+                        data-confirm=(format!("Have {name} ask a router if it comes back, so that another port may have its address?")) {
+                        button.quiet type="submit" { "Free its address" }
+                    }
+                }
             }
             h3 { "Give a port a fixed address" }
             form.stack method="post" action="/uplinks/ports" {
@@ -242,6 +248,7 @@ mod tests {
         let page = words(&site, None);
         assert!(page.contains("It always has 10.0.0.5/8."), "{page}");
         assert!(page.contains("is not in this machine now"), "{page}");
+        assert!(page.contains("/uplinks/ports/gone0/dhcp"), "{page}");
         assert_eq!(
             in_short(&site, &["10.0.0.5".parse().unwrap()]).as_deref(),
             Some("enp2s0: 10.0.0.5/8; gone0: 10.0.0.5/8")

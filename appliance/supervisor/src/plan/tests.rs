@@ -21,6 +21,7 @@ fn fresh() -> Observed {
         engines: BTreeMap::new(),
         store: None,
         logins: BTreeSet::new(),
+        gone: None,
     }
 }
 
@@ -372,6 +373,26 @@ fn other_uplinks_stay_only_if_somebody_confirms() {
     );
     let none = SiteChange::Uplinks(Default::default());
     assert!(text(&serving(), Wanted::Change(none)).ends_with("[]"));
+}
+
+#[test]
+fn a_port_that_is_gone_leaves_its_address_to_others() {
+    let port = |name: &str, line: &str| SiteChange::Port {
+        port: name.parse().unwrap(),
+        address: polder_site::PortAddress::line(line).unwrap_or_default(),
+    };
+    let mut box_ = serving();
+    let before = box_.site.clone();
+    box_.site = port("gone0", "10.0.0.5/8").applied_to(&before);
+    assert!(port("enp1s0", "10.0.0.5/8").applied_to(&box_.site).check().is_err());
+    let by_dhcp = port("gone0", "");
+    assert!(site_after(&box_, &by_dhcp).ports.len() == 1, "it may be there, or have a seed");
+    box_.gone = Some("gone0".parse().unwrap());
+    box_.site = site_after(&box_, &by_dhcp);
+    assert_eq!(box_.site, before);
+    port("enp1s0", "10.0.0.5/8").applied_to(&box_.site).check().unwrap();
+    // Where nothing is known of it nothing is to be done.
+    assert!(text(&box_, Wanted::Change(by_dhcp)).ends_with("[]"));
 }
 
 #[test]

@@ -103,8 +103,10 @@ impl<P: Parts> Work<P> {
         {
             return Err(ups::NO_NUT.to_owned());
         }
-        if let Wanted::Change(SiteChange::Port { port, .. }) = &wanted {
-            self.may_have_address(port)?;
+        let mut gone = None;
+        if let Wanted::Change(SiteChange::Port { port, address }) = &wanted {
+            self.may_have_address(port, address)?;
+            gone = Some(port.clone()).filter(|port| self.may_be_forgotten(port));
         }
         let store = match &wanted {
             Wanted::Change(SiteChange::Backup(backup)) => Some(self.store_at(backup).await?),
@@ -120,6 +122,7 @@ impl<P: Parts> Work<P> {
             store,
             site,
             logins: crate::foreign::logins(&self.state),
+            gone,
         };
         Ok(plan(&observed, &wanted, &|recipe| self.shelf.describe(recipe)))
     }

@@ -46,6 +46,7 @@ impl<P: Parts> Work<P> {
                 self.set_off(id, intent, before, plan, actions);
             }
             Err(why) => {
+                let why = self.put_back_unconfirmed(&intent, before.as_ref(), why).await;
                 let run = self.board.post(id, empty("A change"), RunState::Failed(why));
                 self.close(run).await;
             }

@@ -9,7 +9,7 @@ use polder_backup::{
     Folders as Backups, KitKey, Location, Repository, Restic, Snapshot, Stop, restore,
 };
 use polder_control::{Progress, RunId, SpareReply, SpareRequest};
-use polder_site::{BackupPlace, Site, Store};
+use polder_site::{BackupPlace, Ports, Site, Store};
 use polder_spare::{Folders, Peer, Tombstones};
 use polder_takeover::{Term, adapt, models};
 use tokio::sync::OwnedMutexGuard;
@@ -103,12 +103,14 @@ impl<P: Parts> Work<P> {
             }
             false => adapt(&came, &here, models(&came, &self.choices(&came).await?), None),
         };
-        next.check().map_err(|error| error.to_string())?;
         let state = self.state.clone();
         blocking(move || {
+            let next = Site { ports: ports_here(&state, &here), ..next };
+            next.check().map_err(|error| error.to_string())?;
             let store = Store::open(&incoming).map_err(|e| with_source(&e))?;
             store.write(&next, "on another machine").map_err(|e| with_source(&e))?;
             keep_of_machine(&state)
+                .and_then(|()| leave_seed(&state))
                 .map_err(|error| format!("could not keep what is this machine's: {error}"))?;
             bury(&state)
         })
@@ -224,6 +226,22 @@ fn keep_of_machine(state: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// What this machine's ports have now, also where a seed gave it to them.
+fn ports_here(state: &Path, here: &Site) -> Ports {
+    polder_seed::ports_to_give(state).unwrap_or_else(|error| {
+        log::warn!("{error}; the ports keep what the site says");
+        here.ports.clone()
+    })
+}
+
+/// The seed of the box that comes was for another machine: its address is for no port of this one.
+fn leave_seed(state: &Path) -> std::io::Result<()> {
+    let also = restore::also(&Backups::of(state));
+    fs::create_dir_all(&also)?;
+    let decided = also.join(polder_seed::BOUND);
+    polder_site::write_durably(&decided, b"none: this box was taken over\n")
+}
+
 fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     if !from.is_dir() {
@@ -250,4 +268,33 @@ fn bury(state: &Path) -> Result<(), Refusal> {
     polder_members::keep_gone_lines(state, &lines.join("\n"))
         .map(drop)
         .map_err(|error| format!("what was revoked could not be kept: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_takes_over_keeps_the_address_of_its_own_seed_and_takes_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path();
+        let seed = "version = 1\n[network]\naddress = \"10.0.0.5/8\"\n";
+        fs::write(state.join("seed.toml"), seed).unwrap();
+        fs::write(state.join("seed.port"), "enp1s0\n").unwrap();
+        let ports = ports_here(state, &Site::unclaimed(8443));
+        let port = "enp1s0".parse().unwrap();
+        assert_eq!(ports[&port].to_string(), "10.0.0.5/8");
+        // Whatever seed comes, it is bound to no port once what waits is put over it.
+        leave_seed(state).unwrap();
+        let also = restore::also(&Backups::of(state));
+        let waits = fs::read_to_string(also.join("seed.port")).unwrap();
+        assert_eq!(waits, "none: this box was taken over\n");
+        fs::write(state.join("seed.port"), waits).unwrap();
+        assert!(ports_here(state, &Site::unclaimed(8443)).is_empty());
+        // One that cannot be read takes nothing away from the site.
+        fs::write(state.join("seed.toml"), "version = 9").unwrap();
+        let site = "[ports.enp2s0]\naddresses = [\"10.0.0.6/8\"]\n";
+        fs::write(state.join("site.toml"), site).unwrap();
+        assert_eq!(ports_here(state, &Site::unclaimed(8443)).len(), 1);
+    }
 }

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Work, moves_the_door};
 use crate::parts::{Part, Parts};
+use crate::plan::must_be_confirmed;
 use crate::runs::Intent;
 
 impl<P: Parts> Work<P> {
@@ -31,9 +32,14 @@ impl<P: Parts> Work<P> {
                 site.clone()
             }
         };
+        // What a port has may be another than the site says, whatever became of the site.
+        let a_port = matches!(intent, Intent::Change(SiteChange::Port { .. }));
         if back == site {
             self.restore();
-            return why;
+            return match a_port {
+                true => self.addresses_back(why).await,
+                false => why,
+            };
         }
         for name in site.engines.keys() {
             if !site.tells_alike(&back, name) {
@@ -43,7 +49,11 @@ impl<P: Parts> Work<P> {
         let written = self.write_site(back.clone(), format!("undone: {why}")).await;
         self.restore();
         if let Err(error) = written {
-            return format!("{why}; it could not be undone: {error}");
+            let why = format!("{why}; it could not be undone: {error}");
+            return match a_port {
+                true => self.addresses_back(why).await,
+                false => why,
+            };
         }
         match intent {
             Intent::Change(SiteChange::Engine { name, .. }) if back.engines.contains_key(name) => {
@@ -66,13 +76,35 @@ impl<P: Parts> Work<P> {
                     // Whether that one is heard, its own run has seen; not waiting cannot fail.
                     let _ = self.watch_ups(false).await;
                 }
-                if site.ports != back.ports
-                    && let Err(error) = self.give_addresses().await
-                {
-                    return format!("{why}; the address could not be taken back: {error}");
+                let undone = format!("{why}; the change was undone");
+                match a_port {
+                    true => self.addresses_back(undone).await,
+                    false => undone,
                 }
-                format!("{why}; the change was undone")
             }
+        }
+    }
+
+    /// The same for a run that does not go on, where nobody has confirmed what it changed: it would stay for good.
+    pub(super) async fn put_back_unconfirmed(
+        self: &Arc<Self>,
+        intent: &Intent,
+        before: Option<&Site>,
+        why: String,
+    ) -> String {
+        match (intent, before) {
+            (Intent::Change(change), Some(before)) if must_be_confirmed(change) => {
+                self.put_back(intent, before, why, &CancellationToken::new()).await
+            }
+            _ => why,
+        }
+    }
+
+    /// Every port has again what the site says. Gives `why` with what came of that.
+    async fn addresses_back(&self, why: String) -> String {
+        match self.give_addresses().await {
+            Ok(()) => why,
+            Err(error) => format!("{why}; the ports could not be given their addresses: {error}"),
         }
     }
 
