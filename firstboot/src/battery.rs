@@ -60,7 +60,11 @@ impl Chosen {
         };
         Ok(match before {
             Some(plan) => {
-                PowerPlan { ups: fresh.ups, attached: fresh.attached, role: fresh.role, ..plan }
+                // Another UPS has another battery.
+                let same = (&plan.ups, &plan.attached) == (&fresh.ups, &fresh.attached);
+                let battery_since = plan.battery_since.filter(|_| same);
+                let PowerPlan { ups, attached, role, .. } = fresh;
+                PowerPlan { ups, attached, role, battery_since, ..plan }
             }
             None => fresh,
         })

@@ -100,7 +100,7 @@ fn body(machine: &Machine, ups: &Around, button: &str) -> Markup {
     rows.push(("Battery (UPS)", battery(ups)));
     rows.push((
         "Backups",
-        html! { span .soft { "you say where to, on the page Backups, when the box is set up" } },
+        html! { span .soft { "at the end you print the sheet that brings everything back, and say where backups go" } },
     ));
     html! {
         (card("What is in it", facts(&rows)))

@@ -133,6 +133,18 @@ fn done(
             div .wrap { (copyable("key", "Your key", key)) }
         }
         section .card {
+            h2 { "The emergency kit" }
+            p {
+                "One sheet of paper brings the collective's members, keys and settings back when this machine burns or is stolen: on another one, from a backup. "
+                "Print it now; then type its key back, so that you know that it can be read."
+            }
+            div .row {
+                // Beside this page: the key above is shown only once.
+                form method="post" action="/backup/kit" target="_blank" { button type="submit" { "Show the sheet, to be printed" } }
+                a .button.quiet href="/backup" target="_blank" { "Type its key back, and say where backups go" }
+            }
+        }
+        section .card {
             h2 { "Try it" }
             h3 { "With curl" }
             (copyable("curl", "A question with curl", curl(&base, &ca_file, key, model)))

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CACHE = Path(os.environ.get("CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "polder")
 BINARY = os.environ.get("POLDER_BIN", str(ROOT / "target/debug/polder"))
 MODEL = "smollm2-135m-instruct"
-NEAR, FAR = "192.168.77.1", "198.51.100.20"
+NEAR, FAR, SPARE = "192.168.77.1", "198.51.100.20", "192.168.77.29"
 OUTSIDE = "soak.example.org"
 PORT = 8443
 
@@ -289,6 +289,14 @@ class Box:
         return children
 
 
+class Beside:
+    """The machine next to the box: programs on it run where this one does."""
+
+    @staticmethod
+    def inside(*command):
+        return list(map(str, command))
+
+
 class Failed(Exception):
     """A request that got no whole answer: refused, reset, cut. `hung`: nothing came in all the time there was."""
 
@@ -366,13 +374,15 @@ class Person:
 
 
 class House:
-    """Everything, set up: a claimed box with members, a relay, a UPS, two uplinks, backups."""
+    """Everything, set up: a claimed box with members, a relay, a UPS, two uplinks, backups; with a spare where one is wanted."""
 
-    def __init__(self, members=6, wrong_clock=True):
+    def __init__(self, members=6, wrong_clock=True, spare=False):
         self.folder = Path(tempfile.mkdtemp(prefix="polder-house-"))
-        self.parts, self.box = [], None
+        self.parts, self.box, self.spare = [], None, None
         try:
             self.build(members, wrong_clock)
+            if spare:
+                self.pair()
         except BaseException:
             self.close()
             raise
@@ -395,6 +405,19 @@ class House:
         self.people = [self.steward]
         for n in range(1, members):
             self.invite(n)
+
+    def pair(self):
+        """Gives the box a spare, which stands in the house too."""
+        folder = self.folder / "spare"
+        (folder / "state").mkdir(parents=True)
+        self.spare = Box(Beside(), folder / "state", folder, wrong_clock=False)
+        self.spare.start("--listen", SPARE, "--port", str(PORT))
+        self.spare.supervise()
+        until("the spare", self.spare.status, 60)
+        self.spare.ask({"apply": {"change": {"rename": "elm"}, "by": "console"}})
+        until("the spare's name", lambda: self.spare.status()["site"]["name"] == "elm", 60)
+        self.box.polder("spare", "pair", SPARE, typed=self.spare.polder("spare", "be"))
+        until("the link of the two", lambda: "spare" in self.box.processes(), 60)
 
     def keep(self, part):
         self.parts.append(part)
@@ -482,8 +505,8 @@ class House:
 
     def close(self):
         try:
-            if self.box:
-                self.box.stop()
+            for box in filter(None, (self.spare, self.box)):
+                box.stop()
         finally:
             if hasattr(self, "ups"):
                 self.ups.stop()

@@ -80,6 +80,20 @@ pub struct Up {
     pub model: String,
 }
 
+/// The program, with another day than this machine's.
+fn with_calendar(offset: &str) -> Command {
+    let library = std::fs::read_dir("/usr/lib")
+        .expect("there are libraries")
+        .flatten()
+        .map(|entry| entry.path().join("faketime/libfaketime.so.1"))
+        .find(|path| path.exists())
+        .expect("Debian's package faketime is there");
+    let mut command = Command::new(need("POLDER_BIN"));
+    command.env("LD_PRELOAD", library).env("FAKETIME", offset);
+    command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    command
+}
+
 /// A box that runs.
 pub struct Running {
     child: Child,
@@ -98,16 +112,15 @@ impl Running {
 
     /// The same on a machine whose calendar is ahead by this many hours; what it waits for takes as long as ever.
     pub fn start_hours_later(state: &Path, port: u16, hours: u32) -> Self {
-        let library = std::fs::read_dir("/usr/lib")
-            .expect("there are libraries")
-            .flatten()
-            .map(|entry| entry.path().join("faketime/libfaketime.so.1"))
-            .find(|path| path.exists())
-            .expect("Debian's package faketime is there");
-        let mut command = Command::new(need("POLDER_BIN"));
-        command.env("LD_PRELOAD", library).env("FAKETIME", format!("+{hours}h"));
-        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-        Self::start_as(command, state, port, &[])
+        Self::start_as(with_calendar(&format!("+{hours}h")), state, port, &[])
+    }
+
+    /// [`Self::ready_again`] on a machine whose calendar is so many days behind.
+    pub fn ready_days_earlier(state: &Path, port: u16, days: u32) -> (Self, Up) {
+        let command = with_calendar(&format!("-{days}d"));
+        let running = Self::start_as(command, state, port, &["--yes", "--json"]);
+        let up = running.up();
+        (running, up)
     }
 
     /// The same in a network of its own, in which there is nothing but the box: a client that runs [`Self::beside`] it
@@ -126,11 +139,12 @@ impl Running {
         Self::start_as(command, state, port, &[])
     }
 
-    /// A box with the trial model, a steward and a key, in a network namespace that is there already.
+    /// A box with the trial model, a steward and a key, in a network namespace that is there already; it also says what goes well.
     pub fn ready_inside(namespace: &str, state: &Path, port: u16) -> (Self, Up) {
         import_trial_model(state);
         let mut command = Command::new("ip");
         command.args(["netns", "exec", namespace]).arg(need("POLDER_BIN"));
+        command.env("POLDER_LOG", "info");
         let running = Self::start_as(command, state, port, &["--yes", "--json"]);
         let up = running.up();
         (running, up)

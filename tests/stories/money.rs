@@ -3,15 +3,26 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use polder_members::{Members, NewKey, NewMember, Role, Secret};
+use jiff::{Timestamp, ToSpan, tz::TimeZone};
+use polder_members::{Clock, Members, NewKey, NewMember, Role, Secret};
 use polder_stories::{Browser, Client, Running, free_port, import_trial_model, scaled};
 
 const PASSWORD: &str = "the till is in the drawer";
 
+/// How many days ago it was the 15th: what is used in one month is not split in the next, also where this story begins a minute before midnight.
+fn since_the_middle_of_a_month(now: Timestamp) -> u32 {
+    let today = now.to_zoned(TimeZone::UTC).date();
+    let this = today.first_of_month() + 14.days();
+    let last = if this <= today { this } else { today.first_of_month() - 1.month() + 14.days() };
+    u32::try_from((today - last).get_days()).unwrap()
+}
+
 /// A steward and a member, each with a key.
-fn two(state: &Path) -> [String; 2] {
+fn two(state: &Path, days_ago: u32) -> [String; 2] {
     import_trial_model(state);
-    let members = Members::open(&state.join("polder.db")).unwrap();
+    let clock = Clock::system();
+    clock.pass(-i64::from(days_ago) * 24 * 3600);
+    let members = Members::open_with_clock(&state.join("polder.db"), clock).unwrap();
     [("Ada", Role::Steward), ("Cleo", Role::Member)].map(|(name, role)| {
         let password = Secret::new(PASSWORD.into());
         let new = NewMember { name: name.into(), email: None, password };
@@ -54,11 +65,25 @@ fn uses(client: &Client, model: &str, tokens: u32) {
     assert_eq!(answer.status, 200, "{}", answer.text);
 }
 
+#[test]
+fn the_books_are_kept_in_the_middle_of_a_month_whatever_day_it_is() {
+    for (now, days) in [
+        ("2026-11-30T23:59:59Z", 15),
+        ("2026-12-01T00:00:00Z", 16),
+        ("2026-03-14T12:00:00Z", 27),
+        ("2026-03-15T12:00:00Z", 0),
+        ("2026-01-01T00:00:00Z", 17),
+    ] {
+        assert_eq!(since_the_middle_of_a_month(now.parse().unwrap()), days, "{now}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn browser_books_are_kept_a_bank_s_table_comes_in_and_usage_counts_only_when_all_agree() {
     let state = tempfile::tempdir().unwrap();
-    let [ada_key, cleo_key] = two(state.path());
-    let (running, up) = Running::ready_again(state.path(), free_port());
+    let days_ago = since_the_middle_of_a_month(Timestamp::now());
+    let [ada_key, cleo_key] = two(state.path(), days_ago);
+    let (running, up) = Running::ready_days_earlier(state.path(), free_port(), days_ago);
     let home = format!("http://localhost:{}", running.port);
     let ada = signed_in(&home, "Ada", 1280).await;
     ada.hear("No books are kept").await;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use polder_control::{
     Actor, Client, Reply, Request, RunId, RunState, Sockets, UplinkState, WanStatus,
 };
-use polder_site::{SiteChange, Uplink, Uplinks};
+use polder_site::{PortAddress, SiteChange, Uplink, Uplinks};
 use polder_stories::polder;
 
 use crate::network::Network;
@@ -81,6 +81,19 @@ fn a_second_uplink_is_added_confirmed_and_used_when_the_cable_of_the_first_comes
     let up = [&binary, "up", "--state", state.to_str().unwrap(), "--port", "8443"];
     network.runs("box", &up);
     let before = rules(&network);
+
+    // The machine's own system gave its ports their addresses, and goes on doing so.
+    let change = SiteChange::Port {
+        port: "fibre".parse().unwrap(),
+        address: PortAddress::line("10.1.0.9/24").unwrap(),
+    };
+    let said = until("the box", || {
+        ask(state, &Request::Apply { change: change.clone(), by: Actor::Console })
+    });
+    assert!(
+        matches!(&said, Reply::Refused(why) if why.contains("whose own system gives its ports")),
+        "{said:?}"
+    );
 
     let targets = ["198.51.100.1:443", "198.51.100.2:443"].map(|t| t.parse().unwrap());
     let uplink = |interface: &str, order| {

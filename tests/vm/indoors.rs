@@ -8,12 +8,16 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use polder_control::{Actor, Client, Reply, Request, RunState, StepState};
-use polder_site::{SiteChange, Uplink, Uplinks};
-use polder_stories::scaled;
+use polder_control::{Actor, Client, Reply, Request, RunId, RunState, StepState};
+use polder_site::{Container, EngineKind, EngineSlot, PortAddress, SiteChange, Uplink, Uplinks};
+use polder_stories::{need, scaled};
 use tempfile::TempDir;
 
 use crate::machine::Kind;
+
+#[path = "../../appliance/upstream/tests/toy/mod.rs"]
+#[allow(dead_code, reason = "another test takes all of it")]
+mod toy;
 
 /// Whatever one waits for here takes seconds on a machine that does nothing else.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -329,4 +333,186 @@ async fn indoors_a_system_whose_first_cable_is_pulled_goes_out_by_the_second() {
         cut.elapsed().as_secs_f64()
     );
     assert!(status(&indoors).contains("through mobile"), "{}", status(&indoors));
+}
+
+/// What networkd has given a port, as this machine's `ip` shows it.
+fn addresses(indoors: &Indoors, port: &str) -> String {
+    let init = indoors.init().unwrap().to_string();
+    let mut ask = Command::new("nsenter");
+    ask.args(["-t", &init, "-n", "ip", "-o", "addr", "show", "dev", port]);
+    String::from_utf8(ask.output().unwrap().stdout).unwrap()
+}
+
+async fn run_of(indoors: &Indoors, line: &str) -> RunId {
+    let address = match line {
+        "" => PortAddress::default(),
+        line => PortAddress::line(line).unwrap(),
+    };
+    let change = SiteChange::Port { port: "up1".parse().unwrap(), address };
+    match indoors.ask(Request::Apply { change, by: Actor::Console }).await {
+        Reply::Accepted(run) => run,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// How a run ends; `confirm`: somebody says that it is good.
+async fn end_of(indoors: &Indoors, id: RunId, confirm: bool) -> RunState {
+    loop {
+        let Reply::Runs(runs) = indoors.ask(Request::Runs).await else { panic!() };
+        let run = runs.into_iter().find(|known| known.id == id).unwrap();
+        if run.state != RunState::Running {
+            return run.state;
+        }
+        if confirm && run.waits_for_confirmation().is_some() {
+            indoors.ask(Request::Confirm { run: id, by: Actor::Console }).await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indoors_networkd_gives_a_port_the_address_that_the_site_says_and_takes_it_back() {
+    let mut indoors = Indoors::new();
+    // The other ends of the cables are on.
+    let plug = "ip link set far1 up; ip link set far2 up";
+    indoors.inside(&["sh", "-c", plug]);
+    let has = |address: &'static str| move |i: &Indoors| addresses(i, "up1").contains(address);
+    let lacks = |address: &'static str| move |i: &Indoors| !addresses(i, "up1").contains(address);
+    let first = run_of(&indoors, "10.77.0.5/24 10.77.0.1 fd77::5/64").await;
+    indoors.until("the address", has("inet 10.77.0.5/24"));
+    indoors.until("the other family's", has("inet6 fd77::5/64"));
+    assert!(!addresses(&indoors, "up2").contains("10.77"), "the other port is left alone");
+    assert_eq!(end_of(&indoors, first, true).await, RunState::Done);
+    // Another one, which nobody confirms: the first is back.
+    let second = run_of(&indoors, "10.78.0.5/24").await;
+    indoors.until("the other address", has("inet 10.78.0.5/24"));
+    indoors.until("the first gone", lacks("10.77.0.5"));
+    let RunState::Failed(why) = end_of(&indoors, second, false).await else { panic!() };
+    assert!(why.ends_with("nobody confirmed it in time; the change was undone"), "{why}");
+    indoors.until("the first again", has("inet 10.77.0.5/24"));
+    indoors.until("the second gone", lacks("10.78.0.5"));
+    // It is there after a start, before anybody asks for it.
+    indoors.inside(&["systemctl", "--no-block", "poweroff"]);
+    indoors.goes_off();
+    indoors.start();
+    indoors.inside(&["sh", "-c", plug]);
+    indoors.until("the address after a start", has("inet 10.77.0.5/24"));
+    // These cables are no hardware, which the image's own file is about.
+    let usual = "printf '[Match]\nName=up1\n\n[Network]\nDHCP=yes\n' > /run/systemd/network/80-cable.network";
+    indoors.inside(&["sh", "-c", usual]);
+    let third = run_of(&indoors, "").await;
+    assert_eq!(end_of(&indoors, third, true).await, RunState::Done);
+    indoors.until("no address of its own", lacks("10.77.0.5"));
+    // Only what the site says is written, and by nobody but root.
+    let (change, by) = (PortAddress::line("10.79.0.5/24").unwrap(), Actor::Console);
+    let change = SiteChange::Port { port: "up9".parse().unwrap(), address: change };
+    let refused = indoors.ask(Request::Apply { change, by }).await;
+    assert!(matches!(&refused, Reply::Refused(why) if why.contains("no network port called up9")));
+    let listed = indoors.inside(&["ls", "/run/systemd/network"]).stdout;
+    assert!(!String::from_utf8(listed).unwrap().contains("70-polder-port-"));
+}
+
+/// What the process of a slot answers to one question over its own socket; the whole of it, as it comes.
+fn ask_slot(indoors: &Indoors, head: &str, body: &str) -> Option<String> {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    let folder = format!("/proc/{}/root/run/polder/engine-big", indoors.init()?);
+    let socket = fs::read_dir(folder).ok()?.flatten().next()?.path();
+    let mut stream = UnixStream::connect(socket).ok()?;
+    stream.set_read_timeout(Some(scaled(Duration::from_secs(20)))).ok()?;
+    let length = body.len();
+    let text = format!(
+        "{head} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(text.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indoors_a_container_serves_a_slot_without_anybodys_rights_and_goes_with_it() {
+    let indoors = Indoors::new();
+    let var = indoors.folder.path().join("var/tmp");
+    let digest = toy::archive(&var.join("toy.tar"), &toy::toy(), false);
+    let mut copy = Command::new("cp");
+    copy.arg("-Lr").arg(need("POLDER_SMOLLM2_FOLDER")).arg(var.join("disk"));
+    assert!(copy.status().unwrap().success());
+    indoors.inside(&["chmod", "-R", "a+rX", "/var/tmp/toy.tar", "/var/tmp/disk"]);
+    indoors.says(&["weights", "import", "smollm2-135m-instruct", "--from", "/var/tmp/disk"]);
+    indoors.says(&["engine", "image", "import", "/var/tmp/toy.tar"]);
+
+    let mut slot = EngineSlot::serving("smollm2-135m-instruct".parse().unwrap());
+    slot.kind = EngineKind::Container;
+    slot.container = Some(Box::new(Container {
+        image: "localhost/toy".parse().unwrap(),
+        digest,
+        authority: None,
+        port: 8000,
+        arguments: vec!["8000".to_owned()],
+        called: Some("toy".to_owned()),
+    }));
+    let name: polder_site::EngineName = "big".parse().unwrap();
+    let change = SiteChange::Engine { name: name.clone(), slot };
+    let run = accepted(&indoors, change).await;
+    until_done(&indoors, run).await;
+    const UNIT: &str = "polder-contained@big.service";
+    let answers = |indoors: &Indoors| {
+        let answer = ask_slot(indoors, "POST /v1/chat/completions", "{\"model\":\"m\"}");
+        answer.is_some_and(|answer| answer.contains("200 OK") && answer.contains("kept alone toy"))
+    };
+    indoors.until("an answer", answers);
+    assert_eq!(
+        indoors.sees(UNIT),
+        ["HISTORY", "containers", "run", "site.toml", "weights"],
+        "{}",
+        indoors.log()
+    );
+    // Nobody of them is root, or could become it.
+    let toy = |indoors: &Indoors| {
+        let found = indoors.inside(&["pidof", "toy"]).stdout;
+        String::from_utf8(found).unwrap().trim().to_owned()
+    };
+    let first = toy(&indoors);
+    let about = indoors.inside(&["cat", &format!("/proc/{first}/status")]).stdout;
+    let about = String::from_utf8(about).unwrap();
+    for wanted in ["Uid:\t640\t640\t640\t640", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1"] {
+        assert!(about.contains(wanted), "no {wanted:?} in {about}");
+    }
+    let tasks = "/sys/fs/cgroup/system.slice/system-polder\\x2dcontained.slice/polder-contained@big.service/cgroup.procs";
+    let users = format!("for pid in $(cat '{tasks}'); do stat -c %u /proc/$pid; done | sort -u");
+    let users = indoors.inside(&["sh", "-c", &users]).stdout;
+    assert_eq!(String::from_utf8(users).unwrap(), "640\n");
+
+    // Killed, it takes the container along, and is started again with what it had unpacked.
+    indoors.inside(&["systemctl", "kill", "--kill-whom=main", "--signal=KILL", UNIT]);
+    indoors.until("another container", |indoors| {
+        let now = toy(indoors);
+        !now.is_empty() && !now.contains(' ') && now != first && answers(indoors)
+    });
+    let unpacked = "/var/lib/polder/containers/slots/big";
+    assert!(indoors.inside(&["test", "-d", unpacked]).status.success());
+    let run = accepted(&indoors, SiteChange::RemoveEngine(name)).await;
+    until_done(&indoors, run).await;
+    assert_eq!(toy(&indoors), "");
+    assert!(!indoors.inside(&["test", "-e", unpacked]).status.success());
+}
+
+async fn accepted(indoors: &Indoors, change: SiteChange) -> RunId {
+    match indoors.ask(Request::Apply { change, by: Actor::Console }).await {
+        Reply::Accepted(run) => run,
+        other => panic!("refused: {other:?}"),
+    }
+}
+
+async fn until_done(indoors: &Indoors, id: RunId) {
+    loop {
+        let Reply::Runs(runs) = indoors.ask(Request::Runs).await else { panic!() };
+        let run = runs.into_iter().find(|known| known.id == id).unwrap();
+        match run.state {
+            RunState::Done => return,
+            RunState::Running => tokio::time::sleep(Duration::from_millis(50)).await,
+            other => panic!("{other:?}\n{}", indoors.log()),
+        }
+    }
 }

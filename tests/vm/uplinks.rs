@@ -7,12 +7,15 @@ use polder_stories::{Client, free_port, scaled};
 use crate::claimed::{MODEL, claimed};
 use crate::machine::PATIENCE;
 
-/// By which interface the machine would go out, whenever that changes.
+/// By which interface the machine would go out, whenever that changes. QEMU's networks name no router to a machine that may not go out,
+/// so it is told.
 const WATCH: &str = r#"[Unit]
 After=systemd-networkd.service
 [Service]
 StandardOutput=append:/dev/ttyS0
 ExecStart=/bin/sh -c 'for nic in /sys/class/net/e*; do echo "cable $(cat $nic/address) is $(basename $nic)"; done; \
+    for leg in 2 3; do until nic=$(ip -4 -o addr show to 10.0.$leg.0/24 | cut -d" " -f2) && [ -n "$nic" ] && \
+    ip route replace default via 10.0.$leg.2 dev $nic metric 102$leg; do sleep 1; done; done; \
     while sleep 0.05; do now=$(ip -4 route get 198.51.100.7 2>/dev/null | sed -n "s/.* dev \\([^ ]*\\).*/\\1/p"); \
     [ "$now" = "$before" ] || echo "way out: $now."; before=$now; done'
 "#;

@@ -1,4 +1,4 @@
-//! Which of two boxes a machine is, says the machine and not the backup that comes to it.
+//! Which of two boxes a machine is, and which addresses its ports have, says the machine and not the backup that comes to it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -69,7 +69,7 @@ fn pairing(came: &Site, here: Option<Spare>, paired: Option<Side>) -> (Site, Opt
     (site, lost)
 }
 
-/// Gives what was fetched this machine's pairing. To be called before [`restore::ready`].
+/// Gives what was fetched this machine's pairing and its ports' addresses. To be called before [`restore::ready`].
 pub fn keep_pairing(folders: &Folders) -> Result<(), BackupError> {
     let state = folders.restore().parent().unwrap_or(Path::new(".")).to_owned();
     let not_whole =
@@ -86,7 +86,13 @@ pub fn keep_pairing(folders: &Folders) -> Result<(), BackupError> {
             SpareRole::ForAnother => Side::Spare,
         }),
     };
-    let (site, lost) = pairing(&came, here, paired);
+    let (mut site, lost) = pairing(&came, here, paired);
+    // Whoever restores a box sits before it at an address that it has now; the seed of the box that comes was for another machine.
+    site.ports = polder_seed::ports(&state).unwrap_or_default();
+    private_folder(&restore::also(folders))?;
+    let decided = restore::also(folders).join(polder_seed::BOUND);
+    polder_site::write_durably(&decided, b"none: this box was restored\n")
+        .map_err(|source| BackupError::File { path: decided, source })?;
     if site != came {
         site.check().map_err(|e| not_whole(&e))?;
         store.write(&site, "restored on another machine").map_err(|e| not_whole(&e))?;
@@ -99,7 +105,6 @@ pub fn keep_pairing(folders: &Folders) -> Result<(), BackupError> {
     };
     let note = note_in(&restore::also(folders));
     let folder = note.parent().unwrap_or(Path::new("."));
-    private_folder(&restore::also(folders))?;
     private_folder(folder)?;
     polder_site::write_durably(&note, word.as_bytes())
         .map_err(|source| BackupError::File { path: note, source })
@@ -173,6 +178,12 @@ mod tests {
         assert_eq!(Unpaired::noted(state.path()), Some(Unpaired::HadSpare));
         let here = Site::from_toml(&fs::read_to_string(state.path().join("site.toml")).unwrap());
         assert_eq!(here.unwrap().spare, None);
+        // The address at which it is reached now is this machine's, also where it came from a seed; the other box's is not taken.
+        let (seed, bound) = (state.path().join("seed.toml"), state.path().join("seed.port"));
+        fs::write(&seed, "version = 1\n[network]\naddress = \"10.0.0.5/8\"\n").unwrap();
+        assert_eq!(fs::read_to_string(&bound).unwrap(), "none: this box was restored\n");
+        assert!(polder_seed::ports(state.path()).unwrap().is_empty());
+        fs::write(&bound, "enp1s0\n").unwrap();
         // Another backup, of a box that was alone.
         fs::create_dir_all(restore::incoming(&folders)).unwrap();
         let store = polder_site::Store::open(&restore::incoming(&folders)).unwrap();

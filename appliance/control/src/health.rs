@@ -5,7 +5,7 @@ use std::path::Path;
 use polder_site::{EngineName, RecipeName};
 use serde::{Deserialize, Serialize};
 
-use crate::{Actor, Sockets, SpareStatus};
+use crate::{Actor, PartName, Sockets, SpareStatus};
 
 /// What was looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -39,6 +39,8 @@ pub enum Check {
     Weights,
     /// The ways out of the box.
     Uplink,
+    /// Whether members outside can come in.
+    Outside,
     /// Mains and battery.
     Battery,
     /// Copies of the box's state, and whether they can be restored.
@@ -71,6 +73,7 @@ impl Check {
             Self::Update => "update",
             Self::Weights => "weights",
             Self::Uplink => "uplink",
+            Self::Outside => "outside",
             Self::Battery => "battery",
             Self::Backup => "backup",
             Self::Spare => "spare",
@@ -144,6 +147,8 @@ pub struct Issue {
 pub enum Fix {
     /// Start this engine again.
     StartEngine(EngineName),
+    /// Start a part again that was given up.
+    StartPart(PartName),
     /// Bring this model's files again.
     BringModel(RecipeName),
     /// Look whether there is an update.
@@ -155,6 +160,7 @@ impl Fix {
     pub fn label(&self) -> String {
         match self {
             Self::StartEngine(name) => format!("Start {name} again"),
+            Self::StartPart(_) => "Start it again".to_owned(),
             Self::BringModel(recipe) => format!("Bring {recipe} again"),
             Self::CheckUpdate => "Look for an update".to_owned(),
         }
@@ -365,13 +371,15 @@ pub enum Told {
 pub struct BatterySeen {
     /// Fed by the mains; none while nobody knows.
     pub on_mains: Option<bool>,
+    /// Seconds since it was last heard of, where that is too long ago.
+    pub silent: Option<u64>,
     /// Percent.
     pub charge: Option<u8>,
     /// It asks for a new battery.
     pub replace: bool,
-    /// When the battery was put in, Unix seconds, where somebody said so.
+    /// When the battery was put in, Unix seconds, where the UPS or a steward said so.
     pub installed: Option<i64>,
-    /// When it last passed a test of its own, Unix seconds.
+    /// When this battery was last tested, Unix seconds.
     pub tested: Option<i64>,
     /// Why the last test failed.
     pub test_failed: Option<String>,

@@ -36,8 +36,9 @@ pub use health::{
 };
 pub use messages::{
     Actor, AuditEntry, AuditHead, BoxStatus, Claim, DoorReply, DoorRequest, Doorway, EngineStatus,
-    Event, Gpu, ImageStatus, ImportSource, Machine, OfferStatus, OpenShell, PartState, PartStatus,
-    Port, Power, Reply, Request, StewardContact, UpdateStatus, UpdateWish,
+    Event, Gpu, ImageStatus, ImportSource, Machine, OfferStatus, OpenShell, OtherPart, OutsideLine,
+    OutsideSeen, PartName, PartState, PartStatus, Port, Power, Reply, Request, StewardContact,
+    UpdateStatus, UpdateWish,
 };
 pub use plan::{CONFIRM, Plan, Progress, Run, RunId, RunState, Step, StepState, Unit};
 pub use spare::{SparePeer, SpareReply, SpareRequest, SpareStatus};

@@ -110,6 +110,13 @@ pub enum Request {
         /// Who asked.
         by: Actor,
     },
+    /// Start a part again that was given up, or that waits after it died. → [`Reply::Done`].
+    StartPart {
+        /// Which.
+        part: PartName,
+        /// Who asked.
+        by: Actor,
+    },
     /// From the part that watches the UPS: how the power is, every few seconds. What has to be done about it is done by the
     /// supervisor. → [`Reply::Supplied`].
     Supply(Box<Supply>),
@@ -284,6 +291,12 @@ pub struct UpdateStatus {
     pub trying: Option<String>,
     /// What became of each update, newest first, in words.
     pub why: Vec<String>,
+    /// When it was last looked for one, Unix seconds, where that worked.
+    #[serde(default)]
+    pub looked: Option<i64>,
+    /// Since when nobody could look for one, Unix seconds, and why not.
+    #[serde(default)]
+    pub unlooked: Option<(i64, String)>,
 }
 
 /// A remote shell that is open.
@@ -421,6 +434,9 @@ pub struct BoxStatus {
     pub gateway: PartStatus,
     /// The engines.
     pub engines: Vec<EngineStatus>,
+    /// All other parts that the site asks for.
+    #[serde(default)]
+    pub others: Vec<OtherPart>,
     /// In safe mode no engine and no app runs; the next start of the machine leaves it.
     #[serde(default)]
     pub safe: bool,
@@ -446,6 +462,41 @@ pub struct EngineStatus {
     /// One sentence, where it answers and could do so better on this machine.
     #[serde(default)]
     pub note: Option<String>,
+}
+
+/// A part beside the door and the engines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PartName {
+    /// Watches the UPS.
+    Power,
+    /// Looks after the uplinks.
+    Wan,
+    /// Keeps in touch with the other box.
+    Spare,
+    /// Looks after the box's health.
+    Health,
+}
+
+impl PartName {
+    /// What it does, for people: the end of "the part that".
+    pub const fn does(self) -> &'static str {
+        match self {
+            Self::Power => "watches the UPS",
+            Self::Wan => "looks after the uplinks",
+            Self::Spare => "keeps in touch with the other box",
+            Self::Health => "looks after the box's health",
+        }
+    }
+}
+
+/// A part beside the door and the engines, at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OtherPart {
+    /// Which.
+    pub name: PartName,
+    /// How it is.
+    pub part: PartStatus,
 }
 
 /// A long-running part at one moment.
@@ -587,6 +638,8 @@ pub enum DoorRequest {
     },
     /// Whom to tell when something is wrong. → [`DoorReply::Stewards`].
     Stewards,
+    /// Can members outside come in? → [`DoorReply::Outside`].
+    Outside,
 }
 
 /// From the gateway.
@@ -617,6 +670,8 @@ pub enum DoorReply {
     Certificate(PublicStatus),
     /// Everybody who looks after the box.
     Stewards(Vec<StewardContact>),
+    /// The lines to the relay.
+    Outside(OutsideSeen),
     /// No; one sentence.
     Refused(String),
 }
@@ -628,6 +683,27 @@ pub struct StewardContact {
     pub name: String,
     /// Their e-mail address, where they gave one.
     pub email: Option<String>,
+}
+
+/// How members outside can come in, as far as the door knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutsideSeen {
+    /// The relay's host; none where there is no relay, and then nobody knocks from outside either.
+    pub relay: Option<String>,
+    /// The lines to it, one for each way out.
+    pub lines: Vec<OutsideLine>,
+}
+
+/// One line to the relay.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutsideLine {
+    /// By which interface; none where it is whichever the machine uses.
+    pub interface: Option<String>,
+    /// For how many seconds it has not been held, and why not.
+    pub broken: Option<(u64, String)>,
+    /// The port at which nobody answered when the relay knocked, although somebody should: the address is the box's own, or its router says that it
+    /// passes callers on.
+    pub shut: Option<u16>,
 }
 
 /// What the gateway has made true of the site, which it follows while it runs.
@@ -678,6 +754,7 @@ impl std::fmt::Debug for DoorReply {
             Self::Claimed => f.write_str("Claimed"),
             Self::Key(_) => f.write_str("Key(hidden)"),
             Self::Stewards(stewards) => write!(f, "Stewards({})", stewards.len()),
+            Self::Outside(seen) => seen.fmt(f),
             Self::Refused(why) => write!(f, "Refused({why:?})"),
         }
     }

@@ -69,7 +69,7 @@ pub struct Supply {
     pub runtime: Option<u64>,
     /// Percent of what it can carry.
     pub load: Option<u8>,
-    /// Seconds since it was last heard of, where that is too long ago.
+    /// Seconds since it was last heard of, or since it was first listened for in vain, where that is too long ago.
     pub silent: Option<u64>,
     /// It asks for a new battery.
     pub replace_battery: bool,
@@ -80,4 +80,13 @@ pub struct Supply {
     /// The last test of the battery, in words.
     #[serde(default)]
     pub last_test: Option<String>,
+    /// When the battery that is in it was last tested, Unix seconds.
+    #[serde(default)]
+    pub tested: Option<i64>,
+    /// What the UPS said of that battery's last test, where it failed.
+    #[serde(default)]
+    pub test_failed: Option<String>,
+    /// Since when the battery is in it, Unix seconds, as the UPS or a steward says.
+    #[serde(default)]
+    pub battery_since: Option<i64>,
 }

@@ -116,6 +116,7 @@ impl Console {
                 let contact = |m: Member| StewardContact { name: m.name, email: m.email };
                 Ok(DoorReply::Stewards(stewards.map(contact).collect()))
             }
+            DoorRequest::Outside => Ok(DoorReply::Outside(self.0.outside.seen())),
         }
     }
 

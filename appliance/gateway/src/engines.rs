@@ -338,6 +338,7 @@ mod tests {
         BoxStatus {
             supply: None,
             closed: None,
+            others: Vec::new(),
             safe: false,
             site: Site::unclaimed(8443),
             gateway: part.clone(),

@@ -154,6 +154,15 @@ pub(crate) fn inventory(site: &Site, here: &[IpAddr], relay: Option<&str>) -> Ve
         };
         item("Public certificate", names.join(", "), fate, then, Some("/certificate"));
     }
+    for (name, port) in site.ports.iter().filter(|(_, port)| !port.by_dhcp()) {
+        item(
+            "Fixed address",
+            format!("{name}: {port}"),
+            Fate::Look,
+            "It belongs to the old house's network. Have the port ask the router before the move, or there on the machine's own screen (key n).",
+            Some("/uplinks#ports"),
+        );
+    }
     for (name, uplink) in &site.uplinks {
         let old = uplink.targets.iter().any(|target| is_near(target.as_str()));
         let (fate, then) = match old {
@@ -163,7 +172,7 @@ pub(crate) fn inventory(site: &Site, here: &[IpAddr], relay: Option<&str>) -> Ve
             ),
             false => (
                 Fate::Stays,
-                "The same socket of the machine, whatever is plugged in. An address that was set by hand, where a router gives none, has to be set anew at the machine.",
+                "The same socket of the machine, whatever is plugged in. A fixed address is set anew on the machine's own screen (key n), or before on the page Uplinks.",
             ),
         };
         let now = format!("{name}, at {}", uplink.interface.as_str());

@@ -158,6 +158,7 @@ fn assumed(site: Site, sockets: &Sockets) -> BoxStatus {
     BoxStatus {
         supply: None,
         closed: None,
+        others: Vec::new(),
         safe: false,
         gateway: part(PartState::Ready),
         engines,

@@ -142,7 +142,15 @@ mod tests {
             note: None,
         };
         let engines = site.engines.iter().map(engine).collect();
-        BoxStatus { supply: None, safe: false, closed: None, gateway: part.clone(), engines, site }
+        BoxStatus {
+            supply: None,
+            safe: false,
+            closed: None,
+            others: Vec::new(),
+            gateway: part.clone(),
+            engines,
+            site,
+        }
     }
 
     fn begun(beside: bool) -> Site {

@@ -6,12 +6,14 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use polder_control::{BoxStatus, PortState, Sockets, WanRequest, wan_asked};
+use polder_control::{
+    BoxStatus, OutsideLine, OutsideSeen, PortState, Sockets, WanRequest, wan_asked,
+};
 use polder_pki::Keeper;
-use polder_reach::Pass;
 use polder_reach::dial::{Caller, Doors, Knock, LineState, Rank, Tried, Via, hold};
+use polder_reach::{Pass, Place};
 use polder_site::{InterfaceName, Site};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -28,6 +30,8 @@ pub(crate) struct Outside {
     file: PathBuf,
     pass: watch::Sender<Option<Pass>>,
     lines: watch::Sender<BTreeMap<Via, LineState>>,
+    /// Since when those are broken that are.
+    broken: Mutex<BTreeMap<Via, Instant>>,
     /// Where a relay should knock, for each line.
     knocks: Mutex<BTreeMap<Via, Knock>>,
 }
@@ -47,7 +51,7 @@ impl Outside {
             }
         };
         let (pass, lines) = (watch::Sender::new(pass), watch::Sender::default());
-        Self { file, pass, lines, knocks: Mutex::default() }
+        Self { file, pass, lines, broken: Mutex::default(), knocks: Mutex::default() }
     }
 
     /// The relay's host and port, where there is one.
@@ -58,6 +62,26 @@ impl Outside {
     /// How each line is.
     pub(crate) fn lines(&self) -> BTreeMap<Via, LineState> {
         self.lines.borrow().clone()
+    }
+
+    /// For whoever looks after the box's health.
+    pub(crate) fn seen(&self) -> OutsideSeen {
+        let Some((relay, _)) = self.relay() else { return OutsideSeen::default() };
+        let line = |(via, state): (Via, LineState)| {
+            let mapped = self.knock(&via).doors().and_then(|doors| doors.mapped);
+            let since = lock(&self.broken).get(&via).map(Instant::elapsed).unwrap_or_default();
+            let (broken, shut) = match state {
+                LineState::Broken { why } => (Some((since.as_secs(), why)), None),
+                LineState::Held { place, tried, .. } => (None, shut(place, tried, mapped)),
+                LineState::Calling => (None, None),
+            };
+            let interface = match via {
+                Via::Any => None,
+                Via::Interface(name) => Some(name),
+            };
+            OutsideLine { interface, broken, shut }
+        };
+        OutsideSeen { relay: Some(relay), lines: self.lines().into_iter().map(line).collect() }
     }
 
     /// Keeps a pass, and calls with it; or forgets it, and hangs up.
@@ -88,10 +112,12 @@ impl Outside {
         loop {
             let pass = passes.borrow_and_update().clone();
             self.lines.send_replace(BTreeMap::new());
+            lock(&self.broken).clear();
             let mut held: BTreeMap<Via, (Rank, JoinSet<()>)> = BTreeMap::new();
             loop {
                 let ways = ways(&status.borrow_and_update().site);
                 held.retain(|via, _| ways.contains(via));
+                lock(&self.broken).retain(|via, _| ways.contains(via));
                 self.lines.send_if_modified(|lines| {
                     let before = lines.len();
                     lines.retain(|via, _| ways.contains(via));
@@ -135,8 +161,7 @@ impl Outside {
     }
 
     fn knock(&self, via: &Via) -> Knock {
-        let mut knocks = self.knocks.lock().unwrap_or_else(PoisonError::into_inner);
-        knocks.entry(via.clone()).or_default().clone()
+        lock(&self.knocks).entry(via.clone()).or_default().clone()
     }
 
     /// Tells whoever looks after the uplinks by which addresses a relay sees them, and the relay at which ports to knock.
@@ -173,6 +198,13 @@ impl Outside {
     }
 
     fn told(&self, via: &Via, state: LineState) {
+        match &state {
+            LineState::Calling => {}
+            LineState::Held { .. } => drop(lock(&self.broken).remove(via)),
+            LineState::Broken { .. } => {
+                lock(&self.broken).entry(via.clone()).or_insert_with(Instant::now);
+            }
+        }
         self.lines.send_if_modified(|lines| {
             let before = lines.get(via);
             match (&state, before) {
@@ -204,6 +236,21 @@ impl Outside {
             !waits
         });
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The port at which the relay knocked in vain, where somebody meant it to be open. Behind a router that nobody asked it is shut as it should be.
+fn shut(place: Place, tried: Option<Tried>, mapped: Option<u16>) -> Option<u16> {
+    let port = tried.filter(|tried| !tried.open)?.port;
+    let meant = match place {
+        Place::Public => true,
+        Place::Router => mapped == Some(port),
+        Place::Provider => false,
+    };
+    meant.then_some(port)
 }
 
 /// By which address a relay sees what leaves through an interface.
@@ -279,6 +326,17 @@ mod tests {
         assert!(outside.relay().is_none() && !file.exists());
         fs::write(&file, "polder-relay://half").unwrap();
         assert!(Outside::open(folder.path()).relay().is_none());
+    }
+
+    #[test]
+    fn a_knock_in_vain_is_told_where_somebody_meant_the_door_to_be_open() {
+        let tried = |port, open| Some(Tried { port, open });
+        assert_eq!(shut(Place::Public, tried(443, false), None), Some(443));
+        assert_eq!(shut(Place::Public, tried(443, true), None), None);
+        assert_eq!(shut(Place::Public, None, None), None);
+        assert_eq!(shut(Place::Router, tried(8443, false), Some(8443)), Some(8443));
+        assert_eq!(shut(Place::Router, tried(443, false), None), None, "nobody asked the router");
+        assert_eq!(shut(Place::Provider, tried(443, false), None), None);
     }
 
     #[test]

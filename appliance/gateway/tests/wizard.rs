@@ -106,6 +106,7 @@ impl Unclaimed {
         let status = BoxStatus {
             supply: None,
             closed: None,
+            others: Vec::new(),
             safe: false,
             site,
             gateway: ready,
@@ -250,6 +251,8 @@ async fn a_stranger_becomes_the_first_steward_through_the_real_door() {
     let form = "name=ada&password=four+quiet+brown+otters&again=four+quiet+brown+otters";
     let done = at.post("/setup/member", form).await;
     assert!(done.starts_with("HTTP/1.1 200") && done.contains("Your key"), "{done}");
+    // The sheet is shown beside this page, which shows the key once only.
+    assert!(done.contains("action=\"/backup/kit\" target=\"_blank\""), "{done}");
     let key = done.split("Bearer ").nth(1).and_then(|rest| rest.split(['&', '\'']).next()).unwrap();
     assert!(key.starts_with("plk_"));
     assert!(done.contains(&format!("https://localhost:{}/v1", at.port)));

@@ -33,6 +33,10 @@ pub struct Remembered {
     pub spot_at: i64,
     /// What was told, by channel.
     pub told: BTreeMap<Channel, Told>,
+    /// Since when a collective lives with the box, Unix seconds.
+    pub lived_in: Option<i64>,
+    /// Since when there are backups and no drill, Unix seconds.
+    pub unproved: Option<i64>,
     /// Whom to tell, as the door said last: when somebody has to be told, it may not answer.
     pub stewards: Vec<StewardContact>,
 }
@@ -69,6 +73,16 @@ impl Remembered {
         if self.space.last().is_none_or(|(at, _)| now.saturating_sub(*at) >= NOTED) {
             self.space.push((now, free));
         }
+    }
+
+    /// Since when something holds; what is not known leaves it as it was, and a clock that was wrong does not date it into the future.
+    pub(crate) fn since(since: &mut Option<i64>, holds: Option<bool>, now: i64) -> Option<i64> {
+        match holds {
+            None => {}
+            Some(false) => *since = None,
+            Some(true) => *since = Some(since.map_or(now, |since| since.min(now))),
+        }
+        *since
     }
 
     pub(crate) fn spot_check_is_due(&self, now: i64) -> bool {

@@ -1,6 +1,8 @@
 //! What was seen of a box, as plain data: everything that checks look at.
 
-use polder_control::{BackupSeen, BatterySeen, PartState, SpareStatus, UplinkStatus};
+use polder_control::{
+    BackupSeen, BatterySeen, OutsideSeen, PartName, PartState, SpareStatus, UplinkStatus,
+};
 use polder_site::{EngineName, RecipeName};
 
 /// A box at one moment. What could not be looked at is `None`, and is named in [`crate::look::Look::unseen`].
@@ -32,6 +34,12 @@ pub struct Seen {
     pub damaged: Vec<DamagedFile>,
     /// The ways out of the box; empty where nobody looks after them.
     pub uplinks: Vec<UplinkStatus>,
+    /// The lines by which members outside come in, where the door tells of them.
+    pub outside: Option<OutsideSeen>,
+    /// Since when a collective lives with the box, Unix seconds: it is claimed, more than a trial, and not another's spare.
+    pub lived_in: Option<i64>,
+    /// Since when there are backups of which none was ever restored for a trial, Unix seconds.
+    pub unproved: Option<i64>,
     /// The UPS, where there is one.
     pub battery: Option<BatterySeen>,
     /// The backups, where somebody makes them.
@@ -196,6 +204,8 @@ pub struct PartSeen {
     pub on: String,
     /// Which engine, where it is one.
     pub engine: Option<EngineName>,
+    /// Which other part, where it is one beside the door and the engines.
+    pub other: Option<PartName>,
     /// How it is.
     pub state: PartState,
     /// How often it was started again within the last hour.
@@ -220,6 +230,8 @@ pub struct UpdateSeen {
     pub offer: Option<String>,
     /// The version that is being tried.
     pub trying: Option<String>,
+    /// Since when nobody could look for one where the site says, Unix seconds, and why not.
+    pub unlooked: Option<(i64, String)>,
 }
 
 /// A file of a model that is not what was imported.

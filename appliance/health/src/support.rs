@@ -99,6 +99,9 @@ fn parts(status: &BoxStatus, free: &dyn Fn(&str) -> String) -> String {
         lines.push(line(&format!("engine {} ({})", engine.name, engine.recipe), &engine.part));
         lines.extend(engine.note.as_ref().map(|note| free(&format!("  {note}"))));
     }
+    for other in &status.others {
+        lines.push(line(&format!("what {}", other.name.does()), &other.part));
+    }
     if status.safe {
         lines.push("safe mode".to_owned());
     }

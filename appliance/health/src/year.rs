@@ -34,6 +34,7 @@ fn well(now: i64) -> Seen {
     let part = |on: &str| PartSeen {
         on: on.into(),
         engine: None,
+        other: None,
         state: PartState::Ready,
         restarts: u32::from(passed % (40 * DAY) < HOUR),
     };

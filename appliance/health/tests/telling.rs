@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use polder_control::{
-    AlertSecret, BoxStatus, Channel, Client, ControlError, DoorReply, DoorRequest, EngineStatus,
-    Handler, HealthReply, HealthReport, HealthRequest, Outlet, PartState, PartStatus, Reply,
-    Request, Sockets, StewardContact,
+    AlertSecret, BackupSeen, BatterySeen, BoxStatus, Channel, Client, ControlError, DoorReply,
+    DoorRequest, EngineStatus, Fix, Handler, HealthReply, HealthReport, HealthRequest, OtherPart,
+    Outlet, OutsideLine, OutsideSeen, PartName, PartState, PartStatus, Reply, Request, Sockets,
+    StewardContact, Told,
 };
-use polder_site::{Alerts, EngineSlot, MailSecurity, MailServer, Site};
+use polder_site::{Alerts, EngineSlot, MailSecurity, MailServer, PowerPlan, Site};
 use tokio::sync::oneshot;
 
 const PASSWORD: &str = "CANARY-mail-password";
@@ -181,14 +182,19 @@ impl Handler<Request, Reply> for Supervisor {
     }
 }
 
-struct Door;
+#[derive(Clone, Default)]
+struct Door(Arc<Mutex<OutsideSeen>>);
 
 impl Handler<DoorRequest, DoorReply> for Door {
     async fn handle(
         &self,
-        _: DoorRequest,
+        question: DoorRequest,
         outlet: &mut Outlet<DoorReply>,
     ) -> Result<(), ControlError> {
+        if question == DoorRequest::Outside {
+            let seen = self.0.lock().unwrap().clone();
+            return outlet.send(&DoorReply::Outside(seen)).await;
+        }
         let steward = |name: &str, email: Option<&str>| StewardContact {
             name: name.into(),
             email: email.map(str::to_owned),
@@ -206,6 +212,7 @@ impl Handler<DoorRequest, DoorReply> for Door {
 struct Place {
     folder: tempfile::TempDir,
     supervisor: Supervisor,
+    door: Door,
     health: Option<(oneshot::Sender<()>, tokio::task::JoinHandle<()>)>,
 }
 
@@ -227,6 +234,7 @@ impl Place {
         };
         let status = BoxStatus {
             closed: None,
+            others: Vec::new(),
             site,
             gateway: part(PartState::Ready),
             engines: vec![engine],
@@ -237,9 +245,11 @@ impl Place {
         let supervisor = Supervisor { status, noticed };
         let sockets = Sockets::of(folder.path());
         let (control, gateway, one) = (sockets.control(), sockets.gateway(), supervisor.clone());
+        let door = Door::default();
+        let two = door.clone();
         tokio::spawn(async move { polder_control::serve(&control, Arc::new(one)).await });
-        tokio::spawn(async move { polder_control::serve(&gateway, Arc::new(Door)).await });
-        let mut place = Self { folder, supervisor, health: None };
+        tokio::spawn(async move { polder_control::serve(&gateway, Arc::new(two)).await });
+        let mut place = Self { folder, supervisor, door, health: None };
         place.start().await;
         place
     }
@@ -489,5 +499,130 @@ async fn a_text_for_a_helper_has_no_canary_from_any_place_that_has_secrets() {
     {
         assert!(!text.contains(canary), "{canary:?} is in:\n{text}");
     }
+    place.stop().await;
+}
+
+/// What stands, in words.
+fn stands(report: &HealthReport) -> Vec<String> {
+    report.standing.iter().map(|standing| standing.issue.what.clone()).collect()
+}
+
+impl Place {
+    fn leave(&self, told: &Told) {
+        told.leave(&Sockets::of(&self.state())).unwrap();
+    }
+
+    /// As if what parts left had been left so many seconds ago.
+    fn older(&self, seconds: u64) {
+        let folder = Sockets::of(&self.state()).folder().join(Told::FOLDER);
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            let file = std::fs::File::options().write(true).open(entry.path()).unwrap();
+            let at = std::time::SystemTime::now() - Duration::from_secs(seconds);
+            file.set_modified(at).unwrap();
+        }
+    }
+
+    /// As if it had been remembered so long ago.
+    async fn remembered(&mut self, what: &str, seconds: i64) {
+        self.stop().await;
+        let path = self.state().join("health/memory.json");
+        let text = std::fs::read(&path).unwrap();
+        let mut memory: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        memory[what] = (memory[what].as_i64().unwrap() - seconds).into();
+        std::fs::write(&path, serde_json::to_vec(&memory).unwrap()).unwrap();
+        self.start().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_power_cut_of_which_nobody_hears_any_more_is_not_over_and_a_silent_ups_is_told() {
+    let mut place = Place::new(Alerts::default()).await;
+    {
+        let mut status = place.supervisor.status.lock().unwrap();
+        status.site.power = Some(PowerPlan::of("ups@localhost".parse().unwrap()));
+        let part = PartStatus { state: PartState::Ready, restarts: 0, pid: Some(1) };
+        status.others = vec![OtherPart { name: PartName::Power, part }];
+    }
+    let cut = BatterySeen { on_mains: Some(false), charge: Some(71), ..BatterySeen::default() };
+    place.leave(&Told::Battery(cut));
+    let away = |report: &HealthReport| {
+        stands(report).iter().any(|what| what.starts_with("the mains is away"))
+    };
+    assert!(away(&place.look().await));
+    // The watch goes on and hears nothing.
+    place.leave(&Told::Battery(BatterySeen { silent: Some(420), ..BatterySeen::default() }));
+    place.look().await;
+    place.much_later().await;
+    let report = place.look().await;
+    assert!(away(&report), "{report:?}");
+    let silent = "the UPS has not been heard for 7 minutes";
+    assert!(stands(&report).iter().any(|what| what.starts_with(silent)), "{report:?}");
+    // Nor does it end because what was said is old.
+    place.older(3 * 3600);
+    place.look().await;
+    place.much_later().await;
+    let report = place.look().await;
+    assert!(away(&report), "{report:?}");
+    let hours = "the UPS has not been heard for 3 hours";
+    assert!(stands(&report).iter().any(|what| what.starts_with(hours)), "{report:?}");
+    // It was given up: one issue says so, with a button.
+    place.supervisor.status.lock().unwrap().others[0].part.state =
+        PartState::GaveUp("it died 5 times of signal 9".into());
+    let report = place.look().await;
+    let watch = report.standing.iter().find(|s| s.issue.what.starts_with("nobody watches the bat"));
+    assert_eq!(watch.unwrap().issue.fix, Some(Fix::StartPart(PartName::Power)), "{report:?}");
+    assert!(away(&report));
+    // No UPS any more: nothing is asked for, and what stood is over.
+    {
+        let mut status = place.supervisor.status.lock().unwrap();
+        (status.site.power, status.others) = (None, Vec::new());
+    }
+    place.look().await;
+    place.much_later().await;
+    let report = place.look().await;
+    assert!(!away(&report), "{report:?}");
+    place.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_place_for_backups_no_drill_and_a_broken_line_are_told_and_a_trial_is_left_alone() {
+    let mut place = Place::new(Alerts::default()).await;
+    let listens = |address: &str| vec![address.parse().unwrap()];
+    place.supervisor.status.lock().unwrap().site.door.listen = listens("0.0.0.0");
+    place.leave(&Told::Backup(BackupSeen::default()));
+    let why = "the relay r.example.org does not answer".to_owned();
+    let broken = OutsideLine { broken: Some((3600, why)), ..OutsideLine::default() };
+    *place.door.0.lock().unwrap() =
+        OutsideSeen { relay: Some("r.example.org".into()), lines: vec![broken] };
+    let report = place.look().await;
+    let line = "no line to the relay r.example.org has been held for 60 minutes";
+    assert!(stands(&report).iter().any(|what| what.starts_with(line)), "{report:?}");
+    let nowhere = |report: &HealthReport| {
+        stands(report).iter().any(|what| what.starts_with("nobody has said where backups go"))
+    };
+    assert!(!nowhere(&report), "on its first day");
+    place.remembered("lived_in", 5 * 86_400).await;
+    place.leave(&Told::Backup(BackupSeen::default()));
+    let report = place.look().await;
+    assert!(nowhere(&report), "{report:?}");
+    assert!(report.standing.iter().any(|s| s.issue.advice.contains("page Backups")));
+    let now = jiff::Timestamp::now().as_second();
+    let made = BackupSeen { to: Some("elm".into()), last: Some(now), ..BackupSeen::default() };
+    place.leave(&Told::Backup(made.clone()));
+    place.look().await;
+    place.remembered("unproved", 12 * 86_400).await;
+    place.leave(&Told::Backup(made));
+    let report = place.look().await;
+    assert!(
+        stands(&report).iter().any(|what| what.contains("none was ever restored")),
+        "{report:?}"
+    );
+    // A trial has nothing to lose.
+    place.supervisor.status.lock().unwrap().site.door.listen = listens("127.0.0.1");
+    place.leave(&Told::Backup(BackupSeen::default()));
+    place.look().await;
+    place.much_later().await;
+    let report = place.look().await;
+    assert!(!nowhere(&report), "{report:?}");
     place.stop().await;
 }

@@ -19,7 +19,7 @@ pub struct Agreement {
     pub scope: String,
     /// It may ask models in their name.
     pub asks_models: bool,
-    /// When they agreed last, Unix seconds.
+    /// When they agreed last, Unix seconds. Where the clock was ahead then, and is not any more: now.
     pub at: i64,
 }
 
@@ -44,12 +44,13 @@ impl Members {
         let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         people::member(&change, member)?.ok_or(MembersError::NoMember)?;
         let before = agreed(&change, member, app)?.unwrap_or_default();
+        let at = now.max(latest(&change, member, app)?);
         change.execute(
             "INSERT INTO agreements (member, app, scope, asks_models, at) SELECT ?1, id, ?3, ?4, ?5
              FROM client_apps WHERE id = ?2
              ON CONFLICT (member, app) DO UPDATE SET scope = excluded.scope,
                  asks_models = excluded.asks_models, at = excluded.at",
-            params![member.0, app, together(&before.0, scope), asks_models || before.1, now],
+            params![member.0, app, together(&before.0, scope), asks_models || before.1, at],
         )?;
         change.commit()?;
         Ok(())
@@ -57,6 +58,7 @@ impl Members {
 
     /// What a member agreed to, by the apps' names.
     pub fn agreements(&self, member: MemberId) -> Result<Vec<Agreement>, MembersError> {
+        let now = self.now();
         let db = self.db();
         let mut query = db.prepare_cached(
             "SELECT app, name, scope, agreements.asks_models, at FROM agreements
@@ -68,7 +70,7 @@ impl Members {
                 name: row.get(1)?,
                 scope: row.get(2)?,
                 asks_models: row.get(3)?,
-                at: row.get(4)?,
+                at: row.get::<_, i64>(4)?.min(now),
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
@@ -82,34 +84,77 @@ impl Members {
             "DELETE FROM agreements WHERE member = ?1 AND app = ?2",
             params![member.0, app],
         )?;
-        self.end_at_app(|who, at| who == member && at == app);
+        self.end_at_apps(|at| at.member == member && at.app == app);
         self.keep_gone();
         Ok(gone > 0)
     }
 
-    /// Fires when a member takes back what they agreed to for this app, when the app is removed, and when they are sent away. *In memory*.
-    pub(crate) fn at_app(&self, member: MemberId, app: &str) -> CancellationToken {
-        let gone = self.gone(member);
+    /// Fires when a member takes back what they agreed to for this app, when the app is removed, when they sign out where they went
+    /// there from, and when they are sent away.
+    pub(crate) fn at_app(&self, at: AtAppFrom) -> Result<CancellationToken, MembersError> {
+        let gone = self.gone(at.member);
+        let known = {
+            let all = self.0.at_apps.lock().unwrap_or_else(PoisonError::into_inner);
+            all.get(&at).filter(|token| !token.is_cancelled()).cloned()
+        };
+        if let Some(token) = known {
+            return Ok(token);
+        }
+        // So that sessions that grew old leave nothing here.
+        self.end_without_session(at.member)?;
         let mut all = self.0.at_apps.lock().unwrap_or_else(PoisonError::into_inner);
-        let token = all.entry((member, app.to_owned())).or_insert_with(|| gone.child_token());
+        let token = all.entry(at).or_insert_with(|| gone.child_token());
         // They were sent away, and are back.
         if token.is_cancelled() {
             *token = gone.child_token();
         }
-        token.clone()
+        Ok(token.clone())
     }
 
-    /// Ends what apps ask in members' names, where this is so.
-    pub(crate) fn end_at_app(&self, which: impl Fn(MemberId, &str) -> bool) {
+    /// Ends what apps ask in a member's name for whom they went there from a browser in which they are signed in no more.
+    pub(crate) fn end_without_session(&self, member: MemberId) -> Result<(), MembersError> {
+        let alive: Vec<Vec<u8>> = {
+            let db = self.db();
+            let mut query = db.prepare_cached("SELECT digest FROM sessions WHERE member = ?1")?;
+            let rows = query.query_map([member.0], |row| row.get(0))?;
+            rows.collect::<Result<_, _>>()?
+        };
+        self.end_at_apps(|at| at.member == member && !alive.contains(&at.session));
+        Ok(())
+    }
+
+    /// Ends what apps ask in members' names, where this is so. *In memory*.
+    pub(crate) fn end_at_apps(&self, which: impl Fn(&AtAppFrom) -> bool) {
         let mut all = self.0.at_apps.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|(member, app), token| {
-            let ends = which(*member, app);
+        all.retain(|at, token| {
+            let ends = which(at);
             if ends {
                 token.cancel();
             }
             !ends
         });
     }
+}
+
+/// Somebody at an app, and the digest of the session from which they went there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct AtAppFrom {
+    pub(crate) member: MemberId,
+    pub(crate) app: String,
+    pub(crate) session: Vec<u8>,
+}
+
+/// No agreement of theirs for this app may be told as earlier than this, whatever the clock says: not than what they agreed to before, and later
+/// than what they took back, so that a database of an earlier day brings back nothing that was taken back since.
+fn latest(db: &Connection, member: MemberId, app: &str) -> rusqlite::Result<i64> {
+    db.prepare_cached(
+        "SELECT max(
+            coalesce((SELECT at FROM agreements WHERE member = ?1 AND app = ?2), 0),
+            coalesce((SELECT max(CAST(substr(key, length(?2) + 2) AS INTEGER)) + 1
+                FROM revocations JOIN members ON members.id = member AND created_at = since
+                WHERE kind = 'agreement' AND member = ?1 AND substr(key, 1, length(?2) + 1) = ?2 || ' '), 0))",
+    )?
+    .query_row(params![member.0, app], |row| row.get(0))
 }
 
 /// Whether a member agreed that this app learns all of `scope` and does what it may do by now; `None` where there is no such app.

@@ -114,7 +114,7 @@ impl Members {
     /// Lets people sign in there no more; what it was given is worth nothing from now on.
     pub fn remove_client_app(&self, id: &str) -> Result<(), MembersError> {
         self.db().execute("DELETE FROM client_apps WHERE id = ?1", [id])?;
-        self.end_at_app(|_, app| app == id);
+        self.end_at_apps(|at| at.app == id);
         self.keep_gone();
         Ok(())
     }

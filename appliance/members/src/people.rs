@@ -348,7 +348,9 @@ impl Members {
             "DELETE FROM sessions WHERE member = ?1 AND digest <> ?2",
             params![id.0, crate::secret::Digest::of(keep).0],
         )?;
-        Ok(change.commit()?)
+        change.commit()?;
+        drop(db);
+        self.end_without_session(id)
     }
 
     /// Checks the fields and hashes the password, before any transaction is open.

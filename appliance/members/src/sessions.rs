@@ -136,15 +136,18 @@ impl Members {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Ends one session.
+    /// Ends one session, and what apps ask by it.
     pub fn sign_out(&self, token: &str) -> Result<(), MembersError> {
-        self.db().execute("DELETE FROM sessions WHERE digest = ?1", [Digest::of(token).0])?;
+        let session = Digest::of(token).0;
+        self.db().execute("DELETE FROM sessions WHERE digest = ?1", [session])?;
+        self.end_at_apps(|at| at.session == session);
         Ok(())
     }
 
-    /// Ends every session of a member.
+    /// Ends every session of a member, and what apps ask by them.
     pub fn sign_out_everywhere(&self, id: MemberId) -> Result<(), MembersError> {
         self.db().execute("DELETE FROM sessions WHERE member = ?1", [id.0])?;
+        self.end_at_apps(|at| at.member == id);
         Ok(())
     }
 }

@@ -67,7 +67,8 @@ pub struct VisitTokens {
 pub struct AtApp {
     /// Who.
     pub member: Member,
-    /// Fires when they take back that the app may, when it is removed, and when they are sent away: end what it asks.
+    /// Fires when they take back that the app may, when it is removed, when they sign out on the box, and when they are sent away: end what
+    /// it asks.
     pub ended: CancellationToken,
 }
 
@@ -154,8 +155,16 @@ impl Members {
             return Ok(None);
         }
         let Some(visit) = self.visit_behind(access)? else { return Ok(None) };
-        let ended = self.at_app(visit.member.id, &visit.asked.app);
-        // Looked up after that: what was taken back just before it was taken is never told by it.
+        let session: Option<Vec<u8>> = self
+            .db()
+            .prepare_cached("SELECT session FROM visits WHERE id = ?1")?
+            .query_row([&visit.id], |row| row.get(0))
+            .optional()?;
+        let Some(session) = session else { return Ok(None) };
+        let (member, at) = (visit.member.id, visit.asked.app);
+        let ended = self.at_app(agreements::AtAppFrom { member, app: at, session })?;
+        // Looked up after that: what was taken back just before it was taken is never told by it, nor who signed out.
+        let Some(visit) = self.visit_behind(access)? else { return Ok(None) };
         let app = self.client_app(&visit.asked.app)?;
         let lets = app
             .filter(|app| app.asks_models)
@@ -478,6 +487,79 @@ mod tests {
         place.members.set_disabled(place.ada, true).unwrap_err();
         place.members.remove_client_app(&place.app).unwrap();
         assert!(at.ended.is_cancelled() && place.members.agreements(place.ada).unwrap().is_empty());
+    }
+
+    #[test]
+    fn whoever_signs_out_where_they_went_to_an_app_from_ends_what_it_asks_in_their_name() {
+        type Leaves = fn(&Place) -> Result<(), MembersError>;
+        let new = || Secret::new("five words in another row".into());
+        let signs_out: Leaves = |place| place.members.sign_out(place.session.expose());
+        let everywhere: Leaves = |place| place.members.sign_out_everywhere(place.ada);
+        let cases: [(Leaves, bool); 3] =
+            [(signs_out, true), (everywhere, false), (|_| Ok(()), true)];
+        let mut place = place();
+        place.members.db().execute("UPDATE client_apps SET asks_models = 1", []).unwrap();
+        place.members.agree_to_app(place.ada, &place.app, "openid", true).unwrap();
+        for (leaves, stays_elsewhere) in cases {
+            let at = |place: &Place| {
+                let tokens = place.tokens();
+                place.members.asks_models_for(tokens.access.expose()).unwrap().unwrap().ended
+            };
+            place.session = place.members.begin_session(place.ada).unwrap().1;
+            let elsewhere = at(&place);
+            place.session = place.members.begin_session(place.ada).unwrap().1;
+            let here = at(&place);
+            leaves(&place).unwrap();
+            assert_eq!(elsewhere.is_cancelled(), !stays_elsewhere);
+            if here.is_cancelled() {
+                continue;
+            }
+            // With another password, whoever had the old one is out; where it was changed they stay.
+            place.members.set_password(place.ada, &new()).unwrap();
+            assert!(here.is_cancelled() && elsewhere.is_cancelled());
+        }
+        // Nothing is left of sessions that are over.
+        place.session = place.members.begin_session(place.ada).unwrap().1;
+        let tokens = place.tokens();
+        assert!(place.members.asks_models_for(tokens.access.expose()).unwrap().is_some());
+        assert_eq!(place.members.0.at_apps.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_was_taken_back_stays_so_whatever_the_clock_said_when_it_was_agreed_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, earlier) = (folder.path().join("polder.db"), folder.path().join("earlier.db"));
+        let clock = Clock::system();
+        let members = Members::open_with_clock(&path, clock.clone()).unwrap();
+        let password = Secret::new("four words in a row".into());
+        let ada = NewMember { name: "ada".into(), email: None, password };
+        let ada = members.add_member(&ada, Role::Member).unwrap().id;
+        let redirects = vec!["https://wiki.example/back".to_owned()];
+        let new = NewClientApp { name: "Wiki".into(), redirects, ..Default::default() };
+        let app = members.add_client_app(&new).unwrap().0.id;
+        // A clock that is two years ahead, and the backup of that day.
+        clock.pass(63_000_000);
+        members.agree_to_app(ada, &app, "openid", true).unwrap();
+        let copy = format!("VACUUM INTO '{}'", earlier.display());
+        members.db().execute_batch(&copy).unwrap();
+        clock.pass(-63_000_000);
+        let shown = members.agreements(ada).unwrap()[0].at;
+        assert!(shown <= members.now(), "told as agreed to in two years");
+        members.agree_to_app(ada, &app, "openid email", true).unwrap();
+        assert!(members.take_back_from_app(ada, &app).unwrap());
+        drop(members);
+        std::fs::rename(&earlier, &path).unwrap();
+        let restored = Members::open_with_clock(&path, clock.clone()).unwrap();
+        assert_eq!(restored.agreements(ada).unwrap(), [], "what was taken back is there again");
+        // Agreed to anew it holds, also where the list comes once more, and taken back it is gone.
+        for _ in 0..2 {
+            restored.agree_to_app(ada, &app, "openid", false).unwrap();
+            let list = restored.revocations_since(0).unwrap();
+            restored.apply_revocations(&list).unwrap();
+            assert_eq!(restored.agreements(ada).unwrap().len(), 1);
+            assert!(restored.take_back_from_app(ada, &app).unwrap());
+        }
+        assert_eq!(restored.revocations_since(0).unwrap().len(), 3);
     }
 
     #[test]

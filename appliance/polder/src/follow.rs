@@ -220,6 +220,7 @@ mod tests {
         let part = |state| PartStatus { state, restarts: 0, pid: None };
         let status = |state| BoxStatus {
             closed: None,
+            others: Vec::new(),
             supply: None,
             safe: false,
             site: Site::unclaimed(1),

@@ -1,6 +1,7 @@
 //! Slots that another server than our own engine serves.
 
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -9,7 +10,8 @@ use polder_site::{
     Container, EngineKind, EngineName, EngineSlot, ImageDigest, Served, UpstreamUrl,
 };
 use polder_supervisor::Part;
-use polder_upstream::container::{Podman, digest_of_archive};
+use polder_upstream::container::{ContainerError, Podman, is_alone};
+use polder_upstream::images::{Images, digest_of_archive};
 use polder_upstream::{Holder, Secrets, ServerRecipe, StandIn};
 
 use crate::console::say;
@@ -168,8 +170,7 @@ impl Image {
                     Some(digest) => digest,
                     None => digest_of_archive(&file)?,
                 };
-                let podman = Podman::of(&folder);
-                part::runtime()?.block_on(podman.import(&file, &digest))?;
+                Images::of(&folder).import(&file, &digest)?;
                 say(format!("The image {digest} is on the box."));
                 Ok(())
             }
@@ -220,7 +221,8 @@ pub(crate) fn serve(
     })
 }
 
-/// Runs a container, and passes to it what a slot is asked.
+/// Runs a container, and passes to it what a slot is asked. Where that is not so yet, this process goes on in a network of its own first: it is what the container
+/// has.
 pub(crate) fn contain(
     name: EngineName,
     state: &Path,
@@ -228,10 +230,36 @@ pub(crate) fn contain(
     container: Container,
     model: PathBuf,
 ) -> anyhow::Result<()> {
+    if !is_alone() {
+        return go_alone();
+    }
     let stand_in = StandIn { socket: socket(state, &name)?, called: slot.called().to_owned() };
-    let podman = Podman::of(state);
-    let (runtime, part) = (part::runtime()?, Part::Engine(name.clone()));
+    let image = Images::of(state).find(&container.digest);
+    let image = image.ok_or_else(|| ContainerError::NoImage(container.digest.clone()))?;
+    let podman = Podman::of(state, &name);
+    let (runtime, part) = (part::runtime()?, Part::Engine(name));
     part::run(runtime, part, state, |told| async move {
-        stand_in.contain(&podman, &name, &container, &model, told).await
+        stand_in.contain(&podman, &container, &image, &model, told).await
     })
+}
+
+/// Set for a process that was given a network of its own.
+const ALONE: &str = "POLDER_ALONE";
+
+/// The same program with the same arguments, and the same number, where no way leads out of the network. On the image the unit has made it so.
+fn go_alone() -> anyhow::Result<()> {
+    if std::env::var_os(ALONE).is_some() {
+        bail!("{}", ContainerError::Network);
+    }
+    let program = std::env::current_exe().context("this program could not be found")?;
+    let error = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--"])
+        .args(["sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""])
+        .arg(program)
+        .args(std::env::args_os().skip(1))
+        .env(ALONE, "1")
+        .exec();
+    Err(error).context(
+        "a container needs `unshare` and `ip`, of Debian's packages util-linux and iproute2",
+    )
 }

@@ -209,6 +209,7 @@ mod tests {
         let part = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
         let status = BoxStatus {
             closed: None,
+            others: Vec::new(),
             supply: None,
             safe: false,
             site: site.clone(),

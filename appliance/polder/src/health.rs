@@ -206,7 +206,7 @@ fn fix(state: &State, check: &str, on: Option<&str>) -> anyhow::Result<()> {
     let follower = Follower::of(&state.folder()?);
     let site = runtime()?.block_on(follower.status())?.site;
     let request = request(fix, &site, Actor::Console)?;
-    if request == Request::CheckUpdate {
+    if matches!(request, Request::CheckUpdate | Request::StartPart { .. }) {
         state.ask(&request)?;
     } else {
         runtime()?.block_on(follower.follow(&request))?;
@@ -226,6 +226,7 @@ fn request(fix: &Fix, site: &polder_site::Site, by: Actor) -> anyhow::Result<Req
         Fix::BringModel(recipe) => {
             Request::Import { recipe: recipe.clone(), from: ImportSource::Recipe, by }
         }
+        Fix::StartPart(part) => Request::StartPart { part: *part, by },
         Fix::CheckUpdate => Request::CheckUpdate,
     })
 }

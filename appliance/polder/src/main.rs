@@ -20,6 +20,7 @@ mod kernels;
 mod notify;
 mod part;
 mod plan;
+mod ports;
 mod power;
 mod recipes;
 mod relay;
@@ -64,6 +65,7 @@ enum Command {
     Support(support::Support),
     Claim(claim::Claim),
     Plan(plan::Plan),
+    Ports(ports::Ports),
     Power(power::Power),
     Bakeoff(bakeoff::Bakeoff),
     Recipes(recipes::Recipes),
@@ -97,6 +99,7 @@ fn main() -> ExitCode {
         Command::Support(support) => support.run(),
         Command::Claim(claim) => claim.run(),
         Command::Plan(plan) => plan.run(),
+        Command::Ports(ports) => ports.run(),
         Command::Power(power) => power.run(),
         Command::Bakeoff(bakeoff) => bakeoff.run(),
         Command::Recipes(recipes) => recipes.run(),

@@ -59,6 +59,15 @@ enum Command {
         /// At this charge the box stops, in percent. [default: 30]
         #[arg(long, value_name = "PERCENT")]
         low_charge: Option<u8>,
+        /// Seconds that other machines on the UPS have to say goodbye, once they are told. [default: 60]
+        #[arg(long, value_name = "SECONDS")]
+        others: Option<u32>,
+        /// Seconds that they need after that until they are off, at most 300. [default: 20]
+        #[arg(long, value_name = "SECONDS")]
+        others_halt: Option<u32>,
+        /// The day on which its battery was put in, where the UPS does not tell it.
+        #[arg(long, value_name = "YYYY-MM-DD")]
+        battery_since: Option<jiff::civil::Date>,
         /// Who this box is to upsd; `polder power password` keeps the password. [default: polder]
         #[arg(long, value_name = "NAME")]
         user: Option<String>,
@@ -111,7 +120,16 @@ impl Power {
                 });
                 Ok(())
             }
-            Command::Use { ups, secondary, low_charge, user, state } => {
+            Command::Use {
+                ups,
+                secondary,
+                low_charge,
+                others,
+                others_halt,
+                battery_since,
+                user,
+                state,
+            } => {
                 let change = match ups.as_str() {
                     "none" => SiteChange::RemovePower,
                     ups => {
@@ -125,6 +143,9 @@ impl Power {
                         plan.low_charge = low_charge.unwrap_or(plan.low_charge);
                         plan.start_charge = plan.start_charge.max(plan.low_charge);
                         plan.user = user.unwrap_or(plan.user);
+                        plan.others = others.unwrap_or(plan.others);
+                        plan.others_halt = others_halt.unwrap_or(plan.others_halt);
+                        plan.battery_since = battery_since;
                         SiteChange::Power(plan)
                     }
                 };
@@ -188,6 +209,12 @@ fn text(plan: &PowerPlan, supply: &Supply) -> String {
     }
     if supply.replace_battery {
         lines.push("  the UPS asks for a new battery".to_owned());
+    }
+    if let Some(at) = supply.battery_since.and_then(|at| jiff::Timestamp::from_second(at).ok()) {
+        lines.push(format!("  in since  {}", at.strftime("%Y-%m-%d")));
+    }
+    if supply.test_failed.is_some() {
+        lines.push("  the battery failed its last test".to_owned());
     }
     if let Some(test) = &supply.last_test {
         lines.push(format!("  last test {test}"));

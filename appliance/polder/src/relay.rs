@@ -13,7 +13,7 @@ use crate::part;
 /// Be a relay: let members outside reach boxes that nobody can call. For any small server; it reads nothing.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  polder relay run --listen 0.0.0.0:443\n  polder relay add oak --at relay.example.org:443 oak.relay.example.org\n  polder relay list\n  polder relay remove oak"
+    after_help = "Examples:\n  polder relay run --listen 0.0.0.0:443 --listen '[::]:443'\n  polder relay add oak --at relay.example.org:443 oak.relay.example.org\n  polder relay list\n  polder relay remove oak"
 )]
 pub(crate) struct Relay {
     #[command(subcommand)]

@@ -69,7 +69,10 @@ fn in_words(seed: &polder_seed::Seed) -> String {
         None => "is called polder until somebody says otherwise".to_owned(),
     });
     lines.push(match &seed.network {
-        Some(network) => format!("has the address {}/{}", network.address, network.prefix),
+        Some(network) => match &network.port {
+            Some(port) => format!("has the address {}, on {port}", network.address),
+            None => format!("has the address {}, on the first port with a cable", network.address),
+        },
         None => "asks the router for an address".to_owned(),
     });
     lines.push(match &seed.owner {

@@ -43,6 +43,9 @@ fn text(status: &BoxStatus, runs: &[Run]) -> String {
     if status.engines.is_empty() {
         lines.push("  no model is chosen yet".to_owned());
     }
+    for other in status.others.iter().filter(|other| other.part.state != PartState::Ready) {
+        lines.push(format!("  what {}: {}", other.name.does(), part(&other.part)));
+    }
     if let Some(supply) = &status.supply {
         lines.push(format!("  power         {}", supply.words));
     }

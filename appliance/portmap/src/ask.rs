@@ -1,47 +1,23 @@
-//! Asks, within limits: every packet leaves through the uplink that it is about, and only its own router is heard.
+//! Asks, within limits, and notes in the book what may come of it.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpSocket, UdpSocket};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::net::UdpSocket;
+use tokio::time::{Instant, timeout_at};
 
+use crate::book::{Asked, Book, Unput};
 use crate::pcp::{self, Answer, Nonce};
 use crate::upnp::{self, Action, Control, Said};
+use crate::way::{MOST_STRAYS, Way, act, exchange, search};
 
-/// How long an answer is waited for before the question is sent again; the last one is the end.
-const PATIENCE: [Duration; 3] =
-    [Duration::from_millis(250), Duration::from_millis(500), Duration::from_millis(1000)];
 /// For everything that one router is asked, in all protocols: one that stalls in the middle of its pages holds nobody up for longer.
-const WHOLE: Duration = Duration::from_secs(10);
-/// All routers that want to be found have said so by then.
-const SEARCHING: Duration = Duration::from_millis(2500);
+pub(crate) const WHOLE: Duration = Duration::from_secs(10);
 /// Between two looks for what comes late.
 const LATE: Duration = Duration::from_millis(50);
-/// For one page of a router.
-const PAGE: Duration = Duration::from_secs(4);
-/// Packets of others that are passed over while one waits for an answer.
-const MOST_STRAYS: usize = 64;
 /// Ports that are tried at a router that says that one is taken, after the one that was wanted.
 const OTHERS: [u16; 4] = [8443, 10_443, 20_443, 40_443];
-
-/// The way to one router.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Way {
-    /// The interface.
-    pub device: String,
-    /// Found by the kernel's rules; 0 for none.
-    pub mark: u32,
-    /// This machine's address there.
-    pub own: Ipv4Addr,
-    /// The router.
-    pub router: Ipv4Addr,
-}
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,9 +113,14 @@ enum Heard {
 }
 
 /// Asks for a port, or again for the one of `before`, which renews it: first as it was heard last, else in every protocol that there
-/// is. Takes ten seconds at most.
-pub async fn ask(way: &Way, wish: &Wish, before: Option<&Mapping>) -> Result<Mapping, Refusal> {
-    ask_within(WHOLE, way, wish, before).await
+/// is. Takes ten seconds at most. What may be open afterwards, and where this is given up in the middle, is in the book.
+pub async fn ask(
+    way: &Way,
+    wish: &Wish,
+    before: Option<&Mapping>,
+    book: &Book,
+) -> Result<Mapping, Refusal> {
+    ask_within(WHOLE, way, wish, before, book).await
 }
 
 async fn ask_within(
@@ -147,18 +128,22 @@ async fn ask_within(
     way: &Way,
     wish: &Wish,
     before: Option<&Mapping>,
+    book: &Book,
 ) -> Result<Mapping, Refusal> {
     let mut speeches = [Speech::Pcp, Speech::NatPmp, Speech::Upnp];
     speeches.sort_by_key(|speech| before.is_none_or(|before| before.speech != *speech));
     let (mut refused, mut broken) = (None, None);
     let (until, mut late) = (Instant::now() + whole, Vec::new());
     for speech in speeches {
+        if book.is_closed() {
+            break;
+        }
         let before = before.filter(|before| before.speech == speech);
         let asking = async {
             match speech {
-                Speech::Pcp => pcp(way, wish, before, &mut late).await,
-                Speech::NatPmp => natpmp(way, wish, before, &mut late).await,
-                Speech::Upnp => upnp(way, wish, before).await,
+                Speech::Pcp => pcp(way, wish, before, book, &mut late).await,
+                Speech::NatPmp => natpmp(way, wish, before, book, &mut late).await,
+                Speech::Upnp => upnp(way, wish, before, book).await,
             }
         };
         let heard = match timeout_at(until, asking).await {
@@ -177,8 +162,8 @@ async fn ask_within(
         }
     }
     // One that takes its time over a no has not been silent.
-    if refused.is_none() {
-        match hear_late(&late, wish, until).await {
+    if refused.is_none() && !book.is_closed() {
+        match hear_late(&late, wish, book, until).await {
             Some(Heard::Given(mapping)) => return Ok(mapping),
             Some(Heard::Refused(speech, why)) => {
                 refused = Some(Refusal::Refused { router: way.router, speech, why });
@@ -189,15 +174,15 @@ async fn ask_within(
     Err(refused.or(broken).unwrap_or(Refusal::Silent(way.router)))
 }
 
-/// A question over UDP that was not answered in time.
-struct Late(Speech, UdpSocket);
+/// A question over UDP that was not answered in time: where it would be, and what was known of the port before it.
+struct Late(Speech, UdpSocket, Option<Asked>);
 
 /// What comes to such questions until then.
-async fn hear_late(late: &[Late], wish: &Wish, until: Instant) -> Option<Heard> {
+async fn hear_late(late: &[Late], wish: &Wish, book: &Book, until: Instant) -> Option<Heard> {
     let mut bytes = [0; pcp::LONGEST + 1];
     let mut strays = 0;
     while !late.is_empty() && strays < MOST_STRAYS {
-        for Late(speech, socket) in late {
+        for Late(speech, socket, before) in late {
             let Ok(count) = socket.try_recv(&mut bytes) else { continue };
             strays += 1;
             let message = &bytes[..count];
@@ -206,8 +191,11 @@ async fn hear_late(late: &[Late], wish: &Wish, until: Instant) -> Option<Heard> 
                 _ => pcp::pmp_answer(message, wish.port),
             };
             match answer {
-                Some(Answer::Given(given)) if *speech == Speech::Pcp => return Some(by_pcp(given)),
+                Some(Answer::Given(given)) if *speech == Speech::Pcp => {
+                    return Some(by_pcp(given, book));
+                }
                 Some(Answer::Refused(number)) => {
+                    book.refused(*speech, wish.port, before.clone());
                     let why = pcp::why(*speech == Speech::NatPmp, number).to_owned();
                     return Some(Heard::Refused(*speech, why));
                 }
@@ -222,54 +210,66 @@ async fn hear_late(late: &[Late], wish: &Wish, until: Instant) -> Option<Heard> 
     None
 }
 
-/// Gives a port back, as far as the router hears it within two seconds; whether it said so.
-pub async fn give_back(way: &Way, wish: &Wish, mapping: &Mapping) -> bool {
-    let giving = async {
-        match mapping.speech {
-            Speech::Pcp => {
-                let message = pcp::pcp_request(way.own, wish.port, 0, 0, &wish.nonce);
-                let read = |bytes: &[u8]| pcp::pcp_answer(bytes, wish.port, &wish.nonce);
-                matches!(exchange(way, &message, read).await, Ok((Some(Answer::Given(_)), _)))
-            }
-            Speech::NatPmp => {
-                let message = pcp::pmp_request(wish.port, 0, 0);
-                let read = |bytes: &[u8]| pcp::pmp_answer(bytes, wish.port);
-                matches!(exchange(way, &message, read).await, Ok((Some(Answer::Given(_)), _)))
-            }
-            Speech::Upnp => {
-                let Some(control) = &mapping.control else { return false };
-                let action = Action::Delete { outside: mapping.port };
-                matches!(act(way, control, action).await, Ok(Some(Said::Done)))
-            }
+/// What is noted before a question.
+fn asked(speech: Speech, outside: u16, seconds: u32) -> Asked {
+    Asked { speech, outside, seconds, given: false, at: Instant::now(), control: None }
+}
+
+/// Nobody wants it any more, or it must not be asked for.
+fn unput(speech: Speech, why: &Unput) -> Heard {
+    match why {
+        Unput::Closed => Heard::Silence,
+        Unput::Unwritten(_) => Heard::Refused(speech, why.to_string()),
+    }
+}
+
+/// A router that has closed the port to which a question went does not answer it later.
+fn heard_by_nobody(book: &Book, speech: Speech, known: &Option<Asked>) -> impl FnOnce(&io::Error) {
+    move |error| {
+        if error.kind() == io::ErrorKind::ConnectionRefused {
+            book.refused(speech, 0, known.clone());
         }
-    };
-    timeout(Duration::from_secs(2), giving).await.unwrap_or(false)
+    }
 }
 
 async fn pcp(
     way: &Way,
     wish: &Wish,
     before: Option<&Mapping>,
+    book: &Book,
     late: &mut Vec<Late>,
 ) -> io::Result<Heard> {
     let outside = before.map_or(wish.port, |before| before.port);
     let message = pcp::pcp_request(way.own, wish.port, outside, wish.seconds, &wish.nonce);
     let read = |bytes: &[u8]| pcp::pcp_answer(bytes, wish.port, &wish.nonce);
-    let (answer, socket) = exchange(way, &message, read).await?;
+    let known = match book.ask(asked(Speech::Pcp, outside, wish.seconds)) {
+        Ok(known) => known,
+        Err(why) => return Ok(unput(Speech::Pcp, &why)),
+    };
+    let (answer, socket) = exchange(way, &message, read).await.inspect_err(heard_by_nobody(
+        book,
+        Speech::Pcp,
+        &known,
+    ))?;
     Ok(match answer {
-        Some(Answer::Given(given)) => by_pcp(given),
+        Some(Answer::Given(given)) => by_pcp(given, book),
         Some(Answer::Refused(number)) => {
+            book.refused(Speech::Pcp, outside, known);
             Heard::Refused(Speech::Pcp, pcp::why(false, number).to_owned())
         }
-        Some(_) => Heard::Silence,
+        Some(_) => {
+            book.refused(Speech::Pcp, outside, known);
+            Heard::Silence
+        }
         None => {
-            late.push(Late(Speech::Pcp, socket));
+            late.push(Late(Speech::Pcp, socket, known));
             Heard::Silence
         }
     })
 }
 
-fn by_pcp(given: pcp::Given) -> Heard {
+fn by_pcp(given: pcp::Given, book: &Book) -> Heard {
+    book.given(Speech::Pcp, given.port, given.lifetime.max(1));
     match given.address.filter(|ip| !ip.is_unspecified() && given.port != 0) {
         Some(address) => Heard::Given(mapping(Speech::Pcp, given, address)),
         None => Heard::Refused(Speech::Pcp, pcp::why(false, 7).to_owned()),
@@ -280,6 +280,7 @@ async fn natpmp(
     way: &Way,
     wish: &Wish,
     before: Option<&Mapping>,
+    book: &Book,
     late: &mut Vec<Late>,
 ) -> io::Result<Heard> {
     let read = |bytes: &[u8]| pcp::pmp_answer(bytes, wish.port);
@@ -291,19 +292,37 @@ async fn natpmp(
         Some(Answer::Refused(number)) => return Ok(refused(number)),
         Some(_) => return Ok(Heard::Silence),
         None => {
-            late.push(Late(Speech::NatPmp, socket));
+            // Nothing was asked for yet.
+            late.push(Late(Speech::NatPmp, socket, book.known(Speech::NatPmp)));
             return Ok(Heard::Silence);
         }
     };
     let outside = before.map_or(wish.port, |before| before.port);
     let message = pcp::pmp_request(wish.port, outside, wish.seconds);
-    let (answer, socket) = exchange(way, &message, read).await?;
+    let known = match book.ask(asked(Speech::NatPmp, outside, wish.seconds)) {
+        Ok(known) => known,
+        Err(why) => return Ok(unput(Speech::NatPmp, &why)),
+    };
+    let (answer, socket) = exchange(way, &message, read).await.inspect_err(heard_by_nobody(
+        book,
+        Speech::NatPmp,
+        &known,
+    ))?;
     Ok(match answer {
-        Some(Answer::Given(given)) => Heard::Given(mapping(Speech::NatPmp, given, address)),
-        Some(Answer::Refused(number)) => refused(number),
-        Some(_) => Heard::Silence,
+        Some(Answer::Given(given)) => {
+            book.given(Speech::NatPmp, given.port, given.lifetime.max(1));
+            Heard::Given(mapping(Speech::NatPmp, given, address))
+        }
+        Some(Answer::Refused(number)) => {
+            book.refused(Speech::NatPmp, outside, known);
+            refused(number)
+        }
+        Some(_) => {
+            book.refused(Speech::NatPmp, outside, known);
+            Heard::Silence
+        }
         None => {
-            late.push(Late(Speech::NatPmp, socket));
+            late.push(Late(Speech::NatPmp, socket, known));
             Heard::Silence
         }
     })
@@ -322,7 +341,7 @@ fn mapping(speech: Speech, given: pcp::Given, address: Ipv4Addr) -> Mapping {
     }
 }
 
-async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>) -> io::Result<Heard> {
+async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>, book: &Book) -> io::Result<Heard> {
     let refused = |number| Ok(Heard::Refused(Speech::Upnp, upnp::why(number).to_owned()));
     let known = before.and_then(|before| before.control.clone());
     let answers = async |control: &Control| act(way, control, Action::Address).await;
@@ -330,7 +349,7 @@ async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>) -> io::Result<He
         // Where it was last; found anew when it is there no more.
         Some(control) => match answers(&control).await {
             Ok(Some(said)) => (control, Some(said)),
-            _ => return Box::pin(upnp(way, wish, None)).await,
+            _ => return Box::pin(upnp(way, wish, None, book)).await,
         },
         None => {
             let Some(control) = search(way).await? else { return Ok(Heard::Silence) };
@@ -363,8 +382,15 @@ async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>) -> io::Result<He
             return Ok(Heard::Given(Mapping { address, ..before.clone() }));
         }
         for &seconds in times {
+            let next =
+                Asked { control: Some(control.clone()), ..asked(Speech::Upnp, outside, seconds) };
+            let known = match book.ask(next) {
+                Ok(known) => known,
+                Err(why) => return Ok(unput(Speech::Upnp, &why)),
+            };
             match act(way, &control, Action::Add { outside, to, seconds }).await? {
                 Some(Said::Done) => {
+                    book.given(Speech::Upnp, outside, seconds);
                     return Ok(Heard::Given(Mapping {
                         speech: Speech::Upnp,
                         address,
@@ -376,6 +402,7 @@ async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>) -> io::Result<He
                     }));
                 }
                 Some(Said::Refused(number)) => {
+                    book.refused(Speech::Upnp, outside, known);
                     last = number;
                     // Some that know no end say only that they could not, or that what they were told is wrong.
                     if seconds == 0 || !upnp::may_want_no_end(number) {
@@ -398,140 +425,6 @@ async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>) -> io::Result<He
     refused(last)
 }
 
-/// Asks over UDP, again where nothing comes; nothing where nothing does, and in any case where it may still come to. The kernel passes on only what the router itself sends.
-async fn exchange<T>(
-    way: &Way,
-    message: &[u8],
-    read: impl Fn(&[u8]) -> Option<T>,
-) -> io::Result<(Option<T>, UdpSocket)> {
-    let socket = udp(way)?;
-    socket.connect(SocketAddr::from((way.router, pcp::PORT))).await?;
-    let mut bytes = [0; pcp::LONGEST + 1];
-    for patience in PATIENCE {
-        socket.send(message).await?;
-        let until = Instant::now() + patience;
-        for _ in 0..MOST_STRAYS {
-            match timeout_at(until, socket.recv(&mut bytes)).await {
-                Ok(count) => {
-                    if let Some(answer) = read(&bytes[..count?]) {
-                        return Ok((Some(answer), socket));
-                    }
-                }
-                Err(_) => break,
-            }
-        }
-    }
-    Ok((None, socket))
-}
-
-/// Finds the page of the router that gives ports.
-async fn search(way: &Way) -> io::Result<Option<Control>> {
-    let socket = udp(way)?;
-    let until = Instant::now() + SEARCHING;
-    for search in upnp::searches() {
-        // To the router alone too: not every network carries what is meant for many.
-        for to in [SocketAddr::from(upnp::SEARCH), (way.router, upnp::SEARCH.port()).into()] {
-            if let Err(error) = socket.send_to(search.as_bytes(), to).await
-                && to.ip() == way.router
-            {
-                return Err(error);
-            }
-        }
-    }
-    let mut bytes = [0; upnp::LONGEST_FOUND + 1];
-    let mut seen: Vec<(u16, String)> = Vec::new();
-    for _ in 0..MOST_STRAYS {
-        let Ok(came) = timeout_at(until, socket.recv_from(&mut bytes)).await else { break };
-        let Ok((count, from)) = came else { continue };
-        if from.ip() != way.router {
-            continue;
-        }
-        let Some(page) = upnp::found(&bytes[..count], way.router) else { continue };
-        // It says the same again and again.
-        if seen.contains(&page) || seen.len() >= 4 {
-            continue;
-        }
-        seen.push(page.clone());
-        let (port, path) = page;
-        let described = fetch(way, port, http::Request::get(path).body(Bytes::new())).await;
-        if let Ok(described) = described
-            && let Some(control) = upnp::control(&described, way.router, port)
-        {
-            return Ok(Some(control));
-        }
-    }
-    Ok(None)
-}
-
-/// Asks the router's page; nothing where its answer cannot be read.
-async fn act(way: &Way, control: &Control, action: Action) -> io::Result<Option<Said>> {
-    let (service, name) = (control.service, action.name());
-    let request = http::Request::post(control.path.as_str())
-        .header("content-type", "text/xml; charset=\"utf-8\"")
-        .header("soapaction", format!("\"{service}#{name}\""))
-        .body(Bytes::from(action.page(service)));
-    Ok(upnp::said(action, &fetch(way, control.port, request).await?))
-}
-
-/// A page of the router, whatever its status: a refusal comes as an error of the server with words in it.
-async fn fetch(
-    way: &Way,
-    port: u16,
-    request: http::Result<http::Request<Bytes>>,
-) -> io::Result<String> {
-    let odd = |error: &dyn std::fmt::Display| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("its page cannot be read: {error}"))
-    };
-    let (mut parts, body) = request.map_err(|error| odd(&error))?.into_parts();
-    let host = format!("{}:{port}", way.router).parse().expect("an address is a header");
-    parts.headers.insert(http::header::HOST, host);
-    let fetching = async {
-        let socket = TcpSocket::from_std_stream(prepared(way, Type::STREAM)?.into());
-        let stream = TokioIo::new(socket.connect((way.router, port).into()).await?);
-        let (mut send, connection) = hyper::client::conn::http1::Builder::new()
-            .max_buf_size(32 << 10)
-            .handshake(stream)
-            .await
-            .map_err(|error| odd(&error))?;
-        let asking = async {
-            let request = http::Request::from_parts(parts, Full::new(body));
-            let answer = send.send_request(request).await.map_err(|error| odd(&error))?;
-            let body = Limited::new(answer.into_body(), upnp::LONGEST_PAGE).collect().await;
-            let body = body.map_err(|error| odd(&error))?.to_bytes();
-            String::from_utf8(body.into()).map_err(|error| odd(&error))
-        };
-        tokio::pin!(asking, connection);
-        let mut open = true;
-        loop {
-            tokio::select! {
-                page = &mut asking => return page,
-                _ended = &mut connection, if open => open = false,
-            }
-        }
-    };
-    timeout(PAGE, fetching).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
-}
-
-fn udp(way: &Way) -> io::Result<UdpSocket> {
-    let socket = prepared(way, Type::DGRAM)?;
-    socket.set_multicast_if_v4(&way.own)?;
-    socket.set_multicast_ttl_v4(2)?;
-    UdpSocket::from_std(socket.into())
-}
-
-/// A socket whose packets leave through the uplink, whatever else the machine uses: two routers may have the same address.
-fn prepared(way: &Way, kind: Type) -> io::Result<Socket> {
-    let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
-    let socket = Socket::new(Domain::IPV4, kind, Some(protocol))?;
-    if way.mark != 0 {
-        socket.set_mark(way.mark)?;
-    }
-    socket.bind_device(Some(way.device.as_bytes()))?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&SocketAddr::from((way.own, 0)).into())?;
-    Ok(socket)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
@@ -546,6 +439,10 @@ mod tests {
     fn way(router: [u8; 4]) -> Way {
         let own = Ipv4Addr::LOCALHOST;
         Way { device: "lo".into(), mark: 0, own, router: router.into() }
+    }
+
+    fn book() -> Book {
+        Book::new(|_| Ok(()))
     }
 
     fn wish() -> Wish {
@@ -619,7 +516,7 @@ mod tests {
         });
         let (begun, whole) = (Instant::now(), Duration::from_millis(2500));
         let (way, wish) = (way([127, 0, 77, 1]), wish());
-        let refusal = ask_within(whole, &way, &wish, None).await.unwrap_err();
+        let refusal = ask_within(whole, &way, &wish, None, &book()).await.unwrap_err();
         assert!(refusal.to_string().contains("it takes too long to answer"), "{refusal}");
         // All of its pages would have taken eight seconds.
         assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
@@ -653,7 +550,7 @@ mod tests {
                 };
                 answers(stream, &said);
             });
-            let answer = ask(&way([127, 0, 77, at]), &wish(), None).await;
+            let answer = ask(&way([127, 0, 77, at]), &wish(), None, &book()).await;
             let asked = asked.lock().unwrap().clone();
             match answer {
                 Ok(mapping) => {
@@ -688,8 +585,47 @@ mod tests {
                 });
             }
         });
-        let refusal = ask(&way([127, 0, 77, 9]), &wish(), None).await.unwrap_err();
+        let refusal = ask(&way([127, 0, 77, 9]), &wish(), None, &book()).await.unwrap_err();
         let said = matches!(refusal, Refusal::Refused { speech: Speech::Pcp, .. });
         assert!(said, "{refusal}");
+    }
+
+    #[tokio::test]
+    async fn a_yes_that_comes_after_the_question_was_given_up_is_known_and_given_back() {
+        let router = UdpSocket::bind(("127.0.77.10", pcp::PORT)).unwrap();
+        let holds: Arc<Mutex<Option<bool>>> = Arc::default();
+        let held = holds.clone();
+        std::thread::spawn(move || {
+            let mut bytes = [0; 200];
+            while let Ok((count, from)) = router.recv_from(&mut bytes) {
+                if (count, bytes[0]) != (60, 2) {
+                    continue;
+                }
+                let mut answer = bytes[..60].to_vec();
+                answer[1] |= 0x80;
+                let router = router.try_clone().unwrap();
+                if bytes[4..8] == [0; 4] {
+                    *held.lock().unwrap() = Some(false);
+                    let _ = router.send_to(&answer, from);
+                } else if held.lock().unwrap().is_none() {
+                    let held = held.clone();
+                    std::thread::spawn(move || {
+                        std::thread::sleep(Duration::from_secs(3));
+                        held.lock().unwrap().get_or_insert(true);
+                    });
+                }
+            }
+        });
+        let (way, wish, book) = (way([127, 0, 77, 10]), wish(), book());
+        let asked = ask_within(Duration::from_millis(2500), &way, &wish, None, &book).await;
+        assert!(asked.is_err() && holds.lock().unwrap().is_none());
+        assert_eq!(book.open().len(), 1);
+        let begun = Instant::now();
+        while holds.lock().unwrap().is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(20));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        crate::give_back(&way, &wish, &book).await;
+        assert_eq!(*holds.lock().unwrap(), Some(false));
     }
 }

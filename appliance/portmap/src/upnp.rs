@@ -72,6 +72,8 @@ pub struct Control {
     pub path: String,
     /// The service, as it is called.
     pub service: &'static str,
+    /// What tells this router from every other one, as it says itself.
+    pub id: Option<String>,
 }
 
 /// Whom to ask, by the page that describes the router and that was read at this port of it.
@@ -82,11 +84,15 @@ pub fn control(page: &str, router: Ipv4Addr, port: u16) -> Option<Control> {
         Some(child.text()?.trim().to_owned())
     };
     let services = || document.descendants().filter(|node| node.tag_name().name() == "service");
+    let plain = |id: &str| id.len() <= LONGEST_WORD && id.bytes().all(|c| c.is_ascii_graphic());
+    let device = document.descendants().find(|node| node.tag_name().name() == "device");
+    let id =
+        device.and_then(|device| text(&device, "UDN")).filter(|id| plain(id) && !id.is_empty());
     SERVICES.into_iter().find_map(|service| {
         let mut of_kind = services().filter(|s| text(s, "serviceType").as_deref() == Some(service));
         let (port, path) =
             of_kind.find_map(|s| own_page(&text(&s, "controlURL")?, router, Some(port)))?;
-        Some(Control { port, path, service })
+        Some(Control { port, path, service, id: id.clone() })
     })
 }
 

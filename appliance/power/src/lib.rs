@@ -4,6 +4,7 @@
 //! the shells around them. The part that runs is [`watch::run`].
 
 pub mod around;
+pub mod battery_age;
 pub mod battery_test;
 pub mod cards;
 pub mod find;

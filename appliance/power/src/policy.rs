@@ -22,9 +22,9 @@ pub struct Rules {
     pub start_charge: u8,
     /// What its parts need at most to end properly.
     pub drain: Duration,
-    /// What other machines have, after they were told; nothing where this box tells nobody.
+    /// What other machines have to leave upsd, after they were told; nothing where this box tells nobody.
     pub others: Duration,
-    /// Between the last of them leaving upsd and its power going: upsmon leaves before its machine has stopped.
+    /// Between the last of them leaving upsd and its power going, beyond that: upsmon leaves before its machine has stopped.
     pub others_halt: Duration,
     /// What the machine itself needs to go down.
     pub halt: Duration,
@@ -48,16 +48,17 @@ impl Rules {
     /// Those of a plan.
     pub fn of(plan: &PowerPlan) -> Self {
         let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        let told = |time: u32| match plan.role {
+            UpsRole::Primary => seconds(time),
+            UpsRole::Secondary => Duration::ZERO,
+        };
         Self {
             save_after: seconds(plan.save_after),
             low_charge: plan.low_charge,
             start_charge: plan.start_charge,
             drain: seconds(45),
-            others: match plan.role {
-                UpsRole::Primary => seconds(plan.others),
-                UpsRole::Secondary => Duration::ZERO,
-            },
-            others_halt: seconds(plan.others.min(20)),
+            others: told(plan.others),
+            others_halt: told(plan.others_halt),
             halt: seconds(30),
             margin: seconds(plan.margin),
             silence: seconds(15),
@@ -71,7 +72,12 @@ impl Rules {
 
     /// What stopping takes at most, from its first moment to the machine's last.
     pub fn stopping(&self) -> Duration {
-        self.drain + self.others + self.halt
+        self.drain + self.waiting() + self.halt
+    }
+
+    /// What other machines have at most, from when they are told to when they are off.
+    fn waiting(&self) -> Duration {
+        self.others + self.others_halt
     }
 
     fn need(&self) -> Duration {
@@ -162,7 +168,10 @@ pub fn decide(rules: &Rules, seen: &Seen, done: &Done, phase: PowerPhase) -> (Po
         TellSecondaries => {
             let nobody = done.others == 0 && done.left.is_none_or(|left| left >= rules.others_halt);
             let empty = seen.needs_battery() && seen.left().is_some_and(|left| left <= rules.halt);
-            return match nobody || empty || done.in_phase >= rules.others {
+            // Who has not left in time is not coming; who has left in time has all of its time to be off.
+            let late = done.others > 0 && done.in_phase >= rules.others;
+            let over = late || done.in_phase >= rules.waiting();
+            return match nobody || empty || over {
                 true => (PowerOff, Why::Done),
                 false => (TellSecondaries, Why::Others),
             };
@@ -176,7 +185,7 @@ pub fn decide(rules: &Rules, seen: &Seen, done: &Done, phase: PowerPhase) -> (Po
     };
     if phase == Draining {
         let over = done.drained || done.in_phase >= rules.drain;
-        let short = seen.left().is_some_and(|left| left <= rules.others + rules.halt);
+        let short = seen.left().is_some_and(|left| left <= rules.waiting() + rules.halt);
         return match () {
             () if last.flags.forced && over => (TellSecondaries, Why::Forced),
             () if last.flags.forced => (Draining, Why::Forced),

@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jiff::civil::Date;
+
+use crate::battery_age;
+
 /// What a UPS said at one moment. Drivers leave out what their device does not know.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reading {
@@ -16,6 +20,8 @@ pub struct Reading {
     pub load: Option<u8>,
     /// What it says of the last test of its battery.
     pub test_result: Option<String>,
+    /// The newest day that it says of its battery, or of itself.
+    pub battery_day: Option<Date>,
 }
 
 /// `ups.status`, in NUT's words.
@@ -82,6 +88,7 @@ impl Reading {
             load: percent("ups.load"),
             test_result: get("ups.test.result")
                 .map(|text| text.chars().filter(|c| !c.is_control()).take(120).collect()),
+            battery_day: battery_age::newest(battery_age::VARIABLES.into_iter().filter_map(get)),
         })
     }
 }

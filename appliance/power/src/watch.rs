@@ -7,7 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use polder_control::{PowerPhase, Supply};
 use polder_site::{PowerPlan, UpsRole};
 
-use crate::battery_test::{self, Record, Test};
+use crate::battery_age;
+use crate::battery_test::{self, Known, Record, Test};
 use crate::nut;
 use crate::policy::{self, Done, Memory, Rules, Seen, Why};
 use crate::upsd::{Upsd, UpsdError};
@@ -240,7 +241,13 @@ impl<H: House> Watcher<H> {
         let last = seen.last.as_ref();
         let may_start = policy::may_start(&self.rules, seen, self.begun.elapsed())
             && !self.phase.refuses_all_work();
-        let quiet = seen.silent >= self.rules.silence;
+        // A UPS that was never heard is silent since somebody listens.
+        let silent = last.map_or(self.begun.elapsed(), |_| seen.silent);
+        let quiet = silent >= self.rules.silence;
+        let tests = self.record().all();
+        let battery_since = self.battery_since(seen);
+        let says = last.and_then(|last| last.test_result.as_deref());
+        let Known { tested, failed } = battery_test::known(&tests, says, battery_since);
         let words = words(&self.rules, seen, self.phase, why, may_start);
         Supply {
             phase: self.phase,
@@ -248,15 +255,30 @@ impl<H: House> Watcher<H> {
             charge: last.and_then(|last| last.charge),
             runtime: seen.left().map(|left| left.as_secs()),
             load: last.and_then(|last| last.load),
-            silent: quiet.then_some(seen.silent.as_secs()),
+            silent: quiet.then_some(silent.as_secs()),
             replace_battery: last.is_some_and(|last| last.flags.replace),
             may_start,
             words: match self.complained.is_empty() {
                 true => words,
                 false => format!("{words} {}.", sentence(&self.complained)),
             },
-            last_test: self.record().last().map(|test| test.to_string()),
+            last_test: tests.last().map(|test| test.to_string()),
+            // Whoever wants no tests, or leaves them to another machine, is not reminded of any.
+            tested: tested.filter(|_| self.tests()),
+            test_failed: failed,
+            battery_since,
         }
+    }
+
+    /// Since when the battery is in, as the UPS or a steward says.
+    fn battery_since(&self, seen: &Seen) -> Option<i64> {
+        let ups = seen.last.as_ref().and_then(|last| last.battery_day);
+        battery_age::since(ups, self.plan.battery_since, unix_now())
+    }
+
+    /// Whether this box is the one that has the battery tested.
+    fn tests(&self) -> bool {
+        self.plan.self_test && self.plan.role == UpsRole::Primary
     }
 
     /// Tells upsd that the power goes, as long as it has not heard, and counts who has not left.
@@ -344,7 +366,9 @@ impl<H: House> Watcher<H> {
 
     /// Tests the battery when that is due, and writes down how it went.
     async fn test_battery(&mut self, seen: &Seen) {
-        let Some(upsd) = &mut self.upsd else { return };
+        if self.upsd.is_none() {
+            return;
+        }
         if let Some((begun, at)) = self.test {
             let result = seen.last.as_ref().and_then(|last| last.test_result.clone());
             let going_on = seen.last.as_ref().is_some_and(|last| last.flags.testing);
@@ -356,14 +380,20 @@ impl<H: House> Watcher<H> {
             }
             return;
         }
-        if !self.plan.self_test || self.plan.role == UpsRole::Secondary {
+        if !self.tests() {
             return;
         }
         let now = unix_now();
-        let since = Record::in_folder(&self.folder).last().and_then(|last| last.before(now));
+        // Another battery has not been tested yet.
+        let of_this = self
+            .record()
+            .last()
+            .filter(|last| self.battery_since(seen).is_none_or(|since| last.at >= since));
+        let since = of_this.and_then(|last| last.before(now));
         if !battery_test::is_due(&self.rules, seen, self.begun.elapsed(), since) {
             return;
         }
+        let Some(upsd) = &mut self.upsd else { return };
         match upsd.command(battery_test::COMMAND).await {
             Ok(()) => {
                 log::info!("the monthly test of the battery has begun");

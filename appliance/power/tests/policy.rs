@@ -300,6 +300,27 @@ fn others_are_waited_for_until_they_have_stopped_and_not_only_left() {
     assert_eq!(decide(0, Some(20), 25), PowerOff);
     assert_eq!(decide(0, None, 0), PowerOff, "there never was one");
     assert_eq!(decide(1, None, 60), PowerOff, "nobody holds it up for ever");
+    assert_eq!(decide(0, Some(1), 60), TellSecondaries, "it left in its last second");
+    assert_eq!(decide(0, Some(1), 80), PowerOff, "it comes and goes");
+}
+
+#[test]
+fn a_machine_that_needs_two_minutes_to_be_off_has_them_and_the_box_stops_that_much_sooner() {
+    let mut plan = PowerPlan::of("ups@localhost".parse().unwrap());
+    let usual = Rules::of(&plan).stopping();
+    plan.others_halt = 120;
+    let slow = Rules::of(&plan);
+    assert_eq!(slow.stopping(), usual + seconds(100));
+    let seen = heard(reading("FSD OB", 25, 3000));
+    let left = |left| {
+        let done = Done { in_phase: seconds(150), left: Some(seconds(left)), ..Done::default() };
+        decide(&slow, &seen, &done, TellSecondaries).0
+    };
+    assert_eq!((left(119), left(120)), (TellSecondaries, PowerOff));
+    // Not longer than the battery lasts.
+    let empty = heard(reading("FSD OB LB", 1, 20));
+    let done = Done { left: Some(seconds(1)), ..Done::default() };
+    assert_eq!(decide(&slow, &empty, &done, TellSecondaries).0, PowerOff);
 }
 
 #[test]

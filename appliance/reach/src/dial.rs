@@ -104,6 +104,11 @@ impl Knock {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = doors;
     }
 
+    /// Where it was last told to knock.
+    pub fn doors(&self) -> Option<Doors> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What is said to the relay of a line that ends there. Behind a provider's translation the address is others' too.
     fn wish(&self, place: Place) -> Option<String> {
         let doors = (*self.0.lock().unwrap_or_else(PoisonError::into_inner))?;

@@ -31,7 +31,7 @@ pub(crate) const TRIED: &str = "x-polder-tried";
 /// How often it knocks, and at least how long after the last time where the box wants it done elsewhere.
 pub(crate) const KNOCK: Duration = Duration::from_secs(20);
 pub(crate) const KNOCK_ELSEWHERE: Duration = Duration::from_secs(2);
-/// How often it asks that, and how long either side waits to hear from the other.
+/// How often it asks that, and how long after the box's last answer it gives the line up. The box waits a question longer for the relay.
 pub(crate) const PING: Duration = Duration::from_secs(1);
 pub(crate) const SILENCE: Duration = Duration::from_secs(3);
 /// Bytes that may be on their way of one caller, and of all together: who takes nothing holds up nobody else.

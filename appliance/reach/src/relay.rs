@@ -422,7 +422,7 @@ async fn silent(mut send: SendRequest<Full<Bytes>>, known: &AtomicU8, remote: Ip
         if let Some(tried) = knocking.tried().and_then(|tried| tried.parse().ok()) {
             asking.headers_mut().insert(line::TRIED, tried);
         }
-        match timeout(line::SILENCE, send.send_request(asking)).await {
+        match timeout(line::SILENCE - line::PING, send.send_request(asking)).await {
             Ok(Ok(answer)) => {
                 known.store(rank(&answer), Ordering::Relaxed);
                 knocking.want(&answer, remote);

@@ -240,8 +240,15 @@ async fn a_relay_that_knocks_says_whether_this_box_answers_there_and_takes_nobod
 
 #[tokio::test]
 async fn callers_reach_a_box_by_its_name_and_are_never_taken_for_somebody_near() {
+    // By either family: callers may have none but IPv6.
+    for at in ["127.0.0.1:0", "[::1]:0"] {
+        callers_reach_a_box_at(at).await;
+    }
+}
+
+async fn callers_reach_a_box_at(at: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let relay = Relay::start(folder.path(), "127.0.0.1:0", Limits::default()).await;
+    let relay = Relay::start(folder.path(), at, Limits::default()).await;
     let mut house = House::new(&relay.pass());
     let LineState::Held { names, seen, place, .. } = held(&mut house.state).await else { panic!() };
     assert_eq!((names, seen.ip()), (vec![NAME.to_owned()], relay.at.ip()));

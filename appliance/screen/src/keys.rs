@@ -5,6 +5,7 @@ use jiff::tz::TimeZone;
 use polder_control::RecoveryKey;
 use polder_pki::decide::plausible;
 use polder_seal::Reset;
+use polder_site::{InterfaceName, PortAddress};
 
 /// What the screen shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -16,6 +17,17 @@ pub enum Mode {
     SetUp,
     /// The network ports.
     Network,
+    /// One of them: how it should get its address.
+    Port(InterfaceName),
+    /// Its address, as far as it is typed.
+    Address {
+        /// Whose.
+        port: InterfaceName,
+        /// So far.
+        typed: String,
+        /// What is wrong with it, if that was said.
+        wrong: Option<String>,
+    },
     /// Whether the machine should go off or start again.
     Power,
     /// Whether it should start once without engines and apps.
@@ -59,6 +71,15 @@ pub enum Act {
     },
     /// Set the clock, in Unix seconds.
     SetClock(u64),
+    /// Give a port this address, or have it ask a router.
+    GiveAddress {
+        /// Which port.
+        port: InterfaceName,
+        /// What it gets.
+        address: PortAddress,
+    },
+    /// Keep the change of the network that waits for it.
+    KeepNetwork,
     /// Nothing; say why.
     Say(&'static str),
 }
@@ -74,6 +95,10 @@ pub struct Here<'a> {
     pub locked: bool,
     /// The clock shows a time at which this program did not exist.
     pub early: bool,
+    /// The machine's network ports.
+    pub ports: &'a [InterfaceName],
+    /// A change of the network is undone soon unless somebody confirms it.
+    pub waits: bool,
 }
 
 /// Nobody types more than a recovery key.
@@ -85,6 +110,18 @@ pub fn press(mode: Mode, key: u8, here: Here<'_>) -> (Mode, Option<Act>) {
     let lower = key.to_ascii_lowercase();
     match mode {
         Mode::Home => (from_home(lower, here), None),
+        Mode::Network if lower == b'y' && here.waits => (Mode::Network, Some(Act::KeepNetwork)),
+        Mode::Network => (port(key, here).map_or(Mode::Home, Mode::Port), None),
+        Mode::Port(port) if lower == b'd' => give(port, PortAddress::default()),
+        Mode::Port(port) if lower == b'a' => (typing_address(port, String::new(), None), None),
+        Mode::Address { port, typed, .. } => match line(typed, key) {
+            Line::More(typed) => (typing_address(port, typed, None), None),
+            Line::Whole(typed) => match PortAddress::line(&typed) {
+                Ok(address) => give(port, address),
+                Err(fault) => (typing_address(port, typed, Some(fault.to_string())), None),
+            },
+            Line::Left => (Mode::Network, None),
+        },
         Mode::SetUp if lower == b'y' => (Mode::Home, Some(Act::ReopenSetUp)),
         Mode::Power if lower == b'o' => (Mode::Home, Some(Act::PowerOff)),
         Mode::Power if lower == b'r' => (Mode::Home, Some(Act::Restart)),
@@ -142,6 +179,21 @@ fn from_home(key: u8, here: Here<'_>) -> Mode {
     }
 }
 
+/// The port that a digit stands for, where its address is the image's affair. On a locked disk there is nobody who could write it down.
+fn port(key: u8, here: Here<'_>) -> Option<InterfaceName> {
+    let place = usize::from(key.checked_sub(b'1').filter(|place| *place < 9)?);
+    here.ports.get(place).filter(|_| here.disk && !here.locked).cloned()
+}
+
+/// The list of ports stays, where the change is confirmed.
+fn give(port: InterfaceName, address: PortAddress) -> (Mode, Option<Act>) {
+    (Mode::Network, Some(Act::GiveAddress { port, address }))
+}
+
+fn typing_address(port: InterfaceName, typed: String, wrong: Option<String>) -> Mode {
+    Mode::Address { port, typed, wrong }
+}
+
 fn name(reset: Reset) -> (Mode, Option<Act>) {
     (Mode::Name { reset, typed: String::new() }, None)
 }
@@ -177,7 +229,8 @@ mod tests {
     use super::*;
 
     const KEY: &str = "eujukuik-ljvniheb-tchngetr-henfkdfn-hjcrhelj-lufhrbcg-ivivhfvr-ncueblhj";
-    const OPEN: Here<'_> = Here { name: "birch", disk: true, locked: false, early: false };
+    const OPEN: Here<'_> =
+        Here { name: "birch", disk: true, locked: false, early: false, ports: &[], waits: false };
     const LOCKED: Here<'_> = Here { locked: true, ..OPEN };
 
     fn typing(mode: Mode, text: &str, here: Here<'_>) -> (Mode, Vec<Act>) {
@@ -209,6 +262,33 @@ mod tests {
         assert_eq!(press(Mode::Network, b'o', OPEN), (Mode::Home, None));
         assert_eq!(typing(Mode::Home, "my", OPEN).1, [Act::SafeMode]);
         assert_eq!(typing(Mode::Home, "mm", OPEN).1, []);
+    }
+
+    #[test]
+    fn whoever_stands_at_the_machine_gives_a_port_an_address_or_has_it_ask_a_router() {
+        let ports: Vec<InterfaceName> = ["enp1s0", "enp2s0"].map(|p| p.parse().unwrap()).into();
+        let here = Here { ports: &ports, ..OPEN };
+        let gives = |port: &InterfaceName, address| {
+            (Mode::Network, vec![Act::GiveAddress { port: port.clone(), address }])
+        };
+        assert_eq!(typing(Mode::Home, "n2d", here), gives(&ports[1], PortAddress::default()));
+        let address = PortAddress::line("192.168.7.20/24 192.168.7.1").unwrap();
+        let typed = "n1a192.168.7.99\x7f\x7f20/24 192.168.7.1\r";
+        assert_eq!(typing(Mode::Home, typed, here), gives(&ports[0], address));
+        // What cannot be is said, and can be put right.
+        let (mode, acts) = typing(Mode::Home, "n1a192.168.7.20\r", here);
+        let Mode::Address { typed, wrong: Some(wrong), .. } = mode else { panic!("{mode:?}") };
+        assert!(typed == "192.168.7.20" && wrong.contains("length of its network"), "{wrong}");
+        assert!(acts.is_empty());
+        assert_eq!(typing(Mode::Home, "n1a\x1b", here), (Mode::Network, vec![]));
+        for nothing in ["n3d", "n0d", "nd", "nxd", "n1x", "ny"] {
+            assert_eq!(typing(Mode::Home, nothing, here).1, [], "{nothing}");
+        }
+        // What waits is kept with two keys, and elsewhere the machine's own system has the addresses.
+        let waits = Here { waits: true, ..here };
+        assert_eq!(typing(Mode::Home, "ny", waits), (Mode::Network, vec![Act::KeepNetwork]));
+        assert_eq!(typing(Mode::Home, "n1d", Here { disk: false, ..here }).1, []);
+        assert_eq!(typing(Mode::Home, "n1d", Here { locked: true, ..here }).1, []);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use polder_control::{BoxStatus, Claim, PartState};
 use polder_seal::Reset;
+use polder_site::InterfaceName;
 
 use crate::keys::Mode;
 
@@ -21,8 +22,10 @@ pub struct Facts {
     pub door: Option<Shown>,
     /// How the box can be reached from elsewhere.
     pub addresses: Vec<IpAddr>,
-    /// The machine's network ports, with a word about each: `enp1s0: no cable`.
-    pub ports: Vec<String>,
+    /// The machine's network ports, with a word about each: `no cable`.
+    pub ports: Vec<(InterfaceName, String)>,
+    /// A change of the network is undone soon unless somebody confirms it: what it does.
+    pub waits: Option<String>,
     /// What there is to say of cards in the machine that nothing drives.
     pub cards: Option<String>,
     /// The disk is the box's own: it can be sealed, opened and made to forget.
@@ -81,12 +84,8 @@ pub fn paint(facts: &Facts, mode: &Mode, width: usize) -> String {
         }
         Mode::Network => {
             lines.push("  Network".to_owned());
-            lines.extend(facts.ports.iter().map(|port| format!("    {port}")));
-            if facts.ports.is_empty() {
-                lines.push("    This machine has no network port.".to_owned());
-            }
-            lines.push(String::new());
-            lines.push("  Keys:  any key: back".to_owned());
+            let indented = |line: String| if line.is_empty() { line } else { format!("  {line}") };
+            lines.extend(network(facts).into_iter().map(indented));
         }
         Mode::Power => {
             lines.push("  Answers under way are finished first.".to_owned());
@@ -100,6 +99,8 @@ pub fn paint(facts: &Facts, mode: &Mode, width: usize) -> String {
     }
     if let Mode::SafeMode
     | Mode::Reset
+    | Mode::Port(_)
+    | Mode::Address { .. }
     | Mode::Name { .. }
     | Mode::Unlock(_)
     | Mode::Anew(_)
@@ -111,6 +112,38 @@ pub fn paint(facts: &Facts, mode: &Mode, width: usize) -> String {
         lines.extend([String::new(), format!("  {note}")]);
     }
     lines.iter().flat_map(|line| fold(line, width.max(20))).collect::<Vec<_>>().join("\n")
+}
+
+/// The ports, and what can be done about them.
+fn network(facts: &Facts) -> Vec<String> {
+    let may = facts.disk && !facts.locked;
+    let port = |(place, (name, word)): (usize, &(InterfaceName, String))| match may && place < 9 {
+        true => format!("  {} {name}: {word}; {}", place + 1, how(facts, name)),
+        false => format!("  {name}: {word}"),
+    };
+    let mut lines: Vec<String> = facts.ports.iter().enumerate().map(port).collect();
+    if lines.is_empty() {
+        lines.push("  This machine has no network port.".to_owned());
+    }
+    lines.push(String::new());
+    if let Some(what) = &facts.waits {
+        lines.push(format!("Undone in a minute unless somebody confirms it: {what}."));
+        lines.push(String::new());
+    }
+    let keep = if facts.waits.is_some() { "y keep the change   " } else { "" };
+    let number = if may && !facts.ports.is_empty() { "1 to 9 change that port   " } else { "" };
+    lines.push(format!("Keys:  {keep}{number}any other key: back"));
+    lines
+}
+
+/// How a port gets its address, as far as the site says.
+fn how(facts: &Facts, name: &InterfaceName) -> String {
+    let site = facts.status.as_ref().map(|status| &status.site);
+    match site.and_then(|site| site.ports.get(name)) {
+        Some(port) if !port.by_dhcp() => format!("it has {port}"),
+        Some(_) => "it asks a router".to_owned(),
+        None => "it asks a router, or has what the seed said".to_owned(),
+    }
 }
 
 impl Facts {
@@ -162,6 +195,23 @@ fn question(facts: &Facts, mode: &Mode) -> Vec<String> {
             "",
             "Keys:  y yes   any other key: back",
         ]),
+        Mode::Port(port) => vec![
+            format!("How should the port {port} get its address?"),
+            String::new(),
+            "Keys:  d from a router (DHCP)   a it always has this one   any other key: back".to_owned(),
+        ],
+        Mode::Address { port, typed, wrong } => {
+            let mut lines = vec![
+                format!("Type the address of {port} with the length of its network, then the router's, then a name server's, as in"),
+                "192.168.1.10/24 192.168.1.1 9.9.9.9 and press Enter:".to_owned(),
+                String::new(),
+                format!("> {typed}_"),
+                String::new(),
+            ];
+            lines.extend(wrong.iter().flat_map(|wrong| [format!("{wrong}."), String::new()]));
+            lines.push("Keys:  Esc back".to_owned());
+            lines
+        }
         Mode::Reset if facts.locked => lines(&[
             "Make this box new? Everything on its disk is lost for good: models, members, keys, the audit trail.",
             "",
@@ -331,7 +381,7 @@ pub fn fold(line: &str, width: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use polder_control::{EngineStatus, PartStatus};
-    use polder_site::Site;
+    use polder_site::{PortAddress, Site};
     use proptest::prelude::*;
 
     use super::*;
@@ -352,6 +402,7 @@ mod tests {
         BoxStatus {
             supply: None,
             closed: None,
+            others: Vec::new(),
             safe: false,
             site,
             gateway: part(PartState::Ready),
@@ -370,7 +421,7 @@ mod tests {
                 claim: Some(Claim { code: "AAAAA-BBBBB-CCCCC".into(), seconds: 1790 }),
             }),
             addresses: vec!["192.168.1.7".parse().unwrap()],
-            ports: vec!["enp1s0: 192.168.1.7".into()],
+            ports: vec![("enp1s0".parse().unwrap(), "connected".into())],
             ..Facts::default()
         }
     }
@@ -437,6 +488,39 @@ mod tests {
         assert!(text.ends_with("f factory reset   t time"), "{text}");
         let program = Facts { disk: false, ..early };
         assert!(!paint(&program, &Mode::Home, 200).contains("   t time"));
+    }
+
+    #[test]
+    fn the_ports_are_listed_with_how_each_gets_its_address_and_a_change_with_how_to_keep_it() {
+        let mut facts = Facts { disk: true, ..fresh() };
+        facts.ports.push(("enp2s0".parse().unwrap(), "no cable".into()));
+        let fixed = PortAddress::line("192.168.7.20/24").unwrap();
+        let site = &mut facts.status.as_mut().unwrap().site;
+        site.ports = [("enp2s0".parse().unwrap(), fixed)].into();
+        assert_eq!(
+            paint(&facts, &Mode::Network, 120),
+            "\n  polder    Polder 0.1.0\n\n  Network\n    \
+             1 enp1s0: connected; it asks a router, or has what the seed said\n    \
+             2 enp2s0: no cable; it has 192.168.7.20/24\n\n  \
+             Keys:  1 to 9 change that port   any other key: back"
+        );
+        facts.waits = Some("Give the port enp2s0 192.168.7.20/24".into());
+        let text = paint(&facts, &Mode::Network, 120);
+        assert!(text.contains("unless somebody confirms it: Give the port enp2s0"), "{text}");
+        assert!(text.contains("Keys:  y keep the change   1 to 9"), "{text}");
+        let locked = Facts { locked: true, waits: None, ..facts.clone() };
+        assert!(paint(&locked, &Mode::Network, 120).ends_with("Keys:  any other key: back"));
+        let typing = Mode::Address {
+            port: "enp1s0".parse().unwrap(),
+            typed: "10.0.0.5".into(),
+            wrong: Some("it has no length".into()),
+        };
+        let text = paint(&facts, &typing, 120);
+        assert!(
+            text.contains("> 10.0.0.5_\n") && text.contains("\n  it has no length.\n"),
+            "{text}"
+        );
+        assert!(paint(&facts, &Mode::Port("a0".parse().unwrap()), 120).contains("d from a router"));
     }
 
     #[test]

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use polder_control::{
-    Actor, Claim, Client, ControlError, DoorReply, DoorRequest, Power, Reply, Request, Sockets,
+    Actor, Claim, Client, ControlError, DoorReply, DoorRequest, Power, Reply, Request, Run, Sockets,
 };
 use polder_pki::decide::plausible;
 use polder_seal::{Answer, Ask as Seal, LOCKED, SOCKET};
+use polder_site::{InterfaceName, PortAddress, SiteChange};
 use tokio::sync::mpsc;
 
 use crate::keys::{Act, Here, Mode, press};
@@ -75,12 +76,15 @@ pub async fn run(
             _ = looks.tick() => box_.look(&mut facts).await,
             Some((terminal, key)) = keys.recv() => {
                 let mode = modes.remove(&terminal).map_or(Mode::Home, |(mode, _)| mode);
+                let ports: Vec<_> = facts.ports.iter().map(|(name, _)| name.clone()).collect();
                 let here =
                     Here {
                         name: facts.name(),
                         disk: facts.disk,
                         locked: facts.locked,
                         early: facts.early.is_some(),
+                        ports: &ports,
+                        waits: facts.waits.is_some(),
                     };
                 let (mode, act) = press(mode, key, here);
                 modes.insert(terminal, (mode, Instant::now()));
@@ -134,6 +138,8 @@ impl TheBox {
         facts.cards = self.cards.clone().flatten();
         facts.door = self.door().await;
         facts.addresses = polder_pki::machine_addresses();
+        let waiting = self.waiting().await;
+        facts.waits = waiting.map(|run| run.plan.title);
         facts.ports = ports(Path::new("/sys/class/net"));
         facts.disk = Path::new(SOCKET).exists();
         facts.locked = Path::new(LOCKED).exists();
@@ -211,10 +217,40 @@ impl TheBox {
                 let request = Request::SetClock { to, by: Actor::Console };
                 return self.have_done(&request, "The clock is set.").await;
             }
+            Act::GiveAddress { port, address } => return self.give_address(port, address).await,
+            Act::KeepNetwork => return self.keep_network().await,
             Act::Say(what) => return self.say(what.to_owned()),
         };
         let request = Request::Power { how: power, by: Actor::Console };
         self.have_done(&request, "Answers under way are finished first.").await;
+    }
+
+    /// The change that is undone soon, unless somebody confirms it.
+    async fn waiting(&self) -> Option<Run> {
+        let Ok(Reply::Runs(runs)) = self.ask(&Request::Runs).await else { return None };
+        runs.into_iter().find(|run| run.waits_for_confirmation().is_some())
+    }
+
+    async fn give_address(&mut self, port: InterfaceName, address: PortAddress) {
+        let change = SiteChange::Port { port, address };
+        let request = Request::Apply { change, by: Actor::Console };
+        match self.ask(&request).await {
+            Ok(Reply::Accepted(_)) => self.say(
+                "The port gets it now. If it is good, press y here within a minute, or confirm it on the box's page; else it is undone."
+                    .to_owned(),
+            ),
+            Ok(Reply::Refused(why)) => self.say(why),
+            Ok(_) => {}
+            Err(error) => self.say(error.to_string()),
+        }
+    }
+
+    async fn keep_network(&mut self) {
+        let Some(run) = self.waiting().await else {
+            return self.say("Nothing waits any more: it was undone, or confirmed.".to_owned());
+        };
+        let request = Request::Confirm { run: run.id, by: Actor::Console };
+        self.have_done(&request, "It stays.").await;
     }
 
     /// Has the supervisor do something, and says what came of it.
@@ -260,18 +296,18 @@ fn early() -> Option<String> {
 }
 
 /// The machine's own network ports, with a word about each.
-fn ports(net: &Path) -> Vec<String> {
+fn ports(net: &Path) -> Vec<(InterfaceName, String)> {
     let mut found: Vec<PathBuf> =
         fs::read_dir(net).into_iter().flatten().flatten().map(|e| e.path()).collect();
     found.sort();
     let port = |path: &PathBuf| {
         // Only hardware has a device behind it.
         path.join("device").exists().then_some(())?;
-        let name = path.file_name()?.to_string_lossy().into_owned();
+        let name = path.file_name()?.to_str()?.parse().ok()?;
         let carrier = fs::read_to_string(path.join("carrier")).unwrap_or_default();
         let word =
             if carrier.trim() == "1" { "connected" } else { "no cable, or the other end is off" };
-        Some(format!("{name}: {word}"))
+        Some((name, word.to_owned()))
     };
     found.iter().filter_map(port).collect()
 }
@@ -291,6 +327,8 @@ mod tests {
             fs::write(path.join("carrier"), carrier).unwrap();
         }
         let found = ports(folder.path());
-        assert_eq!(found, ["enp1s0: connected", "enp2s0: no cable, or the other end is off"]);
+        let words = [("enp1s0", "connected"), ("enp2s0", "no cable, or the other end is off")];
+        let words = words.map(|(name, word)| (name.parse().unwrap(), word.to_owned()));
+        assert_eq!(found, words);
     }
 }

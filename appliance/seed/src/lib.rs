@@ -6,11 +6,13 @@
 
 mod network;
 mod owner;
+mod port;
 mod take;
 
-pub use network::{Network, NetworkError};
+pub use network::{Network, NetworkError, Wanted};
 pub use owner::{NotAKey, OwnerKey, claim_text};
-pub use take::{KEPT, TakeError, take};
+pub use port::{Seen, bind, choose, look, ports};
+pub use take::{BOUND, KEPT, TakeError, take};
 
 use polder_site::BoxName;
 use serde::Deserialize;
@@ -118,7 +120,7 @@ mod tests {
         .unwrap();
         assert_eq!(seed.disk.as_deref(), Some("S4EV-1"));
         assert_eq!(seed.name.unwrap().as_str(), "meadow");
-        assert_eq!(seed.network.unwrap().gateway.unwrap().to_string(), "192.168.7.1");
+        assert_eq!(seed.network.unwrap().address.gateways[0].to_string(), "192.168.7.1");
         let least = Seed::parse("version = 1").unwrap();
         assert_eq!(least, Seed { disk: None, name: None, network: None, owner: None });
     }

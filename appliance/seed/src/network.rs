@@ -1,38 +1,40 @@
-//! A fixed address, as networkd is told about it.
+//! A fixed address, and the port that it is for.
 
-use std::net::IpAddr;
+use std::fmt;
 use std::str::FromStr;
 
+use polder_site::{AddressFault, InterfaceName, PortAddress};
 use serde::Deserialize;
 
-/// An address that does not come from a router.
+/// An address that does not come from a router. It is only the beginning: whatever the site says of the port later counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
-    /// The box's own.
-    pub address: IpAddr,
-    /// How many of its bits are the network's.
-    pub prefix: u8,
-    /// The way out, where there is one.
-    pub gateway: Option<IpAddr>,
-    /// Who is asked for names.
-    pub dns: Vec<IpAddr>,
+    /// The port that it is for; the first with a cable in it where none is named.
+    pub port: Option<Wanted>,
+    /// What the port gets.
+    pub address: PortAddress,
+}
+
+/// How a seed names a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// As the system calls it.
+    Name(InterfaceName),
+    /// By the number that its maker gave it, in small letters.
+    Hardware(String),
 }
 
 /// Why it cannot work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NetworkError {
-    /// Not an address with a length.
-    #[error("{0:?} is not an address with the length of its network, such as 192.168.1.10/24")]
-    Address(String),
-    /// Not an address.
-    #[error("{0:?} is not an address, such as 192.168.1.1")]
-    Bare(String),
-    /// An address that cannot be a machine's.
-    #[error("{0} cannot be a machine's own address")]
-    NotOwn(IpAddr),
-    /// Elsewhere.
-    #[error("the gateway {0} is not in the box's own network")]
-    Gateway(IpAddr),
+    /// Its addresses.
+    #[error(transparent)]
+    Address(#[from] AddressFault),
+    /// Neither a name nor a number.
+    #[error(
+        "{0:?} is neither a port's name, such as enp1s0, nor the number on its card, such as 52:54:00:12:34:56"
+    )]
+    Port(String),
 }
 
 #[derive(Deserialize)]
@@ -42,67 +44,42 @@ pub(crate) struct Written {
     gateway: Option<String>,
     #[serde(default)]
     dns: Vec<String>,
+    port: Option<String>,
 }
 
 impl TryFrom<Written> for Network {
     type Error = NetworkError;
 
     fn try_from(written: Written) -> Result<Self, NetworkError> {
-        let wrong = || NetworkError::Address(written.address.clone());
-        let (address, prefix) = written.address.trim().split_once('/').ok_or_else(wrong)?;
-        let address = IpAddr::from_str(address).map_err(|_| wrong())?;
-        let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
-        if prefix == 0 || prefix > bits(&address) {
-            return Err(wrong());
+        let Written { address, gateway, dns, port } = written;
+        let fixed = PortAddress::typed(&address, &gateway.unwrap_or_default(), &dns.join(" "))?;
+        if fixed.by_dhcp() {
+            return Err(AddressFault::Address(address).into());
         }
-        if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
-            return Err(NetworkError::NotOwn(address));
-        }
-        let bare = |text: &String| {
-            text.trim().parse::<IpAddr>().map_err(|_| NetworkError::Bare(text.clone()))
-        };
-        let gateway = written.gateway.as_ref().map(bare).transpose()?;
-        if let Some(gateway) = gateway.filter(|gateway| !near(&address, prefix, gateway)) {
-            return Err(NetworkError::Gateway(gateway));
-        }
-        let dns = written.dns.iter().map(bare).collect::<Result<_, _>>()?;
-        Ok(Self { address, prefix, gateway, dns })
+        Ok(Self { port: port.map(|port| port.trim().parse()).transpose()?, address: fixed })
     }
 }
 
-fn bits(address: &IpAddr) -> u8 {
-    if address.is_ipv4() { 32 } else { 128 }
-}
+impl FromStr for Wanted {
+    type Err = NetworkError;
 
-/// Whether two addresses are in one network. Routers of IPv6 may have an address of the link alone.
-fn near(own: &IpAddr, prefix: u8, other: &IpAddr) -> bool {
-    match (own, other) {
-        (IpAddr::V4(own), IpAddr::V4(other)) => {
-            let mask = u32::MAX << (32 - u32::from(prefix));
-            own.to_bits() & mask == other.to_bits() & mask
+    fn from_str(given: &str) -> Result<Self, NetworkError> {
+        let pairs: Vec<&str> = given.split([':', '-']).collect();
+        let pair = |pair: &&str| pair.len() == 2 && pair.bytes().all(|c| c.is_ascii_hexdigit());
+        if pairs.len() == 6 && pairs.iter().all(pair) {
+            return Ok(Self::Hardware(pairs.join(":").to_ascii_lowercase()));
         }
-        (IpAddr::V6(own), IpAddr::V6(other)) => {
-            let mask = u128::MAX << (128 - u32::from(prefix));
-            other.is_unicast_link_local() || own.to_bits() & mask == other.to_bits() & mask
-        }
-        _ => false,
+        let refuse = |_| NetworkError::Port(given.chars().take(40).collect());
+        given.parse().map(Self::Name).map_err(refuse)
     }
 }
 
-impl Network {
-    /// A file for networkd that comes before the image's own.
-    pub fn file(&self) -> String {
-        let mut text = format!(
-            "[Match]\nKind=!*\nType=ether\n\n[Network]\nMulticastDNS=yes\nLLDP=no\nAddress={}/{}\n",
-            self.address, self.prefix
-        );
-        if let Some(gateway) = self.gateway {
-            text += &format!("Gateway={gateway}\n");
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => write!(f, "the port {name}"),
+            Self::Hardware(number) => write!(f, "the port with the number {number}"),
         }
-        for dns in &self.dns {
-            text += &format!("DNS={dns}\n");
-        }
-        text + "\n[Link]\nRequiredForOnline=no\n"
     }
 }
 
@@ -110,34 +87,40 @@ impl Network {
 mod tests {
     use super::*;
 
-    fn network(address: &str, gateway: Option<&str>) -> Result<Network, NetworkError> {
-        let written = Written {
+    fn network(address: &str, gateway: &str, port: Option<&str>) -> Result<Network, NetworkError> {
+        Network::try_from(Written {
             address: address.into(),
-            gateway: gateway.map(str::to_owned),
+            gateway: Some(gateway.to_owned()).filter(|gateway| !gateway.is_empty()),
             dns: vec!["192.168.7.1".into()],
-        };
-        Network::try_from(written)
+            port: port.map(str::to_owned),
+        })
     }
 
     #[test]
-    fn a_fixed_address_becomes_a_file_for_networkd() {
-        let network = network("192.168.7.20/24", Some("192.168.7.1")).unwrap();
-        assert_eq!(
-            network.file(),
-            "[Match]\nKind=!*\nType=ether\n\n[Network]\nMulticastDNS=yes\nLLDP=no\nAddress=192.168.7.20/24\n\
-             Gateway=192.168.7.1\nDNS=192.168.7.1\n\n[Link]\nRequiredForOnline=no\n"
-        );
+    fn an_address_may_be_for_a_port_by_its_name_or_its_number() {
+        let by = |port| network("192.168.7.20/24", "192.168.7.1", port).map(|n| n.port);
+        assert_eq!(by(None), Ok(None));
+        assert_eq!(by(Some(" enp2s0 ")), Ok(Some(Wanted::Name("enp2s0".parse().unwrap()))));
+        let number = Wanted::Hardware("52:54:00:ab:cd:ef".into());
+        for written in ["52:54:00:AB:cd:ef", "52-54-00-AB-CD-EF"] {
+            assert_eq!(by(Some(written)), Ok(Some(number.clone())));
+        }
+        assert_eq!(by(Some("en*")), Err(NetworkError::Port("en*".into())));
     }
 
     #[test]
     fn an_address_that_cannot_work_is_refused_with_what_is_wrong() {
-        assert!(network("fd00::7/64", Some("fe80::1")).is_ok());
-        let wrong = |address, gateway| network(address, gateway).unwrap_err();
-        assert_eq!(wrong("192.168.7.20", None), NetworkError::Address("192.168.7.20".into()));
-        assert_eq!(wrong("192.168.7.20/33", None), NetworkError::Address("192.168.7.20/33".into()));
-        assert_eq!(wrong("127.0.0.1/8", None), NetworkError::NotOwn("127.0.0.1".parse().unwrap()));
+        assert!(network("fd00::7/64", "fe80::1", None).is_ok());
+        let wrong = |address, gateway| match network(address, gateway, None) {
+            Err(NetworkError::Address(fault)) => fault,
+            other => panic!("{other:?}"),
+        };
+        for bare in ["192.168.7.20", "192.168.7.20/33", ""] {
+            assert_eq!(wrong(bare, ""), AddressFault::Address(bare.into()));
+        }
+        assert_eq!(wrong("127.0.0.1/8", ""), AddressFault::NotOwn("127.0.0.1".parse().unwrap()));
         let far = "192.168.8.1".parse().unwrap();
-        assert_eq!(wrong("192.168.7.20/24", Some("192.168.8.1")), NetworkError::Gateway(far));
-        assert_eq!(wrong("192.168.7.20/24", Some("router")), NetworkError::Bare("router".into()));
+        assert_eq!(wrong("192.168.7.20/24", "192.168.8.1"), AddressFault::Gateway(far));
+        assert_eq!(wrong("192.168.7.20/24", "router"), AddressFault::Bare("router".into()));
     }
 }

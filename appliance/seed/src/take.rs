@@ -2,7 +2,7 @@
 //! at every start.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -12,8 +12,10 @@ use crate::{Seed, SeedError};
 pub const KEPT: &str = "seed.toml";
 /// There is one as soon as a box has been started; from then on it is its members' and no file's.
 const SITE: &str = "site.toml";
-/// Before the image's own.
-const NETWORK: &str = "70-polder-seed.network";
+/// The port that its address is for, once that is known.
+pub const BOUND: &str = "seed.port";
+/// The longest file of the state folder that is read here: a site has instructions in it.
+const LONGEST: u64 = 4 << 20;
 
 /// The seed could not be followed.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +23,9 @@ pub enum TakeError {
     /// What it says.
     #[error(transparent)]
     Seed(#[from] SeedError),
+    /// What networkd is told.
+    #[error(transparent)]
+    Give(#[from] polder_address::GiveError),
     /// A file.
     #[error("could not {act} {}", path.display())]
     File {
@@ -33,33 +38,37 @@ pub enum TakeError {
     },
 }
 
-/// Keeps the seed at `from` in `state`, if this is a box's first start, and writes what the kept one says of the
-/// network into `networks`.
+/// Keeps the seed at `from` in `state`, if this is a box's first start, and writes what the box's ports get into `networks`.
 pub fn take(state: &Path, from: &Path, networks: &Path) -> Result<Option<Seed>, TakeError> {
     let kept = state.join(KEPT);
-    if !kept.exists() && !state.join(SITE).exists() {
-        keep(state, from, &kept)?;
-    }
-    let Some(text) = read(&kept)? else { return Ok(None) };
-    let seed = Seed::parse(&text)?;
-    if let Some(network) = &seed.network {
-        let path = networks.join(NETWORK);
-        let error = |source| TakeError::File { act: "write", path: path.clone(), source };
-        fs::create_dir_all(networks).map_err(error)?;
-        fs::write(&path, network.file()).map_err(error)?;
-    }
-    Ok(Some(seed))
+    let keeping = match kept.exists() || state.join(SITE).exists() {
+        true => Ok(()),
+        false => keep(state, from, &kept),
+    };
+    // A seed that cannot be followed takes nothing away from what the site says.
+    let given = crate::ports(state).or_else(|error| match error {
+        TakeError::Seed(_) => crate::port::of_site(state),
+        other => Err(other),
+    })?;
+    polder_address::give(networks, &given)?;
+    keeping?;
+    read(&kept)?.map(|text| Ok(Seed::parse(&text)?)).transpose()
 }
 
 /// Only a seed that can be followed is kept: a bad one would stand in the way of a better one.
 fn keep(state: &Path, from: &Path, kept: &Path) -> Result<(), TakeError> {
     let Some(text) = read(from)? else { return Ok(()) };
     Seed::parse(&text)?;
-    let error = |source| TakeError::File { act: "write", path: kept.to_owned(), source };
-    let partial = kept.with_extension("partial");
+    replace(state, kept, &text)
+}
+
+/// Root writes into somebody else's folder, and leaves it theirs.
+pub(crate) fn replace(state: &Path, path: &Path, text: &str) -> Result<(), TakeError> {
+    let error = |source| TakeError::File { act: "write", path: path.to_owned(), source };
+    let partial = path.with_extension("partial");
     let write = || {
         use std::io::Write;
-        // Root writes into somebody else's folder: never through a link that lies there.
+        // Never through a link that lies there.
         match fs::remove_file(&partial) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -72,18 +81,27 @@ fn keep(state: &Path, from: &Path, kept: &Path) -> Result<(), TakeError> {
         let owner = fs::metadata(state)?;
         use std::os::unix::fs::MetadataExt;
         chown(&partial, Some(owner.uid()), Some(owner.gid()))?;
-        fs::rename(&partial, kept)?;
+        fs::rename(&partial, path)?;
         fs::File::open(state)?.sync_all()
     };
     write().map_err(error)
 }
 
-fn read(path: &Path) -> Result<Option<String>, TakeError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TakeError::File { act: "read", path: path.to_owned(), source }),
-    }
+/// A file of this folder, if it is there: no link, and no longer than one that Polder writes.
+pub(crate) fn read(path: &Path) -> Result<Option<String>, TakeError> {
+    let fail = |source| TakeError::File { act: "read", path: path.to_owned(), source };
+    let opened = fs::File::options()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(fail(source)),
+    };
+    let mut text = String::new();
+    file.take(LONGEST).read_to_string(&mut text).map_err(fail)?;
+    Ok(Some(text))
 }
 
 #[cfg(test)]
@@ -114,13 +132,20 @@ mod tests {
     #[test]
     fn a_box_keeps_the_seed_of_its_first_start_and_has_its_address_at_every_start() {
         let (_folder, state, from, networks) = folders();
-        fs::write(&from, SEED).unwrap();
+        fs::write(&from, SEED.replace("[network]", "[network]\nport = \"enp1s0\"")).unwrap();
         let seed = take(&state, &from, &networks).unwrap().unwrap();
         assert_eq!(seed.name.unwrap().as_str(), "meadow");
+        assert!(crate::bind(&state, Path::new("/nowhere")).unwrap());
         fs::remove_dir_all(&networks).unwrap();
         fs::remove_file(&from).unwrap();
         take(&state, &from, &networks).unwrap();
-        assert!(fs::read_to_string(networks.join(NETWORK)).unwrap().contains("192.168.7.20/24"));
+        let file = networks.join("70-polder-port-enp1s0.network");
+        assert!(fs::read_to_string(&file).unwrap().contains("Address=192.168.7.20/24"));
+        // A kept seed that nobody can read any more takes nothing away from what the site says.
+        fs::write(state.join(KEPT), "version = 9").unwrap();
+        fs::write(state.join(SITE), "[ports.enp2s0]\naddresses = [\"10.0.0.5/8\"]\n").unwrap();
+        assert!(matches!(take(&state, &from, &networks), Err(TakeError::Seed(_))));
+        assert!(!file.exists() && networks.join("70-polder-port-enp2s0.network").exists());
     }
 
     #[test]
@@ -129,7 +154,8 @@ mod tests {
         fs::write(state.join(SITE), "").unwrap();
         fs::write(&from, SEED).unwrap();
         assert_eq!(take(&state, &from, &networks).unwrap(), None);
-        assert!(!networks.exists());
+        assert!(!state.join(KEPT).exists());
+        assert_eq!(fs::read_dir(&networks).unwrap().count(), 0);
     }
 
     #[test]

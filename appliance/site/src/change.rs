@@ -10,12 +10,13 @@ use crate::document::{EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::DynamicDns;
 use crate::money::Money;
 use crate::names::{AppName, BoxName, EngineName, ModelAlias, UplinkName, UpstreamName};
+use crate::ports::PortAddress;
 use crate::power::PowerPlan;
 use crate::sign_in::SignIn;
 use crate::spare::Spare;
 use crate::succession::SuccessionStep;
 use crate::updates::Updates;
-use crate::uplinks::Uplinks;
+use crate::uplinks::{InterfaceName, Uplinks};
 use crate::upstreams::UpstreamServer;
 use crate::verifier::Verifier;
 
@@ -110,6 +111,13 @@ pub enum SiteChange {
     RemoveSpare,
     /// Go out by these ways, all of them; none leaves the machine's own routes as they are. Undone unless it is confirmed.
     Uplinks(Uplinks),
+    /// Give a network port these addresses, or have it ask a router. Undone unless it is confirmed.
+    Port {
+        /// Which port.
+        port: InterfaceName,
+        /// What it gets.
+        address: PortAddress,
+    },
     /// Ask the router before an uplink to let callers in at the door's port, or ask it no more.
     AskRouter {
         /// Which uplink.
@@ -203,6 +211,9 @@ impl SiteChange {
                 next.backup.take_if(|backup| backup.to == BackupPlace::Spare);
             }
             Self::Uplinks(uplinks) => next.uplinks = uplinks.clone(),
+            Self::Port { port, address } => {
+                next.ports.insert(port.clone(), address.clone());
+            }
             Self::AskRouter { uplink, ask } => {
                 if let Some(uplink) = next.uplinks.get_mut(uplink) {
                     uplink.ask_router = *ask;

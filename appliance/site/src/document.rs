@@ -12,6 +12,7 @@ use crate::dynamic_dns::{DynamicDns, DynamicDnsError};
 use crate::foreign::{Container, ForeignFault, Served, is_word};
 use crate::money::Money;
 use crate::names::{AppName, BoxName, EngineName, ModelAlias, RecipeName};
+use crate::ports::{self, AddressFault, Ports};
 use crate::power::PowerPlan;
 use crate::sign_in::{SignIn, SignInError};
 use crate::spare::{Spare, SpareRole};
@@ -89,6 +90,9 @@ pub struct Site {
     /// The ways out to the internet, where the box looks after them; without any, the machine's own routes are used as they are.
     #[serde(default, skip_serializing_if = "Uplinks::is_empty")]
     pub uplinks: Uplinks,
+    /// Network ports whose addresses somebody decided about; the others ask a router.
+    #[serde(default, skip_serializing_if = "Ports::is_empty")]
+    pub ports: Ports,
     /// Who is told where the box is, whenever it goes out another way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dynamic_dns: Option<DynamicDns>,
@@ -391,6 +395,9 @@ pub enum SiteError {
     /// Uplinks that no box can have.
     #[error(transparent)]
     Uplinks(#[from] UplinksError),
+    /// Addresses that no port can have.
+    #[error("site.toml: ports: {0}")]
+    Ports(#[from] AddressFault),
     /// Nobody could be told where the box is in that way.
     #[error(transparent)]
     DynamicDns(#[from] DynamicDnsError),
@@ -442,6 +449,7 @@ impl Site {
             backup: None,
             spare: None,
             uplinks: Uplinks::new(),
+            ports: Ports::new(),
             dynamic_dns: None,
             alerts: None,
             upstreams: Upstreams::new(),
@@ -554,6 +562,7 @@ impl Site {
         }
         self.check_spare()?;
         uplinks::check(&self.uplinks)?;
+        ports::check(&self.ports)?;
         self.dynamic_dns.as_ref().map_or(Ok(()), DynamicDns::check)?;
         if let Some(mail) = self.alerts.as_ref().and_then(|alerts| alerts.mail.as_ref()) {
             mail.check()?;

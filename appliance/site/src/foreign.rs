@@ -103,6 +103,11 @@ impl ImageName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The registry that it is fetched from: what is before the first slash.
+    pub fn registry(&self) -> &str {
+        self.0.split('/').next().unwrap_or_default()
+    }
 }
 
 impl ImageDigest {

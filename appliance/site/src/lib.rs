@@ -16,6 +16,7 @@ mod dynamic_dns;
 mod foreign;
 mod money;
 mod names;
+mod ports;
 mod power;
 mod sign_in;
 mod spare;
@@ -47,6 +48,7 @@ pub use money::{Currency, CurrencyError, Money};
 pub use names::{
     AppName, BoxName, EngineName, ModelAlias, NameError, RecipeName, UplinkName, UpstreamName,
 };
+pub use ports::{AddressFault, OwnAddress, PortAddress, Ports, ports_of};
 pub use power::{PowerPlan, UpsAddress, UpsAddressError, UpsLine, UpsLineError, UpsRole};
 pub use sign_in::{IssuerUrl, SignIn, SignInError};
 pub use spare::{Spare, SpareRole};

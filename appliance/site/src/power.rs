@@ -2,6 +2,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use jiff::civil::Date;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The UPS, and what the box does when its mains is away.
@@ -28,9 +29,12 @@ pub struct PowerPlan {
     /// Seconds that the battery shall still last, beyond what stopping takes, when stopping begins.
     #[serde(default = "usual_margin")]
     pub margin: u32,
-    /// Seconds that other machines on the same UPS have to stop, after they were told.
+    /// Seconds that other machines on the same UPS have to say goodbye, after they were told.
     #[serde(default = "usual_others")]
     pub others: u32,
+    /// Seconds that they need from their goodbye until they are off.
+    #[serde(default = "usual_others_halt")]
+    pub others_halt: u32,
     /// After a power cut, engines start from this charge on, in percent.
     #[serde(default = "usual_start")]
     pub start_charge: u8,
@@ -40,6 +44,9 @@ pub struct PowerPlan {
     /// Test the battery every month.
     #[serde(default = "usual_test")]
     pub self_test: bool,
+    /// The day on which the battery was put in, where a steward said so. One that the UPS itself tells and that is later counts more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub battery_since: Option<Date>,
 }
 
 fn usual_user() -> String {
@@ -56,6 +63,9 @@ fn usual_margin() -> u32 {
 }
 fn usual_others() -> u32 {
     60
+}
+fn usual_others_halt() -> u32 {
+    20
 }
 fn usual_start() -> u8 {
     40
@@ -76,9 +86,11 @@ impl PowerPlan {
             low_charge: usual_low(),
             margin: usual_margin(),
             others: usual_others(),
+            others_halt: usual_others_halt(),
             start_charge: usual_start(),
             card_percent: None,
             self_test: usual_test(),
+            battery_since: None,
         }
     }
 
@@ -102,6 +114,18 @@ impl PowerPlan {
         if *margin > 3600 || *others > 3600 || self.save_after > 3600 {
             return Some(
                 "power.margin, power.others and power.save_after are seconds; choose at most 3600"
+                    .to_owned(),
+            );
+        }
+        if self.others_halt > LONGEST_HALT {
+            return Some(format!(
+                "power.others_halt is {} seconds; choose 0 to {LONGEST_HALT}, so that there is battery left for it",
+                self.others_halt
+            ));
+        }
+        if self.battery_since.is_some_and(|day| !(1990..=2200).contains(&day.year())) {
+            return Some(
+                "power.battery_since is no day on which a battery was put in; write one such as 2026-03-01"
                     .to_owned(),
             );
         }
@@ -214,6 +238,8 @@ pub struct UpsAddress {
 
 /// What a UPS of this machine's own is called at its upsd.
 const OWN: &str = "ups";
+/// The most that a machine may need to be off after it said goodbye, in seconds.
+const LONGEST_HALT: u32 = 300;
 /// Where upsd listens.
 const UPSD: u16 = 3493;
 
@@ -372,5 +398,21 @@ mod tests {
         assert!(plan.fault().unwrap().contains("power.start_charge is 20; choose 30"));
         plan.low_charge = 0;
         assert!(plan.fault().unwrap().contains("power.low_charge is 0"));
+    }
+
+    #[test]
+    fn other_machines_are_waited_for_within_bounds_and_a_battery_is_of_some_day() {
+        let mut plan = PowerPlan::of("ups@localhost".parse().unwrap());
+        plan.others_halt = 300;
+        assert_eq!(plan.fault(), None);
+        plan.others_halt = 301;
+        assert!(
+            plan.fault().unwrap().contains("power.others_halt is 301 seconds; choose 0 to 300")
+        );
+        plan.others_halt = 0;
+        plan.battery_since = Some("2023-05-01".parse().unwrap());
+        assert_eq!(plan.fault(), None);
+        plan.battery_since = Some("0203-05-01".parse().unwrap());
+        assert!(plan.fault().unwrap().contains("2026-03-01"));
     }
 }

@@ -14,6 +14,7 @@ use crate::document::{Door, EngineSlot, Keeping, Metering, Sharing, Site};
 use crate::dynamic_dns::{DnsZone, DynamicDns};
 use crate::foreign::{Container, Served};
 use crate::money::Money;
+use crate::ports::PortAddress;
 use crate::power::PowerPlan;
 use crate::sign_in::SignIn;
 use crate::spare::Spare;
@@ -185,6 +186,7 @@ fn fields_in(tables: &[String]) -> &'static [&'static str] {
         ["spare"] => fields::<Spare>(),
         ["backup", "keep"] => fields::<Retention>(),
         ["uplinks", _] => fields::<Uplink>(),
+        ["ports", _] => fields::<PortAddress>(),
         ["dynamic_dns"] => fields::<DynamicDns>(),
         ["dynamic_dns", "zone"] => fields::<DnsZone>(),
         ["alerts"] => fields::<Alerts>(),
@@ -314,6 +316,7 @@ mod tests {
         });
         let mut power = PowerPlan::attached("usb".parse().unwrap());
         power.card_percent = Some(60);
+        power.battery_since = Some("2023-05-01".parse().unwrap());
         site.power = Some(power);
         site.backup = Some(Backup::to("/mnt/usb".parse().unwrap()));
         site.spare = Some(Spare::of(crate::SpareRole::OfThis));
@@ -324,6 +327,8 @@ mod tests {
         let zone = DnsZone { name: name("a.b"), zone: name("b"), server, key };
         site.dynamic_dns = Some(DynamicDns { hook: None, zone: Some(zone) });
         site.uplinks.insert("fibre".parse().unwrap(), uplink);
+        let port = PortAddress::line("10.0.0.5/8 10.0.0.1 9.9.9.9").unwrap();
+        site.ports.insert("enp1s0".parse().unwrap(), port);
         let mail = MailServer {
             server: "smtp.example.org".parse().unwrap(),
             port: 465,
@@ -398,6 +403,7 @@ mod tests {
             &["spare"],
             &["backup", "keep"],
             &["uplinks", "fibre"],
+            &["ports", "enp1s0"],
             &["dynamic_dns"],
             &["dynamic_dns", "zone"],
             &["alerts"],
@@ -415,7 +421,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, 123);
+        assert_eq!(tried, 129);
         let typo = text.replace("trusting", "trustign");
         assert_eq!(told(&typo), [("sharing.trustign".into(), Some("sharing.trusting".into()))]);
     }

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use crate::tombstones::append;
 use crate::{Folders, SpareError};
 
-/// On the spare: what the main box's audit trail ended with, hour after hour. The file only grows, so that a trail that was cut off or
-/// written anew over there shows here.
+/// On the spare: what the main box's audit trail ended with, so that a trail that was cut off or written anew over there shows here. The
+/// file grows by a line each time; of what is older than a month it keeps the last of each day, and every break.
 #[derive(Debug)]
 pub struct Heads {
     folders: Folders,
@@ -42,8 +42,9 @@ pub enum Judged {
 
 /// A break is spoken of for this long, in seconds.
 const SPOKEN_OF: i64 = 30 * 86_400;
-/// Heads that are read: a decade of hours.
-const MOST: usize = 100_000;
+/// As many heads are kept before they are thinned: a month of them, which come every five minutes while the trail grows, and decades of days.
+const MOST: usize = 30_000;
+const DAY: i64 = 86_400;
 
 impl Heads {
     /// Those of this state folder.
@@ -62,8 +63,11 @@ impl Heads {
     /// Keeps one; on disk when this returns. One that does not fit is kept too, with a mark.
     pub fn keep(&mut self, number: u64, hash: &str, now: i64) -> Result<Judged, String> {
         let hex = hash.len() <= 128 && hash.bytes().all(|b| b.is_ascii_hexdigit());
-        if !hex || self.lines.len() >= MOST {
+        if !hex {
             return Err("that is no head of an audit trail".to_owned());
+        }
+        if self.lines.len() >= MOST {
+            self.thin(now)?;
         }
         let judged = judge(self.lines.last(), number, hash);
         if judged != Judged::Same {
@@ -75,6 +79,22 @@ impl Heads {
             self.lines.push(line);
         }
         Ok(judged)
+    }
+
+    /// Makes room; the file is the old one or the new one whatever happens.
+    fn thin(&mut self, now: i64) -> Result<(), String> {
+        let kept = thinned(&self.lines, now);
+        if kept.len() >= MOST {
+            return Err(
+                "more heads of the audit trail came in a month than it has five minutes".to_owned()
+            );
+        }
+        let line = |line: &Line| serde_json::to_string(line).expect("a line has only plain values");
+        let text: String = kept.iter().map(|kept| line(kept) + "\n").collect();
+        polder_pki::files::write(&self.folders.heads(), &text)
+            .map_err(|error| error.to_string())?;
+        self.lines = kept;
+        Ok(())
     }
 
     /// The trail that comes next need not fit: the state was handed over, and with it a trail that went on elsewhere.
@@ -129,6 +149,19 @@ impl Heads {
     }
 }
 
+/// Of what is older than what is spoken of, the last of each day and each side of a break or a new beginning.
+fn thinned(lines: &[Line], now: i64) -> Vec<Line> {
+    let of_day = |line: &Line| line.at.div_euclid(DAY);
+    let stays = |at: usize| {
+        let (line, next) = (&lines[at], lines.get(at + 1));
+        let marks = |line: &Line| line.broken || line.number == 0;
+        now.saturating_sub(line.at) < SPOKEN_OF
+            || marks(line)
+            || next.is_none_or(|next| marks(next) || of_day(next) != of_day(line))
+    };
+    (0..lines.len()).filter(|at| stays(*at)).map(|at| lines[at].clone()).collect()
+}
+
 fn judge(last: Option<&Line>, number: u64, hash: &str) -> Judged {
     match last {
         Some(last) if number < last.number => Judged::Shorter,
@@ -162,6 +195,35 @@ mod tests {
         assert_eq!(heads.to_compare(10), [(5, "ee".to_owned()), (4, "dd".to_owned())]);
         assert_eq!(heads.truncated(500 + SPOKEN_OF), None);
         assert!(Heads::read(&folders).unwrap().keep(1, "not hex", 1).is_err());
+    }
+
+    #[test]
+    fn heads_of_many_years_are_thinned_to_days_and_every_break_stays() {
+        let state = tempfile::tempdir().unwrap();
+        let folders = Folders::of(state.path());
+        fs::create_dir_all(folders.own()).unwrap();
+        let head =
+            |number: u64, at: i64, broken| Line { at, number, hash: format!("{number:x}"), broken };
+        // Half a year of a trail that grows every five minutes, with a break in the middle of a day.
+        let mut lines: Vec<Line> =
+            (1..MOST as u64).map(|n| head(n, n as i64 * 300, false)).collect();
+        lines.insert(1000, Line { broken: true, ..head(400, 1000 * 300, false) });
+        let text: String = lines.iter().map(|l| serde_json::to_string(l).unwrap() + "\n").collect();
+        fs::write(folders.heads(), text).unwrap();
+        let mut heads = Heads::read(&folders).unwrap();
+        let now = MOST as i64 * 300;
+        assert_eq!(heads.keep(MOST as u64, "ff", now).unwrap(), Judged::Grown);
+        let kept = Heads::read(&folders).unwrap().lines;
+        assert_eq!(kept, heads.lines);
+        assert!(kept.len() < 30 * 288 + 90, "{}", kept.len());
+        let broken = kept.iter().position(|line| line.broken).unwrap();
+        assert_eq!((kept[broken - 1].number, kept[broken].number), (1000, 400));
+        assert_eq!(heads.last(), Some((MOST as u64, "ff".to_owned())));
+        assert!(kept.windows(2).all(|two| two[1].at - two[0].at <= DAY));
+        // Nobody fills it up in a month.
+        let crowd = |n| head(n, now, false);
+        heads.lines = (1..=MOST as u64).map(crowd).collect();
+        assert!(heads.keep(MOST as u64 + 1, "aa", now).unwrap_err().contains("five minutes"));
     }
 
     #[test]

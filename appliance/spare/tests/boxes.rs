@@ -123,12 +123,17 @@ async fn until(what: &str, done: impl AsyncFn() -> bool) {
 /// A spare, and the state folder of a main box that is paired with it.
 async fn paired() -> (Side, tempfile::TempDir) {
     let spare = Side::start("ash", SpareRole::ForAnother).await;
+    let main = paired_at(&spare, &spare.address()).await;
+    (spare, main)
+}
+
+async fn paired_at(spare: &Side, address: &str) -> tempfile::TempDir {
     let main = tempfile::tempdir().unwrap();
     let code = spare.code().await;
     let key = Some("cbde-fghi".to_owned());
-    let peer = pair(main.path(), &spare.address(), &code, "elm", key).await.unwrap();
+    let peer = pair(main.path(), address, &code, "elm", key).await.unwrap();
     assert!(peer.settled);
-    (spare, main)
+    main
 }
 
 fn wrong(code: &Code) -> Code {
@@ -161,6 +166,14 @@ async fn two_boxes_pair_with_the_code_and_each_shows_the_others_name_and_fingerp
     let link = Link::of(&Folders::of(main.path())).unwrap();
     let body = link.get("/hand/who").await.unwrap().into_body().collect().await.unwrap();
     assert_eq!(body.to_bytes(), own(main.path()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_boxes_in_a_house_that_has_only_ipv6_pair_and_keep_in_touch() {
+    let spare = Side::start("ash", SpareRole::ForAnother).await;
+    let main = paired_at(&spare, &format!("[::1]:{}", spare.port)).await;
+    let link = Link::of(&Folders::of(main.path())).unwrap();
+    assert_eq!(link.get("/hand/who").await.unwrap().status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

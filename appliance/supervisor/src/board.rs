@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
 use polder_control::{
-    BoxStatus, Closed, EngineStatus, Event, PartState, PartStatus, Plan, Progress, Run, RunId,
-    RunState, Sockets, StepState, Supply,
+    BoxStatus, Closed, EngineStatus, Event, OtherPart, PartState, PartStatus, Plan, Progress, Run,
+    RunId, RunState, Sockets, StepState, Supply,
 };
 use polder_site::Site;
 use tokio::sync::watch;
@@ -208,6 +208,12 @@ impl Inner {
         }
     }
 
+    /// Those that are neither the door nor engines, whatever has become of them.
+    fn others(&self) -> Vec<OtherPart> {
+        let named = self.parts.keys().filter_map(|part| Some((part, part.name()?)));
+        named.map(|(part, name)| OtherPart { name, part: self.part(part) }).collect()
+    }
+
     fn note(&self, part: &Part) -> Option<String> {
         self.parts.get(part).and_then(|shown| shown.borrow().note.clone())
     }
@@ -225,6 +231,7 @@ impl Inner {
             site: self.site.clone(),
             gateway: self.part(&Part::Gateway),
             engines: self.site.engines.iter().map(engine).collect(),
+            others: self.others(),
             safe: self.safe,
             supply: self.supply.clone(),
             closed: self.closed.clone(),

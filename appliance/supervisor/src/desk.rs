@@ -74,6 +74,10 @@ impl<P: Parts> Desk<P> {
                 work.power(how, by).await?;
                 Reply::Done
             }
+            Request::StartPart { part, by } => {
+                work.start_again(part, by).await?;
+                Reply::Done
+            }
             Request::Supply(supply) => Reply::Supplied { drained: work.supply(*supply).await },
             Request::UpsPassword { text, by } => {
                 work.keep_ups_password(text, by).await?;

@@ -1,15 +1,17 @@
-//! What engines keep on disk: of conversations in `kv/NAME`, their packed weights in `packed/NAME`. Folders for each engine of
-//! the site, and nothing of those that are gone.
+//! What engines keep on disk: of conversations in `kv/NAME`, their packed weights in `packed/NAME`; what the slot of a container has unpacked in
+//! `containers/slots/NAME`. Folders for each engine of the site, and nothing of those that are gone.
 
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use polder_site::{EngineName, Site};
+use polder_site::{EngineKind, EngineName, Site};
+use polder_upstream::container::unpacked_by;
 
 const CONVERSATIONS: &str = "kv";
 const PACKED: &str = "packed";
+const UNPACKED: &str = "containers/slots";
 
 /// Where an engine keeps conversations.
 pub fn kept_by(state: &Path, engine: &EngineName) -> PathBuf {
@@ -25,19 +27,38 @@ pub fn packed_by(state: &Path, engine: &EngineName) -> PathBuf {
 /// name. Whatever fails is in the log, and done when the supervisor starts again or the site changes.
 pub(crate) fn tidy(state: &Path, site: &Site) {
     for folder in site.engines.keys().flat_map(|e| [kept_by(state, e), packed_by(state, e)]) {
-        if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(&folder) {
-            log::error!("could not make {}: {error}", folder.display());
-        }
+        make(&folder);
     }
-    erase_former(&state.join(CONVERSATIONS), site, |folder| {
+    let contained = |name: &EngineName| {
+        site.engines.get(name).is_some_and(|slot| slot.kind == EngineKind::Container)
+    };
+    for engine in site.engines.keys().filter(|name| contained(name)) {
+        make(&unpacked_by(state, engine));
+    }
+    // Nobody needs an image where another server serves the slot, and it is gigabytes.
+    erase_former(&state.join(UNPACKED), contained, |folder| {
+        polder_upstream::container::erase(folder).map_err(|error| error.to_string())
+    });
+    let named = |name: &EngineName| site.engines.contains_key(name);
+    erase_former(&state.join(CONVERSATIONS), named, |folder| {
         polder_kv::erase(folder).map_err(|error| error.to_string())
     });
-    erase_former(&state.join(PACKED), site, |folder| {
+    erase_former(&state.join(PACKED), named, |folder| {
         fs::remove_dir_all(folder).map_err(|error| error.to_string())
     });
 }
 
-fn erase_former(all: &Path, site: &Site, erase: impl Fn(&Path) -> Result<(), String>) {
+fn make(folder: &Path) {
+    if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(folder) {
+        log::error!("could not make {}: {error}", folder.display());
+    }
+}
+
+fn erase_former(
+    all: &Path,
+    stays: impl Fn(&EngineName) -> bool,
+    erase: impl Fn(&Path) -> Result<(), String>,
+) {
     let folders = match fs::read_dir(all) {
         Ok(folders) => folders,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
@@ -47,7 +68,7 @@ fn erase_former(all: &Path, site: &Site, erase: impl Fn(&Path) -> Result<(), Str
         let name = folder.file_name();
         let named = name.to_str().and_then(|name| name.parse::<EngineName>().ok());
         // What has a name that no engine can have is not ours.
-        if named.is_some_and(|name| !site.engines.contains_key(&name))
+        if named.is_some_and(|name| !stays(&name))
             && let Err(error) = erase(&folder.path())
         {
             log::error!("could not erase what a former engine kept: {error}");
@@ -81,5 +102,24 @@ mod tests {
         assert!(!folder("fast").exists());
         assert!(!packed("fast").exists() && packed("slow").is_dir());
         assert!(folder("slow").is_dir() && folder("Not an engine").is_dir());
+        assert!(!state.path().join("containers").exists(), "no container serves any of them");
+    }
+
+    #[test]
+    fn what_a_container_had_unpacked_goes_when_something_else_serves_its_slot() {
+        let state = tempfile::tempdir().unwrap();
+        let (mut site, name): (Site, EngineName) = (Site::unclaimed(1), "big".parse().unwrap());
+        let mut slot = polder_site::EngineSlot::serving("tiny".parse().unwrap());
+        slot.kind = EngineKind::Container;
+        site.engines.insert(name.clone(), slot.clone());
+        tidy(state.path(), &site);
+        let unpacked = unpacked_by(state.path(), &name);
+        fs::create_dir(unpacked.join("storage")).unwrap();
+        tidy(state.path(), &site);
+        assert!(unpacked.join("storage").is_dir());
+        slot.kind = EngineKind::Polder;
+        site.engines.insert(name, slot);
+        tidy(state.path(), &site);
+        assert!(!unpacked.exists());
     }
 }

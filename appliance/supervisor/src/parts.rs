@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 
+use polder_control::PartName;
 use polder_site::EngineName;
 
 use crate::image::Helper;
@@ -24,6 +25,29 @@ pub enum Part {
     Spare,
     /// Whoever looks after the box's health.
     Health,
+}
+
+impl Part {
+    /// How it is called outside, where it is neither the door nor an engine.
+    pub(crate) fn name(&self) -> Option<PartName> {
+        match self {
+            Self::Gateway | Self::Engine(_) => None,
+            Self::Power => Some(PartName::Power),
+            Self::Wan => Some(PartName::Wan),
+            Self::Spare => Some(PartName::Spare),
+            Self::Health => Some(PartName::Health),
+        }
+    }
+
+    /// The part of this name.
+    pub(crate) fn of(name: PartName) -> Self {
+        match name {
+            PartName::Power => Self::Power,
+            PartName::Wan => Self::Wan,
+            PartName::Spare => Self::Spare,
+            PartName::Health => Self::Health,
+        }
+    }
 }
 
 impl fmt::Display for Part {

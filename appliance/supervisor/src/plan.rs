@@ -25,6 +25,8 @@ pub struct Observed {
     pub engines: BTreeMap<EngineName, PartState>,
     /// What is at the place that backups are to go to, where that is what is asked for.
     pub store: Option<Store>,
+    /// Registries of images that the box has a user and a password for.
+    pub logins: BTreeSet<String>,
 }
 
 /// What the box should become.
@@ -55,7 +57,12 @@ pub enum Action {
         what: Described,
     },
     /// Make sure that this image is there, and no other.
-    BringImage(Box<Container>),
+    BringImage {
+        /// Which, and for whom.
+        container: Box<Container>,
+        /// Whether something is kept to show its registry.
+        login: bool,
+    },
     /// Stop an engine in order.
     StopEngine(EngineName),
     /// Make this the site.
@@ -73,6 +80,8 @@ pub enum Action {
     WatchUps(bool),
     /// Tell the other box that the two are no pair any more, and forget it.
     LeaveSpare,
+    /// Have the system give the port its addresses.
+    GiveAddresses,
     /// Listen for the main box, keep in touch with the spare, or neither.
     TendLink(Option<Spare>),
     /// Wait until a steward confirms, over whatever way they have now, that the change did not lock them out.
@@ -110,7 +119,9 @@ impl Action {
                 let size = what.bytes.map(|b| format!(" ({})", size(b))).unwrap_or_default();
                 ("import-model", format!("Import {}{size}", what.title))
             }
-            Self::BringImage(container) => ("bring-image", foreign::image_step(container)),
+            Self::BringImage { container, login } => {
+                ("bring-image", foreign::image_step(container, *login))
+            }
             Self::StopEngine(name) => {
                 ("stop-engine", format!("Let the engine {name} finish and stop it"))
             }
@@ -125,6 +136,10 @@ impl Action {
             }
             Self::WatchUps(true) => ("watch-ups", "Listen to the UPS".to_owned()),
             Self::WatchUps(false) => ("watch-ups", "Listen to no UPS any more".to_owned()),
+            Self::GiveAddresses => (
+                "give-addresses",
+                "Give the port its address; the other ports keep theirs".to_owned(),
+            ),
             Self::LeaveSpare => {
                 ("leave-spare", "Tell the other box that the two are no pair any more, and forget it; backups stay where they are".to_owned())
             }
@@ -203,7 +218,10 @@ pub fn plan(
                 if !here && !missing.contains(&&slot.recipe) {
                     missing.push(&slot.recipe);
                 }
-                images.extend(slot.container.clone().map(Action::BringImage));
+                images.extend(slot.container.clone().map(|container| Action::BringImage {
+                    login: observed.logins.contains(container.image.registry()),
+                    container,
+                }));
                 start.push(Action::StartEngine(name.clone()));
             }
             // What is to run later is brought in now.
@@ -228,6 +246,9 @@ pub fn plan(
             }
             actions.extend(then);
             actions.extend(start);
+            if next.ports != observed.site.ports {
+                actions.push(Action::GiveAddresses);
+            }
             if must_be_confirmed(change) && next != observed.site {
                 actions.push(Action::Confirm);
             }
@@ -413,6 +434,9 @@ fn title(wanted: &Wanted, site: &Site, known: &dyn Fn(&RecipeName) -> String) ->
                 format!("Go out by {}", names.join(", else by "))
             }
         },
+        Wanted::Change(SiteChange::Port { port, address }) => {
+            format!("Give the port {port} {address}")
+        }
         Wanted::Change(SiteChange::AskRouter { uplink, ask: true }) => format!(
             "Ask the router of {uplink} to pass callers at port {} on to this box: anybody on the internet can then knock at its sign-in page and its API, and at nothing else",
             site.door.port
@@ -492,7 +516,7 @@ pub(crate) const CONFIRM_WITHIN: std::time::Duration = std::time::Duration::from
 
 /// Whether a change may take away the very way over which somebody could take it back.
 pub(crate) fn must_be_confirmed(change: &SiteChange) -> bool {
-    matches!(change, SiteChange::Uplinks(_))
+    matches!(change, SiteChange::Uplinks(_) | SiteChange::Port { .. })
 }
 
 /// Bytes as people say them.

@@ -1,3 +1,4 @@
+mod again;
 mod backup;
 mod begun;
 mod confirm;
@@ -11,6 +12,7 @@ mod mirror;
 mod pair;
 mod parts;
 mod planned;
+mod ports;
 mod run;
 mod shell;
 mod spare;

@@ -17,7 +17,7 @@ use polder_control::{
 };
 use polder_power::nut::Driver;
 use polder_recipes::Digest;
-use polder_site::{PowerPlan, RecipeName, Site, SiteChange};
+use polder_site::{Backup, PortAddress, PowerPlan, RecipeName, Site, SiteChange};
 use polder_supervisor::{
     Children, Chore, Described, Ending, Helper, ImportEnd, Options, Part, Parts, PartsError,
     Patience, Places, Shelf, SupervisorError,
@@ -130,6 +130,7 @@ impl Box_ {
             disks: place("disks"),
             keys: place("keys"),
             nut: place("nut"),
+            ports: place("ports"),
         };
         fs::write(places.keys.join("a.pub"), keys.pk.to_box().unwrap().to_string()).unwrap();
         let slots = Slots {
@@ -152,7 +153,7 @@ impl Box_ {
         let state = self.root.state.clone();
         let parts = OnAnImage(Children::of(&toybox(), &state), self.root.clone());
         let first = Site::unclaimed(1);
-        let patience = Patience::default();
+        let patience = Patience { confirm: Duration::from_secs(1), ..Patience::default() };
         let options = Options { state, first, port: None, listen: None, patience };
         let (end, ending) = watch::channel(Ending::No);
         let task = tokio::spawn(polder_supervisor::run(options, parts, Arc::new(NoModels), ending));
@@ -241,6 +242,21 @@ impl Box_ {
                 }
                 let waited = begun.elapsed();
                 assert!(waited < Duration::from_secs(30), "waited for {chores:?}: {told:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until root was told so often to give addresses, and forgets what it was told.
+    async fn gave_addresses(&self, times: usize) {
+        let begun = std::time::Instant::now();
+        loop {
+            {
+                let mut told = self.root.told.lock().unwrap();
+                if told.iter().filter(|chore| **chore == Chore::GiveAddresses).count() == times {
+                    return told.clear();
+                }
+                assert!(begun.elapsed() < Duration::from_secs(30), "{told:?}");
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -459,4 +475,99 @@ async fn an_update_is_refused_while_it_would_be_unsafe_and_only_then() {
     }
     fs::remove_file(box_.root.state.join("unsafe")).unwrap();
     assert!(matches!(box_.ask(preview()).await, Reply::Preview { .. }));
+}
+
+#[tokio::test]
+async fn that_nobody_could_be_asked_for_updates_is_remembered_since_when_until_somebody_answers() {
+    let keys = keys();
+    let box_ = Box_::new(&keys);
+    // Without a place to look nobody failed.
+    assert!(matches!(box_.ask(Request::CheckUpdate).await, Reply::Refused(_)));
+    assert_eq!(box_.updates().await.unlooked, None);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let from = format!("http://{free}/updates").parse().unwrap();
+    let change = SiteChange::Updates(polder_site::Updates { from });
+    let applied = box_.ask(Request::Apply { change, by: Actor::Console }).await;
+    let Reply::Accepted(id) = applied else { panic!("{applied:?}") };
+    let done = || async {
+        let Reply::Runs(runs) = box_.ask(Request::Runs).await else { panic!() };
+        runs.into_iter().find(|run| run.id == id).unwrap().state != RunState::Running
+    };
+    while !done().await {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(matches!(box_.ask(Request::CheckUpdate).await, Reply::Refused(_)));
+    let (since, why) = box_.updates().await.unlooked.unwrap();
+    assert!(why.contains("gave no update") && since > 1_700_000_000, "{why}");
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert!(matches!(box_.ask(Request::CheckUpdate).await, Reply::Refused(_)));
+    assert_eq!(box_.updates().await.unlooked.unwrap().0, since, "since the first time");
+    box_.plug_in(&keys, "0.2.0");
+    assert!(matches!(box_.ask(Request::CheckUpdate).await, Reply::Updates(_)));
+    assert_eq!(box_.updates().await.unlooked, None);
+}
+
+#[tokio::test]
+async fn an_address_of_a_port_is_given_by_root_and_taken_back_unless_somebody_confirms() {
+    let mut box_ = Box_::new(&keys());
+    let port = |name: &str, line: &str| SiteChange::Port {
+        port: name.parse().unwrap(),
+        address: PortAddress::line(line).unwrap(),
+    };
+    let by = Actor::Member("Ada".into());
+    for (name, kind) in [("enp1s0", "1\n"), ("lo0", "772\n")] {
+        fs::create_dir(box_.root.places.ports.join(name)).unwrap();
+        fs::write(box_.root.places.ports.join(name).join("type"), kind).unwrap();
+    }
+    for other in ["enp9s0", "lo0"] {
+        let change = port(other, "10.0.0.5/8");
+        let said = box_.ask(Request::Apply { change, by: by.clone() }).await;
+        let why = format!("this machine has no network port called {other}; it has enp1s0");
+        assert_eq!(said, Reply::Refused(why));
+    }
+    // A disk that the image only reads is no place for backups, and that is said.
+    let change = SiteChange::Backup(Backup::to("disk:SAFE".parse().unwrap()));
+    let said = box_.ask(Request::Apply { change, by: by.clone() }).await;
+    assert!(
+        matches!(&said, Reply::Refused(why) if why.contains("does not write to them yet")),
+        "{said:?}"
+    );
+    let site = |box_: &Box_| fs::read_to_string(box_.root.state.join("site.toml")).unwrap();
+    let run = box_.change(port("enp1s0", "10.0.0.5/8 10.0.0.1")).await;
+    let RunState::Failed(why) = run.state else { panic!("{run:?}") };
+    assert_eq!(why, "nobody confirmed it in time; the change was undone");
+    // Once with it, and once without.
+    box_.gave_addresses(2).await;
+    assert!(!site(&box_).contains("10.0.0.5"), "{}", site(&box_));
+
+    // The power goes before anybody could say that it is good: at the next start it still has to be said.
+    let change = port("enp1s0", "10.0.0.6/8");
+    let Reply::Accepted(run) = box_.ask(Request::Apply { change, by: by.clone() }).await else {
+        panic!()
+    };
+    box_.gave_addresses(1).await;
+    box_.start_again("0.1.0", &["polder_0.1.0.efi"]).await;
+    box_.gave_addresses(1).await;
+    let begun = std::time::Instant::now();
+    while box_.ask(Request::Confirm { run, by: by.clone() }).await != Reply::Done {
+        assert!(begun.elapsed() < Duration::from_secs(30), "nothing waits to be confirmed");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let begun = std::time::Instant::now();
+    loop {
+        let Reply::Runs(runs) = box_.ask(Request::Runs).await else { panic!() };
+        match runs.into_iter().find(|known| known.id == run).unwrap().state {
+            RunState::Done => break,
+            RunState::Running => {}
+            other => panic!("{other:?}"),
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "it does not end");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(site(&box_).contains("addresses = [\"10.0.0.6/8\"]"), "{}", site(&box_));
+    let trail = box_.audit().await;
+    assert!(
+        trail.contains(&"Ada confirmed Give the port enp1s0 10.0.0.6/8".to_owned()),
+        "{trail:?}"
+    );
 }

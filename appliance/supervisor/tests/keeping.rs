@@ -603,7 +603,8 @@ fn two_uplinks() -> SiteChange {
 #[tokio::test(flavor = "multi_thread")]
 async fn other_uplinks_are_undone_unless_somebody_confirms_them() {
     let box_ = Box_::new(&[]).await;
-    let before = box_.status().await;
+    let ready = |s: &BoxStatus| s.others.iter().all(|o| o.part.state == PartState::Ready);
+    let before = box_.until(|s| !s.others.is_empty() && ready(s)).await;
     let wan = Sockets::of(box_.state.path()).wan();
     let id = box_.apply(two_uplinks()).await;
     box_.until(|s| s.site.uplinks.len() == 2).await;

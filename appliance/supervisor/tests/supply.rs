@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use polder_control::{
-    Actor, BoxStatus, Client, ImportSource, PartState, Power, PowerPhase, Progress, Reply, Request,
-    RunId, RunState, Sockets, StepState, Supply, Unit,
+    Actor, BoxStatus, Client, ImportSource, PartName, PartState, Power, PowerPhase, Progress,
+    Reply, Request, RunId, RunState, Sockets, StepState, Supply, Told, Unit,
 };
 use polder_site::{EngineSlot, PowerPlan, RecipeName, Site, SiteChange, Store};
 use polder_supervisor::{
@@ -296,4 +296,54 @@ async fn a_ups_that_is_not_heard_is_not_kept() {
     let RunState::Failed(why) = box_.ends(id).await else { panic!() };
     assert!(why.contains("says nothing") && why.contains("was undone"), "{why}");
     assert_eq!(box_.status().await.site.power.unwrap().ups.name(), "ups");
+}
+
+/// How the part that watches the UPS is.
+fn watch(status: &BoxStatus) -> Option<PartState> {
+    let power = status.others.iter().find(|other| other.name == PartName::Power)?;
+    Some(power.part.state.clone())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_over_the_ups_that_was_given_up_is_in_the_status_and_is_tried_again_when_asked() {
+    let box_ = Box_::new().await;
+    box_.until(|s| watch(s) == Some(PartState::Ready)).await;
+    let behaviour = box_.state.path().join("behave-power");
+    std::fs::write(&behaviour, "crash").unwrap();
+    // What runs is killed, and what is started in its place dies by itself.
+    let again = Request::StartPart { part: PartName::Power, by: Actor::Console };
+    let status = box_.status().await;
+    let power = status.others.iter().find(|other| other.name == PartName::Power).unwrap();
+    let pid = rustix::process::Pid::from_raw(power.part.pid.unwrap().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    box_.until(|s| matches!(watch(s), Some(PartState::GaveUp(_)))).await;
+    std::fs::remove_file(&behaviour).unwrap();
+    assert_eq!(box_.ask(again).await, Reply::Done);
+    box_.until(|s| watch(s) == Some(PartState::Ready)).await;
+    // What the site does not ask for is not begun.
+    let wan = Request::StartPart { part: PartName::Wan, by: Actor::Console };
+    let Reply::Refused(why) = box_.ask(wan).await else { panic!() };
+    assert!(why.contains("the site does not ask for it"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_watch_knows_of_a_battery_is_left_for_whoever_looks_after_the_boxs_health() {
+    let box_ = Box_::new().await;
+    let supply = Supply {
+        silent: Some(77),
+        tested: Some(1_790_000_000),
+        test_failed: Some("Done and error".to_owned()),
+        battery_since: Some(1_600_000_000),
+        ..Supply::default()
+    };
+    box_.ask(Request::Supply(Box::new(supply))).await;
+    let folder = Sockets::of(box_.state.path()).folder().join(Told::FOLDER);
+    let left = Told::left_in(&folder).into_iter().find_map(|(_, told)| match told {
+        Told::Battery(battery) => Some(battery),
+        _ => None,
+    });
+    let battery = left.unwrap();
+    assert_eq!((battery.silent, battery.tested), (Some(77), Some(1_790_000_000)));
+    assert_eq!(battery.installed, Some(1_600_000_000));
+    assert_eq!(battery.test_failed.as_deref(), Some("Done and error"));
 }

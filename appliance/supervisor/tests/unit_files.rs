@@ -11,11 +11,13 @@ use polder_supervisor::Patience;
 
 /// As `systemd-analyze security` counts (10 is a process that may do anything): parts of a running box, then what
 /// writes slots and judges versions, then what needs terminals, devices or other people's files.
-const MOST_EXPOSED: [(&str, f64); 23] = [
+const MOST_EXPOSED: [(&str, f64); 26] = [
     ("polder-supervisor.service", 2.0),
     ("polder-gateway.service", 2.0),
     ("polder-engine@.service", 2.0),
     ("polder-served@.service", 2.0),
+    // It makes namespaces and mounts, and runs programs of others that write their own code.
+    ("polder-contained@.service", 2.5),
     ("polder-power.service", 2.0),
     ("polder-screen.service", 2.0),
     ("polder-wan.service", 2.3),
@@ -33,6 +35,8 @@ const MOST_EXPOSED: [(&str, f64); 23] = [
     ("polder-judge.service", 2.0),
     ("polder-clock@.service", 2.5),
     ("polder-seed.service", 2.0),
+    ("polder-seed-port.service", 2.5),
+    ("polder-ports.service", 2.5),
     ("polder-seal@.service", 3.0),
     ("polder-shell.service", 4.0),
     ("polder-installer.service", 4.0),
@@ -40,11 +44,12 @@ const MOST_EXPOSED: [(&str, f64); 23] = [
 /// Keys that came with systemd 254 to 257, which the image has; older tools know nothing of them.
 const YOUNG_KEYS: [&str; 3] = ["PrivatePIDs", "PollLimitIntervalSec", "PollLimitBurst"];
 
-const SERVICES: [&str; 9] = [
+const SERVICES: [&str; 10] = [
     "polder-supervisor.service",
     "polder-gateway.service",
     "polder-engine@.service",
     "polder-served@.service",
+    "polder-contained@.service",
     "polder-power.service",
     "polder-screen.service",
     "polder-wan.service",
@@ -219,7 +224,7 @@ fn who_looks_after_the_uplinks_may_administer_the_network_and_nothing_else() {
     }
     let polkit = std::fs::read_to_string(tree().join("share/polkit-1/rules.d/50-polder.rules"));
     assert!(polkit.unwrap().contains(
-        "polder-(gateway|health|power|spare|wan|engine@[a-z0-9-]{1,32}|served@[a-z0-9-]{1,32})"
+        "polder-(gateway|health|power|spare|wan|engine@[a-z0-9-]{1,32}|served@[a-z0-9-]{1,32}|contained@[a-z0-9-]{1,32})"
     ));
 }
 
@@ -249,6 +254,54 @@ fn what_passes_questions_on_sees_where_to_and_with_which_keys_and_nothing_else_o
         ("yes".into(), String::new())
     );
     assert_eq!(value(unit, "ExecStart"), value("polder-engine@.service", "ExecStart"));
+}
+
+#[test]
+fn a_container_that_was_taken_over_finds_no_member_no_secret_no_network_and_no_right() {
+    let (unit, engine) = ("polder-contained@.service", "polder-engine@.service");
+    assert_eq!(value(unit, "TemporaryFileSystem"), "/var/lib/polder:ro");
+    // Of other slots it may read what was fetched for them, which is public; it may write to its own only.
+    assert_eq!(
+        values(unit, "BindReadOnlyPaths"),
+        [
+            "/var/lib/polder/site.toml",
+            "/var/lib/polder/HISTORY",
+            "/var/lib/polder/weights",
+            "-/var/lib/polder/containers/fetched",
+            "-/var/lib/polder/containers/lists"
+        ]
+    );
+    let socket = "/run/polder/engine-%i:/var/lib/polder/run/engine-%i";
+    let own = "/var/lib/polder/containers/slots/%i";
+    assert_eq!(values(unit, "BindPaths"), [socket, own]);
+    assert_eq!(values(unit, "ReadWritePaths"), [own]);
+    assert_eq!(values(unit, "InaccessiblePaths"), values(engine, "InaccessiblePaths"));
+    assert_eq!(values(unit, "DeviceAllow"), values(engine, "DeviceAllow"));
+    for (key, wanted) in [
+        ("PrivateNetwork", "yes"),
+        ("IPAddressDeny", "any"),
+        ("IPAddressAllow", "localhost"),
+        ("PrivatePIDs", "yes"),
+        ("PrivateIPC", "yes"),
+        ("PrivateUsers", "yes"),
+        ("ProtectSystem", "strict"),
+        ("ProtectHome", "yes"),
+        ("ProtectControlGroups", "yes"),
+        ("NoNewPrivileges", "yes"),
+        ("CapabilityBoundingSet", ""),
+        ("AmbientCapabilities", ""),
+        ("DevicePolicy", "closed"),
+        ("RestrictNamespaces", "user mnt pid ipc"),
+        ("SystemCallFilter", "@system-service @mount"),
+        ("KeyringMode", "private"),
+    ] {
+        assert_eq!(value(unit, key), wanted, "{key}");
+    }
+    assert_eq!(value(unit, "ExecStart"), value(engine, "ExecStart"));
+    // Without rights there is nobody to switch to, and what an image says of rights is without effect on the box's disk.
+    let fstab = std::fs::read_to_string(tree().join("../etc/fstab")).unwrap();
+    let var = fstab.lines().find(|line| line.starts_with("/dev/mapper/var ")).unwrap();
+    assert!(var.contains("nosuid,nodev"), "{var}");
 }
 
 /// What of the box's own folder a part sees: it has an empty one in its place, and in that these.
@@ -317,6 +370,25 @@ fn parts_do_not_see_each_others_secrets() {
 }
 
 #[test]
+fn who_gives_ports_their_addresses_writes_for_networkd_alone_and_sends_nothing() {
+    let unit = "polder-ports.service";
+    assert_eq!(values(unit, "ReadWritePaths"), ["-/run/systemd/network"]);
+    assert_eq!(values(unit, "ReadOnlyPaths"), ["-/var/lib/polder"]);
+    assert_eq!(value(unit, "CapabilityBoundingSet"), "CAP_DAC_READ_SEARCH");
+    // networkctl refuses to work in another network namespace than networkd's.
+    assert!(!text_of(unit).contains("\nPrivateNetwork="));
+    for unit in [unit, "polder-seed-port.service"] {
+        assert_eq!(value(unit, "RestrictAddressFamilies"), "AF_UNIX", "{unit}");
+        assert_eq!(value(unit, "IPAddressDeny"), "any", "{unit}");
+    }
+    let polkit = std::fs::read_to_string(tree().join("share/polkit-1/rules.d/50-polder.rules"));
+    assert!(polkit.unwrap().contains("|ports|"));
+    // A folder that is made later would not be its to write.
+    let folders = std::fs::read_to_string(tree().join("lib/tmpfiles.d/polder.conf")).unwrap();
+    assert!(folders.contains("d  /run/systemd/network "), "{folders}");
+}
+
+#[test]
 fn nut_hears_a_ups_and_reads_nothing_of_the_box() {
     for unit in ["polder-upsd.service", "polder-ups@.service"] {
         assert_eq!(value(unit, "User"), "nut", "{unit}");
@@ -367,6 +439,7 @@ fn nobody_who_is_locked_up_can_ask_about_the_disk() {
         "polder-gateway.service",
         "polder-engine@.service",
         "polder-served@.service",
+        "polder-contained@.service",
         "polder-power.service",
         "polder-wan.service",
         "polder-health.service",
@@ -385,6 +458,7 @@ fn systemd_waits_longer_than_the_supervisor_before_it_kills() {
     assert!(seconds("polder-gateway.service", "TimeoutStopSec") > gateway + hurry);
     assert!(seconds("polder-engine@.service", "TimeoutStopSec") > engine + hurry);
     assert!(seconds("polder-served@.service", "TimeoutStopSec") > engine + hurry);
+    assert!(seconds("polder-contained@.service", "TimeoutStopSec") > engine + hurry);
     assert!(seconds("polder-health.service", "TimeoutStopSec") > last + hurry);
     let imports = Duration::from_secs(3);
     let all = gateway + hurry + last + hurry + imports;
@@ -402,6 +476,7 @@ fn the_supervisor_alone_decides_about_restarts_and_is_always_restarted_itself() 
         "polder-gateway.service",
         "polder-engine@.service",
         "polder-served@.service",
+        "polder-contained@.service",
         "polder-power.service",
         "polder-wan.service",
         "polder-health.service",

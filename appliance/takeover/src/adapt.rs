@@ -80,8 +80,8 @@ pub fn models(main: &Site, choices: &[Choice]) -> BTreeMap<EngineName, EngineSlo
     chosen.collect()
 }
 
-/// The site of a box that came to another machine: who it is comes with it; where it listens, its uplinks, its battery, what
-/// it may use of the disk and who answers beside it are this machine's.
+/// The site of a box that came to another machine: who it is comes with it; where it listens, its uplinks, its ports' addresses, its
+/// battery, what it may use of the disk and who answers beside it are this machine's.
 pub fn adapt(
     came: &Site,
     here: &Site,
@@ -92,6 +92,7 @@ pub fn adapt(
     site.door.port = here.door.port;
     site.door.listen.clone_from(&here.door.listen);
     site.uplinks.clone_from(&here.uplinks);
+    site.ports.clone_from(&here.ports);
     site.power.clone_from(&here.power);
     site.updates.clone_from(&here.updates);
     site.keeping = here.keeping;

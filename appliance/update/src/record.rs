@@ -28,6 +28,10 @@ pub struct Record {
     pub attempt: Option<Attempt>,
     /// What was tried before, newest first.
     pub past: Vec<Attempt>,
+    /// When it was last looked where the site says, Unix seconds, and somebody answered.
+    pub looked: Option<i64>,
+    /// Since when nobody does, Unix seconds, and what came of the last try.
+    pub unlooked: Option<(i64, String)>,
 }
 
 /// An update that was found, signed and fit for this box.

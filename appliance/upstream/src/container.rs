@@ -1,36 +1,52 @@
-//! Servers in containers, under podman: images by the digest of their manifest, a container without a network, the model's
-//! files read-only.
+//! Servers in containers, under podman and without anybody's rights: images by the digest of their manifest, a container whose network is that of
+//! whoever starts it and leads nowhere, the model's files read-only.
 
-use std::io::{self, Read};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use polder_site::{Container, EngineName, ImageDigest};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
-use tokio::process::{Child, Command};
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, ChildStdin, Command};
 
 use crate::cards::Cards;
+use crate::images::{Image, free, room_for};
 
 /// Another program than `podman` on the path: for tests.
 const PROGRAM: &str = "POLDER_PODMAN";
-/// A container has so long to end when it is asked to.
+/// A container has so long to end when it is asked to, which [`INSIDE`] knows as well.
 const STOP: u64 = 10;
 /// Looking something up takes no longer.
 const LOOK: Duration = Duration::from_secs(60);
-/// Bringing in an image of tens of gigabytes from a slow disk may take this long.
-const BRING: Duration = Duration::from_secs(4 * 3600);
-/// An archive's list of images, and one image's list of layers, are no longer than this.
-const LONGEST_LIST: u64 = 4 << 20;
-/// Files in an archive that are looked at before it counts as none.
-const MOST_FILES: usize = 10_000;
+/// Unpacking an image of tens of gigabytes on a slow disk may take this long.
+const UNPACK: Duration = Duration::from_secs(4 * 3600);
+/// Between two looks at how far it is.
+const TICK: Duration = Duration::from_millis(500);
+/// How much longer an image is unpacked than as it is fetched; nobody knows before.
+const UNPACKED: u64 = 3;
+/// What a namespace is that podman runs in: it is the only user there, every process of it ends with the first, and that one is [`INSIDE`].
+const ENTER: [&str; 7] =
+    ["--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+/// The first process there. It is told to end by a line; where whoever started it is gone, it reads the end of the file instead, and nobody is waited for.
+/// podman's locks are in shared memory under one name for each user: other slots have the same user, and see others here. What podman keeps of what runs is
+/// there too, since it wants a short name for that.
+const INSIDE: &str = "mount -t tmpfs -o mode=700,nosuid,nodev polder /dev/shm || exit 125; exec 3<&0; \
+    \"$@\" </dev/null 3<&- & p=$!; \
+    { read -r word <&3 && kill -TERM $p && sleep 10; kill -KILL $p; } 2>/dev/null & wait $p";
 
-/// podman with images and containers of this box alone.
+/// Where [`INSIDE`] puts what passes.
+const PASSING: &str = "/dev/shm";
+
+/// podman with the image and the container of one slot alone.
 #[derive(Debug, Clone)]
 pub struct Podman {
     program: PathBuf,
-    state: PathBuf,
+    slot: EngineName,
+    folder: PathBuf,
     /// Where cards and their driver are looked for.
     machine: PathBuf,
 }
@@ -91,18 +107,40 @@ pub enum ContainerError {
     /// A list of manifests could not be kept.
     #[error("the list that names the image could not be kept: {0}")]
     List(io::Error),
-    /// Only root can go into a container's network.
+    /// The disk.
+    #[error("a container image could not be kept in {}: {source}", folder.display())]
+    Keep {
+        /// Where.
+        folder: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It is full.
     #[error(
-        "a container has no network of its own, and to reach it polder has to run as root, which it does not here"
+        "{what} takes about {:.1} GB of the disk, and {:.1} GB are free; remove a model that nobody uses, or take a larger disk",
+        *needed as f64 / 1e9,
+        *free as f64 / 1e9
     )]
-    NotRoot,
+    NoSpace {
+        /// What has no room.
+        what: &'static str,
+        /// Bytes, of which some are kept free.
+        needed: u64,
+        /// Bytes.
+        free: u64,
+    },
+    /// The container would be on a network.
+    #[error(
+        "a container is started only where no way leads out of the network, and here one does; a slot that a container serves has to be started by the box itself"
+    )]
+    Network,
 }
 
 impl Podman {
-    /// For the box in this state folder.
-    pub fn of(state: &Path) -> Self {
+    /// For a slot of the box in this state folder.
+    pub fn of(state: &Path, slot: &EngineName) -> Self {
         let program = std::env::var_os(PROGRAM).map_or_else(|| "podman".into(), PathBuf::from);
-        Self { program, state: state.to_owned(), machine: "/".into() }
+        Self { program, slot: slot.clone(), folder: unpacked_by(state, slot), machine: "/".into() }
     }
 
     /// With the cards of another machine, whose files are here: for tests.
@@ -115,12 +153,29 @@ impl Podman {
         Self { program: program.to_owned(), ..self }
     }
 
-    /// What every call begins with: images, containers and locks of this box, and none of the machine's own.
+    fn path(&self, part: &str) -> PathBuf {
+        self.folder.join(part)
+    }
+
+    /// What an earlier life of the slot left half written goes, and podman finds what it needs.
+    fn prepare(&self) -> Result<(), ContainerError> {
+        let prepare = || -> io::Result<()> {
+            erase(&self.path("tmp"))?;
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(self.path("tmp"))?;
+            fs::write(self.path("storage.conf"), "[storage]\ndriver = \"overlay\"\n")
+        };
+        prepare().map_err(|source| ContainerError::Keep { folder: self.folder.clone(), source })
+    }
+
+    /// What every call begins with: images, containers and locks of this slot, and none of the machine's own.
     fn options(&self) -> Vec<String> {
-        let path = |part: &str| self.state.join(part).display().to_string();
+        let path = |part: &str| self.path(part).display().to_string();
         [
-            ("--root", path("containers")),
-            ("--runroot", path("run/containers")),
+            ("--root", path("storage")),
+            ("--runroot", format!("{PASSING}/containers")),
+            ("--tmpdir", format!("{PASSING}/podman")),
+            // Files of an image belong to whoever is the only user here, whomever they belonged to.
+            ("--storage-opt", "ignore_chown_errors=true".to_owned()),
             ("--cgroup-manager", "cgroupfs".to_owned()),
             ("--events-backend", "none".to_owned()),
             ("--log-level", "error".to_owned()),
@@ -130,9 +185,29 @@ impl Podman {
         .collect()
     }
 
+    /// podman in a namespace of users of its own. It hears nothing of what we were told, an init system's socket least of all: it would hand that on.
     fn command(&self, arguments: &[String]) -> Command {
-        let mut command = Command::new(&self.program);
-        command.args(self.options()).args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+        let mut command = Command::new("unshare");
+        command.args(ENTER).args(["--", "sh", "-c", INSIDE, "sh"]);
+        command.arg(&self.program).args(self.options()).args(arguments);
+        let of_process = |name: &str| std::env::var_os(name).unwrap_or_default();
+        command.env_clear().env("PATH", of_process("PATH")).env("USER", "polder");
+        for name in ["HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"] {
+            command.env(name, PASSING);
+        }
+        command.env("TMPDIR", self.path("tmp"));
+        command.env("CONTAINERS_STORAGE_CONF", self.path("storage.conf"));
+        // It is where it would go by itself, by a helper of root's that nobody has here: this is how `podman unshare` tells it. Whoever is root already in a
+        // namespace of their own is somebody too: to podman a user 0 would be the machine's root.
+        let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+        command
+            .env("_CONTAINERS_USERNS_CONFIGURED", "done")
+            .env("_CONTAINERS_ROOTLESS_UID", user.as_raw().max(1).to_string())
+            .env("_CONTAINERS_ROOTLESS_GID", group.as_raw().max(1).to_string())
+            .env("CONTAINERS_CONF", "/dev/null")
+            .env("CONTAINERS_REGISTRIES_CONF", "/dev/null")
+            .stdin(Stdio::piped())
+            .kill_on_drop(true);
         command
     }
 
@@ -143,136 +218,101 @@ impl Podman {
         within: Duration,
     ) -> Result<String, ContainerError> {
         let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
-        let output = tokio::time::timeout(within, self.command(&arguments).output()).await;
+        let mut command = self.command(&arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(ContainerError::NoPodman)?;
+        let _held = child.stdin.take();
+        let output = tokio::time::timeout(within, child.wait_with_output()).await;
         let slow = ContainerError::Slow { act, seconds: within.as_secs() };
         let output = output.map_err(|_| slow)?.map_err(ContainerError::NoPodman)?;
-        match output.status.success() {
-            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-            false => Err(ContainerError::Podman { act, why: last_line(&output.stderr) }),
+        let why = || last_line(&output.stderr);
+        match output.status.code() {
+            Some(0) => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            // The shell's own word that there is no such program.
+            Some(127) => Err(ContainerError::NoPodman(io::Error::other(why()))),
+            _ => Err(ContainerError::Podman { act, why: why() }),
         }
     }
 
-    /// What podman itself calls the image of this digest, if it is on the box.
-    pub async fn find(&self, digest: &ImageDigest) -> Result<Option<String>, ContainerError> {
-        let images = self.images().await?;
-        // Asked once, however many the list names.
-        let listed = || self.listed(digest).iter().find_map(|own| found_in(&images, own));
-        Ok(found_in(&images, digest).or_else(listed))
-    }
-
-    /// All of them, as podman lists them.
+    /// All of its images, as podman lists them.
     async fn images(&self) -> Result<String, ContainerError> {
         let list = ["images", "--all", "--digests", "--no-trunc", "--format", "json"];
         self.say("list its images", &list, LOOK).await
     }
 
-    /// Brings in the image of this digest from an archive. What is in the archive is looked at before podman is.
-    pub async fn import(&self, archive: &Path, digest: &ImageDigest) -> Result<(), ContainerError> {
-        let (path, wanted) = (archive.to_owned(), digest.clone());
-        let checked = tokio::task::spawn_blocking(move || check_archive(&path, &wanted)).await;
-        checked.map_err(|error| ContainerError::Archive {
-            path: archive.to_owned(),
-            why: error.to_string(),
-        })??;
-        let path = archive.display().to_string();
-        self.say("bring in the image", &["load", "--quiet", "--input", &path], BRING).await?;
-        self.find(digest).await?.map(drop).ok_or_else(|| ContainerError::NoImage(digest.clone()))
-    }
-
-    /// Takes in an image whose files lie in a folder, as they were fetched: each of them was compared with its digest already, and podman does it again. `own` is the
-    /// digest of its manifest; `list` is the list of manifests that the site names instead, word for word, where it names one.
-    pub async fn take_in(
+    /// What podman calls this image, after it was unpacked, unless it is already; `told` hears about how much of it is, from 0 to 1. Every file of the image is compared
+    /// with its digest by podman. Whatever else the slot had unpacked is gone then.
+    pub async fn unpack(
         &self,
-        folder: &Path,
-        own: &ImageDigest,
-        list: Option<&[u8]>,
-    ) -> Result<(), ContainerError> {
-        let from = format!("dir:{}", folder.display());
-        self.say("take in the image", &["pull", "--quiet", &from], BRING).await?;
-        if found_in(&self.images().await?, own).is_none() {
-            return Err(ContainerError::NoImage(own.clone()));
+        image: &Image,
+        told: impl Fn(f64),
+    ) -> Result<String, ContainerError> {
+        self.prepare()?;
+        if self.path("storage").exists()
+            && let Ok(images) = self.images().await
+            && let Some(known) = found_in(&images, &image.manifest)
+        {
+            return Ok(known);
         }
-        let Some(list) = list else { return Ok(()) };
-        let keep = || -> io::Result<()> {
-            std::fs::create_dir_all(self.lists())?;
-            std::fs::write(self.lists().join(format!("{}.json", hex(list))), list)
-        };
-        keep().map_err(ContainerError::List)
-    }
-
-    /// The lists of manifests of those images that the site names by such a list's digest.
-    fn lists(&self) -> PathBuf {
-        self.state.join("containers/lists")
-    }
-
-    /// What the list of this digest names, where it was kept and is what it says.
-    fn listed(&self, digest: &ImageDigest) -> Vec<ImageDigest> {
-        let name = digest.as_str().trim_start_matches("sha256:");
-        let read = std::fs::File::open(self.lists().join(format!("{name}.json")));
-        let mut text = Vec::new();
-        let read = read.and_then(|file| file.take(LONGEST_LIST).read_to_end(&mut text));
-        if read.is_err() || hex(&text) != name {
-            return Vec::new();
+        // Another image, or half of this one.
+        let keep = |source| ContainerError::Keep { folder: self.folder.clone(), source };
+        erase(&self.path("storage")).map_err(keep)?;
+        self.prepare()?;
+        let expected = image.bytes.saturating_mul(UNPACKED);
+        room_for("the unpacked container image", expected, &self.folder)?;
+        let before = free(&self.folder).map_err(keep)?;
+        told(0.0);
+        let from = format!("dir:{}", image.folder.display());
+        let pull = ["pull", "--quiet", &from];
+        let mut pulling = std::pin::pin!(self.say("unpack the image", &pull, UNPACK));
+        loop {
+            tokio::select! {
+                done = &mut pulling => break drop(done?),
+                () = tokio::time::sleep(TICK) => {
+                    let taken = before.saturating_sub(free(&self.folder).unwrap_or(before));
+                    // That it is all there only podman says.
+                    told((taken as f64 / expected.max(1) as f64).min(0.99));
+                }
+            }
         }
-        let index: Index = serde_json::from_slice(&text).unwrap_or_default();
-        index.manifests.iter().filter_map(|one| one.digest.parse().ok()).collect()
+        let known = found_in(&self.images().await?, &image.manifest);
+        known.ok_or_else(|| ContainerError::NoImage(image.manifest.clone()))
     }
 
-    /// Starts the container of a slot, in the foreground of a child process. One that an earlier life of the slot left behind goes first.
-    pub async fn start(
+    /// Starts the container of the slot, of an image that podman knows by this name, in the foreground of a child process.
+    pub fn start(
         &self,
-        slot: &EngineName,
         container: &Container,
+        image: &str,
         model: &Path,
     ) -> Result<Running, ContainerError> {
-        if !rustix::process::geteuid().is_root() {
-            return Err(ContainerError::NotRoot);
+        if !is_alone() {
+            return Err(ContainerError::Network);
         }
-        let image = self.find(&container.digest).await?;
-        let image = image.ok_or_else(|| ContainerError::NoImage(container.digest.clone()))?;
         let files = files(model)?;
-        let pid_file = self.pid_file(slot);
-        // That of an earlier life would lead into a network that is gone, or somebody else's.
-        let _ = std::fs::remove_file(&pid_file);
         let cards = Cards::of(&self.machine);
         if let Some(how) = cards.how() {
             log::warn!(
-                "the container of {slot} is given the graphics cards of this machine {how}; nobody has run that with a card yet"
+                "the container of {} is given the graphics cards of this machine {how}; nobody has run that with a card yet",
+                self.slot
             );
         }
-        let arguments = run_arguments(slot, container, &image, &files, &pid_file, &cards);
-        let child = self.command(&arguments).spawn().map_err(ContainerError::NoPodman)?;
-        Ok(Running { podman: self.clone(), slot: slot.clone(), child, pid_file })
-    }
-
-    fn pid_file(&self, slot: &EngineName) -> PathBuf {
-        self.state.join("run").join(format!("container-{slot}.pid"))
-    }
-
-    /// Ends the container of a slot, if there is one, and removes it.
-    pub async fn remove(&self, slot: &EngineName) -> Result<(), ContainerError> {
-        let (name, time) = (name_of(slot), STOP.to_string());
-        let remove = ["rm", "--force", "--ignore", "--time", &time, &name];
-        self.say("end the container", &remove, Duration::from_secs(STOP * 3)).await.map(drop)
+        let arguments = run_arguments(&self.slot, container, image, &files, &cards);
+        let mut child = self.command(&arguments).spawn().map_err(ContainerError::NoPodman)?;
+        let line = child.stdin.take();
+        Ok(Running { slot: self.slot.clone(), child, line })
     }
 }
 
-/// A container that was started.
+/// A container that was started. It does not outlive this, nor this process.
 pub struct Running {
-    podman: Podman,
     slot: EngineName,
     child: Child,
-    pid_file: PathBuf,
+    /// To the first process inside.
+    line: Option<ChildStdin>,
 }
 
 impl Running {
-    /// The network inside, once there is one.
-    pub fn network(&self) -> Option<PathBuf> {
-        let text = std::fs::read_to_string(&self.pid_file).ok()?;
-        let pid: u32 = text.trim().parse().ok()?;
-        Some(PathBuf::from(format!("/proc/{pid}/ns/net")))
-    }
-
     /// Waits until it has ended, and says how.
     pub async fn ended(&mut self) -> String {
         match self.child.wait().await {
@@ -290,13 +330,56 @@ impl Running {
         }
     }
 
-    /// Asks it to end, and removes it.
+    /// Asks it to end, and ends it if it does not.
     pub async fn stop(mut self) {
-        if let Err(error) = self.podman.remove(&self.slot).await {
-            log::warn!("the container of {} may still be there: {error}", self.slot);
+        if let Some(line) = &mut self.line {
+            // It may have ended by itself.
+            let _ = line.write_all(b"end\n").await;
         }
-        let _ = tokio::time::timeout(Duration::from_secs(5), self.child.wait()).await;
+        let patience = Duration::from_secs(STOP + 5);
+        if tokio::time::timeout(patience, self.child.wait()).await.is_err() {
+            log::warn!("the container of {} had to be killed", self.slot);
+            let _ = self.child.kill().await;
+        }
     }
+}
+
+/// Where a slot has its image unpacked.
+pub fn unpacked_by(state: &Path, slot: &EngineName) -> PathBuf {
+    state.join("containers/slots").join(slot.as_str())
+}
+
+/// Removes what a slot has unpacked, or a part of it: an image may have folders that even their owner may not write to.
+pub fn erase(folder: &Path) -> io::Result<()> {
+    fn open(folder: &Path) -> io::Result<()> {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            // Links are not followed.
+            if entry.file_type()?.is_dir() {
+                open(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+    match fs::symlink_metadata(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => open(folder).and_then(|()| fs::remove_dir_all(folder)),
+    }
+}
+
+/// Whether this process is in a network of its own, out of which no way leads.
+pub fn is_alone() -> bool {
+    let read = |table: &str| fs::read_to_string(Path::new("/proc/thread-self/net").join(table));
+    leads_nowhere(read("route").ok().as_deref(), read("ipv6_route").ok().as_deref())
+}
+
+/// The kernel's two tables of ways, of which the first has a line above it. The second is not there where nobody speaks that.
+fn leads_nowhere(four: Option<&str>, six: Option<&str>) -> bool {
+    let near = |line: &str| line.split_whitespace().last() == Some("lo");
+    four.is_some_and(|table| table.lines().skip(1).all(|line| line.starts_with("lo\t")))
+        && six.unwrap_or_default().lines().all(near)
 }
 
 fn name_of(slot: &EngineName) -> String {
@@ -307,10 +390,10 @@ fn name_of(slot: &EngineName) -> String {
 fn files(folder: &Path) -> Result<Vec<(String, PathBuf)>, ContainerError> {
     let fail = |source| ContainerError::Weights { folder: folder.to_owned(), source };
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(fail)? {
+    for entry in fs::read_dir(folder).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        files.push((name, std::fs::canonicalize(entry.path()).map_err(fail)?));
+        files.push((name, fs::canonicalize(entry.path()).map_err(fail)?));
     }
     files.sort();
     Ok(files)
@@ -322,7 +405,6 @@ fn run_arguments(
     container: &Container,
     image: &str,
     files: &[(String, PathBuf)],
-    pid_file: &Path,
     cards: &Cards,
 ) -> Vec<String> {
     let mut arguments: Vec<String> = [
@@ -330,9 +412,15 @@ fn run_arguments(
         "--rm",
         "--replace",
         "--pull=never",
-        "--network=none",
+        // That of whoever starts it, out of which no way leads; what is in it can be asked from there, and podman makes none.
+        "--network=host",
+        "--uts=host",
+        "--cgroupns=host",
         // It stays among the slot's own processes, with their limits.
         "--cgroups=disabled",
+        // The only user there is, who is nobody's root; with the groups that cards belong to.
+        "--user=0:0",
+        "--group-add=keep-groups",
         "--read-only",
         "--tmpfs=/tmp",
         "--env=HOME=/tmp",
@@ -346,7 +434,6 @@ fn run_arguments(
     .into();
     arguments.push(format!("--stop-timeout={STOP}"));
     arguments.push(format!("--name={}", name_of(slot)));
-    arguments.push(format!("--pidfile={}", pid_file.display()));
     arguments.extend(cards.arguments());
     let mount = |(name, path): &(String, PathBuf)| {
         format!("--mount=type=bind,source={},target=/weights/{name},readonly", path.display())
@@ -377,91 +464,6 @@ fn found_in(list: &str, digest: &ImageDigest) -> Option<String> {
     listed.iter().find(is).map(|image| image.id.clone())
 }
 
-/// The digest of the only image in an archive.
-pub fn digest_of_archive(path: &Path) -> Result<ImageDigest, ContainerError> {
-    let none = |why: &str| ContainerError::Archive { path: path.to_owned(), why: why.to_owned() };
-    match &digests_in(path)?[..] {
-        [only] => only.parse().map_err(|_| none("its image has no digest that can be checked")),
-        [] => Err(none("there is no image in it")),
-        _ => Err(none("there are several images in it")),
-    }
-}
-
-/// Whether an archive holds this image, and its manifest is what its digest says. (The layers are checked by podman, by the digests in
-/// the manifest.)
-fn check_archive(path: &Path, wanted: &ImageDigest) -> Result<(), ContainerError> {
-    let digests = digests_in(path)?;
-    if !digests.iter().any(|digest| digest == wanted.as_str()) {
-        let found = if digests.is_empty() { "nothing".to_owned() } else { digests.join(", ") };
-        return Err(ContainerError::WrongDigest {
-            path: path.to_owned(),
-            found,
-            wanted: wanted.clone(),
-        });
-    }
-    let none = |why: &str| ContainerError::Archive { path: path.to_owned(), why: why.to_owned() };
-    let hex = wanted.as_str().trim_start_matches("sha256:");
-    let manifest = read_in(path, &format!("blobs/sha256/{hex}"))?;
-    let manifest = manifest.ok_or_else(|| none("its image is not in it"))?;
-    let is = self::hex(&manifest);
-    match is == hex {
-        true => Ok(()),
-        false => Err(ContainerError::WrongDigest {
-            path: path.to_owned(),
-            found: format!("sha256:{is}"),
-            wanted: wanted.clone(),
-        }),
-    }
-}
-
-#[derive(Deserialize, Default)]
-struct Index {
-    manifests: Vec<Manifest>,
-}
-
-#[derive(Deserialize)]
-struct Manifest {
-    digest: String,
-}
-
-fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn digests_in(path: &Path) -> Result<Vec<String>, ContainerError> {
-    let none = |why: String| ContainerError::Archive { path: path.to_owned(), why };
-    let index =
-        read_in(path, "index.json")?.ok_or_else(|| none("it has no index.json".to_owned()))?;
-    let index: Index = serde_json::from_slice(&index)
-        .map_err(|error| none(format!("its index.json cannot be read: {error}")))?;
-    let shown = |m: Manifest| m.digest.chars().filter(|c| !c.is_control()).take(80).collect();
-    Ok(index.manifests.into_iter().take(100).map(shown).collect())
-}
-
-/// A short file of an archive.
-fn read_in(path: &Path, wanted: &str) -> Result<Option<Vec<u8>>, ContainerError> {
-    let none = |why: String| ContainerError::Archive { path: path.to_owned(), why };
-    let fail = |error: io::Error| none(error.to_string());
-    let file = std::fs::File::open(path).map_err(fail)?;
-    let mut archive = tar::Archive::new(file);
-    // Seeking past what is not wanted: layers are gigabytes.
-    let entries = archive.entries_with_seek().map_err(fail)?;
-    for entry in entries.take(MOST_FILES) {
-        let entry = entry.map_err(fail)?;
-        let name = entry.path().map_err(fail)?.into_owned();
-        if name.strip_prefix("./").unwrap_or(&name) != Path::new(wanted) {
-            continue;
-        }
-        if entry.size() > LONGEST_LIST {
-            return Err(none(format!("{wanted} in it is too long")));
-        }
-        let mut content = Vec::new();
-        entry.take(LONGEST_LIST).read_to_end(&mut content).map_err(fail)?;
-        return Ok(Some(content));
-    }
-    Ok(None)
-}
-
 fn last_line(said: &[u8]) -> String {
     let said = String::from_utf8_lossy(said);
     let line =
@@ -486,23 +488,16 @@ mod tests {
     }
 
     #[test]
-    fn a_container_has_no_network_no_rights_and_nothing_to_write_but_what_it_forgets() {
+    fn a_container_has_no_rights_and_nothing_to_write_but_what_it_forgets() {
         let files = [("model.safetensors".to_owned(), PathBuf::from("/s/weights/blobs/sha256/00"))];
         let container = container(&["--model", "/weights", "--port", "8000"]);
         let slot = "big".parse().unwrap();
-        let run = run_arguments(
-            &slot,
-            &container,
-            "e6f6",
-            &files,
-            Path::new("/s/run/x.pid"),
-            &Cards::Described,
-        );
+        let run = run_arguments(&slot, &container, "e6f6", &files, &Cards::Described);
         assert_eq!(
             run.join(" "),
-            "run --rm --replace --pull=never --network=none --cgroups=disabled --read-only --tmpfs=/tmp --env=HOME=/tmp \
-             --shm-size=1g --cap-drop=all --security-opt=no-new-privileges --log-driver=none --stop-timeout=10 \
-             --name=polder-big --pidfile=/s/run/x.pid --device=nvidia.com/gpu=all \
+            "run --rm --replace --pull=never --network=host --uts=host --cgroupns=host --cgroups=disabled --user=0:0 \
+             --group-add=keep-groups --read-only --tmpfs=/tmp --env=HOME=/tmp --shm-size=1g --cap-drop=all \
+             --security-opt=no-new-privileges --log-driver=none --stop-timeout=10 --name=polder-big --device=nvidia.com/gpu=all \
              --mount=type=bind,source=/s/weights/blobs/sha256/00,target=/weights/model.safetensors,readonly \
              e6f6 --model /weights --port 8000"
         );
@@ -528,16 +523,34 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_archive_is_refused_in_a_sentence() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x.tar");
-        for content in [&b""[..], b"not a tar at all", &[0; 2048], &[b'x'; 4096]] {
-            std::fs::write(&path, content).unwrap();
-            let says = digest_of_archive(&path).unwrap_err().to_string();
-            assert!(says.contains("is no OCI archive") && says.contains("podman save"), "{says}");
+    fn a_network_leads_nowhere_when_its_tables_have_no_way_but_to_itself() {
+        let head = "Iface\tDestination\tGateway\n";
+        let lo = "00000000000000000000000000000001 80 00 lo\n";
+        assert!(leads_nowhere(Some(head), None));
+        assert!(leads_nowhere(Some(head), Some(lo)));
+        let way = format!("{head}eth0\t00000000\t0102000A\n");
+        assert!(!leads_nowhere(Some(&way), Some(lo)));
+        assert!(!leads_nowhere(Some(head), Some(&format!("{lo}fe80 40 00 eth0\n"))));
+        assert!(!leads_nowhere(None, None), "what is not known is no promise");
+    }
+
+    #[test]
+    fn what_a_slot_had_unpacked_goes_whatever_its_image_says_of_its_folders() {
+        let state = tempfile::tempdir().unwrap();
+        let beside = state.path().join("beside");
+        fs::create_dir(&beside).unwrap();
+        fs::set_permissions(&beside, fs::Permissions::from_mode(0o555)).unwrap();
+        let folder = unpacked_by(state.path(), &"big".parse().unwrap());
+        fs::create_dir_all(folder.join("a/b")).unwrap();
+        fs::write(folder.join("a/b/c"), "x").unwrap();
+        std::os::unix::fs::symlink(&beside, folder.join("a/out")).unwrap();
+        for shut in ["a/b", "a"] {
+            fs::set_permissions(folder.join(shut), fs::Permissions::from_mode(0o000)).unwrap();
         }
-        let says = digest_of_archive(&folder.path().join("none.tar")).unwrap_err().to_string();
-        assert!(says.contains("none.tar"), "{says}");
+        erase(&folder).unwrap();
+        assert!(!folder.exists());
+        assert_eq!(beside.metadata().unwrap().permissions().mode() & 0o777, 0o555);
+        erase(&folder).unwrap();
     }
 
     #[test]

@@ -2,12 +2,13 @@
 //!
 //! [`whom_to_ask`] decides, as a pure function; [`Price`] says what an answer may cost and did; [`Wire`] carries a question over TLS
 //! and brings back a [`Metered`] answer, which counts what it used; [`StandIn`] answers at an engine's socket for a server
-//! that is not ours; [`container`] runs such a server under podman.
+//! that is not ours; [`container`] runs such a server under podman, of one of the [`images`] that are on the box.
 
 mod cards;
 mod choose;
 pub mod container;
 mod fault;
+pub mod images;
 mod meter;
 mod paid;
 mod price;

@@ -39,7 +39,8 @@ impl Price {
     /// What an answer that used this costs, rounded up.
     pub fn cost(&self, usage: &Usage) -> u64 {
         let usage = usage.sane();
-        let plain = usage.prompt - usage.cached - usage.written - usage.written_long;
+        let parts = usage.cached.saturating_add(usage.written).saturating_add(usage.written_long);
+        let plain = usage.prompt.saturating_sub(parts);
         let parts = [
             (plain, self.input),
             (usage.cached, self.cached),
@@ -106,7 +107,7 @@ mod tests {
         };
         assert_eq!(used(1_000_000, 0, 1_000_000), 750_000);
         assert_eq!(used(1_000_000, 1_000_000, 0), 20_000);
-        assert_eq!(used(1_000_000, 2_000_000, 0), 20_000, "no more is kept than was read");
+        assert_eq!(used(1_000_000, 2_000_000, 0), 40_000, "no less was read than was kept");
         assert_eq!(used(1, 0, 0), 1, "a part of a millionth is one");
         assert_eq!(used(0, 0, 0), 0);
     }
@@ -137,7 +138,9 @@ mod tests {
         let said = Price { written: 0, written_long: 0, ..usual };
         assert_eq!((said.cost(&minutes), said.cost(&hour)), (3_000_000, 3_000_000));
         let both = Usage { prompt: 10, cached: 20, written: 20, written_long: 20, completion: 0 };
-        assert_eq!(both.sane(), Usage { prompt: 10, written_long: 10, ..Usage::default() });
+        assert_eq!(both.sane(), Usage { prompt: 60, ..both });
+        let more = Usage { prompt: 10, written: 1_000_000, ..Usage::default() };
+        assert_eq!(usual.cost(&more), 3_750_000, "what is kept is charged, whatever was read");
     }
 
     proptest! {
@@ -152,12 +155,15 @@ mod tests {
             let of = |of: u64, part: f64| (of as f64 * part) as u64;
             let most = price.most(&Usage { prompt, completion, ..Usage::default() }, hours);
             let prompt = of(prompt, part);
+            // Parts of what was read: more than that was not set aside, and is booked all the same.
+            let written_long = if hours { of(prompt, long) } else { 0 };
+            let written = of(prompt - written_long, short);
             let usage = Usage {
                 prompt,
                 completion: of(completion, part),
-                cached: of(prompt, kept),
-                written: of(prompt, short),
-                written_long: if hours { of(prompt, long) } else { 0 },
+                cached: of(prompt - written_long - written, kept),
+                written,
+                written_long,
             };
             prop_assert!(price.cost(&usage) <= most);
         }

@@ -1,6 +1,6 @@
 //! The API keys of servers elsewhere: one private file, `STATE/upstreams/secrets.json`, which the gateway alone writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -85,6 +85,13 @@ impl Secrets {
         Ok(self.all()?.remove(&of.entry()))
     }
 
+    /// The registries that a user and a password are kept for.
+    pub fn registries(&self) -> Result<BTreeSet<String>, SecretsError> {
+        let all = self.all()?;
+        let hosts = all.keys().filter_map(|entry| entry.strip_prefix("registry/"));
+        Ok(hosts.map(str::to_owned).collect())
+    }
+
     /// Keeps a key; an empty one forgets the one there is.
     pub fn keep(&self, of: Holder<'_>, key: &SecretText) -> Result<(), SecretsError> {
         let text = key.expose();
@@ -145,6 +152,9 @@ mod tests {
         secrets.keep(Holder::Registry("registry.lan:5000"), &both).unwrap();
         assert_eq!(secrets.get(Holder::Registry("registry.lan:5000")).unwrap(), Some(both));
         assert_eq!(secrets.get(Holder::Registry("registry.lan")).unwrap(), None);
+        let slot: EngineName = "fast".parse().unwrap();
+        secrets.keep(Holder::Engine(&slot), &SecretText::new("sk-two")).unwrap();
+        assert_eq!(secrets.registries().unwrap(), ["registry.lan:5000".to_owned()].into());
         for (user, password) in [("", "x"), ("a:b", "x"), ("a", ""), ("a", "x\ny"), ("a\r", "x")] {
             let refused = login(user, &SecretText::new(password)).unwrap_err().to_string();
             assert!(refused.contains("a user without a colon"), "{user:?} {password:?}");

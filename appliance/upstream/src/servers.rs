@@ -207,10 +207,13 @@ mod tests {
             let recipe = ServerRecipe::find(name);
             recipe.and_then(|recipe| recipe.container("m", None, &[])).unwrap_err().to_string()
         };
-        let sglang = says("sglang");
+        let mut unpinned = ServerRecipe::find("sglang").unwrap().clone();
+        assert!(unpinned.container("m", None, &[]).is_ok());
+        unpinned.container.as_mut().unwrap().digest = None;
+        let unpinned = unpinned.container("m", None, &[]).unwrap_err().to_string();
         assert!(
-            sglang.contains("--digest sha256:") && sglang.contains("podman images --digests"),
-            "{sglang}"
+            unpinned.contains("--digest sha256:") && unpinned.contains("podman images --digests"),
+            "{unpinned}"
         );
         assert!(says("nim").contains("--url"));
         assert!(says("vlm").contains("there are vllm, sglang, nim"));

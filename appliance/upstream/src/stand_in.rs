@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -18,12 +18,13 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use polder_control::SecretText;
-use polder_site::{Container, EngineName, Served};
+use polder_site::{Container, Served};
 use serde_json::json;
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
 
 use crate::container::{ContainerError, Podman, Running};
+use crate::images::Image;
 use crate::meter::{Meter, Metered};
 use crate::price::prompt_estimate;
 use crate::question::Asked;
@@ -36,6 +37,8 @@ const IDLE: Duration = Duration::from_secs(300);
 /// Between two looks at a server that does not answer yet, and at one that does.
 const LOOK_STARTING: Duration = Duration::from_millis(200);
 const LOOK_READY: Duration = Duration::from_secs(2);
+/// A connection that comes about, or is refused, does so within this time.
+const SOON: Duration = Duration::from_secs(1);
 /// One look takes no longer.
 const LOOK: Duration = Duration::from_secs(5);
 /// Answers that are going on have so long when the slot is stopped; the supervisor is as patient.
@@ -84,7 +87,11 @@ struct Shared {
     /// Something said that the server may be gone: it is looked at now.
     doubt: Notify,
     running: AtomicUsize,
+    /// How much of its image is unpacked, in thousandths; more while nothing is.
+    unpacked: AtomicUsize,
 }
+
+const PER_MILLE: f64 = 1000.0;
 
 type Whole = Response<http_body_util::combinators::UnsyncBoxBody<Bytes, io::Error>>;
 
@@ -105,41 +112,42 @@ impl StandIn {
         self.answer(&shared, told, look).await
     }
 
-    /// Runs a container and passes questions to the server in it, until `told`; then the container is ended too.
+    /// Unpacks an image unless it is, runs a container of it and passes questions to the server in it, until `told`; then the container is ended too. It has
+    /// the network of this process, which must lead nowhere.
     pub async fn contain(
         self,
         podman: &Podman,
-        slot: &EngineName,
         container: &Container,
+        image: &Image,
         model: &Path,
         told: impl Future<Output = ()>,
     ) -> Result<(), StandInError> {
-        let mut running = podman.start(slot, container, model).await?;
         let shared = self.shared(None);
-        let looking = async {
-            let ended = async {
-                // Its network is there a moment after it was started.
-                while running.network().is_none() {
-                    tokio::select! {
-                        why = running.ended() => return why,
-                        () = tokio::time::sleep(LOOK_STARTING) => {}
-                    }
-                }
-                if let Some(network) = running.network()
-                    && let Ok(wire) =
-                        Wire::at(Place::Inside { network, port: container.port }, None)
-                {
-                    *shared.wire.write().unwrap_or_else(PoisonError::into_inner) = Some(wire);
-                }
-                running.ended().await
+        let mut running: Option<Running> = None;
+        let server = async {
+            let unpacking = |part: f64| {
+                shared.unpacked.store((part * PER_MILLE) as usize, Ordering::SeqCst);
             };
+            let known = podman.unpack(image, unpacking).await?;
+            shared.unpacked.store(usize::MAX, Ordering::SeqCst);
+            let started = running.insert(podman.start(container, &known, model)?);
+            let wire = Wire::at(Place::Near(container.port), None)?;
+            *shared.wire.write().unwrap_or_else(PoisonError::into_inner) = Some(wire);
+            Err::<std::convert::Infallible, _>(StandInError::Ended(started.ended().await))
+        };
+        let broken = async {
             tokio::select! {
-                why = ended => StandInError::Ended(why),
+                ended = server => match ended {
+                    Err(error) => error,
+                    Ok(never) => match never {},
+                },
                 () = look_after(&shared) => unreachable!("it is looked after for ever"),
             }
         };
-        let done = self.answer(&shared, told, looking).await;
-        Running::stop(running).await;
+        let done = self.answer(&shared, told, broken).await;
+        if let Some(running) = running {
+            running.stop().await;
+        }
         done
     }
 
@@ -150,6 +158,7 @@ impl StandIn {
             ready: AtomicBool::new(false),
             doubt: Notify::new(),
             running: AtomicUsize::new(0),
+            unpacked: AtomicUsize::new(usize::MAX),
         })
     }
 
@@ -250,10 +259,7 @@ async fn reply(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Whole,
     Ok(match (request.method(), path.as_str()) {
         (&Method::GET, "/health") => match shared.ready.load(Ordering::SeqCst) {
             true => plain(StatusCode::OK, &json!({ "status": "ok" })),
-            false => plain(
-                StatusCode::SERVICE_UNAVAILABLE,
-                &json!({ "status": "waiting for the server" }),
-            ),
+            false => plain(StatusCode::SERVICE_UNAVAILABLE, &waiting(&shared)),
         },
         (&Method::GET, "/metrics") => figures(&shared).await,
         // Nothing is kept here, and nothing is common.
@@ -263,6 +269,14 @@ async fn reply(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Whole,
         (&Method::POST, _) => ask(shared, request).await,
         _ => refuse(StatusCode::NOT_FOUND, "not_found", "there is nothing here"),
     })
+}
+
+/// What it waits for, as an engine says it that loads.
+fn waiting(shared: &Shared) -> serde_json::Value {
+    match shared.unpacked.load(Ordering::SeqCst) {
+        usize::MAX => json!({ "status": "waiting for the server" }),
+        part => json!({ "status": "unpacking the image", "progress": part as f64 / PER_MILLE }),
+    }
 }
 
 async fn figures(shared: &Shared) -> Whole {
@@ -299,7 +313,13 @@ async fn ask(shared: Arc<Shared>, request: Request<Incoming>) -> Whole {
     };
     let prompt = prompt_estimate(body.len());
     let sent = AtomicBool::new(false);
-    match wire.ask(Method::POST, path, &parts.headers, asked.body, &sent).await {
+    let begun = Instant::now();
+    let mut answer = wire.ask(Method::POST, path, &parts.headers, asked.body.clone(), &sent).await;
+    // Nobody has seen it, and one connection that does not come about says little; where that took long, so would the next.
+    if matches!(answer, Err(WireError::Unreachable { .. })) && begun.elapsed() < SOON {
+        answer = wire.ask(Method::POST, path, &parts.headers, asked.body, &sent).await;
+    }
+    match answer {
         // What stands before a server says that it got no answer out of it: it is gone, or one of several is, or it broke over this question
         // alone. This question is for others; whether the slot is down, only a look at it says. A 504 is no such word: there the server is
         // at work and takes long, as where it is silent, and to have others asked would be paid for twice. Nor is a 503: that one is full.
@@ -312,9 +332,14 @@ async fn ask(shared: Arc<Shared>, request: Request<Incoming>) -> Whole {
         Err(error @ WireError::Silent { .. }) => {
             refuse(StatusCode::GATEWAY_TIMEOUT, "server_silent", &error.to_string())
         }
-        // Nobody is there, or the connection broke before a byte of an answer: to the door the same as a broken engine.
+        // Nobody is there, or the connection broke before a byte of an answer: to the door the same as a broken engine. One that broke may be
+        // one of many: the slot is down where the next one does not come about, else only by a look.
         Err(error) => {
-            shared.ready.store(false, Ordering::SeqCst);
+            let there = matches!(error, WireError::Broke { .. }) && wire.is_there(SOON).await;
+            if !there {
+                shared.ready.store(false, Ordering::SeqCst);
+            }
+            shared.doubt.notify_one();
             let (status, why) = (StatusCode::SERVICE_UNAVAILABLE, error.to_string());
             away(refuse(status, "server_away", &why))
         }
@@ -461,10 +486,12 @@ mod tests {
             let health = asked(&socket, "GET", "/health", "").await;
             assert!(health.starts_with("HTTP/1.1 200"), "{status}: {health}");
         }
-        // One that breaks off is gone until it was looked at; one that is gone stays so.
+        // One that breaks off is away for this question, and for no other where it takes the next connection.
         let answer = asked(&socket, "POST", "/v1/chat/completions", "{\"status\":0}").await;
         assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("x-polder-away"), "{answer}");
-        until("HTTP/1.1 200").await;
+        let health = asked(&socket, "GET", "/health", "").await;
+        assert!(health.starts_with("HTTP/1.1 200"), "one reset took the slot down: {health}");
+        // One that is gone stays so.
         there.abort();
         let _ = there.await;
         let answer = asked(&socket, "POST", "/v1/chat/completions", "{\"model\":\"m\"}").await;

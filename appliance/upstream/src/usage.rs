@@ -26,16 +26,16 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// The same, as far as it goes together: no part of what was read is more than that. Of figures that cannot be, the dearer count.
+    /// The same, as far as it goes together: no less was read than its parts are. Of figures that cannot be, the dearer count: a server that
+    /// says that it keeps more than it read charges for what it keeps.
     pub(crate) fn sane(self) -> Self {
-        let written_long = self.written_long.min(self.prompt);
-        let written = self.written.min(self.prompt - written_long);
-        let cached = self.cached.min(self.prompt - written_long - written);
-        Self { cached, written, written_long, ..self }
+        let parts = self.cached.saturating_add(self.written).saturating_add(self.written_long);
+        Self { prompt: self.prompt.max(parts), ..self }
     }
 }
 
-/// What a server said of it so far: it may say it in pieces.
+/// What a server said of it so far: it may say it in pieces. A later figure never makes a dearer one less: who says little at the end has not
+/// used less than it said before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Told {
     /// All that was read.
@@ -43,7 +43,10 @@ struct Told {
     /// What was read without what was, or is, kept: the other way of saying it.
     fresh: Option<u64>,
     completion: Option<u64>,
+    /// Of all that was read: kept from before, as it was said last. It makes an answer cheaper.
     cached: Option<u64>,
+    /// The same beside what is fresh: it makes more of what was read.
+    kept: Option<u64>,
     written: Option<u64>,
     written_long: Option<u64>,
 }
@@ -63,37 +66,38 @@ impl Told {
         let of = |name: &str| number(&usage[name]);
         let details = [&usage["prompt_tokens_details"], &usage["input_tokens_details"]];
         let detail = |name: &str| details.iter().find_map(|details| number(&details[name]));
-        let read = of("cache_read_input_tokens");
-        self.cached = detail("cached_tokens").or(read).or(self.cached);
+        self.cached = detail("cached_tokens").or(self.cached);
+        self.kept = of("cache_read_input_tokens").max(self.kept);
         let spans = &usage["cache_creation"];
         let long = number(&spans["ephemeral_1h_input_tokens"]);
         let short = number(&spans["ephemeral_5m_input_tokens"]);
         let both = short.or(long).map(|_| short.unwrap_or(0) + long.unwrap_or(0));
         let written = of("cache_creation_input_tokens").or_else(|| detail("cache_write_tokens"));
         // Where the two ways to say it differ, the dearer.
-        self.written = written.max(both).or(self.written);
-        self.written_long = long.or(self.written_long);
-        self.prompt = of("prompt_tokens").or(self.prompt);
+        self.written = written.max(both).max(self.written);
+        self.written_long = long.max(self.written_long);
+        self.prompt = of("prompt_tokens").max(self.prompt);
         match of("input_tokens") {
             // OpenAI's newer words: all of it, and its parts below.
-            Some(all) if usage["input_tokens_details"].is_object() => self.prompt = Some(all),
-            Some(fresh) => self.fresh = Some(fresh),
-            None => {}
+            Some(all) if usage["input_tokens_details"].is_object() => {
+                self.prompt = self.prompt.max(Some(all));
+            }
+            fresh => self.fresh = fresh.max(self.fresh),
         }
-        self.completion =
-            of("completion_tokens").or_else(|| of("output_tokens")).or(self.completion);
+        self.completion = of("completion_tokens").max(of("output_tokens")).max(self.completion);
     }
 
     /// All that was read. Anthropic's input has nothing in it that was kept, or is kept from now on; and each part may be said in another event.
     fn read(&self) -> Option<u64> {
-        let beside = self.cached.unwrap_or(0) + self.written.unwrap_or(0);
-        let read = self.prompt.or_else(|| self.fresh.map(|n| n + beside))?;
+        let beside = self.kept.or(self.cached).unwrap_or(0) + self.written.unwrap_or(0);
+        let read = self.prompt.max(self.fresh.map(|n| n + beside))?;
         Some(read.min(MOST_TOKENS))
     }
 
     fn usage_of(&self, prompt: u64, completion: u64) -> Usage {
         let (written, long) = (self.written.unwrap_or(0), self.written_long.unwrap_or(0));
-        let (cached, written) = (self.cached.unwrap_or(0), written.saturating_sub(long));
+        let cached = self.cached.or(self.kept).unwrap_or(0);
+        let written = written.saturating_sub(long);
         Usage { prompt, completion, cached, written, written_long: long }.sane()
     }
 
@@ -328,6 +332,44 @@ mod tests {
             let told = Usage { prompt, completion: 0, cached, written, written_long };
             assert_eq!(listener.told(), Some(told), "{usage}");
         }
+    }
+
+    #[test]
+    fn who_says_little_at_the_end_has_not_used_less_than_it_said_before() {
+        let told = |events: &[&str]| {
+            let mut listener = Listener::new(true, true, None);
+            let stream: String =
+                events.iter().map(|usage| format!("data: {{\"usage\":{usage}}}\n\n")).collect();
+            heard(&mut listener, &[stream.as_bytes()]);
+            listener.told().unwrap()
+        };
+        let openai = told(&[
+            "{\"prompt_tokens\":900,\"completion_tokens\":400}",
+            "{\"prompt_tokens\":1,\"completion_tokens\":1,\"total_tokens\":2}",
+        ]);
+        assert_eq!(openai, Usage { prompt: 900, completion: 400, ..Usage::default() });
+        let anthropic = told(&[
+            "{\"input_tokens\":5,\"cache_read_input_tokens\":20,\"cache_creation_input_tokens\":100,\"cache_creation\":{\"ephemeral_1h_input_tokens\":60,\"ephemeral_5m_input_tokens\":40},\"output_tokens\":90}",
+            "{\"input_tokens\":0,\"cache_read_input_tokens\":0,\"cache_creation_input_tokens\":0,\"cache_creation\":{\"ephemeral_1h_input_tokens\":0},\"output_tokens\":0}",
+        ]);
+        let all = Usage { prompt: 125, completion: 90, cached: 20, written: 40, written_long: 60 };
+        assert_eq!(anthropic, all);
+        // What was kept from before makes it cheaper: there the last word counts.
+        let kept = |cached: u64| {
+            format!(
+                "{{\"prompt_tokens\":50,\"prompt_tokens_details\":{{\"cached_tokens\":{cached}}}}}"
+            )
+        };
+        assert_eq!(told(&[&kept(40), &kept(10)]).cached, 10);
+    }
+
+    #[test]
+    fn a_server_that_keeps_more_than_it_says_that_it_read_charges_for_what_it_keeps() {
+        let mut listener = Listener::new(false, true, None);
+        let usage = "{\"prompt_tokens\":5,\"prompt_tokens_details\":{\"cached_tokens\":20,\"cache_write_tokens\":100}}";
+        heard(&mut listener, &[format!("{{\"usage\":{usage}}}").as_bytes()]);
+        let told = Usage { prompt: 120, cached: 20, written: 100, ..Usage::default() };
+        assert_eq!(listener.told(), Some(told));
     }
 
     #[test]

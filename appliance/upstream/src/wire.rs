@@ -1,8 +1,6 @@
 //! Carries one request to a server elsewhere, or in a container, and brings its answer back. Each has a connection of its own.
 
-use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -102,13 +100,8 @@ impl WireError {
 pub enum Place {
     /// At an address, over TLS where the configuration is there.
     Web(UpstreamUrl, Option<Arc<ClientConfig>>),
-    /// At a port of the loopback inside the network of a process, which has no other.
-    Inside {
-        /// That network, as `/proc/PID/ns/net`.
-        network: PathBuf,
-        /// The port.
-        port: u16,
-    },
+    /// At a port of this process's own loopback: that of a container, where it has no other network.
+    Near(u16),
 }
 
 /// The way to one server.
@@ -154,7 +147,7 @@ impl Wire {
     fn host(&self) -> String {
         match &self.place {
             Place::Web(url, _) => url.authority(),
-            Place::Inside { port, .. } => format!("port {port} in the container"),
+            Place::Near(port) => format!("port {port} in the container"),
         }
     }
 
@@ -186,6 +179,11 @@ impl Wire {
         }
     }
 
+    /// Whether a connection to it comes about within this time.
+    pub(crate) async fn is_there(&self, within: Duration) -> bool {
+        timeout(within, self.connect()).await.is_ok_and(|stream| stream.is_ok())
+    }
+
     /// Asks for something short, and reads it whole.
     pub async fn fetch(&self, path: &str) -> Result<Response<Bytes>, WireError> {
         let none = HeaderMap::new();
@@ -207,7 +205,7 @@ impl Wire {
     ) -> Result<Request<Full<Bytes>>, WireError> {
         let (host, before) = match &self.place {
             Place::Web(url, _) => (url.authority(), url.path()),
-            Place::Inside { .. } => ("localhost".to_owned(), ""),
+            Place::Near(_) => ("localhost".to_owned(), ""),
         };
         let broke = || WireError::Broke { host: self.host() };
         let mut request = Request::new(Full::new(body.clone()));
@@ -243,12 +241,11 @@ impl Wire {
         let unreachable = |why: String| WireError::Unreachable { host: host.clone(), why };
         let late = |_| unreachable(format!("no answer within {} s", CONNECT.as_secs()));
         match &self.place {
-            Place::Inside { network, port } => {
-                let (network, port) = (network.clone(), *port);
-                let connected = tokio::task::spawn_blocking(move || inside(&network, port)).await;
-                let stream = connected
-                    .map_err(|_| unreachable("the way into its network broke down".to_owned()))?
-                    .map_err(|error| unreachable(error.to_string()))?;
+            Place::Near(port) => {
+                let to = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
+                let stream = timeout(CONNECT, TcpStream::connect(to)).await.map_err(late)?;
+                let stream = stream.map_err(|error| unreachable(error.to_string()))?;
+                let _ = stream.set_nodelay(true);
                 Ok(Box::new(stream))
             }
             Place::Web(url, tls) => {
@@ -280,23 +277,6 @@ const DIALECT: [&str; 2] = ["anthropic-version", "anthropic-beta"];
 trait Both: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Both for T {}
 type Stream = Box<dyn Both>;
-
-/// Connects to a loopback port in another network. A thread of its own goes in there and ends: a socket stays in the network
-/// that it was made in, and no other thread of this process is ever there.
-fn inside(network: &std::path::Path, port: u16) -> io::Result<TcpStream> {
-    let network = std::fs::File::open(network)?;
-    let thread = std::thread::Builder::new().name("inside".to_owned()).spawn(move || {
-        use std::os::fd::AsFd;
-        let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-        rustix::thread::move_into_link_name_space(network.as_fd(), kind)?;
-        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let stream = std::net::TcpStream::connect_timeout(&to, CONNECT)?;
-        stream.set_nonblocking(true)?;
-        Ok::<_, io::Error>(stream)
-    })?;
-    let stream = thread.join().map_err(|_| io::Error::other("it broke down"))??;
-    TcpStream::from_std(stream)
-}
 
 /// Ends the work on a connection with whoever wanted it.
 #[derive(Debug)]

@@ -1,111 +1,167 @@
-//! A server in a real container of podman's: its image is made here, from one program without a library.
+//! A server in a real container of podman's: its image is made here, from one program without a library. What starts it is this very program once more, as somebody
+//! who is nobody's root, in a network out of which no way leads.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-use std::io::Write;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
-use polder_site::{Container, EngineName, ImageDigest, Served};
+use polder_site::{Container, ImageDigest, Served};
 use polder_upstream::StandIn;
-use polder_upstream::container::{ContainerError, Podman, digest_of_archive};
-use sha2::{Digest, Sha256};
+use polder_upstream::container::{ContainerError, Podman, is_alone, unpacked_by};
+use polder_upstream::images::{Images, digest_of_archive};
+use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
+use toy::{archive, hex, image, toy};
+
+mod toy;
 
 /// However loaded the machine is.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What the program is told that is started once more.
+const TOLD: &str = "POLDER_TEST_STAND_IN";
+/// Somebody whom every Debian has, and who has nothing.
+const SOMEBODY: &str = "1";
 
-/// podman for the box in this folder. Where control groups of both kinds are mounted, which crun refuses, it runs where there is only the
-/// new kind; nothing else about it is different.
-fn podman(state: &Path) -> Podman {
-    Podman::of(state).run_by(&program(state))
+/// The stand-in of a slot in a process of its own.
+struct Slot {
+    child: Child,
+    socket: PathBuf,
+    said: BufReader<std::process::ChildStdout>,
 }
 
-fn program(state: &Path) -> PathBuf {
-    let (both, cards) = (Path::new("/sys/fs/cgroup/unified").exists(), state.join("cards"));
-    let described = cards.join("var/run/cdi");
-    if !both && !described.exists() {
-        return "podman".into();
+impl Slot {
+    /// Of the box in this folder. Where control groups of both kinds are mounted, which crun refuses, it runs where there is only the new kind; and cards are
+    /// described where the folder describes them.
+    fn start(state: &Path, digest: &ImageDigest, arguments: &[&str]) -> Self {
+        Self::start_as(state, digest, arguments, "")
     }
-    let program = state.join("podman");
-    if !program.exists() {
-        let limits =
-            "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n";
-        std::fs::write(state.join("containers.conf"), limits).unwrap();
-        let mut before = String::new();
-        if both {
+
+    /// The same by another program, as `polder up` does it.
+    fn start_as(state: &Path, digest: &ImageDigest, arguments: &[&str], by: &str) -> Self {
+        let socket = state.join("run/engine.sock");
+        let told = json!({ "state": state, "digest": digest, "arguments": arguments });
+        let mut before = "ip link set lo up; ".to_owned();
+        if Path::new("/sys/fs/cgroup/unified").exists() {
             before += "umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; ";
         }
-        if described.exists() {
-            // Where podman looks for descriptions of cards, in a view of the machine of its own.
-            before += "mkdir -p /run/cdi; mount --bind ${0%/*}/cards/var/run/cdi /run/cdi; ";
+        let cards = state.join("cards/var/run/cdi");
+        if cards.exists() {
+            before += &format!("mkdir -p /run/cdi; mount --bind {} /run/cdi; ", cards.display());
+            // A node beside those that every machine has.
+            before += "mkdir -p \"$1/dev/shm\" \"$1/dev/pts\"; \
+                for node in null zero full random urandom tty; do : > \"$1/dev/$node\"; mount --bind /dev/$node \"$1/dev/$node\"; done; \
+                : > \"$1/dev/a-card\"; mount --bind /dev/null \"$1/dev/a-card\"; \
+                mount --rbind /dev/pts \"$1/dev/pts\"; ln -s /proc/self/fd \"$1/dev/fd\"; mount --rbind \"$1/dev\" /dev; ";
         }
-        let script = format!(
-            "#!/bin/sh\nexport CONTAINERS_CONF=\"${{0%/*}}/containers.conf\"\nexec unshare -m sh -c '{before}exec podman \"$@\"' \"$0\" \"$@\"\n"
+        let mut command = Command::new("unshare");
+        let somebody = match rustix::process::geteuid().is_root() {
+            true => {
+                command.args(["--mount", "--net"]);
+                // All of it is theirs, as the box's own folder is the box's user's.
+                let own = Command::new("chown").args(["-R", SOMEBODY]).arg(state).status();
+                assert!(own.unwrap().success());
+                format!(
+                    "setpriv --reuid {SOMEBODY} --regid {SOMEBODY} --clear-groups --no-new-privs --bounding-set -all "
+                )
+            }
+            // Whoever tests without rights is somebody already.
+            false => {
+                command.args(["--user", "--map-root-user", "--mount", "--net"]);
+                String::new()
+            }
+        };
+        // Opened before, since where it lies may be nobody else's affair.
+        let inside = format!(
+            "{before}exec 9<\"$0\"; exec {somebody}{by}/proc/self/fd/9 --ignored --exact the_stand_in_of_a_slot --nocapture"
         );
-        std::fs::write(&program, script).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        command.args(["sh", "-c", &inside]).arg(std::env::current_exe().unwrap()).arg(state);
+        command.env(TOLD, told.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let said = BufReader::new(child.stdout.take().unwrap());
+        Self { child, socket, said }
     }
-    program
-}
 
-/// Only root can enter a container's network.
-fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("not run: containers need root");
+    /// Ends it as it is ended in life, and waits until it has.
+    fn stop(&mut self) {
+        drop(self.child.stdin.take());
+        assert!(self.child.wait().unwrap().success());
     }
-    root
+
+    /// What it failed of.
+    fn failed(mut self) -> String {
+        let mut line = String::new();
+        let begun = Instant::now();
+        while !line.contains("failed: ") {
+            assert!(begun.elapsed() < PATIENCE, "it does not fail");
+            line.clear();
+            assert_ne!(self.said.read_line(&mut line).unwrap(), 0, "it says nothing");
+        }
+        self.stop();
+        line
+    }
 }
 
-/// The toy server, compiled once.
-fn toy() -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    let program = folder.path().join("toy");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/toy.c");
-    let done = Command::new("cc")
-        .args(["-D_GNU_SOURCE", "-static", "-Os", "-Wall", "-Werror", "-o"])
-        .arg(&program)
-        .arg(source)
-        .status()
-        .unwrap();
-    assert!(done.success(), "the toy server does not compile");
-    std::fs::read(program).unwrap()
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+/// Run by the others alone.
+#[tokio::test]
+#[ignore = "it is what the other tests start"]
+async fn the_stand_in_of_a_slot() {
+    let told: Value = serde_json::from_str(&std::env::var(TOLD).unwrap()).unwrap();
+    let state = PathBuf::from(told["state"].as_str().unwrap());
+    assert!(is_alone());
+    // Of what nobody is to reach, the nearest.
+    assert!(std::net::TcpStream::connect("192.0.2.1:53").is_err());
+    let digest: ImageDigest = told["digest"].as_str().unwrap().parse().unwrap();
+    let mut podman = Podman::of(&state, &"big".parse().unwrap());
+    if state.join("cards").exists() {
+        podman = podman.with_cards_of(&state.join("cards"));
+    }
+    let arguments = told["arguments"].as_array().unwrap().iter();
+    let arguments: Vec<&str> = arguments.map(|word| word.as_str().unwrap()).collect();
+    let stand_in = StandIn { socket: state.join("run/engine.sock"), called: "toy".to_owned() };
+    let (container, image) =
+        (container(digest.clone(), &arguments), Images::of(&state).find(&digest).unwrap());
+    let (stop, stopped) = oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().lock().read_line(&mut String::new());
+        drop(stop);
+    });
+    let model = state.join("weights/models/tiny");
+    let told = async { drop(stopped.await) };
+    if let Err(error) = stand_in.contain(&podman, &container, &image, &model, told).await {
+        println!("failed: {error}");
+    }
 }
 
-fn entry(name: &str, mode: u32, bytes: &[u8], tar: &mut tar::Builder<Vec<u8>>) {
-    let mut header = tar::Header::new_gnu();
-    header.set_size(bytes.len() as u64);
-    header.set_mode(mode);
-    tar.append_data(&mut header, name, bytes).unwrap();
+/// Processes of this program, in whatever container.
+fn running(program: &str) -> Vec<u32> {
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).replace('\0', " ").trim() == program
+    };
+    pids.filter(is).collect()
 }
 
-/// An image with this program alone in it: its layer, its configuration and its manifest.
-fn image(program: &[u8]) -> (Vec<u8>, String, String) {
-    let mut layer = tar::Builder::new(Vec::new());
-    entry("toy", 0o755, program, &mut layer);
-    let layer = layer.into_inner().unwrap();
-    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let config = format!(
-        "{{\"architecture\":\"{arch}\",\"os\":\"linux\",\"config\":{{\"Entrypoint\":[\"/toy\"]}},\"rootfs\":{{\"type\":\"layers\",\"diff_ids\":[\"sha256:{}\"]}}}}",
-        hex(&layer)
-    );
-    let manifest = format!(
-        "{{\"schemaVersion\":2,\"mediaType\":\"application/vnd.oci.image.manifest.v1+json\",\"config\":{{\"mediaType\":\"application/vnd.oci.image.config.v1+json\",\"digest\":\"sha256:{}\",\"size\":{}}},\"layers\":[{{\"mediaType\":\"application/vnd.oci.image.layer.v1.tar\",\"digest\":\"sha256:{}\",\"size\":{}}}]}}",
-        hex(config.as_bytes()),
-        config.len(),
-        hex(&layer),
-        layer.len()
-    );
-    (layer, config, manifest)
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < PATIENCE, "waited for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// A folder as a registry's files are fetched into, and the list of manifests that leads to it.
@@ -125,31 +181,6 @@ fn fetched(folder: &Path, program: &[u8]) -> (ImageDigest, String) {
     (own.parse().unwrap(), list)
 }
 
-/// An OCI archive of such an image; the layer can be spoilt after its digest was written down.
-fn archive(path: &Path, program: &[u8], spoil: bool) -> ImageDigest {
-    let (layer, config, manifest) = image(program);
-    let digest = hex(manifest.as_bytes());
-    let index = format!(
-        "{{\"schemaVersion\":2,\"manifests\":[{{\"mediaType\":\"application/vnd.oci.image.manifest.v1+json\",\"digest\":\"sha256:{digest}\",\"size\":{}}}]}}",
-        manifest.len()
-    );
-    let mut whole = tar::Builder::new(Vec::new());
-    entry("oci-layout", 0o644, b"{\"imageLayoutVersion\":\"1.0.0\"}", &mut whole);
-    entry("index.json", 0o644, index.as_bytes(), &mut whole);
-    let (config_at, layer_at) = (hex(config.as_bytes()), hex(&layer));
-    let mut kept = layer.clone();
-    if spoil {
-        kept[1000] ^= 1;
-    }
-    for (at, bytes) in
-        [(&config_at, config.as_bytes()), (&layer_at, &kept), (&digest, manifest.as_bytes())]
-    {
-        entry(&format!("blobs/sha256/{at}"), 0o644, bytes, &mut whole);
-    }
-    std::fs::File::create(path).unwrap().write_all(&whole.into_inner().unwrap()).unwrap();
-    format!("sha256:{digest}").parse().unwrap()
-}
-
 fn container(digest: ImageDigest, arguments: &[&str]) -> Container {
     Container {
         image: "localhost/toy".parse().unwrap(),
@@ -162,7 +193,7 @@ fn container(digest: ImageDigest, arguments: &[&str]) -> Container {
 }
 
 /// A state folder with a model in its store, whose file is a link as the importer makes them.
-fn state() -> (tempfile::TempDir, PathBuf) {
+fn state() -> tempfile::TempDir {
     let state = tempfile::tempdir().unwrap();
     let (blobs, model) =
         (state.path().join("weights/blobs"), state.path().join("weights/models/tiny"));
@@ -171,7 +202,7 @@ fn state() -> (tempfile::TempDir, PathBuf) {
     std::fs::create_dir_all(state.path().join("run")).unwrap();
     std::fs::write(blobs.join("w"), "word").unwrap();
     std::os::unix::fs::symlink("../../blobs/w", model.join("word.txt")).unwrap();
-    (state, model)
+    state
 }
 
 /// One request to a stand-in, and what it says: status, headers, body, trailers.
@@ -210,154 +241,126 @@ async fn until_well(socket: &Path) {
 
 #[tokio::test]
 async fn a_server_in_a_container_answers_as_an_engine_sees_the_models_file_and_nobody_else() {
-    if !is_root() {
-        return;
-    }
-    let (state, model) = state();
+    let state = state();
     let file = state.path().join("toy.tar");
     let digest = archive(&file, &toy(), false);
     assert_eq!(digest_of_archive(&file).unwrap(), digest);
-    let podman = podman(state.path());
-    podman.import(&file, &digest).await.unwrap();
-    let (slot, socket): (EngineName, _) =
-        ("big".parse().unwrap(), state.path().join("engine.sock"));
-    let container = container(digest, &["8123"]);
-    // Twice: what an earlier life left is no hindrance.
-    for round in 0..2 {
-        let stand_in = StandIn { socket: socket.clone(), called: "toy".to_owned() };
-        let (stop, stopped) = oneshot::channel::<()>();
-        let running = async {
-            let told = async { drop(stopped.await) };
-            stand_in.contain(&podman, &slot, &container, &model, told).await.unwrap();
-        };
-        let asking = async {
-            until_well(&socket).await;
-            let question = "{\"model\":\"tiny\",\"messages\":[]}";
-            let (status, headers, body, trailers) =
-                ask(&socket, "POST", "/v1/chat/completions", question).await.unwrap();
-            // The model's file is there, nothing can be written, nobody outside can be reached, the model has its name there.
-            assert!(status == 200 && body.contains("word kept alone toy"), "{round}: {body}");
-            assert!(!headers.contains("set-cookie"), "{headers}");
-            assert!(trailers.contains("prompt=11,completion=3"), "{trailers}");
-            assert_eq!(ask(&socket, "DELETE", "/kv", "").await.unwrap().0, 404);
-            drop(stop);
-        };
-        tokio::join!(running, asking);
-        assert!(!socket.exists());
+    Images::of(state.path()).import(&file, &digest).unwrap();
+    // Somebody on the machine's own loopback, who hears nothing of it.
+    let out = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    out.set_nonblocking(true).unwrap();
+    let (port, reach) = ("8123", out.local_addr().unwrap().port().to_string());
+    // Three times: what is unpacked stays, and what an earlier life left is no hindrance, nor is one that was killed in the middle. At last by somebody who is
+    // the root of a namespace already.
+    for round in 0..3 {
+        let by = if round == 2 { "unshare --user --map-root-user " } else { "" };
+        let mut slot = Slot::start_as(state.path(), &digest, &[port, &reach], by);
+        until_well(&slot.socket).await;
+        let question = "{\"model\":\"tiny\",\"messages\":[]}";
+        let (status, headers, body, trailers) =
+            ask(&slot.socket, "POST", "/v1/chat/completions", question).await.unwrap();
+        // The model's file is there, nothing can be written, nobody outside can be reached, the model has its name there.
+        assert!(status == 200 && body.contains("word kept alone toy"), "{round}: {body}");
+        assert!(!headers.contains("set-cookie"), "{headers}");
+        assert!(trailers.contains("prompt=11,completion=3"), "{trailers}");
+        assert_eq!(ask(&slot.socket, "DELETE", "/kv", "").await.unwrap().0, 404);
+        assert!(out.accept().is_err(), "it reached the machine's own loopback");
+        let program = format!("/toy {port} {reach}");
+        let inside = running(&program);
+        assert_eq!(inside.len(), 1, "{inside:?}");
+        let about = std::fs::read_to_string(format!("/proc/{}/status", inside[0])).unwrap();
+        let line =
+            |key: &str| about.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim();
+        let own = rustix::process::geteuid();
+        let user = if own.is_root() { SOMEBODY.to_owned() } else { own.as_raw().to_string() };
+        assert_eq!(line("Uid:"), [user.as_str(); 4].join("\t"));
+        for none in ["CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+            assert_eq!(line(none), "0000000000000000", "{none}");
+        }
+        assert_eq!((line("NoNewPrivs:"), line("Seccomp:")), ("1", "2"));
+        match round {
+            1 => {
+                slot.child.kill().unwrap();
+                slot.child.wait().unwrap();
+            }
+            _ => slot.stop(),
+        }
+        until("the end of the container", || running(&program).is_empty());
+        assert_eq!(slot.socket.exists(), round == 1);
     }
-    let list = Command::new(program(state.path()))
-        .arg("--root")
-        .arg(state.path().join("containers"))
-        .arg("--runroot")
-        .arg(state.path().join("run/containers"))
-        .args(["ps", "--all", "--quiet"])
-        .output()
-        .unwrap();
-    assert_eq!(String::from_utf8_lossy(&list.stdout).trim(), "", "a container is left");
+    let unpacked = unpacked_by(state.path(), &"big".parse().unwrap());
+    let podman = Podman::of(state.path(), &"big".parse().unwrap());
+    let refused = podman.start(&container(digest, &[]), "x", state.path()).map(drop).unwrap_err();
+    assert!(matches!(refused, ContainerError::Network), "{refused}");
+    assert!(unpacked.join("storage").is_dir());
+    polder_upstream::container::erase(&unpacked).unwrap();
+    assert!(!unpacked.exists());
 }
 
 #[tokio::test]
-async fn what_was_fetched_is_taken_in_and_known_by_the_digest_that_the_site_names() {
-    let (state, _) = state();
-    let folder = state.path().join("fetched");
-    let (own, list) = fetched(&folder, b"a program");
+async fn what_was_fetched_is_known_by_the_digest_that_the_site_names_and_unpacked_once() {
+    let state = state();
+    let images = Images::of(state.path());
+    let of = |program: &[u8]| {
+        let (_, _, manifest) = image(program);
+        images.fetched().join("images").join(hex(manifest.as_bytes()))
+    };
+    let (own, list) = fetched(&of(b"a program"), b"a program");
     let listed: ImageDigest = format!("sha256:{}", hex(list.as_bytes())).parse().unwrap();
-    let podman = podman(state.path());
-    assert_eq!(podman.find(&own).await.unwrap(), None);
-    podman.take_in(&folder, &own, Some(list.as_bytes())).await.unwrap();
-    let known = podman.find(&own).await.unwrap();
-    assert!(known.is_some() && podman.find(&listed).await.unwrap() == known);
-    // A list that was changed leads nowhere.
-    let kept = state.path().join("containers/lists").join(format!("{}.json", hex(list.as_bytes())));
-    std::fs::write(&kept, list.replace("schemaVersion", "schemaversion")).unwrap();
-    assert_eq!(podman.find(&listed).await.unwrap(), None);
-    // Bytes that are not what the manifest says are podman's to refuse, too.
-    let other = state.path().join("other");
+    images.keep_list(list.as_bytes()).unwrap();
+    let found = images.find(&listed).unwrap();
+    assert_eq!((&found.manifest, images.find(&own)), (&own, Some(found.clone())));
+    // It is no program: that is told with why, after it was unpacked.
+    let slot = Slot::start(state.path(), &listed, &[]);
+    let why = slot.failed();
+    assert!(why.contains("the container ended"), "{why}");
+    // Bytes that are not what the manifest says are podman's to refuse, too; and what was unpacked of another image is gone.
+    let other = of(b"another program");
     let (own, _) = fetched(&other, b"another program");
     let (layer, ..) = image(b"another program");
     let mut spoilt = layer.clone();
     spoilt[600] ^= 1;
     std::fs::write(other.join(hex(&layer)), spoilt).unwrap();
-    let refused = podman.take_in(&other, &own, None).await.unwrap_err();
-    assert!(matches!(refused, ContainerError::Podman { .. }), "{refused}");
-    assert_eq!(podman.find(&own).await.unwrap(), None);
+    let why = Slot::start(state.path(), &own, &[]).failed();
+    assert!(why.contains("podman could not unpack the image"), "{why}");
 }
 
 /// A card that nobody has: a description that puts another name on a device that every machine has.
 #[tokio::test]
 async fn a_card_that_is_described_for_containers_is_in_the_container() {
-    if !is_root() {
-        return;
-    }
-    let (state, model) = state();
-    let cards = state.path().join("cards");
-    std::fs::create_dir_all(cards.join("var/run/cdi")).unwrap();
+    let state = state();
+    let cards = state.path().join("cards/var/run/cdi");
+    std::fs::create_dir_all(&cards).unwrap();
     let description = "{\"cdiVersion\":\"0.3.0\",\"kind\":\"nvidia.com/gpu\",\"devices\":[{\"name\":\"all\",\"containerEdits\":{\"deviceNodes\":[{\"path\":\"/dev/a-card\",\"type\":\"c\",\"major\":1,\"minor\":3}]}}]}";
-    std::fs::write(cards.join("var/run/cdi/nvidia.json"), description).unwrap();
+    std::fs::write(cards.join("nvidia.json"), description).unwrap();
     let file = state.path().join("toy.tar");
     let digest = archive(&file, &toy(), false);
-    let podman = podman(state.path()).with_cards_of(&cards);
-    podman.import(&file, &digest).await.unwrap();
-    let socket = state.path().join("engine.sock");
-    let stand_in = StandIn { socket: socket.clone(), called: "toy".to_owned() };
-    let (stop, stopped) = oneshot::channel::<()>();
-    let (slot, container) = ("big".parse().unwrap(), container(digest, &["8123"]));
-    let running = async {
-        let told = async { drop(stopped.await) };
-        stand_in.contain(&podman, &slot, &container, &model, told).await.unwrap();
-    };
-    let asking = async {
-        until_well(&socket).await;
-        let question = "{\"model\":\"tiny\"}";
-        let answer = ask(&socket, "POST", "/v1/chat/completions", question).await.unwrap();
-        assert!(answer.2.contains("word kept alone with a card toy"), "{}", answer.2);
-        drop(stop);
-    };
-    tokio::join!(running, asking);
+    Images::of(state.path()).import(&file, &digest).unwrap();
+    let mut slot = Slot::start(state.path(), &digest, &["8123"]);
+    until_well(&slot.socket).await;
+    let question = "{\"model\":\"tiny\"}";
+    let answer = ask(&slot.socket, "POST", "/v1/chat/completions", question).await.unwrap();
+    assert!(answer.2.contains("word kept alone with a card toy"), "{}", answer.2);
+    slot.stop();
 }
 
 #[tokio::test]
 async fn an_image_of_another_digest_is_not_brought_in_and_nothing_is_started() {
-    let (state, model) = state();
+    let state = state();
     let file = state.path().join("toy.tar");
     let digest = archive(&file, b"not this one", false);
-    let podman = podman(state.path());
+    let images = Images::of(state.path());
     let wanted: ImageDigest = format!("sha256:{}", "ab".repeat(32)).parse().unwrap();
-    let refused = podman.import(&file, &wanted).await.unwrap_err();
+    let refused = images.import(&file, &wanted).unwrap_err();
     assert!(matches!(refused, ContainerError::WrongDigest { .. }), "{refused}");
     let says = refused.to_string();
     assert!(says.contains(digest.as_str()) && says.contains(wanted.as_str()), "{says}");
-    assert_eq!(podman.find(&digest).await.unwrap(), None);
-    let slot = "big".parse().unwrap();
-    if is_root() {
-        let started = podman.start(&slot, &container(wanted, &[]), &model).await;
-        let says = started.map(drop).unwrap_err().to_string();
-        assert!(says.contains("is not on this box") && says.contains("image import"), "{says}");
-    }
-    // The manifest is right and a layer is not: podman itself refuses it.
+    assert_eq!((images.find(&digest), images.find(&wanted)), (None, None));
+    // The manifest is right and a layer is not.
     let spoilt = archive(&file, b"not this one", true);
-    let refused = podman.import(&file, &spoilt).await.unwrap_err();
-    assert!(matches!(refused, ContainerError::Podman { .. }), "{refused}");
-    assert_eq!(podman.find(&spoilt).await.unwrap(), None);
-}
-
-#[tokio::test]
-async fn a_container_that_ends_by_itself_is_told_with_why() {
-    if !is_root() {
-        return;
-    }
-    let (state, model) = state();
-    let file = state.path().join("toy.tar");
-    let digest = archive(&file, b"this is no program", false);
-    let podman = podman(state.path());
-    podman.import(&file, &digest).await.unwrap();
-    let stand_in = StandIn { socket: state.path().join("engine.sock"), called: "toy".to_owned() };
-    let slot = "big".parse().unwrap();
-    let never = std::future::pending();
-    let container = container(digest, &[]);
-    let ended = stand_in.contain(&podman, &slot, &container, &model, never);
-    let why = tokio::time::timeout(PATIENCE, ended).await.unwrap().unwrap_err().to_string();
-    assert!(why.contains("the container ended"), "{why}");
+    let refused = images.import(&file, &spoilt).unwrap_err();
+    assert!(refused.to_string().contains("is not what its digest says"), "{refused}");
+    assert_eq!(images.find(&spoilt), None);
 }
 
 #[tokio::test]

@@ -63,7 +63,16 @@ pub async fn serve(
     let (desk, at) = (Arc::new(Desk { seen, told_whom, seen_outside }), sockets.wan());
     let answering = polder_control::serve(&at, desk);
     let control = sockets.control();
-    let options = Options { policy, pages, uplinks, door, seen: outside, status, announce };
+    let options = Options {
+        policy,
+        pages,
+        uplinks,
+        door,
+        state: state.to_owned(),
+        seen: outside,
+        status,
+        announce,
+    };
     let site = Site { uplinks: tell, dns: tell_dns, door: tell_door };
     tokio::select! {
         ended = run(options, told) => Ok(ended?),

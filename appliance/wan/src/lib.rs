@@ -8,6 +8,7 @@ mod families;
 mod follow;
 mod machine;
 mod netlink;
+mod owed;
 mod policy;
 mod ports;
 mod probe;

@@ -6,22 +6,30 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use polder_control::PortState;
-use polder_portmap::{Mapping, Way, Wish, ask, give_back};
+use polder_portmap::{Book, Mapping, Way, Wish, ask, give_back};
 use polder_site::UplinkName;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::dynamic_dns::{is_public, is_shared};
+use crate::owed::Owed;
 use crate::routing::{Link, within};
 
 /// For how long a port is asked for. It goes on being passed to this address for as long, should the box be gone without a word.
 const LIFETIME: u32 = 1200;
 /// A router that refuses or is silent is asked less and less often, at most by this; at once where its uplink changed.
 const SELDOM: Duration = Duration::from_secs(900);
-/// A question that is under way when nobody wants the port any more is heard to its end for so long: what comes of it is given back.
-const LATE: Duration = Duration::from_secs(1);
-/// At the end ports are given back for so long.
-const PARTING: Duration = Duration::from_secs(3);
+/// A question by UPnP that is under way when nobody wants the port any more is heard to its end for so long, as long as one page of a router may
+/// take: only its answer says whether there is something to give back.
+const LATE: Duration = Duration::from_secs(4);
+/// A port that may be given yet is asked back so often, until it cannot be given any more.
+const AGAIN: Duration = Duration::from_secs(1);
+/// What was not answered so long after it was asked is never given.
+const NEVER: Duration = Duration::from_secs(10);
+/// At the end ports are given back for so long: a page that is late, two seconds for giving back what it says, and one to spare. Whoever ends
+/// this part waits for eight (the supervisor's patience).
+const PARTING: Duration = Duration::from_secs(7);
 
 /// What there is to ask of an uplink.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,19 +109,32 @@ pub(crate) struct Ports {
     states: watch::Sender<BTreeMap<UplinkName, PortState>>,
     seen: watch::Receiver<BTreeMap<UplinkName, PortState>>,
     check: Duration,
+    never: Duration,
     turns: Turns,
+    owed: Owed,
+    /// Whose routers were asked to take back what is owed: which one, and when.
+    paid: BTreeMap<String, (Way, Instant)>,
 }
 
 impl Ports {
     /// None yet; asked about again after `check`.
-    pub(crate) fn new(check: Duration) -> Self {
+    pub(crate) fn new(check: Duration, owed: Owed) -> Self {
         let (states, seen) = watch::channel(BTreeMap::new());
-        let turns = Turns::default();
-        Self { questions: BTreeMap::new(), keeping: JoinSet::new(), states, seen, check, turns }
+        Self {
+            questions: BTreeMap::new(),
+            keeping: JoinSet::new(),
+            states,
+            seen,
+            check,
+            never: NEVER,
+            turns: Turns::default(),
+            owed,
+            paid: BTreeMap::new(),
+        }
     }
 
-    /// Asks these, and no others any more.
-    pub(crate) fn want(&mut self, wanted: BTreeMap<UplinkName, Question>) {
+    /// Asks these, and no others any more. To the other routers that there are it gives back what was left open before.
+    pub(crate) fn want(&mut self, wanted: BTreeMap<UplinkName, Question>, routers: Vec<Way>) {
         // Whoever keeps a port gives it back when its sender is gone.
         self.questions.retain(|name, _| wanted.contains_key(name));
         while self.keeping.try_join_next().is_some() {}
@@ -127,17 +148,50 @@ impl Ports {
                 None => {
                     let (send, questions) = watch::channel(question);
                     self.questions.insert(name.clone(), send);
-                    let (states, check) = (self.states.clone(), self.check);
-                    self.keeping.spawn(keep(name, questions, states, check, self.turns.clone()));
+                    let keeper = Keeper {
+                        name,
+                        questions,
+                        states: self.states.clone(),
+                        check: self.check,
+                        never: self.never,
+                        turns: self.turns.clone(),
+                        owed: self.owed.clone(),
+                    };
+                    self.keeping.spawn(keeper.keep());
                 }
             }
         }
+        self.pay(routers);
         let questions = &self.questions;
         self.states.send_if_modified(|states| {
             let before = states.len();
             states.retain(|name, _| questions.contains_key(name));
             states.len() != before
         });
+    }
+
+    /// Whoever keeps a port of a router also gives back to it what is not wanted.
+    fn pay(&mut self, routers: Vec<Way>) {
+        let asked = |way: &Way| {
+            let mut all = self.questions.values().map(|question| question.borrow().clone());
+            all.any(|question| matches!(question, Question::Router(asked, _) if asked == *way))
+        };
+        let due = |way: &Way| match self.paid.get(&way.device) {
+            Some((paid, at)) => paid != way || at.elapsed() >= SELDOM,
+            None => true,
+        };
+        let due: Vec<Way> = routers
+            .into_iter()
+            .filter(|way| self.owed.owes(way.router) && !asked(way) && due(way))
+            .collect();
+        for way in due {
+            self.paid.insert(way.device.clone(), (way.clone(), Instant::now()));
+            let (turn, owed) = (turn(&self.turns, &way.device), self.owed.clone());
+            self.keeping.spawn(async move {
+                let _turn = turn.lock().await;
+                owed.pay(&way).await;
+            });
+        }
     }
 
     /// Comes back when something came of a question.
@@ -159,111 +213,172 @@ impl Ports {
     }
 }
 
-/// Keeps the port of one uplink until nobody asks for it any more.
-async fn keep(
-    name: UplinkName,
-    mut questions: watch::Receiver<Question>,
-    states: watch::Sender<BTreeMap<UplinkName, PortState>>,
-    check: Duration,
-    turns: Turns,
-) {
-    loop {
-        let question = questions.borrow_and_update().clone();
-        let tell = |state: PortState| tell(&states, &name, state);
-        let ended = match question {
-            Question::NotNeeded => {
-                tell(PortState::NotNeeded);
-                questions.changed().await.is_err()
-            }
-            Question::NoRouter => {
-                tell(PortState::NoRouter);
-                questions.changed().await.is_err()
-            }
-            Question::Router(way, port) => {
-                let wish = Wish { port, seconds: LIFETIME, nonce: nonce(&way.device) };
-                let mut given = None;
-                tell(PortState::Asking);
-                let turn = {
-                    let mut turns = turns.lock().unwrap_or_else(PoisonError::into_inner);
-                    turns.entry(way.device.clone()).or_default().clone()
-                };
-                let _turn = turn.lock().await;
-                let changed =
-                    ask_and_ask_again(&way, &wish, &mut given, &tell, check, &mut questions).await;
-                if let Some(mapping) = given {
-                    let heard = give_back(&way, &wish, &mapping).await;
-                    let how = match (heard, mapping.lifetime) {
-                        (true, _) => "is given back",
-                        (false, 0) => {
-                            "could not be given back, and the router gave it for ever; remove it in the router's settings"
-                        }
-                        (false, _) => "could not be given back; it ends by itself",
-                    };
-                    log::info!("{name}: port {} {how}", mapping.port);
-                }
-                changed.is_err()
-            }
-        };
-        if ended {
-            return;
-        }
-    }
+/// The turn of one interface.
+fn turn(turns: &Turns, device: &str) -> Arc<tokio::sync::Mutex<()>> {
+    let mut turns = turns.lock().unwrap_or_else(PoisonError::into_inner);
+    turns.entry(device.to_owned()).or_default().clone()
 }
 
-async fn ask_and_ask_again(
-    way: &Way,
-    wish: &Wish,
-    given: &mut Option<Mapping>,
-    tell: &impl Fn(PortState),
+/// Keeps the port of one uplink until nobody asks for it any more.
+struct Keeper {
+    name: UplinkName,
+    questions: watch::Receiver<Question>,
+    states: watch::Sender<BTreeMap<UplinkName, PortState>>,
     check: Duration,
-    questions: &mut watch::Receiver<Question>,
-) -> Result<(), watch::error::RecvError> {
-    let mut pause = check;
-    loop {
-        let before = given.clone();
-        let asking = ask(way, wish, before.as_ref());
-        tokio::pin!(asking);
-        let answer = tokio::select! {
-            answer = &mut asking => answer,
-            changed = questions.changed() => {
-                if let Ok(Ok(mapping)) = tokio::time::timeout(LATE, asking).await {
-                    *given = Some(mapping);
-                }
-                return changed;
+    never: Duration,
+    turns: Turns,
+    owed: Owed,
+}
+
+type Gone = watch::error::RecvError;
+
+impl Keeper {
+    async fn keep(mut self) {
+        // Until whoever asks is gone.
+        while self.keep_this().await.is_ok() {}
+    }
+
+    /// Comes back when it is another question.
+    async fn keep_this(&mut self) -> Result<(), Gone> {
+        let question = self.questions.borrow_and_update().clone();
+        let (way, port) = match question {
+            Question::NotNeeded => {
+                self.tell(PortState::NotNeeded);
+                return self.questions.changed().await;
             }
+            Question::NoRouter => {
+                self.tell(PortState::NoRouter);
+                return self.questions.changed().await;
+            }
+            Question::Router(way, port) => (way, port),
         };
-        match answer {
-            Ok(mapping) => {
-                if let Some(before) = given.as_ref()
-                    && let (Some(then), Some(now)) = (before.epoch, mapping.epoch)
-                    && polder_portmap::pcp::started_again(
-                        then,
-                        now,
-                        (mapping.at - before.at).as_secs(),
-                    )
-                {
-                    log::info!("the router {} was started again, and was asked anew", way.router);
+        let wish = Wish { port, seconds: LIFETIME, nonce: nonce(&way.device) };
+        self.tell(PortState::Asking);
+        let turn = turn(&self.turns, &way.device);
+        let _turn = tokio::select! {
+            turn = turn.lock() => turn,
+            changed = self.questions.changed() => return changed,
+        };
+        let book = self.owed.book(&way, port);
+        let changed = self.ask_and_ask_again(&way, &wish, &book).await;
+        self.take_back(&way, &wish, &book).await;
+        self.owed.let_go(&way, port);
+        changed
+    }
+
+    async fn ask_and_ask_again(&mut self, way: &Way, wish: &Wish, book: &Book) -> Result<(), Gone> {
+        let mut pause = self.check;
+        let mut given: Option<Mapping> = None;
+        let mut paid = None;
+        loop {
+            let before = given.clone();
+            let asking = ask(way, wish, before.as_ref(), book);
+            tokio::pin!(asking);
+            let answer = tokio::select! {
+                answer = &mut asking => answer,
+                changed = self.questions.changed() => {
+                    book.close();
+                    // Whatever it says is in the book.
+                    if book.hears() {
+                        let _ = tokio::time::timeout(LATE, asking).await;
+                    }
+                    return changed;
                 }
-                let half = Duration::from_secs((mapping.lifetime / 2).into());
-                pause = if mapping.lifetime == 0 { check } else { check.min(half) };
-                tell(state(&mapping));
-                *given = Some(mapping);
+            };
+            match answer {
+                Ok(mapping) => {
+                    if let Some(before) = given.as_ref()
+                        && let (Some(then), Some(now)) = (before.epoch, mapping.epoch)
+                        && polder_portmap::pcp::started_again(
+                            then,
+                            now,
+                            (mapping.at - before.at).as_secs(),
+                        )
+                    {
+                        log::info!(
+                            "the router {} was started again, and was asked anew",
+                            way.router
+                        );
+                    }
+                    let half = Duration::from_secs((mapping.lifetime / 2).into());
+                    pause = match mapping.lifetime {
+                        0 => self.check,
+                        _ => self.check.min(half),
+                    };
+                    self.tell(state(&mapping));
+                    given = Some(mapping);
+                }
+                // Who does not answer just now, or cannot be asked, may still pass callers on.
+                Err(polder_portmap::Refusal::Silent(_) | polder_portmap::Refusal::Unasked(..))
+                    if given.as_ref().is_some_and(|m| !m.is_over()) =>
+                {
+                    pause = self.check;
+                }
+                Err(refusal) => {
+                    pause = match given.take() {
+                        Some(_) => self.check,
+                        None => (pause * 2).min(SELDOM),
+                    };
+                    self.tell(PortState::Refused { why: refusal.to_string() });
+                }
             }
-            // Who does not answer just now, or cannot be asked, may still pass callers on.
-            Err(polder_portmap::Refusal::Silent(_) | polder_portmap::Refusal::Unasked(..))
-                if given.as_ref().is_some_and(|m| !m.is_over()) =>
-            {
-                pause = check;
+            let pays =
+                paid.is_none_or(|at: Instant| at.elapsed() >= SELDOM) && self.owed.owes(way.router);
+            if pays {
+                paid = Some(Instant::now());
             }
-            Err(refusal) => {
-                pause = if given.take().is_some() { check } else { (pause * 2).min(SELDOM) };
-                tell(PortState::Refused { why: refusal.to_string() });
+            let owed = &self.owed;
+            let rest = async {
+                let _left = match &given {
+                    Some(mapping) => book.only(way, wish, mapping.port).await,
+                    // What is answered after all would be a yes that nobody hears.
+                    None => give_back(way, wish, book).await,
+                };
+                if pays {
+                    owed.pay(way).await;
+                }
+                tokio::time::sleep(pause.max(Duration::from_millis(500))).await;
+            };
+            tokio::select! {
+                () = rest => {}
+                changed = self.questions.changed() => return changed,
             }
         }
-        tokio::select! {
-            () = tokio::time::sleep(pause.max(Duration::from_millis(500))) => {}
-            changed = questions.changed() => return changed,
+    }
+
+    /// Gives back what may be open, again and again until nothing can come any more.
+    async fn take_back(&self, way: &Way, wish: &Wish, book: &Book) {
+        book.close();
+        let open = book.open();
+        loop {
+            let begun = Instant::now();
+            let left = give_back(way, wish, book).await;
+            if left.iter().all(|asked| begun >= asked.at + self.never) {
+                return self.say_what_became(&open, &left);
+            }
+            tokio::time::sleep(AGAIN).await;
         }
+    }
+
+    fn say_what_became(&self, open: &[polder_portmap::Asked], left: &[polder_portmap::Asked]) {
+        // Nobody was told of what was only asked for.
+        for asked in open.iter().filter(|asked| asked.given) {
+            let is_left = |left: &&polder_portmap::Asked| {
+                (left.speech, left.outside) == (asked.speech, asked.outside)
+            };
+            let how = match left.iter().find(is_left) {
+                None => "is given back",
+                Some(left) if left.is_for_ever() => {
+                    "could not be given back, and the router gave it for ever; it is asked again when it is seen again, or remove it in its settings"
+                }
+                Some(_) => "could not be given back; it ends by itself",
+            };
+            log::info!("{}: port {} {how}", self.name, asked.outside);
+        }
+    }
+
+    fn tell(&self, state: PortState) {
+        tell(&self.states, &self.name, state);
     }
 }
 
@@ -296,73 +411,4 @@ fn nonce(device: &str) -> polder_portmap::pcp::Nonce {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::routing::{Gateway, Near};
-
-    fn ip(text: &str) -> IpAddr {
-        text.parse().unwrap()
-    }
-
-    fn link(addresses: &[&str]) -> Link {
-        Link {
-            index: 2,
-            up: true,
-            carrier: true,
-            addresses: addresses.iter().map(|a| ip(a)).collect(),
-            gateways: vec![Gateway {
-                metric: 1,
-                six: false,
-                via: Some(ip("192.168.1.1")),
-                source: None,
-            }],
-            near: [Near { to: (ip("192.168.1.0"), 24), via: None }].into(),
-        }
-    }
-
-    #[test]
-    fn a_router_is_asked_for_the_address_that_it_knows_and_a_public_uplink_needs_none() {
-        let asked = |link: &Link| question(link, "up1", 5, 443);
-        let way = |own: &str| Way {
-            device: "up1".into(),
-            mark: 5,
-            own: own.parse().unwrap(),
-            router: "192.168.1.1".parse().unwrap(),
-        };
-        let both = link(&["10.9.9.9", "192.168.1.7", "fd00::1"]);
-        assert_eq!(asked(&both), Question::Router(way("192.168.1.7"), 443));
-        assert_eq!(asked(&link(&["100.64.0.9"])), Question::Router(way("100.64.0.9"), 443));
-        assert_eq!(asked(&link(&["198.51.100.4"])), Question::NotNeeded);
-        assert_eq!(asked(&link(&["2001:db8::1"])), Question::NoRouter);
-        assert_eq!(asked(&Link { gateways: Vec::new(), ..both.clone() }), Question::NoRouter);
-        assert_eq!(asked(&Link { carrier: false, ..both }), Question::NoRouter);
-    }
-
-    #[test]
-    fn the_internet_knows_an_uplink_by_what_its_router_says_or_somebody_outside_sees() {
-        let mapped = |address: &str| PortState::Mapped {
-            by: "PCP".into(),
-            address: address.parse().unwrap(),
-            port: 443,
-        };
-        let useless = PortState::Useless { address: "100.64.3.3".parse().unwrap(), port: 443 };
-        let (home, seen) = (link(&["192.168.1.7"]), Some(ip("203.0.113.9")));
-        let of = |link: &Link, port: Option<&PortState>, seen| {
-            outside(link, port, seen).map(|ip| ip.to_string())
-        };
-        assert_eq!(of(&home, Some(&mapped("203.0.113.5")), seen).as_deref(), Some("203.0.113.5"));
-        assert_eq!(of(&home, None, seen).as_deref(), Some("203.0.113.9"));
-        assert_eq!(
-            of(&home, Some(&useless), seen),
-            None,
-            "the provider's translation is before it"
-        );
-        assert_eq!(of(&home, None, Some(ip("10.0.0.1"))), None);
-        assert_eq!(of(&home, None, Some(ip("2001:db8::9"))), None);
-        assert_eq!(of(&link(&["100.64.0.9"]), None, seen), None);
-        assert_eq!(of(&link(&["198.51.100.4"]), None, seen), None, "it has one of its own");
-        assert_eq!(of(&home, None, None), None);
-        assert_eq!(nonce("a"), nonce("a"));
-        assert_ne!(nonce("a"), nonce("b"));
-    }
-}
+mod tests;

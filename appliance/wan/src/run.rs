@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use crate::Time;
 use crate::families::Heard;
 use crate::machine::{Decision, Event, Machine, Why};
 use crate::netlink::{Netlink, NetlinkError};
+use crate::owed::Owed;
 use crate::policy::Policy;
-use crate::ports::{self, Ports};
+use crate::ports::{self, Ports, Question};
 use crate::probe::{self, Pages, Way};
 use crate::routing::{self, Link, MARK, Routing};
 use crate::sockets::{self, Connection};
@@ -34,6 +36,8 @@ pub struct Options {
     pub uplinks: watch::Receiver<Uplinks>,
     /// The door's port, which routers are asked to pass on where the site says so; none while the box does not serve.
     pub door: watch::Receiver<Option<u16>>,
+    /// The state folder, where it is remembered what routers hold open for ever.
+    pub state: PathBuf,
     /// By which address somebody outside sees what leaves through an interface.
     pub seen: watch::Receiver<BTreeMap<InterfaceName, IpAddr>>,
     /// How they are, for whoever wants to know.
@@ -140,7 +144,7 @@ impl<'a> Keeper<'a> {
             have: Routing::default(),
             why: Why::Start,
             trouble: None,
-            ports: Ports::new(options.policy.port_check),
+            ports: Ports::new(options.policy.port_check, Owed::read(&options.state)),
             routers: BTreeMap::new(),
             announced: None,
             results,
@@ -175,15 +179,18 @@ impl<'a> Keeper<'a> {
     /// Asks those routers that the site says, as their uplinks are now.
     fn ask_routers(&mut self) {
         let door = *self.options.door.borrow_and_update();
-        let mut wanted = BTreeMap::new();
+        let (mut wanted, mut routers) = (BTreeMap::new(), Vec::new());
         for (place, (name, uplink)) in self.uplinks.iter().enumerate() {
-            if let Some(door) = door.filter(|_| uplink.ask_router) {
-                let (link, device) = (&self.links[place], uplink.interface.as_str());
-                let question = ports::question(link, device, mark(place), door);
+            let (link, device) = (&self.links[place], uplink.interface.as_str());
+            let question = ports::question(link, device, mark(place), door.unwrap_or_default());
+            if let Question::Router(way, _) = &question {
+                routers.push(way.clone());
+            }
+            if door.is_some() && uplink.ask_router {
                 wanted.insert(name.clone(), question);
             }
         }
-        self.ports.want(wanted);
+        self.ports.want(wanted, routers);
         self.tell_of_routers();
     }
 
@@ -451,7 +458,7 @@ impl<'a> Keeper<'a> {
     /// The machine's own routes are good enough for whoever looks after nothing.
     async fn leave(&mut self) {
         // While there is still a way to each router.
-        std::mem::replace(&mut self.ports, Ports::new(LOOK)).end().await;
+        std::mem::replace(&mut self.ports, Ports::new(LOOK, Owed::default())).end().await;
         match self.netlink.observe().await {
             Ok(observed) => self.have = observed.routing,
             Err(error) => log::warn!("{error}"),

@@ -50,7 +50,13 @@ fn tools() {
         root,
         "these tests make network namespaces: run them as root, as `make test` in a container does"
     );
-    for (tool, package) in [("ip", "iproute2"), ("nft", "nftables")] {
+    let needed = [
+        ("ip", "iproute2"),
+        ("nft", "nftables"),
+        ("/usr/sbin/named", "bind9"),
+        ("dig", "bind9-dnsutils"),
+    ];
+    for (tool, package) in needed {
         let there = Command::new(tool).arg("-V").output().is_ok();
         assert!(there, "{tool} is missing: install the Debian package {package}");
     }
@@ -456,6 +462,64 @@ fn sign_in_page() {
     }
 }
 
+/// A zone whose server is BIND: the box's name leads to the way that is in use, by both families.
+fn zone_that_follows() {
+    const SECRET: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+    let mut world = World::new("z");
+    for n in [1, 2] {
+        world.does("box", &format!("ip addr add 203.0.113.{n}/32 dev w{n}"));
+        world.does("box", &format!("ip addr add 2001:db8:{n}::2/128 dev w{n} nodad"));
+    }
+    world.does("net", "ip addr add 198.51.100.22/32 dev lo");
+    let state = world.state.path().to_owned();
+    let at = state.display();
+    let settings = format!(
+        "options {{ directory \"{at}\"; listen-on {{ 198.51.100.22; }}; listen-on-v6 {{ none; }}; pid-file none; session-keyfile none; recursion no; dnssec-validation no; }};\n\
+         controls {{ }};\n\
+         key \"box\" {{ algorithm hmac-sha256; secret \"{SECRET}\"; }};\n\
+         zone \"example.org\" {{ type master; file \"zone\"; update-policy {{ grant box zonesub ANY; }}; }};\n"
+    );
+    let zone = "$TTL 60\n@ SOA ns.example.org. root.example.org. 1 3600 600 86400 60\n@ NS ns\nns A 198.51.100.22\ngpu A 192.0.2.1\n";
+    std::fs::write(state.join("named.conf"), settings).unwrap();
+    std::fs::write(state.join("zone"), zone).unwrap();
+    let mut named = Command::new("ip");
+    named.args(["netns", "exec", &format!("{}net", world.name), "/usr/sbin/named", "-g", "-c"]);
+    named.arg(state.join("named.conf")).stdin(Stdio::null()).stderr(Stdio::null());
+    world.processes.push(named.spawn().unwrap());
+    let leads_to = |world: &World, wanted: &str| {
+        let asked = |kind| {
+            world.ask(
+                "net",
+                &format!("dig @198.51.100.22 +short +time=1 +tries=1 gpu.example.org {kind}"),
+            )
+        };
+        let begun = now();
+        loop {
+            let said = asked("A") + &asked("AAAA");
+            if said == wanted {
+                return;
+            }
+            assert!(
+                now() - begun < 30_000,
+                "{wanted:?}, and not {said:?}; {:?}",
+                world.status().told
+            );
+            wait(0.2);
+        }
+    };
+    leads_to(&world, "192.0.2.1\n");
+
+    let mut site = std::fs::read_to_string(state.join("site.toml")).unwrap();
+    site += "\n[dynamic_dns.zone]\nname = \"gpu.example.org\"\nzone = \"example.org\"\nserver = \"198.51.100.22\"\nkey = \"box\"\n";
+    std::fs::write(state.join("site.toml"), site).unwrap();
+    std::fs::create_dir_all(state.join("uplinks")).unwrap();
+    std::fs::write(state.join(polder_wan::SECRET), format!("{SECRET}\n")).unwrap();
+    world.run(None);
+    leads_to(&world, "203.0.113.1\n2001:db8:1::2\n");
+    world.dies(1);
+    leads_to(&world, "203.0.113.2\n2001:db8:2::2\n");
+}
+
 fn five_flaps() -> Row {
     let mut world = World::new("f");
     world.run(None);
@@ -504,6 +568,7 @@ fn each_failure_is_left_in_its_time_and_streams_end_clearly() {
         std::thread::spawn(forty_percent_loss),
     ];
     let (near, page) = (std::thread::spawn(near_and_main), std::thread::spawn(sign_in_page));
+    let zone = std::thread::spawn(zone_that_follows);
     let others = scenarios.into_iter().map(std::thread::JoinHandle::join);
     let rows: Vec<_> = std::iter::once(cable).chain(others).collect();
     println!(
@@ -513,6 +578,7 @@ fn each_failure_is_left_in_its_time_and_streams_end_clearly() {
         println!("| {what} | {after} | {lost} | {stream} |");
     }
     page.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    zone.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     let memory = near.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     println!("the part takes {:.1} MiB", memory as f64 / 1024.0);
     for row in rows {

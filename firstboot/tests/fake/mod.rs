@@ -292,7 +292,15 @@ impl Host for Fake {
                 note: None,
             })
             .collect();
-        Ok(BoxStatus { safe: false, site, gateway: part, engines, supply: None, closed: None })
+        Ok(BoxStatus {
+            safe: false,
+            site,
+            gateway: part,
+            engines,
+            supply: None,
+            closed: None,
+            others: Vec::new(),
+        })
     }
     async fn imported(&self) -> Result<Vec<RecipeName>, SetupError> {
         Ok(self.there()?.site.engines.values().map(|slot| slot.recipe.clone()).collect())

@@ -130,11 +130,13 @@ impl Store {
         Ok(FetchedImage { folder, manifest: own, list, brought: imported.brought })
     }
 
-    /// Forgets what was fetched of an image, whose bytes are elsewhere now.
+    /// Forgets an image that nobody needs any more, also one whose files were laid into its folder by somebody else.
     pub fn forget_image(&self, manifest: &Digest) -> Result<(), WeightsError> {
         let folder = self.images().join(manifest.to_string());
         view::remove(&folder).map_err(WeightsError::store("remove", &folder))?;
-        self.remove(&recipe_name(manifest))?;
+        if self.manifest(&recipe_name(manifest))?.is_some() {
+            self.remove(&recipe_name(manifest))?;
+        }
         self.gc(crate::STALE).map(drop)
     }
 

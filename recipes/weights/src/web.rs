@@ -257,8 +257,8 @@ const USE_ANOTHER: &str = "use another source";
 const SIGN_IN: &str = "it wants a sign-in that this box does not have; fetch the model with another \
                        machine and import it from a folder";
 /// The same of a registry of images.
-const SIGN_IN_IMAGES: &str = "it wants a user and a password that this box does not have, or takes those that it has no more; keep them with \
-                              `polder engine image login REGISTRY --user NAME < FILE`, or bring the image in as a file";
+const SIGN_IN_IMAGES: &str = "it wants a user and a password that this box does not have, or takes those that it has no more; keep them on the \
+                              page Registries of images, or with `polder engine image login REGISTRY --user NAME < FILE`, or bring the image in as a file";
 
 fn judge(
     answer: Response<Body>,

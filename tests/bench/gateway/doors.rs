@@ -52,6 +52,7 @@ impl Polder {
         let part = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
         let status = BoxStatus {
             closed: None,
+            others: Vec::new(),
             supply: None,
             safe: false,
             site,

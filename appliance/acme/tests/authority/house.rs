@@ -122,6 +122,11 @@ impl Authority {
         reachable(self.port).await;
     }
 
+    /// With its certificate and key.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub(crate) fn root(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("ca.pem")).unwrap()
     }
@@ -372,7 +377,15 @@ fn status(certificate: Option<PublicCertificate>) -> BoxStatus {
     let mut site = Site::unclaimed(8443);
     site.certificate = certificate;
     let gateway = PartStatus { state: PartState::Ready, restarts: 0, pid: None };
-    BoxStatus { site, gateway, engines: Vec::new(), safe: false, supply: None, closed: None }
+    BoxStatus {
+        site,
+        gateway,
+        engines: Vec::new(),
+        safe: false,
+        supply: None,
+        closed: None,
+        others: Vec::new(),
+    }
 }
 
 /// A web service over TLS that hands every request to `answer`: method, path, headers and body in, a status out.

@@ -2,6 +2,7 @@
 //! of both switched on, and cut off at every step.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod announcing;
 mod failing;
 mod house;
 mod ordinary;

@@ -9,13 +9,13 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use polder_members::{Agreement, ClientApp};
-use polder_oidc::{AppFacts, Asked, Wanted, Wrong, judge};
+use polder_oidc::{Asked, Wanted};
 use polder_page::{Page, card, empty, hidden, table, when};
 use serde::Deserialize;
 
 use crate::Gateway;
 use crate::pages::frame::{self, Trouble, answer, plain_nav};
-use crate::pages::provider::{address, sent_on};
+use crate::pages::provider::{Judging, address};
 use crate::pages::who::{Caller, LONGEST_PATH, SignedIn};
 
 /// What an app asks for, put to whoever is signed in.
@@ -45,6 +45,7 @@ pub(super) async fn ask(
                 @if has("groups") || has("profile") {
                     li { "Your groups: " @if member.is_steward() { "that you are a member and a steward" } @else { "that you are a member" } }
                 }
+                li { "When you signed in on this box" }
             }
         }
         section.card {
@@ -52,7 +53,7 @@ pub(super) async fn ask(
             @if app.asks_models {
                 ul {
                     li { strong { "Ask models in your name" } ", whatever it wants and as often as it wants. What it asks counts as your own use, by your share of the machine; where the box asks a server elsewhere for money, it counts on the budget too." }
-                    li { "It reads what it asks and what is answered. It may do so as long as you are signed in on this box" @if !has("offline_access") { " and go there" } "." }
+                    li { "It reads what it asks and what is answered. It may do so as long as you are signed in on this box" @if !has("offline_access") { " and go there" } "; when you sign out, or take back what you agreed to, an answer that is just being given to it ends too." }
                 }
             } @else {
                 p { "Nothing. It asks this box only who you are" @if has("offline_access") { ", as long as you are signed in here" } "." }
@@ -100,22 +101,13 @@ pub(super) async fn agree(
     let again = asked_again(&said.question);
     let uri: Uri = again.parse().map_err(|_| unreadable())?;
     let Query(asked) = Query::<Asked>::try_from_uri(&uri).map_err(|_| unreadable())?;
-    let id = asked.client_id.clone();
-    let app = gateway.members.ask(move |m| m.client_app(&id)).await?;
-    let facts =
-        app.as_ref().map(|app| AppFacts { redirects: &app.redirects, has_secret: app.has_secret });
-    let issuer = super::provider::issuer(&caller);
-    let tell = |wrong: Wrong| match wrong.told(&issuer) {
-        Ok(to) => Ok(sent_on(&gateway, &headers, &to)),
-        Err(why) => Err(shown(why)),
+    let judging = Judging::of(&gateway, &caller, &headers);
+    let (app, wanted) = match judging.judge(&asked).await? {
+        Ok(judged) => judged,
+        Err(told) => return Ok(told),
     };
-    let wanted = match judge(&asked, facts) {
-        Ok(wanted) => wanted,
-        Err(wrong) => return tell(wrong),
-    };
-    let Some(app) = app else { return Err(unreadable()) };
     if said.says != "yes" {
-        return tell(wanted.without("access_denied", "they did not agree to it"));
+        return judging.tell(&wanted.without("access_denied", "they did not agree to it"));
     }
     // Somebody else may have signed in since in this browser, who was shown nothing.
     if said.member != who.member.id.to_string() {
@@ -187,7 +179,7 @@ pub(super) fn section(agreed: &[Agreement]) -> Markup {
             @if rows.is_empty() { (empty("None. Before an app learns who you are, the box asks you.")) }
             @else {
                 (table("Apps that you sign in to with this box", &["App", "What it may", "You agreed", ""], &rows))
-                p.soft.small { "What you take back ends at once: the box tells that app nothing more about you and answers it nothing in your name. Until it asks the box again it may still show you as signed in." }
+                p.soft.small { "What you take back ends at once: the box tells that app nothing more about you and answers it nothing in your name, not to the end of an answer either. The same happens where you sign out. Until it asks the box again it may still show you as signed in." }
             }
         },
     )

@@ -66,7 +66,8 @@ pub(super) async fn set(
         Ok(None) => SiteChange::RemoveDynamicDns,
         Err(why) => {
             let wrong = banner(Tone::Bad, html! { p { (sentence(&why.to_string())) } });
-            let page = uplinks::page(&gateway, &who, wrong, &Default::default(), &wish).await;
+            let (up, port) = (Default::default(), Default::default());
+            let page = uplinks::page(&gateway, &who, wrong, &up, &wish, &port).await;
             return Ok(with_status(StatusCode::BAD_REQUEST, page));
         }
     };

@@ -47,6 +47,7 @@ const GROUPS: &[(&str, &[(&str, &str)])] = &[
             ("/models", "Models"),
             ("/models/change", "Change the model"),
             ("/elsewhere", "Servers elsewhere"),
+            ("/registries", "Registries of images"),
         ],
     ),
     (
@@ -255,6 +256,10 @@ pub(super) fn said(code: &str) -> Markup {
         "cancelled" => {
             "It stops. What was fetched so far stays, so that doing it again goes on from there."
         }
+        "registry" => {
+            "Images of this registry are fetched with that user and password from now on."
+        }
+        "registry-forgotten" => "Forgotten. Images of this registry are fetched as by a stranger.",
         "engine-removed" => {
             "The model is no longer served. Its files stay, so that it can be used again at once."
         }

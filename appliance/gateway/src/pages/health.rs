@@ -8,8 +8,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use polder_control::{
-    Fix, HealthReply, HealthReport, HealthRequest, ImportSource, Past, Reply, Request, Severity,
-    Standing, Unseen,
+    Fix, HealthReply, HealthReport, HealthRequest, ImportSource, PartName, PartState, Past, Reply,
+    Request, Severity, Standing, Unseen,
 };
 use polder_page::{Page, Tone, badge, banner, hidden, table, when};
 use polder_site::SiteChange;
@@ -40,7 +40,7 @@ pub(super) async fn page(
     let body = html! {
         (top)
         @match &report {
-            None => (banner(Tone::Bad, html! { p { "Nobody looks after the box's health just now: the part that does is away. It is started again by itself." } })),
+            None => (away(gateway)),
             Some(report) => (issues(report)),
         }
         (alerts::section(gateway, report.as_ref(), wish).await)
@@ -87,6 +87,12 @@ pub(super) async fn fix(
         Fix::CheckUpdate => {
             gateway.ask(Request::CheckUpdate).await?;
             return Ok(Redirect::to("/versions").into_response());
+        }
+        Fix::StartPart(part) => {
+            gateway.ask(Request::StartPart { part, by }).await?;
+            let said = "It is started again; whether that helped shows within some minutes.";
+            let top = banner(Tone::Good, html! { p { (said) } });
+            return Ok(page(&gateway, &who, top, &alerts::Wish::default()).await);
         }
         Fix::BringModel(recipe) => Request::Import { recipe, from: ImportSource::Recipe, by },
         Fix::StartEngine(name) => {
@@ -137,6 +143,36 @@ pub(super) fn worst(report: Option<&HealthReport>) -> Markup {
             }))
         }
     }
+}
+
+/// The part itself cannot tell that it is gone.
+fn away(gateway: &Gateway) -> Markup {
+    let status = gateway.status();
+    let health = status.others.iter().find(|other| other.name == PartName::Health);
+    let given_up = health.and_then(|other| match &other.part.state {
+        PartState::GaveUp(why) => Some(why),
+        _ => None,
+    });
+    banner(
+        Tone::Bad,
+        html! {
+            @if let Some(why) = given_up {
+                p { "Nobody looks after the box's health, and nobody is told when something is wrong: the part that does was given up. " (sentence(why)) }
+                form method="post" action="/issues/again" { button type="submit" { "Start it again" } }
+            } @else {
+                p { "Nobody looks after the box's health just now: the part that does is away. It is started again by itself." }
+            }
+        },
+    )
+}
+
+/// Starts the part that looks after the box's health once more.
+pub(super) async fn again(
+    State(gateway): State<Arc<Gateway>>,
+    Steward(who): Steward,
+) -> Result<Response, Trouble> {
+    gateway.ask(Request::StartPart { part: PartName::Health, by: who.actor() }).await?;
+    Ok(Redirect::to("/issues").into_response())
 }
 
 fn issues(report: &HealthReport) -> Markup {

@@ -36,8 +36,10 @@ mod money;
 mod moving;
 mod outside;
 mod people;
+mod ports;
 mod power;
 mod provider;
+mod registries;
 mod runs;
 mod samples;
 mod sheets;
@@ -184,6 +186,8 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/elsewhere/{name}/model/remove", post(elsewhere::remove_model))
         .route("/elsewhere/{name}/test", post(elsewhere::test))
         .route("/elsewhere/{name}/remove", post(elsewhere::remove))
+        .route("/registries", get(registries::show).post(registries::keep))
+        .route("/registries/forget", post(registries::forget))
         .route("/engines/{name}", get(engine::show))
         .route("/engines/{name}/memory", post(engine::save))
         .route("/engines/{name}/remove", post(models::remove_engine))
@@ -191,6 +195,7 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/apps/{name}/remove", post(apps::remove))
         .route("/apps/{name}/enter", get(apps::enter))
         .route("/power", get(power::show).post(power::set))
+        .route("/power/live", get(power::live))
         .route("/power/use", post(power::take))
         .route("/power/remove", post(power::remove))
         .route("/clients", post(client_apps::add))
@@ -236,6 +241,8 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/uplinks", get(uplinks::show).post(uplinks::set))
         .route("/uplinks/dns", post(dynamic_dns::set))
         .route("/uplinks/live", get(uplinks::live))
+        .route("/uplinks/ports", post(ports::set))
+        .route("/uplinks/ports/{port}/dhcp", post(ports::by_dhcp))
         .route("/uplinks/{name}/remove", post(uplinks::remove))
         .route("/uplinks/{name}/prefer", post(uplinks::prefer))
         .route("/shell", get(shell::show).post(shell::open))
@@ -248,6 +255,7 @@ pub fn routes() -> Router<Arc<Gateway>> {
         .route("/status", get(status::show))
         .route("/issues", get(health::show))
         .route("/issues/look", post(health::look))
+        .route("/issues/again", post(health::again))
         .route("/issues/fix", post(health::fix))
         .route("/issues/alerts", post(alerts::save))
         .route("/issues/test", post(alerts::test))

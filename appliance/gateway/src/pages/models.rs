@@ -23,7 +23,7 @@ use crate::Gateway;
 use crate::pages::apps::change_site;
 use crate::pages::frame::{self, Trouble, answer, nav};
 use crate::pages::who::Steward;
-use crate::pages::{engine, succession};
+use crate::pages::{engine, registries, succession};
 
 #[derive(Deserialize)]
 pub(super) struct From {
@@ -92,6 +92,10 @@ pub(super) async fn show(
     let recipe = recipe(&name)?;
     let name: RecipeName = parse(&recipe.name)?;
     let (change, slot) = change(&gateway.status(), recipe, &name);
+    let image = match &change {
+        SiteChange::Engine { slot, .. } => registries::beside_plan(&gateway, slot).await?,
+        _ => html! {},
+    };
     let preview = gateway.ask(Request::Preview(change)).await;
     let (imported, machine) = (imported(&gateway).await?, machine(&gateway).await?);
     let spec = as_box(&machine);
@@ -126,6 +130,7 @@ pub(super) async fn show(
                 Err(error) => (banner(Tone::Bad, html! { p { (frame::sentence(&error.to_string())) } })),
             }
         }
+        (image)
         section.card {
             h2 { "Bring its files in from elsewhere" }
             p.soft { "From a disk that somebody carried here, or from another box. The files are checked in the same way." }

@@ -17,6 +17,7 @@ use serde::Deserialize;
 use crate::Gateway;
 use crate::house::{Fate, Item, host, inventory, settled};
 use crate::pages::frame::{Trouble, answer, nav, sentence};
+use crate::pages::ports;
 use crate::pages::who::{SignedIn, Steward};
 
 #[derive(Deserialize)]
@@ -87,7 +88,7 @@ pub(super) async fn sheet(
             ol {
                 li { "Before: finish here what the list below says, make a backup, and turn the box off on its own screen or on the dashboard." }
                 li { "Carry the box, its UPS and its backup disk. Keep this sheet and the emergency kit with somebody else than the box." }
-                li { "There: mains, then the network cable into the router. The router should give addresses by itself (DHCP); if it does not, set one at the machine." }
+                li { "There: mains, then the network cable into the router. The router should give addresses by itself (DHCP); if it does not, press n at the machine, then the number of the port, and type one. Where the box had a fixed address, have that port ask the router in the same way." }
                 li { "Wait five minutes. The screen shows the new link. Nobody can claim the box: it has its owner." }
                 li { "If the name is not found, write it into the router beside the address, or use the address once." }
                 li { "Sign in, open Dashboard, Moving house, and press \"Keep these addresses\" if the page offers it." }
@@ -123,6 +124,11 @@ fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Response {
             h2 { "Before the move" }
             p { "Nothing is set up anew in another house: members, keys, names and the certificate authority go along on the box's own disk, and nobody can claim it there." }
             p { a.button href="/moving/sheet" { "Sheet for the new house, to print" } }
+        }
+        section.card {
+            h2 { "Addresses of the machine" }
+            p { (match ports::in_short(&site, &machine_addresses()) { Some(fixed) => format!("Fixed here: {fixed}. In a network that has other addresses nobody reaches the box at these: have the port ask the router before the move, or there on the machine's own screen (key n)."), None => "Every port asks the router, unless a seed or this machine's own system says otherwise. Where no router gives addresses, one is typed on the machine's own screen (key n).".to_owned() }) }
+            p { a href="/uplinks#ports" { "Addresses of this machine" } }
         }
         section.card { h2 { "To be looked at" } (lines(items.iter().filter(|item| item.fate == Fate::Look))) }
         section.card { h2 { "What the box does by itself" } (lines(items.iter().filter(|item| item.fate == Fate::Follows))) }

@@ -146,9 +146,10 @@ pub(super) fn card(gateway: &Gateway) -> Markup {
 
 fn now(gateway: &Gateway) -> Markup {
     let Some((host, port)) = gateway.outside.relay() else {
-        return empty(
-            "Members outside reach the box only where its router lets them in. A relay needs no router that does.",
-        );
+        return html! {
+            (empty("Members outside reach the box only where its router lets them in. A relay needs no router that does."))
+            p.soft { "Without a relay nobody knocks from outside: the box cannot tell whether callers get through to it, whatever its router says. Try it from a telephone that is not in this network." }
+        };
     };
     let (lines, status) = (gateway.outside.lines(), gateway.status());
     html! {
@@ -280,7 +281,7 @@ async fn page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Response {
             h2 { "A relay" }
             p { "A small server with a public address, of your own or of somebody whom you trust to be there. It passes on what members' programs send and understands none of it: the keys are this box's. Whoever runs it sees who calls and when, and can hang up." }
             ol {
-                li { "On the server: " code { "polder relay run --listen 0.0.0.0:443" } }
+                li { "On the server: " code { "polder relay run --listen 0.0.0.0:443 --listen '[::]:443'" } }
                 li { "There, once for each box: " code { "polder relay add oak --at relay.example.org:443 oak.relay.example.org" } }
                 li { "It prints one line, the pass. Paste it here." }
             }

@@ -6,6 +6,7 @@ use axum::Form;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
+use jiff::civil::Date;
 use maud::{Markup, html};
 use polder_control::{PowerPhase, Reply, Request, SecretText, Supply};
 use polder_firstboot::{Chosen, Offers};
@@ -15,7 +16,7 @@ use polder_site::{PowerPlan, SiteChange, UpsAddressError, UpsLine, UpsLineError,
 use serde::Deserialize;
 
 use crate::Gateway;
-use crate::pages::frame::{Trouble, answer, nav, sentence, with_status};
+use crate::pages::frame::{Trouble, answer, nav, piece, sentence, with_status};
 use crate::pages::who::{SignedIn, Steward};
 
 /// The form, as it was filled in.
@@ -37,6 +38,10 @@ pub(super) struct Wish {
     start_charge: String,
     #[serde(default)]
     card_percent: String,
+    /// What a form does not ask stays as it was: none is none of its fields.
+    others: Option<String>,
+    others_halt: Option<String>,
+    battery_since: Option<String>,
 }
 
 /// Where else to look for one.
@@ -52,6 +57,16 @@ pub(super) async fn show(
 ) -> Result<Response, Trouble> {
     let wish = now(&gateway);
     Ok(page(&gateway, &who, Shown { wish, at: asked.at, wrong: None }).await)
+}
+
+/// How things stand, again and again.
+pub(super) async fn live(State(gateway): State<Arc<Gateway>>, Steward(_): Steward) -> Response {
+    let status = gateway.status();
+    piece(if status.site.power.is_some() {
+        state(status.supply.as_ref())
+    } else {
+        html! {}
+    })
 }
 
 /// One of the buttons beside what was found.
@@ -140,6 +155,9 @@ impl Wish {
             low_charge: plan.low_charge.to_string(),
             start_charge: plan.start_charge.to_string(),
             card_percent: plan.card_percent.map(|p| p.to_string()).unwrap_or_default(),
+            others: Some(plan.others.to_string()),
+            others_halt: Some(plan.others_halt.to_string()),
+            battery_since: plan.battery_since.map(|day| day.to_string()),
         }
     }
 
@@ -179,8 +197,36 @@ impl Wish {
             "" => None,
             text => Some(percent(text, 100)?),
         };
+        let seconds = |text: &Option<String>, usual: u32| match text.as_deref().map(str::trim) {
+            None | Some("") => Ok(usual),
+            Some(text) => text.parse().map_err(|_| {
+                format!("{text:?} is no number of seconds; write a whole number such as 60")
+            }),
+        };
+        plan.others = seconds(&self.others, plan.others)?;
+        plan.others_halt = seconds(&self.others_halt, plan.others_halt)?;
+        match self.battery_since.as_deref().map(str::trim) {
+            None => {}
+            Some("") => plan.battery_since = None,
+            Some(text) => plan.battery_since = Some(day(text)?),
+        }
         Ok(plan)
     }
+}
+
+/// A day that has begun somewhere.
+fn day(text: &str) -> Result<Date, String> {
+    let day: Date = text.parse().map_err(|_| {
+        let text: String = text.chars().filter(|c| !c.is_control()).take(40).collect();
+        format!("{text:?} is no day; write it as year, month and day, such as 2026-03-01")
+    })?;
+    let tomorrow = jiff::Zoned::now().date().tomorrow();
+    if tomorrow.is_ok_and(|tomorrow| day > tomorrow) {
+        return Err(format!(
+            "{day} has not come yet; write the day on which the battery was put in"
+        ));
+    }
+    Ok(day)
 }
 
 /// What a steward may have asked, and what came of it.
@@ -205,7 +251,9 @@ async fn page(gateway: &Gateway, who: &SignedIn, shown: Shown) -> Response {
     ];
     let body = html! {
         @if let Some(why) = &wrong { (banner(Tone::Bad, html! { p { (sentence(why)) } })) }
-        @if let Some(supply) = &status.supply { (card(supply)) }
+        @if watched.is_some() {
+            div.stack data-refresh="/power/live" data-every="3000" { (state(status.supply.as_ref())) }
+        }
         section.card {
             h2 { @if watched.is_some() { "What happens when the mains is away" } @else { "Live off a UPS" } }
             p.soft { "Imports wait, then new long answers are refused, and before the battery is empty every answer comes to a proper end, everything is written down, and the machine turns itself off. When the mains is back and the battery charged, it goes on." }
@@ -240,6 +288,9 @@ async fn page(gateway: &Gateway, who: &SignedIn, shown: Shown) -> Response {
                     ], &wish.role))
                     (field(&Field { name: "low_charge", label: "Stop at this charge", hint: "Percent; usually 30", value: &wish.low_charge, ..Field::default() }))
                     (field(&Field { name: "start_charge", label: "Start engines from this charge on", hint: "Percent; usually 40", value: &wish.start_charge, ..Field::default() }))
+                    (field(&Field { name: "battery_since", label: "Battery put in on", kind: "date", hint: "Year, month, day, as on the battery's label or the bill; a day that the UPS itself tells and that is later counts more", value: wish.battery_since.as_deref().unwrap_or_default(), ..Field::default() }))
+                    (field(&Field { name: "others", label: "Other machines on the UPS have", hint: "Seconds to say goodbye once they are told; usually 60, at most 3600", value: wish.others.as_deref().unwrap_or_default(), ..Field::default() }))
+                    (field(&Field { name: "others_halt", label: "And need to be off after that", hint: "Seconds from their goodbye until they draw no power; usually 20, at most 300. The battery has to last for it: the box begins to stop that much sooner", value: wish.others_halt.as_deref().unwrap_or_default(), ..Field::default() }))
                     (field(&Field { name: "card_percent", label: "Power of graphics cards on battery", hint: "Percent of the usual; empty leaves them alone", value: &wish.card_percent, ..Field::default() }))
                 }
                 div.row { button type="submit" { "Listen to it" } }
@@ -254,6 +305,19 @@ async fn page(gateway: &Gateway, who: &SignedIn, shown: Shown) -> Response {
         ..Page::default()
     };
     answer(&page, &nav(gateway, &who.member, "/power"), body)
+}
+
+/// How the power is, or that nobody knows yet, where a UPS is listened to.
+fn state(supply: Option<&Supply>) -> Markup {
+    match supply {
+        Some(supply) => card(supply),
+        None => html! {
+            section.card {
+                div.row.spread { h2 { "The power" } (badge(Tone::Warn, "not heard yet")) }
+                p { "The UPS has not said anything yet. After a start that takes a moment; where it stays so, look at its cable." }
+            }
+        },
+    }
 }
 
 /// What there is, as in the wizard.
@@ -293,15 +357,25 @@ pub(super) fn card(supply: &Supply) -> Markup {
                     ("Battery", or(supply.charge.map(|charge| format!("{charge} %")))),
                     ("Lasts", or(supply.runtime.map(|seconds| format!("{} minutes", seconds / 60)))),
                     ("Load", or(supply.load.map(|load| format!("{load} %")))),
+                    ("Battery in since", html! { (supply.battery_since.map_or_else(|| "nobody has said".to_owned(), month)) }),
                 ]))
             }
             @if supply.replace_battery {
                 (banner(Tone::Warn, html! { p { "The UPS asks for a new battery: this one may not last as long as it says." } }))
             }
+            @if let Some(failed) = &supply.test_failed {
+                (banner(Tone::Warn, html! { p { "The battery failed its last test: the UPS says “" (failed) "”. It may not last as long as it says." } }))
+            }
             @if let Some(test) = &supply.last_test { p.soft.small { "Last test of the battery, " (test) } }
             p.soft.small { a href="/power" { "Which UPS, and when the box stops" } }
         }
     }
+}
+
+/// As precise as people remember it.
+fn month(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds)
+        .map_or_else(|_| "nobody knows".to_owned(), |at| at.strftime("%B %Y").to_string())
 }
 
 /// A battery, as full as it is.
@@ -328,6 +402,20 @@ mod tests {
         let wish = Wish { low_charge: "35".into(), ..Wish::of(&before) };
         let plan = wish.plan(Some(before)).unwrap();
         assert_eq!((plan.margin, plan.low_charge, plan.start_charge), (300, 35, 40));
+        let since = |text: &str| {
+            let wish = Wish { battery_since: Some(text.into()), ..Wish::of(&plan) };
+            wish.plan(Some(plan.clone())).map(|plan| Wish::of(&plan).battery_since)
+        };
+        assert_eq!(since("2023-05-01"), Ok(Some("2023-05-01".into())));
+        assert_eq!(since(""), Ok(None));
+        assert!(since("last spring").unwrap_err().contains("2026-03-01"));
+        assert!(since("2199-01-01").unwrap_err().contains("has not come yet"));
+        let halt = |text: &str| {
+            let wish = Wish { others_halt: Some(text.into()), ..Wish::of(&plan) };
+            wish.plan(Some(plan.clone())).map(|plan| plan.others_halt)
+        };
+        assert_eq!((halt("90"), halt("")), (Ok(90), Ok(20)));
+        assert!(halt("soon").unwrap_err().contains("no number of seconds"));
         let own = |attached: &str, line: &str| {
             let wish = Wish { attached: attached.into(), line: line.into(), ..Wish::default() };
             wish.plan(None).map(|plan| (plan.ups.to_string(), Wish::of(&plan).line))
@@ -342,6 +430,13 @@ mod tests {
             let wish = Wish { ups: ups.into(), low_charge: low_charge.into(), ..Wish::default() };
             assert!(wish.plan(None).is_err(), "{ups} {low_charge}");
         }
+    }
+
+    #[test]
+    fn a_ups_that_has_not_said_anything_is_not_passed_over() {
+        assert!(state(None).into_string().contains("not heard yet"));
+        let heard = Supply { on_mains: Some(true), ..Supply::default() };
+        assert!(state(Some(&heard)).into_string().contains("on mains"));
     }
 
     #[test]

@@ -49,22 +49,13 @@ pub(super) async fn authorize(
     uri: Uri,
     asked: Result<Query<Asked>, QueryRejection>,
 ) -> Result<Response, Trouble> {
-    let shown = |why: &str| Trouble::Say(StatusCode::BAD_REQUEST, why.to_owned());
     let Query(asked) = asked.map_err(|_| shown("the app's question cannot be read"))?;
-    let id = asked.client_id.clone();
-    let app = gateway.members.ask(move |m| m.client_app(&id)).await?;
-    let facts =
-        app.as_ref().map(|app| AppFacts { redirects: &app.redirects, has_secret: app.has_secret });
-    let issuer = issuer(&caller);
-    let tell = |wrong: Wrong| match wrong.told(&issuer) {
-        Ok(to) => Ok(sent_on(&gateway, &headers, &to)),
-        Err(why) => Err(shown(why)),
+    let judging = Judging::of(&gateway, &caller, &headers);
+    let tell = |wrong: Wrong| judging.tell(&wrong);
+    let (app, wanted) = match judging.judge(&asked).await? {
+        Ok(judged) => judged,
+        Err(told) => return Ok(told),
     };
-    let wanted = match judge(&asked, facts) {
-        Ok(wanted) => wanted,
-        Err(wrong) => return tell(wrong),
-    };
-    let Some(app) = &app else { return Err(shown("the app is not known here")) };
     let Some((member, since)) = signed_in(&gateway, &caller).await? else {
         return match wanted.silent {
             true => tell(wanted.without("login_required", "nobody is signed in on the box")),
@@ -83,14 +74,58 @@ pub(super) async fn authorize(
         return tell(wanted.without("access_denied", "this app is for stewards"));
     }
     if !wanted.asks_them
-        && let Some(on) = let_in(&gateway, &caller, &headers, app, &wanted, &issuer).await?
+        && let Some(on) =
+            let_in(&gateway, &caller, &headers, &app, &wanted, &judging.issuer).await?
     {
         return Ok(on);
     }
     match wanted.silent {
         true => tell(wanted.without("consent_required", "they have not agreed to it yet")),
-        false => agree::ask(&gateway, &member, app, &wanted, uri.query().unwrap_or_default()).await,
+        false => {
+            agree::ask(&gateway, &member, &app, &wanted, uri.query().unwrap_or_default()).await
+        }
     }
+}
+
+/// Judges what an app asks through somebody's browser, and tells the app what is wrong where it may be told.
+pub(super) struct Judging<'a> {
+    gateway: &'a Gateway,
+    headers: &'a HeaderMap,
+    issuer: String,
+}
+
+impl<'a> Judging<'a> {
+    pub(super) fn of(gateway: &'a Gateway, caller: &Caller, headers: &'a HeaderMap) -> Self {
+        Self { gateway, headers, issuer: issuer(caller) }
+    }
+
+    /// The app and what it wants; or the answer to whoever may not want that.
+    pub(super) async fn judge(
+        &self,
+        asked: &Asked,
+    ) -> Result<Result<(ClientApp, Wanted), Response>, Trouble> {
+        let id = asked.client_id.clone();
+        let app = self.gateway.members.ask(move |m| m.client_app(&id)).await?;
+        let facts = app
+            .as_ref()
+            .map(|app| AppFacts { redirects: &app.redirects, has_secret: app.has_secret });
+        match (judge(asked, facts), app) {
+            (Ok(wanted), Some(app)) => Ok(Ok((app, wanted))),
+            (Err(wrong), _) => self.tell(&wrong).map(Err),
+            (Ok(_), None) => Err(shown("the app is not known here")),
+        }
+    }
+
+    pub(super) fn tell(&self, wrong: &Wrong) -> Result<Response, Trouble> {
+        match wrong.told(&self.issuer) {
+            Ok(to) => Ok(sent_on(self.gateway, self.headers, &to)),
+            Err(why) => Err(shown(why)),
+        }
+    }
+}
+
+fn shown(why: &str) -> Trouble {
+    Trouble::Say(StatusCode::BAD_REQUEST, why.to_owned())
 }
 
 /// On to the app with a code; nothing where they have not agreed to what it wants.

@@ -81,9 +81,9 @@ impl Handler<Request, Reply> for Supervisor {
                 disk_free: 400 << 30,
                 disk_total: 500 << 30,
                 gpus: Vec::new(),
-                driver: None,
+                driver: Some("this image has no NVIDIA driver".into()),
                 idle_cards: 0,
-                ports: Vec::new(),
+                ports: vec![polder_control::Port { name: "enp1s0".into(), connected: true }],
             }),
             Request::Disk => Reply::Disk(Some(Disk {
                 lock: Lock::Sealed,
@@ -115,7 +115,9 @@ impl Handler<Request, Reply> for Supervisor {
             Request::Takeover => Reply::Takeover(None),
             Request::PreviewTakeover(_) => Reply::Refused("not here".into()),
             Request::TakeOver { .. } => Reply::Accepted(RunId(7)),
-            Request::ServeAnyway { .. } | Request::Yield { .. } => Reply::Done,
+            Request::ServeAnyway { .. } | Request::Yield { .. } | Request::StartPart { .. } => {
+                Reply::Done
+            }
             Request::Supply(_) => Reply::Supplied { drained: false },
             Request::Backup => Reply::Backup(Box::default()),
             Request::PairSpare { .. } => Reply::Accepted(RunId(7)),
@@ -182,6 +184,8 @@ fn updates() -> UpdateStatus {
         }),
         trying: None,
         why: vec!["Ada put in 0.1.0 in place of 0.0.9. It stays.".into()],
+        looked: None,
+        unlooked: None,
     }
 }
 
@@ -299,6 +303,7 @@ async fn place_with(clock: Clock, different: impl FnOnce(&mut Site), acme: bool)
     let status = BoxStatus {
         supply: None,
         closed: None,
+        others: Vec::new(),
         safe: false,
         engines: vec![EngineStatus {
             name: "fast".parse().unwrap(),
@@ -421,11 +426,13 @@ const FOR_MEMBERS: [&str; 11] = [
     "/collective/end",
     "/status",
 ];
-const FOR_STEWARDS: [&str; 26] = [
+const FOR_STEWARDS: [&str; 28] = [
     "/power",
+    "/power/live",
     "/collective/stewards",
     "/members/2/leave",
     "/elsewhere",
+    "/registries",
     "/spare/takeover",
     "/spare",
     "/models/change",
@@ -560,6 +567,8 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/uplinks/fibre/remove".into(),
         "/uplinks/fibre/prefer".into(),
         "/uplinks/dns".into(),
+        "/uplinks/ports".into(),
+        "/uplinks/ports/enp1s0/dhcp".into(),
         "/usage".into(),
         "/apps".into(),
         "/apps/wiki/remove".into(),
@@ -574,6 +583,7 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/certificate/again".into(),
         "/certificate/remove".into(),
         "/issues/look".into(),
+        "/issues/again".into(),
         "/issues/fix".into(),
         "/issues/alerts".into(),
         "/issues/test".into(),
@@ -601,6 +611,8 @@ async fn a_member_reaches_no_stewards_action_and_a_stranger_none_at_all() {
         "/elsewhere/cloud/model/remove".into(),
         "/elsewhere/cloud/test".into(),
         "/elsewhere/cloud/remove".into(),
+        "/registries".into(),
+        "/registries/forget".into(),
     ];
     for path in &actions {
         let form = "role=member&disabled=yes&password=another+four+words+here";

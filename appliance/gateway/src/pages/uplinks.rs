@@ -16,9 +16,9 @@ use polder_site::{
 use serde::Deserialize;
 
 use crate::Gateway;
-use crate::pages::dynamic_dns;
 use crate::pages::frame::{Trouble, answer, nav, piece, sentence, with_status};
 use crate::pages::who::{SignedIn, Steward};
+use crate::pages::{dynamic_dns, ports};
 
 /// The form, as it was filled in.
 #[derive(Deserialize, Default)]
@@ -40,7 +40,7 @@ pub(super) async fn show(
     Steward(who): Steward,
 ) -> Result<Response, Trouble> {
     let dns = dynamic_dns::Wish::of(&gateway.status().site);
-    Ok(page(&gateway, &who, html! {}, &Wish::default(), &dns).await)
+    Ok(page(&gateway, &who, html! {}, &Wish::default(), &dns, &ports::Wish::default()).await)
 }
 
 pub(super) async fn live(State(gateway): State<Arc<Gateway>>, Steward(_): Steward) -> Response {
@@ -62,7 +62,8 @@ pub(super) async fn set(
         Err(why) => {
             let wrong = banner(Tone::Bad, html! { p { (sentence(&why)) } });
             let dns = dynamic_dns::Wish::of(&gateway.status().site);
-            let page = page(&gateway, &who, wrong, &wish, &dns).await;
+            let none = ports::Wish::default();
+            let page = page(&gateway, &who, wrong, &wish, &dns, &none).await;
             Ok(with_status(StatusCode::BAD_REQUEST, page))
         }
     }
@@ -222,6 +223,7 @@ pub(super) async fn page(
     top: Markup,
     wish: &Wish,
     dns: &dynamic_dns::Wish,
+    address: &ports::Wish,
 ) -> Response {
     let uplinks = gateway.status().site.uplinks.clone();
     let mut listed: Vec<(&UplinkName, &Uplink)> = uplinks.iter().collect();
@@ -232,6 +234,7 @@ pub(super) async fn page(
         false => format!("This machine has: {}", here.join(", ")),
     };
     let inside = now(gateway).await;
+    let addresses = ports::section(gateway, address).await;
     let body = html! {
         (top)
         section.card {
@@ -264,7 +267,7 @@ pub(super) async fn page(
         }
         section.card {
             h2 { "Add an uplink, or change one" }
-            p.soft { "An uplink is a network interface that gets its address by itself, from a router or a modem: fibre, cable, or a 5G modem that shows itself as a network card. What needs a name and password to dial in (PPPoE) belongs into the modem. The name of one that is there changes that one." }
+            p.soft { "An uplink is a network interface with an address, from a router or a modem or a fixed one (below): fibre, cable, or a 5G modem that shows itself as a network card. What needs a name and password to dial in (PPPoE) belongs into the modem. The name of one that is there changes that one." }
             form.stack method="post" action="/uplinks" {
                 div.fields {
                     (field(&Field { name: "name", label: "Name", hint: "fibre, mobile", value: &wish.name, required: true, ..Field::default() }))
@@ -277,6 +280,7 @@ pub(super) async fn page(
                 button type="submit" { "Do it" }
             }
         }
+        (addresses)
         @if !uplinks.is_empty() { (dynamic_dns::section(gateway, dns)) }
     };
     let page = Page {

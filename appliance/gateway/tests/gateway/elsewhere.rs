@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 
 use crate::house::{House, Wish, new_member, say, soon, status_of, until};
 
+mod late;
 mod passed_on;
 
 const KEY: &str = "sk-of-the-collective";

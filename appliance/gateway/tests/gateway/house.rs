@@ -340,6 +340,7 @@ pub(crate) fn box_status(site: &Site, sockets: &Sockets, state: PartState) -> Bo
     BoxStatus {
         supply: None,
         closed: None,
+        others: Vec::new(),
         safe: false,
         site: site.clone(),
         gateway: part(PartState::Ready),

@@ -117,3 +117,42 @@ async fn a_pass_that_is_taken_away_hangs_up_and_nonsense_is_refused_in_words() {
     let call = tokio::time::timeout(Duration::from_secs(2), relay.call(&house)).await;
     assert!(!matches!(call, Ok(Ok(_))), "a line was held still");
 }
+
+#[tokio::test]
+async fn a_relay_that_is_away_is_told_to_whoever_looks_after_health_until_it_is_back() {
+    use polder_control::{DoorReply, DoorRequest, OutsideSeen};
+    let (house, relay) = (House::open().await, relay().await);
+    let seen = async || match house.console(DoorRequest::Outside).await {
+        DoorReply::Outside(seen) => seen,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(seen().await, OutsideSeen::default());
+    let page = house.steward("GET /outside", "").await;
+    assert!(page.contains("Without a relay nobody knocks from outside"), "{page}");
+    // The relay does not know the box yet: nothing is held.
+    let names = [NAME.to_owned()];
+    let other = Register::open(relay._folder.path().join("other").as_path()).unwrap();
+    let pass = other.add("oak", &names, ("127.0.0.1", relay.at.port())).unwrap().to_string();
+    house.gives(&pass).await;
+    let begun = std::time::Instant::now();
+    let broken = loop {
+        let seen = seen().await;
+        assert_eq!(seen.relay.as_deref(), Some("127.0.0.1"));
+        if let [line] = &seen.lines[..]
+            && let Some((seconds, why)) = line.broken.clone()
+            && seconds > 0
+        {
+            break why;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "{seen:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(!broken.is_empty());
+    let pass = relay.pass();
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    house.gives(&pass).await;
+    while seen().await.lines.iter().any(|line| line.broken.is_some()) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the line is not held");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -5,7 +5,7 @@ use std::process::Command;
 use polder_members::{ClientApp, Members, NewClientApp, Role, Secret};
 use serde_json::Value;
 
-use crate::house::{House, Wish, new_member, status_of};
+use crate::house::{House, Wish, new_member, soon, status_of};
 use crate::surfer::{Program, Seen, Surfer, free_port, listens, script, tools};
 
 struct Place {
@@ -292,7 +292,17 @@ async fn an_app_that_a_steward_lets_asks_models_in_a_members_name_until_they_sig
     // Agreed to anew, and ended by signing out.
     let access = place.access(&grace);
     assert_eq!(listed(&access).await, 200);
-    grace.post(&format!("{}/sign-out", place.base), &[]);
+    // An answer that is just being given ends with it.
+    let before = place.house.engine.requests();
+    let head = format!("POST /v1/chat/completions\nauthorization: Bearer {access}");
+    let question = "{\"model\":\"small\",\"stream\":true,\"tokens\":4000,\"pause_ms\":50}";
+    let signs_out = async {
+        soon("the engine is asked", || place.house.engine.requests() > before).await;
+        tokio::task::block_in_place(|| grace.post(&format!("{}/sign-out", place.base), &[]))
+    };
+    let (answer, _) = tokio::join!(place.house.ask(&head, question), signs_out);
+    assert_eq!(status_of(&answer), 200, "{answer}");
+    assert!(!answer.contains("[DONE]"), "it went on to its end");
     assert_eq!(listed(&access).await, 401);
 }
 
@@ -304,8 +314,12 @@ async fn before_an_app_learns_anything_its_member_is_asked_once_and_again_when_i
     assert!(page.url.contains("error=consent_required"), "{page:?}");
     let page = grace.step(&place.question(""));
     assert_eq!(page.status, 200, "{page:?}");
-    for words in ["Sign in at Wiki?", "Your name: <strong>grace", "Nothing. It asks this box only"]
-    {
+    for words in [
+        "Sign in at Wiki?",
+        "Your name: <strong>grace",
+        "Nothing. It asks this box only",
+        "When you signed in on this box",
+    ] {
         assert!(page.body.contains(words), "{words}: {page:?}");
     }
     assert!(!page.body.contains("e-mail address") && !page.body.contains("more than you agreed"));

@@ -7,11 +7,16 @@ use crate::seen::Seen;
 const LATE: i64 = DAY;
 const VERY_LATE: i64 = 7 * DAY;
 const UNPROVED: i64 = 21 * DAY;
+/// A new box has other things to do first.
+const NO_PLACE: i64 = 3 * DAY;
+const NO_PLACE_YET: i64 = 14 * DAY;
+/// The first drill is due with the first backup.
+const NO_DRILL: i64 = 10 * DAY;
 
 /// How old the last copy is, and when one was last restored to see whether it can be.
 pub(super) fn check(seen: &Seen) -> Vec<Issue> {
     let Some(backup) = &seen.backup else { return Vec::new() };
-    let Some(to) = &backup.to else { return Vec::new() };
+    let Some(to) = &backup.to else { return nowhere(seen).into_iter().collect() };
     let why = |why: &Option<String>| {
         why.as_ref().map(|why| format!(": {}", why.trim_end_matches('.'))).unwrap_or_default()
     };
@@ -32,24 +37,49 @@ pub(super) fn check(seen: &Seen) -> Vec<Issue> {
         Some(_) => None,
     };
     let unproved = backup.drill.map(|drill| seen.now.saturating_sub(drill));
-    let drill = match (&backup.drill_failed, unproved) {
-        (Some(_), _) => Some((
+    let never = seen.unproved.map(|since| seen.now.saturating_sub(since));
+    let never = never.filter(|age| *age > NO_DRILL);
+    let drill = match (&backup.drill_failed, unproved, never) {
+        (Some(_), ..) => Some((
             Severity::Urgent,
             format!(
                 "the last backup could not be restored when that was tried{}",
                 why(&backup.drill_failed)
             ),
         )),
-        (None, Some(age)) if age > UNPROVED => Some((
+        (None, Some(age), _) if age > UNPROVED => Some((
             Severity::Warning,
             format!("nobody has tried for {} whether a backup can be restored", span(age)),
         )),
+        (None, None, Some(age)) => {
+            let severity = if age > UNPROVED { Severity::Warning } else { Severity::Notice };
+            Some((
+                severity,
+                format!(
+                    "there have been backups for {}, and none was ever restored for a trial",
+                    span(age)
+                ),
+            ))
+        }
         _ => None,
     };
     let told =
         |on, (severity, what): (Severity, String)| issue(Check::Backup, on, severity, what, advice);
     let copies = copies.map(|issue| told("the copies", issue));
     copies.into_iter().chain(drill.map(|issue| told("the drill", issue))).collect()
+}
+
+/// A collective lives with the box, and nobody has said where backups go. A trial has nothing to lose.
+fn nowhere(seen: &Seen) -> Option<Issue> {
+    let age = seen.now.saturating_sub(seen.lived_in?);
+    let severity = match age {
+        age if age > NO_PLACE_YET => Severity::Warning,
+        age if age > NO_PLACE => Severity::Notice,
+        _ => return None,
+    };
+    let what = "nobody has said where backups go: when the disk dies, everybody's keys, settings and accounts die with it".to_owned();
+    let advice = "Name a place on the page Backups: a second box, a disk on USB or a server. The page has you print the emergency kit first, without which nobody reads a backup";
+    Some(issue(Check::Backup, "the place", severity, what, advice))
 }
 
 #[cfg(test)]
@@ -69,6 +99,34 @@ mod tests {
         let now = 100 * DAY;
         let issues = check(&Seen { now, backup, ..Seen::default() });
         issues.into_iter().map(|i| (i.id.on, i.severity)).collect()
+    }
+
+    #[test]
+    fn a_box_that_people_live_with_is_asked_for_a_place_gently_at_first_and_a_trial_is_not() {
+        let now = 100 * DAY;
+        let told = |lived_in: Option<i64>| {
+            let backup = Some(BackupSeen::default());
+            let issues = check(&Seen { now, backup, lived_in, ..Seen::default() });
+            issues.first().map(|issue| issue.severity)
+        };
+        assert_eq!(told(None), None);
+        assert_eq!(told(Some(98 * DAY)), None);
+        assert_eq!(told(Some(96 * DAY)), Some(Severity::Notice));
+        assert_eq!(told(Some(80 * DAY)), Some(Severity::Warning));
+    }
+
+    #[test]
+    fn backups_of_which_none_was_ever_restored_are_told() {
+        let now = 100 * DAY;
+        let told = |since: i64| {
+            let backup =
+                BackupSeen { to: Some("elm".into()), last: Some(now), ..BackupSeen::default() };
+            let seen = Seen { now, backup: Some(backup), unproved: Some(since), ..Seen::default() };
+            check(&seen).first().map(|issue| (issue.id.on.clone(), issue.severity))
+        };
+        assert_eq!(told(95 * DAY), None);
+        assert_eq!(told(85 * DAY), Some(("the drill".to_owned(), Severity::Notice)));
+        assert_eq!(told(70 * DAY), Some(("the drill".to_owned(), Severity::Warning)));
     }
 
     #[test]

@@ -1,12 +1,14 @@
 use polder_control::{Check, Issue, Severity};
 
-use super::{DAY, issue, span};
+use super::{DAY, MINUTE, issue, span};
 use crate::seen::Seen;
 
 /// Lead batteries last three to five years.
 const OLD: i64 = 4 * 365 * DAY;
 /// The box tests a battery monthly.
 const UNTESTED: i64 = 70 * DAY;
+/// A UPS that is plugged in anew, or its machine that is started again, is heard within a few minutes.
+const SILENT: u64 = 5 * MINUTE as u64;
 
 /// Mains, and whether the battery would carry the box.
 pub(super) fn check(seen: &Seen) -> Vec<Issue> {
@@ -18,6 +20,14 @@ pub(super) fn check(seen: &Seen) -> Vec<Issue> {
         let advice = "Nothing, if the power comes back soon: the box turns itself off in order before the battery is empty, and on again afterwards";
         let issue = issue(Check::Battery, "the mains", Severity::Urgent, what, advice);
         issues.push(Issue { unsafe_to_update: true, ..issue });
+    }
+    if let Some(silent) = battery.silent.filter(|silent| *silent > SILENT) {
+        let what = format!(
+            "the UPS has not been heard for {}, and a power cut would end the box in the middle of what it does",
+            span(i64::try_from(silent).unwrap_or(i64::MAX))
+        );
+        let advice = "Look whether the UPS is on and its cable to this machine is in, at both ends; where another machine listens to it, look whether that one is on. The page Power says what is wrong with hearing it";
+        issues.push(issue(Check::Battery, "the UPS", Severity::Warning, what, advice));
     }
     let aged = |since: Option<i64>| since.map(|since| seen.now.saturating_sub(since));
     let told = |severity, what: String| {
@@ -56,6 +66,15 @@ mod tests {
         let issues = told(away);
         assert!(issues[0].unsafe_to_update && issues[0].what.contains("71 %"));
         assert_eq!(told(BatterySeen { on_mains: Some(true), ..BatterySeen::default() }), []);
+    }
+
+    #[test]
+    fn a_ups_that_is_not_heard_for_minutes_is_told() {
+        let silent = |seconds| BatterySeen { silent: Some(seconds), ..BatterySeen::default() };
+        assert_eq!(told(silent(SILENT)), []);
+        let issues = told(silent(420));
+        assert!(issues[0].what.starts_with("the UPS has not been heard for 7 minutes"));
+        assert_eq!(issues[0].severity, Severity::Warning);
     }
 
     #[test]

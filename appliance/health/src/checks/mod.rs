@@ -12,6 +12,7 @@ mod gpu_heat;
 mod gpu_memory;
 mod memory;
 mod model;
+mod outside;
 mod part;
 mod queue;
 mod spare;
@@ -33,7 +34,7 @@ const GIB: u64 = 1 << 30;
 
 /// Everything that is wrong with what was seen.
 pub fn all(seen: &Seen) -> Vec<Issue> {
-    let checks: [fn(&Seen) -> Vec<Issue>; 19] = [
+    let checks: [fn(&Seen) -> Vec<Issue>; 20] = [
         gpu_fault::check,
         gpu_memory::check,
         gpu_heat::check,
@@ -47,6 +48,7 @@ pub fn all(seen: &Seen) -> Vec<Issue> {
         update::check,
         weights::check,
         uplink::check,
+        outside::check,
         battery::check,
         backup::check,
         spare::check,

@@ -1,4 +1,4 @@
-use polder_control::{Check, Fix, Issue, PartState, Severity};
+use polder_control::{Check, Fix, Issue, PartName, PartState, Severity};
 
 use super::{issue, with_fix};
 use crate::seen::{PartSeen, Seen};
@@ -21,13 +21,24 @@ fn of(part: &PartSeen) -> Option<Issue> {
     let on = &part.on;
     let told = |severity, what: String, advice| {
         let issue = issue(Check::Part, on, severity, what, advice);
-        Some(match &part.engine {
-            Some(name) if matches!(part.state, PartState::GaveUp(_)) => {
-                with_fix(issue, Fix::StartEngine(name.clone()))
-            }
-            _ => issue,
+        let fix = match (&part.engine, part.other) {
+            _ if !matches!(part.state, PartState::GaveUp(_)) => None,
+            (Some(name), _) => Some(Fix::StartEngine(name.clone())),
+            (None, other) => other.map(Fix::StartPart),
+        };
+        Some(match fix {
+            Some(fix) => with_fix(issue, fix),
+            None => issue,
         })
     };
+    if let (PartState::GaveUp(why), Some(other)) = (&part.state, part.other) {
+        let why = why.trim_end_matches('.');
+        return told(
+            Severity::Urgent,
+            format!("{}: the part that {} was given up: {why}", without(other), other.does()),
+            "Press the button to try once more. If it dies again, its last words say why; the text for a helper on the page Health has them",
+        );
+    }
     match &part.state {
         PartState::GaveUp(why) => told(
             Severity::Urgent,
@@ -52,6 +63,24 @@ fn of(part: &PartSeen) -> Option<Issue> {
     }
 }
 
+/// What it means for people that a part is gone.
+fn without(part: PartName) -> &'static str {
+    match part {
+        PartName::Power => {
+            "nobody watches the battery, and a power cut would end the box in the middle of what it does"
+        }
+        PartName::Wan => {
+            "nobody looks after the ways out, and when the one in use fails the box does not change to another"
+        }
+        PartName::Spare => {
+            "nobody keeps in touch with the other box: it gets no backups and hears of no keys that were taken away"
+        }
+        PartName::Health => {
+            "nobody looks after the box's health, and nobody is told when something is wrong"
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,6 +89,7 @@ mod tests {
         let part = PartSeen {
             on: "the model fast".into(),
             engine: Some("fast".parse().unwrap()),
+            other: None,
             state,
             restarts,
         };
@@ -71,6 +101,20 @@ mod tests {
         let issues = told(PartState::GaveUp("it died 5 times of signal 9.".into()), 0);
         assert_eq!(issues[0].fix, Some(Fix::StartEngine("fast".parse().unwrap())));
         assert_eq!(issues[0].severity, Severity::Urgent);
+    }
+
+    #[test]
+    fn that_nobody_watches_the_battery_is_said_so_and_can_be_tried_again() {
+        let part = PartSeen {
+            on: "the watch over the UPS".into(),
+            engine: None,
+            other: Some(PartName::Power),
+            state: PartState::GaveUp("it died 5 times of signal 9.".into()),
+            restarts: 0,
+        };
+        let issues = check(&Seen { parts: Some(vec![part]), ..Seen::default() });
+        assert!(issues[0].what.starts_with("nobody watches the battery"), "{issues:?}");
+        assert_eq!(issues[0].fix, Some(Fix::StartPart(PartName::Power)));
     }
 
     #[test]

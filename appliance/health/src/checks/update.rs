@@ -1,7 +1,10 @@
-use polder_control::{Check, Issue, Severity};
+use polder_control::{Check, Fix, Issue, Severity};
 
-use super::issue;
+use super::{DAY, issue, span, with_fix};
 use crate::seen::Seen;
+
+/// A server may be away for so long; it is asked once a day.
+const UNLOOKED: i64 = 7 * DAY;
 
 /// A newer version, and one that is on trial. While one is, another update would take away what it could go back to.
 pub(super) fn check(seen: &Seen) -> Vec<Issue> {
@@ -17,7 +20,18 @@ pub(super) fn check(seen: &Seen) -> Vec<Issue> {
         let advice = "Take it on the page Versions when a few minutes without answers are no harm. What runs now is kept, and comes back by itself if the new version can do less";
         issue(Check::Update, "the image", Severity::Notice, what, advice)
     });
-    offer.collect()
+    let unlooked = update.unlooked.iter().filter_map(|(since, why)| {
+        let age = seen.now.saturating_sub(*since);
+        let what = format!(
+            "nobody could look for updates for {}: {}",
+            span(age),
+            why.trim_end_matches('.')
+        );
+        let advice = "Look whether the box reaches the internet and whether the address on the page Versions is right; a stick with an update on it works as well";
+        let issue = issue(Check::Update, "looking for updates", Severity::Notice, what, advice);
+        (age > UNLOOKED).then(|| with_fix(issue, Fix::CheckUpdate))
+    });
+    offer.chain(unlooked).collect()
 }
 
 #[cfg(test)]
@@ -29,10 +43,22 @@ mod tests {
     fn an_offer_is_a_notice_and_a_trial_makes_another_update_unsafe() {
         let with = |offer: Option<&str>, trying: Option<&str>| {
             let (offer, trying) = (offer.map(str::to_owned), trying.map(str::to_owned));
-            check(&Seen { update: Some(UpdateSeen { offer, trying }), ..Seen::default() })
+            let update = Some(UpdateSeen { offer, trying, unlooked: None });
+            check(&Seen { update, ..Seen::default() })
         };
         assert!(!with(Some("0.2.0"), None)[0].unsafe_to_update);
         assert!(with(Some("0.3.0"), Some("0.2.0"))[0].unsafe_to_update);
         assert_eq!(with(None, None), []);
+    }
+
+    #[test]
+    fn updates_that_nobody_could_look_for_are_told_after_a_week_with_a_button() {
+        let unlooked = Some((0, "updates.example.org gave no update: no answer.".to_owned()));
+        let update = Some(UpdateSeen { unlooked, ..UpdateSeen::default() });
+        let told = |now| check(&Seen { now, update: update.clone(), ..Seen::default() });
+        assert_eq!(told(UNLOOKED), []);
+        let issues = told(UNLOOKED + DAY);
+        assert!(issues[0].what.starts_with("nobody could look for updates for 8 days"));
+        assert_eq!(issues[0].fix, Some(Fix::CheckUpdate));
     }
 }

@@ -33,7 +33,7 @@ fn of_one(uplink: &UplinkStatus, none_works: bool) -> Option<Issue> {
     Some(issue(Check::Uplink, &name.to_string(), severity, what, advice))
 }
 
-fn is_away(uplink: &UplinkStatus) -> bool {
+pub(super) fn is_away(uplink: &UplinkStatus) -> bool {
     matches!(uplink.state, UplinkState::NoCable | UplinkState::NoAddress | UplinkState::Silent)
 }
 

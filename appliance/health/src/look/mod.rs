@@ -17,10 +17,10 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use polder_control::{
-    BoxStatus, Check, Client, DoorReply, DoorRequest, PartState, Reply, Request, Sockets,
-    StewardContact, Told, Unseen, wan_status,
+    BatterySeen, BoxStatus, Check, Client, DoorReply, DoorRequest, PartName, PartState, Reply,
+    Request, Sockets, StewardContact, Told, Unseen, wan_status,
 };
-use polder_site::EngineName;
+use polder_site::{EngineName, SpareRole};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt;
@@ -40,6 +40,8 @@ const LONGEST: u64 = 8 << 20;
 const FRESH: Duration = Duration::from_secs(3 * 3600);
 /// What a part told of itself is good for so long, in seconds.
 const TOLD: i64 = 2 * 3600;
+/// The same of a UPS, of which somebody tells every second.
+const TOLD_OF_UPS: i64 = 5 * 60;
 
 /// What was seen, and what could not be.
 #[derive(Debug, Default)]
@@ -167,8 +169,36 @@ impl Eyes {
         look.seen.stewards = self.slow.stewards.filter(|_| !trial);
         self.look_at_weights(&mut look, remembered, now).await;
         self.look_at_uplinks(&mut look).await;
-        self.told(&mut look.seen);
+        self.look_outside(&mut look).await;
+        self.told(&mut look);
+        self.live(&mut look, remembered, now);
         look
+    }
+
+    /// For how long people live with the box, and for how long with backups that nobody tried.
+    fn live(&self, look: &mut Look, remembered: &mut Remembered, now: i64) {
+        let site = look.status.as_deref().map(|status| &status.site);
+        let lived_in = site.and_then(|site| {
+            let is_spare = site.spare.as_ref().is_some_and(|s| s.role == SpareRole::ForAnother);
+            match site.is_trial() || is_spare {
+                true => Some(false),
+                false => self.slow.stewards.map(|stewards| stewards > 0),
+            }
+        });
+        let backup = look.seen.backup.as_ref();
+        let unproved = backup.map(|b| b.to.is_some() && b.last.is_some() && b.drill.is_none());
+        look.seen.lived_in = Remembered::since(&mut remembered.lived_in, lived_in, now);
+        look.seen.unproved = Remembered::since(&mut remembered.unproved, unproved, now);
+    }
+
+    async fn look_outside(&self, look: &mut Look) {
+        match ask::<DoorRequest, DoorReply>(&self.sockets.gateway(), &DoorRequest::Outside).await {
+            Ok(DoorReply::Outside(outside)) => look.seen.outside = Some(outside),
+            Ok(_) | Err(_) => look.cannot(
+                &[Check::Outside],
+                "the door does not say whether members outside can come in",
+            ),
+        }
     }
 
     /// Whom to tell.
@@ -187,20 +217,21 @@ impl Eyes {
     }
 
     fn parts(&mut self, status: &BoxStatus, now: i64) -> Vec<PartSeen> {
-        let mut parts = vec![("the door".to_owned(), None, &status.gateway)];
+        let mut parts = vec![("the door".to_owned(), None, None, &status.gateway)];
         for engine in &status.engines {
-            parts.push((
-                format!("the model {}", engine.name),
-                Some(engine.name.clone()),
-                &engine.part,
-            ));
+            let on = format!("the model {}", engine.name);
+            parts.push((on, Some(engine.name.clone()), None, &engine.part));
+        }
+        for other in &status.others {
+            let on = format!("the part that {}", other.name.does());
+            parts.push((on, None, Some(other.name), &other.part));
         }
         let names: Vec<String> = parts.iter().map(|(on, ..)| on.clone()).collect();
         self.restarts.retain(|on, _| names.contains(on));
-        let seen = parts.into_iter().map(|(on, engine, part)| {
+        let seen = parts.into_iter().map(|(on, engine, other, part)| {
             let before = self.restarts.entry(on.clone()).or_default();
             let restarts = restarts_within_an_hour(before, now, part.restarts);
-            PartSeen { on, engine, state: part.state.clone(), restarts }
+            PartSeen { on, engine, other, state: part.state.clone(), restarts }
         });
         seen.collect()
     }
@@ -301,6 +332,7 @@ impl Eyes {
             Ok(Reply::Updates(status)) => status.image.is_some().then(|| UpdateSeen {
                 offer: status.offer.map(|offer| offer.version),
                 trying: status.trying,
+                unlooked: status.unlooked,
             }),
             _ => None,
         }
@@ -344,18 +376,60 @@ impl Eyes {
         }
     }
 
-    /// What other parts left; what is old is no news.
-    fn told(&self, seen: &mut Seen) {
+    /// What other parts left. What is old is no news, and that there is none does not mean that all is well: what stands then goes on standing.
+    fn told(&self, look: &mut Look) {
+        let site = look.status.as_deref().map(|status| status.site.clone());
+        // Where the supervisor does not answer, who left something is still asked for.
+        let wanted =
+            |is: fn(&polder_site::Site) -> bool, left: bool| site.as_ref().map_or(left, is);
+        let now = look.seen.now;
+        let (mut battery, mut backup, mut spare) = (None, None, None);
         for (at, told) in Told::left_in(&self.sockets.folder().join(Told::FOLDER)) {
-            if seen.now.saturating_sub(at) > TOLD {
-                continue;
-            }
+            let age = now.saturating_sub(at);
             match told {
-                Told::Battery(battery) => seen.battery = Some(battery),
-                Told::Backup(backup) => seen.backup = Some(backup),
-                Told::Spare(spare) => seen.spare = Some(*spare),
+                Told::Battery(told) => battery = Some((age, told)),
+                Told::Backup(told) => backup = Some((age, told)),
+                Told::Spare(told) => spare = Some((age, told)),
             }
         }
+        if wanted(|site| site.power.is_some(), battery.is_some()) {
+            look.battery(battery);
+        }
+        match backup {
+            Some((..=TOLD, told)) => look.seen.backup = Some(told),
+            _ => look.cannot(&[Check::Backup], "nobody has said lately how the backups are"),
+        }
+        match spare {
+            Some((..=TOLD, told)) => look.seen.spare = Some(*told),
+            left if wanted(|site| site.spare.is_some(), left.is_some()) => {
+                look.cannot(&[Check::Spare], "nobody has said lately how the other box is");
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Look {
+    /// What was last said of a UPS that the site names: so many seconds ago, this. While it is not known what feeds it, a power cut that was told of is not over.
+    fn battery(&mut self, left: Option<(i64, BatterySeen)>) {
+        let given_up = self.status.as_deref().is_some_and(|status| {
+            let power = status.others.iter().filter(|other| other.name == PartName::Power);
+            power.into_iter().any(|other| matches!(other.part.state, PartState::GaveUp(_)))
+        });
+        let seen = match left {
+            Some((age, mut said)) if age > TOLD_OF_UPS => {
+                // Of a part that was given up there is an issue already.
+                said.on_mains = None;
+                said.silent = age.try_into().ok().filter(|_| !given_up);
+                Some(said)
+            }
+            Some((_, said)) => Some(said),
+            None => None,
+        };
+        if seen.as_ref().is_none_or(|seen| seen.on_mains.is_none()) {
+            self.cannot(&[Check::Battery], "nobody says what feeds the UPS now");
+        }
+        self.seen.battery = seen;
     }
 }
 

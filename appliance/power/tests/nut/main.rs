@@ -271,6 +271,30 @@ async fn a_secondary_is_told_ends_its_parts_first_and_leaves_only_then() {
     assert!(first >= second + seconds(2), "the power went before the other machine was down");
 }
 
+#[tokio::test]
+async fn what_a_ups_says_of_its_battery_and_its_tests_is_heard_and_silence_from_the_start_too() {
+    let mut nut = Nut::start().await;
+    let (house, _watch) = watched(&nut, UpsRole::Primary);
+    house.until("a figure", |told| told.last.charge == Some(100)).await;
+    house.until("nothing", |told| told.last.test_failed.is_none()).await;
+    assert_eq!(house.0.lock().unwrap().last.battery_since, None, "CPS is no day");
+    nut.write(&[("ups.test.result", "Done and error"), ("battery.mfr.date", "2021/05/24")]);
+    nut.start_upsd().await;
+    house
+        .until("a failed test", |told| {
+            told.last.test_failed.as_deref() == Some("Done and error")
+                && told.last.battery_since == Some(1_621_814_400)
+        })
+        .await;
+    nut.write(&[("ups.test.result", "Done and passed")]);
+    nut.start_upsd().await;
+    house.until("a test that passed", |told| told.last.test_failed.is_none()).await;
+    // A watch that begins while nobody answers says that it hears nothing.
+    nut.stop_upsd();
+    let (house, _watch) = watched(&nut, UpsRole::Primary);
+    house.until("silence", |told| told.last.silent.is_some_and(|seconds| seconds >= 2)).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ups_that_nut_listens_to_is_found_by_its_machines_address_alone() {
     let mut nut = Nut::start().await;

@@ -187,6 +187,7 @@ async fn a_battery_that_is_due_is_tested_by_the_ups_itself_and_that_is_written_d
     let last = record.last().unwrap();
     assert!(!last.result.starts_with("not tested"), "{last}");
     house.until("the result", |told| told.last.last_test.is_some()).await;
+    house.until("when", |told| told.last.tested == Some(last.at)).await;
     // A test runs the load off the battery, and is no power cut.
     assert_eq!(house.phases(), [PowerPhase::Mains]);
 }

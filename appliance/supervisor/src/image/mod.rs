@@ -22,6 +22,8 @@ pub use plan::{Change, ImageAction};
 const TOLD: &str = "/run/polder-slots";
 /// Where disks are mounted that people plug in.
 const DISKS: &str = "/run/media";
+/// Where the kernel shows network ports.
+const PORTS: &str = "/sys/class/net";
 
 /// Something that is done by a unit of the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub enum Chore {
     SetClock(u64),
     /// Run NUT with this driver, as its files say, or end it.
     HearUps(Option<Driver>),
+    /// Have networkd give the ports the addresses that the site says; whoever does it reads them there.
+    GiveAddresses,
     /// Have graphics cards draw this part of their usual power, in percent.
     LimitCards(u8),
 }
@@ -64,6 +68,8 @@ pub struct Places {
     pub keys: PathBuf,
     /// Where NUT finds what it is told of a UPS.
     pub nut: PathBuf,
+    /// Where the kernel shows network ports.
+    pub ports: PathBuf,
 }
 
 impl Default for Places {
@@ -73,6 +79,7 @@ impl Default for Places {
             disks: DISKS.into(),
             keys: KEYS.into(),
             nut: polder_power::nut::PLACE.into(),
+            ports: PORTS.into(),
         }
     }
 }
@@ -126,6 +133,10 @@ impl Image {
 
     pub(crate) fn disks(&self) -> &Path {
         &self.places.disks
+    }
+
+    pub(crate) fn ports(&self) -> &Path {
+        &self.places.ports
     }
 
     pub(crate) fn nut(&self) -> &Path {
@@ -183,6 +194,8 @@ impl Image {
             }),
             trying: record.attempt.as_ref().map(|attempt| attempt.to.to_string()),
             why: why(&record),
+            looked: record.looked,
+            unlooked: record.unlooked,
         }
     }
 }

@@ -20,6 +20,7 @@ fn fresh() -> Observed {
         gateway: PartState::Ready,
         engines: BTreeMap::new(),
         store: None,
+        logins: BTreeSet::new(),
     }
 }
 
@@ -175,12 +176,17 @@ fn another_server_in_a_slot_is_told_with_its_digest_and_its_image_is_brought_bef
     let plain = EngineSlot::serving("big".parse().unwrap());
     let kind = polder_site::EngineKind::Container;
     let slot = EngineSlot { kind, container: Some(Box::new(container)), ..plain.clone() };
+    let mut known = serving();
+    known.logins.insert("docker.io".to_owned());
+    let with =
+        text(&known, Wanted::Change(SiteChange::Engine { name: fast(), slot: slot.clone() }));
+    assert!(with.contains("(with the user and password kept for docker.io)"), "{with}");
     assert_eq!(
         text(&serving(), Wanted::Change(SiteChange::Engine { name: fast(), slot })),
         format!(
             "Serve BIG as fast, from the container image docker.io/vllm/vllm-openai at {digest}\n  \
              1. Import BIG (94 MiB)\n  \
-             2. Fetch the container image docker.io/vllm/vllm-openai unless it is here, and see that it is {digest}\n  \
+             2. Fetch the container image docker.io/vllm/vllm-openai unless it is here (without a password: none is kept for docker.io), and see that it is {digest}\n  \
              3. Let the engine fast finish and stop it\n  \
              4. Write down what the box should be\n  \
              5. Start the engine fast and wait until it answers\n\
@@ -369,6 +375,32 @@ fn other_uplinks_stay_only_if_somebody_confirms() {
 }
 
 #[test]
+fn another_address_stays_only_if_somebody_confirms() {
+    let address = |line: &str| polder_site::PortAddress::line(line).unwrap();
+    let port = |address| SiteChange::Port { port: "enp1s0".parse().unwrap(), address };
+    let fixed = port(address("192.168.7.20/24 192.168.7.1 9.9.9.9"));
+    assert_eq!(
+        text(&serving(), Wanted::Change(fixed.clone())),
+        "Give the port enp1s0 192.168.7.20/24, with the router 192.168.7.1, asking 9.9.9.9 for names\n  \
+         1. Write down what the box should be\n  \
+         2. Give the port its address; the other ports keep theirs\n  \
+         3. Wait for a steward to confirm; without that it is undone after 60 s\n\
+         [write-site give-addresses confirm]"
+    );
+    let mut box_ = serving();
+    box_.site = fixed.applied_to(&box_.site);
+    assert!(text(&box_, Wanted::Change(fixed)).ends_with("[]"));
+    assert_eq!(
+        text(&box_, Wanted::Change(port(Default::default()))),
+        "Give the port enp1s0 whatever address a router gives it\n  \
+         1. Write down what the box should be\n  \
+         2. Give the port its address; the other ports keep theirs\n  \
+         3. Wait for a steward to confirm; without that it is undone after 60 s\n\
+         [write-site give-addresses confirm]"
+    );
+}
+
+#[test]
 fn what_a_router_is_asked_for_and_what_that_opens_is_said_before_it_is_asked() {
     let uplink: polder_site::UplinkName = "mobile".parse().unwrap();
     let ask = |ask| SiteChange::AskRouter { uplink: uplink.clone(), ask };
@@ -436,7 +468,9 @@ fn a_ups_is_written_down_and_listened_to_and_interrupts_nobody() {
 #[test]
 fn doing_a_plan_leaves_nothing_to_do() {
     let spare = SiteChange::Spare(Spare::of(SpareRole::ForAnother));
-    for change in [serve("big"), SiteChange::RemoveEngine(fast()), uplinks(), spare] {
+    let address = polder_site::PortAddress::line("10.0.0.5/8").unwrap();
+    let port = SiteChange::Port { port: "enp1s0".parse().unwrap(), address };
+    for change in [serve("big"), SiteChange::RemoveEngine(fast()), uplinks(), spare, port] {
         let mut box_ = serving();
         let wanted = Wanted::Change(change);
         let (_, actions) = plan(&box_, &wanted, &|_| None);
@@ -449,7 +483,8 @@ fn doing_a_plan_leaves_nothing_to_do() {
                     box_.engines.insert(name, PartState::Ready);
                 }
                 Action::OpenDoor
-                | Action::BringImage(_)
+                | Action::BringImage { .. }
+                | Action::GiveAddresses
                 | Action::WatchUps(_)
                 | Action::LeaveSpare
                 | Action::TendLink(_)

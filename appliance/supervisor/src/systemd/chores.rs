@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(300);
 
 /// Work of the image, as units that run once: `polder-slots.service` looks, `polder-update@VERSION.service`
 /// writes, `polder-rollback.service` goes back, `polder-clock@SECONDS.service` sets the clock, `polder-limit@PERCENT.service` limits
-/// graphics cards; and NUT: `polder-ups@DRIVER.service` beside `polder-upsd.service`, which go on.
+/// graphics cards, `polder-ports.service` gives ports their addresses; and NUT: `polder-ups@DRIVER.service` beside `polder-upsd.service`, which go on.
 #[derive(Clone)]
 pub struct Chores {
     bus: Bus,
@@ -107,6 +107,7 @@ impl Helper for Chores {
             Chore::OpenShell => "polder-shell.service".to_owned(),
             Chore::SetClock(to) => format!("polder-clock@{to}.service"),
             Chore::GoBack => "polder-rollback.service".to_owned(),
+            Chore::GiveAddresses => "polder-ports.service".to_owned(),
             Chore::LimitCards(percent) => format!("polder-limit@{percent}.service"),
             Chore::HearUps(driver) => return Box::pin(self.hear_ups(driver)),
         };

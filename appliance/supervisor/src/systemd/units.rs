@@ -31,13 +31,15 @@ const LEFTOVERS: Duration = Duration::from_secs(5);
 const ENGINE: &str = "polder-engine@";
 /// A slot that another server serves: it has a network, and neither cards nor weights.
 const SERVED: &str = "polder-served@";
+/// A slot that a container serves: it has a folder for its image, and may make namespaces.
+const CONTAINED: &str = "polder-contained@";
 const SERVICE: &str = ".service";
 const WAN: &str = "polder-wan.service";
 const SPARE: &str = "polder-spare.service";
 const POWER: &str = "polder-power.service";
 
 /// Parts as units of the init system: `polder-gateway.service`, `polder-engine@NAME.service` (or `polder-served@NAME.service`, where another
-/// server serves the slot), `polder-power.service`, `polder-wan.service` and `polder-spare.service`.
+/// server serves the slot, and `polder-contained@NAME.service`, where a container does), `polder-power.service`, `polder-wan.service` and `polder-spare.service`.
 ///
 /// They outlive the supervisor: `start` takes over a unit that runs already. The units have
 /// `Restart=no`, because the supervisor alone decides about restarts.
@@ -58,14 +60,14 @@ impl Units {
 
     /// The unit of a part, as the site is now.
     async fn unit_now(&self, part: &Part) -> String {
-        let Part::Engine(name) = part else { return unit_of(part, false) };
+        let Part::Engine(name) = part else { return unit_of(part, EngineKind::Polder) };
         let (state, name) = (self.state.clone(), name.clone());
-        let served = tokio::task::spawn_blocking(move || {
+        let kind = tokio::task::spawn_blocking(move || {
             let site = Store::open(&state).and_then(|store| store.current()).ok().flatten();
             let slot = site.and_then(|mut site| site.engines.remove(&name));
-            slot.is_some_and(|slot| slot.kind == EngineKind::Url)
+            slot.map_or(EngineKind::Polder, |slot| slot.kind)
         });
-        unit_of(part, served.await.unwrap_or(false))
+        unit_of(part, kind.await.unwrap_or(EngineKind::Polder))
     }
 
     async fn manager<B, R>(&self, method: &str, body: &B, patience: Duration) -> zbus::Result<R>
@@ -201,6 +203,7 @@ impl Parts for Units {
         let ours = [
             format!("{ENGINE}*{SERVICE}"),
             format!("{SERVED}*{SERVICE}"),
+            format!("{CONTAINED}*{SERVICE}"),
             WAN.to_owned(),
             POWER.to_owned(),
         ];
@@ -230,8 +233,9 @@ impl Parts for Units {
         let ours = [
             format!("{ENGINE}*{SERVICE}"),
             format!("{SERVED}*{SERVICE}"),
-            unit_of(&Part::Gateway, false),
-            unit_of(&Part::Health, false),
+            format!("{CONTAINED}*{SERVICE}"),
+            unit_of(&Part::Gateway, EngineKind::Polder),
+            unit_of(&Part::Health, EngineKind::Polder),
             WAN.to_owned(),
             POWER.to_owned(),
         ];
@@ -388,11 +392,17 @@ async fn rung(bell: &mut watch::Receiver<u64>, limit: Duration) {
 
 /// The unit of a part. Every character of an engine's name may stand in a unit's name as it is, and
 /// the unit file reads it with `%i`, which is the name unchanged.
-fn unit_of(part: &Part, served: bool) -> String {
+fn unit_of(part: &Part, kind: EngineKind) -> String {
     match part {
         Part::Gateway => format!("polder-gateway{SERVICE}"),
-        Part::Engine(name) if served => format!("{SERVED}{name}{SERVICE}"),
-        Part::Engine(name) => format!("{ENGINE}{name}{SERVICE}"),
+        Part::Engine(name) => {
+            let unit = match kind {
+                EngineKind::Polder => ENGINE,
+                EngineKind::Url => SERVED,
+                EngineKind::Container => CONTAINED,
+            };
+            format!("{unit}{name}{SERVICE}")
+        }
         Part::Power => POWER.to_owned(),
         Part::Wan => WAN.to_owned(),
         Part::Spare => SPARE.to_owned(),
@@ -410,7 +420,7 @@ fn part_of(unit: &str) -> Option<Part> {
     if unit == SPARE {
         return Some(Part::Spare);
     }
-    let name = unit.strip_prefix(ENGINE).or_else(|| unit.strip_prefix(SERVED))?;
+    let name = [ENGINE, SERVED, CONTAINED].iter().find_map(|prefix| unit.strip_prefix(prefix))?;
     let name = name.strip_suffix(SERVICE)?;
     Some(Part::Engine(name.parse().ok()?))
 }
@@ -423,8 +433,8 @@ mod tests {
     fn every_engine_name_is_a_units_name_as_it_stands() {
         for name in ["fast", "a-b-c", "0", "x".repeat(32).as_str()] {
             let part = Part::Engine(name.parse().unwrap());
-            for served in [false, true] {
-                let unit = unit_of(&part, served);
+            for kind in [EngineKind::Polder, EngineKind::Url, EngineKind::Container] {
+                let unit = unit_of(&part, kind);
                 // What unit names may be made of: unit_name_is_valid() in systemd.
                 let valid = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);
                 assert!(unit.len() < 256 && unit.chars().all(valid), "{unit}");
@@ -434,7 +444,7 @@ mod tests {
         assert_eq!(part_of("polder-engine@Not A Name.service"), None);
         assert_eq!(part_of("polder-gateway.service"), None);
         for part in [Part::Wan, Part::Power, Part::Spare] {
-            assert_eq!(part_of(&unit_of(&part, false)), Some(part));
+            assert_eq!(part_of(&unit_of(&part, EngineKind::Polder)), Some(part));
         }
     }
 }

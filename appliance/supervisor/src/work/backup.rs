@@ -10,7 +10,7 @@ use polder_backup::{
 };
 use polder_control::{
     Actor, BackupSeen, BackupStatus, BackupWish, Client, DoorReply, DoorRequest, KitWords,
-    LastBackup, Plan, Progress, RunId, Sockets, Told, WanReply, WanRequest,
+    LastBackup, Plan, Progress, RunId, Sockets, Told,
 };
 use polder_site::{Backup, BackupPlace, EngineSlot, Site, SiteChange};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +31,9 @@ const LOOK_AT_STORE: Duration = Duration::from_secs(12);
 const DRILL: Duration = Duration::from_secs(30);
 /// Of what is stored, this many percent are read in a drill: all of it in ten weeks, more or less.
 const READ: u8 = 10;
+
+/// A place that nothing could be written to.
+const READ_ONLY: &str = "this box runs from Polder's image, which reads USB disks and does not write to them yet; let backups go to a server or to a spare";
 
 impl<P: Parts> Work<P> {
     pub(super) fn folders(&self) -> Folders {
@@ -136,6 +139,9 @@ impl<P: Parts> Work<P> {
 
     /// What is at a place that backups are to go to.
     pub(super) async fn store_at(&self, backup: &Backup) -> Result<Store, Refusal> {
+        if self.image.is_some() && matches!(backup.to, BackupPlace::Disk { .. }) {
+            return Err(READ_ONLY.to_owned());
+        }
         self.kit_is_on_paper()?;
         let (folders, backup) = (self.folders(), backup.clone());
         let to = backup.to.to_string();
@@ -312,20 +318,6 @@ impl<P: Parts> Work<P> {
         });
     }
 
-    /// Whether what is sent now is paid for by its amount. Where nobody looks after the uplinks, it is not.
-    pub(super) async fn is_metered(&self) -> bool {
-        const SOON: Duration = Duration::from_secs(2);
-        let asked = async {
-            let mut wan: Client<WanRequest, WanReply> =
-                Client::connect(&self.sockets.wan()).await?;
-            wan.ask_within(SOON, &WanRequest::Status).await
-        };
-        match asked.await {
-            Ok(WanReply::Status(status)) => status.used().any(|uplink| uplink.metered),
-            Err(_) => false,
-        }
-    }
-
     async fn do_what_is_due(self: &Arc<Self>) {
         let record = Record::read(&self.folders());
         let wanted = self.board.site().backup;
@@ -342,7 +334,7 @@ impl<P: Parts> Work<P> {
             BackupPlace::Spare => polder_spare::Peer::is_far(&self.state),
             BackupPlace::Folder(_) | BackupPlace::Disk { .. } => false,
         };
-        let metered = far && self.is_metered().await;
+        let metered = far && self.costs().await.is_some();
         let now = jiff::Timestamp::now().as_second();
         let Some(what) = due(&record, now, metered) else { return };
         // Somebody is at it already.

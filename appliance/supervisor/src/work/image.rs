@@ -49,7 +49,11 @@ impl<P: Parts> Work<P> {
         let image = self.image()?.clone();
         let web = self.board.site().updates.map(|updates| updates.from.to_string());
         blocking(move || {
-            look_for(&image, web.as_deref()).map_err(|error| error.to_string())?;
+            let found = look_for(&image, web.as_deref());
+            if web.is_some() {
+                note_look(&image, &found);
+            }
+            found.map_err(|error| error.to_string())?;
             Ok(image.status(unix_now()))
         })
         .await
@@ -343,6 +347,31 @@ fn look_for(image: &Image, web: Option<&str>) -> Result<(), UpdateError> {
     image.shelf().remember(&found)?;
     let offer = Offer { manifest: found.manifest, from: found.from, at: now() };
     image.change(|record| record.offer = Some(offer))
+}
+
+/// Whether somebody out there can be asked for updates is remembered: whoever never hears of one believes that there is none. That there is nothing newer, or
+/// nothing for this machine, is an answer.
+fn note_look(image: &Image, found: &Result<(), UpdateError>) {
+    use polder_update::Refusal::{NoKeys, Signature, Unreadable};
+    let now = i64::try_from(unix_now()).unwrap_or(i64::MAX);
+    let why = match found {
+        Ok(()) => None,
+        Err(UpdateError::Refused(refusal)) => match refusal {
+            NoKeys | Signature(_) | Unreadable(_) => Some(refusal.to_string()),
+            _ => None,
+        },
+        Err(error) => Some(error.to_string()),
+    };
+    let noted = image.change(|record| match why {
+        None => (record.looked, record.unlooked) = (Some(now), None),
+        Some(why) => {
+            let since = record.unlooked.as_ref().map_or(now, |(since, _)| *since);
+            record.unlooked = Some((since, why));
+        }
+    });
+    if let Err(error) = noted {
+        log::warn!("{error}");
+    }
 }
 
 fn start() -> Start {

@@ -59,8 +59,9 @@ impl<P: Parts> Work<P> {
         intent: &Intent,
         cancel: &CancellationToken,
     ) -> Result<Option<(Vec<Action>, Site)>, Halt> {
-        let failed = |why| Halt::Failed(step, why);
-        if foreign::has_image(&self.state, &container).await.map_err(failed)? {
+        let (state, wanted) = (self.state.clone(), container.clone());
+        let here = blocking(move || Ok(foreign::has_image(&state, &wanted))).await;
+        if here.map_err(|why| Halt::Failed(step, why))? {
             return Ok(None);
         }
         let (state, wanted) = (self.state.clone(), container.clone());
@@ -68,18 +69,9 @@ impl<P: Parts> Work<P> {
             foreign::fetch_image(&state, &wanted, progress, stop)
         };
         let near = foreign::is_near(&container);
-        let fetched = match self.transfer(id, step, near, Arc::new(bring), cancel).await? {
-            Imported::In(fetched) => fetched,
-            Imported::Waited => return self.take_up(id, step, intent, cancel).await.map(Some),
-        };
-        let unpacking = Progress { phase: "unpacking".to_owned(), ..nothing_yet() };
-        self.board.progress(id, step, unpacking);
-        tokio::select! {
-            taken = foreign::take_in(&self.state, &container, fetched) => {
-                taken.map(|()| None).map_err(failed)
-            }
-            () = cancel.cancelled() => Err(Halt::Cancelled),
-            () = self.ending.cancelled() => Err(Halt::Interrupted),
+        match self.transfer(id, step, near, Arc::new(bring), cancel).await? {
+            Imported::In(()) => Ok(None),
+            Imported::Waited => self.take_up(id, step, intent, cancel).await.map(Some),
         }
     }
 
@@ -232,7 +224,13 @@ impl<P: Parts> Work<P> {
         if self.power.borrow().pauses_work() {
             return Some("waits for the mains".to_owned());
         }
-        if near || self.board.site().uplinks.values().all(|uplink| !uplink.metered) {
+        if near { None } else { self.costs().await }
+    }
+
+    /// Why what is sent or fetched now may be paid for by its amount; nothing where it is not. One rule for whatever is large: a model, a backup, what
+    /// goes to the spare.
+    pub(super) async fn costs(&self) -> Option<String> {
+        if self.board.site().uplinks.values().all(|uplink| !uplink.metered) {
             return None;
         }
         match wan_status(&self.sockets).await {

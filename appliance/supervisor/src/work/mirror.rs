@@ -182,7 +182,7 @@ impl<P: Parts> Work<P> {
         loop {
             let phase = match () {
                 () if self.power.borrow().pauses_work() => "waiting for the mains",
-                () if self.is_metered().await => "waiting for a way out that is not metered",
+                () if self.costs().await.is_some() => "waiting for a way out that is not metered",
                 () => return,
             };
             tell(further.now(phase));

@@ -182,12 +182,12 @@ impl<P: Parts> Work<P> {
             };
             self.note(Actor::Itself, what, &other).await;
         }
-        match (term.side, stand) {
-            (Side::Main, Stand::Serves) => self.stamp(),
-            (Side::Main, Stand::Fenced) if !self.goes_on_as_left(&term, &other).await => {
-                self.take_back_what_is_given(&term).await;
-            }
-            _ => {}
+        if term.side == Side::Main && stand == Stand::Serves {
+            self.stamp();
+        }
+        let shut = term.side == Side::Main && stand == Stand::Fenced;
+        if shut && !self.goes_on_as_left(&term, &other).await {
+            self.take_back_what_is_given(&term).await;
         }
     }
 

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Halt, Refusal, Work, blocking, lock, with_source};
 use crate::doorway;
+use crate::foreign;
 use crate::keeper::{Keeper, Order};
 use crate::kept;
 use crate::pace::Pace;
@@ -137,6 +138,15 @@ impl<P: Parts> Work<P> {
             self.keeper(&Part::Wan).ensure();
         } else {
             self.stop_part(&Part::Wan).await;
+        }
+    }
+
+    /// Images of containers that nobody needs since this run. One that failed forgets none: it is asked for again, perhaps, and they are large.
+    pub(super) async fn forget_images(&self, before: Site) {
+        let (state, now) = (self.state.clone(), self.board.site());
+        let forget = move || foreign::forget_images(&state, &before, &now);
+        if let Err(error) = tokio::task::spawn_blocking(forget).await {
+            log::error!("looking after the images of containers failed: {error}");
         }
     }
 

@@ -91,11 +91,6 @@ impl<P: Parts> Work<P> {
                 self.state.display()
             ));
         }
-        if let Wanted::Change(SiteChange::Engine { name, slot }) = &wanted
-            && let Some(refusal) = foreign::refusal(name, slot, self.parts.machine().is_some())
-        {
-            return Err(refusal);
-        }
         if let Wanted::Change(change @ (SiteChange::Engine { .. } | SiteChange::Succession(_))) =
             &wanted
             && change.applied_to(&site).engines != site.engines
@@ -107,6 +102,9 @@ impl<P: Parts> Work<P> {
             && self.image.is_none()
         {
             return Err(ups::NO_NUT.to_owned());
+        }
+        if let Wanted::Change(SiteChange::Port { port, .. }) = &wanted {
+            self.may_have_address(port)?;
         }
         let store = match &wanted {
             Wanted::Change(SiteChange::Backup(backup)) => Some(self.store_at(backup).await?),
@@ -121,6 +119,7 @@ impl<P: Parts> Work<P> {
             imported,
             store,
             site,
+            logins: crate::foreign::logins(&self.state),
         };
         Ok(plan(&observed, &wanted, &|recipe| self.shelf.describe(recipe)))
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use polder_control::{
     Actor, BackupWish, ImportSource, Plan, Run, RunId, RunState, StepState, TakeoverWish,
 };
-use polder_site::Site;
+use polder_site::{Site, SiteChange};
 use tokio_util::sync::CancellationToken;
 
 use super::{Halt, Refusal, Running, Work, lock, moves_the_door};
@@ -24,6 +24,13 @@ impl<P: Parts> Work<P> {
                 if moves_the_door(&intent) && !actions.contains(&Action::OpenDoor) {
                     plan.steps.push(Action::OpenDoor.step());
                     actions.push(Action::OpenDoor);
+                }
+                // Nor whether the port has its address.
+                if let Intent::Change(SiteChange::Port { .. }) = &intent
+                    && !actions.contains(&Action::GiveAddresses)
+                {
+                    plan.steps.push(Action::GiveAddresses.step());
+                    actions.push(Action::GiveAddresses);
                 }
                 // Nor has anybody said that it is good.
                 if let Intent::Change(change) = &intent
@@ -142,7 +149,10 @@ impl<P: Parts> Work<P> {
                 other => other,
             };
             let state = match outcome {
-                Ok(()) => RunState::Done,
+                Ok(()) => {
+                    work.forget_images(before).await;
+                    RunState::Done
+                }
                 Err(Halt::Failed(step, why)) => {
                     work.board.step(id, step, StepState::Failed(why.clone()));
                     RunState::Failed(why)
@@ -207,12 +217,12 @@ impl<P: Parts> Work<P> {
             }
             self.board.step(id, step, StepState::Running(None));
             let done = match action {
-                Action::ImportModel { .. } | Action::BringImage(_) => {
+                Action::ImportModel { .. } | Action::BringImage { .. } => {
                     let brought = match action {
                         Action::ImportModel { recipe, .. } => {
                             self.bring_in(id, step, recipe, from, intent, cancel).await
                         }
-                        Action::BringImage(container) => {
+                        Action::BringImage { container, .. } => {
                             self.bring_image(id, step, *container, intent, cancel).await
                         }
                         _ => Ok(None),
@@ -242,6 +252,9 @@ impl<P: Parts> Work<P> {
                 Action::OpenDoor => self.open_door(step, before).await,
                 Action::WatchUps(_) => {
                     self.watch_ups(true).await.map_err(|why| Halt::Failed(step, why))
+                }
+                Action::GiveAddresses => {
+                    self.give_addresses().await.map_err(|why| Halt::Failed(step, why))
                 }
                 Action::LeaveSpare => {
                     self.leave_spare().await.map_err(|why| Halt::Failed(step, why))

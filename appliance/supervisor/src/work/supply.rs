@@ -31,9 +31,12 @@ impl<P: Parts> Work<P> {
         self.board.set_supply(Some(supply.clone()));
         let seen = BatterySeen {
             on_mains: supply.on_mains,
+            silent: supply.silent,
             charge: supply.charge,
             replace: supply.replace_battery,
-            ..BatterySeen::default()
+            installed: supply.battery_since,
+            tested: supply.tested,
+            test_failed: supply.test_failed.clone(),
         };
         if let Err(error) = Told::Battery(seen).leave(&self.sockets) {
             log::warn!("the health part does not hear of the battery: {error}");

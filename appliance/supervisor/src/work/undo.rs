@@ -66,6 +66,11 @@ impl<P: Parts> Work<P> {
                     // Whether that one is heard, its own run has seen; not waiting cannot fail.
                     let _ = self.watch_ups(false).await;
                 }
+                if site.ports != back.ports
+                    && let Err(error) = self.give_addresses().await
+                {
+                    return format!("{why}; the address could not be taken back: {error}");
+                }
                 format!("{why}; the change was undone")
             }
         }
@@ -170,6 +175,12 @@ fn as_before(change: &SiteChange, site: &Site, before: &Site) -> Site {
             back.spare = before.spare;
             // Without a spare there are no backups at it.
             back.backup = before.backup.clone();
+        }
+        SiteChange::Port { port, .. } => {
+            match before.ports.get(port) {
+                Some(address) => back.ports.insert(port.clone(), address.clone()),
+                None => back.ports.remove(port),
+            };
         }
         SiteChange::Uplinks(_) | SiteChange::AskRouter { .. } => {
             back.uplinks = before.uplinks.clone();

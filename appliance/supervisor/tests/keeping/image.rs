@@ -1,4 +1,4 @@
-//! A container's image, fetched by its digest from Debian's docker-registry as a step of a run, and taken in by the real podman.
+//! A container's image, fetched by its digest from Debian's docker-registry as a step of a run.
 
 use std::process::{Child, Command, Stdio};
 
@@ -142,15 +142,24 @@ async fn a_containers_image_is_fetched_by_its_digest_as_a_step_and_once() {
     assert_eq!(grep(password.expose()), "");
     let file = box_.state.path().join("upstreams/secrets.json");
     assert_eq!(grep(login.expose()).trim(), file.display().to_string());
-    // podman has it now, and what was fetched is gone.
-    let blobs = box_.state.path().join("containers/fetched/blobs/sha256");
-    assert_eq!(std::fs::read_dir(blobs).unwrap().count(), 0);
-    let podman = polder_upstream::container::Podman::of(box_.state.path());
-    assert!(podman.find(&digest.parse().unwrap()).await.unwrap().is_some());
+    // It is there as it was fetched; the slot unpacks its own.
+    let images = polder_upstream::images::Images::of(box_.state.path());
+    assert!(images.find(&digest.parse().unwrap()).is_some());
     // Nobody is asked for what is here.
     let wanted = container(&digest);
     registry.close();
     let run = box_.until_over(box_.apply(change("other", wanted)).await).await;
     assert_eq!(run.state, RunState::Done, "{run:?}");
+    // It stays while one slot needs it.
+    for (slot, stays) in [("big", true), ("other", false)] {
+        let mut own = EngineSlot::serving("m1".parse().unwrap());
+        own.kind = EngineKind::Polder;
+        let change = SiteChange::Engine { name: slot.parse().unwrap(), slot: own };
+        let run = box_.until_over(box_.apply(change).await).await;
+        assert_eq!(run.state, RunState::Done, "{run:?}");
+        assert_eq!(images.find(&digest.parse().unwrap()).is_some(), stays, "{slot}");
+    }
+    let blobs = images.fetched().join("blobs/sha256");
+    assert_eq!(std::fs::read_dir(blobs).unwrap().count(), 0);
     box_.over().await;
 }

@@ -269,9 +269,10 @@ async fn parts_outlive_a_supervisor_that_crashes_and_the_next_one_takes_them_ove
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_that_another_server_serves_is_a_unit_with_a_network_and_one_that_a_container_serves_is_refused()
+async fn a_slot_that_another_server_serves_is_a_unit_with_a_network_and_one_that_a_container_serves_is_one_without()
  {
     const SERVED: &str = "polder-served@fast.service";
+    const CONTAINED: &str = "polder-contained@fast.service";
     let box_ = Box_::serving().await;
     let recipe: polder_site::RecipeName = "tiny".parse().unwrap();
     let mut slot = EngineSlot::serving(recipe);
@@ -290,21 +291,66 @@ async fn a_slot_that_another_server_serves_is_a_unit_with_a_network_and_one_that
     let box_ = box_.crashed().await;
     let status = box_.until(ready).await;
     assert_eq!((status.engines[0].part.pid, box_.systemd.pid(SERVED)), (Some(pid), pid));
+    slot.recipe = "m1".parse().unwrap();
     slot.kind = EngineKind::Container;
     slot.served = None;
     slot.container = Some(Box::new(Container {
         image: "docker.io/vllm/vllm-openai".parse().unwrap(),
-        digest: format!("sha256:{}", "ab".repeat(32)).parse().unwrap(),
+        digest: lying_image(box_.state.path()).parse().unwrap(),
         authority: None,
         port: 8000,
         arguments: Vec::new(),
         called: None,
     }));
-    let by = Actor::Member("ada".to_owned());
-    let change = SiteChange::Engine { name: "fast".parse().unwrap(), slot };
-    let Reply::Refused(why) = box_.ask(Request::Apply { change, by }).await else { panic!() };
-    assert!(why.contains("no container") && why.contains("--url"), "{why}");
+    let change = |slot: &EngineSlot| SiteChange::Engine {
+        name: "fast".parse().unwrap(),
+        slot: slot.clone(),
+    };
+    let run = box_.change(change(&slot)).await;
+    assert_eq!(run.state, RunState::Done, "{run:?}");
+    assert_eq!((box_.systemd.pid(ENGINE), box_.systemd.pid(SERVED)), (0, 0));
+    let pid = box_.systemd.pid(CONTAINED);
+    assert_ne!(pid, 0);
+    let status = box_.until(ready).await;
+    assert_eq!(status.engines[0].part.pid, Some(pid));
+    // What it unpacks goes into a folder that it finds: it may make none.
+    let unpacked = box_.state.path().join("containers/slots/fast");
+    std::fs::write(unpacked.join("storage"), "an image").unwrap();
+    let box_ = box_.crashed().await;
+    box_.until(ready).await;
+    assert_eq!((box_.systemd.pid(CONTAINED), unpacked.join("storage").exists()), (pid, true));
+    // Our own engine again: the container is gone, what was unpacked, and the image that nobody names any more.
+    (slot.kind, slot.container) = (EngineKind::Polder, None);
+    let run = box_.change(change(&slot)).await;
+    assert_eq!(run.state, RunState::Done, "{run:?}");
+    assert_eq!(box_.systemd.pid(CONTAINED), 0);
+    assert_ne!(box_.systemd.pid(ENGINE), 0);
+    assert!(!unpacked.exists());
+    let images = box_.state.path().join("containers/fetched/images");
+    assert_eq!(std::fs::read_dir(images).unwrap().count(), 0);
     box_.over().await;
+}
+
+/// An image that was fetched before, which nobody looks into here; gives its digest.
+fn lying_image(state: &std::path::Path) -> String {
+    use sha2::Digest;
+    let hex = |text: &str| -> String {
+        sha2::Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let described =
+        |text: &str| format!("{{\"digest\":\"sha256:{}\",\"size\":{}}}", hex(text), text.len());
+    let manifest =
+        format!("{{\"config\":{},\"layers\":[{}]}}", described("{}"), described("a layer"));
+    let folder = state.join("containers/fetched/images").join(hex(&manifest));
+    std::fs::create_dir_all(&folder).unwrap();
+    for (name, text) in [
+        ("manifest.json".to_owned(), manifest.as_str()),
+        (hex("{}"), "{}"),
+        (hex("a layer"), "a layer"),
+    ] {
+        std::fs::write(folder.join(name), text).unwrap();
+    }
+    format!("sha256:{}", hex(&manifest))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -221,7 +221,7 @@ impl All {
         let part = unit.strip_suffix(".service").unwrap().strip_prefix("polder-").unwrap();
         let mut arguments: Vec<&str> = part.splitn(2, '@').collect();
         // The same program, by its unit file.
-        if arguments[0] == "served" {
+        if ["served", "contained"].contains(&arguments[0]) {
             arguments[0] = "engine";
         }
         let mut child = Command::new(&self.program)
@@ -341,12 +341,13 @@ impl Manager {
         patterns: Vec<String>,
     ) -> Vec<Listed> {
         let others = ["polder-wan.service", "polder-power.service"];
-        let slots = ["polder-engine@*.service", "polder-served@*.service"];
-        assert_eq!(patterns, [slots[0], slots[1], others[0], others[1]]);
+        let kinds = ["polder-engine@", "polder-served@", "polder-contained@"];
+        let slots = kinds.map(|kind| format!("{kind}*.service"));
+        assert_eq!(patterns[..3], slots);
+        assert_eq!(patterns[3..], others);
         let units = self.0.units.lock().unwrap();
         let ours = units.iter().filter(|(name, unit)| {
-            let slot =
-                ["polder-engine@", "polder-served@"].iter().any(|kind| name.starts_with(kind));
+            let slot = kinds.iter().any(|kind| name.starts_with(kind));
             slot && states.iter().any(|state| state == unit.active)
         });
         ours.map(|(name, unit)| {

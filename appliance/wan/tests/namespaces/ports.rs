@@ -432,6 +432,7 @@ impl Handler<Request, Reply> for Supervisor {
                 safe: false,
                 supply: None,
                 closed: None,
+                others: Vec::new(),
             };
             outlet.send(&Reply::Event(Event::Status(Box::new(status)))).await?;
             if site.changed().await.is_err() {

@@ -101,3 +101,59 @@ async fn a_steward_says_what_stays_on_disk_and_members_read_it() {
     let forget = place.post("/account/forget", Some(&place.member.1), "").await;
     assert_eq!(forget.1, "/account?said=conversations");
 }
+
+#[tokio::test]
+async fn a_steward_keeps_a_password_for_a_registry_and_no_page_and_no_request_shows_it() {
+    let place = place_of(|site| {
+        let container = polder_site::Container {
+            image: "registry.lan:5000/servers/toy".parse().unwrap(),
+            digest: format!("sha256:{}", "ab".repeat(32)).parse().unwrap(),
+            authority: None,
+            port: 8000,
+            arguments: Vec::new(),
+            called: None,
+        };
+        let slot = site.engines.values_mut().next().unwrap();
+        slot.kind = polder_site::EngineKind::Container;
+        slot.container = Some(Box::new(container));
+    })
+    .await;
+    let steward = Some(place.steward.1.as_str());
+    let plan = async || place.get("/models/smollm2-135m-instruct", steward).await.1;
+    let before = plan().await;
+    assert!(before.contains("registry.lan:5000") && before.contains(">none<"), "{before}");
+    let form = "registry=registry.lan%3A5000&user=house&password=a+heron+stands";
+    assert_eq!(place.post("/registries", steward, form).await.1, "/registries?said=registry");
+    let secrets = polder_upstream::Secrets::of(&place.gateway.state);
+    let holder = polder_upstream::Holder::Registry("registry.lan:5000");
+    let password = polder_control::SecretText::new("a heron stands");
+    let kept = secrets.get(holder).unwrap().unwrap();
+    assert_eq!(kept, polder_upstream::login("house", &password).unwrap());
+    // Written, and never shown again.
+    let (shown, after) = (place.get("/registries", steward).await.1, plan().await);
+    assert!(shown.contains("registry.lan:5000") && after.contains(">kept<"), "{after}");
+    let asked = format!("{:?}", place.asked());
+    for text in [&shown, &after, &asked] {
+        assert!(!text.contains("heron") && !text.contains(kept.expose()), "{text}");
+    }
+    let what = "kept a user and a password for images of".to_owned();
+    assert!(place.recorded().contains(&(what, "registry.lan:5000".to_owned())));
+    // What is wrong is said beside what was written, without the password.
+    for form in [
+        "registry=registry.lan%2Fx&user=house&password=a+heron+stands",
+        "registry=registry.lan&user=a%3Ab&password=a+heron+stands",
+        "registry=registry.lan&user=house&password=",
+    ] {
+        let (status, page) = place.post("/registries", steward, form).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{form}");
+        assert!(page.contains("value=\"registry.lan") && !page.contains("heron"), "{page}");
+    }
+    let form = "registry=registry.lan%3A5000";
+    for _ in 0..2 {
+        let (_, to) = place.post("/registries/forget", steward, form).await;
+        assert_eq!(to, "/registries?said=registry-forgotten");
+    }
+    assert_eq!(secrets.get(holder).unwrap(), None);
+    let forgot = |(what, _): &&(String, String)| what.starts_with("forgot the user");
+    assert_eq!(place.recorded().iter().filter(forgot).count(), 1);
+}

@@ -1,5 +1,7 @@
 //! Uplinks, servers elsewhere and certificates.
 
+use polder_site::InterfaceName;
+
 use super::*;
 
 #[tokio::test]
@@ -136,4 +138,37 @@ async fn a_steward_asks_for_a_public_certificate_and_a_name_of_the_network_is_re
         assert_eq!(status, StatusCode::BAD_REQUEST, "{form}");
         assert!(page.contains(says), "{form}: {page}");
     }
+}
+
+#[tokio::test]
+async fn a_steward_gives_a_port_an_address_and_what_cannot_work_is_said_with_what_was_typed() {
+    let place = place().await;
+    let steward = Some(place.steward.1.as_str());
+    let page = place.get("/uplinks", steward).await.1;
+    assert!(page.contains("Addresses of this machine") && page.contains("enp1s0"), "{page}");
+    let form =
+        "port=enp1s0&addresses=192.168.7.20%2F24+fd00%3A%3A7%2F64&gateways=192.168.7.1&dns=9.9.9.9";
+    assert_eq!(place.post("/uplinks/ports", steward, form).await.1, "/runs/7");
+    assert_eq!(place.post("/uplinks/ports/enp1s0/dhcp", steward, "").await.1, "/runs/7");
+    let port = "enp1s0".parse().unwrap();
+    let fixed =
+        polder_site::PortAddress::typed("192.168.7.20/24 fd00::7/64", "192.168.7.1", "9.9.9.9");
+    for address in [fixed.unwrap(), Default::default()] {
+        let wanted = SiteChange::Port { port: InterfaceName::clone(&port), address };
+        let asked = |r: &Request| matches!(r, Request::Apply { change, by: Actor::Member(_) } if *change == wanted);
+        assert!(place.asked.lock().unwrap().iter().any(asked), "{wanted:?}");
+    }
+    let wrong = "port=enp1s0&addresses=192.168.7.20%22%3E%3Cb%3E&gateways=";
+    let (status, page) = place.post("/uplinks/ports", steward, wrong).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(page.contains("is not an address with the length of its network"), "{page}");
+    assert!(page.contains("value=\"192.168.7.20&quot;") && !page.contains("<b>"), "{page}");
+    let (status, _) = place.post("/uplinks/ports/en%20p/dhcp", steward, "").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let member = Some(place.member.1.as_str());
+    for path in ["/uplinks/ports", "/uplinks/ports/enp1s0/dhcp"] {
+        assert_eq!(place.post(path, member, form).await.0, StatusCode::FORBIDDEN, "{path}");
+    }
+    let moving = place.get("/moving", steward).await.1;
+    assert!(moving.contains("href=\"/uplinks#ports\"") && moving.contains("key n"), "{moving}");
 }

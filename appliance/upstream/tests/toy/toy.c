@@ -11,8 +11,8 @@
 
 static void end(int signal) { (void)signal; _exit(0); }
 
-/* What the model's file says, and whether it could be changed. */
-static void look(char *out, size_t room) {
+/* What the model's file says, whether it could be changed, and whether anybody is reached: out there, or at this port of the machine's own loopback. */
+static void look(char *out, size_t room, int near) {
     char text[64] = "nothing";
     int file = open("/weights/word.txt", O_RDONLY);
     ssize_t n = file < 0 ? -1 : read(file, text, sizeof text - 1);
@@ -23,6 +23,12 @@ static void look(char *out, size_t room) {
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(53), .sin_addr.s_addr = inet_addr("192.0.2.1")};
     int reached = connect(out_there, (struct sockaddr *)&to, sizeof to) == 0 || errno != ENETUNREACH;
     close(out_there);
+    if (near) {
+        out_there = socket(AF_INET, SOCK_STREAM, 0);
+        struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(near), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        reached = reached || connect(out_there, (struct sockaddr *)&at, sizeof at) == 0;
+        close(out_there);
+    }
     int card = open("/dev/a-card", O_RDWR);
     if (card >= 0) close(card);
     snprintf(out, room, "%s %s %s%s", text, changed ? "changed" : "kept", reached ? "reached" : "alone", card < 0 ? "" : " with a card");
@@ -60,7 +66,7 @@ int main(int count, char **given) {
             strcpy(answer, "{}");
         } else {
             int right = body && strstr(body, "\"model\":\"toy\"");
-            look(seen, sizeof seen);
+            look(seen, sizeof seen, count > 2 ? atoi(given[2]) : 0);
             snprintf(answer, sizeof answer,
                 "{\"choices\":[{\"index\":0,\"finish_reason\":\"stop\",\"message\":{\"role\":\"assistant\",\"content\":\"%s %s\"}}],"
                 "\"usage\":{\"prompt_tokens\":11,\"completion_tokens\":3,\"total_tokens\":14}}",

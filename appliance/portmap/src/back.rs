@@ -1,0 +1,183 @@
+//! Gives back what a router gave, or may give yet.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::ask::{Speech, WHOLE, Wish};
+use crate::book::{Asked, Book};
+use crate::pcp::{self, Answer};
+use crate::upnp::{self, Action, Control, Said};
+use crate::way::{Way, act, exchange, search};
+
+/// For the giving back of one port, once.
+const ONCE: Duration = Duration::from_secs(2);
+/// What a router left open that is asked for its pages anew: the same, and the time in which routers let themselves be found.
+const ANEW: Duration = Duration::from_secs(6);
+
+/// What became of a port that is not wanted any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// The router says that it is closed.
+    Closed,
+    /// It may be open, or become so: a question about it was not answered yet, or this one was not.
+    Open,
+}
+
+/// Gives back all that may be open by this book, once; what is known to be over then is in it no more. Whoever asks again until nothing is
+/// left meets a yes that comes late too: what was asked and not answered counts as over ten seconds after the question at the earliest.
+pub async fn give_back(way: &Way, wish: &Wish, book: &Book) -> Vec<Asked> {
+    give_back_where(way, wish, book, |_| true).await
+}
+
+async fn give_back_where(
+    way: &Way,
+    wish: &Wish,
+    book: &Book,
+    which: impl Fn(&Asked) -> bool,
+) -> Vec<Asked> {
+    let mut open = book.open();
+    open.retain(which);
+    // What was given before what was only asked for, should somebody not wait.
+    open.sort_by_key(|asked| !asked.given);
+    let (pages, packets): (Vec<_>, Vec<_>) =
+        open.into_iter().partition(|asked| asked.speech == Speech::Upnp);
+    let settled = |asked: &Asked| asked.given || asked.at.elapsed() >= WHOLE;
+    let by_pages = async {
+        for asked in pages {
+            if by_page(way, wish, &asked, settled(&asked)).await {
+                book.ended(&asked);
+            }
+        }
+    };
+    let by_packets = async {
+        for asked in packets {
+            let settled = settled(&asked);
+            if by_packet(way, wish, asked.speech).await && settled {
+                book.ended(&asked);
+            }
+        }
+    };
+    tokio::join!(by_pages, by_packets);
+    book.open()
+}
+
+impl Book {
+    /// Gives back what is open beside the port that was given, as where a router gave another one before. What was asked for over UDP is left: to
+    /// some routers it is the same port as the one that is wanted; it ends by itself, or with that one.
+    pub async fn only(&self, way: &Way, wish: &Wish, outside: u16) -> Vec<Asked> {
+        let other = |asked: &Asked| asked.speech == Speech::Upnp && asked.outside != outside;
+        give_back_where(way, wish, self, other).await
+    }
+}
+
+/// Whether the router says that it is closed. A port that is not open is closed again, and it says so too.
+async fn by_packet(way: &Way, wish: &Wish, speech: Speech) -> bool {
+    let pcp = speech == Speech::Pcp;
+    let message = match pcp {
+        true => pcp::pcp_request(way.own, wish.port, 0, 0, &wish.nonce).to_vec(),
+        false => pcp::pmp_request(wish.port, 0, 0).to_vec(),
+    };
+    let read = |bytes: &[u8]| match pcp {
+        true => pcp::pcp_answer(bytes, wish.port, &wish.nonce),
+        false => pcp::pmp_answer(bytes, wish.port),
+    };
+    // A yes to the question before may come first, and is none to this one.
+    let read = |bytes: &[u8]| match read(bytes) {
+        Some(Answer::Given(given)) => (given.lifetime == 0).then_some(true),
+        Some(_) => Some(false),
+        None => None,
+    };
+    let asking = exchange(way, &message, read);
+    matches!(timeout(ONCE, asking).await, Ok(Ok((Some(true), _))))
+}
+
+async fn by_page(way: &Way, wish: &Wish, asked: &Asked, settled: bool) -> bool {
+    let Some(known) = &asked.control else { return true };
+    let to = SocketAddrV4::new(way.own, wish.port);
+    let closing = async {
+        match close(way, known, asked.outside, to, asked.given).await {
+            Ok(closed) => closed,
+            // Its pages may be elsewhere since it was started again.
+            Err(_) => match search(way).await {
+                Ok(Some(found)) if is_same(known.id.as_deref(), &found) => {
+                    close(way, &found, asked.outside, to, asked.given).await.unwrap_or(Closed::No)
+                }
+                _ => Closed::No,
+            },
+        }
+    };
+    match timeout(ONCE, closing).await.unwrap_or(Closed::No) {
+        Closed::Now | Closed::Others => true,
+        Closed::Before => settled,
+        Closed::No => false,
+    }
+}
+
+/// What a router says of a port that it is to close.
+enum Closed {
+    /// It did.
+    Now,
+    /// There was none.
+    Before,
+    /// It leads elsewhere by now.
+    Others,
+    /// It did not.
+    No,
+}
+
+/// Closes it where it still leads here; whoever was told so just now need not ask.
+async fn close(
+    way: &Way,
+    control: &Control,
+    outside: u16,
+    to: SocketAddrV4,
+    known: bool,
+) -> io::Result<Closed> {
+    if !known {
+        match act(way, control, Action::Who { outside }).await? {
+            Some(Said::Who(who)) if who != to => return Ok(Closed::Others),
+            Some(Said::Refused(upnp::NO_SUCH)) => return Ok(Closed::Before),
+            _ => {}
+        }
+    }
+    Ok(match act(way, control, Action::Delete { outside }).await? {
+        Some(Said::Done) => Closed::Now,
+        Some(Said::Refused(upnp::NO_SUCH)) => Closed::Before,
+        _ => Closed::No,
+    })
+}
+
+/// A port that a router may hold open for ever, as far as that has to be known in another life of this box.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Debt {
+    /// The router's address then.
+    pub router: Ipv4Addr,
+    /// What it says that it is, where it says so.
+    pub id: Option<String>,
+    /// This machine's address and port then.
+    pub to: SocketAddrV4,
+    /// The port outside.
+    pub outside: u16,
+}
+
+/// Gives back what was left open before, if this is the router that it was left at. Another one that has the same address, as after
+/// a move, is asked nothing about it.
+pub async fn settle(way: &Way, debt: &Debt) -> Ending {
+    let settling = async {
+        let found = search(way).await.ok().flatten();
+        let found = found.filter(|found| is_same(debt.id.as_deref(), found))?;
+        close(way, &found, debt.outside, debt.to, false).await.ok()
+    };
+    match timeout(ANEW, settling).await {
+        Ok(Some(Closed::Now | Closed::Before | Closed::Others)) => Ending::Closed,
+        _ => Ending::Open,
+    }
+}
+
+/// Whether it may be the router that is meant: one that does not say what it is may.
+fn is_same(id: Option<&str>, found: &Control) -> bool {
+    id.is_none_or(|id| found.id.as_deref() == Some(id))
+}
