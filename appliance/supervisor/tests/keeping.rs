@@ -562,11 +562,17 @@ async fn an_import_that_the_end_of_the_box_cut_off_goes_on_under_its_own_number(
     box_.over().await;
 }
 
+/// The parts beside gateway and engines, which start in their own time.
+fn others_are_ready(status: &BoxStatus) -> bool {
+    let ready = |other: &polder_control::OtherPart| other.part.state == PartState::Ready;
+    !status.others.is_empty() && status.others.iter().all(ready)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_import_that_fails_leaves_the_engine_that_runs_alone() {
     let box_ = Box_::new(&[]).await;
     box_.serve("m1").await;
-    let before = box_.status().await;
+    let before = box_.until(others_are_ready).await;
     box_.shelf.fails.store(true, Ordering::SeqCst);
     let run = box_.until_over(box_.apply(serve("m2")).await).await;
     assert_eq!(run.state, RunState::Failed("a byte was wrong; try again".to_owned()));
@@ -577,7 +583,7 @@ async fn an_import_that_fails_leaves_the_engine_that_runs_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_door_that_does_not_open_is_put_back_as_it_was() {
     let box_ = Box_::new(&[("gateway", "not-at 127.0.0.2")]).await;
-    let before = box_.status().await;
+    let before = box_.until(others_are_ready).await;
     let listen = vec!["127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap()];
     let id = box_.apply(SiteChange::Door { listen, names: vec![] }).await;
     let RunState::Failed(why) = box_.until_over(id).await.state else { panic!() };
@@ -603,8 +609,7 @@ fn two_uplinks() -> SiteChange {
 #[tokio::test(flavor = "multi_thread")]
 async fn other_uplinks_are_undone_unless_somebody_confirms_them() {
     let box_ = Box_::new(&[]).await;
-    let ready = |s: &BoxStatus| s.others.iter().all(|o| o.part.state == PartState::Ready);
-    let before = box_.until(|s| !s.others.is_empty() && ready(s)).await;
+    let before = box_.until(others_are_ready).await;
     let wan = Sockets::of(box_.state.path()).wan();
     let id = box_.apply(two_uplinks()).await;
     box_.until(|s| s.site.uplinks.len() == 2).await;

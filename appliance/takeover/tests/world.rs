@@ -441,7 +441,8 @@ impl World {
             return next.check_in_the_end();
         }
         prop_assert!(self.settles(true), "both are on, and nobody serves: {one:?} {other:?}");
-        if self.is_begun() {
+        // One that was heard a moment ago is left to serve: if it goes off just then, it is as it was before anybody asked the spare.
+        if self.is_begun() && !self.main_is_there() {
             prop_assert!(self.settles(false), "the spare does not go on: {one:?} {other:?}");
         }
         Ok(())
