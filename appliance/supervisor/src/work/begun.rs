@@ -72,7 +72,9 @@ impl<P: Parts> Work<P> {
     fn hears_main(&self, status: &SpareStatus) -> bool {
         let silent = status.silent.and_then(|seconds| u64::try_from(seconds).ok());
         let lived = self.pair.begun.elapsed();
-        is_there(status) && silent.is_some_and(|silent| Duration::from_secs(silent) < lived)
+        // It is told in whole seconds, of which the last may not be over: who came back within one must not be mistaken.
+        let heard = |silent: u64| Duration::from_secs(silent.saturating_add(1)) <= lived;
+        is_there(status) && silent.is_some_and(heard)
     }
 
     /// A run that takes over goes on, or waits for its turn to.
