@@ -346,10 +346,21 @@ mod tests {
         let ids = new_box(folder.path());
         for (one, other) in [(IsRestored(0), IsRestored(1)), (IsRestored(1), IsRestored(0))] {
             // A backup without it, one of a day on which the clock was two years ahead; agreed to and taken back between the two.
-            goes_through(folder.path(), &ids, &[
-                IsBackedUp, ClockMoves(730), Agrees(true), IsBackedUp, ClockMoves(-730), one,
-                Agrees(false), TakesBack, other,
-            ]);
+            goes_through(
+                folder.path(),
+                &ids,
+                &[
+                    IsBackedUp,
+                    ClockMoves(730),
+                    Agrees(true),
+                    IsBackedUp,
+                    ClockMoves(-730),
+                    one,
+                    Agrees(false),
+                    TakesBack,
+                    other,
+                ],
+            );
         }
     }
 

@@ -17,6 +17,7 @@ mod secrets;
 mod servers;
 mod stand_in;
 mod terms;
+mod told;
 mod usage;
 mod wire;
 

@@ -307,8 +307,7 @@ async fn an_app_that_a_steward_lets_asks_models_in_a_members_name_until_they_sig
         assert_eq!(listed(access).await, 200);
         let before = place.house.engine.requests();
         let head = format!("POST /v1/chat/completions\nauthorization: Bearer {access}");
-        let question =
-            "{\"model\":\"small\",\"stream\":true,\"tokens\":4000,\"pause_ms\":50}";
+        let question = "{\"model\":\"small\",\"stream\":true,\"tokens\":4000,\"pause_ms\":50}";
         let ending = async {
             soon("the engine is asked", || place.house.engine.requests() > before).await;
             tokio::task::block_in_place(ends)
