@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio::process::{Child, ChildStdin, Command};
 
 use crate::cards::{Cards, is_plain};
 use crate::images::{Image, RESERVE, free, room_for};
+use crate::removal::remove_tree;
 
 /// Another program than `podman` on the path: for tests.
 const PROGRAM: &str = "POLDER_PODMAN";
@@ -409,24 +410,9 @@ pub fn unpacked_by(state: &Path, slot: &EngineName) -> PathBuf {
     state.join("containers/slots").join(slot.as_str())
 }
 
-/// Removes what a slot has unpacked, or a part of it: an image may have folders that even their owner may not write to.
+/// Removes what a slot has unpacked, or a part of it: an image may have folders that even their owner may not write to, and very deep ones.
 pub fn erase(folder: &Path) -> io::Result<()> {
-    fn open(folder: &Path) -> io::Result<()> {
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
-        for entry in fs::read_dir(folder)? {
-            let entry = entry?;
-            // Links are not followed.
-            if entry.file_type()?.is_dir() {
-                open(&entry.path())?;
-            }
-        }
-        Ok(())
-    }
-    match fs::symlink_metadata(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(_) => open(folder).and_then(|()| fs::remove_dir_all(folder)),
-    }
+    remove_tree(folder).map(drop)
 }
 
 /// Whether this process is in a network of its own, out of which no way leads.
@@ -537,6 +523,8 @@ fn last_line(said: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn container(arguments: &[&str]) -> Container {
