@@ -16,6 +16,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use crate::cards::{Cards, is_plain};
 use crate::images::{Image, RESERVE, free, room_for};
 use crate::removal::remove_tree;
+use crate::unpacked::{Found, Note};
 
 /// Another program than `podman` on the path: for tests.
 const PROGRAM: &str = "POLDER_PODMAN";
@@ -274,14 +275,24 @@ impl Podman {
         told: impl Fn(f64),
     ) -> Result<String, ContainerError> {
         self.prepare()?;
-        if self.path("storage").exists()
+        let keep = |source| ContainerError::Keep { folder: self.folder.clone(), source };
+        let note = Note::of(&self.folder);
+        let found = note.says(&image.manifest);
+        if found == Found::Sound
+            && self.path("storage").exists()
             && let Ok(images) = self.images().await
             && let Some(known) = found_in(&images, &image.manifest)
         {
             return Ok(known);
         }
+        if found == Found::CutOff {
+            log::warn!(
+                "the machine went down while {} was served: nobody knows whether what its container has unpacked is whole, so the image is unpacked again",
+                self.slot
+            );
+        }
         // Another image, or half of this one.
-        let keep = |source| ContainerError::Keep { folder: self.folder.clone(), source };
+        note.forget().map_err(keep)?;
         erase(&self.path("storage")).map_err(keep)?;
         self.prepare()?;
         let expected = image.bytes.saturating_mul(UNPACKED);
@@ -293,7 +304,11 @@ impl Podman {
             return Err(error);
         }
         let known = found_in(&self.images().await?, &image.manifest);
-        known.ok_or_else(|| ContainerError::NoImage(image.manifest.clone()))
+        let known = known.ok_or_else(|| ContainerError::NoImage(image.manifest.clone()))?;
+        let manifest = image.manifest.clone();
+        let written = tokio::task::spawn_blocking(move || note.is_whole(&manifest)).await;
+        written.map_err(io::Error::other).and_then(|written| written).map_err(keep)?;
+        Ok(known)
     }
 
     /// Has podman read the image, and ends that where the disk becomes too full: the box's own user may write to its last byte.
@@ -351,9 +366,12 @@ impl Podman {
             );
         }
         let arguments = run_arguments(&self.slot, container, image, &files, &cards);
+        let note = Note::of(&self.folder);
+        let keep = |source| ContainerError::Keep { folder: self.folder.clone(), source };
+        note.is_used().map_err(keep)?;
         let mut child = self.command(&arguments).spawn().map_err(ContainerError::NoPodman)?;
         let line = child.stdin.take();
-        Ok(Running { slot: self.slot.clone(), child, line })
+        Ok(Running { slot: self.slot.clone(), child, line, note })
     }
 }
 
@@ -363,6 +381,8 @@ pub struct Running {
     child: Child,
     /// To the first process inside.
     line: Option<ChildStdin>,
+    /// Of what it is unpacked from.
+    note: Note,
 }
 
 impl Running {
@@ -393,6 +413,15 @@ impl Running {
         if tokio::time::timeout(patience, self.child.wait()).await.is_err() {
             log::warn!("the container of {} had to be killed", self.slot);
             let _ = self.child.kill().await;
+        }
+        let note = self.note;
+        match tokio::task::spawn_blocking(move || note.rests()).await {
+            Ok(Ok(())) => {}
+            // Its image is unpacked again should the machine go down before it is used anew.
+            Ok(Err(error)) => {
+                log::warn!("what the container of {} wrote is not on the disk: {error}", self.slot)
+            }
+            Err(error) => log::warn!("{error}"),
         }
     }
 }
@@ -601,6 +630,41 @@ mod tests {
         let said = full.to_string();
         assert!(said.contains("the disk is too full for the container image"), "{said}");
         assert!(!podman.path("storage").exists());
+    }
+
+    #[tokio::test]
+    async fn after_a_cut_an_image_is_unpacked_again_unless_it_was_at_rest() {
+        let state = tempfile::tempdir().unwrap();
+        let manifest = container(&[]).digest;
+        let image =
+            Image { manifest: manifest.clone(), folder: state.path().join("image"), bytes: 1 };
+        let listed = format!("[{{\"Id\":\"a\",\"Digest\":\"{manifest}\"}}]");
+        let times = state.path().join("times");
+        let mut podman = podman_that(state.path(), &format!("echo x >> {}", times.display()));
+        podman.reserve = 0;
+        let program = state.path().join("podman");
+        let text = fs::read_to_string(&program).unwrap();
+        fs::write(&program, text.replace("echo '[]'", &format!("echo '{listed}'"))).unwrap();
+        let pulled = async |podman: &Podman| {
+            assert_eq!(podman.unpack(&image, |_| ()).await.unwrap(), "a");
+            fs::read_to_string(&times).unwrap().lines().count()
+        };
+        assert_eq!(pulled(&podman).await, 1);
+        assert_eq!(pulled(&podman).await, 1);
+        let note = podman.path("unpacked");
+        let at_rest = fs::read_to_string(&note).unwrap();
+        // In use, and killed, in this life of the machine.
+        Note::of(&podman.folder).is_used().unwrap();
+        assert_eq!(pulled(&podman).await, 1);
+        // In use when the machine went down; cut off while it was unpacked; a note that a cut tore.
+        fs::write(&note, at_rest.replace("at rest", "in use since boot of-yesterday")).unwrap();
+        assert_eq!(pulled(&podman).await, 2);
+        fs::remove_file(&note).unwrap();
+        assert_eq!(pulled(&podman).await, 3);
+        fs::write(&note, "").unwrap();
+        assert_eq!(pulled(&podman).await, 4);
+        assert_eq!(fs::read_to_string(&note).unwrap(), at_rest);
+        assert_eq!(pulled(&podman).await, 4);
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod servers;
 mod stand_in;
 mod terms;
 mod told;
+mod unpacked;
 mod usage;
 mod wire;
 
