@@ -529,7 +529,8 @@ mod tests {
             openat(&at, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RUSR).unwrap();
         }
         fs::create_dir_all(state.path().join("run/shut/in")).unwrap();
-        fs::set_permissions(state.path().join("run/shut"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(state.path().join("run/shut"), fs::Permissions::from_mode(0o000))
+            .unwrap();
         assert!(look(state.path()).unwrap().iter().any(|seen| seen.name == "notes"));
         ordered(state.path(), true);
         assert_eq!(carry_out(state.path()).unwrap().unwrap().left, Vec::<String>::new());
