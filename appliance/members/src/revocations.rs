@@ -12,7 +12,7 @@ use std::sync::PoisonError;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 
-use crate::{MemberId, Members, MembersError, keys};
+use crate::{MemberId, Members, MembersError, agreements, keys};
 
 /// The file of what was revoked, in the state folder. Backups have it, and no restore replaces it.
 pub const GONE: &str = "gone.jsonl";
@@ -112,7 +112,19 @@ pub enum Revoked {
         since: i64,
         /// The app's public id.
         app: String,
-        /// When they had agreed, in Unix seconds: what they agree to later holds.
+        /// Which agreement it was: a number of its own; of those of an older version, when it was. All others for this app are taken back
+        /// with it, but for those that are agreed to again.
+        agreed: i64,
+    },
+    /// A member agreed to it again, after they had taken it back: this agreement holds, as long as it is not taken back by its own number.
+    AgreedAgain {
+        /// Who.
+        member: MemberId,
+        /// When they joined.
+        since: i64,
+        /// The app's public id.
+        app: String,
+        /// Which agreement.
         agreed: i64,
     },
     /// The box was ended: whoever had joined by then.
@@ -239,7 +251,7 @@ fn apply(change: &Transaction<'_>, wanted: &[Revocation]) -> Result<usize, Membe
         let known: bool = change.query_row(
             "SELECT EXISTS (SELECT 1 FROM revocations
              WHERE kind = ?1 AND member IS ?2 AND since IS ?3 AND key IS ?4
-             AND (at = ?5 OR kind IN ('member', 'key', 'app', 'link', 'kept-identity', 'agreement')))",
+             AND (at = ?5 OR kind IN ('member', 'key', 'app', 'link', 'kept-identity', 'agreement', 'agreed-again')))",
             params![kind, member, since, key, revocation.at],
             |row| row.get(0),
         )?;
@@ -260,7 +272,7 @@ fn apply(change: &Transaction<'_>, wanted: &[Revocation]) -> Result<usize, Membe
         )?;
         news += make_true(change, revocation)?;
     }
-    Ok(news)
+    Ok(news + agreements::settle(change)?)
 }
 
 fn make_true(change: &Transaction<'_>, revocation: &Revocation) -> rusqlite::Result<usize> {
@@ -301,11 +313,8 @@ fn make_true(change: &Transaction<'_>, revocation: &Revocation) -> rusqlite::Res
              AND member IN (SELECT id FROM members WHERE id = ?1 AND created_at = ?2)",
             params![member.0, since, linked],
         ),
-        Revoked::Agreement { member, since, app, agreed } => change.execute(
-            "DELETE FROM agreements WHERE app = ?3 AND at <= ?4
-             AND member IN (SELECT id FROM members WHERE id = ?1 AND created_at = ?2)",
-            params![member.0, since, app, agreed],
-        ),
+        // What holds of them is known only when all are on the list.
+        Revoked::Agreement { .. } | Revoked::AgreedAgain { .. } => Ok(0),
         Revoked::KeptMember { member, since } => {
             of(member, since, "UPDATE members SET kept_member = 1")
         }
@@ -349,6 +358,10 @@ fn columns(what: &Revoked) -> Columns<'_> {
             key: Some(format!("{app} {agreed}").into()),
             ..of("agreement", member, since)
         },
+        Revoked::AgreedAgain { member, since, app, agreed } => Columns {
+            key: Some(format!("{app} {agreed}").into()),
+            ..of("agreed-again", member, since)
+        },
         Revoked::KeptMember { member, since } => of("kept-member", member, since),
         Revoked::GroupsAgain { member, since } => of("groups-again", member, since),
         Revoked::KeptIdentity { identity } => named("kept-identity", identity),
@@ -359,7 +372,7 @@ fn read_since(db: &Connection, n: u64) -> rusqlite::Result<Vec<Revocation>> {
     let mut query = db.prepare_cached(
         "SELECT number, at, kind, member, since, key FROM revocations
          WHERE number > ?1 AND kind IN ('member', 'key', 'shut-out', 'let-in', 'no-steward', 'everybody',
-             'app', 'link', 'kept-member', 'groups-again', 'kept-identity', 'agreement')
+             'app', 'link', 'kept-member', 'groups-again', 'kept-identity', 'agreement', 'agreed-again')
          ORDER BY number LIMIT ?2",
     )?;
     let rows = query.query_map(params![n.min(i64::MAX as u64) as i64, MOST], from_row)?;
@@ -378,10 +391,13 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<Revocation> {
             "key" => Revoked::Key { key },
             "app" => Revoked::App { app: key },
             "link" => Revoked::Link { member, since, linked: key.parse().unwrap_or_default() },
-            "agreement" => {
+            "agreement" | "agreed-again" => {
                 let (app, agreed) = key.split_once(' ').unwrap_or((&key, ""));
-                let agreed = agreed.parse().unwrap_or_default();
-                Revoked::Agreement { member, since, app: app.to_owned(), agreed }
+                let (app, agreed) = (app.to_owned(), agreed.parse().unwrap_or_default());
+                match kind.as_str() {
+                    "agreement" => Revoked::Agreement { member, since, app, agreed },
+                    _ => Revoked::AgreedAgain { member, since, app, agreed },
+                }
             }
             "kept-member" => Revoked::KeptMember { member, since },
             "groups-again" => Revoked::GroupsAgain { member, since },

@@ -237,7 +237,7 @@ fn a_list_of_the_version_before_goes_on_under_its_own_numbers() {
         "DROP TRIGGER revoke_app; DROP TRIGGER revoke_link; DROP TRIGGER revoke_groups; DROP TRIGGER revoke_identity;
          DROP TABLE agreements;
          ALTER TABLE members DROP COLUMN kept_member; DROP TABLE kept_identities;
-         DELETE FROM additions WHERE name IN ('kept a member', 'revocations of what people sign in with', 'agreements with apps');",
+         DELETE FROM additions WHERE name IN ('kept a member', 'revocations of what people sign in with', 'agreements with apps', 'agreements by number');",
     )
     .unwrap();
     drop(db);

@@ -26,7 +26,7 @@ use tokio::sync::Notify;
 use crate::container::{ContainerError, Podman, Running};
 use crate::images::Image;
 use crate::meter::{Meter, Metered};
-use crate::price::prompt_estimate;
+use crate::price::{Price, prompt_estimate};
 use crate::question::Asked;
 use crate::wire::{Place, Wire, WireBody, WireError};
 
@@ -360,7 +360,8 @@ fn pass_on(answer: Response<WireBody>, hide_usage: bool, prompt: u64, going: Goi
         .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
     let well = parts.status.is_success();
     let over = Box::new(move |_| drop(going));
-    let meter = Meter { events, hide_usage, prompt, secret: None, idle: IDLE, over };
+    let price = Price::of_tokens();
+    let meter = Meter { events, hide_usage, prompt, secret: None, price, idle: IDLE, over };
     let body = Metered::new(body, meter).map_err(io::Error::other);
     let mut response = Response::new(BodyExt::boxed_unsync(body));
     *response.status_mut() = parts.status;

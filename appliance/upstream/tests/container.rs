@@ -289,6 +289,21 @@ async fn a_server_in_a_container_answers_as_an_engine_sees_the_models_file_and_n
         assert_eq!(slot.socket.exists(), round == 1);
     }
     let unpacked = unpacked_by(state.path(), &"big".parse().unwrap());
+    // The machine went down while it was served, and what was not on the disk yet is lost: the server's own program, for one.
+    let note = unpacked.join("unpacked");
+    let at_rest = std::fs::read_to_string(&note).unwrap();
+    assert_eq!(at_rest, format!("{digest}\nat rest\n"));
+    let layers = std::fs::read_dir(unpacked.join("storage/overlay")).unwrap().flatten();
+    let program =
+        layers.map(|layer| layer.path().join("diff/toy")).find(|toy| toy.exists()).unwrap();
+    std::fs::write(&program, "").unwrap();
+    std::fs::write(&note, at_rest.replace("at rest", "in use since boot of-yesterday")).unwrap();
+    let mut slot = Slot::start(state.path(), &digest, &[port]);
+    until_well(&slot.socket).await;
+    let used = std::fs::read_to_string(&note).unwrap();
+    assert!(used.contains("in use since boot ") && !used.contains("of-yesterday"), "{used}");
+    slot.stop();
+    assert_eq!(std::fs::read_to_string(&note).unwrap(), at_rest);
     let podman = Podman::of(state.path(), &"big".parse().unwrap());
     let refused = podman.start(&container(digest, &[]), "x", state.path()).map(drop).unwrap_err();
     assert!(matches!(refused, ContainerError::Network), "{refused}");
