@@ -513,6 +513,8 @@ fn run_arguments(
     arguments.push(format!("--stop-timeout={STOP}"));
     arguments.push(format!("--name={}", name_of(slot)));
     arguments.extend(cards.arguments());
+    let variable = |(name, value)| format!("--env={name}={value}");
+    arguments.extend(container.environment.iter().map(variable));
     let mount = |(name, path): &(String, PathBuf)| {
         format!("--mount=type=bind,source={},target=/weights/{name},readonly", path.display())
     };
@@ -564,20 +566,23 @@ mod tests {
             port: 8000,
             arguments: arguments.iter().map(|word| (*word).to_owned()).collect(),
             called: None,
+            health: None,
+            environment: Default::default(),
         }
     }
 
     #[test]
     fn a_container_has_no_rights_and_nothing_to_write_but_what_it_forgets() {
         let files = [("model.safetensors".to_owned(), PathBuf::from("/s/weights/blobs/sha256/00"))];
-        let container = container(&["--model", "/weights", "--port", "8000"]);
+        let mut container = container(&["--model", "/weights", "--port", "8000"]);
+        container.environment.insert("NIM_MODEL_PATH".to_owned(), "/weights and more".to_owned());
         let slot = "big".parse().unwrap();
         let run = run_arguments(&slot, &container, "e6f6", &files, &Cards::Described);
         assert_eq!(
             run.join(" "),
             "run --rm --replace --pull=never --network=host --uts=host --cgroupns=host --cgroups=disabled --user=0:0 \
              --group-add=keep-groups --read-only --tmpfs=/tmp --env=HOME=/tmp --shm-size=1g --cap-drop=all \
-             --security-opt=no-new-privileges --log-driver=none --stop-timeout=10 --name=polder-big --device=nvidia.com/gpu=all \
+             --security-opt=no-new-privileges --log-driver=none --stop-timeout=10 --name=polder-big --device=nvidia.com/gpu=all --env=NIM_MODEL_PATH=/weights and more \
              --mount=type=bind,source=/s/weights/blobs/sha256/00,target=/weights/model.safetensors,readonly \
              e6f6 --model /weights --port 8000"
         );
