@@ -321,7 +321,14 @@ impl<P: Parts> Work<P> {
     async fn do_what_is_due(self: &Arc<Self>) {
         let record = Record::read(&self.folders());
         let wanted = self.board.site().backup;
-        if let Err(error) = Told::Backup(seen(&record, wanted.as_ref())).leave(&self.sockets) {
+        let far = match wanted.as_ref().map(|backup| &backup.to) {
+            Some(BackupPlace::Server(_)) => true,
+            Some(BackupPlace::Spare) => polder_spare::Peer::is_far(&self.state),
+            Some(BackupPlace::Folder(_) | BackupPlace::Disk { .. }) | None => false,
+        };
+        let metered = far && self.costs().await.is_some();
+        let told = Told::Backup(seen(&record, wanted.as_ref(), metered));
+        if let Err(error) = told.leave(&self.sockets) {
             log::warn!("the health part does not hear of backups: {error}");
         }
         let Some(backup) = wanted else { return };
@@ -329,12 +336,6 @@ impl<P: Parts> Work<P> {
         if self.power.borrow().pauses_work() {
             return;
         }
-        let far = match &backup.to {
-            BackupPlace::Server(_) => true,
-            BackupPlace::Spare => polder_spare::Peer::is_far(&self.state),
-            BackupPlace::Folder(_) | BackupPlace::Disk { .. } => false,
-        };
-        let metered = far && self.costs().await.is_some();
         let now = jiff::Timestamp::now().as_second();
         let Some(what) = due(&record, now, metered) else { return };
         // Somebody is at it already.
@@ -605,13 +606,14 @@ fn only_here(folder: &Path) -> Result<(), String> {
 }
 
 /// What the health part is to know.
-fn seen(record: &Record, backup: Option<&Backup>) -> BackupSeen {
+fn seen(record: &Record, backup: Option<&Backup>, metered: bool) -> BackupSeen {
     BackupSeen {
         to: backup.map(|backup| backup.to.to_string()),
         last: record.saved.as_ref().map(|saved| saved.at),
         failed: record.failed.as_ref().map(|failed| failed.why.clone()),
         drill: record.drill.as_ref().map(|drill| drill.at),
         drill_failed: record.drill.as_ref().and_then(|drill| drill.found.clone().err()),
+        metered,
     }
 }
 
