@@ -117,7 +117,7 @@ impl Members {
     /// [`Members::open`], telling the time by `clock`: for tests of what expires.
     pub fn open_with_clock(path: &Path, clock: Clock) -> Result<Self, MembersError> {
         let mut db = database::open(path)?;
-        let gone_kept = revocations::settle(&mut db, path)?;
+        let (gone_kept, _) = revocations::settle(&mut db, path)?;
         elsewhere::close_left_open(&db)?;
         let keys = keys::load(&db, &clock)?;
         let trying = trial::load(&db)?;
