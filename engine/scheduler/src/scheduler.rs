@@ -53,6 +53,9 @@ pub struct Config {
     /// A step that reads prompts beside answers should take no longer than this: less is read where it does. Without it,
     /// `step_tokens` alone bounds what is read.
     pub gap: Option<Duration>,
+    /// A text of at most so many tokens is short: where the pool is full of long ones it finds room all the same, up to a part of the
+    /// pool. Nothing is left free for short ones with 0.
+    pub short_text: u32,
     /// So much work a member who comes back may be ahead of members who never went, before all get
     /// the same. A question that is shorter is read at once.
     pub credit: u32,
@@ -77,6 +80,8 @@ impl Default for Config {
             step_tokens: 512,
             cost: Cost::default(),
             gap: None,
+            // A conversation, and not a folder of code.
+            short_text: 8192,
             credit: 4096,
             steps_ahead: 0,
             draft_tokens: 16,

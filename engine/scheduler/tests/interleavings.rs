@@ -97,6 +97,7 @@ proptest! {
         mask_turns in 0usize..4,
         beside in prop::option::of(any::<u64>()),
         drafts in (0u32..9, any::<bool>(), prop::option::of((1u64..20, 0u64..20))),
+        short_text in prop_oneof![Just(0), 1u32..33],
     ) {
         let _watch = watch(format!(
             "{:?}",
@@ -105,7 +106,8 @@ proptest! {
         let (draft_tokens, repeats, clock) = drafts;
         let cost = Cost { read_slope: slopes.0, decode_slope: slopes.1 };
         let config = Config {
-            max_waiting, step_tokens, steps_ahead, cost, credit, draft_tokens, ..Config::default()
+            max_waiting, step_tokens, steps_ahead, cost, credit, draft_tokens, short_text,
+            ..Config::default()
         };
         let mut bench = match beside {
             None => Bench::new(limits(blocks, slots), config),

@@ -355,8 +355,8 @@ fn a_grammar_that_is_stuck_ends_its_own_sequence_and_says_why() {
 
 /// A pool for texts of up to 640 tokens: 40 are short, and long ones leave 80 to short ones.
 fn pool_of_640() -> (Limits, Config) {
-    let limits = Limits { context: 640, ..limits(160, 8) };
-    (limits, Config { max_waiting: 64, steps_ahead: 1, ..Config::default() })
+    let limits = Limits { context: 640, ..limits(160, 4) };
+    (limits, Config { max_waiting: 64, steps_ahead: 1, short_text: 40, ..Config::default() })
 }
 
 fn endless(member: &str, prompt: usize, max_tokens: u32, seed: u64) -> Request {
@@ -401,18 +401,36 @@ fn a_text_that_fills_the_pool_is_not_passed_for_ever() {
     while bench.end_of(RequestId(0)).is_none() {
         assert!(next < 200, "{next} short ones went past");
         chats.retain(|id| bench.end_of(RequestId(*id)).is_none());
-        // Some are always there, each of a member who has had nothing.
-        while chats.len() < 3 {
+        // More than there are slots are always there, each of a member who has had nothing.
+        while chats.len() < 7 {
             let short = endless(&format!("chat {next}"), 9, 5 + next as u32 % 4, next);
             bench.scheduler.admit(vec![(RequestId(next), short)]).unwrap();
             chats.push(next);
             next += 1;
         }
-        if next == 4 {
+        if next == 8 {
             let long = endless("ada", 620, 2, 0);
             bench.scheduler.admit(vec![(RequestId(0), long)]).unwrap();
         }
         bench.turn();
     }
     assert!(next > 40, "only {next} short ones went past");
+}
+
+#[test]
+fn nobody_gives_up_blocks_only_to_leave_room_to_short_texts() {
+    let (limits, config) = pool_of_640();
+    let mut bench = Bench::new(limits, config);
+    for id in 0..2 {
+        let long = endless("ada", 240, 20, id);
+        bench.scheduler.admit(vec![(RequestId(id), long)]).unwrap();
+        bench.turn();
+    }
+    // Neither is what he asks short, nor is there room for it and for short ones.
+    bench.scheduler.admit(vec![(RequestId(2), endless("bob", 60, 2, 2))]).unwrap();
+    while bench.end_of(RequestId(2)).is_none() {
+        assert!(bench.turn());
+    }
+    assert_eq!(bench.scheduler.stats().preemptions, 0);
+    assert!((0..2).all(|long| bench.end_of(RequestId(long)).is_none()), "they end first");
 }

@@ -235,8 +235,8 @@ pub(crate) fn on_card(
         memory: options.memory,
         block_tokens: BLOCK,
         slots: options.parallel.max(1),
-        // Guesses come on top of the work.
-        step_tokens: 2 * cost::STEP_WORK,
+        // Guesses are within it.
+        step_tokens: cost::STEP_WORK,
         ..CudaOptions::default()
     };
     let told = |thousandths: u32| progress(OPENED + thousandths * (1000 - OPENED) / 1000);

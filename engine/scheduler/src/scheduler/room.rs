@@ -1,6 +1,6 @@
 //! Who gets blocks and slots, and who gives theirs up.
 
-use polder_backend::{BlockId, TokenId};
+use polder_backend::{BlockId, Limits, TokenId};
 
 use crate::fair;
 use crate::grammar::Masking;
@@ -56,10 +56,16 @@ struct Kept {
 }
 
 impl Kept {
-    fn of(total: usize, block_tokens: u32) -> Self {
-        /// Tokens: a conversation, and not a folder of code.
-        const SHORT: u32 = 8192;
-        let short = (total / 16).min((SHORT / block_tokens) as usize);
+    /// Nothing where everybody's longest text fits anyway, and where the pool is too small for a part of it to hold a conversation.
+    fn of(limits: &Limits, short_text: u32) -> Self {
+        let total = limits.blocks as usize;
+        let whole = blocks_for(limits.context, limits.block_tokens);
+        let short = (total / 16).min((short_text / limits.block_tokens) as usize);
+        if whole.saturating_mul(limits.slots.into()) <= total
+            || short * (limits.block_tokens as usize) < short_text as usize / 4
+        {
+            return Self { short: 0, room: 0 };
+        }
         Self { short, room: (total / 8).min(8 * short) }
     }
 }
@@ -110,8 +116,10 @@ impl Scheduler {
                 held.hold(id, member);
                 continue;
             }
-            if stuck && let Some(first) = &mut self.stuck {
-                first.past += 1;
+            match &mut self.stuck {
+                Some(first) if first.id == id => self.stuck = None,
+                Some(first) if stuck => first.past += 1,
+                _ => {}
             }
             let taker = self.taker(whose);
             self.take_blocks(need, taker, &mut blocks);
@@ -129,12 +137,10 @@ impl Scheduler {
                 }
             }
         }
-        if !stuck {
-            self.stuck = None;
-        }
     }
 
-    /// There is no room for this one, which comes before all others.
+    /// There is no room for this one, which comes before all others. Those that went past it count until it has room, also over steps in
+    /// which nobody could have had a slot.
     fn is_stuck(&mut self, id: RequestId) {
         if self.stuck.is_none_or(|stuck| stuck.id != id) {
             self.stuck = Some(Stuck { id, past: 0 });
@@ -150,7 +156,7 @@ impl Scheduler {
     }
 
     fn kept(&self) -> Kept {
-        Kept::of(self.pool.total(), self.limits.block_tokens)
+        Kept::of(&self.limits, self.config.short_text)
     }
 
     /// Blocks of the sequences that are short.
@@ -160,13 +166,20 @@ impl Scheduler {
     }
 
     /// Makes `need` blocks free for a text of `whole`, at the cost of those who may be asked for theirs. False where that is not
-    /// enough.
+    /// enough. Nobody gives up blocks only so that room for short texts is left.
     fn make_fit(&mut self, need: usize, whole: usize, member: &MemberId, whose: Whose<'_>) -> bool {
-        while !self.fits(need, whole, whose) {
-            let Some(victim) = fair::spare(&self.running, member) else { return false };
-            self.preempt(victim);
+        loop {
+            if self.fits(need, whole, whose) {
+                return true;
+            }
+            let victim = fair::spare(&self.running, member);
+            match victim {
+                // Somebody has more than their share of the room.
+                Some(_) if self.fits(need, 0, whose) => return true,
+                Some(victim) => self.preempt(victim),
+                None => return false,
+            }
         }
-        true
     }
 
     /// Whether the member's next request waits for a beginning that is just being read, so that a slot is of no use to it.

@@ -116,7 +116,7 @@ impl Scheduler {
         // Long histories make decoding take most of a step; reading goes on beside it.
         let whole = f64::from(step_tokens);
         let read =
-            (whole * self.pace.part() - decoded).max(whole / 4.0 * self.pace.part().max(0.5));
+            (whole * self.pace.part() - decoded).max(whole / 4.0 * self.pace.part().max(0.25));
         share::turns(&mut demands, read);
         share::fill(&mut demands, read);
         share_out(&mut shares, &demands, cost, step_tokens - batch.inputs.len() as u32);
