@@ -25,6 +25,7 @@ mod ports;
 mod power;
 mod rename;
 mod rented;
+mod replaced;
 mod restart;
 mod seed;
 mod spare;

@@ -640,6 +640,8 @@ pub enum DoorRequest {
     Stewards,
     /// Can members outside come in? → [`DoorReply::Outside`].
     Outside,
+    /// Something was added to the list of what never works again, in the state folder: make it true. → [`DoorReply::Gone`].
+    HearGone,
 }
 
 /// From the gateway.
@@ -672,6 +674,8 @@ pub enum DoorReply {
     Stewards(Vec<StewardContact>),
     /// The lines to the relay.
     Outside(OutsideSeen),
+    /// Of so many it was news.
+    Gone(usize),
     /// No; one sentence.
     Refused(String),
 }
@@ -758,6 +762,7 @@ impl std::fmt::Debug for DoorReply {
             Self::Key(_) => f.write_str("Key(hidden)"),
             Self::Stewards(stewards) => write!(f, "Stewards({})", stewards.len()),
             Self::Outside(seen) => seen.fmt(f),
+            Self::Gone(count) => write!(f, "Gone({count})"),
             Self::Refused(why) => write!(f, "Refused({why:?})"),
         }
     }

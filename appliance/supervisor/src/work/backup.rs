@@ -332,6 +332,9 @@ impl<P: Parts> Work<P> {
             log::warn!("the health part does not hear of backups: {error}");
         }
         let Some(backup) = wanted else { return };
+        if self.nobody_serves() {
+            return;
+        }
         // What is left in the battery is for answers; and nothing begins that the end would cut off.
         if self.power.borrow().pauses_work() {
             return;
@@ -344,15 +347,22 @@ impl<P: Parts> Work<P> {
             Due::Backup => polder_backup::save_plan(&backup),
             Due::Drill => polder_backup::drill_plan(),
         };
-        let mut outcome = Ok(());
-        for action in actions {
-            let never = CancellationToken::new();
-            let doing = self.do_about_backups(action, backup.to.clone(), None, |_| {}, &never);
-            outcome = doing.await;
-            if outcome.is_err() {
-                break;
+        let gives_way = CancellationToken::new();
+        let doing = async {
+            for action in actions {
+                let to = backup.to.clone();
+                self.do_about_backups(action, to, None, |_| {}, &gives_way).await?;
             }
-        }
+            Ok(())
+        };
+        tokio::pin!(doing);
+        let outcome = tokio::select! {
+            outcome = &mut doing => outcome,
+            () = self.pair.hurry.notified() => {
+                gives_way.cancel();
+                doing.await
+            }
+        };
         let title = match what {
             Due::Backup => "the hourly backup",
             Due::Drill => "the weekly trial restore",
@@ -424,7 +434,7 @@ impl<P: Parts> Work<P> {
 
     /// False when the box ends before that.
     async fn until_nothing_runs(&self) -> bool {
-        while self.is_busy() {
+        while self.is_busy() || self.nobody_serves() {
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(500)) => {}
                 () = self.ending.cancelled() => return false,
