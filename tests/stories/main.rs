@@ -21,6 +21,7 @@ mod money;
 mod moving;
 mod network;
 mod outside;
+mod ports;
 mod power;
 mod rename;
 mod rented;

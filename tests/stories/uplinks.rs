@@ -7,7 +7,7 @@ use polder_control::{
     Actor, Client, Reply, Request, RunId, RunState, Sockets, UplinkState, WanStatus,
 };
 use polder_site::{PortAddress, SiteChange, Uplink, Uplinks};
-use polder_stories::polder;
+use polder_stories::{Running, import_trial_model, polder};
 
 use crate::network::Network;
 
@@ -124,4 +124,74 @@ fn a_second_uplink_is_added_confirmed_and_used_when_the_cable_of_the_first_comes
     change_uplinks(state, Uplinks::new());
     until("the machine's own routes", || (rules(&network) == before).then_some(()));
     assert!(status().contains("the site names no uplinks"), "{}", status());
+}
+
+/// A browser on the box's own machine, which nobody outside its network namespace reaches.
+struct Surfer<'a> {
+    network: &'a Network,
+    jar: std::path::PathBuf,
+}
+
+impl Surfer<'_> {
+    /// Where it is led, and what it reads.
+    fn asks(&self, path: &str, form: Option<&str>) -> (String, String) {
+        let (jar, url) = (self.jar.to_str().unwrap(), format!("http://localhost:8443{path}"));
+        let curl = ["curl", "-sS", "--max-time", "20", "-b", jar, "-c", jar];
+        let says = ["-H", "origin: http://localhost:8443", "-w", "\n%header{location}"];
+        let form: Vec<&str> = form.into_iter().flat_map(|form| ["-d", form]).collect();
+        let curl = [&curl[..], &says, &form, &[&url]].concat();
+        let said = self.network.inside("box", &curl).output().unwrap();
+        let said = String::from_utf8(said.stdout).unwrap();
+        let (text, led) = said.rsplit_once('\n').unwrap_or_default();
+        (led.to_owned(), text.to_owned())
+    }
+
+    fn sends(&self, path: &str, form: &str, leads: &str) {
+        let (led, text) = self.asks(path, Some(form));
+        assert_eq!(led, leads, "{path}: {text}");
+    }
+
+    fn is_led(&self, path: &str, leads: &str) {
+        until(leads, || (self.asks(path, None).0 == leads).then_some(()));
+    }
+
+    fn reads(&self, path: &str, words: &str) {
+        until(words, || self.asks(path, None).1.contains(words).then_some(()));
+    }
+}
+
+#[test]
+fn a_person_at_the_wizard_names_two_lines_and_keeps_them_because_they_still_see_the_box() {
+    let network = two_cables();
+    let (folder, jar) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let state = folder.path();
+    import_trial_model(state);
+    let running = Running::start_inside(&network.host("box"), state, 8443);
+    let link = running.line_with("http://localhost");
+    let code = link.trim().rsplit_once("#claim=").unwrap().1.to_owned();
+    let surfer = Surfer { network: &network, jar: jar.path().join("jar") };
+    surfer.sends("/setup/claim", &format!("code={code}"), "/setup/machine");
+    surfer.sends("/setup/machine", "", "/setup/model");
+    surfer.sends("/setup/model", "recipe=smollm2-135m-instruct", "/setup/import");
+    surfer.is_led("/setup/import", "/setup/address");
+    surfer.asks("/setup/address", Some("name=dune&reach=here"));
+    surfer.is_led("/setup/address", "/setup/power");
+    surfer.sends("/setup/power/on", "", "/setup/lines");
+
+    let (_, text) = surfer.asks("/setup/lines", Some("first=fibre&second=fibre"));
+    assert!(text.contains("same interface"), "{text}");
+    let form = "first=fibre&second=mobile&second_metered=yes";
+    surfer.sends("/setup/lines", form, "/setup/lines");
+    surfer.reads("/setup/lines", "Keep it");
+    surfer.sends("/setup/lines/confirm", "", "/setup/lines");
+    surfer.reads("/setup/lines", "The box looks after its lines");
+    let uplinks = running.until("two uplinks", |s| s.site.uplinks.len() == 2).site.uplinks;
+    let said: Vec<_> = uplinks.values().map(|u| (u.interface.as_str(), u.metered)).collect();
+    assert_eq!(said, [("fibre", false), ("mobile", true)]);
+    until("both in the status", || {
+        let said = words(state, &["wan", "status"]);
+        (said.contains("main") && said.contains("mobile, metered")).then_some(())
+    });
+    surfer.sends("/setup/lines/on", "", "/setup/member");
+    assert_eq!(running.stop().code(), Some(0));
 }

@@ -16,8 +16,6 @@ pub(crate) fn detect(state: &Path, gpus: Vec<Gpu>) -> Machine {
     let idle = cards.iter().filter(|driven| !**driven).count() as u32;
     // Both are in the image and nowhere else.
     let image = read("/usr/lib/os-release").lines().any(|line| line == "IMAGE_ID=polder");
-    let driver = read("/usr/lib/polder/driver");
-    let driver = Some(driver.trim()).filter(|driver| !driver.is_empty());
     Machine {
         cpu: processor(&read("/proc/cpuinfo")),
         threads: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
@@ -25,10 +23,22 @@ pub(crate) fn detect(state: &Path, gpus: Vec<Gpu>) -> Machine {
         disk_free,
         disk_total,
         gpus,
-        driver: image.then(|| about_driver(driver, cards.len() as u32, idle)),
+        driver: image.then(|| driver_of(cards.len() as u32, idle)),
         idle_cards: idle,
         ports: ports(Path::new("/sys/class/net")),
     }
+}
+
+/// The same where it is known by whoever does root's part that it runs from the image: its ports are those that can be given addresses.
+pub(crate) fn on_the_image(seen: Machine, net: &Path) -> Machine {
+    let cards = nvidia_cards(Path::new("/sys/bus/pci/devices")).len() as u32;
+    let driver = seen.driver.unwrap_or_else(|| driver_of(cards, seen.idle_cards));
+    Machine { driver: Some(driver), ports: ports(net), ..seen }
+}
+
+fn driver_of(cards: u32, idle: u32) -> String {
+    let driver = read("/usr/lib/polder/driver");
+    about_driver(Some(driver.trim()).filter(|driver| !driver.is_empty()), cards, idle)
 }
 
 fn ports(net: &Path) -> Vec<Port> {

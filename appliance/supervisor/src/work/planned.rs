@@ -27,7 +27,11 @@ impl<P: Parts> Work<P> {
                 gpus
             }
         };
-        machine::detect(&self.state, gpus)
+        let seen = machine::detect(&self.state, gpus);
+        match &self.image {
+            Some(image) => machine::on_the_image(seen, image.ports()),
+            None => seen,
+        }
     }
 
     pub(crate) async fn imported(&self) -> Result<Vec<RecipeName>, Refusal> {
