@@ -307,6 +307,7 @@ impl Obtain<'_> {
     ) -> Result<(), Trouble> {
         self.at(Step::Shown).await;
         tokio::time::sleep(prover.wait()).await;
+        let mut refused = None;
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
             let mut authorization = authorization?;
@@ -315,8 +316,13 @@ impl Obtain<'_> {
                 // After a cut it may have been told already.
                 && challenge.status == instant_acme::ChallengeStatus::Pending
             {
-                challenge.set_ready().await?;
+                refused = challenge.set_ready().await.err().or(refused);
             }
+        }
+        if let Some(refused) = refused
+            && is_undecided(order).await
+        {
+            return Err(refused.into());
         }
         self.at(Step::Looking).await;
         match order.poll_ready(&self.patience).await {
@@ -342,6 +348,20 @@ impl Obtain<'_> {
             log::warn!("the proofs for a certificate stay where they are: {why}");
         }
     }
+}
+
+/// Whether the authority still waits to be told of a proof. One that was told before a cut may decide between two questions, and
+/// does not want to be told any more.
+async fn is_undecided(order: &mut instant_acme::Order) -> bool {
+    let mut authorizations = order.authorizations();
+    while let Some(authorization) = authorizations.next().await {
+        let Ok(mut authorization) = authorization else { return true };
+        match authorization.refresh().await {
+            Ok(state) if state.status != AuthorizationStatus::Pending => {}
+            _ => return true,
+        }
+    }
+    false
 }
 
 /// What the authority says about each proof that it did not accept.
