@@ -11,6 +11,7 @@
 mod due;
 mod error;
 mod examine;
+mod flush;
 mod gather;
 mod key;
 mod kit;

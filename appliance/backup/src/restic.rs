@@ -20,6 +20,8 @@ use crate::{BackupError, KitKey, Location};
 /// Backups of ours, among others that may be in the same store, and of which format they are.
 const TAG: &str = "polder";
 const FORMAT_TAG: &str = "polder-format-";
+/// How large it is: to ask the store costs a start of the program, which makes the key anew each time.
+const BYTES_TAG: &str = "polder-bytes-";
 /// Another program than the one in PATH.
 const PROGRAM: &str = "POLDER_RESTIC";
 /// Between two looks at how far it is.
@@ -63,6 +65,12 @@ impl Snapshot {
     /// When it was made, by the clock of the box that made it; none where that is no time.
     pub fn at(&self) -> Option<jiff::Timestamp> {
         self.time.parse().ok()
+    }
+
+    /// Bytes of all its files, where whoever made it has said so.
+    fn bytes(&self) -> Option<u64> {
+        let tags = self.tags.iter().flatten();
+        tags.filter_map(|tag| tag.strip_prefix(BYTES_TAG)).next()?.parse().ok()
     }
 
     /// An error where it is of a format that this version does not know.
@@ -306,7 +314,9 @@ impl Repository for Restic {
             None => {}
         };
         let format = format!("{FORMAT_TAG}{}", crate::FORMAT);
-        let arguments = ["backup", "--json", "--tag", TAG, "--tag", &format, "--host", host, "."];
+        let bytes = format!("{BYTES_TAG}{}", size_of(folder));
+        let mut arguments = vec!["backup", "--json", "--host", host];
+        arguments.extend(["--tag", TAG, "--tag", &format, "--tag", &bytes, "."]);
         self.alone(|| self.run(&arguments, Some(folder), &mut line, &mut || {}, stop))?;
         let summary = summary.ok_or_else(|| self.odd("that it is done"))?;
         Ok(Saved {
@@ -373,7 +383,10 @@ impl Repository for Restic {
         stop: &Stop,
     ) -> Result<u64, BackupError> {
         snapshot.readable()?;
-        let total = self.size(snapshot)?;
+        let total = match snapshot.bytes() {
+            Some(bytes) => bytes,
+            None => self.size(snapshot)?,
+        };
         crate::key::private_folder(into)?;
         room(into, total)?;
         let begun = Instant::now();
@@ -477,6 +490,27 @@ mod tests {
         for newer in ["polder-format-2", "polder-format-x"] {
             let error = of(&["polder", newer]).readable().unwrap_err().to_string();
             assert!(error.contains("newer format"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_a_backup_says_of_its_size_is_a_number_or_nothing() {
+        let of = |tags: &[&str]| {
+            let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
+            Snapshot {
+                id: "x".into(),
+                time: "2026-01-01T00:00:00Z".into(),
+                hostname: "birch".into(),
+                tags: Some(tags),
+                parent: None,
+            }
+            .bytes()
+        };
+        assert_eq!(of(&["polder", "polder-format-1", "polder-bytes-70000"]), Some(70_000));
+        for none in
+            [&["polder"][..], &["polder-bytes-"], &["polder-bytes--1"], &["polder-bytes-1e9"]]
+        {
+            assert_eq!(of(none), None, "{none:?}");
         }
     }
 

@@ -9,6 +9,7 @@ use polder_control::Progress;
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
+use crate::flush;
 use crate::gather::LABEL;
 pub use crate::gather::clear;
 use crate::key::private_folder;
@@ -123,11 +124,13 @@ pub fn give_up(folders: &Folders) -> Result<(), BackupError> {
     clear(&folders.restore())
 }
 
-/// Fetches a backup beside what is there, anew: what an earlier try has left is removed first.
+/// Fetches a backup beside what is there, anew: what an earlier try has left is removed first. `all` are those of the store, as it listed them: to ask again
+/// would make the key once more.
 pub fn fetch(
     folders: &Folders,
     repository: &dyn Repository,
     snapshot: &Snapshot,
+    all: &[Snapshot],
     observer: &mut dyn FnMut(Progress),
     stop: &Stop,
 ) -> Result<(), BackupError> {
@@ -138,8 +141,11 @@ pub fn fetch(
     }
     clear(&folders.restore())?;
     private_folder(&folders.restore())?;
-    repository.fetch(snapshot, &incoming(folders), observer, stop)?;
-    gone_since(folders, repository, snapshot)
+    let into = incoming(folders);
+    flush::while_it_comes(&folders.restore(), || {
+        repository.fetch(snapshot, &into, observer, stop)
+    })?;
+    gone_since(folders, repository, snapshot, all)
 }
 
 /// An older backup than the newest knows nothing of who was removed since: the newest one does.
@@ -147,12 +153,12 @@ fn gone_since(
     folders: &Folders,
     repository: &dyn Repository,
     snapshot: &Snapshot,
+    all: &[Snapshot],
 ) -> Result<(), BackupError> {
-    let Some(newest) = repository.snapshots()?.pop().filter(|newest| newest.id != snapshot.id)
-    else {
+    let Some(newest) = all.last().filter(|newest| newest.id != snapshot.id) else {
         return Ok(());
     };
-    let lines = repository.lines(&newest, polder_members::GONE)?;
+    let lines = repository.lines(newest, polder_members::GONE)?;
     let path = incoming(folders).join(polder_members::GONE);
     let keep = || polder_members::keep_gone_lines(&incoming(folders), &lines.join("\n"));
     keep().map(drop).map_err(|source| BackupError::File { path, source })
@@ -242,7 +248,7 @@ pub fn also(folders: &Folders) -> PathBuf {
 /// The same with a name from [`aside_now`] that the caller has to know afterwards.
 pub fn ready_as(folders: &Folders, key: &KitKey, aside: &str) -> Result<(), BackupError> {
     key.keep(&folders.restore().join("key"))?;
-    sync_all(&folders.restore())?;
+    flush::all(&folders.restore())?;
     let order = Order { aside: aside.to_owned() };
     let text = serde_json::to_vec(&order).expect("an order has only plain values");
     let path = order_path(folders);
@@ -435,21 +441,6 @@ fn remove(path: &Path) -> Result<(), BackupError> {
 fn sync(path: &Path) -> Result<(), BackupError> {
     let synced = File::open(path).and_then(|file| file.sync_all());
     synced.map_err(|source| BackupError::File { path: path.to_owned(), source })
-}
-
-/// Every file and folder below; nothing that was said to be there may be lost with the power.
-fn sync_all(folder: &Path) -> Result<(), BackupError> {
-    let fail = |source| BackupError::File { path: folder.to_owned(), source };
-    for entry in fs::read_dir(folder).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
-        let kind = entry.file_type().map_err(fail)?;
-        if kind.is_dir() {
-            sync_all(&entry.path())?;
-        } else if kind.is_file() {
-            sync(&entry.path())?;
-        }
-    }
-    sync(folder)
 }
 
 #[cfg(test)]

@@ -76,8 +76,9 @@ fn files_in(folder: &Path) -> Vec<PathBuf> {
 
 fn restored(place: &Place, key: &KitKey, state: &Path) -> Result<String, BackupError> {
     let (folders, restic) = (Folders::of(state), place.with(key));
-    let chosen = restore::choose(&restic.snapshots()?, None, "the store")?;
-    restore::fetch(&folders, &restic, &chosen, &mut |_| {}, &Stop::default())?;
+    let all = restic.snapshots()?;
+    let chosen = restore::choose(&all, None, "the store")?;
+    restore::fetch(&folders, &restic, &chosen, &all, &mut |_| {}, &Stop::default())?;
     let examined = restore::examine(&folders)?;
     restore::ready(&folders, key)?;
     restore::settle(state)?;
@@ -302,8 +303,9 @@ fn a_server_that_lets_nothing_be_removed_is_a_place_and_no_secret_is_seen_on_the
     assert!(!restic.thin(&keep, &Stop::default()).unwrap(), "something was removed");
     assert_eq!(restic.snapshots().unwrap().len(), 2);
     let folders = Folders::of(new.path());
-    let newest = restore::choose(&restic.snapshots().unwrap(), None, "the server").unwrap();
-    restore::fetch(&folders, &restic, &newest, &mut |_| {}, &Stop::default()).unwrap();
+    let all = restic.snapshots().unwrap();
+    let newest = restore::choose(&all, None, "the server").unwrap();
+    restore::fetch(&folders, &restic, &newest, &all, &mut |_| {}, &Stop::default()).unwrap();
     assert_eq!(restore::examine(&folders).unwrap().name, "birch");
     drop(server);
     let away = restic.snapshots().unwrap_err().to_string();

@@ -322,7 +322,8 @@ fn restore_box(
     complain(&shown);
     let mut line = ProgressLine::new();
     let mut observer = |progress| line.show("Fetching the backup", Some(&progress));
-    let fetched = restore::fetch(&folders, &store, &chosen, &mut observer, &Stop::default());
+    let fetched =
+        restore::fetch(&folders, &store, &chosen, &snapshots, &mut observer, &Stop::default());
     line.finish("");
     fetched?;
     let examined = restore::examine(&folders)?;

@@ -502,8 +502,9 @@ impl Reading<'_> {
                 let key = restore::expected(folders)?;
                 let location = locate(place, folders)?;
                 let store = Restic::of(&location, &key, 0, &folders.own());
-                let chosen = restore::choose(&store.snapshots()?, snapshot, &place.to_string())?;
-                restore::fetch(folders, &store, &chosen, &mut observer, stop)
+                let all = store.snapshots()?;
+                let chosen = restore::choose(&all, snapshot, &place.to_string())?;
+                restore::fetch(folders, &store, &chosen, &all, &mut observer, stop)
             }
             BackupAction::ExamineRestore => restore::examine(folders).map(drop),
             BackupAction::PutInPlace => {

@@ -183,7 +183,7 @@ impl<P: Parts> Work<P> {
         blocking(move || {
             let say = |error: polder_backup::BackupError| with_source(&error);
             let (store, _) = store_of_main(&state)?;
-            let newest = newest_of_main(&state, &store)?;
+            let newest = newest_of_main(&state, &store.snapshots().map_err(say)?)?;
             let text = store.lines(&newest, "site.toml").map_err(say)?.join("\n");
             let site = Site::from_toml(&text).map_err(|error| error.to_string())?;
             Ok((newest, site))

@@ -47,16 +47,14 @@ impl<P: Parts> Work<P> {
                 true => store_on_spare(&state)?,
                 false => store_of_main(&state)?,
             };
+            let all = store.snapshots().map_err(say)?;
             let chosen = match back {
-                true => {
-                    let all = store.snapshots().map_err(say)?;
-                    restore::choose(&all, given.as_deref(), "the spare").map_err(say)?
-                }
-                false => newest_of_main(&state, &store)?,
+                true => restore::choose(&all, given.as_deref(), "the spare").map_err(say)?,
+                false => newest_of_main(&state, &all)?,
             };
             let mut observer = |progress: Progress| work.board.progress(id, step, progress);
             restore::expect(&backups, &key).map_err(say)?;
-            restore::fetch(&backups, &store, &chosen, &mut observer, &told).map_err(say)
+            restore::fetch(&backups, &store, &chosen, &all, &mut observer, &told).map_err(say)
         });
         tokio::pin!(fetching);
         tokio::select! {
@@ -203,13 +201,12 @@ pub(super) fn store_of_main(state: &Path) -> Result<(Restic, KitKey), Refusal> {
 }
 
 /// On a spare: the newest of them.
-pub(super) fn newest_of_main(state: &Path, store: &Restic) -> Result<Snapshot, Refusal> {
-    let say = |error: polder_backup::BackupError| with_source(&error);
+pub(super) fn newest_of_main(state: &Path, all: &[Snapshot]) -> Result<Snapshot, Refusal> {
     let folders = Folders::of(state);
     let none = "this box is paired with no other any more";
     let peer = Peer::read(&folders).map_err(|e| e.to_string())?.ok_or(none)?;
-    let all = store.snapshots().map_err(say)?;
-    restore::choose_arrived(&all, &folders.store_of(&peer.certificate), "this spare").map_err(say)
+    restore::choose_arrived(all, &folders.store_of(&peer.certificate), "this spare")
+        .map_err(|e| with_source(&e))
 }
 
 /// On a main box: the same, over the link.
