@@ -66,7 +66,12 @@ pub(super) fn check(seen: &Seen) -> Vec<Issue> {
     let told =
         |on, (severity, what): (Severity, String)| issue(Check::Backup, on, severity, what, advice);
     let copies = copies.map(|issue| told("the copies", issue));
-    copies.into_iter().chain(drill.map(|issue| told("the drill", issue))).collect()
+    let disk = backup.away.as_ref().map(|why| {
+        let what = format!("no backup can be made: {}", why.trim_end_matches('.'));
+        let advice = "Put the disk right, or plug it in again: the next backup goes there by itself. Or choose another place on the page Backups";
+        issue(Check::Backup, "the disk", Severity::Warning, what, advice)
+    });
+    disk.into_iter().chain(copies).chain(drill.map(|issue| told("the drill", issue))).collect()
 }
 
 /// A collective lives with the box, and nobody has said where backups go. A trial has nothing to lose.
@@ -95,7 +100,7 @@ mod tests {
     ) -> Vec<(String, Severity)> {
         let drill_failed = drill_failed.map(str::to_owned);
         let to = Some("the spare elm".to_owned());
-        let backup = Some(BackupSeen { to, last, failed: None, drill, drill_failed });
+        let backup = Some(BackupSeen { away: None, to, last, failed: None, drill, drill_failed });
         let now = 100 * DAY;
         let issues = check(&Seen { now, backup, ..Seen::default() });
         issues.into_iter().map(|i| (i.id.on, i.severity)).collect()
@@ -127,6 +132,22 @@ mod tests {
         assert_eq!(told(95 * DAY), None);
         assert_eq!(told(85 * DAY), Some(("the drill".to_owned(), Severity::Notice)));
         assert_eq!(told(70 * DAY), Some(("the drill".to_owned(), Severity::Warning)));
+    }
+
+    #[test]
+    fn a_disk_that_was_pulled_out_is_told_before_its_backups_are_old() {
+        let now = 100 * DAY;
+        let backup = BackupSeen {
+            away: Some("the disk SAFE is not plugged in; plug it in".into()),
+            to: Some("the disk SAFE".into()),
+            last: Some(now),
+            drill: Some(now),
+            ..BackupSeen::default()
+        };
+        let issues = check(&Seen { now, backup: Some(backup), ..Seen::default() });
+        assert_eq!(issues.len(), 1);
+        assert_eq!((issues[0].id.on.as_str(), issues[0].severity), ("the disk", Severity::Warning));
+        assert!(issues[0].what.contains("the disk SAFE is not plugged in"), "{}", issues[0].what);
     }
 
     #[test]
