@@ -87,7 +87,7 @@ async fn vm_backups_go_to_a_usb_disk_that_is_pulled_out_and_put_back_and_another
  {
     let (disks, owned) = claimed().await;
     disks.make_usb("truncate -s 96M safe.raw; mkfs.ext4 -q -F -L SAFE safe.raw");
-    disks.make_usb("truncate -s 1M tiny.raw; mkfs.vfat -n TINY tiny.raw");
+    disks.make_usb("truncate -s 256K tiny.raw; mkfs.vfat -n TINY tiny.raw > /dev/null");
     disks.make_usb("truncate -s 16M shut.raw; mkfs.ext4 -q -F -L SHUT shut.raw");
     disks.make_usb("truncate -s 16M bare.raw");
     let mut machine = disks.switch_on();
@@ -123,7 +123,7 @@ async fn vm_backups_go_to_a_usb_disk_that_is_pulled_out_and_put_back_and_another
         if page.contains("while it") { "pulled out in the middle" } else { "pulled out" },
         &machine,
     );
-    ada.hears("/health", "no backup can be made: the disk SAFE is not plugged in");
+    ada.hears("/issues", "no backup can be made: the disk SAFE is not plugged in");
     let run = ada.begins("/backup/now", &[]);
     ada.hears(&run, "the disk SAFE is not plugged in; plug it in");
     told("the issue is told", &machine);
