@@ -86,14 +86,25 @@ pub enum DiskError {
         /// A number.
         owner: u32,
     },
+    /// Gone in the middle.
+    #[error(
+        "{0} was pulled out while it was written to; backups that were finished before are whole, and the next one is made when it is plugged in again"
+    )]
+    Pulled(String),
+    /// Written to, and not closed.
+    #[error("{0} could not be closed after the backup; leave it in until the machine is off")]
+    Open(String),
     /// Something else.
-    #[error("{disk} could not be used: {source}")]
+    #[error("{disk} could not be used: {why}")]
     Other {
         /// The disk.
         disk: String,
         /// Why.
-        source: io::Error,
+        why: io::Error,
     },
+    /// What root found, in its words.
+    #[error("{0}")]
+    Told(String),
 }
 
 /// Where a machine tells of its disks.
@@ -140,7 +151,7 @@ impl Disks {
 
     fn try_to_lend(&self, id: &FileSystemId, whose: &Path) -> Result<(), DiskError> {
         let disk = self.find("", Some(id))?;
-        let other = |source| DiskError::Other { disk: disk.shown(), source };
+        let other = |why| DiskError::Other { disk: disk.shown(), why };
         let whose = fs::metadata(whose).map_err(other)?;
         let owner = (whose.uid(), whose.gid());
         let options = judge(&disk, owner)?;
@@ -224,18 +235,18 @@ fn make_folder(disk: &str, at: &Path, owner: (u32, u32)) -> Result<(), DiskError
             return Err(match error.kind() {
                 io::ErrorKind::StorageFull => DiskError::Full(disk),
                 io::ErrorKind::ReadOnlyFilesystem => DiskError::Protected(disk),
-                _ => DiskError::Other { disk, source: error },
+                _ => DiskError::Other { disk, why: error },
             });
         }
     }
     let about = fs::symlink_metadata(&folder)
-        .map_err(|source| DiskError::Other { disk: disk.clone(), source })?;
+        .map_err(|why| DiskError::Other { disk: disk.clone(), why })?;
     match about.uid() {
         // A link could lead root elsewhere.
         _ if !about.is_dir() => Err(DiskError::Owner { disk, owner: about.uid() }),
         uid if uid == owner.0 => Ok(()),
         0 => chown(&folder, Some(owner.0), Some(owner.1))
-            .map_err(|source| DiskError::Other { disk, source }),
+            .map_err(|why| DiskError::Other { disk, why }),
         uid => Err(DiskError::Owner { disk, owner: uid }),
     }
 }

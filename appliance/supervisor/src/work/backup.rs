@@ -233,7 +233,6 @@ impl<P: Parts> Work<P> {
             Ok(lent) => lent,
             Err(error) => return self.noted(action, Err(error)).await,
         };
-        let of = place.clone();
         let stop = Stop::default();
         let (told, state) = (stop.clone(), self.state.clone());
         let mut working = tokio::task::spawn_blocking(move || {
@@ -254,7 +253,7 @@ impl<P: Parts> Work<P> {
         };
         let mut done = ended.unwrap_or_else(broke);
         if let Some(lent) = lent {
-            done = self.after_lending(&of, lent, done).await;
+            done = self.after_lending(lent, done).await;
         }
         self.noted(action, done).await
     }

@@ -16,8 +16,6 @@ pub(super) struct Lent {
     disk: Plugged,
 }
 
-const PULLED: &str = "it was pulled out while it was written to; backups that were finished before are whole, and the next one is made when it is plugged in again";
-
 impl<P: Parts> Work<P> {
     /// On the image, why backups cannot be written to the disk that they go to, as far as that is seen without writing. Nothing for other places.
     pub(super) fn disk_trouble(&self, place: &BackupPlace) -> Option<String> {
@@ -41,12 +39,11 @@ impl<P: Parts> Work<P> {
     ) -> Result<Option<Lent>, BackupError> {
         let Some(image) = self.image.as_ref().filter(|_| writes(action)) else { return Ok(None) };
         let Some(found) = wanted(image, place) else { return Ok(None) };
-        let away = |why: String| BackupError::Away { place: place.shown(), why };
-        let disk = found.map_err(|error| away(error.to_string()))?;
-        let id = disk.id.clone().ok_or_else(|| away("it has no file system".to_owned()))?;
+        let disk = found?;
+        let id = disk.id.clone().ok_or_else(|| DiskError::Unformatted(disk.shown()))?;
         match image.helper().does(Chore::LendDisk(id.clone())).await {
             Ok(()) => Ok(Some(Lent { id, disk })),
-            Err(unit) => Err(away(image.usb().why_not().unwrap_or(unit))),
+            Err(unit) => Err(DiskError::Told(image.usb().why_not().unwrap_or(unit)).into()),
         }
     }
 
@@ -54,24 +51,17 @@ impl<P: Parts> Work<P> {
     /// makes of it.
     pub(super) async fn after_lending(
         &self,
-        place: &BackupPlace,
         lent: Lent,
         done: Result<(), BackupError>,
     ) -> Result<(), BackupError> {
         let Some(image) = &self.image else { return done };
         let now = image.usb().find("", Some(&lent.id));
         let gone = now.map_or(true, |disk| disk.device != lent.disk.device);
-        let back = image.helper().does(Chore::TakeDisk(lent.id)).await;
-        let away = |why: &str| Err(BackupError::Away { place: place.shown(), why: why.to_owned() });
-        match (done, back) {
-            (Err(BackupError::Stopped), _) => Err(BackupError::Stopped),
-            _ if gone => away(PULLED),
-            (Ok(()), Err(why)) => {
-                log::warn!("{} could not be given back: {why}", place.shown());
-                away("it could not be closed; leave it in until the machine is off")
-            }
-            (done, _) => done,
+        let back = image.helper().does(Chore::TakeDisk(lent.id.clone())).await;
+        if let Err(why) = &back {
+            log::warn!("{} could not be given back: {why}", lent.disk.shown());
         }
+        verdict(&lent.disk.shown(), gone, done, back.is_ok())
     }
 
     /// A supervisor that ended in the middle left the disk open.
@@ -85,6 +75,23 @@ impl<P: Parts> Work<P> {
     }
 }
 
+/// What came of a step on a disk that is `gone` meanwhile or was given back, for people.
+fn verdict(
+    disk: &str,
+    gone: bool,
+    done: Result<(), BackupError>,
+    closed: bool,
+) -> Result<(), BackupError> {
+    let disk = disk.to_owned();
+    match done {
+        Err(BackupError::Stopped) => Err(BackupError::Stopped),
+        _ if gone => Err(DiskError::Pulled(disk).into()),
+        Err(BackupError::NoSpace(_)) => Err(DiskError::Full(disk).into()),
+        Ok(()) if !closed => Err(DiskError::Open(disk).into()),
+        done => done,
+    }
+}
+
 /// The disk of a place, if it is one that backups can be written to; nothing for other places.
 fn wanted(image: &Image, place: &BackupPlace) -> Option<Result<Plugged, DiskError>> {
     let BackupPlace::Disk { label, id } = place else { return None };
@@ -95,4 +102,33 @@ fn wanted(image: &Image, place: &BackupPlace) -> Option<Result<Plugged, DiskErro
 /// Whoever only reads needs no disk that can be written to.
 fn writes(action: BackupAction) -> bool {
     matches!(action, BackupAction::MakeStore | BackupAction::Save | BackupAction::Thin(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_of_a_disk_is_said_of_the_disk_and_not_of_where_it_was_mounted() {
+        let said = |gone, done, closed| match verdict("the disk SAFE", gone, done, closed) {
+            Ok(()) => "well".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let broken = || {
+            let place = "/run/polder-disk/backup".to_owned();
+            Err(BackupError::Other { place, why: "input/output error".to_owned() })
+        };
+        assert_eq!(said(false, Ok(()), true), "well");
+        assert!(said(true, broken(), false).starts_with("the disk SAFE was pulled out while"));
+        // What was written may not be on it, whatever restic said.
+        assert!(said(true, Ok(()), true).starts_with("the disk SAFE was pulled out while"));
+        let full = Err(BackupError::NoSpace("/run/polder-disk/backup is full".to_owned()));
+        assert_eq!(
+            said(false, full, true),
+            "the disk SAFE is full; make room on it, or take another one"
+        );
+        assert!(said(false, Ok(()), false).contains("leave it in until the machine is off"));
+        assert!(said(false, broken(), true).contains("input/output error"));
+        assert_eq!(said(true, Err(BackupError::Stopped), false), "it was stopped");
+    }
 }
