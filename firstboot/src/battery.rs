@@ -60,10 +60,8 @@ impl Chosen {
         };
         Ok(match before {
             Some(plan) => {
-                // Another UPS has another battery.
-                let same = (&plan.ups, &plan.attached) == (&fresh.ups, &fresh.attached);
-                let battery_since = plan.battery_since.filter(|_| same);
-                let PowerPlan { ups, attached, role, .. } = fresh;
+                let PowerPlan { ups, attached, role, battery_since, .. } =
+                    fresh.with_battery_of(Some(&plan));
                 PowerPlan { ups, attached, role, battery_since, ..plan }
             }
             None => fresh,
@@ -292,10 +290,7 @@ async fn page<H: Host>(
         Ok(seen) => seen,
         Err(response) => return response,
     };
-    let next = match who.wizard.is_reopened() {
-        true => "that is all: the members and the models stay as they are.",
-        false => "you make the first member: yourself.",
-    };
+    let next = "you say whether there is a second way to the internet.";
     let page = Page::new(Step::Power).notice(who.notice.as_deref());
     match view {
         View::Listening(run) => {

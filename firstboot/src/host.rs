@@ -174,6 +174,8 @@ pub trait Host: Send + Sync + 'static {
     fn apply(&self, change: SiteChange) -> impl Future<Output = Result<RunId, SetupError>> + Send;
     /// Changes under way and the last ones that ended, newest first.
     fn runs(&self) -> impl Future<Output = Result<Vec<Run>, SetupError>> + Send;
+    /// Says of one that changed the network that the box is still reached.
+    fn confirm(&self, run: RunId) -> impl Future<Output = Result<(), SetupError>> + Send;
     /// Stops one.
     fn cancel(&self, run: RunId) -> impl Future<Output = Result<(), SetupError>> + Send;
 

@@ -10,6 +10,7 @@ mod claim;
 mod disk;
 mod host;
 mod import;
+mod lines;
 mod machine;
 mod member;
 mod model;

@@ -19,7 +19,9 @@ use crate::import::View;
 use crate::page;
 use crate::stored::Stored;
 use crate::wizard::{Event, Step, Wizard};
-use crate::{address, battery, claim, disk, import, machine, member, model, planner, restore};
+use crate::{
+    address, battery, claim, disk, import, lines, machine, member, model, planner, restore,
+};
 
 /// A form of the wizard is a few hundred bytes; a password may be long.
 const LONGEST_FORM: usize = 16 << 10;
@@ -68,6 +70,10 @@ impl<H: Host> Setup<H> {
             .route(Step::Power.path(), get(battery::show::<H>).post(battery::choose::<H>))
             .route(battery::ON, post(battery::on::<H>))
             .route(battery::PROGRESS, get(battery::progress::<H>))
+            .route(Step::Lines.path(), get(lines::show::<H>).post(lines::choose::<H>))
+            .route(lines::ON, post(lines::on::<H>))
+            .route(lines::CONFIRMED, post(lines::confirm::<H>))
+            .route(lines::PROGRESS, get(lines::progress::<H>))
             .route(Step::Member.path(), get(member::show::<H>).post(member::make::<H>))
             .route("/setup/claim.js", get(|| script(include_str!("../assets/claim.js"))))
             .route("/setup/owner.js", get(|| script(include_str!("../assets/owner.js"))))
@@ -193,6 +199,15 @@ impl<H: Host> Setup<H> {
         }
         let run = self.host().apply(SiteChange::Power(plan)).await?;
         self.keep(wizard.next(Event::PowerBegan(run))?, None).await.map(drop)
+    }
+
+    /// The box is to look after these lines to the internet.
+    pub(crate) async fn go_out_by(&self, change: SiteChange) -> Result<(), SetupError> {
+        let _turn = self.0.turn.lock().await;
+        let wizard = self.read().await?.wizard;
+        wizard.clone().next(Event::LinesBegan(RunId(0)))?;
+        let run = self.host().apply(change).await?;
+        self.keep(wizard.next(Event::LinesBegan(run))?, None).await.map(drop)
     }
 
     /// The person chose this model. One that is being brought in has to be stopped first; one

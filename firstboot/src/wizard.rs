@@ -23,6 +23,8 @@ pub enum Step {
     Address,
     /// Say whether it lives off a battery when the mains is away.
     Power,
+    /// Say whether there is a second way to the internet, and which is paid by its amount.
+    Lines,
     /// Make the first member, a steward.
     Member,
     /// The wizard is over.
@@ -31,13 +33,14 @@ pub enum Step {
 
 impl Step {
     /// Every step that has a page to fill in, in order.
-    pub const NUMBERED: [Self; 7] = [
+    pub const NUMBERED: [Self; 8] = [
         Self::Claim,
         Self::Machine,
         Self::Model,
         Self::Import,
         Self::Address,
         Self::Power,
+        Self::Lines,
         Self::Member,
     ];
 
@@ -50,6 +53,7 @@ impl Step {
             Self::Import => "Bring the model in",
             Self::Address => "Name and addresses",
             Self::Power => "When the mains goes away",
+            Self::Lines => "The ways to the internet",
             Self::Member => "The first member",
             Self::Done => "Done",
         }
@@ -64,6 +68,7 @@ impl Step {
             Self::Import => "Import",
             Self::Address => "Name",
             Self::Power => "Battery",
+            Self::Lines => "Lines",
             Self::Member => "You",
             Self::Done => "Done",
         }
@@ -78,6 +83,7 @@ impl Step {
             Self::Import => "/setup/import",
             Self::Address => "/setup/address",
             Self::Power => "/setup/power",
+            Self::Lines => "/setup/lines",
             Self::Member => "/setup/member",
             Self::Done => "/",
         }
@@ -106,11 +112,15 @@ pub struct Wizard {
     wanted: Option<Address>,
     door_run: Option<RunId>,
     name: Option<BoxName>,
-    // Both came later than the first notes.
+    // These came later than the first notes.
     #[serde(default)]
     power_run: Option<RunId>,
     #[serde(default)]
     power: bool,
+    #[serde(default)]
+    lines_run: Option<RunId>,
+    #[serde(default)]
+    lines: bool,
     member: Option<String>,
 }
 
@@ -153,6 +163,10 @@ pub enum Event {
     PowerBegan(RunId),
     /// The person goes on from there: with that UPS, or without one.
     PowerSettled,
+    /// The supervisor began to look after lines to the internet.
+    LinesBegan(RunId),
+    /// The person goes on from there: with those, or with the one that the machine has.
+    LinesSettled,
     /// There is a first steward.
     MemberMade(String),
     /// Somebody at the machine opened the wizard again.
@@ -202,6 +216,8 @@ impl Wizard {
             name: None,
             power_run: None,
             power: false,
+            lines_run: None,
+            lines: false,
             member: None,
         }
     }
@@ -225,6 +241,7 @@ impl Wizard {
             (Step::Import, self.is_served()),
             (Step::Address, self.name.is_some()),
             (Step::Power, self.power),
+            (Step::Lines, self.lines),
             (Step::Member, self.member.is_some()),
         ];
         conditions.into_iter().find(|(_, holds)| !holds).map_or(Step::Done, |(step, _)| step)
@@ -252,6 +269,10 @@ impl Wizard {
     /// What the supervisor did, or does, about a UPS.
     pub const fn power_run(&self) -> Option<RunId> {
         self.power_run
+    }
+    /// What the supervisor did, or does, about lines to the internet.
+    pub const fn lines_run(&self) -> Option<RunId> {
+        self.lines_run
     }
     /// What the box was called here.
     pub const fn name(&self) -> Option<&BoxName> {
@@ -321,6 +342,14 @@ impl Wizard {
             Event::PowerSettled => {
                 self.at_least(Step::Power)?;
                 self.power = true;
+            }
+            Event::LinesBegan(run) => {
+                self.at_least(Step::Lines)?;
+                (self.lines_run, self.lines) = (Some(run), false);
+            }
+            Event::LinesSettled => {
+                self.at_least(Step::Lines)?;
+                self.lines = true;
             }
             Event::MemberMade(member) => {
                 self.at_least(Step::Member)?;
@@ -405,6 +434,7 @@ mod tests {
             address("box"),
             Event::Addressed,
             Event::PowerSettled,
+            Event::LinesSettled,
             Event::MemberMade("ada".into()),
         ]
     }
@@ -446,10 +476,10 @@ mod tests {
         assert!(again.is_reopened());
         assert_eq!(again.clone().next(Event::Reopened), Err(Refusal::NotOver));
         let mut again = again.next(Event::Claimed).unwrap().next(Event::MachineSeen).unwrap();
-        // The model is still there, the first member too: only the name and the battery are asked for.
+        // The model is still there, the first member too: only the name, the battery and the lines are asked for.
         assert_eq!(again.step(), Step::Address);
         again = again.next(address("other")).and_then(|w| w.next(Event::Addressed)).unwrap();
-        again = again.next(Event::PowerSettled).unwrap();
+        again = again.next(Event::PowerSettled).and_then(|w| w.next(Event::LinesSettled)).unwrap();
         assert_eq!((again.step(), again.member()), (Step::Done, Some("ada")));
     }
 
@@ -461,7 +491,7 @@ mod tests {
         let other = stopped.next(Event::Chose(recipe("big"))).unwrap();
         assert_eq!((other.step(), other.run()), (Step::Import, None));
 
-        let named = after(&story()[..8]);
+        let named = after(&story()[..9]);
         let other = named.next(Event::Chose(recipe("big"))).unwrap();
         assert_eq!(other.step(), Step::Import);
         let there = other
@@ -493,6 +523,8 @@ mod tests {
             Just(Event::Addressed),
             run().prop_map(Event::PowerBegan),
             Just(Event::PowerSettled),
+            run().prop_map(Event::LinesBegan),
+            Just(Event::LinesSettled),
             "[a-z\"<\u{e9}]{1,6}".prop_map(Event::MemberMade),
             Just(Event::Reopened),
         ]
@@ -506,7 +538,8 @@ mod tests {
             let mut wizard = Wizard::new();
             // Kept apart from the machine's own books.
             let (mut claimed, mut seen, mut there, mut named) = (false, false, false, false);
-            let (mut power, mut member, mut ends, mut openings) = (false, false, 0, 0);
+            let (mut power, mut lines, mut member) = (false, false, false);
+            let (mut ends, mut openings) = (0, 0);
             for event in events {
                 let before = wizard.clone();
                 let Ok(after) = wizard.clone().next(event.clone()) else { continue };
@@ -526,13 +559,18 @@ mod tests {
                         prop_assert!(claimed && seen && there && named);
                         power = event == Event::PowerSettled;
                     }
+                    Event::LinesBegan(_) | Event::LinesSettled => {
+                        prop_assert!(claimed && seen && there && named && power);
+                        lines = event == Event::LinesSettled;
+                    }
                     Event::MemberMade(_) => {
-                        prop_assert!(claimed && seen && there && named && power && !member);
+                        prop_assert!(claimed && seen && there && named && power && lines && !member);
                         member = true;
                     }
                     Event::Reopened => {
                         prop_assert_eq!(before.step(), Step::Done);
-                        (claimed, seen, named, power) = (false, false, false, false);
+                        (claimed, seen, named) = (false, false, false);
+                        (power, lines) = (false, false);
                         openings += 1;
                     }
                 }
@@ -540,13 +578,14 @@ mod tests {
                 there = there || after.is_served();
                 if after.step() == Step::Done && before.step() != Step::Done {
                     ends += 1;
-                    prop_assert!(claimed && seen && there && named && power && member);
+                    prop_assert!(claimed && seen && there && named && power && lines && member);
                 }
                 prop_assert!(after.step() <= Step::Claim || claimed);
                 prop_assert!(after.step() <= Step::Machine || seen);
                 prop_assert!(after.step() <= Step::Import || after.is_served());
                 prop_assert!(after.step() <= Step::Address || named);
                 prop_assert!(after.step() <= Step::Power || power);
+                prop_assert!(after.step() <= Step::Lines || lines);
                 prop_assert!(after.step() <= Step::Member || member);
                 prop_assert!(ends <= openings + 1);
                 prop_assert_eq!(after.check(), Ok(()));

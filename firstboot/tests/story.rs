@@ -115,7 +115,11 @@ impl Browser {
                 }
                 "/setup/address" => "name=dune&reach=here".into(),
                 "/setup/power" => {
-                    assert_eq!(self.post("/setup/power/on", "").await.to, "/setup/member");
+                    assert_eq!(self.post("/setup/power/on", "").await.to, "/setup/lines");
+                    continue;
+                }
+                "/setup/lines" => {
+                    assert_eq!(self.post("/setup/lines/on", "").await.to, "/setup/member");
                     continue;
                 }
                 "/setup/member" => format!("name=ada&password={PASSWORD}&again={PASSWORD}"),
@@ -166,7 +170,7 @@ async fn a_person_walks_from_the_code_to_a_key_without_any_script() {
     let mut person = Browser::at(&fake);
     assert_eq!(person.get("/setup").await.to, "/setup/claim");
     let page = person.get("/setup/claim").await;
-    assert!(page.text.contains("Step 1 of 7"), "{}", page.text);
+    assert!(page.text.contains("Step 1 of 8"), "{}", page.text);
 
     let answer = person.post("/setup/claim", &format!("code={CODE}")).await;
     assert_eq!((answer.status, answer.to.as_str()), (StatusCode::SEE_OTHER, "/setup/machine"));
@@ -204,10 +208,11 @@ async fn a_person_walks_from_the_code_to_a_key_without_any_script() {
     assert_eq!(person.get("/setup/address").await.to, "/setup/power");
     assert_eq!(fake.state().site.name.as_str(), "dune");
     assert!(person.get("/setup/power").await.text.contains("found none"));
-    assert_eq!(person.post("/setup/power/on", "").await.to, "/setup/member");
+    assert_eq!(person.post("/setup/power/on", "").await.to, "/setup/lines");
+    assert_eq!(person.post("/setup/lines/on", "").await.to, "/setup/member");
 
     let page = person.get("/setup/member").await;
-    assert!(page.text.contains("dune") && page.text.contains("Step 7 of 7"));
+    assert!(page.text.contains("dune") && page.text.contains("Step 8 of 8"));
     let form = "name=ada&password=four+words+in+a+row&again=four+words+in+a+row";
     let done = person.post("/setup/member", form).await;
     assert_eq!(done.status, StatusCode::OK);
@@ -321,7 +326,7 @@ async fn a_box_is_restored_instead_of_set_up_with_its_place_and_the_key_from_pap
 
 #[tokio::test]
 async fn a_crash_at_any_step_leaves_the_person_where_they_were() {
-    for until in ["machine", "model", "import", "address", "power", "member"]
+    for until in ["machine", "model", "import", "address", "power", "lines", "member"]
         .map(|step| format!("/setup/{step}"))
     {
         let until = until.as_str();
@@ -359,16 +364,34 @@ async fn of_two_claimers_at_once_exactly_one_gets_in() {
 async fn nothing_is_shown_or_taken_before_the_code() {
     let fake = Fake::new();
     let mut stranger = Browser::at(&fake);
-    for path in
-        ["machine", "model", "planner", "import", "import/progress", "address", "power", "member"]
-    {
+    for path in [
+        "machine",
+        "model",
+        "planner",
+        "import",
+        "import/progress",
+        "address",
+        "power",
+        "lines",
+        "member",
+    ] {
         let answer = stranger.get(&format!("/setup/{path}")).await;
         assert_eq!(answer.to, "/setup/claim", "{path}");
         assert!(!answer.text.contains("Ryzen"));
     }
-    for path in
-        ["machine", "model", "import", "import/stop", "address", "power", "power/on", "member"]
-    {
+    for path in [
+        "machine",
+        "model",
+        "import",
+        "import/stop",
+        "address",
+        "power",
+        "lines",
+        "lines/on",
+        "lines/confirm",
+        "power/on",
+        "member",
+    ] {
         let form = "recipe=x&name=eve&password=long+enough+word&again=long+enough+word&reach=here";
         assert_eq!(
             stranger.post(&format!("/setup/{path}"), form).await.to,
@@ -518,9 +541,14 @@ async fn later_pages_lead_back_and_earlier_ones_can_be_looked_at_again() {
     let fake = Fake::new();
     let mut person = Browser::at(&fake);
     person.post("/setup/claim", &format!("code={CODE}")).await;
-    for later in
-        ["/setup/model", "/setup/import", "/setup/address", "/setup/power", "/setup/member"]
-    {
+    for later in [
+        "/setup/model",
+        "/setup/import",
+        "/setup/address",
+        "/setup/power",
+        "/setup/lines",
+        "/setup/member",
+    ] {
         assert_eq!(person.get(later).await.to, "/setup/machine");
         assert_eq!(person.post(later, "name=a&recipe=b").await.to, "/setup/machine");
     }
@@ -744,8 +772,9 @@ async fn a_reopened_wizard_asks_for_a_code_again_and_makes_no_second_first_membe
     assert_eq!(person.get("/setup").await.to, "/setup/address");
     person.post("/setup/address", "name=other&reach=here").await;
     assert_eq!(person.get("/setup/address").await.to, "/setup/power");
-    assert!(person.get("/setup/power").await.text.contains("that is all"));
-    assert_eq!(person.post("/setup/power/on", "").await.to, "/");
+    assert_eq!(person.post("/setup/power/on", "").await.to, "/setup/lines");
+    assert!(person.get("/setup/lines").await.text.contains("that is all"));
+    assert_eq!(person.post("/setup/lines/on", "").await.to, "/");
     assert_eq!(fake.state().site.name.as_str(), "other");
     assert_eq!(fake.state().steward.as_deref(), Some("ada"));
     assert_eq!(person.get("/setup").await.to, "/");
@@ -849,7 +878,7 @@ async fn a_ups_that_is_plugged_in_is_named_and_used_with_one_button() {
     fake.run_is(RunState::Done, vec![StepState::Done; 2]);
     assert_eq!(person.get("/setup/power/progress").await.status, StatusCode::NO_CONTENT);
     assert_eq!(person.get("/setup").await.to, "/setup/power");
-    assert_eq!(person.post("/setup/power/on", "").await.to, "/setup/member");
+    assert_eq!(person.post("/setup/power/on", "").await.to, "/setup/lines");
     person.walk(&fake, "/").await;
 }
 
@@ -865,7 +894,7 @@ async fn a_ups_that_is_not_heard_is_said_so_and_another_can_be_tried_or_none() {
     fake.state().site.power = None;
     let page = person.get("/setup/power").await.text;
     assert!(page.contains("The driver does not hear the UPS.") && page.contains("Live off it"));
-    assert_eq!(person.post("/setup/power/on", "").await.to, "/setup/member");
+    assert_eq!(person.post("/setup/power/on", "").await.to, "/setup/lines");
 }
 
 #[tokio::test]
@@ -904,4 +933,51 @@ async fn a_box_that_is_only_a_program_says_that_it_cannot_drive_a_ups_by_itself(
     let refused = person.post("/setup/power", "ups=usb").await;
     assert_eq!(refused.status, StatusCode::BAD_REQUEST);
     assert!(fake.state().site.power.is_none());
+}
+
+#[tokio::test]
+async fn a_second_line_is_named_tried_and_kept_when_the_person_still_sees_the_box() {
+    let fake = Fake::new();
+    let port = |name: &str| polder_control::Port { name: name.into(), connected: true };
+    fake.state().machine.ports = vec![port("enp1s0"), port("wwan0")];
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    person.walk(&fake, "/setup/lines").await;
+    let page = person.get("/setup/lines").await.text;
+    assert!(page.contains("This machine has: enp1s0, wwan0"), "{page}");
+    let refused = person.post("/setup/lines", "first=enp1s0&second=enp1s0").await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert!(refused.text.contains("role=\"alert\""), "{}", refused.text);
+    let form = "first=enp1s0&second=wwan0&second_metered=yes";
+    assert_eq!(person.post("/setup/lines", form).await.to, "/setup/lines");
+
+    // It waits for a word, also after a crash, and the person is not led on without it.
+    person.crash(&fake);
+    let page = person.get("/setup/lines").await.text;
+    assert!(page.contains("Keep it") && page.contains("content=\"2\""), "{page}");
+    assert!(person.get("/setup/lines/progress").await.text.contains("Keep it"));
+    assert_eq!(person.post("/setup/lines/confirm", "").await.to, "/setup/lines");
+    assert_eq!(person.get("/setup/lines/progress").await.status, StatusCode::NO_CONTENT);
+    let page = person.get("/setup/lines").await.text;
+    assert!(page.contains("wwan0") && page.contains("metered"), "{page}");
+    let uplinks = fake.state().site.uplinks.clone();
+    assert_eq!(uplinks.values().map(|u| u.metered).collect::<Vec<_>>(), [false, true]);
+    assert_eq!(person.post("/setup/lines/on", "").await.to, "/setup/member");
+    person.walk(&fake, "/").await;
+}
+
+#[tokio::test]
+async fn a_line_that_cut_the_person_off_is_taken_back_and_said_so() {
+    let fake = Fake::new();
+    let mut person = Browser::at(&fake);
+    person.post("/setup/claim", &format!("code={CODE}")).await;
+    person.walk(&fake, "/setup/lines").await;
+    person.post("/setup/lines", "first=enp9s0").await;
+    fake.run_is(RunState::Failed("nobody confirmed it, so it is undone".into()), Vec::new());
+    fake.state().site.uplinks.clear();
+    let page = person.get("/setup/lines").await.text;
+    assert!(page.contains("Nobody confirmed it") && page.contains("Look after these"), "{page}");
+    // A word that comes too late changes nothing.
+    assert_eq!(person.post("/setup/lines/confirm", "").await.to, "/setup/lines");
+    assert!(fake.state().site.uplinks.is_empty());
 }

@@ -443,6 +443,7 @@ class House:
         at.post("/setup/address", {"name": "polder", "reach": "everywhere"})
         until("the address", lambda: at.get("/setup/address").headers.get("location") == "/setup/power", 120, 0.5)
         at.post("/setup/power/on", {})
+        at.post("/setup/lines/on", {})
         self.password = "four quiet brown otters"
         done = at.post("/setup/member", {"name": "Ada", "password": self.password, "again": self.password})
         key = re.search(r"plk_\w+", done.text)

@@ -24,6 +24,7 @@ mod outside;
 mod power;
 mod rename;
 mod rented;
+mod replaced;
 mod restart;
 mod seed;
 mod spare;

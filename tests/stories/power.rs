@@ -6,7 +6,7 @@ mod toy;
 
 use std::time::{Duration, Instant};
 
-use polder_control::{Actor, PowerPhase, Reply, Request};
+use polder_control::{Actor, PartName, PartState, PowerPhase, Reply, Request};
 use polder_site::{Metering, SiteChange};
 use polder_stories::{Running, chat, free_port, polder};
 use toy::Nut;
@@ -40,6 +40,61 @@ fn an_answer_comes_to_its_end_when_the_battery_does_and_nothing_acknowledged_is_
     let (done, says) = choose(&nut.address().to_string());
     assert!(done, "{says}");
     running.until("the UPS", |s| s.supply.as_ref().is_some_and(|s| s.charge == Some(100)));
+
+    // Its battery failed its own test, and is old: that becomes an issue, and another battery ends it.
+    let says = |what: &str| {
+        let begun = Instant::now();
+        loop {
+            let health = polder(&["health", "--now", "--state"]).arg(state.path()).output();
+            let said = String::from_utf8(health.unwrap().stdout).unwrap();
+            if said.contains(what) {
+                return;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "no {what:?}: {said}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    nut.write(&[("ups.test.result", "Done and error"), ("battery.mfr.date", "2017/05/31")]);
+    toy.block_on(nut.start_upsd());
+    running.until("a failed test", |s| s.supply.as_ref().is_some_and(|s| s.test_failed.is_some()));
+    says("the battery failed its last test: Done and error");
+    nut.write(&[("ups.test.result", "Done and passed")]);
+    toy.block_on(nut.start_upsd());
+    running.until("a good test", |s| {
+        s.supply.as_ref().is_some_and(|s| s.test_failed.is_none() && s.battery_since.is_some())
+    });
+    says("years old");
+    let mut plan = running.status().site.power.unwrap();
+    plan.battery_since = Some(jiff::Zoned::now().date().yesterday().unwrap());
+    running.change(SiteChange::Power(plan));
+    running.until("the day", |s| {
+        let since = s.supply.as_ref().and_then(|supply| supply.battery_since);
+        since.is_some_and(|since| since > 1_700_000_000)
+    });
+    // Naming the same UPS once more forgets no day.
+    assert!(choose(&nut.address().to_string()).0);
+    assert!(running.status().site.power.unwrap().battery_since.is_some());
+
+    // Whoever watches it dies again and again: that is told, and a press of the button tries once more.
+    let watch = |running: &Running| {
+        let status = running.status();
+        let power = status.others.iter().find(|other| other.name == PartName::Power);
+        power.unwrap().part.clone()
+    };
+    let begun = Instant::now();
+    while !matches!(watch(&running).state, PartState::GaveUp(_)) {
+        if let Some(pid) = watch(&running).pid {
+            polder_stories::send_signal(pid, rustix::process::Signal::KILL);
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", watch(&running));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    says("nobody watches the battery");
+    let on = "the part that watches the UPS";
+    let fixed =
+        polder(&["health", "fix", "part", "--on", on, "--state"]).arg(state.path()).output();
+    assert!(fixed.as_ref().unwrap().status.success(), "{fixed:?}");
+    running.until("the UPS again", |s| s.supply.as_ref().is_some_and(|s| s.charge == Some(100)));
 
     // On battery short questions are answered and what a steward decides is kept.
     toy.block_on(nut.say(&[("ups.status", "OB DISCHRG"), ("battery.charge", "90")]));

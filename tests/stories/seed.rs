@@ -54,6 +54,13 @@ async fn a_page_on_the_stick_makes_a_seed_that_polder_follows() {
         "192.168.7.20/24, with the router 192.168.7.1, asking 192.168.7.1 and fd00::1 for names"
     );
     assert_eq!(network.port, None);
+    for (typed, meant) in
+        [("enp3s0", "the port enp3s0"), ("52-54-00-12-34-5A", "52:54:00:12:34:5a")]
+    {
+        browser.fill("port", typed).await;
+        let port = made(&browser).await.network.unwrap().port.unwrap().to_string();
+        assert!(port.contains(meant), "{port}");
+    }
     // What is changed after that is not in the file yet.
     browser.fill("name", "other").await;
     assert!(!browser.words().await.contains("The seed is ready."));
@@ -83,6 +90,10 @@ async fn the_page_says_what_polder_would_refuse() {
         browser.press("Make the seed file").await;
         browser.hear(words).await;
     }
+    browser.fill("gateway", "").await;
+    browser.fill("port", "the left one").await;
+    browser.press("Make the seed file").await;
+    browser.hear("A network port is the number on it").await;
     browser.picture("seed-wrong").await;
     browser.close().await;
 }

@@ -259,6 +259,12 @@ fn the_box_dies_its_spare_goes_on_with_the_same_keys_and_gives_back_and_nothing_
     }
     import_trial_model(&oak);
     let ([stays, goes], id) = two_keys(&oak);
+    let late = {
+        let members = Members::open(&oak.join("polder.db")).unwrap();
+        let ada = members.members().unwrap()[0].id;
+        let minted = members.mint_key(ada, &NewKey::default()).unwrap();
+        (ada, minted.info.id, minted.key.expose().to_owned())
+    };
     let main = Machine::start(&network, "main", MAIN, &oak, &["--yes", "--json"]);
     let spare = Machine::start(&network, "spare", SPARE, &elm, &[]);
     spare.change(SiteChange::Rename("elm".parse().unwrap()));
@@ -284,6 +290,8 @@ fn the_box_dies_its_spare_goes_on_with_the_same_keys_and_gives_back_and_nothing_
     // The main box loses its power, and the spare goes on.
     main.cut();
     let cut = Instant::now();
+    // As if somebody had revoked it in its last second: nobody else has heard of that yet.
+    Members::open(&oak.join("polder.db")).unwrap().revoke_key(late.0, &late.1).unwrap();
     let status =
         until("the silence", &elm, || spare.stand().filter(|status| status.outlook.is_ok()));
     let told = status.outlook.unwrap().join("\n");
@@ -300,7 +308,9 @@ fn the_box_dies_its_spare_goes_on_with_the_same_keys_and_gives_back_and_nothing_
     );
 
     // A key is revoked there.
-    assert_eq!(member.chat(SPARE, &goes).0, 200);
+    for key in [&goes, &late.2] {
+        assert_eq!(member.models(SPARE, key).0, 200);
+    }
     let signed_in = member.post(SPARE, "/sign-in", &[("name", "ada"), ("password", PASSWORD)]);
     assert_eq!(signed_in, 303, "{}", log_of(&elm));
     assert_eq!(member.post(SPARE, &format!("/keys/{id}/revoke"), &[]), 303);
@@ -319,6 +329,10 @@ fn the_box_dies_its_spare_goes_on_with_the_same_keys_and_gives_back_and_nothing_
     assert_eq!(member.chat(SPARE, &stays).0, 200);
     let anyway = main.says(&["spare", "serve-anyway"], "");
     assert!(!anyway.status.success(), "a fenced box was let in");
+    // What was revoked there in its last second is told now, and counts here as well.
+    until("the end of a key that was revoked on the way", &elm, || {
+        (member.models(SPARE, &late.2).0 == 401).then_some(())
+    });
 
     // And is given back to.
     until("the main box", &elm, || spare.stand().filter(|status| status.main_is_there));
@@ -326,6 +340,7 @@ fn the_box_dies_its_spare_goes_on_with_the_same_keys_and_gives_back_and_nothing_
     until("an answer of the main box", &oak, || (member.chat(MAIN, &stays).0 == 200).then_some(()));
     let (code, said) = member.chat(MAIN, &goes);
     assert_eq!(code, 401, "a revoked key works again: {said}");
+    assert_eq!(member.models(MAIN, &late.2).0, 401, "a key that was revoked on the way works");
     let stand = |machine: &Machine| machine.stand().map(|status| status.stand);
     assert_eq!((stand(&main), stand(&spare)), (Some(Stand::Serves), Some(Stand::Own)));
     assert_ne!(member.chat(SPARE, &stays).0, 200, "the spare still serves");

@@ -41,6 +41,9 @@ pub(crate) async fn walk(browser: &Browser, link: &str, pictures: Option<&str>) 
     browser.at("/setup/power").await;
     look("5-power").await;
     browser.press("Go on without one").await;
+    browser.at("/setup/lines").await;
+    look("5-lines").await;
+    browser.press("Go on with one line").await;
     browser.at("/setup/member").await;
     look("6-member").await;
     browser.fill("name", "Ada").await;
@@ -153,6 +156,8 @@ async fn browser_the_wizard_can_be_walked_without_javascript_on_a_narrow_dark_sc
     browser.at("/setup/power").await;
     browser.picture("no-scripts-5-power").await;
     browser.press("Go on without one").await;
+    browser.at("/setup/lines").await;
+    browser.press("Go on with one line").await;
     browser.fill("name", "Ada").await;
     browser.fill("password", "four quiet brown otters").await;
     browser.fill("again", "four quiet brown otters").await;

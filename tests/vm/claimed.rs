@@ -72,6 +72,8 @@ pub(crate) async fn claim(disks: &Disks, pictures: bool) -> (Machine, Owned) {
     browser.at("/setup/power").await;
     show("vm-1-power").await;
     browser.press("Go on without one").await;
+    browser.at("/setup/lines").await;
+    browser.press("Go on with one line").await;
     browser.at("/setup/member").await;
     browser.fill("name", OWNER).await;
     browser.fill("password", PASSWORD).await;

@@ -455,6 +455,8 @@ async fn indoors_a_container_serves_a_slot_without_anybodys_rights_and_goes_with
         port: 8000,
         arguments: vec!["8000".to_owned()],
         called: Some("toy".to_owned()),
+        health: None,
+        environment: Default::default(),
     }));
     let name: polder_site::EngineName = "big".parse().unwrap();
     let change = SiteChange::Engine { name: name.clone(), slot };

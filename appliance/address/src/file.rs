@@ -1,5 +1,7 @@
 //! Pure: one port's addresses, as networkd reads them.
 
+use std::collections::BTreeSet;
+
 use polder_site::{InterfaceName, PortAddress};
 
 /// What DHCP's routes have at networkd; a way out that a person named comes before those.
@@ -28,9 +30,52 @@ pub fn file(port: &InterfaceName, address: &PortAddress, place: usize) -> String
     text + "\n[Link]\nRequiredForOnline=no\n"
 }
 
+/// A place for each of these ports: the one that it has, so that a port that comes or goes changes nobody else's way out, and the lowest that is free for one that
+/// is new. `had`: the ports' files as they are.
+pub(crate) fn places(
+    ports: &[&InterfaceName],
+    had: impl Fn(&InterfaceName) -> Option<String>,
+) -> Vec<usize> {
+    let mut taken = BTreeSet::new();
+    let kept: Vec<Option<usize>> = ports
+        .iter()
+        .map(|port| place_in(&had(port)?).filter(|place| taken.insert(*place)))
+        .collect();
+    let free = |place: &usize| !taken.contains(place);
+    let mut free = (0..).filter(free);
+    kept.into_iter().map(|place| place.or_else(|| free.next()).unwrap_or_default()).collect()
+}
+
+/// The place that a file was written for, if it has a way out.
+fn place_in(text: &str) -> Option<usize> {
+    let measure = text.lines().find_map(|line| line.strip_prefix("Metric="))?.parse::<usize>();
+    // All of ours come before DHCP's.
+    measure.ok()?.checked_sub(MEASURE).filter(|place| *place < MEASURE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ports_way_out_keeps_its_measure_whoever_comes_and_goes() {
+        let names: Vec<InterfaceName> =
+            ["enp1s0", "enp2s0", "enp3s0"].iter().map(|name| name.parse().unwrap()).collect();
+        let all: Vec<&InterfaceName> = names.iter().collect();
+        let with = |port: &InterfaceName, measures: [Option<usize>; 3]| {
+            let at = names.iter().position(|name| name == port)?;
+            Some(format!("[Route]\nGateway=10.0.0.1\nMetric={}\n", measures[at]?))
+        };
+        let of = |had: [Option<usize>; 3]| places(&all, |port| with(port, had));
+        assert_eq!(of([None; 3]), [0, 1, 2]);
+        // The first is new, and comes before the others by name.
+        assert_eq!(of([None, Some(512), Some(513)]), [2, 0, 1]);
+        assert_eq!(of([None, Some(513), None]), [0, 1, 2]);
+        // Two of the same, and what we never write, are none.
+        assert_eq!(of([Some(513), Some(513), Some(1024)]), [1, 0, 2]);
+        assert_eq!(of([Some(5), Some(usize::MAX), Some(512)]), [1, 2, 0]);
+        assert_eq!(places(&all[1..], |port| with(port, [Some(512), Some(513), Some(514)])), [1, 2]);
+    }
 
     #[test]
     fn a_fixed_address_becomes_a_file_for_networkd() {

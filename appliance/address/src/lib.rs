@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use polder_site::Ports;
+use polder_site::{InterfaceName, PortAddress, Ports};
 
 pub use file::file;
 
@@ -33,12 +33,15 @@ pub fn give(networks: &Path, ports: &Ports) -> Result<bool, GiveError> {
         move |source| GiveError { act, path, source }
     };
     fs::create_dir_all(networks).map_err(fail("make", networks))?;
-    let fixed = ports.iter().filter(|(_, port)| !port.by_dhcp());
+    let path_of = |name: &InterfaceName| networks.join(format!("{OURS}{name}{ENDING}"));
+    let fixed: Vec<(&InterfaceName, &PortAddress)> =
+        ports.iter().filter(|(_, port)| !port.by_dhcp()).collect();
+    let names: Vec<&InterfaceName> = fixed.iter().map(|(name, _)| *name).collect();
+    let places = file::places(&names, |name| fs::read_to_string(path_of(name)).ok());
     let wanted: Vec<(PathBuf, String)> = fixed
-        .enumerate()
-        .map(|(place, (name, port))| {
-            (networks.join(format!("{OURS}{name}{ENDING}")), file(name, port, place))
-        })
+        .iter()
+        .zip(places)
+        .map(|((name, port), place)| (path_of(name), file(name, port, place)))
         .collect();
     let mut changed = false;
     for entry in fs::read_dir(networks).map_err(fail("look into", networks))?.flatten() {
@@ -64,8 +67,6 @@ pub fn give(networks: &Path, ports: &Ports) -> Result<bool, GiveError> {
 
 #[cfg(test)]
 mod tests {
-    use polder_site::PortAddress;
-
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {
@@ -100,6 +101,30 @@ mod tests {
         assert!(text.contains("Address=10.0.0.6/8\n") && !text.contains("10.0.0.5"), "{text}");
         assert!(give(&networks, &Ports::new()).unwrap());
         assert_eq!(names(&networks), ["60-of-the-machine.network"], "only our own are touched");
+    }
+
+    #[test]
+    fn a_port_that_comes_or_goes_changes_no_other_ports_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let port = |line: &str| PortAddress::line(line).unwrap();
+        let mut ports: Ports =
+            [("enp2s0", "192.168.7.20/24 192.168.7.1"), ("enp3s0", "10.0.0.5/8 10.0.0.1")]
+                .map(|(name, line)| (name.parse().unwrap(), port(line)))
+                .into();
+        assert!(give(folder.path(), &ports).unwrap());
+        let read = |name: &str| {
+            fs::read_to_string(folder.path().join(format!("70-polder-port-{name}.network")))
+        };
+        let before = ["enp2s0", "enp3s0"].map(|name| read(name).unwrap());
+        ports.insert("enp1s0".parse().unwrap(), port("172.16.0.5/12 172.16.0.1"));
+        assert!(give(folder.path(), &ports).unwrap());
+        assert_eq!(["enp2s0", "enp3s0"].map(|name| read(name).unwrap()), before);
+        assert!(read("enp1s0").unwrap().contains("Metric=514\n"));
+        ports.remove(&"enp2s0".parse::<InterfaceName>().unwrap());
+        assert!(give(folder.path(), &ports).unwrap());
+        assert_eq!(read("enp3s0").unwrap(), before[1]);
+        assert!(read("enp1s0").unwrap().contains("Metric=514\n") && read("enp2s0").is_err());
+        assert!(!give(folder.path(), &ports).unwrap(), "nothing changed");
     }
 
     #[test]

@@ -379,6 +379,9 @@ pub struct BatterySeen {
     pub replace: bool,
     /// When the battery was put in, Unix seconds, where the UPS or a steward said so.
     pub installed: Option<i64>,
+    /// When the UPS was made, Unix seconds, where it says so: not the same.
+    #[serde(default)]
+    pub made: Option<i64>,
     /// When this battery was last tested, Unix seconds.
     pub tested: Option<i64>,
     /// Why the last test failed.
@@ -401,6 +404,9 @@ pub struct BackupSeen {
     pub drill: Option<i64>,
     /// Why the last drill failed, if it did.
     pub drill_failed: Option<String>,
+    /// Drills wait: the way to the copies is paid by its amount.
+    #[serde(default)]
+    pub metered: bool,
 }
 
 impl Told {

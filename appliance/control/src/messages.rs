@@ -294,7 +294,7 @@ pub struct UpdateStatus {
     /// When it was last looked for one, Unix seconds, where that worked.
     #[serde(default)]
     pub looked: Option<i64>,
-    /// Since when nobody could look for one, Unix seconds, and why not.
+    /// For how many seconds nobody could look where the site says, by the last try, and why not.
     #[serde(default)]
     pub unlooked: Option<(i64, String)>,
 }
@@ -640,6 +640,8 @@ pub enum DoorRequest {
     Stewards,
     /// Can members outside come in? → [`DoorReply::Outside`].
     Outside,
+    /// Something was added to the list of what never works again, in the state folder: make it true. → [`DoorReply::Gone`].
+    HearGone,
 }
 
 /// From the gateway.
@@ -672,6 +674,8 @@ pub enum DoorReply {
     Stewards(Vec<StewardContact>),
     /// The lines to the relay.
     Outside(OutsideSeen),
+    /// Of so many it was news.
+    Gone(usize),
     /// No; one sentence.
     Refused(String),
 }
@@ -702,8 +706,11 @@ pub struct OutsideLine {
     /// For how many seconds it has not been held, and why not.
     pub broken: Option<(u64, String)>,
     /// The port at which nobody answered when the relay knocked, although somebody should: the address is the box's own, or its router says that it
-    /// passes callers on.
+    /// passes callers on. Over IPv6 only where somebody wants callers to come in there.
     pub shut: Option<u16>,
+    /// The relay knocked over IPv6, where routers have a firewall before everybody's own addresses.
+    #[serde(default)]
+    pub six: bool,
 }
 
 /// What the gateway has made true of the site, which it follows while it runs.
@@ -755,6 +762,7 @@ impl std::fmt::Debug for DoorReply {
             Self::Key(_) => f.write_str("Key(hidden)"),
             Self::Stewards(stewards) => write!(f, "Stewards({})", stewards.len()),
             Self::Outside(seen) => seen.fmt(f),
+            Self::Gone(count) => write!(f, "Gone({count})"),
             Self::Refused(why) => write!(f, "Refused({why:?})"),
         }
     }

@@ -21,8 +21,6 @@ pub enum SpareRequest {
     RaiseEpoch,
     /// This epoch is this box's own: for the main box that serves again. → [`SpareReply::Epoch`].
     SetEpoch(u64),
-    /// On a main box: tell the spare that it may take over now. → [`SpareReply::Done`].
-    Agree,
     /// On a spare that stands in: the main box is gone for good. It is forgotten, its certificate opens nothing any more, and it hears so if it ever
     /// comes back. → [`SpareReply::Done`].
     Retire,
@@ -75,6 +73,8 @@ pub struct SpareStatus {
     pub is_spare: bool,
     /// On a spare: where it listens.
     pub port: u16,
+    /// On a spare: seconds for which it has listened there.
+    pub listening: u64,
     /// This box's own link certificate, short, for two people to compare.
     pub own: String,
     /// The other box; none while there is none.

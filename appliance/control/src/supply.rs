@@ -89,4 +89,7 @@ pub struct Supply {
     /// Since when the battery is in it, Unix seconds, as the UPS or a steward says.
     #[serde(default)]
     pub battery_since: Option<i64>,
+    /// When the UPS itself was made, Unix seconds, where it says so. Its battery may be another one by now.
+    #[serde(default)]
+    pub ups_made: Option<i64>,
 }

@@ -117,6 +117,7 @@ impl Console {
                 Ok(DoorReply::Stewards(stewards.map(contact).collect()))
             }
             DoorRequest::Outside => Ok(DoorReply::Outside(self.0.outside.seen())),
+            DoorRequest::HearGone => members.ask(|m| m.hear_gone()).await.map(DoorReply::Gone),
         }
     }
 

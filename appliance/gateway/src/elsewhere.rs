@@ -389,6 +389,7 @@ fn begin(
         hide_usage: asked.hide_usage,
         prompt,
         secret: key.map(|key| key.expose().to_owned()),
+        price: spending.price,
         idle: IDLE,
         over: Box::new(move |ended: Ended| spending.ended(&ended)),
     };

@@ -1,6 +1,6 @@
 //! Members outside: the lines that the box holds to a relay, over each of its uplinks, and who comes over them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use polder_control::{
-    BoxStatus, OutsideLine, OutsideSeen, PortState, Sockets, WanRequest, wan_asked,
+    BoxStatus, OutsideLine, OutsideSeen, PortState, Sockets, UplinkStatus, WanRequest, wan_asked,
 };
 use polder_pki::Keeper;
 use polder_reach::dial::{Caller, Doors, Knock, LineState, Rank, Tried, Via, hold};
@@ -34,6 +34,8 @@ pub(crate) struct Outside {
     broken: Mutex<BTreeMap<Via, Instant>>,
     /// Where a relay should knock, for each line.
     knocks: Mutex<BTreeMap<Via, Knock>>,
+    /// Where somebody wants callers to come in over IPv6.
+    six_wanted: Mutex<BTreeSet<Via>>,
 }
 
 impl Outside {
@@ -51,7 +53,8 @@ impl Outside {
             }
         };
         let (pass, lines) = (watch::Sender::new(pass), watch::Sender::default());
-        Self { file, pass, lines, broken: Mutex::default(), knocks: Mutex::default() }
+        let (broken, knocks, six_wanted) = Default::default();
+        Self { file, pass, lines, broken, knocks, six_wanted }
     }
 
     /// The relay's host and port, where there is one.
@@ -70,16 +73,20 @@ impl Outside {
         let line = |(via, state): (Via, LineState)| {
             let mapped = self.knock(&via).doors().and_then(|doors| doors.mapped);
             let since = lock(&self.broken).get(&via).map(Instant::elapsed).unwrap_or_default();
-            let (broken, shut) = match state {
-                LineState::Broken { why } => (Some((since.as_secs(), why)), None),
-                LineState::Held { place, tried, .. } => (None, shut(place, tried, mapped)),
-                LineState::Calling => (None, None),
+            let (broken, shut, six) = match state {
+                LineState::Broken { why } => (Some((since.as_secs(), why)), None, false),
+                LineState::Held { place, tried, seen, .. } => {
+                    let six = seen.ip().to_canonical().is_ipv6();
+                    let wanted = !six || lock(&self.six_wanted).contains(&via);
+                    (None, shut(place, tried, mapped).filter(|_| wanted), six)
+                }
+                LineState::Calling => (None, None, false),
             };
             let interface = match via {
                 Via::Any => None,
                 Via::Interface(name) => Some(name),
             };
-            OutsideLine { interface, broken, shut }
+            OutsideLine { interface, broken, shut, six }
         };
         OutsideSeen { relay: Some(relay), lines: self.lines().into_iter().map(line).collect() }
     }
@@ -178,6 +185,7 @@ impl Outside {
             if !site.uplinks.is_empty() {
                 let seen = WanRequest::Seen(seen(&lines.borrow_and_update()));
                 let said = wan_asked(&sockets, &seen).await.unwrap_or_default();
+                *lock(&self.six_wanted) = six_wanted(&site, &said.uplinks);
                 ports.extend(said.uplinks.into_iter().filter_map(|uplink| {
                     let Some(PortState::Mapped { port, .. }) = uplink.port else { return None };
                     Some((Via::Interface(uplink.interface.as_str().to_owned()), port))
@@ -251,6 +259,17 @@ fn shut(place: Place, tried: Option<Tried>, mapped: Option<u16>) -> Option<u16> 
         Place::Provider => false,
     };
     meant.then_some(port)
+}
+
+/// Over which uplinks somebody wants callers to come in by IPv6: those whose router is to be asked, and those that have no other address. Elsewhere nobody
+/// asked for it: a firewall before everybody's own addresses is what routers have, and the relay leads members in.
+fn six_wanted(site: &Site, uplinks: &[UplinkStatus]) -> BTreeSet<Via> {
+    let only_six = |uplink: &UplinkStatus| {
+        !uplink.addresses.is_empty() && uplink.addresses.iter().all(|ip| ip.is_ipv6())
+    };
+    let asked = site.uplinks.values().filter(|uplink| uplink.ask_router).map(|u| &u.interface);
+    let only = uplinks.iter().filter(|uplink| only_six(uplink)).map(|uplink| &uplink.interface);
+    asked.chain(only).map(|name| Via::Interface(name.as_str().to_owned())).collect()
 }
 
 /// By which address a relay sees what leaves through an interface.
@@ -337,6 +356,69 @@ mod tests {
         assert_eq!(shut(Place::Router, tried(8443, false), Some(8443)), Some(8443));
         assert_eq!(shut(Place::Router, tried(443, false), None), None, "nobody asked the router");
         assert_eq!(shut(Place::Provider, tried(443, false), None), None);
+    }
+
+    #[test]
+    fn a_firewall_before_ipv6_is_told_where_somebody_wants_callers_there_and_nowhere_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let outside = Outside::open(folder.path());
+        let pass = Pass {
+            id: "oak".into(),
+            secret: [3; 32],
+            host: "r.example.org".into(),
+            port: 443,
+            fingerprint: [4; 32],
+        };
+        outside.keep(Some(pass)).unwrap();
+        let via = Via::Interface("enp1s0".into());
+        let shut = |seen: &str| {
+            let state = LineState::Held {
+                names: Vec::new(),
+                seen: seen.parse().unwrap(),
+                place: Place::Public,
+                tried: Some(Tried { port: 443, open: false }),
+            };
+            outside.told(&via, state);
+            let line = outside.seen().lines.remove(0);
+            (line.shut, line.six)
+        };
+        let mut site = Site::unclaimed(8443);
+        let uplink = polder_site::Uplink {
+            interface: "enp1s0".parse().unwrap(),
+            order: 1,
+            metered: false,
+            ask_router: false,
+            targets: Vec::new(),
+        };
+        site.uplinks.insert("glass".parse().unwrap(), uplink);
+        let says = |addresses: &[&str]| UplinkStatus {
+            name: "glass".parse().unwrap(),
+            interface: "enp1s0".parse().unwrap(),
+            metered: false,
+            in_use: true,
+            state: polder_control::UplinkState::Good,
+            for_seconds: 1,
+            loss_percent: 0,
+            delay_ms: None,
+            lost_lately: 0,
+            addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+            silent_targets: Vec::new(),
+            port: None,
+            dead: None,
+            stands_in: None,
+        };
+        let mut want = |ask_router: bool, addresses: &[&str]| {
+            site.uplinks.values_mut().for_each(|uplink| uplink.ask_router = ask_router);
+            *lock(&outside.six_wanted) = six_wanted(&site, &[says(addresses)]);
+        };
+        let (four, six) = ("203.0.113.7:40000", "[2001:db8::7]:40000");
+        want(false, &["192.168.1.7", "2001:db8::7"]);
+        assert_eq!(shut(six), (None, true), "nobody asked for it");
+        assert_eq!(shut(four), (Some(443), false));
+        want(true, &["192.168.1.7", "2001:db8::7"]);
+        assert_eq!(shut(six), (Some(443), true));
+        want(false, &["2001:db8::7"]);
+        assert_eq!(shut(six), (Some(443), true), "there is no other way in");
     }
 
     #[test]

@@ -253,6 +253,10 @@ impl Host for ThisBox {
         }
     }
 
+    async fn confirm(&self, run: RunId) -> Result<(), SetupError> {
+        self.ask(Ask::Confirm { run, by: Actor::Claimer }).await.map(drop)
+    }
+
     async fn cancel(&self, run: RunId) -> Result<(), SetupError> {
         self.ask(Ask::Cancel(run)).await.map(drop)
     }

@@ -217,7 +217,7 @@ async fn a_stranger_becomes_the_first_steward_through_the_real_door() {
     let code = at.code(DoorRequest::OpenClaim).await;
     let page = at.get("/setup/claim").await;
     assert!(
-        page.contains("Step 1 of 7")
+        page.contains("Step 1 of 8")
             && page.contains("content-security-policy: default-src 'none'")
     );
     assert!(at.get("/setup/claim.js").await.contains("location.hash"));
@@ -243,7 +243,9 @@ async fn a_stranger_becomes_the_first_steward_through_the_real_door() {
     assert!(page.contains(&format!("No machine at {nobody} listens to a UPS")), "{page}");
     at.start().await;
     assert_eq!(to(&at.get("/setup").await), "/setup/power");
-    assert_eq!(to(&at.post("/setup/power/on", "").await), "/setup/member");
+    assert_eq!(to(&at.post("/setup/power/on", "").await), "/setup/lines");
+    assert!(at.get("/setup/lines").await.contains("Go on with one line"));
+    assert_eq!(to(&at.post("/setup/lines/on", "").await), "/setup/member");
     assert_eq!(at.supervisor.status.borrow().site.name.as_str(), "dune");
 
     let short = at.post("/setup/member", "name=ada&password=short&again=short").await;
@@ -292,7 +294,8 @@ async fn a_box_that_is_set_up_is_opened_again_only_from_the_console() {
     at.get("/setup/import").await;
     at.post("/setup/address", "name=dune&reach=here").await;
     assert_eq!(to(&at.get("/setup/address").await), "/setup/power");
-    assert_eq!(to(&at.post("/setup/power/on", "").await), "/");
+    assert_eq!(to(&at.post("/setup/power/on", "").await), "/setup/lines");
+    assert_eq!(to(&at.post("/setup/lines/on", "").await), "/");
     assert_eq!(to(&at.get("/setup").await), "/");
 }
 

@@ -17,6 +17,8 @@ const NOTED: i64 = HOUR;
 const SPACE_FOR: i64 = 14 * DAY;
 /// One file of a model is read this often.
 const SPOT: i64 = HOUR;
+/// Between two looks no more time than this counts: whoever starts with a clock of years ago and is told the time has lived no years in between.
+const AWAY: i64 = DAY;
 
 /// Everything that is remembered. Unknown fields are left out, not refused: an older version must be able to go on from what a
 /// newer one wrote.
@@ -37,6 +39,10 @@ pub struct Remembered {
     pub lived_in: Option<i64>,
     /// Since when there are backups and no drill, Unix seconds.
     pub unproved: Option<i64>,
+    /// When the mains was last heard to be away, Unix seconds; nothing once it was heard to be there.
+    pub mains_away: Option<i64>,
+    /// When the box was looked at last, Unix seconds.
+    pub looked: Option<i64>,
     /// Whom to tell, as the door said last: when somebody has to be told, it may not answer.
     pub stewards: Vec<StewardContact>,
 }
@@ -72,6 +78,17 @@ impl Remembered {
         self.space.retain(|(at, _)| (0..SPACE_FOR).contains(&now.saturating_sub(*at)));
         if self.space.last().is_none_or(|(at, _)| now.saturating_sub(*at) >= NOTED) {
             self.space.push((now, free));
+        }
+    }
+
+    /// A look at this moment. What was counted from a clock that jumped meanwhile, or while the box was off for long, goes on from as old as it was.
+    pub(crate) fn looks(&mut self, now: i64) {
+        let passed = self.looked.replace(now).map_or(0, |before| now.saturating_sub(before));
+        if (0..=AWAY).contains(&passed) {
+            return;
+        }
+        for since in [&mut self.lived_in, &mut self.unproved, &mut self.mains_away] {
+            *since = since.map(|since| since.saturating_add(passed));
         }
     }
 
@@ -124,6 +141,25 @@ mod tests {
         // From a newer version.
         std::fs::write(path(state.path()), r#"{"lamps": 3, "spot_at": 5}"#).unwrap();
         assert_eq!(Remembered::read(state.path()).spot_at, 5);
+    }
+
+    #[test]
+    fn a_clock_that_is_told_the_time_makes_nothing_older_than_it_is() {
+        const THEN: i64 = 1_577_836_800;
+        let mut remembered = Remembered::default();
+        let mut age = |now: i64| {
+            remembered.looks(now);
+            now - Remembered::since(&mut remembered.lived_in, Some(true), now).unwrap()
+        };
+        // The first day of a box without a battery for its clock: it believes that it is 2020.
+        assert_eq!((age(THEN), age(THEN + 60)), (0, 60));
+        // Six years later, a minute later.
+        let told = THEN + 6 * 365 * DAY;
+        assert_eq!((age(told), age(told + 60)), (60, 120));
+        // A night without power counts, and so does a clock that is put right by a little.
+        assert_eq!(age(told + 60 + DAY / 2), 120 + DAY / 2);
+        // Years back again, after a power cut: it is as old as it was.
+        assert_eq!((age(THEN), age(THEN + 60)), (120 + DAY / 2, 180 + DAY / 2));
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub struct Seen {
     pub unproved: Option<i64>,
     /// The UPS, where there is one.
     pub battery: Option<BatterySeen>,
+    /// When the mains was heard to be away, Unix seconds, where nothing else was heard since.
+    pub mains_away: Option<i64>,
     /// The backups, where somebody makes them.
     pub backup: Option<BackupSeen>,
     /// How many look after the box, where it is more than a trial and its door tells.
@@ -230,7 +232,7 @@ pub struct UpdateSeen {
     pub offer: Option<String>,
     /// The version that is being tried.
     pub trying: Option<String>,
-    /// Since when nobody could look for one where the site says, Unix seconds, and why not.
+    /// For how many seconds nobody could look for one where the site says, and why not.
     pub unlooked: Option<(i64, String)>,
 }
 

@@ -13,8 +13,8 @@ use std::time::Duration;
 use polder_control::{
     AlertSecret, BackupSeen, BatterySeen, BoxStatus, Channel, Client, ControlError, DoorReply,
     DoorRequest, EngineStatus, Fix, Handler, HealthReply, HealthReport, HealthRequest, OtherPart,
-    Outlet, OutsideLine, OutsideSeen, PartName, PartState, PartStatus, Reply, Request, Sockets,
-    StewardContact, Told,
+    Outlet, OutsideLine, OutsideSeen, PartName, PartState, PartStatus, Reply, Request, Severity,
+    Sockets, StewardContact, Told,
 };
 use polder_site::{Alerts, EngineSlot, MailSecurity, MailServer, PowerPlan, Site};
 use tokio::sync::oneshot;
@@ -554,7 +554,16 @@ async fn a_power_cut_of_which_nobody_hears_any_more_is_not_over_and_a_silent_ups
     place.look().await;
     place.much_later().await;
     let report = place.look().await;
-    assert!(away(&report), "{report:?}");
+    let away = |report: &HealthReport, how: &str, severity| {
+        let mut all = report.standing.iter();
+        let mains = all.find(|standing| standing.issue.what.starts_with("the mains "));
+        mains.is_some_and(|mains| {
+            let issue = &mains.issue;
+            issue.what.contains(how) && issue.severity == severity
+        })
+    };
+    let last = "was away when the UPS was last heard, 7 minutes ago";
+    assert!(away(&report, last, Severity::Warning), "{report:?}");
     let silent = "the UPS has not been heard for 7 minutes";
     assert!(stands(&report).iter().any(|what| what.starts_with(silent)), "{report:?}");
     // Nor does it end because what was said is old.
@@ -562,16 +571,21 @@ async fn a_power_cut_of_which_nobody_hears_any_more_is_not_over_and_a_silent_ups
     place.look().await;
     place.much_later().await;
     let report = place.look().await;
-    assert!(away(&report), "{report:?}");
+    assert!(away(&report, "last heard, 3 hours ago", Severity::Warning), "{report:?}");
     let hours = "the UPS has not been heard for 3 hours";
     assert!(stands(&report).iter().any(|what| what.starts_with(hours)), "{report:?}");
+    // And it is not told as if it were now, for ever, nor does it keep updates away.
+    place.older(3 * 86_400);
+    let report = place.look().await;
+    assert!(away(&report, "last heard, 3 days ago", Severity::Notice), "{report:?}");
+    assert!(report.standing.iter().all(|standing| !standing.issue.unsafe_to_update));
     // It was given up: one issue says so, with a button.
     place.supervisor.status.lock().unwrap().others[0].part.state =
         PartState::GaveUp("it died 5 times of signal 9".into());
     let report = place.look().await;
     let watch = report.standing.iter().find(|s| s.issue.what.starts_with("nobody watches the bat"));
     assert_eq!(watch.unwrap().issue.fix, Some(Fix::StartPart(PartName::Power)), "{report:?}");
-    assert!(away(&report));
+    assert!(away(&report, "was away", Severity::Notice));
     // No UPS any more: nothing is asked for, and what stood is over.
     {
         let mut status = place.supervisor.status.lock().unwrap();
@@ -580,7 +594,7 @@ async fn a_power_cut_of_which_nobody_hears_any_more_is_not_over_and_a_silent_ups
     place.look().await;
     place.much_later().await;
     let report = place.look().await;
-    assert!(!away(&report), "{report:?}");
+    assert!(!stands(&report).iter().any(|what| what.starts_with("the mains")), "{report:?}");
     place.stop().await;
 }
 

@@ -1,6 +1,7 @@
 //! What a member agreed to that an app may learn of them and do in their name. Without it the app is given nothing; when they take it back, all
 //! that it was given ends.
 
+use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
@@ -44,15 +45,17 @@ impl Members {
         let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         people::member(&change, member)?.ok_or(MembersError::NoMember)?;
         let before = agreed(&change, member, app)?.unwrap_or_default();
-        let at = now.max(latest(&change, member, app)?);
+        // Its number, and whether it is one that holds after another was taken back, is the database's own affair.
         change.execute(
             "INSERT INTO agreements (member, app, scope, asks_models, at) SELECT ?1, id, ?3, ?4, ?5
              FROM client_apps WHERE id = ?2
              ON CONFLICT (member, app) DO UPDATE SET scope = excluded.scope,
                  asks_models = excluded.asks_models, at = excluded.at",
-            params![member.0, app, together(&before.0, scope), asks_models || before.1, at],
+            params![member.0, app, together(&before.0, scope), asks_models || before.1, now],
         )?;
         change.commit()?;
+        drop(db);
+        self.keep_gone();
         Ok(())
     }
 
@@ -89,26 +92,52 @@ impl Members {
         Ok(gone > 0)
     }
 
-    /// Fires when a member takes back what they agreed to for this app, when the app is removed, when they sign out where they went
-    /// there from, and when they are sent away.
-    pub(crate) fn at_app(&self, at: AtAppFrom) -> Result<CancellationToken, MembersError> {
+    /// Fires when this visit ends before its time, when a member takes back what they agreed to for the app, when it is removed, when they sign
+    /// out where they went there from, and when they are sent away.
+    pub(crate) fn at_app(
+        &self,
+        at: AtAppFrom,
+        visit: &str,
+    ) -> Result<CancellationToken, MembersError> {
         let gone = self.gone(at.member);
         let known = {
             let all = self.0.at_apps.lock().unwrap_or_else(PoisonError::into_inner);
-            all.get(&at).filter(|token| !token.is_cancelled()).cloned()
+            let known = all.get(&at).and_then(|ends| ends.visits.get(visit));
+            known.filter(|token| !token.is_cancelled()).cloned()
         };
         if let Some(token) = known {
             return Ok(token);
         }
-        // So that sessions that grew old leave nothing here.
+        // So that sessions that grew old leave nothing here, nor visits.
         self.end_without_session(at.member)?;
+        let there: Vec<String> = {
+            let db = self.db();
+            let mut query =
+                db.prepare_cached("SELECT id FROM visits WHERE session = ?1 AND app = ?2")?;
+            let rows = query.query_map(params![at.session, at.app], |row| row.get(0))?;
+            rows.collect::<Result<_, _>>()?
+        };
+        let new = || EndsAtApp { all: gone.child_token(), visits: HashMap::new() };
         let mut all = self.0.at_apps.lock().unwrap_or_else(PoisonError::into_inner);
-        let token = all.entry(at).or_insert_with(|| gone.child_token());
+        let ends = all.entry(at).or_insert_with(new);
         // They were sent away, and are back.
-        if token.is_cancelled() {
-            *token = gone.child_token();
+        if ends.all.is_cancelled() {
+            *ends = new();
         }
+        // An answer may last longer than its visit, and ends with the session all the same.
+        ends.visits.retain(|id, _| there.contains(id));
+        let token = ends.visits.entry(visit.to_owned()).or_insert_with(|| ends.all.child_token());
         Ok(token.clone())
+    }
+
+    /// Ends what apps ask by these visits. *In memory*.
+    pub(crate) fn end_visits(&self, visits: &[String]) {
+        let mut all = self.0.at_apps.lock().unwrap_or_else(PoisonError::into_inner);
+        for ends in all.values_mut() {
+            for token in visits.iter().filter_map(|visit| ends.visits.remove(visit)) {
+                token.cancel();
+            }
+        }
     }
 
     /// Ends what apps ask in a member's name for whom they went there from a browser in which they are signed in no more.
@@ -126,14 +155,22 @@ impl Members {
     /// Ends what apps ask in members' names, where this is so. *In memory*.
     pub(crate) fn end_at_apps(&self, which: impl Fn(&AtAppFrom) -> bool) {
         let mut all = self.0.at_apps.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|at, token| {
+        all.retain(|at, known| {
             let ends = which(at);
             if ends {
-                token.cancel();
+                known.all.cancel();
             }
             !ends
         });
     }
+}
+
+/// Ends what an app asks in somebody's name: all of it, or by one visit.
+#[derive(Debug)]
+pub(crate) struct EndsAtApp {
+    all: CancellationToken,
+    /// By the visits' ids; each of them ends with all of it too.
+    visits: HashMap<String, CancellationToken>,
 }
 
 /// Somebody at an app, and the digest of the session from which they went there.
@@ -144,17 +181,22 @@ pub(crate) struct AtAppFrom {
     pub(crate) session: Vec<u8>,
 }
 
-/// No agreement of theirs for this app may be told as earlier than this, whatever the clock says: not than what they agreed to before, and later
-/// than what they took back, so that a database of an earlier day brings back nothing that was taken back since.
-fn latest(db: &Connection, member: MemberId, app: &str) -> rusqlite::Result<i64> {
-    db.prepare_cached(
-        "SELECT max(
-            coalesce((SELECT at FROM agreements WHERE member = ?1 AND app = ?2), 0),
-            coalesce((SELECT max(CAST(substr(key, length(?2) + 2) AS INTEGER)) + 1
-                FROM revocations JOIN members ON members.id = member AND created_at = since
-                WHERE kind = 'agreement' AND member = ?1 AND substr(key, 1, length(?2) + 1) = ?2 || ' '), 0))",
-    )?
-    .query_row(params![member.0, app], |row| row.get(0))
+/// Removes what does not hold by the list of revocations: an agreement for an app for which its member took something back, unless it is one that
+/// they agreed to again and did not take back by itself. No clock and no order is in it, so that it does not matter of which day a database is, nor
+/// which was restored before. Says how many.
+pub(crate) fn settle(db: &Connection) -> rusqlite::Result<usize> {
+    db.execute(
+        "DELETE FROM agreements WHERE EXISTS (
+            SELECT 1 FROM members JOIN revocations ON revocations.member = members.id AND since = members.created_at
+            WHERE members.id = agreements.member AND kind = 'agreement' AND substr(key, 1, length(app) + 1) = app || ' ')
+         AND (NOT EXISTS (
+            SELECT 1 FROM members JOIN revocations ON revocations.member = members.id AND since = members.created_at
+            WHERE members.id = agreements.member AND kind = 'agreed-again' AND key = app || ' ' || agreements.number)
+         OR EXISTS (
+            SELECT 1 FROM members JOIN revocations ON revocations.member = members.id AND since = members.created_at
+            WHERE members.id = agreements.member AND kind = 'agreement' AND key = app || ' ' || agreements.number))",
+        [],
+    )
 }
 
 /// Whether a member agreed that this app learns all of `scope` and does what it may do by now; `None` where there is no such app.
@@ -200,7 +242,12 @@ fn together(before: &str, scope: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::{Clock, NewClientApp, NewMember, Role, Secret};
 
     #[test]
     fn an_agreement_covers_what_was_said_and_not_what_grew_since() {
@@ -211,5 +258,126 @@ mod tests {
         assert!(!covers(("", true), false, "openid"));
         assert_eq!(together("openid email", "openid groups"), "openid email groups");
         assert_eq!(together("", "openid"), "openid");
+    }
+
+    /// What happens to what somebody agreed to.
+    #[derive(Debug, Clone)]
+    enum Happens {
+        Agrees(bool),
+        TakesBack,
+        IsBackedUp,
+        /// One of the backups so far.
+        IsRestored(usize),
+        /// In days, also back.
+        ClockMoves(i64),
+    }
+
+    fn happens() -> impl Strategy<Value = Happens> {
+        prop_oneof![
+            3 => any::<bool>().prop_map(Happens::Agrees),
+            3 => Just(Happens::TakesBack),
+            3 => Just(Happens::IsBackedUp),
+            3 => any::<usize>().prop_map(Happens::IsRestored),
+            1 => (-900i64..900).prop_map(Happens::ClockMoves),
+        ]
+    }
+
+    /// A box of one member and one app, and the clock that it goes by.
+    fn new_box(folder: &Path) -> (MemberId, String) {
+        let members = Members::open(&folder.join("polder.db")).unwrap();
+        let password = Secret::new("four words in a row".into());
+        let ada = NewMember { name: "ada".into(), email: None, password };
+        let ada = members.add_member(&ada, Role::Member).unwrap().id;
+        let redirects = vec!["https://wiki.example/back".to_owned()];
+        let new = NewClientApp { name: "Wiki".into(), redirects, ..Default::default() };
+        (ada, members.add_client_app(&new).unwrap().0.id)
+    }
+
+    /// Goes through it all, and compares with what was agreed to and taken back in truth: by the order in which people did it.
+    fn goes_through(folder: &Path, (ada, app): &(MemberId, String), all: &[Happens]) {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("polder.db");
+        std::fs::copy(folder.join("polder.db"), &path).unwrap();
+        let clock = Clock::system();
+        let mut members = Members::open_with_clock(&path, clock.clone()).unwrap();
+        let mut backups: Vec<(std::path::PathBuf, Option<usize>)> = Vec::new();
+        // When what holds was agreed to, and when something was taken back last.
+        let (mut holds, mut taken_back) = (None, 0);
+        for (now, happened) in all.iter().enumerate() {
+            let now = now + 1;
+            match happened {
+                Happens::Agrees(more) => {
+                    let scope = if *more { "openid email" } else { "openid" };
+                    members.agree_to_app(*ada, app, scope, false).unwrap();
+                    holds = holds.or(Some(now));
+                }
+                Happens::TakesBack => {
+                    assert_eq!(members.take_back_from_app(*ada, app).unwrap(), holds.is_some());
+                    taken_back = if holds.take().is_some() { now } else { taken_back };
+                }
+                Happens::IsBackedUp => {
+                    let copy = place.path().join(format!("{now}.db"));
+                    let into = format!("VACUUM INTO '{}'", copy.display());
+                    members.db().execute_batch(&into).unwrap();
+                    backups.push((copy, holds));
+                }
+                Happens::IsRestored(which) if !backups.is_empty() => {
+                    let (copy, held) = &backups[which % backups.len()];
+                    drop(members);
+                    for side in ["-wal", "-shm"] {
+                        let _ = std::fs::remove_file(place.path().join(format!("polder.db{side}")));
+                    }
+                    std::fs::copy(copy, &path).unwrap();
+                    members = Members::open_with_clock(&path, clock.clone()).unwrap();
+                    holds = held.filter(|agreed| *agreed > taken_back);
+                }
+                Happens::IsRestored(_) => {}
+                Happens::ClockMoves(days) => clock.pass(days * 86_400),
+            }
+            let there = !members.agreements(*ada).unwrap().is_empty();
+            assert_eq!(there, holds.is_some(), "after step {now} of {all:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_taken_back_stays_so_whichever_of_two_backups_is_restored_first() {
+        use Happens::{Agrees, ClockMoves, IsBackedUp, IsRestored, TakesBack};
+        let folder = tempfile::tempdir().unwrap();
+        let ids = new_box(folder.path());
+        for (one, other) in [(IsRestored(0), IsRestored(1)), (IsRestored(1), IsRestored(0))] {
+            // A backup without it, one of a day on which the clock was two years ahead; agreed to and taken back between the two.
+            goes_through(
+                folder.path(),
+                &ids,
+                &[
+                    IsBackedUp,
+                    ClockMoves(730),
+                    Agrees(true),
+                    IsBackedUp,
+                    ClockMoves(-730),
+                    one,
+                    Agrees(false),
+                    TakesBack,
+                    other,
+                ],
+            );
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn what_holds_is_what_was_agreed_to_after_it_was_last_taken_back_whatever_is_restored(
+            all in proptest::collection::vec(happens(), 1..14),
+        ) {
+            static BOX: std::sync::OnceLock<(tempfile::TempDir, (MemberId, String))> =
+                std::sync::OnceLock::new();
+            let (folder, ids) = BOX.get_or_init(|| {
+                let folder = tempfile::tempdir().unwrap();
+                let ids = new_box(folder.path());
+                (folder, ids)
+            });
+            goes_through(folder.path(), ids, &all);
+        }
     }
 }

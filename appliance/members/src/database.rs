@@ -426,6 +426,49 @@ const ADDITIONS: &[(&str, &str)] = &[
          FROM members JOIN client_apps ON client_apps.id = OLD.app WHERE members.id = OLD.member;
      END;",
     ),
+    (
+        "agreements by number",
+        "-- Which one it is, whatever the clock says: what was taken back is told by this. Those of before are known by when.
+     ALTER TABLE agreements ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+     UPDATE agreements SET number = at;
+     CREATE UNIQUE INDEX agreed_again_once ON revocations(member, since, key) WHERE kind = 'agreed-again';
+     -- Where they had taken back what they agreed to for this app, only what is on the list as agreed to since holds.
+     INSERT OR IGNORE INTO revocations (at, kind, member, since, key)
+         SELECT unixepoch(), 'agreed-again', members.id, created_at, app || ' ' || agreements.number
+         FROM agreements JOIN members ON members.id = agreements.member
+         WHERE EXISTS (SELECT 1 FROM revocations WHERE kind = 'agreement' AND member = members.id AND since = created_at
+             AND substr(key, 1, length(app) + 1) = app || ' ');
+     -- Larger than any time, so that it is none of before.
+     CREATE TRIGGER number_agreement AFTER INSERT ON agreements WHEN NEW.number = 0 BEGIN
+         UPDATE agreements SET number = (random() & 2305843009213693951) | 2305843009213693952
+             WHERE member = NEW.member AND app = NEW.app;
+         INSERT OR IGNORE INTO revocations (at, kind, member, since, key)
+         SELECT unixepoch(), 'agreed-again', members.id, created_at, app || ' ' || agreements.number
+         FROM agreements JOIN members ON members.id = agreements.member
+         WHERE agreements.member = NEW.member AND app = NEW.app
+             AND EXISTS (SELECT 1 FROM revocations WHERE kind = 'agreement' AND member = members.id AND since = created_at
+                 AND substr(key, 1, length(app) + 1) = app || ' ');
+     END;
+     DROP TRIGGER revoke_agreement;
+     CREATE TRIGGER revoke_agreement AFTER DELETE ON agreements BEGIN
+         DELETE FROM visits WHERE app = OLD.app
+             AND session IN (SELECT digest FROM sessions WHERE member = OLD.member);
+         -- With one that held, those of other days go which a restore had taken away. One that did not hold takes nothing along.
+         INSERT OR IGNORE INTO revocations (at, kind, member, since, key)
+         SELECT unixepoch(), 'agreement', other.member, other.since, other.key
+         FROM members JOIN client_apps ON client_apps.id = OLD.app
+         JOIN revocations AS other ON other.kind = 'agreed-again' AND other.member = members.id
+             AND other.since = members.created_at AND substr(other.key, 1, length(OLD.app) + 1) = OLD.app || ' '
+         WHERE members.id = OLD.member
+             AND EXISTS (SELECT 1 FROM revocations WHERE kind = 'agreed-again' AND member = members.id
+                 AND since = members.created_at AND key = OLD.app || ' ' || OLD.number)
+             AND NOT EXISTS (SELECT 1 FROM revocations WHERE kind = 'agreement' AND member = members.id
+                 AND since = members.created_at AND key = OLD.app || ' ' || OLD.number);
+         INSERT OR IGNORE INTO revocations (at, kind, member, since, key)
+         SELECT unixepoch(), 'agreement', members.id, members.created_at, OLD.app || ' ' || OLD.number
+         FROM members JOIN client_apps ON client_apps.id = OLD.app WHERE members.id = OLD.member;
+     END;",
+    ),
 ];
 
 /// Opens the file, private to its owner, and brings its layout up to date.

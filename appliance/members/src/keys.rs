@@ -400,7 +400,7 @@ impl Members {
         let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let minted = self.insert_key(&change, owner, new, false)?;
         change.commit()?;
-        self.reload(&db, owner)?;
+        self.reload_keys(&db, Some(owner))?;
         Ok(minted)
     }
 
@@ -422,7 +422,7 @@ impl Members {
         let minted = self.insert_key(&change, owner, &new, true)?;
         change.commit()?;
         self.forget(|id, _| before.contains(id));
-        self.reload(&db, owner)?;
+        self.reload_keys(&db, Some(owner))?;
         drop(db);
         self.keep_gone();
         Ok(minted)
@@ -447,7 +447,7 @@ impl Members {
         let minted = self.insert_key(&change, owner, &new, true)?;
         change.commit()?;
         self.forget(|id, _| before.contains(id));
-        self.reload(&db, owner)?;
+        self.reload_keys(&db, Some(owner))?;
         Ok(Some(minted))
     }
 
@@ -505,7 +505,7 @@ impl Members {
 
     /// After a member changed: their keys as they are now, or none.
     pub(crate) fn refresh_owner(&self, owner: MemberId) -> Result<(), MembersError> {
-        self.reload(&self.db(), owner)
+        self.reload_keys(&self.db(), Some(owner))
     }
 
     fn insert_key(
@@ -593,13 +593,18 @@ impl Members {
         Ok(MintedKey { info, key })
     }
 
-    /// Makes the keys in memory those in the database, for one owner. The caller holds the
+    /// Makes the keys in memory those in the database, for one owner or for all. The caller holds the
     /// database, so that two changes cannot overtake each other.
-    fn reload(&self, db: &Connection, owner: MemberId) -> Result<(), MembersError> {
-        let fresh = read_live(db, &self.0.clock, Some(owner))?;
+    pub(crate) fn reload_keys(
+        &self,
+        db: &Connection,
+        owner: Option<MemberId>,
+    ) -> Result<(), MembersError> {
+        let fresh = read_live(db, &self.0.clock, owner)?;
         let mut keys = self.0.keys.write().unwrap_or_else(PoisonError::into_inner);
-        let (old, others): (HashMap<_, _>, HashMap<_, _>) =
-            keys.drain().partition(|(_, live)| live.grant.member == owner);
+        let (old, others): (HashMap<_, _>, HashMap<_, _>) = keys
+            .drain()
+            .partition(|(_, live)| owner.is_none_or(|owner| live.grant.member == owner));
         *keys = others;
         for (id, mut live) in fresh {
             if let Some(was) = old.get(&id) {

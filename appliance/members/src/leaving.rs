@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::params;
+use rusqlite::{Row, params};
 use serde_json::{Value, json};
 
 use crate::usage::KEPT_DAYS;
@@ -21,6 +21,8 @@ pub struct Belongings {
     pub usage: u64,
     /// They are among those who hold a recovery sheet that is in force.
     pub sheet: bool,
+    /// Entries of the books that are about them, or that they made: those stay, and so does their name beside them until somebody asks that it go.
+    pub entries: u64,
     /// They are the only one who looks after the box.
     pub last_steward: bool,
     /// Without them one steward is left, alone.
@@ -52,6 +54,10 @@ impl Members {
                 "SELECT count(*) FROM sheets WHERE holder = ?1 AND confirmed_at IS NOT NULL",
                 &[id.0],
             )? > 0,
+            entries: count(
+                "SELECT count(*) FROM ledger WHERE member = ?1 OR by_member = ?1",
+                &[id.0],
+            )?,
             last_steward: member.is_steward() && stewards == 1,
             leaves_one: member.is_steward() && stewards == 2,
         })
@@ -88,6 +94,9 @@ impl Members {
             "answers_at_once": member.share.answers_at_once,
             "disabled": member.disabled,
             "no_steward_by_groups": member.kept_member,
+            "has_password": member.has_password,
+            "never_asked_elsewhere": member.stays_here,
+            "steward_since": self.steward_since(id)?.map(time),
         });
         let keys: Vec<Value> = keys
             .iter()
@@ -103,6 +112,10 @@ impl Members {
                     "requests_per_minute": key.limits.requests_per_minute,
                     "tokens_per_minute": key.limits.tokens_per_minute,
                     "tokens_per_month": key.limits.tokens_per_month,
+                    "requests_at_once": key.limits.at_once,
+                    "refuses_unknown_fields": key.strict,
+                    "waits_for_others": key.background,
+                    "never_asked_elsewhere": key.stays_here,
                     "tokens_this_month": key.tokens_this_month,
                 })
             })
@@ -129,11 +142,21 @@ impl Members {
             })
             .collect();
         let (sessions, invites) = (self.own_sessions(id)?, self.own_invites(id)?);
-        let linked: Vec<Value> = self
-            .identities(id)?
-            .iter()
-            .map(|l| json!({ "issuer": l.issuer, "name": l.shown, "email": l.email, "last_used": time(l.seen_at) }))
-            .collect();
+        let linked = self.own_rows(
+            "SELECT issuer, subject, shown, email, made_steward, created_at, seen_at FROM identities WHERE member = ?1 ORDER BY issuer",
+            id,
+            |row| {
+                Ok(json!({
+                    "issuer": row.get::<_, String>(0)?,
+                    "known_there_as": row.get::<_, String>(1)?,
+                    "name": row.get::<_, String>(2)?,
+                    "email": row.get::<_, Option<String>>(3)?,
+                    "made_you_steward": row.get::<_, bool>(4)?,
+                    "linked": time(row.get(5)?),
+                    "last_used": time(row.get(6)?),
+                }))
+            },
+        )?;
         let apps: Vec<Value> = self
             .agreements(id)?
             .iter()
@@ -147,14 +170,124 @@ impl Members {
         Ok(vec![
             ("profile.json", text(&profile)),
             ("keys.json", text(&json!(keys))),
-            ("identities.json", text(&json!(linked))),
+            ("identities.json", text(&linked)),
             ("apps.json", text(&json!(apps))),
+            ("at-apps.json", text(&self.own_visits(id)?)),
+            ("collective.json", text(&self.own_part(id)?)),
             ("money.csv", money),
             ("sessions.json", text(&sessions)),
             ("invites.json", text(&invites)),
             ("usage-by-month.json", text(&json!(months))),
             ("usage-by-day.json", text(&json!(days))),
         ])
+    }
+
+    /// What a query says about a member, who is its first value.
+    fn own_rows(
+        &self,
+        query: &str,
+        id: MemberId,
+        one: impl Fn(&Row<'_>) -> rusqlite::Result<Value>,
+    ) -> Result<Value, MembersError> {
+        let db = self.db();
+        let mut query = db.prepare_cached(query)?;
+        let rows = query.query_map([id.0], |row| one(row))?;
+        let all: Vec<Value> = rows.collect::<Result<_, _>>()?;
+        Ok(json!(all))
+    }
+
+    fn steward_since(&self, id: MemberId) -> Result<Option<i64>, MembersError> {
+        let since: i64 = self.db().query_row(
+            "SELECT steward_since FROM members WHERE id = ?1",
+            [id.0],
+            |row| row.get(0),
+        )?;
+        Ok(Some(since).filter(|since| *since > 0))
+    }
+
+    /// Where they went to with the box. What the app was given for it is no word about them.
+    fn own_visits(&self, id: MemberId) -> Result<Value, MembersError> {
+        self.own_rows(
+            "SELECT name, visits.scope, visits.created_at FROM visits JOIN client_apps ON client_apps.id = app
+             JOIN sessions ON sessions.digest = session WHERE member = ?1 ORDER BY visits.created_at",
+            id,
+            |row| {
+                Ok(json!({
+                    "app": row.get::<_, String>(0)?,
+                    "asked": row.get::<_, String>(1)?,
+                    "went_there": time(row.get(2)?),
+                }))
+            },
+        )
+    }
+
+    /// Their part in what the collective decides. Of others in it, only their numbers.
+    fn own_part(&self, id: MemberId) -> Result<Value, MembersError> {
+        let trial =
+            self.own_rows("SELECT under_alias FROM trial WHERE member = ?1", id, |row| {
+                Ok(json!({ "under_its_usual_name": row.get::<_, bool>(0)? }))
+            })?;
+        let shares =
+            self.own_rows("SELECT from_month FROM usage_shares WHERE member = ?1", id, |row| {
+                let month: i64 = row.get(0)?;
+                Ok(json!(format!("{:04}-{:02}", month.div_euclid(12), month.rem_euclid(12) + 1)))
+            })?;
+        let sheets = self.own_rows(
+            "SELECT made, number, confirmed_at FROM sheets WHERE holder = ?1 ORDER BY made, number",
+            id,
+            |row| {
+                Ok(json!({
+                    "made": time(row.get(0)?),
+                    "number": row.get::<_, i64>(1)?,
+                    "typed_back": row.get::<_, Option<i64>>(2)?.map(time),
+                }))
+            },
+        )?;
+        let proposals = self.own_rows(
+            "SELECT what, target, successor, by, at FROM proposals WHERE ?1 IN (target, successor, by) ORDER BY id",
+            id,
+            |row| {
+                Ok(json!({
+                    "what": row.get::<_, String>(0)?,
+                    "about_member": row.get::<_, i64>(1)?,
+                    "instead_member": row.get::<_, Option<i64>>(2)?,
+                    "by_member": row.get::<_, i64>(3)?,
+                    "at": time(row.get(4)?),
+                }))
+            },
+        )?;
+        let recovery =
+            self.own_rows("SELECT asked_at FROM recovery WHERE member = ?1", id, |row| {
+                Ok(json!(time(row.get(0)?)))
+            })?;
+        let ending = self.own_rows("SELECT at FROM ending WHERE member = ?1", id, |row| {
+            Ok(json!(time(row.get(0)?)))
+        })?;
+        let read = self.own_rows(
+            "SELECT at FROM announcements_read JOIN announcements ON announcements.id = announcement
+             WHERE member = ?1 ORDER BY announcement",
+            id,
+            |row| Ok(json!(time(row.get(0)?))),
+        )?;
+        let list = self.own_rows(
+            "SELECT at, kind, key FROM revocations JOIN members ON members.id = member AND created_at = since
+             WHERE member = ?1 ORDER BY number",
+            id,
+            |row| {
+                let (kind, key): (String, Option<String>) = (row.get(1)?, row.get(2)?);
+                Ok(json!({ "at": time(row.get(0)?), "what": kind, "of": key }))
+            },
+        )?;
+        Ok(json!({
+            "tries_a_model": trial,
+            "costs_by_usage_since": shares,
+            "recovery_sheets_kept": sheets,
+            "proposals": proposals,
+            "asked_to_get_in_again": recovery,
+            "asked_for_the_end_of_the_box": ending,
+            "announcements_read_of": read,
+            "on_the_list_of_what_never_works_again": list,
+        }))
     }
 
     fn own_sessions(&self, id: MemberId) -> Result<Value, MembersError> {
@@ -203,4 +336,210 @@ impl Members {
 /// Unix seconds as people and programs read them.
 fn time(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).map(|at| at.to_string()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::types::Value as Cell;
+
+    use super::*;
+    use crate::{NewClientApp, NewKey, NewMember, NewVisit, Role, Secret};
+
+    /// Every table, and in which file of a member's own data it is, or why it is in none.
+    const WHERE: [(&str, Result<&str, &str>); 32] = [
+        ("members", Ok("profile.json")),
+        ("sessions", Ok("sessions.json")),
+        ("invites", Ok("invites.json")),
+        ("keys", Ok("keys.json")),
+        ("quota_use", Ok("keys.json")),
+        ("usage", Ok("usage-by-day.json")),
+        ("identities", Ok("identities.json")),
+        ("agreements", Ok("apps.json")),
+        ("visits", Ok("at-apps.json")),
+        ("ledger", Ok("money.csv")),
+        ("trial", Ok("collective.json")),
+        ("usage_shares", Ok("collective.json")),
+        ("sheets", Ok("collective.json")),
+        ("proposals", Ok("collective.json")),
+        ("recovery", Ok("collective.json")),
+        ("ending", Ok("collective.json")),
+        ("announcements_read", Ok("collective.json")),
+        ("revocations", Ok("collective.json")),
+        ("visit_tokens", Err("digests of what an app was given for a visit")),
+        ("announcements", Err("what everybody is told")),
+        ("client_apps", Err("apps of everybody")),
+        ("ledger_names", Err("of whoever is a member no more")),
+        ("kept_identities", Err("digests, of whoever is a member no more")),
+        ("forgetting", Err("a number, until the engines have forgotten")),
+        ("deeds", Err("on its way into the audit trail")),
+        ("elsewhere", Err("nobody's by name")),
+        ("elsewhere_open", Err("nobody's by name")),
+        ("claim", Err("nobody's yet")),
+        ("setup_session", Err("nobody's yet")),
+        ("wizard", Err("nobody's yet")),
+        ("additions", Err("the layout of the file")),
+        ("sqlite_sequence", Err("the file's own")),
+    ];
+
+    /// A box on which Zoë has something in every table, and Ben.
+    fn place() -> (Members, MemberId, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let members = Members::open(&folder.path().join("polder.db")).unwrap();
+        let add = |name: &str, email: &str| {
+            let password = Secret::new("four words in a row".into());
+            let new = NewMember { name: name.into(), email: Some(email.into()), password };
+            members.add_member(&new, Role::Steward).unwrap().id
+        };
+        let (ben, zoe) = (add("Ben", "ben@oak.example"), add("Zo\u{eb}", "zoe@canary.example"));
+        let (_, session) = members.begin_session(zoe).unwrap();
+        let key = NewKey { label: "canary-key".into(), ..Default::default() };
+        let key = members.mint_key(zoe, &key).unwrap().info.id.0;
+        let hour = std::time::Duration::from_secs(3600);
+        members.invite(zoe, Role::Member, "canary-invite", hour).unwrap();
+        let redirects = vec!["https://wiki.example/back".to_owned()];
+        let new = NewClientApp { name: "canary-app".into(), redirects, ..Default::default() };
+        let app = members.add_client_app(&new).unwrap().0.id;
+        for _ in 0..2 {
+            members.agree_to_app(zoe, &app, "openid", false).unwrap();
+            members.take_back_from_app(zoe, &app).unwrap();
+        }
+        members.agree_to_app(zoe, &app, "openid", false).unwrap();
+        let visit = NewVisit {
+            app,
+            issuer: "https://oak.local".into(),
+            redirect: "https://wiki.example/back".into(),
+            challenge: None,
+            nonce: None,
+            scope: "openid".into(),
+        };
+        members.begin_visit(session.expose(), &visit).unwrap().unwrap();
+        members.db().execute_batch(&format!(
+            "INSERT INTO usage VALUES ('2026-11-01', {z}, '{key}', 'canary-model', 3, 4, 5);
+             INSERT INTO quota_use VALUES ('{key}', 24322, 77);
+             INSERT INTO identities VALUES ('https://sso.example', 'canary-subject', {z}, 'canary-shown', 'zoe@canary.example', 1, 5, 6);
+             INSERT INTO ledger (day, kind, member, cents, note, by_member, at) VALUES ('2026-11-02', 'payment', {z}, 4711, 'dues', {b}, 7);
+             INSERT INTO trial VALUES ({z}, 1);
+             INSERT INTO usage_shares VALUES ({z}, 24322);
+             INSERT INTO sheets VALUES (86400, 1, {z}, 'Zo\u{eb}', x'00', 90000);
+             INSERT INTO proposals (target, what, successor, by, at) VALUES ({b}, 'member', NULL, {z}, 172800);
+             INSERT INTO recovery VALUES (1, 259200, {z}, 'Zo\u{eb}', 'zo\u{eb}', NULL, 'Ben');
+             INSERT INTO ending VALUES (1, 'Zo\u{eb}', {z}, 345600, 1);
+             INSERT INTO announcements (at, by, text) VALUES (432000, 'the box', 'Zo\u{eb} looks after it');
+             INSERT INTO announcements_read VALUES ({z}, (SELECT max(id) FROM announcements));",
+            z = zoe.0, b = ben.0
+        )).unwrap();
+        (members, zoe, folder)
+    }
+
+    fn tables(members: &Members) -> Vec<String> {
+        let db = members.db();
+        let mut query = db
+            .prepare("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+            .unwrap();
+        let rows = query.query_map([], |row| row.get(0)).unwrap();
+        rows.collect::<Result<_, _>>().unwrap()
+    }
+
+    #[test]
+    fn what_a_member_takes_along_is_of_every_table_that_knows_them() {
+        let (members, zoe, _folder) = place();
+        let there: std::collections::BTreeSet<String> = tables(&members).into_iter().collect();
+        let known = WHERE.iter().map(|(table, _)| (*table).to_owned()).collect();
+        assert_eq!(there, known, "say where the table is in a member's own data, or why not");
+        let files = members.own_data(zoe).unwrap();
+        let file = |name: &str| &files.iter().find(|(known, _)| *known == name).unwrap().1;
+        for (table, place) in WHERE {
+            assert!(place.is_err() || !file(place.unwrap()).is_empty(), "{table}");
+        }
+        for (name, canaries) in [
+            ("profile.json", &["zoe@canary.example", "never_asked_elsewhere", "has_password"][..]),
+            ("keys.json", &["canary-key", "refuses_unknown_fields", "waits_for_others"]),
+            ("invites.json", &["canary-invite"]),
+            ("usage-by-day.json", &["canary-model"]),
+            ("usage-by-month.json", &["canary-model"]),
+            (
+                "identities.json",
+                &["canary-subject", "canary-shown", "zoe@canary.example", "1970-01-01T00:00:05Z"],
+            ),
+            ("apps.json", &["canary-app"]),
+            ("at-apps.json", &["canary-app"]),
+            ("money.csv", &["47.11"]),
+            (
+                "collective.json",
+                &[
+                    "\"under_its_usual_name\": true",
+                    "2026-11",
+                    "1970-01-02T00:00:00Z",
+                    "1970-01-02T01:00:00Z",
+                    "1970-01-03T00:00:00Z",
+                    "1970-01-04T00:00:00Z",
+                    "1970-01-05T00:00:00Z",
+                    "1970-01-06T00:00:00Z",
+                    "agreed-again",
+                ],
+            ),
+        ] {
+            for canary in canaries {
+                assert!(file(name).contains(canary), "{canary} is not in {name}: {}", file(name));
+            }
+        }
+        for (name, text) in &files {
+            assert!(!text.contains("Ben") && !text.contains("ben@"), "{name}: {text}");
+        }
+    }
+
+    #[test]
+    fn of_a_member_who_was_removed_nothing_is_left_but_what_their_plan_says() {
+        let (members, zoe, _folder) = place();
+        let goes = members.belongings(zoe).unwrap();
+        assert_eq!((goes.keys, goes.sessions, goes.invites, goes.usage), (1, 1, 1, 1));
+        assert!(goes.sheet && goes.entries == 1);
+        members.remove_member(zoe).unwrap();
+        let mut left = Vec::new();
+        for table in tables(&members) {
+            let db = members.db();
+            let mut query = db.prepare(&format!("SELECT * FROM \"{table}\"")).unwrap();
+            let columns: Vec<String> = query.column_names().map(str::to_owned).collect();
+            let mut rows = query.query([]).unwrap();
+            while let Some(row) = rows.next().unwrap() {
+                for (at, column) in columns.iter().enumerate() {
+                    let of_a_member =
+                        ["member", "made_by", "holder", "target", "successor", "by_member"];
+                    let is = match row.get::<_, Cell>(at).unwrap() {
+                        Cell::Integer(number) => {
+                            number == zoe.0 && of_a_member.contains(&column.as_str())
+                        }
+                        Cell::Text(text) => ["zo\u{eb}", "zoe@", "canary-"]
+                            .iter()
+                            .any(|word| text.to_lowercase().contains(word)),
+                        _ => false,
+                    };
+                    if is {
+                        left.push(format!("{table}.{column}"));
+                    }
+                }
+            }
+        }
+        left.sort();
+        left.dedup();
+        assert_eq!(
+            left,
+            [
+                // Everybody was told, and everybody's app.
+                "announcements.text",
+                "client_apps.name",
+                // Until the engines have forgotten.
+                "forgetting.member",
+                // A number, and the name until somebody asks that it go.
+                "ledger.member",
+                "ledger_names.member",
+                "ledger_names.name",
+                // A number.
+                "revocations.member",
+                // Whom to ask for the paper, until new ones are made.
+                "sheets.holder_name",
+            ]
+        );
+        members.take_name_off(zoe.0).unwrap();
+    }
 }

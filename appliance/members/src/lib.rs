@@ -89,7 +89,7 @@ struct Inner {
     /// For members who run something without a key.
     gone: Mutex<HashMap<MemberId, CancellationToken>>,
     /// For members in whose name an app asks models.
-    at_apps: Mutex<HashMap<agreements::AtAppFrom, CancellationToken>>,
+    at_apps: Mutex<HashMap<agreements::AtAppFrom, agreements::EndsAtApp>>,
     /// What apps ask with, by digest, with its end: so that what strangers make up costs no look into the database.
     access: Mutex<HashMap<[u8; 32], i64>>,
     /// Up to which revocation the file beside the database has them all.
@@ -117,7 +117,7 @@ impl Members {
     /// [`Members::open`], telling the time by `clock`: for tests of what expires.
     pub fn open_with_clock(path: &Path, clock: Clock) -> Result<Self, MembersError> {
         let mut db = database::open(path)?;
-        let gone_kept = revocations::settle(&mut db, path)?;
+        let (gone_kept, _) = revocations::settle(&mut db, path)?;
         elsewhere::close_left_open(&db)?;
         let keys = keys::load(&db, &clock)?;
         let trying = trial::load(&db)?;

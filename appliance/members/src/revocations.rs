@@ -2,7 +2,7 @@
 //! backup brings back to an earlier day.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,7 +12,7 @@ use std::sync::PoisonError;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 
-use crate::{MemberId, Members, MembersError, keys};
+use crate::{MemberId, Members, MembersError, agreements};
 
 /// The file of what was revoked, in the state folder. Backups have it, and no restore replaces it.
 pub const GONE: &str = "gone.jsonl";
@@ -112,7 +112,19 @@ pub enum Revoked {
         since: i64,
         /// The app's public id.
         app: String,
-        /// When they had agreed, in Unix seconds: what they agree to later holds.
+        /// Which agreement it was: a number of its own; of those of an older version, when it was. All others for this app are taken back
+        /// with it, but for those that are agreed to again.
+        agreed: i64,
+    },
+    /// A member agreed to it again, after they had taken it back: this agreement holds, as long as it is not taken back by its own number.
+    AgreedAgain {
+        /// Who.
+        member: MemberId,
+        /// When they joined.
+        since: i64,
+        /// The app's public id.
+        app: String,
+        /// Which agreement.
         agreed: i64,
     },
     /// The box was ended: whoever had joined by then.
@@ -132,12 +144,40 @@ impl Members {
             let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let news = apply(&change, wanted)?;
             change.commit()?;
-            let live = keys::load(&db, &self.0.clock)?;
-            *self.0.keys.write().unwrap_or_else(PoisonError::into_inner) = live;
             news
         };
         self.keep_gone();
+        self.end_what_is_gone()?;
         Ok(news)
+    }
+
+    /// What somebody else has added to the file while this box runs (see [`keep_gone_lines`]) is made true, and what runs by it ends: the main box of
+    /// one that stands in tells what it revoked only when it is back. Idempotent. Of how many it was news.
+    pub fn hear_gone(&self) -> Result<usize, MembersError> {
+        let news = {
+            let mut kept = self.0.gone_kept.lock().unwrap_or_else(PoisonError::into_inner);
+            let (last, news) = settle(&mut self.db(), &self.0.path)?;
+            *kept = last;
+            news
+        };
+        self.end_what_is_gone()?;
+        Ok(news)
+    }
+
+    /// Makes what is in memory what the database says, after revocations that came all at once.
+    fn end_what_is_gone(&self) -> Result<(), MembersError> {
+        let (here, agreed) = {
+            let db = self.db();
+            self.reload_keys(&db, None)?;
+            (all_here(&db)?, all_agreed(&db)?)
+        };
+        let away: Vec<MemberId> = {
+            let gone = self.0.gone.lock().unwrap_or_else(PoisonError::into_inner);
+            gone.keys().filter(|id| !here.contains(id)).copied().collect()
+        };
+        away.into_iter().for_each(|id| self.sent_away(id));
+        self.end_at_apps(|at| !agreed.contains(&(at.member, at.app.clone())));
+        Ok(())
     }
 
     /// The box is being ended: a spare that hears of it lets none of its members in any more. Here everything is erased anyway; it is written
@@ -181,17 +221,18 @@ pub fn keep_gone_lines(state: &Path, lines: &str) -> io::Result<usize> {
 }
 
 /// At the opening of a database: what the file knows and the database does not is made true, before anybody can come in. Returns the
-/// number up to which the file has everything.
-pub(crate) fn settle(db: &mut Connection, path: &Path) -> Result<i64, MembersError> {
+/// number up to which the file has everything, and of how many it was news.
+pub(crate) fn settle(db: &mut Connection, path: &Path) -> Result<(i64, usize), MembersError> {
     let file = file_beside(path);
     let unreadable = |error: io::Error| MembersError::Open {
         path: file.clone(),
         why: format!("{error}; without it somebody who was removed could come back"),
     };
     let known = read_file(&file).map_err(unreadable)?;
+    let mut news = 0;
     if !known.is_empty() {
         let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let news = apply(&change, &known)?;
+        news = apply(&change, &known)?;
         change.commit()?;
         if news > 0 {
             log::warn!(
@@ -213,9 +254,23 @@ pub(crate) fn settle(db: &mut Connection, path: &Path) -> Result<i64, MembersErr
         all.iter().filter(|r| !there.contains(&(r.at, r.what.clone()))).collect();
     if let Err(error) = append(&file, missing.iter().copied()) {
         log::error!("what was revoked could not be written to {}: {error}", file.display());
-        return Ok(0);
+        return Ok((0, news));
     }
-    Ok(last as i64)
+    Ok((last as i64, news))
+}
+
+/// Everybody who may come in.
+fn all_here(db: &Connection) -> rusqlite::Result<HashSet<MemberId>> {
+    let mut query = db.prepare_cached("SELECT id FROM members WHERE NOT disabled")?;
+    let rows = query.query_map([], |row| row.get(0).map(MemberId))?;
+    rows.collect()
+}
+
+/// Who agreed to which app.
+fn all_agreed(db: &Connection) -> rusqlite::Result<HashSet<(MemberId, String)>> {
+    let mut query = db.prepare_cached("SELECT member, app FROM agreements")?;
+    let rows = query.query_map([], |row| Ok((MemberId(row.get(0)?), row.get(1)?)))?;
+    rows.collect()
 }
 
 fn keep_after(db: &Connection, file: &Path, after: i64) -> Result<i64, MembersError> {
@@ -239,7 +294,7 @@ fn apply(change: &Transaction<'_>, wanted: &[Revocation]) -> Result<usize, Membe
         let known: bool = change.query_row(
             "SELECT EXISTS (SELECT 1 FROM revocations
              WHERE kind = ?1 AND member IS ?2 AND since IS ?3 AND key IS ?4
-             AND (at = ?5 OR kind IN ('member', 'key', 'app', 'link', 'kept-identity', 'agreement')))",
+             AND (at = ?5 OR kind IN ('member', 'key', 'app', 'link', 'kept-identity', 'agreement', 'agreed-again')))",
             params![kind, member, since, key, revocation.at],
             |row| row.get(0),
         )?;
@@ -260,7 +315,7 @@ fn apply(change: &Transaction<'_>, wanted: &[Revocation]) -> Result<usize, Membe
         )?;
         news += make_true(change, revocation)?;
     }
-    Ok(news)
+    Ok(news + agreements::settle(change)?)
 }
 
 fn make_true(change: &Transaction<'_>, revocation: &Revocation) -> rusqlite::Result<usize> {
@@ -274,7 +329,19 @@ fn make_true(change: &Transaction<'_>, revocation: &Revocation) -> rusqlite::Res
             params![member.0, since],
         )
     };
+    // What a box that stands in has shut since is not opened by what its main box says of earlier.
+    let shut_since = |kind: &str, member: &MemberId, since: &i64| {
+        change.query_row(
+            "SELECT EXISTS (SELECT 1 FROM revocations WHERE kind = ?1 AND member = ?2 AND since = ?3 AND at > ?4)",
+            params![kind, member.0, since, revocation.at],
+            |row| row.get::<_, bool>(0),
+        )
+    };
     match &revocation.what {
+        Revoked::LetIn { member, since } if shut_since("shut-out", member, since)? => Ok(0),
+        Revoked::GroupsAgain { member, since } if shut_since("kept-member", member, since)? => {
+            Ok(0)
+        }
         Revoked::Everybody => {
             change.execute("DELETE FROM invites", [])?;
             change.execute("DELETE FROM client_apps WHERE created_at <= ?1", [revocation.at])?;
@@ -301,11 +368,8 @@ fn make_true(change: &Transaction<'_>, revocation: &Revocation) -> rusqlite::Res
              AND member IN (SELECT id FROM members WHERE id = ?1 AND created_at = ?2)",
             params![member.0, since, linked],
         ),
-        Revoked::Agreement { member, since, app, agreed } => change.execute(
-            "DELETE FROM agreements WHERE app = ?3 AND at <= ?4
-             AND member IN (SELECT id FROM members WHERE id = ?1 AND created_at = ?2)",
-            params![member.0, since, app, agreed],
-        ),
+        // What holds of them is known only when all are on the list.
+        Revoked::Agreement { .. } | Revoked::AgreedAgain { .. } => Ok(0),
         Revoked::KeptMember { member, since } => {
             of(member, since, "UPDATE members SET kept_member = 1")
         }
@@ -349,6 +413,10 @@ fn columns(what: &Revoked) -> Columns<'_> {
             key: Some(format!("{app} {agreed}").into()),
             ..of("agreement", member, since)
         },
+        Revoked::AgreedAgain { member, since, app, agreed } => Columns {
+            key: Some(format!("{app} {agreed}").into()),
+            ..of("agreed-again", member, since)
+        },
         Revoked::KeptMember { member, since } => of("kept-member", member, since),
         Revoked::GroupsAgain { member, since } => of("groups-again", member, since),
         Revoked::KeptIdentity { identity } => named("kept-identity", identity),
@@ -359,7 +427,7 @@ fn read_since(db: &Connection, n: u64) -> rusqlite::Result<Vec<Revocation>> {
     let mut query = db.prepare_cached(
         "SELECT number, at, kind, member, since, key FROM revocations
          WHERE number > ?1 AND kind IN ('member', 'key', 'shut-out', 'let-in', 'no-steward', 'everybody',
-             'app', 'link', 'kept-member', 'groups-again', 'kept-identity', 'agreement')
+             'app', 'link', 'kept-member', 'groups-again', 'kept-identity', 'agreement', 'agreed-again')
          ORDER BY number LIMIT ?2",
     )?;
     let rows = query.query_map(params![n.min(i64::MAX as u64) as i64, MOST], from_row)?;
@@ -378,10 +446,13 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<Revocation> {
             "key" => Revoked::Key { key },
             "app" => Revoked::App { app: key },
             "link" => Revoked::Link { member, since, linked: key.parse().unwrap_or_default() },
-            "agreement" => {
+            "agreement" | "agreed-again" => {
                 let (app, agreed) = key.split_once(' ').unwrap_or((&key, ""));
-                let agreed = agreed.parse().unwrap_or_default();
-                Revoked::Agreement { member, since, app: app.to_owned(), agreed }
+                let (app, agreed) = (app.to_owned(), agreed.parse().unwrap_or_default());
+                match kind.as_str() {
+                    "agreement" => Revoked::Agreement { member, since, app, agreed },
+                    _ => Revoked::AgreedAgain { member, since, app, agreed },
+                }
             }
             "kept-member" => Revoked::KeptMember { member, since },
             "groups-again" => Revoked::GroupsAgain { member, since },
@@ -441,6 +512,8 @@ fn append<'a>(path: &Path, some: impl Iterator<Item = &'a Revocation>) -> io::Re
     }
     let mut options = OpenOptions::new();
     let mut file = options.read(true).append(true).create(true).mode(0o600).open(path)?;
+    // The supervisor of a box that stands in writes here as well, and half a line of one is not to be cut off by the other. Until the file is closed.
+    file.lock()?;
     trim_half_line(&mut file)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;

@@ -81,16 +81,23 @@ impl Members {
              VALUES (?1, ?2, ?3, ?4, ?4)",
             params![token.digest().0, session, id.0, now],
         )?;
-        change.execute(
-            "DELETE FROM sessions WHERE created_at <= ?1 OR seen_at <= ?2",
+        let mut over = removed(
+            &change,
+            "DELETE FROM sessions WHERE created_at <= ?1 OR seen_at <= ?2 RETURNING digest",
             [now - SESSION_SECONDS, now - IDLE_SECONDS],
         )?;
-        change.execute(
+        over.extend(removed(
+            &change,
             "DELETE FROM sessions WHERE member = ?1 AND digest NOT IN
-             (SELECT digest FROM sessions WHERE member = ?1 ORDER BY created_at DESC, rowid DESC LIMIT ?2)",
+             (SELECT digest FROM sessions WHERE member = ?1 ORDER BY created_at DESC, rowid DESC LIMIT ?2)
+             RETURNING digest",
             [id.0, MOST_PER_MEMBER],
-        )?;
+        )?);
         change.commit()?;
+        drop(db);
+        if !over.is_empty() {
+            self.end_at_apps(|at| over.contains(&at.session));
+        }
         Ok((member, token))
     }
 
@@ -150,6 +157,17 @@ impl Members {
         self.end_at_apps(|at| at.member == id);
         Ok(())
     }
+}
+
+/// The sessions that went with this.
+fn removed(
+    db: &rusqlite::Connection,
+    work: &str,
+    values: [i64; 2],
+) -> rusqlite::Result<Vec<Vec<u8>>> {
+    let mut query = db.prepare_cached(work)?;
+    let rows = query.query_map(values, |row| row.get(0))?;
+    rows.collect()
 }
 
 /// Whose session this is, and when it began, unless it is too old.

@@ -111,17 +111,23 @@ impl Members {
                 now
             ],
         )?;
-        change.execute(
-            "DELETE FROM visits WHERE session = ?1 AND id NOT IN
-             (SELECT id FROM visits WHERE session = ?1 ORDER BY created_at DESC, rowid DESC LIMIT ?2)",
-            params![session.0, MOST],
-        )?;
+        let over: Vec<String> = change
+            .prepare_cached(
+                "DELETE FROM visits WHERE session = ?1 AND id NOT IN
+                 (SELECT id FROM visits WHERE session = ?1 ORDER BY created_at DESC, rowid DESC LIMIT ?2)
+                 RETURNING id",
+            )?
+            .query_map(params![session.0, MOST], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
         keep(&change, &code, &id, "code", now + CODE)?;
         change.commit()?;
+        drop(db);
+        self.end_visits(&over);
         Ok(Some(code))
     }
 
-    /// Takes a code, once. One that comes again was stolen, or is replayed: the visit ends.
+    /// Takes a code, once. One that comes again was stolen, or is replayed: the visit ends with all that the app was given for it and what it
+    /// asks by that (RFC 6749, 4.1.2), for as long as any of it is good.
     pub fn redeem_code(&self, code: &str) -> Result<Option<Visit>, MembersError> {
         self.take(code, "code")
     }
@@ -162,7 +168,8 @@ impl Members {
             .optional()?;
         let Some(session) = session else { return Ok(None) };
         let (member, at) = (visit.member.id, visit.asked.app);
-        let ended = self.at_app(agreements::AtAppFrom { member, app: at, session })?;
+        let from = agreements::AtAppFrom { member, app: at, session };
+        let ended = self.at_app(from, &visit.id)?;
         // Looked up after that: what was taken back just before it was taken is never told by it, nor who signed out.
         let Some(visit) = self.visit_behind(access)? else { return Ok(None) };
         let app = self.client_app(&visit.asked.app)?;
@@ -206,6 +213,13 @@ impl Members {
         if let Some(refresh) = &refresh {
             keep(&change, refresh, visit, "refresh", now + REFRESH)?;
         }
+        // The code is known for as long as what it was good for is.
+        let until = now + if refresh.is_some() { REFRESH } else { ACCESS };
+        change.execute(
+            "UPDATE visit_tokens SET expires_at = max(expires_at, ?2)
+             WHERE visit = ?1 AND kind = 'code' AND spent = 1",
+            params![visit, until],
+        )?;
         change.commit()?;
         let mut known = self.0.access.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, end| *end > now);
@@ -214,9 +228,10 @@ impl Members {
         Ok(VisitTokens { access, refresh, seconds: ACCESS })
     }
 
-    /// Ends a visit with all that the app was given for it.
+    /// Ends a visit with all that the app was given for it, and what it asks by that.
     pub fn end_visit(&self, visit: &str) -> Result<(), MembersError> {
         self.db().execute("DELETE FROM visits WHERE id = ?1", [visit])?;
+        self.end_visits(&[visit.to_owned()]);
         Ok(())
     }
 
@@ -228,6 +243,8 @@ impl Members {
         if spent {
             change.execute("DELETE FROM visits WHERE id = ?1", [&id])?;
             change.commit()?;
+            drop(db);
+            self.end_visits(&[id]);
             log::warn!(kind = kind; "a token that an app had used already came again; its visit is ended");
             return Ok(None);
         }
@@ -340,6 +357,14 @@ mod tests {
         assert!(!members.is_client_secret(&app.id, "").unwrap());
         assert!(!members.is_client_secret("nobody", secret.expose()).unwrap());
         Place { members, clock, app: app.id, ada, session, _folder: folder }
+    }
+
+    /// The same, and the app may ask models.
+    fn asking() -> Place {
+        let place = place();
+        place.members.db().execute("UPDATE client_apps SET asks_models = 1", []).unwrap();
+        place.members.agree_to_app(place.ada, &place.app, "openid", true).unwrap();
+        place
     }
 
     impl Place {
@@ -559,7 +584,10 @@ mod tests {
             assert_eq!(restored.agreements(ada).unwrap().len(), 1);
             assert!(restored.take_back_from_app(ada, &app).unwrap());
         }
-        assert_eq!(restored.revocations_since(0).unwrap().len(), 3);
+        // Each time both were written down, once, beside the one of the backup.
+        let list = restored.revocations_since(0).unwrap();
+        let again = |r: &&crate::Revocation| matches!(r.what, crate::Revoked::AgreedAgain { .. });
+        assert_eq!((list.len(), list.iter().filter(again).count()), (5, 2));
     }
 
     #[test]
@@ -593,6 +621,86 @@ mod tests {
         place.clock.pass(8 * 24 * 3600);
         let refresh = tokens.refresh.unwrap();
         assert_eq!(place.members.take_refresh(refresh.expose()).unwrap(), None);
+    }
+
+    #[test]
+    fn what_an_app_asks_ends_with_the_sessions_and_visits_that_make_room_for_new_ones() {
+        let mut place = asking();
+        let at = |place: &Place| {
+            let tokens = place.tokens();
+            place.members.asks_models_for(tokens.access.expose()).unwrap().unwrap().ended
+        };
+        let first = at(&place);
+        // As many browsers as one may be signed in from, and one more.
+        let others: Vec<_> = (0..20)
+            .map(|_| {
+                assert!(!first.is_cancelled());
+                place.members.begin_session(place.ada).unwrap().1
+            })
+            .collect();
+        assert!(first.is_cancelled(), "the session is gone, and what asked by it is not");
+        // What grew old goes when anybody signs in.
+        place.session = others[19].clone();
+        let aged = at(&place);
+        place.clock.pass(8 * 24 * 3600);
+        assert!(!aged.is_cancelled());
+        place.session = place.members.begin_session(place.ada).unwrap().1;
+        assert!(aged.is_cancelled());
+        let oldest = at(&place);
+        let newer = at(&place);
+        (0..MOST - 1).for_each(|_| drop(place.code()));
+        assert!(oldest.is_cancelled() && !newer.is_cancelled());
+    }
+
+    #[test]
+    fn a_code_or_token_that_comes_again_ends_the_answers_by_it_and_no_others() {
+        let place = asking();
+        let ask = |tokens: &VisitTokens| {
+            place.members.asks_models_for(tokens.access.expose()).unwrap().unwrap().ended
+        };
+        let other = ask(&place.tokens());
+        let begin = |refresh: bool| {
+            let code = place.code();
+            let visit = place.members.redeem_code(code.expose()).unwrap().unwrap();
+            (code, place.members.visit_tokens(&visit.id, refresh).unwrap())
+        };
+        // Long after the code itself would be too old, also when somebody else went to an app meanwhile.
+        let (code, tokens) = begin(false);
+        let asked = ask(&tokens);
+        place.clock.pass(ACCESS - 10);
+        place.code();
+        assert!(!asked.is_cancelled() && place.is_good(&tokens));
+        assert_eq!(place.members.redeem_code(code.expose()).unwrap(), None);
+        assert!(asked.is_cancelled() && !place.is_good(&tokens));
+        // And where the first tokens are over, what came after them.
+        let (code, tokens) = begin(true);
+        place.clock.pass(2 * ACCESS);
+        let visit = place.members.take_refresh(tokens.refresh.unwrap().expose()).unwrap().unwrap();
+        let tokens = place.members.visit_tokens(&visit.id, true).unwrap();
+        let asked = ask(&tokens);
+        place.code();
+        assert_eq!(place.members.redeem_code(code.expose()).unwrap(), None);
+        assert!(asked.is_cancelled() && !place.is_good(&tokens));
+        let (_, tokens) = begin(true);
+        let asked = ask(&tokens);
+        let refresh = tokens.refresh.unwrap();
+        assert!(place.members.take_refresh(refresh.expose()).unwrap().is_some());
+        assert!(!asked.is_cancelled(), "what is being answered goes on with the next token");
+        assert_eq!(place.members.take_refresh(refresh.expose()).unwrap(), None);
+        assert!(asked.is_cancelled());
+        // Handed in by another app, or with a wrong proof: the door ends the visit.
+        let (_, tokens) = begin(false);
+        let asked = ask(&tokens);
+        let visit = place.members.visit_behind(tokens.access.expose()).unwrap().unwrap().id;
+        place.members.end_visit(&visit).unwrap();
+        assert!(asked.is_cancelled() && !other.is_cancelled());
+        // A code that nobody used is no longer good than before.
+        let code = place.code();
+        place.clock.pass(CODE + 1);
+        assert_eq!(place.members.redeem_code(code.expose()).unwrap(), None);
+        place.members.sign_out(place.session.expose()).unwrap();
+        assert!(other.is_cancelled(), "an answer outlives its visit, and not its session");
+        assert!(place.members.0.at_apps.lock().unwrap().is_empty());
     }
 
     #[test]

@@ -237,7 +237,7 @@ fn a_list_of_the_version_before_goes_on_under_its_own_numbers() {
         "DROP TRIGGER revoke_app; DROP TRIGGER revoke_link; DROP TRIGGER revoke_groups; DROP TRIGGER revoke_identity;
          DROP TABLE agreements;
          ALTER TABLE members DROP COLUMN kept_member; DROP TABLE kept_identities;
-         DELETE FROM additions WHERE name IN ('kept a member', 'revocations of what people sign in with', 'agreements with apps');",
+         DELETE FROM additions WHERE name IN ('kept a member', 'revocations of what people sign in with', 'agreements with apps', 'agreements by number');",
     )
     .unwrap();
     drop(db);
@@ -302,6 +302,55 @@ fn revocations_of_a_box_that_runs_are_applied_once_and_mean_nobody_else() {
     assert!(place.members.member(ben.id).unwrap().disabled);
     place.members.set_disabled(ben.id, false).unwrap();
     assert!(!place.restart().members.member(ben.id).unwrap().disabled);
+}
+
+#[test]
+fn what_comes_into_the_file_while_a_box_runs_ends_what_runs_by_it_and_nothing_else() {
+    let (place, [ada, ben, cleo, dan]) = collective();
+    let members = &place.members;
+    let mint = |member: &Member| members.mint_key(member.id, &NewKey::default()).unwrap();
+    let (stays, goes, bens) = (mint(&ada), mint(&ada), mint(&ben));
+    let grants = [&stays, &goes, &bens].map(|key| members.verify_key(key.key.expose()).unwrap());
+    let (cleos, dans) = (members.gone(cleo.id), members.gone(dan.id));
+    // As the supervisor of a box that stands in adds what its main box tells.
+    let state = place.path.parent().unwrap();
+    let line = |number: u64, what: Revoked| {
+        serde_json::to_string(&Revocation { number, at: 5, what }).unwrap() + "\n"
+    };
+    let lines = line(1, Revoked::Key { key: goes.info.id.0.clone() })
+        + &line(2, Revoked::ShutOut { member: ben.id, since: ben.created_at })
+        + &line(3, Revoked::Member { member: dan.id, since: dan.created_at })
+        + &line(4, Revoked::NoSteward { member: cleo.id, since: cleo.created_at });
+    keep_gone_lines(state, &lines).unwrap();
+    assert!(members.verify_key(goes.key.expose()).is_ok(), "nobody has said so yet");
+    assert_eq!((members.hear_gone().unwrap(), members.hear_gone().unwrap()), (4, 0));
+    let works = [&stays, &goes, &bens].map(|key| members.verify_key(key.key.expose()).is_ok());
+    assert_eq!(works, [true, false, false]);
+    assert_eq!(grants.map(|grant| grant.revoked.is_cancelled()), [false, true, true]);
+    assert!(dans.is_cancelled() && !cleos.is_cancelled());
+    assert!(members.member(dan.id).is_err() && !members.member(cleo.id).unwrap().is_steward());
+    // What goes on is the same as before: it ends with its key.
+    let grant = members.verify_key(stays.key.expose()).unwrap();
+    members.revoke_key(ada.id, &stays.info.id).unwrap();
+    assert!(grant.revoked.is_cancelled());
+    // Nothing of it is news at the next start, and the file knows what was revoked here since.
+    let list = members.revocations_since(0).unwrap();
+    assert_eq!(place.restart().members.revocations_since(0).unwrap(), list);
+}
+
+#[test]
+fn what_was_shut_since_is_not_opened_by_an_earlier_word_of_the_other_box() {
+    let (place, [_, ben, _, _]) = collective();
+    place.members.set_disabled(ben.id, true).unwrap();
+    let at = place.members.revocations_since(0).unwrap()[0].at;
+    let let_in = |at| {
+        let what = Revoked::LetIn { member: ben.id, since: ben.created_at };
+        [Revocation { number: 90 + at as u64, at, what }]
+    };
+    place.members.apply_revocations(&let_in(at - 60)).unwrap();
+    assert!(place.members.member(ben.id).unwrap().disabled, "an old word let somebody in");
+    place.members.apply_revocations(&let_in(at + 60)).unwrap();
+    assert!(!place.members.member(ben.id).unwrap().disabled);
 }
 
 #[test]

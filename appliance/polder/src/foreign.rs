@@ -1,5 +1,6 @@
 //! Slots that another server than our own engine serves.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -37,8 +38,8 @@ pub(crate) struct By {
     /// A container that the box starts: its image as NAME@sha256:DIGEST. What it is told comes after `--`; the model's files are in /weights.
     #[arg(long, value_name = "NAME@DIGEST")]
     image: Option<String>,
-    /// A container that the box starts, by a recipe: vllm, sglang. What it is told beside comes after `--`.
-    #[arg(long, value_name = "RECIPE", conflicts_with_all = ["url", "image", "port", "authority", "called"])]
+    /// A container that the box starts, by a recipe: vllm, sglang, nim. What it is told beside comes after `--`.
+    #[arg(long, value_name = "RECIPE", conflicts_with_all = ["url", "image", "port", "authority", "called", "health"])]
     server: Option<String>,
     /// With --server: this image instead of the recipe's own.
     #[arg(long, value_name = "DIGEST", requires = "server")]
@@ -46,6 +47,12 @@ pub(crate) struct By {
     /// With --image: where the server listens inside.
     #[arg(long, default_value_t = 8000, requires = "image")]
     port: u16,
+    /// With --image: where the server says that it has its model. [default: /health]
+    #[arg(long, value_name = "PATH", requires = "image")]
+    health: Option<String>,
+    /// With --image or --server: a variable in its environment. No secret: they have no place there.
+    #[arg(long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
     /// What the server calls the model. [default: as the box does]
     #[arg(long, value_name = "NAME")]
     called: Option<String>,
@@ -82,7 +89,11 @@ impl By {
         if let Some(server) = &self.server {
             let recipe = ServerRecipe::find(server)?;
             let model = slot.recipe.as_str();
-            let container = recipe.container(model, self.digest.clone(), &self.arguments)?;
+            let mut container = recipe.container(model, self.digest.clone(), &self.arguments)?;
+            container.environment.extend(self.environment()?);
+            if let Some(login) = &recipe.login {
+                say(login);
+            }
             say(format!(
                 "{} as a container: nobody has run that under Polder yet, with a graphics card least of all; if it does not start, `polder status` says why, and Polder's own engine is one command away.",
                 recipe.title
@@ -90,9 +101,9 @@ impl By {
             let container = Some(Box::new(container));
             return Ok(EngineSlot { kind: EngineKind::Container, container, served: None, ..slot });
         }
-        if self.image.is_none() && !self.arguments.is_empty() {
+        if self.image.is_none() && !(self.arguments.is_empty() && self.env.is_empty()) {
             bail!(
-                "what comes after `--` is told to a container; name one with --image or --server"
+                "--env and what comes after `--` are told to a container; name one with --image or --server"
             );
         }
         let called = self.called.clone();
@@ -122,8 +133,19 @@ impl By {
             port: self.port,
             arguments: self.arguments.clone(),
             called,
+            health: self.health.clone(),
+            environment: self.environment()?,
         }));
         Ok(EngineSlot { kind: EngineKind::Container, container, served: None, ..slot })
+    }
+
+    fn environment(&self) -> anyhow::Result<BTreeMap<String, String>> {
+        let variable = |text: &String| {
+            let (name, value) =
+                text.split_once('=').context("--env wants a variable as NAME=VALUE")?;
+            Ok((name.to_owned(), value.to_owned()))
+        };
+        self.env.iter().map(variable).collect()
     }
 }
 

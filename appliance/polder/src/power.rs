@@ -65,7 +65,7 @@ enum Command {
         /// Seconds that they need after that until they are off, at most 300. [default: 20]
         #[arg(long, value_name = "SECONDS")]
         others_halt: Option<u32>,
-        /// The day on which its battery was put in, where the UPS does not tell it.
+        /// The day on which its battery was put in, where the UPS does not tell it. What was said of the same UPS before stays.
         #[arg(long, value_name = "YYYY-MM-DD")]
         battery_since: Option<jiff::civil::Date>,
         /// Who this box is to upsd; `polder power password` keeps the password. [default: polder]
@@ -146,7 +146,7 @@ impl Power {
                         plan.others = others.unwrap_or(plan.others);
                         plan.others_halt = others_halt.unwrap_or(plan.others_halt);
                         plan.battery_since = battery_since;
-                        SiteChange::Power(plan)
+                        SiteChange::Power(plan.with_battery_of(watched(&state)?.as_ref()))
                     }
                 };
                 let none = change == SiteChange::RemovePower;
@@ -196,6 +196,14 @@ impl Power {
     }
 }
 
+/// The UPS that is watched now.
+fn watched(state: &State) -> anyhow::Result<Option<PowerPlan>> {
+    match state.ask(&Request::Status)? {
+        Reply::Status(status) => Ok(status.site.power),
+        _ => Err(unexpected()),
+    }
+}
+
 fn text(plan: &PowerPlan, supply: &Supply) -> String {
     let mut lines = vec![supply.words.clone(), format!("  UPS       {}", plan.ups)];
     if let Some(charge) = supply.charge {
@@ -212,6 +220,11 @@ fn text(plan: &PowerPlan, supply: &Supply) -> String {
     }
     if let Some(at) = supply.battery_since.and_then(|at| jiff::Timestamp::from_second(at).ok()) {
         lines.push(format!("  in since  {}", at.strftime("%Y-%m-%d")));
+    } else if let Some(at) = supply.ups_made.and_then(|at| jiff::Timestamp::from_second(at).ok()) {
+        lines.push(format!(
+            "  made      {} (the UPS; nobody has said when its battery was put in)",
+            at.strftime("%Y-%m-%d")
+        ));
     }
     if supply.test_failed.is_some() {
         lines.push("  the battery failed its last test".to_owned());

@@ -30,6 +30,14 @@ pub struct Wish {
     pub nonce: Nonce,
 }
 
+impl Wish {
+    /// What a router's list of ports calls it: which box it is, so that it takes no other one's port for its own.
+    pub fn called(&self) -> String {
+        let digits: String = self.nonce[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("Polder {digits}")
+    }
+}
+
 /// How a router was spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Speech {
@@ -365,7 +373,7 @@ async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>, book: &Book) -> 
         }
         None => return Ok(Heard::Silence),
     };
-    let to = SocketAddrV4::new(way.own, wish.port);
+    let (to, called) = (SocketAddrV4::new(way.own, wish.port), wish.called());
     let first = before.map_or(wish.port, |before| before.port);
     let mut last = upnp::TAKEN;
     let both = [wish.seconds, 0];
@@ -373,12 +381,12 @@ async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>, book: &Book) -> 
     for outside in std::iter::once(first).chain(OTHERS.into_iter().filter(|port| *port != first)) {
         // Some routers give a port to whoever asks last.
         let ours = match act(way, &control, Action::Who { outside }).await? {
-            Some(Said::Who(who)) if who.ip() != to.ip() => {
+            Some(Said::Who(who, _)) if who.ip() != to.ip() => {
                 // It is theirs now, whatever was given before.
                 book.refused(Speech::Upnp, outside, None);
                 continue;
             }
-            Some(Said::Who(who)) => who == to,
+            Some(Said::Who(who, _)) => who == to,
             _ => false,
         };
         let kept = before.filter(|before| ours && before.port == outside && before.is_fresh());
@@ -392,7 +400,7 @@ async fn upnp(way: &Way, wish: &Wish, before: Option<&Mapping>, book: &Book) -> 
                 Ok(known) => known,
                 Err(why) => return Ok(unput(Speech::Upnp, &why)),
             };
-            match act(way, &control, Action::Add { outside, to, seconds }).await? {
+            match act(way, &control, Action::Add { outside, to, seconds, called: &called }).await? {
                 Some(Said::Done) => {
                     book.given(Speech::Upnp, outside, seconds);
                     return Ok(Heard::Given(Mapping {

@@ -14,9 +14,8 @@ use crate::way::{Way, act, exchange, search};
 
 /// For the giving back of one port, once.
 const ONCE: Duration = Duration::from_secs(2);
-/// What a router left open that is asked for its pages anew: the same, and the time in which routers let themselves be found.
-const ANEW: Duration = Duration::from_secs(6);
-
+/// For one port that was left open before: two pages.
+const SETTLING: Duration = Duration::from_secs(4);
 /// What became of a port that is not wanted any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
@@ -137,8 +136,8 @@ async fn close(
     given: bool,
 ) -> io::Result<Closed> {
     match act(way, control, Action::Who { outside }).await? {
-        Some(Said::Who(who)) if who == to => {}
-        Some(Said::Who(_)) => return Ok(Closed::Others),
+        Some(Said::Who(who, _)) if who == to => {}
+        Some(Said::Who(..)) => return Ok(Closed::Others),
         Some(Said::Refused(upnp::NO_SUCH)) => return Ok(Closed::Before),
         _ if given => {}
         _ => return Ok(Closed::No),
@@ -161,23 +160,89 @@ pub struct Debt {
     pub to: SocketAddrV4,
     /// The port outside.
     pub outside: u16,
+    /// What the router's list was told to call it ([`Wish::called`]), where that is known.
+    pub called: Option<String>,
 }
 
-/// Gives back what was left open before, if this is the router that it was left at. Another one that has the same address, as after
-/// a move, is asked nothing about it.
-pub async fn settle(way: &Way, debt: &Debt) -> Ending {
+/// Whom to ask about ports that were left open before; nobody where the router does not let itself be found, within 2.5 seconds.
+pub async fn creditor(way: &Way) -> Option<Control> {
+    search(way).await.ok().flatten()
+}
+
+/// Gives back what was left open before, if this is the router that it was left at and the port is still the one that was left. Another router
+/// that has the same address, as after a move, keeps what it has: the port there may lead to somebody else's machine.
+pub async fn settle(way: &Way, found: &Control, debt: &Debt) -> Ending {
+    if found.id != debt.id {
+        return Ending::Open;
+    }
     let settling = async {
-        let found = search(way).await.ok().flatten();
-        let found = found.filter(|found| is_same(debt.id.as_deref(), found))?;
-        close(way, &found, debt.outside, debt.to, false).await.ok()
+        let which = Action::Who { outside: debt.outside };
+        match act(way, found, which).await.ok()?? {
+            Said::Who(to, called) => match debt.is(to, called.as_deref()) {
+                true => {}
+                // Of a router that has no name of its own it is not known whether it is that one.
+                false => return debt.id.is_some().then_some(()),
+            },
+            Said::Refused(upnp::NO_SUCH) => return Some(()),
+            _ => return None,
+        }
+        let closing = Action::Delete { outside: debt.outside };
+        matches!(act(way, found, closing).await.ok()??, Said::Done | Said::Refused(upnp::NO_SUCH))
+            .then_some(())
     };
-    match timeout(ANEW, settling).await {
-        Ok(Some(Closed::Now | Closed::Before | Closed::Others)) => Ending::Closed,
+    match timeout(SETTLING, settling).await {
+        Ok(Some(())) => Ending::Closed,
         _ => Ending::Open,
+    }
+}
+
+impl Debt {
+    /// Whether a port that a router has is this one: it leads to the same place, and is called the same. Some routers forget what it was told to
+    /// call it; then the router itself has to be known by its name.
+    fn is(&self, to: SocketAddrV4, called: Option<&str>) -> bool {
+        let same = match (&self.called, called) {
+            (Some(ours), Some(called)) => ours == called,
+            _ => self.id.is_some(),
+        };
+        to == self.to && same
     }
 }
 
 /// Whether it may be the router that is meant: one that does not say what it is may.
 fn is_same(id: Option<&str>, found: &Control) -> bool {
     id.is_none_or(|id| found.id.as_deref() == Some(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_only_known_again_by_where_it_leads_and_what_it_is_called_or_at_a_router_with_a_name()
+     {
+        let to: SocketAddrV4 = "192.168.1.7:443".parse().unwrap();
+        let other: SocketAddrV4 = "192.168.1.8:443".parse().unwrap();
+        let debt = |id: Option<&str>, called: Option<&str>| Debt {
+            router: [192, 168, 1, 1].into(),
+            id: id.map(str::to_owned),
+            to,
+            outside: 443,
+            called: called.map(str::to_owned),
+        };
+        let (named, ours) = (Some("uuid:a"), Some("Polder 07070707"));
+        for (debt, to, called, is) in [
+            (debt(named, ours), to, ours, true),
+            (debt(named, ours), to, None, true),
+            (debt(named, ours), to, Some("Camera"), false),
+            (debt(named, ours), other, ours, false),
+            // Written down by an older version.
+            (debt(named, None), to, Some("Polder"), true),
+            (debt(None, ours), to, ours, true),
+            (debt(None, ours), to, Some("Polder 01010101"), false),
+            (debt(None, ours), to, None, false),
+            (debt(None, None), to, Some("Polder"), false),
+        ] {
+            assert_eq!(debt.is(to, called), is, "{debt:?} {to} {called:?}");
+        }
+    }
 }

@@ -98,7 +98,7 @@ pub fn control(page: &str, router: Ipv4Addr, port: u16) -> Option<Control> {
 
 /// What a router is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
+pub enum Action<'a> {
     /// Which address do you have outside?
     Address,
     /// Let callers in.
@@ -109,6 +109,8 @@ pub enum Action {
         to: SocketAddrV4,
         /// For how long; for ever where it is 0.
         seconds: u32,
+        /// What its list of ports is to call it, by which it is known again; letters, digits and spaces.
+        called: &'a str,
     },
     /// Whom do callers of this port reach?
     Who {
@@ -122,7 +124,7 @@ pub enum Action {
     },
 }
 
-impl Action {
+impl Action<'_> {
     /// As the service calls it.
     pub fn name(self) -> &'static str {
         match self {
@@ -144,8 +146,8 @@ impl Action {
         let words = match self {
             Self::Address => String::new(),
             Self::Who { outside } | Self::Delete { outside } => which(outside),
-            Self::Add { outside, to, seconds } => format!(
-                "{}<NewInternalPort>{}</NewInternalPort><NewInternalClient>{}</NewInternalClient><NewEnabled>1</NewEnabled><NewPortMappingDescription>Polder</NewPortMappingDescription><NewLeaseDuration>{seconds}</NewLeaseDuration>",
+            Self::Add { outside, to, seconds, called } => format!(
+                "{}<NewInternalPort>{}</NewInternalPort><NewInternalClient>{}</NewInternalClient><NewEnabled>1</NewEnabled><NewPortMappingDescription>{called}</NewPortMappingDescription><NewLeaseDuration>{seconds}</NewLeaseDuration>",
                 which(outside),
                 to.port(),
                 to.ip()
@@ -162,8 +164,8 @@ impl Action {
 pub enum Said {
     /// Its address outside.
     Address(Ipv4Addr),
-    /// Whom callers reach.
-    Who(SocketAddrV4),
+    /// Whom callers reach, and what the port is called, where it says so.
+    Who(SocketAddrV4, Option<String>),
     /// It did it.
     Done,
     /// It did not; the service's number for why.
@@ -171,7 +173,7 @@ pub enum Said {
 }
 
 /// What an answer to this says; nothing where it says nothing that can be read.
-pub fn said(action: Action, page: &str) -> Option<Said> {
+pub fn said(action: Action<'_>, page: &str) -> Option<Said> {
     let document = read(page)?;
     let word = |name: &str| {
         let node = document.descendants().find(|node| node.tag_name().name() == name)?;
@@ -186,7 +188,9 @@ pub fn said(action: Action, page: &str) -> Option<Said> {
         Action::Address => word("NewExternalIPAddress")?.parse().ok().map(Said::Address),
         Action::Who { .. } => {
             let to = word("NewInternalClient")?.parse().ok()?;
-            Some(Said::Who(SocketAddrV4::new(to, word("NewInternalPort")?.parse().ok()?)))
+            let to = SocketAddrV4::new(to, word("NewInternalPort")?.parse().ok()?);
+            let called = word("NewPortMappingDescription").filter(|words| !words.is_empty());
+            Some(Said::Who(to, called.map(str::to_owned)))
         }
         Action::Add { .. } | Action::Delete { .. } => Some(Said::Done),
     }
@@ -311,11 +315,14 @@ mod tests {
         );
         assert_eq!(said(delete, &fault), Some(Said::Refused(TAKEN)));
         let who = body(
-            r#"<u:GetSpecificPortMappingEntryResponse xmlns:u="x"><NewInternalPort>443</NewInternalPort><NewInternalClient>192.168.1.7</NewInternalClient></u:GetSpecificPortMappingEntryResponse>"#,
+            r#"<u:GetSpecificPortMappingEntryResponse xmlns:u="x"><NewInternalPort>443</NewInternalPort><NewInternalClient>192.168.1.7</NewInternalClient><NewPortMappingDescription> A door </NewPortMappingDescription></u:GetSpecificPortMappingEntryResponse>"#,
         );
         let to = SocketAddrV4::new([192, 168, 1, 7].into(), 443);
-        assert_eq!(said(Action::Who { outside: 1 }, &who), Some(Said::Who(to)));
-        let add = Action::Add { outside: 8443, to, seconds: 60 };
+        let which = Action::Who { outside: 1 };
+        assert_eq!(said(which, &who), Some(Said::Who(to, Some("A door".into()))));
+        let unnamed = who.replace(" A door ", "");
+        assert_eq!(said(which, &unnamed), Some(Said::Who(to, None)));
+        let add = Action::Add { outside: 8443, to, seconds: 60, called: "Polder 0a" };
         let page = add.page(SERVICES[0]);
         assert!(
             read(&page).is_some() && page.contains("<NewInternalClient>192.168.1.7<"),

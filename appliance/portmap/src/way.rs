@@ -103,7 +103,11 @@ pub(crate) async fn search(way: &Way) -> io::Result<Option<Control>> {
 }
 
 /// Asks the router's page; nothing where its answer cannot be read.
-pub(crate) async fn act(way: &Way, control: &Control, action: Action) -> io::Result<Option<Said>> {
+pub(crate) async fn act(
+    way: &Way,
+    control: &Control,
+    action: Action<'_>,
+) -> io::Result<Option<Said>> {
     let (service, name) = (control.service, action.name());
     let request = http::Request::post(control.path.as_str())
         .header("content-type", "text/xml; charset=\"utf-8\"")

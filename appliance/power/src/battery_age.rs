@@ -7,8 +7,10 @@ const OLDEST: i64 = 15 * 366 * 86_400;
 /// A day begins in Kiribati before it does at the zero meridian.
 const DAY: i64 = 86_400;
 
-/// What upsd has a day in, which may be the battery's.
-pub const VARIABLES: [&str; 3] = ["battery.date", "battery.mfr.date", "ups.mfr.date"];
+/// What upsd has the battery's day in.
+pub const VARIABLES: [&str; 2] = ["battery.date", "battery.mfr.date"];
+/// And that on which the UPS itself was made, which says nothing of a battery that was changed.
+pub const MADE: &str = "ups.mfr.date";
 
 /// The day in a driver's words: `2021/09/17`, `2021-09-17`, `08/02/03` and `08/02/2003` with the month first. Nothing where it is none: drivers
 /// also say `not set`, `?` and `CPS`.
@@ -36,6 +38,11 @@ pub fn day(text: &str) -> Option<Date> {
 /// and one that nobody ever entered is the oldest of all.
 pub fn newest<'a>(said: impl Iterator<Item = &'a str>) -> Option<Date> {
     said.filter_map(day).max()
+}
+
+/// When a UPS was made, Unix seconds, by what it says itself, with the same limits.
+pub fn made(ups: Option<Date>, now: i64) -> Option<i64> {
+    since(ups, None, now)
 }
 
 /// Since when the battery is in, Unix seconds: the later of what the UPS says and of what a steward says. Days that lie in the future or before

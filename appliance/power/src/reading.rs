@@ -22,6 +22,8 @@ pub struct Reading {
     pub test_result: Option<String>,
     /// The newest day that it says of its battery, or of itself.
     pub battery_day: Option<Date>,
+    /// The day on which the UPS was made, as it says.
+    pub made: Option<Date>,
 }
 
 /// `ups.status`, in NUT's words.
@@ -89,6 +91,7 @@ impl Reading {
             test_result: get("ups.test.result")
                 .map(|text| text.chars().filter(|c| !c.is_control()).take(120).collect()),
             battery_day: battery_age::newest(battery_age::VARIABLES.into_iter().filter_map(get)),
+            made: get(battery_age::MADE).and_then(battery_age::day),
         })
     }
 }

@@ -267,6 +267,7 @@ impl<H: House> Watcher<H> {
             tested: tested.filter(|_| self.tests()),
             test_failed: failed,
             battery_since,
+            ups_made: battery_age::made(last.and_then(|last| last.made), unix_now()),
         }
     }
 

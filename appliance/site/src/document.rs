@@ -255,19 +255,7 @@ impl EngineSlot {
         {
             return Err(ForeignFault::Word(name.to_string()));
         }
-        if container.is_some_and(|container| container.port == 0) {
-            return Err(ForeignFault::Port(name.to_string()));
-        }
-        let pem = |text: &str| {
-            text.len() <= 16 << 10
-                && text.trim_start().starts_with("-----BEGIN CERTIFICATE-----")
-                && text.trim_end().ends_with("-----END CERTIFICATE-----")
-        };
-        let authority = container.and_then(|container| container.authority.as_deref());
-        if authority.is_some_and(|text| !pem(text)) {
-            return Err(ForeignFault::Authority(name.to_string()));
-        }
-        Ok(())
+        container.map_or(Ok(()), |container| container.check(name.as_str()))
     }
 }
 

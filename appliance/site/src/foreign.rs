@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -24,6 +25,62 @@ pub struct Container {
     /// What it calls the model; the recipe's name without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub called: Option<String>,
+    /// Where it says that it has its model and answers; `/health` without one, or its list of models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<String>,
+    /// What stands in its environment. No secret: it has no network to use one in.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+}
+
+impl Container {
+    pub(crate) fn check(&self, slot: &str) -> Result<(), ForeignFault> {
+        if self.port == 0 {
+            return Err(ForeignFault::Port(slot.to_owned()));
+        }
+        if self.authority.as_deref().is_some_and(|text| !is_pem(text)) {
+            return Err(ForeignFault::Authority(slot.to_owned()));
+        }
+        if self.health.as_deref().is_some_and(|path| !is_path(path)) {
+            return Err(ForeignFault::Health(slot.to_owned()));
+        }
+        let fault = |name: &str| ForeignFault::Environment {
+            slot: slot.to_owned(),
+            name: name.chars().take(80).collect(),
+        };
+        for (name, value) in &self.environment {
+            if !is_variable(name) || !is_word(value) || self.environment.len() > MOST_VARIABLES {
+                return Err(fault(name));
+            }
+            if name.split('_').any(|word| SECRETS.contains(&word)) {
+                return Err(ForeignFault::Secret { slot: slot.to_owned(), name: name.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+const MOST_VARIABLES: usize = 50;
+/// Words in the name of a variable that holds one.
+const SECRETS: [&str; 7] =
+    ["KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "CREDENTIALS"];
+
+fn is_pem(text: &str) -> bool {
+    text.len() <= 16 << 10
+        && text.trim_start().starts_with("-----BEGIN CERTIFICATE-----")
+        && text.trim_end().ends_with("-----END CERTIFICATE-----")
+}
+
+fn is_path(text: &str) -> bool {
+    let plain = |c: u8| c.is_ascii_alphanumeric() || b"/-._".contains(&c);
+    text.starts_with('/') && text.len() <= 200 && text.bytes().all(plain)
+}
+
+fn is_variable(name: &str) -> bool {
+    let plain = |c: u8| c.is_ascii_uppercase() || c.is_ascii_digit() || c == b'_';
+    (1..=100).contains(&name.len())
+        && name.bytes().all(plain)
+        && !name.starts_with(|c: char| c.is_ascii_digit())
 }
 
 fn usual_port() -> u16 {
@@ -91,6 +148,31 @@ pub enum ForeignFault {
         "engines.{0}.container.authority is not a certificate in PEM; correct it or leave it out"
     )]
     Authority(String),
+    /// Not a path.
+    #[error(
+        "engines.{0}.container.health is not where a server is asked; write a path, as in /v1/health/ready"
+    )]
+    Health(String),
+    /// Not a variable.
+    #[error(
+        "engines.{slot}.container.environment has {name:?}, which cannot be: a name has capital letters, digits and _, a value is one line of at most 500 signs, and there are 50 at most"
+    )]
+    Environment {
+        /// Which slot.
+        slot: String,
+        /// Its name.
+        name: String,
+    },
+    /// A secret.
+    #[error(
+        "engines.{slot}.container.environment has {name}, which is called like a secret. Those have no place in a site, and a container has no network to use one in: a registry's key is kept with `polder engine image login`; what a server would fetch with a key has to be in its image or among the model's files"
+    )]
+    Secret {
+        /// Which slot.
+        slot: String,
+        /// Its name.
+        name: String,
+    },
 }
 
 /// A word that may stand in a command line and in a log.
@@ -200,6 +282,53 @@ mod tests {
         assert_eq!(served.unwrap().engines[&"big".parse().unwrap()].kind, EngineKind::Url);
         // One that has only our own engines stays readable by those before.
         assert!(with("polder", "").unwrap().to_toml().starts_with("format = 1"));
+    }
+
+    #[test]
+    fn what_a_container_is_told_beside_can_be_told_and_holds_no_secret() {
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        let container = |beside: &str| {
+            with(
+                "container",
+                &format!(
+                    "[engines.big.container]\nimage = \"nvcr.io/nim/x\"\ndigest = \"{digest}\"\n{beside}"
+                ),
+            )
+        };
+        let site = container(
+            "health = \"/v1/health/ready\"\n[engines.big.container.environment]\nNIM_SERVER_PORT = \"8000\"\n",
+        );
+        let site = site.unwrap();
+        assert_eq!(Site::from_toml(&site.to_toml()).unwrap(), site);
+        for bad in ["", "v1", "/a b", "/a?b", "http://x/"] {
+            let said = container(&format!("health = {bad:?}\n")).unwrap_err();
+            assert!(said.contains("engines.big.container.health"), "{said}");
+        }
+        let variable = |name: &str, value: &str| {
+            container(&format!("[engines.big.container.environment]\n{name:?} = {value:?}\n"))
+        };
+        for (name, value) in [
+            ("", "x"),
+            ("a", "x"),
+            ("A B", "x"),
+            ("1A", "x"),
+            ("A=B", "x"),
+            ("A", ""),
+            ("A", "x\ny"),
+        ] {
+            let said = variable(name, value).unwrap_err();
+            assert!(said.contains("capital letters"), "{name}: {said}");
+        }
+        for good in ["TOKENIZERS_PARALLELISM", "NIM_MAX_TOKENS", "A", "_A1"] {
+            variable(good, "x=y z").unwrap();
+        }
+        for secret in ["NGC_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD"] {
+            let said = variable(secret, "nvapi-canary").unwrap_err();
+            assert!(
+                said.contains("polder engine image login") && !said.contains("canary"),
+                "{said}"
+            );
+        }
     }
 
     #[test]

@@ -100,6 +100,13 @@ impl PowerPlan {
         Self { attached: Some(line), ..Self::of(ups) }
     }
 
+    /// With the day of its battery that was known before, where it is the same UPS: another one has another battery.
+    pub fn with_battery_of(self, before: Option<&Self>) -> Self {
+        let same = |before: &&Self| (&before.ups, &before.attached) == (&self.ups, &self.attached);
+        let known = before.filter(same).and_then(|before| before.battery_since);
+        Self { battery_since: self.battery_since.or(known), ..self }
+    }
+
     /// What is wrong with it, as the end of a sentence that begins with where.
     pub(crate) fn fault(&self) -> Option<String> {
         let Self { low_charge, start_charge, margin, others, card_percent, .. } = self;
@@ -412,6 +419,13 @@ mod tests {
         plan.others_halt = 0;
         plan.battery_since = Some("2023-05-01".parse().unwrap());
         assert_eq!(plan.fault(), None);
+        let known = plan.clone();
+        let named = |ups: &str| PowerPlan::of(ups.parse().unwrap()).with_battery_of(Some(&known));
+        assert_eq!(named(&known.ups.to_string()).battery_since, known.battery_since);
+        assert_eq!(named("another@elsewhere").battery_since, None, "another UPS");
+        let changed =
+            PowerPlan { battery_since: Some("2026-05-01".parse().unwrap()), ..plan.clone() };
+        assert_eq!(changed.clone().with_battery_of(Some(&known)), changed);
         plan.battery_since = Some("0203-05-01".parse().unwrap());
         assert!(plan.fault().unwrap().contains("2026-03-01"));
     }

@@ -351,10 +351,6 @@ impl Follower {
         Link::of(&self.folders)?.ask(Method::GET, "/link/heads", &()).await
     }
 
-    pub(crate) async fn agree(&self) -> Result<(), SpareError> {
-        Link::of(&self.folders)?.ask(Method::POST, "/link/agree", &()).await
-    }
-
     /// Tells the spare, and forgets it, unless it says no: then both stay a pair. One that cannot be reached is forgotten all the same.
     pub(crate) async fn unpair(&self) -> Result<(), SpareError> {
         if self.inner().lease.standing(Side::Main, now()).retired {

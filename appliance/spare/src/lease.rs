@@ -29,8 +29,6 @@ struct Kept {
     began: Option<u64>,
     /// On a spare: its main box knows how to go on where a takeover comes to nothing.
     may_be_left: bool,
-    /// The main box has said that the spare may take over.
-    agreed: bool,
     /// On a former main box: it has heard that it is out, for good.
     retired: bool,
 }
@@ -55,7 +53,7 @@ pub struct Standing {
     pub epoch: u64,
     /// The other one's.
     pub peer_epoch: u64,
-    /// On the spare: the main box was silent for a lease, or has agreed.
+    /// On the spare: the main box was silent for a lease.
     pub may_take_over: bool,
     /// On the main box: it was out of touch for a lease or longer, so that the spare may serve by now. It must hear from it, or be told by a
     /// steward that there is none, before it serves.
@@ -94,16 +92,21 @@ impl Lease {
         }
     }
 
+    /// On a spare: the last epoch that it began itself, as it is written down here; none where that cannot be read.
+    pub fn began(folders: &Folders) -> Option<u64> {
+        let text = std::fs::read(folders.lease()).ok()?;
+        Kept::of(&text).ok()?.began
+    }
+
     /// The other box was heard, with this epoch. `since` is from when on that is certain: on the main box the moment at which it asked, since
     /// the spare counts from when it heard the question and not from when the answer came.
     pub fn hear(&mut self, peer_epoch: u64, since: Moment, now: i64) -> Result<(), SpareError> {
         self.heard = Some(since);
         let old = self.kept.heard.is_none_or(|heard| now < heard || now - heard >= WRITE);
-        if !old && self.kept.peer_epoch == peer_epoch && !self.kept.agreed {
+        if !old && self.kept.peer_epoch == peer_epoch {
             return Ok(());
         }
-        // A box that is heard again has not agreed to a takeover of now.
-        self.kept = Kept { heard: Some(now), peer_epoch, agreed: false, ..self.kept.clone() };
+        (self.kept.heard, self.kept.peer_epoch) = (Some(now), peer_epoch);
         self.write()
     }
 
@@ -113,12 +116,6 @@ impl Lease {
             return Ok(());
         }
         self.kept.retired = true;
-        self.write()
-    }
-
-    /// The main box asks the spare to take over: a planned change.
-    pub fn agree(&mut self) -> Result<(), SpareError> {
-        self.kept.agreed = true;
         self.write()
     }
 
@@ -192,7 +189,7 @@ fn decide(side: Side, silent: Option<i64>, since_start: i64, kept: &Kept) -> Sta
         silent,
         epoch: kept.epoch,
         peer_epoch: kept.peer_epoch,
-        may_take_over: side == Side::Spare && (kept.agreed || waited),
+        may_take_over: side == Side::Spare && waited,
         must_ask: side == Side::Main && (fenced || silent.is_some_and(long)),
         fenced,
         retired: kept.retired,
@@ -221,8 +218,6 @@ mod tests {
         assert!(!at(Side::Spare, Some(9999), waits - 1).may_take_over);
         // It has never heard a word: there is no box to take over for.
         assert!(!at(Side::Spare, None, 9999).may_take_over);
-        let agreed = Kept { agreed: true, ..Kept::default() };
-        assert!(decide(Side::Spare, Some(0), 0, &agreed).may_take_over);
     }
 
     #[test]
@@ -299,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agreement_is_over_when_the_other_box_is_heard_again_and_words_cost_few_writes() {
+    fn words_cost_few_writes() {
         let state = tempfile::tempdir().unwrap();
         let folders = Folders::of(state.path());
         let mut lease = Lease::read(&folders);
@@ -310,9 +305,5 @@ mod tests {
         assert_eq!(written(&folders), first);
         lease.hear(0, Moment::now(), 1010).unwrap();
         assert_ne!(written(&folders), first);
-        lease.agree().unwrap();
-        assert!(lease.standing(Side::Spare, 1010).may_take_over);
-        lease.hear(0, Moment::now(), 1011).unwrap();
-        assert!(!lease.standing(Side::Spare, 1011).may_take_over);
     }
 }

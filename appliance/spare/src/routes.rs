@@ -43,7 +43,6 @@ pub(crate) fn pinned(door: &Arc<Door>, mounts: Mounts) -> Router {
         .route("/link/revoked", post(revoked))
         .route("/link/head", post(head))
         .route("/link/heads", get(heads))
-        .route("/link/agree", post(agree))
         .route("/link/unpair", post(unpair))
         .layer(DefaultBodyLimit::max(LONGEST))
         .with_state(door.clone())
@@ -253,10 +252,6 @@ async fn heads(State(door): State<Arc<Door>>) -> Json<Vec<Head>> {
     const MOST: usize = 500;
     let heads = door.inner().heads.to_compare(MOST);
     Json(heads.into_iter().map(|(number, hash)| Head { number, hash }).collect())
-}
-
-async fn agree(State(door): State<Arc<Door>>) -> Result<(), Refused> {
-    door.inner().lease.agree().map_err(|error| say(&error))
 }
 
 async fn unpair(State(door): State<Arc<Door>>) -> Result<(), Refused> {

@@ -9,6 +9,7 @@ use polder_control::{
     ControlError, Handler, Outlet, Sockets, SparePeer, SpareReply, SpareRequest, SpareStatus, Told,
 };
 use polder_site::{Site, SpareRole};
+use polder_takeover::Moment;
 use tokio::net::TcpListener;
 
 use crate::door::{Door, now};
@@ -36,7 +37,7 @@ pub async fn serve(
             let door = Arc::new(Door::open(state, site.name.as_str(), spare.disk_percent)?);
             let port = spare.port;
             let listener = listen(port).map_err(|source| SpareError::Listen { port, source })?;
-            let handler = Arc::new(OnSpare { door: door.clone(), port });
+            let handler = Arc::new(OnSpare { door: door.clone(), port, since: Moment::now() });
             tokio::select! {
                 ended = polder_control::serve(&socket, handler.clone()) => ended.map_err(Into::into),
                 ended = door.clone().serve(listener, mounts) => ended,
@@ -142,6 +143,8 @@ async fn tidy(door: &Door) {
 struct OnSpare {
     door: Arc<Door>,
     port: u16,
+    /// Since when it listens.
+    since: Moment,
 }
 
 impl Handler<SpareRequest, SpareReply> for OnSpare {
@@ -197,7 +200,7 @@ impl OnSpare {
                 let peer = peer.ok_or_else(|| say(SpareError::Alone))?;
                 if !inner.lease.standing(Side::Spare, now()).may_take_over {
                     return Err(format!(
-                        "{peer} was heard a moment ago and may still serve; turn it off, or let it agree on its page Spare, and wait a minute"
+                        "{peer} was heard a moment ago and may still serve; turn it off, and wait a minute"
                     ));
                 }
                 inner.lease.raise().map(SpareReply::Epoch).map_err(say)
@@ -212,7 +215,6 @@ impl OnSpare {
                 inner.lease.raise_to(epoch).map_err(say)?;
                 Ok(SpareReply::Epoch(epoch))
             }
-            SpareRequest::Agree => Err("the main box agrees, not the spare".to_owned()),
             SpareRequest::Retire => {
                 door.retire(self.port)?;
                 door.inner().desk.close();
@@ -231,6 +233,7 @@ impl OnSpare {
         SpareStatus {
             is_spare: true,
             port: self.port,
+            listening: self.since.elapsed().as_secs(),
             own: door.identity.certificate().short(),
             peer: inner.peer.as_ref().map(shown),
             code,
@@ -292,7 +295,6 @@ impl OnMain {
         match question {
             SpareRequest::Status => Ok(SpareReply::Status(Box::new(self.status()?))),
             SpareRequest::Unpair => self.follower.unpair().await.map(|()| SpareReply::Done),
-            SpareRequest::Agree => self.follower.agree().await.map(|()| SpareReply::Done),
             SpareRequest::Heads => {
                 let heads = self.follower.heads().await?;
                 Ok(SpareReply::Heads(heads.into_iter().map(|h| (h.number, h.hash)).collect()))
@@ -321,6 +323,7 @@ impl OnMain {
         Ok(SpareStatus {
             is_spare: false,
             port: 0,
+            listening: 0,
             own,
             peer,
             code: None,

@@ -57,6 +57,11 @@ impl Tombstones {
         Ok(all.filter(|line| line != ANEW && seen.insert(line.clone())).collect())
     }
 
+    /// On the spare: how long the list is, in bytes. It only grows while the two are paired.
+    pub fn size(folders: &Folders) -> u64 {
+        fs::metadata(folders.tombstones()).map_or(0, |data| data.len())
+    }
+
     /// How many there are, and a digest over them.
     pub fn have(&self) -> (u64, String) {
         (self.current.len() as u64, digest(&self.current))

@@ -1,6 +1,8 @@
 //! The end of a box: everything that it keeps of its members is overwritten and removed, keys first, and what is left is a new box. What is
 //! to be done is written down before; from then on every start goes on with it until it is done.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -8,11 +10,14 @@ use std::path::{Component, Path, PathBuf};
 
 use polder_control::{AuditHead, END, ENDED, EndedBox, Lock, Plan, Step};
 use polder_site::write_durably;
+use polder_upstream::remove_tree;
 use serde::{Deserialize, Serialize};
 
 /// What stays while it goes on: the order itself, and the lock that says that we are the only one here.
 const LOCK: &str = "run/supervisor.lock";
 const MODELS: &str = "weights";
+/// Images of servers of others, as they were fetched and unpacked: public.
+const CONTAINERS: &str = "containers";
 /// Zeros are written in pieces of this size.
 const PIECE: usize = 1 << 20;
 /// After this many looks at what is left, the box says what it could not remove.
@@ -64,6 +69,7 @@ pub(crate) fn plan(seen: &[Seen], keep_models: bool, disk: Option<Lock>) -> Plan
         "audit",
         "kv",
         "packed",
+        CONTAINERS,
         "run",
         "runs.json",
         MODELS,
@@ -87,6 +93,10 @@ pub(crate) fn plan(seen: &[Seen], keep_models: bool, disk: Option<Lock>) -> Plan
             format!("Remove what models keep of conversations ({}), which no key opens any more", bytes(size("kv") + size("packed"))),
         ),
     ];
+    if size(CONTAINERS) > 0 {
+        let title = format!("Remove the images of containers ({})", bytes(size(CONTAINERS)));
+        steps.push(step("containers", title));
+    }
     if !others.is_empty() {
         let some: Vec<&str> = others.iter().take(20).copied().collect();
         let more = others.len().saturating_sub(some.len());
@@ -151,26 +161,35 @@ pub(crate) fn carry_out(state: &Path) -> io::Result<Option<EndedBox>> {
     let (mut overwritten, mut removed) = before.map_or((0, 0), |b| (b.overwritten, b.removed));
     let mut left = Vec::new();
     for _ in 0..LOOKS {
-        let mut files = Vec::new();
-        walk(state, Path::new(""), order.keep_models, &mut files, &mut Vec::new())?;
-        files.sort_by(|a, b| (turn(a), a).cmp(&(turn(b), b)));
+        let mut all = walk(state, order.keep_models)?;
+        all.files.sort_by(|a, b| (turn(a), a).cmp(&(turn(b), b)));
         left.clear();
-        for file in files {
+        for file in all.files {
             match erase(&state.join(&file), turn(&file)) {
                 Ok(true) => overwritten += 1,
                 Ok(false) => removed += 1,
                 Err(error) => left.push(format!("{}: {error}", file.display())),
             }
         }
-        remove_folders(state, Path::new(""), order.keep_models);
+        // From the inside. One that cannot be removed holds something that is told of.
+        for folder in all.folders.iter().rev() {
+            let _ = fs::remove_dir(state.join(folder));
+        }
+        // What could not be gone into (it is deeper than a path may be long, or shut) has no key in it any more: it goes as it is.
+        let shut: BTreeSet<PathBuf> = all.unread.iter().map(|(path, _)| part_of(path)).collect();
+        for part in shut {
+            match remove_tree(&state.join(&part)) {
+                Ok(files) => removed += files,
+                Err(error) => log::error!("{} cannot be removed: {error}", part.display()),
+            }
+        }
         sync(state)?;
-        let (mut again, mut unread) = (Vec::new(), Vec::new());
-        walk(state, Path::new(""), order.keep_models, &mut again, &mut unread)?;
-        if again.is_empty() && unread.is_empty() {
+        let again = walk(state, order.keep_models)?;
+        if again.files.is_empty() && again.unread.is_empty() {
             left.clear();
             break;
         }
-        left.append(&mut unread);
+        left.extend(again.unread.iter().map(|(path, why)| format!("{}: {why}", path.display())));
     }
     left.truncate(MOST_LEFT);
     let ended = EndedBox {
@@ -220,42 +239,69 @@ fn turn(path: &Path) -> Turn {
         })
         .collect();
     match names[..] {
-        [MODELS, ..] | ["packed", ..] => Turn::Bulk,
+        [MODELS | CONTAINERS | "packed", ..] => Turn::Bulk,
         ["kv", _, "keys", ..] => Turn::Key,
         ["kv", ..] => Turn::Bulk,
-        ["pki" | "backup" | "restore", ..] => Turn::Key,
+        ["pki" | "backup" | "restore" | "upstreams", ..] => Turn::Key,
         [name] if name.ends_with(".pass") || name.ends_with(".key") => Turn::Key,
         [.., name] if name.ends_with(".key") || name == "key" => Turn::Key,
         _ => Turn::Precious,
     }
 }
 
-/// Every file, link and socket that goes. A folder that cannot be read stops nothing: it is among what is left.
-fn walk(
-    state: &Path,
-    below: &Path,
-    keep_models: bool,
-    found: &mut Vec<PathBuf>,
-    unread: &mut Vec<String>,
-) -> io::Result<()> {
-    for entry in fs::read_dir(state.join(below))? {
-        let entry = entry?;
-        let path = below.join(entry.file_name());
-        if stays(&path, keep_models) {
-            continue;
-        }
-        // A link to a folder is removed, not followed.
-        match entry.file_type()?.is_dir() {
-            true => {
-                if let Err(error) = walk(state, &path, keep_models, found, unread) {
-                    log::error!("{} cannot be read: {error}", path.display());
-                    unread.push(format!("{}: {error}", path.display()));
-                }
+/// What goes.
+#[derive(Debug, Default)]
+struct Found {
+    /// Every file, link and socket.
+    files: Vec<PathBuf>,
+    /// Each before those in it.
+    folders: Vec<PathBuf>,
+    /// Folders that cannot be read, and why. They stop nothing.
+    unread: Vec<(PathBuf, String)>,
+}
+
+fn walk(state: &Path, keep_models: bool) -> io::Result<Found> {
+    let mut found = Found::default();
+    let mut open = vec![PathBuf::new()];
+    while let Some(below) = open.pop() {
+        let within = match read(&state.join(&below)) {
+            Err(error) if below.as_os_str().is_empty() => return Err(error),
+            Err(error) => {
+                log::error!("{} cannot be read: {error}", below.display());
+                found.unread.push((below, error.to_string()));
+                continue;
             }
-            false => found.push(path),
+            Ok(within) => within,
+        };
+        for (name, is_folder) in within {
+            let path = below.join(name);
+            if stays(&path, keep_models) {
+                continue;
+            }
+            match is_folder {
+                true => {
+                    found.folders.push(path.clone());
+                    open.push(path);
+                }
+                false => found.files.push(path),
+            }
         }
     }
-    Ok(())
+    Ok(found)
+}
+
+/// What is in a folder, and whether each is one. A link to a folder is none: it is removed, not followed.
+fn read(folder: &Path) -> io::Result<Vec<(OsString, bool)>> {
+    let entries = fs::read_dir(folder)?;
+    entries
+        .map(|entry| entry.and_then(|entry| Ok((entry.file_name(), entry.file_type()?.is_dir()))))
+        .collect()
+}
+
+/// What goes as a whole where something in it cannot be gone into. Of `run` that is one more folder: there is something that stays.
+fn part_of(path: &Path) -> PathBuf {
+    let parts = if path.starts_with("run") { 2 } else { 1 };
+    path.components().take(parts).collect()
 }
 
 fn stays(path: &Path, keep_models: bool) -> bool {
@@ -292,27 +338,20 @@ fn overwrite_with_zeros(path: &Path, length: u64) -> io::Result<()> {
     file.set_len(0)
 }
 
-/// Empty folders, from the inside. One that cannot be removed holds something that is told of.
-fn remove_folders(state: &Path, below: &Path, keep_models: bool) {
-    let Ok(entries) = fs::read_dir(state.join(below)) else { return };
-    for entry in entries.flatten() {
-        let path = below.join(entry.file_name());
-        if !stays(&path, keep_models) && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_folders(state, &path, keep_models);
-            let _ = fs::remove_dir(state.join(&path));
-        }
-    }
-}
-
+/// What is below, as far as it can be looked at: what goes meanwhile has no size, nor what is deeper than a path may be long.
 fn size_of(path: &Path) -> io::Result<u64> {
-    let about = path.symlink_metadata()?;
-    if !about.is_dir() {
-        return Ok(about.len());
-    }
     let mut bytes = 0;
-    for entry in fs::read_dir(path)? {
-        // What goes meanwhile has no size.
-        bytes += size_of(&entry?.path()).unwrap_or_default();
+    let mut open = vec![(path.to_owned(), path.symlink_metadata()?)];
+    while let Some((path, about)) = open.pop() {
+        if !about.is_dir() {
+            bytes += about.len();
+            continue;
+        }
+        let within = read(&path).unwrap_or_default();
+        let within = within.into_iter().map(|(name, _)| path.join(name));
+        open.extend(
+            within.filter_map(|path| path.symlink_metadata().ok().map(|about| (path, about))),
+        );
     }
     Ok(bytes)
 }
@@ -353,6 +392,8 @@ mod tests {
             "kv/fast/keys/aa",
             "kv/fast/blocks",
             "packed/fast/w.bin",
+            "containers/fetched/images/aa/bb",
+            "upstreams/secrets.json",
             "run/x.json",
             "run/supervisor.lock",
             "weights/blobs/sha256/aa",
@@ -395,6 +436,7 @@ mod tests {
             seen("polder.db", 1 << 20),
             seen("kv", 3 << 30),
             seen("weights", 40 << 30),
+            seen("containers", 9 << 30),
             seen("relay.pass", 99),
             seen("notes", 5),
         ];
@@ -415,7 +457,7 @@ mod tests {
             ordered(state.path(), keep);
             let ended = carry_out(state.path()).unwrap().unwrap();
             assert_eq!(ended.left, Vec::<String>::new());
-            assert_eq!(ended.overwritten + ended.removed, if keep { 18 } else { 19 });
+            assert_eq!(ended.overwritten + ended.removed, if keep { 20 } else { 21 });
             let mut expected = vec![END, ENDED, "run/supervisor.lock"];
             if keep {
                 expected.push("weights/blobs/sha256/aa");
@@ -430,7 +472,7 @@ mod tests {
     #[test]
     fn a_power_cut_anywhere_is_gone_on_from_at_the_next_start() {
         let mut all = Vec::new();
-        walk(state().path(), Path::new(""), false, &mut all, &mut Vec::new()).unwrap();
+        all.append(&mut walk(state().path(), false).unwrap().files);
         all.sort_by(|a, b| (turn(a), a).cmp(&(turn(b), b)));
         assert_eq!(all[0], Path::new("backup/key"), "keys go first");
         for cut in 0..all.len() {
@@ -468,6 +510,33 @@ mod tests {
         ordered(state.path(), false);
         assert_eq!(carry_out(state.path()).unwrap().unwrap().left, Vec::<String>::new());
         assert_eq!(fs::read_to_string(&letter).unwrap(), CANARY);
+    }
+
+    #[test]
+    fn what_is_deeper_than_a_path_may_be_long_or_shut_goes_too() {
+        use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+        use std::os::unix::fs::PermissionsExt;
+        let (state, name) = (state(), "d".repeat(200));
+        for dug in ["containers/slots/big/storage", "kv/fast/blocks-of-later", "notes"] {
+            let at = state.path().join(dug);
+            fs::create_dir_all(&at).unwrap();
+            let folder = OFlags::RDONLY | OFlags::DIRECTORY;
+            let mut at = openat(CWD, &at, folder, Mode::empty()).unwrap();
+            for _ in 0..25 {
+                mkdirat(&at, &name, Mode::RWXU).unwrap();
+                at = openat(&at, &name, folder, Mode::empty()).unwrap();
+            }
+            openat(&at, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RUSR).unwrap();
+        }
+        fs::create_dir_all(state.path().join("run/shut/in")).unwrap();
+        fs::set_permissions(state.path().join("run/shut"), fs::Permissions::from_mode(0o000))
+            .unwrap();
+        assert!(look(state.path()).unwrap().iter().any(|seen| seen.name == "notes"));
+        ordered(state.path(), true);
+        assert_eq!(carry_out(state.path()).unwrap().unwrap().left, Vec::<String>::new());
+        let stays = [END, ENDED, "run/supervisor.lock", "weights/blobs/sha256/aa"];
+        assert_eq!(files(state.path()), stays);
+        assert!(!state.path().join("containers").exists() && !state.path().join("kv").exists());
     }
 
     #[test]

@@ -41,10 +41,16 @@ pub(crate) fn tidy(state: &Path, site: &Site) {
     });
     let named = |name: &EngineName| site.engines.contains_key(name);
     erase_former(&state.join(CONVERSATIONS), named, |folder| {
-        polder_kv::erase(folder).map_err(|error| error.to_string())
+        // An engine that was taken over may have made folders that are deeper than paths may be long. Keys go first all the same.
+        match polder_kv::erase(folder) {
+            Err(polder_kv::OpenError::Folder { .. }) => {
+                polder_upstream::remove_tree(folder).map(drop).map_err(|error| error.to_string())
+            }
+            done => done.map_err(|error| error.to_string()),
+        }
     });
     erase_former(&state.join(PACKED), named, |folder| {
-        fs::remove_dir_all(folder).map_err(|error| error.to_string())
+        polder_upstream::remove_tree(folder).map(drop).map_err(|error| error.to_string())
     });
 }
 
@@ -80,6 +86,17 @@ fn erase_former(
 mod tests {
     use super::*;
 
+    /// Folders in folders, deeper than a path may be long.
+    fn dig(into: &Path) {
+        use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+        let (folder, name) = (OFlags::RDONLY | OFlags::DIRECTORY, "d".repeat(200));
+        let mut at = openat(CWD, into, folder, Mode::empty()).unwrap();
+        for _ in 0..25 {
+            mkdirat(&at, &name, Mode::RWXU).unwrap();
+            at = openat(&at, &name, folder, Mode::empty()).unwrap();
+        }
+    }
+
     #[test]
     fn each_engine_of_the_site_has_a_folder_and_what_a_former_one_kept_is_erased() {
         let state = tempfile::tempdir().unwrap();
@@ -97,6 +114,9 @@ mod tests {
         fs::create_dir(folder("Not an engine")).unwrap();
         let packed = |name: &str| state.path().join("packed").join(name);
         fs::write(packed("fast").join("weights.bin"), "weights").unwrap();
+        for at in [folder("fast"), packed("fast")] {
+            dig(&at);
+        }
         site.engines.remove(&"fast".parse::<EngineName>().unwrap());
         tidy(state.path(), &site);
         assert!(!folder("fast").exists());

@@ -24,6 +24,7 @@ mod taking;
 mod trail;
 mod undo;
 mod ups;
+mod way;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -113,6 +114,12 @@ struct Running {
     imports: bool,
     /// It takes over from the main box.
     takes_over: bool,
+    /// It makes, tries or restores a backup.
+    saves: bool,
+    /// It is bringing something large in, which pauses by itself where it has to.
+    brings: bool,
+    /// It was stopped for a takeover.
+    made_way: bool,
     title: String,
 }
 
@@ -223,6 +230,9 @@ impl<P: Parts> Work<P> {
         for open in again {
             match open.intent {
                 Intent::Takeover(_) => self.resume_when_linked(open),
+                // What only brings a model in pauses by itself.
+                Intent::Import { .. } => self.resume(open).await,
+                _ if self.nobody_serves() => self.resume_when_settled(open),
                 _ => self.resume(open).await,
             }
         }

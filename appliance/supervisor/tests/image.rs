@@ -496,23 +496,26 @@ async fn that_nobody_could_be_asked_for_updates_is_remembered_since_when_until_s
     assert!(matches!(box_.ask(Request::CheckUpdate).await, Reply::Refused(_)));
     assert_eq!(box_.updates().await.unlooked, None);
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let from = format!("http://{free}/updates").parse().unwrap();
-    let change = SiteChange::Updates(polder_site::Updates { from });
-    let applied = box_.ask(Request::Apply { change, by: Actor::Console }).await;
-    let Reply::Accepted(id) = applied else { panic!("{applied:?}") };
-    let done = || async {
-        let Reply::Runs(runs) = box_.ask(Request::Runs).await else { panic!() };
-        runs.into_iter().find(|run| run.id == id).unwrap().state != RunState::Running
+    let updates_from = |folder: &str| {
+        let from = format!("http://{free}/{folder}").parse().unwrap();
+        SiteChange::Updates(polder_site::Updates { from })
     };
-    while !done().await {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    box_.change(updates_from("updates")).await;
     assert!(matches!(box_.ask(Request::CheckUpdate).await, Reply::Refused(_)));
-    let (since, why) = box_.updates().await.unlooked.unwrap();
-    assert!(why.contains("gave no update") && since > 1_700_000_000, "{why}");
+    let (seconds, why) = box_.updates().await.unlooked.unwrap();
+    assert!(why.contains("gave no update") && seconds == 0, "{why}");
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert!(matches!(box_.ask(Request::CheckUpdate).await, Reply::Refused(_)));
-    assert_eq!(box_.updates().await.unlooked.unwrap().0, since, "since the first time");
+    let since_the_first = box_.updates().await.unlooked.unwrap().0;
+    assert!((1..60).contains(&since_the_first), "{since_the_first}");
+    // Another place has not failed yet, and where none is said nobody fails.
+    box_.change(updates_from("other")).await;
+    assert_eq!(box_.updates().await.unlooked, None);
+    assert!(matches!(box_.ask(Request::CheckUpdate).await, Reply::Refused(_)));
+    assert_eq!(box_.updates().await.unlooked.unwrap().0, 0);
+    box_.change(SiteChange::RemoveUpdates).await;
+    assert_eq!(box_.updates().await.unlooked, None);
+    box_.change(updates_from("other")).await;
     box_.plug_in(&keys, "0.2.0");
     assert!(matches!(box_.ask(Request::CheckUpdate).await, Reply::Updates(_)));
     assert_eq!(box_.updates().await.unlooked, None);

@@ -18,6 +18,8 @@ use polder_site::{EngineSlot, RecipeName, Site, SiteChange, Store};
 mod image;
 #[path = "keeping/succession.rs"]
 mod succession;
+#[path = "keeping/takeover.rs"]
+mod takeover;
 use polder_supervisor::{
     Children, Described, Ending, ImportEnd, Options, Patience, Shelf, SupervisorError,
 };

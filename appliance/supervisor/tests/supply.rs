@@ -334,6 +334,7 @@ async fn what_the_watch_knows_of_a_battery_is_left_for_whoever_looks_after_the_b
         tested: Some(1_790_000_000),
         test_failed: Some("Done and error".to_owned()),
         battery_since: Some(1_600_000_000),
+        ups_made: Some(1_500_000_000),
         ..Supply::default()
     };
     box_.ask(Request::Supply(Box::new(supply))).await;
@@ -344,6 +345,6 @@ async fn what_the_watch_knows_of_a_battery_is_left_for_whoever_looks_after_the_b
     });
     let battery = left.unwrap();
     assert_eq!((battery.silent, battery.tested), (Some(77), Some(1_790_000_000)));
-    assert_eq!(battery.installed, Some(1_600_000_000));
+    assert_eq!((battery.installed, battery.made), (Some(1_600_000_000), Some(1_500_000_000)));
     assert_eq!(battery.test_failed.as_deref(), Some("Done and error"));
 }

@@ -2,20 +2,30 @@
 
 use std::time::Duration;
 
-/// After its own start a spare listens for so long whether its main box is there, before it goes on by itself.
-pub const LISTENS: Duration = Duration::from_secs(10);
+use crate::lease;
+
+/// For a trial with a short lease: a main box that has lost its spare tries again after five seconds, and has to say who it is before anything else.
+const SHORTEST: Duration = Duration::from_secs(10);
 /// The first pause after a try that came to nothing; it doubles with each one after it.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 /// The longest pause. Where the main box is silent nobody serves for longer than this and the restore itself.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// A spare listens for so long whether its main box is there, before it goes on by itself: half a lease, which is 30 s, since a main box needs up to
+/// 15 s to find its spare again.
+pub fn listens() -> Duration {
+    (lease().0 / 2).max(SHORTEST)
+}
 
 /// A takeover in whose term nobody serves yet: the main box will not, since it hears of the term before it serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Begun {
     /// How many tries came to nothing, since this spare's supervisor began.
     pub failed: u32,
-    /// Since the last of them; since the supervisor began where there was none.
+    /// Since the last of them, where there was one.
     pub since: Duration,
+    /// For how long the part that the main box speaks with has listened. A box that nobody could reach is not silent.
+    pub listened: Duration,
     /// The main box was heard a moment ago: it is on, and serves nothing.
     pub there: bool,
     /// The main box still has the newest state of the collective, and knows how to go on with it.
@@ -36,12 +46,12 @@ pub enum Next {
 /// What is done now. A main box that is there is left to serve on, since it has what its last backup lacks; one that is silent is not waited for.
 pub fn next_of(begun: &Begun) -> Next {
     let pause = match begun.failed {
-        0 => LISTENS,
+        0 => Duration::ZERO,
         failed => FIRST_PAUSE.saturating_mul(1 << (failed - 1).min(10)).min(LONGEST_PAUSE),
     };
     match begun {
         Begun { there: true, may_leave: true, .. } => Next::Leaves,
-        Begun { since, .. } if *since >= pause => Next::GoesOn,
+        Begun { since, listened, .. } if *since >= pause && *listened >= listens() => Next::GoesOn,
         _ => Next::Waits,
     }
 }
@@ -51,24 +61,36 @@ mod tests {
     use super::*;
 
     fn begun(failed: u32, since: u64) -> Begun {
-        Begun { failed, since: Duration::from_secs(since), there: false, may_leave: true }
+        let since = Duration::from_secs(since);
+        Begun { failed, since, listened: Duration::from_secs(30), there: false, may_leave: true }
     }
 
     #[test]
     fn a_main_box_that_is_there_serves_on_where_it_still_has_the_newest_state() {
-        let there = Begun { there: true, ..begun(0, 0) };
+        let just_up = Begun { listened: Duration::ZERO, ..begun(0, 0) };
+        let there = Begun { there: true, ..just_up };
         assert_eq!(next_of(&there), Next::Leaves);
         assert_eq!(next_of(&Begun { failed: 7, ..there }), Next::Leaves);
         let newer_here = Begun { may_leave: false, ..there };
         assert_eq!(next_of(&newer_here), Next::Waits);
-        assert_eq!(next_of(&Begun { since: LISTENS, ..newer_here }), Next::GoesOn);
+        assert_eq!(next_of(&Begun { listened: listens(), ..newer_here }), Next::GoesOn);
     }
 
     #[test]
     fn a_silent_one_is_not_waited_for_and_no_pause_is_longer_than_five_minutes() {
-        for (failed, waits) in [(0, 10), (1, 10), (2, 20), (3, 40), (6, 300), (u32::MAX, 300)] {
+        for (failed, waits) in [(1, 10), (2, 20), (3, 40), (6, 300), (u32::MAX, 300)] {
             assert_eq!(next_of(&begun(failed, waits - 1)), Next::Waits, "{failed}");
             assert_eq!(next_of(&begun(failed, waits)), Next::GoesOn, "{failed}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_silent_before_the_link_has_listened_for_half_a_minute() {
+        for failed in [0, 9] {
+            let begun =
+                |listened| Begun { listened: Duration::from_secs(listened), ..begun(failed, 9999) };
+            assert_eq!(next_of(&begun(29)), Next::Waits);
+            assert_eq!(next_of(&begun(30)), Next::GoesOn);
         }
     }
 }

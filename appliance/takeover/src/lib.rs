@@ -17,7 +17,7 @@ mod stand;
 mod term;
 
 pub use adapt::{Choice, adapt, choose, models};
-pub use begun::{Begun, LISTENS, LONGEST_PAUSE, Next, next_of};
+pub use begun::{Begun, LONGEST_PAUSE, Next, listens, next_of};
 pub use hand::hand;
 pub use moment::Moment;
 pub use plan::{Action, Facts, ForGood, become_main, give_back, receive, send, takeover};

@@ -73,7 +73,6 @@ impl Facts {
                 Permission::Silent => format!(
                     "{main} is silent, and stops serving by itself when it does not hear from its spare."
                 ),
-                Permission::Agreed => format!("{main} agrees."),
                 Permission::Begun => format!(
                     "A takeover was cut off after its term had begun; {main} serves nothing any more, and this box goes on with it."
                 ),
@@ -306,14 +305,14 @@ mod tests {
             ],
             revoked: 2,
         };
-        let agreed = Facts {
-            permission: Permission::Agreed,
+        let silent = Facts {
+            permission: Permission::Silent,
             choices: vec![Choice::Theirs("fast".parse().unwrap(), "big".parse().unwrap())],
             revoked: 0,
             ..facts.clone()
         };
         let mut shown = String::new();
-        for facts in [&facts, &agreed] {
+        for facts in [&facts, &silent] {
             shown += &format!("{}\n\n{}\n\n", facts.sentences().join("\n"), takeover(facts).0);
         }
         let model = ("big".parse().unwrap(), "Big".to_owned(), Some("30 GiB".to_owned()));

@@ -73,8 +73,6 @@ pub struct Silence {
     pub since: Duration,
     /// What it said last of whether it stops in such a silence.
     pub yields: bool,
-    /// It can be asked now, and says that it does not serve and will not.
-    pub agrees: bool,
     /// A steward has typed its name: it is off and stays off.
     pub said_dead: bool,
 }
@@ -85,8 +83,6 @@ pub struct Silence {
 pub enum Permission {
     /// It stops by itself in a silence of this length, and it was that long.
     Silent,
-    /// It agrees.
-    Agreed,
     /// A steward said that it is dead.
     SaidDead,
     /// A takeover was cut off after its term had begun: nobody serves in it, and the main box will not.
@@ -104,7 +100,6 @@ pub fn allowed(term: &Term, main: &str, silence: &Silence) -> Result<Permission,
     let (lease, margin) = lease();
     let silent = silence.since >= lease + margin;
     match silence {
-        Silence { agrees: true, .. } => Ok(Permission::Agreed),
         Silence { yields: true, .. } if silent => Ok(Permission::Silent),
         Silence { said_dead: true, .. } if silent => Ok(Permission::SaidDead),
         Silence { said_dead: true, since, .. } => Err(format!(
@@ -163,7 +158,7 @@ mod tests {
     #[test]
     fn silence_alone_is_enough_only_for_a_box_that_promised_to_stop() {
         let term = Term::first(Side::Spare);
-        let silent = Silence { since: secs(65), yields: false, agrees: false, said_dead: false };
+        let silent = Silence { since: secs(65), yields: false, said_dead: false };
         let why = allowed(&term, "oak", &silent).unwrap_err();
         assert!(why.contains("off and stays off"), "{why}");
         let promised = Silence { yields: true, ..silent };
@@ -172,11 +167,9 @@ mod tests {
         assert!(allowed(&term, "oak", &early).unwrap_err().contains("64 s ago"));
         let dead = Silence { said_dead: true, ..silent };
         assert_eq!(allowed(&term, "oak", &dead), Ok(Permission::SaidDead));
-        let agreed = Silence { since: secs(0), agrees: true, ..silent };
-        assert_eq!(allowed(&term, "oak", &agreed), Ok(Permission::Agreed));
-        assert!(allowed(&Term::first(Side::Main), "oak", &agreed).is_err());
+        assert!(allowed(&Term::first(Side::Main), "oak", &dead).is_err());
         let mut serving = term;
         serving.raise();
-        assert!(allowed(&serving.serving(), "oak", &agreed).unwrap_err().contains("already"));
+        assert!(allowed(&serving.serving(), "oak", &dead).unwrap_err().contains("already"));
     }
 }

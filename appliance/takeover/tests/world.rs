@@ -178,6 +178,14 @@ impl World {
         self.spare.last = Some(self.now);
         self.spare.yields = self.main.disk.yields;
         self.main.disk.heard(self.spare.disk.highest);
+        // What was revoked while the two did not hear each other comes now, and counts where it comes to as well.
+        if !self.spare.for_good {
+            self.spare.tombs.extend(&self.main.revoked);
+            self.gone.extend(&self.main.revoked);
+            if self.spare.disk.stands_in() {
+                self.spare.revoked.extend(&self.spare.tombs);
+            }
+        }
         (self.main.heard, self.main.failed) = (Some(asked), false);
     }
 
@@ -185,7 +193,7 @@ impl World {
     fn silence(&self, dead: bool) -> Silence {
         let since = self.now - self.spare.last.unwrap_or(0).max(self.spare.began);
         let Spare { yields, .. } = self.spare;
-        Silence { since: Duration::from_secs(since), yields, agrees: false, said_dead: dead }
+        Silence { since: Duration::from_secs(since), yields, said_dead: dead }
     }
 
     /// It was heard a moment ago, in this life of the spare.
@@ -204,7 +212,8 @@ impl World {
         }
         let begun = Begun {
             failed: self.spare.failed,
-            since: Duration::from_secs(self.now - self.spare.failed_at.max(self.spare.began)),
+            since: Duration::from_secs(self.now - self.spare.failed_at),
+            listened: Duration::from_secs(self.now - self.spare.began),
             there: self.main_is_there(),
             may_leave: self.spare.disk.may_leave(),
         };
@@ -290,6 +299,15 @@ impl World {
                     self.spare.up = false;
                 }
             }
+            // Whoever came back meanwhile and has what the backup lacks is never fought.
+            Event::Place
+                if self.spare.up
+                    && self.spare.placing
+                    && self.main_is_there()
+                    && self.spare.disk.may_leave() =>
+            {
+                self.happens(&Event::GiveUpPlacing);
+            }
             Event::Place if self.spare.up && self.spare.placing => {
                 let began = self.spare.took.unwrap_or_default();
                 assert!(self.spare.disk.begin(began), "it takes over in a term that is over");
@@ -330,7 +348,9 @@ impl World {
                 if let Some((given, revoked)) = self.incoming.take()
                     && let Some(term) = self.main.disk.taking(&given)
                 {
-                    (self.main.disk, self.main.revoked) = (term, revoked);
+                    self.main.disk = term;
+                    // No state that is put in place takes away what this box knows to be revoked.
+                    self.main.revoked.extend(revoked);
                     // The supervisor begins anew, and has heard nobody in this life.
                     (self.main.heard, self.main.failed, self.main.goes_on) = (None, false, false);
                     self.main.stamp = None;
@@ -393,6 +413,10 @@ impl World {
             self.main.revoked.insert(key);
             self.spare.tombs.insert(key);
             self.gone.insert(key);
+        } else if self.main_serves() {
+            // Nobody else knows of it yet.
+            self.next_key += 1;
+            self.main.revoked.insert(key);
         }
     }
 

@@ -32,6 +32,38 @@ pub struct Record {
     pub looked: Option<i64>,
     /// Since when nobody does, Unix seconds, and what came of the last try.
     pub unlooked: Option<(i64, String)>,
+    /// When that was last tried, Unix seconds.
+    pub unlooked_at: Option<i64>,
+    /// Where.
+    pub unlooked_from: Option<String>,
+}
+
+/// Between two tries no more seconds than this count as time in which nobody could look: a clock of years ago that is put right makes no years of them.
+const MOST_UNLOOKED: i64 = 2 * 24 * 3600;
+
+impl Record {
+    /// Somebody looked there, at this moment in Unix seconds; `why` says what came of it where nobody answered. Another place than before
+    /// begins anew.
+    pub fn looked_at(&mut self, from: &str, now: i64, why: Option<String>) {
+        let Some(why) = why else {
+            self.looked = Some(now);
+            (self.unlooked, self.unlooked_at, self.unlooked_from) = (None, None, None);
+            return;
+        };
+        let same = self.unlooked_from.as_deref() == Some(from);
+        let before = self.unlooked_for(from).filter(|_| same).map_or(0, |(seconds, _)| seconds);
+        let passed = self.unlooked_at.filter(|_| same).map_or(0, |at| now.saturating_sub(at));
+        let since = now - before - passed.clamp(0, MOST_UNLOOKED);
+        self.unlooked = Some((since, why));
+        (self.unlooked_at, self.unlooked_from) = (Some(now), Some(from.to_owned()));
+    }
+
+    /// For how many seconds nobody could look there, by the last try, and what came of that.
+    pub fn unlooked_for(&self, from: &str) -> Option<(i64, String)> {
+        let (since, why) = self.unlooked.as_ref()?;
+        let at = self.unlooked_at.filter(|_| self.unlooked_from.as_deref() == Some(from))?;
+        Some((at.saturating_sub(*since).max(0), why.clone()))
+    }
 }
 
 /// An update that was found, signed and fit for this box.
@@ -340,6 +372,33 @@ pub(crate) mod tests {
         record.left(&"0.2.0".parse().unwrap(), &"0.1.0".parse().unwrap(), "Ada", "now");
         assert!(matches!(&record.past[0].outcome, Some(Outcome::Left { by, .. }) if by == "Ada"));
         assert_eq!(record.past.len(), 1);
+    }
+
+    #[test]
+    fn how_long_nobody_could_look_is_counted_by_tries_and_for_one_place() {
+        const DAY: i64 = 24 * 3600;
+        let mut record = Record::default();
+        let why = || Some("no answer".to_owned());
+        let long = |record: &Record, from: &str| record.unlooked_for(from).map(|(long, _)| long);
+        record.looked_at("a", 1_577_836_800, why());
+        assert_eq!(long(&record, "a"), Some(0));
+        // It started with the clock of 2020, and was told the time before it tried again.
+        let now = 1_800_000_000;
+        record.looked_at("a", now, why());
+        assert_eq!(long(&record, "a"), Some(MOST_UNLOOKED));
+        record.looked_at("a", now + DAY, why());
+        assert_eq!(long(&record, "a"), Some(MOST_UNLOOKED + DAY));
+        // Back to 2020.
+        record.looked_at("a", 1_577_836_800, why());
+        assert_eq!(long(&record, "a"), Some(MOST_UNLOOKED + DAY));
+        assert_eq!(long(&record, "b"), None);
+        record.looked_at("b", now, why());
+        assert_eq!((long(&record, "a"), long(&record, "b")), (None, Some(0)));
+        record.looked_at("b", now + 1, None);
+        assert_eq!((long(&record, "b"), record.looked), (None, Some(now + 1)));
+        // As an older version wrote it: it does not say where.
+        let old = Record { unlooked: Some((5, "no answer".into())), ..Record::default() };
+        assert_eq!(long(&old, "a"), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -15,6 +15,8 @@ use tokio::process::{Child, ChildStdin, Command};
 
 use crate::cards::{Cards, is_plain};
 use crate::images::{Image, RESERVE, free, room_for};
+use crate::removal::remove_tree;
+use crate::unpacked::{Found, Note};
 
 /// Another program than `podman` on the path: for tests.
 const PROGRAM: &str = "POLDER_PODMAN";
@@ -273,14 +275,24 @@ impl Podman {
         told: impl Fn(f64),
     ) -> Result<String, ContainerError> {
         self.prepare()?;
-        if self.path("storage").exists()
+        let keep = |source| ContainerError::Keep { folder: self.folder.clone(), source };
+        let note = Note::of(&self.folder);
+        let found = note.says(&image.manifest);
+        if found == Found::Sound
+            && self.path("storage").exists()
             && let Ok(images) = self.images().await
             && let Some(known) = found_in(&images, &image.manifest)
         {
             return Ok(known);
         }
+        if found == Found::CutOff {
+            log::warn!(
+                "the machine went down while {} was served: nobody knows whether what its container has unpacked is whole, so the image is unpacked again",
+                self.slot
+            );
+        }
         // Another image, or half of this one.
-        let keep = |source| ContainerError::Keep { folder: self.folder.clone(), source };
+        note.forget().map_err(keep)?;
         erase(&self.path("storage")).map_err(keep)?;
         self.prepare()?;
         let expected = image.bytes.saturating_mul(UNPACKED);
@@ -292,7 +304,11 @@ impl Podman {
             return Err(error);
         }
         let known = found_in(&self.images().await?, &image.manifest);
-        known.ok_or_else(|| ContainerError::NoImage(image.manifest.clone()))
+        let known = known.ok_or_else(|| ContainerError::NoImage(image.manifest.clone()))?;
+        let manifest = image.manifest.clone();
+        let written = tokio::task::spawn_blocking(move || note.is_whole(&manifest)).await;
+        written.map_err(io::Error::other).and_then(|written| written).map_err(keep)?;
+        Ok(known)
     }
 
     /// Has podman read the image, and ends that where the disk becomes too full: the box's own user may write to its last byte.
@@ -350,9 +366,12 @@ impl Podman {
             );
         }
         let arguments = run_arguments(&self.slot, container, image, &files, &cards);
+        let note = Note::of(&self.folder);
+        let keep = |source| ContainerError::Keep { folder: self.folder.clone(), source };
+        note.is_used().map_err(keep)?;
         let mut child = self.command(&arguments).spawn().map_err(ContainerError::NoPodman)?;
         let line = child.stdin.take();
-        Ok(Running { slot: self.slot.clone(), child, line })
+        Ok(Running { slot: self.slot.clone(), child, line, note })
     }
 }
 
@@ -362,6 +381,8 @@ pub struct Running {
     child: Child,
     /// To the first process inside.
     line: Option<ChildStdin>,
+    /// Of what it is unpacked from.
+    note: Note,
 }
 
 impl Running {
@@ -393,6 +414,15 @@ impl Running {
             log::warn!("the container of {} had to be killed", self.slot);
             let _ = self.child.kill().await;
         }
+        let note = self.note;
+        match tokio::task::spawn_blocking(move || note.rests()).await {
+            Ok(Ok(())) => {}
+            // Its image is unpacked again should the machine go down before it is used anew.
+            Ok(Err(error)) => {
+                log::warn!("what the container of {} wrote is not on the disk: {error}", self.slot)
+            }
+            Err(error) => log::warn!("{error}"),
+        }
     }
 }
 
@@ -409,24 +439,9 @@ pub fn unpacked_by(state: &Path, slot: &EngineName) -> PathBuf {
     state.join("containers/slots").join(slot.as_str())
 }
 
-/// Removes what a slot has unpacked, or a part of it: an image may have folders that even their owner may not write to.
+/// Removes what a slot has unpacked, or a part of it: an image may have folders that even their owner may not write to, and very deep ones.
 pub fn erase(folder: &Path) -> io::Result<()> {
-    fn open(folder: &Path) -> io::Result<()> {
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
-        for entry in fs::read_dir(folder)? {
-            let entry = entry?;
-            // Links are not followed.
-            if entry.file_type()?.is_dir() {
-                open(&entry.path())?;
-            }
-        }
-        Ok(())
-    }
-    match fs::symlink_metadata(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(_) => open(folder).and_then(|()| fs::remove_dir_all(folder)),
-    }
+    remove_tree(folder).map(drop)
 }
 
 /// Whether this process is in a network of its own, out of which no way leads.
@@ -498,6 +513,8 @@ fn run_arguments(
     arguments.push(format!("--stop-timeout={STOP}"));
     arguments.push(format!("--name={}", name_of(slot)));
     arguments.extend(cards.arguments());
+    let variable = |(name, value)| format!("--env={name}={value}");
+    arguments.extend(container.environment.iter().map(variable));
     let mount = |(name, path): &(String, PathBuf)| {
         format!("--mount=type=bind,source={},target=/weights/{name},readonly", path.display())
     };
@@ -537,6 +554,8 @@ fn last_line(said: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn container(arguments: &[&str]) -> Container {
@@ -547,20 +566,23 @@ mod tests {
             port: 8000,
             arguments: arguments.iter().map(|word| (*word).to_owned()).collect(),
             called: None,
+            health: None,
+            environment: Default::default(),
         }
     }
 
     #[test]
     fn a_container_has_no_rights_and_nothing_to_write_but_what_it_forgets() {
         let files = [("model.safetensors".to_owned(), PathBuf::from("/s/weights/blobs/sha256/00"))];
-        let container = container(&["--model", "/weights", "--port", "8000"]);
+        let mut container = container(&["--model", "/weights", "--port", "8000"]);
+        container.environment.insert("NIM_MODEL_PATH".to_owned(), "/weights and more".to_owned());
         let slot = "big".parse().unwrap();
         let run = run_arguments(&slot, &container, "e6f6", &files, &Cards::Described);
         assert_eq!(
             run.join(" "),
             "run --rm --replace --pull=never --network=host --uts=host --cgroupns=host --cgroups=disabled --user=0:0 \
              --group-add=keep-groups --read-only --tmpfs=/tmp --env=HOME=/tmp --shm-size=1g --cap-drop=all \
-             --security-opt=no-new-privileges --log-driver=none --stop-timeout=10 --name=polder-big --device=nvidia.com/gpu=all \
+             --security-opt=no-new-privileges --log-driver=none --stop-timeout=10 --name=polder-big --device=nvidia.com/gpu=all --env=NIM_MODEL_PATH=/weights and more \
              --mount=type=bind,source=/s/weights/blobs/sha256/00,target=/weights/model.safetensors,readonly \
              e6f6 --model /weights --port 8000"
         );
@@ -613,6 +635,41 @@ mod tests {
         let said = full.to_string();
         assert!(said.contains("the disk is too full for the container image"), "{said}");
         assert!(!podman.path("storage").exists());
+    }
+
+    #[tokio::test]
+    async fn after_a_cut_an_image_is_unpacked_again_unless_it_was_at_rest() {
+        let state = tempfile::tempdir().unwrap();
+        let manifest = container(&[]).digest;
+        let image =
+            Image { manifest: manifest.clone(), folder: state.path().join("image"), bytes: 1 };
+        let listed = format!("[{{\"Id\":\"a\",\"Digest\":\"{manifest}\"}}]");
+        let times = state.path().join("times");
+        let mut podman = podman_that(state.path(), &format!("echo x >> {}", times.display()));
+        podman.reserve = 0;
+        let program = state.path().join("podman");
+        let text = fs::read_to_string(&program).unwrap();
+        fs::write(&program, text.replace("echo '[]'", &format!("echo '{listed}'"))).unwrap();
+        let pulled = async |podman: &Podman| {
+            assert_eq!(podman.unpack(&image, |_| ()).await.unwrap(), "a");
+            fs::read_to_string(&times).unwrap().lines().count()
+        };
+        assert_eq!(pulled(&podman).await, 1);
+        assert_eq!(pulled(&podman).await, 1);
+        let note = podman.path("unpacked");
+        let at_rest = fs::read_to_string(&note).unwrap();
+        // In use, and killed, in this life of the machine.
+        Note::of(&podman.folder).is_used().unwrap();
+        assert_eq!(pulled(&podman).await, 1);
+        // In use when the machine went down; cut off while it was unpacked; a note that a cut tore.
+        fs::write(&note, at_rest.replace("at rest", "in use since boot of-yesterday")).unwrap();
+        assert_eq!(pulled(&podman).await, 2);
+        fs::remove_file(&note).unwrap();
+        assert_eq!(pulled(&podman).await, 3);
+        fs::write(&note, "").unwrap();
+        assert_eq!(pulled(&podman).await, 4);
+        assert_eq!(fs::read_to_string(&note).unwrap(), at_rest);
+        assert_eq!(pulled(&podman).await, 4);
     }
 
     #[test]

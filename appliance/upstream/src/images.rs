@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use polder_site::ImageDigest;
+use polder_site::{ImageDigest, write_durably};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -61,7 +61,8 @@ impl Images {
         let lists = self.lists();
         let keep = || -> io::Result<()> {
             fs::create_dir_all(&lists)?;
-            fs::write(lists.join(format!("{}.json", hex(list))), list)
+            write_durably(&lists.join(format!("{}.json", hex(list))), list)?;
+            sync(&self.folder)
         };
         keep().map_err(ContainerError::List)
     }
@@ -85,13 +86,17 @@ impl Images {
         room_for("the container image", bytes, &part)?;
         unpack(archive, &part, &files)?;
         for (name, text) in [("version", DIRECTORY), ("manifest.json", &text[..])] {
-            fs::write(part.join(name), text).map_err(fail)?;
+            write_durably(&part.join(name), text).map_err(fail)?;
         }
         if folder.exists() {
             fs::remove_dir_all(&folder).map_err(fail)?;
         }
         fs::rename(&part, &folder).map_err(fail)?;
-        File::open(&all).and_then(|all| all.sync_all()).map_err(fail)
+        // Where it is, and the folders that were made for it.
+        [&all, &self.fetched(), &self.folder]
+            .into_iter()
+            .try_for_each(|folder| sync(folder))
+            .map_err(fail)
     }
 
     /// The image with this very manifest, where every file that the manifest names is there in the size that it says.
@@ -253,6 +258,10 @@ fn unpack(path: &Path, into: &Path, files: &[(String, u64)]) -> Result<(), Conta
         None => Ok(()),
         Some((name, _)) => Err(none(format!("{name}, which belongs to its image, is not in it"))),
     }
+}
+
+fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

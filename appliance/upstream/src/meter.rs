@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame};
 use tokio::time::{Instant, Sleep};
 
+use crate::price::Price;
 use crate::usage::{Listener, Usage};
 
 /// The trailer in which an answer says what it used, as our own engine's do.
@@ -38,6 +39,8 @@ pub struct Meter {
     pub prompt: u64,
     /// What must not reach a client.
     pub secret: Option<String>,
+    /// What it costs: of figures that differ the dearer count.
+    pub price: Price,
     /// Nothing for so long is an end.
     pub idle: Duration,
     /// Hears how it ended, once.
@@ -70,10 +73,10 @@ pub enum Broke<E> {
 impl<B> Metered<B> {
     /// Counts this body.
     pub fn new(body: B, meter: Meter) -> Self {
-        let Meter { events, hide_usage, prompt, secret, idle, over } = meter;
+        let Meter { events, hide_usage, prompt, secret, price, idle, over } = meter;
         Self {
             body: Some(body),
-            listener: Listener::new(events, hide_usage, secret),
+            listener: Listener::new(events, hide_usage, secret, price),
             prompt,
             idle,
             until: Box::pin(tokio::time::sleep(idle)),
@@ -207,6 +210,7 @@ mod tests {
             hide_usage: true,
             prompt: 40,
             secret: None,
+            price: Price::of_tokens(),
             idle: Duration::from_millis(30),
             over: Box::new(move |ended| told.lock().unwrap().push(ended)),
         };

@@ -38,6 +38,11 @@ impl Price {
 
     /// What an answer that used this costs, rounded up.
     pub fn cost(&self, usage: &Usage) -> u64 {
+        u64::try_from(self.exact(usage).div_ceil(PER)).unwrap_or(u64::MAX)
+    }
+
+    /// The same, a million times as much.
+    fn exact(&self, usage: &Usage) -> u128 {
         let usage = usage.sane();
         let parts = usage.cached.saturating_add(usage.written).saturating_add(usage.written_long);
         let plain = usage.prompt.saturating_sub(parts);
@@ -49,8 +54,24 @@ impl Price {
             (usage.completion, self.output),
         ];
         let each = parts.iter().map(|(n, price)| u128::from(*n) * u128::from(*price));
-        let sum = each.fold(0u128, u128::saturating_add);
-        u64::try_from(sum.div_ceil(PER)).unwrap_or(u64::MAX)
+        each.fold(0u128, u128::saturating_add)
+    }
+
+    /// A token is a token, whether it was read, kept or written: where it is about how much was used, and not about money.
+    pub fn of_tokens() -> Self {
+        let one = PER as u64;
+        Self { input: one, output: one, cached: one, written: one, written_long: one }
+    }
+
+    /// The one that costs more; where they cost the same, the one of more tokens, or the second.
+    pub(crate) fn dearer(&self, one: Usage, other: Usage) -> Usage {
+        if self.is_dearer(&one, &other) { one } else { other }
+    }
+
+    /// Whether the first costs more than the second, or is more at the same price.
+    pub(crate) fn is_dearer(&self, one: &Usage, other: &Usage) -> bool {
+        let worth = |usage: &Usage| (self.exact(usage), usage.prompt + usage.completion);
+        worth(one) > worth(other)
     }
 
     /// It costs nothing, whatever is asked.

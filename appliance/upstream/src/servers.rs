@@ -1,5 +1,6 @@
 //! Servers of others that may serve a slot, as recipes (`recipes/servers/*.toml`): which image by which digest, and what it is told.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use polder_site::{Container, ForeignFault, ImageDigest, ImageName};
@@ -20,12 +21,11 @@ pub struct ServerRecipe {
     pub about: String,
     /// Who has run it under Polder.
     pub run: Run,
+    /// What its registry wants before it gives the image, for people.
+    #[serde(default)]
+    pub login: Option<String>,
     /// How it is put into a container.
-    #[serde(default)]
-    pub container: Option<Packed>,
-    /// Why it is not.
-    #[serde(default)]
-    pub refused: Option<String>,
+    pub container: Packed,
 }
 
 /// Whether anybody has seen it work.
@@ -44,6 +44,9 @@ pub struct Packed {
     pub image: ImageName,
     /// Which version the arguments are for.
     pub version: String,
+    /// The tag of that version; `v` and the version without one.
+    #[serde(default)]
+    pub tag: Option<String>,
     /// Of which commit that was built.
     #[serde(default)]
     pub commit: Option<String>,
@@ -56,6 +59,12 @@ pub struct Packed {
     pub port: u16,
     /// What it is told; `{model}` is the model's name.
     pub arguments: Vec<String>,
+    /// What stands in its environment, in the same way.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// Where it says that it answers, if not at `/health`.
+    #[serde(default)]
+    pub health: Option<String>,
 }
 
 /// It is not run so.
@@ -69,23 +78,17 @@ pub enum ServerFault {
         /// What there is.
         have: String,
     },
-    /// Not in a container.
-    #[error("{title} is not put into a container by Polder: {why}")]
-    Refused {
-        /// What.
-        title: String,
-        /// Why.
-        why: String,
-    },
     /// Which image is not known.
     #[error(
-        "{title} {version} is known here by its name only ({source_of_it}), and a name alone may be another image tomorrow; say which image it is with --digest sha256:…: the registry's page of {image} shows it beside the tag v{version}, and `podman pull {image}:v{version}` followed by `podman images --digests` on any computer does too"
+        "{title} {version} is known here by its name only ({source_of_it}), and a name alone may be another image tomorrow; say which image it is with --digest sha256:…: the registry's page of {image} shows it beside the tag {tag}, and `podman pull {image}:{tag}` followed by `podman images --digests` on any computer does too"
     )]
     NoDigest {
         /// What.
         title: String,
         /// Which.
         version: String,
+        /// What that is called there.
+        tag: String,
         /// Where.
         image: ImageName,
         /// Why it is not known.
@@ -130,22 +133,22 @@ impl ServerRecipe {
         digest: Option<ImageDigest>,
         beside: &[String],
     ) -> Result<Container, ServerFault> {
-        let title = self.title.clone();
-        let Some(packed) = &self.container else {
-            let why = self.refused.clone().unwrap_or_default();
-            return Err(ServerFault::Refused { title, why });
-        };
+        let packed = &self.container;
         let digest =
             digest.or_else(|| packed.digest.clone()).ok_or_else(|| ServerFault::NoDigest {
-                title,
+                title: self.title.clone(),
                 version: packed.version.clone(),
+                tag: packed.tag.clone().unwrap_or_else(|| format!("v{}", packed.version)),
                 image: packed.image.clone(),
                 source_of_it: packed.source.clone(),
             })?;
-        let told = packed.arguments.iter().map(|word| match word.as_str() {
+        let filled = |word: &String| match word.as_str() {
             MODEL => model.to_owned(),
             word => word.to_owned(),
-        });
+        };
+        let told = packed.arguments.iter().map(filled);
+        let environment =
+            packed.environment.iter().map(|(name, value)| (name.clone(), filled(value)));
         Ok(Container {
             image: packed.image.clone(),
             digest,
@@ -153,6 +156,8 @@ impl ServerRecipe {
             port: packed.port,
             arguments: told.chain(beside.iter().cloned()).collect(),
             called: None,
+            health: packed.health.clone(),
+            environment: environment.collect(),
         })
     }
 }
@@ -162,12 +167,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_recipe_says_what_it_runs_or_why_not_and_that_nobody_has_run_it() {
+    fn every_recipe_says_what_it_runs_and_that_nobody_has_run_it() {
         for recipe in ServerRecipe::builtin() {
-            assert_eq!(recipe.container.is_some(), recipe.refused.is_none(), "{}", recipe.name);
             assert_eq!(recipe.run, Run::Never, "{}: say who has, and where", recipe.name);
-            let Some(packed) = &recipe.container else { continue };
+            let packed = &recipe.container;
             let port = packed.port.to_string();
+            let commit =
+                packed.commit.as_deref().unwrap_or("0000000000000000000000000000000000000000");
+            assert!(commit.len() == 40 && commit.bytes().all(|c| c.is_ascii_hexdigit()));
+            if recipe.name == "nim" {
+                continue;
+            }
             let words: Vec<&str> = packed.arguments.iter().map(String::as_str).collect();
             // It listens where it is asked, and nowhere else.
             assert!(
@@ -181,10 +191,37 @@ mod tests {
                 recipe.name
             );
             assert!(words.contains(&MODEL) && words.contains(&"/weights"), "{}", recipe.name);
-            let commit =
-                packed.commit.as_deref().unwrap_or("0000000000000000000000000000000000000000");
-            assert!(commit.len() == 40 && commit.bytes().all(|c| c.is_ascii_hexdigit()));
         }
+    }
+
+    #[test]
+    fn nim_serves_the_models_files_as_they_are_and_needs_no_key_for_it() {
+        let nim = ServerRecipe::find("nim").unwrap();
+        let digest: ImageDigest = format!("sha256:{}", "cd".repeat(32)).parse().unwrap();
+        let beside = ["--max-model-len".to_owned(), "8192".to_owned()];
+        let container = nim.container("qwen3-4b", Some(digest), &beside).unwrap();
+        assert_eq!(container.arguments.join(" "), "nim-serve --max-model-len 8192");
+        assert_eq!(container.health.as_deref(), Some("/v1/health/ready"));
+        let told: Vec<String> =
+            container.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(
+            told.join(" "),
+            "NIM_CACHE_PATH=/tmp/nim NIM_MODEL_PATH=/weights NIM_SERVED_MODEL_NAME=qwen3-4b NIM_SERVER_PORT=8000"
+        );
+        assert_eq!(container.environment["NIM_SERVER_PORT"], container.port.to_string());
+        // How one comes to the image is said where it is asked for.
+        let login = nim.login.as_deref().unwrap();
+        assert!(login.contains("login nvcr.io --user '$oauthtoken' < FILE"), "{login}");
+        assert_eq!(container.image.registry(), "nvcr.io");
+        let says = nim.container("m", None, &[]).unwrap_err().to_string();
+        assert!(says.contains("podman pull nvcr.io/nim/nvidia/model-free-nim:2.0.13"), "{says}");
+        // It is a slot that a site may have.
+        let mut site = polder_site::Site::unclaimed(1);
+        let mut slot = polder_site::EngineSlot::serving("qwen3-4b".parse().unwrap());
+        slot.kind = polder_site::EngineKind::Container;
+        slot.container = Some(Box::new(container));
+        site.engines.insert("slow".parse().unwrap(), slot);
+        assert_eq!(polder_site::Site::from_toml(&site.to_toml()).unwrap().engines, site.engines);
     }
 
     #[test]
@@ -196,7 +233,7 @@ mod tests {
             container.arguments.join(" "),
             "/weights --served-model-name qwen3-4b --host 127.0.0.1 --port 8000 --max-model-len 8192"
         );
-        assert_eq!(container.digest, *vllm.container.as_ref().unwrap().digest.as_ref().unwrap());
+        assert_eq!(container.digest, *vllm.container.digest.as_ref().unwrap());
         let other: ImageDigest = format!("sha256:{}", "cd".repeat(32)).parse().unwrap();
         assert_eq!(vllm.container("m", Some(other.clone()), &[]).unwrap().digest, other);
     }
@@ -209,13 +246,13 @@ mod tests {
         };
         let mut unpinned = ServerRecipe::find("sglang").unwrap().clone();
         assert!(unpinned.container("m", None, &[]).is_ok());
-        unpinned.container.as_mut().unwrap().digest = None;
+        unpinned.container.digest = None;
         let unpinned = unpinned.container("m", None, &[]).unwrap_err().to_string();
         assert!(
             unpinned.contains("--digest sha256:") && unpinned.contains("podman images --digests"),
             "{unpinned}"
         );
-        assert!(says("nim").contains("--url"));
+        assert!(unpinned.contains(":v0.5.16"), "{unpinned}");
         assert!(says("vlm").contains("there are vllm, sglang, nim"));
     }
 }

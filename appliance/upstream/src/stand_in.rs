@@ -26,7 +26,7 @@ use tokio::sync::Notify;
 use crate::container::{ContainerError, Podman, Running};
 use crate::images::Image;
 use crate::meter::{Meter, Metered};
-use crate::price::prompt_estimate;
+use crate::price::{Price, prompt_estimate};
 use crate::question::Asked;
 use crate::wire::{Place, Wire, WireBody, WireError};
 
@@ -82,6 +82,8 @@ pub enum StandInError {
 
 struct Shared {
     called: String,
+    /// Where the server says that it has its model, if that is known.
+    health: Option<String>,
     wire: RwLock<Option<Wire>>,
     ready: AtomicBool,
     /// Something said that the server may be gone: it is looked at now.
@@ -104,7 +106,7 @@ impl StandIn {
         told: impl Future<Output = ()>,
     ) -> Result<(), StandInError> {
         let wire = Wire::to(&served.url, served.authority.as_deref(), key)?;
-        let shared = self.shared(Some(wire));
+        let shared = self.shared(Some(wire), None);
         let look = async {
             look_after(&shared).await;
             unreachable!("it is looked after for ever")
@@ -122,7 +124,7 @@ impl StandIn {
         model: &Path,
         told: impl Future<Output = ()>,
     ) -> Result<(), StandInError> {
-        let shared = self.shared(None);
+        let shared = self.shared(None, container.health.clone());
         let mut running: Option<Running> = None;
         let server = async {
             let unpacking = |part: f64| {
@@ -151,9 +153,10 @@ impl StandIn {
         done
     }
 
-    fn shared(&self, wire: Option<Wire>) -> Arc<Shared> {
+    fn shared(&self, wire: Option<Wire>, health: Option<String>) -> Arc<Shared> {
         Arc::new(Shared {
             called: self.called.clone(),
+            health,
             wire: RwLock::new(wire),
             ready: AtomicBool::new(false),
             doubt: Notify::new(),
@@ -216,7 +219,7 @@ async fn look_after(shared: &Shared) {
     loop {
         let wire = shared.wire.read().unwrap_or_else(PoisonError::into_inner).clone();
         let well = match wire {
-            Some(wire) => is_well(&wire.within(LOOK)).await,
+            Some(wire) => is_well(&wire.within(LOOK), shared.health.as_deref()).await,
             None => false,
         };
         shared.ready.store(well, Ordering::SeqCst);
@@ -227,8 +230,12 @@ async fn look_after(shared: &Shared) {
     }
 }
 
-/// Servers have `/health`; those that do not have a list of models.
-async fn is_well(wire: &Wire) -> bool {
+/// Where it is known where a server says that it answers, only its word there counts: what stands before it may be well long before. Others have
+/// `/health`; those that do not have a list of models.
+async fn is_well(wire: &Wire, health: Option<&str>) -> bool {
+    if let Some(path) = health {
+        return wire.fetch(path).await.is_ok_and(|answer| answer.status().is_success());
+    }
     match wire.fetch("/health").await.map(|answer| answer.status()) {
         Ok(StatusCode::NOT_FOUND) => {
             wire.fetch("/v1/models").await.is_ok_and(|answer| answer.status().is_success())
@@ -360,7 +367,8 @@ fn pass_on(answer: Response<WireBody>, hide_usage: bool, prompt: u64, going: Goi
         .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
     let well = parts.status.is_success();
     let over = Box::new(move |_| drop(going));
-    let meter = Meter { events, hide_usage, prompt, secret: None, idle: IDLE, over };
+    let price = Price::of_tokens();
+    let meter = Meter { events, hide_usage, prompt, secret: None, price, idle: IDLE, over };
     let body = Metered::new(body, meter).map_err(io::Error::other);
     let mut response = Response::new(BodyExt::boxed_unsync(body));
     *response.status_mut() = parts.status;

@@ -3,6 +3,9 @@
 use bytes::Bytes;
 use serde_json::Value;
 
+use crate::price::Price;
+use crate::told::Told;
+
 /// No question and no answer has more tokens: a server that says so is wrong, and its figures must not break the books.
 pub const MOST_TOKENS: u64 = 1 << 30;
 /// An event longer than this is passed on unread.
@@ -34,78 +37,6 @@ impl Usage {
     }
 }
 
-/// What a server said of it so far: it may say it in pieces. A later figure never makes a dearer one less: who says little at the end has not
-/// used less than it said before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Told {
-    /// All that was read.
-    prompt: Option<u64>,
-    /// What was read without what was, or is, kept: the other way of saying it.
-    fresh: Option<u64>,
-    completion: Option<u64>,
-    /// Of all that was read: kept from before, as it was said last. It makes an answer cheaper.
-    cached: Option<u64>,
-    /// The same beside what is fresh: it makes more of what was read.
-    kept: Option<u64>,
-    written: Option<u64>,
-    written_long: Option<u64>,
-}
-
-impl Told {
-    /// Takes what an event or an answer says, in OpenAI's words or Anthropic's.
-    fn take(&mut self, value: &Value) {
-        for place in [&value["usage"], &value["message"]["usage"], &value["response"]["usage"]] {
-            if place.is_object() {
-                self.take_usage(place);
-            }
-        }
-    }
-
-    fn take_usage(&mut self, usage: &Value) {
-        let number = |value: &Value| value.as_u64().map(|n| n.min(MOST_TOKENS));
-        let of = |name: &str| number(&usage[name]);
-        let details = [&usage["prompt_tokens_details"], &usage["input_tokens_details"]];
-        let detail = |name: &str| details.iter().find_map(|details| number(&details[name]));
-        self.cached = detail("cached_tokens").or(self.cached);
-        self.kept = of("cache_read_input_tokens").max(self.kept);
-        let spans = &usage["cache_creation"];
-        let long = number(&spans["ephemeral_1h_input_tokens"]);
-        let short = number(&spans["ephemeral_5m_input_tokens"]);
-        let both = short.or(long).map(|_| short.unwrap_or(0) + long.unwrap_or(0));
-        let written = of("cache_creation_input_tokens").or_else(|| detail("cache_write_tokens"));
-        // Where the two ways to say it differ, the dearer.
-        self.written = written.max(both).max(self.written);
-        self.written_long = long.max(self.written_long);
-        self.prompt = of("prompt_tokens").max(self.prompt);
-        match of("input_tokens") {
-            // OpenAI's newer words: all of it, and its parts below.
-            Some(all) if usage["input_tokens_details"].is_object() => {
-                self.prompt = self.prompt.max(Some(all));
-            }
-            fresh => self.fresh = fresh.max(self.fresh),
-        }
-        self.completion = of("completion_tokens").max(of("output_tokens")).max(self.completion);
-    }
-
-    /// All that was read. Anthropic's input has nothing in it that was kept, or is kept from now on; and each part may be said in another event.
-    fn read(&self) -> Option<u64> {
-        let beside = self.kept.or(self.cached).unwrap_or(0) + self.written.unwrap_or(0);
-        let read = self.prompt.max(self.fresh.map(|n| n + beside))?;
-        Some(read.min(MOST_TOKENS))
-    }
-
-    fn usage_of(&self, prompt: u64, completion: u64) -> Usage {
-        let (written, long) = (self.written.unwrap_or(0), self.written_long.unwrap_or(0));
-        let cached = self.cached.or(self.kept).unwrap_or(0);
-        let written = written.saturating_sub(long);
-        Usage { prompt, completion, cached, written, written_long: long }.sane()
-    }
-
-    fn usage(&self) -> Option<Usage> {
-        Some(self.usage_of(self.read()?, self.completion.unwrap_or(0)))
-    }
-}
-
 /// Hears an answer.
 #[derive(Debug)]
 pub(crate) struct Listener {
@@ -114,6 +45,8 @@ pub(crate) struct Listener {
     hide_usage: bool,
     /// What must not reach a client: the key that the server was asked with.
     secret: Option<String>,
+    /// Of figures that differ the dearer count, by this.
+    price: Price,
     held: Vec<u8>,
     /// Where the present line begins in what is held.
     line: usize,
@@ -126,12 +59,18 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    pub(crate) fn new(events: bool, hide_usage: bool, secret: Option<String>) -> Self {
+    pub(crate) fn new(
+        events: bool,
+        hide_usage: bool,
+        secret: Option<String>,
+        price: Price,
+    ) -> Self {
         let secret = secret.filter(|secret| secret.len() >= 8);
         Self {
             events,
             hide_usage,
             secret,
+            price,
             held: Vec::new(),
             line: 0,
             passing: false,
@@ -198,7 +137,7 @@ impl Listener {
             return Bytes::from(out);
         }
         if let Ok(value) = serde_json::from_slice::<Value>(&held) {
-            self.told.take(&value);
+            self.told.take(&value, &self.price);
         }
         Bytes::from(self.without_secret(held))
     }
@@ -213,7 +152,7 @@ impl Listener {
             if contains(data, b"\"usage\"")
                 && let Ok(value) = serde_json::from_slice::<Value>(data)
             {
-                self.told.take(&value);
+                self.told.take(&value, &self.price);
                 let only = value["choices"].as_array().is_some_and(Vec::is_empty);
                 if only && value["usage"].is_object() {
                     self.pieces -= 1;
@@ -237,20 +176,18 @@ impl Listener {
 
     /// What the server said that it used, if it did.
     pub(crate) fn told(&self) -> Option<Usage> {
-        self.told.usage()
+        self.told.usage(&self.price)
     }
 
     /// Whether the server said what it read.
     pub(crate) fn told_prompt(&self) -> bool {
-        self.told.read().is_some()
+        self.told.has_prompt()
     }
 
     /// What was used, by the look of it: a token in each event, or in every four bytes.
     pub(crate) fn estimate(&self, prompt: u64) -> Usage {
         let completion = if self.events { self.pieces } else { self.bytes / 4 };
-        let prompt = self.told.read().unwrap_or(prompt);
-        let completion = completion.max(self.told.completion.unwrap_or(0));
-        self.told.usage_of(prompt, completion)
+        self.told.usage_of(prompt, completion, &self.price)
     }
 }
 
@@ -263,6 +200,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn hearing(events: bool, hide_usage: bool, secret: Option<String>) -> Listener {
+        Listener::new(events, hide_usage, secret, Price::of_tokens())
+    }
 
     const STREAM: &str = "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\"}}],\"usage\":null}\n\n\
         : ping\n\n\
@@ -279,11 +220,11 @@ mod tests {
 
     #[test]
     fn what_a_stream_used_is_heard_and_left_out_only_for_whoever_did_not_ask() {
-        let mut listener = Listener::new(true, false, None);
+        let mut listener = hearing(true, false, None);
         assert_eq!(heard(&mut listener, &[STREAM.as_bytes()]), STREAM);
         let told = Usage { prompt: 9, completion: 4, cached: 3, ..Usage::default() };
         assert_eq!(listener.told(), Some(told));
-        let mut hiding = Listener::new(true, true, None);
+        let mut hiding = hearing(true, true, None);
         let without = heard(&mut hiding, &[STREAM.as_bytes()]);
         assert!(!without.contains("prompt_tokens") && without.ends_with("data: [DONE]\n\n"));
         assert_eq!((hiding.told(), hiding.estimate(1).completion), (Some(told), 4));
@@ -293,7 +234,7 @@ mod tests {
     fn anthropics_words_are_understood_too_and_pieces_are_put_together() {
         let stream = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":5,\"cache_read_input_tokens\":20,\"output_tokens\":1}}}\n\n\
             event: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":17}}\n\n";
-        let mut listener = Listener::new(true, true, None);
+        let mut listener = hearing(true, true, None);
         assert_eq!(heard(&mut listener, &[stream.as_bytes()]), stream);
         assert_eq!(
             listener.told(),
@@ -306,7 +247,7 @@ mod tests {
         let stream = "event: message_start\ndata: {\"message\":{\"usage\":{\"input_tokens\":5,\"cache_read_input_tokens\":20,\
             \"cache_creation_input_tokens\":100,\"cache_creation\":{\"ephemeral_5m_input_tokens\":40,\"ephemeral_1h_input_tokens\":60},\"output_tokens\":1}}}\n\n\
             event: message_delta\ndata: {\"usage\":{\"input_tokens\":5,\"output_tokens\":17}}\n\n";
-        let mut listener = Listener::new(true, true, None);
+        let mut listener = hearing(true, true, None);
         heard(&mut listener, &[stream.as_bytes()]);
         let told = Usage { prompt: 125, completion: 17, cached: 20, written: 40, written_long: 60 };
         assert_eq!(listener.told(), Some(told));
@@ -326,7 +267,7 @@ mod tests {
                 (50, 20, 0, 0),
             ),
         ] {
-            let mut listener = Listener::new(false, true, None);
+            let mut listener = hearing(false, true, None);
             heard(&mut listener, &[format!("{{\"usage\":{usage}}}").as_bytes()]);
             let (prompt, cached, written, written_long) = told;
             let told = Usage { prompt, completion: 0, cached, written, written_long };
@@ -337,7 +278,7 @@ mod tests {
     #[test]
     fn who_says_little_at_the_end_has_not_used_less_than_it_said_before() {
         let told = |events: &[&str]| {
-            let mut listener = Listener::new(true, true, None);
+            let mut listener = hearing(true, true, None);
             let stream: String =
                 events.iter().map(|usage| format!("data: {{\"usage\":{usage}}}\n\n")).collect();
             heard(&mut listener, &[stream.as_bytes()]);
@@ -365,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_server_that_keeps_more_than_it_says_that_it_read_charges_for_what_it_keeps() {
-        let mut listener = Listener::new(false, true, None);
+        let mut listener = hearing(false, true, None);
         let usage = "{\"prompt_tokens\":5,\"prompt_tokens_details\":{\"cached_tokens\":20,\"cache_write_tokens\":100}}";
         heard(&mut listener, &[format!("{{\"usage\":{usage}}}").as_bytes()]);
         let told = Usage { prompt: 120, cached: 20, written: 100, ..Usage::default() };
@@ -375,7 +316,7 @@ mod tests {
     #[test]
     fn an_answer_that_is_whole_is_read_whole() {
         let body = "{\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2}}";
-        let mut listener = Listener::new(false, true, None);
+        let mut listener = hearing(false, true, None);
         assert_eq!(heard(&mut listener, &[&body.as_bytes()[..9], &body.as_bytes()[9..]]), body);
         assert_eq!(
             listener.told(),
@@ -385,7 +326,7 @@ mod tests {
 
     #[test]
     fn a_stream_that_is_cut_is_estimated_by_what_was_seen() {
-        let mut listener = Listener::new(true, true, None);
+        let mut listener = hearing(true, true, None);
         listener.push(STREAM.split_once(": ping").unwrap().0.as_bytes());
         assert_eq!(listener.told(), None);
         assert_eq!(
@@ -398,12 +339,12 @@ mod tests {
     fn a_key_that_a_server_repeats_goes_no_further() {
         let secret = || Some("sk-very-secret".to_owned());
         let text = "data: {\"error\":{\"message\":\"bad key sk-very-secret\"}}\n\n";
-        let mut listener = Listener::new(true, false, secret());
+        let mut listener = hearing(true, false, secret());
         assert_eq!(
             heard(&mut listener, &[&text.as_bytes()[..40], &text.as_bytes()[40..]]),
             text.replace("sk-very-secret", "(hidden)")
         );
-        let mut whole = Listener::new(false, false, secret());
+        let mut whole = hearing(false, false, secret());
         assert_eq!(heard(&mut whole, &[b"[\"sk-very", b"-secret\"]"]), "[\"(hidden)\"]");
     }
 
@@ -413,7 +354,7 @@ mod tests {
             "{{\"usage\":{{\"prompt_tokens\":{},\"completion_tokens\":-5,\"prompt_tokens_details\":7}}}}",
             u64::MAX
         );
-        let mut listener = Listener::new(false, false, None);
+        let mut listener = hearing(false, false, None);
         heard(&mut listener, &[body.as_bytes()]);
         assert_eq!(
             listener.told(),
@@ -424,7 +365,7 @@ mod tests {
     #[test]
     fn what_has_no_end_is_not_kept() {
         for events in [true, false] {
-            let mut listener = Listener::new(events, true, None);
+            let mut listener = hearing(events, true, None);
             let mut passed = 0;
             for _ in 0..20 {
                 passed += listener.push(&[b'x'; 1 << 19]).len();
@@ -446,14 +387,14 @@ mod tests {
                 pieces.push(&STREAM.as_bytes()[from..cut]);
                 from = cut;
             }
-            let (mut whole, mut parts) = (Listener::new(true, hide, None), Listener::new(true, hide, None));
+            let (mut whole, mut parts) = (hearing(true, hide, None), hearing(true, hide, None));
             prop_assert_eq!(heard(&mut whole, &[STREAM.as_bytes()]), heard(&mut parts, &pieces));
             prop_assert_eq!(whole.told(), parts.told());
         }
 
         #[test]
         fn no_bytes_panic_or_are_lost(pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..30), 0..10), events: bool) {
-            let mut listener = Listener::new(events, false, None);
+            let mut listener = hearing(events, false, None);
             let mut out = Vec::new();
             for piece in &pieces {
                 out.extend_from_slice(&listener.push(piece));

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use polder_site::{Container, ImageDigest, Served};
-use polder_upstream::StandIn;
 use polder_upstream::container::{ContainerError, Podman, is_alone, unpacked_by};
 use polder_upstream::images::{Images, digest_of_archive};
+use polder_upstream::{ServerRecipe, StandIn};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
@@ -131,8 +131,14 @@ async fn the_stand_in_of_a_slot() {
     let arguments = told["arguments"].as_array().unwrap().iter();
     let arguments: Vec<&str> = arguments.map(|word| word.as_str().unwrap()).collect();
     let stand_in = StandIn { socket: state.join("run/engine.sock"), called: "toy".to_owned() };
-    let (container, image) =
-        (container(digest.clone(), &arguments), Images::of(&state).find(&digest).unwrap());
+    let image = Images::of(&state).find(&digest).unwrap();
+    let container = match arguments.first().and_then(|word| word.strip_prefix("recipe=")) {
+        Some(recipe) => {
+            let recipe = ServerRecipe::find(recipe).unwrap();
+            recipe.container("toy", Some(digest), &[]).unwrap()
+        }
+        None => container(digest, &arguments),
+    };
     let (stop, stopped) = oneshot::channel::<()>();
     std::thread::spawn(move || {
         let _ = std::io::stdin().lock().read_line(&mut String::new());
@@ -189,6 +195,8 @@ fn container(digest: ImageDigest, arguments: &[&str]) -> Container {
         port: 8123,
         arguments: arguments.iter().map(|word| (*word).to_owned()).collect(),
         called: Some("toy".to_owned()),
+        health: None,
+        environment: Default::default(),
     }
 }
 
@@ -289,12 +297,48 @@ async fn a_server_in_a_container_answers_as_an_engine_sees_the_models_file_and_n
         assert_eq!(slot.socket.exists(), round == 1);
     }
     let unpacked = unpacked_by(state.path(), &"big".parse().unwrap());
+    // The machine went down while it was served, and what was not on the disk yet is lost: the server's own program, for one.
+    let note = unpacked.join("unpacked");
+    let at_rest = std::fs::read_to_string(&note).unwrap();
+    assert_eq!(at_rest, format!("{digest}\nat rest\n"));
+    let layers = std::fs::read_dir(unpacked.join("storage/overlay")).unwrap().flatten();
+    let program =
+        layers.map(|layer| layer.path().join("diff/toy")).find(|toy| toy.exists()).unwrap();
+    std::fs::write(&program, "").unwrap();
+    std::fs::write(&note, at_rest.replace("at rest", "in use since boot of-yesterday")).unwrap();
+    let mut slot = Slot::start(state.path(), &digest, &[port]);
+    until_well(&slot.socket).await;
+    let used = std::fs::read_to_string(&note).unwrap();
+    assert!(used.contains("in use since boot ") && !used.contains("of-yesterday"), "{used}");
+    slot.stop();
+    assert_eq!(std::fs::read_to_string(&note).unwrap(), at_rest);
     let podman = Podman::of(state.path(), &"big".parse().unwrap());
     let refused = podman.start(&container(digest, &[]), "x", state.path()).map(drop).unwrap_err();
     assert!(matches!(refused, ContainerError::Network), "{refused}");
     assert!(unpacked.join("storage").is_dir());
     polder_upstream::container::erase(&unpacked).unwrap();
     assert!(!unpacked.exists());
+}
+
+/// By the recipe as it is, but for the image: what is in that is a stand-in, since nobody here has NVIDIA's.
+#[tokio::test]
+async fn what_behaves_as_nim_is_told_everything_by_its_recipe_and_asked_where_it_says_that_it_is_ready()
+ {
+    let state = state();
+    let file = state.path().join("nim.tar");
+    let digest = archive(&file, &toy(), false);
+    Images::of(state.path()).import(&file, &digest).unwrap();
+    let mut slot = Slot::start(state.path(), &digest, &["recipe=nim"]);
+    // What stands before it answers at once; the slot is not well before the model is there, and nobody is told so earlier.
+    let program = "/toy nim-serve";
+    until("the server", || !running(program).is_empty());
+    let question = "{\"model\":\"tiny\",\"messages\":[]}";
+    until_well(&slot.socket).await;
+    let (status, _, body, _) =
+        ask(&slot.socket, "POST", "/v1/chat/completions", question).await.unwrap();
+    assert!(status == 200 && body.contains("word kept alone toy"), "{body}");
+    slot.stop();
+    until("the end of the container", || running(program).is_empty());
 }
 
 #[tokio::test]

@@ -96,7 +96,12 @@ impl Netlink {
             let up = flags.contains(LinkFlags::Up);
             let carrier = up && flags.contains(LinkFlags::LowerUp);
             let index = message.header.index;
-            let link = Link { index, up, carrier, ..Link::default() };
+            let lit = message.attributes.iter().find_map(|a| match a {
+                LinkAttribute::CarrierUpCount(times) => Some(*times),
+                _ => None,
+            });
+            let lit = lit.unwrap_or_default();
+            let link = Link { index, up, carrier, lit, ..Link::default() };
             links.extend(name.map(|name| (index, (name, link))));
         }
         let mut list = self.handle.address().get().execute();

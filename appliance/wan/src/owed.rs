@@ -6,14 +6,14 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use polder_portmap::{Asked, Book, Debt, Ending, Way, settle};
+use polder_portmap::{Asked, Book, Debt, Ending, Way, Wish, creditor, settle};
 use serde::{Deserialize, Serialize};
 
 /// More are not remembered: a box has two uplinks, and a router five ports to try. For a newer one the oldest is forgotten.
 const MOST: usize = 16;
 /// More than that is not read: sixteen take a tenth.
 const LONGEST: u64 = 32 << 10;
-/// What a router says that it is, at most.
+/// What a router says that it is, and what its list calls a port, at most.
 const LONGEST_ID: usize = 256;
 
 /// What is owed to routers. Clones are the same.
@@ -35,6 +35,8 @@ struct Port {
     id: Option<String>,
     to: SocketAddrV4,
     outside: u16,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    called: Option<String>,
     /// A book of this life of the box has it: it is wanted.
     #[serde(skip)]
     held: bool,
@@ -59,9 +61,10 @@ impl Owed {
     }
 
     /// The book of what one router is asked for one port; what has no end in it is written down here.
-    pub(crate) fn book(&self, way: &Way, port: u16) -> Book {
-        let (owed, router, to) = (self.clone(), way.router, SocketAddrV4::new(way.own, port));
-        Book::new(move |asked| owed.list().hold(router, to, asked))
+    pub(crate) fn book(&self, way: &Way, wish: &Wish) -> Book {
+        let (owed, router, called) = (self.clone(), way.router, wish.called());
+        let to = SocketAddrV4::new(way.own, wish.port);
+        Book::new(move |asked| owed.list().hold(router, to, &called, asked))
     }
 
     /// A book is closed: what is still open by it is owed.
@@ -78,22 +81,20 @@ impl Owed {
         });
     }
 
-    /// Whether a router with this address may hold something that nobody wants.
-    pub(crate) fn owes(&self, router: Ipv4Addr) -> bool {
-        self.list().unwanted(router).next().is_some()
+    /// What a router with this address may hold that nobody wants.
+    pub(crate) fn dues(&self, router: Ipv4Addr) -> Dues {
+        Dues(self.list().unwanted(router).cloned().collect())
     }
 
-    /// Gives back to this router what nobody wants any more.
-    pub(crate) async fn pay(&self, way: &Way) {
-        let owed: Vec<Port> = self.list().unwanted(way.router).cloned().collect();
-        for port in owed {
-            let debt = Debt {
-                router: port.router,
-                id: port.id.clone(),
-                to: port.to,
-                outside: port.outside,
-            };
-            if settle(way, &debt).await == Ending::Closed {
+    /// Gives back to this router what nobody wants any more, of what was owed at a moment. Whether the router was there to be asked.
+    pub(crate) async fn pay(&self, way: &Way, dues: &Dues) -> bool {
+        let Some(found) = creditor(way).await else { return false };
+        for port in &dues.0 {
+            // It may be wanted again since.
+            if !self.list().unwanted(way.router).any(|owed| owed == port) {
+                continue;
+            }
+            if settle(way, &found, &port.debt()).await == Ending::Closed {
                 log::info!(
                     "port {} of the router {}, which it was asked for ever before, is closed",
                     port.outside,
@@ -101,14 +102,33 @@ impl Owed {
                 );
                 let mut list = self.list();
                 // Unless it is wanted again by now.
-                list.ports.retain(|known| *known != port);
+                list.ports.retain(|known| known != port);
                 list.write_or_say();
             }
         }
+        true
     }
 
     fn list(&self) -> MutexGuard<'_, List> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What was owed at a moment: where it is the same later, nothing has come to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Dues(Vec<Port>);
+
+impl Dues {
+    /// Nothing is.
+    pub(crate) fn are_none(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Port {
+    fn debt(&self) -> Debt {
+        let (id, called) = (self.id.clone(), self.called.clone());
+        Debt { router: self.router, id, to: self.to, outside: self.outside, called }
     }
 }
 
@@ -125,7 +145,13 @@ impl List {
     }
 
     /// What one book has, instead of what it had.
-    fn hold(&mut self, router: Ipv4Addr, to: SocketAddrV4, asked: &[Asked]) -> io::Result<()> {
+    fn hold(
+        &mut self,
+        router: Ipv4Addr,
+        to: SocketAddrV4,
+        called: &str,
+        asked: &[Asked],
+    ) -> io::Result<()> {
         let before = self.ports.clone();
         self.ports.retain(|port| !port.held || (port.router, port.to) != (router, to));
         self.ports.extend(asked.iter().map(|asked| Port {
@@ -133,6 +159,7 @@ impl List {
             id: asked.router_id().map(str::to_owned),
             to,
             outside: asked.outside,
+            called: Some(called.to_owned()),
             held: true,
         }));
         while self.ports.len() > MOST {
@@ -176,7 +203,8 @@ fn read(path: &Path) -> io::Result<Vec<Port>> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too long"));
     }
     let mut ports: Vec<Port> = serde_json::from_slice(&text).map_err(io::Error::other)?;
-    ports.retain(|port| port.id.as_ref().is_none_or(|id| id.len() <= LONGEST_ID));
+    let short = |word: &Option<String>| word.as_ref().is_none_or(|word| word.len() <= LONGEST_ID);
+    ports.retain(|port| short(&port.id) && short(&port.called));
     ports.truncate(MOST);
     Ok(ports)
 }

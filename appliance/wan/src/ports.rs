@@ -13,13 +13,20 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::dynamic_dns::{is_public, is_shared};
-use crate::owed::Owed;
+use crate::owed::{Dues, Owed};
 use crate::routing::{Link, within};
 
 /// For how long a port is asked for. It goes on being passed to this address for as long, should the box be gone without a word.
 const LIFETIME: u32 = 1200;
-/// A router that refuses or is silent is asked less and less often, at most by this; at once where its uplink changed.
+/// A router that refuses or is silent is asked again after this, and then less and less often: one that was just switched on gives ports a while
+/// after its cable is lit. At once where its uplink changed.
+const SOON: Duration = Duration::from_secs(5);
+/// Never more often than this.
+const LEAST: Duration = Duration::from_millis(500);
+/// At most so seldom.
 const SELDOM: Duration = Duration::from_secs(900);
+/// What is owed is paid within this time before a router is asked for anything, or later.
+const PAYING: Duration = Duration::from_secs(12);
 /// A question by UPnP that is under way when nobody wants the port any more is heard to its end for so long, as long as one page of a router may
 /// take: only its answer says whether there is something to give back.
 const LATE: Duration = Duration::from_secs(4);
@@ -34,8 +41,8 @@ const PARTING: Duration = Duration::from_secs(7);
 /// What there is to ask of an uplink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Question {
-    /// Its router, for this port.
-    Router(Way, u16),
+    /// Its router, for this port. Another one where the cable was dark for a moment, by how often it was lit.
+    Router(Way, u16, u32),
     /// Nobody: it is public itself.
     NotNeeded,
     /// Nobody: there is none.
@@ -62,7 +69,8 @@ pub(crate) fn question(link: &Link, device: &str, mark: u32, port: u16) -> Quest
     let own: Vec<Ipv4Addr> = link.addresses.iter().filter_map(four).collect();
     match own.iter().find(|ip| beside(ip)).or(own.first()) {
         Some(own) => {
-            Question::Router(Way { device: device.to_owned(), mark, own: *own, router }, port)
+            let way = Way { device: device.to_owned(), mark, own: *own, router };
+            Question::Router(way, port, link.lit)
         }
         None => Question::NoRouter,
     }
@@ -102,6 +110,15 @@ pub(crate) fn outside(
 /// which to the router is the same one.
 type Turns = Arc<Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>>;
 
+/// For how long routers are waited for when nobody wants a port any more; shorter where tests wait too.
+#[derive(Clone, Copy)]
+struct Patience {
+    soon: Duration,
+    late: Duration,
+    never: Duration,
+    parting: Duration,
+}
+
 /// The uplinks whose routers are asked, and what came of it.
 pub(crate) struct Ports {
     questions: BTreeMap<UplinkName, watch::Sender<Question>>,
@@ -109,11 +126,11 @@ pub(crate) struct Ports {
     states: watch::Sender<BTreeMap<UplinkName, PortState>>,
     seen: watch::Receiver<BTreeMap<UplinkName, PortState>>,
     check: Duration,
-    never: Duration,
+    patience: Patience,
     turns: Turns,
     owed: Owed,
-    /// Whose routers were asked to take back what is owed: which one, and when.
-    paid: BTreeMap<String, (Way, Instant)>,
+    /// Whose routers were asked to take back what is owed: which one, what, and when.
+    paid: BTreeMap<String, (Way, Dues, Instant)>,
 }
 
 impl Ports {
@@ -126,7 +143,7 @@ impl Ports {
             states,
             seen,
             check,
-            never: NEVER,
+            patience: Patience { soon: SOON, late: LATE, never: NEVER, parting: PARTING },
             turns: Turns::default(),
             owed,
             paid: BTreeMap::new(),
@@ -153,7 +170,7 @@ impl Ports {
                         questions,
                         states: self.states.clone(),
                         check: self.check,
-                        never: self.never,
+                        patience: self.patience,
                         turns: self.turns.clone(),
                         owed: self.owed.clone(),
                     };
@@ -174,22 +191,24 @@ impl Ports {
     fn pay(&mut self, routers: Vec<Way>) {
         let asked = |way: &Way| {
             let mut all = self.questions.values().map(|question| question.borrow().clone());
-            all.any(|question| matches!(question, Question::Router(asked, _) if asked == *way))
+            all.any(|question| matches!(question, Question::Router(asked, ..) if asked == *way))
         };
-        let due = |way: &Way| match self.paid.get(&way.device) {
-            Some((paid, at)) => paid != way || at.elapsed() >= SELDOM,
+        let due = |way: &Way, dues: &Dues| match self.paid.get(&way.device) {
+            Some((paid, before, at)) => paid != way || before != dues || at.elapsed() >= SELDOM,
             None => true,
         };
-        let due: Vec<Way> = routers
+        let with_dues = |way: Way| (self.owed.dues(way.router), way);
+        let due: Vec<(Dues, Way)> = routers
             .into_iter()
-            .filter(|way| self.owed.owes(way.router) && !asked(way) && due(way))
+            .map(with_dues)
+            .filter(|(dues, way)| !dues.are_none() && !asked(way) && due(way, dues))
             .collect();
-        for way in due {
-            self.paid.insert(way.device.clone(), (way.clone(), Instant::now()));
+        for (dues, way) in due {
+            self.paid.insert(way.device.clone(), (way.clone(), dues.clone(), Instant::now()));
             let (turn, owed) = (turn(&self.turns, &way.device), self.owed.clone());
             self.keeping.spawn(async move {
                 let _turn = turn.lock().await;
-                owed.pay(&way).await;
+                owed.pay(&way, &dues).await;
             });
         }
     }
@@ -209,7 +228,7 @@ impl Ports {
     pub(crate) async fn end(mut self) {
         self.questions.clear();
         let all = async { while self.keeping.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(PARTING, all).await;
+        let _ = tokio::time::timeout(self.patience.parting, all).await;
     }
 }
 
@@ -225,7 +244,7 @@ struct Keeper {
     questions: watch::Receiver<Question>,
     states: watch::Sender<BTreeMap<UplinkName, PortState>>,
     check: Duration,
-    never: Duration,
+    patience: Patience,
     turns: Turns,
     owed: Owed,
 }
@@ -250,7 +269,7 @@ impl Keeper {
                 self.tell(PortState::NoRouter);
                 return self.questions.changed().await;
             }
-            Question::Router(way, port) => (way, port),
+            Question::Router(way, port, _) => (way, port),
         };
         let wish = Wish { port, seconds: LIFETIME, nonce: nonce(&way.device) };
         self.tell(PortState::Asking);
@@ -259,7 +278,7 @@ impl Keeper {
             turn = turn.lock() => turn,
             changed = self.questions.changed() => return changed,
         };
-        let book = self.owed.book(&way, port);
+        let book = self.owed.book(&way, &wish);
         let changed = self.ask_and_ask_again(&way, &wish, &book).await;
         self.take_back(&way, &wish, &book).await;
         self.owed.let_go(&way, port);
@@ -267,10 +286,26 @@ impl Keeper {
     }
 
     async fn ask_and_ask_again(&mut self, way: &Way, wish: &Wish, book: &Book) -> Result<(), Gone> {
-        let mut pause = self.check;
+        let soon = self.patience.soon.min(self.check);
+        let (mut pause, mut refused) = (soon, false);
         let mut given: Option<Mapping> = None;
-        let mut paid = None;
+        let mut paid: Option<(Dues, Instant)> = None;
         loop {
+            // First, so that the port that is asked for is not one that this box itself left open to where it was before.
+            let dues = self.owed.dues(way.router);
+            let pays = !dues.are_none()
+                && paid.as_ref().is_none_or(|(b, at)| *b != dues || at.elapsed() >= SELDOM);
+            if pays {
+                let paying = tokio::time::timeout(PAYING, self.owed.pay(way, &dues));
+                let there = tokio::select! {
+                    there = paying => there.unwrap_or(true),
+                    changed = self.questions.changed() => return changed,
+                };
+                // One that is not there yet is asked again with the next question, unless it never says that it is one.
+                if there || given.is_some() {
+                    paid = Some((self.owed.dues(way.router), Instant::now()));
+                }
+            }
             let before = given.clone();
             let asking = ask(way, wish, before.as_ref(), book);
             tokio::pin!(asking);
@@ -280,7 +315,7 @@ impl Keeper {
                     book.close();
                     // Whatever it says is in the book.
                     if book.hears() {
-                        let _ = tokio::time::timeout(LATE, asking).await;
+                        let _ = tokio::time::timeout(self.patience.late, asking).await;
                     }
                     return changed;
                 }
@@ -305,6 +340,7 @@ impl Keeper {
                         0 => self.check,
                         _ => self.check.min(half),
                     };
+                    refused = false;
                     self.tell(state(&mapping));
                     given = Some(mapping);
                 }
@@ -315,29 +351,19 @@ impl Keeper {
                     pause = self.check;
                 }
                 Err(refusal) => {
-                    pause = match given.take() {
-                        Some(_) => self.check,
-                        None => (pause * 2).min(SELDOM),
-                    };
+                    let lost = given.take().is_some();
+                    pause = if lost || !refused { soon } else { (pause * 2).min(SELDOM) };
+                    refused = true;
                     self.tell(PortState::Refused { why: refusal.to_string() });
                 }
             }
-            let pays =
-                paid.is_none_or(|at: Instant| at.elapsed() >= SELDOM) && self.owed.owes(way.router);
-            if pays {
-                paid = Some(Instant::now());
-            }
-            let owed = &self.owed;
             let rest = async {
                 let _left = match &given {
                     Some(mapping) => book.only(way, wish, mapping.port).await,
                     // What is answered after all would be a yes that nobody hears.
                     None => give_back(way, wish, book).await,
                 };
-                if pays {
-                    owed.pay(way).await;
-                }
-                tokio::time::sleep(pause.max(Duration::from_millis(500))).await;
+                tokio::time::sleep(pause.max(LEAST)).await;
             };
             tokio::select! {
                 () = rest => {}
@@ -353,7 +379,7 @@ impl Keeper {
         loop {
             let begun = Instant::now();
             let left = give_back(way, wish, book).await;
-            if left.iter().all(|asked| begun >= asked.at + self.never) {
+            if left.iter().all(|asked| begun >= asked.at + self.patience.never) {
                 return self.say_what_became(&open, &left);
             }
             tokio::time::sleep(AGAIN).await;

@@ -34,6 +34,8 @@ pub struct Link {
     pub up: bool,
     /// Its cable is in.
     pub carrier: bool,
+    /// How often it was put in, as the system counts: whoever looks late still sees that it was out in between.
+    pub lit: u32,
     /// Its addresses that may be used from afar.
     pub addresses: BTreeSet<IpAddr>,
     /// Who passes on, per family, as `main` says; the best one first. Nobody where the other end takes everything.
@@ -263,6 +265,7 @@ mod tests {
             index: 2,
             up: true,
             carrier: true,
+            lit: 1,
             addresses: [ip("192.0.2.7"), ip("2001:db8::7")].into(),
             gateways: vec![gateway("192.0.2.1", false), gateway("fe80::1", true)],
             near: [Near { to: (ip("192.0.2.0"), 24), via: None }].into(),

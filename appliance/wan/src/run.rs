@@ -183,7 +183,7 @@ impl<'a> Keeper<'a> {
         for (place, (name, uplink)) in self.uplinks.iter().enumerate() {
             let (link, device) = (&self.links[place], uplink.interface.as_str());
             let question = ports::question(link, device, mark(place), door.unwrap_or_default());
-            if let Question::Router(way, _) = &question {
+            if let Question::Router(way, ..) = &question {
                 routers.push(way.clone());
             }
             if door.is_some() && uplink.ask_router {

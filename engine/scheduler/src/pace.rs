@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 /// Never less than this part: prompts must be read as well, whatever answers cost by themselves.
-const LEAST: f64 = 0.25;
+const LEAST: f64 = 0.125;
 /// More is read again where steps take less than this part of what they may, a little at a time.
 const ROOMY: f64 = 0.85;
 const MORE: f64 = 1.03;

@@ -172,11 +172,12 @@ pub struct Scheduler {
     puts: Puts,
     restores: Vec<RestoreWork>,
     last_restore: u64,
+    /// Who has to wait for room, where somebody has.
+    stuck: Option<room::Stuck>,
     step_times: StepTimes,
     stats: Stats,
 }
 
-/// Who gets blocks next: a running sequence that lost its own, or a member's next request.
 impl Scheduler {
     /// Nothing waiting, nothing running.
     pub fn new(mut limits: Limits, config: Config) -> Result<Self, SchedulerError> {
@@ -210,6 +211,7 @@ impl Scheduler {
             puts: Puts::default(),
             restores: Vec::new(),
             last_restore: 0,
+            stuck: None,
             step_times: StepTimes::default(),
             stats: Stats::default(),
             limits,

@@ -6,7 +6,7 @@ mod common;
 
 use common::bench::Bench;
 use common::{STOP, Sums, VOCAB, alone, limits, request};
-use polder_backend::{OutputRow, TokenId, Want};
+use polder_backend::{Limits, OutputRow, TokenId, Want};
 use polder_scheduler::fake::{FakeBackend, hashed};
 use polder_scheduler::{
     Config, Cost, Event, FinishReason, Next, Refusal, Request, RequestId, Scheduler, SchedulerError,
@@ -351,4 +351,68 @@ fn a_grammar_that_is_stuck_ends_its_own_sequence_and_says_why() {
         assert_eq!(bench.tokens_of(RequestId(1)).len(), 4);
         assert_eq!(bench.said[&RequestId(1)].last(), Some(&Event::Stuck("no more".into())));
     }
+}
+
+/// A pool for texts of up to 640 tokens: 40 are short, and long ones leave 80 to short ones.
+fn pool_of_640() -> (Limits, Config) {
+    let limits = Limits { context: 640, ..limits(160, 8) };
+    (limits, Config { max_waiting: 64, steps_ahead: 1, ..Config::default() })
+}
+
+fn endless(member: &str, prompt: usize, max_tokens: u32, seed: u64) -> Request {
+    let mut request = request(member, vec![3; prompt], max_tokens, seed);
+    request.stop_tokens = [].into();
+    request
+}
+
+#[test]
+fn a_short_question_is_answered_while_a_long_text_waits_for_room() {
+    let (limits, config) = pool_of_640();
+    let mut bench = Bench::new(limits, config);
+    for (id, member) in ["ada", "bob", "eve"].into_iter().enumerate() {
+        let long = endless(member, 240, 60, id as u64);
+        bench.scheduler.admit(vec![(RequestId(id as u64), long)]).unwrap();
+    }
+    for _ in 0..20 {
+        bench.turn();
+    }
+    assert_eq!((bench.scheduler.stats().running, bench.scheduler.stats().waiting), (2, 1));
+    // Whoever chats has nothing, as eve has not, and came after her.
+    for id in 10..20 {
+        let short = endless("cat", 9, 3, id);
+        bench.scheduler.admit(vec![(RequestId(id), short)]).unwrap();
+        while bench.end_of(RequestId(id)).is_none() {
+            assert!(bench.turn());
+        }
+        assert!((0..3).all(|long| bench.end_of(RequestId(long)).is_none()), "they end first");
+    }
+    // Nobody is thrown out for it, and she has room as soon as one of the two ends.
+    assert_eq!(bench.scheduler.stats().preemptions, 0);
+    while bench.turn() {}
+    assert!((0..3).all(|long| bench.end_of(RequestId(long)).is_some()));
+}
+
+#[test]
+fn a_text_that_fills_the_pool_is_not_passed_for_ever() {
+    let (limits, config) = pool_of_640();
+    let mut bench = Bench::new(limits, config);
+    let mut next = 1;
+    let mut chats: Vec<u64> = Vec::new();
+    while bench.end_of(RequestId(0)).is_none() {
+        assert!(next < 200, "{next} short ones went past");
+        chats.retain(|id| bench.end_of(RequestId(*id)).is_none());
+        // Some are always there, each of a member who has had nothing.
+        while chats.len() < 3 {
+            let short = endless(&format!("chat {next}"), 9, 5 + next as u32 % 4, next);
+            bench.scheduler.admit(vec![(RequestId(next), short)]).unwrap();
+            chats.push(next);
+            next += 1;
+        }
+        if next == 4 {
+            let long = endless("ada", 620, 2, 0);
+            bench.scheduler.admit(vec![(RequestId(0), long)]).unwrap();
+        }
+        bench.turn();
+    }
+    assert!(next > 40, "only {next} short ones went past");
 }

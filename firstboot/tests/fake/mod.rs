@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use polder_control::{
-    BoxStatus, Disk, EngineStatus, Gpu, KitWords, Lock, Machine, PartState, PartStatus, Plan,
-    PluggedDisk, Progress, RecoveryKey, Run, RunId, RunState, SecretText, Step, StepState, Unit,
+    BoxStatus, CONFIRM, Disk, EngineStatus, Gpu, KitWords, Lock, Machine, PartState, PartStatus,
+    Plan, PluggedDisk, Progress, RecoveryKey, Run, RunId, RunState, SecretText, Step, StepState,
+    Unit,
 };
 use polder_firstboot::{ClaimRefusal, ClaimToken, Host, Newcomer, SetupError, Trust, Window};
 use polder_power::around::{Around, Heard};
@@ -162,6 +163,10 @@ pub(crate) fn plan_for(change: &SiteChange) -> Plan {
                 step("write-site", "Note it".into()),
                 step("watch-ups", "Listen to the UPS".into()),
             ],
+        },
+        SiteChange::Uplinks(_) => Plan {
+            title: "Go out by main, else by second".into(),
+            steps: vec![step("write-site", "Note it".into()), step(CONFIRM, "Wait".into())],
         },
         _ => Plan {
             title: "Change the site".into(),
@@ -327,13 +332,17 @@ impl Host for Fake {
         let plan = plan_for(&change);
         state.can(&change)?;
         let imports = matches!(change, SiteChange::Engine { .. });
+        let waits = matches!(change, SiteChange::Uplinks(_));
         let (steps, run_state) = if imports {
             let waiting = plan.steps.iter().skip(1).map(|_| StepState::Waiting);
             let first = fetching(45_200_000, 98_362_432);
             (std::iter::once(first).chain(waiting).collect(), RunState::Running)
         } else {
             state.site = change.applied_to(&state.site);
-            (plan.steps.iter().map(|_| StepState::Done).collect(), RunState::Done)
+            match waits {
+                true => (vec![StepState::Done, StepState::Running(None)], RunState::Running),
+                false => (plan.steps.iter().map(|_| StepState::Done).collect(), RunState::Done),
+            }
         };
         state.runs.insert(0, Run { id, plan, steps, state: run_state });
         state.applied.push(change);
@@ -341,6 +350,12 @@ impl Host for Fake {
     }
     async fn runs(&self) -> Result<Vec<Run>, SetupError> {
         Ok(self.there()?.runs.clone())
+    }
+    async fn confirm(&self, run: RunId) -> Result<(), SetupError> {
+        let mut state = self.there()?;
+        let run = state.runs.iter_mut().find(|r| r.id == run).unwrap();
+        (run.state, run.steps) = (RunState::Done, vec![StepState::Done; run.steps.len()]);
+        Ok(())
     }
     async fn cancel(&self, run: RunId) -> Result<(), SetupError> {
         let mut state = self.there()?;

@@ -127,6 +127,10 @@ impl Store {
         }
         write_new(&folder.join("version"), DIRECTORY).map_err(fail())?;
         write_new(&folder.join("manifest.json"), &text).map_err(fail())?;
+        // Where its files are named, and the folder itself: once it is said to be here it is, also after a power cut.
+        for folder in [folder.as_path(), &self.images(), self.root()] {
+            std::fs::File::open(folder).and_then(|open| open.sync_all()).map_err(fail())?;
+        }
         Ok(FetchedImage { folder, manifest: own, list, brought: imported.brought })
     }
 

@@ -145,7 +145,7 @@ async fn own_page(gateway: &Gateway, who: &SignedIn, top: Markup) -> Result<Resp
         (top)
         section.card {
             h2 { "First: take your data along" }
-            p { "One archive with everything that the box has about you: profile, the names of your keys, what was counted. Only you get it. Conversations are not in it: the box keeps none in words; those of the chat page are in your browser." }
+            p { "One archive with everything that the box has about you: profile, the names of your keys, apps that you went to, what was counted. What you did on it is in its audit trail too, which stays and is not in the archive. Only you get it. Conversations are not in it: the box keeps none in words; those of the chat page are in your browser." }
             form method="post" action="/account/export" { button.quiet type="submit" { "Download my data" } }
         }
         section.card {
@@ -246,8 +246,25 @@ fn plan(title: &str, goes: &Belongings, around: &Surroundings, own: bool) -> Pla
     );
     step(
         "member",
-        format!("Forget {whose} name, e-mail address and password; lines of the audit trail stay"),
+        format!(
+            "Forget {whose} name, e-mail address and password; lines of the audit trail and what everybody was told stay"
+        ),
     );
+    if goes.entries > 0 {
+        step(
+            "books",
+            format!(
+                "Leave {} in the books as they are, with {whose} name until somebody asks that it go",
+                many(goes.entries, "entry", "entries")
+            ),
+        );
+    }
+    if goes.sheet {
+        step(
+            "sheet",
+            format!("Leave {whose} name on the list of recovery sheets until new ones are made"),
+        );
+    }
     if let Some(place) = &around.backups {
         step(
             "backups",
@@ -285,11 +302,14 @@ fn pack(
          keys.json             your API keys: what you called them and their limits, not what opens them\n\
          identities.json       services elsewhere that sign you in here\n\
          apps.json             apps that you agreed may learn who you are, or ask models in your name\n\
+         at-apps.json          when you went to which of them\n\
+         collective.json       recovery sheets that you keep, what you proposed, what you agreed to, what was taken back\n\
          money.csv             what is in the books about you, as a table\n\
          sessions.json         browsers that are signed in\n\
          invites.json          invites that you made and nobody took yet\n\
          usage-by-month.json   requests and tokens, by month and model\n\
          usage-by-day.json     the same by day and key, as far back as the box keeps it\n\n\
+         What members and stewards did on the box is written into its audit trail, which stewards read and which keeps its lines. It is not here.\n\
          Conversations are not here: the box keeps none in words. Those of the chat page are in your browser.\n\
          The files are JSON: text that spreadsheets and programs read. Times are UTC.\n",
         jiff::Timestamp::now()
@@ -309,8 +329,15 @@ mod tests {
 
     #[test]
     fn what_goes_with_a_member_is_as_written_down() {
-        let goes =
-            Belongings { keys: 2, sessions: 1, invites: 1, usage: 40, ..Belongings::default() };
+        let goes = Belongings {
+            keys: 2,
+            sessions: 1,
+            invites: 1,
+            usage: 40,
+            entries: 3,
+            sheet: true,
+            ..Belongings::default()
+        };
         let around = Surroundings {
             engines: vec!["fast".into()],
             trusting: false,

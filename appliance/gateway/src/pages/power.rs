@@ -357,7 +357,7 @@ pub(super) fn card(supply: &Supply) -> Markup {
                     ("Battery", or(supply.charge.map(|charge| format!("{charge} %")))),
                     ("Lasts", or(supply.runtime.map(|seconds| format!("{} minutes", seconds / 60)))),
                     ("Load", or(supply.load.map(|load| format!("{load} %")))),
-                    ("Battery in since", html! { (supply.battery_since.map_or_else(|| "nobody has said".to_owned(), month)) }),
+                    ("Battery in since", html! { (battery_since(supply)) }),
                 ]))
             }
             @if supply.replace_battery {
@@ -369,6 +369,15 @@ pub(super) fn card(supply: &Supply) -> Markup {
             @if let Some(test) = &supply.last_test { p.soft.small { "Last test of the battery, " (test) } }
             p.soft.small { a href="/power" { "Which UPS, and when the box stops" } }
         }
+    }
+}
+
+/// A UPS that says when it was made says nothing of its battery.
+fn battery_since(supply: &Supply) -> String {
+    match (supply.battery_since, supply.ups_made) {
+        (Some(since), _) => month(since),
+        (None, Some(made)) => format!("nobody has said; the UPS was made in {}", month(made)),
+        (None, None) => "nobody has said".to_owned(),
     }
 }
 
@@ -437,6 +446,17 @@ mod tests {
         assert!(state(None).into_string().contains("not heard yet"));
         let heard = Supply { on_mains: Some(true), ..Supply::default() };
         assert!(state(Some(&heard)).into_string().contains("on mains"));
+    }
+
+    #[test]
+    fn the_day_on_which_a_ups_was_made_is_not_said_to_be_its_batterys() {
+        let made = Supply { ups_made: Some(1_496_232_000), ..Supply::default() };
+        assert!(
+            card(&made).into_string().contains("nobody has said; the UPS was made in May 2017")
+        );
+        let said = Supply { battery_since: Some(1_700_000_000), ..made };
+        let shown = card(&said).into_string();
+        assert!(shown.contains("November 2023") && !shown.contains("2017"));
     }
 
     #[test]

@@ -177,7 +177,7 @@ fn on_spare(status: &TakeoverStatus) -> Markup {
                     p { "It is silent. This box can go on in its place:" }
                     ul { @for sentence in sentences { li { (sentence) } } }
                     form.stack method="post" action="/spare/takeover" autocomplete="off" {
-                        (field(&Field { name: "dead", label: "Type its name: it is off, and stays off", hint: "leave it empty where it stops by itself, or agrees", ..Field::default() }))
+                        (field(&Field { name: "dead", label: "Type its name: it is off, and stays off", hint: "leave it empty where it stops by itself", ..Field::default() }))
                         button type="submit" { "See what would be done" }
                     }
                 },

@@ -66,3 +66,27 @@ async fn an_answer_that_is_being_given_ends_when_the_door_is_closed() {
     house.change(|now| now.closed = closed(Stand::Handed));
     soon("the engine stopped", || house.engine.dropped.load(Ordering::SeqCst) == 1).await;
 }
+
+#[tokio::test]
+async fn what_the_other_box_revoked_ends_here_as_soon_as_it_is_told_and_not_only_at_the_next_start()
+{
+    let house = House::open().await;
+    let id = house.key.split('_').nth(1).unwrap();
+    let mut stream = house.here().await;
+    let body = r#"{"model":"small","tokens":100000,"pause_ms":5,"stream":true}"#;
+    let request = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n{body}",
+        house.key,
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    until(&mut stream, "data: ").await;
+    // As the supervisor of a box that stands in writes what its main box tells.
+    let line =
+        format!("{{\"number\":7,\"at\":5,\"what\":{{\"kind\":\"key\",\"key\":\"{id}\"}}}}\n");
+    assert_eq!(polder_members::keep_gone_lines(house.folder.path(), &line).unwrap(), 1);
+    assert_eq!(house.console(DoorRequest::HearGone).await, DoorReply::Gone(1));
+    soon("the engine stopped", || house.engine.dropped.load(Ordering::SeqCst) == 1).await;
+    assert_eq!(status_of(&house.chat(r#"{"model":"small","tokens":1}"#).await), 401);
+    assert_eq!(house.console(DoorRequest::HearGone).await, DoorReply::Gone(0));
+}

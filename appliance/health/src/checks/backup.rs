@@ -10,6 +10,8 @@ const UNPROVED: i64 = 21 * DAY;
 /// A new box has other things to do first.
 const NO_PLACE: i64 = 3 * DAY;
 const NO_PLACE_YET: i64 = 14 * DAY;
+/// A drill fetches a whole copy: where that is paid by its amount, the box waits for another way, and somebody should try it now and then.
+const UNPROVED_BY_METER: i64 = 90 * DAY;
 /// The first drill is due with the first backup.
 const NO_DRILL: i64 = 10 * DAY;
 
@@ -47,6 +49,17 @@ pub(super) fn check(seen: &Seen) -> Vec<Issue> {
                 why(&backup.drill_failed)
             ),
         )),
+        // It rightly waits; but who pays for every copy should not trust them for ever.
+        (None, age, never) if backup.metered => {
+            let age = age.or(never).filter(|age| *age > UNPROVED_BY_METER);
+            let what = |age| {
+                format!(
+                    "no backup has been restored for a trial for {}: the way to {to} is paid by its amount, and the box waits for one that is not",
+                    span(age)
+                )
+            };
+            age.map(|age| (Severity::Notice, what(age)))
+        }
         (None, Some(age), _) if age > UNPROVED => Some((
             Severity::Warning,
             format!("nobody has tried for {} whether a backup can be restored", span(age)),
@@ -63,15 +76,20 @@ pub(super) fn check(seen: &Seen) -> Vec<Issue> {
         }
         _ => None,
     };
-    let told =
-        |on, (severity, what): (Severity, String)| issue(Check::Backup, on, severity, what, advice);
-    let copies = copies.map(|issue| told("the copies", issue));
+    let by_meter = "Press “Restore the newest for a trial” on the page Backups once it may cost what a whole copy costs";
+    let drill_advice =
+        if backup.metered && backup.drill_failed.is_none() { by_meter } else { advice };
+    let told = |on, advice, (severity, what): (Severity, String)| {
+        issue(Check::Backup, on, severity, what, advice)
+    };
+    let copies = copies.map(|issue| told("the copies", advice, issue));
     let disk = backup.away.as_ref().map(|why| {
         let what = format!("no backup can be made: {}", why.trim_end_matches('.'));
         let advice = "Put the disk right, or plug it in again: the next backup goes there by itself. Or choose another place on the page Backups";
-        issue(Check::Backup, "the disk", Severity::Warning, what, advice)
+        told("the disk", advice, (Severity::Warning, what))
     });
-    disk.into_iter().chain(copies).chain(drill.map(|issue| told("the drill", issue))).collect()
+    let drill = drill.map(|issue| told("the drill", drill_advice, issue));
+    disk.into_iter().chain(copies).chain(drill).collect()
 }
 
 /// A collective lives with the box, and nobody has said where backups go. A trial has nothing to lose.
@@ -100,7 +118,7 @@ mod tests {
     ) -> Vec<(String, Severity)> {
         let drill_failed = drill_failed.map(str::to_owned);
         let to = Some("the spare elm".to_owned());
-        let backup = Some(BackupSeen { away: None, to, last, failed: None, drill, drill_failed });
+        let backup = Some(BackupSeen { to, last, drill, drill_failed, ..BackupSeen::default() });
         let now = 100 * DAY;
         let issues = check(&Seen { now, backup, ..Seen::default() });
         issues.into_iter().map(|i| (i.id.on, i.severity)).collect()
@@ -148,6 +166,25 @@ mod tests {
         assert_eq!(issues.len(), 1);
         assert_eq!((issues[0].id.on.as_str(), issues[0].severity), ("the disk", Severity::Warning));
         assert!(issues[0].what.contains("the disk SAFE is not plugged in"), "{}", issues[0].what);
+    }
+
+    #[test]
+    fn no_drill_is_missed_where_it_would_be_paid_by_its_amount_until_it_is_very_late() {
+        let now = 200 * DAY;
+        let told = |drill: Option<i64>, unproved: Option<i64>, drill_failed: Option<String>| {
+            let to = Some("the server far.example.org".to_owned());
+            let copies =
+                BackupSeen { to, last: Some(now), drill, drill_failed, ..BackupSeen::default() };
+            let backup = Some(BackupSeen { metered: true, ..copies });
+            let issues = check(&Seen { now, backup, unproved, ..Seen::default() });
+            issues.first().map(|issue| (issue.severity, issue.advice.contains("for a trial")))
+        };
+        assert_eq!(told(Some(now - 60 * DAY), None, None), None);
+        assert_eq!(told(None, Some(now - 60 * DAY), None), None);
+        assert_eq!(told(Some(now - 100 * DAY), None, None), Some((Severity::Notice, true)));
+        assert_eq!(told(None, Some(now - 100 * DAY), None), Some((Severity::Notice, true)));
+        let failed = Some("a file is missing".to_owned());
+        assert_eq!(told(Some(now), None, failed), Some((Severity::Urgent, false)));
     }
 
     #[test]

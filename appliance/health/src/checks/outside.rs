@@ -42,8 +42,9 @@ pub(super) fn check(seen: &Seen) -> Vec<Issue> {
             issues.push(issue(Check::Outside, &on, Severity::Warning, what, advice));
         }
     }
-    for line in lines {
-        let Some(port) = line.shut else { continue };
+    let shut = lines.iter().filter_map(|line| Some((line, line.shut?)));
+    let (six, four): (Vec<_>, Vec<_>) = shut.partition(|(line, _)| line.six);
+    for (line, port) in four {
         let what = format!(
             "the relay knocked at port {port} of {} and nobody answered: callers from outside do not get through there",
             name(line)
@@ -51,6 +52,19 @@ pub(super) fn check(seen: &Seen) -> Vec<Issue> {
         let advice = "Members outside still come in by the relay, a little slower. Look whether a firewall of the router or of the provider is before the box; where nobody is to come in there, give the port back on the page Outside";
         let on = format!("the door over {}", name(line));
         issues.push(issue(Check::Outside, &on, Severity::Notice, what, advice));
+    }
+    // One sentence, however many lines there are: it is the same setting of each router.
+    if let Some((line, port)) = six.first() {
+        let names: Vec<&str> = six.iter().map(|(line, _)| name(line)).collect();
+        let what = format!(
+            "the relay knocked at port {port} over IPv6 ({}) and nobody answered: a firewall of the router is before the box there",
+            names.join(", ")
+        );
+        let advice = format!(
+            "In the settings of the router behind {}, under IPv6 or firewall, allow TCP port {port} to this box (some call it a pinhole or an exception). Until then, or if you do not want that, members outside come in by the relay, a little slower",
+            name(line)
+        );
+        issues.push(issue(Check::Outside, "the door over IPv6", Severity::Notice, what, &advice));
     }
     issues
 }
@@ -67,7 +81,7 @@ mod tests {
 
     fn line(interface: &str, broken: Option<u64>, shut: Option<u16>) -> OutsideLine {
         let broken = broken.map(|seconds| (seconds, "nobody answers there.".to_owned()));
-        OutsideLine { interface: Some(interface.to_owned()), broken, shut }
+        OutsideLine { interface: Some(interface.to_owned()), broken, shut, six: false }
     }
 
     fn told(lines: Vec<OutsideLine>) -> Vec<(String, Severity)> {
@@ -92,5 +106,16 @@ mod tests {
     fn a_door_that_should_be_open_and_is_not_is_a_notice() {
         let one = told(vec![line("enp1s0", None, Some(443))]);
         assert_eq!(one, [("the door over enp1s0".to_owned(), Severity::Notice)]);
+    }
+
+    #[test]
+    fn a_firewall_before_ipv6_is_told_once_with_what_to_do() {
+        let six = |interface| OutsideLine { six: true, ..line(interface, None, Some(443)) };
+        let lines = vec![six("enp1s0"), six("wwan0")];
+        let outside = Some(OutsideSeen { relay: Some("r.example.org".into()), lines });
+        let issues = check(&Seen { outside, ..Seen::default() });
+        assert_eq!(issues.len(), 1, "{issues:?}");
+        assert!(issues[0].what.contains("over IPv6 (enp1s0, wwan0)"), "{issues:?}");
+        assert!(issues[0].advice.contains("allow TCP port 443 to this box"), "{issues:?}");
     }
 }

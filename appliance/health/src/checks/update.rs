@@ -20,16 +20,15 @@ pub(super) fn check(seen: &Seen) -> Vec<Issue> {
         let advice = "Take it on the page Versions when a few minutes without answers are no harm. What runs now is kept, and comes back by itself if the new version can do less";
         issue(Check::Update, "the image", Severity::Notice, what, advice)
     });
-    let unlooked = update.unlooked.iter().filter_map(|(since, why)| {
-        let age = seen.now.saturating_sub(*since);
+    let unlooked = update.unlooked.iter().filter_map(|(age, why)| {
         let what = format!(
             "nobody could look for updates for {}: {}",
-            span(age),
+            span(*age),
             why.trim_end_matches('.')
         );
         let advice = "Look whether the box reaches the internet and whether the address on the page Versions is right; a stick with an update on it works as well";
         let issue = issue(Check::Update, "looking for updates", Severity::Notice, what, advice);
-        (age > UNLOOKED).then(|| with_fix(issue, Fix::CheckUpdate))
+        (*age > UNLOOKED).then(|| with_fix(issue, Fix::CheckUpdate))
     });
     offer.chain(unlooked).collect()
 }
@@ -53,9 +52,12 @@ mod tests {
 
     #[test]
     fn updates_that_nobody_could_look_for_are_told_after_a_week_with_a_button() {
-        let unlooked = Some((0, "updates.example.org gave no update: no answer.".to_owned()));
-        let update = Some(UpdateSeen { unlooked, ..UpdateSeen::default() });
-        let told = |now| check(&Seen { now, update: update.clone(), ..Seen::default() });
+        let told = |age: i64| {
+            let why = "updates.example.org gave no update: no answer.".to_owned();
+            let update = Some(UpdateSeen { unlooked: Some((age, why)), ..UpdateSeen::default() });
+            // Whatever the clock says.
+            check(&Seen { now: 40 * 365 * DAY, update, ..Seen::default() })
+        };
         assert_eq!(told(UNLOOKED), []);
         let issues = told(UNLOOKED + DAY);
         assert!(issues[0].what.starts_with("nobody could look for updates for 8 days"));

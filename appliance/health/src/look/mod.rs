@@ -6,6 +6,7 @@ mod door;
 pub(crate) mod kernel;
 pub(crate) mod nvidia;
 pub(crate) mod smart;
+mod told;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -17,8 +18,8 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use polder_control::{
-    BatterySeen, BoxStatus, Check, Client, DoorReply, DoorRequest, PartName, PartState, Reply,
-    Request, Sockets, StewardContact, Told, Unseen, wan_status,
+    BoxStatus, Check, Client, DoorReply, DoorRequest, PartState, Reply, Request, Sockets,
+    StewardContact, Unseen, wan_status,
 };
 use polder_site::{EngineName, SpareRole};
 use serde::Serialize;
@@ -38,10 +39,6 @@ const ANSWER: Duration = Duration::from_secs(5);
 const LONGEST: u64 = 8 << 20;
 /// What root looked at is good for so long.
 const FRESH: Duration = Duration::from_secs(3 * 3600);
-/// What a part told of itself is good for so long, in seconds.
-const TOLD: i64 = 2 * 3600;
-/// The same of a UPS, of which somebody tells every second.
-const TOLD_OF_UPS: i64 = 5 * 60;
 
 /// What was seen, and what could not be.
 #[derive(Debug, Default)]
@@ -113,6 +110,7 @@ impl Eyes {
         let reading = clock::Reading::now();
         let now = reading.wall;
         look.seen.now = now;
+        remembered.looks(now);
         let every = |looks: u64, period: u64| everything || looks.is_multiple_of(period);
         let looks = self.looks;
         self.looks += 1;
@@ -170,7 +168,7 @@ impl Eyes {
         self.look_at_weights(&mut look, remembered, now).await;
         self.look_at_uplinks(&mut look).await;
         self.look_outside(&mut look).await;
-        self.told(&mut look);
+        self.told(&mut look, remembered);
         self.live(&mut look, remembered, now);
         look
     }
@@ -374,62 +372,6 @@ impl Eyes {
                 look.cannot(&[Check::Uplink], "whoever looks after the uplinks does not answer")
             }
         }
-    }
-
-    /// What other parts left. What is old is no news, and that there is none does not mean that all is well: what stands then goes on standing.
-    fn told(&self, look: &mut Look) {
-        let site = look.status.as_deref().map(|status| status.site.clone());
-        // Where the supervisor does not answer, who left something is still asked for.
-        let wanted =
-            |is: fn(&polder_site::Site) -> bool, left: bool| site.as_ref().map_or(left, is);
-        let now = look.seen.now;
-        let (mut battery, mut backup, mut spare) = (None, None, None);
-        for (at, told) in Told::left_in(&self.sockets.folder().join(Told::FOLDER)) {
-            let age = now.saturating_sub(at);
-            match told {
-                Told::Battery(told) => battery = Some((age, told)),
-                Told::Backup(told) => backup = Some((age, told)),
-                Told::Spare(told) => spare = Some((age, told)),
-            }
-        }
-        if wanted(|site| site.power.is_some(), battery.is_some()) {
-            look.battery(battery);
-        }
-        match backup {
-            Some((..=TOLD, told)) => look.seen.backup = Some(told),
-            _ => look.cannot(&[Check::Backup], "nobody has said lately how the backups are"),
-        }
-        match spare {
-            Some((..=TOLD, told)) => look.seen.spare = Some(*told),
-            left if wanted(|site| site.spare.is_some(), left.is_some()) => {
-                look.cannot(&[Check::Spare], "nobody has said lately how the other box is");
-            }
-            _ => {}
-        }
-    }
-}
-
-impl Look {
-    /// What was last said of a UPS that the site names: so many seconds ago, this. While it is not known what feeds it, a power cut that was told of is not over.
-    fn battery(&mut self, left: Option<(i64, BatterySeen)>) {
-        let given_up = self.status.as_deref().is_some_and(|status| {
-            let power = status.others.iter().filter(|other| other.name == PartName::Power);
-            power.into_iter().any(|other| matches!(other.part.state, PartState::GaveUp(_)))
-        });
-        let seen = match left {
-            Some((age, mut said)) if age > TOLD_OF_UPS => {
-                // Of a part that was given up there is an issue already.
-                said.on_mains = None;
-                said.silent = age.try_into().ok().filter(|_| !given_up);
-                Some(said)
-            }
-            Some((_, said)) => Some(said),
-            None => None,
-        };
-        if seen.as_ref().is_none_or(|seen| seen.on_mains.is_none()) {
-            self.cannot(&[Check::Battery], "nobody says what feeds the UPS now");
-        }
-        self.seen.battery = seen;
     }
 }
 

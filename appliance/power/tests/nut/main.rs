@@ -278,6 +278,14 @@ async fn what_a_ups_says_of_its_battery_and_its_tests_is_heard_and_silence_from_
     house.until("a figure", |told| told.last.charge == Some(100)).await;
     house.until("nothing", |told| told.last.test_failed.is_none()).await;
     assert_eq!(house.0.lock().unwrap().last.battery_since, None, "CPS is no day");
+    // When the UPS was made says nothing of its battery.
+    nut.write(&[("ups.test.result", "Done and error"), ("ups.mfr.date", "2021/05/23")]);
+    nut.start_upsd().await;
+    house
+        .until("the day of the UPS", |told| {
+            (told.last.ups_made, told.last.battery_since) == (Some(1_621_728_000), None)
+        })
+        .await;
     nut.write(&[("ups.test.result", "Done and error"), ("battery.mfr.date", "2021/05/24")]);
     nut.start_upsd().await;
     house

@@ -44,7 +44,7 @@ impl Nut {
         write("ups.conf", "pollinterval = 1\n[box]\n driver = dummy-ups\n port = box.dev\n");
         write(
             "box.dev",
-            "ups.status: OL\nbattery.charge: 100\nbattery.runtime: 1800\nups.load: 20\nups.mfr: Eaton\nups.model: 5E 650i\nups.test.result: No test initiated\nbattery.date: not set\nbattery.mfr.date: CPS\n",
+            "ups.status: OL\nbattery.charge: 100\nbattery.runtime: 1800\nups.load: 20\nups.mfr: Eaton\nups.model: 5E 650i\nups.test.result: No test initiated\nbattery.date: not set\nbattery.mfr.date: CPS\nups.mfr.date: not set\n",
         );
         write("upsd.conf", &format!("LISTEN 127.0.0.1 {port}\nMAXAGE 3\n"));
         write(

@@ -177,7 +177,7 @@ impl Image {
     }
 
     /// Everything that people are shown.
-    pub(crate) fn status(&self, now: u64) -> UpdateStatus {
+    pub(crate) fn status(&self, from: Option<&str>, now: u64) -> UpdateStatus {
         let record = self.record().clone();
         let slots = self.slots().ok();
         let offer = record.offer.as_ref().filter(|offer| {
@@ -208,7 +208,7 @@ impl Image {
             trying: record.attempt.as_ref().map(|attempt| attempt.to.to_string()),
             why: why(&record),
             looked: record.looked,
-            unlooked: record.unlooked,
+            unlooked: from.and_then(|from| record.unlooked_for(from)),
         }
     }
 }

@@ -173,6 +173,8 @@ fn another_server_in_a_slot_is_told_with_its_digest_and_its_image_is_brought_bef
         port: 8000,
         arguments: Vec::new(),
         called: None,
+        health: None,
+        environment: Default::default(),
     };
     let plain = EngineSlot::serving("big".parse().unwrap());
     let kind = polder_site::EngineKind::Container;

@@ -331,21 +331,24 @@ impl<P: Parts> Work<P> {
         let wanted = self.board.site().backup;
         let away = wanted.as_ref().and_then(|backup| self.disk_trouble(&backup.to));
         let back = self.disk_is_back(away.is_some());
-        let seen = BackupSeen { away, ..seen(&record, wanted.as_ref()) };
+        let far = match wanted.as_ref().map(|backup| &backup.to) {
+            Some(BackupPlace::Server(_)) => true,
+            Some(BackupPlace::Spare) => polder_spare::Peer::is_far(&self.state),
+            Some(BackupPlace::Folder(_) | BackupPlace::Disk { .. }) | None => false,
+        };
+        let metered = far && self.costs().await.is_some();
+        let seen = BackupSeen { away, ..seen(&record, wanted.as_ref(), metered) };
         if let Err(error) = Told::Backup(seen).leave(&self.sockets) {
             log::warn!("the health part does not hear of backups: {error}");
         }
         let Some(backup) = wanted else { return };
+        if self.nobody_serves() {
+            return;
+        }
         // What is left in the battery is for answers; and nothing begins that the end would cut off.
         if self.power.borrow().pauses_work() {
             return;
         }
-        let far = match &backup.to {
-            BackupPlace::Server(_) => true,
-            BackupPlace::Spare => polder_spare::Peer::is_far(&self.state),
-            BackupPlace::Folder(_) | BackupPlace::Disk { .. } => false,
-        };
-        let metered = far && self.costs().await.is_some();
         let now = jiff::Timestamp::now().as_second();
         // Whoever plugs the disk in again waits for no hour to pass.
         let missed = back && record.kit_confirmed.is_some() && record.failed.is_some();
@@ -359,15 +362,22 @@ impl<P: Parts> Work<P> {
             Due::Backup => polder_backup::save_plan(&backup),
             Due::Drill => polder_backup::drill_plan(),
         };
-        let mut outcome = Ok(());
-        for action in actions {
-            let never = CancellationToken::new();
-            let doing = self.do_about_backups(action, backup.to.clone(), None, |_| {}, &never);
-            outcome = doing.await;
-            if outcome.is_err() {
-                break;
+        let gives_way = CancellationToken::new();
+        let doing = async {
+            for action in actions {
+                let to = backup.to.clone();
+                self.do_about_backups(action, to, None, |_| {}, &gives_way).await?;
             }
-        }
+            Ok(())
+        };
+        tokio::pin!(doing);
+        let outcome = tokio::select! {
+            outcome = &mut doing => outcome,
+            () = self.pair.hurry.notified() => {
+                gives_way.cancel();
+                doing.await
+            }
+        };
         let title = match what {
             Due::Backup => "the hourly backup",
             Due::Drill => "the weekly trial restore",
@@ -439,7 +449,7 @@ impl<P: Parts> Work<P> {
 
     /// False when the box ends before that.
     async fn until_nothing_runs(&self) -> bool {
-        while self.is_busy() {
+        while self.is_busy() || self.nobody_serves() {
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(500)) => {}
                 () = self.ending.cancelled() => return false,
@@ -621,7 +631,7 @@ fn only_here(folder: &Path) -> Result<(), String> {
 }
 
 /// What the health part is to know.
-fn seen(record: &Record, backup: Option<&Backup>) -> BackupSeen {
+fn seen(record: &Record, backup: Option<&Backup>, metered: bool) -> BackupSeen {
     BackupSeen {
         away: None,
         to: backup.map(|backup| backup.to.shown()),
@@ -629,6 +639,7 @@ fn seen(record: &Record, backup: Option<&Backup>) -> BackupSeen {
         failed: record.failed.as_ref().map(|failed| failed.why.clone()),
         drill: record.drill.as_ref().map(|drill| drill.at),
         drill_failed: record.drill.as_ref().and_then(|drill| drill.found.clone().err()),
+        metered,
     }
 }
 

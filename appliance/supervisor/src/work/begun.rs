@@ -46,6 +46,8 @@ impl<P: Parts> Work<P> {
                     log::error!("what was begun is not left to {}: {why}", seen.other);
                 }
             }
+            // What goes on here makes way; it is not done with that yet.
+            Next::GoesOn if self.is_changing() => {}
             Next::GoesOn => {
                 log::info!("going on with the takeover from {}, whose term has begun", seen.other);
                 let wish = TakeoverWish::TakeOver { dead: None };
@@ -57,12 +59,13 @@ impl<P: Parts> Work<P> {
         }
     }
 
-    fn next_of(&self, seen: &Seen) -> Next {
+    pub(super) fn next_of(&self, seen: &Seen) -> Next {
         let (failed, at) = *lock(&self.pair.failed);
         let status = seen.status.as_ref();
         next_of(&Begun {
             failed,
             since: at.unwrap_or(self.pair.begun).elapsed(),
+            listened: Duration::from_secs(status.map_or(0, |status| status.listening)),
             there: status.is_some_and(|status| self.hears_main(status)),
             may_leave: seen.term.may_leave() && status.is_some_and(|status| status.may_be_left),
         })
@@ -148,6 +151,9 @@ impl<P: Parts> Work<P> {
             changes: true,
             imports: false,
             takes_over: true,
+            saves: false,
+            brings: false,
+            made_way: false,
             title: title.to_owned(),
         };
         lock(&self.running).insert(open.id, waiting);

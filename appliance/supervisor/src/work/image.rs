@@ -41,20 +41,26 @@ impl<P: Parts> Work<P> {
 
     pub(crate) async fn updates(&self) -> Result<UpdateStatus, Refusal> {
         let Some(image) = self.image.clone() else { return Ok(UpdateStatus::default()) };
-        blocking(move || Ok(image.status(unix_now()))).await
+        let web = self.looks_at();
+        blocking(move || Ok(image.status(web.as_deref(), unix_now()))).await
+    }
+
+    /// Where the site says that updates are.
+    fn looks_at(&self) -> Option<String> {
+        self.board.site().updates.map(|updates| updates.from.to_string())
     }
 
     /// Looks on disks that are plugged in, then where the site says.
     pub(crate) async fn check_update(&self) -> Result<UpdateStatus, Refusal> {
         let image = self.image()?.clone();
-        let web = self.board.site().updates.map(|updates| updates.from.to_string());
+        let web = self.looks_at();
         blocking(move || {
             let found = look_for(&image, web.as_deref());
-            if web.is_some() {
-                note_look(&image, &found);
+            if let Some(from) = &web {
+                note_look(&image, from, &found);
             }
             found.map_err(|error| error.to_string())?;
-            Ok(image.status(unix_now()))
+            Ok(image.status(web.as_deref(), unix_now()))
         })
         .await
     }
@@ -351,7 +357,7 @@ fn look_for(image: &Image, web: Option<&str>) -> Result<(), UpdateError> {
 
 /// Whether somebody out there can be asked for updates is remembered: whoever never hears of one believes that there is none. That there is nothing newer, or
 /// nothing for this machine, is an answer.
-fn note_look(image: &Image, found: &Result<(), UpdateError>) {
+fn note_look(image: &Image, from: &str, found: &Result<(), UpdateError>) {
     use polder_update::Refusal::{NoKeys, Signature, Unreadable};
     let now = i64::try_from(unix_now()).unwrap_or(i64::MAX);
     let why = match found {
@@ -362,13 +368,7 @@ fn note_look(image: &Image, found: &Result<(), UpdateError>) {
         },
         Err(error) => Some(error.to_string()),
     };
-    let noted = image.change(|record| match why {
-        None => (record.looked, record.unlooked) = (Some(now), None),
-        Some(why) => {
-            let since = record.unlooked.as_ref().map_or(now, |(since, _)| *since);
-            record.unlooked = Some((since, why));
-        }
-    });
+    let noted = image.change(|record| record.looked_at(from, now, why));
     if let Err(error) = noted {
         log::warn!("{error}");
     }

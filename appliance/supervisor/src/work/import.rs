@@ -220,6 +220,9 @@ impl<P: Parts> Work<P> {
 
     /// Why a large transfer may not run now.
     async fn must_wait(&self, near: bool) -> Option<String> {
+        if self.nobody_serves() {
+            return Some("waiting for the takeover that has begun here".to_owned());
+        }
         // On battery nothing is brought in, from anywhere: it would cost what answers need.
         if self.power.borrow().pauses_work() {
             return Some("waits for the mains".to_owned());

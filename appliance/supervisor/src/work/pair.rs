@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use polder_control::{
     Actor, AuditHead, Client, Closed, SpareReply, SpareRequest, SpareStatus, Stand, TakeoverWish,
 };
-use polder_spare::{Folders, Link, Peer};
+use polder_spare::{Folders, Lease, Link, Peer};
 use polder_takeover::{Given, Heard, Moment, Side, Term, lease};
 use tokio::sync::{Notify, OwnedMutexGuard};
 
@@ -49,8 +49,12 @@ pub(super) struct Pair {
     pub(super) turn: Mutex<Option<OwnedMutexGuard<()>>>,
     /// What the audit trail ended with in the last backup.
     pub(super) saved: Mutex<Option<AuditHead>>,
-    /// A takeover waits for its turn: trial restores give way.
+    /// A takeover waits for its turn: trial restores and backups give way.
     pub(super) hurry: Notify,
+    /// A takeover has begun here and is not in place: nobody serves.
+    pub(super) begun_here: AtomicBool,
+    /// How long the list of what the main box revoked was when all of it was made true here.
+    pub(super) buried: Mutex<Option<u64>>,
 }
 
 impl Default for Pair {
@@ -67,6 +71,8 @@ impl Default for Pair {
             turn: Mutex::default(),
             saved: Mutex::default(),
             hurry: Notify::new(),
+            begun_here: AtomicBool::new(false),
+            buried: Mutex::default(),
         }
     }
 }
@@ -77,12 +83,14 @@ pub(super) struct Seen {
     pub(super) other: String,
     pub(super) status: Option<SpareStatus>,
     pub(super) stand: Stand,
+    /// A takeover was cut off, or came to nothing, after its term had begun: known also before that part answers.
+    begun: bool,
 }
 
 impl Seen {
-    /// A takeover was cut off, or came to nothing, after its term had begun: nobody serves in it, and the main box will not.
+    /// The same, where something can be done about it: nobody serves in that term, and the main box will not.
     pub(super) fn is_begun(&self) -> bool {
-        self.status.as_ref().is_some_and(|status| self.term.is_begun(status.began))
+        self.begun && self.status.is_some()
     }
 }
 
@@ -166,8 +174,15 @@ impl<P: Parts> Work<P> {
     }
 
     async fn go_by(self: &Arc<Self>, seen: Seen) {
+        self.pair.begun_here.store(seen.begun, Ordering::Relaxed);
+        if seen.begun {
+            self.make_way();
+        }
         if seen.is_begun() {
             self.tend_what_is_begun(&seen).await;
+        }
+        if seen.term.stands_in() {
+            self.bury_what_came(&seen.other).await;
         }
         let Seen { term, other, stand, .. } = seen;
         let before = self.board.closed().map(|closed| closed.stand);
@@ -236,12 +251,20 @@ impl<P: Parts> Work<P> {
             }
             None => heard.failed = self.pair.begun.elapsed() > NO_PART,
         }
+        let began = match &status {
+            Some(status) => status.began,
+            None => {
+                let folders = Folders::of(&self.state);
+                blocking(move || Ok(Lease::began(&folders))).await?
+            }
+        };
+        let begun = term.is_begun(began);
         heard.ago = lock(&self.pair.heard).map(|at| at.elapsed());
         let stand = match polder_takeover::stand(&term, &heard) {
             Stand::Serves if self.pair.handing.load(Ordering::Relaxed) => Stand::Handed,
             stand => stand,
         };
-        Ok(Some(Seen { term, other, status, stand }))
+        Ok(Some(Seen { term, other, status, stand, begun }))
     }
 
     /// Changes the term as it is on the disk, where it is again when this returns. Nobody else changes it meanwhile.

@@ -8,6 +8,7 @@ use polder_control::{
 use polder_site::{Site, SiteChange};
 use tokio_util::sync::CancellationToken;
 
+use super::way::{MADE_WAY, NOBODY_SERVES};
 use super::{Halt, Refusal, Running, Work, lock, moves_the_door};
 use crate::parts::Parts;
 use crate::plan::{Action, must_be_confirmed};
@@ -106,6 +107,10 @@ impl<P: Parts> Work<P> {
     }
 
     pub(super) fn place_for(&self, intent: &Intent, actions: &[Action]) -> Result<(), Refusal> {
+        let takes_over = matches!(intent, Intent::Takeover(TakeoverWish::TakeOver { .. }));
+        if !takes_over && self.nobody_serves() {
+            return Err(NOBODY_SERVES.to_owned());
+        }
         let (changes, imports) = kind(intent, actions);
         let running = lock(&self.running);
         let taken = running.iter().find(|(_, r)| (r.changes && changes) || (r.imports && imports));
@@ -131,8 +136,17 @@ impl<P: Parts> Work<P> {
         let (cancel, confirmed) = (CancellationToken::new(), CancellationToken::new());
         let title = plan.title.clone();
         let takes_over = matches!(intent, Intent::Takeover(TakeoverWish::TakeOver { .. }));
-        let cancelled = cancel.clone();
-        let running = Running { cancel: cancelled, confirmed, changes, imports, takes_over, title };
+        let running = Running {
+            cancel: cancel.clone(),
+            confirmed,
+            changes,
+            imports,
+            takes_over,
+            saves: matches!(intent, Intent::Backup(_)),
+            brings: false,
+            made_way: false,
+            title,
+        };
         lock(&self.running).insert(id, running);
         self.board.post(id, plan, RunState::Running);
         let work = self.clone();
@@ -158,6 +172,7 @@ impl<P: Parts> Work<P> {
                     work.board.step(id, step, StepState::Failed(why.clone()));
                     RunState::Failed(why)
                 }
+                Err(Halt::Cancelled) if work.made_way(id) => RunState::Failed(MADE_WAY.to_owned()),
                 Err(Halt::Cancelled) => RunState::Cancelled,
                 Err(Halt::Interrupted) => {
                     log::info!(
@@ -219,6 +234,7 @@ impl<P: Parts> Work<P> {
             self.board.step(id, step, StepState::Running(None));
             let done = match action {
                 Action::ImportModel { .. } | Action::BringImage { .. } => {
+                    self.brings(id, true);
                     let brought = match action {
                         Action::ImportModel { recipe, .. } => {
                             self.bring_in(id, step, recipe, from, intent, cancel).await
@@ -228,6 +244,7 @@ impl<P: Parts> Work<P> {
                         }
                         _ => Ok(None),
                     };
+                    self.brings(id, false);
                     match brought {
                         Ok(None) => Ok(()),
                         Ok(Some((anew, site))) => {

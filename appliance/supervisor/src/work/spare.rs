@@ -166,7 +166,8 @@ impl<P: Parts> Work<P> {
     /// On a spare: once a week the newest backup is restored for a trial, a failed one again after a day.
     async fn prove_what_is_kept(self: &Arc<Self>) {
         let role = self.board.site().spare.map(|spare| spare.role);
-        if role != Some(SpareRole::ForAnother) || self.power.borrow().pauses_work() {
+        let pauses = self.power.borrow().pauses_work() || self.nobody_serves();
+        if role != Some(SpareRole::ForAnother) || pauses {
             return;
         }
         let at = Folders::of(&self.state);

@@ -35,6 +35,7 @@ impl<P: Parts> Work<P> {
             charge: supply.charge,
             replace: supply.replace_battery,
             installed: supply.battery_since,
+            made: supply.ups_made,
             tested: supply.tested,
             test_failed: supply.test_failed.clone(),
         };

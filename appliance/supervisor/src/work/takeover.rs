@@ -292,6 +292,5 @@ fn silence(status: &polder_control::SpareStatus, said_dead: bool) -> Silence {
         .is_some_and(|seconds| !(0..i64::try_from(waits).unwrap_or(i64::MAX)).contains(&seconds));
     let silent = status.may_take_over && long;
     let since = if silent { since.max(waits) } else { since.min(waits - 1) };
-    // One that agrees and runs on would serve beside this one if the link broke just then: it is to be turned off.
-    Silence { since: Duration::from_secs(since), yields: status.yields, agrees: false, said_dead }
+    Silence { since: Duration::from_secs(since), yields: status.yields, said_dead }
 }

@@ -11,7 +11,7 @@ use polder_backup::{
 use polder_control::{Progress, RunId, SpareReply, SpareRequest};
 use polder_site::{BackupPlace, Ports, Site, Store};
 use polder_spare::{Folders, Peer, Tombstones};
-use polder_takeover::{Term, adapt, models};
+use polder_takeover::{Next, Term, adapt, models};
 use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 
@@ -66,7 +66,7 @@ impl<P: Parts> Work<P> {
         }
     }
 
-    /// A trial restore gives way: nobody serves meanwhile.
+    /// Trial restores and backups give way: nobody serves meanwhile.
     pub(super) async fn turn_to_take(
         &self,
         cancel: &CancellationToken,
@@ -74,7 +74,7 @@ impl<P: Parts> Work<P> {
         let turn = self.saving.clone().lock_owned();
         tokio::pin!(turn);
         loop {
-            self.pair.hurry.notify_waiters();
+            self.hurry_backups();
             tokio::select! {
                 turn = &mut turn => return Ok(turn),
                 () = tokio::time::sleep(LOOK) => {}
@@ -112,7 +112,7 @@ impl<P: Parts> Work<P> {
             keep_of_machine(&state)
                 .and_then(|()| leave_seed(&state))
                 .map_err(|error| format!("could not keep what is this machine's: {error}"))?;
-            bury(&state)
+            bury(&state).map(drop)
         })
         .await
     }
@@ -155,18 +155,37 @@ impl<P: Parts> Work<P> {
             false => seen.term.placed(aside.clone()),
         };
         let state = self.state.clone();
-        blocking(move || {
+        let key = blocking(move || {
             let backups = Backups::of(&state);
             if !back {
-                // Also what was revoked since the last look: from here on its place is what was fetched.
+                // Also what was revoked since the last look: from here on its place is what was fetched. What comes still later is buried when this box
+                // stands in.
                 bury(&state)?;
             }
             keep_beside(&backups, &next)?;
             restore::begin_anew(&backups).map_err(|e| with_source(&e))?;
-            let key = restore::expected(&backups).map_err(|e| with_source(&e))?;
-            restore::ready_as(&backups, &key, &aside).map_err(|e| with_source(&e))
+            restore::expected(&backups).map_err(|e| with_source(&e))
         })
-        .await
+        .await?;
+        if !back {
+            self.fights_nobody().await?;
+        }
+        let backups = Backups::of(&self.state);
+        blocking(move || restore::ready_as(&backups, &key, &aside).map_err(|e| with_source(&e)))
+            .await
+    }
+
+    /// The last look before this box serves: a main box that came back since the term began has what its last backup lacks, and is left to serve on, as soon
+    /// as this run has come to nothing.
+    async fn fights_nobody(&self) -> Result<(), Refusal> {
+        let seen = self.pair_seen().await?.ok_or("this box is paired with no other any more")?;
+        match self.next_of(&seen) {
+            Next::Leaves => Err(format!(
+                "{} is there again and has what its last backup lacks, so it is to serve on; nothing was taken over",
+                seen.other
+            )),
+            Next::GoesOn | Next::Waits => Ok(()),
+        }
     }
 }
 
@@ -262,11 +281,11 @@ fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
 }
 
 /// What was revoked on the other box never works again here: it is kept where no restore takes it away, before anything is put in place.
-fn bury(state: &Path) -> Result<(), Refusal> {
+/// Of how many that is news.
+pub(super) fn bury(state: &Path) -> Result<usize, Refusal> {
     let folders = Folders::of(state);
     let lines = Tombstones::all(&folders).map_err(|error| error.to_string())?;
     polder_members::keep_gone_lines(state, &lines.join("\n"))
-        .map(drop)
         .map_err(|error| format!("what was revoked could not be kept: {error}"))
 }
 

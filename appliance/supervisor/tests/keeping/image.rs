@@ -111,6 +111,8 @@ async fn a_containers_image_is_fetched_by_its_digest_as_a_step_and_once() {
         port: 8000,
         arguments: Vec::new(),
         called: None,
+        health: None,
+        environment: Default::default(),
     };
     let change = |name: &str, container: Container| {
         let slot = EngineSlot { container: Some(Box::new(container)), ..slot.clone() };

@@ -301,6 +301,8 @@ async fn a_slot_that_another_server_serves_is_a_unit_with_a_network_and_one_that
         port: 8000,
         arguments: Vec::new(),
         called: None,
+        health: None,
+        environment: Default::default(),
     }));
     let change = |slot: &EngineSlot| SiteChange::Engine {
         name: "fast".parse().unwrap(),

@@ -12,6 +12,7 @@ fn link(addresses: &[&str]) -> Link {
         index: 2,
         up: true,
         carrier: true,
+        lit: 0,
         addresses: addresses.iter().map(|a| ip(a)).collect(),
         gateways: vec![Gateway {
             metric: 1,
@@ -33,10 +34,12 @@ fn a_router_is_asked_for_the_address_that_it_knows_and_a_public_uplink_needs_non
         router: "192.168.1.1".parse().unwrap(),
     };
     let both = link(&["10.9.9.9", "192.168.1.7", "fd00::1"]);
-    assert_eq!(asked(&both), Question::Router(way("192.168.1.7"), 443));
-    assert_eq!(asked(&link(&["100.64.0.9"])), Question::Router(way("100.64.0.9"), 443));
+    assert_eq!(asked(&both), Question::Router(way("192.168.1.7"), 443, 0));
+    assert_eq!(asked(&link(&["100.64.0.9"])), Question::Router(way("100.64.0.9"), 443, 0));
     assert_eq!(asked(&link(&["198.51.100.4"])), Question::NotNeeded);
     assert_eq!(asked(&link(&["2001:db8::1"])), Question::NoRouter);
+    let lit_again = asked(&Link { lit: 1, ..both.clone() });
+    assert_ne!(lit_again, asked(&both), "its cable was dark between two looks");
     assert_eq!(asked(&Link { gateways: Vec::new(), ..both.clone() }), Question::NoRouter);
     assert_eq!(asked(&Link { carrier: false, ..both }), Question::NoRouter);
 }

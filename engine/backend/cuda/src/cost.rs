@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use polder_model::{Attention, ModelSpec};
 
-/// Most work of a step beside what it decodes, in tokens at the start of a text: a prompt's share that does not hold up those who are
-/// being answered.
-pub const STEP_WORK: u32 = 1024;
+/// Most work of a step beside what it decodes, in tokens at the start of a text. Where somebody is being answered, [`gap`] decides how
+/// much of it is read: on a slower card or of a larger model less.
+pub const STEP_WORK: u32 = 2048;
 
 /// What a step that reads beside answers may take, so that these do not stutter: under 50 ms where that leaves a prompt its share, under
 /// 150 for a model that is so large that a share alone takes longer.

@@ -8,10 +8,24 @@ use crate::pooling::{Pool, Pooling};
 use crate::prefix::{NodeId, Taker, Whose};
 use crate::queue::{Before, Waiting};
 use crate::repeats::Repeats;
-use crate::request::{Claim, MemberId, Request};
+use crate::request::{Claim, MemberId, Request, RequestId};
 use crate::scheduler::Scheduler;
 use crate::sequence::{Known, Sequence, blocks_for};
 use crate::tiers::Keeps;
+
+/// Who gets no room in this step.
+#[derive(Debug, Default)]
+struct Held {
+    ids: Vec<RequestId>,
+    members: Vec<MemberId>,
+}
+
+impl Held {
+    fn hold(&mut self, id: RequestId, member: MemberId) {
+        self.ids.push(id);
+        self.members.push(member);
+    }
+}
 
 /// Who gets blocks next: a running sequence that lost its own, or a member's next request.
 #[derive(Debug)]
@@ -20,43 +34,84 @@ enum Next {
     New(MemberId),
 }
 
+/// Whoever is short goes past one that there is no room for, this often. Then nobody new gets room before that one: what others
+/// keep may be what is missing, and goes only where nobody runs.
+const MOST_PAST: u32 = 64;
+
+/// The first one that there was no room for, and how many were let past it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stuck {
+    id: RequestId,
+    past: u32,
+}
+
+/// Room that long texts leave to short ones, in blocks: a short question does not wait until somebody's books are read and
+/// answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Kept {
+    /// A text of so many is short.
+    short: usize,
+    /// Short ones find so many, all of them together.
+    room: usize,
+}
+
+impl Kept {
+    fn of(total: usize, block_tokens: u32) -> Self {
+        /// Tokens: a conversation, and not a folder of code.
+        const SHORT: u32 = 8192;
+        let short = (total / 16).min((SHORT / block_tokens) as usize);
+        Self { short, room: (total / 8).min(8 * short) }
+    }
+}
+
 impl Scheduler {
     /// Gives room to as many as fit.
     pub(super) fn make_room_for_more(&mut self) {
-        let mut held = Vec::new();
+        let mut held = Held::default();
+        let mut stuck = false;
         // Nobody gets room or is held twice in a step.
         for _ in 0..self.running.len() + self.waiting.len() {
-            let Some(next) = self.next_for_room(&held) else { return };
+            let Some(next) = self.next_for_room(&held) else { break };
             let (mut chain, mut blocks) = (Vec::new(), Vec::new());
-            let (request, tokens, in_flight) = match &next {
+            let (id, request, tokens, in_flight) = match &next {
                 Next::Again(index) => {
                     let sequence = &self.running[*index];
                     let in_flight = sequence.planned - sequence.sampled();
-                    (&sequence.request, sequence.tokens.as_slice(), in_flight)
+                    (sequence.id, &sequence.request, sequence.tokens.as_slice(), in_flight)
                 }
                 Next::New(member) => {
                     let waiting = self.waiting.peek(member).expect("just seen there");
-                    (&waiting.request, waiting.tokens(), 0)
+                    (waiting.id, &waiting.request, waiting.tokens(), 0)
                 }
             };
             // What a step in flight samples is read too.
-            let need = blocks_for(tokens.len() as u32 + in_flight, self.limits.block_tokens);
+            let whole = blocks_for(tokens.len() as u32 + in_flight, self.limits.block_tokens);
             let most = most_found(request, tokens, self.limits.block_tokens);
             let (member, claim) = (request.member.clone(), request.claim);
             let whose = whose(&member, claim);
+            if stuck && !self.may_pass(whole) {
+                held.hold(id, member);
+                continue;
+            }
             self.prefixes.find(whose, tokens, most, &mut chain, &mut blocks);
             if matches!(next, Next::New(_)) && self.is_being_read(whose, tokens, most, blocks.len())
             {
                 self.prefixes.leave(&mut chain);
-                held.push(member);
+                held.hold(id, member);
                 continue;
             }
-            let need = need - blocks.len();
-            while !self.fits(need, whose) {
-                let Some(victim) = fair::spare(&self.running, &member) else {
-                    return self.prefixes.leave(&mut chain);
-                };
-                self.preempt(victim);
+            let need = whole - blocks.len();
+            if !self.make_fit(need, whole, &member, whose) {
+                self.prefixes.leave(&mut chain);
+                if !stuck {
+                    stuck = true;
+                    self.is_stuck(id);
+                }
+                held.hold(id, member);
+                continue;
+            }
+            if stuck && let Some(first) = &mut self.stuck {
+                first.past += 1;
             }
             let taker = self.taker(whose);
             self.take_blocks(need, taker, &mut blocks);
@@ -74,6 +129,44 @@ impl Scheduler {
                 }
             }
         }
+        if !stuck {
+            self.stuck = None;
+        }
+    }
+
+    /// There is no room for this one, which comes before all others.
+    fn is_stuck(&mut self, id: RequestId) {
+        if self.stuck.is_none_or(|stuck| stuck.id != id) {
+            self.stuck = Some(Stuck { id, past: 0 });
+        }
+    }
+
+    /// Whether a text of `whole` blocks may have room before the one that there is none for: where it is short, short ones
+    /// have not taken all that is kept for them, and not too many went past.
+    fn may_pass(&self, whole: usize) -> bool {
+        let kept = self.kept();
+        let few = self.stuck.is_none_or(|stuck| stuck.past < MOST_PAST);
+        few && whole <= kept.short && self.short_ones(kept) + whole <= kept.room
+    }
+
+    fn kept(&self) -> Kept {
+        Kept::of(self.pool.total(), self.limits.block_tokens)
+    }
+
+    /// Blocks of the sequences that are short.
+    fn short_ones(&self, kept: Kept) -> usize {
+        let owned = self.running.iter().map(|sequence| sequence.blocks.len());
+        owned.filter(|blocks| *blocks <= kept.short).sum()
+    }
+
+    /// Makes `need` blocks free for a text of `whole`, at the cost of those who may be asked for theirs. False where that is not
+    /// enough.
+    fn make_fit(&mut self, need: usize, whole: usize, member: &MemberId, whose: Whose<'_>) -> bool {
+        while !self.fits(need, whole, whose) {
+            let Some(victim) = fair::spare(&self.running, member) else { return false };
+            self.preempt(victim);
+        }
+        true
     }
 
     /// Whether the member's next request waits for a beginning that is just being read, so that a slot is of no use to it.
@@ -164,8 +257,8 @@ impl Scheduler {
     }
 
     /// Members with the fewest sequences that have room, for their weight, come first; of one member's, those that
-    /// lost theirs. New requests of members who are `held` wait for what is being read.
-    fn next_for_room(&self, held: &[MemberId]) -> Option<Next> {
+    /// lost theirs. Those that are `held` do not come in this step.
+    fn next_for_room(&self, held: &Held) -> Option<Next> {
         let room = |request: &Request| {
             fair::weighed(fair::with_room(&self.running, &request.member), request.claim)
         };
@@ -176,13 +269,14 @@ impl Scheduler {
             .enumerate()
             .filter(|(_, sequence)| !sequence.has_room() && !sequence.paused && !sequence.leaving)
             .filter(|(_, sequence)| sequence.planned == sequence.sampled())
+            .filter(|(_, sequence)| !held.ids.contains(&sequence.id))
             .map(|(index, sequence)| (room(&sequence.request), index))
             .min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let free = self.free_slots.len();
         let rank = |waiting: &Waiting| {
             let Request { member, claim, .. } = &waiting.request;
             let running = fair::running(&self.running, member);
-            let may = !held.contains(member) && fair::may_start(running, free, *claim);
+            let may = !held.members.contains(member) && fair::may_start(running, free, *claim);
             may.then(|| fair::weighed(running, *claim))
         };
         let new = self.waiting.next(rank);
@@ -226,10 +320,15 @@ impl Scheduler {
         self.waiting.push_again(Waiting { id, request, before, keeps });
     }
 
-    /// Whether so many blocks may be given out. One for each sequence that has room stays free, so
-    /// that a newcomer is not thrown out again by the next few decoded tokens.
-    fn fits(&self, need: usize, whose: Whose<'_>) -> bool {
-        let spare = self.running.iter().filter(|sequence| sequence.has_room()).count();
+    /// Whether so many blocks may be given out for a text of `whole`. One for each sequence that has room stays free, so
+    /// that a newcomer is not thrown out again by the next few decoded tokens; and beside others a long text leaves room to
+    /// short ones.
+    fn fits(&self, need: usize, whole: usize, whose: Whose<'_>) -> bool {
+        let mut spare = self.running.iter().filter(|sequence| sequence.has_room()).count();
+        let kept = self.kept();
+        if spare > 0 && whole > kept.short {
+            spare += kept.room.saturating_sub(self.short_ones(kept));
+        }
         need + spare <= self.pool.available() + self.prefixes.idle_for(self.taker(whose))
     }
 
@@ -313,7 +412,7 @@ impl Scheduler {
         let (member, claim) = (member.clone(), *claim);
         let whose = whose(&member, claim);
         let enough = missing == 0
-            || (self.fits(missing, whose) && self.extend_by(missing, index, Some(whose)));
+            || (self.fits(missing, 0, whose) && self.extend_by(missing, index, Some(whose)));
         if enough { guesses } else { guesses.min(there) }
     }
 

@@ -112,6 +112,8 @@ async fn a_steward_keeps_a_password_for_a_registry_and_no_page_and_no_request_sh
             port: 8000,
             arguments: Vec::new(),
             called: None,
+            health: None,
+            environment: Default::default(),
         };
         let slot = site.engines.values_mut().next().unwrap();
         slot.kind = polder_site::EngineKind::Container;
