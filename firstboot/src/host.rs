@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use polder_control::{
-    BoxStatus, Disk, KitWords, Machine, Plan, RecoveryKey, Run, RunId, SecretText,
+    BoxStatus, Disk, KitWords, Machine, Plan, PluggedDisk, RecoveryKey, Run, RunId, SecretText,
 };
 use polder_power::around::{Around, Heard};
 use polder_site::{BackupPlace, RecipeName, SiteChange};
@@ -178,6 +178,9 @@ pub trait Host: Send + Sync + 'static {
     fn confirm(&self, run: RunId) -> impl Future<Output = Result<(), SetupError>> + Send;
     /// Stops one.
     fn cancel(&self, run: RunId) -> impl Future<Output = Result<(), SetupError>> + Send;
+
+    /// Disks that are plugged in by USB.
+    fn plugged(&self) -> impl Future<Output = Result<Vec<PluggedDisk>, SetupError>> + Send;
 
     /// Begins to make this machine the box whose backups are there, if the key opens them.
     fn restore(

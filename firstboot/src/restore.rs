@@ -6,8 +6,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use maud::{Markup, html};
-use polder_control::{KitWords, Run, RunState};
-use polder_page::{Field, card, field};
+use polder_control::{KitWords, PluggedDisk, Run, RunState};
+use polder_page::{Field, bytes, card, field};
 use polder_site::{BackupPlace, BackupPlaceError};
 use serde::Deserialize;
 
@@ -23,6 +23,10 @@ pub(crate) const GOING: &str = "/setup/restore/going";
 
 #[derive(Deserialize)]
 pub(crate) struct Typed {
+    /// One of the disks that are plugged in.
+    #[serde(default)]
+    disk: String,
+    /// Somewhere else, which goes before.
     #[serde(default)]
     from: String,
     #[serde(default)]
@@ -30,8 +34,13 @@ pub(crate) struct Typed {
 }
 
 /// The form.
-pub(crate) async fn show<H: Host>(State(_): State<Setup<H>>, who: Claimer) -> Response {
-    page(&who, form("", html! {})).into_response()
+pub(crate) async fn show<H: Host>(State(setup): State<Setup<H>>, who: Claimer) -> Response {
+    page(&who, form(&plugged(&setup).await, "", html! {})).into_response()
+}
+
+/// What can be chosen; a list that cannot be had is no reason not to type a place.
+async fn plugged<H: Host>(setup: &Setup<H>) -> Vec<PluggedDisk> {
+    setup.host().plugged().await.unwrap_or_default()
 }
 
 /// Begins, if the place is there and the key opens it.
@@ -40,9 +49,13 @@ pub(crate) async fn begin<H: Host>(
     who: Claimer,
     Form(typed): Form<Typed>,
 ) -> Response {
-    let from = typed.from.trim();
+    let from = match typed.from.trim() {
+        "" => typed.disk.trim(),
+        from => from,
+    };
+    let disks = plugged(&setup).await;
     let wrong = |why: &str| {
-        let body = form(from, page::error(why));
+        let body = form(&disks, from, page::error(why));
         (StatusCode::BAD_REQUEST, page(&who, body)).into_response()
     };
     let place: BackupPlace = match from.parse() {
@@ -68,15 +81,19 @@ pub(crate) async fn going<H: Host>(State(setup): State<Setup<H>>, who: Claimer) 
     let ours = |run: &&Run| run.plan.steps.iter().any(|step| step.id == "put-in-place");
     match runs.iter().find(ours) {
         Some(run) => match &run.state {
-            RunState::Failed(why) => page(&who, form("", page::error(why))).into_response(),
+            RunState::Failed(why) => {
+                let body = form(&plugged(&setup).await, "", page::error(why));
+                page(&who, body).into_response()
+            }
             RunState::Cancelled => {
-                page(&who, form("", page::error("it was stopped"))).into_response()
+                let body = form(&plugged(&setup).await, "", page::error("it was stopped"));
+                page(&who, body).into_response()
             }
             RunState::Running | RunState::Done => {
                 page(&who, under_way(run)).reload(2).into_response()
             }
         },
-        None => page(&who, form("", html! {})).into_response(),
+        None => page(&who, form(&plugged(&setup).await, "", html! {})).into_response(),
     }
 }
 
@@ -86,12 +103,29 @@ fn page(who: &Claimer, body: Markup) -> Page {
         .body(body)
 }
 
-fn form(from: &str, top: Markup) -> Markup {
+fn form(disks: &[PluggedDisk], from: &str, top: Markup) -> Markup {
+    // Also one that backups could not be written to may have some.
+    let disks: Vec<_> =
+        disks.iter().filter_map(|disk| Some((disk.place.as_deref()?, disk))).collect();
+    let chosen = disks.iter().map(|(place, _)| *place).find(|place| *place == from);
+    let typed = if chosen.is_some() { "" } else { from };
     html! {
         (top)
         p { "With the backups of a box and its emergency kit, this machine becomes that box: same members, same keys, same name, same certificate authority. Members notice nothing. Its models are fetched again." }
         form.stack method="post" action=(PATH) autocomplete="off" {
-            (field(&Field { name: "from", label: "Where the backups are", hint: "as it is on the kit: a folder, disk:LABEL, or rest:https://…", value: from, required: true, ..Field::default() }))
+            @if !disks.is_empty() {
+                fieldset {
+                    legend { "On a disk that is plugged in" }
+                    @for (n, (place, disk)) in disks.iter().enumerate() {
+                        div .field.tick {
+                            input type="radio" name="disk" id=(format!("disk-{n}")) value=(place) checked[chosen == Some(*place)];
+                            label for=(format!("disk-{n}")) { (disk.title()) }
+                            div .hint { (disk.name) ", " (bytes(disk.bytes)) ", " (disk.kind) }
+                        }
+                    }
+                }
+            }
+            (field(&Field { name: "from", label: if disks.is_empty() { "Where the backups are" } else { "Or somewhere else" }, hint: "as it is on the kit: a folder, disk:LABEL, or rest:https://…", value: typed, required: disks.is_empty(), ..Field::default() }))
             (field(&Field { name: "key", label: "The key from the emergency kit", hint: "nine groups of four letters", required: true, ..Field::default() }))
             button type="submit" { "Restore it" }
         }

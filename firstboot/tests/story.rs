@@ -298,6 +298,14 @@ async fn a_box_is_restored_instead_of_set_up_with_its_place_and_the_key_from_pap
     person.post("/setup/claim", &format!("code={CODE}")).await;
     assert!(person.get("/setup/machine").await.text.contains("/setup/restore"));
     check_page("/setup/restore", &person.get("/setup/restore").await.text);
+    let page = person.get("/setup/restore").await.text;
+    assert!(
+        page.contains("value=\"disk:SAFE@1C2E-44AF\"") && !page.contains("Empty one"),
+        "{page}"
+    );
+    let chosen =
+        person.post("/setup/restore", "disk=disk%3ASAFE%401C2E-44AF&from=&key=wrong").await;
+    assert!(chosen.text.contains("does not open") && chosen.text.contains(" checked"));
     let refused = person.post("/setup/restore", "from=usb&key=x").await;
     assert_eq!(refused.status, StatusCode::BAD_REQUEST);
     assert!(refused.text.contains("no place for backups"), "{}", refused.text);

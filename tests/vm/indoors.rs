@@ -8,8 +8,12 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use polder_control::{Actor, Client, Reply, Request, RunId, RunState, StepState};
-use polder_site::{Container, EngineKind, EngineSlot, PortAddress, SiteChange, Uplink, Uplinks};
+use polder_control::{
+    Actor, BackupWish, Client, KitWords, Reply, Request, RunId, RunState, StepState,
+};
+use polder_site::{
+    Backup, Container, EngineKind, EngineSlot, PortAddress, SiteChange, Uplink, Uplinks,
+};
 use polder_stories::{need, scaled};
 use tempfile::TempDir;
 
@@ -517,4 +521,69 @@ async fn until_done(indoors: &Indoors, id: RunId) {
             other => panic!("{other:?}\n{}", indoors.log()),
         }
     }
+}
+
+async fn backs_up(indoors: &Indoors, wish: BackupWish, key: Option<KitWords>) -> RunState {
+    match indoors.ask(Request::Backups { wish, key, by: Actor::Console }).await {
+        Reply::Accepted(run) => end_of(indoors, run, false).await,
+        Reply::Refused(why) => RunState::Failed(why),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn changes(indoors: &Indoors, change: SiteChange) {
+    let Reply::Accepted(run) = indoors.ask(Request::Apply { change, by: Actor::Console }).await
+    else {
+        panic!("it is refused")
+    };
+    assert_eq!(end_of(indoors, run, false).await, RunState::Done, "{}", indoors.log());
+}
+
+/// No device can be mounted here as a machine mounts one, which `usb_backup.rs` sees; what a disk would be mounted at is a place in memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn indoors_a_kit_a_backup_a_trial_and_a_restore_are_what_the_supervisors_unit_allows() {
+    let indoors = Indoors::new();
+    let place = "/run/polder-disk/backup";
+    let mounted = indoors.inside(&["sh", "-ec", &format!(
+        "mkdir {place}; mount -t tmpfs -o mode=700,uid=$(id -u polder),gid=$(id -g polder) disk {place}"
+    )]);
+    assert!(mounted.status.success(), "{mounted:?}");
+    // It came after the supervisor's unit began, and is for the supervisor alone.
+    let seen_by = |unit: &str| {
+        let pid = indoors.inside(&["systemctl", "show", "-P", "MainPID", unit]).stdout;
+        let pid = String::from_utf8(pid).unwrap();
+        let mounts = indoors.inside(&["cat", &format!("/proc/{}/mountinfo", pid.trim())]).stdout;
+        let mounts = String::from_utf8(mounts).unwrap();
+        let root = format!("/proc/{}/root{place}", pid.trim());
+        (mounts.contains(place), indoors.inside(&["ls", &root]).status.success())
+    };
+    assert_eq!(seen_by("polder-supervisor.service"), (true, true));
+    for unit in ["polder-gateway.service", "polder-health.service"] {
+        indoors.until("the part", |i| i.inside(&["systemctl", "is-active", unit]).status.success());
+        assert!(!seen_by(unit).1, "{unit} sees the disk");
+    }
+
+    let by = Actor::Console;
+    let Reply::Kit(kit) = indoors.ask(Request::BackupKit { by: by.clone() }).await else {
+        panic!()
+    };
+    let on_paper = Request::ConfirmKit { key: kit.clone(), by: by.clone() };
+    assert_eq!(indoors.ask(on_paper).await, Reply::Done);
+    changes(&indoors, SiteChange::Backup(Backup::to(place.parse().unwrap()))).await;
+    for wish in [BackupWish::Now, BackupWish::Drill] {
+        let done = backs_up(&indoors, wish, None).await;
+        assert_eq!(done, RunState::Done, "{}", indoors.log());
+    }
+
+    // The box is called something else since, and is again what it was.
+    changes(&indoors, SiteChange::Rename("later".parse().unwrap())).await;
+    assert!(indoors.says(&["status"]).contains("later"));
+    let wish = BackupWish::Restore { from: place.parse().unwrap(), snapshot: None };
+    let restore = Request::Backups { wish, key: Some(kit), by };
+    let accepted = indoors.ask(restore).await;
+    assert!(matches!(accepted, Reply::Accepted(_)), "{accepted:?}\n{}", indoors.log());
+    indoors.until("the box of the backup", |indoors| {
+        let status = indoors.polder(&["status"]);
+        status.status.success() && !String::from_utf8_lossy(&status.stdout).contains("later")
+    });
 }

@@ -41,4 +41,5 @@ for n in 1 2; do
     ip link set up$n up
 done
 pivot_root . mnt
-exec /usr/bin/env -i container=other PATH=/usr/sbin:/usr/bin /usr/bin/sh -c 'umount -l /mnt; exec /usr/lib/systemd/systemd --system --unit=multi-user.target'
+# What is mounted later reaches the parts' own views, as a machine's init has it; in a room it leaves that to whoever made the room.
+exec /usr/bin/env -i container=other PATH=/usr/sbin:/usr/bin /usr/bin/sh -c 'umount -l /mnt; mount --make-rshared /; exec /usr/lib/systemd/systemd --system --unit=multi-user.target'

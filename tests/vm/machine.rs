@@ -298,6 +298,11 @@ impl Disks {
         machine.order(&format!("device_add usb-storage,id={name},drive={name},removable=on"));
     }
 
+    /// Makes files that are USB disks, with the tools of the room, in its folder.
+    pub(crate) fn make_usb(&self, script: &str) {
+        self.run(&["sh", "-euc", &format!("cd /mnt/vm; {script}")]);
+    }
+
     /// Also a USB disk with the trial model's file on it.
     pub(crate) fn with_models(mut self) -> Self {
         let folder = need("POLDER_SMOLLM2_FOLDER").canonicalize().unwrap();
@@ -657,6 +662,14 @@ impl Machine {
     /// Presses the power button, for a moment.
     pub(crate) fn power_button(&self) {
         self.order("system_powerdown");
+    }
+
+    /// Plugs a file of its folder in as a USB disk with this name; `more` is about the file.
+    pub(crate) fn plug(&self, file: &str, name: &str, more: &str) {
+        self.order(&format!(
+            "drive_add 0 if=none,id={name},file=/mnt/vm/{file}.raw,format=raw{more}"
+        ));
+        self.order(&format!("device_add usb-storage,id={name},drive={name},removable=on"));
     }
 
     /// Pulls a stick out.

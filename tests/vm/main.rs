@@ -23,3 +23,4 @@ mod shell;
 mod troubled;
 mod updates;
 mod uplinks;
+mod usb_backup;

@@ -17,6 +17,9 @@ pub enum BackupError {
         /// Why, and what to do.
         why: String,
     },
+    /// The disk cannot be written to.
+    #[error(transparent)]
+    Disk(#[from] crate::disk::DiskError),
     /// Nobody has made backups there.
     #[error("there are no backups at {0}; look whether that is the right disk or address")]
     NoStore(String),

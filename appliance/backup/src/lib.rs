@@ -8,6 +8,7 @@
 //!
 //! All calls block. Whoever serves others runs them on a thread of its own.
 
+pub mod disk;
 mod due;
 mod error;
 mod examine;

@@ -7,9 +7,10 @@ use crate::restic::Repository;
 use crate::{BackupError, Folders};
 
 /// In a folder or on a disk, everything is in a folder of this name: what else is there stays untouched.
-const FOLDER: &str = "polder-backup";
+pub(crate) const FOLDER: &str = "polder-backup";
 /// Where systems say which disk has which label, and which is mounted where.
 const LABELS: &str = "/dev/disk/by-label";
+const IDS: &str = "/dev/disk/by-uuid";
 const MOUNTS: &str = "/proc/self/mountinfo";
 
 /// Where backups are, as restic is told it.
@@ -67,15 +68,21 @@ pub enum Store {
 pub fn locate(place: &BackupPlace, folders: &Folders) -> Result<Location, BackupError> {
     match place {
         BackupPlace::Folder(path) => folder_in(path, place),
-        BackupPlace::Disk { label } => {
+        BackupPlace::Disk { label, id } => {
             let mounts = fs::read_to_string(MOUNTS).unwrap_or_default();
-            let device = fs::canonicalize(Path::new(LABELS).join(escaped(label))).ok();
-            let path = mounted(&mounts, device.as_deref(), label).ok_or_else(|| {
+            let link = match id {
+                Some(id) => Path::new(IDS).join(id.as_str()),
+                None => Path::new(LABELS).join(escaped(label)),
+            };
+            let device = fs::canonicalize(link).ok();
+            // Whatever is mounted under its name is another disk, where it is known which one is meant.
+            let name = id.is_none().then_some(label.as_str());
+            let path = mounted(&mounts, device.as_deref(), name).ok_or_else(|| {
                 BackupError::Away {
-                    place: place.to_string(),
+                    place: place.shown(),
                     why: match device {
-                        Some(_) => "the disk is plugged in but not mounted; mount it".to_owned(),
-                        None => format!("no disk called {label} is plugged in; plug it in, or look what it is called"),
+                        Some(_) => "the disk is plugged in but not mounted; mount it, or wait a moment where the box does that by itself".to_owned(),
+                        None => format!("{} is not plugged in; plug it in, or look what it is called", called(label, place)),
                     },
                 }
             })?;
@@ -90,6 +97,13 @@ pub fn locate(place: &BackupPlace, folders: &Folders) -> Result<Location, Backup
             Ok(Location::Server { address: address.clone(), login })
         }
         BackupPlace::Spare => spare(folders),
+    }
+}
+
+fn called(label: &str, place: &BackupPlace) -> String {
+    match place {
+        BackupPlace::Disk { id: Some(_), .. } => place.shown(),
+        _ => format!("a disk called {label}"),
     }
 }
 
@@ -133,7 +147,7 @@ fn folder_in(path: &Path, place: &BackupPlace) -> Result<Location, BackupError> 
     if !path.is_dir() {
         let why =
             format!("there is no folder {}; plug the disk in, or make the folder", path.display());
-        return Err(BackupError::Away { place: place.to_string(), why });
+        return Err(BackupError::Away { place: place.shown(), why });
     }
     Ok(Location::Folder(path.join(FOLDER)))
 }
@@ -143,19 +157,28 @@ fn escaped(label: &str) -> String {
     label.replace(' ', "\\x20")
 }
 
-/// Where a disk is mounted: by its device, else in a folder called after it where disks are mounted that people plug in.
-fn mounted(mountinfo: &str, device: Option<&Path>, label: &str) -> Option<PathBuf> {
-    let lines = mountinfo.lines().filter_map(|line| {
+/// What is mounted where: points and sources.
+pub(crate) fn mounts(mountinfo: &str) -> impl Iterator<Item = (PathBuf, PathBuf)> {
+    mountinfo.lines().filter_map(|line| {
         let (before, after) = line.split_once(" - ")?;
         let point = unescaped(before.split(' ').nth(4)?);
         let source = unescaped(after.split(' ').nth(1)?);
         Some((PathBuf::from(point), PathBuf::from(source)))
-    });
-    let lines: Vec<_> = lines.collect();
+    })
+}
+
+/// Whether something is mounted at this very place.
+pub(crate) fn is_mounted(mountinfo: &str, at: &Path) -> bool {
+    mounts(mountinfo).any(|(point, _)| point == at)
+}
+
+/// Where a disk is mounted: by its device, else in a folder called after it where disks are mounted that people plug in.
+fn mounted(mountinfo: &str, device: Option<&Path>, label: Option<&str>) -> Option<PathBuf> {
+    let lines: Vec<_> = mounts(mountinfo).collect();
     let by_device = lines.iter().find(|(_, source)| device == Some(source.as_path()));
     let named = |point: &Path| {
         (point.starts_with("/run/media") || point.starts_with("/media"))
-            && point.file_name().is_some_and(|name| name == label)
+            && label.is_some_and(|label| point.file_name().is_some_and(|name| name == label))
     };
     let found = by_device.or_else(|| lines.iter().find(|(point, _)| named(point)));
     found.map(|(point, _)| point.clone())
@@ -177,12 +200,17 @@ mod tests {
 
     #[test]
     fn a_disk_is_found_by_its_device_or_by_the_folder_it_is_mounted_in() {
-        let at = |device: Option<&str>, label| mounted(MOUNTINFO, device.map(Path::new), label);
+        let at =
+            |device: Option<&str>, label| mounted(MOUNTINFO, device.map(Path::new), Some(label));
         assert_eq!(at(Some("/dev/sdb1"), "x"), Some("/mnt/old disk".into()));
         assert_eq!(at(None, "SPARE"), Some("/run/media/SPARE".into()));
         assert_eq!(at(None, "sda1"), None);
         assert_eq!(at(Some("/dev/sdz1"), "OTHER"), None);
-        assert_eq!(mounted("nonsense\n - \n", None, "x"), None);
+        assert_eq!(mounted("nonsense\n - \n", None, Some("x")), None);
+        // Another disk of the same name is not taken for it.
+        assert_eq!(mounted(MOUNTINFO, None, None), None);
+        assert!(is_mounted(MOUNTINFO, Path::new("/mnt/old disk")));
+        assert!(!is_mounted(MOUNTINFO, Path::new("/mnt/old")));
     }
 
     #[test]

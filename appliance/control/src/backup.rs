@@ -16,6 +16,39 @@ pub struct BackupStatus {
     /// After a restore on another machine: what of the box's models did not fit it, one sentence each, until a steward has chosen others.
     #[serde(default)]
     pub left_out: Vec<String>,
+    /// USB disks that are plugged in.
+    #[serde(default)]
+    pub disks: Vec<PluggedDisk>,
+}
+
+/// A file system on a USB disk that is plugged in.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluggedDisk {
+    /// How a place for backups on it is written; none where it has no file system.
+    pub place: Option<String>,
+    /// What its owner called it; may be empty.
+    pub label: String,
+    /// What its maker calls it.
+    pub name: String,
+    /// Its file system, as systems call it; empty where nobody knows it.
+    pub kind: String,
+    /// Bytes in all.
+    pub bytes: u64,
+    /// Bytes that are free, where it is mounted.
+    pub free: Option<u64>,
+    /// Why backups are not written to it, and what to do: one sentence.
+    pub wrong: Option<String>,
+}
+
+impl PluggedDisk {
+    /// What it is called, for people: by its owner, else by its maker.
+    pub fn title(&self) -> &str {
+        match (self.label.is_empty(), self.name.is_empty()) {
+            (false, _) => &self.label,
+            (true, false) => &self.name,
+            (true, true) => "a disk without a name",
+        }
+    }
 }
 
 /// A backup that was made.

@@ -391,6 +391,9 @@ pub struct BatterySeen {
 /// The copies of the box's state.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupSeen {
+    /// The disk that they go to cannot be written to at this moment: one sentence.
+    #[serde(default)]
+    pub away: Option<String>,
     /// Where they go, for people; none where the site names no place.
     pub to: Option<String>,
     /// When the last one was whole, Unix seconds.

@@ -26,7 +26,7 @@ mod takeover;
 mod wan;
 mod wire;
 
-pub use backup::{BackupStatus, BackupWish, KitWords, LastBackup};
+pub use backup::{BackupStatus, BackupWish, KitWords, LastBackup, PluggedDisk};
 pub use certificate::{FailedTry, HeldCertificate, PublicStatus, SecretName, SecretText};
 pub use disk::{Disk, Lock, RecoveryKey};
 pub use ending::{END, ENDED, EndRecord, EndedBox};

@@ -198,7 +198,7 @@ pub(crate) fn inventory(site: &Site, here: &[IpAddr], relay: Option<&str>) -> Ve
             ),
             _ => (Fate::Look, "Carry it along, or see that it can be reached from the new house."),
         };
-        item("Backups", backup.to.to_string(), fate, then, Some("/backup"));
+        item("Backups", backup.to.shown(), fate, then, Some("/backup"));
     }
     if let Some(spare) = &site.spare {
         let now = match spare.role {

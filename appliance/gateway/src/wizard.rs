@@ -9,7 +9,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use polder_control::{
-    Actor, BackupWish, BoxStatus, Disk, KitWords, Machine, Plan, RecoveryKey, Reply,
+    Actor, BackupWish, BoxStatus, Disk, KitWords, Machine, Plan, PluggedDisk, RecoveryKey, Reply,
     Request as Ask, Run, RunId, SecretText,
 };
 use polder_firstboot::{
@@ -259,6 +259,13 @@ impl Host for ThisBox {
 
     async fn cancel(&self, run: RunId) -> Result<(), SetupError> {
         self.ask(Ask::Cancel(run)).await.map(drop)
+    }
+
+    async fn plugged(&self) -> Result<Vec<PluggedDisk>, SetupError> {
+        match self.ask(Ask::Backup).await? {
+            Reply::Backup(status) => Ok(status.disks),
+            _ => Err(odd_answer()),
+        }
     }
 
     async fn restore(&self, from: BackupPlace, key: KitWords) -> Result<RunId, SetupError> {

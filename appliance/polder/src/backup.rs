@@ -3,11 +3,13 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use polder_backup::{
-    Folders, Kit, KitKey, Location, Repository, Restic, Snapshot, Stop, Unpaired, keep_pairing,
-    locate, restore, restore_plan,
+    Folders, Kit, KitKey, Location, Repository, Restic, Snapshot, Stop, Unpaired, disk,
+    keep_pairing, locate, restore, restore_plan,
 };
-use polder_control::{Actor, BackupStatus, BackupWish, KitWords, Plan, Reply, Request, Sockets};
-use polder_site::{Backup as Wanted, BackupPlace, SiteChange};
+use polder_control::{
+    Actor, BackupStatus, BackupWish, KitWords, Plan, PluggedDisk, Reply, Request, Sockets,
+};
+use polder_site::{Backup as Wanted, BackupPlace, FileSystemId, SiteChange};
 use polder_supervisor::{Weights, fit_restored};
 
 use crate::console::{ProgressLine, bytes, complain, say};
@@ -48,7 +50,7 @@ enum Command {
     },
     /// Say where backups go, or with `none` that none are made: a folder, a disk by its label, or a server that speaks restic's protocol.
     #[command(
-        after_help = "Examples:\n  polder backup to /mnt/usb\n  polder backup to disk:POLDER-BACKUP --plan\n  polder backup to rest:https://spare.local:8000/box --limit-kib 2000\n  polder backup to none"
+        after_help = "Examples:\n  polder backup to /mnt/usb\n  polder backup to disk:POLDER-BACKUP --plan\n  polder backup to disk:POLDER-BACKUP@1C2E-44AF      as `polder backup disk list` writes it\n  polder backup to rest:https://spare.local:8000/box --limit-kib 2000\n  polder backup to none"
     )]
     To {
         /// The place.
@@ -62,6 +64,12 @@ enum Command {
         plan: bool,
         #[command(flatten)]
         state: State,
+    },
+    /// USB disks that are plugged in; and root's part on the image, which mounts one for writing.
+    #[command(after_help = "Example:\n  polder backup disk list")]
+    Disk {
+        #[command(subcommand)]
+        what: Disk,
     },
     /// Write the name and password for a server that asks for them; they are read from standard input, as NAME:PASSWORD.
     #[command(after_help = "Example:\n  polder backup login < name-and-password.txt")]
@@ -111,6 +119,67 @@ enum Command {
     },
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Disk {
+    /// List those that are plugged in, and how a place for backups on each is written.
+    #[command(after_help = "Example:\n  polder backup disk list")]
+    List {
+        #[command(flatten)]
+        state: State,
+    },
+    /// Mount one for the box's own user, with a folder for backups. Needs root; the image does this by itself.
+    #[command(after_help = "Example:\n  polder backup disk lend 1C2E-44AF")]
+    Lend {
+        /// Which: its UUID.
+        #[arg(value_name = "ID")]
+        id: FileSystemId,
+        /// Whose it is to be: the owner of this folder.
+        #[arg(long, value_name = "DIR", default_value = "/run/polder")]
+        whose: std::path::PathBuf,
+    },
+    /// Unmount it, and have it only read again. Needs root.
+    #[command(after_help = "Example:\n  polder backup disk take-back 1C2E-44AF")]
+    TakeBack {
+        /// Which: its UUID.
+        #[arg(value_name = "ID")]
+        id: FileSystemId,
+    },
+}
+
+impl Disk {
+    fn run(self) -> anyhow::Result<()> {
+        let disks = disk::Disks::default();
+        match self {
+            Self::List { state } => {
+                let Reply::Backup(status) = state.ask(&Request::Backup)? else {
+                    return Err(unexpected());
+                };
+                let lines: Vec<String> = status.disks.iter().map(line_of).collect();
+                say(match lines.is_empty() {
+                    true => "no disk is plugged in by USB".to_owned(),
+                    false => lines.join("\n"),
+                });
+            }
+            Self::Lend { id, whose } => {
+                crate::part::log("info");
+                disks.lend(&id, &whose)?;
+            }
+            Self::TakeBack { id } => {
+                crate::part::log("info");
+                disks.take_back(&id)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn line_of(disk: &PluggedDisk) -> String {
+    let place = disk.place.as_deref().unwrap_or("no place for backups");
+    let kind = if disk.kind.is_empty() { "no file system" } else { &disk.kind };
+    let wrong = disk.wrong.as_ref().map(|why| format!("\n  {why}")).unwrap_or_default();
+    format!("{place}  {}, {}, {kind}{wrong}", disk.name, bytes(disk.bytes))
+}
+
 impl Backup {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         crate::part::log("error");
@@ -118,6 +187,7 @@ impl Backup {
             Command::Status { state, json } => status(&state, json),
             Command::Kit { state, confirm } => kit(&state, confirm),
             Command::To { place, limit_kib, plan, state } => to(&state, &place, limit_kib, plan),
+            Command::Disk { what } => what.run(),
             Command::Login { state } => login(&state),
             Command::Now { state } => {
                 wish(&state, BackupWish::Now)?;
@@ -299,8 +369,7 @@ fn restore_box(
     snapshot: Option<&str>,
     plan: bool,
 ) -> anyhow::Result<()> {
-    let steps: Vec<_> =
-        restore_plan().iter().map(|action| action.step(&from.to_string())).collect();
+    let steps: Vec<_> = restore_plan().iter().map(|action| action.step(&from.shown())).collect();
     let title = format!("Become the box whose backups are at {from}");
     let shown = Plan { title, steps };
     if plan {
@@ -376,6 +445,7 @@ mod tests {
             failed: None,
             drill: Some((500, Ok("the newest backup is a whole box".to_owned()))),
             left_out: Vec::new(),
+            disks: Vec::new(),
         };
         assert_eq!(
             text(&status, 1000),

@@ -57,15 +57,76 @@ impl Retention {
 pub enum BackupPlace {
     /// A folder of this machine, from the root.
     Folder(PathBuf),
-    /// A folder on a disk that is found by its label, wherever it is mounted.
+    /// A folder on a disk, wherever it is mounted.
     Disk {
-        /// What its file system is called.
+        /// What its file system is called; may be empty where it has an identity.
         label: String,
+        /// Which one it is, whatever it is called; none where it is found by its label.
+        id: Option<FileSystemId>,
     },
     /// A server that speaks restic's own protocol, by its address.
     Server(String),
     /// The spare that this box is paired with.
     Spare,
+}
+
+impl BackupPlace {
+    /// What a person is told of it: a disk's name rather than its number.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Disk { label, id: Some(id) } if label.is_empty() => format!("the disk {id}"),
+            Self::Disk { label, id: Some(_) } => format!("the disk {label}"),
+            other => other.to_string(),
+        }
+    }
+}
+
+/// The number that a file system got when it was made (its UUID), as the system writes it: hexadecimal digits and hyphens.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FileSystemId(String);
+
+impl FileSystemId {
+    /// As it is in a name of a file or a unit.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for FileSystemId {
+    type Err = BackupPlaceError;
+
+    fn from_str(given: &str) -> Result<Self, BackupPlaceError> {
+        let plain = |c: u8| c.is_ascii_hexdigit() || c == b'-';
+        let good =
+            (4..=36).contains(&given.len()) && !given.starts_with('-') && given.bytes().all(plain);
+        match good {
+            true => Ok(Self(given.to_owned())),
+            false => Err(BackupPlaceError(given.chars().take(80).collect())),
+        }
+    }
+}
+
+impl fmt::Display for FileSystemId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a file system is called, with what a site does not write as underscores.
+pub fn plain_label(label: &str) -> String {
+    let mut plain = String::new();
+    for c in label.trim().chars() {
+        let c = if is_plain(c) { c } else { '_' };
+        if plain.len() + c.len_utf8() > LONGEST_LABEL {
+            break;
+        }
+        plain.push(c);
+    }
+    plain
+}
+
+fn is_plain(c: char) -> bool {
+    c.is_alphanumeric() || "_- ".contains(c)
 }
 
 /// Not a place for backups.
@@ -75,6 +136,8 @@ pub enum BackupPlace {
 )]
 pub struct BackupPlaceError(String);
 
+/// Bytes; file systems allow no longer ones.
+const LONGEST_LABEL: usize = 40;
 /// Longer than any place that somebody would type.
 const LONGEST: usize = 300;
 
@@ -89,11 +152,18 @@ impl FromStr for BackupPlace {
         if given == "spare" {
             return Ok(Self::Spare);
         }
-        if let Some(label) = given.strip_prefix("disk:") {
-            // It becomes a part of a path, and file systems allow no longer ones.
-            let plain = |c: char| c.is_alphanumeric() || "_- ".contains(c);
-            let good = !label.trim().is_empty() && label.len() <= 40 && label.chars().all(plain);
-            return if good { Ok(Self::Disk { label: label.to_owned() }) } else { Err(refuse()) };
+        if let Some(disk) = given.strip_prefix("disk:") {
+            let (label, id) = match disk.split_once('@') {
+                Some((label, id)) => (label, Some(id.parse().map_err(|_| refuse())?)),
+                None => (disk, None),
+            };
+            // It becomes a part of a path.
+            let good = label.len() <= LONGEST_LABEL && label.chars().all(is_plain);
+            let named = !label.trim().is_empty() || (label.is_empty() && id.is_some());
+            return match good && named {
+                true => Ok(Self::Disk { label: label.to_owned(), id }),
+                false => Err(refuse()),
+            };
         }
         if let Some(address) = given.strip_prefix("rest:") {
             let rest = address.strip_prefix("https://").or_else(|| address.strip_prefix("http://"));
@@ -118,7 +188,8 @@ impl fmt::Display for BackupPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(path) => write!(f, "{}", path.display()),
-            Self::Disk { label } => write!(f, "disk:{label}"),
+            Self::Disk { label, id: None } => write!(f, "disk:{label}"),
+            Self::Disk { label, id: Some(id) } => write!(f, "disk:{label}@{id}"),
             Self::Server(address) => write!(f, "rest:{address}"),
             Self::Spare => f.write_str("spare"),
         }
@@ -144,9 +215,14 @@ mod tests {
 
     #[test]
     fn a_place_is_a_folder_a_disk_or_a_server_and_is_written_as_it_was_read() {
-        for given in
-            ["/mnt/backup", "disk:POLDER-BACKUP", "rest:https://spare.local:8000/box", "spare"]
-        {
+        for given in [
+            "/mnt/backup",
+            "disk:POLDER-BACKUP",
+            "disk:My disk@1C2E-44AF",
+            "disk:@0a1b2c3d-1111-2222-3333-444455556666",
+            "rest:https://spare.local:8000/box",
+            "spare",
+        ] {
             assert_eq!(given.parse::<BackupPlace>().unwrap().to_string(), given);
         }
         for bad in [
@@ -157,6 +233,11 @@ mod tests {
             "disk:",
             "disk:a/b",
             "disk:..",
+            "disk:@",
+            "disk: @1C2E-44AF",
+            "disk:a@../sda1",
+            "disk:a@-1C2E-44AF",
+            "disk:a@12",
             "rest:example.org",
             "rest:https://",
             "rest:https://ada:secret@example.org/",
@@ -166,6 +247,16 @@ mod tests {
             let error = bad.parse::<BackupPlace>().unwrap_err().to_string();
             assert!(error.contains("no place for backups"), "{bad}");
         }
+    }
+
+    #[test]
+    fn people_are_told_what_a_disk_is_called_and_its_number_where_it_has_no_name() {
+        let shown = |place: &str| place.parse::<BackupPlace>().unwrap().shown();
+        assert_eq!(shown("disk:SAFE@1C2E-44AF"), "the disk SAFE");
+        assert_eq!(shown("disk:@1C2E-44AF"), "the disk 1C2E-44AF");
+        assert_eq!(shown("disk:SAFE"), "disk:SAFE");
+        assert_eq!(plain_label(" a/b\n@é "), "a_b__é");
+        assert_eq!(plain_label(&"é".repeat(30)).len(), 40);
     }
 
     proptest::proptest! {

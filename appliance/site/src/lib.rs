@@ -31,7 +31,7 @@ mod verifier;
 pub use alerts::{Alerts, AlertsFrom, MailAddress, MailError, MailHost, MailSecurity, MailServer};
 pub use amount::{Amount, AmountError};
 pub use apps::{App, Audience, Upstream, UpstreamError};
-pub use backup::{Backup, BackupPlace, BackupPlaceError, Retention};
+pub use backup::{Backup, BackupPlace, BackupPlaceError, FileSystemId, Retention, plain_label};
 pub use budget::{Budget, BudgetError};
 pub use certificate::{
     CertificateError, DirectoryUrl, DnsHook, DnsUpdate, HostPort, Proof, PublicCertificate,

@@ -163,7 +163,7 @@ impl Action {
                 ),
             ),
             Self::Image(action) => return action.step(),
-            Self::Backup { action, place, .. } => return action.step(&place.to_string()),
+            Self::Backup { action, place, .. } => return action.step(&place.shown()),
             Self::HandOver { step, .. } => return step.clone(),
         };
         Step { id: id.to_owned(), title }

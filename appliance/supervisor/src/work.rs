@@ -7,6 +7,7 @@ mod for_good;
 mod giving;
 mod image;
 mod import;
+mod lend;
 mod machine;
 mod mirror;
 mod pair;
@@ -96,6 +97,8 @@ pub(crate) struct Work<P: Parts> {
     pub(crate) spent: CancellationToken,
     /// Held by whoever makes, tries or restores a backup.
     saving: Arc<tokio::sync::Mutex<()>>,
+    /// The disk that backups go to was not there when somebody looked last.
+    disk_away: AtomicBool,
     /// A restored box waits to be put in place: the supervisor ends and begins anew.
     pub(crate) anew: CancellationToken,
     /// The other box, where there is one.
@@ -170,6 +173,7 @@ impl<P: Parts> Work<P> {
             rousing: Mutex::default(),
             spent: CancellationToken::new(),
             saving: Arc::default(),
+            disk_away: AtomicBool::default(),
             anew: CancellationToken::new(),
             pair: pair::Pair::default(),
             ending: CancellationToken::new(),

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use minisign::KeyPair;
+use polder_backup::disk::Disks;
 use polder_control::{
     Actor, Client, ImportSource, PowerPhase, Progress, Reply, Request, Run, RunState, SecretText,
     Sockets, Supply, UpdateStatus, UpdateWish,
@@ -133,6 +134,13 @@ impl Box_ {
             keys: place("keys"),
             nut: place("nut"),
             ports: place("ports"),
+            usb: Disks {
+                udev: place("udev"),
+                devices: place("devices"),
+                dev: "/dev".into(),
+                mounts: folder.path().join("mounts"),
+                lent: place("lent"),
+            },
         };
         fs::write(places.keys.join("a.pub"), keys.pk.to_box().unwrap().to_string()).unwrap();
         let slots = Slots {
@@ -535,13 +543,6 @@ async fn an_address_of_a_port_is_given_by_root_and_taken_back_unless_somebody_co
         let why = format!("this machine has no network port called {other}; it has enp1s0");
         assert_eq!(said, Reply::Refused(why));
     }
-    // A disk that the image only reads is no place for backups, and that is said.
-    let change = SiteChange::Backup(Backup::to("disk:SAFE".parse().unwrap()));
-    let said = box_.ask(Request::Apply { change, by: by.clone() }).await;
-    assert!(
-        matches!(&said, Reply::Refused(why) if why.contains("does not write to them yet")),
-        "{said:?}"
-    );
     let site = |box_: &Box_| fs::read_to_string(box_.root.state.join("site.toml")).unwrap();
     let run = box_.change(port("enp1s0", "10.0.0.5/8 10.0.0.1")).await;
     let RunState::Failed(why) = run.state else { panic!("{run:?}") };
@@ -609,4 +610,49 @@ async fn an_address_of_a_port_is_given_by_root_and_taken_back_unless_somebody_co
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(!site(&box_).contains("[ports"), "{}", site(&box_));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_is_listed_with_what_is_wrong_with_it_and_none_is_opened_that_takes_no_backups() {
+    let box_ = Box_::new(&keys());
+    let by = Actor::Member("Ada".into());
+    let Reply::Kit(key) = box_.ask(Request::BackupKit { by: by.clone() }).await else { panic!() };
+    assert_eq!(box_.ask(Request::ConfirmKit { key, by: by.clone() }).await, Reply::Done);
+    let usb = &box_.root.places.usb;
+    let plug = |kind: &str| {
+        let at = usb.devices.join("8:17");
+        fs::create_dir_all(&at).unwrap();
+        fs::write(at.join("size"), "131072\n").unwrap();
+        fs::write(at.join("uevent"), "DEVNAME=no-such-disk\n").unwrap();
+        let known = format!(
+            "E:ID_BUS=usb\nE:ID_TYPE=disk\nE:ID_MODEL=Stick\nE:ID_FS_USAGE=filesystem\nE:ID_FS_TYPE={kind}\nE:ID_FS_UUID=1C2E-44AF\nE:ID_FS_LABEL_ENC=SAFE\n"
+        );
+        fs::write(usb.udev.join("b8:17"), known).unwrap();
+    };
+    let to = |place: &str| {
+        let change = SiteChange::Backup(Backup::to(place.parse().unwrap()));
+        let ask = Request::Apply { change, by: by.clone() };
+        async {
+            match box_.ask(ask).await {
+                Reply::Refused(why) => why,
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let away = to("disk:SAFE@1C2E-44AF").await;
+    assert!(away.starts_with("the disk SAFE is not plugged in; plug it in"), "{away}");
+    plug("ntfs");
+    let Reply::Backup(status) = box_.ask(Request::Backup).await else { panic!() };
+    let listed: Vec<_> = status.disks.iter().map(|disk| disk.place.as_deref()).collect();
+    assert_eq!(listed, [Some("disk:SAFE@1C2E-44AF")]);
+    let wrong = status.disks[0].wrong.clone().unwrap();
+    assert!(wrong.contains("format it as exFAT"), "{wrong}");
+    assert_eq!(to("disk:SAFE@1C2E-44AF").await, wrong);
+    assert_eq!(to("disk:SAFE").await, wrong);
+    // One that would do, and that nobody has mounted.
+    plug("exfat");
+    let why = to("disk:SAFE@1C2E-44AF").await;
+    assert!(why.contains("the disk SAFE cannot be reached"), "{why}");
+    let told = box_.root.told.lock().unwrap().clone();
+    assert!(!told.iter().any(|chore| matches!(chore, Chore::LendDisk(_))), "{told:?}");
 }

@@ -11,7 +11,7 @@ use polder_supervisor::Patience;
 
 /// As `systemd-analyze security` counts (10 is a process that may do anything): parts of a running box, then what
 /// writes slots and judges versions, then what needs terminals, devices or other people's files.
-const MOST_EXPOSED: [(&str, f64); 26] = [
+const MOST_EXPOSED: [(&str, f64); 27] = [
     ("polder-supervisor.service", 2.0),
     ("polder-gateway.service", 2.0),
     ("polder-engine@.service", 2.0),
@@ -37,6 +37,7 @@ const MOST_EXPOSED: [(&str, f64); 26] = [
     ("polder-seed.service", 2.0),
     ("polder-seed-port.service", 2.5),
     ("polder-ports.service", 2.5),
+    ("polder-disk@.service", 2.5),
     ("polder-seal@.service", 3.0),
     ("polder-shell.service", 4.0),
     ("polder-installer.service", 4.0),
@@ -146,7 +147,14 @@ fn an_engine_that_was_taken_over_finds_no_member_no_secret_and_no_network() {
     // The ways to the supervisor, the door's console, the init system and the part that opens the disk.
     assert_eq!(
         values(unit, "InaccessiblePaths"),
-        ["/run/polder", "/run/dbus", "-/run/polder-seal", "-/run/polder-ups", "-/run/polder-nut"]
+        [
+            "/run/polder",
+            "/run/dbus",
+            "-/run/polder-seal",
+            "-/run/polder-ups",
+            "-/run/polder-nut",
+            "-/run/polder-disk"
+        ]
     );
     for (key, wanted) in [
         ("PrivateNetwork", "yes"),
@@ -302,6 +310,29 @@ fn a_container_that_was_taken_over_finds_no_member_no_secret_no_network_and_no_r
     let fstab = std::fs::read_to_string(tree().join("../etc/fstab")).unwrap();
     let var = fstab.lines().find(|line| line.starts_with("/dev/mapper/var ")).unwrap();
     assert!(var.contains("nosuid,nodev"), "{var}");
+}
+
+#[test]
+fn who_lends_a_disk_sees_nothing_of_the_box_opens_no_device_and_lends_it_to_nobody_else() {
+    let unit = "polder-disk@.service";
+    assert_eq!(values(unit, "ReadWritePaths"), ["/run/polder-disk"]);
+    assert!(values(unit, "InaccessiblePaths").contains(&"-/var/lib/polder".to_owned()));
+    assert_eq!(value(unit, "DevicePolicy"), "closed");
+    assert!(!text_of(unit).contains("\nDeviceAllow="));
+    // It is open no longer than whoever writes to it is there.
+    assert_eq!(value(unit, "PartOf"), "polder-supervisor.service");
+    let lent = "-/run/polder-disk".to_owned();
+    assert!(values("polder-supervisor.service", "ReadWritePaths").contains(&lent));
+    // Mounts made later arrive in every part's own view of the machine, whatever is only read in it otherwise.
+    for part in SERVICES.iter().filter(|part| **part != "polder-supervisor.service") {
+        assert!(values(part, "InaccessiblePaths").contains(&lent), "{part} sees the disk");
+    }
+    let folders = std::fs::read_to_string(tree().join("lib/tmpfiles.d/polder.conf")).unwrap();
+    assert!(folders.contains("d  /run/polder-disk "), "{folders}");
+    let rule = tree().join("lib/udev/rules.d/80-polder-disks.rules");
+    assert!(std::fs::read_to_string(rule).unwrap().contains("--options=ro,nosuid,nodev,noexec"));
+    let polkit = std::fs::read_to_string(tree().join("share/polkit-1/rules.d/50-polder.rules"));
+    assert!(polkit.unwrap().contains("/^polder-disk@[0-9A-Fa-f][0-9A-Fa-f-]{3,35}"));
 }
 
 /// What of the box's own folder a part sees: it has an empty one in its place, and in that these.

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use polder_control::{
     BoxStatus, CONFIRM, Disk, EngineStatus, Gpu, KitWords, Lock, Machine, PartState, PartStatus,
-    Plan, Progress, RecoveryKey, Run, RunId, RunState, SecretText, Step, StepState, Unit,
+    Plan, PluggedDisk, Progress, RecoveryKey, Run, RunId, RunState, SecretText, Step, StepState,
+    Unit,
 };
 use polder_firstboot::{ClaimRefusal, ClaimToken, Host, Newcomer, SetupError, Trust, Window};
 use polder_power::around::{Around, Heard};
@@ -265,6 +266,18 @@ impl Host for Fake {
         }
         self.there()?.disk.as_mut().unwrap().lock = Lock::Sealed;
         Ok(())
+    }
+    async fn plugged(&self) -> Result<Vec<PluggedDisk>, SetupError> {
+        let safe = PluggedDisk {
+            place: Some("disk:SAFE@1C2E-44AF".into()),
+            label: "SAFE".into(),
+            name: "Cruzer Blade".into(),
+            kind: "exfat".into(),
+            bytes: 64 << 30,
+            ..PluggedDisk::default()
+        };
+        let empty = PluggedDisk { name: "Empty one".into(), ..PluggedDisk::default() };
+        Ok(vec![safe, empty])
     }
     async fn restore(&self, from: BackupPlace, key: KitWords) -> Result<RunId, SetupError> {
         if key.0 != BACKUP_KEY {

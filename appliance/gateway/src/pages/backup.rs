@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use polder_backup::{Kit, KitKey};
-use polder_control::{BackupStatus, BackupWish, KitWords, Plan, Reply, Request};
+use polder_control::{BackupStatus, BackupWish, KitWords, Plan, PluggedDisk, Reply, Request};
 use polder_page::{
     Field, Page, StepMark, Tone, badge, banner, bytes, facts, field, hidden, steps, when,
 };
@@ -299,9 +299,10 @@ fn place(status: &BackupStatus, backup: Option<&Backup>, wish: &Wish) -> Markup 
         section.card {
             h2 { "2. Where they go" }
             @if status.kit {
+                (disks(status, backup))
                 form.stack method="post" action="/backup/to" {
                     div.fields {
-                        (field(&Field { name: "to", label: "Place", hint: "a folder (/mnt/usb), a disk by its label (disk:POLDER-BACKUP), a server (rest:https://spare.local:8000/box), or the box that is paired with this one (spare); empty for nowhere", value: to, ..Field::default() }))
+                        (field(&Field { name: "to", label: "Place", hint: "a folder (/mnt/usb), a disk by its name (disk:POLDER-BACKUP), a server (rest:https://spare.local:8000/box), or the box that is paired with this one (spare); empty for nowhere", value: to, ..Field::default() }))
                         (field(&Field { name: "limit_kib", label: "At most so many KiB per second", hint: "empty for as fast as it goes", value: limit, ..Field::default() }))
                     }
                     button type="submit" { "See what would be done" }
@@ -311,6 +312,46 @@ fn place(status: &BackupStatus, backup: Option<&Backup>, wish: &Wish) -> Markup 
                 p.soft { "After the kit is on paper." }
             }
         }
+    }
+}
+
+/// What is plugged in, to be chosen.
+fn disks(status: &BackupStatus, backup: Option<&Backup>) -> Markup {
+    let to = backup.map(|backup| backup.to.to_string());
+    html! {
+        h3 { "A disk that is plugged in" }
+        @if status.disks.is_empty() {
+            p.soft { "None is. Plug one into the box by USB, wait ten seconds, and open this page again." }
+        }
+        @for disk in &status.disks { (plugged(disk, to.as_deref())) }
+        h3 { "Any place" }
+    }
+}
+
+fn plugged(disk: &PluggedDisk, to: Option<&str>) -> Markup {
+    let kind = if disk.kind.is_empty() { "no file system" } else { &disk.kind };
+    html! {
+        div.row.spread {
+            div {
+                strong { (disk.title()) }
+                p.soft.small {
+                    (disk.name) ", " (bytes(disk.bytes))
+                    @if let Some(free) = disk.free { ", " (bytes(free)) " free" }
+                    ", " (kind)
+                }
+            }
+            @match (&disk.place, &disk.wrong) {
+                (Some(place), None) if Some(place.as_str()) == to => { (badge(Tone::Good, "backups go here")) }
+                (Some(place), None) => {
+                    form method="post" action="/backup/to" {
+                        (hidden("to", place))
+                        button.quiet type="submit" { "Let backups go to " (disk.title()) }
+                    }
+                }
+                _ => { (badge(Tone::Warn, "not as it is")) }
+            }
+        }
+        @if let Some(why) = &disk.wrong { p.soft.small { (sentence(why)) } }
     }
 }
 
@@ -378,6 +419,28 @@ mod tests {
         );
         assert!(read(&wish("mnt", ""), None).is_err());
         assert!(read(&wish("/mnt", "fast"), None).unwrap_err().contains("whole number"));
+    }
+
+    #[test]
+    fn a_disk_that_would_do_has_a_button_and_one_that_would_not_says_why() {
+        let safe = PluggedDisk {
+            place: Some("disk:SAFE@1C2E-44AF".into()),
+            label: "SAFE".into(),
+            name: "Cruzer Blade".into(),
+            kind: "exfat".into(),
+            bytes: 64 << 30,
+            free: Some(12 << 30),
+            wrong: None,
+        };
+        let shown = |disk: &PluggedDisk, to| plugged(disk, to).into_string();
+        let page = shown(&safe, None);
+        assert!(page.contains("value=\"disk:SAFE@1C2E-44AF\"") && page.contains("Cruzer Blade"));
+        assert!(page.contains("Let backups go to SAFE") && page.contains(" free"), "{page}");
+        let page = shown(&safe, Some("disk:SAFE@1C2E-44AF"));
+        assert!(page.contains("backups go here") && !page.contains("<button"), "{page}");
+        let wrong = Some("the disk SAFE is write-protected; look for a switch on it".into());
+        let page = shown(&PluggedDisk { wrong, ..safe }, None);
+        assert!(page.contains("is write-protected") && !page.contains("<button"), "{page}");
     }
 
     #[test]

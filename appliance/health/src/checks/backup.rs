@@ -83,7 +83,13 @@ pub(super) fn check(seen: &Seen) -> Vec<Issue> {
         issue(Check::Backup, on, severity, what, advice)
     };
     let copies = copies.map(|issue| told("the copies", advice, issue));
-    copies.into_iter().chain(drill.map(|issue| told("the drill", drill_advice, issue))).collect()
+    let disk = backup.away.as_ref().map(|why| {
+        let what = format!("no backup can be made: {}", why.trim_end_matches('.'));
+        let advice = "Put the disk right, or plug it in again: the next backup goes there by itself. Or choose another place on the page Backups";
+        told("the disk", advice, (Severity::Warning, what))
+    });
+    let drill = drill.map(|issue| told("the drill", drill_advice, issue));
+    disk.into_iter().chain(copies).chain(drill).collect()
 }
 
 /// A collective lives with the box, and nobody has said where backups go. A trial has nothing to lose.
@@ -144,6 +150,22 @@ mod tests {
         assert_eq!(told(95 * DAY), None);
         assert_eq!(told(85 * DAY), Some(("the drill".to_owned(), Severity::Notice)));
         assert_eq!(told(70 * DAY), Some(("the drill".to_owned(), Severity::Warning)));
+    }
+
+    #[test]
+    fn a_disk_that_was_pulled_out_is_told_before_its_backups_are_old() {
+        let now = 100 * DAY;
+        let backup = BackupSeen {
+            away: Some("the disk SAFE is not plugged in; plug it in".into()),
+            to: Some("the disk SAFE".into()),
+            last: Some(now),
+            drill: Some(now),
+            ..BackupSeen::default()
+        };
+        let issues = check(&Seen { now, backup: Some(backup), ..Seen::default() });
+        assert_eq!(issues.len(), 1);
+        assert_eq!((issues[0].id.on.as_str(), issues[0].severity), ("the disk", Severity::Warning));
+        assert!(issues[0].what.contains("the disk SAFE is not plugged in"), "{}", issues[0].what);
     }
 
     #[test]

@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use polder_backup::disk::Disks;
 use polder_control::{ImageStatus, OfferStatus, UpdateStatus};
 use polder_power::nut::Driver;
+use polder_site::FileSystemId;
 use polder_update::{Job, KEYS, Keys, Record, Shelf, Slots, UpdateError, Version, age, why};
 
 pub(crate) use ability::able;
@@ -40,6 +42,10 @@ pub enum Chore {
     SetClock(u64),
     /// Run NUT with this driver, as its files say, or end it.
     HearUps(Option<Driver>),
+    /// Mount this USB file system so that the box can write backups to it.
+    LendDisk(FileSystemId),
+    /// Unmount it, and have it only read again.
+    TakeDisk(FileSystemId),
     /// Have networkd give the ports the addresses that the site says; whoever does it reads them there.
     GiveAddresses,
     /// Have graphics cards draw this part of their usual power, in percent.
@@ -70,6 +76,8 @@ pub struct Places {
     pub nut: PathBuf,
     /// Where the kernel shows network ports.
     pub ports: PathBuf,
+    /// Where the system tells of disks, and where one is lent.
+    pub usb: Disks,
 }
 
 impl Default for Places {
@@ -80,6 +88,7 @@ impl Default for Places {
             keys: KEYS.into(),
             nut: polder_power::nut::PLACE.into(),
             ports: PORTS.into(),
+            usb: Disks::default(),
         }
     }
 }
@@ -137,6 +146,10 @@ impl Image {
 
     pub(crate) fn ports(&self) -> &Path {
         &self.places.ports
+    }
+
+    pub(crate) fn usb(&self) -> &Disks {
+        &self.places.usb
     }
 
     pub(crate) fn nut(&self) -> &Path {

@@ -18,7 +18,8 @@ const LOOK: Duration = Duration::from_millis(300);
 
 /// Work of the image, as units that run once: `polder-slots.service` looks, `polder-update@VERSION.service`
 /// writes, `polder-rollback.service` goes back, `polder-clock@SECONDS.service` sets the clock, `polder-limit@PERCENT.service` limits
-/// graphics cards, `polder-ports.service` gives ports their addresses; and NUT: `polder-ups@DRIVER.service` beside `polder-upsd.service`, which go on.
+/// graphics cards, `polder-ports.service` gives ports their addresses,
+/// `polder-disk@ID.service` lends a disk while it is active; and NUT: `polder-ups@DRIVER.service` beside `polder-upsd.service`, which go on.
 #[derive(Clone)]
 pub struct Chores {
     bus: Bus,
@@ -50,6 +51,15 @@ impl Chores {
                 self.tell(UPSD, "StopUnit").await?;
                 self.until_over(UPSD).await.map(drop)
             }
+        }
+    }
+
+    /// Ends a unit that undoes then what it did, and waits for that.
+    async fn end(&self, unit: String) -> Result<(), String> {
+        self.tell(&unit, "StopUnit").await?;
+        match self.until_over(&unit).await?.as_str() {
+            "success" => Ok(()),
+            other => Err(format!("{unit} failed ({other}); `journalctl -u {unit}` says why")),
         }
     }
 
@@ -109,6 +119,10 @@ impl Helper for Chores {
             Chore::GoBack => "polder-rollback.service".to_owned(),
             Chore::GiveAddresses => "polder-ports.service".to_owned(),
             Chore::LimitCards(percent) => format!("polder-limit@{percent}.service"),
+            Chore::LendDisk(id) => format!("polder-disk@{id}.service"),
+            Chore::TakeDisk(id) => {
+                return Box::pin(self.end(format!("polder-disk@{id}.service")));
+            }
             Chore::HearUps(driver) => return Box::pin(self.hear_ups(driver)),
         };
         Box::pin(self.run(unit))

@@ -32,9 +32,6 @@ const DRILL: Duration = Duration::from_secs(30);
 /// Of what is stored, this many percent are read in a drill: all of it in ten weeks, more or less.
 const READ: u8 = 10;
 
-/// A place that nothing could be written to.
-const READ_ONLY: &str = "this box runs from Polder's image, which reads USB disks and does not write to them yet; let backups go to a server or to a spare";
-
 impl<P: Parts> Work<P> {
     pub(super) fn folders(&self) -> Folders {
         Folders::of(&self.state)
@@ -42,10 +39,12 @@ impl<P: Parts> Work<P> {
 
     pub(crate) async fn backup_status(&self) -> Result<BackupStatus, Refusal> {
         let (folders, site, state) = (self.folders(), self.board.site(), self.state.clone());
+        let usb = self.image.as_ref().map(|image| image.usb().clone()).unwrap_or_default();
         blocking(move || {
             let left = LeftOut::noted(&state, &site);
             let left_out = left.iter().map(LeftOut::sentence).collect();
-            Ok(BackupStatus { left_out, ..status(Record::read(&folders), &site) })
+            let disks = usb.on_usb();
+            Ok(BackupStatus { left_out, disks, ..status(Record::read(&folders), &site) })
         })
         .await
     }
@@ -139,12 +138,12 @@ impl<P: Parts> Work<P> {
 
     /// What is at a place that backups are to go to.
     pub(super) async fn store_at(&self, backup: &Backup) -> Result<Store, Refusal> {
-        if self.image.is_some() && matches!(backup.to, BackupPlace::Disk { .. }) {
-            return Err(READ_ONLY.to_owned());
-        }
         self.kit_is_on_paper()?;
+        if let Some(trouble) = self.disk_trouble(&backup.to) {
+            return Err(trouble);
+        }
         let (folders, backup) = (self.folders(), backup.clone());
-        let to = backup.to.to_string();
+        let to = backup.to.shown();
         let looks = blocking(move || {
             let key = KitKey::of_box(&folders).map_err(|e| sentence(&e))?;
             let location = locate(&backup.to, &folders).map_err(|e| sentence(&e))?;
@@ -230,6 +229,10 @@ impl<P: Parts> Work<P> {
             let fitted = blocking(move || fit_restored(&state, &*shelf, &machine).map(drop)).await;
             return fitted.map_err(BackupError::NotWhole);
         }
+        let lent = match self.lend_disk(action, &place).await {
+            Ok(lent) => lent,
+            Err(error) => return self.noted(action, Err(error)).await,
+        };
         let stop = Stop::default();
         let (told, state) = (stop.clone(), self.state.clone());
         let mut working = tokio::task::spawn_blocking(move || {
@@ -248,7 +251,11 @@ impl<P: Parts> Work<P> {
                 "that broke down inside the box; the log says where".to_owned(),
             ))
         };
-        self.noted(action, ended.unwrap_or_else(broke)).await
+        let mut done = ended.unwrap_or_else(broke);
+        if let Some(lent) = lent {
+            done = self.after_lending(lent, done).await;
+        }
+        self.noted(action, done).await
     }
 
     /// What came of a step is kept, for the dashboard and for when the next one is due.
@@ -297,6 +304,7 @@ impl<P: Parts> Work<P> {
         self.tasks.spawn(async move {
             // One that a power cut has ended; a run that was cut off with it may be at it again already.
             if let Ok(_turn) = bringing.saving.try_lock() {
+                bringing.take_disk_back().await;
                 let folders = bringing.folders();
                 let _ = tokio::task::spawn_blocking(move || forget_drill(&folders)).await;
             }
@@ -321,14 +329,16 @@ impl<P: Parts> Work<P> {
     async fn do_what_is_due(self: &Arc<Self>) {
         let record = Record::read(&self.folders());
         let wanted = self.board.site().backup;
+        let away = wanted.as_ref().and_then(|backup| self.disk_trouble(&backup.to));
+        let back = self.disk_is_back(away.is_some());
         let far = match wanted.as_ref().map(|backup| &backup.to) {
             Some(BackupPlace::Server(_)) => true,
             Some(BackupPlace::Spare) => polder_spare::Peer::is_far(&self.state),
             Some(BackupPlace::Folder(_) | BackupPlace::Disk { .. }) | None => false,
         };
         let metered = far && self.costs().await.is_some();
-        let told = Told::Backup(seen(&record, wanted.as_ref(), metered));
-        if let Err(error) = told.leave(&self.sockets) {
+        let seen = BackupSeen { away, ..seen(&record, wanted.as_ref(), metered) };
+        if let Err(error) = Told::Backup(seen).leave(&self.sockets) {
             log::warn!("the health part does not hear of backups: {error}");
         }
         let Some(backup) = wanted else { return };
@@ -340,7 +350,12 @@ impl<P: Parts> Work<P> {
             return;
         }
         let now = jiff::Timestamp::now().as_second();
-        let Some(what) = due(&record, now, metered) else { return };
+        // Whoever plugs the disk in again waits for no hour to pass.
+        let missed = back && record.kit_confirmed.is_some() && record.failed.is_some();
+        let Some(what) = missed.then_some(Due::Backup).or_else(|| due(&record, now, metered))
+        else {
+            return;
+        };
         // Somebody is at it already.
         let Ok(_turn) = self.saving.try_lock() else { return };
         let actions = match what {
@@ -486,7 +501,7 @@ impl Reading<'_> {
             }
             BackupAction::FetchForDrill => {
                 let store = self.store(place)?;
-                let newest = restore::choose(&store.snapshots()?, None, &place.to_string())?;
+                let newest = restore::choose(&store.snapshots()?, None, &place.shown())?;
                 restore::clear(&folders.drill())?;
                 store.fetch(&newest, &folders.drill(), &mut observer, stop).map(drop)
             }
@@ -503,7 +518,7 @@ impl Reading<'_> {
                 let location = locate(place, folders)?;
                 let store = Restic::of(&location, &key, 0, &folders.own());
                 let all = store.snapshots()?;
-                let chosen = restore::choose(&all, snapshot, &place.to_string())?;
+                let chosen = restore::choose(&all, snapshot, &place.shown())?;
                 restore::fetch(folders, &store, &chosen, &all, &mut observer, stop)
             }
             BackupAction::ExamineRestore => restore::examine(folders).map(drop),
@@ -619,7 +634,8 @@ fn only_here(folder: &Path) -> Result<(), String> {
 /// What the health part is to know.
 fn seen(record: &Record, backup: Option<&Backup>, metered: bool) -> BackupSeen {
     BackupSeen {
-        to: backup.map(|backup| backup.to.to_string()),
+        away: None,
+        to: backup.map(|backup| backup.to.shown()),
         last: record.saved.as_ref().map(|saved| saved.at),
         failed: record.failed.as_ref().map(|failed| failed.why.clone()),
         drill: record.drill.as_ref().map(|drill| drill.at),
@@ -631,7 +647,7 @@ fn seen(record: &Record, backup: Option<&Backup>, metered: bool) -> BackupSeen {
 fn status(record: Record, site: &Site) -> BackupStatus {
     BackupStatus {
         kit: record.kit_confirmed.is_some(),
-        to: site.backup.as_ref().map(|backup| backup.to.to_string()),
+        to: site.backup.as_ref().map(|backup| backup.to.shown()),
         last: record.saved.map(|saved| LastBackup {
             at: saved.at,
             bytes: saved.bytes,
@@ -641,6 +657,7 @@ fn status(record: Record, site: &Site) -> BackupStatus {
         failed: record.failed.map(|failed| (failed.at, failed.why)),
         drill: record.drill.map(|drill| (drill.at, drill.found)),
         left_out: Vec::new(),
+        disks: Vec::new(),
     }
 }
 
