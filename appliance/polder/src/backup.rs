@@ -161,11 +161,9 @@ impl Disk {
                 });
             }
             Self::Lend { id, whose } => {
-                crate::part::log("info");
                 disks.lend(&id, &whose)?;
             }
             Self::TakeBack { id } => {
-                crate::part::log("info");
                 disks.take_back(&id)?;
             }
         }
@@ -182,7 +180,11 @@ fn line_of(disk: &PluggedDisk) -> String {
 
 impl Backup {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        crate::part::log("error");
+        crate::part::log(match self.command {
+            // A unit of the image, whose words are for its journal.
+            Command::Disk { what: Disk::Lend { .. } | Disk::TakeBack { .. } } => "info",
+            _ => "error",
+        });
         match self.command {
             Command::Status { state, json } => status(&state, json),
             Command::Kit { state, confirm } => kit(&state, confirm),

@@ -19,6 +19,17 @@ fn said(arguments: &[&str]) -> (bool, String) {
     (status.success(), String::from_utf8(text).unwrap())
 }
 
+/// As the image's unit runs it; on a machine where no such disk is, so that nothing is mounted.
+#[test]
+fn a_disk_that_is_not_there_is_not_lent_in_one_sentence_and_needs_no_taking_back() {
+    let (ok, text) = said(&["backup", "disk", "lend", "0123-CAFE"]);
+    let why = "error: the disk 0123-CAFE is not plugged in; plug it in";
+    assert!(!ok && text.lines().any(|line| line.starts_with(why)), "{text}");
+    assert_eq!(said(&["backup", "disk", "take-back", "0123-CAFE"]), (true, String::new()));
+    let (ok, text) = said(&["backup", "disk", "lend", "../sda1"]);
+    assert!(!ok && text.contains("../sda1"), "{text}");
+}
+
 #[test]
 fn looking_at_a_box_that_is_not_there_says_how_to_make_one_and_makes_nothing() {
     let folder = tempfile::tempdir().unwrap();
