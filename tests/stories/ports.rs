@@ -106,6 +106,7 @@ fn with_a_steward(folder: &Path) -> Arc<Root> {
         keys: place("keys"),
         nut: place("nut"),
         ports: place("ports"),
+        ..Places::default()
     };
     std::fs::create_dir_all(places.ports.join("enp1s0/device")).unwrap();
     for (name, text) in [("type", "1\n"), ("carrier", "1\n")] {
