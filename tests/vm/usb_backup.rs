@@ -127,7 +127,7 @@ async fn vm_backups_go_to_a_usb_disk_that_is_pulled_out_and_put_back_and_another
         if page.contains("while it") { "pulled out in the middle" } else { "pulled out" },
         &machine,
     );
-    ada.hears("/issues", "no backup can be made: the disk SAFE is not plugged in");
+    ada.hears("/issues", "o backup can be made: the disk SAFE is not plugged in");
     let run = ada.begins("/backup/now", &[]);
     ada.sees(&run, &[away]);
     told("the issue is told", &machine);

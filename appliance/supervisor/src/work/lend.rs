@@ -43,7 +43,13 @@ impl<P: Parts> Work<P> {
         let id = disk.id.clone().ok_or_else(|| DiskError::Unformatted(disk.shown()))?;
         match image.helper().does(Chore::LendDisk(id.clone())).await {
             Ok(()) => Ok(Some(Lent { id, disk })),
-            Err(unit) => Err(DiskError::Told(image.usb().why_not().unwrap_or(unit)).into()),
+            Err(unit) => {
+                // Pulled out between this look at it and root's own, which knows no name of it.
+                if let Some(Err(error)) = wanted(image, place) {
+                    return Err(error.into());
+                }
+                Err(DiskError::Told(image.usb().why_not().unwrap_or(unit)).into())
+            }
         }
     }
 
