@@ -23,6 +23,7 @@ mod identities;
 mod invites;
 mod kept;
 mod keys;
+mod late;
 mod leaving;
 mod limits;
 mod money;
@@ -60,7 +61,9 @@ pub use leaving::Belongings;
 pub use people::{Member, MemberId, NewMember, Role, Share};
 pub use polder_recovery::Sheet;
 pub use recovery::{Recovered, RecoveryAsked, SheetInfo, Sheets, WhoRecovers};
-pub use revocations::{GONE, Revocation, Revoked, keep_gone_lines, keep_revocations};
+pub use revocations::{
+    GONE, Revocation, Revoked, keep_gone_lines, keep_late_lines, keep_revocations,
+};
 pub use secret::Secret;
 pub use sessions::{SESSION_SECONDS, SessionInfo};
 pub use setup::{ClaimToken, SetupWindow};

@@ -12,7 +12,7 @@ use std::sync::PoisonError;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 
-use crate::{MemberId, Members, MembersError, agreements};
+use crate::{MemberId, Members, MembersError, agreements, late};
 
 /// The file of what was revoked, in the state folder. Backups have it, and no restore replaces it.
 pub const GONE: &str = "gone.jsonl";
@@ -31,6 +31,23 @@ pub struct Revocation {
     pub at: i64,
     /// What.
     pub what: Revoked,
+}
+
+/// A line of the file. What a main box tells one that stands in for it is told late: it counts for less, wherever the file is brought.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Line {
+    number: u64,
+    at: i64,
+    what: Revoked,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    late: bool,
+}
+
+impl Line {
+    fn of(revocation: &Revocation) -> Self {
+        let Revocation { number, at, what } = revocation.clone();
+        Self { number, at, what, late: false }
+    }
 }
 
 /// What works no more. A member is told by their id and when they joined, so that somebody else who has the same id in another version
@@ -139,10 +156,11 @@ impl Members {
 
     /// Makes true here what was revoked elsewhere, or in a later version of this box: idempotent. Of how many it was news.
     pub fn apply_revocations(&self, wanted: &[Revocation]) -> Result<usize, MembersError> {
+        let wanted: Vec<Line> = wanted.iter().map(Line::of).collect();
         let news = {
             let mut db = self.db();
             let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let news = apply(&change, wanted)?;
+            let news = apply(&change, &wanted)?;
             change.commit()?;
             news
         };
@@ -151,7 +169,7 @@ impl Members {
         Ok(news)
     }
 
-    /// What somebody else has added to the file while this box runs (see [`keep_gone_lines`]) is made true, and what runs by it ends: the main box of
+    /// What somebody else has added to the file while this box runs (see [`keep_late_lines`]) is made true, and what runs by it ends: the main box of
     /// one that stands in tells what it revoked only when it is back. Idempotent. Of how many it was news.
     pub fn hear_gone(&self) -> Result<usize, MembersError> {
         let news = {
@@ -206,18 +224,38 @@ impl Members {
 /// For a box that is not serving: adds to the state folder what works no more, so that whatever database is brought there honours it. Says
 /// how many were news.
 pub fn keep_revocations(state: &Path, wanted: &[Revocation]) -> io::Result<usize> {
-    let path = state.join(GONE);
-    let before: BTreeSet<Revocation> = read_file(&path)?.into_iter().collect();
-    let news: Vec<&Revocation> = wanted.iter().filter(|r| !before.contains(r)).collect();
-    append(&path, news.iter().copied())?;
-    Ok(news.len())
+    keep_lines(state, wanted.iter().map(Line::of))
 }
 
 /// The same with lines of another such file, as they are there. What cannot be read of them is passed over.
 pub fn keep_gone_lines(state: &Path, lines: &str) -> io::Result<usize> {
+    keep_lines(state, readable(lines))
+}
+
+/// The same on a box that stands in, with what its main box tells of before, at `now` in Unix seconds. This box has decided since, and the other may be
+/// in a thief's hands by now: nothing is opened by it, nobody is sent away all at once, none of it is of a later moment than now, and no word of it takes
+/// the last steward away, who is told of instead.
+pub fn keep_late_lines(state: &Path, lines: &str, now: i64) -> io::Result<usize> {
+    let before = read_file(&state.join(GONE))?;
+    // By their numbers: at another moment than it says there one may be in this file.
+    let known: BTreeSet<(u64, &Revoked)> = before.iter().map(|l| (l.number, &l.what)).collect();
+    let counts = |line: &Line| !line.what.opens() && line.what != Revoked::Everybody;
+    let news = readable(lines).filter(|l| counts(l) && !known.contains(&(l.number, &l.what)));
+    keep_lines(state, news.map(|line| Line { at: line.at.min(now), late: true, ..line }))
+}
+
+fn readable(lines: &str) -> impl Iterator<Item = Line> {
     let lines = lines.lines().filter(|line| line.len() <= LONGEST_LINE);
-    let read: Vec<Revocation> = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
-    keep_revocations(state, &read)
+    lines.filter_map(|line| serde_json::from_str(line).ok())
+}
+
+fn keep_lines(state: &Path, wanted: impl Iterator<Item = Line>) -> io::Result<usize> {
+    let path = state.join(GONE);
+    let same = |line: Line| (line.number, line.at, line.what);
+    let before: BTreeSet<_> = read_file(&path)?.into_iter().map(same).collect();
+    let news: Vec<Line> = wanted.filter(|line| !before.contains(&same(line.clone()))).collect();
+    append(&path, news.iter())?;
+    Ok(news.len())
 }
 
 /// At the opening of a database: what the file knows and the database does not is made true, before anybody can come in. Returns the
@@ -252,7 +290,9 @@ pub(crate) fn settle(db: &mut Connection, path: &Path) -> Result<(i64, usize), M
     let there: BTreeSet<(i64, Revoked)> = known.into_iter().map(|r| (r.at, r.what)).collect();
     let missing: Vec<&Revocation> =
         all.iter().filter(|r| !there.contains(&(r.at, r.what.clone()))).collect();
-    if let Err(error) = append(&file, missing.iter().copied()) {
+    if let Err(error) =
+        append(&file, missing.iter().copied().map(Line::of).collect::<Vec<_>>().iter())
+    {
         log::error!("what was revoked could not be written to {}: {error}", file.display());
         return Ok((0, news));
     }
@@ -278,7 +318,8 @@ fn keep_after(db: &Connection, file: &Path, after: i64) -> Result<i64, MembersEr
     loop {
         let some = read_since(db, last.max(0) as u64)?;
         let Some(end) = some.last() else { return Ok(last) };
-        append(file, some.iter()).map_err(|error| MembersError::Open {
+        let lines: Vec<Line> = some.iter().map(Line::of).collect();
+        append(file, lines.iter()).map_err(|error| MembersError::Open {
             path: file.to_owned(),
             why: error.to_string(),
         })?;
@@ -287,38 +328,66 @@ fn keep_after(db: &Connection, file: &Path, after: i64) -> Result<i64, MembersEr
 }
 
 /// Makes each of them true that the list does not have, and puts it there.
-fn apply(change: &Transaction<'_>, wanted: &[Revocation]) -> Result<usize, MembersError> {
+fn apply(change: &Transaction<'_>, wanted: &[Line]) -> Result<usize, MembersError> {
     let mut news = 0;
-    for revocation in wanted {
-        let Columns { kind, member, since, key } = columns(&revocation.what);
+    for line in wanted {
+        let Columns { kind, member, since, key } = columns(&line.what);
         let known: bool = change.query_row(
             "SELECT EXISTS (SELECT 1 FROM revocations
-             WHERE kind = ?1 AND member IS ?2 AND since IS ?3 AND key IS ?4
-             AND (at = ?5 OR kind IN ('member', 'key', 'app', 'link', 'kept-identity', 'agreement', 'agreed-again')))",
-            params![kind, member, since, key, revocation.at],
+             WHERE kind IN (?1, 'held ' || ?1) AND member IS ?2 AND since IS ?3 AND key IS ?4
+             AND (at = ?5 OR ?1 IN ('member', 'key', 'app', 'link', 'kept-identity', 'agreement', 'agreed-again')))",
+            params![kind, member, since, key, line.at],
             |row| row.get(0),
         )?;
-        if known {
+        // What is not made true is not on the list either: whoever looks at its last word would take that for what is.
+        if known || is_shut_since(change, line)? {
             continue;
         }
         // Under its own number where that is free; the list of another line of history may have used it.
         let taken: bool = change.query_row(
             "SELECT EXISTS (SELECT 1 FROM revocations WHERE number = ?1)",
-            [revocation.number as i64],
+            [line.number as i64],
             |row| row.get(0),
         )?;
-        let number = (!taken && revocation.number > 0).then_some(revocation.number as i64);
-        change.execute(
-            "INSERT INTO revocations (number, at, kind, member, since, key)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            params![number, revocation.at, kind, member, since, key],
-        )?;
-        news += make_true(change, revocation)?;
+        let number = (!taken && line.number > 0).then_some(line.number as i64);
+        let list = |kind: &str| {
+            change.execute(
+                "INSERT INTO revocations (number, at, kind, member, since, key)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                params![number, line.at, kind, member, since, key],
+            )
+        };
+        if line.late && late::is_last_steward(change, &line.what)? {
+            // Under a name that nobody reads as a revocation, so that it is told once, and not made true at the next start.
+            list(&format!("held {kind}"))?;
+            late::tell_of_held(change, &line.what)?;
+            continue;
+        }
+        let steward = if line.late { late::steward_meant(change, &line.what)? } else { None };
+        list(kind)?;
+        news += make_true(change, line)?;
+        if let Some(name) = steward {
+            late::tell_of_done(change, &line.what, &name)?;
+        }
     }
     Ok(news + agreements::settle(change)?)
 }
 
-fn make_true(change: &Transaction<'_>, revocation: &Revocation) -> rusqlite::Result<usize> {
+/// What a box that stands in has shut since is not opened by what its main box says of earlier.
+fn is_shut_since(change: &Transaction<'_>, line: &Line) -> rusqlite::Result<bool> {
+    let (kind, member, since) = match &line.what {
+        Revoked::LetIn { member, since } => ("shut-out", member, since),
+        Revoked::GroupsAgain { member, since } => ("kept-member", member, since),
+        _ => return Ok(false),
+    };
+    change.query_row(
+        "SELECT EXISTS (SELECT 1 FROM revocations WHERE kind = ?1 AND member = ?2 AND since = ?3 AND at > ?4)",
+        params![kind, member.0, since, line.at],
+        |row| row.get(0),
+    )
+}
+
+fn make_true(change: &Transaction<'_>, revocation: &Line) -> rusqlite::Result<usize> {
     let only = "id = ?1 AND created_at = ?2";
     let of = |member: &MemberId, since: &i64, work: &str| {
         change.execute(&format!("{work} WHERE {only}"), params![member.0, since])
@@ -329,19 +398,7 @@ fn make_true(change: &Transaction<'_>, revocation: &Revocation) -> rusqlite::Res
             params![member.0, since],
         )
     };
-    // What a box that stands in has shut since is not opened by what its main box says of earlier.
-    let shut_since = |kind: &str, member: &MemberId, since: &i64| {
-        change.query_row(
-            "SELECT EXISTS (SELECT 1 FROM revocations WHERE kind = ?1 AND member = ?2 AND since = ?3 AND at > ?4)",
-            params![kind, member.0, since, revocation.at],
-            |row| row.get::<_, bool>(0),
-        )
-    };
     match &revocation.what {
-        Revoked::LetIn { member, since } if shut_since("shut-out", member, since)? => Ok(0),
-        Revoked::GroupsAgain { member, since } if shut_since("kept-member", member, since)? => {
-            Ok(0)
-        }
         Revoked::Everybody => {
             change.execute("DELETE FROM invites", [])?;
             change.execute("DELETE FROM client_apps WHERE created_at <= ?1", [revocation.at])?;
@@ -378,6 +435,13 @@ fn make_true(change: &Transaction<'_>, revocation: &Revocation) -> rusqlite::Res
         }
         Revoked::KeptIdentity { identity } => change
             .execute("INSERT OR IGNORE INTO kept_identities (identity) VALUES (?1)", [identity]),
+    }
+}
+
+impl Revoked {
+    /// Whether something works again by it.
+    fn opens(&self) -> bool {
+        matches!(self, Self::LetIn { .. } | Self::GroupsAgain { .. } | Self::AgreedAgain { .. })
     }
 }
 
@@ -473,7 +537,7 @@ fn file_beside(database: &Path) -> PathBuf {
 
 /// What the file has, in order. Half a line at its end was never acknowledged. A line that cannot be read (a newer version's, or a failing
 /// disk's) costs itself and is said in the log: a box that does not start because of it would help nobody.
-fn read_file(path: &Path) -> io::Result<Vec<Revocation>> {
+fn read_file(path: &Path) -> io::Result<Vec<Line>> {
     let mut text = Vec::new();
     match OpenOptions::new().read(true).open(path) {
         Ok(file) => file.take(LONGEST_FILE).read_to_end(&mut text)?,
@@ -489,7 +553,7 @@ fn read_file(path: &Path) -> io::Result<Vec<Revocation>> {
             _ => Err("it is too long".to_owned()),
         };
         match read {
-            Ok(revocation) => drop(found.insert(revocation)),
+            Ok(line) => drop(found.insert(line)),
             Err(why) => log::error!(
                 "line {} of {} says nothing that this version understands: {why}",
                 number + 1,
@@ -501,10 +565,10 @@ fn read_file(path: &Path) -> io::Result<Vec<Revocation>> {
 }
 
 /// Writes whole lines, on the disk when it returns. A half line that a power cut left is ended first.
-fn append<'a>(path: &Path, some: impl Iterator<Item = &'a Revocation>) -> io::Result<()> {
+fn append<'a>(path: &Path, some: impl Iterator<Item = &'a Line>) -> io::Result<()> {
     let mut text = String::new();
-    for revocation in some {
-        text += &serde_json::to_string(revocation).expect("numbers and letters");
+    for line in some {
+        text += &serde_json::to_string(line).expect("numbers and letters");
         text.push('\n');
     }
     if text.is_empty() {

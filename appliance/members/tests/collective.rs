@@ -7,7 +7,7 @@ use common::{PASSWORD, Place, home, person, place, secret};
 use polder_members::{
     Identity, Member, Members, MembersError, NewClientApp, NewKey, NewVisit, RecoveryRefused,
     Revocation, Revoked, Role, Ruling, Secret, Wanted, WhoRecovers, keep_gone_lines,
-    keep_revocations,
+    keep_late_lines, keep_revocations,
 };
 
 const DAY: i64 = 24 * 3600;
@@ -336,6 +336,100 @@ fn what_comes_into_the_file_while_a_box_runs_ends_what_runs_by_it_and_nothing_el
     // Nothing of it is news at the next start, and the file knows what was revoked here since.
     let list = members.revocations_since(0).unwrap();
     assert_eq!(place.restart().members.revocations_since(0).unwrap(), list);
+}
+
+/// As the supervisor of a box that stands in hears its main box, and then the door.
+fn told_late(place: &Place, words: &[(u64, i64, Revoked)]) -> usize {
+    let line = |(number, at, what): &(u64, i64, Revoked)| {
+        let revocation = Revocation { number: *number, at: *at, what: what.clone() };
+        serde_json::to_string(&revocation).unwrap() + "\n"
+    };
+    let lines: String = words.iter().map(line).collect();
+    let now = jiff::Timestamp::now().as_second();
+    keep_late_lines(place.path.parent().unwrap(), &lines, now).unwrap();
+    // Whatever grows later, the whole list comes again.
+    assert_eq!(keep_late_lines(place.path.parent().unwrap(), &lines, now + 9).unwrap(), 0);
+    place.members.hear_gone().unwrap()
+}
+
+#[test]
+fn a_main_box_opens_nothing_on_one_that_stands_in_for_it_whatever_its_clock_says() {
+    let (place, [_, ben, ..]) = collective();
+    let (member, since) = (ben.id, ben.created_at);
+    place.members.set_disabled(ben.id, true).unwrap();
+    let ahead = jiff::Timestamp::now().as_second() + 86_400;
+    let words = [
+        (90, ahead, Revoked::LetIn { member, since }),
+        (91, ahead, Revoked::GroupsAgain { member, since }),
+    ];
+    assert_eq!(told_late(&place, &words), 0);
+    assert!(place.members.member(ben.id).unwrap().disabled);
+    // None of it is on the list, or what a steward decides now would not be.
+    let before = place.members.revocations_since(0).unwrap().len();
+    place.members.set_disabled(ben.id, false).unwrap();
+    let list = place.members.revocations_since(0).unwrap();
+    assert_eq!((list.len(), &list[before].what), (before + 1, &Revoked::LetIn { member, since }));
+    // An old word that is refused in the ordinary way is not on it either.
+    place.members.set_disabled(ben.id, true).unwrap();
+    let old = Revocation { number: 95, at: 5, what: Revoked::LetIn { member, since } };
+    place.members.apply_revocations(&[old]).unwrap();
+    let before = place.members.revocations_since(0).unwrap().len();
+    place.members.set_disabled(ben.id, false).unwrap();
+    assert_eq!(place.members.revocations_since(0).unwrap().len(), before + 1);
+}
+
+#[test]
+fn one_line_of_a_stolen_main_box_sends_nobody_away_from_the_one_that_stands_in_for_it() {
+    let (place, [_, ben, cleo, _]) = collective();
+    let far = 9_000_000_000_000_000_000;
+    let (member, since) = (ben.id, ben.created_at);
+    let words = [(1, far, Revoked::Everybody), (2, far, Revoked::ShutOut { member, since })];
+    told_late(&place, &words);
+    assert_eq!(place.members.members().unwrap().len(), 4);
+    let list = place.members.revocations_since(0).unwrap();
+    assert!(list.iter().all(|r| r.what != Revoked::Everybody && r.at < far), "{list:?}");
+    assert!(place.members.member(ben.id).unwrap().disabled, "what shuts counts");
+    // Who is let in again stays in, also after a start: no moment to come shuts them out.
+    place.members.set_disabled(ben.id, false).unwrap();
+    let place = place.restart();
+    assert!(!place.members.member(ben.id).unwrap().disabled);
+    assert!(place.members.member(cleo.id).is_ok());
+}
+
+#[test]
+fn no_late_word_of_the_main_box_takes_the_last_steward_away_and_everybody_is_told_of_each() {
+    let (place, people) = collective();
+    let stewards = |place: &Place| -> Vec<Member> {
+        let all = place.members.members().unwrap();
+        all.into_iter().filter(|m| m.is_steward() && !m.disabled).collect()
+    };
+    let first = stewards(&place);
+    assert!(first.len() > 1, "there are some to take away");
+    // One after the other, each in another way, and then all of them in all ways.
+    let ways: [fn(&Member) -> Revoked; 3] = [
+        |m| Revoked::NoSteward { member: m.id, since: m.created_at },
+        |m| Revoked::ShutOut { member: m.id, since: m.created_at },
+        |m| Revoked::Member { member: m.id, since: m.created_at },
+    ];
+    let all = first.iter().enumerate();
+    let words: Vec<_> = all.map(|(n, steward)| (500 + n as u64, 5, ways[n % 3](steward))).collect();
+    told_late(&place, &words);
+    let left = stewards(&place);
+    assert_eq!(left.len(), 1);
+    let others = ways.iter().enumerate().map(|(n, way)| (600 + n as u64, 5, way(&left[0])));
+    told_late(&place, &others.collect::<Vec<_>>());
+    let told = place.members.announcements().unwrap();
+    let told: Vec<String> = told.into_iter().map(|told| told.text).collect();
+    let held = told.iter().filter(|t| t.contains("It was not done")).count();
+    assert_eq!(held, 3, "{told:?}");
+    for gone in first.iter().filter(|steward| steward.id != left[0].id) {
+        assert!(told.iter().any(|t| t.starts_with(&gone.name)), "{gone:?} in {told:?}");
+    }
+    // Nor at the next start, where it is not told again.
+    let place = place.restart();
+    assert_eq!(stewards(&place).len(), 1);
+    assert_eq!(place.members.announcements().unwrap().len(), told.len());
+    assert!(people.iter().any(|m| m.id == left[0].id));
 }
 
 #[test]

@@ -118,6 +118,8 @@ struct Running {
     saves: bool,
     /// It is bringing something large in, which pauses by itself where it has to.
     brings: bool,
+    /// Somebody asked for it because a takeover comes to nothing again and again.
+    way_out: bool,
     /// It was stopped for a takeover.
     made_way: bool,
     title: String,

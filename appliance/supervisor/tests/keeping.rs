@@ -115,9 +115,15 @@ impl Box_ {
     }
 
     async fn restarted(self) -> Self {
+        self.restarted_after(|| ()).await
+    }
+
+    /// With something done while it is off.
+    async fn restarted_after(self, done: impl FnOnce()) -> Self {
         let Self { state, shelf, end, task } = self;
         end.send_replace(Ending::InOrder);
         task.await.unwrap().unwrap();
+        done();
         let (end, task) = begin(state.path(), &shelf);
         Self { state, shelf, end, task }
     }

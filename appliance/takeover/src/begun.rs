@@ -26,10 +26,19 @@ pub struct Begun {
     pub since: Duration,
     /// For how long the part that the main box speaks with has listened. A box that nobody could reach is not silent.
     pub listened: Duration,
+    /// For how long nobody has served, as far as this spare's supervisor has seen it.
+    pub waited: Duration,
     /// The main box was heard a moment ago: it is on, and serves nothing.
     pub there: bool,
     /// The main box still has the newest state of the collective, and knows how to go on with it.
     pub may_leave: bool,
+}
+
+impl Begun {
+    /// Long enough for the main box to be found. A link that begins anew again and again never gets there, and is not waited for until nobody knows when.
+    fn has_listened(&self) -> bool {
+        self.listened >= listens() || self.waited >= LONGEST_PAUSE
+    }
 }
 
 /// What a spare does about it, by itself.
@@ -51,7 +60,7 @@ pub fn next_of(begun: &Begun) -> Next {
     };
     match begun {
         Begun { there: true, may_leave: true, .. } => Next::Leaves,
-        Begun { since, listened, .. } if *since >= pause && *listened >= listens() => Next::GoesOn,
+        Begun { since, .. } if *since >= pause && begun.has_listened() => Next::GoesOn,
         _ => Next::Waits,
     }
 }
@@ -62,7 +71,8 @@ mod tests {
 
     fn begun(failed: u32, since: u64) -> Begun {
         let since = Duration::from_secs(since);
-        Begun { failed, since, listened: Duration::from_secs(30), there: false, may_leave: true }
+        let (listened, waited) = (Duration::from_secs(30), Duration::ZERO);
+        Begun { failed, since, listened, waited, there: false, may_leave: true }
     }
 
     #[test]
@@ -91,6 +101,12 @@ mod tests {
                 |listened| Begun { listened: Duration::from_secs(listened), ..begun(failed, 9999) };
             assert_eq!(next_of(&begun(29)), Next::Waits);
             assert_eq!(next_of(&begun(30)), Next::GoesOn);
+            // A link that never gets there, since it begins anew each time, is not waited for longer than five minutes.
+            let waited = |waited| Begun { waited: Duration::from_secs(waited), ..begun(3) };
+            assert_eq!(next_of(&waited(299)), Next::Waits);
+            assert_eq!(next_of(&waited(300)), Next::GoesOn);
+            let there = Begun { there: true, ..waited(300) };
+            assert_eq!(next_of(&there), Next::Leaves);
         }
     }
 }

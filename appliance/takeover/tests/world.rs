@@ -214,6 +214,7 @@ impl World {
             failed: self.spare.failed,
             since: Duration::from_secs(self.now - self.spare.failed_at),
             listened: Duration::from_secs(self.now - self.spare.began),
+            waited: Duration::ZERO,
             there: self.main_is_there(),
             may_leave: self.spare.disk.may_leave(),
         };

@@ -66,9 +66,15 @@ impl<P: Parts> Work<P> {
             failed,
             since: at.unwrap_or(self.pair.begun).elapsed(),
             listened: Duration::from_secs(status.map_or(0, |status| status.listening)),
+            waited: self.waited(),
             there: status.is_some_and(|status| self.hears_main(status)),
             may_leave: seen.term.may_leave() && status.is_some_and(|status| status.may_be_left),
         })
+    }
+
+    /// For how long nobody has served here, because of what was begun.
+    pub(super) fn waited(&self) -> Duration {
+        lock(&self.pair.begun_since).map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Whether the main box was heard a moment ago, and in this life: what is written down of the one before may be its last word.
@@ -153,6 +159,7 @@ impl<P: Parts> Work<P> {
             takes_over: true,
             saves: false,
             brings: false,
+            way_out: false,
             made_way: false,
             title: title.to_owned(),
         };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_control::{ImportSource, Progress, RunId, RunState, StepState, wan_status};
+use polder_control::{Actor, ImportSource, Progress, RunId, RunState, StepState, wan_status};
 use polder_site::{Container, RecipeName, Site};
 use polder_weights::CancelFlag;
 use tokio_util::sync::CancellationToken;
@@ -150,7 +150,7 @@ impl<P: Parts> Work<P> {
                 let _gate = self.gate.lock().await;
                 let fail = |why| Halt::Failed(step, why);
                 let (plan, actions) = self.plan_of(intent).await.map_err(fail)?;
-                match self.place_for(intent, &actions) {
+                match self.place_for(intent, &actions, &Actor::Itself) {
                     Ok(()) => {
                         let site = self.board.site();
                         let noted = lock(&self.ledger).rebase(id, &site);

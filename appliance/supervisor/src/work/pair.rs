@@ -53,6 +53,8 @@ pub(super) struct Pair {
     pub(super) hurry: Notify,
     /// A takeover has begun here and is not in place: nobody serves.
     pub(super) begun_here: AtomicBool,
+    /// Since when it is seen that way, in this life.
+    pub(super) begun_since: Mutex<Option<Moment>>,
     /// How long the list of what the main box revoked was when all of it was made true here.
     pub(super) buried: Mutex<Option<u64>>,
 }
@@ -72,6 +74,7 @@ impl Default for Pair {
             saved: Mutex::default(),
             hurry: Notify::new(),
             begun_here: AtomicBool::new(false),
+            begun_since: Mutex::default(),
             buried: Mutex::default(),
         }
     }
@@ -161,9 +164,14 @@ impl<P: Parts> Work<P> {
 
     pub(super) async fn look_at_pair(self: &Arc<Self>) {
         match self.pair_seen().await {
-            Ok(None) => self.board.set_closed(None),
+            Ok(None) => {
+                self.note_begun(false);
+                self.board.set_closed(None);
+            }
             Ok(Some(seen)) => self.go_by(seen).await,
             Err(why) => {
+                // Nothing goes on with what cannot be read: whoever parts the two boxes, or restores one, is not to wait for it.
+                self.note_begun(false);
                 if self.board.closed().is_none() {
                     log::error!("{why}");
                 }
@@ -174,14 +182,15 @@ impl<P: Parts> Work<P> {
     }
 
     async fn go_by(self: &Arc<Self>, seen: Seen) {
-        self.pair.begun_here.store(seen.begun, Ordering::Relaxed);
+        self.note_begun(seen.begun);
         if seen.begun {
             self.make_way();
         }
         if seen.is_begun() {
             self.tend_what_is_begun(&seen).await;
         }
-        if seen.term.stands_in() {
+        // Once the state is given back the main box serves, and all its words count again.
+        if seen.term.stands_in() && seen.term.mine.is_some() {
             self.bury_what_came(&seen.other).await;
         }
         let Seen { term, other, stand, .. } = seen;

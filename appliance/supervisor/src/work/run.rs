@@ -16,8 +16,13 @@ use crate::runs::{Intent, Open};
 
 impl<P: Parts> Work<P> {
     pub(super) async fn resume(self: &Arc<Self>, open: Open) {
-        let Open { id, intent, by, before, .. } = open;
         let _gate = self.gate.lock().await;
+        self.go_on(open).await;
+    }
+
+    /// The same for whoever holds the gate.
+    pub(super) async fn go_on(self: &Arc<Self>, open: Open) {
+        let Open { id, intent, by, before, .. } = open;
         match self.plan_of(&intent).await {
             Ok((mut plan, mut actions)) => {
                 // The site may say already what was asked for; whether the door opens with it,
@@ -44,7 +49,7 @@ impl<P: Parts> Work<P> {
                 self.note(Actor::Itself, "went on with", &plan.title).await;
                 log::info!("going on with: {} (asked for by {by})", plan.title);
                 let before = before.unwrap_or_else(|| self.board.site());
-                self.set_off(id, intent, before, plan, actions);
+                self.set_off(id, intent, &by, before, plan, actions);
             }
             Err(why) => {
                 let why = self.put_back_unconfirmed(&intent, before.as_ref(), why).await;
@@ -76,12 +81,12 @@ impl<P: Parts> Work<P> {
             self.board.post(run.id, run.plan, run.state);
             return Ok(run.id);
         }
-        self.place_for(&intent, &actions)?;
+        self.place_for(&intent, &actions, &by)?;
         self.record(by.clone(), "asked for", &plan.title).await?;
         let before = self.board.site();
-        let begun = lock(&self.ledger).begin(intent.clone(), by, before.clone());
+        let begun = lock(&self.ledger).begin(intent.clone(), by.clone(), before.clone());
         let id = begun.map_err(|e| not_kept(&e))?;
-        self.set_off(id, intent, before, plan, actions);
+        self.set_off(id, intent, &by, before, plan, actions);
         Ok(id)
     }
 
@@ -106,9 +111,14 @@ impl<P: Parts> Work<P> {
         lock(&self.running).values().any(|run| run.changes)
     }
 
-    pub(super) fn place_for(&self, intent: &Intent, actions: &[Action]) -> Result<(), Refusal> {
+    pub(super) fn place_for(
+        &self,
+        intent: &Intent,
+        actions: &[Action],
+        by: &Actor,
+    ) -> Result<(), Refusal> {
         let takes_over = matches!(intent, Intent::Takeover(TakeoverWish::TakeOver { .. }));
-        if !takes_over && self.nobody_serves() {
+        if !takes_over && self.nobody_serves() && !self.is_way_out(intent, by) {
             return Err(NOBODY_SERVES.to_owned());
         }
         let (changes, imports) = kind(intent, actions);
@@ -128,6 +138,7 @@ impl<P: Parts> Work<P> {
         self: &Arc<Self>,
         id: RunId,
         intent: Intent,
+        by: &Actor,
         before: Site,
         plan: Plan,
         actions: Vec<Action>,
@@ -144,6 +155,7 @@ impl<P: Parts> Work<P> {
             takes_over,
             saves: matches!(intent, Intent::Backup(_)),
             brings: false,
+            way_out: self.is_way_out(&intent, by),
             made_way: false,
             title,
         };

@@ -111,7 +111,8 @@ impl<P: Parts> Work<P> {
                 return Err(closed.sentence());
             }
             // In the middle of a takeover the main box would be left with a spare that knows it no more.
-            if self.takes_over() || seen.is_begun() {
+            let stuck = seen.is_begun() && self.is_stuck();
+            if self.takes_over() || (seen.is_begun() && !stuck) {
                 return Err(polder_spare::TAKES_OVER.to_owned());
             }
             if seen.term.stands_in() || (seen.stand == Stand::Fenced && heard) {
@@ -132,6 +133,11 @@ impl<P: Parts> Work<P> {
         };
         match asked.await {
             Ok(SpareReply::Done) => Ok(()),
+            // The main box does not answer, and its spare cannot take over: somebody has decided that the two are none any more.
+            Ok(SpareReply::Refused(why)) if why == polder_spare::TAKES_OVER && self.is_stuck() => {
+                let folders = Folders::of(&self.state);
+                blocking(move || Peer::forget(&folders).map_err(|e| e.to_string())).await
+            }
             Ok(SpareReply::Refused(why)) => Err(why),
             Ok(_) => Err("the link to the other box answered something else".to_owned()),
             // It may be asking the other box still, which may refuse: the two must not disagree.

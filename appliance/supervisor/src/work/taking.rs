@@ -3,15 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use polder_backup::{
     Folders as Backups, KitKey, Location, Repository, Restic, Snapshot, Stop, restore,
 };
-use polder_control::{Progress, RunId, SpareReply, SpareRequest};
+use polder_control::{Progress, RunId, SpareReply, SpareRequest, SpareStatus};
 use polder_site::{BackupPlace, Ports, Site, Store};
 use polder_spare::{Folders, Peer, Tombstones};
-use polder_takeover::{Next, Term, adapt, models};
+use polder_takeover::{LONGEST_PAUSE, Next, Term, adapt, lease, listens, models};
 use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 
@@ -175,14 +175,37 @@ impl<P: Parts> Work<P> {
 
     /// The last look before this box serves: a main box that came back since the term began has what its last backup lacks, and is left to serve on, as soon
     /// as this run has come to nothing.
+    ///
+    /// It is waited for until the link has listened for long enough to hear one, which it has unless it began anew just now.
     async fn fights_nobody(&self) -> Result<(), Refusal> {
-        let seen = self.pair_seen().await?.ok_or("this box is paired with no other any more")?;
-        match self.next_of(&seen) {
-            Next::Leaves => Err(format!(
-                "{} is there again and has what its last backup lacks, so it is to serve on; nothing was taken over",
-                seen.other
-            )),
-            Next::GoesOn | Next::Waits => Ok(()),
+        let (begun, waits) = (Instant::now(), lease().0.max(listens()));
+        loop {
+            let none = "this box is paired with no other any more";
+            let seen = self.pair_seen().await?.ok_or(none)?;
+            if self.next_of(&seen) == Next::Leaves {
+                return Err(format!(
+                    "{} is there again and has what its last backup lacks, so it is to serve on; nothing was taken over",
+                    seen.other
+                ));
+            }
+            let listened = |status: &SpareStatus| status.listening >= listens().as_secs();
+            if seen.status.as_ref().is_some_and(listened) {
+                return Ok(());
+            }
+            if begun.elapsed() >= waits {
+                // Nobody serves meanwhile, and the main box serves nothing before it has heard of the term.
+                return match self.waited() >= LONGEST_PAUSE {
+                    true => Ok(()),
+                    false => Err(format!(
+                        "the part that would hear whether {} is there again does not stay up, so nothing was put in place; this box tries again by itself",
+                        seen.other
+                    )),
+                };
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = self.ending.cancelled() => return Err("the box ends".to_owned()),
+            }
         }
     }
 }
@@ -278,12 +301,24 @@ fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
 }
 
 /// What was revoked on the other box never works again here: it is kept where no restore takes it away, before anything is put in place.
-/// Of how many that is news.
 pub(super) fn bury(state: &Path) -> Result<usize, Refusal> {
-    let folders = Folders::of(state);
-    let lines = Tombstones::all(&folders).map_err(|error| error.to_string())?;
-    polder_members::keep_gone_lines(state, &lines.join("\n"))
-        .map_err(|error| format!("what was revoked could not be kept: {error}"))
+    let lines = tombstones(state)?;
+    polder_members::keep_gone_lines(state, &lines).map_err(not_buried)
+}
+
+/// The same once this box serves in its place: of how many that is news. What the other box says then counts for less.
+pub(super) fn bury_late(state: &Path) -> Result<usize, Refusal> {
+    let (lines, now) = (tombstones(state)?, jiff::Timestamp::now().as_second());
+    polder_members::keep_late_lines(state, &lines, now).map_err(not_buried)
+}
+
+fn tombstones(state: &Path) -> Result<String, Refusal> {
+    let lines = Tombstones::all(&Folders::of(state)).map_err(|error| error.to_string())?;
+    Ok(lines.join("\n"))
+}
+
+fn not_buried(error: std::io::Error) -> Refusal {
+    format!("what was revoked could not be kept: {error}")
 }
 
 #[cfg(test)]

@@ -54,7 +54,14 @@ async fn what_goes_on_makes_way_for_a_takeover_that_has_begun_and_a_model_that_c
     let switch = box_.apply(serve("m2")).await;
     // It says how far it is, so that it has read how slow it is to be.
     let loads = |step: &StepState| matches!(step, StepState::Running(Some(_)));
-    while !box_.run(switch).await.steps.iter().any(loads) {
+    let asked = Instant::now();
+    loop {
+        let run = box_.run(switch).await;
+        if run.steps.iter().any(loads) {
+            break;
+        }
+        assert_eq!(run.state, RunState::Running, "it is over before it loads");
+        assert!(asked.elapsed() < Duration::from_secs(30), "still {run:?}");
         sleep(Duration::from_millis(10)).await;
     }
     behave(box_.state.path(), "engine-fast", "");
@@ -78,5 +85,37 @@ async fn what_goes_on_makes_way_for_a_takeover_that_has_begun_and_a_model_that_c
     assert_eq!(box_.until_over(import).await.state, RunState::Done);
     let rename = SiteChange::Rename("birch".parse().unwrap());
     assert_eq!(box_.until_over(box_.apply(rename).await).await.state, RunState::Done);
+    box_.over().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_was_cut_off_waits_where_people_see_it_and_takes_its_place_only_when_it_goes_on()
+ {
+    let box_ = Box_::new(&[]).await;
+    box_.serve("m1").await;
+    box_.shelf.imported.lock().unwrap().insert("m2".parse().unwrap());
+    behave(box_.state.path(), "engine-fast", "load 60000");
+    let switch = box_.apply(serve("m2")).await;
+    // The power goes, and comes back on a spare that was taking over just then.
+    let state = box_.state.path().to_owned();
+    let box_ = box_.restarted_after(|| begun(&state)).await;
+    assert_eq!(box_.run(switch).await.state, RunState::Running);
+    // It can be stopped there; what nobody has stopped goes on.
+    assert_eq!(box_.ask(Request::Cancel(switch)).await, Reply::Done);
+    assert_eq!(box_.until_over(switch).await.state, RunState::Cancelled);
+    let box_ = box_.restarted().await;
+    left(box_.state.path());
+    behave(box_.state.path(), "engine-fast", "");
+    let rename = SiteChange::Rename("birch".parse().unwrap());
+    let begun = Instant::now();
+    // A look of the supervisor later the box takes changes again.
+    let renamed = loop {
+        match box_.ask(Request::Apply { change: rename.clone(), by: ada() }).await {
+            Reply::Accepted(run) => break run,
+            other => assert!(begun.elapsed() < Duration::from_secs(30), "{other:?}"),
+        }
+        sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(box_.until_over(renamed).await.state, RunState::Done);
     box_.over().await;
 }
