@@ -151,10 +151,15 @@ pub(crate) async fn confirm<H: Host>(State(setup): State<Setup<H>>, who: Claimer
     }
 }
 
-/// On to the next step.
+/// On to the next step, unless something waits for a word that is only given here: another tab may still show the form.
 pub(crate) async fn on<H: Host>(State(setup): State<Setup<H>>, who: Claimer) -> Response {
     if let Some(elsewhere) = who.elsewhere_before(Step::Lines) {
         return elsewhere;
+    }
+    match seen(&setup, &who.wizard).await {
+        Ok((View::Trying(_), _)) => return go(Step::Lines),
+        Ok(_) => {}
+        Err(response) => return response,
     }
     match setup.happen(Event::LinesSettled).await {
         Ok(wizard) => go(wizard.step()),

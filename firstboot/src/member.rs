@@ -1,4 +1,4 @@
-//! Step 7: the first member, and what they get: a key, and how to use it.
+//! Step 8: the first member, and what they get: a key, and how to use it.
 
 use axum::Form;
 use axum::extract::State;

@@ -956,6 +956,9 @@ async fn a_second_line_is_named_tried_and_kept_when_the_person_still_sees_the_bo
     let page = person.get("/setup/lines").await.text;
     assert!(page.contains("Keep it") && page.contains("content=\"2\""), "{page}");
     assert!(person.get("/setup/lines/progress").await.text.contains("Keep it"));
+    // Nor from another tab that still shows the form.
+    assert_eq!(person.post("/setup/lines/on", "").await.to, "/setup/lines");
+    assert!(person.get("/setup/lines").await.text.contains("Keep it"));
     assert_eq!(person.post("/setup/lines/confirm", "").await.to, "/setup/lines");
     assert_eq!(person.get("/setup/lines/progress").await.status, StatusCode::NO_CONTENT);
     let page = person.get("/setup/lines").await.text;

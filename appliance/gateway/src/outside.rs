@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -182,11 +182,15 @@ impl Outside {
         loop {
             let site = status.borrow().site.clone();
             let mut ports = BTreeMap::new();
-            if !site.uplinks.is_empty() {
-                let seen = WanRequest::Seen(seen(&lines.borrow_and_update()));
-                let said = wan_asked(&sockets, &seen).await.unwrap_or_default();
-                *lock(&self.six_wanted) = six_wanted(&site, &said.uplinks);
-                ports.extend(said.uplinks.into_iter().filter_map(|uplink| {
+            let seen = WanRequest::Seen(seen(&lines.borrow_and_update()));
+            let uplinks = match site.uplinks.is_empty() {
+                true => Some(Vec::new()),
+                false => wan_asked(&sockets, &seen).await.map(|said| said.uplinks),
+            };
+            // Where nobody says how the uplinks are, it is as it was a moment ago.
+            if let Some(uplinks) = uplinks {
+                *lock(&self.six_wanted) = six_wanted(&site, &uplinks, goes_out_by_four);
+                ports.extend(uplinks.into_iter().filter_map(|uplink| {
                     let Some(PortState::Mapped { port, .. }) = uplink.port else { return None };
                     Some((Via::Interface(uplink.interface.as_str().to_owned()), port))
                 }));
@@ -262,14 +266,25 @@ fn shut(place: Place, tried: Option<Tried>, mapped: Option<u16>) -> Option<u16> 
 }
 
 /// Over which uplinks somebody wants callers to come in by IPv6: those whose router is to be asked, and those that have no other address. Elsewhere nobody
-/// asked for it: a firewall before everybody's own addresses is what routers have, and the relay leads members in.
-fn six_wanted(site: &Site, uplinks: &[UplinkStatus]) -> BTreeSet<Via> {
+/// asked for it: a firewall before everybody's own addresses is what routers have, and the relay leads members in. Where the site names no uplinks, the
+/// machine itself is the one that has an address or not.
+fn six_wanted(site: &Site, uplinks: &[UplinkStatus], four: impl Fn() -> bool) -> BTreeSet<Via> {
+    if site.uplinks.is_empty() {
+        return if four() { BTreeSet::new() } else { [Via::Any].into() };
+    }
     let only_six = |uplink: &UplinkStatus| {
         !uplink.addresses.is_empty() && uplink.addresses.iter().all(|ip| ip.is_ipv6())
     };
     let asked = site.uplinks.values().filter(|uplink| uplink.ask_router).map(|u| &u.interface);
     let only = uplinks.iter().filter(|uplink| only_six(uplink)).map(|uplink| &uplink.interface);
     asked.chain(only).map(|name| Via::Interface(name.as_str().to_owned())).collect()
+}
+
+/// Whether this machine has a way to the internet by IPv4. It sends nothing: a socket that is led somewhere only looks for the way there.
+fn goes_out_by_four() -> bool {
+    // An address of a documentation, which is reached by the default route where there is one.
+    let somewhere = (Ipv4Addr::new(192, 0, 2, 1), 9);
+    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|s| s.connect(somewhere)).is_ok()
 }
 
 /// By which address a relay sees what leaves through an interface.
@@ -409,7 +424,7 @@ mod tests {
         };
         let mut want = |ask_router: bool, addresses: &[&str]| {
             site.uplinks.values_mut().for_each(|uplink| uplink.ask_router = ask_router);
-            *lock(&outside.six_wanted) = six_wanted(&site, &[says(addresses)]);
+            *lock(&outside.six_wanted) = six_wanted(&site, &[says(addresses)], || true);
         };
         let (four, six) = ("203.0.113.7:40000", "[2001:db8::7]:40000");
         want(false, &["192.168.1.7", "2001:db8::7"]);
@@ -419,6 +434,13 @@ mod tests {
         assert_eq!(shut(six), (Some(443), true));
         want(false, &["2001:db8::7"]);
         assert_eq!(shut(six), (Some(443), true), "there is no other way in");
+    }
+
+    #[test]
+    fn a_box_that_names_no_uplinks_wants_callers_by_ipv6_where_the_machine_has_nothing_else() {
+        let site = Site::unclaimed(8443);
+        assert_eq!(six_wanted(&site, &[], || false), [Via::Any].into());
+        assert_eq!(six_wanted(&site, &[], || true), BTreeSet::new());
     }
 
     #[test]

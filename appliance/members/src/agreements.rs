@@ -130,7 +130,8 @@ impl Members {
         Ok(token.clone())
     }
 
-    /// Ends what apps ask by these visits. *In memory*.
+    /// Ends what apps ask by these visits. *In memory*. Whoever removed them from the database still holds it: another visit that enters meanwhile
+    /// would take them for ones that grew old, whose answers go on.
     pub(crate) fn end_visits(&self, visits: &[String]) {
         let mut all = self.0.at_apps.lock().unwrap_or_else(PoisonError::into_inner);
         for ends in all.values_mut() {
@@ -184,7 +185,20 @@ pub(crate) struct AtAppFrom {
 /// Removes what does not hold by the list of revocations: an agreement for an app for which its member took something back, unless it is one that
 /// they agreed to again and did not take back by itself. No clock and no order is in it, so that it does not matter of which day a database is, nor
 /// which was restored before. Says how many.
+///
+/// Those of a former layout have a clock for a number, smaller than every number: a backup of that layout says of each that it holds when it is brought
+/// to this one, and does not know of what was taken back after it. Such a word is gone before anything goes by it.
 pub(crate) fn settle(db: &Connection) -> rusqlite::Result<usize> {
+    db.execute(
+        "DELETE FROM revocations WHERE kind = 'agreed-again'
+            AND CAST(substr(key, instr(key, ' ') + 1) AS INTEGER) < 2305843009213693952
+            AND EXISTS (SELECT 1 FROM revocations AS later WHERE later.kind = 'agreement'
+                AND later.member = revocations.member AND later.since = revocations.since
+                AND substr(later.key, 1, instr(later.key, ' ')) = substr(revocations.key, 1, instr(revocations.key, ' '))
+                AND CAST(substr(later.key, instr(later.key, ' ') + 1) AS INTEGER)
+                    > CAST(substr(revocations.key, instr(revocations.key, ' ') + 1) AS INTEGER))",
+        [],
+    )?;
     db.execute(
         "DELETE FROM agreements WHERE EXISTS (
             SELECT 1 FROM members JOIN revocations ON revocations.member = members.id AND since = members.created_at
@@ -361,6 +375,57 @@ mod tests {
                     other,
                 ],
             );
+        }
+    }
+
+    #[test]
+    fn a_backup_of_the_former_layout_brings_nothing_back_that_was_taken_back_after_it() {
+        use crate::{Revocation, Revoked, keep_revocations};
+        const NUMBER: i64 = (1 << 61) + 5;
+        let folder = tempfile::tempdir().unwrap();
+        let (member, app) = new_box(folder.path());
+        let path = folder.path().join("polder.db");
+        let members = Members::open(&path).unwrap();
+        members.agree_to_app(member, &app, "openid", false).unwrap();
+        let since = members.member(member).unwrap().created_at;
+        // As the former layout is brought to this one: the number is a clock, and there is a word that it holds, since one was taken back before.
+        members.db().execute("UPDATE agreements SET number = 1000", []).unwrap();
+        for (kind, clock) in [("agreement", 500), ("agreed-again", 1000)] {
+            let word =
+                "INSERT INTO revocations (at, kind, member, since, key) VALUES (1, ?1, ?2, ?3, ?4)";
+            let values = params![kind, member.0, since, format!("{app} {clock}")];
+            members.db().execute(word, values).unwrap();
+        }
+        drop(members);
+        for (taken_back, holds) in [(900, true), (1000, false), (2000, false), (NUMBER + 1, false)]
+        {
+            let place = tempfile::tempdir().unwrap();
+            let path = place.path().join("polder.db");
+            std::fs::copy(folder.path().join("polder.db"), &path).unwrap();
+            let word = |number, what| Revocation { number, at: 7, what };
+            let (one, other) = (app.clone(), app.clone());
+            let words = [
+                word(90, Revoked::Agreement { member, since, app: one, agreed: taken_back }),
+                word(91, Revoked::AgreedAgain { member, since, app: other, agreed: NUMBER }),
+            ];
+            keep_revocations(place.path(), &words).unwrap();
+            let members = Members::open(&path).unwrap();
+            let there = !members.agreements(member).unwrap().is_empty();
+            assert_eq!(there, holds, "taken back at {taken_back}");
+            let listed = |kind: &str, number: i64| {
+                let count = "SELECT count(*) FROM revocations WHERE kind = ?1 AND key = ?2";
+                let values = params![kind, format!("{app} {number}")];
+                members.db().query_row(count, values, |row| row.get::<_, i64>(0)).unwrap()
+            };
+            assert_eq!(listed("agreed-again", 1000) == 1, taken_back <= 1000, "{taken_back}");
+            let file = std::fs::read_to_string(place.path().join("gone.jsonl")).unwrap();
+            let goes_on = file.lines().any(|line| {
+                let word: Revocation = serde_json::from_str(line).unwrap();
+                matches!(word.what, Revoked::AgreedAgain { agreed: 1000, .. })
+            });
+            assert_eq!(goes_on, taken_back <= 1000, "{file}");
+            // What was agreed to since, and is in another backup, is not taken along.
+            assert_eq!((listed("agreed-again", NUMBER), listed("agreement", NUMBER)), (1, 0));
         }
     }
 

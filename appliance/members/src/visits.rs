@@ -121,8 +121,8 @@ impl Members {
             .collect::<Result<_, _>>()?;
         keep(&change, &code, &id, "code", now + CODE)?;
         change.commit()?;
-        drop(db);
         self.end_visits(&over);
+        drop(db);
         Ok(Some(code))
     }
 
@@ -230,8 +230,10 @@ impl Members {
 
     /// Ends a visit with all that the app was given for it, and what it asks by that.
     pub fn end_visit(&self, visit: &str) -> Result<(), MembersError> {
-        self.db().execute("DELETE FROM visits WHERE id = ?1", [visit])?;
+        let db = self.db();
+        db.execute("DELETE FROM visits WHERE id = ?1", [visit])?;
         self.end_visits(&[visit.to_owned()]);
+        drop(db);
         Ok(())
     }
 
@@ -243,8 +245,8 @@ impl Members {
         if spent {
             change.execute("DELETE FROM visits WHERE id = ?1", [&id])?;
             change.commit()?;
-            drop(db);
             self.end_visits(&[id]);
+            drop(db);
             log::warn!(kind = kind; "a token that an app had used already came again; its visit is ended");
             return Ok(None);
         }
@@ -701,6 +703,44 @@ mod tests {
         place.members.sign_out(place.session.expose()).unwrap();
         assert!(other.is_cancelled(), "an answer outlives its visit, and not its session");
         assert!(place.members.0.at_apps.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn who_ends_a_visit_lets_nobody_in_before_its_answers_ended() {
+        let place = place();
+        let code = place.code();
+        place.members.redeem_code(code.expose()).unwrap().unwrap();
+        let other = Connection::open(place._folder.path().join("polder.db")).unwrap();
+        let is_there = || {
+            let count = "SELECT count(*) FROM visits";
+            other.query_row(count, [], |row| row.get::<_, i64>(0)).unwrap() > 0
+        };
+        for end in ["a code that comes again", "the door"] {
+            if !is_there() {
+                place.code();
+            }
+            std::thread::scope(|scope| {
+                let answers = place.members.0.at_apps.lock().unwrap();
+                let ends = scope.spawn(|| match end {
+                    "the door" => {
+                        let db = place.members.db();
+                        let id: String =
+                            db.query_row("SELECT id FROM visits", [], |row| row.get(0)).unwrap();
+                        drop(db);
+                        place.members.end_visit(&id).unwrap();
+                    }
+                    _ => assert_eq!(place.members.redeem_code(code.expose()).unwrap(), None),
+                });
+                while is_there() {
+                    assert!(!ends.is_finished());
+                    std::thread::yield_now();
+                }
+                // Whoever enters now would look into the database first.
+                assert!(place.members.0.db.try_lock().is_err(), "{end}");
+                drop(answers);
+                ends.join().unwrap();
+            });
+        }
     }
 
     #[test]

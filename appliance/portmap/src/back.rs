@@ -21,6 +21,8 @@ const SETTLING: Duration = Duration::from_secs(4);
 pub enum Ending {
     /// The router says that it is closed.
     Closed,
+    /// The router says that it leads to another place by now: it was left alone, and is somebody else's.
+    Elsewhere,
     /// It may be open, or become so: a question about it was not answered yet, or this one was not.
     Open,
 }
@@ -178,33 +180,47 @@ pub async fn settle(way: &Way, found: &Control, debt: &Debt) -> Ending {
     let settling = async {
         let which = Action::Who { outside: debt.outside };
         match act(way, found, which).await.ok()?? {
-            Said::Who(to, called) => match debt.is(to, called.as_deref()) {
-                true => {}
-                // Of a router that has no name of its own it is not known whether it is that one.
-                false => return debt.id.is_some().then_some(()),
+            Said::Who(to, called) => match debt.still(to, called.as_deref()) {
+                Still::Ours => {}
+                Still::Elsewhere => return Some(Ending::Elsewhere),
+                Still::Unsure => return None,
             },
-            Said::Refused(upnp::NO_SUCH) => return Some(()),
+            Said::Refused(upnp::NO_SUCH) => return Some(Ending::Closed),
             _ => return None,
         }
         let closing = Action::Delete { outside: debt.outside };
         matches!(act(way, found, closing).await.ok()??, Said::Done | Said::Refused(upnp::NO_SUCH))
-            .then_some(())
+            .then_some(Ending::Closed)
     };
-    match timeout(SETTLING, settling).await {
-        Ok(Some(())) => Ending::Closed,
-        _ => Ending::Open,
-    }
+    timeout(SETTLING, settling).await.ok().flatten().unwrap_or(Ending::Open)
+}
+
+/// What a port that a router has is to a debt.
+#[derive(Debug, PartialEq, Eq)]
+enum Still {
+    /// It is that one.
+    Ours,
+    /// It leads to another place, at the router that was meant: what was left there is gone.
+    Elsewhere,
+    /// It may be that one: it leads to the same place under another name, or the router has no name of its own, and may be another one.
+    Unsure,
 }
 
 impl Debt {
-    /// Whether a port that a router has is this one: it leads to the same place, and is called the same. Some routers forget what it was told to
-    /// call it; then the router itself has to be known by its name.
-    fn is(&self, to: SocketAddrV4, called: Option<&str>) -> bool {
+    /// It is this one where it leads to the same place, and is called the same. Some routers forget what it was told to call it, and an older
+    /// version noted only that it was called after Polder; then the router itself has to be known by its name.
+    fn still(&self, to: SocketAddrV4, called: Option<&str>) -> Still {
+        let named = self.id.is_some();
         let same = match (&self.called, called) {
             (Some(ours), Some(called)) => ours == called,
-            _ => self.id.is_some(),
+            (None, Some(called)) => named && called.starts_with("Polder"),
+            (_, None) => named,
         };
-        to == self.to && same
+        match (to == self.to, same) {
+            (true, true) => Still::Ours,
+            (false, _) if named => Still::Elsewhere,
+            _ => Still::Unsure,
+        }
     }
 }
 
@@ -230,19 +246,24 @@ mod tests {
             called: called.map(str::to_owned),
         };
         let (named, ours) = (Some("uuid:a"), Some("Polder 07070707"));
-        for (debt, to, called, is) in [
-            (debt(named, ours), to, ours, true),
-            (debt(named, ours), to, None, true),
-            (debt(named, ours), to, Some("Camera"), false),
-            (debt(named, ours), other, ours, false),
+        for (debt, to, called, still) in [
+            (debt(named, ours), to, ours, Still::Ours),
+            (debt(named, ours), to, None, Still::Ours),
+            (debt(named, ours), to, Some("Camera"), Still::Unsure),
+            (debt(named, ours), other, ours, Still::Elsewhere),
+            (debt(named, ours), other, None, Still::Elsewhere),
             // Written down by an older version.
-            (debt(named, None), to, Some("Polder"), true),
-            (debt(None, ours), to, ours, true),
-            (debt(None, ours), to, Some("Polder 01010101"), false),
-            (debt(None, ours), to, None, false),
-            (debt(None, None), to, Some("Polder"), false),
+            (debt(named, None), to, Some("Polder"), Still::Ours),
+            (debt(named, None), to, Some("Polder 07070707"), Still::Ours),
+            (debt(named, None), to, None, Still::Ours),
+            (debt(named, None), to, Some("Camera"), Still::Unsure),
+            (debt(None, ours), to, ours, Still::Ours),
+            (debt(None, ours), to, Some("Polder 01010101"), Still::Unsure),
+            (debt(None, ours), to, None, Still::Unsure),
+            (debt(None, ours), other, ours, Still::Unsure),
+            (debt(None, None), to, Some("Polder"), Still::Unsure),
         ] {
-            assert_eq!(debt.is(to, called), is, "{debt:?} {to} {called:?}");
+            assert_eq!(debt.still(to, called), still, "{debt:?} {to} {called:?}");
         }
     }
 }

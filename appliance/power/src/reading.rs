@@ -20,7 +20,7 @@ pub struct Reading {
     pub load: Option<u8>,
     /// What it says of the last test of its battery.
     pub test_result: Option<String>,
-    /// The newest day that it says of its battery, or of itself.
+    /// The newest day that it says of its battery.
     pub battery_day: Option<Date>,
     /// The day on which the UPS was made, as it says.
     pub made: Option<Date>,

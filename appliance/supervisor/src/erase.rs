@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 
 use polder_control::{AuditHead, END, ENDED, EndedBox, Lock, Plan, Step};
 use polder_site::write_durably;
-use polder_upstream::remove_tree;
+use polder_upstream::{open_up, remove_tree};
 use serde::{Deserialize, Serialize};
 
 /// What stays while it goes on: the order itself, and the lock that says that we are the only one here.
@@ -164,20 +164,22 @@ pub(crate) fn carry_out(state: &Path) -> io::Result<Option<EndedBox>> {
         let mut all = walk(state, order.keep_models)?;
         all.files.sort_by(|a, b| (turn(a), a).cmp(&(turn(b), b)));
         left.clear();
+        let mut not_erased = Vec::new();
         for file in all.files {
             match erase(&state.join(&file), turn(&file)) {
                 Ok(true) => overwritten += 1,
                 Ok(false) => removed += 1,
-                Err(error) => left.push(format!("{}: {error}", file.display())),
+                Err(error) => {
+                    left.push(format!("{}: {error}", file.display()));
+                    not_erased.push(file);
+                }
             }
         }
         // From the inside. One that cannot be removed holds something that is told of.
         for folder in all.folders.iter().rev() {
             let _ = fs::remove_dir(state.join(folder));
         }
-        // What could not be gone into (it is deeper than a path may be long, or shut) has no key in it any more: it goes as it is.
-        let shut: BTreeSet<PathBuf> = all.unread.iter().map(|(path, _)| part_of(path)).collect();
-        for part in shut {
+        for part in only_removed(&not_erased, &all.unread) {
             match remove_tree(&state.join(&part)) {
                 Ok(files) => removed += files,
                 Err(error) => log::error!("{} cannot be removed: {error}", part.display()),
@@ -257,18 +259,21 @@ struct Found {
     /// Each before those in it.
     folders: Vec<PathBuf>,
     /// Folders that cannot be read, and why. They stop nothing.
-    unread: Vec<(PathBuf, String)>,
+    unread: Vec<(PathBuf, io::Error)>,
 }
 
 fn walk(state: &Path, keep_models: bool) -> io::Result<Found> {
     let mut found = Found::default();
     let mut open = vec![PathBuf::new()];
     while let Some(below) = open.pop() {
-        let within = match read(&state.join(&below)) {
+        let folder = state.join(&below);
+        // An engine that was taken over may have shut what it keeps: it has the same user.
+        let _ = open_up(&folder);
+        let within = match read(&folder) {
             Err(error) if below.as_os_str().is_empty() => return Err(error),
             Err(error) => {
                 log::error!("{} cannot be read: {error}", below.display());
-                found.unread.push((below, error.to_string()));
+                found.unread.push((below, error));
                 continue;
             }
             Ok(within) => within,
@@ -298,6 +303,16 @@ fn read(folder: &Path) -> io::Result<Vec<(OsString, bool)>> {
         .collect()
 }
 
+/// Pure: which parts go as they are, without that what is in them is overwritten: those with folders that are deeper than a path may be long, in which this
+/// box itself keeps nothing. Not while there is something else in the part that could not be overwritten, or not be gone into: that is told of.
+fn only_removed(not_erased: &[PathBuf], unread: &[(PathBuf, io::Error)]) -> BTreeSet<PathBuf> {
+    let too_deep = |error: &io::Error| error.kind() == io::ErrorKind::InvalidFilename;
+    let shut = unread.iter().filter(|(_, error)| !too_deep(error)).map(|(path, _)| path);
+    let stay: BTreeSet<PathBuf> = not_erased.iter().chain(shut).map(|path| part_of(path)).collect();
+    let deep = unread.iter().filter(|(_, error)| too_deep(error)).map(|(path, _)| part_of(path));
+    deep.filter(|part| !stay.contains(part)).collect()
+}
+
 /// What goes as a whole where something in it cannot be gone into. Of `run` that is one more folder: there is something that stays.
 fn part_of(path: &Path) -> PathBuf {
     let parts = if path.starts_with("run") { 2 } else { 1 };
@@ -318,6 +333,7 @@ fn erase(path: &Path, turn: Turn) -> io::Result<bool> {
     // The bytes of a file that has another name elsewhere are somebody else's too.
     let overwrite = about.is_file() && turn != Turn::Bulk && about.nlink() == 1;
     if overwrite && about.len() > 0 {
+        let _ = open_up(path);
         overwrite_with_zeros(path, about.len())?;
     }
     fs::remove_file(path)?;
@@ -537,6 +553,51 @@ mod tests {
         let stays = [END, ENDED, "run/supervisor.lock", "weights/blobs/sha256/aa"];
         assert_eq!(files(state.path()), stays);
         assert!(!state.path().join("containers").exists() && !state.path().join("kv").exists());
+    }
+
+    #[test]
+    fn keys_that_an_engine_shut_away_are_overwritten_all_the_same() {
+        use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+        use std::os::unix::fs::PermissionsExt;
+        let state = state();
+        let keys = state.path().join("kv/fast/keys");
+        let key = File::open(keys.join("aa")).unwrap();
+        for shut in [keys.join("aa"), keys, state.path().join("kv/fast"), state.path().join("run")]
+        {
+            fs::set_permissions(shut, fs::Permissions::from_mode(0o000)).unwrap();
+        }
+        ordered(state.path(), false);
+        let at = state.path().to_owned();
+        let ended = std::thread::spawn(move || {
+            // Somebody whom rights bind: root's own are put off, for this thread.
+            let none = CapabilitySet::empty();
+            let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
+            set_capabilities(None, none).unwrap();
+            carry_out(&at).unwrap().unwrap()
+        });
+        let ended = ended.join().unwrap();
+        assert_eq!(ended.left, Vec::<String>::new());
+        assert_eq!(ended.overwritten, 17);
+        assert_eq!(io::read_to_string(key).unwrap(), "", "its bytes are on the disk no more");
+        assert_eq!(files(state.path()), [END, ENDED, "run/supervisor.lock"]);
+    }
+
+    #[test]
+    fn what_could_not_be_overwritten_is_not_removed_with_what_is_too_deep() {
+        let deep = |at: &str| (PathBuf::from(at), io::Error::from_raw_os_error(36));
+        let shut = |at: &str| (PathBuf::from(at), io::Error::from_raw_os_error(13));
+        let parts = |not_erased: &[&str], unread: &[(PathBuf, io::Error)]| {
+            let not_erased: Vec<PathBuf> = not_erased.iter().map(PathBuf::from).collect();
+            let parts = only_removed(&not_erased, unread).into_iter();
+            parts.map(|part| part.display().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            parts(&[], &[deep("kv/a/d/d"), deep("run/a/b"), deep("notes/d")]),
+            ["kv", "notes", "run/a"]
+        );
+        assert!(parts(&[], &[shut("kv/a/keys"), deep("kv/b/d/d")]).is_empty());
+        assert!(parts(&["kv/a/keys/aa"], &[deep("kv/b/d/d")]).is_empty());
+        assert_eq!(parts(&["pki/ca.key"], &[deep("kv/b/d/d")]), ["kv"]);
     }
 
     #[test]

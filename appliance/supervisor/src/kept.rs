@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use polder_site::{EngineKind, EngineName, Site};
 use polder_upstream::container::unpacked_by;
+use polder_upstream::{open_up, remove_tree};
 
 const CONVERSATIONS: &str = "kv";
 const PACKED: &str = "packed";
@@ -40,18 +41,48 @@ pub(crate) fn tidy(state: &Path, site: &Site) {
         polder_upstream::container::erase(folder).map_err(|error| error.to_string())
     });
     let named = |name: &EngineName| site.engines.contains_key(name);
-    erase_former(&state.join(CONVERSATIONS), named, |folder| {
-        // An engine that was taken over may have made folders that are deeper than paths may be long. Keys go first all the same.
-        match polder_kv::erase(folder) {
-            Err(polder_kv::OpenError::Folder { .. }) => {
-                polder_upstream::remove_tree(folder).map(drop).map_err(|error| error.to_string())
-            }
-            done => done.map_err(|error| error.to_string()),
-        }
-    });
+    erase_former(&state.join(CONVERSATIONS), named, erase_conversations);
     erase_former(&state.join(PACKED), named, |folder| {
-        polder_upstream::remove_tree(folder).map(drop).map_err(|error| error.to_string())
+        remove_tree(folder).map(drop).map_err(|error| error.to_string())
     });
+}
+
+/// Keys first. An engine that was taken over may have shut its folders and keys, since it has the same user: they are opened, and it is tried once more. It
+/// may also have made folders that are deeper than paths may be long: they are only removed, and not before the keys are overwritten.
+fn erase_conversations(folder: &Path) -> Result<(), String> {
+    let in_words = |error: polder_kv::OpenError| error.to_string();
+    match polder_kv::erase(folder) {
+        Err(polder_kv::OpenError::Folder { .. }) => {}
+        done => return done.map_err(in_words),
+    }
+    let keys = folder.join("keys");
+    for shut in [folder, &folder.join("lock"), &keys] {
+        open_up(shut).map_err(|error| format!("{}: {error}", shut.display()))?;
+    }
+    if keys.symlink_metadata().is_ok_and(|about| about.is_dir()) {
+        for key in fs::read_dir(&keys).into_iter().flatten().flatten() {
+            open_up(&key.path()).map_err(|error| format!("{}: {error}", key.path().display()))?;
+        }
+    }
+    match polder_kv::erase(folder) {
+        Err(polder_kv::OpenError::Folder { .. }) if has_no_key(&keys) => {
+            remove_tree(folder).map(drop).map_err(|error| error.to_string())
+        }
+        done => done.map_err(in_words),
+    }
+}
+
+/// Whether there is certainly no key's file in it. A link in its place leads to somebody else's.
+fn has_no_key(keys: &Path) -> bool {
+    match keys.symlink_metadata() {
+        Ok(about) if about.is_dir() => fs::read_dir(keys).is_ok_and(|mut all| {
+            all.all(|entry| {
+                entry.and_then(|entry| entry.file_type()).is_ok_and(|kind| kind.is_dir())
+            })
+        }),
+        Ok(_) => true,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
 }
 
 fn make(folder: &Path) {
@@ -123,6 +154,37 @@ mod tests {
         assert!(!packed("fast").exists() && packed("slow").is_dir());
         assert!(folder("slow").is_dir() && folder("Not an engine").is_dir());
         assert!(!state.path().join("containers").exists(), "no container serves any of them");
+    }
+
+    #[test]
+    fn the_keys_of_a_former_engine_are_overwritten_also_where_it_shut_them_away() {
+        use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+        use std::os::unix::fs::PermissionsExt;
+        let state = tempfile::tempdir().unwrap();
+        let folder = kept_by(state.path(), &"fast".parse().unwrap());
+        let keys = folder.join("keys");
+        fs::create_dir_all(&keys).unwrap();
+        let key = keys.join("0123456789abcdef01234567");
+        fs::write(&key, "secret").unwrap();
+        fs::write(folder.join("lock"), "").unwrap();
+        let read = fs::File::open(&key).unwrap();
+        dig(&folder);
+        for shut in [key, folder.join("lock"), keys, folder.clone()] {
+            fs::set_permissions(shut, fs::Permissions::from_mode(0o000)).unwrap();
+        }
+        let at = state.path().to_owned();
+        let tidied = std::thread::spawn(move || {
+            // Somebody whom rights bind: root's own are put off, for this thread.
+            let none = CapabilitySet::empty();
+            let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
+            set_capabilities(None, none).unwrap();
+            tidy(&at, &Site::unclaimed(1));
+        });
+        tidied.join().unwrap();
+        assert!(!folder.exists());
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut &read, &mut bytes).unwrap();
+        assert!(!bytes.starts_with(b"secret"), "it was removed and not overwritten");
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub use meter::{Ended, Meter, Metered};
 pub use paid::{BEFORE_IT, LONGEST_ANSWER, USUAL_ANSWER};
 pub use price::{Price, prompt_estimate};
 pub use question::{Asked, QuestionFault, speaks};
-pub use removal::remove_tree;
+pub use removal::{open_up, remove_tree};
 pub use secrets::{Holder, Secrets, SecretsError, login};
 pub use servers::{Packed, Run, ServerFault, ServerRecipe};
 pub use stand_in::{AWAY, StandIn, StandInError};

@@ -6,6 +6,7 @@ use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{
@@ -43,6 +44,21 @@ pub fn remove_tree(folder: &Path) -> io::Result<u64> {
     }
     fs::remove_dir(folder)?;
     Ok(files)
+}
+
+/// Gives the owner of a folder, or of a file in it, all rights to it again: whoever shares the user can take them away. Nothing where there is none, or a
+/// link.
+pub fn open_up(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(about) if about.is_dir() => enter(CWD, path).map(drop),
+        Ok(about) if about.is_file() && about.mode() & 0o600 != 0o600 => {
+            let file = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let known = openat(CWD, path, file, Mode::empty())?;
+            Ok(chmod(format!("/proc/self/fd/{}", known.as_raw_fd()), Mode::RUSR | Mode::WUSR)?)
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Removes the files of a folder, and brings the folders in it up beside it.

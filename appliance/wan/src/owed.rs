@@ -94,17 +94,20 @@ impl Owed {
             if !self.list().unwanted(way.router).any(|owed| owed == port) {
                 continue;
             }
-            if settle(way, &found, &port.debt()).await == Ending::Closed {
-                log::info!(
-                    "port {} of the router {}, which it was asked for ever before, is closed",
-                    port.outside,
-                    port.router
-                );
-                let mut list = self.list();
-                // Unless it is wanted again by now.
-                list.ports.retain(|known| known != port);
-                list.write_or_say();
-            }
+            let what = match settle(way, &found, &port.debt()).await {
+                Ending::Closed => "is closed",
+                Ending::Elsewhere => "leads elsewhere and is not ours any more",
+                Ending::Open => continue,
+            };
+            log::info!(
+                "port {} of the router {}, which it was asked for ever before, {what}",
+                port.outside,
+                port.router
+            );
+            let mut list = self.list();
+            // Unless it is wanted again by now.
+            list.ports.retain(|known| known != port);
+            list.write_or_say();
         }
         true
     }

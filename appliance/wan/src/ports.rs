@@ -129,8 +129,21 @@ pub(crate) struct Ports {
     patience: Patience,
     turns: Turns,
     owed: Owed,
-    /// Whose routers were asked to take back what is owed: which one, what, and when.
-    paid: BTreeMap<String, (Way, Dues, Instant)>,
+    /// Whose routers were asked to take back what is owed, by interface.
+    paid: Arc<Mutex<BTreeMap<String, Paid>>>,
+}
+
+/// Which router was asked to take back what, and when it is asked the same again.
+struct Paid {
+    way: Way,
+    dues: Dues,
+    again: Instant,
+}
+
+impl Paid {
+    fn is(&self, way: &Way, dues: &Dues) -> bool {
+        (&self.way, &self.dues) == (way, dues)
+    }
 }
 
 impl Ports {
@@ -146,7 +159,7 @@ impl Ports {
             patience: Patience { soon: SOON, late: LATE, never: NEVER, parting: PARTING },
             turns: Turns::default(),
             owed,
-            paid: BTreeMap::new(),
+            paid: Arc::default(),
         }
     }
 
@@ -193,9 +206,10 @@ impl Ports {
             let mut all = self.questions.values().map(|question| question.borrow().clone());
             all.any(|question| matches!(question, Question::Router(asked, ..) if asked == *way))
         };
-        let due = |way: &Way, dues: &Dues| match self.paid.get(&way.device) {
-            Some((paid, before, at)) => paid != way || before != dues || at.elapsed() >= SELDOM,
-            None => true,
+        let now = Instant::now();
+        let mut paid = lock(&self.paid);
+        let due = |way: &Way, dues: &Dues| {
+            paid.get(&way.device).is_none_or(|paid| !paid.is(way, dues) || paid.again <= now)
         };
         let with_dues = |way: Way| (self.owed.dues(way.router), way);
         let due: Vec<(Dues, Way)> = routers
@@ -204,11 +218,20 @@ impl Ports {
             .filter(|(dues, way)| !dues.are_none() && !asked(way) && due(way, dues))
             .collect();
         for (dues, way) in due {
-            self.paid.insert(way.device.clone(), (way.clone(), dues.clone(), Instant::now()));
+            let note = Paid { way: way.clone(), dues: dues.clone(), again: now + SELDOM };
+            paid.insert(way.device.clone(), note);
             let (turn, owed) = (turn(&self.turns, &way.device), self.owed.clone());
+            let (paid, check) = (self.paid.clone(), self.check);
             self.keeping.spawn(async move {
                 let _turn = turn.lock().await;
-                owed.pay(&way, &dues).await;
+                if owed.pay(&way, &dues).await {
+                    return;
+                }
+                // One that is not there yet, as after a power cut, is asked again with the next look at it.
+                let mut paid = lock(&paid);
+                if let Some(paid) = paid.get_mut(&way.device).filter(|paid| paid.is(&way, &dues)) {
+                    paid.again = Instant::now() + check;
+                }
             });
         }
     }
@@ -234,8 +257,11 @@ impl Ports {
 
 /// The turn of one interface.
 fn turn(turns: &Turns, device: &str) -> Arc<tokio::sync::Mutex<()>> {
-    let mut turns = turns.lock().unwrap_or_else(PoisonError::into_inner);
-    turns.entry(device.to_owned()).or_default().clone()
+    lock(turns).entry(device.to_owned()).or_default().clone()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Keeps the port of one uplink until nobody asks for it any more.

@@ -486,9 +486,56 @@ async fn what_comes_to_be_owed_while_something_is_paid_is_neither_lost_nor_left_
     owed.let_go(&way, 8443);
     assert!(!owed.dues(router.at).are_none());
     let mut ports = ports(owed);
-    ports.paid.insert("lo".into(), (way.clone(), dues, Instant::now()));
+    let paid = Paid { way: way.clone(), dues, again: Instant::now() + SELDOM };
+    lock(&ports.paid).insert("lo".into(), paid);
     ports.want(BTreeMap::new(), vec![way]);
     while ports.keeping.join_next().await.is_some() {}
     assert_eq!(router.holds(), BTreeMap::new());
     assert!(written(state.path()).is_empty());
+}
+
+/// What a box owes to this router, as an older version wrote it down, and the router has it.
+fn owes(state: &Path, router: &Router) -> Held {
+    let at = router.at;
+    let port =
+        format!(r#"[{{"router":"{at}","id":"uuid:{at}","to":"127.0.0.1:8443","outside":8443}}]"#);
+    std::fs::create_dir(state.join("uplinks")).unwrap();
+    std::fs::write(state.join("uplinks/owed.json"), port).unwrap();
+    let to = "127.0.0.1:8443".parse().unwrap();
+    let held = Held { to, seconds: 0, called: "Polder".into() };
+    router.said().holds.insert(8443, held.clone());
+    held
+}
+
+#[tokio::test]
+async fn a_router_that_is_not_up_yet_is_asked_soon_again_to_take_back_what_is_owed() {
+    let state = tempfile::tempdir().unwrap();
+    let router = Router::new(12, Yes::AtOnce);
+    owes(state.path(), &router);
+    let mut ports = Ports::new(Duration::ZERO, Owed::read(state.path()));
+    ports.want(BTreeMap::new(), vec![router.way()]);
+    while ports.keeping.join_next().await.is_some() {}
+    assert_eq!(router.holds().len(), 1);
+    let router = router.speaks_upnp();
+    ports.want(BTreeMap::new(), vec![router.way()]);
+    while ports.keeping.join_next().await.is_some() {}
+    assert_eq!(router.holds(), BTreeMap::new());
+    assert!(written(state.path()).is_empty());
+}
+
+#[tokio::test]
+async fn what_leads_here_under_another_name_is_still_owed_and_what_leads_elsewhere_is_forgotten() {
+    let state = tempfile::tempdir().unwrap();
+    let router = Router::new(13, Yes::AtOnce).speaks_upnp();
+    let ours = owes(state.path(), &router);
+    let camera = Held { called: "Camera".into(), ..ours };
+    let elsewhere = Held { to: "127.0.0.5:8443".parse().unwrap(), ..camera.clone() };
+    for (held, owed) in [(camera, 1), (elsewhere, 0)] {
+        router.said().holds.insert(8443, held.clone());
+        let mut ports = ports(Owed::read(state.path()));
+        ports.want(BTreeMap::new(), vec![router.way()]);
+        while ports.keeping.join_next().await.is_some() {}
+        assert_eq!(router.holds()[&8443], held);
+        assert_eq!(written(state.path()).len(), owed, "{held:?}");
+    }
 }
