@@ -138,7 +138,7 @@ pub async fn run<P: Parts>(
         options.first.name = Site::unclaimed(options.first.door.port).name;
     }
     let Options { state, patience, .. } = &options;
-    settle_restore(state)?;
+    settle_restore(state, &parts).await?;
     let store = Store::open(state)?;
     let (mut trail, verdict) = Trail::open(state)?;
     report(&mut trail, &verdict)?;
@@ -228,13 +228,23 @@ async fn settle_end<P: Parts>(state: &Path, parts: &P) -> Result<bool, Superviso
     Ok(true)
 }
 
+/// What a restored box waits for parts of the box that was here, well within the time that its unit has to start.
+const AFTER_RESTORE: Duration = Duration::from_secs(15);
+
 /// Puts a restored box in place before anything is read of the one that was there.
-fn settle_restore(state: &Path) -> Result<(), SupervisorError> {
+async fn settle_restore<P: Parts>(state: &Path, parts: &P) -> Result<(), SupervisorError> {
     if let Some(settled) = polder_backup::restore::settle(state)? {
         log::warn!(
             "this is a restored box; what was here before is in {}",
             settled.aside.display()
         );
+        // Whoever knocked in between had systemd start a gateway of the box that was here, whose files it still has open. Later ones have the
+        // restored box's, so that one that will not end in time holds nothing up.
+        match tokio::time::timeout(AFTER_RESTORE, parts.quiet()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::error!("a part of the box that was here may still run: {error}"),
+            Err(_) => log::error!("a part of the box that was here does not end in time"),
+        }
     }
     Ok(())
 }
