@@ -7,7 +7,7 @@ mod plugged;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, lchown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -162,7 +162,13 @@ impl Disks {
                 return Err(DiskError::Busy(disk.shown()));
             }
         }
-        if !mount(&disk.device, &at, &options) || !self.is_mounted(&at) {
+        let mounts = || mount(&disk.device, &at, &options) && self.is_mounted(&at);
+        // One that was just plugged in is checked first, and may be mounted to be read meanwhile, as all are.
+        let again = || {
+            let read = self.mounted_at(&disk.device);
+            !read.is_empty() && read.iter().all(|place| self.unmount(place)) && mounts()
+        };
+        if !mounts() && !again() {
             return Err(DiskError::Mount(disk.shown()));
         }
         make_folder(&disk.shown(), &at, owner)
@@ -190,6 +196,13 @@ impl Disks {
 
     fn is_mounted(&self, at: &Path) -> bool {
         is_mounted(&fs::read_to_string(&self.mounts).unwrap_or_default(), at)
+    }
+
+    /// Which file system is lent now.
+    pub fn lent_now(&self) -> Option<FileSystemId> {
+        let at = self.lent.join(MOUNT);
+        let lent = |disk: &Plugged| self.mounted_at(&disk.device).contains(&at);
+        self.all().into_iter().find(lent)?.id
     }
 
     /// Where a device is mounted, as far as this process sees it.
@@ -220,7 +233,8 @@ fn judge(disk: &Plugged, owner: (u32, u32)) -> Result<String, DiskError> {
     Ok(match disk.kind.as_str() {
         // These know no owners, so that all on it is whoever's it is mounted for.
         "exfat" | "vfat" => format!("rw,{SAFE},uid={},gid={},umask=0077", owner.0, owner.1),
-        _ => format!("rw,{SAFE}"),
+        // A link that somebody left on it would lead whoever writes elsewhere, or remove what lies there.
+        _ => format!("rw,{SAFE},nosymfollow"),
     })
 }
 
@@ -245,7 +259,8 @@ fn make_folder(disk: &str, at: &Path, owner: (u32, u32)) -> Result<(), DiskError
         // A link could lead root elsewhere.
         _ if !about.is_dir() => Err(DiskError::Owner { disk, owner: about.uid() }),
         uid if uid == owner.0 => Ok(()),
-        0 => chown(&folder, Some(owner.0), Some(owner.1))
+        // A link that is swapped in meanwhile leads nowhere either.
+        0 => lchown(&folder, Some(owner.0), Some(owner.1))
             .map_err(|why| DiskError::Other { disk, why }),
         uid => Err(DiskError::Owner { disk, owner: uid }),
     }

@@ -251,7 +251,8 @@ fn readable(lines: &str) -> impl Iterator<Item = Line> {
 
 fn keep_lines(state: &Path, wanted: impl Iterator<Item = Line>) -> io::Result<usize> {
     let path = state.join(GONE);
-    let same = |line: Line| (line.number, line.at, line.what);
+    // A word that came late once counts in full where it comes as any other.
+    let same = |line: Line| (line.number, line.at, line.what, line.late);
     let before: BTreeSet<_> = read_file(&path)?.into_iter().map(same).collect();
     let news: Vec<Line> = wanted.filter(|line| !before.contains(&same(line.clone()))).collect();
     append(&path, news.iter())?;
@@ -334,9 +335,9 @@ fn apply(change: &Transaction<'_>, wanted: &[Line]) -> Result<usize, MembersErro
         let Columns { kind, member, since, key } = columns(&line.what);
         let known: bool = change.query_row(
             "SELECT EXISTS (SELECT 1 FROM revocations
-             WHERE kind IN (?1, 'held ' || ?1) AND member IS ?2 AND since IS ?3 AND key IS ?4
+             WHERE (kind = ?1 OR ?6 AND kind = 'held ' || ?1) AND member IS ?2 AND since IS ?3 AND key IS ?4
              AND (at = ?5 OR ?1 IN ('member', 'key', 'app', 'link', 'kept-identity', 'agreement', 'agreed-again')))",
-            params![kind, member, since, key, line.at],
+            params![kind, member, since, key, line.at, line.late],
             |row| row.get(0),
         )?;
         // What is not made true is not on the list either: whoever looks at its last word would take that for what is.

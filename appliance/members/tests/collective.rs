@@ -430,6 +430,11 @@ fn no_late_word_of_the_main_box_takes_the_last_steward_away_and_everybody_is_tol
     assert_eq!(stewards(&place).len(), 1);
     assert_eq!(place.members.announcements().unwrap().len(), told.len());
     assert!(people.iter().any(|m| m.id == left[0].id));
+    // On the box that said so, where the state comes back to, each of its words counts.
+    let word = Revocation { number: 602, at: 5, what: ways[2](&left[0]) };
+    keep_revocations(place.path.parent().unwrap(), &[word]).unwrap();
+    let place = place.restart();
+    assert!(place.members.member(left[0].id).is_err());
 }
 
 #[test]

@@ -320,7 +320,7 @@ fn who_lends_a_disk_sees_nothing_of_the_box_opens_no_device_and_lends_it_to_nobo
     assert_eq!(value(unit, "DevicePolicy"), "closed");
     assert!(!text_of(unit).contains("\nDeviceAllow="));
     // It is open no longer than whoever writes to it is there.
-    assert_eq!(value(unit, "PartOf"), "polder-supervisor.service");
+    assert_eq!(value(unit, "StopPropagatedFrom"), "polder-supervisor.service");
     let lent = "-/run/polder-disk".to_owned();
     assert!(values("polder-supervisor.service", "ReadWritePaths").contains(&lent));
     // Mounts made later arrive in every part's own view of the machine, whatever is only read in it otherwise.

@@ -63,7 +63,10 @@ impl Told {
                 cached: detail("cached_tokens"),
                 written: detail("cache_write_tokens"),
                 written_long: None,
-                completion: of("completion_tokens").max(in_newer("output_tokens")),
+                // Beside OpenAI's whole Anthropic's word for what was said is its word as well.
+                completion: of("completion_tokens")
+                    .max(in_newer("output_tokens"))
+                    .or_else(|| of("output_tokens").filter(|_| openai)),
             },
             anthropic: Reading::default(),
         };

@@ -133,7 +133,7 @@ impl Disks {
     }
 
     /// Whatever is on a disk, or could be, in the order of its devices.
-    fn all(&self) -> Vec<Plugged> {
+    pub(super) fn all(&self) -> Vec<Plugged> {
         let files = fs::read_dir(&self.udev).into_iter().flatten().flatten();
         let numbers = files.filter_map(|file| {
             let name = file.file_name().into_string().ok()?;

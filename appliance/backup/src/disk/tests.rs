@@ -138,8 +138,18 @@ fn a_disk_is_mounted_for_writing_so_that_nothing_on_it_is_a_program() {
         let told = Told::with("8:17", "sdb1", &file_system(kind, "SAFE", "1C2E-44AF"));
         judge(&told.disks.find("SAFE", None).unwrap(), (640, 641)).unwrap()
     };
-    assert_eq!(how("ext4"), "rw,nosuid,nodev,noexec");
+    assert_eq!(how("ext4"), "rw,nosuid,nodev,noexec,nosymfollow");
     assert_eq!(how("exfat"), "rw,nosuid,nodev,noexec,uid=640,gid=641,umask=0077");
+}
+
+#[test]
+fn what_is_lent_is_known_by_where_it_is_mounted() {
+    let told = Told::with("8:17", "sdb1", &file_system("ext4", "SAFE", ID));
+    assert_eq!(told.disks.lent_now(), None);
+    let at = told.disks.lent.join(MOUNT);
+    let line = format!("41 22 8:17 / {} rw,nosuid - ext4 /dev/sdb1 rw\n", at.display());
+    fs::write(&told.disks.mounts, line).unwrap();
+    assert_eq!(told.disks.lent_now(), Some(ID.parse().unwrap()));
 }
 
 #[test]

@@ -299,7 +299,7 @@ fn place(status: &BackupStatus, backup: Option<&Backup>, wish: &Wish) -> Markup 
         section.card {
             h2 { "2. Where they go" }
             @if status.kit {
-                (disks(status, backup))
+                (disks(status, backup, limit))
                 form.stack method="post" action="/backup/to" {
                     div.fields {
                         (field(&Field { name: "to", label: "Place", hint: "a folder (/mnt/usb), a disk by its name (disk:POLDER-BACKUP), a server (rest:https://spare.local:8000/box), or the box that is paired with this one (spare); empty for nowhere", value: to, ..Field::default() }))
@@ -316,19 +316,19 @@ fn place(status: &BackupStatus, backup: Option<&Backup>, wish: &Wish) -> Markup 
 }
 
 /// What is plugged in, to be chosen.
-fn disks(status: &BackupStatus, backup: Option<&Backup>) -> Markup {
+fn disks(status: &BackupStatus, backup: Option<&Backup>, limit: &str) -> Markup {
     let to = backup.map(|backup| backup.to.to_string());
     html! {
         h3 { "A disk that is plugged in" }
         @if status.disks.is_empty() {
             p.soft { "None is. Plug one into the box by USB, wait ten seconds, and open this page again." }
         }
-        @for disk in &status.disks { (plugged(disk, to.as_deref())) }
+        @for disk in &status.disks { (plugged(disk, to.as_deref(), limit)) }
         h3 { "Any place" }
     }
 }
 
-fn plugged(disk: &PluggedDisk, to: Option<&str>) -> Markup {
+fn plugged(disk: &PluggedDisk, to: Option<&str>, limit: &str) -> Markup {
     let kind = if disk.kind.is_empty() { "no file system" } else { &disk.kind };
     html! {
         div.row.spread {
@@ -345,6 +345,7 @@ fn plugged(disk: &PluggedDisk, to: Option<&str>) -> Markup {
                 (Some(place), None) => {
                     form method="post" action="/backup/to" {
                         (hidden("to", place))
+                        (hidden("limit_kib", limit))
                         button.quiet type="submit" { "Let backups go to " (disk.title()) }
                     }
                 }
@@ -432,7 +433,7 @@ mod tests {
             free: Some(12 << 30),
             wrong: None,
         };
-        let shown = |disk: &PluggedDisk, to| plugged(disk, to).into_string();
+        let shown = |disk: &PluggedDisk, to| plugged(disk, to, "2000").into_string();
         let page = shown(&safe, None);
         assert!(page.contains("value=\"disk:SAFE@1C2E-44AF\"") && page.contains("Cruzer Blade"));
         assert!(page.contains("Let backups go to SAFE") && page.contains(" free"), "{page}");

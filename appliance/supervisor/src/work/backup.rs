@@ -233,6 +233,8 @@ impl<P: Parts> Work<P> {
             Ok(lent) => lent,
             Err(error) => return self.noted(action, Err(error)).await,
         };
+        let before = lent.as_ref().map(|_| Record::read(&folders).saved);
+        let kept = folders.clone();
         let stop = Stop::default();
         let (told, state) = (stop.clone(), self.state.clone());
         let mut working = tokio::task::spawn_blocking(move || {
@@ -254,6 +256,12 @@ impl<P: Parts> Work<P> {
         let mut done = ended.unwrap_or_else(broke);
         if let Some(lent) = lent {
             done = self.after_lending(lent, done).await;
+        }
+        // What was written may not be on a disk that went, or could not be closed.
+        if let Some(before) = before.filter(|_| done.is_err())
+            && let Err(error) = Record::change(&kept, |record| record.saved = before)
+        {
+            log::error!("{}", sentence(&error));
         }
         self.noted(action, done).await
     }

@@ -61,22 +61,23 @@ impl<P: Parts> Work<P> {
         done: Result<(), BackupError>,
     ) -> Result<(), BackupError> {
         let Some(image) = &self.image else { return done };
-        let now = image.usb().find("", Some(&lent.id));
-        let gone = now.map_or(true, |disk| disk.device != lent.disk.device);
         let back = image.helper().does(Chore::TakeDisk(lent.id.clone())).await;
         if let Err(why) = &back {
             log::warn!("{} could not be given back: {why}", lent.disk.shown());
         }
+        // Also in the middle of that.
+        let now = image.usb().find("", Some(&lent.id));
+        let gone = now.map_or(true, |disk| disk.device != lent.disk.device);
         verdict(&lent.disk.shown(), gone, done, back.is_ok())
     }
 
     /// A supervisor that ended in the middle left the disk open.
     pub(super) async fn take_disk_back(&self) {
-        let to = self.board.site().backup.map(|backup| backup.to);
-        let (Some(image), Some(place)) = (&self.image, to) else { return };
-        let Some(Ok(Plugged { id: Some(id), .. })) = wanted(image, &place) else { return };
+        let Some(image) = &self.image else { return };
+        // Which may be one that was just tried as a new place.
+        let Some(id) = image.usb().lent_now() else { return };
         if let Err(why) = image.helper().does(Chore::TakeDisk(id)).await {
-            log::debug!("no disk was left open: {why}");
+            log::warn!("a disk that was left open could not be closed: {why}");
         }
     }
 }

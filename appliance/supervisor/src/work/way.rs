@@ -119,7 +119,13 @@ impl<P: Parts> Work<P> {
                         Err(_) => Ok(()),
                     };
                     if place.is_ok() && !cancel.is_cancelled() && !work.ending.is_cancelled() {
-                        return work.go_on(open).await;
+                        let id = open.id;
+                        work.go_on(open).await;
+                        // Stopped while it set off.
+                        if cancel.is_cancelled() {
+                            let _ = work.cancel(id);
+                        }
+                        return;
                     }
                 }
                 tokio::select! {
