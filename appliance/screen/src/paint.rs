@@ -354,7 +354,16 @@ fn wrong(facts: &Facts) -> Option<String> {
                 return Some(format!("{} stopped ({why}) and is started again.", engine.recipe));
             }
             PartState::Starting => return Some(format!("{} is being loaded.", engine.recipe)),
-            _ => {}
+            PartState::Stopped | PartState::Draining => {
+                return Some(match &status.supply {
+                    // The battery is empty, or charges first.
+                    Some(supply) if !supply.may_start || supply.phase.refuses_all_work() => {
+                        supply.words.clone()
+                    }
+                    _ => format!("{} does not run.", engine.recipe),
+                });
+            }
+            PartState::Ready => {}
         }
     }
     if status.engines.is_empty() {
@@ -408,6 +417,20 @@ mod tests {
             gateway: part(PartState::Ready),
             engines: engines.collect(),
         }
+    }
+
+    #[test]
+    fn an_engine_that_waits_for_the_battery_is_not_said_to_run() {
+        let shown = |supply| {
+            let status = BoxStatus { supply, ..status(Some(PartState::Stopped)) };
+            paint(&Facts { status: Some(status), ..fresh() }, &Mode::Home, 200)
+        };
+        let charges = "Engines start when the battery has 40 %; it has 3 %.";
+        let supply = polder_control::Supply { words: charges.into(), ..Default::default() };
+        assert!(shown(Some(supply.clone())).contains(charges));
+        let supply = polder_control::Supply { may_start: true, ..supply };
+        assert!(shown(Some(supply)).contains("tiny does not run."));
+        assert!(!shown(None).contains("Everything runs."));
     }
 
     fn fresh() -> Facts {
