@@ -77,6 +77,9 @@ impl Scheduler {
         let mut stuck = false;
         // Nobody gets room or is held twice in a step.
         for _ in 0..self.running.len() + self.waiting.len() {
+            if stuck && !self.may_pass(1) {
+                break;
+            }
             let Some(next) = self.next_for_room(&held) else { break };
             let (mut chain, mut blocks) = (Vec::new(), Vec::new());
             let (id, request, tokens, in_flight) = match &next {
